@@ -1,0 +1,82 @@
+"""Explanation: what a model blended or attended to in each frame, for people to look at.
+
+A model that can explain itself has a method ``explain_clip(clip: Clip) -> Explanation``, run on a
+clip with the same padding and the same parameters as ``restore_clip``. The maps come at the size
+of the features; the report lays them over the frame. See ``jaxdeblur/report.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxdeblur.shapes import Clip
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The maps of one factorised spatio-temporal attention block (attention, eq. 1, 3 and 5).
+
+    All are softmax weights in [0, 1]. ``K = M * N``; combination ``k = m * N + n`` joins spatial
+    map m with temporal map n.
+
+    Attributes:
+      name: the block's place in the network, as the report prints it: "encoder 2".
+      spatial_maps: A_s of each frame; each map sums to 1 over its ``h w`` pixels.
+      temporal_maps: A_t of the window around each frame; sums to 1 over the window. A model whose
+        temporal maps differ between the spatial maps gives their mean over M.
+      pixel_mix: A_p of each frame; sums to 1 over K at every pixel.
+      offsets: which frame each place of the window is, counted from the current one: (-2, ..., 2).
+    """
+
+    name: str
+    spatial_maps: Float[Array, "B T M h w"]
+    temporal_maps: Float[Array, "B T N window"]
+    pixel_mix: Float[Array, "B T h w K"]
+    offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a model can say of every frame of a clip; what it does not have stays empty.
+
+    Attributes:
+      blending_weights: w_n of dynamic temporal blending (eq. 2), the mean over channels, in [0, 1]:
+        0 keeps what the past carried there, 1 takes the new frame.
+      attention: the maps of each attention block, first block first.
+    """
+
+    blending_weights: Float[Array, "B T h w"] | None = None
+    attention: tuple[AttentionMaps, ...] = ()
+
+
+def _register(cls: type, arrays: tuple[str, ...], static: tuple[str, ...] = ()) -> None:
+    """Makes a dataclass a pytree, so that ``explain_clip`` can be jitted.
+
+    Unflattening goes round ``__init__``: JAX puts placeholders in the fields at times, which the
+    checked annotations would refuse.
+    """
+
+    def flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return tuple(getattr(value, n) for n in arrays), tuple(getattr(value, n) for n in static)
+
+    def unflatten(meta: tuple[Any, ...], leaves: tuple[Any, ...]) -> Any:
+        value = object.__new__(cls)
+        for name, field in zip(arrays + static, (*leaves, *meta), strict=True):
+            object.__setattr__(value, name, field)
+        return value
+
+    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+
+
+_register(AttentionMaps, ("spatial_maps", "temporal_maps", "pixel_mix"), ("name", "offsets"))
+_register(Explanation, ("blending_weights", "attention"))
+
+
+def explainer(model: Any) -> Callable[[Clip], Explanation] | None:
+    """The model's ``explain_clip``, or None if it has nothing to show."""
+    return getattr(model, "explain_clip", None)
