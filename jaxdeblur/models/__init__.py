@@ -1,0 +1,40 @@
+"""The one place that lists the models: ``build`` makes one from its config.
+
+To add a model, write one file like ``strcnn.py`` and name its config and class in ``_MODELS``, or
+call ``register`` from your own code (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from jaxdeblur.models.coarse_to_fine import CoarseToFine
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
+
+_MODELS: dict[type, Callable[..., VideoRestorer]] = {StrcnnConfig: Strcnn}
+
+
+def register(config: type, model: Callable[..., VideoRestorer]) -> None:
+    """Makes ``build`` answer configs of class ``config`` with ``model(config, rngs=rngs)``."""
+    _MODELS[config] = model
+
+
+def build(config: Any, seed: int = 0) -> VideoRestorer:
+    """The model of a config, with parameters drawn from ``seed``; at several scales if it says so.
+
+    Raises:
+      KeyError: no model is registered for the config's class.
+    """
+    rngs = nnx.Rngs(seed)
+    if config.scales != (1,):
+        return CoarseToFine(config, rngs=rngs)
+    return construct(config, rngs)
+
+
+def construct(config: Any, rngs: nnx.Rngs) -> VideoRestorer:
+    """The model of a config at one scale."""
+    return _MODELS[type(config)](config, rngs=rngs)

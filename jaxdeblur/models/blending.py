@@ -1,0 +1,54 @@
+"""Dynamic temporal blending: eq. 2 and 3 of "Online Video Deblurring via Dynamic Temporal Blending
+Network" (Kim, Lee, Schoelkopf, Hirsch, ICCV 2017).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jaxdeblur.models.layers import Conv
+from jaxdeblur.shapes import Features
+
+
+class TemporalBlending(nnx.Module):
+    """Mixes the features of this frame with the blended ones of the frame before, pixel by pixel.
+
+    Eq. 3 as printed is circular (B acts on the blended features that it helps to make); we read
+    h_n there, as every re-implementation does. A and B are one 5x5 convolution of both maps laid
+    side by side, without bias, so that w = beta exactly where the two responses cancel.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        kernel: int = 5,
+        beta: float = 0.5,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.compare = Conv(2 * width, width, kernel, gain=0.5, bias=None, dtype=dtype, rngs=rngs)
+        # Free in R, so that training can't leave 0 <= beta <= 1.
+        self.beta_logit = nnx.Param(jnp.log(jnp.float32(beta)) - jnp.log1p(jnp.float32(-beta)))
+
+    @property
+    def beta(self) -> jax.Array:
+        """The least share of the current frame, 0 to 1."""
+        return jax.nn.sigmoid(self.beta_logit[...])
+
+    def weights(self, blended: Features, current: Features) -> Features:
+        """w_n, the share of the current frame, beta to 1."""
+        # Eq. 3: w_n = min(1, |tanh(A h~_{n-1} + B h_n)| + beta)
+        response = self.compare(jnp.concatenate([blended, current], axis=-1))
+        return jnp.minimum(1.0, jnp.abs(jnp.tanh(response)) + self.beta.astype(response.dtype))
+
+    def __call__(
+        self, blended: Features, current: Features, first: jax.Array
+    ) -> tuple[Features, Features]:
+        """Gives h~_n and w_n from h~_{n-1}, h_n; where ``first`` is true, w_n = 1."""
+        w = jnp.where(first, jnp.ones((), current.dtype), self.weights(blended, current))
+        # Eq. 2: h~_n = w_n * h_n + (1 - w_n) * h~_{n-1}
+        return w * current + (1 - w) * blended, w

@@ -1,0 +1,144 @@
+"""Coarse to fine: any network at several sizes, each starting from what the coarser one restored.
+
+Blur of d pixels is blur of d/4 pixels at a quarter of the size, where a small network reaches it.
+Each level restores its reduced frames; its residual is enlarged and added to the frames that the
+next level sees. The coarse levels cost 1/16 and 1/4 of the fine one. (Multi-scale training as in
+Nah et al., CVPR 2017; here with separate weights and residuals.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.layers import enlarge, reduce_size
+from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.shapes import Clip, Frame
+
+
+class LevelState(NamedTuple):
+    """What a stream keeps for one level."""
+
+    network: State
+    """The state of the level's own network."""
+    waiting: Clip
+    """The frames at full size that wait for the network's look-ahead, oldest first."""
+
+
+class StreamState(NamedTuple):
+    """What a stream keeps for all levels."""
+
+    levels: tuple[LevelState, ...]
+    seen: jax.Array
+    """How many frames came in, up to the look-ahead."""
+    past_end: jax.Array
+    """How often the last frame was repeated."""
+
+
+class CoarseToFine(VideoRestorer):
+    """The same network at each of ``config.scales``, coarse to fine, with weights of their own.
+
+    A level may start only when the one above it has looked ahead, so the look-aheads add up.
+    """
+
+    def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
+        from jaxdeblur.models import construct  # the registry imports this file
+
+        check_scales(config.scales)
+        self.config = config
+        self.scales = config.scales
+        level_config = dataclasses.replace(config, scales=(1,))
+        self.levels = nnx.List([construct(level_config, rngs) for _ in config.scales])
+        self.lookahead = sum(level.lookahead for level in self.levels)
+        self.multiple = max(
+            scale * level.multiple for scale, level in zip(self.scales, self.levels, strict=True)
+        )
+
+    def restore_levels(self, clip: Clip) -> tuple[Clip, ...]:
+        """What each scale restores, coarse to fine, each at its own size."""
+        height, width = clip.shape[-3:-1]
+        # The padding is computed with the clip, not cropped between the levels, as in the stream.
+        return tuple(
+            level[:, :, : -(-height // scale), : -(-width // scale)]
+            for scale, level in zip(self.scales, self._levels(self._pad(clip)), strict=True)
+        )
+
+    def _restore_clip(self, clip: Clip) -> Clip:
+        return self._levels(clip)[-1]
+
+    def _levels(self, clip: Clip) -> list[Clip]:
+        """What each level restores, at its own size."""
+        current = clip
+        restored = []
+        for scale, level in zip(self.scales, self.levels, strict=True):
+            reduced = reduce_size(current, scale)
+            restored.append(level.restore_clip(reduced))
+            current = current + enlarge(restored[-1] - reduced, scale)
+        return restored
+
+    def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
+        return StreamState(
+            levels=tuple(
+                LevelState(
+                    level.initial_state(batch, height // scale, width // scale),
+                    jnp.zeros((batch, level.lookahead + 1, height, width, 3)),
+                )
+                for scale, level in zip(self.scales, self.levels, strict=True)
+            ),
+            seen=jnp.int32(0),
+            past_end=jnp.int32(0),
+        )
+
+    def _step(
+        self, state: StreamState, frame: Frame, repeated: jax.Array
+    ) -> tuple[StreamState, Frame]:
+        current, starts_at, states = frame, 0, []
+        past_end = state.past_end + repeated
+        for scale, level, level_state in zip(self.scales, self.levels, state.levels, strict=True):
+
+            def run(
+                operand: tuple[LevelState, Frame],
+                level: VideoRestorer = level,
+                scale: int = scale,
+                ended: jax.Array = past_end > starts_at,
+            ) -> tuple[LevelState, Frame]:
+                (network, waiting), current = operand
+                # Each level repeats the last frame that it was given, once that has come.
+                current = jnp.where(ended, waiting[:, -1], current)
+                waiting = jnp.concatenate([waiting[:, 1:], current[:, None]], axis=1)
+                network, restored = level.step(network, reduce_size(current, scale), ended)
+                residual = restored - reduce_size(waiting[:, 0], scale)
+                return LevelState(network, waiting), waiting[:, 0] + enlarge(residual, scale)
+
+            # Until the level above has looked ahead, there is nothing to start from.
+            level_state, current = lax.cond(
+                state.seen >= starts_at, run, lambda operand: operand, (level_state, current)
+            )
+            states.append(level_state)
+            starts_at += level.lookahead
+        seen = jnp.minimum(state.seen + 1, self.lookahead)
+        return StreamState(tuple(states), seen, past_end), current
+
+    @property
+    def receptive_radius(self) -> int:
+        """How many pixels to each side one step of the stream reads, of frames and of state."""
+        # Enlarging a residual reads one reduced pixel more to each side.
+        return sum(
+            scale * (level.receptive_radius + (1 if scale > 1 else 0))
+            for scale, level in zip(self.scales, self.levels, strict=True)
+        )
+
+
+def check_scales(scales: tuple[int, ...]) -> None:
+    """Raises :class:`UserError` unless ``scales`` are powers of two that fall and end at 1."""
+    powers = all(scale >= 1 and scale & (scale - 1) == 0 for scale in scales)
+    falling = all(a > b for a, b in itertools.pairwise(scales))
+    if not scales or not powers or not falling or scales[-1] != 1:
+        raise UserError(f"scales are falling powers of two that end at 1, as 4 2 1, not {scales}")

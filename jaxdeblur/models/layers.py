@@ -1,0 +1,195 @@
+"""Building blocks of all networks: convolution, residual blocks, up- and down-sampling.
+
+The convolution has its own gradient, because XLA's CPU compiler runs the standard one inside
+``lax.scan`` 20 to 60 times slower than outside of it: the kernel's gradient is a convolution whose
+operands are not in NHWC/HWIO order, and inside a loop such ones are computed naively. Here it is
+one matrix product (``benchmarks/train_step.py`` measures the difference).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdeblur.shapes import Features, Kernel
+
+LEAK = 0.1
+"""Slope of the leaky ReLU for negative values, where a preset asks for it."""
+
+
+def conv2d(x: Features, kernel: Kernel, stride: int = 1) -> Features:
+    """Convolution with zero padding; height and width are divided by ``stride``, rounded up."""
+    return _conv_same(x, kernel) if stride == 1 else _convolve(x, kernel, stride)
+
+
+def _convolve(x: Features, kernel: Kernel, stride: int = 1) -> Features:
+    # Odd kernels only, so this padding centres the kernel for every stride and size; "SAME" would
+    # shift by a pixel between odd and even sizes when the stride is 2.
+    margins = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), margins, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@jax.custom_vjp
+def _conv_same(x: Features, kernel: Kernel) -> Features:
+    return _convolve(x, kernel)
+
+
+def _conv_same_forward(x: Features, kernel: Kernel) -> tuple[Features, tuple[Features, Kernel]]:
+    return _convolve(x, kernel), (x, kernel)
+
+
+def _conv_same_backward(
+    saved: tuple[Features, Kernel], gradient: Features
+) -> tuple[Features, Kernel]:
+    x, kernel = saved
+    return lax.platform_dependent(
+        x, kernel, gradient, cpu=_gradients_as_matmul, default=_gradients_as_convolution
+    )
+
+
+def _gradients_as_convolution(
+    x: Features, kernel: Kernel, gradient: Features
+) -> tuple[Features, Kernel]:
+    return jax.vjp(_convolve, x, kernel)[1](gradient)
+
+
+def _gradients_as_matmul(
+    x: Features, kernel: Kernel, gradient: Features
+) -> tuple[Features, Kernel]:
+    """dx is the convolution with the turned kernel; dW[i, j] = sum_yx x[y+i, x+j] gradient[y, x].
+
+    Shifting x along the columns (kw copies) and the gradient along the rows (kh copies) makes all
+    of dW one matrix product of a (kw C_in) by a (kh C_out) matrix: kw+kh copies instead of kw*kh.
+    """
+    rows, columns = kernel.shape[:2]
+    height, width = x.shape[1:3]
+    dx = _convolve(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    x = jnp.pad(x, ((0, 0), (0, 0), (columns // 2, columns // 2), (0, 0)))
+    gradient = jnp.pad(gradient, ((0, 0), (rows // 2, rows // 2), (0, 0), (0, 0)))
+    shifted_x = jnp.concatenate([x[:, :, j : j + width] for j in range(columns)], axis=-1)
+    shifted_gradient = jnp.concatenate(
+        [gradient[:, rows - 1 - i : rows - 1 - i + height] for i in range(rows)], axis=-1
+    )
+    product = jnp.einsum(
+        "bhwp,bhwq->pq", shifted_x, shifted_gradient, preferred_element_type=jnp.float32
+    )
+    dkernel = rearrange(product, "(kw i) (kh o) -> kh kw i o", kw=columns, kh=rows)
+    return dx, dkernel.astype(kernel.dtype)
+
+
+_conv_same.defvjp(_conv_same_forward, _conv_same_backward)
+
+
+class Conv(nnx.Module):
+    """A convolution with zero padding on maps with any number of leading dimensions.
+
+    ``... h w C_in`` becomes ``... ceil(h/stride) ceil(w/stride) C_out``. Parameters are float32,
+    the computation runs in ``dtype``. He initialisation (He et al. 2015), scaled by ``gain``.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        gain: float = 1.0,
+        bias: float | None = 0.0,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, not {kernel}")
+        deviation = gain * (2.0 / (kernel * kernel * c_in)) ** 0.5
+        shape = (kernel, kernel, c_in, c_out)
+        self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
+        self.bias = None if bias is None else nnx.Param(jnp.full((c_out,), bias))
+        self.stride = stride
+        self.dtype = jnp.dtype(dtype)
+
+    @property
+    def radius(self) -> int:
+        """How many input pixels to each side an output pixel reads."""
+        return self.kernel.shape[0] // 2
+
+    def __call__(
+        self, x: Float[Array, "*leading h w C_in"]
+    ) -> Float[Array, "*leading h2 w2 C_out"]:
+        """Convolves and adds the bias."""
+        leading = x.shape[:-3]
+        flat = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
+        y = conv2d(flat, self.kernel[...].astype(self.dtype), self.stride)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)
+        return y.reshape(*leading, *y.shape[1:])
+
+
+def activation(leak: float) -> Callable[[jax.Array], jax.Array]:
+    """ReLU, with slope ``leak`` for negative values."""
+    return lambda x: jnp.maximum(x, jnp.asarray(leak, x.dtype) * x)
+
+
+class ResidualBlock(nnx.Module):
+    """x + conv(activation(conv(x))), 3x3, without normalisation."""
+
+    def __init__(
+        self, width: int, *, leak: float = 0.0, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
+        self.first = Conv(width, width, dtype=dtype, rngs=rngs)
+        # A small second convolution keeps the variance of a deep stack near that of its input,
+        # which batch normalisation would do in its place.
+        self.second = Conv(width, width, gain=0.2, dtype=dtype, rngs=rngs)
+        self.leak = leak
+
+    @property
+    def radius(self) -> int:
+        """How many pixels to each side an output pixel reads."""
+        return self.first.radius + self.second.radius
+
+    def __call__(self, x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"]:
+        """Adds to x what the two convolutions make of it."""
+        return x + self.second(activation(self.leak)(self.first(x)))
+
+
+def depth_to_space(
+    x: Float[Array, "*leading h w C"], factor: int
+) -> Float[Array, "*leading H W C2"]:
+    """Spreads groups of ``factor**2`` channels over ``factor x factor`` pixels."""
+    return rearrange(x, "... h w (p q c) -> ... (h p) (w q) c", p=factor, q=factor)
+
+
+def space_to_depth(
+    x: Float[Array, "*leading H W C"], factor: int
+) -> Float[Array, "*leading h w C2"]:
+    """Gathers ``factor x factor`` pixels into the channels of one; the inverse of the above."""
+    return rearrange(x, "... (h p) (w q) c -> ... h w (p q c)", p=factor, q=factor)
+
+
+def reduce_size(
+    images: Float[Array, "*leading H W C"], factor: int
+) -> Float[Array, "*leading h w C"]:
+    """Means over ``factor x factor`` pixels; height and width must be multiples of ``factor``."""
+    if factor == 1:
+        return images
+    pixels = rearrange(images, "... (h p) (w q) c -> ... h w p q c", p=factor, q=factor)
+    return pixels.mean(axis=(-3, -2))
+
+
+def enlarge(images: Float[Array, "*leading h w C"], factor: int) -> Float[Array, "*leading H W C"]:
+    """Bilinear enlargement by an integer factor; pixels are areas, edges are replicated."""
+    if factor == 1:
+        return images
+    *leading, height, width, channels = images.shape
+    return jax.image.resize(
+        images, (*leading, height * factor, width * factor, channels), "bilinear"
+    )

@@ -1,0 +1,96 @@
+"""VideoRestorer: the two views that every model offers, a clip at once and a stream.
+
+The ends of a video are replicated, so N frames in are N frames out, and sizes that the network
+cannot halve evenly are padded by replication and cropped again; both happen here, once, for all
+models. ``tests/test_contract.py`` proves for every preset that the two views agree.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jaxdeblur.shapes import Clip, Frame
+
+State = Any
+"""What a stream keeps from frame to frame: a pytree of arrays, of constant size."""
+
+
+class VideoRestorer(nnx.Module):
+    """A network that restores videos.
+
+    A model implements the three ``_`` methods for sizes that are multiples of ``multiple``.
+
+    Attributes:
+      config: the frozen dataclass that the model was built from.
+      lookahead: how many frames the output of the stream is late.
+      multiple: the height and width that the network sees are multiples of this.
+    """
+
+    config: Any
+    lookahead: int
+    multiple: ClassVar[int] | int
+
+    def restore_clip(self, clip: Clip) -> Clip:
+        """Restores a clip of any length and size, ``B T H W 3`` in [0, 1], all frames at once.
+
+        What does not depend on the past runs on all frames in parallel; only the recurrence is in
+        ``lax.scan``. The result is float32 and not clipped.
+        """
+        height, width = clip.shape[-3:-1]
+        return self._restore_clip(self._pad(clip))[..., :height, :width, :]
+
+    def restore_levels(self, clip: Clip) -> tuple[Clip, ...]:
+        """What each scale restores, coarse to fine, for a loss at each; here there is one."""
+        return (self.restore_clip(clip),)
+
+    @property
+    def receptive_radius(self) -> int:
+        """How many pixels to each side one step of the stream reads, of the frame and the state."""
+        raise NotImplementedError
+
+    def initial_state(self, batch: int, height: int, width: int) -> State:
+        """The state before the first frame of ``batch`` videos of ``height x width`` pixels."""
+        return self._initial_state(batch, self._round_up(height), self._round_up(width))
+
+    def step(
+        self, state: State, frame: Frame, repeated: bool | Bool[Array, ""] = False
+    ) -> tuple[State, Frame]:
+        """Takes one frame in, gives the frame of ``lookahead`` steps ago restored.
+
+        The first ``lookahead`` outputs are to be dropped. After the last frame of a video, that
+        frame is fed ``lookahead`` times more, with ``repeated`` true, to get the rest out.
+        """
+        height, width = frame.shape[-3:-1]
+        state, restored = self._step(state, self._pad(frame), jnp.asarray(repeated))
+        return state, restored[..., :height, :width, :]
+
+    def _restore_clip(self, clip: Clip) -> Clip:
+        raise NotImplementedError
+
+    def _initial_state(self, batch: int, height: int, width: int) -> State:
+        raise NotImplementedError
+
+    def _step(self, state: State, frame: Frame, repeated: Bool[Array, ""]) -> tuple[State, Frame]:
+        raise NotImplementedError
+
+    def _round_up(self, size: int) -> int:
+        return -(-size // self.multiple) * self.multiple
+
+    def _pad(self, images: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading Hp Wp 3"]:
+        height, width = images.shape[-3:-1]
+        below, right = self._round_up(height) - height, self._round_up(width) - width
+        if not below and not right:
+            return images
+        leading = [(0, 0)] * (images.ndim - 3)
+        return jnp.pad(images, [*leading, (0, below), (0, right), (0, 0)], mode="edge")
+
+
+def replicate_ends(clip: Float[Array, "B T ..."], before: int, after: int) -> jax.Array:
+    """Repeats the first frame ``before`` times and the last one ``after`` times."""
+    ends = [(0, 0), (before, after)] + [(0, 0)] * (clip.ndim - 2)
+    return jnp.pad(clip, ends, mode="edge")

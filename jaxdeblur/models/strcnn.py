@@ -1,0 +1,236 @@
+"""STRCNN and STRCNN+DTB: the spatio-temporal recurrent network with dynamic temporal blending.
+
+Source: "Online Video Deblurring via Dynamic Temporal Blending Network" (ICCV 2017), section 4 and
+figure 4. What the paper leaves open, and how it is settled here, stands in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import lax
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.blending import TemporalBlending
+from jaxdeblur.models.explanation import Explanation
+from jaxdeblur.models.layers import Conv, ResidualBlock, activation, depth_to_space
+from jaxdeblur.models.restorer import VideoRestorer, replicate_ends
+from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame
+
+
+@dataclasses.dataclass(frozen=True)
+class StrcnnConfig:
+    """The fields of STRCNN; the defaults are the paper's network.
+
+    Attributes:
+      m: frames before and after the current one that the network sees; m frames of look-ahead.
+      width: channels of the residual blocks; F_n and the stem have half as many.
+      blocks: residual blocks in the encoder, and as many in the decoder.
+      blending: where dynamic temporal blending sits: between encoder and decoder ("middle", the
+        paper's best), halfway through the encoder or through the decoder, or nowhere (STRCNN).
+      first_step: what precedes the first frame: "copy" gives the first frame w = 1, so that it is
+        not dimmed; "zeros" blends with a map of zeros, as the re-implementations do.
+      head_width: channels at full size before the last convolution; 0 goes to RGB directly.
+      residual: the network's output is added to the blurred frame.
+      leak: slope of the ReLU for negative values.
+      dtype: of the computation; parameters and output are float32.
+      scales: the sizes at which the network runs, coarse to fine (models/coarse_to_fine.py).
+    """
+
+    m: int = 2
+    width: int = 64
+    blocks: int = 5
+    blending: Literal["none", "encoder", "middle", "decoder"] = "middle"
+    first_step: Literal["copy", "zeros"] = "copy"
+    head_width: int = 64
+    residual: bool = False
+    leak: float = 0.0
+    dtype: str = "float32"
+    scales: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        if self.m < 0:
+            raise UserError(f"m is a number of frames, 0 or more, not {self.m}")
+        if self.width < 2 or self.width % 2:
+            raise UserError(f"width is an even number of channels, 2 or more, not {self.width}")
+        if self.blocks < 1:
+            raise UserError(f"blocks is 1 or more, not {self.blocks}")
+        if self.head_width < 0:
+            raise UserError(f"head_width is 0 or more channels, not {self.head_width}")
+
+
+class Recurrence(NamedTuple):
+    """What passes from frame to frame."""
+
+    features: Features
+    """F_{n-1}, half the channels."""
+    blended: Features
+    """h~_{n-1}."""
+    first: jax.Array
+    """True before the first frame."""
+
+
+class StreamState(NamedTuple):
+    """What a stream keeps: the window of frames and the recurrence."""
+
+    frames: Clip
+    """The last 2m+1 frames."""
+    seen: jax.Array
+    """How many frames came in."""
+    recurrence: Recurrence
+
+
+class Strcnn(VideoRestorer):
+    """STRCNN, with or without dynamic temporal blending.
+
+    Each step sees 2m+1 blurred frames and F_{n-1}, the features that the step before left at half
+    size; so the receptive field grows with time (section 4.1).
+    """
+
+    multiple = 2
+
+    def __init__(self, config: StrcnnConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.lookahead = config.m
+        self.dtype = jnp.dtype(config.dtype)
+        width, half, dtype = config.width, config.width // 2, self.dtype
+        residual_blocks = lambda: nnx.List(  # noqa: E731
+            [
+                ResidualBlock(width, leak=config.leak, dtype=dtype, rngs=rngs)
+                for _ in range(config.blocks)
+            ]
+        )
+        self.stem = Conv(3 * (2 * config.m + 1), width, 5, dtype=dtype, rngs=rngs)
+        self.down = Conv(width, half, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.encoder = residual_blocks()
+        self.blending = (
+            None if config.blending == "none" else TemporalBlending(width, dtype=dtype, rngs=rngs)
+        )
+        self.decoder = residual_blocks()
+        self.feedback = Conv(width, half, 3, dtype=dtype, rngs=rngs)
+        # The last layer starts small, near the identity with a global residual; at exactly zero
+        # short trainings stayed there. Without a residual it starts at mid-grey.
+        gain, bias = (0.05, 0.0) if config.residual else (0.3, 0.45)
+        full = config.head_width
+        self.up = Conv(width, 4 * full, 3, dtype=dtype, rngs=rngs) if full else None
+        self.head = Conv(
+            full or width, 3 if full else 12, gain=gain, bias=bias, dtype=dtype, rngs=rngs
+        )
+
+    def _restore_clip(self, clip: Clip) -> Clip:
+        features, _ = self._recur_over(clip)
+        return self._to_image(features, clip)
+
+    def explain_clip(self, clip: Clip) -> Explanation:
+        """The blending weights w_n of every frame, the mean over the channels, at half size."""
+        _, weights = self._recur_over(self._pad(clip))
+        if self.blending is None:
+            return Explanation()
+        return Explanation(blending_weights=weights.mean(axis=-1).astype(jnp.float32))
+
+    def _recur_over(self, clip: Clip) -> tuple[ClipFeatures, ClipFeatures]:
+        """The decoder's features and the blending weights of every frame of a clip."""
+        batch, time, height, width, _ = clip.shape
+        m = self.config.m
+        padded = replicate_ends(clip, m, m)
+        windows = jnp.stack([padded[:, i : i + time] for i in range(2 * m + 1)], axis=-2)
+        stem = self._stem(rearrange(windows, "b t h w n c -> b t h w (n c)"))
+        start = self._recurrence(batch, height, width)
+        _, (features, weights) = lax.scan(self._recur, start, rearrange(stem, "b t ... -> t b ..."))
+        return rearrange(features, "t b ... -> b t ..."), rearrange(weights, "t b ... -> b t ...")
+
+    def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
+        frames = jnp.zeros((batch, 2 * self.config.m + 1, height, width, 3))
+        return StreamState(frames, jnp.int32(0), self._recurrence(batch, height, width))
+
+    def _step(
+        self, state: StreamState, frame: Frame, repeated: jax.Array
+    ) -> tuple[StreamState, Frame]:
+        m = self.config.m
+        # The first frame fills the window; each later one pushes the oldest out.
+        shifted = jnp.concatenate([state.frames[:, 1:], frame[:, None]], axis=1)
+        frames = jnp.where(state.seen == 0, frame[:, None], shifted)
+
+        def restore(recurrence: Recurrence) -> tuple[Recurrence, Frame]:
+            window = rearrange(frames, "b n h w c -> b h w (n c)")
+            recurrence, (features, _) = self._recur(recurrence, self._stem(window))
+            return recurrence, self._to_image(features, frames[:, m])
+
+        def wait(recurrence: Recurrence) -> tuple[Recurrence, Frame]:
+            return recurrence, frame.astype(jnp.float32)
+
+        recurrence, restored = lax.cond(state.seen >= m, restore, wait, state.recurrence)
+        return StreamState(frames, jnp.minimum(state.seen + 1, m + 1), recurrence), restored
+
+    def _recurrence(self, batch: int, height: int, width: int) -> Recurrence:
+        """Nothing precedes the first frame: F and h~ are zeros."""
+        size = (batch, height // 2, width // 2)
+        return Recurrence(
+            features=jnp.zeros((*size, self.config.width // 2), self.dtype),
+            blended=jnp.zeros((*size, self.config.width), self.dtype),
+            first=jnp.bool_(True),
+        )
+
+    def _stem(self, windows: jax.Array) -> jax.Array:
+        """2m+1 stacked frames, ``... H W 3(2m+1)``, to ``... H/2 W/2 width/2``."""
+        relu = activation(self.config.leak)
+        # Centred on zero, so that the zero padding at the border is a mid-grey, not black.
+        return relu(self.down(relu(self.stem(windows.astype(self.dtype) - 0.5))))
+
+    def _recur(
+        self, past: Recurrence, stem: Features
+    ) -> tuple[Recurrence, tuple[Features, Features]]:
+        """One step of the recurrence: from (F_{n-1}, h~_{n-1}) and this frame to (F_n, h~_n)."""
+        half = self.config.blocks // 2
+        blended, weights = past.blended, jnp.ones_like(past.blended)
+
+        def blend(h: Features, here: str) -> Features:
+            nonlocal blended, weights
+            if self.blending is None or self.config.blending != here:
+                return h
+            copy = past.first & (self.config.first_step == "copy")
+            blended, weights = self.blending(past.blended, h, copy)
+            return blended
+
+        h = jnp.concatenate([stem, past.features], axis=-1)
+        for block in self.encoder[:half]:
+            h = block(h)
+        h = blend(h, "encoder")
+        for block in self.encoder[half:]:
+            h = block(h)
+        h = blend(h, "middle")
+        for block in self.decoder[:half]:
+            h = block(h)
+        h = blend(h, "decoder")
+        for block in self.decoder[half:]:
+            h = block(h)
+        features = activation(self.config.leak)(self.feedback(h))
+        return Recurrence(features, blended, jnp.bool_(False)), (h, weights)
+
+    def _to_image(self, features: jax.Array, blurred: jax.Array) -> jax.Array:
+        """Half-size features to full-size RGB, float32."""
+        if self.up is not None:
+            relu = activation(self.config.leak)
+            image = self.head(relu(depth_to_space(self.up(features), 2)))
+        else:
+            image = depth_to_space(self.head(features), 2)
+        image = image.astype(jnp.float32)
+        return blurred + image if self.config.residual else image
+
+    @property
+    def receptive_radius(self) -> int:
+        """How many pixels to each side one step of the stream reads, of frames and of state."""
+        at_half_size = sum(block.radius for block in [*self.encoder, *self.decoder])
+        if self.blending is not None:
+            at_half_size += self.blending.compare.radius
+        at_half_size += max(self.feedback.radius, (self.up or self.head).radius)
+        at_full_size = self.stem.radius + self.down.radius
+        if self.up is not None:
+            at_full_size += self.head.radius
+        # One pixel of a half-size map covers two, and may lie a pixel off the centre.
+        return at_full_size + 2 * at_half_size + 1
