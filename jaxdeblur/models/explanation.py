@@ -65,7 +65,7 @@ def _register(cls: type, arrays: tuple[str, ...], static: tuple[str, ...] = ()) 
         return tuple(getattr(value, n) for n in arrays), tuple(getattr(value, n) for n in static)
 
     def unflatten(meta: tuple[Any, ...], leaves: tuple[Any, ...]) -> Any:
-        value = object.__new__(cls)
+        value: Any = object.__new__(cls)
         for name, field in zip(arrays + static, (*leaves, *meta), strict=True):
             object.__setattr__(value, name, field)
         return value
