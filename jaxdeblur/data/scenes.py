@@ -1,0 +1,793 @@
+"""Rendered scenes: photographs and moving objects under a moving camera, blurred by eq. 1.
+
+A scene is a background and a few objects in front of it, each cut from a photograph. The camera
+drifts, trembles, turns and zooms; objects stand nearer (and so move more: parallax) or go their own
+way, and hide what is behind them. An exposure is the mean of ``sub_frames`` moments spread evenly
+over a share of the period (its ``exposure``); the sharp frame is the moment in its middle. This is
+eq. 1 of the paper (ICCV 2017) with tau = sub_frames and T = tau / exposure, so T = tau where the
+exposure lasts the whole period.
+
+:func:`render_batch` is pure JAX and runs inside a training program; :func:`render_pool` writes
+scenes to a cache on disk, where training on a CPU reads them again and again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int, PRNGKeyArray, UInt8, UInt32
+
+from jaxdeblur.data.photographs import Textures, cut_textures, find_photographs
+from jaxdeblur.errors import UserError
+from jaxdeblur.files import replace_folder_when_whole, write_json
+from jaxdeblur.shapes import Clip, Frame8
+
+RENDERER_VERSION = 1
+"""Part of a cache's key: raise it whenever the same seed would give other pixels."""
+
+GAMMA = 2.2
+"""Camera response of linear light, as in GOPRO's ``blur_gamma``: stored = light ** (1 / 2.2)."""
+
+_SINES = 3  # Sines a path is made of: enough that no two paths look alike.
+_WANDER_CYCLES = (0.03, 0.25)  # Cycles a frame of the wandering: slow turns of the hand.
+_TREMOR_CYCLES = (0.2, 0.45)  # Hand tremor is 6-13 Hz, at 30 frames/s.
+_OBJECT_BOX = 0.72  # Side of the square an object is drawn in, of the shorter side of the frame.
+_OBJECT_RADIUS = (0.07, 0.19)  # Mean radius, of the same; with the outline's swing below and the
+_OBJECT_SWING = 0.35  # zoom and perspective limits of SceneConfig an object stays in its box.
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneConfig:
+    """What scenes are rendered. Speeds are in pixels a frame; ranges are (least, most).
+
+    A scene draws every quantity uniformly from its range. ``motion`` is the speed of the camera and
+    of the objects that go their own way.
+    """
+
+    size: tuple[int, int] = (192, 192)
+    """Height and width of the frames."""
+    frames: int = 10
+    sub_frames: int = 9
+    """Moments averaged into one frame: tau of eq. 1. Odd, so that one stands in the middle."""
+    motion: tuple[float, float] = (2.5, 6.0)
+    still: float = 0.0
+    """Share of the scenes in which the camera rests on a tripod (its tremor too)."""
+    exposure: tuple[float, float] = (1.0, 1.0)
+    """Share of the period for which the shutter is open: tau / T of eq. 1."""
+    objects: int = 2
+    """The most objects of a scene; each number from 0 is as likely."""
+    wander: float = 0.15
+    """How far the speed strays from its mean, as a share of it."""
+    tremor: float = 0.2
+    """Amplitude of the hand's tremor, pixels."""
+    rotation: float = 0.02
+    """Largest rate of turning, radians a frame."""
+    zoom: float = 0.01
+    """Largest rate of zooming, log scale a frame."""
+    perspective: float = 0.05
+    """Largest change of scale from the middle to the edge of the frame."""
+    parallax: float = 0.3
+    """How much faster than the background the nearest standing object moves."""
+    linear_light: float = 0.0
+    """Share of the scenes averaged in linear light (gamma 2.2); the others as stored."""
+    highlights: float = 0.0
+    """How far white exceeds what the sensor can hold, before clipping (0: nothing is clipped)."""
+    noise: tuple[float, float] = (0.0, 1 / 255)
+    """Standard deviation of the noise of mid-grey; it grows with the square root of light."""
+    compression: float = 0.0
+    """Share of the scenes whose blurred frames pass a mild JPEG-like compression."""
+
+    def __post_init__(self) -> None:
+        if self.sub_frames < 1 or self.sub_frames % 2 == 0:
+            raise UserError(f"sub_frames: {self.sub_frames} is not odd and positive")
+        if min(self.size) < 16 or self.frames < 1:
+            raise UserError("size, frames: at least 16 x 16 pixels and 1 frame are needed")
+        if not 0 < self.exposure[0] <= self.exposure[1] <= 1:
+            raise UserError(f"exposure: {self.exposure} is not a range within (0, 1]")
+        if not 0 <= self.motion[0] <= self.motion[1]:
+            raise UserError(f"motion: {self.motion} is not a range from 0 up")
+        # Beyond these an object could outgrow the box that it is drawn in.
+        if not (0 <= self.perspective <= 0.1 and 0 <= self.zoom <= 0.02):
+            raise UserError("perspective, zoom: at most 0.1 and 0.02")
+
+
+SCENES: dict[str, SceneConfig] = {
+    # For the demo and strcnn_dtb_small: what a short training on two cores can learn.
+    "narrow": SceneConfig(),
+    # Small motion with everything else varied: the first stage of a curriculum.
+    "medium": SceneConfig(
+        motion=(0.8, 8.0),
+        still=0.05,
+        exposure=(0.6, 1.0),
+        objects=3,
+        tremor=0.4,
+        linear_light=0.5,
+        highlights=0.5,
+        noise=(0.0, 2 / 255),
+        compression=0.25,
+    ),
+    # What hand-held footage has at 1280x720.
+    "wide": SceneConfig(
+        sub_frames=27,
+        motion=(1.0, 28.0),
+        still=0.08,
+        exposure=(0.6, 1.0),
+        objects=3,
+        tremor=0.6,
+        rotation=0.03,
+        zoom=0.015,
+        perspective=0.08,
+        parallax=0.5,
+        linear_light=0.5,
+        highlights=0.5,
+        noise=(0.0, 2 / 255),
+        compression=0.25,
+    ),
+    # For tests: compiles and renders in a moment.
+    "tiny": SceneConfig(size=(32, 48), frames=3, sub_frames=3, motion=(1.0, 3.0)),
+}
+"""The named configurations."""
+
+
+class Path2D(NamedTuple):
+    """A smooth path in the plane: position(t) = velocity * t + sines (pixels; t in frames)."""
+
+    velocity: Float[Array, " 2"]
+    amplitude: Float[Array, "2 sines"]
+    cycles: Float[Array, " sines"]
+    phase: Float[Array, "2 sines"]
+
+
+class Objects(NamedTuple):
+    """The objects of a scene, as arrays with one row an object; the first ``count`` are present."""
+
+    count: Int[Array, ""]
+    start: Float[Array, "n 2"]
+    follows: Float[Array, " n"]
+    path: Path2D
+    angle: Float[Array, " n"]
+    spin: Float[Array, " n"]
+    radius: Float[Array, " n"]
+    swing: Float[Array, "n 3"]
+    swing_phase: Float[Array, "n 3"]
+    is_box: Float[Array, " n"]
+    aspect: Float[Array, " n"]
+    edge: Float[Array, " n"]
+
+
+class Scene(NamedTuple):
+    """Everything random about a scene but its noise; :func:`sample_scene` draws it."""
+
+    textures: Int[Array, " layers"]
+    """Which texture each layer shows: the background, then the objects."""
+    origin: Float[Array, "layers 2"]
+    """Where in its texture a layer's middle lies, as a share of the texture's side."""
+    texels: Float[Array, " layers"]
+    """Texels a pixel: at 1 and above the picture is as sharp as its texture or sharper."""
+    camera: Path2D
+    tilt: Float[Array, ""]
+    turning: Float[Array, " 3"]
+    """Roll: the largest rate (radians a frame), cycles a frame, phase."""
+    zooming: Float[Array, " 3"]
+    """The same for log scale."""
+    slope: Float[Array, " 2"]
+    objects: Objects
+    exposure: Float[Array, ""]
+    gamma: Float[Array, ""]
+    highlights: Float[Array, ""]
+    noise: Float[Array, ""]
+    compression: Float[Array, ""]
+    motion: Float[Array, ""]
+    """Largest mean speed of a layer, pixels a frame."""
+
+
+def _sample_path(key: PRNGKeyArray, speed: Array, config: SceneConfig, tremor: Array) -> Path2D:
+    """A path of mean ``speed`` in a random direction, wandering, with a hand's tremor on top."""
+    k = jax.random.split(key, 5)
+    angle = jax.random.uniform(k[0], (), maxval=2 * jnp.pi)
+    slow = jax.random.uniform(k[1], (_SINES,), minval=_WANDER_CYCLES[0], maxval=_WANDER_CYCLES[1])
+    fast = jax.random.uniform(k[2], (_SINES,), minval=_TREMOR_CYCLES[0], maxval=_TREMOR_CYCLES[1])
+    size = jax.random.normal(k[3], (2, 2 * _SINES)) / math.sqrt(_SINES)
+    # A sine of amplitude a and frequency f has the speed 2 pi f a: the wandering is set by speed.
+    wander = size[:, :_SINES] * config.wander * speed / (jnp.sqrt(2.0) * jnp.pi * slow)
+    trembling = size[:, _SINES:] * tremor
+    return Path2D(
+        velocity=speed * jnp.stack([jnp.sin(angle), jnp.cos(angle)]),
+        amplitude=jnp.concatenate([wander, trembling], axis=1),
+        cycles=jnp.concatenate([slow, fast]),
+        phase=jax.random.uniform(k[4], (2, 2 * _SINES), maxval=2 * jnp.pi),
+    )
+
+
+def sample_scene(
+    key: PRNGKeyArray,
+    textures: tuple[int, int],
+    config: SceneConfig,
+    motion_limit: Float[Array, ""] | float | None = None,
+) -> Scene:
+    """Draws a scene that shows some of ``textures`` (how many there are, their side).
+
+    ``motion_limit`` (it may be traced: a curriculum raises it over the steps) lowers the upper end
+    of ``config.motion``; below the lower end it lowers both.
+    """
+    n = config.objects
+    k = iter(jax.random.split(key, 40))  # more than the draws below
+
+    def uniform(shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Array:
+        return jax.random.uniform(next(k), shape, minval=low, maxval=high)
+
+    limit = jnp.float32(jnp.inf if motion_limit is None else motion_limit)
+    high = jnp.minimum(config.motion[1], limit)
+    low = jnp.minimum(config.motion[0], high)
+    moves = (uniform(()) >= config.still).astype(jnp.float32)
+    speed = low + uniform(()) * (high - low)
+    shorter = float(min(config.size))
+    count = jax.random.randint(next(k), (), 0, n + 1)
+    # Half of the objects stand in the scene, nearer than the background; half go their own way.
+    stands = (uniform((n,)) < 0.5).astype(jnp.float32)
+    depth = uniform((n,), 0.0, config.parallax)
+    own = (1 - stands) * (low + uniform((n,)) * (high - low))
+    paths = jax.vmap(lambda key, speed: _sample_path(key, speed, config, jnp.float32(0)))(
+        jax.random.split(next(k), n), own
+    )
+    present = (jnp.arange(n) < count).astype(jnp.float32)
+    follows = stands * (1 + depth)
+    objects = Objects(
+        count=count,
+        start=uniform((n, 2), -0.4, 0.4) * jnp.array(config.size, jnp.float32),
+        follows=follows,
+        path=paths,
+        angle=uniform((n,), 0.0, 2 * jnp.pi),
+        spin=(1 - stands) * uniform((n,), -1.5 * config.rotation, 1.5 * config.rotation),
+        radius=shorter * uniform((n,), *_OBJECT_RADIUS),
+        swing=uniform((n, 3)) * _OBJECT_SWING * jnp.array([0.5, 0.3, 0.2]),
+        swing_phase=uniform((n, 3), 0.0, 2 * jnp.pi),
+        is_box=(uniform((n,)) < 0.4).astype(jnp.float32),
+        aspect=uniform((n,), 0.08, 0.8),
+        edge=uniform((n,), 1.0, 2.5),
+    )
+    camera_speed = moves * speed
+    camera = _sample_path(next(k), camera_speed, config, moves * config.tremor)
+    texels = uniform((n + 1,), 1.0, 1.25)
+    # The background lies so that the camera stays on it, if it is large enough; what is beyond its
+    # edge is its mirror image. Objects are cut from the inner half of their textures.
+    travel = jnp.abs(camera.velocity) * config.frames + 1.15 * jnp.array(config.size)
+    free = jnp.maximum(1 - texels[0] * travel / textures[1], 0.0)
+    spread = jnp.concatenate([free[None], jnp.full((n, 2), 0.5)])
+    return Scene(
+        textures=jax.random.randint(next(k), (n + 1,), 0, textures[0]),
+        origin=0.5 + spread * uniform((n + 1, 2), -0.5, 0.5),
+        texels=texels,
+        camera=camera,
+        tilt=uniform((), -0.1, 0.1),
+        turning=jnp.stack(
+            [
+                moves * uniform((), -config.rotation, config.rotation),
+                uniform((), 0.02, 0.08),
+                uniform((), 0.0, 2 * jnp.pi),
+            ]
+        ),
+        zooming=jnp.stack(
+            [
+                moves * uniform((), -config.zoom, config.zoom),
+                uniform((), 0.02, 0.08),
+                uniform((), 0.0, 2 * jnp.pi),
+            ]
+        ),
+        slope=uniform((2,), -config.perspective, config.perspective)
+        * 2
+        / jnp.array(config.size, jnp.float32),
+        objects=objects,
+        exposure=uniform((), *config.exposure),
+        gamma=jnp.where(uniform(()) < config.linear_light, GAMMA, 1.0),
+        highlights=uniform((), 0.0, config.highlights),
+        noise=uniform((), *config.noise),
+        compression=(uniform(()) < config.compression) * uniform((), 0.3, 1.0),
+        motion=jnp.max(
+            jnp.concatenate([camera_speed[None], present * (follows * camera_speed + own)])
+        ),
+    )
+
+
+def position(path: Path2D, time: Float[Array, ""]) -> Float[Array, " 2"]:
+    """Where a path is at ``time`` (frames; 0: the middle of the clip): rows, columns in pixels."""
+    sines = jnp.sin(2 * jnp.pi * path.cycles * time + path.phase)
+    return path.velocity * time + jnp.sum(path.amplitude * sines, axis=-1)
+
+
+def _swinging(rate_cycles_phase: Float[Array, " 3"], time: Float[Array, ""]) -> Float[Array, ""]:
+    """The integral of a rate that swings: bounded, however long the clip."""
+    rate, cycles, phase = rate_cycles_phase
+    return rate / (2 * jnp.pi * cycles) * jnp.sin(2 * jnp.pi * cycles * time + phase)
+
+
+def pack(textures: UInt8[Array, "n S S 3"]) -> UInt32[Array, "n S*S"]:
+    """Three bytes in one word, so that a texel is one read and not three."""
+    words = textures.astype(jnp.uint32)
+    packed = words[..., 0] | words[..., 1] << 8 | words[..., 2] << 16
+    return packed.reshape(packed.shape[0], -1)
+
+
+def _look_up(texture: UInt32[Array, " texels"], y: Array, x: Array) -> Float[Array, "3 h w"]:
+    """The packed square ``texture`` at (y, x) by bilinear interpolation, mirrored at its edges."""
+    side = math.isqrt(texture.shape[0])
+    period = 2.0 * (side - 1)
+
+    def mirror(u: Array) -> tuple[Array, Array]:
+        u = u - period * jnp.floor(u / period)
+        u = (side - 1) - jnp.abs(u - (side - 1))
+        whole = jnp.clip(jnp.floor(u), 0, side - 2)
+        return whole.astype(jnp.int32), u - whole
+
+    (y, v), (x, u) = mirror(y), mirror(x)
+    index = y * side + x
+    weighted = [
+        (weight, texture.at[index + step].get(mode="promise_in_bounds"))
+        for step, weight in (
+            (0, (1 - v) * (1 - u)),
+            (1, (1 - v) * u),
+            (side, v * (1 - u)),
+            (side + 1, v * u),
+        )
+    ]
+
+    def channel(shift: int) -> Array:
+        # By way of int32, for which CPUs have a conversion to float that uint32 lacks.
+        bytes_ = [((word >> shift) & 255).astype(jnp.int32) for _, word in weighted]
+        return sum(w * b.astype(jnp.float32) for (w, _), b in zip(weighted, bytes_, strict=True))
+
+    return jnp.stack([channel(0), channel(8), channel(16)]) / 255
+
+
+class _View(NamedTuple):
+    """The camera at one moment: maps pixels to the plane at the background's distance."""
+
+    matrix: Float[Array, "2 2"]
+    slope: Float[Array, " 2"]
+    camera: Float[Array, " 2"]
+    centre: Float[Array, " 2"]
+
+    def plane(self, y: Array, x: Array) -> tuple[Array, Array]:
+        y, x = y - self.centre[0], x - self.centre[1]
+        scale = 1 / (1 + self.slope[0] * y + self.slope[1] * x)
+        m = self.matrix
+        return (m[0, 0] * y + m[0, 1] * x) * scale, (m[1, 0] * y + m[1, 1] * x) * scale
+
+    def pixel(self, point: Float[Array, " 2"]) -> Float[Array, " 2"]:
+        """The inverse of ``plane`` for one point."""
+        straight = jnp.linalg.inv(self.matrix) @ point
+        return straight / (1 - self.slope @ straight) + self.centre
+
+
+def _view(scene: Scene, time: Float[Array, ""], size: tuple[int, int]) -> _View:
+    angle = scene.tilt + _swinging(scene.turning, time)
+    scale = jnp.exp(_swinging(scene.zooming, time))
+    c, s = scale * jnp.cos(angle), scale * jnp.sin(angle)
+    return _View(
+        matrix=jnp.array([[c, -s], [s, c]]),
+        slope=scene.slope,
+        camera=position(scene.camera, time),
+        centre=(jnp.array(size, jnp.float32) - 1) / 2,
+    )
+
+
+def _coverage(thing: Objects, y: Array, x: Array) -> Array:
+    """How much of each pixel a thing covers, 0 to 1, its edge soft; (y, x) from its middle."""
+    distance = jnp.sqrt(y * y + x * x + 1e-6)
+    # cos and sin of the direction's multiples by complex powers: no arctan.
+    z = jax.lax.complex(x / distance, y / distance)
+    powers = [z * z, z * z * z, z * z * z * z * z]
+    outline = 1.0 + sum(
+        thing.swing[i] * jnp.real(power * jnp.exp(1j * thing.swing_phase[i]))
+        for i, power in enumerate(powers)
+    )
+    blob = thing.radius * outline - distance
+    box = jnp.minimum(thing.radius - jnp.abs(y), thing.radius * thing.aspect - jnp.abs(x))
+    inside = jnp.where(thing.is_box > 0, box, blob)
+    return jnp.clip(inside / thing.edge + 0.5, 0, 1)
+
+
+def render_moment(
+    scene: Scene,
+    packed: UInt32[Array, "layers texels"],
+    time: Float[Array, ""],
+    size: tuple[int, int],
+) -> Float[Array, "3 H W"]:
+    """The scene at one moment, as stored (not linear) values in [0, 1], colours first.
+
+    ``packed`` holds the scene's own textures, see :func:`pack`; ``time`` is in frames, 0 in the
+    middle of the clip.
+    """
+    height, width = size
+    side = math.isqrt(packed.shape[1])
+    view = _view(scene, time, size)
+
+    def layer(index: int | Array, y: Array, x: Array) -> Array:
+        texels, origin = scene.texels[index], scene.origin[index] * side
+        return _look_up(packed[index], texels * y + origin[0], texels * x + origin[1])
+
+    y, x = view.plane(jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width) * 1.0)
+    image = layer(0, y + view.camera[0], x + view.camera[1])
+    box = min(height, width, math.ceil(_OBJECT_BOX * min(height, width)) + 4)
+
+    def draw(index: Array, image: Array) -> Array:
+        thing = jax.tree.map(lambda a: a[index] if a.ndim else a, scene.objects)
+        middle = thing.start + position(thing.path, time) - thing.follows * view.camera
+        corner = jnp.floor(view.pixel(middle) - box / 2).astype(jnp.int32)
+        corner = jnp.clip(corner, 0, jnp.array([height - box, width - box]))
+        rows = (corner[0] + jnp.arange(box)).astype(jnp.float32)[:, None]
+        columns = (corner[1] + jnp.arange(box)).astype(jnp.float32)
+        y, x = view.plane(rows, columns)
+        y, x = y - middle[0], x - middle[1]
+        c, s = (f(thing.angle + thing.spin * time) for f in (jnp.cos, jnp.sin))
+        y, x = c * y - s * x, s * y + c * x
+        behind = jax.lax.dynamic_slice(image, (0, *corner), (3, box, box))
+        cover = _coverage(thing, y, x)
+        front = behind + cover * (layer(index + 1, y, x) - behind)
+        return jax.lax.dynamic_update_slice(image, front, (0, *corner))
+
+    if not scene.objects.start.shape[0]:
+        return image
+    return jax.lax.fori_loop(0, scene.objects.count, draw, image)
+
+
+def _to_light(scene: Scene, image: Array) -> Array:
+    """Stored values to what is averaged: light or the stored values, white exceeding 1."""
+    light = jax.lax.cond(
+        scene.gamma > 1, lambda v: jnp.maximum(v, 1e-6) ** scene.gamma, lambda v: v, image
+    )
+    return light + scene.highlights * 10 * jnp.maximum(light - 0.9, 0)
+
+
+def _to_stored(scene: Scene, light: Array) -> Array:
+    return jnp.clip(light, 0, 1) ** (1 / scene.gamma)
+
+
+def moments(exposure: Float[Array, ""] | float, sub_frames: int) -> Float[Array, " n"]:
+    """The times of the moments of one exposure around its middle, in frames (eq. 1)."""
+    return ((jnp.arange(sub_frames) + 0.5) / sub_frames - 0.5) * exposure
+
+
+def render_scene(
+    key: PRNGKeyArray, scene: Scene, photographs: UInt8[Array, "n S S 3"], config: SceneConfig
+) -> tuple[Float[Array, "T H W 3"], Float[Array, "T H W 3"]]:
+    """Renders a drawn scene; ``key`` is for its noise. Returns see :func:`render_clip`."""
+    packed = pack(photographs[scene.textures])
+    middle = config.sub_frames // 2
+    offsets = moments(scene.exposure, config.sub_frames)
+
+    def frame(time: Array) -> tuple[Array, Array]:
+        sharp = _to_light(scene, render_moment(scene, packed, time, config.size))
+
+        def add(i: Array, total: Array) -> Array:
+            at = time + offsets[i + (i >= middle)]
+            return total + _to_light(scene, render_moment(scene, packed, at, config.size))
+
+        total = jax.lax.fori_loop(0, config.sub_frames - 1, add, sharp)
+        return _to_stored(scene, total / config.sub_frames), _to_stored(scene, sharp)
+
+    times = jnp.arange(config.frames) - (config.frames - 1) / 2
+    blurred, sharp = _map(frame, times)
+    blurred, sharp = (jnp.moveaxis(v, 1, -1) for v in (blurred, sharp))
+    return _to_bytes(_degrade(key, scene, blurred, config)), _to_bytes(sharp)
+
+
+def _map(function: Callable[..., tuple[Array, Array]], values: object) -> tuple[Array, Array]:
+    """One after the other on a CPU (the work stays in its cache), all at once on an accelerator."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(function, values)
+    return jax.vmap(function)(values)
+
+
+def _to_bytes(values: Array) -> Array:
+    """To the nearest of the 256 values that a file can hold, still as floats in [0, 1]."""
+    return jnp.round(jnp.clip(values, 0, 1) * 255) / 255
+
+
+def _degrade(
+    key: PRNGKeyArray, scene: Scene, blurred: Float[Array, "T H W 3"], config: SceneConfig
+) -> Float[Array, "T H W 3"]:
+    """Sensor noise and mild compression of the blurred frames."""
+    if config.noise[1] > 0:
+        # Half of the variance is the reading's, half the photons' (it grows with the light).
+        spread = scene.noise * jnp.sqrt(0.5 + blurred)
+        blurred = blurred + spread * jax.random.normal(key, blurred.shape)
+    if config.compression > 0:
+        blurred = jax.lax.cond(
+            scene.compression > 0, lambda v: compress(v, scene.compression), lambda v: v, blurred
+        )
+    return blurred
+
+
+_FROM_RGB = np.array(
+    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32
+)
+
+
+def compress(
+    frames: Float[Array, "T H W 3"], strength: Float[Array, ""] | float
+) -> Float[Array, "T H W 3"]:
+    """What a mild JPEG does: rounds the 8x8 cosine transform of luma and chroma.
+
+    The steps grow with frequency, from 2 to 18 grey levels for luma at ``strength`` 1, twice that
+    for chroma (about quality 90).
+    """
+    _, height, width, _ = frames.shape
+    padding = ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0))
+    n = np.arange(8)
+    cosine = np.sqrt(2 / 8) * np.cos(np.pi * (2 * n + 1) * n[:, None] / 16)
+    cosine[0] /= np.sqrt(2)
+    step = (2 + 8 * (n[:, None] + n) / 7)[:, :, None] * np.array([1, 2, 2]) / 255
+    colours = jnp.einsum("thwc,dc->thwd", jnp.pad(frames, padding, mode="edge"), _FROM_RGB)
+    t, h, w, _ = colours.shape
+    blocks = colours.reshape(t, h // 8, 8, w // 8, 8, 3)
+    c = jnp.asarray(cosine, jnp.float32)
+    spectrum = jnp.einsum("tyiljc,ui,vj->tyluvc", blocks, c, c)
+    size = strength * jnp.asarray(step, jnp.float32)
+    spectrum = jnp.round(spectrum / size) * size
+    blocks = jnp.einsum("tyluvc,ui,vj->tyiljc", spectrum, c, c)
+    decoded = jnp.einsum("thwd,cd->thwc", blocks.reshape(t, h, w, 3), np.linalg.inv(_FROM_RGB))
+    return decoded[:, :height, :width]
+
+
+def render_clip(
+    key: PRNGKeyArray,
+    photographs: UInt8[Array, "n S S 3"],
+    config: SceneConfig,
+    motion_limit: Float[Array, ""] | float | None = None,
+) -> tuple[Float[Array, "T H W 3"], Float[Array, "T H W 3"]]:
+    """Draws and renders a scene: (blurred, sharp), floats in [0, 1] that are whole 255ths.
+
+    The same key, photographs and configuration give the same clip. ``photographs`` are square
+    textures as :func:`~jaxdeblur.data.photographs.cut_textures` makes them.
+    """
+    scene_key, noise_key = jax.random.split(key)
+    scene = sample_scene(scene_key, photographs.shape[:2], config, motion_limit)
+    return render_scene(noise_key, scene, photographs, config)
+
+
+def render_batch(
+    key: PRNGKeyArray,
+    photographs: UInt8[Array, "n S S 3"],
+    config: SceneConfig,
+    batch: int,
+    motion_limit: Float[Array, ""] | float | None = None,
+) -> tuple[Clip, Clip]:
+    """``batch`` clips, see :func:`render_clip`; for use inside a jitted training program."""
+    return _map(
+        lambda key: render_clip(key, photographs, config, motion_limit),
+        jax.random.split(key, batch),
+    )
+
+
+class ScenePool(NamedTuple):
+    """Rendered scenes on disk, memory-mapped."""
+
+    blurred: UInt8[np.ndarray, "N T H W 3"]
+    sharp: UInt8[np.ndarray, "N T H W 3"]
+    motion: Float[np.ndarray, " N"]
+    """Largest mean speed of a layer of each scene, pixels a frame."""
+    photographs: tuple[tuple[str, ...], ...]
+    """The names of the photographs that each scene may show."""
+
+
+def texture_size(config: SceneConfig) -> int:
+    """The side of textures on which the camera has room to move for a whole clip."""
+    return math.ceil((1.3 * max(config.size) + config.frames * config.motion[1]) / 32) * 32
+
+
+def cache_folder() -> Path:
+    """Where pools are kept: ``$JAXDEBLUR_CACHE``, or jaxdeblur in ``$XDG_CACHE_HOME``."""
+    if own := os.environ.get("JAXDEBLUR_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdeblur"
+
+
+def render_pool(
+    split: str,
+    config: SceneConfig,
+    scenes: int,
+    seed: int,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    photos: str | os.PathLike[str] | None = None,
+    textures: int = 96,
+) -> ScenePool:
+    """Renders ``scenes`` scenes of a split, or opens them if they have been rendered before.
+
+    Args:
+      split: "train", "validation" or "test": which photographs are shown.
+      cache_dir: holds the folder ``scenes-KEY`` with blurred.npy, sharp.npy (uint8, N T H W 3),
+        motion.npy (float32, N) and scenes.json (the configuration, the seed and the photographs of
+        each scene). KEY is a hash of all that decides the pixels. Default: :func:`cache_folder`.
+      progress: called with (scenes rendered, scenes in all).
+      photos: a folder of photographs to add to the packages'.
+      textures: how many textures are cut from the photographs.
+
+    A damaged folder is rendered anew with a warning.
+    """
+    found = find_photographs(split, photos)  # type: ignore[arg-type]
+    recipe = {
+        "renderer": RENDERER_VERSION,
+        "split": split,
+        "config": dataclasses.asdict(config),
+        "scenes": scenes,
+        "seed": seed,
+        "textures": textures,
+        "photographs": {photograph.name: photograph.digest for photograph in found},
+    }
+    recipe = json.loads(json.dumps(recipe))  # as it reads from a file: lists for tuples
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(cache_dir or cache_folder()) / f"scenes-{key}"
+    if folder.exists():
+        try:
+            return _open_pool(folder, recipe)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            message = f"{folder}: damaged ({error}); its scenes are rendered anew"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            shutil.rmtree(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with replace_folder_when_whole(folder) as part:
+            cut = cut_textures(found, textures, texture_size(config), seed)
+            _render_to(part, cut, config, scenes, seed, recipe, progress)
+    except OSError as error:
+        if not folder.exists():  # else another process was first: its pool is the same
+            raise UserError(f"{folder}: cannot be written: {error}") from error
+    return _open_pool(folder, recipe)
+
+
+def _render_to(
+    folder: Path,
+    textures: Textures,
+    config: SceneConfig,
+    scenes: int,
+    seed: int,
+    recipe: dict[str, object],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    keys = jax.random.split(jax.random.key(seed), scenes)
+    photographs = jnp.asarray(textures.pixels)
+    shape_of_textures = photographs.shape[:2]
+    drawn = jax.jit(
+        jax.vmap(lambda key: sample_scene(jax.random.split(key)[0], shape_of_textures, config))
+    )(keys)
+    render = jax.jit(lambda key, photographs: render_clip(key, photographs, config))
+    shape = (scenes, config.frames, *config.size, 3)
+    blurred, sharp = (
+        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
+        for name in ("blurred", "sharp")
+    )
+
+    def one(index: int) -> None:
+        for target, values in zip((blurred, sharp), render(keys[index], photographs), strict=True):
+            target[index] = np.round(np.asarray(values) * 255).astype(np.uint8)
+
+    one(0)  # compiles, once
+    if progress:
+        progress(1, scenes)
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        for done, future in enumerate(
+            as_completed([workers.submit(one, index) for index in range(1, scenes)]), start=2
+        ):
+            future.result()
+            if progress:
+                progress(done, scenes)
+    blurred.flush()
+    sharp.flush()
+    np.save(folder / "motion.npy", np.asarray(drawn.motion, np.float32))
+    used = [
+        sorted({name for texture in layers for name in textures.names[texture]})
+        for layers in np.asarray(drawn.textures)
+    ]
+    write_json(folder / "scenes.json", {**recipe, "shows": used})
+
+
+def _open_pool(folder: Path, recipe: dict[str, object]) -> ScenePool:
+    """Opens a pool; ValueError, OSError or KeyError if it is not what ``recipe`` asks for."""
+    manifest = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
+    shows = manifest.pop("shows")
+    if manifest != recipe:
+        raise ValueError("scenes.json describes other scenes")
+    arrays = [
+        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in ("blurred", "sharp", "motion")
+    ]
+    config: dict[str, list[int]] = recipe["config"]  # type: ignore[assignment]
+    shape = (recipe["scenes"], config["frames"], *config["size"], 3)
+    for array, expected in zip(arrays, (shape, shape, shape[:1]), strict=True):
+        if array.shape != expected:
+            raise ValueError(f"an array of shape {array.shape} where {expected} belongs")
+    return ScenePool(*arrays, tuple(tuple(names) for names in shows))
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderedVideo:
+    """One rendered scene as a video, see :mod:`jaxdeblur.data.datasets`."""
+
+    name: str
+    blurred_frames: UInt8[np.ndarray, "T H W 3"]
+    sharp_frames: UInt8[np.ndarray, "T H W 3"]
+    photographs: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.blurred_frames.shape[0]
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        return self.blurred_frames.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        return self.blurred_frames.shape[2]
+
+    def blurred(self, index: int) -> Frame8:
+        """Frame ``index`` as the camera took it."""
+        return np.array(self.blurred_frames[index])
+
+    def sharp(self, index: int) -> Frame8:
+        """The moment in the middle of its exposure."""
+        return np.array(self.sharp_frames[index])
+
+
+_EVALUATION_SEED = 20170  # Of the scenes that results are reported on: never change it.
+
+
+def rendered_videos(
+    split: str = "test",
+    *,
+    config: SceneConfig = SCENES["narrow"],
+    scenes: int = 6,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    blur_pixels: float | None = None,
+    linear: bool | None = None,
+    photos: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[RenderedVideo]:
+    """The fixed scenes that results are reported on: the same in every run and on every machine.
+
+    Args:
+      split: "test" or "validation"; "train" to look at what training sees.
+      size, frames: replace those of ``config``.
+      blur_pixels: how far the camera moves during an exposure, which then lasts the whole period;
+        as many moments are averaged as it takes to show no gaps.
+      linear: averaged in linear light (True), as stored (False), or as ``config`` has it (None).
+    """
+    change: dict[str, object] = {}
+    if size is not None:
+        change["size"] = size
+    if frames is not None:
+        change["frames"] = frames
+    if linear is not None:
+        change["linear_light"] = float(linear)
+    if blur_pixels is not None:
+        change["motion"] = (float(blur_pixels), float(blur_pixels))
+        change["exposure"] = (1.0, 1.0)
+        change["still"] = 0.0
+        change["sub_frames"] = max(9, 2 * math.ceil(blur_pixels / 2) + 1)
+    config = dataclasses.replace(config, **change)  # type: ignore[arg-type]
+    pool = render_pool(
+        split, config, scenes, _EVALUATION_SEED, cache_dir, progress, photos, textures=16
+    )
+    return [
+        RenderedVideo(f"rendered_{i:02d}", pool.blurred[i], pool.sharp[i], pool.photographs[i])
+        for i in range(scenes)
+    ]
