@@ -1,0 +1,19 @@
+"""jaxdeblur: video deblurring in JAX; ``from jaxdeblur import Deblurrer`` is the way in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxdeblur.deblurrer import Deblurrer
+
+__all__ = ["Deblurrer"]
+
+
+def __getattr__(name: str) -> type[Deblurrer]:
+    # Imported when first asked for, so that `--help` and the data tools do not wait for JAX.
+    if name == "Deblurrer":
+        from jaxdeblur.deblurrer import Deblurrer
+
+        return Deblurrer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,283 @@
+"""Clips and streams of any length and size, from pixels as files hold them to restored pixels.
+
+Everything that is not the network is here once: integers to floats and back (on the device, so
+that only integers cross to it), the look-ahead of a stream and its flush, and one compilation for
+each frame size, kept for the life of the process.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, UInt8, UInt16
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.tiling import TileGrid, halo_of
+
+Pixels: TypeAlias = UInt8[np.ndarray, "H W 3"] | UInt16[np.ndarray, "H W 3"]
+"""One frame as a file holds it, 8 or 16 bits a sample."""
+
+PixelClip: TypeAlias = UInt8[np.ndarray, "T H W 3"] | UInt16[np.ndarray, "T H W 3"]
+"""All frames of a video as a file holds them."""
+
+DevicePixels: TypeAlias = UInt8[Array, "*shape"] | UInt16[Array, "*shape"]
+"""Integers on the device, any shape."""
+
+Floats: TypeAlias = Float[np.ndarray, "*shape"] | Float[Array, "*shape"]
+"""Values in [0, 1], any shape."""
+
+Graph: TypeAlias = Any
+"""A model without its parameters, as ``nnx.split`` gives it."""
+
+Parameters: TypeAlias = Any
+"""A model's parameters, as ``nnx.split`` gives them."""
+
+
+def to_uint8(x: Floats) -> UInt8[np.ndarray, "*shape"]:
+    """[0, 1] to 0..255: clipped, then rounded to the nearest (half to even)."""
+    return np.asarray(_to_integers(x, jnp.uint8))
+
+
+def from_uint8(x: UInt8[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
+    """0..255 to float32 in [0, 1]."""
+    return _to_floats(jnp.asarray(x))
+
+
+def restore_clip(model: VideoRestorer, video: PixelClip) -> PixelClip:
+    """Restores a whole clip by the model's clip view, all frames at once, in the clip's own dtype.
+
+    Device memory grows with the number of frames; ``stream`` gives the same result to one grey
+    level at constant memory.
+    """
+    graph, state = nnx.split(model)
+    return np.asarray(_restore_clip(graph, state, video))
+
+
+def stream(model: VideoRestorer, frames: Iterable[Pixels]) -> Iterator[Pixels]:
+    """Restores frames one by one: as many come out as went in, ``model.lookahead`` frames late.
+
+    All frames have the size and dtype of the first one. Memory does not grow with their number.
+    """
+    restoration: Stream | None = None
+    for frame in frames:
+        if restoration is None:
+            restoration = Stream(model, *frame.shape[:2])
+        restored = restoration.push(frame)
+        if restored is not None:
+            yield np.asarray(restored)
+    if restoration is not None:
+        yield from map(np.asarray, restoration.flush())
+
+
+class Stream:
+    """One video on its way through a model; results stay on the device until they are read.
+
+    Attributes:
+      pending: how many frames have gone in and not come out yet.
+    """
+
+    def __init__(
+        self,
+        model: VideoRestorer,
+        height: int,
+        width: int,
+        *,
+        strength: float = 1.0,
+        tiles: TileGrid | None = None,
+    ):
+        """Prepares the state before the first frame.
+
+        Args:
+          model: the network.
+          height, width: of every frame, in pixels.
+          strength: 1 gives the restored frame, 0 the frame that went in, between them a mixture.
+          tiles: restores each frame in these tiles, which takes less memory; None for all at once.
+        """
+        self._graph, self._parameters = nnx.split(model)
+        self._shape = (height, width, 3)
+        self._tiles = tiles
+        self._lookahead = model.lookahead
+        # Everything lives where the parameters do, so that the step runs on that device.
+        self._device = _device_of(self._parameters)
+        with jax.default_device(self._device):
+            self._state = _initial_state(model, height, width)
+            self._strength = jnp.float32(strength)
+        # The frames whose results are due: mixing by strength needs them again.
+        self._waiting: deque[DevicePixels] = deque()
+        self._steps = 0
+        self.pending = 0
+
+    def push(self, frame: Pixels) -> DevicePixels | None:
+        """Takes one frame in; gives the one of ``lookahead`` frames ago, or None at the start.
+
+        Returns as soon as the work is queued; reading the result waits for it.
+
+        Raises:
+          ValueError: the frame has another size than the stream.
+        """
+        if frame.shape != self._shape:
+            raise ValueError(f"a frame is {frame.shape}, the stream is {self._shape}")
+        on_device = jax.device_put(frame, self._device)
+        self._waiting.append(on_device)
+        self.pending += 1
+        return self._advance(on_device, repeated=False)
+
+    def flush(self) -> Iterator[DevicePixels]:
+        """Gives the frames that are still pending; the last frame is repeated as look-ahead."""
+        if not self.pending:
+            return
+        last = self._waiting[-1]
+        while self.pending:
+            restored = self._advance(last, repeated=True)
+            if restored is not None:
+                yield restored
+
+    def _advance(self, frame: DevicePixels, *, repeated: bool) -> DevicePixels | None:
+        self._steps += 1
+        due = self._waiting[0]
+        self._state, restored = _step(
+            self._graph,
+            self._tiles,
+            self._parameters,
+            self._state,
+            frame,
+            repeated,
+            due,
+            self._strength,
+        )
+        if self._steps <= self._lookahead:
+            return None
+        self._waiting.popleft()
+        self.pending -= 1
+        return restored
+
+
+def choose_tiles(
+    model: VideoRestorer,
+    height: int,
+    width: int,
+    *,
+    dtype: DTypeLike = np.uint8,
+    budget: int | None = None,
+) -> TileGrid | None:
+    """The largest tiles with which a step fits into memory; None if the whole frame does.
+
+    The memory is what the compiler says that the compiled step takes.
+
+    Args:
+      budget: bytes to stay within; by default 0.8 of what is free on the model's device, so that
+        the convolutions' scratch space, which the compiler does not count, fits too.
+
+    Raises:
+      UserError: not even the smallest useful tiles fit.
+    """
+    if budget is None:
+        budget = int(0.8 * free_memory(_device_of(nnx.state(model))))
+    needed = step_memory(model, height, width, dtype=dtype)
+    if needed <= budget:
+        return None
+    halo, per_pixel = halo_of(model), needed / (height * width)
+    tile = [height, width]
+    # Tiles smaller than their halo would compute each pixel more than nine times.
+    while max(tile) >= 2 * max(halo, 8):
+        tile[tile.index(max(tile))] //= 2
+        # Compiling takes seconds, so only sizes that should fit are tried.
+        if per_pixel * (tile[0] + 2 * halo) * (tile[1] + 2 * halo) > budget:
+            continue
+        grid = TileGrid(*tile)
+        if step_memory(model, height, width, dtype=dtype, tiles=grid) <= budget:
+            return grid
+    raise UserError(
+        f"a frame of {width}x{height} takes {needed / 2**30:.1f} GiB at once and does not fit into "
+        f"{budget / 2**30:.1f} GiB in tiles either; use a smaller model or frame"
+    )
+
+
+def step_memory(
+    model: VideoRestorer,
+    height: int,
+    width: int,
+    *,
+    dtype: DTypeLike = np.uint8,
+    tiles: TileGrid | None = None,
+) -> int:
+    """Bytes that one step of the stream takes on the device: state, frames and intermediates."""
+    graph, parameters = nnx.split(model)
+    state = jax.eval_shape(lambda: model.initial_state(1, height, width))
+    frame = jax.ShapeDtypeStruct((height, width, 3), dtype)
+    strength = jax.ShapeDtypeStruct((), jnp.float32)
+    lowered = _step.lower(graph, tiles, parameters, state, frame, False, frame, strength)
+    # A later call of _step with these shapes uses what is compiled here.
+    memory = lowered.compile().memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def free_memory(device: jax.Device) -> int:
+    """Bytes that are free on ``device``; for the CPU, what the system can still give."""
+    stats = device.memory_stats()
+    if stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            fields = dict(line.split(":") for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except OSError:  # not Linux: half of what the machine has
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _step(
+    graph: Graph,
+    tiles: TileGrid | None,
+    parameters: Parameters,
+    state: State,
+    frame: DevicePixels,
+    repeated: bool | Bool[Array, ""],
+    due: DevicePixels,
+    strength: Float[Array, ""],
+) -> tuple[State, DevicePixels]:
+    model: VideoRestorer = nnx.merge(graph, parameters)
+    step = model.step if tiles is None else functools.partial(tiles.step, model)
+    state, restored = step(state, _to_floats(frame)[None], repeated)
+    mixed = strength * restored[0] + (1 - strength) * _to_floats(due)
+    return state, _to_integers(mixed, frame.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _restore_clip(graph: Graph, parameters: Parameters, video: DevicePixels) -> DevicePixels:
+    model: VideoRestorer = nnx.merge(graph, parameters)
+    return _to_integers(model.restore_clip(_to_floats(video)[None])[0], video.dtype)
+
+
+def _to_floats(x: DevicePixels) -> Float[Array, "*shape"]:
+    return x.astype(jnp.float32) / jnp.iinfo(x.dtype).max
+
+
+def _to_integers(x: Floats, dtype: DTypeLike) -> DevicePixels:
+    return jnp.round(jnp.clip(x, 0, 1) * jnp.iinfo(dtype).max).astype(dtype)
+
+
+def _initial_state(model: VideoRestorer, height: int, width: int) -> State:
+    state = model.initial_state(1, height, width)
+    # Copied, since a model may use one array of zeros twice and the state's memory is reused.
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+
+
+def _device_of(parameters: Parameters) -> jax.Device:
+    leaves = jax.tree.leaves(parameters)
+    return next(iter(leaves[0].devices())) if leaves else jax.devices()[0]

@@ -1,0 +1,277 @@
+"""Tiles: one step of a stream computed piece by piece, for frames too large for the device.
+
+The state is kept for the whole frame. Each tile reads the frame and the state with a halo of the
+model's ``receptive_radius``, so its inside is what the whole frame would have given; the tiles'
+insides make up the new state and the restored frame. No seams, no blending between tiles.
+
+A model that also gathers from the whole frame (the squeezes of the attention network) implements
+:class:`Gathers`: each of its squeezes is first combined over all tiles (the maximum, the sum and
+the accumulator of a softmax), and only then is anything expanded from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int
+
+from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.shapes import Frame
+
+
+@runtime_checkable
+class Gathers(Protocol):
+    """What a model offers whose step gathers from the whole frame, so that it can be tiled.
+
+    ``receptive_radius`` then counts only the local part of the step.
+
+    Attributes:
+      gathering_rounds: how many gatherings follow one another in a step; each may depend on the
+        results of those before it.
+    """
+
+    gathering_rounds: int
+
+    def gather_partial(
+        self, state: State, frame: Frame, inside: Bool[Array, "H W"], gathered: tuple[Any, ...]
+    ) -> Any:
+        """The next gathering (number ``len(gathered)``) over the pixels marked ``inside`` alone.
+
+        The frame and the state are a tile with its halo, of sizes that are multiples of
+        ``multiple``; so is ``inside`` aligned.
+        """
+
+    def combine_partials(self, a: Any, b: Any) -> Any:
+        """The gathering over two sets of pixels from those over each."""
+
+    def step_gathered(
+        self, gathered: tuple[Any, ...], state: State, frame: Frame, repeated: Bool[Array, ""]
+    ) -> tuple[State, Frame]:
+        """``_step`` with every gathering taken from ``gathered`` instead of from the pixels."""
+
+
+def parse_tiles(text: str) -> TileGrid | None:
+    """``HxW`` as a grid, ``none`` as None; anything else raises :class:`UserError`."""
+    if text == "none":
+        return None
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
+    if not match:
+        raise UserError(f"--tile={text}: give auto, none or HEIGHTxWIDTH in pixels, as 512x512")
+    return TileGrid(int(match[1]), int(match[2]))
+
+
+def halo_of(model: VideoRestorer) -> int:
+    """Pixels that a tile reads beyond each of its sides: a step's receptive field, rounded up."""
+    return model._round_up(model.receptive_radius)
+
+
+@dataclasses.dataclass(frozen=True)
+class TileGrid:
+    """Tiles of ``height x width`` pixels, without their halo; the last ones overlap the others."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    def step(
+        self,
+        model: VideoRestorer,
+        state: State,
+        frame: Frame,
+        repeated: bool | Bool[Array, ""] = False,
+    ) -> tuple[State, Frame]:
+        """``model.step``, tile after tile: the same result, with the memory of one tile."""
+        height, width = frame.shape[-3:-1]
+        padded = model._pad(frame)
+        tiles = _Tiles.over(self, model, state, *padded.shape[-3:-1])
+
+        gathered: tuple[Any, ...] = ()
+        step: Callable[..., tuple[State, Frame]] = model._step
+        if isinstance(model, Gathers):
+            for _ in range(model.gathering_rounds):
+                gathered += (_gather(model, tiles, state, padded, gathered),)
+            step = functools.partial(model.step_gathered, gathered)
+
+        def restore_tile(i: Int[Array, ""], whole: tuple[State, Frame]) -> tuple[State, Frame]:
+            window = tiles.window(i)
+            new = step(*tiles.cut((state, padded), window), jnp.asarray(repeated))
+            return tiles.paste(new, whole, window)
+
+        new_state, restored = lax.fori_loop(0, tiles.count, restore_tile, (state, padded))
+        return new_state, restored[..., :height, :width, :]
+
+
+def _gather(
+    model: Gathers, tiles: _Tiles, state: State, frame: Frame, gathered: tuple[Any, ...]
+) -> Any:
+    def partial(i: Int[Array, ""] | int) -> Any:
+        window = tiles.window(i)
+        return model.gather_partial(
+            *tiles.cut((state, frame), window), tiles.first_cover(i, window), gathered
+        )
+
+    return lax.fori_loop(
+        1, tiles.count, lambda i, total: model.combine_partials(total, partial(i)), partial(0)
+    )
+
+
+class _Window(NamedTuple):
+    """Where a tile lies in the frame, and what it reads: (row, column) pairs, in pixels."""
+
+    origin: tuple[Int[Array, ""], Int[Array, ""]]
+    start: tuple[Int[Array, ""], Int[Array, ""]]
+
+
+class _Axis(NamedTuple):
+    """How an array follows the frame along rows or columns."""
+
+    index: int
+    """The axis of the array."""
+    samples: int
+    """Samples of the array for each ``multiple`` pixels of the frame."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tiles:
+    """The tiles of one frame size for one model; all windows have one size, so compile once."""
+
+    multiple: int
+    frame: tuple[int, int]
+    tile: tuple[int, int]
+    read: tuple[int, int]
+    """The size of a window: tile and halo, at most the frame."""
+    axes: tuple[tuple[_Axis, _Axis] | None, ...]
+    """For each leaf of (state, frame) its row and column axes; None if it has no pixels."""
+
+    @classmethod
+    def over(
+        cls, grid: TileGrid, model: VideoRestorer, state: State, height: int, width: int
+    ) -> _Tiles:
+        halo = halo_of(model)
+        frame = (height, width)
+        tile = tuple(
+            min(model._round_up(size), whole)
+            for size, whole in zip((grid.height, grid.width), frame, strict=True)
+        )
+        read = tuple(min(t + 2 * halo, whole) for t, whole in zip(tile, frame, strict=True))
+        axes = (
+            *_pixel_axes(model, state, height, width),
+            (_Axis(1, model.multiple), _Axis(2, model.multiple)),
+        )
+        return cls(model.multiple, frame, tile, read, axes)
+
+    @property
+    def count(self) -> int:
+        rows, columns = self._grid
+        return rows * columns
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        (height, width), (tile_height, tile_width) = self.frame, self.tile
+        return -(-height // tile_height), -(-width // tile_width)
+
+    def window(self, i: Int[Array, ""] | int) -> _Window:
+        """The window of tile ``i``, inside the frame, so that its borders are the real ones."""
+        position = jnp.divmod(jnp.asarray(i, jnp.int32), self._grid[1])
+        origin, start = [], []
+        for axis in range(2):
+            whole, tile, read = self.frame[axis], self.tile[axis], self.read[axis]
+            first = jnp.minimum(position[axis] * tile, whole - tile)
+            origin.append(first)
+            # The halo is half of what a window reads beyond the tile, unless the frame cuts it.
+            halo = (read - tile) // 2 if read < whole else 0
+            start.append(jnp.clip(first - halo, 0, whole - read))
+        return _Window(tuple(origin), tuple(start))
+
+    def first_cover(self, i: Int[Array, ""] | int, window: _Window) -> Bool[Array, "H W"]:
+        """Which pixels of the window tile ``i`` counts: its own, less those of earlier tiles."""
+        position = jnp.divmod(jnp.asarray(i, jnp.int32), self._grid[1])
+        inside = []
+        for axis in range(2):
+            pixels = window.start[axis] + jnp.arange(self.read[axis])
+            first = position[axis] * self.tile[axis]
+            inside.append((pixels >= first) & (pixels < first + self.tile[axis]))
+        return inside[0][:, None] & inside[1][None, :]
+
+    def cut(self, arrays: Any, window: _Window) -> Any:
+        """The part of each array of (state, frame) that the window reads."""
+
+        def cut_leaf(leaf: Array, axes: tuple[_Axis, _Axis] | None) -> Array:
+            for which, axis in enumerate(axes or ()):
+                leaf = lax.dynamic_slice_in_dim(
+                    leaf,
+                    self._samples(window.start[which], axis),
+                    self._samples(self.read[which], axis),
+                    axis.index,
+                )
+            return leaf
+
+        return self._map(cut_leaf, arrays)
+
+    def paste(self, new: Any, whole: Any, window: _Window) -> Any:
+        """Puts the tile inside ``new``, the arrays of a window, at its place in ``whole``."""
+
+        def paste_leaf(new: Array, axes: tuple[_Axis, _Axis] | None, whole: Array) -> Array:
+            if axes is None:  # counters: every tile gives the same
+                return new
+            place = [jnp.int32(0)] * whole.ndim
+            for which, axis in enumerate(axes):
+                new = lax.dynamic_slice_in_dim(
+                    new,
+                    self._samples(window.origin[which] - window.start[which], axis),
+                    self._samples(self.tile[which], axis),
+                    axis.index,
+                )
+                place[axis.index] = self._samples(window.origin[which], axis)
+            return lax.dynamic_update_slice(whole, new, place)
+
+        return self._map(paste_leaf, new, whole)
+
+    def _samples(self, pixels: Any, axis: _Axis) -> Any:
+        return pixels // self.multiple * axis.samples
+
+    def _map(self, f: Callable[..., Array], arrays: Any, *rest: Any) -> Any:
+        leaves, tree = jax.tree.flatten(arrays)
+        others = [jax.tree.leaves(other) for other in rest]
+        return tree.unflatten(
+            f(leaf, axes, *other)
+            for leaf, axes, *other in zip(leaves, self.axes, *others, strict=True)
+        )
+
+
+def _pixel_axes(
+    model: VideoRestorer, state: State, height: int, width: int
+) -> list[tuple[_Axis, _Axis] | None]:
+    """Which axes of the state follow the frame's rows and columns: those that grow with it."""
+
+    def shapes(height: int, width: int) -> list[tuple[int, ...]]:
+        batch = 1
+        tree = jax.eval_shape(lambda: model._initial_state(batch, height, width))
+        return [leaf.shape for leaf in jax.tree.leaves(tree)]
+
+    here = shapes(height, width)
+    taller = shapes(height + model.multiple, width)
+    wider = shapes(height, width + model.multiple)
+
+    def grown(small: tuple[int, ...], large: tuple[int, ...]) -> list[_Axis]:
+        pairs = enumerate(zip(small, large, strict=True))
+        return [_Axis(index, b - a) for index, (a, b) in pairs if b != a]
+
+    axes: list[tuple[_Axis, _Axis] | None] = []
+    for shape, tall, wide in zip(here, taller, wider, strict=True):
+        rows, columns = grown(shape, tall), grown(shape, wide)
+        if not rows and not columns:
+            axes.append(None)
+        elif len(rows) == len(columns) == 1:
+            axes.append((rows[0], columns[0]))
+        else:
+            raise ValueError(f"a state of shape {shape} does not follow the frame like an image")
+    return axes

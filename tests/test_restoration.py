@@ -1,0 +1,119 @@
+"""Clips and streams: any length and size, the two views equal, memory that does not grow."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
+from jaxdeblur.restoration import (
+    Stream,
+    choose_tiles,
+    free_memory,
+    from_uint8,
+    restore_clip,
+    step_memory,
+    stream,
+    to_uint8,
+)
+
+CONFIG = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> Strcnn:
+    return Strcnn(CONFIG, rngs=nnx.Rngs(0))
+
+
+def video(frames: int, height: int = 16, width: int = 18, dtype=np.uint8) -> np.ndarray:
+    rng = np.random.default_rng(frames)
+    return rng.integers(0, np.iinfo(dtype).max, (frames, height, width, 3), dtype, endpoint=True)
+
+
+def test_uint8_goes_to_floats_and_back_unchanged():
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(to_uint8(from_uint8(levels)), levels)
+    assert from_uint8(levels).dtype == jnp.float32
+
+
+def test_to_uint8_clips_and_rounds():
+    values = np.array([-0.5, 0.0, 0.49 / 255, 0.51 / 255, 1.0, 7.0], np.float32)
+    np.testing.assert_array_equal(to_uint8(values), [0, 0, 0, 1, 255, 255])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_stream_equals_clip_to_one_grey_level(model, frames):
+    blurred = video(frames)
+    streamed = np.stack(list(stream(model, iter(blurred))))
+    clip = restore_clip(model, blurred)
+    assert streamed.shape == clip.shape == blurred.shape
+    assert streamed.dtype == clip.dtype == np.uint8
+    assert np.abs(streamed.astype(int) - clip).max() <= 1
+    assert np.abs(clip.astype(int) - blurred).max() > 1, "the model changes nothing"
+
+
+def test_16_bits_are_kept(model):
+    deep = video(3, dtype=np.uint16)
+    restored = np.stack(list(stream(model, deep)))
+    assert restored.dtype == np.uint16
+    # What 8 bits give is the same to half a step of 8 bits: nothing between is 8 bits wide.
+    clip = np.asarray(model.restore_clip(jnp.asarray(deep / 65535, jnp.float32)[None])[0])
+    assert np.abs(restored - np.clip(clip, 0, 1) * 65535).max() <= 2
+
+
+def test_no_frames_in_no_frames_out(model):
+    assert list(stream(model, iter(()))) == []
+
+
+def test_a_stream_tells_what_is_pending_and_refuses_another_size(model):
+    frames = video(2)
+    restoration = Stream(model, 16, 18)
+    assert list(restoration.flush()) == []
+    assert restoration.push(frames[0]) is None
+    assert restoration.pending == 1
+    with pytest.raises(ValueError, match=r"\(8, 18, 3\)"):
+        restoration.push(frames[1][:8])
+    assert len(list(restoration.flush())) == 1
+    assert restoration.pending == 0
+
+
+def test_strength_mixes_with_the_frame_that_went_in(model):
+    blurred = video(3)
+
+    def restored_at(strength: float) -> np.ndarray:
+        restoration = Stream(model, 16, 18, strength=strength)
+        frames = [restoration.push(frame) for frame in blurred]
+        due = [frame for frame in frames if frame is not None]
+        return np.stack([*due, *restoration.flush()]).astype(int)
+
+    none, half, full = (restored_at(strength) for strength in (0.0, 0.5, 1.0))
+    np.testing.assert_array_equal(none, blurred)
+    assert np.abs(half - (none + full) / 2).max() <= 1
+
+
+def test_one_compilation_a_size(model):
+    from jaxdeblur import restoration
+
+    list(stream(model, video(2)))
+    compiled = restoration._step._cache_size()
+    list(stream(model, video(4)))
+    other = Strcnn(CONFIG, rngs=nnx.Rngs(1))
+    list(stream(other, video(3)))
+    assert restoration._step._cache_size() == compiled
+
+
+def test_tiles_are_chosen_by_memory(model):
+    whole = step_memory(model, 32, 512)
+    assert choose_tiles(model, 32, 512, budget=whole) is None
+    grid = choose_tiles(model, 32, 512, budget=int(0.9 * whole))
+    assert grid is not None
+    assert step_memory(model, 32, 512, tiles=grid) <= 0.9 * whole
+    with pytest.raises(Exception, match="does not fit"):
+        choose_tiles(model, 32, 512, budget=1000)
+
+
+def test_free_memory_is_that_of_the_machine():
+    assert 2**26 < free_memory(jax.devices()[0]) < 2**46
