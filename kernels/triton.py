@@ -1,0 +1,169 @@
+"""What the Pallas kernels share: how pixels are divided, masked tiles, products, the call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jax.typing import DTypeLike
+
+from kernels.tiles import Tile
+
+Ref: TypeAlias = Any
+"""A kernel's view of one block of an array in the GPU's memory."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the pixels of `frames` frames are divided: into chunks, one a program, and tiles.
+
+    The grid is (frames, chunks). Blocks are padded to powers of two beyond the arrays, so
+    every load and store of pixels is masked to what is there.
+    """
+
+    frames: int
+    pixels: int
+    tile: Tile
+
+    @property
+    def tiles_a_chunk(self) -> int:
+        """So many that all frames together make about `tile.programs` programs."""
+        chunks = max(1, self.tile.programs // self.frames)
+        tiles = pl.cdiv(self.pixels, self.tile.pixels)
+        return max(pl.cdiv(tiles, chunks), min(self.tile.least_tiles, tiles))
+
+    @property
+    def chunk(self) -> int:
+        """Pixels of one program."""
+        return self.tiles_a_chunk * self.tile.pixels
+
+    @property
+    def chunks(self) -> int:
+        """Programs of one frame."""
+        return pl.cdiv(self.pixels, self.chunk)
+
+    def rows(self, columns: int) -> pl.BlockSpec:
+        """Pixels down, for an array [frames, pixels, columns]."""
+        return pl.BlockSpec((None, self.chunk, columns), lambda i, s: (i, s, 0))
+
+    def columns(self, rows: int) -> pl.BlockSpec:
+        """Pixels across, for an array [frames, rows, pixels]."""
+        return pl.BlockSpec((None, rows, self.chunk), lambda i, s: (i, 0, s))
+
+    def each_frame(self, *shape: int) -> pl.BlockSpec:
+        """The same for all programs of a frame, for an array [frames, *shape]."""
+        return pl.BlockSpec((None, *shape), lambda i, s: (i, *(0 for _ in shape)))
+
+    def each_program(self, *shape: int) -> pl.BlockSpec:
+        """One result a program, for an array [frames, chunks, *shape]."""
+        return pl.BlockSpec((None, None, *shape), lambda i, s: (i, s, *(0 for _ in shape)))
+
+    def of_programs(self, *shape: int) -> jax.ShapeDtypeStruct:
+        """The float32 array that `each_program` fills."""
+        return jax.ShapeDtypeStruct((self.frames, self.chunks, *shape), jnp.float32)
+
+    def over_tiles(self, step: Callable[[pl.Slice, Array | None, Any], Any], carry: Any) -> Any:
+        """Run `step(where, present, carry)` on each tile of this program's chunk.
+
+        `where` slices the chunk; `present` says which of its pixels the frame has, None if all.
+        """
+        first = pl.program_id(1) * self.chunk
+
+        def tile(i: Array, carry: Any) -> Any:
+            start = i * self.tile.pixels
+            present = None
+            if self.pixels % self.chunk:
+                present = first + start + jnp.arange(self.tile.pixels) < self.pixels
+            return step(pl.ds(start, self.tile.pixels), present, carry)
+
+        return lax.fori_loop(0, self.tiles_a_chunk, tile, carry)
+
+    def call(
+        self,
+        kernel: Callable[..., None],
+        inputs: Sequence[tuple[Array, pl.BlockSpec]],
+        outputs: Sequence[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
+        interpret: bool,
+    ) -> list[Array]:
+        """Run the kernel once for each chunk of each frame."""
+        return pl.pallas_call(
+            kernel,
+            grid=(self.frames, self.chunks),
+            in_specs=[spec for _, spec in inputs],
+            out_specs=[spec for _, spec in outputs],
+            out_shape=[shape for shape, _ in outputs],
+            compiler_params=plgpu.CompilerParams(
+                num_warps=self.tile.warps, num_stages=self.tile.stages
+            ),
+            interpret=interpret,
+            name=kernel.__name__,
+        )(*(array for array, _ in inputs))
+
+
+def everywhere(*shape: int) -> pl.BlockSpec:
+    """The same for all programs, for an array of this shape."""
+    return pl.BlockSpec(shape, lambda i, s: tuple(0 for _ in shape))
+
+
+def padded(size: int) -> int:
+    """Pad to a power of two, at least the 16 that a tensor core's product takes."""
+    return max(16, pl.next_power_of_2(size))
+
+
+def pad(array: Array, *sizes: int, value: float = 0.0) -> Array:
+    """Pad the last dimensions of a small array to `sizes`."""
+    lead = array.ndim - len(sizes)
+    widths = [(0, size - array.shape[lead + i]) for i, size in enumerate(sizes)]
+    if not any(after for _, after in widths):
+        return array
+    return jnp.pad(array, [(0, 0)] * lead + widths, constant_values=value)
+
+
+def mask(
+    present: Array | None, size: int, shape: tuple[int, int], *, across: bool = False
+) -> Array | None:
+    """Which of a tile there is: the `present` pixels and the first `size` of the other dimension.
+
+    Pixels run down the tile, or across it. None where all of it is there.
+    """
+    other = shape[0 if across else 1]
+    masks = []
+    if present is not None:
+        masks.append(present[None, :] if across else present[:, None])
+    if size != other:
+        inside = jnp.arange(other) < size
+        masks.append(inside[:, None] if across else inside[None, :])
+    if not masks:
+        return None
+    return jnp.broadcast_to(math.prod(masks[1:], start=masks[0]), shape)
+
+
+def load(ref: Ref, mask: Array | None, other: float = 0.0) -> Array:
+    """Load a tile, with `other` where it is masked."""
+    return plgpu.load(ref, mask=mask, other=None if mask is None else other)
+
+
+def store(ref: Ref, mask: Array | None, value: Array) -> None:
+    """Store a tile in the dtype of the array, but for what is masked."""
+    plgpu.store(ref, value.astype(ref.dtype), mask=mask)
+
+
+def product(a: Array, b: Array, contracted: tuple[int, int], dtype: DTypeLike) -> Array:
+    """Contract one dimension of each tile: operands in `dtype`, sums and result in float32.
+
+    Half precision takes the tensor cores; float32 does not, as they would round it to TF32.
+    """
+    return lax.dot_general(
+        a.astype(dtype),
+        b.astype(dtype),
+        (((contracted[0],), (contracted[1],)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
