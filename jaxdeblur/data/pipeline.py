@@ -125,7 +125,7 @@ def batches(
         .map_with_index(lambda index, place: (index, *place))
         .random_map(sampler.sample, seed=seeds[0])
         # Process p of P takes slices p, P + p, ...: the p-th slice of each global batch.
-        .batch(batch_size // process_count, batch_fn=_stack)[
+        .batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack)[
             start_step * process_count + process_index :: process_count
         ]
     )
