@@ -1,0 +1,235 @@
+"""Factorised spatio-temporal attention: the six equations, one function each, and the block.
+
+Source: "Dynamic Scene Video Deblurring using Non-local Attention" (Suin and Rajagopalan, arXiv
+2021), section 3.
+
+The functions keep the paper's order of axes and put the batch B in front and the channels C where
+they belong: pixels are one axis P = h*w, combinations one axis K = M*N with k = m*N + n. What the
+convolutions f_s, f_t and f_p give (the logits) is an argument, so that each function is exactly its
+equation. Every softmax is in float32 whatever the dtype of the features.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+import kernels
+from jaxdeblur.models.fusion import Fusion
+from jaxdeblur.models.layers import Conv
+from jaxdeblur.shapes import ClipFeatures, Features, Squeezed, SqueezedWindow
+
+# Without TF32, which on a GPU would leave these sums three digits.
+_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+# --- The six equations ---
+
+
+def spatial_maps(logits: Float[Array, "B T M P"]) -> Float[Array, "B T M P"]:
+    """Eq. 1: A_s = softmax_HW(f_s(x)). Each of the M maps of a frame sums to 1 over its pixels."""
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
+def spatial_squeeze(maps: Float[Array, "B T M P"], x: Float[Array, "B T P C"]) -> Squeezed:
+    """Eq. 2: G_s^m = S_HW(A_s^m * x). What map m gathers from each frame."""
+    return _einsum("BTMP,BTPC->BTMC", maps, x).astype(x.dtype)
+
+
+def temporal_maps(logits: Float[Array, "B N T"]) -> Float[Array, "B N T"]:
+    """Eq. 3: A_t = softmax_T(f_t(x')). Each of the N maps sums to 1 over the window."""
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
+def temporal_squeeze(squeezed: Squeezed, maps: Float[Array, "B N T"]) -> SqueezedWindow:
+    """Eq. 4: G_st = G_s A_t^Tr. All M*N ways to gather from the window, k = m*N + n."""
+    gathered = _einsum("BTMC,BNT->BMNC", squeezed, maps)
+    return rearrange(gathered, "B M N C -> B (M N) C").astype(squeezed.dtype)
+
+
+def pixel_maps(logits: Float[Array, "B P K"]) -> Float[Array, "B P K"]:
+    """Eq. 5: A_p = softmax_1(f_p(x^R)). How each pixel mixes the K = M*N combinations."""
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
+def expand(maps: Float[Array, "B P K"], squeezed_window: SqueezedWindow) -> Float[Array, "B P C"]:
+    """Eq. 6: y^R = G_st A_p. What was gathered goes back to the pixels of the current frame."""
+    return _einsum("BPK,BKC->BPC", maps, squeezed_window).astype(squeezed_window.dtype)
+
+
+# --- What is kept of a frame ---
+
+
+class FrameMemory(NamedTuple):
+    """All that a window keeps of a past frame: M*C + C numbers, whatever the size of the frame."""
+
+    squeezed: Squeezed
+    """G_s."""
+    pooled: Float[Array, "B T C"]
+    """x', the mean over the pixels."""
+
+
+class PartialMemory(NamedTuple):
+    """What some of a frame's pixels add to its memory, in float32: that of a tile, say."""
+
+    squeezed: kernels.Partial
+    """Eq. 1-2 over those pixels."""
+    pooled: Float[Array, "B T C"]
+    """The sum of x."""
+    pixels: Float[Array, ""]
+    """The number of pixels."""
+
+
+def combine_partials(a: PartialMemory, b: PartialMemory) -> PartialMemory:
+    """What the pixels of both add."""
+    return PartialMemory(
+        kernels.combine_partials(a.squeezed, b.squeezed), a.pooled + b.pooled, a.pixels + b.pixels
+    )
+
+
+def finish_partial(partial: PartialMemory, dtype: DTypeLike) -> FrameMemory:
+    """The memory of a frame, from the partial memory of all its pixels."""
+    return FrameMemory(
+        kernels.finish_partial(partial.squeezed, dtype),
+        (partial.pooled / partial.pixels).astype(dtype),
+    )
+
+
+# --- The block ---
+
+
+class FactorisedAttention(Fusion):
+    """The six equations with their convolutions: f_s, f_t and f_p, and M and N.
+
+    ``remember`` is eq. 1-2, which depend on one frame alone; ``fuse`` is eq. 3-6.
+
+    Args:
+      channels: C.
+      spatial, temporal: M and N.
+      spatial_kernel, temporal_kernel, pixel_kernel: sizes of f_s, f_t and f_p, odd.
+      key_frames: how many frames of the window take part, chosen anew for each current frame; None
+        for all. It changes no parameter, so it can be set after training.
+      implementation: "reference" runs the equations above as they stand; the others run eq. 1-2 and
+        5-6 in ``kernels``, where they need not write the maps A_s and A_p to memory.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        spatial: int,
+        temporal: int,
+        spatial_kernel: int = 1,
+        temporal_kernel: int = 3,
+        pixel_kernel: int = 1,
+        key_frames: int | None = None,
+        implementation: kernels.Implementation = "auto",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.f_s = Conv(channels, spatial, spatial_kernel, dtype=dtype, rngs=rngs)
+        deviation = (2.0 / (temporal_kernel * channels)) ** 0.5
+        shape = (temporal_kernel, channels, temporal)
+        self.f_t_kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
+        self.f_t_bias = nnx.Param(jnp.zeros((temporal,)))
+        self.f_p = Conv(channels, spatial * temporal, pixel_kernel, dtype=dtype, rngs=rngs)
+        self.key_frames = key_frames
+        self.implementation = implementation
+        self.radius = max(self.f_s.radius, self.f_p.radius)
+
+    def remember(self, features: ClipFeatures) -> FrameMemory:
+        """Eq. 1-2 and the pooling of eq. 3 for each frame."""
+        x = rearrange(features, "B T h w C -> B T (h w) C")
+        pooled = x.mean(axis=2, dtype=jnp.float32).astype(x.dtype)
+        if self.implementation == "reference":
+            return FrameMemory(spatial_squeeze(self.spatial_maps(features), x), pooled)
+        if self.f_s.radius:
+            logits = self._spatial_logits(features)
+            squeezed = kernels.softmax_squeeze(logits, x, implementation=self.implementation)
+        else:
+            squeezed = kernels.projected_squeeze(
+                x, *_projection(self.f_s), implementation=self.implementation
+            )
+        return FrameMemory(squeezed, pooled)
+
+    def remember_part(self, features: ClipFeatures, inside: Bool[Array, "h w"]) -> PartialMemory:
+        """What the pixels ``inside`` add to the memory of each frame."""
+        x = rearrange(features, "B T h w C -> B T (h w) C").astype(jnp.float32)
+        inside = inside.reshape(-1)
+        logits = jnp.where(inside, self._spatial_logits(features), -jnp.inf)
+        return PartialMemory(
+            kernels.squeeze_partial(logits, x),
+            jnp.where(inside[:, None], x, 0.0).sum(axis=2),
+            inside.sum(dtype=jnp.float32),
+        )
+
+    def fuse(self, features: Features, window: FrameMemory) -> Features:
+        """Eq. 3-6: y^R, from the current frame's features and the memory of the window's frames."""
+        x = rearrange(features, "B h w C -> B (h w) C")
+        squeezed_window = temporal_squeeze(window.squeezed, self.temporal_maps(window.pooled))
+        if self.implementation == "reference":
+            y = expand(self.pixel_maps(features), squeezed_window)
+        elif self.f_p.radius:
+            logits = self._pixel_logits(features)
+            y = kernels.softmax_expand(logits, squeezed_window, implementation=self.implementation)
+        else:
+            y = kernels.projected_expand(
+                x, *_projection(self.f_p), squeezed_window, implementation=self.implementation
+            )
+        return y.reshape(features.shape)
+
+    def spatial_maps(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
+        """A_s of each frame (eq. 1)."""
+        return spatial_maps(self._spatial_logits(features))
+
+    def temporal_maps(self, pooled: Float[Array, "B T C"]) -> Float[Array, "B N T"]:
+        """A_t over the window (eq. 3), of the key frames alone if so configured."""
+        logits = self._temporal_logits(pooled)
+        if self.key_frames is not None and self.key_frames < logits.shape[-1]:
+            logits = keep_key_frames(logits, self.key_frames)
+        return temporal_maps(logits)
+
+    def pixel_maps(self, features: Features) -> Float[Array, "B P K"]:
+        """A_p of the current frame (eq. 5)."""
+        return pixel_maps(self._pixel_logits(features))
+
+    def _spatial_logits(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
+        """f_s."""
+        return rearrange(self.f_s(features), "B T h w M -> B T M (h w)")
+
+    def _temporal_logits(self, pooled: Float[Array, "B T C"]) -> Float[Array, "B N T"]:
+        """f_t: a 1-D convolution over the window, zeros beyond its ends, in float32."""
+        kernel, time = self.f_t_kernel[...], pooled.shape[1]
+        margin = kernel.shape[0] // 2
+        padded = jnp.pad(pooled.astype(jnp.float32), ((0, 0), (margin, margin), (0, 0)))
+        shifted = jnp.stack([padded[:, i : i + time] for i in range(kernel.shape[0])])
+        return _einsum("iBTC,iCN->BNT", shifted, kernel) + self.f_t_bias[...][:, None]
+
+    def _pixel_logits(self, features: Features) -> Float[Array, "B P K"]:
+        """f_p."""
+        return rearrange(self.f_p(features), "B h w K -> B (h w) K")
+
+
+def _projection(conv: Conv) -> tuple[Float[Array, "C M"], Float[Array, " M"]]:
+    """A 1x1 convolution as a matrix and a bias."""
+    assert conv.bias is not None
+    return conv.kernel[...][0, 0], conv.bias[...]
+
+
+def keep_key_frames(logits: Float[Array, "B N T"], count: int) -> Float[Array, "B N T"]:
+    """Leaves ``count`` frames of the window in eq. 3; the others get weight 0 in every map.
+
+    The key frames are those with the highest logit in any of the N maps: choosing costs nothing,
+    and how good a choice was is learnt through the weights of the chosen. (The CVPR 2021 version
+    chooses by reinforcement learning, which its public text does not specify.)
+    """
+    _, chosen = lax.top_k(logits.max(axis=1), count)
+    kept = jax.nn.one_hot(chosen, logits.shape[-1], dtype=jnp.bool_).any(axis=1)
+    return jnp.where(kept[:, None], logits, -jnp.inf)

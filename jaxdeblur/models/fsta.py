@@ -1,0 +1,533 @@
+"""The attention network: an encoder-decoder of dense blocks that fuses its window by factorised
+spatio-temporal attention, or by what that replaces.
+
+Source: "Dynamic Scene Video Deblurring using Non-local Attention" (Suin and Rajagopalan, arXiv
+2021), section 3 and figure 1. Widths, depths, M, N and T were never published: docs/attention.md
+says what was chosen and what it costs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.attention import (
+    FactorisedAttention,
+    PartialMemory,
+    combine_partials,
+    finish_partial,
+)
+from jaxdeblur.models.explanation import AttentionMaps, Explanation
+from jaxdeblur.models.fusion import Concat, Conv3d, Fusion, Memory, NonLocal
+from jaxdeblur.models.layers import LEAK, Conv, activation, depth_to_space, space_to_depth
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.shapes import Clip, Features, Frame
+
+FusionName = Literal["fsta", "nonlocal", "concat", "conv3d", "none"]
+Implementation = Literal["auto", "reference", "pallas"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FstaConfig:
+    """The fields of the attention network.
+
+    Level 0 has half the height and width of the frame, level 1 a quarter, and so on.
+
+    Attributes:
+      window: T, the frames that the attention sees. Odd, the current frame in the middle, unless
+        ``causal``.
+      causal: the window is the current frame and the T-1 before it: no look-ahead.
+      widths: channels of each level.
+      growths: channels that each convolution of a dense block adds, of each level.
+      dense_layers: 3x3 convolutions in a dense block.
+      encoder_blocks, decoder_blocks: dense blocks of each level.
+      attention_levels: where the window is fused.
+      fusion: how: factorised attention, or what it is compared with (models/fusion.py).
+      spatial_maps, temporal_maps: M and N.
+      spatial_kernel, temporal_kernel, pixel_kernel: sizes of f_s, f_t and f_p.
+      gated: what the window gives is weighted by pixel and channel before it is taken in (CVPR
+        2021; how, is our choice).
+      key_frames: how many frames of the window take part (CVPR 2021; how they are chosen, is our
+        choice); None for all. Can be changed after training.
+      nonlocal_bytes: what fusion="nonlocal" may take.
+      implementation: of eq. 1-2 and 5-6 (``kernels``).
+      dtype: of the computation; parameters and output are float32.
+      scales: the sizes at which the network runs, coarse to fine (models/coarse_to_fine.py).
+    """
+
+    window: int = 5
+    causal: bool = False
+    widths: tuple[int, ...] = (64, 96, 128)
+    growths: tuple[int, ...] = (32, 48, 64)
+    dense_layers: int = 4
+    encoder_blocks: tuple[int, ...] = (2, 2, 2)
+    decoder_blocks: tuple[int, ...] = (2, 2, 2)
+    attention_levels: tuple[int, ...] = (0, 1, 2)
+    fusion: FusionName = "fsta"
+    spatial_maps: int = 16
+    temporal_maps: int = 8
+    spatial_kernel: int = 1
+    temporal_kernel: int = 3
+    pixel_kernel: int = 1
+    gated: bool = False
+    key_frames: int | None = None
+    nonlocal_bytes: int = 2**30
+    implementation: Implementation = "auto"
+    dtype: str = "float32"
+    scales: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        def require(holds: bool, field: str, what: str) -> None:
+            if not holds:
+                raise UserError(f"{field} must be {what}, not {getattr(self, field)!r}")
+
+        for field in ("window", "dense_layers", "spatial_maps", "temporal_maps", "nonlocal_bytes"):
+            require(getattr(self, field) >= 1, field, "1 or more")
+        if not self.causal and self.window % 2 == 0:
+            raise UserError(
+                f"window must be odd, to have the current frame in its middle, or causal be true; "
+                f"not {self.window}"
+            )
+        for field in ("spatial_kernel", "temporal_kernel", "pixel_kernel"):
+            require(getattr(self, field) % 2 == 1 and getattr(self, field) > 0, field, "odd")
+        require(
+            len(self.widths) > 0 and min(self.widths) >= 1, "widths", "1 or more channels a level"
+        )
+        for field in ("growths", "encoder_blocks", "decoder_blocks"):
+            values = getattr(self, field)
+            require(
+                len(values) == len(self.widths) and min(values) >= 1,
+                field,
+                f"{len(self.widths)} numbers from 1, one for each of widths",
+            )
+        require(
+            set(self.attention_levels) <= set(range(len(self.widths)))
+            and list(self.attention_levels) == sorted(set(self.attention_levels)),
+            "attention_levels",
+            f"rising levels from 0 to {len(self.widths) - 1}",
+        )
+        require(self.fusion in get_args(FusionName), "fusion", f"one of {get_args(FusionName)}")
+        require(
+            self.implementation in get_args(Implementation),
+            "implementation",
+            f"one of {get_args(Implementation)}",
+        )
+        require(
+            self.key_frames is None or 1 <= self.key_frames <= self.window,
+            "key_frames",
+            f"1 to {self.window} (window), or none",
+        )
+
+
+FSTA = FstaConfig()
+"""The quality network: 1.1 MMAC a pixel at half size, as much as STRCNN's 5+5 blocks of 64."""
+
+FSTA_SMALL = FstaConfig(
+    widths=(24, 48),
+    growths=(12, 24),
+    dense_layers=3,
+    encoder_blocks=(1, 1),
+    decoder_blocks=(1, 2),
+    attention_levels=(0, 1),
+    spatial_maps=8,
+    temporal_maps=4,
+)
+"""Trains on two CPU cores."""
+
+FSTA_LIVE = FstaConfig(
+    window=16,
+    causal=True,
+    widths=(32, 48, 96),
+    growths=(16, 24, 48),
+    dense_layers=3,
+    encoder_blocks=(1, 1, 1),
+    decoder_blocks=(1, 1, 1),
+    attention_levels=(1,),
+    spatial_maps=8,
+    temporal_maps=4,
+)
+"""No look-ahead, and a tenth of the work."""
+
+
+class DenseBlock(nnx.Module):
+    """Convolutions that each see all that came before them, then a 1x1 back to the width, added.
+
+    "Densely connected modules" (section 3); the 1x1 and the addition are those of residual dense
+    networks (Zhang et al., CVPR 2018), so that blocks can be stacked.
+    """
+
+    def __init__(
+        self, width: int, growth: int, layers: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        self.layers = nnx.List(
+            [Conv(width + i * growth, growth, dtype=dtype, rngs=rngs) for i in range(layers)]
+        )
+        # A small last convolution keeps the variance of a deep stack near that of its input.
+        self.join = Conv(width + layers * growth, width, 1, gain=0.2, dtype=dtype, rngs=rngs)
+
+    @property
+    def radius(self) -> int:
+        """How many pixels to each side an output pixel reads."""
+        return sum(layer.radius for layer in self.layers)
+
+    def __call__(self, x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"]:
+        """Features to features of the same shape."""
+        seen = x
+        for layer in self.layers:
+            seen = jnp.concatenate([seen, activation(LEAK)(layer(seen))], axis=-1)
+        return x + self.join(seen)
+
+
+class FusionBlock(nnx.Module):
+    """Takes y^R, what the window gives, into the current frame's features: x + merge([x, y]).
+
+    The paper ends at y^R; the merging is ours and the same for every way of fusing.
+    """
+
+    def __init__(
+        self, fusion: Fusion, width: int, *, gated: bool, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        self.fusion = fusion
+        self.gate = Conv(2 * width, width, 1, dtype=dtype, rngs=rngs) if gated else None
+        self.merge = Conv(2 * width, width, 1, gain=0.5, dtype=dtype, rngs=rngs)
+
+    @property
+    def radius(self) -> int:
+        """How many pixels to each side an output pixel reads, where the fusion is local."""
+        return self.fusion.radius
+
+    def __call__(
+        self, x: Float[Array, "*leading h w C"], y: Float[Array, "*leading h w C"]
+    ) -> Float[Array, "*leading h w C"]:
+        """The fused features."""
+        if self.gate is not None:
+            y = y * jax.nn.sigmoid(self.gate(jnp.concatenate([x, y], axis=-1)))
+        return x + self.merge(jnp.concatenate([x, y], axis=-1))
+
+
+Pyramid = tuple[Float[Array, "..."], ...]
+"""Features of every level, level 0 first: ``... h w C`` each with its own h, w and C."""
+
+
+class StreamState(NamedTuple):
+    """What a stream keeps. Slot ``i % slots`` of a ring holds frame i."""
+
+    seen: Int[Array, ""]
+    """How many frames came in."""
+    memory: tuple[Memory, ...]
+    """For each fusion block, a ring of what the last T frames are remembered by."""
+    waiting: tuple[Float[Array, "B L H W 3"], Pyramid] | None
+    """Rings of the frames that wait for their look-ahead, and of their features; None if causal."""
+
+
+class Fsta(VideoRestorer):
+    """The attention network.
+
+    The features of a frame depend on that frame alone (``encode``), and so does what it is
+    remembered by (``remember``). ``fuse`` brings the window in, ``decode`` makes the image. A clip
+    runs each of them once on all frames; a stream runs each once a frame.
+    """
+
+    def __init__(self, config: FstaConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.lookahead = 0 if config.causal else config.window // 2
+        self.multiple = 2 ** len(config.widths)
+        self.dtype = dtype = jnp.dtype(config.dtype)
+        widths = config.widths
+        finer_and_coarser = list(itertools.pairwise(widths))
+
+        def dense_blocks(level: int, count: int) -> nnx.List:
+            width, growth = widths[level], config.growths[level]
+            return nnx.List(
+                [
+                    DenseBlock(width, growth, config.dense_layers, dtype=dtype, rngs=rngs)
+                    for _ in range(count)
+                ]
+            )
+
+        self.stem = Conv(12, widths[0], dtype=dtype, rngs=rngs)
+        self.encoder = nnx.List([dense_blocks(*x) for x in enumerate(config.encoder_blocks)])
+        # Halving and doubling move pixels into channels and back around a 1x1 convolution: on a
+        # CPU a strided convolution and above all a transposed one have very slow gradients.
+        self.down = nnx.List(
+            [
+                Conv(4 * fine, coarse, 1, dtype=dtype, rngs=rngs)
+                for fine, coarse in finer_and_coarser
+            ]
+        )
+        levels = () if config.fusion == "none" else config.attention_levels
+        self.fusion_levels = tuple(levels)
+        self.fusion = nnx.List(
+            [
+                FusionBlock(
+                    _fusion(config, widths[level], rngs),
+                    widths[level],
+                    gated=config.gated,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for level in levels
+            ]
+        )
+        self.up = nnx.List(
+            [
+                Conv(coarse, 4 * fine, 1, gain=0.5, dtype=dtype, rngs=rngs)
+                for fine, coarse in finer_and_coarser
+            ]
+        )
+        self.decoder = nnx.List([dense_blocks(*x) for x in enumerate(config.decoder_blocks)])
+        # Near the identity at the start; with exactly zero short trainings stayed there.
+        self.head = Conv(widths[0], 12, gain=0.05, dtype=dtype, rngs=rngs)
+
+    # --- The parts of the network ---
+
+    def encode(self, frames: Float[Array, "*leading H W 3"]) -> Pyramid:
+        """The features of each frame, at every level."""
+        # Centred on zero, so that the zero padding at the border is a mid-grey, not black.
+        x = self.stem(space_to_depth(frames.astype(self.dtype) - 0.5, 2))
+        features = []
+        for level, blocks in enumerate(self.encoder):
+            if level:
+                x = self.down[level - 1](space_to_depth(activation(LEAK)(x), 2))
+            for block in blocks:
+                x = block(x)
+            features.append(x)
+        return tuple(features)
+
+    def remember(self, features: Pyramid) -> tuple[Memory, ...]:
+        """What each fusion block keeps of each frame; features of ``B T`` frames."""
+        return tuple(
+            block.fusion.remember(features[level])
+            for level, block in zip(self.fusion_levels, self.fusion, strict=True)
+        )
+
+    def fuse(self, features: Pyramid, window: tuple[Memory, ...]) -> Pyramid:
+        """Brings the memory of a window into the features of its current frame, ``B h w C``."""
+        fused = list(features)
+        for level, block, memory in zip(self.fusion_levels, self.fusion, window, strict=True):
+            fused[level] = block(fused[level], block.fusion.fuse(fused[level], memory))
+        return tuple(fused)
+
+    def decode(
+        self, frames: Float[Array, "*leading H W 3"], fused: Pyramid
+    ) -> Float[Array, "*leading H W 3"]:
+        """The restored frames, float32: the blurred ones plus what the decoder makes."""
+        x = fused[-1]
+        for level in reversed(range(len(fused))):
+            if level < len(fused) - 1:
+                x = fused[level] + depth_to_space(self.up[level](x), 2)
+            for block in self.decoder[level]:
+                x = block(x)
+        residual = depth_to_space(self.head(activation(LEAK)(x)), 2)
+        return frames.astype(jnp.float32) + residual.astype(jnp.float32)
+
+    # --- The two views ---
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Which frame each place of the window is, counted from the current one."""
+        return tuple(range(self.lookahead - self.config.window + 1, self.lookahead + 1))
+
+    def _restore_clip(self, clip: Clip) -> Clip:
+        features = self.encode(clip)
+        memory = self.remember(features)
+        windows = self._windows(clip.shape[1])
+        fused = list(features)
+        for level, block, kept in zip(self.fusion_levels, self.fusion, memory, strict=True):
+            y = block.fusion.fuse_clip(fused[level], kept, windows)
+            fused[level] = block(fused[level], y)
+        return self.decode(clip, tuple(fused))
+
+    def _windows(self, time: int) -> Int[np.ndarray, "T window"]:
+        """The frames that each frame of a clip sees; beyond the ends, the first and the last."""
+        current = np.arange(time)[:, None]
+        return np.clip(current + np.asarray(self.offsets), 0, time - 1)
+
+    def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
+        self._check_fits(batch, height, width)
+        frame = jax.ShapeDtypeStruct((batch, 1, height, width, 3), jnp.float32)
+        features = jax.eval_shape(self.encode, frame)
+        memory = jax.eval_shape(self.remember, features)
+
+        def ring(slots: int, one: Any) -> Any:
+            return jax.tree.map(
+                lambda array: jnp.zeros((batch, slots, *array.shape[2:]), array.dtype), one
+            )
+
+        waiting = ring(self.lookahead, (frame, features)) if self.lookahead else None
+        return StreamState(jnp.int32(0), ring(self.config.window, memory), waiting)
+
+    def _step(
+        self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
+    ) -> tuple[StreamState, Frame]:
+        # A repeated frame stands for what lies beyond the end, like any other.
+        features = self.encode(frame[:, None])
+        return self._advance(state, frame, features, self.remember(features))
+
+    def _advance(
+        self, state: StreamState, frame: Frame, features: Pyramid, memory: tuple[Memory, ...]
+    ) -> tuple[StreamState, Frame]:
+        """The rest of a step, once the features and the memory of the new frame are known."""
+        rings = _write(state.memory, state.seen % self.config.window, memory)
+        current, waiting = (frame[:, None], features), None
+        if self.lookahead:
+            slot = state.seen % self.lookahead
+            current, waiting = _read(state.waiting, slot), _write(state.waiting, slot, current)
+        current_frame, current_features = jax.tree.map(lambda array: array[:, 0], current)
+        # Frames before the first are the first, which is still in its ring as long as it is needed.
+        window = jnp.maximum(state.seen - self.lookahead + jnp.asarray(self.offsets), 0)
+        slots = window % self.config.window
+        fused = self.fuse(current_features, jax.tree.map(lambda ring: ring[:, slots], rings))
+        return StreamState(state.seen + 1, rings, waiting), self.decode(current_frame, fused)
+
+    def _check_fits(self, batch: int, height: int, width: int) -> None:
+        """Raises :class:`UserError` before anything is compiled if the fusion can't fit."""
+        for level, block in zip(self.fusion_levels, self.fusion, strict=True):
+            if isinstance(block.fusion, NonLocal):
+                size = height >> (level + 1), width >> (level + 1)
+                block.fusion.rows_at_once(batch, self.config.window, *size)
+
+    # --- A frame too large to hold at once (jaxdeblur/tiling.py, Gathers) ---
+
+    @property
+    def gathering_rounds(self) -> int:
+        """1 with attention: what a frame is remembered by, of all blocks at once. Else 0."""
+        return int(self.config.fusion == "fsta" and len(self.fusion) > 0)
+
+    def gather_partial(
+        self, state: StreamState, frame: Frame, inside: Bool[Array, "H W"], gathered: tuple[()]
+    ) -> tuple[PartialMemory, ...]:
+        """What the pixels ``inside``, whole blocks of ``multiple``, add to the frame's memory."""
+        features = self.encode(frame[:, None])
+        return tuple(
+            block.fusion.remember_part(
+                features[level], inside[:: 2 ** (level + 1), :: 2 ** (level + 1)]
+            )
+            for level, block in zip(self.fusion_levels, self.fusion, strict=True)
+            if isinstance(block.fusion, FactorisedAttention)
+        )
+
+    def combine_partials(
+        self, a: tuple[PartialMemory, ...], b: tuple[PartialMemory, ...]
+    ) -> tuple[PartialMemory, ...]:
+        """What the pixels of both add."""
+        return tuple(combine_partials(*pair) for pair in zip(a, b, strict=True))
+
+    def step_gathered(
+        self,
+        gathered: tuple[tuple[PartialMemory, ...], ...],
+        state: StreamState,
+        frame: Frame,
+        repeated: Bool[Array, ""],
+    ) -> tuple[StreamState, Frame]:
+        """``_step`` on a tile, with the memory of the frame gathered over all its tiles."""
+        if not gathered:
+            return self._step(state, frame, repeated)
+        memory = tuple(finish_partial(partial, self.dtype) for partial in gathered[0])
+        return self._advance(state, frame, self.encode(frame[:, None]), memory)
+
+    @property
+    def receptive_radius(self) -> int:
+        """How many pixels to each side a step reads, apart from what is gathered (``Gathers``)."""
+        if self.config.fusion == "nonlocal" and self.fusion:
+            raise UserError("fusion='nonlocal' needs whole frames and can't run in tiles")
+        radius = 2 * (self.stem.radius + self.head.radius)
+        for level in range(len(self.encoder)):
+            blocks = [*self.encoder[level], *self.decoder[level]]
+            radius += 2 ** (level + 1) * sum(block.radius for block in blocks)
+        for level, block in zip(self.fusion_levels, self.fusion, strict=True):
+            radius += 2 ** (level + 1) * block.radius
+        # Halving joins blocks of pixels: a reach that ends inside a block extends to its end.
+        return radius + self.multiple
+
+    # --- Pictures of the attention ---
+
+    def explain_clip(self, clip: Clip) -> Explanation:
+        """The maps of eq. 1, 3 and 5 of every attention block and frame."""
+        features = self.encode(self._pad(clip))
+        windows = self._windows(clip.shape[1])
+        maps = [
+            self._explain(level, block.fusion, features[level], windows)
+            for level, block in zip(self.fusion_levels, self.fusion, strict=True)
+            if isinstance(block.fusion, FactorisedAttention)
+        ]
+        return Explanation(attention=tuple(maps))
+
+    def _explain(
+        self,
+        level: int,
+        attention: FactorisedAttention,
+        features: Float[Array, "B T h w C"],
+        windows: Int[np.ndarray, "T window"],
+    ) -> AttentionMaps:
+        height, width = features.shape[2:4]
+        pooled = attention.remember(features).pooled[:, windows]
+        folded: Features = rearrange(features, "B T h w C -> (B T) h w C")
+        batch = {"B": features.shape[0]}
+        size = {"h": height, "w": width}
+        return AttentionMaps(
+            name=f"level {level}, 1/{2 ** (level + 1)} of the size",
+            spatial_maps=rearrange(
+                attention.spatial_maps(features), "B T M (h w) -> B T M h w", **size
+            ),
+            temporal_maps=rearrange(
+                attention.temporal_maps(rearrange(pooled, "B T s C -> (B T) s C")),
+                "(B T) N s -> B T N s",
+                **batch,
+            ),
+            pixel_mix=rearrange(
+                attention.pixel_maps(folded), "(B T) (h w) K -> B T h w K", **batch, **size
+            ),
+            offsets=self.offsets,
+        )
+
+
+def _fusion(config: FstaConfig, channels: int, rngs: nnx.Rngs) -> Fusion:
+    """The way to fuse that ``config`` names."""
+    dtype = jnp.dtype(config.dtype)
+    match config.fusion:
+        case "fsta":
+            return FactorisedAttention(
+                channels,
+                spatial=config.spatial_maps,
+                temporal=config.temporal_maps,
+                spatial_kernel=config.spatial_kernel,
+                temporal_kernel=config.temporal_kernel,
+                pixel_kernel=config.pixel_kernel,
+                key_frames=config.key_frames,
+                implementation=config.implementation,
+                dtype=dtype,
+                rngs=rngs,
+            )
+        case "nonlocal":
+            return NonLocal(channels, limit_bytes=config.nonlocal_bytes, dtype=dtype, rngs=rngs)
+        case "concat":
+            return Concat(channels, config.window, dtype=dtype, rngs=rngs)
+        case "conv3d":
+            return Conv3d(channels, config.window, dtype=dtype, rngs=rngs)
+    raise ValueError(f"no fusion {config.fusion!r}")
+
+
+def _write(rings: Any, slot: Int[Array, ""], frame: Any) -> Any:
+    """Puts the one frame of ``frame``, ``B 1 ...``, into a slot of each ring."""
+    return jax.tree.map(
+        lambda ring, one: lax.dynamic_update_slice_in_dim(ring, one.astype(ring.dtype), slot, 1),
+        rings,
+        frame,
+    )
+
+
+def _read(rings: Any, slot: Int[Array, ""]) -> Any:
+    """The frame in a slot of each ring, ``B 1 ...``."""
+    return jax.tree.map(lambda ring: lax.dynamic_slice_in_dim(ring, slot, 1, axis=1), rings)

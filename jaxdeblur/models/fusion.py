@@ -1,0 +1,211 @@
+"""How the current frame takes information from its window: what attention is compared with.
+
+Each way splits in two: what a frame is remembered by, which depends on that frame alone, and the
+fusion of the current frame's features with the memory of its window. The factorised attention,
+which remembers M+1 vectors a frame, is in attention.py; those here remember whole feature maps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.layers import LEAK, Conv, activation
+from jaxdeblur.shapes import ClipFeatures, Features
+
+Memory = Any
+"""What a way of fusing remembers of frames: a pytree of arrays that begin with ``B T``."""
+
+
+class Fusion(nnx.Module):
+    """One way to fuse a window of frames.
+
+    Attributes:
+      radius: how many pixels of features to each side an output pixel reads, where it is local.
+    """
+
+    radius: int
+
+    def remember(self, features: ClipFeatures) -> Memory:
+        """What is kept of each frame."""
+        raise NotImplementedError
+
+    def fuse(self, features: Features, window: Memory) -> Features:
+        """y^R: what the current frame takes from the window, which contains it."""
+        raise NotImplementedError
+
+    def fuse_clip(
+        self, features: ClipFeatures, memory: Memory, windows: Int[np.ndarray, "T window"]
+    ) -> ClipFeatures:
+        """``fuse`` for every frame of a clip at once; ``windows[t]`` are the frames that t sees."""
+        batch = features.shape[0]
+        window = jax.tree.map(
+            lambda kept: rearrange(kept[:, windows], "B T s ... -> (B T) s ..."), memory
+        )
+        fused = self.fuse(rearrange(features, "B T h w C -> (B T) h w C"), window)
+        return rearrange(fused, "(B T) h w C -> B T h w C", B=batch)
+
+
+class Concat(Fusion):
+    """The usual way: the window's features laid side by side, and a 3x3 convolution."""
+
+    def __init__(
+        self, channels: int, window: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
+        self.mix = Conv(window * channels, channels, dtype=dtype, rngs=rngs)
+        self.radius = self.mix.radius
+
+    def remember(self, features: ClipFeatures) -> ClipFeatures:
+        """The whole feature maps."""
+        return features
+
+    def fuse(self, features: Features, window: ClipFeatures) -> Features:
+        """One convolution over everything."""
+        return self.mix(rearrange(window, "B T h w C -> B h w (T C)"))
+
+
+class Conv3d(Fusion):
+    """3x3x3 convolutions, without padding in time, until one frame is left of the window.
+
+    A 3-D convolution is a 2-D one over the channels of three successive frames, and runs as that.
+    """
+
+    def __init__(
+        self, channels: int, window: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
+        spans = [3] * ((window - 1) // 2) + ([2] if window % 2 == 0 else [])
+        self.spans = tuple(spans)
+        self.layers = nnx.List(
+            [Conv(span * channels, channels, dtype=dtype, rngs=rngs) for span in spans]
+        )
+        self.radius = sum(layer.radius for layer in self.layers)
+
+    def remember(self, features: ClipFeatures) -> ClipFeatures:
+        """The whole feature maps."""
+        return features
+
+    def fuse(self, features: Features, window: ClipFeatures) -> Features:
+        """Each layer takes in three frames and leaves two fewer."""
+        for index, (span, layer) in enumerate(zip(self.spans, self.layers, strict=True)):
+            if index:
+                window = activation(LEAK)(window)
+            left = window.shape[1] - span + 1
+            window = layer(jnp.concatenate([window[:, i : i + left] for i in range(span)], axis=-1))
+        return window[:, 0]
+
+
+class KeysAndValues(NamedTuple):
+    """What the non-local block remembers: the whole frame, twice."""
+
+    keys: ClipFeatures
+    values: ClipFeatures
+
+
+class NonLocal(Fusion):
+    """The non-local block of Wang et al. (CVPR 2018), embedded Gaussian, over the whole window.
+
+    Its affinity is a T*H*W x T*H*W matrix. The output for the current frame needs that frame's H*W
+    rows of it, and those are what is computed, a chunk of rows at a time; the block's result for
+    the current frame is the same. Logits are scaled by 1/sqrt(channels), which the original lacks:
+    without it the softmax is saturated at the start.
+
+    Args:
+      channels: C; keys and values have half as many, as in the original.
+      limit_bytes: what the window's keys and values and the chunk in work may take together.
+    """
+
+    LEAST_ROWS = 16
+    """With fewer rows at a time, reading all the keys again for each would be most of the work."""
+
+    def __init__(
+        self, channels: int, *, limit_bytes: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
+        inner = max(1, channels // 2)
+        self.query = Conv(channels, inner, 1, gain=0.7, dtype=dtype, rngs=rngs)
+        self.key = Conv(channels, inner, 1, gain=0.7, dtype=dtype, rngs=rngs)
+        self.value = Conv(channels, inner, 1, dtype=dtype, rngs=rngs)
+        self.out = Conv(inner, channels, 1, dtype=dtype, rngs=rngs)
+        self.limit_bytes = limit_bytes
+        self.inner = inner
+        self.radius = 0
+
+    def remember(self, features: ClipFeatures) -> KeysAndValues:
+        """Keys and values of every pixel."""
+        return KeysAndValues(self.key(features), self.value(features))
+
+    def fuse(self, features: Features, window: KeysAndValues) -> Features:
+        """Every pixel of the current frame looks at every pixel of the window."""
+        batch, height, width, _ = features.shape
+        rows = self.rows_at_once(batch, window.keys.shape[1], height, width)
+        gathered = nonlocal_rows(
+            rearrange(self.query(features), "B h w c -> B (h w) c"),
+            rearrange(window.keys, "B T h w c -> B (T h w) c"),
+            rearrange(window.values, "B T h w c -> B (T h w) c"),
+            rows,
+        )
+        return self.out(rearrange(gathered, "B (h w) c -> B h w c", h=height, w=width))
+
+    def fuse_clip(
+        self, features: ClipFeatures, memory: KeysAndValues, windows: Int[np.ndarray, "T window"]
+    ) -> ClipFeatures:
+        """Frame after frame, so that the windows are not all in memory at once."""
+
+        def fuse_frame(
+            current: tuple[Features, Int[Array, " window"]],
+        ) -> Features:
+            frame, window = current
+            return self.fuse(frame, jax.tree.map(lambda kept: kept[:, window], memory))
+
+        frames = rearrange(features, "B T h w C -> T B h w C")
+        fused = lax.map(fuse_frame, (frames, jnp.asarray(windows)))
+        return rearrange(fused, "T B h w C -> B T h w C")
+
+    def rows_at_once(self, batch: int, window: int, height: int, width: int) -> int:
+        """How many rows of the affinity fit into ``limit_bytes``; :class:`UserError` if too few."""
+        columns = batch * window * height * width
+        kept = columns * 2 * self.inner * self.query.dtype.itemsize
+        row = columns * 2 * 4  # logits and weights, float32
+        rows = (self.limit_bytes - kept) // row
+        if rows < min(self.LEAST_ROWS, height * width):
+            least = kept + self.LEAST_ROWS * row
+            raise UserError(
+                f"fusion='nonlocal' does not fit: a window of {window} maps of {width}x{height} "
+                f"needs {least / 2**20:.0f} MiB and nonlocal_bytes allows "
+                f"{self.limit_bytes / 2**20:.0f} MiB; raise it, or take smaller frames or 'fsta'"
+            )
+        return min(rows, height * width)
+
+
+def nonlocal_rows(
+    queries: Float[Array, "B Q c"],
+    keys: Float[Array, "B S c"],
+    values: Float[Array, "B S d"],
+    rows: int,
+) -> Float[Array, "B Q d"]:
+    """softmax(queries keys^T / sqrt(c)) values, ``rows`` rows of the affinity at a time.
+
+    With the queries of all frames of a window this is the full THW x THW block. The gradient
+    computes each chunk again, so it keeps to the same memory.
+    """
+    _, count, channels = queries.shape
+    chunks = -(-count // rows)
+    padded = jnp.pad(queries, ((0, 0), (0, chunks * rows - count), (0, 0)))
+
+    @jax.checkpoint
+    def attend(chunk: Float[Array, "B rows c"]) -> Float[Array, "B rows d"]:
+        logits = jnp.einsum("bqc,bsc->bqs", chunk, keys, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits / channels**0.5, axis=-1)
+        return jnp.einsum("bqs,bsd->bqd", weights, values).astype(values.dtype)
+
+    chunked = rearrange(padded, "B (n rows) c -> n B rows c", rows=rows)
+    gathered = lax.map(attend, chunked)
+    return rearrange(gathered, "n B rows d -> B (n rows) d")[:, :count]
