@@ -23,6 +23,11 @@ def register(config: type, model: Callable[..., VideoRestorer]) -> None:
     _MODELS[config] = model
 
 
+def kinds() -> dict[str, type]:
+    """The config classes that ``build`` knows, by name: what a checkpoint's config may be."""
+    return {config.__name__: config for config in _MODELS}
+
+
 def build(config: Any, seed: int = 0) -> VideoRestorer:
     """The model of a config, with parameters drawn from ``seed``; at several scales if it says so.
 

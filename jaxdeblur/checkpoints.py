@@ -1,0 +1,346 @@
+"""Run folders and weights: Orbax checkpoints while training, safetensors to pass on.
+
+A run folder holds ``config.json`` (what was trained, on what) and ``checkpoints/STEP/``. Loading
+runs no code from a file: configs are JSON checked field by field, weights are plain arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors
+import safetensors.numpy
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from jaxdeblur import models, weights
+from jaxdeblur.errors import UserError
+from jaxdeblur.files import replace_when_whole, write_json
+from jaxdeblur.models.parameters import Parameters, split
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.options import differing_fields, from_json
+from jaxdeblur.training import TrainingConfig, TrainState, best_parameters
+from jaxdeblur.version import VERSION
+
+CONFIG_NAME = "config.json"
+CHECKPOINTS_NAME = "checkpoints"
+_STATE, _WEIGHTS, _ABOUT = "state", "weights", "about"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run folder's ``config.json`` says."""
+
+    preset: str
+    network: Any
+    training: TrainingConfig
+    data: dict[str, Any]
+    """The data options as JSON; ``jaxdeblur.data.sources.DataConfig`` reads them."""
+
+    def write(self, folder: Path) -> None:
+        """Writes ``config.json``."""
+        write_json(
+            folder / CONFIG_NAME,
+            {
+                "jaxdeblur": VERSION,
+                "preset": self.preset,
+                "network": network_to_json(self.network),
+                "training": dataclasses.asdict(self.training),
+                "data": self.data,
+            },
+        )
+
+    @staticmethod
+    def read(folder: Path) -> Run:
+        """Reads ``config.json``; :class:`UserError` names the file and what is wrong in it."""
+        path = folder / CONFIG_NAME
+        values = _read_json(path)
+        missing = [name for name in ("preset", "network", "training", "data") if name not in values]
+        if missing:
+            raise UserError(f"{path}: {', '.join(missing)} is missing; this is no run folder")
+        if not isinstance(values["preset"], str) or not isinstance(values["data"], dict):
+            raise UserError(f"{path}: preset is a name and data an object")
+        return Run(
+            preset=values["preset"],
+            network=network_from_json(values["network"], str(path)),
+            training=from_json(TrainingConfig, values["training"], f"{path}: training"),
+            data=values["data"],
+        )
+
+
+def network_to_json(network: Any) -> dict[str, Any]:
+    """A network's config with the name of its class under ``kind``."""
+    return {"kind": type(network).__name__, **dataclasses.asdict(network)}
+
+
+def network_from_json(values: Any, where: str) -> Any:
+    """The config that ``network_to_json`` wrote; :class:`UserError` says what does not fit."""
+    kinds = models.kinds()
+    if not isinstance(values, dict) or values.get("kind") not in kinds:
+        raise UserError(f"{where}: network needs a kind, one of {', '.join(sorted(kinds))}")
+    fields = {name: value for name, value in values.items() if name != "kind"}
+    return from_json(kinds[values["kind"]], fields, f"{where}: network")
+
+
+class Checkpoints:
+    """The checkpoints of a run, one folder a step, written by Orbax in the background.
+
+    Half-written ones are removed at the next start. Every process of a run takes part in saving.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each save
+        self.folder = folder
+        self.manager = ocp.CheckpointManager(
+            folder.absolute() / CHECKPOINTS_NAME,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+        )
+
+    def save(self, state: TrainState) -> None:
+        """Saves ``state`` as the checkpoint of its step; an existing one of that step is kept."""
+        step = int(state.step)
+        if step in self.manager.all_steps():
+            return
+        weights = best_parameters(state)
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    _STATE: ocp.args.StandardSave(state._asdict()),
+                    _WEIGHTS: ocp.args.StandardSave(weights),
+                    _ABOUT: ocp.args.JsonSave(
+                        {"weights": _digest(weights), "parameters": _digest(state.parameters)}
+                    ),
+                }
+            ),
+        )
+
+    def restore_state(self, template: TrainState, sharding: Sharding) -> TrainState | None:
+        """The newest state that can be read whole, or None if there is no checkpoint at all.
+
+        Damaged checkpoints are skipped with a warning.
+        """
+        abstract = jax.tree.map(lambda a: _abstract(a, sharding), template._asdict())
+
+        def restore(step: int) -> TrainState:
+            item = self._restore(step, _STATE, abstract)
+            state = TrainState(**item)
+            self._check(step, "parameters", state.parameters)
+            return state
+
+        found = self._newest(restore)
+        return found[1] if found else None
+
+    def restore_weights(self, template: Parameters) -> tuple[int, Parameters] | None:
+        """The newest weights that can be read whole and their step, or None."""
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        abstract = {name: _abstract(a, here) for name, a in template.items()}
+
+        def restore(step: int) -> Parameters:
+            weights: Parameters = self._restore(step, _WEIGHTS, abstract)
+            self._check(step, "weights", weights)
+            return weights
+
+        return self._newest(restore)
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the last save and frees the manager."""
+        self.manager.close()
+
+    def _restore(self, step: int, item: str, abstract: Any) -> Any:
+        arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
+        return self.manager.restore(step, args=arguments)[item]
+
+    def _check(self, step: int, name: str, parameters: Parameters) -> None:
+        about = self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+        if about[_ABOUT].get(name) != _digest(parameters):
+            raise ValueError("the values are not those that were saved")
+
+    def _newest(self, restore: Any) -> Any:
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return step, restore(step)
+            except UserError:
+                raise
+            except Exception as error:
+                # Whatever a damaged file makes Orbax, TensorStore or JSON raise.
+                reason = " ".join(str(error).split())[:200]
+                path = self.folder / CHECKPOINTS_NAME / str(step)
+                warnings.warn(f"{path} can't be read and is skipped: {reason}", stacklevel=2)
+        if steps:
+            raise UserError(f"{self.folder}: none of its {len(steps)} checkpoints can be read")
+        return None
+
+
+def _abstract(array: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+
+def _digest(parameters: Parameters) -> str:
+    """SHA-256 of names, shapes and values, by which a damaged checkpoint is known."""
+    digest = hashlib.sha256()
+    for name in sorted(parameters):
+        array = parameters[name]
+        local = array.addressable_data(0) if isinstance(array, jax.Array) else array
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(local).tobytes())
+    return digest.hexdigest()
+
+
+class LoadedModel(NamedTuple):
+    """A model with trained parameters, and where they come from."""
+
+    model: VideoRestorer
+    preset: str
+    network: Any
+    step: int
+    source: str
+    """The run folder and step, the file, or the name of shipped weights."""
+    metadata: dict[str, Any]
+    """What is known of the training: the data, the options, scores."""
+
+
+def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedModel:
+    """Loads the model of a run folder, a ``.safetensors`` file, or the name of shipped weights.
+
+    Args:
+      name_or_path: a folder or file, or else one of ``jaxdeblur.weights.names()``.
+      dtype: of the computation, in place of the config's.
+
+    Raises:
+      UserError: there is no such thing, it is damaged, or it does not fit its own config.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return _load_run(path, dtype)
+    if path.is_file():
+        return _load_file(path, path.name, dtype)
+    if str(name_or_path) in weights.names():
+        return _load_file(weights.path(str(name_or_path)), str(name_or_path), dtype)
+    shipped = ", ".join(weights.names()) or "none are installed"
+    raise UserError(
+        f"--ckpt={name_or_path}: no such run folder or .safetensors file, and not the name of "
+        f"weights that ship ({shipped})"
+    )
+
+
+def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
+    run = Run.read(folder)
+    if not (folder / CHECKPOINTS_NAME).is_dir():
+        raise UserError(f"{folder}: it has no {CHECKPOINTS_NAME}/ yet")
+    network = run.network if dtype is None else dataclasses.replace(run.network, dtype=dtype)
+    rebuild, template = split(models.build(network))
+    checkpoints = Checkpoints(folder)
+    try:
+        found = checkpoints.restore_weights(template)
+    finally:
+        checkpoints.close()
+    if found is None:
+        raise UserError(f"{folder}: it has no checkpoint yet")
+    step, parameters = found
+    metadata = {"training": dataclasses.asdict(run.training), "data": run.data}
+    source = f"{folder} at step {step}"
+    return LoadedModel(rebuild(parameters), run.preset, network, step, source, metadata)
+
+
+def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    try:
+        about = json.loads(header.get("jaxdeblur", ""))
+    except json.JSONDecodeError:
+        about = None
+    if not isinstance(about, dict) or not isinstance(about.get("step"), int):
+        raise UserError(f"{path}: its header does not say which network it is for")
+    network = network_from_json(about.get("network"), str(path))
+    if dtype is not None:
+        network = dataclasses.replace(network, dtype=dtype)
+    rebuild, template = split(models.build(network))
+    check_fits(template, arrays, str(path))
+    parameters = {name: jax.numpy.asarray(arrays[name], jax.numpy.float32) for name in template}
+    preset = str(about.get("preset", ""))
+    return LoadedModel(rebuild(parameters), preset, network, about["step"], source, about)
+
+
+def check_fits(template: Parameters, arrays: dict[str, Any], where: str) -> None:
+    """Raises :class:`UserError`, naming the first differences, unless names and shapes agree."""
+    shapes = {name: tuple(array.shape) for name, array in template.items()}
+    theirs = {name: tuple(array.shape) for name, array in arrays.items()}
+    if shapes == theirs:
+        return
+    differences = [
+        f"{name} is {theirs.get(name, 'missing')} and should be {shapes.get(name, 'absent')}"
+        for name in sorted(set(shapes) | set(theirs))
+        if shapes.get(name) != theirs.get(name)
+    ]
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    raise UserError(f"{where}: weights of another network: {'; '.join(differences[:3])}{more}")
+
+
+def check_same_network(ours: Any, theirs: Any, where: str) -> None:
+    """Raises :class:`UserError` that names the fields in which two network configs differ."""
+    if type(ours) is not type(theirs):
+        raise UserError(
+            f"{where}: a checkpoint of {type(theirs).__name__}, but {type(ours).__name__} is asked"
+        )
+    if differences := differing_fields(ours, theirs):
+        raise UserError(f"{where}: a checkpoint of another network: {'; '.join(differences)}")
+
+
+def export_weights(
+    loaded: LoadedModel,
+    path: Path,
+    *,
+    metadata: dict[str, Any] | None = None,
+    half: bool = False,
+) -> None:
+    """Writes a model as one safetensors file with its config and ``metadata`` in the header.
+
+    Args:
+      loaded: the model.
+      path: the file, replaced when the new one is whole.
+      metadata: training data and licence, scores, commit: whatever a reader should know.
+      half: stores float16, half the size; the computation stays as configured.
+    """
+    _, parameters = split(loaded.model)
+    kind = np.float16 if half else np.float32
+    arrays = {name: np.asarray(array, kind) for name, array in parameters.items()}
+    about = {
+        **loaded.metadata,
+        **(metadata or {}),
+        "jaxdeblur": VERSION,
+        "preset": loaded.preset,
+        "step": loaded.step,
+        "network": network_to_json(loaded.network),
+    }
+    with replace_when_whole(path) as part:
+        safetensors.numpy.save_file(arrays, part, metadata={"jaxdeblur": json.dumps(about)})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent}: no run folder (it has no {path.name})") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a JSON object was expected")
+    return values

@@ -1,0 +1,216 @@
+"""What a run trains on and is validated on: the data options, and the sources they open."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import sys
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Sharding
+from jaxtyping import PRNGKeyArray
+
+from jaxdeblur.data.datasets import Dataset, Video, open_dataset
+from jaxdeblur.data.photographs import cut_textures, find_photographs
+from jaxdeblur.data.pipeline import ClipOptions, MotionLimit
+from jaxdeblur.data.scenes import (
+    SCENES,
+    SceneConfig,
+    ScenePool,
+    render_batch,
+    render_pool,
+    texture_size,
+)
+from jaxdeblur.errors import UserError
+
+RENDERED = "rendered"
+
+# A thousand textures of 512x512 are 0.8 GB on a GPU, and more than a scene of every step needs.
+_DEVICE_TEXTURES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data of a run.
+
+    Attributes:
+      data: data sets to train on: rendered, a folder (its layout is recognised), or LAYOUT:FOLDER
+        with LAYOUT one of gopro, dvd, bsd, reds, pairs, highspeed.
+      mix: their shares of the clips, one number each; none gives them equal shares.
+      variant: of the blurred frames where a data set has several, as blur or blur_gamma of GOPRO.
+      only: trains on the videos whose names begin so; all without.
+      exclude: leaves the videos whose names begin so out of training.
+      scenes: the rendered scenes: narrow (small motion, for short trainings), medium (small motion,
+        all else varied), or wide (what hand-held footage has).
+      pool: how many scenes are rendered before training and read again and again.
+      render: rendered scenes come from a pool on disk, or are rendered anew for every step on the
+        device that trains.
+      photos: a folder of photographs for the scenes, besides those that come with packages.
+      taus: high-speed frames: how many are averaged to a blurred one, drawn for each clip.
+      duty: high-speed frames: the range of the share of the period that the shutter is open.
+      linear: high-speed frames: the share of clips averaged in linear light.
+      least_blur: a clip is drawn again where blurred and sharp differ by less, grey levels of 255.
+      keep_still: the share of clips that may be sharp all the same.
+      curriculum: the motion of rendered scenes is limited at first; the limit grows over this share
+        of the steps. 0 for none.
+      curriculum_start: the first limit, pixels a frame.
+      workers: threads that read ahead.
+      max_bad_samples: unreadable clips that are skipped, each with a warning, before the run stops.
+      validate_on: the data set of the validation during the run.
+      validate_only: of it, the videos whose names begin so; all without.
+      validate_frames: how many frames of each video.
+    """
+
+    data: tuple[str, ...] = (RENDERED,)
+    mix: tuple[float, ...] = ()
+    variant: str | None = None
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    scenes: Literal["narrow", "medium", "wide"] = "narrow"
+    pool: int = 160
+    render: Literal["pool", "device"] = "pool"
+    photos: str | None = None
+    taus: tuple[int, ...] = (5, 7, 9, 11)
+    duty: tuple[float, float] = (0.6, 1.0)
+    linear: float = 0.0
+    least_blur: float = 2.0
+    keep_still: float = 0.1
+    curriculum: float = 0.0
+    curriculum_start: float = 6.0
+    workers: int = 1
+    max_bad_samples: int = 0
+    validate_on: str = RENDERED
+    validate_only: tuple[str, ...] = ()
+    validate_frames: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise UserError("--data names at least one data set")
+        if self.mix and len(self.mix) != len(self.data):
+            raise UserError(f"--mix has {len(self.mix)} shares for {len(self.data)} data sets")
+        if self.mix and not (all(share >= 0 for share in self.mix) and sum(self.mix) > 0):
+            raise UserError(f"--mix is shares, 0 or more and not all 0, not {self.mix}")
+        for name in ("pool", "workers", "validate_frames"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} is 1 or more, not {getattr(self, name)}")
+        for name in ("linear", "keep_still", "curriculum"):
+            if not 0 <= getattr(self, name) <= 1:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} is a share, 0 to 1, not {getattr(self, name)}")
+        if self.max_bad_samples < 0:
+            raise UserError(f"--max-bad-samples is 0 or more, not {self.max_bad_samples}")
+        if self.render == "device" and self.data != (RENDERED,):
+            raise UserError("--render=device trains on rendered scenes alone: --data=rendered")
+
+    @property
+    def scene_config(self) -> SceneConfig:
+        """The rendered scenes' configuration."""
+        return SCENES[self.scenes]
+
+    def clip_options(self, frames: int, crop: int) -> ClipOptions:
+        """What a clip of the pipeline is."""
+        return ClipOptions(
+            frames=frames,
+            crop=crop,
+            least_blur=self.least_blur,
+            keep_still=self.keep_still,
+            taus=self.taus,
+            duty=self.duty,
+            linear=self.linear,
+        )
+
+    def motion_limit(self, steps: int) -> MotionLimit | None:
+        """The curriculum over a run of ``steps``: the fastest motion at each, pixels a frame."""
+        if not self.curriculum:
+            return None
+        start, most = self.curriculum_start, self.scene_config.motion[1]
+        full = self.curriculum * steps
+
+        def limit(step: int) -> float:
+            # Scenes count by their fastest layer, and objects may outrun the camera's range: in the
+            # end there is no limit at all.
+            return float("inf") if step >= full else start + (most - start) * step / full
+
+        return limit
+
+
+def training_sources(config: DataConfig, seed: int) -> list[tuple[Dataset | ScenePool, float]]:
+    """Opens the data sets of a run with their shares."""
+    mix = config.mix or (1.0,) * len(config.data)
+    return [
+        (_training_source(config, spec, seed), share)
+        for spec, share in zip(config.data, mix, strict=True)
+    ]
+
+
+def _training_source(config: DataConfig, spec: str, seed: int) -> Dataset | ScenePool:
+    if spec == RENDERED:
+        return render_pool(
+            "train",
+            config.scene_config,
+            config.pool,
+            seed,
+            progress=show_rendering,
+            photos=config.photos,
+        )
+    return open_dataset(
+        spec, "train", variant=config.variant, only=config.only, exclude=config.exclude
+    )
+
+
+def rendered_on_device(
+    config: DataConfig,
+    sharding: Sharding,
+    *,
+    frames: int,
+    crop: int,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    motion_limit: MotionLimit | None,
+) -> Iterator[dict[str, jax.Array]]:
+    """Batches of new scenes, rendered at the clip's size by the devices that train on them.
+
+    Batch k is a function of the seed and k. Nothing passes through the host but the key.
+    """
+    scene = dataclasses.replace(config.scene_config, frames=frames, size=(crop, crop))
+    photographs = find_photographs("train", config.photos)
+    textures = cut_textures(photographs, _DEVICE_TEXTURES, texture_size(scene), seed).pixels
+
+    @functools.partial(jax.jit, out_shardings=(sharding, sharding))
+    def render(key: PRNGKeyArray, textures: jax.Array, limit: jax.Array) -> tuple[jax.Array, ...]:
+        clips = render_batch(key, textures, scene, batch_size, limit)
+        return tuple(jnp.round(clip * 255).astype(jnp.uint8) for clip in clips)
+
+    on_device = jnp.asarray(textures)
+    key = jax.random.key(seed)
+    for step in itertools.count(start_step):
+        limit = motion_limit(step) if motion_limit else float("inf")
+        blurred, sharp = render(jax.random.fold_in(key, step), on_device, jnp.float32(limit))
+        yield {"blurred": blurred, "sharp": sharp}
+
+
+def validation_videos(config: DataConfig) -> list[Video]:
+    """The videos of the validation during the run: never those that train."""
+    return list(
+        open_dataset(
+            config.validate_on,
+            "validation",
+            variant=config.variant,
+            only=config.validate_only,
+        ).videos
+    )
+
+
+def show_rendering(done: int, total: int) -> None:
+    """Prints how far the rendering of scenes is."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r\033[Krendering scenes {done}/{total}", end=end, file=sys.stderr, flush=True)
+    elif done == total:
+        print(f"rendered {total} scenes", file=sys.stderr)

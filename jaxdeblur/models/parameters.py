@@ -1,0 +1,35 @@
+"""A model's parameters as a flat dict by name: what is trained, saved, loaded and shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+from flax import nnx
+
+from jaxdeblur.models.restorer import VideoRestorer
+
+Parameters: TypeAlias = dict[str, jax.Array]
+"""Arrays by the path of the attribute that holds them: ``encoder/0/first/kernel``."""
+
+
+def split(model: VideoRestorer) -> tuple[Callable[[Parameters], VideoRestorer], Parameters]:
+    """Gives ``(rebuild, parameters)``: ``rebuild(parameters)`` is the model with these parameters.
+
+    ``rebuild`` may be called inside ``jax.jit``, where it costs nothing at run time.
+    """
+    graph, state = nnx.split(model, nnx.Param)
+    flat = nnx.to_flat_state(state)
+    paths = {"/".join(map(str, path)): path for path, _ in flat}
+
+    def rebuild(parameters: Parameters) -> VideoRestorer:
+        leaves = [(path, nnx.Param(parameters[name])) for name, path in paths.items()]
+        return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+    return rebuild, {"/".join(map(str, path)): variable[...] for path, variable in flat}
+
+
+def count(parameters: Parameters) -> int:
+    """How many numbers the parameters hold."""
+    return sum(array.size for array in parameters.values())

@@ -1,0 +1,154 @@
+"""Command-line options from frozen dataclasses: a field is an option, its docstring the help."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+
+from jaxdeblur.errors import UserError
+
+Config = TypeVar("Config")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line (:class:`UserError`)."""
+
+    def __init__(self, **keywords: Any) -> None:
+        keywords.setdefault("formatter_class", _Formatter)
+        super().__init__(allow_abbrev=False, **keywords)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the usage and leaving."""
+        raise UserError(f"{message} (see --help)")
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=100)
+
+
+def add_fields(parser: argparse.ArgumentParser, config: Any, title: str) -> None:
+    """Adds an option for each field of the dataclass ``config``, with its values as defaults."""
+    group = parser.add_argument_group(title)
+    types_of = typing.get_type_hints(type(config))
+    help_of = field_help(type(config))
+    for field in dataclasses.fields(config):
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            dest=field.name,
+            default=getattr(config, field.name),
+            help=help_of.get(field.name, " "),
+            **_how_to_parse(types_of[field.name]),
+        )
+
+
+def read_fields(arguments: argparse.Namespace, config: Config) -> Config:
+    """The dataclass ``config`` with its fields replaced by the options that ``add_fields`` made."""
+    values = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(arguments, field.name)
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return type(config)(**values)
+
+
+def field_help(config: type) -> dict[str, str]:
+    """What the docstring's ``Attributes:`` section, or the strings below its fields, say."""
+    documented = {}
+    section = re.search(r"Attributes:\n(.*)", inspect.getdoc(config) or "", re.DOTALL)
+    for entry in re.split(r"\n(?=  \w)", section.group(1)) if section else []:
+        name, _, text = entry.strip().partition(": ")
+        documented[name] = _for_argparse(text)
+    below = re.findall(r"^    (\w+):[^\n]*\n    \"\"\"(.*?)\"\"\"", _source(config), re.M | re.S)
+    for name, text in below:
+        documented.setdefault(name, _for_argparse(text))
+    return documented
+
+
+def differing_fields(ours: Any, theirs: Any) -> list[str]:
+    """``name: here X, there Y`` for each field in which two configs of one class differ."""
+    return [
+        f"{field.name}: here {getattr(ours, field.name)}, there {getattr(theirs, field.name)}"
+        for field in dataclasses.fields(ours)
+        if getattr(ours, field.name) != getattr(theirs, field.name)
+    ]
+
+
+def from_json(config: type[Config], values: Any, where: str) -> Config:
+    """A config from what JSON gave, checked against the types of its fields.
+
+    Raises:
+      UserError: ``where`` has unknown or missing fields, or one of another type.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: a JSON object was expected, not {type(values).__name__}")
+    names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - names):
+        raise UserError(f"{where}: unknown fields {', '.join(map(str, unknown))}")
+    types_of = typing.get_type_hints(config)
+    for name, value in values.items():
+        if not _fits(value, types_of[name]):
+            raise UserError(f"{where}: {name} is {value!r}, not of type {types_of[name]}")
+    values = {name: _tuples(value) for name, value in values.items()}
+    return config(**values)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind)
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(kind))
+    if origin is tuple:
+        items = get_args(kind)
+        if not isinstance(value, list | tuple):
+            return False
+        if items[-1] is Ellipsis:
+            return all(_fits(item, items[0]) for item in value)
+        return len(items) == len(value) and all(map(_fits, value, items))
+    if kind is type(None):
+        return value is None
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _how_to_parse(kind: Any) -> dict[str, Any]:
+    origin = get_origin(kind)
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if origin is Literal:
+        return {"choices": get_args(kind)}
+    if origin in (typing.Union, types.UnionType):
+        (kind,) = [option for option in get_args(kind) if option is not type(None)]
+        return _how_to_parse(kind)
+    if origin is tuple:
+        items = get_args(kind)
+        count = "+" if items[-1] is Ellipsis else len(items)
+        return {"nargs": count, "type": items[0], "metavar": _metavar(items[0])}
+    return {"type": kind, "metavar": _metavar(kind)}
+
+
+def _metavar(kind: type) -> str:
+    return {int: "N", float: "X", str: "TEXT"}.get(kind, kind.__name__.upper())
+
+
+def _for_argparse(text: str) -> str:
+    return " ".join(text.split()).replace("%", "%%")
+
+
+def _source(config: type) -> str:
+    try:
+        return inspect.getsource(config)
+    except (OSError, TypeError):  # defined in an interactive session
+        return ""

@@ -1,0 +1,311 @@
+"""A training run, from its options to its folder: data, devices, checkpoints, validation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import UInt8
+
+from jaxdeblur import cluster, models, training
+from jaxdeblur.checkpoints import (
+    CONFIG_NAME,
+    Checkpoints,
+    Run,
+    check_fits,
+    check_same_network,
+    load_model,
+)
+from jaxdeblur.cluster import ClusterConfig
+from jaxdeblur.data import sources
+from jaxdeblur.data.pipeline import batches
+from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.errors import UserError
+from jaxdeblur.files import replace_when_whole
+from jaxdeblur.metrics import psnr
+from jaxdeblur.models.coarse_to_fine import CoarseToFine
+from jaxdeblur.models.parameters import Parameters, count, split
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.options import from_json
+from jaxdeblur.progress import ProgressLine, TensorBoard
+from jaxdeblur.restoration import restore_clip
+from jaxdeblur.training import Batch, Metrics, NonFiniteError, TrainState
+
+
+def prepare_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Makes the run folder and writes its config; refuses one that exists unless told otherwise.
+
+    Raises:
+      UserError: the folder exists, is no run folder, or its run is of another network.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out={folder}: it is a file; a run needs a folder")
+    occupied = folder.is_dir() and any(folder.iterdir())
+    if resume:
+        if not occupied:
+            raise UserError(f"--resume: there is no run in {folder}")
+        check_same_network(run.network, Run.read(folder).network, f"--resume: {folder}")
+    elif occupied and not overwrite:
+        raise UserError(f"--out={folder} exists; go on with --resume or replace it by --overwrite")
+    if jax.process_index() == 0:
+        if occupied and not resume:
+            if not (folder / CONFIG_NAME).is_file():
+                raise UserError(f"--overwrite: {folder} is no run folder; it is left as it is")
+            shutil.rmtree(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            run.write(folder)
+        except OSError as error:
+            raise UserError(f"--out={folder}: {error.strerror}") from error
+
+
+def train(
+    run: Run,
+    folder: Path,
+    *,
+    processes: ClusterConfig,
+    resume: bool = False,
+    start_from: str | None = None,
+) -> TrainState:
+    """Trains ``run`` in ``folder`` to its last step.
+
+    Args:
+      run: preset, network, training and data.
+      folder: as ``prepare_folder`` left it.
+      processes: how the devices are used.
+      resume: goes on from the newest checkpoint that can be read.
+      start_from: a run folder or weights whose parameters are the first ones; those of a network
+        at one scale start every scale of a network at several.
+
+    Raises:
+      UserError: data or checkpoints that can't be used, or a loss that is not finite.
+      training.Stopped: after SIGINT or SIGTERM, once the state is saved.
+    """
+    config, data = run.training, data_from_json(run, folder)
+    mesh = cluster.make_mesh(config.batch_size, processes.rows)
+    model = models.build(run.network, config.seed)
+    rebuild, parameters = split(model)
+    if start_from is not None and not resume:
+        parameters = starting_parameters(model, parameters, start_from)
+    state = training.initial_train_state(config, parameters)
+    state = jax.device_put(state, cluster.replicated(mesh))
+    checkpoints = Checkpoints(folder, config.keep)
+    with contextlib.ExitStack() as resources:
+        resources.callback(checkpoints.close)
+        if resume:
+            # Without a checkpoint the run had not come to its first one: it starts again.
+            state = checkpoints.restore_state(state, cluster.replicated(mesh)) or state
+        first = int(state.step)
+        _say(
+            f"{run.preset}: {count(parameters):,} parameters, {jax.device_count()} "
+            f"{jax.devices()[0].platform} device(s), step {first} of {config.steps}, in {folder}"
+        )
+        if first >= config.steps:
+            return state
+        watcher = _Watcher(folder, config, first)
+        resources.callback(watcher.close)
+        feed = resources.enter_context(_batches(run, data, mesh, first))
+        validate = _Validation(data, rebuild, watcher) if config.validate_every else None
+        step = training.compile_train_step(config, rebuild, mesh)
+        try:
+            return training.run_steps(
+                state, feed, step, config, saver=checkpoints, watcher=watcher, validate=validate
+            )
+        except NonFiniteError as error:
+            path = save_failure(folder, error)
+            raise UserError(
+                f"{error}; the batch is in {path}: look at it with python train.py --replay={path}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _batches(
+    run: Run, data: DataConfig, mesh: jax.sharding.Mesh, first: int
+) -> Iterator[Iterator[Batch]]:
+    """The global batches from step ``first`` on; batch k is a function of the seed and k alone."""
+    config = run.training
+    limit = data.motion_limit(config.steps)
+    if data.render == "device":
+        yield sources.rendered_on_device(
+            data,
+            cluster.clips_over(mesh),
+            frames=config.frames,
+            crop=config.crop,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=first,
+            motion_limit=limit,
+        )
+        return
+    with batches(
+        sources.training_sources(data, config.seed),
+        data.clip_options(config.frames, config.crop),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=first,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=data.workers,
+        max_bad_samples=data.max_bad_samples,
+        motion_limit=limit,
+    ) as local:
+        yield training.global_batches(local, mesh)
+
+
+def starting_parameters(model: VideoRestorer, template: Parameters, source: str) -> Parameters:
+    """The parameters of ``source`` for ``model``, at each of its scales if ``source`` has one."""
+    loaded = load_model(source)
+    _, theirs = split(loaded.model)
+    if isinstance(model, CoarseToFine) and not isinstance(loaded.model, CoarseToFine):
+        scales = range(len(model.scales))
+        theirs = {f"levels/{i}/{name}": array for i in scales for name, array in theirs.items()}
+    check_fits(template, theirs, f"--start-from={source}")
+    return {name: jnp.array(theirs[name]) for name in template}
+
+
+class _Validation:
+    """PSNR on videos that never train, on the uint8 frames that a user would get."""
+
+    def __init__(
+        self, data: DataConfig, rebuild: Callable[[Parameters], VideoRestorer], watcher: _Watcher
+    ) -> None:
+        self.rebuild = rebuild
+        self.watcher = watcher
+        self.clips = []
+        for video in sources.validation_videos(data):
+            frames = range(min(len(video), data.validate_frames))
+            self.clips.append(
+                (
+                    np.stack([video.blurred(i) for i in frames]),
+                    np.stack([video.sharp(i) for i in frames]),
+                )
+            )
+
+    def __call__(self, parameters: Parameters) -> dict[str, float]:
+        # Process 0 alone, with its own copy: the others wait at their next step.
+        if jax.process_index() != 0:
+            return {}
+        local = {name: jnp.asarray(array.addressable_data(0)) for name, array in parameters.items()}
+        model = self.rebuild(local)
+        before, after = [], []
+        for number, (blurred, sharp) in enumerate(self.clips):
+            restored = restore_clip(model, blurred)
+            before.append(np.mean([psnr(a, b) for a, b in zip(blurred, sharp, strict=True)]))
+            after.append(np.mean([psnr(a, b) for a, b in zip(restored, sharp, strict=True)]))
+            if number == 0:
+                middle = len(sharp) // 2
+                self.watcher.image = np.concatenate(
+                    [clip[middle] for clip in (blurred, restored, sharp)], axis=1
+                )
+        gains = np.subtract(after, before)
+        return {
+            "psnr": float(np.mean(after)),
+            "psnr_blurred": float(np.mean(before)),
+            "gain": float(gains.mean()),
+            "least_gain": float(gains.min()),
+        }
+
+
+class _Watcher:
+    """The progress line and TensorBoard of process 0; nothing on the others."""
+
+    def __init__(self, folder: Path, config: training.TrainingConfig, first: int) -> None:
+        self.image: UInt8[np.ndarray, "H W 3"] | None = None
+        self.line: ProgressLine | None = None
+        if jax.process_index() == 0:
+            self.line = ProgressLine(config.steps, start=first)
+            self.board = TensorBoard(folder / "tensorboard", config)
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        if self.line:
+            self.line.step(step, metrics)
+            self.board.step(step, metrics)
+
+    def validated(self, step: int, scores: dict[str, float]) -> None:
+        if self.line:
+            self.line.validated(step, scores)
+            self.board.validated(step, scores)
+            if self.image is not None:
+                self.board.image(step, "blurred, restored, sharp", self.image)
+
+    def close(self) -> None:
+        if self.line:
+            self.line.close()
+            self.board.close()
+
+
+def save_failure(folder: Path, error: NonFiniteError) -> Path:
+    """Writes the batch that was not finite, and the parameters that met it, as safetensors."""
+    path = folder / f"failure-{error.step:06d}-process-{jax.process_index()}.safetensors"
+    arrays = {f"batch/{name}": _local(array) for name, array in error.batch.items()}
+    arrays |= {f"parameters/{name}": _local(a) for name, a in error.state.parameters.items()}
+    with replace_when_whole(path) as part:
+        about = json.dumps({"step": error.step})
+        safetensors.numpy.save_file(arrays, part, metadata={"jaxdeblur": about})
+    return path
+
+
+def replay(path: Path) -> list[str]:
+    """Runs the batch of a failure again; says per clip and parameter what is not finite."""
+    run = Run.read(path.parent)
+    try:
+        arrays = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"--replay={path}: not a readable safetensors file ({error})") from error
+    rebuild, template = split(models.build(run.network))
+    parameters = {
+        name.removeprefix("parameters/"): jnp.asarray(array)
+        for name, array in arrays.items()
+        if name.startswith("parameters/")
+    }
+    check_fits(template, parameters, f"--replay={path}")
+    if not {"batch/blurred", "batch/sharp"} <= set(arrays):
+        raise UserError(f"--replay={path}: it holds no batch")
+    lines = []
+
+    def loss(parameters: Parameters, batch: Batch) -> jax.Array:
+        return training.model_loss(rebuild(parameters), batch, run.training.loss)
+
+    gradient_of = jax.jit(jax.value_and_grad(loss))
+    for i in range(arrays["batch/blurred"].shape[0]):
+        clip = {name: arrays[f"batch/{name}"][i : i + 1] for name in ("blurred", "sharp")}
+        value, gradients = gradient_of(parameters, clip)
+        bad = [name for name, g in gradients.items() if not bool(jnp.isfinite(g).all())]
+        bad_text = f"gradients not finite: {', '.join(bad[:5])}" if bad else "gradients finite"
+        blurred = clip["blurred"]
+        lines.append(
+            f"clip {i}: loss {float(value):.6g}, {bad_text}; frames {blurred.shape[1]} of "
+            f"{blurred.shape[2]}x{blurred.shape[3]}, values {blurred.min()} to {blurred.max()}"
+        )
+    broken = [name for name, a in parameters.items() if not bool(jnp.isfinite(a).all())]
+    lines.append(f"parameters not finite: {', '.join(broken)}" if broken else "parameters finite")
+    return lines
+
+
+def _local(array: jax.Array | np.ndarray) -> np.ndarray:
+    """This process's part of an array."""
+    if not isinstance(array, jax.Array):
+        return np.asarray(array)
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0) if array.is_fully_replicated else array)
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def data_from_json(run: Run, folder: Path) -> DataConfig:
+    """The data options of a run."""
+    return from_json(DataConfig, run.data, f"{folder / CONFIG_NAME}: data")

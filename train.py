@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Trains a model: ``python train.py --model=strcnn_dtb``. Each field of a preset is an option."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+
+from jaxdeblur.cluster import ClusterConfig
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.options import Parser, add_fields, read_fields
+
+
+def main() -> None:
+    """Reads the options and trains."""
+    extension, model = _first_look(sys.argv[1:])
+    if extension:
+        _import_extension(Path(extension))
+
+    from jaxdeblur import cluster, presets, runs, training
+    from jaxdeblur.checkpoints import Run
+    from jaxdeblur.compilation import keep_compiled
+
+    preset = presets.find(model)
+    parser = Parser(
+        prog="train.py",
+        description="Trains a video-deblurring model. With no option: strcnn_dtb on rendered "
+        "scenes, into runs/strcnn_dtb.\n\npresets:\n"
+        + "\n".join(f"  {name:18} {p.about}" for name, p in presets.PRESETS.items()),
+    )
+    parser.add_argument("--model", default=model, metavar="PRESET", help="the preset to train")
+    parser.add_argument("--out", type=Path, help="the run folder (runs/PRESET)")
+    going_on = parser.add_mutually_exclusive_group()
+    going_on.add_argument(
+        "--resume", action="store_true", help="go on with the run in the folder, exactly"
+    )
+    going_on.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    parser.add_argument(
+        "--start-from", metavar="CKPT", help="a run or weights whose parameters are the first ones"
+    )
+    parser.add_argument(
+        "--extension", metavar="FILE", help="a Python file that adds models and presets"
+    )
+    parser.add_argument(
+        "--replay", type=Path, metavar="FILE", help="look at a batch whose loss was not finite"
+    )
+    folder = _folder(sys.argv[1:], model)
+    training_defaults, data_defaults, network_defaults = (
+        preset.training,
+        preset.data,
+        preset.network,
+    )
+    if "--resume" in sys.argv[1:]:
+        # A run goes on as it was begun, but for the options that are given now.
+        run = Run.read(folder)
+        network_defaults, training_defaults = run.network, run.training
+        data_defaults = runs.data_from_json(run, folder)
+    add_fields(parser, network_defaults, f"network ({type(network_defaults).__name__})")
+    add_fields(parser, training_defaults, "training")
+    add_fields(parser, data_defaults, "data")
+    add_fields(parser, ClusterConfig(), "devices and processes")
+    arguments = parser.parse_args()
+
+    processes = read_fields(arguments, ClusterConfig())
+    keep_compiled()
+    if arguments.replay:
+        print("\n".join(runs.replay(arguments.replay)))
+        return
+    run = Run(
+        preset=model,
+        network=read_fields(arguments, network_defaults),
+        training=read_fields(arguments, training_defaults),
+        data=dataclasses.asdict(read_fields(arguments, data_defaults)),
+    )
+    cluster.use_cores(run.training.batch_size // processes.rows or 1)
+    cluster.join(processes)
+    runs.prepare_folder(run, folder, resume=arguments.resume, overwrite=arguments.overwrite)
+    try:
+        runs.train(
+            run,
+            folder,
+            processes=processes,
+            resume=arguments.resume,
+            start_from=arguments.start_from,
+        )
+    except training.Stopped as stop:
+        print(f"{stop}; go on with --resume", file=sys.stderr)
+        sys.exit(0 if stop.signal.name == "SIGTERM" else 130)
+
+
+def _first_look(arguments: list[str]) -> tuple[str | None, str]:
+    """``--extension`` and ``--model``, which decide what other options there are."""
+    parser = Parser(add_help=False)
+    parser.add_argument("--extension")
+    parser.add_argument("--model", default="strcnn_dtb")
+    known, _ = parser.parse_known_args(arguments)
+    return known.extension, known.model
+
+
+def _folder(arguments: list[str], model: str) -> Path:
+    parser = Parser(add_help=False)
+    parser.add_argument("--out", type=Path, default=Path("runs") / model)
+    known, _ = parser.parse_known_args(arguments)
+    return Path(known.out)
+
+
+def _import_extension(path: Path) -> None:
+    """Runs the user's own file, which registers models and presets."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"--extension={path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+
+
+if __name__ == "__main__":
+    run_command(main, "train.py")
