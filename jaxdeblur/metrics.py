@@ -252,6 +252,61 @@ PROTOCOLS: dict[str, Protocol] = {
 """Every protocol of ``docs/protocols.md`` by name; "jaxdeblur" is the default."""
 
 
+@dataclass(frozen=True)
+class VideoScores:
+    """What one video scored, frame by frame.
+
+    Attributes:
+      name: of the video.
+      height: rows of pixels.
+      width: columns of pixels.
+      frames: how many were restored.
+      scored_from: the index of the first frame that counts; the lists below begin there.
+      frame_psnr: of each restored frame that counts, in dB.
+      frame_ssim: the same for SSIM.
+      frame_psnr_blurred: of the frames that went in.
+      frame_ssim_blurred: the same for SSIM.
+      temporal_error: flicker of the restored video, in grey levels.
+      temporal_error_blurred: flicker of the video that went in.
+      seconds_per_frame: restoring alone, without reading, scoring and compiling.
+    """
+
+    name: str
+    height: int
+    width: int
+    frames: int
+    scored_from: int
+    frame_psnr: tuple[float, ...]
+    frame_ssim: tuple[float, ...]
+    frame_psnr_blurred: tuple[float, ...]
+    frame_ssim_blurred: tuple[float, ...]
+    temporal_error: float
+    temporal_error_blurred: float
+    seconds_per_frame: float
+
+    def means(self) -> dict[str, float]:
+        """The means over the frames that count: psnr, ssim, psnr_blurred, ssim_blurred."""
+        return {name: pooled([getattr(self, f"frame_{name}")]) for name in _MEASURES}
+
+
+_MEASURES = ("psnr", "ssim", "psnr_blurred", "ssim_blurred")
+
+
+def totals(videos: Sequence[VideoScores], protocol: Protocol) -> dict[str, float]:
+    """The protocol's means over a data set, under the same names as ``VideoScores.means``."""
+    return {
+        name: protocol.average([getattr(video, f"frame_{name}") for video in videos])
+        for name in _MEASURES
+    }
+
+
+def seconds_per_frame(videos: Sequence[VideoScores]) -> float:
+    """The mean over all frames of all videos."""
+    return math.fsum(video.seconds_per_frame * video.frames for video in videos) / sum(
+        video.frames for video in videos
+    )
+
+
 def pooled(videos: Sequence[Sequence[float]]) -> float:
     """The mean over all frames of all videos alike."""
     return math.fsum(math.fsum(video) for video in videos) / sum(len(video) for video in videos)
