@@ -1,16 +1,54 @@
-"""Data sets as people have them on disk, checked when opened; every layout becomes a Dataset."""
+"""Data sets as people have them on disk, checked when opened; every layout becomes a Dataset.
+
+| layout | folders |
+|---|---|
+| gopro | {train,test}/VIDEO/{blur,blur_gamma,sharp}/ |
+| dvd | [quantitative_datasets/]VIDEO/{input,GT}/ or {train,test}/VIDEO/{input,GT}/ |
+| bsd | {train,valid,test}/VIDEO/{Blur,Sharp}/RGB/ |
+| reds | [{train,val}/]{train,val}_{blur,blur_comp,sharp}/VIDEO/ |
+| pairs | [SPLIT/]{blur,sharp}/ or [SPLIT/]{blur,sharp}/VIDEO/ |
+| highspeed | [SPLIT/]VIDEO/ of high-speed frames, or video files; blurred by eq. 1 |
+
+Symbolic links are followed, but no layout is deeper than these, so that a loop of links ends.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxdeblur.data.packing import DecodedFrames, Frames
-from jaxdeblur.data.scenes import ScenePool
+from jaxdeblur.data.packing import (
+    DecodedFrames,
+    FrameFiles,
+    Frames,
+    VideoFile,
+    high_speed_sources,
+    pack,
+)
+from jaxdeblur.data.photographs import SPLITS
+from jaxdeblur.data.scenes import SCENES, ScenePool, cache_folder, rendered_videos
 from jaxdeblur.data.synthesis import Exposure, average
 from jaxdeblur.errors import UserError
+from jaxdeblur.images import MAX_PIXELS, image_size, list_frames, natural_key
 from jaxdeblur.shapes import Frame8
+
+LAYOUTS = ("gopro", "dvd", "bsd", "reds", "pairs", "highspeed")
+"""The names that may stand before a path, as in ``gopro:/data/GOPRO_Large``."""
+
+_SPLIT_FOLDERS = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test",),
+}
+
+DVD_TEST_VIDEOS = (
+    "720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031",
+    "IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049",
+)  # fmt: skip
+"""The ten videos that its authors test on, of the 71 that lie together in one folder."""
 
 
 @runtime_checkable
@@ -118,13 +156,105 @@ class Dataset:
     videos: Sequence[Video]
 
 
+def open_dataset(
+    spec: str,
+    split: str,
+    *,
+    variant: str | None = None,
+    exposure: Exposure | None = None,
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    max_pixels: int = MAX_PIXELS,
+) -> Dataset:
+    """Opens a data set and checks all of it: every frame's partner and size.
+
+    Args:
+      spec: ``rendered``, ``rendered:CONFIGURATION`` (of ``scenes.SCENES``), a folder whose layout
+        is recognised, or ``LAYOUT:FOLDER``.
+      split: train, validation or test. A folder that does not tell splits apart gives the same
+        videos for each: tell them apart by ``only`` and ``exclude``.
+      variant: which blurred frames, where there are several: blur or blur_gamma (gopro), blur or
+        blur_comp (reds). Default: blur if it is there.
+      exposure: how high-speed frames are averaged; default ``Exposure()``.
+      only: takes the videos that are named so, or begin so, alone.
+      exclude: leaves out the videos that are named so or begin so.
+      max_pixels: larger frames are refused before they are decoded.
+
+    Raises:
+      UserError: there is no such data set, split or variant, or frames are missing, unmatched,
+        unreadable or of different sizes: all of them are named in the one message.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+    if spec.split(":")[0] == "rendered":
+        return _rendered(spec, split, only, exclude)
+    layout, separator, path = spec.partition(":")
+    if layout not in LAYOUTS or not separator:
+        layout, path = "", spec
+    root = Path(path)
+    if layout in ("", "highspeed") and root.is_file():
+        layout = "highspeed"
+    elif not root.is_dir():
+        raise UserError(f"{spec}: no such folder")
+    layout = layout or _recognised(root)
+    if variant is not None and layout not in ("gopro", "reds"):
+        raise UserError(f"{spec}: the layout {layout} has no variants, so not {variant!r} either")
+    if layout == "highspeed":
+        return _high_speed(root, split, exposure or Exposure(), only, exclude, max_pixels)
+    found = _PAIRED[layout](root, split, variant)
+    chosen = set(_choose([place.name for place in found.places], only, exclude, spec))
+    return Dataset(
+        found.name,
+        found.variant,
+        _paired_videos(root, [p for p in found.places if p.name in chosen], max_pixels),
+    )
+
+
 def pool_dataset(pool: ScenePool) -> Dataset:
     """A pool of rendered scenes as a data set of one video a scene."""
     videos = [
         PairedVideo(f"scene_{i:04d}", DecodedFrames(blurred), DecodedFrames(sharp), float(motion))
-        for i, (blurred, sharp, motion) in enumerate(zip(*pool[:3], strict=True))
+        for i, (blurred, sharp, motion) in enumerate(
+            zip(pool.blurred, pool.sharp, pool.motion, strict=True)
+        )
     ]
     return Dataset("rendered", "", videos)
+
+
+def pack_dataset(
+    dataset: Dataset, cache: Path, progress: Callable[[int, int], None] | None = None
+) -> Dataset:
+    """The same data set with all frames that lie in image files decoded into ``cache``, once.
+
+    See :func:`~jaxdeblur.data.packing.pack`; ``progress`` is called with (videos decoded, in all),
+    a pair's blurred and sharp frames counting as two videos.
+    """
+    sources = [
+        frames
+        for video in dataset.videos
+        for frames in video_frames(video)
+        if isinstance(frames, FrameFiles)
+    ]
+    packs: dict[Frames, Frames] = dict(zip(sources, pack(sources, cache, progress), strict=True))
+
+    def packed(video: Video) -> Video:
+        if isinstance(video, HighSpeedVideo):
+            return dataclasses.replace(video, frames=packs.get(video.frames, video.frames))
+        if isinstance(video, PairedVideo):
+            blurred, sharp = (packs.get(half, half) for half in video_frames(video))
+            return dataclasses.replace(video, blurred_frames=blurred, sharp_frames=sharp)
+        return video
+
+    return dataclasses.replace(dataset, videos=[packed(video) for video in dataset.videos])
+
+
+def video_frames(video: Video) -> tuple[Frames, ...]:
+    """What a video reads its frames from."""
+    if isinstance(video, HighSpeedVideo):
+        return (video.frames,)
+    if isinstance(video, PairedVideo):
+        return (video.blurred_frames, video.sharp_frames)
+    return ()
 
 
 def refuse(what: str, problems: Sequence[str], shown: int = 20) -> None:
@@ -132,3 +262,330 @@ def refuse(what: str, problems: Sequence[str], shown: int = 20) -> None:
     if problems:
         more = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
         raise UserError(f"{what}: " + "; ".join([*problems[:shown], *more]))
+
+
+class _Place(NamedTuple):
+    """Where the frames of a video lie."""
+
+    name: str
+    blurred: Path
+    sharp: Path
+
+
+class _Found(NamedTuple):
+    """What a layout says is there, before any frame is looked at."""
+
+    name: str
+    variant: str
+    places: list[_Place]
+
+
+def _rendered(spec: str, split: str, only: Sequence[str], exclude: Sequence[str]) -> Dataset:
+    name = spec.partition(":")[2] or "narrow"
+    if name not in SCENES:
+        raise UserError(f"{spec}: rendered scenes are {', '.join(SCENES)}, not {name!r}")
+    known = next(s for s in SPLITS if s == split)
+    scenes = {scene.name: scene for scene in rendered_videos(known, config=SCENES[name])}
+    videos = [
+        PairedVideo(
+            chosen,
+            DecodedFrames(scenes[chosen].blurred_frames),
+            DecodedFrames(scenes[chosen].sharp_frames),
+        )
+        for chosen in _choose(list(scenes), only, exclude, spec)
+    ]
+    return Dataset(f"rendered/{split}", name, videos)
+
+
+def _gopro(root: Path, split: str, variant: str | None) -> _Found:
+    folder = _split_folder(root, split)
+    videos = _subfolders(folder)
+    there = [v for v in ("blur", "blur_gamma") if any((video / v).is_dir() for video in videos)]
+    variant = _pick_variant(root, variant, there)
+    places = [_Place(_name(video), video / variant, video / "sharp") for video in videos]
+    return _Found(_title(root, split), variant, places)
+
+
+def _dvd(root: Path, split: str, variant: str | None) -> _Found:
+    if (root / "quantitative_datasets").is_dir():
+        folder = root / "quantitative_datasets"
+    elif _has_splits(root):
+        folder = _split_folder(root, split)
+    else:
+        folder = root
+    videos = _subfolders(folder)
+    if not _has_splits(root):
+        # One folder for all: its authors' test videos are told by their names.
+        if split == "validation":
+            raise UserError(f"{root}: has the splits train, test, not validation")
+        videos = [v for v in videos if (v.name in DVD_TEST_VIDEOS) == (split == "test")]
+    places = [_Place(_name(video), video / "input", video / "GT") for video in videos]
+    return _Found(_title(root, split), "", places)
+
+
+def _bsd(root: Path, split: str, variant: str | None) -> _Found:
+    places = [
+        _Place(_name(video), video / "Blur" / "RGB", video / "Sharp" / "RGB")
+        for video in _subfolders(_split_folder(root, split))
+    ]
+    return _Found(_title(root, split), "", places)
+
+
+def _reds(root: Path, split: str, variant: str | None) -> _Found:
+    short = {"train": "train", "validation": "val", "test": "test"}[split]
+    folder = next((f for f in (root / short, root) if (f / f"{short}_sharp").is_dir()), None)
+    if folder is None:
+        raise UserError(f"{root}: has no folder {short}_sharp for the split {split}")
+    there = [v for v in ("blur", "blur_comp") if (folder / f"{short}_{v}").is_dir()]
+    variant = _pick_variant(root, variant, there)
+    blurred, sharp = folder / f"{short}_{variant}", folder / f"{short}_sharp"
+    return _Found(_title(root, split), variant, _side_by_side(blurred, sharp))
+
+
+def _pairs(root: Path, split: str, variant: str | None) -> _Found:
+    folder = _split_folder(root, split) if _has_splits(root) else root
+    title = _title(root, split) if _has_splits(root) else _title(root)
+    blurred, sharp = folder / "blur", folder / "sharp"
+    for half in (blurred, sharp):
+        if not half.is_dir():
+            raise UserError(f"{half}: no such folder; pairs lie in blur and sharp")
+    if list_frames(blurred) or list_frames(sharp):
+        return _Found(title, "", [_Place(_title(root), blurred, sharp)])
+    return _Found(title, "", _side_by_side(blurred, sharp))
+
+
+_PAIRED: dict[str, Callable[[Path, str, str | None], _Found]] = {
+    "gopro": _gopro,
+    "dvd": _dvd,
+    "bsd": _bsd,
+    "reds": _reds,
+    "pairs": _pairs,
+}
+
+
+def _recognised(root: Path) -> str:
+    """The layout of ``root``."""
+    splits = [root / name for names in _SPLIT_FOLDERS.values() for name in names]
+    for folder in [root, *(split for split in splits if split.is_dir())]:
+        if any((folder / name).is_dir() for name in ("train_sharp", "val_sharp")):
+            return "reds"
+        if (folder / "quantitative_datasets").is_dir():
+            return "dvd"
+        if (folder / "blur").is_dir() and (folder / "sharp").is_dir():
+            return "pairs"
+        for video in _subfolders(folder):
+            if (video / "sharp").is_dir() and (folder != root):
+                return "gopro"
+            if (video / "Blur" / "RGB").is_dir() or (video / "Sharp" / "RGB").is_dir():
+                return "bsd"
+            if (video / "input").is_dir() and (video / "GT").is_dir():
+                return "dvd"
+        try:
+            high_speed_sources(folder)
+        except UserError:
+            continue
+        return "highspeed"
+    raise UserError(
+        f"{root}: no data set is recognised there; layouts are {', '.join(LAYOUTS)} (docs/data.md)"
+    )
+
+
+def _paired_videos(root: Path, places: Sequence[_Place], max_pixels: int) -> list[Video]:
+    """Opens the videos, or raises one error that names all that is wrong with them."""
+    if not places:
+        raise UserError(f"{root}: holds no videos")
+    problems: list[str] = []
+    matched: list[tuple[str, list[Path], list[Path]]] = []
+    for place in places:
+        blurred = _by_stem(place.blurred, root, problems)
+        sharp = _by_stem(place.sharp, root, problems)
+        for one, other, kind in ((blurred, sharp, "sharp"), (sharp, blurred, "blurred")):
+            alone = [file for stem, file in one.items() if stem not in other]
+            problems += [f"{_below(root, file)} has no {kind} frame" for file in alone]
+        stems = [stem for stem in blurred if stem in sharp]
+        matched.append((place.name, [blurred[s] for s in stems], [sharp[s] for s in stems]))
+    files = [file for _, *halves in matched for half in halves for file in half]
+    sizes = _sizes(root, files, max_pixels, problems)
+    videos: list[Video] = []
+    for name, *halves in matched:
+        files = [file for half in reversed(halves) for file in half]
+        size = _common_size(root, files, sizes, problems)
+        if size is not None:
+            frames = [FrameFiles(tuple(half), *size, max_pixels) for half in halves]
+            videos.append(PairedVideo(name, frames[0], frames[1]))
+    refuse(f"{root}: {len(problems)} problem(s)", problems)
+    return videos
+
+
+def _high_speed(
+    root: Path,
+    split: str,
+    exposure: Exposure,
+    only: Sequence[str],
+    exclude: Sequence[str],
+    max_pixels: int,
+) -> Dataset:
+    with_splits = root.is_dir() and _has_splits(root)
+    found = high_speed_sources(_split_folder(root, split) if with_splits else root)
+    sources = {_printable(name): source for name, source in found}
+    chosen = {name: sources[name] for name in _choose(list(sources), only, exclude, str(root))}
+    problems: list[str] = []
+    files = [file for source in chosen.values() if isinstance(source, list) for file in source]
+    sizes = _sizes(root, files, max_pixels, problems)
+    frames: dict[str, Frames] = {}
+    for name, source in chosen.items():
+        if isinstance(source, list):
+            if (size := _common_size(root, source, sizes, problems)) is not None:
+                frames[name] = FrameFiles(tuple(source), *size, max_pixels)
+            continue
+        try:  # A video file's frames come in turn only: they are decoded first, once.
+            frames[name] = pack([VideoFile.open(source, max_pixels)], cache_folder())[0]
+        except UserError as error:
+            problems.append(str(error))
+    refuse(f"{root}: {len(problems)} problem(s)", problems)
+    videos = [HighSpeedVideo(name, frames[name], exposure) for name in chosen]
+    refuse(
+        f"{root}: an exposure takes {exposure.tau} frames",
+        [f"{v.name} has {len(v.frames)}" for v in videos if not len(v)],
+    )
+    light = ", linear light" if exposure.linear else ""
+    variant = f"tau {exposure.tau}, period {exposure.period}{light}"
+    return Dataset(_title(root, split if with_splits else ""), variant, videos)
+
+
+def _by_stem(folder: Path, root: Path, problems: list[str]) -> dict[str, Path]:
+    """The frames of a folder by their names without suffix, in natural order."""
+    if not folder.is_dir():
+        problems.append(f"{_below(root, folder)}: no such folder")
+        return {}
+    frames: dict[str, Path] = {}
+    for file in list_frames(folder):
+        if file.stem in frames:
+            problems.append(f"{_below(root, file)} and {frames[file.stem].name} have one name")
+        frames[file.stem] = file
+    if not frames:
+        problems.append(f"{_below(root, folder)}: holds no images")
+    return frames
+
+
+def _sizes(
+    root: Path, files: Iterable[Path], max_pixels: int, problems: list[str]
+) -> dict[Path, tuple[int, int]]:
+    """The (height, width) of the readable ones of ``files``, from their headers."""
+
+    def size(file: Path) -> tuple[int, int] | UserError:
+        try:
+            return image_size(file, max_pixels)
+        except UserError as error:
+            return error
+
+    sizes: dict[Path, tuple[int, int]] = {}
+    files = list(files)
+    with ThreadPoolExecutor(8) as readers:  # a disk answers several questions at a time
+        for file, answer in zip(files, readers.map(size, files), strict=True):
+            if isinstance(answer, UserError):
+                problems.append(str(answer).removeprefix(f"{root}/"))
+            else:
+                sizes[file] = answer
+    return sizes
+
+
+def _common_size(
+    root: Path,
+    files: Sequence[Path],
+    sizes: dict[Path, tuple[int, int]],
+    problems: list[str],
+) -> tuple[int, int] | None:
+    """The size that the frames of a video share: the first one's; the others are named."""
+    known = [(file, sizes[file]) for file in files if file in sizes]
+    if not known:
+        return None
+    height, width = known[0][1]
+    for file, size in known:
+        if size != (height, width):
+            problems.append(
+                f"{_below(root, file)} is {size[1]}x{size[0]}, unlike the {width}x{height} of "
+                f"{_below(root, known[0][0])}"
+            )
+    return height, width
+
+
+def _choose(
+    names: Sequence[str], only: Sequence[str], exclude: Sequence[str], spec: str
+) -> list[str]:
+    """The names that ``only`` and ``exclude`` leave, each of which must fit at least one name."""
+
+    def fitting(wanted: Sequence[str], option: str) -> set[str]:
+        chosen: set[str] = set()
+        for text in wanted:
+            # A whole name wins, so that video1 can be told from video10.
+            fits = [n for n in names if n == text] or [n for n in names if n.startswith(text)]
+            if not fits:
+                raise UserError(
+                    f"--{option}={text}: no video of {spec} begins so; it has "
+                    f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+                )
+            chosen |= set(fits)
+        return chosen
+
+    kept = fitting(only, "only") if only else set(names)
+    kept -= fitting(exclude, "exclude")
+    if names and not kept:
+        raise UserError(f"{spec}: --only and --exclude leave no video")
+    return [name for name in names if name in kept]
+
+
+def _pick_variant(root: Path, variant: str | None, there: Sequence[str]) -> str:
+    if not there:
+        raise UserError(f"{root}: has no blurred frames where they belong")
+    if variant is not None and variant not in there:
+        raise UserError(f"{root}: has the variants {', '.join(there)}, not {variant!r}")
+    return variant or there[0]
+
+
+def _side_by_side(blurred: Path, sharp: Path) -> list[_Place]:
+    """The videos of two folders that each have one folder a video."""
+    names = {f.name for half in (blurred, sharp) for f in _subfolders(half)}
+    return [
+        _Place(_printable(name), blurred / name, sharp / name)
+        for name in sorted(names, key=natural_key)
+    ]
+
+
+def _has_splits(root: Path) -> bool:
+    return any((root / name).is_dir() for names in _SPLIT_FOLDERS.values() for name in names)
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    for name in _SPLIT_FOLDERS[split]:
+        if (root / name).is_dir():
+            return root / name
+    there = [s for s, names in _SPLIT_FOLDERS.items() if any((root / n).is_dir() for n in names)]
+    raise UserError(f"{root}: has the splits {', '.join(there) or '(none)'}, not {split}")
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        found = [f for f in folder.iterdir() if not f.name.startswith(".") and f.is_dir()]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
+    return sorted(found, key=lambda f: natural_key(f.name))
+
+
+def _title(root: Path, split: str = "") -> str:
+    """The folder's name, which says more than its path, and the split."""
+    name = _printable(root.absolute().name or root.absolute().anchor)
+    return f"{name}/{split}" if split else name
+
+
+def _name(video: Path) -> str:
+    return _printable(video.name)
+
+
+def _printable(name: str) -> str:
+    """``name`` with what cannot be printed (bytes that are no text) written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _below(root: Path, path: Path) -> str:
+    return _printable(str(path.relative_to(root)))

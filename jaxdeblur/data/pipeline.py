@@ -19,8 +19,17 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxdeblur.data.datasets import Dataset, HighSpeedVideo, PairedVideo, pool_dataset, refuse
-from jaxdeblur.data.scenes import ScenePool
+from jaxdeblur.data.datasets import (
+    Dataset,
+    HighSpeedVideo,
+    PairedVideo,
+    pack_dataset,
+    pool_dataset,
+    refuse,
+    video_frames,
+)
+from jaxdeblur.data.packing import PackedFrames, show_packing
+from jaxdeblur.data.scenes import ScenePool, cache_folder
 from jaxdeblur.data.synthesis import average
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Video8
@@ -94,6 +103,8 @@ def batches(
 ) -> Batches:
     """An endless iterator over this process's part of the batches from ``start_step`` on.
 
+    Frames in image files are decoded into the cache folder first, once, and read from there.
+
     Args:
       sources: data sets with their shares of the samples (in any unit, 0 leaves one out).
       batch_size: clips in the global batch; each process gets ``batch_size / process_count``.
@@ -114,6 +125,11 @@ def batches(
     used = [(_Source(data, options), weight) for data, weight in sources if weight]
     if not used:
         raise UserError("no data set has a share above 0")
+    if max_bad_samples == 0:  # known now, so not to be found after hours
+        refuse(
+            "unreadable frames (see --max-bad-samples)",
+            [reason for source, _ in used for reason in source.unreadable],
+        )
     sampler = _Sampler([source for source, _ in used], options, batch_size, motion_limit)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(len(used) + 1)]
     shuffled = [
@@ -169,8 +185,16 @@ class _Source:
     """One data set as a numbered list of clips, those of slow videos first."""
 
     def __init__(self, data: Dataset | ScenePool, options: ClipOptions) -> None:
-        self.dataset = pool_dataset(data) if isinstance(data, ScenePool) else data
+        dataset = pool_dataset(data) if isinstance(data, ScenePool) else data
+        self.dataset = dataset = pack_dataset(dataset, cache_folder(), show_packing)
         self.options = options
+        self.unreadable = [
+            reason
+            for video in dataset.videos
+            for frames in video_frames(video)
+            if isinstance(frames, PackedFrames)
+            for reason in frames.unreadable.values()
+        ]
         videos = [v for v in self.dataset.videos if isinstance(v, PairedVideo | HighSpeedVideo)]
         if len(videos) < len(self.dataset.videos):
             raise TypeError("clips are read from PairedVideo and HighSpeedVideo only")
