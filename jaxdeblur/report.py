@@ -139,7 +139,7 @@ def shot(
     return found
 
 
-def picture_bytes(shots: Sequence[Shot]) -> int:
+def shot_bytes(shots: Sequence[Shot]) -> int:
     """What shots take in the page, maps included."""
     return len(json.dumps(shots))
 

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Scores a model on a data set: ``python evaluate.py --ckpt=RUN``; writes metrics and a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxdeblur.errors import run_command
+from jaxdeblur.metrics import PROTOCOLS
+from jaxdeblur.options import Parser, add_fields, read_fields
+
+
+def main() -> None:
+    """Reads the options and evaluates."""
+    import jax
+
+    from jaxdeblur import cluster, evaluation
+    from jaxdeblur.checkpoints import load_model
+    from jaxdeblur.compilation import keep_compiled
+    from jaxdeblur.data.datasets import open_dataset
+    from jaxdeblur.data.synthesis import Exposure
+
+    parser = Parser(
+        prog="evaluate.py",
+        description="Restores a data set and scores it. With no other option: the rendered test "
+        "scenes.\n\nprotocols:\n"
+        + "\n".join(f"  {name:12} {p.summary}" for name, p in PROTOCOLS.items()),
+    )
+    parser.add_argument(
+        "--ckpt",
+        required=True,
+        metavar="RUN",
+        help="a run folder, a .safetensors file, or the name of weights that ship",
+    )
+    parser.add_argument("--out", type=Path, help="the folder of the results (RUN/evaluation-DATA)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an evaluation in there")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the computation")
+    add_fields(parser, evaluation.EvaluationConfig(), "evaluation")
+    add_fields(parser, cluster.ClusterConfig(), "devices and processes")
+    arguments = parser.parse_args()
+    config = read_fields(arguments, evaluation.EvaluationConfig())
+
+    keep_compiled()
+    cluster.join(read_fields(arguments, cluster.ClusterConfig()))
+    loaded = load_model(arguments.ckpt, dtype=arguments.dtype)
+    dataset = open_dataset(
+        config.data,
+        "test",
+        variant=config.variant,
+        exposure=Exposure(config.tau, config.period),
+        only=config.only,
+        exclude=config.exclude,
+    )
+    out = arguments.out or evaluation.default_folder(arguments.ckpt, dataset, config)
+    metrics = evaluation.evaluate(loaded, dataset, config, out, overwrite=arguments.overwrite)
+    if jax.process_index() == 0:
+        print(evaluation.table(metrics))
+        print(f"\nopen {out / 'report.html'} in a browser; the numbers are in metrics.json")
+
+
+if __name__ == "__main__":
+    run_command(main, "evaluate.py")
