@@ -11,7 +11,7 @@ import functools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, UInt8, UInt16
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.pixels import RGB8, DevicePlane, PixelLayout, Plane, layout_of
 from jaxdeblur.tiling import TileGrid, halo_of
 
 Pixels: TypeAlias = UInt8[np.ndarray, "H W 3"] | UInt16[np.ndarray, "H W 3"]
@@ -71,12 +72,13 @@ def stream(model: VideoRestorer, frames: Iterable[Pixels]) -> Iterator[Pixels]:
     restoration: Stream | None = None
     for frame in frames:
         if restoration is None:
-            restoration = Stream(model, *frame.shape[:2])
-        restored = restoration.push(frame)
+            restoration = Stream(model, *frame.shape[:2], layout=layout_of(frame.dtype))
+        restored = restoration.push((frame,))
         if restored is not None:
-            yield np.asarray(restored)
+            yield np.asarray(restored[0])
     if restoration is not None:
-        yield from map(np.asarray, restoration.flush())
+        for restored in restoration.flush():
+            yield np.asarray(restored[0])
 
 
 class Stream:
@@ -92,6 +94,7 @@ class Stream:
         height: int,
         width: int,
         *,
+        layout: PixelLayout = RGB8,
         strength: float = 1.0,
         tiles: TileGrid | None = None,
     ):
@@ -100,39 +103,43 @@ class Stream:
         Args:
           model: the network.
           height, width: of every frame, in pixels.
+          layout: what the arrays of a frame mean; packed RGB of 8 bits by default.
           strength: 1 gives the restored frame, 0 the frame that went in, between them a mixture.
           tiles: restores each frame in these tiles, which takes less memory; None for all at once.
         """
-        self._graph, self._parameters = nnx.split(model)
-        self._shape = (height, width, 3)
-        self._tiles = tiles
+        graph, self._parameters = nnx.split(model)
+        self._what = Compiled(graph, layout, tiles)
+        self._size = (height, width)
         self._lookahead = model.lookahead
         # Everything lives where the parameters do, so that the step runs on that device.
         self._device = _device_of(self._parameters)
         with jax.default_device(self._device):
             self._state = _initial_state(model, height, width)
             self._strength = jnp.float32(strength)
-        # The frames whose results are due: mixing by strength needs them again.
-        self._waiting: deque[DevicePixels] = deque()
+        # The frames whose results are due: what changes is added to them.
+        self._waiting: deque[tuple[DevicePlane, ...]] = deque()
         self._steps = 0
         self.pending = 0
 
-    def push(self, frame: Pixels) -> DevicePixels | None:
+    def push(self, planes: tuple[Plane, ...]) -> tuple[DevicePlane, ...] | None:
         """Takes one frame in; gives the one of ``lookahead`` frames ago, or None at the start.
 
         Returns as soon as the work is queued; reading the result waits for it.
 
         Raises:
-          ValueError: the frame has another size than the stream.
+          ValueError: the frame's arrays are not those of the stream's layout and size.
         """
-        if frame.shape != self._shape:
-            raise ValueError(f"a frame is {frame.shape}, the stream is {self._shape}")
-        on_device = jax.device_put(frame, self._device)
+        layout = self._what.layout
+        shapes = layout.plane_shapes(*self._size, grey=len(planes) == 1)
+        if [plane.shape for plane in planes] != shapes or planes[0].dtype != layout.dtype:
+            given = [(plane.shape, str(plane.dtype)) for plane in planes]
+            raise ValueError(f"a frame is {given}, the stream is {shapes} of {layout.dtype}")
+        on_device = jax.device_put(planes, self._device)
         self._waiting.append(on_device)
         self.pending += 1
         return self._advance(on_device, repeated=False)
 
-    def flush(self) -> Iterator[DevicePixels]:
+    def flush(self) -> Iterator[tuple[DevicePlane, ...]]:
         """Gives the frames that are still pending; the last frame is repeated as look-ahead."""
         if not self.pending:
             return
@@ -142,17 +149,17 @@ class Stream:
             if restored is not None:
                 yield restored
 
-    def _advance(self, frame: DevicePixels, *, repeated: bool) -> DevicePixels | None:
+    def _advance(
+        self, planes: tuple[DevicePlane, ...], *, repeated: bool
+    ) -> tuple[DevicePlane, ...] | None:
         self._steps += 1
-        due = self._waiting[0]
         self._state, restored = _step(
-            self._graph,
-            self._tiles,
+            self._what,
             self._parameters,
             self._state,
-            frame,
+            planes,
             repeated,
-            due,
+            self._waiting[0],
             self._strength,
         )
         if self._steps <= self._lookahead:
@@ -167,7 +174,7 @@ def choose_tiles(
     height: int,
     width: int,
     *,
-    dtype: DTypeLike = np.uint8,
+    layout: PixelLayout = RGB8,
     budget: int | None = None,
 ) -> TileGrid | None:
     """The largest tiles with which a step fits into memory; None if the whole frame does.
@@ -183,7 +190,7 @@ def choose_tiles(
     """
     if budget is None:
         budget = int(0.8 * free_memory(_device_of(nnx.state(model))))
-    needed = step_memory(model, height, width, dtype=dtype)
+    needed = step_memory(model, height, width, layout=layout)
     if needed <= budget:
         return None
     halo, per_pixel = halo_of(model), needed / (height * width)
@@ -195,7 +202,7 @@ def choose_tiles(
         if per_pixel * (tile[0] + 2 * halo) * (tile[1] + 2 * halo) > budget:
             continue
         grid = TileGrid(*tile)
-        if step_memory(model, height, width, dtype=dtype, tiles=grid) <= budget:
+        if step_memory(model, height, width, layout=layout, tiles=grid) <= budget:
             return grid
     raise UserError(
         f"a frame of {width}x{height} takes {needed / 2**30:.1f} GiB at once and does not fit into "
@@ -208,15 +215,18 @@ def step_memory(
     height: int,
     width: int,
     *,
-    dtype: DTypeLike = np.uint8,
+    layout: PixelLayout = RGB8,
     tiles: TileGrid | None = None,
 ) -> int:
     """Bytes that one step of the stream takes on the device: state, frames and intermediates."""
     graph, parameters = nnx.split(model)
     state = jax.eval_shape(lambda: model.initial_state(1, height, width))
-    frame = jax.ShapeDtypeStruct((height, width, 3), dtype)
+    planes = tuple(
+        jax.ShapeDtypeStruct(shape, layout.dtype) for shape in layout.plane_shapes(height, width)
+    )
     strength = jax.ShapeDtypeStruct((), jnp.float32)
-    lowered = _step.lower(graph, tiles, parameters, state, frame, False, frame, strength)
+    what = Compiled(graph, layout, tiles)
+    lowered = _step.lower(what, parameters, state, planes, False, planes, strength)
     # A later call of _step with these shapes uses what is compiled here.
     memory = lowered.compile().memory_analysis()
     return (
@@ -240,22 +250,29 @@ def free_memory(device: jax.Device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+class Compiled(NamedTuple):
+    """What a step is compiled for, beside the size of the frame."""
+
+    graph: Graph
+    layout: PixelLayout
+    tiles: TileGrid | None
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _step(
-    graph: Graph,
-    tiles: TileGrid | None,
+    what: Compiled,
     parameters: Parameters,
     state: State,
-    frame: DevicePixels,
+    planes: tuple[DevicePlane, ...],
     repeated: bool | Bool[Array, ""],
-    due: DevicePixels,
+    due: tuple[DevicePlane, ...],
     strength: Float[Array, ""],
-) -> tuple[State, DevicePixels]:
-    model: VideoRestorer = nnx.merge(graph, parameters)
-    step = model.step if tiles is None else functools.partial(tiles.step, model)
-    state, restored = step(state, _to_floats(frame)[None], repeated)
-    mixed = strength * restored[0] + (1 - strength) * _to_floats(due)
-    return state, _to_integers(mixed, frame.dtype)
+) -> tuple[State, tuple[DevicePlane, ...]]:
+    model: VideoRestorer = nnx.merge(what.graph, parameters)
+    step = model.step if what.tiles is None else functools.partial(what.tiles.step, model)
+    state, restored = step(state, what.layout.to_rgb(planes)[None], repeated)
+    change = jnp.clip(restored[0], 0, 1) - what.layout.to_rgb(due)
+    return state, what.layout.add(due, strength * change)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -72,10 +72,10 @@ def test_a_stream_tells_what_is_pending_and_refuses_another_size(model):
     frames = video(2)
     restoration = Stream(model, 16, 18)
     assert list(restoration.flush()) == []
-    assert restoration.push(frames[0]) is None
+    assert restoration.push((frames[0],)) is None
     assert restoration.pending == 1
     with pytest.raises(ValueError, match=r"\(8, 18, 3\)"):
-        restoration.push(frames[1][:8])
+        restoration.push((frames[1][:8],))
     assert len(list(restoration.flush())) == 1
     assert restoration.pending == 0
 
@@ -85,9 +85,9 @@ def test_strength_mixes_with_the_frame_that_went_in(model):
 
     def restored_at(strength: float) -> np.ndarray:
         restoration = Stream(model, 16, 18, strength=strength)
-        frames = [restoration.push(frame) for frame in blurred]
+        frames = [restoration.push((frame,)) for frame in blurred]
         due = [frame for frame in frames if frame is not None]
-        return np.stack([*due, *restoration.flush()]).astype(int)
+        return np.stack([frame[0] for frame in [*due, *restoration.flush()]]).astype(int)
 
     none, half, full = (restored_at(strength) for strength in (0.0, 0.5, 1.0))
     np.testing.assert_array_equal(none, blurred)
