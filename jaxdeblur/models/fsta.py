@@ -247,17 +247,19 @@ class Fsta(VideoRestorer):
         widths = config.widths
         finer_and_coarser = list(itertools.pairwise(widths))
 
-        def dense_blocks(level: int, count: int) -> nnx.List:
-            width, growth = widths[level], config.growths[level]
-            return nnx.List(
-                [
-                    DenseBlock(width, growth, config.dense_layers, dtype=dtype, rngs=rngs)
-                    for _ in range(count)
-                ]
-            )
+        def dense_blocks(counts: tuple[int, ...]) -> list[Any]:
+            return [
+                nnx.List(
+                    [
+                        DenseBlock(width, growth, config.dense_layers, dtype=dtype, rngs=rngs)
+                        for _ in range(count)
+                    ]
+                )
+                for width, growth, count in zip(widths, config.growths, counts, strict=True)
+            ]
 
         self.stem = Conv(12, widths[0], dtype=dtype, rngs=rngs)
-        self.encoder = nnx.List([dense_blocks(*x) for x in enumerate(config.encoder_blocks)])
+        self.encoder = nnx.List(dense_blocks(config.encoder_blocks))
         # Halving and doubling move pixels into channels and back around a 1x1 convolution: on a
         # CPU a strided convolution and above all a transposed one have very slow gradients.
         self.down = nnx.List(
@@ -286,7 +288,7 @@ class Fsta(VideoRestorer):
                 for fine, coarse in finer_and_coarser
             ]
         )
-        self.decoder = nnx.List([dense_blocks(*x) for x in enumerate(config.decoder_blocks)])
+        self.decoder = nnx.List(dense_blocks(config.decoder_blocks))
         # Near the identity at the start; with exactly zero short trainings stayed there.
         self.head = Conv(widths[0], 12, gain=0.05, dtype=dtype, rngs=rngs)
 
