@@ -207,7 +207,7 @@ class PackedFrames:
 @functools.lru_cache(maxsize=_MOST_OPEN)
 def _mapped(file: Path) -> np.ndarray:
     try:
-        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+        return np.asarray(np.lib.format.open_memmap(file, mode="r"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: packed frames have vanished or are damaged: {error}") from error
 
@@ -258,7 +258,7 @@ def _open_pack(source: FrameFiles | VideoFile, place: Path) -> PackedFrames | No
     try:
         notes = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
         unreadable = {int(index): str(reason) for index, reason in notes["unreadable"].items()}
-        array = np.load(target, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(target, mode="r")
         expected = (notes["frames"], source.height, source.width, 3)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -287,6 +287,7 @@ def _pack(source: FrameFiles | VideoFile, place: Path) -> PackedFrames:
             write_json(place.with_suffix(".json"), notes)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+    _mapped.cache_clear()  # it may hold a damaged file of the same name
     return PackedFrames(target, count, source.height, source.width, unreadable)
 
 
