@@ -21,6 +21,9 @@ Frame: TypeAlias = Float[Array, "B H W 3"]
 Clip: TypeAlias = Float[Array, "B T H W 3"]
 """T consecutive frames of each video of a batch, in [0, 1]."""
 
+ReducedClip: TypeAlias = Float[Array, "B T _ _ 3"]
+"""A clip at one of several sizes."""
+
 Features: TypeAlias = Float[Array, "B h w C"]
 """A feature map of one frame."""
 

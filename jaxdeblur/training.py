@@ -8,7 +8,7 @@ import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num
 from optax import contrib
 
 from jaxdeblur import cluster
@@ -131,7 +131,7 @@ def model_loss(
     return total
 
 
-def from_bytes(clip: UInt8[Array, "B T H W 3"]) -> Clip:
+def from_bytes(clip: Num[Array, "B T H W 3"]) -> Clip:
     """0..255 to [0, 1]."""
     return clip.astype(jnp.float32) / 255
 
@@ -177,7 +177,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     )
 
 
-def _kernels_as_matrices(parameters: Parameters) -> dict[str, Any]:
+def _kernels_as_matrices(parameters: dict[str, Any]) -> dict[str, Any]:
     """Kernels that lead to features are matrices for Muon; those that lead to RGB are Adam's."""
     as_matrix = contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=(3,))
     # Optax asks again with what is Adam's masked out, which has no ndim.
@@ -234,7 +234,7 @@ def train_step(
         return model_loss(rebuild(parameters), batch, config.loss)
 
     loss, gradients = jax.value_and_grad(loss_of)(state.parameters)
-    gradient_norm = optax.global_norm(gradients)
+    gradient_norm = optax.tree.norm(gradients)
     failed = state.failed | ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
     updates, optimizer = make_optimizer(config).update(gradients, state.optimizer, state.parameters)
     parameters: Any = optax.apply_updates(state.parameters, updates)
@@ -269,6 +269,7 @@ def compile_train_step(
 # The loop.
 
 
+@runtime_checkable
 class Saver(Protocol):
     """What keeps checkpoints (``jaxdeblur.checkpoints.Checkpoints``)."""
 
@@ -276,6 +277,7 @@ class Saver(Protocol):
         """Saves ``state`` as the checkpoint of ``state.step``."""
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """What is told of the run's course (``jaxdeblur.progress``)."""
 

@@ -20,7 +20,7 @@ from jax import lax
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import enlarge, reduce_size
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.shapes import Clip, Frame
+from jaxdeblur.shapes import Clip, Frame, ReducedClip
 
 
 class LevelState(NamedTuple):
@@ -61,7 +61,7 @@ class CoarseToFine(VideoRestorer):
             scale * level.multiple for scale, level in zip(self.scales, self.levels, strict=True)
         )
 
-    def restore_levels(self, clip: Clip) -> tuple[Clip, ...]:
+    def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
         """What each scale restores, coarse to fine, each at its own size."""
         height, width = clip.shape[-3:-1]
         # The padding is computed with the clip, not cropped between the levels, as in the stream.
@@ -73,7 +73,7 @@ class CoarseToFine(VideoRestorer):
     def _restore_clip(self, clip: Clip) -> Clip:
         return self._levels(clip)[-1]
 
-    def _levels(self, clip: Clip) -> list[Clip]:
+    def _levels(self, clip: Clip) -> list[ReducedClip]:
         """What each level restores, at its own size."""
         current = clip
         restored = []

@@ -9,6 +9,7 @@ one matrix product (``benchmarks/train_step.py`` measures the difference).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +19,21 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdeblur.shapes import Features, Kernel
+from jaxdeblur.shapes import Kernel
+
+Input: TypeAlias = Float[Array, "B H W C_in"]
+Output: TypeAlias = Float[Array, "B h w C_out"]
 
 LEAK = 0.1
 """Slope of the leaky ReLU for negative values, where a preset asks for it."""
 
 
-def conv2d(x: Features, kernel: Kernel, stride: int = 1) -> Features:
+def conv2d(x: Input, kernel: Kernel, stride: int = 1) -> Output:
     """Convolution with zero padding; height and width are divided by ``stride``, rounded up."""
     return _conv_same(x, kernel) if stride == 1 else _convolve(x, kernel, stride)
 
 
-def _convolve(x: Features, kernel: Kernel, stride: int = 1) -> Features:
+def _convolve(x: Input, kernel: Kernel, stride: int = 1) -> Output:
     # Odd kernels only, so this padding centres the kernel for every stride and size; "SAME" would
     # shift by a pixel between odd and even sizes when the stride is 2.
     margins = [(size // 2, size // 2) for size in kernel.shape[:2]]
@@ -39,32 +43,26 @@ def _convolve(x: Features, kernel: Kernel, stride: int = 1) -> Features:
 
 
 @jax.custom_vjp
-def _conv_same(x: Features, kernel: Kernel) -> Features:
+def _conv_same(x: Input, kernel: Kernel) -> Output:
     return _convolve(x, kernel)
 
 
-def _conv_same_forward(x: Features, kernel: Kernel) -> tuple[Features, tuple[Features, Kernel]]:
+def _conv_same_forward(x: Input, kernel: Kernel) -> tuple[Output, tuple[Input, Kernel]]:
     return _convolve(x, kernel), (x, kernel)
 
 
-def _conv_same_backward(
-    saved: tuple[Features, Kernel], gradient: Features
-) -> tuple[Features, Kernel]:
+def _conv_same_backward(saved: tuple[Input, Kernel], gradient: Output) -> tuple[Input, Kernel]:
     x, kernel = saved
     return lax.platform_dependent(
         x, kernel, gradient, cpu=_gradients_as_matmul, default=_gradients_as_convolution
     )
 
 
-def _gradients_as_convolution(
-    x: Features, kernel: Kernel, gradient: Features
-) -> tuple[Features, Kernel]:
+def _gradients_as_convolution(x: Input, kernel: Kernel, gradient: Output) -> tuple[Input, Kernel]:
     return jax.vjp(_convolve, x, kernel)[1](gradient)
 
 
-def _gradients_as_matmul(
-    x: Features, kernel: Kernel, gradient: Features
-) -> tuple[Features, Kernel]:
+def _gradients_as_matmul(x: Input, kernel: Kernel, gradient: Output) -> tuple[Input, Kernel]:
     """dx is the convolution with the turned kernel; dW[i, j] = sum_yx x[y+i, x+j] gradient[y, x].
 
     Shifting x along the columns (kw copies) and the gradient along the rows (kh copies) makes all

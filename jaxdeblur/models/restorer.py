@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jaxdeblur.shapes import Clip, Frame
+from jaxdeblur.shapes import Clip, Frame, ReducedClip
 
 State = Any
 """What a stream keeps from frame to frame: a pytree of arrays, of constant size."""
@@ -44,7 +44,7 @@ class VideoRestorer(nnx.Module):
         height, width = clip.shape[-3:-1]
         return self._restore_clip(self._pad(clip))[..., :height, :width, :]
 
-    def restore_levels(self, clip: Clip) -> tuple[Clip, ...]:
+    def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
         """What each scale restores, coarse to fine, for a loss at each; here there is one."""
         return (self.restore_clip(clip),)
 

@@ -7,13 +7,14 @@ figure 4. What the paper leaves open, and how it is settled here, stands in docs
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax import lax
+from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.blending import TemporalBlending
@@ -64,11 +65,15 @@ class StrcnnConfig:
             raise UserError(f"head_width is 0 or more channels, not {self.head_width}")
 
 
+HalfFeatures: TypeAlias = Float[Array, "B h w C_half"]
+"""Features with half the channels: those of the stem and F_n."""
+
+
 class Recurrence(NamedTuple):
     """What passes from frame to frame."""
 
-    features: Features
-    """F_{n-1}, half the channels."""
+    features: HalfFeatures
+    """F_{n-1}."""
     blended: Features
     """h~_{n-1}."""
     first: jax.Array
@@ -183,7 +188,7 @@ class Strcnn(VideoRestorer):
         return relu(self.down(relu(self.stem(windows.astype(self.dtype) - 0.5))))
 
     def _recur(
-        self, past: Recurrence, stem: Features
+        self, past: Recurrence, stem: HalfFeatures
     ) -> tuple[Recurrence, tuple[Features, Features]]:
         """One step of the recurrence: from (F_{n-1}, h~_{n-1}) and this frame to (F_n, h~_n)."""
         half = self.config.blocks // 2

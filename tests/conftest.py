@@ -1,0 +1,43 @@
+"""Set before anything touches a device: eight virtual CPU devices, and a cache of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import pytest
+
+# A fresh cache, shared by the workers of one test run, so that nothing depends on an older run.
+_RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+_CACHE = Path(tempfile.gettempdir()) / f"jaxdeblur-tests-{_RUN}"
+os.environ["JAXDEBLUR_CACHE"] = str(_CACHE)
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remove_cache() -> object:
+    yield
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        _remove()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The process that started the workers outlives them and cleans up."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        _remove()
+
+
+def _remove() -> None:
+    import shutil
+
+    shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped with the reason where there is none."""
+    marked = [item for item in items if "gpu" in item.keywords]
+    if marked and jax.default_backend() != "gpu":
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU; JAX found none here"))

@@ -1,0 +1,75 @@
+"""The layers: the convolution's own gradient equals XLA's, and maps keep their geometry."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxdeblur.models.layers import (
+    Conv,
+    _convolve,
+    conv2d,
+    depth_to_space,
+    enlarge,
+    reduce_size,
+    space_to_depth,
+)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 1), (8, 2)])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 5), (3, 5)])
+def test_gradient_equals_that_of_the_plain_convolution(
+    size: tuple[int, int], kernel: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(*kernel, 3, 4)), jnp.float32)
+    target = jnp.asarray(rng.normal(size=(2, *size, 4)), jnp.float32)
+
+    def gradients(convolution: object) -> tuple[jax.Array, jax.Array]:
+        return jax.grad(lambda x, w: jnp.sum(convolution(x, w) * target), argnums=(0, 1))(x, w)
+
+    for ours, xla in zip(gradients(conv2d), gradients(_convolve), strict=True):
+        np.testing.assert_allclose(ours, xla, atol=1e-4)
+
+
+def test_gradient_in_bfloat16_accumulates_in_float32() -> None:
+    x = jnp.full((1, 64, 64, 1), 1.0, jnp.bfloat16)
+    w = jnp.zeros((1, 1, 1, 1), jnp.bfloat16)
+    gradient = jax.grad(lambda w: conv2d(x, w).astype(jnp.float32).sum())(w)
+    assert gradient.dtype == jnp.bfloat16
+    assert float(gradient[0, 0, 0, 0]) == 4096  # summed in bfloat16 it would stop at 256
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_stride_two_is_centred_for_even_and_odd_sizes(size: int) -> None:
+    kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    x = jnp.arange(size * size, dtype=jnp.float32).reshape(1, size, size, 1)
+    np.testing.assert_array_equal(conv2d(x, kernel, 2), x[:, ::2, ::2])
+
+
+def test_any_number_of_leading_dimensions() -> None:
+    conv = Conv(3, 5, rngs=nnx.Rngs(0))
+    x = jnp.ones((2, 4, 6, 8, 3))
+    np.testing.assert_allclose(conv(x)[1, 2], conv(x[1, 2]), atol=1e-6)
+
+
+def test_an_even_kernel_is_refused() -> None:
+    with pytest.raises(ValueError, match="odd"):
+        Conv(3, 5, 4, rngs=nnx.Rngs(0))
+
+
+def test_space_and_depth_are_inverse() -> None:
+    x = jnp.arange(2 * 4 * 6 * 3, dtype=jnp.float32).reshape(2, 4, 6, 3)
+    np.testing.assert_array_equal(depth_to_space(space_to_depth(x, 2), 2), x)
+    assert space_to_depth(x, 2)[0, 0, 1, 3:6].tolist() == x[0, 0, 3].tolist()
+
+
+def test_enlarging_keeps_a_ramp_and_reducing_takes_means() -> None:
+    x = jnp.broadcast_to(jnp.arange(4.0)[None, None, :, None], (1, 3, 4, 1))
+    big = enlarge(x, 2)
+    np.testing.assert_allclose(big[0, 0, :, 0], [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+    np.testing.assert_allclose(reduce_size(big, 2)[0, 0, 1:3, 0], [1, 2])

@@ -1,0 +1,185 @@
+"""STRCNN and dynamic temporal blending against the equations of the paper, in plain NumPy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxdeblur import models
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.blending import TemporalBlending
+from jaxdeblur.models.parameters import split
+from jaxdeblur.models.strcnn import Recurrence, StrcnnConfig
+
+SMALL = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
+
+
+def blending(beta: float = 0.3, width: int = 3) -> TemporalBlending:
+    return TemporalBlending(width, beta=beta, rngs=nnx.Rngs(0))
+
+
+def maps(seed: int, width: int = 3) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(2, 6, 7, width)), jnp.float32)
+
+
+def weights_by_hand(layer: TemporalBlending, past: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """Eq. 3, pixel by pixel: min(1, |tanh(A h~_{n-1} + B h_n)| + beta), 5x5, zeros outside."""
+    kernel = np.asarray(layer.compare.kernel[...], np.float64)
+    width = now.shape[-1]
+    a, b = kernel[:, :, :width], kernel[:, :, width:]
+    _, height, columns, _ = now.shape
+    response = np.zeros(now.shape)
+    for y in range(height):
+        for x in range(columns):
+            for i in range(5):
+                for j in range(5):
+                    v, u = y + i - 2, x + j - 2
+                    if 0 <= v < height and 0 <= u < columns:
+                        response[:, y, x] += past[:, v, u] @ a[i, j] + now[:, v, u] @ b[i, j]
+    return np.minimum(1.0, np.abs(np.tanh(response)) + float(layer.beta))
+
+
+def test_blending_is_equations_2_and_3() -> None:
+    layer = blending()
+    past, now = maps(1), maps(2)
+    blended, w = layer(past, now, jnp.bool_(False))
+    expected = weights_by_hand(layer, np.asarray(past), np.asarray(now))
+    np.testing.assert_allclose(w, expected, atol=1e-6)
+    by_hand = expected * np.asarray(now) + (1 - expected) * np.asarray(past)
+    np.testing.assert_allclose(blended, by_hand, atol=1e-6)
+
+
+def test_weights_are_between_beta_and_one() -> None:
+    layer = blending(beta=0.3)
+    w = layer.weights(10 * maps(1), 10 * maps(2))
+    assert float(w.min()) >= 0.3 - 1e-6
+    assert float(w.max()) == 1.0
+
+
+def test_weight_is_beta_where_the_responses_cancel() -> None:
+    layer = blending(beta=0.3)
+    kernel = layer.compare.kernel[...]
+    layer.compare.kernel[...] = jnp.concatenate([kernel[:, :, :3], -kernel[:, :, :3]], axis=2)
+    w = layer.weights(maps(1), maps(1))  # A h~ + B h = 0 since B = -A and h~ = h
+    np.testing.assert_allclose(w, 0.3, atol=1e-6)
+
+
+def test_weight_one_copies_the_current_features() -> None:
+    layer = blending()
+    layer.compare.kernel[...] = 100 * layer.compare.kernel[...]
+    blended, w = layer(maps(1), maps(2), jnp.bool_(False))
+    ones = np.asarray(w) == 1.0
+    assert ones.mean() > 0.9
+    np.testing.assert_array_equal(np.asarray(blended)[ones], np.asarray(maps(2))[ones])
+
+
+@pytest.mark.parametrize("direction", [-1e3, 1e3])
+def test_beta_stays_within_0_and_1_under_training(direction: float) -> None:
+    layer = blending()
+    for _ in range(20):
+        layer.beta_logit[...] = layer.beta_logit[...] + direction
+        assert 0 <= float(layer.beta) <= 1
+
+
+def test_beta_is_trained() -> None:
+    graph, state = nnx.split(blending())
+
+    def loss(state: nnx.State) -> jax.Array:
+        return jnp.sum(nnx.merge(graph, state)(maps(1), maps(2), jnp.bool_(False))[0] ** 2)
+
+    assert float(jnp.abs(jax.grad(loss)(state)["beta_logit"][...])) > 0
+
+
+@pytest.mark.parametrize(("first_step", "dimmed"), [("copy", False), ("zeros", True)])
+def test_the_first_frame_is_dimmed_only_if_asked(first_step: str, dimmed: bool) -> None:
+    config = StrcnnConfig(width=4, blocks=1, first_step=first_step)
+    model = models.build(config)
+    stem = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 2)), jnp.float32)
+    past = model._recurrence(1, 8, 8)
+    _, (h, w) = model._recur(past, stem)
+    assert bool((w == 1).all()) is not dimmed
+    plain = models.build(StrcnnConfig(width=4, blocks=1, blending="none"))
+    graph, state = nnx.split(plain, nnx.Param)
+    for key in ("encoder", "decoder"):
+        state[key] = nnx.split(model, nnx.Param)[1][key]
+    _, (expected, _) = nnx.merge(graph, state)._recur(past, stem)
+    assert np.allclose(h, expected, atol=1e-6) is not dimmed
+
+
+@pytest.mark.parametrize("placement", ["encoder", "middle", "decoder"])
+def test_the_blended_features_feed_what_comes_after(placement: str) -> None:
+    config = StrcnnConfig(width=4, blocks=2, blending=placement)
+    model = models.build(config)
+    stem = jnp.ones((1, 4, 4, 2))
+    past = Recurrence(jnp.zeros((1, 4, 4, 2)), jnp.ones((1, 4, 4, 4)), jnp.bool_(False))
+    other = past._replace(blended=3 * past.blended)
+    h, g = (model._recur(p, stem)[1][0] for p in (past, other))
+    assert float(jnp.abs(h - g).max()) > 1e-4
+
+
+def test_the_receptive_field_grows_with_time() -> None:
+    """With m = 1 a frame sees only the next one, but all past ones through F and h~."""
+    rebuild, parameters = split(models.build(SMALL))
+    restore = jax.jit(lambda clip: rebuild(parameters).restore_clip(clip))
+    clip = jnp.asarray(np.random.default_rng(0).random((1, 9, 16, 16, 3)), jnp.float32)
+    difference = restore(clip.at[:, 3].add(0.5)) - restore(clip)
+    reach = np.abs(difference).max(axis=(0, 2, 3, 4))
+    assert reach[8] > 1e-6, "frame n-5 does not change frame n"
+    assert (reach[2:] > 1e-6).all()
+    np.testing.assert_array_equal(reach[:2], 0)
+
+
+def test_without_the_recurrence_the_past_ends_at_the_window() -> None:
+    rebuild, parameters = split(models.build(StrcnnConfig(m=1, width=4, blocks=1, blending="none")))
+    # F_{n-1} is all that STRCNN carries: cut its way in and nothing passes on.
+    name = "encoder/0/first/kernel"
+    parameters[name] = parameters[name].at[:, :, 2:].set(0)
+    for kernel in ("encoder/0/second/kernel", "encoder/0/second/bias"):
+        parameters[kernel] = jnp.zeros_like(parameters[kernel])
+    parameters["decoder/0/first/kernel"] = parameters["decoder/0/first/kernel"].at[:, :, 2:].set(0)
+    parameters["up/kernel"] = parameters["up/kernel"].at[:, :, 2:].set(0)
+    parameters["decoder/0/second/kernel"] *= 0
+    restore = jax.jit(lambda clip: rebuild(parameters).restore_clip(clip))
+    clip = jnp.asarray(np.random.default_rng(0).random((1, 7, 16, 16, 3)), jnp.float32)
+    difference = restore(clip.at[:, 3].add(0.5)) - restore(clip)
+    reach = np.abs(difference).max(axis=(0, 2, 3, 4))
+    np.testing.assert_array_equal(reach > 0, [False, False, True, True, True, False, False])
+
+
+@pytest.mark.parametrize("time", [1, 2, 3, 20])
+@pytest.mark.parametrize("size", [(16, 16), (17, 31)])
+def test_as_many_frames_out_as_in(time: int, size: tuple[int, int]) -> None:
+    clip = jnp.zeros((1, time, *size, 3))
+    shape = jax.eval_shape(models.build(SMALL).restore_clip, clip).shape
+    assert shape == clip.shape
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("m", -1), ("width", 3), ("width", 0), ("blocks", 0), ("head_width", -1)]
+)
+def test_a_bad_config_is_named(field: str, value: int) -> None:
+    with pytest.raises(UserError, match=field):
+        StrcnnConfig(**{field: value})
+
+
+@pytest.mark.parametrize("scales", [(), (2,), (1, 2), (3, 1), (4, 4, 1), (0, 1)])
+def test_bad_scales_are_named(scales: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="scales"):
+        models.build(StrcnnConfig(scales=scales))
+
+
+def test_coarse_to_fine_starts_each_level_from_what_the_coarser_one_restored() -> None:
+    config = StrcnnConfig(m=1, width=4, blocks=1, residual=True, scales=(2, 1))
+    model = models.build(config)
+    clip = jnp.asarray(np.random.default_rng(0).random((1, 3, 20, 24, 3)), jnp.float32)
+    coarse, fine = model.restore_levels(clip)
+    assert coarse.shape == (1, 3, 10, 12, 3)
+    assert fine.shape == clip.shape
+    model.levels[1].head.kernel[...] = 0 * model.levels[1].head.kernel[...]
+    # A fine level that adds nothing leaves the enlarged residual of the coarse one.
+    reduced = clip.reshape(1, 3, 10, 2, 12, 2, 3).mean((3, 5))
+    enlarged = jax.image.resize(coarse - reduced, clip.shape, "bilinear")
+    np.testing.assert_allclose(model.restore_clip(clip), clip + enlarged, atol=1e-6)

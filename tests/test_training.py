@@ -1,0 +1,283 @@
+"""Training: the step is pure and shared out evenly, runs stop and resume exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from jaxdeblur import cluster, models, training
+from jaxdeblur.checkpoints import Checkpoints
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.parameters import split
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.training import Batch, Metrics, NonFiniteError, TrainingConfig, TrainState
+
+NETWORK = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
+CONFIG = TrainingConfig(
+    steps=6, batch_size=8, frames=2, crop=16, learning_rate=1e-3, warmup=2, save_every=3
+)
+
+
+def random_batch(step: int, size: int = 8) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    sharp = rng.integers(0, 256, (size, 2, 16, 16, 3), dtype=np.uint8)
+    return {"blurred": sharp // 2 + 64, "sharp": sharp}
+
+
+def mesh_of(data: int, rows: int = 1) -> jax.sharding.Mesh:
+    return jax.make_mesh(
+        (data, rows),
+        ("data", "rows"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=jax.devices()[: data * rows],
+    )
+
+
+def begin(config: TrainingConfig, mesh: jax.sharding.Mesh) -> tuple[Any, TrainState]:
+    rebuild, parameters = split(models.build(NETWORK, config.seed))
+    state = training.initial_train_state(config, parameters)
+    state = jax.device_put(state, cluster.replicated(mesh))
+    return training.compile_train_step(config, rebuild, mesh), state
+
+
+def feed(mesh: jax.sharding.Mesh, start: int = 0) -> Iterator[Batch]:
+    step = start
+    while True:
+        yield jax.device_put(random_batch(step), cluster.clips_over(mesh))
+        step += 1
+
+
+class Recorder:
+    """A saver and watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.saved: dict[int, TrainState] = {}
+        self.losses: dict[int, float] = {}
+        self.scores: dict[int, dict[str, float]] = {}
+
+    def save(self, state: TrainState) -> None:
+        self.saved[int(state.step)] = jax.tree.map(np.asarray, state)
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        self.losses[step] = float(metrics.loss)
+
+    def validated(self, step: int, scores: dict[str, float]) -> None:
+        self.scores[step] = scores
+
+
+@pytest.mark.parametrize(("data", "rows"), [(8, 1), (2, 2)])
+def test_many_devices_do_what_one_does(data: int, rows: int) -> None:
+    results = []
+    for mesh in (mesh_of(1), mesh_of(data, rows)):
+        step, state = begin(CONFIG, mesh)
+        for i in range(3):
+            batch = jax.device_put(random_batch(i), cluster.clips_over(mesh))
+            state, metrics = step(state, batch)
+        results.append((jax.tree.map(np.asarray, state.parameters), float(metrics.loss)))
+    (one, loss_of_one), (many, loss_of_many) = results
+    assert loss_of_many == pytest.approx(loss_of_one, rel=1e-5)
+    # Adam divides by the root of a square: where a gradient is all but zero, its sign decides.
+    chex.assert_trees_all_close(many, one, atol=1e-4)
+
+
+def test_the_loss_falls() -> None:
+    config = dataclasses.replace(CONFIG, steps=40, learning_rate=1e-2, save_every=40)
+    mesh = mesh_of(1)
+    step, state = begin(config, mesh)
+    recorder = Recorder()
+    same = jax.device_put(random_batch(0), cluster.clips_over(mesh))
+
+    def again() -> Iterator[Batch]:
+        while True:
+            yield same
+
+    training.run_steps(state, again(), step, config, saver=recorder, watcher=recorder)
+    assert recorder.losses[40] < 0.9 * recorder.losses[1]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_resumed_from_disk_it_is_bit_identical(
+    optimizer: Any, average: float, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, optimizer=optimizer, average=average)
+    mesh = mesh_of(2)
+    step, state = begin(config, mesh)
+    template = jax.tree.map(jnp.copy, state)
+    recorder = Recorder()
+    whole = training.run_steps(state, feed(mesh), step, config, saver=recorder, watcher=recorder)
+    assert sorted(recorder.saved) == [3, 6]
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(jax.device_put(recorder.saved[3], cluster.replicated(mesh)))
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    resumed = checkpoints.restore_state(template, cluster.replicated(mesh))
+    checkpoints.close()
+    assert resumed is not None
+    ended = training.run_steps(
+        resumed, feed(mesh, start=3), step, config, saver=recorder, watcher=recorder
+    )
+    chex.assert_trees_all_equal(ended, whole)
+
+
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path) -> None:
+    mesh = mesh_of(1)
+    _, state = begin(CONFIG, mesh)
+    checkpoints = Checkpoints(tmp_path)
+    for number in (1, 2):
+        checkpoints.save(state._replace(step=jnp.int32(number)))
+    checkpoints.close()
+    for path in (tmp_path / "checkpoints" / "2").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.warns(UserWarning, match=r"checkpoints/2 can't be read and is skipped"):
+        restored = checkpoints.restore_state(state, cluster.replicated(mesh))
+    assert restored is not None
+    assert int(restored.step) == 1
+    for path in (tmp_path / "checkpoints" / "1").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="can't be read"),
+        pytest.raises(UserError, match="none of its 2 checkpoints can be read"),
+    ):
+        checkpoints.restore_state(state, cluster.replicated(mesh))
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
+    mesh = mesh_of(1)
+    step, state = begin(CONFIG, mesh)
+    recorder = Recorder()
+
+    def interrupted() -> Iterator[Batch]:
+        for i, batch in enumerate(feed(mesh)):
+            if i == 3:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    with pytest.raises(training.Stopped) as stop:
+        training.run_steps(state, interrupted(), step, CONFIG, saver=recorder, watcher=recorder)
+    assert stop.value.signal == number
+    assert stop.value.step == max(recorder.saved)
+    assert int(recorder.saved[stop.value.step].step) == stop.value.step
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_batch_and_the_state_before_it() -> None:
+    mesh = mesh_of(1)
+    config = dataclasses.replace(CONFIG, save_every=100)
+    step, state = begin(config, mesh)
+    recorder = Recorder()
+
+    def poisoned() -> Iterator[Batch]:
+        for i, batch in enumerate(feed(mesh)):
+            if i == 3:
+                batch = {**batch, "sharp": batch["sharp"].astype(jnp.float32) * jnp.nan}
+            yield batch
+
+    with pytest.raises(NonFiniteError, match="step 4") as failure:
+        training.run_steps(state, poisoned(), step, config, saver=recorder, watcher=recorder)
+    assert np.isnan(failure.value.batch["sharp"]).all()
+    assert int(failure.value.state.step) == 3, "the steps after the failure changed the state"
+    chex.assert_tree_all_finite(failure.value.state.parameters)
+    assert not recorder.saved
+
+
+def test_validation_sees_the_moving_average() -> None:
+    config = dataclasses.replace(CONFIG, average=0.99, validate_every=3)
+    mesh = mesh_of(1)
+    step, state = begin(config, mesh)
+    recorder = Recorder()
+    seen = []
+
+    def validate(parameters: Any) -> dict[str, float]:
+        seen.append(jax.tree.map(np.asarray, parameters))
+        return {"psnr": 1.0, "gain": 0.0}
+
+    end = training.run_steps(
+        state, feed(mesh), step, config, saver=recorder, watcher=recorder, validate=validate
+    )
+    assert sorted(recorder.scores) == [3, 6]
+    chex.assert_trees_all_equal(seen[-1], end.average)
+    assert any(np.any(seen[-1][name] != end.parameters[name]) for name in end.parameters)
+
+
+def test_losses_by_hand() -> None:
+    restored = jnp.zeros((2, 1, 2, 2, 3)).at[0].set(0.5).at[1].set(0.1)
+    sharp = jnp.zeros((2, 1, 2, 2, 3))
+    assert training.clip_loss(restored, sharp, "mse") == pytest.approx((0.25 + 0.01) / 2)
+    charbonnier = (np.sqrt(0.25 + 1e-6) + np.sqrt(0.01 + 1e-6)) / 2
+    assert training.clip_loss(restored, sharp, "charbonnier") == pytest.approx(charbonnier)
+    log = (np.log(0.25 + 1e-5) + np.log(0.01 + 1e-5)) / 2
+    assert training.clip_loss(restored, sharp, "log_mse") == pytest.approx(log, rel=1e-5)
+
+
+def test_schedules() -> None:
+    cosine = training.learning_rate(TrainingConfig(steps=100, learning_rate=1.0, warmup=10))
+    assert float(cosine(0)) == pytest.approx(0.1)
+    assert float(cosine(50)) == pytest.approx(0.5)
+    assert float(cosine(100)) == pytest.approx(0, abs=1e-6)
+    halve = training.learning_rate(
+        TrainingConfig(learning_rate=1.0, warmup=0, schedule="halve", halve_every=10)
+    )
+    assert [float(halve(step)) for step in (9, 10, 29)] == [1.0, 0.5, 0.25]
+
+
+def test_muon_takes_the_kernels_and_adam_the_rest() -> None:
+    _, parameters = split(models.build(NETWORK))
+    config = dataclasses.replace(
+        CONFIG, optimizer="muon", learning_rate=1.0, warmup=0, schedule="constant", muon_rms=0.4
+    )
+    optimizer = training.make_optimizer(config)
+    gradients = {
+        name: jnp.full_like(a, 1e-3) * jnp.arange(1, a.size + 1).reshape(a.shape) ** 0.5
+        for name, a in parameters.items()
+    }
+    updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
+    update = updates["encoder/0/first/kernel"]
+    # An orthogonal matrix times sqrt(its longer side) * 0.4 has root mean square 0.4; one gradient
+    # of rank one makes one singular value 1 and leaves the others near 0.
+    assert 0 < float(jnp.sqrt(jnp.mean(update**2))) < 0.4
+    # Adam's first step (here with Nesterov's momentum) is the same in every element.
+    for name in ("head/kernel", "stem/bias", "blending/beta_logit"):
+        np.testing.assert_allclose(updates[name], updates["head/bias"][0], rtol=1e-3)
+    assert float(jnp.std(jnp.abs(update))) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 0),
+        ("crop", 8),
+        ("learning_rate", -1.0),
+        ("average", 1.0),
+        ("learning_rate", float("nan")),
+        ("warmup", -1),
+    ],
+)
+def test_a_bad_option_is_named(field: str, value: float) -> None:
+    with pytest.raises(UserError, match="--" + field.replace("_", "-")):
+        TrainingConfig(**{field: value})
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UserError, match="--batch-size=3 must be a multiple of 8"):
+        cluster.make_mesh(3)
+    with pytest.raises(UserError, match="--rows=3"):
+        cluster.make_mesh(8, rows=3)
