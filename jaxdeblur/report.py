@@ -121,7 +121,9 @@ def shot(
     found: Shot = {"index": index, **dict(zip(names, pictures, strict=True)), "scale": scale}
     weights = None if explanation is None else explanation.blending_weights
     found["weights"] = (
-        None if weights is None else sprite(np.asarray(weights[0, place])[None], MAP_SIDE, (0, 1))
+        None
+        if weights is None
+        else sprite(np.asarray(weights[0, place])[None], MAP_SIDE, (0.0, 1.0))
     )
     found["attention"] = []
     for block in () if explanation is None else explanation.attention:
@@ -145,7 +147,9 @@ def shot_bytes(shots: Sequence[Shot]) -> int:
 
 
 def sprite(
-    maps: Num[np.ndarray, "count h w"], side: int, limits: tuple[float, float] | None = None
+    maps: Num[np.ndarray, "count h w"],
+    side: int,
+    limits: tuple[float | int, float | int] | None = None,
 ) -> dict[str, Any]:
     """Maps below each other in one grey PNG, a byte b standing for low + b / 255 * (high - low).
 
@@ -157,7 +161,7 @@ def sprite(
     maps = np.asarray(maps, np.float32)
     factor = math.ceil(max(maps.shape[1:]) / side)
     maps = np.stack([_shrink(each, factor) for each in maps])
-    low, high = limits or (float(maps.min()), float(maps.max()))
+    low, high = map(float, limits or (maps.min(), maps.max()))
     grey = np.rint(np.clip((maps - low) / ((high - low) or 1.0), 0, 1) * 255).astype(np.uint8)
     count, height, width = grey.shape
     return {

@@ -1,0 +1,388 @@
+"""The report in a real browser: no error on the console, and every control does what it says."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdeblur import report
+from jaxdeblur.metrics import PROTOCOLS, VideoScores
+from jaxdeblur.models.explanation import AttentionMaps, Explanation
+
+HEIGHT, WIDTH, FRAMES = 90, 160, 4
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+
+
+def a_shot(index: int, explained: bool) -> report.Shot:
+    """Blurred is dark, restored grey, sharp bright, so that pixels tell them apart."""
+    frames = [np.full((HEIGHT, WIDTH, 3), value, np.uint8) for value in (40, 120, 220)]
+    explanation = an_explanation(index) if explained else None
+    return report.shot(index, *frames, max_bytes=100_000, explanation=explanation)
+
+
+def an_explanation(seed: int) -> Explanation:
+    rng = np.random.default_rng(seed)
+    m, n, window, h, w = 3, 2, 5, 12, 20
+
+    def softmax(shape: tuple[int, ...], axes: tuple[int, ...]) -> jnp.ndarray:
+        x = np.exp(rng.normal(0, 2, shape))
+        return jnp.asarray(x / x.sum(axis=axes, keepdims=True), jnp.float32)
+
+    block = AttentionMaps(
+        "encoder <2>",
+        softmax((1, 1, m, h, w), (3, 4)),
+        softmax((1, 1, n, window), (3,)),
+        softmax((1, 1, h, w, m * n), (4,)),
+        (-2, -1, 0, 1, 2),
+    )
+    ramp = np.linspace(0.2, 0.9, w, dtype=np.float32)
+    return Explanation(jnp.asarray(np.broadcast_to(ramp, (1, 1, h, w))), (block,))
+
+
+def a_video(name: str, psnr: float, *, explained: bool, shots: int = FRAMES) -> report.VideoReport:
+    levels = tuple(psnr + 0.3 * i for i in range(FRAMES))
+    scores = VideoScores(
+        name=name,
+        height=HEIGHT,
+        width=WIDTH,
+        frames=FRAMES,
+        scored_from=0,
+        frame_psnr=levels,
+        frame_ssim=(0.9,) * FRAMES,
+        frame_psnr_blurred=(25.0,) * FRAMES,
+        frame_ssim_blurred=(0.8,) * FRAMES,
+        temporal_error=1.5,
+        temporal_error_blurred=3.0,
+        seconds_per_frame=0.0123,
+    )
+    return report.VideoReport(scores, [a_shot(i, explained) for i in range(shots)])
+
+
+def an_evaluation() -> report.EvaluationReport:
+    return report.EvaluationReport(
+        title="strcnn_dtb on <rendered> & more",
+        checkpoint="runs/strcnn_dtb at step 7",
+        dataset="rendered/test",
+        protocol=PROTOCOLS["jaxdeblur"],
+        device="a CPU with 2 cores",
+        versions={"jax": "0.10.2"},
+        made="2026-11-20 09:00",
+        videos=[
+            a_video("walk </script><!-- café", 27.0, explained=True),
+            a_video("street", 24.5, explained=False),
+            a_video("one shot", 26.0, explained=False, shots=1),
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    report.write(path, an_evaluation())
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=executable, args=ARGUMENTS.split(), timeout=60_000
+        )
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """The page in a tab, with what it complained about and asked the network for."""
+
+    def __init__(self, browser, path: Path, **options) -> None:
+        self.context = browser.new_context(**options)
+        self.context.set_default_timeout(10_000)
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+
+    @property
+    def first(self):
+        return self.page.locator("section.video").first
+
+    def at(self) -> float:
+        divider = self.first.get_by_role("slider", name="Divider")
+        return float(divider.get_attribute("aria-valuenow"))
+
+
+@pytest.fixture
+def desktop(browser, page_path) -> Iterator[Opened]:
+    opened = Opened(browser, page_path, viewport={"width": 1100, "height": 900})
+    yield opened
+    opened.context.close()
+    assert opened.complaints == []
+
+
+class TestBrowser:
+    def test_opens_from_disk_alone(self, desktop, page_path):
+        assert desktop.page.title() == "strcnn_dtb on <rendered> & more"
+        assert desktop.page.locator("h1").inner_text() == "strcnn_dtb on <rendered> & more"
+        assert desktop.page.locator("section.video h2").all_inner_texts() == [
+            "walk </script><!-- café",
+            "street",
+            "one shot",
+        ]
+        elsewhere = [url for url in desktop.requests if not url.startswith("data:")]
+        assert elsewhere == [page_path.as_uri()]
+        loaded = "img => img.complete && img.naturalWidth > 0"
+        assert desktop.first.locator("img").evaluate_all(f"all => all.every({loaded})")
+
+    def test_the_table(self, desktop):
+        rows = desktop.page.locator("tbody tr")
+        first = rows.first.inner_text().split()
+        assert first[-6:] == ["27.45", "+2.45", "0.9000", "1.50", "12", "ms"]
+        assert "−0.05" in rows.nth(1).inner_text()
+        # Sorting by gain: best first, then worst first.
+        gain = desktop.page.get_by_role("button", name="Gain", exact=True)
+        gain.click()
+        assert "walk" in rows.first.inner_text()
+        gain.click()
+        assert "street" in rows.first.inner_text()
+
+    def test_the_divider_follows_the_mouse(self, desktop):
+        assert desktop.at() == 50
+        desktop.first.locator(".stage").scroll_into_view_if_needed()
+        box = desktop.first.locator(".stage").bounding_box()
+        y = box["y"] + box["height"] / 2
+        for part in (0.25, 0.8):
+            desktop.page.mouse.move(box["x"] + part * box["width"], y)
+            assert desktop.at() == pytest.approx(100 * part, abs=1)
+            # Left of the divider is what went in (dark), right of it what came out (grey).
+            pixels = picture(desktop.first.locator(".stage").screenshot())
+            row, divider = pixels[len(pixels) // 4], round(part * box["width"])
+            assert row[divider - 40].mean() == pytest.approx(40, abs=3)
+            assert row[divider + 40].mean() == pytest.approx(120, abs=3)
+
+    def test_the_divider_moves_by_keyboard(self, desktop):
+        divider = desktop.first.get_by_role("slider", name="Divider between blurred and restored")
+        divider.focus()
+        for key, expected in (
+            ("ArrowRight", 52),
+            ("ArrowLeft", 50),
+            ("Shift+ArrowLeft", 40),
+            ("PageUp", 50),
+            ("End", 100),
+            ("ArrowRight", 100),
+            ("Home", 0),
+        ):
+            divider.press(key)
+            assert desktop.at() == expected, key
+        assert divider.get_attribute("aria-valuetext").startswith("0 % blurred")
+
+    def test_comparing_with_the_sharp_frame(self, desktop):
+        desktop.first.get_by_role("button", name="Restored | sharp").click()
+        assert desktop.first.locator(".tag").all_inner_texts() == ["Restored", "Sharp"]
+        pixels = picture(desktop.first.locator(".stage").screenshot())
+        assert pixels[20, 200].mean() == pytest.approx(120, abs=3)
+        assert pixels[20, -200].mean() == pytest.approx(220, abs=3)
+
+    def test_scrubbing(self, desktop):
+        scrubber = desktop.first.get_by_role("slider", name="Frame", exact=True)
+        readout = desktop.first.locator("output")
+        assert readout.inner_text().startswith("Frame 2 of 4, 27.30 dB (+2.30)")
+        scrubber.press("End")
+        assert readout.inner_text().startswith("Frame 4 of 4, 27.90 dB (+2.90)")
+        desktop.first.get_by_role("button", name="Frame before").click()
+        assert readout.inner_text().startswith("Frame 3 of 4")
+        # A click on the curve goes to the frame there.
+        curve = desktop.first.locator(".plot svg")
+        curve.click(position={"x": 50, "y": 60})
+        assert readout.inner_text().startswith("Frame 1 of 4")
+        desktop.first.get_by_role("button", name="Play").click()
+        desktop.first.locator("output", has_text="Frame 2 of").wait_for()
+        desktop.first.get_by_role("button", name="Pause").click()
+
+    def test_full_size(self, desktop):
+        desktop.first.locator(".stage").click(position={"x": 600, "y": 200})
+        image = desktop.page.locator("dialog img")
+        assert image.bounding_box()["width"] == WIDTH
+        name = "walk </script><!-- café"
+        assert image.get_attribute("alt") == f"Restored frame 2 of {name}, full size"
+        desktop.page.keyboard.press("3")
+        assert image.get_attribute("alt").startswith("Sharp frame 2")
+        desktop.page.keyboard.press("Escape")
+        assert desktop.page.locator("dialog").count() == 0
+
+    def test_blending_weights(self, desktop):
+        before = picture(desktop.first.locator(".stage").screenshot())
+        desktop.first.get_by_role("button", name="Blending weights").click()
+        legend = desktop.first.locator(".explain")
+        legend.get_by_text("0.90 takes the new frame").wait_for()
+        assert "55 % from itself" in legend.inner_text()
+        pixels = picture(desktop.first.locator(".stage").screenshot())
+        assert np.abs(pixels.astype(int) - before)[20:60].mean() > 10
+        # The weights grow to the right, and so does the brightness of the colours.
+        assert pixels[-20, -30].sum() > pixels[-20, 530].sum()
+        desktop.first.get_by_role("button", name="Nothing").click()
+        after = picture(desktop.first.locator(".stage").screenshot())
+        np.testing.assert_array_equal(after[10:-10, 10:-10], before[10:-10, 10:-10])
+
+    def test_attention(self, desktop):
+        desktop.first.get_by_role("button", name="Attention, encoder <2>").click()
+        panel = desktop.first.locator(".explain")
+        panel.get_by_role("button", name="Spatial map 3").click()
+        assert panel.get_by_role("button", name="Spatial map 3").get_attribute("aria-pressed") == (
+            "true"
+        )
+        assert panel.locator(".bars svg").count() == 2
+        assert panel.locator(".bars rect").count() == 2 * 5
+        # A click chooses a pixel: its 3 x 2 weights are those of A_p in that place.
+        box = desktop.first.locator(".stage").bounding_box()
+        x, y = 0.83, 0.3
+        desktop.first.locator(".stage").click(
+            position={"x": x * box["width"], "y": y * box["height"]}
+        )
+        panel.get_by_text("Most: spatial map").wait_for()
+        cells = panel.locator(".mix div[title]")
+        shown = {cell.get_attribute("title") for cell in cells.all()}
+        mix = np.asarray(an_explanation(1).attention[0].pixel_mix[0, 0])
+        weights = mix[int(y * 12), int(x * 20)]
+        assert len(shown) == 6
+        for text in shown:
+            m, n, weight = re.fullmatch(r"spatial (\d), temporal (\d): (.*)", text).groups()
+            expected = weights[(int(m) - 1) * 2 + int(n) - 1]
+            assert float(weight) == pytest.approx(expected, abs=0.006), text
+        # The same by typing.
+        panel.get_by_role("spinbutton", name="Pixel x").fill("3")
+        panel.get_by_role("spinbutton", name="Pixel x").press("Enter")
+        assert panel.get_by_role("spinbutton", name="Pixel x").input_value() == "3"
+
+    def test_only_explained_videos_offer_it(self, desktop):
+        assert desktop.page.locator("section.video").nth(1).locator(".explain").count() == 0
+        scrubbers = desktop.page.get_by_role("slider", name="Frame", exact=True)
+        assert scrubbers.count() == 2
+
+    def test_a_phone(self, browser, page_path):
+        opened = Opened(
+            browser,
+            page_path,
+            viewport={"width": 390, "height": 844},
+            device_scale_factor=2,
+            has_touch=True,
+            is_mobile=True,
+        )
+        assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
+        stage = opened.first.locator(".stage")
+        stage.scroll_into_view_if_needed()
+        box = stage.bounding_box()
+        y = box["y"] + box["height"] / 2
+        # A finger drags the divider from the middle to a quarter.
+        session = opened.context.new_cdp_session(opened.page)
+
+        def touch(kind: str, *points: float) -> None:
+            places = [{"x": box["x"] + part * box["width"], "y": y} for part in points]
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+
+        touch("touchStart", 0.5)
+        for part in (0.45, 0.35, 0.25):
+            touch("touchMove", part)
+        touch("touchEnd")
+        assert opened.at() == pytest.approx(25, abs=2)
+        assert opened.page.locator("dialog").count() == 0
+        # A tap opens the full size; soon after a drag it would be part of a gesture.
+        opened.page.wait_for_timeout(500)
+        opened.page.touchscreen.tap(box["x"] + 0.8 * box["width"], y)
+        opened.page.locator("dialog img").wait_for()
+        opened.context.close()
+        assert opened.complaints == []
+
+    def test_day_and_night(self, browser, page_path):
+        paper = {}
+        for scheme in ("light", "dark"):
+            opened = Opened(browser, page_path, color_scheme=scheme)
+            colour = "getComputedStyle(document.body).backgroundColor"
+            paper[scheme] = sum(map(int, re.findall(r"\d+", opened.page.evaluate(colour))))
+            opened.context.close()
+        assert paper["light"] > 700
+        assert paper["dark"] < 100
+
+
+class TestFile:
+    def test_one_file_with_no_address_in_it(self, page_path):
+        text = page_path.read_text(encoding="utf-8")
+        addresses = set(re.findall(r"https?://[^\"'\s]*", text))
+        assert addresses == {"http://www.w3.org/2000/svg"}  # the name of SVG, not a place
+        assert "{{" not in text
+
+    def test_the_data_is_what_was_given(self, page_path):
+        text = page_path.read_text(encoding="utf-8")
+        (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
+        data = json.loads(data)
+        assert data["videos"][0]["name"] == "walk </script><!-- café"
+        assert data["totals"]["psnr"] == pytest.approx((27.45 + 24.95 + 26.45) / 3)
+        assert data["seconds_per_frame"] == pytest.approx(0.0123)
+
+    def test_pictures_fit_into_their_space(self):
+        noise = np.random.default_rng(0).integers(0, 256, (3, 128, 192, 3), dtype=np.uint8)
+        whole = report.shot(0, *noise, max_bytes=10_000_000)
+        assert whole["scale"] == 1
+        assert decoded(whole["sharp"]).shape == (128, 192, 3)
+        small = report.shot(0, *noise, max_bytes=20_000)
+        assert small["scale"] < 1
+        assert sum(len(small[name]) for name in ("blurred", "restored", "sharp")) <= 20_000
+        height, width = decoded(small["sharp"]).shape[:2]
+        assert width / height == pytest.approx(1.5, rel=0.1)
+
+    def test_pictures_look_like_the_frames(self):
+        y, x = np.mgrid[:64, :96]
+        frame = np.stack([x * 2, y * 3, 255 - x], -1).astype(np.uint8)
+        shown = decoded(report.shot(0, frame, frame, frame, max_bytes=10**6)["restored"])
+        assert np.abs(shown.astype(int) - frame).mean() < 3
+
+    def test_sprites(self):
+        maps = np.random.default_rng(0).uniform(0.1, 0.7, (3, 7, 10)).astype(np.float32)
+        sprite = report.sprite(maps, 160)
+        assert (sprite["count"], sprite["height"], sprite["width"]) == (3, 7, 10)
+        values = decoded(sprite["src"]).reshape(3, 7, 10) / 255
+        values = sprite["low"] + values * (sprite["high"] - sprite["low"])
+        np.testing.assert_allclose(values, maps, atol=0.6 / 510 + 1e-6)
+
+    def test_sprites_shrink_by_averaging(self):
+        maps = np.arange(2 * 5 * 8, dtype=np.float32).reshape(2, 5, 8)
+        sprite = report.sprite(maps, 4, (0, 255))
+        assert (sprite["height"], sprite["width"]) == (3, 4)
+        values = decoded(sprite["src"]).reshape(2, 3, 4)
+        for i, m in np.ndindex(2, 3):
+            block = maps[i, 2 * m : 2 * m + 2, 2:4]
+            assert values[i, m, 1] == pytest.approx(block.mean(), abs=0.51)
+
+    def test_a_map_of_one_value(self):
+        sprite = report.sprite(np.full((1, 4, 4), 0.25, np.float32), 160)
+        assert sprite["low"] == sprite["high"] == 0.25
+
+
+def decoded(uri: str) -> np.ndarray:
+    return picture(base64.b64decode(uri.partition(",")[2]))
+
+
+def picture(file: bytes) -> np.ndarray:
+    pixels = np.asarray(Image.open(io.BytesIO(file)))
+    return pixels[..., :3] if pixels.ndim == 3 else pixels
