@@ -6,23 +6,38 @@ tile, so its softmax is finished there, and backwards it is recomputed without a
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental import pallas as pl
+from jax.typing import DTypeLike
 
 from kernels import tiles
 from kernels.reference import FLOOR
-from kernels.triton import Layout, Ref, everywhere, load, mask, pad, padded, product, store
+from kernels.triton import (
+    Layout,
+    Ref,
+    everywhere,
+    load,
+    pad,
+    pad_bias,
+    padded,
+    product,
+    store,
+)
 
 
 def softmax_limits(logits: Array, g: Array) -> str | None:
     """Say why the kernels cannot take these shapes, or None."""
-    return tiles.expand_limits(g.shape[-2], g.shape[-1])
+    return tiles.limit(padded(g.shape[-2]), padded(g.shape[-1]), g.dtype)
 
 
 def projected_limits(x: Array, weights: Array, bias: Array, g: Array) -> str | None:
     """Say why the kernels cannot take these shapes, or None."""
-    return tiles.expand_limits(g.shape[-2], max(x.shape[-1], g.shape[-1]))
+    widest = padded(max(x.shape[-1], g.shape[-1]))
+    return tiles.limit(padded(bias.size), widest, _dtype(x, g))
 
 
 def softmax_forward(logits: Array, g: Array, *, interpret: bool) -> Array:
@@ -30,20 +45,26 @@ def softmax_forward(logits: Array, g: Array, *, interpret: bool) -> Array:
     batch, pixels, combinations = logits.shape
     channels = g.shape[-1]
     k, c = padded(combinations), padded(channels)
-    layout = Layout(batch, pixels, tiles.expand_forward(k, c, g.dtype, projected=False))
+    layout = Layout(
+        frames=batch,
+        pixels=pixels,
+        tile=tiles.choose("softmax_expand", k, c, g.dtype),
+        pixel_bytes=combinations * logits.itemsize + channels * g.itemsize,
+        program_bytes=g.itemsize * k * c,
+    )
 
     def softmax_expand(logits_ref: Ref, g_ref: Ref, y_ref: Ref) -> None:
         g = g_ref[...]
 
-        def step(where, present, carry):
+        def step(where: pl.Slice, present: Array | None, carry: Any) -> Any:
             a = load(
                 logits_ref.at[where, :],
-                mask(present, combinations, (layout.tile.pixels, k)),
+                layout.mask(present, combinations, k),
                 -jnp.inf,
             )
             e, inverse = _softmax(a.astype(jnp.float32))
             y = product(e, g, (1, 0), g.dtype) * inverse[:, None]
-            store(y_ref.at[where, :], mask(present, channels, (layout.tile.pixels, c)), y)
+            store(y_ref.at[where, :], layout.mask(present, channels, c), y)
             return carry
 
         layout.over_tiles(step, 0)
@@ -62,18 +83,24 @@ def projected_forward(x: Array, weights: Array, bias: Array, g: Array, *, interp
     batch, pixels, depth = x.shape
     channels = g.shape[-1]
     k, c, d = padded(bias.size), padded(channels), padded(depth)
-    layout = Layout(batch, pixels, tiles.expand_forward(k, max(c, d), x.dtype, projected=True))
+    layout = Layout(
+        frames=batch,
+        pixels=pixels,
+        tile=tiles.choose("projected_expand", k, max(c, d), _dtype(x, g)),
+        pixel_bytes=depth * x.itemsize + channels * g.itemsize,
+        program_bytes=k * (x.itemsize * d + g.itemsize * c),
+    )
 
     def projected_expand(
         x_ref: Ref, weights_ref: Ref, bias_ref: Ref, g_ref: Ref, y_ref: Ref
     ) -> None:
         weights, bias, g = weights_ref[...], bias_ref[...], g_ref[...]
 
-        def step(where, present, carry):
-            x = load(x_ref.at[where, :], mask(present, depth, (layout.tile.pixels, d)))
+        def step(where: pl.Slice, present: Array | None, carry: Any) -> Any:
+            x = load(x_ref.at[where, :], layout.mask(present, depth, d))
             e, inverse = _softmax(product(x, weights, (1, 0), x.dtype) + bias[None, :])
             y = product(e, g, (1, 0), g.dtype) * inverse[:, None]
-            store(y_ref.at[where, :], mask(present, channels, (layout.tile.pixels, c)), y)
+            store(y_ref.at[where, :], layout.mask(present, channels, c), y)
             return carry
 
         layout.over_tiles(step, 0)
@@ -83,7 +110,7 @@ def projected_forward(x: Array, weights: Array, bias: Array, g: Array, *, interp
         [
             (x, layout.rows(d)),
             (pad(weights.astype(x.dtype), d, k), everywhere(d, k)),
-            (_pad_bias(bias, k), everywhere(k)),
+            (pad_bias(bias, k), everywhere(k)),
             (pad(g, k, c), layout.each_frame(k, c)),
         ],
         [(jax.ShapeDtypeStruct((batch, pixels, channels), g.dtype), layout.rows(c))],
@@ -97,17 +124,23 @@ def softmax_backward(logits: Array, g: Array, dy: Array, *, interpret: bool) -> 
     batch, pixels, combinations = logits.shape
     channels = g.shape[-1]
     k, c = padded(combinations), padded(channels)
-    layout = Layout(batch, pixels, tiles.expand_backward(k, c, g.dtype, projected=False))
+    layout = Layout(
+        frames=batch,
+        pixels=pixels,
+        tile=tiles.choose("softmax_expand_backward", k, c, g.dtype),
+        pixel_bytes=2 * combinations * logits.itemsize + channels * g.itemsize,
+        program_bytes=(4 + g.itemsize) * k * c,
+    )
 
     def softmax_expand_backward(
         logits_ref: Ref, g_ref: Ref, dy_ref: Ref, dlogits_ref: Ref, dg_ref: Ref
     ) -> None:
         g = g_ref[...]
 
-        def step(where, present, dg):
-            in_logits = mask(present, combinations, (layout.tile.pixels, k))
+        def step(where: pl.Slice, present: Array | None, dg: Array) -> Array:
+            in_logits = layout.mask(present, combinations, k)
             a = load(logits_ref.at[where, :], in_logits, -jnp.inf)
-            dy = load(dy_ref.at[where, :], mask(present, channels, (layout.tile.pixels, c)))
+            dy = load(dy_ref.at[where, :], layout.mask(present, channels, c))
             p, dlogits = _backward(a.astype(jnp.float32), g, dy)
             store(dlogits_ref.at[where, :], in_logits, dlogits)
             return dg + product(p, dy, (0, 0), g.dtype)
@@ -123,7 +156,7 @@ def softmax_backward(logits: Array, g: Array, dy: Array, *, interpret: bool) -> 
         ],
         [
             (jax.ShapeDtypeStruct(logits.shape, logits.dtype), layout.rows(k)),
-            (layout.of_programs(k, c), layout.each_program(k, c)),
+            layout.result(k, c),
         ],
         interpret,
     )
@@ -137,7 +170,13 @@ def projected_backward(
     batch, pixels, depth = x.shape
     combinations, channels = g.shape[-2:]
     k, c, d = padded(combinations), padded(channels), padded(depth)
-    layout = Layout(batch, pixels, tiles.expand_backward(k, max(c, d), x.dtype, projected=True))
+    layout = Layout(
+        frames=batch,
+        pixels=pixels,
+        tile=tiles.choose("projected_expand_backward", k, max(c, d), _dtype(x, g)),
+        pixel_bytes=2 * depth * x.itemsize + channels * g.itemsize,
+        program_bytes=k * ((4 + x.itemsize) * d + (4 + g.itemsize) * c),
+    )
 
     def projected_expand_backward(
         x_ref: Ref,
@@ -152,11 +191,11 @@ def projected_backward(
     ) -> None:
         weights, bias, g = weights_ref[...], bias_ref[...], g_ref[...]
 
-        def step(where, present, carry):
+        def step(where: pl.Slice, present: Array | None, carry: Any) -> Any:
             dweights, dbias, dg = carry
-            in_x = mask(present, depth, (layout.tile.pixels, d))
+            in_x = layout.mask(present, depth, d)
             x = load(x_ref.at[where, :], in_x)
-            dy = load(dy_ref.at[where, :], mask(present, channels, (layout.tile.pixels, c)))
+            dy = load(dy_ref.at[where, :], layout.mask(present, channels, c))
             # Past the end dy is 0, so dlogits and p dy are: those pixels add nothing.
             p, dlogits = _backward(product(x, weights, (1, 0), x.dtype) + bias[None, :], g, dy)
             store(dx_ref.at[where, :], in_x, product(dlogits, weights, (1, 1), x.dtype))
@@ -174,13 +213,15 @@ def projected_backward(
         [
             (x, layout.rows(d)),
             (pad(weights.astype(x.dtype), d, k), everywhere(d, k)),
-            (_pad_bias(bias, k), everywhere(k)),
+            (pad_bias(bias, k), everywhere(k)),
             (pad(g, k, c), layout.each_frame(k, c)),
             (dy, layout.rows(c)),
         ],
         [
             (jax.ShapeDtypeStruct(x.shape, x.dtype), layout.rows(d)),
-            *((layout.of_programs(*s), layout.each_program(*s)) for s in ((d, k), (k,), (k, c))),
+            layout.result(d, k),
+            layout.result(k),
+            layout.result(k, c),
         ],
         interpret,
     )
@@ -190,6 +231,11 @@ def projected_backward(
         jnp.sum(dbias, axis=(0, 1))[:combinations],
         jnp.sum(dg, axis=1)[:, :combinations, :channels],
     )
+
+
+def _dtype(x: Array, g: Array) -> DTypeLike:
+    """The wider of the dtypes of two operands of a kernel."""
+    return jnp.promote_types(x.dtype, g.dtype)
 
 
 def _softmax(a: Array) -> tuple[Array, Array]:
@@ -206,8 +252,3 @@ def _backward(a: Array, g: Array, dy: Array) -> tuple[Array, Array]:
     p = e * inverse[:, None]
     dp = product(dy, g, (1, 1), g.dtype)
     return p, p * (dp - jnp.sum(p * dp, axis=1)[:, None])
-
-
-def _pad_bias(bias: Array, k: int) -> Array:
-    """Mask the combinations that there are none of: a logit of -inf everywhere."""
-    return pad(bias.astype(jnp.float32), k, value=-jnp.inf)

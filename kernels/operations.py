@@ -238,7 +238,8 @@ def _backward(
     operation, terms = plan.operation, plan.operation.operands
 
     def on_one_device(*arguments: Array) -> tuple[Array, ...]:
-        operands, rest = arguments[: len(terms)], arguments[len(terms) :]
+        operands = arguments[: len(terms)]
+        rest: tuple[Any, ...] = arguments[len(terms) :]
         if operation.squeezes:
             rest = (Saved(*rest[:-1]), rest[-1])
         gradients = run(

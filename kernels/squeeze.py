@@ -1,68 +1,83 @@
 """The squeezes as Pallas kernels: one pass over the pixels, forward and backward.
 
 A program takes one chunk of a frame's pixels, tile by tile, with an online softmax: it keeps the
-maximum of the logits so far, and the sums relative to it. Its partial squeeze joins with those
-of the frame's other chunks afterwards, in the few numbers that they are. The attention maps exist
-for a tile at a time only. Backwards each tile recomputes its maps from the saved maximum and sum.
+maximum of the logits so far, and the sums relative to it. Its partial squeeze then joins those of
+the frame's other chunks. The attention maps exist for one tile at a time only; backwards each
+tile recomputes its own from the saved maximum and sum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax import Array
+from jax import Array, lax
+from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
 from kernels import tiles
 from kernels.reference import FLOOR, Partial, Saved
-from kernels.triton import Layout, Ref, everywhere, load, mask, pad, padded, product, store
+from kernels.triton import (
+    Input,
+    Layout,
+    Output,
+    Ref,
+    call,
+    everywhere,
+    load,
+    pad,
+    pad_bias,
+    padded,
+    product,
+    store,
+)
 
 
 def softmax_limits(logits: Array, x: Array) -> str | None:
     """Say why the kernels cannot take these shapes, or None."""
-    return tiles.squeeze_limits(logits.shape[-2], x.shape[-1])
+    return tiles.limit(padded(logits.shape[-2]), padded(x.shape[-1]), x.dtype)
 
 
 def projected_limits(x: Array, weights: Array, bias: Array) -> str | None:
     """Say why the kernels cannot take these shapes, or None."""
-    return tiles.squeeze_limits(weights.shape[-1], x.shape[-1])
+    return tiles.limit(padded(bias.size), padded(x.shape[-1]), x.dtype)
 
 
 def softmax_forward(logits: Array, x: Array, *, interpret: bool) -> Partial:
     """Squeeze x [B, T, P, C] by the softmax of the logits [B, T, M, P], as a Partial."""
     *batch, maps, pixels = logits.shape
-    m, c = padded(maps), padded(x.shape[-1])
+    channels = x.shape[-1]
+    m, c = padded(maps), padded(channels)
     layout = Layout(
-        batch[0] * batch[1], pixels, tiles.squeeze_forward(m, c, x.dtype, projected=False)
+        frames=batch[0] * batch[1],
+        pixels=pixels,
+        tile=tiles.choose("softmax_squeeze", m, c, x.dtype),
+        pixel_bytes=maps * logits.itemsize + channels * x.itemsize,
+        program_bytes=4 * m * c,
     )
 
     def softmax_squeeze(logits_ref: Ref, x_ref: Ref, *partial: Ref) -> None:
-        def step(where, present, carry):
-            a = load(
-                logits_ref.at[:, where],
-                mask(present, maps, (m, layout.tile.pixels), across=True),
-                -jnp.inf,
-            )
-            there = mask(present, x.shape[-1], (layout.tile.pixels, c))
-            return _join(carry, a.astype(jnp.float32), load(x_ref.at[where, :], there))
+        def step(where: pl.Slice, present: Array | None, carry: Any) -> Any:
+            in_maps = layout.mask(present, maps, m, across=True)
+            a = load(logits_ref.at[:, where], in_maps, -jnp.inf)
+            x = load(x_ref.at[where, :], layout.mask(present, channels, c))
+            return _join(carry, a.astype(jnp.float32), x)
 
         _write(partial, layout.over_tiles(step, _nothing(m, c)))
 
-    return _partial(
-        layout.call(
-            softmax_squeeze,
-            [
-                (rearrange(logits, "b t m p -> (b t) m p"), layout.columns(m)),
-                (rearrange(x, "b t p c -> (b t) p c"), layout.rows(c)),
-            ],
-            _partials(layout, m, c),
-            interpret,
-        ),
-        batch,
-        maps,
-        x.shape[-1],
+    chunks = layout.call(
+        softmax_squeeze,
+        [
+            (rearrange(logits, "b t m p -> (b t) m p"), layout.columns(m)),
+            (rearrange(x, "b t p c -> (b t) p c"), layout.rows(c)),
+        ],
+        _partials(layout, m, c),
+        interpret,
     )
+    return _joined(chunks, batch, maps, channels, interpret)
 
 
 def projected_forward(x: Array, weights: Array, bias: Array, *, interpret: bool) -> Partial:
@@ -70,33 +85,33 @@ def projected_forward(x: Array, weights: Array, bias: Array, *, interpret: bool)
     *batch, pixels, channels = x.shape
     m, c = padded(bias.size), padded(channels)
     layout = Layout(
-        batch[0] * batch[1], pixels, tiles.squeeze_forward(m, c, x.dtype, projected=True)
+        frames=batch[0] * batch[1],
+        pixels=pixels,
+        tile=tiles.choose("projected_squeeze", m, c, x.dtype),
+        pixel_bytes=channels * x.itemsize,
+        program_bytes=(4 + x.itemsize) * m * c,
     )
 
     def projected_squeeze(x_ref: Ref, weights_ref: Ref, bias_ref: Ref, *partial: Ref) -> None:
         weights, bias = weights_ref[...], bias_ref[...]
 
-        def step(where, present, carry):
-            x = load(x_ref.at[where, :], mask(present, channels, (layout.tile.pixels, c)))
+        def step(where: pl.Slice, present: Array | None, carry: Any) -> Any:
+            x = load(x_ref.at[where, :], layout.mask(present, channels, c))
             return _join(carry, _logits(x, weights, bias, present), x)
 
         _write(partial, layout.over_tiles(step, _nothing(m, c)))
 
-    return _partial(
-        layout.call(
-            projected_squeeze,
-            [
-                (rearrange(x, "b t p c -> (b t) p c"), layout.rows(c)),
-                (pad(weights.astype(x.dtype), c, m), everywhere(c, m)),
-                (_pad_bias(bias, m), everywhere(m)),
-            ],
-            _partials(layout, m, c),
-            interpret,
-        ),
-        batch,
-        bias.size,
-        channels,
+    chunks = layout.call(
+        projected_squeeze,
+        [
+            (rearrange(x, "b t p c -> (b t) p c"), layout.rows(c)),
+            (pad(weights.astype(x.dtype), c, m), everywhere(c, m)),
+            (pad_bias(bias, m), everywhere(m)),
+        ],
+        _partials(layout, m, c),
+        interpret,
     )
+    return _joined(chunks, batch, bias.size, channels, interpret)
 
 
 def softmax_backward(
@@ -104,38 +119,53 @@ def softmax_backward(
 ) -> tuple[Array, Array]:
     """Derivatives with respect to the logits and x, for the derivative dg [B, T, M, C] of G."""
     *batch, maps, pixels = logits.shape
-    m, c = padded(maps), padded(x.shape[-1])
+    channels = x.shape[-1]
+    m, c = padded(maps), padded(channels)
     layout = Layout(
-        batch[0] * batch[1], pixels, tiles.squeeze_backward(m, c, x.dtype, projected=False)
+        frames=batch[0] * batch[1],
+        pixels=pixels,
+        tile=tiles.choose("softmax_squeeze_backward", m, c, x.dtype),
+        pixel_bytes=2 * (maps * logits.itemsize + channels * x.itemsize),
+        program_bytes=4 * m * c,
     )
 
     def softmax_squeeze_backward(
-        logits_ref, x_ref, maximum_ref, inverse_ref, delta_ref, dg_ref, dlogits_ref, dx_ref
-    ):
+        logits_ref: Ref,
+        x_ref: Ref,
+        maximum_ref: Ref,
+        inverse_ref: Ref,
+        delta_ref: Ref,
+        dg_ref: Ref,
+        dlogits_ref: Ref,
+        dx_ref: Ref,
+    ) -> None:
         maximum, inverse, delta = maximum_ref[...], inverse_ref[...], delta_ref[...]
         dg = dg_ref[...]
 
-        def step(where, present, carry):
-            in_maps = mask(present, maps, (m, layout.tile.pixels), across=True)
-            in_x = mask(present, x.shape[-1], (layout.tile.pixels, c))
+        def step(where: pl.Slice, present: Array | None, carry: Any) -> Any:
+            in_maps = layout.mask(present, maps, m, across=True)
+            in_x = layout.mask(present, channels, c)
             a = load(logits_ref.at[:, where], in_maps, -jnp.inf).astype(jnp.float32)
+            x = load(x_ref.at[where, :], in_x)
             p = jnp.exp(a - maximum[:, None]) * inverse[:, None]
-            dp = product(dg, load(x_ref.at[where, :], in_x), (1, 1), x.dtype)
-            store(dlogits_ref.at[:, where], in_maps, p * (dp - delta[:, None]))
+            dlogits = p * (product(dg, x, (1, 1), x.dtype) - delta[:, None])
+            store(dlogits_ref.at[:, where], in_maps, dlogits)
             store(dx_ref.at[where, :], in_x, product(p, dg, (0, 0), _wide(x.dtype)))
             return carry
 
         layout.over_tiles(step, 0)
 
+    logits_of_frames = rearrange(logits, "b t m p -> (b t) m p")
+    frames = rearrange(x, "b t p c -> (b t) p c")
     dlogits, dx = layout.call(
         softmax_squeeze_backward,
         [
-            (frames_of_logits := rearrange(logits, "b t m p -> (b t) m p"), layout.columns(m)),
-            (frames := rearrange(x, "b t p c -> (b t) p c"), layout.rows(c)),
-            *_saved(layout, saved, dg, m, c),
+            (logits_of_frames, layout.columns(m)),
+            (frames, layout.rows(c)),
+            *_of_frames(layout, saved, dg, m, c),
         ],
         [
-            (jax.ShapeDtypeStruct(frames_of_logits.shape, logits.dtype), layout.columns(m)),
+            (jax.ShapeDtypeStruct(logits_of_frames.shape, logits.dtype), layout.columns(m)),
             (jax.ShapeDtypeStruct(frames.shape, x.dtype), layout.rows(c)),
         ],
         interpret,
@@ -146,56 +176,59 @@ def softmax_backward(
 def projected_backward(
     x: Array, weights: Array, bias: Array, saved: Saved, dg: Array, *, interpret: bool
 ) -> tuple[Array, Array, Array]:
-    """Derivatives with respect to x, the weights and the bias, for that of G."""
+    """Derivatives with respect to x, the weights and the bias, for the derivative dg of G."""
     *batch, pixels, channels = x.shape
-    maps = bias.size
+    maps, dtype = bias.size, _wide(x.dtype)
     m, c = padded(maps), padded(channels)
     layout = Layout(
-        batch[0] * batch[1], pixels, tiles.squeeze_backward(m, c, x.dtype, projected=True)
+        frames=batch[0] * batch[1],
+        pixels=pixels,
+        tile=tiles.choose("projected_squeeze_backward", m, c, x.dtype),
+        pixel_bytes=2 * channels * x.itemsize,
+        program_bytes=(8 + x.itemsize) * m * c,
     )
-    dtype = _wide(x.dtype)
 
     def projected_squeeze_backward(
-        x_ref,
-        weights_ref,
-        bias_ref,
-        maximum_ref,
-        inverse_ref,
-        delta_ref,
-        dg_ref,
-        dx_ref,
-        dweights_ref,
-        dbias_ref,
-    ):
+        x_ref: Ref,
+        weights_ref: Ref,
+        bias_ref: Ref,
+        maximum_ref: Ref,
+        inverse_ref: Ref,
+        delta_ref: Ref,
+        dg_ref: Ref,
+        dx_ref: Ref,
+        dweights_ref: Ref,
+        dbias_ref: Ref,
+    ) -> None:
         weights, bias, dg = weights_ref[...], bias_ref[...], dg_ref[...]
         maximum, inverse, delta = maximum_ref[...], inverse_ref[...], delta_ref[...]
 
-        def step(where, present, carry):
+        def step(where: pl.Slice, present: Array | None, carry: Any) -> Any:
             dweights, dbias = carry
-            there = mask(present, channels, (layout.tile.pixels, c))
-            x = load(x_ref.at[where, :], there)
+            in_x = layout.mask(present, channels, c)
+            x = load(x_ref.at[where, :], in_x)
             p = jnp.exp(_logits(x, weights, bias, present) - maximum[:, None]) * inverse[:, None]
             dlogits = p * (product(dg, x, (1, 1), x.dtype) - delta[:, None])
             dx = product(p, dg, (0, 0), dtype) + product(dlogits, weights, (0, 1), dtype)
-            store(dx_ref.at[where, :], there, dx)
-            dweights += product(dlogits, x, (1, 0), dtype)
-            return dweights, dbias + jnp.sum(dlogits, axis=1)
+            store(dx_ref.at[where, :], in_x, dx)
+            return dweights + product(dlogits, x, (1, 0), dtype), dbias + jnp.sum(dlogits, axis=1)
 
-        zero = jnp.zeros((m, c), jnp.float32), jnp.zeros((m,), jnp.float32)
-        dweights_ref[...], dbias_ref[...] = layout.over_tiles(step, zero)
+        nothing = jnp.zeros((m, c), jnp.float32), jnp.zeros((m,), jnp.float32)
+        _write((dweights_ref, dbias_ref), layout.over_tiles(step, nothing))
 
+    frames = rearrange(x, "b t p c -> (b t) p c")
     dx, dweights, dbias = layout.call(
         projected_squeeze_backward,
         [
-            (frames := rearrange(x, "b t p c -> (b t) p c"), layout.rows(c)),
+            (frames, layout.rows(c)),
             (pad(weights.astype(x.dtype), c, m), everywhere(c, m)),
-            (_pad_bias(bias, m), everywhere(m)),
-            *_saved(layout, saved, dg, m, c),
+            (pad_bias(bias, m), everywhere(m)),
+            *_of_frames(layout, saved, dg, m, c),
         ],
         [
             (jax.ShapeDtypeStruct(frames.shape, x.dtype), layout.rows(c)),
-            (layout.of_programs(m, c), layout.each_program(m, c)),
-            (layout.of_programs(m), layout.each_program(m)),
+            layout.result(m, c),
+            layout.result(m),
         ],
         interpret,
     )
@@ -206,7 +239,7 @@ def projected_backward(
     )
 
 
-# A tile's part of an online softmax: (maximum [m], total [m], accumulator [m, c]).
+# The online softmax: (maximum [m], total [m], accumulator [m, c]) of the pixels so far.
 
 
 def _nothing(m: int, c: int) -> tuple[Array, Array, Array]:
@@ -218,6 +251,7 @@ def _nothing(m: int, c: int) -> tuple[Array, Array, Array]:
 
 
 def _join(carry: tuple[Array, Array, Array], a: Array, x: Array) -> tuple[Array, Array, Array]:
+    """Take a tile's logits [m, tile] and values [tile, c] in."""
     maximum, total, accumulator = carry
     higher = jnp.maximum(maximum, jnp.max(a, axis=1))
     e = jnp.exp(a - higher[:, None])
@@ -235,36 +269,72 @@ def _logits(x: Array, weights: Array, bias: Array, present: Array | None) -> Arr
     return a if present is None else jnp.where(present[None, :], a, -jnp.inf)
 
 
-def _write(refs: tuple[Ref, ...], partial: tuple[Array, Array, Array]) -> None:
-    for ref, value in zip(refs, partial, strict=True):
+def _write(refs: Sequence[Ref], values: Sequence[Array]) -> None:
+    for ref, value in zip(refs, values, strict=True):
         ref[...] = value
 
 
-def _partials(layout: Layout, m: int, c: int) -> list:
-    return [(layout.of_programs(*s), layout.each_program(*s)) for s in ((m,), (m,), (m, c))]
+def _partials(layout: Layout, m: int, c: int) -> list[Output]:
+    return [layout.result(m), layout.result(m), layout.result(m, c)]
 
 
-def _partial(chunks: list[Array], batch: list[int], maps: int, channels: int) -> Partial:
-    """Join the partial squeezes of the chunks of each frame, and cut the padding off."""
-    maxima, totals, accumulators = chunks
-    maximum = jnp.max(maxima, axis=1)
-    here = jnp.exp(maxima - maximum[:, None])
-    total = jnp.sum(totals * here, axis=1)
-    accumulator = jnp.sum(accumulators * here[..., None], axis=1)
+def _joined(
+    chunks: list[Array], batch: list[int], maps: int, channels: int, interpret: bool
+) -> Partial:
+    """Join the partial squeezes of the chunks of each frame, one program for each map.
+
+    One kernel where XLA would run four, each of them little but its launch.
+    """
+    frames, count, _, c = chunks[2].shape
+    block = min(pl.next_power_of_2(count), tiles.JOINED_CHUNKS)
+    blocks = pl.cdiv(count, block)
+
+    def join_chunks(maxima_ref: Ref, totals_ref: Ref, accumulators_ref: Ref, *partial: Ref) -> None:
+        def step(i: Array, carry: Any) -> Any:
+            maximum, total, accumulator = carry
+            where = pl.ds(i * block, block)
+            there = i * block + jnp.arange(block) < count
+            maxima = load(maxima_ref.at[where], there, FLOOR)
+            totals = load(totals_ref.at[where], there)
+            rows = jnp.broadcast_to(there[:, None], (block, c))
+            accumulators = load(accumulators_ref.at[where, :], rows)
+            higher = jnp.maximum(maximum, jnp.max(maxima))
+            before, here = jnp.exp(maximum - higher), jnp.exp(maxima - higher)
+            return (
+                higher,
+                total * before + jnp.sum(totals * here),
+                accumulator * before + jnp.sum(accumulators * here[:, None], axis=0),
+            )
+
+        nothing = jnp.float32(FLOOR), jnp.float32(0), jnp.zeros((c,), jnp.float32)
+        _write(partial, lax.fori_loop(0, blocks, step, nothing))
+
+    numbers = pl.BlockSpec((None, blocks * block, None), lambda i, j: (i, 0, j))
+    rows = pl.BlockSpec((None, blocks * block, None, c), lambda i, j: (i, 0, j, 0))
+    number = pl.BlockSpec((None, None), lambda i, j: (i, j))
+    row = pl.BlockSpec((None, None, c), lambda i, j: (i, j, 0))
+    maximum, total, accumulator = call(
+        join_chunks,
+        (frames, maps),
+        list(zip(chunks, (numbers, numbers, rows), strict=True)),
+        [
+            (jax.ShapeDtypeStruct((frames, maps), jnp.float32), number),
+            (jax.ShapeDtypeStruct((frames, maps), jnp.float32), number),
+            (jax.ShapeDtypeStruct((frames, maps, c), jnp.float32), row),
+        ],
+        warps=4,
+        stages=2,
+        interpret=interpret,
+    )
     return Partial(
-        maximum[:, :maps].reshape(*batch, maps),
-        total[:, :maps].reshape(*batch, maps),
-        accumulator[:, :maps, :channels].reshape(*batch, maps, channels),
+        maximum.reshape(*batch, maps),
+        total.reshape(*batch, maps),
+        accumulator[..., :channels].reshape(*batch, maps, channels),
     )
 
 
-def _pad_bias(bias: Array, m: int) -> Array:
-    """Mask the maps that there are none of: a logit of -inf everywhere."""
-    return pad(bias.astype(jnp.float32), m, value=-jnp.inf)
-
-
-def _saved(layout: Layout, saved: Saved, dg: Array, m: int, c: int) -> list:
-    """What all programs of a frame take backwards: maximum, 1 / total, sum_c dG G, and dG."""
+def _of_frames(layout: Layout, saved: Saved, dg: Array, m: int, c: int) -> list[Input]:
+    """What a frame's programs take backwards: maximum, 1 / total, delta = sum_c dG G, and dG."""
     delta = jnp.sum(dg * saved.squeezed, axis=-1)
     vectors = (saved.maximum, saved.inverse_total, delta)
     return [
@@ -274,8 +344,8 @@ def _saved(layout: Layout, saved: Saved, dg: Array, m: int, c: int) -> list:
 
 
 def _wide(dtype: DTypeLike) -> DTypeLike:
-    """The dtype of products with the maps or their derivatives, of the order of 1 / pixels.
+    """The dtype for products of the maps and their derivatives, which are of order 1 / pixels.
 
-    Over millions of pixels that is below what float16 holds.
+    Over millions of pixels that is less than float16 can hold.
     """
     return jnp.bfloat16 if dtype == jnp.float16 else dtype

@@ -1,28 +1,99 @@
-"""first try"""
+"""The tile sizes of the kernels, with the reason beside each number, and the sizes they take.
+
+The numbers come from what the compiler makes of each kernel for sm_90 and sm_80, which needs no
+GPU: registers, spills, shared memory, and the instructions of one tile against the time an H200
+takes to read it (its 4.8 TB/s are 21 bytes a cycle for each of 132 multiprocessors, which issue
+4 instructions a cycle). They have not been tuned by timing; `python -m benchmarks.kernels` is how.
+"""
 
 from __future__ import annotations
+
 from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+SQUEEZES = (
+    "softmax_squeeze",
+    "projected_squeeze",
+    "softmax_squeeze_backward",
+    "projected_squeeze_backward",
+)
+EXPANDS = ("softmax_expand", "projected_expand", "softmax_expand_backward")
+HEAVIEST = ("projected_expand_backward",)
 
 
 @dataclass(frozen=True)
 class Tile:
+    """How a kernel works: `pixels` at a time, `warps` to a program, `stages` of loads deep."""
+
     pixels: int
     warps: int
     stages: int
-    programs: int = 1056
-    least_tiles: int = 8
 
 
-def squeeze_forward(m, c, dtype, *, projected):
-    return Tile(64, 4, 3)
+@dataclass(frozen=True)
+class Row:
+    """The tile of some kernels for numbers of so many bytes, up to so many in an accumulator."""
+
+    kernels: tuple[str, ...]
+    bytes: int
+    numbers: int
+    tile: Tile
 
 
-squeeze_backward = expand_forward = expand_backward = squeeze_forward
+TABLE = (
+    # Half precision, on tensor cores.
+    # 64 pixels: the fewest that Hopper's warpgroup products take; twice as many save 5 % of the
+    # instructions but halve the programs that fit on a multiprocessor.
+    # 4 warps: one warpgroup; a second repeats part of its products, up to twice the instructions.
+    # 3 stages: two tiles are on their way while one is worked on; with the 2 to 8 programs that
+    # fit this is 70 to 150 kB, where 25 kB cover the latency of the memory.
+    Row(SQUEEZES + EXPANDS, 2, 8192, Tile(pixels=64, warps=4, stages=3)),
+    # Two accumulators and two operands of this many numbers: above 2048, 64 pixels spill
+    # registers (460 bytes at 8192), 32 hardly (24 bytes), and 2 stages let two programs fit.
+    Row(HEAVIEST, 2, 2048, Tile(pixels=64, warps=4, stages=3)),
+    Row(HEAVIEST, 2, 8192, Tile(pixels=32, warps=4, stages=2)),
+    # Above 8192, 4 warps have not the registers for an accumulator and its operands, and
+    # 3 stages do not fit the 163 kB of shared memory of an A100.
+    Row(SQUEEZES + EXPANDS, 2, 16384, Tile(pixels=64, warps=8, stages=2)),
+    Row(HEAVIEST, 2, 16384, Tile(pixels=32, warps=8, stages=2)),
+    # Float32: without TF32 the products are multiply-adds, unrolled.
+    # 32 pixels in 4 warps take 1 to 3 times the instructions that the memory leaves time for; 64
+    # save 5 % of them and need twice the registers.
+    Row(SQUEEZES + EXPANDS + HEAVIEST, 4, 2048, Tile(pixels=32, warps=4, stages=3)),
+    # Above 2048 that spills kilobytes; 16 pixels in 8 warps spill 504 bytes at the most.
+    Row(SQUEEZES + EXPANDS + HEAVIEST, 4, 8192, Tile(pixels=16, warps=8, stages=2)),
+)
+
+PROGRAMS = 1056
+"""Programs to divide the pixels into: 8 for each of an H200's 132 multiprocessors, as many as
+fit at once with the smallest tiles. All end together; more would only add partial results."""
+
+LEAST_WORK = 16
+"""A program moves at least so many times the bytes of its pixels as of all else: its partial
+result, and the weights or maps it works with. So those cost at most 1/16 of the time."""
+
+JOINED_CHUNKS = 32
+"""Partial results joined at a time: 32 rows of 256 float32 are 32 kB, 64 registers a thread."""
+
+WIDEST = 256
+"""Maps or channels, padded: more are not compiled and tested. The accumulator is their product."""
 
 
-def squeeze_limits(m, c):
-    return None
+def choose(kernel: str, maps: int, channels: int, dtype: DTypeLike) -> Tile:
+    """Look up the tile of a kernel for padded sizes within `limit`."""
+    width = jnp.dtype(dtype).itemsize
+    rows = [row for row in TABLE if kernel in row.kernels and row.bytes == width]
+    return min((r for r in rows if r.numbers >= maps * channels), key=lambda r: r.numbers).tile
 
 
-def expand_limits(k, c):
-    return None
+def limit(maps: int, channels: int, dtype: DTypeLike) -> str | None:
+    """Say which limit of the kernels these padded sizes pass, or None."""
+    numbers = max(row.numbers for row in TABLE if row.bytes == jnp.dtype(dtype).itemsize)
+    if max(maps, channels) <= WIDEST and maps * channels <= numbers:
+        return None
+    return (
+        f"the kernels take up to {WIDEST} maps, {WIDEST} channels and {numbers} of their product "
+        f"in {jnp.dtype(dtype).name}, padded to powers of two; these are {maps} and {channels}"
+    )

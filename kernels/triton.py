@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,10 +14,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.typing import DTypeLike
 
-from kernels.tiles import Tile
+from kernels.tiles import LEAST_WORK, PROGRAMS, Tile
 
 Ref: TypeAlias = Any
 """A kernel's view of one block of an array in the GPU's memory."""
+
+Input: TypeAlias = tuple[Array, pl.BlockSpec]
+Output: TypeAlias = tuple[jax.ShapeDtypeStruct, pl.BlockSpec]
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,16 @@ class Layout:
     frames: int
     pixels: int
     tile: Tile
+    pixel_bytes: int  # read and written of each pixel
+    program_bytes: int  # read and written by each program besides
 
     @property
     def tiles_a_chunk(self) -> int:
-        """So many that all frames together make about `tile.programs` programs."""
-        chunks = max(1, self.tile.programs // self.frames)
+        """So many that all frames together make PROGRAMS programs with enough work for each."""
         tiles = pl.cdiv(self.pixels, self.tile.pixels)
-        return max(pl.cdiv(tiles, chunks), min(self.tile.least_tiles, tiles))
+        shared = pl.cdiv(tiles, max(1, PROGRAMS // self.frames))
+        enough = pl.cdiv(LEAST_WORK * self.program_bytes, self.pixel_bytes * self.tile.pixels)
+        return min(max(shared, enough), tiles)
 
     @property
     def chunk(self) -> int:
@@ -61,13 +67,12 @@ class Layout:
         """The same for all programs of a frame, for an array [frames, *shape]."""
         return pl.BlockSpec((None, *shape), lambda i, s: (i, *(0 for _ in shape)))
 
-    def each_program(self, *shape: int) -> pl.BlockSpec:
-        """One result a program, for an array [frames, chunks, *shape]."""
-        return pl.BlockSpec((None, None, *shape), lambda i, s: (i, s, *(0 for _ in shape)))
-
-    def of_programs(self, *shape: int) -> jax.ShapeDtypeStruct:
-        """The float32 array that `each_program` fills."""
-        return jax.ShapeDtypeStruct((self.frames, self.chunks, *shape), jnp.float32)
+    def result(self, *shape: int) -> Output:
+        """One float32 result of each program: an array [frames, chunks, *shape]."""
+        return (
+            jax.ShapeDtypeStruct((self.frames, self.chunks, *shape), jnp.float32),
+            pl.BlockSpec((None, None, *shape), lambda i, s: (i, s, *(0 for _ in shape))),
+        )
 
     def over_tiles(self, step: Callable[[pl.Slice, Array | None, Any], Any], carry: Any) -> Any:
         """Run `step(where, present, carry)` on each tile of this program's chunk.
@@ -81,30 +86,58 @@ class Layout:
             present = None
             if self.pixels % self.chunk:
                 present = first + start + jnp.arange(self.tile.pixels) < self.pixels
-            return step(pl.ds(start, self.tile.pixels), present, carry)
+            return step(pl.Slice(start, self.tile.pixels), present, carry)
 
         return lax.fori_loop(0, self.tiles_a_chunk, tile, carry)
+
+    def mask(
+        self, present: Array | None, size: int, padded: int, *, across: bool = False
+    ) -> Array | None:
+        """Which of a tile there is: the present pixels and `size` of its other, padded, dimension.
+
+        The pixels run down the tile, or across it. None where all of it is there.
+        """
+        pixels, other = (1, 0) if across else (0, 1)
+        parts = [] if present is None else [jnp.expand_dims(present, other)]
+        if size != padded:
+            parts.append(jnp.expand_dims(jnp.arange(padded) < size, pixels))
+        if not parts:
+            return None
+        shape = (padded, self.tile.pixels) if across else (self.tile.pixels, padded)
+        return jnp.broadcast_to(functools.reduce(jnp.logical_and, parts), shape)
 
     def call(
         self,
         kernel: Callable[..., None],
-        inputs: Sequence[tuple[Array, pl.BlockSpec]],
-        outputs: Sequence[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
+        inputs: Sequence[Input],
+        outputs: Sequence[Output],
         interpret: bool,
     ) -> list[Array]:
         """Run the kernel once for each chunk of each frame."""
-        return pl.pallas_call(
-            kernel,
-            grid=(self.frames, self.chunks),
-            in_specs=[spec for _, spec in inputs],
-            out_specs=[spec for _, spec in outputs],
-            out_shape=[shape for shape, _ in outputs],
-            compiler_params=plgpu.CompilerParams(
-                num_warps=self.tile.warps, num_stages=self.tile.stages
-            ),
-            interpret=interpret,
-            name=kernel.__name__,
-        )(*(array for array, _ in inputs))
+        grid = (self.frames, self.chunks)
+        return call(kernel, grid, inputs, outputs, self.tile.warps, self.tile.stages, interpret)
+
+
+def call(
+    kernel: Callable[..., None],
+    grid: tuple[int, int],
+    inputs: Sequence[Input],
+    outputs: Sequence[Output],
+    warps: int,
+    stages: int,
+    interpret: bool,
+) -> list[Array]:
+    """Run the kernel for each point of the grid on the blocks that the specs give it."""
+    return pl.pallas_call(
+        kernel,
+        grid=grid,
+        in_specs=[spec for _, spec in inputs],
+        out_specs=[spec for _, spec in outputs],
+        out_shape=[shape for shape, _ in outputs],
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages),
+        interpret=interpret,
+        name=kernel.__name__,
+    )(*(array for array, _ in inputs))
 
 
 def everywhere(*shape: int) -> pl.BlockSpec:
@@ -126,23 +159,9 @@ def pad(array: Array, *sizes: int, value: float = 0.0) -> Array:
     return jnp.pad(array, [(0, 0)] * lead + widths, constant_values=value)
 
 
-def mask(
-    present: Array | None, size: int, shape: tuple[int, int], *, across: bool = False
-) -> Array | None:
-    """Which of a tile there is: the `present` pixels and the first `size` of the other dimension.
-
-    Pixels run down the tile, or across it. None where all of it is there.
-    """
-    other = shape[0 if across else 1]
-    masks = []
-    if present is not None:
-        masks.append(present[None, :] if across else present[:, None])
-    if size != other:
-        inside = jnp.arange(other) < size
-        masks.append(inside[:, None] if across else inside[None, :])
-    if not masks:
-        return None
-    return jnp.broadcast_to(math.prod(masks[1:], start=masks[0]), shape)
+def pad_bias(bias: Array, size: int) -> Array:
+    """Pad a bias so that the maps that there are none of are masked: a logit of -inf."""
+    return pad(bias.astype(jnp.float32), size, value=-jnp.inf)
 
 
 def load(ref: Ref, mask: Array | None, other: float = 0.0) -> Array:
