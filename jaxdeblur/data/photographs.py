@@ -174,17 +174,19 @@ def _cut(
     return wall, tuple(names)
 
 
-def _most_detailed(image: Frame8, height: int, width: int, rng: np.random.Generator) -> Frame8:
+def _most_detailed(
+    image: Frame8, height: int, width: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
     """Of four random cuts of ``image`` the one whose neighbouring pixels differ most."""
-    free = np.array(image.shape[:2]) - (height, width)
-    corners = [(0, 0)] if not free.any() else rng.integers(free + 1, size=(4, 2)).tolist()
+    free = image.shape[0] - height + 1, image.shape[1] - width + 1
+    corners = rng.integers(free, size=(4, 2)).tolist() if free != (1, 1) else [(0, 0)]
     cuts = [image[y : y + height, x : x + width] for y, x in corners]
     green = (cut[::2, :, 1].astype(np.int16) for cut in cuts)
     detail = [np.abs(np.diff(values, axis=1)).mean() for values in green]
     return cuts[int(np.argmax(detail))]
 
 
-def _at_least(image: Frame8, height: int, width: int) -> Frame8:
+def _at_least(image: Frame8, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
     """Mirrors the image at its lower and right edge until it has ``height`` and ``width``."""
     down, right = max(0, height - image.shape[0]), max(0, width - image.shape[1])
     return np.pad(image, ((0, down), (0, right), (0, 0)), mode="symmetric")

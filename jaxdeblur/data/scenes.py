@@ -14,6 +14,7 @@ scenes to a cache on disk, where training on a CPU reads them again and again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -36,7 +37,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.shapes import Clip, Frame8
 
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 """Part of a cache's key: raise it whenever the same seed would give other pixels."""
 
 GAMMA = 2.2
@@ -199,22 +200,45 @@ class Scene(NamedTuple):
     """Largest mean speed of a layer, pixels a frame."""
 
 
-def _sample_path(key: PRNGKeyArray, speed: Array, config: SceneConfig, tremor: Array) -> Path2D:
-    """A path of mean ``speed`` in a random direction, wandering, with a hand's tremor on top."""
-    k = jax.random.split(key, 5)
-    angle = jax.random.uniform(k[0], (), maxval=2 * jnp.pi)
-    slow = jax.random.uniform(k[1], (_SINES,), minval=_WANDER_CYCLES[0], maxval=_WANDER_CYCLES[1])
-    fast = jax.random.uniform(k[2], (_SINES,), minval=_TREMOR_CYCLES[0], maxval=_TREMOR_CYCLES[1])
-    size = jax.random.normal(k[3], (2, 2 * _SINES)) / math.sqrt(_SINES)
-    # A sine of amplitude a and frequency f has the speed 2 pi f a: the wandering is set by speed.
-    wander = size[:, :_SINES] * config.wander * speed / (jnp.sqrt(2.0) * jnp.pi * slow)
-    trembling = size[:, _SINES:] * tremor
-    return Path2D(
-        velocity=speed * jnp.stack([jnp.sin(angle), jnp.cos(angle)]),
-        amplitude=jnp.concatenate([wander, trembling], axis=1),
-        cycles=jnp.concatenate([slow, fast]),
-        phase=jax.random.uniform(k[4], (2, 2 * _SINES), maxval=2 * jnp.pi),
-    )
+class _Draws:
+    """Uniform numbers handed out in order: one draw of many compiles faster than many draws."""
+
+    def __init__(self, key: PRNGKeyArray, count: int) -> None:
+        self._values = jax.random.uniform(key, (count,))
+        self._used = 0
+
+    def __call__(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Array:
+        start, self._used = self._used, self._used + math.prod(shape)
+        return low + (high - low) * self._values[start : self._used].reshape(shape)
+
+    def path(self, speed: Array, wander: float, tremor: Array | float) -> Path2D:
+        """A path of mean ``speed`` in a random direction, or one for each of many speeds."""
+        many = speed.shape
+        angle = self(*many, high=2 * math.pi)
+        low, high = _WANDER_CYCLES
+        slow = self(*many, _SINES, low=low, high=high)
+        low, high = _TREMOR_CYCLES
+        fast = self(*many, _SINES, low=low, high=high)
+        # Of unit variance in all. A sine of amplitude a and frequency f has the mean square speed
+        # (2 pi f a) ** 2 / 2, so the wandering, which is a share of the speed, divides by f.
+        bound = math.sqrt(3 / _SINES)
+        size = self(*many, 2, 2 * _SINES, low=-bound, high=bound)
+        wandering = wander * speed[..., None] / (math.sqrt(2) * math.pi * slow)
+        trembling = jnp.broadcast_to(tremor, fast.shape)
+        scale = jnp.concatenate([wandering, trembling], axis=-1)
+        return Path2D(
+            velocity=speed[..., None] * jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1),
+            amplitude=size * scale[..., None, :],
+            cycles=jnp.concatenate([slow, fast], axis=-1),
+            phase=self(*many, 2, 2 * _SINES, high=2 * math.pi),
+        )
+
+    def swing(self, rate: Array, limit: float) -> Array:
+        """Rate, cycles and phase of a swing that is back before it exceeds ``limit``."""
+        rate = rate * self(low=-1.0, high=1.0)
+        # It swings as far as rate / (2 pi cycles).
+        cycles = jnp.maximum(self(low=0.02, high=0.08), jnp.abs(rate) / (2 * math.pi * limit))
+        return jnp.stack([rate, cycles, self(high=2 * math.pi)])
 
 
 def sample_scene(
@@ -228,78 +252,59 @@ def sample_scene(
     ``motion_limit`` (it may be traced: a curriculum raises it over the steps) lowers the upper end
     of ``config.motion``; below the lower end it lowers both.
     """
-    n = config.objects
-    k = iter(jax.random.split(key, 40))  # more than the draws below
+    n, size = config.objects, jnp.array(config.size, jnp.float32)
+    shorter, longer = min(config.size), max(config.size)
+    draw = _Draws(key, 128 + 64 * n)  # More than are handed out: with fewer the reshape fails.
 
-    def uniform(shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Array:
-        return jax.random.uniform(next(k), shape, minval=low, maxval=high)
-
-    limit = jnp.float32(jnp.inf if motion_limit is None else motion_limit)
-    high = jnp.minimum(config.motion[1], limit)
+    high = jnp.minimum(config.motion[1], jnp.inf if motion_limit is None else motion_limit)
     low = jnp.minimum(config.motion[0], high)
-    moves = (uniform(()) >= config.still).astype(jnp.float32)
-    speed = low + uniform(()) * (high - low)
-    shorter = float(min(config.size))
-    number = jax.random.randint(next(k), (), 0, n + 1)
+    moves = (draw() >= config.still).astype(jnp.float32)
+    speed = moves * (low + draw() * (high - low))
+    camera = draw.path(speed, config.wander, moves * config.tremor)
+
     # Half of the objects stand in the scene, nearer than the background; half go their own way.
-    stands = (uniform((n,)) < 0.5).astype(jnp.float32)
-    depth = uniform((n,), 0.0, config.parallax)
-    own = (1 - stands) * (low + uniform((n,)) * (high - low))
-    paths = jax.vmap(lambda key, speed: _sample_path(key, speed, config, jnp.float32(0)))(
-        jax.random.split(next(k), n), own
-    )
-    present = (jnp.arange(n) < number).astype(jnp.float32)
-    follows = stands * (1 + depth)
+    number = jnp.floor(draw() * (n + 1)).astype(jnp.int32)
+    stands = (draw(n) < 0.5).astype(jnp.float32)
+    follows = stands * (1 + draw(n, high=config.parallax))
+    own = (1 - stands) * (low + draw(n) * (high - low))
     objects = Objects(
         number=number,
-        start=uniform((n, 2), -0.4, 0.4) * jnp.array(config.size, jnp.float32),
+        start=size * draw(n, 2, low=-0.4, high=0.4),
         follows=follows,
-        path=paths,
-        angle=uniform((n,), 0.0, 2 * jnp.pi),
-        spin=config.rotation * own / shorter * uniform((n,), -4.0, 4.0),
-        radius=shorter * uniform((n,), *_OBJECT_RADIUS),
-        swing=uniform((n, 3)) * _OBJECT_SWING * jnp.array([0.5, 0.3, 0.2]),
-        swing_phase=uniform((n, 3), 0.0, 2 * jnp.pi),
-        is_box=(uniform((n,)) < 0.4).astype(jnp.float32),
-        aspect=uniform((n,), 0.08, 0.8),
-        edge=uniform((n,), 1.0, 2.5),
+        path=draw.path(own, config.wander, 0.0),
+        angle=draw(n, high=2 * math.pi),
+        spin=config.rotation * own / shorter * draw(n, low=-4.0, high=4.0),
+        radius=shorter * draw(n, low=_OBJECT_RADIUS[0], high=_OBJECT_RADIUS[1]),
+        swing=_OBJECT_SWING * jnp.array([0.5, 0.3, 0.2]) * draw(n, 3),
+        swing_phase=draw(n, 3, high=2 * math.pi),
+        is_box=(draw(n) < 0.4).astype(jnp.float32),
+        aspect=draw(n, low=0.08, high=0.8),
+        edge=draw(n, low=1.0, high=2.5),
     )
-    camera_speed = moves * speed
+    present = (jnp.arange(n) < number).astype(jnp.float32)
 
-    def swing(share: float, limit: float) -> Array:
-        rate = share * camera_speed / (max(config.size) / 2) * uniform((), -1.0, 1.0)
-        # It swings back before it exceeds the limit, which is rate / (2 pi cycles).
-        slowest = jnp.abs(rate) / (2 * jnp.pi * limit)
-        cycles = jnp.maximum(uniform((), 0.02, 0.08), slowest)
-        return jnp.stack([rate, cycles, uniform((), 0.0, 2 * jnp.pi)])
-
-    camera = _sample_path(next(k), camera_speed, config, moves * config.tremor)
-    texels = uniform((n + 1,), 1.0, 1.25)
+    texels = draw(n + 1, low=1.0, high=1.25)
     # The background lies so that the camera stays on it, if it is large enough; what is beyond its
     # edge is its mirror image. Objects are cut from the inner half of their textures.
-    travel = jnp.abs(camera.velocity) * config.frames + 1.15 * jnp.array(config.size)
+    travel = jnp.abs(camera.velocity) * config.frames + 1.15 * size
     free = jnp.maximum(1 - texels[0] * travel / textures[1], 0.0)
     spread = jnp.concatenate([free[None], jnp.full((n, 2), 0.5)])
     return Scene(
-        textures=jax.random.randint(next(k), (n + 1,), 0, textures[0]),
-        origin=0.5 + spread * uniform((n + 1, 2), -0.5, 0.5),
+        textures=jnp.floor(draw(n + 1) * textures[0]).astype(jnp.int32),
+        origin=0.5 + spread * draw(n + 1, 2, low=-0.5, high=0.5),
         texels=texels,
         camera=camera,
-        tilt=uniform((), -0.1, 0.1),
-        turning=swing(config.rotation, _ROLL_LIMIT),
-        zooming=swing(config.zoom, _ZOOM_LIMIT),
-        slope=uniform((2,), -config.perspective, config.perspective)
-        * 2
-        / jnp.array(config.size, jnp.float32),
+        tilt=draw(low=-0.1, high=0.1),
+        turning=draw.swing(config.rotation * speed / (longer / 2), _ROLL_LIMIT),
+        zooming=draw.swing(config.zoom * speed / (longer / 2), _ZOOM_LIMIT),
+        slope=config.perspective * 2 / size * draw(2, low=-1.0, high=1.0),
         objects=objects,
-        exposure=uniform((), *config.exposure),
-        gamma=jnp.where(uniform(()) < config.linear_light, GAMMA, 1.0),
-        highlights=uniform((), 0.0, config.highlights),
-        noise=uniform((), *config.noise),
-        compression=(uniform(()) < config.compression) * uniform((), 0.3, 1.0),
-        motion=jnp.max(
-            jnp.concatenate([camera_speed[None], present * (follows * camera_speed + own)])
-        ),
+        exposure=draw(low=config.exposure[0], high=config.exposure[1]),
+        gamma=jnp.where(draw() < config.linear_light, GAMMA, 1.0),
+        highlights=draw(high=config.highlights),
+        noise=draw(low=config.noise[0], high=config.noise[1]),
+        compression=jnp.where(draw() < config.compression, draw(low=0.3, high=1.0), 0.0),
+        motion=jnp.max(jnp.concatenate([speed[None], present * (follows * speed + own)])),
     )
 
 
@@ -370,7 +375,8 @@ class _View(NamedTuple):
 
     def pixel(self, point: Float[Array, " 2"]) -> Float[Array, " 2"]:
         """The inverse of ``plane`` for one point."""
-        straight = jnp.linalg.inv(self.matrix) @ point
+        c, s = self.matrix[0, 0], self.matrix[1, 0]
+        straight = jnp.array([[c, s], [-s, c]]) @ point / (c * c + s * s)
         return straight / (1 - self.slope @ straight) + self.centre
 
 
@@ -389,13 +395,15 @@ def _view(scene: Scene, time: Float[Array, ""], size: tuple[int, int]) -> _View:
 def _coverage(thing: Objects, y: Array, x: Array) -> Array:
     """How much of each pixel a thing covers, 0 to 1, its edge soft; (y, x) from its middle."""
     distance = jnp.sqrt(y * y + x * x + 1e-6)
-    # cos and sin of the direction's multiples by complex powers: no arctan.
-    z = jax.lax.complex(x / distance, y / distance)
-    powers = [z * z, z * z * z, z * z * z * z * z]
-    outline = 1.0 + sum(
-        thing.swing[i] * jnp.real(power * jnp.exp(1j * thing.swing_phase[i]))
-        for i, power in enumerate(powers)
-    )
+    c, s = x / distance, y / distance
+    # cos and sin of 2, 3 and 5 times the direction, by addition: no arctan.
+    c2, s2 = c * c - s * s, 2 * c * s
+    c3, s3 = c * c2 - s * s2, c * s2 + s * c2
+    c5, s5 = c2 * c3 - s2 * s3, c2 * s3 + s2 * c3
+    waves = thing.swing * jnp.cos(thing.swing_phase), thing.swing * jnp.sin(thing.swing_phase)
+    outline = jnp.ones_like(c)
+    for i, (cosine, sine) in enumerate(((c2, s2), (c3, s3), (c5, s5))):
+        outline = outline + waves[0][i] * cosine - waves[1][i] * sine
     blob = thing.radius * outline - distance
     box = jnp.minimum(thing.radius - jnp.abs(y), thing.radius * thing.aspect - jnp.abs(x))
     inside = jnp.where(thing.is_box > 0, box, blob)
@@ -557,9 +565,8 @@ def render_clip(
     textures as :func:`~jaxdeblur.data.photographs.cut_textures` makes them.
     """
     scene_key, noise_key = jax.random.split(key)
-    scene = sample_scene(
-        scene_key, (photographs.shape[0], photographs.shape[1]), config, motion_limit
-    )
+    count, side = photographs.shape[:2]
+    scene = sample_scene(scene_key, (count, side), config, motion_limit)
     return render_scene(noise_key, scene, photographs, config)
 
 
@@ -643,8 +650,8 @@ def render_pool(
     folder = Path(cache_dir or cache_folder()) / f"scenes-{key}"
     if folder.exists():
         try:
-            return _open_pool(folder, recipe)
-        except (OSError, ValueError, KeyError) as error:
+            return _open_pool(folder, recipe, _shape(config, scenes))
+        except (OSError, EOFError, ValueError, KeyError) as error:
             message = f"{folder}: damaged ({error}); its scenes are rendered anew"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             shutil.rmtree(folder)
@@ -663,11 +670,26 @@ def render_pool(
     except OSError as error:
         if not folder.exists():  # else another process was first: its pool is the same
             raise UserError(f"{folder}: cannot be written: {error}") from error
-    return _open_pool(folder, recipe)
+    return _open_pool(folder, recipe, _shape(config, scenes))
 
 
 def _shape(config: SceneConfig, scenes: int) -> tuple[int, ...]:
     return scenes, config.frames, *config.size, 3
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _render_pooled(
+    key: PRNGKeyArray,
+    index: Int[Array, ""],
+    photographs: UInt8[Array, "n S S 3"],
+    config: SceneConfig,
+) -> tuple[Scene, Float[Array, "T H W 3"], Float[Array, "T H W 3"]]:
+    """Scene ``index`` of a pool, the textures taking turns as background; see render_clip."""
+    scene_key, noise_key = jax.random.split(key)
+    count, side = photographs.shape[:2]
+    scene = sample_scene(scene_key, (count, side), config)
+    scene = scene._replace(textures=scene.textures.at[0].set(index % count))
+    return scene, *render_scene(noise_key, scene, photographs, config)
 
 
 def _render_to(
@@ -681,15 +703,6 @@ def _render_to(
     """Writes a pool's arrays to ``folder``; returns the photographs that each scene shows."""
     keys = jax.random.split(jax.random.key(seed), scenes)
     photographs = jnp.asarray(textures.pixels)
-    count, side = textures.pixels.shape[:2]
-
-    @jax.jit
-    def render(key: PRNGKeyArray, index: Array, photographs: Array) -> tuple[Scene, Array, Array]:
-        scene_key, noise_key = jax.random.split(key)
-        scene = sample_scene(scene_key, (count, side), config)
-        scene = scene._replace(textures=scene.textures.at[0].set(index % count))
-        return scene, *render_scene(noise_key, scene, photographs, config)
-
     blurred, sharp = (
         np.lib.format.open_memmap(
             folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=_shape(config, scenes)
@@ -700,7 +713,7 @@ def _render_to(
     shows: list[list[str]] = [[] for _ in range(scenes)]
 
     def write(index: int) -> None:
-        scene, *clips = render(keys[index], jnp.int32(index), photographs)
+        scene, *clips = _render_pooled(keys[index], jnp.int32(index), photographs, config)
         for target, values in zip((blurred, sharp), clips, strict=True):
             target[index] = np.round(np.asarray(values) * 255).astype(np.uint8)
         motion[index] = scene.motion
@@ -724,12 +737,11 @@ def _render_to(
     return shows
 
 
-def _open_pool(folder: Path, recipe: dict[str, Any]) -> ScenePool:
-    """Opens a pool; ValueError, OSError or KeyError if it is not what ``recipe`` asks for."""
+def _open_pool(folder: Path, recipe: dict[str, Any], shape: tuple[int, ...]) -> ScenePool:
+    """Opens a pool; one of the errors above if it is not as ``recipe`` asks."""
     manifest = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
     if {name: manifest[name] for name in recipe} != recipe:
         raise ValueError("scenes.json describes other scenes")
-    shape = _shape(SceneConfig(**recipe["config"]), recipe["scenes"])
     arrays = {}
     for name, expected in (
         ("blurred", (np.uint8, *shape)),
@@ -784,7 +796,7 @@ def rendered_videos(
     scenes: int = 6,
     size: tuple[int, int] | None = None,
     frames: int | None = None,
-    blur_pixels: float | None = None,
+    blur_pixels: int | float | None = None,
     linear: bool | None = None,
     photos: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -794,7 +806,7 @@ def rendered_videos(
 
     Args:
       split: which photographs are shown.
-      config: what is rendered. Default: ``SCENES["narrow"]``, or "wide" if ``blur_pixels`` is given.
+      config: what is rendered. Default: SCENES["narrow"], or "wide" if ``blur_pixels`` is given.
       scenes: how many videos.
       size: replaces that of ``config``.
       frames: likewise.
