@@ -377,7 +377,7 @@ def test_frames_cut_short_are_found_before_training_and_named(root, caplog):
         dataset.videos[0].blurred(2)
     sources = [(dataset, 1.0)]
     options = ClipOptions(frames=3, crop=16)
-    with pytest.raises(UserError, match=r"a/000002\.png: .*; .*b/000004\.png: .*max-bad-samples|"):
+    with pytest.raises(UserError, match=r"max-bad-samples.*a/000002\.png.*b/000004\.png"):
         batches(sources, options, batch_size=2, seed=0)
     with (
         caplog.at_level(logging.WARNING),
@@ -386,15 +386,8 @@ def test_frames_cut_short_are_found_before_training_and_named(root, caplog):
         seen = [next(iterator) for _ in range(10)]
     assert iterator.bad_samples > 0
     assert "a/000002.png" in caplog.text
-    good = [
-        read_image(root / "blur" / v / f"{i:06d}.png")
-        for v in "ab"
-        for i in range(3, 6)
-        if v != "a" or i != 2
-    ]
-    values = {tuple(frame[0, 0]) for frame in good}
-    assert values
-    assert all(batch["blurred"].any() for batch in seen)  # no black stand-in among them
+    # No black stand-in is among them.
+    assert all(batch[half].any(axis=(2, 3, 4)).all() for batch in seen for half in batch)
 
 
 def test_files_that_vanish_before_they_are_packed_are_named(root):
