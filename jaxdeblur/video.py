@@ -61,6 +61,12 @@ _OPTIONS = {
     "libsvtav1": {"preset": "8"},
     "mjpeg": {"qmin": "1", "qmax": "3", "huffman": "optimal"},
 }
+# Containers that count time in fixed steps, and how many a second has.
+_TICKS = {"matroska": 1000, "webm": 1000, "mpegts": 90000}
+_IN_TRANSPORT_STREAMS = {
+    *("aac", "aac_latm", "mp1", "mp2", "mp3", "ac3", "eac3", "dts", "truehd", "opus"),
+    *("dvb_subtitle", "dvb_teletext", "hdmv_pgs_subtitle", "h264", "hevc", "mpeg2video"),
+}
 # Kr and Kb of the colour matrices, by FFmpeg's numbers (H.273, table 4).
 _MATRICES = {
     1: (0.2126, 0.0722),
@@ -180,7 +186,9 @@ class VideoReader:
         """
         self.path = Path(path)
         self._max_pixels = max_pixels
-        self._start, self._duration = start, duration
+        # As fractions, so that a frame exactly at the end is recognised.
+        self._start = Fraction(start).limit_denominator(10**6)
+        self._duration = None if duration is None else Fraction(duration).limit_denominator(10**6)
         self._open = contextlib.ExitStack()
         try:
             self._prepare()
@@ -245,7 +253,7 @@ class VideoReader:
         self._time_base = self._track.time_base
         self._rate = self._track.average_rate or self._track.guessed_rate or Fraction(25)
         if self._start:
-            with self._explained(f"has no frame at --start={self._start:g}"):
+            with self._explained(f"has no frame at --start={float(self._start):g}"):
                 container.seek(round(self._origin * 1_000_000), backward=True, any_frame=False)
         self.trailing: list[Any] = []
         self._count = 0
@@ -253,14 +261,14 @@ class VideoReader:
         with self._explained():
             self._pictures = _with_first(self._pictures)
         if self._pictures is None:
-            where = f" at --start={self._start:g}" if self._start else ""
+            where = f" at --start={float(self._start):g}" if self._start else ""
             raise UserError(f"{self.path}: has no frame{where}")
 
     @property
     def _origin(self) -> Fraction:
         """When the part that is read begins, in the file's own time."""
         begins = self._container.start_time or 0
-        return Fraction(self._start).limit_denominator(10**6) + Fraction(begins, 1_000_000)
+        return self._start + Fraction(begins, 1_000_000)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -369,6 +377,7 @@ class VideoReader:
         if frame.interlaced_frame:
             lost.append("interlacing (frames are written as progressive)")
         track = self._track
+        context = track.codec_context
         aspect = track.sample_aspect_ratio
         frames = track.frames or None
         if frames is None or self._start or self._duration is not None:
@@ -384,11 +393,12 @@ class VideoReader:
             time_base=self._time_base,
             codec=track.codec_context.codec.canonical_name,
             sample_aspect=aspect if aspect else None,
+            # Some facts stand in the frames, some in the container alone.
             colour=(
-                int(frame.color_range),
-                int(frame.colorspace),
-                int(frame.color_primaries),
-                int(frame.color_trc),
+                int(frame.color_range or context.color_range),
+                _specified(frame.colorspace, context.colorspace),
+                _specified(frame.color_primaries, context.color_primaries),
+                _specified(frame.color_trc, context.color_trc),
             ),
             display_matrix=matrix,
             frames=frames,
@@ -403,9 +413,9 @@ class VideoReader:
             length = Fraction(self._container.duration, 1_000_000)
         else:
             return None
-        length -= Fraction(self._start).limit_denominator(10**6)
+        length -= self._start
         if self._duration is not None:
-            length = min(length, Fraction(self._duration).limit_denominator(10**6))
+            length = min(length, self._duration)
         return length
 
     def _picture(self, frame: Any, pts: int, packets: list[Any]) -> Picture:
@@ -475,8 +485,11 @@ class VideoWriter:
         """
         self.path = Path(path)
         self._name = name or str(path)
-        self._info = info
         self.lost = list(info.lost)
+        if info.has_alpha and info.pixel_format.startswith("gray"):
+            self.lost.append("alpha (no video format has it beside grey)")
+            info = without_alpha(info)
+        self._info = info
         container_name = CONTAINERS.get(self.path.suffix.lower())
         if container_name is None:
             raise UserError(
@@ -575,7 +588,7 @@ class VideoWriter:
         info, encoder = self._info, self.encoder
         try:
             formats = [f.name for f in av.codec.Codec(encoder, "w").video_formats or ()]
-        except av.FFmpegError as error:
+        except ValueError as error:
             raise UserError(f"--codec={encoder}: no such encoder; try libx264") from error
         if not formats:
             raise UserError(f"--codec={encoder}: not an encoder of videos; try libx264")
@@ -606,6 +619,13 @@ class VideoWriter:
         context.color_primaries, context.color_trc = primaries, transfer
         if info.display_matrix:
             track.set_display_matrix(info.display_matrix)
+            if container_name not in ("mp4", "mov", "matroska", "webm"):
+                self.lost.append(f"rotation ({container_name} has none)")
+        if container_name == "avi":
+            self.lost.append("timestamps, other than the average rate (AVI has none)")
+        elif (info.time_base * _TICKS.get(container_name, 0)).denominator > 1:
+            unit = f"1/{_TICKS[container_name]} s"
+            self.lost.append(f"timestamps finer than {unit} ({container_name} counts in it)")
         return track
 
     def _choose_format(self, formats: list[str]) -> str:
@@ -623,6 +643,8 @@ class VideoWriter:
         if info.layout.kind != "yuv" and not any(odd) and self.encoder in _CRF:
             # What players show: they rarely take RGB or 4:4:4.
             choice = "yuv420p10le" if info.layout.bits > 8 else "yuv420p"
+            if info.has_alpha and "yuva420p" in formats:
+                choice = choice.replace("yuv", "yuva")
         if choice not in formats:
             choice = _nearest_format(choice, formats)
         if info.layout.kind != "yuv" and av.VideoFormat(choice, 16, 16).components[0].is_luma:
@@ -675,7 +697,10 @@ class VideoWriter:
             return container_name == "matroska"
         if stream.codec_context is None:  # FFmpeg knows no codec by which to write it
             return False
-        return stream.codec_context.codec.name in self._container.supported_codecs
+        codec = stream.codec_context.codec
+        if container_name == "mpegts":  # FFmpeg does not list what transport streams hold
+            return codec.canonical_name in _IN_TRANSPORT_STREAMS
+        return container_name == "nut" or codec.name in self._container.supported_codecs
 
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
@@ -747,17 +772,27 @@ def build_frame(picture: Picture, info: VideoInfo) -> Any:
     """A frame for the encoder from a picture's arrays."""
     frame = av.VideoFrame(info.width, info.height, info.pixel_format)
     arrays = list(picture.planes)
-    if info.layout.kind == "rgb":
-        if info.has_alpha:
+    if info.has_alpha and picture.alpha is not None:
+        if info.layout.kind == "rgb":
             arrays = [np.concatenate([arrays[0], picture.alpha[..., None]], axis=-1)]
-    elif info.has_alpha:
-        arrays.append(picture.alpha)
+        else:
+            arrays.append(picture.alpha)
     for plane, array in zip(frame.planes, arrays, strict=True):
         rows = array.reshape(array.shape[0], -1)
         target = np.frombuffer(plane, array.dtype).reshape(array.shape[0], -1)
         target[:, : rows.shape[1]] = rows
     frame.color_range, frame.colorspace, frame.color_primaries, frame.color_trc = info.colour
     return frame
+
+
+def without_alpha(info: VideoInfo) -> VideoInfo:
+    """The same video without alpha."""
+    if not info.has_alpha:
+        return info
+    packed = {"rgba": "rgb24", "rgba64le": "rgb48le"}
+    planar = info.pixel_format.replace("yuva", "yuv").replace("gbra", "gbr")
+    pixel_format = packed.get(info.pixel_format, planar)
+    return dataclasses.replace(info, pixel_format=pixel_format, has_alpha=False)
 
 
 def _plane_array(plane: Any, pixel_format: Any) -> Plane:
@@ -796,6 +831,10 @@ def _of_the_content(metadata: dict[str, str]) -> dict[str, str]:
         for key, value in metadata.items()
         if key.lower() not in _OF_THE_FILE and key not in twice
     }
+
+
+def _specified(of_frame: int, of_container: int) -> int:
+    return int(of_container if of_frame == _UNSPECIFIED else of_frame)
 
 
 def _close_quietly(container: Any) -> None:

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Restores a video: ``python deblur.py INPUT OUTPUT``; timing, sound and all else are kept."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.options import Parser, add_fields, read_fields
+
+_EXAMPLES = """
+examples:
+  deblur.py in.mp4 out.mp4                       a video, with its sound
+  deblur.py frames/ restored/                    a folder of images
+  deblur.py photo.jpg sharp.png                  one image
+  deblur.py *.mp4 --out-dir=restored             many videos
+  deblur.py in.mp4 out.mp4 --compare=both.mp4    and a second video that shows both
+  ... | deblur.py - - --size=1280x720 | ...      raw rgb24 frames in a pipe
+"""
+
+
+def main() -> None:
+    """Reads the options and restores."""
+    import jax
+
+    from jaxdeblur import cluster
+    from jaxdeblur.compilation import keep_compiled
+    from jaxdeblur.deblurrer import Deblurrer
+    from jaxdeblur.deblurring import DeblurConfig, plan, restore_all
+
+    parser = Parser(
+        prog="deblur.py",
+        description="Restores blurred videos, folders of frames and images.\n" + _EXAMPLES,
+    )
+    parser.add_argument(
+        "paths", nargs="+", metavar="INPUT", help="then OUTPUT, unless --out-dir names the folder"
+    )
+    parser.add_argument("--out-dir", metavar="FOLDER", help="where the results of all inputs go")
+    parser.add_argument(
+        "--ckpt",
+        metavar="RUN",
+        help="a run folder, a .safetensors file, or the name of weights that ship",
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, gpu or gpu:1, say; JAX's first")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the computation")
+    add_fields(parser, DeblurConfig(), "restoration")
+    add_fields(parser, cluster.ClusterConfig(), "devices and processes")
+    arguments = parser.parse_args()
+    config = read_fields(arguments, DeblurConfig())
+
+    inputs, output = arguments.paths, None
+    if arguments.out_dir is None:
+        if len(inputs) < 2:
+            raise UserError(f"give an OUTPUT for {inputs[0]}, or --out-dir=FOLDER")
+        inputs, output = inputs[:-1], inputs[-1]
+    jobs = plan(inputs, output, arguments.out_dir, skip_done=config.skip_done)
+    if config.compare is not None and len(jobs) > 1:
+        raise UserError("--compare is for one input")
+
+    keep_compiled()
+    cluster.join(read_fields(arguments, cluster.ClusterConfig()))
+    jobs = jobs[jax.process_index() :: jax.process_count()]
+    if config.skip_done:
+        jobs = [job for job in jobs if not job.is_done]
+    if not jobs:
+        print("deblur.py: nothing left to do", file=sys.stderr)
+        return
+    deblurrer = Deblurrer(
+        arguments.ckpt,
+        strength=config.strength,
+        tile=config.tile,
+        device=arguments.device,
+        dtype=arguments.dtype,
+    )
+    if arguments.ckpt is None and not config.quiet:
+        print(f"weights: {deblurrer.source}", file=sys.stderr)
+    restore_all(deblurrer, jobs, config)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    # A batch system that ends the job leaves no half file either.
+    signal.signal(signal.SIGTERM, _interrupt)
+    run_command(main, "deblur.py")

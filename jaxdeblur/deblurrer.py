@@ -1,0 +1,152 @@
+"""Deblurrer: restoring videos from Python with trained weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxdeblur.checkpoints import load_model
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.pixels import RGB8, PixelLayout, layout_of
+from jaxdeblur.restoration import PixelClip, Pixels, Stream, choose_tiles
+from jaxdeblur.tiling import TileGrid, parse_tiles
+
+
+class Deblurrer:
+    """Restores clips and streams of frames.
+
+        from jaxdeblur import Deblurrer
+
+        deblurrer = Deblurrer("runs/first")   # or no argument: the weights that ship
+        sharp = deblurrer(blurred)            # T H W 3, uint8 or uint16, RGB
+        for frame in deblurrer.stream(camera):
+            show(frame)                       # H W 3, a few frames late
+
+    Attributes:
+      model: the network.
+      source: where its weights come from, in words.
+      strength: how much of the restoration is mixed with what went in, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | VideoRestorer | None = None,
+        *,
+        strength: float = 1.0,
+        tile: str = "auto",
+        device: str | jax.Device | None = None,
+        dtype: str | None = None,
+    ):
+        """Loads the weights.
+
+        Args:
+          weights: a run folder, a ``.safetensors`` file, the name of weights that ship, or a model;
+            None for the weights that ship.
+          strength: 1 gives the restored frames, 0 what went in, between them a mixture.
+          tile: "none" restores a frame at once; "HxW" in tiles of that size, for frames that need
+            more memory than there is; "auto" decides by the free memory of the device.
+          device: where to compute, as "cpu", "gpu" or "gpu:1"; None for JAX's first.
+          dtype: of the computation, "float32" or "bfloat16"; None for the network's own.
+
+        Raises:
+          UserError: there are no such weights, or an argument is out of its range.
+        """
+        if not 0 <= strength <= 1:
+            raise UserError(f"--strength is between 0 and 1, not {strength:g}")
+        self.strength = strength
+        self._tile = tile
+        if tile != "auto":
+            parse_tiles(tile)  # complains now, not at the first frame
+        if isinstance(weights, VideoRestorer):
+            self.model, self.source = weights, type(weights).__name__
+        else:
+            loaded = load_model(default_weights() if weights is None else weights, dtype=dtype)
+            self.model, self.source = loaded.model, f"{loaded.source} ({loaded.preset})"
+        if device is not None:
+            chosen = find_device(device) if isinstance(device, str) else device
+            graph, state = nnx.split(self.model)
+            self.model = nnx.merge(graph, jax.device_put(state, chosen))
+        self._tiles: dict[tuple[int, int, PixelLayout], TileGrid | None] = {}
+
+    def __call__(self, clip: PixelClip) -> PixelClip:
+        """Restores all frames of a clip, at the memory of a stream.
+
+        Args:
+          clip: ``T H W 3``, RGB, uint8 or uint16; any length and size.
+
+        Returns:
+          As many frames of the same size and dtype.
+        """
+        restored = np.empty_like(clip)
+        for t, frame in enumerate(self.stream(clip)):
+            restored[t] = frame
+        return restored
+
+    def stream(self, frames: Iterable[Pixels]) -> Iterator[Pixels]:
+        """Restores frames as they come: each is given back ``model.lookahead`` frames later.
+
+        Args:
+          frames: ``H W 3``, RGB, uint8 or uint16, all of one size; however many.
+
+        Yields:
+          As many frames of the same size and dtype. Memory does not grow with their number.
+        """
+        on_its_way: Stream | None = None
+        for frame in frames:
+            if on_its_way is None:
+                on_its_way = self.open_stream(*frame.shape[:2], layout_of(frame.dtype))
+            restored = on_its_way.push((frame,))
+            if restored is not None:
+                yield np.asarray(restored[0])
+        if on_its_way is not None:
+            for restored in on_its_way.flush():
+                yield np.asarray(restored[0])
+
+    def warm_up(self, height: int, width: int, dtype: type = np.uint8) -> None:
+        """Compiles for a frame size, so that the first frame of a stream does not wait for it."""
+        stream = self.open_stream(height, width, layout_of(np.dtype(dtype)))
+        stream.push((np.zeros((height, width, 3), dtype),))
+        for restored in stream.flush():
+            jax.block_until_ready(restored)
+
+    def open_stream(self, height: int, width: int, layout: PixelLayout = RGB8) -> Stream:
+        """The stream of one video, for callers that push frames themselves."""
+        tiles = self.tiles(height, width, layout)
+        return Stream(self.model, height, width, layout=layout, strength=self.strength, tiles=tiles)
+
+    def tiles(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
+        """The tiles in which frames of a size are restored; None for the whole frame at once."""
+        if self._tile != "auto":
+            return parse_tiles(self._tile)
+        key = (height, width, layout)
+        if key not in self._tiles:
+            self._tiles[key] = choose_tiles(self.model, height, width, layout=layout)
+        return self._tiles[key]
+
+
+def default_weights() -> str:
+    """The name of the weights that are used when none are named."""
+    from jaxdeblur import weights
+
+    if not weights.names():
+        raise UserError("no weights ship with this version; name some by --ckpt=RUN")
+    return weights.default_name()
+
+
+def find_device(name: str) -> jax.Device:
+    """The device of a name like ``cpu``, ``gpu`` or ``gpu:1``; :class:`UserError` if none is."""
+    kind, _, index = name.partition(":")
+    try:
+        devices = jax.local_devices(backend=kind)
+    except RuntimeError:
+        devices = []
+    position = int(index) if index.isdigit() else 0 if not index else -1
+    if not 0 <= position < len(devices):
+        present = ", ".join(f"{d.platform}:{i}" for i, d in enumerate(jax.local_devices()))
+        raise UserError(f"--device={name}: there is no such device; there are {present}")
+    return devices[position]

@@ -1,0 +1,395 @@
+"""What deblur.py does: finds inputs and outputs, restores, and replaces files only when whole."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import glob
+import re
+import sys
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from jaxdeblur.comparison import Comparison
+from jaxdeblur.deblurrer import Deblurrer
+from jaxdeblur.errors import UserError
+from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
+from jaxdeblur.images import MAX_PIXELS, list_frames, natural_key
+from jaxdeblur.pixels import Plane
+from jaxdeblur.sequences import ImageReader, ImageWriter, RawReader, RawWriter, is_image
+from jaxdeblur.stages import Progress, Timing, run_stages
+from jaxdeblur.video import CONTAINERS, Picture, VideoInfo, VideoReader, VideoWriter
+
+
+@dataclasses.dataclass(frozen=True)
+class DeblurConfig:
+    """The options of deblur.py.
+
+    Attributes:
+      strength: how much of the restoration is mixed with the input, 0 to 1.
+      start: where in the video to begin, in seconds.
+      duration: how much of the video to restore, in seconds.
+      codec: FFmpeg's name of the video encoder; by default the input's codec, else libx264.
+      crf: quality of the video, smaller is better; by default about invisible loss.
+      fps: frames a second of frames that come from images or a pipe.
+      size: WIDTHxHEIGHT of the raw rgb24 frames that come from a pipe.
+      compare: also write a video that shows input and result.
+      compare_as: input left and result right, or a divider that moves over the frame.
+      tile: auto, none or HEIGHTxWIDTH: restore large frames in pieces; auto goes by free memory.
+      max_pixels: frames with more pixels are refused.
+      skip_done: skip inputs whose output exists and is newer.
+      quiet: print errors only.
+    """
+
+    strength: float = 1.0
+    start: float = 0.0
+    duration: float | None = None
+    codec: str | None = None
+    crf: int | None = None
+    fps: float = 25.0
+    size: str | None = None
+    compare: str | None = None
+    compare_as: Literal["side-by-side", "divider"] = "side-by-side"
+    tile: str = "auto"
+    max_pixels: int = MAX_PIXELS
+    skip_done: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise UserError(f"--strength is between 0 and 1, not {self.strength:g}")
+        if not 0 <= self.start < 1e9:
+            raise UserError(f"--start is a time in seconds, 0 or more, not {self.start:g}")
+        if self.duration is not None and not 0 < self.duration < 1e9:
+            raise UserError(f"--duration is a time in seconds, over 0, not {self.duration:g}")
+        if self.crf is not None and not 0 <= self.crf <= 63:
+            raise UserError(f"--crf is 0 (best) to 63, not {self.crf}")
+        if not 0.01 <= self.fps <= 10000:
+            raise UserError(f"--fps is frames a second, not {self.fps:g}")
+        if self.max_pixels < 1:
+            raise UserError(f"--max-pixels is a number of pixels, not {self.max_pixels}")
+        self.raw_size  # noqa: B018  # complains if it is not a size
+
+    @property
+    def raw_size(self) -> tuple[int, int] | None:
+        """Height and width from ``size``."""
+        if self.size is None:
+            return None
+        match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", self.size)
+        if not match:
+            raise UserError(f"--size={self.size}: give WIDTHxHEIGHT in pixels, as 1280x720")
+        width, height = int(match[1]), int(match[2])
+        if width * height > self.max_pixels:
+            raise UserError(f"--size={self.size} is over --max-pixels={self.max_pixels}")
+        return height, width
+
+    @property
+    def rate(self) -> Fraction:
+        """``fps`` as a fraction: 29.97 is 30000/1001."""
+        whole = round(self.fps)
+        if whole and abs(self.fps - whole * 1000 / 1001) < 0.005 and self.fps != whole:
+            return Fraction(whole * 1000, 1001)
+        return Fraction(self.fps).limit_denominator(1001)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One input and where its result goes.
+
+    Attributes:
+      kind: what the input is.
+      paths: the video, or the images in their order; empty for a pipe.
+      output: a file, a folder, or None for a pipe.
+      name: of the input, in messages.
+    """
+
+    kind: Literal["video", "images", "pipe"]
+    paths: tuple[Path, ...]
+    output: Path | None
+    name: str
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the output exists and is newer than the input."""
+        if self.output is None or not self.output.exists():
+            return False
+        newest = max((path.stat().st_mtime for path in self.paths), default=float("inf"))
+        return self.output.stat().st_mtime > newest
+
+
+class Source(Protocol):
+    """Where pictures come from: VideoReader, ImageReader or RawReader."""
+
+    info: VideoInfo
+    trailing: Any
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *_: Any) -> None: ...
+    def __iter__(self) -> Iterator[Picture]: ...
+
+
+class Target(Protocol):
+    """Where pictures go: VideoWriter, ImageWriter or RawWriter."""
+
+    lost: list[str]
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *_: Any) -> None: ...
+    def write(self, picture: Picture) -> None: ...  # noqa: D102
+    def copy(self, packets: Any) -> None: ...  # noqa: D102
+
+
+def plan(
+    inputs: list[str], output: str | None, out_dir: str | None = None, *, skip_done: bool = False
+) -> list[Job]:
+    """What is to be restored into what.
+
+    Args:
+      inputs: videos, folders of frames, images, globs, or ``-``.
+      output: for one input, the file or folder of the result, or ``-``.
+      out_dir: for any number of inputs, the folder of the results, which get the inputs' names.
+      skip_done: the output of a job that is done is no obstacle.
+
+    Raises:
+      UserError: something is missing, ambiguous, or would overwrite an input.
+    """
+    jobs = [job for text in inputs for job in _find(text)]
+    if out_dir is not None:
+        folder = Path(out_dir)
+        if not folder.is_dir() and not folder.absolute().parent.is_dir():
+            raise UserError(f"--out-dir={out_dir}: its parent folder does not exist")
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--out-dir={out_dir}: is a file, not a folder")
+        jobs = [_named_into(job, folder) for job in jobs]
+        names = collections.Counter(job.output for job in jobs)
+        if twice := [str(path) for path, count in names.items() if count > 1]:
+            raise UserError(f"--out-dir={out_dir}: several inputs would become {twice[0]}")
+    elif len(jobs) > 1:
+        raise UserError(f"{len(jobs)} inputs need --out-dir=FOLDER for their results")
+    elif output != "-":
+        jobs = [dataclasses.replace(jobs[0], output=Path(str(output)))]
+    for job in jobs:
+        if job.output is not None and not (skip_done and job.is_done):
+            _check_output(job, job.output)
+    return jobs
+
+
+def restore_all(deblurrer: Deblurrer, jobs: list[Job], config: DeblurConfig) -> None:
+    """Restores one job after the other; one that fails does not keep the rest from it.
+
+    Raises:
+      UserError: jobs failed; of several, each has said so.
+    """
+    failed = 0
+    for job in jobs:
+        try:
+            deblur(deblurrer, job, config)
+        except UserError as error:
+            if len(jobs) == 1:
+                raise
+            failed += 1
+            _say(f"error: {' '.join(str(error).split())}")
+    if failed:
+        raise UserError(f"{failed} of {len(jobs)} inputs could not be restored")
+
+
+def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
+    """Restores one input into its output, which is replaced only when the new one is whole.
+
+    Raises:
+      UserError: the input cannot be read or the output not written; the old output is as it was.
+    """
+    say = _say_nothing if config.quiet else _say
+    if config.compare is not None:
+        _check_compare(job, config.compare)
+    with contextlib.ExitStack() as stack:
+        source: Source = stack.enter_context(_open_source(job, config))
+        info = source.info
+        tiles = deblurrer.tiles(info.height, info.width, info.layout)
+        if config.tile == "auto" and tiles is not None:
+            say(f"{job.name}: frames are restored in tiles of {tiles}, by the free memory")
+        targets: list[Target] = []
+        views: list[Callable[[Picture, tuple[Plane, ...]], Picture]] = []
+        targets.append(stack.enter_context(_open_target(job, source, config)))
+        views.append(_restored)
+        if config.compare is not None:
+            part = stack.enter_context(replace_when_whole(config.compare))
+            comparison = Comparison(info, config.compare_as)
+            writer = VideoWriter(
+                part, comparison.info, codec=config.codec, crf=config.crf, name=config.compare
+            )
+            targets.append(stack.enter_context(writer))
+            views.append(comparison)
+        for what in targets[0].lost:
+            say(f"{job.name}: not kept: {what}")
+        said = len(targets[0].lost)
+
+        def write(result: tuple[Picture, tuple[Plane, ...]]) -> None:
+            for target, view in zip(targets, views, strict=True):
+                target.write(view(*result))
+
+        progress = Progress(job.name, info.frames, quiet=config.quiet)
+        stream = deblurrer.open_stream(info.height, info.width, info.layout)
+        patience = 1.0 if job.kind == "pipe" else None
+        timing = run_stages(source, stream, write, progress, patience=patience)
+        if not timing.frames:
+            raise UserError(f"{job.name}: has no frame")
+        targets[0].copy(source.trailing)
+        for what in targets[0].lost[said:]:
+            say(f"{job.name}: not kept: {what}")
+    say(f"{job.name}: {timing}")
+    return timing
+
+
+def _restored(picture: Picture, restored: tuple[Plane, ...]) -> Picture:
+    return dataclasses.replace(picture, planes=restored)
+
+
+def _find(text: str) -> list[Job]:
+    """The inputs that a word of the command line names."""
+    if text == "-":
+        return [Job("pipe", (), None, "-")]
+    path = Path(text)
+    if path.is_dir():
+        frames = list_frames(path)
+        if not frames:
+            raise UserError(f"{text}: a folder without images")
+        return [Job("images", tuple(frames), None, text)]
+    if path.exists():
+        if is_image(path):
+            return [Job("images", (path,), None, text)]
+        return [Job("video", (path,), None, text)]
+    if glob.has_magic(text):
+        found = sorted((Path(name) for name in glob.glob(text)), key=lambda p: natural_key(str(p)))
+        files = [path for path in found if path.is_file()]
+        images = [path for path in files if is_image(path)]
+        if not files:
+            raise UserError(f"{text}: no file has such a name")
+        if len(images) == len(files):
+            return [Job("images", tuple(images), None, text)]
+        if images:
+            raise UserError(f"{text}: names images and videos; give them apart")
+        return [Job("video", (path,), None, str(path)) for path in files]
+    raise UserError(f"{text}: no such file or folder")
+
+
+def _named_into(job: Job, folder: Path) -> Job:
+    if job.kind == "pipe":
+        raise UserError("-: a pipe has no name for --out-dir; give OUTPUT")
+    if job.kind == "video":
+        (path,) = job.paths
+        name = path.name if path.suffix.lower() in CONTAINERS else f"{path.stem}.mkv"
+    elif len(job.paths) == 1 and Path(job.name).is_file():
+        name = job.paths[0].name
+    else:
+        name = job.paths[0].absolute().parent.name
+    return dataclasses.replace(job, output=folder / name)
+
+
+def _check_output(job: Job, output: Path) -> None:
+    parent = output.absolute().parent
+    # --out-dir itself is made when the first result is written.
+    if not parent.is_dir() and not parent.parent.is_dir():
+        raise UserError(f"{output}: the folder {output.parent} does not exist")
+    inputs = {path.resolve() for path in job.paths}
+    folders = {path.parent for path in inputs} if Path(job.name).is_dir() else set()
+    if output.resolve() in inputs | folders:
+        raise UserError(f"{output}: is the input; give the output another name")
+    suffix = output.suffix.lower()
+    to_folder = not suffix or output.is_dir()
+    if to_folder:
+        if output.is_dir() and any(output.iterdir()):
+            raise UserError(f"{output}: the folder is not empty; name a new one")
+        if output.exists() and not output.is_dir():
+            raise UserError(f"{output}: is a file; a name without suffix means a folder of frames")
+    elif suffix not in CONTAINERS and not is_image(output):
+        raise UserError(
+            f"{output}: no format that can be written; use a video ({', '.join(CONTAINERS)}), an "
+            "image, or a folder"
+        )
+    elif is_image(output) and not (job.kind == "images" and len(job.paths) == 1):
+        raise UserError(f"{output}: one image cannot hold a video; give a folder or a video file")
+
+
+def _check_compare(job: Job, compare: str) -> None:
+    path = Path(compare)
+    if path.suffix.lower() not in CONTAINERS:
+        raise UserError(f"--compare={compare}: a video, with the suffix {', '.join(CONTAINERS)}")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--compare={compare}: the folder {path.parent} does not exist")
+    taken = {other.resolve() for other in job.paths}
+    if job.output is not None:
+        taken.add(job.output.resolve())
+    if path.is_dir() or path.resolve() in taken:
+        raise UserError(f"--compare={compare}: is the input or the output; give it its own name")
+
+
+def _open_source(job: Job, config: DeblurConfig) -> Any:
+    cut = bool(config.start or config.duration is not None)
+    if job.kind == "video":
+        return VideoReader(
+            job.paths[0],
+            max_pixels=config.max_pixels,
+            start=config.start,
+            duration=config.duration,
+        )
+    if cut:
+        raise UserError(f"--start and --duration are for video files, and {job.name} is none")
+    if job.kind == "images":
+        return ImageReader(job.paths, rate=config.rate, max_pixels=config.max_pixels)
+    if config.raw_size is None:
+        raise UserError("-: give the --size=WIDTHxHEIGHT of the frames in the pipe")
+    return RawReader(sys.stdin.fileno(), *config.raw_size, config.rate)
+
+
+@contextlib.contextmanager
+def _open_target(job: Job, source: Any, config: DeblurConfig) -> Iterator[Target]:
+    info, output = source.info, job.output
+    if output is None:
+        yield RawWriter(sys.stdout.fileno(), info)
+        return
+    suffix = "" if output.is_dir() else output.suffix.lower()
+    if (config.codec or config.crf is not None) and suffix not in CONTAINERS:
+        raise UserError(f"--codec and --crf are for videos, and {output} is none")
+    try:
+        if not output.parent.is_dir():
+            output.parent.mkdir(exist_ok=True)
+        if not suffix:
+            with (
+                replace_folder_when_whole(output) as part,
+                ImageWriter(part, info, name=str(output)) as images,
+            ):
+                yield images
+        elif suffix in CONTAINERS:
+            original = source if isinstance(source, VideoReader) else None
+            with (
+                replace_when_whole(output) as part,
+                VideoWriter(
+                    part,
+                    info,
+                    source=original,
+                    codec=config.codec,
+                    crf=config.crf,
+                    name=str(output),
+                ) as video,
+            ):
+                yield video
+        else:
+            with (
+                replace_when_whole(output) as part,
+                ImageWriter(part, info, single=True, name=str(output)) as image,
+            ):
+                yield image
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

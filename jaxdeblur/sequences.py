@@ -1,0 +1,379 @@
+"""Folders of frames, single images and raw pipes, as sources and targets beside video files.
+
+They offer what ``VideoReader`` and ``VideoWriter`` do (jaxdeblur/video.py): a source has ``info``
+and gives pictures, a target takes them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.images import IMAGE_SUFFIXES, MAX_PIXELS, image_size
+from jaxdeblur.pixels import DevicePlane, PixelLayout, Plane
+from jaxdeblur.video import Picture, VideoInfo, build_frame, frame_planes, pixel_layout
+
+# How each suffix is written: Pillow's name of the format and its options. Frames are written
+# without visible loss; PNG at level 1 is four times faster than at 6 and 13 % larger.
+_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {"compress_level": 1}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True, "method": 2}),
+    ".bmp": ("BMP", {}),
+    ".tif": ("TIFF", {"compression": "tiff_lzw"}),
+    ".tiff": ("TIFF", {"compression": "tiff_lzw"}),
+    ".ppm": ("PPM", {}),
+}
+# FFmpeg's encoders for what Pillow cannot write: RGB of 16 bits.
+_DEEP_ENCODERS = {".png": "png", ".tif": "tiff", ".tiff": "tiff"}
+_DEEP_DEMUXERS = "png_pipe,tiff_pipe,ppm_pipe,pgm_pipe"
+
+
+class ImageReader:
+    """Reads image files as the frames of a video, in the order given.
+
+    Attributes:
+      info: what the frames are, by the first one.
+    """
+
+    trailing: Sequence[Any] = ()
+
+    def __init__(
+        self, paths: Sequence[Path], *, rate: Fraction = Fraction(25), max_pixels: int = MAX_PIXELS
+    ):
+        """Reads the first image.
+
+        Raises:
+          UserError: there is no image, or the first cannot be read.
+        """
+        self._paths, self._max_pixels = paths, max_pixels
+        if not paths:
+            raise UserError("there are no images to restore")
+        self._first = read_picture(paths[0], max_pixels)
+        planes, layout = self._first.planes, _layout_of_image(self._first)
+        height, width = planes[0].shape[:2]
+        has_alpha = self._first.alpha is not None
+        self.info = VideoInfo(
+            height=height,
+            width=width,
+            pixel_format=_pixel_format(layout, has_alpha),
+            layout=layout,
+            has_alpha=has_alpha,
+            rate=rate,
+            time_base=1 / rate,
+            frames=len(paths),
+        )
+
+    def __enter__(self) -> ImageReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Picture]:
+        """The pictures; raises :class:`UserError` if one differs from the first or is damaged."""
+        info = self.info
+        for index, path in enumerate(self._paths):
+            picture = self._first if not index else read_picture(path, self._max_pixels)
+            height, width = picture.planes[0].shape[:2]
+            if (height, width) != (info.height, info.width):
+                raise UserError(
+                    f"{path}: {width}x{height}, but {self._paths[0].name} is "
+                    f"{info.width}x{info.height}; the frames of a video have one size"
+                )
+            if _layout_of_image(picture) != info.layout or (
+                (picture.alpha is not None) != info.has_alpha
+            ):
+                raise UserError(
+                    f"{path}: other channels or bits than {self._paths[0].name}; the frames of a "
+                    "video have one format"
+                )
+            picture.pts, picture.duration = index, 1
+            yield picture
+
+
+class ImageWriter:
+    """Writes pictures as image files, under their own names or numbered, or one image.
+
+    Attributes:
+      lost: what the image format cannot hold, in words.
+    """
+
+    def __init__(self, target: Path, info: VideoInfo, *, single: bool = False, name: str = ""):
+        """Prepares to write into the folder ``target``, or the one image ``target``."""
+        self._target, self._info, self._single = target, info, single
+        self._name = name or str(target)
+        self._count = 0
+        self.lost: list[str] = []
+
+    def __enter__(self) -> ImageWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, picture: Picture) -> None:
+        """Writes one image; :class:`UserError` if it cannot be written."""
+        self.copy(picture.packets)
+        self._count += 1
+        if self._single:
+            if self._count > 1:
+                raise UserError(f"{self._name}: one image, but the input has more frames")
+            path = self._target
+        else:
+            path = self._target / (picture.name or f"{self._count:06}.png")
+        try:
+            self._save(path, picture)
+        except OSError as error:
+            raise UserError(
+                f"{Path(self._name) / path.name if not self._single else self._name}: cannot be "
+                f"written: {error.strerror or error}"
+            ) from error
+
+    def copy(self, packets: Sequence[Any]) -> None:
+        """Images hold no sound."""
+        if packets and "sound and other tracks" not in self.lost:
+            self.lost.append("sound and other tracks")
+
+    def _save(self, path: Path, picture: Picture) -> None:
+        suffix = path.suffix.lower()
+        pixels, alpha = self._pixels(picture), picture.alpha
+        deep = pixels.dtype == np.uint16
+        file_format, options = _FORMATS[suffix]
+        if deep and suffix not in _DEEP_ENCODERS:
+            self._lose("more than 8 bits")
+            pixels, deep = _to_8_bits(pixels), False
+            alpha = None if alpha is None else _to_8_bits(alpha)
+        if alpha is not None and file_format in ("JPEG", "BMP", "PPM"):
+            self._lose("alpha")
+            alpha = None
+        if deep:
+            path.write_bytes(_encode_deep(pixels, alpha, _DEEP_ENCODERS[suffix]))
+            return
+        if alpha is not None:
+            colour = pixels if pixels.ndim == 3 else pixels[..., None]
+            pixels = np.concatenate([colour, alpha[..., None]], axis=-1)
+        Image.fromarray(pixels).save(path, format=file_format, **options, **picture.extra)
+
+    def _pixels(self, picture: Picture) -> Plane:
+        """Grey or RGB, of 8 or 16 bits."""
+        info = self._info
+        if len(picture.planes) == 1 and info.layout.bits in (8, 16) and info.layout.full_range:
+            return picture.planes[0]
+        rgb = to_packed_rgb(picture.planes, info.layout, 16 if info.layout.bits > 8 else 8)
+        return rgb[..., 0] if len(picture.planes) == 1 else rgb
+
+    def _lose(self, what: str) -> None:
+        what = f"{what} ({Path(self._name).suffix or 'the image format'} has no place for it)"
+        if what not in self.lost:
+            self.lost.append(what)
+
+
+class RawReader:
+    """Reads frames of packed RGB, 8 bits, from a file descriptor.
+
+    Attributes:
+      info: what the frames are.
+    """
+
+    trailing: Sequence[Any] = ()
+
+    def __init__(self, descriptor: int, height: int, width: int, rate: Fraction):
+        self._descriptor = descriptor
+        self.info = VideoInfo(
+            height=height,
+            width=width,
+            pixel_format="rgb24",
+            layout=PixelLayout("rgb"),
+            has_alpha=False,
+            rate=rate,
+            time_base=1 / rate,
+        )
+
+    def __enter__(self) -> RawReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Picture]:
+        """The pictures; raises :class:`UserError` if the last one is not whole."""
+        shape = (self.info.height, self.info.width, 3)
+        index = 0
+        while True:
+            pixels = np.empty(shape, np.uint8)
+            got = self._fill(memoryview(pixels).cast("B"))
+            if not got:
+                return
+            if got < pixels.nbytes:
+                raise UserError(
+                    f"-: the input ends inside frame {index}, after {got} of its {pixels.nbytes} "
+                    "bytes; --size must be that of the frames"
+                )
+            yield Picture((pixels,), pts=index, duration=1)
+            index += 1
+
+    def _fill(self, buffer: memoryview) -> int:
+        # Straight from the descriptor: a buffered file could not be left while it waits.
+        got = 0
+        while got < len(buffer):
+            size = os.readv(self._descriptor, [buffer[got:]])
+            if not size:
+                break
+            got += size
+        return got
+
+
+class RawWriter:
+    """Writes frames of packed RGB, 8 bits, to a file descriptor.
+
+    Attributes:
+      lost: what raw frames cannot hold, in words.
+    """
+
+    def __init__(self, descriptor: int, info: VideoInfo):
+        self._descriptor, self._info = descriptor, info
+        self.lost: list[str] = []
+        if info.has_alpha:
+            self.lost.append("alpha")
+        if info.layout.bits > 8:
+            self.lost.append("more than 8 bits")
+
+    def __enter__(self) -> RawWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, picture: Picture) -> None:
+        """Writes one frame; :class:`UserError` if nobody reads."""
+        self.copy(picture.packets)
+        rgb = np.ascontiguousarray(to_packed_rgb(picture.planes, self._info.layout, 8))
+        rest = memoryview(rgb).cast("B")
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except BrokenPipeError as error:
+            raise UserError("-: nobody reads the output any more") from error
+
+    def copy(self, packets: Sequence[Any]) -> None:
+        """Raw frames hold no sound."""
+        if packets and "sound and other tracks" not in self.lost:
+            self.lost.append("sound and other tracks")
+
+
+def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Reads an image with its own channels and bits: grey or RGB, with or without alpha.
+
+    Raises:
+      UserError: as ``images.read_image``.
+    """
+    image_size(path, max_pixels)  # refuses what is too large or no image, by the header alone
+    try:
+        with Image.open(path) as image:
+            extra = {key: image.info[key] for key in ("exif", "icc_profile") if image.info.get(key)}
+            if _is_deep(image):
+                return _read_deep(path)
+            grey = image.mode in ("1", "L", "LA")
+            has_alpha = image.has_transparency_data
+            mode = ("L" if grey else "RGB") + ("A" if has_alpha else "")
+            pixels = np.asarray(image.convert(mode))
+    except UserError:
+        raise
+    except Exception as error:  # on damaged files Pillow's parsers raise nearly every type there is
+        raise UserError(f"{path}: not a readable image: {error or type(error).__name__}") from error
+    alpha = np.ascontiguousarray(pixels[..., -1]) if has_alpha else None
+    if has_alpha:
+        pixels = pixels[..., 0] if grey else pixels[..., :3]
+    return Picture((np.ascontiguousarray(pixels),), alpha, name=path.name, extra=extra)
+
+
+def to_packed_rgb(planes: tuple[Plane, ...], layout: PixelLayout, bits: int) -> Plane:
+    """Packed RGB of 8 or 16 bits from the arrays of any layout."""
+    if layout == PixelLayout("rgb", bits):
+        return planes[0]
+    return np.asarray(_packed_rgb(layout, bits, planes))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _packed_rgb(layout: PixelLayout, bits: int, planes: tuple[DevicePlane, ...]) -> DevicePlane:
+    rgb = jnp.round(layout.to_rgb(planes) * (2**bits - 1))
+    return rgb.astype(jnp.uint8 if bits == 8 else jnp.uint16)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file has 16 bits a sample, of which Pillow would keep 8."""
+    tile = image.tile[0] if image.tile else None  # type: ignore[attr-defined]
+    return image.mode.startswith("I") or ";16" in str(tile and tile[3])
+
+
+def _read_deep(path: Path) -> Picture:
+    with (
+        path.open("rb") as file,
+        av.open(file, "r", container_options={"format_whitelist": _DEEP_DEMUXERS}) as container,
+    ):
+        frame = next(container.decode(video=0))
+        pixel_format, _, _ = pixel_layout(frame, path)
+        planes, alpha = frame_planes(frame, pixel_format)
+    return Picture(planes, alpha, name=path.name)
+
+
+def _encode_deep(pixels: Plane, alpha: Plane | None, encoder: str) -> bytes:
+    """PNG or TIFF of 16 bits."""
+    grey = pixels.ndim == 2
+    layout = PixelLayout("yuv" if grey else "rgb", 16)
+    if grey and alpha is not None:
+        pixels, layout = np.stack([pixels] * 3, axis=-1), PixelLayout("rgb", 16)
+    info = VideoInfo(
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        pixel_format=_pixel_format(layout, alpha is not None),
+        layout=layout,
+        has_alpha=alpha is not None,
+        rate=Fraction(25),
+        time_base=Fraction(1, 25),
+    )
+    frame = build_frame(Picture((pixels,), alpha), info)
+    context = av.CodecContext.create(encoder, "w")
+    formats = [f.name for f in context.codec.video_formats]
+    # PNG stores the high byte first; nothing is lost by the change.
+    name = info.pixel_format if info.pixel_format in formats else info.pixel_format[:-2] + "be"
+    context.width, context.height, context.pix_fmt = info.width, info.height, name
+    context.time_base = info.time_base
+    if frame.format.name != name:
+        frame = frame.reformat(format=name)
+    frame.pts = 0
+    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+
+
+def _layout_of_image(picture: Picture) -> PixelLayout:
+    plane = picture.planes[0]
+    return PixelLayout("rgb" if plane.ndim == 3 else "yuv", 8 * plane.dtype.itemsize)
+
+
+def _pixel_format(layout: PixelLayout, has_alpha: bool) -> str:
+    deep = layout.bits == 16
+    if layout.kind == "rgb":
+        return ("rgba64le" if deep else "rgba") if has_alpha else ("rgb48le" if deep else "rgb24")
+    return "gray16le" if deep else "gray"
+
+
+def _to_8_bits(samples: Plane) -> Plane:
+    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's suffix is that of an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES

@@ -1,0 +1,379 @@
+"""Video files in and out: what goes in comes out, as read back with PyAV, or is said to be lost."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.video import VideoReader, VideoWriter, frame_planes
+
+ROTATED = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+
+
+@dataclasses.dataclass
+class Recipe:
+    """A video to be made by PyAV alone."""
+
+    codec: str = "libx264"
+    pixel_format: str = "yuv420p"
+    size: tuple[int, int] = (24, 32)
+    frames: int = 5
+    rate: Fraction = Fraction(30000, 1001)
+    time_base: Fraction | None = None
+    durations: tuple[int, ...] | None = None
+    sounds: int = 0
+    subtitles: str | None = None
+    matrix: tuple[int, ...] | None = None
+    aspect: Fraction | None = None
+    colour: tuple[int, int, int, int] = (1, 1, 1, 1)
+    chapters: bool = False
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    stream_metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+
+    def make(self, path: Path) -> Path:
+        height, width = self.size
+        rng = np.random.default_rng(0)
+        with av.open(str(path), "w", container_options={"avoid_negative_ts": "disabled"}) as out:
+            out.metadata.update(self.metadata)
+            video = out.add_stream(self.codec, rate=self.rate, options=self.options)
+            video.width, video.height, video.pix_fmt = width, height, self.pixel_format
+            context = video.codec_context
+            if self.time_base:
+                context.time_base = self.time_base
+            if self.aspect:
+                context.sample_aspect_ratio = self.aspect
+            context.color_range, context.colorspace = self.colour[:2]
+            context.color_primaries, context.color_trc = self.colour[2:]
+            video.metadata.update(self.stream_metadata)
+            if self.matrix:
+                video.set_display_matrix(self.matrix)
+            if self.chapters:
+                unit = Fraction(1, 1000)
+                ends = [("begin", 0, 100), ("end", 100, 200)]
+                out.set_chapters(
+                    [
+                        {"id": i, "start": a, "end": b, "time_base": unit, "metadata": {"title": t}}
+                        for i, (t, a, b) in enumerate(ends)
+                    ]
+                )
+            sounds = [out.add_stream("aac", rate=8000, layout="mono") for _ in range(self.sounds)]
+            for language, sound in zip(("fre", "deu"), sounds, strict=False):
+                sound.metadata["language"] = language
+            words = out.add_stream(self.subtitles) if self.subtitles else None
+            pts = 0
+            for i in range(self.frames):
+                frame = av.VideoFrame(width, height, self.pixel_format)
+                for plane in frame.planes:
+                    deep = frame.format.components[0].bits > 8
+                    samples = np.frombuffer(plane, np.uint16 if deep else np.uint8)
+                    samples[:] = rng.integers(1, 3, samples.size) * 40
+                if self.time_base:
+                    frame.pts, frame.time_base = pts, self.time_base
+                    pts += self.durations[i] if self.durations else 1
+                out.mux(video.encode(frame))
+            out.mux(video.encode(None))
+            for number, sound in enumerate(sounds):
+                for start in range(0, 4096, 1024):
+                    tone = np.sin(np.arange(start, start + 1024) / (7 + number))[None]
+                    samples = av.AudioFrame.from_ndarray(tone.astype(np.float32), "fltp", "mono")
+                    samples.sample_rate, samples.pts = 8000, start
+                    samples.time_base = Fraction(1, 8000)
+                    out.mux(sound.encode(samples))
+                out.mux(sound.encode(None))
+            if words is not None:
+                packet = av.Packet(b"0,0,Default,,0,0,0,,hello")
+                packet.stream, packet.time_base = words, Fraction(1, 1000)
+                packet.pts = packet.dts = 20
+                packet.duration = 50
+                out.mux(packet)
+        return path
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """What can be read back from a video."""
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        frames = list(container.decode(video))
+        first = frames[0]
+        unit = video.time_base
+        found = {
+            "pts": [frame.pts * unit for frame in frames],
+            "size": (first.height, first.width),
+            "bits": first.format.components[0].bits,
+            "grey": len(first.format.components) == 1,
+            "alpha": any(c.is_alpha for c in first.format.components),
+            "rate": video.average_rate,
+            "aspect": video.sample_aspect_ratio,
+            "range": first.color_range,
+            "colour": (first.colorspace, first.color_primaries, first.color_trc),
+            "matrix": [
+                np.frombuffer(side, np.int32).tolist()
+                for side in first.side_data
+                if side.type.name == "DISPLAYMATRIX"
+            ],
+            "chapters": [
+                (c["start"] * c["time_base"], c["end"] * c["time_base"], c["metadata"])
+                for c in container.chapters()
+            ],
+            "metadata": {
+                key.lower(): value
+                for key, value in container.metadata.items()
+                if "brand" not in key and key not in ("minor_version",)
+                if key.lower() not in ("encoder", "duration")
+            },
+            "languages": [s.metadata.get("language", "und") for s in container.streams.audio],
+        }
+    with av.open(str(path)) as container:
+        others = [s for s in container.streams if s.type in ("audio", "subtitle")]
+        packets = [p for p in container.demux(*others) if p.size] if others else []
+        found["packets"] = sorted((p.stream.index, p.pts * p.time_base, bytes(p)) for p in packets)
+    return found
+
+
+def rewrite(source: Path, target: Path, **options: Any) -> VideoWriter:
+    """Reads and writes with nothing between."""
+    part = {name: options.pop(name) for name in ("start", "duration") if name in options}
+    with (
+        VideoReader(source, **part) as reader,
+        VideoWriter(target, reader.info, source=reader, **options) as writer,
+    ):
+        for picture in reader:
+            writer.write(picture)
+        writer.copy(reader.trailing)
+    return writer
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    planes = [frame_planes(frame, frame.format.name) for frame in frames]
+    return [
+        np.concatenate([p.ravel() for p in [*main, alpha] if p is not None])
+        for main, alpha in planes
+    ]
+
+
+KEPT = {
+    "plain": (".mp4", Recipe()),
+    "variable rate": (
+        ".mp4",
+        Recipe(time_base=Fraction(1, 90000), durations=(3000, 9000, 1500, 4500, 3000)),
+    ),
+    "two sounds": (".mp4", Recipe(sounds=2)),
+    "rotation, aspect": (".mp4", Recipe(matrix=ROTATED, aspect=Fraction(4, 3))),
+    "rotation in matroska": (".mkv", Recipe(matrix=ROTATED, sounds=1)),
+    "quicktime": (".mov", Recipe(matrix=ROTATED, sounds=1)),
+    "metadata": (
+        ".mp4",
+        Recipe(metadata={"title": "A title", "location": "+47.0000+008.0000/"}, chapters=True),
+    ),
+    "any metadata": (".mp4", Recipe(metadata={"title": "T", "com.maker.lens": "50 mm"})),
+    "chapters in matroska": (".mkv", Recipe(chapters=True, metadata={"ARTIST": "me"})),
+    "subtitles": (".mkv", Recipe(subtitles="ass", sounds=1)),
+    "odd": (".mp4", Recipe("libx264", "yuv444p", size=(23, 31))),
+    "odd, chroma shared": (".webm", Recipe("libvpx-vp9", size=(23, 31))),
+    "odd, lossless": (".mkv", Recipe("ffv1", size=(23, 31))),
+    "odd, motion jpeg": (".mkv", Recipe("mjpeg", "yuvj420p", size=(23, 31), colour=(2, 5, 2, 2))),
+    "10 bit": (".mp4", Recipe("libx265", "yuv420p10le", options={"x265-params": "log-level=0"})),
+    "10 bit in h264": (".mp4", Recipe("libx264", "yuv422p10le")),
+    "10 bit, wide gamut": (".mkv", Recipe("ffv1", "yuv420p10le", colour=(1, 9, 9, 16))),
+    "full range": (".mp4", Recipe(pixel_format="yuv420p", colour=(2, 1, 1, 1))),
+    "rec. 601": (".mkv", Recipe("ffv1", colour=(1, 5, 5, 6))),
+    "grey": (".mp4", Recipe("libx264", "gray")),
+    "grey, 16 bit": (".mkv", Recipe("ffv1", "gray16le")),
+    "alpha": (".mkv", Recipe("ffv1", "bgra", colour=(2, 0, 2, 2))),
+    "alpha, yuv": (".mkv", Recipe("ffv1", "yuva420p")),
+    "alpha, 10 bit": (".mov", Recipe("prores_ks", "yuva444p10le", lost=("more than 10 bits",))),
+    "alpha, vp9": (".webm", Recipe("libvpx-vp9", "yuva420p")),
+    "rgb": (".mkv", Recipe("ffv1", "gbrp10le", colour=(2, 0, 2, 2))),
+    "av1": (".mp4", Recipe("libsvtav1", size=(64, 64), frames=3)),
+    "transport stream": (".ts", Recipe(sounds=1, frames=12)),
+    "one frame": (".mp4", Recipe(frames=1)),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_goes_in_comes_out(name, tmp_path):
+    suffix, recipe = KEPT[name]
+    source = recipe.make(tmp_path / f"in{suffix}")
+    writer = rewrite(source, tmp_path / f"out{suffix}")
+    before, after = facts(source), facts(tmp_path / f"out{suffix}")
+    assert tuple(writer.lost) == recipe.lost
+    assert len(after["pts"]) == recipe.frames
+    for fact in before:
+        assert after[fact] == before[fact], fact
+    if recipe.codec == "ffv1":
+        originals, copies = frames_of(source), frames_of(tmp_path / f"out{suffix}")
+        for original, copy in zip(originals, copies, strict=True):
+            np.testing.assert_array_equal(copy, original)
+
+
+def test_packets_that_a_stream_cannot_shift_keep_their_times(tmp_path):
+    """MP4 shows sound from before 0 by an edit list; the whole file must not be moved by it."""
+    source = Recipe(sounds=1).make(tmp_path / "in.mp4")
+    assert facts(source)["packets"][0][1] < 0
+    rewrite(source, tmp_path / "out.mp4")
+    assert facts(tmp_path / "out.mp4")["packets"] == facts(source)["packets"]
+
+
+def test_the_last_frame_lasts_as_long_as_before(tmp_path):
+    recipe = Recipe(time_base=Fraction(1, 90000), durations=(3000, 3000, 3000, 3000, 45000))
+    source = recipe.make(tmp_path / "in.mp4")
+    with VideoReader(source) as reader:
+        pictures = list(reader)
+        info = reader.info
+    pictures[-1].duration = 45000
+    with VideoWriter(tmp_path / "out.mp4", info) as writer:
+        for picture in pictures:
+            writer.write(picture)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        # MP4's edit list counts in milliseconds.
+        assert abs(container.streams.video[0].duration - (12000 + 45000)) < 90
+
+
+def test_a_part_begins_at_zero_and_takes_its_sound_along(tmp_path):
+    recipe = Recipe(frames=12, rate=Fraction(25), sounds=1, chapters=True, options={"g": "3"})
+    source = recipe.make(tmp_path / "in.mp4")
+    whole = facts(source)
+    rewrite(source, tmp_path / "out.mp4", start=0.16, duration=0.2)
+    part = facts(tmp_path / "out.mp4")
+    assert part["pts"] == [Fraction(i, 25) for i in range(5)]
+    inside = [data for _, pts, data in whole["packets"] if 0.16 <= pts < 0.36]
+    assert [data for _, _, data in part["packets"]] == inside != []
+    assert [chapter[2]["title"] for chapter in part["chapters"]] == ["end"]
+    with VideoReader(source, start=0.16, duration=0.2) as reader:
+        assert reader.info.frames == 5
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_encoders_that_share_chroma_get_a_size_they_take(codec, tmp_path):
+    source = Recipe("ffv1", size=(23, 31)).make(tmp_path / "in.mkv")
+    writer = rewrite(source, tmp_path / "out.mp4", codec=codec)
+    assert writer.pixel_format == "yuv444p"
+    assert facts(tmp_path / "out.mp4")["size"] == (23, 31)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "suffix", "lost"),
+    [
+        (Recipe(sounds=1, subtitles="ass"), ".mp4", ["subtitle track 2 (ssa)"]),
+        (Recipe(matrix=ROTATED, sounds=1), ".ts", ["rotation (mpegts has none)"]),
+        (Recipe("ffv1", "bgra"), ".webm", []),
+        (Recipe("libx265", "yuv420p12le"), ".webm", ["more than 8 bits"]),
+    ],
+)
+def test_what_a_container_cannot_hold_is_said(recipe, suffix, lost, tmp_path):
+    writer = rewrite(recipe.make(tmp_path / "in.mkv"), tmp_path / f"out{suffix}")
+    assert writer.lost == lost
+    assert len(facts(tmp_path / f"out{suffix}")["pts"]) == recipe.frames
+
+
+def test_finer_timestamps_than_the_container_has_are_said(tmp_path):
+    source = Recipe().make(tmp_path / "in.mp4")
+    writer = rewrite(source, tmp_path / "out.mkv")
+    assert writer.lost == ["timestamps finer than 1/1000 s (matroska counts in it)"]
+
+
+def no_video(path: Path) -> None:
+    path.write_bytes(b"this is not a video" * 100)
+
+
+def truncated(path: Path) -> None:
+    data = Recipe(frames=40, options={"qp": "0"}).make(path.with_name("whole.mp4")).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def truncated_after_its_index(path: Path) -> None:
+    whole = path.with_name("whole.mp4")
+    Recipe(frames=40, options={"qp": "0"}).make(whole)
+    first = path.with_name("fast.mp4")
+    with (
+        av.open(str(whole)) as source,
+        av.open(str(first), "w", container_options={"movflags": "faststart"}) as out,
+    ):
+        track = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = track
+                out.mux(packet)
+    data = first.read_bytes()
+    path.write_bytes(data[: len(data) * 3 // 4])
+
+
+def only_sound(path: Path) -> None:
+    with av.open(str(path), "w") as out:
+        sound = out.add_stream("aac", rate=8000, layout="mono")
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        samples.sample_rate = 8000
+        out.mux(sound.encode(samples))
+        out.mux(sound.encode(None))
+
+
+def no_frames(path: Path) -> None:
+    with av.open(str(path), "w", format="matroska") as out:
+        video = out.add_stream("libx264", rate=25)
+        video.width, video.height = 32, 24
+        out.start_encoding()
+
+
+def playlist(path: Path) -> None:
+    path.write_text("ffconcat version 1.0\nfile /etc/passwd\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (no_video, "is not a video"),
+        (truncated, "is not a video"),
+        (truncated_after_its_index, "cut short|cannot be decoded"),
+        (only_sound, "has no video track"),
+        (no_frames, "is not a video|has no frame"),
+        (playlist, "is not a video"),
+        (lambda path: None, "no such video"),
+        (lambda path: path.mkdir(), "no such video"),
+        (lambda path: path.touch(), "is not a video"),
+    ],
+)
+def test_what_is_no_video_is_named_in_one_line(make, message, tmp_path):
+    path = tmp_path / "in.mp4"
+    make(path)
+    with pytest.raises(UserError, match=message) as caught, VideoReader(path) as reader:
+        list(reader)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_large_frames_are_refused_before_they_are_decoded(tmp_path):
+    source = Recipe().make(tmp_path / "in.mp4")
+    with pytest.raises(UserError, match="32x24 are over --max-pixels=700"):
+        VideoReader(source, max_pixels=700)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"codec": "nonsense"}, "no such encoder"),
+        ({"codec": "aac"}, "not an encoder of videos"),
+        ({"codec": "ffv1", "crf": 3}, "no such setting"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message, tmp_path):
+    source = Recipe().make(tmp_path / "in.mkv")
+    with pytest.raises(UserError, match=message):
+        rewrite(source, tmp_path / "out.mkv", **options)
+
+
+def test_crf_sets_the_quality(tmp_path):
+    source = Recipe(frames=3, size=(64, 64)).make(tmp_path / "in.mp4")
+    for crf in (1, 40):
+        rewrite(source, tmp_path / f"{crf}.mp4", crf=crf)
+    assert (tmp_path / "40.mp4").stat().st_size < (tmp_path / "1.mp4").stat().st_size
