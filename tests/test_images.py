@@ -89,13 +89,13 @@ def png_with_header(width: int, height: int) -> bytes:
 def test_bombs_are_refused_with_their_size(tmp_path, read):
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(png_with_header(8192, 8193))
-    with pytest.raises(UserError, match=f"8192x8193 .* {MAX_PIXELS}"):
+    with pytest.raises(UserError, match=f"8192x8193 .*={MAX_PIXELS}"):
         read(bomb)
     bomb.write_bytes(png_with_header(2**30, 2**30))
     with pytest.raises(UserError, match=r"bomb\.png: too large"):
         read(bomb)
     bomb.write_bytes(png_with_header(20, 20))
-    with pytest.raises(UserError, match="over the bound of 399 pixels"):
+    with pytest.raises(UserError, match="over --max-pixels=399"):
         read(bomb, max_pixels=399)
 
 

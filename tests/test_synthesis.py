@@ -150,7 +150,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, high_speed):
     [
         (["--tau=5", "--period=5"], "must be above tau"),
         (["--tau=27"], "has 26 frames, an exposure takes 27"),
-        (["--tau=5", "--max-pixels=319"], "over the bound of 319"),
+        (["--tau=5", "--max-pixels=319"], "over --max-pixels=319"),
         (["--tau=many"], "--tau"),
     ],
 )
@@ -167,7 +167,7 @@ def test_bad_inputs_are_named(tmp_path, high_speed):
     for source, message in [
         ("none", "no such file or folder"),
         ("empty", "holds no frames"),
-        ("text.mp4", "not a readable video"),
+        ("text.mp4", "is not a video"),
     ]:
         with pytest.raises(UserError, match=message):
             main([str(tmp_path / source), str(tmp_path / "out")])

@@ -7,7 +7,6 @@ name is a hash of the files' names, sizes and times of change: a changed video i
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,20 +18,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import av
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole, write_json
 from jaxdeblur.images import MAX_PIXELS, list_frames, natural_key, read_image
 from jaxdeblur.shapes import Frame8, Video8
+from jaxdeblur.video import CONTAINERS, VideoReader
 
 ALL = slice(None)
-
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm"})
-"""The suffixes, in lower case, of the files that count as videos."""
 
 _DECODED_AHEAD = 32  # Frames held in memory while they are packed: 200 MB at 1920x1080.
 _PACK_VERSION = 1  # Part of a pack's name: raise it when packs change.
@@ -96,7 +94,11 @@ class FrameFiles:
 
     def _frame(self, file: Path) -> Frame8:
         frame = read_image(file, self.max_pixels)
-        _check_size(file, frame, self.height, self.width)  # again, as files change
+        if frame.shape[:2] != (self.height, self.width):  # checked again, as files change
+            raise UserError(
+                f"{file}: {frame.shape[1]}x{frame.shape[0]} pixels, "
+                f"unlike the {self.width}x{self.height} of the video"
+            )
         return frame
 
 
@@ -111,13 +113,13 @@ class VideoFile:
 
     @classmethod
     def open(cls, file: Path, max_pixels: int = MAX_PIXELS) -> VideoFile:
-        """Reads the size of a video from its header.
+        """Reads the size of a video.
 
         Raises:
           UserError: it is not a video, or its frames have more than ``max_pixels`` pixels.
         """
-        with _opened(file, max_pixels) as (_, stream):
-            return cls(file, stream.height, stream.width, max_pixels)
+        with VideoReader(file, max_pixels=max_pixels) as reader:
+            return cls(file, reader.info.height, reader.info.width, max_pixels)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -125,46 +127,12 @@ class VideoFile:
         return (self.file,)
 
     def stream(self) -> Iterator[Frame8]:
-        """All frames in turn; UserError if the file is damaged."""
-        with _opened(self.file, self.max_pixels) as (container, stream):
-            stream.thread_type = "AUTO"
-            for decoded in container.decode(stream):
-                if decoded.width * decoded.height > self.max_pixels:
-                    raise UserError(f"{self.file}: its frames grow over {self.max_pixels} pixels")
-                frame = decoded.to_ndarray(format="rgb24")
-                _check_size(self.file, frame, self.height, self.width)
-                yield frame
-
-
-@contextlib.contextmanager
-def _opened(file: Path, max_pixels: int) -> Iterator[tuple[Any, Any]]:
-    """The container and video stream of ``file``; whatever goes wrong becomes a UserError."""
-    if not os.path.isfile(file):
-        raise UserError(f"{file}: no such video file")
-    try:
-        # Opened here, so that no name is taken for an address and no play list opens other files.
-        with open(file, "rb") as data, av.open(data) as container:
-            if not container.streams.video:
-                raise UserError(f"{file}: holds no video")
-            stream = container.streams.video[0]
-            if not 0 < stream.width * stream.height <= max_pixels:
-                raise UserError(
-                    f"{file}: frames of {stream.width}x{stream.height} are over the bound of "
-                    f"{max_pixels} pixels (see --max-pixels)"
-                )
-            yield container, stream
-    except UserError:
-        raise
-    except Exception as error:  # damaged files make the decoders raise errors of many types
-        raise UserError(f"{file}: not a readable video: {error}") from error
-
-
-def _check_size(file: Path, frame: Frame8, height: int, width: int) -> None:
-    if frame.shape[:2] != (height, width):
-        raise UserError(
-            f"{file}: {frame.shape[1]}x{frame.shape[0]} pixels, "
-            f"unlike the {width}x{height} of the video"
-        )
+        """All frames in turn; UserError if the file is damaged or cut short."""
+        with VideoReader(self.file, max_pixels=self.max_pixels) as reader:
+            layout = reader.info.layout
+            to_rgb = jax.jit(lambda planes: jnp.round(255 * layout.to_rgb(planes)))
+            for picture in reader:
+                yield np.asarray(to_rgb(picture.planes)).astype(np.uint8)
 
 
 class DecodedFrames:
@@ -357,7 +325,7 @@ def high_speed_sources(root: Path) -> list[tuple[str, list[Path] | Path]]:
         if entry.is_dir():
             if frames := list_frames(entry):
                 found.append((entry.name, frames))
-        elif entry.suffix.lower() in VIDEO_SUFFIXES:
+        elif entry.suffix.lower() in CONTAINERS:
             found.append((entry.name, entry))
     if not found:
         raise UserError(f"{root}: holds no frames, no folders of frames and no videos")
