@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+import textwrap
 from pathlib import Path
 
 from jaxdeblur.cluster import ClusterConfig
@@ -28,10 +29,10 @@ def main() -> None:
         prog="train.py",
         description="Trains a video-deblurring model. With no option: strcnn_dtb on rendered "
         "scenes, into runs/strcnn_dtb.\n\npresets:\n"
-        + "\n".join(f"  {name:18} {p.about}" for name, p in presets.PRESETS.items()),
+        + "\n".join(_paragraph(name, p.about) for name, p in presets.PRESETS.items()),
     )
     parser.add_argument("--model", default=model, metavar="PRESET", help="the preset to train")
-    parser.add_argument("--out", type=Path, help="the run folder (runs/PRESET)")
+    parser.add_argument("--out", type=Path, help="the run folder; runs/PRESET if none is given")
     going_on = parser.add_mutually_exclusive_group()
     going_on.add_argument(
         "--resume", action="store_true", help="go on with the run in the folder, exactly"
@@ -76,18 +77,22 @@ def main() -> None:
     )
     cluster.use_cores(run.training.batch_size // processes.rows or 1)
     cluster.join(processes)
-    runs.prepare_folder(run, folder, resume=arguments.resume, overwrite=arguments.overwrite)
     try:
         runs.train(
             run,
             folder,
             processes=processes,
             resume=arguments.resume,
+            overwrite=arguments.overwrite,
             start_from=arguments.start_from,
         )
     except training.Stopped as stop:
         print(f"{stop}; go on with --resume", file=sys.stderr)
         sys.exit(0 if stop.signal.name == "SIGTERM" else 130)
+
+
+def _paragraph(name: str, about: str) -> str:
+    return textwrap.fill(f"{name:19} {about}", 98, initial_indent="  ", subsequent_indent=22 * " ")
 
 
 def _first_look(arguments: list[str]) -> tuple[str | None, str]:

@@ -67,7 +67,7 @@ def use_cores(batch_size: int) -> None:
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    if jax.config.jax_num_cpu_devices > 0:  # set by the caller's environment or by a test
+    if getattr(jax.config, "jax_num_cpu_devices", -1) > 0:  # set by the caller's environment or by a test
         return
     cores = len(os.sched_getaffinity(0))
     devices = max(n for n in range(1, cores + 1) if batch_size % n == 0)

@@ -31,6 +31,14 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=100)
 
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # "(default: None)" says nothing, and lists read better as they are typed.
+        if action.default in (None, False, argparse.SUPPRESS, ()):
+            return action.help
+        default = action.default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        return f"{action.help} ({str(shown).replace('%', '%%')})"
+
 
 def add_fields(parser: argparse.ArgumentParser, config: Any, title: str) -> None:
     """Adds an option for each field of the dataclass ``config``, with its values as defaults."""
@@ -61,8 +69,8 @@ def field_help(config: type) -> dict[str, str]:
     documented = {}
     section = re.search(r"Attributes:\n(.*)", inspect.getdoc(config) or "", re.DOTALL)
     for entry in re.split(r"\n(?=  \w)", section.group(1)) if section else []:
-        name, _, text = entry.strip().partition(": ")
-        documented[name] = _for_argparse(text)
+        names, _, text = entry.strip().partition(": ")
+        documented.update(dict.fromkeys(names.split(", "), _for_argparse(text)))
     below = re.findall(r"^    (\w+):[^\n]*\n    \"\"\"(.*?)\"\"\"", _source(config), re.M | re.S)
     for name, text in below:
         documented.setdefault(name, _for_argparse(text))

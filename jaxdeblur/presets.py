@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.fsta import FSTA, FSTA_LIVE, FSTA_SMALL
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.training import TrainingConfig
 
@@ -22,6 +23,9 @@ class Preset:
     data: DataConfig
 
 
+# New scenes for every step, rendered by the device that trains.
+_RENDERED_ON_GPU = DataConfig(scenes="wide", render="device")
+
 # The paper trains on 13-frame clips of 128x128 pixels, 8 at a time, with MSE, weight decay and
 # Adam at 1e-4, decayed (docs/architecture.md says what of this is from the paper).
 _PAPER = TrainingConfig(
@@ -33,6 +37,22 @@ _PAPER = TrainingConfig(
     learning_rate=1e-4,
     weight_decay=1e-4,
     loss="mse",
+    validate_every=5000,
+    save_every=1000,
+)
+
+# The attention paper trains on 256x256 patches, 8 at a time, with Adam at 1e-4, halved every 200
+# epochs; an epoch of GOPRO is 2103 frames, so 263 steps. Its loss and clip length are not known.
+_ATTENTION_PAPER = TrainingConfig(
+    steps=300_000,
+    batch_size=8,
+    frames=5,
+    crop=256,
+    optimizer="adam",
+    learning_rate=1e-4,
+    schedule="halve",
+    halve_every=52_600,
+    loss="charbonnier",
     validate_every=5000,
     save_every=1000,
 )
@@ -56,13 +76,13 @@ PRESETS: dict[str, Preset] = {
         about="STRCNN without blending, the paper's baseline, for one GPU.",
         network=StrcnnConfig(blending="none"),
         training=_PAPER,
-        data=DataConfig(scenes="wide"),
+        data=_RENDERED_ON_GPU,
     ),
     "strcnn_dtb": Preset(
         about="STRCNN+DTB, the paper's network (1.15 M parameters), for one GPU.",
         network=StrcnnConfig(),
         training=_PAPER,
-        data=DataConfig(scenes="wide"),
+        data=_RENDERED_ON_GPU,
     ),
     "strcnn_dtb_small": Preset(
         about="STRCNN+DTB at width 24 with 2+2 blocks (87 k parameters): trains on two cores in "
@@ -70,6 +90,35 @@ PRESETS: dict[str, Preset] = {
         network=StrcnnConfig(width=24, blocks=2, head_width=0, residual=True, leak=0.1),
         training=_TWO_CORES,
         data=DataConfig(scenes="narrow"),
+    ),
+    "strcnn_dtb_pyramid": Preset(
+        about="strcnn_dtb_small at 1/4, 1/2 and full size, coarse to fine (262 k parameters), for "
+        "blur of tens of pixels: start it from a trained strcnn_dtb_small (docs/recipe.md).",
+        network=StrcnnConfig(
+            width=24, blocks=2, head_width=0, residual=True, leak=0.1, scales=(4, 2, 1)
+        ),
+        training=dataclasses.replace(
+            _TWO_CORES, steps=20_000, crop=128, learning_rate=6e-4, loss="log_mse", average=0.999
+        ),
+        data=DataConfig(scenes="wide", pool=400, curriculum=0.3),
+    ),
+    "fsta": Preset(
+        about="Factorised spatio-temporal attention, the quality network, for one GPU.",
+        network=FSTA,
+        training=_ATTENTION_PAPER,
+        data=_RENDERED_ON_GPU,
+    ),
+    "fsta_small": Preset(
+        about="The attention network for two cores.",
+        network=FSTA_SMALL,
+        training=dataclasses.replace(_TWO_CORES, frames=5),
+        data=DataConfig(scenes="narrow"),
+    ),
+    "fsta_live": Preset(
+        about="The attention network without look-ahead, for live video, for one GPU.",
+        network=FSTA_LIVE,
+        training=dataclasses.replace(_ATTENTION_PAPER, frames=8),
+        data=_RENDERED_ON_GPU,
     ),
 }
 

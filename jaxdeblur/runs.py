@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 
 from jaxdeblur import cluster, models, training
@@ -41,11 +42,12 @@ from jaxdeblur.restoration import restore_clip
 from jaxdeblur.training import Batch, Metrics, NonFiniteError, TrainState
 
 
-def prepare_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Makes the run folder and writes its config; refuses one that exists unless told otherwise.
+def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuses a folder in which ``run`` can't be written, before anything is done.
 
     Raises:
-      UserError: the folder exists, is no run folder, or its run is of another network.
+      UserError: the folder exists and is not to be overwritten, is no run folder, or holds a run of
+        another network.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out={folder}: it is a file; a run needs a folder")
@@ -56,16 +58,22 @@ def prepare_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> 
         check_same_network(run.network, Run.read(folder).network, f"--resume: {folder}")
     elif occupied and not overwrite:
         raise UserError(f"--out={folder} exists; go on with --resume or replace it by --overwrite")
+    elif occupied and not (folder / CONFIG_NAME).is_file():
+        raise UserError(f"--overwrite: {folder} is no run folder; it is left as it is")
+
+
+def _make_folder(run: Run, folder: Path, resume: bool) -> None:
+    """Empties the folder unless its run goes on, and writes the config."""
     if jax.process_index() == 0:
-        if occupied and not resume:
-            if not (folder / CONFIG_NAME).is_file():
-                raise UserError(f"--overwrite: {folder} is no run folder; it is left as it is")
-            shutil.rmtree(folder)
         try:
+            if folder.is_dir() and not resume:
+                shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             run.write(folder)
         except OSError as error:
             raise UserError(f"--out={folder}: {error.strerror}") from error
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the run folder is there")
 
 
 def train(
@@ -74,22 +82,27 @@ def train(
     *,
     processes: ClusterConfig,
     resume: bool = False,
+    overwrite: bool = False,
     start_from: str | None = None,
 ) -> TrainState:
     """Trains ``run`` in ``folder`` to its last step.
 
+    Everything that can be wrong with the options and the data is found before the folder is made.
+
     Args:
       run: preset, network, training and data.
-      folder: as ``prepare_folder`` left it.
+      folder: of the run; new, or one that ``resume`` or ``overwrite`` allow.
       processes: how the devices are used.
       resume: goes on from the newest checkpoint that can be read.
+      overwrite: replaces the run in the folder.
       start_from: a run folder or weights whose parameters are the first ones; those of a network
         at one scale start every scale of a network at several.
 
     Raises:
-      UserError: data or checkpoints that can't be used, or a loss that is not finite.
+      UserError: options, data or checkpoints that can't be used, or a loss that is not finite.
       training.Stopped: after SIGINT or SIGTERM, once the state is saved.
     """
+    check_folder(run, folder, resume=resume, overwrite=overwrite)
     config, data = run.training, data_from_json(run, folder)
     mesh = cluster.make_mesh(config.batch_size, processes.rows)
     model = models.build(run.network, config.seed)
@@ -98,27 +111,29 @@ def train(
         parameters = starting_parameters(model, parameters, start_from)
     state = training.initial_train_state(config, parameters)
     state = jax.device_put(state, cluster.replicated(mesh))
-    checkpoints = Checkpoints(folder, config.keep)
     with contextlib.ExitStack() as resources:
-        resources.callback(checkpoints.close)
         if resume:
+            checkpoints = resources.enter_context(contextlib.closing(Checkpoints(folder)))
             # Without a checkpoint the run had not come to its first one: it starts again.
             state = checkpoints.restore_state(state, cluster.replicated(mesh)) or state
         first = int(state.step)
+        feed = resources.enter_context(_batches(run, data, mesh, first))
+        validation = _Validation(data, rebuild) if config.validate_every else None
+        _make_folder(run, folder, resume)
+        checkpoints = Checkpoints(folder, config.keep)
+        resources.callback(checkpoints.close)
         _say(
             f"{run.preset}: {count(parameters):,} parameters, {jax.device_count()} "
             f"{jax.devices()[0].platform} device(s), step {first} of {config.steps}, in {folder}"
         )
         if first >= config.steps:
             return state
-        watcher = _Watcher(folder, config, first)
+        watcher = _Watcher(folder, config, first, validation)
         resources.callback(watcher.close)
-        feed = resources.enter_context(_batches(run, data, mesh, first))
-        validate = _Validation(data, rebuild, watcher) if config.validate_every else None
         step = training.compile_train_step(config, rebuild, mesh)
         try:
             return training.run_steps(
-                state, feed, step, config, saver=checkpoints, watcher=watcher, validate=validate
+                state, feed, step, config, saver=checkpoints, watcher=watcher, validate=validation
             )
         except NonFiniteError as error:
             path = save_failure(folder, error)
@@ -175,11 +190,9 @@ def starting_parameters(model: VideoRestorer, template: Parameters, source: str)
 class _Validation:
     """PSNR on videos that never train, on the uint8 frames that a user would get."""
 
-    def __init__(
-        self, data: DataConfig, rebuild: Callable[[Parameters], VideoRestorer], watcher: _Watcher
-    ) -> None:
+    def __init__(self, data: DataConfig, rebuild: Callable[[Parameters], VideoRestorer]) -> None:
         self.rebuild = rebuild
-        self.watcher = watcher
+        self.image: UInt8[np.ndarray, "H W 3"] | None = None
         self.clips = []
         for video in sources.validation_videos(data):
             frames = range(min(len(video), data.validate_frames))
@@ -203,7 +216,7 @@ class _Validation:
             after.append(np.mean([psnr(a, b) for a, b in zip(restored, sharp, strict=True)]))
             if number == 0:
                 middle = len(sharp) // 2
-                self.watcher.image = np.concatenate(
+                self.image = np.concatenate(
                     [clip[middle] for clip in (blurred, restored, sharp)], axis=1
                 )
         gains = np.subtract(after, before)
@@ -218,8 +231,14 @@ class _Validation:
 class _Watcher:
     """The progress line and TensorBoard of process 0; nothing on the others."""
 
-    def __init__(self, folder: Path, config: training.TrainingConfig, first: int) -> None:
-        self.image: UInt8[np.ndarray, "H W 3"] | None = None
+    def __init__(
+        self,
+        folder: Path,
+        config: training.TrainingConfig,
+        first: int,
+        validation: _Validation | None,
+    ) -> None:
+        self.validation = validation
         self.line: ProgressLine | None = None
         if jax.process_index() == 0:
             self.line = ProgressLine(config.steps, start=first)
@@ -234,8 +253,8 @@ class _Watcher:
         if self.line:
             self.line.validated(step, scores)
             self.board.validated(step, scores)
-            if self.image is not None:
-                self.board.image(step, "blurred, restored, sharp", self.image)
+            if self.validation and self.validation.image is not None:
+                self.board.image(step, "blurred, restored, sharp", self.validation.image)
 
     def close(self) -> None:
         if self.line:

@@ -11,11 +11,16 @@ from typing import Any
 
 from flax import nnx
 
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.coarse_to_fine import CoarseToFine
+from jaxdeblur.models.fsta import Fsta, FstaConfig
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 
-_MODELS: dict[type, Callable[..., VideoRestorer]] = {StrcnnConfig: Strcnn}
+_MODELS: dict[type, Callable[..., VideoRestorer]] = {StrcnnConfig: Strcnn, FstaConfig: Fsta}
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""What ``dtype`` may be: the computation's type; parameters and output stay float32."""
 
 
 def register(config: type, model: Callable[..., VideoRestorer]) -> None:
@@ -42,4 +47,6 @@ def build(config: Any, seed: int = 0) -> VideoRestorer:
 
 def construct(config: Any, rngs: nnx.Rngs) -> VideoRestorer:
     """The model of a config at one scale."""
+    if config.dtype not in DTYPES:
+        raise UserError(f"--dtype={config.dtype}: it is one of {', '.join(DTYPES)}")
     return _MODELS[type(config)](config, rngs=rngs)

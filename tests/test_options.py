@@ -1,0 +1,114 @@
+"""Options: every field of a config becomes one, and JSON gives back what was written."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import pytest
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.options import (
+    Parser,
+    add_fields,
+    differing_fields,
+    field_help,
+    from_json,
+    read_fields,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A config with a field of each type.
+
+    Attributes:
+      count: how many, at most 100 %
+        of them.
+      low, high: the range.
+    """
+
+    count: int = 1
+    low: float = 0.5
+    high: float = 2.0
+    kind: Literal["a", "b"] = "a"
+    flag: bool = True
+    name: str | None = None
+    below: tuple[int, ...] = (1, 2)
+    """Documented below."""
+    pair: tuple[float, float] = (0.0, 1.0)
+
+
+def parse(*arguments: str) -> Sample:
+    parser = Parser(prog="test")
+    add_fields(parser, Sample(), "sample")
+    return read_fields(parser.parse_args(arguments), Sample())
+
+
+def test_fields_become_options() -> None:
+    assert parse() == Sample()
+    given = parse("--count=3", "--kind=b", "--no-flag", "--name", "x", "--below", "4", "5", "6")
+    assert given == Sample(count=3, kind="b", flag=False, name="x", below=(4, 5, 6))
+    assert parse("--pair", "2", "3").pair == (2.0, 3.0)
+
+
+def test_help_comes_from_the_docstrings() -> None:
+    documented = field_help(Sample)
+    assert documented["count"] == "how many, at most 100 %% of them."
+    assert documented["low"] == documented["high"] == "the range."
+    assert documented["below"] == "Documented below."
+    parser = Parser(prog="test")
+    add_fields(parser, Sample(), "sample")
+    text = parser.format_help()
+    assert "at most 100 % of them. (1)" in text
+    assert "(1 2)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--count=x"], "--count"),
+        (["--kind=c"], "--kind"),
+        (["--cuont=1"], "--cuont=1"),
+        (["--pair", "1"], "--pair"),
+        (["stray"], "stray"),
+        (["--coun=1"], "--coun=1"),
+    ],
+)
+def test_a_bad_option_is_one_line_that_names_it(arguments: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named) as error:
+        parse(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_json_round_trip() -> None:
+    sample = Sample(name="x", below=())
+    assert from_json(Sample, dataclasses.asdict(sample), "here") == sample
+    assert from_json(Sample, {"below": [3], "pair": [1, 2]}, "here").below == (3,)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        None,
+        {"unknown": 1},
+        {"count": "1"},
+        {"count": True},
+        {"count": 1.5},
+        {"kind": "c"},
+        {"flag": 1},
+        {"name": 3},
+        {"below": 3},
+        {"below": ["a"]},
+        {"pair": [1]},
+        {"low": None},
+    ],
+)
+def test_json_of_another_type_is_refused(values: object) -> None:
+    with pytest.raises(UserError, match="here"):
+        from_json(Sample, values, "here")
+
+
+def test_differing_fields_are_named() -> None:
+    assert differing_fields(Sample(), Sample(count=2)) == ["count: here 1, there 2"]

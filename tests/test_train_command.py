@@ -1,0 +1,190 @@
+"""``python train.py`` as a user runs it, in processes of their own: kills, resumes and refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jaxdeblur.checkpoints import export_weights, load_model
+from jaxdeblur.models.parameters import split
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "--model=strcnn_dtb_small", "--width=4", "--blocks=1", "--m=1", "--crop=32", "--frames=2",
+    "--pool=4", "--validate-every=0", "--save-every=5", "--warmup=1",
+]  # fmt: skip
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    # Two CPU devices, as the command chooses by itself on two cores.
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    process = start(*arguments)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors
+    return errors
+
+
+def refused(*arguments: str) -> str:
+    errors = run(*arguments, code=2)
+    lines = [line for line in errors.splitlines() if not line.startswith("rendered ")]
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("train.py: error: ")
+    return errors
+
+
+def parameters(folder: Path) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array) for name, array in split(load_model(folder).model)[1].items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(*TINY, "--steps=12", f"--out={folder}")
+    return folder
+
+
+def test_killed_and_resumed_the_parameters_are_bit_identical(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    process = start(*TINY, "--steps=12", f"--out={folder}")
+    deadline = time.monotonic() + 240
+    while not list(folder.glob("checkpoints/[0-9]*")) and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    errors = run(f"--out={folder}", "--model=strcnn_dtb_small", "--resume")
+    assert "of 12" in errors
+    ours, theirs = parameters(folder), parameters(whole)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_asked_to_stop_it_saves_and_can_be_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    process = start(*TINY, "--steps=100000", "--save-every=100000", f"--out={folder}")
+    lines: list[str] = []
+    assert process.stderr is not None
+    for line in process.stderr:  # the first progress line comes when a step is done
+        lines.append(line)
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, (lines, errors)
+    stopped = re.search(r"stopped by SIGTERM after step (\d+); go on with --resume", errors)
+    assert stopped, errors
+    steps = [int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")]
+    assert steps == [int(stopped[1])]
+
+
+def test_what_a_run_folder_holds(whole: Path) -> None:
+    config = json.loads((whole / "config.json").read_text())
+    assert config["preset"] == "strcnn_dtb_small"
+    assert config["network"]["width"] == 4
+    assert config["training"]["steps"] == 12
+    assert list(whole.glob("tensorboard/events*"))
+
+
+def test_an_existing_run_is_refused_and_left_as_it_is(whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    assert "--resume" in refused(*TINY, f"--out={whole}")
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert "no run folder" in refused(*TINY, f"--out={tmp_path}", "--overwrite")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_resuming_another_network_names_the_fields(whole: Path) -> None:
+    message = refused("--model=strcnn_dtb_small", f"--out={whole}", "--resume", "--width=8")
+    assert "width: here 8, there 4" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--model=nope"], "--model=nope"),
+        (["--steps=0"], "--steps"),
+        (["--steps=many"], "--steps"),
+        (["--crop=100000"], "clips of 2 frames of 100000x100000 pixels do not fit"),
+        (["--stpes=3"], "--stpes=3"),
+        (["--data=/nowhere"], "/nowhere"),
+        (["--dtype=float8"], "--dtype=float8"),
+        (["--start-from=nowhere"], "nowhere"),
+        (["--resume"], "no run folder"),
+        (["--process-id=1"], "--coordinator"),
+        (["--extension=nowhere.py"], "nowhere.py"),
+        (["--replay=nowhere.safetensors"], "no run folder"),
+    ],
+)
+def test_bad_options_are_one_line(arguments: list[str], named: str, tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    assert named in refused(*TINY, f"--out={out}", *arguments)
+    assert not out.exists()
+
+
+def test_weights_start_another_run_at_every_scale(whole: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "start.safetensors"
+    export_weights(load_model(whole), weights, half=True)
+    folder = tmp_path / "pyramid"
+    run(*TINY, "--steps=1", f"--out={folder}", f"--start-from={weights}", "--scales", "2", "1",
+        "--learning-rate=1e-9")  # fmt: skip
+    start_of, now = parameters(whole), parameters(folder)
+    for name, array in start_of.items():
+        for level in (0, 1):
+            np.testing.assert_allclose(now[f"levels/{level}/{name}"], array, atol=1e-3)
+    refusal = refused(*TINY, f"--out={tmp_path / 'x'}", f"--start-from={weights}", "--width=8")
+    assert "weights of another network" in refusal
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "no header", "other network"])
+def test_damaged_weights_are_refused(damage: str, whole: Path, tmp_path: Path) -> None:
+    from jaxdeblur.errors import UserError
+
+    path = tmp_path / "weights.safetensors"
+    export_weights(load_model(whole), path)
+    raw = path.read_bytes()
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "truncated":
+        path.write_bytes(raw[: len(raw) // 2])
+    elif damage == "flipped":
+        path.write_bytes(bytes([255 - raw[0]]) + raw[1:])
+    elif damage == "no header":
+        safetensors.numpy.save_file({"a": np.zeros(3)}, path)
+    else:
+        path.write_bytes(raw.replace(b'\\"width\\": 4', b'\\"width\\": 6'))
+    with pytest.raises(UserError, match=r"weights\.safetensors"):
+        load_model(path)
+
+
+def test_an_unknown_checkpoint_lists_what_there_is() -> None:
+    from jaxdeblur.errors import UserError
+
+    with pytest.raises(UserError, match="--ckpt=nowhere: no such run folder"):
+        load_model("nowhere")
