@@ -103,7 +103,8 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise UserError(
-                    f"{path}: {image.width}x{image.height} pixels are over --max-pixels={max_pixels}"
+                    f"{path}: {image.width}x{image.height} pixels are over "
+                    f"--max-pixels={max_pixels}"
                 )
             yield image
     except UserError:

@@ -1,0 +1,173 @@
+"""How fast clips are read against how fast a training step eats them, and what a run waits for.
+
+    python -m benchmarks.data
+
+Frames/s of the pipeline are measured alone and in the training thread (no reading ahead). The wait
+is the share of a training loop spent in asking for the next batch while no step is in flight: more
+than a run loses, which asks for it while the device still works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxdeblur import cluster, models, presets, training
+from jaxdeblur.data.datasets import Dataset, open_dataset
+from jaxdeblur.data.packing import FrameFiles
+from jaxdeblur.data.pipeline import ClipOptions, batches
+from jaxdeblur.data.scenes import SCENES, ScenePool, render_pool
+from jaxdeblur.data.synthesis import Exposure
+from jaxdeblur.images import write_png
+from jaxdeblur.models.parameters import split
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="strcnn_dtb_small", help="the preset that trains")
+    parser.add_argument("--batches", type=int, default=300, help="timed for each source")
+    parser.add_argument("--steps", type=int, default=60, help="training steps for each source")
+    parser.add_argument("--workers", type=int, default=1, help="threads that read ahead")
+    arguments = parser.parse_args()
+
+    preset = presets.find(arguments.model)
+    config, options = preset.training, preset.data
+    clip = options.clip_options(config.frames, config.crop)
+    cluster.use_cores(config.batch_size)
+    step = compiled_step(preset)
+
+    with tempfile.TemporaryDirectory(prefix="jaxdeblur-benchmark-") as folder:
+        os.environ["JAXDEBLUR_CACHE"] = folder  # so that all is rendered and decoded here
+        rows = []
+        for name, make in sources(Path(folder)).items():
+            began = time.perf_counter()
+            source = make()
+            read = reading_seconds(source, clip, config, arguments.batches)
+            prepared = time.perf_counter() - began - sum(read)
+            wait, total = training_seconds(source, clip, config, step, arguments)
+            rows.append((name, prepared, read, wait, total))
+
+    frames = config.batch_size * config.frames
+    print(
+        f"{arguments.model}: batches of {config.batch_size} clips of {config.frames} frames of "
+        f"{config.crop}x{config.crop}; {jax.device_count()} {jax.devices()[0].platform} device(s), "
+        f"{os.cpu_count()} cores, jax {jax.__version__}; medians\n"
+    )
+    print("| source | made ready, s | ms a batch | frames/s read | frames/s trained | waits |")
+    print("|---|---|---|---|---|---|")
+    for name, prepared, read, wait, total in rows:
+        batch = statistics.median(read)
+        training_step = statistics.median(b - a for a, b in zip(wait, total, strict=True))
+        print(
+            f"| {name} | {prepared:.1f} | {1e3 * batch:.2f} | {frames / batch:,.0f} | "
+            f"{frames / training_step:,.0f} | {100 * sum(wait) / sum(total):.2f} % |"
+        )
+    print(f"\none PNG of 1280x720 decodes in {1e3 * png_seconds():.0f} ms")
+
+
+def sources(folder: Path) -> dict[str, Callable[[], Dataset | ScenePool]]:
+    """What people train on, made up here: rendered scenes, PNG pairs, high-speed frames."""
+    for half in ("blur", "sharp"):
+        write_frames(folder / "pairs" / half, 30, 720, 1280)
+    for video in range(4):
+        write_frames(folder / "highspeed" / f"video{video}", 33, 270, 512)
+    return {
+        "24 rendered scenes, 192x192": lambda: render_pool("train", SCENES["narrow"], 24, seed=0),
+        "30 PNG pairs, 1280x720": lambda: open_dataset(f"pairs:{folder / 'pairs'}", "train"),
+        "4x33 high-speed PNGs, 512x270": lambda: open_dataset(
+            f"highspeed:{folder / 'highspeed'}", "train", exposure=Exposure()
+        ),
+    }
+
+
+def write_frames(folder: Path, count: int, height: int, width: int) -> None:
+    """Frames of a smooth picture that moves, with some noise: PNGs of a natural size."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    folder.mkdir(parents=True)
+    for index in range(count):
+        waves = [np.sin((x + (3 + c) * index) / 9 + c) * np.cos(y / 7 - c) for c in range(3)]
+        frame = 127 + 100 * np.stack(waves, -1) + rng.normal(0, 2, (height, width, 3))
+        write_png(folder / f"{index:06d}.png", np.clip(frame, 0, 255).astype(np.uint8))
+
+
+def reading_seconds(
+    source: Dataset | ScenePool, clip: ClipOptions, config: training.TrainingConfig, count: int
+) -> list[float]:
+    """The seconds that each batch takes when it is made in the thread that asks for it."""
+    with batches([(source, 1.0)], clip, batch_size=config.batch_size, seed=0, workers=0) as feed:
+        next(feed)
+        return [seconds for seconds, _ in timed(feed, count)]
+
+
+def timed(feed: Iterator[training.Batch], count: int) -> Iterator[tuple[float, training.Batch]]:
+    for _ in range(count):
+        began = time.perf_counter()
+        batch = next(feed)
+        yield time.perf_counter() - began, batch
+
+
+def compiled_step(preset: presets.Preset) -> Callable[[training.Batch], None]:
+    """A training step that goes on from the last one and returns when it is done."""
+    config = preset.training
+    mesh = cluster.make_mesh(config.batch_size)
+    rebuild, parameters = split(models.build(preset.network))
+    state = training.initial_train_state(config, parameters)
+    state = jax.device_put(state, cluster.replicated(mesh))
+    compiled = training.compile_train_step(config, rebuild, mesh)
+
+    def step(batch: training.Batch) -> None:
+        nonlocal state
+        (on_devices,) = training.global_batches(iter([batch]), mesh)
+        state, metrics = compiled(state, on_devices)
+        jax.block_until_ready(metrics)
+
+    shape = (config.batch_size, config.frames, config.crop, config.crop, 3)
+    step({name: np.zeros(shape, np.uint8) for name in ("blurred", "sharp")})
+    return step
+
+
+def training_seconds(
+    source: Dataset | ScenePool,
+    clip: ClipOptions,
+    config: training.TrainingConfig,
+    step: Callable[[training.Batch], None],
+    arguments: argparse.Namespace,
+) -> tuple[list[float], list[float]]:
+    """For each step the seconds of waiting for its batch, and those in all."""
+    waits, totals = [], []
+    with batches(
+        [(source, 1.0)], clip, batch_size=config.batch_size, seed=0, workers=arguments.workers
+    ) as feed:
+        step(next(feed))
+        for wait, batch in timed(feed, arguments.steps):
+            began = time.perf_counter()
+            step(batch)
+            waits.append(wait)
+            totals.append(wait + time.perf_counter() - began)
+    return waits, totals
+
+
+def png_seconds() -> float:
+    """What packing saves: the median time to decode one PNG of 1280x720."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_frames(Path(folder) / "frames", 5, 720, 1280)
+        files = tuple(sorted((Path(folder) / "frames").iterdir()))
+        frames, seconds = FrameFiles(files, 720, 1280), []
+        for index in range(len(files)):
+            began = time.perf_counter()
+            frames.read(slice(index, index + 1))
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()
