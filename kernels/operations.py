@@ -244,8 +244,8 @@ def _backward(
             rest = (Saved(*rest[:-1]), rest[-1])
         gradients = run(
             plan.implementation,
-            operation.pallas_backward,
-            operation.reference_backward,
+            rounded(operation.pallas_backward),
+            rounded(operation.reference_backward),
             lambda *_: operation.limits(*operands),
             *operands,
             *rest,
@@ -259,6 +259,19 @@ def _backward(
             ).astype(operand.dtype)
             for term, gradient, operand in zip(terms, gradients, operands, strict=True)
         )
+
+    def rounded(backward: Callable[..., Any]) -> Callable[..., tuple[Array, ...]]:
+        """Give the derivatives of pixels the dtype of the operand, and leave sums in float32."""
+
+        def both(*arguments: Any, **options: bool) -> tuple[Array, ...]:
+            return tuple(
+                gradient.astype(operand.dtype if "p" in term else jnp.float32)
+                for term, gradient, operand in zip(
+                    terms, backward(*arguments, **options), operands, strict=True
+                )
+            )
+
+        return both
 
     inputs, output = operation.layout.split("->")
     if saved is None:

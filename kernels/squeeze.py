@@ -279,7 +279,7 @@ def _partials(layout: Layout, m: int, c: int) -> list[Output]:
 
 
 def _joined(
-    chunks: list[Array], batch: list[int], maps: int, channels: int, interpret: bool
+    chunks: Sequence[Array], batch: list[int], maps: int, channels: int, interpret: bool
 ) -> Partial:
     """Join the partial squeezes of the chunks of each frame, one program for each map.
 

@@ -112,7 +112,7 @@ class Layout:
         inputs: Sequence[Input],
         outputs: Sequence[Output],
         interpret: bool,
-    ) -> list[Array]:
+    ) -> Sequence[Array]:
         """Run the kernel once for each chunk of each frame."""
         grid = (self.frames, self.chunks)
         return call(kernel, grid, inputs, outputs, self.tile.warps, self.tile.stages, interpret)
@@ -126,7 +126,7 @@ def call(
     warps: int,
     stages: int,
     interpret: bool,
-) -> list[Array]:
+) -> Sequence[Array]:
     """Run the kernel for each point of the grid on the blocks that the specs give it."""
     return pl.pallas_call(
         kernel,
