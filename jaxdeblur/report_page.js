@@ -208,7 +208,6 @@ function makeStage(video, state, changed) {
   let pressed = null;
   stage.addEventListener("pointerdown", (event) => {
     pressed = { x: event.clientX, y: event.clientY, moved: false };
-    if (event.pointerType !== "mouse" && event.target === divider) stage.setPointerCapture(event.pointerId);
   });
   stage.addEventListener("pointermove", (event) => {
     if (pressed && Math.hypot(event.clientX - pressed.x, event.clientY - pressed.y) > 6) pressed.moved = true;

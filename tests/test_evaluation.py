@@ -1,0 +1,404 @@
+"""Evaluation: scores of a known restorer, the files it writes, going on, sharing, and refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from jaxdeblur import evaluation, metrics, models
+from jaxdeblur.checkpoints import LoadedModel, export_weights
+from jaxdeblur.data.datasets import Dataset
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.evaluation import EvaluationConfig, evaluate
+from jaxdeblur.models.explanation import Explanation
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.strcnn import StrcnnConfig
+
+ROOT = Path(__file__).parents[1]
+GAIN = 1.2347  # no grey level times this ends in exactly one half
+CONFIG = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True)
+
+
+class Brighten(VideoRestorer):
+    """Multiplies by a parameter, one frame late: what comes out is known without a network."""
+
+    multiple = 1
+    lookahead = 1
+
+    def __init__(self, factor: float = GAIN) -> None:
+        self.config = CONFIG
+        self.factor = nnx.Param(jnp.float32(factor))
+
+    def _restore_clip(self, clip):
+        return clip * self.factor[...]
+
+    def _initial_state(self, batch, height, width):
+        return jnp.zeros((batch, height, width, 3))
+
+    def _step(self, state, frame, repeated):
+        return frame, state * self.factor[...]
+
+    def explain_clip(self, clip):
+        return Explanation(blending_weights=clip[..., ::2, ::2, 0])
+
+
+class MemoryVideo:
+    """A video in memory that counts how often it is read."""
+
+    def __init__(self, name: str, frames: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        shape = (frames, 24, 32, 3)
+        self.name = name
+        self.sharp_frames = rng.integers(30, 200, shape, dtype=np.uint8)
+        noise = rng.normal(0, 4, shape)
+        self.blurred_frames = np.clip(self.sharp_frames / GAIN + noise, 0, 255).astype(np.uint8)
+        self.reads = 0
+
+    height = property(lambda self: 24)
+    width = property(lambda self: 32)
+
+    def __len__(self) -> int:
+        return len(self.sharp_frames)
+
+    def blurred(self, index: int) -> np.ndarray:
+        self.reads += 1
+        return self.blurred_frames[index]
+
+    def sharp(self, index: int) -> np.ndarray:
+        return self.sharp_frames[index]
+
+
+def a_dataset() -> Dataset:
+    videos = [MemoryVideo("walk", 5, 1), MemoryVideo("../up/and away", 7, 2)]
+    return Dataset("memory", "blur", videos)
+
+
+def loaded(model: VideoRestorer | None = None) -> LoadedModel:
+    return LoadedModel(model or Brighten(), "brighten", CONFIG, 7, "runs/x at step 7", {})
+
+
+def expected_frames(video: MemoryVideo) -> np.ndarray:
+    bright = video.blurred_frames.astype(np.float32) / 255 * np.float32(GAIN)
+    return np.rint(np.clip(bright, 0, 1) * 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Dataset, dict]:
+    out = tmp_path_factory.mktemp("evaluated") / "out"
+    dataset = a_dataset()
+    config = EvaluationConfig(frames=True, explain=True)
+    return out, dataset, evaluate(loaded(), dataset, config, out)
+
+
+class TestScores:
+    def test_the_numbers(self, finished):
+        _, dataset, found = finished
+        for video, entry in zip(dataset.videos, found["videos"], strict=True):
+            restored, sharp = expected_frames(video), video.sharp_frames
+            assert entry["name"] == video.name
+            assert entry["frames"] == len(video)
+            for key, frames in (("", restored), ("_blurred", video.blurred_frames)):
+                pairs = list(zip(frames, sharp, strict=True))
+                assert entry[f"psnr{key}"] == pytest.approx(
+                    np.mean([metrics.psnr(*pair) for pair in pairs])
+                )
+                assert entry[f"ssim{key}"] == pytest.approx(
+                    np.mean([metrics.ssim(*pair) for pair in pairs])
+                )
+                assert entry[f"temporal_error{key}"] == pytest.approx(
+                    metrics.temporal_error(frames, sharp)
+                )
+        first, second = (video["psnr"] for video in found["videos"])
+        assert found["psnr"] == found["video_mean"]["psnr"] == pytest.approx((first + second) / 2)
+        assert found["pooled"]["psnr"] == pytest.approx((5 * first + 7 * second) / 12)
+        assert found["gain"] == pytest.approx(found["psnr"] - found["psnr_blurred"])
+        assert found["gain"] > 5
+
+    def test_metrics_json(self, finished):
+        out, _, found = finished
+        written = json.loads((out / "metrics.json").read_text())
+        assert written == json.loads(json.dumps(found))
+        assert written["protocol"]["name"] == "jaxdeblur"
+        assert written["dataset"] == {"name": "memory", "variant": "blur", "data": "rendered"}
+        assert written["checkpoint"]["source"] == "runs/x at step 7"
+        assert written["checkpoint"]["preset"] == "brighten"
+        assert written["versions"].keys() >= {"jaxdeblur", "jax", "flax", "numpy", "python"}
+        assert written["device"]
+        assert written["seconds_per_frame"] > 0
+        assert written["frames"] == written["scored_frames"] == 12
+
+    def test_frames_are_what_was_scored(self, finished):
+        out, dataset, _ = finished
+        folders = sorted((out / "frames").iterdir())
+        assert [folder.name for folder in folders] == ["000-walk", "001-up-and-away"]
+        for folder, video in zip(folders, dataset.videos, strict=True):
+            files = sorted(folder.iterdir())
+            written = np.stack([np.asarray(Image.open(file)) for file in files])
+            np.testing.assert_array_equal(written, expected_frames(video))
+
+    def test_the_report_holds_frames_and_weights(self, finished):
+        out, _, _ = finished
+        text = (out / "report.html").read_text()
+        data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+        assert data["title"] == "brighten on memory (blur)"
+        assert [len(video["shots"]) for video in data["videos"]] == [5, 7]
+        assert data["videos"][1]["shots"][6]["weights"]["width"] == 16
+        assert data["videos"][0]["frame_psnr"] == pytest.approx(
+            [
+                metrics.psnr(*pair)
+                for pair in zip(
+                    expected_frames(finished[1].videos[0]),
+                    finished[1].videos[0].sharp_frames,
+                    strict=True,
+                )
+            ]
+        )
+
+    def test_the_table(self, finished):
+        text = evaluation.table(finished[2])
+        assert text.splitlines()[1].startswith("walk")
+        assert f"{finished[2]['pooled']['psnr']:.2f}" in text.splitlines()[-1]
+
+    def test_nothing_else_is_left(self, finished):
+        out, _, _ = finished
+        names = {path.name for path in out.iterdir()}
+        assert names == {"evaluation.json", "frames", "metrics.json", "report.html", "videos"}
+        assert len(list((out / "videos").iterdir())) == 2
+
+
+class TestProtocols:
+    def test_skipped_frames_and_cut_borders(self, tmp_path):
+        dataset = a_dataset()
+        found = evaluate(loaded(), dataset, EvaluationConfig(protocol="cdvd-tsp"), tmp_path / "o")
+        assert found["scored_frames"] == 1 + 3
+        scores = [
+            metrics.psnr(expected_frames(v)[i, 4:-4, 4:-4], v.sharp_frames[i, 4:-4, 4:-4])
+            for v in dataset.videos
+            for i in range(2, len(v) - 2)
+        ]
+        assert found["psnr"] == found["pooled"]["psnr"] == pytest.approx(np.mean(scores))
+
+    @pytest.mark.parametrize("name", ["estrnn", "shift-net"])
+    def test_fractions(self, name, tmp_path):
+        dataset = a_dataset()
+        found = evaluate(loaded(), dataset, EvaluationConfig(protocol=name), tmp_path / "o")
+        scores = []
+        for video in dataset.videos:
+            bright = video.blurred_frames.astype(np.float64) * GAIN
+            images = np.clip(bright, 0, 255)
+            images = np.floor(images) if name == "estrnn" else images
+            pairs = list(zip(images, video.sharp_frames, strict=True))[2:-2]
+            scores += [metrics.psnr(*pair) for pair in pairs]
+        assert found["psnr"] == pytest.approx(np.mean(scores), abs=0.02)
+
+    def test_a_video_without_a_scored_frame(self, tmp_path):
+        config = EvaluationConfig(protocol="cdvd-tsp", max_frames=4)
+        with pytest.raises(UserError, match=r"cdvd-tsp scores no frame of walk, .*: too short"):
+            evaluate(loaded(), a_dataset(), config, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+class TestGoingOn:
+    def test_what_is_done_is_skipped(self, tmp_path):
+        out, config = tmp_path / "out", EvaluationConfig(max_frames=3)
+        dataset = a_dataset()
+        found = evaluate(loaded(), dataset, config, out)
+        assert [video.reads for video in dataset.videos] == [3, 3]
+        # The second video is lost, as if the first start had been killed in it.
+        second = out / "videos" / "001-up-and-away.json"
+        second.write_text(second.read_text()[:-100])
+        (out / "metrics.json").unlink()
+        again = evaluate(loaded(), dataset, config, out)
+        assert [video.reads for video in dataset.videos] == [3, 6]
+        timeless = ("psnr", "ssim", "psnr_blurred", "ssim_blurred", "pooled", "frames")
+        assert {key: again[key] for key in timeless} == {key: found[key] for key in timeless}
+        assert (out / "metrics.json").exists()
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            (lambda c: (c, loaded(Brighten(1.5))), "weights"),
+            (lambda c: (dataclasses.replace(c, protocol="nafnet"), loaded()), "protocol"),
+            (lambda c: (dataclasses.replace(c, max_frames=3), loaded()), "max_frames"),
+        ],
+    )
+    def test_another_evaluation_is_refused_or_replaces_it(self, change, named, tmp_path):
+        out, config = tmp_path / "out", EvaluationConfig(max_frames=2)
+        evaluate(loaded(), a_dataset(), config, out)
+        before = (out / "metrics.json").read_bytes()
+        config, model = change(config)
+        with pytest.raises(UserError, match=f"with other {named}; .*--overwrite"):
+            evaluate(model, a_dataset(), config, out)
+        assert (out / "metrics.json").read_bytes() == before
+        evaluate(model, a_dataset(), config, out, overwrite=True)
+        assert (out / "metrics.json").read_bytes() != before
+
+    def test_a_folder_of_something_else_is_never_replaced(self, tmp_path):
+        (tmp_path / "holiday.jpg").write_bytes(b"x")
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="holds something that is no evaluation"):
+                evaluate(loaded(), a_dataset(), EvaluationConfig(), tmp_path, overwrite=overwrite)
+        with pytest.raises(UserError, match="a file is there already"):
+            evaluate(loaded(), a_dataset(), EvaluationConfig(), tmp_path / "holiday.jpg")
+        assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+class TestRefusals:
+    def test_options(self):
+        for options, message in (
+            ({"protocol": "matlab"}, "--protocol=matlab: there is jaxdeblur"),
+            ({"max_frames": 0}, "--max-frames is 1 or more"),
+            ({"report_megabytes": float("nan")}, "--report-megabytes is above 0"),
+        ):
+            with pytest.raises(UserError, match=message):
+                EvaluationConfig(**options)
+
+    def test_a_model_with_nothing_to_explain(self, tmp_path):
+        class Plain(Brighten):
+            explain_clip = None
+
+        with pytest.raises(UserError, match="--explain: brighten neither blends nor attends"):
+            evaluate(loaded(Plain()), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
+
+    def test_no_videos(self, tmp_path):
+        with pytest.raises(UserError, match="no video to evaluate"):
+            evaluate(loaded(), Dataset("empty", "", []), EvaluationConfig(), tmp_path / "o")
+
+
+class TestReportSize:
+    def test_frames_are_thinned_evenly(self):
+        noise = np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)
+        one = evaluation._Shots(10**9, None)
+        one.offer(0, *noise)
+        size = evaluation.report.shot_bytes(one.kept)
+        shots = evaluation._Shots(int(5.5 * size), None)
+        for index in range(40):
+            shots.offer(index, *noise)
+        assert [shot["index"] for shot in shots.kept] == [0, 8, 16, 24, 32]
+
+
+class TestFolders:
+    def test_default(self, tmp_path):
+        dataset, config = a_dataset(), EvaluationConfig()
+        run = tmp_path / "run"
+        run.mkdir()
+        assert evaluation.default_folder(str(run), dataset, config) == (
+            run / "evaluation-memory-blur"
+        )
+        config = EvaluationConfig(protocol="nafnet")
+        assert evaluation.default_folder("a/b.safetensors", dataset, config) == (
+            Path("evaluations/b-memory-blur-nafnet")
+        )
+
+    def test_names_stay_in_their_folder(self):
+        for name in ("../../etc", "/etc/passwd", "..", "-rf", "a\0b", "x" * 300, ""):
+            safe = evaluation._safe(name)
+            assert safe
+            assert "/" not in safe
+            assert len(safe) <= 80
+            assert not safe.startswith((".", "-"))
+
+
+def write_pairs(folder: Path, names: tuple[str, ...] = ("one", "two", "three")) -> None:
+    for number, name in enumerate(names):
+        video = MemoryVideo(name, 3, number)
+        for kind, frames in (("blur", video.blurred_frames), ("sharp", video.sharp_frames)):
+            (folder / kind / name).mkdir(parents=True)
+            for i, frame in enumerate(frames):
+                Image.fromarray(frame).save(folder / kind / name / f"{i:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def weights_and_data(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("command")
+    model = LoadedModel(models.build(CONFIG), "tiny", CONFIG, 3, "tiny", {})
+    export_weights(model, folder / "tiny.safetensors")
+    write_pairs(folder / "data")
+    return folder / "tiny.safetensors", folder / "data"
+
+
+def command(*arguments: str, monkeypatch) -> None:
+    spec = importlib.util.spec_from_file_location("evaluate_command", ROOT / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    run_command(module.main, "evaluate.py")
+
+
+class TestCommand:
+    def test_evaluates_and_says_where(self, weights_and_data, tmp_path, monkeypatch, capsys):
+        weights, data = weights_and_data
+        out = tmp_path / "out"
+        arguments = (f"--ckpt={weights}", f"--data=pairs:{data}", f"--out={out}", "--explain")
+        command(*arguments, "--only", "one", "two", monkeypatch=monkeypatch)
+        shown = capsys.readouterr().out
+        assert str(out / "report.html") in shown
+        assert [line.split()[0] for line in shown.splitlines()[1:3]] == ["one", "two"]
+        found = json.loads((out / "metrics.json").read_text())
+        assert {video["name"] for video in found["videos"]} == {"one", "two"}
+        assert "wₙ" in (out / "report.html").read_text(encoding="utf-8")
+
+    def test_bad_input_is_one_line_and_exit_code_2(
+        self, weights_and_data, tmp_path, monkeypatch, capsys
+    ):
+        weights, data = weights_and_data
+        out = f"--out={tmp_path / 'out'}"
+        for arguments in (
+            ["--ckpt=no/such/run", out],
+            [f"--ckpt={weights}", "--protocol=matlab", out],
+            [f"--ckpt={weights}", f"--data={tmp_path / 'nothing'}", out],
+            [f"--ckpt={weights}", f"--data=pairs:{data}", "--only", "four", out],
+            [f"--ckpt={weights}", "--frame", out],
+            [out],
+        ):
+            with pytest.raises(SystemExit) as leaving:
+                command(*arguments, monkeypatch=monkeypatch)
+            assert leaving.value.code == 2, arguments
+            complaint = capsys.readouterr().err
+            assert complaint.startswith("evaluate.py: error: ")
+            assert complaint.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_videos(weights_and_data, tmp_path):
+    weights, data = weights_and_data
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [f"--ckpt={weights}", f"--data=pairs:{data}", "--num-processes=2"]
+    options += [f"--coordinator=127.0.0.1:{port}", f"--out={tmp_path / 'out'}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "evaluate.py"), *options, f"--process-id={i}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    # Each restored its own: process 0 the first and the third, process 1 the second.
+    names = ("one", "three", "two")
+    share = [[name for name in names if f" {name}: " in err] for _, err in said]
+    assert sorted(map(len, share)) == [1, 2]
+    assert sorted(share[0] + share[1]) == sorted(names)
+    assert "mean over videos" in said[0][0]
+    assert said[1][0] == ""
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert len(found["videos"]) == 3
