@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.shapes import Frame
 
@@ -67,7 +70,15 @@ def parse_tiles(text: str) -> TileGrid | None:
 
 
 def halo_of(model: VideoRestorer) -> int:
-    """Pixels that a tile reads beyond each of its sides: a step's receptive field, rounded up."""
+    """Pixels that a tile reads beyond each of its sides: a step's receptive field, rounded up.
+
+    Raises:
+      UserError: the model cannot run in tiles.
+    """
+    if not isinstance(model, Gathers) and any(
+        isinstance(part, Gathers) and part.gathering_rounds for _, part in nnx.iter_modules(model)
+    ):
+        raise UserError("attention at several scales needs whole frames and cannot run in tiles")
     return model._round_up(model.receptive_radius)
 
 

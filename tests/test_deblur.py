@@ -1,0 +1,475 @@
+"""deblur.py end to end: odd inputs, what is kept, and that no existing file is ever damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxdeblur.checkpoints as checkpoints
+from jaxdeblur import models, restoration
+from jaxdeblur.errors import run_command
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.restoration import restore_clip
+from jaxdeblur.video import VideoReader
+
+ROOT = Path(__file__).parent.parent
+NETWORK = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A small network with random weights, as a file."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    loaded = checkpoints.LoadedModel(models.build(NETWORK), "small", NETWORK, 0, "test", {})
+    checkpoints.export_weights(loaded, path)
+    return path
+
+
+@pytest.fixture
+def command(weights, monkeypatch, capsys, tmp_path):
+    """Runs deblur.py in this process; gives its exit code and what it said."""
+    monkeypatch.chdir(tmp_path)
+    spec = runpy.run_path(str(ROOT / "deblur.py"), run_name="deblur")
+
+    def run(*options: str, ckpt: bool = True) -> tuple[int, str]:
+        given = [*map(str, options), *([f"--ckpt={weights}"] if ckpt else [])]
+        monkeypatch.setattr(sys, "argv", ["deblur.py", *given])
+        try:
+            run_command(spec["main"], "deblur.py")
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+def pictures(frames: int, height: int = 24, width: int = 32, dtype=np.uint8) -> np.ndarray:
+    rng = np.random.default_rng(frames)
+    small = rng.integers(0, np.iinfo(dtype).max, (frames, height // 8 + 1, width // 8 + 1, 3))
+    return small.repeat(8, 1).repeat(8, 2)[:, :height, :width].astype(dtype)
+
+
+def make_video(
+    path: Path, frames: int = 5, codec: str = "ffv1", pixel_format: str = "bgr0"
+) -> Path:
+    with av.open(str(path), "w") as out:
+        video = out.add_stream(codec, rate=Fraction(25))
+        video.width, video.height, video.pix_fmt = 32, 24, pixel_format
+        for pixels in pictures(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(format=pixel_format)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    return path
+
+
+def rgb_of(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+
+
+def expected(weights: Path, clip: np.ndarray) -> np.ndarray:
+    return restore_clip(checkpoints.load_model(weights).model, clip)
+
+
+def left_overs(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if ".part" in path.name]
+
+
+def test_a_video_equals_the_clip_to_one_grey_level(command, weights, tmp_path):
+    make_video(tmp_path / "in.mkv")
+    code, said = command("in.mkv", "out.mkv")
+    assert code == 0, said
+    assert "5 frames in" in said
+    restored = rgb_of(tmp_path / "out.mkv")
+    clip = expected(weights, pictures(5))
+    assert np.abs(restored.astype(int) - clip).max() <= 1
+    assert np.abs(clip.astype(int) - pictures(5)).max() > 1, "the network changes nothing"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".bmp"])
+def test_a_folder_of_frames_keeps_its_names(suffix, command, weights, tmp_path):
+    (tmp_path / "in").mkdir()
+    for i, frame in enumerate(pictures(3)):
+        options = {"lossless": True} if suffix == ".webp" else {}
+        Image.fromarray(frame).save(tmp_path / "in" / f"frame{i + 9}{suffix}", **options)
+    code, said = command("in", "out")
+    assert code == 0, said
+    names = [f"frame{i}{suffix}" for i in (9, 10, 11)]
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
+    restored = np.stack([np.asarray(Image.open(tmp_path / "out" / name)) for name in names])
+    assert np.abs(restored.astype(int) - expected(weights, pictures(3))).max() <= 1
+
+
+def test_one_image_keeps_its_orientation_and_profile(command, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pictures(1)[0]).save("in.jpg", exif=exif, icc_profile=b"profile")
+    assert command("in.jpg", "out.jpg")[0] == 0
+    with Image.open("out.jpg") as image:
+        assert image.getexif()[0x0112] == 6
+        assert image.info["icc_profile"] == b"profile"
+        assert image.size == (32, 24)
+
+
+def test_16_bits_stay_16_bits(command, weights, tmp_path):
+    (tmp_path / "in").mkdir()
+    deep = pictures(2, dtype=np.uint16)
+    for i, frame in enumerate(deep):
+        context = av.CodecContext.create("png", "w")
+        context.width, context.height, context.pix_fmt = 32, 24, "rgb48be"
+        context.time_base = Fraction(1, 25)
+        encoded = av.VideoFrame.from_ndarray(frame, "rgb48le").reformat(format="rgb48be")
+        data = b"".join(map(bytes, [*context.encode(encoded), *context.encode(None)]))
+        (tmp_path / "in" / f"{i}.png").write_bytes(data)
+    for kind in (".png", ".tiff"):
+        code, said = command("in", "out" + kind[1:]) if kind == ".png" else (0, "")
+        assert code == 0, said
+    restored = []
+    for i in range(2):
+        with av.open(str(tmp_path / "outpng" / f"{i}.png")) as container:
+            frame = next(container.decode(video=0))
+            assert frame.format.name == "rgb48be"
+            restored.append(frame.reformat(format="rgb48le").to_ndarray())
+    assert np.abs(np.stack(restored).astype(int) - expected(weights, deep)).max() <= 1
+
+
+def test_grey_stays_grey_and_alpha_passes_through(command, tmp_path):
+    alpha = np.arange(24 * 32, dtype=np.uint8).reshape(24, 32)
+    colour = pictures(1)[0]
+    Image.fromarray(colour[..., 0]).save("grey.png")
+    Image.fromarray(np.dstack([colour, alpha])).save("alpha.png")
+    Image.fromarray(np.dstack([colour[..., 0], alpha])).save("both.png")
+    Image.fromarray(colour[..., 0].astype(np.uint16) * 257).save("deep.png")
+    for name, mode in (("grey", "L"), ("alpha", "RGBA"), ("both", "LA"), ("deep", "I;16")):
+        code, said = command(f"{name}.png", f"out_{name}.png")
+        assert code == 0, said
+        with Image.open(f"out_{name}.png") as image:
+            assert image.mode == mode
+            if "A" in mode:
+                np.testing.assert_array_equal(np.asarray(image)[..., -1], alpha)
+
+
+def test_from_frames_to_video_and_back(command, tmp_path):
+    make_video(tmp_path / "in.mp4", codec="libx264", pixel_format="yuv420p")
+    assert command("in.mp4", "frames")[0] == 0
+    assert sorted(os.listdir("frames")) == [f"{i:06}.png" for i in range(1, 6)]
+    assert command("frames", "out.mp4", "--fps=29.97")[0] == 0
+    with av.open("out.mp4") as container:
+        video = container.streams.video[0]
+        assert (video.frames, video.average_rate) == (5, Fraction(30000, 1001))
+        assert video.codec_context.pix_fmt == "yuv420p"
+    assert command("frames/00000[12].png", "two.mkv")[0] == 0
+    assert len(rgb_of(Path("two.mkv"))) == 2
+
+
+def test_many_inputs_into_a_folder_and_only_once(command, tmp_path):
+    for name in ("a.mkv", "b.mp4"):
+        codec = ("ffv1", "bgr0") if name == "a.mkv" else ("libx264", "yuv420p")
+        make_video(tmp_path / name, 3, *codec)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    code, said = command("a.mkv", "b.mp4", "bad.mp4", "--out-dir=out")
+    assert code == 2
+    assert "bad.mp4: is not a video" in said
+    assert "1 of 3" in said
+    assert sorted(os.listdir("out")) == ["a.mkv", "b.mp4"]
+    before = {name: os.stat(f"out/{name}").st_mtime_ns for name in os.listdir("out")}
+    code, said = command("*.mkv", "b.mp4", "--out-dir=out", "--skip-done")
+    assert (code, "nothing left" in said) == (0, True)
+    assert before == {name: os.stat(f"out/{name}").st_mtime_ns for name in os.listdir("out")}
+
+
+@pytest.mark.parametrize("style", ["side-by-side", "divider"])
+def test_compare_shows_before_and_after(style, command, weights, tmp_path):
+    make_video(tmp_path / "in.mkv")
+    code, said = command("in.mkv", "out.mkv", "--compare=both.mkv", f"--compare-as={style}")
+    assert code == 0, said
+    both, before, after = rgb_of(Path("both.mkv")), pictures(5), rgb_of(Path("out.mkv"))
+    if style == "side-by-side":
+        assert both.shape == (5, 24, 64, 3)
+        np.testing.assert_array_equal(both[:, :, :32], before)
+        np.testing.assert_array_equal(both[:, :, 32:], after)
+    else:
+        assert both.shape == before.shape
+        np.testing.assert_array_equal(both[0, :, -20:], after[0, :, -20:])
+        np.testing.assert_array_equal(both[0, :, 0], before[0, :, 0])
+        assert (both[0] == 255).all(axis=(0, 2)).sum() >= 1
+
+
+def test_compare_of_an_odd_turned_video_lies_one_above_the_other(command, tmp_path):
+    with av.open("in.mkv", "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 31, 23, "yuv420p"
+        video.set_display_rotation(90)
+        for _ in range(2):
+            frame = av.VideoFrame(31, 23, "yuv420p")
+            for plane in frame.planes:
+                np.frombuffer(plane, np.uint8)[:] = 90
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    code, said = command("in.mkv", "out.mkv", "--compare=both.mkv")
+    assert code == 0, said
+    with VideoReader("both.mkv") as reader:
+        assert (reader.info.height, reader.info.width) == (48, 31)
+        assert reader.info.turned
+
+
+def test_strength_0_gives_the_input_back_bit_for_bit(command, tmp_path):
+    make_video(tmp_path / "in.mkv", pixel_format="yuv420p10le")
+    assert command("in.mkv", "out.mkv", "--strength=0")[0] == 0
+    with VideoReader("in.mkv") as before, VideoReader("out.mkv") as after:
+        for one, other in zip(before, after, strict=True):
+            for a, b in zip(one.planes, other.planes, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_tiles_and_start_and_duration(command, tmp_path):
+    make_video(tmp_path / "in.mkv", 8)
+    code, said = command("in.mkv", "whole.mkv", "--start=0.08", "--duration=0.16", "--tile=none")
+    assert code == 0, said
+    assert command("in.mkv", "tiles.mkv", "--start=0.08", "--duration=0.16", "--tile=8x16")[0] == 0
+    whole, tiles = rgb_of(Path("whole.mkv")), rgb_of(Path("tiles.mkv"))
+    assert len(whole) == 4
+    assert np.abs(whole.astype(int) - tiles).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["missing.mp4", "out.mp4"], "missing.mp4: no such file"),
+        (["nothing*.mp4", "out.mp4"], "no file has such a name"),
+        (["in.mkv", "in.mkv"], "in.mkv: is the input"),
+        (["in.mkv", "no/where/out.mkv"], "no/where does not exist"),
+        (["in.mkv", "out.txt"], "no format that can be written"),
+        (["in.mkv", "out.png"], "one image cannot hold a video"),
+        (["in.mkv", "full"], "the folder is not empty"),
+        (["empty", "out"], "a folder without images"),
+        (["in.mkv"], "give an OUTPUT"),
+        (["in.mkv", "in.mkv", "out.mkv"], "need --out-dir"),
+        (["in.mkv", "full/../in.mkv", "--out-dir=out"], "several inputs would become"),
+        (["in.mkv", "--out-dir=no/where/at/all"], "parent folder does not exist"),
+        (["-", "out.mkv"], "--size=WIDTHxHEIGHT"),
+        (["in.mkv", "out.mkv", "--strength=2"], "between 0 and 1"),
+        (["in.mkv", "out.mkv", "--tile=big"], "--tile=big"),
+        (["in.mkv", "out.mkv", "--start=-1"], "--start is a time"),
+        (["in.mkv", "out.mkv", "--start=99"], "has no frame at --start=99"),
+        (["in.mkv", "out.mkv", "--duration=0"], "--duration is a time"),
+        (["in.mkv", "out.mkv", "--size=axb"], "--size=axb"),
+        (["in.mkv", "out.mkv", "--crf=99"], "--crf is 0"),
+        (["in.mkv", "out.mkv", "--fps=0"], "--fps is frames"),
+        (["in.mkv", "out.mkv", "--codec=nonsense"], "no such encoder"),
+        (["in.mkv", "frames", "--codec=libx264"], "--codec and --crf are for videos"),
+        (["in.mkv", "out.mkv", "--device=abacus"], "no such device"),
+        (["in.mkv", "out.mkv", "--max-pixels=700"], "over --max-pixels"),
+        (["in.mkv", "out.mkv", "--compare=in.mkv"], "is the input or the output"),
+        (["in.mkv", "out.mkv", "--compare=x.gif"], "a video, with the suffix"),
+        (["full", "out", "--duration=1"], "for video files"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(options, message, command, tmp_path):
+    source = make_video(tmp_path / "in.mkv", 3)
+    before = source.read_bytes()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "full" / "1.png")
+    names = sorted(os.listdir(tmp_path))
+    code, said = command(*options)
+    assert code == 2
+    assert message in said
+    assert len(said.strip().splitlines()) == 1, said
+    assert source.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == names
+
+
+def test_weights_that_do_not_exist(command, tmp_path):
+    make_video(tmp_path / "in.mkv", 2)
+    code, said = command("in.mkv", "out.mkv", "--ckpt=nowhere", ckpt=False)
+    assert (code, said.count("\n")) == (2, 1)
+
+
+def test_a_damaged_frame_or_another_size_leaves_the_old_output(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    for i, frame in enumerate(pictures(3)):
+        Image.fromarray(frame).save(tmp_path / "in" / f"{i}.png")
+    (tmp_path / "out.mkv").write_bytes(b"old")
+    Image.fromarray(pictures(1, 16)[0]).save(tmp_path / "in" / "2.png")
+    code, said = command("in", "out.mkv")
+    assert (code, "2.png: 32x16, but 0.png is 32x24" in said) == (2, True)
+    (tmp_path / "in" / "2.png").write_bytes((tmp_path / "in" / "1.png").read_bytes()[:60])
+    code, said = command("in", "out.mkv")
+    assert (code, "2.png: not a readable image" in said) == (2, True)
+    assert (tmp_path / "out.mkv").read_bytes() == b"old"
+    assert not left_overs(tmp_path)
+
+
+@pytest.mark.parametrize("output", ["out.mkv", "out"])
+def test_ctrl_c_leaves_no_part_and_the_old_output(output, command, monkeypatch, tmp_path):
+    make_video(tmp_path / "in.mkv", 6)
+    (tmp_path / "out.mkv").write_bytes(b"old")
+    push, pushed = restoration.Stream.push, []
+
+    def interrupted(self, planes):
+        pushed.append(1)
+        if len(pushed) == 4:
+            raise KeyboardInterrupt
+        return push(self, planes)
+
+    monkeypatch.setattr(restoration.Stream, "push", interrupted)
+    code, said = command("in.mkv", output)
+    assert (code, "interrupted" in said) == (130, True)
+    assert (tmp_path / "out.mkv").read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out.mkv"]
+
+
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file may grow over ``size`` bytes: what a full disk looks like to a program."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("size", [3000, 40000])
+def test_a_full_disk_is_one_line_and_the_old_output_stays(size, command, tmp_path):
+    make_video(tmp_path / "in.mkv", 30)
+    (tmp_path / "out.mkv").write_bytes(b"old")
+    assert command("in.mkv", "other.mkv")[0] == 0
+    assert (tmp_path / "other.mkv").stat().st_size > size, "the disk would not have been full"
+    with files_up_to(size):
+        code, said = command("in.mkv", "out.mkv", "--quiet")
+    assert (code, "out.mkv: cannot be written: File too large" in said) == (2, True), said
+    assert len(said.strip().splitlines()) == 1, said
+    assert (tmp_path / "out.mkv").read_bytes() == b"old"
+    assert not left_overs(tmp_path)
+
+
+class Pipes:
+    """Stands for standard input and output: one gives bytes, the other keeps what it gets."""
+
+    def __init__(self, data: bytes):
+        self._in, feed = os.pipe()
+        drain, self._out = os.pipe()
+        self.got = b""
+        self._threads = [
+            threading.Thread(target=self._feed, args=(feed, data)),
+            threading.Thread(target=self._drain, args=(drain,)),
+        ]
+
+    def _feed(self, end: int, data: bytes) -> None:
+        with open(end, "wb") as file:
+            file.write(data)
+
+    def _drain(self, end: int) -> None:
+        with open(end, "rb") as file:
+            self.got = file.read()
+
+    def __enter__(self) -> Pipes:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._out)
+        for thread in self._threads:
+            thread.join()
+        os.close(self._in)
+
+    def use(self, monkeypatch) -> None:
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(fileno=lambda: self._in))
+        monkeypatch.setattr(
+            sys, "stdout", types.SimpleNamespace(fileno=lambda: self._out, isatty=lambda: False)
+        )
+
+
+def test_pipes_carry_raw_frames(command, weights, monkeypatch):
+    clip = pictures(4)
+    with Pipes(clip.tobytes()) as pipes, monkeypatch.context() as patched:
+        pipes.use(patched)
+        code, said = command("-", "-", "--size=32x24", "--fps=24")
+    assert code == 0, said
+    restored = np.frombuffer(pipes.got, np.uint8).reshape(clip.shape)
+    assert np.abs(restored.astype(int) - expected(weights, clip)).max() <= 1
+
+
+@pytest.mark.parametrize(("cut", "message"), [(100, "ends inside frame 3"), (None, "has no frame")])
+def test_a_pipe_that_ends_too_soon(cut, message, command, monkeypatch, tmp_path):
+    data = pictures(4).tobytes()[:-cut] if cut else b""
+    with Pipes(data) as pipes, monkeypatch.context() as patched:
+        pipes.use(patched)
+        code, said = command("-", "out.mkv", "--size=32x24")
+    assert (code, message in said) == (2, True), said
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_signal_stops_a_command_that_waits_for_its_pipe(weights, tmp_path):
+    """As a batch system ends it: no part file, the old output untouched, and at once."""
+    (tmp_path / "out.mkv").write_bytes(b"old")
+    command = [sys.executable, str(ROOT / "deblur.py"), "-", "out.mkv", "--size=32x24"]
+    with subprocess.Popen(
+        [*command, f"--ckpt={weights}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        process.stdin.write(pictures(1).tobytes())
+        process.stdin.flush()
+        deadline = time.monotonic() + 120
+        while not left_overs(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert left_overs(tmp_path), "the command did not begin to write"
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+    assert process.returncode == 130
+    assert (tmp_path / "out.mkv").read_bytes() == b"old"
+    assert not left_overs(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_no_permission_is_one_line(command, tmp_path):
+    source = make_video(tmp_path / "in.mkv", 2)
+    (tmp_path / "out").mkdir(mode=0o500)
+    code, said = command("in.mkv", "out/x.mkv")
+    assert (code, "Permission denied" in said) == (2, True)
+    source.chmod(0)
+    code, said = command("in.mkv", "x.mkv")
+    assert (code, "permission denied" in said) == (2, True)
+
+
+def test_no_permission_as_the_system_says_it(command, monkeypatch, tmp_path):
+    """The same for root, whom permissions do not stop."""
+    make_video(tmp_path / "in.mkv", 2)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    code, said = command("in.mkv", "x.mkv")
+    assert (code, "x.mkv: cannot be written: Permission denied" in said) == (2, True)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(Exception, match="permission denied"):
+        VideoReader("in.mkv")

@@ -1,0 +1,105 @@
+"""Deblurrer, the way in from Python: its example, its two views, devices and types."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxdeblur
+from jaxdeblur import Deblurrer, models, restoration, weights
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.restoration import restore_clip
+
+NETWORK = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
+BLURRED = np.random.default_rng(0).integers(0, 256, (4, 16, 18, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.build(NETWORK)
+
+
+def test_the_example_in_the_docs_runs(model):
+    page = (Path(__file__).parent.parent / "docs" / "deblur.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(example.strip().splitlines()) <= 6
+    shown: list[np.ndarray] = []
+    names = {"weights": model, "blurred": BLURRED, "show": shown.append}
+    exec(example, names)
+    assert names["sharp"].shape == BLURRED.shape
+    np.testing.assert_array_equal(np.stack(shown), names["sharp"])
+
+
+def test_both_views_equal_the_clip(model):
+    deblurrer = Deblurrer(model)
+    clip = restore_clip(model, BLURRED).astype(int)
+    assert np.abs(deblurrer(BLURRED) - clip).max() <= 1
+    assert deblurrer(BLURRED[:0]).shape == (0, 16, 18, 3)
+    assert deblurrer(BLURRED.astype(np.uint16) * 257).dtype == np.uint16
+
+
+def test_after_the_warm_up_nothing_is_compiled(model):
+    deblurrer = Deblurrer(model)
+    deblurrer.warm_up(20, 22)
+    compiled = restoration._step._cache_size()
+    list(deblurrer.stream(np.zeros((3, 20, 22, 3), np.uint8)))
+    assert restoration._step._cache_size() == compiled
+
+
+def test_a_stream_gives_frames_before_it_has_all(model):
+    deblurrer = Deblurrer(model)
+    given = 0
+
+    def camera():
+        nonlocal given
+        for frame in BLURRED:
+            given += 1
+            yield frame
+
+    stream = deblurrer.stream(camera())
+    next(stream)
+    assert given == 1 + model.lookahead
+
+
+def test_device_strength_and_tiles(model):
+    second = Deblurrer(model, device="cpu:1", tile="8x16")
+    assert {leaf.device for leaf in jax.tree.leaves(restoration.nnx.state(second.model))} == {
+        jax.devices()[1]
+    }
+    assert np.abs(second(BLURRED).astype(int) - Deblurrer(model)(BLURRED)).max() <= 1
+    np.testing.assert_array_equal(Deblurrer(model, strength=0)(BLURRED), BLURRED)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": 1.5}, "--strength"),
+        ({"tile": "large"}, "--tile"),
+        ({"device": "cpu:99"}, "--device=cpu:99"),
+        ({"device": "cpu:x"}, "--device=cpu:x"),
+    ],
+)
+def test_wrong_arguments(options, message, model):
+    with pytest.raises(UserError, match=message):
+        Deblurrer(model, **options)
+
+
+def test_no_weights_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(weights, "names", lambda: [])
+    with pytest.raises(UserError, match="--ckpt"):
+        Deblurrer()
+
+
+def test_importing_the_package_does_not_import_jax():
+    code = "import sys, jaxdeblur; sys.exit('jax' in sys.modules)"
+    root = Path(jaxdeblur.__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+    with pytest.raises(AttributeError):
+        _ = jaxdeblur.Nothing
