@@ -1,0 +1,248 @@
+"""The train step's time: inside ``lax.scan`` against unrolled, and against a torch twin.
+
+Run ``python -m benchmarks.train_step`` on a quiet machine. The twin has the same layers and
+weights, in channels-last order; its output is checked against ours before anything is timed. torch
+comes with the extra ``benchmark``; without it that part is left out and said to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxdeblur import cluster, models, training
+from jaxdeblur.models import layers
+from jaxdeblur.models.parameters import Parameters, split
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.presets import PRESETS
+
+GOAL_SCAN, GOAL_FORWARD, GOAL_TRAINING = 1.5, 0.77, 1.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="strcnn_dtb_small", help="a preset of STRCNN")
+    parser.add_argument("--repeats", type=int, default=7, help="timings of each, their median")
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--crop", type=int, default=96)
+    arguments = parser.parse_args()
+    cluster.use_cores(arguments.batch_size)
+    network = PRESETS[arguments.model].network
+    shape = (arguments.batch_size, arguments.frames, arguments.crop, arguments.crop, 3)
+    print(
+        f"{arguments.model}, clips {shape}, on {platform.machine()} with "
+        f"{len(os.sched_getaffinity(0))} cores, jax {jax.__version__}, {jax.device_count()} "
+        f"{jax.default_backend()} device(s); medians of {arguments.repeats}"
+    )
+    scan_against_unrolled(network, shape, arguments.repeats)
+    against_torch(arguments.model, network, shape, arguments.repeats)
+
+
+def scan_against_unrolled(network: StrcnnConfig, shape: tuple[int, ...], repeats: int) -> None:
+    """The gradient of the recurrence: in a loop and written out, with XLA's gradient and ours."""
+    rebuild, parameters = split(models.build(network))
+    blurred = jnp.asarray(np.random.default_rng(0).random(shape, np.float32))
+
+    def gradient(unroll: bool, plain: bool) -> Callable[[], Any]:
+        def loss(parameters: Parameters) -> jax.Array:
+            scan, conv = lax.scan, layers.conv2d
+            try:
+                # Only while this is traced.
+                if unroll:
+                    lax.scan = lambda f, start, xs: scan(f, start, xs, unroll=True)
+                if plain:
+                    layers.conv2d = layers._convolve
+                return jnp.mean((rebuild(parameters).restore_clip(blurred) - 0.5) ** 2)
+            finally:
+                lax.scan, layers.conv2d = scan, conv
+
+        compiled = jax.jit(jax.grad(loss))
+        return lambda: compiled(parameters)
+
+    cases = {
+        "ours, in lax.scan": gradient(unroll=False, plain=False),
+        "ours, unrolled": gradient(unroll=True, plain=False),
+        "XLA's, unrolled": gradient(unroll=True, plain=True),
+        "XLA's, in lax.scan": gradient(unroll=False, plain=True),
+    }
+    times = side_by_side(cases, repeats)
+    best = min(times["ours, unrolled"], times["XLA's, unrolled"])
+    for name, seconds in times.items():
+        print(f"  gradient {name:19} {1e3 * seconds:9.1f} ms  {seconds / best:6.2f} x unrolled")
+    report("gradient in lax.scan / unrolled", times["ours, in lax.scan"] / best, GOAL_SCAN)
+
+
+def against_torch(name: str, network: StrcnnConfig, shape: tuple[int, ...], repeats: int) -> None:
+    """Forward pass and whole training step beside torch's."""
+    try:
+        import torch
+    except ImportError:
+        print("  torch is not installed (pip install 'jaxdeblur[benchmark]'): no comparison")
+        return
+    rng = np.random.default_rng(0)
+    sharp = rng.integers(0, 256, shape, dtype=np.uint8)
+    batch = {"blurred": sharp[::-1].copy(), "sharp": sharp}
+    config = dataclasses.replace(
+        PRESETS[name].training, optimizer="adam", loss="mse", batch_size=shape[0], average=0.0
+    )
+    rebuild, parameters = split(models.build(network))
+    mesh = cluster.make_mesh(shape[0])
+    everywhere, shared = cluster.replicated(mesh), cluster.clips_over(mesh)
+    twin = TorchTwin(network, parameters)
+    ours = jax.jit(
+        lambda p, x: rebuild(p).restore_clip(training.from_bytes(x)),
+        in_shardings=(everywhere, shared),
+    )
+    blurred = jax.device_put(batch["blurred"], shared)
+    # A copy: the training step takes the memory of the parameters it is given.
+    replicas = jax.device_put({k: np.array(a) for k, a in parameters.items()}, everywhere)
+    theirs_in = torch.from_numpy(batch["blurred"].astype(np.float32) / 255)
+    with torch.no_grad():
+        difference = np.abs(np.asarray(ours(replicas, blurred)) - twin(theirs_in).numpy()).max()
+    print(f"  largest difference between our output and torch's: {difference:.1e}")
+    if difference > 1e-3:
+        raise SystemExit("the twin is not a twin; its time would mean nothing")
+
+    step = training.compile_train_step(config, rebuild, mesh)
+    state = jax.device_put(training.initial_train_state(config, parameters), everywhere)
+    on_device = jax.device_put(batch, shared)
+    holder = [state]
+
+    def train_ours() -> Any:
+        holder[0], metrics = step(holder[0], on_device)
+        return metrics
+
+    target = torch.from_numpy(batch["sharp"].astype(np.float32) / 255)
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4, weight_decay=0.0)
+
+    def train_torch() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss = torch.mean((twin(theirs_in) - target) ** 2)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), config.clip_norm)
+        optimizer.step()
+
+    def forward_torch() -> None:
+        with torch.no_grad():
+            twin(theirs_in)
+
+    times = side_by_side(
+        {
+            "forward": lambda: ours(replicas, blurred),
+            "forward, torch": forward_torch,
+            "training step": train_ours,
+            "training step, torch": train_torch,
+        },
+        repeats,
+    )
+    print(f"  torch {torch.__version__}, {torch.get_num_threads()} threads, channels last")
+    for case, seconds in times.items():
+        print(f"  {case:21} {1e3 * seconds:9.1f} ms")
+    report("forward / torch", times["forward"] / times["forward, torch"], GOAL_FORWARD)
+    ratio = times["training step"] / times["training step, torch"]
+    report("training step / torch", ratio, GOAL_TRAINING)
+
+
+def TorchTwin(network: StrcnnConfig, parameters: Parameters) -> Any:
+    """STRCNN+DTB in torch with our weights: NHWC in and out, channels-last inside."""
+    import torch
+    from torch.nn import functional as F
+
+    class Twin(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names = list(parameters)
+            for name, array in parameters.items():
+                value = torch.from_numpy(np.array(array))
+                if value.ndim == 4:  # HWIO to OIHW
+                    value = value.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+                self.register_parameter(name.replace("/", "__"), torch.nn.Parameter(value))
+
+        def conv(self, name: str, x: Any, stride: int = 1) -> Any:
+            weight = getattr(self, f"{name}__kernel".replace("/", "__"))
+            bias = getattr(self, f"{name}__bias".replace("/", "__"), None)
+            return F.conv2d(x, weight, bias, stride, padding=weight.shape[-1] // 2)
+
+        def relu(self, x: Any) -> Any:
+            return F.leaky_relu(x, network.leak)
+
+        def block(self, name: str, x: Any) -> Any:
+            return x + self.conv(f"{name}/second", self.relu(self.conv(f"{name}/first", x)))
+
+        def shuffle(self, x: Any) -> Any:
+            # Our depth-to-space keeps the colour last: channel = (p, q, c).
+            b, c, h, w = x.shape
+            x = x.view(b, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2)
+            return x.reshape(b, c // 4, 2 * h, 2 * w)
+
+        def forward(self, clip: Any) -> Any:
+            b, t, h, w, _ = clip.shape
+            m = network.m
+            frames = clip.permute(0, 1, 4, 2, 3)
+            index = [[min(max(n + i, 0), t - 1) for i in range(-m, m + 1)] for n in range(t)]
+            window = frames[:, index].reshape(b * t, 3 * (2 * m + 1), h, w) - 0.5
+            x = window.contiguous(memory_format=torch.channels_last)
+            x = self.relu(self.conv("down", self.relu(self.conv("stem", x)), 2))
+            x = x.view(b, t, *x.shape[1:])
+            past = torch.zeros_like(x[:, 0])
+            blended, outputs = None, []
+            for n in range(t):
+                y = torch.cat([x[:, n], past], 1).contiguous(memory_format=torch.channels_last)
+                for i in range(network.blocks):
+                    y = self.block(f"encoder/{i}", y)
+                if network.blending == "middle":
+                    if blended is not None:
+                        z = self.conv("blending/compare", torch.cat([blended, y], 1))
+                        beta = torch.sigmoid(self.blending__beta_logit)
+                        weight = torch.clamp(z.tanh().abs() + beta, max=1.0)
+                        y = weight * y + (1 - weight) * blended
+                    blended = y
+                for i in range(network.blocks):
+                    y = self.block(f"decoder/{i}", y)
+                past = self.relu(self.conv("feedback", y))
+                outputs.append(y)
+            y = torch.stack(outputs, 1).flatten(0, 1)
+            if network.head_width:
+                image = self.conv("head", self.relu(self.shuffle(self.conv("up", y))))
+            else:
+                image = self.shuffle(self.conv("head", y))
+            image = image.view(b, t, 3, h, w).permute(0, 1, 3, 4, 2)
+            return clip + image if network.residual else image
+
+    if network.blending not in ("middle", "none"):
+        raise SystemExit("the torch twin blends in the middle or not at all")
+    return Twin()
+
+
+def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each case, taken in turns, so that a slow minute is slow for all."""
+    for run in cases.values():
+        jax.block_until_ready(run())
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, run in cases.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def report(what: str, ratio: float, goal: float) -> None:
+    verdict = "met" if ratio <= goal else "missed"
+    print(f"  {what}: {ratio:.2f} (goal <= {goal}: {verdict})")
+
+
+if __name__ == "__main__":
+    main()
