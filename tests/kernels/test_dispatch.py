@@ -1,0 +1,114 @@
+"""What runs is what was named: the choice, its log line, its refusals, and the lowered program."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
+
+import kernels
+from kernels import dispatch, operations, tiles
+
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+
+TRITON = "__gpu$xla.gpu.triton"
+LOGITS = jax.ShapeDtypeStruct((1, 2, 4, 300), jnp.bfloat16)
+X = jax.ShapeDtypeStruct((1, 2, 300, 16), jnp.bfloat16)
+WEIGHTS = jax.ShapeDtypeStruct((16, 4), jnp.float32)
+BIAS = jax.ShapeDtypeStruct((4,), jnp.float32)
+PIXEL_LOGITS = jax.ShapeDtypeStruct((2, 300, 4), jnp.bfloat16)
+PIXELS = jax.ShapeDtypeStruct((2, 300, 16), jnp.bfloat16)
+G = jax.ShapeDtypeStruct((2, 4, 16), jnp.bfloat16)
+# Each operation with its arguments, and the kernels it runs forward and backward.
+OPERATIONS = {
+    "softmax_squeeze": ((LOGITS, X), 2, 1),
+    "projected_squeeze": ((X, WEIGHTS, BIAS), 2, 1),
+    "softmax_expand": ((PIXEL_LOGITS, G), 1, 1),
+    "projected_expand": ((PIXELS, WEIGHTS, BIAS, G), 1, 1),
+}
+
+
+def lowered(name: str, implementation: str, platform: str, *, backward: bool = False) -> str:
+    arguments = OPERATIONS[name][0]
+    function = partial(getattr(kernels, name), implementation=implementation)
+    if backward:
+        function = jax.grad(
+            lambda *a: jnp.sum(getattr(kernels, name)(*a, implementation=implementation) ** 2),
+            tuple(range(len(arguments))),
+        )
+    gpu = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu)):
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_auto_is_the_kernels_on_cuda_and_the_einsum_on_a_cpu(name: str) -> None:
+    _, forward, backward = OPERATIONS[name]
+    for implementation in ("auto", "pallas"):
+        assert lowered(name, implementation, "cuda").count(TRITON) == forward
+        whole = lowered(name, implementation, "cuda", backward=True)
+        assert whole.count(TRITON) == forward + backward
+    on_cpu = lowered(name, "auto", "cpu", backward=True)
+    assert TRITON not in on_cpu
+    assert "dot_general" in on_cpu
+    assert TRITON not in lowered(name, "reference", "cuda", backward=True)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_map_is_written(name: str) -> None:
+    """No array of the maps' size, in any layout, but the logits that came as an argument."""
+    maps = ("x4x300x", "x300x4x") if name.startswith("projected") else ("4x300xf32", "300x4xf32")
+    assert not any(size in lowered(name, "pallas", "cuda", backward=True) for size in maps)
+
+
+def test_pallas_refuses_a_cpu() -> None:
+    x = jnp.ones((1, 2, 30, 4))
+    with pytest.raises(NotImplementedError, match="compiled for cpu"):
+        kernels.softmax_squeeze(jnp.ones((1, 2, 3, 30)), x, implementation="pallas")
+
+
+@pytest.mark.parametrize(
+    ("maps", "channels", "dtype", "largest"),
+    [(257, 16, "bfloat16", 256), (130, 128, "float16", 16384), (64, 129, "float32", 8192)],
+)
+def test_a_limit_is_named_and_auto_takes_the_einsum_beyond_it(
+    maps: int, channels: int, dtype: str, largest: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    logits = jnp.zeros((1, 3, maps), dtype)
+    g = jnp.ones((1, maps, channels), dtype)
+    for implementation in ("pallas", "interpret"):
+        with pytest.raises(ValueError, match=f"{largest}.*{dtype}"):
+            kernels.softmax_expand(logits, g, implementation=implementation)
+    dispatch._say_once.cache_clear()
+    with caplog.at_level(logging.INFO, "kernels"):
+        assert kernels.softmax_expand(logits, g).shape == (1, 3, channels)
+    assert f"takes the einsum, because the kernels take up to {tiles.WIDEST} maps" in caplog.text
+
+
+def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    dispatch._say_once.cache_clear()
+    with caplog.at_level(logging.INFO, "kernels"):
+        for name in OPERATIONS:
+            lowered(name, "auto", "cpu")
+            lowered(name, "auto", "cuda")
+    assert sorted(record.message for record in caplog.records) == [
+        "implementation='auto' on cpu takes the einsum",
+        "implementation='auto' on cuda takes the Pallas kernels",
+    ]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Also where no type checker stands before the public functions, as it does in the tests."""
+    check = partial(operations._check, operations._SOFTMAX_SQUEEZE)
+    with pytest.raises(ValueError, match=r"\(1, 2, 3, 30\), \(1, 2, 31, 4\) do not fit 'btmp,btpc"):
+        check((jnp.ones((1, 2, 3, 30)), jnp.ones((1, 2, 31, 4))))
+    with pytest.raises(ValueError, match="do not fit"):
+        check((jnp.ones((1, 2, 3, 0)), jnp.ones((1, 2, 0, 4))))
+    with pytest.raises(TypeError, match="int32 where float32, bfloat16 or float16"):
+        check((jnp.ones((1, 2, 3, 4), int), jnp.ones((1, 2, 4, 4))))
+    with pytest.raises((TypeError, ValueError), match="fast"):
+        dispatch.run("fast", abs, abs, lambda _: None, jnp.ones(1))  # type: ignore[arg-type]
