@@ -127,6 +127,9 @@ def test_other_ways_in_which_layouts_lie(root):
     assert names(open_dataset(str(root / "split"), "validation")) == ["val1"]
     write(root / "dvd", {f"{s}/{s}1/{k}": 2 for s in ("train", "test") for k in ("input", "GT")})
     assert names(open_dataset(str(root / "dvd"), "test")) == ["test1"]
+    write(root / "videos", {f"GOPR{n}/{k}": 2 for n in (1, 2) for k in ("blur", "sharp")})
+    one_split = open_dataset(str(root / "videos"), "train")
+    assert (one_split.name, names(one_split)) == ("videos", ["GOPR1", "GOPR2"])
     write(root / "reds", {f"train_{k}/000": 2 for k in ("blur", "sharp")})
     assert names(open_dataset(str(root / "reds"), "train")) == ["000"]
     for spec in ("split", "reds"):
@@ -213,7 +216,10 @@ def test_what_is_not_a_data_set_is_refused_in_one_line(root, tmp_path):
     cases = {
         "nowhere": "no such folder",
         str(root): "no data set is recognised",
-        f"gopro:{root}": "has the splits",
+        f"gopro:{root}": "pairs/sharp: no such folder",
+        "": "names no folder",
+        "x" * 5000: "no such folder",
+        "a\0b": "no such folder",
         f"reds:{root}": "no folder test_sharp",
         f"dvd:{root / 'pairs'}": "holds no videos",
         f"pairs:{root / 'pairs'}": "sharp: no such folder",

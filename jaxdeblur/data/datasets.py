@@ -2,9 +2,9 @@
 
 | layout | folders |
 |---|---|
-| gopro | {train,test}/VIDEO/{blur,blur_gamma,sharp}/ |
-| dvd | [quantitative_datasets/]VIDEO/{input,GT}/ or {train,test}/VIDEO/{input,GT}/ |
-| bsd | {train,valid,test}/VIDEO/{Blur,Sharp}/RGB/ |
+| gopro | [SPLIT/]VIDEO/{blur,blur_gamma,sharp}/ |
+| dvd | [quantitative_datasets/]VIDEO/{input,GT}/ or SPLIT/VIDEO/{input,GT}/ |
+| bsd | [SPLIT/]VIDEO/{Blur,Sharp}/RGB/ |
 | reds | [{train,val}/]{train,val}_{blur,blur_comp,sharp}/VIDEO/ |
 | pairs | [SPLIT/]{blur,sharp}/ or [SPLIT/]{blur,sharp}/VIDEO/ |
 | highspeed | [SPLIT/]VIDEO/ of high-speed frames, or video files; blurred by eq. 1 |
@@ -15,6 +15,7 @@ Symbolic links are followed, but no layout is deeper than these, so that a loop 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -192,9 +193,11 @@ def open_dataset(
     if layout not in LAYOUTS or not separator:
         layout, path = "", spec
     root = Path(path)
-    if layout in ("", "highspeed") and root.is_file():
+    if not path:
+        raise UserError(f"data set {spec!r}: names no folder")
+    if layout in ("", "highspeed") and os.path.isfile(root):
         layout = "highspeed"
-    elif not root.is_dir():
+    elif not os.path.isdir(root):
         raise UserError(f"{spec}: no such folder")
     layout = layout or _recognised(root)
     if variant is not None and layout not in ("gopro", "reds"):
@@ -298,56 +301,52 @@ def _rendered(spec: str, split: str, only: Sequence[str], exclude: Sequence[str]
 
 
 def _gopro(root: Path, split: str, variant: str | None) -> _Found:
-    folder = _split_folder(root, split)
+    folder, title = _split_folder(root, split)
     videos = _subfolders(folder)
-    there = [v for v in ("blur", "blur_gamma") if any((video / v).is_dir() for video in videos)]
-    variant = _pick_variant(root, variant, there)
+    there = [v for v in ("blur", "blur_gamma") if any(os.path.isdir(f / v) for f in videos)]
+    variant = _pick_variant(folder, variant, there)
     places = [_Place(_name(video), video / variant, video / "sharp") for video in videos]
-    return _Found(_title(root, split), variant, places)
+    return _Found(title, variant, places)
 
 
 def _dvd(root: Path, split: str, variant: str | None) -> _Found:
-    if (root / "quantitative_datasets").is_dir():
-        folder = root / "quantitative_datasets"
-    elif _has_splits(root):
-        folder = _split_folder(root, split)
-    else:
-        folder = root
+    below = root / "quantitative_datasets"
+    folder, title = _split_folder(below if os.path.isdir(below) else root, split)
     videos = _subfolders(folder)
-    if not _has_splits(root):
-        # One folder for all: its authors' test videos are told by their names.
+    if folder in (root, below):  # no splits: its authors' test videos are told by their names
         if split == "validation":
             raise UserError(f"{root}: has the splits train, test, not validation")
         videos = [v for v in videos if (v.name in DVD_TEST_VIDEOS) == (split == "test")]
+        title = f"{_title(root)}/{split}"
     places = [_Place(_name(video), video / "input", video / "GT") for video in videos]
-    return _Found(_title(root, split), "", places)
+    return _Found(title, "", places)
 
 
 def _bsd(root: Path, split: str, variant: str | None) -> _Found:
+    folder, title = _split_folder(root, split)
     places = [
         _Place(_name(video), video / "Blur" / "RGB", video / "Sharp" / "RGB")
-        for video in _subfolders(_split_folder(root, split))
+        for video in _subfolders(folder)
     ]
-    return _Found(_title(root, split), "", places)
+    return _Found(title, "", places)
 
 
 def _reds(root: Path, split: str, variant: str | None) -> _Found:
     short = {"train": "train", "validation": "val", "test": "test"}[split]
-    folder = next((f for f in (root / short, root) if (f / f"{short}_sharp").is_dir()), None)
+    folder = next((f for f in (root / short, root) if os.path.isdir(f / f"{short}_sharp")), None)
     if folder is None:
         raise UserError(f"{root}: has no folder {short}_sharp for the split {split}")
-    there = [v for v in ("blur", "blur_comp") if (folder / f"{short}_{v}").is_dir()]
+    there = [v for v in ("blur", "blur_comp") if os.path.isdir(folder / f"{short}_{v}")]
     variant = _pick_variant(root, variant, there)
     blurred, sharp = folder / f"{short}_{variant}", folder / f"{short}_sharp"
-    return _Found(_title(root, split), variant, _side_by_side(blurred, sharp))
+    return _Found(f"{_title(root)}/{split}", variant, _side_by_side(blurred, sharp))
 
 
 def _pairs(root: Path, split: str, variant: str | None) -> _Found:
-    folder = _split_folder(root, split) if _has_splits(root) else root
-    title = _title(root, split) if _has_splits(root) else _title(root)
+    folder, title = _split_folder(root, split)
     blurred, sharp = folder / "blur", folder / "sharp"
     for half in (blurred, sharp):
-        if not half.is_dir():
+        if not os.path.isdir(half):
             raise UserError(f"{half}: no such folder; pairs lie in blur and sharp")
     if list_frames(blurred) or list_frames(sharp):
         return _Found(title, "", [_Place(_title(root), blurred, sharp)])
@@ -366,19 +365,21 @@ _PAIRED: dict[str, Callable[[Path, str, str | None], _Found]] = {
 def _recognised(root: Path) -> str:
     """The layout of ``root``."""
     splits = [root / name for names in _SPLIT_FOLDERS.values() for name in names]
-    for folder in [root, *(split for split in splits if split.is_dir())]:
-        if any((folder / name).is_dir() for name in ("train_sharp", "val_sharp")):
+    splits = [folder for folder in splits if os.path.isdir(folder)]
+    for folder in (root, *splits):
+        if any(os.path.isdir(folder / name) for name in ("train_sharp", "val_sharp")):
             return "reds"
-        if (folder / "quantitative_datasets").is_dir():
-            return "dvd"
-        if (folder / "blur").is_dir() and (folder / "sharp").is_dir():
+    if os.path.isdir(root / "quantitative_datasets"):
+        return "dvd"
+    for folder in splits or [root]:
+        if os.path.isdir(folder / "blur") and os.path.isdir(folder / "sharp"):
             return "pairs"
         for video in _subfolders(folder):
-            if (video / "sharp").is_dir() and (folder != root):
+            if os.path.isdir(video / "sharp"):
                 return "gopro"
-            if (video / "Blur" / "RGB").is_dir() or (video / "Sharp" / "RGB").is_dir():
+            if os.path.isdir(video / "Blur" / "RGB") or os.path.isdir(video / "Sharp" / "RGB"):
                 return "bsd"
-            if (video / "input").is_dir() and (video / "GT").is_dir():
+            if os.path.isdir(video / "input") and os.path.isdir(video / "GT"):
                 return "dvd"
         try:
             high_speed_sources(folder)
@@ -425,8 +426,8 @@ def _high_speed(
     exclude: Sequence[str],
     max_pixels: int,
 ) -> Dataset:
-    with_splits = root.is_dir() and _has_splits(root)
-    found = high_speed_sources(_split_folder(root, split) if with_splits else root)
+    folder, title = _split_folder(root, split)
+    found = high_speed_sources(folder)
     sources = {_printable(name): source for name, source in found}
     chosen = {name: sources[name] for name in _choose(list(sources), only, exclude, str(root))}
     problems: list[str] = []
@@ -450,12 +451,12 @@ def _high_speed(
     )
     light = ", linear light" if exposure.linear else ""
     variant = f"tau {exposure.tau}, period {exposure.period}{light}"
-    return Dataset(_title(root, split if with_splits else ""), variant, videos)
+    return Dataset(title, variant, videos)
 
 
 def _by_stem(folder: Path, root: Path, problems: list[str]) -> dict[str, Path]:
     """The frames of a folder by their names without suffix, in natural order."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         problems.append(f"{_below(root, folder)}: no such folder")
         return {}
     frames: dict[str, Path] = {}
@@ -552,30 +553,32 @@ def _side_by_side(blurred: Path, sharp: Path) -> list[_Place]:
     ]
 
 
-def _has_splits(root: Path) -> bool:
-    return any((root / name).is_dir() for names in _SPLIT_FOLDERS.values() for name in names)
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    for name in _SPLIT_FOLDERS[split]:
-        if (root / name).is_dir():
-            return root / name
-    there = [s for s, names in _SPLIT_FOLDERS.items() if any((root / n).is_dir() for n in names)]
-    raise UserError(f"{root}: has the splits {', '.join(there) or '(none)'}, not {split}")
+def _split_folder(root: Path, split: str) -> tuple[Path, str]:
+    """The folder of a split with its title, or ``root`` itself if that has no splits."""
+    there = {
+        name: root / folder
+        for name, folders in _SPLIT_FOLDERS.items()
+        for folder in folders
+        if os.path.isdir(root / folder)
+    }
+    if not there:
+        return root, _title(root)
+    if split not in there:
+        raise UserError(f"{root}: has the splits {', '.join(there)}, not {split}")
+    return there[split], f"{_title(root)}/{split}"
 
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
-        found = [f for f in folder.iterdir() if not f.name.startswith(".") and f.is_dir()]
+        found = [f for f in folder.iterdir() if not f.name.startswith(".") and os.path.isdir(f)]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
     return sorted(found, key=lambda f: natural_key(f.name))
 
 
-def _title(root: Path, split: str = "") -> str:
-    """The folder's name, which says more than its path, and the split."""
-    name = _printable(root.absolute().name or root.absolute().anchor)
-    return f"{name}/{split}" if split else name
+def _title(root: Path) -> str:
+    """What results call a data set: its folder's name."""
+    return _printable(root.absolute().name or root.absolute().anchor)
 
 
 def _name(video: Path) -> str:

@@ -118,6 +118,8 @@ class VideoFile:
         Raises:
           UserError: it is not a video, or its frames have more than ``max_pixels`` pixels.
         """
+        if not os.path.isfile(file):  # a pipe would never end
+            raise UserError(f"{file}: no such video file")
         with VideoReader(file, max_pixels=max_pixels) as reader:
             return cls(file, reader.info.height, reader.info.width, max_pixels)
 
@@ -275,7 +277,9 @@ def _check_space(cache: Path, sources: Sequence[FrameFiles | VideoFile]) -> None
         for source in sources
         if isinstance(source, FrameFiles)
     )
-    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    existing = next(
+        folder for folder in (cache, *cache.absolute().parents) if os.path.exists(folder)
+    )
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise UserError(
@@ -314,7 +318,7 @@ def high_speed_sources(root: Path) -> list[tuple[str, list[Path] | Path]]:
     Raises:
       UserError: there are none.
     """
-    if root.is_file():
+    if os.path.isfile(root):
         return [(root.name, root)]
     if frames := list_frames(root):
         return [(root.absolute().name, frames)]
@@ -322,7 +326,7 @@ def high_speed_sources(root: Path) -> list[tuple[str, list[Path] | Path]]:
     for entry in sorted(root.iterdir(), key=lambda entry: natural_key(entry.name)):
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if os.path.isdir(entry):
             if frames := list_frames(entry):
                 found.append((entry.name, frames))
         elif entry.suffix.lower() in CONTAINERS:

@@ -138,9 +138,9 @@ def write_pairs(
     if os.path.lexists(target):
         if not overwrite:
             raise UserError(f"{target}: exists (--overwrite replaces what this command made)")
-        if not (target / _MANIFEST).is_file() or not (target / "blur").is_dir():
+        if not os.path.isfile(target / _MANIFEST) or not os.path.isdir(target / "blur"):
             raise UserError(f"{target}: was not made by this command, so it is not overwritten")
-    if not source.exists():
+    if not os.path.exists(source):
         raise UserError(f"{source}: no such file or folder")
     found = high_speed_sources(source)
     first = found[0][1]
@@ -167,8 +167,9 @@ def write_pairs(
                 os.rename(target, old)
         if old:
             shutil.rmtree(old)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{target}: cannot be written: {reason}") from error
     return manifest
 
 
