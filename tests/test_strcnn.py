@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,3 +185,23 @@ def test_coarse_to_fine_starts_each_level_from_what_the_coarser_one_restored() -
     reduced = clip.reshape(1, 3, 10, 2, 12, 2, 3).mean((3, 5))
     enlarged = jax.image.resize(coarse - reduced, clip.shape, "bilinear")
     np.testing.assert_allclose(model.restore_clip(clip), clip + enlarged, atol=1e-6)
+
+
+@pytest.mark.parametrize("head_width", [0, 4])
+@pytest.mark.parametrize("scales", [(1,), (2, 1)])
+def test_one_step_reads_as_far_as_it_says(head_width: int, scales: tuple[int, ...]) -> None:
+    """``receptive_radius`` decides the halo of tiles: too small a one would show seams."""
+    config = dataclasses.replace(SMALL, m=0, head_width=head_width, scales=scales)
+    model = models.build(config)
+    frame = jnp.asarray(np.random.default_rng(0).random((1, 8, 160, 3)), jnp.float32)
+    rebuild, parameters = split(model)
+    # Without the small gains of the initialisation, so that the whole field shows.
+    parameters = {name: jnp.abs(array) + 0.1 for name, array in parameters.items()}
+    restore = jax.jit(lambda f: rebuild(parameters).step(model.initial_state(1, 8, 160), f)[1])
+    reach = []
+    for column in (80, 81):
+        difference = restore(frame.at[:, :, column].add(0.5)) - restore(frame)
+        moved = np.flatnonzero(np.abs(difference).max(axis=(0, 1, 3)))
+        reach.append(np.abs(moved - column).max())
+    assert max(reach) <= model.receptive_radius
+    assert max(reach) > model.receptive_radius - 2 * max(scales) - 2

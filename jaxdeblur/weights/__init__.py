@@ -6,6 +6,10 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 
+# Best first. What runs at all runs on a CPU too, so there is one list for every device until
+# weights ship that need a GPU to restore in reasonable time.
+_BEST_FIRST = ("strcnn_dtb_pyramid", "strcnn_dtb_small")
+
 
 def names() -> list[str]:
     """The names that ``--ckpt`` takes."""
@@ -15,3 +19,8 @@ def names() -> list[str]:
 def path(name: str) -> Path:
     """The file of shipped weights."""
     return _FOLDER / f"{name}.safetensors"
+
+
+def default_name() -> str:
+    """The best weights that ship."""
+    return next(name for name in (*_BEST_FIRST, *names()) if name in names())
