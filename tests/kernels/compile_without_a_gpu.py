@@ -1,6 +1,6 @@
 """Compile every kernel with every tile of the table for one GPU, on a machine that has none.
 
-    JAX_PLATFORMS=cpu python tests/kernels/compile_without_a_gpu.py tests/kernels/targets/sm_90.txtpb
+    cd tests/kernels; JAX_PLATFORMS=cpu python compile_without_a_gpu.py targets/sm_90.txtpb
 
 prints one line of JSON for each: its kernel, row of the table and error, null if it compiled.
 Needs the plugin wheels, jax-cuda12-plugin and jax-cuda12-pjrt or the same of cuda13.

@@ -73,7 +73,7 @@ def test_pallas_refuses_a_cpu() -> None:
 
 @pytest.mark.parametrize(
     ("maps", "channels", "dtype", "largest"),
-    [(257, 16, "bfloat16", 256), (130, 128, "float16", 16384), (64, 129, "float32", 8192)],
+    [(257, 16, "bfloat16", 256), (130, 128, "float16", 16384), (65, 129, "float32", 16384)],
 )
 def test_a_limit_is_named_and_auto_takes_the_einsum_beyond_it(
     maps: int, channels: int, dtype: str, largest: int, caplog: pytest.LogCaptureFixture

@@ -18,7 +18,12 @@ from kernels import reference
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 
 OPERATIONS = ("softmax_squeeze", "projected_squeeze", "softmax_expand", "projected_expand")
-IMPLEMENTATIONS = ("reference", "auto", "interpret")
+IMPLEMENTATIONS = (
+    "reference",
+    "auto",
+    "interpret",
+    pytest.param("pallas", marks=pytest.mark.gpu),
+)
 # Relative to the largest value there is. Half precision rounds each weight to 8 or 11 bits.
 FORWARD = {"float32": 2e-6, "bfloat16": 1e-2, "float16": 2e-3}
 BACKWARD = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 1e-2}
@@ -108,7 +113,7 @@ def test_forward_is_the_definition(
 
 
 @pytest.mark.parametrize("dtype", BACKWARD)
-@pytest.mark.parametrize("implementation", ["auto", "interpret"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_gradients_are_those_of_the_reference(name: str, implementation: str, dtype: str) -> None:
     arguments = operands(name, SHAPE, dtype)
