@@ -1,7 +1,7 @@
 """Feeds frames at a camera's rate and measures what a viewer waits: latency and dropped frames.
 
-    python benchmarks/live.py
-    python benchmarks/live.py --size=640x360 --fps=30 --seconds=20 --ckpt=RUN
+    python -m benchmarks.live
+    python -m benchmarks.live --size=640x360 --fps=30 --seconds=20 --ckpt=RUN
 
 The camera does not wait: a frame that finds the inbox full is dropped. Latency is from the moment
 a frame is taken to that when its restored pixels are in memory; it includes the frames that the

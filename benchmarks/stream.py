@@ -1,7 +1,7 @@
 """Restores 200 and 2,000 frames with deblur.py's own stages: peak memory of both, and the rates.
 
-    python benchmarks/stream.py
-    python benchmarks/stream.py --size=1280x720 --frames 60 240 --ckpt=RUN
+    python -m benchmarks.stream
+    python -m benchmarks.stream --size=1280x720 --frames 60 240 --ckpt=RUN
 
 Each length runs in a process of its own, since peak memory never falls. Of the longer one it also
 prints what each stage does alone, and what share of the network's own rate the whole reaches.
@@ -137,7 +137,8 @@ def _in_a_process(video: Path, arguments: argparse.Namespace) -> dict[str, float
     options = [f"--video={video}", f"--model={arguments.model}"]
     if arguments.ckpt:
         options.append(f"--ckpt={arguments.ckpt}")
-    process = subprocess.run([sys.executable, __file__, *options], capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.stream", *options]
+    process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
         raise UserError(process.stderr.strip().splitlines()[-1])
     return json.loads(process.stdout.splitlines()[-1])

@@ -65,7 +65,7 @@ class Deblurrer:
         if isinstance(weights, VideoRestorer):
             self.model, self.source = weights, type(weights).__name__
         else:
-            loaded = load_model(default_weights() if weights is None else weights, dtype=dtype)
+            loaded = load_model(default_weights() if weights is None else str(weights), dtype=dtype)
             self.model, self.source = loaded.model, f"{loaded.source} ({loaded.preset})"
         if device is not None:
             chosen = find_device(device) if isinstance(device, str) else device
@@ -99,7 +99,8 @@ class Deblurrer:
         on_its_way: Stream | None = None
         for frame in frames:
             if on_its_way is None:
-                on_its_way = self.open_stream(*frame.shape[:2], layout_of(frame.dtype))
+                height, width, _ = frame.shape
+                on_its_way = self.open_stream(height, width, layout_of(frame.dtype))
             restored = on_its_way.push((frame,))
             if restored is not None:
                 yield np.asarray(restored[0])

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import glob
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -114,7 +115,7 @@ class Job:
     @property
     def is_done(self) -> bool:
         """Whether the output exists and is newer than the input."""
-        if self.output is None or not self.output.exists():
+        if self.output is None or not os.path.exists(self.output):
             return False
         newest = max((path.stat().st_mtime for path in self.paths), default=float("inf"))
         return self.output.stat().st_mtime > newest
@@ -159,9 +160,9 @@ def plan(
     jobs = [job for text in inputs for job in _find(text)]
     if out_dir is not None:
         folder = Path(out_dir)
-        if not folder.is_dir() and not folder.absolute().parent.is_dir():
+        if not os.path.isdir(folder) and not os.path.isdir(folder.absolute().parent):
             raise UserError(f"--out-dir={out_dir}: its parent folder does not exist")
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not os.path.isdir(folder):
             raise UserError(f"--out-dir={out_dir}: is a file, not a folder")
         jobs = [_named_into(job, folder) for job in jobs]
         names = collections.Counter(job.output for job in jobs)
@@ -252,23 +253,26 @@ def _find(text: str) -> list[Job]:
     """The inputs that a word of the command line names."""
     if text == "-":
         return [Job("pipe", (), None, "-")]
+    # os.path, unlike Path, answers names that the system refuses (too long, looping) with no.
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(text):
         frames = list_frames(path)
         if not frames:
             raise UserError(f"{text}: a folder without images")
         return [Job("images", tuple(frames), None, text)]
-    if path.exists():
+    if os.path.exists(text):
         if is_image(path):
             return [Job("images", (path,), None, text)]
         return [Job("video", (path,), None, text)]
     if glob.has_magic(text):
         found = sorted((Path(name) for name in glob.glob(text)), key=lambda p: natural_key(str(p)))
-        files = [path for path in found if path.is_file()]
+        files = [path for path in found if os.path.isfile(path)]
         images = [path for path in files if is_image(path)]
         if not files:
             raise UserError(f"{text}: no file has such a name")
         if len(images) == len(files):
+            if len({path.name for path in images}) < len(images):
+                raise UserError(f"{text}: images of one name in several folders; give the folders")
             return [Job("images", tuple(images), None, text)]
         if images:
             raise UserError(f"{text}: names images and videos; give them apart")
@@ -282,7 +286,7 @@ def _named_into(job: Job, folder: Path) -> Job:
     if job.kind == "video":
         (path,) = job.paths
         name = path.name if path.suffix.lower() in CONTAINERS else f"{path.stem}.mkv"
-    elif len(job.paths) == 1 and Path(job.name).is_file():
+    elif len(job.paths) == 1 and os.path.isfile(job.name):
         name = job.paths[0].name
     else:
         name = job.paths[0].absolute().parent.name
@@ -292,18 +296,18 @@ def _named_into(job: Job, folder: Path) -> Job:
 def _check_output(job: Job, output: Path) -> None:
     parent = output.absolute().parent
     # --out-dir itself is made when the first result is written.
-    if not parent.is_dir() and not parent.parent.is_dir():
+    if not os.path.isdir(parent) and not os.path.isdir(parent.parent):
         raise UserError(f"{output}: the folder {output.parent} does not exist")
-    inputs = {path.resolve() for path in job.paths}
-    folders = {path.parent for path in inputs} if Path(job.name).is_dir() else set()
-    if output.resolve() in inputs | folders:
+    inputs = {os.path.realpath(path) for path in job.paths}
+    folders = {os.path.dirname(path) for path in inputs} if os.path.isdir(job.name) else set()
+    if os.path.realpath(output) in inputs | folders:
         raise UserError(f"{output}: is the input; give the output another name")
     suffix = output.suffix.lower()
-    to_folder = not suffix or output.is_dir()
-    if to_folder:
-        if output.is_dir() and any(output.iterdir()):
+    is_folder = os.path.isdir(output)
+    if is_folder or not suffix:
+        if is_folder and os.listdir(output):
             raise UserError(f"{output}: the folder is not empty; name a new one")
-        if output.exists() and not output.is_dir():
+        if os.path.exists(output) and not is_folder:
             raise UserError(f"{output}: is a file; a name without suffix means a folder of frames")
     elif suffix not in CONTAINERS and not is_image(output):
         raise UserError(
@@ -318,12 +322,11 @@ def _check_compare(job: Job, compare: str) -> None:
     path = Path(compare)
     if path.suffix.lower() not in CONTAINERS:
         raise UserError(f"--compare={compare}: a video, with the suffix {', '.join(CONTAINERS)}")
-    if not path.absolute().parent.is_dir():
+    if not os.path.isdir(path.absolute().parent):
         raise UserError(f"--compare={compare}: the folder {path.parent} does not exist")
-    taken = {other.resolve() for other in job.paths}
-    if job.output is not None:
-        taken.add(job.output.resolve())
-    if path.is_dir() or path.resolve() in taken:
+    others = [*job.paths, *([] if job.output is None else [job.output])]
+    taken = {os.path.realpath(other) for other in others}
+    if os.path.isdir(path) or os.path.realpath(path) in taken:
         raise UserError(f"--compare={compare}: is the input or the output; give it its own name")
 
 
@@ -351,7 +354,7 @@ def _open_target(job: Job, source: Any, config: DeblurConfig) -> Iterator[Target
     if output is None:
         yield RawWriter(sys.stdout.fileno(), info)
         return
-    suffix = "" if output.is_dir() else output.suffix.lower()
+    suffix = "" if os.path.isdir(output) else output.suffix.lower()
     if (config.codec or config.crf is not None) and suffix not in CONTAINERS:
         raise UserError(f"--codec and --crf are for videos, and {output} is none")
     try:

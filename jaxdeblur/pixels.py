@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8, UInt16
 
-Plane: TypeAlias = UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]
+Plane: TypeAlias = UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]
 """One array of a frame in NumPy: ``H W 3`` for packed RGB, else ``h w``."""
 
-DevicePlane: TypeAlias = UInt8[Array, "*shape"] | UInt16[Array, "*shape"]
+DevicePlane: TypeAlias = UInt8[Array, "..."] | UInt16[Array, "..."]
 """The same on the device."""
 
 

@@ -7,10 +7,12 @@ each frame size, kept for the life of the process.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -134,7 +136,8 @@ class Stream:
         if [plane.shape for plane in planes] != shapes or planes[0].dtype != layout.dtype:
             given = [(plane.shape, str(plane.dtype)) for plane in planes]
             raise ValueError(f"a frame is {given}, the stream is {shapes} of {layout.dtype}")
-        on_device = jax.device_put(planes, self._device)
+        # Copied, since on a CPU the device may use the caller's memory, and a camera its own again.
+        on_device = jax.device_put(tuple(map(np.array, planes)), self._device)
         self._waiting.append(on_device)
         self.pending += 1
         return self._advance(on_device, repeated=False)
@@ -228,7 +231,7 @@ def step_memory(
     what = Compiled(graph, layout, tiles)
     lowered = _step.lower(what, parameters, state, planes, False, planes, strength)
     # A later call of _step with these shapes uses what is compiled here.
-    memory = lowered.compile().memory_analysis()
+    memory: Any = lowered.compile().memory_analysis()
     return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -245,9 +248,16 @@ def free_memory(device: jax.Device) -> int:
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             fields = dict(line.split(":") for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        free = int(fields["MemAvailable"].split()[0]) * 1024
     except OSError:  # not Linux: half of what the machine has
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    with contextlib.suppress(OSError, ValueError):  # no limit on this container
+        limit, used = (
+            int(Path("/sys/fs/cgroup", name).read_text())
+            for name in ("memory.max", "memory.current")
+        )
+        free = min(free, limit - used)
+    return free
 
 
 class Compiled(NamedTuple):

@@ -214,7 +214,7 @@ class RawReader:
         index = 0
         while True:
             pixels = np.empty(shape, np.uint8)
-            got = self._fill(memoryview(pixels).cast("B"))
+            got = self._fill(memoryview(pixels.data).cast("B"))
             if not got:
                 return
             if got < pixels.nbytes:
@@ -261,7 +261,7 @@ class RawWriter:
         """Writes one frame; :class:`UserError` if nobody reads."""
         self.copy(picture.packets)
         rgb = np.ascontiguousarray(to_packed_rgb(picture.planes, self._info.layout, 8))
-        rest = memoryview(rgb).cast("B")
+        rest = memoryview(rgb.data).cast("B")
         try:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
@@ -346,7 +346,7 @@ def _encode_deep(pixels: Plane, alpha: Plane | None, encoder: str) -> bytes:
         time_base=Fraction(1, 25),
     )
     frame = build_frame(Picture((pixels,), alpha), info)
-    context = av.CodecContext.create(encoder, "w")
+    context: Any = av.CodecContext.create(encoder, "w")
     formats = [f.name for f in context.codec.video_formats]
     # PNG stores the high byte first; nothing is lost by the change.
     name = info.pixel_format if info.pixel_format in formats else info.pixel_format[:-2] + "be"

@@ -125,9 +125,8 @@ def _gather(
 ) -> Any:
     def partial(i: Int[Array, ""] | int) -> Any:
         window = tiles.window(i)
-        return model.gather_partial(
-            *tiles.cut((state, frame), window), tiles.first_cover(i, window), gathered
-        )
+        part, pixels = tiles.cut((state, frame), window)
+        return model.gather_partial(part, pixels, tiles.first_cover(i, window), gathered)
 
     return lax.fori_loop(
         1, tiles.count, lambda i, total: model.combine_partials(total, partial(i)), partial(0)
@@ -144,8 +143,8 @@ class _Window(NamedTuple):
 class _Axis(NamedTuple):
     """How an array follows the frame along rows or columns."""
 
-    index: int
-    """The axis of the array."""
+    dimension: int
+    """Of the array."""
     samples: int
     """Samples of the array for each ``multiple`` pixels of the frame."""
 
@@ -167,17 +166,16 @@ class _Tiles:
         cls, grid: TileGrid, model: VideoRestorer, state: State, height: int, width: int
     ) -> _Tiles:
         halo = halo_of(model)
-        frame = (height, width)
-        tile = tuple(
-            min(model._round_up(size), whole)
-            for size, whole in zip((grid.height, grid.width), frame, strict=True)
+        tile = (
+            min(model._round_up(grid.height), height),
+            min(model._round_up(grid.width), width),
         )
-        read = tuple(min(t + 2 * halo, whole) for t, whole in zip(tile, frame, strict=True))
+        read = (min(tile[0] + 2 * halo, height), min(tile[1] + 2 * halo, width))
         axes = (
             *_pixel_axes(model, state, height, width),
             (_Axis(1, model.multiple), _Axis(2, model.multiple)),
         )
-        return cls(model.multiple, frame, tile, read, axes)
+        return cls(model.multiple, (height, width), tile, read, axes)
 
     @property
     def count(self) -> int:
@@ -191,16 +189,17 @@ class _Tiles:
 
     def window(self, i: Int[Array, ""] | int) -> _Window:
         """The window of tile ``i``, inside the frame, so that its borders are the real ones."""
-        position = jnp.divmod(jnp.asarray(i, jnp.int32), self._grid[1])
-        origin, start = [], []
-        for axis in range(2):
-            whole, tile, read = self.frame[axis], self.tile[axis], self.read[axis]
-            first = jnp.minimum(position[axis] * tile, whole - tile)
-            origin.append(first)
-            # The halo is half of what a window reads beyond the tile, unless the frame cuts it.
-            halo = (read - tile) // 2 if read < whole else 0
-            start.append(jnp.clip(first - halo, 0, whole - read))
-        return _Window(tuple(origin), tuple(start))
+        row, column = jnp.divmod(jnp.asarray(i, jnp.int32), self._grid[1])
+        (top, read_top), (left, read_left) = self._along(0, row), self._along(1, column)
+        return _Window((top, left), (read_top, read_left))
+
+    def _along(self, axis: int, position: Int[Array, ""]) -> tuple[Array, Array]:
+        """Along rows or columns: where a tile begins, and where its window does."""
+        whole, tile, read = self.frame[axis], self.tile[axis], self.read[axis]
+        begin = jnp.minimum(position * tile, whole - tile)
+        # The halo is half of what a window reads beyond the tile, unless the frame cuts it.
+        halo = (read - tile) // 2 if read < whole else 0
+        return begin, jnp.clip(begin - halo, 0, whole - read)
 
     def first_cover(self, i: Int[Array, ""] | int, window: _Window) -> Bool[Array, "H W"]:
         """Which pixels of the window tile ``i`` counts: its own, less those of earlier tiles."""
@@ -221,7 +220,7 @@ class _Tiles:
                     leaf,
                     self._samples(window.start[which], axis),
                     self._samples(self.read[which], axis),
-                    axis.index,
+                    axis.dimension,
                 )
             return leaf
 
@@ -239,9 +238,9 @@ class _Tiles:
                     new,
                     self._samples(window.origin[which] - window.start[which], axis),
                     self._samples(self.tile[which], axis),
-                    axis.index,
+                    axis.dimension,
                 )
-                place[axis.index] = self._samples(window.origin[which], axis)
+                place[axis.dimension] = self._samples(window.origin[which], axis)
             return lax.dynamic_update_slice(whole, new, place)
 
         return self._map(paste_leaf, new, whole)
@@ -252,10 +251,11 @@ class _Tiles:
     def _map(self, f: Callable[..., Array], arrays: Any, *rest: Any) -> Any:
         leaves, tree = jax.tree.flatten(arrays)
         others = [jax.tree.leaves(other) for other in rest]
-        return tree.unflatten(
+        mapped = [
             f(leaf, axes, *other)
             for leaf, axes, *other in zip(leaves, self.axes, *others, strict=True)
-        )
+        ]
+        return jax.tree.unflatten(tree, mapped)
 
 
 def _pixel_axes(

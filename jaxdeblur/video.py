@@ -212,12 +212,12 @@ class VideoReader:
             yield from self._pictures
 
     def _prepare(self) -> None:
-        if self.path.is_dir() or not self.path.exists():
+        if not os.path.isfile(self.path):
             raise UserError(f"{self.path}: no such video file")
         with self._explained("is not a video that can be read"):
             # A file object, not a name: to FFmpeg a name may also be an address or a pipe.
             file = self._open.enter_context(self.path.open("rb"))
-            self._container = self._open.enter_context(
+            self._container: Any = self._open.enter_context(
                 av.open(
                     file,
                     "r",
@@ -246,23 +246,23 @@ class VideoReader:
         codec.options = {"max_pixels": str(self._max_pixels)}
         codec.thread_type = "AUTO"
         # FFmpeg's own decoder of VP8 and VP9 leaves alpha out; libvpx has it.
-        self._alpha_decoder = None
+        self._alpha_decoder: Any = None
         if self._track.metadata.get("alpha_mode") == "1" and codec.name in ("vp8", "vp9"):
             name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}[codec.name]
             self._alpha_decoder = av.CodecContext.create(name, "r")
-        self._time_base = self._track.time_base
+        self._time_base: Fraction = self._track.time_base or Fraction(1, 1_000_000)
         self._rate = self._track.average_rate or self._track.guessed_rate or Fraction(25)
         if self._start:
             with self._explained(f"has no frame at --start={float(self._start):g}"):
                 container.seek(round(self._origin * 1_000_000), backward=True, any_frame=False)
         self.trailing: list[Any] = []
         self._count = 0
-        self._pictures = self._decode()
         with self._explained():
-            self._pictures = _with_first(self._pictures)
-        if self._pictures is None:
+            pictures = _with_first(self._decode())
+        if pictures is None:
             where = f" at --start={float(self._start):g}" if self._start else ""
             raise UserError(f"{self.path}: has no frame{where}")
+        self._pictures = pictures
 
     @property
     def _origin(self) -> Fraction:
@@ -338,8 +338,12 @@ class VideoReader:
                 yield self._picture(frame, pts, packets)
                 packets = []
         self.trailing = packets
-        if whole and video_packets < self._track.frames:
-            raise UserError(self._cut_short())
+        # Fewer packets alone say nothing: of a trimmed video those before the cut are not given.
+        length = self._length()
+        if whole and video_packets < self._track.frames and length and last is not None:
+            missing = length - last * self._time_base
+            if missing > 2.5 / float(self._rate):
+                raise UserError(self._cut_short())
 
     def _frames_of(self, packet: Any) -> list[Any]:
         if self._alpha_decoder is None:
@@ -567,7 +571,9 @@ class VideoWriter:
         metadata = source.metadata if source else {}
         if container_name in ("mp4", "mov") and not metadata.keys() <= _KNOWN_TO_MP4:
             options["movflags"] = "use_metadata_tags"
-        self._container = av.open(self._file, "w", format=container_name, container_options=options)
+        self._container: Any = av.open(
+            self._file, "w", format=container_name, container_options=options
+        )
         self._open.callback(_close_quietly, self._container)
         self.encoder = codec or self._default_encoder(container_name)
         self._track = self._add_video(container_name, crf)
@@ -770,7 +776,7 @@ def frame_planes(frame: Any, pixel_format: str) -> tuple[tuple[Plane, ...], Plan
 
 def build_frame(picture: Picture, info: VideoInfo) -> Any:
     """A frame for the encoder from a picture's arrays."""
-    frame = av.VideoFrame(info.width, info.height, info.pixel_format)
+    frame: Any = av.VideoFrame(info.width, info.height, info.pixel_format)
     arrays = list(picture.planes)
     if info.has_alpha and picture.alpha is not None:
         if info.layout.kind == "rgb":
@@ -806,6 +812,7 @@ def _plane_array(plane: Any, pixel_format: Any) -> Plane:
 
 def _nearest_format(wanted: str, formats: list[str]) -> str:
     """The format of ``formats`` into which ``wanted`` turns with the least loss."""
+    best: Any
     best, _ = av.codec.codec.find_best_pix_fmt_of_list(formats, wanted, has_alpha=True)
     return best.name
 

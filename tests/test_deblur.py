@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -255,7 +256,10 @@ def test_tiles_and_start_and_duration(command, tmp_path):
     [
         (["missing.mp4", "out.mp4"], "missing.mp4: no such file"),
         (["nothing*.mp4", "out.mp4"], "no file has such a name"),
+        (["n" * 300 + ".mp4", "out.mp4"], "no such file"),
         (["in.mkv", "in.mkv"], "in.mkv: is the input"),
+        (["loop.mp4", "out.mp4"], "no such file"),
+        (["*/1.png", "out"], "images of one name"),
         (["in.mkv", "no/where/out.mkv"], "no/where does not exist"),
         (["in.mkv", "out.txt"], "no format that can be written"),
         (["in.mkv", "out.png"], "one image cannot hold a video"),
@@ -289,6 +293,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(options, message, command, tmp_
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     Image.fromarray(pictures(1)[0]).save(tmp_path / "full" / "1.png")
+    shutil.copytree(tmp_path / "full", tmp_path / "other")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
     names = sorted(os.listdir(tmp_path))
     code, said = command(*options)
     assert code == 2

@@ -94,6 +94,18 @@ def test_strength_mixes_with_the_frame_that_went_in(model):
     assert np.abs(half - (none + full) / 2).max() <= 1
 
 
+def test_a_camera_may_use_its_memory_again(model):
+    blurred = video(4)
+    buffer = np.empty_like(blurred[0])
+
+    def camera():
+        for frame in blurred:
+            buffer[:] = frame
+            yield buffer
+
+    np.testing.assert_array_equal(list(stream(model, camera())), list(stream(model, blurred)))
+
+
 def test_one_compilation_a_size(model):
     from jaxdeblur import restoration
 

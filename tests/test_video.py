@@ -28,6 +28,7 @@ class Recipe:
     rate: Fraction = Fraction(30000, 1001)
     time_base: Fraction | None = None
     durations: tuple[int, ...] | None = None
+    first_pts: int = 0
     sounds: int = 0
     subtitles: str | None = None
     matrix: tuple[int, ...] | None = None
@@ -69,7 +70,7 @@ class Recipe:
             for language, sound in zip(("fre", "deu"), sounds, strict=False):
                 sound.metadata["language"] = language
             words = out.add_stream(self.subtitles) if self.subtitles else None
-            pts = 0
+            pts = self.first_pts
             for i in range(self.frames):
                 frame = av.VideoFrame(width, height, self.pixel_format)
                 for plane in frame.planes:
@@ -223,6 +224,18 @@ def test_packets_that_a_stream_cannot_shift_keep_their_times(tmp_path):
     assert facts(source)["packets"][0][1] < 0
     rewrite(source, tmp_path / "out.mp4")
     assert facts(tmp_path / "out.mp4")["packets"] == facts(source)["packets"]
+
+
+def test_a_trimmed_video_keeps_its_trim(tmp_path):
+    """Its file holds frames from before the cut, which no player shows."""
+    unit = Fraction(1, 90000)
+    recipe = Recipe(frames=9, time_base=unit, durations=(3000,) * 9, first_pts=-9000)
+    source = recipe.make(tmp_path / "in.mp4")
+    shown = facts(source)["pts"]
+    assert shown[0] == 0
+    assert len(shown) < 9
+    rewrite(source, tmp_path / "out.mp4")
+    assert facts(tmp_path / "out.mp4")["pts"] == shown
 
 
 def test_the_last_frame_lasts_as_long_as_before(tmp_path):
