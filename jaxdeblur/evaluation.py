@@ -117,7 +117,7 @@ def evaluate(
       UserError: ``out`` holds something else, the model has nothing to explain, or a video can't be
         read or has no frame that the protocol scores.
     """
-    if config.explain and explainer(loaded.model) is None:
+    if config.explain and not _explains(loaded.model):
         raise UserError(f"--explain: {loaded.preset} neither blends nor attends")
     lengths = [min(len(video), config.max_frames or len(video)) for video in dataset.videos]
     if not lengths:
@@ -313,6 +313,15 @@ class _Shots:
             self.kept = [shot for shot in self.kept if shot["index"] % self.stride == 0]
 
 
+def _explains(model: VideoRestorer) -> bool:
+    """Whether the model has anything to show; nothing is computed to find out."""
+    explain = explainer(model)
+    if explain is None:
+        return False
+    clip = jax.ShapeDtypeStruct((1, 1, 64, 64, 3), np.float32)
+    return bool(jax.tree.leaves(jax.eval_shape(explain, clip)))
+
+
 def _explain(model: VideoRestorer, frames: Sequence[Frame8]) -> Explanation:
     rebuild, parameters = split(model)
 
@@ -320,7 +329,10 @@ def _explain(model: VideoRestorer, frames: Sequence[Frame8]) -> Explanation:
     def explain(parameters: Any, clip: jax.Array) -> Explanation:
         return rebuild(parameters).explain_clip(clip)  # type: ignore[attr-defined]
 
-    return jax.device_get(explain(parameters, from_uint8(np.stack(frames))[None]))
+    found: Explanation = jax.device_get(explain(parameters, from_uint8(np.stack(frames))[None]))
+    if not all(np.isfinite(array).all() for array in jax.tree.leaves(found)):
+        raise UserError("--explain: the model's maps are not finite; its weights are broken")
+    return found
 
 
 def _rounded(restored: Pixels) -> Frame8:

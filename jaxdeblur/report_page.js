@@ -205,29 +205,32 @@ function makeStage(video, state, changed) {
     const box = stage.getBoundingClientRect();
     return [clamp((event.clientX - box.left) / box.width, 0, 1), clamp((event.clientY - box.top) / box.height, 0, 1)];
   };
+  // A mouse moves the divider by hovering, a finger by dragging; either may click. Taps are told from
+  // drags here, because browsers do not always give a click for a tap that follows a drag.
   let pressed = null;
-  stage.addEventListener("pointerdown", (event) => {
-    pressed = { x: event.clientX, y: event.clientY, moved: false };
-  });
-  stage.addEventListener("pointermove", (event) => {
-    if (pressed && Math.hypot(event.clientX - pressed.x, event.clientY - pressed.y) > 6) pressed.moved = true;
-    if (event.pointerType === "mouse" || pressed) move(100 * where(event)[0]);
-  });
-  stage.addEventListener("pointercancel", () => { pressed = null; });
-  stage.addEventListener("pointerup", () => { setTimeout(() => { pressed = null; }); });
-  stage.addEventListener("click", (event) => {
-    if (pressed && pressed.moved) return;
+  const choose = (event) => {
+    const [x, y] = where(event);
     if (state.mode.startsWith("attention")) {
-      const [x, y] = where(event);
       state.pixel = [Math.min(video.width - 1, Math.floor(x * video.width)), Math.min(video.height - 1, Math.floor(y * video.height))];
       changed();
-    } else fullSize(video, state, changed, 100 * where(event)[0] < state.at ? state.left : state.right);
+    } else fullSize(video, state, 100 * x < state.at ? state.left : state.right);
+  };
+  stage.addEventListener("pointerdown", (event) => { pressed = { x: event.clientX, y: event.clientY, moved: false }; });
+  stage.addEventListener("pointermove", (event) => {
+    if (pressed && Math.hypot(event.clientX - pressed.x, event.clientY - pressed.y) > 6) pressed.moved = true;
+    if (event.pointerType === "mouse" || (pressed && pressed.moved)) move(100 * where(event)[0]);
   });
+  stage.addEventListener("pointerup", (event) => {
+    if (pressed && !pressed.moved && event.button === 0) choose(event);
+    pressed = null;
+  });
+  stage.addEventListener("pointercancel", () => { pressed = null; });
+  stage.addEventListener("touchend", (event) => { if (event.cancelable) event.preventDefault(); });
   divider.addEventListener("keydown", (event) => {
     const step = event.shiftKey ? 10 : 2;
     const target = { ArrowLeft: state.at - step, ArrowDown: state.at - step, ArrowRight: state.at + step, ArrowUp: state.at + step,
       PageDown: state.at - 10, PageUp: state.at + 10, Home: 0, End: 100 }[event.key];
-    if (event.key === "Enter") fullSize(video, state, changed, state.right);
+    if (event.key === "Enter") fullSize(video, state, state.right);
     else if (target !== undefined) move(target);
     else return;
     event.preventDefault();
@@ -278,11 +281,11 @@ function controls(video, state, show, place) {
   return h("div", { class: "bar" },
     h("div", { class: "grow" }, shots.length > 1 ? [step(-1, "Frame before", "‹"), play, step(1, "Next frame", "›"), slider] : null, readout),
     choice("Compare", pairs, "blurred restored", (pair) => { [state.left, state.right] = pair.split(" "); state.listeners.forEach((listener) => listener()); }),
-    h("button", { type: "button", class: "icon", onclick: () => fullSize(video, state, () => state.listeners.forEach((listener) => listener()), state.right) }, "Full size"));
+    h("button", { type: "button", class: "icon", onclick: () => fullSize(video, state, state.right) }, "Full size"));
 }
 
 /** The frame at one pixel of it to one of the screen; keys 1, 2 and 3 choose which version. */
-function fullSize(video, state, changed, side) {
+function fullSize(video, state, side) {
   const shot = video.shots[state.shot];
   const image = h("img", { class: "exact" });
   image.width = video.width / window.devicePixelRatio;
@@ -290,7 +293,7 @@ function fullSize(video, state, changed, side) {
   const sides = choice("Version", SIDES, side, set);
   const close = h("div", { class: "choice" }, h("button", { type: "button", onclick: () => dialog.close() }, "Close"));
   const dialog = h("dialog", { "aria-label": `Frame ${shot.index + 1} of ${video.name}, full size` },
-    h("div", { class: "view", onclick: () => dialog.close() }, image), h("div", { class: "tools" }, sides, close));
+    h("div", { class: "view", onpointerup: () => dialog.close() }, image), h("div", { class: "tools" }, sides, close));
   dialog.addEventListener("keydown", (event) => {
     const which = Object.keys(SIDES)[Number(event.key) - 1];
     if (which) sides.select(which);

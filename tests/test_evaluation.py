@@ -51,7 +51,7 @@ class Brighten(VideoRestorer):
         return frame, state * self.factor[...]
 
     def explain_clip(self, clip):
-        return Explanation(blending_weights=clip[..., ::2, ::2, 0])
+        return Explanation(blending_weights=clip[..., ::2, ::2, 0] * self.factor[...] / GAIN)
 
 
 class MemoryVideo:
@@ -269,8 +269,19 @@ class TestRefusals:
         class Plain(Brighten):
             explain_clip = None
 
-        with pytest.raises(UserError, match="--explain: brighten neither blends nor attends"):
-            evaluate(loaded(Plain()), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
+        class Empty(Brighten):
+            def explain_clip(self, clip):
+                return Explanation()
+
+        for model in (Plain(), Empty()):
+            with pytest.raises(UserError, match="--explain: brighten neither blends nor attends"):
+                evaluate(loaded(model), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
+
+    def test_maps_that_are_not_finite(self, tmp_path):
+        config = EvaluationConfig(explain=True)
+        broken = loaded(Brighten(float("nan")))
+        with pytest.raises(UserError, match="not finite"):
+            evaluate(broken, a_dataset(), config, tmp_path / "out")
 
     def test_no_videos(self, tmp_path):
         with pytest.raises(UserError, match="no video to evaluate"):
@@ -399,6 +410,6 @@ def test_two_processes_share_the_videos(weights_and_data, tmp_path):
     assert sorted(map(len, share)) == [1, 2]
     assert sorted(share[0] + share[1]) == sorted(names)
     assert "mean over videos" in said[0][0]
-    assert said[1][0] == ""
+    assert "mean over videos" not in said[1][0]
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert len(found["videos"]) == 3
