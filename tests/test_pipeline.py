@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 
+from jaxdeblur.data import pipeline
 from jaxdeblur.data.datasets import Dataset, HighSpeedVideo, PairedVideo
 from jaxdeblur.data.packing import DecodedFrames
 from jaxdeblur.data.pipeline import ClipOptions, batches
@@ -99,7 +100,8 @@ def test_processes_hold_the_slices_of_the_same_global_batch(count):
         take(1, sources, OPTIONS, batch_size=5, seed=0, process_count=2)
 
 
-def test_sources_are_mixed_by_their_shares_and_seen_whole():
+def test_sources_are_mixed_by_their_shares_and_seen_whole(monkeypatch):
+    monkeypatch.setattr(pipeline, "_SHUFFLED_AT_A_TIME", 1)
     sources = [
         (paired(3, frames=3), 0.75),
         (paired(1, frames=3, offset=10), 0.25),

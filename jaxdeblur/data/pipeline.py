@@ -42,6 +42,9 @@ Batch = dict[str, UInt8[np.ndarray, "B T H W 3"]]
 MotionLimit = Callable[[int], float]
 """The fastest motion (pixels a frame) that training sees at a step: a curriculum."""
 
+# Grain shuffles in time that falls with the number of elements, 2 ms for 20 and 10 us for 4096, so
+# a small source is shuffled several epochs at a time.
+_SHUFFLED_AT_A_TIME = 4096
 _MOST_FAILURES = 20  # Bad samples in a row, drawn at random, after which the data is at fault.
 
 
@@ -133,7 +136,7 @@ def batches(
     sampler = _Sampler([source for source, _ in used], options, batch_size, motion_limit)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(len(used) + 1)]
     shuffled = [
-        grain.MapDataset.range(len(source)).shuffle(seed=own).repeat().map(_numbered(n))
+        _shuffled(n, len(source), own)
         for n, ((source, _), own) in enumerate(zip(used, seeds[1:], strict=True))
     ]
     mine = (
@@ -327,9 +330,11 @@ class _Sampler:
         return blurred, sharp
 
 
-def _numbered(source: int) -> Callable[[int], tuple[int, int]]:
-    """A function that puts the source's number before a clip's."""
-    return lambda number: (source, number)
+def _shuffled(source: int, clips: int, seed: int) -> grain.MapDataset:
+    """Endlessly (source, number of a clip), each clip as often as any other."""
+    epochs = -(-_SHUFFLED_AT_A_TIME // clips)
+    numbers = grain.MapDataset.range(epochs * clips).shuffle(seed=seed).repeat()
+    return numbers.map(lambda number: (source, number % clips))
 
 
 def _motion(video: PairedVideo | HighSpeedVideo) -> float:
