@@ -130,7 +130,7 @@ def test_the_key_decides_everything_and_values_are_whole_bytes(photographs):
 
 def test_all_at_once_as_on_an_accelerator_gives_the_same_clips(photographs, monkeypatch):
     expected = compiled(render_batch, TINY, 2)(KEY, photographs)
-    monkeypatch.setattr(scenes, "_map", lambda function, values: jax.vmap(function)(values))
+    monkeypatch.setattr(scenes, "_one_after_the_other", lambda: False)
     clips = jax.jit(lambda key: render_batch(key, photographs, TINY, 2))(KEY)
     for a, b in zip(clips, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1.01 / 255)
@@ -251,7 +251,7 @@ def test_objects_fit_their_box_and_their_edges_are_soft(monkeypatch):
         )
 
     images = draw_all()
-    monkeypatch.setattr(scenes, "_OBJECT_BOX", 1.0)  # the whole height: larger than any object
+    monkeypatch.setattr(scenes, "_one_after_the_other", lambda: False)  # no box at all
     np.testing.assert_allclose(images, draw_all(), atol=1e-6)
     covered = images.mean(axis=(1, 2))
     assert covered.min() > 0.02

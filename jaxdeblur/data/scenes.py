@@ -37,7 +37,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.shapes import Clip, Frame8
 
-RENDERER_VERSION = 2
+RENDERER_VERSION = 3
 """Part of a cache's key: raise it whenever the same seed would give other pixels."""
 
 GAMMA = 2.2
@@ -431,39 +431,49 @@ def render_moment(
 
     y, x = view.plane(jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width) * 1.0)
     image = layer(0, y + view.camera[0], x + view.camera[1])
-    box = min(height, width, math.ceil(_OBJECT_BOX * min(height, width)) + 4)
+    number: Array | int
+    if _one_after_the_other():
+        square = min(*size, math.ceil(_OBJECT_BOX * min(size)) + 4)
+        box, number = (square, square), scene.objects.number
+    else:  # A box that differs from scene to scene would cost an accelerator more than it saves.
+        box, number = size, scene.objects.start.shape[0]
 
     def draw(index: Array, image: Array) -> Array:
         thing = jax.tree.map(lambda a: a[index] if a.ndim else a, scene.objects)
         middle = thing.start + position(thing.path, time) - thing.follows * view.camera
-        corner = jnp.floor(view.pixel(middle) - box / 2).astype(jnp.int32)
-        corner = jnp.clip(corner, 0, jnp.array([height - box, width - box]))
-        rows = (corner[0] + jnp.arange(box)).astype(jnp.float32)[:, None]
-        columns = (corner[1] + jnp.arange(box)).astype(jnp.float32)
+        corner = jnp.zeros(2, jnp.int32)
+        if box != size:
+            corner = jnp.floor(view.pixel(middle) - box[0] / 2).astype(jnp.int32)
+            corner = jnp.clip(corner, 0, jnp.array(size) - jnp.array(box))
+        rows = (corner[0] + jnp.arange(box[0])).astype(jnp.float32)[:, None]
+        columns = (corner[1] + jnp.arange(box[1])).astype(jnp.float32)
         y, x = view.plane(rows, columns)
         y, x = y - middle[0], x - middle[1]
         c, s = (f(thing.angle + thing.spin * time) for f in (jnp.cos, jnp.sin))
         y, x = c * y - s * x, s * y + c * x
-        behind = jax.lax.dynamic_slice(image, (0, *corner), (3, box, box))
-        cover = _coverage(thing, y, x)
+        behind = jax.lax.dynamic_slice(image, (0, *corner), (3, *box))
+        cover = _coverage(thing, y, x) * (index < scene.objects.number)
         front = behind + cover * (layer(index + 1, y, x) - behind)
         return jax.lax.dynamic_update_slice(image, front, (0, *corner))
 
     if not scene.objects.start.shape[0]:
         return image
-    return jax.lax.fori_loop(0, scene.objects.number, draw, image)
+    return jax.lax.fori_loop(0, number, draw, image)
 
 
 def _to_light(scene: Scene, image: Array) -> Array:
     """Stored values to what is averaged: light or the stored values, white exceeding 1."""
-    light = jax.lax.cond(
-        scene.gamma > 1, lambda v: jnp.maximum(v, 1e-6) ** scene.gamma, lambda v: v, image
-    )
+    light = jax.lax.cond(scene.gamma > 1, lambda v: _power(v, scene.gamma), lambda v: v, image)
     return light + scene.highlights * 10 * jnp.maximum(light - 0.9, 0)
 
 
 def _to_stored(scene: Scene, light: Array) -> Array:
-    return jnp.clip(light, 0, 1) ** (1 / scene.gamma)
+    return _power(jnp.minimum(light, 1), 1 / scene.gamma)
+
+
+def _power(values: Array, exponent: Array) -> Array:
+    """Like ``**`` for values in [0, 1], in under a third of its time: it minds no special case."""
+    return jnp.exp(exponent * jnp.log(jnp.maximum(values, 1e-6)))
 
 
 def moments(exposure: Float[Array, ""] | float, sub_frames: int) -> Float[Array, " n"]:
@@ -495,9 +505,16 @@ def render_scene(
     return _to_bytes(_degrade(key, scene, blurred, config)), _to_bytes(sharp)
 
 
+def _one_after_the_other() -> bool:
+    """On a CPU scenes and frames are rendered in turn, so that each stays in its cache.
+
+    An accelerator renders all at once, in loops whose length does not depend on the scene.
+    """
+    return jax.default_backend() == "cpu"
+
+
 def _map(function: Callable[..., tuple[Array, Array]], values: object) -> tuple[Array, Array]:
-    """One after the other on a CPU (the work stays in its cache), all at once on an accelerator."""
-    if jax.default_backend() == "cpu":
+    if _one_after_the_other():
         return jax.lax.map(function, values)
     return jax.vmap(function)(values)
 
