@@ -77,7 +77,8 @@ _MATRICES = {
     9: (0.2627, 0.0593),
     10: (0.2627, 0.0593),
 }
-_UNSPECIFIED, _FULL_RANGE = 2, 2
+_UNSPECIFIED = 2
+_LIMITED_RANGE, _FULL_RANGE = 1, 2
 _SUBSAMPLINGS = {
     (1, 1): "444",
     (1, 2): "422",
@@ -399,7 +400,7 @@ class VideoReader:
             sample_aspect=aspect if aspect else None,
             # Some facts stand in the frames, some in the container alone.
             colour=(
-                int(frame.color_range or context.color_range),
+                int(frame.color_range or context.color_range or layout.full_range * _FULL_RANGE),
                 _specified(frame.colorspace, context.colorspace),
                 _specified(frame.color_primaries, context.color_primaries),
                 _specified(frame.color_trc, context.color_trc),
@@ -599,6 +600,7 @@ class VideoWriter:
         if not formats:
             raise UserError(f"--codec={encoder}: not an encoder of videos; try libx264")
         options = dict(_OPTIONS.get(encoder, {}))
+        os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints a page otherwise
         if encoder in _CRF:
             options["crf"] = str(_CRF[encoder] if crf is None else crf)
         elif crf is not None:
@@ -639,7 +641,10 @@ class VideoWriter:
         info = self._info
         wanted = info.pixel_format
         odd = [info.height % 2, info.width % 2]
-        self._colour, self._convert = info.colour, {}
+        # Whatever the conversion, it is no conversion of the range.
+        scale = _FULL_RANGE if info.layout.full_range else _LIMITED_RANGE
+        self._colour = info.colour
+        self._convert = {"src_color_range": scale, "dst_color_range": scale}
         choice = wanted
         if self.encoder in ("libx264", "libx265") and any(odd) and info.layout.chroma != (1, 1):
             rows, columns = info.layout.chroma
@@ -656,8 +661,8 @@ class VideoWriter:
         if info.layout.kind != "yuv" and av.VideoFormat(choice, 16, 16).components[0].is_luma:
             # RGB becomes YUV: by the matrix and range that players assume.
             matrix = 1 if info.height >= 720 else 6
-            self._colour = (1, matrix, matrix, matrix)
-            self._convert = {"dst_colorspace": matrix, "dst_color_range": 1, "src_color_range": 2}
+            self._colour = (_LIMITED_RANGE, matrix, matrix, matrix)
+            self._convert |= {"dst_colorspace": matrix, "dst_color_range": _LIMITED_RANGE}
         if choice != wanted:
             chosen, given = av.VideoFormat(choice, 16, 16), av.VideoFormat(wanted, 16, 16)
             if info.has_alpha and not any(c.is_alpha for c in chosen.components):
@@ -752,17 +757,17 @@ def pixel_layout(frame: Any, path: Path) -> tuple[str, PixelLayout, bool]:
     chroma = (16 // sized.height, 16 // sized.width)
     if chroma not in _SUBSAMPLINGS:
         raise UserError(f"{path}: pixels of format {pixel_format.name} are not supported")
-    j = "j" if pixel_format.name.startswith("yuvj") else ""
-    full = bool(j) or frame.color_range == _FULL_RANGE
+    full = pixel_format.name.startswith("yuvj") or frame.color_range == _FULL_RANGE
     assumed = _MATRICES[1] if frame.height >= 720 else _MATRICES[6]
     weights = _MATRICES.get(int(frame.colorspace), assumed)
     layout = PixelLayout("yuv", bits, chroma, weights, full)
-    return f"yuv{a}{j}{_SUBSAMPLINGS[chroma]}p{deep}", layout, has_alpha
+    return f"yuv{a}{_SUBSAMPLINGS[chroma]}p{deep}", layout, has_alpha
 
 
 def frame_planes(frame: Any, pixel_format: str) -> tuple[tuple[Plane, ...], Plane | None]:
     """The arrays of a decoded frame, and its alpha."""
-    if frame.format.name != pixel_format:
+    # FFmpeg's yuvj420p is yuv420p of full range, which the layout says.
+    if frame.format.name.replace("yuvj", "yuv") != pixel_format:
         frame = frame.reformat(format=pixel_format)
     arrays = [_plane_array(plane, frame.format) for plane in frame.planes]
     has_alpha = any(c.is_alpha for c in frame.format.components)

@@ -385,6 +385,18 @@ def test_options_that_do_not_go_together(options, message, tmp_path):
         rewrite(source, tmp_path / "out.mkv", **options)
 
 
+def test_grey_and_full_range_are_not_stretched_on_the_way(tmp_path):
+    for pixel_format in ("gray", "yuvj420p"):
+        codec = "ffv1" if pixel_format == "gray" else "mjpeg"
+        recipe = Recipe(codec, pixel_format, frames=1, colour=(2, 5, 2, 2))
+        source = recipe.make(tmp_path / f"{pixel_format}.mkv")
+        rewrite(source, tmp_path / f"{pixel_format}.webm", crf=0)
+        with VideoReader(source) as before, VideoReader(tmp_path / f"{pixel_format}.webm") as after:
+            (one,), (other,) = list(before), list(after)
+            assert after.info.layout.full_range
+        assert np.abs(one.planes[0].astype(int) - other.planes[0]).max() <= 4
+
+
 def test_crf_sets_the_quality(tmp_path):
     source = Recipe(frames=3, size=(64, 64)).make(tmp_path / "in.mp4")
     for crf in (1, 40):
