@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,16 +23,17 @@ from jaxdeblur.models.layers import (
 
 @pytest.mark.parametrize("size", [(5, 7), (1, 1), (8, 2)])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 5), (3, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
 def test_gradient_equals_that_of_the_plain_convolution(
-    size: tuple[int, int], kernel: tuple[int, int]
+    size: tuple[int, int], kernel: tuple[int, int], stride: int
 ) -> None:
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
     w = jnp.asarray(rng.normal(size=(*kernel, 3, 4)), jnp.float32)
-    target = jnp.asarray(rng.normal(size=(2, *size, 4)), jnp.float32)
+    target = jnp.asarray(rng.normal(size=conv2d(x, w, stride).shape), jnp.float32)
 
-    def gradients(convolution: object) -> tuple[jax.Array, jax.Array]:
-        return jax.grad(lambda x, w: jnp.sum(convolution(x, w) * target), argnums=(0, 1))(x, w)
+    def gradients(convolution: Callable[..., jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return jax.grad(lambda x, w: jnp.sum(convolution(x, w, stride) * target), (0, 1))(x, w)
 
     for ours, xla in zip(gradients(conv2d), gradients(_convolve), strict=True):
         np.testing.assert_allclose(ours, xla, atol=1e-4)

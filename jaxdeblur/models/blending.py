@@ -1,5 +1,7 @@
-"""Dynamic temporal blending: eq. 2 and 3 of "Online Video Deblurring via Dynamic Temporal Blending
-Network" (Kim, Lee, Schoelkopf, Hirsch, ICCV 2017).
+"""Dynamic temporal blending: eq. 2 and 3 of the paper on STRCNN+DTB.
+
+Source: "Online Video Deblurring via Dynamic Temporal Blending Network" (Kim, Lee, Schoelkopf,
+Hirsch, ICCV 2017), section 4.2.
 """
 
 from __future__ import annotations

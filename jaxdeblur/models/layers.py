@@ -8,6 +8,7 @@ one matrix product (``benchmarks/train_step.py`` measures the difference).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -28,38 +29,47 @@ LEAK = 0.1
 """Slope of the leaky ReLU for negative values, where a preset asks for it."""
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv2d(x: Input, kernel: Kernel, stride: int = 1) -> Output:
     """Convolution with zero padding; height and width are divided by ``stride``, rounded up."""
-    return _conv_same(x, kernel) if stride == 1 else _convolve(x, kernel, stride)
+    return _convolve(x, kernel, stride)
 
 
 def _convolve(x: Input, kernel: Kernel, stride: int = 1) -> Output:
     # Odd kernels only, so this padding centres the kernel for every stride and size; "SAME" would
     # shift by a pixel between odd and even sizes when the stride is 2.
     margins = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    if missing := -x.shape[-1] % 4:
+        # XLA's CPU code is 2.5 times slower for 15 input channels than for 16.
+        x = jnp.pad(x, [(0, 0)] * 3 + [(0, missing)])
+        kernel = jnp.pad(kernel, [(0, 0)] * 2 + [(0, missing), (0, 0)])
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), margins, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-@jax.custom_vjp
-def _conv_same(x: Input, kernel: Kernel) -> Output:
-    return _convolve(x, kernel)
+def _conv2d_forward(x: Input, kernel: Kernel, stride: int) -> tuple[Output, tuple[Input, Kernel]]:
+    return _convolve(x, kernel, stride), (x, kernel)
 
 
-def _conv_same_forward(x: Input, kernel: Kernel) -> tuple[Output, tuple[Input, Kernel]]:
-    return _convolve(x, kernel), (x, kernel)
-
-
-def _conv_same_backward(saved: tuple[Input, Kernel], gradient: Output) -> tuple[Input, Kernel]:
-    x, kernel = saved
+def _conv2d_backward(
+    stride: int, saved: tuple[Input, Kernel], gradient: Output
+) -> tuple[Input, Kernel]:
+    as_convolution = functools.partial(_gradients_as_convolution, stride=stride)
+    if stride > 1:  # never inside the recurrence, and the product would be mostly zeros
+        return as_convolution(*saved, gradient)
     return lax.platform_dependent(
-        x, kernel, gradient, cpu=_gradients_as_matmul, default=_gradients_as_convolution
+        *saved, gradient, cpu=_gradients_as_matmul, default=as_convolution
     )
 
 
-def _gradients_as_convolution(x: Input, kernel: Kernel, gradient: Output) -> tuple[Input, Kernel]:
-    return jax.vjp(_convolve, x, kernel)[1](gradient)
+def _gradients_as_convolution(
+    x: Input, kernel: Kernel, gradient: Output, *, stride: int
+) -> tuple[Input, Kernel]:
+    def convolve(x: Input, kernel: Kernel) -> Output:
+        return _convolve(x, kernel, stride)
+
+    return jax.vjp(convolve, x, kernel)[1](gradient)
 
 
 def _gradients_as_matmul(x: Input, kernel: Kernel, gradient: Output) -> tuple[Input, Kernel]:
@@ -84,7 +94,7 @@ def _gradients_as_matmul(x: Input, kernel: Kernel, gradient: Output) -> tuple[In
     return dx, dkernel.astype(kernel.dtype)
 
 
-_conv_same.defvjp(_conv_same_forward, _conv_same_backward)
+conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
 class Conv(nnx.Module):
