@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "evaluate.py")
+    run_command(main, "evaluate.py", together=True)

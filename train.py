@@ -75,7 +75,7 @@ def main() -> None:
         training=read_fields(arguments, training_defaults),
         data=dataclasses.asdict(read_fields(arguments, data_defaults)),
     )
-    cluster.use_cores(run.training.batch_size // processes.rows or 1)
+    cluster.use_cores(run.training.batch_size, processes)
     cluster.join(processes)
     try:
         runs.train(
@@ -122,4 +122,4 @@ def _import_extension(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "train.py")
+    run_command(main, "train.py", together=True)

@@ -96,13 +96,27 @@ class Checkpoints:
     Half-written ones are removed at the next start. Every process of a run takes part in saving.
     """
 
-    def __init__(self, folder: Path, keep: int = 3) -> None:
+    def __init__(self, folder: Path, keep: int = 3, *, options: Any = None) -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each save
         self.folder = folder
         self.manager = ocp.CheckpointManager(
             folder.absolute() / CHECKPOINTS_NAME,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            options=options
+            or ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
         )
+
+    @classmethod
+    def reader(cls, folder: Path) -> Checkpoints:
+        """Those of a run that may be going on: nothing in the folder is changed.
+
+        Each process reads by itself, whatever the others do.
+        """
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader-{me}"
+        )
+        options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
+        return cls(folder, options=options)
 
     def save(self, state: TrainState) -> None:
         """Saves ``state`` as the checkpoint of its step; an existing one of that step is kept."""
@@ -243,7 +257,7 @@ def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
         raise UserError(f"{folder}: it has no {CHECKPOINTS_NAME}/ yet")
     network = run.network if dtype is None else dataclasses.replace(run.network, dtype=dtype)
     rebuild, template = split(models.build(network))
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints.reader(folder)
     try:
         found = checkpoints.restore_weights(template)
     finally:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdeblur.errors import UserError
@@ -33,6 +35,8 @@ class ClusterConfig:
         given = [self.coordinator, self.num_processes, self.process_id]
         if any(value is not None for value in given) and None in given:
             raise UserError("--coordinator, --num-processes and --process-id go together")
+        if self.coordinator is not None and not re.fullmatch(r"\S+:\d{1,5}", self.coordinator):
+            raise UserError(f"--coordinator is HOST:PORT of process 0, not {self.coordinator!r}")
         if self.num_processes is not None and self.process_id is not None:
             if self.num_processes < 1:
                 raise UserError(f"--num-processes is 1 or more, not {self.num_processes}")
@@ -40,26 +44,64 @@ class ClusterConfig:
                 raise UserError(f"--process-id is 0 to {self.num_processes - 1}")
 
 
+_ALONE = ClusterConfig()
+
+# Processes that restore videos end hours apart, and each waits for the others before it leaves. A
+# process that has died is found out by its missing heartbeats, after 100 s, whatever this says.
+_WAIT_AT_THE_END = 7 * 24 * 3600
+
+
 def join(config: ClusterConfig) -> None:
     """Joins the other processes, if there are any; call it before anything touches a device.
 
     JAX finds its place by itself where SLURM, Open MPI or a Kubernetes JobSet started it.
+
+    Raises:
+      UserError: the others can't be found.
     """
-    if config.coordinator is not None:
-        jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
-    elif _started_by_a_cluster():
-        jax.distributed.initialize()
+    if config.coordinator is None and not _started_by_a_cluster():
+        return
+    # The loop saves at SIGTERM itself; JAX's service would swallow the signal until the loop runs.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            shutdown_timeout_seconds=_WAIT_AT_THE_END,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the other processes can't be joined ({str(error).splitlines()[0]}); say where they "
+            "are by --coordinator, --num-processes and --process-id"
+        ) from error
 
 
 def _started_by_a_cluster() -> bool:
-    sizes = [os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
+    return _processes_of_the_environment() > 1 or (
+        "JOBSET_NAME" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+    )
+
+
+def _processes_of_the_environment() -> int:
+    """How many processes SLURM or Open MPI started together with this one."""
     # A shell inside a SLURM allocation has SLURM_NTASKS but no rank: it is not a task.
-    ranked = "SLURM_PROCID" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ
-    in_job_set = "JOBSET_NAME" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
-    return (ranked and any(size.isdigit() and int(size) > 1 for size in sizes)) or in_job_set
+    for size, rank in (
+        ("SLURM_NTASKS", "SLURM_PROCID"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ):
+        if rank in os.environ and os.environ.get(size, "").isdigit():
+            return int(os.environ[size])
+    return 1
 
 
-def use_cores(batch_size: int) -> None:
+def wait_for_all(where: str) -> None:
+    """Waits until every process has come to ``where``."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def use_cores(batch_size: int, config: ClusterConfig = _ALONE) -> None:
     """Makes one CPU device a core, as far as the batch divides; no effect on GPUs.
 
     XLA hardly uses a second core for small convolutions; the batch over two devices is 1.4 times
@@ -67,11 +109,14 @@ def use_cores(batch_size: int) -> None:
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    if getattr(jax.config, "jax_num_cpu_devices", -1) > 0:  # set by the caller's environment or by a test
+    if (
+        getattr(jax.config, "jax_num_cpu_devices", -1) > 0
+    ):  # set by the caller's environment or by a test
         return
     cores = len(os.sched_getaffinity(0))
-    devices = max(n for n in range(1, cores + 1) if batch_size % n == 0)
-    jax.config.update("jax_num_cpu_devices", devices)
+    clips = batch_size // (config.num_processes or _processes_of_the_environment())
+    groups = [n for n in range(1, cores // config.rows + 1) if clips and clips % n == 0]
+    jax.config.update("jax_num_cpu_devices", config.rows * max(groups, default=1))
 
 
 def make_mesh(batch_size: int, rows: int = 1) -> Mesh:
@@ -83,6 +128,10 @@ def make_mesh(batch_size: int, rows: int = 1) -> Mesh:
     devices = jax.device_count()
     if devices % rows:
         raise UserError(f"--rows={rows} does not divide the number of devices, {devices}")
+    if jax.local_device_count() % rows:  # each process reads whole clips
+        raise UserError(
+            f"--rows={rows} does not divide the {jax.local_device_count()} devices of each process"
+        )
     if batch_size % (devices // rows):
         raise UserError(
             f"--batch-size={batch_size} must be a multiple of {devices // rows}, "

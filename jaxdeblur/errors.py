@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
     """Bad input. The message names the file or option and says what would be right, in one line."""
 
 
-def run_command(main: Callable[[], None], name: str) -> None:
+def run_command(main: Callable[[], None], name: str, *, together: bool = False) -> None:
     """Runs a command's ``main``; a :class:`UserError` becomes one line on stderr and exit code 2.
 
     Ctrl-C ends with exit code 130 and one line, as shells expect.
+
+    Args:
+      main: the command.
+      name: what its messages begin with.
+      together: its processes, should there be several, work on one thing: if one fails, it leaves
+        at once. At its normal end a process waits for the others, which may be waiting for it.
     """
+    leave = _leave if together else sys.exit
     try:
         main()
     except UserError as error:
         message = " ".join(str(error).split())
         print(f"{name}: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        leave(2)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        leave(130)
+    except Exception:
+        if not together:
+            raise
+        traceback.print_exc()
+        leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

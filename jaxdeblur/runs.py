@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 
 from jaxdeblur import cluster, models, training
@@ -64,6 +63,7 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
 
 def _make_folder(run: Run, folder: Path, resume: bool) -> None:
     """Empties the folder unless its run goes on, and writes the config."""
+    cluster.wait_for_all("every process has looked at the folder")
     if jax.process_index() == 0:
         try:
             if folder.is_dir() and not resume:
@@ -72,8 +72,7 @@ def _make_folder(run: Run, folder: Path, resume: bool) -> None:
             run.write(folder)
         except OSError as error:
             raise UserError(f"--out={folder}: {error.strerror}") from error
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the run folder is there")
+    cluster.wait_for_all("the run folder is there")
 
 
 def train(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import signal
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -310,8 +310,12 @@ class NonFiniteError(Exception):
 # A step's result is looked at this many steps later, so that the device never waits for the host.
 _LAG = 2
 
-# Agreeing on whether to stop takes a round over the network, so not after every step.
-_STEPS_BETWEEN_AGREEMENTS = 10
+# Agreeing on whether to stop takes a round over the network and waits for the device, so not after
+# every step; but a job that is to end has 30 s on many clusters.
+_SECONDS_BETWEEN_AGREEMENTS = 2.0
+_MOST_STEPS_BETWEEN_AGREEMENTS = 100
+
+Result = TypeVar("Result")
 
 
 def run_steps(
@@ -339,14 +343,14 @@ def run_steps(
         watcher.step(step, metrics)
 
     first = int(state.step)
-    with _stop_signals() as asked:
+    with _StopSignals(first) as stop:
         for step in range(first + 1, config.steps + 1):
             batch = next(batches)
             state, metrics = step_function(state, batch)
             pending.append((step, metrics, batch))
             if len(pending) > _LAG:
                 look_at_oldest()
-            stop_by = asked(step)
+            stop_by = stop.asked(step)
             last = step == config.steps
             validating = (
                 bool(validate)
@@ -358,7 +362,13 @@ def run_steps(
                 while pending:  # what is saved must be known to be finite
                     look_at_oldest()
             if validating and validate is not None and stop_by is None:
-                watcher.validated(step, validate(best_parameters(state)))
+                parameters = best_parameters(state)
+                scores = stop.unless_stopped(lambda p=parameters: validate(p))  # type: ignore[misc]
+                if scores is not None:
+                    watcher.validated(step, scores)
+                elif jax.process_count() == 1:
+                    stop_by = stop.asked(step)
+                    saving = True
             if saving:
                 saver.save(state)
             if stop_by is not None and not last:
@@ -371,37 +381,69 @@ def best_parameters(state: TrainState) -> Parameters:
     return state.average or state.parameters
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[int], signal.Signals | None]]:
-    """Yields a function that tells whether to stop after a step, and by which signal.
+class _StopSignals:
+    """Within it, SIGINT and SIGTERM are remembered instead of ending the process.
 
-    A second ctrl-C ends the process at once. Of several processes, all stop after the same step.
+    A second ctrl-C ends it at once. Of several processes, all stop after the same step.
     """
-    came: list[signal.Signals] = []
 
-    def handler(number: int, frame: FrameType | None) -> None:
-        if came and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        came.append(signal.Signals(number))
+    def __init__(self, first: int) -> None:
+        self._came: signal.Signals | None = None
+        self._may_cut_short = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._agreed_at, self._agreed_when = first, time.monotonic()
+        self._agree_next = first + 1
 
-    def asked(step: int) -> signal.Signals | None:
+    def __enter__(self) -> _StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._handle)
+            except ValueError:  # not the main thread: whoever runs the loop there handles signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def asked(self, step: int) -> signal.Signals | None:
+        """Whether to stop after ``step``, and by which signal; the same in all processes."""
         if jax.process_count() == 1:
-            return came[0] if came else None
-        if step % _STEPS_BETWEEN_AGREEMENTS:
+            return self._came
+        if step < self._agree_next:
             return None
-        theirs = multihost_utils.process_allgather(np.int32(came[0] if came else 0))
-        return signal.Signals(int(theirs.max())) if theirs.any() else None
+        now = time.monotonic()
+        mine = np.array([self._came or 0, 1e3 * (now - self._agreed_when)], np.int32)
+        signals, waited = multihost_utils.process_allgather(mine).T
+        # All compute the next step to agree at from the same numbers, those of the slowest.
+        pace = (step - self._agreed_at) / max(int(waited.max()), 1) * 1e3
+        steps = int(pace * _SECONDS_BETWEEN_AGREEMENTS)
+        self._agree_next = step + min(max(steps, 1), _MOST_STEPS_BETWEEN_AGREEMENTS)
+        self._agreed_at, self._agreed_when = step, now
+        return signal.Signals(int(signals.max())) if signals.any() else None
 
-    watched = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = {number: signal.signal(number, handler) for number in watched}
-    except ValueError:  # not the main thread: whoever runs the loop there handles signals
-        before = {}
-    try:
-        yield asked
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
+    def unless_stopped(self, work: Callable[[], Result]) -> Result | None:
+        """Does what can be dropped: the first signal cuts it short, and None comes back."""
+        try:
+            try:
+                self._may_cut_short = True
+                return None if self._came else work()
+            finally:
+                self._may_cut_short = False
+        except _CutShort:
+            return None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._came = self._came or signal.Signals(number)
+        if self._may_cut_short:
+            self._may_cut_short = False
+            raise _CutShort
+
+
+class _CutShort(BaseException):
+    """A signal came during work that can be dropped."""
 
 
 def global_batches(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
