@@ -283,7 +283,9 @@ def network_share(preset: str, size: str, implementation: Any) -> str:
     from jaxdeblur import models, presets
 
     config: Any = dataclasses.replace(
-        presets.PRESETS[preset].network, implementation=implementation, dtype="bfloat16"
+        presets.PRESETS[preset].network,
+        implementation="reference" if implementation == "interpret" else implementation,
+        dtype="bfloat16",
     )
     width, height = map(int, size.split("x"))
     model = models.build(config)

@@ -80,8 +80,9 @@ result, and the weights or maps it works with. So those cost at most 1/16 of the
 JOINED_CHUNKS = 32
 """Partial results joined at a time: 32 rows of 256 float32 are 32 kB, 64 registers a thread."""
 
-WIDEST = 256
-"""Maps or channels, padded: more are not compiled and tested. The accumulator is their product."""
+WIDEST = {2: 256, 4: 128}
+"""Most maps or channels, padded, by the bytes of a number. In float32 the backward pass of a
+projected squeeze of 256 x 64 needs 168 kB of shared memory, where an A100 has 167."""
 
 
 def choose(kernel: str, maps: int, channels: int, dtype: DTypeLike) -> Tile:
@@ -93,10 +94,11 @@ def choose(kernel: str, maps: int, channels: int, dtype: DTypeLike) -> Tile:
 
 def limit(maps: int, channels: int, dtype: DTypeLike) -> str | None:
     """Say which limit of the kernels these padded sizes pass, or None."""
-    numbers = max(row.numbers for row in TABLE if row.bytes == jnp.dtype(dtype).itemsize)
-    if max(maps, channels) <= WIDEST and maps * channels <= numbers:
+    width = jnp.dtype(dtype).itemsize
+    numbers, widest = max(r.numbers for r in TABLE if r.bytes == width), WIDEST[width]
+    if max(maps, channels) <= widest and maps * channels <= numbers:
         return None
     return (
-        f"the kernels take up to {WIDEST} maps, {WIDEST} channels and {numbers} of their product "
+        f"the kernels take up to {widest} maps, {widest} channels and {numbers} of their product "
         f"in {jnp.dtype(dtype).name}, padded to powers of two; these are {maps} and {channels}"
     )
