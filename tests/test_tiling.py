@@ -18,7 +18,7 @@ from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration import Stream, step_memory
 from jaxdeblur.tiling import TileGrid, halo_of, parse_tiles
 
-STRCNN = StrcnnConfig(m=1, width=4, blocks=2, head_width=4, residual=True)
+STRCNN = StrcnnConfig(m=1, width=4, blocks=1, head_width=4, residual=True)
 COARSE_TO_FINE = StrcnnConfig(
     m=1, width=4, blocks=1, head_width=0, residual=True, blending="none", scales=(2, 1)
 )
@@ -31,7 +31,7 @@ ATTENTION = FstaConfig(
     dense_layers=1,
     encoder_blocks=(1, 1),
     decoder_blocks=(1, 1),
-    attention_levels=(0, 1),
+    attention_levels=(1,),
     spatial_maps=4,
     temporal_maps=2,
 )
@@ -80,10 +80,9 @@ def test_without_the_halo_there_are_seams(monkeypatch):
     assert np.abs(seams - whole).max() > 1
 
 
-@pytest.mark.parametrize("config", [STRCNN, COARSE_TO_FINE])
-def test_the_halo_covers_what_a_step_reads_and_little_more(config):
+def test_the_halo_covers_what_a_step_reads_and_little_more():
     """The gradient of a block of outputs reaches exactly the inputs that it reads."""
-    model = model_of(config)
+    model = model_of(STRCNN)
     halo, cell = halo_of(model), model.multiple
     width = 2 * halo + 9 * cell
     width -= width % cell
@@ -114,7 +113,6 @@ def test_the_halo_covers_what_a_step_reads_and_little_more(config):
         new = jax.tree.leaves(new)
         return [image, *(new[i] for i in index)]
 
-    outputs, pull = jax.vjp(step, frame, [floats[i] for i in index])
     middle = width // cell // 2 * cell
 
     def only_the_middle(x):
@@ -125,7 +123,12 @@ def test_the_halo_covers_what_a_step_reads_and_little_more(config):
         inside = (columns >= start) & (columns < start + samples)
         return noise * inside[:, None]
 
-    gradients = pull([only_the_middle(x) for x in outputs])
+    @jax.jit
+    def gradients_of(frame, chosen):
+        outputs, pull = jax.vjp(step, frame, chosen)
+        return pull([only_the_middle(x) for x in outputs])
+
+    gradients = gradients_of(frame, [floats[i] for i in index])
     reach = 0
     for gradient in jax.tree.leaves(gradients):
         pixels = width // gradient.shape[-2]
@@ -135,7 +138,7 @@ def test_the_halo_covers_what_a_step_reads_and_little_more(config):
             continue
         reach = max(reach, middle - columns.min(), columns.max() + pixels - middle - cell)
     assert reach <= halo
-    assert reach >= 0.5 * halo
+    assert reach >= 0.75 * halo
 
 
 def test_models_that_need_whole_frames_refuse_tiles():
@@ -149,7 +152,7 @@ def test_models_that_need_whole_frames_refuse_tiles():
 
 
 def test_tiles_take_less_memory():
-    model = models.build(StrcnnConfig(m=1, width=32, blocks=2, head_width=32, residual=True))
+    model = models.build(StrcnnConfig(m=1, width=32, blocks=1, head_width=32))
     whole = step_memory(model, 64, 2048)
     tiles = step_memory(model, 64, 2048, tiles=TileGrid(64, 64))
     assert tiles < 0.6 * whole
