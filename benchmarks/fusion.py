@@ -1,6 +1,6 @@
 """What each way of fusing a window costs, by the number of pixels and by the number of frames.
 
-    python benchmarks/fusion.py
+    python -m benchmarks.fusion
 
 One fusion block alone, without the network around it: from the features of T frames, h x w x 48, to
 what the middle frame takes from them. The full affinity is there twice: with the HW rows that the
@@ -35,7 +35,7 @@ CHUNK_BYTES = 2**26
 """What the full affinity may take at a time."""
 MOST_FLOPS = 1.2e11
 """A block that takes more is not run: seconds each time on two cores."""
-SIZES = ((16, 24), (32, 48), (64, 96), (128, 192), (256, 384))
+SIZES = ((16, 24), (32, 48), (64, 96), (128, 192))
 WINDOWS = (3, 5, 9, 17, 33)
 
 Block = Callable[[Any, jax.Array], jax.Array]

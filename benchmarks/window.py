@@ -1,6 +1,6 @@
 """What a longer window costs a causal stream: time per frame and bytes of state, by T.
 
-    python benchmarks/window.py
+    python -m benchmarks.window
 
 A past frame is kept as M+1 vectors an attention block, so both should hardly grow. The windows take
 turns, frame by frame, so that a busy moment of the machine does not count against one of them.

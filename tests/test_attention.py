@@ -172,7 +172,7 @@ def test_kernels_equal_the_equations(kernel):
 def test_temporal_logits_are_a_convolution_over_the_window():
     block = make_block(temporal_kernel=3)
     pooled = draw(1, T, C)
-    kernel = np.asarray(block.f_t_kernel[...])
+    kernel = np.asarray(block.f_t[...])
     logits = np.zeros((N, T), np.float32)
     for n, t, i, c in itertools.product(range(N), range(T), range(3), range(C)):
         if 0 <= t + i - 1 < T:

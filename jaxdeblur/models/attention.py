@@ -12,7 +12,7 @@ equation. Every softmax is in float32 whatever the dtype of the features.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,13 @@ class FactorisedAttention(Fusion):
         for all. It changes no parameter, so it can be set after training.
       implementation: "reference" runs the equations above as they stand; the others run eq. 1-2 and
         5-6 in ``kernels``, where they need not write the maps A_s and A_p to memory.
+
+    Attributes:
+      sharding: how batch and pixels are spread over a mesh, which a kernel must be told; None
+        where one device has them all. Set by ``Fsta.spread_over``.
     """
+
+    sharding: kernels.Sharding | None
 
     def __init__(
         self,
@@ -134,14 +140,15 @@ class FactorisedAttention(Fusion):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.f_s = Conv(channels, spatial, spatial_kernel, dtype=dtype, rngs=rngs)
+        # A bias of f_s or f_t would shift all logits of a softmax alike, without effect.
+        self.f_s = Conv(channels, spatial, spatial_kernel, bias=None, dtype=dtype, rngs=rngs)
         deviation = (2.0 / (temporal_kernel * channels)) ** 0.5
         shape = (temporal_kernel, channels, temporal)
-        self.f_t_kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
-        self.f_t_bias = nnx.Param(jnp.zeros((temporal,)))
+        self.f_t = nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
         self.f_p = Conv(channels, spatial * temporal, pixel_kernel, dtype=dtype, rngs=rngs)
         self.key_frames = key_frames
         self.implementation = implementation
+        self.sharding = None
         self.radius = max(self.f_s.radius, self.f_p.radius)
 
     def remember(self, features: ClipFeatures) -> FrameMemory:
@@ -151,12 +158,9 @@ class FactorisedAttention(Fusion):
         if self.implementation == "reference":
             return FrameMemory(spatial_squeeze(self.spatial_maps(features), x), pooled)
         if self.f_s.radius:
-            logits = self._spatial_logits(features)
-            squeezed = kernels.softmax_squeeze(logits, x, implementation=self.implementation)
+            squeezed = kernels.softmax_squeeze(self._spatial_logits(features), x, **self._run)
         else:
-            squeezed = kernels.projected_squeeze(
-                x, *_projection(self.f_s), implementation=self.implementation
-            )
+            squeezed = kernels.projected_squeeze(x, *_projection(self.f_s), **self._run)
         return FrameMemory(squeezed, pooled)
 
     def remember_part(self, features: ClipFeatures, inside: Bool[Array, "h w"]) -> PartialMemory:
@@ -177,12 +181,9 @@ class FactorisedAttention(Fusion):
         if self.implementation == "reference":
             y = expand(self.pixel_maps(features), squeezed_window)
         elif self.f_p.radius:
-            logits = self._pixel_logits(features)
-            y = kernels.softmax_expand(logits, squeezed_window, implementation=self.implementation)
+            y = kernels.softmax_expand(self._pixel_logits(features), squeezed_window, **self._run)
         else:
-            y = kernels.projected_expand(
-                x, *_projection(self.f_p), squeezed_window, implementation=self.implementation
-            )
+            y = kernels.projected_expand(x, *_projection(self.f_p), squeezed_window, **self._run)
         return y.reshape(features.shape)
 
     def spatial_maps(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
@@ -200,17 +201,22 @@ class FactorisedAttention(Fusion):
         """A_p of the current frame (eq. 5)."""
         return pixel_maps(self._pixel_logits(features))
 
+    @property
+    def _run(self) -> dict[str, Any]:
+        """What every call of a kernel is told."""
+        return {"implementation": self.implementation, "sharding": self.sharding}
+
     def _spatial_logits(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
         """f_s."""
         return rearrange(self.f_s(features), "B T h w M -> B T M (h w)")
 
     def _temporal_logits(self, pooled: Float[Array, "B T C"]) -> Float[Array, "B N T"]:
         """f_t: a 1-D convolution over the window, zeros beyond its ends, in float32."""
-        kernel, time = self.f_t_kernel[...], pooled.shape[1]
+        kernel, time = self.f_t[...], pooled.shape[1]
         margin = kernel.shape[0] // 2
         padded = jnp.pad(pooled.astype(jnp.float32), ((0, 0), (margin, margin), (0, 0)))
         shifted = jnp.stack([padded[:, i : i + time] for i in range(kernel.shape[0])])
-        return _einsum("iBTC,iCN->BNT", shifted, kernel) + self.f_t_bias[...][:, None]
+        return _einsum("iBTC,iCN->BNT", shifted, kernel)
 
     def _pixel_logits(self, features: Features) -> Float[Array, "B P K"]:
         """f_p."""
@@ -219,8 +225,8 @@ class FactorisedAttention(Fusion):
 
 def _projection(conv: Conv) -> tuple[Float[Array, "C M"], Float[Array, " M"]]:
     """A 1x1 convolution as a matrix and a bias."""
-    assert conv.bias is not None
-    return conv.kernel[...][0, 0], conv.bias[...]
+    kernel = conv.kernel[...][0, 0]
+    return kernel, jnp.zeros(kernel.shape[1]) if conv.bias is None else conv.bias[...]
 
 
 def keep_key_frames(logits: Float[Array, "B N T"], count: int) -> Float[Array, "B N T"]:

@@ -18,9 +18,11 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+import kernels
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.attention import (
     FactorisedAttention,
@@ -452,6 +454,19 @@ class Fsta(VideoRestorer):
             radius += 2 ** (level + 1) * block.radius
         # Halving joins blocks of pixels: a reach that ends inside a block extends to its end.
         return radius + self.multiple
+
+    # --- Several devices ---
+
+    def spread_over(self, mesh: Mesh) -> None:
+        """Tells the kernels that clips lie over ``mesh`` as ``cluster.clips_over`` spreads them.
+
+        The compiler divides everything else by itself; a kernel that is told nothing would have
+        all of the batch brought to every device. Call it where the train step rebuilds the model.
+        """
+        sharding = kernels.Sharding(mesh, batch="data", pixels="rows")
+        for block in self.fusion:
+            if isinstance(block.fusion, FactorisedAttention):
+                block.fusion.sharding = sharding
 
     # --- Pictures of the attention ---
 
