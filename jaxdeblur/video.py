@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -538,7 +538,7 @@ class VideoWriter:
                 self._durations[picture.pts] = picture.duration
             self._mux(self._track.encode(frame))
 
-    def copy(self, packets: list[Any]) -> None:
+    def copy(self, packets: Sequence[Any]) -> None:
         """Copies packets of other tracks, bit for bit."""
         with self._explained():
             for packet in packets:

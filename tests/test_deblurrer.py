@@ -74,7 +74,7 @@ def test_device_strength_and_tiles(model):
         jax.devices()[1]
     }
     assert np.abs(second(BLURRED).astype(int) - Deblurrer(model)(BLURRED)).max() <= 1
-    np.testing.assert_array_equal(Deblurrer(model, strength=0)(BLURRED), BLURRED)
+    np.testing.assert_array_equal(Deblurrer(model, strength=0.0)(BLURRED), BLURRED)
 
 
 @pytest.mark.parametrize(
