@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import imageio.v3 as imageio
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -89,7 +90,7 @@ def write_png(
     try:
         with replace_when_whole(path) as part:
             # Level 1 is four times faster on video frames than the default 6, and 13 % larger.
-            Image.fromarray(image).save(part, format="PNG", compress_level=1)
+            imageio.imwrite(part, image, plugin="pillow", extension=".png", compress_level=1)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {_reason(error)}") from error
 

@@ -26,6 +26,7 @@ from jaxdeblur.data.scenes import (
     texture_size,
 )
 from jaxdeblur.errors import UserError
+from jaxdeblur.images import MAX_PIXELS
 
 RENDERED = "rendered"
 
@@ -59,6 +60,7 @@ class DataConfig:
         of the steps. 0 for none.
       curriculum_start: the first limit, pixels a frame.
       workers: threads that read ahead.
+      max_pixels: larger frames are refused before they are decoded.
       max_bad_samples: unreadable clips that are skipped, each with a warning, before the run stops.
       validate_on: the data set of the validation during the run.
       validate_only: of it, the videos whose names begin so; all without.
@@ -82,6 +84,7 @@ class DataConfig:
     curriculum: float = 0.0
     curriculum_start: float = 6.0
     workers: int = 1
+    max_pixels: int = MAX_PIXELS
     max_bad_samples: int = 0
     validate_on: str = RENDERED
     validate_only: tuple[str, ...] = ()
@@ -94,7 +97,7 @@ class DataConfig:
             raise UserError(f"--mix has {len(self.mix)} shares for {len(self.data)} data sets")
         if self.mix and not (all(share >= 0 for share in self.mix) and sum(self.mix) > 0):
             raise UserError(f"--mix is shares, 0 or more and not all 0, not {self.mix}")
-        for name in ("pool", "workers", "validate_frames"):
+        for name in ("pool", "workers", "validate_frames", "max_pixels"):
             if getattr(self, name) < 1:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} is 1 or more, not {getattr(self, name)}")
@@ -159,7 +162,12 @@ def _training_source(config: DataConfig, spec: str, seed: int) -> Dataset | Scen
             photos=config.photos,
         )
     return open_dataset(
-        spec, "train", variant=config.variant, only=config.only, exclude=config.exclude
+        spec,
+        "train",
+        variant=config.variant,
+        only=config.only,
+        exclude=config.exclude,
+        max_pixels=config.max_pixels,
     )
 
 
@@ -203,6 +211,7 @@ def validation_videos(config: DataConfig) -> list[Video]:
             "validation",
             variant=config.variant,
             only=config.validate_only,
+            max_pixels=config.max_pixels,
         ).videos
     )
 
