@@ -6,6 +6,7 @@ from __future__ import annotations
 import signal
 import sys
 
+from jaxdeblur import extensions
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser, add_fields, read_fields
 
@@ -46,7 +47,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the computation")
     add_fields(parser, DeblurConfig(), "restoration")
     add_fields(parser, cluster.ClusterConfig(), "devices and processes")
+    extensions.add_option(parser)
     arguments = parser.parse_args()
+    if arguments.extension:
+        extensions.load(arguments.extension)
     config = read_fields(arguments, DeblurConfig())
 
     inputs, output = arguments.paths, None
@@ -59,7 +63,9 @@ def main() -> None:
         raise UserError("--compare is for one input")
 
     keep_compiled()
-    cluster.join(read_fields(arguments, cluster.ClusterConfig()))
+    processes = read_fields(arguments, cluster.ClusterConfig())
+    cluster.use_cores(1, processes)
+    cluster.join(processes)
     jobs = jobs[jax.process_index() :: jax.process_count()]
     if config.skip_done:
         jobs = [job for job in jobs if not job.is_done]
@@ -72,6 +78,7 @@ def main() -> None:
         tile=config.tile,
         device=arguments.device,
         dtype=arguments.dtype,
+        rows=processes.rows,
     )
     if arguments.ckpt is None and not config.quiet:
         print(f"weights: {deblurrer.source}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jaxdeblur import extensions
 from jaxdeblur.errors import run_command
 from jaxdeblur.metrics import PROTOCOLS
 from jaxdeblur.options import Parser, add_fields, read_fields
@@ -19,6 +20,7 @@ def main() -> None:
     from jaxdeblur.compilation import keep_compiled
     from jaxdeblur.data.datasets import open_dataset
     from jaxdeblur.data.synthesis import Exposure
+    from jaxdeblur.restoration import over_rows
 
     parser = Parser(
         prog="evaluate.py",
@@ -37,12 +39,20 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the computation")
     add_fields(parser, evaluation.EvaluationConfig(), "evaluation")
     add_fields(parser, cluster.ClusterConfig(), "devices and processes")
+    extensions.add_option(parser)
     arguments = parser.parse_args()
+    if arguments.extension:
+        extensions.load(arguments.extension)
     config = read_fields(arguments, evaluation.EvaluationConfig())
 
     keep_compiled()
-    cluster.join(read_fields(arguments, cluster.ClusterConfig()))
+    processes = read_fields(arguments, cluster.ClusterConfig())
+    cluster.use_cores(1, processes)
+    cluster.join(processes)
     loaded = load_model(arguments.ckpt, dtype=arguments.dtype)
+    if processes.rows > 1:
+        shared_out = over_rows(loaded.model, cluster.row_devices(processes.rows))
+        loaded = loaded._replace(model=shared_out)
     dataset = open_dataset(
         config.data,
         "test",

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 import textwrap
 from pathlib import Path
 
+from jaxdeblur import extensions
 from jaxdeblur.cluster import ClusterConfig
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.errors import run_command
 from jaxdeblur.options import Parser, add_fields, read_fields
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     """Reads the options and trains."""
     extension, model = _first_look(sys.argv[1:])
     if extension:
-        _import_extension(Path(extension))
+        extensions.load(extension)
 
     from jaxdeblur import cluster, presets, runs, training
     from jaxdeblur.checkpoints import Run
@@ -41,9 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--start-from", metavar="CKPT", help="a run or weights whose parameters are the first ones"
     )
-    parser.add_argument(
-        "--extension", metavar="FILE", help="a Python file that adds models and presets"
-    )
+    extensions.add_option(parser)
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="look at a batch whose loss was not finite"
     )
@@ -109,16 +107,6 @@ def _folder(arguments: list[str], model: str) -> Path:
     parser.add_argument("--out", type=Path, default=Path("runs") / model)
     known, _ = parser.parse_known_args(arguments)
     return Path(known.out)
-
-
-def _import_extension(path: Path) -> None:
-    """Runs the user's own file, which registers models and presets."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise UserError(f"--extension={path}: no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
 
 
 if __name__ == "__main__":

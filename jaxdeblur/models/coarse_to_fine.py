@@ -18,6 +18,7 @@ from flax import nnx
 from jax import lax
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.layers import enlarge, reduce_size
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.shapes import Clip, Frame, ReducedClip
@@ -125,6 +126,15 @@ class CoarseToFine(VideoRestorer):
             starts_at += level.lookahead
         seen = jnp.minimum(state.seen + 1, self.lookahead)
         return StreamState(tuple(states), seen, past_end), current
+
+    def explain_clip(self, clip: Clip) -> Explanation:
+        """What the finest level says of the clip that the coarser ones left it."""
+        current = self._pad(clip)
+        for scale, level in zip(self.scales[:-1], self.levels[:-1], strict=True):
+            reduced = reduce_size(current, scale)
+            current = current + enlarge(level.restore_clip(reduced) - reduced, scale)
+        explain = explainer(self.levels[-1])
+        return explain(current) if explain else Explanation()
 
     @property
     def receptive_radius(self) -> int:

@@ -1,0 +1,19 @@
+"""Installs what lets the tests compile GPU kernels without a GPU: JAX's CUDA plugin, bare.
+
+Without its dependencies, which are gigabytes of CUDA libraries that compiling does not need. Where
+it can't be had, those tests skip and say so; everything else runs.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jax
+
+PACKAGES = [f"jax-cuda12-plugin=={jax.__version__}", f"jax-cuda12-pjrt=={jax.__version__}"]
+
+if __name__ == "__main__":
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES]
+    if subprocess.run(command, check=False).returncode:
+        print(f"{' and '.join(PACKAGES)} can't be installed: tests that need them will skip")
