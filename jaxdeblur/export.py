@@ -1,0 +1,72 @@
+"""Writes a run as one safetensors file to pass on: ``python -m jaxdeblur.export RUN FILE``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from jaxdeblur.checkpoints import export_weights, load_model
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.options import Parser
+
+
+def main() -> None:
+    """Reads the options and writes the file."""
+    parser = Parser(prog="python -m jaxdeblur.export", description=__doc__)
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("file", type=Path, help="the .safetensors file")
+    parser.add_argument("--half", action="store_true", help="stores float16, half the size")
+    parser.add_argument("--licence", required=True, help="of the data that it was trained on")
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="METRICS",
+        help="metrics.json of evaluations, whose totals go into the file",
+    )
+    arguments = parser.parse_args()
+    if arguments.file.suffix != ".safetensors":
+        raise UserError(f"{arguments.file}: the name of a weights file ends in .safetensors")
+    loaded = load_model(arguments.run)
+    metadata = {
+        "licence of the data": arguments.licence,
+        "commit": _commit(),
+        "scores": [_totals(path) for path in arguments.scores],
+    }
+    # A folder of photographs or videos is a path of the machine that trained: its name will do.
+    data = loaded.metadata["data"]
+    data["data"] = [_without_folder(spec) for spec in data["data"]]
+    data["photos"] = data["photos"] and Path(data["photos"]).name
+    data["validate_on"] = _without_folder(data["validate_on"])
+    export_weights(loaded, arguments.file, metadata=metadata, half=arguments.half)
+    print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes, {loaded.source}")
+
+
+def _without_folder(spec: str) -> str:
+    layout, colon, path = spec.rpartition(":")
+    return f"{layout}{colon}{Path(path).name}"
+
+
+def _totals(path: Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        dataset, protocol = metrics["dataset"], metrics["protocol"]
+        where = {"data": dataset["name"], "variant": dataset["variant"], "by": protocol["name"]}
+        totals = {name: metrics[name] for name in ("psnr", "psnr_blurred", "ssim", "ssim_blurred")}
+        totals = {name: round(value, 4) for name, value in totals.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--scores={path}: no metrics.json of an evaluation ({error})") from error
+    return {**where, **totals}
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    run_command(main, "jaxdeblur.export")
