@@ -60,6 +60,7 @@ def main() -> None:
         exposure=Exposure(config.tau, config.period),
         only=config.only,
         exclude=config.exclude,
+        max_pixels=config.max_pixels,
     )
     out = arguments.out or evaluation.default_folder(arguments.ckpt, dataset, config)
     metrics = evaluation.evaluate(loaded, dataset, config, out, overwrite=arguments.overwrite)

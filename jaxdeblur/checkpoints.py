@@ -24,7 +24,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jaxdeblur import models, weights
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole, write_json
-from jaxdeblur.models.parameters import Parameters, split
+from jaxdeblur.models.parameters import Parameters, outline, split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import differing_fields, from_json
 from jaxdeblur.training import TrainingConfig, TrainState, best_parameters
@@ -153,7 +153,7 @@ class Checkpoints:
         found = self._newest(restore)
         return found[1] if found else None
 
-    def restore_weights(self, template: Parameters) -> tuple[int, Parameters] | None:
+    def restore_weights(self, template: dict[str, Any]) -> tuple[int, Parameters] | None:
         """The newest weights that can be read whole and their step, or None."""
         here = SingleDeviceSharding(jax.local_devices()[0])
         abstract = {name: _abstract(a, here) for name, a in template.items()}
@@ -256,7 +256,7 @@ def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
     if not (folder / CHECKPOINTS_NAME).is_dir():
         raise UserError(f"{folder}: it has no {CHECKPOINTS_NAME}/ yet")
     network = run.network if dtype is None else dataclasses.replace(run.network, dtype=dtype)
-    rebuild, template = split(models.build(network))
+    rebuild, template = outline(lambda: models.build(network))
     checkpoints = Checkpoints.reader(folder)
     try:
         found = checkpoints.restore_weights(template)
@@ -286,14 +286,14 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
     network = network_from_json(about.get("network"), str(path))
     if dtype is not None:
         network = dataclasses.replace(network, dtype=dtype)
-    rebuild, template = split(models.build(network))
+    rebuild, template = outline(lambda: models.build(network))
     check_fits(template, arrays, str(path))
     parameters = {name: jax.numpy.asarray(arrays[name], jax.numpy.float32) for name in template}
     preset = str(about.get("preset", ""))
     return LoadedModel(rebuild(parameters), preset, network, about["step"], source, about)
 
 
-def check_fits(template: Parameters, arrays: dict[str, Any], where: str) -> None:
+def check_fits(template: dict[str, Any], arrays: dict[str, Any], where: str) -> None:
     """Raises :class:`UserError`, naming the first differences, unless names and shapes agree."""
     shapes = {name: tuple(array.shape) for name, array in template.items()}
     theirs = {name: tuple(array.shape) for name, array in arrays.items()}

@@ -142,6 +142,14 @@ def make_mesh(batch_size: int, rows: int = 1) -> Mesh:
     )
 
 
+def row_devices(rows: int) -> list[jax.Device]:
+    """The devices of this process over which restoration shares out the rows of a frame."""
+    devices = jax.local_devices()
+    if len(devices) < rows:
+        raise UserError(f"--rows={rows}: this process has {len(devices)} device(s)")
+    return devices[:rows]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())

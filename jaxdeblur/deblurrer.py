@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxdeblur import cluster
 from jaxdeblur.checkpoints import load_model
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.pixels import RGB8, PixelLayout, layout_of
-from jaxdeblur.restoration import PixelClip, Pixels, Stream, choose_tiles
+from jaxdeblur.restoration import PixelClip, Pixels, Stream, choose_tiles, over_rows
 from jaxdeblur.tiling import TileGrid, parse_tiles
 
 
@@ -41,6 +42,7 @@ class Deblurrer:
         tile: str = "auto",
         device: str | jax.Device | None = None,
         dtype: str | None = None,
+        rows: int = 1,
     ):
         """Loads the weights.
 
@@ -52,6 +54,8 @@ class Deblurrer:
             more memory than there is; "auto" decides by the free memory of the device.
           device: where to compute, as "cpu", "gpu" or "gpu:1"; None for JAX's first.
           dtype: of the computation, "float32" or "bfloat16"; None for the network's own.
+          rows: over how many devices the rows of each frame are shared out, for frames too large
+            for one; then there are no tiles.
 
         Raises:
           UserError: there are no such weights, or an argument is out of its range.
@@ -67,6 +71,13 @@ class Deblurrer:
         else:
             loaded = load_model(default_weights() if weights is None else str(weights), dtype=dtype)
             self.model, self.source = loaded.model, f"{loaded.source} ({loaded.preset})"
+        self._rows = rows
+        if rows > 1:
+            if tile not in ("auto", "none") or device is not None:
+                raise UserError(
+                    "--rows takes whole frames on JAX's first devices: no --tile, --device"
+                )
+            self.model = over_rows(self.model, cluster.row_devices(rows))
         if device is not None:
             chosen = find_device(device) if isinstance(device, str) else device
             graph, state = nnx.split(self.model)
@@ -122,6 +133,8 @@ class Deblurrer:
 
     def tiles(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
         """The tiles in which frames of a size are restored; None for the whole frame at once."""
+        if self._rows > 1:
+            return None
         if self._tile != "auto":
             return parse_tiles(self._tile)
         key = (height, width, layout)

@@ -24,7 +24,7 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
       together: its processes, should there be several, work on one thing: if one fails, it leaves
         at once. At its normal end a process waits for the others, which may be waiting for it.
     """
-    leave = _leave if together else sys.exit
+    leave: Callable[[int], NoReturn] = _leave if together else sys.exit
     try:
         main()
     except UserError as error:
@@ -34,7 +34,11 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         leave(130)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            reason = str(error).splitlines()[0][:200] if str(error) else ""
+            print(f"{name}: error: not enough memory: {reason}", file=sys.stderr)
+            leave(2)
         if not together:
             raise
         traceback.print_exc()

@@ -32,7 +32,7 @@ from jaxdeblur.checkpoints import LoadedModel, network_to_json
 from jaxdeblur.data.datasets import Dataset, Video
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, write_json
-from jaxdeblur.images import write_png
+from jaxdeblur.images import MAX_PIXELS, write_png
 from jaxdeblur.metrics import (
     Flicker,
     Protocol,
@@ -69,6 +69,7 @@ class EvaluationConfig:
       tau: high-speed frames: how many are averaged to a blurred one.
       period: high-speed frames: from the start of one exposure to the next.
       max_frames: restores the first frames of each video alone.
+      max_pixels: larger frames are refused before they are decoded.
       protocol: how it is scored; docs/protocols.md.
       frames: writes the restored frames as PNG.
       explain: shows what the network blended or attended to, in the first frames of each video.
@@ -82,6 +83,7 @@ class EvaluationConfig:
     tau: int = 11
     period: int = 12
     max_frames: int | None = None
+    max_pixels: int = MAX_PIXELS
     protocol: str = "jaxdeblur"
     frames: bool = False
     explain: bool = False
@@ -91,6 +93,8 @@ class EvaluationConfig:
         protocol(self.protocol)
         if self.max_frames is not None and self.max_frames < 1:
             raise UserError(f"--max-frames is 1 or more, not {self.max_frames}")
+        if self.max_pixels < 1:
+            raise UserError(f"--max-pixels is 1 or more, not {self.max_pixels}")
         if not self.report_megabytes > 0:
             raise UserError(f"--report-megabytes is above 0, not {self.report_megabytes}")
 

@@ -8,24 +8,26 @@ each frame size, kept for the life of the process.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8, UInt16
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.pixels import RGB8, DevicePlane, PixelLayout, Plane, layout_of
-from jaxdeblur.tiling import TileGrid, halo_of
+from jaxdeblur.tiling import TileGrid, halo_of, pixel_axes
 
 Pixels: TypeAlias = UInt8[np.ndarray, "H W 3"] | UInt16[np.ndarray, "H W 3"]
 """One frame as a file holds it, 8 or 16 bits a sample."""
@@ -110,14 +112,19 @@ class Stream:
           tiles: restores each frame in these tiles, which takes less memory; None for all at once.
         """
         graph, self._parameters = nnx.split(model)
-        self._what = Compiled(graph, layout, tiles)
+        rows = _rows_of(self._parameters, model, height, width)
+        self._what = Compiled(graph, layout, tiles, rows)
         self._size = (height, width)
         self._lookahead = model.lookahead
-        # Everything lives where the parameters do, so that the step runs on that device.
-        self._device = _device_of(self._parameters)
-        with jax.default_device(self._device):
+        # Everything lives where the parameters do, so that the step runs there.
+        device = _device_of(self._parameters)
+        with jax.default_device(device):
             self._state = _initial_state(model, height, width)
             self._strength = jnp.float32(strength)
+        self._places: Any = device
+        if rows is not None:
+            self._state = jax.device_put(self._state, rows.of_state(self._state))
+            self._strength = jax.device_put(self._strength, rows.everywhere)
         # The frames whose results are due: what changes is added to them.
         self._waiting: deque[tuple[DevicePlane, ...]] = deque()
         self._steps = 0
@@ -137,7 +144,9 @@ class Stream:
             given = [(plane.shape, str(plane.dtype)) for plane in planes]
             raise ValueError(f"a frame is {given}, the stream is {shapes} of {layout.dtype}")
         # Copied, since on a CPU the device may use the caller's memory, and a camera its own again.
-        on_device = jax.device_put(tuple(map(np.array, planes)), self._device)
+        rows = self._what.rows
+        places = self._places if rows is None else tuple(map(rows.of_plane, planes))
+        on_device = jax.device_put(tuple(map(np.array, planes)), places)
         self._waiting.append(on_device)
         self.pending += 1
         return self._advance(on_device, repeated=False)
@@ -170,6 +179,62 @@ class Stream:
         self._waiting.popleft()
         self.pending -= 1
         return restored
+
+
+def over_rows(model: VideoRestorer, devices: Sequence[jax.Device]) -> VideoRestorer:
+    """The same model on several devices, which share the rows of each frame between them.
+
+    For frames too large for one device: a :class:`Stream` of the result keeps on each device only
+    its rows of frames, features and state. The compiler lets them exchange the rows at their
+    borders that convolutions read.
+    """
+    mesh = Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, PartitionSpec())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How arrays are shared out by rows over the devices of ``mesh``."""
+
+    mesh: Mesh
+    axes: tuple[int | None, ...]
+    """For each array of the state, which of its dimensions are the frame's rows."""
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """The same on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def of_plane(self, plane: Plane) -> NamedSharding:
+        """A plane ``H W ...`` by its rows, if they divide."""
+        return self._along(0, plane.shape)
+
+    def of_state(self, state: State) -> Any:
+        """The sharding of each array of the state, as a tree like it."""
+        leaves, tree = jax.tree.flatten(state)
+        pairs = zip(self.axes, leaves, strict=True)
+        return jax.tree.unflatten(tree, [self._along(axis, leaf.shape) for axis, leaf in pairs])
+
+    def _along(self, axis: int | None, shape: tuple[int, ...]) -> NamedSharding:
+        if axis is None or shape[axis] % self.mesh.size:
+            return self.everywhere
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "rows"))
+
+
+def _rows_of(parameters: Parameters, model: VideoRestorer, height: int, width: int) -> Rows | None:
+    """How frames are shared out if ``over_rows`` made the model, else None."""
+    leaves = jax.tree.leaves(parameters)
+    sharding = leaves[0].sharding if leaves else None
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.axis_names != ("rows",):
+        return None
+    mesh = cast(Mesh, sharding.mesh)
+    if height % mesh.size:
+        raise UserError(f"--rows={mesh.size} does not divide the {height} rows of a frame")
+    size = model._round_up(height), model._round_up(width)
+    state = jax.eval_shape(lambda: model.initial_state(1, height, width))
+    axes = pixel_axes(model, state, *size)
+    return Rows(mesh, tuple(None if pair is None else pair[0].dimension for pair in axes))
 
 
 def choose_tiles(
@@ -228,7 +293,7 @@ def step_memory(
         jax.ShapeDtypeStruct(shape, layout.dtype) for shape in layout.plane_shapes(height, width)
     )
     strength = jax.ShapeDtypeStruct((), jnp.float32)
-    what = Compiled(graph, layout, tiles)
+    what = Compiled(graph, layout, tiles, None)
     lowered = _step.lower(what, parameters, state, planes, False, planes, strength)
     # A later call of _step with these shapes uses what is compiled here.
     memory: Any = lowered.compile().memory_analysis()
@@ -266,6 +331,7 @@ class Compiled(NamedTuple):
     graph: Graph
     layout: PixelLayout
     tiles: TileGrid | None
+    rows: Rows | None
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -281,6 +347,8 @@ def _step(
     model: VideoRestorer = nnx.merge(what.graph, parameters)
     step = model.step if what.tiles is None else functools.partial(what.tiles.step, model)
     state, restored = step(state, what.layout.to_rgb(planes)[None], repeated)
+    if what.rows is not None:  # the next step takes the state as this one did
+        state = jax.lax.with_sharding_constraint(state, what.rows.of_state(state))
     change = jnp.clip(restored[0], 0, 1) - what.layout.to_rgb(due)
     return state, what.layout.add(due, strength * change)
 

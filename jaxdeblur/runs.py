@@ -30,7 +30,7 @@ from jaxdeblur.data import sources
 from jaxdeblur.data.pipeline import batches
 from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
-from jaxdeblur.files import replace_when_whole
+from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.metrics import psnr
 from jaxdeblur.models.coarse_to_fine import CoarseToFine
 from jaxdeblur.models.parameters import Parameters, count, split
@@ -68,8 +68,12 @@ def _make_folder(run: Run, folder: Path, resume: bool) -> None:
         try:
             if folder.is_dir() and not resume:
                 shutil.rmtree(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            run.write(folder)
+            if folder.is_dir() and any(folder.iterdir()):
+                run.write(folder)
+            else:  # with its config or not at all, so that a kill here leaves no half of a run
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with replace_folder_when_whole(folder) as part:
+                    run.write(part)
         except OSError as error:
             raise UserError(f"--out={folder}: {error.strerror}") from error
     cluster.wait_for_all("the run folder is there")

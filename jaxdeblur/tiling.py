@@ -172,7 +172,7 @@ class _Tiles:
         )
         read = (min(tile[0] + 2 * halo, height), min(tile[1] + 2 * halo, width))
         axes = (
-            *_pixel_axes(model, state, height, width),
+            *pixel_axes(model, state, height, width),
             (_Axis(1, model.multiple), _Axis(2, model.multiple)),
         )
         return cls(model.multiple, (height, width), tile, read, axes)
@@ -258,7 +258,7 @@ class _Tiles:
         return jax.tree.unflatten(tree, mapped)
 
 
-def _pixel_axes(
+def pixel_axes(
     model: VideoRestorer, state: State, height: int, width: int
 ) -> list[tuple[_Axis, _Axis] | None]:
     """Which axes of the state follow the frame's rows and columns: those that grow with it."""

@@ -15,13 +15,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import yaml
 
-from jaxdeblur import cluster
+from jaxdeblur import cluster, models
 from jaxdeblur.checkpoints import load_model
 from jaxdeblur.cluster import ClusterConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import write_png
 from jaxdeblur.models.parameters import split
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.pixels import layout_of
+from jaxdeblur.restoration import Stream, over_rows, stream
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -171,6 +175,37 @@ def test_restoration_is_shared_by_file(by_one: Path, tmp_path: Path) -> None:
     assert (out / "b.png").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("rows", [2, 8])
+def test_rows_of_a_tall_frame_over_devices_equal_one_device(rows: int) -> None:
+    model = models.build(
+        StrcnnConfig(m=1, width=4, blocks=1, head_width=4, residual=True, leak=0.1)
+    )
+    video = np.random.default_rng(0).integers(0, 2**16, (3, 96, 12, 3), np.uint16)
+    expected = np.stack(list(stream(model, iter(video))))
+    shared_out = over_rows(model, jax.devices()[:rows])
+    one_by_one = Stream(shared_out, 96, 12, layout=layout_of(np.dtype(np.uint16)))
+    restored = [one_by_one.push((frame,)) for frame in video]
+    features = [leaf for leaf in jax.tree.leaves(one_by_one._state) if leaf.ndim > 3]
+    assert features
+    for leaf in features:  # each device has its rows alone, also after a step
+        (axis,) = [
+            i for i, n in enumerate(leaf.sharding.shard_shape(leaf.shape)) if n < leaf.shape[i]
+        ]
+        assert leaf.sharding.shard_shape(leaf.shape)[axis] == leaf.shape[axis] // rows
+    restored += list(one_by_one.flush())
+    frames = np.stack([np.asarray(planes[0]) for planes in restored if planes is not None])
+    difference = np.abs(frames.astype(np.float64) - expected).max() / 65535
+    assert difference <= 1e-4
+
+
+def test_rows_that_do_not_divide_are_refused() -> None:
+    model = models.build(StrcnnConfig(m=1, width=4, blocks=1))
+    with pytest.raises(UserError, match="--rows=8 does not divide the 100 rows of a frame"):
+        Stream(over_rows(model, jax.devices()), 100, 12)
+    with pytest.raises(UserError, match="--rows=9: this process has 8"):
+        cluster.row_devices(9)
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -209,3 +244,79 @@ def test_who_started_this_process(
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     cluster.join(ClusterConfig())
     assert bool(joined) == (processes > 1)
+
+
+FAKE_SRUN = """#!/usr/bin/env python3
+# Two tasks with the environment that SLURM gives them.
+import os, subprocess, sys
+command = [word for word in sys.argv[1:] if not word.startswith("--kill-on-bad-exit")]
+common = {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
+tasks = [
+    subprocess.Popen(
+        command, env={**os.environ, **common, "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)}
+    )
+    for n in range(2)
+]
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+def test_the_slurm_script_trains_and_goes_on(tmp_path: Path) -> None:
+    srun = tmp_path / "srun"
+    srun.write_text(FAKE_SRUN)
+    srun.chmod(0o755)
+    run_folder = tmp_path / "run"
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": str(os.getpid()),  # JAX takes the port from it
+        "RUN": str(run_folder),
+        "PYTHON": sys.executable,
+    }
+    for steps, begins in ((1, "step 0 of 1"), (2, "step 1 of 2")):
+        result = subprocess.run(
+            ["bash", "docs/cluster/train.slurm", *TINY, f"--steps={steps}"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr
+        assert begins in result.stderr
+        assert result.stderr.count(begins) == 1, "two runs, not two processes of one"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_job_set_gives_each_pod_its_place(stopped: bool, tmp_path: Path) -> None:
+    manifest = yaml.safe_load((ROOT / "docs/cluster/train-jobset.yaml").read_text())
+    (job,) = manifest["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    # In python's place, something that shows its arguments, and takes SIGTERM as train.py does.
+    fake = tmp_path / "python"
+    fake.write_text(
+        "#!/bin/bash\ntrap 'exit 0' TERM\necho \"$@\"\n"
+        + ("for _ in {1..500}; do sleep 0.02; done\n" if stopped else "exit 3\n")
+    )
+    fake.chmod(0o755)
+    process = subprocess.Popen(
+        [*container["command"], *container["args"]],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_COMPLETION_INDEX": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process.stdout as output:
+        arguments = output.readline().split()
+        if stopped:
+            process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+    name = manifest["metadata"]["name"]
+    port = container["ports"][0]["containerPort"]
+    assert f"--coordinator={name}-{job['name']}-0-0.{name}:{port}" in arguments
+    assert f"--num-processes={spec['completions']}" in arguments
+    assert "--process-id=1" in arguments
+    assert spec["completions"] == spec["parallelism"]
+    # Kubernetes must not take a run that was asked to stop for one that is done.
+    assert process.returncode == (143 if stopped else 3)

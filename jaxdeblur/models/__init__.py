@@ -6,6 +6,7 @@ call ``register`` from your own code (docs/extending.md).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 """What ``dtype`` may be: the computation's type; parameters and output stay float32."""
 
 
+MOST, MOST_LEVELS = 1024, 16
+"""The largest number that a network's config may hold (bytes aside), and its most levels."""
+
+
 def register(config: type, model: Callable[..., VideoRestorer]) -> None:
     """Makes ``build`` answer configs of class ``config`` with ``model(config, rngs=rngs)``."""
     _MODELS[config] = model
@@ -37,12 +42,27 @@ def build(config: Any, seed: int = 0) -> VideoRestorer:
     """The model of a config, with parameters drawn from ``seed``; at several scales if it says so.
 
     Raises:
+      UserError: a number in the config is beyond all sense.
       KeyError: no model is registered for the config's class.
     """
+    _refuse_absurd(config)
     rngs = nnx.Rngs(seed)
     if config.scales != (1,):
         return CoarseToFine(config, rngs=rngs)
     return construct(config, rngs)
+
+
+def _refuse_absurd(config: Any) -> None:
+    # A damaged or hostile config must not make the building of a network take all memory or time.
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        most = 2**40 if field.name.endswith("_bytes") else MOST
+        if len(numbers) > MOST_LEVELS or any(isinstance(n, int) and abs(n) > most for n in numbers):
+            raise UserError(
+                f"{field.name}={str(value)[:40]}: no network is built with numbers above {most} or "
+                f"more than {MOST_LEVELS} levels"
+            )
 
 
 def construct(config: Any, rngs: nnx.Rngs) -> VideoRestorer:

@@ -30,6 +30,21 @@ def split(model: VideoRestorer) -> tuple[Callable[[Parameters], VideoRestorer], 
     return rebuild, {"/".join(map(str, path)): variable[...] for path, variable in flat}
 
 
+def outline(
+    build: Callable[[], VideoRestorer],
+) -> tuple[Callable[[Parameters], VideoRestorer], dict[str, jax.ShapeDtypeStruct]]:
+    """:func:`split` of what ``build`` makes, with shapes for parameters: no memory is taken."""
+    rebuilds = []
+
+    def parameters() -> Parameters:
+        rebuild, drawn = split(build())
+        rebuilds.append(rebuild)
+        return drawn
+
+    shapes = jax.eval_shape(parameters)
+    return rebuilds[0], shapes
+
+
 def count(parameters: Parameters) -> int:
     """How many numbers the parameters hold."""
     return sum(array.size for array in parameters.values())

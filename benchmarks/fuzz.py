@@ -1,0 +1,762 @@
+"""Random damage to all that the three commands read: a case ends well, or in one clear line.
+
+    python -m benchmarks.fuzz --cases=2000     exit code 1 if a goal is missed
+    python -m benchmarks.fuzz --case=1234      one case again, with what it said
+
+A case copies small valid inputs (a run, weights, data sets, images, videos, an evaluation), damages
+them or the options, and runs one command on them in process. It must end with exit code 0, or with
+exit code 2 and one line ``COMMAND: error: ...``. With code 2 every file that was there must be as
+it was, and no half-written file may be left; with code 0 every input must be as it was. Workers run
+the cases, so that a crash or an endless loop is counted too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import io
+import json
+import os
+import queue
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("train", "evaluate", "deblur")
+GOALS = ("traceback", "crash", "hang", "unclear end", "changed file", "debris")
+NETWORK = ["--model=strcnn_dtb_small", "--width=4", "--blocks=1", "--m=1"]
+TRAINING = [
+    *NETWORK, "--crop=16", "--frames=2", "--batch-size=1", "--warmup=1", "--validate-every=0",
+    "--validate-on=pairs", "--save-every=1", "--least-blur=0",
+]  # fmt: skip
+
+ODD_TEXTS = (
+    "", " ", "-1", "0", "1", "2.5", "nan", "inf", "-inf", "1e999", "1e-300", "0x10", "9" * 25,
+    "9" * 5000, "true", "none", "[]", "{}", "٣", "ünï😀", "--help", "--steps", "%s%n", "a\nb",
+    "../../x", "/etc/passwd", "/dev/null", ".", "..", "~", "*", "x" * 300, "rendered:x", ":", "a,b",
+    "float16", "auto", "16x16", "0x0", "cpu:9", "\\", "$(touch pwned)", "gopro:", "\udcff", "\t",
+)  # fmt: skip
+ODD_VALUES: tuple[Any, ...] = (
+    None, True, -1, 0, 3, 10**9, 10**30, -(10**18), 0.5, 1e308, float("nan"), float("inf"), "",
+    "\x00", "ünï😀", "--help", "../../x", "a\nb", [], {}, [[[]]], [1] * 1000, {"": None}, "float64",
+    "__import__('os').system('touch pwned')", "9" * 5000, [-1], [10**9], 2**31, 2**63, 256,
+)  # fmt: skip
+ODD_NAMES = (
+    "-rf", "--help", "ünï😀", "a b", "a\nb", "%s%n%d", "$(touch pwned)", "...", " ", "con",
+    "x" * 200, "'\"", "*", "[a-", "~", "\udcff\udcfe", "0000000000000001", "٣", "#",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", type=int, help="runs this one alone and shows what it says")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--timeout", type=float, default=120, help="seconds, then a case hangs")
+    parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)  # of a worker
+    parser.add_argument("--share", type=int, nargs=2, help=argparse.SUPPRESS)  # of a worker
+    arguments = parser.parse_args()
+    if arguments.share is not None:
+        work(arguments)
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxdeblur-fuzz-") as folder:
+        os.environ["JAXDEBLUR_CACHE"] = f"{folder}/cache"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["HOME"] = folder  # nothing of the user's own is read or written
+        inputs = Path(folder) / "inputs"
+        if arguments.case is not None:
+            prepare()
+            make_inputs(inputs)
+            show(run_case(arguments.seed, arguments.case, inputs))
+            return
+        missed = run_all(arguments, inputs)
+    sys.exit(1 if missed else 0)
+
+
+# Running cases, and counting.
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a case ended."""
+
+    case: int
+    command: str = ""
+    arguments: list[str] = dataclasses.field(default_factory=list)
+    damage: list[str] = dataclasses.field(default_factory=list)
+    code: int | None = None
+    problems: list[str] = dataclasses.field(default_factory=list)
+    """Each begins with one of ``GOALS``."""
+    said: str = ""
+    seconds: float = 0.0
+    peak: float = 0.0
+    """Memory of the worker at its highest so far, GB."""
+
+
+def run_all(arguments: argparse.Namespace, inputs: Path) -> bool:
+    """Shares the cases over workers and prints what came out; True if a goal is missed."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "benchmarks.fuzz", f"--inputs={inputs}"]
+    subprocess.run([*command, "--share", "0", "0"], cwd=ROOT, check=True)  # makes the inputs
+    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in range(arguments.cases):
+        todo.put(number)
+    outcomes: list[Outcome] = []
+
+    def drive() -> None:
+        worker = None
+        while True:
+            try:
+                number = todo.get_nowait()
+            except queue.Empty:
+                break
+            worker = worker or Worker([*command, f"--seed={arguments.seed}", "--share", "1", "1"])
+            outcome, alive = worker.run(number, arguments.timeout)
+            worker = worker if alive else None
+            outcomes.append(outcome)
+            for problem in outcome.problems:
+                text = f"case {number}: {problem}\n  {outcome.command} {outcome.arguments}"
+                print(f"{text}\n  after: {'; '.join(outcome.damage)}", flush=True)
+        if worker:
+            worker.close()
+
+    threads = [threading.Thread(target=drive) for _ in range(arguments.workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return report(outcomes, arguments, time.monotonic() - began)
+
+
+class Worker:
+    """A process that runs one case after the other."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log
+        )
+        self.answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.answers.put(line)
+        self.answers.put(b"")
+
+    def run(self, number: int, timeout: float) -> tuple[Outcome, bool]:
+        """The case's outcome, and whether the worker can go on."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{number}\n".encode())
+            self.process.stdin.flush()
+        try:
+            answer = self.answers.get(timeout=timeout)
+        except queue.Empty:
+            self.close(kill=True)
+            return Outcome(number, problems=[f"hang: no end after {timeout:g} s"]), False
+        if answer:
+            return Outcome(**json.loads(answer)), True
+        self.process.wait()
+        self.log.seek(0)
+        last = self.log.read()[-300:].decode(errors="replace").strip()
+        self.close()
+        return Outcome(number, problems=[f"crash: code {self.process.returncode}: {last}"]), False
+
+    def close(self, kill: bool = False) -> None:
+        """Ends the process: when it has done its last case, or at once."""
+        if kill:
+            self.process.kill()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.log.close()
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """A worker: reads numbers of cases, writes their outcomes as JSON lines."""
+    prepare()
+    if not arguments.inputs.exists():
+        make_inputs(arguments.inputs)
+        return
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not come between
+    # A bound on what one case may take, so that taking too much is an error and not the end of all.
+    resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
+    for line in sys.stdin:
+        outcome = run_case(arguments.seed, int(line), arguments.inputs)
+        print(json.dumps(dataclasses.asdict(outcome)), file=answers, flush=True)
+
+
+def report(outcomes: list[Outcome], arguments: argparse.Namespace, seconds: float) -> bool:
+    """Prints the counts; True if a goal is missed."""
+    counts = collections.Counter(p.split(":")[0] for o in outcomes for p in o.problems)
+    codes = collections.Counter((o.command, o.code) for o in outcomes)
+    print(f"\n{len(outcomes)} cases of seed {arguments.seed} in {seconds:.0f} s")
+    for command in (f"{name}.py" for name in COMMANDS):
+        times = [outcome.seconds for outcome in outcomes if outcome.command == command]
+        print(
+            f"{command:12} {codes[command, 0]:5} ended well, {codes[command, 2]:5} refused, "
+            f"{sum(times) / max(len(times), 1):.2f} s each"
+        )
+    print(f"most memory: {max((o.peak for o in outcomes), default=0):.1f} GB")
+    slowest = max(outcomes, key=lambda o: o.seconds, default=None)
+    if slowest:
+        print(f"slowest: case {slowest.case}, {slowest.seconds:.0f} s")
+    for goal in GOALS:
+        print(f"{goal:14} {counts[goal]:5}   goal 0: {'missed' if counts[goal] else 'met'}")
+    return bool(counts)
+
+
+def show(outcome: Outcome) -> None:
+    print(f"{outcome.command} {outcome.arguments}")
+    print("after: " + "; ".join(outcome.damage))
+    print(f"code {outcome.code} in {outcome.seconds:.1f} s\n{outcome.said}")
+    print("problems: " + ("; ".join(outcome.problems) or "none"))
+
+
+def prepare() -> None:
+    """Imports the commands; one CPU device, so that each step is compiled once."""
+    import jax
+
+    sys.path.insert(0, str(ROOT))
+    for command in COMMANDS:  # now, so that what they import keeps the real stderr for its logs
+        importlib.import_module(command)
+    importlib.import_module("jaxdeblur.runs")
+    jax.config.update("jax_num_cpu_devices", 1)
+
+
+def run_case(seed: int, number: int, inputs: Path) -> Outcome:
+    """Damages a copy of the inputs and runs a command on it, in this process."""
+    rng = np.random.default_rng([seed, number])
+    outcome = Outcome(number)
+    with tempfile.TemporaryDirectory(prefix="jaxdeblur-case-") as name:
+        folder = Path(name) / "deep" / "down"  # so that ../../x is still ours
+        folder.mkdir(parents=True)
+        case = CASES[rng.integers(len(CASES))](rng, inputs, folder)
+        outcome.command, outcome.damage = f"{case.command}.py", case.damage
+        outcome.arguments = [a.encode("utf-8", "backslashreplace").decode() for a in case.arguments]
+        before = snapshot(Path(name))
+        began = time.monotonic()
+        outcome.code, outcome.said = run_command_here(case.command, case.arguments, folder)
+        outcome.seconds = time.monotonic() - began
+        after = snapshot(Path(name))
+        outcome.problems = judge(outcome, case, before, after)
+    outcome.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return outcome
+
+
+def run_command_here(command: str, arguments: list[str], folder: Path) -> tuple[int, str]:
+    """Runs a command; gives its exit code (1 after a traceback) and all that it said."""
+    from jaxdeblur.errors import run_command
+
+    module = importlib.import_module(command)
+    with (
+        tempfile.TemporaryFile() as raw_out,
+        tempfile.TemporaryFile() as raw_err,
+        open(__file__) as standard_in,
+        warnings.catch_warnings(),
+        contextlib.chdir(folder),
+    ):
+        out = io.TextIOWrapper(raw_out, encoding="utf-8")
+        err = io.TextIOWrapper(raw_err, encoding="utf-8", errors="backslashreplace")
+        sys.argv = [f"{command}.py", *arguments]
+        standard = sys.stdin, sys.stdout, sys.stderr
+        sys.stdin, sys.stdout, sys.stderr = standard_in, out, err
+        code = 0
+        try:
+            run_command(module.main, f"{command}.py")
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        finally:
+            sys.stdin, sys.stdout, sys.stderr = standard
+        text = ""
+        for stream, raw in ((out, raw_out), (err, raw_err)):
+            stream.flush()
+            raw.seek(0)
+            text += raw.read().decode("utf-8", "replace")
+            stream.detach()
+        return code, text
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """What every file below ``folder`` is: its contents' hash, or where a link leads."""
+    found = {}
+    for place, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = os.path.join(place, name)
+            if os.path.islink(path):
+                found[path] = "link to " + os.readlink(path)
+            elif os.path.isdir(path):
+                found[path] = "folder"
+            else:
+                with open(path, "rb") as file:
+                    found[path] = hashlib.sha256(file.read()).hexdigest()
+    return found
+
+
+def judge(outcome: Outcome, case: Case, before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """What is wrong with how a case ended."""
+    problems = []
+    lines = outcome.said.splitlines()
+    errors = [line for line in lines if line.startswith(f"{outcome.command}: error: ")]
+    if "Traceback (most recent call last)" in outcome.said or outcome.code == 1:
+        problems.append("traceback: " + " | ".join(lines[-3:])[-600:])
+    elif outcome.code not in (0, 2):
+        problems.append(f"unclear end: code {outcome.code}")
+    elif outcome.code == 2 and (len(errors) != 1 or len(errors[0]) > 4000):
+        problems.append(f"unclear end: {len(errors)} error lines: {lines[-3:]}")
+    elif outcome.code == 0 and errors:
+        problems.append(f"unclear end: code 0, but {errors[0]}")
+    own = [str(path) for path in case.may_change] if outcome.code == 0 else []
+    for path, was in before.items():
+        if any(path == mine or path.startswith(f"{mine}/") for mine in own):
+            continue
+        if after.get(path) != was:
+            problems.append(f"changed file: {path} was {was}, is {after.get(path, 'gone')}")
+    for path in set(after) - set(before):
+        name = os.path.basename(path)
+        if ".part" in name or name == "pwned":
+            problems.append(f"debris: {path}")
+    return problems
+
+
+# The inputs, before they are damaged.
+
+
+def make_inputs(folder: Path) -> None:
+    """A run of two checkpoints, weights, data sets, images, videos and an evaluation, all tiny."""
+    import av
+    from PIL import Image
+
+    from jaxdeblur.checkpoints import export_weights, load_model
+
+    part = folder.with_name("part")
+    part.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (6, 32, 32, 3), np.uint8)
+    for video in ("v0", "v1"):
+        for half in ("blur", "sharp"):
+            (part / "pairs" / half / video).mkdir(parents=True)
+            for i in range(3):
+                Image.fromarray(pictures[i]).save(part / "pairs" / half / video / f"{i}.png")
+    (part / "frames").mkdir()
+    for i, suffix in enumerate(["png", "jpg", "webp"]):
+        Image.fromarray(pictures[i]).save(part / "frames" / f"{i}.{suffix}")
+    (part / "images").mkdir()
+    for suffix in ("png", "jpg", "webp", "bmp", "tif", "ppm"):
+        Image.fromarray(pictures[0]).save(part / "images" / f"a.{suffix}")
+    Image.fromarray(pictures[0][..., 0]).save(part / "images" / "grey.png")
+    Image.fromarray(pictures[0][..., 0].astype(np.uint16) * 257).save(part / "images" / "deep.png")
+    (part / "videos").mkdir()
+    for name, codec in (("a.mp4", "libx264"), ("a.mkv", "ffv1"), ("a.avi", "mjpeg")):
+        with av.open(str(part / "videos" / name), "w") as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.width = stream.height = 32
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            for picture in pictures:
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+            container.mux(stream.encode())
+    data = ["--data=pairs", "--steps=2", "--out=run"]
+    must(*run_command_here("train", [*TRAINING, *data], part))
+    shutil.rmtree(part / "run" / "tensorboard")
+    export_weights(load_model(part / "run"), part / "w.safetensors")
+    must(*run_command_here("evaluate", ["--ckpt=run", "--data=pairs", "--out=scores"], part))
+    run_command_here("train", [*TRAINING, *data[:1], "--out=broken", "--learning-rate=1e30"], part)
+    part.rename(folder)
+
+
+def must(code: int, said: str) -> None:
+    if code:
+        raise RuntimeError(said)
+
+
+# Damage.
+
+
+@dataclasses.dataclass
+class Case:
+    """One run of a command."""
+
+    command: str
+    arguments: list[str]
+    may_change: list[Path] = dataclasses.field(default_factory=list)
+    """What a run that ends well may change."""
+    damage: list[str] = dataclasses.field(default_factory=list)
+
+
+Rng = np.random.Generator
+
+
+def flip(rng: Rng, path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.integers(1, 17) if data else 0):
+        data[rng.integers(len(data))] = rng.integers(256)
+    path.write_bytes(data)
+
+
+def flip_early(rng: Rng, path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.integers(1, 5) if data else 0):
+        data[rng.integers(min(len(data), 64))] = rng.integers(256)
+    path.write_bytes(data)
+
+
+def cut(rng: Rng, path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: rng.integers(len(data) + 1)])
+
+
+def grow(rng: Rng, path: Path) -> None:
+    path.write_bytes(path.read_bytes() + rng.bytes(int(rng.integers(1, 5000))))
+
+
+def empty(rng: Rng, path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def vanish(rng: Rng, path: Path) -> None:
+    path.unlink()
+
+
+def loop(rng: Rng, path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def dangle(rng: Rng, path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere/at all")
+
+
+def to_folder(rng: Rng, path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def to_noise(rng: Rng, path: Path) -> None:
+    path.write_bytes(rng.bytes(int(rng.integers(1, 3000))))
+
+
+def to_text(rng: Rng, path: Path) -> None:
+    path.write_text(str(rng.choice(["null", "[]", "{}", "1", '"x"', "[" * 50000, "\ufeff{}"])))
+
+
+def to_bomb(rng: Rng, path: Path) -> None:
+    """A PNG or BMP whose header promises gigapixels."""
+    side = int(rng.choice([20000, 65535, 2**31 - 1]))
+    if rng.random() < 0.5:
+        header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        chunk = b"IHDR" + header
+        data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
+        data += struct.pack(">I", zlib.crc32(chunk))
+        pixels = b"IDAT" + zlib.compress(bytes(100000))
+        data += struct.pack(">I", len(pixels) - 4) + pixels + struct.pack(">I", zlib.crc32(pixels))
+    else:
+        fields = (54, 0, 0, 54, 40, min(side, 2**31 - 1), side, 1, 24, *[0] * 6)
+        data = b"BM" + struct.pack("<IHHIIiiHHIIiiII", *fields)
+    path.write_bytes(data)
+
+
+def other_size(rng: Rng, path: Path) -> None:
+    from PIL import Image
+
+    size = int(rng.choice([1, 2, 16, 48])), int(rng.choice([1, 3, 32]))
+    mode = str(rng.choice(["RGB", "L", "1", "P", "RGBA", "CMYK", "I;16", "F"]))
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        Image.new(mode, size).save(path, format="PNG" if mode in ("I;16", "1", "P") else "TIFF")
+
+
+def odd_name(rng: Rng, path: Path) -> None:
+    path.rename(path.with_name(str(rng.choice(ODD_NAMES)) + path.suffix))
+
+
+def mutate_json(rng: Rng, path: Path) -> None:
+    """Another value, a key less or a key more somewhere in a JSON file or safetensors header."""
+    data = path.read_bytes()
+    with contextlib.suppress(ValueError, struct.error, UnicodeDecodeError, RecursionError):
+        if path.suffix == ".safetensors":
+            (size,) = struct.unpack("<Q", data[:8])
+            header = json.loads(data[8 : 8 + size])
+            about = header.get("__metadata__", {})
+            if "jaxdeblur" in about and rng.random() < 0.7:
+                about["jaxdeblur"] = json.dumps(mutated(rng, json.loads(about["jaxdeblur"])))
+            else:
+                header = mutated(rng, header)
+            text = json.dumps(header).encode()
+            path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+        else:
+            path.write_text(json.dumps(mutated(rng, json.loads(data))))
+        return
+    to_text(rng, path)
+
+
+def mutated(rng: Rng, value: Any) -> Any:
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = list(value)[rng.integers(len(value))]
+        kind = rng.random()
+        if kind < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        if kind < 0.2:
+            return {**value, str(rng.choice(ODD_NAMES)): odd_value(rng)}
+        return {**value, key: mutated(rng, value[key])}
+    if isinstance(value, list) and value and rng.random() < 0.7:
+        i = rng.integers(len(value))
+        return [*value[:i], mutated(rng, value[i]), *value[i + 1 :]]
+    return odd_value(rng)
+
+
+def odd_value(rng: Rng) -> Any:
+    return ODD_VALUES[rng.integers(len(ODD_VALUES))]
+
+
+ANY_FILE = (
+    flip, flip, flip_early, cut, cut, grow, empty, vanish, loop, dangle, to_folder, to_noise,
+    to_text, odd_name,
+)  # fmt: skip
+IMAGE = (*ANY_FILE, to_bomb, other_size, flip_early)
+JSON = (flip, cut, empty, to_text, mutate_json, mutate_json, mutate_json, mutate_json)
+
+
+def damage_file(rng: Rng, path: Path) -> str:
+    """Damages one file as fits its kind; says how."""
+    kinds: tuple[Callable[[Rng, Path], None], ...] = ANY_FILE
+    if path.suffix in (".png", ".jpg", ".webp", ".bmp", ".tif", ".ppm"):
+        kinds = IMAGE
+    elif path.suffix in (".json", ".safetensors") or path.name.startswith(("_", ".z", "manifest")):
+        kinds = JSON if rng.random() < 0.7 else ANY_FILE
+    kind = kinds[rng.integers(len(kinds))]
+    kind(rng, path)
+    return f"{kind.__name__} {path.name!r}"
+
+
+def damage_folder(rng: Rng, folder: Path) -> str:
+    """Damages the tree below ``folder`` in one place; says how."""
+    inside = sorted(p for p in folder.rglob("*") if not p.is_symlink())
+    files = [p for p in inside if p.is_file()]
+    folders = [folder, *(p for p in inside if p.is_dir())]
+    if files and rng.random() < 0.75:
+        return damage_file(rng, files[rng.integers(len(files))])
+    place = folders[rng.integers(len(folders))]
+    name = str(rng.choice(ODD_NAMES)) + str(rng.choice(["", ".png", ".json"]))
+    kind = rng.integers(6)
+    if kind == 0:
+        (place / name).symlink_to("..")
+        return f"a link to its parent in {place.name!r}"
+    if kind == 1:
+        (place / name).write_bytes(rng.bytes(100))
+        return f"noise as {name!r} in {place.name!r}"
+    if kind == 2:
+        (place / name).mkdir()
+        return f"a folder {name!r} in {place.name!r}"
+    if place == folder:
+        (place / name).write_text("")
+        return f"an empty file {name!r} in {place.name!r}"
+    if kind == 3:
+        shutil.rmtree(place)
+        return f"no {place.name!r}"
+    if kind == 4:
+        shutil.rmtree(place)
+        place.write_text("a file")
+        return f"a file as {place.name!r}"
+    place.rename(place.with_name(name))
+    return f"{place.name!r} named {name!r}"
+
+
+def take(rng: Rng, inputs: Path, folder: Path, name: str, damages: int) -> list[str]:
+    """Copies an input into the case's folder and damages it; says how."""
+    source, target = inputs / name, folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not source.is_dir():
+        shutil.copy2(source, target)
+        return [damage_file(rng, target) for _ in range(min(damages, 1))]
+    shutil.copytree(source, target)
+    return [damage_folder(rng, target) for _ in range(damages)]
+
+
+def some(rng: Rng) -> int:
+    return int(rng.choice([1, 1, 1, 2, 3]))
+
+
+def odd_options(rng: Rng, configs: list[Any], more: list[str]) -> list[str]:
+    """One or two options with values that do not belong there."""
+    names = [field.name for config in configs for field in dataclasses.fields(config)]
+    names = [f"--{name.replace('_', '-')}" for name in names] + more
+    chosen = [names[rng.integers(len(names))] for _ in range(some(rng))]
+    values = [ODD_TEXTS[rng.integers(len(ODD_TEXTS))] for _ in chosen]
+    return [
+        f"{name}={value}" if rng.random() < 0.8 else name
+        for name, value in zip(chosen, values, strict=True)
+    ]
+
+
+# The cases. Each makes a folder and says what is to run there.
+
+
+def deblur_image(rng: Rng, inputs: Path, folder: Path) -> Case:
+    names = sorted(path.name for path in (inputs / "images").iterdir())
+    name = f"images/{names[rng.integers(len(names))]}"
+    damage = take(rng, inputs, folder, name, 1)
+    take(rng, inputs, folder, "w.safetensors", 0)
+    suffix = str(rng.choice(["png", "jpg", "tif", "webp", "mp4"]))
+    return deblur_into(rng, folder, name, f"out.{suffix}", damage)
+
+
+def deblur_frames(rng: Rng, inputs: Path, folder: Path) -> Case:
+    damage = take(rng, inputs, folder, "frames", some(rng))
+    take(rng, inputs, folder, "w.safetensors", 0)
+    return deblur_into(rng, folder, "frames", str(rng.choice(["out", "out.mp4"])), damage)
+
+
+def deblur_video(rng: Rng, inputs: Path, folder: Path) -> Case:
+    name = "videos/" + str(rng.choice(["a.mp4", "a.mp4", "a.mkv", "a.avi"]))
+    damage = take(rng, inputs, folder, name, 1)
+    take(rng, inputs, folder, "w.safetensors", 0)
+    return deblur_into(rng, folder, name, str(rng.choice(["out.mp4", "out.mkv", "out"])), damage)
+
+
+def deblur_into(rng: Rng, folder: Path, name: str, out: str, damage: list[str]) -> Case:
+    target = folder / out
+    if rng.random() < 0.3 and target.suffix:  # there may be something already
+        target.write_bytes(b"an older result")
+    arguments = [name, out, "--ckpt=w.safetensors", "--tile=none"]
+    return Case("deblur", arguments, [target], damage)
+
+
+def deblur_weights(rng: Rng, inputs: Path, folder: Path) -> Case:
+    name = str(rng.choice(["run", "w.safetensors"]))
+    damage = take(rng, inputs, folder, name, some(rng))
+    take(rng, inputs, folder, "images/a.png", 0)
+    return Case("deblur", ["images/a.png", "out.png", f"--ckpt={name}", "--tile=none"], [], damage)
+
+
+def deblur_options(rng: Rng, inputs: Path, folder: Path) -> Case:
+    from jaxdeblur.deblurring import DeblurConfig
+
+    name = str(rng.choice(["videos/a.mp4", "images/a.png", "frames", "-"]))
+    if name != "-":
+        take(rng, inputs, folder, name, 0)
+    take(rng, inputs, folder, "w.safetensors", 0)
+    options = odd_options(rng, [DeblurConfig()], ["--out-dir", "--ckpt", "--device", "--dtype"])
+    words = [name, str(rng.choice(["out.mp4", "out.png", "out", *ODD_NAMES]))]
+    if rng.random() < 0.2:
+        words[rng.integers(2)] = str(rng.choice([*ODD_TEXTS, *ODD_NAMES]))
+    arguments = [*words, "--ckpt=w.safetensors", "--tile=none", *options]
+    return Case("deblur", arguments, [folder / "out.mp4", folder / "out.png"], [])
+
+
+def evaluate_data(rng: Rng, inputs: Path, folder: Path) -> Case:
+    damage = take(rng, inputs, folder, "pairs", some(rng))
+    take(rng, inputs, folder, "w.safetensors", 0)
+    spec = str(rng.choice(["pairs", "pairs", "pairs", "gopro:pairs", "highspeed:pairs", "pairs/"]))
+    arguments = ["--ckpt=w.safetensors", f"--data={spec}", "--out=out"]
+    return Case("evaluate", arguments, [], damage)
+
+
+def evaluate_high_speed(rng: Rng, inputs: Path, folder: Path) -> Case:
+    damage = take(rng, inputs, folder, "videos", some(rng))
+    take(rng, inputs, folder, "w.safetensors", 0)
+    arguments = ["--ckpt=w.safetensors", "--data=highspeed:videos", "--out=out"]
+    return Case("evaluate", [*arguments, "--tau=3", "--period=3"], [], damage)
+
+
+def evaluate_weights(rng: Rng, inputs: Path, folder: Path) -> Case:
+    name = str(rng.choice(["run", "w.safetensors"]))
+    damage = take(rng, inputs, folder, name, some(rng))
+    take(rng, inputs, folder, "pairs", 0)
+    return Case("evaluate", [f"--ckpt={name}", "--data=pairs", "--out=out"], [], damage)
+
+
+def evaluate_again(rng: Rng, inputs: Path, folder: Path) -> Case:
+    damage = take(rng, inputs, folder, "scores", some(rng))
+    take(rng, inputs, folder, "pairs", 0)
+    take(rng, inputs, folder, "run", 0)
+    arguments = ["--ckpt=run", "--data=pairs", "--out=scores"]
+    arguments += ["--overwrite"] if rng.random() < 0.3 else []
+    return Case("evaluate", arguments, [folder / "scores"], damage)
+
+
+def evaluate_options(rng: Rng, inputs: Path, folder: Path) -> Case:
+    from jaxdeblur.evaluation import EvaluationConfig
+
+    take(rng, inputs, folder, "pairs", 0)
+    take(rng, inputs, folder, "w.safetensors", 0)
+    options = odd_options(rng, [EvaluationConfig()], ["--ckpt", "--dtype", "--out", "--overwrite"])
+    options = [option for option in options if not option.startswith("--data=rendered")]
+    return Case("evaluate", ["--ckpt=w.safetensors", "--data=pairs", "--out=out", *options])
+
+
+def train_data(rng: Rng, inputs: Path, folder: Path) -> Case:
+    damage = take(rng, inputs, folder, "pairs", some(rng))
+    bad = f"--max-bad-samples={rng.choice([0, 3])}"
+    return Case("train", [*TRAINING, "--data=pairs", "--steps=1", "--out=out", bad], [], damage)
+
+
+def train_resume(rng: Rng, inputs: Path, folder: Path) -> Case:
+    damage = take(rng, inputs, folder, "run", some(rng))
+    take(rng, inputs, folder, "pairs", 0)
+    arguments = ["--model=strcnn_dtb_small", "--out=run", "--resume"]
+    return Case("train", arguments, [folder / "run"], damage)
+
+
+def train_from(rng: Rng, inputs: Path, folder: Path) -> Case:
+    name = str(rng.choice(["run", "w.safetensors"]))
+    damage = take(rng, inputs, folder, name, some(rng))
+    take(rng, inputs, folder, "pairs", 0)
+    start = [f"--start-from={name}", "--data=pairs", "--steps=1", "--out=out"]
+    return Case("train", [*TRAINING, *start], [], damage)
+
+
+def train_replay(rng: Rng, inputs: Path, folder: Path) -> Case:
+    failures = sorted((inputs / "broken").glob("failure-*"))
+    name = failures[0].name if failures else "none"
+    damage = take(rng, inputs, folder, "broken", some(rng))
+    return Case("train", [f"--replay=broken/{name}"], [], damage)
+
+
+def train_options(rng: Rng, inputs: Path, folder: Path) -> Case:
+    from jaxdeblur import presets
+    from jaxdeblur.data.sources import DataConfig
+
+    take(rng, inputs, folder, "pairs", 0)
+    preset = presets.find("strcnn_dtb_small")
+    more = ["--model", "--out", "--start-from", "--replay", "--rows", "--resume", "--overwrite"]
+    configs = [preset.network, preset.training, DataConfig()]
+    options = odd_options(rng, configs, more)
+    return Case("train", [*TRAINING, "--data=pairs", "--steps=1", "--out=out", *options])
+
+
+CASES: tuple[Callable[[Rng, Path, Path], Case], ...] = (
+    *(deblur_image, deblur_frames, deblur_video, deblur_weights, deblur_options),
+    *(deblur_image, deblur_frames, deblur_video, deblur_weights, deblur_options),
+    *(evaluate_data, evaluate_high_speed, evaluate_weights, evaluate_again, evaluate_options),
+    *(train_data, train_resume, train_from, train_replay, train_options),
+)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""A run that is killed again and again, and one that is watched for leaks.
+
+    python -m benchmarks.soak --kills=20       kill -9 at random moments, each time resumed
+    python -m benchmarks.soak --memory         the resident memory of 2,000 small steps
+
+A run is trained once without disturbance and once with kills. A kill comes at a moment drawn evenly
+from the start of the process to some seconds into its steps: while it loads, compiles, trains or
+saves. At the end the parameters of both must be the same bit for bit. Steps lost are those that a
+killed process had done and its successor did again; at most ``--save-every`` a kill are at stake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "--model=strcnn_dtb_small", "--width=4", "--blocks=1", "--m=1", "--crop=16", "--frames=2",
+    "--batch-size=2", "--pool=4", "--validate-every=0", "--warmup=1", "--learning-rate=1e-4",
+]  # fmt: skip
+FLAT = 0.03
+"""By how much the resident memory may rise from the first fifth of the steps to the last."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=2000, help="of the run")
+    parser.add_argument("--save-every", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--memory", action="store_true", help="watches the memory of one run")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="jaxdeblur-soak-") as folder:
+        os.environ.setdefault("JAXDEBLUR_CACHE", f"{folder}/cache")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        good = (watch_memory if arguments.memory else kill_and_resume)(arguments, Path(folder))
+    sys.exit(0 if good else 1)
+
+
+def kill_and_resume(arguments: argparse.Namespace, folder: Path) -> bool:
+    """Kills a run again and again; True if its end is that of the undisturbed one."""
+    options = [*TINY, f"--steps={arguments.steps}", f"--save-every={arguments.save_every}"]
+    train(*options, "--steps=1", f"--out={folder / 'first'}").wait()  # renders, compiles
+    whole, killed = folder / "whole", folder / "killed"
+    began = time.monotonic()
+    process = train(*options, f"--out={whole}")
+    wait_for(whole / "checkpoints" / str(arguments.save_every), process)
+    to_first = time.monotonic() - began
+    if process.wait():
+        raise RuntimeError("the undisturbed run failed")
+    # On average a killed process then trains for its share of the run's steps.
+    training = time.monotonic() - began - to_first
+    longest = to_first + 1.5 * training / max(arguments.kills, 1)
+
+    moments = random.Random(arguments.seed)
+    lost, redone, during_start = 0, 0, 0
+    resume: list[str] = []
+    for number in range(arguments.kills):
+        process = train(*options, f"--out={killed}", *resume)
+        delay = moments.uniform(0, longest)
+        try:
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        else:
+            print(f"the run ended before kill {number + 1}: give it more --steps")
+            return False
+        reached, saved = last_step(killed), newest(killed)
+        lost += max(reached - saved, 0)
+        redone = max(redone, reached - saved)
+        during_start += reached == 0
+        resume = ["--resume"] if killed.exists() and any(killed.iterdir()) else []
+        print(
+            f"kill {number + 1} after {delay:.1f} s: at step {reached or 'none'}, saved {saved}",
+            flush=True,
+        )
+        (killed / "steps.log").unlink(missing_ok=True)
+    if train(*options, f"--out={killed}", *resume).wait():
+        print("the killed run could not be resumed")
+        return False
+    same = identical(whole, killed)
+    print(
+        f"\nkills survived   {arguments.kills} of {arguments.kills}, "
+        f"{during_start} of them before the first step of their process\n"
+        f"steps lost       {lost} in all, {redone} at most by one kill "
+        f"(a checkpoint every {arguments.save_every} steps)\n"
+        f"final parameters {'identical' if same else 'NOT identical'} to an undisturbed run of "
+        f"{arguments.steps} steps"
+    )
+    return same
+
+
+def watch_memory(arguments: argparse.Namespace, folder: Path) -> bool:
+    """Prints the resident memory over a run's steps; True if it stays flat."""
+    out = folder / "run"
+    saves = [f"--save-every={max(arguments.steps // 10, 1)}", f"--steps={arguments.steps}"]
+    process = train(*TINY, *saves, f"--out={out}")
+    samples: list[tuple[int, float]] = []
+    while process.poll() is None:
+        step = last_step(out)
+        if step and (memory := resident(process.pid)):
+            samples.append((step, memory))
+        time.sleep(0.1)
+    if process.returncode:
+        raise RuntimeError("the run failed")
+
+    def median(first: float, last: float) -> float:
+        low, high = first * arguments.steps, last * arguments.steps
+        return statistics.median(memory for step, memory in samples if low <= step <= high)
+
+    fifths = [median(n / 5, (n + 1) / 5) for n in range(5)]
+    rise = fifths[-1] / fifths[0] - 1
+    print("resident memory, MB, medians of fifths of the run:", *(f"{m:.1f}" for m in fifths))
+    print(f"from the first fifth to the last {100 * rise:+.1f} %   goal: within {FLAT:.0%}")
+    return abs(rise) <= FLAT
+
+
+def train(*options: str) -> subprocess.Popen[bytes]:
+    """Starts train.py, its steps on one line each in ``steps.log`` of the run's folder."""
+    command = [sys.executable, "-c", WITH_STEPS, *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+# train.py as it is, but each step that the host has seen is noted: the progress line comes too
+# seldom to tell how far a killed process was.
+WITH_STEPS = """
+import sys
+import train
+from jaxdeblur.progress import ProgressLine
+from jaxdeblur.errors import run_command
+said = ProgressLine.step
+def step(self, step, metrics):
+    out = next(o[6:] for o in sys.argv if o.startswith("--out="))
+    with open(out + "/steps.log", "a") as log:
+        log.write(f"{step}\\n")
+    said(self, step, metrics)
+ProgressLine.step = step
+sys.argv[0] = "train.py"
+run_command(train.main, "train.py", together=True)
+"""
+
+
+def last_step(run: Path) -> int:
+    """The last step that a process has noted; 0 if it came to none."""
+    try:
+        lines = re.findall(r"^(\d+)\n", (run / "steps.log").read_text(), re.MULTILINE)
+    except FileNotFoundError:
+        return 0
+    return int(lines[-1]) if lines else 0
+
+
+def newest(run: Path) -> int:
+    """The newest whole checkpoint's step, or 0."""
+    return max((int(p.name) for p in run.glob("checkpoints/*") if p.name.isdigit()), default=0)
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.02)
+
+
+def resident(pid: int) -> float:
+    """Resident memory of a process, MB; 0 when it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def identical(one: Path, other: Path) -> bool:
+    """Whether two runs ended with the same parameters, bit for bit."""
+    from jaxdeblur.checkpoints import load_model
+    from jaxdeblur.models.parameters import split
+
+    first, second = (split(load_model(run).model)[1] for run in (one, other))
+    return first.keys() == second.keys() and all(
+        np.array_equal(np.asarray(first[name]), np.asarray(second[name])) for name in first
+    )
+
+
+if __name__ == "__main__":
+    main()
