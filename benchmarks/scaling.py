@@ -160,14 +160,15 @@ def on_paper(arguments: argparse.Namespace) -> None:
         f"{arguments.inside / 1e9:.0f} and {arguments.between / 1e9:.0f} GB/s, "
         f"{arguments.latency * 1e6:.0f} us a message\n"
     )
-    print("| hosts | GPUs | step, ms | of it all-reduce, ms | efficiency | clips/s | MB/s a host |")
+    print("| hosts | GPUs | all-reduce, ms | 1 clip a GPU | 8 clips | clips/s | MB/s a host |")
     print("|---|---|---|---|---|---|---|")
     for hosts in (1, 2, 4, 8, 16, 32, 64):
-        reduce = all_reduce(gradient, hosts, arguments)
-        gpus, step = hosts * GPUS_A_HOST, compute + reduce
+        reduce, gpus = all_reduce(gradient, hosts, arguments), hosts * GPUS_A_HOST
+        efficiency = [clips * compute / (clips * compute + reduce) for clips in (1, 8)]
+        rate = gpus * efficiency[1] / compute
         print(
-            f"| {hosts} | {gpus} | {1e3 * step:.1f} | {1e3 * reduce:.2f} | {compute / step:.1%} "
-            f"| {gpus / step:,.0f} | {GPUS_A_HOST * clip_bytes / step / 1e6:.0f} |"
+            f"| {hosts} | {gpus} | {1e3 * reduce:.2f} | {efficiency[0]:.0%} | {efficiency[1]:.0%} "
+            f"| {rate:,.0f} | {rate / hosts * clip_bytes / 1e6:,.0f} |"
         )
 
 

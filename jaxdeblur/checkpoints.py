@@ -7,7 +7,9 @@ runs no code from a file: configs are JSON checked field by field, weights are p
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import logging
 import warnings
@@ -21,7 +23,7 @@ import safetensors
 import safetensors.numpy
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from jaxdeblur import models, weights
+from jaxdeblur import cluster, models, weights
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole, write_json
 from jaxdeblur.models.parameters import Parameters, outline, split
@@ -93,30 +95,61 @@ def network_from_json(values: Any, where: str) -> Any:
 class Checkpoints:
     """The checkpoints of a run, one folder a step, written by Orbax in the background.
 
-    Half-written ones are removed at the next start. Every process of a run takes part in saving.
+    Every process of a run takes part in saving and in restoring its state. Reading changes nothing
+    in the folder, so that a run that is going on can be read.
     """
 
-    def __init__(self, folder: Path, keep: int = 3, *, options: Any = None) -> None:
+    def __init__(self, folder: Path, keep: int = 3) -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each save
+        # Of a damaged checkpoint we say what is wrong; its other readers' tracebacks come later.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self.folder = folder
-        self.manager = ocp.CheckpointManager(
-            folder.absolute() / CHECKPOINTS_NAME,
-            options=options
-            or ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+        self.keep = keep
+
+    @functools.cached_property
+    def manager(self) -> Any:
+        """What saves; it removes half-written checkpoints of an earlier start."""
+        return ocp.CheckpointManager(
+            self._place.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=self.keep, cleanup_tmp_directories=True
+            ),
         )
 
-    @classmethod
-    def reader(cls, folder: Path) -> Checkpoints:
-        """Those of a run that may be going on: nothing in the folder is changed.
+    @property
+    def _place(self) -> Path:
+        return self.folder / CHECKPOINTS_NAME
 
-        Each process reads by itself, whatever the others do.
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, the newest first."""
+        names = [path.name for path in self._place.glob("*") if path.is_dir()]
+        return sorted((int(n) for n in names if n.isascii() and n.isdigit()), reverse=True)
+
+    def go_on_after(self, step: int) -> None:
+        """Makes way for the checkpoints after ``step``, to which a run has gone back.
+
+        Damaged ones are renamed, not removed; a name says what they are.
         """
-        me = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader-{me}"
-        )
-        options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
-        return cls(folder, options=options)
+        cluster.wait_for_all("the state is restored")
+        if jax.process_index() == 0:
+            for newer in self.steps():
+                if newer > step:
+                    self._set_aside(newer)
+        cluster.wait_for_all("damaged checkpoints are out of the way")
+        try:
+            self.manager  # noqa: B018  # opened now: a damaged older one shows here
+        except (ValueError, TypeError, KeyError, OSError):
+            cluster.wait_for_all("older checkpoints are damaged")
+            if jax.process_index() == 0:
+                for older in self.steps():
+                    if older != step:
+                        self._set_aside(older)
+            cluster.wait_for_all("they are out of the way")
+
+    def _set_aside(self, step: int) -> None:
+        place = self._place / str(step)
+        names = (self._place / f"damaged-{step}-{n}" for n in itertools.count())
+        place.rename(next(name for name in names if not name.exists()))
 
     def save(self, state: TrainState) -> None:
         """Saves ``state`` as the checkpoint of its step; an existing one of that step is kept."""
@@ -145,22 +178,34 @@ class Checkpoints:
         abstract = jax.tree.map(lambda a: _abstract(a, sharding), template._asdict())
 
         def restore(step: int) -> TrainState:
-            item = self._restore(step, _STATE, abstract)
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+                item, about = self._read(reader, step, _STATE, abstract)
             state = TrainState(**item)
-            self._check(step, "parameters", state.parameters)
+            _check(about, "parameters", state.parameters)
             return state
 
         found = self._newest(restore)
         return found[1] if found else None
 
     def restore_weights(self, template: dict[str, Any]) -> tuple[int, Parameters] | None:
-        """The newest weights that can be read whole and their step, or None."""
+        """The newest weights that can be read whole and their step, or None.
+
+        Each process reads by itself, whatever the others do.
+        """
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader-{me}"
+        )
         here = SingleDeviceSharding(jax.local_devices()[0])
         abstract = {name: _abstract(a, here) for name, a in template.items()}
 
         def restore(step: int) -> Parameters:
-            weights: Parameters = self._restore(step, _WEIGHTS, abstract)
-            self._check(step, "weights", weights)
+            handler = ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+            )
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+                weights, about = self._read(reader, step, _WEIGHTS, abstract)
+            _check(about, "weights", weights)
             return weights
 
         return self._newest(restore)
@@ -171,19 +216,18 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save and frees the manager."""
-        self.manager.close()
+        if "manager" in self.__dict__:
+            self.manager.close()
 
-    def _restore(self, step: int, item: str, abstract: Any) -> Any:
-        arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
-        return self.manager.restore(step, args=arguments)[item]
-
-    def _check(self, step: int, name: str, parameters: Parameters) -> None:
-        about = self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-        if about[_ABOUT].get(name) != _digest(parameters):
-            raise ValueError("the values are not those that were saved")
+    def _read(self, reader: Any, step: int, item: str, abstract: Any) -> tuple[Any, dict[str, str]]:
+        arguments = ocp.args.Composite(
+            **{item: ocp.args.StandardRestore(abstract), _ABOUT: ocp.args.JsonRestore()}
+        )
+        found = reader.restore((self._place / str(step)).absolute(), args=arguments)
+        return found[item], found[_ABOUT]
 
     def _newest(self, restore: Any) -> Any:
-        steps = sorted(self.manager.all_steps(), reverse=True)
+        steps = self.steps()
         for step in steps:
             try:
                 return step, restore(step)
@@ -192,11 +236,16 @@ class Checkpoints:
             except Exception as error:
                 # Whatever a damaged file makes Orbax, TensorStore or JSON raise.
                 reason = " ".join(str(error).split())[:200]
-                path = self.folder / CHECKPOINTS_NAME / str(step)
+                path = self._place / str(step)
                 warnings.warn(f"{path} can't be read and is skipped: {reason}", stacklevel=2)
         if steps:
             raise UserError(f"{self.folder}: none of its {len(steps)} checkpoints can be read")
         return None
+
+
+def _check(about: dict[str, str], name: str, parameters: Parameters) -> None:
+    if about.get(name) != _digest(parameters):
+        raise ValueError("the values are not those that were saved")
 
 
 def _abstract(array: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
@@ -257,11 +306,7 @@ def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
         raise UserError(f"{folder}: it has no {CHECKPOINTS_NAME}/ yet")
     network = run.network if dtype is None else dataclasses.replace(run.network, dtype=dtype)
     rebuild, template = outline(lambda: models.build(network))
-    checkpoints = Checkpoints.reader(folder)
-    try:
-        found = checkpoints.restore_weights(template)
-    finally:
-        checkpoints.close()
+    found = Checkpoints(folder).restore_weights(template)
     if found is None:
         raise UserError(f"{folder}: it has no checkpoint yet")
     step, parameters = found
@@ -279,7 +324,7 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
     try:
         about = json.loads(header.get("jaxdeblur", ""))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict) or not isinstance(about.get("step"), int):
         raise UserError(f"{path}: its header does not say which network it is for")
@@ -353,7 +398,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path.parent}: no run folder (it has no {path.name})") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, too many digits
         raise UserError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a JSON object was expected")

@@ -24,30 +24,29 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
       together: its processes, should there be several, work on one thing: if one fails, it leaves
         at once. At its normal end a process waits for the others, which may be waiting for it.
     """
-    leave: Callable[[int], NoReturn] = _leave if together else sys.exit
     try:
         main()
     except UserError as error:
         message = " ".join(str(error).split())
         print(f"{name}: error: {message}", file=sys.stderr)
-        leave(2)
+        _leave(2, together)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
-        leave(130)
+        _leave(130, together)
     except Exception as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             reason = str(error).splitlines()[0][:200] if str(error) else ""
             print(f"{name}: error: not enough memory: {reason}", file=sys.stderr)
-            leave(2)
+            _leave(2, together)
         if not together:
             raise
         traceback.print_exc()
-        leave(1)
+        _leave(1, together)
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, at_once: bool) -> NoReturn:
     jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    if at_once and jax is not None and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -95,8 +95,10 @@ class EvaluationConfig:
             raise UserError(f"--max-frames is 1 or more, not {self.max_frames}")
         if self.max_pixels < 1:
             raise UserError(f"--max-pixels is 1 or more, not {self.max_pixels}")
-        if not self.report_megabytes > 0:
-            raise UserError(f"--report-megabytes is above 0, not {self.report_megabytes}")
+        if not 0 < self.report_megabytes <= 1e5:
+            raise UserError(
+                f"--report-megabytes is above 0 and at most 100000, not {self.report_megabytes}"
+            )
 
 
 def evaluate(
@@ -403,7 +405,7 @@ def _read_json(path: Path) -> Any:
     """What the file says, or None if there is none or it can't be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

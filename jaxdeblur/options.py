@@ -8,11 +8,15 @@ import inspect
 import re
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from jaxdeblur.errors import UserError
 
 Config = TypeVar("Config")
+
+LARGEST = 2**40
+"""No option is a larger whole number; what JAX counts with 32 bits is bounded by its config."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,9 +129,9 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is type(None):
         return value is None
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, float) or _fits(value, int)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
     return isinstance(value, kind)
 
 
@@ -143,8 +147,22 @@ def _how_to_parse(kind: Any) -> dict[str, Any]:
     if origin is tuple:
         items = get_args(kind)
         count = "+" if items[-1] is Ellipsis else len(items)
-        return {"nargs": count, "type": items[0], "metavar": _metavar(items[0])}
-    return {"type": kind, "metavar": _metavar(kind)}
+        return {"nargs": count, "type": _reader(items[0]), "metavar": _metavar(items[0])}
+    return {"type": _reader(kind), "metavar": _metavar(kind)}
+
+
+def _reader(kind: type) -> Callable[[str], Any]:
+    return _whole_number if kind is int else kind
+
+
+def _whole_number(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a whole number") from None
+    if abs(number) > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text[:50]}... is beyond {LARGEST}")
+    return number
 
 
 def _metavar(kind: type) -> str:

@@ -115,16 +115,16 @@ def train(
     state = training.initial_train_state(config, parameters)
     state = jax.device_put(state, cluster.replicated(mesh))
     with contextlib.ExitStack() as resources:
+        checkpoints = Checkpoints(folder, config.keep)
+        resources.callback(checkpoints.close)
         if resume:
-            checkpoints = resources.enter_context(contextlib.closing(Checkpoints(folder)))
             # Without a checkpoint the run had not come to its first one: it starts again.
             state = checkpoints.restore_state(state, cluster.replicated(mesh)) or state
         first = int(state.step)
         feed = resources.enter_context(_batches(run, data, mesh, first))
         validation = _Validation(data, rebuild) if config.validate_every else None
         _make_folder(run, folder, resume)
-        checkpoints = Checkpoints(folder, config.keep)
-        resources.callback(checkpoints.close)
+        checkpoints.go_on_after(first)
         _say(
             f"{run.preset}: {count(parameters):,} parameters, {jax.device_count()} "
             f"{jax.devices()[0].platform} device(s), step {first} of {config.steps}, in {folder}"

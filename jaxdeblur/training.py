@@ -85,6 +85,9 @@ class TrainingConfig:
                 raise UserError(f"{_option(name)} is 1 or more, not {getattr(self, name)}")
         if self.crop < 16:
             raise UserError(f"--crop is 16 pixels or more, not {self.crop}")
+        for name, most in {"steps": 2**31 - 2, "seed": 2**31 - 1, "batch_size": 2**16}.items():
+            if getattr(self, name) > most:
+                raise UserError(f"{_option(name)} is {most} or less, not {getattr(self, name)}")
         for name in ("warmup", "validate_every", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{_option(name)} is 0 or more, not {getattr(self, name)}")

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from jaxdeblur import models
+from jaxdeblur.checkpoints import load_model
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.options import Parser, add_fields, from_json
+from jaxdeblur.training import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(
@@ -46,4 +54,40 @@ def test_nothing_that_is_read_can_run(path: Path) -> None:
             # np.load reads pickles only if it is told to; torch.load and the rest always may.
             assert called not in {"eval", "exec", "compile", "os.system", "torch.load", "yaml.load"}
             if called == "exec_module" or called.endswith(".exec_module"):
-                assert path.name == "train.py", "only --extension runs a file that a user names"
+                assert path.name == "extensions.py", (
+                    "only --extension runs a file, which its user names"
+                )
+
+
+# What the damage found.
+
+
+@pytest.mark.parametrize("field", ["width", "blocks", "m"])
+def test_a_network_beyond_all_sense_is_refused_before_it_takes_memory(field: str) -> None:
+    config = dataclasses.replace(StrcnnConfig(m=1, width=4, blocks=1), **{field: 10**9})
+    with pytest.raises(UserError, match=f"{field}=1000000000: no network is built with numbers"):
+        models.build(config)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"preset": ' + "9" * 5000 + "}", "", "\ufeff{}", "null", '{"preset": 1}'],
+)
+def test_a_config_that_is_none_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("value", [10**30, 2**31, True, 1.5, "2", None])
+def test_numbers_that_32_bits_do_not_hold_are_refused(value: object) -> None:
+    with pytest.raises(UserError, match="steps"):
+        from_json(TrainingConfig, {"steps": value}, "config.json")
+
+
+def test_numbers_on_the_command_line_are_whole_and_bounded() -> None:
+    parser = Parser()
+    add_fields(parser, TrainingConfig(), "training")
+    for text in ("9" * 25, "9" * 5000, "1e3", "0x10", ""):
+        with pytest.raises(UserError, match="--steps"):
+            parser.parse_args([f"--steps={text}"])

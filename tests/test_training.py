@@ -147,15 +147,40 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path) -> None:
         restored = checkpoints.restore_state(state, cluster.replicated(mesh))
     assert restored is not None
     assert int(restored.step) == 1
-    for path in (tmp_path / "checkpoints" / "1").rglob("*"):
+    # What is saved next must not stop at the damaged one, which stays beside it.
+    checkpoints.go_on_after(1)
+    checkpoints.save(state._replace(step=jnp.int32(2)))
+    checkpoints.close()
+    assert (tmp_path / "checkpoints" / "damaged-2-0").is_dir()
+    again = Checkpoints(tmp_path).restore_state(state, cluster.replicated(mesh))
+    assert again is not None
+    assert int(again.step) == 2
+    for path in (tmp_path / "checkpoints").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     with (
         pytest.warns(UserWarning, match="can't be read"),
         pytest.raises(UserError, match="none of its 2 checkpoints can be read"),
     ):
-        checkpoints.restore_state(state, cluster.replicated(mesh))
+        Checkpoints(tmp_path).restore_state(state, cluster.replicated(mesh))
+
+
+def test_damage_that_orbax_itself_stumbles_over_is_put_aside(tmp_path: Path) -> None:
+    mesh = mesh_of(1)
+    _, state = begin(CONFIG, mesh)
+    checkpoints = Checkpoints(tmp_path)
+    for number in (1, 2):
+        checkpoints.save(state._replace(step=jnp.int32(number)))
     checkpoints.close()
+    (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").write_text("[]")
+    checkpoints = Checkpoints(tmp_path)
+    restored = checkpoints.restore_state(state, cluster.replicated(mesh))
+    assert restored is not None
+    assert int(restored.step) == 2
+    checkpoints.go_on_after(2)
+    checkpoints.save(state._replace(step=jnp.int32(3)))
+    checkpoints.close()
+    assert Checkpoints(tmp_path).steps() == [3, 2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -101,6 +101,8 @@ class DataConfig:
             if getattr(self, name) < 1:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} is 1 or more, not {getattr(self, name)}")
+        if self.workers > 256:
+            raise UserError(f"--workers is 256 or less, not {self.workers}")
         for name in ("linear", "keep_still", "curriculum"):
             if not 0 <= getattr(self, name) <= 1:
                 option = name.replace("_", "-")
