@@ -225,7 +225,10 @@ def main() -> None:
     config = dataclasses.replace(preset.training, steps=arguments.steps, validate_every=0)
     keep_compiled()
     cluster.use_cores(config.batch_size)
-    results = run_study(variants, config, preset.data, arguments.seeds)
+    try:
+        results = run_study(variants, config, preset.data, arguments.seeds)
+    except training.Stopped as stop:
+        raise UserError(str(stop)) from stop
     print(
         f"{arguments.study}: {config.steps} steps of {config.batch_size} clips of "
         f"{config.frames} x {config.crop} x {config.crop}, {config.optimizer}, scenes "
