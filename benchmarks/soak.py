@@ -3,10 +3,11 @@
     python -m benchmarks.soak --kills=20       kill -9 at random moments, each time resumed
     python -m benchmarks.soak --memory         the resident memory of 2,000 small steps
 
-A run is trained once without disturbance and once with kills. A kill comes at a moment drawn evenly
-from the start of the process to some seconds into its steps: while it loads, compiles, trains or
-saves. At the end the parameters of both must be the same bit for bit. Steps lost are those that a
-killed process had done and its successor did again; at most ``--save-every`` a kill are at stake.
+A run is trained once without disturbance and once with kills. Half of the kills come at a moment
+drawn evenly from the start of a process to its first step (it loads, restores, compiles), half from
+then on (it trains and saves). At the end the parameters of both must be the same bit for bit. Steps
+lost are those that a killed process had done and its successor did again: at most ``--save-every``
+by one kill, and those of a save that was on its way.
 """
 
 from __future__ import annotations
@@ -59,24 +60,28 @@ def kill_and_resume(arguments: argparse.Namespace, folder: Path) -> bool:
     to_first = time.monotonic() - began
     if process.wait():
         raise RuntimeError("the undisturbed run failed")
-    # On average a killed process then trains for its share of the run's steps.
-    training = time.monotonic() - began - to_first
-    longest = to_first + 1.5 * training / max(arguments.kills, 1)
+    # The processes that are killed while they train do three quarters of the steps in all.
+    longest = 3 * (time.monotonic() - began - to_first) / max(arguments.kills, 1)
 
     moments = random.Random(arguments.seed)
     lost, redone, during_start = 0, 0, 0
     resume: list[str] = []
     for number in range(arguments.kills):
         process = train(*options, f"--out={killed}", *resume)
-        delay = moments.uniform(0, longest)
-        try:
-            process.wait(delay)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        else:
+        began, late = time.monotonic(), moments.random() < 0.5
+        delay = moments.uniform(0, longest if late else to_first)
+        while process.poll() is None and not last_step(killed):
+            if not late and time.monotonic() - began > delay:
+                break
+            time.sleep(0.02)
+        if late:
+            time.sleep(delay)
+        if process.poll() is not None:
             print(f"the run ended before kill {number + 1}: give it more --steps")
             return False
+        process.kill()
+        process.wait()
+        delay = time.monotonic() - began
         reached, saved = last_step(killed), newest(killed)
         lost += max(reached - saved, 0)
         redone = max(redone, reached - saved)

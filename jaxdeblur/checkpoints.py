@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
+import tensorstore
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from jaxdeblur import cluster, models, weights
@@ -101,8 +102,6 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each save
-        # Of a damaged checkpoint we say what is wrong; its other readers' tracebacks come later.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self.folder = folder
         self.keep = keep
 
@@ -223,7 +222,9 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             **{item: ocp.args.StandardRestore(abstract), _ABOUT: ocp.args.JsonRestore()}
         )
-        found = reader.restore((self._place / str(step)).absolute(), args=arguments)
+        folder = (self._place / str(step)).absolute()
+        _read_through(folder / item)
+        found = reader.restore(folder, args=arguments)
         return found[item], found[_ABOUT]
 
     def _newest(self, restore: Any) -> Any:
@@ -241,6 +242,23 @@ class Checkpoints:
         if steps:
             raise UserError(f"{self.folder}: none of its {len(steps)} checkpoints can be read")
         return None
+
+
+def _read_through(folder: Path) -> None:
+    """Reads all arrays of a checkpoint's item, one after the other; ValueError if one is damaged.
+
+    Orbax reads them at the same time, and when one fails the others leave tracebacks.
+    """
+
+    def store(path: str) -> dict[str, Any]:
+        base = {"driver": "file", "path": f"{folder}/"}
+        return {"driver": "ocdbt", "base": base, "path": path}
+
+    for key in tensorstore.KvStore.open(store("")).result().list().result():
+        name, _, kind = key.decode().rpartition("/")
+        if kind == ".zarray":
+            spec = {"driver": "zarr", "kvstore": store(f"{name}/")}
+            tensorstore.open(spec, read=True).result().read().result()
 
 
 def _check(about: dict[str, str], name: str, parameters: Parameters) -> None:

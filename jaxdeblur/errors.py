@@ -8,6 +8,9 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+LONGEST = 3000
+"""Characters of a message, which may name 20 files."""
+
 
 class UserError(Exception):
     """Bad input. The message names the file or option and says what would be right, in one line."""
@@ -28,6 +31,8 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
         main()
     except UserError as error:
         message = " ".join(str(error).split())
+        if len(message) > LONGEST:  # somebody's megabyte on the command line
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         print(f"{name}: error: {message}", file=sys.stderr)
         _leave(2, together)
     except KeyboardInterrupt:
