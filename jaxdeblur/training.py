@@ -258,8 +258,13 @@ def compile_train_step(
     """The train step under jit: parameters on every device, the batch shared out over ``mesh``."""
     everywhere, shared = cluster.replicated(mesh), cluster.clips_over(mesh)
 
+    def rebuild_here(parameters: Parameters) -> VideoRestorer:
+        model = rebuild(parameters)
+        model.spread_over(mesh)
+        return model
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return train_step(state, batch, config=config, rebuild=rebuild)
+        return train_step(state, batch, config=config, rebuild=rebuild_here)
 
     return jax.jit(
         step,

@@ -19,6 +19,7 @@ from jax.sharding import AxisType
 from jaxdeblur import cluster, models, training
 from jaxdeblur.checkpoints import Checkpoints
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.fsta import FstaConfig
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.training import Batch, Metrics, NonFiniteError, TrainingConfig, TrainState
@@ -306,3 +307,29 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         cluster.make_mesh(3)
     with pytest.raises(UserError, match="--rows=3"):
         cluster.make_mesh(8, rows=3)
+
+
+def test_a_train_step_of_the_attention_network_over_a_mesh() -> None:
+    """Its kernels are told how the clips lie; here the einsum runs, and gives what one device does."""
+    config = dataclasses.replace(CONFIG, batch_size=2)
+    network = FstaConfig(
+        window=3,
+        widths=(4,),
+        growths=(4,),
+        dense_layers=1,
+        encoder_blocks=(1,),
+        decoder_blocks=(1,),
+        attention_levels=(0,),
+        spatial_maps=2,
+        temporal_maps=2,
+    )
+    losses = []
+    for mesh in (mesh_of(1), mesh_of(2)):
+        rebuild, parameters = split(models.build(network))
+        state = training.initial_train_state(config, parameters)
+        state = jax.device_put(state, cluster.replicated(mesh))
+        step = training.compile_train_step(config, rebuild, mesh)
+        batch = jax.device_put(random_batch(0, size=2), cluster.clips_over(mesh))
+        _, metrics = step(state, batch)
+        losses.append(float(metrics.loss))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

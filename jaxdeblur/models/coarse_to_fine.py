@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation, explainer
@@ -61,6 +62,11 @@ class CoarseToFine(VideoRestorer):
         self.multiple = max(
             scale * level.multiple for scale, level in zip(self.scales, self.levels, strict=True)
         )
+
+    def spread_over(self, mesh: Mesh) -> None:
+        """Tells every level."""
+        for level in self.levels:
+            level.spread_over(mesh)
 
     def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
         """What each scale restores, coarse to fine, each at its own size."""

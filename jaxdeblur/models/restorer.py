@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.shapes import Clip, Frame, ReducedClip
@@ -52,6 +53,13 @@ class VideoRestorer(nnx.Module):
     def receptive_radius(self) -> int:
         """How many pixels to each side one step of the stream reads, of the frame and the state."""
         raise NotImplementedError
+
+    def spread_over(self, mesh: Mesh) -> None:
+        """Told that clips lie over ``mesh`` as ``cluster.clips_over`` spreads them.
+
+        The compiler divides all work by itself but that of hand-written kernels, so a model that
+        has any passes it on.
+        """
 
     def initial_state(self, batch: int, height: int, width: int) -> State:
         """The state before the first frame of ``batch`` videos of ``height x width`` pixels."""
