@@ -310,7 +310,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 
 def test_a_train_step_of_the_attention_network_over_a_mesh() -> None:
-    """Its kernels are told how the clips lie; here the einsum runs, and gives what one device does."""
+    """Its kernels are told how the clips lie; the result is what one device gives."""
     config = dataclasses.replace(CONFIG, batch_size=2)
     network = FstaConfig(
         window=3,
