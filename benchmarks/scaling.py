@@ -3,8 +3,9 @@
     python -m benchmarks.scaling            measures on this machine, about three minutes
     python -m benchmarks.scaling --paper    the formula of docs/scaling.md alone
 
-All devices and processes share one core here, so that equal work takes equal time and what is
-measured beyond it is overhead: dividing the batch, summing the gradient, one more process. Strong
+All devices of a process share one core, so that equal work takes equal time and what is measured
+beyond it is overhead: dividing the batch, summing the gradient. Processes get a core each, while
+there are cores, and overhead is measured against the time that so many cores should take. Strong
 scaling keeps the batch of 8 clips, weak scaling gives each device one clip.
 """
 
@@ -38,20 +39,21 @@ def main() -> None:
     parser.add_argument("--inside", type=float, default=450e9, help="bytes/s a GPU, in a host")
     parser.add_argument("--between", type=float, default=50e9, help="bytes/s a GPU, between hosts")
     parser.add_argument("--latency", type=float, default=10e-6, help="s a message")
+    parser.add_argument("--processes-only", action="store_true", help="leaves the devices out")
     parser.add_argument("--point", type=int, nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.point:
         point(*arguments.point, steps=arguments.steps)
         return
     if not arguments.paper:
-        measured(arguments.steps)
+        measured(arguments.steps, arguments.processes_only)
     on_paper(arguments)
 
 
 # Measured here.
 
 
-def measured(steps: int) -> None:
+def measured(steps: int, processes_only: bool) -> None:
     """Prints the tables of strong and weak scaling."""
     times: dict[tuple[int, int, int], float] = {}
 
@@ -61,15 +63,16 @@ def measured(steps: int) -> None:
             times[key] = run_point(*key, steps)
         return times[key]
 
-    print(f"one core of {os.cpu_count()} ({platform_name()}), medians of {steps} steps\n")
-    print("| | strong: ms a step | overhead | weak: ms a step and clip | overhead |")
+    print(f"{os.cpu_count()} cores ({platform_name()}), medians of {steps} steps\n")
+    print("| | strong: core-ms a step | overhead | weak: core-ms a clip | overhead |")
     print("|---|---|---|---|---|")
     alone = seconds(1, 1, BATCH), seconds(1, 1, 1)
-    rows = [(n, 1, f"{n} device(s)") for n in DEVICES]
+    rows = [(n, 1, f"{n} device(s)") for n in DEVICES if not processes_only or n == 1]
     rows += [(1, n, f"{n} processes") for n in PROCESSES if n > 1]
     for devices, processes, name in rows:
-        n = devices * processes
-        strong, weak = seconds(devices, processes, BATCH), seconds(devices, processes, n) / n
+        n, cores = devices * processes, min(processes, len(os.sched_getaffinity(0)))
+        strong = seconds(devices, processes, BATCH) * cores
+        weak = seconds(devices, processes, n) * cores / n
         print(
             f"| {name} | {1e3 * strong:.0f} | {100 * (strong / alone[0] - 1):+.0f} % "
             f"| {1e3 * weak:.0f} | {100 * (weak / alone[1] - 1):+.0f} % |",
@@ -102,7 +105,8 @@ def run_point(devices: int, processes: int, clips: int, steps: int) -> float:
 def point(devices: int, processes: int, clips: int, number: int, port: int, *, steps: int) -> None:
     """One process of one point: prints the median of its steps' seconds."""
     # Before JAX starts its threads, which keep to the core too.
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
     import jax
 
     from jaxdeblur import cluster, models, training

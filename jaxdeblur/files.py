@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxdeblur.errors import UserError
+
 
 @contextlib.contextmanager
 def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
@@ -18,11 +20,17 @@ def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
 
     If the body raises (ctrl-C too), what was written is removed and ``target`` is as it was. The
     yielded name keeps the target's suffix, by which writers choose their format.
+
+    Raises:
+      UserError: nothing can be written there, or ``target`` is a folder.
     """
     target = Path(target)
-    handle, name = tempfile.mkstemp(
-        prefix=f".{target.stem[:80]}.", suffix=f".part{target.suffix}", dir=target.parent
-    )
+    try:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{target.stem[:80]}.", suffix=f".part{target.suffix}", dir=target.parent
+        )
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
     os.close(handle)
     part = Path(name)
     try:
@@ -31,7 +39,10 @@ def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         part.chmod(0o666 & ~umask)
-        os.replace(part, target)
+        try:
+            os.replace(part, target)
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ import pytest
 from jaxdeblur import models
 from jaxdeblur.checkpoints import load_model
 from jaxdeblur.errors import UserError
+from jaxdeblur.files import write_json
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Parser, add_fields, from_json
 from jaxdeblur.training import TrainingConfig
@@ -91,3 +92,12 @@ def test_numbers_on_the_command_line_are_whole_and_bounded() -> None:
     for text in ("9" * 25, "9" * 5000, "1e3", "0x10", ""):
         with pytest.raises(UserError, match="--steps"):
             parser.parse_args([f"--steps={text}"])
+
+
+def test_a_folder_where_a_file_is_to_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.json: cannot be written: Is a directory"):
+        write_json(tmp_path / "metrics.json", {})
+    with pytest.raises(UserError, match=r"nowhere.*cannot be written"):
+        write_json(tmp_path / "nowhere" / "metrics.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
