@@ -60,8 +60,9 @@ def kill_and_resume(arguments: argparse.Namespace, folder: Path) -> bool:
     to_first = time.monotonic() - began
     if process.wait():
         raise RuntimeError("the undisturbed run failed")
-    # The processes that are killed while they train do three quarters of the steps in all.
-    longest = 3 * (time.monotonic() - began - to_first) / max(arguments.kills, 1)
+    # The processes that are killed while they train do three quarters of the steps in all; of few
+    # kills none may come so late that the run has ended.
+    longest = min(3 / max(arguments.kills, 1), 0.25) * (time.monotonic() - began - to_first)
 
     moments = random.Random(arguments.seed)
     lost, redone, during_start = 0, 0, 0

@@ -1,6 +1,7 @@
 """Installs what lets the tests compile GPU kernels without a GPU: JAX's CUDA plugin, bare.
 
-Without its dependencies, which are gigabytes of CUDA libraries that compiling does not need. Where
+Without its dependencies, which are gigabytes of CUDA libraries that compiling does not need, and
+into a folder of its own, since JAX would try to start it, and complain, wherever it finds it. Where
 it can't be had, those tests skip and say so; everything else runs.
 """
 
@@ -8,12 +9,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
+
+FOLDER = Path(__file__).resolve().parent.parent / ".cuda-plugin"
 
 PACKAGES = [f"jax-cuda12-plugin=={jax.__version__}", f"jax-cuda12-pjrt=={jax.__version__}"]
 
 if __name__ == "__main__":
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES]
+    where = ["--no-deps", "--upgrade", "--target", str(FOLDER)]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *where, *PACKAGES]
     if subprocess.run(command, check=False).returncode:
         print(f"{' and '.join(PACKAGES)} can't be installed: tests that need them will skip")

@@ -33,7 +33,7 @@ def test_every_tile_compiles(target: str) -> None:
         [sys.executable, "-c", find, *plugins], env=environment, capture_output=True
     )
     if found.returncode:
-        pytest.skip("needs the CUDA plugin's wheels: make cuda-plugin")
+        pytest.skip("needs the CUDA plugin's wheels: python tests/install_extras.py")
     done = subprocess.run(
         [sys.executable, HERE / "compile_without_a_gpu.py", HERE / "targets" / f"{target}.txtpb"],
         env=environment,

@@ -1,0 +1,58 @@
+"""The weights that ship: they load, say where they come from, and score what the docs say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxdeblur import weights
+from jaxdeblur.checkpoints import load_model
+from jaxdeblur.data.scenes import SCENES, rendered_videos
+from jaxdeblur.metrics import psnr
+from jaxdeblur.restoration import stream
+
+ROOT = Path(__file__).resolve().parent.parent
+every_weights = pytest.mark.parametrize("name", weights.names())
+
+
+def test_there_are_some_and_they_are_small() -> None:
+    assert weights.names()
+    assert weights.default_name() in weights.names()
+    assert sum(weights.path(name).stat().st_size for name in weights.names()) < 20 * 2**20
+
+
+@every_weights
+def test_they_say_what_they_were_trained_on(name: str) -> None:
+    metadata = load_model(name).metadata
+    assert metadata["licence of the data"]
+    assert metadata["training"]["steps"] >= metadata["step"] > 0
+    assert re.fullmatch(r"[0-9a-f]{12}", metadata["commit"])
+    assert metadata["scores"]
+    assert "/" not in json.dumps(metadata["data"]), "a path of the machine that trained"
+
+
+@every_weights
+def test_no_validation_scene_is_among_the_training_data(name: str) -> None:
+    data = load_model(name).metadata["data"]
+    if any("x4k" in spec for spec in data["data"]):
+        assert {"TEST03", "TEST12", "TEST14"} <= set(data["exclude"])
+
+
+@every_weights
+@pytest.mark.parametrize("scenes", ["narrow", "wide"])
+def test_the_score_is_the_documented_one(name: str, scenes: str) -> None:
+    """docs/models.md: two validation scenes of each kind, to 0.05 dB."""
+    table = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{name}` \| {scenes} \| [\d.]+ \| ([\d.]+) \|", table, re.MULTILINE)
+    assert row, f"docs/models.md has no row for {name} on {scenes}"
+    model = load_model(name).model
+    scores = []
+    for video in rendered_videos("validation", config=SCENES[scenes], scenes=2):
+        blurred = [video.blurred(i) for i in range(len(video))]
+        restored = list(stream(model, blurred))
+        scores.append(np.mean([psnr(frame, video.sharp(i)) for i, frame in enumerate(restored)]))
+    assert float(np.mean(scores)) == pytest.approx(float(row[1]), abs=0.05)
