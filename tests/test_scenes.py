@@ -166,6 +166,14 @@ def test_speeds_fill_the_range_and_no_more():
     assert np.all(motion <= 6 * (1 + SCENES["narrow"].parallax))
 
 
+def test_handheld_scenes_are_slow_more_often_than_fast():
+    camera, _, _ = speeds(SCENES["handheld"], None)
+    slow, fast = np.mean(camera < 7), np.mean(camera > 20)  # of a square root: 1/2 and 0.15
+    assert 0.45 < slow < 0.65  # with the tripods
+    assert 0.08 < fast < 0.22
+    assert camera.max() < 28.5
+
+
 def test_the_motion_limit_holds():
     camera, own, motion = speeds(SCENES["wide"], 4.0)
     assert max(camera.max(), own.max()) < 4.05
@@ -289,6 +297,7 @@ def test_noise_and_compression_touch_the_blurred_frames_alone(scene, photographs
         {"size": (8, 64)},
         {"exposure": (0.5, 1.2)},
         {"motion": (3.0, 2.0)},
+        {"motion_skew": 0.0},
         {"perspective": 0.5},
     ],
 )

@@ -60,8 +60,8 @@ _ROLL_LIMIT = 0.3  # Largest angle, radians: people hold cameras upright.
 class SceneConfig:
     """What scenes are rendered. Speeds are in pixels a frame; ranges are (least, most).
 
-    A scene draws every quantity uniformly from its range. ``motion`` is the speed of the camera and
-    of the objects that go their own way.
+    A scene draws every quantity uniformly from its range, ``motion`` by way of ``motion_skew``.
+    ``motion`` is the speed of the camera and of the objects that go their own way.
     """
 
     size: tuple[int, int] = (192, 192)
@@ -70,6 +70,8 @@ class SceneConfig:
     sub_frames: int = 9
     """Moments averaged into one frame: tau of eq. 1. Odd, so that one stands in the middle."""
     motion: tuple[float, float] = (2.5, 6.0)
+    motion_skew: float = 1.0
+    """Above 1, slow motion is drawn more often than fast: a uniform number to this power."""
     still: float = 0.0
     """Share of the scenes in which the camera rests on a tripod (its tremor too)."""
     exposure: tuple[float, float] = (1.0, 1.0)
@@ -106,6 +108,8 @@ class SceneConfig:
             raise UserError(f"exposure: {self.exposure} is not a range within (0, 1]")
         if not 0 <= self.motion[0] <= self.motion[1]:
             raise UserError(f"motion: {self.motion} is not a range from 0 up")
+        if self.motion_skew <= 0:
+            raise UserError(f"motion_skew: {self.motion_skew} is not positive")
         if not 0 <= self.perspective <= _PERSPECTIVE_LIMIT:
             raise UserError(f"perspective: {self.perspective} is not in [0, {_PERSPECTIVE_LIMIT}]")
 
@@ -146,6 +150,9 @@ SCENES: dict[str, SceneConfig] = {
     "tiny": SceneConfig(size=(32, 48), frames=3, sub_frames=3, motion=(1.0, 3.0)),
 }
 """The named configurations."""
+# Half of the speeds are below 7 pixels a frame: for weights that must gain on large blur and leave
+# sharp video alone.
+SCENES["handheld"] = dataclasses.replace(SCENES["wide"], motion=(0.0, 28.0), motion_skew=2.0)
 
 
 class Path2D(NamedTuple):
@@ -259,14 +266,14 @@ def sample_scene(
     high = jnp.minimum(config.motion[1], jnp.inf if motion_limit is None else motion_limit)
     low = jnp.minimum(config.motion[0], high)
     moves = (draw() >= config.still).astype(jnp.float32)
-    speed = moves * (low + draw() * (high - low))
+    speed = moves * (low + draw() ** config.motion_skew * (high - low))
     camera = draw.path(speed, config.wander, moves * config.tremor)
 
     # Half of the objects stand in the scene, nearer than the background; half go their own way.
     number = jnp.floor(draw() * (n + 1)).astype(jnp.int32)
     stands = (draw(n) < 0.5).astype(jnp.float32)
     follows = stands * (1 + draw(n, high=config.parallax))
-    own = (1 - stands) * (low + draw(n) * (high - low))
+    own = (1 - stands) * (low + draw(n) ** config.motion_skew * (high - low))
     objects = Objects(
         number=number,
         start=size * draw(n, 2, low=-0.4, high=0.4),
@@ -738,13 +745,15 @@ def _render_to(
         shows[index] = sorted({name for texture in present for name in textures.names[texture]})
 
     # A scene keeps one core busy. The first is rendered alone, so that it is compiled once.
+    done = 0
     with ThreadPoolExecutor(os.cpu_count()) as workers:
         try:
             for batch in ([0], range(1, scenes)):
                 for future in as_completed([workers.submit(write, index) for index in batch]):
                     future.result()
+                    done += 1
                     if progress:
-                        progress(sum(map(bool, shows)), scenes)
+                        progress(done, scenes)
         except BaseException:  # ctrl-C too: do not render the rest first
             workers.shutdown(cancel_futures=True)
             raise

@@ -46,7 +46,8 @@ class DataConfig:
       only: trains on the videos whose names begin so; all without.
       exclude: leaves the videos whose names begin so out of training.
       scenes: the rendered scenes: narrow (small motion, for short trainings), medium (small motion,
-        all else varied), or wide (what hand-held footage has).
+        all else varied), wide (what hand-held footage has), or handheld (as wide, with slow motion
+        and none more often: for weights that must leave sharp video alone).
       pool: how many scenes are rendered before training and read again and again.
       render: rendered scenes come from a pool on disk, or are rendered anew for every step on the
         device that trains.
@@ -72,7 +73,7 @@ class DataConfig:
     variant: str | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    scenes: Literal["narrow", "medium", "wide"] = "narrow"
+    scenes: Literal["narrow", "medium", "wide", "handheld"] = "narrow"
     pool: int = 160
     render: Literal["pool", "device"] = "pool"
     photos: str | None = None
