@@ -87,10 +87,11 @@ def network_to_json(network: Any) -> dict[str, Any]:
 def network_from_json(values: Any, where: str) -> Any:
     """The config that ``network_to_json`` wrote; :class:`UserError` says what does not fit."""
     kinds = models.kinds()
-    if not isinstance(values, dict) or values.get("kind") not in kinds:
+    kind = values.get("kind") if isinstance(values, dict) else None
+    if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"{where}: network needs a kind, one of {', '.join(sorted(kinds))}")
     fields = {name: value for name, value in values.items() if name != "kind"}
-    return from_json(kinds[values["kind"]], fields, f"{where}: network")
+    return from_json(kinds[kind], fields, f"{where}: network")
 
 
 class Checkpoints:

@@ -19,6 +19,7 @@ class UserError(Exception):
 def run_command(main: Callable[[], None], name: str, *, together: bool = False) -> None:
     """Runs a command's ``main``; a :class:`UserError` becomes one line on stderr and exit code 2.
 
+    So does what the system refuses (an OSError that names a file), and memory that runs out.
     Ctrl-C ends with exit code 130 and one line, as shells expect.
 
     Args:
@@ -30,10 +31,7 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
     try:
         main()
     except UserError as error:
-        message = " ".join(str(error).split())
-        if len(message) > LONGEST:  # somebody's megabyte on the command line
-            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
-        print(f"{name}: error: {message}", file=sys.stderr)
+        _say(name, str(error))
         _leave(2, together)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
@@ -43,10 +41,22 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
             reason = str(error).splitlines()[0][:200] if str(error) else ""
             print(f"{name}: error: not enough memory: {reason}", file=sys.stderr)
             _leave(2, together)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            # A name too long, no permission, a full disk, a file where a folder belongs: all that
+            # the system refuses, wherever it was asked.
+            _say(name, f"{os.fsdecode(error.filename)}: {error.strerror}")
+            _leave(2, together)
         if not together:
             raise
         traceback.print_exc()
         _leave(1, together)
+
+
+def _say(name: str, message: str) -> None:
+    message = " ".join(message.split())
+    if len(message) > LONGEST:  # somebody's megabyte on the command line
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+    print(f"{name}: error: {message}", file=sys.stderr)
 
 
 def _leave(code: int, at_once: bool) -> NoReturn:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -379,6 +380,12 @@ def _check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
         raise UserError(f"--out={out}: a file is there already")
     if not out.exists() or not any(out.iterdir()):
         return
+    for name in ("videos", "frames"):
+        if os.path.lexists(out / name) and not (out / name).is_dir():
+            raise UserError(f"--out={out}: {name} in it is no folder")
+    for name in ("evaluation.json", "metrics.json", "report.html"):
+        if (out / name).is_dir():
+            raise UserError(f"--out={out}: {name} in it is a folder")
     before = _read_json(out / "evaluation.json")
     if not isinstance(before, dict) or "weights" not in before:
         raise UserError(f"--out={out}: the folder holds something that is no evaluation")
@@ -404,9 +411,18 @@ def _prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> Non
 def _read_json(path: Path) -> Any:
     """What the file says, or None if there is none or it can't be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def _finite(text: str) -> float:
+    """A number that the report page can show: JSON has no other."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not finite")
+    return number
 
 
 def _read_video(path: Path, settings: dict[str, Any]) -> report.VideoReport | None:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -253,6 +254,24 @@ class TestGoingOn:
         with pytest.raises(UserError, match="a file is there already"):
             evaluate(loaded(), a_dataset(), EvaluationConfig(), tmp_path / "holiday.jpg")
         assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize("name", ["videos", "metrics.json"])
+    def test_a_file_for_a_folder_is_refused_before_anything_changes(
+        self, tmp_path, name, overwrite
+    ):
+        out = tmp_path / "out"
+        evaluate(loaded(), a_dataset(), EvaluationConfig(), out)
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+            (out / name).write_bytes(b"x")
+        else:
+            (out / name).unlink()
+            (out / name).mkdir()
+        before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+        with pytest.raises(UserError, match=f"{name} in it is (no|a) folder"):
+            evaluate(loaded(), a_dataset(), EvaluationConfig(), out, overwrite=overwrite)
+        assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
 class TestRefusals:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from jaxdeblur import models
-from jaxdeblur.checkpoints import load_model
-from jaxdeblur.errors import UserError
+from jaxdeblur import evaluation, models
+from jaxdeblur.checkpoints import load_model, network_from_json
+from jaxdeblur.errors import LONGEST, UserError, run_command
 from jaxdeblur.files import write_json
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Parser, add_fields, from_json
@@ -101,3 +103,58 @@ def test_a_folder_where_a_file_is_to_be_written_is_one_line(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"nowhere.*cannot be written"):
         write_json(tmp_path / "nowhere" / "metrics.json", {})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize("kind", [[], {}, None, 1, "none"])
+def test_a_network_of_no_known_kind_is_one_line(kind: object) -> None:
+    with pytest.raises(UserError, match=r"w\.safetensors: network needs a kind"):
+        network_from_json({"kind": kind}, "w.safetensors")
+
+
+def test_what_the_system_refuses_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "videos").write_text("a file")
+    for refused in (
+        lambda: (tmp_path / ("x" * 5000)).is_dir(),
+        lambda: (tmp_path / "videos" / "more").mkdir(),
+        lambda: (tmp_path / "videos").mkdir(),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run_command(refused, "evaluate.py")
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("evaluate.py: error: ")
+        assert said.count("\n") == 1
+        assert re.search("File name too long|Not a directory|File exists", said)
+        assert len(said) < LONGEST + 100
+
+
+def test_a_megabyte_is_shortened(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> None:
+        raise UserError("--ckpt=" + "9" * 1_000_000 + ": no such run")
+
+    with pytest.raises(SystemExit):
+        run_command(refuse, "deblur.py")
+    said = capsys.readouterr().err
+    assert len(said) < LONGEST + 100
+    assert said.startswith("deblur.py: error: --ckpt=999")
+    assert said.endswith("999: no such run\n")
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_score_that_is_no_number_is_made_again(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "video.json"
+    scores = {
+        "name": "v", "height": 8, "width": 8, "frames": 1, "scored_from": 0,
+        "frame_psnr": [30.0], "frame_ssim": [0.9], "frame_psnr_blurred": [29.0],
+        "frame_ssim_blurred": [0.8], "temporal_error": 0.0, "temporal_error_blurred": 0.0,
+        "seconds_per_frame": 0.1,
+    }  # fmt: skip
+    shots = [{"scale": 1.0, "attention": [{"temporal": [[0.25]]}]}]
+    text = json.dumps({"settings": {}, "scores": scores, "shots": shots})
+    path.write_text(text, encoding="utf-8")
+    assert evaluation._read_video(path, {}) is not None
+    for good in ("30.0", "0.25"):
+        path.write_text(text.replace(good, number), encoding="utf-8")
+        assert evaluation._read_video(path, {}) is None
