@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from jaxdeblur.data import packing
+from jaxdeblur.data import datasets, packing
 from jaxdeblur.data.datasets import (
     DVD_TEST_VIDEOS,
     HighSpeedVideo,
@@ -225,6 +225,10 @@ def test_what_is_not_a_data_set_is_refused_in_one_line(root, tmp_path):
         f"pairs:{root / 'pairs'}": "sharp: no such folder",
         f"highspeed:{root}": "holds no frames",
         "rendered:fog": "not 'fog'",
+        "rendered:0px": "above 0 and at most 100 pixels",
+        "rendered:101px-linear": "above 0 and at most 100 pixels",
+        "rendered:20px-bright": "not '20px-bright'",
+        "rendered:٣px": "not '٣px'",
     }
     for spec, message in cases.items():
         with pytest.raises(UserError, match=message):
@@ -305,6 +309,28 @@ def test_rendered_scenes_are_a_data_set():
     assert isinstance(video, Video)
     assert video.blurred(0).shape == (video.height, video.width, 3) == (32, 48, 3)
     assert (video.blurred(0) != video.sharp(0)).any()
+
+
+def test_rendered_scenes_by_their_blur(monkeypatch):
+    monkeypatch.setattr(datasets, "_BLUR_SIZE", (48, 64))
+    monkeypatch.setattr(datasets, "_BLUR_FRAMES", 2)
+    stored, linear, sharper = (
+        open_dataset(f"rendered:{name}", "test") for name in ("8px-stored", "8px-linear", "2.5px")
+    )
+    assert (stored.name, stored.variant) == ("rendered/test", "8px-stored")
+    assert names(stored)[0] == "rendered_8px_stored_00"
+    video, bright, clearer = (dataset.videos[0] for dataset in (stored, linear, sharper))
+    assert (video.height, video.width, len(video)) == (48, 64, 2)
+    # The same scene, but for the light (in which highlights clip elsewhere) and the speed.
+    dark = video.sharp(1) < 150
+    np.testing.assert_array_equal(video.sharp(1)[dark], bright.sharp(1)[dark])
+    assert dark.mean() > 0.5
+    assert (video.blurred(1) != bright.blurred(1)).mean() > 0.1
+
+    def change(video: Video) -> float:
+        return float(np.abs(video.blurred(1).astype(int) - video.sharp(1)).mean())
+
+    assert change(video) > change(clearer)
 
 
 def test_pools_know_their_motion():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -170,8 +171,9 @@ def open_dataset(
     """Opens a data set and checks all of it: every frame's partner and size.
 
     Args:
-      spec: ``rendered``, ``rendered:CONFIGURATION`` (of ``scenes.SCENES``), a folder whose layout
-        is recognised, or ``LAYOUT:FOLDER``.
+      spec: ``rendered``, ``rendered:CONFIGURATION`` (of ``scenes.SCENES``), ``rendered:20px`` (at
+        1280x720 with that blur; ``-linear`` or ``-stored`` after it says in which light it is
+        averaged), a folder whose layout is recognised, or ``LAYOUT:FOLDER``.
       split: train, validation or test. A folder that does not tell splits apart gives the same
         videos for each: tell them apart by ``only`` and ``exclude``.
       variant: which blurred frames, where there are several: blur or blur_gamma (gopro), blur or
@@ -283,12 +285,35 @@ class _Found(NamedTuple):
     places: list[_Place]
 
 
+# "20px-linear": a speed, and the light in which the moments are averaged.
+_BLUR = re.compile(r"(\d{1,3}(?:\.\d)?)px(?:-(linear|stored))?", re.ASCII)
+# What real footage has: 720p, and motion of tens of pixels. Few and short, for they are large.
+_BLUR_SCENES, _BLUR_FRAMES, _BLUR_SIZE = 4, 8, (720, 1280)
+_MOST_BLUR = 100
+
+
 def _rendered(spec: str, split: str, only: Sequence[str], exclude: Sequence[str]) -> Dataset:
     name = spec.partition(":")[2] or "narrow"
-    if name not in SCENES:
-        raise UserError(f"{spec}: rendered scenes are {', '.join(SCENES)}, not {name!r}")
     known = next(s for s in SPLITS if s == split)
-    scenes = {scene.name: scene for scene in rendered_videos(known, config=SCENES[name])}
+    if blur := _BLUR.fullmatch(name):
+        if not 0 < float(blur[1]) <= _MOST_BLUR:
+            raise UserError(f"{spec}: the blur is above 0 and at most {_MOST_BLUR} pixels")
+        found = rendered_videos(
+            known,
+            scenes=_BLUR_SCENES,
+            size=_BLUR_SIZE,
+            frames=_BLUR_FRAMES,
+            blur_pixels=float(blur[1]),
+            linear={"linear": True, "stored": False}.get(blur[2]),
+        )
+    elif name in SCENES:
+        found = rendered_videos(known, config=SCENES[name])
+    else:
+        raise UserError(
+            f"{spec}: rendered scenes are {', '.join(SCENES)}, or at 1280x720 with a blur as "
+            f"20px, 20px-linear or 20px-stored, not {name!r}"
+        )
+    scenes = {scene.name: scene for scene in found}
     videos = [
         PairedVideo(
             chosen,
