@@ -27,7 +27,6 @@ from jaxdeblur.data.synthesis import Exposure
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation import EvaluationConfig
 
-
 _MEANS = (
     "psnr", "psnr_blurred", "ssim", "ssim_blurred", "temporal_error", "temporal_error_blurred",
 )  # fmt: skip
