@@ -3,8 +3,9 @@
     python -m benchmarks.ablation --quick
     python -m benchmarks.ablation --study=placement --steps=3000 --seeds 0 1 2
 
-All variants of a study see the same batches (a function of seed and step alone) and are scored on
-the same rendered validation videos, on the uint8 frames that a user gets. The gain is in dB over
+All variants of a study see the same batches (a function of seed and step alone; but for those that
+change the data themselves) and are scored on the same rendered validation videos, on the uint8
+frames that a user gets. The gain is in dB over
 the blurred input; with several seeds, mean and standard deviation.
 """
 
@@ -15,8 +16,9 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -39,41 +41,110 @@ STRCNN_SMALL = PRESETS["strcnn_dtb_small"].network
 QUICK_STEPS = 600
 
 
-def _fsta(**fields: Any) -> Any:
-    return dataclasses.replace(FSTA_SMALL, **fields)
+class Variant(NamedTuple):
+    """What is trained: a network, and what differs from the training of ``fsta_small``."""
+
+    network: Any
+    training: Mapping[str, Any] = MappingProxyType({})
+    data: Mapping[str, Any] = MappingProxyType({})
 
 
-def _strcnn(**fields: Any) -> Any:
-    return dataclasses.replace(STRCNN_SMALL, **fields)
+class Study(NamedTuple):
+    """Variants, and the data sets on which they are scored."""
+
+    variants: dict[str, Variant]
+    scored_on: tuple[str, ...] = ("rendered:narrow",)
 
 
-STUDIES: dict[str, dict[str, Any]] = {
-    "quick": {
-        "fsta_small, fusion none": _fsta(fusion="none"),
-        "fsta_small, fusion concat": _fsta(fusion="concat"),
-        "fsta_small, fusion fsta": _fsta(),
-        "STRCNN": _strcnn(blending="none"),
-        "STRCNN+DTB": _strcnn(),
-    },
+def _fsta(**fields: Any) -> Variant:
+    return Variant(dataclasses.replace(FSTA_SMALL, **fields))
+
+
+def _strcnn(**fields: Any) -> Variant:
+    return Variant(dataclasses.replace(STRCNN_SMALL, **fields))
+
+
+def _training(**fields: Any) -> Variant:
+    return Variant(STRCNN_SMALL, fields)
+
+
+def _large_blur(training: dict[str, Any] | None = None, **fields: Any) -> Variant:
+    """On all that hand-held footage has, with the loss that it needs."""
+    return Variant(
+        dataclasses.replace(STRCNN_SMALL, **fields),
+        {"loss": "log_mse", "crop": 128, **(training or {})},
+        {"scenes": "handheld"},
+    )
+
+
+STUDIES = {
+    "quick": Study(
+        {
+            "fsta_small, fusion none": _fsta(fusion="none"),
+            "fsta_small, fusion concat": _fsta(fusion="concat"),
+            "fsta_small, fusion fsta": _fsta(),
+            "STRCNN": _strcnn(blending="none"),
+            "STRCNN+DTB": _strcnn(),
+        }
+    ),
     # At a quarter of the size alone, where the full affinity can be trained too.
-    "fusion": {
-        name: _fsta(fusion=name, attention_levels=(1,))
-        for name in ("none", "concat", "conv3d", "nonlocal", "fsta")
-    },
-    "placement": {
-        name: _strcnn(blending=name) for name in ("none", "encoder", "middle", "decoder")
-    },
-    "maps": {
-        f"(M, N) = ({m}, {n})": _fsta(spatial_maps=m, temporal_maps=n)
-        for m, n in ((1, 1), (4, 2), (8, 1), (8, 4), (16, 8), (32, 8))
-    },
-    "cvpr2021": {
-        "arXiv": _fsta(),
-        "gated": _fsta(gated=True),
-        "3 key frames of 5": _fsta(key_frames=3),
-        "gated, 3 key frames": _fsta(gated=True, key_frames=3),
-    },
-    "window": {f"T = {window}": _fsta(window=window) for window in (1, 3, 5, 9)},
+    "fusion": Study(
+        {
+            name: _fsta(fusion=name, attention_levels=(1,))
+            for name in ("none", "concat", "conv3d", "nonlocal", "fsta")
+        }
+    ),
+    "placement": Study(
+        {name: _strcnn(blending=name) for name in ("none", "encoder", "middle", "decoder")}
+    ),
+    "maps": Study(
+        {
+            f"(M, N) = ({m}, {n})": _fsta(spatial_maps=m, temporal_maps=n)
+            for m, n in ((1, 1), (4, 2), (8, 1), (8, 4), (16, 8), (32, 8))
+        }
+    ),
+    "cvpr2021": Study(
+        {
+            "arXiv": _fsta(),
+            "gated": _fsta(gated=True),
+            "3 key frames of 5": _fsta(key_frames=3),
+            "gated, 3 key frames": _fsta(gated=True, key_frames=3),
+        }
+    ),
+    "window": Study({f"T = {window}": _fsta(window=window) for window in (1, 3, 5, 9)}),
+    "recipe": Study(
+        {
+            "Muon 1e-3, Charbonnier, residual": _training(),
+            "Adam 1e-3": _training(optimizer="adam"),
+            "Adam 3e-3": _training(optimizer="adam", learning_rate=3e-3),
+            "Muon 5e-4": _training(learning_rate=5e-4),
+            "Muon 2e-3": _training(learning_rate=2e-3),
+            "mean squared error": _training(loss="mse"),
+            "log of it, clip by clip": _training(loss="log_mse"),
+            "clips of 3 frames": _training(frames=3),
+            "clips of 8 frames": _training(frames=8),
+            "no global residual": _strcnn(residual=False),
+        }
+    ),
+    "motion": Study(
+        {
+            name: Variant(STRCNN_SMALL, {"loss": "log_mse"}, {"scenes": name})
+            for name in ("narrow", "medium", "wide", "handheld")
+        },
+        ("rendered:narrow", "rendered:wide"),
+    ),
+    # What enlarges the gain on large blur.
+    "size": Study(
+        {
+            "width 24, 2+2 blocks": _large_blur(),
+            "width 36": _large_blur(width=36),
+            "4+4 blocks": _large_blur(blocks=4),
+            "scales 2-1": _large_blur(scales=(2, 1)),
+            "scales 4-2-1": _large_blur(scales=(4, 2, 1)),
+            "clips of 8 frames": _large_blur({"frames": 8}),
+        },
+        ("rendered:narrow", "rendered:wide"),
+    ),
 }
 
 
@@ -81,8 +152,8 @@ class Result(NamedTuple):
     """One variant trained from one seed."""
 
     parameters: int
-    gains: list[float]
-    """dB, for each validation video."""
+    gains: dict[str, list[float]]
+    """dB, for each data set and video of the validation."""
     ms_a_step: float
 
 
@@ -100,36 +171,35 @@ class Nowhere:
 
 
 class Videos(NamedTuple):
-    """The validation: blurred and sharp clips."""
+    """The validation: blurred and sharp clips of each data set."""
 
-    clips: list[tuple[np.ndarray, np.ndarray]]
+    clips: dict[str, list[tuple[np.ndarray, np.ndarray]]]
 
     @classmethod
-    def of(cls, data: sources.DataConfig) -> Videos:
+    def of(cls, specs: Sequence[str], data: sources.DataConfig) -> Videos:
         """The first frames of each validation video."""
-        clips = []
-        for video in sources.validation_videos(data):
-            frames = range(min(len(video), data.validate_frames))
-            clips.append(
-                (
-                    np.stack([video.blurred(i) for i in frames]),
-                    np.stack([video.sharp(i) for i in frames]),
-                )
-            )
+        clips: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for spec in specs:
+            for video in sources.validation_videos(dataclasses.replace(data, validate_on=spec)):
+                frames = range(min(len(video), data.validate_frames))
+                blurred = np.stack([video.blurred(i) for i in frames])
+                sharp = np.stack([video.sharp(i) for i in frames])
+                clips.setdefault(spec, []).append((blurred, sharp))
         return cls(clips)
 
     def gains(
         self, rebuild: Callable[[Parameters], models.VideoRestorer], parameters: Parameters
-    ) -> list[float]:
+    ) -> dict[str, list[float]]:
         """PSNR gained over the blurred frames, mean over the frames of each video."""
         local = {name: jnp.asarray(array.addressable_data(0)) for name, array in parameters.items()}
         model = rebuild(local)
-        gains = []
-        for blurred, sharp in self.clips:
+
+        def gain(blurred: np.ndarray, sharp: np.ndarray) -> float:
             restored = restore_clip(model, blurred)
             pairs = zip(blurred, restored, sharp, strict=True)
-            gains.append(float(np.mean([psnr(r, s) - psnr(b, s) for b, r, s in pairs])))
-        return gains
+            return float(np.mean([psnr(r, s) - psnr(b, s) for b, r, s in pairs]))
+
+        return {spec: [gain(*clip) for clip in clips] for spec, clips in self.clips.items()}
 
 
 def train_variant(
@@ -162,42 +232,51 @@ def train_variant(
 
 
 def run_study(
-    variants: dict[str, Any],
+    study: Study,
     config: training.TrainingConfig,
     data: sources.DataConfig,
     seeds: Sequence[int],
 ) -> dict[str, list[Result]]:
     """Trains every variant from every seed; prints a line for each."""
-    videos = Videos.of(data)
+    videos = Videos.of(study.scored_on, data)
     results: dict[str, list[Result]] = {}
     for seed in seeds:
-        for name, network in variants.items():
-            result = train_variant(network, dataclasses.replace(config, seed=seed), data, videos)
+        for name, variant in study.variants.items():
+            result = train_variant(
+                variant.network,
+                dataclasses.replace(config, seed=seed, **variant.training),
+                dataclasses.replace(data, **variant.data),
+                videos,
+            )
             results.setdefault(name, []).append(result)
+            scores = "; ".join(
+                f"{spec} {np.mean(gains):+.2f} dB, worst video {min(gains):+.2f}"
+                for spec, gains in result.gains.items()
+            )
             print(
-                f"{name}, seed {seed}: {np.mean(result.gains):+.2f} dB, "
-                f"worst video {min(result.gains):+.2f}, {result.ms_a_step:.0f} ms a step",
+                f"{name}, seed {seed}: {scores}; {result.ms_a_step:.0f} ms a step",
                 file=sys.stderr,
                 flush=True,
             )
     return results
 
 
-def table(results: dict[str, list[Result]]) -> str:
+def table(results: dict[str, list[Result]], scored_on: Sequence[str]) -> str:
     """The study as a table: mean gain over the videos, and its spread over the seeds."""
+    heads = [f"{spec} | worst video" for spec in scored_on]
     lines = [
-        "| variant | parameters | ms a step | gain, dB | worst video |",
-        "|---|---|---|---|---|",
+        f"| variant | parameters | ms a step | {' | '.join(heads)} |",
+        "|---" * (3 + 2 * len(scored_on)) + "|",
     ]
     for name, of_seeds in results.items():
-        means = [np.mean(result.gains) for result in of_seeds]
-        worst = np.mean([min(result.gains) for result in of_seeds])
-        spread = f" ± {np.std(means, ddof=1):.2f}" if len(means) > 1 else ""
         milliseconds = np.median([result.ms_a_step for result in of_seeds])
-        lines.append(
-            f"| {name} | {of_seeds[0].parameters:,} | {milliseconds:.0f} "
-            f"| {np.mean(means):+.2f}{spread} | {worst:+.2f} |"
-        )
+        cells = [name, f"{of_seeds[0].parameters:,}", f"{milliseconds:.0f}"]
+        for spec in scored_on:
+            means = [np.mean(result.gains[spec]) for result in of_seeds]
+            worst = np.mean([min(result.gains[spec]) for result in of_seeds])
+            spread = f" ± {np.std(means, ddof=1):.2f}" if len(means) > 1 else ""
+            cells += [f"{np.mean(means):+.2f}{spread}", f"{worst:+.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -213,29 +292,31 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.steps, arguments.seeds = QUICK_STEPS, arguments.seeds[:1]
+    study = STUDIES[arguments.study]
     variants = {
-        name: network
-        for name, network in STUDIES[arguments.study].items()
+        name: variant
+        for name, variant in study.variants.items()
         if not arguments.only or any(part in name for part in arguments.only)
     }
     if not variants:
-        raise UserError(f"--only: the study has {', '.join(STUDIES[arguments.study])}")
+        raise UserError(f"--only: the study has {', '.join(study.variants)}")
+    study = study._replace(variants=variants)
 
     preset = PRESETS["fsta_small"]
     config = dataclasses.replace(preset.training, steps=arguments.steps, validate_every=0)
     keep_compiled()
     cluster.use_cores(config.batch_size)
     try:
-        results = run_study(variants, config, preset.data, arguments.seeds)
+        results = run_study(study, config, preset.data, arguments.seeds)
     except training.Stopped as stop:
         raise UserError(str(stop)) from stop
     print(
-        f"{arguments.study}: {config.steps} steps of {config.batch_size} clips of "
+        f"{arguments.study}: gain in dB after {config.steps} steps of {config.batch_size} clips of "
         f"{config.frames} x {config.crop} x {config.crop}, {config.optimizer}, scenes "
         f"{preset.data.scenes!r}, seeds {arguments.seeds}; {os.cpu_count()} cores, "
         f"jax {jax.__version__}\n"
     )
-    print(table(results))
+    print(table(results, study.scored_on))
     if arguments.out:
         write_json(
             arguments.out,
