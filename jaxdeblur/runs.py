@@ -27,6 +27,7 @@ from jaxdeblur.checkpoints import (
 )
 from jaxdeblur.cluster import ClusterConfig
 from jaxdeblur.data import sources
+from jaxdeblur.data.device import batches_on_device
 from jaxdeblur.data.pipeline import batches
 from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
@@ -153,7 +154,7 @@ def _batches(
     config = run.training
     limit = data.motion_limit(config.steps)
     if data.render == "device":
-        yield sources.rendered_on_device(
+        yield batches_on_device(
             data,
             cluster.clips_over(mesh),
             frames=config.frames,

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import sys
-from collections.abc import Iterator
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import Sharding
-from jaxtyping import PRNGKeyArray
-
 from jaxdeblur.data.datasets import Dataset, Video, open_dataset
-from jaxdeblur.data.photographs import cut_textures, find_photographs
 from jaxdeblur.data.pipeline import ClipOptions, MotionLimit
-from jaxdeblur.data.scenes import (
-    SCENES,
-    SceneConfig,
-    ScenePool,
-    render_batch,
-    render_pool,
-    texture_size,
-)
+from jaxdeblur.data.scenes import SCENES, SceneConfig, ScenePool, render_pool
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import MAX_PIXELS
 
 RENDERED = "rendered"
-
-# A thousand textures of 512x512 are 0.8 GB on a GPU, and more than a scene of every step needs.
-_DEVICE_TEXTURES = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +30,11 @@ class DataConfig:
         all else varied), wide (what hand-held footage has), or handheld (as wide, with slow motion
         and none more often: for weights that must leave sharp video alone).
       pool: how many scenes are rendered before training and read again and again.
-      render: rendered scenes come from a pool on disk, or are rendered anew for every step on the
-        device that trains.
+      render: pool: rendered scenes come from a pool on disk, all else from files. device: the
+        device that trains makes its clips itself, renders scenes anew for every step and cuts
+        high-speed frames out of its own memory, which must hold them all. It takes rendered and
+        highspeed:FOLDER alone, draws no clip again (least_blur and keep_still do nothing), and
+        skips no unreadable frame.
       photos: a folder of photographs for the scenes, besides those that come with packages.
       taus: high-speed frames: how many are averaged to a blurred one, drawn for each clip.
       duty: high-speed frames: the range of the share of the period that the shutter is open.
@@ -110,8 +94,12 @@ class DataConfig:
                 raise UserError(f"--{option} is a share, 0 to 1, not {getattr(self, name)}")
         if self.max_bad_samples < 0:
             raise UserError(f"--max-bad-samples is 0 or more, not {self.max_bad_samples}")
-        if self.render == "device" and self.data != (RENDERED,):
-            raise UserError("--render=device trains on rendered scenes alone: --data=rendered")
+        for spec in self.data if self.render == "device" else ():
+            if spec != RENDERED and not spec.startswith("highspeed:"):
+                raise UserError(
+                    f"--data={spec}: --render=device makes its batches of {RENDERED} and "
+                    "highspeed:FOLDER only; --render=pool reads all data sets"
+                )
 
     @property
     def scene_config(self) -> SceneConfig:
@@ -172,38 +160,6 @@ def _training_source(config: DataConfig, spec: str, seed: int) -> Dataset | Scen
         exclude=config.exclude,
         max_pixels=config.max_pixels,
     )
-
-
-def rendered_on_device(
-    config: DataConfig,
-    sharding: Sharding,
-    *,
-    frames: int,
-    crop: int,
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    motion_limit: MotionLimit | None,
-) -> Iterator[dict[str, jax.Array]]:
-    """Batches of new scenes, rendered at the clip's size by the devices that train on them.
-
-    Batch k is a function of the seed and k. Nothing passes through the host but the key.
-    """
-    scene = dataclasses.replace(config.scene_config, frames=frames, size=(crop, crop))
-    photographs = find_photographs("train", config.photos)
-    textures = cut_textures(photographs, _DEVICE_TEXTURES, texture_size(scene), seed).pixels
-
-    @functools.partial(jax.jit, out_shardings=(sharding, sharding))
-    def render(key: PRNGKeyArray, textures: jax.Array, limit: jax.Array) -> tuple[jax.Array, ...]:
-        clips = render_batch(key, textures, scene, batch_size, limit)
-        return tuple(jnp.round(clip * 255).astype(jnp.uint8) for clip in clips)
-
-    on_device = jnp.asarray(textures)
-    key = jax.random.key(seed)
-    for step in itertools.count(start_step):
-        limit = motion_limit(step) if motion_limit else float("inf")
-        blurred, sharp = render(jax.random.fold_in(key, step), on_device, jnp.float32(limit))
-        yield {"blurred": blurred, "sharp": sharp}
 
 
 def validation_videos(config: DataConfig) -> list[Video]:
