@@ -6,13 +6,17 @@ runs no code from a file: configs are JSON checked field by field, weights are p
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import itertools
 import json
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +25,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
-import tensorstore
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from jaxdeblur import cluster, models, weights
@@ -224,42 +227,44 @@ class Checkpoints:
             **{item: ocp.args.StandardRestore(abstract), _ABOUT: ocp.args.JsonRestore()}
         )
         folder = (self._place / str(step)).absolute()
-        _read_through(folder / item)
         found = reader.restore(folder, args=arguments)
         return found[item], found[_ABOUT]
 
     def _newest(self, restore: Any) -> Any:
         steps = self.steps()
         for step in steps:
-            try:
-                return step, restore(step)
-            except UserError:
-                raise
-            except Exception as error:
-                # Whatever a damaged file makes Orbax, TensorStore or JSON raise.
-                reason = " ".join(str(error).split())[:200]
-                path = self._place / str(step)
-                warnings.warn(f"{path} can't be read and is skipped: {reason}", stacklevel=2)
+            with _one_error():
+                try:
+                    return step, restore(step)
+                except UserError:
+                    raise
+                except Exception as error:
+                    # Whatever a damaged file makes Orbax, TensorStore or JSON raise.
+                    reason = " ".join(str(error).split())[:200]
+            path = self._place / str(step)
+            warnings.warn(f"{path} can't be read and is skipped: {reason}", stacklevel=2)
         if steps:
             raise UserError(f"{self.folder}: none of its {len(steps)} checkpoints can be read")
         return None
 
 
-def _read_through(folder: Path) -> None:
-    """Reads all arrays of a checkpoint's item, one after the other; ValueError if one is damaged.
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Keeps stderr clear of what Orbax leaves behind when an array can't be read.
 
-    Orbax reads them at the same time, and when one fails the others leave tracebacks.
+    It reads the arrays side by side, raises the first error and abandons the others; when these are
+    collected, asyncio prints their tracebacks. They add nothing to the error that is reported.
     """
-
-    def store(path: str) -> dict[str, Any]:
-        base = {"driver": "file", "path": f"{folder}/"}
-        return {"driver": "ocdbt", "base": base, "path": path}
-
-    for key in tensorstore.KvStore.open(store("")).result().list().result():
-        name, _, kind = key.decode().rpartition("/")
-        if kind == ".zarray":
-            spec = {"driver": "zarr", "kvstore": store(f"{name}/")}
-            tensorstore.open(spec, read=True).result().read().result()
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        log.setLevel(level)
+        sys.unraisablehook = hook
 
 
 def _check(about: dict[str, str], name: str, parameters: Parameters) -> None:

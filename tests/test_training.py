@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,14 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta import FstaConfig
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.training import Batch, Metrics, NonFiniteError, TrainingConfig, TrainState
+from jaxdeblur.training import (
+    Batch,
+    Metrics,
+    NonFiniteError,
+    TrainingConfig,
+    TrainState,
+    best_parameters,
+)
 
 NETWORK = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
 CONFIG = TrainingConfig(
@@ -164,6 +173,34 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path) -> None:
         pytest.raises(UserError, match="none of its 2 checkpoints can be read"),
     ):
         Checkpoints(tmp_path).restore_state(state, cluster.replicated(mesh))
+
+
+def test_a_damaged_array_is_one_warning_and_nothing_more(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Orbax leaves readers of the other arrays behind, whose tracebacks asyncio would print."""
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state._replace(step=jnp.int32(1)))
+    checkpoints.close()
+    weights = tmp_path / "checkpoints" / "1" / "weights"
+    template = best_parameters(state)
+    files = [path for path in weights.rglob("*") if path.is_file()]
+    damaged = 0
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(b"")
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            try:
+                checkpoints.restore_weights(template)
+            except UserError:
+                damaged += 1
+                assert len(warned) == 1
+        path.write_bytes(content)
+    gc.collect()
+    assert damaged >= 2
+    assert capfd.readouterr().err == ""
 
 
 def test_damage_that_orbax_itself_stumbles_over_is_put_aside(tmp_path: Path) -> None:
