@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jaxdeblur import cluster
-from jaxdeblur.data import device
+from jaxdeblur.data import device, synthesis
 from jaxdeblur.data.datasets import Dataset, HighSpeedVideo
 from jaxdeblur.data.device import (
     Cut,
@@ -157,6 +157,16 @@ def test_every_sum_of_light_is_rounded_as_on_the_host(tau: int):
     blurred, _ = jax.jit(lambda: read_cut(cache, cut, options))()
     for n in range(3):
         np.testing.assert_array_equal(blurred[n], average(frames[n * tau : (n + 1) * tau], True))
+
+
+def test_sums_next_to_a_level_fall_on_the_host_s_side_of_it():
+    taus = (2, 5, 7, 11, 256)
+    _, levels = device._averaging(taus)
+    for tau, level in zip(taus, levels[1], strict=True):
+        steps = np.arange(-4, 4, dtype=np.int32)
+        sums = (level.view(np.int32)[:, None] + steps).view(np.float32)
+        found = np.searchsorted(level, sums, side="right")
+        np.testing.assert_array_equal(found, synthesis._stored(sums, tau), err_msg=f"tau {tau}")
 
 
 def test_cuts_come_from_the_right_frames_and_cover_what_the_host_covers():
