@@ -166,7 +166,7 @@ def test_sums_next_to_a_level_fall_on_the_host_s_side_of_it():
         steps = np.arange(-4, 4, dtype=np.int32)
         sums = (level.view(np.int32)[:, None] + steps).view(np.float32)
         found = np.searchsorted(level, sums, side="right")
-        np.testing.assert_array_equal(found, synthesis._stored(sums, tau), err_msg=f"tau {tau}")
+        np.testing.assert_array_equal(found, synthesis.to_stored(sums, tau), err_msg=f"tau {tau}")
 
 
 def test_cuts_come_from_the_right_frames_and_cover_what_the_host_covers():

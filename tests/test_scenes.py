@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxdeblur.data import scenes
+from jaxdeblur.data.photographs import SPLITS
 from jaxdeblur.data.scenes import (
     SCENES,
     SceneConfig,
@@ -25,6 +26,7 @@ from jaxdeblur.data.scenes import (
     sample_scene,
 )
 from jaxdeblur.errors import UserError
+from jaxdeblur.images import write_png
 
 TINY = dataclasses.replace(
     SCENES["tiny"],
@@ -304,6 +306,26 @@ def test_noise_and_compression_touch_the_blurred_frames_alone(scene, photographs
 def test_impossible_configurations_are_named(change):
     with pytest.raises(UserError, match=next(iter(change))):
         SceneConfig(**change)
+
+
+def test_the_manifests_of_the_splits_share_no_photograph(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(100):
+        write_png(photos / f"{number}.png", rng.integers(0, 256, (64, 64, 3), np.uint8))
+    shown: dict[str, set[str]] = {}
+    for split in SPLITS:
+        render_pool(split, TINY, 12, 1, tmp_path / split, photos=photos)
+        (manifest,) = (tmp_path / split).glob("*/scenes.json")
+        said = json.loads(manifest.read_text())
+        names = {name for names in said["shows"] for name in names}
+        assert names <= set(said["photographs"])
+        assert any(name.startswith("folder/") for name in names)
+        shown[split] = {said["photographs"][name] for name in names}
+    assert not shown["train"] & shown["validation"]
+    assert not shown["train"] & shown["test"]
+    assert not shown["validation"] & shown["test"]
 
 
 def test_pool_is_rendered_once_then_opened_and_healed_if_damaged(tmp_path, monkeypatch):

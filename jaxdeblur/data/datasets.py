@@ -26,6 +26,7 @@ from jaxdeblur.data.packing import (
     DecodedFrames,
     FrameFiles,
     Frames,
+    PackedFrames,
     VideoFile,
     high_speed_sources,
     pack,
@@ -260,6 +261,17 @@ def video_frames(video: Video) -> tuple[Frames, ...]:
     if isinstance(video, PairedVideo):
         return (video.blurred_frames, video.sharp_frames)
     return ()
+
+
+def sharp_files(video: Video) -> set[str]:
+    """The files that hold a video's sharp frames, by which it is known under any name."""
+    files: list[Path] = []
+    for frames in video_frames(video)[-1:]:
+        if isinstance(frames, FrameFiles | VideoFile):
+            files += frames.files
+        elif isinstance(frames, PackedFrames):  # named by a hash of what was packed
+            files.append(frames.file)
+    return {os.path.realpath(file) for file in files}
 
 
 def refuse(what: str, problems: Sequence[str], shown: int = 20) -> None:

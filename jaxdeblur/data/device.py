@@ -25,10 +25,10 @@ from jaxtyping import Bool, Float, Int, Int32, Int64, Key, PRNGKeyArray, UInt8
 
 from jaxdeblur.data.datasets import Dataset, HighSpeedVideo, refuse
 from jaxdeblur.data.photographs import cut_textures, find_photographs
-from jaxdeblur.data.pipeline import ClipOptions, MotionLimit, _Source
+from jaxdeblur.data.pipeline import ClipOptions, MotionLimit, Source
 from jaxdeblur.data.scenes import SceneConfig, render_clip, texture_size
 from jaxdeblur.data.sources import RENDERED, DataConfig, training_sources
-from jaxdeblur.data.synthesis import _stored, _to_light
+from jaxdeblur.data.synthesis import light_of_stored, to_stored
 from jaxdeblur.errors import UserError
 
 # A thousand textures of 512x512 are 0.8 GB on a GPU, and more than a scene of every step needs.
@@ -321,7 +321,7 @@ def _averaging(
     average near the middle between two grey levels would with them; but sums are the same on both,
     and so are averages looked up by the least float32 that the host rounds to each level.
     """
-    values = np.stack([np.arange(256, dtype=np.float32), _to_light()])
+    values = np.stack([np.arange(256, dtype=np.float32), light_of_stored()])
     levels = np.empty((2, len(taus), 255), np.float32)
     wanted = np.arange(1, 256)
     for place, tau in enumerate(taus):
@@ -330,7 +330,7 @@ def _averaging(
         low, high = np.zeros(255, np.int32), np.full(255, np.float32(tau).view(np.int32))
         while (low < high).any():
             middle = low + (high - low) // 2
-            enough = _stored(middle.view(np.float32), tau) >= wanted
+            enough = to_stored(middle.view(np.float32), tau) >= wanted
             low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
         levels[1, place] = high.view(np.float32)
     return values, levels
@@ -371,7 +371,7 @@ def copy_frames(
         need more than half of a device's memory.
     """
     _check_memory(datasets)
-    sources = [_Source(data, options) for data in datasets]
+    sources = [Source(data, options) for data in datasets]
     # Black would stand in for such frames: which of them a clip takes is known on the device only.
     refuse(
         "unreadable frames (--render=device cannot skip them)",
@@ -386,13 +386,10 @@ def copy_frames(
     exposures = np.zeros((len(videos), len(options.taus), 3), np.int32)
     choices = []
     for number, (source, video) in enumerate(places):
-        fitting = source._fitting_taus(video)
+        fitting = source.fitting_taus(video)
         choices.append(len(fitting))
         for choice, tau in enumerate(fitting):
-            longest = (len(video.frames) - tau) // max(1, options.frames - 1)
-            most = min(math.floor(tau / options.duty[0]), longest)
-            least = min(math.ceil(tau / options.duty[1]), most)
-            exposures[number, choice] = options.taus.index(tau), least, most
+            exposures[number, choice] = options.taus.index(tau), *source.periods(video, tau)
 
     empty = jax.jit(
         lambda: jnp.zeros((sum(lines), 3 * max(v.width for v in videos)), jnp.uint8),

@@ -2,7 +2,7 @@
 
 Splits never share a photograph. Of the packages' the split is fixed below; a folder's are split by
 a hash of their bytes (90 % train, 5 % validation, 5 % test), so that copies of one photograph under
-several names stay together and adding files moves no other.
+several names stay together and adding files moves no other; what the packages have too is theirs.
 """
 
 from __future__ import annotations
@@ -84,6 +84,22 @@ def find_photographs(
     """
     if split not in SPLITS:
         raise UserError(f"split: {split!r} is none of {', '.join(SPLITS)}")
+    found = _packaged(split)
+    if folder is not None:
+        files = list_frames(folder)
+        own = [Photograph(f"folder/{path.name}", path, _digest(path)) for path in files]
+        taken = _packaged_digests()
+        own = [p for p in own if _split_of(p.digest) == split and p.digest not in taken]
+        if not own:
+            raise UserError(
+                f"{folder}: of its {len(files)} images none falls to {split}; "
+                "5 % of a folder's photographs do: give 100 or more"
+            )
+        found += own
+    return tuple(found)
+
+
+def _packaged(split: Split) -> list[Photograph]:
     paths = [
         (f"{package}/{name}", _package_folder(package) / inside / name)
         for package, inside, names in (
@@ -92,18 +108,12 @@ def find_photographs(
         )
         for name in names
     ]
-    found = [Photograph(name, path, _digest(path)) for name, path in paths]
-    if folder is not None:
-        files = list_frames(folder)
-        own = [Photograph(f"folder/{path.name}", path, _digest(path)) for path in files]
-        own = [photograph for photograph in own if _split_of(photograph.digest) == split]
-        if not own:
-            raise UserError(
-                f"{folder}: of its {len(files)} images none falls to {split}; "
-                "5 % of a folder's photographs do: give 100 or more"
-            )
-        found += own
-    return tuple(found)
+    return [Photograph(name, path, _digest(path)) for name, path in paths]
+
+
+@functools.cache
+def _packaged_digests() -> frozenset[str]:
+    return frozenset(p.digest for split in SPLITS for p in _packaged(split))
 
 
 def cut_textures(

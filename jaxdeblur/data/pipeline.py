@@ -125,7 +125,7 @@ def batches(
         raise UserError(f"batch size: {batch_size} does not divide among {process_count} processes")
     if any(not (math.isfinite(weight) and weight >= 0) for _, weight in sources):
         raise UserError(f"shares of the data sets: {[w for _, w in sources]} are not 0 or above")
-    used = [(_Source(data, options), weight) for data, weight in sources if weight]
+    used = [(Source(data, options), weight) for data, weight in sources if weight]
     if not used:
         raise UserError("no data set has a share above 0")
     if max_bad_samples == 0:  # known now, so not to be found after hours
@@ -184,7 +184,7 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-class _Source:
+class Source:
     """One data set as a numbered list of clips, those of slow videos first."""
 
     def __init__(self, data: Dataset | ScenePool, options: ClipOptions) -> None:
@@ -240,22 +240,29 @@ class _Source:
     def _count(self, video: PairedVideo | HighSpeedVideo) -> int:
         """How many clips a video holds; of high-speed frames, how many exposures it is worth."""
         if isinstance(video, HighSpeedVideo):
-            return len(video) if self._fitting_taus(video) else 0
+            return len(video) if self.fitting_taus(video) else 0
         return len(video) - self.options.frames + 1
 
-    def _fitting_taus(self, video: HighSpeedVideo) -> list[int]:
+    def fitting_taus(self, video: HighSpeedVideo) -> list[int]:
+        """The options' taus for which the video is long enough."""
         o, length = self.options, len(video.frames)
         shortest = {tau: 1 if o.overlap else math.ceil(tau / o.duty[1]) for tau in o.taus}
         return [tau for tau in o.taus if tau + (o.frames - 1) * shortest[tau] <= length]
+
+    def periods(self, video: HighSpeedVideo, tau: int) -> tuple[int, int]:
+        """The least and the most period for exposures of ``tau`` frames, one that fits."""
+        o = self.options
+        longest = (len(video.frames) - tau) // max(1, o.frames - 1)
+        most = min(math.floor(tau / o.duty[0]), longest)
+        return min(math.ceil(tau / o.duty[1]), most), most
 
     def _expose(
         self, video: HighSpeedVideo, area: tuple[slice, slice], rng: np.random.Generator
     ) -> tuple[Video8, Video8]:
         o, length = self.options, len(video.frames)
-        tau = int(rng.choice(self._fitting_taus(video)))
-        longest = (length - tau) // max(1, o.frames - 1)
-        high = min(math.floor(tau / o.duty[0]), longest)
-        period = int(rng.integers(min(math.ceil(tau / o.duty[1]), high), high + 1))
+        tau = int(rng.choice(self.fitting_taus(video)))
+        least, most = self.periods(video, tau)
+        period = int(rng.integers(least, most + 1))
         needed = tau + (o.frames - 1) * period
         start = int(rng.integers(length - needed + 1))
         linear = bool(rng.random() < o.linear)
@@ -270,7 +277,7 @@ class _Sampler:
 
     def __init__(
         self,
-        sources: list[_Source],
+        sources: list[Source],
         options: ClipOptions,
         batch_size: int,
         motion_limit: MotionLimit | None,

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from typing import Literal
 
-from jaxdeblur.data.datasets import Dataset, Video, open_dataset
+from jaxdeblur.data.datasets import Dataset, Video, open_dataset, sharp_files
 from jaxdeblur.data.pipeline import ClipOptions, MotionLimit
 from jaxdeblur.data.scenes import SCENES, SceneConfig, ScenePool, render_pool
 from jaxdeblur.errors import UserError
@@ -152,6 +152,10 @@ def _training_source(config: DataConfig, spec: str, seed: int) -> Dataset | Scen
             progress=show_rendering,
             photos=config.photos,
         )
+    return _open_training(config, spec)
+
+
+def _open_training(config: DataConfig, spec: str) -> Dataset:
     return open_dataset(
         spec,
         "train",
@@ -163,16 +167,31 @@ def _training_source(config: DataConfig, spec: str, seed: int) -> Dataset | Scen
 
 
 def validation_videos(config: DataConfig) -> list[Video]:
-    """The videos of the validation during the run: never those that train."""
-    return list(
-        open_dataset(
-            config.validate_on,
-            "validation",
-            variant=config.variant,
-            only=config.validate_only,
-            max_pixels=config.max_pixels,
-        ).videos
-    )
+    """The videos of the validation during the run: never those that train.
+
+    Raises:
+      UserError: a video cannot be read, or its frames are among those that train.
+    """
+    videos = open_dataset(
+        config.validate_on,
+        "validation",
+        variant=config.variant,
+        only=config.validate_only,
+        max_pixels=config.max_pixels,
+    ).videos
+    training = {
+        file
+        for spec in config.data
+        if spec != RENDERED  # whose splits share no photograph
+        for video in _open_training(config, spec).videos
+        for file in sharp_files(video)
+    }
+    if both := [video.name for video in videos if training & sharp_files(video)]:
+        raise UserError(
+            f"--validate-on={config.validate_on}: {', '.join(both[:20])} would train too; leave "
+            "them out of training with --exclude, or validate on others with --validate-only"
+        )
+    return list(videos)
 
 
 def show_rendering(done: int, total: int) -> None:

@@ -71,8 +71,8 @@ def average(
     frames: UInt8[np.ndarray, " tau *shape"], linear: bool = False
 ) -> UInt8[np.ndarray, "*shape"]:
     """The average of an exposure over its first axis, rounded to the nearest value (halves up)."""
-    values = _to_light()[frames] if linear else frames
-    return _stored(values.sum(axis=0, dtype=np.float32 if linear else np.uint16), len(frames))
+    values = light_of_stored()[frames] if linear else frames
+    return to_stored(values.sum(axis=0, dtype=np.float32 if linear else np.uint16), len(frames))
 
 
 def synthesise(frames: Iterable[Frame8], exposure: Exposure) -> Iterator[tuple[Frame8, Frame8]]:
@@ -88,15 +88,15 @@ def synthesise(frames: Iterable[Frame8], exposure: Exposure) -> Iterator[tuple[F
         moment = index % exposure.period
         if moment >= exposure.tau:
             continue
-        values = _to_light()[frame] if exposure.linear else frame.astype(np.uint16)
+        values = light_of_stored()[frame] if exposure.linear else frame.astype(np.uint16)
         total = values + (total if moment else 0)
         if moment == exposure.middle:
             sharp = frame
         if moment == exposure.tau - 1:
-            yield _stored(total, exposure.tau), sharp
+            yield to_stored(total, exposure.tau), sharp
 
 
-def _stored(total: np.ndarray, tau: int) -> np.ndarray:
+def to_stored(total: np.ndarray, tau: int) -> np.ndarray:
     """The stored values of the average: of light if ``total`` is float, of stored values if not."""
     if total.dtype == np.float32:
         return (255 * (total / tau) ** np.float32(1 / GAMMA) + np.float32(0.5)).astype(np.uint8)
@@ -104,7 +104,8 @@ def _stored(total: np.ndarray, tau: int) -> np.ndarray:
 
 
 @functools.cache
-def _to_light() -> np.ndarray:
+def light_of_stored() -> np.ndarray:
+    """The light, 0 to 1, that each of the 256 stored values stands for: float32."""
     return (np.arange(256) / 255).astype(np.float32) ** np.float32(GAMMA)
 
 
