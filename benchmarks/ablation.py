@@ -72,7 +72,7 @@ def _large_blur(training: dict[str, Any] | None = None, **fields: Any) -> Varian
     """On all that hand-held footage has, with the loss that it needs."""
     return Variant(
         dataclasses.replace(STRCNN_SMALL, **fields),
-        {"loss": "log_mse", "crop": 128, **(training or {})},
+        {"loss": "log_mse", **(training or {})},
         {"scenes": "handheld"},
     )
 
@@ -287,6 +287,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, one seed")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--crop", type=int, help="height and width of the clips, pixels")
     parser.add_argument("--only", nargs="+", help="variants whose names contain one of these")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     arguments = parser.parse_args()
@@ -303,7 +304,12 @@ def main() -> None:
     study = study._replace(variants=variants)
 
     preset = PRESETS["fsta_small"]
-    config = dataclasses.replace(preset.training, steps=arguments.steps, validate_every=0)
+    config = dataclasses.replace(
+        preset.training,
+        steps=arguments.steps,
+        crop=arguments.crop or preset.training.crop,
+        validate_every=0,
+    )
     keep_compiled()
     cluster.use_cores(config.batch_size)
     try:
