@@ -7,7 +7,8 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -128,9 +129,28 @@ class Opened:
     def first(self):
         return self.page.locator("section.video").first
 
+    def stage(self) -> np.ndarray:
+        """What the first video's stage looks like once its pictures are decoded."""
+        self.page.evaluate(
+            "Promise.all([...document.querySelectorAll('.stage img[src]')].map(i => i.decode()))"
+        )
+        return picture(self.first.locator(".stage").screenshot())
+
     def at(self) -> float:
         divider = self.first.get_by_role("slider", name="Divider")
         return float(divider.get_attribute("aria-valuenow"))
+
+
+def eventually(check: Callable[[], None], seconds: float = 10.0) -> None:
+    """Repeats a check of what the page shows until it holds: maps are decoded asynchronously."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return check()
+        except AssertionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -152,8 +172,7 @@ class TestBrowser:
         ]
         elsewhere = [url for url in desktop.requests if not url.startswith("data:")]
         assert elsewhere == [page_path.as_uri()]
-        loaded = "img => img.complete && img.naturalWidth > 0"
-        assert desktop.first.locator("img").evaluate_all(f"all => all.every({loaded})")
+        desktop.stage()  # raises if a picture cannot be decoded
 
     def test_the_table(self, desktop):
         rows = desktop.page.locator("tbody tr")
@@ -176,7 +195,7 @@ class TestBrowser:
             desktop.page.mouse.move(box["x"] + part * box["width"], y)
             assert desktop.at() == pytest.approx(100 * part, abs=1)
             # Left of the divider is what went in (dark), right of it what came out (grey).
-            pixels = picture(desktop.first.locator(".stage").screenshot())
+            pixels = desktop.stage()
             row, divider = pixels[len(pixels) // 4], round(part * box["width"])
             assert row[divider - 40].mean() == pytest.approx(40, abs=3)
             assert row[divider + 40].mean() == pytest.approx(120, abs=3)
@@ -200,7 +219,7 @@ class TestBrowser:
     def test_comparing_with_the_sharp_frame(self, desktop):
         desktop.first.get_by_role("button", name="Restored | sharp").click()
         assert desktop.first.locator(".tag").all_inner_texts() == ["Restored", "Sharp"]
-        pixels = picture(desktop.first.locator(".stage").screenshot())
+        pixels = desktop.stage()
         assert pixels[20, 200].mean() == pytest.approx(120, abs=3)
         assert pixels[20, -200].mean() == pytest.approx(220, abs=3)
 
@@ -233,26 +252,24 @@ class TestBrowser:
         desktop.page.locator("dialog").wait_for(state="detached")
 
     def test_blending_weights(self, desktop):
-        before = picture(desktop.first.locator(".stage").screenshot())
+        before = desktop.stage()
         desktop.first.get_by_role("button", name="Blending weights").click()
         legend = desktop.first.locator(".explain")
         legend.get_by_text("0.90 takes the new frame").wait_for()
         assert "55 % from itself" in legend.inner_text()
-        pixels = picture(desktop.first.locator(".stage").screenshot())
+        pixels = desktop.stage()
         assert np.abs(pixels.astype(int) - before)[20:60].mean() > 10
         # The weights grow to the right, and so does the brightness of the colours.
         assert pixels[-20, -30].sum() > pixels[-20, 530].sum()
         desktop.first.get_by_role("button", name="Nothing").click()
-        after = picture(desktop.first.locator(".stage").screenshot())
+        after = desktop.stage()
         np.testing.assert_array_equal(after[10:-10, 10:-10], before[10:-10, 10:-10])
 
     def test_attention(self, desktop):
         desktop.first.get_by_role("button", name="Attention, encoder <2>").click()
         panel = desktop.first.locator(".explain")
         panel.get_by_role("button", name="Spatial map 3").click()
-        assert panel.get_by_role("button", name="Spatial map 3").get_attribute("aria-pressed") == (
-            "true"
-        )
+        panel.get_by_role("button", name="Spatial map 3", pressed=True).wait_for()
         assert panel.locator(".bars svg").count() == 2
         assert panel.locator(".bars rect").count() == 2 * 5
         # A click chooses a pixel: its 3 x 2 weights are those of A_p in that place.
@@ -261,16 +278,19 @@ class TestBrowser:
         desktop.first.locator(".stage").click(
             position={"x": x * box["width"], "y": y * box["height"]}
         )
-        panel.get_by_text("Most: spatial map").wait_for()
-        cells = panel.locator(".mix div[title]")
-        shown = {cell.get_attribute("title") for cell in cells.all()}
         mix = np.asarray(an_explanation(1).attention[0].pixel_mix[0, 0])
         weights = mix[int(y * 12), int(x * 20)]
-        assert len(shown) == 6
-        for text in shown:
-            m, n, weight = re.fullmatch(r"spatial (\d), temporal (\d): (.*)", text).groups()
-            expected = weights[(int(m) - 1) * 2 + int(n) - 1]
-            assert float(weight) == pytest.approx(expected, abs=0.006), text
+
+        def check_mix() -> None:
+            cells = panel.locator(".mix div[title]")
+            shown = {cell.get_attribute("title") for cell in cells.all()}
+            assert len(shown) == 6
+            for text in shown:
+                m, n, weight = re.fullmatch(r"spatial (\d), temporal (\d): (.*)", text).groups()
+                expected = weights[(int(m) - 1) * 2 + int(n) - 1]
+                assert float(weight) == pytest.approx(expected, abs=0.006), text
+
+        eventually(check_mix)
         # The same by typing.
         panel.get_by_role("spinbutton", name="Pixel x").fill("3")
         panel.get_by_role("spinbutton", name="Pixel x").press("Enter")
