@@ -32,7 +32,13 @@ from jaxdeblur.data.packing import (
     pack,
 )
 from jaxdeblur.data.photographs import SPLITS
-from jaxdeblur.data.scenes import SCENES, ScenePool, cache_folder, rendered_videos
+from jaxdeblur.data.scenes import (
+    SCENES,
+    ScenePool,
+    cache_folder,
+    rendered_videos,
+    show_rendering,
+)
 from jaxdeblur.data.synthesis import Exposure, average
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import MAX_PIXELS, image_size, list_frames, natural_key
@@ -317,9 +323,10 @@ def _rendered(spec: str, split: str, only: Sequence[str], exclude: Sequence[str]
             frames=_BLUR_FRAMES,
             blur_pixels=float(blur[1]),
             linear={"linear": True, "stored": False}.get(blur[2]),
+            progress=show_rendering,
         )
     elif name in SCENES:
-        found = rendered_videos(known, config=SCENES[name])
+        found = rendered_videos(known, config=SCENES[name], progress=show_rendering)
     else:
         raise UserError(
             f"{spec}: rendered scenes are {', '.join(SCENES)}, or at 1280x720 with a blur as "

@@ -20,6 +20,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -699,6 +700,15 @@ def render_pool(
 
 def _shape(config: SceneConfig, scenes: int) -> tuple[int, ...]:
     return scenes, config.frames, *config.size, 3
+
+
+def show_rendering(done: int, total: int) -> None:
+    """Prints how far the rendering of scenes is."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r\033[Krendering scenes {done}/{total}", end=end, file=sys.stderr, flush=True)
+    elif done == total:
+        print(f"rendered {total} scenes", file=sys.stderr)
 
 
 @functools.partial(jax.jit, static_argnames="config")

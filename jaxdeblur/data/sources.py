@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import Literal
 
 from jaxdeblur.data.datasets import Dataset, Video, open_dataset, sharp_files
 from jaxdeblur.data.pipeline import ClipOptions, MotionLimit
-from jaxdeblur.data.scenes import SCENES, SceneConfig, ScenePool, render_pool
+from jaxdeblur.data.scenes import SCENES, SceneConfig, ScenePool, render_pool, show_rendering
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import MAX_PIXELS
 
@@ -192,12 +191,3 @@ def validation_videos(config: DataConfig) -> list[Video]:
             "them out of training with --exclude, or validate on others with --validate-only"
         )
     return list(videos)
-
-
-def show_rendering(done: int, total: int) -> None:
-    """Prints how far the rendering of scenes is."""
-    if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\r\033[Krendering scenes {done}/{total}", end=end, file=sys.stderr, flush=True)
-    elif done == total:
-        print(f"rendered {total} scenes", file=sys.stderr)
