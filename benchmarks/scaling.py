@@ -123,6 +123,7 @@ def point(devices: int, processes: int, clips: int, number: int, port: int, *, s
     mesh = cluster.make_mesh(clips)
     rebuild, parameters = split(models.build(StrcnnConfig(m=1, width=32, blocks=2)))
     state = training.initial_train_state(config, parameters)
+    cluster.wait_for_all("the network is built")
     state = jax.device_put(state, cluster.replicated(mesh))
     step = training.compile_train_step(config, rebuild, mesh)
     rng = np.random.default_rng(0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 
 import jax
-from jax.experimental import multihost_utils
+import orbax.checkpoint as ocp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdeblur.errors import UserError
@@ -46,9 +47,9 @@ class ClusterConfig:
 
 _ALONE = ClusterConfig()
 
-# Processes that restore videos end hours apart, and each waits for the others before it leaves. A
-# process that has died is found out by its missing heartbeats, after 100 s, whatever this says.
-_WAIT_AT_THE_END = 7 * 24 * 3600
+# Seconds. Processes that restore videos end hours apart, and each waits for the others before it
+# leaves. One that has died is found out by its missing heartbeats, after 100 s, whatever this says.
+_WAIT = 7 * 24 * 3600
 
 
 def join(config: ClusterConfig) -> None:
@@ -68,7 +69,7 @@ def join(config: ClusterConfig) -> None:
             config.coordinator,
             config.num_processes,
             config.process_id,
-            shutdown_timeout_seconds=_WAIT_AT_THE_END,
+            shutdown_timeout_seconds=_WAIT,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
@@ -95,10 +96,18 @@ def _processes_of_the_environment() -> int:
     return 1
 
 
+_barriers = itertools.count()
+
+
 def wait_for_all(where: str) -> None:
-    """Waits until every process has come to ``where``."""
+    """Waits until every process has come to ``where``, however far behind some are.
+
+    By way of the service that introduced them: a collective on CPUs (gloo) gives up after 30 s, so
+    one of these comes before the first collective.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+        barrier = ocp.multihost.get_barrier_sync_fn()
+        barrier(key=f"{where} {next(_barriers)}", timeout_ms=1000 * _WAIT)
 
 
 def use_cores(batch_size: int, config: ClusterConfig = _ALONE) -> None:

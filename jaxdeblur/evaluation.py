@@ -26,9 +26,8 @@ from typing import Any
 import flax
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from jaxdeblur import report
+from jaxdeblur import cluster, report
 from jaxdeblur.checkpoints import LoadedModel, network_to_json
 from jaxdeblur.data.datasets import Dataset, Video
 from jaxdeblur.errors import UserError
@@ -136,10 +135,10 @@ def evaluate(
 
     settings = _settings(loaded, dataset, config)
     _check_folder(out, settings, overwrite)
-    _together("checked")
+    cluster.wait_for_all("the folder is checked")
     if jax.process_index() == 0:
         _prepare_folder(out, settings, overwrite)
-    _together("prepared")
+    cluster.wait_for_all("the folder is prepared")
 
     files = [out / "videos" / f"{_slug(i, v)}.json" for i, v in enumerate(dataset.videos)]
     mine = range(jax.process_index(), len(files), jax.process_count())
@@ -444,11 +443,6 @@ def _gather(files: Sequence[Path], settings: dict[str, Any]) -> Iterator[report.
         while (video := _read_video(path, settings)) is None:
             time.sleep(1)
         yield video
-
-
-def _together(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"evaluation {what}")
 
 
 def _metrics(

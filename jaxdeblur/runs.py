@@ -114,6 +114,7 @@ def train(
     if start_from is not None and not resume:
         parameters = starting_parameters(model, parameters, start_from)
     state = training.initial_train_state(config, parameters)
+    cluster.wait_for_all("the network is built")
     state = jax.device_put(state, cluster.replicated(mesh))
     with contextlib.ExitStack() as resources:
         checkpoints = Checkpoints(folder, config.keep)

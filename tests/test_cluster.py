@@ -123,6 +123,15 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(
         np.testing.assert_allclose(ours[name], theirs[name], atol=2e-4, err_msg=name)
 
 
+def test_four_processes_train_as_one_does(tmp_path: Path) -> None:
+    for processes in (1, 4):
+        run("train.py", processes, *TINY, "--steps=12", f"--out={tmp_path / str(processes)}")
+    ours, theirs = parameters(tmp_path / "4"), parameters(tmp_path / "1")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=2e-5, err_msg=name)
+
+
 def test_a_process_that_fails_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
     nowhere = f"--data={tmp_path / 'nowhere'}"
     out = f"--out={tmp_path / 'run'}"
