@@ -97,6 +97,16 @@ STUDIES = {
     "placement": Study(
         {name: _strcnn(blending=name) for name in ("none", "encoder", "middle", "decoder")}
     ),
+    # What the recurrence and its blending add to a window of 2 m + 1 frames, on longer clips.
+    "recurrence": Study(
+        {
+            f"m = {m}, {'no blending' if blending == 'none' else 'blending'}": Variant(
+                dataclasses.replace(STRCNN_SMALL, m=m, blending=blending), {"frames": 10}
+            )
+            for m in (0, 1, 2)
+            for blending in ("none", "middle")
+        }
+    ),
     "maps": Study(
         {
             f"(M, N) = ({m}, {n})": _fsta(spatial_maps=m, temporal_maps=n)
