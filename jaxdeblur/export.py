@@ -20,6 +20,14 @@ def main() -> None:
     parser.add_argument("--half", action="store_true", help="stores float16, half the size")
     parser.add_argument("--licence", required=True, help="of the data that it was trained on")
     parser.add_argument(
+        "--after",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="RUN",
+        help="the runs that it started from, the first one first",
+    )
+    parser.add_argument(
         "--scores",
         type=Path,
         nargs="*",
@@ -36,13 +44,29 @@ def main() -> None:
         "commit": _commit(),
         "scores": [_totals(path) for path in arguments.scores],
     }
-    # A folder of photographs or videos is a path of the machine that trained: its name will do.
-    data = loaded.metadata["data"]
-    data["data"] = [_without_folder(spec) for spec in data["data"]]
-    data["photos"] = data["photos"] and Path(data["photos"]).name
-    data["validate_on"] = _without_folder(data["validate_on"])
+    metadata["data"] = _without_folders(loaded.metadata["data"])
+    before = [load_model(run) for run in arguments.after]
+    metadata["after"] = [
+        {
+            "preset": run.preset,
+            "step": run.step,
+            "training": run.metadata["training"],
+            "data": _without_folders(run.metadata["data"]),
+        }
+        for run in before
+    ]
     export_weights(loaded, arguments.file, metadata=metadata, half=arguments.half)
     print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes, {loaded.source}")
+
+
+def _without_folders(data: dict[str, Any]) -> dict[str, Any]:
+    """The data options with names for the folders, whose paths are those of one machine."""
+    return {
+        **data,
+        "data": [_without_folder(spec) for spec in data["data"]],
+        "photos": data["photos"] and Path(data["photos"]).name,
+        "validate_on": _without_folder(data["validate_on"]),
+    }
 
 
 def _without_folder(spec: str) -> str:

@@ -162,6 +162,27 @@ def test_weights_start_another_run_at_every_scale(whole: Path, tmp_path: Path) -
     assert "weights of another network" in refusal
 
 
+def test_an_exported_file_says_where_it_comes_from(whole: Path, tmp_path: Path) -> None:
+    file = tmp_path / "small.safetensors"
+    command = [sys.executable, "-m", "jaxdeblur.export", str(whole), str(file), "--half"]
+    subprocess.run([*command, "--licence=free", f"--after={whole}"], cwd=ROOT, check=True)
+    exported, run = load_model(file), load_model(whole)
+    assert exported.metadata["licence of the data"] == "free"
+    assert exported.metadata["step"] == run.step
+    (before,) = exported.metadata["after"]
+    assert (before["preset"], before["step"]) == (run.preset, run.step)
+    assert before["data"] == exported.metadata["data"]
+    wrong = subprocess.run(
+        [*command[:-1], "--licence=free", "--after", str(tmp_path / "nowhere")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert wrong.returncode == 2
+    assert "nowhere: no such run folder" in wrong.stderr
+
+
 @pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "no header", "other network"])
 def test_damaged_weights_are_refused(damage: str, whole: Path, tmp_path: Path) -> None:
     from jaxdeblur.errors import UserError
