@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from jaxdeblur.checkpoints import export_weights, load_model
+from jaxdeblur.checkpoints import LoadedModel, export_weights, load_model
 from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.models.parameters import split
 from jaxdeblur.options import Parser
+from jaxdeblur.runs import starting_parameters
 
 
 def main() -> None:
@@ -26,6 +29,14 @@ def main() -> None:
         default=[],
         metavar="RUN",
         help="the runs that it started from, the first one first",
+    )
+    parser.add_argument(
+        "--mix-with",
+        nargs=2,
+        metavar=("RUN", "SHARE"),
+        help="writes the mean of the run's parameters and of another's that it started from, which "
+        "has this share: a fine-tuned network keeps more of what it could before (Wortsman et al. "
+        "2022, arXiv:2109.01903)",
     )
     parser.add_argument(
         "--scores",
@@ -55,8 +66,26 @@ def main() -> None:
         }
         for run in before
     ]
+    if arguments.mix_with:
+        source, share = arguments.mix_with
+        loaded = _mixed(loaded, source, share)
+        metadata["mixed"] = {"with": Path(source).name, "share": float(share)}
     export_weights(loaded, arguments.file, metadata=metadata, half=arguments.half)
     print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes, {loaded.source}")
+
+
+def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
+    """The model with the mean of two networks' parameters."""
+    try:
+        part = float(share)
+    except ValueError:
+        part = math.nan
+    if not 0 <= part <= 1:
+        raise UserError(f"--mix-with: the share is 0 to 1, not {share}")
+    rebuild, ours = split(loaded.model)
+    theirs = starting_parameters(loaded.model, ours, source, "--mix-with")
+    mean = {name: (1 - part) * ours[name] + part * theirs[name] for name in ours}
+    return loaded._replace(model=rebuild(mean))
 
 
 def _without_folders(data: dict[str, Any]) -> dict[str, Any]:

@@ -181,14 +181,20 @@ def _batches(
         yield training.global_batches(local, mesh)
 
 
-def starting_parameters(model: VideoRestorer, template: Parameters, source: str) -> Parameters:
-    """The parameters of ``source`` for ``model``, at each of its scales if ``source`` has one."""
+def starting_parameters(
+    model: VideoRestorer, template: Parameters, source: str, option: str = "--start-from"
+) -> Parameters:
+    """The parameters of ``source`` for ``model``, at each of its scales if ``source`` has one.
+
+    Raises:
+      UserError: they are of another network; it names ``option``.
+    """
     loaded = load_model(source)
     _, theirs = split(loaded.model)
     if isinstance(model, CoarseToFine) and not isinstance(loaded.model, CoarseToFine):
         scales = range(len(model.scales))
         theirs = {f"levels/{i}/{name}": array for i in scales for name, array in theirs.items()}
-    check_fits(template, theirs, f"--start-from={source}")
+    check_fits(template, theirs, f"{option}={source}")
     return {name: jnp.array(theirs[name]) for name in template}
 
 

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from jaxdeblur import export
 from jaxdeblur.checkpoints import export_weights, load_model
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,10 +185,34 @@ def test_an_exported_file_says_where_it_comes_from(whole: Path, tmp_path: Path) 
     assert "nowhere: no such run folder" in wrong.stderr
 
 
+def test_exported_weights_can_be_a_mean(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = load_model(whole)
+    rebuild, ours = split(other.model)
+    doubled = rebuild({name: 2 * array for name, array in ours.items()})
+    export_weights(other._replace(model=doubled), tmp_path / "other.safetensors")
+    file = tmp_path / "mean.safetensors"
+    arguments = [str(whole), str(file), "--licence=free", "--mix-with"]
+    monkeypatch.setattr(sys, "argv", ["export", *arguments, str(tmp_path / "other"), "0.25"])
+    with pytest.raises(UserError, match="other: no such run"):
+        export.main()
+    for share in ("2", "half"):
+        monkeypatch.setattr(sys, "argv", ["export", *arguments, str(whole), share])
+        with pytest.raises(UserError, match="--mix-with: the share is 0 to 1"):
+            export.main()
+    assert not file.exists()
+    source = str(tmp_path / "other.safetensors")
+    monkeypatch.setattr(sys, "argv", ["export", *arguments, source, "0.25"])
+    export.main()
+    mean = load_model(file)
+    assert mean.metadata["mixed"] == {"with": "other.safetensors", "share": 0.25}
+    for name, array in split(mean.model)[1].items():
+        np.testing.assert_allclose(array, 1.25 * ours[name], rtol=1e-6)
+
+
 @pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "no header", "other network"])
 def test_damaged_weights_are_refused(damage: str, whole: Path, tmp_path: Path) -> None:
-    from jaxdeblur.errors import UserError
-
     path = tmp_path / "weights.safetensors"
     export_weights(load_model(whole), path)
     raw = path.read_bytes()
@@ -205,7 +231,5 @@ def test_damaged_weights_are_refused(damage: str, whole: Path, tmp_path: Path) -
 
 
 def test_an_unknown_checkpoint_lists_what_there_is() -> None:
-    from jaxdeblur.errors import UserError
-
     with pytest.raises(UserError, match="--ckpt=nowhere: no such run folder"):
         load_model("nowhere")
