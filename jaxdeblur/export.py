@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -10,7 +11,9 @@ from typing import Any
 
 from jaxdeblur.checkpoints import LoadedModel, export_weights, load_model
 from jaxdeblur.errors import UserError, run_command
-from jaxdeblur.models.parameters import split
+from jaxdeblur.models import build
+from jaxdeblur.models.coarse_to_fine import check_scales, for_levels
+from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.options import Parser
 from jaxdeblur.runs import starting_parameters
 
@@ -31,10 +34,18 @@ def main() -> None:
         help="the runs that it started from, the first one first",
     )
     parser.add_argument(
+        "--scales",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="writes a network of these sizes, as 8 4 2 1, without training: blur looks alike at "
+        "every size, so finer levels than the run has are copies of its finest",
+    )
+    parser.add_argument(
         "--mix-with",
         nargs=2,
         metavar=("RUN", "SHARE"),
-        help="writes the mean of the run's parameters and of another's that it started from, which "
+        help="writes the mean of the run's parameters and of another's of the same origin, which "
         "has this share: a fine-tuned network keeps more of what it could before (Wortsman et al. "
         "2022, arXiv:2109.01903)",
     )
@@ -66,12 +77,25 @@ def main() -> None:
         }
         for run in before
     ]
+    if arguments.scales:
+        loaded = _at_scales(loaded, tuple(arguments.scales))
     if arguments.mix_with:
         source, share = arguments.mix_with
         loaded = _mixed(loaded, source, share)
         metadata["mixed"] = {"with": Path(source).name, "share": float(share)}
     export_weights(loaded, arguments.file, metadata=metadata, half=arguments.half)
     print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes, {loaded.source}")
+
+
+def _at_scales(loaded: LoadedModel, scales: tuple[int, ...]) -> LoadedModel:
+    """The same network at more sizes than it was trained at."""
+    check_scales(scales)
+    if len(scales) < max(len(loaded.network.scales), 2):
+        raise UserError(f"--scales={scales}: as many or more than {loaded.network.scales} is asked")
+    network = dataclasses.replace(loaded.network, scales=scales)
+    rebuild, _ = outline(lambda: build(network))
+    parameters = for_levels(split(loaded.model)[1], loaded.model, len(scales))
+    return loaded._replace(model=rebuild(parameters), network=network)
 
 
 def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:

@@ -92,15 +92,21 @@ PRESETS: dict[str, Preset] = {
         data=DataConfig(scenes="narrow"),
     ),
     "strcnn_dtb_pyramid": Preset(
-        about="strcnn_dtb_small at 1/4, 1/2 and full size, coarse to fine (262 k parameters), for "
-        "blur of tens of pixels: start it from a trained strcnn_dtb_small (docs/recipe.md).",
+        about="strcnn_dtb_small at 1/8, 1/4, 1/2 and full size, coarse to fine (349 k parameters), "
+        "for blur of up to 40 pixels: start it from trained weights (docs/recipe.md).",
         network=StrcnnConfig(
-            width=24, blocks=2, head_width=0, residual=True, leak=0.1, scales=(4, 2, 1)
+            width=24, blocks=2, head_width=0, residual=True, leak=0.1, scales=(8, 4, 2, 1)
         ),
         training=dataclasses.replace(
-            _TWO_CORES, steps=20_000, crop=128, learning_rate=6e-4, loss="log_mse", average=0.999
+            _TWO_CORES,
+            steps=20_000,
+            batch_size=1,
+            crop=256,
+            learning_rate=5e-4,
+            loss="log_mse",
+            average=0.999,
         ),
-        data=DataConfig(scenes="wide", pool=400, curriculum=0.3),
+        data=DataConfig(scenes="footage", pool=400),
     ),
     "fsta": Preset(
         about="Factorised spatio-temporal attention, the quality network, for one GPU.",

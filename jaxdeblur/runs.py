@@ -33,7 +33,7 @@ from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.metrics import psnr
-from jaxdeblur.models.coarse_to_fine import CoarseToFine
+from jaxdeblur.models.coarse_to_fine import CoarseToFine, for_levels
 from jaxdeblur.models.parameters import Parameters, count, split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import from_json
@@ -184,16 +184,15 @@ def _batches(
 def starting_parameters(
     model: VideoRestorer, template: Parameters, source: str, option: str = "--start-from"
 ) -> Parameters:
-    """The parameters of ``source`` for ``model``, at each of its scales if ``source`` has one.
+    """The parameters of ``source`` for ``model``, which may have more scales: see ``for_levels``.
 
     Raises:
       UserError: they are of another network; it names ``option``.
     """
     loaded = load_model(source)
     _, theirs = split(loaded.model)
-    if isinstance(model, CoarseToFine) and not isinstance(loaded.model, CoarseToFine):
-        scales = range(len(model.scales))
-        theirs = {f"levels/{i}/{name}": array for i in scales for name, array in theirs.items()}
+    if isinstance(model, CoarseToFine):
+        theirs = for_levels(theirs, loaded.model, len(model.scales))
     check_fits(template, theirs, f"{option}={source}")
     return {name: jnp.array(theirs[name]) for name in template}
 

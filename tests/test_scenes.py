@@ -176,6 +176,14 @@ def test_handheld_scenes_are_slow_more_often_than_fast():
     assert camera.max() < 28.5
 
 
+def test_footage_reaches_the_largest_blur():
+    camera, _, _ = speeds(SCENES["footage"], None)
+    assert 37 < camera.max() < 40.5
+    assert 0.4 < np.mean(camera < 14) < 0.7  # of a uniform number to the power 1.5: 1/2
+    # An exposure is averaged of moments about a pixel apart.
+    assert SCENES["footage"].motion[1] / SCENES["footage"].sub_frames < 1.1
+
+
 def test_the_motion_limit_holds():
     camera, own, motion = speeds(SCENES["wide"], 4.0)
     assert max(camera.max(), own.max()) < 4.05

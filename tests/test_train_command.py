@@ -164,6 +164,29 @@ def test_weights_start_another_run_at_every_scale(whole: Path, tmp_path: Path) -
     assert "weights of another network" in refusal
 
 
+def test_a_pyramid_makes_a_taller_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*TINY, "--steps=1", f"--out={tmp_path / 'two'}", "--scales", "2", "1", "--seed=1")
+    run(*TINY, "--steps=1", f"--out={tmp_path / 'three'}", "--scales", "4", "2", "1",
+        f"--start-from={tmp_path / 'two'}", "--learning-rate=1e-9")  # fmt: skip
+    file = tmp_path / "taller.safetensors"
+    command = ["export", str(tmp_path / "two"), str(file), "--licence=free", "--scales"]
+    monkeypatch.setattr(sys, "argv", [*command, "4", "2", "1"])
+    export.main()
+    exported = load_model(file)
+    assert exported.network.scales == (4, 2, 1)
+    two, three = parameters(tmp_path / "two"), parameters(tmp_path / "three")
+    assert any(np.any(two[n] != two[n.replace("levels/0", "levels/1")]) for n in two)
+    # The coarsest stays the coarsest; the finest is repeated.
+    for name, array in split(exported.model)[1].items():
+        level, rest = name.removeprefix("levels/").split("/", 1)
+        np.testing.assert_array_equal(array, two[f"levels/{min(int(level), 1)}/{rest}"])
+        np.testing.assert_allclose(three[name], array, atol=1e-6)
+    for wrong in (["1"], ["2", "4", "1"]):
+        monkeypatch.setattr(sys, "argv", [*command, *wrong])
+        with pytest.raises(UserError, match="scales"):
+            export.main()
+
+
 def test_an_exported_file_says_where_it_comes_from(whole: Path, tmp_path: Path) -> None:
     file = tmp_path / "small.safetensors"
     command = [sys.executable, "-m", "jaxdeblur.export", str(whole), str(file), "--half"]

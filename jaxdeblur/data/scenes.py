@@ -154,6 +154,10 @@ SCENES: dict[str, SceneConfig] = {
 # Half of the speeds are below 7 pixels a frame: for weights that must gain on large blur and leave
 # sharp video alone.
 SCENES["handheld"] = dataclasses.replace(SCENES["wide"], motion=(0.0, 28.0), motion_skew=2.0)
+# The same up to the largest blur of the goals, in frames that hold it at an eighth of their size.
+SCENES["footage"] = dataclasses.replace(
+    SCENES["wide"], size=(320, 320), frames=6, sub_frames=39, motion=(0.0, 40.0), motion_skew=1.5
+)
 
 
 class Path2D(NamedTuple):

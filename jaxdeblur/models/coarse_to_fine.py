@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.layers import enlarge, reduce_size
+from jaxdeblur.models.parameters import Parameters
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.shapes import Clip, Frame, ReducedClip
 
@@ -158,3 +159,19 @@ def check_scales(scales: tuple[int, ...]) -> None:
     falling = all(a > b for a, b in itertools.pairwise(scales))
     if not scales or not powers or not falling or scales[-1] != 1:
         raise UserError(f"scales are falling powers of two that end at 1, as 4 2 1, not {scales}")
+
+
+def for_levels(parameters: Parameters, model: VideoRestorer, count: int) -> Parameters:
+    """The parameters of ``model`` for a network of ``count`` levels, at least as many as it has.
+
+    Blur looks alike at every size: the coarse levels are taken in order, the finest is repeated.
+    """
+    levels = [parameters]
+    if isinstance(model, CoarseToFine):
+        prefixes = [f"levels/{i}/" for i in range(len(model.levels))]
+        levels = [
+            {name.removeprefix(p): a for name, a in parameters.items() if name.startswith(p)}
+            for p in prefixes
+        ]
+    levels += levels[-1:] * (count - len(levels))
+    return {f"levels/{i}/{name}": a for i, level in enumerate(levels) for name, a in level.items()}
