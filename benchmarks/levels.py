@@ -5,9 +5,9 @@
 
 A level restores frames at its own size, and its residual, enlarged, is added at full size. For each
 level: the gain at its own size, and that at full size of it and all coarser ones. ``--alone`` runs
-a network of one scale at each size by itself. The row of a perfect level adds the true residual of
-that size. Rendered scenes at 1280x720 from photographs that never train (the validation split);
-the first frames of each, as floats clipped to [0, 1], since no file holds what a level gives.
+a network of one scale at each size by itself. A perfect level adds the true residual of its size.
+Rendered scenes at 1280x720 from photographs that never train (the validation split); the first
+frames of each, as floats clipped to [0, 1], since no file holds what a level gives.
 """
 
 from __future__ import annotations
@@ -39,13 +39,6 @@ class Level(NamedTuple):
     restore: Callable[[ReducedClip], ReducedClip]
 
 
-class Gain(NamedTuple):
-    """Of one level, dB."""
-
-    own_size: float
-    full_size: float
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -58,36 +51,42 @@ def main() -> None:
 
     keep_compiled()
     cluster.use_cores(1, cluster.ClusterConfig())
-    chains: dict[str, list[Level]] = {}
+    rows: dict[str, list[list[Level]]] = {}
+    sizes: set[int] = set()
     for checkpoint in arguments.ckpt:
         model = load_model(checkpoint).model
         if not isinstance(model, CoarseToFine):
             raise UserError(f"--ckpt={checkpoint}: it has one scale; --alone takes such networks")
-        chains[checkpoint] = [
-            Level(scale, compiled(level))
-            for scale, level in zip(model.scales, model.levels, strict=True)
-        ]
-    sizes = sorted({level.scale for chain in chains.values() for level in chain}, reverse=True)
+        levels = zip(model.scales, model.levels, strict=True)
+        rows[checkpoint] = [[Level(scale, compiled(level)) for scale, level in levels]]
+        sizes.update(model.scales)
     for checkpoint in arguments.alone:
         model = load_model(checkpoint).model
         if isinstance(model, CoarseToFine):
             raise UserError(f"--alone={checkpoint}: it has several scales; --ckpt takes such")
         restore = compiled(model)
-        for scale in sizes:
-            chains[f"{checkpoint} alone at 1/{scale}"] = [Level(scale, restore)]
+        rows[f"{checkpoint}, each size alone"] = [[Level(scale, restore)] for scale in sizes]
 
     print(f"{jax.devices()[0].device_kind}; jax {jax.__version__}\n")
     print("Gain in dB, at its own size / at full size with all coarser levels.\n")
-    print("| data | network |" + "".join(f" 1/{scale} |" for scale in sizes))
-    print("|---|---|" + "---|" * len(sizes), flush=True)
+    columns = sorted(sizes, reverse=True)
+    print("| data | network |" + "".join(f" 1/{scale} |" for scale in columns))
+    print("|---|---|" + "---|" * len(columns), flush=True)
     for blur in arguments.blur:
         clips = scenes(blur, arguments.frames)
-        for name, chain in chains.items():
-            gains = [gains_of(chain, *clip) for clip in clips]
-            show(f"{blur:g} px", name, sizes, [level.scale for level in chain], gains)
-        for scale in sizes[:-1]:
-            perfect = [perfect_gain(scale, *clip) for clip in clips]
-            show(f"{blur:g} px", "a perfect level", sizes, [scale], [[gain] for gain in perfect])
+        for name, chains in rows.items():
+            cells = {}
+            for chain in chains:
+                gains = np.mean([gains_of(chain, *clip) for clip in clips], axis=0)
+                for level, (own_size, full_size) in zip(chain, gains, strict=True):
+                    cells[level.scale] = f"{own_size:+.2f} / {full_size:+.2f}"
+            show(blur, name, columns, cells)
+        perfect = {
+            scale: f"- / {np.mean([perfect_gain(scale, *clip) for clip in clips]):+.2f}"
+            for scale in columns
+            if scale > 1
+        }
+        show(blur, "perfect, each size alone", columns, perfect)
 
 
 def compiled(model: VideoRestorer) -> Callable[[ReducedClip], ReducedClip]:
@@ -114,15 +113,15 @@ def scenes(blur: float, frames: int) -> list[tuple[Clip, Clip]]:
     return clips  # type: ignore[return-value]
 
 
-def gains_of(chain: Sequence[Level], blurred: Clip, sharp: Clip) -> list[Gain]:
-    """Level by level, each starting from what the coarser ones restored."""
+def gains_of(chain: Sequence[Level], blurred: Clip, sharp: Clip) -> list[tuple[float, float]]:
+    """Of each level, after the coarser ones: at its own size, and at full size."""
     current, gains = blurred, []
     for scale, restore in chain:
         reduced, target = reduce_size(current, scale), reduce_size(sharp, scale)
         restored = restore(reduced)
         current = current + enlarge(restored - reduced, scale)
         gains.append(
-            Gain(
+            (
                 decibels(restored, target) - decibels(reduced, target),
                 decibels(current, sharp) - decibels(blurred, sharp),
             )
@@ -130,11 +129,11 @@ def gains_of(chain: Sequence[Level], blurred: Clip, sharp: Clip) -> list[Gain]:
     return gains
 
 
-def perfect_gain(scale: int, blurred: Clip, sharp: Clip) -> Gain:
+def perfect_gain(scale: int, blurred: Clip, sharp: Clip) -> float:
     """What the true residual of a size, enlarged, gains at full size."""
     residual = reduce_size(sharp, scale) - reduce_size(blurred, scale)
     restored = blurred + enlarge(residual, scale)
-    return Gain(float("inf"), decibels(restored, sharp) - decibels(blurred, sharp))
+    return decibels(restored, sharp) - decibels(blurred, sharp)
 
 
 def decibels(image: Clip | ReducedClip, reference: Clip | ReducedClip) -> float:
@@ -142,20 +141,10 @@ def decibels(image: Clip | ReducedClip, reference: Clip | ReducedClip) -> float:
     return float(-10 * np.log10(jnp.mean((jnp.clip(image, 0, 1) - reference) ** 2)))
 
 
-def show(
-    data: str,
-    network: str,
-    sizes: Sequence[int],
-    scales: Sequence[int],
-    gains: Sequence[Sequence[Gain]],
-) -> None:
-    """One row: the mean over the scenes of each level, in the column of its size."""
-    cells = dict.fromkeys(sizes, "")
-    for scale, levels in zip(scales, zip(*gains, strict=True), strict=True):
-        own = np.mean([gain.own_size for gain in levels])
-        full = np.mean([gain.full_size for gain in levels])
-        cells[scale] = f"{own:+.2f} / {full:+.2f}" if np.isfinite(own) else f"- / {full:+.2f}"
-    print(f"| {data} | {network} | {' | '.join(cells.values())} |", flush=True)
+def show(blur: float, network: str, columns: Sequence[int], cells: dict[int, str]) -> None:
+    """One row; a network lacks the sizes that it has no level for."""
+    line = " | ".join(cells.get(scale, "") for scale in columns)
+    print(f"| {blur:g} px | {network} | {line} |", flush=True)
 
 
 if __name__ == "__main__":

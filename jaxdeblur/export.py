@@ -31,7 +31,7 @@ def main() -> None:
         nargs="*",
         default=[],
         metavar="RUN",
-        help="the runs that it started from, the first one first",
+        help="the runs that it comes from, the first one first",
     )
     parser.add_argument(
         "--scales",

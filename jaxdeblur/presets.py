@@ -106,7 +106,7 @@ PRESETS: dict[str, Preset] = {
             loss="log_mse",
             average=0.999,
         ),
-        data=DataConfig(scenes="footage", pool=400),
+        data=DataConfig(scenes="footage", pool=400, curriculum=0.3),
     ),
     "fsta": Preset(
         about="Factorised spatio-temporal attention, the quality network, for one GPU.",

@@ -99,8 +99,8 @@ def train(
       processes: how the devices are used.
       resume: goes on from the newest checkpoint that can be read.
       overwrite: replaces the run in the folder.
-      start_from: a run folder or weights whose parameters are the first ones; those of a network
-        at one scale start every scale of a network at several.
+      start_from: a run folder or weights whose parameters are the first ones; a network of fewer
+        scales starts one of more (``for_levels``).
 
     Raises:
       UserError: options, data or checkpoints that can't be used, or a loss that is not finite.
