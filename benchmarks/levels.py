@@ -29,6 +29,7 @@ from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models.coarse_to_fine import CoarseToFine
 from jaxdeblur.models.layers import enlarge, reduce_size
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.restoration import from_uint8
 from jaxdeblur.shapes import Clip, ReducedClip
 
 
@@ -73,7 +74,7 @@ def main() -> None:
     print("| data | network |" + "".join(f" 1/{scale} |" for scale in columns))
     print("|---|---|" + "---|" * len(columns), flush=True)
     for blur in arguments.blur:
-        clips = scenes(blur, arguments.frames)
+        clips = scenes(blur, arguments.frames, multiple=columns[0])
         for name, chains in rows.items():
             cells = {}
             for chain in chains:
@@ -96,21 +97,18 @@ def compiled(model: VideoRestorer) -> Callable[[ReducedClip], ReducedClip]:
     return lambda clip: run(parameters, clip)
 
 
-def scenes(blur: float, frames: int) -> list[tuple[Clip, Clip]]:
-    """(blurred, sharp) of each validation scene, cropped to a multiple of 16 pixels."""
+def scenes(blur: float, frames: int, multiple: int) -> list[tuple[Clip, Clip]]:
+    """(blurred, sharp) of each validation scene, cropped to a multiple of so many pixels."""
     clips = []
     for video in open_dataset(f"rendered:{blur:g}px", "validation").videos:
-        area = slice(video.height // 16 * 16), slice(video.width // 16 * 16)
-        count = min(frames, len(video))
-        clips.append(
-            tuple(
-                jnp.stack([jnp.asarray(read(i)[area], jnp.float32) / 255 for i in range(count)])[
-                    None
-                ]
-                for read in (video.blurred, video.sharp)
-            )
+        height, width = (side // multiple * multiple for side in (video.height, video.width))
+        first = range(min(frames, len(video)))
+        blurred, sharp = (
+            from_uint8(np.stack([read(i)[:height, :width] for i in first]))[None]
+            for read in (video.blurred, video.sharp)
         )
-    return clips  # type: ignore[return-value]
+        clips.append((blurred, sharp))
+    return clips
 
 
 def gains_of(chain: Sequence[Level], blurred: Clip, sharp: Clip) -> list[tuple[float, float]]:

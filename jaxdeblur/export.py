@@ -90,8 +90,8 @@ def main() -> None:
 def _at_scales(loaded: LoadedModel, scales: tuple[int, ...]) -> LoadedModel:
     """The same network at more sizes than it was trained at."""
     check_scales(scales)
-    if len(scales) < max(len(loaded.network.scales), 2):
-        raise UserError(f"--scales={scales}: as many or more than {loaded.network.scales} is asked")
+    if len(scales) < (least := max(len(loaded.network.scales), 2)):
+        raise UserError(f"--scales: {least} or more sizes are needed, not {len(scales)}")
     network = dataclasses.replace(loaded.network, scales=scales)
     rebuild, _ = outline(lambda: build(network))
     parameters = for_levels(split(loaded.model)[1], loaded.model, len(scales))
