@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -48,12 +49,13 @@ def main() -> None:
 def restore_with_shipped_weights() -> None:
     """Seconds: a rendered clip becomes sharp with the weights that come with the package."""
     (video,) = rendered_videos("test", scenes=1)
-    blurred = FOLDER.parent / "demo-clip" / "blurred"
-    blurred.mkdir(parents=True, exist_ok=True)
+    clip = FOLDER.parent / "demo-clip"
+    shutil.rmtree(clip, ignore_errors=True)  # of an earlier demo
+    blurred, restored = clip / "blurred", clip / "restored"
+    blurred.mkdir(parents=True)
+    restored.mkdir()
     for i in range(len(video)):
         write_png(blurred / f"{i:04d}.png", video.blurred(i))
-    restored = blurred.parent / "restored"
-    restored.mkdir(exist_ok=True)
     run("deblur.py", str(blurred), str(restored))
 
 

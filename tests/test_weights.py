@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +59,16 @@ def test_the_score_is_the_documented_one(name: str, scenes: str) -> None:
         restored = list(stream(model, blurred))
         scores.append(np.mean([psnr(frame, video.sharp(i)) for i, frame in enumerate(restored)]))
     assert float(np.mean(scores)) == pytest.approx(float(row[1]), abs=0.05)
+
+
+def test_the_demo_restores_a_clip_and_may_be_run_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = runpy.run_path(str(ROOT / "examples" / "demo.py"))
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        demo["restore_with_shipped_weights"]()
+    blurred, restored = (sorted((tmp_path / "runs/demo-clip" / name).iterdir()) for name in
+                         ("blurred", "restored"))  # fmt: skip
+    assert [file.name for file in restored] == [file.name for file in blurred]
+    assert restored[0].read_bytes() != blurred[0].read_bytes()
