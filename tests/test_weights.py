@@ -68,7 +68,7 @@ def test_the_demo_restores_a_clip_and_may_be_run_twice(
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         demo["restore_with_shipped_weights"]()
-    blurred, restored = (sorted((tmp_path / "runs/demo-clip" / name).iterdir()) for name in
-                         ("blurred", "restored"))  # fmt: skip
+    clip = tmp_path / "runs" / "demo-clip"
+    blurred, restored = (sorted((clip / name).iterdir()) for name in ("blurred", "restored"))
     assert [file.name for file in restored] == [file.name for file in blurred]
     assert restored[0].read_bytes() != blurred[0].read_bytes()

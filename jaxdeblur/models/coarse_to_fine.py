@@ -2,7 +2,7 @@
 
 Blur of d pixels is blur of d/4 pixels at a quarter of the size, where a small network reaches it.
 Each level restores its reduced frames; its residual is enlarged and added to the frames that the
-next level sees. The coarse levels cost 1/16 and 1/4 of the fine one. (Multi-scale training as in
+next level sees. A level costs a quarter of the next finer one. (Multi-scale training as in
 Nah et al., CVPR 2017; here with separate weights and residuals.)
 """
 
