@@ -34,8 +34,10 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.metrics import psnr
 from jaxdeblur.models.coarse_to_fine import CoarseToFine, for_levels
+from jaxdeblur.models.growth import grow
 from jaxdeblur.models.parameters import Parameters, count, split
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import from_json
 from jaxdeblur.progress import ProgressLine, TensorBoard
 from jaxdeblur.restoration import restore_clip
@@ -112,7 +114,7 @@ def train(
     model = models.build(run.network, config.seed)
     rebuild, parameters = split(model)
     if start_from is not None and not resume:
-        parameters = starting_parameters(model, parameters, start_from)
+        parameters = starting_parameters(model, parameters, start_from, may_grow=True)
     state = training.initial_train_state(config, parameters)
     cluster.wait_for_all("the network is built")
     state = jax.device_put(state, cluster.replicated(mesh))
@@ -182,9 +184,17 @@ def _batches(
 
 
 def starting_parameters(
-    model: VideoRestorer, template: Parameters, source: str, option: str = "--start-from"
+    model: VideoRestorer,
+    template: Parameters,
+    source: str,
+    option: str = "--start-from",
+    *,
+    may_grow: bool = False,
 ) -> Parameters:
-    """The parameters of ``source`` for ``model``, which may have more scales: see ``for_levels``.
+    """The parameters of ``source`` for ``model``.
+
+    ``model`` may have more scales (``for_levels``) and, if both are STRCNNs and it ``may_grow``,
+    more width and blocks (``grow``): then ``template`` are its parameters as they are drawn.
 
     Raises:
       UserError: they are of another network; it names ``option``.
@@ -193,6 +203,13 @@ def starting_parameters(
     _, theirs = split(loaded.model)
     if isinstance(model, CoarseToFine):
         theirs = for_levels(theirs, loaded.model, len(model.scales))
+    small, large = loaded.network, model.config
+    both_strcnn = isinstance(small, StrcnnConfig) and isinstance(large, StrcnnConfig)
+    if may_grow and both_strcnn and (small.width, small.blocks) != (large.width, large.blocks):
+        try:
+            theirs = grow(theirs, small, template, large)
+        except UserError as error:
+            raise UserError(f"{option}={source}: {error}") from error
     check_fits(template, theirs, f"{option}={source}")
     return {name: jnp.array(theirs[name]) for name in template}
 

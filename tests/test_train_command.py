@@ -19,6 +19,7 @@ from jaxdeblur import export
 from jaxdeblur.checkpoints import export_weights, load_model
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split
+from jaxdeblur.restoration import restore_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -160,8 +161,18 @@ def test_weights_start_another_run_at_every_scale(whole: Path, tmp_path: Path) -
     for name, array in start_of.items():
         for level in (0, 1):
             np.testing.assert_allclose(now[f"levels/{level}/{name}"], array, atol=1e-3)
-    refusal = refused(*TINY, f"--out={tmp_path / 'x'}", f"--start-from={weights}", "--width=8")
-    assert "weights of another network" in refusal
+
+
+def test_weights_start_a_wider_and_deeper_network(whole: Path, tmp_path: Path) -> None:
+    folder, start = tmp_path / "grown", f"--start-from={whole}"
+    run(*TINY, start, "--steps=1", f"--out={folder}", "--width=6", "--learning-rate=1e-9")
+    before, after = load_model(whole).model, load_model(folder).model
+    clip = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    np.testing.assert_array_equal(restore_clip(after, clip), restore_clip(before, clip))
+    for wrong, named in (("--width=2", "width is 4 there, 2 here"), ("--m=2", "only width and")):
+        refusal = refused(*TINY, f"--out={tmp_path / 'x'}", start, wrong, "--blocks=4")
+        assert f"--start-from={whole}: " in refusal
+        assert named in refusal
 
 
 def test_a_pyramid_makes_a_taller_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
