@@ -9,11 +9,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from jaxdeblur.checkpoints import LoadedModel, export_weights, load_model
+from jaxdeblur.checkpoints import LoadedModel, check_fits, export_weights, load_model
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models import build
 from jaxdeblur.models.coarse_to_fine import check_scales, for_levels
 from jaxdeblur.models.parameters import outline, split
+from jaxdeblur.models.strcnn import COARSE, StrcnnConfig
 from jaxdeblur.options import Parser
 from jaxdeblur.runs import starting_parameters
 
@@ -42,6 +43,12 @@ def main() -> None:
         "every size, so finer levels than the run has are copies of its finest",
     )
     parser.add_argument(
+        "--coarse-from",
+        metavar="RUN",
+        help="takes the levels at 1/4 of the size and below from this run, whose width and blocks "
+        "may differ",
+    )
+    parser.add_argument(
         "--mix-with",
         nargs=2,
         metavar=("RUN", "SHARE"),
@@ -67,24 +74,28 @@ def main() -> None:
         "scores": [_totals(path) for path in arguments.scores],
     }
     metadata["data"] = _without_folders(loaded.metadata["data"])
-    before = [load_model(run) for run in arguments.after]
-    metadata["after"] = [
-        {
-            "preset": run.preset,
-            "step": run.step,
-            "training": run.metadata["training"],
-            "data": _without_folders(run.metadata["data"]),
-        }
-        for run in before
-    ]
+    metadata["after"] = [_about(load_model(run)) for run in arguments.after]
     if arguments.scales:
         loaded = _at_scales(loaded, tuple(arguments.scales))
     if arguments.mix_with:
         source, share = arguments.mix_with
         loaded = _mixed(loaded, source, share)
         metadata["mixed"] = {"with": Path(source).name, "share": float(share)}
+    if arguments.coarse_from:
+        loaded = _with_coarse_levels(loaded, arguments.coarse_from)
+        metadata["coarse levels"] = _about(load_model(arguments.coarse_from))
     export_weights(loaded, arguments.file, metadata=metadata, half=arguments.half)
     print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes, {loaded.source}")
+
+
+def _about(run: LoadedModel) -> dict[str, Any]:
+    """What the weights say of another run that they come from."""
+    return {
+        "preset": run.preset,
+        "step": run.step,
+        "training": run.metadata["training"],
+        "data": _without_folders(run.metadata["data"]),
+    }
 
 
 def _at_scales(loaded: LoadedModel, scales: tuple[int, ...]) -> LoadedModel:
@@ -94,7 +105,29 @@ def _at_scales(loaded: LoadedModel, scales: tuple[int, ...]) -> LoadedModel:
         raise UserError(f"--scales: {least} or more sizes are needed, not {len(scales)}")
     network = dataclasses.replace(loaded.network, scales=scales)
     rebuild, _ = outline(lambda: build(network))
-    parameters = for_levels(split(loaded.model)[1], loaded.model, len(scales))
+    parameters = for_levels(split(loaded.model)[1], loaded.network, network)
+    return loaded._replace(model=rebuild(parameters), network=network)
+
+
+def _with_coarse_levels(loaded: LoadedModel, source: str) -> LoadedModel:
+    """The model with the levels of another network at 1/4 of the size and below."""
+    option, other = f"--coarse-from={source}", load_model(source)
+    here, there = loaded.network, other.network
+    if not isinstance(here, StrcnnConfig) or not isinstance(there, StrcnnConfig):
+        raise UserError(f"{option}: only levels of STRCNN and STRCNN+DTB can be put together")
+    if here.share_levels or here.scales[0] < COARSE:
+        raise UserError(f"{option}: the run needs levels of their own at 1/{COARSE} and below")
+    level = there.at_scale(COARSE)
+    network = dataclasses.replace(here, coarse_width=level.width, coarse_blocks=level.blocks)
+    rebuild, template = outline(lambda: build(network))
+    all_theirs = dataclasses.replace(there, scales=here.scales, share_levels=False)
+    theirs = for_levels(split(other.model)[1], there, all_theirs)
+    coarse = tuple(f"levels/{i}/" for i, scale in enumerate(here.scales) if scale >= COARSE)
+    parameters = {
+        **{name: a for name, a in split(loaded.model)[1].items() if not name.startswith(coarse)},
+        **{name: a for name, a in theirs.items() if name.startswith(coarse)},
+    }
+    check_fits(template, parameters, option)
     return loaded._replace(model=rebuild(parameters), network=network)
 
 

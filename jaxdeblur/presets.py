@@ -92,10 +92,18 @@ PRESETS: dict[str, Preset] = {
         data=DataConfig(scenes="narrow"),
     ),
     "strcnn_dtb_pyramid": Preset(
-        about="strcnn_dtb_small at 1/8, 1/4, 1/2 and full size, coarse to fine (349 k parameters), "
-        "for blur of up to 40 pixels: start it from trained weights (docs/recipe.md).",
+        about="strcnn_dtb_small at 1/2 and full size, after a wider network at 1/8 and 1/4, coarse "
+        "to fine (622 k parameters), for blur of up to 40 pixels: start it from trained weights "
+        "(docs/recipe.md).",
         network=StrcnnConfig(
-            width=24, blocks=2, head_width=0, residual=True, leak=0.1, scales=(8, 4, 2, 1)
+            width=24,
+            blocks=2,
+            head_width=0,
+            residual=True,
+            leak=0.1,
+            scales=(8, 4, 2, 1),
+            coarse_width=32,
+            coarse_blocks=4,
         ),
         training=dataclasses.replace(
             _TWO_CORES,

@@ -202,7 +202,7 @@ def starting_parameters(
     loaded = load_model(source)
     _, theirs = split(loaded.model)
     if isinstance(model, CoarseToFine):
-        theirs = for_levels(theirs, loaded.model, len(model.scales))
+        theirs = for_levels(theirs, loaded.network, model.config)
     small, large = loaded.network, model.config
     both_strcnn = isinstance(small, StrcnnConfig) and isinstance(large, StrcnnConfig)
     if may_grow and both_strcnn and (small.width, small.blocks) != (large.width, large.blocks):

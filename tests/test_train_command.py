@@ -198,6 +198,39 @@ def test_a_pyramid_makes_a_taller_one(tmp_path: Path, monkeypatch: pytest.Monkey
             export.main()
 
 
+def test_coarse_levels_from_another_run(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with shared levels, wider and deeper, gives the levels at 1/8 and 1/4."""
+    wide, file = tmp_path / "wide", tmp_path / "both.safetensors"
+    run(*TINY, f"--start-from={whole}", f"--out={wide}", "--steps=1", "--scales", "2", "1",
+        "--share-levels", "--width=6", "--blocks=2", "--learning-rate=1e-9")  # fmt: skip
+    again = tmp_path / "again"
+    run(*TINY, f"--start-from={wide}", f"--out={again}", "--steps=1", "--scales", "4", "2", "1",
+        "--share-levels", "--width=6", "--blocks=2", "--learning-rate=1e-9")  # fmt: skip
+    head = "levels/0/head/kernel"
+    np.testing.assert_allclose(parameters(again)[head], parameters(wide)[head], atol=1e-6)
+    command = ["export", str(whole), str(file), "--licence=free", "--scales", "8", "4", "2", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, f"--coarse-from={wide}"])
+    export.main()
+    both = load_model(file)
+    assert [level.config.width for level in both.model.levels] == [6, 6, 4, 4]
+    assert both.metadata["coarse levels"]["step"] == 1
+    coarse, fine = parameters(wide), parameters(whole)
+    for name, array in split(both.model)[1].items():
+        _, level, rest = name.split("/", 2)
+        here = fine[rest] if int(level) > 1 else coarse[f"levels/0/{rest}"]
+        np.testing.assert_array_equal(array, here)
+    for wrong in (str(whole.parent), "strcnn_dtb_pyramid"):  # nothing, and five frames, not three
+        monkeypatch.setattr(sys, "argv", [*command, f"--coarse-from={wrong}"])
+        with pytest.raises(UserError, match=wrong):
+            export.main()
+    two = [*command[:-4], "2", "1", f"--coarse-from={wide}"]
+    monkeypatch.setattr(sys, "argv", two)
+    with pytest.raises(UserError, match="1/4"):
+        export.main()
+
+
 def test_an_exported_file_says_where_it_comes_from(whole: Path, tmp_path: Path) -> None:
     file = tmp_path / "small.safetensors"
     command = [sys.executable, "-m", "jaxdeblur.export", str(whole), str(file), "--half"]

@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,16 @@ from jaxdeblur.metrics import psnr
 from jaxdeblur.restoration import stream
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def all_data(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every run had that the weights come from."""
+    runs = [metadata, *metadata["after"]]
+    if "coarse levels" in metadata:
+        runs.append(metadata["coarse levels"])
+    return [run["data"] for run in runs]
+
+
 every_weights = pytest.mark.parametrize("name", weights.names())
 
 
@@ -33,14 +44,14 @@ def test_they_say_what_they_were_trained_on(name: str) -> None:
     assert metadata["training"]["steps"] >= metadata["step"] > 0
     assert re.fullmatch(r"[0-9a-f]{12}", metadata["commit"])
     assert metadata["scores"]
-    for data in (metadata["data"], *(run["data"] for run in metadata["after"])):
+    for data in all_data(metadata):
         assert "/" not in json.dumps(data), "a path of the machine that trained"
 
 
 @every_weights
 def test_no_validation_scene_is_among_the_training_data(name: str) -> None:
     metadata = load_model(name).metadata
-    for data in (metadata["data"], *(run["data"] for run in metadata["after"])):
+    for data in all_data(metadata):
         if any("x4k" in spec for spec in data["data"]):
             assert {"TEST03", "TEST12", "TEST14"} <= set(data["exclude"])
 

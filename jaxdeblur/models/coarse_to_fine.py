@@ -3,7 +3,8 @@
 Blur of d pixels is blur of d/4 pixels at a quarter of the size, where a small network reaches it.
 Each level restores its reduced frames; its residual is enlarged and added to the frames that the
 next level sees. A level costs a quarter of the next finer one. (Multi-scale training as in
-Nah et al., CVPR 2017; here with separate weights and residuals.)
+Nah et al., CVPR 2017; with ``share_levels`` the same weights at all sizes, as in Tao et al.,
+"Scale-recurrent Network", CVPR 2018; here each level adds a residual.)
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ class StreamState(NamedTuple):
 
 
 class CoarseToFine(VideoRestorer):
-    """The same network at each of ``config.scales``, coarse to fine, with weights of their own.
+    """A network at each of ``config.scales``, coarse to fine.
 
-    A level may start only when the one above it has looked ahead, so the look-aheads add up.
+    Every level has weights of its own, unless the config says ``share_levels``, and is the network
+    of ``config.at_scale``; of a config without that method all levels are alike. A level may start
+    only when the one above it has looked ahead, so the look-aheads add up.
     """
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
@@ -57,8 +60,10 @@ class CoarseToFine(VideoRestorer):
         check_scales(config.scales)
         self.config = config
         self.scales = config.scales
-        level_config = dataclasses.replace(config, scales=(1,))
-        self.levels = nnx.List([construct(level_config, rngs) for _ in config.scales])
+        levels = [construct(_at_scale(config, scale), rngs) for scale in config.scales]
+        if getattr(config, "share_levels", False):
+            levels = levels[-1:] * len(levels)
+        self.levels = nnx.List(levels)
         self.lookahead = sum(level.lookahead for level in self.levels)
         self.multiple = max(
             scale * level.multiple for scale, level in zip(self.scales, self.levels, strict=True)
@@ -161,17 +166,30 @@ def check_scales(scales: tuple[int, ...]) -> None:
         raise UserError(f"scales are falling powers of two that end at 1, as 4 2 1, not {scales}")
 
 
-def for_levels(parameters: Parameters, model: VideoRestorer, count: int) -> Parameters:
-    """The parameters of ``model`` for a network of ``count`` levels, at least as many as it has.
+def _at_scale(config: Any, scale: int) -> Any:
+    if hasattr(config, "at_scale"):
+        return config.at_scale(scale)
+    return dataclasses.replace(config, scales=(1,))
 
-    Blur looks alike at every size: the coarse levels are taken in order, the finest is repeated.
+
+def for_levels(parameters: Parameters, config: Any, target: Any) -> Parameters:
+    """The parameters of a network of ``config`` for one of ``target``, at several scales.
+
+    Blur looks alike at every size: the coarse levels are taken in order, the finest is repeated. It
+    is also the one that levels with shared weights take.
     """
     levels = [parameters]
-    if isinstance(model, CoarseToFine):
-        prefixes = [f"levels/{i}/" for i in range(len(model.levels))]
+    if config.scales != (1,):
+        prefixes = [f"levels/{i}/" for i in range(_kept_apart(config))]
         levels = [
             {name.removeprefix(p): a for name, a in parameters.items() if name.startswith(p)}
             for p in prefixes
         ]
-    levels += levels[-1:] * (count - len(levels))
+    count = _kept_apart(target)
+    levels = levels[-1:] if count == 1 else levels + levels[-1:] * (count - len(levels))
     return {f"levels/{i}/{name}": a for i, level in enumerate(levels) for name, a in level.items()}
+
+
+def _kept_apart(config: Any) -> int:
+    """How many levels have parameters: one if they are shared."""
+    return 1 if getattr(config, "share_levels", False) else len(config.scales)

@@ -44,9 +44,8 @@ def grow(
 
 
 def _check_larger(small: StrcnnConfig, large: StrcnnConfig) -> None:
-    as_small = dataclasses.replace(
-        large, width=small.width, blocks=small.blocks, scales=small.scales, dtype=small.dtype
-    )
+    free = ("width", "blocks", "scales", "share_levels", "dtype")
+    as_small = dataclasses.replace(large, **{field: getattr(small, field) for field in free})
     if as_small != small:
         raise UserError(f"only width and blocks can grow; {small} can't start {large}")
     for field in ("width", "blocks"):
