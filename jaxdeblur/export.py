@@ -12,7 +12,12 @@ from typing import Any
 from jaxdeblur.checkpoints import LoadedModel, check_fits, export_weights, load_model
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models import build
-from jaxdeblur.models.coarse_to_fine import check_scales, for_levels
+from jaxdeblur.models.coarse_to_fine import (
+    check_scales,
+    for_levels,
+    join_levels,
+    level_parameters,
+)
 from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.strcnn import COARSE, StrcnnConfig
 from jaxdeblur.options import Parser
@@ -105,8 +110,8 @@ def _at_scales(loaded: LoadedModel, scales: tuple[int, ...]) -> LoadedModel:
         raise UserError(f"--scales: {least} or more sizes are needed, not {len(scales)}")
     network = dataclasses.replace(loaded.network, scales=scales)
     rebuild, _ = outline(lambda: build(network))
-    parameters = for_levels(split(loaded.model)[1], loaded.network, network)
-    return loaded._replace(model=rebuild(parameters), network=network)
+    levels = for_levels(level_parameters(split(loaded.model)[1], loaded.network), network)
+    return loaded._replace(model=rebuild(join_levels(levels, network)), network=network)
 
 
 def _with_coarse_levels(loaded: LoadedModel, source: str) -> LoadedModel:
@@ -120,13 +125,13 @@ def _with_coarse_levels(loaded: LoadedModel, source: str) -> LoadedModel:
     level = there.at_scale(COARSE)
     network = dataclasses.replace(here, coarse_width=level.width, coarse_blocks=level.blocks)
     rebuild, template = outline(lambda: build(network))
-    all_theirs = dataclasses.replace(there, scales=here.scales, share_levels=False)
-    theirs = for_levels(split(other.model)[1], there, all_theirs)
-    coarse = tuple(f"levels/{i}/" for i, scale in enumerate(here.scales) if scale >= COARSE)
-    parameters = {
-        **{name: a for name, a in split(loaded.model)[1].items() if not name.startswith(coarse)},
-        **{name: a for name, a in theirs.items() if name.startswith(coarse)},
-    }
+    ours = level_parameters(split(loaded.model)[1], here)
+    theirs = for_levels(level_parameters(split(other.model)[1], there), network)
+    levels = [
+        their_level if scale >= COARSE else our_level
+        for scale, our_level, their_level in zip(here.scales, ours, theirs, strict=True)
+    ]
+    parameters = join_levels(levels, network)
     check_fits(template, parameters, option)
     return loaded._replace(model=rebuild(parameters), network=network)
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,12 @@ from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.metrics import psnr
-from jaxdeblur.models.coarse_to_fine import CoarseToFine, for_levels
+from jaxdeblur.models.coarse_to_fine import (
+    for_levels,
+    join_levels,
+    level_configs,
+    level_parameters,
+)
 from jaxdeblur.models.growth import grow
 from jaxdeblur.models.parameters import Parameters, count, split
 from jaxdeblur.models.restorer import VideoRestorer
@@ -193,25 +199,40 @@ def starting_parameters(
 ) -> Parameters:
     """The parameters of ``source`` for ``model``.
 
-    ``model`` may have more scales (``for_levels``) and, if both are STRCNNs and it ``may_grow``,
-    more width and blocks (``grow``): then ``template`` are its parameters as they are drawn.
+    ``model`` may have more levels (``for_levels``) and, if they are STRCNNs and it ``may_grow``,
+    wider and deeper ones (``grow``): then ``template`` are its parameters as they are drawn.
 
     Raises:
       UserError: they are of another network; it names ``option``.
     """
     loaded = load_model(source)
-    _, theirs = split(loaded.model)
-    if isinstance(model, CoarseToFine):
-        theirs = for_levels(theirs, loaded.network, model.config)
-    small, large = loaded.network, model.config
-    both_strcnn = isinstance(small, StrcnnConfig) and isinstance(large, StrcnnConfig)
-    if may_grow and both_strcnn and (small.width, small.blocks) != (large.width, large.blocks):
-        try:
-            theirs = grow(theirs, small, template, large)
-        except UserError as error:
-            raise UserError(f"{option}={source}: {error}") from error
-    check_fits(template, theirs, f"{option}={source}")
-    return {name: jnp.array(theirs[name]) for name in template}
+    try:
+        theirs = for_levels(level_parameters(split(loaded.model)[1], loaded.network), model.config)
+        if may_grow:
+            theirs = [
+                _grown(*level)
+                for level in zip(
+                    theirs,
+                    for_levels(level_configs(loaded.network), model.config),
+                    level_parameters(template, model.config),
+                    level_configs(model.config),
+                    strict=True,
+                )
+            ]
+    except UserError as error:
+        raise UserError(f"{option}={source}: {error}") from error
+    joined = join_levels(theirs, model.config)
+    check_fits(template, joined, f"{option}={source}")
+    return {name: jnp.array(joined[name]) for name in template}
+
+
+def _grown(parameters: Parameters, small: Any, drawn: Parameters, large: Any) -> Parameters:
+    """The parameters of one level, grown if they have to."""
+    if not isinstance(small, StrcnnConfig) or not isinstance(large, StrcnnConfig):
+        return parameters
+    if (small.width, small.blocks) == (large.width, large.blocks):
+        return parameters
+    return grow(parameters, small, drawn, large)
 
 
 class _Validation:

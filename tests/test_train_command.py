@@ -175,6 +175,18 @@ def test_weights_start_a_wider_and_deeper_network(whole: Path, tmp_path: Path) -
         assert named in refusal
 
 
+def test_each_level_grows_as_far_as_it_has_to(whole: Path, tmp_path: Path) -> None:
+    """A network at one scale starts a pyramid whose coarse level is larger."""
+    folder = tmp_path / "grown"
+    run(*TINY, f"--start-from={whole}", "--steps=1", f"--out={folder}", "--scales", "4", "1",
+        "--coarse-width=6", "--coarse-blocks=2", "--learning-rate=1e-9")  # fmt: skip
+    small, grown = load_model(whole).model, load_model(folder).model
+    clip = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    for level, width in zip(grown.levels, (6, 4), strict=True):
+        assert level.config.width == width
+        np.testing.assert_array_equal(restore_clip(level, clip), restore_clip(small, clip))
+
+
 def test_a_pyramid_makes_a_taller_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(*TINY, "--steps=1", f"--out={tmp_path / 'two'}", "--scales", "2", "1", "--seed=1")
     run(*TINY, "--steps=1", f"--out={tmp_path / 'three'}", "--scales", "4", "2", "1",

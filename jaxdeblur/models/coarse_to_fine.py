@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -60,10 +61,9 @@ class CoarseToFine(VideoRestorer):
         check_scales(config.scales)
         self.config = config
         self.scales = config.scales
-        levels = [construct(_at_scale(config, scale), rngs) for scale in config.scales]
-        if getattr(config, "share_levels", False):
-            levels = levels[-1:] * len(levels)
-        self.levels = nnx.List(levels)
+        levels = [construct(level, rngs) for level in level_configs(config)]
+        # With shared weights there is one, which is every level.
+        self.levels = nnx.List(levels * (len(config.scales) // len(levels)))
         self.lookahead = sum(level.lookahead for level in self.levels)
         self.multiple = max(
             scale * level.multiple for scale, level in zip(self.scales, self.levels, strict=True)
@@ -166,30 +166,51 @@ def check_scales(scales: tuple[int, ...]) -> None:
         raise UserError(f"scales are falling powers of two that end at 1, as 4 2 1, not {scales}")
 
 
+def level_configs(config: Any) -> list[Any]:
+    """The config of every level that has parameters, coarse to fine: of one if they are shared."""
+    scales = config.scales[-1:] if getattr(config, "share_levels", False) else config.scales
+    return [_at_scale(config, scale) for scale in scales]
+
+
 def _at_scale(config: Any, scale: int) -> Any:
     if hasattr(config, "at_scale"):
         return config.at_scale(scale)
     return dataclasses.replace(config, scales=(1,))
 
 
-def for_levels(parameters: Parameters, config: Any, target: Any) -> Parameters:
-    """The parameters of a network of ``config`` for one of ``target``, at several scales.
+def level_parameters(parameters: Parameters, config: Any) -> list[Parameters]:
+    """The parameters of every level that has some, named as those of a network at one scale."""
+    if config.scales == (1,):
+        return [parameters]
+    prefixes = [f"levels/{i}/" for i in range(len(level_configs(config)))]
+    return [
+        {name.removeprefix(p): a for name, a in parameters.items() if name.startswith(p)}
+        for p in prefixes
+    ]
 
-    Blur looks alike at every size: the coarse levels are taken in order, the finest is repeated. It
-    is also the one that levels with shared weights take.
-    """
-    levels = [parameters]
-    if config.scales != (1,):
-        prefixes = [f"levels/{i}/" for i in range(_kept_apart(config))]
-        levels = [
-            {name.removeprefix(p): a for name, a in parameters.items() if name.startswith(p)}
-            for p in prefixes
-        ]
-    count = _kept_apart(target)
-    levels = levels[-1:] if count == 1 else levels + levels[-1:] * (count - len(levels))
+
+def join_levels(levels: Sequence[Parameters], config: Any) -> Parameters:
+    """The parameters of a network of ``config`` from those of its levels."""
+    if config.scales == (1,):
+        return levels[0]
     return {f"levels/{i}/{name}": a for i, level in enumerate(levels) for name, a in level.items()}
 
 
-def _kept_apart(config: Any) -> int:
-    """How many levels have parameters: one if they are shared."""
-    return 1 if getattr(config, "share_levels", False) else len(config.scales)
+_T = TypeVar("_T")
+
+
+def for_levels(levels: list[_T], config: Any) -> list[_T]:
+    """What belongs to the levels of one network, for as many as one of ``config`` has.
+
+    Blur looks alike at every size: the coarse levels are taken in order, the finest is repeated. It
+    is also the one that levels with shared weights take.
+
+    Raises:
+      UserError: there are more levels than places for them.
+    """
+    count = len(level_configs(config))
+    if count == 1 and config.scales != (1,):
+        return levels[-1:]
+    if len(levels) > count:
+        raise UserError(f"it has {len(levels)} levels, more than the {count} here")
+    return levels + levels[-1:] * (count - len(levels))

@@ -23,8 +23,10 @@ def grow(
 ) -> Parameters:
     """The parameters of ``small`` for a network of ``large``, which gives the same images.
 
+    Both are at one scale: of a pyramid, those of one level (``at_scale``).
+
     Args:
-      parameters: of the smaller network, by name, at as many levels as the larger has.
+      parameters: of the smaller network, by name.
       small: its configuration.
       fresh: parameters of the larger network as they are drawn; the new channels keep theirs.
       large: its configuration: wider, deeper or both, and else the same.
@@ -44,8 +46,7 @@ def grow(
 
 
 def _check_larger(small: StrcnnConfig, large: StrcnnConfig) -> None:
-    free = ("width", "blocks", "scales", "share_levels", "dtype")
-    as_small = dataclasses.replace(large, **{field: getattr(small, field) for field in free})
+    as_small = dataclasses.replace(large, width=small.width, blocks=small.blocks, dtype=small.dtype)
     if as_small != small:
         raise UserError(f"only width and blocks can grow; {small} can't start {large}")
     for field in ("width", "blocks"):
