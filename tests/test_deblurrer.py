@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -26,13 +27,14 @@ def model():
     return models.build(NETWORK)
 
 
-def test_the_example_in_the_docs_runs(model):
+def test_the_example_in_the_docs_runs(model, tmp_path):
     page = (Path(__file__).parent.parent / "docs" / "deblur.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(example.strip().splitlines()) <= 6
     shown: list[np.ndarray] = []
     names = {"weights": model, "blurred": BLURRED, "show": shown.append}
-    exec(example, names)
+    (file := tmp_path / "example.py").write_text(example)
+    names = runpy.run_path(str(file), names)
     assert names["sharp"].shape == BLURRED.shape
     np.testing.assert_array_equal(np.stack(shown), names["sharp"])
 
