@@ -25,7 +25,7 @@ def main() -> None:
     """Reads the options and restores."""
     import jax
 
-    from jaxdeblur import cluster
+    from jaxdeblur import cluster, memory
     from jaxdeblur.compilation import keep_compiled
     from jaxdeblur.deblurrer import Deblurrer
     from jaxdeblur.deblurring import DeblurConfig, plan, restore_all
@@ -62,6 +62,7 @@ def main() -> None:
     if config.compare is not None and len(jobs) > 1:
         raise UserError("--compare is for one input")
 
+    memory.keep_freed()
     keep_compiled()
     processes = read_fields(arguments, cluster.ClusterConfig())
     cluster.use_cores(1, processes)

@@ -15,7 +15,7 @@ def main() -> None:
     """Reads the options and evaluates."""
     import jax
 
-    from jaxdeblur import cluster, evaluation
+    from jaxdeblur import cluster, evaluation, memory
     from jaxdeblur.checkpoints import load_model
     from jaxdeblur.compilation import keep_compiled
     from jaxdeblur.data.datasets import open_dataset
@@ -45,6 +45,7 @@ def main() -> None:
         extensions.load(arguments.extension)
     config = read_fields(arguments, evaluation.EvaluationConfig())
 
+    memory.keep_freed()
     keep_compiled()
     processes = read_fields(arguments, cluster.ClusterConfig())
     cluster.use_cores(1, processes)

@@ -20,7 +20,7 @@ def main() -> None:
     if extension:
         extensions.load(extension)
 
-    from jaxdeblur import cluster, presets, runs, training
+    from jaxdeblur import cluster, memory, presets, runs, training
     from jaxdeblur.checkpoints import Run
     from jaxdeblur.compilation import keep_compiled
 
@@ -63,6 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     processes = read_fields(arguments, ClusterConfig())
+    memory.keep_freed()
     keep_compiled()
     if arguments.replay:
         print("\n".join(runs.replay(arguments.replay)))

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeblur import cluster, models, training
+from jaxdeblur import cluster, memory, models, training
 from jaxdeblur.compilation import keep_compiled
 from jaxdeblur.data import sources
 from jaxdeblur.data.pipeline import batches
@@ -320,6 +320,7 @@ def main() -> None:
         crop=arguments.crop or preset.training.crop,
         validate_every=0,
     )
+    memory.keep_freed()
     keep_compiled()
     cluster.use_cores(config.batch_size)
     try:

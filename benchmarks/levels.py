@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdeblur import cluster
+from jaxdeblur import cluster, memory
 from jaxdeblur.checkpoints import load_model
 from jaxdeblur.compilation import keep_compiled
 from jaxdeblur.data.datasets import open_dataset
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=5, help="of each scene")
     arguments = parser.parse_args()
 
+    memory.keep_freed()
     keep_compiled()
     cluster.use_cores(1, cluster.ClusterConfig())
     rows: dict[str, list[list[Level]]] = {}

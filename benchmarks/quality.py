@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdeblur import cluster, evaluation
+from jaxdeblur import cluster, evaluation, memory
 from jaxdeblur.checkpoints import LoadedModel, load_model
 from jaxdeblur.compilation import keep_compiled
 from jaxdeblur.data.datasets import open_dataset
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--max-frames", type=int, default=8, help="of each video that is long")
     arguments = parser.parse_args()
 
+    memory.keep_freed()
     keep_compiled()
     cluster.use_cores(1, cluster.ClusterConfig())
     print(f"{jax.devices()[0].device_kind}; jax {jax.__version__}\n")

@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxdeblur import models, presets
+from jaxdeblur import memory, models, presets
 from jaxdeblur.deblurrer import Deblurrer
 from jaxdeblur.deblurring import DeblurConfig, deblur, plan
 from jaxdeblur.errors import UserError, run_command
@@ -68,6 +68,7 @@ def main() -> None:
 
 def measure(video: Path, model: str, ckpt: str | None) -> dict[str, float]:
     """Restores a video by the command's own stages, then times each stage alone."""
+    memory.keep_freed()  # as deblur.py does
     weights = ckpt or models.build(presets.find(model).network)
     deblurrer = Deblurrer(weights, tile="none")
     output = video.with_name("restored.mp4")

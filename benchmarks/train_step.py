@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxdeblur import cluster, models, training
+from jaxdeblur import cluster, memory, models, training
 from jaxdeblur.models import layers
 from jaxdeblur.models.parameters import Parameters, split
 from jaxdeblur.models.strcnn import StrcnnConfig
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--crop", type=int, default=96)
     arguments = parser.parse_args()
+    memory.keep_freed()
     cluster.use_cores(arguments.batch_size)
     network = PRESETS[arguments.model].network
     shape = (arguments.batch_size, arguments.frames, arguments.crop, arguments.crop, 3)
