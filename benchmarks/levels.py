@@ -1,11 +1,12 @@
-"""What each level of a coarse-to-fine network adds, and what a level could add at most.
+"""What each level of a network of several scales adds, and what a level could add at most.
 
-    python -m benchmarks.levels --ckpt strcnn_dtb_pyramid
+    python -m benchmarks.levels --ckpt strcnn_dtb_choice
     python -m benchmarks.levels --ckpt runs/pyramid --alone runs/narrow --blur 10 20
 
 A level restores frames at its own size, and its residual, enlarged, is added at full size. For each
-level: the gain at its own size, and that at full size of it and all coarser ones. ``--alone`` runs
-a network of one scale at each size by itself. A perfect level adds the true residual of its size.
+level: the gain at its own size, and that at full size of it and all coarser ones; of a network that
+chooses between scales, with what the gates take. ``--alone`` runs a network of one scale at each of
+``--scales`` by itself. A perfect level adds the true residual of its size.
 Rendered scenes at 1280x720 from photographs that never train (the validation split); the first
 frames of each, as floats clipped to [0, 1], since no file holds what a level gives.
 """
@@ -13,8 +14,9 @@ frames of each, as floats clipped to [0, 1], since no file holds what a level gi
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +31,12 @@ from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models.coarse_to_fine import CoarseToFine
 from jaxdeblur.models.layers import enlarge, reduce_size
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.restoration import from_uint8
 from jaxdeblur.shapes import Clip, ReducedClip
+
+Gains: TypeAlias = Callable[[Clip, Clip], list[tuple[int, float, float]]]
+"""Of (blurred, sharp): for each level its scale, the gain at its own size and at full size."""
 
 
 class Level(NamedTuple):
@@ -44,8 +50,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ckpt", nargs="+", required=True, help="coarse-to-fine networks")
+    parser.add_argument("--ckpt", nargs="*", default=[], help="networks of several scales")
     parser.add_argument("--alone", nargs="*", default=[], help="networks of one scale")
+    parser.add_argument(
+        "--scales", type=int, nargs="+", default=[8, 4, 2, 1], help="where those are run"
+    )
     parser.add_argument("--blur", type=float, nargs="+", default=[5, 10, 20, 40], help="pixels")
     parser.add_argument("--frames", type=int, default=5, help="of each scene")
     arguments = parser.parse_args()
@@ -53,21 +62,30 @@ def main() -> None:
     memory.keep_freed()
     keep_compiled()
     cluster.use_cores(1, cluster.ClusterConfig())
-    rows: dict[str, list[list[Level]]] = {}
-    sizes: set[int] = set()
+    if not arguments.ckpt and not arguments.alone:
+        raise UserError("--ckpt or --alone names the networks to look at")
+    rows: dict[str, list[Gains]] = {}
+    sizes = set(arguments.scales if arguments.alone else ())
     for checkpoint in arguments.ckpt:
         model = load_model(checkpoint).model
-        if not isinstance(model, CoarseToFine):
+        if isinstance(model, CoarseToFine):
+            levels = zip(model.scales, model.levels, strict=True)
+            chain = [Level(scale, compiled(level)) for scale, level in levels]
+            rows[checkpoint] = [functools.partial(gains_of_chain, chain)]
+        elif isinstance(model, ScaleChoice):
+            chosen = compiled_levels(model)
+            rows[checkpoint] = [functools.partial(gains_of_choice, model.scales, chosen)]
+        else:
             raise UserError(f"--ckpt={checkpoint}: it has one scale; --alone takes such networks")
-        levels = zip(model.scales, model.levels, strict=True)
-        rows[checkpoint] = [[Level(scale, compiled(level)) for scale, level in levels]]
         sizes.update(model.scales)
     for checkpoint in arguments.alone:
         model = load_model(checkpoint).model
-        if isinstance(model, CoarseToFine):
+        if isinstance(model, CoarseToFine | ScaleChoice):
             raise UserError(f"--alone={checkpoint}: it has several scales; --ckpt takes such")
         restore = compiled(model)
-        rows[f"{checkpoint}, each size alone"] = [[Level(scale, restore)] for scale in sizes]
+        rows[f"{checkpoint}, each size alone"] = [
+            functools.partial(gains_of_chain, [Level(scale, restore)]) for scale in sizes
+        ]
 
     print(f"{jax.devices()[0].device_kind}; jax {jax.__version__}\n")
     print("Gain in dB, at its own size / at full size with all coarser levels.\n")
@@ -76,12 +94,12 @@ def main() -> None:
     print("|---|---|" + "---|" * len(columns), flush=True)
     for blur in arguments.blur:
         clips = scenes(blur, arguments.frames, multiple=columns[0])
-        for name, chains in rows.items():
+        for name, networks in rows.items():
             cells = {}
-            for chain in chains:
-                gains = np.mean([gains_of(chain, *clip) for clip in clips], axis=0)
-                for level, (own_size, full_size) in zip(chain, gains, strict=True):
-                    cells[level.scale] = f"{own_size:+.2f} / {full_size:+.2f}"
+            for gains_of in networks:
+                gains = np.mean([gains_of(*clip) for clip in clips], axis=0)
+                for scale, own_size, full_size in gains:
+                    cells[round(scale)] = f"{own_size:+.2f} / {full_size:+.2f}"
             show(blur, name, columns, cells)
         perfect = {
             scale: f"- / {np.mean([perfect_gain(scale, *clip) for clip in clips]):+.2f}"
@@ -112,8 +130,33 @@ def scenes(blur: float, frames: int, multiple: int) -> list[tuple[Clip, Clip]]:
     return clips
 
 
-def gains_of(chain: Sequence[Level], blurred: Clip, sharp: Clip) -> list[tuple[float, float]]:
-    """Of each level, after the coarser ones: at its own size, and at full size."""
+def compiled_levels(model: VideoRestorer) -> Callable[[Clip], tuple[ReducedClip, ...]]:
+    """``model.restore_levels``, compiled once for each size."""
+    graph, parameters = nnx.split(model)
+    run = jax.jit(lambda parameters, clip: nnx.merge(graph, parameters).restore_levels(clip))
+    return lambda clip: run(parameters, clip)
+
+
+def gains_of_choice(
+    scales: Sequence[int],
+    restore: Callable[[Clip], tuple[ReducedClip, ...]],
+    blurred: Clip,
+    sharp: Clip,
+) -> list[tuple[int, float, float]]:
+    """Of each level, with what the gates take of it and of the coarser ones."""
+    gains = []
+    for scale, restored in zip(scales, restore(blurred), strict=True):
+        reduced, target = reduce_size(blurred, scale), reduce_size(sharp, scale)
+        whole = blurred + enlarge(restored - reduced, scale)
+        at_own_size = decibels(restored, target) - decibels(reduced, target)
+        gains.append((scale, at_own_size, decibels(whole, sharp) - decibels(blurred, sharp)))
+    return gains
+
+
+def gains_of_chain(
+    chain: Sequence[Level], blurred: Clip, sharp: Clip
+) -> list[tuple[int, float, float]]:
+    """Of each level, after the coarser ones: its scale, the gain at its own size and at full."""
     current, gains = blurred, []
     for scale, restore in chain:
         reduced, target = reduce_size(current, scale), reduce_size(sharp, scale)
@@ -121,6 +164,7 @@ def gains_of(chain: Sequence[Level], blurred: Clip, sharp: Clip) -> list[tuple[f
         current = current + enlarge(restored - reduced, scale)
         gains.append(
             (
+                scale,
                 decibels(restored, target) - decibels(reduced, target),
                 decibels(current, sharp) - decibels(blurred, sharp),
             )

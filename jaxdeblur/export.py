@@ -15,6 +15,7 @@ from jaxdeblur.models import build
 from jaxdeblur.models.coarse_to_fine import (
     check_scales,
     for_levels,
+    gates,
     join_levels,
     level_parameters,
 )
@@ -54,6 +55,14 @@ def main() -> None:
         "may differ",
     )
     parser.add_argument(
+        "--coarse-below",
+        type=int,
+        default=COARSE,
+        metavar="N",
+        help="takes them at 1/N and below; if N is not 4, they must be as wide and deep as those "
+        "of the run",
+    )
+    parser.add_argument(
         "--mix-with",
         nargs=2,
         metavar=("RUN", "SHARE"),
@@ -87,7 +96,7 @@ def main() -> None:
         loaded = _mixed(loaded, source, share)
         metadata["mixed"] = {"with": Path(source).name, "share": float(share)}
     if arguments.coarse_from:
-        loaded = _with_coarse_levels(loaded, arguments.coarse_from)
+        loaded = _with_coarse_levels(loaded, arguments.coarse_from, arguments.coarse_below)
         metadata["coarse levels"] = _about(load_model(arguments.coarse_from))
     export_weights(loaded, arguments.file, metadata=metadata, half=arguments.half)
     print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes, {loaded.source}")
@@ -108,30 +117,35 @@ def _at_scales(loaded: LoadedModel, scales: tuple[int, ...]) -> LoadedModel:
     check_scales(scales)
     if len(scales) < (least := max(len(loaded.network.scales), 2)):
         raise UserError(f"--scales: {least} or more sizes are needed, not {len(scales)}")
+    if gates(split(loaded.model)[1]):
+        raise UserError("--scales: what chooses between the sizes is trained for those of the run")
     network = dataclasses.replace(loaded.network, scales=scales)
     rebuild, _ = outline(lambda: build(network))
     levels = for_levels(level_parameters(split(loaded.model)[1], loaded.network), network)
     return loaded._replace(model=rebuild(join_levels(levels, network)), network=network)
 
 
-def _with_coarse_levels(loaded: LoadedModel, source: str) -> LoadedModel:
-    """The model with the levels of another network at 1/4 of the size and below."""
+def _with_coarse_levels(loaded: LoadedModel, source: str, least: int) -> LoadedModel:
+    """The model with the levels of another network at 1/``least`` of the size and below."""
     option, other = f"--coarse-from={source}", load_model(source)
     here, there = loaded.network, other.network
     if not isinstance(here, StrcnnConfig) or not isinstance(there, StrcnnConfig):
         raise UserError(f"{option}: only levels of STRCNN and STRCNN+DTB can be put together")
-    if here.share_levels or here.scales[0] < COARSE:
-        raise UserError(f"{option}: the run needs levels of their own at 1/{COARSE} and below")
-    level = there.at_scale(COARSE)
-    network = dataclasses.replace(here, coarse_width=level.width, coarse_blocks=level.blocks)
+    if here.share_levels or here.scales[0] < least or least < 2:
+        raise UserError(f"{option}: the run needs levels of their own at 1/{least} and below")
+    network = here
+    if least == COARSE:
+        level = there.at_scale(COARSE)
+        network = dataclasses.replace(here, coarse_width=level.width, coarse_blocks=level.blocks)
     rebuild, template = outline(lambda: build(network))
-    ours = level_parameters(split(loaded.model)[1], here)
+    whole = split(loaded.model)[1]
+    ours = level_parameters(whole, here)
     theirs = for_levels(level_parameters(split(other.model)[1], there), network)
     levels = [
-        their_level if scale >= COARSE else our_level
+        their_level if scale >= least else our_level
         for scale, our_level, their_level in zip(here.scales, ours, theirs, strict=True)
     ]
-    parameters = join_levels(levels, network)
+    parameters = join_levels(levels, network) | gates(whole)
     check_fits(template, parameters, option)
     return loaded._replace(model=rebuild(parameters), network=network)
 

@@ -116,6 +116,31 @@ PRESETS: dict[str, Preset] = {
         ),
         data=DataConfig(scenes="footage", pool=400, curriculum=0.3),
     ),
+    "strcnn_dtb_choice": Preset(
+        about="STRCNN+DTB at width 32 with 4+4 blocks, the same at four sizes side by side, and "
+        "gates that choose between them pixel by pixel (260 k parameters), for blur of up to 40 "
+        "pixels: start it from trained weights (docs/recipe.md).",
+        network=StrcnnConfig(
+            width=32,
+            blocks=4,
+            head_width=0,
+            residual=True,
+            leak=0.1,
+            scales=(8, 4, 2, 1),
+            choose_scale=True,
+            share_levels=True,
+        ),
+        training=dataclasses.replace(
+            _TWO_CORES,
+            steps=2400,
+            batch_size=1,
+            crop=256,
+            loss="log_mse",
+            average=0.998,
+            train_only="gates",
+        ),
+        data=DataConfig(scenes="shutter", pool=400, least_blur=0.7, keep_still=0.15),
+    ),
     "fsta": Preset(
         about="Factorised spatio-temporal attention, the quality network, for one GPU.",
         network=FSTA,

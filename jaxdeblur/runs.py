@@ -36,6 +36,7 @@ from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.metrics import psnr
 from jaxdeblur.models.coarse_to_fine import (
     for_levels,
+    gates,
     join_levels,
     level_configs,
     level_parameters,
@@ -200,14 +201,16 @@ def starting_parameters(
     """The parameters of ``source`` for ``model``.
 
     ``model`` may have more levels (``for_levels``) and, if they are STRCNNs and it ``may_grow``,
-    wider and deeper ones (``grow``): then ``template`` are its parameters as they are drawn.
+    wider and deeper ones (``grow``), and choose between them where ``source`` does not or has other
+    scales: then ``template`` are its parameters as they are drawn, and its gates stay so.
 
     Raises:
       UserError: they are of another network; it names ``option``.
     """
     loaded = load_model(source)
+    whole = split(loaded.model)[1]
     try:
-        theirs = for_levels(level_parameters(split(loaded.model)[1], loaded.network), model.config)
+        theirs = for_levels(level_parameters(whole, loaded.network), model.config)
         if may_grow:
             theirs = [
                 _grown(*level)
@@ -221,7 +224,10 @@ def starting_parameters(
             ]
     except UserError as error:
         raise UserError(f"{option}={source}: {error}") from error
-    joined = join_levels(theirs, model.config)
+    drawn_gates = may_grow and loaded.network.scales != model.config.scales
+    drawn_gates = drawn_gates or (may_grow and not gates(whole))
+    chosen_by = gates(template) and gates(template if drawn_gates else whole)
+    joined = join_levels(theirs, model.config) | chosen_by
     check_fits(template, joined, f"{option}={source}")
     return {name: jnp.array(joined[name]) for name in template}
 

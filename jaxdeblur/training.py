@@ -53,6 +53,8 @@ class TrainingConfig:
         that is PSNR, so that hopelessly blurred clips do not outweigh all others.
       average: decay of the moving average of the parameters that is validated and
         saved; 0 for none.
+      train_only: the parameters whose names begin so are trained, as gates, and all others stay as
+        they are; empty for all.
       seed: of the parameters and the order of the data.
       validate_every: steps between validations; 0 for none.
       save_every: steps between checkpoints; the last step is always saved.
@@ -74,6 +76,7 @@ class TrainingConfig:
     clip_norm: float = 1.0
     loss: Literal["mse", "charbonnier", "log_mse"] = "charbonnier"
     average: float = 0.0
+    train_only: str = ""
     seed: int = 0
     validate_every: int = 1000
     save_every: int = 1000
@@ -215,14 +218,29 @@ class Metrics(NamedTuple):
 
 
 def initial_train_state(config: TrainingConfig, parameters: Parameters) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Raises:
+      UserError: ``train_only`` leaves nothing to train.
+    """
+    if not trained_parameters(config, parameters):
+        layers = sorted({name.split("/")[0] for name in parameters})
+        raise UserError(
+            f"--train-only={config.train_only}: no parameter's name begins so; they begin with "
+            f"{', '.join(layers)}"
+        )
     return TrainState(
         step=jnp.int32(0),
         parameters=parameters,
-        optimizer=make_optimizer(config).init(parameters),
+        optimizer=make_optimizer(config).init(trained_parameters(config, parameters)),
         average={name: jnp.copy(a) for name, a in parameters.items()} if config.average else {},
         failed=jnp.bool_(False),
     )
+
+
+def trained_parameters(config: TrainingConfig, parameters: Parameters) -> Parameters:
+    """Those that ``train_only`` lets change."""
+    return {name: a for name, a in parameters.items() if name.startswith(config.train_only)}
 
 
 def train_step(
@@ -234,14 +252,17 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One pure step: gradient of the loss, update, moving average."""
 
-    def loss_of(parameters: Parameters) -> Float[Array, ""]:
-        return model_loss(rebuild(parameters), batch, config.loss)
+    trained = trained_parameters(config, state.parameters)
 
-    loss, gradients = jax.value_and_grad(loss_of)(state.parameters)
+    def loss_of(trained: Parameters) -> Float[Array, ""]:
+        return model_loss(rebuild(state.parameters | trained), batch, config.loss)
+
+    loss, gradients = jax.value_and_grad(loss_of)(trained)
     gradient_norm = optax.tree.norm(gradients)
     failed = state.failed | ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
-    updates, optimizer = make_optimizer(config).update(gradients, state.optimizer, state.parameters)
-    parameters: Any = optax.apply_updates(state.parameters, updates)
+    updates, optimizer = make_optimizer(config).update(gradients, state.optimizer, trained)
+    updated: Any = optax.apply_updates(trained, updates)
+    parameters = state.parameters | updated
     average = state.average
     if config.average:
         # Short at first, so that the first random parameters are soon forgotten.

@@ -241,6 +241,14 @@ def test_coarse_levels_from_another_run(
         monkeypatch.setattr(sys, "argv", [*command, f"--coarse-from={wrong}"])
         with pytest.raises(UserError, match=wrong):
             export.main()
+    other = tmp_path / "other"
+    run(*TINY, f"--out={other}", "--steps=1", "--seed=3")
+    monkeypatch.setattr(sys, "argv", [*command, f"--coarse-from={other}", "--coarse-below=2"])
+    export.main()
+    coarse = parameters(other)
+    for name, array in split(load_model(file).model)[1].items():
+        _, level, rest = name.split("/", 2)
+        np.testing.assert_array_equal(array, (fine if int(level) == 3 else coarse)[rest])
     two = [*command[:-4], "2", "1", f"--coarse-from={wide}"]
     monkeypatch.setattr(sys, "argv", two)
     with pytest.raises(UserError, match="1/4"):

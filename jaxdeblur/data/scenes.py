@@ -158,6 +158,9 @@ SCENES["handheld"] = dataclasses.replace(SCENES["wide"], motion=(0.0, 28.0), mot
 SCENES["footage"] = dataclasses.replace(
     SCENES["wide"], size=(320, 320), frames=6, sub_frames=39, motion=(0.0, 40.0), motion_skew=1.5
 )
+# The same with any shutter: in bright light fast motion blurs little, and what leaves such video
+# alone must tell the two apart.
+SCENES["shutter"] = dataclasses.replace(SCENES["footage"], exposure=(0.02, 1.0))
 
 
 class Path2D(NamedTuple):

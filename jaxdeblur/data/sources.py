@@ -27,8 +27,9 @@ class DataConfig:
       exclude: leaves the videos whose names begin so out of training.
       scenes: the rendered scenes: narrow (small motion, for short trainings), medium (small motion,
         all else varied), wide (what hand-held footage has), handheld (as wide, with slow motion and
-        none more often: for weights that must leave sharp video alone), or footage (the same up
-        to 40 pixels a frame, in larger frames: for crops up to 320 pixels).
+        none more often: for weights that must leave sharp video alone), footage (the same up to 40
+        pixels a frame, in larger frames: for crops up to 320 pixels), or shutter (as footage, with
+        any exposure, so that much of what moves fast is hardly blurred).
       pool: how many scenes are rendered before training and read again and again.
       render: pool: rendered scenes come from a pool on disk, all else from files. device: the
         device that trains makes its clips itself, renders scenes anew for every step and cuts
@@ -57,7 +58,7 @@ class DataConfig:
     variant: str | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    scenes: Literal["narrow", "medium", "wide", "handheld", "footage"] = "narrow"
+    scenes: Literal["narrow", "medium", "wide", "handheld", "footage", "shutter"] = "narrow"
     pool: int = 160
     render: Literal["pool", "device"] = "pool"
     photos: str | None = None

@@ -16,6 +16,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.coarse_to_fine import CoarseToFine
 from jaxdeblur.models.fsta import Fsta, FstaConfig
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 
 _MODELS: dict[type, Callable[..., VideoRestorer]] = {StrcnnConfig: Strcnn, FstaConfig: Fsta}
@@ -48,6 +49,8 @@ def build(config: Any, seed: int = 0) -> VideoRestorer:
     _refuse_absurd(config)
     rngs = nnx.Rngs(seed)
     if config.scales != (1,):
+        if getattr(config, "choose_scale", False):
+            return ScaleChoice(config, rngs=rngs)
         return CoarseToFine(config, rngs=rngs)
     return construct(config, rngs)
 

@@ -190,10 +190,15 @@ def level_parameters(parameters: Parameters, config: Any) -> list[Parameters]:
 
 
 def join_levels(levels: Sequence[Parameters], config: Any) -> Parameters:
-    """The parameters of a network of ``config`` from those of its levels."""
+    """The parameters of a network of ``config`` from those of its levels (``gates`` apart)."""
     if config.scales == (1,):
         return levels[0]
     return {f"levels/{i}/{name}": a for i, level in enumerate(levels) for name, a in level.items()}
+
+
+def gates(parameters: Parameters) -> Parameters:
+    """The parameters that choose between the scales; empty where there are none."""
+    return {name: array for name, array in parameters.items() if name.startswith("gates/")}
 
 
 _T = TypeVar("_T")

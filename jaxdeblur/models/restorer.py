@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from jaxdeblur.shapes import Clip, Frame, ReducedClip
+from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame, ReducedClip
 
 State = Any
 """What a stream keeps from frame to frame: a pytree of arrays, of constant size."""
@@ -30,11 +30,13 @@ class VideoRestorer(nnx.Module):
       config: the frozen dataclass that the model was built from.
       lookahead: how many frames the output of the stream is late.
       multiple: the height and width that the network sees are multiples of this.
+      feature_channels: of the features at half size that ``restore_with_features`` gives.
     """
 
     config: Any
     lookahead: int
     multiple: ClassVar[int] | int
+    feature_channels: ClassVar[int] | int = 0
 
     def restore_clip(self, clip: Clip) -> Clip:
         """Restores a clip of any length and size, ``B T H W 3`` in [0, 1], all frames at once.
@@ -44,6 +46,20 @@ class VideoRestorer(nnx.Module):
         """
         height, width = clip.shape[-3:-1]
         return self._restore_clip(self._pad(clip))[..., :height, :width, :]
+
+    def restore_with_features(self, clip: Clip) -> tuple[Clip, ClipFeatures | None]:
+        """As ``restore_clip``, and features at half size of what the network knows of each frame.
+
+        For what is built around a network (models/scale_choice.py); None unless a model has some
+        to give. Height and width must be multiples of ``multiple``.
+        """
+        return self._restore_clip(clip), None
+
+    def step_with_features(
+        self, state: State, frame: Frame, repeated: Bool[Array, ""]
+    ) -> tuple[State, Frame, Features | None]:
+        """As ``step``, with the features of the frame that comes out."""
+        return (*self._step(state, frame, repeated), None)
 
     def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
         """What each scale restores, coarse to fine, for a loss at each; here there is one."""

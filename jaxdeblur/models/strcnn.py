@@ -44,6 +44,9 @@ class StrcnnConfig:
       leak: slope of the ReLU for negative values.
       dtype: of the computation; parameters and output are float32.
       scales: the sizes at which the network runs, coarse to fine (models/coarse_to_fine.py).
+      choose_scale: every scale restores the blurred frames themselves, and gates choose between
+        them pixel by pixel (models/scale_choice.py); else each starts from what the coarser one
+        restored.
       share_levels: the same weights at every one of the scales.
       coarse_width: width at 1/4 of the size and below, where width costs little; 0: as above.
       coarse_blocks: blocks there; 0: as above.
@@ -59,6 +62,7 @@ class StrcnnConfig:
     leak: float = 0.0
     dtype: str = "float32"
     scales: tuple[int, ...] = (1,)
+    choose_scale: bool = False
     share_levels: bool = False
     coarse_width: int = 0
     coarse_blocks: int = 0
@@ -87,6 +91,7 @@ class StrcnnConfig:
             width=self.coarse_width if coarse and self.coarse_width else self.width,
             blocks=self.coarse_blocks if coarse and self.coarse_blocks else self.blocks,
             scales=(1,),
+            choose_scale=False,
             share_levels=False,
             coarse_width=0,
             coarse_blocks=0,
@@ -130,6 +135,7 @@ class Strcnn(VideoRestorer):
     def __init__(self, config: StrcnnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.lookahead = config.m
+        self.feature_channels = config.width
         self.dtype = jnp.dtype(config.dtype)
         width, half, dtype = config.width, config.width // 2, self.dtype
         residual_blocks = lambda: nnx.List(  # noqa: E731
@@ -156,8 +162,12 @@ class Strcnn(VideoRestorer):
         )
 
     def _restore_clip(self, clip: Clip) -> Clip:
+        return self.restore_with_features(clip)[0]
+
+    def restore_with_features(self, clip: Clip) -> tuple[Clip, ClipFeatures]:
+        """With the decoder's features, from which the image is made."""
         features, _ = self._recur_over(clip)
-        return self._to_image(features, clip)
+        return self._to_image(features, clip), features
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """The blending weights w_n of every frame, the mean over the channels, at half size."""
@@ -184,21 +194,28 @@ class Strcnn(VideoRestorer):
     def _step(
         self, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
+        return self.step_with_features(state, frame, repeated)[:2]
+
+    def step_with_features(
+        self, state: StreamState, frame: Frame, repeated: jax.Array
+    ) -> tuple[StreamState, Frame, Features]:
+        """With the decoder's features of the frame that comes out."""
         m = self.config.m
         # The first frame fills the window; each later one pushes the oldest out.
         shifted = jnp.concatenate([state.frames[:, 1:], frame[:, None]], axis=1)
         frames = jnp.where(state.seen == 0, frame[:, None], shifted)
 
-        def restore(recurrence: Recurrence) -> tuple[Recurrence, Frame]:
+        def restore(recurrence: Recurrence) -> tuple[Recurrence, Frame, Features]:
             window = rearrange(frames, "b n h w c -> b h w (n c)")
             recurrence, (features, _) = self._recur(recurrence, self._stem(window))
-            return recurrence, self._to_image(features, frames[:, m])
+            return recurrence, self._to_image(features, frames[:, m]), features
 
-        def wait(recurrence: Recurrence) -> tuple[Recurrence, Frame]:
-            return recurrence, frame.astype(jnp.float32)
+        def wait(recurrence: Recurrence) -> tuple[Recurrence, Frame, Features]:
+            return recurrence, frame.astype(jnp.float32), jnp.zeros_like(recurrence.blended)
 
-        recurrence, restored = lax.cond(state.seen >= m, restore, wait, state.recurrence)
-        return StreamState(frames, jnp.minimum(state.seen + 1, m + 1), recurrence), restored
+        recurrence, restored, features = lax.cond(state.seen >= m, restore, wait, state.recurrence)
+        state = StreamState(frames, jnp.minimum(state.seen + 1, m + 1), recurrence)
+        return state, restored, features
 
     def _recurrence(self, batch: int, height: int, width: int) -> Recurrence:
         """Nothing precedes the first frame: F and h~ are zeros."""
