@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import jax
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur import models, training
-from jaxdeblur.checkpoints import LoadedModel, export_weights
+from jaxdeblur import export, models, training
+from jaxdeblur.checkpoints import LoadedModel, export_weights, load_model
+from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import enlarge, reduce_size
 from jaxdeblur.models.parameters import Parameters, split
@@ -104,6 +106,31 @@ def test_the_gates_alone_can_be_trained() -> None:
     assert changed == {name for name in parameters if name.startswith("gates/")}
     with pytest.raises(UserError, match="they begin with gates, levels"):
         training.initial_train_state(dataclasses.replace(config, train_only="gate "), parameters)
+
+
+def test_an_exported_file_may_open_its_gates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {}
+    for config in (CHAIN, CHOICE):
+        file = tmp_path / f"{config.choose_scale}.safetensors"
+        data = dataclasses.asdict(DataConfig())
+        metadata = {"data": data, "training": {}}
+        loaded = LoadedModel(models.build(config), "test", config, 7, "test", metadata)
+        export_weights(loaded, file, metadata=metadata)
+        files[config.choose_scale] = file
+    opened = tmp_path / "opened.safetensors"
+    command = ["export", str(files[True]), str(opened), "--licence=free", "--open-gates=1.5"]
+    monkeypatch.setattr(sys, "argv", command)
+    export.main()
+    before, after = (split(load_model(file).model)[1] for file in (files[True], opened))
+    for name, array in before.items():
+        moved = 1.5 if name.startswith("gates/") and name.endswith("head/bias") else 0.0
+        np.testing.assert_allclose(after[name], array + moved)
+    assert load_model(opened).metadata["gates opened by"] == 1.5
+    monkeypatch.setattr(sys, "argv", [command[0], str(files[False]), *command[2:]])
+    with pytest.raises(UserError, match="does not choose"):
+        export.main()
 
 
 def test_it_starts_from_a_chain_or_from_one_network(tmp_path: Path) -> None:
