@@ -118,7 +118,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "strcnn_dtb_choice": Preset(
         about="STRCNN+DTB at width 32 with 4+4 blocks, the same at four sizes side by side, and "
-        "gates that choose between them pixel by pixel (260 k parameters), for blur of up to 40 "
+        "gates that choose between them pixel by pixel (279 k parameters), for blur of up to 40 "
         "pixels: start it from trained weights (docs/recipe.md).",
         network=StrcnnConfig(
             width=32,
