@@ -94,7 +94,7 @@ PRESETS: dict[str, Preset] = {
     "strcnn_dtb_pyramid": Preset(
         about="strcnn_dtb_small at 1/2 and full size, after a wider network at 1/8 and 1/4, coarse "
         "to fine (622 k parameters), for blur of up to 40 pixels: start it from trained weights "
-        "(docs/recipe.md).",
+        "(docs/coarse_to_fine.md).",
         network=StrcnnConfig(
             width=24,
             blocks=2,

@@ -47,7 +47,40 @@ class StreamState(NamedTuple):
     """How often the last frame was repeated."""
 
 
-class CoarseToFine(VideoRestorer):
+class SeveralScales(VideoRestorer):
+    """What networks at several scales have in common: ``_levels`` gives what each level restores.
+
+    Attributes:
+      scales: the sizes, coarse to fine.
+      levels: the network of each.
+    """
+
+    scales: tuple[int, ...]
+    levels: nnx.List
+
+    def spread_over(self, mesh: Mesh) -> None:
+        """Tells every level."""
+        for level in self.levels:
+            level.spread_over(mesh)
+
+    def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
+        """What each scale restores, coarse to fine, each at its own size."""
+        height, width = clip.shape[-3:-1]
+        # The padding is computed with the clip, not cropped between the levels, as in the stream.
+        return tuple(
+            level[:, :, : -(-height // scale), : -(-width // scale)]
+            for scale, level in zip(self.scales, self._levels(self._pad(clip)), strict=True)
+        )
+
+    def _restore_clip(self, clip: Clip) -> Clip:
+        return self._levels(clip)[-1]
+
+    def _levels(self, clip: Clip) -> list[ReducedClip]:
+        """What each level restores, at its own size."""
+        raise NotImplementedError
+
+
+class CoarseToFine(SeveralScales):
     """A network at each of ``config.scales``, coarse to fine.
 
     Every level has weights of its own, unless the config says ``share_levels``, and is the network
@@ -68,23 +101,6 @@ class CoarseToFine(VideoRestorer):
         self.multiple = max(
             scale * level.multiple for scale, level in zip(self.scales, self.levels, strict=True)
         )
-
-    def spread_over(self, mesh: Mesh) -> None:
-        """Tells every level."""
-        for level in self.levels:
-            level.spread_over(mesh)
-
-    def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
-        """What each scale restores, coarse to fine, each at its own size."""
-        height, width = clip.shape[-3:-1]
-        # The padding is computed with the clip, not cropped between the levels, as in the stream.
-        return tuple(
-            level[:, :, : -(-height // scale), : -(-width // scale)]
-            for scale, level in zip(self.scales, self._levels(self._pad(clip)), strict=True)
-        )
-
-    def _restore_clip(self, clip: Clip) -> Clip:
-        return self._levels(clip)[-1]
 
     def _levels(self, clip: Clip) -> list[ReducedClip]:
         """What each level restores, at its own size."""

@@ -20,11 +20,10 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.coarse_to_fine import check_scales, level_configs
+from jaxdeblur.models.coarse_to_fine import SeveralScales, check_scales, level_configs
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.layers import (
     Conv,
@@ -33,7 +32,7 @@ from jaxdeblur.models.layers import (
     reduce_size,
     space_to_depth,
 )
-from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.models.restorer import State
 from jaxdeblur.shapes import Clip, Frame, ReducedClip
 
 GATE_WIDTH = 16
@@ -43,7 +42,7 @@ _RESIDUAL_GAIN = 8.0  # Residuals are of about 0.1: so they weigh as much as the
 
 
 Images: TypeAlias = Float[Array, "*leading h w 3"]
-GateFeatures: TypeAlias = Float[Array, "*leading _ _ gate_width"]
+Maps: TypeAlias = Float[Array, "*leading _ _ _"]
 
 
 class StreamState(NamedTuple):
@@ -74,10 +73,10 @@ class Gate(nnx.Module):
         self,
         frames: Images,
         own: Images,
-        known: GateFeatures | None,
+        known: Maps | None,
         coarser: Images | None,
-        passed_on: GateFeatures | None,
-    ) -> tuple[Images, GateFeatures]:
+        passed_on: Maps | None,
+    ) -> tuple[Images, Maps]:
         """The residual that is taken, and the features for the next finer gate.
 
         Args:
@@ -120,7 +119,7 @@ def _share(x: jax.Array) -> jax.Array:
     return jnp.clip(1.2 * jax.nn.sigmoid(x) - 0.1, 0.0, 1.0)
 
 
-class ScaleChoice(VideoRestorer):
+class ScaleChoice(SeveralScales):
     """A network at each of ``config.scales`` and the gates that choose between them.
 
     The levels are those of ``CoarseToFine``: with weights of their own or shared, each the network
@@ -154,22 +153,6 @@ class ScaleChoice(VideoRestorer):
             scale * math.lcm(level.multiple, 2)
             for scale, level in zip(self.scales, self.levels, strict=True)
         )
-
-    def spread_over(self, mesh: Mesh) -> None:
-        """Tells every level."""
-        for level in self.levels:
-            level.spread_over(mesh)
-
-    def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
-        """What is chosen up to each scale, coarse to fine, each at its own size."""
-        height, width = clip.shape[-3:-1]
-        return tuple(
-            level[:, :, : -(-height // scale), : -(-width // scale)]
-            for scale, level in zip(self.scales, self._levels(self._pad(clip)), strict=True)
-        )
-
-    def _restore_clip(self, clip: Clip) -> Clip:
-        return self._levels(clip)[-1]
 
     def _levels(self, clip: Clip) -> list[ReducedClip]:
         reduced = [reduce_size(clip, scale) for scale in self.scales]
