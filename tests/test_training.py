@@ -196,7 +196,9 @@ def test_a_damaged_array_is_one_warning_and_nothing_more(
                 checkpoints.restore_weights(template)
             except UserError:
                 damaged += 1
-                assert len(warned) == 1
+                # Python's own warnings of what is left open come when they like.
+                ours = [entry for entry in warned if issubclass(entry.category, UserWarning)]
+                assert len(ours) == 1
         path.write_bytes(content)
     gc.collect()
     assert damaged >= 2

@@ -118,6 +118,14 @@ class SceneConfig:
 SCENES: dict[str, SceneConfig] = {
     # For the demo and strcnn_dtb_small: what a short training on two cores can learn.
     "narrow": SceneConfig(),
+    # Blur of a few pixels, in either kind of light: for a network that is then run at every size.
+    "small": SceneConfig(
+        motion=(2.0, 7.0),
+        exposure=(0.8, 1.0),
+        tremor=0.3,
+        linear_light=0.4,
+        highlights=0.3,
+    ),
     # Small motion with everything else varied: the first stage of a curriculum.
     "medium": SceneConfig(
         motion=(0.8, 8.0),

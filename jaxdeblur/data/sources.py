@@ -58,7 +58,7 @@ class DataConfig:
     variant: str | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    scenes: Literal["narrow", "medium", "wide", "handheld", "footage", "shutter"] = "narrow"
+    scenes: Literal["narrow", "small", "medium", "wide", "handheld", "footage", "shutter"] = "narrow"
     pool: int = 160
     render: Literal["pool", "device"] = "pool"
     photos: str | None = None
