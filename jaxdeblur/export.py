@@ -63,13 +63,6 @@ def main() -> None:
         "of the run",
     )
     parser.add_argument(
-        "--open-gates",
-        type=float,
-        metavar="X",
-        help="adds X to the logits by which a network chooses between scales: above 0 it takes "
-        "more of every level, and sharp video changes more",
-    )
-    parser.add_argument(
         "--mix-with",
         nargs=2,
         metavar=("RUN", "SHARE"),
@@ -105,9 +98,6 @@ def main() -> None:
     if arguments.coarse_from:
         loaded = _with_coarse_levels(loaded, arguments.coarse_from, arguments.coarse_below)
         metadata["coarse levels"] = _about(load_model(arguments.coarse_from))
-    if arguments.open_gates is not None:
-        loaded = _with_open_gates(loaded, arguments.open_gates)
-        metadata["gates opened by"] = arguments.open_gates
     export_weights(loaded, arguments.file, metadata=metadata, half=arguments.half)
     print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes, {loaded.source}")
 
@@ -158,16 +148,6 @@ def _with_coarse_levels(loaded: LoadedModel, source: str, least: int) -> LoadedM
     parameters = join_levels(levels, network) | gates(whole)
     check_fits(template, parameters, option)
     return loaded._replace(model=rebuild(parameters), network=network)
-
-
-def _with_open_gates(loaded: LoadedModel, by: float) -> LoadedModel:
-    """The model with a constant added to the logits of its gates."""
-    rebuild, parameters = split(loaded.model)
-    logits = [name for name in gates(parameters) if name.endswith("/head/bias")]
-    if not logits:
-        raise UserError("--open-gates: this network does not choose between scales")
-    opened = {name: parameters[name] + by for name in logits}
-    return loaded._replace(model=rebuild(parameters | opened))
 
 
 def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:

@@ -118,8 +118,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "strcnn_dtb_choice": Preset(
         about="STRCNN+DTB at width 32 with 4+4 blocks, the same at four sizes side by side, and "
-        "gates that choose between them pixel by pixel (279 k parameters), for blur of up to 40 "
-        "pixels: start it from trained weights (docs/recipe.md).",
+        "gates that choose between them in every 16 x 16 pixels (356 k parameters), for blur of "
+        "up to 40 pixels: start it from trained weights (docs/recipe.md).",
         network=StrcnnConfig(
             width=32,
             blocks=4,
@@ -139,7 +139,12 @@ PRESETS: dict[str, Preset] = {
             average=0.998,
             train_only="gates",
         ),
-        data=DataConfig(scenes="shutter", pool=400, least_blur=0.7, keep_still=0.15),
+        data=DataConfig(
+            data=("rendered:footage", "rendered:shutter"),
+            pool=300,
+            least_blur=1.0,
+            keep_still=0.2,
+        ),
     ),
     "fsta": Preset(
         about="Factorised spatio-temporal attention, the quality network, for one GPU.",

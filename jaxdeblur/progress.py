@@ -14,13 +14,16 @@ from jaxdeblur.training import Metrics, TrainingConfig, learning_rate
 
 
 class ProgressLine:
-    """A line that tells the step, the rate, the loss and the time left.
+    """A line that tells the step, the rate, the loss (or what ``tells`` names) and the time left.
 
     On a terminal it rewrites itself; elsewhere it prints a line now and then.
     """
 
-    def __init__(self, steps: int, *, start: int = 0, every_s: float = 10.0) -> None:
+    def __init__(
+        self, steps: int, *, start: int = 0, every_s: float = 10.0, tells: str = "loss"
+    ) -> None:
         self.steps = steps
+        self.tells = tells
         self.start = start
         self.every_s = every_s
         self.began = time.monotonic()
@@ -41,7 +44,8 @@ class ProgressLine:
         rate = (step - self.start - 1) / max(now - self.began, 1e-9)
         left = f"{_clock((self.steps - step) / rate)} left" if rate > 0 else "compiled"
         mean = sum(self.losses) / len(self.losses)
-        text = f"step {step}/{self.steps}  {rate:.1f} steps/s  loss {mean:.4f}{self.note}  {left}"
+        text = f"step {step}/{self.steps}  {rate:.1f} steps/s  {self.tells} {mean:.4f}"
+        text += f"{self.note}  {left}"
         end = "\n" if not self.on_terminal or step == self.steps else ""
         start = "\r\033[K" if self.on_terminal else ""
         print(f"{start}{text}", end=end, file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxdeblur.data.scenes import SCENES, ScenePool
 from jaxdeblur.data.sources import DataConfig, training_sources, validation_videos
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import write_png
@@ -45,3 +46,19 @@ def test_another_name_for_the_folder_hides_nothing(folder: Path) -> None:
     with pytest.raises(UserError, match="walk would train too"):
         validation_videos(config)
     assert len(validation_videos(dataclasses.replace(config, validate_on="rendered:tiny"))) == 6
+
+
+def test_several_kinds_of_scenes_train_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAXDEBLUR_CACHE", str(tmp_path))
+    monkeypatch.setitem(SCENES, "small", dataclasses.replace(SCENES["tiny"], size=(48, 32)))
+    config = DataConfig(data=("rendered:tiny", "rendered:small"), mix=(3, 1), pool=2)
+    (tiny, three), (small, one) = training_sources(config, seed=0)
+    assert isinstance(tiny, ScenePool)
+    assert isinstance(small, ScenePool)
+    assert tiny.sharp.shape == (2, 3, 32, 48, 3)
+    assert small.sharp.shape == (2, 3, 48, 32, 3)
+    assert (three, one) == (3, 1)
+    with pytest.raises(UserError, match="rendered:no_such"):
+        training_sources(DataConfig(data=("rendered:no_such",)), seed=0)

@@ -19,8 +19,9 @@ class DataConfig:
     """The data of a run.
 
     Attributes:
-      data: data sets to train on: rendered, a folder (its layout is recognised), or LAYOUT:FOLDER
-        with LAYOUT one of gopro, dvd, bsd, reds, pairs, highspeed.
+      data: data sets to train on: rendered, or rendered:SCENES in place of what --scenes says, a
+        folder (its layout is recognised), or LAYOUT:FOLDER with LAYOUT one of gopro, dvd, bsd,
+        reds, pairs, highspeed.
       mix: their shares of the clips, one number each; none gives them equal shares.
       variant: of the blurred frames where a data set has several, as blur or blur_gamma of GOPRO.
       only: trains on the videos whose names begin so; all without.
@@ -58,7 +59,9 @@ class DataConfig:
     variant: str | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    scenes: Literal["narrow", "small", "medium", "wide", "handheld", "footage", "shutter"] = "narrow"
+    scenes: Literal["narrow", "small", "medium", "wide", "handheld", "footage", "shutter"] = (
+        "narrow"
+    )
     pool: int = 160
     render: Literal["pool", "device"] = "pool"
     photos: str | None = None
@@ -144,16 +147,20 @@ def training_sources(config: DataConfig, seed: int) -> list[tuple[Dataset | Scen
 
 
 def _training_source(config: DataConfig, spec: str, seed: int) -> Dataset | ScenePool:
-    if spec == RENDERED:
+    if _is_rendered(spec):
         return render_pool(
             "train",
-            config.scene_config,
+            SCENES[spec.partition(":")[2] or config.scenes],
             config.pool,
             seed,
             progress=show_rendering,
             photos=config.photos,
         )
     return _open_training(config, spec)
+
+
+def _is_rendered(spec: str) -> bool:
+    return spec == RENDERED or spec.removeprefix(f"{RENDERED}:") in SCENES
 
 
 def _open_training(config: DataConfig, spec: str) -> Dataset:
@@ -183,7 +190,7 @@ def validation_videos(config: DataConfig) -> list[Video]:
     training = {
         file
         for spec in config.data
-        if spec != RENDERED  # whose splits share no photograph
+        if not _is_rendered(spec)  # whose splits share no photograph
         for video in _open_training(config, spec).videos
         for file in sharp_files(video)
     }

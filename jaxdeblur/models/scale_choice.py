@@ -1,10 +1,10 @@
-"""Any network at several sizes side by side, and a small one that chooses between them.
+"""Any network at several sizes side by side, and a small one that weighs what each restores.
 
 Blur of d pixels is blur of d/4 pixels at a quarter of the size, where a small network reaches it. A
 network that has learnt a narrow range of blur restores it best, and harms what lies outside of that
 range (docs/recipe.md). So here every level restores the same blurred frames at its own size, where
-some of the blur is of the range that it knows, and gates pick, pixel by pixel, what to take: the
-level's own residual, that of the coarser ones, both in part, or neither where nothing is blurred.
+some of the blur is of the range that it knows, and gates say, cell by cell, how much to take of
+each level's residual: of one, of several in part, or of none where nothing is blurred.
 
 This is a mixture of experts (Jacobs et al., "Adaptive mixtures of local experts", Neural
 Computation 1991) over a pyramid. Against ``CoarseToFine`` no level waits for another, so the
@@ -20,28 +20,35 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.coarse_to_fine import SeveralScales, check_scales, level_configs
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.layers import (
+    LEAK,
     Conv,
+    ResidualBlock,
     activation,
     enlarge,
     reduce_size,
-    space_to_depth,
 )
 from jaxdeblur.models.restorer import State
 from jaxdeblur.shapes import Clip, Frame, ReducedClip
 
-GATE_WIDTH = 16
-"""Channels of a gate's features, at half the size of its level."""
+GATE_WIDTH = 48
+"""Channels of the gates' features."""
 
-_RESIDUAL_GAIN = 8.0  # Residuals are of about 0.1: so they weigh as much as the frames in a gate.
+GATE_BLOCKS = 3
+"""Residual blocks of the gates, each of which sees two cells further to each side."""
+
+_LEAST_ENERGY = 1e-3  # Of what is in [0, 1]: a quarter of a grey level is noise.
+_EVIDENCE = 5  # Numbers about a cell and a level, besides one for each of its network's features.
+_LEAST_ACTIVITY = 1e-2  # Of features, which are ten times as large.
 
 
-Images: TypeAlias = Float[Array, "*leading h w 3"]
+Images: TypeAlias = Float[Array, "*leading _ _ 3"]
 Maps: TypeAlias = Float[Array, "*leading _ _ _"]
 
 
@@ -54,69 +61,86 @@ class StreamState(NamedTuple):
     """The frames at full size that wait for the look-ahead, oldest first."""
 
 
-class Gate(nnx.Module):
-    """What one level takes, pixel by pixel: of the coarser levels' residual and of its own.
+class Gates(nnx.Module):
+    """How much to take of each level, in cells of twice the coarsest scale (16 pixels of 8 4 2 1).
 
-    It works at half the size of its level, where STRCNN's features are, which know of the motion
-    from frame to frame, and hands features of its own on to the next finer gate, which so knows
-    what stands around a pixel.
+    Which size fits is a question of how far things moved, which does not change from pixel to pixel
+    and is not to be seen in one: if both know the answer, choosing for cells of 64 pixels loses a
+    tenth of a dB against cells of 16 (docs/recipe.md), and on so few cells a small network sees a
+    hundred pixels around. It goes by energies, whose ratios between the levels tell the size of the
+    blur whatever the contrast: hence the logarithm.
     """
 
-    def __init__(self, coarsest: bool, known: int, *, rngs: nnx.Rngs) -> None:
-        inputs = 4 * 3 * 2 + known if coarsest else 4 * 3 * 3 + known + GATE_WIDTH
-        self.first = Conv(inputs, GATE_WIDTH, rngs=rngs)
-        self.second = Conv(GATE_WIDTH, GATE_WIDTH, rngs=rngs)
-        # At first the halves of both.
-        self.head = Conv(GATE_WIDTH, 1 if coarsest else 2, gain=0.1, rngs=rngs)
+    def __init__(self, scales: tuple[int, ...], known: list[int], *, rngs: nnx.Rngs) -> None:
+        self.scales = scales
+        self.cell = 2 * scales[0]
+        self.join = Conv(sum(_EVIDENCE + n for n in known), GATE_WIDTH, kernel=1, rngs=rngs)
+        self.context = nnx.List(
+            [ResidualBlock(GATE_WIDTH, leak=LEAK, rngs=rngs) for _ in range(GATE_BLOCKS)]
+        )
+        self.head = Conv(GATE_WIDTH, len(scales), kernel=1, gain=0.1, rngs=rngs)
 
-    def __call__(
-        self,
-        frames: Images,
-        own: Images,
-        known: Maps | None,
-        coarser: Images | None,
-        passed_on: Maps | None,
-    ) -> tuple[Images, Maps]:
-        """The residual that is taken, and the features for the next finer gate.
+    def evidence(
+        self, frames: list[Images], residuals: list[Images], known: list[Maps | None]
+    ) -> Maps:
+        """What the gates go by, a row of numbers for each cell.
 
         Args:
-          frames: the blurred frames at the level's size.
-          own: the residual of the level's network.
-          known: the features of the level's network, at half its size, if it gives any.
-          coarser: what the coarser gates took, enlarged to this size; None at the coarsest level.
-          passed_on: the features of the coarser gate.
+          frames: the blurred frames at each level's size.
+          residuals: of each level's network.
+          known: the features of each level's network, at half its size, if it gives any.
         """
-        relu = activation(0.1)
-        pictures = [frames - 0.5, _RESIDUAL_GAIN * own]
-        if coarser is not None:
-            pictures.append(_RESIDUAL_GAIN * coarser)
-        parts = [space_to_depth(jnp.concatenate(pictures, axis=-1), 2)]
+        return jnp.concatenate(
+            [
+                self._evidence(*level)
+                for level in zip(self.scales, frames, residuals, known, strict=True)
+            ],
+            axis=-1,
+        )
+
+    def _evidence(self, scale: int, frames: Images, residual: Images, known: Maps | None) -> Maps:
+        side = self.cell // scale
+        grey, change = (images.mean(axis=-1, keepdims=True) for images in (frames, residual))
+        along_x, along_y = (
+            jnp.abs(jnp.diff(grey, axis=axis, append=lax.slice_in_dim(grey, -1, None, axis=axis)))
+            for axis in (-2, -3)
+        )
+        energies = jnp.concatenate([along_x, along_y, jnp.abs(change), change**2], axis=-1)
+        energies = reduce_size(energies, side)
+        # The power has the unit of a square.
+        energies = energies.at[..., -1].set(jnp.sqrt(energies[..., -1] + _LEAST_ENERGY**2))
+        parts = [jnp.log(energies + _LEAST_ENERGY), reduce_size(grey, side)]
         if known is not None:
-            parts.append(known.astype(jnp.float32))
-        if passed_on is not None:
-            parts.append(enlarge(passed_on, 2))
-        h = relu(self.first(jnp.concatenate(parts, axis=-1)))
-        h = h + relu(self.second(h))
-        shares = enlarge(_share(self.head(h)), 2)
-        taken = shares[..., :1] * own
-        if coarser is not None:
-            taken = taken + shares[..., 1:] * coarser
-        return taken, h
+            activity = reduce_size(jnp.abs(known.astype(jnp.float32)), side // 2)
+            parts.append(jnp.log(activity + _LEAST_ACTIVITY))
+        return jnp.concatenate(parts, axis=-1)
+
+    def __call__(self, evidence: Maps) -> Maps:
+        """The share of each level's residual that is taken in each cell, in [0, 1]."""
+        return self.shares(self.logits(evidence))
+
+    def logits(self, evidence: Maps) -> Maps:
+        """What the shares are made of."""
+        h = self.join(evidence)
+        for block in self.context:
+            h = block(activation(LEAK)(h))
+        return self.head(activation(LEAK)(h))
+
+    @staticmethod
+    def shares(logits: Maps) -> Maps:
+        """Any number to [0, 1], both ends included, so that a gate can leave a cell as it is.
+
+        The sigmoid stretched and clipped, as in Louizos et al., "Learning sparse neural networks
+        through L0 regularization", ICLR 2018.
+        """
+        return jnp.clip(1.2 * jax.nn.sigmoid(logits) - 0.1, 0.0, 1.0)
 
     @property
     def radius(self) -> int:
-        """How many pixels of the level to each side an output pixel reads, coarser gates apart."""
-        # At half the size; enlarging the shares reads one more there, and a pixel there is two.
-        return 2 * (self.first.radius + self.second.radius + self.head.radius + 1) + 1
-
-
-def _share(x: jax.Array) -> jax.Array:
-    """Any number to [0, 1], both ends included, so that a gate can leave a pixel as it is.
-
-    The sigmoid stretched and clipped, as in Louizos et al., "Learning sparse neural networks
-    through L0 regularization", ICLR 2018.
-    """
-    return jnp.clip(1.2 * jax.nn.sigmoid(x) - 0.1, 0.0, 1.0)
+        """How many pixels at full size to each side a share reads, at the least."""
+        cells = self.join.radius + sum(block.radius for block in self.context) + self.head.radius
+        # One more for enlarging, and one since a cell is read as a whole, with the next pixel.
+        return self.cell * (cells + 2)
 
 
 class ScaleChoice(SeveralScales):
@@ -143,8 +167,8 @@ class ScaleChoice(SeveralScales):
         levels = [construct(level, rngs) for level in level_configs(config)]
         # With shared weights there is one, which is every level.
         self.levels = nnx.List(levels * (len(config.scales) // len(levels)))
-        self.gates = nnx.List(
-            [Gate(i == 0, level.feature_channels, rngs=rngs) for i, level in enumerate(self.levels)]
+        self.gates = Gates(
+            config.scales, [level.feature_channels for level in self.levels], rngs=rngs
         )
         self.lookahead = levels[0].lookahead
         if any(level.lookahead != self.lookahead for level in levels):
@@ -155,25 +179,40 @@ class ScaleChoice(SeveralScales):
         )
 
     def _levels(self, clip: Clip) -> list[ReducedClip]:
+        return self._choose(*self.reduce_and_restore(clip))
+
+    def reduce_and_restore(
+        self, clip: Clip
+    ) -> tuple[list[jax.Array], list[tuple[jax.Array, jax.Array | None]]]:
+        """The clip at every size, and what the level's network restores, with its features."""
         reduced = [reduce_size(clip, scale) for scale in self.scales]
         restored = [
             level.restore_with_features(frames)
             for level, frames in zip(self.levels, reduced, strict=True)
         ]
-        return self._choose(reduced, restored)
+        return reduced, restored
 
     def _choose(
         self, reduced: list[jax.Array], restored: list[tuple[jax.Array, jax.Array | None]]
     ) -> list[jax.Array]:
         """The frames of every level with the residual that is chosen up to it."""
-        taken: jax.Array | None = None
-        features: jax.Array | None = None
+        residuals, evidence = self.evidence(reduced, restored)
+        shares = self.gates(evidence)
+        taken = jnp.float32(0)
         chosen = []
-        for gate, frames, (level, known) in zip(self.gates, reduced, restored, strict=True):
-            coarser = None if taken is None else enlarge(taken, 2)
-            taken, features = gate(frames, level - frames, known, coarser, features)
+        for i, (scale, frames) in enumerate(zip(self.scales, reduced, strict=True)):
+            share = enlarge(shares[..., i : i + 1], self.gates.cell // scale)
+            coarser = enlarge(taken, 2) if i else taken
+            taken = share * residuals[i] + coarser
             chosen.append(frames + taken)
         return chosen
+
+    def evidence(
+        self, reduced: list[jax.Array], restored: list[tuple[jax.Array, jax.Array | None]]
+    ) -> tuple[list[jax.Array], jax.Array]:
+        """Of what the levels restored: their residuals, and what the gates go by."""
+        residuals = [level - frames for frames, (level, _) in zip(reduced, restored, strict=True)]
+        return residuals, self.gates.evidence(reduced, residuals, [known for _, known in restored])
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
         return StreamState(
@@ -206,12 +245,8 @@ class ScaleChoice(SeveralScales):
     @property
     def receptive_radius(self) -> int:
         """How many pixels to each side one step of the stream reads, of frames and of state."""
-        # What a coarser gate gives is enlarged, which reads one of its pixels more; its features,
-        # enlarged, one of half that size.
-        gates = sum(
-            scale * (gate.radius + 2) for scale, gate in zip(self.scales, self.gates, strict=True)
-        )
-        return gates + max(
-            scale * level.receptive_radius
+        # A taken residual is enlarged from level to level, each time from one pixel further.
+        return self.gates.radius + max(
+            scale * (level.receptive_radius + 2)
             for scale, level in zip(self.scales, self.levels, strict=True)
         )

@@ -45,7 +45,7 @@ class StrcnnConfig:
       dtype: of the computation; parameters and output are float32.
       scales: the sizes at which the network runs, coarse to fine (models/coarse_to_fine.py).
       choose_scale: every scale restores the blurred frames themselves, and gates choose between
-        them pixel by pixel (models/scale_choice.py); else each starts from what the coarser one
+        them cell by cell (models/scale_choice.py); else each starts from what the coarser one
         restored.
       share_levels: the same weights at every one of the scales.
       coarse_width: width at 1/4 of the size and below, where width costs little; 0: as above.

@@ -1,0 +1,235 @@
+"""Fits the gates of a network at several sizes: ``python -m jaxdeblur.fit_gates CKPT FILE``.
+
+What the levels restore does not depend on the gates, and the squared error of a cell is a quadratic
+form in its shares. So every clip goes through the levels once; what is kept of it is what the gates
+see and that form, some hundred numbers a cell, and thousands of steps on them take a minute where
+``train.py --train-only=gates`` would run the levels in each. The form takes the shares as constant
+in a cell, which the network, which enlarges them, does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from jaxdeblur import cluster, memory, presets
+from jaxdeblur.checkpoints import LoadedModel, export_weights, load_model
+from jaxdeblur.compilation import keep_compiled
+from jaxdeblur.data.pipeline import batches
+from jaxdeblur.data.sources import DataConfig, training_sources
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.models import build
+from jaxdeblur.models.layers import enlarge
+from jaxdeblur.models.parameters import Parameters, split
+from jaxdeblur.models.scale_choice import Gates, ScaleChoice
+from jaxdeblur.options import Parser, add_fields, read_fields
+from jaxdeblur.progress import ProgressLine
+from jaxdeblur.runs import starting_parameters
+from jaxdeblur.shapes import Clip
+from jaxdeblur.training import Metrics, from_bytes, global_batches
+
+_CLIPS_AT_ONCE = 2
+_FRAMES_AT_ONCE = 2  # Frames of one clip tell nearly the same.
+_LARGEST_LOGIT = 4.0  # Beyond it a share is shut or open, without a gradient, and is pulled back.
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """How the gates are fitted.
+
+    Attributes:
+      clips: how many clips go through the levels.
+      frames: of a clip.
+      crop: side of the square crops, pixels; a multiple of twice the coarsest scale.
+      steps: of Adam, on the numbers that are kept.
+      batch_size: clips a step, of two frames each.
+      learning_rate: the first one; it falls to 0 as a cosine.
+      weight_decay: of AdamW.
+      loss: charbonnier: of the root of each cell's mean squared error; log_mse: of each frame's,
+        levelling off at 40 dB.
+      seed: of clips, parameters and steps.
+    """
+
+    clips: int = 500
+    frames: int = 4
+    crop: int = 256
+    steps: int = 1500
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-3
+    loss: Literal["charbonnier", "log_mse"] = "charbonnier"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("clips", "steps", "batch_size", "crop"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} is 1 or more, not {getattr(self, name)}")
+        if self.frames < 2:
+            raise UserError(f"--frames is 2 or more, not {self.frames}")
+
+
+class Sample(NamedTuple):
+    """What is kept of clips."""
+
+    evidence: Float[Array, "B T h w C"]
+    """What the gates go by."""
+    form: Float[Array, "B T h w L+1 L+1"]
+    """Mean products, in each cell, of what the levels add at full size and of what is missing."""
+
+
+def main() -> None:
+    """Reads the options, fits and writes the file."""
+    preset = presets.PRESETS["strcnn_dtb_choice"]
+    parser = Parser(prog="python -m jaxdeblur.fit_gates", description=__doc__.split("\n\n")[0])
+    parser.add_argument("start", metavar="CKPT", help="the network of one scale, or with gates")
+    parser.add_argument("file", type=Path, help="the .safetensors file that is written")
+    parser.add_argument(
+        "--scales", type=int, nargs="+", default=list(preset.network.scales), help="the sizes"
+    )
+    add_fields(parser, FitConfig(), "fitting")
+    add_fields(parser, preset.data, "data")
+    arguments = parser.parse_args()
+    if arguments.file.suffix != ".safetensors":
+        raise UserError(f"{arguments.file}: the name of a weights file ends in .safetensors")
+    config, data = read_fields(arguments, FitConfig()), read_fields(arguments, preset.data)
+    memory.keep_freed()
+    keep_compiled()
+    cluster.use_cores(_CLIPS_AT_ONCE, cluster.ClusterConfig())
+
+    loaded = load_model(arguments.start)
+    network = dataclasses.replace(
+        loaded.network, scales=tuple(arguments.scales), choose_scale=True, share_levels=True
+    )
+    model = build(network, seed=config.seed)
+    rebuild, drawn = split(model)
+    if config.crop % model.multiple:
+        raise UserError(f"--crop={config.crop}: a multiple of {model.multiple} is needed")
+    parameters = starting_parameters(model, drawn, arguments.start, "CKPT", may_grow=True)
+    samples = draw_samples(rebuild(parameters), data, config)
+    parameters = parameters | fit(rebuild(parameters), samples, config)
+    about = {"training": dataclasses.asdict(config), "data": dataclasses.asdict(data)}
+    fitted = LoadedModel(
+        rebuild(parameters), "strcnn_dtb_choice", network, config.steps, str(arguments.file), about
+    )
+    export_weights(fitted, arguments.file)
+    print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes")
+
+
+def draw_samples(model: ScaleChoice, data: DataConfig, config: FitConfig) -> Sample:
+    """Runs the levels on ``config.clips`` clips of the training data."""
+    mesh = cluster.make_mesh(_CLIPS_AT_ONCE)
+    rebuild, parameters = split(model)
+    parameters = jax.device_put(parameters, cluster.replicated(mesh))
+    look = jax.jit(lambda p, blurred, sharp: sample(rebuild(p), blurred, sharp))
+    kept: list[Sample] = []
+    steps = -(-config.clips // _CLIPS_AT_ONCE)
+    line = ProgressLine(steps, tells="clips drawn; blur (RMS)")
+    with batches(
+        training_sources(data, config.seed),
+        data.clip_options(config.frames, config.crop),
+        batch_size=_CLIPS_AT_ONCE,
+        seed=config.seed,
+        workers=data.workers,
+        max_bad_samples=data.max_bad_samples,
+    ) as feed:
+        for step, batch in zip(range(steps), global_batches(feed, mesh), strict=False):
+            found = look(parameters, from_bytes(batch["blurred"]), from_bytes(batch["sharp"]))
+            missing = jnp.sqrt(found.form[..., -1, -1].mean())
+            # Halves are enough for what the gates see, and half the memory.
+            kept.append(Sample(np.asarray(found.evidence, np.float16), np.asarray(found.form)))
+            line.step(step + 1, Metrics(missing, jnp.float32(0), jnp.bool_(False)))
+    line.close()
+    return Sample(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))
+
+
+def sample(model: ScaleChoice, blurred: Clip, sharp: Clip) -> Sample:
+    """What the gates see of clips, and what comes of their shares."""
+    residuals, evidence = model.evidence(*model.reduce_and_restore(blurred))
+    columns = []
+    for scale, residual in zip(model.scales, residuals, strict=True):
+        for _ in range(scale.bit_length() - 1):
+            residual = enlarge(residual, 2)
+        columns.append(residual)
+    columns.append(sharp - blurred)
+    cells = rearrange(
+        jnp.stack(columns, axis=-1),
+        "b t (h p) (w q) c l -> b t h w (p q c) l",
+        p=model.gates.cell,
+        q=model.gates.cell,
+    )
+    products = jnp.einsum("bthwnk,bthwnl->bthwkl", cells, cells)
+    return Sample(evidence, products / cells.shape[-2])
+
+
+def squared_error(
+    shares: Float[Array, "*leading L"], form: Float[Array, "*leading L+1 L+1"]
+) -> Float[Array, "*leading"]:
+    """Mean squared error of each cell at full size, from what was kept of it."""
+    # Each level is added times its share; what is missing is taken away.
+    factors = jnp.concatenate([shares, -jnp.ones_like(shares[..., :1])], axis=-1)
+    return jnp.maximum(jnp.einsum("...k,...kl,...l->...", factors, form, factors), 0.0)
+
+
+def fit(model: ScaleChoice, samples: Sample, config: FitConfig) -> Parameters:
+    """The parameters of the gates, named as those of ``model``."""
+    rebuild, start = split(model.gates)
+    every = samples.evidence[:: max(1, len(samples.evidence) // 200)].astype(np.float32)
+    center, spread = every.mean((0, 1, 2, 3)), every.std((0, 1, 2, 3)) + 1e-3
+
+    def gates_of(trained: Parameters) -> Gates:
+        # Trained on evidence of mean 0 and deviation 1, run on evidence as it is.
+        kernel = trained["join/kernel"] / spread[:, None]
+        bias = trained["join/bias"] - jnp.einsum("i,hwio->o", center, kernel)
+        return rebuild(trained | {"join/kernel": kernel, "join/bias": bias})
+
+    def loss_of(trained: Parameters, evidence: jax.Array, form: jax.Array) -> jax.Array:
+        gates = gates_of(trained)
+        logits = gates.logits(evidence.astype(jnp.float32))
+        error = squared_error(gates.shares(logits), form)
+        if config.loss == "charbonnier":  # of the error of a cell; epsilon as in clip_loss
+            loss = jnp.mean(jnp.sqrt(error + 1e-6))
+        else:
+            loss = jnp.mean(jnp.log(error.mean(axis=(2, 3)) + 1e-4))
+        return loss + 1e-5 * jnp.mean(jnp.maximum(jnp.abs(logits) - _LARGEST_LOGIT, 0.0) ** 2)
+
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+            optax.cosine_decay_schedule(config.learning_rate, config.steps),
+            weight_decay=config.weight_decay,
+        ),
+    )
+
+    @jax.jit
+    def step_on(
+        trained: Parameters, state: optax.OptState, evidence: jax.Array, form: jax.Array
+    ) -> tuple[Parameters, optax.OptState, jax.Array]:
+        loss, gradient = jax.value_and_grad(loss_of)(trained, evidence, form)
+        updates, state = optimizer.update(gradient, state, trained)
+        return optax.apply_updates(trained, updates), state, loss
+
+    trained, state = start, optimizer.init(start)
+    draw = np.random.default_rng(config.seed)
+    line = ProgressLine(config.steps)
+    for step in range(config.steps):
+        clips = draw.integers(0, len(samples.evidence), config.batch_size)
+        first = draw.integers(0, samples.evidence.shape[1] - _FRAMES_AT_ONCE + 1)
+        frames = slice(first, first + _FRAMES_AT_ONCE)
+        chosen = (kept[clips][:, frames] for kept in samples)
+        trained, state, loss = step_on(trained, state, *chosen)
+        line.step(step + 1, Metrics(loss, jnp.float32(0), jnp.bool_(False)))
+    line.close()
+    return {f"gates/{name}": array for name, array in split(gates_of(trained))[1].items()}
+
+
+if __name__ == "__main__":
+    run_command(main, "jaxdeblur.fit_gates")

@@ -1,0 +1,102 @@
+"""Fitting the gates to what was kept of clips."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdeblur import fit_gates, models
+from jaxdeblur.checkpoints import LoadedModel, export_weights, load_model
+from jaxdeblur.errors import UserError
+from jaxdeblur.fit_gates import FitConfig, Sample, squared_error
+from jaxdeblur.models.parameters import split
+from jaxdeblur.models.strcnn import StrcnnConfig
+
+ONE_SCALE = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
+CHOICE = dataclasses.replace(ONE_SCALE, scales=(2, 1), choose_scale=True, share_levels=True)
+
+
+def logit(share: float) -> float:
+    return float(np.log((share + 0.1) / (1.1 - share)))
+
+
+def test_what_is_kept_gives_the_error_of_the_network() -> None:
+    rebuild, parameters = split(models.build(CHOICE))
+    shares = [0.3, 0.8]
+    parameters["gates/head/kernel"] *= 0
+    parameters["gates/head/bias"] = jnp.array([logit(share) for share in shares])
+    model = rebuild(parameters)
+    blurred, sharp = jnp.asarray(np.random.default_rng(0).random((2, 1, 3, 16, 24, 3)), jnp.float32)
+    kept = fit_gates.sample(model, blurred, sharp)
+    error = (model.restore_clip(blurred) - sharp) ** 2
+    side = model.gates.cell
+    cells = error.reshape(1, 3, 16 // side, side, 24 // side, side, 3).mean((3, 5, 6))
+    np.testing.assert_allclose(squared_error(jnp.array(shares), kept.form), cells, rtol=1e-4)
+    np.testing.assert_allclose(model.gates(kept.evidence), np.broadcast_to(shares, (1, 3, 4, 6, 2)))
+
+
+def test_the_gates_learn_which_level_to_take() -> None:
+    """One number of the evidence tells whether the coarse level is right, the fine one, or none."""
+    model = models.build(CHOICE)
+    channels = model.gates.join.kernel.shape[2]
+    rng = np.random.default_rng(0)
+
+    def draw(clips: int) -> tuple[Sample, np.ndarray]:
+        right = rng.integers(0, 3, (clips, 2, 1, 1)) * np.ones((1, 1, 4, 4), int)
+        evidence = 5 + 0.1 * rng.standard_normal((clips, 2, 4, 4, channels))
+        evidence[..., 0] += right
+        # What the two levels add, and what is missing: independent but for the level that is right.
+        added = np.stack([right == 0, right == 1], axis=-1).astype(float)
+        factors = np.concatenate([added, np.ones_like(added[..., :1])], axis=-1)
+        form = factors[..., :, None] * factors[..., None, :]
+        form += np.diag([1.0, 1.0, 0.0]) * (1 - factors)[..., None]
+        return Sample(evidence.astype(np.float16), form.astype(np.float32)), added
+
+    config = FitConfig(clips=48, steps=150, batch_size=8, loss="charbonnier")
+    gates = fit_gates.fit(model, draw(48)[0], config)
+    rebuild, parameters = split(model)
+    fresh, added = draw(16)
+    shares = rebuild(parameters | gates).gates(jnp.asarray(fresh.evidence, jnp.float32))
+    assert float(jnp.abs(shares - added).mean()) < 0.05
+    drawn = model.gates(jnp.asarray(fresh.evidence, jnp.float32))
+    assert float(jnp.abs(drawn - added).mean()) > 0.3
+
+
+def test_the_command_writes_a_network_whose_levels_are_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, file = tmp_path / "one.safetensors", tmp_path / "choice.safetensors"
+    model = models.build(ONE_SCALE, seed=3)
+    export_weights(LoadedModel(model, "test", ONE_SCALE, 7, "test", {}), start)
+    command = ["fit_gates", str(start), str(file), "--scales", "2", "1", "--data", "rendered:tiny"]
+    command += ["--pool=2", "--clips=4", "--frames=3", "--crop=32", "--steps=5", "--keep-still=1"]
+    monkeypatch.setattr(sys, "argv", command)
+    fit_gates.main()
+    loaded = load_model(file)
+    assert loaded.network == CHOICE
+    assert loaded.step == 5
+    there = split(loaded.model)[1]
+    for name, array in split(model)[1].items():
+        assert np.array_equal(there[f"levels/0/{name}"], array)
+    clip = jnp.asarray(np.random.default_rng(0).random((1, 3, 16, 16, 3)), jnp.float32)
+    assert bool(jnp.isfinite(loaded.model.restore_clip(clip)).all())
+    monkeypatch.setattr(sys, "argv", [*command, "--crop=30"])
+    with pytest.raises(UserError, match="a multiple of 4"):
+        fit_gates.main()
+
+
+def test_a_file_without_that_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["fit_gates", "anything", "choice.npz"])
+    with pytest.raises(UserError, match=r"ends in \.safetensors"):
+        fit_gates.main()
+
+
+def test_options_out_of_range_are_refused() -> None:
+    for wrong in ({"clips": 0}, {"frames": 1}, {"batch_size": 0}):
+        with pytest.raises(UserError, match="or more"):
+            FitConfig(**wrong)
