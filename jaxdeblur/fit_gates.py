@@ -27,9 +27,11 @@ from jaxdeblur.data.pipeline import batches
 from jaxdeblur.data.sources import DataConfig, training_sources
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models import build
+from jaxdeblur.models.coarse_to_fine import gates
 from jaxdeblur.models.layers import enlarge
 from jaxdeblur.models.parameters import Parameters, split
-from jaxdeblur.models.scale_choice import Gates, ScaleChoice
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.options import Parser, add_fields, read_fields
 from jaxdeblur.progress import ProgressLine
 from jaxdeblur.runs import starting_parameters
@@ -80,9 +82,9 @@ class FitConfig:
 class Sample(NamedTuple):
     """What is kept of clips."""
 
-    evidence: Float[Array, "B T h w C"]
+    evidence: Float[Array | np.ndarray, "B T h w C"]
     """What the gates go by."""
-    form: Float[Array, "B T h w L+1 L+1"]
+    form: Float[Array | np.ndarray, "B T h w L+1 L+1"]
     """Mean products, in each cell, of what the levels add at full size and of what is missing."""
 
 
@@ -114,8 +116,8 @@ def main() -> None:
     if config.crop % model.multiple:
         raise UserError(f"--crop={config.crop}: a multiple of {model.multiple} is needed")
     parameters = starting_parameters(model, drawn, arguments.start, "CKPT", may_grow=True)
-    samples = draw_samples(rebuild(parameters), data, config)
-    parameters = parameters | fit(rebuild(parameters), samples, config)
+    model = rebuild(parameters)
+    parameters = parameters | fit(model, draw_samples(model, data, config), config)
     about = {"training": dataclasses.asdict(config), "data": dataclasses.asdict(data)}
     fitted = LoadedModel(
         rebuild(parameters), "strcnn_dtb_choice", network, config.steps, str(arguments.file), about
@@ -124,19 +126,20 @@ def main() -> None:
     print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes")
 
 
-def draw_samples(model: ScaleChoice, data: DataConfig, config: FitConfig) -> Sample:
+def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig) -> Sample:
     """Runs the levels on ``config.clips`` clips of the training data."""
-    mesh = cluster.make_mesh(_CLIPS_AT_ONCE)
+    at_once = max(_CLIPS_AT_ONCE, jax.device_count())
+    mesh = cluster.make_mesh(at_once)
     rebuild, parameters = split(model)
     parameters = jax.device_put(parameters, cluster.replicated(mesh))
     look = jax.jit(lambda p, blurred, sharp: sample(rebuild(p), blurred, sharp))
     kept: list[Sample] = []
-    steps = -(-config.clips // _CLIPS_AT_ONCE)
+    steps = -(-config.clips // at_once)
     line = ProgressLine(steps, tells="clips drawn; blur (RMS)")
     with batches(
         training_sources(data, config.seed),
         data.clip_options(config.frames, config.crop),
-        batch_size=_CLIPS_AT_ONCE,
+        batch_size=at_once,
         seed=config.seed,
         workers=data.workers,
         max_bad_samples=data.max_bad_samples,
@@ -151,8 +154,9 @@ def draw_samples(model: ScaleChoice, data: DataConfig, config: FitConfig) -> Sam
     return Sample(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))
 
 
-def sample(model: ScaleChoice, blurred: Clip, sharp: Clip) -> Sample:
+def sample(model: VideoRestorer, blurred: Clip, sharp: Clip) -> Sample:
     """What the gates see of clips, and what comes of their shares."""
+    assert isinstance(model, ScaleChoice)
     residuals, evidence = model.evidence(*model.reduce_and_restore(blurred))
     columns = []
     for scale, residual in zip(model.scales, residuals, strict=True):
@@ -179,22 +183,25 @@ def squared_error(
     return jnp.maximum(jnp.einsum("...k,...kl,...l->...", factors, form, factors), 0.0)
 
 
-def fit(model: ScaleChoice, samples: Sample, config: FitConfig) -> Parameters:
-    """The parameters of the gates, named as those of ``model``."""
-    rebuild, start = split(model.gates)
+def fit(model: VideoRestorer, samples: Sample, config: FitConfig) -> Parameters:
+    """The parameters of the gates that take the right shares, named as those of ``model``."""
+    rebuild, parameters = split(model)
+    start = gates(parameters)
     every = samples.evidence[:: max(1, len(samples.evidence) // 200)].astype(np.float32)
     center, spread = every.mean((0, 1, 2, 3)), every.std((0, 1, 2, 3)) + 1e-3
 
-    def gates_of(trained: Parameters) -> Gates:
+    def as_they_run(trained: Parameters) -> Parameters:
         # Trained on evidence of mean 0 and deviation 1, run on evidence as it is.
-        kernel = trained["join/kernel"] / spread[:, None]
-        bias = trained["join/bias"] - jnp.einsum("i,hwio->o", center, kernel)
-        return rebuild(trained | {"join/kernel": kernel, "join/bias": bias})
+        kernel = trained["gates/join/kernel"] / spread[:, None]
+        bias = trained["gates/join/bias"] - jnp.einsum("i,hwio->o", center, kernel)
+        return trained | {"gates/join/kernel": kernel, "gates/join/bias": bias}
 
     def loss_of(trained: Parameters, evidence: jax.Array, form: jax.Array) -> jax.Array:
-        gates = gates_of(trained)
-        logits = gates.logits(evidence.astype(jnp.float32))
-        error = squared_error(gates.shares(logits), form)
+        choice = rebuild(parameters | as_they_run(trained))
+        assert isinstance(choice, ScaleChoice)
+        fitted = choice.gates
+        logits = fitted.logits(evidence.astype(jnp.float32))
+        error = squared_error(fitted.shares(logits), form)
         if config.loss == "charbonnier":  # of the error of a cell; epsilon as in clip_loss
             loss = jnp.mean(jnp.sqrt(error + 1e-6))
         else:
@@ -228,7 +235,7 @@ def fit(model: ScaleChoice, samples: Sample, config: FitConfig) -> Parameters:
         trained, state, loss = step_on(trained, state, *chosen)
         line.step(step + 1, Metrics(loss, jnp.float32(0), jnp.bool_(False)))
     line.close()
-    return {f"gates/{name}": array for name, array in split(gates_of(trained))[1].items()}
+    return as_they_run(trained)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_several_kinds_of_scenes_train_together(
 ) -> None:
     monkeypatch.setenv("JAXDEBLUR_CACHE", str(tmp_path))
     monkeypatch.setitem(SCENES, "small", dataclasses.replace(SCENES["tiny"], size=(48, 32)))
-    config = DataConfig(data=("rendered:tiny", "rendered:small"), mix=(3, 1), pool=2)
+    config = DataConfig(data=("rendered:tiny", "rendered:small"), mix=(3.0, 1.0), pool=2)
     (tiny, three), (small, one) = training_sources(config, seed=0)
     assert isinstance(tiny, ScenePool)
     assert isinstance(small, ScenePool)
