@@ -32,6 +32,7 @@ from jaxdeblur.models.layers import enlarge
 from jaxdeblur.models.parameters import Parameters, split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
+from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Parser, add_fields, read_fields
 from jaxdeblur.progress import ProgressLine
 from jaxdeblur.runs import starting_parameters
@@ -75,8 +76,14 @@ class FitConfig:
             if getattr(self, name) < 1:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} is 1 or more, not {getattr(self, name)}")
-        if self.frames < 2:
-            raise UserError(f"--frames is 2 or more, not {self.frames}")
+        if self.frames < _FRAMES_AT_ONCE:
+            raise UserError(f"--frames is {_FRAMES_AT_ONCE} or more, not {self.frames}")
+        if not 0 < self.learning_rate < 1:
+            raise UserError(f"--learning-rate is between 0 and 1, not {self.learning_rate}")
+        if not 0 <= self.weight_decay < 1:
+            raise UserError(f"--weight-decay is from 0 to below 1, not {self.weight_decay}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed is from 0 to 2**32 - 1, not {self.seed}")
 
 
 class Sample(NamedTuple):
@@ -102,12 +109,19 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.file.suffix != ".safetensors":
         raise UserError(f"{arguments.file}: the name of a weights file ends in .safetensors")
+    if not arguments.file.absolute().parent.is_dir():  # known now, so not to be found after minutes
+        raise UserError(f"{arguments.file}: there is no folder {arguments.file.parent}")
+    if len(arguments.scales) < 2:
+        raise UserError(f"--scales: two or more are needed, not {arguments.scales}")
     config, data = read_fields(arguments, FitConfig()), read_fields(arguments, preset.data)
     memory.keep_freed()
     keep_compiled()
     cluster.use_cores(_CLIPS_AT_ONCE, cluster.ClusterConfig())
 
     loaded = load_model(arguments.start)
+    if not isinstance(loaded.network, StrcnnConfig):
+        kind = type(loaded.network).__name__
+        raise UserError(f"{arguments.start}: gates choose between the sizes of STRCNNs, not {kind}")
     network = dataclasses.replace(
         loaded.network, scales=tuple(arguments.scales), choose_scale=True, share_levels=True
     )

@@ -14,6 +14,7 @@ from jaxdeblur import fit_gates, models
 from jaxdeblur.checkpoints import LoadedModel, export_weights, load_model
 from jaxdeblur.errors import UserError
 from jaxdeblur.fit_gates import FitConfig, Sample, squared_error
+from jaxdeblur.models.fsta import FstaConfig
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
 
@@ -91,13 +92,35 @@ def test_the_command_writes_a_network_whose_levels_are_as_they_were(
         fit_gates.main()
 
 
-def test_a_file_without_that_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["fit_gates", "anything", "choice.npz"])
-    with pytest.raises(UserError, match=r"ends in \.safetensors"):
-        fit_gates.main()
+def test_what_cannot_be_fitted_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tmp_path / "attention.safetensors"
+    config = FstaConfig(
+        widths=(4,),
+        growths=(4,),
+        dense_layers=1,
+        encoder_blocks=(1,),
+        decoder_blocks=(1,),
+        attention_levels=(0,),
+    )
+    export_weights(LoadedModel(models.build(config), "test", config, 7, "test", {}), start)
+    file = str(tmp_path / "choice.safetensors")
+    for arguments, said in (
+        ([str(start), "choice.npz"], r"ends in \.safetensors"),
+        ([str(start), str(tmp_path / "no" / "choice.safetensors")], "there is no folder"),
+        ([str(start), file, "--scales", "1"], "two or more"),
+        ([str(start), file], "of STRCNNs, not FstaConfig"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["fit_gates", *arguments])
+        with pytest.raises(UserError, match=said):
+            fit_gates.main()
 
 
 def test_options_out_of_range_are_refused() -> None:
-    for wrong in ({"clips": 0}, {"frames": 1}, {"batch_size": 0}):
-        with pytest.raises(UserError, match="or more"):
+    for wrong in ({"clips": 0}, {"frames": 1}, {"batch_size": 0}, {"learning_rate": 0.0}):
+        with pytest.raises(UserError, match="not"):
+            FitConfig(**wrong)
+    for wrong in ({"seed": -1}, {"weight_decay": float("nan")}):
+        with pytest.raises(UserError, match="is from 0"):
             FitConfig(**wrong)
