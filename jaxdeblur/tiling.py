@@ -7,25 +7,29 @@ insides make up the new state and the restored frame. No seams, no blending betw
 A model that also gathers from the whole frame (the squeezes of the attention network) implements
 :class:`Gathers`: each of its squeezes is first combined over all tiles (the maximum, the sum and
 the accumulator of a softmax), and only then is anything expanded from it.
+
+A network at several scales has its levels tiled, each on its own frames and with its own small
+halo; what comes between the levels takes little memory and is done for the whole frame.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.coarse_to_fine import SeveralScales
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.shapes import Frame
+from jaxdeblur.shapes import Features, Frame
+
+_Stepped: TypeAlias = tuple[State, Frame, Features | None]
 
 
 @runtime_checkable
@@ -72,13 +76,13 @@ def parse_tiles(text: str) -> TileGrid | None:
 def halo_of(model: VideoRestorer) -> int:
     """Pixels that a tile reads beyond each of its sides: a step's receptive field, rounded up.
 
+    Of a network at several scales, the largest of its levels', each in pixels of its own frames.
+
     Raises:
       UserError: the model cannot run in tiles.
     """
-    if not isinstance(model, Gathers) and any(
-        isinstance(part, Gathers) and part.gathering_rounds for _, part in nnx.iter_modules(model)
-    ):
-        raise UserError("attention at several scales needs whole frames and cannot run in tiles")
+    if isinstance(model, SeveralScales):
+        return max(halo_of(level) for level in model.levels)
     return model._round_up(model.receptive_radius)
 
 
@@ -101,23 +105,35 @@ class TileGrid:
     ) -> tuple[State, Frame]:
         """``model.step``, tile after tile: the same result, with the memory of one tile."""
         height, width = frame.shape[-3:-1]
-        padded = model._pad(frame)
-        tiles = _Tiles.over(self, model, state, *padded.shape[-3:-1])
+        padded, ended = model._pad(frame), jnp.asarray(repeated)
+        if isinstance(model, SeveralScales):
+            state, restored = model.step_levels(self._step_tiles, state, padded, ended)
+        else:
+            state, restored, _ = self._step_tiles(model, state, padded, ended)
+        return state, restored[..., :height, :width, :]
+
+    def _step_tiles(
+        self, level: VideoRestorer, state: State, frame: Frame, repeated: Bool[Array, ""]
+    ) -> _Stepped:
+        """``level.step_with_features``, for sizes that need no padding."""
+        step: Callable[..., _Stepped] = level.step_with_features
+        whole = jax.eval_shape(step, state, frame, repeated)
+        tiles = _Tiles.over(self, level, state, frame, whole[-1])
 
         gathered: tuple[Any, ...] = ()
-        step: Callable[..., tuple[State, Frame]] = model._step
-        if isinstance(model, Gathers):
-            for _ in range(model.gathering_rounds):
-                gathered += (_gather(model, tiles, state, padded, gathered),)
-            step = functools.partial(model.step_gathered, gathered)
+        if isinstance(level, Gathers):
+            for _ in range(level.gathering_rounds):
+                gathered += (_gather(level, tiles, state, frame, gathered),)
 
-        def restore_tile(i: Int[Array, ""], whole: tuple[State, Frame]) -> tuple[State, Frame]:
+            def step(*window: Any) -> _Stepped:
+                return (*level.step_gathered(gathered, *window), None)
+
+        def restore_tile(i: Int[Array, ""], whole: _Stepped) -> _Stepped:
             window = tiles.window(i)
-            new = step(*tiles.cut((state, padded), window), jnp.asarray(repeated))
-            return tiles.paste(new, whole, window)
+            return tiles.paste(step(*tiles.cut((state, frame), window), repeated), whole, window)
 
-        new_state, restored = lax.fori_loop(0, tiles.count, restore_tile, (state, padded))
-        return new_state, restored[..., :height, :width, :]
+        start = state, frame, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), whole[-1])
+        return lax.fori_loop(0, tiles.count, restore_tile, start)
 
 
 def _gather(
@@ -159,22 +175,27 @@ class _Tiles:
     read: tuple[int, int]
     """The size of a window: tile and halo, at most the frame."""
     axes: tuple[tuple[_Axis, _Axis] | None, ...]
-    """For each leaf of (state, frame) its row and column axes; None if it has no pixels."""
+    """For each leaf of state, frame and features its row and column axes; None if it has none."""
 
     @classmethod
     def over(
-        cls, grid: TileGrid, model: VideoRestorer, state: State, height: int, width: int
+        cls, grid: TileGrid, model: VideoRestorer, state: State, frame: Frame, features: Any
     ) -> _Tiles:
+        height, width = frame.shape[-3:-1]
         halo = halo_of(model)
         tile = (
             min(model._round_up(grid.height), height),
             min(model._round_up(grid.width), width),
         )
         read = (min(tile[0] + 2 * halo, height), min(tile[1] + 2 * halo, width))
-        axes = (
-            *pixel_axes(model, state, height, width),
-            (_Axis(1, model.multiple), _Axis(2, model.multiple)),
-        )
+        of_images = [
+            (
+                _Axis(1, model.multiple * x.shape[1] // height),
+                _Axis(2, model.multiple * x.shape[2] // width),
+            )
+            for x in jax.tree.leaves((frame, features))
+        ]
+        axes = (*pixel_axes(model, state, height, width), *of_images)
         return cls(model.multiple, (height, width), tile, read, axes)
 
     @property
@@ -251,9 +272,10 @@ class _Tiles:
     def _map(self, f: Callable[..., Array], arrays: Any, *rest: Any) -> Any:
         leaves, tree = jax.tree.flatten(arrays)
         others = [jax.tree.leaves(other) for other in rest]
+        # What is cut has no features, which come last.
         mapped = [
             f(leaf, axes, *other)
-            for leaf, axes, *other in zip(leaves, self.axes, *others, strict=True)
+            for leaf, axes, *other in zip(leaves, self.axes[: len(leaves)], *others, strict=True)
         ]
         return jax.tree.unflatten(tree, mapped)
 

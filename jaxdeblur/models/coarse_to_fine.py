@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.layers import enlarge, reduce_size
 from jaxdeblur.models.parameters import Parameters
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.shapes import Clip, Frame, ReducedClip
+from jaxdeblur.shapes import Clip, Features, Frame, ReducedClip
 
 
 class LevelState(NamedTuple):
@@ -45,6 +45,12 @@ class StreamState(NamedTuple):
     """How many frames came in, up to the look-ahead."""
     past_end: jax.Array
     """How often the last frame was repeated."""
+
+
+StepOfLevel: TypeAlias = Callable[
+    [VideoRestorer, State, Frame, jax.Array], tuple[State, Frame, Features | None]
+]
+"""How a level is stepped, as by its ``step_with_features``: whole, or in tiles (tiling.py)."""
 
 
 class SeveralScales(VideoRestorer):
@@ -75,9 +81,24 @@ class SeveralScales(VideoRestorer):
     def _restore_clip(self, clip: Clip) -> Clip:
         return self._levels(clip)[-1]
 
+    def _step(self, state: State, frame: Frame, repeated: jax.Array) -> tuple[State, Frame]:
+        return self.step_levels(_step_whole, state, frame, repeated)
+
+    def step_levels(
+        self, step_level: StepOfLevel, state: State, frame: Frame, repeated: jax.Array
+    ) -> tuple[State, Frame]:
+        """``_step`` with every level stepped by ``step_level``."""
+        raise NotImplementedError
+
     def _levels(self, clip: Clip) -> list[ReducedClip]:
         """What each level restores, at its own size."""
         raise NotImplementedError
+
+
+def _step_whole(
+    level: VideoRestorer, state: State, frame: Frame, repeated: jax.Array
+) -> tuple[State, Frame, Features | None]:
+    return level.step_with_features(state, frame, repeated)
 
 
 class CoarseToFine(SeveralScales):
@@ -125,9 +146,10 @@ class CoarseToFine(SeveralScales):
             past_end=jnp.int32(0),
         )
 
-    def _step(
-        self, state: StreamState, frame: Frame, repeated: jax.Array
+    def step_levels(
+        self, step_level: StepOfLevel, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
+        """One level after the other, each on what the coarser ones restored."""
         current, starts_at, states = frame, 0, []
         past_end = state.past_end + repeated
         for scale, level, level_state in zip(self.scales, self.levels, state.levels, strict=True):
@@ -142,7 +164,8 @@ class CoarseToFine(SeveralScales):
                 # Each level repeats the last frame that it was given, once that has come.
                 current = jnp.where(ended, waiting[:, -1], current)
                 waiting = jnp.concatenate([waiting[:, 1:], current[:, None]], axis=1)
-                network, restored = level.step(network, reduce_size(current, scale), ended)
+                reduced = reduce_size(current, scale)
+                network, restored, _ = step_level(level, network, reduced, ended)
                 residual = restored - reduce_size(waiting[:, 0], scale)
                 return LevelState(network, waiting), waiting[:, 0] + enlarge(residual, scale)
 
@@ -163,15 +186,6 @@ class CoarseToFine(SeveralScales):
             current = current + enlarge(level.restore_clip(reduced) - reduced, scale)
         explain = explainer(self.levels[-1])
         return explain(current) if explain else Explanation()
-
-    @property
-    def receptive_radius(self) -> int:
-        """How many pixels to each side one step of the stream reads, of frames and of state."""
-        # Enlarging a residual reads one reduced pixel more to each side.
-        return sum(
-            scale * (level.receptive_radius + (1 if scale > 1 else 0))
-            for scale, level in zip(self.scales, self.levels, strict=True)
-        )
 
 
 def check_scales(scales: tuple[int, ...]) -> None:

@@ -24,7 +24,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.coarse_to_fine import SeveralScales, check_scales, level_configs
+from jaxdeblur.models.coarse_to_fine import (
+    SeveralScales,
+    StepOfLevel,
+    check_scales,
+    level_configs,
+)
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.layers import (
     LEAK,
@@ -135,13 +140,6 @@ class Gates(nnx.Module):
         """
         return jnp.clip(1.2 * jax.nn.sigmoid(logits) - 0.1, 0.0, 1.0)
 
-    @property
-    def radius(self) -> int:
-        """How many pixels at full size to each side a share reads, at the least."""
-        cells = self.join.radius + sum(block.radius for block in self.context) + self.head.radius
-        # One more for enlarging, and one since a cell is read as a whole, with the next pixel.
-        return self.cell * (cells + 2)
-
 
 class ScaleChoice(SeveralScales):
     """A network at each of ``config.scales`` and the gates that choose between them.
@@ -223,14 +221,15 @@ class ScaleChoice(SeveralScales):
             waiting=jnp.zeros((batch, self.lookahead + 1, height, width, 3)),
         )
 
-    def _step(
-        self, state: StreamState, frame: Frame, repeated: jax.Array
+    def step_levels(
+        self, step_level: StepOfLevel, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
+        """All levels on the same frame, then the choice between them."""
         waiting = jnp.concatenate([state.waiting[:, 1:], frame[:, None]], axis=1)
         states, restored = [], []
         for scale, level, before in zip(self.scales, self.levels, state.levels, strict=True):
-            after, frame_of_level, known = level.step_with_features(
-                before, reduce_size(frame, scale), repeated
+            after, frame_of_level, known = step_level(
+                level, before, reduce_size(frame, scale), repeated
             )
             states.append(after)
             restored.append((frame_of_level, known))
@@ -241,12 +240,3 @@ class ScaleChoice(SeveralScales):
         """What the finest level says of the clip."""
         explain = explainer(self.levels[-1])
         return explain(self._pad(clip)) if explain else Explanation()
-
-    @property
-    def receptive_radius(self) -> int:
-        """How many pixels to each side one step of the stream reads, of frames and of state."""
-        # A taken residual is enlarged from level to level, each time from one pixel further.
-        return self.gates.radius + max(
-            scale * (level.receptive_radius + 2)
-            for scale, level in zip(self.scales, self.levels, strict=True)
-        )
