@@ -59,6 +59,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="of their videos")
     parser.add_argument("--taus", type=int, nargs="*", default=[7, 11, 15], help="frames averaged")
     parser.add_argument("--sharp", nargs="*", default=[], help="folders or videos, as they are")
+    parser.add_argument(
+        "--sharp-every",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="of those, one frame in so many: they move as much faster and are as sharp",
+    )
     parser.add_argument("--max-frames", type=int, default=8, help="of each video that is long")
     arguments = parser.parse_args()
 
@@ -93,10 +100,12 @@ def tests(arguments: argparse.Namespace) -> Iterator[Test]:
             )
             yield Test(f"{Path(folder).stem} tau {tau}", config)
     for source in arguments.sharp:
-        config = EvaluationConfig(
-            f"highspeed:{source}", only=only, tau=1, period=1, max_frames=most
-        )
-        yield Test(f"{Path(source).stem} as it is", config, sharp=True)
+        for every in arguments.sharp_every:
+            config = EvaluationConfig(
+                f"highspeed:{source}", only=only, tau=1, period=every, max_frames=most
+            )
+            which = "as it is" if every == 1 else f"one frame in {every}"
+            yield Test(f"{Path(source).stem} {which}", config, sharp=True)
 
 
 def score(loaded: LoadedModel, test: Test, out: Path) -> dict[str, Any]:

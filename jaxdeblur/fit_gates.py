@@ -61,13 +61,13 @@ class FitConfig:
       seed: of clips, parameters and steps.
     """
 
-    clips: int = 500
+    clips: int = 2000
     frames: int = 4
     crop: int = 256
-    steps: int = 1500
-    batch_size: int = 8
+    steps: int = 4000
+    batch_size: int = 12
     learning_rate: float = 2e-3
-    weight_decay: float = 1e-3
+    weight_decay: float = 0.03
     loss: Literal["charbonnier", "log_mse"] = "charbonnier"
     seed: int = 0
 

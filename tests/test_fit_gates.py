@@ -42,16 +42,17 @@ def test_what_is_kept_gives_the_error_of_the_network() -> None:
     np.testing.assert_allclose(squared_error(everywhere, kept.form), cells, rtol=1e-4)
 
 
-def test_the_gates_learn_which_level_to_take() -> None:
+@pytest.mark.parametrize("columns", [24, 2], ids=["in every cell", "at the border alone"])
+def test_the_gates_learn_which_level_to_take(columns: int) -> None:
     """One number of the evidence tells whether the coarse level is right, the fine one, or none."""
     model = models.build(CHOICE)
     channels = model.gates.join.kernel.shape[2]
     rng = np.random.default_rng(0)
 
     def draw(clips: int) -> tuple[Sample, np.ndarray]:
-        right = rng.integers(0, 3, (clips, 2, 1, 1)) * np.ones((1, 1, 4, 4), int)
-        evidence = 5 + 0.1 * rng.standard_normal((clips, 2, 4, 4, channels))
-        evidence[..., 0] += right
+        right = rng.integers(0, 3, (clips, 2, 1, 1)) * np.ones((1, 1, 4, 24), int)
+        evidence = 5 + 0.1 * rng.standard_normal((clips, 2, 4, 24, channels))
+        evidence[..., :columns, 0] += right[..., :columns]
         # What the two levels add, and what is missing: independent but for the level that is right.
         added = np.stack([right == 0, right == 1], axis=-1).astype(float)
         factors = np.concatenate([added, np.ones_like(added[..., :1])], axis=-1)

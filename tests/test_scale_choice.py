@@ -72,6 +72,17 @@ def test_each_scale_is_half_of_the_one_before() -> None:
         models.build(dataclasses.replace(CHOICE, scales=(4, 1)))
 
 
+def test_a_gate_knows_of_the_whole_frame_and_of_no_other() -> None:
+    gates = models.build(CHOICE).gates
+    channels = gates.join.kernel.shape[2]
+    evidence = np.random.default_rng(0).standard_normal((1, 2, 4, 60, channels)).astype(np.float32)
+    changed = evidence.copy()
+    changed[:, 0, :, 40:] += 3.0  # further than the convolutions see
+    difference = np.abs(gates.logits(jnp.asarray(changed)) - gates.logits(jnp.asarray(evidence)))
+    assert difference[:, 0, :, 0].min() > 1e-5
+    assert difference[:, 1].max() == 0
+
+
 def test_the_gates_alone_can_be_trained() -> None:
     rebuild, parameters = split(models.build(CHOICE))
     config = TrainingConfig(steps=10, batch_size=1, crop=32, optimizer="muon", train_only="gates")

@@ -46,7 +46,8 @@ GATE_WIDTH = 48
 """Channels of the gates' features."""
 
 GATE_BLOCKS = 3
-"""Residual blocks of the gates, each of which sees two cells further to each side."""
+"""Residual blocks of the gates, each of which sees two cells further to each side; after the first
+they know of the whole frame."""
 
 _LEAST_ENERGY = 1e-3  # Of what is in [0, 1]: a quarter of a grey level is noise.
 _EVIDENCE = 5  # Numbers about a cell and a level, besides one for each of its network's features.
@@ -66,14 +67,36 @@ class StreamState(NamedTuple):
     """The frames at full size that wait for the look-ahead, oldest first."""
 
 
+class WholeFrame(nnx.Module):
+    """Adds to every cell what the mean over all cells of its frame tells.
+
+    How long the shutter was open is the same in all of a frame. In one cell a sharp frame of
+    something fast is hardly to be told from a blurred one; many cells together tell (docs/recipe.md
+    has the experiment). As the squeeze of Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018;
+    here what comes of it is added.
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
+        self.squeeze = Conv(width, width, kernel=1, rngs=rngs)
+        self.mix = Conv(width, width, kernel=1, rngs=rngs)
+        self.expand = Conv(width, width, kernel=1, gain=0.2, rngs=rngs)
+
+    def __call__(self, cells: Maps) -> Maps:
+        """The cells with what their frame says."""
+        active = activation(LEAK)
+        mean = active(self.squeeze(active(cells))).mean(axis=(-3, -2), keepdims=True)
+        return cells + self.expand(active(self.mix(mean)))
+
+
 class Gates(nnx.Module):
     """How much to take of each level, in cells of twice the coarsest scale (16 pixels of 8 4 2 1).
 
     Which size fits is a question of how far things moved, which does not change from pixel to pixel
     and is not to be seen in one: if both know the answer, choosing for cells of 64 pixels loses a
     tenth of a dB against cells of 16 (docs/recipe.md), and on so few cells a small network sees a
-    hundred pixels around. It goes by energies, whose ratios between the levels tell the size of the
-    blur whatever the contrast: hence the logarithm.
+    hundred pixels around, and a mean over the whole frame costs next to nothing. It goes by
+    energies, whose ratios between the levels tell the size of the blur whatever the contrast: hence
+    the logarithm.
     """
 
     def __init__(self, scales: tuple[int, ...], known: list[int], *, rngs: nnx.Rngs) -> None:
@@ -83,6 +106,7 @@ class Gates(nnx.Module):
         self.context = nnx.List(
             [ResidualBlock(GATE_WIDTH, leak=LEAK, rngs=rngs) for _ in range(GATE_BLOCKS)]
         )
+        self.whole_frame = WholeFrame(GATE_WIDTH, rngs=rngs)
         self.head = Conv(GATE_WIDTH, len(scales), kernel=1, gain=0.1, rngs=rngs)
 
     def evidence(
@@ -127,8 +151,10 @@ class Gates(nnx.Module):
     def logits(self, evidence: Maps) -> Maps:
         """What the shares are made of."""
         h = self.join(evidence)
-        for block in self.context:
+        for i, block in enumerate(self.context):
             h = block(activation(LEAK)(h))
+            if i == 0:
+                h = self.whole_frame(h)
         return self.head(activation(LEAK)(h))
 
     @staticmethod
@@ -136,9 +162,11 @@ class Gates(nnx.Module):
         """Any number to [0, 1], both ends included, so that a gate can leave a cell as it is.
 
         The sigmoid stretched and clipped, as in Louizos et al., "Learning sparse neural networks
-        through L0 regularization", ICLR 2018.
+        through L0 regularization", ICLR 2018. The gradient is that of the sigmoid at the ends too,
+        where a gate could not open again without one.
         """
-        return jnp.clip(1.2 * jax.nn.sigmoid(logits) - 0.1, 0.0, 1.0)
+        stretched = 1.2 * jax.nn.sigmoid(logits) - 0.1
+        return stretched + lax.stop_gradient(jnp.clip(stretched, 0.0, 1.0) - stretched)
 
 
 class ScaleChoice(SeveralScales):
