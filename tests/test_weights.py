@@ -56,6 +56,7 @@ def test_no_validation_scene_is_among_the_training_data(name: str) -> None:
             assert {"TEST03", "TEST12", "TEST14"} <= set(data["exclude"])
 
 
+@pytest.mark.optimised
 @every_weights
 @pytest.mark.parametrize("scenes", ["narrow", "wide"])
 def test_the_score_is_the_documented_one(name: str, scenes: str) -> None:
