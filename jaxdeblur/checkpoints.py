@@ -253,16 +253,22 @@ def _one_error() -> Iterator[None]:
     """Keeps stderr clear of what Orbax leaves behind when an array can't be read.
 
     It reads the arrays side by side, raises the first error and abandons the others; when these are
-    collected, asyncio prints their tracebacks. They add nothing to the error that is reported.
+    collected, asyncio prints their tracebacks, and Python warns of those that had not begun and of
+    what they held open. They add nothing to the error that is reported.
     """
     log, hook = logging.getLogger("asyncio"), sys.unraisablehook
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = lambda _: None
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            warnings.simplefilter("ignore", ResourceWarning)
+            try:
+                yield
+            finally:
+                gc.collect()
     finally:
-        gc.collect()
         log.setLevel(level)
         sys.unraisablehook = hook
 

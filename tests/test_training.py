@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import gc
 import os
@@ -203,6 +204,28 @@ def test_a_damaged_array_is_one_warning_and_nothing_more(
     gc.collect()
     assert damaged >= 2
     assert capfd.readouterr().err == ""
+
+
+def test_a_reader_that_had_not_begun_is_not_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether Orbax leaves one behind is a matter of timing; here one always is."""
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state._replace(step=jnp.int32(1)))
+    checkpoints.close()
+
+    def abandon(*_: object) -> None:
+        left = [asyncio.sleep(0)]
+        left.append(left)  # type: ignore[arg-type]  # a cycle, which only gc.collect() finds
+        raise ValueError("damaged")
+
+    monkeypatch.setattr(Checkpoints, "_read", abandon)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(UserError, match="can be read"):
+            checkpoints.restore_weights(best_parameters(state))
+    assert [str(entry.message).rpartition(": ")[2] for entry in warned] == ["damaged"]
 
 
 def test_damage_that_orbax_itself_stumbles_over_is_put_aside(tmp_path: Path) -> None:
