@@ -54,6 +54,13 @@ def main() -> None:
         default=[2, 5, 10, 20, 40],
         help="pixels; nothing after it leaves the rendered scenes out",
     )
+    parser.add_argument(
+        "--sharp-scenes",
+        type=float,
+        nargs="*",
+        default=[],
+        help="pixels a frame that rendered scenes move whose sharp frames go in",
+    )
     parser.add_argument("--scenes", nargs="*", default=["narrow", "wide"], help="at 192x192")
     parser.add_argument("--highspeed", nargs="*", default=[], help="folders of high-speed frames")
     parser.add_argument("--only", nargs="*", default=[], help="of their videos")
@@ -92,6 +99,9 @@ def tests(arguments: argparse.Namespace) -> Iterator[Test]:
         for blur in arguments.blur:
             spec = f"{blur:g}px-{light}"
             yield Test(f"rendered {spec}", EvaluationConfig(f"rendered:{spec}"))
+    for speed in arguments.sharp_scenes:
+        config = EvaluationConfig(f"rendered:{speed:g}px-sharp")
+        yield Test(f"rendered {speed:g}px-sharp", config, sharp=True)
     only, most = tuple(arguments.only), arguments.max_frames
     for folder in arguments.highspeed:
         for tau in arguments.taus:

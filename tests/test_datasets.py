@@ -331,6 +331,9 @@ def test_rendered_scenes_by_their_blur(monkeypatch):
         return float(np.abs(video.blurred(1).astype(int) - video.sharp(1)).mean())
 
     assert change(video) > change(clearer)
+    (still, *_) = open_dataset("rendered:8px-sharp", "test").videos
+    np.testing.assert_array_equal(still.blurred(1), video.sharp(1))
+    np.testing.assert_array_equal(still.sharp(1), video.sharp(1))
 
 
 def test_pools_know_their_motion():

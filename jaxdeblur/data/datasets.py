@@ -180,7 +180,8 @@ def open_dataset(
     Args:
       spec: ``rendered``, ``rendered:CONFIGURATION`` (of ``scenes.SCENES``), ``rendered:20px`` (at
         1280x720 with that blur; ``-linear`` or ``-stored`` after it says in which light it is
-        averaged), a folder whose layout is recognised, or ``LAYOUT:FOLDER``.
+        averaged, ``-sharp`` gives the sharp frames as they are), a folder whose layout is
+        recognised, or ``LAYOUT:FOLDER``.
       split: train, validation or test. A folder that does not tell splits apart gives the same
         videos for each: tell them apart by ``only`` and ``exclude``.
       variant: which blurred frames, where there are several: blur or blur_gamma (gopro), blur or
@@ -303,8 +304,8 @@ class _Found(NamedTuple):
     places: list[_Place]
 
 
-# "20px-linear": a speed, and the light in which the moments are averaged.
-_BLUR = re.compile(r"(\d{1,3}(?:\.\d)?)px(?:-(linear|stored))?", re.ASCII)
+# "20px-linear": a speed, and the light in which the moments are averaged; or no blur at all.
+_BLUR = re.compile(r"(\d{1,3}(?:\.\d)?)px(?:-(linear|stored|sharp))?", re.ASCII)
 # What real footage has: 720p, and motion of tens of pixels. Few and short, for they are large.
 _BLUR_SCENES, _BLUR_FRAMES, _BLUR_SIZE = 4, 8, (720, 1280)
 _MOST_BLUR = 100
@@ -322,7 +323,7 @@ def _rendered(spec: str, split: str, only: Sequence[str], exclude: Sequence[str]
             size=_BLUR_SIZE,
             frames=_BLUR_FRAMES,
             blur_pixels=float(blur[1]),
-            linear={"linear": True, "stored": False}.get(blur[2]),
+            linear={"linear": True, "stored": False, "sharp": False}.get(blur[2]),
             progress=show_rendering,
         )
     elif name in SCENES:
@@ -330,17 +331,15 @@ def _rendered(spec: str, split: str, only: Sequence[str], exclude: Sequence[str]
     else:
         raise UserError(
             f"{spec}: rendered scenes are {', '.join(SCENES)}, or at 1280x720 with a blur as "
-            f"20px, 20px-linear or 20px-stored, not {name!r}"
+            f"20px, 20px-linear, 20px-stored or 20px-sharp, not {name!r}"
         )
     scenes = {scene.name: scene for scene in found}
-    videos = [
-        PairedVideo(
-            chosen,
-            DecodedFrames(scenes[chosen].blurred_frames),
-            DecodedFrames(scenes[chosen].sharp_frames),
-        )
-        for chosen in _choose(list(scenes), only, exclude, spec)
-    ]
+    videos = []
+    for chosen in _choose(list(scenes), only, exclude, spec):
+        sharp = DecodedFrames(scenes[chosen].sharp_frames)
+        as_sharp = blur is not None and blur[2] == "sharp"
+        taken = sharp if as_sharp else DecodedFrames(scenes[chosen].blurred_frames)
+        videos.append(PairedVideo(chosen, taken, sharp))
     return Dataset(f"rendered/{split}", name, videos)
 
 
