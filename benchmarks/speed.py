@@ -1,0 +1,86 @@
+"""Seconds that a frame takes with several weights, and in several tiles, side by side.
+
+    python -m benchmarks.speed
+    python -m benchmarks.speed --ckpt strcnn_dtb_choice --tile none 256x256
+    python -m benchmarks.speed --ckpt RUN ANOTHER --size=1920x1080
+
+All streams are open at once and take a frame each in turn, so that whatever else the machine does
+slows all of them alike. Ratios are to the first one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import platform
+import re
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdeblur import memory, weights
+from jaxdeblur.deblurrer import Deblurrer
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.restoration import Stream
+
+_WARM = 3
+
+
+class Candidate(NamedTuple):
+    """A stream that is timed."""
+
+    name: str
+    deblurrer: Deblurrer
+    stream: Stream
+    seconds: list[float]
+
+    def push(self, frame: np.ndarray) -> None:
+        """Restores one frame, and notes the time."""
+        began = time.perf_counter()
+        jax.block_until_ready(self.stream.push((frame,)))
+        self.seconds.append(time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--ckpt", nargs="+", default=weights.names(), help="runs, files or names of weights"
+    )
+    parser.add_argument("--tile", nargs="+", default=["none"], help="none or HEIGHTxWIDTH")
+    parser.add_argument("--size", default="1280x720", help="WIDTHxHEIGHT of the frames")
+    parser.add_argument("--frames", type=int, default=12, help="timed, of each")
+    arguments = parser.parse_args()
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", arguments.size):
+        raise UserError(f"--size is WIDTHxHEIGHT, not {arguments.size!r}")
+    if arguments.frames < 1:
+        raise UserError(f"--frames is 1 or more, not {arguments.frames}")
+    width, height = (int(side) for side in arguments.size.split("x"))
+
+    memory.keep_freed()
+    candidates = []
+    for checkpoint, tile in itertools.product(arguments.ckpt, arguments.tile):
+        deblurrer = Deblurrer(checkpoint, tile=tile)
+        stream = deblurrer.open_stream(height, width)
+        candidates.append(Candidate(f"{checkpoint}, tiles {tile}", deblurrer, stream, []))
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}"
+    print(f"{machine}, jax {jax.__version__}, {width}x{height}")
+
+    frames = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), np.uint8)
+    # Nothing comes out before the look-ahead is full; the compiler runs at the first frame.
+    untimed = _WARM + max(candidate.deblurrer.model.lookahead for candidate in candidates)
+    for i in range(untimed + arguments.frames):
+        for candidate in candidates:
+            candidate.push(frames[i % len(frames)])
+    medians = [float(np.median(candidate.seconds[untimed:])) for candidate in candidates]
+    print("| | s a frame | ratio |\n|---|---|---|")
+    for candidate, seconds in zip(candidates, medians, strict=True):
+        print(f"| {candidate.name} | {seconds:.3f} | {seconds / medians[0]:.2f} |")
+
+
+if __name__ == "__main__":
+    run_command(main, "benchmarks.speed")
