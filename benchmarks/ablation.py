@@ -5,8 +5,8 @@
 
 All variants of a study see the same batches (a function of seed and step alone; but for those that
 change the data themselves) and are scored on the same rendered validation videos, on the uint8
-frames that a user gets. The gain is in dB over
-the blurred input; with several seeds, mean and standard deviation.
+frames that a user gets. The gain is in dB over the blurred input; with several seeds, mean and
+standard deviation.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ STUDIES = {
             "scales 2-1": _large_blur(scales=(2, 1)),
             "scales 4-2-1": _large_blur(scales=(4, 2, 1)),
             "clips of 8 frames": _large_blur({"frames": 8}),
+            "attention": Variant(FSTA_SMALL, {"loss": "log_mse"}, {"scenes": "handheld"}),
         },
         ("rendered:narrow", "rendered:wide"),
     ),
@@ -330,8 +331,8 @@ def main() -> None:
     print(
         f"{arguments.study}: gain in dB after {config.steps} steps of {config.batch_size} clips of "
         f"{config.frames} x {config.crop} x {config.crop}, {config.optimizer}, scenes "
-        f"{preset.data.scenes!r}, seeds {arguments.seeds}; {os.cpu_count()} cores, "
-        f"jax {jax.__version__}\n"
+        f"{preset.data.scenes!r}, where a variant says nothing else; seeds {arguments.seeds}; "
+        f"{os.cpu_count()} cores, jax {jax.__version__}\n"
     )
     print(table(results, study.scored_on))
     if arguments.out:
