@@ -22,7 +22,7 @@ from jaxdeblur.images import write_png
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("runs/demo")
 FRESH = ("--overwrite",)  # a demo may be run twice
-STEPS = 3000
+STEPS = 2000
 LEAST_MEAN_GAIN, LEAST_GAIN = 1.0, 0.5  # dB; a run that falls short has a fault somewhere
 
 
