@@ -305,6 +305,27 @@ def test_high_speed_frames_alone(tmp_path: Path):
         np.testing.assert_array_equal(batch["blurred"], batch["sharp"])
 
 
+def test_a_share_of_the_clips_goes_in_as_it_is_to_come_out(tmp_path: Path):
+    real = folder(tmp_path, noise(20, 20, 24))
+    config = DataConfig(data=("rendered", real), mix=(0.25, 0.75), render="device", taus=(3,))
+    blurred = take(20, config)
+    some = take(20, dataclasses.replace(config, sharp_input=0.3))
+    sharp = [
+        bool((clip == target).all())
+        for batch in some
+        for clip, target in zip(batch["blurred"], batch["sharp"], strict=True)
+    ]
+    assert 0.15 < np.mean(sharp) < 0.45
+    assert 0 < sum(sharp[::4]) < 20  # the renderer's clips too, one in each batch of four
+    # All else is as it was: the same targets, and the same blur where there is any.
+    for one, other in zip(blurred, some, strict=True):
+        np.testing.assert_array_equal(one["sharp"], other["sharp"])
+        same = (one["blurred"] == other["blurred"]).all(axis=(1, 2, 3, 4))
+        went_in = (other["blurred"] == other["sharp"]).all(axis=(1, 2, 3, 4))
+        assert (same | went_in).all()
+    assert_same(take(1, dataclasses.replace(config, sharp_input=0.3), start_step=5), some[5:6])
+
+
 def test_clips_made_all_at_once_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real = folder(tmp_path, noise(20, 20, 24), noise(14, 30, 18))
     config = DataConfig(data=(real,), render="device", taus=(3, 5), linear=0.5)

@@ -185,6 +185,32 @@ def test_still_clips_are_drawn_anew_but_for_their_share():
     assert 0.01 < still_share(keep_still=0.1, draws=20) < 0.12
 
 
+def test_a_share_of_the_clips_goes_in_as_it_is_to_come_out():
+    data = [(blinking(still=0, moving=20), 1.0)]
+
+    def taken(**options):
+        clips = ClipOptions(frames=3, crop=16, flips=False, rotations=False, **options)
+        return take(60, data, clips, batch_size=4, seed=0)
+
+    def sharp_share(seen):
+        same = [(b["blurred"] == b["sharp"]).all(axis=(1, 2, 3, 4)) for b in seen]
+        return np.mean(np.concatenate(same))
+
+    assert sharp_share(taken()) == 0
+    assert sharp_share(taken(sharp_input=1.0)) == 1
+    some = taken(sharp_input=0.25)
+    assert sharp_share(some) == pytest.approx(0.25, abs=0.06)
+    # They are not drawn anew for having no blur, and the same comes at every start.
+    with batches(
+        data,
+        ClipOptions(frames=3, crop=16, flips=False, rotations=False, sharp_input=0.25),
+        batch_size=4,
+        seed=0,
+        start_step=30,
+    ) as iterator:
+        assert_same(list(itertools.islice(iterator, 30)), some[30:])
+
+
 def test_the_motion_limit_is_a_curriculum():
     data = [(paired(8, motion=1.0), 1.0)]  # motions 1 to 8
     options = ClipOptions(frames=3, crop=16)
@@ -257,7 +283,15 @@ def test_clips_that_do_not_fit_are_named_together():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"frames": 0}, {"crop": 0}, {"taus": ()}, {"duty": (0.5, 1.5)}, {"linear": 2.0}]
+    "wrong",
+    [
+        {"frames": 0},
+        {"crop": 0},
+        {"taus": ()},
+        {"duty": (0.5, 1.5)},
+        {"linear": 2.0},
+        {"sharp_input": -0.1},
+    ],
 )
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):

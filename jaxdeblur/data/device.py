@@ -34,6 +34,7 @@ from jaxdeblur.errors import UserError
 # A thousand textures of 512x512 are 0.8 GB on a GPU, and more than a scene of every step needs.
 _TEXTURES = 512
 _MOST_OF_MEMORY = 0.5  # The share of a device's memory for frames: the network needs the rest.
+_OWN_DRAW = 2**31  # No clip splits its key so often, and fold_in gives the keys that split gives.
 _FINEST_SHARE = 10**6  # Shares are whole parts of at most so many, so that int64 counts them.
 
 ClipPair = tuple[UInt8[Array, "T H W 3"], UInt8[Array, "T H W 3"]]
@@ -224,6 +225,10 @@ def _compiled(
         branch = jnp.sum(sources == 0) - counts[0]
         branches = [functools.partial(make, count) for count in counts]
         blurred, sharp = jax.lax.switch(branch, branches)
+        if options.sharp_input:
+            draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _OWN_DRAW)))
+            as_it_is = (draw(keys) < options.sharp_input)[:, None, None, None, None]
+            blurred = jnp.where(as_it_is, sharp, blurred)
         back = jnp.argsort(order)
         return blurred[back], sharp[back]
 

@@ -77,6 +77,9 @@ class ClipOptions:
     camera does that, but each frame is still a true pair. Otherwise such a tau is not used."""
     linear: float = 0.0
     """High-speed frames: the share of clips averaged in linear light."""
+    sharp_input: float = 0.0
+    """The share of clips whose sharp frames go in as well, to come out as they went in: what moves
+    fast is not always blurred."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "crop", "draws"):
@@ -86,7 +89,7 @@ class ClipOptions:
             raise UserError(f"taus: {self.taus} are not positive")
         if not 0 < self.duty[0] <= self.duty[1] <= 1:
             raise UserError(f"duty: {self.duty} is not a range within (0, 1]")
-        for name in ("keep_still", "linear"):
+        for name in ("keep_still", "linear", "sharp_input"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}: {getattr(self, name)} is not a share, 0 to 1")
 
@@ -302,6 +305,10 @@ class _Sampler:
                 )
         problems: list[str] = []
         draws = 1 if rng.random() < self.options.keep_still else self.options.draws
+        # Not drawn where it is not asked for: else every clip after it would be another.
+        as_it_is = self.options.sharp_input and rng.random() < self.options.sharp_input
+        if as_it_is:
+            draws = 1  # how far it would be blurred does not matter
         while draws:
             if number >= allowed:
                 number = int(rng.integers(allowed))
@@ -317,7 +324,7 @@ class _Sampler:
             draws -= 1
             if _difference(blurred, sharp) >= self.options.least_blur:
                 break
-        blurred, sharp = self._vary(blurred, sharp, rng)
+        blurred, sharp = self._vary(sharp if as_it_is else blurred, sharp, rng)
         return {"blurred": blurred, "sharp": sharp, "problems": problems}
 
     def _vary(

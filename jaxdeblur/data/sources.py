@@ -43,6 +43,8 @@ class DataConfig:
       linear: high-speed frames: the share of clips averaged in linear light.
       least_blur: a clip is drawn again where blurred and sharp differ by less, grey levels of 255.
       keep_still: the share of clips that may be sharp all the same.
+      sharp_input: the share of clips whose sharp frames go in and are to come out as they are: they
+        move as fast as the blurred ones.
       curriculum: the motion of rendered scenes is limited at first; the limit grows over this share
         of the steps. 0 for none.
       curriculum_start: the first limit, pixels a frame.
@@ -70,6 +72,7 @@ class DataConfig:
     linear: float = 0.0
     least_blur: float = 2.0
     keep_still: float = 0.1
+    sharp_input: float = 0.0
     curriculum: float = 0.0
     curriculum_start: float = 6.0
     workers: int = 1
@@ -92,7 +95,7 @@ class DataConfig:
                 raise UserError(f"--{option} is 1 or more, not {getattr(self, name)}")
         if self.workers > 256:
             raise UserError(f"--workers is 256 or less, not {self.workers}")
-        for name in ("linear", "keep_still", "curriculum"):
+        for name in ("linear", "keep_still", "sharp_input", "curriculum"):
             if not 0 <= getattr(self, name) <= 1:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} is a share, 0 to 1, not {getattr(self, name)}")
@@ -120,6 +123,7 @@ class DataConfig:
             taus=self.taus,
             duty=self.duty,
             linear=self.linear,
+            sharp_input=self.sharp_input,
         )
 
     def motion_limit(self, steps: int) -> MotionLimit | None:
