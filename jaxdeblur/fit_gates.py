@@ -5,18 +5,25 @@ form in its shares. So every clip goes through the levels once; what is kept of 
 see and that form, some hundred numbers a cell, and thousands of steps on them take a minute where
 ``train.py --train-only=gates`` would run the levels in each. The form takes the shares as constant
 in a cell, which the network, which enlarges them, does not.
+
+What is kept goes to a folder, so that a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import shutil
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import safetensors
+import safetensors.numpy
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -26,6 +33,7 @@ from jaxdeblur.compilation import keep_compiled
 from jaxdeblur.data.pipeline import batches
 from jaxdeblur.data.sources import DataConfig, training_sources
 from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.files import replace_when_whole, write_json
 from jaxdeblur.models import build
 from jaxdeblur.models.coarse_to_fine import gates
 from jaxdeblur.models.layers import enlarge
@@ -41,6 +49,7 @@ from jaxdeblur.training import Metrics, from_bytes, global_batches
 
 _CLIPS_AT_ONCE = 2
 _FRAMES_AT_ONCE = 2  # Frames of one clip tell nearly the same.
+_STEPS_A_PART = 50  # Of drawing, half a minute on two cores: what is lost where a run is stopped.
 _LARGEST_LOGIT = 4.0  # Beyond it a share is shut or open, without a gradient, and is pulled back.
 
 
@@ -95,6 +104,56 @@ class Sample(NamedTuple):
     """Mean products, in each cell, of what the levels add at full size and of what is missing."""
 
 
+class KeptClips:
+    """A folder of samples, in parts of some steps each, all drawn with the same ``settings``.
+
+    Raises:
+      UserError: the folder holds something else, or cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        told = json.loads(json.dumps(settings))  # tuples are lists there
+        try:
+            folder.mkdir(exist_ok=True)
+            if not any(folder.iterdir()):
+                write_json(folder / "settings.json", told)
+            there = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+            other = [name for name, value in told.items() if there[name] != value]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder}: not a folder of clips of fit_gates ({error!r})") from error
+        if other:
+            raise UserError(
+                f"{folder}: its clips were drawn with another {', '.join(other)}; go on with the "
+                "same, remove the folder, or name another with --clips-in"
+            )
+
+    def steps(self) -> int:
+        """How many steps have been drawn."""
+        return max((int(path.stem) for path in self.folder.glob("*.safetensors")), default=0)
+
+    def add(self, end: int, samples: list[Sample]) -> None:
+        """Writes the part that ends at step ``end``."""
+        with replace_when_whole(self.folder / f"{end:07d}.safetensors") as part:
+            safetensors.numpy.save_file(_joined(samples)._asdict(), part)
+
+    def read(self, clips: int) -> Sample:
+        """The first ``clips`` of them."""
+        parts: list[Sample] = []
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if sum(len(part.evidence) for part in parts) >= clips:
+                break
+            try:
+                parts.append(Sample(**safetensors.numpy.load_file(path)))
+            except (safetensors.SafetensorError, OSError, TypeError) as error:
+                raise UserError(f"{path}: not readable ({error}); remove {self.folder}") from error
+        return Sample(*(kept[:clips] for kept in _joined(parts)))
+
+
+def _joined(parts: list[Sample]) -> Sample:
+    return Sample(*(np.concatenate(kept) for kept in zip(*parts, strict=True)))
+
+
 def main() -> None:
     """Reads the options, fits and writes the file."""
     preset = presets.PRESETS["strcnn_dtb_choice"]
@@ -103,6 +162,13 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="the .safetensors file that is written")
     parser.add_argument(
         "--scales", type=int, nargs="+", default=list(preset.network.scales), help="the sizes"
+    )
+    parser.add_argument(
+        "--clips-in",
+        type=Path,
+        metavar="FOLDER",
+        help="where drawn clips stay, for fits with other steps, loss or weight decay to start "
+        "from; without it they lie beside FILE until that is written",
     )
     add_fields(parser, FitConfig(), "fitting")
     add_fields(parser, preset.data, "data")
@@ -131,41 +197,66 @@ def main() -> None:
         raise UserError(f"--crop={config.crop}: a multiple of {model.multiple} is needed")
     parameters = starting_parameters(model, drawn, arguments.start, "CKPT", may_grow=True)
     model = rebuild(parameters)
-    parameters = parameters | fit(model, draw_samples(model, data, config), config)
+    folder: Path = arguments.clips_in or arguments.file.with_suffix(".clips")
+    samples = draw_samples(model, data, config, folder)
+    parameters = parameters | fit(model, samples, config)
     about = {"training": dataclasses.asdict(config), "data": dataclasses.asdict(data)}
     fitted = LoadedModel(
         rebuild(parameters), "strcnn_dtb_choice", network, config.steps, str(arguments.file), about
     )
     export_weights(fitted, arguments.file)
+    if arguments.clips_in is None:
+        shutil.rmtree(folder)
     print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes")
 
 
-def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig) -> Sample:
-    """Runs the levels on ``config.clips`` clips of the training data."""
+def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig, folder: Path) -> Sample:
+    """Runs the levels on ``config.clips`` clips of the training data, but for those in ``folder``.
+
+    Raises:
+      UserError: the folder's clips are of another network, data or seed.
+    """
     at_once = max(_CLIPS_AT_ONCE, jax.device_count())
-    mesh = cluster.make_mesh(at_once)
     rebuild, parameters = split(model)
-    parameters = jax.device_put(parameters, cluster.replicated(mesh))
-    look = jax.jit(lambda p, blurred, sharp: sample(rebuild(p), blurred, sharp))
-    kept: list[Sample] = []
-    steps = -(-config.clips // at_once)
-    line = ProgressLine(steps, tells="clips drawn; blur (RMS)")
-    with batches(
-        training_sources(data, config.seed),
-        data.clip_options(config.frames, config.crop),
-        batch_size=at_once,
-        seed=config.seed,
-        workers=data.workers,
-        max_bad_samples=data.max_bad_samples,
-    ) as feed:
-        for step, batch in zip(range(steps), global_batches(feed, mesh), strict=False):
-            found = look(parameters, from_bytes(batch["blurred"]), from_bytes(batch["sharp"]))
-            missing = jnp.sqrt(found.form[..., -1, -1].mean())
-            # Halves are enough for what the gates see, and half the memory.
-            kept.append(Sample(np.asarray(found.evidence, np.float16), np.asarray(found.form)))
-            line.step(step + 1, Metrics(missing, jnp.float32(0), jnp.bool_(False)))
-    line.close()
-    return Sample(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))
+    levels = {name: part for name, part in parameters.items() if not name.startswith("gates/")}
+    drawn = {"frames": config.frames, "crop": config.crop, "seed": config.seed, "at once": at_once}
+    kept = KeptClips(folder, {"network": _fingerprint(levels), **drawn, **dataclasses.asdict(data)})
+    start, steps = kept.steps(), -(-config.clips // at_once)
+    if start < steps:
+        mesh = cluster.make_mesh(at_once)
+        parameters = jax.device_put(parameters, cluster.replicated(mesh))
+        look = jax.jit(lambda p, blurred, sharp: sample(rebuild(p), blurred, sharp))
+        part: list[Sample] = []
+        line = ProgressLine(steps, start=start, tells="clips drawn; blur (RMS)")
+        with batches(
+            training_sources(data, config.seed),
+            data.clip_options(config.frames, config.crop),
+            batch_size=at_once,
+            seed=config.seed,
+            start_step=start,
+            workers=data.workers,
+            max_bad_samples=data.max_bad_samples,
+        ) as feed:
+            clips = global_batches(feed, mesh)
+            for step, batch in zip(range(start + 1, steps + 1), clips, strict=False):
+                found = look(parameters, from_bytes(batch["blurred"]), from_bytes(batch["sharp"]))
+                missing = jnp.sqrt(found.form[..., -1, -1].mean())
+                # Halves are enough for what the gates see, and half the memory.
+                part.append(Sample(np.asarray(found.evidence, np.float16), np.asarray(found.form)))
+                if step % _STEPS_A_PART == 0 or step == steps:
+                    kept.add(step, part)
+                    part = []
+                line.step(step, Metrics(missing, jnp.float32(0), jnp.bool_(False)))
+        line.close()
+    return kept.read(config.clips)
+
+
+def _fingerprint(parameters: Parameters) -> str:
+    """Tells networks apart, by their parameters."""
+    digest = hashlib.sha256()
+    for name, array in sorted(parameters.items()):
+        digest.update(name.encode() + np.asarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def sample(model: VideoRestorer, blurred: Clip, sharp: Clip) -> Sample:

@@ -6,14 +6,17 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jaxdeblur import fit_gates, models
 from jaxdeblur.checkpoints import LoadedModel, export_weights, load_model
+from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
-from jaxdeblur.fit_gates import FitConfig, Sample, squared_error
+from jaxdeblur.fit_gates import FitConfig, KeptClips, Sample, squared_error
 from jaxdeblur.models.fsta import FstaConfig
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
@@ -80,6 +83,7 @@ def test_the_command_writes_a_network_whose_levels_are_as_they_were(
     command += ["--pool=2", "--clips=4", "--frames=3", "--crop=32", "--steps=5", "--keep-still=1"]
     monkeypatch.setattr(sys, "argv", command)
     fit_gates.main()
+    assert not file.with_suffix(".clips").exists()  # the drawn clips, once they are fitted to
     loaded = load_model(file)
     assert loaded.network == CHOICE
     assert loaded.step == 5
@@ -91,6 +95,64 @@ def test_the_command_writes_a_network_whose_levels_are_as_they_were(
     monkeypatch.setattr(sys, "argv", [*command, "--crop=30"])
     with pytest.raises(UserError, match="a multiple of 4"):
         fit_gates.main()
+
+
+def test_drawing_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, file, folder = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "clips"))
+    export_weights(
+        LoadedModel(models.build(ONE_SCALE, seed=3), "test", ONE_SCALE, 7, "test", {}), start
+    )
+    monkeypatch.setattr(fit_gates, "_STEPS_A_PART", 1)
+    clips = 3 * max(2, jax.device_count())
+
+    def fit(*options: str) -> None:
+        command = ["fit_gates", str(start), str(file), "--scales", "2", "1", "--pool=2"]
+        command += ["--data", "rendered:tiny", f"--clips={clips}", "--frames=3", "--crop=32"]
+        command += ["--steps=2", "--keep-still=1", f"--clips-in={folder}", *options]
+        monkeypatch.setattr(sys, "argv", command)
+        fit_gates.main()
+
+    add = KeptClips.add
+
+    def stop_at_the_third(self: KeptClips, end: int, samples: list[Sample]) -> None:
+        if end == 3:
+            raise KeyboardInterrupt
+        add(self, end, samples)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(KeptClips, "add", stop_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            fit()
+    assert not file.exists()
+    assert sorted(path.stem for path in folder.glob("*.safetensors")) == ["0000001", "0000002"]
+    with pytest.raises(UserError, match=r"clips: its clips were drawn with another seed; go on"):
+        fit("--seed=1")
+    capsys.readouterr()
+    fit()
+    shown = capsys.readouterr().err
+    assert "step 3/3" in shown
+    assert "step 1/3" not in shown
+    # What is there is as if it had been drawn at once.
+    data = DataConfig(data=("rendered:tiny",), pool=2, keep_still=1.0)
+    config = FitConfig(clips=clips, frames=3, crop=32)
+    whole = fit_gates.draw_samples(load_model(file).model, data, config, tmp_path / "whole")
+    parts = [safetensors.numpy.load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    for name in Sample._fields:
+        joined = np.concatenate([part[name] for part in parts])
+        assert np.array_equal(getattr(whole, name), joined)
+    # It serves another fit, which draws nothing.
+    monkeypatch.setattr(fit_gates, "batches", None)
+    file.unlink()
+    fit("--steps=1")
+    assert file.exists()
+    (folder / "0000002.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"0000002\.safetensors: not readable"):
+        fit()
+    (folder / "settings.json").write_text("[]")
+    with pytest.raises(UserError, match="not a folder of clips"):
+        fit()
 
 
 def test_what_cannot_be_fitted_is_refused_at_once(
