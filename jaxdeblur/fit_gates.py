@@ -130,7 +130,7 @@ class KeptClips:
 
     def steps(self) -> int:
         """How many steps have been drawn."""
-        return max((int(path.stem) for path in self.folder.glob("*.safetensors")), default=0)
+        return max((int(path.stem) for path in self._parts()), default=0)
 
     def add(self, end: int, samples: list[Sample]) -> None:
         """Writes the part that ends at step ``end``."""
@@ -140,14 +140,20 @@ class KeptClips:
     def read(self, clips: int) -> Sample:
         """The first ``clips`` of them."""
         parts: list[Sample] = []
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in self._parts():
             if sum(len(part.evidence) for part in parts) >= clips:
                 break
             try:
                 parts.append(Sample(**safetensors.numpy.load_file(path)))
             except (safetensors.SafetensorError, OSError, TypeError) as error:
                 raise UserError(f"{path}: not readable ({error}); remove {self.folder}") from error
+        if sum(len(part.evidence) for part in parts) < clips:
+            raise UserError(f"{self.folder}: some of its clips are missing; remove it")
         return Sample(*(kept[:clips] for kept in _joined(parts)))
+
+    def _parts(self) -> list[Path]:
+        # Not what a kill left half written, whose name begins with a dot.
+        return sorted(self.folder.glob("[0-9]" * 7 + ".safetensors"))
 
 
 def _joined(parts: list[Sample]) -> Sample:

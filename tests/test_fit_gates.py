@@ -130,6 +130,7 @@ def test_drawing_goes_on_where_it_was_stopped(
     with pytest.raises(UserError, match=r"clips: its clips were drawn with another seed; go on"):
         fit("--seed=1")
     capsys.readouterr()
+    (folder / ".0000003.x.part.safetensors").write_bytes(b"half writ")  # as a kill leaves it
     fit()
     shown = capsys.readouterr().err
     assert "step 3/3" in shown
@@ -138,7 +139,7 @@ def test_drawing_goes_on_where_it_was_stopped(
     data = DataConfig(data=("rendered:tiny",), pool=2, keep_still=1.0)
     config = FitConfig(clips=clips, frames=3, crop=32)
     whole = fit_gates.draw_samples(load_model(file).model, data, config, tmp_path / "whole")
-    parts = [safetensors.numpy.load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    parts = [safetensors.numpy.load_file(path) for path in sorted(folder.glob("0*.safetensors"))]
     for name in Sample._fields:
         joined = np.concatenate([part[name] for part in parts])
         assert np.array_equal(getattr(whole, name), joined)
@@ -149,6 +150,9 @@ def test_drawing_goes_on_where_it_was_stopped(
     assert file.exists()
     (folder / "0000002.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"0000002\.safetensors: not readable"):
+        fit()
+    (folder / "0000002.safetensors").unlink()
+    with pytest.raises(UserError, match="some of its clips are missing"):
         fit()
     (folder / "settings.json").write_text("[]")
     with pytest.raises(UserError, match="not a folder of clips"):
