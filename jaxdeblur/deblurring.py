@@ -72,6 +72,8 @@ class DeblurConfig:
             raise UserError(f"--fps is frames a second, not {self.fps:g}")
         if self.max_pixels < 1:
             raise UserError(f"--max-pixels is a number of pixels, not {self.max_pixels}")
+        if self.compare_as != "side-by-side" and self.compare is None:
+            raise UserError(f"--compare-as={self.compare_as} is for --compare=FILE; name the file")
         self.raw_size  # noqa: B018  # complains if it is not a size
 
     @property
@@ -105,12 +107,21 @@ class Job:
       paths: the video, or the images in their order; empty for a pipe.
       output: a file, a folder, or None for a pipe.
       name: of the input, in messages.
+      into_folder: the output is a folder, whatever suffix its name seems to have.
     """
 
     kind: Literal["video", "images", "pipe"]
     paths: tuple[Path, ...]
     output: Path | None
     name: str
+    into_folder: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """Of the file that the output is; empty for a folder."""
+        if self.output is None or self.into_folder or os.path.isdir(self.output):
+            return ""
+        return self.output.suffix.lower()
 
     @property
     def is_done(self) -> bool:
@@ -171,7 +182,8 @@ def plan(
     elif len(jobs) > 1:
         raise UserError(f"{len(jobs)} inputs need --out-dir=FOLDER for their results")
     elif output != "-":
-        jobs = [dataclasses.replace(jobs[0], output=Path(str(output)))]
+        named_as_folder = str(output).endswith(os.sep)
+        jobs = [dataclasses.replace(jobs[0], output=Path(str(output)), into_folder=named_as_folder)]
     for job in jobs:
         if job.output is not None and not (skip_done and job.is_done):
             _check_output(job, job.output)
@@ -184,6 +196,11 @@ def restore_all(deblurrer: Deblurrer, jobs: list[Job], config: DeblurConfig) -> 
     Raises:
       UserError: jobs failed; of several, each has said so.
     """
+    kinds = {job.kind for job in jobs}
+    if config.fps != DeblurConfig.fps and kinds == {"video"}:
+        raise UserError("--fps is for images and pipes; videos keep their own")
+    if config.size is not None and "pipe" not in kinds:
+        raise UserError("--size is for a pipe; files say how large they are")
     failed = 0
     for job in jobs:
         try:
@@ -290,6 +307,7 @@ def _named_into(job: Job, folder: Path) -> Job:
         name = job.paths[0].name
     else:
         name = job.paths[0].absolute().parent.name
+        return dataclasses.replace(job, output=folder / name, into_folder=True)
     return dataclasses.replace(job, output=folder / name)
 
 
@@ -302,17 +320,17 @@ def _check_output(job: Job, output: Path) -> None:
     folders = {os.path.dirname(path) for path in inputs} if os.path.isdir(job.name) else set()
     if os.path.realpath(output) in inputs | folders:
         raise UserError(f"{output}: is the input; give the output another name")
-    suffix = output.suffix.lower()
+    suffix = job.suffix
     is_folder = os.path.isdir(output)
-    if is_folder or not suffix:
+    if not suffix:
         if is_folder and os.listdir(output):
             raise UserError(f"{output}: the folder is not empty; name a new one")
         if os.path.exists(output) and not is_folder:
-            raise UserError(f"{output}: is a file; a name without suffix means a folder of frames")
+            raise UserError(f"{output}: is a file; where it stands a folder of frames would come")
     elif suffix not in CONTAINERS and not is_image(output):
         raise UserError(
             f"{output}: no format that can be written; use a video ({', '.join(CONTAINERS)}), an "
-            "image, or a folder"
+            f"image, or a folder (its name ends in {os.sep} or has no dot)"
         )
     elif is_image(output) and not (job.kind == "images" and len(job.paths) == 1):
         raise UserError(f"{output}: one image cannot hold a video; give a folder or a video file")
@@ -345,18 +363,24 @@ def _open_source(job: Job, config: DeblurConfig) -> Any:
         return ImageReader(job.paths, rate=config.rate, max_pixels=config.max_pixels)
     if config.raw_size is None:
         raise UserError("-: give the --size=WIDTHxHEIGHT of the frames in the pipe")
-    return RawReader(sys.stdin.fileno(), *config.raw_size, config.rate)
+    return RawReader(_descriptor(sys.stdin, "input"), *config.raw_size, config.rate)
+
+
+def _descriptor(stream: Any, what: str) -> int:
+    if stream is None:  # so Python starts where it is closed
+        raise UserError(f"-: standard {what} is closed")
+    return stream.fileno()
 
 
 @contextlib.contextmanager
 def _open_target(job: Job, source: Any, config: DeblurConfig) -> Iterator[Target]:
-    info, output = source.info, job.output
+    info, output, suffix = source.info, job.output, job.suffix
+    encoding = config.codec is not None or config.crf is not None
+    if encoding and suffix not in CONTAINERS and config.compare is None:
+        raise UserError(f"--codec and --crf are for videos, and {output or '-'} is none")
     if output is None:
-        yield RawWriter(sys.stdout.fileno(), info)
+        yield RawWriter(_descriptor(sys.stdout, "output"), info)
         return
-    suffix = "" if os.path.isdir(output) else output.suffix.lower()
-    if (config.codec or config.crf is not None) and suffix not in CONTAINERS:
-        raise UserError(f"--codec and --crf are for videos, and {output} is none")
     try:
         if not output.parent.is_dir():
             output.parent.mkdir(exist_ok=True)

@@ -6,8 +6,11 @@ and gives pictures, a target takes them.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -39,6 +42,21 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 # FFmpeg's encoders for what Pillow cannot write: RGB of 16 bits.
 _DEEP_ENCODERS = {".png": "png", ".tif": "tiff", ".tiff": "tiff"}
 _DEEP_DEMUXERS = "png_pipe,tiff_pipe,ppm_pipe,pgm_pipe"
+# Formats in which EXIF and a colour profile have a place.
+_WITH_EXTRA = {"PNG", "JPEG", "WEBP", "TIFF"}
+
+_ORIENTATION = 0x0112  # EXIF's tag
+# How each EXIF orientation is shown: a, b, c and d of x' = a x + c y and y' = b x + d y.
+_SHOWN = {
+    1: (1, 0, 0, 1),
+    2: (-1, 0, 0, 1),
+    3: (-1, 0, 0, -1),
+    4: (1, 0, 0, -1),
+    5: (0, 1, 1, 0),
+    6: (0, 1, -1, 0),
+    7: (0, -1, -1, 0),
+    8: (0, -1, 1, 0),
+}
 
 
 class ImageReader:
@@ -73,7 +91,9 @@ class ImageReader:
             has_alpha=has_alpha,
             rate=rate,
             time_base=1 / rate,
+            display_matrix=_display_matrix(_orientation_of(self._first)),
             frames=len(paths),
+            lost=self._first.lost,
         )
 
     def __enter__(self) -> ImageReader:
@@ -116,7 +136,7 @@ class ImageWriter:
         self._target, self._info, self._single = target, info, single
         self._name = name or str(target)
         self._count = 0
-        self.lost: list[str] = []
+        self.lost = list(info.lost)
 
     def __enter__(self) -> ImageWriter:
         return self
@@ -136,10 +156,10 @@ class ImageWriter:
             path = self._target / (picture.name or f"{self._count:06}.png")
         try:
             self._save(path, picture)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: what a format cannot hold
             raise UserError(
                 f"{Path(self._name) / path.name if not self._single else self._name}: cannot be "
-                f"written: {error.strerror or error}"
+                f"written: {getattr(error, 'strerror', None) or error}"
             ) from error
 
     def copy(self, packets: Sequence[Any]) -> None:
@@ -159,13 +179,24 @@ class ImageWriter:
         if alpha is not None and file_format in ("JPEG", "BMP", "PPM"):
             self._lose("alpha")
             alpha = None
+        extra = picture.extra
+        if extra and (file_format not in _WITH_EXTRA or (deep and file_format == "TIFF")):
+            for key, what in (("exif", "EXIF"), ("icc_profile", "colour profile")):
+                if key in extra:
+                    self._lose(what)
+            extra = {}
+        if "exif" not in extra:  # so that the picture itself must be the right way up
+            orientation = _orientation_of(picture) or _orientation_shown(self._info.display_matrix)
+            pixels = _turned(pixels, orientation)
+            alpha = None if alpha is None else _turned(alpha, orientation)
         if deep:
-            path.write_bytes(_encode_deep(pixels, alpha, _DEEP_ENCODERS[suffix]))
+            encoded = _encode_deep(pixels, alpha, _DEEP_ENCODERS[suffix])
+            path.write_bytes(_with_chunks(encoded, extra) if extra else encoded)
             return
         if alpha is not None:
             colour = pixels if pixels.ndim == 3 else pixels[..., None]
             pixels = np.concatenate([colour, alpha[..., None]], axis=-1)
-        Image.fromarray(pixels).save(path, format=file_format, **options, **picture.extra)
+        Image.fromarray(pixels).save(path, format=file_format, **options, **extra)
 
     def _pixels(self, picture: Picture) -> Plane:
         """Grey or RGB, of 8 or 16 bits."""
@@ -245,7 +276,9 @@ class RawWriter:
 
     def __init__(self, descriptor: int, info: VideoInfo):
         self._descriptor, self._info = descriptor, info
-        self.lost: list[str] = []
+        self.lost = list(info.lost)
+        if _orientation_shown(info.display_matrix) not in (None, 1):
+            self.lost.append("rotation")
         if info.has_alpha:
             self.lost.append("alpha")
         if info.layout.bits > 8:
@@ -267,6 +300,8 @@ class RawWriter:
                 rest = rest[os.write(self._descriptor, rest) :]
         except BrokenPipeError as error:
             raise UserError("-: nobody reads the output any more") from error
+        except OSError as error:
+            raise UserError(f"-: cannot be written: {error.strerror}") from error
 
     def copy(self, packets: Sequence[Any]) -> None:
         """Raw frames hold no sound."""
@@ -278,14 +313,27 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """Reads an image with its own channels and bits: grey or RGB, with or without alpha.
 
     Raises:
-      UserError: as ``images.read_image``.
+      UserError: as ``images.read_image``, and of pixels that are floats.
     """
     image_size(path, max_pixels)  # refuses what is too large or no image, by the header alone
     try:
         with Image.open(path) as image:
+            if image.mode == "F":
+                raise UserError(f"{path}: its pixels are floats; give it 8 or 16 bits")
             extra = {key: image.info[key] for key in ("exif", "icc_profile") if image.info.get(key)}
+            lost = []
+            if image.mode == "CMYK":
+                extra.pop("icc_profile", None)  # it is of inks
+                lost.append("CMYK (written as RGB)")
+            if (count := getattr(image, "n_frames", 1)) > 1:
+                lost.append(f"pictures after the first ({count} in the file)")
             if _is_deep(image):
-                return _read_deep(path)
+                if image.format == "TIFF":  # among its own tags; Pillow turns what it loads itself
+                    exif = Image.Exif()
+                    exif[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+                    extra["exif"] = exif.tobytes()
+                deep = _read_deep(path)
+                return dataclasses.replace(deep, extra=extra, lost=tuple(lost))
             grey = image.mode in ("1", "L", "LA")
             has_alpha = image.has_transparency_data
             mode = ("L" if grey else "RGB") + ("A" if has_alpha else "")
@@ -297,7 +345,8 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     alpha = np.ascontiguousarray(pixels[..., -1]) if has_alpha else None
     if has_alpha:
         pixels = pixels[..., 0] if grey else pixels[..., :3]
-    return Picture((np.ascontiguousarray(pixels),), alpha, name=path.name, extra=extra)
+    planes = (np.ascontiguousarray(pixels),)
+    return Picture(planes, alpha, name=path.name, extra=extra, lost=tuple(lost))
 
 
 def to_packed_rgb(planes: tuple[Plane, ...], layout: PixelLayout, bits: int) -> Plane:
@@ -356,6 +405,55 @@ def _encode_deep(pixels: Plane, alpha: Plane | None, encoder: str) -> bytes:
         frame = frame.reformat(format=name)
     frame.pts = 0
     return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+
+
+def _with_chunks(png: bytes, extra: dict[str, Any]) -> bytes:
+    """A PNG with EXIF and colour profile after its header (PNG specification, section 11.3)."""
+    end_of_header = 8 + 25
+    chunks = b""
+    if profile := extra.get("icc_profile"):
+        chunks += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
+    if exif := extra.get("exif"):
+        chunks += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    return png[:end_of_header] + chunks + png[end_of_header:]
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    checked = kind + data
+    return len(data).to_bytes(4, "big") + checked + zlib.crc32(checked).to_bytes(4, "big")
+
+
+def _orientation_of(picture: Picture) -> int | None:
+    """What the EXIF of an image says of how it is shown, 1 to 8; None if it says nothing."""
+    exif = Image.Exif()
+    with contextlib.suppress(Exception):  # damaged EXIF: Pillow's parser raises many types
+        exif.load(picture.extra.get("exif", b""))
+    orientation = exif.get(_ORIENTATION)
+    return orientation if orientation in _SHOWN else None
+
+
+def _display_matrix(orientation: int | None) -> tuple[int, ...] | None:
+    """An EXIF orientation as a video's display matrix (``VideoInfo``)."""
+    if orientation in (None, 1):
+        return None
+    a, b, c, d = (sign << 16 for sign in _SHOWN[orientation])
+    return (a, b, 0, c, d, 0, 0, 0, 1 << 30)
+
+
+def _orientation_shown(matrix: tuple[int, ...] | None) -> int | None:
+    """The EXIF orientation that a display matrix stands for; None for none and for odd angles."""
+    if matrix is None:
+        return None
+    signs = tuple(int(np.sign(matrix[place])) for place in (0, 1, 3, 4))
+    return next((number for number, shown in _SHOWN.items() if shown == signs), None)
+
+
+def _turned(pixels: Plane, orientation: int | None) -> Plane:
+    """The pixels as an orientation shows them."""
+    a, b, c, d = _SHOWN[orientation or 1]
+    if a:
+        return np.ascontiguousarray(pixels[::d, ::a])
+    return np.ascontiguousarray(pixels[::c, ::b].swapaxes(0, 1))
 
 
 def _layout_of_image(picture: Picture) -> PixelLayout:

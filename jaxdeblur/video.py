@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -77,6 +79,7 @@ _MATRICES = {
     9: (0.2627, 0.0593),
     10: (0.2627, 0.0593),
 }
+_NO_PROFILE = "colour profile (a video has none)"
 _UNSPECIFIED = 2
 _LIMITED_RANGE, _FULL_RANGE = 1, 2
 _SUBSAMPLINGS = {
@@ -147,6 +150,7 @@ class Picture:
       name: the file that it came from and the name of the one it goes to, for images.
       packets: of other tracks, that stand before it in the file.
       extra: what an image file says beside its pixels, to be written again.
+      lost: what of the image no file can take over, in words.
     """
 
     planes: tuple[Plane, ...]
@@ -156,6 +160,7 @@ class Picture:
     name: str = ""
     packets: list[Any] = dataclasses.field(default_factory=list)
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lost: tuple[str, ...] = ()
 
 
 class VideoReader:
@@ -253,11 +258,13 @@ class VideoReader:
             self._alpha_decoder = av.CodecContext.create(name, "r")
         self._time_base: Fraction = self._track.time_base or Fraction(1, 1_000_000)
         self._rate = self._track.average_rate or self._track.guessed_rate or Fraction(25)
+        self._count = 0
+        self._read: list[tuple[Any, list[Any]]] = []
+        self._packets = self._demuxed()
         if self._start:
             with self._explained(f"has no frame at --start={float(self._start):g}"):
-                container.seek(round(self._origin * 1_000_000), backward=True, any_frame=False)
+                self._seek()
         self.trailing: list[Any] = []
-        self._count = 0
         with self._explained():
             pictures = _with_first(self._decode())
         if pictures is None:
@@ -270,6 +277,44 @@ class VideoReader:
         """When the part that is read begins, in the file's own time."""
         begins = self._container.start_time or 0
         return self._start + Fraction(begins, 1_000_000)
+
+    def _seek(self) -> None:
+        """Goes to a frame from which all that are shown from the start on can be decoded."""
+        begins = Fraction(self._container.start_time or 0, 1_000_000)
+        back = 0
+        while True:
+            # Not every demuxer comes out before the time that it is given (MPEG-TS does not), and
+            # the first frames of an open group of pictures need the group before it.
+            time = self._origin - back
+            self._container.seek(round(time * 1_000_000), backward=True, any_frame=False)
+            if self._alpha_decoder is not None:
+                self._alpha_decoder.flush_buffers()
+            # From before the beginning too: the first times, MPEG-TS comes out too late even there.
+            if self._read_to_first_frame() <= self._origin or time < begins - 8:
+                return
+            back = 2 * back or 1
+
+    def _read_to_first_frame(self) -> float | Fraction:
+        """When the first frame from here on is shown; infinity if there is none.
+
+        What is read for it is kept: a second seek to the same place may end elsewhere.
+        """
+        self._read, self._packets = [], self._demuxed()
+        for packet, frames in self._packets:
+            self._read.append((packet, frames))
+            if frames:
+                return 0 if frames[0].pts is None else frames[0].pts * self._time_base
+        return math.inf
+
+    def _demuxed(self) -> Iterator[tuple[Any, list[Any]]]:
+        """The packets of all tracks, those of the video with the frames that they complete."""
+        for packet in self._container.demux(self._track, *self.others):
+            if packet.stream is not self._track:
+                yield packet, []
+                continue
+            if packet.is_corrupt:
+                raise UserError(self._cut_short())
+            yield packet, self._frames_of(packet)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -308,7 +353,8 @@ class VideoReader:
         packets: list[Any] = []
         last = None
         video_packets = 0
-        for packet in self._container.demux(self._track, *self.others):
+        read, self._read = self._read, []
+        for packet, frames in itertools.chain(read, self._packets):
             if packet.stream is not self._track:
                 if packet.dts is None and not packet.size:  # the end of a track
                     continue
@@ -316,9 +362,7 @@ class VideoReader:
                     packets.append(packet)
                 continue
             video_packets += packet.size > 0
-            if packet.is_corrupt:
-                raise UserError(self._cut_short())
-            for frame in self._frames_of(packet):
+            for frame in frames:
                 pts = frame.pts
                 if pts is None:  # raw streams have no timestamps
                     pts = 0 if last is None else last + self._ticks
@@ -345,6 +389,8 @@ class VideoReader:
             missing = length - last * self._time_base
             if missing > 2.5 / float(self._rate):
                 raise UserError(self._cut_short())
+        if whole and not _matroska_is_whole(self.path):
+            raise UserError(self._cut_short())
 
     def _frames_of(self, packet: Any) -> list[Any]:
         if self._alpha_decoder is None:
@@ -519,6 +565,8 @@ class VideoWriter:
 
     def write(self, picture: Picture) -> None:
         """Encodes a frame, after the packets that stand before it."""
+        if "icc_profile" in picture.extra and _NO_PROFILE not in self.lost:
+            self.lost.append(_NO_PROFILE)
         with self._explained():
             self.copy(picture.packets)
             frame = build_frame(picture, self._info)
@@ -589,6 +637,8 @@ class VideoWriter:
             return encoder if encoder in ("libvpx-vp9", "libsvtav1") else "libvpx-vp9"
         if self._info.has_alpha and encoder == "libx264":
             return "ffv1" if container_name in ("matroska", "nut", "avi") else "prores_ks"
+        if container_name == "mov" and encoder in ("libvpx-vp9", "libsvtav1"):
+            return "libx264"  # FFmpeg lists them for QuickTime, and then refuses them
         return encoder if encoder in self._container.supported_codecs else "libx264"
 
     def _add_video(self, container_name: str, crf: int | None) -> Any:
@@ -618,6 +668,8 @@ class VideoWriter:
         context = track.codec_context
         context.time_base = info.time_base
         context.thread_count = 0
+        if encoder == "libx265" and container_name in ("mp4", "mov"):
+            context.codec_tag = "hvc1"  # as cameras write it: Apple's players know no other
         if container_name == "avi":
             context.max_b_frames = 0  # AVI has no timestamps, so frames cannot be reordered
         if info.sample_aspect:
@@ -727,6 +779,37 @@ class VideoWriter:
             yield
         except (av.FFmpegError, OSError) as error:
             raise UserError(f"{self._name}: cannot be written: {_reason(error)}") from error
+
+
+def _matroska_is_whole(path: Path) -> bool:
+    """Whether a Matroska or WebM file is as long as it says; others do not say it so.
+
+    The demuxer takes the end of the file for the end of the video. A file is a header and a
+    segment, each with its size before it (RFC 8794, section 4; RFC 9559, section 5).
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"\x1a\x45\xdf\xa3":
+            return True
+        header = _ebml_size(file)
+        if header is None or header > size:
+            return True
+        file.seek(header, os.SEEK_CUR)
+        if file.read(4) != b"\x18\x53\x80\x67":
+            return True
+        segment = _ebml_size(file)
+        return segment is None or file.tell() + segment <= size
+
+
+def _ebml_size(file: BinaryIO) -> int | None:
+    """The size that stands here; None if it is left open, as in a live recording."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    length = 9 - first[0].bit_length()
+    bits = 7 * length
+    value = int.from_bytes(first + file.read(length - 1), "big") & (2**bits - 1)
+    return None if value == 2**bits - 1 else value
 
 
 def pixel_layout(frame: Any, path: Path) -> tuple[str, PixelLayout, bool]:

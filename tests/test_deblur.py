@@ -20,10 +20,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 import jaxdeblur.checkpoints as checkpoints
-from jaxdeblur import models, restoration
+from jaxdeblur import models, restoration, sequences
 from jaxdeblur.errors import run_command
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration import restore_clip
@@ -130,15 +130,80 @@ def test_one_image_keeps_its_orientation_and_profile(command, tmp_path):
         assert image.size == (32, 24)
 
 
+def with_orientation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_stays_the_right_way_up(orientation, command, tmp_path):
+    """Where the target has no EXIF its pixels are turned, as Pillow turns them."""
+    given = Image.fromarray(pictures(1)[0])
+    given.save("in.png", exif=with_orientation(orientation))
+    with Image.open("in.png") as image:
+        shown = np.asarray(ImageOps.exif_transpose(image))
+    code, said = command("in.png", "out.bmp", "--strength=0")
+    assert (code, "out.bmp" in said or "not kept: EXIF" in said) == (0, True), said
+    np.testing.assert_array_equal(np.asarray(Image.open("out.bmp")), shown)
+    assert command("in.png", "out.mkv", "--strength=0", "--codec=ffv1")[0] == 0
+    assert command("out.mkv", "back", "--strength=0")[0] == 0  # by the video's display matrix
+    np.testing.assert_array_equal(np.asarray(Image.open("back/000001.png")), shown)
+
+
+def test_what_no_image_can_take_over_is_said(command, tmp_path):
+    colour = Image.fromarray(pictures(1)[0])
+    colour.convert("CMYK").save("inks.jpg", icc_profile=b"inks")
+    colour.save("moves.png", save_all=True, append_images=[Image.new("RGB", (32, 24))])
+    colour.save("profile.png", icc_profile=b"profile")
+    for source, target, lost in (
+        ("inks.jpg", "inks.png", "CMYK (written as RGB)"),
+        ("moves.png", "still.png", "pictures after the first (2 in the file)"),
+        ("profile.png", "plain.bmp", "colour profile"),
+        ("profile.png", "video.mp4", "colour profile (a video has none)"),
+    ):
+        code, said = command(source, target)
+        assert (code, f"not kept: {lost}" in said) == (0, True), said
+    with Image.open("inks.png") as image:
+        assert "icc_profile" not in image.info
+    Image.fromarray(pictures(1)[0][..., 0] / np.float32(255)).save("floats.tif")
+    code, said = command("floats.tif", "out.tif")
+    assert (code, "floats.tif: its pixels are floats" in said) == (2, True)
+    Image.new("RGB", (17000, 8)).save("wide.png")
+    code, said = command("wide.png", "wide.webp")
+    assert (code, "wide.webp: cannot be written: " in said) == (2, True)
+
+
+def encoded_deeply(frame: np.ndarray, encoder: str, pixel_format: str) -> bytes:
+    context = av.CodecContext.create(encoder, "w")
+    context.width, context.height, context.pix_fmt = 32, 24, pixel_format
+    context.time_base = Fraction(1, 25)
+    encoded = av.VideoFrame.from_ndarray(frame, "rgb48le").reformat(format=pixel_format)
+    return b"".join(map(bytes, [*context.encode(encoded), *context.encode(None)]))
+
+
+def test_16_bits_keep_their_orientation_and_profile(command, tmp_path):
+    (deep,) = pictures(1, dtype=np.uint16)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    extra = {"exif": with_orientation(6).tobytes(), "icc_profile": profile}
+    plain = encoded_deeply(deep, "png", "rgb48be")
+    (tmp_path / "in.png").write_bytes(sequences._with_chunks(plain, extra))
+    assert command("in.png", "out.png", "--strength=0")[0] == 0
+    with Image.open("out.png") as image:
+        assert image.getexif()[0x0112] == 6
+        assert image.info["icc_profile"] == profile
+    code, said = command("in.png", "out.tif", "--strength=0")  # where they have no place
+    assert (code, "not kept: EXIF" in said, "not kept: colour profile" in said) == (0, True, True)
+    with av.open("out.tif") as container:
+        turned = next(container.decode(video=0)).reformat(format="rgb48le").to_ndarray()
+    np.testing.assert_array_equal(turned, np.rot90(deep, -1))
+
+
 def test_16_bits_stay_16_bits(command, weights, tmp_path):
     (tmp_path / "in").mkdir()
     deep = pictures(2, dtype=np.uint16)
     for i, frame in enumerate(deep):
-        context = av.CodecContext.create("png", "w")
-        context.width, context.height, context.pix_fmt = 32, 24, "rgb48be"
-        context.time_base = Fraction(1, 25)
-        encoded = av.VideoFrame.from_ndarray(frame, "rgb48le").reformat(format="rgb48be")
-        data = b"".join(map(bytes, [*context.encode(encoded), *context.encode(None)]))
+        data = encoded_deeply(frame, "png", "rgb48be")
         (tmp_path / "in" / f"{i}.png").write_bytes(data)
     for kind in (".png", ".tiff"):
         code, said = command("in", "out" + kind[1:]) if kind == ".png" else (0, "")
@@ -197,6 +262,20 @@ def test_many_inputs_into_a_folder_and_only_once(command, tmp_path):
     assert before == {name: os.stat(f"out/{name}").st_mtime_ns for name in os.listdir("out")}
 
 
+def test_a_folder_may_have_a_dot_in_its_name(command, tmp_path):
+    for name in ("2024.05.01", "take.mp4"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pictures(1)[0]).save(tmp_path / name / "1.png")
+    code, said = command("2024.05.01", "take.mp4", "--out-dir=out")
+    assert code == 0, said
+    assert sorted(map(str, Path("out").glob("*/*"))) == [
+        "out/2024.05.01/1.png",
+        "out/take.mp4/1.png",
+    ]
+    assert command("take.mp4", "take.sharp/")[0] == 0
+    assert os.listdir("take.sharp") == ["1.png"]
+
+
 @pytest.mark.parametrize("style", ["side-by-side", "divider"])
 def test_compare_shows_before_and_after(style, command, weights, tmp_path):
     make_video(tmp_path / "in.mkv")
@@ -212,6 +291,27 @@ def test_compare_shows_before_and_after(style, command, weights, tmp_path):
         np.testing.assert_array_equal(both[0, :, -20:], after[0, :, -20:])
         np.testing.assert_array_equal(both[0, :, 0], before[0, :, 0])
         assert (both[0] == 255).all(axis=(0, 2)).sum() >= 1
+
+
+@pytest.mark.parametrize("degrees", [-90, 90, 180])
+def test_compare_shows_the_input_on_the_left_whichever_way_it_is_turned(degrees, command, tmp_path):
+    with av.open("in.mkv", "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 24, "yuv444p"
+        video.set_display_rotation(degrees)
+        frame = av.VideoFrame.from_ndarray(pictures(1)[0], "rgb24")
+        out.mux(video.encode(frame.reformat(format="yuv444p")))
+        out.mux(video.encode(None))
+    assert command("in.mkv", "out.mkv")[0] == 0
+    assert command("in.mkv", "x.mkv", "--compare=both.mkv")[0] == 0
+    assert command("both.mkv", "shown", "--strength=0")[0] == 0  # as players turn it
+    assert command("in.mkv", "before", "--strength=0")[0] == 0
+    assert command("out.mkv", "after", "--strength=0")[0] == 0
+    shown, before, after = (
+        np.asarray(Image.open(f"{name}/000001.png")) for name in ("shown", "before", "after")
+    )
+    np.testing.assert_array_equal(shown, np.concatenate([before, after], axis=1))
+    assert np.any(before != after)
 
 
 def test_compare_of_an_odd_turned_video_lies_one_above_the_other(command, tmp_path):
@@ -284,6 +384,10 @@ def test_tiles_and_start_and_duration(command, tmp_path):
         (["in.mkv", "out.mkv", "--max-pixels=700"], "over --max-pixels"),
         (["in.mkv", "out.mkv", "--compare=in.mkv"], "is the input or the output"),
         (["in.mkv", "out.mkv", "--compare=x.gif"], "a video, with the suffix"),
+        (["in.mkv", "out.mkv", "--compare-as=divider"], "is for --compare=FILE"),
+        (["in.mkv", "out.mkv", "--fps=5"], "--fps is for images and pipes"),
+        (["in.mkv", "out.mkv", "--size=32x24"], "--size is for a pipe"),
+        (["in.mkv", "-", "--codec=libx264"], "--codec and --crf are for videos, and - is none"),
         (["full", "out", "--duration=1"], "for video files"),
     ],
 )
@@ -417,6 +521,28 @@ def test_pipes_carry_raw_frames(command, weights, monkeypatch):
     assert code == 0, said
     restored = np.frombuffer(pipes.got, np.uint8).reshape(clip.shape)
     assert np.abs(restored.astype(int) - expected(weights, clip)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("in.mkv - > /dev/full", "-: cannot be written: No space left on device"),
+        ("- out.mkv --size=32x24 <&-", "-: standard input is closed"),
+        ("in.mkv - >&-", "-: standard output is closed"),
+    ],
+)
+def test_a_pipe_that_is_no_pipe_is_one_line(arguments, message, weights, tmp_path):
+    make_video(tmp_path / "in.mkv", 2)
+    done = subprocess.run(
+        f"{sys.executable} {ROOT / 'deblur.py'} --quiet --ckpt={weights} {arguments}",
+        shell=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (2, f"deblur.py: error: {message}\n")
 
 
 @pytest.mark.parametrize(("cut", "message"), [(100, "ends inside frame 3"), (None, "has no frame")])

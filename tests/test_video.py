@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video import VideoReader, VideoWriter, frame_planes
+from jaxdeblur.video import Picture, VideoReader, VideoWriter, frame_planes
 
 ROTATED = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
 
@@ -265,6 +265,92 @@ def test_a_part_begins_at_zero_and_takes_its_sound_along(tmp_path):
     assert [chapter[2]["title"] for chapter in part["chapters"]] == ["end"]
     with VideoReader(source, start=0.16, duration=0.2) as reader:
         assert reader.info.frames == 5
+
+
+NUMBERED_BY_COLUMN = 20
+
+
+def numbered_video(path: Path, codec: str, frames: int, options: dict[str, str]) -> Path:
+    """Frames of noise, so that the file is large, with their number in binary at the top."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as out:
+        video = out.add_stream(codec, rate=25, options=options)
+        video.width, video.height, video.pix_fmt = 160, 128, "yuv420p"
+        for number in range(frames):
+            frame = av.VideoFrame(160, 128, "yuv420p")
+            for plane in frame.planes:
+                np.frombuffer(plane, np.uint8)[:] = rng.integers(0, 255, plane.buffer_size)
+            top = np.frombuffer(frame.planes[0], np.uint8).reshape(128, -1)[:32]
+            for bit in range(8):
+                columns = slice(bit * NUMBERED_BY_COLUMN, (bit + 1) * NUMBERED_BY_COLUMN)
+                top[:, columns] = 235 if number >> bit & 1 else 16
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    return path
+
+
+def number_of(picture: Picture) -> int:
+    middles = picture.planes[0][16, NUMBERED_BY_COLUMN // 2 :: NUMBERED_BY_COLUMN]
+    return sum(1 << bit for bit, value in enumerate(middles) if value > 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("in.ts", "libx264", {"g": "48"}),  # its demuxer comes out behind the time asked for
+        ("in.mp4", "libx265", {"x265-params": "log-level=none:keyint=24:open-gop=1:bframes=3"}),
+        ("in.mkv", "libx264", {"g": "24"}),
+    ],
+)
+def test_a_part_begins_at_the_frame_that_was_asked_for(name, codec, options, tmp_path):
+    source = numbered_video(tmp_path / name, codec, 100, options)
+    for start in (1, 23, 24, 47, 55, 96):
+        with VideoReader(source, start=start / 25, duration=0.16) as reader:
+            assert [number_of(picture) for picture in reader] == list(range(start, start + 4))
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm"])
+def test_matroska_that_is_cut_short_is_an_error(suffix, tmp_path):
+    codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
+    whole = Recipe(codec, frames=40, size=(64, 64)).make(tmp_path / f"whole{suffix}")
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 5])
+    with VideoReader(whole) as reader:
+        assert len(list(reader)) == 40
+    with pytest.raises(UserError, match=r"cut short after \d+ frames"), VideoReader(cut) as reader:
+        list(reader)
+
+
+def test_a_live_recording_says_no_length(tmp_path):
+    recorded = tmp_path / "live.mkv"
+    live = {"container_options": {"live": "1"}}
+    with av.open(str(recorded), "w", **live) as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 24, "yuv420p"
+        for _ in range(4):
+            out.mux(video.encode(av.VideoFrame(32, 24, "yuv420p")))
+        out.mux(video.encode(None))
+    with VideoReader(recorded) as reader:
+        assert len(list(reader)) == 4
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "tag", "name"),
+    [
+        ("libx265", ".mp4", "hvc1", "hevc"),  # the tag that Apple's players know
+        ("libx265", ".mov", "hvc1", "hevc"),
+        ("libvpx-vp9", ".mov", "avc1", "h264"),  # QuickTime has no place for VP9
+    ],
+)
+def test_what_apples_players_take(codec, suffix, tag, name, tmp_path):
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    source = Recipe(codec, size=(64, 64), options=options).make(tmp_path / "in.mkv")
+    rewrite(source, tmp_path / f"out{suffix}")
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        track = container.streams.video[0]
+        assert (track.codec_context.codec_tag, track.codec_context.name) == (tag, name)
+        assert len(list(container.decode(track))) == 5
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
