@@ -188,7 +188,9 @@ def over_rows(model: VideoRestorer, devices: Sequence[jax.Device]) -> VideoResto
     its rows of frames, features and state. The compiler lets them exchange the rows at their
     borders that convolutions read.
     """
-    mesh = Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
+    # The axes of a mesh to train over, which the kernels of a network are told (``spread_over``).
+    axis_types = AxisType.Auto, AxisType.Auto
+    mesh = Mesh(np.array(devices)[None], ("data", "rows"), axis_types=axis_types)
     graph, state = nnx.split(model)
     return nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, PartitionSpec())))
 
@@ -226,9 +228,11 @@ def _rows_of(parameters: Parameters, model: VideoRestorer, height: int, width: i
     """How frames are shared out if ``over_rows`` made the model, else None."""
     leaves = jax.tree.leaves(parameters)
     sharding = leaves[0].sharding if leaves else None
-    if not isinstance(sharding, NamedSharding) or sharding.mesh.axis_names != ("rows",):
+    if not isinstance(sharding, NamedSharding):
         return None
     mesh = cast(Mesh, sharding.mesh)
+    if mesh.axis_names != ("data", "rows") or mesh.shape["data"] > 1:
+        return None
     if height % mesh.size:
         raise UserError(f"--rows={mesh.size} does not divide the {height} rows of a frame")
     size = model._round_up(height), model._round_up(width)
@@ -317,12 +321,15 @@ def free_memory(device: jax.Device) -> int:
     except OSError:  # not Linux: half of what the machine has
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     with contextlib.suppress(OSError, ValueError):  # no limit on this container
-        limit, used = (
-            int(Path("/sys/fs/cgroup", name).read_text())
-            for name in ("memory.max", "memory.current")
-        )
-        free = min(free, limit - used)
+        free = min(free, _free_in_cgroup(Path("/sys/fs/cgroup")))
     return free
+
+
+def _free_in_cgroup(folder: Path) -> int:
+    """Bytes below a container's limit; what it keeps of files that were read counts as free."""
+    limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+    stats = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return limit - used + int(stats["inactive_file"])
 
 
 class Compiled(NamedTuple):
@@ -345,6 +352,8 @@ def _step(
     strength: Float[Array, ""],
 ) -> tuple[State, tuple[DevicePlane, ...]]:
     model: VideoRestorer = nnx.merge(what.graph, parameters)
+    if what.rows is not None:
+        model.spread_over(what.rows.mesh)
     step = model.step if what.tiles is None else functools.partial(what.tiles.step, model)
     state, restored = step(state, what.layout.to_rgb(planes)[None], repeated)
     if what.rows is not None:  # the next step takes the state as this one did

@@ -197,14 +197,32 @@ def test_memory_of_a_frame_depends_on_that_frame_alone():
     chex.assert_trees_all_close(alone, among_others, atol=1e-6)
 
 
-def test_memory_in_parts_is_the_memory_of_the_whole():
-    frame = jnp.asarray(draw(B, 1, 4, 6, C))
-    block = make_block(spatial_kernel=3)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_memory_in_parts_is_the_memory_of_the_whole(kernel, dtype):
+    frame = jnp.asarray(6 * draw(B, 1, 4, 6, C), dtype)  # so that rounded logits would show
+    block = make_block(spatial_kernel=kernel, dtype=dtype)
     own = RNG.integers(0, 3, (4, 6))
     parts = [block.remember_part(frame, jnp.asarray(own == i)) for i in range(3)]
     joined = attention.combine_partials(attention.combine_partials(parts[2], parts[0]), parts[1])
-    memory = attention.finish_partial(joined, jnp.float32)
-    chex.assert_trees_all_close(memory, block.remember(frame), atol=1e-5)
+    memory = attention.finish_partial(joined, dtype)
+    # In bfloat16 a sum may round to either of two neighbours.
+    tolerance = {"atol": 1e-5} if dtype == jnp.float32 else {"rtol": 2**-8, "atol": 1e-3}
+    chex.assert_trees_all_close(memory, block.remember(frame), **tolerance)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "auto"])
+def test_logits_of_a_1x1_convolution_are_not_rounded(implementation):
+    clip = jnp.asarray(6 * draw(B, T, 4, 6, C), jnp.bfloat16)
+    rough = make_block(implementation=implementation, dtype=jnp.bfloat16)
+    exact = make_block(implementation="reference")
+    for name in ("f_s", "f_p"):  # as the kernels round the weights
+        kernel = getattr(rough, name).kernel
+        getattr(exact, name).kernel[...] = kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
+    memory = exact.remember(clip.astype(jnp.float32)).squeezed
+    chex.assert_trees_all_close(
+        rough.remember(clip).squeezed.astype(jnp.float32), memory, rtol=2**-8, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("implementation", ["reference", "auto"])

@@ -11,17 +11,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import yaml
 
+import kernels
 from jaxdeblur import cluster, models
 from jaxdeblur.checkpoints import load_model
 from jaxdeblur.cluster import ClusterConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import write_png
+from jaxdeblur.models.fsta import FstaConfig
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.pixels import layout_of
@@ -205,6 +208,41 @@ def test_rows_of_a_tall_frame_over_devices_equal_one_device(rows: int) -> None:
     frames = np.stack([np.asarray(planes[0]) for planes in restored if planes is not None])
     difference = np.abs(frames.astype(np.float64) - expected).max() / 65535
     assert difference <= 1e-4
+
+
+@pytest.mark.parametrize("height", [16, 24])
+def test_the_attention_is_told_of_the_rows(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Untold, a GPU kernel would have every device take the pixels of all."""
+    model = models.build(
+        FstaConfig(
+            window=3,
+            widths=(4, 6),
+            growths=(4, 4),
+            dense_layers=1,
+            encoder_blocks=(1, 1),
+            decoder_blocks=(1, 1),
+            attention_levels=(0, 1),
+            spatial_maps=3,
+            temporal_maps=2,
+        )
+    )
+    video = np.random.default_rng(0).integers(0, 2**16, (3, height, 24, 3), np.uint16)
+    expected = np.stack(list(stream(model, iter(video))))
+    told: dict[int, kernels.Sharding] = {}
+    kernel = kernels.projected_squeeze
+
+    def listen(x: jax.Array, *rest: jax.Array, **keywords: Any) -> jax.Array:
+        if keywords["sharding"] is not None:
+            told[x.shape[2]] = keywords["sharding"]
+        return kernel(x, *rest, **keywords)
+
+    monkeypatch.setattr(kernels, "projected_squeeze", listen)
+    frames = np.stack(list(stream(over_rows(model, jax.devices()), iter(video))))
+    assert np.abs(frames.astype(np.float64) - expected).max() / 65535 <= 1e-4
+    # At a quarter of the size 24 pixels divide over 8 devices, 36 do not.
+    by_rows = {96: "rows", 24: "rows"} if height == 16 else {144: "rows", 36: None}
+    assert {pixels: sharding.pixels for pixels, sharding in told.items()} == by_rows
+    assert all(sharding.mesh.shape["rows"] == 8 for sharding in told.values())
 
 
 def test_rows_that_do_not_divide_are_refused() -> None:

@@ -219,6 +219,25 @@ def test_the_full_affinity_does_not_run_in_tiles():
         _ = make(fusion="nonlocal").receptive_radius
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_stream_of_years_goes_on_as_it_began(causal):
+    """A camera of 60 frames a second has sent 2 ** 30 after seven months."""
+    model = make(causal=causal)
+    clip = draw_clip(20)
+    step = jax.jit(model.step)
+    state = model.initial_state(1, *clip.shape[2:4])
+    for frame in clip[0, :8]:
+        state, _ = step(state, frame[None])
+    rings = 5 * max(model.lookahead, 1)
+    old = state._replace(seen=state.seen + (2**30 - 12) // rings * rings)
+    assert int(old.seen) < 2**30 < int(old.seen) + 12
+    for frame in clip[0, 8:]:
+        state, restored = step(state, frame[None])
+        old, same = step(old, frame[None])
+        np.testing.assert_array_equal(same, restored)
+    assert int(old.seen) < 2**30
+
+
 # --- Several devices ---
 
 ON_FOUR_DEVICES = """

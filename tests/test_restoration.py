@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxdeblur import restoration
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.restoration import (
     Stream,
@@ -125,6 +126,16 @@ def test_tiles_are_chosen_by_memory(model):
     assert step_memory(model, 32, 512, tiles=grid) <= 0.9 * whole
     with pytest.raises(Exception, match="does not fit"):
         choose_tiles(model, 32, 512, budget=1000)
+
+
+def test_memory_of_a_container_is_free_where_it_holds_files_that_were_read(tmp_path):
+    for name, text in (
+        ("memory.max", "1000\n"),
+        ("memory.current", "900\n"),
+        ("memory.stat", "anon 200\nfile 700\ninactive_file 600\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    assert restoration._free_in_cgroup(tmp_path) == 700
 
 
 def test_free_memory_is_that_of_the_machine():

@@ -11,7 +11,9 @@ equation. Every softmax is in float32 whatever the dtype of the features.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +28,8 @@ import kernels
 from jaxdeblur.models.fusion import Fusion
 from jaxdeblur.models.layers import Conv
 from jaxdeblur.shapes import ClipFeatures, Features, Squeezed, SqueezedWindow
+
+_log = logging.getLogger(__name__)
 
 # Without TF32, which on a GPU would leave these sums three digits.
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -158,9 +162,9 @@ class FactorisedAttention(Fusion):
         if self.implementation == "reference":
             return FrameMemory(spatial_squeeze(self.spatial_maps(features), x), pooled)
         if self.f_s.radius:
-            squeezed = kernels.softmax_squeeze(self._spatial_logits(features), x, **self._run)
+            squeezed = kernels.softmax_squeeze(self._spatial_logits(features), x, **self._run(x))
         else:
-            squeezed = kernels.projected_squeeze(x, *_projection(self.f_s), **self._run)
+            squeezed = kernels.projected_squeeze(x, *_projection(self.f_s), **self._run(x))
         return FrameMemory(squeezed, pooled)
 
     def remember_part(self, features: ClipFeatures, inside: Bool[Array, "h w"]) -> PartialMemory:
@@ -181,9 +185,10 @@ class FactorisedAttention(Fusion):
         if self.implementation == "reference":
             y = expand(self.pixel_maps(features), squeezed_window)
         elif self.f_p.radius:
-            y = kernels.softmax_expand(self._pixel_logits(features), squeezed_window, **self._run)
+            logits = self._pixel_logits(features)
+            y = kernels.softmax_expand(logits, squeezed_window, **self._run(x))
         else:
-            y = kernels.projected_expand(x, *_projection(self.f_p), squeezed_window, **self._run)
+            y = kernels.projected_expand(x, *_projection(self.f_p), squeezed_window, **self._run(x))
         return y.reshape(features.shape)
 
     def spatial_maps(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
@@ -201,14 +206,27 @@ class FactorisedAttention(Fusion):
         """A_p of the current frame (eq. 5)."""
         return pixel_maps(self._pixel_logits(features))
 
-    @property
-    def _run(self) -> dict[str, Any]:
-        """What every call of a kernel is told."""
-        return {"implementation": self.implementation, "sharding": self.sharding}
+    def _run(self, x: Float[Array, "*batch P C"]) -> dict[str, Any]:
+        """What a call of a kernel on the pixels ``x`` is told."""
+        sharding = self.sharding
+        if sharding is not None and sharding.pixels is not None:
+            pixels, devices = x.shape[-2], sharding.mesh.shape["rows"]
+            if pixels % devices:
+                _log.info(
+                    "%d pixels do not divide over %d devices: each has them all", pixels, devices
+                )
+                sharding = dataclasses.replace(sharding, pixels=None)
+        return {"implementation": self.implementation, "sharding": sharding}
+
+    # The logits of a 1x1 convolution are float32 whoever computes them, as in the kernels: rounded
+    # to bfloat16 they would change the maps, and tiles would not give what the frame gives.
 
     def _spatial_logits(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
         """f_s."""
-        return rearrange(self.f_s(features), "B T h w M -> B T M (h w)")
+        if self.f_s.radius:
+            return rearrange(self.f_s(features), "B T h w M -> B T M (h w)")
+        x = rearrange(features, "B T h w C -> B T (h w) C")
+        return rearrange(kernels.project(x, *_projection(self.f_s)), "B T P M -> B T M P")
 
     def _temporal_logits(self, pooled: Float[Array, "B T C"]) -> Float[Array, "B N T"]:
         """f_t: a 1-D convolution over the window, zeros beyond its ends, in float32."""
@@ -220,7 +238,10 @@ class FactorisedAttention(Fusion):
 
     def _pixel_logits(self, features: Features) -> Float[Array, "B P K"]:
         """f_p."""
-        return rearrange(self.f_p(features), "B h w K -> B (h w) K")
+        if self.f_p.radius:
+            return rearrange(self.f_p(features), "B h w K -> B (h w) K")
+        x = rearrange(features, "B h w C -> B (h w) C")
+        return kernels.project(x, *_projection(self.f_p))
 
 
 def _projection(conv: Conv) -> tuple[Float[Array, "C M"], Float[Array, " M"]]:

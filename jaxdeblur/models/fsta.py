@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -226,7 +227,7 @@ class StreamState(NamedTuple):
     """What a stream keeps. Slot ``i % slots`` of a ring holds frame i."""
 
     seen: Int[Array, ""]
-    """How many frames came in."""
+    """How many frames came in; after years of them, a number that stands for as many."""
     memory: tuple[Memory, ...]
     """For each fusion block, a ring of what the last T frames are remembered by."""
     waiting: tuple[Float[Array, "B L H W 3"], Pyramid] | None
@@ -393,7 +394,13 @@ class Fsta(VideoRestorer):
         window = jnp.maximum(state.seen - self.lookahead + jnp.asarray(self.offsets), 0)
         slots = window % self.config.window
         fused = self.fuse(current_features, jax.tree.map(lambda ring: ring[:, slots], rings))
-        return StreamState(state.seen + 1, rings, waiting), self.decode(current_frame, fused)
+        seen = self._counted(state.seen + 1)
+        return StreamState(seen, rings, waiting), self.decode(current_frame, fused)
+
+    def _counted(self, seen: Int[Array, ""]) -> Int[Array, ""]:
+        """A count that never overflows; after the first frames its places in the rings are all."""
+        rings = math.lcm(self.config.window, max(self.lookahead, 1))
+        return jnp.where(seen < 2**30, seen, seen - 2**29 // rings * rings)
 
     def _check_fits(self, batch: int, height: int, width: int) -> None:
         """Raises :class:`UserError` before anything is compiled if the fusion can't fit."""
