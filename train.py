@@ -7,16 +7,17 @@ import dataclasses
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from jaxdeblur import extensions
 from jaxdeblur.cluster import ClusterConfig
-from jaxdeblur.errors import run_command
+from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser, add_fields, read_fields
 
 
 def main() -> None:
     """Reads the options and trains."""
-    extension, model = _first_look(sys.argv[1:])
+    extension, given = _first_look(sys.argv[1:])
     if extension:
         extensions.load(extension)
 
@@ -24,7 +25,15 @@ def main() -> None:
     from jaxdeblur.checkpoints import Run
     from jaxdeblur.compilation import keep_compiled
 
-    preset = presets.find(model)
+    model = given or "strcnn_dtb"
+    folder = _folder(sys.argv[1:], model)
+    began = None
+    if "--resume" in sys.argv[1:]:
+        # A run goes on as it was begun, but for the options that are given now.
+        began = Run.read(folder)
+        if given not in (None, began.preset):
+            raise UserError(f"--model={given}: the run in {folder} is of {began.preset}")
+        model = began.preset
     parser = Parser(
         prog="train.py",
         description="Trains a video-deblurring model. With no option: strcnn_dtb on rendered "
@@ -45,17 +54,14 @@ def main() -> None:
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="look at a batch whose loss was not finite"
     )
-    folder = _folder(sys.argv[1:], model)
-    training_defaults, data_defaults, network_defaults = (
-        preset.training,
-        preset.data,
-        preset.network,
-    )
-    if "--resume" in sys.argv[1:]:
-        # A run goes on as it was begun, but for the options that are given now.
-        run = Run.read(folder)
-        network_defaults, training_defaults = run.network, run.training
-        data_defaults = runs.data_from_json(run, folder)
+    network_defaults: Any
+    if began is None:
+        preset = presets.find(model)
+        network_defaults, training_defaults = preset.network, preset.training
+        data_defaults = preset.data
+    else:
+        network_defaults, training_defaults = began.network, began.training
+        data_defaults = runs.data_from_json(began, folder)
     add_fields(parser, network_defaults, f"network ({type(network_defaults).__name__})")
     add_fields(parser, training_defaults, "training")
     add_fields(parser, data_defaults, "data")
@@ -94,11 +100,11 @@ def _paragraph(name: str, about: str) -> str:
     return textwrap.fill(f"{name:19} {about}", 98, initial_indent="  ", subsequent_indent=22 * " ")
 
 
-def _first_look(arguments: list[str]) -> tuple[str | None, str]:
+def _first_look(arguments: list[str]) -> tuple[str | None, str | None]:
     """``--extension`` and ``--model``, which decide what other options there are."""
     parser = Parser(add_help=False)
     parser.add_argument("--extension")
-    parser.add_argument("--model", default="strcnn_dtb")
+    parser.add_argument("--model")
     known, _ = parser.parse_known_args(arguments)
     return known.extension, known.model
 

@@ -29,7 +29,8 @@ import numpy as np
 
 from jaxdeblur import cluster, report
 from jaxdeblur.checkpoints import LoadedModel, network_to_json
-from jaxdeblur.data.datasets import Dataset, Video
+from jaxdeblur.data.datasets import Dataset, Video, files_of
+from jaxdeblur.data.packing import stamps
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.images import MAX_PIXELS, write_png
@@ -368,9 +369,15 @@ def _settings(loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig) -
         "dataset": dataset.name,
         "dataset_variant": dataset.variant,
         "videos": [f"{v.name} {v.width}x{v.height} {len(v)}" for v in dataset.videos],
+        "files": _digest_of_files(dataset),
         **json.loads(json.dumps(dataclasses.asdict(config))),
         "protocol": protocol(config.protocol).as_dict(),
     }
+
+
+def _digest_of_files(dataset: Dataset) -> str:
+    files = [file for video in dataset.videos for file in files_of(video)]
+    return hashlib.sha256(json.dumps(stamps(files)).encode()).hexdigest()
 
 
 def _check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:

@@ -186,6 +186,9 @@ def main() -> None:
     if len(arguments.scales) < 2:
         raise UserError(f"--scales: two or more are needed, not {arguments.scales}")
     config, data = read_fields(arguments, FitConfig()), read_fields(arguments, preset.data)
+    for option in ("render", "curriculum", "validate_on", "validate_only"):
+        if getattr(data, option) != getattr(preset.data, option):
+            raise UserError(f"--{option.replace('_', '-')} is of train.py; here it does nothing")
     memory.keep_freed()
     keep_compiled()
     cluster.use_cores(_CLIPS_AT_ONCE, cluster.ClusterConfig())

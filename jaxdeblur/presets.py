@@ -118,7 +118,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "strcnn_dtb_choice": Preset(
         about="STRCNN+DTB at width 32 with 4+4 blocks, the same at four sizes side by side, and "
-        "gates that choose between them in every 16 x 16 pixels (356 k parameters), for blur of "
+        "gates that choose between them in every 16 x 16 pixels (363 k parameters), for blur of "
         "up to 40 pixels: start it from trained weights (docs/recipe.md).",
         network=StrcnnConfig(
             width=32,

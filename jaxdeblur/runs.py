@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 
 from jaxdeblur import cluster, models, training
 from jaxdeblur.checkpoints import (
+    CHECKPOINTS_NAME,
     CONFIG_NAME,
     Checkpoints,
     Run,
@@ -33,7 +34,7 @@ from jaxdeblur.data.pipeline import batches
 from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
-from jaxdeblur.metrics import psnr
+from jaxdeblur.metrics import MAX_PSNR, psnr
 from jaxdeblur.models.coarse_to_fine import (
     for_levels,
     gates,
@@ -47,8 +48,10 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import from_json
 from jaxdeblur.progress import ProgressLine, TensorBoard
-from jaxdeblur.restoration import restore_clip
-from jaxdeblur.training import Batch, Metrics, NonFiniteError, TrainState
+from jaxdeblur.restoration import PixelClip, restore_clip
+from jaxdeblur.training import Batch, Metrics, NonFiniteError, TrainingConfig, TrainState
+
+TENSORBOARD_NAME = "tensorboard"
 
 
 def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -56,7 +59,7 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
 
     Raises:
       UserError: the folder exists and is not to be overwritten, is no run folder, or holds a run of
-        another network.
+        another network or optimiser.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out={folder}: it is a file; a run needs a folder")
@@ -64,11 +67,32 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
     if resume:
         if not occupied:
             raise UserError(f"--resume: there is no run in {folder}")
-        check_same_network(run.network, Run.read(folder).network, f"--resume: {folder}")
+        there = Run.read(folder)
+        check_same_network(run.network, there.network, f"--resume: {folder}")
+        _check_same_state(run.training, there.training, f"--resume: {folder}")
     elif occupied and not overwrite:
         raise UserError(f"--out={folder} exists; go on with --resume or replace it by --overwrite")
-    elif occupied and not (folder / CONFIG_NAME).is_file():
-        raise UserError(f"--overwrite: {folder} is no run folder; it is left as it is")
+    elif occupied:
+        try:
+            Run.read(folder)
+        except UserError as error:
+            raise UserError(
+                f"--overwrite: {folder} is no run folder and left as it is ({error})"
+            ) from error
+
+
+def _check_same_state(ours: TrainingConfig, theirs: TrainingConfig, where: str) -> None:
+    """Refuses what would need another optimiser state or average than the checkpoints hold."""
+    for option, here, there in (
+        ("--optimizer", ours.optimizer, theirs.optimizer),
+        ("--train-only", ours.train_only, theirs.train_only),
+        ("--average", ours.average, theirs.average),
+    ):
+        if here != there and (option != "--average" or not (here and there)):
+            raise UserError(
+                f"{where}: it was begun with {option}={there}, whose state {option}={here} cannot "
+                "go on with; to change it, begin another run with --start-from"
+            )
 
 
 def _make_folder(run: Run, folder: Path, resume: bool) -> None:
@@ -77,7 +101,7 @@ def _make_folder(run: Run, folder: Path, resume: bool) -> None:
     if jax.process_index() == 0:
         try:
             if folder.is_dir() and not resume:
-                shutil.rmtree(folder)
+                _remove_run(folder)
             if folder.is_dir() and any(folder.iterdir()):
                 run.write(folder)
             else:  # with its config or not at all, so that a kill here leaves no half of a run
@@ -87,6 +111,17 @@ def _make_folder(run: Run, folder: Path, resume: bool) -> None:
         except OSError as error:
             raise UserError(f"--out={folder}: {error.strerror}") from error
     cluster.wait_for_all("the run folder is there")
+
+
+def _remove_run(folder: Path) -> None:
+    """Removes what a run has written; what else lies in its folder stays."""
+    (folder / CONFIG_NAME).unlink(missing_ok=True)
+    for name in (CHECKPOINTS_NAME, TENSORBOARD_NAME):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for failure in folder.glob("failure-*.safetensors"):
+        failure.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def train(
@@ -117,6 +152,8 @@ def train(
     """
     check_folder(run, folder, resume=resume, overwrite=overwrite)
     config, data = run.training, data_from_json(run, folder)
+    if config.crop % processes.rows:
+        raise UserError(f"--rows={processes.rows} does not divide the {config.crop} rows of --crop")
     mesh = cluster.make_mesh(config.batch_size, processes.rows)
     model = models.build(run.network, config.seed)
     rebuild, parameters = split(model)
@@ -133,15 +170,15 @@ def train(
             state = checkpoints.restore_state(state, cluster.replicated(mesh)) or state
         first = int(state.step)
         feed = resources.enter_context(_batches(run, data, mesh, first))
-        validation = _Validation(data, rebuild) if config.validate_every else None
+        validation = Validation(data, rebuild) if config.validate_every else None
         _make_folder(run, folder, resume)
-        checkpoints.go_on_after(first)
         _say(
             f"{run.preset}: {count(parameters):,} parameters, {jax.device_count()} "
             f"{jax.devices()[0].platform} device(s), step {first} of {config.steps}, in {folder}"
         )
         if first >= config.steps:
             return state
+        checkpoints.go_on_after(first)
         watcher = _Watcher(folder, config, first, validation)
         resources.callback(watcher.close)
         step = training.compile_train_step(config, rebuild, mesh)
@@ -241,7 +278,7 @@ def _grown(parameters: Parameters, small: Any, drawn: Parameters, large: Any) ->
     return grow(parameters, small, drawn, large)
 
 
-class _Validation:
+class Validation:
     """PSNR on videos that never train, on the uint8 frames that a user would get."""
 
     def __init__(self, data: DataConfig, rebuild: Callable[[Parameters], VideoRestorer]) -> None:
@@ -258,6 +295,7 @@ class _Validation:
             )
 
     def __call__(self, parameters: Parameters) -> dict[str, float]:
+        """The scores of these parameters, means over videos, in dB; empty but on process 0."""
         # Process 0 alone, with its own copy: the others wait at their next step.
         if jax.process_index() != 0:
             return {}
@@ -266,8 +304,8 @@ class _Validation:
         before, after = [], []
         for number, (blurred, sharp) in enumerate(self.clips):
             restored = restore_clip(model, blurred)
-            before.append(np.mean([psnr(a, b) for a, b in zip(blurred, sharp, strict=True)]))
-            after.append(np.mean([psnr(a, b) for a, b in zip(restored, sharp, strict=True)]))
+            before.append(_mean_psnr(blurred, sharp))
+            after.append(_mean_psnr(restored, sharp))
             if number == 0:
                 middle = len(sharp) // 2
                 self.image = np.concatenate(
@@ -282,6 +320,12 @@ class _Validation:
         }
 
 
+def _mean_psnr(frames: PixelClip, sharp: PixelClip) -> float:
+    """As scores are averaged everywhere: an identical frame counts ``MAX_PSNR``."""
+    pairs = zip(frames, sharp, strict=True)
+    return float(np.mean([min(psnr(a, b), MAX_PSNR) for a, b in pairs]))
+
+
 class _Watcher:
     """The progress line and TensorBoard of process 0; nothing on the others."""
 
@@ -290,13 +334,13 @@ class _Watcher:
         folder: Path,
         config: training.TrainingConfig,
         first: int,
-        validation: _Validation | None,
+        validation: Validation | None,
     ) -> None:
         self.validation = validation
         self.line: ProgressLine | None = None
         if jax.process_index() == 0:
             self.line = ProgressLine(config.steps, start=first)
-            self.board = TensorBoard(folder / "tensorboard", config)
+            self.board = TensorBoard(folder / TENSORBOARD_NAME, config)
 
     def step(self, step: int, metrics: Metrics) -> None:
         if self.line:

@@ -129,8 +129,7 @@ def model_loss(
     """The sum over the model's scales of the loss against the sharp clip at that scale."""
     blurred, sharp = from_bytes(batch["blurred"]), from_bytes(batch["sharp"])
     total = jnp.float32(0)
-    for restored in model.restore_levels(blurred):
-        scale = round(sharp.shape[2] / restored.shape[2])
+    for scale, restored in zip(model.scales, model.restore_levels(blurred), strict=True):
         height, width = restored.shape[2] * scale, restored.shape[3] * scale
         below, right = height - sharp.shape[2], width - sharp.shape[3]
         padded = jnp.pad(sharp, ((0, 0), (0, 0), (0, below), (0, right), (0, 0)), mode="edge")

@@ -380,6 +380,22 @@ class TestCommand:
         assert {video["name"] for video in found["videos"]} == {"one", "two"}
         assert "wₙ" in (out / "report.html").read_text(encoding="utf-8")
 
+    def test_scores_of_frames_that_have_changed_are_not_given_again(
+        self, weights_and_data, tmp_path, monkeypatch, capsys
+    ):
+        weights, data = weights_and_data
+        there = tmp_path / "data"
+        shutil.copytree(data, there)
+        given = (f"--ckpt={weights}", f"--data=pairs:{there}", f"--out={tmp_path / 'out'}")
+        for _ in range(2):
+            command(*given, monkeypatch=monkeypatch)
+        assert "3 videos were done before" in capsys.readouterr().err
+        shutil.copy(there / "sharp" / "one" / "000.png", there / "blur" / "one")
+        with pytest.raises(SystemExit):
+            command(*given, monkeypatch=monkeypatch)
+        assert "an evaluation with other files" in capsys.readouterr().err
+        command(*given, "--overwrite", monkeypatch=monkeypatch)
+
     def test_bad_input_is_one_line_and_exit_code_2(
         self, weights_and_data, tmp_path, monkeypatch, capsys
     ):

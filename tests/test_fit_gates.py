@@ -177,6 +177,8 @@ def test_what_cannot_be_fitted_is_refused_at_once(
         ([str(start), "choice.npz"], r"ends in \.safetensors"),
         ([str(start), str(tmp_path / "no" / "choice.safetensors")], "there is no folder"),
         ([str(start), file, "--scales", "1"], "two or more"),
+        ([str(start), file, "--curriculum=0.5"], "--curriculum is of train.py"),
+        ([str(start), file, "--render=device", "--data=rendered"], "--render is of train.py"),
         ([str(start), file], "of STRCNNs, not FstaConfig"),
     ):
         monkeypatch.setattr(sys, "argv", ["fit_gates", *arguments])

@@ -289,6 +289,8 @@ def test_clips_that_do_not_fit_are_named_together():
         {"crop": 0},
         {"taus": ()},
         {"duty": (0.5, 1.5)},
+        {"duty": (0.9, 0.95)},  # 5 / 6 is below and 5 / 5 above
+        {"taus": (257,)},
         {"linear": 2.0},
         {"sharp_input": -0.1},
     ],

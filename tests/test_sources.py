@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdeblur import models
 from jaxdeblur.data.scenes import SCENES, ScenePool
 from jaxdeblur.data.sources import DataConfig, training_sources, validation_videos
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import write_png
+from jaxdeblur.models.parameters import split
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.runs import Validation
 
 
 @pytest.fixture
@@ -40,12 +47,32 @@ def test_a_video_that_trains_is_refused_for_validation(folder: Path) -> None:
     assert [v.name for v in trained.videos] == ["TEST01"]  # type: ignore[union-attr]
 
 
+def test_validation_on_sharp_video_counts_what_is_identical_as_100_db(folder: Path) -> None:
+    for half in ("blur", "sharp"):
+        shutil.copytree(folder / "pairs" / "sharp", folder / "same" / half)
+    network = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True)
+    rebuild, parameters = split(models.build(network))
+    as_it_is = {n: jnp.zeros_like(a) if "head" in n else a for n, a in parameters.items()}
+    validate = Validation(DataConfig(validate_on=f"pairs:{folder / 'same'}"), rebuild)
+    scores = {"psnr": 100.0, "psnr_blurred": 100.0, "gain": 0.0, "least_gain": 0.0}
+    assert validate(as_it_is) == scores
+
+
 def test_another_name_for_the_folder_hides_nothing(folder: Path) -> None:
     (folder / "link").symlink_to(folder / "pairs")
     config = DataConfig(data=(str(folder / "pairs"),), validate_on=f"pairs:{folder / 'link'}")
     with pytest.raises(UserError, match="walk would train too"):
         validation_videos(config)
     assert len(validation_videos(dataclasses.replace(config, validate_on="rendered:tiny"))) == 6
+
+
+@pytest.mark.parametrize(
+    "data", [{"data": ("rendered:footage", "rendered")}, {"scenes": "footage"}]
+)
+def test_the_curriculum_ends_at_the_fastest_scenes_that_train(data: dict[str, Any]) -> None:
+    limit = DataConfig(**data, curriculum=0.5, curriculum_start=4.0).motion_limit(100)
+    assert limit is not None
+    assert [limit(step) for step in (0, 25, 50)] == [4.0, 22.0, float("inf")]
 
 
 def test_several_kinds_of_scenes_train_together(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,8 +78,9 @@ def test_killed_and_resumed_the_parameters_are_bit_identical(whole: Path, tmp_pa
         time.sleep(0.02)
     process.kill()
     process.communicate()
-    errors = run(f"--out={folder}", "--model=strcnn_dtb_small", "--resume")
+    errors = run(f"--out={folder}", "--resume")
     assert "of 12" in errors
+    assert json.loads((folder / "config.json").read_text())["preset"] == "strcnn_dtb_small"
     ours, theirs = parameters(folder), parameters(whole)
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -119,13 +121,38 @@ def test_an_existing_run_is_refused_and_left_as_it_is(whole: Path) -> None:
 
 def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
+    (tmp_path / "config.json").write_text('{"a": 1}')  # many projects have one
     assert "no run folder" in refused(*TINY, f"--out={tmp_path}", "--overwrite")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_overwriting_a_run_leaves_what_is_not_of_it(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(whole, folder)
+    (folder / "scores.txt").write_text("worth keeping")
+    run(*TINY, "--steps=1", f"--out={folder}", "--overwrite")
+    assert [path.name for path in (folder / "checkpoints").glob("[0-9]*")] == ["1"]
+    assert (folder / "scores.txt").read_text() == "worth keeping"
+
+
+def test_a_run_that_is_done_can_be_resumed_and_stays_as_it_is(whole: Path) -> None:
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert "step 12 of 12" in run(f"--out={whole}", "--resume")
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+    assert f"the run in {whole} is of strcnn_dtb_small" in refused(
+        f"--out={whole}", "--resume", "--model=strcnn_dtb"
+    )
 
 
 def test_resuming_another_network_names_the_fields(whole: Path) -> None:
     message = refused("--model=strcnn_dtb_small", f"--out={whole}", "--resume", "--width=8")
     assert "width: here 8, there 4" in message
+
+
+@pytest.mark.parametrize("option", ["--optimizer=adam", "--average=0.5", "--train-only=head"])
+def test_resuming_with_another_state_names_the_option(option: str, whole: Path) -> None:
+    message = refused("--model=strcnn_dtb_small", f"--out={whole}", "--resume", option)
+    assert f"--resume: {whole}: it was begun with {option.split('=')[0]}=" in message
 
 
 @pytest.mark.parametrize(
@@ -137,6 +164,8 @@ def test_resuming_another_network_names_the_fields(whole: Path) -> None:
         (["--crop=100000"], "clips of 2 frames of 100000x100000 pixels do not fit"),
         (["--stpes=3"], "--stpes=3"),
         (["--data=/nowhere"], "/nowhere"),
+        (["--exclude=TEST03"], "--only and --exclude choose among"),
+        (["--rows=5"], "--rows=5 does not divide the 32 rows of --crop"),
         (["--dtype=float8"], "--dtype=float8"),
         (["--start-from=nowhere"], "nowhere"),
         (["--resume"], "no run folder"),

@@ -102,6 +102,21 @@ def test_many_devices_do_what_one_does(data: int, rows: int) -> None:
     chex.assert_trees_all_close(many, one, atol=1e-4)
 
 
+@pytest.mark.parametrize("crop", [16, 20, 36, 50])
+def test_a_perfect_network_has_no_loss_at_any_scale(crop: int) -> None:
+    """Also where the coarsest scale does not divide the crop."""
+    network = dataclasses.replace(NETWORK, scales=(8, 4, 2, 1))
+    rebuild, parameters = split(models.build(network))
+    leaves_as_it_is = {
+        name: jnp.zeros_like(array) if "head" in name else array
+        for name, array in parameters.items()
+    }
+    sharp = jax.random.randint(jax.random.key(0), (1, 2, crop, crop, 3), 0, 256)
+    batch = {"blurred": sharp, "sharp": sharp}
+    loss = training.model_loss(rebuild(leaves_as_it_is), batch, "mse")
+    assert float(loss) < 1e-9
+
+
 def test_the_loss_falls() -> None:
     config = dataclasses.replace(CONFIG, steps=40, learning_rate=1e-2, save_every=40)
     mesh = mesh_of(1)

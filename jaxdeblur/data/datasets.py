@@ -272,13 +272,22 @@ def video_frames(video: Video) -> tuple[Frames, ...]:
 
 def sharp_files(video: Video) -> set[str]:
     """The files that hold a video's sharp frames, by which it is known under any name."""
-    files: list[Path] = []
-    for frames in video_frames(video)[-1:]:
-        if isinstance(frames, FrameFiles | VideoFile):
-            files += frames.files
-        elif isinstance(frames, PackedFrames):  # named by a hash of what was packed
-            files.append(frames.file)
-    return {os.path.realpath(file) for file in files}
+    return {
+        os.path.realpath(file) for frames in video_frames(video)[-1:] for file in _files(frames)
+    }
+
+
+def files_of(video: Video) -> list[Path]:
+    """All files that a video's frames lie in."""
+    return [file for frames in video_frames(video) for file in _files(frames)]
+
+
+def _files(frames: Frames) -> tuple[Path, ...]:
+    if isinstance(frames, FrameFiles | VideoFile):
+        return frames.files
+    if isinstance(frames, PackedFrames):  # named by a hash of what was packed
+        return (frames.file,)
+    return ()
 
 
 def refuse(what: str, problems: Sequence[str], shown: int = 20) -> None:

@@ -114,7 +114,7 @@ def batches_on_device(
         real = dataclasses.replace(config, data=tuple(shares)[1:], mix=tuple(shares.values())[1:])
         opened = [data for data, _ in training_sources(real, seed) if isinstance(data, Dataset)]
         cache = copy_frames(opened, options, replicated)
-    scene = dataclasses.replace(config.scene_config, frames=frames, size=(crop, crop))
+    scene = dataclasses.replace(config.scenes_of(RENDERED), frames=frames, size=(crop, crop))
     textures = None
     if shares[RENDERED]:
         photographs = find_photographs("train", config.photos)

@@ -208,17 +208,22 @@ def pack(
     return [packed or done[place] for packed, place in zip(packs, places, strict=True)]
 
 
-def _place(source: FrameFiles | VideoFile, cache: Path) -> Path:
-    """Where the pack of a video belongs: its name without suffix."""
+def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of files, by which it is known whether they are the same.
+
+    Raises:
+      UserError: one is no longer there.
+    """
     try:
-        stats = [file.stat() for file in source.files]
+        found = [(file, file.stat()) for file in files]
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from error
-    identity = [
-        [str(file.absolute()), stat.st_size, stat.st_mtime_ns]
-        for file, stat in zip(source.files, stats, strict=True)
-    ]
-    text = json.dumps([_PACK_VERSION, *identity])
+    return [(str(file.absolute()), stat.st_size, stat.st_mtime_ns) for file, stat in found]
+
+
+def _place(source: FrameFiles | VideoFile, cache: Path) -> Path:
+    """Where the pack of a video belongs: its name without suffix."""
+    text = json.dumps([_PACK_VERSION, *stamps(source.files)])
     return cache / f"frames-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 

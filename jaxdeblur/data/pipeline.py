@@ -30,7 +30,7 @@ from jaxdeblur.data.datasets import (
 )
 from jaxdeblur.data.packing import PackedFrames, show_packing
 from jaxdeblur.data.scenes import ScenePool, cache_folder
-from jaxdeblur.data.synthesis import average
+from jaxdeblur.data.synthesis import MAX_TAU, average
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Video8
 
@@ -85,13 +85,25 @@ class ClipOptions:
         for name in ("frames", "crop", "draws"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} is not positive")
-        if not self.taus or min(self.taus) < 1:
-            raise UserError(f"taus: {self.taus} are not positive")
+        if not self.taus or min(self.taus) < 1 or max(self.taus) > MAX_TAU:
+            raise UserError(f"taus: {self.taus} are not from 1 to {MAX_TAU}")
         if not 0 < self.duty[0] <= self.duty[1] <= 1:
             raise UserError(f"duty: {self.duty} is not a range within (0, 1]")
+        for tau in self.taus:
+            least, most = self.whole_periods(tau)
+            if least > most:
+                raise UserError(
+                    f"duty: no whole number of frames T lets {tau} / T lie in {self.duty}; widen "
+                    f"the range or leave {tau} out of taus"
+                )
         for name in ("keep_still", "linear", "sharp_input"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}: {getattr(self, name)} is not a share, 0 to 1")
+
+    def whole_periods(self, tau: int) -> tuple[int, int]:
+        """The least and the most period T that gives exposures of ``tau`` frames the duty cycle."""
+        rounding = 1e-9  # 7 / 0.7 is a little more than 10
+        return math.ceil(tau / self.duty[1] - rounding), math.floor(tau / self.duty[0] + rounding)
 
 
 def batches(
@@ -249,15 +261,15 @@ class Source:
     def fitting_taus(self, video: HighSpeedVideo) -> list[int]:
         """The options' taus for which the video is long enough."""
         o, length = self.options, len(video.frames)
-        shortest = {tau: 1 if o.overlap else math.ceil(tau / o.duty[1]) for tau in o.taus}
+        shortest = {tau: 1 if o.overlap else o.whole_periods(tau)[0] for tau in o.taus}
         return [tau for tau in o.taus if tau + (o.frames - 1) * shortest[tau] <= length]
 
     def periods(self, video: HighSpeedVideo, tau: int) -> tuple[int, int]:
         """The least and the most period for exposures of ``tau`` frames, one that fits."""
         o = self.options
         longest = (len(video.frames) - tau) // max(1, o.frames - 1)
-        most = min(math.floor(tau / o.duty[0]), longest)
-        return min(math.ceil(tau / o.duty[1]), most), most
+        least, most = o.whole_periods(tau)
+        return min(least, longest), min(most, longest)
 
     def _expose(
         self, video: HighSpeedVideo, area: tuple[slice, slice], rng: np.random.Generator

@@ -101,6 +101,11 @@ class DataConfig:
                 raise UserError(f"--{option} is a share, 0 to 1, not {getattr(self, name)}")
         if self.max_bad_samples < 0:
             raise UserError(f"--max-bad-samples is 0 or more, not {self.max_bad_samples}")
+        if all(map(_is_rendered, self.data)) and (self.only or self.exclude):
+            raise UserError(
+                "--only and --exclude choose among the videos of a folder, and "
+                f"--data={' '.join(self.data)} is rendered"
+            )
         for spec in self.data if self.render == "device" else ():
             if spec != RENDERED and not spec.startswith("highspeed:"):
                 raise UserError(
@@ -108,10 +113,9 @@ class DataConfig:
                     "highspeed:FOLDER only; --render=pool reads all data sets"
                 )
 
-    @property
-    def scene_config(self) -> SceneConfig:
-        """The rendered scenes' configuration."""
-        return SCENES[self.scenes]
+    def scenes_of(self, spec: str) -> SceneConfig:
+        """The configuration of the scenes that an entry of ``data`` renders."""
+        return SCENES[spec.partition(":")[2] or self.scenes]
 
     def clip_options(self, frames: int, crop: int) -> ClipOptions:
         """What a clip of the pipeline is."""
@@ -130,7 +134,9 @@ class DataConfig:
         """The curriculum over a run of ``steps``: the fastest motion at each, pixels a frame."""
         if not self.curriculum:
             return None
-        start, most = self.curriculum_start, self.scene_config.motion[1]
+        start = self.curriculum_start
+        ranges = [self.scenes_of(spec).motion for spec in self.data if _is_rendered(spec)]
+        most = max((fastest for _, fastest in ranges), default=start)
         full = self.curriculum * steps
 
         def limit(step: int) -> float:
@@ -154,7 +160,7 @@ def _training_source(config: DataConfig, spec: str, seed: int) -> Dataset | Scen
     if _is_rendered(spec):
         return render_pool(
             "train",
-            SCENES[spec.partition(":")[2] or config.scenes],
+            config.scenes_of(spec),
             config.pool,
             seed,
             progress=show_rendering,

@@ -31,12 +31,14 @@ class VideoRestorer(nnx.Module):
       lookahead: how many frames the output of the stream is late.
       multiple: the height and width that the network sees are multiples of this.
       feature_channels: of the features at half size that ``restore_with_features`` gives.
+      scales: by what each of ``restore_levels`` is reduced.
     """
 
     config: Any
     lookahead: int
     multiple: ClassVar[int] | int
     feature_channels: ClassVar[int] | int = 0
+    scales: ClassVar[tuple[int, ...]] | tuple[int, ...] = (1,)
 
     def restore_clip(self, clip: Clip) -> Clip:
         """Restores a clip of any length and size, ``B T H W 3`` in [0, 1], all frames at once.
