@@ -5,12 +5,14 @@ PYTHON ?= python3
 # An active virtual environment is used as it is; otherwise .venv is made.
 VENV := $(or $(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
+CHECK := import sys; sys.exit('Python 3.11 or newer is needed, as in: make PYTHON=python3.12' if sys.version_info < (3, 11) else 0)
 
 .PHONY: install demo test clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -c "$(CHECK)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@

@@ -56,7 +56,7 @@ def main() -> None:
         loaded = loaded._replace(model=shared_out)
     dataset = open_dataset(
         config.data,
-        "test",
+        config.split,
         variant=config.variant,
         exposure=Exposure(config.tau, config.period),
         only=config.only,

@@ -167,7 +167,7 @@ class Checkpoints:
                     _STATE: ocp.args.StandardSave(state._asdict()),
                     _WEIGHTS: ocp.args.StandardSave(weights),
                     _ABOUT: ocp.args.JsonSave(
-                        {"weights": _digest(weights), "parameters": _digest(state.parameters)}
+                        {"weights": _digest(weights), "state": _digest(_by_path(state))}
                     ),
                 }
             ),
@@ -184,7 +184,7 @@ class Checkpoints:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 item, about = self._read(reader, step, _STATE, abstract)
             state = TrainState(**item)
-            _check(about, "parameters", state.parameters)
+            _check(about, "state", _by_path(state))
             return state
 
         found = self._newest(restore)
@@ -293,6 +293,11 @@ def _digest(parameters: Parameters) -> str:
     return digest.hexdigest()
 
 
+def _by_path(state: TrainState) -> dict[str, Any]:
+    """Every array of a state, by where it stands in it."""
+    return {jax.tree_util.keystr(path): a for path, a in jax.tree.leaves_with_path(state)}
+
+
 class LoadedModel(NamedTuple):
     """A model with trained parameters, and where they come from."""
 
@@ -340,6 +345,7 @@ def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
     if found is None:
         raise UserError(f"{folder}: it has no checkpoint yet")
     step, parameters = found
+    _check_finite(parameters, str(folder))
     metadata = {"training": dataclasses.asdict(run.training), "data": run.data}
     source = f"{folder} at step {step}"
     return LoadedModel(rebuild(parameters), run.preset, network, step, source, metadata)
@@ -352,6 +358,8 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    except AttributeError as error:  # a type that NumPy has no name for
+        raise UserError(f"{path}: its numbers are of a type that is not read ({error})") from error
     try:
         about = json.loads(header.get("jaxdeblur", ""))
     except (ValueError, RecursionError):
@@ -363,9 +371,19 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
         network = dataclasses.replace(network, dtype=dtype)
     rebuild, template = outline(lambda: models.build(network))
     check_fits(template, arrays, str(path))
+    for name, array in arrays.items():
+        if not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
+            raise UserError(f"{path}: {name} is {array.dtype}, not numbers with a fraction")
     parameters = {name: jax.numpy.asarray(arrays[name], jax.numpy.float32) for name in template}
+    _check_finite(parameters, str(path))
     preset = str(about.get("preset", ""))
     return LoadedModel(rebuild(parameters), preset, network, about["step"], source, about)
+
+
+def _check_finite(parameters: Parameters, where: str) -> None:
+    # A pixel that is not a number would come out as the one that went in, as if all were well.
+    if bad := [name for name, a in parameters.items() if not np.isfinite(np.asarray(a)).all()]:
+        raise UserError(f"{where}: its {bad[0]} is not finite; the weights are broken")
 
 
 def check_fits(template: dict[str, Any], arrays: dict[str, Any], where: str) -> None:

@@ -67,6 +67,8 @@ class Deblurrer:
         if tile != "auto":
             parse_tiles(tile)  # complains now, not at the first frame
         if isinstance(weights, VideoRestorer):
+            if dtype is not None:
+                raise UserError("dtype is for weights that are loaded; a model has its own")
             self.model, self.source = weights, type(weights).__name__
         else:
             loaded = load_model(default_weights() if weights is None else str(weights), dtype=dtype)
@@ -110,6 +112,11 @@ class Deblurrer:
         on_its_way: Stream | None = None
         for frame in frames:
             if on_its_way is None:
+                if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype not in ("uint8", "uint16"):
+                    raise UserError(
+                        "a frame is H W 3 in uint8 or uint16, not "
+                        f"{' '.join(map(str, frame.shape))} in {frame.dtype}"
+                    )
                 height, width, _ = frame.shape
                 on_its_way = self.open_stream(height, width, layout_of(frame.dtype))
             restored = on_its_way.push((frame,))

@@ -252,7 +252,14 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         progress = Progress(job.name, info.frames, quiet=config.quiet)
         stream = deblurrer.open_stream(info.height, info.width, info.layout)
         patience = 1.0 if job.kind == "pipe" else None
-        timing = run_stages(source, stream, write, progress, patience=patience)
+        timing = run_stages(
+            source,
+            stream,
+            write,
+            progress,
+            patience=patience,
+            write_patience=1.0 if job.output is None else None,
+        )
         if not timing.frames:
             raise UserError(f"{job.name}: has no frame")
         targets[0].copy(source.trailing)

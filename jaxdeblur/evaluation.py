@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax
 import jax
@@ -29,8 +29,7 @@ import numpy as np
 
 from jaxdeblur import cluster, report
 from jaxdeblur.checkpoints import LoadedModel, network_to_json
-from jaxdeblur.data.datasets import Dataset, Video, files_of
-from jaxdeblur.data.packing import stamps
+from jaxdeblur.data.datasets import Dataset, Video, identity
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.images import MAX_PIXELS, write_png
@@ -64,6 +63,7 @@ class EvaluationConfig:
 
     Attributes:
       data: rendered, a folder (its layout is recognised), or LAYOUT:FOLDER.
+      split: the part of the data set: test, or validation where no test set is published (REDS).
       variant: which blurred frames, where a data set has several: blur or blur_gamma.
       only: the videos whose names begin so; all without.
       exclude: leaves out the videos whose names begin so.
@@ -78,6 +78,7 @@ class EvaluationConfig:
     """
 
     data: str = "rendered"
+    split: Literal["train", "validation", "test"] = "test"
     variant: str | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -133,6 +134,8 @@ def evaluate(
     pairs = zip(dataset.videos, lengths, strict=True)
     if short := [video.name for video, length in pairs if not rules.scored(length)]:
         raise UserError(f"protocol {rules.name} scores no frame of {', '.join(short)}: too short")
+    for video in dataset.videos:
+        rules.check_size(video.height, video.width, video.name)
 
     settings = _settings(loaded, dataset, config)
     _check_folder(out, settings, overwrite)
@@ -280,7 +283,11 @@ class _TimedRestoration:
 
     def seconds_per_frame(self) -> float:
         """The median; the first frame compiles and fills the look-ahead, so it does not count."""
-        return float(np.median(self.durations[1:] or self.durations))
+        if len(self.durations) == 1:  # once more, compiled
+            began = time.perf_counter()
+            list(stream(self.model, self._read()))
+            self.durations.append(time.perf_counter() - began)
+        return float(np.median(self.durations[1:]))
 
     def _read(self) -> Iterator[Pixels]:
         for i in range(self.frames):
@@ -334,12 +341,36 @@ def _explain(model: VideoRestorer, frames: Sequence[Frame8]) -> Explanation:
 
     @jax.jit
     def explain(parameters: Any, clip: jax.Array) -> Explanation:
-        return rebuild(parameters).explain_clip(clip)  # type: ignore[attr-defined]
+        found = rebuild(parameters).explain_clip(clip)  # type: ignore[attr-defined]
+        return _without_padding(found, model, *clip.shape[2:4])
 
     found: Explanation = jax.device_get(explain(parameters, from_uint8(np.stack(frames))[None]))
     if not all(np.isfinite(array).all() for array in jax.tree.leaves(found)):
         raise UserError("--explain: the model's maps are not finite; its weights are broken")
     return found
+
+
+def _without_padding(
+    found: Explanation, model: VideoRestorer, height: int, width: int
+) -> Explanation:
+    """The maps of the frames alone; a model explains them padded to its ``multiple``."""
+    shares = [size / model._round_up(size) for size in (height, width)]
+
+    def cut(maps: jax.Array, axis: int) -> jax.Array:
+        sides = zip(maps.shape[axis : axis + 2], shares, strict=True)
+        inside = [slice(max(1, round(side * share))) for side, share in sides]
+        return maps[(*[slice(None)] * axis, *inside)]
+
+    weights = found.blending_weights
+    return Explanation(
+        None if weights is None else cut(weights, 2),
+        tuple(
+            dataclasses.replace(
+                block, spatial_maps=cut(block.spatial_maps, 3), pixel_mix=cut(block.pixel_mix, 2)
+            )
+            for block in found.attention
+        ),
+    )
 
 
 def _rounded(restored: Pixels) -> Frame8:
@@ -369,15 +400,12 @@ def _settings(loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig) -
         "dataset": dataset.name,
         "dataset_variant": dataset.variant,
         "videos": [f"{v.name} {v.width}x{v.height} {len(v)}" for v in dataset.videos],
-        "files": _digest_of_files(dataset),
+        "files": hashlib.sha256(
+            json.dumps(list(map(identity, dataset.videos))).encode()
+        ).hexdigest(),
         **json.loads(json.dumps(dataclasses.asdict(config))),
         "protocol": protocol(config.protocol).as_dict(),
     }
-
-
-def _digest_of_files(dataset: Dataset) -> str:
-    files = [file for video in dataset.videos for file in files_of(video)]
-    return hashlib.sha256(json.dumps(stamps(files)).encode()).hexdigest()
 
 
 def _check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:

@@ -9,7 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from jaxdeblur import extensions
 from jaxdeblur.checkpoints import LoadedModel, check_fits, export_weights, load_model
+from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models import build
 from jaxdeblur.models.coarse_to_fine import (
@@ -21,7 +23,7 @@ from jaxdeblur.models.coarse_to_fine import (
 )
 from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.strcnn import COARSE, StrcnnConfig
-from jaxdeblur.options import Parser
+from jaxdeblur.options import Parser, from_json
 from jaxdeblur.runs import starting_parameters
 
 
@@ -78,7 +80,12 @@ def main() -> None:
         metavar="METRICS",
         help="metrics.json of evaluations, whose totals go into the file",
     )
+    extensions.add_option(parser)
     arguments = parser.parse_args()
+    if arguments.extension:
+        extensions.load(arguments.extension)
+    if arguments.coarse_below != COARSE and not arguments.coarse_from:
+        raise UserError("--coarse-below says which levels --coarse-from=RUN gives; name the run")
     if arguments.file.suffix != ".safetensors":
         raise UserError(f"{arguments.file}: the name of a weights file ends in .safetensors")
     loaded = load_model(arguments.run)
@@ -87,7 +94,7 @@ def main() -> None:
         "commit": _commit(),
         "scores": [_totals(path) for path in arguments.scores],
     }
-    metadata["data"] = _without_folders(loaded.metadata["data"])
+    metadata["data"] = _data_of(loaded)
     metadata["after"] = [_about(load_model(run)) for run in arguments.after]
     if arguments.scales:
         loaded = _at_scales(loaded, tuple(arguments.scales))
@@ -104,12 +111,10 @@ def main() -> None:
 
 def _about(run: LoadedModel) -> dict[str, Any]:
     """What the weights say of another run that they come from."""
-    return {
-        "preset": run.preset,
-        "step": run.step,
-        "training": run.metadata["training"],
-        "data": _without_folders(run.metadata["data"]),
-    }
+    training = run.metadata.get("training")
+    if not isinstance(training, dict):
+        raise UserError(f"{run.source}: does not say how it was trained")
+    return {"preset": run.preset, "step": run.step, "training": training, "data": _data_of(run)}
 
 
 def _at_scales(loaded: LoadedModel, scales: tuple[int, ...]) -> LoadedModel:
@@ -164,13 +169,14 @@ def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
     return loaded._replace(model=rebuild(mean))
 
 
-def _without_folders(data: dict[str, Any]) -> dict[str, Any]:
+def _data_of(run: LoadedModel) -> dict[str, Any]:
     """The data options with names for the folders, whose paths are those of one machine."""
+    data = from_json(DataConfig, run.metadata.get("data"), f"{run.source}: data")
     return {
-        **data,
-        "data": [_without_folder(spec) for spec in data["data"]],
-        "photos": data["photos"] and Path(data["photos"]).name,
-        "validate_on": _without_folder(data["validate_on"]),
+        **dataclasses.asdict(data),
+        "data": [_without_folder(spec) for spec in data.data],
+        "photos": data.photos and Path(data.photos).name,
+        "validate_on": _without_folder(data.validate_on),
     }
 
 

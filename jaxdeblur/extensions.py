@@ -27,9 +27,14 @@ def load(path: Path | str) -> None:
       UserError: there is no such file, or it is no Python.
     """
     path = Path(path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of its own, so that a file named as a module of Python's does not take its place.
+    name = f"jaxdeblur_extension_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise UserError(f"--extension={path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"--extension={path}: no Python: {error}") from error

@@ -150,6 +150,14 @@ class Protocol:
         """The indices of the frames that count in a video of ``frames`` frames."""
         return range(self.skip_first, max(self.skip_first, frames - self.skip_last))
 
+    def check_size(self, height: int, width: int, name: str) -> None:
+        """Raises :class:`UserError` if frames are too small, with the ``name`` of their video."""
+        if min(height, width) - 2 * self.crop < 11:
+            raise UserError(
+                f"{name}: {width}x{height} pixels are too small for protocol {self.name}: SSIM "
+                f"needs {11 + 2 * self.crop} on each side"
+            )
+
     def score(self, image: Image, reference: Image) -> tuple[float, float]:
         """PSNR and SSIM of one frame, 0 to 255; an identical frame has a PSNR of ``MAX_PSNR``.
 
@@ -157,11 +165,7 @@ class Protocol:
           UserError: after cropping, less than the window of SSIM is left.
         """
         height, width = image.shape[:2]
-        if min(height, width) - 2 * self.crop < 11:
-            raise UserError(
-                f"frames of {width}x{height} are too small for protocol {self.name}: SSIM needs "
-                f"{11 + 2 * self.crop} pixels on each side"
-            )
+        self.check_size(height, width, "frames")
         inner = (slice(self.crop, height - self.crop), slice(self.crop, width - self.crop))
         a: Pixels = image[inner]
         b: Pixels = reference[inner]

@@ -50,13 +50,18 @@ def add_fields(parser: argparse.ArgumentParser, config: Any, title: str) -> None
     types_of = typing.get_type_hints(type(config))
     help_of = field_help(type(config))
     for field in dataclasses.fields(config):
-        group.add_argument(
-            "--" + field.name.replace("_", "-"),
-            dest=field.name,
-            default=getattr(config, field.name),
-            help=help_of.get(field.name, " "),
-            **_how_to_parse(types_of[field.name]),
-        )
+        option = "--" + field.name.replace("_", "-")
+        try:
+            group.add_argument(
+                option,
+                dest=field.name,
+                default=getattr(config, field.name),
+                help=help_of.get(field.name, " "),
+                **_how_to_parse(types_of[field.name]),
+            )
+        except argparse.ArgumentError as error:
+            where = f"{type(config).__name__}.{field.name}"
+            raise UserError(f"{where}: {option} is an option already; rename the field") from error
 
 
 def read_fields(arguments: argparse.Namespace, config: Config) -> Config:

@@ -174,7 +174,9 @@ def train(
         _make_folder(run, folder, resume)
         _say(
             f"{run.preset}: {count(parameters):,} parameters, {jax.device_count()} "
-            f"{jax.devices()[0].platform} device(s), step {first} of {config.steps}, in {folder}"
+            f"{jax.devices()[0].platform} device(s), clips made by "
+            f"{'them' if data.on_device else 'the host'}, step {first} of {config.steps}, "
+            f"in {folder}"
         )
         if first >= config.steps:
             return state
@@ -200,7 +202,7 @@ def _batches(
     """The global batches from step ``first`` on; batch k is a function of the seed and k alone."""
     config = run.training
     limit = data.motion_limit(config.steps)
-    if data.render == "device":
+    if data.on_device:
         yield batches_on_device(
             data,
             cluster.clips_over(mesh),
@@ -373,6 +375,8 @@ def save_failure(folder: Path, error: NonFiniteError) -> Path:
 
 def replay(path: Path) -> list[str]:
     """Runs the batch of a failure again; says per clip and parameter what is not finite."""
+    if not path.is_file():
+        raise UserError(f"--replay={path}: no such file")
     run = Run.read(path.parent)
     try:
         arrays = safetensors.numpy.load_file(path)

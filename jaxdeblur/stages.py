@@ -61,6 +61,7 @@ def run_stages(
     progress: Progress,
     *,
     patience: float | None = None,
+    write_patience: float | None = None,
 ) -> Timing:
     """Reads, restores and writes at once until the source ends; gives where the time went.
 
@@ -69,11 +70,15 @@ def run_stages(
       write: takes each picture with its restored planes, in another thread.
       patience: how many seconds to wait for the source to stop if something fails; a source that
         waits for a pipe cannot be woken.
+      write_patience: the same for ``write``.
     """
     timing = Timing()
     began = time.monotonic()
     waiting: collections.deque[Picture] = collections.deque()
-    with Reading(source, patience=patience) as pictures, Writing(write) as results:
+    with (
+        Reading(source, patience=patience) as pictures,
+        Writing(write, patience=write_patience) as results,
+    ):
 
         def hand_on(restored: Any) -> None:
             # Reading the result waits for the device, which by now has the next frame to do.
@@ -176,8 +181,15 @@ class Writing:
       waited: seconds that the producer waited for it.
     """
 
-    def __init__(self, function: Callable[[Any], None], depth: int = _DEPTH) -> None:
+    def __init__(
+        self,
+        function: Callable[[Any], None],
+        depth: int = _DEPTH,
+        *,
+        patience: float | None = None,
+    ) -> None:
         self.busy = self.waited = 0.0
+        self._patience = patience
         self._function = function
         self._queue: queue.Queue[Any] = queue.Queue(depth)
         self._error: BaseException | None = None
@@ -190,7 +202,7 @@ class Writing:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(self._patience)
 
     def put(self, item: Any) -> None:
         """Hands on an item; raises what the function raised for an earlier one."""

@@ -86,11 +86,18 @@ def test_device_strength_and_tiles(model):
         ({"tile": "large"}, "--tile"),
         ({"device": "cpu:99"}, "--device=cpu:99"),
         ({"device": "cpu:x"}, "--device=cpu:x"),
+        ({"dtype": "bfloat16"}, "a model has its own"),
     ],
 )
 def test_wrong_arguments(options, message, model):
     with pytest.raises(UserError, match=message):
         Deblurrer(model, **options)
+
+
+def test_what_is_no_frame_is_one_clear_line(model):
+    for wrong in (BLURRED / 255.0, BLURRED.astype(np.int64), BLURRED[..., 0], BLURRED[0]):
+        with pytest.raises(UserError, match="a frame is H W 3 in uint8 or uint16, not"):
+            list(Deblurrer(model).stream(iter(wrong)))
 
 
 def test_no_weights_is_one_clear_line(monkeypatch):

@@ -23,7 +23,7 @@ from jaxdeblur.checkpoints import LoadedModel, export_weights
 from jaxdeblur.data.datasets import Dataset
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation import EvaluationConfig, evaluate
-from jaxdeblur.models.explanation import Explanation
+from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 
@@ -67,8 +67,8 @@ class MemoryVideo:
         self.blurred_frames = np.clip(self.sharp_frames / GAIN + noise, 0, 255).astype(np.uint8)
         self.reads = 0
 
-    height = property(lambda self: 24)
-    width = property(lambda self: 32)
+    height = property(lambda self: self.sharp_frames.shape[1])
+    width = property(lambda self: self.sharp_frames.shape[2])
 
     def __len__(self) -> int:
         return len(self.sharp_frames)
@@ -295,6 +295,44 @@ class TestRefusals:
         for model in (Plain(), Empty()):
             with pytest.raises(UserError, match="--explain: brighten neither blends nor attends"):
                 evaluate(loaded(model), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
+
+    def test_maps_are_those_of_the_frame_without_its_padding(self):
+        class Padded(Brighten):
+            multiple = 8
+
+            def explain_clip(self, clip):
+                maps = self._pad(clip)[..., ::2, ::2, 0]
+                return Explanation(
+                    blending_weights=maps,
+                    attention=(
+                        AttentionMaps(
+                            "all", maps[:, :, None], maps[:, :, :1], maps[..., None], (0,)
+                        ),
+                    ),
+                )
+
+        frames = np.random.default_rng(0).integers(0, 256, (2, 12, 20, 3), np.uint8)  # to 16 x 24
+        found = evaluation._explain(Padded(), list(frames))
+        expected = frames[None, :, ::2, ::2, 0] / np.float32(255)
+        np.testing.assert_allclose(found.blending_weights, expected, atol=1e-6)
+        np.testing.assert_allclose(found.attention[0].spatial_maps[:, :, 0], expected, atol=1e-6)
+        np.testing.assert_allclose(found.attention[0].pixel_mix[..., 0], expected, atol=1e-6)
+
+    def test_a_video_that_is_too_small_is_named_before_any_is_restored(self, tmp_path):
+        small = MemoryVideo("thumbnail", 3, 3)
+        small.sharp_frames = small.sharp_frames[:, :8]
+        dataset = Dataset("memory", "", [*a_dataset().videos, small])
+        with pytest.raises(UserError, match=r"thumbnail: .* too small for protocol jaxdeblur"):
+            evaluate(loaded(), dataset, EvaluationConfig(), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_the_time_of_one_frame_is_without_compiling(self, tmp_path):
+        dataset = Dataset("memory", "", [MemoryVideo("still", 1, 3)])
+        metrics = evaluate(loaded(), dataset, EvaluationConfig(), tmp_path / "out")
+        assert metrics["videos"][0]["seconds_per_frame"] > 0
+        timed = evaluation._TimedRestoration(Brighten(), dataset.videos[0], 1, wide=False)
+        list(timed)
+        assert timed.seconds_per_frame() != timed.durations[0]
 
     def test_maps_that_are_not_finite(self, tmp_path):
         config = EvaluationConfig(explain=True)

@@ -232,7 +232,7 @@ class TestProtocols:
 
     def test_frames_too_small(self):
         with pytest.raises(
-            UserError, match=r"12x40 are too small for protocol cdvd-tsp: .* 19 pix"
+            UserError, match=r"12x40 pixels are too small for protocol cdvd-tsp: .* 19 on"
         ):
             PROTOCOLS["cdvd-tsp"].score(grey(0, 40, 12), grey(0, 40, 12))
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import random  # noqa: F401  # what an extension of this name must not replace
+import sys
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from jaxdeblur import extensions
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import (
     Parser,
@@ -112,3 +116,20 @@ def test_json_of_another_type_is_refused(values: object) -> None:
 
 def test_differing_fields_are_named() -> None:
     assert differing_fields(Sample(), Sample(count=2)) == ["count: here 1, there 2"]
+
+
+def test_two_options_of_one_name_are_named() -> None:
+    parser = Parser()
+    parser.add_argument("--count")
+    with pytest.raises(UserError, match=r"Sample\.count: --count is an option already; rename"):
+        add_fields(parser, Sample(), "sample")
+
+
+def test_an_extension_that_is_no_python_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "random.py"
+    file.write_text("def broken(:")
+    with pytest.raises(UserError, match=r"random\.py: no Python: invalid syntax"):
+        extensions.load(file)
+    file.write_text("")
+    extensions.load(file)
+    assert hasattr(sys.modules["random"], "randint"), "it took the place of Python's own"

@@ -18,6 +18,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.images import write_png
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.presets import PRESETS
 from jaxdeblur.runs import Validation
 
 
@@ -73,6 +74,26 @@ def test_the_curriculum_ends_at_the_fastest_scenes_that_train(data: dict[str, An
     limit = DataConfig(**data, curriculum=0.5, curriculum_start=4.0).motion_limit(100)
     assert limit is not None
     assert [limit(step) for step in (0, 25, 50)] == [4.0, 22.0, float("inf")]
+
+
+def test_every_preset_trains_on_any_data_set() -> None:
+    """``train.py --model=... --data=/data/GOPRO_Large`` as the README has it."""
+    for preset in PRESETS.values():
+        paired = dataclasses.replace(preset.data, data=("/data/GOPRO_Large",))
+        assert not paired.on_device
+    assert PRESETS["strcnn_dtb"].data.on_device
+    assert not PRESETS["strcnn_dtb_small"].data.on_device
+
+
+def test_a_variant_is_for_the_data_sets_that_have_several(folder: Path) -> None:
+    for place in ("blur", "blur_gamma", "sharp"):
+        shutil.copytree(folder / "pairs" / "sharp" / "walk", folder / "gopro" / "test1" / place)
+    gopro, pairs = f"gopro:{folder / 'gopro'}", f"pairs:{folder / 'pairs'}"
+    config = DataConfig(data=(gopro, pairs), variant="blur_gamma")
+    (first, _), (second, _) = training_sources(config, 0)
+    assert (first.variant, second.name) == ("blur_gamma", "pairs")  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="the layout pairs has no variants"):
+        training_sources(dataclasses.replace(config, data=(pairs,)), 0)
 
 
 def test_several_kinds_of_scenes_train_together(

@@ -171,7 +171,7 @@ def test_resuming_with_another_state_names_the_option(option: str, whole: Path) 
         (["--resume"], "no run folder"),
         (["--process-id=1"], "--coordinator"),
         (["--extension=nowhere.py"], "nowhere.py"),
-        (["--replay=nowhere.safetensors"], "no run folder"),
+        (["--replay=nowhere.safetensors"], "--replay=nowhere.safetensors: no such file"),
     ],
 )
 def test_bad_options_are_one_line(arguments: list[str], named: str, tmp_path: Path) -> None:
@@ -329,6 +329,39 @@ def test_exported_weights_can_be_a_mean(
     assert mean.metadata["mixed"] == {"with": "other.safetensors", "share": 0.25}
     for name, array in split(mean.model)[1].items():
         np.testing.assert_allclose(array, 1.25 * ours[name], rtol=1e-6)
+
+
+def test_weights_that_do_not_say_how_they_were_trained_are_named(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare, file = tmp_path / "bare.safetensors", tmp_path / "file.safetensors"
+    export_weights(load_model(whole)._replace(metadata={}), bare)
+    for arguments, said in (
+        ([str(bare)], r"bare\.safetensors.*: data: a JSON object was expected"),
+        ([str(whole), f"--after={bare}"], r"bare\.safetensors.*: does not say how it was trained"),
+        ([str(whole), "--coarse-below=2"], "--coarse-from=RUN"),
+        ([str(whole), "--extension=nowhere.py"], "no such Python file"),
+    ):
+        command = ["export", arguments[0], str(file), "--licence=free", *arguments[1:]]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(UserError, match=said):
+            export.main()
+    assert not file.exists()
+
+
+def test_weights_that_are_no_numbers_are_refused(whole: Path, tmp_path: Path) -> None:
+    """A pixel that is not a number would come out as the one that went in."""
+    loaded, file = load_model(whole), tmp_path / "broken.safetensors"
+    rebuild, arrays = split(loaded.model)
+    name = sorted(arrays)[0]
+    broken = arrays | {name: arrays[name].at[0].set(np.nan)}
+    export_weights(loaded._replace(model=rebuild(broken)), file)
+    with pytest.raises(UserError, match=f"its {name} is not finite"):
+        load_model(file)
+    raw = file.read_bytes()
+    file.write_bytes(raw.replace(b'"F32"', b'"I32"'))
+    with pytest.raises(UserError, match="is int32"):
+        load_model(file)
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "no header", "other network"])

@@ -95,6 +95,7 @@ def test_many_devices_do_what_one_does(data: int, rows: int) -> None:
         for i in range(3):
             batch = jax.device_put(random_batch(i), cluster.clips_over(mesh))
             state, metrics = step(state, batch)
+        assert step._cache_size() == 1, "the second step compiled again"
         results.append((jax.tree.map(np.asarray, state.parameters), float(metrics.loss)))
     (one, loss_of_one), (many, loss_of_many) = results
     assert loss_of_many == pytest.approx(loss_of_one, rel=1e-5)

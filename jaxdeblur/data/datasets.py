@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxdeblur.data.packing import (
     DecodedFrames,
@@ -30,6 +30,7 @@ from jaxdeblur.data.packing import (
     VideoFile,
     high_speed_sources,
     pack,
+    stamps,
 )
 from jaxdeblur.data.photographs import SPLITS
 from jaxdeblur.data.scenes import (
@@ -46,6 +47,8 @@ from jaxdeblur.shapes import Frame8
 
 LAYOUTS = ("gopro", "dvd", "bsd", "reds", "pairs", "highspeed")
 """The names that may stand before a path, as in ``gopro:/data/GOPRO_Large``."""
+
+_WITH_VARIANTS = ("gopro", "reds")
 
 _SPLIT_FOLDERS = {
     "train": ("train",),
@@ -199,18 +202,8 @@ def open_dataset(
         raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     if spec.split(":")[0] == "rendered":
         return _rendered(spec, split, only, exclude)
-    layout, separator, path = spec.partition(":")
-    if layout not in LAYOUTS or not separator:
-        layout, path = "", spec
-    root = Path(path)
-    if not path:
-        raise UserError(f"data set {spec!r}: names no folder")
-    if layout in ("", "highspeed") and os.path.isfile(root):
-        layout = "highspeed"
-    elif not os.path.isdir(root):
-        raise UserError(f"{spec}: no such folder")
-    layout = layout or _recognised(root)
-    if variant is not None and layout not in ("gopro", "reds"):
+    layout, root = _layout_and_root(spec)
+    if variant is not None and layout not in _WITH_VARIANTS:
         raise UserError(f"{spec}: the layout {layout} has no variants, so not {variant!r} either")
     if layout == "highspeed":
         return _high_speed(root, split, exposure or Exposure(), only, exclude, max_pixels)
@@ -221,6 +214,26 @@ def open_dataset(
         found.variant,
         _paired_videos(root, [p for p in found.places if p.name in chosen], max_pixels),
     )
+
+
+def has_variants(spec: str) -> bool:
+    """Whether a data set may have several kinds of blurred frames; raises as ``open_dataset``."""
+    return spec.split(":")[0] != "rendered" and _layout_and_root(spec)[0] in _WITH_VARIANTS
+
+
+def _layout_and_root(spec: str) -> tuple[str, Path]:
+    """The layout that ``spec`` names or its folder has, and the folder."""
+    layout, separator, path = spec.partition(":")
+    if layout not in LAYOUTS or not separator:
+        layout, path = "", spec
+    root = Path(path)
+    if not path:
+        raise UserError(f"data set {spec!r}: names no folder")
+    if layout in ("", "highspeed") and os.path.isfile(root):
+        return "highspeed", root
+    if not os.path.isdir(root):
+        raise UserError(f"{spec}: no such folder")
+    return layout or _recognised(root), root
 
 
 def pool_dataset(pool: ScenePool) -> Dataset:
@@ -277,9 +290,17 @@ def sharp_files(video: Video) -> set[str]:
     }
 
 
-def files_of(video: Video) -> list[Path]:
-    """All files that a video's frames lie in."""
-    return [file for frames in video_frames(video) for file in _files(frames)]
+def identity(video: Video) -> list[Any]:
+    """By which it is known whether a video's frames have changed; as JSON can hold it.
+
+    Raises:
+      UserError: a file is no longer there.
+    """
+    return [
+        # A pack is named by a hash of what was packed, and made anew wherever there is none.
+        frames.file.name if isinstance(frames, PackedFrames) else stamps(_files(frames))
+        for frames in video_frames(video)
+    ]
 
 
 def _files(frames: Frames) -> tuple[Path, ...]:

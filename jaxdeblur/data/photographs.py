@@ -87,6 +87,8 @@ def find_photographs(
     found = _packaged(split)
     if folder is not None:
         files = list_frames(folder)
+        if not files:
+            raise UserError(f"{folder}: no photographs (folders in it are not looked into)")
         own = [Photograph(f"folder/{path.name}", path, _digest(path)) for path in files]
         taken = _packaged_digests()
         own = [p for p in own if _split_of(p.digest) == split and p.digest not in taken]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from jaxdeblur.data.datasets import Dataset, Video, open_dataset, sharp_files
+from jaxdeblur.data.datasets import Dataset, Video, has_variants, open_dataset, sharp_files
 from jaxdeblur.data.pipeline import ClipOptions, MotionLimit
 from jaxdeblur.data.scenes import SCENES, SceneConfig, ScenePool, render_pool, show_rendering
 from jaxdeblur.errors import UserError
@@ -36,7 +36,7 @@ class DataConfig:
         device that trains makes its clips itself, renders scenes anew for every step and cuts
         high-speed frames out of its own memory, which must hold them all. It takes rendered and
         highspeed:FOLDER alone, draws no clip again (least_blur and keep_still do nothing), and
-        skips no unreadable frame.
+        skips no unreadable frame. auto: the device if it takes all of the data, else the pool.
       photos: a folder of photographs for the scenes, besides those that come with packages.
       taus: high-speed frames: how many are averaged to a blurred one, drawn for each clip.
       duty: high-speed frames: the range of the share of the period that the shutter is open.
@@ -65,7 +65,7 @@ class DataConfig:
         "narrow"
     )
     pool: int = 160
-    render: Literal["pool", "device"] = "pool"
+    render: Literal["auto", "pool", "device"] = "pool"
     photos: str | None = None
     taus: tuple[int, ...] = (5, 7, 9, 11)
     duty: tuple[float, float] = (0.6, 1.0)
@@ -106,12 +106,17 @@ class DataConfig:
                 "--only and --exclude choose among the videos of a folder, and "
                 f"--data={' '.join(self.data)} is rendered"
             )
-        for spec in self.data if self.render == "device" else ():
-            if spec != RENDERED and not spec.startswith("highspeed:"):
-                raise UserError(
-                    f"--data={spec}: --render=device makes its batches of {RENDERED} and "
-                    "highspeed:FOLDER only; --render=pool reads all data sets"
-                )
+        if self.render == "device" and not self.on_device:
+            raise UserError(
+                f"--data={' '.join(self.data)}: --render=device makes its batches of {RENDERED} "
+                "and highspeed:FOLDER only; --render=pool reads all data sets"
+            )
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the device that trains makes the batches."""
+        takes = all(spec == RENDERED or spec.startswith("highspeed:") for spec in self.data)
+        return takes and self.render != "pool"
 
     def scenes_of(self, spec: str) -> SceneConfig:
         """The configuration of the scenes that an entry of ``data`` renders."""
@@ -177,11 +182,17 @@ def _open_training(config: DataConfig, spec: str) -> Dataset:
     return open_dataset(
         spec,
         "train",
-        variant=config.variant,
+        variant=_variant_of(config, spec),
         only=config.only,
         exclude=config.exclude,
         max_pixels=config.max_pixels,
     )
+
+
+def _variant_of(config: DataConfig, spec: str) -> str | None:
+    """The variant, where the data set has several or no other one has."""
+    anywhere = any(map(has_variants, (*config.data, config.validate_on)))
+    return config.variant if has_variants(spec) or not anywhere else None
 
 
 def validation_videos(config: DataConfig) -> list[Video]:
@@ -193,7 +204,7 @@ def validation_videos(config: DataConfig) -> list[Video]:
     videos = open_dataset(
         config.validate_on,
         "validation",
-        variant=config.variant,
+        variant=_variant_of(config, config.validate_on),
         only=config.validate_only,
         max_pixels=config.max_pixels,
     ).videos

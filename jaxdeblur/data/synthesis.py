@@ -241,7 +241,7 @@ def exposure_from(
     if duty is None:
         tau = 11 if tau is None else tau
         return Exposure(tau, tau + 1 if period is None else period, linear)
-    if not 0 < duty < 1:
+    if not 1e-6 <= duty < 1:
         raise UserError(f"--duty={duty}: must lie between 0 and 1 (eq. 1 has T > tau)")
     if tau is not None and period is not None:
         raise UserError("--duty: follows from --tau and --period, give two of the three")

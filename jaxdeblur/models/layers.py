@@ -121,7 +121,7 @@ class Conv(nnx.Module):
         deviation = gain * (2.0 / (kernel * kernel * c_in)) ** 0.5
         shape = (kernel, kernel, c_in, c_out)
         self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
-        self.bias = None if bias is None else nnx.Param(jnp.full((c_out,), bias))
+        self.bias = None if bias is None else nnx.Param(jnp.full((c_out,), bias, jnp.float32))
         self.stride = stride
         self.dtype = jnp.dtype(dtype)
 
