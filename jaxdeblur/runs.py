@@ -174,8 +174,8 @@ def train(
         _make_folder(run, folder, resume)
         _say(
             f"{run.preset}: {count(parameters):,} parameters, {jax.device_count()} "
-            f"{jax.devices()[0].platform} device(s), clips made by "
-            f"{'them' if data.on_device else 'the host'}, step {first} of {config.steps}, "
+            f"{jax.devices()[0].platform} device(s), clips made "
+            f"{'on them' if data.on_device else 'by the host'}, step {first} of {config.steps}, "
             f"in {folder}"
         )
         if first >= config.steps:

@@ -27,6 +27,7 @@ from jaxdeblur import models, restoration, sequences
 from jaxdeblur.errors import run_command
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration import restore_clip
+from jaxdeblur.stages import Writing
 from jaxdeblur.video import VideoReader
 
 ROOT = Path(__file__).parent.parent
@@ -553,6 +554,15 @@ def test_a_pipe_that_ends_too_soon(cut, message, command, monkeypatch, tmp_path)
         code, said = command("-", "out.mkv", "--size=32x24")
     assert (code, message in said) == (2, True), said
     assert os.listdir(tmp_path) == []
+
+
+def test_a_pipe_that_nobody_reads_does_not_keep_a_command_that_ends():
+    read = threading.Event()
+    began = time.monotonic()
+    with Writing(lambda item: read.wait(60), patience=0.1) as results:
+        results.put("a frame")
+    assert time.monotonic() - began < 30
+    read.set()
 
 
 def test_a_signal_stops_a_command_that_waits_for_its_pipe(weights, tmp_path):

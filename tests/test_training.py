@@ -20,7 +20,7 @@ import pytest
 from jax.sharding import AxisType
 
 from jaxdeblur import cluster, models, training
-from jaxdeblur.checkpoints import Checkpoints
+from jaxdeblur.checkpoints import Checkpoints, _by_path, _digest
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta import FstaConfig
 from jaxdeblur.models.parameters import split
@@ -101,6 +101,18 @@ def test_many_devices_do_what_one_does(data: int, rows: int) -> None:
     assert loss_of_many == pytest.approx(loss_of_one, rel=1e-5)
     # Adam divides by the root of a square: where a gradient is all but zero, its sign decides.
     chex.assert_trees_all_close(many, one, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["parameters", "optimizer", "average", "step"])
+def test_a_checkpoint_is_known_by_all_of_its_state(part: str) -> None:
+    """A flipped bit of the optimiser's state would else go on as if nothing were."""
+    config = dataclasses.replace(CONFIG, average=0.9)
+    _, parameters = split(models.build(NETWORK))
+    state = training.initial_train_state(config, parameters)
+    changed = jax.tree.map(lambda array: array + 1, getattr(state, part))
+    other = state._replace(**{part: changed})
+    assert _digest(_by_path(state)) == _digest(_by_path(jax.tree.map(jnp.copy, state)))
+    assert _digest(_by_path(state)) != _digest(_by_path(other))
 
 
 @pytest.mark.parametrize("crop", [16, 20, 36, 50])
