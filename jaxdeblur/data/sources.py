@@ -106,17 +106,21 @@ class DataConfig:
                 "--only and --exclude choose among the videos of a folder, and "
                 f"--data={' '.join(self.data)} is rendered"
             )
-        if self.render == "device" and not self.on_device:
+        if self.render == "device" and (refused := self._from_files):
             raise UserError(
-                f"--data={' '.join(self.data)}: --render=device makes its batches of {RENDERED} "
-                "and highspeed:FOLDER only; --render=pool reads all data sets"
+                f"--data={refused[0]}: --render=device makes its batches of {RENDERED} and "
+                "highspeed:FOLDER only; --render=pool reads all data sets"
             )
 
     @property
     def on_device(self) -> bool:
         """Whether the device that trains makes the batches."""
-        takes = all(spec == RENDERED or spec.startswith("highspeed:") for spec in self.data)
-        return takes and self.render != "pool"
+        return self.render != "pool" and not self._from_files
+
+    @property
+    def _from_files(self) -> list[str]:
+        """The data sets of which a device cannot make batches."""
+        return [s for s in self.data if s != RENDERED and not s.startswith("highspeed:")]
 
     def scenes_of(self, spec: str) -> SceneConfig:
         """The configuration of the scenes that an entry of ``data`` renders."""
