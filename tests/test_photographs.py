@@ -66,7 +66,10 @@ def test_split_of_a_file_does_not_depend_on_the_others(folder, tmp_path):
 def test_bad_folders_and_splits_are_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         find_photographs("train", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="of its 0 images none falls to test"):
+    with pytest.raises(UserError, match="folders in it are not looked into"):
+        find_photographs("test", tmp_path)
+    write_png(tmp_path / "one.png", np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(UserError, match="of its 1 images none falls to test"):
         find_photographs("test", tmp_path)
 
 
