@@ -25,7 +25,7 @@ from jaxdeblur.restoration import restore_clip
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     "--model=strcnn_dtb_small", "--width=4", "--blocks=1", "--m=1", "--crop=32", "--frames=2",
-    "--pool=4", "--validate-every=0", "--save-every=5", "--warmup=1",
+    "--data=rendered:tiny", "--pool=4", "--validate-every=0", "--save-every=5", "--warmup=1",
 ]  # fmt: skip
 
 
