@@ -25,8 +25,8 @@ class Comparison:
         self._style = style
         # Players turn the picture; side by side is then one above the other in the file.
         self._axis = 0 if info.turned else 1
-        # Where they turn or mirror it so that the file's first half comes out on the right (or, of
-        # a picture upside down, at the bottom), the halves change places.
+        # Where they turn or mirror it so that the file's first half comes out on the right, the
+        # halves change places.
         matrix = info.display_matrix or (1, 0, 0, 0)
         self._swapped = matrix[3 if info.turned else 0] < 0
         size = [info.height, info.width]

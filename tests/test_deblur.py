@@ -145,7 +145,7 @@ def test_an_image_stays_the_right_way_up(orientation, command, tmp_path):
     with Image.open("in.png") as image:
         shown = np.asarray(ImageOps.exif_transpose(image))
     code, said = command("in.png", "out.bmp", "--strength=0")
-    assert (code, "out.bmp" in said or "not kept: EXIF" in said) == (0, True), said
+    assert (code, "not kept: EXIF" in said) == (0, True), said
     np.testing.assert_array_equal(np.asarray(Image.open("out.bmp")), shown)
     assert command("in.png", "out.mkv", "--strength=0", "--codec=ffv1")[0] == 0
     assert command("out.mkv", "back", "--strength=0")[0] == 0  # by the video's display matrix
