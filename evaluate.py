@@ -19,7 +19,6 @@ def main() -> None:
     from jaxdeblur.checkpoints import load_model
     from jaxdeblur.compilation import keep_compiled
     from jaxdeblur.data.datasets import open_dataset
-    from jaxdeblur.data.synthesis import Exposure
     from jaxdeblur.restoration import over_rows
 
     parser = Parser(
@@ -58,7 +57,7 @@ def main() -> None:
         config.data,
         config.split,
         variant=config.variant,
-        exposure=Exposure(config.tau, config.period),
+        exposure=config.exposure,
         only=config.only,
         exclude=config.exclude,
         max_pixels=config.max_pixels,

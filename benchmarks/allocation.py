@@ -28,7 +28,7 @@ from jaxdeblur.errors import run_command
 from jaxdeblur.models.parameters import split
 from jaxdeblur.presets import PRESETS
 
-_WARM, _TIMED = 5, 30
+_WARM, _TIMED = 10, 30  # more than any preset looks ahead
 
 
 def main() -> None:

@@ -21,19 +21,20 @@ import numpy as np
 
 from jaxdeblur import models, presets
 from jaxdeblur.deblurrer import Deblurrer
-from jaxdeblur.errors import run_command
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.options import frame_size
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
-    parser.add_argument("--size", default="160x96", help="WIDTHxHEIGHT of the frames")
+    parser.add_argument("--size", type=frame_size, default="160x96", help="WIDTHxHEIGHT of frames")
     parser.add_argument("--fps", type=float, default=24.0, help="the camera's rate")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long")
     parser.add_argument("--inbox", type=int, default=2, help="frames that may wait")
     parser.add_argument("--model", default="strcnn_dtb_small", help="a preset, random weights")
     parser.add_argument("--ckpt", help="trained weights instead of a preset")
     arguments = parser.parse_args()
-    width, height = (int(side) for side in arguments.size.split("x"))
+    width, height = arguments.size
     deblurrer = Deblurrer(arguments.ckpt or models.build(presets.find(arguments.model).network))
 
     began = time.perf_counter()
@@ -42,10 +43,16 @@ def main() -> None:
     camera = Camera(height, width, arguments.fps, arguments.seconds, arguments.inbox)
     latencies, sizes = watch(deblurrer, camera, height, width)
 
+    if not latencies:
+        raise UserError(
+            f"--seconds={arguments.seconds:g}: no frame was restored while the camera ran; the "
+            f"network looks {deblurrer.model.lookahead} frames ahead"
+        )
+
     ahead = deblurrer.model.lookahead / arguments.fps
     milliseconds = 1000 * np.array(latencies)
     device = jax.devices()[0].device_kind
-    print(f"{device}; {arguments.ckpt or arguments.model}; {arguments.size} at {arguments.fps:g}/s")
+    print(f"{device}; {arguments.ckpt or arguments.model}; {width}x{height} at {arguments.fps:g}/s")
     print(f"warm-up before the first frame: {warm_up:.1f} s")
     print(
         f"latency: median {np.median(milliseconds):.1f} ms, "

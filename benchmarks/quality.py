@@ -23,7 +23,6 @@ from jaxdeblur import cluster, evaluation, memory
 from jaxdeblur.checkpoints import LoadedModel, load_model
 from jaxdeblur.compilation import keep_compiled
 from jaxdeblur.data.datasets import open_dataset
-from jaxdeblur.data.synthesis import Exposure
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation import EvaluationConfig
 
@@ -124,7 +123,7 @@ def score(loaded: LoadedModel, test: Test, out: Path) -> dict[str, Any]:
     dataset = open_dataset(
         test.config.data,
         "test",
-        exposure=Exposure(test.config.tau, test.config.period),
+        exposure=test.config.exposure,
         only=test.config.only,
     )
     try:

@@ -14,7 +14,6 @@ import argparse
 import itertools
 import os
 import platform
-import re
 import time
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ import numpy as np
 from jaxdeblur import memory, weights
 from jaxdeblur.deblurrer import Deblurrer
 from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.options import frame_size
 from jaxdeblur.restoration import Stream
 
 _WARM = 3
@@ -52,14 +52,14 @@ def main() -> None:
         "--ckpt", nargs="+", default=weights.names(), help="runs, files or names of weights"
     )
     parser.add_argument("--tile", nargs="+", default=["none"], help="none or HEIGHTxWIDTH")
-    parser.add_argument("--size", default="1280x720", help="WIDTHxHEIGHT of the frames")
+    parser.add_argument(
+        "--size", type=frame_size, default="1280x720", help="WIDTHxHEIGHT of frames"
+    )
     parser.add_argument("--frames", type=int, default=12, help="timed, of each")
     arguments = parser.parse_args()
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", arguments.size):
-        raise UserError(f"--size is WIDTHxHEIGHT, not {arguments.size!r}")
     if arguments.frames < 1:
         raise UserError(f"--frames is 1 or more, not {arguments.frames}")
-    width, height = (int(side) for side in arguments.size.split("x"))
+    width, height = arguments.size
 
     memory.keep_freed()
     candidates = []

@@ -27,6 +27,7 @@ from jaxdeblur import memory, models, presets
 from jaxdeblur.deblurrer import Deblurrer
 from jaxdeblur.deblurring import DeblurConfig, deblur, plan
 from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.options import frame_size
 from jaxdeblur.pixels import PixelLayout
 from jaxdeblur.video import Picture, VideoInfo, VideoReader, VideoWriter
 
@@ -34,7 +35,7 @@ from jaxdeblur.video import Picture, VideoInfo, VideoReader, VideoWriter
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
     parser.add_argument("--frames", type=int, nargs=2, default=[200, 2000], help="two lengths")
-    parser.add_argument("--size", default="256x144", help="WIDTHxHEIGHT of the frames")
+    parser.add_argument("--size", type=frame_size, default="256x144", help="WIDTHxHEIGHT of frames")
     parser.add_argument("--model", default="strcnn_dtb_small", help="a preset, random weights")
     parser.add_argument("--ckpt", help="trained weights instead of a preset")
     parser.add_argument("--video", type=Path, help=argparse.SUPPRESS)  # the process of one length
@@ -42,7 +43,7 @@ def main() -> None:
     if arguments.video is not None:
         print(json.dumps(measure(arguments.video, arguments.model, arguments.ckpt)))
         return
-    width, height = (int(side) for side in arguments.size.split("x"))
+    width, height = arguments.size
     print(f"{_machine()}; {arguments.ckpt or arguments.model}; {width}x{height}")
     results = []
     with tempfile.TemporaryDirectory() as folder:

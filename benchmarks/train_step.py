@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import platform
 import statistics
 import time
@@ -44,7 +43,7 @@ def main() -> None:
     shape = (arguments.batch_size, arguments.frames, arguments.crop, arguments.crop, 3)
     print(
         f"{arguments.model}, clips {shape}, on {platform.machine()} with "
-        f"{len(os.sched_getaffinity(0))} cores, jax {jax.__version__}, {jax.device_count()} "
+        f"{cluster.cores()} cores, jax {jax.__version__}, {jax.device_count()} "
         f"{jax.default_backend()} device(s); medians of {arguments.repeats}"
     )
     scan_against_unrolled(network, shape, arguments.repeats)

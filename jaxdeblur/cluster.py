@@ -110,6 +110,13 @@ def wait_for_all(where: str) -> None:
         barrier(key=f"{where} {next(_barriers)}", timeout_ms=1000 * _WAIT)
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux; containers and taskset allow some alone
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_cores(batch_size: int, config: ClusterConfig = _ALONE) -> None:
     """Makes one CPU device a core, as far as the batch divides; no effect on GPUs.
 
@@ -118,13 +125,10 @@ def use_cores(batch_size: int, config: ClusterConfig = _ALONE) -> None:
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    if (
-        getattr(jax.config, "jax_num_cpu_devices", -1) > 0
-    ):  # set by the caller's environment or by a test
+    if getattr(jax.config, "jax_num_cpu_devices", -1) > 0:  # set by the environment or a test
         return
-    cores = len(os.sched_getaffinity(0))
     clips = batch_size // (config.num_processes or _processes_of_the_environment())
-    groups = [n for n in range(1, cores // config.rows + 1) if clips and clips % n == 0]
+    groups = [n for n in range(1, cores() // config.rows + 1) if clips and clips % n == 0]
     jax.config.update("jax_num_cpu_devices", config.rows * max(groups, default=1))
 
 

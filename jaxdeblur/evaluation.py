@@ -30,6 +30,7 @@ import numpy as np
 from jaxdeblur import cluster, report
 from jaxdeblur.checkpoints import LoadedModel, network_to_json
 from jaxdeblur.data.datasets import Dataset, Video, identity
+from jaxdeblur.data.synthesis import Exposure
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.images import MAX_PIXELS, write_png
@@ -90,6 +91,12 @@ class EvaluationConfig:
     frames: bool = False
     explain: bool = False
     report_megabytes: float = 32.0
+
+    @property
+    def exposure(self) -> Exposure | None:
+        """Of high-speed frames; None, which other data sets take, where it is the usual one."""
+        exposure = Exposure(self.tau, self.period)
+        return exposure if exposure != Exposure() else None
 
     def __post_init__(self) -> None:
         protocol(self.protocol)
@@ -540,7 +547,7 @@ def _report(
 def _device() -> str:
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return f"a CPU with {len(os.sched_getaffinity(0))} cores"
+        return f"a CPU with {cluster.cores()} cores"
     return str(device.device_kind)
 
 

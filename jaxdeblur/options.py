@@ -140,6 +140,13 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+def frame_size(text: str) -> tuple[int, int]:
+    """(width, height) of ``WIDTHxHEIGHT``, as the type of an option."""
+    if not (found := re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)):
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not WIDTHxHEIGHT, as 1280x720")
+    return int(found[1]), int(found[2])
+
+
 def _how_to_parse(kind: Any) -> dict[str, Any]:
     origin = get_origin(kind)
     if kind is bool:

@@ -237,6 +237,10 @@ def test_what_is_not_a_data_set_is_refused_in_one_line(root, tmp_path):
         open_dataset(str(root), "evaluation")
     with pytest.raises(UserError, match="has no variants"):
         open_dataset(f"pairs:{root}", "test", variant="blur")
+    with pytest.raises(UserError, match="has no variants"):
+        open_dataset("rendered:tiny", "test", variant="blur")
+    with pytest.raises(UserError, match="tau and period are for high-speed frames"):
+        open_dataset(f"pairs:{root}", "test", exposure=Exposure(3, 4))
 
 
 def test_names_that_make_trouble(root):

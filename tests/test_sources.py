@@ -48,6 +48,37 @@ def test_a_video_that_trains_is_refused_for_validation(folder: Path) -> None:
     assert [v.name for v in trained.videos] == ["TEST01"]  # type: ignore[union-attr]
 
 
+def test_an_option_chooses_among_the_videos_of_all_folders(folder: Path) -> None:
+    fast, slow, pairs = (f"highspeed:{folder / n}" for n in ("fast", "slow", "pairs/sharp"))
+    shutil.copytree(folder / "fast/TEST01", folder / "slow/TEST01_still")
+    shutil.copytree(folder / "fast/TEST03", folder / "slow/other")
+
+    def trained(**options: Any) -> list[list[str]]:
+        sources = training_sources(DataConfig(**options), 0)
+        return [[video.name for video in dataset.videos] for dataset, _ in sources]  # type: ignore[union-attr]
+
+    everything = (fast, slow, pairs)
+    left = [["TEST01"], ["TEST01_still", "other"], ["walk"]]
+    assert trained(data=everything, exclude=("TEST03",)) == left
+    # A whole name in one folder is not the beginning of another's.
+    assert trained(data=(fast, slow), exclude=("TEST01",)) == [
+        ["TEST03"],
+        ["TEST01_still", "other"],
+    ]
+    assert trained(data=(fast, slow), only=("TEST03", "oth")) == [["TEST03"], ["other"]]
+    with pytest.raises(
+        UserError, match=r"--exclude=TEST09: no video of highspeed:.*fast, highspeed"
+    ):
+        trained(data=everything, exclude=("TEST03", "TEST09"))
+    with pytest.raises(UserError, match=r"--only names no video of highspeed:.*slow"):
+        trained(data=(fast, slow), only=("TEST03",))
+
+
+def test_photographs_without_rendered_scenes_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="--photos are for rendered scenes"):
+        DataConfig(data=(f"highspeed:{folder / 'fast'}",), photos=str(folder))
+
+
 def test_validation_on_sharp_video_counts_what_is_identical_as_100_db(folder: Path) -> None:
     for half in ("blur", "sharp"):
         shutil.copytree(folder / "pairs" / "sharp", folder / "same" / half)

@@ -132,6 +132,10 @@ def test_what_exists_is_kept_unless_overwriting_was_asked_for(tmp_path, high_spe
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
     with pytest.raises(UserError, match="was not made by this command"):
         main([str(tmp_path / "in"), str(tmp_path / "in"), "--overwrite"])
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with pytest.raises(UserError, match="link: is a link"):
+        main([str(tmp_path / "in"), str(tmp_path / "link"), "--overwrite"])
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "link"}
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, high_speed):

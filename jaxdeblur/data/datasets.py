@@ -45,6 +45,9 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.images import MAX_PIXELS, image_size, list_frames, natural_key
 from jaxdeblur.shapes import Frame8
 
+RENDERED = "rendered"
+"""The data set that needs no files: scenes that the package renders."""
+
 LAYOUTS = ("gopro", "dvd", "bsd", "reds", "pairs", "highspeed")
 """The names that may stand before a path, as in ``gopro:/data/GOPRO_Large``."""
 
@@ -189,7 +192,7 @@ def open_dataset(
         videos for each: tell them apart by ``only`` and ``exclude``.
       variant: which blurred frames, where there are several: blur or blur_gamma (gopro), blur or
         blur_comp (reds). Default: blur if it is there.
-      exposure: how high-speed frames are averaged; default ``Exposure()``.
+      exposure: how high-speed frames are averaged; default ``Exposure()``. No other layout has any.
       only: takes the videos that are named so, or begin so, alone.
       exclude: leaves out the videos that are named so or begin so.
       max_pixels: larger frames are refused before they are decoded.
@@ -200,11 +203,13 @@ def open_dataset(
     """
     if split not in SPLITS:
         raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
-    if spec.split(":")[0] == "rendered":
-        return _rendered(spec, split, only, exclude)
     layout, root = _layout_and_root(spec)
     if variant is not None and layout not in _WITH_VARIANTS:
         raise UserError(f"{spec}: the layout {layout} has no variants, so not {variant!r} either")
+    if exposure is not None and layout != "highspeed":
+        raise UserError(f"{spec}: is blurred already; tau and period are for high-speed frames")
+    if layout == RENDERED:
+        return _rendered(spec, split, only, exclude)
     if layout == "highspeed":
         return _high_speed(root, split, exposure or Exposure(), only, exclude, max_pixels)
     found = _PAIRED[layout](root, split, variant)
@@ -216,14 +221,31 @@ def open_dataset(
     )
 
 
+def video_names(spec: str, split: str, variant: str | None = None) -> list[str]:
+    """The names in a folder that ``only`` and ``exclude`` choose from, no frame of which is looked
+    at; arguments and errors as of :func:`open_dataset`."""
+    layout, root = _layout_and_root(spec)
+    if layout == "highspeed":
+        return [_printable(name) for name, _ in high_speed_sources(_split_folder(root, split)[0])]
+    return [place.name for place in _PAIRED[layout](root, split, variant).places]
+
+
+def fitting_names(names: Sequence[str], text: str) -> list[str]:
+    """Which ``names`` the ``text`` of an option means: that very one, else all that begin so."""
+    # A whole name wins, so that video1 can be told from video10.
+    return [n for n in names if n == text] or [n for n in names if n.startswith(text)]
+
+
 def has_variants(spec: str) -> bool:
     """Whether a data set may have several kinds of blurred frames; raises as ``open_dataset``."""
-    return spec.split(":")[0] != "rendered" and _layout_and_root(spec)[0] in _WITH_VARIANTS
+    return _layout_and_root(spec)[0] in _WITH_VARIANTS
 
 
 def _layout_and_root(spec: str) -> tuple[str, Path]:
     """The layout that ``spec`` names or its folder has, and the folder."""
     layout, separator, path = spec.partition(":")
+    if layout == RENDERED:
+        return RENDERED, Path()
     if layout not in LAYOUTS or not separator:
         layout, path = "", spec
     root = Path(path)
@@ -592,9 +614,7 @@ def _choose(
     def fitting(wanted: Sequence[str], option: str) -> set[str]:
         chosen: set[str] = set()
         for text in wanted:
-            # A whole name wins, so that video1 can be told from video10.
-            fits = [n for n in names if n == text] or [n for n in names if n.startswith(text)]
-            if not fits:
+            if not (fits := fitting_names(names, text)):
                 raise UserError(
                     f"--{option}={text}: no video of {spec} begins so; it has "
                     f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"

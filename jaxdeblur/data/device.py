@@ -111,7 +111,9 @@ def batches_on_device(
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
     cache = None
     if len(shares) > 1:
-        real = dataclasses.replace(config, data=tuple(shares)[1:], mix=tuple(shares.values())[1:])
+        real = dataclasses.replace(
+            config, data=tuple(shares)[1:], mix=tuple(shares.values())[1:], photos=None
+        )
         opened = [data for data, _ in training_sources(real, seed) if isinstance(data, Dataset)]
         cache = copy_frames(opened, options, replicated)
     scene = dataclasses.replace(config.scenes_of(RENDERED), frames=frames, size=(crop, crop))

@@ -5,13 +5,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from jaxdeblur.data.datasets import Dataset, Video, has_variants, open_dataset, sharp_files
+from jaxdeblur.data.datasets import (
+    RENDERED,
+    Dataset,
+    Video,
+    fitting_names,
+    has_variants,
+    open_dataset,
+    sharp_files,
+    video_names,
+)
 from jaxdeblur.data.pipeline import ClipOptions, MotionLimit
 from jaxdeblur.data.scenes import SCENES, SceneConfig, ScenePool, render_pool, show_rendering
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import MAX_PIXELS
-
-RENDERED = "rendered"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +113,10 @@ class DataConfig:
                 "--only and --exclude choose among the videos of a folder, and "
                 f"--data={' '.join(self.data)} is rendered"
             )
+        if self.photos and not any(map(_is_rendered, self.data)):
+            raise UserError(
+                f"--photos are for rendered scenes, and --data={' '.join(self.data)} has none"
+            )
         if self.render == "device" and (refused := self._from_files):
             raise UserError(
                 f"--data={refused[0]}: --render=device makes its batches of {RENDERED} and "
@@ -183,14 +194,37 @@ def _is_rendered(spec: str) -> bool:
 
 
 def _open_training(config: DataConfig, spec: str) -> Dataset:
+    folders = [each for each in config.data if not _is_rendered(each)]
+    only, exclude = config.only, config.exclude
+    if len(folders) > 1 and (only or exclude):
+        names = {each: video_names(each, "train", _variant_of(config, each)) for each in folders}
+        only = _meant_for(spec, names, only, "only")
+        exclude = _meant_for(spec, names, exclude, "exclude")
+        if config.only and not only:
+            raise UserError(f"--only names no video of {spec}: leave it out of --data")
     return open_dataset(
         spec,
         "train",
         variant=_variant_of(config, spec),
-        only=config.only,
-        exclude=config.exclude,
+        only=only,
+        exclude=exclude,
         max_pixels=config.max_pixels,
     )
+
+
+def _meant_for(
+    spec: str, names: dict[str, list[str]], texts: tuple[str, ...], option: str
+) -> tuple[str, ...]:
+    """Which ``texts`` of an option mean videos of ``spec``; each means some of some data set."""
+    meant = []
+    for text in texts:
+        found = {each: fitting_names(names[each], text) for each in names}
+        if not any(found.values()):
+            raise UserError(f"--{option}={text}: no video of {', '.join(names)} begins so")
+        whole = any(text in videos for videos in names.values())
+        if text in names[spec] or (found[spec] and not whole):
+            meant.append(text)
+    return tuple(meant)
 
 
 def _variant_of(config: DataConfig, spec: str) -> str | None:

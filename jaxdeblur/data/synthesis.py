@@ -129,8 +129,8 @@ def write_pairs(
       The manifest.
 
     Raises:
-      UserError: a frame or video cannot be read, none is long enough, ``target`` exists or cannot
-        be written, or T > tau does not hold.
+      UserError: a frame or video cannot be read or one is too short, ``target`` exists or cannot be
+        written, or T > tau does not hold.
     """
     if exposure.period <= exposure.tau:
         raise UserError(
@@ -139,6 +139,8 @@ def write_pairs(
     if os.path.lexists(target):
         if not overwrite:
             raise UserError(f"{target}: exists (--overwrite replaces what this command made)")
+        if os.path.islink(target):
+            raise UserError(f"{target}: is a link; name the folder that it leads to")
         if not os.path.isfile(target / _MANIFEST) or not os.path.isdir(target / "blur"):
             raise UserError(f"{target}: was not made by this command, so it is not overwritten")
     if not os.path.exists(source):
