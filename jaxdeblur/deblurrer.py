@@ -107,7 +107,8 @@ class Deblurrer:
           frames: ``H W 3``, RGB, uint8 or uint16, all of one size; however many.
 
         Yields:
-          As many frames of the same size and dtype. Memory does not grow with their number.
+          As many frames of the same size and dtype, the caller's to write into. Memory does not
+          grow with their number.
         """
         on_its_way: Stream | None = None
         for frame in frames:
@@ -121,10 +122,10 @@ class Deblurrer:
                 on_its_way = self.open_stream(height, width, layout_of(frame.dtype))
             restored = on_its_way.push((frame,))
             if restored is not None:
-                yield np.asarray(restored[0])
+                yield np.array(restored[0])
         if on_its_way is not None:
             for restored in on_its_way.flush():
-                yield np.asarray(restored[0])
+                yield np.array(restored[0])
 
     def warm_up(self, height: int, width: int, dtype: type = np.uint8) -> None:
         """Compiles for a frame size, so that the first frame of a stream does not wait for it."""

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8, UInt16
 
@@ -46,11 +46,6 @@ Graph: TypeAlias = Any
 
 Parameters: TypeAlias = Any
 """A model's parameters, as ``nnx.split`` gives them."""
-
-
-def to_uint8(x: Floats) -> UInt8[np.ndarray, "*shape"]:
-    """[0, 1] to 0..255: clipped, then rounded to the nearest (half to even)."""
-    return np.asarray(_to_integers(x, jnp.uint8))
 
 
 def from_uint8(x: UInt8[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
@@ -79,10 +74,10 @@ def stream(model: VideoRestorer, frames: Iterable[Pixels]) -> Iterator[Pixels]:
             restoration = Stream(model, *frame.shape[:2], layout=layout_of(frame.dtype))
         restored = restoration.push((frame,))
         if restored is not None:
-            yield np.asarray(restored[0])
+            yield np.array(restored[0])  # the caller's own, to write into
     if restoration is not None:
         for restored in restoration.flush():
-            yield np.asarray(restored[0])
+            yield np.array(restored[0])
 
 
 class Stream:
@@ -119,15 +114,18 @@ class Stream:
         # Everything lives where the parameters do, so that the step runs there.
         device = _device_of(self._parameters)
         with jax.default_device(device):
-            self._state = _initial_state(model, height, width)
-            self._strength = jnp.float32(strength)
+            state = _initial_state(model, height, width)
         self._places: Any = device
-        if rows is not None:
-            self._state = jax.device_put(self._state, rows.of_state(self._state))
-            self._strength = jax.device_put(self._strength, rows.everywhere)
+        # Committed to their place, as what a step gives back: for anything else the first step, the
+        # second and the one of ``step_memory`` would be three programs.
+        self._state = jax.device_put(state, device if rows is None else rows.of_state(state))
+        self._strength = jax.device_put(
+            jnp.float32(strength), device if rows is None else rows.everywhere
+        )
         # The frames whose results are due: what changes is added to them.
         self._waiting: deque[tuple[DevicePlane, ...]] = deque()
         self._steps = 0
+        self._ended = False
         self.pending = 0
 
     def push(self, planes: tuple[Plane, ...]) -> tuple[DevicePlane, ...] | None:
@@ -136,7 +134,8 @@ class Stream:
         Returns as soon as the work is queued; reading the result waits for it.
 
         Raises:
-          ValueError: the frame's arrays are not those of the stream's layout and size.
+          ValueError: the frame's arrays are not those of the stream's layout and size, or the
+            stream was flushed.
         """
         layout = self._what.layout
         shapes = layout.plane_shapes(*self._size, grey=len(planes) == 1)
@@ -147,14 +146,20 @@ class Stream:
         rows = self._what.rows
         places = self._places if rows is None else tuple(map(rows.of_plane, planes))
         on_device = jax.device_put(tuple(map(np.array, planes)), places)
+        if self._ended:
+            raise ValueError("the stream was flushed; begin another one")
         self._waiting.append(on_device)
         self.pending += 1
         return self._advance(on_device, repeated=False)
 
     def flush(self) -> Iterator[tuple[DevicePlane, ...]]:
-        """Gives the frames that are still pending; the last frame is repeated as look-ahead."""
+        """Gives the frames that are still pending; the last frame is repeated as look-ahead.
+
+        No frame can follow.
+        """
         if not self.pending:
             return
+        self._ended = True
         last = self._waiting[-1]
         while self.pending:
             restored = self._advance(last, repeated=True)
@@ -292,14 +297,20 @@ def step_memory(
 ) -> int:
     """Bytes that one step of the stream takes on the device: state, frames and intermediates."""
     graph, parameters = nnx.split(model)
-    state = jax.eval_shape(lambda: model.initial_state(1, height, width))
-    planes = tuple(
-        jax.ShapeDtypeStruct(shape, layout.dtype) for shape in layout.plane_shapes(height, width)
+    place = SingleDeviceSharding(_device_of(parameters))
+
+    def here(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    state = jax.tree.map(
+        lambda leaf: here(leaf.shape, leaf.dtype),
+        jax.eval_shape(lambda: model.initial_state(1, height, width)),
     )
-    strength = jax.ShapeDtypeStruct((), jnp.float32)
+    planes = tuple(here(shape, layout.dtype) for shape in layout.plane_shapes(height, width))
+    strength = here((), jnp.float32)
     what = Compiled(graph, layout, tiles, None)
     lowered = _step.lower(what, parameters, state, planes, False, planes, strength)
-    # A later call of _step with these shapes uses what is compiled here.
+    # A stream's calls of _step with these shapes use what is compiled here.
     memory: Any = lowered.compile().memory_analysis()
     return (
         memory.argument_size_in_bytes

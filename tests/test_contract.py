@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 
 from jaxdeblur import models
 from jaxdeblur.checkpoints import LoadedModel, export_weights, load_model
-from jaxdeblur.models.parameters import split
+from jaxdeblur.models.parameters import Parameters, outline, split
 from jaxdeblur.presets import PRESETS
 
 HEIGHT, WIDTH = 19, 26  # neither divides by two twice, one is odd
@@ -128,3 +130,22 @@ def test_saved_and_loaded_it_is_the_same_model(name: str, tmp_path: Any) -> None
 
 def test_the_example_extension_is_covered() -> None:
     assert "temporal_mean" in PRESETS
+
+
+@every_preset
+def test_no_gradient_is_summed_in_bfloat16(name: str) -> None:
+    """The sum over all pixels that the gradient of a bias is: bfloat16 stops counting at 256."""
+    network = PRESETS[name].network
+    if not hasattr(network, "dtype"):
+        pytest.skip("it computes in float32 alone")
+    rebuild, parameters = outline(
+        lambda: models.build(dataclasses.replace(network, dtype="bfloat16"))
+    )
+
+    def loss(parameters: Parameters, clip: jax.Array) -> jax.Array:
+        return rebuild(parameters).restore_clip(clip).sum()
+
+    clip = jax.ShapeDtypeStruct((1, 5, 32, 32, 3), jnp.float32)
+    program = str(jax.make_jaxpr(jax.grad(loss))(parameters, clip))
+    assert "bf16[" in program
+    assert not re.findall(r"bf16\[[\d,]*\] = reduce_sum.*", program)

@@ -76,3 +76,15 @@ def test_enlarging_keeps_a_ramp_and_reducing_takes_means() -> None:
     big = enlarge(x, 2)
     np.testing.assert_allclose(big[0, 0, :, 0], [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
     np.testing.assert_allclose(reduce_size(big, 2)[0, 0, 1:3, 0], [1, 2])
+
+
+def test_gradient_of_a_bias_in_bfloat16_accumulates_in_float32() -> None:
+    graph, state = nnx.split(Conv(1, 1, 1, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    ones = jnp.ones((1, 64, 64, 1))
+
+    @jax.jit
+    @jax.grad
+    def gradient(state: nnx.State, weight: jax.Array) -> jax.Array:
+        return jnp.sum(nnx.merge(graph, state)(ones).astype(jnp.float32) * weight)
+
+    assert float(gradient(state, ones)["bias"][0]) == 4096

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,6 @@ from jaxdeblur.restoration import (
     restore_clip,
     step_memory,
     stream,
-    to_uint8,
 )
 
 CONFIG = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
@@ -34,15 +35,16 @@ def video(frames: int, height: int = 16, width: int = 18, dtype=np.uint8) -> np.
     return rng.integers(0, np.iinfo(dtype).max, (frames, height, width, 3), dtype, endpoint=True)
 
 
-def test_uint8_goes_to_floats_and_back_unchanged():
+def test_a_clip_goes_to_floats_and_back_unchanged():
     levels = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(to_uint8(from_uint8(levels)), levels)
     assert from_uint8(levels).dtype == jnp.float32
+    np.testing.assert_array_equal(restoration._to_integers(from_uint8(levels), jnp.uint8), levels)
 
 
-def test_to_uint8_clips_and_rounds():
+def test_a_clip_is_clipped_and_rounded():
     values = np.array([-0.5, 0.0, 0.49 / 255, 0.51 / 255, 1.0, 7.0], np.float32)
-    np.testing.assert_array_equal(to_uint8(values), [0, 0, 0, 1, 255, 255])
+    levels = restoration._to_integers(values, jnp.uint8)
+    np.testing.assert_array_equal(levels, [0, 0, 0, 1, 255, 255])
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
@@ -107,15 +109,29 @@ def test_a_camera_may_use_its_memory_again(model):
     np.testing.assert_array_equal(list(stream(model, camera())), list(stream(model, blurred)))
 
 
-def test_one_compilation_a_size(model):
-    from jaxdeblur import restoration
+def test_one_compilation_a_size(model, caplog):
+    size = (24, 30)  # of no other test
+    before = restoration._step._cache_size()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        assert choose_tiles(model, *size) is None
+        list(stream(model, video(4, *size)))
+        list(stream(Strcnn(CONFIG, rngs=nnx.Rngs(1)), video(3, *size)))
+    compiled = [r for r in caplog.messages if "XLA compilation of jit(_step)" in r]
+    assert len(compiled) == 1, compiled
+    assert restoration._step._cache_size() == before + 1
 
-    list(stream(model, video(2)))
-    compiled = restoration._step._cache_size()
-    list(stream(model, video(4)))
-    other = Strcnn(CONFIG, rngs=nnx.Rngs(1))
-    list(stream(other, video(3)))
-    assert restoration._step._cache_size() == compiled
+
+def test_frames_are_the_caller_s_own(model):
+    for frame in stream(model, video(3)):
+        frame[:4] = 0  # a mark that somebody draws on a live picture
+
+
+def test_no_frame_follows_the_last_one(model):
+    on_its_way = restoration.Stream(model, 16, 18)
+    on_its_way.push((video(1)[0],))
+    assert len(list(on_its_way.flush())) == 1
+    with pytest.raises(ValueError, match="was flushed"):
+        on_its_way.push((video(1)[0],))
 
 
 def test_tiles_are_chosen_by_memory(model):

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 
 import kernels
 from jaxdeblur.models.fusion import Fusion
-from jaxdeblur.models.layers import Conv
+from jaxdeblur.models.layers import Conv, normal
 from jaxdeblur.shapes import ClipFeatures, Features, Squeezed, SqueezedWindow
 
 _log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class FactorisedAttention(Fusion):
         self.f_s = Conv(channels, spatial, spatial_kernel, bias=None, dtype=dtype, rngs=rngs)
         deviation = (2.0 / (temporal_kernel * channels)) ** 0.5
         shape = (temporal_kernel, channels, temporal)
-        self.f_t = nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
+        self.f_t = nnx.Param(deviation * normal(rngs.params(), shape))
         self.f_p = Conv(channels, spatial * temporal, pixel_kernel, dtype=dtype, rngs=rngs)
         self.key_frames = key_frames
         self.implementation = implementation

@@ -45,7 +45,9 @@ class TemporalBlending(nnx.Module):
         """w_n, the share of the current frame, beta to 1."""
         # Eq. 3: w_n = min(1, |tanh(A h~_{n-1} + B h_n)| + beta)
         response = self.compare(jnp.concatenate([blended, current], axis=-1))
-        return jnp.minimum(1.0, jnp.abs(jnp.tanh(response)) + self.beta.astype(response.dtype))
+        # Spread in float32, as a convolution's bias.
+        beta = jnp.broadcast_to(self.beta, response.shape).astype(response.dtype)
+        return jnp.minimum(1.0, jnp.abs(jnp.tanh(response)) + beta)
 
     def __call__(
         self, blended: Features, current: Features, first: jax.Array
