@@ -32,6 +32,13 @@ def _compile_as_users_do(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """Frees what a file's tests compiled: 5 GB a worker by the end of the suite otherwise."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _remove_cache() -> object:
     yield

@@ -33,8 +33,8 @@ from jaxdeblur.restoration import Stream, over_rows, stream
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     "--model=strcnn_dtb_small", "--width=4", "--blocks=1", "--m=1", "--crop=32", "--frames=2",
-    "--batch-size=4", "--pool=4", "--validate-every=0", "--save-every=100", "--warmup=1",
-    "--learning-rate=1e-4",
+    "--batch-size=4", "--data=rendered:tiny", "--pool=4", "--validate-every=0", "--save-every=100",
+    "--warmup=1", "--learning-rate=1e-4",
 ]  # fmt: skip
 
 

@@ -20,7 +20,6 @@ from jaxdeblur import export
 from jaxdeblur.checkpoints import export_weights, load_model
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split
-from jaxdeblur.restoration import restore_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -190,98 +189,6 @@ def test_weights_start_another_run_at_every_scale(whole: Path, tmp_path: Path) -
     for name, array in start_of.items():
         for level in (0, 1):
             np.testing.assert_allclose(now[f"levels/{level}/{name}"], array, atol=1e-3)
-
-
-def test_weights_start_a_wider_and_deeper_network(whole: Path, tmp_path: Path) -> None:
-    folder, start = tmp_path / "grown", f"--start-from={whole}"
-    run(*TINY, start, "--steps=1", f"--out={folder}", "--width=6", "--learning-rate=1e-9")
-    before, after = load_model(whole).model, load_model(folder).model
-    clip = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    restored = restore_clip(before, clip)
-    assert np.any(restored != clip)
-    np.testing.assert_array_equal(restore_clip(after, clip), restored)
-    for wrong, named in (("--width=2", "width is 4 there, 2 here"), ("--m=2", "only width and")):
-        refusal = refused(*TINY, f"--out={tmp_path / 'x'}", start, wrong, "--blocks=4")
-        assert f"--start-from={whole}: " in refusal
-        assert named in refusal
-
-
-def test_each_level_grows_as_far_as_it_has_to(whole: Path, tmp_path: Path) -> None:
-    """A network at one scale starts a pyramid whose coarse level is larger."""
-    folder = tmp_path / "grown"
-    run(*TINY, f"--start-from={whole}", "--steps=1", f"--out={folder}", "--scales", "4", "1",
-        "--coarse-width=6", "--coarse-blocks=2", "--learning-rate=1e-9")  # fmt: skip
-    small, grown = load_model(whole).model, load_model(folder).model
-    clip = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    restored = restore_clip(small, clip)
-    assert np.any(restored != clip)
-    for level, width in zip(grown.levels, (6, 4), strict=True):
-        assert level.config.width == width
-        np.testing.assert_array_equal(restore_clip(level, clip), restored)
-
-
-def test_a_pyramid_makes_a_taller_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(*TINY, "--steps=1", f"--out={tmp_path / 'two'}", "--scales", "2", "1", "--seed=1")
-    run(*TINY, "--steps=1", f"--out={tmp_path / 'three'}", "--scales", "4", "2", "1",
-        f"--start-from={tmp_path / 'two'}", "--learning-rate=1e-9")  # fmt: skip
-    file = tmp_path / "taller.safetensors"
-    command = ["export", str(tmp_path / "two"), str(file), "--licence=free", "--scales"]
-    monkeypatch.setattr(sys, "argv", [*command, "4", "2", "1"])
-    export.main()
-    exported = load_model(file)
-    assert exported.network.scales == (4, 2, 1)
-    two, three = parameters(tmp_path / "two"), parameters(tmp_path / "three")
-    assert any(np.any(two[n] != two[n.replace("levels/0", "levels/1")]) for n in two)
-    # The coarsest stays the coarsest; the finest is repeated.
-    for name, array in split(exported.model)[1].items():
-        level, rest = name.removeprefix("levels/").split("/", 1)
-        np.testing.assert_array_equal(array, two[f"levels/{min(int(level), 1)}/{rest}"])
-        np.testing.assert_allclose(three[name], array, atol=1e-6)
-    for wrong in (["1"], ["2", "4", "1"]):
-        monkeypatch.setattr(sys, "argv", [*command, *wrong])
-        with pytest.raises(UserError, match="scales"):
-            export.main()
-
-
-def test_coarse_levels_from_another_run(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run with shared levels, wider and deeper, gives the levels at 1/8 and 1/4."""
-    wide, file = tmp_path / "wide", tmp_path / "both.safetensors"
-    run(*TINY, f"--start-from={whole}", f"--out={wide}", "--steps=1", "--scales", "2", "1",
-        "--share-levels", "--width=6", "--blocks=2", "--learning-rate=1e-9")  # fmt: skip
-    again = tmp_path / "again"
-    run(*TINY, f"--start-from={wide}", f"--out={again}", "--steps=1", "--scales", "4", "2", "1",
-        "--share-levels", "--width=6", "--blocks=2", "--learning-rate=1e-9")  # fmt: skip
-    head = "levels/0/head/kernel"
-    np.testing.assert_allclose(parameters(again)[head], parameters(wide)[head], atol=1e-6)
-    command = ["export", str(whole), str(file), "--licence=free", "--scales", "8", "4", "2", "1"]
-    monkeypatch.setattr(sys, "argv", [*command, f"--coarse-from={wide}"])
-    export.main()
-    both = load_model(file)
-    assert [level.config.width for level in both.model.levels] == [6, 6, 4, 4]
-    assert both.metadata["coarse levels"]["step"] == 1
-    coarse, fine = parameters(wide), parameters(whole)
-    for name, array in split(both.model)[1].items():
-        _, level, rest = name.split("/", 2)
-        here = fine[rest] if int(level) > 1 else coarse[f"levels/0/{rest}"]
-        np.testing.assert_array_equal(array, here)
-    for wrong in (str(whole.parent), "strcnn_dtb_pyramid"):  # nothing, and five frames, not three
-        monkeypatch.setattr(sys, "argv", [*command, f"--coarse-from={wrong}"])
-        with pytest.raises(UserError, match=wrong):
-            export.main()
-    other = tmp_path / "other"
-    run(*TINY, f"--out={other}", "--steps=1", "--seed=3")
-    monkeypatch.setattr(sys, "argv", [*command, f"--coarse-from={other}", "--coarse-below=2"])
-    export.main()
-    coarse = parameters(other)
-    for name, array in split(load_model(file).model)[1].items():
-        _, level, rest = name.split("/", 2)
-        np.testing.assert_array_equal(array, (fine if int(level) == 3 else coarse)[rest])
-    two = [*command[:-4], "2", "1", f"--coarse-from={wide}"]
-    monkeypatch.setattr(sys, "argv", two)
-    with pytest.raises(UserError, match="1/4"):
-        export.main()
 
 
 def test_an_exported_file_says_where_it_comes_from(whole: Path, tmp_path: Path) -> None:
