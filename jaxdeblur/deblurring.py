@@ -128,6 +128,8 @@ class Job:
         """Whether the output exists and is newer than the input."""
         if self.output is None or not os.path.exists(self.output):
             return False
+        if os.path.isdir(self.output) and not os.listdir(self.output):
+            return False
         newest = max((path.stat().st_mtime for path in self.paths), default=float("inf"))
         return self.output.stat().st_mtime > newest
 
@@ -246,6 +248,8 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         said = len(targets[0].lost)
 
         def write(result: tuple[Picture, tuple[Plane, ...]]) -> None:
+            lost = targets[0].lost
+            lost += [what for what in result[0].lost if what not in lost]  # not the first image
             for target, view in zip(targets, views, strict=True):
                 target.write(view(*result))
 

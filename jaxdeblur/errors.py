@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -28,6 +29,10 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
       together: its processes, should there be several, work on one thing: if one fails, it leaves
         at once. At its normal end a process waits for the others, which may be waiting for it.
     """
+    if sys.stderr is None:  # closed (2>&-): what is said goes nowhere, and not into another file
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     try:
         main()
     except UserError as error:

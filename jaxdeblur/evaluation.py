@@ -483,6 +483,8 @@ def _gather(files: Sequence[Path], settings: dict[str, Any]) -> Iterator[report.
     """All videos, in order; waits for those of other processes."""
     for path in files:
         while (video := _read_video(path, settings)) is None:
+            if jax.process_count() == 1:
+                raise UserError(f"{path}: was removed or changed while the evaluation went on")
             time.sleep(1)
         yield video
 

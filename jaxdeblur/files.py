@@ -19,41 +19,52 @@ def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a path beside ``target`` to write to; renames it to ``target`` if the body succeeds.
 
     If the body raises (ctrl-C too), what was written is removed and ``target`` is as it was. The
-    yielded name keeps the target's suffix, by which writers choose their format.
+    yielded name keeps the target's suffix, by which writers choose their format. Of a link, what it
+    leads to is replaced; a file that is there hands its permissions on.
 
     Raises:
-      UserError: nothing can be written there, or ``target`` is a folder.
+      UserError: nothing can be written there, or ``target`` is a folder or a device.
     """
-    target = Path(target)
+    given, target = target, Path(os.path.realpath(target))
+    if os.path.lexists(target) and not target.is_file():
+        raise UserError(f"{given}: cannot be written: it is no regular file")
     try:
         handle, name = tempfile.mkstemp(
-            prefix=f".{target.stem[:80]}.", suffix=f".part{target.suffix}", dir=target.parent
+            prefix=f".{target.stem[:20]}.", suffix=f".part{Path(given).suffix}", dir=target.parent
         )
     except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{given}: cannot be written: {error.strerror}") from error
     os.close(handle)
     part = Path(name)
     try:
         yield part
-        # mkstemp makes the file private; the target gets the permissions of any new file.
+        # mkstemp makes the file private; a new target gets the permissions of any new file.
         umask = os.umask(0)
         os.umask(umask)
-        part.chmod(0o666 & ~umask)
+        part.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~umask)
         try:
             os.replace(part, target)
         except OSError as error:
-            raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+            raise UserError(f"{given}: cannot be written: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def replace_folder_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """The same for a folder that does not exist yet: yields a new folder beside ``target``."""
+    """The same for a folder that does not exist yet, or is empty: yields a new folder."""
     target = Path(target)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name[:80]}.part", dir=target.parent))
+    # The name of a link, a mounted volume or the current folder cannot be taken: it is filled.
+    there = target.is_dir() and not any(target.iterdir())
+    there = there and (target.is_symlink() or target.is_mount() or target.samefile("."))
+    where = target if there else target.parent
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name[:20]}.part", dir=where))
     try:
         yield part
+        if there:
+            for entry in list(part.iterdir()):
+                os.rename(entry, target / entry.name)
+            return
         umask = os.umask(0)
         os.umask(umask)
         part.chmod(0o777 & ~umask)

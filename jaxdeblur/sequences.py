@@ -41,7 +41,7 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # FFmpeg's encoders for what Pillow cannot write: RGB of 16 bits.
 _DEEP_ENCODERS = {".png": "png", ".tif": "tiff", ".tiff": "tiff"}
-_DEEP_DEMUXERS = "png_pipe,tiff_pipe,ppm_pipe,pgm_pipe"
+_DEEP_DEMUXERS = {"PNG": "png_pipe", "TIFF": "tiff_pipe", "PPM": "ppm_pipe"}
 # Formats in which EXIF and a colour profile have a place.
 _WITH_EXTRA = {"PNG", "JPEG", "WEBP", "TIFF"}
 
@@ -170,6 +170,9 @@ class ImageWriter:
     def _save(self, path: Path, picture: Picture) -> None:
         suffix = path.suffix.lower()
         pixels, alpha = self._pixels(picture), picture.alpha
+        if alpha is not None and pixels.dtype == np.uint16:  # of 10 or 12 bits, as in ProRes 4444
+            top = 2**self._info.layout.bits - 1
+            alpha = ((alpha.astype(np.uint32) * 65535 + top // 2) // top).astype(np.uint16)
         deep = pixels.dtype == np.uint16
         file_format, options = _FORMATS[suffix]
         if deep and suffix not in _DEEP_ENCODERS:
@@ -186,7 +189,9 @@ class ImageWriter:
                     self._lose(what)
             extra = {}
         if "exif" not in extra:  # so that the picture itself must be the right way up
-            orientation = _orientation_of(picture) or _orientation_shown(self._info.display_matrix)
+            orientation = _orientation_of(picture)
+            if orientation is None and not picture.name:  # a frame of a video
+                orientation = _orientation_shown(self._info.display_matrix)
             pixels = _turned(pixels, orientation)
             alpha = None if alpha is None else _turned(alpha, orientation)
         if deep:
@@ -260,7 +265,10 @@ class RawReader:
         # Straight from the descriptor: a buffered file could not be left while it waits.
         got = 0
         while got < len(buffer):
-            size = os.readv(self._descriptor, [buffer[got:]])
+            try:
+                size = os.readv(self._descriptor, [buffer[got:]])
+            except OSError as error:
+                raise UserError(f"-: cannot be read: {error.strerror}") from error
             if not size:
                 break
             got += size
@@ -332,7 +340,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
                     exif = Image.Exif()
                     exif[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
                     extra["exif"] = exif.tobytes()
-                deep = _read_deep(path)
+                deep = _read_deep(path, str(image.format))
                 return dataclasses.replace(deep, extra=extra, lost=tuple(lost))
             grey = image.mode in ("1", "L", "LA")
             has_alpha = image.has_transparency_data
@@ -365,14 +373,15 @@ def _packed_rgb(layout: PixelLayout, bits: int, planes: tuple[DevicePlane, ...])
 def _is_deep(image: Image.Image) -> bool:
     """Whether the file has 16 bits a sample, of which Pillow would keep 8."""
     tile = image.tile[0] if image.tile else None  # type: ignore[attr-defined]
-    return image.mode.startswith("I") or ";16" in str(tile and tile[3])
+    how = tile and tile[3]
+    if image.format == "PPM" and isinstance(how, tuple):  # the mode and its largest value
+        return how[-1] > 255
+    return image.mode.startswith("I") or ";16" in str(how)
 
 
-def _read_deep(path: Path) -> Picture:
-    with (
-        path.open("rb") as file,
-        av.open(file, "r", container_options={"format_whitelist": _DEEP_DEMUXERS}) as container,
-    ):
+def _read_deep(path: Path, kind: str) -> Picture:
+    # Named, since FFmpeg takes a .ppm for one of a numbered series.
+    with path.open("rb") as file, av.open(file, "r", format=_DEEP_DEMUXERS[kind]) as container:
         frame = next(container.decode(video=0))
         pixel_format, _, _ = pixel_layout(frame, path)
         planes, alpha = frame_planes(frame, pixel_format)

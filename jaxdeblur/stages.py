@@ -76,6 +76,7 @@ def run_stages(
     began = time.monotonic()
     waiting: collections.deque[Picture] = collections.deque()
     with (
+        contextlib.closing(progress),
         Reading(source, patience=patience) as pictures,
         Writing(write, patience=write_patience) as results,
     ):
@@ -105,7 +106,6 @@ def run_stages(
         if in_flight is not None:
             hand_on(in_flight)
         results.finish()
-        progress.close()
     timing.seconds = time.monotonic() - began
     timing.reading, timing.writing = pictures.busy, results.busy
     timing.restoring = timing.seconds - pictures.waited - results.waited

@@ -367,13 +367,19 @@ class VideoReader:
                 if pts is None:  # raw streams have no timestamps
                     pts = 0 if last is None else last + self._ticks
                 time = self._moved(pts * self._time_base)
-                if time < 0:
+                if time < 0 and not whole:
                     continue
                 if self._duration is not None and time >= self._duration:
                     self.trailing = packets
                     return
                 if not whole:
                     pts = round(time / self._time_base)
+                if whole and last is not None and (last - pts) * self._time_base > 1:
+                    raise UserError(
+                        f"{self.path}: its timestamps start again after {self._count} frames, as "
+                        "where files were joined as they are; write it anew with FFmpeg, which "
+                        "gives them an order"
+                    )
                 if last is not None and pts <= last:  # a frame cannot be shown before another
                     pts = last + 1
                 last = pts
@@ -487,7 +493,10 @@ class VideoReader:
 
     def _cut_short(self) -> str:
         good = f" (--duration={float(self._count / self._rate):.3g} restores them)"
-        return f"{self.path}: is cut short after {self._count} frames{good if self._count else ''}"
+        return (
+            f"{self.path}: is cut short or damaged after {self._count} frames"
+            f"{good if self._count else ''}"
+        )
 
     @contextlib.contextmanager
     def _explained(self, otherwise: str = "") -> Iterator[None]:

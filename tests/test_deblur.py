@@ -234,6 +234,91 @@ def test_grey_stays_grey_and_alpha_passes_through(command, tmp_path):
                 np.testing.assert_array_equal(np.asarray(image)[..., -1], alpha)
 
 
+def test_each_image_of_a_folder_has_its_own_orientation(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pictures(1)[0]).save("in/1.png", exif=turned)
+    Image.fromarray(pictures(1)[0]).save("in/2.png")
+    assert command("in", "out")[0] == 0
+    for name, orientation in (("1.png", 6), ("2.png", None)):
+        with Image.open(f"out/{name}") as image:
+            assert (image.size, image.getexif().get(0x0112)) == ((32, 24), orientation)
+
+
+@pytest.mark.parametrize("kind", [b"P6", b"P5"])
+def test_ppm_of_16_bits_keeps_them(kind, command, weights, tmp_path):
+    (deep,) = pictures(1, dtype=np.uint16)
+    if kind == b"P5":
+        deep = np.repeat(deep[..., :1], 3, -1)
+    stored = deep if kind == b"P6" else deep[..., 0]
+    (tmp_path / "in.ppm").write_bytes(kind + b" 32 24 65535\n" + stored.astype(">u2").tobytes())
+    code, said = command("in.ppm", "out.png")
+    assert code == 0, said
+    with av.open("out.png") as container:
+        frame = next(container.decode(video=0))
+        assert frame.format.name == ("rgb48be" if kind == b"P6" else "gray16be")
+        restored = frame.reformat(format="rgb48le").to_ndarray()
+    if kind == b"P6":
+        assert np.abs(restored.astype(int) - expected(weights, deep[None])[0]).max() <= 1
+
+
+def test_alpha_of_10_bits_fills_the_16_of_an_image(command, tmp_path):
+    with av.open("in.mov", "w") as out:
+        video = out.add_stream("prores_ks", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 24, "yuva444p10le"
+        frame = av.VideoFrame(32, 24, "yuva444p10le")
+        for plane, value in zip(frame.planes, (500, 512, 512, 1023), strict=True):
+            np.frombuffer(plane, np.uint16)[:] = value
+        out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    assert command("in.mov", "out")[0] == 0
+    with av.open("out/000001.png") as container:
+        frame = next(container.decode(video=0))
+        assert frame.format.name == "rgba64be"
+        samples = np.frombuffer(frame.planes[0], ">u2").reshape(24, -1, 4)
+    assert np.all(samples[:, :32, 3] == 65535)
+
+
+def test_what_a_later_image_loses_is_said(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, mode in (("1.jpg", "RGB"), ("2.jpg", "CMYK")):
+        Image.fromarray(pictures(1)[0]).convert(mode).save(tmp_path / "in" / name)
+    code, said = command("in", "out")
+    assert code == 0
+    assert "not kept: CMYK" in said
+
+
+def test_a_folder_that_is_a_link_or_here_is_filled(command, monkeypatch, tmp_path):
+    make_video(tmp_path / "in.mkv", 2)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert command("in.mkv", "link")[0] == 0
+    monkeypatch.chdir(tmp_path / "real")
+    assert sorted(os.listdir()) == ["000001.png", "000002.png"]
+    for name in os.listdir():
+        os.remove(name)
+    code, said = command("../in.mkv", ".")
+    assert code == 0, said
+    assert sorted(os.listdir()) == ["000001.png", "000002.png"]
+    assert sorted(os.listdir(tmp_path)) == ["in.mkv", "link", "real"]
+
+
+def test_an_empty_folder_is_not_done(command, tmp_path):
+    make_video(tmp_path / "in.mkv", 2)
+    (tmp_path / "out").mkdir()
+    assert command("in.mkv", "out", "--skip-done")[0] == 0
+    assert len(os.listdir("out")) == 2
+
+
+def test_with_stderr_closed_nothing_is_mixed_into_the_pixels(weights, tmp_path):
+    command = f"{sys.executable} {ROOT}/deblur.py {make_video(tmp_path / 'in.mkv', 2)} -"
+    piped = subprocess.run(
+        ["bash", "-c", f"{command} --ckpt={weights} 2>&-"], capture_output=True, check=True
+    )
+    assert len(piped.stdout) == 2 * 24 * 32 * 3
+
+
 def test_from_frames_to_video_and_back(command, tmp_path):
     make_video(tmp_path / "in.mp4", codec="libx264", pixel_format="yuv420p")
     assert command("in.mp4", "frames")[0] == 0

@@ -310,6 +310,42 @@ def test_a_part_begins_at_the_frame_that_was_asked_for(name, codec, options, tmp
             assert [number_of(picture) for picture in reader] == list(range(start, start + 4))
 
 
+def test_frames_from_before_zero_are_frames(tmp_path):
+    """As of a recording whose first frames came before its clock's zero."""
+    unit = Fraction(1, 25)
+    recipe = Recipe(frames=9, rate=Fraction(25), time_base=unit, first_pts=-4)
+    source = recipe.make(tmp_path / "in.ts")
+    with VideoReader(source) as reader:
+        assert len(list(reader)) == 9
+    rewrite(source, tmp_path / "out.ts")
+    times = np.diff(facts(tmp_path / "out.ts")["pts"])
+    assert list(times) == [Fraction(1, 25)] * 8
+
+
+def joined(one: bytes, two: bytes) -> bytes:
+    """Two transport streams as one: the packets of each track are counted on."""
+    counts: dict[int, int] = {}
+    packets = bytearray(one + two)
+    for place in range(0, len(packets), 188):
+        track = int.from_bytes(packets[place + 1 : place + 3], "big") & 0x1FFF
+        has_payload = packets[place + 3] >> 4 & 1
+        counts[track] = (counts.get(track, -1) + has_payload) % 16
+        packets[place + 3] = packets[place + 3] & 0xF0 | counts[track]
+    return bytes(packets)
+
+
+def test_timestamps_that_start_again_are_an_error(tmp_path):
+    unit = Fraction(1, 25)
+    recipe = Recipe(frames=50, rate=Fraction(25), time_base=unit)
+    part = recipe.make(tmp_path / "part.ts").read_bytes()
+    (tmp_path / "joined.ts").write_bytes(joined(part, part))
+    with (
+        pytest.raises(UserError, match="its timestamps start again after 50 frames"),
+        VideoReader(tmp_path / "joined.ts") as reader,
+    ):
+        list(reader)
+
+
 @pytest.mark.parametrize("suffix", [".mkv", ".webm"])
 def test_matroska_that_is_cut_short_is_an_error(suffix, tmp_path):
     codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
@@ -318,7 +354,10 @@ def test_matroska_that_is_cut_short_is_an_error(suffix, tmp_path):
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 5])
     with VideoReader(whole) as reader:
         assert len(list(reader)) == 40
-    with pytest.raises(UserError, match=r"cut short after \d+ frames"), VideoReader(cut) as reader:
+    with (
+        pytest.raises(UserError, match=r"cut short or damaged after \d+ frames"),
+        VideoReader(cut) as reader,
+    ):
         list(reader)
 
 

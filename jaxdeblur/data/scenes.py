@@ -642,10 +642,19 @@ def texture_size(config: SceneConfig) -> int:
 
 
 def cache_folder() -> Path:
-    """Where pools are kept: ``$JAXDEBLUR_CACHE``, or jaxdeblur in ``$XDG_CACHE_HOME``."""
+    """Where pools are kept: ``$JAXDEBLUR_CACHE``, or jaxdeblur in ``$XDG_CACHE_HOME``.
+
+    Raises:
+      UserError: neither is set, and there is no home either.
+    """
     if own := os.environ.get("JAXDEBLUR_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdeblur"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdeblur"
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home folder; name one for the cache in JAXDEBLUR_CACHE"
+        ) from error
 
 
 def render_pool(
