@@ -239,6 +239,8 @@ class Checkpoints:
                 except UserError:
                     raise
                 except Exception as error:
+                    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                        raise  # it says nothing about the file
                     # Whatever a damaged file makes Orbax, TensorStore or JSON raise.
                     reason = " ".join(str(error).split())[:200]
             path = self._place / str(step)

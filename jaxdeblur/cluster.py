@@ -8,7 +8,9 @@ import os
 import re
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdeblur.errors import UserError
@@ -108,6 +110,16 @@ def wait_for_all(where: str) -> None:
     if jax.process_count() > 1:
         barrier = ocp.multihost.get_barrier_sync_fn()
         barrier(key=f"{where} {next(_barriers)}", timeout_ms=1000 * _WAIT)
+
+
+def check_same(number: int, what: str) -> None:
+    """Raises :class:`UserError` in every process if ``number`` is not the same in all of them."""
+    if jax.process_count() == 1:
+        return
+    wait_for_all(what)
+    numbers = multihost_utils.process_allgather(np.int64(number))
+    if len(set(numbers.tolist())) > 1:
+        raise UserError(f"the processes differ in the {what}: {', '.join(map(str, numbers))}")
 
 
 def cores() -> int:

@@ -19,11 +19,12 @@ from jaxdeblur.models.coarse_to_fine import (
     for_levels,
     gates,
     join_levels,
+    level_configs,
     level_parameters,
 )
 from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.strcnn import COARSE, StrcnnConfig
-from jaxdeblur.options import Parser, from_json
+from jaxdeblur.options import Parser, differing_fields, from_json
 from jaxdeblur.runs import starting_parameters
 
 
@@ -122,8 +123,11 @@ def _at_scales(loaded: LoadedModel, scales: tuple[int, ...]) -> LoadedModel:
     check_scales(scales)
     if len(scales) < (least := max(len(loaded.network.scales), 2)):
         raise UserError(f"--scales: {least} or more sizes are needed, not {len(scales)}")
-    if gates(split(loaded.model)[1]):
-        raise UserError("--scales: what chooses between the sizes is trained for those of the run")
+    if getattr(loaded.network, "choose_scale", False):
+        raise UserError(
+            "--scales: what chooses between the sizes is trained for those of the run; python -m "
+            "jaxdeblur.fit_gates trains it for others"
+        )
     network = dataclasses.replace(loaded.network, scales=scales)
     rebuild, _ = outline(lambda: build(network))
     levels = for_levels(level_parameters(split(loaded.model)[1], loaded.network), network)
@@ -151,8 +155,27 @@ def _with_coarse_levels(loaded: LoadedModel, source: str, least: int) -> LoadedM
         for scale, our_level, their_level in zip(here.scales, ours, theirs, strict=True)
     ]
     parameters = join_levels(levels, network) | gates(whole)
+    _check_alike(network, for_levels(level_configs(there), network), option)
     check_fits(template, parameters, option)
     return loaded._replace(model=rebuild(parameters), network=network)
+
+
+def _check_alike(network: Any, theirs: list[Any], option: str) -> None:
+    """Refuses levels of the same shapes that compute something else with them.
+
+    Args:
+      network: of which the levels are to be.
+      theirs: the config of each level, of the other network.
+      option: that names the other network.
+    """
+    # What does not change what is computed, and what the shapes show.
+    computes_alike = {"dtype": "float32", "implementation": "auto", "nonlocal_bytes": 2**30}
+    computes_alike |= {"width": 2, "blocks": 1}
+    for ours, other in zip(level_configs(network), theirs, strict=True):
+        known = {name: value for name, value in computes_alike.items() if hasattr(ours, name)}
+        pair = [dataclasses.replace(level, **known) for level in (ours, other)]
+        if differences := differing_fields(*pair):
+            raise UserError(f"{option}: another network: {'; '.join(differences)}")
 
 
 def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
@@ -165,6 +188,8 @@ def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
         raise UserError(f"--mix-with: the share is 0 to 1, not {share}")
     rebuild, ours = split(loaded.model)
     theirs = starting_parameters(loaded.model, ours, source, "--mix-with")
+    there = for_levels(level_configs(load_model(source).network), loaded.network)
+    _check_alike(loaded.network, there, f"--mix-with={source}")
     mean = {name: (1 - part) * ours[name] + part * theirs[name] for name in ours}
     return loaded._replace(model=rebuild(mean))
 
@@ -198,8 +223,14 @@ def _totals(path: Path) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():  # installed, perhaps below a repository of something else
+        return "unknown"
+    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
     return found.stdout.strip() or "unknown"
 
 

@@ -164,7 +164,9 @@ def main() -> None:
     """Reads the options, fits and writes the file."""
     preset = presets.PRESETS["strcnn_dtb_choice"]
     parser = Parser(prog="python -m jaxdeblur.fit_gates", description=__doc__.split("\n\n")[0])
-    parser.add_argument("start", metavar="CKPT", help="the network of one scale, or with gates")
+    parser.add_argument(
+        "start", metavar="CKPT", help="the network of one scale, or with gates, which it gets anew"
+    )
     parser.add_argument("file", type=Path, help="the .safetensors file that is written")
     parser.add_argument(
         "--scales", type=int, nargs="+", default=list(preset.network.scales), help="the sizes"
@@ -204,7 +206,9 @@ def main() -> None:
     rebuild, drawn = split(model)
     if config.crop % model.multiple:
         raise UserError(f"--crop={config.crop}: a multiple of {model.multiple} is needed")
+    # Gates run on evidence as it is and are fitted on what is made alike of it, so not from others.
     parameters = starting_parameters(model, drawn, arguments.start, "CKPT", may_grow=True)
+    parameters |= gates(drawn)
     model = rebuild(parameters)
     folder: Path = arguments.clips_in or arguments.file.with_suffix(".clips")
     samples = draw_samples(model, data, config, folder)

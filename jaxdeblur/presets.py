@@ -17,7 +17,7 @@ class Preset:
     """A network, how it is trained, and on what."""
 
     about: str
-    """The command, the hardware, the hours and the result to expect."""
+    """What it is for, as ``train.py --help`` lists it."""
     network: Any
     training: TrainingConfig
     data: DataConfig

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +143,15 @@ def train(
       processes: how the devices are used.
       resume: goes on from the newest checkpoint that can be read.
       overwrite: replaces the run in the folder.
-      start_from: a run folder or weights whose parameters are the first ones; a network of fewer
-        scales starts one of more (``for_levels``).
+      start_from: a run folder or weights whose parameters are the first ones, of a new run; a
+        network of fewer scales starts one of more (``for_levels``).
 
     Raises:
       UserError: options, data or checkpoints that can't be used, or a loss that is not finite.
       training.Stopped: after SIGINT or SIGTERM, once the state is saved.
     """
+    if resume and start_from is not None:
+        raise UserError("--start-from is for a new run; --resume goes on from its own checkpoints")
     check_folder(run, folder, resume=resume, overwrite=overwrite)
     config, data = run.training, data_from_json(run, folder)
     if config.crop % processes.rows:
@@ -157,7 +159,7 @@ def train(
     mesh = cluster.make_mesh(config.batch_size, processes.rows)
     model = models.build(run.network, config.seed)
     rebuild, parameters = split(model)
-    if start_from is not None and not resume:
+    if start_from is not None:
         parameters = starting_parameters(model, parameters, start_from, may_grow=True)
     state = training.initial_train_state(config, parameters)
     cluster.wait_for_all("the network is built")
@@ -168,6 +170,7 @@ def train(
         if resume:
             # Without a checkpoint the run had not come to its first one: it starts again.
             state = checkpoints.restore_state(state, cluster.replicated(mesh)) or state
+            cluster.check_same(int(state.step), f"steps of the checkpoints read in {folder}")
         first = int(state.step)
         feed = resources.enter_context(_batches(run, data, mesh, first))
         validation = Validation(data, rebuild) if config.validate_every else None
@@ -181,6 +184,8 @@ def train(
         if first >= config.steps:
             return state
         checkpoints.go_on_after(first)
+        if start_from is not None:  # what a run that is killed before its first save begins with
+            checkpoints.save(state)
         watcher = _Watcher(folder, config, first, validation)
         resources.callback(watcher.close)
         step = training.compile_train_step(config, rebuild, mesh)
@@ -244,7 +249,7 @@ def starting_parameters(
     scales: then ``template`` are its parameters as they are drawn, and its gates stay so.
 
     Raises:
-      UserError: they are of another network; it names ``option``.
+      UserError: they do not fit the network; it names ``option``.
     """
     loaded = load_model(source)
     whole = split(loaded.model)[1]
@@ -418,8 +423,20 @@ def _local(array: jax.Array | np.ndarray) -> np.ndarray:
         return np.asarray(array)
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array.addressable_data(0) if array.is_fully_replicated else array)
-    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([np.asarray(shard.data) for shard in shards])
+    return _joined(array.addressable_shards)
+
+
+def _joined(shards: Sequence[Any]) -> np.ndarray:
+    """The part of an array that lies on this process's devices, which share it out in any way."""
+    begins = np.array([[part.start or 0 for part in shard.index] for shard in shards])
+    places = begins - begins.min(0)
+    whole = np.zeros(
+        np.max(places + [shard.data.shape for shard in shards], 0), shards[0].data.dtype
+    )
+    for shard, place in zip(shards, places, strict=True):
+        sizes = zip(place, shard.data.shape, strict=True)
+        whole[tuple(slice(begin, begin + size) for begin, size in sizes)] = shard.data
+    return whole
 
 
 def _say(text: str) -> None:

@@ -9,8 +9,8 @@
 
 Each takes `implementation`, see `Implementation`, and `sharding`, see `Sharding`. `x`, `g` and
 the logits are float32, bfloat16 or float16; sums and softmaxes are float32 and nothing is TF32;
-the result has the dtype of what is summed. All but "reference" have reverse-mode first
-derivatives only. For a frame squeezed in pieces: `project`, `squeeze_partial`,
+the result has the dtype of what is summed. All but "reference" without a sharding have
+reverse-mode first derivatives only. For a frame squeezed in pieces: `project`, `squeeze_partial`,
 `combine_partials`, `finish_partial`.
 """
 

@@ -22,6 +22,7 @@ from jaxdeblur.restoration import restore_clip
 from jaxdeblur.runs import starting_parameters
 
 TINY = StrcnnConfig(width=4, blocks=1, m=1)
+TALL = ["--scales", "8", "4", "2", "1"]
 
 
 def parameters(model: VideoRestorer) -> dict[str, np.ndarray]:
@@ -112,8 +113,7 @@ def test_coarse_levels_from_another_run(weights: Any, monkeypatch: pytest.Monkey
     coarse, fine = parameters(load_model(wide).model), parameters(load_model(one).model)
     for name, array in parameters(again).items():
         np.testing.assert_array_equal(array, coarse[name])
-    tall = ["--scales", "8", "4", "2", "1"]
-    both = exported(monkeypatch, one, *tall, f"--coarse-from={wide}")
+    both = exported(monkeypatch, one, *TALL, f"--coarse-from={wide}")
     assert [level.config.width for level in both.model.levels] == [6, 6, 4, 4]
     assert both.metadata["coarse levels"]["step"] == 2
     for name, array in parameters(both.model).items():
@@ -122,12 +122,41 @@ def test_coarse_levels_from_another_run(weights: Any, monkeypatch: pytest.Monkey
         np.testing.assert_array_equal(array, expected)
     for wrong in (str(one.parent), "strcnn_dtb_pyramid"):  # nothing, and five frames, not three
         with pytest.raises(UserError, match=re.escape(wrong)):
-            exported(monkeypatch, one, *tall, f"--coarse-from={wrong}")
+            exported(monkeypatch, one, *TALL, f"--coarse-from={wrong}")
     other = weights("other", 3)
-    mixed = exported(monkeypatch, one, *tall, f"--coarse-from={other}", "--coarse-below=2")
+    mixed = exported(monkeypatch, one, *TALL, f"--coarse-from={other}", "--coarse-below=2")
     theirs = parameters(load_model(other).model)
     for name, array in parameters(mixed.model).items():
         _, level, rest = name.split("/", 2)
         np.testing.assert_array_equal(array, (fine if int(level) == 3 else theirs)[rest])
     with pytest.raises(UserError, match="1/4"):
         exported(monkeypatch, one, "--scales", "2", "1", f"--coarse-from={wide}")
+
+
+def test_what_has_the_same_shapes_and_computes_something_else_is_refused(
+    weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = weights("one", 1)
+    other = weights("other", 2, residual=True, blending="encoder")
+    for options in (["--mix-with", str(other), "0.5"], [*TALL, f"--coarse-from={other}"]):
+        with pytest.raises(UserError, match=r"another network: .*blending: here middle"):
+            exported(monkeypatch, one, *options)
+    alike = weights("alike", 2, dtype="bfloat16")
+    mean = parameters(exported(monkeypatch, one, "--mix-with", str(alike), "0.5").model)
+    pair = [parameters(load_model(path).model) for path in (one, alike)]
+    for name, array in mean.items():
+        np.testing.assert_allclose(array, (pair[0][name] + pair[1][name]) / 2, atol=1e-6)
+
+
+def test_gates_are_for_the_sizes_that_they_were_fitted_to(
+    weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = weights("choice", 1, choose_scale=True)  # of one scale, which has no gates
+    with pytest.raises(UserError, match=r"jaxdeblur\.fit_gates"):
+        exported(monkeypatch, choice, *TALL)
+
+
+def test_without_git_no_commit_is_known(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = weights("one", 1)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert exported(monkeypatch, one).metadata["commit"] == "unknown"

@@ -185,10 +185,16 @@ def test_weights_start_another_run_at_every_scale(whole: Path, tmp_path: Path) -
     folder = tmp_path / "pyramid"
     run(*TINY, "--steps=1", f"--out={folder}", f"--start-from={weights}", "--scales", "2", "1",
         "--learning-rate=1e-9")  # fmt: skip
-    start_of, now = parameters(whole), parameters(folder)
-    for name, array in start_of.items():
-        for level in (0, 1):
-            np.testing.assert_allclose(now[f"levels/{level}/{name}"], array, atol=1e-3)
+    shutil.rmtree(folder / "checkpoints" / "1")  # as if killed before its first save
+    for stage in ("begun", "resumed"):
+        if stage == "resumed":
+            assert "step 0 of 1" in run(f"--out={folder}", "--resume")
+        start_of, now = parameters(whole), parameters(folder)
+        for name, array in start_of.items():
+            for level in (0, 1):
+                np.testing.assert_allclose(now[f"levels/{level}/{name}"], array, atol=1e-3)
+    message = refused(f"--out={folder}", "--resume", f"--start-from={weights}")
+    assert "--start-from is for a new run" in message
 
 
 def test_an_exported_file_says_where_it_comes_from(whole: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from jaxdeblur import cluster, models, training
+from jaxdeblur import cluster, models, runs, training
 from jaxdeblur.checkpoints import Checkpoints, _by_path, _digest
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta import FstaConfig
@@ -274,6 +274,24 @@ def test_damage_that_orbax_itself_stumbles_over_is_put_aside(tmp_path: Path) -> 
     assert Checkpoints(tmp_path).steps() == [3, 2]
 
 
+@pytest.mark.parametrize("error", [MemoryError("8 GB"), RuntimeError("RESOURCE_EXHAUSTED: 8 GB")])
+def test_memory_that_runs_out_is_no_damage(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = Checkpoints(tmp_path)
+    for number in (1, 2):
+        checkpoints.save(state._replace(step=jnp.int32(number)))
+    checkpoints.close()
+
+    def run_out(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Checkpoints, "_read", run_out)
+    with pytest.raises(type(error), match="8 GB"):
+        checkpoints.restore_weights(best_parameters(state))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     mesh = mesh_of(1)
@@ -423,3 +441,12 @@ def test_a_train_step_of_the_attention_network_over_a_mesh() -> None:
         _, metrics = step(state, batch)
         losses.append(float(metrics.loss))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_failure_keeps_the_clips_that_devices_share_by_rows() -> None:
+    mesh = mesh_of(2, 2)
+    batch = np.arange(2 * 3 * 8 * 4 * 3, dtype=np.uint8).reshape(2, 3, 8, 4, 3)
+    shared = jax.device_put(batch, cluster.clips_over(mesh))
+    assert shared.addressable_shards[0].data.shape[2] == 4
+    # One process addresses all; the path of several is that of the shards.
+    np.testing.assert_array_equal(runs._joined(shared.addressable_shards), batch)
