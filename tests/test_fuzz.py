@@ -98,7 +98,7 @@ def test_numbers_on_the_command_line_are_whole_and_bounded() -> None:
 
 def test_a_folder_where_a_file_is_to_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").mkdir()
-    with pytest.raises(UserError, match=r"metrics\.json: cannot be written: Is a directory"):
+    with pytest.raises(UserError, match=r"metrics\.json: cannot be written: it is no regular file"):
         write_json(tmp_path / "metrics.json", {})
     with pytest.raises(UserError, match=r"nowhere.*cannot be written"):
         write_json(tmp_path / "nowhere" / "metrics.json", {})
