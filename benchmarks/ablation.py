@@ -225,7 +225,7 @@ def train_variant(
     )
     step = training.compile_train_step(config, rebuild, mesh)
     with batches(
-        sources.training_sources(data, config.seed),
+        sources.training_sources(data, config.seed, frames=config.frames, crop=config.crop),
         data.clip_options(config.frames, config.crop),
         batch_size=config.batch_size,
         seed=config.seed,

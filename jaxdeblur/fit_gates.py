@@ -242,7 +242,7 @@ def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig, fold
         part: list[Sample] = []
         line = ProgressLine(steps, start=start, tells="clips drawn; blur (RMS)")
         with batches(
-            training_sources(data, config.seed),
+            training_sources(data, config.seed, frames=config.frames, crop=config.crop),
             data.clip_options(config.frames, config.crop),
             batch_size=at_once,
             seed=config.seed,

@@ -113,8 +113,8 @@ def shot(
     Returns:
       ``index``; ``blurred``, ``restored`` and ``sharp`` as data URIs; ``scale``, how much smaller
       they are than the frame; ``weights``, a sprite or None; ``attention``, one entry a block with
-      ``name``, ``offsets``, ``temporal`` (N lists of weights) and the sprites ``spatial`` (M maps)
-      and ``mix`` (M*N maps).
+      ``name``, ``offsets``, ``temporal`` (N lists of weights) and the sprites ``spatial`` (M maps,
+      1 where as much is gathered as of an even spread) and ``mix`` (M*N maps).
     """
     pictures, scale = _fit([blurred, restored, sharp], max_bytes)
     names = ("blurred", "restored", "sharp")
@@ -129,12 +129,14 @@ def shot(
     for block in () if explanation is None else explanation.attention:
         mix = np.moveaxis(np.asarray(block.pixel_mix[0, place], np.float32), -1, 0)
         temporal = np.asarray(block.temporal_maps[0, place], np.float64)
+        spatial = np.asarray(block.spatial_maps[0, place], np.float32)
         found["attention"].append(
             {
                 "name": block.name,
                 "offsets": list(block.offsets),
                 "temporal": [[round(weight, 5) for weight in row] for row in temporal.tolist()],
-                "spatial": sprite(np.asarray(block.spatial_maps[0, place]), MAP_SIDE),
+                # In units of an even spread, which the mean over several pixels does not change.
+                "spatial": sprite(spatial * np.prod(spatial.shape[-2:]), MAP_SIDE),
                 "mix": sprite(mix, MIX_SIDE),
             }
         )

@@ -148,7 +148,7 @@ function summaryTable() {
   };
   const foot = [{ name: "Mean over videos", ...report.video_mean }, { name: "Mean over all frames", ...report.pooled }];
   return h("div", { class: "card" },
-    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), body, h("tfoot", {}, foot.map((row) => cells({ frames: report.totals.frames, ...row }))))),
+    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), body, h("tfoot", {}, foot.map((row) => cells({ frames: report.videos.reduce((sum, video) => sum + video.frames, 0), ...row }))))),
     h("div", { class: "key" }, h("span", {}, h("i", { style: "--c: var(--blurred)" }), "blurred"), h("span", {}, h("i", { style: "--c: var(--restored)" }), "restored"),
       h("span", {}, "Flicker: RMS of the change of the error between frames, in grey levels; lower is calmer.")));
 }
@@ -390,9 +390,8 @@ function makeExplanation(video, state, changed) {
 
   const attention = async (shot, i, mine) => {
     const block = shot.attention[i];
-    const cells = block.spatial.width * block.spatial.height;
     settings.map = Math.min(settings.map, block.spatial.count - 1);
-    const legend = await lay(block.spatial, settings.map, null, [() => "0", (high) => `${(high * cells).toFixed(1)} times an even spread`], mine);
+    const legend = await lay(block.spatial, settings.map, null, [() => "0", (high) => `${high.toFixed(1)} times an even spread`], mine);
     const maps = h("div", { class: "maps", role: "group", "aria-label": "Spatial attention maps" });
     for (let m = 0; m < block.spatial.count; m += 1) {
       const values = await readMap(block.spatial, m);
@@ -400,7 +399,7 @@ function makeExplanation(video, state, changed) {
       const peak = Math.max(...values);
       paint(canvas, values, block.spatial.width, block.spatial.height, 0, peak);
       maps.append(h("button", { type: "button", "aria-pressed": String(m === settings.map), "aria-label": `Spatial map ${m + 1}`, onclick: () => { settings.map = m; changed(); } },
-        canvas, h("span", {}, h("b", {}, String(m + 1)), `${(peak * cells).toFixed(1)}×`)));
+        canvas, h("span", {}, h("b", {}, String(m + 1)), `${peak.toFixed(1)}×`)));
     }
     const offsets = block.offsets.map((offset) => (offset > 0 ? `+${offset}` : String(offset)));
     const most = Math.max(...block.temporal.flat());

@@ -152,6 +152,8 @@ def train(
     """
     if resume and start_from is not None:
         raise UserError("--start-from is for a new run; --resume goes on from its own checkpoints")
+    if getattr(run.network, "dtype", "") == "float16":
+        raise UserError("--dtype=float16: most gradients are too small for it; bfloat16 holds them")
     check_folder(run, folder, resume=resume, overwrite=overwrite)
     config, data = run.training, data_from_json(run, folder)
     if config.crop % processes.rows:
@@ -220,7 +222,7 @@ def _batches(
         )
         return
     with batches(
-        sources.training_sources(data, config.seed),
+        sources.training_sources(data, config.seed, frames=config.frames, crop=config.crop),
         data.clip_options(config.frames, config.crop),
         batch_size=config.batch_size,
         seed=config.seed,

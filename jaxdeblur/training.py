@@ -266,7 +266,10 @@ def train_step(
     if config.average:
         # Short at first, so that the first random parameters are soon forgotten.
         decay = jnp.minimum(config.average, (1 + state.step) / (10 + state.step))
-        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, parameters)
+        # What is not trained stays as it was to the bit.
+        average = average | {
+            name: decay * average[name] + (1 - decay) * array for name, array in updated.items()
+        }
     new = TrainState(state.step + 1, parameters, optimizer, average, failed)
     # After a failure the state stays as it was before the batch that caused it.
     kept = jax.tree.map(lambda before, after: jnp.where(failed, before, after), state, new)

@@ -296,6 +296,22 @@ class TestRefusals:
             with pytest.raises(UserError, match="--explain: brighten neither blends nor attends"):
                 evaluate(loaded(model), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
 
+    def test_the_last_frames_explained_see_what_they_look_ahead_to(self, tmp_path, monkeypatch):
+        seen = []
+
+        def explain(model, frames):
+            seen.append(len(frames))
+            return Explanation(jnp.ones((1, len(frames), 8, 12)))
+
+        class Ahead(Brighten):
+            def explain_clip(self, clip):
+                return Explanation(blending_weights=clip[..., 0])
+
+        monkeypatch.setattr(evaluation, "EXPLAINED_FRAMES", 3)
+        monkeypatch.setattr(evaluation, "_explain", explain)
+        evaluate(loaded(Ahead()), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
+        assert set(seen) == {4}
+
     def test_maps_are_those_of_the_frame_without_its_padding(self):
         class Padded(Brighten):
             multiple = 8

@@ -89,6 +89,26 @@ def an_evaluation() -> report.EvaluationReport:
     )
 
 
+@pytest.mark.parametrize("size", [(12, 20), (200, 330)])
+def test_an_even_map_is_one_even_spread_however_far_it_is_reduced(size: tuple[int, int]) -> None:
+    height, width = size
+    even = jnp.full((1, 1, 2, height, width), 1 / (height * width))
+    mix = jnp.full((1, 1, height, width, 2), 0.5)
+    block = AttentionMaps("encoder", even, jnp.ones((1, 1, 1, 1)), mix, (0,))
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    shot = report.shot(
+        0,
+        frame,
+        frame,
+        frame,
+        max_bytes=10**6,
+        explanation=Explanation(attention=(block,)),
+        place=0,
+    )
+    (shown,) = shot["attention"]
+    assert (shown["spatial"]["low"], shown["spatial"]["high"]) == pytest.approx((1, 1), rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"

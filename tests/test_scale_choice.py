@@ -85,14 +85,18 @@ def test_a_gate_knows_of_the_whole_frame_and_of_no_other() -> None:
 
 def test_the_gates_alone_can_be_trained() -> None:
     rebuild, parameters = split(models.build(CHOICE))
-    config = TrainingConfig(steps=10, batch_size=1, crop=32, optimizer="muon", train_only="gates")
+    config = TrainingConfig(
+        steps=10, batch_size=1, crop=32, optimizer="muon", train_only="gates", average=0.9
+    )
     state = training.initial_train_state(config, parameters)
     clip = np.asarray(255 * draw_clip()).astype(np.uint8)
     batch = {"blurred": clip, "sharp": clip[:, ::-1]}
     step = jax.jit(lambda s, b: training.train_step(s, b, config=config, rebuild=rebuild))
-    after, _ = step(state, batch)
-    changed = {n for n in parameters if not np.array_equal(after.parameters[n], parameters[n])}
-    assert changed == {name for name in parameters if name.startswith("gates/")}
+    for _ in range(3):
+        state, _ = step(state, batch)
+    for now in (state.parameters, state.average):
+        changed = {name for name in parameters if not np.array_equal(now[name], parameters[name])}
+        assert changed == {name for name in parameters if name.startswith("gates/")}
     with pytest.raises(UserError, match="they begin with gates, levels"):
         training.initial_train_state(dataclasses.replace(config, train_only="gate "), parameters)
 

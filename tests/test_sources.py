@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from jaxdeblur import models
+from jaxdeblur.data.datasets import open_dataset
+from jaxdeblur.data.pipeline import Source
 from jaxdeblur.data.scenes import SCENES, ScenePool
 from jaxdeblur.data.sources import DataConfig, training_sources, validation_videos
 from jaxdeblur.errors import UserError
@@ -72,6 +74,19 @@ def test_an_option_chooses_among_the_videos_of_all_folders(folder: Path) -> None
         trained(data=everything, exclude=("TEST03", "TEST09"))
     with pytest.raises(UserError, match=r"--only names no video of highspeed:.*slow"):
         trained(data=(fast, slow), only=("TEST03",))
+
+
+def test_videos_shorter_than_the_usual_exposure_can_train(folder: Path) -> None:
+    """Clips draw their own exposures; that of an evaluation says nothing about them."""
+    for number in (9, 10, 11):
+        (folder / "fast" / "TEST01" / f"{number:03d}.png").unlink()
+    fast = f"highspeed:{folder / 'fast'}"
+    with pytest.raises(UserError, match="an exposure takes 11 frames: TEST01 has 9"):
+        open_dataset(fast, "test")
+    config = DataConfig(data=(fast,), taus=(3,), least_blur=0.0)
+    sources = training_sources(config, 0)
+    options = config.clip_options(2, 16)
+    assert {Source(data, options).videos[0].name for data, _ in sources} == {"TEST01"}
 
 
 def test_photographs_without_rendered_scenes_are_refused(folder: Path) -> None:
@@ -139,5 +154,12 @@ def test_several_kinds_of_scenes_train_together(
     assert tiny.sharp.shape == (2, 3, 32, 48, 3)
     assert small.sharp.shape == (2, 3, 48, 32, 3)
     assert (three, one) == (3, 1)
+    # The same kind twice is of other scenes, as long and as large as the clips.
+    twice = DataConfig(data=("rendered:tiny", "rendered:tiny"), pool=2)
+    (first, _), (second, _) = training_sources(twice, seed=0, frames=5, crop=40)
+    assert isinstance(first, ScenePool)
+    assert isinstance(second, ScenePool)
+    assert first.sharp.shape == second.sharp.shape == (2, 5, 40, 48, 3)
+    assert np.mean(first.sharp[0] != second.sharp[0]) > 0.5
     with pytest.raises(UserError, match="rendered:no_such"):
         training_sources(DataConfig(data=("rendered:no_such",)), seed=0)

@@ -166,6 +166,7 @@ def test_resuming_with_another_state_names_the_option(option: str, whole: Path) 
         (["--exclude=TEST03"], "--only and --exclude choose among"),
         (["--rows=5"], "--rows=5 does not divide the 32 rows of --crop"),
         (["--dtype=float8"], "--dtype=float8"),
+        (["--dtype=float16"], "--dtype=float16: most gradients are too small for it"),
         (["--start-from=nowhere"], "nowhere"),
         (["--resume"], "no run folder"),
         (["--process-id=1"], "--coordinator"),

@@ -180,6 +180,7 @@ def open_dataset(
     only: Sequence[str] = (),
     exclude: Sequence[str] = (),
     max_pixels: int = MAX_PIXELS,
+    scored: bool = True,
 ) -> Dataset:
     """Opens a data set and checks all of it: every frame's partner and size.
 
@@ -196,6 +197,7 @@ def open_dataset(
       only: takes the videos that are named so, or begin so, alone.
       exclude: leaves out the videos that are named so or begin so.
       max_pixels: larger frames are refused before they are decoded.
+      scored: whether every video has to hold a whole exposure; to train on, clips have their own.
 
     Raises:
       UserError: there is no such data set, split or variant, or frames are missing, unmatched,
@@ -211,7 +213,18 @@ def open_dataset(
     if layout == RENDERED:
         return _rendered(spec, split, only, exclude)
     if layout == "highspeed":
-        return _high_speed(root, split, exposure or Exposure(), only, exclude, max_pixels)
+        exposure = exposure or Exposure()
+        fast = _high_speed(root, split, exposure, only, exclude, max_pixels)
+        if scored:
+            refuse(
+                f"{root}: an exposure takes {exposure.tau} frames",
+                [
+                    f"{video.name} has {len(video.frames)}"
+                    for video in fast.videos
+                    if isinstance(video, HighSpeedVideo) and not len(video)
+                ],
+            )
+        return fast
     found = _PAIRED[layout](root, split, variant)
     chosen = set(_choose([place.name for place in found.places], only, exclude, spec))
     return Dataset(
@@ -540,10 +553,6 @@ def _high_speed(
             problems.append(str(error))
     refuse(f"{root}: {len(problems)} problem(s)", problems)
     videos = [HighSpeedVideo(name, frames[name], exposure) for name in chosen]
-    refuse(
-        f"{root}: an exposure takes {exposure.tau} frames",
-        [f"{v.name} has {len(v.frames)}" for v in videos if not len(v)],
-    )
     light = ", linear light" if exposure.linear else ""
     variant = f"tau {exposure.tau}, period {exposure.period}{light}"
     return Dataset(title, variant, videos)

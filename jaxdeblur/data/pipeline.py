@@ -255,7 +255,7 @@ class Source:
     def _count(self, video: PairedVideo | HighSpeedVideo) -> int:
         """How many clips a video holds; of high-speed frames, how many exposures it is worth."""
         if isinstance(video, HighSpeedVideo):
-            return len(video) if self.fitting_taus(video) else 0
+            return max(1, len(video)) if self.fitting_taus(video) else 0
         return len(video) - self.options.frames + 1
 
     def fitting_taus(self, video: HighSpeedVideo) -> list[int]:

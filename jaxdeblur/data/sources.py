@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import numpy as np
+
 from jaxdeblur.data.datasets import (
     RENDERED,
     Dataset,
@@ -58,7 +60,8 @@ class DataConfig:
       workers: threads that read ahead.
       max_pixels: larger frames are refused before they are decoded.
       max_bad_samples: unreadable clips that are skipped, each with a warning, before the run stops.
-      validate_on: the data set of the validation during the run.
+      validate_on: the data set of the validation during the run; rendered is of narrow scenes,
+        whatever trains.
       validate_only: of it, the videos whose names begin so; all without.
       validate_frames: how many frames of each video.
     """
@@ -167,26 +170,41 @@ class DataConfig:
         return limit
 
 
-def training_sources(config: DataConfig, seed: int) -> list[tuple[Dataset | ScenePool, float]]:
-    """Opens the data sets of a run with their shares."""
+def training_sources(
+    config: DataConfig, seed: int, *, frames: int = 1, crop: int = 1
+) -> list[tuple[Dataset | ScenePool, float]]:
+    """Opens the data sets of a run with their shares.
+
+    Args:
+      config: the data options.
+      seed: of rendered scenes, which are others in each data set of a run.
+      frames, crop: of the clips; scenes are rendered at least so long and so large.
+    """
     mix = config.mix or (1.0,) * len(config.data)
-    return [
-        (_training_source(config, spec, seed), share)
-        for spec, share in zip(config.data, mix, strict=True)
-    ]
-
-
-def _training_source(config: DataConfig, spec: str, seed: int) -> Dataset | ScenePool:
-    if _is_rendered(spec):
-        return render_pool(
+    sources: list[tuple[Dataset | ScenePool, float]] = []
+    pools = 0
+    for spec, share in zip(config.data, mix, strict=True):
+        if not _is_rendered(spec):
+            sources.append((_open_training(config, spec), share))
+            continue
+        scenes = config.scenes_of(spec)
+        scenes = dataclasses.replace(
+            scenes,
+            frames=max(scenes.frames, frames),
+            size=(max(scenes.size[0], crop), max(scenes.size[1], crop)),
+        )
+        own_seed = int(np.random.SeedSequence([seed, pools]).generate_state(1)[0] >> 1)
+        pool = render_pool(
             "train",
-            config.scenes_of(spec),
+            scenes,
             config.pool,
-            seed,
+            own_seed if pools else seed,
             progress=show_rendering,
             photos=config.photos,
         )
-    return _open_training(config, spec)
+        sources.append((pool, share))
+        pools += 1
+    return sources
 
 
 def _is_rendered(spec: str) -> bool:
@@ -209,6 +227,7 @@ def _open_training(config: DataConfig, spec: str) -> Dataset:
         only=only,
         exclude=exclude,
         max_pixels=config.max_pixels,
+        scored=False,
     )
 
 
