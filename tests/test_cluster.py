@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -367,3 +368,18 @@ def test_the_job_set_gives_each_pod_its_place(stopped: bool, tmp_path: Path) -> 
     assert spec["completions"] == spec["parallelism"]
     # Kubernetes must not take a run that was asked to stop for one that is done.
     assert process.returncode == (143 if stopped else 3)
+
+
+@pytest.mark.parametrize(
+    ("clips", "rows", "cores", "devices"), [(8, 1, 4, 4), (6, 1, 4, 3), (1, 1, 4, 1), (2, 2, 4, 4)]
+)
+def test_as_many_cores_as_share_the_batch_evenly_are_used(
+    clips: int, rows: int, cores: int, devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: dict[str, int] = {}
+    config = SimpleNamespace(update=lambda name, value: chosen.update({name: value}))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(cluster, "jax", SimpleNamespace(config=config))
+    monkeypatch.setattr(cluster, "cores", lambda: cores)
+    cluster.use_cores(clips, ClusterConfig(rows=rows))
+    assert chosen == {"jax_num_cpu_devices": devices}

@@ -24,6 +24,7 @@ from PIL import Image, ImageCms, ImageOps
 
 import jaxdeblur.checkpoints as checkpoints
 from jaxdeblur import models, restoration, sequences
+from jaxdeblur.deblurring import Job
 from jaxdeblur.errors import run_command
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration import restore_clip
@@ -700,3 +701,15 @@ def test_no_permission_as_the_system_says_it(command, monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(Exception, match="permission denied"):
         VideoReader("in.mkv")
+
+
+def test_an_image_that_is_newer_than_the_result_is_not_done(tmp_path):
+    """Of a folder the newest image counts: one that was taken again must be restored again."""
+    images = tuple(tmp_path / f"{i}.png" for i in range(2))
+    for path, time_of_change in zip((*images, tmp_path / "out.mkv"), (100, 300, 200), strict=True):
+        path.write_bytes(b"x")
+        os.utime(path, (time_of_change, time_of_change))
+    job = Job("images", images, tmp_path / "out.mkv", "in")
+    assert not job.is_done
+    os.utime(images[1], (150, 150))
+    assert job.is_done

@@ -345,6 +345,25 @@ def test_rendered_scenes_alone_are_those_of_the_renderer():
         np.testing.assert_array_equal(batch[name], np.round(np.asarray(clip) * 255))
 
 
+def test_the_motion_limit_is_asked_for_at_every_step():
+    """A curriculum: nothing but the hand's tremor moves at step 0, and all that can afterwards."""
+    made = batches_on_device(
+        DataConfig(render="device"),
+        cluster.clips_over(mesh(1)),
+        frames=3,
+        crop=16,
+        batch_size=4,
+        seed=5,
+        start_step=0,
+        motion_limit=lambda step: float("inf") if step else 0.0,
+    )
+    blur = [
+        np.abs(np.asarray(batch["blurred"], int) - np.asarray(batch["sharp"], int)).mean()
+        for batch in itertools.islice(made, 5)
+    ]
+    assert blur[0] < 0.6 * min(blur[1:])
+
+
 def test_videos_that_hold_no_clip_are_named(tmp_path: Path):
     config = DataConfig(
         data=("rendered", folder(tmp_path, numbered(0, 20), numbered(1, 20, 12, 40))),

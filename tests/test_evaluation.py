@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -167,6 +169,18 @@ class TestScores:
             ]
         )
 
+    def test_each_frame_shows_its_own_weights(self, finished):
+        """Brighten's are the frame that went in, at half size."""
+        out, dataset, _ = finished
+        text = (out / "report.html").read_text()
+        data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+        for video, shown in zip(dataset.videos, data["videos"], strict=True):
+            for shot in shown["shots"]:
+                file = base64.b64decode(shot["weights"]["src"].partition(",")[2])
+                weights = np.asarray(Image.open(io.BytesIO(file))).astype(int)
+                expected = video.blurred_frames[shot["index"], ::2, ::2, 0]
+                assert np.abs(weights - expected).max() <= 1
+
     def test_the_table(self, finished):
         text = evaluation.table(finished[2])
         assert text.splitlines()[1].startswith("walk")
@@ -203,6 +217,14 @@ class TestProtocols:
             pairs = list(zip(images, video.sharp_frames, strict=True))[2:-2]
             scores += [metrics.psnr(*pair) for pair in pairs]
         assert found["psnr"] == pytest.approx(np.mean(scores), abs=0.02)
+
+    def test_frames_are_written_as_rounded_whatever_is_scored(self, tmp_path):
+        (video,) = dataset = [MemoryVideo("walk", 5, 1)]
+        config = EvaluationConfig(protocol="estrnn", frames=True)
+        evaluate(loaded(), Dataset("memory", "", dataset), config, tmp_path / "o")
+        files = sorted((tmp_path / "o" / "frames" / "000-walk").iterdir())
+        written = np.stack([np.asarray(Image.open(file)) for file in files])
+        np.testing.assert_array_equal(written, expected_frames(video))
 
     def test_a_video_without_a_scored_frame(self, tmp_path):
         config = EvaluationConfig(protocol="cdvd-tsp", max_frames=4)
@@ -433,6 +455,24 @@ class TestCommand:
         found = json.loads((out / "metrics.json").read_text())
         assert {video["name"] for video in found["videos"]} == {"one", "two"}
         assert "wₙ" in (out / "report.html").read_text(encoding="utf-8")
+
+    def test_split_and_exposure_are_those_that_were_asked_for(
+        self, weights_and_data, tmp_path, monkeypatch
+    ):
+        """Scores of other frames, or of less blur, would stand under the same name."""
+        weights, _ = weights_and_data
+        for split, frames in (("train", 12), ("test", 8)):
+            (tmp_path / "fast" / split / "walk").mkdir(parents=True)
+            for i, frame in enumerate(MemoryVideo("walk", frames, 0).sharp_frames):
+                Image.fromarray(frame).save(tmp_path / "fast" / split / "walk" / f"{i:03d}.png")
+        out = tmp_path / "out"
+        arguments = (f"--ckpt={weights}", f"--data=highspeed:{tmp_path / 'fast'}", f"--out={out}")
+        options = ("--split=train", "--tau=3", "--period=4")
+        command(*arguments, *options, monkeypatch=monkeypatch)
+        found = json.loads((out / "metrics.json").read_text())
+        assert found["dataset"]["name"] == "fast/train"
+        assert found["dataset"]["variant"] == "tau 3, period 4"
+        assert found["frames"] == 3
 
     def test_scores_of_frames_that_have_changed_are_not_given_again(
         self, weights_and_data, tmp_path, monkeypatch, capsys

@@ -197,3 +197,15 @@ def test_options_out_of_range_are_refused() -> None:
     for wrong in ({"seed": -1}, {"weight_decay": float("nan")}):
         with pytest.raises(UserError, match="is from 0"):
             FitConfig(**wrong)
+
+
+def test_weight_decay_shrinks_the_gates() -> None:
+    model = models.build(CHOICE)
+    channels = model.gates.join.kernel.shape[2]
+    rng = np.random.default_rng(0)
+    evidence = rng.standard_normal((4, 2, 4, 6, channels)).astype(np.float16)
+    kept = Sample(evidence, np.zeros((4, 2, 4, 6, 3, 3), np.float32))  # nothing to learn
+    config = FitConfig(clips=4, steps=3, batch_size=2, learning_rate=0.1, weight_decay=0.9)
+    name = "gates/head/kernel"
+    fitted, drawn = fit_gates.fit(model, kept, config)[name], split(model)[1][name]
+    assert np.linalg.norm(fitted) < 0.95 * np.linalg.norm(drawn)

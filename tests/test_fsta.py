@@ -364,3 +364,24 @@ def test_gating_and_key_frames_are_off_in_the_presets(name):
 def test_key_frames_change_no_parameter():
     shapes = [nnx.eval_shape(lambda k=k: make(key_frames=k)) for k in (None, 2)]
     chex.assert_trees_all_equal_shapes(*(nnx.to_pure_dict(nnx.state(s, nnx.Param)) for s in shapes))
+
+
+def test_a_closed_gate_takes_nothing_of_the_window():
+    model = make(gated=True)
+    (block,) = model.fusion
+    block.gate.kernel[...] = 0 * block.gate.kernel[...]
+    block.gate.bias[...] = 0 * block.gate.bias[...] - 1e3
+    clip = draw_clip(3)
+    chex.assert_trees_all_close(restore(model, clip)[:, 1:2], restore(model, clip[:, 1:2]))
+
+
+def test_as_many_key_frames_take_part_as_was_asked_for():
+    for count in (1, 3):
+        (maps,) = make(key_frames=count).explain_clip(draw_clip(6)).attention
+        np.testing.assert_array_equal((maps.temporal_maps > 0).sum(-1), count)
+
+
+def test_what_lies_beyond_the_border_is_mid_grey():
+    """Zeros beyond it are black to a network that does not centre its frames: a dark rim."""
+    grey = jnp.full((1, 2, 8, 12, 3), 0.5)  # no feature but by a bias, which are all 0 at first
+    np.testing.assert_allclose(restore(make(fusion="none"), grey), grey, atol=1e-6)

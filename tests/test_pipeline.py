@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 
@@ -298,3 +299,63 @@ def test_clips_that_do_not_fit_are_named_together():
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         ClipOptions(**wrong)
+
+
+AS_THEY_LIE = ClipOptions(
+    frames=3, crop=16, flips=False, rotations=False, reversal=False, keep_still=1.0
+)
+
+
+def test_clips_come_from_all_of_a_video():
+    """From each place of its frames, which are wider than high, and from each of its times."""
+    seen = take(100, [(paired(1, frames=10), 1.0)], AS_THEY_LIE, batch_size=4, seed=0)
+    rows, columns = np.concatenate([batch["sharp"][:, 0, 0, 0, 1:] for batch in seen]).T
+    assert set(rows // 8) == set(range(20 - 16 + 1))
+    assert set(columns // 8) == set(range(24 - 16 + 1))
+    assert set(rows % 8 + 8 * (columns % 8)) == set(range(10 - 3 + 1))
+
+
+def ramp_of(frames: int, step: int) -> Dataset:
+    """A high-speed video that grows brighter by ``step`` levels a frame."""
+    levels = (step * np.arange(frames)).astype(np.uint8)[:, None, None, None]
+    ramp = np.broadcast_to(levels, (frames, 16, 16, 3))
+    return Dataset("ramp", "", [HighSpeedVideo("v", DecodedFrames(ramp), Exposure(5, 6))])
+
+
+def test_exposures_begin_at_every_frame_of_a_high_speed_video():
+    options = dataclasses.replace(AS_THEY_LIE, taus=(3,), duty=(1.0, 1.0))
+    seen = take(100, [(ramp_of(20, 1), 1.0)], options, batch_size=4, seed=0)
+    first = np.concatenate([batch["sharp"][:, 0, 0, 0, 0] for batch in seen])
+    assert set(first - 1) == set(range(20 - 9 + 1))
+
+
+def test_of_an_even_number_of_frames_the_earlier_middle_one_is_sharp():
+    """As in evaluation (``Exposure.middle``): else it would train for half a frame's shift."""
+    options = dataclasses.replace(AS_THEY_LIE, taus=(2, 4), duty=(0.8, 1.0))
+    for batch in take(20, [(ramp_of(40, 2), 1.0)], options, batch_size=2, seed=0):
+        np.testing.assert_array_equal(batch["blurred"], batch["sharp"] + 1)
+
+
+def test_the_share_of_clips_averaged_in_linear_light():
+    black_white = np.zeros((20, 16, 16, 3), np.uint8)
+    black_white[1::2] = 255
+    data = Dataset("blinks", "", [HighSpeedVideo("v", DecodedFrames(black_white), Exposure(2, 2))])
+
+    def grey(share):
+        options = dataclasses.replace(AS_THEY_LIE, taus=(2,), duty=(1.0, 1.0), linear=share)
+        seen = take(50, [(data, 1.0)], options, batch_size=4, seed=0)
+        return np.concatenate([batch["blurred"][:, 0, 0, 0, 0] for batch in seen])
+
+    stored, light = 128, 186  # 255 * 0.5 ** (1 / 2.2)
+    assert set(grey(0.0)) == {stored}
+    assert set(grey(1.0)) == {light}
+    assert np.mean(grey(0.3) == light) == pytest.approx(0.3, abs=0.1)
+
+
+def test_the_seed_is_of_the_crops_too():
+    """Of one clip alone, whose order no seed can change."""
+    one, other = (
+        take(3, [(paired(1, frames=3), 1.0)], AS_THEY_LIE, batch_size=4, seed=seed)
+        for seed in (3, 4)
+    )
+    assert any((a["sharp"] != b["sharp"]).any() for a, b in zip(one, other, strict=True))

@@ -427,3 +427,28 @@ def decoded(uri: str) -> np.ndarray:
 def picture(file: bytes) -> np.ndarray:
     pixels = np.asarray(Image.open(io.BytesIO(file)))
     return pixels[..., :3] if pixels.ndim == 3 else pixels
+
+
+def test_a_shot_shows_the_maps_of_its_place_in_the_clip() -> None:
+    rng = np.random.default_rng(0)
+
+    def maps(*shape: int) -> jnp.ndarray:
+        return jnp.asarray(rng.random(shape), jnp.float32)
+
+    block = AttentionMaps(
+        "all", maps(1, 3, 2, 6, 8), maps(1, 3, 2, 5), maps(1, 3, 6, 8, 4), (-2, -1, 0, 1, 2)
+    )
+    explanation = Explanation(maps(1, 3, 6, 8), (block,))
+    frame = np.zeros((12, 16, 3), np.uint8)
+    shot = report.shot(7, frame, frame, frame, max_bytes=10**6, explanation=explanation, place=2)
+    (shown,) = shot["attention"]
+    mix = np.moveaxis(np.asarray(block.pixel_mix[0, 2]), -1, 0)
+    for sprite, expected in (
+        (shot["weights"], np.asarray(explanation.blending_weights[0, 2])[None]),
+        (shown["spatial"], 6 * 8 * np.asarray(block.spatial_maps[0, 2])),  # of an even spread
+        (shown["mix"], mix),
+    ):
+        values = decoded(sprite["src"]).reshape(expected.shape) / 255
+        values = sprite["low"] + values * (sprite["high"] - sprite["low"])
+        np.testing.assert_allclose(values, expected, atol=0.01 * expected.max())
+    np.testing.assert_allclose(shown["temporal"], block.temporal_maps[0, 2], atol=1e-5)

@@ -86,6 +86,18 @@ def test_blurred_is_the_mean_of_the_moments_and_sharp_the_middle_one(scene, phot
     assert np.abs(blurred - sharp).mean() > 0.02  # else the test would show nothing
 
 
+def test_a_short_exposure_is_a_share_of_the_period(scene, photographs):
+    """Most presets draw it; taken for the whole period, every clip would be blurred too far."""
+    short = plain(scene)._replace(exposure=jnp.float32(0.3))
+    blurred, sharp = compiled(render_scene, TINY)(KEY, short, photographs)
+    moments = moments_of(short, photographs)
+    np.testing.assert_allclose(blurred, moments.mean(axis=1), atol=0.51 / 255)
+    np.testing.assert_allclose(sharp, moments[:, 1], atol=0.51 / 255)
+    whole, same = compiled(render_scene, TINY)(KEY, plain(scene), photographs)
+    np.testing.assert_array_equal(sharp, same)
+    assert np.abs(blurred - sharp).mean() < 0.6 * np.abs(whole - same).mean()
+
+
 def test_linear_light_averages_light_and_clips_highlights(scene, photographs):
     linear = plain(scene, 2.2, 0.8)
     blurred, sharp = compiled(render_scene, TINY)(KEY, linear, photographs)
@@ -432,3 +444,63 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert scenes.cache_folder() == tmp_path / "jaxdeblur"
     monkeypatch.setenv("JAXDEBLUR_CACHE", str(tmp_path / "own"))
     assert scenes.cache_folder() == tmp_path / "own"
+
+
+def test_motion_is_that_of_the_fastest_layer_that_is_there():
+    """The curriculum goes by it: what stands near moves faster than the background."""
+    draw = jax.vmap(sample_scene, in_axes=(0, None, None))
+    scene = compiled(draw, (4, 96), SCENES["wide"])(jax.random.split(KEY, 100))
+    camera = np.linalg.norm(scene.camera.velocity, axis=-1)
+    things = scene.objects
+    own = np.linalg.norm(things.path.velocity, axis=-1) + things.follows * camera[:, None]
+    there = np.arange(own.shape[1]) < np.asarray(things.number)[:, None]
+    fastest = np.maximum(camera, np.where(there, own, 0).max(axis=1))
+    np.testing.assert_allclose(scene.motion, fastest, rtol=1e-5)
+    assert np.mean(fastest > 1.01 * camera) > 0.2
+    assert np.any(np.where(there, 0, own).max(axis=1) > fastest)
+
+
+def test_between_texels_the_picture_is_linear():
+    """A ramp along each side, looked up off the texels and beyond an edge, where it is mirrored."""
+    y, x = np.mgrid[:8, :8]
+    ramp = np.stack([10 * y, 20 * x, 0 * x], axis=-1).astype(np.uint8)
+    packed = pack(jnp.asarray(ramp)[None])[0]
+    rows, columns = jnp.array([[1.25], [5.5], [-2.0]]), jnp.array([0.75, 6.0])
+    found = np.asarray(scenes._look_up(packed, rows, columns)) * 255
+    expected = np.array([[12.5], [55.0], [20.0]]), np.array([15.0, 120.0])
+    for channel, values in zip(found, expected, strict=False):
+        np.testing.assert_allclose(channel, np.broadcast_to(values, (3, 2)), atol=1e-3)
+
+
+def test_what_stands_nearer_moves_the_same_way_and_further():
+    """Parallax: by ``follows`` times the camera's way, against it, as the background does."""
+    size = (64, 96)
+    config = dataclasses.replace(SCENES["narrow"], size=size, frames=1, objects=1)
+    black_white = np.stack([np.zeros((64, 64, 3)), np.full((64, 64, 3), 255)]).astype(np.uint8)
+    packed = pack(jnp.asarray(black_white))
+    drawn = compiled(sample_scene, (2, 64), config)(KEY)
+    still = jax.tree.map(jnp.zeros_like, drawn.camera)
+    scene = drawn._replace(
+        textures=jnp.array([0, 1]),
+        camera=still._replace(velocity=jnp.array([4.0, -6.0])),
+        tilt=jnp.zeros(()),
+        slope=jnp.zeros(2),
+        turning=drawn.turning.at[0].set(0),
+        zooming=drawn.zooming.at[0].set(0),
+        objects=drawn.objects._replace(
+            number=jnp.int32(1),
+            start=jnp.zeros((1, 2)),
+            follows=jnp.array([1.3]),
+            path=jax.tree.map(lambda a: a[None], still),
+            radius=jnp.array([8.0]),
+            spin=jnp.zeros(1),
+        ),
+    )
+
+    def middle(time):
+        cover = np.asarray(compiled(render_moment, size)(scene, packed, time)[0], np.float64)
+        grid = np.mgrid[: size[0], : size[1]]
+        return (grid * cover).sum((1, 2)) / cover.sum()
+
+    moved = middle(jnp.float32(1)) - middle(jnp.float32(0))
+    np.testing.assert_allclose(moved, [-1.3 * 4, 1.3 * 6], atol=0.05)

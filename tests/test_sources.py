@@ -18,6 +18,7 @@ from jaxdeblur.data.scenes import SCENES, ScenePool
 from jaxdeblur.data.sources import DataConfig, training_sources, validation_videos
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import write_png
+from jaxdeblur.metrics import psnr
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.presets import PRESETS
@@ -163,3 +164,35 @@ def test_several_kinds_of_scenes_train_together(
     assert np.mean(first.sharp[0] != second.sharp[0]) > 0.5
     with pytest.raises(UserError, match="rendered:no_such"):
         training_sources(DataConfig(data=("rendered:no_such",)), seed=0)
+
+
+def test_every_option_of_a_clip_reaches_the_pipeline() -> None:
+    config = DataConfig(
+        taus=(3,),
+        duty=(0.5, 0.8),
+        linear=0.3,
+        least_blur=1.5,
+        keep_still=0.4,
+        sharp_input=0.2,
+    )
+    options = config.clip_options(5, 64)
+    assert (options.frames, options.crop) == (5, 64)
+    both = {f.name for f in dataclasses.fields(options)} & {
+        f.name for f in dataclasses.fields(config)
+    }
+    for name in both:
+        assert getattr(options, name) == getattr(config, name), name
+        assert getattr(config, name) != getattr(DataConfig(), name), f"{name}: not told apart"
+
+
+def test_validation_compares_with_the_sharp_frames(folder: Path) -> None:
+    """What changes nothing gains nothing, however far the blurred frames are from the sharp."""
+    network = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True)
+    rebuild, parameters = split(models.build(network))
+    as_it_is = {n: jnp.zeros_like(a) if "head" in n else a for n, a in parameters.items()}
+    data = DataConfig(validate_on=f"pairs:{folder / 'pairs'}", validate_frames=2)
+    scores = Validation(data, rebuild)(as_it_is)
+    (video,) = validation_videos(data)
+    expected = np.mean([psnr(video.blurred(i), video.sharp(i)) for i in range(2)])
+    assert scores["psnr"] == scores["psnr_blurred"] == pytest.approx(expected)
+    assert scores["gain"] == 0

@@ -247,3 +247,10 @@ def test_bfloat16_computes_in_it_and_gives_float32(scales: tuple[int, ...]) -> N
     assert all(array.dtype == jnp.float32 for array in of_half.values())
     difference = jnp.abs(restored - rebuild(parameters).restore_clip(clip)).max()
     assert 0 < float(difference) < 0.02
+
+
+def test_what_lies_beyond_the_border_is_mid_grey() -> None:
+    """Zeros beyond it are black to a network that does not centre its frames: a dark rim."""
+    grey = jnp.full((1, 2, 16, 16, 3), 0.5)  # no feature but by a bias, which are all 0 at first
+    restored = jax.jit(models.build(SMALL).restore_clip)(grey)
+    np.testing.assert_allclose(restored, grey, atol=1e-6)

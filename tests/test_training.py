@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import os
@@ -16,14 +17,19 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType
 
 from jaxdeblur import cluster, models, runs, training
-from jaxdeblur.checkpoints import Checkpoints, _by_path, _digest
+from jaxdeblur.checkpoints import Checkpoints, Run, _by_path, _digest
+from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta import FstaConfig
+from jaxdeblur.models.layers import reduce_size
 from jaxdeblur.models.parameters import split
+from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.training import (
     Batch,
@@ -450,3 +456,176 @@ def test_a_failure_keeps_the_clips_that_devices_share_by_rows() -> None:
     assert shared.addressable_shards[0].data.shape[2] == 4
     # One process addresses all; the path of several is that of the shards.
     np.testing.assert_array_equal(runs._joined(shared.addressable_shards), batch)
+
+
+class Times(VideoRestorer):
+    """Multiplies by its one parameter, at each of its scales."""
+
+    multiple = 1
+
+    def __init__(self, factor: float | jax.Array, scales: tuple[int, ...] = (1,)) -> None:
+        self.factor = nnx.Param(jnp.asarray(factor))
+        self.scales = scales
+
+    def restore_levels(self, clip: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(reduce_size(clip * self.factor[...], scale) for scale in self.scales)
+
+
+def flat_batch(blurred: int, sharp: int) -> Batch:
+    return {
+        "blurred": jnp.full((1, 2, 16, 16, 3), blurred, jnp.uint8),
+        "sharp": jnp.full((1, 2, 16, 16, 3), sharp, jnp.uint8),
+    }
+
+
+def test_the_network_sees_the_blurred_frames_and_is_to_give_the_sharp_ones() -> None:
+    """The other way round it would learn to blur, and its loss would fall all the same."""
+    losses = [
+        float(training.model_loss(Times(2.0), flat_batch(*pair), "mse"))
+        for pair in ((51, 102), (102, 51))
+    ]
+    assert losses == pytest.approx([0, 0.6**2], abs=1e-4)
+
+
+def test_every_scale_counts_in_the_loss() -> None:
+    loss = training.model_loss(Times(1.0, (4, 2, 1)), flat_batch(51, 102), "mse")
+    assert float(loss) == pytest.approx(3 * 0.2**2, rel=1e-5)
+
+
+def test_clips_keep_their_names_on_the_way_to_the_devices() -> None:
+    batch = {name: np.asarray(clips) for name, clips in flat_batch(51, 102).items()}
+    (placed,) = training.global_batches(iter([batch]), mesh_of(1))
+    for name, clips in batch.items():
+        np.testing.assert_array_equal(placed[name], clips)
+
+
+FEW = {
+    "stem/kernel": jnp.arange(1.0, 13.0).reshape(1, 1, 3, 4),
+    "stem/bias": jnp.array([0.5, -2.0, 1.0, 3.0]),
+    "head/kernel": jnp.ones((1, 1, 4, 3)),
+}
+"""Parameters that Muon takes and that Adam does."""
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_weight_decay_shrinks_every_parameter(optimizer: Any) -> None:
+    """Decoupled: where there is no gradient, by the learning rate times the decay."""
+    config = dataclasses.replace(
+        CONFIG,
+        optimizer=optimizer,
+        learning_rate=0.1,
+        warmup=0,
+        schedule="constant",
+        weight_decay=0.5,
+    )
+    rule = training.make_optimizer(config)
+    still = jax.tree.map(jnp.zeros_like, FEW)
+    updates, _ = jax.jit(rule.update)(still, rule.init(FEW), FEW)
+    for name, array in FEW.items():
+        np.testing.assert_allclose(updates[name], -0.05 * array, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_gradient_above_the_norm_is_scaled_down_to_it(optimizer: Any) -> None:
+    """Adam's step hardly tells, for it divides by what it remembers: so by what it remembers."""
+    config = dataclasses.replace(CONFIG, optimizer=optimizer, clip_norm=0.5)
+    rule = training.make_optimizer(config)
+    start, length = rule.init(FEW), optax.tree.norm(FEW)
+
+    @jax.jit
+    def remembered(norm: float) -> Any:
+        return rule.update(jax.tree.map(lambda a: norm * a / length, FEW), start, FEW)[1]
+
+    chex.assert_trees_all_close(remembered(50.0), remembered(0.5), rtol=1e-4, atol=1e-9)
+    half, whole = (optax.tree.norm(remembered(norm)) for norm in (0.25, 0.5))
+    assert float(half) < float(whole)
+
+
+def test_beta2_is_the_decay_of_adams_second_moment() -> None:
+    """Two steps with gradients 0.3 and 0.1, by Kingma & Ba's algorithm 1."""
+    config = dataclasses.replace(
+        CONFIG, learning_rate=1.0, warmup=0, schedule="constant", beta2=0.5
+    )
+    rule = training.make_optimizer(config)
+    parameters = {"w": jnp.zeros(1)}
+    state = rule.init(parameters)
+    for gradient in (0.3, 0.1):
+        updates, state = rule.update({"w": jnp.full(1, gradient)}, state, parameters)
+    mean = (0.9 * 0.1 * 0.3 + 0.1 * 0.1) / (1 - 0.9**2)
+    square = (0.5 * 0.5 * 0.3**2 + 0.5 * 0.1**2) / (1 - 0.5**2)
+    assert float(updates["w"][0]) == pytest.approx(-mean / square**0.5, rel=1e-4)
+
+
+def test_the_moving_average_by_hand() -> None:
+    """What is validated and saved: short at first, then of the decay that was asked for."""
+    config = dataclasses.replace(CONFIG, average=0.15, learning_rate=0.1, warmup=0)
+    state = training.initial_train_state(config, {"factor": jnp.float32(0.5)})
+    average = 0.5
+    for decay in (1 / 10, 0.15, 0.15):
+        state, _ = training.train_step(
+            state, flat_batch(51, 102), config=config, rebuild=lambda p: Times(p["factor"])
+        )
+        now = float(state.parameters["factor"])
+        average = decay * average + (1 - decay) * now
+        assert float(state.average["factor"]) == pytest.approx(average, rel=1e-5)
+    assert now > 0.7
+
+
+def test_the_weights_of_a_checkpoint_are_the_moving_average(tmp_path: Path) -> None:
+    """They are what is scored, exported and used; the parameters are for going on."""
+    _, state = begin(dataclasses.replace(CONFIG, average=0.9), mesh_of(1))
+    average = jax.tree.map(lambda array: array + 1, state.average)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state._replace(step=jnp.int32(1), average=average))
+    checkpoints.close()
+    found = checkpoints.restore_weights(average)
+    assert found is not None
+    chex.assert_trees_all_equal(found[1], average)
+
+
+def test_as_many_checkpoints_are_kept_as_was_asked_for(tmp_path: Path) -> None:
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for number in (1, 2, 3):
+        checkpoints.save(state._replace(step=jnp.int32(number)))
+    checkpoints.close()
+    assert checkpoints.steps() == [3]
+
+
+@pytest.mark.parametrize("render", ["pool", "device"])
+def test_a_run_tells_whoever_makes_its_batches_all_that_they_depend_on(
+    render: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told a wrong first step a resumed run would see the same clips again; told no limit of
+    motion, there would be no curriculum."""
+    told: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def by_the_host(*_: object, **options: Any) -> Iterator[Any]:
+        told.update(options)
+        yield iter(())
+
+    monkeypatch.setattr(runs, "batches", by_the_host)
+    monkeypatch.setattr(runs, "batches_on_device", lambda *_, **options: told.update(options))
+    monkeypatch.setattr(runs.sources, "training_sources", lambda *_, **__: [])
+    data = DataConfig(render=render, curriculum=0.5, curriculum_start=4.0)  # type: ignore[arg-type]
+    run = Run("test", NETWORK, dataclasses.replace(CONFIG, steps=100, seed=5), {})
+    with runs._batches(run, data, mesh_of(8), 7):
+        assert (told["seed"], told["start_step"], told["batch_size"]) == (5, 7, 8)
+        assert [told["motion_limit"](step) for step in (0, 25, 50)] == [4, 5, float("inf")]
+
+
+def test_another_seed_draws_other_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Built(Exception):
+        pass
+
+    def build(network: Any, seed: int = 0) -> Any:
+        raise Built(seed)
+
+    monkeypatch.setattr(runs.models, "build", build)
+    config = dataclasses.replace(CONFIG, seed=5)
+    run = Run("test", NETWORK, config, dataclasses.asdict(DataConfig()))
+    with pytest.raises(Built, match="5"):
+        runs.train(run, tmp_path / "run", processes=cluster.ClusterConfig())

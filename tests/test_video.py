@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video import Picture, VideoReader, VideoWriter, frame_planes
+from jaxdeblur.video import Picture, VideoReader, VideoWriter, frame_planes, pixel_layout
 
 ROTATED = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
 
@@ -262,7 +262,10 @@ def test_a_part_begins_at_zero_and_takes_its_sound_along(tmp_path):
     assert part["pts"] == [Fraction(i, 25) for i in range(5)]
     inside = [data for _, pts, data in whole["packets"] if 0.16 <= pts < 0.36]
     assert [data for _, _, data in part["packets"]] == inside != []
-    assert [chapter[2]["title"] for chapter in part["chapters"]] == ["end"]
+    # It sounds with the frames that it sounded with.
+    times = [pts - Fraction(16, 100) for _, pts, _ in whole["packets"] if 0.16 <= pts < 0.36]
+    assert [pts for _, pts, _ in part["packets"]] == times
+    assert part["chapters"] == [(0, Fraction(4, 100), {"title": "end"})]
     with VideoReader(source, start=0.16, duration=0.2) as reader:
         assert reader.info.frames == 5
 
@@ -527,3 +530,21 @@ def test_crf_sets_the_quality(tmp_path):
     for crf in (1, 40):
         rewrite(source, tmp_path / f"{crf}.mp4", crf=crf)
     assert (tmp_path / "40.mp4").stat().st_size < (tmp_path / "1.mp4").stat().st_size
+
+
+def test_a_picture_knows_how_long_it_is_shown(tmp_path):
+    """So that the last frame of a video of variable rate can be written as long as it was."""
+    recipe = Recipe("ffv1", time_base=Fraction(1, 1000), durations=(33, 100, 17, 50, 33))
+    source = recipe.make(tmp_path / "in.mkv")
+    with av.open(str(source)) as container:
+        said = [frame.duration for frame in container.decode(video=0)]
+    assert any(said)
+    with VideoReader(source) as reader:
+        assert [picture.duration for picture in reader] == said
+
+
+@pytest.mark.parametrize(("height", "weights"), [(720, (0.2126, 0.0722)), (576, (0.299, 0.114))])
+def test_of_untagged_video_the_matrix_is_what_players_assume(height, weights):
+    """Rec. 709 in high definition, Rec. 601 below."""
+    _, layout, _ = pixel_layout(av.VideoFrame(64, height, "yuv420p"), Path("in.mp4"))
+    assert layout.weights == weights

@@ -56,6 +56,15 @@ def test_no_validation_scene_is_among_the_training_data(name: str) -> None:
             assert {"TEST03", "TEST12", "TEST14"} <= set(data["exclude"])
 
 
+def test_they_compute_in_the_type_that_is_asked_for() -> None:
+    """``--dtype=bfloat16``: half the memory on a GPU."""
+    name = weights.default_name()
+    assert load_model(name).network.dtype == "float32"
+    half = load_model(name, dtype="bfloat16")
+    assert half.network.dtype == "bfloat16"
+    assert {str(level.dtype) for level in half.model.levels} == {"bfloat16"}
+
+
 @pytest.mark.optimised
 @every_weights
 @pytest.mark.parametrize("scenes", ["narrow", "wide"])

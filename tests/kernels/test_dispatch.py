@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -112,3 +113,16 @@ def test_what_does_not_fit_is_refused() -> None:
         check((jnp.ones((1, 2, 3, 4), int), jnp.ones((1, 2, 4, 4))))
     with pytest.raises((TypeError, ValueError), match="fast"):
         dispatch.run("fast", abs, abs, lambda _: None, jnp.ones(1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("capability", "old"), [("7.5", True), ("8.0", False), ("9.0", False)])
+def test_only_old_gpus_are_refused(
+    capability: str, old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wrong way round "auto" would never run a kernel where one could."""
+    gpu = SimpleNamespace(compute_capability=capability, device_kind="a GPU")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    refusal = dispatch._old_gpu()
+    assert (refusal == "a GPU is older than compute capability 8.0") is old
+    assert (refusal is None) is not old
