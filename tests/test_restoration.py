@@ -119,6 +119,19 @@ def test_strength_mixes_with_the_frame_that_went_in(model):
     assert np.abs(half - (none + full) / 2).max() <= 1
 
 
+def test_a_mixture_is_of_what_would_be_written():
+    """What the network gives beyond white is white before it is mixed."""
+    bright = Strcnn(CONFIG, rngs=nnx.Rngs(0))
+    bright.head.kernel[...] = 0 * bright.head.kernel[...]
+    bright.head.bias[...] = 0 * bright.head.bias[...] + 2.0
+    blurred = video(2)
+    mixture = Stream(bright, 16, 18, strength=0.5)
+    frames = [mixture.push((frame,)) for frame in blurred]
+    frames = [frame for frame in frames if frame is not None]
+    mixed = np.stack([frame[0] for frame in [*frames, *mixture.flush()]]).astype(int)
+    assert np.abs(mixed - (blurred.astype(int) + 255) / 2).max() <= 1
+
+
 def test_a_camera_may_use_its_memory_again(model):
     blurred = video(4)
     buffer = np.empty_like(blurred[0])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 import kernels
-from kernels import reference
+from kernels import reference, squeeze, tiles
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 
@@ -220,6 +220,16 @@ def test_projected_logits_of_ten_thousand(name: str, implementation: str) -> Non
     arguments[1] *= 10
     expected = definition(name, *map(np.asarray, arguments))
     assert error(run(name, implementation, *arguments), expected) <= FORWARD["float32"]
+
+
+def test_more_partial_results_than_are_joined_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a frame of a video, whose pixels take hundreds of programs; here it takes few."""
+    monkeypatch.setattr(tiles, "JOINED_CHUNKS", 1)
+    logits, x = operands("softmax_squeeze", (1, 2, 577, 3, 5), "float32")
+    logits = logits + jnp.linspace(0, 20, 577)  # each part has a larger maximum than the last
+    partial = squeeze.softmax_forward(logits, x, interpret=True)
+    expected = definition("softmax_squeeze", np.asarray(logits), np.asarray(x))
+    assert error(reference.finish_partial(partial), expected) <= FORWARD["float32"]
 
 
 def test_the_whole_is_its_parts_joined() -> None:
