@@ -117,7 +117,7 @@ def check_same(number: int, what: str) -> None:
     if jax.process_count() == 1:
         return
     wait_for_all(what)
-    numbers = multihost_utils.process_allgather(np.int64(number))
+    numbers = multihost_utils.process_allgather(np.int32(number))
     if len(set(numbers.tolist())) > 1:
         raise UserError(f"the processes differ in the {what}: {', '.join(map(str, numbers))}")
 

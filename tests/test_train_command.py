@@ -160,7 +160,7 @@ def test_resuming_with_another_state_names_the_option(option: str, whole: Path) 
         (["--model=nope"], "--model=nope"),
         (["--steps=0"], "--steps"),
         (["--steps=many"], "--steps"),
-        (["--crop=100000"], "clips of 2 frames of 100000x100000 pixels do not fit"),
+        (["--crop=100000"], "--crop=100000: rendered scenes have at most 2048 pixels"),
         (["--stpes=3"], "--stpes=3"),
         (["--data=/nowhere"], "/nowhere"),
         (["--exclude=TEST03"], "--only and --exclude choose among"),

@@ -22,6 +22,9 @@ from jaxdeblur.data.scenes import SCENES, SceneConfig, ScenePool, render_pool, s
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import MAX_PIXELS
 
+LARGEST_SCENE = 2048
+"""Pixels to a side: photographs hold no more detail than that."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -187,6 +190,10 @@ def training_sources(
         if not _is_rendered(spec):
             sources.append((_open_training(config, spec), share))
             continue
+        if crop > LARGEST_SCENE:
+            raise UserError(
+                f"--crop={crop}: rendered scenes have at most {LARGEST_SCENE} pixels to a side"
+            )
         scenes = config.scenes_of(spec)
         scenes = dataclasses.replace(
             scenes,
