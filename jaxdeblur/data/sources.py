@@ -23,7 +23,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.images import MAX_PIXELS
 
 LARGEST_SCENE = 2048
-"""Pixels to a side: photographs hold no more detail than that."""
+"""Pixels to a side of scenes in a pool, so that a mistyped crop does not ask for a terabyte."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,12 +200,16 @@ def training_sources(
             frames=max(scenes.frames, frames),
             size=(max(scenes.size[0], crop), max(scenes.size[1], crop)),
         )
-        own_seed = int(np.random.SeedSequence([seed, pools]).generate_state(1)[0] >> 1)
+        # Kinds of scenes that differ in their exposure alone would else be of the same scenes. The
+        # first keeps the run's seed: its pool is also that of runs which render no other.
+        own_seed = seed
+        if pools:
+            own_seed = int(np.random.SeedSequence([seed, pools]).generate_state(1)[0] >> 1)
         pool = render_pool(
             "train",
             scenes,
             config.pool,
-            own_seed if pools else seed,
+            own_seed,
             progress=show_rendering,
             photos=config.photos,
         )
