@@ -4,18 +4,28 @@
 PYTHON ?= python3
 # An active virtual environment is used as it is; otherwise .venv is made.
 VENV := $(or $(VIRTUAL_ENV),.venv)
+ifneq ($(words $(VENV)),1)
+$(error make cannot use $(VENV), a virtual environment with a space in its path: deactivate it)
+endif
 BIN := $(VENV)/bin
 CHECK := import sys; sys.exit('Python 3.11 or newer is needed, as in: make PYTHON=python3.12' if sys.version_info < (3, 11) else 0)
+# One environment may serve several clones, of which it holds the one that was installed last.
+STALE := $(shell test "$$(cat $(VENV)/.installed 2>/dev/null)" = "$$(pwd)" || echo stale)
 
-.PHONY: install demo test clean
+.PHONY: install demo test clean FORCE
 
 install: $(VENV)/.installed
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml $(STALE:stale=FORCE)
+ifeq ($(VENV),.venv)
 	@test -x $(BIN)/python || $(PYTHON) -c "$(CHECK)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@test -x $(BIN)/python || { new=$$(test -e .venv || echo new); $(PYTHON) -m venv .venv || { test -z "$$new" || rm -rf .venv; exit 1; }; }
+endif
+	@test -x $(BIN)/python || { echo "$(VENV) has no bin/python: deactivate it, or make it anew" >&2; exit 1; }
+	@$(BIN)/python -c "$(CHECK)"
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip > /dev/null
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable .
-	@touch $@
+	@pwd > $@
 
 demo: install
 	$(BIN)/python examples/demo.py
