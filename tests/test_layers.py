@@ -23,13 +23,13 @@ from jaxdeblur.models.layers import (
 
 @pytest.mark.parametrize("size", [(5, 7), (1, 1), (8, 2)])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 5), (3, 5)])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("stride", "c_in", "c_out"), [(1, 3, 4), (1, 12, 2), (2, 3, 4)])
 def test_gradient_equals_that_of_the_plain_convolution(
-    size: tuple[int, int], kernel: tuple[int, int], stride: int
+    size: tuple[int, int], kernel: tuple[int, int], stride: int, c_in: int, c_out: int
 ) -> None:
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
-    w = jnp.asarray(rng.normal(size=(*kernel, 3, 4)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(2, *size, c_in)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(*kernel, c_in, c_out)), jnp.float32)
     target = jnp.asarray(rng.normal(size=conv2d(x, w, stride).shape), jnp.float32)
 
     def gradients(convolution: Callable[..., jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -37,6 +37,14 @@ def test_gradient_equals_that_of_the_plain_convolution(
 
     for ours, xla in zip(gradients(conv2d), gradients(_convolve), strict=True):
         np.testing.assert_allclose(ours, xla, atol=1e-4)
+
+
+@pytest.mark.parametrize(("c_in", "c_out"), [(3, 4), (12, 2)])
+def test_gradient_with_a_stride_in_bfloat16_accumulates_in_float32(c_in: int, c_out: int) -> None:
+    x = jnp.full((1, 128, 128, c_in), 1.0, jnp.bfloat16)
+    w = jnp.zeros((1, 1, c_in, c_out), jnp.bfloat16)
+    gradient = jax.grad(lambda w: conv2d(x, w, 2).astype(jnp.float32).sum())(w)
+    np.testing.assert_array_equal(gradient.astype(jnp.float32), 4096)
 
 
 def test_gradient_in_bfloat16_accumulates_in_float32() -> None:
