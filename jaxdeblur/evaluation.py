@@ -133,7 +133,9 @@ def evaluate(
         read or has no frame that the protocol scores.
     """
     if config.explain and not _explains(loaded.model):
-        raise UserError(f"--explain: {loaded.preset} neither blends nor attends")
+        raise UserError(
+            f"--explain: {loaded.preset} neither blends nor attends, and has no explain_clip"
+        )
     lengths = [min(len(video), config.max_frames or len(video)) for video in dataset.videos]
     if not lengths:
         raise UserError(f"{config.data}: no video to evaluate")

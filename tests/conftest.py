@@ -22,6 +22,19 @@ os.environ["JAXDEBLUR_CACHE"] = str(_CACHE)
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--extension``, as in the commands: its presets have to keep the contract too."""
+    parser.addoption("--extension", metavar="FILE", help="a Python file that adds presets")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Loads the extension before the presets are listed."""
+    if file := config.getoption("--extension"):
+        from jaxdeblur import extensions
+
+        extensions.load(file)
+
+
 @pytest.fixture(autouse=True)
 def _compile_as_users_do(request: pytest.FixtureRequest) -> Iterator[None]:
     """Optimises the programs of tests marked ``optimised`` or ``gpu``."""

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
-from jaxdeblur import models
+from jaxdeblur import extensions, models
 from jaxdeblur.checkpoints import LoadedModel, export_weights, load_model
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import Parameters, outline, split
+from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.presets import PRESETS
 
 HEIGHT, WIDTH = 19, 26  # neither divides by two twice, one is odd
 LONGEST = 7
 
-# The example extension has to keep the contract too: importing it adds its preset.
-_spec = importlib.util.spec_from_file_location(
-    "temporal_mean", Path(__file__).parent.parent / "examples" / "temporal_mean.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-sys.modules["temporal_mean"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["temporal_mean"])
+# The example extensions have to keep the contract too: loading them adds their presets.
+for _example in ("temporal_mean", "window_max"):
+    extensions.load(Path(__file__).parent.parent / "examples" / f"{_example}.py")
 
 every_preset = pytest.mark.parametrize("name", sorted(PRESETS))
 
@@ -148,4 +144,39 @@ def test_no_gradient_is_summed_in_bfloat16(name: str) -> None:
     clip = jax.ShapeDtypeStruct((1, 5, 32, 32, 3), jnp.float32)
     program = str(jax.make_jaxpr(jax.grad(loss))(parameters, clip))
     assert "bf16[" in program
-    assert not re.findall(r"bf16\[[\d,]*\] = reduce_sum.*", program)
+    # Over several axes, or all but the last; a few frames may be summed.
+    pixels = r"bf16\[[\d,]*\] = reduce_sum\[axes=\(\d+, ?\d.*|bf16\[\d*\] = reduce_sum.*"
+    assert not re.findall(pixels, program)
+
+
+class OneChannel(VideoRestorer):
+    """A model of one's own with a mistake that broadcasting would hide."""
+
+    lookahead, multiple = 0, 1
+
+    def _restore_clip(self, clip: Any) -> Any:
+        return clip[..., :1]
+
+    def _step(self, state: Any, frame: Any, repeated: Any) -> Any:
+        return state, frame[:, ::2, ::2]
+
+
+def test_arrays_of_the_wrong_shape_are_named() -> None:
+    model, clip = OneChannel(), jnp.zeros((1, 2, 6, 8, 3))
+    with pytest.raises(
+        UserError, match=r"OneChannel\._restore_clip .*\(1, 2, 6, 8, 1\), not \(1, 2, 6, 8, 3\)"
+    ):
+        model.restore_clip(clip)
+    with pytest.raises(UserError, match=r"OneChannel\._step gave an array of shape \(1, 3, 4, 3\)"):
+        model.step(None, clip[:, 0])
+
+
+def test_a_fusion_that_makes_the_wrong_shape_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.build(PRESETS["window_max"].network)
+    fusion = type(model.fusion[0].fusion)
+    monkeypatch.setattr(fusion, "fuse", lambda self, features, window: features[..., :1])
+    # Users' runs do not check types as this one does.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    clip = jnp.zeros((1, 2, 16, 16, 3))
+    with pytest.raises(UserError, match=r"the fusion WindowMax gave .*, 1\), not .*, 24\)"):
+        jax.eval_shape(model.restore_clip, clip)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -34,10 +35,9 @@ from jaxdeblur.models.attention import (
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.fusion import Concat, Conv3d, Fusion, Memory, NonLocal
 from jaxdeblur.models.layers import LEAK, Conv, activation, depth_to_space, space_to_depth
-from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.restorer import VideoRestorer, check_shape
 from jaxdeblur.shapes import Clip, Features, Frame
 
-FusionName = Literal["fsta", "nonlocal", "concat", "conv3d", "none"]
 Implementation = Literal["auto", "reference", "pallas"]
 
 
@@ -56,7 +56,8 @@ class FstaConfig:
       dense_layers: 3x3 convolutions in a dense block.
       encoder_blocks, decoder_blocks: dense blocks of each level.
       attention_levels: where the window is fused.
-      fusion: how: factorised attention, or what it is compared with (models/fusion.py).
+      fusion: how: fsta (factorised attention), what it is compared with (nonlocal, concat, conv3d,
+        none; models/fusion.py), or one of an extension (``register_fusion``).
       spatial_maps, temporal_maps: M and N.
       spatial_kernel, temporal_kernel, pixel_kernel: sizes of f_s, f_t and f_p.
       gated: what the window gives is weighted by pixel and channel before it is taken in (CVPR
@@ -77,7 +78,7 @@ class FstaConfig:
     encoder_blocks: tuple[int, ...] = (2, 2, 2)
     decoder_blocks: tuple[int, ...] = (2, 2, 2)
     attention_levels: tuple[int, ...] = (0, 1, 2)
-    fusion: FusionName = "fsta"
+    fusion: str = "fsta"
     spatial_maps: int = 16
     temporal_maps: int = 8
     spatial_kernel: int = 1
@@ -120,7 +121,11 @@ class FstaConfig:
             "attention_levels",
             f"rising levels from 0 to {len(self.widths) - 1}",
         )
-        require(self.fusion in get_args(FusionName), "fusion", f"one of {get_args(FusionName)}")
+        require(
+            self.fusion == "none" or self.fusion in _FUSIONS,
+            "fusion",
+            f"one of {', '.join(_FUSIONS)}, none or one of an extension (--extension=FILE)",
+        )
         require(
             self.implementation in get_args(Implementation),
             "implementation",
@@ -131,6 +136,51 @@ class FstaConfig:
             "key_frames",
             f"1 to {self.window} (window), or none",
         )
+
+
+FusionFactory = Callable[..., Fusion]
+"""``(config, channels, rngs=rngs)`` to the way of fusing maps of ``channels`` channels."""
+
+
+def _fsta(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
+    return FactorisedAttention(
+        channels,
+        spatial=config.spatial_maps,
+        temporal=config.temporal_maps,
+        spatial_kernel=config.spatial_kernel,
+        temporal_kernel=config.temporal_kernel,
+        pixel_kernel=config.pixel_kernel,
+        key_frames=config.key_frames,
+        implementation=config.implementation,
+        dtype=jnp.dtype(config.dtype),
+        rngs=rngs,
+    )
+
+
+def _nonlocal(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
+    dtype = jnp.dtype(config.dtype)
+    return NonLocal(channels, limit_bytes=config.nonlocal_bytes, dtype=dtype, rngs=rngs)
+
+
+def _concat(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
+    return Concat(channels, config.window, dtype=jnp.dtype(config.dtype), rngs=rngs)
+
+
+def _conv3d(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
+    return Conv3d(channels, config.window, dtype=jnp.dtype(config.dtype), rngs=rngs)
+
+
+_FUSIONS: dict[str, FusionFactory] = {
+    "fsta": _fsta,
+    "nonlocal": _nonlocal,
+    "concat": _concat,
+    "conv3d": _conv3d,
+}
+
+
+def register_fusion(name: str, make: FusionFactory) -> None:
+    """Makes ``fusion=name`` fuse by ``make(config, channels, rngs=rngs)`` (docs/extending.md)."""
+    _FUSIONS[name] = make
 
 
 FSTA = FstaConfig()
@@ -214,6 +264,7 @@ class FusionBlock(nnx.Module):
         self, x: Float[Array, "*leading h w C"], y: Float[Array, "*leading h w C"]
     ) -> Float[Array, "*leading h w C"]:
         """The fused features."""
+        check_shape(y, x.shape, f"the fusion {type(self.fusion).__name__}")
         if self.gate is not None:
             y = y * jax.nn.sigmoid(self.gate(jnp.concatenate([x, y], axis=-1)))
         return x + self.merge(jnp.concatenate([x, y], axis=-1))
@@ -276,7 +327,7 @@ class Fsta(VideoRestorer):
         self.fusion = nnx.List(
             [
                 FusionBlock(
-                    _fusion(config, widths[level], rngs),
+                    _FUSIONS[config.fusion](config, widths[level], rngs=rngs),
                     widths[level],
                     gated=config.gated,
                     dtype=dtype,
@@ -515,32 +566,6 @@ class Fsta(VideoRestorer):
             ),
             offsets=self.offsets,
         )
-
-
-def _fusion(config: FstaConfig, channels: int, rngs: nnx.Rngs) -> Fusion:
-    """The way to fuse that ``config`` names."""
-    dtype = jnp.dtype(config.dtype)
-    match config.fusion:
-        case "fsta":
-            return FactorisedAttention(
-                channels,
-                spatial=config.spatial_maps,
-                temporal=config.temporal_maps,
-                spatial_kernel=config.spatial_kernel,
-                temporal_kernel=config.temporal_kernel,
-                pixel_kernel=config.pixel_kernel,
-                key_frames=config.key_frames,
-                implementation=config.implementation,
-                dtype=dtype,
-                rngs=rngs,
-            )
-        case "nonlocal":
-            return NonLocal(channels, limit_bytes=config.nonlocal_bytes, dtype=dtype, rngs=rngs)
-        case "concat":
-            return Concat(channels, config.window, dtype=dtype, rngs=rngs)
-        case "conv3d":
-            return Conv3d(channels, config.window, dtype=dtype, rngs=rngs)
-    raise ValueError(f"no fusion {config.fusion!r}")
 
 
 def _write(rings: Any, slot: Int[Array, ""], frame: Any) -> Any:

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
+from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame, ReducedClip
 
 State = Any
@@ -47,7 +48,10 @@ class VideoRestorer(nnx.Module):
         ``lax.scan``. The result is float32 and not clipped.
         """
         height, width = clip.shape[-3:-1]
-        return self._restore_clip(self._pad(clip))[..., :height, :width, :]
+        padded = self._pad(clip)
+        restored = self._restore_clip(padded)
+        check_shape(restored, padded.shape, f"{type(self).__name__}._restore_clip")
+        return restored[..., :height, :width, :]
 
     def restore_with_features(self, clip: Clip) -> tuple[Clip, ClipFeatures | None]:
         """As ``restore_clip``, and features at half size of what the network knows of each frame.
@@ -92,7 +96,9 @@ class VideoRestorer(nnx.Module):
         frame is fed ``lookahead`` times more, with ``repeated`` true, to get the rest out.
         """
         height, width = frame.shape[-3:-1]
-        state, restored = self._step(state, self._pad(frame), jnp.asarray(repeated))
+        padded = self._pad(frame)
+        state, restored = self._step(state, padded, jnp.asarray(repeated))
+        check_shape(restored, padded.shape, f"{type(self).__name__}._step")
         return state, restored[..., :height, :width, :]
 
     def _restore_clip(self, clip: Clip) -> Clip:
@@ -114,6 +120,12 @@ class VideoRestorer(nnx.Module):
             return images
         leading = [(0, 0)] * (images.ndim - 3)
         return jnp.pad(images, [*leading, (0, below), (0, right), (0, 0)], mode="edge")
+
+
+def check_shape(made: jax.Array, expected: tuple[int, ...], maker: str) -> None:
+    """Raises :class:`UserError` where a model of one's own makes arrays of another shape."""
+    if made.shape != expected:
+        raise UserError(f"{maker} gave an array of shape {made.shape}, not {expected}")
 
 
 def replicate_ends(clip: Float[Array, "B T ..."], before: int, after: int) -> jax.Array:
