@@ -13,6 +13,12 @@ LONGEST = 3000
 """Characters of a message, which may name 20 files."""
 
 
+def tell(text: str, end: str = "\n") -> None:
+    """Prints to stderr, if anybody still reads it: a closed pipe or terminal ends no work."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
 class UserError(Exception):
     """Bad input. The message names the file or option and says what would be right, in one line."""
 
@@ -39,12 +45,12 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
         _say(name, str(error))
         _leave(2, together)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        tell(f"{name}: interrupted")
         _leave(130, together)
     except Exception as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             reason = str(error).splitlines()[0][:200] if str(error) else ""
-            print(f"{name}: error: not enough memory: {reason}", file=sys.stderr)
+            tell(f"{name}: error: not enough memory: {reason}")
             _leave(2, together)
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
             # A name too long, no permission, a full disk, a file where a folder belongs: all that
@@ -61,13 +67,14 @@ def _say(name: str, message: str) -> None:
     message = " ".join(message.split())
     if len(message) > LONGEST:  # somebody's megabyte on the command line
         message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
-    print(f"{name}: error: {message}", file=sys.stderr)
+    tell(f"{name}: error: {message}")
 
 
 def _leave(code: int, at_once: bool) -> NoReturn:
     jax = sys.modules.get("jax")
     if at_once and jax is not None and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -9,9 +9,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from jaxdeblur.errors import UserError
+from jaxdeblur.errors import UserError, tell
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
@@ -71,6 +76,33 @@ def replace_folder_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
         os.rename(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def made_once(target: Path) -> Iterator[None]:
+    """While one process makes ``target``, others that want to make it wait, and then find it there.
+
+    On a file system without locks all make it, each for itself.
+    """
+    lock = target.with_name(f".{target.name}.lock")
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # whoever cannot write there says so when it does
+            file = held.enter_context(open(lock, "wb"))
+            _lock(file, f"waiting for another process, which makes {target}")
+            # Who waits for the removed file only looks again at what has been made.
+            held.callback(lock.unlink, missing_ok=True)
+        yield
+
+
+def _lock(file: BinaryIO, meanwhile: str) -> None:
+    """Locks a file until it is closed, as soon as nobody else does; OSError if that can't be."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        tell(meanwhile)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def write_json(target: str | os.PathLike[str], value: Any) -> None:

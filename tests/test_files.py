@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from jaxdeblur.data.scenes import cache_folder
 from jaxdeblur.errors import UserError
-from jaxdeblur.files import replace_when_whole
+from jaxdeblur.files import made_once, replace_when_whole
 
 
 def test_what_a_link_leads_to_is_replaced_and_keeps_its_permissions(tmp_path: Path) -> None:
@@ -50,3 +52,36 @@ def test_without_a_home_the_cache_has_to_be_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Path, "home", nowhere)
     with pytest.raises(UserError, match="JAXDEBLUR_CACHE"):
         cache_folder()
+
+
+def test_what_several_want_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, makers = tmp_path / "pool", []
+
+    def make() -> None:
+        with made_once(target):
+            if not target.exists():
+                makers.append(threading.get_ident())
+                time.sleep(0.2)  # the other comes to wait
+                target.mkdir()
+
+    threads = [threading.Thread(target=make) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(makers) == 1
+    assert capsys.readouterr().err == f"waiting for another process, which makes {target}\n"
+    assert list(tmp_path.iterdir()) == [target]  # no lock is left
+
+
+def test_where_nothing_can_be_locked_all_make_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with made_once(tmp_path / "pool"), made_once(tmp_path / "pool"):
+        pass
+    with made_once(tmp_path / "nowhere" / "pool"):  # whoever makes it says why it can't be
+        pass

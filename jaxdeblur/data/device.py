@@ -27,7 +27,7 @@ from jaxdeblur.data.datasets import Dataset, HighSpeedVideo, refuse
 from jaxdeblur.data.photographs import cut_textures, find_photographs
 from jaxdeblur.data.pipeline import ClipOptions, MotionLimit, Source
 from jaxdeblur.data.scenes import SceneConfig, render_clip, texture_size
-from jaxdeblur.data.sources import RENDERED, DataConfig, training_sources
+from jaxdeblur.data.sources import RENDERED, DataConfig, check_scene_size, training_sources
 from jaxdeblur.data.synthesis import light_of_stored, to_stored
 from jaxdeblur.errors import UserError
 
@@ -119,6 +119,7 @@ def batches_on_device(
     scene = dataclasses.replace(config.scenes_of(RENDERED), frames=frames, size=(crop, crop))
     textures = None
     if shares[RENDERED]:
+        check_scene_size(crop)
         photographs = find_photographs("train", config.photos)
         cut = cut_textures(photographs, _TEXTURES, texture_size(scene), seed).pixels
         textures = jax.make_array_from_callback(cut.shape, replicated, lambda part: cut[part])

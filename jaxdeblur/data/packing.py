@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeblur.errors import UserError
-from jaxdeblur.files import replace_when_whole, write_json
+from jaxdeblur.errors import UserError, tell
+from jaxdeblur.files import made_once, replace_when_whole, write_json
 from jaxdeblur.images import MAX_PIXELS, list_frames, natural_key, read_image
 from jaxdeblur.shapes import Frame8, Video8
 from jaxdeblur.video import CONTAINERS, VideoReader
@@ -200,9 +200,14 @@ def pack(
     missing = [n for n, packed in enumerate(packs) if packed is None]
     if missing:
         _check_space(cache, [sources[n] for n in missing])
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{cache}: cannot be written: {error.strerror}") from error
     done: dict[Path, PackedFrames] = {}
     for count, n in enumerate(missing, start=1):
-        done[places[n]] = _pack(sources[n], places[n])
+        with made_once(places[n]):  # every process of a run on many devices is here
+            done[places[n]] = _open_pack(sources[n], places[n]) or _pack(sources[n], places[n])
         if progress:
             progress(count, len(missing))
     return [packed or done[place] for packed, place in zip(packs, places, strict=True)]
@@ -254,7 +259,6 @@ def _pack(source: FrameFiles | VideoFile, place: Path) -> PackedFrames:
             yield frame
 
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
         with replace_when_whole(target) as part:
             count = _write_frames(part, frames(), source.height, source.width)
             # Before the frames get their name: frames without their notes do not count as packed.
@@ -270,9 +274,9 @@ def show_packing(done: int, total: int) -> None:
     """Prints how far the decoding of videos is."""
     if sys.stderr.isatty():
         end = "\n" if done == total else ""
-        print(f"\r\033[Kdecoding videos {done}/{total}", end=end, file=sys.stderr, flush=True)
+        tell(f"\r\033[Kdecoding videos {done}/{total}", end)
     elif done == total:
-        print(f"decoded {total} videos", file=sys.stderr)
+        tell(f"decoded {total} videos")
 
 
 def _check_space(cache: Path, sources: Sequence[FrameFiles | VideoFile]) -> None:

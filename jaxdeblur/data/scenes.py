@@ -13,6 +13,7 @@ scenes to a cache on disk, where training on a CPU reads them again and again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -34,8 +35,8 @@ from jax import Array
 from jaxtyping import Float, Int, PRNGKeyArray, UInt8, UInt32
 
 from jaxdeblur.data.photographs import Split, Textures, cut_textures, find_photographs
-from jaxdeblur.errors import UserError
-from jaxdeblur.files import replace_folder_when_whole, write_json
+from jaxdeblur.errors import UserError, tell
+from jaxdeblur.files import made_once, replace_folder_when_whole, write_json
 from jaxdeblur.shapes import Clip, Frame8
 
 RENDERER_VERSION = 3
@@ -697,29 +698,37 @@ def render_pool(
     recipe = json.loads(json.dumps(recipe))  # as it reads from a file: lists for tuples
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache_dir or cache_folder()) / f"scenes-{key}"
-    if folder.exists():
-        try:
-            return _open_pool(folder, recipe, _shape(config, scenes))
-        except (OSError, EOFError, ValueError, KeyError) as error:
-            message = f"{folder}: damaged ({error}); its scenes are rendered anew"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-            shutil.rmtree(folder)
+    shape = _shape(config, scenes)
+    with contextlib.suppress(*_UNREADABLE):
+        return _open_pool(folder, recipe, shape)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # A memory map that grows beyond the disk ends the process, so the room is checked first.
-        free, needed = shutil.disk_usage(folder.parent).free, 2 * math.prod(_shape(config, scenes))
-        if free < needed:
-            raise OSError(f"it takes {needed >> 20} MiB and {free >> 20} MiB are free")
-        with replace_folder_when_whole(folder) as part:
-            # Textures cost more than scenes to make, and few photographs give few that differ.
-            textures = min(2 * scenes, max(96, len(found)))
-            cut = cut_textures(found, textures, texture_size(config), seed)
-            shows = _render_to(part, cut, config, scenes, seed, progress)
-            write_json(part / "scenes.json", {**recipe, "shows": shows})
+        with made_once(folder):  # every process of a run on many devices is here
+            if folder.exists():
+                try:
+                    return _open_pool(folder, recipe, shape)
+                except _UNREADABLE as error:
+                    message = f"{folder}: damaged ({error}); its scenes are rendered anew"
+                    warnings.warn(message, RuntimeWarning, stacklevel=2)
+                    shutil.rmtree(folder)
+            # A memory map that grows beyond the disk ends the process: the room is checked first.
+            free, needed = shutil.disk_usage(folder.parent).free, 2 * math.prod(shape)
+            if free < needed:
+                raise OSError(f"it takes {needed >> 20} MiB and {free >> 20} MiB are free")
+            with replace_folder_when_whole(folder) as part:
+                # Textures cost more than scenes to make, and few photographs give few that differ.
+                textures = min(2 * scenes, max(96, len(found)))
+                cut = cut_textures(found, textures, texture_size(config), seed)
+                shows = _render_to(part, cut, config, scenes, seed, progress)
+                write_json(part / "scenes.json", {**recipe, "shows": shows})
     except OSError as error:
         if not folder.exists():  # else another process was first: its pool is the same
             raise UserError(f"{folder}: cannot be written: {error}") from error
-    return _open_pool(folder, recipe, _shape(config, scenes))
+    return _open_pool(folder, recipe, shape)
+
+
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError)
+"""What a pool that is not there, or damaged, makes the reader raise."""
 
 
 def _shape(config: SceneConfig, scenes: int) -> tuple[int, ...]:
@@ -730,9 +739,9 @@ def show_rendering(done: int, total: int) -> None:
     """Prints how far the rendering of scenes is."""
     if sys.stderr.isatty():
         end = "\n" if done == total else ""
-        print(f"\r\033[Krendering scenes {done}/{total}", end=end, file=sys.stderr, flush=True)
+        tell(f"\r\033[Krendering scenes {done}/{total}", end)
     elif done == total:
-        print(f"rendered {total} scenes", file=sys.stderr)
+        tell(f"rendered {total} scenes")
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -23,7 +23,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.images import MAX_PIXELS
 
 LARGEST_SCENE = 2048
-"""Pixels to a side of scenes in a pool, so that a mistyped crop does not ask for a terabyte."""
+"""Pixels to a side of rendered scenes, so that a mistyped crop does not ask for a terabyte."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +112,8 @@ class DataConfig:
             if not 0 <= getattr(self, name) <= 1:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} is a share, 0 to 1, not {getattr(self, name)}")
+        if not 0 < self.curriculum_start < float("inf"):
+            raise UserError(f"--curriculum-start is above 0, not {self.curriculum_start}")
         if self.max_bad_samples < 0:
             raise UserError(f"--max-bad-samples is 0 or more, not {self.max_bad_samples}")
         if all(map(_is_rendered, self.data)) and (self.only or self.exclude):
@@ -190,10 +192,7 @@ def training_sources(
         if not _is_rendered(spec):
             sources.append((_open_training(config, spec), share))
             continue
-        if crop > LARGEST_SCENE:
-            raise UserError(
-                f"--crop={crop}: rendered scenes have at most {LARGEST_SCENE} pixels to a side"
-            )
+        check_scene_size(crop)
         scenes = config.scenes_of(spec)
         scenes = dataclasses.replace(
             scenes,
@@ -216,6 +215,14 @@ def training_sources(
         sources.append((pool, share))
         pools += 1
     return sources
+
+
+def check_scene_size(crop: int) -> None:
+    """Raises :class:`UserError` if no scenes are rendered that large."""
+    if crop > LARGEST_SCENE:
+        raise UserError(
+            f"--crop={crop}: rendered scenes have at most {LARGEST_SCENE} pixels to a side"
+        )
 
 
 def _is_rendered(spec: str) -> bool:
