@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxdeblur import extensions
 from jaxdeblur.cluster import ClusterConfig
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.errors import UserError, run_command, tell
 from jaxdeblur.options import Parser, add_fields, read_fields
 
 
@@ -48,7 +48,10 @@ def main() -> None:
     )
     going_on.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
     parser.add_argument(
-        "--start-from", metavar="CKPT", help="a run or weights whose parameters are the first ones"
+        "--start-from",
+        metavar="CKPT",
+        help="a run or weights whose parameters are the first ones; of a run that has checkpoints "
+        "and goes on, nothing",
     )
     extensions.add_option(parser)
     parser.add_argument(
@@ -79,6 +82,7 @@ def main() -> None:
         network=read_fields(arguments, network_defaults),
         training=read_fields(arguments, training_defaults),
         data=dataclasses.asdict(read_fields(arguments, data_defaults)),
+        start_from=arguments.start_from or (began.start_from if began else None),
     )
     cluster.use_cores(run.training.batch_size, processes)
     cluster.join(processes)
@@ -89,11 +93,10 @@ def main() -> None:
             processes=processes,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
-            start_from=arguments.start_from,
         )
     except training.Stopped as stop:
-        print(f"{stop}; go on with --resume", file=sys.stderr)
-        sys.exit(0 if stop.signal.name == "SIGTERM" else 130)
+        tell(f"{stop}; go on with --resume")
+        sys.exit(0 if stop.signal.name == "SIGTERM" else 128 + stop.signal)
 
 
 def _paragraph(name: str, about: str) -> str:

@@ -50,6 +50,8 @@ class Run:
     training: TrainingConfig
     data: dict[str, Any]
     """The data options as JSON; ``jaxdeblur.data.sources.DataConfig`` reads them."""
+    start_from: str | None = None
+    """The run folder or weights that its first parameters are of; None: they are drawn."""
 
     def write(self, folder: Path) -> None:
         """Writes ``config.json``."""
@@ -61,6 +63,7 @@ class Run:
                 "network": network_to_json(self.network),
                 "training": dataclasses.asdict(self.training),
                 "data": self.data,
+                "start_from": self.start_from,
             },
         )
 
@@ -74,11 +77,15 @@ class Run:
             raise UserError(f"{path}: {', '.join(missing)} is missing; this is no run folder")
         if not isinstance(values["preset"], str) or not isinstance(values["data"], dict):
             raise UserError(f"{path}: preset is a name and data an object")
+        start_from = values.get("start_from")  # not in the runs of earlier versions
+        if not isinstance(start_from, str | None):
+            raise UserError(f"{path}: start_from is a run folder, weights or null")
         return Run(
             preset=values["preset"],
             network=network_from_json(values["network"], str(path)),
             training=from_json(TrainingConfig, values["training"], f"{path}: training"),
             data=values["data"],
+            start_from=start_from,
         )
 
 
@@ -92,7 +99,10 @@ def network_from_json(values: Any, where: str) -> Any:
     kinds = models.kinds()
     kind = values.get("kind") if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
-        raise UserError(f"{where}: network needs a kind, one of {', '.join(sorted(kinds))}")
+        raise UserError(
+            f"{where}: the network's kind is {kind!r}, not one of {', '.join(sorted(kinds))}; if "
+            "it is of an extension, name its file with --extension"
+        )
     fields = {name: value for name, value in values.items() if name != "kind"}
     return from_json(kinds[kind], fields, f"{where}: network")
 
@@ -155,23 +165,31 @@ class Checkpoints:
         place.rename(next(name for name in names if not name.exists()))
 
     def save(self, state: TrainState) -> None:
-        """Saves ``state`` as the checkpoint of its step; an existing one of that step is kept."""
+        """Saves ``state`` as the checkpoint of its step; an existing one of that step is kept.
+
+        Raises:
+          UserError: it cannot be written, or the one before, of which that is known only now.
+        """
         step = int(state.step)
-        if step in self.manager.all_steps():
+        manager = self.manager
+        if not self._place.is_dir():  # Orbax would make it again, without the run's config
+            raise UserError(f"{self._place} is gone: a run's folder stays in place while it trains")
+        if step in manager.all_steps():
             return
         weights = best_parameters(state)
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    _STATE: ocp.args.StandardSave(state._asdict()),
-                    _WEIGHTS: ocp.args.StandardSave(weights),
-                    _ABOUT: ocp.args.JsonSave(
-                        {"weights": _digest(weights), "state": _digest(_by_path(state))}
-                    ),
-                }
-            ),
-        )
+        with self._writing():
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{
+                        _STATE: ocp.args.StandardSave(state._asdict()),
+                        _WEIGHTS: ocp.args.StandardSave(weights),
+                        _ABOUT: ocp.args.JsonSave(
+                            {"weights": _digest(weights), "state": _digest(_by_path(state))}
+                        ),
+                    }
+                ),
+            )
 
     def restore_state(self, template: TrainState, sharding: Sharding) -> TrainState | None:
         """The newest state that can be read whole, or None if there is no checkpoint at all.
@@ -215,12 +233,27 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until the last save is on disk."""
-        self.manager.wait_until_finished()
+        with self._writing():
+            self.manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the last save and frees the manager."""
         if "manager" in self.__dict__:
-            self.manager.close()
+            with self._writing():
+                self.manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Makes one line of what Orbax and TensorStore raise when a disk is full."""
+        with _one_error():
+            try:
+                yield
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:200]
+                whole = next((f"; the last whole one is of step {s}" for s in self.steps()), "")
+                raise UserError(
+                    f"{self._place}: a checkpoint cannot be written: {reason}{whole}"
+                ) from error
 
     def _read(self, reader: Any, step: int, item: str, abstract: Any) -> tuple[Any, dict[str, str]]:
         arguments = ocp.args.Composite(

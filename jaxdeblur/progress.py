@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from jaxdeblur.errors import tell
 from jaxdeblur.training import Metrics, TrainingConfig, learning_rate
 
 
@@ -48,7 +49,7 @@ class ProgressLine:
         text += f"{self.note}  {left}"
         end = "\n" if not self.on_terminal or step == self.steps else ""
         start = "\r\033[K" if self.on_terminal else ""
-        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+        tell(f"{start}{text}", end)
 
     def validated(self, step: int, scores: dict[str, float]) -> None:
         """Shows the validation's gain from now on."""
@@ -57,7 +58,7 @@ class ProgressLine:
     def close(self) -> None:
         """Leaves the terminal on a new line."""
         if self.on_terminal and self.shown > 0:
-            print(file=sys.stderr)
+            tell("")
 
 
 def _clock(seconds: float) -> str:
@@ -67,12 +68,17 @@ def _clock(seconds: float) -> str:
 
 
 class TensorBoard:
-    """Scalars and images of a run for TensorBoard."""
+    """Scalars and images of a run for TensorBoard, from step ``start`` on.
 
-    def __init__(self, folder: Path, config: TrainingConfig, every: int = 20) -> None:
+    What an earlier start wrote of the steps after it, which are done again, is no longer shown.
+    """
+
+    def __init__(
+        self, folder: Path, config: TrainingConfig, every: int = 20, start: int = 0
+    ) -> None:
         from tensorboardX import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder), flush_secs=10)
+        self.writer = SummaryWriter(str(folder), flush_secs=10, purge_step=start + 1)
         self.rate = learning_rate(config)
         self.every = every
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from jaxdeblur.data import sources
 from jaxdeblur.data.device import batches_on_device
 from jaxdeblur.data.pipeline import batches
 from jaxdeblur.data.sources import DataConfig
-from jaxdeblur.errors import UserError
+from jaxdeblur.errors import UserError, tell
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.metrics import MAX_PSNR, psnr
 from jaxdeblur.models.coarse_to_fine import (
@@ -131,27 +131,23 @@ def train(
     processes: ClusterConfig,
     resume: bool = False,
     overwrite: bool = False,
-    start_from: str | None = None,
 ) -> TrainState:
     """Trains ``run`` in ``folder`` to its last step.
 
     Everything that can be wrong with the options and the data is found before the folder is made.
 
     Args:
-      run: preset, network, training and data.
+      run: preset, network, training, data and, of a new run, where its first parameters are: a run
+        folder or weights; a network of fewer scales starts one of more (``for_levels``).
       folder: of the run; new, or one that ``resume`` or ``overwrite`` allow.
       processes: how the devices are used.
       resume: goes on from the newest checkpoint that can be read.
       overwrite: replaces the run in the folder.
-      start_from: a run folder or weights whose parameters are the first ones, of a new run; a
-        network of fewer scales starts one of more (``for_levels``).
 
     Raises:
       UserError: options, data or checkpoints that can't be used, or a loss that is not finite.
       training.Stopped: after SIGINT or SIGTERM, once the state is saved.
     """
-    if resume and start_from is not None:
-        raise UserError("--start-from is for a new run; --resume goes on from its own checkpoints")
     if getattr(run.network, "dtype", "") == "float16":
         raise UserError("--dtype=float16: most gradients are too small for it; bfloat16 holds them")
     check_folder(run, folder, resume=resume, overwrite=overwrite)
@@ -161,8 +157,11 @@ def train(
     mesh = cluster.make_mesh(config.batch_size, processes.rows)
     model = models.build(run.network, config.seed)
     rebuild, parameters = split(model)
-    if start_from is not None:
-        parameters = starting_parameters(model, parameters, start_from, may_grow=True)
+    has_begun = resume and bool(Checkpoints(folder).steps())
+    if has_begun:
+        run = dataclasses.replace(run, start_from=Run.read(folder).start_from)
+    elif run.start_from is not None:
+        parameters = starting_parameters(model, parameters, run.start_from, may_grow=True)
     state = training.initial_train_state(config, parameters)
     cluster.wait_for_all("the network is built")
     state = jax.device_put(state, cluster.replicated(mesh))
@@ -186,7 +185,7 @@ def train(
         if first >= config.steps:
             return state
         checkpoints.go_on_after(first)
-        if start_from is not None:  # what a run that is killed before its first save begins with
+        if not has_begun and run.start_from is not None:  # whatever becomes of what that names
             checkpoints.save(state)
         watcher = _Watcher(folder, config, first, validation)
         resources.callback(watcher.close)
@@ -294,7 +293,8 @@ class Validation:
         self.rebuild = rebuild
         self.image: UInt8[np.ndarray, "H W 3"] | None = None
         self.clips = []
-        for video in sources.validation_videos(data):
+        # Process 0 alone scores, so the others need not read or render what it scores on.
+        for video in sources.validation_videos(data) if jax.process_index() == 0 else ():
             frames = range(min(len(video), data.validate_frames))
             self.clips.append(
                 (
@@ -305,7 +305,7 @@ class Validation:
 
     def __call__(self, parameters: Parameters) -> dict[str, float]:
         """The scores of these parameters, means over videos, in dB; empty but on process 0."""
-        # Process 0 alone, with its own copy: the others wait at their next step.
+        # With its own copy: the others wait at their next step.
         if jax.process_index() != 0:
             return {}
         local = {name: jnp.asarray(array.addressable_data(0)) for name, array in parameters.items()}
@@ -349,7 +349,7 @@ class _Watcher:
         self.line: ProgressLine | None = None
         if jax.process_index() == 0:
             self.line = ProgressLine(config.steps, start=first)
-            self.board = TensorBoard(folder / TENSORBOARD_NAME, config)
+            self.board = TensorBoard(folder / TENSORBOARD_NAME, config, start=first)
 
     def step(self, step: int, metrics: Metrics) -> None:
         if self.line:
@@ -443,7 +443,7 @@ def _joined(shards: Sequence[Any]) -> np.ndarray:
 
 def _say(text: str) -> None:
     if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)
+        tell(text)
 
 
 def data_from_json(run: Run, folder: Path) -> DataConfig:

@@ -92,7 +92,7 @@ class TrainingConfig:
             if getattr(self, name) > most:
                 raise UserError(f"{_option(name)} is {most} or less, not {getattr(self, name)}")
         for name in ("warmup", "validate_every", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{_option(name)} is 0 or more, not {getattr(self, name)}")
         for name in ("learning_rate", "muon_rms", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
@@ -363,7 +363,7 @@ def run_steps(
     """Trains from ``state`` to ``config.steps``.
 
     Raises:
-      Stopped: SIGINT or SIGTERM came; the state was saved first.
+      Stopped: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
       NonFiniteError: with the first batch whose loss or gradient is not finite.
     """
     pending: collections.deque[tuple[int, Metrics, Batch]] = collections.deque()
@@ -393,6 +393,8 @@ def run_steps(
             if saving or validating:
                 while pending:  # what is saved must be known to be finite
                     look_at_oldest()
+            if saving:  # before the validation, which may fail or be killed
+                saver.save(state)
             if validating and validate is not None and stop_by is None:
                 parameters = best_parameters(state)
                 scores = stop.unless_stopped(lambda p=parameters: validate(p))  # type: ignore[misc]
@@ -400,9 +402,7 @@ def run_steps(
                     watcher.validated(step, scores)
                 elif jax.process_count() == 1:
                     stop_by = stop.asked(step)
-                    saving = True
-            if saving:
-                saver.save(state)
+                    saver.save(state)  # one of this step is kept
             if stop_by is not None and not last:
                 raise Stopped(step, stop_by)
     return state
@@ -414,7 +414,7 @@ def best_parameters(state: TrainState) -> Parameters:
 
 
 class _StopSignals:
-    """Within it, SIGINT and SIGTERM are remembered instead of ending the process.
+    """Within it, SIGINT, SIGTERM and SIGHUP are remembered instead of ending the process.
 
     A second ctrl-C ends it at once. Of several processes, all stop after the same step.
     """
@@ -427,7 +427,11 @@ class _StopSignals:
         self._agree_next = first + 1
 
     def __enter__(self) -> _StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last of a terminal that is gone
+            number = getattr(signal, name, None)
+            # nohup has SIGHUP ignored; Windows has none.
+            if number is None or signal.getsignal(number) is signal.SIG_IGN:
+                continue
             try:
                 self._before[number] = signal.signal(number, self._handle)
             except ValueError:  # not the main thread: whoever runs the loop there handles signals

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 from jaxdeblur import export
-from jaxdeblur.checkpoints import export_weights, load_model
+from jaxdeblur.checkpoints import Run, export_weights, load_model
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split
 
@@ -186,16 +186,21 @@ def test_weights_start_another_run_at_every_scale(whole: Path, tmp_path: Path) -
     folder = tmp_path / "pyramid"
     run(*TINY, "--steps=1", f"--out={folder}", f"--start-from={weights}", "--scales", "2", "1",
         "--learning-rate=1e-9")  # fmt: skip
-    shutil.rmtree(folder / "checkpoints" / "1")  # as if killed before its first save
-    for stage in ("begun", "resumed"):
-        if stage == "resumed":
+    for stage in ("begun", "resumed", "begun anew"):
+        if stage == "resumed":  # as if killed before its first save
+            shutil.rmtree(folder / "checkpoints" / "1")
+            assert "step 0 of 1" in run(f"--out={folder}", "--resume")
+        elif stage == "begun anew":  # as if killed before it had even kept what it begins with
+            shutil.rmtree(folder / "checkpoints")
             assert "step 0 of 1" in run(f"--out={folder}", "--resume")
         start_of, now = parameters(whole), parameters(folder)
         for name, array in start_of.items():
             for level in (0, 1):
                 np.testing.assert_allclose(now[f"levels/{level}/{name}"], array, atol=1e-3)
-    message = refused(f"--out={folder}", "--resume", f"--start-from={weights}")
-    assert "--start-from is for a new run" in message
+    # A job that is started again with all its options goes on; what it began with is not needed.
+    weights.unlink()
+    assert "step 1 of 1" in run(f"--out={folder}", "--resume", "--start-from=gone")
+    assert Run.read(folder).start_from == str(weights)
 
 
 def test_an_exported_file_says_where_it_comes_from(whole: Path, tmp_path: Path) -> None:

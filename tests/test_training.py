@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import gc
 import os
+import resource
+import shutil
 import signal
 import warnings
 from collections.abc import Iterator
@@ -31,6 +33,7 @@ from jaxdeblur.models.layers import reduce_size
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.progress import ProgressLine
 from jaxdeblur.training import (
     Batch,
     Metrics,
@@ -298,7 +301,47 @@ def test_memory_that_runs_out_is_no_damage(
         checkpoints.restore_weights(best_parameters(state))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state)
+    checkpoints.wait()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        checkpoints.save(state._replace(step=jnp.int32(1)))  # in the background
+        with pytest.raises(UserError, match=r"checkpoints: a .* cannot be written: .* of step 0"):
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Checkpoints(tmp_path).restore_state(state, cluster.replicated(mesh_of(1))) is not None
+
+
+def test_a_run_folder_that_is_removed_is_not_made_again(tmp_path: Path) -> None:
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(state)
+    checkpoints.wait()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match="checkpoints is gone"):
+        checkpoints.save(state._replace(step=jnp.int32(1)))
+
+
+def test_a_progress_line_that_nobody_reads_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        monkeypatch.setattr("sys.stderr", pipe)
+        line = ProgressLine(2)
+        for step in (1, 2):
+            line.step(step, training.Metrics(jnp.float32(0), jnp.float32(0), jnp.bool_(False)))
+        line.close()
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     mesh = mesh_of(1)
     step, state = begin(CONFIG, mesh)
@@ -336,6 +379,22 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_and_the_state_before_it(
     assert int(failure.value.state.step) == 3, "the steps after the failure changed the state"
     chex.assert_tree_all_finite(failure.value.state.parameters)
     assert not recorder.saved
+
+
+def test_what_is_due_is_saved_before_a_validation_that_fails() -> None:
+    config = dataclasses.replace(CONFIG, validate_every=3, save_every=3)
+    mesh = mesh_of(1)
+    step, state = begin(config, mesh)
+    recorder = Recorder()
+
+    def validate(_: Any) -> dict[str, float]:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        training.run_steps(
+            state, feed(mesh), step, config, saver=recorder, watcher=recorder, validate=validate
+        )
+    assert list(recorder.saved) == [3]
 
 
 def test_validation_sees_the_moving_average() -> None:
