@@ -39,6 +39,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.options import count, positive, whole
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.options import Parser
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("train", "evaluate", "deblur")
 GOALS = ("traceback", "crash", "hang", "unclear end", "changed file", "debris")
@@ -66,14 +70,16 @@ ODD_NAMES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cases", type=int, default=2000)
-    parser.add_argument("--first", type=int, default=0, help="the number of the first case")
-    parser.add_argument("--seconds", type=float, default=1e9, help="begins no case after so long")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", type=int, help="runs this one alone and shows what it says")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--timeout", type=float, default=120, help="seconds, then a case hangs")
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", type=count, default=2000)
+    parser.add_argument("--first", type=whole, default=0, help="the number of the first case")
+    parser.add_argument(
+        "--seconds", type=positive, default=1e9, help="begins no case after so long"
+    )
+    parser.add_argument("--seed", type=whole, default=0)
+    parser.add_argument("--case", type=whole, help="runs this one alone and shows what it says")
+    parser.add_argument("--workers", type=count, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--timeout", type=positive, default=120, help="seconds, then a case hangs")
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)  # of a worker
     parser.add_argument("--share", type=int, nargs=2, help=argparse.SUPPRESS)  # of a worker
     arguments = parser.parse_args()
@@ -82,6 +88,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="jaxdeblur-fuzz-") as folder:
         os.environ["JAXDEBLUR_CACHE"] = f"{folder}/cache"
+        os.environ["JAX_PLATFORMS"] = "cpu"  # the workers would each take the whole of one GPU
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         os.environ["HOME"] = folder  # nothing of the user's own is read or written
         inputs = Path(folder) / "inputs"
@@ -146,6 +153,8 @@ def run_all(arguments: argparse.Namespace, inputs: Path) -> bool:
         thread.start()
     for thread in threads:
         thread.join()
+    if not outcomes:
+        raise UserError(f"--seconds={arguments.seconds:g}: over before the first case began")
     return report(outcomes, arguments, time.monotonic() - began)
 
 
@@ -271,8 +280,6 @@ def run_case(seed: int, number: int, inputs: Path) -> Outcome:
 
 def run_command_here(command: str, arguments: list[str], folder: Path) -> tuple[int, str]:
     """Runs a command; gives its exit code (1 after a traceback) and all that it said."""
-    from jaxdeblur.errors import run_command
-
     module = importlib.import_module(command)
     with (
         tempfile.TemporaryFile() as raw_out,
@@ -763,4 +770,4 @@ TRAIN = (train_data, train_resume, train_from, train_replay, train_options)
 CASES: tuple[Callable[[Rng, Path, Path], Case], ...] = (*3 * DEBLUR, *2 * EVALUATE, *TRAIN)
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "benchmarks.fuzz")

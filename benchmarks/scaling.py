@@ -3,10 +3,11 @@
     python -m benchmarks.scaling            measures on this machine, about three minutes
     python -m benchmarks.scaling --paper    the formula of docs/scaling.md alone
 
-All devices of a process share one core, so that equal work takes equal time and what is measured
-beyond it is overhead: dividing the batch, summing the gradient. Processes get a core each, while
-there are cores, and overhead is measured against the time that so many cores should take. Strong
-scaling keeps the batch of 8 clips, weak scaling gives each device one clip.
+On the CPU alone, also where there is a GPU. All devices of a process share one core, so that equal
+work takes equal time and what is measured beyond it is overhead: dividing the batch, summing the
+gradient. Processes get a core each, while there are cores, and overhead is measured against the
+time that so many cores should take. Strong scaling keeps the batch of 8 clips, weak scaling gives
+each device one clip.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.options import count, positive, reason
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.options import Parser
+
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 8  # clips, of the strong scaling and of the largest weak one
 DEVICES, PROCESSES = (1, 2, 4, 8), (1, 2, 4)
@@ -30,21 +35,30 @@ GPUS_A_HOST = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="strcnn_dtb", help="the preset of the calculation")
-    parser.add_argument("--steps", type=int, default=12, help="timed for each point")
+    parser.add_argument("--steps", type=count, default=12, help="timed for each point")
     parser.add_argument("--paper", action="store_true", help="calculates only")
-    parser.add_argument("--peak", type=float, default=494e12, help="FLOP/s of a GPU (H200, TF32)")
-    parser.add_argument("--used", type=float, default=0.3, help="share of the peak that is reached")
-    parser.add_argument("--inside", type=float, default=450e9, help="bytes/s a GPU, in a host")
-    parser.add_argument("--between", type=float, default=50e9, help="bytes/s a GPU, between hosts")
-    parser.add_argument("--latency", type=float, default=10e-6, help="s a message")
+    parser.add_argument(
+        "--peak", type=positive, default=494e12, help="FLOP/s of a GPU (H200, TF32)"
+    )
+    parser.add_argument(
+        "--used", type=positive, default=0.3, help="share of the peak that is reached"
+    )
+    parser.add_argument("--inside", type=positive, default=450e9, help="bytes/s a GPU, in a host")
+    parser.add_argument(
+        "--between", type=positive, default=50e9, help="bytes/s a GPU, between hosts"
+    )
+    parser.add_argument("--latency", type=positive, default=10e-6, help="s a message")
     parser.add_argument("--processes-only", action="store_true", help="leaves the devices out")
     parser.add_argument("--point", type=int, nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.point:
         point(*arguments.point, steps=arguments.steps)
         return
+    from jaxdeblur import presets
+
+    presets.find(arguments.model)  # before minutes of measuring
     if not arguments.paper:
         measured(arguments.steps, arguments.processes_only)
     on_paper(arguments)
@@ -91,15 +105,18 @@ def run_point(devices: int, processes: int, clips: int, steps: int) -> float:
             [*command, *map(str, (devices, processes, clips, number, port))],
             cwd=ROOT,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
+            # All of them on one GPU would be no scaling.
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
         )
         for number in range(processes)
     ]
-    said = [process.communicate()[0] for process in started]
-    if any(process.returncode for process in started):
-        raise RuntimeError(f"{devices} devices, {processes} processes failed: {said}")
-    return float(said[0].split()[-1])
+    said = [process.communicate() for process in started]
+    for process, (_, errors) in zip(started, said, strict=True):
+        if process.returncode:
+            raise UserError(f"{devices} devices, {processes} processes: {reason(errors)}")
+    return float(said[0][0].split()[-1])
 
 
 def point(devices: int, processes: int, clips: int, number: int, port: int, *, steps: int) -> None:
@@ -119,6 +136,12 @@ def point(devices: int, processes: int, clips: int, number: int, port: int, *, s
     jax.config.update("jax_num_cpu_devices", devices)
     if processes > 1:
         cluster.join(ClusterConfig(f"127.0.0.1:{port}", processes, number))
+    wanted = devices * processes
+    if jax.default_backend() != "cpu" or jax.device_count() != wanted:
+        raise UserError(
+            f"{jax.device_count()} devices of kind {jax.default_backend()} where {wanted} of the "
+            "CPU are measured; JAX_PLATFORMS=cpu gives those"
+        )
     config = training.TrainingConfig(batch_size=clips, frames=3, crop=48)
     mesh = cluster.make_mesh(clips)
     rebuild, parameters = split(models.build(StrcnnConfig(m=1, width=32, blocks=2)))
@@ -244,4 +267,4 @@ def inner_programs(equation: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "benchmarks.scaling")
