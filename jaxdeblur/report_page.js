@@ -8,7 +8,12 @@ const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
 const similarity = (x) => x.toFixed(4);
 const seconds = (x) => (x < 0.1 ? `${(1000 * x).toFixed(x < 0.01 ? 1 : 0)} ms` : `${x.toFixed(2)} s`);
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
+// Not Math.max(...values): an engine takes only so many arguments, and videos have more frames.
+const smallest = (values) => values.reduce((least, x) => Math.min(least, x), Infinity);
+const largest = (values) => values.reduce((most, x) => Math.max(most, x), -Infinity);
 const mean = (values) => values.reduce((sum, x) => sum + x, 0) / values.length;
+/** Of a frame whose pictures were reduced to fit into the page, their size; otherwise nothing. */
+const percent = (shot) => (shot.scale < 1 ? `${Math.round(100 * shot.scale)} % of its size` : "");
 const SIDES = { blurred: "Blurred", restored: "Restored", sharp: "Sharp" };
 
 /** An element: properties that start with "on" are listeners, "class" and "aria-…" are attributes. */
@@ -97,7 +102,7 @@ function header() {
   const { totals, protocol, facts } = report;
   const gain = totals.psnr - totals.psnr_blurred;
   const gains = report.videos.map((video) => video.psnr - video.psnr_blurred);
-  const worst = gains.indexOf(Math.min(...gains));
+  const worst = gains.indexOf(smallest(gains));
   const tile = (name, value, unit, note, tone = "") =>
     h("div", { class: "tile" }, h("h3", {}, name), h("div", { class: `value ${tone}` }, value, h("small", {}, unit)), h("div", { class: "note" }, note));
   return [
@@ -114,8 +119,8 @@ function header() {
 
 function summaryTable() {
   const all = report.videos.flatMap((video) => [video.psnr, video.psnr_blurred]);
-  const margin = Math.max(0.5, (Math.max(...all) - Math.min(...all)) * 0.06);
-  const [low, high] = [Math.min(...all) - margin, Math.max(...all) + margin];
+  const margin = Math.max(0.5, (largest(all) - smallest(all)) * 0.06);
+  const [low, high] = [smallest(all) - margin, largest(all) + margin];
   const x = (value) => `${(100 * (value - low)) / (high - low)}%`;
   const span = (row) => {
     const dot = (value, kind) => h("circle", { cx: x(value), cy: 15, r: 5, fill: `var(--${kind})` });
@@ -188,11 +193,12 @@ function makeStage(video, state, changed) {
   const right = h("img", { alt: "", draggable: "false", decoding: "async" });
   const tagLeft = h("span", { class: "tag left" });
   const tagRight = h("span", { class: "tag right" });
+  const tagReduced = h("span", { class: "tag left reduced", style: "top: auto; bottom: 12px" });
   const overlay = h("canvas", { hidden: true });
   const pin = h("span", { class: "pin", hidden: true });
   const divider = h("div", { class: "divider", role: "slider", tabindex: 0, "aria-orientation": "horizontal", "aria-valuemin": 0, "aria-valuemax": 100 });
   const stage = h("div", { class: "stage", style: `aspect-ratio: ${video.width} / ${video.height}; max-width: calc(82vh * ${video.width / video.height})` },
-    right, left, overlay, tagLeft, tagRight, pin, divider);
+    right, left, overlay, tagLeft, tagRight, video.shots.some(percent) ? tagReduced : null, pin, divider);
   const move = (at) => {
     state.at = clamp(at, 0, 100);
     stage.style.setProperty("--at", `${state.at}%`);
@@ -237,9 +243,12 @@ function makeStage(video, state, changed) {
   });
   state.listeners.push(() => {
     const shot = video.shots[state.shot];
+    const reduced = percent(shot) && `shown at ${percent(shot)}`;
+    tagReduced.textContent = reduced;
+    tagReduced.hidden = !reduced;
     for (const [image, side] of [[left, state.left], [right, state.right]]) {
       if (image.src !== shot[side]) image.src = shot[side];
-      image.alt = `${SIDES[side]} frame ${shot.index + 1} of ${video.name}`;
+      image.alt = `${SIDES[side]} frame ${shot.index + 1} of ${video.name}${reduced && `, ${reduced}`}`;
     }
     tagLeft.textContent = SIDES[state.left];
     tagRight.textContent = SIDES[state.right];
@@ -284,16 +293,18 @@ function controls(video, state, show, place) {
     h("button", { type: "button", class: "icon", onclick: () => fullSize(video, state, state.right) }, "Full size"));
 }
 
-/** The frame at one pixel of it to one of the screen; keys 1, 2 and 3 choose which version. */
+/** The frame at one pixel of it to one of the screen, enlarged to that if its picture was reduced; keys 1, 2 and 3 choose which version. */
 function fullSize(video, state, side) {
   const shot = video.shots[state.shot];
   const image = h("img", { class: "exact" });
   image.width = video.width / window.devicePixelRatio;
-  const set = (which) => { image.src = shot[which]; image.alt = `${SIDES[which]} frame ${shot.index + 1} of ${video.name}, full size`; };
+  const size = percent(shot) ? `enlarged from ${percent(shot)}` : "full size";
+  const set = (which) => { image.src = shot[which]; image.alt = `${SIDES[which]} frame ${shot.index + 1} of ${video.name}, ${size}`; };
   const sides = choice("Version", SIDES, side, set);
   const close = h("div", { class: "choice" }, h("button", { type: "button", onclick: () => dialog.close() }, "Close"));
-  const dialog = h("dialog", { "aria-label": `Frame ${shot.index + 1} of ${video.name}, full size` },
-    h("div", { class: "view", onpointerup: () => dialog.close() }, image), h("div", { class: "tools" }, sides, close));
+  const dialog = h("dialog", { "aria-label": `Frame ${shot.index + 1} of ${video.name}, ${size}` },
+    h("div", { class: "view", onpointerup: () => dialog.close() }, image), h("div", { class: "tools" }, sides, close,
+      percent(shot) ? h("span", { class: "tag reduced", style: "position: static; align-self: center" }, size) : null));
   dialog.addEventListener("keydown", (event) => {
     const which = Object.keys(SIDES)[Number(event.key) - 1];
     if (which) sides.select(which);
@@ -313,8 +324,8 @@ function makePlot(video, state, show, shots) {
     h("div", { class: "key" }, h("span", {}, h("i", { style: "--c: var(--blurred)" }), "blurred"), h("span", {}, h("i", { style: "--c: var(--restored)" }), "restored"))), svg);
   const { frame_psnr: restored, frame_psnr_blurred: blurred, scored_from: from } = video;
   const all = [...restored, ...blurred];
-  const room = Math.max(0.25, (Math.max(...all) - Math.min(...all)) * 0.08);
-  const [low, high] = [Math.min(...all) - room, Math.max(...all) + room];
+  const room = Math.max(0.25, (largest(all) - smallest(all)) * 0.08);
+  const [low, high] = [smallest(all) - room, largest(all) + room];
   const [top, bottom, leftEdge] = [10, 144, 38];
   let x = null;
   const draw = () => {
@@ -370,8 +381,8 @@ function makeExplanation(video, state, changed) {
   const lay = async (sprite, index, fullScale, names, mine) => {
     const values = await readMap(sprite, index);
     if (mine !== drawing) return null;
-    let [low, high] = fullScale ?? [0, Math.max(...values)];
-    if (fullScale && settings.stretch) { low = Math.min(...values); high = Math.max(...values); }
+    let [low, high] = fullScale ?? [0, largest(values)];
+    if (fullScale && settings.stretch) { low = smallest(values); high = largest(values); }
     paint(state.overlay, values, sprite.width, sprite.height, low, high, true);
     state.overlay.style.opacity = settings.opacity;
     state.overlay.hidden = false;
@@ -396,13 +407,13 @@ function makeExplanation(video, state, changed) {
     for (let m = 0; m < block.spatial.count; m += 1) {
       const values = await readMap(block.spatial, m);
       const canvas = h("canvas", {});
-      const peak = Math.max(...values);
+      const peak = largest(values);
       paint(canvas, values, block.spatial.width, block.spatial.height, 0, peak);
       maps.append(h("button", { type: "button", "aria-pressed": String(m === settings.map), "aria-label": `Spatial map ${m + 1}`, onclick: () => { settings.map = m; changed(); } },
         canvas, h("span", {}, h("b", {}, String(m + 1)), `${peak.toFixed(1)}×`)));
     }
     const offsets = block.offsets.map((offset) => (offset > 0 ? `+${offset}` : String(offset)));
-    const most = Math.max(...block.temporal.flat());
+    const most = largest(block.temporal.flat());
     const bars = block.temporal.map((map, n) => {
       const wide = 90 / map.length;
       const labelled = map.length <= 9 ? offsets : offsets.map((text, k) => (k === 0 || k === map.length - 1 || block.offsets[k] === 0 ? text : ""));
@@ -437,15 +448,17 @@ function makeExplanation(video, state, changed) {
     const all = await readSprite(block.mix);
     const cell = Math.min(height - 1, Math.floor((state.pixel[1] * height) / video.height)) * width + Math.min(width - 1, Math.floor((state.pixel[0] * width) / video.width));
     const mix = Array.from({ length: M * N }, (_, k) => all[k * width * height + cell]);
-    const peak = Math.max(...mix);
+    const peak = largest(mix);
     const best = mix.indexOf(peak);
     const grid = h("div", { class: "mix", role: "img", "aria-label": `Weights of the ${M * N} combinations`, style: `grid-template-columns: max-content repeat(${M}, minmax(14px, 34px))` },
       h("div", { class: "name" }, "n \\ m"), Array.from({ length: M }, (_, m) => h("div", { class: "name" }, String(m + 1))),
       Array.from({ length: N }, (_, n) => [h("div", { class: "name" }, String(n + 1)), Array.from({ length: M }, (_, m) => {
         const weight = mix[m * N + n];
-        return h("div", { style: `background: ${css(weight / peak)}`, title: `spatial ${m + 1}, temporal ${n + 1}: ${weight.toFixed(3)}` });
+        return h("div", { style: `background: ${css(weight / (peak || 1))}`, title: `spatial ${m + 1}, temporal ${n + 1}: ${weight.toFixed(3)}` });
       })]));
-    return [chooser, grid, h("p", {}, `Most: spatial map ${Math.floor(best / N) + 1} with temporal map ${(best % N) + 1}, weight ${peak.toFixed(3)}; evenly spread it would be ${(1 / (M * N)).toFixed(3)}.`)];
+    // A map is kept in 255 steps, and where M N weights are alike each may be less than half of one.
+    const most = peak > 0 ? `Most: spatial map ${Math.floor(best / N) + 1} with temporal map ${(best % N) + 1}, weight ${peak.toFixed(3)}` : "All weights are too small to be told apart here";
+    return [chooser, grid, h("p", {}, `${most}; evenly spread each would be ${(1 / (M * N)).toFixed(M * N < 1000 ? 3 : 5)}.`)];
   };
 
   state.listeners.push(async () => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -320,6 +321,53 @@ class TestBrowser:
         assert desktop.page.locator("section.video").nth(1).locator(".explain").count() == 0
         scrubbers = desktop.page.get_by_role("slider", name="Frame", exact=True)
         assert scrubbers.count() == 2
+
+    def test_a_long_video_of_reduced_pictures_and_many_maps(self, browser, tmp_path):
+        # The weights of an even mix of 512 are below half a step of a map that holds a 1 as well.
+        mix = np.full((1, 1, 12, 20, 512), 1 / 512, np.float32)
+        mix[..., 0, 0, :] = np.eye(512, dtype=np.float32)[0]
+        block = dataclasses.replace(
+            an_explanation(0).attention[0],
+            spatial_maps=jnp.full((1, 1, 32, 12, 20), 1 / 240),
+            temporal_maps=jnp.full((1, 1, 16, 5), 1 / 5),
+            pixel_mix=jnp.asarray(mix),
+        )
+        noise = np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH, 3), dtype=np.uint8)
+        explanation = Explanation(attention=(block,))
+        shot = report.shot(0, *noise, max_bytes=20_000, explanation=explanation)
+        count = 70_000  # a browser's call takes no 140,000 arguments
+        scores = dataclasses.replace(
+            a_video("walk", 27.0, explained=False, shots=0).scores,
+            frames=count,
+            frame_psnr=(27.0,) * count,
+            frame_ssim=(0.9,) * count,
+            frame_psnr_blurred=(25.0,) * count,
+            frame_ssim_blurred=(0.8,) * count,
+        )
+        path = tmp_path / "report.html"
+        videos = [report.VideoReport(scores, [shot])]
+        report.write(path, dataclasses.replace(an_evaluation(), videos=videos))
+        opened = Opened(browser, path)
+        size = f"{round(100 * shot['scale'])} % of its size"
+        assert opened.first.locator(".stage .reduced").inner_text() == f"shown at {size}"
+        picture = opened.first.locator(".stage img").first
+        assert picture.get_attribute("alt") == f"Restored frame 1 of walk, shown at {size}"
+        opened.first.get_by_role("button", name="Full size").click()
+        dialog = opened.page.locator("dialog")
+        assert dialog.locator("img").bounding_box()["width"] == WIDTH
+        enlarged = f"Restored frame 1 of walk, enlarged from {size}"
+        assert dialog.locator("img").get_attribute("alt") == enlarged
+        assert dialog.locator(".reduced").inner_text() == f"enlarged from {size}"
+        opened.page.keyboard.press("Escape")
+        dialog.wait_for(state="detached")
+        opened.first.get_by_role("button", name="Attention, encoder <2>").click()
+        panel = opened.first.locator(".explain")
+        panel.get_by_role("spinbutton", name="Pixel x").fill("100")
+        panel.get_by_role("spinbutton", name="Pixel x").press("Enter")
+        panel.get_by_text("too small to be told apart").wait_for()
+        assert panel.locator(".mix div[title]").count() == 512
+        opened.context.close()
+        assert opened.complaints == []
 
     def test_a_phone(self, browser, page_path):
         opened = Opened(
