@@ -11,7 +11,6 @@ standard deviation.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import sys
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.options import natural, whole
 from jaxdeblur import cluster, memory, models, training
 from jaxdeblur.compilation import keep_compiled
 from jaxdeblur.data import sources
@@ -34,6 +34,7 @@ from jaxdeblur.files import write_json
 from jaxdeblur.metrics import psnr
 from jaxdeblur.models.fsta import FSTA_SMALL
 from jaxdeblur.models.parameters import Parameters, count, split
+from jaxdeblur.options import Parser
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.restoration import restore_clip
 
@@ -293,12 +294,14 @@ def table(results: dict[str, list[Result]], scored_on: Sequence[str]) -> str:
 
 def main() -> None:
     """Reads the options, trains, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = Parser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--study", choices=sorted(STUDIES), default="quick")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, one seed")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--crop", type=int, help="height and width of the clips, pixels")
+    parser.add_argument("--steps", type=natural, default=3000, help="of training")
+    parser.add_argument(
+        "--seeds", type=whole, nargs="+", default=(0, 1, 2), help="one training each"
+    )
+    parser.add_argument("--crop", type=natural, help="height and width of the clips, pixels")
     parser.add_argument("--only", nargs="+", help="variants whose names contain one of these")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     arguments = parser.parse_args()
@@ -324,14 +327,15 @@ def main() -> None:
     memory.keep_freed()
     keep_compiled()
     cluster.use_cores(config.batch_size)
+    seeds = list(arguments.seeds)
     try:
-        results = run_study(study, config, preset.data, arguments.seeds)
+        results = run_study(study, config, preset.data, seeds)
     except training.Stopped as stop:
         raise UserError(str(stop)) from stop
     print(
         f"{arguments.study}: gain in dB after {config.steps} steps of {config.batch_size} clips of "
         f"{config.frames} x {config.crop} x {config.crop}, {config.optimizer}, scenes "
-        f"{preset.data.scenes!r}, where a variant says nothing else; seeds {arguments.seeds}; "
+        f"{preset.data.scenes!r}, where a variant says nothing else; seeds {seeds}; "
         f"{os.cpu_count()} cores, jax {jax.__version__}\n"
     )
     print(table(results, study.scored_on))

@@ -23,25 +23,27 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxdeblur import memory, models, training
-from jaxdeblur.errors import run_command
+from benchmarks.options import natural, reason
+from jaxdeblur import memory, models, presets, training
+from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models.parameters import split
-from jaxdeblur.presets import PRESETS
+from jaxdeblur.options import Parser
 
 _WARM, _TIMED = 10, 30  # more than any preset looks ahead
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--repeats", type=natural, default=3, help="processes of each, their median"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="processes of each, their median")
-    parser.add_argument("--model", default="strcnn_dtb_small")
+    parser.add_argument("--model", default="strcnn_dtb_small", help="a preset")
     parser.add_argument("--part", nargs=2, metavar=("WORK", "HOW"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
         print(json.dumps(measure(arguments.model, *arguments.part)))
         return
+    presets.find(arguments.model)
     print(f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}, {arguments.model}")
     for work in ("training", "stream"):
         results: dict[str, list[dict[str, float]]] = {"as it is": [], "kept": []}
@@ -49,7 +51,9 @@ def main() -> None:
             for how, those in results.items():
                 command = [sys.executable, "-m", "benchmarks.allocation", "--part", work, how]
                 command += ["--model", arguments.model]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    raise UserError(f"{work}, {how}: {reason(done.stderr)}")
                 those.append(json.loads(done.stdout))
         seconds, system, most = (
             {how: statistics.median(one[key] for one in those) for how, those in results.items()}
@@ -88,7 +92,7 @@ def measure(model: str, work: str, how: str) -> dict[str, float]:
 
 def training_step(model: str) -> Callable[[], None]:
     """A step of the preset's own training, on noise."""
-    preset = PRESETS[model]
+    preset = presets.find(model)
     config = preset.training
     shape = (config.batch_size, config.frames, config.crop, config.crop, 3)
     clip = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -106,7 +110,7 @@ def training_step(model: str) -> Callable[[], None]:
 
 def stream_step(model: str) -> Callable[[], None]:
     """A frame of 1280x720 pixels in and out."""
-    network = models.build(PRESETS[model].network)
+    network = models.build(presets.find(model).network)
     rebuild, parameters = split(network)
     run = jax.jit(lambda p, state, frame: rebuild(p).step(state, frame), donate_argnums=1)
     state = network.initial_state(1, 720, 1280)

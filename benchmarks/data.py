@@ -20,22 +20,25 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.options import natural, whole
 from jaxdeblur import cluster, models, presets, training
 from jaxdeblur.data.datasets import Dataset, open_dataset
 from jaxdeblur.data.packing import FrameFiles
 from jaxdeblur.data.pipeline import ClipOptions, batches
 from jaxdeblur.data.scenes import SCENES, ScenePool, render_pool
 from jaxdeblur.data.synthesis import Exposure
+from jaxdeblur.errors import run_command
 from jaxdeblur.images import write_png
 from jaxdeblur.models.parameters import split
+from jaxdeblur.options import Parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="strcnn_dtb_small", help="the preset that trains")
-    parser.add_argument("--batches", type=int, default=300, help="timed for each source")
-    parser.add_argument("--steps", type=int, default=60, help="training steps for each source")
-    parser.add_argument("--workers", type=int, default=1, help="threads that read ahead")
+    parser.add_argument("--batches", type=natural, default=300, help="timed for each source")
+    parser.add_argument("--steps", type=natural, default=60, help="training steps for each source")
+    parser.add_argument("--workers", type=whole, default=1, help="threads that read ahead")
     arguments = parser.parse_args()
 
     preset = presets.find(arguments.model)
@@ -170,4 +173,4 @@ def png_seconds() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "benchmarks.data")

@@ -13,7 +13,6 @@ affinity runs in chunks, so its peak says little; what it would take in one piec
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import os
@@ -27,8 +26,11 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from benchmarks.options import natural
+from jaxdeblur.errors import run_command
 from jaxdeblur.models.attention import FactorisedAttention
 from jaxdeblur.models.fusion import Concat, Conv3d, Fusion, NonLocal, nonlocal_rows
+from jaxdeblur.options import Parser
 
 CHANNELS, M, N = 48, 8, 4
 CHUNK_BYTES = 2**26
@@ -150,9 +152,11 @@ def report(title: str, unit: str, inputs: list[tuple[int, int, int, int]]) -> No
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--sizes", type=int, default=len(SIZES), help="how many of the sizes")
-    parser.add_argument("--windows", type=int, default=len(WINDOWS), help="how many of the windows")
+    parser = Parser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--sizes", type=natural, default=len(SIZES), help="how many of the sizes")
+    parser.add_argument(
+        "--windows", type=natural, default=len(WINDOWS), help="how many of the windows"
+    )
     arguments = parser.parse_args()
     print(
         f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}; "
@@ -164,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "benchmarks.fusion")

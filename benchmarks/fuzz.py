@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.options import count, positive, whole
+from benchmarks.options import natural, positive, whole
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser
 
@@ -71,14 +71,14 @@ ODD_NAMES = (
 
 def main() -> None:
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cases", type=count, default=2000)
+    parser.add_argument("--cases", type=natural, default=2000)
     parser.add_argument("--first", type=whole, default=0, help="the number of the first case")
     parser.add_argument(
         "--seconds", type=positive, default=1e9, help="begins no case after so long"
     )
     parser.add_argument("--seed", type=whole, default=0)
     parser.add_argument("--case", type=whole, help="runs this one alone and shows what it says")
-    parser.add_argument("--workers", type=count, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=natural, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--timeout", type=positive, default=120, help="seconds, then a case hangs")
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)  # of a worker
     parser.add_argument("--share", type=int, nargs=2, help=argparse.SUPPRESS)  # of a worker

@@ -11,18 +11,18 @@ The test scenes of docs/models.md, their first frames.
 
 from __future__ import annotations
 
-import argparse
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks.options import natural
 from jaxdeblur import cluster, memory
 from jaxdeblur.checkpoints import load_model
 from jaxdeblur.compilation import keep_compiled
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models.scale_choice import ScaleChoice
+from jaxdeblur.options import Parser
 from jaxdeblur.restoration import from_uint8
 from jaxdeblur.shapes import Clip
 
@@ -39,15 +39,11 @@ def shares_and_residuals(model: ScaleChoice, clip: Clip) -> tuple[jnp.ndarray, j
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--ckpt", required=True, help="a network with gates")
-    parser.add_argument("--data", nargs="+", default=[*_SCENES, "rendered:40px-stored"])
-    parser.add_argument("--frames", type=int, default=5, help="of each video")
+    parser.add_argument("--data", nargs="+", default=(*_SCENES, "rendered:40px-stored"))
+    parser.add_argument("--frames", type=natural, default=5, help="of each video")
     arguments = parser.parse_args()
-    if arguments.frames < 1:
-        raise UserError(f"--frames is 1 or more, not {arguments.frames}")
 
     memory.keep_freed()
     keep_compiled()

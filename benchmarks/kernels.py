@@ -41,7 +41,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 import kernels
-from benchmarks.options import count
+from benchmarks.options import natural
 from jaxdeblur import presets
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.files import write_json
@@ -411,11 +411,11 @@ def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--pixels", type=many(frame_size), help="WIDTHxHEIGHT,... (256x256 to 3840x2160)")
-    add("--channels", type=many(count), help="(32,64,128)")
-    add("--maps", type=many(count), help="M, or M*N of an expand (8,16,32,64)")
+    add("--channels", type=many(natural), help="(32,64,128)")
+    add("--maps", type=many(natural), help="M, or M*N of an expand (8,16,32,64)")
     add("--dtypes", type=many(one_of(DTYPES)), default="bfloat16,float32")
     add("--operations", type=many(one_of(OPERATIONS)), default=",".join(OPERATIONS))
-    add("--frames", type=count, default=1, help="frames at once (1)")
+    add("--frames", type=natural, default=1, help="frames at once (1)")
     add("--network", metavar="PRESET", default="fsta", help="whose attention to weigh; '' for none")
     add("--json", metavar="FILE", help="keep the rows there too, after each of them")
     add("--cpu", action="store_true", help="small, in the interpreter: times mean nothing")

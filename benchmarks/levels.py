@@ -13,7 +13,6 @@ frames of each, as floats clipped to [0, 1], since no file holds what a level gi
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks.options import natural, positive
 from jaxdeblur import cluster, memory
 from jaxdeblur.checkpoints import load_model
 from jaxdeblur.compilation import keep_compiled
@@ -32,6 +32,7 @@ from jaxdeblur.models.coarse_to_fine import CoarseToFine
 from jaxdeblur.models.layers import enlarge, reduce_size
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
+from jaxdeblur.options import Parser
 from jaxdeblur.restoration import from_uint8
 from jaxdeblur.shapes import Clip, ReducedClip
 
@@ -47,16 +48,19 @@ class Level(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--ckpt", nargs="*", default=[], help="networks of several scales")
-    parser.add_argument("--alone", nargs="*", default=[], help="networks of one scale")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--ckpt", nargs="*", default=(), help="networks of several scales")
+    parser.add_argument("--alone", nargs="*", default=(), help="networks of one scale")
     parser.add_argument(
-        "--scales", type=int, nargs="+", default=[8, 4, 2, 1], help="where those are run"
+        "--scales",
+        type=int,
+        choices=(1, 2, 4, 8, 16),
+        nargs="+",
+        default=(8, 4, 2, 1),
+        help="where those are run",
     )
-    parser.add_argument("--blur", type=float, nargs="+", default=[5, 10, 20, 40], help="pixels")
-    parser.add_argument("--frames", type=int, default=5, help="of each scene")
+    parser.add_argument("--blur", type=positive, nargs="+", default=(5, 10, 20, 40), help="pixels")
+    parser.add_argument("--frames", type=natural, default=5, help="of each scene")
     arguments = parser.parse_args()
 
     memory.keep_freed()
@@ -79,7 +83,10 @@ def main() -> None:
             raise UserError(f"--ckpt={checkpoint}: it has one scale; --alone takes such networks")
         sizes.update(model.scales)
     for checkpoint in arguments.alone:
-        model = load_model(checkpoint).model
+        try:
+            model = load_model(checkpoint).model
+        except UserError as error:
+            raise UserError(str(error).replace("--ckpt", "--alone", 1)) from error
         if isinstance(model, CoarseToFine | ScaleChoice):
             raise UserError(f"--alone={checkpoint}: it has several scales; --ckpt takes such")
         restore = compiled(model)

@@ -10,7 +10,6 @@ network looks ahead, which no speed can take away.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import queue
 import threading
@@ -19,18 +18,19 @@ import time
 import jax
 import numpy as np
 
+from benchmarks.options import natural, positive
 from jaxdeblur import models, presets
 from jaxdeblur.deblurrer import Deblurrer
 from jaxdeblur.errors import UserError, run_command
-from jaxdeblur.options import frame_size
+from jaxdeblur.options import Parser, frame_size
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--size", type=frame_size, default="160x96", help="WIDTHxHEIGHT of frames")
-    parser.add_argument("--fps", type=float, default=24.0, help="the camera's rate")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long")
-    parser.add_argument("--inbox", type=int, default=2, help="frames that may wait")
+    parser.add_argument("--fps", type=positive, default=24.0, help="the camera's rate")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="how long")
+    parser.add_argument("--inbox", type=natural, default=2, help="frames that may wait")
     parser.add_argument("--model", default="strcnn_dtb_small", help="a preset, random weights")
     parser.add_argument("--ckpt", help="trained weights instead of a preset")
     arguments = parser.parse_args()
@@ -109,9 +109,5 @@ def watch(deblurrer: Deblurrer, camera: Camera, height: int, width: int) -> tupl
     return latencies, len(latencies) + rest
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
-
-
 if __name__ == "__main__":
-    run_command(main, "benchmarks/live.py")
+    run_command(main, "benchmarks.live")

@@ -17,7 +17,7 @@ def whole(text: str, least: int = 0) -> int:
     return number
 
 
-def count(text: str) -> int:
+def natural(text: str) -> int:
     """A whole number from 1 on: what is measured none of has no median."""
     return whole(text, 1)
 

@@ -19,12 +19,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from benchmarks.options import natural
 from jaxdeblur import cluster, evaluation, memory
 from jaxdeblur.checkpoints import LoadedModel, load_model
 from jaxdeblur.compilation import keep_compiled
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation import EvaluationConfig
+from jaxdeblur.options import Parser
 
 _MEANS = (
     "psnr", "psnr_blurred", "ssim", "ssim_blurred", "temporal_error", "temporal_error_blurred",
@@ -41,38 +43,38 @@ class Test(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--ckpt", nargs="+", required=True, help="runs, files or names of weights")
     parser.add_argument("--out", type=Path, default=Path("quality"), help="folder of the results")
     parser.add_argument(
         "--blur",
         type=float,
         nargs="*",
-        default=[2, 5, 10, 20, 40],
+        default=(2, 5, 10, 20, 40),
         help="pixels; nothing after it leaves the rendered scenes out",
     )
     parser.add_argument(
         "--sharp-scenes",
         type=float,
         nargs="*",
-        default=[],
+        default=(),
         help="pixels a frame that rendered scenes move whose sharp frames go in",
     )
-    parser.add_argument("--scenes", nargs="*", default=["narrow", "wide"], help="at 192x192")
-    parser.add_argument("--highspeed", nargs="*", default=[], help="folders of high-speed frames")
-    parser.add_argument("--only", nargs="*", default=[], help="of their videos")
-    parser.add_argument("--taus", type=int, nargs="*", default=[7, 11, 15], help="frames averaged")
-    parser.add_argument("--sharp", nargs="*", default=[], help="folders or videos, as they are")
+    parser.add_argument("--scenes", nargs="*", default=("narrow", "wide"), help="at 192x192")
+    parser.add_argument("--highspeed", nargs="*", default=(), help="folders of high-speed frames")
+    parser.add_argument("--only", nargs="*", default=(), help="of their videos")
+    parser.add_argument(
+        "--taus", type=natural, nargs="*", default=(7, 11, 15), help="frames averaged"
+    )
+    parser.add_argument("--sharp", nargs="*", default=(), help="folders or videos, as they are")
     parser.add_argument(
         "--sharp-every",
-        type=int,
+        type=natural,
         nargs="+",
-        default=[1],
+        default=(1,),
         help="of those, one frame in so many: they move as much faster and are as sharp",
     )
-    parser.add_argument("--max-frames", type=int, default=8, help="of each video that is long")
+    parser.add_argument("--max-frames", type=natural, default=8, help="of each video that is long")
     arguments = parser.parse_args()
 
     memory.keep_freed()

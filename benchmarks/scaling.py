@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.options import count, positive, reason
+from benchmarks.options import natural, positive, reason
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser
 
@@ -37,7 +37,7 @@ GPUS_A_HOST = 8
 def main() -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="strcnn_dtb", help="the preset of the calculation")
-    parser.add_argument("--steps", type=count, default=12, help="timed for each point")
+    parser.add_argument("--steps", type=natural, default=12, help="timed for each point")
     parser.add_argument("--paper", action="store_true", help="calculates only")
     parser.add_argument(
         "--peak", type=positive, default=494e12, help="FLOP/s of a GPU (H200, TF32)"

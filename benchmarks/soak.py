@@ -25,6 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.options import natural, whole
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.options import Parser
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     "--model=strcnn_dtb_small", "--width=4", "--blocks=1", "--m=1", "--crop=16", "--frames=2",
@@ -35,11 +39,11 @@ FLAT = 0.03
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=2000, help="of the run")
-    parser.add_argument("--save-every", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=whole, default=20, help="how often")
+    parser.add_argument("--steps", type=natural, default=2000, help="of the run")
+    parser.add_argument("--save-every", type=natural, default=20, help="steps")
+    parser.add_argument("--seed", type=whole, default=0, help="of the moments of the kills")
     parser.add_argument("--memory", action="store_true", help="watches the memory of one run")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="jaxdeblur-soak-") as folder:
@@ -124,7 +128,10 @@ def watch_memory(arguments: argparse.Namespace, folder: Path) -> bool:
 
     def median(first: float, last: float) -> float:
         low, high = first * arguments.steps, last * arguments.steps
-        return statistics.median(memory for step, memory in samples if low <= step <= high)
+        seen = [memory for step, memory in samples if low <= step <= high]
+        if not seen:
+            raise UserError(f"--steps={arguments.steps}: over before it was looked at; give more")
+        return statistics.median(seen)
 
     fifths = [median(n / 5, (n + 1) / 5) for n in range(5)]
     rise = fifths[-1] / fifths[0] - 1
@@ -198,4 +205,4 @@ def identical(one: Path, other: Path) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "benchmarks.soak")

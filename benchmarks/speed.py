@@ -10,7 +10,6 @@ slows all of them alike. Ratios are to the first one.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import platform
@@ -20,10 +19,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from benchmarks.options import natural
 from jaxdeblur import memory, weights
 from jaxdeblur.deblurrer import Deblurrer
-from jaxdeblur.errors import UserError, run_command
-from jaxdeblur.options import frame_size
+from jaxdeblur.errors import run_command
+from jaxdeblur.options import Parser, frame_size
 from jaxdeblur.restoration import Stream
 
 _WARM = 3
@@ -45,20 +45,16 @@ class Candidate(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--ckpt", nargs="+", default=weights.names(), help="runs, files or names of weights"
     )
-    parser.add_argument("--tile", nargs="+", default=["none"], help="none or HEIGHTxWIDTH")
+    parser.add_argument("--tile", nargs="+", default=("none",), help="none or HEIGHTxWIDTH")
     parser.add_argument(
         "--size", type=frame_size, default="1280x720", help="WIDTHxHEIGHT of frames"
     )
-    parser.add_argument("--frames", type=int, default=12, help="timed, of each")
+    parser.add_argument("--frames", type=natural, default=12, help="timed, of each")
     arguments = parser.parse_args()
-    if arguments.frames < 1:
-        raise UserError(f"--frames is 1 or more, not {arguments.frames}")
     width, height = arguments.size
 
     memory.keep_freed()

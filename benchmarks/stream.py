@@ -23,18 +23,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.options import natural, reason
 from jaxdeblur import memory, models, presets
 from jaxdeblur.deblurrer import Deblurrer
 from jaxdeblur.deblurring import DeblurConfig, deblur, plan
 from jaxdeblur.errors import UserError, run_command
-from jaxdeblur.options import frame_size
+from jaxdeblur.options import Parser, frame_size
 from jaxdeblur.pixels import PixelLayout
 from jaxdeblur.video import Picture, VideoInfo, VideoReader, VideoWriter
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
-    parser.add_argument("--frames", type=int, nargs=2, default=[200, 2000], help="two lengths")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--frames", type=natural, nargs=2, default=(200, 2000), help="two lengths")
     parser.add_argument("--size", type=frame_size, default="256x144", help="WIDTHxHEIGHT of frames")
     parser.add_argument("--model", default="strcnn_dtb_small", help="a preset, random weights")
     parser.add_argument("--ckpt", help="trained weights instead of a preset")
@@ -43,6 +44,8 @@ def main() -> None:
     if arguments.video is not None:
         print(json.dumps(measure(arguments.video, arguments.model, arguments.ckpt)))
         return
+    if arguments.ckpt is None:
+        presets.find(arguments.model)
     width, height = arguments.size
     print(f"{_machine()}; {arguments.ckpt or arguments.model}; {width}x{height}")
     results = []
@@ -142,7 +145,7 @@ def _in_a_process(video: Path, arguments: argparse.Namespace) -> dict[str, float
     command = [sys.executable, "-m", "benchmarks.stream", *options]
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
-        raise UserError(process.stderr.strip().splitlines()[-1])
+        raise UserError(reason(process.stderr))
     return json.loads(process.stdout.splitlines()[-1])
 
 
@@ -157,9 +160,5 @@ def _on_mac() -> bool:
     return sys.platform == "darwin"  # where ru_maxrss counts bytes, not kilobytes
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
-
-
 if __name__ == "__main__":
-    run_command(main, "benchmarks/stream.py")
+    run_command(main, "benchmarks.stream")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.options import count
+from benchmarks.options import natural
 from jaxdeblur import cluster, memory, models, presets, training
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models import layers
@@ -34,10 +34,10 @@ GOAL_SCAN, GOAL_FORWARD, GOAL_TRAINING = 1.5, 0.77, 1.0
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="strcnn_dtb_small", help="a preset of STRCNN")
-    parser.add_argument("--repeats", type=count, default=7, help="timings of each, their median")
-    parser.add_argument("--batch-size", type=count, default=2, help="clips of a step")
-    parser.add_argument("--frames", type=count, default=4, help="of a clip")
-    parser.add_argument("--crop", type=count, default=96, help="pixels, even")
+    parser.add_argument("--repeats", type=natural, default=7, help="timings of each, their median")
+    parser.add_argument("--batch-size", type=natural, default=2, help="clips of a step")
+    parser.add_argument("--frames", type=natural, default=4, help="of a clip")
+    parser.add_argument("--crop", type=natural, default=96, help="pixels, even")
     arguments = parser.parse_args()
     network = presets.find(arguments.model).network
     plain = isinstance(network, StrcnnConfig) and network.scales == (1,)

@@ -8,7 +8,6 @@ turns, frame by frame, so that a busy moment of the machine does not count again
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import statistics
@@ -17,16 +16,21 @@ import time
 import jax
 from flax import nnx
 
+from benchmarks.options import natural
+from jaxdeblur.errors import run_command
 from jaxdeblur.models.fsta import FSTA_LIVE, Fsta
 from jaxdeblur.models.parameters import split
+from jaxdeblur.options import Parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--windows", type=int, nargs="+", default=[5, 16, 64, 256], metavar="T")
-    parser.add_argument("--width", type=int, default=640)
-    parser.add_argument("--height", type=int, default=360)
-    parser.add_argument("--frames", type=int, default=20, help="frames timed for each T")
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--windows", type=natural, nargs="+", default=(5, 16, 64, 256), metavar="T", help="frames"
+    )
+    parser.add_argument("--width", type=natural, default=640, help="pixels")
+    parser.add_argument("--height", type=natural, default=360, help="pixels")
+    parser.add_argument("--frames", type=natural, default=20, help="frames timed for each T")
     arguments = parser.parse_args()
 
     frame = jax.random.uniform(jax.random.key(0), (1, arguments.height, arguments.width, 3))
@@ -68,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "benchmarks.window")
