@@ -185,20 +185,31 @@ def pulled(function: Callable[..., Array]) -> Callable[..., Any]:
 def measure(function: Callable[..., Any], arguments: list[Array], calls: int) -> tuple[float, int]:
     """Seconds of one call, and the bytes it needs beyond its arguments."""
 
-    def many(*arguments: Array) -> Array:
-        def once(_: Array, carry: Any) -> Any:
-            arguments, seen = carry
-            # The barriers keep each call whole, and after the one before.
-            results = lax.optimization_barrier(function(*arguments))
-            for leaf in jax.tree.leaves(results):
-                seen += leaf[(0,) * leaf.ndim].astype(jnp.float32)
-            return lax.optimization_barrier((arguments, seen))
+    def many(arguments: list[Array], results: list[Array], zero: Array) -> Any:
+        def once(_: Array, carry: tuple[list[Array], list[Array]]) -> Any:
+            arguments, _ = carry
+            results = jax.tree.leaves(lax.optimization_barrier(function(*arguments)))
+            # A barrier alone is not kept by every compiler, which then leaves out all of a call
+            # but what is looked at. So results are handed on whole, and a number of each argument
+            # waits for them: no part of a call can be left out, or be done once for all.
+            seen = zero * sum(leaf[(0,) * leaf.ndim].astype(jnp.float32) for leaf in results)
+            return [a.at[(0,) * a.ndim].add(seen.astype(a.dtype)) for a in arguments], results
 
-        return lax.fori_loop(0, calls, once, (arguments, jnp.float32(0)))[1]
+        return lax.fori_loop(0, calls, once, (arguments, results))
 
-    program = jax.jit(many).lower(*arguments).compile()
-    seconds = median_of_runs(lambda: program(*arguments).block_until_ready())
-    return seconds / calls, program.memory_analysis().temp_size_in_bytes
+    shapes = jax.tree.leaves(jax.eval_shape(function, *arguments))
+    results = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
+    # Given its own arrays back, so that it neither copies nor fills any before the first call.
+    holder = [[jnp.copy(a) for a in arguments], results]
+    zero = jnp.float32(0)
+    program = jax.jit(many, donate_argnums=(0, 1)).lower(*holder, zero).compile()
+
+    def run() -> None:
+        holder[:] = jax.block_until_ready(program(*holder, zero))
+
+    seconds = median_of_runs(run) / calls
+    size = sum(math.prod(shape.shape) * shape.dtype.itemsize for shape in shapes)
+    return seconds, program.memory_analysis().temp_size_in_bytes + size
 
 
 def median_of_runs(run: Callable[[], Any]) -> float:
@@ -247,23 +258,10 @@ def measure_torch(case: Case, arguments: list[Array], calls: int) -> tuple[float
 
 
 def copy_speed(size: int) -> float:
-    """Bytes a second, read and written, of copying `size` bytes, as `measure` runs a kernel."""
-
-    def many(source: Array, one: Array) -> Array:
-        def copy(_: Array, x: Array) -> Array:
-            # Times a number that the compiler does not know: a mere copy it would leave out.
-            return lax.optimization_barrier(x * one)
-
-        return lax.fori_loop(0, COPIES, copy, source)
-
-    # Given its own result back, so that it begins with no copy that is not counted.
-    program = jax.jit(many, donate_argnums=0)
-    holder = [jnp.zeros(size // 4, jnp.float32)]
-
-    def run() -> None:
-        holder[0] = program(holder[0], jnp.float32(1)).block_until_ready()
-
-    return COPIES * 2 * size / median_of_runs(run)
+    """Bytes a second, read and written, of copying `size` bytes in the loop that kernels run in."""
+    # Negated, since a mere copy would be left out.
+    seconds, _ = measure(jnp.negative, [jnp.zeros(size // 4, jnp.float32)], COPIES)
+    return 2 * size / seconds
 
 
 def attempt(work: Callable[..., Found], *arguments: Any) -> Found | None:

@@ -121,6 +121,7 @@ def test_rows_are_kept_whatever_fails_after_them(
     def fail(*_: Any) -> None:
         raise ValueError  # without a message
 
+    monkeypatch.setattr(module, "copy_speed", lambda _: 1e9)
     monkeypatch.setattr(module, "measure", fail)
     monkeypatch.setattr(module, "network_share", fail)
     module.main()
