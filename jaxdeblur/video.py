@@ -63,6 +63,8 @@ _OPTIONS = {
     "libsvtav1": {"preset": "8"},
     "mjpeg": {"qmin": "1", "qmax": "3", "huffman": "optimal"},
 }
+# The encoder where H.264 would be taken and frames have alpha, of which it has none.
+_WITH_ALPHA = {"matroska": "ffv1", "nut": "ffv1", "avi": "ffv1", "mov": "prores_ks"}
 # Containers that count time in fixed steps, and how many a second has.
 _TICKS = {"matroska": 1000, "webm": 1000, "mpegts": 90000}
 _IN_TRANSPORT_STREAMS = {
@@ -253,7 +255,9 @@ class VideoReader:
         codec.thread_type = "AUTO"
         # FFmpeg's own decoder of VP8 and VP9 leaves alpha out; libvpx has it.
         self._alpha_decoder: Any = None
-        if self._track.metadata.get("alpha_mode") == "1" and codec.name in ("vp8", "vp9"):
+        # Matroska's muxer writes the key in capitals, WebM's does not.
+        metadata = {key.lower(): value for key, value in self._track.metadata.items()}
+        if metadata.get("alpha_mode") == "1" and codec.name in ("vp8", "vp9"):
             name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}[codec.name]
             self._alpha_decoder = av.CodecContext.create(name, "r")
         self._time_base: Fraction = self._track.time_base or Fraction(1, 1_000_000)
@@ -435,6 +439,7 @@ class VideoReader:
             lost.append("interlacing (frames are written as progressive)")
         track = self._track
         context = track.codec_context
+        codec = context.codec.canonical_name
         aspect = track.sample_aspect_ratio
         frames = track.frames or None
         if frames is None or self._start or self._duration is not None:
@@ -448,7 +453,7 @@ class VideoReader:
             has_alpha=has_alpha,
             rate=self._rate,
             time_base=self._time_base,
-            codec=track.codec_context.codec.canonical_name,
+            codec=codec,
             sample_aspect=aspect if aspect else None,
             # Some facts stand in the frames, some in the container alone.
             colour=(
@@ -461,6 +466,24 @@ class VideoReader:
             frames=frames,
             lost=tuple(dict.fromkeys(lost)),
         )
+        # Decoders give every GIF and every palette with alpha, whether or not it is used.
+        if has_alpha and (frame.format.has_palette or codec == "gif") and self._is_opaque():
+            self.info = without_alpha(self.info)
+
+    def _is_opaque(self) -> bool:
+        """Whether no pixel of the whole file is transparent; decodes it for that."""
+        with (
+            self.path.open("rb") as file,
+            av.open(file, "r", container_options={"format_whitelist": _READABLE}) as container,
+            contextlib.suppress(av.FFmpegError),  # damage is said when it is read
+        ):
+            track: Any = container.streams[self._track.index]
+            track.codec_context.options = {"max_pixels": str(self._max_pixels)}
+            for frame in container.decode(track):
+                _, alpha = frame_planes(frame, "rgba")
+                if alpha is not None and alpha.min() < 255:
+                    return False
+        return True
 
     def _length(self) -> Fraction | None:
         """How many seconds will be read, if the file says how long it is."""
@@ -633,8 +656,13 @@ class VideoWriter:
             self._file, "w", format=container_name, container_options=options
         )
         self._open.callback(_close_quietly, self._container)
-        self.encoder = codec or self._default_encoder(container_name)
-        self._track = self._add_video(container_name, crf)
+        self.encoder = self._default_encoder(container_name)
+        if codec is not None:
+            try:  # FFmpeg takes the name of a codec for that of its encoder: h264 is libx264
+                self.encoder = av.codec.Codec(codec, "w").name
+            except ValueError as error:
+                raise UserError(f"--codec={codec}: no such encoder; try libx264") from error
+        self._track = self._add_video(container_name, codec, crf)
         self._durations: dict[int, int] = {}
         self._copies: dict[int, Any] = {}
         if source is not None:
@@ -645,19 +673,26 @@ class VideoWriter:
         if container_name == "webm":
             return encoder if encoder in ("libvpx-vp9", "libsvtav1") else "libvpx-vp9"
         if self._info.has_alpha and encoder == "libx264":
-            return "ffv1" if container_name in ("matroska", "nut", "avi") else "prores_ks"
+            return _WITH_ALPHA.get(container_name, encoder)
         if container_name == "mov" and encoder in ("libvpx-vp9", "libsvtav1"):
             return "libx264"  # FFmpeg lists them for QuickTime, and then refuses them
         return encoder if encoder in self._container.supported_codecs else "libx264"
 
-    def _add_video(self, container_name: str, crf: int | None) -> Any:
+    def _add_video(self, container_name: str, codec: str | None, crf: int | None) -> Any:
         info, encoder = self._info, self.encoder
         try:
             formats = [f.name for f in av.codec.Codec(encoder, "w").video_formats or ()]
         except ValueError as error:
-            raise UserError(f"--codec={encoder}: no such encoder; try libx264") from error
+            raise UserError(
+                f"{self._name}: this FFmpeg has no encoder {encoder}; name another by --codec"
+            ) from error
         if not formats:
-            raise UserError(f"--codec={encoder}: not an encoder of videos; try libx264")
+            raise UserError(f"--codec={codec}: not an encoder of videos; try libx264")
+        if encoder == "libvpx-vp9":
+            # FFmpeg lists more with alpha than it takes, and two containers have a place for it.
+            with_alpha = info.has_alpha and container_name in ("webm", "matroska")
+            plain = [name for name in formats if not _has_alpha(name)]
+            formats = ["yuva420p"] if with_alpha else plain
         options = dict(_OPTIONS.get(encoder, {}))
         os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints a page otherwise
         if encoder in _CRF:
@@ -670,9 +705,12 @@ class VideoWriter:
         try:
             track = self._container.add_stream(encoder, rate=info.rate, options=options)
         except (av.FFmpegError, ValueError) as error:
-            raise UserError(
-                f"--codec={encoder}: {container_name} cannot hold it; use another codec or suffix"
-            ) from error
+            what = f"{self._name}: {container_name} cannot hold {encoder}; use another suffix"
+            if codec is not None:
+                what = (
+                    f"--codec={codec}: {container_name} cannot hold it; use another codec or suffix"
+                )
+            raise UserError(what) from error
         track.width, track.height, track.pix_fmt = info.width, info.height, self.pixel_format
         context = track.codec_context
         context.time_base = info.time_base
@@ -726,7 +764,7 @@ class VideoWriter:
             self._convert |= {"dst_colorspace": matrix, "dst_color_range": _LIMITED_RANGE}
         if choice != wanted:
             chosen, given = av.VideoFormat(choice, 16, 16), av.VideoFormat(wanted, 16, 16)
-            if info.has_alpha and not any(c.is_alpha for c in chosen.components):
+            if info.has_alpha and not _has_alpha(choice):
                 self.lost.append(f"alpha ({self.encoder} has none here)")
             if chosen.components[0].bits < given.components[0].bits:
                 self.lost.append(f"more than {chosen.components[0].bits} bits")
@@ -912,6 +950,10 @@ def _nearest_format(wanted: str, formats: list[str]) -> str:
     best: Any
     best, _ = av.codec.codec.find_best_pix_fmt_of_list(formats, wanted, has_alpha=True)
     return best.name
+
+
+def _has_alpha(pixel_format: str) -> bool:
+    return any(c.is_alpha for c in av.VideoFormat(pixel_format, 16, 16).components)
 
 
 def _with_first(pictures: Iterator[Picture]) -> Iterator[Picture] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video import Picture, VideoReader, VideoWriter, frame_planes, pixel_layout
@@ -195,6 +197,7 @@ KEPT = {
     "alpha, yuv": (".mkv", Recipe("ffv1", "yuva420p")),
     "alpha, 10 bit": (".mov", Recipe("prores_ks", "yuva444p10le", lost=("more than 10 bits",))),
     "alpha, vp9": (".webm", Recipe("libvpx-vp9", "yuva420p")),
+    "alpha, vp9 in matroska": (".mkv", Recipe("libvpx-vp9", "yuva420p")),
     "rgb": (".mkv", Recipe("ffv1", "gbrp10le", colour=(2, 0, 2, 2))),
     "av1": (".mp4", Recipe("libsvtav1", size=(64, 64), frames=3)),
     "transport stream": (".ts", Recipe(sounds=1, frames=12)),
@@ -395,6 +398,78 @@ def test_what_apples_players_take(codec, suffix, tag, name, tmp_path):
         assert len(list(container.decode(track))) == 5
 
 
+@pytest.mark.parametrize("suffix", [".webm", ".mkv"])
+def test_alpha_of_vp9_is_read_again(suffix, tmp_path):
+    source = Recipe("libvpx-vp9", "yuva420p", frames=2).make(tmp_path / f"in{suffix}")
+    rewrite(source, tmp_path / f"out{suffix}")
+    with VideoReader(tmp_path / f"out{suffix}") as reader:
+        assert reader.info.has_alpha
+
+
+def make_gif(path: Path, *, hole: int | None = None) -> Path:
+    """Three pictures; ``hole`` says in which a part is transparent."""
+    rng = np.random.default_rng(0)
+    pictures = []
+    for number in range(3):
+        pixels = rng.integers(0, 2, (24, 32, 4), np.uint8) * 200
+        pixels[..., 3] = 255
+        if number == hole:
+            pixels[:9] = 0
+        pictures.append(Image.fromarray(pixels))
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40, disposal=2)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "hole", "encoder", "lost"),
+    [
+        (".mp4", None, "libx264", []),
+        (".mp4", 0, "libx264", ["alpha (libx264 has none here)"]),
+        (".mkv", None, "libx264", []),
+        (".mkv", 0, "ffv1", []),
+        (".webm", 0, "libvpx-vp9", []),
+    ],
+)
+def test_a_gif_has_alpha_where_it_is_used(suffix, hole, encoder, lost, tmp_path):
+    source = make_gif(tmp_path / "in.gif", hole=hole)
+    writer = rewrite(source, tmp_path / f"out{suffix}")
+    assert writer.encoder == encoder
+    assert [what for what in writer.lost if "timestamps" not in what] == lost
+    with VideoReader(tmp_path / f"out{suffix}") as reader:
+        assert reader.info.has_alpha == (hole is not None and not lost)
+        assert len(list(reader)) == 3
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_a_palette_has_alpha_where_it_is_used(transparent, tmp_path):
+    """Later too, which the first picture does not tell."""
+    colours = Image.fromarray(np.zeros((24, 32, 3), np.uint8)).quantize(4)
+    with av.open(str(tmp_path / "in.mov"), "w") as out:
+        video = out.add_stream("png", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 24, "pal8"
+        for number in range(2):
+            data = io.BytesIO()
+            colours.save(data, "PNG", **({"transparency": 0} if number and transparent else {}))
+            packet = av.Packet(data.getvalue())
+            packet.stream, packet.pts, packet.dts = video, number, number
+            packet.time_base = Fraction(1, 25)
+            out.mux(packet)
+    with VideoReader(tmp_path / "in.mov") as reader:
+        assert reader.info.has_alpha == transparent
+        assert len(list(reader)) == 2
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("h264", "libx264"), ("hevc", "libx265")])
+def test_the_name_of_a_codec_stands_for_its_encoder(name, encoder, tmp_path):
+    """With all that goes with the encoder: its quality, its tag, the sizes that it takes."""
+    source = Recipe("ffv1", size=(23, 31)).make(tmp_path / "in.mkv")
+    for codec in (name, encoder):
+        writer = rewrite(source, tmp_path / f"{codec}.mp4", codec=codec, crf=20)
+        assert (writer.encoder, writer.pixel_format) == (encoder, "yuv444p")
+    one, other = (tmp_path / f"{codec}.mp4" for codec in (name, encoder))
+    assert one.read_bytes() == other.read_bytes()
+
+
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_encoders_that_share_chroma_get_a_size_they_take(codec, tmp_path):
     source = Recipe("ffv1", size=(23, 31)).make(tmp_path / "in.mkv")
@@ -409,7 +484,10 @@ def test_encoders_that_share_chroma_get_a_size_they_take(codec, tmp_path):
         (Recipe(sounds=1, subtitles="ass"), ".mp4", ["subtitle track 2 (ssa)"]),
         (Recipe(matrix=ROTATED, sounds=1), ".ts", ["rotation (mpegts has none)"]),
         (Recipe("ffv1", "bgra"), ".webm", []),
+        (Recipe("ffv1", "bgra", size=(23, 31)), ".webm", []),
         (Recipe("libx265", "yuv420p12le"), ".webm", ["more than 8 bits"]),
+        (Recipe("ffv1", "bgra"), ".ts", ["alpha (libx264 has none here)"]),
+        (Recipe("libvpx-vp9", "yuva420p"), ".mp4", ["alpha (libvpx-vp9 has none here)"]),
     ],
 )
 def test_what_a_container_cannot_hold_is_said(recipe, suffix, lost, tmp_path):
@@ -505,6 +583,7 @@ def test_large_frames_are_refused_before_they_are_decoded(tmp_path):
         ({"codec": "nonsense"}, "no such encoder"),
         ({"codec": "aac"}, "not an encoder of videos"),
         ({"codec": "ffv1", "crf": 3}, "no such setting"),
+        ({"codec": "png"}, "--codec=png: matroska cannot hold it"),
     ],
 )
 def test_options_that_do_not_go_together(options, message, tmp_path):
