@@ -60,6 +60,7 @@ def run_stages(
     write: Callable[[tuple[Picture, tuple[Plane, ...]]], None],
     progress: Progress,
     *,
+    began: float | None = None,
     patience: float | None = None,
     write_patience: float | None = None,
 ) -> Timing:
@@ -68,12 +69,14 @@ def run_stages(
     Args:
       source: pictures in the layout of the stream.
       write: takes each picture with its restored planes, in another thread.
+      progress: is told of each frame.
+      began: the ``time.monotonic()`` from which to count, if something came before.
       patience: how many seconds to wait for the source to stop if something fails; a source that
         waits for a pipe cannot be woken.
       write_patience: the same for ``write``.
     """
     timing = Timing()
-    began = time.monotonic()
+    began = time.monotonic() if began is None else began
     waiting: collections.deque[Picture] = collections.deque()
     with (
         contextlib.closing(progress),
@@ -103,6 +106,9 @@ def run_stages(
             if in_flight is not None:
                 hand_on(in_flight)
             in_flight = restored
+            if pictures.starved:  # of a camera nobody knows when the next frame comes
+                hand_on(in_flight)
+                in_flight = None
         if in_flight is not None:
             hand_on(in_flight)
         results.finish()
@@ -140,6 +146,11 @@ class Reading(Iterable[T]):
             while True:
                 self._queue.get_nowait()
         self._thread.join(self._patience)
+
+    @property
+    def starved(self) -> bool:
+        """Whether nothing is ready, and there may be more to come."""
+        return self._queue.empty() and self._thread.is_alive()
 
     def __iter__(self) -> Iterator[T]:
         while True:

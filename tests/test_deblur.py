@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from jaxdeblur.deblurring import Job
 from jaxdeblur.errors import run_command
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration import restore_clip
-from jaxdeblur.stages import Writing
-from jaxdeblur.video import VideoReader
+from jaxdeblur.stages import Progress, Writing, run_stages
+from jaxdeblur.video import Picture, VideoReader
 
 ROOT = Path(__file__).parent.parent
 NETWORK = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
@@ -649,6 +649,76 @@ def test_a_pipe_that_nobody_reads_does_not_keep_a_command_that_ends():
         results.put("a frame")
     assert time.monotonic() - began < 30
     read.set()
+
+
+class Result:
+    """Stands for an array on the device: reading it waits for the device."""
+
+    def __init__(self, plane: np.ndarray, happened: list[str]):
+        self._plane, self._happened = plane, happened
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        self._happened.append(f"read {self._plane[0]}")
+        return self._plane
+
+
+class Delayed(restoration.Stream):
+    """Stands for a network with a look-ahead of one frame; says what happens in what order."""
+
+    def __init__(self, before_push: Callable[[int], object] = lambda number: None):
+        self.happened: list[str] = []
+        self._before_push = before_push
+        self._waiting: list[np.ndarray] = []
+
+    def push(self, planes: tuple[np.ndarray, ...]) -> tuple[Result, ...] | None:
+        self._before_push(planes[0][0])
+        self._waiting.append(planes[0])
+        self.happened.append(f"push {planes[0][0]}")
+        return self._restored() if len(self._waiting) > 1 else None
+
+    def flush(self) -> Iterator[tuple[Result, ...]]:
+        while self._waiting:
+            yield self._restored()
+
+    def _restored(self) -> tuple[Result, ...]:
+        return (Result(self._waiting.pop(0), self.happened),)
+
+
+def numbered(number: int) -> Picture:
+    return Picture((np.full(1, number, np.uint8),))
+
+
+def test_of_a_slow_camera_each_frame_comes_with_the_look_ahead():
+    """Not when one more has come: the next frame is taken only after the one due is written."""
+    written = [threading.Event() for _ in range(4)]
+    came = []
+
+    def camera():
+        for number in range(4):
+            if number > 1:
+                came.append(written[number - 2].wait(5))
+            yield numbered(number)
+
+    def write(result):
+        written[result[1][0][0]].set()
+
+    timing = run_stages(camera(), Delayed(), write, Progress("camera", None, quiet=True))
+    assert (timing.frames, came) == (4, [True, True])
+
+
+def test_where_frames_come_fast_the_next_is_queued_before_a_result_is_read():
+    ready = [threading.Event() for _ in range(5)]
+
+    def file():
+        for number, event in enumerate(ready):
+            yield numbered(number)
+            event.set()  # who asks for the next one has put this one into the queue
+
+    network = Delayed(lambda number: ready[min(number + 1, 4)].wait(20))
+    run_stages(file(), network, lambda result: None, Progress("file", None, quiet=True))
+    for number in range(3):
+        queued = network.happened.index(f"push {number + 2}")
+        assert queued < network.happened.index(f"read {number}")
 
 
 def test_a_signal_stops_a_command_that_waits_for_its_pipe(weights, tmp_path):
