@@ -14,7 +14,7 @@ from jaxdeblur.checkpoints import load_model
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.pixels import RGB8, PixelLayout, layout_of
-from jaxdeblur.restoration import PixelClip, Pixels, Stream, choose_tiles, over_rows
+from jaxdeblur.restoration import PixelClip, Pixels, Stream, choose_tiles, over_rows, step_memory
 from jaxdeblur.tiling import TileGrid, parse_tiles
 
 
@@ -133,6 +133,17 @@ class Deblurrer:
         stream.push((np.zeros((height, width, 3), dtype),))
         for restored in stream.flush():
             jax.block_until_ready(restored)
+
+    def compile(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
+        """Compiles for frames of a size and layout; gives their tiles, as ``tiles``.
+
+        A frame that is shared out by ``rows`` is compiled for only when it comes.
+        """
+        tiles = self.tiles(height, width, layout)
+        # To choose tiles is to compile: what is chosen is what the compiler says that fits.
+        if self._rows == 1 and self._tile != "auto":
+            step_memory(self.model, height, width, layout=layout, tiles=tiles)
+        return tiles
 
     def open_stream(self, height: int, width: int, layout: PixelLayout = RGB8) -> Stream:
         """The stream of one video, for callers that push frames themselves."""

@@ -9,6 +9,8 @@ import glob
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +25,9 @@ from jaxdeblur.pixels import Plane
 from jaxdeblur.sequences import ImageReader, ImageWriter, RawReader, RawWriter, is_image
 from jaxdeblur.stages import Progress, Timing, run_stages
 from jaxdeblur.video import CONTAINERS, Picture, VideoInfo, VideoReader, VideoWriter
+
+# Seconds after which a wait is explained.
+_LONG_S = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +193,7 @@ def plan(
         jobs = [dataclasses.replace(jobs[0], output=Path(str(output)), into_folder=named_as_folder)]
     for job in jobs:
         if job.output is not None and not (skip_done and job.is_done):
-            _check_output(job, job.output)
+            _check_output(job, job.output, Path(out_dir) if out_dir is not None else None)
     return jobs
 
 
@@ -223,14 +228,12 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
       UserError: the input cannot be read or the output not written; the old output is as it was.
     """
     say = _say_nothing if config.quiet else _say
+    began = time.monotonic()
     if config.compare is not None:
         _check_compare(job, config.compare)
     with contextlib.ExitStack() as stack:
         source: Source = stack.enter_context(_open_source(job, config))
         info = source.info
-        tiles = deblurrer.tiles(info.height, info.width, info.layout)
-        if config.tile == "auto" and tiles is not None:
-            say(f"{job.name}: frames are restored in tiles of {tiles}, by the free memory")
         targets: list[Target] = []
         views: list[Callable[[Picture, tuple[Plane, ...]], Picture]] = []
         targets.append(stack.enter_context(_open_target(job, source, config)))
@@ -253,6 +256,13 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             for target, view in zip(targets, views, strict=True):
                 target.write(view(*result))
 
+        # After the targets, so that nobody waits for the compiler to hear of a wrong option.
+        size = f"{info.width}x{info.height}"
+        what = f"compiling for {size}, or loading what an earlier start compiled ..."
+        with _said_if_long(say, f"{job.name}: {what}"):
+            tiles = deblurrer.compile(info.height, info.width, info.layout)
+        if config.tile == "auto" and tiles is not None:
+            say(f"{job.name}: frames are restored in tiles of {tiles}, by the free memory")
         progress = Progress(job.name, info.frames, quiet=config.quiet)
         stream = deblurrer.open_stream(info.height, info.width, info.layout)
         patience = 1.0 if job.kind == "pipe" else None
@@ -261,6 +271,7 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             stream,
             write,
             progress,
+            began=began,
             patience=patience,
             write_patience=1.0 if job.output is None else None,
         )
@@ -322,10 +333,9 @@ def _named_into(job: Job, folder: Path) -> Job:
     return dataclasses.replace(job, output=folder / name)
 
 
-def _check_output(job: Job, output: Path) -> None:
-    parent = output.absolute().parent
-    # --out-dir itself is made when the first result is written.
-    if not os.path.isdir(parent) and not os.path.isdir(parent.parent):
+def _check_output(job: Job, output: Path, out_dir: Path | None) -> None:
+    # --out-dir itself is made when the first result is written; any other may be misspelt.
+    if output.parent != out_dir and not os.path.isdir(output.absolute().parent):
         raise UserError(f"{output}: the folder {output.parent} does not exist")
     inputs = {os.path.realpath(path) for path in job.paths}
     folders = {os.path.dirname(path) for path in inputs} if os.path.isdir(job.name) else set()
@@ -423,6 +433,18 @@ def _open_target(job: Job, source: Any, config: DeblurConfig) -> Iterator[Target
                 yield image
     except OSError as error:
         raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _said_if_long(say: Callable[[str], None], text: str) -> Iterator[None]:
+    """Says what is waited for if the body takes long."""
+    timer = threading.Timer(_LONG_S, say, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _say_nothing(text: str) -> None:

@@ -39,7 +39,7 @@ class Timing:
     restoring: float = 0.0
     writing: float = 0.0
     first_frame: float = 0.0
-    """Until the first frame was restored: mostly compilation."""
+    """Until the first frame was restored, from the start: mostly compilation."""
 
     def __str__(self) -> str:
         rate = self.frames / max(self.seconds, 1e-9)

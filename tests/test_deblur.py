@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import runpy
 import shutil
@@ -23,7 +24,8 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 import jaxdeblur.checkpoints as checkpoints
-from jaxdeblur import models, restoration, sequences
+from jaxdeblur import deblurring, models, restoration, sequences
+from jaxdeblur.deblurrer import Deblurrer
 from jaxdeblur.deblurring import Job
 from jaxdeblur.errors import run_command
 from jaxdeblur.models.strcnn import StrcnnConfig
@@ -448,6 +450,8 @@ def test_tiles_and_start_and_duration(command, tmp_path):
         (["loop.mp4", "out.mp4"], "no such file"),
         (["*/1.png", "out"], "images of one name"),
         (["in.mkv", "no/where/out.mkv"], "no/where does not exist"),
+        (["in.mkv", "misspelt/out.mkv"], "out.mkv: the folder misspelt does not exist"),
+        (["in.mkv", "misspelt/frames"], "frames: the folder misspelt does not exist"),
         (["in.mkv", "out.txt"], "no format that can be written"),
         (["in.mkv", "out.png"], "one image cannot hold a video"),
         (["in.mkv", "full"], "the folder is not empty"),
@@ -493,6 +497,27 @@ def test_wrong_input_is_one_line_and_exit_code_2(options, message, command, tmp_
     assert len(said.strip().splitlines()) == 1, said
     assert source.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == names
+
+
+def test_a_long_wait_before_the_first_frame_is_explained_and_counted(
+    command, monkeypatch, tmp_path
+):
+    make_video(tmp_path / "in.mkv", 2)
+    compile_, wait = Deblurrer.compile, 0.5
+
+    def slow(*arguments):
+        time.sleep(wait)
+        return compile_(*arguments)
+
+    monkeypatch.setattr(Deblurrer, "compile", slow)
+    code, said = command("in.mkv", "out.mkv", "--strength=0")
+    assert (code, "compiling" in said) == (0, False), said
+    monkeypatch.setattr(deblurring, "_LONG_S", 0.1)
+    code, said = command("in.mkv", "out.mkv", "--strength=0")
+    assert (code, said.count("in.mkv: compiling for 32x24")) == (0, 1), said
+    assert float(re.search(r"first after ([\d.]+) s", said)[1]) >= wait
+    code, said = command("in.mkv", "out.mkv", "--strength=0", "--quiet")
+    assert (code, said) == (0, "")
 
 
 def test_weights_that_do_not_exist(command, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import runpy
 import subprocess
@@ -54,6 +55,20 @@ def test_after_the_warm_up_nothing_is_compiled(model):
     assert restoration._step._cache_size() == before + 1
     list(deblurrer.stream(np.zeros((3, 20, 26, 3), np.uint8)))
     assert restoration._step._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("tile", ["auto", "none", "8x16"])
+def test_a_size_is_compiled_for_before_its_first_frame(tile, model, caplog):
+    deblurrer = Deblurrer(model, tile=tile)
+    height = {"auto": 22, "none": 24, "8x16": 28}[tile]  # sizes of no other test
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        deblurrer.compile(height, 26)
+        steps = [r for r in caplog.messages if "XLA compilation of jit(_step)" in r]
+        assert len(steps) == 1
+        stream = deblurrer.open_stream(height, 26)
+        caplog.clear()
+        stream.push((np.zeros((height, 26, 3), np.uint8),))
+    assert not [r for r in caplog.messages if "XLA compilation of jit(_step)" in r]
 
 
 def test_a_stream_gives_frames_before_it_has_all(model):
