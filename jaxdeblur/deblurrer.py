@@ -14,7 +14,15 @@ from jaxdeblur.checkpoints import load_model
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.pixels import RGB8, PixelLayout, layout_of
-from jaxdeblur.restoration import PixelClip, Pixels, Stream, choose_tiles, over_rows, step_memory
+from jaxdeblur.restoration import (
+    PixelClip,
+    Pixels,
+    Stream,
+    check_frame,
+    choose_tiles,
+    over_rows,
+    step_memory,
+)
 from jaxdeblur.tiling import TileGrid, parse_tiles
 
 
@@ -109,18 +117,17 @@ class Deblurrer:
         Yields:
           As many frames of the same size and dtype, the caller's to write into. Memory does not
           grow with their number.
+
+        Raises:
+          UserError: a frame is no such array, or not as the first one.
         """
         on_its_way: Stream | None = None
         for frame in frames:
             if on_its_way is None:
-                if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype not in ("uint8", "uint16"):
-                    raise UserError(
-                        "a frame is H W 3 in uint8 or uint16, not "
-                        f"{' '.join(map(str, frame.shape))} in {frame.dtype}"
-                    )
+                check_frame(frame)
                 height, width, _ = frame.shape
                 on_its_way = self.open_stream(height, width, layout_of(frame.dtype))
-            restored = on_its_way.push((frame,))
+            restored = on_its_way.push(frame)
             if restored is not None:
                 yield np.array(restored[0])
         if on_its_way is not None:
@@ -146,7 +153,7 @@ class Deblurrer:
         return tiles
 
     def open_stream(self, height: int, width: int, layout: PixelLayout = RGB8) -> Stream:
-        """The stream of one video, for callers that push frames themselves."""
+        """The stream of one video, for callers that push frames themselves (``Stream.push``)."""
         tiles = self.tiles(height, width, layout)
         return Stream(self.model, height, width, layout=layout, strength=self.strength, tiles=tiles)
 

@@ -71,13 +71,24 @@ def stream(model: VideoRestorer, frames: Iterable[Pixels]) -> Iterator[Pixels]:
     restoration: Stream | None = None
     for frame in frames:
         if restoration is None:
+            check_frame(frame)
             restoration = Stream(model, *frame.shape[:2], layout=layout_of(frame.dtype))
-        restored = restoration.push((frame,))
+        restored = restoration.push(frame)
         if restored is not None:
             yield np.array(restored[0])  # the caller's own, to write into
     if restoration is not None:
         for restored in restoration.flush():
             yield np.array(restored[0])
+
+
+def check_frame(frame: Any) -> None:
+    """Raises :class:`UserError` if an array is no frame of packed RGB in 8 or 16 bits."""
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype not in ("uint8", "uint16"):
+        raise UserError(f"a frame is H W 3 in uint8 or uint16, not {_described(frame)}")
+
+
+def _described(plane: Any) -> str:
+    return f"{' '.join(map(str, plane.shape))} in {plane.dtype}"
 
 
 class Stream:
@@ -128,20 +139,32 @@ class Stream:
         self._ended = False
         self.pending = 0
 
-    def push(self, planes: tuple[Plane, ...]) -> tuple[DevicePlane, ...] | None:
+    def push(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...] | None:
         """Takes one frame in; gives the one of ``lookahead`` frames ago, or None at the start.
 
         Returns as soon as the work is queued; reading the result waits for it.
 
+        Args:
+          planes: the frame's arrays, as the stream's layout says; one alone, as of packed RGB, may
+            be given without a tuple.
+
+        Returns:
+          A tuple of as many arrays, on the device, whichever way the frame was given.
+
         Raises:
-          ValueError: the frame's arrays are not those of the stream's layout and size, or the
-            stream was flushed.
+          UserError: the frame's arrays are not those of the stream's layout and size.
+          ValueError: the stream was flushed.
         """
+        if isinstance(planes, (np.ndarray, jax.Array)):
+            planes = (planes,)
         layout = self._what.layout
         shapes = layout.plane_shapes(*self._size, grey=len(planes) == 1)
-        if [plane.shape for plane in planes] != shapes or planes[0].dtype != layout.dtype:
-            given = [(plane.shape, str(plane.dtype)) for plane in planes]
-            raise ValueError(f"a frame is {given}, the stream is {shapes} of {layout.dtype}")
+        dtypes = {plane.dtype for plane in planes}
+        if [plane.shape for plane in planes] != shapes or dtypes != {layout.dtype}:
+            right = ", ".join(" ".join(map(str, shape)) for shape in shapes)
+            given = ", ".join(_described(plane) for plane in planes[:3])
+            given += f" and {len(planes) - 3} more" if len(planes) > 3 else ""
+            raise UserError(f"a frame of this stream is {right} in {layout.dtype}, not {given}")
         # Copied, since on a CPU the device may use the caller's memory, and a camera its own again.
         rows = self._what.rows
         places = self._places if rows is None else tuple(map(rows.of_plane, planes))

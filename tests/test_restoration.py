@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from jaxdeblur import models, restoration
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.restoration import (
     Stream,
@@ -99,10 +100,20 @@ def test_a_stream_tells_what_is_pending_and_refuses_another_size(model):
     assert list(restoration.flush()) == []
     assert restoration.push((frames[0],)) is None
     assert restoration.pending == 1
-    with pytest.raises(ValueError, match=r"\(8, 18, 3\)"):
-        restoration.push((frames[1][:8],))
+    for wrong in (frames[1][:8], (frames[1][:8],)):
+        with pytest.raises(UserError, match="is 16 18 3 in uint8, not 8 18 3 in uint8"):
+            restoration.push(wrong)
     assert len(list(restoration.flush())) == 1
     assert restoration.pending == 0
+
+
+def test_one_array_needs_no_tuple(model):
+    one, other = Stream(model, 16, 18), Stream(model, 16, 18)
+    for frame in video(2):
+        bare, in_tuple = one.push(frame), other.push((frame,))
+        assert type(bare) is type(in_tuple)
+    assert isinstance(bare, tuple)
+    np.testing.assert_array_equal(bare[0], in_tuple[0])
 
 
 def test_strength_mixes_with_the_frame_that_went_in(model):
