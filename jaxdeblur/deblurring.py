@@ -20,7 +20,14 @@ from jaxdeblur.comparison import Comparison
 from jaxdeblur.deblurrer import Deblurrer
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
-from jaxdeblur.images import MAX_PIXELS, list_frames, natural_key
+from jaxdeblur.images import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    UNREADABLE_SUFFIXES,
+    WRITABLE_SUFFIXES,
+    list_frames,
+    natural_key,
+)
 from jaxdeblur.pixels import Plane
 from jaxdeblur.sequences import ImageReader, ImageWriter, RawReader, RawWriter, is_image
 from jaxdeblur.stages import Progress, Timing, run_stages
@@ -285,7 +292,13 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
 
 
 def _restored(picture: Picture, restored: tuple[Plane, ...]) -> Picture:
-    return dataclasses.replace(picture, planes=restored)
+    return dataclasses.replace(picture, planes=restored, name=_written_as(picture.name))
+
+
+def _written_as(name: str) -> str:
+    """The name of an image's result, which is its own if its format can be written."""
+    stem, suffix = os.path.splitext(name)
+    return f"{stem}.png" if suffix.lower() in IMAGE_SUFFIXES - WRITABLE_SUFFIXES else name
 
 
 def _find(text: str) -> list[Job]:
@@ -297,12 +310,13 @@ def _find(text: str) -> list[Job]:
     if os.path.isdir(text):
         frames = list_frames(path)
         if not frames:
-            raise UserError(f"{text}: a folder without images")
+            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise UserError(f"{text}: a folder without images ({kinds})")
         return [Job("images", tuple(frames), None, text)]
     if os.path.exists(text):
         if is_image(path):
             return [Job("images", (path,), None, text)]
-        return [Job("video", (path,), None, text)]
+        return [_video(path)]
     if glob.has_magic(text):
         found = sorted((Path(name) for name in glob.glob(text)), key=lambda p: natural_key(str(p)))
         files = [path for path in found if os.path.isfile(path)]
@@ -315,8 +329,15 @@ def _find(text: str) -> list[Job]:
             return [Job("images", tuple(images), None, text)]
         if images:
             raise UserError(f"{text}: names images and videos; give them apart")
-        return [Job("video", (path,), None, str(path)) for path in files]
+        return [_video(path) for path in files]
     raise UserError(f"{text}: no such file or folder")
+
+
+def _video(path: Path) -> Job:
+    if (suffix := path.suffix.lower()) in UNREADABLE_SUFFIXES:
+        kind = suffix[1:].upper()
+        raise UserError(f"{path}: {kind} cannot be read here; convert it to PNG or JPEG first")
+    return Job("video", (path,), None, str(path))
 
 
 def _named_into(job: Job, folder: Path) -> Job:
@@ -326,7 +347,7 @@ def _named_into(job: Job, folder: Path) -> Job:
         (path,) = job.paths
         name = path.name if path.suffix.lower() in CONTAINERS else f"{path.stem}.mkv"
     elif len(job.paths) == 1 and os.path.isfile(job.name):
-        name = job.paths[0].name
+        name = _written_as(job.paths[0].name)
     else:
         name = job.paths[0].absolute().parent.name
         return dataclasses.replace(job, output=folder / name, into_folder=True)
@@ -344,14 +365,18 @@ def _check_output(job: Job, output: Path, out_dir: Path | None) -> None:
     suffix = job.suffix
     is_folder = os.path.isdir(output)
     if not suffix:
+        names = collections.Counter(_written_as(path.name) for path in job.paths)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise UserError(f"{job.name}: several images would become {output / twice[0]}")
         if is_folder and os.listdir(output):
             raise UserError(f"{output}: the folder is not empty; name a new one")
         if os.path.exists(output) and not is_folder:
             raise UserError(f"{output}: is a file; where it stands a folder of frames would come")
-    elif suffix not in CONTAINERS and not is_image(output):
+    elif suffix not in CONTAINERS and suffix not in WRITABLE_SUFFIXES:
         raise UserError(
             f"{output}: no format that can be written; use a video ({', '.join(CONTAINERS)}), an "
-            f"image, or a folder (its name ends in {os.sep} or has no dot)"
+            f"image ({', '.join(sorted(WRITABLE_SUFFIXES))}), or a folder (its name ends in "
+            f"{os.sep} or has no dot)"
         )
     elif is_image(output) and not (job.kind == "images" and len(job.paths) == 1):
         raise UserError(f"{output}: one image cannot hold a video; give a folder or a video file")

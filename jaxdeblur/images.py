@@ -11,20 +11,28 @@ from pathlib import Path
 import imageio.v3 as imageio
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, features
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.shapes import Frame8
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
+WRITABLE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
+"""The suffixes, in lower case, of the images that can be written."""
+
+_AVIF = bool(features.check("avif"))  # Pillow has it from 11.3, unless it was built without
+
+IMAGE_SUFFIXES = WRITABLE_SUFFIXES | ({".avif"} if _AVIF else set())
 """The suffixes, in lower case, of the files that count as images."""
+
+UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".avif"}) - IMAGE_SUFFIXES
+"""The suffixes, in lower case, of photographs for which there is no decoder here."""
 
 MAX_PIXELS = 8192 * 8192
 """The default bound on the pixels of an image: an 8K frame has half as many (200 MB as RGB)."""
 
 # Only these decoders may run, whatever a file's suffix says: others (EPS) start programs.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", *(["AVIF"] if _AVIF else []))
 
 
 def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
@@ -69,10 +77,12 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Fr
     kept, of an animation the first picture. EXIF orientation is not applied.
 
     Raises:
-      UserError: there is no such file, it is not an image, it is damaged or cut short, or it has
-        more than ``max_pixels`` pixels (nothing is decoded then).
+      UserError: there is no such file, it is not an image, it is damaged or cut short, its pixels
+        are floats, or it has more than ``max_pixels`` pixels (nothing is decoded then).
     """
     with _opened(Path(path), max_pixels) as image:
+        if image.mode == "F":  # of whatever range; convert() takes them for 0 to 255
+            raise UserError(f"{path}: its pixels are floats; give it 8 or 16 bits")
         if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip, not scale
             grey = (np.asarray(image).clip(0, 65535) // 256).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=-1)

@@ -21,7 +21,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 
 import jaxdeblur.checkpoints as checkpoints
 from jaxdeblur import deblurring, models, restoration, sequences
@@ -176,6 +176,26 @@ def test_what_no_image_can_take_over_is_said(command, tmp_path):
     Image.new("RGB", (17000, 8)).save("wide.png")
     code, said = command("wide.png", "wide.webp")
     assert (code, "wide.webp: cannot be written: " in said) == (2, True)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_read_and_becomes_png(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("1", "2"):
+        Image.fromarray(pictures(1)[0]).save(f"in/{name}.avif", exif=with_orientation(6))
+    assert command("in/1.avif", "one.png", "--strength=0")[0] == 0
+    with Image.open("in/1.avif") as before, Image.open("one.png") as after:
+        np.testing.assert_array_equal(np.asarray(after), np.asarray(before))
+        assert after.getexif()[0x0112] == before.getexif()[0x0112] == 6
+    assert command("in", "frames", "--strength=0")[0] == 0
+    assert sorted(os.listdir("frames")) == ["1.png", "2.png"]
+    assert command("in/1.avif", "--out-dir=out", "--strength=0")[0] == 0
+    assert os.listdir("out") == ["1.png"]
+    code, said = command("in/1.avif", "one.avif")
+    assert (code, "one.avif: no format that can be written" in said) == (2, True), said
+    shutil.copy("one.png", "in/2.png")
+    code, said = command("in", "both")
+    assert (code, "in: several images would become both/2.png" in said) == (2, True), said
 
 
 def encoded_deeply(frame: np.ndarray, encoder: str, pixel_format: str) -> bytes:
@@ -455,7 +475,9 @@ def test_tiles_and_start_and_duration(command, tmp_path):
         (["in.mkv", "out.txt"], "no format that can be written"),
         (["in.mkv", "out.png"], "one image cannot hold a video"),
         (["in.mkv", "full"], "the folder is not empty"),
-        (["empty", "out"], "a folder without images"),
+        (["empty", "out"], "a folder without images ("),
+        (["photo.HEIC", "out.png"], "photo.HEIC: HEIC cannot be read here; convert it to PNG or"),
+        (["*.HEIC", "out.png"], "photo.HEIC: HEIC cannot be read here; convert it to PNG or"),
         (["in.mkv"], "give an OUTPUT"),
         (["in.mkv", "in.mkv", "out.mkv"], "need --out-dir"),
         (["in.mkv", "full/../in.mkv", "--out-dir=out"], "several inputs would become"),
@@ -490,6 +512,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(options, message, command, tmp_
     Image.fromarray(pictures(1)[0]).save(tmp_path / "full" / "1.png")
     shutil.copytree(tmp_path / "full", tmp_path / "other")
     (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    (tmp_path / "photo.HEIC").write_bytes(b"a photo")
     names = sorted(os.listdir(tmp_path))
     code, said = command(*options)
     assert code == 2

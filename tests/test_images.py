@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import MAX_PIXELS, image_size, list_frames, read_image, write_png
@@ -46,6 +46,23 @@ def test_other_kinds_of_pixels_become_rgb(tmp_path, picture):
     np.testing.assert_array_equal(read_image(tmp_path / "rgba.png"), picture)
     Image.fromarray(picture).quantize(8).save(tmp_path / "palette.png")
     assert read_image(tmp_path / "palette.png").shape == (18, 25, 3)
+
+
+def test_floats_are_refused_rather_than_read_as_black(tmp_path, picture):
+    Image.fromarray(picture[..., 0] / np.float32(255)).save(tmp_path / "floats.tif")
+    with pytest.raises(
+        UserError, match=r"floats\.tif: its pixels are floats; give it 8 or 16 bits"
+    ):
+        read_image(tmp_path / "floats.tif")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_an_image(tmp_path, picture):
+    smooth = np.repeat(np.repeat(picture[:3, :5], 8, axis=0), 8, axis=1)
+    Image.fromarray(smooth).save(tmp_path / "a.avif", quality=100, subsampling="4:4:4")
+    assert list_frames(tmp_path) == [tmp_path / "a.avif"]
+    assert image_size(tmp_path / "a.avif") == (24, 40)
+    assert np.abs(read_image(tmp_path / "a.avif").astype(int) - smooth).max() <= 4
 
 
 def test_natural_order_and_what_counts_as_a_frame(tmp_path, picture):
