@@ -831,3 +831,15 @@ def test_an_image_that_is_newer_than_the_result_is_not_done(tmp_path):
     assert not job.is_done
     os.utime(images[1], (150, 150))
     assert job.is_done
+
+
+def test_images_with_alpha_become_a_video_that_has_none(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        with_alpha = np.dstack([pictures(1)[0], np.full((24, 32), 99, np.uint8)])
+        Image.fromarray(with_alpha).save(f"in/{number}.png")
+    code, said = command("in", "out.mp4", "--strength=0")
+    assert (code, "in: not kept: alpha (libx264 has none here)" in said) == (0, True), said
+    assert len(rgb_of(Path("out.mp4"))) == 2
+    code, said = command("in", "out.mp4", "--strength=0", "--codec=prores")
+    assert (code, "--codec=prores: mp4 cannot hold it" in said) == (2, True), said
