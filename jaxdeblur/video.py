@@ -569,6 +569,7 @@ class VideoWriter:
         self.path = Path(path)
         self._name = name or str(path)
         self.lost = list(info.lost)
+        self._count = 0
         if info.has_alpha and info.pixel_format.startswith("gray"):
             self.lost.append("alpha (no video format has it beside grey)")
             info = without_alpha(info)
@@ -600,6 +601,7 @@ class VideoWriter:
         if "icc_profile" in picture.extra and _NO_PROFILE not in self.lost:
             self.lost.append(_NO_PROFILE)
         with self._explained():
+            self._count += 1
             self.copy(picture.packets)
             frame = build_frame(picture, self._info)
             if frame.format.name != self.pixel_format:
@@ -631,7 +633,12 @@ class VideoWriter:
         """Finishes the file; raises :class:`UserError` if it could not be written whole."""
         try:
             with self._explained():
-                self._mux(self._track.encode(None))
+                packets = self._track.encode(None)
+                if self.encoder == "libx265" and self._count < 3:
+                    # It leaves their times of decoding to chance; so few frames have one order.
+                    for packet in packets:
+                        packet.dts = packet.pts
+                self._mux(packets)
                 self._container.close()
                 self._file.flush()
                 os.fsync(self._file.fileno())

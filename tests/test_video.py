@@ -470,6 +470,15 @@ def test_the_name_of_a_codec_stands_for_its_encoder(name, encoder, tmp_path):
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_hevc_of_few_frames_is_written(frames, tmp_path):
+    """Its encoder leaves times of one or two frames unset, and MP4 refused what it found there."""
+    source = Recipe("ffv1", size=(64, 64), frames=frames).make(tmp_path / "in.mkv")
+    for crf in (17, 24):
+        rewrite(source, tmp_path / "out.mp4", codec="libx265", crf=crf)
+        assert facts(tmp_path / "out.mp4")["pts"] == facts(source)["pts"]
+
+
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_encoders_that_share_chroma_get_a_size_they_take(codec, tmp_path):
     source = Recipe("ffv1", size=(23, 31)).make(tmp_path / "in.mkv")
