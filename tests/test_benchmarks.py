@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from jax import lax
 
@@ -40,6 +41,11 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("data --batches=0", "--batches"),
         ("fusion --sizes=0", "--sizes"),
         ("fuzz --workers=0", "--workers: a whole number from 1 on, not '0'"),
+        pytest.param(
+            "kernels",
+            "JAX finds no GPU here",
+            marks=pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU"),
+        ),
         ("kernels --cpu --dtypes=foo", "--dtypes: 'foo' is none of bfloat16"),
         ("kernels --cpu --operations=nope", "--operations: 'nope' is none of softmax_squeeze"),
         ("kernels --cpu --pixels=0x9", "--pixels"),
@@ -102,6 +108,25 @@ def test_the_error_of_a_gradient_is_seen(benchmark: Any) -> None:
     assert module.largest_error(case, wrong, *plain) < 1e-6
     assert module.largest_error(case, right, *with_gradient) < 1e-6
     assert module.largest_error(case, wrong, *with_gradient) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_row_of_the_kernels(
+    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = tmp_path / "rows.json"
+    options = "--operations=softmax_expand --dtypes=float32 --network="
+    benchmark(f"kernels --cpu {options} --json={found}").main()
+    rows = json.loads(found.read_text(encoding="utf-8"))["rows"]
+    assert [row["backward"] for row in rows] == [False, True]
+    for row in rows:
+        assert row["ms"] > 0
+        assert row["error"] < 2e-6
+    assert "einsum" in capsys.readouterr().out
+
+
+def test_bytes_are_those_of_the_pixels(benchmark: Any) -> None:
+    case = benchmark("kernels --cpu").Case
+    assert case("projected_expand", 4, 5, 3, 8, "bfloat16", True, 2).bytes == 2 * 20 * 5 * 3 * 2
 
 
 def test_small_cases_are_known_to_fit_in_the_cache(benchmark: Any) -> None:
