@@ -107,7 +107,7 @@ def test_a_folder_where_a_file_is_to_be_written_is_one_line(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", [[], {}, None, 1, "none"])
 def test_a_network_of_no_known_kind_is_one_line(kind: object) -> None:
-    with pytest.raises(UserError, match=r"w\.safetensors: network needs a kind"):
+    with pytest.raises(UserError, match=r"w\.safetensors: the network's kind"):
         network_from_json({"kind": kind}, "w.safetensors")
 
 
