@@ -341,7 +341,32 @@ def test_a_progress_line_that_nobody_reads_ends_nothing(monkeypatch: pytest.Monk
             pipe.close()
 
 
+@pytest.fixture
+def handled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """SIGHUP as the test asks for it, whether or not the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, getattr(request, "param", signal.SIG_DFL))
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("handled", [signal.SIG_IGN], indirect=True)
+@pytest.mark.usefixtures("handled")
+def test_under_nohup_a_lost_terminal_stops_nothing() -> None:
+    mesh = mesh_of(1)
+    step, state = begin(CONFIG, mesh)
+    recorder = Recorder()
+
+    def watched() -> Iterator[Batch]:
+        for batch in feed(mesh):
+            os.kill(os.getpid(), signal.SIGHUP)
+            yield batch
+
+    end = training.run_steps(state, watched(), step, CONFIG, saver=recorder, watcher=recorder)
+    assert int(end.step) == CONFIG.steps
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("handled")
 def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     mesh = mesh_of(1)
     step, state = begin(CONFIG, mesh)
