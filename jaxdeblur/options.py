@@ -111,7 +111,10 @@ def from_json(config: type[Config], values: Any, where: str) -> Config:
         if not _fits(value, types_of[name]):
             raise UserError(f"{where}: {name} is {value!r}, not of type {types_of[name]}")
     values = {name: _tuples(value) for name, value in values.items()}
-    return config(**values)
+    try:
+        return config(**values)
+    except UserError as error:  # what the config itself refuses, without a word of the file
+        raise UserError(f"{where}: {error}") from error
 
 
 def _tuples(value: Any) -> Any:

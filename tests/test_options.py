@@ -20,6 +20,7 @@ from jaxdeblur.options import (
     from_json,
     read_fields,
 )
+from jaxdeblur.training import TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,3 +134,8 @@ def test_an_extension_that_is_no_python_is_one_line(tmp_path: Path) -> None:
     file.write_text("")
     extensions.load(file)
     assert hasattr(sys.modules["random"], "randint"), "it took the place of Python's own"
+
+
+def test_what_a_config_refuses_names_the_file() -> None:
+    with pytest.raises(UserError, match=r"^runs/a/config\.json: --steps is 1 or more, not 0$"):
+        from_json(TrainingConfig, {"steps": 0}, "runs/a/config.json")
