@@ -429,8 +429,11 @@ class _StopSignals:
     def __enter__(self) -> _StopSignals:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last of a terminal that is gone
             number = getattr(signal, name, None)
-            # nohup has SIGHUP ignored; Windows has none.
-            if number is None or signal.getsignal(number) is signal.SIG_IGN:
+            if number is None:  # Windows has no SIGHUP
+                continue
+            # nohup has it ignored. (Shells have SIGINT ignored by what they start in the
+            # background, but whoever sends it there means it.)
+            if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             try:
                 self._before[number] = signal.signal(number, self._handle)
