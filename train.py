@@ -50,8 +50,8 @@ def main() -> None:
     parser.add_argument(
         "--start-from",
         metavar="CKPT",
-        help="a run or weights whose parameters are the first ones; of a run that has checkpoints "
-        "and goes on, nothing",
+        help="a run or weights whose parameters are the first ones; with --resume only while the "
+        "run has no checkpoint",
     )
     extensions.add_option(parser)
     parser.add_argument(

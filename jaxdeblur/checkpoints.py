@@ -285,11 +285,11 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _one_error() -> Iterator[None]:
-    """Keeps stderr clear of what Orbax leaves behind when an array can't be read.
+    """Keeps stderr clear of what Orbax leaves behind when an array can't be read or written.
 
-    It reads the arrays side by side, raises the first error and abandons the others; when these are
-    collected, asyncio prints their tracebacks, and Python warns of those that had not begun and of
-    what they held open. They add nothing to the error that is reported.
+    It works on the arrays side by side, raises the first error and abandons the others; when these
+    are collected, asyncio prints their tracebacks, and Python warns of those that had not begun and
+    of what they held open. They add nothing to the error that is reported.
     """
     log, hook = logging.getLogger("asyncio"), sys.unraisablehook
     level = log.level
