@@ -86,6 +86,25 @@ def test_enlarging_keeps_a_ramp_and_reducing_takes_means() -> None:
     np.testing.assert_allclose(reduce_size(big, 2)[0, 0, 1:3, 0], [1, 2])
 
 
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5)])
+def test_enlarging_is_bilinear(size: tuple[int, int], factor: int) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.random((2, 1, *size, 3)), jnp.float32)
+    shape = (2, 1, factor * size[0], factor * size[1], 3)
+    weight = jnp.asarray(rng.random(shape), jnp.float32)
+
+    def plain(x: jax.Array) -> jax.Array:
+        return jax.image.resize(x, shape, "bilinear")
+
+    np.testing.assert_allclose(enlarge(x, factor), plain(x), atol=1e-6)
+    ours, its = (
+        jax.grad(lambda x, f=f: jnp.sum(f(x) * weight))(x)
+        for f in (lambda x: enlarge(x, factor), plain)
+    )
+    np.testing.assert_allclose(ours, its, atol=1e-5)
+
+
 def test_gradient_of_a_bias_in_bfloat16_accumulates_in_float32() -> None:
     graph, state = nnx.split(Conv(1, 1, 1, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     ones = jnp.ones((1, 64, 64, 1))

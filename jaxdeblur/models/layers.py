@@ -246,7 +246,24 @@ def enlarge(images: Float[Array, "*leading h w C"], factor: int) -> Float[Array,
     """Bilinear enlargement by an integer factor; pixels are areas, edges are replicated."""
     if factor == 1:
         return images
-    *leading, height, width, channels = images.shape
-    return jax.image.resize(
-        images, (*leading, height * factor, width * factor, channels), "bilinear"
-    )
+    columns_first = _enlarge_along(images, images.ndim - 2, factor)
+    return _enlarge_along(columns_first, images.ndim - 3, factor)
+
+
+def _enlarge_along(x: jax.Array, axis: int, factor: int) -> jax.Array:
+    # As weighted sums of neighbours: jax.image.resize multiplies with a matrix of size rows and
+    # size * factor columns, ten times the work on a CPU (640x360 to 1280x720).
+    size = x.shape[axis]
+    inside = [
+        lax.slice_in_dim(x, *ends, axis=axis) for ends in ((0, 1), (0, size), (size - 1, size))
+    ]
+    padded = jnp.concatenate(inside, axis)
+    before, after = (lax.slice_in_dim(padded, k, k + size, axis=axis) for k in (0, 2))
+    parts = []
+    for part in range(factor):
+        # From the middle of a pixel to the middle of this part of it, in pixels.
+        way = (part + 0.5) / factor - 0.5
+        parts.append((1 - abs(way)) * x + abs(way) * (before if way < 0 else after))
+    shape = list(x.shape)
+    shape[axis] *= factor
+    return jnp.stack(parts, axis + 1).reshape(shape)
