@@ -82,6 +82,19 @@ _MATRICES = {
     10: (0.2627, 0.0593),
 }
 _NO_PROFILE = "colour profile (a video has none)"
+# What may stand beside the pixels of a frame and is not written again, by PyAV's name of its kind.
+_BESIDE_PIXELS = {
+    "MASTERING_DISPLAY_METADATA": "HDR mastering metadata",
+    "CONTENT_LIGHT_LEVEL": "HDR mastering metadata",
+    "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
+    "DYNAMIC_HDR_VIVID": "HDR Vivid metadata",
+    "DOVI_RPU_BUFFER": "Dolby Vision metadata",
+    "DOVI_METADATA": "Dolby Vision metadata",
+    "ICC_PROFILE": _NO_PROFILE,
+    "SPHERICAL": "projection of a 360-degree video",
+    "STEREO3D": "arrangement of the views of a stereo video",
+    "A53_CC": "closed captions inside the frames",
+}
 _UNSPECIFIED = 2
 _LIMITED_RANGE, _FULL_RANGE = 1, 2
 _SUBSAMPLINGS = {
@@ -152,7 +165,7 @@ class Picture:
       name: the file that it came from and the name of the one it goes to, for images.
       packets: of other tracks, that stand before it in the file.
       extra: what an image file says beside its pixels, to be written again.
-      lost: what of the image no file can take over, in words.
+      lost: what of the frame no file can take over, in words.
     """
 
     planes: tuple[Plane, ...]
@@ -429,14 +442,6 @@ class VideoReader:
     def _describe(self, frame: Any) -> None:
         """Sets ``info`` from the first frame: some facts stand in frames alone."""
         format_name, layout, has_alpha = pixel_layout(frame, self.path)
-        matrix, lost = None, []
-        for side in frame.side_data:
-            if side.type.name == "DISPLAYMATRIX":
-                matrix = tuple(int(x) for x in np.frombuffer(side, np.int32))
-            elif side.type.name in ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL"):
-                lost.append("HDR mastering metadata")
-        if frame.interlaced_frame:
-            lost.append("interlacing (frames are written as progressive)")
         track = self._track
         context = track.codec_context
         codec = context.codec.canonical_name
@@ -462,9 +467,9 @@ class VideoReader:
                 _specified(frame.color_primaries, context.color_primaries),
                 _specified(frame.color_trc, context.color_trc),
             ),
-            display_matrix=matrix,
+            display_matrix=_display_matrix(frame),
             frames=frames,
-            lost=tuple(dict.fromkeys(lost)),
+            lost=_lost_with(frame),
         )
         # Decoders give every GIF and every palette with alpha, whether or not it is used.
         if has_alpha and (frame.format.has_palette or codec == "gif") and self._is_opaque():
@@ -506,7 +511,8 @@ class VideoReader:
                 f"{frame.width}x{frame.height} at frame {self._count}; restore the parts apart"
             )
         planes, alpha = frame_planes(frame, info.pixel_format)
-        return Picture(planes, alpha, pts, frame.duration or 0, packets=packets)
+        lost = _lost_with(frame)  # not every frame has captions
+        return Picture(planes, alpha, pts, frame.duration or 0, packets=packets, lost=lost)
 
     def _refuse_if_large(self, width: int, height: int) -> None:
         if width * height > self._max_pixels:
@@ -931,6 +937,31 @@ def build_frame(picture: Picture, info: VideoInfo) -> Any:
         target[:, : rows.shape[1]] = rows
     frame.color_range, frame.colorspace, frame.color_primaries, frame.color_trc = info.colour
     return frame
+
+
+def _display_matrix(frame: Any) -> tuple[int, ...] | None:
+    """How a frame is turned and flipped (``VideoInfo``); None if not at all."""
+    try:
+        for side in frame.side_data:
+            if side.type.name == "DISPLAYMATRIX":
+                return tuple(int(x) for x in np.frombuffer(side, np.int32))
+    except ValueError:  # beside the frame stands a kind that PyAV has no name for, as EXIF
+        angle = math.radians(frame.rotation)
+        cosine, sine = round(65536 * math.cos(angle)), round(65536 * math.sin(angle))
+        if frame.rotation:
+            return (cosine, -sine, 0, sine, cosine, 0, 0, 0, 1 << 30)
+    return None
+
+
+def _lost_with(frame: Any) -> tuple[str, ...]:
+    """What a decoded frame says that no frame is written with, in words."""
+    try:
+        lost = [_BESIDE_PIXELS.get(side.type.name, "") for side in frame.side_data]
+    except ValueError:
+        lost = ["what stands beside the pixels of its frames (of an unknown kind)"]
+    if frame.interlaced_frame:
+        lost.append("interlacing (frames are written as progressive)")
+    return tuple(dict.fromkeys(filter(None, lost)))
 
 
 def without_alpha(info: VideoInfo) -> VideoInfo:

@@ -505,6 +505,43 @@ def test_what_a_container_cannot_hold_is_said(recipe, suffix, lost, tmp_path):
     assert len(facts(tmp_path / f"out{suffix}")["pts"]) == recipe.frames
 
 
+def test_frames_with_exif_are_read(tmp_path):
+    """FFmpeg gives it with each frame of Motion JPEG, as a kind that PyAV has no name for."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    file = io.BytesIO()
+    Image.new("RGB", (32, 24), "red").save(file, "JPEG", exif=exif)
+    with av.open(str(tmp_path / "in.mov"), "w") as out:
+        video = out.add_stream("mjpeg", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 24, "yuvj420p"
+        for number in range(3):
+            packet = av.Packet(file.getvalue())
+            packet.stream, packet.time_base = video, Fraction(1, 25)
+            packet.pts = packet.dts = number
+            out.mux(packet)
+    writer = rewrite(tmp_path / "in.mov", tmp_path / "out.mov")
+    assert any("unknown kind" in what for what in writer.lost)
+    found = facts(tmp_path / "out.mov")
+    assert len(found["pts"]) == 3
+    assert found["matrix"] == [list(ROTATED)]
+
+
+def test_what_stands_beside_the_pixels_is_said(tmp_path):
+    stereo = Recipe(options={"x264-params": "frame-packing=3"})
+    with VideoReader(stereo.make(tmp_path / "stereo.mp4")) as reader:
+        assert reader.info.lost == ("arrangement of the views of a stereo video",)
+    # A message of closed captions (ATSC A/53, part 4) before the second picture.
+    caption = b"\xb5\0\x31GA94\x03\xc1\xff\xfc\x94\x2c\xff"
+    message = b"\0\0\0\1\x06\x04" + bytes([len(caption)]) + caption + b"\x80"
+    raw = Recipe(options={"bf": "0"}).make(tmp_path / "in.h264").read_bytes()
+    place = raw.index(b"\0\0\0\1\x41")
+    (tmp_path / "in.h264").write_bytes(raw[:place] + message + raw[place:])
+    with VideoReader(tmp_path / "in.h264") as reader:
+        assert reader.info.lost == ()
+        said = [picture.lost for picture in reader]
+    assert said == [(), ("closed captions inside the frames",), (), (), ()]
+
+
 def test_finer_timestamps_than_the_container_has_are_said(tmp_path):
     source = Recipe().make(tmp_path / "in.mp4")
     writer = rewrite(source, tmp_path / "out.mkv")
