@@ -65,6 +65,8 @@ _OPTIONS = {
 }
 # The encoder where H.264 would be taken and frames have alpha, of which it has none.
 _WITH_ALPHA = {"matroska": "ffv1", "nut": "ffv1", "avi": "ffv1", "mov": "prores_ks"}
+# Seconds by which the packets of one moment may lie apart in a file: as much as FFmpeg's muxer lets.
+_INTERLEAVED_S = 10
 # Containers that count time in fixed steps, and how many a second has.
 _TICKS = {"matroska": 1000, "webm": 1000, "mpegts": 90000}
 _IN_TRANSPORT_STREAMS = {
@@ -276,8 +278,11 @@ class VideoReader:
         self._time_base: Fraction = self._track.time_base or Fraction(1, 1_000_000)
         self._rate = self._track.average_rate or self._track.guessed_rate or Fraction(25)
         self._count = 0
+        self._shift = Fraction(0)
         self._read: list[tuple[Any, list[Any]]] = []
         self._packets = self._demuxed()
+        if self._start or self._duration is not None:
+            self._shift = self._origin
         if self._start:
             with self._explained(f"has no frame at --start={float(self._start):g}"):
                 self._seek()
@@ -363,7 +368,7 @@ class VideoReader:
         return kept
 
     def _moved(self, time: Fraction) -> Fraction:
-        return time - self._origin if self._start or self._duration is not None else time
+        return time - self._shift
 
     def _decode(self) -> Iterator[Picture]:
         whole = not self._start and self._duration is None
@@ -376,6 +381,7 @@ class VideoReader:
                 if packet.dts is None and not packet.size:  # the end of a track
                     continue
                 if whole or self._in_part(packet):
+                    self._move(packet)
                     packets.append(packet)
                 continue
             video_packets += packet.size > 0
@@ -383,14 +389,18 @@ class VideoReader:
                 pts = frame.pts
                 if pts is None:  # raw streams have no timestamps
                     pts = 0 if last is None else last + self._ticks
+                if whole and not self._count and pts < 0:
+                    # Before the zero of the file's clock MP4 shows no frame and Matroska times none.
+                    self._shift = pts * self._time_base
+                    for packet in packets:
+                        self._move(packet)
                 time = self._moved(pts * self._time_base)
                 if time < 0 and not whole:
                     continue
                 if self._duration is not None and time >= self._duration:
-                    self.trailing = packets
+                    self.trailing = packets + self._rest_of_part(self._duration)
                     return
-                if not whole:
-                    pts = round(time / self._time_base)
+                pts = round(time / self._time_base)
                 if whole and last is not None and (last - pts) * self._time_base > 1:
                     raise UserError(
                         f"{self.path}: its timestamps start again after {self._count} frames, as "
@@ -415,24 +425,43 @@ class VideoReader:
         if whole and not _matroska_is_whole(self.path):
             raise UserError(self._cut_short())
 
+    def _rest_of_part(self, duration: Fraction) -> list[Any]:
+        """The packets of other tracks that belong to the part and stand behind its last frame."""
+        rest: list[Any] = []
+        if not self.others:
+            return rest
+        with contextlib.suppress(av.FFmpegError, OSError):  # damage behind the part is none of it
+            for packet in self._container.demux(self._track, *self.others):
+                if packet.dts is None:
+                    continue
+                if packet.stream is not self._track and self._in_part(packet):
+                    self._move(packet)
+                    rest.append(packet)
+                elif self._moved(packet.dts * packet.time_base) > duration + _INTERLEAVED_S:
+                    break
+        return rest
+
     def _frames_of(self, packet: Any) -> list[Any]:
         if self._alpha_decoder is None:
             return packet.decode()
         return self._alpha_decoder.decode(packet if packet.size else None)
 
     def _in_part(self, packet: Any) -> bool:
-        """Whether a packet lies in the part that is read; if so, its timestamps are moved."""
+        """Whether a packet lies in the part that is read."""
         if packet.pts is None:
             return False
-        unit = packet.time_base
-        time = self._moved(packet.pts * unit)
-        if time < 0 or (self._duration is not None and time >= self._duration):
-            return False
-        shift = round(self._origin / unit)
-        packet.pts -= shift
+        time = self._moved(packet.pts * packet.time_base)
+        return time >= 0 and (self._duration is None or time < self._duration)
+
+    def _move(self, packet: Any) -> None:
+        """Moves a packet's timestamps as the frames are moved."""
+        if not self._shift:
+            return
+        shift = round(self._shift / packet.time_base)
+        if packet.pts is not None:
+            packet.pts -= shift
         if packet.dts is not None:
             packet.dts -= shift
-        return True
 
     @property
     def _ticks(self) -> int:

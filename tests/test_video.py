@@ -273,6 +273,30 @@ def test_a_part_begins_at_zero_and_takes_its_sound_along(tmp_path):
         assert reader.info.frames == 5
 
 
+def test_a_part_takes_sound_along_that_stands_behind_it_in_the_file(tmp_path):
+    """In a fragment of MP4 the sound of a second follows on the frames of that second."""
+    with av.open(
+        str(tmp_path / "in.mp4"),
+        "w",
+        container_options={"movflags": "empty_moov", "frag_duration": "1000000"},
+    ) as out:
+        video = out.add_stream("libx264", rate=25, options={"g": "25", "bf": "0"})
+        video.width, video.height, video.pix_fmt = 32, 24, "yuv420p"
+        sound = out.add_stream("pcm_s16le", rate=8000, layout="mono")
+        for _ in range(75):
+            out.mux(video.encode(av.VideoFrame(32, 24, "yuv420p")))
+        for start in range(0, 24000, 800):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+            samples.sample_rate, samples.pts = 8000, start
+            samples.time_base = Fraction(1, 8000)
+            out.mux(sound.encode(samples))
+        out.mux([*video.encode(None), *sound.encode(None)])
+    rewrite(tmp_path / "in.mp4", tmp_path / "out.mov", start=1.2, duration=0.6)
+    part = facts(tmp_path / "out.mov")
+    assert len(part["pts"]) == 15
+    assert sum(len(data) for _, _, data in part["packets"]) == 6 * 800 * 2
+
+
 NUMBERED_BY_COLUMN = 20
 
 
@@ -326,6 +350,19 @@ def test_frames_from_before_zero_are_frames(tmp_path):
     rewrite(source, tmp_path / "out.ts")
     times = np.diff(facts(tmp_path / "out.ts")["pts"])
     assert list(times) == [Fraction(1, 25)] * 8
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_frames_from_before_zero_come_out_at_their_distances(name, tmp_path):
+    """MP4 would hide them, and Matroska give them no time."""
+    unit = Fraction(1, 25)
+    recipe = Recipe(frames=9, rate=Fraction(25), time_base=unit, first_pts=-4, sounds=1)
+    source = recipe.make(tmp_path / "in.ts")
+    rewrite(source, tmp_path / name)
+    before, after = facts(source), facts(tmp_path / name)
+    assert after["pts"] == [i * unit for i in range(9)]
+    times = [pts + 4 * unit for _, pts, _ in before["packets"]]
+    assert [pts for _, pts, _ in after["packets"]] == times
 
 
 def joined(one: bytes, two: bytes) -> bytes:
