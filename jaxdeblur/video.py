@@ -800,9 +800,16 @@ class VideoWriter:
         if choice not in formats:
             choice = _nearest_format(choice, formats)
         if info.layout.kind != "yuv" and av.VideoFormat(choice, 16, 16).components[0].is_luma:
-            # RGB becomes YUV: by the matrix and range that players assume.
-            matrix = 1 if info.height >= 720 else 6
-            self._colour = (_LIMITED_RANGE, matrix, matrix, matrix)
+            # RGB becomes YUV: by the matrix and range that players assume. What is known of its
+            # primaries and transfer function stays, as of HDR, whose primaries have their matrix.
+            _, _, primaries, transfer = info.colour
+            matrix = 9 if primaries == 9 else 1 if info.height >= 720 else 6
+            self._colour = (
+                _LIMITED_RANGE,
+                matrix,
+                _specified(primaries, matrix),
+                _specified(transfer, matrix),
+            )
             self._convert |= {"dst_colorspace": matrix, "dst_color_range": _LIMITED_RANGE}
         if choice != wanted:
             chosen, given = av.VideoFormat(choice, 16, 16), av.VideoFormat(wanted, 16, 16)
