@@ -108,7 +108,12 @@ _SUBSAMPLINGS = {
     (4, 4): "410",
 }
 # Metadata that describes the old file, or that MP4 holds without being asked to hold any key.
-_OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
+_OF_THE_FILE = {
+    *("major_brand", "minor_version", "compatible_brands", "encoder", "duration"),
+    # What mkvmerge counts of each track.
+    *("bps", "number_of_frames", "number_of_bytes", "_statistics_tags"),
+    *("_statistics_writing_app", "_statistics_writing_date_utc"),
+}
 _KNOWN_TO_MP4 = {
     *("title", "artist", "album_artist", "composer", "album", "date", "comment", "genre"),
     *("copyright", "grouping", "lyrics", "description", "synopsis", "show", "episode_id"),
@@ -1049,7 +1054,7 @@ def _of_the_content(metadata: dict[str, str]) -> dict[str, str]:
     return {
         key: value
         for key, value in metadata.items()
-        if key.lower() not in _OF_THE_FILE and key not in twice
+        if key.lower().removesuffix("-eng") not in _OF_THE_FILE and key not in twice
     }
 
 
