@@ -34,6 +34,7 @@ CONTAINERS = {
     ".avi": "avi",
     ".ts": "mpegts",
     ".m2ts": "mpegts",
+    ".mts": "mpegts",
     ".nut": "nut",
 }
 """The suffixes of the videos that can be written, with FFmpeg's name of their container."""
@@ -65,7 +66,7 @@ _OPTIONS = {
 }
 # The encoder where H.264 would be taken and frames have alpha, of which it has none.
 _WITH_ALPHA = {"matroska": "ffv1", "nut": "ffv1", "avi": "ffv1", "mov": "prores_ks"}
-# Seconds by which the packets of one moment may lie apart in a file: as much as FFmpeg's muxer lets.
+# Seconds by which packets of one moment may lie apart in a file: as much as FFmpeg's muxer lets.
 _INTERLEAVED_S = 10
 # Containers that count time in fixed steps, and how many a second has.
 _TICKS = {"matroska": 1000, "webm": 1000, "mpegts": 90000}
@@ -395,7 +396,7 @@ class VideoReader:
                 if pts is None:  # raw streams have no timestamps
                     pts = 0 if last is None else last + self._ticks
                 if whole and not self._count and pts < 0:
-                    # Before the zero of the file's clock MP4 shows no frame and Matroska times none.
+                    # Before zero MP4 shows no frame, and Matroska gives none a time.
                     self._shift = pts * self._time_base
                     for packet in packets:
                         self._move(packet)
@@ -699,6 +700,8 @@ class VideoWriter:
         metadata = source.metadata if source else {}
         if container_name in ("mp4", "mov") and not metadata.keys() <= _KNOWN_TO_MP4:
             options["movflags"] = "use_metadata_tags"
+        if self.path.suffix.lower() in (".m2ts", ".mts"):  # as camcorders and Blu-ray write it
+            options["mpegts_m2ts_mode"] = "1"
         self._container: Any = av.open(
             self._file, "w", format=container_name, container_options=options
         )

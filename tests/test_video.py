@@ -579,6 +579,31 @@ def test_what_stands_beside_the_pixels_is_said(tmp_path):
     assert said == [(), ("closed captions inside the frames",), (), (), ()]
 
 
+def test_rgb_of_hdr_stays_hdr(tmp_path):
+    recipe = Recipe("ffv1", "gbrp10le", colour=(2, 0, 9, 16))
+    rewrite(recipe.make(tmp_path / "in.mkv"), tmp_path / "out.mp4", codec="libx265")
+    assert facts(tmp_path / "out.mp4")["colour"] == (9, 9, 16)
+
+
+@pytest.mark.parametrize("suffix", [".m2ts", ".MTS"])
+def test_camcorder_streams_have_packets_of_192_bytes(suffix, tmp_path):
+    source = Recipe(sounds=1, frames=12).make(tmp_path / "in.m2ts")
+    assert rewrite(source, tmp_path / f"out{suffix}").lost == []
+    data = (tmp_path / f"out{suffix}").read_bytes()
+    assert len(data) % 192 == 0
+    assert set(data[4::192]) == {0x47}
+    assert facts(tmp_path / f"out{suffix}")["pts"] == facts(source)["pts"]
+
+
+def test_what_mkvmerge_counted_of_the_old_track_is_not_said_of_the_new(tmp_path):
+    counted = {"BPS": "1000", "NUMBER_OF_BYTES-eng": "5", "_STATISTICS_TAGS": "BPS", "title": "T"}
+    source = Recipe(stream_metadata=counted).make(tmp_path / "in.mkv")
+    rewrite(source, tmp_path / "out.mkv")
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        said = container.streams.video[0].metadata
+    assert {key.lower() for key in said} - {"duration", "encoder"} == {"title"}
+
+
 def test_finer_timestamps_than_the_container_has_are_said(tmp_path):
     source = Recipe().make(tmp_path / "in.mp4")
     writer = rewrite(source, tmp_path / "out.mkv")
