@@ -41,7 +41,7 @@ class Comparison:
     def __call__(self, picture: Picture, restored: tuple[Plane, ...]) -> Picture:
         """The picture that shows both; ``picture`` is the input with its timestamps."""
         info = self.info
-        shapes = info.layout.plane_shapes(info.height, info.width, grey=len(restored) == 1)
+        shapes = info.layout.plane_shapes(info.height, info.width)
         show = self._beside if self._style == "side-by-side" else self._divided
         pair = (restored, picture.planes) if self._swapped else (picture.planes, restored)
         planes = tuple(

@@ -28,15 +28,15 @@ class PixelLayout:
     """What the samples of a frame mean.
 
     Attributes:
-      kind: "rgb" is one array of packed RGB; "gbr" three arrays in that order; "yuv" luma alone
-        (grey) or luma and two chroma arrays.
+      kind: "rgb" is one array of packed RGB; "gbr" three arrays in that order; "yuv" luma and
+        two chroma arrays; "grey" luma alone.
       bits: significant bits of a sample, in uint8 or uint16.
       chroma: rows and columns of pixels that share a chroma sample: (2, 2) is 4:2:0.
       weights: what red and blue weigh in luma, which fixes the YUV matrix.
       full_range: luma is 0 to 255 (for 8 bits), else 16 to 235 and chroma 16 to 240.
     """
 
-    kind: Literal["rgb", "gbr", "yuv"] = "rgb"
+    kind: Literal["rgb", "gbr", "yuv", "grey"] = "rgb"
     bits: int = 8
     chroma: tuple[int, int] = (1, 1)
     weights: tuple[float, float] = (0.299, 0.114)
@@ -47,15 +47,17 @@ class PixelLayout:
         """Of the samples."""
         return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
 
-    def plane_shapes(self, height: int, width: int, *, grey: bool = False) -> list[tuple[int, ...]]:
-        """The shapes of the arrays of a frame; ``grey`` is luma without chroma."""
+    def plane_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
+        """The shapes of the arrays of a frame."""
         if self.kind == "rgb":
             return [(height, width, 3)]
         if self.kind == "gbr":
             return [(height, width)] * 3
+        if self.kind == "grey":
+            return [(height, width)]
         rows, columns = self.chroma
         chroma = (-(-height // rows), -(-width // columns))
-        return [(height, width)] if grey else [(height, width), chroma, chroma]
+        return [(height, width), chroma, chroma]
 
     def to_rgb(self, planes: tuple[DevicePlane, ...]) -> Float[Array, "H W 3"]:
         """The frame as RGB, float32, clipped to [0, 1]."""
@@ -66,7 +68,7 @@ class PixelLayout:
             return jnp.stack([red, green, blue], axis=-1)
         low, luma_span, chroma_span = self._levels
         luma = (planes[0].astype(jnp.float32) - low) / luma_span
-        if len(planes) == 1:
+        if self.kind == "grey":
             return jnp.clip(jnp.stack([luma] * 3, axis=-1), 0, 1)
         middle = float(2 ** (self.bits - 1))
         blueness, redness = (
@@ -95,7 +97,7 @@ class PixelLayout:
             kr, kb = self.weights
             luma = kr * red + (1 - kr - kb) * green + kb * blue
             changes = [luma * luma_span]
-            if len(planes) > 1:
+            if self.kind == "yuv":
                 blueness, redness = (blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)
                 changes += [
                     _downsample(colour, self.chroma) * chroma_span for colour in (blueness, redness)

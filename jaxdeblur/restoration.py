@@ -158,7 +158,7 @@ class Stream:
         if isinstance(planes, (np.ndarray, jax.Array)):
             planes = (planes,)
         layout = self._what.layout
-        shapes = layout.plane_shapes(*self._size, grey=len(planes) == 1)
+        shapes = layout.plane_shapes(*self._size)
         dtypes = {plane.dtype for plane in planes}
         if [plane.shape for plane in planes] != shapes or dtypes != {layout.dtype}:
             right = ", ".join(" ".join(map(str, shape)) for shape in shapes)

@@ -206,10 +206,11 @@ class ImageWriter:
     def _pixels(self, picture: Picture) -> Plane:
         """Grey or RGB, of 8 or 16 bits."""
         info = self._info
-        if len(picture.planes) == 1 and info.layout.bits in (8, 16) and info.layout.full_range:
+        is_grey = info.layout.kind == "grey"
+        if is_grey and info.layout.bits in (8, 16) and info.layout.full_range:
             return picture.planes[0]
         rgb = to_packed_rgb(picture.planes, info.layout, 16 if info.layout.bits > 8 else 8)
-        return rgb[..., 0] if len(picture.planes) == 1 else rgb
+        return rgb[..., 0] if is_grey else rgb
 
     def _lose(self, what: str) -> None:
         what = f"{what} ({Path(self._name).suffix or 'the image format'} has no place for it)"
@@ -391,7 +392,7 @@ def _read_deep(path: Path, kind: str) -> Picture:
 def _encode_deep(pixels: Plane, alpha: Plane | None, encoder: str) -> bytes:
     """PNG or TIFF of 16 bits."""
     grey = pixels.ndim == 2
-    layout = PixelLayout("yuv" if grey else "rgb", 16)
+    layout = PixelLayout("grey" if grey else "rgb", 16)
     if grey and alpha is not None:
         pixels, layout = np.stack([pixels] * 3, axis=-1), PixelLayout("rgb", 16)
     info = VideoInfo(
@@ -467,7 +468,7 @@ def _turned(pixels: Plane, orientation: int | None) -> Plane:
 
 def _layout_of_image(picture: Picture) -> PixelLayout:
     plane = picture.planes[0]
-    return PixelLayout("rgb" if plane.ndim == 3 else "yuv", 8 * plane.dtype.itemsize)
+    return PixelLayout("rgb" if plane.ndim == 3 else "grey", 8 * plane.dtype.itemsize)
 
 
 def _pixel_format(layout: PixelLayout, has_alpha: bool) -> str:

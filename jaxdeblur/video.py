@@ -800,14 +800,15 @@ class VideoWriter:
             if (rows > 1 and odd[0]) or (columns > 1 and odd[1]):
                 # These encoders refuse odd sizes with chroma shared between pixels.
                 choice = wanted.replace(_SUBSAMPLINGS[(rows, columns)], "444", 1)
-        if info.layout.kind != "yuv" and not any(odd) and self.encoder in _CRF:
+        is_rgb = info.layout.kind in ("rgb", "gbr")
+        if is_rgb and not any(odd) and self.encoder in _CRF:
             # What players show: they rarely take RGB or 4:4:4.
             choice = "yuv420p10le" if info.layout.bits > 8 else "yuv420p"
             if info.has_alpha and "yuva420p" in formats:
                 choice = choice.replace("yuv", "yuva")
         if choice not in formats:
             choice = _nearest_format(choice, formats)
-        if info.layout.kind != "yuv" and av.VideoFormat(choice, 16, 16).components[0].is_luma:
+        if is_rgb and av.VideoFormat(choice, 16, 16).components[0].is_luma:
             # RGB becomes YUV: by the matrix and range that players assume. What is known of its
             # primaries and transfer function stays, as of HDR, whose primaries have their matrix.
             _, _, primaries, transfer = info.colour
@@ -939,7 +940,7 @@ def pixel_layout(frame: Any, path: Path) -> tuple[str, PixelLayout, bool]:
             return ("rgba64le" if bits > 8 else "rgba"), PixelLayout("rgb", 16 if deep else 8), True
         full = frame.color_range == _FULL_RANGE or unspecified
         bits = max(bits, 8)
-        return f"gray{deep}", PixelLayout("yuv", bits, full_range=full), False
+        return f"gray{deep}", PixelLayout("grey", bits, full_range=full), False
     sized = av.VideoFormat(pixel_format.name, 16, 16).components[1]
     chroma = (16 // sized.height, 16 // sized.width)
     if chroma not in _SUBSAMPLINGS:

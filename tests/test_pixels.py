@@ -19,22 +19,22 @@ LAYOUTS = {
     "4:4:4 12": PixelLayout("yuv", 12, (1, 1), REC_709, full_range=False),
     "4:1:1": PixelLayout("yuv", 8, (1, 4), full_range=False),
     "4:1:0": PixelLayout("yuv", 8, (4, 4), full_range=False),
-    "grey": PixelLayout("yuv", 8, full_range=True),
+    "grey": PixelLayout("grey", 8, full_range=True),
 }
 
 
-def planes_of(layout: PixelLayout, grey: bool, size=(7, 9)) -> tuple:
+def planes_of(layout: PixelLayout, size=(7, 9)) -> tuple:
     rng = np.random.default_rng(0)
     return tuple(
         jnp.asarray(rng.integers(0, 2**layout.bits, shape), layout.dtype)
-        for shape in layout.plane_shapes(*size, grey=grey)
+        for shape in layout.plane_shapes(*size)
     )
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_no_change_is_no_change_bit_for_bit(name):
     layout = LAYOUTS[name]
-    planes = planes_of(layout, grey=name == "grey")
+    planes = planes_of(layout)
     rgb = layout.to_rgb(planes)
     assert rgb.shape == (7, 9, 3)
     for before, after in zip(planes, layout.add(planes, jnp.zeros_like(rgb)), strict=True):
@@ -75,7 +75,7 @@ def test_a_change_of_colour_arrives(name):
 
 
 def test_a_change_of_grey_is_its_luma():
-    layout = PixelLayout("yuv", 8, weights=REC_709, full_range=True)
+    layout = PixelLayout("grey", 8, weights=REC_709, full_range=True)
     planes = (jnp.full((2, 2), 100, jnp.uint8),)
     (after,) = layout.add(planes, jnp.broadcast_to(jnp.array([1.0, 0, 0]) * 0.5, (2, 2, 3)))
     assert int(after[0, 0]) == 100 + round(0.5 * 0.2126 * 255)
@@ -83,7 +83,7 @@ def test_a_change_of_grey_is_its_luma():
 
 def test_changes_beyond_the_codes_are_clipped():
     layout = PixelLayout("yuv", 10, (2, 2), full_range=False)
-    planes = planes_of(layout, grey=False)
+    planes = planes_of(layout)
     for sign in (-5.0, 5.0):
         for plane in layout.add(planes, jnp.full((7, 9, 3), sign)):
             assert 0 <= plane.min() <= plane.max() <= 1023
