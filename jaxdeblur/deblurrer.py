@@ -142,13 +142,14 @@ class Deblurrer:
             jax.block_until_ready(restored)
 
     def compile(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
-        """Compiles for frames of a size and layout; gives their tiles, as ``tiles``.
-
-        A frame that is shared out by ``rows`` is compiled for only when it comes.
-        """
+        """Compiles for frames of a size and layout; gives their tiles, as ``tiles``."""
         tiles = self.tiles(height, width, layout)
+        if self._rows > 1:  # by a frame: how its arrays lie on the devices, the stream knows
+            shapes = layout.plane_shapes(height, width)
+            black = tuple(np.zeros(shape, layout.dtype) for shape in shapes)
+            self.open_stream(height, width, layout).push(black)
         # To choose tiles is to compile: what is chosen is what the compiler says that fits.
-        if self._rows == 1 and self._tile != "auto":
+        elif self._tile != "auto":
             step_memory(self.model, height, width, layout=layout, tiles=tiles)
         return tiles
 

@@ -17,6 +17,7 @@ import jaxdeblur
 from jaxdeblur import Deblurrer, models, restoration, weights
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.pixels import RGB8, PixelLayout
 from jaxdeblur.restoration import restore_clip
 
 NETWORK = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
@@ -58,17 +59,26 @@ def test_after_the_warm_up_nothing_is_compiled(model):
     assert restoration._step._cache_size() == before + 1
 
 
-@pytest.mark.parametrize("tile", ["auto", "none", "8x16"])
-def test_a_size_is_compiled_for_before_its_first_frame(tile, model, caplog):
-    deblurrer = Deblurrer(model, tile=tile)
-    height = {"auto": 22, "none": 24, "8x16": 28}[tile]  # sizes of no other test
+@pytest.mark.parametrize(
+    ("height", "options", "layout"),  # heights of no other test
+    [
+        (22, {}, RGB8),
+        (24, {"tile": "none"}, RGB8),
+        (28, {"tile": "8x16"}, RGB8),
+        (30, {}, PixelLayout("grey")),
+        (32, {"rows": 2}, RGB8),
+    ],
+)
+def test_a_size_is_compiled_for_before_its_first_frame(height, options, layout, model, caplog):
+    deblurrer = Deblurrer(model, **options)
+    frame = [np.zeros(shape, np.uint8) for shape in layout.plane_shapes(height, 26)]
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        deblurrer.compile(height, 26)
+        deblurrer.compile(height, 26, layout)
         steps = [r for r in caplog.messages if "XLA compilation of jit(_step)" in r]
         assert len(steps) == 1
-        stream = deblurrer.open_stream(height, 26)
+        stream = deblurrer.open_stream(height, 26, layout)
         caplog.clear()
-        stream.push((np.zeros((height, 26, 3), np.uint8),))
+        stream.push(tuple(frame))
     assert not [r for r in caplog.messages if "XLA compilation of jit(_step)" in r]
 
 
