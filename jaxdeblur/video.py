@@ -341,6 +341,9 @@ class VideoReader:
                 yield packet, []
                 continue
             if packet.is_corrupt:
+                yield packet, self._frames_of(None)  # those that the decoder still holds
+                if self._duration is not None and self._count / self._rate >= self._duration:
+                    return  # all of the part is there
                 raise UserError(self._cut_short())
             yield packet, self._frames_of(packet)
 
@@ -448,9 +451,9 @@ class VideoReader:
         return rest
 
     def _frames_of(self, packet: Any) -> list[Any]:
-        if self._alpha_decoder is None:
-            return packet.decode()
-        return self._alpha_decoder.decode(packet if packet.size else None)
+        """The frames that a packet completes; with an empty one or None, all that are left."""
+        decoder = self._alpha_decoder or self._track.codec_context
+        return decoder.decode(packet if packet is not None and packet.size else None)
 
     def _in_part(self, packet: Any) -> bool:
         """Whether a packet lies in the part that is read."""
@@ -556,7 +559,8 @@ class VideoReader:
             )
 
     def _cut_short(self) -> str:
-        good = f" (--duration={float(self._count / self._rate):.3g} restores them)"
+        seconds = math.floor(1000 * self._count / self._rate) / 1000
+        good = f" (--duration={seconds:.10g} restores them)"
         return (
             f"{self.path}: is cut short or damaged after {self._count} frames"
             f"{good if self._count else ''}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -402,6 +403,32 @@ def test_matroska_that_is_cut_short_is_an_error(suffix, tmp_path):
         VideoReader(cut) as reader,
     ):
         list(reader)
+
+
+@pytest.mark.parametrize("name", ["in.mp4", "in.ts", "in.mkv"])
+def test_of_a_file_that_is_cut_short_what_is_said_to_be_good_can_be_read(name, tmp_path):
+    path = tmp_path / name
+    movflags = {"movflags": "faststart"} if name == "in.mp4" else {}
+    with av.open(str(path), "w", container_options=movflags) as out:
+        video = out.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        rng = np.random.default_rng(0)
+        for _ in range(100):
+            frame = av.VideoFrame(64, 48, "yuv420p")
+            for plane in frame.planes:
+                np.frombuffer(plane, np.uint8)[:] = rng.integers(0, 255, plane.buffer_size)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    data = path.read_bytes()
+    place = len(data) // 2 // 188 * 188 + 188 * 3
+    # Of a transport stream nothing says how long it is, so packets are taken from its middle.
+    path.write_bytes(data[:place] + (data[place + 188 * 5 :] if name == "in.ts" else b""))
+    with pytest.raises(UserError, match="--duration") as caught, VideoReader(path) as reader:
+        list(reader)
+    found = re.search(r"after (\d+) frames \(--duration=([\d.]+) restores", str(caught.value))
+    assert found is not None
+    with VideoReader(path, duration=float(found[2])) as reader:
+        assert len(list(reader)) == int(found[1]) > 20
 
 
 def test_a_live_recording_says_no_length(tmp_path):
