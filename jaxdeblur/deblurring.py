@@ -28,6 +28,7 @@ from jaxdeblur.images import (
     list_frames,
     natural_key,
 )
+from jaxdeblur.options import Time
 from jaxdeblur.pixels import Plane
 from jaxdeblur.sequences import ImageReader, ImageWriter, RawReader, RawWriter, is_image
 from jaxdeblur.stages import Progress, Timing, run_stages
@@ -43,8 +44,9 @@ class DeblurConfig:
 
     Attributes:
       strength: how much of the restoration is mixed with the input, 0 to 1.
-      start: where in the video to begin, in seconds.
-      duration: how much of the video to restore, in seconds.
+      start: where in the video to begin, in seconds or as [H:]MM:SS.
+      end: where in the video to end, likewise.
+      duration: how much of the video to restore, instead of an end.
       codec: FFmpeg's name of the video encoder; by default the input's codec, else libx264.
       crf: quality of the video, smaller is better; by default about invisible loss.
       fps: frames a second of frames that come from images or a pipe.
@@ -58,8 +60,9 @@ class DeblurConfig:
     """
 
     strength: float = 1.0
-    start: float = 0.0
-    duration: float | None = None
+    start: Time = Time(0.0)
+    end: Time | None = None
+    duration: Time | None = None
     codec: str | None = None
     crf: int | None = None
     fps: float = 25.0
@@ -78,6 +81,10 @@ class DeblurConfig:
             raise UserError(f"--start is a time in seconds, 0 or more, not {self.start:g}")
         if self.duration is not None and not 0 < self.duration < 1e9:
             raise UserError(f"--duration is a time in seconds, over 0, not {self.duration:g}")
+        if self.end is not None and self.duration is not None:
+            raise UserError("--end and --duration say the same; give one of them")
+        if self.end is not None and not self.start < self.end < 1e9:
+            raise UserError(f"--end is a time after --start={self.start:g}, not {self.end:g}")
         if self.crf is not None and not 0 <= self.crf <= 63:
             raise UserError(f"--crf is 0 (best) to 63, not {self.crf}")
         if not 0.01 <= self.fps <= 10000:
@@ -87,6 +94,11 @@ class DeblurConfig:
         if self.compare_as != "side-by-side" and self.compare is None:
             raise UserError(f"--compare-as={self.compare_as} is for --compare=FILE; name the file")
         self.raw_size  # noqa: B018  # complains if it is not a size
+
+    @property
+    def length(self) -> float | None:
+        """Seconds of the video to restore, by ``duration`` or ``end``; None for all that follow."""
+        return self.duration if self.end is None else self.end - self.start
 
     @property
     def raw_size(self) -> tuple[int, int] | None:
@@ -395,16 +407,16 @@ def _check_compare(job: Job, compare: str) -> None:
 
 
 def _open_source(job: Job, config: DeblurConfig) -> Any:
-    cut = bool(config.start or config.duration is not None)
+    cut = bool(config.start or config.length is not None)
     if job.kind == "video":
         return VideoReader(
             job.paths[0],
             max_pixels=config.max_pixels,
             start=config.start,
-            duration=config.duration,
+            duration=config.length,
         )
     if cut:
-        raise UserError(f"--start and --duration are for video files, and {job.name} is none")
+        raise UserError(f"--start, --end and --duration are for video files, and {job.name} is none")
     if job.kind == "images":
         return ImageReader(job.paths, rate=config.rate, max_pixels=config.max_pixels)
     if config.raw_size is None:

@@ -19,6 +19,26 @@ LARGEST = 2**40
 """No option is a larger whole number; what JAX counts with 32 bits is bounded by its config."""
 
 
+class Time(float):
+    """A time in seconds, as an option says it: 90.5, 1:30.5 and 0:01:30.5 are the same."""
+
+    def __new__(cls, value: float | str) -> Time:
+        """Reads it; a text that is none is an error of argparse."""
+        text = str(value)
+        clock = re.fullmatch(
+            r"(?:(\d{1,6}):([0-5]?\d)|(\d{1,6})):([0-5]?\d(?:\.\d*)?)", text, re.ASCII
+        )
+        if clock:
+            hours, minutes, minutes_alone, seconds = clock.groups(default="0")
+            value = 3600 * int(hours) + 60 * int(minutes) + 60 * int(minutes_alone) + float(seconds)
+        try:
+            return super().__new__(cls, value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text[:50]!r} is no time: give seconds or [HOURS:]MINUTES:SECONDS, as 90.5, 1:30"
+            ) from None
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line (:class:`UserError`)."""
 

@@ -460,6 +460,17 @@ def test_tiles_and_start_and_duration(command, tmp_path):
     assert np.abs(whole.astype(int) - tiles).max() <= 1
 
 
+def test_a_part_may_be_given_as_the_clock_shows_it(command, tmp_path):
+    make_video(tmp_path / "in.mkv", 8)
+    for name, part in {
+        "one": ["--start=0.08", "--end=0.24"],
+        "two": ["--start=0:00.08", "--duration=00:00:00.16"],
+    }.items():
+        code, said = command("in.mkv", f"{name}.mkv", "--strength=0", *part)
+        assert code == 0, said
+        np.testing.assert_array_equal(rgb_of(Path(f"{name}.mkv")), pictures(8)[2:6])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -488,6 +499,9 @@ def test_tiles_and_start_and_duration(command, tmp_path):
         (["in.mkv", "out.mkv", "--start=-1"], "--start is a time"),
         (["in.mkv", "out.mkv", "--start=99"], "has no frame at --start=99"),
         (["in.mkv", "out.mkv", "--duration=0"], "--duration is a time"),
+        (["in.mkv", "out.mkv", "--start=1:75"], "--start: '1:75' is no time: give seconds or"),
+        (["in.mkv", "out.mkv", "--start=2", "--end=0:02"], "--end is a time after --start=2, not"),
+        (["in.mkv", "out.mkv", "--end=1", "--duration=1"], "give one of them"),
         (["in.mkv", "out.mkv", "--size=axb"], "--size=axb"),
         (["in.mkv", "out.mkv", "--crf=99"], "--crf is 0"),
         (["in.mkv", "out.mkv", "--fps=0"], "--fps is frames"),

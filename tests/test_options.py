@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import random  # noqa: F401  # what an extension of this name must not replace
 import sys
@@ -14,6 +15,7 @@ from jaxdeblur import extensions
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import (
     Parser,
+    Time,
     add_fields,
     differing_fields,
     field_help,
@@ -42,6 +44,20 @@ class Sample:
     below: tuple[int, ...] = (1, 2)
     """Documented below."""
     pair: tuple[float, float] = (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90.5", 90.5), ("1:30.5", 90.5), ("0:01:30.5", 90.5), ("100:00", 6000), ("01:00:00", 3600)],
+)
+def test_times(text: str, seconds: float) -> None:
+    assert Time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "1:", "1:60", "1:60:00", ":30", "1:2:3:4", "-1:30", "soon"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no time"):
+        Time(text)
 
 
 def parse(*arguments: str) -> Sample:
