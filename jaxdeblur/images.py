@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import imageio.v3 as imageio
 import numpy as np
@@ -64,10 +65,25 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     return [_piece_key(piece) for piece in re.findall(r"[0-9]+|[^0-9]+", name)], name
 
 
+class Header(NamedTuple):
+    """What the header of an image says."""
+
+    height: int
+    width: int
+    is_grey: bool
+    has_alpha: bool
+
+
+def image_header(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Header:
+    """What an image is, from its header alone; raises as :func:`read_image`."""
+    with _opened(Path(path), max_pixels) as image:
+        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+        return Header(image.height, image.width, grey, image.has_transparency_data)
+
+
 def image_size(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """The (height, width) of an image, from its header alone; raises as :func:`read_image`."""
-    with _opened(Path(path), max_pixels) as image:
-        return image.height, image.width
+    return image_header(path, max_pixels)[:2]
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Frame8:

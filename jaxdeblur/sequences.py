@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.images import IMAGE_SUFFIXES, MAX_PIXELS, image_size
+from jaxdeblur.images import IMAGE_SUFFIXES, MAX_PIXELS, image_header
 from jaxdeblur.pixels import DevicePlane, PixelLayout, Plane
 from jaxdeblur.video import Picture, VideoInfo, build_frame, frame_planes, pixel_layout
 
@@ -62,8 +62,10 @@ _SHOWN = {
 class ImageReader:
     """Reads image files as the frames of a video, in the order given.
 
+    Grey images among others become RGB, and those without alpha among others are opaque.
+
     Attributes:
-      info: what the frames are, by the first one.
+      info: what the frames are.
     """
 
     trailing: Sequence[Any] = ()
@@ -71,18 +73,27 @@ class ImageReader:
     def __init__(
         self, paths: Sequence[Path], *, rate: Fraction = Fraction(25), max_pixels: int = MAX_PIXELS
     ):
-        """Reads the first image.
+        """Reads the headers of all images, and the first image.
 
         Raises:
-          UserError: there is no image, or the first cannot be read.
+          UserError: there is no image, one is none, sizes differ, or the first cannot be read.
         """
         self._paths, self._max_pixels = paths, max_pixels
         if not paths:
             raise UserError("there are no images to restore")
+        headers = [image_header(path, max_pixels) for path in paths]
+        height, width = headers[0][:2]
+        for path, header in zip(paths, headers, strict=True):
+            if header[:2] != (height, width):
+                raise UserError(
+                    f"{path}: {header.width}x{header.height}, but {paths[0].name} is "
+                    f"{width}x{height}; the frames of a video have one size"
+                )
         self._first = read_picture(paths[0], max_pixels)
-        planes, layout = self._first.planes, _layout_of_image(self._first)
-        height, width = planes[0].shape[:2]
-        has_alpha = self._first.alpha is not None
+        layout = _layout_of_image(self._first)
+        if not all(header.is_grey for header in headers):
+            layout = dataclasses.replace(layout, kind="rgb")
+        has_alpha = any(header.has_alpha for header in headers)
         self.info = VideoInfo(
             height=height,
             width=width,
@@ -103,22 +114,15 @@ class ImageReader:
         pass
 
     def __iter__(self) -> Iterator[Picture]:
-        """The pictures; raises :class:`UserError` if one differs from the first or is damaged."""
-        info = self.info
+        """The pictures; raises :class:`UserError` if one has other bits, or is damaged."""
         for index, path in enumerate(self._paths):
             picture = self._first if not index else read_picture(path, self._max_pixels)
-            height, width = picture.planes[0].shape[:2]
-            if (height, width) != (info.height, info.width):
+            if self.info.layout.kind == "rgb" and picture.planes[0].ndim == 2:
+                picture = _in_colour(picture)
+            if _layout_of_image(picture) != self.info.layout:
                 raise UserError(
-                    f"{path}: {width}x{height}, but {self._paths[0].name} is "
-                    f"{info.width}x{info.height}; the frames of a video have one size"
-                )
-            if _layout_of_image(picture) != info.layout or (
-                (picture.alpha is not None) != info.has_alpha
-            ):
-                raise UserError(
-                    f"{path}: other channels or bits than {self._paths[0].name}; the frames of a "
-                    "video have one format"
+                    f"{path}: other bits than {self._paths[0].name}; the frames of a video have "
+                    "one format"
                 )
             picture.pts, picture.duration = index, 1
             yield picture
@@ -324,7 +328,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     Raises:
       UserError: as ``images.read_image``, and of pixels that are floats.
     """
-    image_size(path, max_pixels)  # refuses what is too large or no image, by the header alone
+    image_header(path, max_pixels)  # refuses what is too large or no image, by the header alone
     try:
         with Image.open(path) as image:
             if image.mode == "F":
@@ -464,6 +468,14 @@ def _turned(pixels: Plane, orientation: int | None) -> Plane:
     if a:
         return np.ascontiguousarray(pixels[::d, ::a])
     return np.ascontiguousarray(pixels[::c, ::b].swapaxes(0, 1))
+
+
+def _in_colour(picture: Picture) -> Picture:
+    """A grey picture as RGB; a profile of grey would be wrong there."""
+    extra = {key: value for key, value in picture.extra.items() if key != "icc_profile"}
+    lost = picture.lost + ("colour profile of grey images",) * (extra != picture.extra)
+    rgb = np.repeat(picture.planes[0][..., None], 3, axis=-1)
+    return dataclasses.replace(picture, planes=(rgb,), extra=extra, lost=lost)
 
 
 def _layout_of_image(picture: Picture) -> PixelLayout:

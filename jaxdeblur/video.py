@@ -975,11 +975,14 @@ def build_frame(picture: Picture, info: VideoInfo) -> Any:
     """A frame for the encoder from a picture's arrays."""
     frame: Any = av.VideoFrame(info.width, info.height, info.pixel_format)
     arrays = list(picture.planes)
-    if info.has_alpha and picture.alpha is not None:
+    if info.has_alpha:
+        alpha = picture.alpha
+        if alpha is None:  # an image without, among others
+            alpha = np.full(arrays[0].shape[:2], 2**info.layout.bits - 1, info.layout.dtype)
         if info.layout.kind == "rgb":
-            arrays = [np.concatenate([arrays[0], picture.alpha[..., None]], axis=-1)]
+            arrays = [np.concatenate([arrays[0], alpha[..., None]], axis=-1)]
         else:
-            arrays.append(picture.alpha)
+            arrays.append(alpha)
     for plane, array in zip(frame.planes, arrays, strict=True):
         rows = array.reshape(array.shape[0], -1)
         target = np.frombuffer(plane, array.dtype).reshape(array.shape[0], -1)

@@ -563,6 +563,60 @@ def test_weights_that_do_not_exist(command, tmp_path):
     assert (code, said.count("\n")) == (2, 1)
 
 
+@pytest.mark.parametrize("grey", [0, 1])
+def test_one_grey_image_among_others_becomes_rgb(grey, command, tmp_path):
+    (tmp_path / "in").mkdir()
+    frames = pictures(3)
+    frames[grey] = frames[grey, ..., :1]
+    for i, frame in enumerate(frames):
+        image = Image.fromarray(frame[..., 0] if i == grey else frame)
+        profile = {"icc_profile": b"of grey"} if i == grey else {}
+        image.save(tmp_path / "in" / f"{i}.png", **profile)
+    code, said = command("in", "out", "--strength=0")
+    assert code == 0, said
+    assert "not kept: colour profile of grey images" in said
+    for i, frame in enumerate(frames):
+        with Image.open(f"out/{i}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), frame)
+            assert "icc_profile" not in image.info
+    assert command("in", "out.mov", "--codec=png", "--strength=0")[0] == 0
+    np.testing.assert_array_equal(rgb_of(Path("out.mov")), frames)
+
+
+@pytest.mark.parametrize("opaque", [0, 1])
+def test_an_image_without_alpha_among_others_is_opaque(opaque, command, tmp_path):
+    (tmp_path / "in").mkdir()
+    for i, frame in enumerate(pictures(3)):
+        image = Image.fromarray(frame)
+        if i != opaque:
+            image.putalpha(100)
+        image.save(tmp_path / "in" / f"{i}.png")
+    code, said = command("in", "out", "--strength=0")
+    assert (code, "not kept" in said) == (0, False), said
+    for i in range(3):
+        with Image.open(f"out/{i}.png") as image:
+            assert image.mode == ("RGB" if i == opaque else "RGBA")
+    assert command("in", "out.mov", "--codec=png")[0] == 0
+    with av.open("out.mov") as container:
+        alphas = [f.to_ndarray(format="rgba")[0, 0, 3] for f in container.decode(video=0)]
+    assert alphas == [255 if i == opaque else 100 for i in range(3)]
+
+
+def test_other_bits_are_said_and_another_size_before_anything_is_restored(
+    command, monkeypatch, tmp_path
+):
+    (tmp_path / "in").mkdir()
+    for i, frame in enumerate(pictures(3)):
+        Image.fromarray(frame).save(tmp_path / "in" / f"{i}.png")
+    Image.fromarray(pictures(1)[0, ..., 0].astype(np.uint16)).save(tmp_path / "in" / "1.png")
+    code, said = command("in", "out")
+    assert (code, "1.png: other bits than 0.png" in said) == (2, True), said
+    Image.fromarray(pictures(1, 16)[0]).save(tmp_path / "in" / "2.png")
+    monkeypatch.setattr(Deblurrer, "compile", None)  # nothing gets so far
+    code, said = command("in", "out")
+    assert (code, "2.png: 32x16, but 0.png is 32x24" in said) == (2, True), said
+
+
 def test_a_damaged_frame_or_another_size_leaves_the_old_output(command, tmp_path):
     (tmp_path / "in").mkdir()
     for i, frame in enumerate(pictures(3)):
