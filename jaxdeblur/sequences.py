@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -338,6 +339,8 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
             if image.mode == "CMYK":
                 extra.pop("icc_profile", None)  # it is of inks
                 lost.append("CMYK (written as RGB)")
+            if image.format == "AVIF" and _is_deep_avif(path):
+                lost.append("more than 8 bits (AVIF is read in 8)")
             if (count := getattr(image, "n_frames", 1)) > 1:
                 lost.append(f"pictures after the first ({count} in the file)")
             if _is_deep(image):
@@ -382,6 +385,13 @@ def _is_deep(image: Image.Image) -> bool:
     if image.format == "PPM" and isinstance(how, tuple):  # the mode and its largest value
         return how[-1] > 255
     return image.mode.startswith("I") or ";16" in str(how)
+
+
+def _is_deep_avif(path: Path) -> bool:
+    """Whether an AVIF has 10 or 12 bits a sample, by its ``av1C`` box (AV1 in ISOBMFF, 2.3.3)."""
+    # Two bytes of version, profile and level; then flags, of which the second says so.
+    found = re.search(rb"av1C..(.)", path.read_bytes(), re.DOTALL)
+    return found is not None and bool(found[1][0] & 0x40)
 
 
 def _read_deep(path: Path, kind: str) -> Picture:

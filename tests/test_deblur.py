@@ -198,6 +198,18 @@ def test_avif_is_read_and_becomes_png(command, tmp_path):
     assert (code, "in: several images would become both/2.png" in said) == (2, True), said
 
 
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+@pytest.mark.parametrize(("pixel_format", "lost"), [("yuv420p", False), ("yuv420p10le", True)])
+def test_avif_of_10_bits_is_said_to_be_read_in_8(pixel_format, lost, command, tmp_path):
+    with av.open(str(tmp_path / "in.avif"), "w", format="avif") as out:
+        image = out.add_stream("libsvtav1", rate=1, options={"preset": "8"})
+        image.width, image.height, image.pix_fmt = 64, 64, pixel_format
+        out.mux(image.encode(av.VideoFrame(64, 64, pixel_format)))
+        out.mux(image.encode(None))
+    code, said = command("in.avif", "out.png", "--strength=0")
+    assert (code, "not kept: more than 8 bits (AVIF is read in 8)" in said) == (0, lost), said
+
+
 def encoded_deeply(frame: np.ndarray, encoder: str, pixel_format: str) -> bytes:
     context = av.CodecContext.create(encoder, "w")
     context.width, context.height, context.pix_fmt = 32, 24, pixel_format
