@@ -369,6 +369,18 @@ class TestBrowser:
         opened.context.close()
         assert opened.complaints == []
 
+    def test_a_long_name_leaves_the_table_whole_and_the_slider_long(self, browser, tmp_path):
+        path = tmp_path / "report.html"
+        video = a_video("a long name " * 6 + "and_one_that_cannot_be_broken", 27.0, explained=False)
+        report.write(path, dataclasses.replace(an_evaluation(), videos=[video]))
+        for width, least in ((1280, 300), (1100, 300), (375, 100)):
+            opened = Opened(browser, path, viewport={"width": width, "height": 900})
+            table = opened.page.locator(".scroll")
+            assert table.evaluate("(box) => box.scrollWidth <= box.clientWidth"), width
+            slider = opened.first.get_by_role("slider", name="Frame", exact=True)
+            assert slider.bounding_box()["width"] > least
+            opened.context.close()
+
     def test_a_phone(self, browser, page_path):
         opened = Opened(
             browser,
