@@ -37,6 +37,8 @@ from jaxdeblur.video import CONTAINERS, Picture, VideoInfo, VideoReader, VideoWr
 # Seconds after which a wait is explained.
 _LONG_S = 3.0
 
+_BEGINNING = Time(0.0)
+
 
 @dataclasses.dataclass(frozen=True)
 class DeblurConfig:
@@ -60,7 +62,7 @@ class DeblurConfig:
     """
 
     strength: float = 1.0
-    start: Time = Time(0.0)
+    start: Time = _BEGINNING
     end: Time | None = None
     duration: Time | None = None
     codec: str | None = None
@@ -416,7 +418,9 @@ def _open_source(job: Job, config: DeblurConfig) -> Any:
             duration=config.length,
         )
     if cut:
-        raise UserError(f"--start, --end and --duration are for video files, and {job.name} is none")
+        raise UserError(
+            f"--start, --end and --duration are for video files, and {job.name} is none"
+        )
     if job.kind == "images":
         return ImageReader(job.paths, rate=config.rate, max_pixels=config.max_pixels)
     if config.raw_size is None:
