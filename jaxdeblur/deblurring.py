@@ -229,17 +229,18 @@ def restore_all(deblurrer: Deblurrer, jobs: list[Job], config: DeblurConfig) -> 
         raise UserError("--fps is for images and pipes; videos keep their own")
     if config.size is not None and "pipe" not in kinds:
         raise UserError("--size is for a pipe; files say how large they are")
-    failed = 0
+    failed = []
     for job in jobs:
         try:
             deblur(deblurrer, job, config)
         except UserError as error:
             if len(jobs) == 1:
                 raise
-            failed += 1
+            failed.append(job.name)
             _say(f"error: {' '.join(str(error).split())}")
     if failed:
-        raise UserError(f"{failed} of {len(jobs)} inputs could not be restored")
+        names = ", ".join(failed)
+        raise UserError(f"{len(failed)} of {len(jobs)} inputs could not be restored: {names}")
 
 
 def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:

@@ -375,8 +375,11 @@ def test_many_inputs_into_a_folder_and_only_once(command, tmp_path):
     code, said = command("a.mkv", "b.mp4", "bad.mp4", "--out-dir=out")
     assert code == 2
     assert "bad.mp4: is not a video" in said
-    assert "1 of 3" in said
+    assert said.endswith("1 of 3 inputs could not be restored: bad.mp4\n")
     assert sorted(os.listdir("out")) == ["a.mkv", "b.mp4"]
+    code, said = command("a.mkv", "misspelt.mkv", "--out-dir=other")
+    assert (code, "misspelt.mkv: no such file" in said) == (2, True)
+    assert not os.path.exists("other")  # nothing is restored before all inputs are there
     before = {name: os.stat(f"out/{name}").st_mtime_ns for name in os.listdir("out")}
     code, said = command("*.mkv", "b.mp4", "--out-dir=out", "--skip-done")
     assert (code, "nothing left" in said) == (0, True)
