@@ -240,6 +240,20 @@ def test_every_variation_occurs_and_each_can_be_switched_off():
     assert ways(plain) == {clip.tobytes()}
 
 
+def test_of_an_even_number_of_frames_the_earlier_as_played_is_sharp(tmp_path: Path):
+    """Of the two in the middle, played either way, as on the host."""
+    ramp = np.broadcast_to(2 * np.arange(40, dtype=np.uint8)[:, None, None, None], (40, 16, 16, 3))
+    spec = folder(tmp_path, ramp)
+    config = DataConfig(data=(spec,), render="device", taus=(2, 4), duty=(0.8, 1.0))
+    ways = set()
+    for batch in take(8, config):
+        blurred, sharp = (batch[name].astype(int) for name in ("blurred", "sharp"))
+        way = np.sign(sharp[:, 1:2] - sharp[:, :1])
+        ways |= set(way[:, 0, 0, 0, 0].tolist())
+        np.testing.assert_array_equal(blurred, sharp + way)
+    assert ways == {-1, 1}
+
+
 def test_any_clips_in_a_row_hold_each_source_by_its_share():
     shares = (0.65, 0.25, 0.1)
     sources = source_of_clips(np.arange(10_000), shares)

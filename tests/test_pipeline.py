@@ -336,6 +336,21 @@ def test_of_an_even_number_of_frames_the_earlier_middle_one_is_sharp():
         np.testing.assert_array_equal(batch["blurred"], batch["sharp"] + 1)
 
 
+def test_played_backwards_it_is_the_earlier_one_as_it_is_played():
+    """Else half of the clips would train for one of the two middle frames, half for the other."""
+    options = dataclasses.replace(AS_THEY_LIE, taus=(2, 4), duty=(0.8, 1.0), reversal=True)
+    ways = set()
+    for share in (0.0, 1.0):
+        some = dataclasses.replace(options, sharp_input=share)
+        for batch in take(20, [(ramp_of(40, 2), 1.0)], some, batch_size=2, seed=0):
+            blurred, sharp = (batch[name].astype(int) for name in ("blurred", "sharp"))
+            way = np.sign(sharp[:, 1:2] - sharp[:, :1])
+            ways |= set(way[:, 0, 0, 0, 0].tolist())
+            expected = sharp if share else sharp + way
+            np.testing.assert_array_equal(blurred, np.broadcast_to(expected, blurred.shape))
+    assert ways == {-1, 1}
+
+
 def test_the_share_of_clips_averaged_in_linear_light():
     black_white = np.zeros((20, 16, 16, 3), np.uint8)
     black_white[1::2] = 255

@@ -210,8 +210,9 @@ def _compiled(
             assert cache is not None
             key, source = key_and_source
             cut_key, way_key = jax.random.split(key)
-            pair = read_cut(cache, draw_cut(cut_key, cache, source - 1, options), options)
-            return vary(way_key, *pair, options)
+            drawn = draw_cut(cut_key, cache, source - 1, options)
+            backwards = draw_ways(way_key)[0] & options.reversal
+            return vary(way_key, *read_cut(cache, drawn, options, backwards), options)
 
         def make(rendered: int) -> tuple[Array, Array]:
             parts = []
@@ -291,10 +292,16 @@ def draw_cut(
     )
 
 
-def read_cut(cache: FrameCache, cut: Cut, options: ClipOptions) -> ClipPair:
+def read_cut(
+    cache: FrameCache, cut: Cut, options: ClipOptions, backwards: Bool[Array, ""] | bool = False
+) -> ClipPair:
     """(blurred, sharp) of a drawn clip: uint8 ``T H W 3``, the very values of the host's average.
 
     Every exposure takes as long as the longest: frames beyond its tau are read and not added.
+
+    Args:
+      backwards: whether the clip will be reversed, for which an even tau has another sharp frame
+        (``pipeline.SourceClip``); here it is still in its own order.
     """
     crop, longest = options.crop, max(options.taus)
     tau = jnp.array(options.taus)[cut.tau]
@@ -312,7 +319,7 @@ def read_cut(cache: FrameCache, cut: Cut, options: ClipOptions) -> ClipPair:
 
         total = jax.lax.fori_loop(0, longest, add, jnp.zeros((crop, 3 * crop)))
         blurred = jnp.searchsorted(level, total, side="right").astype(jnp.uint8)
-        return blurred, frame(start + (tau - 1) // 2)
+        return blurred, frame(start + jnp.where(backwards, tau // 2, (tau - 1) // 2))
 
     blurred, sharp = jax.vmap(expose)(cut.start + cut.period * jnp.arange(options.frames))
     shape = (options.frames, crop, crop, 3)
@@ -344,14 +351,19 @@ def _averaging(
     return values, levels
 
 
+def draw_ways(key: PRNGKeyArray) -> Bool[Array, " 4"]:
+    """Whether a clip is reversed, mirrored down and across, and turned, each half of the time."""
+    return jax.random.bernoulli(key, 0.5, (4,))
+
+
 def vary(
     key: PRNGKeyArray,
     blurred: UInt8[Array, "T H W 3"],
     sharp: UInt8[Array, "T H W 3"],
     options: ClipOptions,
 ) -> ClipPair:
-    """The same mirroring, turning and reversal of both, each half of the time."""
-    backwards, down, across, turned = jax.random.bernoulli(key, 0.5, (4,))
+    """The same mirroring, turning and reversal of both, as drawn from ``key``."""
+    backwards, down, across, turned = draw_ways(key)
     pair = jnp.stack([blurred, sharp])
     for axis, chosen, allowed in (
         (1, backwards, options.reversal),

@@ -13,7 +13,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -199,6 +199,16 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
+class SourceClip(NamedTuple):
+    """One clip as it lies in its source."""
+
+    blurred: Video8
+    sharp: Video8
+    sharp_backwards: Video8
+    """What is sharp if the clip is played backwards, still in its own order. Of an even tau that is
+    the other one of the two frames in the middle: so it is always the one that is played first."""
+
+
 class Source:
     """One data set as a numbered list of clips, those of slow videos first."""
 
@@ -238,8 +248,8 @@ class Source:
         videos = bisect.bisect_right(self.motion, limit)
         return self.ends[videos - 1] if videos else 0
 
-    def clip(self, number: int, rng: np.random.Generator) -> tuple[Video8, Video8]:
-        """(blurred, sharp) of a clip: a random crop, and of high-speed video random exposures."""
+    def clip(self, number: int, rng: np.random.Generator) -> SourceClip:
+        """A random crop of a clip, and of high-speed video random exposures."""
         index = bisect.bisect_right(self.ends, number)
         video = self.videos[index]
         crop = self.options.crop
@@ -250,7 +260,8 @@ class Source:
             return self._expose(video, area, rng)
         start = number - self.ends[index] + self._count(video)
         times = slice(start, start + self.options.frames)
-        return video.blurred_frames.read(times, *area), video.sharp_frames.read(times, *area)
+        sharp = video.sharp_frames.read(times, *area)
+        return SourceClip(video.blurred_frames.read(times, *area), sharp, sharp)
 
     def _count(self, video: PairedVideo | HighSpeedVideo) -> int:
         """How many clips a video holds; of high-speed frames, how many exposures it is worth."""
@@ -273,7 +284,7 @@ class Source:
 
     def _expose(
         self, video: HighSpeedVideo, area: tuple[slice, slice], rng: np.random.Generator
-    ) -> tuple[Video8, Video8]:
+    ) -> SourceClip:
         o, length = self.options, len(video.frames)
         tau = int(rng.choice(self.fitting_taus(video)))
         least, most = self.periods(video, tau)
@@ -284,7 +295,10 @@ class Source:
         frames = video.frames.read(slice(start, start + needed), *area)
         exposures = [frames[n * period :][:tau] for n in range(o.frames)]
         blurred = np.stack([average(exposure, linear) for exposure in exposures])
-        return blurred, np.stack([exposure[(tau - 1) // 2] for exposure in exposures])
+        sharp = np.stack([exposure[(tau - 1) // 2] for exposure in exposures])
+        if tau % 2:
+            return SourceClip(blurred, sharp, sharp)
+        return SourceClip(blurred, sharp, np.stack([e[tau // 2] for e in exposures]))
 
 
 class _Sampler:
@@ -325,7 +339,7 @@ class _Sampler:
             if number >= allowed:
                 number = int(rng.integers(allowed))
             try:
-                blurred, sharp = source.clip(number, rng)
+                clip = source.clip(number, rng)
             except UserError as error:
                 problems.append(str(error))
                 if len(problems) == _MOST_FAILURES:
@@ -334,15 +348,15 @@ class _Sampler:
                 continue
             number = allowed  # another one, should this one be too still
             draws -= 1
-            if _difference(blurred, sharp) >= self.options.least_blur:
+            if _difference(clip.blurred, clip.sharp) >= self.options.least_blur:
                 break
-        blurred, sharp = self._vary(sharp if as_it_is else blurred, sharp, rng)
+        blurred, sharp = self._vary(clip, rng)
+        if as_it_is:
+            blurred = sharp
         return {"blurred": blurred, "sharp": sharp, "problems": problems}
 
-    def _vary(
-        self, blurred: Video8, sharp: Video8, rng: np.random.Generator
-    ) -> tuple[Video8, Video8]:
-        """The same mirroring, turning and reversal of both."""
+    def _vary(self, clip: SourceClip, rng: np.random.Generator) -> tuple[Video8, Video8]:
+        """(blurred, sharp) with the same mirroring, turning and reversal of both."""
         o = self.options
         backwards, down, across, turned = rng.random(4) < 0.5
         way = (
@@ -350,7 +364,8 @@ class _Sampler:
             slice(None, None, -1 if o.flips and down else 1),
             slice(None, None, -1 if o.flips and across else 1),
         )
-        blurred, sharp = blurred[way], sharp[way]
+        sharp = clip.sharp_backwards if o.reversal and backwards else clip.sharp
+        blurred, sharp = clip.blurred[way], sharp[way]
         if o.rotations and turned:
             blurred, sharp = (np.rot90(clip, axes=(1, 2)) for clip in (blurred, sharp))
         return blurred, sharp
