@@ -26,8 +26,8 @@ class Preset:
 # New scenes for every step, rendered by the device that trains.
 _RENDERED_ON_GPU = DataConfig(scenes="wide", render="auto")
 
-# The paper trains on 13-frame clips of 128x128 pixels, 8 at a time, with MSE, weight decay and
-# Adam at 1e-4, decayed (docs/architecture.md says what of this is from the paper).
+# 13-frame clips of 128x128 pixels, 8 at a time, MSE, weight decay and Adam at 1e-4: as we remember
+# the paper, which was not checked, since our text of it ends before (docs/architecture.md).
 _PAPER = TrainingConfig(
     steps=400_000,
     batch_size=8,
