@@ -1,7 +1,7 @@
 """Building blocks of all networks: convolution, residual blocks, up- and down-sampling.
 
 The convolution has its own gradient, because XLA's CPU compiler runs the standard one inside
-``lax.scan`` 20 to 60 times slower than outside of it: the kernel's gradient is a convolution whose
+``lax.scan`` 10 to 60 times slower than outside of it: the kernel's gradient is a convolution whose
 operands are not in NHWC/HWIO order, and inside a loop such ones are computed naively. Here it is
 one matrix product (``benchmarks/train_step.py`` measures the difference).
 """
