@@ -254,11 +254,13 @@ def _join(carry: tuple[Array, Array, Array], a: Array, x: Array) -> tuple[Array,
     """Take a tile's logits [m, tile] and values [tile, c] in."""
     maximum, total, accumulator = carry
     higher = jnp.maximum(maximum, jnp.max(a, axis=1))
-    e = jnp.exp(a - higher[:, None])
+    # Rounded as the product takes them, and so summed: the weights of G then sum to 1. Else what
+    # all pixels have in common would not cancel in the derivative of the logits, dG (x - G).
+    e = jnp.exp(a - higher[:, None]).astype(x.dtype)
     before = jnp.exp(maximum - higher)
     return (
         higher,
-        total * before + jnp.sum(e, axis=1),
+        total * before + jnp.sum(e.astype(jnp.float32), axis=1),
         accumulator * before[:, None] + product(e, x, (1, 0), x.dtype),
     )
 

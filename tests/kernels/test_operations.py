@@ -222,6 +222,25 @@ def test_projected_logits_of_ten_thousand(name: str, implementation: str) -> Non
     assert error(run(name, implementation, *arguments), expected) <= FORWARD["float32"]
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_what_all_pixels_share_moves_no_logit(implementation: str, dtype: str) -> None:
+    """Pixels that are all alike are gathered as they are, and no map can better that."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(1, 1, 3, 500)), jnp.float32)
+    x = jnp.full((1, 1, 500, 4), 100, dtype)
+
+    def total(logits: jax.Array) -> jax.Array:
+        g = kernels.softmax_squeeze(logits, x, implementation=implementation)
+        return jnp.sum(g.astype(jnp.float32))
+
+    value, gradient = jax.value_and_grad(total)(logits)
+    assert value == 1200
+    # Each pixel's share of 400; without float32's rounding it were 0.
+    shares = jax.nn.softmax(logits, axis=-1) * 400
+    assert jnp.max(jnp.abs(gradient) / shares) < 1e-5
+
+
 def test_more_partial_results_than_are_joined_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a frame of a video, whose pixels take hundreds of programs; here it takes few."""
     monkeypatch.setattr(tiles, "JOINED_CHUNKS", 1)
