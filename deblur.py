@@ -58,7 +58,13 @@ def main() -> None:
         if len(inputs) < 2:
             raise UserError(f"give an OUTPUT for {inputs[0]}, or --out-dir=FOLDER")
         inputs, output = inputs[:-1], inputs[-1]
-    jobs = plan(inputs, output, arguments.out_dir, skip_done=config.skip_done)
+    jobs = plan(
+        inputs,
+        output,
+        arguments.out_dir,
+        skip_done=config.skip_done,
+        overwrite=config.overwrite,
+    )
     if config.compare is not None and len(jobs) > 1:
         raise UserError("--compare is for one input")
 

@@ -58,6 +58,7 @@ class DeblurConfig:
       tile: auto, none or HEIGHTxWIDTH: restore large frames in pieces; auto goes by free memory.
       max_pixels: frames with more pixels are refused.
       skip_done: skip inputs whose output exists and is newer.
+      overwrite: replace files that exist.
       quiet: print errors only.
     """
 
@@ -74,6 +75,7 @@ class DeblurConfig:
     tile: str = "auto"
     max_pixels: int = MAX_PIXELS
     skip_done: bool = False
+    overwrite: bool = False
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -183,7 +185,12 @@ class Target(Protocol):
 
 
 def plan(
-    inputs: list[str], output: str | None, out_dir: str | None = None, *, skip_done: bool = False
+    inputs: list[str],
+    output: str | None,
+    out_dir: str | None = None,
+    *,
+    skip_done: bool = False,
+    overwrite: bool = False,
 ) -> list[Job]:
     """What is to be restored into what.
 
@@ -192,9 +199,11 @@ def plan(
       output: for one input, the file or folder of the result, or ``-``.
       out_dir: for any number of inputs, the folder of the results, which get the inputs' names.
       skip_done: the output of a job that is done is no obstacle.
+      overwrite: nor is any other file; without it, two videos that ``*.mp4`` stands for, or a
+        result that is wanted, are safe.
 
     Raises:
-      UserError: something is missing, ambiguous, or would overwrite an input.
+      UserError: something is missing or ambiguous, or a file would be replaced.
     """
     jobs = [job for text in inputs for job in _find(text)]
     if out_dir is not None:
@@ -215,6 +224,8 @@ def plan(
     for job in jobs:
         if job.output is not None and not (skip_done and job.is_done):
             _check_output(job, job.output, Path(out_dir) if out_dir is not None else None)
+            if not overwrite:
+                _refuse_existing(job.output, str(job.output))
     return jobs
 
 
@@ -252,7 +263,7 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
     say = _say_nothing if config.quiet else _say
     began = time.monotonic()
     if config.compare is not None:
-        _check_compare(job, config.compare)
+        _check_compare(job, config.compare, config.overwrite)
     with contextlib.ExitStack() as stack:
         source: Source = stack.enter_context(_open_source(job, config))
         info = source.info
@@ -397,7 +408,12 @@ def _check_output(job: Job, output: Path, out_dir: Path | None) -> None:
         raise UserError(f"{output}: one image cannot hold a video; give a folder or a video file")
 
 
-def _check_compare(job: Job, compare: str) -> None:
+def _refuse_existing(path: Path, name: str) -> None:
+    if os.path.isfile(path):
+        raise UserError(f"{name}: exists (--overwrite replaces it)")
+
+
+def _check_compare(job: Job, compare: str, overwrite: bool) -> None:
     path = Path(compare)
     if path.suffix.lower() not in CONTAINERS:
         raise UserError(f"--compare={compare}: a video, with the suffix {', '.join(CONTAINERS)}")
@@ -407,6 +423,8 @@ def _check_compare(job: Job, compare: str) -> None:
     taken = {os.path.realpath(other) for other in others}
     if os.path.isdir(path) or os.path.realpath(path) in taken:
         raise UserError(f"--compare={compare}: is the input or the output; give it its own name")
+    if not overwrite:
+        _refuse_existing(path, f"--compare={compare}")
 
 
 def _open_source(job: Job, config: DeblurConfig) -> Any:

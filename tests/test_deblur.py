@@ -501,6 +501,9 @@ def test_a_part_may_be_given_as_the_clock_shows_it(command, tmp_path):
         (["in.mkv", "out.txt"], "no format that can be written"),
         (["in.mkv", "out.png"], "one image cannot hold a video"),
         (["in.mkv", "full"], "the folder is not empty"),
+        (["in.mkv", "mine.mkv"], "mine.mkv: exists (--overwrite replaces it)"),
+        (["in.mkv", "--out-dir=full"], "in.mkv: exists (--overwrite replaces it)"),
+        (["in.mkv", "out.mkv", "--compare=mine.mkv"], "--compare=mine.mkv: exists (--overwrite"),
         (["empty", "out"], "a folder without images ("),
         (["photo.HEIC", "out.png"], "photo.HEIC: HEIC cannot be read here; convert it to PNG or"),
         (["*.HEIC", "out.png"], "photo.HEIC: HEIC cannot be read here; convert it to PNG or"),
@@ -542,6 +545,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(options, message, command, tmp_
     shutil.copytree(tmp_path / "full", tmp_path / "other")
     (tmp_path / "loop.mp4").symlink_to("loop.mp4")
     (tmp_path / "photo.HEIC").write_bytes(b"a photo")
+    for name in ("mine.mkv", "full/in.mkv"):
+        (tmp_path / name).write_bytes(b"mine")
     names = sorted(os.listdir(tmp_path))
     code, said = command(*options)
     assert code == 2
@@ -565,10 +570,10 @@ def test_a_long_wait_before_the_first_frame_is_explained_and_counted(
     code, said = command("in.mkv", "out.mkv", "--strength=0")
     assert (code, "compiling" in said) == (0, False), said
     monkeypatch.setattr(deblurring, "_LONG_S", 0.1)
-    code, said = command("in.mkv", "out.mkv", "--strength=0")
+    code, said = command("in.mkv", "out.mkv", "--strength=0", "--overwrite")
     assert (code, said.count("in.mkv: compiling for 32x24")) == (0, 1), said
     assert float(re.search(r"first after ([\d.]+) s", said)[1]) >= wait
-    code, said = command("in.mkv", "out.mkv", "--strength=0", "--quiet")
+    code, said = command("in.mkv", "out.mkv", "--strength=0", "--quiet", "--overwrite")
     assert (code, said) == (0, "")
 
 
@@ -638,10 +643,10 @@ def test_a_damaged_frame_or_another_size_leaves_the_old_output(command, tmp_path
         Image.fromarray(frame).save(tmp_path / "in" / f"{i}.png")
     (tmp_path / "out.mkv").write_bytes(b"old")
     Image.fromarray(pictures(1, 16)[0]).save(tmp_path / "in" / "2.png")
-    code, said = command("in", "out.mkv")
+    code, said = command("in", "out.mkv", "--overwrite")
     assert (code, "2.png: 32x16, but 0.png is 32x24" in said) == (2, True)
     (tmp_path / "in" / "2.png").write_bytes((tmp_path / "in" / "1.png").read_bytes()[:60])
-    code, said = command("in", "out.mkv")
+    code, said = command("in", "out.mkv", "--overwrite")
     assert (code, "2.png: not a readable image" in said) == (2, True)
     assert (tmp_path / "out.mkv").read_bytes() == b"old"
     assert not left_overs(tmp_path)
@@ -660,7 +665,7 @@ def test_ctrl_c_leaves_no_part_and_the_old_output(output, command, monkeypatch, 
         return push(self, planes)
 
     monkeypatch.setattr(restoration.Stream, "push", interrupted)
-    code, said = command("in.mkv", output)
+    code, said = command("in.mkv", output, "--overwrite")
     assert (code, "interrupted" in said) == (130, True)
     assert (tmp_path / "out.mkv").read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out.mkv"]
@@ -686,7 +691,7 @@ def test_a_full_disk_is_one_line_and_the_old_output_stays(size, command, tmp_pat
     assert command("in.mkv", "other.mkv")[0] == 0
     assert (tmp_path / "other.mkv").stat().st_size > size, "the disk would not have been full"
     with files_up_to(size):
-        code, said = command("in.mkv", "out.mkv", "--quiet")
+        code, said = command("in.mkv", "out.mkv", "--quiet", "--overwrite")
     assert (code, "out.mkv: cannot be written: File too large" in said) == (2, True), said
     assert len(said.strip().splitlines()) == 1, said
     assert (tmp_path / "out.mkv").read_bytes() == b"old"
@@ -855,7 +860,14 @@ def test_where_frames_come_fast_the_next_is_queued_before_a_result_is_read():
 def test_a_signal_stops_a_command_that_waits_for_its_pipe(weights, tmp_path):
     """As a batch system ends it: no part file, the old output untouched, and at once."""
     (tmp_path / "out.mkv").write_bytes(b"old")
-    command = [sys.executable, str(ROOT / "deblur.py"), "-", "out.mkv", "--size=32x24"]
+    command = [
+        sys.executable,
+        str(ROOT / "deblur.py"),
+        "-",
+        "out.mkv",
+        "--size=32x24",
+        "--overwrite",
+    ]
     with subprocess.Popen(
         [*command, f"--ckpt={weights}"],
         cwd=tmp_path,
@@ -924,5 +936,5 @@ def test_images_with_alpha_become_a_video_that_has_none(command, tmp_path):
     code, said = command("in", "out.mp4", "--strength=0")
     assert (code, "in: not kept: alpha (libx264 has none here)" in said) == (0, True), said
     assert len(rgb_of(Path("out.mp4"))) == 2
-    code, said = command("in", "out.mp4", "--strength=0", "--codec=prores")
+    code, said = command("in", "other.mp4", "--strength=0", "--codec=prores")
     assert (code, "--codec=prores: mp4 cannot hold it" in said) == (2, True), said
