@@ -164,13 +164,20 @@ def test_high_speed_clips_are_averages_around_their_sharp_frames():
 
 
 def blinking(still: int, moving: int) -> Dataset:
-    """Videos without blur (sharp equals blurred), numbered from 0, and others with, from 100."""
+    """Videos with hardly any blur, a grey level, numbered from 1, and others with, from 100.
+
+    As blur does, it makes some pixels darker and some brighter.
+    """
+    sides = np.where(np.arange(16) < 8, 1, -1)[:, None]
     videos = [
-        PairedVideo(f"v{i}", DecodedFrames(np.full((3, 16, 16, 3), i, np.uint8)),
-                    DecodedFrames(np.full((3, 16, 16, 3), i + change, np.uint8)))
-        for first, count, change in ((0, still, 0), (100, moving, 9))
+        PairedVideo(
+            f"v{i}",
+            DecodedFrames(np.full((3, 16, 16, 3), i, np.uint8)),
+            DecodedFrames((np.full((3, 16, 16, 3), i) + change * sides).astype(np.uint8)),
+        )
+        for first, count, change in ((1, still, 1), (100, moving, 9))
         for i in range(first, first + count)
-    ]  # fmt: skip
+    ]
     return Dataset("blinking", "", videos)
 
 
@@ -201,7 +208,7 @@ def test_a_share_of_the_clips_goes_in_as_it_is_to_come_out():
     assert sharp_share(taken(sharp_input=1.0)) == 1
     some = taken(sharp_input=0.25)
     assert sharp_share(some) == pytest.approx(0.25, abs=0.06)
-    # They are not drawn anew for having no blur, and the same comes at every start.
+    # The same comes at every start.
     with batches(
         data,
         ClipOptions(frames=3, crop=16, flips=False, rotations=False, sharp_input=0.25),
@@ -210,10 +217,15 @@ def test_a_share_of_the_clips_goes_in_as_it_is_to_come_out():
         start_step=30,
     ) as iterator:
         assert_same(list(itertools.islice(iterator, 30)), some[30:])
+    # None is drawn anew, however little it would be blurred.
+    data = [(blinking(still=20, moving=20), 1.0)]
+    seen = np.concatenate([b["blurred"] for b in taken(sharp_input=1.0, keep_still=0.0)])
+    assert np.mean(seen[:, 0, 0, 0, 0] < 100) == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_motion_limit_is_a_curriculum():
-    data = [(paired(8, motion=1.0), 1.0)]  # motions 1 to 8
+    slow_ones_first = paired(8, motion=1.0)  # motions 1 to 8
+    data = [(dataclasses.replace(slow_ones_first, videos=slow_ones_first.videos[::-1]), 1.0)]
     options = ClipOptions(frames=3, crop=16)
 
     def limit(step: int) -> float:
@@ -324,7 +336,13 @@ def ramp_of(frames: int, step: int) -> Dataset:
 
 def test_exposures_begin_at_every_frame_of_a_high_speed_video():
     options = dataclasses.replace(AS_THEY_LIE, taus=(3,), duty=(1.0, 1.0))
-    seen = take(100, [(ramp_of(20, 1), 1.0)], options, batch_size=4, seed=0)
+    # A limit of motion takes none away: how fast these move is not known.
+    seen = take(
+        *(100, [(ramp_of(20, 1), 1.0)], options),
+        batch_size=4,
+        seed=0,
+        motion_limit=lambda step: 1.0,
+    )
     first = np.concatenate([batch["sharp"][:, 0, 0, 0, 0] for batch in seen])
     assert set(first - 1) == set(range(20 - 9 + 1))
 
@@ -367,10 +385,14 @@ def test_the_share_of_clips_averaged_in_linear_light():
     assert np.mean(grey(0.3) == light) == pytest.approx(0.3, abs=0.1)
 
 
-def test_the_seed_is_of_the_crops_too():
-    """Of one clip alone, whose order no seed can change."""
-    one, other = (
-        take(3, [(paired(1, frames=3), 1.0)], AS_THEY_LIE, batch_size=4, seed=seed)
-        for seed in (3, 4)
-    )
-    assert any((a["sharp"] != b["sharp"]).any() for a, b in zip(one, other, strict=True))
+def test_the_seed_is_of_the_order_and_of_the_crops():
+    # Of one clip alone, whose order no seed can change; of many, each of them a video.
+    for videos, what in ((1, slice(1, None)), (8, slice(0, 1))):
+        one, other = (
+            take(3, [(paired(videos, frames=3), 1.0)], AS_THEY_LIE, batch_size=4, seed=seed)
+            for seed in (3, 4)
+        )
+        assert any(
+            (a["sharp"][..., what] != b["sharp"][..., what]).any()
+            for a, b in zip(one, other, strict=True)
+        )

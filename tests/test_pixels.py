@@ -19,7 +19,7 @@ LAYOUTS = {
     "4:4:4 12": PixelLayout("yuv", 12, (1, 1), REC_709, full_range=False),
     "4:1:1": PixelLayout("yuv", 8, (1, 4), full_range=False),
     "4:1:0": PixelLayout("yuv", 8, (4, 4), full_range=False),
-    "grey": PixelLayout("grey", 8, full_range=True),
+    "grey": PixelLayout("grey", 8, full_range=False),
 }
 
 
@@ -37,20 +37,22 @@ def test_no_change_is_no_change_bit_for_bit(name):
     planes = planes_of(layout)
     rgb = layout.to_rgb(planes)
     assert rgb.shape == (7, 9, 3)
+    assert 0 <= rgb.min() <= rgb.max() <= 1, "codes beyond black and white are shown as these"
     for before, after in zip(planes, layout.add(planes, jnp.zeros_like(rgb)), strict=True):
         np.testing.assert_array_equal(before, after)
         assert before.dtype == after.dtype
 
 
-# Rec. 709, limited range, 8 bits: the codes of ITU-R BT.709's colour bars at 100 %.
+# Rec. 709, limited range, 8 bits: white, black and the colour bars of ITU-R BT.709 at 75 %, whose
+# colours nothing clips.
 @pytest.mark.parametrize(
     ("codes", "colour"),
     [
         ((235, 128, 128), (1, 1, 1)),
         ((16, 128, 128), (0, 0, 0)),
-        ((63, 102, 240), (1, 0, 0)),
-        ((173, 42, 26), (0, 1, 0)),
-        ((32, 240, 118), (0, 0, 1)),
+        ((51, 109, 212), (0.75, 0, 0)),
+        ((134, 63, 52), (0, 0.75, 0)),
+        ((28, 212, 120), (0, 0, 0.75)),
     ],
 )
 def test_codes_of_the_colour_bars(codes, colour):
@@ -76,9 +78,10 @@ def test_a_change_of_colour_arrives(name):
 
 def test_a_change_of_grey_is_its_luma():
     layout = PixelLayout("grey", 8, weights=REC_709, full_range=True)
-    planes = (jnp.full((2, 2), 100, jnp.uint8),)
-    (after,) = layout.add(planes, jnp.broadcast_to(jnp.array([1.0, 0, 0]) * 0.5, (2, 2, 3)))
-    assert int(after[0, 0]) == 100 + round(0.5 * 0.2126 * 255)
+    planes = (jnp.full((1, 2), 100, jnp.uint8),)
+    red = jnp.array([[0.55, -0.55]])  # 29.8 grey levels, to be rounded, not cut off
+    (after,) = layout.add(planes, red[..., None] * jnp.array([1.0, 0, 0]))
+    assert after.tolist() == [[100 + round(0.55 * 0.2126 * 255), 100 - round(0.55 * 0.2126 * 255)]]
 
 
 def test_changes_beyond_the_codes_are_clipped():
@@ -96,3 +99,12 @@ def test_chroma_is_linear_between_samples():
     red = layout.to_rgb((luma, jnp.full((1, 2), 128, jnp.uint8), chroma))[0, :, 0]
     steps = np.diff(np.asarray(red))
     np.testing.assert_allclose(steps / steps[1], [0.5, 1, 0.5], atol=1e-4)
+
+
+def test_a_change_of_chroma_is_the_mean_of_its_pixels():
+    layout = PixelLayout("yuv", 8, (2, 2))
+    planes = tuple(jnp.full(shape, 128, jnp.uint8) for shape in layout.plane_shapes(2, 2))
+    for pixel in np.ndindex(2, 2):
+        blue = jnp.zeros((2, 2, 3)).at[(*pixel, 2)].set(0.4)
+        # (B - Y) / (2 - 2 kb) is half of B - kb B over 1 - kb; a quarter of that is 12.75 codes.
+        assert layout.add(planes, blue)[1].tolist() == [[128 + 13]]

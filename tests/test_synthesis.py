@@ -24,9 +24,10 @@ def write_frames(folder, frames):
         write_png(folder / f"{index}.png", frame)
 
 
-@pytest.mark.parametrize(("tau", "period"), [(1, 2), (4, 5), (5, 8), (11, 12), (7, 7)])
+@pytest.mark.parametrize(("tau", "period"), [(1, 2), (4, 5), (5, 7), (11, 12), (7, 7)])
 @pytest.mark.parametrize("linear", [False, True])
 def test_equation_1(high_speed, tau, period, linear):
+    # Of 26 frames the last ones may hold an exposure but not the pause after it: (5, 7).
     pairs = list(synthesise(high_speed, Exposure(tau, period, linear)))
     assert len(pairs) == Exposure(tau, period).count(26)
     curve = GAMMA if linear else 1.0
@@ -66,6 +67,9 @@ def test_exposures_and_options_that_cannot_be():
     assert exposure_from(None, 20, 0.5) == Exposure(10, 20)
     assert exposure_from(6, None, 0.6, linear=True) == Exposure(6, 10, True)
     assert exposure_from(7, None, 0.99) == Exposure(7, 8)
+    # To the nearest whole frames: 5 / 0.3 = 16.7 and 0.55 * 21 = 11.6.
+    assert exposure_from(5, None, 0.3) == Exposure(5, 17)
+    assert exposure_from(None, 21, 0.55) == Exposure(12, 21)
     for wrong in [(7, 8, 0.5), (7, None, 1.0), (7, None, 0.0), (0, None, None), (300, None, None)]:
         with pytest.raises(UserError):
             exposure_from(*wrong)
@@ -92,13 +96,14 @@ def test_the_command_writes_pairs_and_a_manifest(tmp_path, high_speed, capsys):
 
 
 def test_several_videos_become_several_folders(tmp_path, high_speed):
-    write_frames(tmp_path / "in" / "a", high_speed)
-    write_frames(tmp_path / "in" / "b", high_speed[:12])
+    write_frames(tmp_path / "in" / "v2", high_speed)
+    write_frames(tmp_path / "in" / "v10", high_speed[:12])
     main([str(tmp_path / "in"), str(tmp_path / "out"), "--linear"])
-    assert len(list_frames(tmp_path / "out" / "blur" / "a")) == 2
-    assert len(list_frames(tmp_path / "out" / "sharp" / "b")) == 1
+    assert len(list_frames(tmp_path / "out" / "blur" / "v2")) == 2
+    assert len(list_frames(tmp_path / "out" / "sharp" / "v10")) == 1
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["averaged"] == "light (gamma 2.2)"
+    assert [video["name"] for video in manifest["videos"]] == ["v2", "v10"]
 
 
 def write_video(path, frames, codec="ffv1", pixels="bgr0"):
@@ -119,6 +124,13 @@ def test_a_video_file_is_read(tmp_path, high_speed):
     assert len(files) == len(expected)
     for file, (blurred, _) in zip(files, expected, strict=True):
         np.testing.assert_array_equal(read_image(file), blurred)
+
+
+def test_a_video_is_not_darkened(tmp_path):
+    """Grey 5 is code 20 of YUV, and that 4.66: to be rounded, not cut off."""
+    write_video(tmp_path / "in.mkv", np.full((4, 16, 16, 3), 5, np.uint8), pixels="yuv420p")
+    main([str(tmp_path / "in.mkv"), str(tmp_path / "out"), "--tau=3"])
+    assert (read_image(tmp_path / "out" / "sharp" / "000000.png") == 5).all()
 
 
 def test_what_exists_is_kept_unless_overwriting_was_asked_for(tmp_path, high_speed):
