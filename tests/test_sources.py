@@ -7,19 +7,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxdeblur import models
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.pipeline import Source
-from jaxdeblur.data.scenes import SCENES, ScenePool
+from jaxdeblur.data.scenes import SCENES, ScenePool, rendered_videos
 from jaxdeblur.data.sources import DataConfig, training_sources, validation_videos
 from jaxdeblur.errors import UserError
-from jaxdeblur.images import write_png
+from jaxdeblur.images import read_image, write_png
 from jaxdeblur.metrics import psnr
 from jaxdeblur.models.parameters import split
+from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.runs import Validation
@@ -111,7 +114,13 @@ def test_another_name_for_the_folder_hides_nothing(folder: Path) -> None:
     config = DataConfig(data=(str(folder / "pairs"),), validate_on=f"pairs:{folder / 'link'}")
     with pytest.raises(UserError, match="walk would train too"):
         validation_videos(config)
-    assert len(validation_videos(dataclasses.replace(config, validate_on="rendered:tiny"))) == 6
+
+
+def test_rendered_scenes_that_validate_are_of_the_photographs_held_out_for_it() -> None:
+    videos = validation_videos(DataConfig(validate_on="rendered:tiny"))
+    expected = rendered_videos("validation", config=SCENES["tiny"])
+    assert len(videos) == len(expected) == 6
+    np.testing.assert_array_equal(videos[0].sharp(0), expected[0].sharp(0))
 
 
 @pytest.mark.parametrize(
@@ -185,14 +194,42 @@ def test_every_option_of_a_clip_reaches_the_pipeline() -> None:
         assert getattr(config, name) != getattr(DataConfig(), name), f"{name}: not told apart"
 
 
+class Grey(VideoRestorer):
+    """Gives the same grey for every pixel, by its one parameter."""
+
+    multiple, lookahead = 1, 0
+
+    def __init__(self, level: jax.Array) -> None:
+        self.level = nnx.Param(level)
+
+    def _restore_clip(self, clip: jax.Array) -> jax.Array:
+        return jnp.zeros_like(clip) + self.level[...]
+
+
 def test_validation_compares_with_the_sharp_frames(folder: Path) -> None:
-    """What changes nothing gains nothing, however far the blurred frames are from the sharp."""
-    network = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True)
-    rebuild, parameters = split(models.build(network))
-    as_it_is = {n: jnp.zeros_like(a) if "head" in n else a for n, a in parameters.items()}
-    data = DataConfig(validate_on=f"pairs:{folder / 'pairs'}", validate_frames=2)
-    scores = Validation(data, rebuild)(as_it_is)
-    (video,) = validation_videos(data)
-    expected = np.mean([psnr(video.blurred(i), video.sharp(i)) for i in range(2)])
-    assert scores["psnr"] == scores["psnr_blurred"] == pytest.approx(expected)
-    assert scores["gain"] == 0
+    """On two videos, one of which is hardly blurred: there a grey picture loses."""
+    shutil.copytree(folder / "pairs" / "sharp" / "walk", folder / "pairs" / "sharp" / "run")
+    (folder / "pairs" / "blur" / "run").mkdir()
+    for file in (folder / "pairs" / "sharp" / "run").iterdir():
+        write_png(folder / "pairs" / "blur" / "run" / file.name, read_image(file) ^ 1)
+    data = DataConfig(validate_on=f"pairs:{folder / 'pairs'}", validate_frames=3)
+    validation = Validation(data, lambda parameters: Grey(parameters["level"]))
+    scores = validation({"level": jnp.float32(0.5)})
+    videos = validation_videos(data)
+    grey = np.full((24, 24, 3), 128, np.uint8)
+    before, after = (
+        np.mean([[psnr(image(v, i), v.sharp(i)) for i in range(3)] for v in videos], axis=1)
+        for image in (lambda v, i: v.blurred(i), lambda v, i: grey)
+    )
+    gains = after - before
+    assert gains.min() < 0 < gains.max()
+    assert scores == pytest.approx(
+        {
+            "psnr": after.mean(),
+            "psnr_blurred": before.mean(),
+            "gain": gains.mean(),
+            "least_gain": gains.min(),
+        }
+    )
+    shown = np.concatenate([videos[0].blurred(1), grey, videos[0].sharp(1)], axis=1)
+    np.testing.assert_array_equal(validation.image, shown)
