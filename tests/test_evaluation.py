@@ -128,6 +128,8 @@ class TestScores:
         assert found["pooled"]["psnr"] == pytest.approx((5 * first + 7 * second) / 12)
         assert found["gain"] == pytest.approx(found["psnr"] - found["psnr_blurred"])
         assert found["gain"] > 5
+        first, second = (video["seconds_per_frame"] for video in found["videos"])
+        assert found["seconds_per_frame"] == pytest.approx((5 * first + 7 * second) / 12)
 
     def test_metrics_json(self, finished):
         out, _, found = finished
@@ -182,9 +184,19 @@ class TestScores:
                 assert np.abs(weights - expected).max() <= 1
 
     def test_the_table(self, finished):
-        text = evaluation.table(finished[2])
-        assert text.splitlines()[1].startswith("walk")
-        assert f"{finished[2]['pooled']['psnr']:.2f}" in text.splitlines()[-1]
+        found = finished[2]
+        _, walk, _, _, first, last = evaluation.table(found).splitlines()
+        for line, name, row, frames in (
+            (walk, "walk", found["videos"][0], 5),
+            (first, "mean over videos", found["video_mean"], 12),
+            (last, "mean over frames", found["pooled"], 12),
+        ):
+            expected = [frames, row["psnr_blurred"], row["psnr"]]
+            expected += [row["psnr"] - row["psnr_blurred"], row["ssim_blurred"], row["ssim"]]
+            assert line.startswith(name)
+            shown = [float(number) for number in line.removeprefix(name).split()]
+            assert shown[:6] == pytest.approx(expected, abs=0.0051)
+        assert shown[4:] == pytest.approx(expected[4:], abs=0.000051)
 
     def test_nothing_else_is_left(self, finished):
         out, _, _ = finished
@@ -204,6 +216,8 @@ class TestProtocols:
             for i in range(2, len(v) - 2)
         ]
         assert found["psnr"] == found["pooled"]["psnr"] == pytest.approx(np.mean(scores))
+        kept = json.loads((tmp_path / "o" / "videos" / "000-walk.json").read_text())
+        assert kept["scores"]["scored_from"] == 2  # by which the report page gives a frame its own
 
     @pytest.mark.parametrize("name", ["estrnn", "shift-net"])
     def test_fractions(self, name, tmp_path):
@@ -371,6 +385,8 @@ class TestRefusals:
         timed = evaluation._TimedRestoration(Brighten(), dataset.videos[0], 1, wide=False)
         list(timed)
         assert timed.seconds_per_frame() != timed.durations[0]
+        timed.durations = [9.0, 1.0, 2.0, 4.0]  # of several, the first one compiles
+        assert timed.seconds_per_frame() == 2
 
     def test_maps_that_are_not_finite(self, tmp_path):
         config = EvaluationConfig(explain=True)
