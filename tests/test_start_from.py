@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jaxdeblur import export, models
 from jaxdeblur.checkpoints import LoadedModel, export_weights, load_model
@@ -160,3 +162,27 @@ def test_without_git_no_commit_is_known(weights: Any, monkeypatch: pytest.Monkey
     one = weights("one", 1)
     monkeypatch.setenv("PATH", "/nowhere")
     assert exported(monkeypatch, one).metadata["commit"] == "unknown"
+
+
+def test_exported_weights_name_no_folder_and_have_their_scores(
+    weights: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Paths are those of one machine, and tell who trained there."""
+    run = load_model(weights("one", 1))
+    trained_on = {"data": ["highspeed:/home/me/fast", "rendered"], "photos": "/home/me/pictures"}
+    data = {**run.metadata["data"], **trained_on, "validate_on": "pairs:/home/me/held"}
+    file = tmp_path / "of_folders.safetensors"
+    export_weights(run._replace(metadata={**run.metadata, "data": data}), file)
+    totals = {"psnr": 30.123456, "psnr_blurred": 27.5, "ssim": 0.912345, "ssim_blurred": 0.8}
+    where = {"dataset": {"name": "fast", "variant": None}, "protocol": {"name": "jaxdeblur"}}
+    (tmp_path / "metrics.json").write_text(json.dumps({**totals, **where}))
+    about = exported(monkeypatch, file, "--half", f"--scores={tmp_path / 'metrics.json'}").metadata
+    assert about["data"]["data"] == ["highspeed:fast", "rendered"]
+    assert (about["data"]["photos"], about["data"]["validate_on"]) == ("pictures", "pairs:held")
+    (scores,) = about["scores"]
+    assert scores == {
+        **{"data": "fast", "variant": None, "by": "jaxdeblur"},
+        **{"psnr": 30.1235, "psnr_blurred": 27.5, "ssim": 0.9123, "ssim_blurred": 0.8},
+    }
+    stored = safetensors.numpy.load_file(tmp_path / "exported.safetensors")
+    assert {array.dtype for array in stored.values()} == {np.dtype(np.float16)}
