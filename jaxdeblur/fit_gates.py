@@ -301,6 +301,15 @@ def squared_error(
     return jnp.maximum(jnp.einsum("...k,...kl,...l->...", factors, form, factors), 0.0)
 
 
+def error_loss(
+    error: Float[Array, "B T h w"], kind: Literal["charbonnier", "log_mse"]
+) -> Float[Array, ""]:
+    """What is made as small as can be; both epsilons are those of ``training.clip_loss``."""
+    if kind == "charbonnier":
+        return jnp.mean(jnp.sqrt(error + 1e-6))
+    return jnp.mean(jnp.log(error.mean(axis=(2, 3)) + 1e-4))
+
+
 def fit(model: VideoRestorer, samples: Sample, config: FitConfig) -> Parameters:
     """The parameters of the gates that take the right shares, named as those of ``model``."""
     rebuild, parameters = split(model)
@@ -319,11 +328,7 @@ def fit(model: VideoRestorer, samples: Sample, config: FitConfig) -> Parameters:
         assert isinstance(choice, ScaleChoice)
         fitted = choice.gates
         logits = fitted.logits(evidence.astype(jnp.float32))
-        error = squared_error(fitted.shares(logits), form)
-        if config.loss == "charbonnier":  # of the error of a cell; epsilon as in clip_loss
-            loss = jnp.mean(jnp.sqrt(error + 1e-6))
-        else:
-            loss = jnp.mean(jnp.log(error.mean(axis=(2, 3)) + 1e-4))
+        loss = error_loss(squared_error(fitted.shares(logits), form), config.loss)
         return loss + 1e-5 * jnp.mean(jnp.maximum(jnp.abs(logits) - _LARGEST_LOGIT, 0.0) ** 2)
 
     optimizer = optax.chain(

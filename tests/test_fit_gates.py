@@ -45,9 +45,23 @@ def test_what_is_kept_gives_the_error_of_the_network() -> None:
     np.testing.assert_allclose(squared_error(everywhere, kept.form), cells, rtol=1e-4)
 
 
-@pytest.mark.parametrize("columns", [24, 2], ids=["in every cell", "at the border alone"])
-def test_the_gates_learn_which_level_to_take(columns: int) -> None:
-    """One number of the evidence tells whether the coarse level is right, the fine one, or none."""
+def test_losses_by_hand() -> None:
+    """Of two clips of two frames of two cells: by the cell, or by the frame."""
+    error = jnp.array([[[0.25, 0.09], [0.01, 0.01]], [[0.0, 0.0], [0.16, 0.0]]])[..., None]
+    cells = np.array([0.25, 0.09, 0.01, 0.01, 0, 0, 0.16, 0])
+    charbonnier = np.sqrt(cells + 1e-6).mean()
+    assert float(fit_gates.error_loss(error, "charbonnier")) == pytest.approx(charbonnier)
+    frames = np.array([0.17, 0.01, 0, 0.08])
+    log_mse = np.log(frames + 1e-4).mean()
+    assert float(fit_gates.error_loss(error, "log_mse")) == pytest.approx(log_mse, rel=1e-5)
+
+
+def test_the_gates_learn_which_level_to_take() -> None:
+    """One number of the evidence tells whether the coarse level is right, the fine one, or none.
+
+    It tells in two columns of cells alone: all others have to learn it of the whole frame.
+    """
+    columns = 2
     model = models.build(CHOICE)
     channels = model.gates.join.kernel.shape[2]
     rng = np.random.default_rng(0)
@@ -199,13 +213,23 @@ def test_options_out_of_range_are_refused() -> None:
             FitConfig(**wrong)
 
 
-def test_weight_decay_shrinks_the_gates() -> None:
+def test_weight_decay_shrinks_the_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss_of, asked = fit_gates.error_loss, set()
+
+    def error_loss(error: jax.Array, kind: str) -> jax.Array:
+        asked.add(kind)
+        return loss_of(error, kind)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fit_gates, "error_loss", error_loss)
     model = models.build(CHOICE)
     channels = model.gates.join.kernel.shape[2]
     rng = np.random.default_rng(0)
     evidence = rng.standard_normal((4, 2, 4, 6, channels)).astype(np.float16)
     kept = Sample(evidence, np.zeros((4, 2, 4, 6, 3, 3), np.float32))  # nothing to learn
-    config = FitConfig(clips=4, steps=3, batch_size=2, learning_rate=0.1, weight_decay=0.9)
+    config = FitConfig(
+        clips=4, steps=3, batch_size=2, learning_rate=0.1, weight_decay=0.9, loss="log_mse"
+    )
     name = "gates/head/kernel"
     fitted, drawn = fit_gates.fit(model, kept, config)[name], split(model)[1][name]
     assert np.linalg.norm(fitted) < 0.95 * np.linalg.norm(drawn)
+    assert asked == {"log_mse"}
