@@ -380,6 +380,7 @@ def test_damaged_packs_are_made_again(root, cache):
         (packed.file, whole[:100]),
         (packed.file, b""),
         (packed.file, whole.replace(b"(3, 16", b"(9, 16")),
+        (packed.file, whole.replace(b"(3, 16", b"(2, 16")),
         (notes, b"[]"),
         (notes, b"{"),
     ]:

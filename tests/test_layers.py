@@ -68,6 +68,12 @@ def test_any_number_of_leading_dimensions() -> None:
     np.testing.assert_allclose(conv(x)[1, 2], conv(x[1, 2]), atol=1e-6)
 
 
+def test_kernels_begin_as_he_et_al_have_them() -> None:
+    """A deviation of sqrt(2 / numbers that are read), so that deep stacks keep their variance."""
+    kernel = Conv(16, 128, 3, gain=0.5, rngs=nnx.Rngs(0)).kernel[...]
+    assert float(jnp.std(kernel)) == pytest.approx(0.5 * (2 / (9 * 16)) ** 0.5, rel=0.02)
+
+
 def test_an_even_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="odd"):
         Conv(3, 5, 4, rngs=nnx.Rngs(0))

@@ -98,7 +98,7 @@ def test_the_gates_alone_can_be_trained() -> None:
         changed = {name for name in parameters if not np.array_equal(now[name], parameters[name])}
         assert changed == {name for name in parameters if name.startswith("gates/")}
     with pytest.raises(UserError, match="they begin with gates, levels"):
-        training.initial_train_state(dataclasses.replace(config, train_only="gate "), parameters)
+        training.initial_train_state(dataclasses.replace(config, train_only="kernel"), parameters)
 
 
 def test_it_starts_from_a_chain_or_from_one_network(tmp_path: Path) -> None:
