@@ -237,15 +237,18 @@ def test_one_step_reads_as_far_as_it_says(head_width: int) -> None:
     assert max(reach) >= model.receptive_radius - 4
 
 
-@pytest.mark.parametrize("scales", [(1,), (2, 1)])
-def test_bfloat16_computes_in_it_and_gives_float32(scales: tuple[int, ...]) -> None:
-    rebuild, parameters = split(models.build(dataclasses.replace(SMALL, scales=scales)))
-    half, of_half = split(models.build(dataclasses.replace(SMALL, scales=scales, dtype="bfloat16")))
+def test_bfloat16_computes_in_it_and_gives_float32() -> None:
+    config = dataclasses.replace(SMALL, scales=(2, 1))
+    rebuild, parameters = split(models.build(config))
+    half, of_half = split(models.build(dataclasses.replace(config, dtype="bfloat16")))
     clip = jnp.asarray(np.random.default_rng(0).random((1, 3, 16, 16, 3)), jnp.float32)
-    restored = half(parameters).restore_clip(clip)
+    restored, exact = (
+        jax.jit(lambda p, clip, network=network: network(p).restore_clip(clip))(parameters, clip)
+        for network in (half, rebuild)
+    )
     assert restored.dtype == jnp.float32
     assert all(array.dtype == jnp.float32 for array in of_half.values())
-    difference = jnp.abs(restored - rebuild(parameters).restore_clip(clip)).max()
+    difference = jnp.abs(restored - exact).max()
     assert 0 < float(difference) < 0.02
 
 

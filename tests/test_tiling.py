@@ -63,7 +63,6 @@ def clip(height: int, width: int, frames: int = 3) -> np.ndarray:
         (STRCNN, (97, 101), (16, 32)),
         (COARSE_TO_FINE, (18, 190), (16, 24)),
         (CHOICE, (97, 101), (16, 32)),
-        (ATTENTION, (34, 150), (16, 24)),
         (dataclasses.replace(ATTENTION, scales=(2, 1)), (34, 150), (16, 24)),
     ],
 )
@@ -72,14 +71,6 @@ def test_tiles_equal_the_whole_frame(config, size, tile):
     whole = restored(model, blurred, None)
     assert np.abs(restored(model, blurred, TileGrid(*tile)) - whole).max() <= 1
     assert np.abs(whole - blurred).max() > 8, "the model changes too little to show an error"
-
-
-def test_without_the_halo_there_are_seams(monkeypatch):
-    model, blurred = model_of(STRCNN), clip(32, 152)
-    whole = restored(model, blurred, None)
-    monkeypatch.setattr(type(model), "receptive_radius", 2)
-    seams = restored(model, blurred, TileGrid(32, 40))
-    assert np.abs(seams - whole).max() > 1
 
 
 def test_the_halo_covers_what_a_step_reads_and_little_more():
