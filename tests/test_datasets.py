@@ -386,6 +386,7 @@ def test_damaged_packs_are_made_again(root, cache):
     ]:
         file.write_bytes(content)
         (again,) = pack([frames], cache)
+        assert len(again) == 3
         np.testing.assert_array_equal(again.read(slice(None)), frames.read(slice(None)))
     assert {file.suffix for file in cache.iterdir()} == {".npy", ".json"}
 
