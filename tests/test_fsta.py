@@ -375,6 +375,13 @@ def test_a_closed_gate_takes_nothing_of_the_window():
     chex.assert_trees_all_close(restore(model, clip)[:, 1:2], restore(model, clip[:, 1:2]))
 
 
+def test_each_convolution_of_the_attention_has_its_own_size():
+    model = nnx.eval_shape(lambda: make(spatial_kernel=3, temporal_kernel=5, pixel_kernel=7))
+    fusion = nnx.to_pure_dict(nnx.state(model, nnx.Param))["fusion"][0]["fusion"]
+    kernels = fusion["f_s"]["kernel"], fusion["f_t"], fusion["f_p"]["kernel"]
+    assert [kernel.shape[0] for kernel in kernels] == [3, 5, 7]
+
+
 def test_as_many_key_frames_take_part_as_was_asked_for():
     for count in (1, 3):
         (maps,) = make(key_frames=count).explain_clip(draw_clip(6)).attention

@@ -145,11 +145,12 @@ def test_a_variant_is_for_the_data_sets_that_have_several(folder: Path) -> None:
     for place in ("blur", "blur_gamma", "sharp"):
         shutil.copytree(folder / "pairs" / "sharp" / "walk", folder / "gopro" / "test1" / place)
     gopro, pairs = f"gopro:{folder / 'gopro'}", f"pairs:{folder / 'pairs'}"
-    config = DataConfig(data=(gopro, pairs), variant="blur_gamma")
-    (first, _), (second, _) = training_sources(config, 0)
+    config = DataConfig(data=(gopro, pairs), mix=(3.0, 1.0), variant="blur_gamma")
+    (first, three), (second, one) = training_sources(config, 0)
+    assert (three, one) == (3, 1)
     assert (first.variant, second.name) == ("blur_gamma", "pairs")  # type: ignore[union-attr]
     with pytest.raises(UserError, match="the layout pairs has no variants"):
-        training_sources(dataclasses.replace(config, data=(pairs,)), 0)
+        training_sources(dataclasses.replace(config, data=(pairs,), mix=()), 0)
 
 
 def test_several_kinds_of_scenes_train_together(

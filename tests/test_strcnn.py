@@ -185,6 +185,14 @@ def test_coarse_to_fine_starts_each_level_from_what_the_coarser_one_restored() -
     reduced = clip.reshape(1, 3, 10, 2, 12, 2, 3).mean((3, 5))
     enlarged = jax.image.resize(coarse - reduced, clip.shape, "bilinear")
     np.testing.assert_allclose(model.restore_clip(clip), clip + enlarged, atol=1e-6)
+    # What is explained is what the finest level sees: not the blurred clip.
+    fine = model.levels[1]
+    explained = model.explain_clip(clip).blending_weights
+    starting, blurred = (
+        fine.explain_clip(frames).blending_weights for frames in (clip + enlarged, clip)
+    )
+    np.testing.assert_allclose(explained, starting, atol=1e-6)
+    assert float(jnp.abs(explained - blurred).max()) > 1e-4
 
 
 def test_levels_may_share_their_weights() -> None:
