@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdeblur import models
+from jaxdeblur import cluster, models
+from jaxdeblur.data import device, sources
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.pipeline import Source
 from jaxdeblur.data.scenes import SCENES, ScenePool, rendered_videos
@@ -96,6 +97,27 @@ def test_videos_shorter_than_the_usual_exposure_can_train(folder: Path) -> None:
 def test_photographs_without_rendered_scenes_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="--photos are for rendered scenes"):
         DataConfig(data=(f"highspeed:{folder / 'fast'}",), photos=str(folder))
+
+
+def test_photographs_of_one_s_own_reach_the_renderers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def render_pool(*_: Any, photos: str | None, **__: Any) -> None:
+        raise Asked(photos)
+
+    def find_photographs(split: str, photos: str | None) -> None:
+        raise Asked(photos)
+
+    monkeypatch.setattr(sources, "render_pool", render_pool)
+    monkeypatch.setattr(device, "find_photographs", find_photographs)
+    config = DataConfig(photos="/home/me/pictures")
+    with pytest.raises(Asked, match="/home/me/pictures"):
+        training_sources(config, 0)
+    mesh = jax.make_mesh((1, 1), ("data", "rows"), devices=jax.devices()[:1])
+    clips: Any = {"frames": 2, "crop": 16, "batch_size": 1, "seed": 0, "start_step": 0}
+    with pytest.raises(Asked, match="/home/me/pictures"):
+        device.batches_on_device(config, cluster.clips_over(mesh), **clips, motion_limit=None)
 
 
 def test_validation_on_sharp_video_counts_what_is_identical_as_100_db(folder: Path) -> None:
