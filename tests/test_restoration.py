@@ -23,6 +23,7 @@ from jaxdeblur.restoration import (
     step_memory,
     stream,
 )
+from jaxdeblur.tiling import TileGrid
 
 CONFIG = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
 
@@ -145,7 +146,10 @@ def test_a_mixture_is_of_what_would_be_written():
 
 def test_a_camera_may_use_its_memory_again(model):
     blurred = video(4)
-    buffer = np.empty_like(blurred[0])
+    # At such a place a device that is a CPU may use the memory as it is.
+    memory = np.empty(blurred[0].nbytes + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    buffer = memory[begin : begin + blurred[0].nbytes].reshape(blurred[0].shape)
 
     def camera():
         for frame in blurred:
@@ -153,6 +157,11 @@ def test_a_camera_may_use_its_memory_again(model):
             yield buffer
 
     np.testing.assert_array_equal(list(stream(model, camera())), list(stream(model, blurred)))
+    # What went in is what is mixed, though its memory holds another frame by then.
+    as_it_was = Stream(model, 16, 18, strength=0.0)
+    frames = [frame for frame in map(as_it_was.push, camera()) if frame is not None]
+    frames += as_it_was.flush()
+    np.testing.assert_array_equal([np.asarray(frame[0]) for frame in frames], blurred)
 
 
 def test_one_compilation_a_size(model, caplog):
@@ -188,6 +197,17 @@ def test_tiles_are_chosen_by_memory(model):
     assert step_memory(model, 32, 512, tiles=grid) <= 0.9 * whole
     with pytest.raises(Exception, match="does not fit"):
         choose_tiles(model, 32, 512, budget=1000)
+
+
+def test_tiles_fit_by_what_the_compiler_says_not_by_the_guess_before(model, monkeypatch):
+    def step_memory(*_, tiles=None, **__):
+        if tiles is None:
+            return 1000
+        return 900 if tiles.height * tiles.width > 128 * 256 else 400
+
+    monkeypatch.setattr(restoration, "step_memory", step_memory)
+    # By its pixels a tile of 256x256 would take less than half of the whole.
+    assert choose_tiles(model, 512, 512, budget=500) == TileGrid(128, 256)
 
 
 def test_memory_of_a_container_is_free_where_it_holds_files_that_were_read(tmp_path):
