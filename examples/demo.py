@@ -56,7 +56,7 @@ def restore_with_shipped_weights() -> None:
     restored.mkdir()
     for i in range(len(video)):
         write_png(blurred / f"{i:04d}.png", video.blurred(i))
-    run("deblur.py", str(blurred), str(restored), "--overwrite")
+    run("deblur.py", str(blurred), str(restored))
 
 
 def run(command: str, *arguments: str) -> None:
