@@ -41,6 +41,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("data --batches=0", "--batches"),
         ("fusion --sizes=0", "--sizes"),
         ("fuzz --workers=0", "--workers: a whole number from 1 on, not '0'"),
+        ("gpu_memory --model=nope", "--model=nope: no such preset"),
+        ("gpu_memory --target=nope", "--target=nope: cannot be read: No such file"),
         pytest.param(
             "kernels",
             "JAX finds no GPU here",

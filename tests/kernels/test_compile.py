@@ -1,4 +1,7 @@
-"""Each kernel compiles for Ampere and Hopper with each tile of the table, without a GPU."""
+"""Each kernel compiles for Ampere and Hopper with each tile of the table, without a GPU.
+
+And whole programs do, in which the kernels, their gradients and the mesh come together.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,9 @@ ROOT = HERE.parents[1]
 PLUGIN = ROOT / ".cuda-plugin"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-def test_every_tile_compiles(target: str) -> None:
-    """In a process of its own, as the CUDA plugin must be there when JAX starts."""
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """Of a process in which JAX finds the CUDA plugin."""
     # JAX_PLATFORMS=cpu: the plugin then compiles without looking for a driver.
     environment = {
         **os.environ,
@@ -35,6 +37,13 @@ def test_every_tile_compiles(target: str) -> None:
     )
     if found.returncode:
         pytest.skip("needs the CUDA plugin's wheels: python tests/install_extras.py")
+    return environment
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_every_tile_compiles(target: str, environment: dict[str, str]) -> None:
+    """In a process of its own, as the CUDA plugin must be there when JAX starts."""
     done = subprocess.run(
         [sys.executable, HERE / "compile_without_a_gpu.py", HERE / "targets" / f"{target}.txtpb"],
         env=environment,
@@ -45,3 +54,27 @@ def test_every_tile_compiles(target: str) -> None:
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == sum(len(row.kernels) for row in tiles.TABLE)
     assert [result for result in results if result["error"]] == []
+
+
+def test_a_training_step_and_a_stream_compile(environment: dict[str, str]) -> None:
+    """The attention network, by the benchmark that says what memory it takes."""
+    small = ["--widths", "8", "--growths", "4", "--encoder-blocks", "1", "--decoder-blocks", "1"]
+    clips = ["--window=3", "--frames=3", "--crop=32", "--attention-levels=0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_memory", "--model=fsta_small", *small, *clips,
+         "--dtype=bfloat16", "--size=64x32"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+    assert [row[1].strip() for row in rows] == [
+        "training step of 2 x 3 x 32 x 32",
+        "frame of 64x32",
+    ]
+    # At least a squeeze and an expand, and their gradients where it trains.
+    training, stream = (int(row[3]) for row in rows)
+    assert training >= 4
+    assert stream >= 2
