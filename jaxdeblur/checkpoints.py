@@ -365,8 +365,9 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
         return _load_file(weights.path(str(name_or_path)), str(name_or_path), dtype)
     shipped = ", ".join(weights.names()) or "none are installed"
     raise UserError(
-        f"--ckpt={name_or_path}: no such run folder or .safetensors file, and not the name of "
-        f"weights that ship ({shipped})"
+        # Without an option's name: --ckpt, --start-from, --mix-with and others all come here.
+        f"{name_or_path}: no such run folder or .safetensors file, and not the name of weights "
+        f"that ship ({shipped})"
     )
 
 

@@ -303,5 +303,5 @@ def test_damaged_weights_are_refused(damage: str, whole: Path, tmp_path: Path) -
 
 
 def test_an_unknown_checkpoint_lists_what_there_is() -> None:
-    with pytest.raises(UserError, match="--ckpt=nowhere: no such run folder"):
+    with pytest.raises(UserError, match=r"^nowhere: no such run folder"):
         load_model("nowhere")
