@@ -79,7 +79,7 @@ def test_every_new_part_learns() -> None:
     [
         ({"width": 2}, "width is 4 there, 2 here"),
         ({"blocks": 1}, "blocks is 2 there, 1 here"),
-        ({"width": 6, "m": 2}, "only width and blocks can grow"),
+        ({"width": 6, "m": 2}, "only width and blocks can grow; m is 1 there, 2 here$"),
     ],
 )
 def test_what_cannot_grow_is_named(change: dict[str, int], named: str) -> None:

@@ -48,7 +48,12 @@ def grow(
 def _check_larger(small: StrcnnConfig, large: StrcnnConfig) -> None:
     as_small = dataclasses.replace(large, width=small.width, blocks=small.blocks, dtype=small.dtype)
     if as_small != small:
-        raise UserError(f"only width and blocks can grow; {small} can't start {large}")
+        other = [
+            f"{field.name} is {there} there, {here} here"
+            for field in dataclasses.fields(small)
+            if (there := getattr(small, field.name)) != (here := getattr(as_small, field.name))
+        ]
+        raise UserError(f"only width and blocks can grow; {', '.join(other)}")
     for field in ("width", "blocks"):
         here, there = getattr(large, field), getattr(small, field)
         if here < there:
