@@ -216,6 +216,7 @@ def test_what_is_not_a_data_set_is_refused_in_one_line(root, tmp_path):
     cases = {
         "nowhere": "no such folder",
         str(root): "no data set is recognised",
+        f"goopro:{root}": "no such layout; there are rendered, gopro, dvd,",
         f"gopro:{root}": "pairs/sharp: no such folder",
         "": "names no folder",
         "x" * 5000: "no such folder",

@@ -267,6 +267,9 @@ def _layout_and_root(spec: str) -> tuple[str, Path]:
     if layout in ("", "highspeed") and os.path.isfile(root):
         return "highspeed", root
     if not os.path.isdir(root):
+        if separator and not layout and os.path.exists(spec.partition(":")[2]):
+            known = ", ".join([RENDERED, *LAYOUTS])
+            raise UserError(f"{spec}: no such layout; there are {known}")
         raise UserError(f"{spec}: no such folder")
     return layout or _recognised(root), root
 
