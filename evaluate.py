@@ -33,7 +33,11 @@ def main() -> None:
         metavar="RUN",
         help="a run folder, a .safetensors file, or the name of weights that ship",
     )
-    parser.add_argument("--out", type=Path, help="the folder of the results (RUN/evaluation-DATA)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the folder of the results (RUN/evaluation-DATA, of weights evaluations/NAME-DATA)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an evaluation in there")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the computation")
     add_fields(parser, evaluation.EvaluationConfig(), "evaluation")
