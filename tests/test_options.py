@@ -14,11 +14,13 @@ import pytest
 from jaxdeblur import extensions
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import (
+    LARGEST,
     Parser,
     Time,
     add_fields,
     differing_fields,
     field_help,
+    frame_size,
     from_json,
     read_fields,
 )
@@ -60,6 +62,12 @@ def test_what_is_no_time(text: str) -> None:
         Time(text)
 
 
+def test_a_size_is_width_by_height() -> None:
+    assert frame_size("1280x720") == (1280, 720)
+    with pytest.raises(argparse.ArgumentTypeError, match="is not WIDTHxHEIGHT"):
+        frame_size("0x720")
+
+
 def parse(*arguments: str) -> Sample:
     parser = Parser(prog="test")
     add_fields(parser, Sample(), "sample")
@@ -89,6 +97,8 @@ def test_help_comes_from_the_docstrings() -> None:
     ("arguments", "named"),
     [
         (["--count=x"], "--count"),
+        ([f"--count={LARGEST + 1}"], "--count"),
+        ([f"--count={-LARGEST - 1}"], "--count"),
         (["--kind=c"], "--kind"),
         (["--cuont=1"], "--cuont=1"),
         (["--pair", "1"], "--pair"),
@@ -117,6 +127,8 @@ def test_json_round_trip() -> None:
         {"count": "1"},
         {"count": True},
         {"count": 1.5},
+        {"count": -LARGEST - 1},
+        {"low": LARGEST + 1},
         {"kind": "c"},
         {"flag": 1},
         {"name": 3},
