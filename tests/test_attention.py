@@ -181,6 +181,12 @@ def test_temporal_logits_are_a_convolution_over_the_window():
     chex.assert_trees_all_close(block.temporal_maps(jnp.asarray(pooled))[0], expected, atol=1e-5)
 
 
+def test_temporal_kernels_begin_as_the_others():
+    """A deviation of sqrt(2 / numbers that are read), as those of ``Conv``."""
+    kernel = FactorisedAttention(64, spatial=1, temporal=32, rngs=nnx.Rngs(0)).f_t[...]
+    assert float(jnp.std(kernel)) == pytest.approx((2 / (3 * 64)) ** 0.5, rel=0.05)
+
+
 def test_memory_of_a_frame_ignores_the_order_of_its_pixels():
     frames = draw(B, 1, 4, 6, C)
     shuffled = RNG.permutation(frames.reshape(B, 1, 24, C), axis=2).reshape(frames.shape)

@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -249,10 +250,15 @@ class TestProtocols:
 
 class TestGoingOn:
     def test_what_is_done_is_skipped(self, tmp_path):
-        out, config = tmp_path / "out", EvaluationConfig(max_frames=3)
+        out = tmp_path / "out"
+        config = EvaluationConfig(max_frames=3, report_megabytes=0.016)
         dataset = a_dataset()
         found = evaluate(loaded(), dataset, config, out)
         assert [video.reads for video in dataset.videos] == [3, 3]
+        shots = [json.loads(file.read_text())["shots"] for file in (out / "videos").iterdir()]
+        assert (
+            sum(len(json.dumps(of_video)) for of_video in shots) <= 16_000
+        )  # of all videos together
         # The second video is lost, as if the first start had been killed in it.
         second = out / "videos" / "001-up-and-away.json"
         second.write_text(second.read_text()[:-100])
@@ -279,8 +285,12 @@ class TestGoingOn:
         with pytest.raises(UserError, match=f"with other {named}; .*--overwrite"):
             evaluate(model, a_dataset(), config, out)
         assert (out / "metrics.json").read_bytes() == before
+        for folder in ("videos", "frames"):  # of a data set that had more videos
+            (out / folder).mkdir(exist_ok=True)
+            (out / folder / "009-old").touch()
         evaluate(model, a_dataset(), config, out, overwrite=True)
         assert (out / "metrics.json").read_bytes() != before
+        assert not list(out.glob("*/009-old"))
 
     def test_a_folder_of_something_else_is_never_replaced(self, tmp_path):
         (tmp_path / "holiday.jpg").write_bytes(b"x")
@@ -387,6 +397,21 @@ class TestRefusals:
         assert timed.seconds_per_frame() != timed.durations[0]
         timed.durations = [9.0, 1.0, 2.0, 4.0]  # of several, the first one compiles
         assert timed.seconds_per_frame() == 2
+
+    def test_the_time_of_a_frame_is_without_reading_it(self, monkeypatch):
+        now = 0.0
+
+        class Slow(MemoryVideo):
+            def blurred(self, index):
+                nonlocal now
+                now += 1.0
+                return super().blurred(index)
+
+        clock = types.SimpleNamespace(perf_counter=lambda: now)
+        monkeypatch.setattr(evaluation, "time", clock)
+        timed = evaluation._TimedRestoration(Brighten(), Slow("slow", 3, 3), 3, wide=False)
+        assert len(list(timed)) == now == 3
+        assert timed.seconds_per_frame() == 0
 
     def test_maps_that_are_not_finite(self, tmp_path):
         config = EvaluationConfig(explain=True)

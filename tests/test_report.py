@@ -432,6 +432,7 @@ class TestFile:
         addresses = set(re.findall(r"https?://[^\"'\s]*", text))
         assert addresses == {"http://www.w3.org/2000/svg"}  # the name of SVG, not a place
         assert "{{" not in text
+        assert "<title>strcnn_dtb on &lt;rendered&gt; &amp; more</title>" in text
 
     def test_the_data_is_what_was_given(self, page_path):
         text = page_path.read_text(encoding="utf-8")
@@ -440,6 +441,28 @@ class TestFile:
         assert data["videos"][0]["name"] == "walk </script><!-- café"
         assert data["totals"]["psnr"] == pytest.approx((27.45 + 24.95 + 26.45) / 3)
         assert data["seconds_per_frame"] == pytest.approx(0.0123)
+
+    @pytest.mark.parametrize(("protocol", "psnr"), [("jaxdeblur", 25), ("deepdeblur", 27.5)])
+    def test_means_are_over_videos_or_over_the_frames_that_count(self, protocol, psnr):
+        long, short = (
+            dataclasses.replace(
+                a_video("of five", 0, explained=False, shots=0).scores,
+                frames=5,
+                **{
+                    f"frame_{name}": (value,) * count
+                    for name in ("psnr", "ssim", "psnr_blurred", "ssim_blurred")
+                },
+            )
+            for value, count in ((30.0, 3), (20.0, 1))
+        )
+        evaluation = dataclasses.replace(
+            an_evaluation(),
+            protocol=PROTOCOLS[protocol],
+            videos=[report.VideoReport(scores, []) for scores in (long, short)],
+        )
+        data = report._page_data(evaluation)
+        assert (data["totals"]["psnr"], data["totals"]["frames"]) == (psnr, 4)
+        assert (data["video_mean"]["psnr"], data["pooled"]["psnr"]) == (25, 27.5)
 
     def test_pictures_fit_into_their_space(self):
         noise = np.random.default_rng(0).integers(0, 256, (3, 128, 192, 3), dtype=np.uint8)
@@ -474,6 +497,9 @@ class TestFile:
         for i, m in np.ndindex(2, 3):
             block = maps[i, 2 * m : 2 * m + 2, 2:4]
             assert values[i, m, 1] == pytest.approx(block.mean(), abs=0.51)
+
+        wide = report.sprite(np.zeros((1, 4, 12), np.float32), 4)
+        assert (wide["height"], wide["width"]) == (2, 4)
 
     def test_a_map_of_one_value(self):
         sprite = report.sprite(np.full((1, 4, 4), 0.25, np.float32), 160)
@@ -511,4 +537,6 @@ def test_a_shot_shows_the_maps_of_its_place_in_the_clip() -> None:
         values = decoded(sprite["src"]).reshape(expected.shape) / 255
         values = sprite["low"] + values * (sprite["high"] - sprite["low"])
         np.testing.assert_allclose(values, expected, atol=0.01 * expected.max())
+    # Of every frame on one scale, so that frames compare.
+    assert (shot["weights"]["low"], shot["weights"]["high"]) == (0, 1)
     np.testing.assert_allclose(shown["temporal"], block.temporal_maps[0, 2], atol=1e-5)

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxdeblur import models, training
 from jaxdeblur.checkpoints import LoadedModel, export_weights
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import enlarge, reduce_size
 from jaxdeblur.models.parameters import Parameters, split
+from jaxdeblur.models.scale_choice import Gates
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.runs import starting_parameters
 from jaxdeblur.training import TrainingConfig
@@ -81,6 +83,22 @@ def test_a_gate_knows_of_the_whole_frame_and_of_no_other() -> None:
     difference = np.abs(gates.logits(jnp.asarray(changed)) - gates.logits(jnp.asarray(evidence)))
     assert difference[:, 0, :, 0].min() > 1e-5
     assert difference[:, 1].max() == 0
+
+
+def test_what_the_gates_go_by() -> None:
+    """Of two cells of 8 pixels: edges across and down, change and its power, grey, features."""
+    # No parameter takes part.
+    gates = nnx.eval_shape(lambda: Gates(CHOICE.scales, [2] * 3, rngs=nnx.Rngs(0)))
+    frames = jnp.broadcast_to(0.02 * jnp.arange(16.0)[:, None], (1, 8, 16, 3))
+    residual = jnp.full_like(frames, -0.1).at[:, 4:].set(0.3)
+    known = jnp.full((1, 4, 8, 2), -3.0)
+    found = gates._evidence(1, frames, residual, known)
+    power = (0.5 * 0.1**2 + 0.5 * 0.3**2 + 1e-6) ** 0.5
+    expected = [
+        [*np.log(np.array([across, 0, 0.2, power]) + 1e-3), grey, *[np.log(3.01)] * 2]
+        for across, grey in ((0.02, 0.07), (0.02 * 7 / 8, 0.23))  # nothing is beyond the border
+    ]
+    np.testing.assert_allclose(found[0, 0], expected, rtol=1e-4)
 
 
 def test_the_gates_alone_can_be_trained() -> None:

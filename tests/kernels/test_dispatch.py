@@ -90,6 +90,15 @@ def test_a_limit_is_named_and_auto_takes_the_einsum_beyond_it(
     assert "takes the einsum, because the kernels take up to" in caplog.text
 
 
+def test_a_limit_counts_the_wider_of_what_goes_in_and_out() -> None:
+    for depth, channels in ((129, 4), (4, 129)):
+        x, weights = jnp.zeros((1, 3, depth)), jnp.zeros((depth, 2))
+        with pytest.raises(ValueError, match="128 channels"):
+            kernels.projected_expand(
+                x, weights, jnp.zeros(2), jnp.ones((1, 2, channels)), implementation="interpret"
+            )
+
+
 def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     dispatch._say_once.cache_clear()
     with caplog.at_level(logging.INFO, "kernels"):

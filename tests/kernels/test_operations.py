@@ -243,9 +243,10 @@ def test_what_all_pixels_share_moves_no_logit(implementation: str, dtype: str) -
 
 def test_more_partial_results_than_are_joined_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a frame of a video, whose pixels take hundreds of programs; here it takes few."""
-    monkeypatch.setattr(tiles, "JOINED_CHUNKS", 1)
-    logits, x = operands("softmax_squeeze", (1, 2, 577, 3, 5), "float32")
-    logits = logits + jnp.linspace(0, 20, 577)  # each part has a larger maximum than the last
+    monkeypatch.setattr(tiles, "JOINED_CHUNKS", 2)
+    logits, x = operands("softmax_squeeze", (1, 2, 1100, 3, 5), "float32")
+    logits = logits + jnp.linspace(0, 20, 1100)  # each part has a larger maximum than the last
+    logits = logits - 500  # what fills the last block up counts as nothing, not as 0
     partial = squeeze.softmax_forward(logits, x, interpret=True)
     expected = definition("softmax_squeeze", np.asarray(logits), np.asarray(x))
     assert error(reference.finish_partial(partial), expected) <= FORWARD["float32"]
