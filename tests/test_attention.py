@@ -254,7 +254,7 @@ def test_huge_logits_in_bfloat16_give_no_nan(implementation):
 
 
 def test_key_frames_are_those_with_the_highest_logits():
-    logits = jnp.asarray([[[0.0, 3.0, 1.0, 2.0], [5.0, 0.0, 0.0, 0.0]]])
+    logits = jnp.asarray([[[0.0, 3.0, 1.0, 2.0], [5.0, -9.0, 0.0, 0.0]]])
     maps = attention.temporal_maps(attention.keep_key_frames(logits, 2))
     np.testing.assert_array_equal(maps[0] > 0, [[True, True, False, False]] * 2)
     chex.assert_trees_all_close(maps.sum(-1), jnp.ones((1, 2)), atol=1e-6)

@@ -234,9 +234,10 @@ class TestProtocols:
 
     def test_frames_too_small(self):
         with pytest.raises(
-            UserError, match=r"12x40 pixels are too small for protocol cdvd-tsp: .* 19 on"
+            UserError, match=r"18x40 pixels are too small for protocol cdvd-tsp: .* 19 on"
         ):
-            PROTOCOLS["cdvd-tsp"].score(grey(0, 40, 12), grey(0, 40, 12))
+            PROTOCOLS["cdvd-tsp"].score(grey(0, 40, 18), grey(0, 40, 18))
+        PROTOCOLS["cdvd-tsp"].check_size(40, 19, "frames")
 
 
 class TestPvdnet:

@@ -463,6 +463,7 @@ def test_rendered_videos_are_fixed_and_blurred_as_asked(tmp_path):
     assert video.blurred(1).shape == (32, 48, 3)
     assert np.mean(video.blurred(1) != video.sharp(1)) > 0.5
     assert video.blurred(0).flags.owndata
+    assert max(len(video.photographs) for video in videos) > 1  # the objects' too
     assert set(video.photographs) <= {
         "skimage/coffee.png",
         "skimage/motorcycle_left.png",
