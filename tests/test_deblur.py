@@ -951,6 +951,13 @@ def test_an_image_that_is_newer_than_the_result_is_not_done(tmp_path):
     assert job.is_done
 
 
+def test_a_video_whose_format_cannot_be_written_becomes_matroska(tmp_path):
+    for name in ("old.flv", "new.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    jobs = plan([str(tmp_path / "old.flv"), str(tmp_path / "new.mp4")], None, str(tmp_path / "out"))
+    assert [job.output.name for job in jobs] == ["old.mkv", "new.mp4"]
+
+
 def test_progress_tells_the_rate_and_the_time_left(monkeypatch, capsys):
     """Both without the first frame, which compiles."""
     now = 0.0
