@@ -99,6 +99,9 @@ def test_what_the_gates_go_by() -> None:
         for across, grey in ((0.02, 0.07), (0.02 * 7 / 8, 0.23))  # nothing is beyond the border
     ]
     np.testing.assert_allclose(found[0, 0], expected, rtol=1e-4)
+    # Undecided takes half; at 1/12 of the sigmoid's way from an end, it is there.
+    shares = gates.shares(jnp.log(jnp.array([1 / 11, 1.0, 11.0]))[None, None])
+    np.testing.assert_allclose(shares[0, 0], [0, 0.5, 1], atol=1e-6)
 
 
 def test_the_gates_alone_can_be_trained() -> None:
