@@ -83,10 +83,7 @@ def main() -> None:
             raise UserError(f"--ckpt={checkpoint}: it has one scale; --alone takes such networks")
         sizes.update(model.scales)
     for checkpoint in arguments.alone:
-        try:
-            model = load_model(checkpoint).model
-        except UserError as error:
-            raise UserError(str(error).replace("--ckpt", "--alone", 1)) from error
+        model = load_model(checkpoint).model
         if isinstance(model, CoarseToFine | ScaleChoice):
             raise UserError(f"--alone={checkpoint}: it has several scales; --ckpt takes such")
         restore = compiled(model)

@@ -55,7 +55,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("kernels --cpu --json=/nowhere/rows.json", "/nowhere/rows.json: cannot be written"),
         ("levels --frames=0 --alone x", "--frames"),
         ("levels --scales=0 --alone x", "--scales"),
-        ("levels --alone nowhere", "--alone=nowhere: no such run"),
+        ("levels --alone nowhere", "nowhere: no such run"),
         ("live --fps=nan", "--fps: a number above 0, not 'nan'"),
         ("live --fps=0", "--fps"),
         ("live --inbox=0", "--inbox"),
