@@ -169,8 +169,8 @@ def test_exported_weights_name_no_folder_and_have_their_scores(
 ) -> None:
     """Paths are those of one machine, and tell who trained there."""
     run = load_model(weights("one", 1))
-    trained_on = {"data": ["highspeed:/home/me/fast", "rendered"], "photos": "/home/me/pictures"}
-    data = {**run.metadata["data"], **trained_on, "validate_on": "pairs:/home/me/held"}
+    trained_on = {"data": ["highspeed:/nowhere/fast", "rendered"], "photos": "/nowhere/pictures"}
+    data = {**run.metadata["data"], **trained_on, "validate_on": "pairs:/nowhere/held"}
     file = tmp_path / "of_folders.safetensors"
     export_weights(run._replace(metadata={**run.metadata, "data": data}), file)
     totals = {"psnr": 30.123456, "psnr_blurred": 27.5, "ssim": 0.912345, "ssim_blurred": 0.8}
