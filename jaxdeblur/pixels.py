@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8, UInt16
+
+from jaxdeblur.models.layers import enlarge_along
 
 Plane: TypeAlias = UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]
 """One array of a frame in NumPy: ``H W 3`` for packed RGB, else ``h w``."""
@@ -135,23 +136,10 @@ def layout_of(dtype: np.dtype) -> PixelLayout:
 def _upsample(
     chroma: Float[Array, "h w"], factors: tuple[int, int], shape: tuple[int, ...]
 ) -> Float[Array, "H W"]:
-    """Chroma at full size: linear between samples that lie amid their pixels."""
+    """Chroma at full size: linear between samples amid two pixels, those of more repeated."""
     for axis, factor in enumerate(factors):
-        if factor == 1:
-            continue
         if factor == 2:
-            before = jnp.concatenate(
-                [_slice(chroma, axis, 0, 1), _slice(chroma, axis, 0, -1)], axis=axis
-            )
-            after = jnp.concatenate(
-                [_slice(chroma, axis, 1, None), _slice(chroma, axis, -1, None)], axis=axis
-            )
-            pair = jnp.stack(
-                [0.75 * chroma + 0.25 * before, 0.75 * chroma + 0.25 * after], axis + 1
-            )
-            doubled = list(chroma.shape)
-            doubled[axis] *= 2
-            chroma = pair.reshape(doubled)
+            chroma = enlarge_along(chroma, axis, factor)
         else:
             chroma = jnp.repeat(chroma, factor, axis=axis)
     return chroma[: shape[0], : shape[1]]
@@ -163,7 +151,3 @@ def _downsample(colour: Float[Array, "H W"], factors: tuple[int, int]) -> Float[
     padded = jnp.pad(colour, [(0, -height % rows), (0, -width % columns)], mode="edge")
     blocks = padded.reshape(padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)
     return blocks.mean(axis=(1, 3))
-
-
-def _slice(x: Float[Array, "h w"], axis: int, start: int, stop: int | None) -> jax.Array:
-    return x[start:stop] if axis == 0 else x[:, start:stop]

@@ -246,11 +246,12 @@ def enlarge(images: Float[Array, "*leading h w C"], factor: int) -> Float[Array,
     """Bilinear enlargement by an integer factor; pixels are areas, edges are replicated."""
     if factor == 1:
         return images
-    columns_first = _enlarge_along(images, images.ndim - 2, factor)
-    return _enlarge_along(columns_first, images.ndim - 3, factor)
+    columns_first = enlarge_along(images, images.ndim - 2, factor)
+    return enlarge_along(columns_first, images.ndim - 3, factor)
 
 
-def _enlarge_along(x: jax.Array, axis: int, factor: int) -> jax.Array:
+def enlarge_along(x: Float[Array, "*in"], axis: int, factor: int) -> Float[Array, "*out"]:
+    """``enlarge`` of one axis, which becomes ``factor`` times as long."""
     # As weighted sums of neighbours: jax.image.resize multiplies with a matrix of size rows and
     # size * factor columns, ten times the work on a CPU (640x360 to 1280x720).
     size = x.shape[axis]
