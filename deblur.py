@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 
-from jaxdeblur import extensions
-from jaxdeblur.errors import UserError, run_command
-from jaxdeblur.options import Parser, add_fields, read_fields
+from jaxdeblur.errors import UserError, end_as_ctrl_c_does, run_command
+from jaxdeblur.options import (
+    ClusterConfig,
+    Parser,
+    add_extension_option,
+    add_fields,
+    load_extension,
+    read_fields,
+)
+from jaxdeblur.restoration.jobs import DeblurConfig, plan
 
 _EXAMPLES = """
 examples:
@@ -23,13 +29,6 @@ examples:
 
 def main() -> None:
     """Reads the options and restores."""
-    import jax
-
-    from jaxdeblur import cluster, memory
-    from jaxdeblur.compilation import keep_compiled
-    from jaxdeblur.deblurrer import Deblurrer
-    from jaxdeblur.deblurring import DeblurConfig, plan, restore_all
-
     parser = Parser(
         prog="deblur.py",
         description="Restores blurred videos, folders of frames and images.\n" + _EXAMPLES,
@@ -46,11 +45,9 @@ def main() -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, gpu or gpu:1, say; JAX's first")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the computation")
     add_fields(parser, DeblurConfig(), "restoration")
-    add_fields(parser, cluster.ClusterConfig(), "devices and processes")
-    extensions.add_option(parser)
+    add_fields(parser, ClusterConfig(), "devices and processes")
+    add_extension_option(parser)
     arguments = parser.parse_args()
-    if arguments.extension:
-        extensions.load(arguments.extension)
     config = read_fields(arguments, DeblurConfig())
 
     inputs, output = arguments.paths, None
@@ -68,11 +65,20 @@ def main() -> None:
     if config.compare is not None and len(jobs) > 1:
         raise UserError("--compare is for one input")
 
-    memory.keep_freed()
-    keep_compiled()
-    processes = read_fields(arguments, cluster.ClusterConfig())
-    cluster.use_cores(1, processes)
-    cluster.join(processes)
+    # JAX takes seconds to import: --help and what is wrong with the options do not wait for it.
+    import jax
+
+    from jaxdeblur import devices
+    from jaxdeblur.restoration.convert import restore_all
+    from jaxdeblur.restoration.deblurrer import Deblurrer
+
+    if arguments.extension:
+        load_extension(arguments.extension)
+    devices.keep_freed_memory()
+    devices.keep_compiled()
+    processes = read_fields(arguments, ClusterConfig())
+    devices.use_cores(1, processes)
+    devices.join(processes)
     jobs = jobs[jax.process_index() :: jax.process_count()]
     if config.skip_done:
         jobs = [job for job in jobs if not job.is_done]
@@ -92,11 +98,6 @@ def main() -> None:
     restore_all(deblurrer, jobs, config)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    # A batch system that ends the job leaves no half file either.
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_as_ctrl_c_does()
     run_command(main, "deblur.py")

@@ -5,21 +5,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxdeblur import extensions
 from jaxdeblur.errors import run_command
-from jaxdeblur.metrics import PROTOCOLS
-from jaxdeblur.options import Parser, add_fields, read_fields
+from jaxdeblur.evaluation.metrics import PROTOCOLS
+from jaxdeblur.options import Parser, add_extension_option, add_fields, load_extension, read_fields
 
 
 def main() -> None:
     """Reads the options and evaluates."""
     import jax
 
-    from jaxdeblur import cluster, evaluation, memory
-    from jaxdeblur.checkpoints import load_model
-    from jaxdeblur.compilation import keep_compiled
+    from jaxdeblur import devices
     from jaxdeblur.data.datasets import open_dataset
-    from jaxdeblur.restoration import over_rows
+    from jaxdeblur.evaluation.config import EvaluationConfig
+    from jaxdeblur.evaluation.evaluate import evaluate
+    from jaxdeblur.evaluation.results import default_folder, table
+    from jaxdeblur.options import ClusterConfig
+    from jaxdeblur.restoration.placement import over_rows
+    from jaxdeblur.weights.load import load_model
 
     parser = Parser(
         prog="evaluate.py",
@@ -40,36 +42,38 @@ def main() -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an evaluation in there")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the computation")
-    add_fields(parser, evaluation.EvaluationConfig(), "evaluation")
-    add_fields(parser, cluster.ClusterConfig(), "devices and processes")
-    extensions.add_option(parser)
+    add_fields(parser, EvaluationConfig(), "evaluation")
+    add_fields(parser, ClusterConfig(), "devices and processes")
+    add_extension_option(parser)
     arguments = parser.parse_args()
     if arguments.extension:
-        extensions.load(arguments.extension)
-    config = read_fields(arguments, evaluation.EvaluationConfig())
+        load_extension(arguments.extension)
+    config = read_fields(arguments, EvaluationConfig())
 
-    memory.keep_freed()
-    keep_compiled()
-    processes = read_fields(arguments, cluster.ClusterConfig())
-    cluster.use_cores(1, processes)
-    cluster.join(processes)
+    devices.keep_freed_memory()
+    devices.keep_compiled()
+    processes = read_fields(arguments, ClusterConfig())
+    devices.use_cores(1, processes)
+    devices.join(processes)
     loaded = load_model(arguments.ckpt, dtype=arguments.dtype)
     if processes.rows > 1:
-        shared_out = over_rows(loaded.model, cluster.row_devices(processes.rows))
+        shared_out = over_rows(loaded.model, devices.row_devices(processes.rows))
         loaded = loaded._replace(model=shared_out)
     dataset = open_dataset(
         config.data,
         config.split,
         variant=config.variant,
         exposure=config.exposure,
+        light=config.light,
+        sharp_input=config.sharp_input,
         only=config.only,
         exclude=config.exclude,
         max_pixels=config.max_pixels,
     )
-    out = arguments.out or evaluation.default_folder(arguments.ckpt, dataset, config)
-    metrics = evaluation.evaluate(loaded, dataset, config, out, overwrite=arguments.overwrite)
+    out = arguments.out or default_folder(arguments.ckpt, dataset, config)
+    metrics = evaluate(loaded, dataset, config, out, overwrite=arguments.overwrite)
     if jax.process_index() == 0:
-        print(evaluation.table(metrics))
+        print(table(metrics))
         print(f"\nopen {out / 'report.html'} in a browser; the numbers are in metrics.json")
 
 

@@ -3,27 +3,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from jaxdeblur import extensions
-from jaxdeblur.cluster import ClusterConfig
 from jaxdeblur.errors import UserError, run_command, tell
-from jaxdeblur.options import Parser, add_fields, read_fields
+from jaxdeblur.options import (
+    ClusterConfig,
+    Parser,
+    add_extension_option,
+    add_fields,
+    load_extension,
+    read_fields,
+)
 
 
 def main() -> None:
     """Reads the options and trains."""
     extension, given = _first_look(sys.argv[1:])
     if extension:
-        extensions.load(extension)
+        load_extension(extension)
 
-    from jaxdeblur import cluster, memory, presets, runs, training
-    from jaxdeblur.checkpoints import Run
-    from jaxdeblur.compilation import keep_compiled
+    from jaxdeblur import devices, presets
+    from jaxdeblur.training.failure import replay
+    from jaxdeblur.training.loop import Stopped
+    from jaxdeblur.training.run import train
+    from jaxdeblur.training.run_folder import Run
 
     model = given or "strcnn_dtb"
     folder = _folder(sys.argv[1:], model)
@@ -53,7 +59,7 @@ def main() -> None:
         help="a run or weights whose parameters are the first ones; with --resume only while the "
         "run has no checkpoint",
     )
-    extensions.add_option(parser)
+    add_extension_option(parser)
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="look at a batch whose loss was not finite"
     )
@@ -64,7 +70,7 @@ def main() -> None:
         data_defaults = preset.data
     else:
         network_defaults, training_defaults = began.network, began.training
-        data_defaults = runs.data_from_json(began, folder)
+        data_defaults = began.data
     add_fields(parser, network_defaults, f"network ({type(network_defaults).__name__})")
     add_fields(parser, training_defaults, "training")
     add_fields(parser, data_defaults, "data")
@@ -72,29 +78,29 @@ def main() -> None:
     arguments = parser.parse_args()
 
     processes = read_fields(arguments, ClusterConfig())
-    memory.keep_freed()
-    keep_compiled()
+    devices.keep_freed_memory()
+    devices.keep_compiled()
     if arguments.replay:
-        print("\n".join(runs.replay(arguments.replay)))
+        print("\n".join(replay(arguments.replay)))
         return
     run = Run(
         preset=model,
         network=read_fields(arguments, network_defaults),
         training=read_fields(arguments, training_defaults),
-        data=dataclasses.asdict(read_fields(arguments, data_defaults)),
+        data=read_fields(arguments, data_defaults),
         start_from=arguments.start_from or (began.start_from if began else None),
     )
-    cluster.use_cores(run.training.batch_size, processes)
-    cluster.join(processes)
+    devices.use_cores(run.training.batch_size, processes)
+    devices.join(processes)
     try:
-        runs.train(
+        train(
             run,
             folder,
             processes=processes,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
         )
-    except training.Stopped as stop:
+    except Stopped as stop:
         tell(f"{stop}; go on with --resume")
         sys.exit(0 if stop.signal.name == "SIGTERM" else 128 + stop.signal)
 

@@ -25,18 +25,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.options import natural, whole
-from jaxdeblur import cluster, memory, models, training
-from jaxdeblur.compilation import keep_compiled
+from jaxdeblur import devices, models
 from jaxdeblur.data import sources
-from jaxdeblur.data.pipeline import batches
+from jaxdeblur.data.batches import batches
 from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.files import write_json
-from jaxdeblur.metrics import psnr
-from jaxdeblur.models.fsta import FSTA_SMALL
-from jaxdeblur.models.parameters import Parameters, count, split
+from jaxdeblur.models.fsta_config import FSTA_SMALL
+from jaxdeblur.models.parameters import count, split
 from jaxdeblur.options import Parser
 from jaxdeblur.presets import PRESETS
-from jaxdeblur.restoration import restore_clip
+from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.shapes import Parameters
+from jaxdeblur.training.loop import Stopped, global_batches, run_steps
+from jaxdeblur.training.step import (
+    Metrics,
+    TrainingConfig,
+    TrainState,
+    best_parameters,
+    compile_train_step,
+    initial_train_state,
+)
 
 STRCNN_SMALL = PRESETS["strcnn_dtb_small"].network
 QUICK_STEPS = 600
@@ -172,10 +181,10 @@ class Result(NamedTuple):
 class Nowhere:
     """Keeps no checkpoints and shows no progress: the loop's saver and watcher."""
 
-    def save(self, state: training.TrainState) -> None:
+    def save(self, state: TrainState) -> None:
         """Nothing is kept."""
 
-    def step(self, step: int, metrics: training.Metrics) -> None:
+    def step(self, step: int, metrics: Metrics) -> None:
         """Nothing is shown."""
 
     def validated(self, step: int, scores: dict[str, float]) -> None:
@@ -215,37 +224,35 @@ class Videos(NamedTuple):
 
 
 def train_variant(
-    network: Any, config: training.TrainingConfig, data: sources.DataConfig, videos: Videos
+    network: Any, config: TrainingConfig, data: sources.DataConfig, videos: Videos
 ) -> Result:
     """Trains one variant and scores it."""
-    mesh = cluster.make_mesh(config.batch_size)
+    mesh = devices.make_mesh(config.batch_size)
     rebuild, parameters = split(models.build(network, config.seed))
     number = count(parameters)
-    state = jax.device_put(
-        training.initial_train_state(config, parameters), cluster.replicated(mesh)
-    )
-    step = training.compile_train_step(config, rebuild, mesh)
+    state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
+    step = compile_train_step(config, rebuild, mesh)
     with batches(
         sources.training_sources(data, config.seed, frames=config.frames, crop=config.crop),
         data.clip_options(config.frames, config.crop),
         batch_size=config.batch_size,
         seed=config.seed,
     ) as local:
-        feed = training.global_batches(local, mesh)
+        feed = global_batches(local, mesh)
         nowhere = Nowhere()
         first = dataclasses.replace(config, steps=1, validate_every=0)
-        state = training.run_steps(state, feed, step, first, saver=nowhere, watcher=nowhere)
+        state = run_steps(state, feed, step, first, saver=nowhere, watcher=nowhere)
         start = time.perf_counter()  # after the compilation
-        state = training.run_steps(state, feed, step, config, saver=nowhere, watcher=nowhere)
+        state = run_steps(state, feed, step, config, saver=nowhere, watcher=nowhere)
         jax.block_until_ready(state)
     seconds = time.perf_counter() - start
-    gains = videos.gains(rebuild, training.best_parameters(state))
+    gains = videos.gains(rebuild, best_parameters(state))
     return Result(number, gains, 1e3 * seconds / max(config.steps - 1, 1))
 
 
 def run_study(
     study: Study,
-    config: training.TrainingConfig,
+    config: TrainingConfig,
     data: sources.DataConfig,
     seeds: Sequence[int],
 ) -> dict[str, list[Result]]:
@@ -324,13 +331,13 @@ def main() -> None:
         crop=arguments.crop or preset.training.crop,
         validate_every=0,
     )
-    memory.keep_freed()
-    keep_compiled()
-    cluster.use_cores(config.batch_size)
+    devices.keep_freed_memory()
+    devices.keep_compiled()
+    devices.use_cores(config.batch_size)
     seeds = list(arguments.seeds)
     try:
         results = run_study(study, config, preset.data, seeds)
-    except training.Stopped as stop:
+    except Stopped as stop:
         raise UserError(str(stop)) from stop
     print(
         f"{arguments.study}: gain in dB after {config.steps} steps of {config.batch_size} clips of "

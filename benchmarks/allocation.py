@@ -1,4 +1,4 @@
-"""What it brings that freed memory stays with the process (``jaxdeblur/memory.py``).
+"""What it brings that freed memory stays with the process (``jaxdeblur/devices.py``).
 
     python -m benchmarks.allocation
 
@@ -24,10 +24,11 @@ import jax
 import numpy as np
 
 from benchmarks.options import natural, reason
-from jaxdeblur import memory, models, presets, training
+from jaxdeblur import devices, models, presets
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models.parameters import split
 from jaxdeblur.options import Parser
+from jaxdeblur.training.step import initial_train_state, train_step
 
 _WARM, _TIMED = 10, 30  # more than any preset looks ahead
 
@@ -74,7 +75,7 @@ def main() -> None:
 def measure(model: str, work: str, how: str) -> dict[str, float]:
     """Seconds of the processor a step, the system's share of them, and the most memory in MB."""
     if how == "kept":
-        memory.keep_freed()
+        devices.keep_freed_memory()
     step = {"training": training_step, "stream": stream_step}[work](model)
     for _ in range(_WARM):
         step()
@@ -97,8 +98,8 @@ def training_step(model: str) -> Callable[[], None]:
     shape = (config.batch_size, config.frames, config.crop, config.crop, 3)
     clip = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     rebuild, parameters = split(models.build(preset.network))
-    state = training.initial_train_state(config, parameters)
-    run = jax.jit(lambda s, b: training.train_step(s, b, config=config, rebuild=rebuild))
+    state = initial_train_state(config, parameters)
+    run = jax.jit(lambda s, b: train_step(s, b, config=config, rebuild=rebuild))
 
     def step() -> None:
         nonlocal state

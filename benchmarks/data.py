@@ -21,16 +21,21 @@ import jax
 import numpy as np
 
 from benchmarks.options import natural, whole
-from jaxdeblur import cluster, models, presets, training
-from jaxdeblur.data.datasets import Dataset, open_dataset
-from jaxdeblur.data.packing import FrameFiles
-from jaxdeblur.data.pipeline import ClipOptions, batches
-from jaxdeblur.data.scenes import SCENES, ScenePool, render_pool
-from jaxdeblur.data.synthesis import Exposure
+from jaxdeblur import devices, models, presets
+from jaxdeblur.data.batches import ClipOptions, batches
+from jaxdeblur.data.datasets import open_dataset
+from jaxdeblur.data.exposure import Exposure
+from jaxdeblur.data.frames import FrameFiles
+from jaxdeblur.data.scene_pool import ScenePool, render_pool
+from jaxdeblur.data.scenes import SCENES
+from jaxdeblur.data.videos import Dataset
 from jaxdeblur.errors import run_command
-from jaxdeblur.images import write_png
 from jaxdeblur.models.parameters import split
 from jaxdeblur.options import Parser
+from jaxdeblur.shapes import Batch
+from jaxdeblur.training.loop import global_batches
+from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
+from jaxdeblur.video.image_file import write_png
 
 
 def main() -> None:
@@ -44,7 +49,7 @@ def main() -> None:
     preset = presets.find(arguments.model)
     config, options = preset.training, preset.data
     clip = options.clip_options(config.frames, config.crop)
-    cluster.use_cores(config.batch_size)
+    devices.use_cores(config.batch_size)
     step = compiled_step(preset)
 
     with tempfile.TemporaryDirectory(prefix="jaxdeblur-benchmark-") as folder:
@@ -103,7 +108,7 @@ def write_frames(folder: Path, count: int, height: int, width: int) -> None:
 
 
 def reading_seconds(
-    source: Dataset | ScenePool, clip: ClipOptions, config: training.TrainingConfig, count: int
+    source: Dataset | ScenePool, clip: ClipOptions, config: TrainingConfig, count: int
 ) -> list[float]:
     """The seconds that each batch takes when it is made in the thread that asks for it."""
     with batches([(source, 1.0)], clip, batch_size=config.batch_size, seed=0, workers=0) as feed:
@@ -111,25 +116,25 @@ def reading_seconds(
         return [seconds for seconds, _ in timed(feed, count)]
 
 
-def timed(feed: Iterator[training.Batch], count: int) -> Iterator[tuple[float, training.Batch]]:
+def timed(feed: Iterator[Batch], count: int) -> Iterator[tuple[float, Batch]]:
     for _ in range(count):
         began = time.perf_counter()
         batch = next(feed)
         yield time.perf_counter() - began, batch
 
 
-def compiled_step(preset: presets.Preset) -> Callable[[training.Batch], None]:
+def compiled_step(preset: presets.Preset) -> Callable[[Batch], None]:
     """A training step that goes on from the last one and returns when it is done."""
     config = preset.training
-    mesh = cluster.make_mesh(config.batch_size)
+    mesh = devices.make_mesh(config.batch_size)
     rebuild, parameters = split(models.build(preset.network))
-    state = training.initial_train_state(config, parameters)
-    state = jax.device_put(state, cluster.replicated(mesh))
-    compiled = training.compile_train_step(config, rebuild, mesh)
+    state = initial_train_state(config, parameters)
+    state = jax.device_put(state, devices.replicated(mesh))
+    compiled = compile_train_step(config, rebuild, mesh)
 
-    def step(batch: training.Batch) -> None:
+    def step(batch: Batch) -> None:
         nonlocal state
-        (on_devices,) = training.global_batches(iter([batch]), mesh)
+        (on_devices,) = global_batches(iter([batch]), mesh)
         state, metrics = compiled(state, on_devices)
         jax.block_until_ready(metrics)
 
@@ -141,8 +146,8 @@ def compiled_step(preset: presets.Preset) -> Callable[[training.Batch], None]:
 def training_seconds(
     source: Dataset | ScenePool,
     clip: ClipOptions,
-    config: training.TrainingConfig,
-    step: Callable[[training.Batch], None],
+    config: TrainingConfig,
+    step: Callable[[Batch], None],
     arguments: argparse.Namespace,
 ) -> tuple[list[float], list[float]]:
     """For each step the seconds of waiting for its batch, and those in all."""

@@ -23,14 +23,14 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from jaxdeblur import cluster, models, presets
+from jaxdeblur import devices, models, presets
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import Parser, add_fields, frame_size, read_fields
-from jaxdeblur.pixels import PixelLayout
-from jaxdeblur.restoration import Compiled, _step
-from jaxdeblur.training import TrainingConfig, compile_train_step, initial_train_state
+from jaxdeblur.restoration.placement import Compiled, stream_step
+from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
+from jaxdeblur.video.pixels import PixelLayout
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ROOT / "tests" / "kernels" / "targets"
@@ -62,7 +62,7 @@ def main() -> None:
     what = f"training step of {' x '.join(map(str, clips[:-1]))}"
     show(what, *training_step(model, config, clips, mesh), mesh)
     width, height = arguments.size
-    show(f"frame of {width}x{height}", *stream_step(model, height, width, mesh), mesh)
+    show(f"frame of {width}x{height}", *restoring_step(model, height, width, mesh), mesh)
 
 
 def one_gpu(target: Path) -> Mesh:
@@ -83,7 +83,7 @@ def one_gpu(target: Path) -> Mesh:
             f"nothing compiles for {target} here: {why[0]} (python tests/install_extras.py "
             "installs JAX's CUDA plugin)"
         ) from error
-    axes = cluster.make_mesh(jax.device_count())
+    axes = devices.make_mesh(jax.device_count())
     return Mesh(
         np.array(topology.devices).reshape(1, 1), axes.axis_names, axis_types=axes.axis_types
     )
@@ -95,12 +95,14 @@ def training_step(
     """The program that train.py runs for each batch, and what it is given."""
     rebuild, parameters = split(model)
     state = jax.eval_shape(lambda given: initial_train_state(config, given), parameters)
-    frames = jax.ShapeDtypeStruct(clips, jnp.uint8, sharding=cluster.clips_over(mesh))
+    frames = jax.ShapeDtypeStruct(clips, jnp.uint8, sharding=devices.clips_over(mesh))
     step = compile_train_step(config, rebuild, mesh)
     return step, [on(mesh, state), {"blurred": frames, "sharp": frames}]
 
 
-def stream_step(model: VideoRestorer, height: int, width: int, mesh: Mesh) -> tuple[Any, list[Any]]:
+def restoring_step(
+    model: VideoRestorer, height: int, width: int, mesh: Mesh
+) -> tuple[Any, list[Any]]:
     """The program that deblur.py runs for each frame of a usual video, and what it is given."""
     graph, parameters = nnx.split(model)
     layout = PixelLayout("yuv", 8, (2, 2), (0.2126, 0.0722), full_range=False)
@@ -109,12 +111,20 @@ def stream_step(model: VideoRestorer, height: int, width: int, mesh: Mesh) -> tu
     planes = on(mesh, tuple(jax.ShapeDtypeStruct(shape, layout.dtype) for shape in shapes))
     strength = on(mesh, jax.ShapeDtypeStruct((), jnp.float32))
     what = Compiled(graph, layout, None, None)
-    return _step, [what, on(mesh, parameters), on(mesh, state), planes, False, planes, strength]
+    return stream_step, [
+        what,
+        on(mesh, parameters),
+        on(mesh, state),
+        planes,
+        False,
+        planes,
+        strength,
+    ]
 
 
 def on(mesh: Mesh, arrays: Any) -> Any:
     """The shapes of arrays, all of them on each device."""
-    there = cluster.replicated(mesh)
+    there = devices.replicated(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), arrays)
 
 

@@ -45,7 +45,7 @@ from benchmarks.options import natural
 from jaxdeblur import presets
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.files import write_json
-from jaxdeblur.models.fsta import FstaConfig
+from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.options import Parser, frame_size
 from kernels import reference
 

@@ -23,18 +23,17 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.options import natural, positive
-from jaxdeblur import cluster, memory
-from jaxdeblur.checkpoints import load_model
-from jaxdeblur.compilation import keep_compiled
+from jaxdeblur import devices
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models.coarse_to_fine import CoarseToFine
 from jaxdeblur.models.layers import enlarge, reduce_size
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
-from jaxdeblur.options import Parser
-from jaxdeblur.restoration import from_uint8
+from jaxdeblur.options import ClusterConfig, Parser
+from jaxdeblur.restoration.stream import from_uint8
 from jaxdeblur.shapes import Clip, ReducedClip
+from jaxdeblur.weights.load import load_model
 
 Gains: TypeAlias = Callable[[Clip, Clip], list[tuple[int, float, float]]]
 """Of (blurred, sharp): for each level its scale, the gain at its own size and at full size."""
@@ -63,9 +62,9 @@ def main() -> None:
     parser.add_argument("--frames", type=natural, default=5, help="of each scene")
     arguments = parser.parse_args()
 
-    memory.keep_freed()
-    keep_compiled()
-    cluster.use_cores(1, cluster.ClusterConfig())
+    devices.keep_freed_memory()
+    devices.keep_compiled()
+    devices.use_cores(1, ClusterConfig())
     if not arguments.ckpt and not arguments.alone:
         raise UserError("--ckpt or --alone names the networks to look at")
     rows: dict[str, list[Gains]] = {}

@@ -20,9 +20,9 @@ import numpy as np
 
 from benchmarks.options import natural, positive
 from jaxdeblur import models, presets
-from jaxdeblur.deblurrer import Deblurrer
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser, frame_size
+from jaxdeblur.restoration.deblurrer import Deblurrer
 
 
 def main() -> None:

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks.options import natural
-from jaxdeblur import cluster, evaluation, memory
-from jaxdeblur.checkpoints import LoadedModel, load_model
-from jaxdeblur.compilation import keep_compiled
+from jaxdeblur import devices
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.errors import UserError, run_command
-from jaxdeblur.evaluation import EvaluationConfig
-from jaxdeblur.options import Parser
+from jaxdeblur.evaluation.config import EvaluationConfig
+from jaxdeblur.evaluation.evaluate import evaluate
+from jaxdeblur.options import ClusterConfig, Parser
+from jaxdeblur.weights.load import LoadedModel, load_model
 
 _MEANS = (
     "psnr", "psnr_blurred", "ssim", "ssim_blurred", "temporal_error", "temporal_error_blurred",
@@ -77,9 +77,9 @@ def main() -> None:
     parser.add_argument("--max-frames", type=natural, default=8, help="of each video that is long")
     arguments = parser.parse_args()
 
-    memory.keep_freed()
-    keep_compiled()
-    cluster.use_cores(1, cluster.ClusterConfig())
+    devices.keep_freed_memory()
+    devices.keep_compiled()
+    devices.use_cores(1, ClusterConfig())
     print(f"{jax.devices()[0].device_kind}; jax {jax.__version__}\n")
     for checkpoint in arguments.ckpt:
         loaded = load_model(checkpoint)
@@ -98,10 +98,10 @@ def tests(arguments: argparse.Namespace) -> Iterator[Test]:
         yield Test(f"rendered {scenes}", EvaluationConfig(f"rendered:{scenes}"))
     for light in ("stored", "linear"):
         for blur in arguments.blur:
-            spec = f"{blur:g}px-{light}"
-            yield Test(f"rendered {spec}", EvaluationConfig(f"rendered:{spec}"))
+            config = EvaluationConfig(f"rendered:{blur:g}px", light=light)
+            yield Test(f"rendered {blur:g}px-{light}", config)
     for speed in arguments.sharp_scenes:
-        config = EvaluationConfig(f"rendered:{speed:g}px-sharp")
+        config = EvaluationConfig(f"rendered:{speed:g}px", light="stored", sharp_input=True)
         yield Test(f"rendered {speed:g}px-sharp", config, sharp=True)
     only, most = tuple(arguments.only), arguments.max_frames
     for folder in arguments.highspeed:
@@ -126,10 +126,12 @@ def score(loaded: LoadedModel, test: Test, out: Path) -> dict[str, Any]:
         test.config.data,
         "test",
         exposure=test.config.exposure,
+        light=test.config.light,
+        sharp_input=test.config.sharp_input,
         only=test.config.only,
     )
     try:
-        return evaluation.evaluate(loaded, dataset, test.config, out)
+        return evaluate(loaded, dataset, test.config, out)
     except UserError as error:
         raise UserError(f"{error} (of an earlier run: choose another --out)") from error
 

@@ -119,41 +119,43 @@ def run_point(devices: int, processes: int, clips: int, steps: int) -> float:
     return float(said[0][0].split()[-1])
 
 
-def point(devices: int, processes: int, clips: int, number: int, port: int, *, steps: int) -> None:
+def point(
+    devices_each: int, processes: int, clips: int, number: int, port: int, *, steps: int
+) -> None:
     """One process of one point: prints the median of its steps' seconds."""
     # Before JAX starts its threads, which keep to the core too.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[number % len(cores)]})
     import jax
 
-    from jaxdeblur import cluster, models, training
-    from jaxdeblur.cluster import ClusterConfig
-    from jaxdeblur.compilation import keep_compiled
+    from jaxdeblur import devices, models
     from jaxdeblur.models.parameters import split
     from jaxdeblur.models.strcnn import StrcnnConfig
+    from jaxdeblur.options import ClusterConfig
+    from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
 
-    keep_compiled()
-    jax.config.update("jax_num_cpu_devices", devices)
+    devices.keep_compiled()
+    jax.config.update("jax_num_cpu_devices", devices_each)
     if processes > 1:
-        cluster.join(ClusterConfig(f"127.0.0.1:{port}", processes, number))
-    wanted = devices * processes
+        devices.join(ClusterConfig(f"127.0.0.1:{port}", processes, number))
+    wanted = devices_each * processes
     if jax.default_backend() != "cpu" or jax.device_count() != wanted:
         raise UserError(
             f"{jax.device_count()} devices of kind {jax.default_backend()} where {wanted} of the "
             "CPU are measured; JAX_PLATFORMS=cpu gives those"
         )
-    config = training.TrainingConfig(batch_size=clips, frames=3, crop=48)
-    mesh = cluster.make_mesh(clips)
+    config = TrainingConfig(batch_size=clips, frames=3, crop=48)
+    mesh = devices.make_mesh(clips)
     rebuild, parameters = split(models.build(StrcnnConfig(m=1, width=32, blocks=2)))
-    state = training.initial_train_state(config, parameters)
-    cluster.wait_for_all("the network is built")
-    state = jax.device_put(state, cluster.replicated(mesh))
-    step = training.compile_train_step(config, rebuild, mesh)
+    state = initial_train_state(config, parameters)
+    devices.wait_for_all("the network is built")
+    state = jax.device_put(state, devices.replicated(mesh))
+    step = compile_train_step(config, rebuild, mesh)
     rng = np.random.default_rng(0)
     shape = (clips // processes, config.frames, config.crop, config.crop, 3)
     batch = {
         name: jax.make_array_from_process_local_data(
-            cluster.clips_over(mesh), rng.integers(0, 256, shape, np.uint8)
+            devices.clips_over(mesh), rng.integers(0, 256, shape, np.uint8)
         )
         for name in ("blurred", "sharp")
     }
@@ -213,8 +215,9 @@ def cost_of_a_clip(name: str) -> tuple[float, float, float]:
     """FLOPs of a train step for one clip, bytes of the gradient and of the clip, for a preset."""
     import jax
 
-    from jaxdeblur import models, presets, training
+    from jaxdeblur import models, presets
     from jaxdeblur.models.parameters import count, outline
+    from jaxdeblur.training.step import model_loss
 
     preset = presets.find(name)
     rebuild, shapes = outline(lambda: models.build(preset.network))
@@ -226,7 +229,7 @@ def cost_of_a_clip(name: str) -> tuple[float, float, float]:
         batch = {"blurred": blurred, "sharp": sharp}
 
         def loss(parameters: Any) -> Any:
-            return training.model_loss(rebuild(parameters), batch, training_config.loss)
+            return model_loss(rebuild(parameters), batch, training_config.loss)
 
         return jax.grad(loss)(parameters)
 

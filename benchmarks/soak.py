@@ -151,15 +151,15 @@ def train(*options: str) -> subprocess.Popen[bytes]:
 WITH_STEPS = """
 import sys
 import train
-from jaxdeblur.progress import ProgressLine
+from jaxdeblur.training.progress import RunWatcher
 from jaxdeblur.errors import run_command
-said = ProgressLine.step
+said = RunWatcher.step
 def step(self, step, metrics):
     out = next(o[6:] for o in sys.argv if o.startswith("--out="))
     with open(out + "/steps.log", "a") as log:
         log.write(f"{step}\\n")
     said(self, step, metrics)
-ProgressLine.step = step
+RunWatcher.step = step
 sys.argv[0] = "train.py"
 run_command(train.main, "train.py", together=True)
 """
@@ -195,8 +195,8 @@ def resident(pid: int) -> float:
 
 def identical(one: Path, other: Path) -> bool:
     """Whether two runs ended with the same parameters, bit for bit."""
-    from jaxdeblur.checkpoints import load_model
     from jaxdeblur.models.parameters import split
+    from jaxdeblur.weights.load import load_model
 
     first, second = (split(load_model(run).model)[1] for run in (one, other))
     return first.keys() == second.keys() and all(

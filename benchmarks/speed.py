@@ -20,11 +20,12 @@ import jax
 import numpy as np
 
 from benchmarks.options import natural
-from jaxdeblur import memory, weights
-from jaxdeblur.deblurrer import Deblurrer
+from jaxdeblur import devices
 from jaxdeblur.errors import run_command
 from jaxdeblur.options import Parser, frame_size
-from jaxdeblur.restoration import Stream
+from jaxdeblur.restoration.deblurrer import Deblurrer
+from jaxdeblur.restoration.stream import Stream
+from jaxdeblur.weights import shipped
 
 _WARM = 3
 
@@ -47,7 +48,7 @@ class Candidate(NamedTuple):
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--ckpt", nargs="+", default=weights.names(), help="runs, files or names of weights"
+        "--ckpt", nargs="+", default=shipped.names(), help="runs, files or names of weights"
     )
     parser.add_argument("--tile", nargs="+", default=("none",), help="none or HEIGHTxWIDTH")
     parser.add_argument(
@@ -57,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     width, height = arguments.size
 
-    memory.keep_freed()
+    devices.keep_freed_memory()
     candidates = []
     for checkpoint, tile in itertools.product(arguments.ckpt, arguments.tile):
         deblurrer = Deblurrer(checkpoint, tile=tile)

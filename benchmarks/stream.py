@@ -24,13 +24,16 @@ import jax
 import numpy as np
 
 from benchmarks.options import natural, reason
-from jaxdeblur import memory, models, presets
-from jaxdeblur.deblurrer import Deblurrer
-from jaxdeblur.deblurring import DeblurConfig, deblur, plan
+from jaxdeblur import devices, models, presets
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser, frame_size
-from jaxdeblur.pixels import PixelLayout
-from jaxdeblur.video import Picture, VideoInfo, VideoReader, VideoWriter
+from jaxdeblur.restoration.convert import deblur
+from jaxdeblur.restoration.deblurrer import Deblurrer
+from jaxdeblur.restoration.jobs import DeblurConfig, plan
+from jaxdeblur.video.picture import Picture, VideoInfo
+from jaxdeblur.video.pixels import PixelLayout
+from jaxdeblur.video.reader import VideoReader
+from jaxdeblur.video.writer import VideoWriter
 
 
 def main() -> None:
@@ -72,7 +75,7 @@ def main() -> None:
 
 def measure(video: Path, model: str, ckpt: str | None) -> dict[str, float]:
     """Restores a video by the command's own stages, then times each stage alone."""
-    memory.keep_freed()  # as deblur.py does
+    devices.keep_freed_memory()  # as deblur.py does
     weights = ckpt or models.build(presets.find(model).network)
     deblurrer = Deblurrer(weights, tile="none")
     output = video.with_name("restored.mp4")

@@ -21,12 +21,14 @@ import numpy as np
 from jax import lax
 
 from benchmarks.options import natural
-from jaxdeblur import cluster, memory, models, presets, training
+from jaxdeblur import devices, models, presets
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models import layers
-from jaxdeblur.models.parameters import Parameters, split
+from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Parser
+from jaxdeblur.shapes import Parameters
+from jaxdeblur.training.step import compile_train_step, from_bytes, initial_train_state
 
 GOAL_SCAN, GOAL_FORWARD, GOAL_TRAINING = 1.5, 0.77, 1.0
 
@@ -48,12 +50,12 @@ def main() -> None:
         )
     if arguments.crop % 2:
         raise UserError(f"--crop={arguments.crop}: the network halves it; give an even number")
-    memory.keep_freed()
-    cluster.use_cores(arguments.batch_size)
+    devices.keep_freed_memory()
+    devices.use_cores(arguments.batch_size)
     shape = (arguments.batch_size, arguments.frames, arguments.crop, arguments.crop, 3)
     print(
         f"{arguments.model}, clips {shape}, on {platform.machine()} with "
-        f"{cluster.cores()} cores, jax {jax.__version__}, {jax.device_count()} "
+        f"{devices.cores()} cores, jax {jax.__version__}, {jax.device_count()} "
         f"{jax.default_backend()} device(s); medians of {arguments.repeats}"
     )
     scan_against_unrolled(network, shape, arguments.repeats)
@@ -127,11 +129,11 @@ def against_torch(name: str, network: StrcnnConfig, shape: tuple[int, ...], repe
         presets.find(name).training, optimizer="adam", loss="mse", batch_size=shape[0], average=0.0
     )
     rebuild, parameters = split(models.build(network))
-    mesh = cluster.make_mesh(shape[0])
-    everywhere, shared = cluster.replicated(mesh), cluster.clips_over(mesh)
+    mesh = devices.make_mesh(shape[0])
+    everywhere, shared = devices.replicated(mesh), devices.clips_over(mesh)
     twin = TorchTwin(network, parameters).to(device)
     ours = jax.jit(
-        lambda p, x: rebuild(p).restore_clip(training.from_bytes(x)),
+        lambda p, x: rebuild(p).restore_clip(from_bytes(x)),
         in_shardings=(everywhere, shared),
     )
     blurred = jax.device_put(batch["blurred"], shared)
@@ -145,8 +147,8 @@ def against_torch(name: str, network: StrcnnConfig, shape: tuple[int, ...], repe
     if difference > (2e-2 if on_gpu else 1e-3):  # TF32 keeps 10 bits
         raise UserError("the twin is not a twin; its time would mean nothing")
 
-    step = training.compile_train_step(config, rebuild, mesh)
-    state = jax.device_put(training.initial_train_state(config, parameters), everywhere)
+    step = compile_train_step(config, rebuild, mesh)
+    state = jax.device_put(initial_train_state(config, parameters), everywhere)
     on_device = jax.device_put(batch, shared)
     holder = [state]
 

@@ -18,7 +18,8 @@ from flax import nnx
 
 from benchmarks.options import natural
 from jaxdeblur.errors import run_command
-from jaxdeblur.models.fsta import FSTA_LIVE, Fsta
+from jaxdeblur.models.fsta import Fsta
+from jaxdeblur.models.fsta_config import FSTA_LIVE
 from jaxdeblur.models.parameters import split
 from jaxdeblur.options import Parser
 

@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from jaxdeblur import weights
-from jaxdeblur.data.scenes import rendered_videos
-from jaxdeblur.images import write_png
+from jaxdeblur.data.scene_pool import rendered_videos
+from jaxdeblur.video.image_file import write_png
+from jaxdeblur.weights import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("runs/demo")
@@ -29,7 +29,7 @@ LEAST_MEAN_GAIN, LEAST_GAIN = 1.0, 0.5  # dB; a run that falls short has a fault
 def main() -> None:
     """Runs the commands one after another, as a user would, and prints them."""
     began = time.monotonic()
-    if weights.names():
+    if shipped.names():
         restore_with_shipped_weights()
     run("train.py", "--model=strcnn_dtb_small", f"--steps={STEPS}", f"--out={FOLDER}", *FRESH)
     evaluation = FOLDER / "evaluation"

@@ -23,7 +23,7 @@ from jaxdeblur.models.layers import LEAK, Conv, activation
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.presets import PRESETS, Preset
 from jaxdeblur.shapes import Clip, Features, Frame
-from jaxdeblur.training import TrainingConfig
+from jaxdeblur.training.step import TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxdeblur.models.fsta import FstaConfig, register_fusion
+from jaxdeblur.models.fsta_config import FstaConfig, register_fusion
 from jaxdeblur.models.fusion import Fusion
 from jaxdeblur.models.layers import Conv
 from jaxdeblur.presets import PRESETS

@@ -1,12 +1,19 @@
-"""UserError: what the user gave is wrong; commands print it as one line and exit with code 2."""
+"""What is said on stderr: what the user gave wrong, in one line, and how far the work is.
+
+A command ends with exit code 2 after a :class:`UserError`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn
 
 LONGEST = 3000
@@ -63,6 +70,28 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
         _leave(1, together)
 
 
+def end_as_ctrl_c_does() -> None:
+    """Makes SIGTERM and SIGHUP, and ctrl-C itself, raise KeyboardInterrupt wherever the work is.
+
+    So that a batch system that ends a job, or a terminal that closes, leaves no half file either.
+    What is ignored (nohup, a shell's background) stays ignored.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    # What a callback of the garbage collector raises is lost, and JAX has one.
+    collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    if hasattr(signal, "setitimer") and frame is not None and frame.f_code in collecting:
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        return
+    raise KeyboardInterrupt
+
+
 def _say(name: str, message: str) -> None:
     message = " ".join(message.split())
     if len(message) > LONGEST:  # somebody's megabyte on the command line
@@ -78,3 +107,76 @@ def _leave(code: int, at_once: bool) -> NoReturn:
             sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+class ProgressLine:
+    """A line that says how far the work is, how fast it goes and how much time is left.
+
+    On a terminal it rewrites itself; elsewhere it is a line of its own now and then.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int | None = None,
+        *,
+        unit: str = "frames",
+        quiet: bool = False,
+        eager: bool = False,
+        stays: bool = False,
+    ) -> None:
+        """Prepares the line.
+
+        Args:
+          what: the line begins with it.
+          total: how many there are in all, if that is known.
+          unit: what is counted, in the plural.
+          quiet: nothing is said.
+          eager: the first count is said at once, not only after a while.
+          stays: the last count is said and stays there; else a terminal is left clear.
+        """
+        self.what = what
+        self._total, self._unit, self._quiet, self._stays = total, unit, quiet, stays
+        self._on_terminal = sys.stderr.isatty()
+        self._every_s = 0.2 if self._on_terminal else 10.0
+        self._shown = -float("inf") if eager else time.monotonic()
+        self._is_open = False
+        self._first: tuple[int, float] | None = None
+
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        """``done`` of ``total`` are done; prints if it is time, with ``note`` beside the rate."""
+        now = time.monotonic()
+        self._total = self._total if total is None else total
+        self._first = self._first or (done, now)
+        last = self._stays and done == self._total
+        if self._quiet or (now - self._shown < self._every_s and not last):
+            return
+        self._shown = now
+        text = f"{self.what}: {done}{f'/{self._total}' if self._total else ''} {self._unit}"
+        # Without the first one, which compiles: it says nothing about the rate.
+        before, began = self._first
+        rate = (done - before) / max(now - began, 1e-9)
+        text += f"  {rate:.2f} {self._unit}/s" if rate else ""
+        text += f"  {note}" if note else ""
+        if rate and self._total and self._total > done:
+            text += f"  {_clock((self._total - done) / rate)} left"
+        self._is_open = self._on_terminal and not last
+        tell(f"\r\033[K{text}" if self._on_terminal else text, "" if self._is_open else "\n")
+
+    def say(self, text: str) -> None:
+        """Says something else, on a line of its own."""
+        if not self._quiet:
+            tell(f"\r\033[K{text}" if self._is_open else text)
+            self._is_open = False
+
+    def close(self) -> None:
+        """Leaves a terminal on a new line."""
+        if self._is_open:
+            tell("" if self._stays else "\r\033[K", "\n" if self._stays else "")
+            self._is_open = False
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -109,3 +109,19 @@ def write_json(target: str | os.PathLike[str], value: Any) -> None:
     """Writes ``value`` as indented JSON, whole or not at all."""
     with replace_when_whole(target) as part:
         part.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+
+
+def cache_folder() -> Path:
+    """Where pools are kept: ``$JAXDEBLUR_CACHE``, or jaxdeblur in ``$XDG_CACHE_HOME``.
+
+    Raises:
+      UserError: neither is set, and there is no home either.
+    """
+    if own := os.environ.get("JAXDEBLUR_CACHE"):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdeblur"
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home folder; name one for the cache in JAXDEBLUR_CACHE"
+        ) from error

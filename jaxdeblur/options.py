@@ -1,14 +1,21 @@
-"""Command-line options from frozen dataclasses: a field is an option, its docstring the help."""
+"""Command-line options from frozen dataclasses: a field is an option, its docstring the help.
+
+And the two groups that all commands share: the processes that work together, and ``--extension``,
+the user's own file that adds models and presets.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from jaxdeblur.errors import UserError
@@ -163,10 +170,12 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def frame_size(text: str) -> tuple[int, int]:
-    """(width, height) of ``WIDTHxHEIGHT``, as the type of an option."""
+def frame_size(
+    text: str, order: str = "WIDTHxHEIGHT", example: str = "1280x720"
+) -> tuple[int, int]:
+    """The two numbers of ``WIDTHxHEIGHT``, or of another ``order``, as the type of an option."""
     if not (found := re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)):
-        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not WIDTHxHEIGHT, as 1280x720")
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not {order}, as {example}")
     return int(found[1]), int(found[2])
 
 
@@ -213,3 +222,64 @@ def _source(config: type) -> str:
         return inspect.getsource(config)
     except (OSError, TypeError):  # defined in an interactive session
         return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    """Which processes work together; under SLURM, Open MPI or JobSet nothing need be said.
+
+    Attributes:
+      coordinator: address of process 0, as host:port.
+      num_processes: how many processes take part.
+      process_id: which of them this is, from 0.
+      rows: over how many devices the rows of each frame are spread, for frames too large for one.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    rows: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise UserError(f"--rows is a number of devices, 1 or more, not {self.rows}")
+        given = [self.coordinator, self.num_processes, self.process_id]
+        if any(value is not None for value in given) and None in given:
+            raise UserError("--coordinator, --num-processes and --process-id go together")
+        if self.coordinator is not None and not re.fullmatch(r"\S+:\d{1,5}", self.coordinator):
+            raise UserError(f"--coordinator is HOST:PORT of process 0, not {self.coordinator!r}")
+        if self.num_processes is not None and self.process_id is not None:
+            if self.num_processes < 1:
+                raise UserError(f"--num-processes is 1 or more, not {self.num_processes}")
+            if not 0 <= self.process_id < self.num_processes:
+                raise UserError(f"--process-id is 0 to {self.num_processes - 1}")
+
+
+def add_extension_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--extension`` to a command's options."""
+    parser.add_argument(
+        "--extension", metavar="FILE", help="a Python file that adds models and presets"
+    )
+
+
+def load_extension(path: Path | str) -> None:
+    """Runs the file, which calls ``models.register`` and adds to ``PRESETS``.
+
+    It is code that the user names on the command line; nothing that a config or a checkpoint says
+    ever leads here.
+
+    Raises:
+      UserError: there is no such file, or it is no Python.
+    """
+    path = Path(path)
+    # A name of its own, so that a file named as a module of Python's does not take its place.
+    name = f"jaxdeblur_extension_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"--extension={path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"--extension={path}: no Python: {error}") from error

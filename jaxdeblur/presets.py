@@ -7,9 +7,9 @@ from typing import Any
 
 from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.fsta import FSTA, FSTA_LIVE, FSTA_SMALL
+from jaxdeblur.models.fsta_config import FSTA, FSTA_LIVE, FSTA_SMALL
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.training import TrainingConfig
+from jaxdeblur.training.step import TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The legend of array shapes: every annotation in the package takes its names from here.
+"""The legend of array shapes and their names: every annotation in the package takes them from here.
 
 B  batch          T  time (frames)      H, W  rows and columns of pixels
 h, w  rows and columns of features      C  channels
@@ -9,11 +9,11 @@ Images are NHWC, RGB. Inside the networks they are floats in [0, 1]; at a file t
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Num, UInt8
+from jaxtyping import Float, Num, UInt8, UInt16
 
 Frame: TypeAlias = Float[Array, "B H W 3"]
 """One frame of each video of a batch, in [0, 1]."""
@@ -39,11 +39,35 @@ SqueezedWindow: TypeAlias = Float[Array, "B K C"]
 Kernel: TypeAlias = Float[Array, "kh kw C_in C_out"]
 """A convolution kernel, HWIO."""
 
+Parameters: TypeAlias = dict[str, Array]
+"""Parameters by the path of the attribute that holds them: ``encoder/0/first/kernel``."""
+
+Batch: TypeAlias = dict[str, Any]
+"""The clips of a training step: ``blurred`` and ``sharp``, uint8 ``B T H W 3``."""
+
 Frame8: TypeAlias = UInt8[np.ndarray, "H W 3"]
-"""One frame as it stands in a file: NumPy, 0 to 255."""
+"""One frame of 8 bits as it stands in a file: NumPy, 0 to 255."""
 
 Video8: TypeAlias = UInt8[np.ndarray, "T H W 3"]
-"""All frames of a video as they stand in files: NumPy, 0 to 255."""
+"""All frames of a video of 8 bits as they stand in files: NumPy, 0 to 255."""
+
+Pixels: TypeAlias = UInt8[np.ndarray, "H W 3"] | UInt16[np.ndarray, "H W 3"]
+"""One frame as a file holds it, 8 or 16 bits a sample."""
+
+PixelClip: TypeAlias = UInt8[np.ndarray, "T H W 3"] | UInt16[np.ndarray, "T H W 3"]
+"""All frames of a video as a file holds them."""
+
+DevicePixels: TypeAlias = UInt8[Array, "*shape"] | UInt16[Array, "*shape"]
+"""Such integers on the device, any shape."""
+
+Plane: TypeAlias = UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]
+"""One array of a frame as its file holds it: ``H W 3`` for packed RGB, else ``h w``."""
+
+DevicePlane: TypeAlias = UInt8[Array, "..."] | UInt16[Array, "..."]
+"""The same on the device."""
 
 Image: TypeAlias = Num[np.ndarray, "H W 3"]
 """One image of any number type in NumPy."""
+
+GreyImage: TypeAlias = Num[np.ndarray, "H W"]
+"""One image of a single channel, of any number type."""

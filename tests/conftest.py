@@ -30,9 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Loads the extension before the presets are listed."""
     if file := config.getoption("--extension"):
-        from jaxdeblur import extensions
+        from jaxdeblur.options import load_extension
 
-        extensions.load(file)
+        load_extension(file)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,9 @@
 """Installs what lets the tests compile GPU kernels without a GPU: JAX's CUDA plugin, bare.
 
 Without its dependencies, which are gigabytes of CUDA libraries that compiling does not need, and
-into a folder of its own, since JAX would try to start it, and complain, wherever it finds it. Where
-it can't be had, those tests skip and say so; everything else runs.
+into a folder of its own, since JAX would try to start it, and complain, wherever it finds it. Each
+version of JAX has its own: with the plugin of another one it ends in a segmentation fault. Where it
+can't be had, those tests skip and say so; everything else runs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-FOLDER = Path(__file__).resolve().parent.parent / ".cuda-plugin"
+FOLDER = Path(__file__).resolve().parent.parent / ".cuda-plugin" / jax.__version__
 
 PACKAGES = [f"jax-cuda12-plugin=={jax.__version__}", f"jax-cuda12-pjrt=={jax.__version__}"]
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxdeblur.data.scenes import cache_folder
 from jaxdeblur.errors import UserError
-from jaxdeblur.files import made_once, replace_when_whole
+from jaxdeblur.files import cache_folder, made_once, replace_when_whole
 
 
 def test_what_a_link_leads_to_is_replaced_and_keeps_its_permissions(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Literal
 
 import pytest
 
-from jaxdeblur import extensions
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import (
     LARGEST,
@@ -22,9 +21,10 @@ from jaxdeblur.options import (
     field_help,
     frame_size,
     from_json,
+    load_extension,
     read_fields,
 )
-from jaxdeblur.training import TrainingConfig
+from jaxdeblur.training.step import TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +158,9 @@ def test_an_extension_that_is_no_python_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "random.py"
     file.write_text("def broken(:")
     with pytest.raises(UserError, match=r"random\.py: no Python: invalid syntax"):
-        extensions.load(file)
+        load_extension(file)
     file.write_text("")
-    extensions.load(file)
+    load_extension(file)
     assert hasattr(sys.modules["random"], "randint"), "it took the place of Python's own"
 
 

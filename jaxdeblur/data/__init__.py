@@ -1,1 +1,1 @@
-"""Training and test data: rendered scenes, data sets on disk, synthesis of blur, the pipeline."""
+"""Training and test data: rendered scenes, data sets on disk, blur by eq. 1, batches."""

@@ -22,8 +22,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.images import list_frames, read_image
 from jaxdeblur.shapes import Frame8
+from jaxdeblur.video.formats import list_frames
+from jaxdeblur.video.image_file import read_image
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 """What a photograph is for."""
@@ -223,7 +224,7 @@ def _print(
     values = np.asarray(small, np.float32) / 255
     if rng.random() < 0.5:
         values = values[:, ::-1]
-    if np.ptp(values, axis=-1).max() < 0.02:
+    if np.max(np.ptp(values, axis=-1)) < 0.02:
         values = values * rng.uniform(0.6, 1.0, 3).astype(np.float32)
     values = values ** np.float32(rng.uniform(0.8, 1.25))
     return np.round(values * 255).astype(np.uint8)

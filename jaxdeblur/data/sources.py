@@ -7,20 +7,13 @@ from typing import Literal
 
 import numpy as np
 
-from jaxdeblur.data.datasets import (
-    RENDERED,
-    Dataset,
-    Video,
-    fitting_names,
-    has_variants,
-    open_dataset,
-    sharp_files,
-    video_names,
-)
-from jaxdeblur.data.pipeline import ClipOptions, MotionLimit
-from jaxdeblur.data.scenes import SCENES, SceneConfig, ScenePool, render_pool, show_rendering
+from jaxdeblur.data.batches import ClipOptions, MotionLimit
+from jaxdeblur.data.datasets import RENDERED, fitting_names, has_variants, open_dataset, video_names
+from jaxdeblur.data.scene_pool import ScenePool, render_pool, show_rendering
+from jaxdeblur.data.scenes import SCENES, SceneConfig
+from jaxdeblur.data.videos import Dataset, Video, sharp_files
 from jaxdeblur.errors import UserError
-from jaxdeblur.images import MAX_PIXELS
+from jaxdeblur.video.formats import MAX_PIXELS
 
 LARGEST_SCENE = 2048
 """Pixels to a side of rendered scenes, so that a mistyped crop does not ask for a terabyte."""
@@ -209,7 +202,7 @@ def training_sources(
             scenes,
             config.pool,
             own_seed,
-            progress=show_rendering,
+            progress=show_rendering(),
             photos=config.photos,
         )
         sources.append((pool, share))

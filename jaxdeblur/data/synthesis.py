@@ -1,4 +1,4 @@
-"""Blur from high-speed frames: the average of an exposure, eq. 1 of the paper (ICCV 2017).
+"""High-speed video into pairs of blurred and sharp frames (eq. 1), as a command.
 
 ``python -m jaxdeblur.data.synthesis IN OUT --tau=11 --period=12`` writes a data set of pairs.
 """
@@ -6,107 +6,21 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
 import os
 import shutil
-import sys
 import tempfile
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
-from jaxdeblur.data.packing import FrameFiles, VideoFile, high_speed_sources
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.data.exposure import GAMMA, Exposure, synthesise
+from jaxdeblur.data.frames import FrameFiles, VideoFile, high_speed_sources
+from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import replace_folder_when_whole, write_json
-from jaxdeblur.images import MAX_PIXELS, image_size, write_png
 from jaxdeblur.options import Parser
 from jaxdeblur.shapes import Frame8
-
-GAMMA = 2.2
-"""Between stored values and light: stored = light ** (1 / 2.2), as in GOPRO's ``blur_gamma``."""
-
-MAX_TAU = 256
-"""The longest exposure in high-speed frames: sums of so many bytes fit 16 bits."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Exposure:
-    """How high-speed frames X become blurred frames B and sharp frames S.
-
-    B_n is the average of the ``tau`` frames from X_{nT} on, and S_n the one in their middle (of an
-    even number, the earlier of the two). Eq. 1 as printed takes S_n one frame earlier when tau is
-    odd; then a perfectly restored middle frame would not score as perfect.
-    """
-
-    tau: int = 11
-    """High-speed frames in an exposure: more of them, more blur."""
-    period: int = 12
-    """T: high-speed frames from the start of an exposure to the start of the next. The video's rate
-    is the high-speed rate divided by this. A camera has T > tau; T = tau uses every frame once."""
-    linear: bool = False
-    """Whether light is averaged (gamma 2.2), or the values as they are stored."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.tau <= MAX_TAU:
-            raise UserError(f"tau: {self.tau} is not from 1 to {MAX_TAU}")
-        if self.period < 1:
-            raise UserError(f"period: {self.period} is not positive")
-
-    @property
-    def middle(self) -> int:
-        """Which frame of an exposure is the sharp one, counted from 0."""
-        return (self.tau - 1) // 2
-
-    def count(self, frames: int) -> int:
-        """How many whole exposures ``frames`` high-speed frames hold."""
-        return max(0, (frames - self.tau) // self.period + 1)
-
-
-def average(
-    frames: UInt8[np.ndarray, " tau *shape"], linear: bool = False
-) -> UInt8[np.ndarray, "*shape"]:
-    """The average of an exposure over its first axis, rounded to the nearest value (halves up)."""
-    values = light_of_stored()[frames] if linear else frames
-    return to_stored(values.sum(axis=0, dtype=np.float32 if linear else np.uint16), len(frames))
-
-
-def synthesise(frames: Iterable[Frame8], exposure: Exposure) -> Iterator[tuple[Frame8, Frame8]]:
-    """Yields (blurred, sharp) of each whole exposure of a high-speed video, frame by frame.
-
-    Memory does not grow with tau. Exposures must not overlap (period >= tau).
-    """
-    if exposure.period < exposure.tau:
-        raise UserError(f"period: {exposure.period} is below tau {exposure.tau}")
-    total: Any = 0
-    sharp: Any = None
-    for index, frame in enumerate(frames):
-        moment = index % exposure.period
-        if moment >= exposure.tau:
-            continue
-        values = light_of_stored()[frame] if exposure.linear else frame.astype(np.uint16)
-        total = values + (total if moment else 0)
-        if moment == exposure.middle:
-            sharp = frame
-        if moment == exposure.tau - 1:
-            yield to_stored(total, exposure.tau), sharp
-
-
-def to_stored(total: np.ndarray, tau: int) -> np.ndarray:
-    """The stored values of the average: of light if ``total`` is float, of stored values if not."""
-    if total.dtype == np.float32:
-        return (255 * (total / tau) ** np.float32(1 / GAMMA) + np.float32(0.5)).astype(np.uint8)
-    return ((total + tau // 2) // tau).astype(np.uint8)
-
-
-@functools.cache
-def light_of_stored() -> np.ndarray:
-    """The light, 0 to 1, that each of the 256 stored values stands for: float32."""
-    return (np.arange(256) / 255).astype(np.float32) ** np.float32(GAMMA)
+from jaxdeblur.video.formats import MAX_PIXELS
+from jaxdeblur.video.image_file import image_size, write_png
 
 
 def write_pairs(
@@ -207,16 +121,16 @@ def _write_video(
     blurred_folder, sharp_folder = target / "blur" / folder, target / "sharp" / folder
     blurred_folder.mkdir(parents=True)
     sharp_folder.mkdir(parents=True)
-    began, count = time.monotonic(), 0
+    count = 0
+    line = ProgressLine(name, total, stays=True)
     for blurred, sharp in synthesise(frames(), exposure):
         write_png(blurred_folder / f"{count:06d}.png", blurred)
         write_png(sharp_folder / f"{count:06d}.png", sharp)
         count += 1
-        _show(name, count, total, time.monotonic() - began)
+        line.update(count)
     if not count:
         raise UserError(f"{name}: has {taken} frames, an exposure takes {exposure.tau}")
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+    line.close()
     return {
         "name": name,
         "high_speed_frames": taken,
@@ -224,13 +138,6 @@ def _write_video(
         "height": opened.height,
         "width": opened.width,
     }
-
-
-def _show(name: str, count: int, total: int | None, seconds: float) -> None:
-    if sys.stderr.isatty():
-        of = f"/{total}, {seconds / count * (total - count):.0f} s left" if total else ""
-        text = f"{name}: frame {count}{of}, {count / max(seconds, 1e-9):.1f} frames/s"
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def exposure_from(

@@ -1,75 +1,22 @@
-"""The one place that lists the models: ``build`` makes one from its config.
+"""The networks; ``build`` makes one from its config, ``register`` adds one of your own.
 
-To add a model, write one file like ``strcnn.py`` and name its config and class in ``_MODELS``, or
-call ``register`` from your own code (docs/extending.md).
+``jaxdeblur/models/registry.py`` lists them.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flax import nnx
+if TYPE_CHECKING:
+    from jaxdeblur.models.registry import build, construct, kinds, register
 
-from jaxdeblur.errors import UserError
-from jaxdeblur.models.coarse_to_fine import CoarseToFine
-from jaxdeblur.models.fsta import Fsta, FstaConfig
-from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.models.scale_choice import ScaleChoice
-from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
-
-_MODELS: dict[type, Callable[..., VideoRestorer]] = {StrcnnConfig: Strcnn, FstaConfig: Fsta}
-
-DTYPES = ("float32", "bfloat16", "float16")
-"""What ``dtype`` may be: the computation's type; parameters and output stay float32."""
+__all__ = ["build", "construct", "kinds", "register"]
 
 
-MOST, MOST_LEVELS = 1024, 16
-"""The largest number that a network's config may hold (bytes aside), and its most levels."""
+def __getattr__(name: str) -> Any:
+    # Imported when first asked for: one network does not wait for all others.
+    if name in __all__:
+        from jaxdeblur.models import registry
 
-
-def register(config: type, model: Callable[..., VideoRestorer]) -> None:
-    """Makes ``build`` answer configs of class ``config`` with ``model(config, rngs=rngs)``."""
-    _MODELS[config] = model
-
-
-def kinds() -> dict[str, type]:
-    """The config classes that ``build`` knows, by name: what a checkpoint's config may be."""
-    return {config.__name__: config for config in _MODELS}
-
-
-def build(config: Any, seed: int = 0) -> VideoRestorer:
-    """The model of a config, with parameters drawn from ``seed``; at several scales if it says so.
-
-    Raises:
-      UserError: a number in the config is beyond all sense.
-      KeyError: no model is registered for the config's class.
-    """
-    _refuse_absurd(config)
-    rngs = nnx.Rngs(seed)
-    if config.scales != (1,):
-        if getattr(config, "choose_scale", False):
-            return ScaleChoice(config, rngs=rngs)
-        return CoarseToFine(config, rngs=rngs)
-    return construct(config, rngs)
-
-
-def _refuse_absurd(config: Any) -> None:
-    # A damaged or hostile config must not make the building of a network take all memory or time.
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        most = 2**40 if field.name.endswith("_bytes") else MOST
-        if len(numbers) > MOST_LEVELS or any(isinstance(n, int) and abs(n) > most for n in numbers):
-            raise UserError(
-                f"{field.name}={str(value)[:40]}: no network is built with numbers above {most} or "
-                f"more than {MOST_LEVELS} levels"
-            )
-
-
-def construct(config: Any, rngs: nnx.Rngs) -> VideoRestorer:
-    """The model of a config at one scale."""
-    if config.dtype not in DTYPES:
-        raise UserError(f"--dtype={config.dtype}: it is one of {', '.join(DTYPES)}")
-    return _MODELS[type(config)](config, rngs=rngs)
+        return getattr(registry, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

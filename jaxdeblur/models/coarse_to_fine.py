@@ -23,9 +23,8 @@ from jax.sharding import Mesh
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.layers import enlarge, reduce_size
-from jaxdeblur.models.parameters import Parameters
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.shapes import Clip, Features, Frame, ReducedClip
+from jaxdeblur.shapes import Clip, Features, Frame, Parameters, ReducedClip
 
 
 class LevelState(NamedTuple):
@@ -46,6 +45,9 @@ class StreamState(NamedTuple):
     past_end: jax.Array
     """How often the last frame was repeated."""
 
+
+ConstructLevel: TypeAlias = Callable[[Any, nnx.Rngs], VideoRestorer]
+"""How the network of a level is made from its config: ``registry.construct``."""
 
 StepOfLevel: TypeAlias = Callable[
     [VideoRestorer, State, Frame, jax.Array], tuple[State, Frame, Features | None]
@@ -75,7 +77,7 @@ class SeveralScales(VideoRestorer):
         # The padding is computed with the clip, not cropped between the levels, as in the stream.
         return tuple(
             level[:, :, : -(-height // scale), : -(-width // scale)]
-            for scale, level in zip(self.scales, self._levels(self._pad(clip)), strict=True)
+            for scale, level in zip(self.scales, self._levels(self.pad(clip)), strict=True)
         )
 
     def _restore_clip(self, clip: Clip) -> Clip:
@@ -109,9 +111,7 @@ class CoarseToFine(SeveralScales):
     only when the one above it has looked ahead, so the look-aheads add up.
     """
 
-    def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
-        from jaxdeblur.models import construct  # the registry imports this file
-
+    def __init__(self, config: Any, construct: ConstructLevel, *, rngs: nnx.Rngs) -> None:
         check_scales(config.scales)
         self.config = config
         self.scales = config.scales
@@ -180,7 +180,7 @@ class CoarseToFine(SeveralScales):
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """What the finest level says of the clip that the coarser ones left it."""
-        current = self._pad(clip)
+        current = self.pad(clip)
         for scale, level in zip(self.scales[:-1], self.levels[:-1], strict=True):
             reduced = reduce_size(current, scale)
             current = current + enlarge(level.restore_clip(reduced) - reduced, scale)

@@ -2,7 +2,7 @@
 
 A model that can explain itself has a method ``explain_clip(clip: Clip) -> Explanation``, run on a
 clip with the same padding and the same parameters as ``restore_clip``. The maps come at the size
-of the features; the report lays them over the frame. See ``jaxdeblur/report.py``.
+of the features; the report lays them over the frame. See ``jaxdeblur/evaluation/report.py``.
 """
 
 from __future__ import annotations

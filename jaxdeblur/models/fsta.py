@@ -8,11 +8,9 @@ says what was chosen and what it costs.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,184 +31,11 @@ from jaxdeblur.models.attention import (
     finish_partial,
 )
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
-from jaxdeblur.models.fusion import Concat, Conv3d, Fusion, Memory, NonLocal
+from jaxdeblur.models.fsta_config import FUSIONS, FstaConfig
+from jaxdeblur.models.fusion import Fusion, Memory, NonLocal
 from jaxdeblur.models.layers import LEAK, Conv, activation, depth_to_space, space_to_depth
 from jaxdeblur.models.restorer import VideoRestorer, check_shape
 from jaxdeblur.shapes import Clip, Features, Frame
-
-Implementation = Literal["auto", "reference", "pallas"]
-
-
-@dataclasses.dataclass(frozen=True)
-class FstaConfig:
-    """The fields of the attention network.
-
-    Level 0 has half the height and width of the frame, level 1 a quarter, and so on.
-
-    Attributes:
-      window: T, the frames that the attention sees. Odd, the current frame in the middle, unless
-        ``causal``.
-      causal: the window is the current frame and the T-1 before it: no look-ahead.
-      widths: channels of each level.
-      growths: channels that each convolution of a dense block adds, of each level.
-      dense_layers: 3x3 convolutions in a dense block.
-      encoder_blocks, decoder_blocks: dense blocks of each level.
-      attention_levels: where the window is fused.
-      fusion: how: fsta (factorised attention), what it is compared with (nonlocal, concat, conv3d,
-        none; models/fusion.py), or one of an extension (``register_fusion``).
-      spatial_maps, temporal_maps: M and N.
-      spatial_kernel, temporal_kernel, pixel_kernel: sizes of f_s, f_t and f_p.
-      gated: what the window gives is weighted by pixel and channel before it is taken in (CVPR
-        2021; how, is our choice).
-      key_frames: how many frames of the window take part (CVPR 2021; how they are chosen, is our
-        choice); None for all. Can be changed after training.
-      nonlocal_bytes: what fusion="nonlocal" may take.
-      implementation: of eq. 1-2 and 5-6 (``kernels``).
-      dtype: of the computation; parameters and output are float32.
-      scales: the sizes at which the network runs, coarse to fine (models/coarse_to_fine.py).
-    """
-
-    window: int = 5
-    causal: bool = False
-    widths: tuple[int, ...] = (64, 96, 128)
-    growths: tuple[int, ...] = (32, 48, 64)
-    dense_layers: int = 4
-    encoder_blocks: tuple[int, ...] = (2, 2, 2)
-    decoder_blocks: tuple[int, ...] = (2, 2, 2)
-    attention_levels: tuple[int, ...] = (0, 1, 2)
-    fusion: str = "fsta"
-    spatial_maps: int = 16
-    temporal_maps: int = 8
-    spatial_kernel: int = 1
-    temporal_kernel: int = 3
-    pixel_kernel: int = 1
-    gated: bool = False
-    key_frames: int | None = None
-    nonlocal_bytes: int = 2**30
-    implementation: Implementation = "auto"
-    dtype: str = "float32"
-    scales: tuple[int, ...] = (1,)
-
-    def __post_init__(self) -> None:
-        def require(holds: bool, field: str, what: str) -> None:
-            if not holds:
-                raise UserError(f"{field} must be {what}, not {getattr(self, field)!r}")
-
-        for field in ("window", "dense_layers", "spatial_maps", "temporal_maps", "nonlocal_bytes"):
-            require(getattr(self, field) >= 1, field, "1 or more")
-        if not self.causal and self.window % 2 == 0:
-            raise UserError(
-                f"window must be odd, to have the current frame in its middle, or causal be true; "
-                f"not {self.window}"
-            )
-        for field in ("spatial_kernel", "temporal_kernel", "pixel_kernel"):
-            require(getattr(self, field) % 2 == 1 and getattr(self, field) > 0, field, "odd")
-        require(
-            len(self.widths) > 0 and min(self.widths) >= 1, "widths", "1 or more channels a level"
-        )
-        for field in ("growths", "encoder_blocks", "decoder_blocks"):
-            values = getattr(self, field)
-            require(
-                len(values) == len(self.widths) and min(values) >= 1,
-                field,
-                f"{len(self.widths)} numbers from 1, one for each of widths",
-            )
-        require(
-            set(self.attention_levels) <= set(range(len(self.widths)))
-            and list(self.attention_levels) == sorted(set(self.attention_levels)),
-            "attention_levels",
-            f"rising levels from 0 to {len(self.widths) - 1}",
-        )
-        require(
-            self.fusion == "none" or self.fusion in _FUSIONS,
-            "fusion",
-            f"one of {', '.join(_FUSIONS)}, none or one of an extension (--extension=FILE)",
-        )
-        require(
-            self.implementation in get_args(Implementation),
-            "implementation",
-            f"one of {get_args(Implementation)}",
-        )
-        require(
-            self.key_frames is None or 1 <= self.key_frames <= self.window,
-            "key_frames",
-            f"1 to {self.window} (window), or none",
-        )
-
-
-FusionFactory = Callable[..., Fusion]
-"""``(config, channels, rngs=rngs)`` to the way of fusing maps of ``channels`` channels."""
-
-
-def _fsta(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
-    return FactorisedAttention(
-        channels,
-        spatial=config.spatial_maps,
-        temporal=config.temporal_maps,
-        spatial_kernel=config.spatial_kernel,
-        temporal_kernel=config.temporal_kernel,
-        pixel_kernel=config.pixel_kernel,
-        key_frames=config.key_frames,
-        implementation=config.implementation,
-        dtype=jnp.dtype(config.dtype),
-        rngs=rngs,
-    )
-
-
-def _nonlocal(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
-    dtype = jnp.dtype(config.dtype)
-    return NonLocal(channels, limit_bytes=config.nonlocal_bytes, dtype=dtype, rngs=rngs)
-
-
-def _concat(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
-    return Concat(channels, config.window, dtype=jnp.dtype(config.dtype), rngs=rngs)
-
-
-def _conv3d(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
-    return Conv3d(channels, config.window, dtype=jnp.dtype(config.dtype), rngs=rngs)
-
-
-_FUSIONS: dict[str, FusionFactory] = {
-    "fsta": _fsta,
-    "nonlocal": _nonlocal,
-    "concat": _concat,
-    "conv3d": _conv3d,
-}
-
-
-def register_fusion(name: str, make: FusionFactory) -> None:
-    """Makes ``fusion=name`` fuse by ``make(config, channels, rngs=rngs)`` (docs/extending.md)."""
-    _FUSIONS[name] = make
-
-
-FSTA = FstaConfig()
-"""The quality network: 1.1 MMAC a pixel at half size, as much as STRCNN's 5+5 blocks of 64."""
-
-FSTA_SMALL = FstaConfig(
-    widths=(24, 48),
-    growths=(12, 24),
-    dense_layers=3,
-    encoder_blocks=(1, 1),
-    decoder_blocks=(1, 2),
-    attention_levels=(0, 1),
-    spatial_maps=8,
-    temporal_maps=4,
-)
-"""Trains on two CPU cores."""
-
-FSTA_LIVE = FstaConfig(
-    window=16,
-    causal=True,
-    widths=(32, 48, 96),
-    growths=(16, 24, 48),
-    dense_layers=3,
-    encoder_blocks=(1, 1, 1),
-    decoder_blocks=(1, 1, 1),
-    attention_levels=(1,),
-    spatial_maps=8,
-    temporal_maps=4,
-)
-"""No look-ahead, and a tenth of the work."""
 
 
 class DenseBlock(nnx.Module):
@@ -327,7 +152,7 @@ class Fsta(VideoRestorer):
         self.fusion = nnx.List(
             [
                 FusionBlock(
-                    _FUSIONS[config.fusion](config, widths[level], rngs=rngs),
+                    FUSIONS[config.fusion](config, widths[level], rngs=rngs),
                     widths[level],
                     gated=config.gated,
                     dtype=dtype,
@@ -460,7 +285,7 @@ class Fsta(VideoRestorer):
                 size = height >> (level + 1), width >> (level + 1)
                 block.fusion.rows_at_once(batch, self.config.window, *size)
 
-    # --- A frame too large to hold at once (jaxdeblur/tiling.py, Gathers) ---
+    # --- A frame too large to hold at once (jaxdeblur/restoration/tiling.py, Gathers) ---
 
     @property
     def gathering_rounds(self) -> int:
@@ -516,7 +341,7 @@ class Fsta(VideoRestorer):
     # --- Several devices ---
 
     def spread_over(self, mesh: Mesh) -> None:
-        """Tells the kernels that clips lie over ``mesh`` as ``cluster.clips_over`` spreads them.
+        """Tells the kernels that clips lie over ``mesh`` as ``devices.clips_over`` spreads them.
 
         The compiler divides everything else by itself; a kernel that is told nothing would have
         all of the batch brought to every device. Call it where the train step rebuilds the model.
@@ -530,7 +355,7 @@ class Fsta(VideoRestorer):
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """The maps of eq. 1, 3 and 5 of every attention block and frame."""
-        features = self.encode(self._pad(clip))
+        features = self.encode(self.pad(clip))
         windows = self._windows(clip.shape[1])
         maps = [
             self._explain(level, block.fusion, features[level], windows)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.parameters import Parameters
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.shapes import Parameters
 
 
 def grow(

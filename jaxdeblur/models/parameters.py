@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 import jax
 from flax import nnx
 
 from jaxdeblur.models.restorer import VideoRestorer
-
-Parameters: TypeAlias = dict[str, jax.Array]
-"""Arrays by the path of the attribute that holds them: ``encoder/0/first/kernel``."""
+from jaxdeblur.shapes import Parameters
 
 
 def split(model: VideoRestorer) -> tuple[Callable[[Parameters], VideoRestorer], Parameters]:

@@ -2,7 +2,7 @@
 
 The ends of a video are replicated, so N frames in are N frames out, and sizes that the network
 cannot halve evenly are padded by replication and cropped again; both happen here, once, for all
-models. ``tests/test_contract.py`` proves for every preset that the two views agree.
+models. ``tests/models/test_contract.py`` proves for every preset that the two views agree.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class VideoRestorer(nnx.Module):
         ``lax.scan``. The result is float32 and not clipped.
         """
         height, width = clip.shape[-3:-1]
-        padded = self._pad(clip)
+        padded = self.pad(clip)
         restored = self._restore_clip(padded)
         check_shape(restored, padded.shape, f"{type(self).__name__}._restore_clip")
         return restored[..., :height, :width, :]
@@ -77,7 +77,7 @@ class VideoRestorer(nnx.Module):
         raise NotImplementedError
 
     def spread_over(self, mesh: Mesh) -> None:
-        """Told that clips lie over ``mesh`` as ``cluster.clips_over`` spreads them.
+        """Told that clips lie over ``mesh`` as ``devices.clips_over`` spreads them.
 
         The compiler divides all work by itself but that of hand-written kernels, so a model that
         has any passes it on.
@@ -85,7 +85,7 @@ class VideoRestorer(nnx.Module):
 
     def initial_state(self, batch: int, height: int, width: int) -> State:
         """The state before the first frame of ``batch`` videos of ``height x width`` pixels."""
-        return self._initial_state(batch, self._round_up(height), self._round_up(width))
+        return self._initial_state(batch, self.round_up(height), self.round_up(width))
 
     def step(
         self, state: State, frame: Frame, repeated: bool | Bool[Array, ""] = False
@@ -96,7 +96,7 @@ class VideoRestorer(nnx.Module):
         frame is fed ``lookahead`` times more, with ``repeated`` true, to get the rest out.
         """
         height, width = frame.shape[-3:-1]
-        padded = self._pad(frame)
+        padded = self.pad(frame)
         state, restored = self._step(state, padded, jnp.asarray(repeated))
         check_shape(restored, padded.shape, f"{type(self).__name__}._step")
         return state, restored[..., :height, :width, :]
@@ -110,12 +110,14 @@ class VideoRestorer(nnx.Module):
     def _step(self, state: State, frame: Frame, repeated: Bool[Array, ""]) -> tuple[State, Frame]:
         raise NotImplementedError
 
-    def _round_up(self, size: int) -> int:
+    def round_up(self, size: int) -> int:
+        """The least multiple of ``multiple`` that is ``size`` or more."""
         return -(-size // self.multiple) * self.multiple
 
-    def _pad(self, images: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading Hp Wp 3"]:
+    def pad(self, images: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading Hp Wp 3"]:
+        """Replicates the last row and column until height and width are multiples."""
         height, width = images.shape[-3:-1]
-        below, right = self._round_up(height) - height, self._round_up(width) - width
+        below, right = self.round_up(height) - height, self.round_up(width) - width
         if not below and not right:
             return images
         leading = [(0, 0)] * (images.ndim - 3)

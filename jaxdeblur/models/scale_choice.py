@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.coarse_to_fine import (
+    ConstructLevel,
     SeveralScales,
     StepOfLevel,
     check_scales,
@@ -180,9 +181,7 @@ class ScaleChoice(SeveralScales):
         differently far.
     """
 
-    def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
-        from jaxdeblur.models import construct  # the registry imports this file
-
+    def __init__(self, config: Any, construct: ConstructLevel, *, rngs: nnx.Rngs) -> None:
         check_scales(config.scales)
         if any(coarse != 2 * fine for coarse, fine in itertools.pairwise(config.scales)):
             raise UserError(
@@ -267,4 +266,4 @@ class ScaleChoice(SeveralScales):
     def explain_clip(self, clip: Clip) -> Explanation:
         """What the finest level says of the clip."""
         explain = explainer(self.levels[-1])
-        return explain(self._pad(clip)) if explain else Explanation()
+        return explain(self.pad(clip)) if explain else Explanation()

@@ -171,7 +171,7 @@ class Strcnn(VideoRestorer):
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """The blending weights w_n of every frame, the mean over the channels, at half size."""
-        _, weights = self._recur_over(self._pad(clip))
+        _, weights = self._recur_over(self.pad(clip))
         if self.blending is None:
             return Explanation()
         return Explanation(blending_weights=weights.mean(axis=-1).astype(jnp.float32))

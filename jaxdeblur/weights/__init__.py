@@ -1,26 +1,22 @@
-"""Weights that ship with the package, as safetensors files beside this one."""
+"""Trained weights: those that ship, as safetensors files beside this one, loading and exporting.
+
+``from jaxdeblur.weights import load_model`` loads a run folder, a file or what ships.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-_FOLDER = Path(__file__).parent
+if TYPE_CHECKING:
+    from jaxdeblur.weights.load import LoadedModel, load_model
 
-# Best first. What runs at all runs on a CPU too, so there is one list for every device until
-# weights ship that need a GPU to restore in reasonable time.
-_BEST_FIRST = ("strcnn_dtb_choice", "strcnn_dtb_pyramid")
-
-
-def names() -> list[str]:
-    """The names that ``--ckpt`` takes."""
-    return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
+__all__ = ["LoadedModel", "load_model"]
 
 
-def path(name: str) -> Path:
-    """The file of shipped weights."""
-    return _FOLDER / f"{name}.safetensors"
+def __getattr__(name: str) -> Any:
+    # Imported when first asked for: what ships can be listed without JAX.
+    if name in __all__:
+        from jaxdeblur.weights import checkpoints as checkpoints_module
 
-
-def default_name() -> str:
-    """The best weights that ship."""
-    return next(name for name in (*_BEST_FIRST, *names()) if name in names())
+        return getattr(checkpoints_module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,13 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from kernels import tiles
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PLUGIN = ROOT / ".cuda-plugin"
+PLUGIN = ROOT / ".cuda-plugin" / jax.__version__
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def environment() -> dict[str, str]:
         [sys.executable, "-c", find, *plugins], env=environment, capture_output=True
     )
     if found.returncode:
-        pytest.skip("needs the CUDA plugin's wheels: python tests/install_extras.py")
+        pytest.skip(f"needs the CUDA plugin of JAX {jax.__version__}: tests/install_extras.py")
     return environment
 
 

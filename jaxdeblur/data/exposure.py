@@ -1,0 +1,95 @@
+"""Blur from high-speed frames: the average of an exposure, eq. 1 of the paper (ICCV 2017)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.shapes import Frame8
+
+GAMMA = 2.2
+"""Between stored values and light: stored = light ** (1 / 2.2), as in GOPRO's ``blur_gamma``."""
+
+MAX_TAU = 256
+"""The longest exposure in high-speed frames: sums of so many bytes fit 16 bits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exposure:
+    """How high-speed frames X become blurred frames B and sharp frames S.
+
+    B_n is the average of the ``tau`` frames from X_{nT} on, and S_n the one in their middle (of an
+    even number, the earlier of the two). Eq. 1 as printed takes S_n one frame earlier when tau is
+    odd; then a perfectly restored middle frame would not score as perfect.
+    """
+
+    tau: int = 11
+    """High-speed frames in an exposure: more of them, more blur."""
+    period: int = 12
+    """T: high-speed frames from the start of an exposure to the start of the next. The video's rate
+    is the high-speed rate divided by this. A camera has T > tau; T = tau uses every frame once."""
+    linear: bool = False
+    """Whether light is averaged (gamma 2.2), or the values as they are stored."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.tau <= MAX_TAU:
+            raise UserError(f"tau: {self.tau} is not from 1 to {MAX_TAU}")
+        if self.period < 1:
+            raise UserError(f"period: {self.period} is not positive")
+
+    @property
+    def middle(self) -> int:
+        """Which frame of an exposure is the sharp one, counted from 0."""
+        return (self.tau - 1) // 2
+
+    def count(self, frames: int) -> int:
+        """How many whole exposures ``frames`` high-speed frames hold."""
+        return max(0, (frames - self.tau) // self.period + 1)
+
+
+def average(
+    frames: UInt8[np.ndarray, " tau *shape"], linear: bool = False
+) -> UInt8[np.ndarray, "*shape"]:
+    """The average of an exposure over its first axis, rounded to the nearest value (halves up)."""
+    values = light_of_stored()[frames] if linear else frames
+    return to_stored(values.sum(axis=0, dtype=np.float32 if linear else np.uint16), len(frames))
+
+
+def synthesise(frames: Iterable[Frame8], exposure: Exposure) -> Iterator[tuple[Frame8, Frame8]]:
+    """Yields (blurred, sharp) of each whole exposure of a high-speed video, frame by frame.
+
+    Memory does not grow with tau. Exposures must not overlap (period >= tau).
+    """
+    if exposure.period < exposure.tau:
+        raise UserError(f"period: {exposure.period} is below tau {exposure.tau}")
+    total: Any = 0
+    sharp: Any = None
+    for index, frame in enumerate(frames):
+        moment = index % exposure.period
+        if moment >= exposure.tau:
+            continue
+        values = light_of_stored()[frame] if exposure.linear else frame.astype(np.uint16)
+        total = values + (total if moment else 0)
+        if moment == exposure.middle:
+            sharp = frame
+        if moment == exposure.tau - 1:
+            yield to_stored(total, exposure.tau), sharp
+
+
+def to_stored(total: np.ndarray, tau: int) -> np.ndarray:
+    """The stored values of the average: of light if ``total`` is float, of stored values if not."""
+    if total.dtype == np.float32:
+        return (255 * (total / tau) ** np.float32(1 / GAMMA) + np.float32(0.5)).astype(np.uint8)
+    return ((total + tau // 2) // tau).astype(np.uint8)
+
+
+@functools.cache
+def light_of_stored() -> np.ndarray:
+    """The light, 0 to 1, that each of the 256 stored values stands for: float32."""
+    return (np.arange(256) / 255).astype(np.float32) ** np.float32(GAMMA)

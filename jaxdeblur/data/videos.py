@@ -1,0 +1,210 @@
+"""Videos to train on and to score on: blurred frames with their sharp ones; data sets of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from jaxdeblur.data.exposure import Exposure, average
+from jaxdeblur.data.frames import (
+    DecodedFrames,
+    FrameFiles,
+    Frames,
+    PackedFrames,
+    VideoFile,
+    pack,
+    stamps,
+)
+from jaxdeblur.data.scene_pool import ScenePool
+from jaxdeblur.errors import UserError
+from jaxdeblur.shapes import Frame8
+
+
+@runtime_checkable
+class Video(Protocol):
+    """A blurred video with its sharp frames; ``len`` is the number of frames."""
+
+    @property
+    def name(self) -> str:
+        """What results call it; a folder's or file's name, never a path."""
+        ...
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def blurred(self, index: int) -> Frame8:
+        """The blurred frame at ``index``; a UserError names it if it cannot be read."""
+        ...
+
+    def sharp(self, index: int) -> Frame8:
+        """The sharp frame at ``index``; a UserError names it if it cannot be read."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedVideo:
+    """A video whose blurred and sharp frames both exist."""
+
+    name: str
+    blurred_frames: Frames
+    sharp_frames: Frames
+    motion: float | None = None
+    """The largest speed in it, pixels a frame, where it is known (rendered scenes)."""
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        return self.sharp_frames.height
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        return self.sharp_frames.width
+
+    def __len__(self) -> int:
+        return len(self.sharp_frames)
+
+    def blurred(self, index: int) -> Frame8:
+        """The blurred frame at ``index``."""
+        return self.blurred_frames.read(slice(index, index + 1))[0]
+
+    def sharp(self, index: int) -> Frame8:
+        """The sharp frame at ``index``."""
+        return self.sharp_frames.read(slice(index, index + 1))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class HighSpeedVideo:
+    """A video whose blurred frames are averages of high-speed frames (eq. 1)."""
+
+    name: str
+    frames: Frames
+    exposure: Exposure
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        return self.frames.height
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        return self.frames.width
+
+    def __len__(self) -> int:
+        return self.exposure.count(len(self.frames))
+
+    def blurred(self, index: int) -> Frame8:
+        """The average of the exposure at ``index``."""
+        start = index * self.exposure.period
+        frames = self.frames.read(slice(start, start + self.exposure.tau))
+        return average(frames, self.exposure.linear)
+
+    def sharp(self, index: int) -> Frame8:
+        """The middle frame of the exposure at ``index``."""
+        middle = index * self.exposure.period + self.exposure.middle
+        return self.frames.read(slice(middle, middle + 1))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Videos under one name; ``name`` and ``variant`` say what was trained or scored on."""
+
+    name: str
+    variant: str
+    """What else tells results apart: ``blur_gamma``, ``tau 11, period 12``; may be empty."""
+    videos: Sequence[Video]
+
+
+def pool_dataset(pool: ScenePool) -> Dataset:
+    """A pool of rendered scenes as a data set of one video a scene."""
+    videos = [
+        PairedVideo(f"scene_{i:04d}", DecodedFrames(blurred), DecodedFrames(sharp), float(motion))
+        for i, (blurred, sharp, motion) in enumerate(
+            zip(pool.blurred, pool.sharp, pool.motion, strict=True)
+        )
+    ]
+    return Dataset("rendered", "", videos)
+
+
+def pack_dataset(
+    dataset: Dataset, cache: Path, progress: Callable[[int, int], None] | None = None
+) -> Dataset:
+    """The same data set with all frames that lie in image files decoded into ``cache``, once.
+
+    See :func:`~jaxdeblur.data.frames.pack`; ``progress`` is called with (videos decoded, in all),
+    a pair's blurred and sharp frames counting as two videos.
+    """
+    sources = [
+        frames
+        for video in dataset.videos
+        for frames in video_frames(video)
+        if isinstance(frames, FrameFiles)
+    ]
+    packs: dict[Frames, Frames] = dict(zip(sources, pack(sources, cache, progress), strict=True))
+
+    def packed(video: Video) -> Video:
+        if isinstance(video, HighSpeedVideo):
+            return dataclasses.replace(video, frames=packs.get(video.frames, video.frames))
+        if isinstance(video, PairedVideo):
+            blurred, sharp = (packs.get(half, half) for half in video_frames(video))
+            return dataclasses.replace(video, blurred_frames=blurred, sharp_frames=sharp)
+        return video
+
+    return dataclasses.replace(dataset, videos=[packed(video) for video in dataset.videos])
+
+
+def video_frames(video: Video) -> tuple[Frames, ...]:
+    """What a video reads its frames from."""
+    if isinstance(video, HighSpeedVideo):
+        return (video.frames,)
+    if isinstance(video, PairedVideo):
+        return (video.blurred_frames, video.sharp_frames)
+    return ()
+
+
+def sharp_files(video: Video) -> set[str]:
+    """The files that hold a video's sharp frames, by which it is known under any name."""
+    return {
+        os.path.realpath(file) for frames in video_frames(video)[-1:] for file in _files(frames)
+    }
+
+
+def identity(video: Video) -> list[Any]:
+    """By which it is known whether a video's frames have changed; as JSON can hold it.
+
+    Raises:
+      UserError: a file is no longer there.
+    """
+    return [
+        # A pack is named by a hash of what was packed, and made anew wherever there is none.
+        frames.file.name if isinstance(frames, PackedFrames) else stamps(_files(frames))
+        for frames in video_frames(video)
+    ]
+
+
+def _files(frames: Frames) -> tuple[Path, ...]:
+    if isinstance(frames, FrameFiles | VideoFile):
+        return frames.files
+    if isinstance(frames, PackedFrames):  # named by a hash of what was packed
+        return (frames.file,)
+    return ()
+
+
+def refuse(what: str, problems: Sequence[str], shown: int = 20) -> None:
+    """Raises one UserError that names all problems (the first ``shown``, and how many more)."""
+    if problems:
+        more = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
+        raise UserError(f"{what}: " + "; ".join([*problems[:shown], *more]))

@@ -1,0 +1,198 @@
+"""Devices and processes: who takes part in a run, and how arrays are spread over the devices.
+
+And what a process keeps: freed memory, which makes everything on a CPU faster, and compiled
+programs, so that a second start of a command is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+import sys
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.files import cache_folder
+from jaxdeblur.options import ClusterConfig
+
+_ALONE = ClusterConfig()
+
+# Seconds. Processes that restore videos end hours apart, and each waits for the others before it
+# leaves. One that has died is found out by its missing heartbeats, after 100 s, whatever this says.
+_WAIT = 7 * 24 * 3600
+
+
+def join(config: ClusterConfig) -> None:
+    """Joins the other processes, if there are any; call it before anything touches a device.
+
+    JAX finds its place by itself where SLURM, Open MPI or a Kubernetes JobSet started it.
+
+    Raises:
+      UserError: the others can't be found.
+    """
+    if config.coordinator is None and not _started_by_a_cluster():
+        return
+    # The loop saves at SIGTERM itself; JAX's service would swallow the signal until the loop runs.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            shutdown_timeout_seconds=_WAIT,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the other processes can't be joined ({str(error).splitlines()[0]}); say where they "
+            "are by --coordinator, --num-processes and --process-id"
+        ) from error
+
+
+def _started_by_a_cluster() -> bool:
+    return _processes_of_the_environment() > 1 or (
+        "JOBSET_NAME" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+    )
+
+
+def _processes_of_the_environment() -> int:
+    """How many processes SLURM or Open MPI started together with this one."""
+    # A shell inside a SLURM allocation has SLURM_NTASKS but no rank: it is not a task.
+    for size, rank in (
+        ("SLURM_NTASKS", "SLURM_PROCID"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ):
+        if rank in os.environ and os.environ.get(size, "").isdigit():
+            return int(os.environ[size])
+    return 1
+
+
+_barriers = itertools.count()
+
+
+def wait_for_all(where: str) -> None:
+    """Waits until every process has come to ``where``, however far behind some are.
+
+    By way of the service that introduced them: a collective on CPUs (gloo) gives up after 30 s, so
+    one of these comes before the first collective.
+    """
+    if jax.process_count() > 1:
+        import orbax.checkpoint as ocp  # a second that one process alone need not wait
+
+        barrier = ocp.multihost.get_barrier_sync_fn()
+        barrier(key=f"{where} {next(_barriers)}", timeout_ms=1000 * _WAIT)
+
+
+def check_same(number: int, what: str) -> None:
+    """Raises :class:`UserError` in every process if ``number`` is not the same in all of them."""
+    if jax.process_count() == 1:
+        return
+    wait_for_all(what)
+    numbers = multihost_utils.process_allgather(np.int32(number))
+    if len(set(numbers.tolist())) > 1:
+        raise UserError(f"the processes differ in the {what}: {', '.join(map(str, numbers))}")
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux; containers and taskset allow some alone
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def use_cores(batch_size: int, config: ClusterConfig = _ALONE) -> None:
+    """Makes one CPU device a core, as far as the batch divides; no effect on GPUs.
+
+    XLA hardly uses a second core for small convolutions; the batch over two devices is 1.4 times
+    faster on two cores. Call it before anything touches a device.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    if getattr(jax.config, "jax_num_cpu_devices", -1) > 0:  # set by the environment or a test
+        return
+    clips = batch_size // (config.num_processes or _processes_of_the_environment())
+    groups = [n for n in range(1, cores() // config.rows + 1) if clips and clips % n == 0]
+    jax.config.update("jax_num_cpu_devices", config.rows * max(groups, default=1))
+
+
+def make_mesh(batch_size: int, rows: int = 1) -> Mesh:
+    """All devices as a mesh with the axes ``data`` (over clips) and ``rows`` (over rows of pixels).
+
+    Raises:
+      UserError: the devices can't share the batch or the rows evenly.
+    """
+    devices = jax.device_count()
+    if devices % rows:
+        raise UserError(f"--rows={rows} does not divide the number of devices, {devices}")
+    if jax.local_device_count() % rows:  # each process reads whole clips
+        raise UserError(
+            f"--rows={rows} does not divide the {jax.local_device_count()} devices of each process"
+        )
+    if batch_size % (devices // rows):
+        raise UserError(
+            f"--batch-size={batch_size} must be a multiple of {devices // rows}, "
+            f"since {devices} devices{f' in rows of {rows}' if rows > 1 else ''} share it"
+        )
+    return jax.make_mesh(
+        (devices // rows, rows), ("data", "rows"), axis_types=(AxisType.Auto, AxisType.Auto)
+    )
+
+
+def row_devices(rows: int) -> list[jax.Device]:
+    """The devices of this process over which restoration shares out the rows of a frame."""
+    devices = jax.local_devices()
+    if len(devices) < rows:
+        raise UserError(f"--rows={rows}: this process has {len(devices)} device(s)")
+    return devices[:rows]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def clips_over(mesh: Mesh) -> NamedSharding:
+    """Clips ``B T H W 3``: the batch over ``data``, the rows of pixels over ``rows``."""
+    return NamedSharding(mesh, PartitionSpec("data", None, "rows"))
+
+
+# Parameters of mallopt(3), from malloc.h of glibc.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc not to give large freed blocks back to the system; call it before work begins.
+
+    XLA allocates its buffers anew for every program that it runs. By default glibc maps each large
+    one from the system and returns it after use, so every page of every step is zeroed by the
+    kernel again: a fifth of a training step (``benchmarks/allocation.py``). The most memory that
+    the process takes stays about the same, but it holds it to its end. The environment can speak
+    against it with ``MALLOC_MMAP_MAX_``; elsewhere than on glibc nothing is done.
+    """
+    if sys.platform != "linux" or "MALLOC_MMAP_MAX_" in os.environ:
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # musl
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TOP_PAD, 64 * 2**20)
+    # Other arenas than the main one can't hold large blocks and would map them all the same.
+    mallopt(_M_ARENA_MAX, 1)
+
+
+def keep_compiled() -> None:
+    """Turns JAX's compilation cache on, unless the environment already says where it is.
+
+    Without a place for it, as where there is no home folder, every start compiles.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    with contextlib.suppress(UserError):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, the protocols of published tables, and the report."""

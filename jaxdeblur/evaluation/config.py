@@ -1,0 +1,69 @@
+"""The options of evaluate.py: what is restored, how it is scored and shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from jaxdeblur.data.exposure import Exposure
+from jaxdeblur.errors import UserError
+from jaxdeblur.evaluation.metrics import protocol
+from jaxdeblur.video.formats import MAX_PIXELS
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is restored, and how it is scored and shown.
+
+    Attributes:
+      data: rendered, rendered:SCENES or rendered:20px (at 1280x720 with that blur), a folder (its
+        layout is recognised), or LAYOUT:FOLDER.
+      split: the part of the data set: test, or validation where no test set is published (REDS).
+      variant: which blurred frames, where a data set has several: blur or blur_gamma.
+      only: the videos whose names begin so; all without.
+      exclude: leaves out the videos whose names begin so.
+      tau: high-speed frames: how many are averaged to a blurred one.
+      period: high-speed frames: from the start of one exposure to the next.
+      light: rendered and high-speed frames: averages linear light or stored values; by default as
+        the scenes say, and high-speed frames as stored.
+      sharp_input: the sharp frames go in, which should come out as they are.
+      max_frames: restores the first frames of each video alone.
+      max_pixels: larger frames are refused before they are decoded.
+      protocol: how it is scored; docs/protocols.md.
+      frames: writes the restored frames as PNG.
+      explain: shows what the network blended or attended to, in the first frames of each video.
+      report_megabytes: about how large the report may become.
+    """
+
+    data: str = "rendered"
+    split: Literal["train", "validation", "test"] = "test"
+    variant: str | None = None
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    tau: int = 11
+    period: int = 12
+    light: Literal["linear", "stored"] | None = None
+    sharp_input: bool = False
+    max_frames: int | None = None
+    max_pixels: int = MAX_PIXELS
+    protocol: str = "jaxdeblur"
+    frames: bool = False
+    explain: bool = False
+    report_megabytes: float = 32.0
+
+    @property
+    def exposure(self) -> Exposure | None:
+        """Of high-speed frames; None, which other data sets take, where it is the usual one."""
+        exposure = Exposure(self.tau, self.period)
+        return exposure if exposure != Exposure() else None
+
+    def __post_init__(self) -> None:
+        protocol(self.protocol)
+        if self.max_frames is not None and self.max_frames < 1:
+            raise UserError(f"--max-frames is 1 or more, not {self.max_frames}")
+        if self.max_pixels < 1:
+            raise UserError(f"--max-pixels is 1 or more, not {self.max_pixels}")
+        if not 0 < self.report_megabytes <= 1e5:
+            raise UserError(
+                f"--report-megabytes is above 0 and at most 100000, not {self.report_megabytes}"
+            )

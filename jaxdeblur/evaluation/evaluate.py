@@ -1,0 +1,326 @@
+"""Evaluation: restores a data set, scores it by a protocol, and writes metrics, frames and report.
+
+The work is shared over processes by video, and each finished video is a file of its own: a second
+start of the same evaluation goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import itertools
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdeblur import devices
+from jaxdeblur.data.videos import Dataset, Video
+from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.evaluation import report
+from jaxdeblur.evaluation.config import EvaluationConfig
+from jaxdeblur.evaluation.metrics import Flicker, Protocol, VideoScores, protocol
+from jaxdeblur.evaluation.results import (
+    check_folder,
+    gather,
+    metrics_of,
+    prepare_folder,
+    read_video,
+    report_of,
+    settings_of,
+    slug,
+)
+from jaxdeblur.files import replace_folder_when_whole, write_json
+from jaxdeblur.models.explanation import Explanation, explainer
+from jaxdeblur.models.parameters import split
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.restoration.stream import Stream, from_uint8, restore_frames
+from jaxdeblur.shapes import Frame8, Pixels
+from jaxdeblur.video.image_file import write_png
+from jaxdeblur.weights.load import LoadedModel
+
+EXPLAINED_PIXELS = 2**23
+"""Of the frames that are explained together: 9 frames of 1280x720, whose features fit into a few
+gigabytes. At least 3 frames are taken, and at most ``EXPLAINED_FRAMES``."""
+
+EXPLAINED_FRAMES = 16
+"""What explains more frames than this only makes the page larger."""
+
+
+def evaluate(
+    loaded: LoadedModel,
+    dataset: Dataset,
+    config: EvaluationConfig,
+    out: Path,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Evaluates a model on a data set into the folder ``out``.
+
+    Every process of ``jax.distributed`` calls it and restores its share; they need one file system.
+    Process 0 writes ``metrics.json`` and ``report.html``. The folder holds ``evaluation.json``
+    (what is evaluated), ``videos/`` (a file for each video, by which a second start goes on) and,
+    if wanted, ``frames/``.
+
+    Returns:
+      What ``metrics.json`` says.
+
+    Raises:
+      UserError: ``out`` holds something else, the model has nothing to explain, or a video can't be
+        read or has no frame that the protocol scores.
+    """
+    if config.explain and not _explains(loaded.model):
+        raise UserError(
+            f"--explain: {loaded.preset} neither blends nor attends, and has no explain_clip"
+        )
+    lengths = [min(len(video), config.max_frames or len(video)) for video in dataset.videos]
+    if not lengths:
+        raise UserError(f"{config.data}: no video to evaluate")
+    rules = protocol(config.protocol)
+    pairs = zip(dataset.videos, lengths, strict=True)
+    if short := [video.name for video, length in pairs if not rules.scored(length)]:
+        raise UserError(f"protocol {rules.name} scores no frame of {', '.join(short)}: too short")
+    for video in dataset.videos:
+        rules.check_size(video.height, video.width, video.name)
+
+    settings = settings_of(loaded, dataset, config)
+    check_folder(out, settings, overwrite)
+    devices.wait_for_all("the folder is checked")
+    if jax.process_index() == 0:
+        prepare_folder(out, settings, overwrite)
+    devices.wait_for_all("the folder is prepared")
+
+    files = [out / "videos" / f"{slug(i, v)}.json" for i, v in enumerate(dataset.videos)]
+    mine = range(jax.process_index(), len(files), jax.process_count())
+    work = [i for i in mine if read_video(files[i], settings) is None]
+    line = ProgressLine("", sum(lengths[i] for i in work))
+    if len(work) < len(mine):
+        line.say(f"{len(mine) - len(work)} videos were done before and are kept")
+    count = itertools.count(1)
+    max_bytes = int(config.report_megabytes * 1e6 / len(files))
+    for number, i in enumerate(work, 1):
+        video = dataset.videos[i]
+        line.what = f"video {number}/{len(work)} {video.name}"
+        folder = out / "frames" / slug(i, video) if config.frames else None
+        result = _evaluate_video(
+            loaded.model,
+            video,
+            lengths[i],
+            rules,
+            config.explain,
+            max_bytes,
+            folder,
+            frame_done=lambda: line.update(next(count)),
+        )
+        write_json(files[i], {"settings": settings, **dataclasses.asdict(result)})
+        means = result.scores.means()
+        gain = means["psnr"] - means["psnr_blurred"]
+        line.say(f"{line.what}: {means['psnr']:.2f} dB ({gain:+.2f})")
+    line.close()
+    videos = list(gather(files, settings))
+
+    metrics = metrics_of(loaded, dataset, config, [video.scores for video in videos])
+    if jax.process_index() == 0:
+        report.write(out / "report.html", report_of(loaded, dataset, rules, metrics, videos))
+        write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def _evaluate_video(
+    model: VideoRestorer,
+    video: Video,
+    frames: int,
+    rules: Protocol,
+    explain: bool,
+    max_bytes: int,
+    folder: Path | None,
+    *,
+    frame_done: Callable[[], None],
+) -> report.VideoReport:
+    """Restores, scores and pictures one video, frame by frame."""
+    explanation, shown = None, frames
+    if explain:
+        wanted = EXPLAINED_PIXELS // (video.height * video.width)
+        shown = min(frames, EXPLAINED_FRAMES, max(3, wanted))
+        # With those that the last ones look ahead to, as the stream has them.
+        seen = min(frames, shown + model.lookahead)
+        explanation = _explain(model, [video.blurred(i) for i in range(seen)])
+    shots = _Shots(max_bytes, explanation)
+    restored_flicker, blurred_flicker = Flicker(), Flicker()
+    counted = rules.scored(frames)
+    scores: list[tuple[float, ...]] = []
+    restoration = _TimedRestoration(model, video, frames, wide=rules.needs_fractions)
+
+    with ThreadPoolExecutor(2) as pool, _frames_folder(folder) as part:
+        for i, (blurred, restored) in enumerate(restoration):
+            sharp, written = video.sharp(i), _rounded(restored)
+            if i in counted:
+                # Both at once, and both before the next frame: restoring is timed on a quiet host.
+                pair = [rules.quantised(restored), blurred]
+                found = pool.map(lambda image, truth=sharp: rules.score(image, truth), pair)
+                scores.append(tuple(value for score in found for value in score))
+            restored_flicker.add(written, sharp)
+            blurred_flicker.add(blurred, sharp)
+            if i < shown:
+                shots.offer(i, blurred, written, sharp)
+            if part is not None:
+                write_png(part / f"{i:06d}.png", written)
+            frame_done()
+
+    psnr, ssim, psnr_blurred, ssim_blurred = zip(*scores, strict=True)
+    video_scores = VideoScores(
+        name=video.name,
+        height=video.height,
+        width=video.width,
+        frames=frames,
+        scored_from=counted.start,
+        frame_psnr=psnr,
+        frame_ssim=ssim,
+        frame_psnr_blurred=psnr_blurred,
+        frame_ssim_blurred=ssim_blurred,
+        temporal_error=restored_flicker.rms(),
+        temporal_error_blurred=blurred_flicker.rms(),
+        seconds_per_frame=restoration.seconds_per_frame(),
+    )
+    return report.VideoReport(video_scores, shots.kept)
+
+
+class _TimedRestoration:
+    """Gives (blurred, restored) frame by frame and times what the network takes.
+
+    Attributes:
+      wide: frames are restored at 16 bits, for protocols that do not score rounded ones.
+      repeats: how often each frame goes in.
+    """
+
+    def __init__(
+        self, model: VideoRestorer, video: Video, frames: int, *, wide: bool, repeats: int = 1
+    ) -> None:
+        self.model, self.video, self.frames, self.wide = model, video, frames, wide
+        self.repeats = repeats
+        self.reading = 0.0
+        self.durations: list[float] = []
+        self.waiting: collections.deque[Frame8] = collections.deque()
+
+    def __iter__(self) -> Iterator[tuple[Frame8, Pixels]]:
+        restored = restore_frames(functools.partial(Stream, self.model), self._read())
+        while True:
+            self.reading, began = 0.0, time.perf_counter()
+            frame = next(restored, None)
+            if frame is None:
+                return
+            self.durations.append(time.perf_counter() - began - self.reading)
+            yield self.waiting.popleft(), frame
+
+    def seconds_per_frame(self) -> float:
+        """The median; the first frame compiles and fills the look-ahead, so it does not count."""
+        if len(self.durations) > 1:
+            return float(np.median(self.durations[1:]))
+        again = _TimedRestoration(self.model, self.video, 1, wide=self.wide, repeats=4)
+        list(again)
+        return float(np.median(again.durations[1:]))
+
+    def _read(self) -> Iterator[Pixels]:
+        for i in [i for i in range(self.frames) for _ in range(self.repeats)]:
+            began = time.perf_counter()
+            frame = self.video.blurred(i)
+            self.waiting.append(frame)
+            self.reading += time.perf_counter() - began
+            # 257 * 255 = 65535: the same number in [0, 1].
+            yield frame.astype(np.uint16) * np.uint16(257) if self.wide else frame
+
+
+class _Shots:
+    """The frames that go into the report: every stride-th, as many as fit."""
+
+    def __init__(self, max_bytes: int, explanation: Explanation | None) -> None:
+        self.max_bytes, self.explanation = max_bytes, explanation
+        self.kept: list[report.Shot] = []
+        self.stride = 1
+
+    def offer(self, index: int, blurred: Frame8, restored: Frame8, sharp: Frame8) -> None:
+        """Takes the frame if it is its turn; when space runs out, every other one goes."""
+        if index % self.stride:
+            return
+        self.kept.append(
+            report.shot(
+                index,
+                blurred,
+                restored,
+                sharp,
+                max_bytes=self.max_bytes,
+                explanation=self.explanation,
+                place=index,
+            )
+        )
+        while len(self.kept) > 1 and report.shot_bytes(self.kept) > self.max_bytes:
+            self.stride *= 2
+            self.kept = [shot for shot in self.kept if shot["index"] % self.stride == 0]
+
+
+def _explains(model: VideoRestorer) -> bool:
+    """Whether the model has anything to show; nothing is computed to find out."""
+    explain = explainer(model)
+    if explain is None:
+        return False
+    clip = jax.ShapeDtypeStruct((1, 1, 64, 64, 3), np.float32)
+    return bool(jax.tree.leaves(jax.eval_shape(explain, clip)))
+
+
+def _explain(model: VideoRestorer, frames: Sequence[Frame8]) -> Explanation:
+    rebuild, parameters = split(model)
+
+    @jax.jit
+    def explain(parameters: Any, clip: jax.Array) -> Explanation:
+        found = rebuild(parameters).explain_clip(clip)  # type: ignore[attr-defined]
+        return _without_padding(found, model, *clip.shape[2:4])
+
+    found: Explanation = jax.device_get(explain(parameters, from_uint8(np.stack(frames))[None]))
+    if not all(np.isfinite(array).all() for array in jax.tree.leaves(found)):
+        raise UserError("--explain: the model's maps are not finite; its weights are broken")
+    return found
+
+
+def _without_padding(
+    found: Explanation, model: VideoRestorer, height: int, width: int
+) -> Explanation:
+    """The maps of the frames alone; a model explains them padded to its ``multiple``."""
+    shares = [size / model.round_up(size) for size in (height, width)]
+
+    def cut(maps: jax.Array, axis: int) -> jax.Array:
+        sides = zip(maps.shape[axis : axis + 2], shares, strict=True)
+        inside = [slice(max(1, round(side * share))) for side, share in sides]
+        return maps[(*[slice(None)] * axis, *inside)]
+
+    weights = found.blending_weights
+    return Explanation(
+        None if weights is None else cut(weights, 2),
+        tuple(
+            dataclasses.replace(
+                block, spatial_maps=cut(block.spatial_maps, 3), pixel_mix=cut(block.pixel_mix, 2)
+            )
+            for block in found.attention
+        ),
+    )
+
+
+def _rounded(restored: Pixels) -> Frame8:
+    """The frame as it is written, 8 bits."""
+    if restored.dtype == np.uint8:
+        return restored
+    return ((restored.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _frames_folder(folder: Path | None) -> contextlib.AbstractContextManager[Path | None]:
+    """Where the frames of a video are written, if they are; the folder appears when it is whole."""
+    if folder is None:
+        return contextlib.nullcontext()
+    shutil.rmtree(folder, ignore_errors=True)  # of a start that ended after this folder was whole
+    return replace_folder_when_whole(folder)

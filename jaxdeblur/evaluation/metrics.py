@@ -1,0 +1,397 @@
+"""PSNR, SSIM, flicker, and the named protocols by which published tables were scored.
+
+Everything here is NumPy on the host and in double precision: it is the ruler, so it is kept apart
+from the code that is measured. ``docs/protocols.md`` says where each protocol was read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+from scipy import ndimage
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.shapes import Frame8, GreyImage, Image, Pixels, Video8
+
+PEAK = 255.0
+"""The largest value of a pixel; floats are scored on the same scale."""
+
+MAX_PSNR = 100.0
+"""What an identical frame counts in a mean, so that means stay finite and fit into JSON."""
+
+SsimKind = Literal["2-D", "3-D reflect", "3-D edge"]
+
+AnyImage: TypeAlias = Image | GreyImage
+
+
+def psnr(image: AnyImage, reference: AnyImage) -> float:
+    """The peak signal-to-noise ratio in dB over all pixels and channels; infinite if identical.
+
+    Both are ``H W 3`` (or one plane, ``H W``), on the scale 0 to 255.
+    """
+    error = np.asarray(image, np.float64) - np.asarray(reference, np.float64)
+    mean_square = float(np.mean(np.square(error)))
+    return math.inf if mean_square == 0 else 10 * math.log10(PEAK**2 / mean_square)
+
+
+def ssim(image: AnyImage, reference: AnyImage, kind: SsimKind = "2-D") -> float:
+    """The mean structural similarity (Wang et al. 2004), on the scale 0 to 255.
+
+    Args:
+      image: ``H W 3`` or ``H W``; at least 11 x 11 pixels for the 2-D kind.
+      reference: the same shape.
+      kind: "2-D", the usual one: an 11 x 11 Gaussian window with sigma 1.5 in each channel by
+        itself, only where the window lies inside the image. The two 3-D kinds slide the window over
+        the channels too, and give about .03 more: "3-D reflect" as Shift-Net's code does (13 taps,
+        mirrored borders) and "3-D edge" as NAFNet's does (11 taps, replicated borders).
+
+    Raises:
+      ValueError: the image is smaller than the window.
+    """
+    if kind == "2-D" and min(image.shape[:2]) < 11:
+        raise ValueError(f"the SSIM window is 11 x 11 pixels; the image has {image.shape[:2]}")
+    smooth = _SMOOTH[kind]
+    a, b = np.asarray(image, np.float64), np.asarray(reference, np.float64)
+    mean_a, mean_b = smooth(a), smooth(b)
+    variances = smooth(a * a + b * b) - (mean_a**2 + mean_b**2)  # smoothing is linear: one for both
+    covariance = smooth(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (variances + c2)
+    return float(np.mean(luminance * structure))
+
+
+def temporal_error(video: Video8, reference: Video8) -> float:
+    """Flicker: the RMS difference between the two videos' frame-to-frame changes, in grey levels.
+
+    The same as the RMS change of the error from frame to frame: an error that stands still costs
+    nothing, noise of standard deviation s that is new in every frame costs sqrt(2) s. A video of
+    one frame has no changes and gets 0.
+    """
+    flicker = Flicker()
+    for frame, sharp in zip(video, reference, strict=True):
+        flicker.add(frame, sharp)
+    return flicker.rms()
+
+
+class Flicker:
+    """:func:`temporal_error` one frame at a time, for videos too long to hold."""
+
+    def __init__(self) -> None:
+        self._previous: np.ndarray | None = None
+        self._squares: list[float] = []
+
+    def add(self, frame: Frame8, reference: Frame8) -> None:
+        """Takes the next frame of the video and of its reference."""
+        error = frame.astype(np.int16) - reference
+        if self._previous is not None:
+            self._squares.append(
+                float(np.mean(np.square(error - self._previous, dtype=np.float64)))
+            )
+        self._previous = error
+
+    def rms(self) -> float:
+        """The temporal error of the frames so far."""
+        return math.sqrt(math.fsum(self._squares) / len(self._squares)) if self._squares else 0.0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a published table was scored, step by step; ``docs/protocols.md`` has the sources.
+
+    Attributes:
+      name: as ``--protocol`` takes it.
+      summary: one sentence for the report.
+      quantise: "round" scores the uint8 that is written, "truncate" drops the fraction instead,
+        "none" scores the clipped floats.
+      crop: pixels cut from each border before scoring.
+      skip_first: frames at the start of each video that are restored but not scored.
+      skip_last: the same at its end.
+      mean: "videos" averages each video and then the videos; "frames" averages all frames alike.
+      ssim: the kind of SSIM.
+      registered: score the luminance after matching intensity and whole-pixel shift.
+      variant: the variant of the data set that the table used, where the authors say so.
+    """
+
+    name: str
+    summary: str
+    quantise: Literal["round", "truncate", "none"] = "round"
+    crop: int = 0
+    skip_first: int = 0
+    skip_last: int = 0
+    mean: Literal["videos", "frames"] = "videos"
+    ssim: SsimKind = "2-D"
+    registered: bool = False
+    variant: str | None = None
+
+    @property
+    def needs_fractions(self) -> bool:
+        """Whether frames have to be restored at 16 bits, because rounding comes later or never."""
+        return self.quantise != "round"
+
+    def quantised(self, restored: Pixels) -> Image:
+        """What is scored of a restored frame, on the scale 0 to 255.
+
+        Frames of 8 bits are already rounded. In 16 bits, 257 steps are one grey level: enough that
+        a score differs from that of the network's floats by less than 0.001 dB.
+        """
+        if restored.dtype == np.uint8:
+            return restored
+        return (restored // 257).astype(np.uint8) if self.quantise == "truncate" else restored / 257
+
+    def scored(self, frames: int) -> range:
+        """The indices of the frames that count in a video of ``frames`` frames."""
+        return range(self.skip_first, max(self.skip_first, frames - self.skip_last))
+
+    def check_size(self, height: int, width: int, name: str) -> None:
+        """Raises :class:`UserError` if frames are too small, with the ``name`` of their video."""
+        if min(height, width) - 2 * self.crop < 11:
+            raise UserError(
+                f"{name}: {width}x{height} pixels are too small for protocol {self.name}: SSIM "
+                f"needs {11 + 2 * self.crop} on each side"
+            )
+
+    def score(self, image: Image, reference: Image) -> tuple[float, float]:
+        """PSNR and SSIM of one frame, 0 to 255; an identical frame has a PSNR of ``MAX_PSNR``.
+
+        Raises:
+          UserError: after cropping, less than the window of SSIM is left.
+        """
+        height, width = image.shape[:2]
+        self.check_size(height, width, "frames")
+        inner = (slice(self.crop, height - self.crop), slice(self.crop, width - self.crop))
+        a: AnyImage = image[inner]
+        b: AnyImage = reference[inner]
+        if self.registered:
+            a, b = _registered_luminance(a, b)
+        return min(psnr(a, b), MAX_PSNR), ssim(a, b, self.ssim)
+
+    def average(self, videos: Sequence[Sequence[float]]) -> float:
+        """The mean over a data set of one score per scored frame of each video.
+
+        Every video needs a scored frame.
+        """
+        if self.mean == "videos":
+            return math.fsum(math.fsum(video) / len(video) for video in videos) / len(videos)
+        return pooled(videos)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "jaxdeblur",
+            "RGB at full size, exactly the uint8 that is written, no crop, every frame; each video "
+            "is averaged, then the videos.",
+        ),
+        Protocol(
+            "basicsr",
+            "BasicSR and VRT: RGB, rounded, no crop, every frame; each video is averaged, then the "
+            "videos.",
+        ),
+        Protocol(
+            "cdvd-tsp",
+            "CDVD-TSP: RGB, rounded, 4 pixels cropped, without the first and last two frames, mean "
+            "over all frames.",
+            crop=4,
+            skip_first=2,
+            skip_last=2,
+            mean="frames",
+        ),
+        Protocol(
+            "estrnn",
+            "ESTRNN: RGB, truncated, no crop, without the first and last two frames, mean over all "
+            "frames; the authors use GOPRO scaled down to 960x540.",
+            quantise="truncate",
+            skip_first=2,
+            skip_last=2,
+            mean="frames",
+            variant="blur_gamma",
+        ),
+        Protocol(
+            "deepdeblur",
+            "DeepDeblur: RGB, rounded, no crop, every frame, mean over all frames.",
+            mean="frames",
+            variant="blur_gamma",
+        ),
+        Protocol(
+            "shift-net",
+            "Shift-Net: RGB floats that were never rounded, no crop, without the first and last "
+            "two frames, mean over all frames; SSIM mixes the channels.",
+            quantise="none",
+            skip_first=2,
+            skip_last=2,
+            mean="frames",
+            ssim="3-D reflect",
+        ),
+        Protocol(
+            "nafnet",
+            "NAFNet: RGB, rounded, no crop, every frame, mean over all frames; SSIM mixes the "
+            "channels.",
+            mean="frames",
+            ssim="3-D edge",
+        ),
+        Protocol(
+            "pvdnet",
+            "PVDNet: rounded, 16 pixels cropped, without the first frame; luminance after matching "
+            "intensity and whole-pixel shift to the sharp frame; mean over all frames.",
+            crop=16,
+            skip_first=1,
+            mean="frames",
+            registered=True,
+        ),
+    )
+}
+"""Every protocol of ``docs/protocols.md`` by name; "jaxdeblur" is the default."""
+
+
+@dataclass(frozen=True)
+class VideoScores:
+    """What one video scored, frame by frame.
+
+    Attributes:
+      name: of the video.
+      height: rows of pixels.
+      width: columns of pixels.
+      frames: how many were restored.
+      scored_from: the index of the first frame that counts; the lists below begin there.
+      frame_psnr: of each restored frame that counts, in dB.
+      frame_ssim: the same for SSIM.
+      frame_psnr_blurred: of the frames that went in.
+      frame_ssim_blurred: the same for SSIM.
+      temporal_error: flicker of the restored video, in grey levels.
+      temporal_error_blurred: flicker of the video that went in.
+      seconds_per_frame: restoring alone, without reading, scoring and compiling.
+    """
+
+    name: str
+    height: int
+    width: int
+    frames: int
+    scored_from: int
+    frame_psnr: tuple[float, ...]
+    frame_ssim: tuple[float, ...]
+    frame_psnr_blurred: tuple[float, ...]
+    frame_ssim_blurred: tuple[float, ...]
+    temporal_error: float
+    temporal_error_blurred: float
+    seconds_per_frame: float
+
+    def means(self) -> dict[str, float]:
+        """The means over the frames that count: psnr, ssim, psnr_blurred, ssim_blurred."""
+        return {name: pooled([getattr(self, f"frame_{name}")]) for name in _MEASURES}
+
+
+_MEASURES = ("psnr", "ssim", "psnr_blurred", "ssim_blurred")
+
+
+def totals(videos: Sequence[VideoScores], protocol: Protocol) -> dict[str, float]:
+    """The protocol's means over a data set, under the same names as ``VideoScores.means``."""
+    return {
+        name: protocol.average([getattr(video, f"frame_{name}") for video in videos])
+        for name in _MEASURES
+    }
+
+
+def seconds_per_frame(videos: Sequence[VideoScores]) -> float:
+    """The mean over all frames of all videos."""
+    return math.fsum(video.seconds_per_frame * video.frames for video in videos) / sum(
+        video.frames for video in videos
+    )
+
+
+def pooled(videos: Sequence[Sequence[float]]) -> float:
+    """The mean over all frames of all videos alike."""
+    return math.fsum(math.fsum(video) for video in videos) / sum(len(video) for video in videos)
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol of that name.
+
+    Raises:
+      UserError: there is none; the message lists them.
+    """
+    if name not in PROTOCOLS:
+        raise UserError(f"--protocol={name}: there is {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def _taps(radius: int) -> Float[np.ndarray, " taps"]:
+    """A Gaussian of sigma 1.5 at whole pixels, cut at ``radius`` and normalised."""
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / 1.5) ** 2)
+    return weights / weights.sum()
+
+
+_TAPS_11 = _taps(5)
+_TAPS_13 = _taps(6)  # scipy.ndimage.gaussian_filter cuts at 4 sigma
+
+
+def _smooth_valid(image: np.ndarray) -> np.ndarray:
+    rows = ndimage.correlate1d(image, _TAPS_11, axis=0)[5:-5]
+    return ndimage.correlate1d(rows, _TAPS_11, axis=1)[:, 5:-5]
+
+
+def _smooth_everywhere(image: np.ndarray, taps: np.ndarray, border: str) -> np.ndarray:
+    for axis in range(image.ndim):
+        image = ndimage.correlate1d(image, taps, axis=axis, mode=border)
+    return image
+
+
+_SMOOTH: dict[SsimKind, Callable[[np.ndarray], np.ndarray]] = {
+    "2-D": _smooth_valid,
+    "3-D reflect": lambda image: _smooth_everywhere(image, _TAPS_13, "reflect"),
+    "3-D edge": lambda image: _smooth_everywhere(image, _TAPS_11, "nearest"),
+}
+
+
+def _registered_luminance(
+    image: Image, reference: Image
+) -> tuple[Float[np.ndarray, "H W"], Float[np.ndarray, "H W"]]:
+    """Both as luminance, the image matched to the reference (Köhler et al. 2012, as PVDNet has it).
+
+    1. The image is multiplied by the number that brings it nearest to the reference.
+    2. It is moved by the whole pixels at which the cross-correlation of the two grey images peaks.
+    3. What the move uncovers is black in both, and counts as correct.
+    """
+    x, z = reference.astype(np.float64), image.astype(np.float64)
+    energy = np.sum(z * z)
+    scaled = z if energy == 0 else np.sum(x * z) / energy * z
+    rows, columns = whole_pixel_shift(scaled.mean(axis=-1), x.mean(axis=-1))
+    luminance = np.array([0.299, 0.587, 0.114])
+    moved = _move(scaled @ luminance, rows, columns)
+    inside = _move(np.ones(moved.shape), rows, columns)
+    return moved, inside * (x @ luminance)
+
+
+def whole_pixel_shift(
+    image: Float[np.ndarray, "H W"], reference: Float[np.ndarray, "H W"]
+) -> tuple[int, int]:
+    """The rows and columns to move ``image`` by so that it lies on ``reference``.
+
+    The peak of the circular cross-correlation; of equal peaks the first in column order, as in
+    MATLAB, where this comes from (Guizar-Sicairos et al. 2008, without upsampling).
+    """
+    spectrum = np.fft.fft2(reference) * np.conj(np.fft.fft2(image))
+    correlation = np.abs(np.fft.ifft2(spectrum))
+    height, width = correlation.shape
+    column, row = divmod(int(np.argmax(correlation.T)), height)
+    return row - height * (row >= height // 2), column - width * (column >= width // 2)
+
+
+def _move(image: Float[np.ndarray, "H W"], rows: int, columns: int) -> Float[np.ndarray, "H W"]:
+    """Moves by whole pixels; black comes in."""
+    height, width = image.shape
+    moved = np.zeros_like(image)
+    moved[max(rows, 0) : height + min(rows, 0), max(columns, 0) : width + min(columns, 0)] = image[
+        max(-rows, 0) : height - max(rows, 0), max(-columns, 0) : width - max(columns, 0)
+    ]
+    return moved

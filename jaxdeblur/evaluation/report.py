@@ -1,0 +1,249 @@
+"""The report: one self-contained HTML page with scores, before/after frames and attention maps.
+
+The page opens from disk with no server and loads nothing from elsewhere. What it shows is JSON
+inside it, drawn by ``report_page.js``; ``shot`` makes the pictures of a frame for it and ``write``
+puts the parts together.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Num
+from PIL import Image as pillow
+
+from jaxdeblur.evaluation.metrics import Protocol, VideoScores, seconds_per_frame, totals
+from jaxdeblur.files import replace_when_whole
+from jaxdeblur.models.explanation import Explanation
+from jaxdeblur.shapes import Frame8
+
+WEBP_QUALITY = 90
+"""At 90 the loss is not seen at full size, and a 1280x720 frame takes about 150 kB."""
+
+MAP_SIDE = 160
+"""The longest side of a map laid over a frame; maps are smooth, and the browser enlarges them."""
+
+MIX_SIDE = 48
+"""The same for the mix over M*N combinations, of which there are many maps for each frame."""
+
+Shot = dict[str, Any]
+"""The pictures of one frame as the page's script reads them; JSON types only (see ``shot``)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoReport:
+    """One video in the report: its scores, and the frames that are shown."""
+
+    scores: VideoScores
+    shots: Sequence[Shot]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationReport:
+    """Everything the page shows.
+
+    Attributes:
+      title: the model and the data set, as a heading.
+      checkpoint: where the weights came from.
+      dataset: the data set and its variant.
+      protocol: how it was scored.
+      device: what restored it.
+      versions: of the packages that count.
+      made: when, as text.
+      videos: one or more.
+    """
+
+    title: str
+    checkpoint: str
+    dataset: str
+    protocol: Protocol
+    device: str
+    versions: dict[str, str]
+    made: str
+    videos: Sequence[VideoReport]
+
+
+def write(path: str | os.PathLike[str], evaluation: EvaluationReport) -> None:
+    """Writes the page, whole or not at all."""
+    page = _part("report_page.html")
+    parts = {
+        "title": html.escape(evaluation.title),
+        "style": _part("report_page.css"),
+        "script": _part("report_page.js"),
+        # "</" would end the script element, and "<!--" can hide its end: neither may stand in it.
+        "data": json.dumps(_page_data(evaluation), allow_nan=False).replace("<", "\\u003c"),
+    }
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], page)
+    with replace_when_whole(path) as part:
+        part.write_text(page, encoding="utf-8")
+
+
+def shot(
+    index: int,
+    blurred: Frame8,
+    restored: Frame8,
+    sharp: Frame8,
+    *,
+    max_bytes: int,
+    explanation: Explanation | None = None,
+    place: int = 0,
+) -> Shot:
+    """The pictures of one frame for the page.
+
+    Args:
+      index: of the frame in its video, from 0.
+      blurred: what went in.
+      restored: what came out.
+      sharp: the truth.
+      max_bytes: the three pictures take no more; they are scaled down where they would.
+      explanation: of a clip that contains the frame.
+      place: where in that clip.
+
+    Returns:
+      ``index``; ``blurred``, ``restored`` and ``sharp`` as data URIs; ``scale``, how much smaller
+      they are than the frame; ``weights``, a sprite or None; ``attention``, one entry a block with
+      ``name``, ``offsets``, ``temporal`` (N lists of weights) and the sprites ``spatial`` (M maps,
+      1 where as much is gathered as of an even spread) and ``mix`` (M*N maps).
+    """
+    pictures, scale = _fit([blurred, restored, sharp], max_bytes)
+    names = ("blurred", "restored", "sharp")
+    found: Shot = {"index": index, **dict(zip(names, pictures, strict=True)), "scale": scale}
+    weights = None if explanation is None else explanation.blending_weights
+    found["weights"] = (
+        None
+        if weights is None
+        else sprite(np.asarray(weights[0, place])[None], MAP_SIDE, (0.0, 1.0))
+    )
+    found["attention"] = []
+    for block in () if explanation is None else explanation.attention:
+        mix = np.moveaxis(np.asarray(block.pixel_mix[0, place], np.float32), -1, 0)
+        temporal = np.asarray(block.temporal_maps[0, place], np.float64)
+        spatial = np.asarray(block.spatial_maps[0, place], np.float32)
+        found["attention"].append(
+            {
+                "name": block.name,
+                "offsets": list(block.offsets),
+                "temporal": [[round(weight, 5) for weight in row] for row in temporal.tolist()],
+                # In units of an even spread, which the mean over several pixels does not change.
+                "spatial": sprite(spatial * np.prod(spatial.shape[-2:]), MAP_SIDE),
+                "mix": sprite(mix, MIX_SIDE),
+            }
+        )
+    return found
+
+
+def shot_bytes(shots: Sequence[Shot]) -> int:
+    """What shots take in the page, maps included."""
+    return len(json.dumps(shots))
+
+
+def sprite(
+    maps: Num[np.ndarray, "count h w"],
+    side: int,
+    limits: tuple[float | int, float | int] | None = None,
+) -> dict[str, Any]:
+    """Maps below each other in one grey PNG, a byte b standing for low + b / 255 * (high - low).
+
+    Args:
+      maps: of one size; reduced by averaging until the longest side is at most ``side``.
+      side: the longest side in the sprite.
+      limits: what black and white stand for; the least and the largest value where not given.
+    """
+    maps = np.asarray(maps, np.float32)
+    factor = math.ceil(max(maps.shape[1:]) / side)
+    maps = np.stack([_shrink(each, factor) for each in maps])
+    low, high = map(float, limits or (maps.min(), maps.max()))
+    grey = np.rint(np.clip((maps - low) / ((high - low) or 1.0), 0, 1) * 255).astype(np.uint8)
+    count, height, width = grey.shape
+    return {
+        "src": _data_uri(grey.reshape(count * height, width), "PNG", optimize=True),
+        "width": width,
+        "height": height,
+        "count": count,
+        "low": low,
+        "high": high,
+    }
+
+
+def _shrink(values: Float[np.ndarray, "H W"], factor: int) -> Float[np.ndarray, "h w"]:
+    """The mean of every ``factor x factor`` block; blocks at the ends may be cut."""
+    if factor == 1:
+        return values
+    starts = [np.arange(0, size, factor) for size in values.shape]
+    sums = np.add.reduceat(np.add.reduceat(values, starts[0], axis=0), starts[1], axis=1)
+    counts = [
+        np.diff(np.append(start, size)) for start, size in zip(starts, values.shape, strict=True)
+    ]
+    return sums / np.outer(*counts).astype(np.float32)
+
+
+def _fit(frames: Sequence[Frame8], max_bytes: int) -> tuple[list[str], float]:
+    """The frames as pictures of at most ``max_bytes`` together, and by how much they shrank."""
+    scale = 1.0
+    while True:
+        pictures = [_picture(frame, scale) for frame in frames]
+        size = sum(map(len, pictures))
+        if size <= max_bytes or scale < 0.05:
+            return pictures, scale
+        scale *= min(0.9, math.sqrt(max_bytes / size))
+
+
+def _picture(frame: Frame8, scale: float) -> str:
+    height, width = frame.shape[:2]
+    image = pillow.fromarray(frame)
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        image = image.resize(size, pillow.Resampling.LANCZOS)
+    return _data_uri(image, "WEBP", quality=WEBP_QUALITY, method=4)
+
+
+def _data_uri(image: pillow.Image | np.ndarray, kind: str, **options: Any) -> str:
+    if isinstance(image, np.ndarray):
+        image = pillow.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _page_data(evaluation: EvaluationReport) -> dict[str, Any]:
+    scores = [video.scores for video in evaluation.videos]
+    protocol = evaluation.protocol
+    return {
+        "title": evaluation.title,
+        "protocol": protocol.as_dict(),
+        "totals": {**totals(scores, protocol), "frames": sum(len(s.frame_psnr) for s in scores)},
+        "video_mean": totals(scores, dataclasses.replace(protocol, mean="videos")),
+        "pooled": totals(scores, dataclasses.replace(protocol, mean="frames")),
+        "seconds_per_frame": seconds_per_frame(scores),
+        "facts": {
+            "checkpoint": evaluation.checkpoint,
+            "dataset": evaluation.dataset,
+            "device": evaluation.device,
+            "versions": ", ".join(f"{name} {text}" for name, text in evaluation.versions.items()),
+            "made": evaluation.made,
+        },
+        "videos": [
+            {
+                **dataclasses.asdict(video.scores),
+                **video.scores.means(),
+                "id": f"video-{number}",
+                "shots": list(video.shots),
+            }
+            for number, video in enumerate(evaluation.videos, 1)
+        ],
+    }
+
+
+def _part(name: str) -> str:
+    return (resources.files("jaxdeblur.evaluation") / name).read_text(encoding="utf-8")

@@ -1,0 +1,239 @@
+"""What an evaluation leaves: its folder, by which it goes on, the scores, the report's facts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+
+from jaxdeblur import VERSION, devices
+from jaxdeblur.data.videos import Dataset, Video, identity
+from jaxdeblur.errors import UserError
+from jaxdeblur.evaluation import report
+from jaxdeblur.evaluation.config import EvaluationConfig
+from jaxdeblur.evaluation.metrics import Protocol, VideoScores, protocol, seconds_per_frame, totals
+from jaxdeblur.files import write_json
+from jaxdeblur.models.parameters import split
+from jaxdeblur.models.registry import network_to_json
+from jaxdeblur.options import from_json
+from jaxdeblur.weights.load import LoadedModel
+
+
+def default_folder(checkpoint: str, dataset: Dataset, config: EvaluationConfig) -> Path:
+    """Where an evaluation goes without ``--out``: into the run folder, or below ``evaluations``."""
+    parts = [dataset.name, dataset.variant]
+    if config.protocol != EvaluationConfig.protocol:
+        parts.append(config.protocol)
+    name = _safe("-".join(part for part in parts if part))
+    run = Path(checkpoint)
+    if run.is_dir():
+        return run / f"evaluation-{name}"
+    return Path("evaluations") / f"{_safe(run.stem)}-{name}"
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """The scores as text: a line for each video, and the means."""
+    rows = [(video["name"], video) for video in metrics["videos"]]
+    means = [("mean over videos", metrics["video_mean"]), ("mean over frames", metrics["pooled"])]
+    if metrics["protocol"]["mean"] == "frames":
+        means.reverse()
+    width = max(len(name) for name, _ in rows + means)
+    head = f"{'video':{width}}  frames    PSNR: blurred  restored   gain   SSIM: blurred  restored"
+    lines = [f"{head}  flicker  s/frame"]
+    for name, row in rows + means:
+        gain = row["psnr"] - row["psnr_blurred"]
+        line = (
+            f"{name:{width}}  {row.get('frames', metrics['frames']):6d}    "
+            f"{row['psnr_blurred']:13.2f}  {row['psnr']:8.2f}  {gain:+5.2f}   "
+            f"{row['ssim_blurred']:13.4f}  {row['ssim']:8.4f}"
+        )
+        if "seconds_per_frame" in row:
+            line += f"  {row['temporal_error']:7.2f}  {row['seconds_per_frame']:7.3f}"
+        lines.append(line)
+    lines.insert(-2, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def settings_of(loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig) -> dict[str, Any]:
+    """What a video's result depends on, by which it is known whether it is done."""
+    digest = hashlib.sha256(json.dumps(network_to_json(loaded.network)).encode())
+    for name, array in sorted(split(loaded.model)[1].items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return {
+        "version": VERSION,
+        "weights": digest.hexdigest(),
+        "dataset": dataset.name,
+        "dataset_variant": dataset.variant,
+        "videos": [f"{v.name} {v.width}x{v.height} {len(v)}" for v in dataset.videos],
+        "files": hashlib.sha256(
+            json.dumps(list(map(identity, dataset.videos))).encode()
+        ).hexdigest(),
+        **json.loads(json.dumps(dataclasses.asdict(config))),
+        "protocol": protocol(config.protocol).as_dict(),
+    }
+
+
+def check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Raises UserError unless ``out`` is free, or holds this evaluation, or may be replaced."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out}: a file is there already")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    for name in ("videos", "frames"):
+        if os.path.lexists(out / name) and not (out / name).is_dir():
+            raise UserError(f"--out={out}: {name} in it is no folder")
+    for name in ("evaluation.json", "metrics.json", "report.html"):
+        if (out / name).is_dir():
+            raise UserError(f"--out={out}: {name} in it is a folder")
+    before = _read_json(out / "evaluation.json")
+    if not isinstance(before, dict) or "weights" not in before:
+        raise UserError(f"--out={out}: the folder holds something that is no evaluation")
+    before = {**dataclasses.asdict(EvaluationConfig()), **before}  # fields that are newer than it
+    different = [name for name in settings if before.get(name) != settings[name]]
+    if different and not overwrite:
+        raise UserError(
+            f"--out={out}: it holds an evaluation with other {', '.join(different)}; choose "
+            "another folder, or replace it with --overwrite"
+        )
+
+
+def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Makes the folder, emptied of an earlier evaluation if that is to be replaced."""
+    if overwrite:
+        for name in ("videos", "frames"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in ("metrics.json", "report.html"):
+            (out / name).unlink(missing_ok=True)
+    for name in ("videos", "frames") if settings["frames"] else ("videos",):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    write_json(out / "evaluation.json", settings)
+
+
+def _read_json(path: Path) -> Any:
+    """What the file says, or None if there is none or it can't be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _finite(text: str) -> float:
+    """A number that the report page can show: JSON has no other."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not finite")
+    return number
+
+
+def read_video(path: Path, settings: dict[str, Any]) -> report.VideoReport | None:
+    """A video that is done, or None."""
+    value = _read_json(path)
+    if not isinstance(value, dict) or value.get("settings") != settings:
+        return None
+    try:
+        scores = from_json(VideoScores, value.get("scores"), str(path))
+    except UserError:
+        return None
+    shots = value.get("shots")
+    return report.VideoReport(scores, shots) if isinstance(shots, list) else None
+
+
+def gather(files: Sequence[Path], settings: dict[str, Any]) -> Iterator[report.VideoReport]:
+    """All videos, in order; waits for those of other processes."""
+    for path in files:
+        while (video := read_video(path, settings)) is None:
+            if jax.process_count() == 1:
+                raise UserError(f"{path}: was removed or changed while the evaluation went on")
+            time.sleep(1)
+        yield video
+
+
+def metrics_of(
+    loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig, videos: Sequence[VideoScores]
+) -> dict[str, Any]:
+    """What ``metrics.json`` says."""
+    rules = protocol(config.protocol)
+    keep = ("name", "frames", "temporal_error", "temporal_error_blurred", "seconds_per_frame")
+    overall = totals(videos, rules)
+    return {
+        **overall,
+        "gain": overall["psnr"] - overall["psnr_blurred"],
+        "frames": sum(video.frames for video in videos),
+        "scored_frames": sum(len(video.frame_psnr) for video in videos),
+        "seconds_per_frame": seconds_per_frame(videos),
+        "video_mean": totals(videos, dataclasses.replace(rules, mean="videos")),
+        "pooled": totals(videos, dataclasses.replace(rules, mean="frames")),
+        "videos": [
+            {**{name: getattr(video, name) for name in keep}, **video.means()} for video in videos
+        ],
+        "protocol": rules.as_dict(),
+        "dataset": {"name": dataset.name, "variant": dataset.variant, "data": config.data},
+        "checkpoint": {
+            "source": loaded.source,
+            "preset": loaded.preset,
+            "step": loaded.step,
+            "network": network_to_json(loaded.network),
+        },
+        "device": _device(),
+        "versions": {
+            "jaxdeblur": VERSION,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "made": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def report_of(
+    loaded: LoadedModel,
+    dataset: Dataset,
+    rules: Protocol,
+    metrics: dict[str, Any],
+    videos: Sequence[report.VideoReport],
+) -> report.EvaluationReport:
+    """What the report page shows."""
+    name = f"{dataset.name} ({dataset.variant})" if dataset.variant else dataset.name
+    return report.EvaluationReport(
+        title=f"{loaded.preset or loaded.source} on {name}",
+        checkpoint=loaded.source,
+        dataset=name,
+        protocol=rules,
+        device=metrics["device"],
+        versions=metrics["versions"],
+        made=metrics["made"],
+        videos=videos,
+    )
+
+
+def _device() -> str:
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return f"a CPU with {devices.cores()} cores"
+    return str(device.device_kind)
+
+
+def slug(index: int, video: Video) -> str:
+    """What the files of a video are called."""
+    return f"{index:03d}-{_safe(video.name)}"
+
+
+def _safe(name: str) -> str:
+    """A file name that stays in its folder, whatever the video is called."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:80] or "unnamed"

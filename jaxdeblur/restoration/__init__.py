@@ -1,0 +1,1 @@
+"""Restoring: streams and clips, tiles, the threads around them, and what deblur.py does."""

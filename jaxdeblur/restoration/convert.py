@@ -1,0 +1,230 @@
+"""What deblur.py does: reads, restores and writes at once, and replaces files only when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
+from jaxdeblur.restoration.deblurrer import Deblurrer
+from jaxdeblur.restoration.jobs import DeblurConfig, Job, check_compare, written_as
+from jaxdeblur.restoration.threads import Timing, run_stages
+from jaxdeblur.shapes import Plane
+from jaxdeblur.video.comparison import Comparison
+from jaxdeblur.video.formats import CONTAINERS
+from jaxdeblur.video.images import ImageReader, ImageWriter
+from jaxdeblur.video.picture import Picture, VideoInfo
+from jaxdeblur.video.pipes import RawReader, RawWriter
+from jaxdeblur.video.reader import VideoReader
+from jaxdeblur.video.writer import VideoWriter
+
+# Seconds after which a wait is explained.
+_LONG_S = 3.0
+
+
+class Source(Protocol):
+    """Where pictures come from: VideoReader, ImageReader or RawReader."""
+
+    info: VideoInfo
+    trailing: Any
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *_: Any) -> None: ...
+    def __iter__(self) -> Iterator[Picture]: ...
+
+
+class Target(Protocol):
+    """Where pictures go: VideoWriter, ImageWriter or RawWriter."""
+
+    lost: list[str]
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *_: Any) -> None: ...
+    def write(self, picture: Picture) -> None: ...  # noqa: D102
+    def copy(self, packets: Any) -> None: ...  # noqa: D102
+
+
+def restore_all(deblurrer: Deblurrer, jobs: list[Job], config: DeblurConfig) -> None:
+    """Restores one job after the other; one that fails does not keep the rest from it.
+
+    Raises:
+      UserError: jobs failed; of several, each has said so.
+    """
+    kinds = {job.kind for job in jobs}
+    if config.fps != DeblurConfig.fps and kinds == {"video"}:
+        raise UserError("--fps is for images and pipes; videos keep their own")
+    if config.size is not None and "pipe" not in kinds:
+        raise UserError("--size is for a pipe; files say how large they are")
+    failed = []
+    for job in jobs:
+        try:
+            deblur(deblurrer, job, config)
+        except UserError as error:
+            if len(jobs) == 1:
+                raise
+            failed.append(job.name)
+            _say(f"error: {' '.join(str(error).split())}")
+    if failed:
+        names = ", ".join(failed)
+        raise UserError(f"{len(failed)} of {len(jobs)} inputs could not be restored: {names}")
+
+
+def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
+    """Restores one input into its output, which is replaced only when the new one is whole.
+
+    Raises:
+      UserError: the input cannot be read or the output not written; the old output is as it was.
+    """
+    say = _say_nothing if config.quiet else _say
+    began = time.monotonic()
+    if config.compare is not None:
+        check_compare(job, config.compare, config.overwrite)
+    with contextlib.ExitStack() as stack:
+        source: Source = stack.enter_context(_open_source(job, config))
+        info = source.info
+        targets: list[Target] = []
+        views: list[Callable[[Picture, tuple[Plane, ...]], Picture]] = []
+        targets.append(stack.enter_context(_open_target(job, source, config)))
+        views.append(_restored)
+        if config.compare is not None:
+            part = stack.enter_context(replace_when_whole(config.compare))
+            comparison = Comparison(info, config.compare_as)
+            writer = VideoWriter(
+                part, comparison.info, codec=config.codec, crf=config.crf, name=config.compare
+            )
+            targets.append(stack.enter_context(writer))
+            views.append(comparison)
+        for what in targets[0].lost:
+            say(f"{job.name}: not kept: {what}")
+        said = len(targets[0].lost)
+
+        def write(result: tuple[Picture, tuple[Plane, ...]]) -> None:
+            lost = targets[0].lost
+            lost += [what for what in result[0].lost if what not in lost]  # not the first image
+            for target, view in zip(targets, views, strict=True):
+                target.write(view(*result))
+
+        # After the targets, so that nobody waits for the compiler to hear of a wrong option.
+        size = f"{info.width}x{info.height}"
+        what = f"compiling for {size}, or loading what an earlier start compiled ..."
+        with _said_if_long(say, f"{job.name}: {what}"):
+            tiles = deblurrer.compile(info.height, info.width, info.layout)
+        if config.tile == "auto" and tiles is not None:
+            say(f"{job.name}: frames are restored in tiles of {tiles}, by the free memory")
+        progress = ProgressLine(job.name, info.frames, quiet=config.quiet)
+        stream = deblurrer.open_stream(info.height, info.width, info.layout)
+        patience = 1.0 if job.kind == "pipe" else None
+        timing = run_stages(
+            source,
+            stream,
+            write,
+            progress,
+            began=began,
+            patience=patience,
+            write_patience=1.0 if job.output is None else None,
+        )
+        if not timing.frames:
+            raise UserError(f"{job.name}: has no frame")
+        targets[0].copy(source.trailing)
+        for what in targets[0].lost[said:]:
+            say(f"{job.name}: not kept: {what}")
+    say(f"{job.name}: {timing}")
+    return timing
+
+
+def _restored(picture: Picture, restored: tuple[Plane, ...]) -> Picture:
+    return dataclasses.replace(picture, planes=restored, name=written_as(picture.name))
+
+
+def _open_source(job: Job, config: DeblurConfig) -> Any:
+    cut = bool(config.start or config.length is not None)
+    if job.kind == "video":
+        return VideoReader(
+            job.paths[0],
+            max_pixels=config.max_pixels,
+            start=config.start,
+            duration=config.length,
+        )
+    if cut:
+        raise UserError(
+            f"--start, --end and --duration are for video files, and {job.name} is none"
+        )
+    if job.kind == "images":
+        return ImageReader(job.paths, rate=config.rate, max_pixels=config.max_pixels)
+    if config.raw_size is None:
+        raise UserError("-: give the --size=WIDTHxHEIGHT of the frames in the pipe")
+    return RawReader(_descriptor(sys.stdin, "input"), *config.raw_size, config.rate)
+
+
+def _descriptor(stream: Any, what: str) -> int:
+    if stream is None:  # so Python starts where it is closed
+        raise UserError(f"-: standard {what} is closed")
+    return stream.fileno()
+
+
+@contextlib.contextmanager
+def _open_target(job: Job, source: Any, config: DeblurConfig) -> Iterator[Target]:
+    info, output, suffix = source.info, job.output, job.suffix
+    encoding = config.codec is not None or config.crf is not None
+    if encoding and suffix not in CONTAINERS and config.compare is None:
+        raise UserError(f"--codec and --crf are for videos, and {output or '-'} is none")
+    if output is None:
+        yield RawWriter(_descriptor(sys.stdout, "output"), info)
+        return
+    try:
+        if not output.parent.is_dir():
+            output.parent.mkdir(exist_ok=True)
+        if not suffix:
+            with (
+                replace_folder_when_whole(output) as part,
+                ImageWriter(part, info, name=str(output)) as images,
+            ):
+                yield images
+        elif suffix in CONTAINERS:
+            original = source if isinstance(source, VideoReader) else None
+            with (
+                replace_when_whole(output) as part,
+                VideoWriter(
+                    part,
+                    info,
+                    source=original,
+                    codec=config.codec,
+                    crf=config.crf,
+                    name=str(output),
+                ) as video,
+            ):
+                yield video
+        else:
+            with (
+                replace_when_whole(output) as part,
+                ImageWriter(part, info, single=True, name=str(output)) as image,
+            ):
+                yield image
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _said_if_long(say: Callable[[str], None], text: str) -> Iterator[None]:
+    """Says what is waited for if the body takes long."""
+    timer = threading.Timer(_LONG_S, say, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,175 @@
+"""Deblurrer: restoring videos from Python with trained weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxdeblur import devices
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.restoration.placement import choose_tiles, over_rows, step_memory
+from jaxdeblur.restoration.stream import Stream, restore_frames
+from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
+from jaxdeblur.shapes import PixelClip, Pixels
+from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
+from jaxdeblur.weights import shipped
+from jaxdeblur.weights.load import load_model
+
+
+class Deblurrer:
+    """Restores clips and streams of frames.
+
+        from jaxdeblur import Deblurrer
+
+        deblurrer = Deblurrer("runs/first")   # or no argument: the weights that ship
+        sharp = deblurrer(blurred)            # T H W 3, uint8 or uint16, RGB
+        for frame in deblurrer.stream(camera):
+            show(frame)                       # H W 3, a few frames late
+
+    Attributes:
+      model: the network.
+      source: where its weights come from, in words.
+      strength: how much of the restoration is mixed with what went in, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | VideoRestorer | None = None,
+        *,
+        strength: float = 1.0,
+        tile: str = "auto",
+        device: str | jax.Device | None = None,
+        dtype: str | None = None,
+        rows: int = 1,
+    ):
+        """Loads the weights.
+
+        Args:
+          weights: a run folder, a ``.safetensors`` file, the name of weights that ship, or a model;
+            None for the weights that ship.
+          strength: 1 gives the restored frames, 0 what went in, between them a mixture.
+          tile: "none" restores a frame at once; "HxW" in tiles of that size, for frames that need
+            more memory than there is; "auto" decides by the free memory of the device.
+          device: where to compute, as "cpu", "gpu" or "gpu:1"; None for JAX's first.
+          dtype: of the computation, "float32" or "bfloat16"; None for the network's own.
+          rows: over how many devices the rows of each frame are shared out, for frames too large
+            for one; then there are no tiles.
+
+        Raises:
+          UserError: there are no such weights, or an argument is out of its range.
+        """
+        if not 0 <= strength <= 1:
+            raise UserError(f"--strength is between 0 and 1, not {strength:g}")
+        self.strength = strength
+        self._tile = tile
+        if tile != "auto":
+            parse_tiles(tile)  # complains now, not at the first frame
+        if isinstance(weights, VideoRestorer):
+            if dtype is not None:
+                raise UserError("dtype is for weights that are loaded; a model has its own")
+            self.model, self.source = weights, type(weights).__name__
+        else:
+            loaded = load_model(default_weights() if weights is None else str(weights), dtype=dtype)
+            self.model, self.source = loaded.model, f"{loaded.source} ({loaded.preset})"
+        self._rows = rows
+        if rows > 1:
+            if tile not in ("auto", "none") or device is not None:
+                raise UserError(
+                    "--rows takes whole frames on JAX's first devices: no --tile, --device"
+                )
+            self.model = over_rows(self.model, devices.row_devices(rows))
+        if device is not None:
+            chosen = find_device(device) if isinstance(device, str) else device
+            graph, state = nnx.split(self.model)
+            self.model = nnx.merge(graph, jax.device_put(state, chosen))
+        self._tiles: dict[tuple[int, int, PixelLayout], TileGrid | None] = {}
+
+    def __call__(self, clip: PixelClip) -> PixelClip:
+        """Restores all frames of a clip, at the memory of a stream.
+
+        Args:
+          clip: ``T H W 3``, RGB, uint8 or uint16; any length and size.
+
+        Returns:
+          As many frames of the same size and dtype.
+        """
+        restored = np.empty_like(clip)
+        for t, frame in enumerate(self.stream(clip)):
+            restored[t] = frame
+        return restored
+
+    def stream(self, frames: Iterable[Pixels]) -> Iterator[Pixels]:
+        """Restores frames as they come: each is given back ``model.lookahead`` frames later.
+
+        Args:
+          frames: ``H W 3``, RGB, uint8 or uint16, all of one size; however many.
+
+        Yields:
+          As many frames of the same size and dtype, the caller's to write into. Memory does not
+          grow with their number.
+
+        Raises:
+          UserError: a frame is no such array, or not as the first one.
+        """
+        return restore_frames(self.open_stream, frames)
+
+    def warm_up(self, height: int, width: int, dtype: type = np.uint8) -> None:
+        """Compiles for a frame size, so that the first frame of a stream does not wait for it."""
+        stream = self.open_stream(height, width, layout_of(np.dtype(dtype)))
+        stream.push((np.zeros((height, width, 3), dtype),))
+        for restored in stream.flush():
+            jax.block_until_ready(restored)
+
+    def compile(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
+        """Compiles for frames of a size and layout; gives their tiles, as ``tiles``."""
+        tiles = self.tiles(height, width, layout)
+        if self._rows > 1:  # by a frame: how its arrays lie on the devices, the stream knows
+            shapes = layout.plane_shapes(height, width)
+            black = tuple(np.zeros(shape, layout.dtype) for shape in shapes)
+            self.open_stream(height, width, layout).push(black)
+        # To choose tiles is to compile: what is chosen is what the compiler says that fits.
+        elif self._tile != "auto":
+            step_memory(self.model, height, width, layout=layout, tiles=tiles)
+        return tiles
+
+    def open_stream(self, height: int, width: int, layout: PixelLayout = RGB8) -> Stream:
+        """The stream of one video, for callers that push frames themselves (``Stream.push``)."""
+        tiles = self.tiles(height, width, layout)
+        return Stream(self.model, height, width, layout=layout, strength=self.strength, tiles=tiles)
+
+    def tiles(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
+        """The tiles in which frames of a size are restored; None for the whole frame at once."""
+        if self._rows > 1:
+            return None
+        if self._tile != "auto":
+            return parse_tiles(self._tile)
+        key = (height, width, layout)
+        if key not in self._tiles:
+            self._tiles[key] = choose_tiles(self.model, height, width, layout=layout)
+        return self._tiles[key]
+
+
+def default_weights() -> str:
+    """The name of the weights that are used when none are named."""
+    if not shipped.names():
+        raise UserError("no weights ship with this version; name some by --ckpt=RUN")
+    return shipped.default_name()
+
+
+def find_device(name: str) -> jax.Device:
+    """The device of a name like ``cpu``, ``gpu`` or ``gpu:1``; :class:`UserError` if none is."""
+    kind, _, index = name.partition(":")
+    try:
+        devices = jax.local_devices(backend=kind)
+    except RuntimeError:
+        devices = []
+    position = int(index) if index.isdigit() else 0 if not index else -1
+    if not 0 <= position < len(devices):
+        present = ", ".join(f"{d.platform}:{i}" for i, d in enumerate(jax.local_devices()))
+        raise UserError(f"--device={name}: there is no such device; there are {present}")
+    return devices[position]

@@ -1,0 +1,304 @@
+"""What deblur.py restores into what: its options, the inputs and outputs that they name.
+
+Only names and folders are looked at; neither JAX nor FFmpeg is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import glob
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.options import Time, frame_size
+from jaxdeblur.video.formats import (
+    CONTAINERS,
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    UNREADABLE_SUFFIXES,
+    WRITABLE_SUFFIXES,
+    is_image,
+    list_frames,
+    natural_key,
+)
+
+_BEGINNING = Time(0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeblurConfig:
+    """The options of deblur.py.
+
+    Attributes:
+      strength: how much of the restoration is mixed with the input, 0 to 1.
+      start: where in the video to begin, in seconds or as [H:]MM:SS.
+      end: where in the video to end, likewise.
+      duration: how much of the video to restore, instead of an end.
+      codec: FFmpeg's name of the video encoder; by default the input's codec, else libx264.
+      crf: quality of the video, smaller is better; by default about invisible loss.
+      fps: frames a second of frames that come from images or a pipe.
+      size: WIDTHxHEIGHT of the raw rgb24 frames that come from a pipe.
+      compare: also write a video that shows input and result.
+      compare_as: input left and result right, or a divider that moves over the frame.
+      tile: auto, none or HEIGHTxWIDTH: restore large frames in pieces; auto goes by free memory.
+      max_pixels: frames with more pixels are refused.
+      skip_done: skip inputs whose output exists and is newer.
+      overwrite: replace files that exist.
+      quiet: print errors only.
+    """
+
+    strength: float = 1.0
+    start: Time = _BEGINNING
+    end: Time | None = None
+    duration: Time | None = None
+    codec: str | None = None
+    crf: int | None = None
+    fps: float = 25.0
+    size: str | None = None
+    compare: str | None = None
+    compare_as: Literal["side-by-side", "divider"] = "side-by-side"
+    tile: str = "auto"
+    max_pixels: int = MAX_PIXELS
+    skip_done: bool = False
+    overwrite: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise UserError(f"--strength is between 0 and 1, not {self.strength:g}")
+        if not 0 <= self.start < 1e9:
+            raise UserError(f"--start is a time in seconds, 0 or more, not {self.start:g}")
+        if self.duration is not None and not 0 < self.duration < 1e9:
+            raise UserError(f"--duration is a time in seconds, over 0, not {self.duration:g}")
+        if self.end is not None and self.duration is not None:
+            raise UserError("--end and --duration say the same; give one of them")
+        if self.end is not None and not self.start < self.end < 1e9:
+            raise UserError(f"--end is a time after --start={self.start:g}, not {self.end:g}")
+        if self.crf is not None and not 0 <= self.crf <= 63:
+            raise UserError(f"--crf is 0 (best) to 63, not {self.crf}")
+        if not 0.01 <= self.fps <= 10000:
+            raise UserError(f"--fps is frames a second, not {self.fps:g}")
+        if self.max_pixels < 1:
+            raise UserError(f"--max-pixels is a number of pixels, not {self.max_pixels}")
+        if self.compare_as != "side-by-side" and self.compare is None:
+            raise UserError(f"--compare-as={self.compare_as} is for --compare=FILE; name the file")
+        self.raw_size  # noqa: B018  # complains if it is not a size
+
+    @property
+    def length(self) -> float | None:
+        """Seconds of the video to restore, by ``duration`` or ``end``; None for all that follow."""
+        return self.duration if self.end is None else self.end - self.start
+
+    @property
+    def raw_size(self) -> tuple[int, int] | None:
+        """Height and width from ``size``."""
+        if self.size is None:
+            return None
+        try:
+            width, height = frame_size(self.size)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--size={self.size}: {error}") from None
+        if width * height > self.max_pixels:
+            raise UserError(f"--size={self.size} is over --max-pixels={self.max_pixels}")
+        return height, width
+
+    @property
+    def rate(self) -> Fraction:
+        """``fps`` as a fraction: 29.97 is 30000/1001."""
+        whole = round(self.fps)
+        if whole and abs(self.fps - whole * 1000 / 1001) < 0.005 and self.fps != whole:
+            return Fraction(whole * 1000, 1001)
+        return Fraction(self.fps).limit_denominator(1001)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One input and where its result goes.
+
+    Attributes:
+      kind: what the input is.
+      paths: the video, or the images in their order; empty for a pipe.
+      output: a file, a folder, or None for a pipe.
+      name: of the input, in messages.
+      into_folder: the output is a folder, whatever suffix its name seems to have.
+    """
+
+    kind: Literal["video", "images", "pipe"]
+    paths: tuple[Path, ...]
+    output: Path | None
+    name: str
+    into_folder: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """Of the file that the output is; empty for a folder."""
+        if self.output is None or self.into_folder or os.path.isdir(self.output):
+            return ""
+        return self.output.suffix.lower()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the output exists and is newer than the input."""
+        if self.output is None or not os.path.exists(self.output):
+            return False
+        if os.path.isdir(self.output) and not os.listdir(self.output):
+            return False
+        newest = max((path.stat().st_mtime for path in self.paths), default=float("inf"))
+        return self.output.stat().st_mtime > newest
+
+
+def plan(
+    inputs: list[str],
+    output: str | None,
+    out_dir: str | None = None,
+    *,
+    skip_done: bool = False,
+    overwrite: bool = False,
+) -> list[Job]:
+    """What is to be restored into what.
+
+    Args:
+      inputs: videos, folders of frames, images, globs, or ``-``.
+      output: for one input, the file or folder of the result, or ``-``.
+      out_dir: for any number of inputs, the folder of the results, which get the inputs' names.
+      skip_done: the output of a job that is done is no obstacle.
+      overwrite: nor is any other file; without it, two videos that ``*.mp4`` stands for, or a
+        result that is wanted, are safe.
+
+    Raises:
+      UserError: something is missing or ambiguous, or a file would be replaced.
+    """
+    jobs = [job for text in inputs for job in _find(text)]
+    if out_dir is not None:
+        folder = Path(out_dir)
+        if not os.path.isdir(folder) and not os.path.isdir(folder.absolute().parent):
+            raise UserError(f"--out-dir={out_dir}: its parent folder does not exist")
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise UserError(f"--out-dir={out_dir}: is a file, not a folder")
+        jobs = [_named_into(job, folder) for job in jobs]
+        names = collections.Counter(job.output for job in jobs)
+        if twice := [str(path) for path, count in names.items() if count > 1]:
+            raise UserError(f"--out-dir={out_dir}: several inputs would become {twice[0]}")
+    elif len(jobs) > 1:
+        raise UserError(f"{len(jobs)} inputs need --out-dir=FOLDER for their results")
+    elif output != "-":
+        named_as_folder = str(output).endswith(os.sep)
+        jobs = [dataclasses.replace(jobs[0], output=Path(str(output)), into_folder=named_as_folder)]
+    for job in jobs:
+        if job.output is not None and not (skip_done and job.is_done):
+            _check_output(job, job.output, Path(out_dir) if out_dir is not None else None)
+            if not overwrite:
+                _refuse_existing(job.output, str(job.output))
+    return jobs
+
+
+def written_as(name: str) -> str:
+    """The name of an image's result, which is its own if its format can be written."""
+    stem, suffix = os.path.splitext(name)
+    return f"{stem}.png" if suffix.lower() in IMAGE_SUFFIXES - WRITABLE_SUFFIXES else name
+
+
+def _find(text: str) -> list[Job]:
+    """The inputs that a word of the command line names."""
+    if text == "-":
+        return [Job("pipe", (), None, "-")]
+    # os.path, unlike Path, answers names that the system refuses (too long, looping) with no.
+    path = Path(text)
+    if os.path.isdir(text):
+        frames = list_frames(path)
+        if not frames:
+            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise UserError(f"{text}: a folder without images ({kinds})")
+        return [Job("images", tuple(frames), None, text)]
+    if os.path.exists(text):
+        if is_image(path):
+            return [Job("images", (path,), None, text)]
+        return [_video(path)]
+    if glob.has_magic(text):
+        found = sorted((Path(name) for name in glob.glob(text)), key=lambda p: natural_key(str(p)))
+        files = [path for path in found if os.path.isfile(path)]
+        images = [path for path in files if is_image(path)]
+        if not files:
+            raise UserError(f"{text}: no file has such a name")
+        if len(images) == len(files):
+            if len({path.name for path in images}) < len(images):
+                raise UserError(f"{text}: images of one name in several folders; give the folders")
+            return [Job("images", tuple(images), None, text)]
+        if images:
+            raise UserError(f"{text}: names images and videos; give them apart")
+        return [_video(path) for path in files]
+    raise UserError(f"{text}: no such file or folder")
+
+
+def _video(path: Path) -> Job:
+    if (suffix := path.suffix.lower()) in UNREADABLE_SUFFIXES:
+        kind = suffix[1:].upper()
+        raise UserError(f"{path}: {kind} cannot be read here; convert it to PNG or JPEG first")
+    return Job("video", (path,), None, str(path))
+
+
+def _named_into(job: Job, folder: Path) -> Job:
+    if job.kind == "pipe":
+        raise UserError("-: a pipe has no name for --out-dir; give OUTPUT")
+    if job.kind == "video":
+        (path,) = job.paths
+        name = path.name if path.suffix.lower() in CONTAINERS else f"{path.stem}.mkv"
+    elif len(job.paths) == 1 and os.path.isfile(job.name):
+        name = written_as(job.paths[0].name)
+    else:
+        name = job.paths[0].absolute().parent.name
+        return dataclasses.replace(job, output=folder / name, into_folder=True)
+    return dataclasses.replace(job, output=folder / name)
+
+
+def _check_output(job: Job, output: Path, out_dir: Path | None) -> None:
+    # --out-dir itself is made when the first result is written; any other may be misspelt.
+    if output.parent != out_dir and not os.path.isdir(output.absolute().parent):
+        raise UserError(f"{output}: the folder {output.parent} does not exist")
+    inputs = {os.path.realpath(path) for path in job.paths}
+    folders = {os.path.dirname(path) for path in inputs} if os.path.isdir(job.name) else set()
+    if os.path.realpath(output) in inputs | folders:
+        raise UserError(f"{output}: is the input; give the output another name")
+    suffix = job.suffix
+    is_folder = os.path.isdir(output)
+    if not suffix:
+        names = collections.Counter(written_as(path.name) for path in job.paths)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise UserError(f"{job.name}: several images would become {output / twice[0]}")
+        if is_folder and os.listdir(output):
+            raise UserError(f"{output}: the folder is not empty; name a new one")
+        if os.path.exists(output) and not is_folder:
+            raise UserError(f"{output}: is a file; where it stands a folder of frames would come")
+    elif suffix not in CONTAINERS and suffix not in WRITABLE_SUFFIXES:
+        raise UserError(
+            f"{output}: no format that can be written; use a video ({', '.join(CONTAINERS)}), an "
+            f"image ({', '.join(sorted(WRITABLE_SUFFIXES))}), or a folder (its name ends in "
+            f"{os.sep} or has no dot)"
+        )
+    elif is_image(output) and not (job.kind == "images" and len(job.paths) == 1):
+        raise UserError(f"{output}: one image cannot hold a video; give a folder or a video file")
+
+
+def _refuse_existing(path: Path, name: str) -> None:
+    if os.path.isfile(path):
+        raise UserError(f"{name}: exists (--overwrite replaces it)")
+
+
+def check_compare(job: Job, compare: str, overwrite: bool) -> None:
+    """Raises :class:`UserError` unless the second video of ``--compare`` can be written there."""
+    path = Path(compare)
+    if path.suffix.lower() not in CONTAINERS:
+        raise UserError(f"--compare={compare}: a video, with the suffix {', '.join(CONTAINERS)}")
+    if not os.path.isdir(path.absolute().parent):
+        raise UserError(f"--compare={compare}: the folder {path.parent} does not exist")
+    others = [*job.paths, *([] if job.output is None else [job.output])]
+    taken = {os.path.realpath(other) for other in others}
+    if os.path.isdir(path) or os.path.realpath(path) in taken:
+        raise UserError(f"--compare={compare}: is the input or the output; give it its own name")
+    if not overwrite:
+        _refuse_existing(path, f"--compare={compare}")

@@ -1,0 +1,237 @@
+"""A stream's step as it is compiled: whole, in tiles, or over the rows of several devices.
+
+And which of these a frame needs: the memory that a step takes is what the compiler says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.restoration.tiling import TileGrid, halo_of, pixel_axes
+from jaxdeblur.shapes import DevicePlane, Plane
+from jaxdeblur.video.pixels import RGB8, PixelLayout
+
+Graph: TypeAlias = Any
+"""A model without its parameters, as ``nnx.split`` gives it."""
+
+ModelState: TypeAlias = Any
+"""A model's parameters, as ``nnx.split`` gives them."""
+
+
+def over_rows(model: VideoRestorer, devices: Sequence[jax.Device]) -> VideoRestorer:
+    """The same model on several devices, which share the rows of each frame between them.
+
+    For frames too large for one device: a :class:`Stream` of the result keeps on each device only
+    its rows of frames, features and state. The compiler lets them exchange the rows at their
+    borders that convolutions read.
+    """
+    # The axes of a mesh to train over, which the kernels of a network are told (``spread_over``).
+    axis_types = AxisType.Auto, AxisType.Auto
+    mesh = Mesh(np.array(devices)[None], ("data", "rows"), axis_types=axis_types)
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, PartitionSpec())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How arrays are shared out by rows over the devices of ``mesh``."""
+
+    mesh: Mesh
+    axes: tuple[int | None, ...]
+    """For each array of the state, which of its dimensions are the frame's rows."""
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """The same on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def of_plane(self, plane: Plane) -> NamedSharding:
+        """A plane ``H W ...`` by its rows, if they divide."""
+        return self._along(0, plane.shape)
+
+    def of_state(self, state: State) -> Any:
+        """The sharding of each array of the state, as a tree like it."""
+        leaves, tree = jax.tree.flatten(state)
+        pairs = zip(self.axes, leaves, strict=True)
+        return jax.tree.unflatten(tree, [self._along(axis, leaf.shape) for axis, leaf in pairs])
+
+    def _along(self, axis: int | None, shape: tuple[int, ...]) -> NamedSharding:
+        if axis is None or shape[axis] % self.mesh.size:
+            return self.everywhere
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "rows"))
+
+
+def rows_of(parameters: ModelState, model: VideoRestorer, height: int, width: int) -> Rows | None:
+    """How frames are shared out if ``over_rows`` made the model, else None."""
+    leaves = jax.tree.leaves(parameters)
+    sharding = leaves[0].sharding if leaves else None
+    if not isinstance(sharding, NamedSharding):
+        return None
+    mesh = cast(Mesh, sharding.mesh)
+    if mesh.axis_names != ("data", "rows") or mesh.shape["data"] > 1:
+        return None
+    if height % mesh.size:
+        raise UserError(f"--rows={mesh.size} does not divide the {height} rows of a frame")
+    size = model.round_up(height), model.round_up(width)
+    state = jax.eval_shape(lambda: model.initial_state(1, height, width))
+    axes = pixel_axes(model, state, *size)
+    return Rows(mesh, tuple(None if pair is None else pair[0].dimension for pair in axes))
+
+
+class Compiled(NamedTuple):
+    """What a step is compiled for, beside the size of the frame."""
+
+    graph: Graph
+    layout: PixelLayout
+    tiles: TileGrid | None
+    rows: Rows | None
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def stream_step(
+    what: Compiled,
+    parameters: ModelState,
+    state: State,
+    planes: tuple[DevicePlane, ...],
+    repeated: bool | Bool[Array, ""],
+    due: tuple[DevicePlane, ...],
+    strength: Float[Array, ""],
+) -> tuple[State, tuple[DevicePlane, ...]]:
+    """One frame in and the one that is due out, in the arrays of their files.
+
+    Args:
+      what: it is compiled for.
+      parameters, state: of the model; the state's memory is used again.
+      planes: the frame that comes in.
+      repeated: it is the last frame, once more.
+      due: the frame that comes out, to which what changes is added.
+      strength: the share of the change that is added.
+    """
+    model: VideoRestorer = nnx.merge(what.graph, parameters)
+    if what.rows is not None:
+        model.spread_over(what.rows.mesh)
+    step = model.step if what.tiles is None else functools.partial(what.tiles.step, model)
+    state, restored = step(state, what.layout.to_rgb(planes)[None], repeated)
+    if what.rows is not None:  # the next step takes the state as this one did
+        state = jax.lax.with_sharding_constraint(state, what.rows.of_state(state))
+    change = jnp.clip(restored[0], 0, 1) - what.layout.to_rgb(due)
+    return state, what.layout.add(due, strength * change)
+
+
+def choose_tiles(
+    model: VideoRestorer,
+    height: int,
+    width: int,
+    *,
+    layout: PixelLayout = RGB8,
+    budget: int | None = None,
+) -> TileGrid | None:
+    """The largest tiles with which a step fits into memory; None if the whole frame does.
+
+    The memory is what the compiler says that the compiled step takes.
+
+    Args:
+      budget: bytes to stay within; by default 0.8 of what is free on the model's device, so that
+        the convolutions' scratch space, which the compiler does not count, fits too.
+
+    Raises:
+      UserError: not even the smallest useful tiles fit.
+    """
+    if budget is None:
+        budget = int(0.8 * free_memory(device_of(nnx.state(model))))
+    needed = step_memory(model, height, width, layout=layout)
+    if needed <= budget:
+        return None
+    halo, per_pixel = halo_of(model), needed / (height * width)
+    tile = [height, width]
+    # Tiles smaller than their halo would compute each pixel more than nine times.
+    while max(tile) >= 2 * max(halo, 8):
+        tile[tile.index(max(tile))] //= 2
+        # Compiling takes seconds, so only sizes that should fit are tried.
+        if per_pixel * (tile[0] + 2 * halo) * (tile[1] + 2 * halo) > budget:
+            continue
+        grid = TileGrid(*tile)
+        if step_memory(model, height, width, layout=layout, tiles=grid) <= budget:
+            return grid
+    raise UserError(
+        f"a frame of {width}x{height} takes {needed / 2**30:.1f} GiB at once and does not fit into "
+        f"{budget / 2**30:.1f} GiB in tiles either; use a smaller model or frame"
+    )
+
+
+def step_memory(
+    model: VideoRestorer,
+    height: int,
+    width: int,
+    *,
+    layout: PixelLayout = RGB8,
+    tiles: TileGrid | None = None,
+) -> int:
+    """Bytes that one step of the stream takes on the device: state, frames and intermediates."""
+    graph, parameters = nnx.split(model)
+    place = SingleDeviceSharding(device_of(parameters))
+
+    def here(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    state = jax.tree.map(
+        lambda leaf: here(leaf.shape, leaf.dtype),
+        jax.eval_shape(lambda: model.initial_state(1, height, width)),
+    )
+    planes = tuple(here(shape, layout.dtype) for shape in layout.plane_shapes(height, width))
+    strength = here((), jnp.float32)
+    what = Compiled(graph, layout, tiles, None)
+    lowered = stream_step.lower(what, parameters, state, planes, False, planes, strength)
+    # A stream's calls of stream_step with these shapes use what is compiled here.
+    memory: Any = lowered.compile().memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def free_memory(device: jax.Device) -> int:
+    """Bytes that are free on ``device``; for the CPU, what the system can still give."""
+    stats = device.memory_stats()
+    if stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            fields = dict(line.split(":") for line in lines)
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except OSError:  # not Linux: half of what the machine has
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    with contextlib.suppress(OSError, ValueError):  # no limit on this container
+        free = min(free, _free_in_cgroup(Path("/sys/fs/cgroup")))
+    return free
+
+
+def _free_in_cgroup(folder: Path) -> int:
+    """Bytes below a container's limit; what it keeps of files that were read counts as free."""
+    limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+    stats = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return limit - used + int(stats["inactive_file"])
+
+
+def device_of(parameters: ModelState) -> jax.Device:
+    """The device on which a model's parameters lie, JAX's first for a model without any."""
+    leaves = jax.tree.leaves(parameters)
+    return next(iter(leaves[0].devices())) if leaves else jax.devices()[0]

@@ -1,0 +1,228 @@
+"""Clips and streams of any length and size, from pixels as files hold them to restored pixels.
+
+Everything that is not the network is here once: integers to floats and back (on the device, so
+that only integers cross to it), the look-ahead of a stream and its flush, and one compilation for
+each frame size, kept for the life of the process.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.restoration.placement import (
+    Compiled,
+    Graph,
+    ModelState,
+    device_of,
+    rows_of,
+    stream_step,
+)
+from jaxdeblur.restoration.tiling import TileGrid
+from jaxdeblur.shapes import DevicePixels, DevicePlane, PixelClip, Pixels, Plane
+from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
+
+
+def from_uint8(x: UInt8[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
+    """0..255 to float32 in [0, 1]."""
+    return _to_floats(jnp.asarray(x))
+
+
+def restore_clip(model: VideoRestorer, video: PixelClip) -> PixelClip:
+    """Restores a whole clip by the model's clip view, all frames at once, in the clip's own dtype.
+
+    Device memory grows with the number of frames; ``restore_frames`` gives the same result to one
+    grey level at constant memory.
+    """
+    graph, state = nnx.split(model)
+    return np.asarray(_restore_clip(graph, state, video))
+
+
+def restore_frames(
+    open_stream: Callable[[int, int, PixelLayout], Stream], frames: Iterable[Pixels]
+) -> Iterator[Pixels]:
+    """Restores frames one by one: as many come out as went in, the model's look-ahead late.
+
+    Args:
+      open_stream: gives the stream for a height, width and layout, which are the first frame's.
+      frames: ``H W 3``, RGB, uint8 or uint16, all of one size; however many.
+
+    Yields:
+      Frames of the same size and dtype, the caller's to write into. Memory does not grow with their
+      number.
+
+    Raises:
+      UserError: a frame is no such array, or not as the first one.
+    """
+    stream: Stream | None = None
+    for frame in frames:
+        if stream is None:
+            _check_frame(frame)
+            height, width, _ = frame.shape
+            stream = open_stream(height, width, layout_of(frame.dtype))
+        restored = stream.push(frame)
+        if restored is not None:
+            yield np.array(restored[0])
+    if stream is not None:
+        for restored in stream.flush():
+            yield np.array(restored[0])
+
+
+def _check_frame(frame: Any) -> None:
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype not in ("uint8", "uint16"):
+        raise UserError(f"a frame is H W 3 in uint8 or uint16, not {_described(frame)}")
+
+
+def _described(plane: Any) -> str:
+    return f"{' '.join(map(str, plane.shape))} in {plane.dtype}"
+
+
+class Stream:
+    """One video on its way through a model; results stay on the device until they are read.
+
+    Attributes:
+      pending: how many frames have gone in and not come out yet.
+    """
+
+    def __init__(
+        self,
+        model: VideoRestorer,
+        height: int,
+        width: int,
+        layout: PixelLayout = RGB8,
+        *,
+        strength: float = 1.0,
+        tiles: TileGrid | None = None,
+    ):
+        """Prepares the state before the first frame.
+
+        Args:
+          model: the network.
+          height, width: of every frame, in pixels.
+          layout: what the arrays of a frame mean; packed RGB of 8 bits by default.
+          strength: 1 gives the restored frame, 0 the frame that went in, between them a mixture.
+          tiles: restores each frame in these tiles, which takes less memory; None for all at once.
+        """
+        graph, self._parameters = nnx.split(model)
+        rows = rows_of(self._parameters, model, height, width)
+        self._what = Compiled(graph, layout, tiles, rows)
+        self._size = (height, width)
+        self._lookahead = model.lookahead
+        # Everything lives where the parameters do, so that the step runs there.
+        device = device_of(self._parameters)
+        with jax.default_device(device):
+            state = _initial_state(model, height, width)
+        self._places: Any = device
+        # Committed to their place, as what a step gives back: for anything else the first step, the
+        # second and the one of ``step_memory`` would be three programs.
+        self._state = jax.device_put(state, device if rows is None else rows.of_state(state))
+        self._strength = jax.device_put(
+            jnp.float32(strength), device if rows is None else rows.everywhere
+        )
+        # The frames whose results are due: what changes is added to them.
+        self._waiting: deque[tuple[DevicePlane, ...]] = deque()
+        self._steps = 0
+        self._ended = False
+        self.pending = 0
+
+    def push(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...] | None:
+        """Takes one frame in; gives the one of ``lookahead`` frames ago, or None at the start.
+
+        Returns as soon as the work is queued; reading the result waits for it.
+
+        Args:
+          planes: the frame's arrays, as the stream's layout says; one alone, as of packed RGB, may
+            be given without a tuple.
+
+        Returns:
+          A tuple of as many arrays, on the device, whichever way the frame was given.
+
+        Raises:
+          UserError: the frame's arrays are not those of the stream's layout and size.
+          ValueError: the stream was flushed.
+        """
+        if isinstance(planes, (np.ndarray, jax.Array)):
+            planes = (planes,)
+        layout = self._what.layout
+        shapes = layout.plane_shapes(*self._size)
+        dtypes = {plane.dtype for plane in planes}
+        if [plane.shape for plane in planes] != shapes or dtypes != {layout.dtype}:
+            right = ", ".join(" ".join(map(str, shape)) for shape in shapes)
+            given = ", ".join(_described(plane) for plane in planes[:3])
+            given += f" and {len(planes) - 3} more" if len(planes) > 3 else ""
+            raise UserError(f"a frame of this stream is {right} in {layout.dtype}, not {given}")
+        # Copied, since on a CPU the device may use the caller's memory, and a camera its own again.
+        rows = self._what.rows
+        places = self._places if rows is None else tuple(map(rows.of_plane, planes))
+        on_device = jax.device_put(tuple(map(np.array, planes)), places)
+        if self._ended:
+            raise ValueError("the stream was flushed; begin another one")
+        self._waiting.append(on_device)
+        self.pending += 1
+        return self._advance(on_device, repeated=False)
+
+    def flush(self) -> Iterator[tuple[DevicePlane, ...]]:
+        """Gives the frames that are still pending; the last frame is repeated as look-ahead.
+
+        No frame can follow.
+        """
+        if not self.pending:
+            return
+        self._ended = True
+        last = self._waiting[-1]
+        while self.pending:
+            restored = self._advance(last, repeated=True)
+            if restored is not None:
+                yield restored
+
+    def _advance(
+        self, planes: tuple[DevicePlane, ...], *, repeated: bool
+    ) -> tuple[DevicePlane, ...] | None:
+        self._steps += 1
+        self._state, restored = stream_step(
+            self._what,
+            self._parameters,
+            self._state,
+            planes,
+            repeated,
+            self._waiting[0],
+            self._strength,
+        )
+        if self._steps <= self._lookahead:
+            return None
+        self._waiting.popleft()
+        self.pending -= 1
+        return restored
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _restore_clip(graph: Graph, parameters: ModelState, video: DevicePixels) -> DevicePixels:
+    model: VideoRestorer = nnx.merge(graph, parameters)
+    return _to_integers(model.restore_clip(_to_floats(video)[None])[0], video.dtype)
+
+
+def _to_floats(x: DevicePixels) -> Float[Array, "*shape"]:
+    return x.astype(jnp.float32) / jnp.iinfo(x.dtype).max
+
+
+def _to_integers(
+    x: Float[np.ndarray, "*shape"] | Float[Array, "*shape"], dtype: DTypeLike
+) -> DevicePixels:
+    return jnp.round(jnp.clip(x, 0, 1) * jnp.iinfo(dtype).max).astype(dtype)
+
+
+def _initial_state(model: VideoRestorer, height: int, width: int) -> State:
+    state = model.initial_state(1, height, width)
+    # Copied, since a model may use one array of zeros twice and the state's memory is reused.
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)

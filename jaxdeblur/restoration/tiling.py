@@ -1,0 +1,311 @@
+"""Tiles: one step of a stream computed piece by piece, for frames too large for the device.
+
+The state is kept for the whole frame. Each tile reads the frame and the state with a halo of the
+model's ``receptive_radius``, so its inside is what the whole frame would have given; the tiles'
+insides make up the new state and the restored frame. No seams, no blending between tiles.
+
+A model that also gathers from the whole frame (the squeezes of the attention network) implements
+:class:`Gathers`: each of its squeezes is first combined over all tiles (the maximum, the sum and
+the accumulator of a softmax), and only then is anything expanded from it.
+
+A network at several scales has its levels tiled, each on its own frames and with its own small
+halo; what comes between the levels takes little memory and is done for the whole frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.coarse_to_fine import SeveralScales
+from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.options import frame_size
+from jaxdeblur.shapes import Features, Frame
+
+_Stepped: TypeAlias = tuple[State, Frame, Features | None]
+
+
+@runtime_checkable
+class Gathers(Protocol):
+    """What a model offers whose step gathers from the whole frame, so that it can be tiled.
+
+    ``receptive_radius`` then counts only the local part of the step.
+
+    Attributes:
+      gathering_rounds: how many gatherings follow one another in a step; each may depend on the
+        results of those before it.
+    """
+
+    gathering_rounds: int
+
+    def gather_partial(
+        self, state: State, frame: Frame, inside: Bool[Array, "H W"], gathered: tuple[Any, ...]
+    ) -> Any:
+        """The next gathering (number ``len(gathered)``) over the pixels marked ``inside`` alone.
+
+        The frame and the state are a tile with its halo, of sizes that are multiples of
+        ``multiple``; so is ``inside`` aligned.
+        """
+
+    def combine_partials(self, a: Any, b: Any) -> Any:
+        """The gathering over two sets of pixels from those over each."""
+
+    def step_gathered(
+        self, gathered: tuple[Any, ...], state: State, frame: Frame, repeated: Bool[Array, ""]
+    ) -> tuple[State, Frame]:
+        """``_step`` with every gathering taken from ``gathered`` instead of from the pixels."""
+
+
+def parse_tiles(text: str) -> TileGrid | None:
+    """``HxW`` as a grid, ``none`` as None; anything else raises :class:`UserError`."""
+    if text == "none":
+        return None
+    try:
+        return TileGrid(*frame_size(text, "auto, none or HEIGHTxWIDTH", "512x512"))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--tile={text}: {error}") from None
+
+
+def halo_of(model: VideoRestorer) -> int:
+    """Pixels that a tile reads beyond each of its sides: a step's receptive field, rounded up.
+
+    Of a network at several scales, the largest of its levels', each in pixels of its own frames.
+
+    Raises:
+      UserError: the model cannot run in tiles.
+    """
+    if isinstance(model, SeveralScales):
+        return max(halo_of(level) for level in model.levels)
+    return model.round_up(model.receptive_radius)
+
+
+@dataclasses.dataclass(frozen=True)
+class TileGrid:
+    """Tiles of ``height x width`` pixels, without their halo; the last ones overlap the others."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    def step(
+        self,
+        model: VideoRestorer,
+        state: State,
+        frame: Frame,
+        repeated: bool | Bool[Array, ""] = False,
+    ) -> tuple[State, Frame]:
+        """``model.step``, tile after tile: the same result, with the memory of one tile."""
+        height, width = frame.shape[-3:-1]
+        padded, ended = model.pad(frame), jnp.asarray(repeated)
+        if isinstance(model, SeveralScales):
+            state, restored = model.step_levels(self._step_tiles, state, padded, ended)
+        else:
+            state, restored, _ = self._step_tiles(model, state, padded, ended)
+        return state, restored[..., :height, :width, :]
+
+    def _step_tiles(
+        self, level: VideoRestorer, state: State, frame: Frame, repeated: Bool[Array, ""]
+    ) -> _Stepped:
+        """``level.step_with_features``, for sizes that need no padding."""
+        step: Callable[..., _Stepped] = level.step_with_features
+        whole = jax.eval_shape(step, state, frame, repeated)
+        tiles = _Tiles.over(self, level, state, frame, whole[-1])
+
+        gathered: tuple[Any, ...] = ()
+        if isinstance(level, Gathers):
+            for _ in range(level.gathering_rounds):
+                gathered += (_gather(level, tiles, state, frame, gathered),)
+
+            def step(*window: Any) -> _Stepped:
+                return (*level.step_gathered(gathered, *window), None)
+
+        def restore_tile(i: Int[Array, ""], whole: _Stepped) -> _Stepped:
+            window = tiles.window(i)
+            return tiles.paste(step(*tiles.cut((state, frame), window), repeated), whole, window)
+
+        start = state, frame, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), whole[-1])
+        return lax.fori_loop(0, tiles.count, restore_tile, start)
+
+
+def _gather(
+    model: Gathers, tiles: _Tiles, state: State, frame: Frame, gathered: tuple[Any, ...]
+) -> Any:
+    def partial(i: Int[Array, ""] | int) -> Any:
+        window = tiles.window(i)
+        part, pixels = tiles.cut((state, frame), window)
+        return model.gather_partial(part, pixels, tiles.first_cover(i, window), gathered)
+
+    return lax.fori_loop(
+        1, tiles.count, lambda i, total: model.combine_partials(total, partial(i)), partial(0)
+    )
+
+
+class _Window(NamedTuple):
+    """Where a tile lies in the frame, and what it reads: (row, column) pairs, in pixels."""
+
+    origin: tuple[Int[Array, ""], Int[Array, ""]]
+    start: tuple[Int[Array, ""], Int[Array, ""]]
+
+
+class _Axis(NamedTuple):
+    """How an array follows the frame along rows or columns."""
+
+    dimension: int
+    """Of the array."""
+    samples: int
+    """Samples of the array for each ``multiple`` pixels of the frame."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tiles:
+    """The tiles of one frame size for one model; all windows have one size, so compile once."""
+
+    multiple: int
+    frame: tuple[int, int]
+    tile: tuple[int, int]
+    read: tuple[int, int]
+    """The size of a window: tile and halo, at most the frame."""
+    axes: tuple[tuple[_Axis, _Axis] | None, ...]
+    """For each leaf of state, frame and features its row and column axes; None if it has none."""
+
+    @classmethod
+    def over(
+        cls, grid: TileGrid, model: VideoRestorer, state: State, frame: Frame, features: Any
+    ) -> _Tiles:
+        height, width = frame.shape[-3:-1]
+        halo = halo_of(model)
+        tile = (
+            min(model.round_up(grid.height), height),
+            min(model.round_up(grid.width), width),
+        )
+        read = (min(tile[0] + 2 * halo, height), min(tile[1] + 2 * halo, width))
+        of_images = [
+            (
+                _Axis(1, model.multiple * x.shape[1] // height),
+                _Axis(2, model.multiple * x.shape[2] // width),
+            )
+            for x in jax.tree.leaves((frame, features))
+        ]
+        axes = (*pixel_axes(model, state, height, width), *of_images)
+        return cls(model.multiple, (height, width), tile, read, axes)
+
+    @property
+    def count(self) -> int:
+        rows, columns = self._grid
+        return rows * columns
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        (height, width), (tile_height, tile_width) = self.frame, self.tile
+        return -(-height // tile_height), -(-width // tile_width)
+
+    def window(self, i: Int[Array, ""] | int) -> _Window:
+        """The window of tile ``i``, inside the frame, so that its borders are the real ones."""
+        row, column = jnp.divmod(jnp.asarray(i, jnp.int32), self._grid[1])
+        (top, read_top), (left, read_left) = self._along(0, row), self._along(1, column)
+        return _Window((top, left), (read_top, read_left))
+
+    def _along(self, axis: int, position: Int[Array, ""]) -> tuple[Array, Array]:
+        """Along rows or columns: where a tile begins, and where its window does."""
+        whole, tile, read = self.frame[axis], self.tile[axis], self.read[axis]
+        begin = jnp.minimum(position * tile, whole - tile)
+        # The halo is half of what a window reads beyond the tile, unless the frame cuts it.
+        halo = (read - tile) // 2 if read < whole else 0
+        return begin, jnp.clip(begin - halo, 0, whole - read)
+
+    def first_cover(self, i: Int[Array, ""] | int, window: _Window) -> Bool[Array, "H W"]:
+        """Which pixels of the window tile ``i`` counts: its own, less those of earlier tiles."""
+        position = jnp.divmod(jnp.asarray(i, jnp.int32), self._grid[1])
+        inside = []
+        for axis in range(2):
+            pixels = window.start[axis] + jnp.arange(self.read[axis])
+            first = position[axis] * self.tile[axis]
+            inside.append((pixels >= first) & (pixels < first + self.tile[axis]))
+        return inside[0][:, None] & inside[1][None, :]
+
+    def cut(self, arrays: Any, window: _Window) -> Any:
+        """The part of each array of (state, frame) that the window reads."""
+
+        def cut_leaf(leaf: Array, axes: tuple[_Axis, _Axis] | None) -> Array:
+            for which, axis in enumerate(axes or ()):
+                leaf = lax.dynamic_slice_in_dim(
+                    leaf,
+                    self._samples(window.start[which], axis),
+                    self._samples(self.read[which], axis),
+                    axis.dimension,
+                )
+            return leaf
+
+        return self._map(cut_leaf, arrays)
+
+    def paste(self, new: Any, whole: Any, window: _Window) -> Any:
+        """Puts the tile inside ``new``, the arrays of a window, at its place in ``whole``."""
+
+        def paste_leaf(new: Array, axes: tuple[_Axis, _Axis] | None, whole: Array) -> Array:
+            if axes is None:  # counters: every tile gives the same
+                return new
+            place = [jnp.int32(0)] * whole.ndim
+            for which, axis in enumerate(axes):
+                new = lax.dynamic_slice_in_dim(
+                    new,
+                    self._samples(window.origin[which] - window.start[which], axis),
+                    self._samples(self.tile[which], axis),
+                    axis.dimension,
+                )
+                place[axis.dimension] = self._samples(window.origin[which], axis)
+            return lax.dynamic_update_slice(whole, new, place)
+
+        return self._map(paste_leaf, new, whole)
+
+    def _samples(self, pixels: Any, axis: _Axis) -> Any:
+        return pixels // self.multiple * axis.samples
+
+    def _map(self, f: Callable[..., Array], arrays: Any, *rest: Any) -> Any:
+        leaves, tree = jax.tree.flatten(arrays)
+        others = [jax.tree.leaves(other) for other in rest]
+        # What is cut has no features, which come last.
+        mapped = [
+            f(leaf, axes, *other)
+            for leaf, axes, *other in zip(leaves, self.axes[: len(leaves)], *others, strict=True)
+        ]
+        return jax.tree.unflatten(tree, mapped)
+
+
+def pixel_axes(
+    model: VideoRestorer, state: State, height: int, width: int
+) -> list[tuple[_Axis, _Axis] | None]:
+    """Which axes of the state follow the frame's rows and columns: those that grow with it."""
+
+    def shapes(height: int, width: int) -> list[tuple[int, ...]]:
+        batch = 1
+        tree = jax.eval_shape(lambda: model.initial_state(batch, height, width))
+        return [leaf.shape for leaf in jax.tree.leaves(tree)]
+
+    here = shapes(height, width)
+    taller = shapes(height + model.multiple, width)
+    wider = shapes(height, width + model.multiple)
+
+    def grown(small: tuple[int, ...], large: tuple[int, ...]) -> list[_Axis]:
+        pairs = enumerate(zip(small, large, strict=True))
+        return [_Axis(index, b - a) for index, (a, b) in pairs if b != a]
+
+    axes: list[tuple[_Axis, _Axis] | None] = []
+    for shape, tall, wide in zip(here, taller, wider, strict=True):
+        rows, columns = grown(shape, tall), grown(shape, wide)
+        if not rows and not columns:
+            axes.append(None)
+        elif len(rows) == len(columns) == 1:
+            axes.append((rows[0], columns[0]))
+        else:
+            raise ValueError(f"a state of shape {shape} does not follow the frame like an image")
+    return axes

@@ -1,0 +1,208 @@
+"""The loop around the train step: checkpoints, validation, signals, a loss that is not finite."""
+
+from __future__ import annotations
+
+import collections
+import signal
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jaxdeblur import devices
+from jaxdeblur.shapes import Batch, Parameters
+from jaxdeblur.training.step import Metrics, TrainingConfig, TrainState, best_parameters
+
+
+@runtime_checkable
+class Saver(Protocol):
+    """What keeps checkpoints (``run_folder.RunCheckpoints``)."""
+
+    def save(self, state: TrainState) -> None:
+        """Saves ``state`` as the checkpoint of ``state.step``."""
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """What is told of the run's course (``progress.RunWatcher``)."""
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """A step is done."""
+
+    def validated(self, step: int, scores: dict[str, float]) -> None:
+        """A validation is done."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state."""
+
+    def __init__(self, step: int, by: signal.Signals) -> None:
+        super().__init__(f"stopped by {by.name} after step {step}")
+        self.step = step
+        self.signal = by
+
+
+class NonFiniteError(Exception):
+    """A loss or gradient was not finite."""
+
+    def __init__(self, step: int, batch: Batch, state: TrainState) -> None:
+        super().__init__(f"the loss or a gradient of step {step} is not finite")
+        self.step = step
+        self.batch = batch
+        self.state = state
+
+
+# A step's result is looked at this many steps later, so that the device never waits for the host.
+_LAG = 2
+
+# Agreeing on whether to stop takes a round over the network and waits for the device, so not after
+# every step; but a job that is to end has 30 s on many clusters.
+_SECONDS_BETWEEN_AGREEMENTS = 2.0
+_MOST_STEPS_BETWEEN_AGREEMENTS = 100
+
+Result = TypeVar("Result")
+
+
+def run_steps(
+    state: TrainState,
+    batches: Iterator[Batch],
+    step_function: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    config: TrainingConfig,
+    *,
+    saver: Saver,
+    watcher: Watcher,
+    validate: Callable[[Parameters], dict[str, float]] | None = None,
+) -> TrainState:
+    """Trains from ``state`` to ``config.steps``.
+
+    Raises:
+      Stopped: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
+      NonFiniteError: with the first batch whose loss or gradient is not finite.
+    """
+    pending: collections.deque[tuple[int, Metrics, Batch]] = collections.deque()
+
+    def look_at_oldest() -> None:
+        step, metrics, batch = pending.popleft()
+        if bool(metrics.failed):
+            raise NonFiniteError(step, batch, state)
+        watcher.step(step, metrics)
+
+    first = int(state.step)
+    with _StopSignals(first) as stop:
+        for step in range(first + 1, config.steps + 1):
+            batch = next(batches)
+            state, metrics = step_function(state, batch)
+            pending.append((step, metrics, batch))
+            if len(pending) > _LAG:
+                look_at_oldest()
+            stop_by = stop.asked(step)
+            last = step == config.steps
+            validating = (
+                bool(validate)
+                and config.validate_every > 0
+                and (step % config.validate_every == 0 or last)
+            )
+            saving = step % config.save_every == 0 or last or stop_by is not None
+            if saving or validating:
+                while pending:  # what is saved must be known to be finite
+                    look_at_oldest()
+            if saving:  # before the validation, which may fail or be killed
+                saver.save(state)
+            if validating and validate is not None and stop_by is None:
+                parameters = best_parameters(state)
+                scores = stop.unless_stopped(lambda p=parameters: validate(p))  # type: ignore[misc]
+                if scores is not None:
+                    watcher.validated(step, scores)
+                elif jax.process_count() == 1:
+                    stop_by = stop.asked(step)
+                    saver.save(state)  # one of this step is kept
+            if stop_by is not None and not last:
+                raise Stopped(step, stop_by)
+    return state
+
+
+class _StopSignals:
+    """Within it, SIGINT, SIGTERM and SIGHUP are remembered instead of ending the process.
+
+    A second ctrl-C ends it at once. Of several processes, all stop after the same step.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._came: signal.Signals | None = None
+        self._may_cut_short = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._agreed_at, self._agreed_when = first, time.monotonic()
+        self._agree_next = first + 1
+
+    def __enter__(self) -> _StopSignals:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last of a terminal that is gone
+            number = getattr(signal, name, None)
+            if number is None:  # Windows has no SIGHUP
+                continue
+            # nohup has it ignored. (Shells have SIGINT ignored by what they start in the
+            # background, but whoever sends it there means it.)
+            if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            try:
+                self._before[number] = signal.signal(number, self._handle)
+            except ValueError:  # not the main thread: whoever runs the loop there handles signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def asked(self, step: int) -> signal.Signals | None:
+        """Whether to stop after ``step``, and by which signal; the same in all processes."""
+        if jax.process_count() == 1:
+            return self._came
+        if step < self._agree_next:
+            return None
+        now = time.monotonic()
+        mine = np.array([self._came or 0, 1e3 * (now - self._agreed_when)], np.int32)
+        signals, waited = multihost_utils.process_allgather(mine).T
+        # All compute the next step to agree at from the same numbers, those of the slowest.
+        pace = (step - self._agreed_at) / max(int(waited.max()), 1) * 1e3
+        steps = int(pace * _SECONDS_BETWEEN_AGREEMENTS)
+        self._agree_next = step + min(max(steps, 1), _MOST_STEPS_BETWEEN_AGREEMENTS)
+        self._agreed_at, self._agreed_when = step, now
+        return signal.Signals(int(signals.max())) if signals.any() else None
+
+    def unless_stopped(self, work: Callable[[], Result]) -> Result | None:
+        """Does what can be dropped: the first signal cuts it short, and None comes back."""
+        try:
+            try:
+                self._may_cut_short = True
+                return None if self._came else work()
+            finally:
+                self._may_cut_short = False
+        except _CutShort:
+            return None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._came = self._came or signal.Signals(number)
+        if self._may_cut_short:
+            self._may_cut_short = False
+            raise _CutShort
+
+
+class _CutShort(BaseException):
+    """A signal came during work that can be dropped."""
+
+
+def global_batches(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
+    """This process's clips of each batch to arrays spread over all devices of ``mesh``."""
+    sharding = devices.clips_over(mesh)
+    for batch in batches:
+        yield {
+            name: jax.make_array_from_process_local_data(sharding, batch[name])
+            for name in ("blurred", "sharp")
+        }

@@ -1,0 +1,141 @@
+"""A training run, from its options to its folder: data, devices, checkpoints, validation."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from jaxdeblur import devices
+from jaxdeblur.data import sources
+from jaxdeblur.data.batches import batches
+from jaxdeblur.data.device_batches import batches_on_device
+from jaxdeblur.errors import UserError, tell
+from jaxdeblur.models import registry
+from jaxdeblur.models.parameters import count, split
+from jaxdeblur.options import ClusterConfig
+from jaxdeblur.shapes import Batch
+from jaxdeblur.training.failure import save_failure
+from jaxdeblur.training.loop import NonFiniteError, global_batches, run_steps
+from jaxdeblur.training.progress import RunWatcher
+from jaxdeblur.training.run_folder import Run, RunCheckpoints, check_folder, make_folder
+from jaxdeblur.training.step import TrainState, compile_train_step, initial_train_state
+from jaxdeblur.training.validation import Validation
+from jaxdeblur.weights.start import starting_parameters
+
+
+def train(
+    run: Run,
+    folder: Path,
+    *,
+    processes: ClusterConfig,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> TrainState:
+    """Trains ``run`` in ``folder`` to its last step.
+
+    Everything that can be wrong with the options and the data is found before the folder is made.
+
+    Args:
+      run: preset, network, training, data and, of a new run, where its first parameters are: a run
+        folder or weights; a network of fewer scales starts one of more (``for_levels``).
+      folder: of the run; new, or one that ``resume`` or ``overwrite`` allow.
+      processes: how the devices are used.
+      resume: goes on from the newest checkpoint that can be read.
+      overwrite: replaces the run in the folder.
+
+    Raises:
+      UserError: options, data or checkpoints that can't be used, or a loss that is not finite.
+      Stopped: after SIGINT or SIGTERM, once the state is saved.
+    """
+    if getattr(run.network, "dtype", "") == "float16":
+        raise UserError("--dtype=float16: most gradients are too small for it; bfloat16 holds them")
+    check_folder(run, folder, resume=resume, overwrite=overwrite)
+    config = run.training
+    if config.crop % processes.rows:
+        raise UserError(f"--rows={processes.rows} does not divide the {config.crop} rows of --crop")
+    mesh = devices.make_mesh(config.batch_size, processes.rows)
+    model = registry.build(run.network, config.seed)
+    rebuild, parameters = split(model)
+    has_begun = resume and bool(RunCheckpoints(folder).steps())
+    if has_begun:
+        run = dataclasses.replace(run, start_from=Run.read(folder).start_from)
+    elif run.start_from is not None:
+        parameters = starting_parameters(model, parameters, run.start_from, may_grow=True)
+    state = initial_train_state(config, parameters)
+    devices.wait_for_all("the network is built")
+    state = jax.device_put(state, devices.replicated(mesh))
+    with contextlib.ExitStack() as resources:
+        checkpoints = RunCheckpoints(folder, config.keep)
+        resources.callback(checkpoints.close)
+        if resume:
+            # Without a checkpoint the run had not come to its first one: it starts again.
+            state = checkpoints.restore_state(state, devices.replicated(mesh)) or state
+            devices.check_same(int(state.step), f"steps of the checkpoints read in {folder}")
+        first = int(state.step)
+        feed = resources.enter_context(_batches(run, mesh, first))
+        validation = Validation(run.data, rebuild) if config.validate_every else None
+        make_folder(run, folder, resume)
+        _say(
+            f"{run.preset}: {count(parameters):,} parameters, {jax.device_count()} "
+            f"{jax.devices()[0].platform} device(s), clips made "
+            f"{'on them' if run.data.on_device else 'by the host'}, step {first} of "
+            f"{config.steps}, in {folder}"
+        )
+        if first >= config.steps:
+            return state
+        checkpoints.go_on_after(first)
+        if not has_begun and run.start_from is not None:  # whatever becomes of what that names
+            checkpoints.save(state)
+        watcher = RunWatcher(folder, config, first, validation)
+        resources.callback(watcher.close)
+        step = compile_train_step(config, rebuild, mesh)
+        try:
+            return run_steps(
+                state, feed, step, config, saver=checkpoints, watcher=watcher, validate=validation
+            )
+        except NonFiniteError as error:
+            path = save_failure(folder, error)
+            raise UserError(
+                f"{error}; the batch is in {path}: look at it with python train.py --replay={path}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _batches(run: Run, mesh: jax.sharding.Mesh, first: int) -> Iterator[Iterator[Batch]]:
+    """The global batches from step ``first`` on; batch k is a function of the seed and k alone."""
+    config, data = run.training, run.data
+    limit = data.motion_limit(config.steps)
+    if data.on_device:
+        yield batches_on_device(
+            data,
+            devices.clips_over(mesh),
+            frames=config.frames,
+            crop=config.crop,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=first,
+            motion_limit=limit,
+        )
+        return
+    with batches(
+        sources.training_sources(data, config.seed, frames=config.frames, crop=config.crop),
+        data.clip_options(config.frames, config.crop),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=first,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=data.workers,
+        max_bad_samples=data.max_bad_samples,
+        motion_limit=limit,
+    ) as local:
+        yield global_batches(local, mesh)
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        tell(text)

@@ -1,0 +1,181 @@
+"""A run's folder: ``config.json`` says what is trained on what, ``checkpoints/STEP/`` how far.
+
+Reading it runs no code from a file: the config is JSON checked field by field, states are plain
+arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Sharding
+
+from jaxdeblur import VERSION, devices
+from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.errors import UserError
+from jaxdeblur.files import replace_folder_when_whole, write_json
+from jaxdeblur.models.registry import network_from_json, network_to_json
+from jaxdeblur.options import differing_fields, from_json
+from jaxdeblur.training.progress import TENSORBOARD_NAME
+from jaxdeblur.training.step import TrainingConfig, TrainState, best_parameters
+from jaxdeblur.weights.checkpoints import CHECKPOINTS_NAME, Checkpoints, abstract_array, digest
+from jaxdeblur.weights.load import CONFIG_NAME, read_config
+
+_STATE = "state"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run folder's ``config.json`` says."""
+
+    preset: str
+    network: Any
+    training: TrainingConfig
+    data: DataConfig
+    start_from: str | None = None
+    """The run folder or weights that its first parameters are of; None: they are drawn."""
+
+    def write(self, folder: Path) -> None:
+        """Writes ``config.json``."""
+        write_json(
+            folder / CONFIG_NAME,
+            {
+                "jaxdeblur": VERSION,
+                "preset": self.preset,
+                "network": network_to_json(self.network),
+                "training": dataclasses.asdict(self.training),
+                "data": dataclasses.asdict(self.data),
+                "start_from": self.start_from,
+            },
+        )
+
+    @staticmethod
+    def read(folder: Path) -> Run:
+        """Reads ``config.json``; :class:`UserError` names the file and what is wrong in it."""
+        path = folder / CONFIG_NAME
+        values = read_config(folder)
+        start_from = values.get("start_from")  # not in the runs of earlier versions
+        if not isinstance(start_from, str | None):
+            raise UserError(f"{path}: start_from is a run folder, weights or null")
+        return Run(
+            preset=values["preset"],
+            network=network_from_json(values["network"], str(path)),
+            training=from_json(TrainingConfig, values["training"], f"{path}: training"),
+            data=from_json(DataConfig, values["data"], f"{path}: data"),
+            start_from=start_from,
+        )
+
+
+class RunCheckpoints(Checkpoints):
+    """The checkpoints of a run: the state, from which it goes on, and the weights to use."""
+
+    def save(self, state: TrainState) -> None:
+        """Saves ``state`` as the checkpoint of its step; an existing one of that step is kept.
+
+        Raises:
+          UserError: it cannot be written, or the one before, of which that is known only now.
+        """
+        weights = best_parameters(state)
+        self.save_items(
+            int(state.step),
+            {_STATE: state._asdict(), "weights": weights},
+            {_STATE: state_digest(state), "weights": digest(weights)},
+        )
+
+    def restore_state(self, template: TrainState, sharding: Sharding) -> TrainState | None:
+        """The newest state that can be read whole, or None if there is no checkpoint at all.
+
+        Damaged checkpoints are skipped with a warning.
+        """
+        abstract = jax.tree.map(lambda a: abstract_array(a, sharding), template._asdict())
+        found = self.restore_item(_STATE, abstract, lambda item: state_digest(TrainState(**item)))
+        return found and TrainState(**found[1])
+
+
+def state_digest(state: TrainState) -> str:
+    """The digest of every array of a state, each by where it stands in it."""
+    return digest({jax.tree_util.keystr(path): a for path, a in jax.tree.leaves_with_path(state)})
+
+
+def check_same_network(ours: Any, theirs: Any, where: str) -> None:
+    """Raises :class:`UserError` that names the fields in which two network configs differ."""
+    if type(ours) is not type(theirs):
+        raise UserError(
+            f"{where}: a checkpoint of {type(theirs).__name__}, but {type(ours).__name__} is asked"
+        )
+    if differences := differing_fields(ours, theirs):
+        raise UserError(f"{where}: a checkpoint of another network: {'; '.join(differences)}")
+
+
+def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuses a folder in which ``run`` can't be written, before anything is done.
+
+    Raises:
+      UserError: the folder exists and is not to be overwritten, is no run folder, or holds a run of
+        another network or optimiser.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out={folder}: it is a file; a run needs a folder")
+    occupied = folder.is_dir() and any(folder.iterdir())
+    if resume:
+        if not occupied:
+            raise UserError(f"--resume: there is no run in {folder}")
+        there = Run.read(folder)
+        check_same_network(run.network, there.network, f"--resume: {folder}")
+        _check_same_state(run.training, there.training, f"--resume: {folder}")
+    elif occupied and not overwrite:
+        raise UserError(f"--out={folder} exists; go on with --resume or replace it by --overwrite")
+    elif occupied:
+        try:
+            Run.read(folder)
+        except UserError as error:
+            raise UserError(
+                f"--overwrite: {folder} is no run folder and left as it is ({error})"
+            ) from error
+
+
+def _check_same_state(ours: TrainingConfig, theirs: TrainingConfig, where: str) -> None:
+    """Refuses what would need another optimiser state or average than the checkpoints hold."""
+    for option, here, there in (
+        ("--optimizer", ours.optimizer, theirs.optimizer),
+        ("--train-only", ours.train_only, theirs.train_only),
+        ("--average", ours.average, theirs.average),
+    ):
+        if here != there and (option != "--average" or not (here and there)):
+            raise UserError(
+                f"{where}: it was begun with {option}={there}, whose state {option}={here} cannot "
+                "go on with; to change it, begin another run with --start-from"
+            )
+
+
+def make_folder(run: Run, folder: Path, resume: bool) -> None:
+    """Empties the folder unless its run goes on, and writes the config."""
+    devices.wait_for_all("every process has looked at the folder")
+    if jax.process_index() == 0:
+        try:
+            if folder.is_dir() and not resume:
+                _remove_run(folder)
+            if folder.is_dir() and any(folder.iterdir()):
+                run.write(folder)
+            else:  # with its config or not at all, so that a kill here leaves no half of a run
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with replace_folder_when_whole(folder) as part:
+                    run.write(part)
+        except OSError as error:
+            raise UserError(f"--out={folder}: {error.strerror}") from error
+    devices.wait_for_all("the run folder is there")
+
+
+def _remove_run(folder: Path) -> None:
+    """Removes what a run has written; what else lies in its folder stays."""
+    (folder / CONFIG_NAME).unlink(missing_ok=True)
+    for name in (CHECKPOINTS_NAME, TENSORBOARD_NAME):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for failure in folder.glob("failure-*.safetensors"):
+        failure.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()

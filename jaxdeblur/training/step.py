@@ -1,0 +1,293 @@
+"""A train step: the loss, the optimiser, and the two together as one pure function."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Num
+from optax import contrib
+
+from jaxdeblur import devices
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.layers import reduce_size
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.shapes import Batch, Clip, Parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained.
+
+    Attributes:
+      steps: train steps in all.
+      batch_size: clips a step, over all devices and processes.
+      frames: frames of a clip.
+      crop: height and width of a clip, pixels.
+      optimizer: adam, or muon on the convolution kernels with adam on everything else.
+      learning_rate: at its highest.
+      muon_rms: root mean square of muon's update, in units of the learning rate.
+      beta2: adam's decay of the second moment.
+      weight_decay: decoupled, times the learning rate.
+      warmup: steps over which the learning rate rises from zero.
+      schedule: after the warm-up: falling along a cosine to zero, halved every halve_every steps,
+        or constant.
+      halve_every: steps between halvings; the paper's 200 epochs in steps of its data set.
+      clip_norm: largest norm of the gradient; larger ones are scaled down.
+      loss: mse and charbonnier weigh every pixel alike; log_mse is the mean over clips of log(MSE),
+        that is PSNR, so that hopelessly blurred clips do not outweigh all others.
+      average: decay of the moving average of the parameters that is validated and
+        saved; 0 for none.
+      train_only: the parameters whose names begin so are trained, as gates, and all others stay as
+        they are; empty for all.
+      seed: of the parameters and the order of the data.
+      validate_every: steps between validations; 0 for none.
+      save_every: steps between checkpoints; the last step is always saved.
+      keep: checkpoints kept.
+    """
+
+    steps: int = 400_000
+    batch_size: int = 8
+    frames: int = 13
+    crop: int = 128
+    optimizer: Literal["adam", "muon"] = "adam"
+    learning_rate: float = 1e-4
+    muon_rms: float = 0.4
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    warmup: int = 100
+    schedule: Literal["cosine", "halve", "constant"] = "cosine"
+    halve_every: int = 100_000
+    clip_norm: float = 1.0
+    loss: Literal["mse", "charbonnier", "log_mse"] = "charbonnier"
+    average: float = 0.0
+    train_only: str = ""
+    seed: int = 0
+    validate_every: int = 1000
+    save_every: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "frames", "halve_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{_option(name)} is 1 or more, not {getattr(self, name)}")
+        if self.crop < 16:
+            raise UserError(f"--crop is 16 pixels or more, not {self.crop}")
+        for name, most in {"steps": 2**31 - 2, "seed": 2**31 - 1, "batch_size": 2**16}.items():
+            if getattr(self, name) > most:
+                raise UserError(f"{_option(name)} is {most} or less, not {getattr(self, name)}")
+        for name in ("warmup", "validate_every", "weight_decay", "seed"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{_option(name)} is 0 or more, not {getattr(self, name)}")
+        for name in ("learning_rate", "muon_rms", "clip_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{_option(name)} is above 0, not {getattr(self, name)}")
+        for name in ("average", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{_option(name)} is from 0 to below 1, not {getattr(self, name)}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+# The loss.
+
+
+def clip_loss(
+    restored: Clip, sharp: Clip, kind: Literal["mse", "charbonnier", "log_mse"]
+) -> Float[Array, ""]:
+    """How far restored clips are from the sharp ones, in [0, 1] units."""
+    error = restored - sharp
+    if kind == "mse":
+        return jnp.mean(error**2)
+    if kind == "charbonnier":  # Charbonnier et al. 1994, with epsilon = 1e-3
+        return jnp.mean(jnp.sqrt(error**2 + 1e-6))
+    # 1e-4 is 40 dB: nothing is gained by polishing a clip beyond it. With 1e-5 the gradients of
+    # clips that are nearly sharp are two to six times those of blurred ones (docs/recipe.md).
+    return jnp.mean(jnp.log(jnp.mean(error**2, axis=(1, 2, 3, 4)) + 1e-4))
+
+
+def model_loss(
+    model: VideoRestorer, batch: Batch, kind: Literal["mse", "charbonnier", "log_mse"]
+) -> Float[Array, ""]:
+    """The sum over the model's scales of the loss against the sharp clip at that scale."""
+    blurred, sharp = from_bytes(batch["blurred"]), from_bytes(batch["sharp"])
+    total = jnp.float32(0)
+    for scale, restored in zip(model.scales, model.restore_levels(blurred), strict=True):
+        height, width = restored.shape[2] * scale, restored.shape[3] * scale
+        below, right = height - sharp.shape[2], width - sharp.shape[3]
+        padded = jnp.pad(sharp, ((0, 0), (0, 0), (0, below), (0, right), (0, 0)), mode="edge")
+        total += clip_loss(restored, reduce_size(padded, scale), kind)
+    return total
+
+
+def from_bytes(clip: Num[Array, "B T H W 3"]) -> Clip:
+    """0..255 to [0, 1]."""
+    return clip.astype(jnp.float32) / 255
+
+
+# The optimiser.
+
+
+def learning_rate(config: TrainingConfig) -> optax.Schedule:
+    """The learning rate at each step."""
+
+    def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        rising = jnp.minimum(1.0, (step + 1) / max(config.warmup, 1))
+        if config.schedule == "cosine":
+            falling = 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.minimum(step / config.steps, 1.0))
+        elif config.schedule == "halve":
+            falling = 0.5 ** jnp.floor(step / config.halve_every)
+        else:
+            falling = jnp.float32(1)
+        return config.learning_rate * rising * falling
+
+    return rate
+
+
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015), or Muon (Jordan 2024) on the convolution kernels."""
+    rate = learning_rate(config)
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if config.optimizer == "adam":
+        return optax.chain(
+            clip, optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay)
+        )
+    return optax.chain(
+        clip,
+        contrib.muon(
+            rate,
+            adam_b2=config.beta2,
+            weight_decay=config.weight_decay,
+            adam_weight_decay=config.weight_decay,
+            consistent_rms=config.muon_rms,
+            muon_weight_dimension_numbers=_kernels_as_matrices,
+        ),
+    )
+
+
+def _kernels_as_matrices(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Kernels that lead to features are matrices for Muon; those that lead to RGB are Adam's."""
+    as_matrix = contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=(3,))
+    # Optax asks again with what is Adam's masked out, which has no ndim.
+    return {
+        name: as_matrix if getattr(array, "ndim", 0) == 4 and "head" not in name else None
+        for name, array in parameters.items()
+    }
+
+
+# The train step.
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on; what a checkpoint holds."""
+
+    step: Int[Array, ""]
+    parameters: Parameters
+    optimizer: Any
+    average: Parameters
+    """The moving average of the parameters; empty without one."""
+    failed: Bool[Array, ""]
+    """A loss or gradient was not finite: nothing is changed from then on."""
+
+
+class Metrics(NamedTuple):
+    """What one step tells."""
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    failed: Bool[Array, ""]
+
+
+def initial_train_state(config: TrainingConfig, parameters: Parameters) -> TrainState:
+    """The state before the first step.
+
+    Raises:
+      UserError: ``train_only`` leaves nothing to train.
+    """
+    if not trained_parameters(config, parameters):
+        layers = sorted({name.split("/")[0] for name in parameters})
+        raise UserError(
+            f"--train-only={config.train_only}: no parameter's name begins so; they begin with "
+            f"{', '.join(layers)}"
+        )
+    return TrainState(
+        step=jnp.int32(0),
+        parameters=parameters,
+        optimizer=make_optimizer(config).init(trained_parameters(config, parameters)),
+        average={name: jnp.copy(a) for name, a in parameters.items()} if config.average else {},
+        failed=jnp.bool_(False),
+    )
+
+
+def trained_parameters(config: TrainingConfig, parameters: Parameters) -> Parameters:
+    """Those that ``train_only`` lets change."""
+    return {name: a for name, a in parameters.items() if name.startswith(config.train_only)}
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    config: TrainingConfig,
+    rebuild: Callable[[Parameters], VideoRestorer],
+) -> tuple[TrainState, Metrics]:
+    """One pure step: gradient of the loss, update, moving average."""
+
+    trained = trained_parameters(config, state.parameters)
+
+    def loss_of(trained: Parameters) -> Float[Array, ""]:
+        return model_loss(rebuild(state.parameters | trained), batch, config.loss)
+
+    loss, gradients = jax.value_and_grad(loss_of)(trained)
+    gradient_norm = optax.tree.norm(gradients)
+    failed = state.failed | ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
+    updates, optimizer = make_optimizer(config).update(gradients, state.optimizer, trained)
+    updated: Any = optax.apply_updates(trained, updates)
+    parameters = state.parameters | updated
+    average = state.average
+    if config.average:
+        # Short at first, so that the first random parameters are soon forgotten.
+        decay = jnp.minimum(config.average, (1 + state.step) / (10 + state.step))
+        # What is not trained stays as it was to the bit.
+        average = average | {
+            name: decay * average[name] + (1 - decay) * array for name, array in updated.items()
+        }
+    new = TrainState(state.step + 1, parameters, optimizer, average, failed)
+    # After a failure the state stays as it was before the batch that caused it.
+    kept = jax.tree.map(lambda before, after: jnp.where(failed, before, after), state, new)
+    return kept._replace(failed=failed), Metrics(loss, gradient_norm, failed)
+
+
+def compile_train_step(
+    config: TrainingConfig, rebuild: Callable[[Parameters], VideoRestorer], mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The train step under jit: parameters on every device, the batch shared out over ``mesh``."""
+    everywhere, shared = devices.replicated(mesh), devices.clips_over(mesh)
+
+    def rebuild_here(parameters: Parameters) -> VideoRestorer:
+        model = rebuild(parameters)
+        model.spread_over(mesh)
+        return model
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return train_step(state, batch, config=config, rebuild=rebuild_here)
+
+    return jax.jit(
+        step,
+        in_shardings=(everywhere, shared),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )
+
+
+def best_parameters(state: TrainState) -> Parameters:
+    """The moving average if there is one, else the parameters."""
+    return state.average or state.parameters

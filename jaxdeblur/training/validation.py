@@ -1,0 +1,66 @@
+"""Validation during a run, on videos that never train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxdeblur.data import sources
+from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.evaluation.metrics import MAX_PSNR, psnr
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.shapes import Parameters, PixelClip
+
+
+class Validation:
+    """PSNR on videos that never train, on the uint8 frames that a user would get."""
+
+    def __init__(self, data: DataConfig, rebuild: Callable[[Parameters], VideoRestorer]) -> None:
+        self.rebuild = rebuild
+        self.image: UInt8[np.ndarray, "H W 3"] | None = None
+        self.clips = []
+        # Process 0 alone scores, so the others need not read or render what it scores on.
+        for video in sources.validation_videos(data) if jax.process_index() == 0 else ():
+            frames = range(min(len(video), data.validate_frames))
+            self.clips.append(
+                (
+                    np.stack([video.blurred(i) for i in frames]),
+                    np.stack([video.sharp(i) for i in frames]),
+                )
+            )
+
+    def __call__(self, parameters: Parameters) -> dict[str, float]:
+        """The scores of these parameters, means over videos, in dB; empty but on process 0."""
+        # With its own copy: the others wait at their next step.
+        if jax.process_index() != 0:
+            return {}
+        local = {name: jnp.asarray(array.addressable_data(0)) for name, array in parameters.items()}
+        model = self.rebuild(local)
+        before, after = [], []
+        for number, (blurred, sharp) in enumerate(self.clips):
+            restored = restore_clip(model, blurred)
+            before.append(_mean_psnr(blurred, sharp))
+            after.append(_mean_psnr(restored, sharp))
+            if number == 0:
+                middle = len(sharp) // 2
+                self.image = np.concatenate(
+                    [clip[middle] for clip in (blurred, restored, sharp)], axis=1
+                )
+        gains = np.subtract(after, before)
+        return {
+            "psnr": float(np.mean(after)),
+            "psnr_blurred": float(np.mean(before)),
+            "gain": float(gains.mean()),
+            "least_gain": float(gains.min()),
+        }
+
+
+def _mean_psnr(frames: PixelClip, sharp: PixelClip) -> float:
+    """As scores are averaged everywhere: an identical frame counts ``MAX_PSNR``."""
+    pairs = zip(frames, sharp, strict=True)
+    return float(np.mean([min(psnr(a, b), MAX_PSNR) for a, b in pairs]))

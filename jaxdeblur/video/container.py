@@ -1,0 +1,38 @@
+"""What reading and writing a container have in common: its tags, and what FFmpeg says of errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import av
+
+# Tags that are not UTF-8 are copied byte for byte. PyAV does so from version 19 on, which knows no
+# such option any more; version 18 raises UnicodeDecodeError unless it is asked to.
+ANY_TAGS: Any = (
+    {"metadata_errors": "surrogateescape"} if int(av.__version__.partition(".")[0]) < 19 else {}
+)
+"""Options of ``av.open`` with which any tags can be read and written."""
+
+# Metadata that describes the old file, or that MP4 holds without being asked to hold any key.
+_OF_THE_FILE = {
+    *("major_brand", "minor_version", "compatible_brands", "encoder", "duration"),
+    # What mkvmerge counts of each track.
+    *("bps", "number_of_frames", "number_of_bytes", "_statistics_tags"),
+    *("_statistics_writing_app", "_statistics_writing_date_utc"),
+}
+
+
+def of_the_content(metadata: dict[str, str]) -> dict[str, str]:
+    """Tags without those that describe the file itself."""
+    # MP4's demuxer gives texts twice, the second time with their language at the end of the key.
+    twice = {key for key in metadata if key[:-4] in metadata and key[-4:] in ("-eng", "-und")}
+    return {
+        key: value
+        for key, value in metadata.items()
+        if key.lower().removesuffix("-eng") not in _OF_THE_FILE and key not in twice
+    }
+
+
+def reason(error: Exception) -> str:
+    """What FFmpeg or the system says of an error."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,84 @@
+"""What is read and written, by the names of files: suffixes, folders of frames in natural order.
+
+Nothing is opened here, and neither JAX nor FFmpeg is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from PIL import features
+
+from jaxdeblur.errors import UserError
+
+CONTAINERS = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+    ".avi": "avi",
+    ".ts": "mpegts",
+    ".m2ts": "mpegts",
+    ".mts": "mpegts",
+    ".nut": "nut",
+}
+"""The suffixes of the videos that can be written, with FFmpeg's name of their container."""
+
+WRITABLE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
+"""The suffixes, in lower case, of the images that can be written."""
+
+READS_AVIF = bool(features.check("avif"))
+"""Pillow does from 11.3, unless it was built without."""
+
+IMAGE_SUFFIXES = WRITABLE_SUFFIXES | ({".avif"} if READS_AVIF else set())
+"""The suffixes, in lower case, of the files that count as images."""
+
+UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".avif"}) - IMAGE_SUFFIXES
+"""The suffixes, in lower case, of photographs for which there is no decoder here."""
+
+MAX_PIXELS = 8192 * 8192
+"""The default bound on the pixels of an image: an 8K frame has half as many (200 MB as RGB)."""
+
+
+def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
+    """The image files of ``folder`` in natural order (frame2 before frame10); hidden ones are not.
+
+    Sub-folders are not entered. The list is empty if there is no image. Links that lead nowhere are
+    listed too, so that reading them says so.
+
+    Raises:
+      UserError: ``folder`` is not a folder or cannot be read.
+    """
+    folder = Path(folder)
+    try:
+        with os.scandir(folder) as entries:
+            frames = [
+                Path(entry.path)
+                for entry in entries
+                if not entry.name.startswith(".")
+                and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+                and not os.path.isdir(entry.path)
+            ]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read as a folder: {error.strerror}") from error
+    return sorted(frames, key=lambda frame: natural_key(frame.name))
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
+    """A sort key by which numbers inside names count as numbers: frame2 before frame10."""
+    return [_piece_key(piece) for piece in re.findall(r"[0-9]+|[^0-9]+", name)], name
+
+
+def _piece_key(piece: str) -> tuple[int, str]:
+    if "0" <= piece[0] <= "9":  # by length, then digits: int() refuses very long numbers
+        digits = piece.lstrip("0") or "0"
+        return len(digits), digits
+    return 0, piece
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's suffix is that of an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES

@@ -1,0 +1,173 @@
+"""FFmpeg's frames to the arrays that a pixel layout describes, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.shapes import Plane
+from jaxdeblur.video.picture import FULL_RANGE, NO_PROFILE, UNSPECIFIED, Picture, VideoInfo
+from jaxdeblur.video.pixels import PixelLayout
+
+# Kr and Kb of the colour matrices, by FFmpeg's numbers (H.273, table 4).
+_MATRICES = {
+    1: (0.2126, 0.0722),
+    4: (0.30, 0.11),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    7: (0.212, 0.087),
+    9: (0.2627, 0.0593),
+    10: (0.2627, 0.0593),
+}
+_NAMELESS = "what stands beside the pixels of its frames (of an unknown kind)"
+# What may stand beside the pixels of a frame and is not written again, by PyAV's name of its kind.
+_BESIDE_PIXELS = {
+    "MASTERING_DISPLAY_METADATA": "HDR mastering metadata",
+    "CONTENT_LIGHT_LEVEL": "HDR mastering metadata",
+    "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
+    "DYNAMIC_HDR_VIVID": "HDR Vivid metadata",
+    "DOVI_RPU_BUFFER": "Dolby Vision metadata",
+    "DOVI_METADATA": "Dolby Vision metadata",
+    "ICC_PROFILE": NO_PROFILE,
+    "SPHERICAL": "projection of a 360-degree video",
+    "STEREO3D": "arrangement of the views of a stereo video",
+    "A53_CC": "closed captions inside the frames",
+    "EXIF": "EXIF of the frames",
+}
+SUBSAMPLINGS = {
+    (1, 1): "444",
+    (1, 2): "422",
+    (2, 2): "420",
+    (2, 1): "440",
+    (1, 4): "411",
+    (4, 4): "410",
+}
+
+
+def pixel_layout(frame: Any, path: Path) -> tuple[str, PixelLayout, bool]:
+    """The format in which frames like this one are handed over, its layout, and if it has alpha."""
+    pixel_format = frame.format
+    components = pixel_format.components
+    bits, has_alpha = components[0].bits, any(c.is_alpha for c in components)
+    a = "a" if has_alpha else ""
+    if bits > 16 or pixel_format.name.endswith(("f16le", "f16be")):
+        raise UserError(f"{path}: pixels of format {pixel_format.name} are not supported")
+    deep = f"{bits}le" if bits > 8 else ""
+    if pixel_format.has_palette:
+        return "rgba", PixelLayout("rgb"), True
+    if pixel_format.is_rgb:
+        if pixel_format.is_planar:
+            return f"gbr{a}p{deep}", PixelLayout("gbr", bits), has_alpha
+        if bits > 8:
+            return ("rgba64le" if has_alpha else "rgb48le"), PixelLayout("rgb", 16), has_alpha
+        return ("rgba" if has_alpha else "rgb24"), PixelLayout("rgb"), has_alpha
+    unspecified = frame.color_range == 0
+    if len(components) <= 2:  # grey
+        if has_alpha:
+            return ("rgba64le" if bits > 8 else "rgba"), PixelLayout("rgb", 16 if deep else 8), True
+        full = frame.color_range == FULL_RANGE or unspecified
+        bits = max(bits, 8)
+        return f"gray{deep}", PixelLayout("grey", bits, full_range=full), False
+    sized = av.VideoFormat(pixel_format.name, 16, 16).components[1]
+    chroma = (16 // sized.height, 16 // sized.width)
+    if chroma not in SUBSAMPLINGS:
+        raise UserError(f"{path}: pixels of format {pixel_format.name} are not supported")
+    full = pixel_format.name.startswith("yuvj") or frame.color_range == FULL_RANGE
+    assumed = _MATRICES[1] if frame.height >= 720 else _MATRICES[6]
+    weights = _MATRICES.get(int(frame.colorspace), assumed)
+    layout = PixelLayout("yuv", bits, chroma, weights, full)
+    return f"yuv{a}{SUBSAMPLINGS[chroma]}p{deep}", layout, has_alpha
+
+
+def frame_planes(frame: Any, pixel_format: str) -> tuple[tuple[Plane, ...], Plane | None]:
+    """The arrays of a decoded frame, and its alpha."""
+    # FFmpeg's yuvj420p is yuv420p of full range, which the layout says.
+    if frame.format.name.replace("yuvj", "yuv") != pixel_format:
+        frame = frame.reformat(format=pixel_format)
+    arrays = [_plane_array(plane, frame.format) for plane in frame.planes]
+    has_alpha = any(c.is_alpha for c in frame.format.components)
+    if not frame.format.is_planar and frame.format.is_rgb:
+        pixels = arrays[0]
+        alpha = np.ascontiguousarray(pixels[..., 3]) if has_alpha else None
+        return (np.ascontiguousarray(pixels[..., :3]),), alpha
+    alpha = arrays.pop() if has_alpha else None
+    return tuple(arrays), alpha
+
+
+def build_frame(picture: Picture, info: VideoInfo) -> Any:
+    """A frame for the encoder from a picture's arrays."""
+    frame: Any = av.VideoFrame(info.width, info.height, info.pixel_format)
+    arrays = list(picture.planes)
+    if info.has_alpha:
+        alpha = picture.alpha
+        if alpha is None:  # an image without, among others
+            alpha = np.full(arrays[0].shape[:2], 2**info.layout.bits - 1, info.layout.dtype)
+        if info.layout.kind == "rgb":
+            arrays = [np.concatenate([arrays[0], alpha[..., None]], axis=-1)]
+        else:
+            arrays.append(alpha)
+    for plane, array in zip(frame.planes, arrays, strict=True):
+        rows = array.reshape(array.shape[0], -1)
+        target = np.frombuffer(plane, array.dtype).reshape(array.shape[0], -1)
+        target[:, : rows.shape[1]] = rows
+    frame.color_range, frame.colorspace, frame.color_primaries, frame.color_trc = info.colour
+    return frame
+
+
+def display_matrix(frame: Any) -> tuple[int, ...] | None:
+    """How a frame is turned and flipped (``VideoInfo``); None if not at all."""
+    try:
+        for side in _side_data(frame):
+            if side.type.name == "DISPLAYMATRIX":
+                return tuple(int(x) for x in np.frombuffer(side, np.int32))
+    except ValueError:  # beside the frame stands a kind that PyAV has no name for, as EXIF
+        angle = math.radians(frame.rotation)
+        cosine, sine = round(65536 * math.cos(angle)), round(65536 * math.sin(angle))
+        if frame.rotation:
+            return (cosine, -sine, 0, sine, cosine, 0, 0, 0, 1 << 30)
+    return None
+
+
+def _side_data(frame: Any) -> list[Any]:
+    """What stands beside the pixels of a frame; ValueError where PyAV 18 cannot name its kind."""
+    found = []
+    # By number up to the last: PyAV 18 and 19 differ in what iterating gives and in what counts.
+    with contextlib.suppress(IndexError):
+        for number in itertools.count():
+            found.append(frame.side_data[number])
+    return found
+
+
+def lost_with(frame: Any) -> tuple[str, ...]:
+    """What a decoded frame says that no frame is written with, in words."""
+    try:
+        kinds = [side.type.name for side in _side_data(frame)]
+    except ValueError:  # as PyAV 18 says it; from 19 on such kinds are numbered
+        kinds = ["UNKNOWN_"]
+    lost = [
+        _NAMELESS if kind.startswith("UNKNOWN_") else _BESIDE_PIXELS.get(kind, "") for kind in kinds
+    ]
+    if frame.interlaced_frame:
+        lost.append("interlacing (frames are written as progressive)")
+    return tuple(dict.fromkeys(filter(None, lost)))
+
+
+def _plane_array(plane: Any, pixel_format: Any) -> Plane:
+    deep = pixel_format.components[0].bits > 8
+    rows = np.frombuffer(plane, np.uint16 if deep else np.uint8).reshape(plane.height, -1)
+    if pixel_format.is_rgb and not pixel_format.is_planar:
+        channels = len(pixel_format.components)
+        return rows[:, : plane.width * channels].reshape(plane.height, plane.width, channels)
+    return np.ascontiguousarray(rows[:, : plane.width])
+
+
+def specified(of_frame: int, of_container: int) -> int:
+    """A colour property as the frame has it, where it has none as the container does."""
+    return int(of_container if of_frame == UNSPECIFIED else of_frame)

@@ -1,0 +1,93 @@
+"""What a video is apart from its frames, and one frame on its way from a source to a target."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from typing import Any
+
+from jaxdeblur.shapes import Plane
+from jaxdeblur.video.pixels import PixelLayout
+
+NO_PROFILE = "colour profile (a video has none)"
+"""What is said of an image whose profile a video cannot take over."""
+
+UNSPECIFIED = 2
+"""FFmpeg's number of a matrix, primaries or transfer function that is not known."""
+
+LIMITED_RANGE, FULL_RANGE = 1, 2
+"""FFmpeg's numbers of the ranges: luma of 8 bits from 16 to 235, or from 0 to 255."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+    """What a video is, apart from its frames.
+
+    Attributes:
+      height, width: of the frames as they are stored.
+      pixel_format: FFmpeg's name of the format in which frames are handed over.
+      layout: what the arrays of such a frame mean.
+      has_alpha: frames carry alpha.
+      rate: average frames a second.
+      time_base: the unit of timestamps, in seconds.
+      codec: FFmpeg's name of the codec; None if the frames did not come from a video.
+      sample_aspect: the shape of a pixel, width over height.
+      colour: FFmpeg's numbers of range, matrix, primaries and transfer function.
+      display_matrix: rotation and flips, as nine integers.
+      frames: how many frames there are, if the file says.
+      lost: what of the source no file can take over, in words.
+    """
+
+    height: int
+    width: int
+    pixel_format: str
+    layout: PixelLayout
+    has_alpha: bool
+    rate: Fraction
+    time_base: Fraction
+    codec: str | None = None
+    sample_aspect: Fraction | None = None
+    colour: tuple[int, int, int, int] = (0, UNSPECIFIED, UNSPECIFIED, UNSPECIFIED)
+    display_matrix: tuple[int, ...] | None = None
+    frames: int | None = None
+    lost: tuple[str, ...] = ()
+
+    @property
+    def turned(self) -> bool:
+        """A player shows the frames turned by a quarter."""
+        return self.display_matrix is not None and self.display_matrix[0] == 0
+
+
+@dataclasses.dataclass
+class Picture:
+    """One frame on its way from a source to a target.
+
+    Attributes:
+      planes: its arrays, as the layout says.
+      alpha: ``H W``, or None.
+      pts: when it is shown, in units of the source's time base.
+      duration: how long, in the same units; 0 if unknown.
+      name: the file that it came from and the name of the one it goes to, for images.
+      packets: of other tracks, that stand before it in the file.
+      extra: what an image file says beside its pixels, to be written again.
+      lost: what of the frame no file can take over, in words.
+    """
+
+    planes: tuple[Plane, ...]
+    alpha: Plane | None = None
+    pts: int = 0
+    duration: int = 0
+    name: str = ""
+    packets: list[Any] = dataclasses.field(default_factory=list)
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+
+
+def without_alpha(info: VideoInfo) -> VideoInfo:
+    """The same video without alpha."""
+    if not info.has_alpha:
+        return info
+    packed = {"rgba": "rgb24", "rgba64le": "rgb48le"}
+    planar = info.pixel_format.replace("yuva", "yuv").replace("gbra", "gbr")
+    pixel_format = packed.get(info.pixel_format, planar)
+    return dataclasses.replace(info, pixel_format=pixel_format, has_alpha=False)

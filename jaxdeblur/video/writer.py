@@ -1,0 +1,391 @@
+"""Videos out by PyAV: frames encoded again, everything else packet by packet as it was.
+
+What a container cannot hold is said in ``VideoWriter.lost``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+from av.video.reformatter import Interpolation
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.video.container import ANY_TAGS, of_the_content, reason
+from jaxdeblur.video.formats import CONTAINERS
+from jaxdeblur.video.frames import SUBSAMPLINGS, build_frame, specified
+from jaxdeblur.video.picture import (
+    FULL_RANGE,
+    LIMITED_RANGE,
+    NO_PROFILE,
+    Picture,
+    VideoInfo,
+    without_alpha,
+)
+from jaxdeblur.video.reader import VideoReader
+
+# The encoder for each codec that is written again as it was read.
+_ENCODERS = {
+    "h264": "libx264",
+    "hevc": "libx265",
+    "vp8": "libvpx-vp9",
+    "vp9": "libvpx-vp9",
+    "av1": "libsvtav1",
+    "ffv1": "ffv1",
+    "prores": "prores_ks",
+    "mjpeg": "mjpeg",
+    "png": "png",
+}
+# Quality that hides the second compression; the scales of the encoders differ.
+_CRF = {"libx264": 17, "libx265": 19, "libvpx-vp9": 22, "libsvtav1": 22}
+_OPTIONS = {
+    "libx265": {"x265-params": "log-level=none"},
+    "libvpx-vp9": {"b": "0", "row-mt": "1", "cpu-used": "4", "deadline": "good"},
+    "libsvtav1": {"preset": "8"},
+    "mjpeg": {"qmin": "1", "qmax": "3", "huffman": "optimal"},
+}
+# The encoder where H.264 would be taken and frames have alpha, of which it has none.
+_WITH_ALPHA = {"matroska": "ffv1", "nut": "ffv1", "avi": "ffv1", "mov": "prores_ks"}
+# Containers that count time in fixed steps, and how many a second has.
+_TICKS = {"matroska": 1000, "webm": 1000, "mpegts": 90000}
+_IN_TRANSPORT_STREAMS = {
+    *("aac", "aac_latm", "mp1", "mp2", "mp3", "ac3", "eac3", "dts", "truehd", "opus"),
+    *("dvb_subtitle", "dvb_teletext", "hdmv_pgs_subtitle", "h264", "hevc", "mpeg2video"),
+}
+_KNOWN_TO_MP4 = {
+    *("title", "artist", "album_artist", "composer", "album", "date", "comment", "genre"),
+    *("copyright", "grouping", "lyrics", "description", "synopsis", "show", "episode_id"),
+    *("network", "keywords", "creation_time", "location", "language", "handler_name", "vendor_id"),
+}
+
+
+class VideoWriter:
+    """Writes a video: frames encoded again, everything else as it was.
+
+    Attributes:
+      lost: what the container or codec cannot hold, in words.
+      encoder: FFmpeg's name of the encoder.
+      pixel_format: FFmpeg's name of the format in the file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        info: VideoInfo,
+        *,
+        source: VideoReader | None = None,
+        codec: str | None = None,
+        crf: int | None = None,
+        name: str | None = None,
+    ):
+        """Opens the file.
+
+        Args:
+          path: where to write; its suffix chooses the container.
+          info: what the frames are.
+          source: whose other tracks, metadata and chapters are taken over.
+          codec: FFmpeg's name of an encoder; by default the source's codec if the container takes
+            it, else H.264, or VP9 in WebM.
+          crf: constant quality, smaller is better; by default about invisible.
+          name: the file's name in messages, if it differs from ``path``.
+
+        Raises:
+          UserError: the options do not go together, or the file cannot be written.
+        """
+        self.path = Path(path)
+        self._name = name or str(path)
+        self.lost = list(info.lost)
+        self._count = 0
+        if info.has_alpha and info.pixel_format.startswith("gray"):
+            self.lost.append("alpha (no video format has it beside grey)")
+            info = without_alpha(info)
+        self._info = info
+        container_name = CONTAINERS.get(self.path.suffix.lower())
+        if container_name is None:
+            raise UserError(
+                f"{self._name}: no video format that can be written; use {', '.join(CONTAINERS)}"
+            )
+        self._open = contextlib.ExitStack()
+        try:
+            with self._explained():
+                self._prepare(container_name, source, codec, crf)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    def write(self, picture: Picture) -> None:
+        """Encodes a frame, after the packets that stand before it."""
+        if "icc_profile" in picture.extra and NO_PROFILE not in self.lost:
+            self.lost.append(NO_PROFILE)
+        with self._explained():
+            self._count += 1
+            self.copy(picture.packets)
+            frame = build_frame(picture, self._info)
+            if frame.format.name != self.pixel_format:
+                # With these flags the conversion has no bias; by default it darkens by 0.7 levels.
+                exact = (
+                    Interpolation.BICUBIC
+                    | Interpolation.ACCURATE_RND
+                    | Interpolation.FULL_CHR_H_INT
+                    | Interpolation.FULL_CHR_H_INP
+                )
+                frame = frame.reformat(
+                    format=self.pixel_format, interpolation=exact, **self._convert
+                )
+            frame.pts, frame.time_base = picture.pts, self._info.time_base
+            if picture.duration:
+                self._durations[picture.pts] = picture.duration
+            self._mux(self._track.encode(frame))
+
+    def copy(self, packets: Sequence[Any]) -> None:
+        """Copies packets of other tracks, bit for bit."""
+        with self._explained():
+            for packet in packets:
+                target = self._copies.get(packet.stream.index)
+                if target is not None:
+                    packet.stream = target
+                    self._container.mux(packet)
+
+    def close(self) -> None:
+        """Finishes the file; raises :class:`UserError` if it could not be written whole."""
+        try:
+            with self._explained():
+                packets = self._track.encode(None)
+                if self.encoder == "libx265" and self._count < 3:
+                    # It leaves their times of decoding to chance; so few frames have one order.
+                    for packet in packets:
+                        packet.dts = packet.pts
+                self._mux(packets)
+                self._container.close()
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Closes the file as it is."""
+        with contextlib.suppress(av.FFmpegError, OSError, ValueError):
+            self._open.close()
+
+    def _prepare(
+        self, container_name: str, source: VideoReader | None, codec: str | None, crf: int | None
+    ) -> None:
+        # Through a file of our own, every failed write is an exception; FFmpeg may lose the last.
+        self._file: BinaryIO = self._open.enter_context(self.path.open("wb"))
+        options = {"avoid_negative_ts": "disabled"}  # a shift would move every timestamp
+        metadata = source.metadata if source else {}
+        if container_name in ("mp4", "mov") and not metadata.keys() <= _KNOWN_TO_MP4:
+            options["movflags"] = "use_metadata_tags"
+        if self.path.suffix.lower() in (".m2ts", ".mts"):  # as camcorders and Blu-ray write it
+            options["mpegts_m2ts_mode"] = "1"
+        self._container: Any = av.open(
+            self._file, "w", format=container_name, container_options=options, **ANY_TAGS
+        )
+        self._open.callback(_close_quietly, self._container)
+        self.encoder = self._default_encoder(container_name)
+        if codec is not None:
+            try:  # FFmpeg takes the name of a codec for that of its encoder: h264 is libx264
+                self.encoder = av.codec.Codec(codec, "w").name
+            except ValueError as error:
+                raise UserError(f"--codec={codec}: no such encoder; try libx264") from error
+        self._track = self._add_video(container_name, codec, crf)
+        self._durations: dict[int, int] = {}
+        self._copies: dict[int, Any] = {}
+        if source is not None:
+            self._take_over(source, container_name)
+
+    def _default_encoder(self, container_name: str) -> str:
+        encoder = _ENCODERS.get(self._info.codec or "", "libx264")
+        if container_name == "webm":
+            return encoder if encoder in ("libvpx-vp9", "libsvtav1") else "libvpx-vp9"
+        if self._info.has_alpha and encoder == "libx264":
+            return _WITH_ALPHA.get(container_name, encoder)
+        if container_name == "mov" and encoder in ("libvpx-vp9", "libsvtav1"):
+            return "libx264"  # FFmpeg lists them for QuickTime, and then refuses them
+        return encoder if encoder in self._container.supported_codecs else "libx264"
+
+    def _add_video(self, container_name: str, codec: str | None, crf: int | None) -> Any:
+        info, encoder = self._info, self.encoder
+        try:
+            formats = [f.name for f in av.codec.Codec(encoder, "w").video_formats or ()]
+        except ValueError as error:
+            raise UserError(
+                f"{self._name}: this FFmpeg has no encoder {encoder}; name another by --codec"
+            ) from error
+        if not formats:
+            raise UserError(f"--codec={codec}: not an encoder of videos; try libx264")
+        if encoder == "libvpx-vp9":
+            # FFmpeg lists more with alpha than it takes, and two containers have a place for it.
+            with_alpha = info.has_alpha and container_name in ("webm", "matroska")
+            plain = [name for name in formats if not _has_alpha(name)]
+            formats = ["yuva420p"] if with_alpha else plain
+        options = dict(_OPTIONS.get(encoder, {}))
+        os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints a page otherwise
+        if encoder in _CRF:
+            options["crf"] = str(_CRF[encoder] if crf is None else crf)
+        elif crf is not None:
+            raise UserError(
+                f"--crf: {encoder} has no such setting; it applies to {', '.join(_CRF)}"
+            )
+        self.pixel_format = self._choose_format(formats)
+        try:
+            track = self._container.add_stream(encoder, rate=info.rate, options=options)
+        except (av.FFmpegError, ValueError) as error:
+            what = f"{self._name}: {container_name} cannot hold {encoder}; use another suffix"
+            if codec is not None:
+                what = (
+                    f"--codec={codec}: {container_name} cannot hold it; use another codec or suffix"
+                )
+            raise UserError(what) from error
+        track.width, track.height, track.pix_fmt = info.width, info.height, self.pixel_format
+        context = track.codec_context
+        context.time_base = info.time_base
+        context.thread_count = 0
+        if encoder == "libx265" and container_name in ("mp4", "mov"):
+            context.codec_tag = "hvc1"  # as cameras write it: Apple's players know no other
+        if container_name == "avi":
+            context.max_b_frames = 0  # AVI has no timestamps, so frames cannot be reordered
+        if info.sample_aspect:
+            context.sample_aspect_ratio = info.sample_aspect
+        colour_range, matrix, primaries, transfer = self._colour
+        context.color_range, context.colorspace = colour_range, matrix
+        context.color_primaries, context.color_trc = primaries, transfer
+        if info.display_matrix:
+            track.set_display_matrix(info.display_matrix)
+            if container_name not in ("mp4", "mov", "matroska", "webm"):
+                self.lost.append(f"rotation ({container_name} has none)")
+        if container_name == "avi":
+            self.lost.append("timestamps, other than the average rate (AVI has none)")
+        elif (info.time_base * _TICKS.get(container_name, 0)).denominator > 1:
+            unit = f"1/{_TICKS[container_name]} s"
+            self.lost.append(f"timestamps finer than {unit} ({container_name} counts in it)")
+        return track
+
+    def _choose_format(self, formats: list[str]) -> str:
+        """The pixel format in the file: that of the frames, or the nearest that loses least."""
+        info = self._info
+        wanted = info.pixel_format
+        odd = [info.height % 2, info.width % 2]
+        # Whatever the conversion, it is no conversion of the range.
+        scale = FULL_RANGE if info.layout.full_range else LIMITED_RANGE
+        self._colour = info.colour
+        self._convert = {"src_color_range": scale, "dst_color_range": scale}
+        choice = wanted
+        if self.encoder in ("libx264", "libx265") and any(odd) and info.layout.chroma != (1, 1):
+            rows, columns = info.layout.chroma
+            if (rows > 1 and odd[0]) or (columns > 1 and odd[1]):
+                # These encoders refuse odd sizes with chroma shared between pixels.
+                choice = wanted.replace(SUBSAMPLINGS[(rows, columns)], "444", 1)
+        is_rgb = info.layout.kind in ("rgb", "gbr")
+        if is_rgb and not any(odd) and self.encoder in _CRF:
+            # What players show: they rarely take RGB or 4:4:4.
+            choice = "yuv420p10le" if info.layout.bits > 8 else "yuv420p"
+            if info.has_alpha and "yuva420p" in formats:
+                choice = choice.replace("yuv", "yuva")
+        if choice not in formats:
+            choice = _nearest_format(choice, formats)
+        if is_rgb and av.VideoFormat(choice, 16, 16).components[0].is_luma:
+            # RGB becomes YUV: by the matrix and range that players assume. What is known of its
+            # primaries and transfer function stays, as of HDR, whose primaries have their matrix.
+            _, _, primaries, transfer = info.colour
+            matrix = 9 if primaries == 9 else 1 if info.height >= 720 else 6
+            self._colour = (
+                LIMITED_RANGE,
+                matrix,
+                specified(primaries, matrix),
+                specified(transfer, matrix),
+            )
+            self._convert |= {"dst_colorspace": matrix, "dst_color_range": LIMITED_RANGE}
+        if choice != wanted:
+            chosen, given = av.VideoFormat(choice, 16, 16), av.VideoFormat(wanted, 16, 16)
+            if info.has_alpha and not _has_alpha(choice):
+                self.lost.append(f"alpha ({self.encoder} has none here)")
+            if chosen.components[0].bits < given.components[0].bits:
+                self.lost.append(f"more than {chosen.components[0].bits} bits")
+        return choice
+
+    def _take_over(self, source: VideoReader, container_name: str) -> None:
+        container = self._container
+        container.metadata.update(source.metadata)
+        self._track.metadata.update(source.track_metadata)
+        self._track.disposition = source.disposition
+        chapters = source.chapters
+        if chapters:
+            if container_name in ("mp4", "mov", "matroska", "webm", "nut"):
+                container.set_chapters(chapters)
+            else:
+                self.lost.append("chapters")
+        for stream in source.others:
+            # MP4's track of the time code is written again from the video track's metadata.
+            if stream.type == "data" and "timecode" in stream.metadata:
+                continue
+            codec = stream.codec_context.name if stream.codec_context else stream.type
+            if not self._can_hold(stream, container_name):
+                kind = {"audio": "sound"}.get(stream.type, stream.type)
+                self.lost.append(f"{kind} track {stream.index} ({codec})")
+                continue
+            copy = container.add_stream_from_template(stream, opaque=True)
+            copy.metadata.update(of_the_content(stream.metadata))
+            copy.disposition = stream.disposition
+            self._copies[stream.index] = copy
+        try:
+            container.start_encoding()
+        except av.FFmpegError as error:
+            raise UserError(
+                f"{self._name}: {container_name} cannot hold the tracks of {source.path} with "
+                f"{self.encoder} ({reason(error)}); use {source.path.suffix} or --codec"
+            ) from error
+
+    def _can_hold(self, stream: Any, container_name: str) -> bool:
+        if stream.type == "attachment":
+            return container_name == "matroska"
+        if stream.codec_context is None:  # FFmpeg knows no codec by which to write it
+            return False
+        codec = stream.codec_context.codec
+        if container_name == "mpegts":  # FFmpeg does not list what transport streams hold
+            return codec.canonical_name in _IN_TRANSPORT_STREAMS
+        return container_name == "nut" or codec.name in self._container.supported_codecs
+
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            # Encoders pass on timestamps, but not how long the last frame lasts.
+            duration = self._durations.pop(packet.pts, None)
+            if duration is not None:
+                packet.duration = duration
+            self._container.mux(packet)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            raise UserError(f"{self._name}: cannot be written: {reason(error)}") from error
+
+
+def _nearest_format(wanted: str, formats: list[str]) -> str:
+    """The format of ``formats`` into which ``wanted`` turns with the least loss."""
+    best: Any
+    best, _ = av.codec.codec.find_best_pix_fmt_of_list(formats, wanted, has_alpha=True)
+    return best.name
+
+
+def _has_alpha(pixel_format: str) -> bool:
+    return any(c.is_alpha for c in av.VideoFormat(pixel_format, 16, 16).components)
+
+
+def _close_quietly(container: Any) -> None:
+    with contextlib.suppress(av.FFmpegError, OSError, ValueError):
+        container.close()

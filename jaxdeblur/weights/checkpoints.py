@@ -1,0 +1,245 @@
+"""Orbax checkpoints: arrays by step, written in the background and never read half or damaged.
+
+What is saved carries the SHA-256 of its values, by which a damaged checkpoint is known and skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import hashlib
+import itertools
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from jaxdeblur import devices
+from jaxdeblur.errors import UserError
+from jaxdeblur.shapes import Parameters
+
+CHECKPOINTS_NAME = "checkpoints"
+"""The folder of the checkpoints in a run's folder."""
+
+_WEIGHTS, _ABOUT = "weights", "about"
+
+
+class Checkpoints:
+    """The checkpoints of a run, one folder a step, written by Orbax in the background.
+
+    Every process of a run takes part in saving and in restoring its state. Reading changes nothing
+    in the folder, so that a run that is going on can be read.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each save
+        self.folder = folder
+        self.keep = keep
+
+    @functools.cached_property
+    def manager(self) -> Any:
+        """What saves; it removes half-written checkpoints of an earlier start."""
+        return ocp.CheckpointManager(
+            self._place.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=self.keep, cleanup_tmp_directories=True
+            ),
+        )
+
+    @property
+    def _place(self) -> Path:
+        return self.folder / CHECKPOINTS_NAME
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, the newest first."""
+        names = [path.name for path in self._place.glob("*") if path.is_dir()]
+        return sorted((int(n) for n in names if n.isascii() and n.isdigit()), reverse=True)
+
+    def go_on_after(self, step: int) -> None:
+        """Makes way for the checkpoints after ``step``, to which a run has gone back.
+
+        Damaged ones are renamed, not removed; a name says what they are.
+        """
+        devices.wait_for_all("the state is restored")
+        if jax.process_index() == 0:
+            for newer in self.steps():
+                if newer > step:
+                    self._set_aside(newer)
+        devices.wait_for_all("damaged checkpoints are out of the way")
+        try:
+            self.manager  # noqa: B018  # opened now: a damaged older one shows here
+        except (ValueError, TypeError, KeyError, OSError):
+            devices.wait_for_all("older checkpoints are damaged")
+            if jax.process_index() == 0:
+                for older in self.steps():
+                    if older != step:
+                        self._set_aside(older)
+            devices.wait_for_all("they are out of the way")
+
+    def _set_aside(self, step: int) -> None:
+        place = self._place / str(step)
+        names = (self._place / f"damaged-{step}-{n}" for n in itertools.count())
+        place.rename(next(name for name in names if not name.exists()))
+
+    def save_items(self, step: int, items: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+        """Saves trees of arrays as the checkpoint of ``step``; an existing one of it is kept.
+
+        Args:
+          step: the checkpoint's number.
+          items: the trees by name; ``weights`` are a network's parameters.
+          digests: of each of them, see :func:`digest`.
+
+        Raises:
+          UserError: it cannot be written, or the one before, of which that is known only now.
+        """
+        manager = self.manager
+        if not self._place.is_dir():  # Orbax would make it again, without the run's config
+            raise UserError(f"{self._place} is gone: a run's folder stays in place while it trains")
+        if step in manager.all_steps():
+            return
+        saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        about = ocp.args.JsonSave(dict(digests))
+        with self._writing():
+            manager.save(step, args=ocp.args.Composite(**saved, **{_ABOUT: about}))
+
+    def restore_item(
+        self, name: str, abstract: Any, digest_of: Callable[[Any], str]
+    ) -> tuple[int, Any] | None:
+        """The newest item of a name that can be read whole, and its step, or None if there is none.
+
+        Every process of a run takes part. Damaged checkpoints are skipped with a warning.
+
+        Args:
+          name: as it was saved.
+          abstract: a tree like it, of ``jax.ShapeDtypeStruct`` with a sharding.
+          digest_of: gives the digest that was saved with it.
+        """
+
+        def restore(step: int) -> Any:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+                return self._read(reader, step, name, abstract, digest_of)
+
+        return self._newest(restore)
+
+    def restore_weights(self, template: dict[str, Any]) -> tuple[int, Parameters] | None:
+        """The newest weights that can be read whole and their step, or None.
+
+        Each process reads by itself, whatever the others do.
+        """
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader-{me}"
+        )
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        abstract = {name: abstract_array(array, here) for name, array in template.items()}
+
+        def restore(step: int) -> Parameters:
+            handler = ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+            )
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+                return self._read(reader, step, _WEIGHTS, abstract, digest)
+
+        return self._newest(restore)
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk."""
+        with self._writing():
+            self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the last save and frees the manager."""
+        if "manager" in self.__dict__:
+            with self._writing():
+                self.manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Makes one line of what Orbax and TensorStore raise when a disk is full."""
+        with _one_error():
+            try:
+                yield
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:200]
+                whole = next((f"; the last whole one is of step {s}" for s in self.steps()), "")
+                raise UserError(
+                    f"{self._place}: a checkpoint cannot be written: {reason}{whole}"
+                ) from error
+
+    def _read(
+        self, reader: Any, step: int, name: str, abstract: Any, digest_of: Callable[[Any], str]
+    ) -> Any:
+        arguments = ocp.args.Composite(
+            **{name: ocp.args.StandardRestore(abstract), _ABOUT: ocp.args.JsonRestore()}
+        )
+        folder = (self._place / str(step)).absolute()
+        found = reader.restore(folder, args=arguments)
+        if found[_ABOUT].get(name) != digest_of(found[name]):
+            raise ValueError("the values are not those that were saved")
+        return found[name]
+
+    def _newest(self, restore: Any) -> Any:
+        steps = self.steps()
+        for step in steps:
+            with _one_error():
+                try:
+                    return step, restore(step)
+                except UserError:
+                    raise
+                except Exception as error:
+                    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                        raise  # it says nothing about the file
+                    # Whatever a damaged file makes Orbax, TensorStore or JSON raise.
+                    reason = " ".join(str(error).split())[:200]
+            path = self._place / str(step)
+            warnings.warn(f"{path} can't be read and is skipped: {reason}", stacklevel=2)
+        if steps:
+            raise UserError(f"{self.folder}: none of its {len(steps)} checkpoints can be read")
+        return None
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Keeps stderr clear of what Orbax leaves behind when an array can't be read or written.
+
+    It works on the arrays side by side, raises the first error and abandons the others; when these
+    are collected, asyncio logs them, and Python warns of those that had not begun and of what they
+    held open. They add nothing to the error that is reported. Tracebacks that end in "Event loop is
+    closed" may be printed all the same: they are of threads of TensorStore, which nobody can catch.
+    """
+    log = logging.getLogger("asyncio")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            warnings.simplefilter("ignore", ResourceWarning)
+            try:
+                yield
+            finally:
+                gc.collect()
+    finally:
+        log.setLevel(level)
+
+
+def abstract_array(array: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
+    """An array's shape and type, placed: what is restored into."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+
+def digest(arrays: Mapping[str, Any]) -> str:
+    """SHA-256 of names, shapes and values, by which a damaged checkpoint is known."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        local = array.addressable_data(0) if isinstance(array, jax.Array) else array
+        sha.update(f"{name} {array.shape} {array.dtype}".encode())
+        sha.update(np.ascontiguousarray(local).tobytes())
+    return sha.hexdigest()

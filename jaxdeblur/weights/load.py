@@ -1,0 +1,162 @@
+"""Loading a model: from a run folder, a ``.safetensors`` file, or the weights that ship.
+
+Loading runs no code from a file: configs are JSON checked field by field, weights are plain arrays.
+Of training nothing is imported, and Orbax only where a run folder is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models import registry
+from jaxdeblur.models.parameters import outline
+from jaxdeblur.models.registry import network_from_json
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.shapes import Parameters
+from jaxdeblur.weights import shipped
+
+CONFIG_NAME = "config.json"
+
+
+class LoadedModel(NamedTuple):
+    """A model with trained parameters, and where they come from."""
+
+    model: VideoRestorer
+    preset: str
+    network: Any
+    step: int
+    source: str
+    """The run folder and step, the file, or the name of shipped weights."""
+    metadata: dict[str, Any]
+    """What is known of the training: the data, the options, scores."""
+
+
+def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedModel:
+    """Loads the model of a run folder, a ``.safetensors`` file, or the name of shipped weights.
+
+    Args:
+      name_or_path: a folder or file, or else one of ``jaxdeblur.weights.shipped.names()``.
+      dtype: of the computation, in place of the config's.
+
+    Raises:
+      UserError: there is no such thing, it is damaged, or it does not fit its own config.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return _load_run(path, dtype)
+    if path.is_file():
+        return _load_file(path, path.name, dtype)
+    if str(name_or_path) in shipped.names():
+        return _load_file(shipped.path(str(name_or_path)), str(name_or_path), dtype)
+    known = ", ".join(shipped.names()) or "none are installed"
+    raise UserError(
+        # Without an option's name: --ckpt, --start-from, --mix-with and others all come here.
+        f"{name_or_path}: no such run folder or .safetensors file, and not the name of weights "
+        f"that ship ({known})"
+    )
+
+
+def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
+    from jaxdeblur.weights.checkpoints import CHECKPOINTS_NAME, Checkpoints  # Orbax takes a second
+
+    config = read_config(folder)
+    network = network_from_json(config["network"], str(folder / CONFIG_NAME))
+    if not (folder / CHECKPOINTS_NAME).is_dir():
+        raise UserError(f"{folder}: it has no {CHECKPOINTS_NAME}/ yet")
+    if dtype is not None:
+        network = dataclasses.replace(network, dtype=dtype)
+    rebuild, template = outline(lambda: registry.build(network))
+    found = Checkpoints(folder).restore_weights(template)
+    if found is None:
+        raise UserError(f"{folder}: it has no checkpoint yet")
+    step, parameters = found
+    _check_finite(parameters, str(folder))
+    metadata = {name: config[name] for name in ("training", "data")}
+    source = f"{folder} at step {step}"
+    return LoadedModel(rebuild(parameters), config["preset"], network, step, source, metadata)
+
+
+def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    except AttributeError as error:  # a type that NumPy has no name for
+        raise UserError(f"{path}: its numbers are of a type that is not read ({error})") from error
+    try:
+        about = json.loads(header.get("jaxdeblur", ""))
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict) or not isinstance(about.get("step"), int):
+        raise UserError(f"{path}: its header does not say which network it is for")
+    network = network_from_json(about.get("network"), str(path))
+    if dtype is not None:
+        network = dataclasses.replace(network, dtype=dtype)
+    rebuild, template = outline(lambda: registry.build(network))
+    check_fits(template, arrays, str(path))
+    for name, array in arrays.items():
+        if not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
+            raise UserError(f"{path}: {name} is {array.dtype}, not numbers with a fraction")
+    parameters = {name: jax.numpy.asarray(arrays[name], jax.numpy.float32) for name in template}
+    _check_finite(parameters, str(path))
+    preset = str(about.get("preset", ""))
+    return LoadedModel(rebuild(parameters), preset, network, about["step"], source, about)
+
+
+def _check_finite(parameters: Parameters, where: str) -> None:
+    # A pixel that is not a number would come out as the one that went in, as if all were well.
+    if bad := [name for name, a in parameters.items() if not np.isfinite(np.asarray(a)).all()]:
+        raise UserError(f"{where}: its {bad[0]} is not finite; the weights are broken")
+
+
+def check_fits(template: dict[str, Any], arrays: dict[str, Any], where: str) -> None:
+    """Raises :class:`UserError`, naming the first differences, unless names and shapes agree."""
+    shapes = {name: tuple(array.shape) for name, array in template.items()}
+    theirs = {name: tuple(array.shape) for name, array in arrays.items()}
+    if shapes == theirs:
+        return
+    differences = [
+        f"{name} is {theirs.get(name, 'missing')} and should be {shapes.get(name, 'absent')}"
+        for name in sorted(set(shapes) | set(theirs))
+        if shapes.get(name) != theirs.get(name)
+    ]
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    raise UserError(f"{where}: weights of another network: {'; '.join(differences[:3])}{more}")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a run folder's ``config.json`` says, with the kinds of values that every one has.
+
+    Raises:
+      UserError: there is none, or it is no run's; the message names the file and what is wrong.
+    """
+    path = folder / CONFIG_NAME
+    values = _read_json(path)
+    missing = [name for name in ("preset", "network", "training", "data") if name not in values]
+    if missing:
+        raise UserError(f"{path}: {', '.join(missing)} is missing; this is no run folder")
+    if not isinstance(values["preset"], str) or not isinstance(values["data"], dict):
+        raise UserError(f"{path}: preset is a name and data an object")
+    return values
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent}: no run folder (it has no {path.name})") from error
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, too many digits
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a JSON object was expected")
+    return values

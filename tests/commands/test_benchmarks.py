@@ -1,0 +1,160 @@
+"""The benchmarks' options, and what the kernels' benchmark compares; no test measures time."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from jax import lax
+
+import kernels
+from jaxdeblur.errors import run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a benchmark, with the options that it is started with."""
+    monkeypatch.syspath_prepend(str(ROOT))
+
+    def start(command: str) -> Any:
+        name, *options = command.split()
+        monkeypatch.setattr(sys, "argv", [name, *options])
+        return importlib.import_module(f"benchmarks.{name}")
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("ablation --steps=0", "--steps"),
+        ("allocation --model=nope", "--model=nope: no such preset"),
+        ("data --model=nope", "--model=nope: no such preset"),
+        ("data --batches=0", "--batches"),
+        ("fusion --sizes=0", "--sizes"),
+        ("fuzz --workers=0", "--workers: a whole number from 1 on, not '0'"),
+        ("gpu_memory --model=nope", "--model=nope: no such preset"),
+        ("gpu_memory --target=nope", "--target=nope: cannot be read: No such file"),
+        pytest.param(
+            "kernels",
+            "JAX finds no GPU here",
+            marks=pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU"),
+        ),
+        ("kernels --cpu --dtypes=foo", "--dtypes: 'foo' is none of bfloat16"),
+        ("kernels --cpu --operations=nope", "--operations: 'nope' is none of softmax_squeeze"),
+        ("kernels --cpu --pixels=0x9", "--pixels"),
+        ("kernels --cpu --network=strcnn", "--network=strcnn: fsta, "),
+        ("kernels --cpu --json=/nowhere/rows.json", "/nowhere/rows.json: cannot be written"),
+        ("levels --frames=0 --alone x", "--frames"),
+        ("levels --scales=0 --alone x", "--scales"),
+        ("levels --alone nowhere", "nowhere: no such run"),
+        ("live --fps=nan", "--fps: a number above 0, not 'nan'"),
+        ("live --fps=0", "--fps"),
+        ("live --inbox=0", "--inbox"),
+        ("quality --ckpt=x --taus 0", "--taus"),
+        ("scaling --paper --model=nope", "--model=nope: no such preset"),
+        ("scaling --paper --used=0", "--used"),
+        ("scaling --steps=0", "--steps"),
+        ("soak --kills=-1", "--kills: a whole number from 0 on, not '-1'"),
+        ("soak --steps=0", "--steps"),
+        ("speed --frames=0", "--frames"),
+        ("stream --model=nope", "--model=nope: no such preset"),
+        ("stream --frames 0 5", "--frames"),
+        ("train_step --model=nope", "--model=nope: no such preset"),
+        ("train_step --model=fsta", "--model=fsta: an STRCNN"),
+        ("train_step --repeats=0", "--repeats"),
+        ("window --windows 0", "--windows"),
+    ],
+)
+def test_a_bad_option_is_one_line(
+    command: str, named: str, benchmark: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"benchmarks.{command.split()[0]}"
+    with pytest.raises(SystemExit) as ended:
+        run_command(benchmark(command).main, name)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{name}: error: ")
+    assert said.count("\n") == 1
+    assert named in said
+
+
+def test_why_a_process_failed_is_said_without_its_name(benchmark: Any) -> None:
+    reason = benchmark("options").reason
+    assert reason("a warning\nbenchmarks.stream: error: --ckpt=x: no run\n") == "--ckpt=x: no run"
+    assert reason("Traceback\nKeyError: 'x'\n") == "KeyError: 'x'"
+    assert reason("") == "it said nothing"
+
+
+def test_the_error_of_a_gradient_is_seen(benchmark: Any) -> None:
+    module = benchmark("kernels --cpu")
+    case = module.Case("softmax_expand", 3, 4, 5, 6, "float32", True, 2)
+    right = partial(kernels.softmax_expand, implementation="reference")
+
+    def wrong(*arguments: Any) -> Any:  # but its result is right
+        result = right(*arguments)
+        return 2 * result - lax.stop_gradient(result)
+
+    arguments = case.arguments()
+    assert [a.shape for a in arguments] == [(2, 12, 6), (2, 6, 5), (2, 12, 5)]
+    plain = (lambda function: function), arguments[:-1]
+    with_gradient = module.pulled, arguments
+    assert module.largest_error(case, wrong, *plain) < 1e-6
+    assert module.largest_error(case, right, *with_gradient) < 1e-6
+    assert module.largest_error(case, wrong, *with_gradient) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_row_of_the_kernels(
+    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = tmp_path / "rows.json"
+    options = "--operations=softmax_expand --dtypes=float32 --network="
+    benchmark(f"kernels --cpu {options} --json={found}").main()
+    rows = json.loads(found.read_text(encoding="utf-8"))["rows"]
+    assert [row["backward"] for row in rows] == [False, True]
+    for row in rows:
+        assert row["ms"] > 0
+        assert row["error"] < 2e-6
+    assert "einsum" in capsys.readouterr().out
+
+
+def test_bytes_are_those_of_the_pixels(benchmark: Any) -> None:
+    case = benchmark("kernels --cpu").Case
+    assert case("projected_expand", 4, 5, 3, 8, "bfloat16", True, 2).bytes == 2 * 20 * 5 * 3 * 2
+
+
+def test_small_cases_are_known_to_fit_in_the_cache(benchmark: Any) -> None:
+    case = benchmark("kernels --cpu").Case
+    # 65536 pixels of 8 + 32 bfloat16 are 5 MB; eight million of 64 + 128 are 3 GB.
+    assert case("softmax_squeeze", 256, 256, 32, 8, "bfloat16", True, 1).in_cache
+    assert not case("softmax_squeeze", 2160, 3840, 128, 64, "bfloat16", False, 1).in_cache
+
+
+def test_rows_are_kept_whatever_fails_after_them(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.json"
+    given = "--pixels=8x4,9x4 --maps=3 --dtypes=float32 --operations=softmax_expand"
+    module = benchmark(f"kernels --cpu {given} --json={path}")
+
+    def fail(*_: Any) -> None:
+        raise ValueError  # without a message
+
+    monkeypatch.setattr(module, "copy_speed", lambda _: 1e9)
+    monkeypatch.setattr(module, "measure", fail)
+    monkeypatch.setattr(module, "network_share", fail)
+    module.main()
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert [(row["width"], row["maps"], row["channels"]) for row in report["rows"]] == [
+        (8, 3, 16), (8, 3, 16), (9, 3, 16), (9, 3, 16),
+    ]  # fmt: skip
+    assert all(row["ms"] is None and row["error"] is None for row in report["rows"])
+    assert report["network"] is None

@@ -1,0 +1,1007 @@
+"""deblur.py end to end: odd inputs, what is kept, and that no existing file is ever damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps, features
+
+from jaxdeblur import errors, models
+from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.restoration import convert
+from jaxdeblur.restoration.deblurrer import Deblurrer
+from jaxdeblur.restoration.jobs import Job, plan
+from jaxdeblur.restoration.stream import Stream, restore_clip
+from jaxdeblur.restoration.threads import Writing, run_stages
+from jaxdeblur.video.images import _with_extra
+from jaxdeblur.video.picture import Picture
+from jaxdeblur.video.reader import VideoReader
+from jaxdeblur.video.writer import VideoWriter
+from jaxdeblur.weights.export import export_weights
+from jaxdeblur.weights.load import LoadedModel, load_model
+
+ROOT = Path(__file__).parents[2]
+NETWORK = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A small network with random weights, as a file."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    loaded = LoadedModel(models.build(NETWORK), "small", NETWORK, 0, "test", {})
+    export_weights(loaded, path)
+    return path
+
+
+@pytest.fixture
+def command(weights, monkeypatch, capsys, tmp_path):
+    """Runs deblur.py in this process; gives its exit code and what it said."""
+    monkeypatch.chdir(tmp_path)
+    spec = runpy.run_path(str(ROOT / "deblur.py"), run_name="deblur")
+
+    def run(*options: str, ckpt: bool = True) -> tuple[int, str]:
+        given = [*map(str, options), *([f"--ckpt={weights}"] if ckpt else [])]
+        monkeypatch.setattr(sys, "argv", ["deblur.py", *given])
+        try:
+            run_command(spec["main"], "deblur.py")
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+def pictures(frames: int, height: int = 24, width: int = 32, dtype=np.uint8) -> np.ndarray:
+    rng = np.random.default_rng(frames)
+    small = rng.integers(0, np.iinfo(dtype).max, (frames, height // 8 + 1, width // 8 + 1, 3))
+    return small.repeat(8, 1).repeat(8, 2)[:, :height, :width].astype(dtype)
+
+
+def make_video(
+    path: Path, frames: int = 5, codec: str = "ffv1", pixel_format: str = "bgr0"
+) -> Path:
+    with av.open(str(path), "w") as out:
+        video = out.add_stream(codec, rate=Fraction(25))
+        video.width, video.height, video.pix_fmt = 32, 24, pixel_format
+        for pixels in pictures(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(format=pixel_format)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    return path
+
+
+def rgb_of(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+
+
+def expected(weights: Path, clip: np.ndarray) -> np.ndarray:
+    return restore_clip(load_model(weights).model, clip)
+
+
+def left_overs(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if ".part" in path.name]
+
+
+def test_a_video_equals_the_clip_to_one_grey_level(command, weights, tmp_path):
+    make_video(tmp_path / "in.mkv")
+    code, said = command("in.mkv", "out.mkv")
+    assert code == 0, said
+    assert "5 frames in" in said
+    restored = rgb_of(tmp_path / "out.mkv")
+    clip = expected(weights, pictures(5))
+    assert np.abs(restored.astype(int) - clip).max() <= 1
+    assert np.abs(clip.astype(int) - pictures(5)).max() > 1, "the network changes nothing"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".bmp"])
+def test_a_folder_of_frames_keeps_its_names(suffix, command, weights, tmp_path):
+    (tmp_path / "in").mkdir()
+    for i, frame in enumerate(pictures(3)):
+        options = {"lossless": True} if suffix == ".webp" else {}
+        Image.fromarray(frame).save(tmp_path / "in" / f"frame{i + 9}{suffix}", **options)
+    code, said = command("in", "out")
+    assert code == 0, said
+    names = [f"frame{i}{suffix}" for i in (9, 10, 11)]
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
+    restored = np.stack([np.asarray(Image.open(tmp_path / "out" / name)) for name in names])
+    assert np.abs(restored.astype(int) - expected(weights, pictures(3))).max() <= 1
+
+
+def test_one_image_keeps_its_orientation_and_profile(command, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pictures(1)[0]).save("in.jpg", exif=exif, icc_profile=b"profile")
+    assert command("in.jpg", "out.jpg")[0] == 0
+    with Image.open("out.jpg") as image:
+        assert image.getexif()[0x0112] == 6
+        assert image.info["icc_profile"] == b"profile"
+        assert image.size == (32, 24)
+
+
+def with_orientation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_stays_the_right_way_up(orientation, command, tmp_path):
+    """Where the target has no EXIF its pixels are turned, as Pillow turns them."""
+    given = Image.fromarray(pictures(1)[0])
+    given.save("in.png", exif=with_orientation(orientation))
+    with Image.open("in.png") as image:
+        shown = np.asarray(ImageOps.exif_transpose(image))
+    code, said = command("in.png", "out.bmp", "--strength=0")
+    assert (code, "not kept: EXIF" in said) == (0, True), said
+    np.testing.assert_array_equal(np.asarray(Image.open("out.bmp")), shown)
+    assert command("in.png", "out.mkv", "--strength=0", "--codec=ffv1")[0] == 0
+    assert command("out.mkv", "back", "--strength=0")[0] == 0  # by the video's display matrix
+    np.testing.assert_array_equal(np.asarray(Image.open("back/000001.png")), shown)
+
+
+def test_what_no_image_can_take_over_is_said(command, tmp_path):
+    colour = Image.fromarray(pictures(1)[0])
+    colour.convert("CMYK").save("inks.jpg", icc_profile=b"inks")
+    colour.save("moves.png", save_all=True, append_images=[Image.new("RGB", (32, 24))])
+    colour.save("profile.png", icc_profile=b"profile")
+    for source, target, lost in (
+        ("inks.jpg", "inks.png", "CMYK (written as RGB)"),
+        ("moves.png", "still.png", "pictures after the first (2 in the file)"),
+        ("profile.png", "plain.bmp", "colour profile"),
+        ("profile.png", "video.mp4", "colour profile (a video has none)"),
+    ):
+        code, said = command(source, target)
+        assert (code, said.count(f"not kept: {lost}")) == (0, 1), said
+    with Image.open("inks.png") as image:
+        assert "icc_profile" not in image.info
+    Image.fromarray(pictures(1)[0][..., 0] / np.float32(255)).save("floats.tif")
+    code, said = command("floats.tif", "out.tif")
+    assert (code, "floats.tif: its pixels are floats" in said) == (2, True)
+    Image.new("RGB", (17000, 8)).save("wide.png")
+    code, said = command("wide.png", "wide.webp")
+    assert (code, "wide.webp: cannot be written: " in said) == (2, True)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_read_and_becomes_png(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("1", "2"):
+        Image.fromarray(pictures(1)[0]).save(f"in/{name}.avif", exif=with_orientation(6))
+    assert command("in/1.avif", "one.png", "--strength=0")[0] == 0
+    with Image.open("in/1.avif") as before, Image.open("one.png") as after:
+        np.testing.assert_array_equal(np.asarray(after), np.asarray(before))
+        assert after.getexif()[0x0112] == before.getexif()[0x0112] == 6
+    assert command("in", "frames", "--strength=0")[0] == 0
+    assert sorted(os.listdir("frames")) == ["1.png", "2.png"]
+    assert command("in/1.avif", "--out-dir=out", "--strength=0")[0] == 0
+    assert os.listdir("out") == ["1.png"]
+    code, said = command("in/1.avif", "one.avif")
+    assert (code, "one.avif: no format that can be written" in said) == (2, True), said
+    shutil.copy("one.png", "in/2.png")
+    code, said = command("in", "both")
+    assert (code, "in: several images would become both/2.png" in said) == (2, True), said
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+@pytest.mark.parametrize(("pixel_format", "lost"), [("yuv420p", False), ("yuv420p10le", True)])
+def test_avif_of_10_bits_is_said_to_be_read_in_8(pixel_format, lost, command, tmp_path):
+    with av.open(str(tmp_path / "in.avif"), "w", format="avif") as out:
+        image = out.add_stream("libsvtav1", rate=1, options={"preset": "8"})
+        image.width, image.height, image.pix_fmt = 64, 64, pixel_format
+        out.mux(image.encode(av.VideoFrame(64, 64, pixel_format)))
+        out.mux(image.encode(None))
+    code, said = command("in.avif", "out.png", "--strength=0")
+    assert (code, "not kept: more than 8 bits (AVIF is read in 8)" in said) == (0, lost), said
+
+
+def encoded_deeply(frame: np.ndarray, encoder: str, pixel_format: str) -> bytes:
+    context = av.CodecContext.create(encoder, "w")
+    context.width, context.height, context.pix_fmt = 32, 24, pixel_format
+    context.time_base = Fraction(1, 25)
+    encoded = av.VideoFrame.from_ndarray(frame, "rgb48le").reformat(format=pixel_format)
+    return b"".join(map(bytes, [*context.encode(encoded), *context.encode(None)]))
+
+
+def test_16_bits_keep_their_orientation_and_profile(command, tmp_path):
+    (deep,) = pictures(1, dtype=np.uint16)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    extra = {"exif": with_orientation(6).tobytes(), "icc_profile": profile}
+    plain = encoded_deeply(deep, "png", "rgb48be")
+    (tmp_path / "in.png").write_bytes(_with_extra(plain, extra))
+    assert command("in.png", "out.png", "--strength=0")[0] == 0
+    with Image.open("out.png") as image:
+        assert image.getexif()[0x0112] == 6
+        assert image.info["icc_profile"] == profile
+    code, said = command("in.png", "out.tif", "--strength=0")  # where they have no place
+    assert (code, "not kept: EXIF" in said, "not kept: colour profile" in said) == (0, True, True)
+    with av.open("out.tif") as container:
+        turned = next(container.decode(video=0)).reformat(format="rgb48le").to_ndarray()
+    np.testing.assert_array_equal(turned, np.rot90(deep, -1))
+
+
+def test_16_bits_stay_16_bits(command, weights, tmp_path):
+    (tmp_path / "in").mkdir()
+    deep = pictures(2, dtype=np.uint16)
+    for i, frame in enumerate(deep):
+        data = encoded_deeply(frame, "png", "rgb48be")
+        (tmp_path / "in" / f"{i}.png").write_bytes(data)
+    for kind in (".png", ".tiff"):
+        code, said = command("in", "out" + kind[1:]) if kind == ".png" else (0, "")
+        assert code == 0, said
+    restored = []
+    for i in range(2):
+        with av.open(str(tmp_path / "outpng" / f"{i}.png")) as container:
+            frame = next(container.decode(video=0))
+            assert frame.format.name == "rgb48be"
+            restored.append(frame.reformat(format="rgb48le").to_ndarray())
+    assert np.abs(np.stack(restored).astype(int) - expected(weights, deep)).max() <= 1
+
+
+def test_grey_stays_grey_and_alpha_passes_through(command, tmp_path):
+    alpha = np.arange(24 * 32, dtype=np.uint8).reshape(24, 32)
+    colour = pictures(1)[0]
+    Image.fromarray(colour[..., 0]).save("grey.png")
+    Image.fromarray(np.dstack([colour, alpha])).save("alpha.png")
+    Image.fromarray(np.dstack([colour[..., 0], alpha])).save("both.png")
+    Image.fromarray(colour[..., 0].astype(np.uint16) * 257).save("deep.png")
+    for name, mode in (("grey", "L"), ("alpha", "RGBA"), ("both", "LA"), ("deep", "I;16")):
+        code, said = command(f"{name}.png", f"out_{name}.png")
+        assert code == 0, said
+        with Image.open(f"out_{name}.png") as image:
+            assert image.mode == mode
+            if "A" in mode:
+                np.testing.assert_array_equal(np.asarray(image)[..., -1], alpha)
+
+
+def test_each_image_of_a_folder_has_its_own_orientation(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pictures(1)[0]).save("in/1.png", exif=turned)
+    Image.fromarray(pictures(1)[0]).save("in/2.png")
+    assert command("in", "out")[0] == 0
+    for name, orientation in (("1.png", 6), ("2.png", None)):
+        with Image.open(f"out/{name}") as image:
+            assert (image.size, image.getexif().get(0x0112)) == ((32, 24), orientation)
+
+
+@pytest.mark.parametrize("kind", [b"P6", b"P5"])
+def test_ppm_of_16_bits_keeps_them(kind, command, weights, tmp_path):
+    (deep,) = pictures(1, dtype=np.uint16)
+    if kind == b"P5":
+        deep = np.repeat(deep[..., :1], 3, -1)
+    stored = deep if kind == b"P6" else deep[..., 0]
+    (tmp_path / "in.ppm").write_bytes(kind + b" 32 24 65535\n" + stored.astype(">u2").tobytes())
+    code, said = command("in.ppm", "out.png")
+    assert code == 0, said
+    with av.open("out.png") as container:
+        frame = next(container.decode(video=0))
+        assert frame.format.name == ("rgb48be" if kind == b"P6" else "gray16be")
+        restored = frame.reformat(format="rgb48le").to_ndarray()
+    if kind == b"P6":
+        assert np.abs(restored.astype(int) - expected(weights, deep[None])[0]).max() <= 1
+
+
+def test_alpha_of_10_bits_fills_the_16_of_an_image(command, tmp_path):
+    with av.open("in.mov", "w") as out:
+        video = out.add_stream("prores_ks", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 24, "yuva444p10le"
+        frame = av.VideoFrame(32, 24, "yuva444p10le")
+        for plane, value in zip(frame.planes, (500, 512, 512, 1023), strict=True):
+            np.frombuffer(plane, np.uint16)[:] = value
+        out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    assert command("in.mov", "out")[0] == 0
+    with av.open("out/000001.png") as container:
+        frame = next(container.decode(video=0))
+        assert frame.format.name == "rgba64be"
+        samples = np.frombuffer(frame.planes[0], ">u2").reshape(24, -1, 4)
+    assert np.all(samples[:, :32, 3] == 65535)
+
+
+def test_what_a_later_image_loses_is_said(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, mode in (("1.jpg", "RGB"), ("2.jpg", "CMYK")):
+        Image.fromarray(pictures(1)[0]).convert(mode).save(tmp_path / "in" / name)
+    code, said = command("in", "out")
+    assert code == 0
+    assert "not kept: CMYK" in said
+
+
+def test_a_folder_that_is_a_link_or_here_is_filled(command, monkeypatch, tmp_path):
+    make_video(tmp_path / "in.mkv", 2)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert command("in.mkv", "link")[0] == 0
+    monkeypatch.chdir(tmp_path / "real")
+    assert sorted(os.listdir()) == ["000001.png", "000002.png"]
+    for name in os.listdir():
+        os.remove(name)
+    code, said = command("../in.mkv", ".")
+    assert code == 0, said
+    assert sorted(os.listdir()) == ["000001.png", "000002.png"]
+    assert sorted(os.listdir(tmp_path)) == ["in.mkv", "link", "real"]
+
+
+def test_an_empty_folder_is_not_done(command, tmp_path):
+    make_video(tmp_path / "in.mkv", 2)
+    (tmp_path / "out").mkdir()
+    assert command("in.mkv", "out", "--skip-done")[0] == 0
+    assert len(os.listdir("out")) == 2
+
+
+def test_with_stderr_closed_nothing_is_mixed_into_the_pixels(weights, tmp_path):
+    command = f"{sys.executable} {ROOT}/deblur.py {make_video(tmp_path / 'in.mkv', 2)} -"
+    piped = subprocess.run(
+        ["bash", "-c", f"{command} --ckpt={weights} 2>&-"], capture_output=True, check=True
+    )
+    assert len(piped.stdout) == 2 * 24 * 32 * 3
+
+
+def test_from_frames_to_video_and_back(command, tmp_path):
+    make_video(tmp_path / "in.mp4", codec="libx264", pixel_format="yuv420p")
+    assert command("in.mp4", "frames")[0] == 0
+    assert sorted(os.listdir("frames")) == [f"{i:06}.png" for i in range(1, 6)]
+    assert command("frames", "out.mp4", "--fps=29.97")[0] == 0
+    with av.open("out.mp4") as container:
+        video = container.streams.video[0]
+        assert (video.frames, video.average_rate) == (5, Fraction(30000, 1001))
+        assert video.codec_context.pix_fmt == "yuv420p"
+    assert command("frames/00000[12].png", "two.mkv")[0] == 0
+    assert len(rgb_of(Path("two.mkv"))) == 2
+
+
+def test_many_inputs_into_a_folder_and_only_once(command, tmp_path):
+    for name in ("a.mkv", "b.mp4"):
+        codec = ("ffv1", "bgr0") if name == "a.mkv" else ("libx264", "yuv420p")
+        make_video(tmp_path / name, 3, *codec)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    code, said = command("a.mkv", "b.mp4", "bad.mp4", "--out-dir=out")
+    assert code == 2
+    assert "bad.mp4: is not a video" in said
+    assert said.endswith("1 of 3 inputs could not be restored: bad.mp4\n")
+    assert sorted(os.listdir("out")) == ["a.mkv", "b.mp4"]
+    code, said = command("a.mkv", "misspelt.mkv", "--out-dir=other")
+    assert (code, "misspelt.mkv: no such file" in said) == (2, True)
+    assert not os.path.exists("other")  # nothing is restored before all inputs are there
+    before = {name: os.stat(f"out/{name}").st_mtime_ns for name in os.listdir("out")}
+    code, said = command("*.mkv", "b.mp4", "--out-dir=out", "--skip-done")
+    assert (code, "nothing left" in said) == (0, True)
+    assert before == {name: os.stat(f"out/{name}").st_mtime_ns for name in os.listdir("out")}
+
+
+def test_a_folder_may_have_a_dot_in_its_name(command, tmp_path):
+    for name in ("2024.05.01", "take.mp4"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pictures(1)[0]).save(tmp_path / name / "1.png")
+    code, said = command("2024.05.01", "take.mp4", "--out-dir=out")
+    assert code == 0, said
+    assert sorted(map(str, Path("out").glob("*/*"))) == [
+        "out/2024.05.01/1.png",
+        "out/take.mp4/1.png",
+    ]
+    assert command("take.mp4", "take.sharp/")[0] == 0
+    assert os.listdir("take.sharp") == ["1.png"]
+
+
+@pytest.mark.parametrize("style", ["side-by-side", "divider"])
+def test_compare_shows_before_and_after(style, command, weights, tmp_path):
+    make_video(tmp_path / "in.mkv")
+    Path("both.mkv").write_bytes(b"of another start")
+    options = ("--compare=both.mkv", f"--compare-as={style}", "--overwrite")
+    code, said = command("in.mkv", "out.mkv", *options)
+    assert code == 0, said
+    both, before, after = rgb_of(Path("both.mkv")), pictures(5), rgb_of(Path("out.mkv"))
+    if style == "side-by-side":
+        assert both.shape == (5, 24, 64, 3)
+        np.testing.assert_array_equal(both[:, :, :32], before)
+        np.testing.assert_array_equal(both[:, :, 32:], after)
+    else:
+        assert both.shape == before.shape
+        np.testing.assert_array_equal(both[0, :, -20:], after[0, :, -20:])
+        np.testing.assert_array_equal(both[0, :, 0], before[0, :, 0])
+        assert (both[0] == 255).all(axis=(0, 2)).sum() >= 1
+
+
+def test_result_and_comparison_get_the_codec_and_the_quality(command, monkeypatch, tmp_path):
+    make_video(tmp_path / "in.mkv", 1)
+    asked = []
+
+    class Noted(VideoWriter):
+        def __init__(self, *given, codec, crf, **rest):
+            asked.append((codec, crf))
+            if len(asked) == 2:
+                raise UserError("enough: nothing needs to be restored")
+            super().__init__(*given, codec=codec, crf=crf, **rest)
+
+    monkeypatch.setattr(convert, "VideoWriter", Noted)
+    options = ("--compare=both.mkv", "--codec=libx264", "--crf=40")
+    assert "enough" in command("in.mkv", "out.mkv", *options)[1]
+    assert asked == [("libx264", 40)] * 2
+
+
+@pytest.mark.parametrize("degrees", [-90, 90, 180])
+def test_compare_shows_the_input_on_the_left_whichever_way_it_is_turned(degrees, command, tmp_path):
+    with av.open("in.mkv", "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 24, "yuv444p"
+        video.set_display_rotation(degrees)
+        frame = av.VideoFrame.from_ndarray(pictures(1)[0], "rgb24")
+        out.mux(video.encode(frame.reformat(format="yuv444p")))
+        out.mux(video.encode(None))
+    assert command("in.mkv", "out.mkv")[0] == 0
+    assert command("in.mkv", "x.mkv", "--compare=both.mkv")[0] == 0
+    assert command("both.mkv", "shown", "--strength=0")[0] == 0  # as players turn it
+    assert command("in.mkv", "before", "--strength=0")[0] == 0
+    assert command("out.mkv", "after", "--strength=0")[0] == 0
+    shown, before, after = (
+        np.asarray(Image.open(f"{name}/000001.png")) for name in ("shown", "before", "after")
+    )
+    np.testing.assert_array_equal(shown, np.concatenate([before, after], axis=1))
+    assert np.any(before != after)
+
+
+def test_compare_of_an_odd_turned_video_lies_one_above_the_other(command, tmp_path):
+    with av.open("in.mkv", "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 31, 23, "yuv420p"
+        video.set_display_rotation(90)
+        for _ in range(2):
+            frame = av.VideoFrame(31, 23, "yuv420p")
+            for plane in frame.planes:
+                np.frombuffer(plane, np.uint8)[:] = 90
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    code, said = command("in.mkv", "out.mkv", "--compare=both.mkv")
+    assert code == 0, said
+    with VideoReader("both.mkv") as reader:
+        assert (reader.info.height, reader.info.width) == (48, 31)
+        assert reader.info.turned
+
+
+def test_strength_0_gives_the_input_back_bit_for_bit(command, tmp_path):
+    make_video(tmp_path / "in.mkv", pixel_format="yuv420p10le")
+    assert command("in.mkv", "out.mkv", "--strength=0")[0] == 0
+    with VideoReader("in.mkv") as before, VideoReader("out.mkv") as after:
+        for one, other in zip(before, after, strict=True):
+            for a, b in zip(one.planes, other.planes, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_tiles_and_start_and_duration(command, tmp_path):
+    make_video(tmp_path / "in.mkv", 8)
+    code, said = command("in.mkv", "whole.mkv", "--start=0.08", "--duration=0.16", "--tile=none")
+    assert code == 0, said
+    code, said = command("in.mkv", "tiles.mkv", "--start=0.08", "--duration=0.16", "--tile=8x16")
+    assert (code, "by the free memory" in said) == (0, False)
+    whole, tiles = rgb_of(Path("whole.mkv")), rgb_of(Path("tiles.mkv"))
+    assert len(whole) == 4
+    assert np.abs(whole.astype(int) - tiles).max() <= 1
+
+
+def test_a_part_may_be_given_as_the_clock_shows_it(command, tmp_path):
+    make_video(tmp_path / "in.mkv", 8)
+    for name, part in {
+        "one": ["--start=0.08", "--end=0.24"],
+        "two": ["--start=0:00.08", "--duration=00:00:00.16"],
+    }.items():
+        code, said = command("in.mkv", f"{name}.mkv", "--strength=0", *part)
+        assert code == 0, said
+        np.testing.assert_array_equal(rgb_of(Path(f"{name}.mkv")), pictures(8)[2:6])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["missing.mp4", "out.mp4"], "missing.mp4: no such file"),
+        (["nothing*.mp4", "out.mp4"], "no file has such a name"),
+        (["n" * 300 + ".mp4", "out.mp4"], "no such file"),
+        (["in.mkv", "in.mkv"], "in.mkv: is the input"),
+        (["loop.mp4", "out.mp4"], "no such file"),
+        (["*/1.png", "out"], "images of one name"),
+        (["in.mkv", "no/where/out.mkv"], "no/where does not exist"),
+        (["in.mkv", "misspelt/out.mkv"], "out.mkv: the folder misspelt does not exist"),
+        (["in.mkv", "misspelt/frames"], "frames: the folder misspelt does not exist"),
+        (["in.mkv", "out.txt"], "no format that can be written"),
+        (["in.mkv", "out.png"], "one image cannot hold a video"),
+        (["in.mkv", "full"], "the folder is not empty"),
+        (["in.mkv", "mine.mkv"], "mine.mkv: exists (--overwrite replaces it)"),
+        (["in.mkv", "--out-dir=full"], "in.mkv: exists (--overwrite replaces it)"),
+        (["in.mkv", "out.mkv", "--compare=mine.mkv"], "--compare=mine.mkv: exists (--overwrite"),
+        (["empty", "out"], "a folder without images ("),
+        (["photo.HEIC", "out.png"], "photo.HEIC: HEIC cannot be read here; convert it to PNG or"),
+        (["*.HEIC", "out.png"], "photo.HEIC: HEIC cannot be read here; convert it to PNG or"),
+        (["in.mkv"], "give an OUTPUT"),
+        (["in.mkv", "in.mkv", "out.mkv"], "need --out-dir"),
+        (["in.mkv", "full/../in.mkv", "--out-dir=out"], "several inputs would become"),
+        (["in.mkv", "--out-dir=no/where/at/all"], "parent folder does not exist"),
+        (["-", "out.mkv"], "--size=WIDTHxHEIGHT"),
+        (["in.mkv", "out.mkv", "--strength=2"], "between 0 and 1"),
+        (["in.mkv", "out.mkv", "--tile=big"], "--tile=big"),
+        (["in.mkv", "out.mkv", "--start=-1"], "--start is a time"),
+        (["in.mkv", "out.mkv", "--start=99"], "has no frame at --start=99"),
+        (["in.mkv", "out.mkv", "--duration=0"], "--duration is a time"),
+        (["in.mkv", "out.mkv", "--start=1:75"], "--start: '1:75' is no time: give seconds or"),
+        (["in.mkv", "out.mkv", "--start=2", "--end=0:02"], "--end is a time after --start=2, not"),
+        (["in.mkv", "out.mkv", "--end=1", "--duration=1"], "give one of them"),
+        (["in.mkv", "out.mkv", "--size=axb"], "--size=axb"),
+        (["in.mkv", "out.mkv", "--crf=99"], "--crf is 0"),
+        (["in.mkv", "out.mkv", "--fps=0"], "--fps is frames"),
+        (["in.mkv", "out.mkv", "--codec=nonsense"], "no such encoder"),
+        (["in.mkv", "frames", "--codec=libx264"], "--codec and --crf are for videos"),
+        (["in.mkv", "out.mkv", "--device=abacus"], "no such device"),
+        (["in.mkv", "out.mkv", "--max-pixels=700"], "over --max-pixels"),
+        (["in.mkv", "out.mkv", "--compare=in.mkv"], "is the input or the output"),
+        (["in.mkv", "out.mkv", "--compare=x.gif"], "a video, with the suffix"),
+        (["in.mkv", "out.mkv", "--compare-as=divider"], "is for --compare=FILE"),
+        (["in.mkv", "out.mkv", "--fps=5"], "--fps is for images and pipes"),
+        (["in.mkv", "out.mkv", "--size=32x24"], "--size is for a pipe"),
+        (["in.mkv", "-", "--codec=libx264"], "--codec and --crf are for videos, and - is none"),
+        (["full", "out", "--duration=1"], "for video files"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(options, message, command, tmp_path):
+    source = make_video(tmp_path / "in.mkv", 3)
+    before = source.read_bytes()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "full" / "1.png")
+    shutil.copytree(tmp_path / "full", tmp_path / "other")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    (tmp_path / "photo.HEIC").write_bytes(b"a photo")
+    for name in ("mine.mkv", "full/in.mkv"):
+        (tmp_path / name).write_bytes(b"mine")
+    names = sorted(os.listdir(tmp_path))
+    code, said = command(*options)
+    assert code == 2
+    assert message in said
+    assert len(said.strip().splitlines()) == 1, said
+    assert source.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == names
+
+
+def test_a_long_wait_before_the_first_frame_is_explained_and_counted(
+    command, monkeypatch, tmp_path
+):
+    make_video(tmp_path / "in.mkv", 2)
+    compile_, wait = Deblurrer.compile, 0.5
+
+    def slow(*arguments):
+        time.sleep(wait)
+        return compile_(*arguments)
+
+    monkeypatch.setattr(Deblurrer, "compile", slow)
+    code, said = command("in.mkv", "out.mkv", "--strength=0")
+    assert (code, "compiling" in said) == (0, False), said
+    monkeypatch.setattr(convert, "_LONG_S", 0.1)
+    code, said = command("in.mkv", "out.mkv", "--strength=0", "--overwrite")
+    assert (code, said.count("in.mkv: compiling for 32x24")) == (0, 1), said
+    assert float(re.search(r"first after ([\d.]+) s", said)[1]) >= wait
+    code, said = command("in.mkv", "out.mkv", "--strength=0", "--quiet", "--overwrite")
+    assert (code, said) == (0, "")
+
+
+def test_weights_that_do_not_exist(command, tmp_path):
+    make_video(tmp_path / "in.mkv", 2)
+    code, said = command("in.mkv", "out.mkv", "--ckpt=nowhere", ckpt=False)
+    assert (code, said.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("grey", [0, 1])
+def test_one_grey_image_among_others_becomes_rgb(grey, command, tmp_path):
+    (tmp_path / "in").mkdir()
+    frames = pictures(3)
+    frames[grey] = frames[grey, ..., :1]
+    for i, frame in enumerate(frames):
+        image = Image.fromarray(frame[..., 0] if i == grey else frame)
+        profile = {"icc_profile": b"of grey"} if i == grey else {}
+        image.save(tmp_path / "in" / f"{i}.png", **profile)
+    code, said = command("in", "out", "--strength=0")
+    assert code == 0, said
+    assert "not kept: colour profile of grey images" in said
+    for i, frame in enumerate(frames):
+        with Image.open(f"out/{i}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), frame)
+            assert "icc_profile" not in image.info
+    assert command("in", "out.mov", "--codec=png", "--strength=0")[0] == 0
+    np.testing.assert_array_equal(rgb_of(Path("out.mov")), frames)
+
+
+@pytest.mark.parametrize("opaque", [0, 1])
+def test_an_image_without_alpha_among_others_is_opaque(opaque, command, tmp_path):
+    (tmp_path / "in").mkdir()
+    for i, frame in enumerate(pictures(3)):
+        image = Image.fromarray(frame)
+        if i != opaque:
+            image.putalpha(100)
+        image.save(tmp_path / "in" / f"{i}.png")
+    code, said = command("in", "out", "--strength=0")
+    assert (code, "not kept" in said) == (0, False), said
+    for i in range(3):
+        with Image.open(f"out/{i}.png") as image:
+            assert image.mode == ("RGB" if i == opaque else "RGBA")
+    assert command("in", "out.mov", "--codec=png")[0] == 0
+    with av.open("out.mov") as container:
+        alphas = [f.to_ndarray(format="rgba")[0, 0, 3] for f in container.decode(video=0)]
+    assert alphas == [255 if i == opaque else 100 for i in range(3)]
+
+
+def test_other_bits_are_said_and_another_size_before_anything_is_restored(
+    command, monkeypatch, tmp_path
+):
+    (tmp_path / "in").mkdir()
+    for i, frame in enumerate(pictures(3)):
+        Image.fromarray(frame).save(tmp_path / "in" / f"{i}.png")
+    Image.fromarray(pictures(1)[0, ..., 0].astype(np.uint16)).save(tmp_path / "in" / "1.png")
+    code, said = command("in", "out")
+    assert (code, "1.png: other bits than 0.png" in said) == (2, True), said
+    Image.fromarray(pictures(1, 16)[0]).save(tmp_path / "in" / "2.png")
+    monkeypatch.setattr(Deblurrer, "compile", None)  # nothing gets so far
+    code, said = command("in", "out")
+    assert (code, "2.png: 32x16, but 0.png is 32x24" in said) == (2, True), said
+
+
+def test_a_damaged_frame_or_another_size_leaves_the_old_output(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    for i, frame in enumerate(pictures(3)):
+        Image.fromarray(frame).save(tmp_path / "in" / f"{i}.png")
+    (tmp_path / "out.mkv").write_bytes(b"old")
+    Image.fromarray(pictures(1, 16)[0]).save(tmp_path / "in" / "2.png")
+    code, said = command("in", "out.mkv", "--overwrite")
+    assert (code, "2.png: 32x16, but 0.png is 32x24" in said) == (2, True)
+    (tmp_path / "in" / "2.png").write_bytes((tmp_path / "in" / "1.png").read_bytes()[:60])
+    code, said = command("in", "out.mkv", "--overwrite")
+    assert (code, "2.png: not a readable image" in said) == (2, True)
+    assert (tmp_path / "out.mkv").read_bytes() == b"old"
+    assert not left_overs(tmp_path)
+
+
+@pytest.mark.parametrize("output", ["out.mkv", "out"])
+def test_ctrl_c_leaves_no_part_and_the_old_output(output, command, monkeypatch, tmp_path):
+    make_video(tmp_path / "in.mkv", 6)
+    (tmp_path / "out.mkv").write_bytes(b"old")
+    push, pushed = Stream.push, []
+
+    def interrupted(self, planes):
+        pushed.append(1)
+        if len(pushed) == 4:
+            raise KeyboardInterrupt
+        return push(self, planes)
+
+    monkeypatch.setattr(Stream, "push", interrupted)
+    code, said = command("in.mkv", output, "--overwrite")
+    assert (code, "interrupted" in said) == (130, True)
+    assert (tmp_path / "out.mkv").read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out.mkv"]
+
+
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file may grow over ``size`` bytes: what a full disk looks like to a program."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("size", [3000, 40000])
+def test_a_full_disk_is_one_line_and_the_old_output_stays(size, command, tmp_path):
+    make_video(tmp_path / "in.mkv", 30)
+    (tmp_path / "out.mkv").write_bytes(b"old")
+    assert command("in.mkv", "other.mkv")[0] == 0
+    assert (tmp_path / "other.mkv").stat().st_size > size, "the disk would not have been full"
+    with files_up_to(size):
+        code, said = command("in.mkv", "out.mkv", "--quiet", "--overwrite")
+    assert (code, "out.mkv: cannot be written: File too large" in said) == (2, True), said
+    assert len(said.strip().splitlines()) == 1, said
+    assert (tmp_path / "out.mkv").read_bytes() == b"old"
+    assert not left_overs(tmp_path)
+
+
+class Pipes:
+    """Stands for standard input and output: one gives bytes, the other keeps what it gets."""
+
+    def __init__(self, data: bytes):
+        self._in, feed = os.pipe()
+        drain, self._out = os.pipe()
+        self.got = b""
+        self._threads = [
+            threading.Thread(target=self._feed, args=(feed, data)),
+            threading.Thread(target=self._drain, args=(drain,)),
+        ]
+
+    def _feed(self, end: int, data: bytes) -> None:
+        with open(end, "wb") as file:
+            file.write(data)
+
+    def _drain(self, end: int) -> None:
+        with open(end, "rb") as file:
+            self.got = file.read()
+
+    def __enter__(self) -> Pipes:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._out)
+        for thread in self._threads:
+            thread.join()
+        os.close(self._in)
+
+    def use(self, monkeypatch) -> None:
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(fileno=lambda: self._in))
+        monkeypatch.setattr(
+            sys, "stdout", types.SimpleNamespace(fileno=lambda: self._out, isatty=lambda: False)
+        )
+
+
+def test_pipes_carry_raw_frames(command, weights, monkeypatch):
+    clip = pictures(4)
+    with Pipes(clip.tobytes()) as pipes, monkeypatch.context() as patched:
+        pipes.use(patched)
+        code, said = command("-", "-", "--size=32x24", "--fps=24")
+    assert code == 0, said
+    restored = np.frombuffer(pipes.got, np.uint8).reshape(clip.shape)
+    assert np.abs(restored.astype(int) - expected(weights, clip)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("in.mkv - > /dev/full", "-: cannot be written: No space left on device"),
+        ("- out.mkv --size=32x24 <&-", "-: standard input is closed"),
+        ("in.mkv - >&-", "-: standard output is closed"),
+    ],
+)
+def test_a_pipe_that_is_no_pipe_is_one_line(arguments, message, weights, tmp_path):
+    make_video(tmp_path / "in.mkv", 2)
+    done = subprocess.run(
+        f"{sys.executable} {ROOT / 'deblur.py'} --quiet --ckpt={weights} {arguments}",
+        shell=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (2, f"deblur.py: error: {message}\n")
+
+
+@pytest.mark.parametrize(("cut", "message"), [(100, "ends inside frame 3"), (None, "has no frame")])
+def test_a_pipe_that_ends_too_soon(cut, message, command, monkeypatch, tmp_path):
+    data = pictures(4).tobytes()[:-cut] if cut else b""
+    with Pipes(data) as pipes, monkeypatch.context() as patched:
+        pipes.use(patched)
+        code, said = command("-", "out.mkv", "--size=32x24")
+    assert (code, message in said) == (2, True), said
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_pipe_that_nobody_reads_does_not_keep_a_command_that_ends():
+    read = threading.Event()
+    began = time.monotonic()
+    with Writing(lambda item: read.wait(60), patience=0.1) as results:
+        results.put("a frame")
+    assert time.monotonic() - began < 30
+    read.set()
+
+
+class Result:
+    """Stands for an array on the device: reading it waits for the device."""
+
+    def __init__(self, plane: np.ndarray, happened: list[str]):
+        self._plane, self._happened = plane, happened
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        self._happened.append(f"read {self._plane[0]}")
+        return self._plane
+
+
+class Delayed(Stream):
+    """Stands for a network with a look-ahead of one frame; says what happens in what order."""
+
+    def __init__(self, before_push: Callable[[int], object] = lambda number: None):
+        self.happened: list[str] = []
+        self._before_push = before_push
+        self._waiting: list[np.ndarray] = []
+
+    def push(self, planes: tuple[np.ndarray, ...]) -> tuple[Result, ...] | None:
+        self._before_push(planes[0][0])
+        self._waiting.append(planes[0])
+        self.happened.append(f"push {planes[0][0]}")
+        return self._restored() if len(self._waiting) > 1 else None
+
+    def flush(self) -> Iterator[tuple[Result, ...]]:
+        while self._waiting:
+            yield self._restored()
+
+    def _restored(self) -> tuple[Result, ...]:
+        return (Result(self._waiting.pop(0), self.happened),)
+
+
+def numbered(number: int) -> Picture:
+    return Picture((np.full(1, number, np.uint8),))
+
+
+def test_of_a_slow_camera_each_frame_comes_with_the_look_ahead():
+    """Not when one more has come: the next frame is taken only after the one due is written."""
+    written = [threading.Event() for _ in range(4)]
+    came = []
+
+    def camera():
+        for number in range(4):
+            if number > 1:
+                came.append(written[number - 2].wait(5))
+            yield numbered(number)
+
+    def write(result):
+        written[result[1][0][0]].set()
+
+    timing = run_stages(camera(), Delayed(), write, ProgressLine("camera", None, quiet=True))
+    assert (timing.frames, came) == (4, [True, True])
+    assert 0 < timing.first_frame <= timing.seconds
+
+
+def test_where_frames_come_fast_the_next_is_queued_before_a_result_is_read():
+    ready = [threading.Event() for _ in range(5)]
+
+    def file():
+        for number, event in enumerate(ready):
+            yield numbered(number)
+            event.set()  # who asks for the next one has put this one into the queue
+
+    network = Delayed(lambda number: ready[min(number + 1, 4)].wait(20))
+    run_stages(file(), network, lambda result: None, ProgressLine("file", None, quiet=True))
+    for number in range(3):
+        queued = network.happened.index(f"push {number + 2}")
+        assert queued < network.happened.index(f"read {number}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_a_command_that_waits_for_its_pipe(number, weights, tmp_path):
+    """As a batch system or a closed terminal ends it: no part file, the old output untouched."""
+    (tmp_path / "out.mkv").write_bytes(b"old")
+    command = [
+        sys.executable,
+        str(ROOT / "deblur.py"),
+        "-",
+        "out.mkv",
+        "--size=32x24",
+        "--overwrite",
+    ]
+    with subprocess.Popen(
+        [*command, f"--ckpt={weights}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        process.stdin.write(pictures(1).tobytes())
+        process.stdin.flush()
+        deadline = time.monotonic() + 120
+        while not left_overs(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert left_overs(tmp_path), "the command did not begin to write"
+        process.send_signal(number)
+        process.wait(timeout=60)
+    assert process.returncode == 130
+    assert (tmp_path / "out.mkv").read_bytes() == b"old"
+    assert not left_overs(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_no_permission_is_one_line(command, tmp_path):
+    source = make_video(tmp_path / "in.mkv", 2)
+    (tmp_path / "out").mkdir(mode=0o500)
+    code, said = command("in.mkv", "out/x.mkv")
+    assert (code, "Permission denied" in said) == (2, True)
+    source.chmod(0)
+    code, said = command("in.mkv", "x.mkv")
+    assert (code, "permission denied" in said) == (2, True)
+
+
+def test_no_permission_as_the_system_says_it(command, monkeypatch, tmp_path):
+    """The same for root, whom permissions do not stop."""
+    make_video(tmp_path / "in.mkv", 2)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    code, said = command("in.mkv", "x.mkv")
+    assert (code, "x.mkv: cannot be written: Permission denied" in said) == (2, True)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(Exception, match="permission denied"):
+        VideoReader("in.mkv")
+
+
+def test_an_image_that_is_newer_than_the_result_is_not_done(tmp_path):
+    """Of a folder the newest image counts: one that was taken again must be restored again."""
+    images = tuple(tmp_path / f"{i}.png" for i in range(2))
+    for path, time_of_change in zip((*images, tmp_path / "out.mkv"), (100, 300, 200), strict=True):
+        path.write_bytes(b"x")
+        os.utime(path, (time_of_change, time_of_change))
+    job = Job("images", images, tmp_path / "out.mkv", "in")
+    assert not job.is_done
+    os.utime(images[1], (200, 200))  # as clocks that tick slowly have it: perhaps newer
+    assert not job.is_done
+    os.utime(images[1], (150, 150))
+    assert job.is_done
+
+
+def test_a_video_whose_format_cannot_be_written_becomes_matroska(tmp_path):
+    for name in ("old.flv", "new.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    jobs = plan([str(tmp_path / "old.flv"), str(tmp_path / "new.mp4")], None, str(tmp_path / "out"))
+    assert [job.output.name for job in jobs] == ["old.mkv", "new.mp4"]
+
+
+def test_progress_tells_the_rate_and_the_time_left(monkeypatch, capsys):
+    """Both without the first frame, which compiles."""
+    now = 0.0
+    monkeypatch.setattr(errors, "time", types.SimpleNamespace(monotonic=lambda: now))
+    for quiet in (False, True):
+        now = 0.0
+        progress = ProgressLine("in.mkv", 7411, quiet=quiet)
+        for at, done in ((100.0, 1), (102.0, 5), (120.0, 11)):
+            now = at
+            progress.update(done)
+        said = capsys.readouterr().err.splitlines()
+        rate = "in.mkv: 11/7411 frames  0.50 frames/s  4:06:40 left"
+        assert said == ([] if quiet else ["in.mkv: 1/7411 frames", rate])
+
+
+def test_only_a_job_that_is_done_may_find_its_output_there(tmp_path):
+    """--skip-done is no --overwrite: an older output may be anything."""
+    source, output = tmp_path / "in.mkv", tmp_path / "out.mkv"
+    for path, time_of_change in ((source, 200), (output, 100)):
+        path.write_bytes(b"x")
+        os.utime(path, (time_of_change, time_of_change))
+    wanted = [str(source)], str(output)
+    with pytest.raises(UserError, match="exists"):
+        plan(*wanted, skip_done=True)
+    assert plan(*wanted, overwrite=True)[0].output == output
+    os.utime(output, (300, 300))
+    assert plan(*wanted, skip_done=True)[0].is_done
+    with pytest.raises(UserError, match="exists"):
+        plan(*wanted)
+
+
+def test_images_with_alpha_become_a_video_that_has_none(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        with_alpha = np.dstack([pictures(1)[0], np.full((24, 32), 99, np.uint8)])
+        Image.fromarray(with_alpha).save(f"in/{number}.png")
+    code, said = command("in", "out.mp4", "--strength=0")
+    assert (code, "in: not kept: alpha (libx264 has none here)" in said) == (0, True), said
+    assert len(rgb_of(Path("out.mp4"))) == 2
+    code, said = command("in", "other.mp4", "--strength=0", "--codec=prores")
+    assert (code, "--codec=prores: mp4 cannot hold it" in said) == (2, True), said

@@ -1,0 +1,25 @@
+"""Kills at random moments, and memory over many steps: ``benchmarks/soak.py``, small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_two_kills_leave_the_parameters_bit_identical() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.soak", "--kills=2", "--steps=120"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "kills survived   2 of 2" in result.stdout
+    assert "final parameters identical" in result.stdout

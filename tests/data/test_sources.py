@@ -1,0 +1,260 @@
+"""What trains never validates."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxdeblur import devices, models
+from jaxdeblur.data import device_batches, sources
+from jaxdeblur.data.batches import Source
+from jaxdeblur.data.datasets import open_dataset
+from jaxdeblur.data.device_batches import batches_on_device
+from jaxdeblur.data.scene_pool import ScenePool, rendered_videos
+from jaxdeblur.data.scenes import SCENES
+from jaxdeblur.data.sources import DataConfig, training_sources, validation_videos
+from jaxdeblur.errors import UserError
+from jaxdeblur.evaluation.metrics import psnr
+from jaxdeblur.models.parameters import split
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.presets import PRESETS
+from jaxdeblur.training.validation import Validation
+from jaxdeblur.video.image_file import read_image, write_png
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two high-speed videos, and pairs of blurred and sharp frames."""
+    rng = np.random.default_rng(0)
+    for place in ("fast/TEST01", "fast/TEST03", "pairs/blur/walk", "pairs/sharp/walk"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(12):
+            frame = rng.integers(0, 256, (24, 24, 3), np.uint8)
+            write_png(tmp_path / place / f"{number:03d}.png", frame)
+    return tmp_path
+
+
+def test_a_video_that_trains_is_refused_for_validation(folder: Path) -> None:
+    fast = f"highspeed:{folder / 'fast'}"
+    config = DataConfig(data=("rendered", fast), validate_on=fast)
+    with pytest.raises(UserError, match=r"TEST01, TEST03 would train too; .*--exclude"):
+        validation_videos(config)
+    with pytest.raises(UserError, match=": TEST03 would train too"):
+        validation_videos(dataclasses.replace(config, validate_only=("TEST03",)))
+    apart = dataclasses.replace(config, exclude=("TEST03",), validate_only=("TEST03",))
+    (video,) = validation_videos(apart)
+    assert video.name == "TEST03"
+    ((_, _), (trained, _)) = training_sources(dataclasses.replace(apart, pool=1), 0)
+    assert [v.name for v in trained.videos] == ["TEST01"]  # type: ignore[union-attr]
+
+
+def test_an_option_chooses_among_the_videos_of_all_folders(folder: Path) -> None:
+    fast, slow, pairs = (f"highspeed:{folder / n}" for n in ("fast", "slow", "pairs/sharp"))
+    shutil.copytree(folder / "fast/TEST01", folder / "slow/TEST01_still")
+    shutil.copytree(folder / "fast/TEST03", folder / "slow/other")
+
+    def trained(**options: Any) -> list[list[str]]:
+        sources = training_sources(DataConfig(**options), 0)
+        return [[video.name for video in dataset.videos] for dataset, _ in sources]  # type: ignore[union-attr]
+
+    everything = (fast, slow, pairs)
+    left = [["TEST01"], ["TEST01_still", "other"], ["walk"]]
+    assert trained(data=everything, exclude=("TEST03",)) == left
+    # A whole name in one folder is not the beginning of another's.
+    assert trained(data=(fast, slow), exclude=("TEST01",)) == [
+        ["TEST03"],
+        ["TEST01_still", "other"],
+    ]
+    assert trained(data=(fast, slow), only=("TEST03", "oth")) == [["TEST03"], ["other"]]
+    with pytest.raises(
+        UserError, match=r"--exclude=TEST09: no video of highspeed:.*fast, highspeed"
+    ):
+        trained(data=everything, exclude=("TEST03", "TEST09"))
+    with pytest.raises(UserError, match=r"--only names no video of highspeed:.*slow"):
+        trained(data=(fast, slow), only=("TEST03",))
+
+
+def test_videos_shorter_than_the_usual_exposure_can_train(folder: Path) -> None:
+    """Clips draw their own exposures; that of an evaluation says nothing about them."""
+    for number in (9, 10, 11):
+        (folder / "fast" / "TEST01" / f"{number:03d}.png").unlink()
+    fast = f"highspeed:{folder / 'fast'}"
+    with pytest.raises(UserError, match="an exposure takes 11 frames: TEST01 has 9"):
+        open_dataset(fast, "test")
+    config = DataConfig(data=(fast,), taus=(3,), least_blur=0.0)
+    sources = training_sources(config, 0)
+    options = config.clip_options(2, 16)
+    assert {Source(data, options).videos[0].name for data, _ in sources} == {"TEST01"}
+
+
+def test_photographs_without_rendered_scenes_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="--photos are for rendered scenes"):
+        DataConfig(data=(f"highspeed:{folder / 'fast'}",), photos=str(folder))
+
+
+def test_photographs_of_one_s_own_reach_the_renderers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def render_pool(*_: Any, photos: str | None, **__: Any) -> None:
+        raise Asked(photos)
+
+    def find_photographs(split: str, photos: str | None) -> None:
+        raise Asked(photos)
+
+    monkeypatch.setattr(sources, "render_pool", render_pool)
+    monkeypatch.setattr(device_batches, "find_photographs", find_photographs)
+    config = DataConfig(photos="/nowhere/pictures")
+    with pytest.raises(Asked, match="/nowhere/pictures"):
+        training_sources(config, 0)
+    mesh = jax.make_mesh((1, 1), ("data", "rows"), devices=jax.devices()[:1])
+    clips: Any = {"frames": 2, "crop": 16, "batch_size": 1, "seed": 0, "start_step": 0}
+    with pytest.raises(Asked, match="/nowhere/pictures"):
+        batches_on_device(config, devices.clips_over(mesh), **clips, motion_limit=None)
+
+
+def test_validation_on_sharp_video_counts_what_is_identical_as_100_db(folder: Path) -> None:
+    for half in ("blur", "sharp"):
+        shutil.copytree(folder / "pairs" / "sharp", folder / "same" / half)
+    network = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True)
+    rebuild, parameters = split(models.build(network))
+    as_it_is = {n: jnp.zeros_like(a) if "head" in n else a for n, a in parameters.items()}
+    validate = Validation(DataConfig(validate_on=f"pairs:{folder / 'same'}"), rebuild)
+    scores = {"psnr": 100.0, "psnr_blurred": 100.0, "gain": 0.0, "least_gain": 0.0}
+    assert validate(as_it_is) == scores
+
+
+def test_another_name_for_the_folder_hides_nothing(folder: Path) -> None:
+    (folder / "link").symlink_to(folder / "pairs")
+    config = DataConfig(data=(str(folder / "pairs"),), validate_on=f"pairs:{folder / 'link'}")
+    with pytest.raises(UserError, match="walk would train too"):
+        validation_videos(config)
+
+
+def test_rendered_scenes_that_validate_are_of_the_photographs_held_out_for_it() -> None:
+    videos = validation_videos(DataConfig(validate_on="rendered:tiny"))
+    expected = rendered_videos("validation", config=SCENES["tiny"])
+    assert len(videos) == len(expected) == 6
+    np.testing.assert_array_equal(videos[0].sharp(0), expected[0].sharp(0))
+
+
+@pytest.mark.parametrize(
+    "data", [{"data": ("rendered:footage", "rendered")}, {"scenes": "footage"}]
+)
+def test_the_curriculum_ends_at_the_fastest_scenes_that_train(data: dict[str, Any]) -> None:
+    limit = DataConfig(**data, curriculum=0.5, curriculum_start=4.0).motion_limit(100)
+    assert limit is not None
+    assert [limit(step) for step in (0, 25, 50)] == [4.0, 22.0, float("inf")]
+
+
+def test_every_preset_trains_on_any_data_set() -> None:
+    """``train.py --model=... --data=/data/GOPRO_Large`` as the README has it."""
+    for preset in PRESETS.values():
+        paired = dataclasses.replace(preset.data, data=("/data/GOPRO_Large",))
+        assert not paired.on_device
+    assert PRESETS["strcnn_dtb"].data.on_device
+    assert not PRESETS["strcnn_dtb_small"].data.on_device
+
+
+def test_a_variant_is_for_the_data_sets_that_have_several(folder: Path) -> None:
+    for place in ("blur", "blur_gamma", "sharp"):
+        shutil.copytree(folder / "pairs" / "sharp" / "walk", folder / "gopro" / "test1" / place)
+    gopro, pairs = f"gopro:{folder / 'gopro'}", f"pairs:{folder / 'pairs'}"
+    config = DataConfig(data=(gopro, pairs), mix=(3.0, 1.0), variant="blur_gamma")
+    (first, three), (second, one) = training_sources(config, 0)
+    assert (three, one) == (3, 1)
+    assert (first.variant, second.name) == ("blur_gamma", "pairs")  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="the layout pairs has no variants"):
+        training_sources(dataclasses.replace(config, data=(pairs,), mix=()), 0)
+
+
+def test_several_kinds_of_scenes_train_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAXDEBLUR_CACHE", str(tmp_path))
+    monkeypatch.setitem(SCENES, "small", dataclasses.replace(SCENES["tiny"], size=(48, 32)))
+    config = DataConfig(data=("rendered:tiny", "rendered:small"), mix=(3.0, 1.0), pool=2)
+    (tiny, three), (small, one) = training_sources(config, seed=0)
+    assert isinstance(tiny, ScenePool)
+    assert isinstance(small, ScenePool)
+    assert tiny.sharp.shape == (2, 3, 32, 48, 3)
+    assert small.sharp.shape == (2, 3, 48, 32, 3)
+    assert (three, one) == (3, 1)
+    # The same kind twice is of other scenes, as long and as large as the clips.
+    twice = DataConfig(data=("rendered:tiny", "rendered:tiny"), pool=2)
+    (first, _), (second, _) = training_sources(twice, seed=0, frames=5, crop=40)
+    assert isinstance(first, ScenePool)
+    assert isinstance(second, ScenePool)
+    assert first.sharp.shape == second.sharp.shape == (2, 5, 40, 48, 3)
+    assert np.mean(first.sharp[0] != second.sharp[0]) > 0.5
+    with pytest.raises(UserError, match="rendered:no_such"):
+        training_sources(DataConfig(data=("rendered:no_such",)), seed=0)
+
+
+def test_every_option_of_a_clip_reaches_the_pipeline() -> None:
+    config = DataConfig(
+        taus=(3,),
+        duty=(0.5, 0.8),
+        linear=0.3,
+        least_blur=1.5,
+        keep_still=0.4,
+        sharp_input=0.2,
+    )
+    options = config.clip_options(5, 64)
+    assert (options.frames, options.crop) == (5, 64)
+    both = {f.name for f in dataclasses.fields(options)} & {
+        f.name for f in dataclasses.fields(config)
+    }
+    for name in both:
+        assert getattr(options, name) == getattr(config, name), name
+        assert getattr(config, name) != getattr(DataConfig(), name), f"{name}: not told apart"
+
+
+class Grey(VideoRestorer):
+    """Gives the same grey for every pixel, by its one parameter."""
+
+    multiple, lookahead = 1, 0
+
+    def __init__(self, level: jax.Array) -> None:
+        self.level = nnx.Param(level)
+
+    def _restore_clip(self, clip: jax.Array) -> jax.Array:
+        return jnp.zeros_like(clip) + self.level[...]
+
+
+def test_validation_compares_with_the_sharp_frames(folder: Path) -> None:
+    """On two videos, one of which is hardly blurred: there a grey picture loses."""
+    shutil.copytree(folder / "pairs" / "sharp" / "walk", folder / "pairs" / "sharp" / "run")
+    (folder / "pairs" / "blur" / "run").mkdir()
+    for file in (folder / "pairs" / "sharp" / "run").iterdir():
+        write_png(folder / "pairs" / "blur" / "run" / file.name, read_image(file) ^ 1)
+    data = DataConfig(validate_on=f"pairs:{folder / 'pairs'}", validate_frames=3)
+    validation = Validation(data, lambda parameters: Grey(parameters["level"]))
+    scores = validation({"level": jnp.float32(0.5)})
+    videos = validation_videos(data)
+    grey = np.full((24, 24, 3), 128, np.uint8)
+    before, after = (
+        np.mean([[psnr(image(v, i), v.sharp(i)) for i in range(3)] for v in videos], axis=1)
+        for image in (lambda v, i: v.blurred(i), lambda v, i: grey)
+    )
+    gains = after - before
+    assert gains.min() < 0 < gains.max()
+    assert scores == pytest.approx(
+        {
+            "psnr": after.mean(),
+            "psnr_blurred": before.mean(),
+            "gain": gains.mean(),
+            "least_gain": gains.min(),
+        }
+    )
+    shown = np.concatenate([videos[0].blurred(1), grey, videos[0].sharp(1)], axis=1)
+    np.testing.assert_array_equal(validation.image, shown)

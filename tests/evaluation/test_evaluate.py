@@ -1,0 +1,588 @@
+"""Evaluation: scores of a known restorer, the files it writes, going on, sharing, and refusals."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import importlib.util
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from jaxdeblur import models
+from jaxdeblur.data.videos import Dataset
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.evaluation import evaluate as evaluate_module
+from jaxdeblur.evaluation import metrics, report
+from jaxdeblur.evaluation.config import EvaluationConfig
+from jaxdeblur.evaluation.evaluate import _explain, _Shots, _TimedRestoration, evaluate
+from jaxdeblur.evaluation.results import _safe, default_folder, table
+from jaxdeblur.models.explanation import AttentionMaps, Explanation
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.weights.export import export_weights
+from jaxdeblur.weights.load import LoadedModel
+
+ROOT = Path(__file__).parents[2]
+GAIN = 1.2347  # no grey level times this ends in exactly one half
+CONFIG = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True)
+
+
+class Brighten(VideoRestorer):
+    """Multiplies by a parameter, one frame late: what comes out is known without a network."""
+
+    multiple = 1
+    lookahead = 1
+
+    def __init__(self, factor: float = GAIN) -> None:
+        self.config = CONFIG
+        self.factor = nnx.Param(jnp.float32(factor))
+
+    def _restore_clip(self, clip):
+        return clip * self.factor[...]
+
+    def _initial_state(self, batch, height, width):
+        return jnp.zeros((batch, height, width, 3))
+
+    def _step(self, state, frame, repeated):
+        return frame, state * self.factor[...]
+
+    def explain_clip(self, clip):
+        return Explanation(blending_weights=clip[..., ::2, ::2, 0] * self.factor[...] / GAIN)
+
+
+class MemoryVideo:
+    """A video in memory that counts how often it is read."""
+
+    def __init__(self, name: str, frames: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        shape = (frames, 24, 32, 3)
+        self.name = name
+        self.sharp_frames = rng.integers(30, 200, shape, dtype=np.uint8)
+        noise = rng.normal(0, 4, shape)
+        self.blurred_frames = np.clip(self.sharp_frames / GAIN + noise, 0, 255).astype(np.uint8)
+        self.reads = 0
+
+    height = property(lambda self: self.sharp_frames.shape[1])
+    width = property(lambda self: self.sharp_frames.shape[2])
+
+    def __len__(self) -> int:
+        return len(self.sharp_frames)
+
+    def blurred(self, index: int) -> np.ndarray:
+        self.reads += 1
+        return self.blurred_frames[index]
+
+    def sharp(self, index: int) -> np.ndarray:
+        return self.sharp_frames[index]
+
+
+def a_dataset() -> Dataset:
+    videos = [MemoryVideo("walk", 5, 1), MemoryVideo("../up/and away", 7, 2)]
+    return Dataset("memory", "blur", videos)
+
+
+def loaded(model: VideoRestorer | None = None) -> LoadedModel:
+    return LoadedModel(model or Brighten(), "brighten", CONFIG, 7, "runs/x at step 7", {})
+
+
+def expected_frames(video: MemoryVideo) -> np.ndarray:
+    bright = video.blurred_frames.astype(np.float32) / 255 * np.float32(GAIN)
+    return np.rint(np.clip(bright, 0, 1) * 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Dataset, dict]:
+    out = tmp_path_factory.mktemp("evaluated") / "out"
+    dataset = a_dataset()
+    config = EvaluationConfig(frames=True, explain=True)
+    return out, dataset, evaluate(loaded(), dataset, config, out)
+
+
+class TestScores:
+    def test_the_numbers(self, finished):
+        _, dataset, found = finished
+        for video, entry in zip(dataset.videos, found["videos"], strict=True):
+            restored, sharp = expected_frames(video), video.sharp_frames
+            assert entry["name"] == video.name
+            assert entry["frames"] == len(video)
+            for key, frames in (("", restored), ("_blurred", video.blurred_frames)):
+                pairs = list(zip(frames, sharp, strict=True))
+                assert entry[f"psnr{key}"] == pytest.approx(
+                    np.mean([metrics.psnr(*pair) for pair in pairs])
+                )
+                assert entry[f"ssim{key}"] == pytest.approx(
+                    np.mean([metrics.ssim(*pair) for pair in pairs])
+                )
+                assert entry[f"temporal_error{key}"] == pytest.approx(
+                    metrics.temporal_error(frames, sharp)
+                )
+        first, second = (video["psnr"] for video in found["videos"])
+        assert found["psnr"] == found["video_mean"]["psnr"] == pytest.approx((first + second) / 2)
+        assert found["pooled"]["psnr"] == pytest.approx((5 * first + 7 * second) / 12)
+        assert found["gain"] == pytest.approx(found["psnr"] - found["psnr_blurred"])
+        assert found["gain"] > 5
+        first, second = (video["seconds_per_frame"] for video in found["videos"])
+        assert found["seconds_per_frame"] == pytest.approx((5 * first + 7 * second) / 12)
+
+    def test_metrics_json(self, finished):
+        out, _, found = finished
+        written = json.loads((out / "metrics.json").read_text())
+        assert written == json.loads(json.dumps(found))
+        assert written["protocol"]["name"] == "jaxdeblur"
+        assert written["dataset"] == {"name": "memory", "variant": "blur", "data": "rendered"}
+        assert written["checkpoint"]["source"] == "runs/x at step 7"
+        assert written["checkpoint"]["preset"] == "brighten"
+        assert written["versions"].keys() >= {"jaxdeblur", "jax", "flax", "numpy", "python"}
+        assert written["device"]
+        assert written["seconds_per_frame"] > 0
+        assert written["frames"] == written["scored_frames"] == 12
+
+    def test_frames_are_what_was_scored(self, finished):
+        out, dataset, _ = finished
+        folders = sorted((out / "frames").iterdir())
+        assert [folder.name for folder in folders] == ["000-walk", "001-up-and-away"]
+        for folder, video in zip(folders, dataset.videos, strict=True):
+            files = sorted(folder.iterdir())
+            written = np.stack([np.asarray(Image.open(file)) for file in files])
+            np.testing.assert_array_equal(written, expected_frames(video))
+
+    def test_the_report_holds_frames_and_weights(self, finished):
+        out, _, _ = finished
+        text = (out / "report.html").read_text()
+        data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+        assert data["title"] == "brighten on memory (blur)"
+        assert [len(video["shots"]) for video in data["videos"]] == [5, 7]
+        assert data["videos"][1]["shots"][6]["weights"]["width"] == 16
+        assert data["videos"][0]["frame_psnr"] == pytest.approx(
+            [
+                metrics.psnr(*pair)
+                for pair in zip(
+                    expected_frames(finished[1].videos[0]),
+                    finished[1].videos[0].sharp_frames,
+                    strict=True,
+                )
+            ]
+        )
+
+    def test_each_frame_shows_its_own_weights(self, finished):
+        """Brighten's are the frame that went in, at half size."""
+        out, dataset, _ = finished
+        text = (out / "report.html").read_text()
+        data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+        for video, shown in zip(dataset.videos, data["videos"], strict=True):
+            for shot in shown["shots"]:
+                file = base64.b64decode(shot["weights"]["src"].partition(",")[2])
+                weights = np.asarray(Image.open(io.BytesIO(file))).astype(int)
+                expected = video.blurred_frames[shot["index"], ::2, ::2, 0]
+                assert np.abs(weights - expected).max() <= 1
+
+    def test_the_table(self, finished):
+        found = finished[2]
+        _, walk, _, _, first, last = table(found).splitlines()
+        for line, name, row, frames in (
+            (walk, "walk", found["videos"][0], 5),
+            (first, "mean over videos", found["video_mean"], 12),
+            (last, "mean over frames", found["pooled"], 12),
+        ):
+            expected = [frames, row["psnr_blurred"], row["psnr"]]
+            expected += [row["psnr"] - row["psnr_blurred"], row["ssim_blurred"], row["ssim"]]
+            assert line.startswith(name)
+            shown = [float(number) for number in line.removeprefix(name).split()]
+            assert shown[:6] == pytest.approx(expected, abs=0.0051)
+        assert shown[4:] == pytest.approx(expected[4:], abs=0.000051)
+
+    def test_nothing_else_is_left(self, finished):
+        out, _, _ = finished
+        names = {path.name for path in out.iterdir()}
+        assert names == {"evaluation.json", "frames", "metrics.json", "report.html", "videos"}
+        assert len(list((out / "videos").iterdir())) == 2
+
+
+class TestProtocols:
+    def test_skipped_frames_and_cut_borders(self, tmp_path):
+        dataset = a_dataset()
+        found = evaluate(loaded(), dataset, EvaluationConfig(protocol="cdvd-tsp"), tmp_path / "o")
+        assert found["scored_frames"] == 1 + 3
+        scores = [
+            metrics.psnr(expected_frames(v)[i, 4:-4, 4:-4], v.sharp_frames[i, 4:-4, 4:-4])
+            for v in dataset.videos
+            for i in range(2, len(v) - 2)
+        ]
+        assert found["psnr"] == found["pooled"]["psnr"] == pytest.approx(np.mean(scores))
+        kept = json.loads((tmp_path / "o" / "videos" / "000-walk.json").read_text())
+        assert kept["scores"]["scored_from"] == 2  # by which the report page gives a frame its own
+
+    @pytest.mark.parametrize("name", ["estrnn", "shift-net"])
+    def test_fractions(self, name, tmp_path):
+        dataset = a_dataset()
+        found = evaluate(loaded(), dataset, EvaluationConfig(protocol=name), tmp_path / "o")
+        scores = []
+        for video in dataset.videos:
+            bright = video.blurred_frames.astype(np.float64) * GAIN
+            images = np.clip(bright, 0, 255)
+            images = np.floor(images) if name == "estrnn" else images
+            pairs = list(zip(images, video.sharp_frames, strict=True))[2:-2]
+            scores += [metrics.psnr(*pair) for pair in pairs]
+        assert found["psnr"] == pytest.approx(np.mean(scores), abs=0.02)
+
+    def test_frames_are_written_as_rounded_whatever_is_scored(self, tmp_path):
+        (video,) = dataset = [MemoryVideo("walk", 5, 1)]
+        config = EvaluationConfig(protocol="estrnn", frames=True)
+        evaluate(loaded(), Dataset("memory", "", dataset), config, tmp_path / "o")
+        files = sorted((tmp_path / "o" / "frames" / "000-walk").iterdir())
+        written = np.stack([np.asarray(Image.open(file)) for file in files])
+        np.testing.assert_array_equal(written, expected_frames(video))
+
+    def test_a_video_without_a_scored_frame(self, tmp_path):
+        config = EvaluationConfig(protocol="cdvd-tsp", max_frames=4)
+        with pytest.raises(UserError, match=r"cdvd-tsp scores no frame of walk, .*: too short"):
+            evaluate(loaded(), a_dataset(), config, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+class TestGoingOn:
+    def test_what_is_done_is_skipped(self, tmp_path):
+        out = tmp_path / "out"
+        config = EvaluationConfig(max_frames=3, report_megabytes=0.016)
+        dataset = a_dataset()
+        found = evaluate(loaded(), dataset, config, out)
+        assert [video.reads for video in dataset.videos] == [3, 3]
+        shots = [json.loads(file.read_text())["shots"] for file in (out / "videos").iterdir()]
+        assert (
+            sum(len(json.dumps(of_video)) for of_video in shots) <= 16_000
+        )  # of all videos together
+        # The second video is lost, as if the first start had been killed in it.
+        second = out / "videos" / "001-up-and-away.json"
+        second.write_text(second.read_text()[:-100])
+        (out / "metrics.json").unlink()
+        again = evaluate(loaded(), dataset, config, out)
+        assert [video.reads for video in dataset.videos] == [3, 6]
+        timeless = ("psnr", "ssim", "psnr_blurred", "ssim_blurred", "pooled", "frames")
+        assert {key: again[key] for key in timeless} == {key: found[key] for key in timeless}
+        assert (out / "metrics.json").exists()
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            (lambda c: (c, loaded(Brighten(1.5))), "weights"),
+            (lambda c: (dataclasses.replace(c, protocol="nafnet"), loaded()), "protocol"),
+            (lambda c: (dataclasses.replace(c, max_frames=3), loaded()), "max_frames"),
+        ],
+    )
+    def test_another_evaluation_is_refused_or_replaces_it(self, change, named, tmp_path):
+        out, config = tmp_path / "out", EvaluationConfig(max_frames=2)
+        evaluate(loaded(), a_dataset(), config, out)
+        before = (out / "metrics.json").read_bytes()
+        config, model = change(config)
+        with pytest.raises(UserError, match=f"with other {named}; .*--overwrite"):
+            evaluate(model, a_dataset(), config, out)
+        assert (out / "metrics.json").read_bytes() == before
+        for folder in ("videos", "frames"):  # of a data set that had more videos
+            (out / folder).mkdir(exist_ok=True)
+            (out / folder / "009-old").touch()
+        evaluate(model, a_dataset(), config, out, overwrite=True)
+        assert (out / "metrics.json").read_bytes() != before
+        assert not list(out.glob("*/009-old"))
+
+    def test_a_folder_of_something_else_is_never_replaced(self, tmp_path):
+        (tmp_path / "holiday.jpg").write_bytes(b"x")
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="holds something that is no evaluation"):
+                evaluate(loaded(), a_dataset(), EvaluationConfig(), tmp_path, overwrite=overwrite)
+        with pytest.raises(UserError, match="a file is there already"):
+            evaluate(loaded(), a_dataset(), EvaluationConfig(), tmp_path / "holiday.jpg")
+        assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize("name", ["videos", "metrics.json"])
+    def test_a_file_for_a_folder_is_refused_before_anything_changes(
+        self, tmp_path, name, overwrite
+    ):
+        out = tmp_path / "out"
+        evaluate(loaded(), a_dataset(), EvaluationConfig(), out)
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+            (out / name).write_bytes(b"x")
+        else:
+            (out / name).unlink()
+            (out / name).mkdir()
+        before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+        with pytest.raises(UserError, match=f"{name} in it is (no|a) folder"):
+            evaluate(loaded(), a_dataset(), EvaluationConfig(), out, overwrite=overwrite)
+        assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+class TestRefusals:
+    def test_options(self):
+        for options, message in (
+            ({"protocol": "matlab"}, "--protocol=matlab: there is jaxdeblur"),
+            ({"max_frames": 0}, "--max-frames is 1 or more"),
+            ({"report_megabytes": float("nan")}, "--report-megabytes is above 0"),
+        ):
+            with pytest.raises(UserError, match=message):
+                EvaluationConfig(**options)
+
+    def test_a_model_with_nothing_to_explain(self, tmp_path):
+        class Plain(Brighten):
+            explain_clip = None
+
+        class Empty(Brighten):
+            def explain_clip(self, clip):
+                return Explanation()
+
+        for model in (Plain(), Empty()):
+            with pytest.raises(UserError, match="--explain: brighten neither blends nor attends"):
+                evaluate(loaded(model), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
+
+    def test_the_last_frames_explained_see_what_they_look_ahead_to(self, tmp_path, monkeypatch):
+        seen = []
+
+        def explain(model, frames):
+            seen.append(len(frames))
+            return Explanation(jnp.ones((1, len(frames), 8, 12)))
+
+        class Ahead(Brighten):
+            def explain_clip(self, clip):
+                return Explanation(blending_weights=clip[..., 0])
+
+        monkeypatch.setattr(evaluate_module, "EXPLAINED_FRAMES", 3)
+        monkeypatch.setattr(evaluate_module, "_explain", explain)
+        evaluate(loaded(Ahead()), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
+        assert set(seen) == {4}
+
+    def test_maps_are_those_of_the_frame_without_its_padding(self):
+        class Padded(Brighten):
+            multiple = 8
+
+            def explain_clip(self, clip):
+                maps = self.pad(clip)[..., ::2, ::2, 0]
+                return Explanation(
+                    blending_weights=maps,
+                    attention=(
+                        AttentionMaps(
+                            "all", maps[:, :, None], maps[:, :, :1], maps[..., None], (0,)
+                        ),
+                    ),
+                )
+
+        frames = np.random.default_rng(0).integers(0, 256, (2, 12, 20, 3), np.uint8)  # to 16 x 24
+        found = _explain(Padded(), list(frames))
+        expected = frames[None, :, ::2, ::2, 0] / np.float32(255)
+        np.testing.assert_allclose(found.blending_weights, expected, atol=1e-6)
+        np.testing.assert_allclose(found.attention[0].spatial_maps[:, :, 0], expected, atol=1e-6)
+        np.testing.assert_allclose(found.attention[0].pixel_mix[..., 0], expected, atol=1e-6)
+
+    def test_a_video_that_is_too_small_is_named_before_any_is_restored(self, tmp_path):
+        small = MemoryVideo("thumbnail", 3, 3)
+        small.sharp_frames = small.sharp_frames[:, :8]
+        dataset = Dataset("memory", "", [*a_dataset().videos, small])
+        with pytest.raises(UserError, match=r"thumbnail: .* too small for protocol jaxdeblur"):
+            evaluate(loaded(), dataset, EvaluationConfig(), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_the_time_of_one_frame_is_without_compiling(self, tmp_path):
+        dataset = Dataset("memory", "", [MemoryVideo("still", 1, 3)])
+        metrics = evaluate(loaded(), dataset, EvaluationConfig(), tmp_path / "out")
+        assert metrics["videos"][0]["seconds_per_frame"] > 0
+        timed = _TimedRestoration(Brighten(), dataset.videos[0], 1, wide=False)
+        list(timed)
+        assert timed.seconds_per_frame() != timed.durations[0]
+        timed.durations = [9.0, 1.0, 2.0, 4.0]  # of several, the first one compiles
+        assert timed.seconds_per_frame() == 2
+
+    def test_the_time_of_a_frame_is_without_reading_it(self, monkeypatch):
+        now = 0.0
+
+        class Slow(MemoryVideo):
+            def blurred(self, index):
+                nonlocal now
+                now += 1.0
+                return super().blurred(index)
+
+        clock = types.SimpleNamespace(perf_counter=lambda: now)
+        monkeypatch.setattr(evaluate_module, "time", clock)
+        timed = _TimedRestoration(Brighten(), Slow("slow", 3, 3), 3, wide=False)
+        assert len(list(timed)) == now == 3
+        assert timed.seconds_per_frame() == 0
+
+    def test_maps_that_are_not_finite(self, tmp_path):
+        config = EvaluationConfig(explain=True)
+        broken = loaded(Brighten(float("nan")))
+        with pytest.raises(UserError, match="not finite"):
+            evaluate(broken, a_dataset(), config, tmp_path / "out")
+
+    def test_no_videos(self, tmp_path):
+        with pytest.raises(UserError, match="no video to evaluate"):
+            evaluate(loaded(), Dataset("empty", "", []), EvaluationConfig(), tmp_path / "o")
+
+
+class TestReportSize:
+    def test_frames_are_thinned_evenly(self):
+        noise = np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)
+        one = _Shots(10**9, None)
+        one.offer(0, *noise)
+        size = report.shot_bytes(one.kept)
+        shots = _Shots(int(5.5 * size), None)
+        for index in range(40):
+            shots.offer(index, *noise)
+        assert [shot["index"] for shot in shots.kept] == [0, 8, 16, 24, 32]
+
+
+class TestFolders:
+    def test_default(self, tmp_path):
+        dataset, config = a_dataset(), EvaluationConfig()
+        run = tmp_path / "run"
+        run.mkdir()
+        assert default_folder(str(run), dataset, config) == (run / "evaluation-memory-blur")
+        config = EvaluationConfig(protocol="nafnet")
+        assert default_folder("a/b.safetensors", dataset, config) == (
+            Path("evaluations/b-memory-blur-nafnet")
+        )
+
+    def test_names_stay_in_their_folder(self):
+        for name in ("../../etc", "/etc/passwd", "..", "-rf", "a\0b", "x" * 300, ""):
+            safe = _safe(name)
+            assert safe
+            assert "/" not in safe
+            assert len(safe) <= 80
+            assert not safe.startswith((".", "-"))
+
+
+def write_pairs(folder: Path, names: tuple[str, ...] = ("one", "two", "three")) -> None:
+    for number, name in enumerate(names):
+        video = MemoryVideo(name, 3, number)
+        for kind, frames in (("blur", video.blurred_frames), ("sharp", video.sharp_frames)):
+            (folder / kind / name).mkdir(parents=True)
+            for i, frame in enumerate(frames):
+                Image.fromarray(frame).save(folder / kind / name / f"{i:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def weights_and_data(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("command")
+    model = LoadedModel(models.build(CONFIG), "tiny", CONFIG, 3, "tiny", {})
+    export_weights(model, folder / "tiny.safetensors")
+    write_pairs(folder / "data")
+    return folder / "tiny.safetensors", folder / "data"
+
+
+def command(*arguments: str, monkeypatch) -> None:
+    spec = importlib.util.spec_from_file_location("evaluate_command", ROOT / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    run_command(module.main, "evaluate.py")
+
+
+class TestCommand:
+    def test_evaluates_and_says_where(self, weights_and_data, tmp_path, monkeypatch, capsys):
+        weights, data = weights_and_data
+        out = tmp_path / "out"
+        arguments = (f"--ckpt={weights}", f"--data=pairs:{data}", f"--out={out}", "--explain")
+        command(*arguments, "--only", "one", "two", monkeypatch=monkeypatch)
+        shown = capsys.readouterr().out
+        assert str(out / "report.html") in shown
+        assert [line.split()[0] for line in shown.splitlines()[1:3]] == ["one", "two"]
+        found = json.loads((out / "metrics.json").read_text())
+        assert {video["name"] for video in found["videos"]} == {"one", "two"}
+        assert "wₙ" in (out / "report.html").read_text(encoding="utf-8")
+
+    def test_split_and_exposure_are_those_that_were_asked_for(
+        self, weights_and_data, tmp_path, monkeypatch
+    ):
+        """Scores of other frames, or of less blur, would stand under the same name."""
+        weights, _ = weights_and_data
+        for split, frames in (("train", 12), ("test", 8)):
+            (tmp_path / "fast" / split / "walk").mkdir(parents=True)
+            for i, frame in enumerate(MemoryVideo("walk", frames, 0).sharp_frames):
+                Image.fromarray(frame).save(tmp_path / "fast" / split / "walk" / f"{i:03d}.png")
+        out = tmp_path / "out"
+        arguments = (f"--ckpt={weights}", f"--data=highspeed:{tmp_path / 'fast'}", f"--out={out}")
+        options = ("--split=train", "--tau=3", "--period=4")
+        command(*arguments, *options, monkeypatch=monkeypatch)
+        found = json.loads((out / "metrics.json").read_text())
+        assert found["dataset"]["name"] == "fast/train"
+        assert found["dataset"]["variant"] == "tau 3, period 4"
+        assert found["frames"] == 3
+
+    def test_scores_of_frames_that_have_changed_are_not_given_again(
+        self, weights_and_data, tmp_path, monkeypatch, capsys
+    ):
+        weights, data = weights_and_data
+        there = tmp_path / "data"
+        shutil.copytree(data, there)
+        given = (f"--ckpt={weights}", f"--data=pairs:{there}", f"--out={tmp_path / 'out'}")
+        for _ in range(2):
+            command(*given, monkeypatch=monkeypatch)
+        assert "3 videos were done before" in capsys.readouterr().err
+        shutil.copy(there / "sharp" / "one" / "000.png", there / "blur" / "one")
+        with pytest.raises(SystemExit):
+            command(*given, monkeypatch=monkeypatch)
+        assert "an evaluation with other files" in capsys.readouterr().err
+        command(*given, "--overwrite", monkeypatch=monkeypatch)
+
+    def test_bad_input_is_one_line_and_exit_code_2(
+        self, weights_and_data, tmp_path, monkeypatch, capsys
+    ):
+        weights, data = weights_and_data
+        out = f"--out={tmp_path / 'out'}"
+        for arguments in (
+            ["--ckpt=no/such/run", out],
+            [f"--ckpt={weights}", "--protocol=matlab", out],
+            [f"--ckpt={weights}", f"--data={tmp_path / 'nothing'}", out],
+            [f"--ckpt={weights}", f"--data=pairs:{data}", "--only", "four", out],
+            [f"--ckpt={weights}", "--frame", out],
+            [out],
+        ):
+            with pytest.raises(SystemExit) as leaving:
+                command(*arguments, monkeypatch=monkeypatch)
+            assert leaving.value.code == 2, arguments
+            complaint = capsys.readouterr().err
+            assert complaint.startswith("evaluate.py: error: ")
+            assert complaint.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_videos(weights_and_data, tmp_path):
+    weights, data = weights_and_data
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [f"--ckpt={weights}", f"--data=pairs:{data}", "--num-processes=2"]
+    options += [f"--coordinator=127.0.0.1:{port}", f"--out={tmp_path / 'out'}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "evaluate.py"), *options, f"--process-id={i}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    # Each restored its own: process 0 the first and the third, process 1 the second.
+    names = ("one", "three", "two")
+    share = [[name for name in names if f" {name}: " in err] for _, err in said]
+    assert sorted(map(len, share)) == [1, 2]
+    assert sorted(share[0] + share[1]) == sorted(names)
+    assert "mean over videos" in said[0][0]
+    assert "mean over videos" not in said[1][0]
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert len(found["videos"]) == 3

@@ -1,0 +1,185 @@
+"""What every model promises, proven for every preset: a new preset is covered with no new line."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from jaxdeblur import models
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.parameters import outline, split
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.options import load_extension
+from jaxdeblur.presets import PRESETS
+from jaxdeblur.shapes import Parameters
+from jaxdeblur.weights.export import export_weights
+from jaxdeblur.weights.load import LoadedModel, load_model
+
+HEIGHT, WIDTH = 19, 26  # neither divides by two twice, one is odd
+LONGEST = 7
+
+# The example extensions have to keep the contract too: loading them adds their presets.
+for _example in ("temporal_mean", "window_max"):
+    load_extension(Path(__file__).parents[2] / "examples" / f"{_example}.py")
+
+every_preset = pytest.mark.parametrize("name", sorted(PRESETS))
+
+
+class Compiled:
+    """A preset's model with its two views under jit, compiled once for all tests."""
+
+    def __init__(self, name: str) -> None:
+        self.network = PRESETS[name].network
+        self.model = models.build(self.network, seed=1)
+        self.rebuild, self.parameters = split(self.model)
+        self.clip_view = jax.jit(lambda p, clip: self.rebuild(p).restore_clip(clip))
+        self.one_step = jax.jit(lambda p, *a: self.rebuild(p).step(*a))
+
+    def restore(self, clip: Any) -> jax.Array:
+        return self.clip_view(self.parameters, clip)
+
+    def stream(self, clip: Any) -> jax.Array:
+        batch, time, height, width, _ = clip.shape
+        state = self.model.initial_state(batch, height, width)
+        restored = []
+        for i in range(time + self.model.lookahead):
+            repeated = jnp.asarray(i >= time)
+            frame = clip[:, min(i, time - 1)]
+            state, out = self.one_step(self.parameters, state, frame, repeated)
+            restored.append(out)
+        return jnp.stack(restored[self.model.lookahead :], axis=1)
+
+
+@functools.cache
+def compiled(name: str) -> Compiled:
+    return Compiled(name)
+
+
+def random_clip(time: int, batch: int = 1, seed: int = 0) -> jax.Array:
+    shape = (batch, time, HEIGHT, WIDTH, 3)
+    return jnp.asarray(np.random.default_rng(seed).random(shape, np.float32))
+
+
+@every_preset
+@pytest.mark.parametrize("time", [1, 2, LONGEST])
+def test_stream_equals_clip_for_odd_sizes_and_lengths(name: str, time: int) -> None:
+    model = compiled(name)
+    clip = random_clip(time)
+    restored = model.restore(clip)
+    chex.assert_shape(restored, clip.shape)
+    chex.assert_type(restored, jnp.float32)
+    chex.assert_tree_all_finite(restored)
+    # 1e-5 is asked of STRCNN and 1e-4 of the attention network.
+    np.testing.assert_allclose(model.stream(clip), restored, atol=1e-5)
+
+
+@every_preset
+def test_a_video_does_not_depend_on_its_neighbours_in_the_batch(name: str) -> None:
+    model = compiled(name)
+    one, other, third = (random_clip(LONGEST, seed=seed)[0] for seed in (1, 2, 3))
+    together = model.restore(jnp.stack([one, other]))
+    changed = model.restore(jnp.stack([one, third]))
+    np.testing.assert_allclose(together[0], changed[0], atol=1e-6)
+    assert float(jnp.abs(together[1] - changed[1]).max()) > 1e-3
+
+
+@every_preset
+def test_with_and_without_jit(name: str) -> None:
+    model = compiled(name)
+    clip = random_clip(2)
+    np.testing.assert_allclose(model.model.restore_clip(clip), model.restore(clip), atol=1e-5)
+
+
+@every_preset
+def test_gradients_are_finite_and_reach_every_parameter(name: str) -> None:
+    model = compiled(name)
+    clip = random_clip(LONGEST)
+
+    def loss(parameters: Any) -> jax.Array:
+        levels = model.rebuild(parameters).restore_levels(clip)
+        return sum(jnp.mean((level - 0.3) ** 2) for level in levels)
+
+    gradients = jax.jit(jax.grad(loss))(model.parameters)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradients, model.parameters)
+    chex.assert_tree_all_finite(gradients)
+    without = [key for key, gradient in gradients.items() if not np.any(np.asarray(gradient))]
+    assert not without, f"no gradient reaches {without}"
+
+
+@every_preset
+def test_saved_and_loaded_it_is_the_same_model(name: str, tmp_path: Any) -> None:
+    model = compiled(name)
+    path = tmp_path / "weights.safetensors"
+    export_weights(LoadedModel(model.model, name, model.network, 7, "test", {}), path)
+    loaded = load_model(path)
+    assert loaded.network == model.network
+    assert loaded.step == 7
+    chex.assert_trees_all_equal(split(loaded.model)[1], model.parameters)
+
+
+def test_the_example_extension_is_covered() -> None:
+    assert "temporal_mean" in PRESETS
+
+
+@every_preset
+def test_no_gradient_is_summed_in_bfloat16(name: str) -> None:
+    """The sum over all pixels that the gradient of a bias is: bfloat16 stops counting at 256."""
+    network = PRESETS[name].network
+    if not hasattr(network, "dtype"):
+        pytest.skip("it computes in float32 alone")
+    rebuild, parameters = outline(
+        lambda: models.build(dataclasses.replace(network, dtype="bfloat16"))
+    )
+
+    def loss(parameters: Parameters, clip: jax.Array) -> jax.Array:
+        return rebuild(parameters).restore_clip(clip).sum()
+
+    clip = jax.ShapeDtypeStruct((1, 5, 32, 32, 3), jnp.float32)
+    program = str(jax.make_jaxpr(jax.grad(loss))(parameters, clip))
+    assert "bf16[" in program
+    # Over several axes, or all but the last; a few frames may be summed.
+    pixels = r"bf16\[[\d,]*\] = reduce_sum\[axes=\(\d+, ?\d.*|bf16\[\d*\] = reduce_sum.*"
+    assert not re.findall(pixels, program)
+
+
+class OneChannel(VideoRestorer):
+    """A model of one's own with a mistake that broadcasting would hide."""
+
+    lookahead, multiple = 0, 1
+
+    def _restore_clip(self, clip: Any) -> Any:
+        return clip[..., :1]
+
+    def _step(self, state: Any, frame: Any, repeated: Any) -> Any:
+        return state, frame[:, ::2, ::2]
+
+
+def test_arrays_of_the_wrong_shape_are_named() -> None:
+    model, clip = OneChannel(), jnp.zeros((1, 2, 6, 8, 3))
+    with pytest.raises(
+        UserError, match=r"OneChannel\._restore_clip .*\(1, 2, 6, 8, 1\), not \(1, 2, 6, 8, 3\)"
+    ):
+        model.restore_clip(clip)
+    with pytest.raises(UserError, match=r"OneChannel\._step gave an array of shape \(1, 3, 4, 3\)"):
+        model.step(None, clip[:, 0])
+
+
+def test_a_fusion_that_makes_the_wrong_shape_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.build(PRESETS["window_max"].network)
+    fusion = type(model.fusion[0].fusion)
+    monkeypatch.setattr(fusion, "fuse", lambda self, features, window: features[..., :1])
+    # Users' runs do not check types as this one does.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    clip = jnp.zeros((1, 2, 16, 16, 3))
+    with pytest.raises(UserError, match=r"the fusion WindowMax gave .*, 1\), not .*, 24\)"):
+        jax.eval_shape(model.restore_clip, clip)

@@ -1,0 +1,140 @@
+"""Networks side by side at several sizes, and the gates that choose between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxdeblur import models
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.layers import enlarge, reduce_size
+from jaxdeblur.models.parameters import split
+from jaxdeblur.models.scale_choice import Gates
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.shapes import Parameters
+from jaxdeblur.training.step import TrainingConfig, initial_train_state, train_step
+from jaxdeblur.weights.export import export_weights
+from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.start import starting_parameters
+
+CHAIN = StrcnnConfig(
+    m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1, scales=(4, 2, 1)
+)
+CHOICE = dataclasses.replace(CHAIN, choose_scale=True)
+FIRM = 30.0  # A gate's logit at which it takes all, or with a minus nothing.
+
+
+def draw_clip(height: int = 24, width: int = 32) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).random((1, 4, height, width, 3)), jnp.float32)
+
+
+def firmly(parameters: Parameters, *logits: float) -> Parameters:
+    """The gates decide the same everywhere, for each level, coarse to fine."""
+    return parameters | {
+        "gates/head/kernel": 0 * parameters["gates/head/kernel"],
+        "gates/head/bias": jnp.array(logits),
+    }
+
+
+def test_closed_gates_leave_every_bit_of_the_frames() -> None:
+    rebuild, parameters = split(models.build(CHOICE))
+    closed = firmly(parameters, -FIRM, -FIRM, -FIRM)
+    clip = draw_clip()
+    assert np.array_equal(rebuild(closed).restore_clip(clip), clip)
+    assert float(jnp.abs(rebuild(parameters).restore_clip(clip) - clip).max()) > 1e-3
+
+
+@pytest.mark.parametrize("scale", [4, 2, 1])
+def test_gates_open_for_one_level_give_what_it_restores_by_itself(scale: int) -> None:
+    model = models.build(CHOICE)
+    rebuild, parameters = split(model)
+    which = CHOICE.scales.index(scale)
+    logits = [FIRM if level == which else -FIRM for level in range(3)]
+    clip = draw_clip()
+    restored = rebuild(firmly(parameters, *logits)).restore_clip(clip)
+    reduced = reduce_size(clip, scale)
+    residual = model.levels[which].restore_clip(reduced) - reduced
+    assert float(jnp.abs(residual).max()) > 1e-3
+    for _ in range(which, len(CHOICE.scales) - 1):
+        residual = enlarge(residual, 2)
+    np.testing.assert_allclose(restored, clip + residual, atol=1e-6)
+
+
+def test_no_level_waits_for_another() -> None:
+    assert models.build(CHOICE).lookahead == CHOICE.m
+    assert models.build(CHAIN).lookahead == CHOICE.m * len(CHAIN.scales)
+
+
+def test_each_scale_is_half_of_the_one_before() -> None:
+    with pytest.raises(UserError, match="each is half"):
+        models.build(dataclasses.replace(CHOICE, scales=(4, 1)))
+
+
+def test_a_gate_knows_of_the_whole_frame_and_of_no_other() -> None:
+    gates = models.build(CHOICE).gates
+    channels = gates.join.kernel.shape[2]
+    evidence = np.random.default_rng(0).standard_normal((1, 2, 4, 60, channels)).astype(np.float32)
+    changed = evidence.copy()
+    changed[:, 0, :, 40:] += 3.0  # further than the convolutions see
+    difference = np.abs(gates.logits(jnp.asarray(changed)) - gates.logits(jnp.asarray(evidence)))
+    assert difference[:, 0, :, 0].min() > 1e-5
+    assert difference[:, 1].max() == 0
+
+
+def test_what_the_gates_go_by() -> None:
+    """Of two cells of 8 pixels: edges across and down, change and its power, grey, features."""
+    # No parameter takes part.
+    gates = nnx.eval_shape(lambda: Gates(CHOICE.scales, [2] * 3, rngs=nnx.Rngs(0)))
+    frames = jnp.broadcast_to(0.02 * jnp.arange(16.0)[:, None], (1, 8, 16, 3))
+    residual = jnp.full_like(frames, -0.1).at[:, 4:].set(0.3)
+    known = jnp.full((1, 4, 8, 2), -3.0)
+    found = gates._evidence(1, frames, residual, known)
+    power = (0.5 * 0.1**2 + 0.5 * 0.3**2 + 1e-6) ** 0.5
+    expected = [
+        [*np.log(np.array([across, 0, 0.2, power]) + 1e-3), grey, *[np.log(3.01)] * 2]
+        for across, grey in ((0.02, 0.07), (0.02 * 7 / 8, 0.23))  # nothing is beyond the border
+    ]
+    np.testing.assert_allclose(found[0, 0], expected, rtol=1e-4)
+    # Undecided takes half; at 1/12 of the sigmoid's way from an end, it is there.
+    shares = gates.shares(jnp.log(jnp.array([1 / 11, 1.0, 11.0]))[None, None])
+    np.testing.assert_allclose(shares[0, 0], [0, 0.5, 1], atol=1e-6)
+
+
+def test_the_gates_alone_can_be_trained() -> None:
+    rebuild, parameters = split(models.build(CHOICE))
+    config = TrainingConfig(
+        steps=10, batch_size=1, crop=32, optimizer="muon", train_only="gates", average=0.9
+    )
+    state = initial_train_state(config, parameters)
+    clip = np.asarray(255 * draw_clip()).astype(np.uint8)
+    batch = {"blurred": clip, "sharp": clip[:, ::-1]}
+    step = jax.jit(lambda s, b: train_step(s, b, config=config, rebuild=rebuild))
+    for _ in range(3):
+        state, _ = step(state, batch)
+    for now in (state.parameters, state.average):
+        changed = {name for name in parameters if not np.array_equal(now[name], parameters[name])}
+        assert changed == {name for name in parameters if name.startswith("gates/")}
+    with pytest.raises(UserError, match="they begin with gates, levels"):
+        initial_train_state(dataclasses.replace(config, train_only="kernel"), parameters)
+
+
+def test_it_starts_from_a_chain_or_from_one_network(tmp_path: Path) -> None:
+    """The levels come from there, the gates are new, unless it has the same ones."""
+    rebuild, drawn = split(models.build(CHOICE, seed=1))
+    for config in (CHAIN, dataclasses.replace(CHAIN, scales=(1,)), CHOICE):
+        there = models.build(config, seed=2)
+        path = tmp_path / "there.safetensors"
+        export_weights(LoadedModel(there, "test", config, 7, "test", {}), path)
+        started = starting_parameters(rebuild(drawn), drawn, str(path), may_grow=True)
+        finest = {"levels/2/" if config.scales != (1,) else ""}.pop()
+        theirs = split(there)[1]
+        for name in ("stem/kernel", "head/bias"):
+            assert np.array_equal(started[f"levels/2/{name}"], theirs[finest + name])
+        gate = "gates/join/kernel"
+        assert np.array_equal(started[gate], theirs.get(gate, drawn[gate]))

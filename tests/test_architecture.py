@@ -1,0 +1,104 @@
+"""The tree: folders by topic, imports one way, no large module, and what starts quickly."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import jaxdeblur
+
+PACKAGE = Path(jaxdeblur.__file__).parent
+ROOT = PACKAGE.parent
+# Each folder imports from those before it alone.
+ORDER = ("models", "video", "data", "weights", "restoration", "evaluation", "training")
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of the package that a file names, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inner & MODULES.keys()) or {str(node.module)}
+    return found & MODULES.keys()
+
+
+def rank(name: str) -> int:
+    """Where a module stands: below the folders, in one of them, or above."""
+    room = ([*name.split("."), ""])[1]
+    if room in ("presets", "export"):
+        return len(ORDER)
+    return ORDER.index(room) if room in ORDER else -1
+
+
+def test_imports_run_one_way() -> None:
+    graph = {name: imports_of(path) for name, path in MODULES.items()}
+    for lazy in ("jaxdeblur", "jaxdeblur.models", "jaxdeblur.weights"):
+        graph[lazy] = set()  # what they offer is imported when it is asked for
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
+    backwards = [
+        f"{name} imports {other}"
+        for name, others in graph.items()
+        for other in others
+        # That program goes with the networks at several sizes.
+        if name != "jaxdeblur.training.fit_gates" and rank(other) > rank(name)
+    ]
+    assert not backwards
+    kernels = [path for path in (ROOT / "kernels").glob("*.py") if imports_of(path)]
+    assert not kernels, "kernels know nothing of jaxdeblur"
+
+
+def test_no_module_calls_what_another_keeps_for_itself() -> None:
+    private = []
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("jaxdeblur"):
+                private += [f"{name}: {a.name}" for a in node.names if a.name.startswith("_")]
+    assert not private
+
+
+def test_modules_are_few_and_short() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
+
+
+def loaded_by(code: str) -> set[str]:
+    """The modules that a new process has imported after ``code``."""
+    shown = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return set(shown.stdout.split())
+
+
+def test_help_and_the_package_do_not_wait_for_jax() -> None:
+    heavy = {"jax", "flax", "optax", "orbax", "av", "numpy"}
+    assert not heavy & loaded_by("import jaxdeblur, jaxdeblur.weights, jaxdeblur.models")
+    help_of = "import sys, runpy; sys.argv[1:] = ['--help']\ntry: runpy.run_path('deblur.py', {}, "
+    assert not heavy & loaded_by(help_of + "'__main__')\nexcept SystemExit: pass")
+
+
+def test_loading_weights_imports_no_training_code() -> None:
+    loaded = loaded_by("import jaxdeblur.weights.load")
+    assert "orbax.checkpoint" not in loaded
+    assert not [name for name in loaded if name.startswith("jaxdeblur.training")]
+    # Optax is loaded by flax.nnx itself; no module on the way names it.
+    ours = [MODULES[name] for name in loaded & MODULES.keys()]
+    assert not [path for path in ours if "optax" in path.read_text()]

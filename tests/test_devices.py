@@ -1,0 +1,42 @@
+"""Freed memory stays with the process (jaxdeblur/devices.py)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Page faults of five blocks of 64 MB, one after the other, after a first one.
+_SCRIPT = """
+import resource, sys
+import numpy as np
+from jaxdeblur import devices
+if sys.argv[1] == "kept":
+    devices.keep_freed_memory()
+np.ones(2**23)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    np.ones(2**23)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(how: str, **environment: str) -> int:
+    # numpy would ask for large pages, of which 64 MB takes few faults.
+    environment = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0", **environment}
+    command = [sys.executable, "-c", _SCRIPT, how]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it speaks to glibc")
+def test_blocks_are_used_again_and_not_mapped_anew() -> None:
+    one_block = 2**26 // os.sysconf("SC_PAGE_SIZE")
+    as_it_is, kept = page_faults("as it is"), page_faults("kept")
+    assert as_it_is > 4 * one_block
+    assert kept < one_block // 10
+    # Who has said what the allocator should do is left alone.
+    assert page_faults("kept", MALLOC_MMAP_MAX_="65536") > 4 * one_block

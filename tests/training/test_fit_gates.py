@@ -1,0 +1,237 @@
+"""Fitting the gates to what was kept of clips."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jaxdeblur import models
+from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.fsta_config import FstaConfig
+from jaxdeblur.models.parameters import split
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.training import fit_gates
+from jaxdeblur.training.fit_gates import FitConfig, KeptClips, Sample, squared_error
+from jaxdeblur.weights.export import export_weights
+from jaxdeblur.weights.load import LoadedModel, load_model
+
+ONE_SCALE = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
+CHOICE = dataclasses.replace(ONE_SCALE, scales=(2, 1), choose_scale=True, share_levels=True)
+
+
+def logit(share: float) -> float:
+    return float(np.log((share + 0.1) / (1.1 - share)))
+
+
+def test_what_is_kept_gives_the_error_of_the_network() -> None:
+    rebuild, parameters = split(models.build(CHOICE))
+    shares = [0.3, 0.8]
+    parameters["gates/head/kernel"] *= 0
+    parameters["gates/head/bias"] = jnp.array([logit(share) for share in shares])
+    model = rebuild(parameters)
+    blurred, sharp = jnp.asarray(np.random.default_rng(0).random((2, 1, 3, 16, 24, 3)), jnp.float32)
+    kept = fit_gates.sample(model, blurred, sharp)
+    error = (model.restore_clip(blurred) - sharp) ** 2
+    side = model.gates.cell
+    cells = error.reshape(1, 3, 16 // side, side, 24 // side, side, 3).mean((3, 5, 6))
+    everywhere = jnp.broadcast_to(jnp.array(shares), (1, 3, 4, 6, 2))
+    np.testing.assert_allclose(model.gates(kept.evidence), everywhere, rtol=1e-5)
+    np.testing.assert_allclose(squared_error(everywhere, kept.form), cells, rtol=1e-4)
+
+
+def test_losses_by_hand() -> None:
+    """Of two clips of two frames of two cells: by the cell, or by the frame."""
+    error = jnp.array([[[0.25, 0.09], [0.01, 0.01]], [[0.0, 0.0], [0.16, 0.0]]])[..., None]
+    cells = np.array([0.25, 0.09, 0.01, 0.01, 0, 0, 0.16, 0])
+    charbonnier = np.sqrt(cells + 1e-6).mean()
+    assert float(fit_gates.error_loss(error, "charbonnier")) == pytest.approx(charbonnier)
+    frames = np.array([0.17, 0.01, 0, 0.08])
+    log_mse = np.log(frames + 1e-4).mean()
+    assert float(fit_gates.error_loss(error, "log_mse")) == pytest.approx(log_mse, rel=1e-5)
+
+
+def test_the_gates_learn_which_level_to_take() -> None:
+    """One number of the evidence tells whether the coarse level is right, the fine one, or none.
+
+    It tells in two columns of cells alone: all others have to learn it of the whole frame.
+    """
+    columns = 2
+    model = models.build(CHOICE)
+    channels = model.gates.join.kernel.shape[2]
+    rng = np.random.default_rng(0)
+
+    def draw(clips: int) -> tuple[Sample, np.ndarray]:
+        right = rng.integers(0, 3, (clips, 2, 1, 1)) * np.ones((1, 1, 4, 24), int)
+        evidence = 5 + 0.1 * rng.standard_normal((clips, 2, 4, 24, channels))
+        evidence[..., :columns, 0] += right[..., :columns]
+        # What the two levels add, and what is missing: independent but for the level that is right.
+        added = np.stack([right == 0, right == 1], axis=-1).astype(float)
+        factors = np.concatenate([added, np.ones_like(added[..., :1])], axis=-1)
+        form = factors[..., :, None] * factors[..., None, :]
+        form += np.diag([1.0, 1.0, 0.0]) * (1 - factors)[..., None]
+        return Sample(evidence.astype(np.float16), form.astype(np.float32)), added
+
+    config = FitConfig(clips=48, steps=400, batch_size=8, loss="charbonnier")
+    gates = fit_gates.fit(model, draw(48)[0], config)
+    rebuild, parameters = split(model)
+    fresh, added = draw(16)
+    shares = rebuild(parameters | gates).gates(jnp.asarray(fresh.evidence, jnp.float32))
+    assert float(jnp.abs(shares - added).mean()) < 0.05
+    drawn = model.gates(jnp.asarray(fresh.evidence, jnp.float32))
+    assert float(jnp.abs(drawn - added).mean()) > 0.3
+
+
+def test_the_command_writes_a_network_whose_levels_are_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, file = tmp_path / "one.safetensors", tmp_path / "choice.safetensors"
+    model = models.build(ONE_SCALE, seed=3)
+    export_weights(LoadedModel(model, "test", ONE_SCALE, 7, "test", {}), start)
+    command = ["fit_gates", str(start), str(file), "--scales", "2", "1", "--data", "rendered:tiny"]
+    command += ["--pool=2", "--clips=4", "--frames=3", "--crop=32", "--steps=5", "--keep-still=1"]
+    monkeypatch.setattr(sys, "argv", command)
+    fit_gates.main()
+    assert not file.with_suffix(".clips").exists()  # the drawn clips, once they are fitted to
+    loaded = load_model(file)
+    assert loaded.network == CHOICE
+    assert loaded.step == 5
+    there = split(loaded.model)[1]
+    for name, array in split(model)[1].items():
+        assert np.array_equal(there[f"levels/0/{name}"], array)
+    clip = jnp.asarray(np.random.default_rng(0).random((1, 3, 16, 16, 3)), jnp.float32)
+    assert bool(jnp.isfinite(loaded.model.restore_clip(clip)).all())
+    monkeypatch.setattr(sys, "argv", [*command, "--crop=30"])
+    with pytest.raises(UserError, match="a multiple of 4"):
+        fit_gates.main()
+
+
+def test_drawing_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, file, folder = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "clips"))
+    export_weights(
+        LoadedModel(models.build(ONE_SCALE, seed=3), "test", ONE_SCALE, 7, "test", {}), start
+    )
+    monkeypatch.setattr(fit_gates, "_STEPS_A_PART", 1)
+    clips = 3 * max(2, jax.device_count())
+
+    def fit(*options: str) -> None:
+        command = ["fit_gates", str(start), str(file), "--scales", "2", "1", "--pool=2"]
+        command += ["--data", "rendered:tiny", f"--clips={clips}", "--frames=3", "--crop=32"]
+        command += ["--steps=2", "--keep-still=1", f"--clips-in={folder}", *options]
+        monkeypatch.setattr(sys, "argv", command)
+        fit_gates.main()
+
+    add = KeptClips.add
+
+    def stop_at_the_third(self: KeptClips, end: int, samples: list[Sample]) -> None:
+        if end == 3:
+            raise KeyboardInterrupt
+        add(self, end, samples)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(KeptClips, "add", stop_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            fit()
+    assert not file.exists()
+    assert sorted(path.stem for path in folder.glob("*.safetensors")) == ["0000001", "0000002"]
+    with pytest.raises(UserError, match=r"clips: its clips were drawn with another seed; go on"):
+        fit("--seed=1")
+    capsys.readouterr()
+    (folder / ".0000003.x.part.safetensors").write_bytes(b"half writ")  # as a kill leaves it
+    fit()
+    shown = capsys.readouterr().err
+    assert "3/3 steps" in shown
+    assert "1/3 steps" not in shown
+    # What is there is as if it had been drawn at once.
+    data = DataConfig(data=("rendered:tiny",), pool=2, keep_still=1.0)
+    config = FitConfig(clips=clips, frames=3, crop=32)
+    whole = fit_gates.draw_samples(load_model(file).model, data, config, tmp_path / "whole")
+    parts = [safetensors.numpy.load_file(path) for path in sorted(folder.glob("0*.safetensors"))]
+    for name in Sample._fields:
+        joined = np.concatenate([part[name] for part in parts])
+        assert np.array_equal(getattr(whole, name), joined)
+    # It serves another fit, which draws nothing; gates that were there before are not gone on with.
+    monkeypatch.setattr(fit_gates, "batches", None)
+    fit("--steps=1")
+    first = split(load_model(file).model)[1]
+    gated = file.rename(tmp_path / "gated.safetensors")
+    monkeypatch.setattr(sys, "argv", ["fit_gates", str(gated), *sys.argv[2:]])
+    fit_gates.main()
+    again = split(load_model(file).model)[1]
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    (folder / "0000002.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"0000002\.safetensors: not readable"):
+        fit()
+    (folder / "0000002.safetensors").unlink()
+    with pytest.raises(UserError, match="some of its clips are missing"):
+        fit()
+    (folder / "settings.json").write_text("[]")
+    with pytest.raises(UserError, match="not a folder of clips"):
+        fit()
+
+
+def test_what_cannot_be_fitted_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tmp_path / "attention.safetensors"
+    config = FstaConfig(
+        widths=(4,),
+        growths=(4,),
+        dense_layers=1,
+        encoder_blocks=(1,),
+        decoder_blocks=(1,),
+        attention_levels=(0,),
+    )
+    export_weights(LoadedModel(models.build(config), "test", config, 7, "test", {}), start)
+    file = str(tmp_path / "choice.safetensors")
+    for arguments, said in (
+        ([str(start), "choice.npz"], r"ends in \.safetensors"),
+        ([str(start), str(tmp_path / "no" / "choice.safetensors")], "there is no folder"),
+        ([str(start), file, "--scales", "1"], "two or more"),
+        ([str(start), file, "--curriculum=0.5"], "--curriculum is of train.py"),
+        ([str(start), file, "--render=device", "--data=rendered"], "--render is of train.py"),
+        ([str(start), file], "of STRCNNs, not FstaConfig"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["fit_gates", *arguments])
+        with pytest.raises(UserError, match=said):
+            fit_gates.main()
+
+
+def test_options_out_of_range_are_refused() -> None:
+    for wrong in ({"clips": 0}, {"frames": 1}, {"batch_size": 0}, {"learning_rate": 0.0}):
+        with pytest.raises(UserError, match="not"):
+            FitConfig(**wrong)
+    for wrong in ({"seed": -1}, {"weight_decay": float("nan")}):
+        with pytest.raises(UserError, match="is from 0"):
+            FitConfig(**wrong)
+
+
+def test_weight_decay_shrinks_the_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss_of, asked = fit_gates.error_loss, set()
+
+    def error_loss(error: jax.Array, kind: str) -> jax.Array:
+        asked.add(kind)
+        return loss_of(error, kind)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fit_gates, "error_loss", error_loss)
+    model = models.build(CHOICE)
+    channels = model.gates.join.kernel.shape[2]
+    rng = np.random.default_rng(0)
+    evidence = rng.standard_normal((4, 2, 4, 6, channels)).astype(np.float16)
+    kept = Sample(evidence, np.zeros((4, 2, 4, 6, 3, 3), np.float32))  # nothing to learn
+    config = FitConfig(
+        clips=4, steps=3, batch_size=2, learning_rate=0.1, weight_decay=0.9, loss="log_mse"
+    )
+    name = "gates/head/kernel"
+    fitted, drawn = fit_gates.fit(model, kept, config)[name], split(model)[1][name]
+    assert np.linalg.norm(fitted) < 0.95 * np.linalg.norm(drawn)
+    assert asked == {"log_mse"}

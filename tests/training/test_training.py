@@ -1,0 +1,782 @@
+"""Training: the step is pure and shared out evenly, runs stop and resume exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import os
+import re
+import resource
+import shutil
+import signal
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+
+from jaxdeblur import devices, models
+from jaxdeblur.data import sources
+from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.models import registry
+from jaxdeblur.models.fsta_config import FstaConfig
+from jaxdeblur.models.layers import reduce_size
+from jaxdeblur.models.parameters import split
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.options import ClusterConfig
+from jaxdeblur.shapes import Batch
+from jaxdeblur.training import run as run_module
+from jaxdeblur.training.failure import _joined, replay, save_failure
+from jaxdeblur.training.loop import NonFiniteError, Stopped, global_batches, run_steps
+from jaxdeblur.training.run import _batches, train
+from jaxdeblur.training.run_folder import Run, RunCheckpoints, state_digest
+from jaxdeblur.training.step import (
+    Metrics,
+    TrainingConfig,
+    TrainState,
+    best_parameters,
+    clip_loss,
+    compile_train_step,
+    initial_train_state,
+    learning_rate,
+    make_optimizer,
+    model_loss,
+    train_step,
+)
+from jaxdeblur.weights.checkpoints import Checkpoints
+from jaxdeblur.weights.load import load_model
+
+NETWORK = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
+CONFIG = TrainingConfig(
+    steps=6, batch_size=8, frames=2, crop=16, learning_rate=1e-3, warmup=2, save_every=3
+)
+
+
+def random_batch(step: int, size: int = 8) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    sharp = rng.integers(0, 256, (size, 2, 16, 16, 3), dtype=np.uint8)
+    return {"blurred": sharp // 2 + 64, "sharp": sharp}
+
+
+def mesh_of(data: int, rows: int = 1) -> jax.sharding.Mesh:
+    return jax.make_mesh(
+        (data, rows),
+        ("data", "rows"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=jax.devices()[: data * rows],
+    )
+
+
+def begin(config: TrainingConfig, mesh: jax.sharding.Mesh) -> tuple[Any, TrainState]:
+    rebuild, parameters = split(models.build(NETWORK, config.seed))
+    state = initial_train_state(config, parameters)
+    state = jax.device_put(state, devices.replicated(mesh))
+    return compile_train_step(config, rebuild, mesh), state
+
+
+def feed(mesh: jax.sharding.Mesh, start: int = 0) -> Iterator[Batch]:
+    step = start
+    while True:
+        yield jax.device_put(random_batch(step), devices.clips_over(mesh))
+        step += 1
+
+
+class Recorder:
+    """A saver and watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.saved: dict[int, TrainState] = {}
+        self.losses: dict[int, float] = {}
+        self.scores: dict[int, dict[str, float]] = {}
+
+    def save(self, state: TrainState) -> None:
+        self.saved[int(state.step)] = jax.tree.map(np.asarray, state)
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        self.losses[step] = float(metrics.loss)
+
+    def validated(self, step: int, scores: dict[str, float]) -> None:
+        self.scores[step] = scores
+
+
+@pytest.mark.parametrize(("data", "rows"), [(8, 1), (2, 2)])
+def test_many_devices_do_what_one_does(data: int, rows: int) -> None:
+    results = []
+    for mesh in (mesh_of(1), mesh_of(data, rows)):
+        step, state = begin(CONFIG, mesh)
+        for i in range(3):
+            batch = jax.device_put(random_batch(i), devices.clips_over(mesh))
+            state, metrics = step(state, batch)
+        assert step._cache_size() == 1, "the second step compiled again"
+        results.append((jax.tree.map(np.asarray, state.parameters), float(metrics.loss)))
+    (one, loss_of_one), (many, loss_of_many) = results
+    assert loss_of_many == pytest.approx(loss_of_one, rel=1e-5)
+    # Adam divides by the root of a square: where a gradient is all but zero, its sign decides.
+    chex.assert_trees_all_close(many, one, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["parameters", "optimizer", "average", "step"])
+def test_a_checkpoint_is_known_by_all_of_its_state(part: str) -> None:
+    """A flipped bit of the optimiser's state would else go on as if nothing were."""
+    config = dataclasses.replace(CONFIG, average=0.9)
+    _, parameters = split(models.build(NETWORK))
+    state = initial_train_state(config, parameters)
+    changed = jax.tree.map(lambda array: array + 1, getattr(state, part))
+    other = state._replace(**{part: changed})
+    assert state_digest(state) == state_digest(jax.tree.map(jnp.copy, state))
+    assert state_digest(state) != state_digest(other)
+
+
+@pytest.mark.parametrize("crop", [16, 20, 36, 50])
+def test_a_perfect_network_has_no_loss_at_any_scale(crop: int) -> None:
+    """Also where the coarsest scale does not divide the crop."""
+    network = dataclasses.replace(NETWORK, scales=(8, 4, 2, 1))
+    rebuild, parameters = split(models.build(network))
+    leaves_as_it_is = {
+        name: jnp.zeros_like(array) if "head" in name else array
+        for name, array in parameters.items()
+    }
+    sharp = jax.random.randint(jax.random.key(0), (1, 2, crop, crop, 3), 0, 256)
+    batch = {"blurred": sharp, "sharp": sharp}
+    loss = model_loss(rebuild(leaves_as_it_is), batch, "mse")
+    assert float(loss) < 1e-9
+
+
+def test_the_loss_falls() -> None:
+    config = dataclasses.replace(CONFIG, steps=40, learning_rate=1e-2, save_every=40)
+    mesh = mesh_of(1)
+    step, state = begin(config, mesh)
+    recorder = Recorder()
+    same = jax.device_put(random_batch(0), devices.clips_over(mesh))
+
+    def again() -> Iterator[Batch]:
+        while True:
+            yield same
+
+    run_steps(state, again(), step, config, saver=recorder, watcher=recorder)
+    assert recorder.losses[40] < 0.9 * recorder.losses[1]
+
+
+@pytest.mark.parametrize(("optimizer", "average"), [("adam", 0.0), ("muon", 0.9)])
+def test_resumed_from_disk_it_is_bit_identical(
+    optimizer: Any, average: float, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, optimizer=optimizer, average=average)
+    mesh = mesh_of(2)
+    step, state = begin(config, mesh)
+    template = jax.tree.map(jnp.copy, state)
+    recorder = Recorder()
+    whole = run_steps(state, feed(mesh), step, config, saver=recorder, watcher=recorder)
+    assert sorted(recorder.saved) == [3, 6]
+
+    checkpoints = RunCheckpoints(tmp_path)
+    checkpoints.save(jax.device_put(recorder.saved[3], devices.replicated(mesh)))
+    checkpoints.close()
+    checkpoints = RunCheckpoints(tmp_path)
+    resumed = checkpoints.restore_state(template, devices.replicated(mesh))
+    checkpoints.close()
+    assert resumed is not None
+    ended = run_steps(resumed, feed(mesh, start=3), step, config, saver=recorder, watcher=recorder)
+    chex.assert_trees_all_equal(ended, whole)
+
+
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path) -> None:
+    mesh = mesh_of(1)
+    _, state = begin(CONFIG, mesh)
+    checkpoints = RunCheckpoints(tmp_path)
+    for number in (1, 2):
+        checkpoints.save(state._replace(step=jnp.int32(number)))
+    checkpoints.close()
+    for path in (tmp_path / "checkpoints" / "2").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    checkpoints = RunCheckpoints(tmp_path)
+    with pytest.warns(UserWarning, match=r"checkpoints/2 can't be read and is skipped"):
+        restored = checkpoints.restore_state(state, devices.replicated(mesh))
+    assert restored is not None
+    assert int(restored.step) == 1
+    # What is saved next must not stop at the damaged one, which stays beside it.
+    checkpoints.go_on_after(1)
+    checkpoints.save(state._replace(step=jnp.int32(2)))
+    checkpoints.close()
+    assert (tmp_path / "checkpoints" / "damaged-2-0").is_dir()
+    again = RunCheckpoints(tmp_path).restore_state(state, devices.replicated(mesh))
+    assert again is not None
+    assert int(again.step) == 2
+    for path in (tmp_path / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="can't be read"),
+        pytest.raises(UserError, match="none of its 2 checkpoints can be read"),
+    ):
+        RunCheckpoints(tmp_path).restore_state(state, devices.replicated(mesh))
+
+
+# Orbax abandons the readers of the other arrays, and Python says so whenever they are collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_array_is_one_warning(tmp_path: Path) -> None:
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = RunCheckpoints(tmp_path)
+    checkpoints.save(state._replace(step=jnp.int32(1)))
+    checkpoints.close()
+    weights = tmp_path / "checkpoints" / "1" / "weights"
+    template = best_parameters(state)
+    files = [path for path in weights.rglob("*") if path.is_file()]
+    damaged = 0
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(b"")
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            try:
+                checkpoints.restore_weights(template)
+            except UserError:
+                damaged += 1
+                # Python's own warnings of what is left open come when they like.
+                ours = [entry for entry in warned if issubclass(entry.category, UserWarning)]
+                assert len(ours) == 1
+        path.write_bytes(content)
+    gc.collect()
+    assert damaged >= 2
+
+
+def test_a_reader_that_had_not_begun_is_not_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether Orbax leaves one behind is a matter of timing; here one always is."""
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = RunCheckpoints(tmp_path)
+    checkpoints.save(state._replace(step=jnp.int32(1)))
+    checkpoints.close()
+
+    def abandon(*_: object) -> None:
+        left = [asyncio.sleep(0)]
+        left.append(left)  # type: ignore[arg-type]  # a cycle, which only gc.collect() finds
+        raise ValueError("damaged")
+
+    monkeypatch.setattr(Checkpoints, "_read", abandon)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(UserError, match="can be read"):
+            checkpoints.restore_weights(best_parameters(state))
+    assert [str(entry.message).rpartition(": ")[2] for entry in warned] == ["damaged"]
+
+
+def test_damage_that_orbax_itself_stumbles_over_is_put_aside(tmp_path: Path) -> None:
+    mesh = mesh_of(1)
+    _, state = begin(CONFIG, mesh)
+    checkpoints = RunCheckpoints(tmp_path)
+    for number in (1, 2):
+        checkpoints.save(state._replace(step=jnp.int32(number)))
+    checkpoints.close()
+    (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").write_text("[]")
+    checkpoints = RunCheckpoints(tmp_path)
+    restored = checkpoints.restore_state(state, devices.replicated(mesh))
+    assert restored is not None
+    assert int(restored.step) == 2
+    checkpoints.go_on_after(2)
+    checkpoints.save(state._replace(step=jnp.int32(3)))
+    checkpoints.close()
+    assert RunCheckpoints(tmp_path).steps() == [3, 2]
+
+
+@pytest.mark.parametrize("error", [MemoryError("8 GB"), RuntimeError("RESOURCE_EXHAUSTED: 8 GB")])
+def test_memory_that_runs_out_is_no_damage(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = RunCheckpoints(tmp_path)
+    for number in (1, 2):
+        checkpoints.save(state._replace(step=jnp.int32(number)))
+    checkpoints.close()
+
+    def run_out(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Checkpoints, "_read", run_out)
+    with pytest.raises(type(error), match="8 GB"):
+        checkpoints.restore_weights(best_parameters(state))
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = RunCheckpoints(tmp_path)
+    checkpoints.save(state)
+    checkpoints.wait()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        checkpoints.save(state._replace(step=jnp.int32(1)))  # in the background
+        with pytest.raises(UserError, match=r"checkpoints: a .* cannot be written: .* of step 0"):
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert RunCheckpoints(tmp_path).restore_state(state, devices.replicated(mesh_of(1))) is not None
+
+
+def test_a_run_folder_that_is_removed_is_not_made_again(tmp_path: Path) -> None:
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = RunCheckpoints(tmp_path / "run")
+    checkpoints.save(state)
+    checkpoints.wait()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match="checkpoints is gone"):
+        checkpoints.save(state._replace(step=jnp.int32(1)))
+
+
+def test_a_progress_line_that_nobody_reads_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        monkeypatch.setattr("sys.stderr", pipe)
+        line = ProgressLine("training", 2, eager=True, stays=True)
+        for step in (1, 2):
+            line.update(step)
+        line.close()
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
+
+
+@pytest.fixture
+def handled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """SIGHUP as the test asks for it, whether or not the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, getattr(request, "param", signal.SIG_DFL))
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("handled", [signal.SIG_IGN], indirect=True)
+@pytest.mark.usefixtures("handled")
+def test_under_nohup_a_lost_terminal_stops_nothing() -> None:
+    mesh = mesh_of(1)
+    step, state = begin(CONFIG, mesh)
+    recorder = Recorder()
+
+    def watched() -> Iterator[Batch]:
+        for batch in feed(mesh):
+            os.kill(os.getpid(), signal.SIGHUP)
+            yield batch
+
+    end = run_steps(state, watched(), step, CONFIG, saver=recorder, watcher=recorder)
+    assert int(end.step) == CONFIG.steps
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("handled")
+def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
+    mesh = mesh_of(1)
+    step, state = begin(CONFIG, mesh)
+    recorder = Recorder()
+
+    def interrupted() -> Iterator[Batch]:
+        for i, batch in enumerate(feed(mesh)):
+            if i == 3:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    with pytest.raises(Stopped) as stop:
+        run_steps(state, interrupted(), step, CONFIG, saver=recorder, watcher=recorder)
+    assert stop.value.signal == number
+    assert stop.value.step == max(recorder.saved)
+    assert int(recorder.saved[stop.value.step].step) == stop.value.step
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_batch_and_the_state_before_it() -> None:
+    mesh = mesh_of(1)
+    config = dataclasses.replace(CONFIG, save_every=100)
+    step, state = begin(config, mesh)
+    recorder = Recorder()
+
+    def poisoned() -> Iterator[Batch]:
+        for i, batch in enumerate(feed(mesh)):
+            if i == 3:
+                batch = {**batch, "sharp": batch["sharp"].astype(jnp.float32) * jnp.nan}
+            yield batch
+
+    with pytest.raises(NonFiniteError, match="step 4") as failure:
+        run_steps(state, poisoned(), step, config, saver=recorder, watcher=recorder)
+    assert np.isnan(failure.value.batch["sharp"]).all()
+    assert int(failure.value.state.step) == 3, "the steps after the failure changed the state"
+    chex.assert_tree_all_finite(failure.value.state.parameters)
+    assert not recorder.saved
+
+
+def test_a_gradient_that_is_not_finite_is_a_failure_too() -> None:
+    """Of a loss that is: the root of the factor has no slope at 0."""
+    state = initial_train_state(CONFIG, {"factor": jnp.float32(0)})
+    state, metrics = train_step(
+        state, flat_batch(51, 102), config=CONFIG, rebuild=lambda p: Times(jnp.sqrt(p["factor"]))
+    )
+    assert bool(jnp.isfinite(metrics.loss))
+    assert bool(metrics.failed)
+    assert (int(state.step), float(state.parameters["factor"])) == (0, 0)
+
+
+def test_a_failure_can_be_looked_at_again(tmp_path: Path) -> None:
+    """``train.py --replay``: the batch and the parameters that met it, clip by clip."""
+    Run("test", NETWORK, CONFIG, DataConfig()).write(tmp_path)
+    _, parameters = split(models.build(NETWORK))
+    # Those of a network that changes nothing, so that the loss is known.
+    parameters = {n: jnp.zeros_like(a) if "head" in n else a for n, a in parameters.items()}
+    batch = random_batch(0, size=2)
+    batch["sharp"] = batch["sharp"].astype(np.float32)
+    batch["sharp"][1, 0, 0] = np.nan
+    batch["blurred"][1] = 7
+    state = initial_train_state(CONFIG, parameters)
+    path = save_failure(tmp_path, NonFiniteError(4, batch, state))
+    assert path.name == "failure-000004-process-0.safetensors"
+    one, other, about_parameters = replay(path)
+    error = (batch["blurred"][0] - batch["sharp"][0]) / 255
+    loss = float(re.fullmatch(r"clip 0: loss ([\d.]+), gradients finite; (.*)", one)[1])  # type: ignore[index]
+    assert loss == pytest.approx(np.sqrt(error**2 + 1e-6).mean(), rel=1e-4)
+    assert one.endswith("frames 2 of 16x16, values 64 to 191")
+    assert other.startswith("clip 1: loss nan, gradients not finite: ")
+    assert other.endswith("frames 2 of 16x16, values 7 to 7")
+    assert about_parameters == "parameters finite"
+
+
+def test_a_run_s_weights_are_finite_and_compute_as_asked_for(tmp_path: Path) -> None:
+    Run("test", NETWORK, CONFIG, DataConfig()).write(tmp_path)
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = RunCheckpoints(tmp_path)
+    checkpoints.save(state)
+    checkpoints.wait()
+    loaded = load_model(tmp_path, dtype="bfloat16")
+    assert loaded.model.dtype == loaded.network.dtype == "bfloat16"
+    checkpoints.save(
+        state._replace(
+            step=jnp.int32(1), parameters=jax.tree.map(lambda a: a * jnp.nan, state.parameters)
+        )
+    )
+    checkpoints.close()
+    with pytest.raises(UserError, match=f"{tmp_path}: its .* is not finite"):
+        load_model(tmp_path)
+
+
+def test_what_is_due_is_saved_before_a_validation_that_fails() -> None:
+    config = dataclasses.replace(CONFIG, validate_every=3, save_every=3)
+    mesh = mesh_of(1)
+    step, state = begin(config, mesh)
+    recorder = Recorder()
+
+    def validate(_: Any) -> dict[str, float]:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        run_steps(
+            state, feed(mesh), step, config, saver=recorder, watcher=recorder, validate=validate
+        )
+    assert list(recorder.saved) == [3]
+
+
+def test_validation_sees_the_moving_average() -> None:
+    config = dataclasses.replace(CONFIG, steps=7, average=0.99, validate_every=3)
+    mesh = mesh_of(1)
+    step, state = begin(config, mesh)
+    recorder = Recorder()
+    seen = []
+
+    def validate(parameters: Any) -> dict[str, float]:
+        seen.append(jax.tree.map(np.asarray, parameters))
+        return {"psnr": 1.0, "gain": 0.0}
+
+    end = run_steps(
+        state, feed(mesh), step, config, saver=recorder, watcher=recorder, validate=validate
+    )
+    # The last step is validated and saved, whether or not it is its turn.
+    assert sorted(recorder.scores) == sorted(recorder.saved) == [3, 6, 7]
+    chex.assert_trees_all_equal(seen[-1], end.average)
+    assert any(np.any(seen[-1][name] != end.parameters[name]) for name in end.parameters)
+
+
+def test_losses_by_hand() -> None:
+    restored = jnp.zeros((2, 1, 2, 2, 3)).at[0].set(0.5).at[1].set(0.1)
+    sharp = jnp.zeros((2, 1, 2, 2, 3))
+    assert clip_loss(restored, sharp, "mse") == pytest.approx((0.25 + 0.01) / 2)
+    charbonnier = (np.sqrt(0.25 + 1e-6) + np.sqrt(0.01 + 1e-6)) / 2
+    assert clip_loss(restored, sharp, "charbonnier") == pytest.approx(charbonnier)
+    log = (np.log(0.25 + 1e-4) + np.log(0.01 + 1e-4)) / 2
+    assert clip_loss(restored, sharp, "log_mse") == pytest.approx(log, rel=1e-5)
+
+
+def test_schedules() -> None:
+    cosine = learning_rate(TrainingConfig(steps=100, learning_rate=1.0, warmup=10))
+    assert float(cosine(0)) == pytest.approx(0.1)
+    assert float(cosine(50)) == pytest.approx(0.5)
+    assert float(cosine(100)) == pytest.approx(0, abs=1e-6)
+    halve = learning_rate(
+        TrainingConfig(learning_rate=1.0, warmup=0, schedule="halve", halve_every=10)
+    )
+    assert [float(halve(step)) for step in (9, 10, 29)] == [1.0, 0.5, 0.25]
+
+
+def test_muon_takes_the_kernels_and_adam_the_rest() -> None:
+    _, parameters = split(models.build(NETWORK))
+    config = dataclasses.replace(
+        CONFIG, optimizer="muon", learning_rate=1.0, warmup=0, schedule="constant", muon_rms=0.4
+    )
+    optimizer = make_optimizer(config)
+    gradients = {
+        name: jnp.full_like(a, 1e-3) * jnp.arange(1, a.size + 1).reshape(a.shape) ** 0.5
+        for name, a in parameters.items()
+    }
+    kernel = "encoder/0/first/kernel"
+    gradients[kernel] = jax.random.normal(jax.random.key(0), gradients[kernel].shape)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(parameters), parameters)
+    update = updates[kernel]
+    # An orthogonal matrix times sqrt(its longer side) * 0.4 has root mean square 0.4; Muon's few
+    # iterations bring the singular values of a random one to 0.7 to 1.2 times that.
+    assert 0.28 < float(jnp.sqrt(jnp.mean(update**2))) < 0.48
+    # Adam's first step (here with Nesterov's momentum) is the same in every element.
+    for name in ("head/kernel", "stem/bias", "blending/beta_logit"):
+        np.testing.assert_allclose(updates[name], updates["head/bias"][0], rtol=1e-3)
+    assert float(jnp.std(jnp.abs(update))) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 0),
+        ("crop", 8),
+        ("learning_rate", -1.0),
+        ("average", 1.0),
+        ("learning_rate", float("nan")),
+        ("warmup", -1),
+    ],
+)
+def test_a_bad_option_is_named(field: str, value: float) -> None:
+    with pytest.raises(UserError, match="--" + field.replace("_", "-")):
+        TrainingConfig(**{field: value})
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UserError, match="--batch-size=3 must be a multiple of 8"):
+        devices.make_mesh(3)
+    with pytest.raises(UserError, match="--rows=3"):
+        devices.make_mesh(8, rows=3)
+
+
+def test_a_train_step_of_the_attention_network_over_a_mesh() -> None:
+    """Its kernels are told how the clips lie; the result is what one device gives."""
+    config = dataclasses.replace(CONFIG, batch_size=2)
+    network = FstaConfig(
+        window=3,
+        widths=(4,),
+        growths=(4,),
+        dense_layers=1,
+        encoder_blocks=(1,),
+        decoder_blocks=(1,),
+        attention_levels=(0,),
+        spatial_maps=2,
+        temporal_maps=2,
+    )
+    losses = []
+    for mesh in (mesh_of(1), mesh_of(2)):
+        rebuild, parameters = split(models.build(network))
+        state = initial_train_state(config, parameters)
+        state = jax.device_put(state, devices.replicated(mesh))
+        step = compile_train_step(config, rebuild, mesh)
+        batch = jax.device_put(random_batch(0, size=2), devices.clips_over(mesh))
+        _, metrics = step(state, batch)
+        losses.append(float(metrics.loss))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_failure_keeps_the_clips_that_devices_share_by_rows() -> None:
+    mesh = mesh_of(2, 2)
+    batch = np.arange(2 * 3 * 8 * 4 * 3, dtype=np.uint8).reshape(2, 3, 8, 4, 3)
+    shared = jax.device_put(batch, devices.clips_over(mesh))
+    assert shared.addressable_shards[0].data.shape[2] == 4
+    # One process addresses all; the path of several is that of the shards.
+    np.testing.assert_array_equal(_joined(shared.addressable_shards), batch)
+
+
+class Times(VideoRestorer):
+    """Multiplies by its one parameter, at each of its scales."""
+
+    multiple = 1
+
+    def __init__(self, factor: float | jax.Array, scales: tuple[int, ...] = (1,)) -> None:
+        self.factor = nnx.Param(jnp.asarray(factor))
+        self.scales = scales
+
+    def restore_levels(self, clip: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(reduce_size(clip * self.factor[...], scale) for scale in self.scales)
+
+
+def flat_batch(blurred: int, sharp: int) -> Batch:
+    return {
+        "blurred": jnp.full((1, 2, 16, 16, 3), blurred, jnp.uint8),
+        "sharp": jnp.full((1, 2, 16, 16, 3), sharp, jnp.uint8),
+    }
+
+
+def test_the_network_sees_the_blurred_frames_and_is_to_give_the_sharp_ones() -> None:
+    """The other way round it would learn to blur, and its loss would fall all the same."""
+    losses = [
+        float(model_loss(Times(2.0), flat_batch(*pair), "mse")) for pair in ((51, 102), (102, 51))
+    ]
+    assert losses == pytest.approx([0, 0.6**2], abs=1e-4)
+
+
+def test_every_scale_counts_in_the_loss() -> None:
+    loss = model_loss(Times(1.0, (4, 2, 1)), flat_batch(51, 102), "mse")
+    assert float(loss) == pytest.approx(3 * 0.2**2, rel=1e-5)
+
+
+def test_clips_keep_their_names_on_the_way_to_the_devices() -> None:
+    batch = {name: np.asarray(clips) for name, clips in flat_batch(51, 102).items()}
+    (placed,) = global_batches(iter([batch]), mesh_of(1))
+    for name, clips in batch.items():
+        np.testing.assert_array_equal(placed[name], clips)
+
+
+FEW = {
+    "stem/kernel": jnp.arange(1.0, 13.0).reshape(1, 1, 3, 4),
+    "stem/bias": jnp.array([0.5, -2.0, 1.0, 3.0]),
+    "head/kernel": jnp.ones((1, 1, 4, 3)),
+}
+"""Parameters that Muon takes and that Adam does."""
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_weight_decay_shrinks_every_parameter(optimizer: Any) -> None:
+    """Decoupled: where there is no gradient, by the scheduled learning rate times the decay."""
+    config = dataclasses.replace(
+        CONFIG,
+        optimizer=optimizer,
+        learning_rate=0.2,
+        warmup=2,  # so the first step's is half of it
+        schedule="constant",
+        weight_decay=0.5,
+    )
+    rule = make_optimizer(config)
+    still = jax.tree.map(jnp.zeros_like, FEW)
+    updates, _ = jax.jit(rule.update)(still, rule.init(FEW), FEW)
+    for name, array in FEW.items():
+        np.testing.assert_allclose(updates[name], -0.05 * array, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_gradient_above_the_norm_is_scaled_down_to_it(optimizer: Any) -> None:
+    """Adam's step hardly tells, for it divides by what it remembers: so by what it remembers."""
+    config = dataclasses.replace(CONFIG, optimizer=optimizer, clip_norm=0.5)
+    rule = make_optimizer(config)
+    start, length = rule.init(FEW), optax.tree.norm(FEW)
+
+    @jax.jit
+    def remembered(norm: float) -> Any:
+        return rule.update(jax.tree.map(lambda a: norm * a / length, FEW), start, FEW)[1]
+
+    chex.assert_trees_all_close(remembered(50.0), remembered(0.5), rtol=1e-4, atol=1e-9)
+    half, whole = (optax.tree.norm(remembered(norm)) for norm in (0.25, 0.5))
+    assert float(half) < float(whole)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_beta2_is_the_decay_of_adams_second_moment(optimizer: Any) -> None:
+    """Two steps with gradients 0.3 and 0.1, by Kingma & Ba's algorithm 1."""
+    config = dataclasses.replace(
+        CONFIG, optimizer=optimizer, learning_rate=1.0, warmup=0, schedule="constant", beta2=0.5
+    )
+    rule = make_optimizer(config)
+    parameters = {"w": jnp.zeros(1)}
+    state = rule.init(parameters)
+    for gradient in (0.3, 0.1):
+        updates, state = rule.update({"w": jnp.full(1, gradient)}, state, parameters)
+    mean = (0.9 * 0.1 * 0.3 + 0.1 * 0.1) / (1 - 0.9**2)
+    square = (0.5 * 0.5 * 0.3**2 + 0.5 * 0.1**2) / (1 - 0.5**2)
+    if optimizer == "muon":  # Adam with Nesterov's momentum, which looks a step ahead
+        mean = 0.9 * (0.9 * 0.1 * 0.3 + 0.1 * 0.1) / (1 - 0.9**3) + 0.1 * 0.1 / (1 - 0.9**2)
+    assert float(updates["w"][0]) == pytest.approx(-mean / square**0.5, rel=1e-4)
+
+
+def test_the_moving_average_by_hand() -> None:
+    """What is validated and saved: short at first, then of the decay that was asked for."""
+    config = dataclasses.replace(CONFIG, average=0.15, learning_rate=0.1, warmup=0)
+    state = initial_train_state(config, {"factor": jnp.float32(0.5)})
+    average = 0.5
+    for decay in (1 / 10, 0.15, 0.15):
+        state, _ = train_step(
+            state, flat_batch(51, 102), config=config, rebuild=lambda p: Times(p["factor"])
+        )
+        now = float(state.parameters["factor"])
+        average = decay * average + (1 - decay) * now
+        assert float(state.average["factor"]) == pytest.approx(average, rel=1e-5)
+    assert now > 0.7
+
+
+def test_the_weights_of_a_checkpoint_are_the_moving_average(tmp_path: Path) -> None:
+    """They are what is scored, exported and used; the parameters are for going on."""
+    _, state = begin(dataclasses.replace(CONFIG, average=0.9), mesh_of(1))
+    average = jax.tree.map(lambda array: array + 1, state.average)
+    checkpoints = RunCheckpoints(tmp_path)
+    checkpoints.save(state._replace(step=jnp.int32(1), average=average))
+    checkpoints.close()
+    found = checkpoints.restore_weights(average)
+    assert found is not None
+    chex.assert_trees_all_equal(found[1], average)
+
+
+def test_as_many_checkpoints_are_kept_as_was_asked_for(tmp_path: Path) -> None:
+    _, state = begin(CONFIG, mesh_of(1))
+    checkpoints = RunCheckpoints(tmp_path, keep=1)
+    for number in (1, 2, 3):
+        checkpoints.save(state._replace(step=jnp.int32(number)))
+    checkpoints.close()
+    assert checkpoints.steps() == [3]
+
+
+@pytest.mark.parametrize("render", ["pool", "device"])
+def test_a_run_tells_whoever_makes_its_batches_all_that_they_depend_on(
+    render: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told a wrong first step a resumed run would see the same clips again; told no limit of
+    motion, there would be no curriculum."""
+    told: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def by_the_host(*_: object, **options: Any) -> Iterator[Any]:
+        told.update(options)
+        yield iter(())
+
+    monkeypatch.setattr(run_module, "batches", by_the_host)
+    monkeypatch.setattr(run_module, "batches_on_device", lambda *_, **options: told.update(options))
+    monkeypatch.setattr(sources, "training_sources", lambda *_, **__: [])
+    data = DataConfig(render=render, curriculum=0.5, curriculum_start=4.0)  # type: ignore[arg-type]
+    run = Run("test", NETWORK, dataclasses.replace(CONFIG, steps=100, seed=5), data)
+    with _batches(run, mesh_of(8), 7):
+        assert (told["seed"], told["start_step"], told["batch_size"]) == (5, 7, 8)
+        assert [told["motion_limit"](step) for step in (0, 25, 50)] == [4, 5, float("inf")]
+
+
+def test_another_seed_draws_other_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Built(Exception):
+        pass
+
+    def build(network: Any, seed: int = 0) -> Any:
+        raise Built(seed)
+
+    monkeypatch.setattr(registry, "build", build)
+    config = dataclasses.replace(CONFIG, seed=5)
+    run = Run("test", NETWORK, config, DataConfig())
+    with pytest.raises(Built, match="5"):
+        train(run, tmp_path / "run", processes=ClusterConfig())

@@ -1,0 +1,97 @@
+"""The weights that ship: they load, say where they come from, and score what the docs say."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxdeblur.data.scene_pool import rendered_videos
+from jaxdeblur.data.scenes import SCENES
+from jaxdeblur.evaluation.metrics import psnr
+from jaxdeblur.restoration.stream import Stream, restore_frames
+from jaxdeblur.weights import shipped
+from jaxdeblur.weights.load import load_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def all_data(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every run had that the weights come from."""
+    runs = [metadata, *metadata["after"]]
+    if "coarse levels" in metadata:
+        runs.append(metadata["coarse levels"])
+    return [run["data"] for run in runs]
+
+
+every_weights = pytest.mark.parametrize("name", shipped.names())
+
+
+def test_there_are_some_and_they_are_small() -> None:
+    assert shipped.names()
+    assert shipped.default_name() in shipped.names()
+    assert sum(shipped.path(name).stat().st_size for name in shipped.names()) < 20 * 2**20
+
+
+@every_weights
+def test_they_say_what_they_were_trained_on(name: str) -> None:
+    metadata = load_model(name).metadata
+    assert metadata["licence of the data"]
+    assert metadata["training"]["steps"] >= metadata["step"] > 0
+    assert re.fullmatch(r"[0-9a-f]{12}", metadata["commit"])
+    assert metadata["scores"]
+    for data in all_data(metadata):
+        assert "/" not in json.dumps(data), "a path of the machine that trained"
+
+
+@every_weights
+def test_no_validation_scene_is_among_the_training_data(name: str) -> None:
+    metadata = load_model(name).metadata
+    for data in all_data(metadata):
+        if any("x4k" in spec for spec in data["data"]):
+            assert {"TEST03", "TEST12", "TEST14"} <= set(data["exclude"])
+
+
+def test_they_compute_in_the_type_that_is_asked_for() -> None:
+    """``--dtype=bfloat16``: half the memory on a GPU."""
+    name = shipped.default_name()
+    assert load_model(name).network.dtype == "float32"
+    half = load_model(name, dtype="bfloat16")
+    assert half.network.dtype == "bfloat16"
+    assert {str(level.dtype) for level in half.model.levels} == {"bfloat16"}
+
+
+@pytest.mark.optimised
+@every_weights
+@pytest.mark.parametrize("scenes", ["narrow", "wide"])
+def test_the_score_is_the_documented_one(name: str, scenes: str) -> None:
+    """docs/models.md: two validation scenes of each kind, to 0.05 dB."""
+    table = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{name}` \| {scenes} \| [\d.]+ \| ([\d.]+) \|", table, re.MULTILINE)
+    assert row, f"docs/models.md has no row for {name} on {scenes}"
+    model = load_model(name).model
+    scores = []
+    for video in rendered_videos("validation", config=SCENES[scenes], scenes=2):
+        blurred = [video.blurred(i) for i in range(len(video))]
+        restored = list(restore_frames(partial(Stream, model), blurred))
+        scores.append(np.mean([psnr(frame, video.sharp(i)) for i, frame in enumerate(restored)]))
+    assert float(np.mean(scores)) == pytest.approx(float(row[1]), abs=0.05)
+
+
+def test_the_demo_restores_a_clip_and_may_be_run_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = runpy.run_path(str(ROOT / "examples" / "demo.py"))
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        demo["restore_with_shipped_weights"]()
+    clip = tmp_path / "runs" / "demo-clip"
+    blurred, restored = (sorted((clip / name).iterdir()) for name in ("blurred", "restored"))
+    assert [file.name for file in restored] == [file.name for file in blurred]
+    assert restored[0].read_bytes() != blurred[0].read_bytes()
