@@ -1,6 +1,7 @@
 # make install   makes .venv with everything needed to train, evaluate and deblur
 # make demo      restores a clip, trains a small network from scratch and shows what it gained
 # make test      lint, types and tests
+# make stress    the tests that make test leaves out: they run long
 PYTHON ?= python3
 # An active virtual environment is used as it is; otherwise .venv is made.
 VENV := $(or $(VIRTUAL_ENV),.venv)
@@ -12,7 +13,7 @@ CHECK := import sys; sys.exit('Python 3.11 or newer is needed, as in: make PYTHO
 # One environment may serve several clones, of which it holds the one that was installed last.
 STALE := $(shell test "$$(cat $(VENV)/.installed 2>/dev/null)" = "$$(pwd)" || echo stale)
 
-.PHONY: install demo test clean FORCE
+.PHONY: install demo test stress clean FORCE
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml $(STALE:stale=FORCE)
@@ -30,11 +31,17 @@ endif
 demo: install
 	$(BIN)/python examples/demo.py
 
+PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=worksteal
+
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal --durations=15
+	$(PYTEST) -m "not stress" --durations=15
+
+stress: $(VENV)/.installed-test
+	$(PYTEST) -m stress --durations=15
+
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	$(BIN)/python tests/install_extras.py

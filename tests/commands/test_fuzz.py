@@ -30,7 +30,7 @@ SOURCES = sorted(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_random_damage_ends_well_or_in_one_line() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.fuzz", "--cases=40", "--seed=7", "--workers=1"],

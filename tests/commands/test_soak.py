@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_two_kills_leave_the_parameters_bit_identical() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.soak", "--kills=2", "--steps=120"],

@@ -556,7 +556,7 @@ class TestCommand:
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_two_processes_share_the_videos(weights_and_data, tmp_path):
     weights, data = weights_and_data
     with socket.socket() as free:

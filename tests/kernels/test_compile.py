@@ -41,7 +41,7 @@ def environment() -> dict[str, str]:
     return environment
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_every_tile_compiles(target: str, environment: dict[str, str]) -> None:
     """In a process of its own, as the CUDA plugin must be there when JAX starts."""
