@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import numpy as np
+
 from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.restoration.deblurrer import Deblurrer
@@ -26,6 +28,9 @@ from jaxdeblur.video.writer import VideoWriter
 
 # Seconds after which a wait is explained.
 _LONG_S = 3.0
+
+# Of the values that a plane can hold: a single image that changes less looks as it was.
+_VISIBLE = 0.25 / 255
 
 
 class Source(Protocol):
@@ -104,7 +109,12 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             say(f"{job.name}: not kept: {what}")
         said = len(targets[0].lost)
 
+        change = 1.0
+
         def write(result: tuple[Picture, tuple[Plane, ...]]) -> None:
+            if info.frames == 1:
+                nonlocal change
+                change = _change(*result)
             lost = targets[0].lost
             lost += [what for what in result[0].lost if what not in lost]  # not the first image
             for target, view in zip(targets, views, strict=True):
@@ -135,7 +145,19 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         for what in targets[0].lost[said:]:
             say(f"{job.name}: not kept: {what}")
     say(f"{job.name}: {timing}")
+    if change < _VISIBLE and config.strength:
+        say(
+            f"{job.name}: hardly changed: these weights find the blur of a frame by the frames "
+            "around it, so give those too, as a folder or a video"
+        )
     return timing
+
+
+def _change(picture: Picture, restored: tuple[Plane, ...]) -> float:
+    """Mean change of an image's values, as a share of the range of its type."""
+    before, after = picture.planes[0], restored[0]
+    difference = np.abs(before.astype(np.float32) - after.astype(np.float32)).mean()
+    return float(difference) / (np.iinfo(before.dtype).max if before.dtype.kind == "u" else 1.0)
 
 
 def _restored(picture: Picture, restored: tuple[Plane, ...]) -> Picture:

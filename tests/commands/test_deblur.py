@@ -139,6 +139,19 @@ def test_one_image_keeps_its_orientation_and_profile(command, tmp_path):
         assert image.size == (32, 24)
 
 
+def test_one_image_that_comes_back_as_it_was_is_said_to(command, tmp_path):
+    """The weights that ship leave it alone, and nobody would know why."""
+    flat = np.full((24, 32, 3), 128, np.uint8)
+    Image.fromarray(flat).save("flat.png")
+    code, said = command("flat.png", "out.png", ckpt=False)
+    assert (code, "flat.png: hardly changed" in said) == (0, True), said
+    Image.fromarray(pictures(1)[0]).save("in.png")
+    code, said = command("in.png", "changed.png")
+    assert (code, "hardly changed" in said) == (0, False), said
+    code, said = command("flat.png", "same.png", "--strength=0")
+    assert (code, "hardly changed" in said) == (0, False), said
+
+
 def with_orientation(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
