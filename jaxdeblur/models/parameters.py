@@ -27,6 +27,11 @@ def split(model: VideoRestorer) -> tuple[Callable[[Parameters], VideoRestorer], 
     return rebuild, {"/".join(map(str, path)): variable[...] for path, variable in flat}
 
 
+def is_statistic(name: str) -> bool:
+    """Whether a parameter is a running statistic: saved like the others, but not optimised."""
+    return name.rsplit("/", 1)[-1] in ("running_mean", "running_var")
+
+
 def outline(
     build: Callable[[], VideoRestorer],
 ) -> tuple[Callable[[Parameters], VideoRestorer], dict[str, jax.ShapeDtypeStruct]]:

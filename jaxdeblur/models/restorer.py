@@ -7,7 +7,7 @@ models. ``tests/models/test_contract.py`` proves for every preset that the two v
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,22 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame, ReducedClip
+from jaxdeblur.models.layers import reduce_size
+from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame, Parameters, ReducedClip
 
 State = Any
 """What a stream keeps from frame to frame: a pytree of arrays, of constant size."""
+
+
+class TrainingOutputs(NamedTuple):
+    """What a train step compares and keeps."""
+
+    restored: tuple[ReducedClip, ...]
+    """The network's outputs; the loss is the sum of what is between each and its target."""
+    targets: tuple[ReducedClip, ...]
+    """What each should be, of the same shape."""
+    statistics: Parameters
+    """New values of running statistics, by name (models/parameters.py, ``is_statistic``)."""
 
 
 class VideoRestorer(nnx.Module):
@@ -70,6 +82,21 @@ class VideoRestorer(nnx.Module):
     def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
         """What each scale restores, coarse to fine, for a loss at each; here there is one."""
         return (self.restore_clip(clip),)
+
+    def training_outputs(self, clip: Clip, sharp: Clip) -> TrainingOutputs:
+        """What the loss compares: by default each scale with the sharp clip reduced to it.
+
+        A model whose training needs more says so here: several estimates, targets of its own,
+        a state without gradients between frames, running statistics.
+        """
+        restored = self.restore_levels(clip)
+        targets = []
+        for scale, level in zip(self.scales, restored, strict=True):
+            below = level.shape[2] * scale - sharp.shape[2]
+            right = level.shape[3] * scale - sharp.shape[3]
+            ends = ((0, 0), (0, 0), (0, below), (0, right), (0, 0))
+            targets.append(reduce_size(jnp.pad(sharp, ends, mode="edge"), scale))
+        return TrainingOutputs(restored, tuple(targets), {})
 
     @property
     def receptive_radius(self) -> int:

@@ -15,7 +15,7 @@ from optax import contrib
 
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.layers import reduce_size
+from jaxdeblur.models.parameters import is_statistic
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.shapes import Batch, Clip, Parameters
 
@@ -116,15 +116,18 @@ def clip_loss(
 def model_loss(
     model: VideoRestorer, batch: Batch, kind: Literal["mse", "charbonnier", "log_mse"]
 ) -> Float[Array, ""]:
-    """The sum over the model's scales of the loss against the sharp clip at that scale."""
-    blurred, sharp = from_bytes(batch["blurred"]), from_bytes(batch["sharp"])
-    total = jnp.float32(0)
-    for scale, restored in zip(model.scales, model.restore_levels(blurred), strict=True):
-        height, width = restored.shape[2] * scale, restored.shape[3] * scale
-        below, right = height - sharp.shape[2], width - sharp.shape[3]
-        padded = jnp.pad(sharp, ((0, 0), (0, 0), (0, below), (0, right), (0, 0)), mode="edge")
-        total += clip_loss(restored, reduce_size(padded, scale), kind)
-    return total
+    """The sum over the model's outputs of the loss against what each should be."""
+    return loss_and_statistics(model, batch, kind)[0]
+
+
+def loss_and_statistics(
+    model: VideoRestorer, batch: Batch, kind: Literal["mse", "charbonnier", "log_mse"]
+) -> tuple[Float[Array, ""], Parameters]:
+    """The same, with the new values of the model's running statistics."""
+    outputs = model.training_outputs(from_bytes(batch["blurred"]), from_bytes(batch["sharp"]))
+    pairs = zip(outputs.restored, outputs.targets, strict=True)
+    total = sum((clip_loss(*pair, kind) for pair in pairs), start=jnp.float32(0))
+    return total, outputs.statistics
 
 
 def from_bytes(clip: Num[Array, "B T H W 3"]) -> Clip:
@@ -228,8 +231,12 @@ def initial_train_state(config: TrainingConfig, parameters: Parameters) -> Train
 
 
 def trained_parameters(config: TrainingConfig, parameters: Parameters) -> Parameters:
-    """Those that ``train_only`` lets change."""
-    return {name: a for name, a in parameters.items() if name.startswith(config.train_only)}
+    """Those that ``train_only`` lets change; running statistics follow the data by themselves."""
+    return {
+        name: array
+        for name, array in parameters.items()
+        if name.startswith(config.train_only) and not is_statistic(name)
+    }
 
 
 def train_step(
@@ -243,15 +250,15 @@ def train_step(
 
     trained = trained_parameters(config, state.parameters)
 
-    def loss_of(trained: Parameters) -> Float[Array, ""]:
-        return model_loss(rebuild(state.parameters | trained), batch, config.loss)
+    def loss_of(trained: Parameters) -> tuple[Float[Array, ""], Parameters]:
+        return loss_and_statistics(rebuild(state.parameters | trained), batch, config.loss)
 
-    loss, gradients = jax.value_and_grad(loss_of)(trained)
+    (loss, statistics), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
     gradient_norm = optax.tree.norm(gradients)
     failed = state.failed | ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
     updates, optimizer = make_optimizer(config).update(gradients, state.optimizer, trained)
     updated: Any = optax.apply_updates(trained, updates)
-    parameters = state.parameters | updated
+    parameters = state.parameters | updated | statistics
     average = state.average
     if config.average:
         # Short at first, so that the first random parameters are soon forgotten.
@@ -260,6 +267,7 @@ def train_step(
         average = average | {
             name: decay * average[name] + (1 - decay) * array for name, array in updated.items()
         }
+        average |= statistics  # themselves averages
     new = TrainState(state.step + 1, parameters, optimizer, average, failed)
     # After a failure the state stays as it was before the batch that caused it.
     kept = jax.tree.map(lambda before, after: jnp.where(failed, before, after), state, new)

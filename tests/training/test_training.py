@@ -33,7 +33,7 @@ from jaxdeblur.models import registry
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.layers import reduce_size
 from jaxdeblur.models.parameters import split
-from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import ClusterConfig
 from jaxdeblur.shapes import Batch
@@ -638,6 +638,32 @@ def test_the_network_sees_the_blurred_frames_and_is_to_give_the_sharp_ones() -> 
 def test_every_scale_counts_in_the_loss() -> None:
     loss = model_loss(Times(1.0, (4, 2, 1)), flat_batch(51, 102), "mse")
     assert float(loss) == pytest.approx(3 * 0.2**2, rel=1e-5)
+
+
+class Estimates(VideoRestorer):
+    """Two estimates with targets of their own, and a running mean of what goes in."""
+
+    def __init__(self, factor: float, mean: float) -> None:
+        self.factor = nnx.Param(jnp.asarray(factor))
+        self.running_mean = nnx.Param(jnp.asarray(mean))
+
+    def training_outputs(self, clip: jax.Array, sharp: jax.Array) -> TrainingOutputs:
+        moved = {"running_mean": 0.5 * (self.running_mean[...] + clip.mean())}
+        return TrainingOutputs((self.factor[...] * clip, clip), (sharp, 2 * sharp), moved)
+
+
+def test_a_network_may_have_several_targets_and_running_statistics() -> None:
+    rebuild, parameters = split(Estimates(1.0, mean=1.0))
+    assert float(model_loss(rebuild(parameters), flat_batch(51, 102), "mse")) == pytest.approx(
+        0.2**2 + 0.6**2, rel=1e-4
+    )
+    config = dataclasses.replace(CONFIG, average=0.9, weight_decay=0.1, optimizer="muon")
+    state = initial_train_state(config, parameters)
+    assert "running_mean" not in str(jax.tree_util.tree_flatten_with_path(state.optimizer)[0])
+    state, _ = train_step(state, flat_batch(51, 102), config=config, rebuild=rebuild)
+    assert float(state.parameters["running_mean"]) == pytest.approx(0.6)
+    assert float(state.average["running_mean"]) == pytest.approx(0.6)
+    assert float(state.parameters["factor"]) != 1.0
 
 
 def test_clips_keep_their_names_on_the_way_to_the_devices() -> None:
