@@ -30,17 +30,36 @@ LEAK = 0.1
 """Slope of the leaky ReLU for negative values, where a preset asks for it."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv2d(x: Input, kernel: Kernel, stride: int = 1) -> Output:
-    """Convolution with zero padding; height and width are divided by ``stride``, rounded up."""
-    return _convolve(x, kernel, stride)
+def conv2d(
+    x: Input, kernel: Kernel, stride: int = 1, before: tuple[int, int] | None = None
+) -> Output:
+    """Convolution with zero padding; height and width are divided by ``stride``, rounded up.
+
+    ``before`` zeros are read above and left of the first pixel. By default half a kernel, so that
+    an odd kernel is centred for every stride and size; "SAME" would shift by a pixel between odd
+    and even sizes when the stride is 2.
+    """
+    return _conv2d(x, kernel, stride, before or (kernel.shape[0] // 2, kernel.shape[1] // 2))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv2d(x: Input, kernel: Kernel, stride: int, before: tuple[int, int]) -> Output:
+    return _convolve(x, kernel, stride, _margins(x, kernel, stride, before))
+
+
+def _margins(
+    x: Input, kernel: Kernel, stride: int, before: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Zeros around x along rows and columns; fewer than none where the last pixels aren't read."""
+    return [
+        (first, (-(-length // stride) - 1) * stride - first + size - length)
+        for first, length, size in zip(before, x.shape[1:3], kernel.shape[:2], strict=True)
+    ]
 
 
 def _convolve(
     x: Input, kernel: Kernel, stride: int = 1, margins: list[tuple[int, int]] | None = None
 ) -> Output:
-    # Odd kernels only, so this padding centres the kernel for every stride and size; "SAME" would
-    # shift by a pixel between odd and even sizes when the stride is 2.
     margins = margins or [(size // 2, size // 2) for size in kernel.shape[:2]]
     if missing := -x.shape[-1] % 4:
         # XLA's CPU code is 2.5 times slower for 15 input channels than for 16.
@@ -51,47 +70,49 @@ def _convolve(
     )
 
 
-def _conv2d_forward(x: Input, kernel: Kernel, stride: int) -> tuple[Output, tuple[Input, Kernel]]:
-    return _convolve(x, kernel, stride), (x, kernel)
+def _conv2d_forward(
+    x: Input, kernel: Kernel, stride: int, before: tuple[int, int]
+) -> tuple[Output, tuple[Input, Kernel]]:
+    return _conv2d(x, kernel, stride, before), (x, kernel)
 
 
 def _conv2d_backward(
-    stride: int, saved: tuple[Input, Kernel], gradient: Output
+    stride: int, before: tuple[int, int], saved: tuple[Input, Kernel], gradient: Output
 ) -> tuple[Input, Kernel]:
     return lax.platform_dependent(
         *saved,
         gradient,
-        cpu=functools.partial(_gradients_as_matmul, stride=stride),
-        default=functools.partial(_gradients_as_convolution, stride=stride),
+        cpu=functools.partial(_gradients_as_matmul, stride=stride, before=before),
+        default=functools.partial(_gradients_as_convolution, stride=stride, before=before),
     )
 
 
 def _gradients_as_convolution(
-    x: Input, kernel: Kernel, gradient: Output, *, stride: int
+    x: Input, kernel: Kernel, gradient: Output, *, stride: int, before: tuple[int, int]
 ) -> tuple[Input, Kernel]:
     def convolve(x: Input, kernel: Kernel) -> Output:
-        return _convolve(x, kernel, stride)
+        return _convolve(x, kernel, stride, _margins(x, kernel, stride, before))
 
     return jax.vjp(convolve, x, kernel)[1](gradient)
 
 
 def _gradients_as_matmul(
-    x: Input, kernel: Kernel, gradient: Output, *, stride: int
+    x: Input, kernel: Kernel, gradient: Output, *, stride: int, before: tuple[int, int]
 ) -> tuple[Input, Kernel]:
     """dx is the convolution with the turned kernel; dW is one matrix product.
 
     A stride of s is none for groups of s x s pixels that are the channels of one. Then
     dW[i, j] = sum_yx x[y+i, x+j] gradient[y, x].
     """
-    centre = [size // 2 for size in kernel.shape[:2]]
-    before = [-(-c // stride) for c in centre]  # groups that the kernel reads before its own
+    pixels = before
+    groups = [-(-count // stride) for count in pixels]  # that the kernel reads before its own
 
     def in_groups(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
         if stride == 1:
             return x, kernel
         ends = [(0, -size % stride) for size in x.shape[1:3]]
         x = space_to_depth(jnp.pad(x, [(0, 0), *ends, (0, 0)]), stride)
-        starts = [stride * groups - c for groups, c in zip(before, centre, strict=True)]
+        starts = [stride * count - first for count, first in zip(groups, pixels, strict=True)]
         sides = [
             (start, -(start + size) % stride)
             for start, size in zip(starts, kernel.shape[:2], strict=True)
@@ -100,9 +121,9 @@ def _gradients_as_matmul(
         return x, rearrange(kernel, "(i p) (j q) c o -> i j (p q c) o", p=stride, q=stride)
 
     (x, kernel), as_it_was = jax.vjp(in_groups, x, kernel)
-    after = [size - 1 - b for size, b in zip(kernel.shape[:2], before, strict=True)]
-    margins = list(zip(after, before, strict=True))
-    dx = _convolve(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), margins=margins)
+    after = [size - 1 - count for size, count in zip(kernel.shape[:2], groups, strict=True)]
+    margins = list(zip(after, groups, strict=True))
+    dx = _convolve(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, margins)
     return as_it_was((dx, _kernel_gradient(x, kernel, gradient, margins)))
 
 
@@ -137,7 +158,7 @@ def _kernel_gradient(
     return rearrange(product, order, i=rows, j=columns, c=c_in, o=c_out).astype(kernel.dtype)
 
 
-conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+_conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

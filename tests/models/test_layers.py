@@ -39,6 +39,36 @@ def test_gradient_equals_that_of_the_plain_convolution(
         np.testing.assert_allclose(ours, xla, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "before"),
+    [
+        ((8, 6), 5, 2, (1, 1)),
+        ((5, 7), 2, 1, (1, 1)),
+        ((4, 6), 4, 2, (1, 0)),
+        ((5, 4), 3, 1, (0, 2)),
+    ],
+)
+def test_zeros_before_the_first_pixel_are_as_many_as_asked_for(
+    size: tuple[int, int], kernel: int, stride: int, before: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(kernel, kernel, 3, 4)), jnp.float32)
+
+    def plain(x: jax.Array, w: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, [(0, 0), *((first, kernel) for first in before), (0, 0)])
+        whole = jax.lax.conv_general_dilated(
+            padded, w, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return whole[:, : -(-size[0] // stride), : -(-size[1] // stride)]
+
+    target = jnp.asarray(rng.normal(size=plain(x, w).shape), jnp.float32)
+    ours = jax.value_and_grad(lambda x, w: (conv2d(x, w, stride, before) * target).sum(), (0, 1))
+    its = jax.value_and_grad(lambda x, w: (plain(x, w) * target).sum(), (0, 1))
+    for one, other in zip(jax.tree.leaves(ours(x, w)), jax.tree.leaves(its(x, w)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
 @pytest.mark.parametrize(("c_in", "c_out"), [(3, 4), (12, 2)])
 def test_gradient_with_a_stride_in_bfloat16_accumulates_in_float32(c_in: int, c_out: int) -> None:
     x = jnp.full((1, 128, 128, c_in), 1.0, jnp.bfloat16)

@@ -1,0 +1,329 @@
+"""What the systems of Table 1 are made of beyond ``models/layers.py``.
+
+Their convolutions differ in how they are padded (PyTorch centres, TensorFlow's SAME does not), in
+how their weights begin, and in that they enlarge by transposed convolutions. All kernels are kept
+as ``kh kw C_in C_out``, a transposed one as it scatters, so that a reference's weights come in by
+moving axes alone. The convolution itself is the project's own (``models/layers.py`` says why).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdeblur.models.layers import activation, conv2d, depth_to_space, enlarge, normal
+from jaxdeblur.shapes import Kernel
+
+Init: TypeAlias = Callable[[jax.Array, tuple[int, int, int, int]], jax.Array]
+"""Draws a kernel ``kh kw C_in C_out`` from a key."""
+
+Maps: TypeAlias = Float[Array, "*leading h w C_in"]
+NewMaps: TypeAlias = Float[Array, "*leading h2 w2 C_out"]
+
+
+# How weights begin.
+
+
+def xavier_uniform(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+    """Glorot and Bengio 2010: uniform within sqrt(6 / (fan in + fan out))."""
+    rows, columns, c_in, c_out = shape
+    return _uniform(key, shape, (6 / (rows * columns * (c_in + c_out))) ** 0.5)
+
+
+def torch_default(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+    """PyTorch's: uniform within 1 / sqrt(fan in)."""
+    return _uniform(key, shape, math.prod(shape[:3]) ** -0.5)
+
+
+def torch_transposed(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+    """PyTorch's of a transposed convolution, which takes its outputs for the fan in."""
+    return _uniform(key, shape, (shape[0] * shape[1] * shape[3]) ** -0.5)
+
+
+def kaiming_normal(gain: float = 1.0) -> Init:
+    """He et al. 2015: normal with deviation gain * sqrt(2 / fan in)."""
+
+    def draw(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+        return gain * (2 / math.prod(shape[:3])) ** 0.5 * normal(key, shape)
+
+    return draw
+
+
+def variance_scaling(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+    """TensorFlow 1's with factor 2 and fan in: truncated, of variance 2 / fan in."""
+    # TensorFlow 1 widens by 1.3 what cutting at two deviations narrows.
+    return truncated_normal((1.3 * 2 / math.prod(shape[:3])) ** 0.5)(key, shape)
+
+
+def truncated_normal(deviation: float) -> Init:
+    """Normal, drawn again beyond two deviations, as TensorFlow's."""
+
+    def draw(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+        flat = jax.random.truncated_normal(key, -2.0, 2.0, (math.prod(shape),))
+        return deviation * flat.reshape(shape)
+
+    return draw
+
+
+def zeros(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+    """Nothing at first."""
+    return jnp.zeros(shape)
+
+
+def _uniform(key: jax.Array, shape: tuple[int, int, int, int], bound: float) -> jax.Array:
+    flat = jax.random.uniform(key, (math.prod(shape),), minval=-bound, maxval=bound)
+    return flat.reshape(shape)
+
+
+# Layers.
+
+
+class Conv(nnx.Module):
+    """A convolution with bias and zero padding; the size is divided by ``stride``, rounded up.
+
+    ``padding`` "centred" reads as many zeros before the first pixel as behind the last, as PyTorch
+    does with padding k // 2. "same" is TensorFlow's SAME: of an odd number of zeros in all, the one
+    more is behind; a 5x5 kernel of stride 2 then reads 1 zero before and 2 behind an even size.
+    Parameters are float32, the computation runs in ``dtype``.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        padding: Literal["centred", "same"] = "centred",
+        init: Init = torch_default,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, c_in, c_out)))
+        self.bias = nnx.Param(jnp.zeros(c_out))
+        self.stride = stride
+        self.padding = padding
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x: Maps) -> NewMaps:
+        """Convolves and adds the bias."""
+        flat = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
+        size = self.kernel.shape[0]
+        before = (size // 2, size // 2)
+        if self.padding == "same":
+            before = (self._same(flat.shape[1]), self._same(flat.shape[2]))
+        y = conv2d(flat, self.kernel[...].astype(self.dtype), self.stride, before)
+        return add_bias(y, self.bias[...]).reshape(*x.shape[:-3], *y.shape[1:])
+
+    def _same(self, length: int) -> int:
+        steps = -(-length // self.stride) - 1
+        return max(steps * self.stride + self.kernel.shape[0] - length, 0) // 2
+
+
+class TransposedConv(nnx.Module):
+    """A transposed convolution of stride 2, which doubles the size.
+
+    Pixel i adds w[k] times itself to pixel 2i - 1 + k. With 4x4 kernels that is PyTorch's padding
+    1 and TensorFlow's SAME; with 3x3 ones it is PyTorch's padding 1 and output padding 1.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 4,
+        *,
+        init: Init = torch_transposed,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if kernel not in (3, 4):
+            raise ValueError(f"a transposed kernel is 3x3 or 4x4 here, not {kernel}x{kernel}")
+        self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, c_in, c_out)))
+        self.bias = nnx.Param(jnp.zeros(c_out))
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x: Maps) -> NewMaps:
+        """Enlarges and adds the bias."""
+        flat = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
+        y = transposed_conv2d(flat, self.kernel[...].astype(self.dtype))
+        return add_bias(y, self.bias[...]).reshape(*x.shape[:-3], *y.shape[1:])
+
+
+def transposed_conv2d(x: Float[Array, "B h w C_in"], kernel: Kernel) -> Float[Array, "B H W C_out"]:
+    """The transposed convolution of stride 2 above, as a convolution that gives 2x2 pixels at once.
+
+    XLA's own is slow on a CPU: the gradient of its kernel is computed naively.
+    """
+    missing = 4 - kernel.shape[0]
+    kernel = jnp.pad(kernel, [(0, missing), (0, missing), (0, 0), (0, 0)])
+    # Around a corner between pixels i-1 and i lie the new pixels 2i-1 and 2i, which read just these
+    # two: new pixel 2i-1+p reads pixel i-1+r with w[2 (1-r) + p].
+    _, _, c_in, c_out = kernel.shape
+    corners = kernel.reshape(2, 2, 2, 2, c_in, c_out)[::-1, :, ::-1]  # r p, c q, C_in, C_out
+    corners = corners.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c_in, 4 * c_out)
+    padded = jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])  # h + 1 corners lie around h pixels
+    return depth_to_space(conv2d(padded, corners, 1, (1, 1)), 2)[:, 1:-1, 1:-1]
+
+
+def add_bias(y: Maps, bias: Float[Array, " C_in"]) -> Maps:
+    """y + bias; spread in float32, as its gradient is a sum over all pixels."""
+    return y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015) with the running statistics as arrays.
+
+    ``running_mean`` and ``running_var`` are kept beside the parameters, so they are saved, loaded
+    and converted as these are; ``models/parameters.py`` tells them apart by their names, and no
+    optimiser changes them.
+    """
+
+    def __init__(self, width: int, *, epsilon: float = 1e-5) -> None:
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.running_mean = nnx.Param(jnp.zeros(width))
+        self.running_var = nnx.Param(jnp.ones(width))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Maps) -> Maps:
+        """Normalises by the running statistics."""
+        return normalise(
+            x,
+            self.running_mean[...],
+            self.running_var[...],
+            self.scale[...],
+            self.bias[...],
+            self.epsilon,
+        )
+
+    def by_batch(
+        self, x: Maps, momentum: float = 0.1
+    ) -> tuple[Maps, Float[Array, " C"], Float[Array, " C"]]:
+        """Normalises by the statistics of ``x`` itself; also gives the running ones moved to them.
+
+        These move by ``momentum`` of the way, the variance to the unbiased one, as in PyTorch.
+        """
+        mean, variance = statistics(x)
+        count = math.prod(x.shape[:-1])
+        unbiased = variance * count / max(count - 1, 1)
+        moved = (
+            self.running_mean[...]
+            + momentum * jax.lax.stop_gradient(mean - self.running_mean[...]),
+            self.running_var[...]
+            + momentum * jax.lax.stop_gradient(unbiased - self.running_var[...]),
+        )
+        return normalise(x, mean, variance, self.scale[...], self.bias[...], self.epsilon), *moved
+
+
+def statistics(x: Maps) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+    """Mean and (biased) variance of each channel over the batch and all pixels, in float32."""
+    pixels = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+    mean = pixels.mean(0)
+    return mean, ((pixels - mean) ** 2).mean(0)
+
+
+def normalise(
+    x: Maps,
+    mean: Float[Array, " C_in"],
+    variance: Float[Array, " C_in"],
+    scale: Float[Array, " C_in"],
+    bias: Float[Array, " C_in"],
+    epsilon: float,
+) -> Maps:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, in float32; the result is x's type."""
+    factor = scale * jax.lax.rsqrt(variance + epsilon)
+    return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
+
+
+class ResidualBlock(nnx.Module):
+    """x + conv(activation(conv(x))) with one width and no normalisation."""
+
+    def __init__(
+        self,
+        width: int,
+        kernel: int = 3,
+        *,
+        leak: float = 0.0,
+        padding: Literal["centred", "same"] = "centred",
+        init: Init = torch_default,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.first, self.second = (
+            Conv(width, width, kernel, padding=padding, init=init, dtype=dtype, rngs=rngs)
+            for _ in range(2)
+        )
+        self.leak = leak
+
+    def __call__(self, x: Maps) -> Maps:
+        """Adds to x what the two convolutions make of it."""
+        return x + self.second(activation(self.leak)(self.first(x)))
+
+
+def residual_blocks(
+    count: int,
+    width: int,
+    kernel: int = 3,
+    *,
+    leak: float = 0.0,
+    padding: Literal["centred", "same"] = "centred",
+    init: Init = torch_default,
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+) -> Any:
+    """An ``nnx.List`` of ``count`` residual blocks alike; ``apply`` runs them in turn."""
+    return nnx.List(
+        ResidualBlock(width, kernel, leak=leak, padding=padding, init=init, dtype=dtype, rngs=rngs)
+        for _ in range(count)
+    )
+
+
+def apply(layers: Iterable[Callable[[jax.Array], jax.Array]], x: Maps) -> NewMaps:
+    """One layer after the other."""
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+# Sizes, as TensorFlow 1 changes them.
+
+
+def halve(x: Maps, times: int = 1) -> NewMaps:
+    """TensorFlow 1's ``resize_images`` to 1/2**times: every 2**times-th pixel, from the first on.
+
+    With align_corners off, output pixel i is read at i * 2**times, where no neighbour has a share.
+    """
+    step = 2**times
+    return x[..., ::step, ::step, :]
+
+
+def double(x: Maps) -> NewMaps:
+    """TensorFlow 1's ``resize_images`` to twice the size, bilinear with align_corners off.
+
+    Output pixel i is read at i / 2: the pixel itself or half of it and half of the next; behind
+    the last pixel comes the last one again. So the picture moves by a quarter of an input pixel
+    from where today's resizing puts it.
+    """
+    for axis in (x.ndim - 3, x.ndim - 2):
+        ends = [(0, 0)] * x.ndim
+        ends[axis] = (0, 1)
+        following = jax.lax.slice_in_dim(
+            jnp.pad(x, ends, mode="edge"), 1, x.shape[axis] + 1, axis=axis
+        )
+        shape = list(x.shape)
+        shape[axis] *= 2
+        x = jnp.stack([x, (x + following) / 2], axis + 1).reshape(shape)
+    return x
+
+
+def enlarge_bilinear(x: Maps) -> NewMaps:
+    """PyTorch's ``interpolate`` to twice the size with align_corners off: pixels are areas."""
+    return enlarge(x, 2)
