@@ -3,7 +3,7 @@
     python train.py --extension=examples/temporal_mean.py --model=temporal_mean
 
 The model is deliberately small: one convolution over the current frame and a running mean of all
-past features. ``docs/extending.md`` goes through it.
+past features. ``docs/architecture.md`` goes through it.
 """
 
 from __future__ import annotations

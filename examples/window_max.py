@@ -2,7 +2,7 @@
 
     python train.py --extension=examples/window_max.py --model=fsta_small --fusion=window_max
 
-Each pixel takes the largest value of each channel in the window. ``docs/extending.md`` goes through
+Each pixel takes the largest value of each channel in the window. ``docs/architecture.md`` goes through
 it.
 """
 

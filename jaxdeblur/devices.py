@@ -170,7 +170,7 @@ def keep_freed_memory() -> None:
 
     XLA allocates its buffers anew for every program that it runs. By default glibc maps each large
     one from the system and returns it after use, so every page of every step is zeroed by the
-    kernel again: a fifth of a training step (``benchmarks/allocation.py``). The most memory that
+    kernel again: a fifth of a training step (docs/lab/performance.md). The most memory that
     the process takes stays about the same, but it holds it to its end. The environment can speak
     against it with ``MALLOC_MMAP_MAX_``; elsewhere than on glibc nothing is done.
     """

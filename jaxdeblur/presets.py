@@ -94,7 +94,7 @@ PRESETS: dict[str, Preset] = {
     "strcnn_dtb_pyramid": Preset(
         about="strcnn_dtb_small at 1/2 and full size, after a wider network at 1/8 and 1/4, coarse "
         "to fine (622 k parameters), for blur of up to 40 pixels: start it from trained weights "
-        "(docs/coarse_to_fine.md).",
+        "(docs/lab/coarse_to_fine.md).",
         network=StrcnnConfig(
             width=24,
             blocks=2,
@@ -119,7 +119,7 @@ PRESETS: dict[str, Preset] = {
     "strcnn_dtb_choice": Preset(
         about="STRCNN+DTB at width 32 with 4+4 blocks, the same at four sizes side by side, and "
         "gates that choose between them in every 16 x 16 pixels (363 k parameters), for blur of "
-        "up to 40 pixels: start it from trained weights (docs/recipe.md).",
+        "up to 40 pixels: start it from trained weights (docs/lab/recipe.md).",
         network=StrcnnConfig(
             width=32,
             blocks=4,

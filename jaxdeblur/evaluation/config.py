@@ -29,7 +29,7 @@ class EvaluationConfig:
       sharp_input: the sharp frames go in, which should come out as they are.
       max_frames: restores the first frames of each video alone.
       max_pixels: larger frames are refused before they are decoded.
-      protocol: how it is scored; docs/protocols.md.
+      protocol: how it is scored; docs/results.md.
       frames: writes the restored frames as PNG.
       explain: shows what the network blended or attended to, in the first frames of each video.
       report_megabytes: about how large the report may become.

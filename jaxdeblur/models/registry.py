@@ -1,7 +1,7 @@
 """The one place that lists the models: ``build`` makes one from its config.
 
 To add a model, write one file like ``strcnn.py`` and name its config and class in ``_MODELS``, or
-call ``register`` from your own code (docs/extending.md).
+call ``register`` from your own code (docs/architecture.md).
 """
 
 from __future__ import annotations

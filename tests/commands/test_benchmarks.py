@@ -36,7 +36,6 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     ("command", "named"),
     [
         ("ablation --steps=0", "--steps"),
-        ("allocation --model=nope", "--model=nope: no such preset"),
         ("data --model=nope", "--model=nope: no such preset"),
         ("data --batches=0", "--batches"),
         ("fusion --sizes=0", "--sizes"),
@@ -53,25 +52,22 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("kernels --cpu --pixels=0x9", "--pixels"),
         ("kernels --cpu --network=strcnn", "--network=strcnn: fsta, "),
         ("kernels --cpu --json=/nowhere/rows.json", "/nowhere/rows.json: cannot be written"),
-        ("levels --frames=0 --alone x", "--frames"),
-        ("levels --scales=0 --alone x", "--scales"),
-        ("levels --alone nowhere", "nowhere: no such run"),
-        ("live --fps=nan", "--fps: a number above 0, not 'nan'"),
-        ("live --fps=0", "--fps"),
-        ("live --inbox=0", "--inbox"),
-        ("quality --ckpt=x --taus 0", "--taus"),
-        ("scaling --paper --model=nope", "--model=nope: no such preset"),
-        ("scaling --paper --used=0", "--used"),
-        ("scaling --steps=0", "--steps"),
+        ("quality levels --frames=0 --alone x", "--frames"),
+        ("quality levels --scales=0 --alone x", "--scales"),
+        ("quality levels --alone nowhere", "nowhere: no such run"),
+        ("speed live --fps=nan", "--fps: a number above 0, not 'nan'"),
+        ("speed live --fps=0", "--fps"),
+        ("speed live --inbox=0", "--inbox"),
+        ("quality scores --ckpt=x --taus 0", "--taus"),
         ("soak --kills=-1", "--kills: a whole number from 0 on, not '-1'"),
         ("soak --steps=0", "--steps"),
-        ("speed --frames=0", "--frames"),
-        ("stream --model=nope", "--model=nope: no such preset"),
-        ("stream --frames 0 5", "--frames"),
+        ("speed frame --frames=0", "--frames"),
+        ("speed film --model=nope", "--model=nope: no such preset"),
+        ("speed film --frames 0 5", "--frames"),
         ("train_step --model=nope", "--model=nope: no such preset"),
         ("train_step --model=fsta", "--model=fsta: an STRCNN"),
         ("train_step --repeats=0", "--repeats"),
-        ("window --windows 0", "--windows"),
+        ("fusion stream --windows 0", "--windows"),
     ],
 )
 def test_a_bad_option_is_one_line(
@@ -89,7 +85,7 @@ def test_a_bad_option_is_one_line(
 
 def test_why_a_process_failed_is_said_without_its_name(benchmark: Any) -> None:
     reason = benchmark("options").reason
-    assert reason("a warning\nbenchmarks.stream: error: --ckpt=x: no run\n") == "--ckpt=x: no run"
+    assert reason("a warning\nbenchmarks.speed: error: --ckpt=x: no run\n") == "--ckpt=x: no run"
     assert reason("Traceback\nKeyError: 'x'\n") == "KeyError: 'x'"
     assert reason("") == "it said nothing"
 

@@ -71,10 +71,10 @@ def test_they_compute_in_the_type_that_is_asked_for() -> None:
 @every_weights
 @pytest.mark.parametrize("scenes", ["narrow", "wide"])
 def test_the_score_is_the_documented_one(name: str, scenes: str) -> None:
-    """docs/models.md: two validation scenes of each kind, to 0.05 dB."""
-    table = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    """docs/results.md: two validation scenes of each kind, to 0.05 dB."""
+    table = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     row = re.search(rf"^\| `{name}` \| {scenes} \| [\d.]+ \| ([\d.]+) \|", table, re.MULTILINE)
-    assert row, f"docs/models.md has no row for {name} on {scenes}"
+    assert row, f"docs/results.md has no row for {name} on {scenes}"
     model = load_model(name).model
     scores = []
     for video in rendered_videos("validation", config=SCENES[scenes], scenes=2):
