@@ -2,8 +2,8 @@
 
     python train.py --extension=examples/window_max.py --model=fsta_small --fusion=window_max
 
-Each pixel takes the largest value of each channel in the window. ``docs/architecture.md`` goes through
-it.
+Each pixel takes the largest value of each channel in the window.
+``docs/architecture.md`` goes through it.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ FUSIONS: dict[str, FusionFactory] = {
 
 
 def register_fusion(name: str, make: FusionFactory) -> None:
-    """Makes ``fusion=name`` fuse by ``make(config, channels, rngs=rngs)`` (docs/architecture.md)."""
+    """Makes ``fusion=name`` fuse by ``make(config, channels, rngs=rngs)``: docs/architecture.md."""
     FUSIONS[name] = make
 
 

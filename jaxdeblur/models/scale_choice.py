@@ -2,8 +2,8 @@
 
 Blur of d pixels is blur of d/4 pixels at a quarter of the size, where a small network reaches it. A
 network that has learnt a narrow range of blur restores it best, and harms what lies outside of that
-range (docs/lab/recipe.md). So here every level restores the same blurred frames at its own size, where
-some of the blur is of the range that it knows, and gates say, cell by cell, how much to take of
+range (docs/lab/recipe.md). So here every level restores the same blurred frames at its own size,
+where some of the blur is of the range that it knows, and gates say, cell by cell, how much to take of
 each level's residual: of one, of several in part, or of none where nothing is blurred.
 
 This is a mixture of experts (Jacobs et al., "Adaptive mixtures of local experts", Neural
@@ -72,8 +72,8 @@ class WholeFrame(nnx.Module):
     """Adds to every cell what the mean over all cells of its frame tells.
 
     How long the shutter was open is the same in all of a frame. In one cell a sharp frame of
-    something fast is hardly to be told from a blurred one; many cells together tell (docs/lab/recipe.md
-    has the experiment). As the squeeze of Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018;
+    something fast is hardly to be told from a blurred one; many cells together tell
+    (docs/lab/recipe.md has the experiment). As the squeeze of Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018;
     here what comes of it is added.
     """
 
@@ -94,8 +94,8 @@ class Gates(nnx.Module):
 
     Which size fits is a question of how far things moved, which does not change from pixel to pixel
     and is not to be seen in one: if both know the answer, choosing for cells of 64 pixels loses a
-    tenth of a dB against cells of 16 (docs/lab/recipe.md), and on so few cells a small network sees a
-    hundred pixels around, and a mean over the whole frame costs next to nothing. It goes by
+    tenth of a dB against cells of 16 (docs/lab/recipe.md), and on so few cells a small network sees
+    a hundred pixels around, and a mean over the whole frame costs next to nothing. It goes by
     energies, whose ratios between the levels tell the size of the blur whatever the contrast: hence
     the logarithm.
     """
