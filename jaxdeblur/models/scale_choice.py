@@ -3,8 +3,8 @@
 Blur of d pixels is blur of d/4 pixels at a quarter of the size, where a small network reaches it. A
 network that has learnt a narrow range of blur restores it best, and harms what lies outside of that
 range (docs/lab/recipe.md). So here every level restores the same blurred frames at its own size,
-where some of the blur is of the range that it knows, and gates say, cell by cell, how much to take of
-each level's residual: of one, of several in part, or of none where nothing is blurred.
+where some of the blur is of the range that it knows, and gates say, cell by cell, how much to take
+of each level's residual: of one, of several in part, or of none where nothing is blurred.
 
 This is a mixture of experts (Jacobs et al., "Adaptive mixtures of local experts", Neural
 Computation 1991) over a pyramid. Against ``CoarseToFine`` no level waits for another, so the
@@ -73,8 +73,8 @@ class WholeFrame(nnx.Module):
 
     How long the shutter was open is the same in all of a frame. In one cell a sharp frame of
     something fast is hardly to be told from a blurred one; many cells together tell
-    (docs/lab/recipe.md has the experiment). As the squeeze of Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018;
-    here what comes of it is added.
+    (docs/lab/recipe.md has the experiment). As the squeeze of Hu et al., "Squeeze-and-Excitation
+    Networks", CVPR 2018; here what comes of it is added.
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
