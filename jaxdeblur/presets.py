@@ -8,6 +8,7 @@ from typing import Any
 from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FSTA, FSTA_LIVE, FSTA_SMALL
+from jaxdeblur.models.peers.dbn import DbnConfig
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.training.step import TrainingConfig
 
@@ -163,6 +164,30 @@ PRESETS: dict[str, Preset] = {
         network=FSTA_LIVE,
         training=dataclasses.replace(_ATTENTION_PAPER, frames=8),
         data=_RENDERED_ON_GPU,
+    ),
+    # The systems of the attention paper's Table 1, at their published size and for two cores.
+    "dbn": Preset(
+        about="DBN (Su et al. 2017): five frames stacked, an encoder-decoder with batch "
+        "normalisation (15.3 M parameters). Its authors' training is not published: the recipe is "
+        "SimDeblur's, with a cosine for its steps.",
+        network=DbnConfig(),
+        training=TrainingConfig(
+            steps=300_000,
+            batch_size=8,
+            frames=5,
+            crop=256,
+            learning_rate=2e-4,
+            beta2=0.99,
+            loss="charbonnier",
+            validate_every=5000,
+        ),
+        data=_RENDERED_ON_GPU,
+    ),
+    "dbn_small": Preset(
+        about="DBN at width 12 (540 k parameters) for two cores.",
+        network=DbnConfig(width=12),
+        training=dataclasses.replace(_TWO_CORES, optimizer="adam"),
+        data=DataConfig(scenes="narrow"),
     ),
 }
 

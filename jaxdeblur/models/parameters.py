@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from flax import nnx
@@ -47,6 +48,6 @@ def outline(
     return rebuilds[0], shapes
 
 
-def count(parameters: Parameters) -> int:
-    """How many numbers the parameters hold."""
-    return sum(array.size for array in parameters.values())
+def count(parameters: Mapping[str, Any]) -> int:
+    """How many numbers the parameters hold, without running statistics."""
+    return sum(array.size for name, array in parameters.items() if not is_statistic(name))

@@ -16,12 +16,17 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.coarse_to_fine import CoarseToFine
 from jaxdeblur.models.fsta import Fsta
 from jaxdeblur.models.fsta_config import FstaConfig
+from jaxdeblur.models.peers.dbn import Dbn, DbnConfig
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.options import from_json
 
-_MODELS: dict[type, Callable[..., VideoRestorer]] = {StrcnnConfig: Strcnn, FstaConfig: Fsta}
+_MODELS: dict[type, Callable[..., VideoRestorer]] = {
+    StrcnnConfig: Strcnn,
+    FstaConfig: Fsta,
+    DbnConfig: Dbn,
+}
 
 DTYPES = ("float32", "bfloat16", "float16")
 """What ``dtype`` may be: the computation's type; parameters and output stay float32."""

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import activation, conv2d, depth_to_space, enlarge, normal
 from jaxdeblur.shapes import Kernel
 
@@ -26,6 +27,22 @@ Init: TypeAlias = Callable[[jax.Array, tuple[int, int, int, int]], jax.Array]
 
 Maps: TypeAlias = Float[Array, "*leading h w C_in"]
 NewMaps: TypeAlias = Float[Array, "*leading h2 w2 C_out"]
+
+
+def check_config(config: Any, *positive: str) -> None:
+    """Refuses what no config of these systems may say.
+
+    Raises:
+      UserError: a field of ``positive`` is below 1, or ``scales`` names other sizes.
+    """
+    for name in positive:
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} is 1 or more, not {getattr(config, name)}")
+    if config.scales != (1,):
+        raise UserError(
+            f"scales is (1,), not {config.scales}: {type(config).__name__} is of a network that "
+            "stays as it was published"
+        )
 
 
 # How weights begin.

@@ -1,0 +1,210 @@
+"""DBN (DeBlurNet): five frames in, the middle one restored by an encoder-decoder with skips.
+
+Source: "Deep Video Deblurring for Hand-held Cameras" (Su et al., CVPR 2017); the network as in
+shuochsu/DeepVideoDeblurring @ c23eeac (MIT), models/model2_symskip_nngraph2_deeper.lua. Written
+from a description of its layers; no code is taken over.
+
+What differs between paper, code and re-implementations:
+  - The output is a sigmoid of the middle frame plus the last layer, so what the last layer adds is
+    no residual in intensity: with zeros there, 0 comes out as 0.5 and 1 as 0.73. ESTRNN's and
+    SimDeblur's versions have no sigmoid (``sigmoid=False``).
+  - Epsilon of the batch normalisation is 1e-3; ESTRNN's version has 1e-5. SimDeblur's applies the
+    ReLU to the enlarged branch before the skip is added, not after.
+  - The frames can be aligned first (TV-L1 flow or homographies, in MATLAB); here as in the
+    authors' "nowarp" they are not.
+  - Sizes are made multiples of 8 with zeros below and to the right, as the authors' inference does.
+  - The training was never published: the recipe of the preset is SimDeblur's.
+
+Biases of convolutions before a batch normalisation get no gradient in training, where the mean of
+the batch takes them out again; in use they matter, since the running mean is fixed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.peers.layers import (
+    BatchNorm,
+    Conv,
+    TransposedConv,
+    check_config,
+    kaiming_normal,
+)
+from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer, replicate_ends
+from jaxdeblur.shapes import Clip, Frame, Parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class DbnConfig:
+    """The fields of DBN; the defaults are the published network.
+
+    Attributes:
+      m: frames before and after the current one that the network sees; m frames of look-ahead.
+      width: channels at full size; 2, 4 and 8 times as many at 1/2, 1/4 and 1/8.
+      sigmoid: the output passes through a sigmoid, as the authors' does.
+      epsilon: of the batch normalisation.
+      dtype: of the computation; parameters and output are float32.
+      scales: the sizes at which the network runs; only (1,).
+    """
+
+    m: int = 2
+    width: int = 64
+    sigmoid: bool = True
+    epsilon: float = 1e-3
+    dtype: str = "float32"
+    scales: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        if self.m < 0:
+            raise UserError(f"m is a number of frames, 0 or more, not {self.m}")
+        check_config(self, "width")
+        if self.epsilon <= 0:
+            raise UserError(f"epsilon is above 0, not {self.epsilon}")
+
+
+class StreamState(NamedTuple):
+    """What a stream keeps: the window of frames."""
+
+    frames: Clip
+    """The last 2m+1 frames."""
+    seen: jax.Array
+    """How many frames came in, counted to m+1."""
+
+
+class Normalised(nnx.Module):
+    """A convolution and its batch normalisation."""
+
+    def __init__(self, conv: Conv | TransposedConv, norm: BatchNorm) -> None:
+        self.conv = conv
+        self.norm = norm
+
+
+LAYERS = {
+    "F0": (5, 1, 0, 1), "D1": (3, 2, 1, 1), "F1": (3, 1, 1, 2), "F2": (3, 1, 2, 2),
+    "D2": (3, 2, 2, 4), "F3": (3, 1, 4, 4), "F4": (3, 1, 4, 4), "F5": (3, 1, 4, 4),
+    "D3": (3, 2, 4, 8), "F6": (3, 1, 8, 8), "F7": (3, 1, 8, 8), "F8": (3, 1, 8, 8),
+    "U1": (4, 0, 8, 4), "F9": (3, 1, 4, 4), "F10": (3, 1, 4, 4), "F11": (3, 1, 4, 4),
+    "U2": (4, 0, 4, 2), "F12": (3, 1, 2, 2), "F13": (3, 1, 2, 1),
+    "U3": (4, 0, 1, 1), "F14": (3, 1, 1, 0), "F15": (3, 1, 0, 0),
+}  # fmt: skip
+"""Kernel, stride (0: transposed, twice the size) and widths in and out in units of ``width``.
+
+F and D are convolutions, U transposed ones. A width of 0 is that of the stacked frames, 3 (2m+1),
+and 3 for the last layer's.
+"""
+
+
+class Dbn(VideoRestorer):
+    """DBN: no state beyond the window of frames."""
+
+    multiple = 8
+
+    def __init__(self, config: DbnConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.lookahead = config.m
+        self.dtype = jnp.dtype(config.dtype)
+        stacked = 3 * (2 * config.m + 1)
+        layers = {}
+        for name, (kernel, stride, given, made) in LAYERS.items():
+            c_in = given * config.width or stacked
+            c_out = 3 if name == "F15" else made * config.width or stacked
+            conv: Conv | TransposedConv
+            if stride:
+                conv = Conv(
+                    c_in, c_out, kernel,
+                    stride=stride, init=kaiming_normal(), dtype=self.dtype, rngs=rngs,
+                )  # fmt: skip
+            else:
+                conv = TransposedConv(c_in, c_out, dtype=self.dtype, rngs=rngs)
+            layers[name] = Normalised(conv, BatchNorm(c_out, epsilon=config.epsilon))
+        self.layers = nnx.Dict(layers)
+
+    def pad(self, images: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading Hp Wp 3"]:
+        """Zeros below and to the right, as the authors' inference.lua."""
+        height, width = images.shape[-3:-1]
+        ends = [(0, 0)] * (images.ndim - 3)
+        below, right = self.round_up(height) - height, self.round_up(width) - width
+        return jnp.pad(images, [*ends, (0, below), (0, right), (0, 0)])
+
+    def _restore_clip(self, clip: Clip) -> Clip:
+        return self._restore(self._windows(clip), {}, train=False)
+
+    def training_outputs(self, clip: Clip, sharp: Clip) -> TrainingOutputs:
+        """Normalises by the batch at hand, and moves the running statistics towards it."""
+        moved: Parameters = {}
+        restored = self._restore(self._windows(self.pad(clip)), moved, train=True)
+        height, width = clip.shape[-3:-1]
+        return TrainingOutputs((restored[..., :height, :width, :],), (sharp,), moved)
+
+    def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
+        frames = jnp.zeros((batch, 2 * self.config.m + 1, height, width, 3))
+        return StreamState(frames, jnp.int32(0))
+
+    def _step(
+        self, state: StreamState, frame: Frame, repeated: jax.Array
+    ) -> tuple[StreamState, Frame]:
+        # The first frame fills the window; each later one pushes the oldest out.
+        shifted = jnp.concatenate([state.frames[:, 1:], frame[:, None]], axis=1)
+        frames = jnp.where(state.seen == 0, frame[:, None], shifted)
+
+        def restore(frames: Clip) -> Frame:
+            stacked = jnp.concatenate([frames[:, i] for i in range(frames.shape[1])], axis=-1)
+            return self._restore(stacked, {}, train=False)
+
+        def wait(frames: Clip) -> Frame:
+            return frames[:, self.config.m].astype(jnp.float32)
+
+        restored = jax.lax.cond(state.seen >= self.config.m, restore, wait, frames)
+        return StreamState(frames, jnp.minimum(state.seen + 1, self.config.m + 1)), restored
+
+    def _windows(self, clip: Clip) -> Float[Array, "B T H W C"]:
+        """The 2m+1 frames around each one side by side, the oldest first; ends are replicated."""
+        time, m = clip.shape[1], self.config.m
+        padded = replicate_ends(clip, m, m)
+        return jnp.concatenate([padded[:, i : i + time] for i in range(2 * m + 1)], axis=-1)
+
+    def _restore(
+        self, stacked: Float[Array, "*leading H W C"], moved: Parameters, *, train: bool
+    ) -> Float[Array, "*leading H W 3"]:
+        """Stacked frames to the middle one; in training, ``moved`` gets the new statistics."""
+
+        def layer(name: str, x: jax.Array) -> jax.Array:
+            block = self.layers[name]
+            y = block.conv(x)
+            if not train:
+                return block.norm(y)
+            path = f"layers/{name}/norm/running_"
+            y, moved[f"{path}mean"], moved[f"{path}var"] = block.norm.by_batch(y)
+            return y
+
+        def layers(x: jax.Array, *names: str) -> jax.Array:
+            for name in names:
+                x = jax.nn.relu(layer(name, x))
+            return x
+
+        f0 = layers(stacked, "F0")
+        f2 = layers(f0, "D1", "F1", "F2")
+        f5 = layers(f2, "D2", "F3", "F4", "F5")
+        f8 = layers(f5, "D3", "F6", "F7", "F8")
+        # Each skip is added after the normalisation and before the ReLU.
+        f11 = layers(jax.nn.relu(layer("U1", f8) + f5), "F9", "F10", "F11")
+        f13 = layers(jax.nn.relu(layer("U2", f11) + f2), "F12", "F13")
+        f14 = layers(jax.nn.relu(layer("U3", f13) + f0), "F14")
+        middle = 3 * self.config.m
+        image = layer("F15", f14).astype(jnp.float32) + stacked[..., middle : middle + 3]
+        return jax.nn.sigmoid(image) if self.config.sigmoid else image
+
+    @property
+    def receptive_radius(self) -> int:
+        """How many pixels to each side a restored pixel reads, 81."""
+        # The 3x3 convolutions on the way down and up; F0 has 5x5, and D1 to D3 read the finer size.
+        full, half, quarter, eighth = 1 + 4, 2 * (1 + 4), 4 * (1 + 6), 8 * 3
+        transposed = 2 + 4 + 8  # each reads two pixels of the coarser size
+        return full + half + quarter + eighth + transposed

@@ -1,0 +1,103 @@
+"""Brings weights of reference implementations in: ``python -m jaxdeblur.weights.convert``.
+
+NAME is the system, FILE holds its weights under the reference's names, OUT.safetensors is what
+``deblur.py --ckpt`` and ``evaluate.py --ckpt`` take. FILE is safetensors, PyTorch's .pth or
+.pth.tar (with ``pip install "jaxdeblur[convert]"``), or the .index of a TensorFlow V2 checkpoint.
+
+Widths and variants are read from the shapes. How a reference names its weights, and how their
+numbers lie, is a table in ``weights/reference_names/``, one module a system. To add one: a module
+with ``REFERENCE`` there, and its name in ``REFERENCES``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.models import registry
+from jaxdeblur.models.parameters import outline
+from jaxdeblur.options import Parser
+from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.reference_files import read_arrays
+from jaxdeblur.weights.reference_names import REFERENCES, Arrays, Reference, reference
+
+MOST = 12
+"""Differences that a message lists."""
+
+
+def main() -> None:
+    """Reads the options and writes the file."""
+    parser = Parser(
+        prog="python -m jaxdeblur.weights.convert",
+        description="Brings weights of a reference implementation in (docs/peers.md).",
+    )
+    parser.add_argument("name", choices=REFERENCES, metavar="NAME", help=", ".join(REFERENCES))
+    parser.add_argument(
+        "file",
+        type=Path,
+        help=".safetensors with the reference's names, .pth, .pth.tar, or a TensorFlow .index",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="the file to write")
+    arguments = parser.parse_args()
+    if arguments.out.suffix != ".safetensors":
+        raise UserError(f"{arguments.out}: the name of a weights file ends in .safetensors")
+    loaded = convert(arguments.name, arguments.file)
+    from jaxdeblur.weights.export import export_weights
+
+    export_weights(loaded, arguments.out)
+    size = arguments.out.stat().st_size
+    print(f"{arguments.out}: {size:,} bytes, {loaded.network}")
+
+
+def convert(name: str, file: Path) -> LoadedModel:
+    """The network of a system with the weights of ``file``.
+
+    Args:
+      name: one of ``REFERENCES``.
+      file: as the module says.
+
+    Raises:
+      UserError: it can't be read, or its names and shapes are not the system's; all are listed.
+    """
+    known = reference(name)
+    arrays = known.prepare(read_arrays(file))
+    network = _config(known, arrays)
+    rebuild, template = outline(lambda: registry.build(network))
+    names = known.names(network)
+    expected = {
+        theirs: layout.theirs(template[ours].shape) for theirs, (ours, layout) in names.items()
+    }
+    _check(expected, arrays, f"{file}: not the weights of {name} ({known.source})")
+    parameters = {
+        ours: jnp.asarray(layout.ours(arrays[theirs]), jnp.float32)
+        for theirs, (ours, layout) in names.items()
+    }
+    metadata = {"converted from": file.name, "reference": known.source}
+    return LoadedModel(rebuild(parameters), name, network, 0, file.name, metadata)
+
+
+def _config(known: Reference, arrays: Arrays) -> object:
+    try:
+        return known.config({name: array.shape for name, array in arrays.items()})
+    except (KeyError, ValueError, IndexError, UserError):
+        return known.default  # whose names are then compared
+
+
+def _check(expected: dict[str, tuple[int, ...]], arrays: Arrays, message: str) -> None:
+    """Raises one message that lists what is missing, unknown, or of another shape."""
+    differences = [f"{name} is missing" for name in expected if name not in arrays]
+    differences += [f"{name} is unknown" for name in arrays if name not in expected]
+    differences += [
+        f"{name} is {arrays[name].shape} and should be {shape}"
+        for name, shape in expected.items()
+        if name in arrays and arrays[name].shape != shape
+    ]
+    if differences:
+        more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
+        raise UserError(f"{message}: {'; '.join(differences[:MOST])}{more}")
+
+
+if __name__ == "__main__":
+    run_command(main, "jaxdeblur.weights.convert")

@@ -1,0 +1,109 @@
+"""Reads the files in which reference implementations keep their weights: arrays by name.
+
+Nothing is unpickled: a ``.pth`` is read by ``torch.load(weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.weights.reference_names import Arrays
+from jaxdeblur.weights.tf_checkpoint import prefix_of, read_checkpoint
+
+INSTALL = 'pip install "jaxdeblur[convert]"'
+
+_INSIDE = (
+    "params_ema",
+    "params",
+    "state_dict",
+    "model_state_dict",
+    "deblurnet_state_dict",
+    "model",
+)
+"""Where training programs keep the network in a checkpoint, the one to prefer first."""
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Every array of a file, float32, without the prefixes that wrappers of a network add.
+
+    Raises:
+      UserError: it is missing, damaged, or of a kind that is not read.
+    """
+    prefix = prefix_of(path)
+    if prefix is not None:
+        arrays = read_checkpoint(prefix)
+    elif not path.is_file():
+        raise UserError(f"{path}: no such file")
+    elif path.suffix == ".safetensors":
+        arrays = _read_safetensors(path)
+    elif path.suffix in (".pth", ".pt", ".tar", ".ckpt"):
+        arrays = _read_torch(path)
+    else:
+        raise UserError(
+            f"{path}: weights are read from .safetensors, from PyTorch's .pth and .pth.tar, and "
+            "from the .index of a TensorFlow checkpoint"
+        )
+    arrays = {
+        name: np.asarray(array, np.float32)
+        for name, array in arrays.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    while arrays and all(name.startswith(("module.", "model.")) for name in arrays):
+        arrays = {name.partition(".")[2]: array for name, array in arrays.items()}
+    if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise UserError(f"{path}: its {bad[0]} is not finite; the weights are broken")
+    return arrays
+
+
+def _read_safetensors(path: Path) -> Arrays:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    except AttributeError as error:  # a type that NumPy has no name for
+        raise UserError(f"{path}: its numbers are of a type that is not read ({error})") from error
+
+
+def _read_torch(path: Path) -> Arrays:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path}: reading it needs PyTorch; install it with {INSTALL}") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever its reader or unpickler says
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error)
+        raise UserError(
+            f"{path}: not readable by torch.load(weights_only=True): {reason}"
+        ) from error
+    tensors = _network_in(content, path)
+    return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
+
+
+def _network_in(content: Any, path: Path) -> Mapping[str, Any]:
+    """The tensors by name, from a state dict or from a checkpoint that holds one."""
+
+    def is_network(value: Any) -> bool:
+        return (
+            isinstance(value, Mapping)
+            and len(value) > 0
+            and all(isinstance(k, str) and hasattr(v, "detach") for k, v in value.items())
+        )
+
+    if is_network(content):
+        return content
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: it holds no network's weights by name")
+    found = {str(key): value for key, value in content.items() if is_network(value)}
+    for key in (*_INSIDE, *(found if len(found) == 1 else ())):
+        if key in found:
+            return found[key]
+    holds = ", ".join(map(str, list(content)[:10]))
+    raise UserError(f"{path}: it holds no network's weights by name, but {holds}")

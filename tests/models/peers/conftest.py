@@ -1,0 +1,108 @@
+"""Plain NumPy for what the reference implementations are made of, and weights that come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jaxdeblur import models
+from jaxdeblur.models.parameters import outline
+from jaxdeblur.weights.convert import convert
+from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.reference_names import reference
+
+
+class Plain:
+    """Layers as PyTorch defines them, on maps C H W and kernels C_out C_in kh kw, in float64."""
+
+    @staticmethod
+    def conv(x: Any, weight: Any, bias: Any, stride: int = 1, pad: Any = None) -> np.ndarray:
+        c_out, _, rows, columns = weight.shape
+        pad = ((rows // 2, rows // 2), (columns // 2, columns // 2)) if pad is None else pad
+        x = np.pad(np.float64(x), ((0, 0), *pad))
+        height, width = (x.shape[1] - rows) // stride + 1, (x.shape[2] - columns) // stride + 1
+        y = np.zeros((c_out, height, width))
+        for i in range(rows):
+            for j in range(columns):
+                seen = x[:, i : i + stride * height : stride, j : j + stride * width : stride]
+                y += np.einsum("chw,oc->ohw", seen[:, :height, :width], weight[:, :, i, j])
+        return y + np.float64(bias)[:, None, None]
+
+    @staticmethod
+    def transposed(x: Any, weight: Any, bias: Any) -> np.ndarray:
+        """Stride 2 and padding 1 of a kernel C_in C_out 4 4, or 3 3 with output padding 1."""
+        _, height, width = x.shape
+        size = weight.shape[-1]
+        y = np.zeros((weight.shape[1], 2 * height + 3, 2 * width + 3))
+        for i in range(size):
+            for j in range(size):
+                part = np.einsum("chw,co->ohw", np.float64(x), weight[:, :, i, j])
+                y[:, i : i + 2 * height : 2, j : j + 2 * width : 2] += part
+        return y[:, 1 : 2 * height + 1, 1 : 2 * width + 1] + np.float64(bias)[:, None, None]
+
+    @staticmethod
+    def up(x: Any) -> np.ndarray:
+        """Bilinear to twice the size, where pixels are areas."""
+        for axis in (1, 2):
+            x = np.moveaxis(np.float64(x), axis, -1)
+            padded = np.concatenate([x[..., :1], x, x[..., -1:]], -1)
+            low = 0.25 * padded[..., :-2] + 0.75 * x
+            high = 0.75 * x + 0.25 * padded[..., 2:]
+            x = np.moveaxis(np.stack([low, high], -1).reshape(*x.shape[:-1], -1), -1, axis)
+        return x
+
+    @staticmethod
+    def relu(x: Any, leak: float = 0.0) -> np.ndarray:
+        return np.where(x > 0, x, leak * x)
+
+    @staticmethod
+    def sigmoid(x: Any) -> np.ndarray:
+        return 1 / (1 + np.exp(-x))
+
+
+@pytest.fixture(scope="session")
+def plain() -> type[Plain]:
+    return Plain
+
+
+def random_reference(name: str, network: Any, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random weights of a network under its reference's names, which keep maps about their size."""
+    rng = np.random.default_rng(seed)
+    _, template = outline(lambda: models.build(network))
+    arrays = {}
+    for theirs, (ours, layout) in reference(name).names(network).items():
+        shape = layout.theirs(template[ours].shape)
+        spread = 0.3 if len(shape) < 4 else (1.5 / np.prod(template[ours].shape[:3])) ** 0.5
+        array = spread * rng.normal(size=shape)
+        if theirs.endswith("running_var") or ours.endswith("scale"):
+            array = 0.5 + np.abs(array)
+        arrays[theirs] = array.astype(np.float32)
+    assert {ours for ours, _ in reference(name).names(network).values()} == set(template)
+    return arrays
+
+
+@pytest.fixture
+def imported(tmp_path: Path) -> Callable[..., tuple[LoadedModel, dict[str, np.ndarray]]]:
+    """Random weights under the reference's names, written to a file and converted."""
+
+    def make(name: str, network: Any, seed: int = 0) -> tuple[LoadedModel, dict[str, np.ndarray]]:
+        arrays = random_reference(name, network, seed)
+        path = tmp_path / f"{name}.safetensors"
+        safetensors.numpy.save_file(arrays, path)
+        loaded = convert(name, path)
+        assert loaded.network == network
+        return loaded, arrays
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _exact() -> Any:
+    with jax.default_matmul_precision("highest"):
+        yield
