@@ -14,7 +14,6 @@ from jaxdeblur.options import (
     load_extension,
     read_fields,
 )
-from jaxdeblur.restoration.jobs import DeblurConfig, plan
 
 _EXAMPLES = """
 examples:
@@ -29,6 +28,8 @@ examples:
 
 def main() -> None:
     """Reads the options and restores."""
+    from jaxdeblur.restoration.jobs import DeblurConfig, plan
+
     parser = Parser(
         prog="deblur.py",
         description="Restores blurred videos, folders of frames and images.\n" + _EXAMPLES,
@@ -94,7 +95,7 @@ def main() -> None:
         rows=processes.rows,
     )
     if arguments.ckpt is None and not config.quiet:
-        print(f"weights: {deblurrer.source}", file=sys.stderr)
+        print(f"weights: {deblurrer.source}, on {deblurrer.device}", file=sys.stderr)
     restore_all(deblurrer, jobs, config)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxdeblur.errors import run_command
-from jaxdeblur.evaluation.metrics import PROTOCOLS
 from jaxdeblur.options import Parser, add_extension_option, add_fields, load_extension, read_fields
 
 
@@ -18,6 +17,7 @@ def main() -> None:
     from jaxdeblur.data.datasets import open_dataset
     from jaxdeblur.evaluation.config import EvaluationConfig
     from jaxdeblur.evaluation.evaluate import evaluate
+    from jaxdeblur.evaluation.metrics import PROTOCOLS
     from jaxdeblur.evaluation.results import default_folder, table
     from jaxdeblur.options import ClusterConfig
     from jaxdeblur.restoration.placement import over_rows

@@ -71,10 +71,14 @@ def main() -> None:
     else:
         network_defaults, training_defaults = began.network, began.training
         data_defaults = began.data
-    add_fields(parser, network_defaults, f"network ({type(network_defaults).__name__})")
-    add_fields(parser, training_defaults, "training")
-    add_fields(parser, data_defaults, "data")
-    add_fields(parser, ClusterConfig(), "devices and processes")
+    for config, title in (
+        (training_defaults, "training"),
+        (data_defaults, "data"),
+        (ClusterConfig(), "devices and processes"),
+        # Last, so that a field of an extension's network that is called like another is named.
+        (network_defaults, f"network ({type(network_defaults).__name__})"),
+    ):
+        add_fields(parser, config, title)
     arguments = parser.parse_args()
 
     processes = read_fields(arguments, ClusterConfig())

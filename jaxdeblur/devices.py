@@ -165,6 +165,12 @@ def clips_over(mesh: Mesh) -> NamedSharding:
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
+def described(device: jax.Device | None = None) -> str:
+    """A device in words, JAX's first by default: what figures and messages name."""
+    device = device or jax.local_devices()[0]
+    return f"a CPU with {cores()} cores" if device.platform == "cpu" else str(device.device_kind)
+
+
 def keep_freed_memory() -> None:
     """Tells glibc not to give large freed blocks back to the system; call it before work begins.
 

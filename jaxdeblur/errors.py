@@ -55,6 +55,10 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
         tell(f"{name}: interrupted")
         _leave(130, together)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and _is_missing_package(error.name or ""):
+            # Another Python than that of the environment: the first thing that goes wrong.
+            _say(name, f"{sys.executable} has no package {error.name}: {_ENVIRONMENT}")
+            _leave(2, together)
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             reason = str(error).splitlines()[0][:200] if str(error) else ""
             tell(f"{name}: error: not enough memory: {reason}")
@@ -70,11 +74,20 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
         _leave(1, together)
 
 
+_ENVIRONMENT = "run `make install` once, then start it as .venv/bin/python"
+
+
+def _is_missing_package(name: str) -> bool:
+    """Whether a module that is not there is another package's, and not a slip of this one."""
+    return name.partition(".")[0] not in ("", "jaxdeblur", "kernels", "benchmarks")
+
+
 def end_as_ctrl_c_does() -> None:
     """Makes SIGTERM and SIGHUP, and ctrl-C itself, raise KeyboardInterrupt wherever the work is.
 
     So that a batch system that ends a job, or a terminal that closes, leaves no half file either.
-    What is ignored (nohup, a shell's background) stays ignored.
+    What is ignored (nohup, a shell's background) stays ignored. A terminal that closes sends SIGHUP
+    twice, from the shell and from the system: the second one must not end the cleaning up.
     """
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
@@ -89,6 +102,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGALRM, _interrupt)
         signal.setitimer(signal.ITIMER_REAL, 0.01)
         return
+    if number != signal.SIGINT:
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -72,7 +72,11 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def add_fields(parser: argparse.ArgumentParser, config: Any, title: str) -> None:
-    """Adds an option for each field of the dataclass ``config``, with its values as defaults."""
+    """Adds an option for each field of the dataclass ``config``, with its values as defaults.
+
+    Raises:
+      UserError: an option of ``parser`` is called like a field.
+    """
     group = parser.add_argument_group(title)
     types_of = typing.get_type_hints(type(config))
     help_of = field_help(type(config))

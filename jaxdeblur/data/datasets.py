@@ -100,8 +100,9 @@ def open_dataset(
             exposure = dataclasses.replace(exposure, linear=light == "linear")
         fast = _high_speed(root, split, exposure, only, exclude, max_pixels)
         if scored:
+            taken = "" if spec.startswith("highspeed:") else ", taken for high-speed frames"
             refuse(
-                f"{root}: an exposure takes {exposure.tau} frames",
+                f"{spec}{taken}: an exposure takes {exposure.tau} frames",
                 [
                     f"{video.name} has {len(video.frames)}"
                     for video in fast.videos

@@ -118,6 +118,7 @@ function header() {
 }
 
 function summaryTable() {
+  const { totals } = report;
   const all = report.videos.flatMap((video) => [video.psnr, video.psnr_blurred]);
   const margin = Math.max(0.5, (largest(all) - smallest(all)) * 0.06);
   const [low, high] = [smallest(all) - margin, largest(all) + margin];
@@ -129,15 +130,16 @@ function summaryTable() {
       h("line", { x1: x(row.psnr_blurred), x2: x(row.psnr), y1: 15, y2: 15, "stroke-width": 3, stroke: `var(--${row.psnr < row.psnr_blurred ? "blurred" : "restored"})`, "stroke-opacity": 0.45 }),
       dot(row.psnr_blurred, "blurred"), dot(row.psnr, "restored"));
   };
+  const scored = (row) => (row.frame_psnr ? row.frame_psnr.length : totals.frames);
   // [heading, value to sort by, cell, only on wide screens]
   const columns = [
     ["Video", (row) => row.name, (row) => h("td", {}, row.id ? h("a", { href: `#${row.id}` }, row.name) : row.name)],
-    ["Frames", (row) => row.frames, (row) => h("td", { class: "wide" }, String(row.frames)), true],
-    ["Blurred to restored", null, (row) => h("td", { class: "span" }, row.id ? span(row) : "")],
+    ["Scored", (row) => scored(row), (row) => h("td", { class: "wide" }, String(scored(row))), true],
+    [`Blurred to restored, ${low.toFixed(1)} to ${high.toFixed(1)} dB`, null, (row) => h("td", { class: "span" }, row.id ? span(row) : "")],
     ["PSNR, dB", (row) => row.psnr, (row) => h("td", { class: "wide" }, db(row.psnr)), true],
     ["Gain", (row) => row.psnr - row.psnr_blurred, (row) => h("td", { class: row.psnr < row.psnr_blurred ? "down" : "up" }, signed(row.psnr - row.psnr_blurred))],
     ["SSIM", (row) => row.ssim, (row) => h("td", { class: "wide", title: `blurred ${similarity(row.ssim_blurred)}` }, similarity(row.ssim)), true],
-    ["Flicker", (row) => row.temporal_error, (row) => h("td", { class: "wide", title: row.temporal_error === undefined ? null : `blurred ${db(row.temporal_error_blurred)} grey levels` }, row.temporal_error === undefined ? "" : db(row.temporal_error)), true],
+    ["Flicker", (row) => row.temporal_error, (row) => h("td", { class: "wide", title: row.temporal_error === undefined ? null : "grey levels, blurred → restored" }, row.temporal_error === undefined ? "" : `${row.temporal_error_blurred.toFixed(1)} → ${row.temporal_error.toFixed(1)}`), true],
     ["Time", (row) => row.seconds_per_frame, (row) => h("td", { class: "wide" }, row.seconds_per_frame === undefined ? "" : seconds(row.seconds_per_frame)), true],
   ];
   const cells = (row) => h("tr", {}, columns.map(([, , cell]) => cell(row)));
@@ -153,9 +155,9 @@ function summaryTable() {
   };
   const foot = [{ name: "Mean over videos", ...report.video_mean }, { name: "Mean over all frames", ...report.pooled }];
   return h("div", { class: "card" },
-    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), body, h("tfoot", {}, foot.map((row) => cells({ frames: report.videos.reduce((sum, video) => sum + video.frames, 0), ...row }))))),
+    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), body, h("tfoot", {}, foot.map(cells)))),
     h("div", { class: "key" }, h("span", {}, h("i", { style: "--c: var(--blurred)" }), "blurred"), h("span", {}, h("i", { style: "--c: var(--restored)" }), "restored"),
-      h("span", {}, "Flicker: RMS of the change of the error between frames, in grey levels; lower is calmer.")));
+      h("span", { class: "wide" }, "Flicker: RMS of the change of the error between frames, in grey levels; lower is calmer.")));
 }
 
 function hint() {
@@ -197,7 +199,7 @@ function makeStage(video, state, changed) {
   const overlay = h("canvas", { hidden: true });
   const pin = h("span", { class: "pin", hidden: true });
   const divider = h("div", { class: "divider", role: "slider", tabindex: 0, "aria-orientation": "horizontal", "aria-valuemin": 0, "aria-valuemax": 100 });
-  const stage = h("div", { class: "stage", style: `aspect-ratio: ${video.width} / ${video.height}; max-width: calc(82vh * ${video.width / video.height})` },
+  const stage = h("div", { class: "stage", style: `aspect-ratio: ${video.width} / ${video.height}; max-width: min(calc(82vh * ${video.width / video.height}), ${Math.max(320, 2 * video.width)}px)` },
     right, left, overlay, tagLeft, tagRight, video.shots.some(percent) ? tagReduced : null, pin, divider);
   const move = (at) => {
     state.at = clamp(at, 0, 100);
@@ -395,7 +397,7 @@ function makeExplanation(video, state, changed) {
 
   const weights = async (shot, mine) => {
     const values = await readMap(shot.weights, 0);
-    const legend = await lay(shot.weights, 0, [0, 1], [(low) => `${low.toFixed(2)} keeps the past`, (high) => `${high.toFixed(2)} takes the new frame`], mine);
+    const legend = await lay(shot.weights, 0, [0, 1], [(low) => `${low.toFixed(2)}: least from this frame`, (high) => `${high.toFixed(2)}: most from this frame`], mine);
     return [legend, h("p", {}, `wₙ of dynamic temporal blending (eq. 2), the mean over channels. Here the frame takes ${(100 * mean(values)).toFixed(0)} % from itself and the rest from what the frames before left behind.`)];
   };
 

@@ -51,12 +51,12 @@ def table(metrics: dict[str, Any]) -> str:
     if metrics["protocol"]["mean"] == "frames":
         means.reverse()
     width = max(len(name) for name, _ in rows + means)
-    head = f"{'video':{width}}  frames    PSNR: blurred  restored   gain   SSIM: blurred  restored"
+    head = f"{'video':{width}}  scored    PSNR: blurred  restored   gain   SSIM: blurred  restored"
     lines = [f"{head}  flicker  s/frame"]
     for name, row in rows + means:
         gain = row["psnr"] - row["psnr_blurred"]
         line = (
-            f"{name:{width}}  {row.get('frames', metrics['frames']):6d}    "
+            f"{name:{width}}  {row.get('scored_frames', metrics['scored_frames']):6d}    "
             f"{row['psnr_blurred']:13.2f}  {row['psnr']:8.2f}  {gain:+5.2f}   "
             f"{row['ssim_blurred']:13.4f}  {row['ssim']:8.4f}"
         )
@@ -105,10 +105,23 @@ def check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
     before = {**dataclasses.asdict(EvaluationConfig()), **before}  # fields that are newer than it
     different = [name for name in settings if before.get(name) != settings[name]]
     if different and not overwrite:
+        differences = [_difference(name, before.get(name)) for name in different]
         raise UserError(
-            f"--out={out}: it holds an evaluation with other {', '.join(different)}; choose "
-            "another folder, or replace it with --overwrite"
+            f"--out={out}: it holds an evaluation {', '.join(differences)}; choose another folder "
+            "with --out, or replace it with --overwrite"
         )
+
+
+def _difference(name: str, before: Any) -> str:
+    """How the evaluation that is there was made, where that is not how one is asked for."""
+    option = f"--{name.replace('_', '-')}"
+    if name not in {field.name for field in dataclasses.fields(EvaluationConfig)}:
+        return f"of other {name.replace('_', ' ')}"
+    if isinstance(before, dict):  # a protocol
+        before = before.get("name")
+    if before is None or before is False or before == []:
+        return f"made without {option}"
+    return f"made with {option}" if before is True else f"made with {option}={before}"
 
 
 def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -179,7 +192,12 @@ def metrics_of(
         "video_mean": totals(videos, dataclasses.replace(rules, mean="videos")),
         "pooled": totals(videos, dataclasses.replace(rules, mean="frames")),
         "videos": [
-            {**{name: getattr(video, name) for name in keep}, **video.means()} for video in videos
+            {
+                **{name: getattr(video, name) for name in keep},
+                "scored_frames": len(video.frame_psnr),
+                **video.means(),
+            }
+            for video in videos
         ],
         "protocol": rules.as_dict(),
         "dataset": {"name": dataset.name, "variant": dataset.variant, "data": config.data},
@@ -189,7 +207,7 @@ def metrics_of(
             "step": loaded.step,
             "network": network_to_json(loaded.network),
         },
-        "device": _device(),
+        "device": devices.described(),
         "versions": {
             "jaxdeblur": VERSION,
             "jax": jax.__version__,
@@ -220,13 +238,6 @@ def report_of(
         made=metrics["made"],
         videos=videos,
     )
-
-
-def _device() -> str:
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        return f"a CPU with {devices.cores()} cores"
-    return str(device.device_kind)
 
 
 def slug(index: int, video: Video) -> str:

@@ -196,21 +196,27 @@ def check_scales(scales: tuple[int, ...]) -> None:
         raise UserError(f"scales are falling powers of two that end at 1, as 4 2 1, not {scales}")
 
 
+def scales_of(config: Any) -> tuple[int, ...]:
+    """The scales of a network's config; one where it has no such field, as an extension's may."""
+    return getattr(config, "scales", (1,))
+
+
 def level_configs(config: Any) -> list[Any]:
     """The config of every level that has parameters, coarse to fine: of one if they are shared."""
-    scales = config.scales[-1:] if getattr(config, "share_levels", False) else config.scales
+    scales = scales_of(config)
+    scales = scales[-1:] if getattr(config, "share_levels", False) else scales
     return [_at_scale(config, scale) for scale in scales]
 
 
 def _at_scale(config: Any, scale: int) -> Any:
     if hasattr(config, "at_scale"):
         return config.at_scale(scale)
-    return dataclasses.replace(config, scales=(1,))
+    return dataclasses.replace(config, scales=(1,)) if hasattr(config, "scales") else config
 
 
 def level_parameters(parameters: Parameters, config: Any) -> list[Parameters]:
     """The parameters of every level that has some, named as those of a network at one scale."""
-    if config.scales == (1,):
+    if scales_of(config) == (1,):
         return [parameters]
     prefixes = [f"levels/{i}/" for i in range(len(level_configs(config)))]
     return [
@@ -221,7 +227,7 @@ def level_parameters(parameters: Parameters, config: Any) -> list[Parameters]:
 
 def join_levels(levels: Sequence[Parameters], config: Any) -> Parameters:
     """The parameters of a network of ``config`` from those of its levels (``gates`` apart)."""
-    if config.scales == (1,):
+    if scales_of(config) == (1,):
         return levels[0]
     return {f"levels/{i}/{name}": a for i, level in enumerate(levels) for name, a in level.items()}
 
@@ -244,7 +250,7 @@ def for_levels(levels: list[_T], config: Any) -> list[_T]:
       UserError: there are more levels than places for them.
     """
     count = len(level_configs(config))
-    if count == 1 and config.scales != (1,):
+    if count == 1 and scales_of(config) != (1,):
         return levels[-1:]
     if len(levels) > count:
         raise UserError(f"it has {len(levels)} levels, more than the {count} here")

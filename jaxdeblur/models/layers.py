@@ -21,6 +21,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Kernel
 
 Input: TypeAlias = Float[Array, "B H W C_in"]
@@ -204,6 +205,8 @@ class Conv(nnx.Module):
     ) -> Float[Array, "*leading h2 w2 C_out"]:
         """Convolves and adds the bias."""
         leading = x.shape[:-3]
+        if x.shape[-1] != (taken := self.kernel.shape[2]):
+            raise UserError(f"a Conv of {taken} input channels was given {x.shape[-1]}: {x.shape}")
         flat = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
         y = conv2d(flat, self.kernel[...].astype(self.dtype), self.stride)
         if self.bias is not None:

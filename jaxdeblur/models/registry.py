@@ -13,7 +13,7 @@ from typing import Any
 from flax import nnx
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.coarse_to_fine import CoarseToFine
+from jaxdeblur.models.coarse_to_fine import CoarseToFine, scales_of
 from jaxdeblur.models.fsta import Fsta
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.peers.dbn import Dbn, DbnConfig
@@ -55,7 +55,7 @@ def build(config: Any, seed: int = 0) -> VideoRestorer:
     """
     _refuse_absurd(config)
     rngs = nnx.Rngs(seed)
-    if config.scales != (1,):
+    if scales_of(config) != (1,):
         if getattr(config, "choose_scale", False):
             return ScaleChoice(config, construct, rngs=rngs)
         return CoarseToFine(config, construct, rngs=rngs)
@@ -77,7 +77,7 @@ def _refuse_absurd(config: Any) -> None:
 
 def construct(config: Any, rngs: nnx.Rngs) -> VideoRestorer:
     """The model of a config at one scale."""
-    if config.dtype not in DTYPES:
+    if getattr(config, "dtype", DTYPES[0]) not in DTYPES:
         raise UserError(f"--dtype={config.dtype}: it is one of {', '.join(DTYPES)}")
     return _MODELS[type(config)](config, rngs=rngs)
 

@@ -99,7 +99,7 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         views.append(_restored)
         if config.compare is not None:
             part = stack.enter_context(replace_when_whole(config.compare))
-            comparison = Comparison(info, config.compare_as)
+            comparison = Comparison(info)
             writer = VideoWriter(
                 part, comparison.info, codec=config.codec, crf=config.crf, name=config.compare
             )
@@ -197,6 +197,8 @@ def _open_target(job: Job, source: Any, config: DeblurConfig) -> Iterator[Target
     if encoding and suffix not in CONTAINERS and config.compare is None:
         raise UserError(f"--codec and --crf are for videos, and {output or '-'} is none")
     if output is None:
+        if sys.stdout is not None and sys.stdout.isatty():
+            raise UserError("-: standard output is a terminal; send raw frames into a pipe or file")
         yield RawWriter(_descriptor(sys.stdout, "output"), info)
         return
     try:

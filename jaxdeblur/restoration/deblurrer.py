@@ -13,7 +13,7 @@ from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.restoration.placement import choose_tiles, over_rows, step_memory
-from jaxdeblur.restoration.stream import Stream, restore_frames
+from jaxdeblur.restoration.stream import Stream, described, restore_frames
 from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
 from jaxdeblur.shapes import PixelClip, Pixels
 from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
@@ -75,7 +75,9 @@ class Deblurrer:
             self.model, self.source = weights, type(weights).__name__
         else:
             loaded = load_model(default_weights() if weights is None else str(weights), dtype=dtype)
-            self.model, self.source = loaded.model, f"{loaded.source} ({loaded.preset})"
+            self.model, self.source = loaded.model, loaded.source
+            if loaded.preset not in loaded.source:
+                self.source += f" ({loaded.preset})"
         self._rows = rows
         if rows > 1:
             if tile not in ("auto", "none") or device is not None:
@@ -89,6 +91,12 @@ class Deblurrer:
             self.model = nnx.merge(graph, jax.device_put(state, chosen))
         self._tiles: dict[tuple[int, int, PixelLayout], TileGrid | None] = {}
 
+    @property
+    def device(self) -> str:
+        """What computes, in words; of several devices the first."""
+        held = jax.tree.leaves(nnx.state(self.model))[0].devices()
+        return devices.described(min(held, key=lambda device: device.id))
+
     def __call__(self, clip: PixelClip) -> PixelClip:
         """Restores all frames of a clip, at the memory of a stream.
 
@@ -97,7 +105,15 @@ class Deblurrer:
 
         Returns:
           As many frames of the same size and dtype.
+
+        Raises:
+          UserError: ``clip`` is no such array.
         """
+        if not isinstance(clip, np.ndarray | jax.Array) or clip.ndim != 4:
+            given = described(clip)
+            if getattr(clip, "ndim", 0) == 3:
+                given += "; of one frame alone, clip[None] is a clip"
+            raise UserError(f"a clip is an array T H W 3 in uint8 or uint16, not {given}")
         restored = np.empty_like(clip)
         for t, frame in enumerate(self.stream(clip)):
             restored[t] = frame

@@ -43,8 +43,7 @@ class DeblurConfig:
       crf: quality of the video, smaller is better; by default about invisible loss.
       fps: frames a second of frames that come from images or a pipe.
       size: WIDTHxHEIGHT of the raw rgb24 frames that come from a pipe.
-      compare: also write a video that shows input and result.
-      compare_as: input left and result right, or a divider that moves over the frame.
+      compare: also write a video that shows input and result side by side.
       tile: auto, none or HEIGHTxWIDTH: restore large frames in pieces; auto goes by free memory.
       max_pixels: frames with more pixels are refused.
       skip_done: skip inputs whose output exists and is newer.
@@ -61,7 +60,6 @@ class DeblurConfig:
     fps: float = 25.0
     size: str | None = None
     compare: str | None = None
-    compare_as: Literal["side-by-side", "divider"] = "side-by-side"
     tile: str = "auto"
     max_pixels: int = MAX_PIXELS
     skip_done: bool = False
@@ -85,8 +83,6 @@ class DeblurConfig:
             raise UserError(f"--fps is frames a second, not {self.fps:g}")
         if self.max_pixels < 1:
             raise UserError(f"--max-pixels is a number of pixels, not {self.max_pixels}")
-        if self.compare_as != "side-by-side" and self.compare is None:
-            raise UserError(f"--compare-as={self.compare_as} is for --compare=FILE; name the file")
         self.raw_size  # noqa: B018  # complains if it is not a size
 
     @property

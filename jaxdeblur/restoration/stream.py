@@ -8,6 +8,7 @@ each frame size, kept for the life of the process.
 from __future__ import annotations
 
 import functools
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -80,12 +81,23 @@ def restore_frames(
 
 
 def _check_frame(frame: Any) -> None:
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype not in ("uint8", "uint16"):
-        raise UserError(f"a frame is H W 3 in uint8 or uint16, not {_described(frame)}")
+    right = isinstance(frame, np.ndarray | jax.Array) and frame.ndim == 3 and frame.shape[2] == 3
+    if not right or frame.dtype not in ("uint8", "uint16"):
+        raise UserError(f"a frame is an array H W 3 in uint8 or uint16, not {described(frame)}")
 
 
-def _described(plane: Any) -> str:
-    return f"{' '.join(map(str, plane.shape))} in {plane.dtype}"
+def described(given: Any) -> str:
+    """What was given in place of frames, and how they are made of it where that is known."""
+    if hasattr(given, "shape") and hasattr(given, "dtype"):
+        return f"{' '.join(map(str, given.shape))} in {given.dtype}"
+    if isinstance(given, str | os.PathLike):
+        return f"the path {os.fspath(given)!r}; python deblur.py restores files"
+    kind = f"{type(given).__module__}.{type(given).__qualname__}".removeprefix("builtins.")
+    if kind.startswith("av."):
+        return f'{kind}; frame.to_ndarray(format="rgb24") is one'
+    if kind.startswith("PIL."):
+        return f'{kind}; np.asarray(image.convert("RGB")) is one'
+    return kind
 
 
 class Stream:
@@ -159,7 +171,7 @@ class Stream:
         dtypes = {plane.dtype for plane in planes}
         if [plane.shape for plane in planes] != shapes or dtypes != {layout.dtype}:
             right = ", ".join(" ".join(map(str, shape)) for shape in shapes)
-            given = ", ".join(_described(plane) for plane in planes[:3])
+            given = ", ".join(described(plane) for plane in planes[:3])
             given += f" and {len(planes) - 3} more" if len(planes) > 3 else ""
             raise UserError(f"a frame of this stream is {right} in {layout.dtype}, not {given}")
         # Copied, since on a CPU the device may use the caller's memory, and a camera its own again.

@@ -1,17 +1,21 @@
-"""Pictures that show input and result: side by side, or with a divider that moves."""
+"""Pictures that show input and result side by side, with a label on each."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image as pillow
+from PIL import ImageDraw, ImageFont
 
 from jaxdeblur.shapes import Plane
+from jaxdeblur.video.images import as_stored, orientation_shown
 from jaxdeblur.video.picture import Picture, VideoInfo, without_alpha
 
-_PERIOD_S = 4
-"""Seconds until the divider is back where it began."""
+LABELS = ("input", "restored")
+
+_BOX, _TEXT = 1, 2
 
 
 class Comparison:
@@ -21,8 +25,7 @@ class Comparison:
       info: what the pictures are.
     """
 
-    def __init__(self, info: VideoInfo, style: Literal["side-by-side", "divider"]) -> None:
-        self._style = style
+    def __init__(self, info: VideoInfo) -> None:
         # Players turn the picture; side by side is then one above the other in the file.
         self._axis = 0 if info.turned else 1
         # Where they turn or mirror it so that the file's first half comes out on the right, the
@@ -30,43 +33,67 @@ class Comparison:
         matrix = info.display_matrix or (1, 0, 0, 0)
         self._swapped = matrix[3 if info.turned else 0] < 0
         size = [info.height, info.width]
-        if style == "side-by-side":
-            # Halves of such a size that no chroma sample belongs to both (RGB may become 4:2:0).
-            unit = max(2, info.layout.chroma[self._axis])
-            size[self._axis] = 2 * -(-size[self._axis] // unit) * unit
+        # Halves of such a size that no chroma sample belongs to both (RGB may become 4:2:0).
+        unit = max(2, info.layout.chroma[self._axis])
+        size[self._axis] = 2 * -(-size[self._axis] // unit) * unit
         self.info = dataclasses.replace(without_alpha(info), height=size[0], width=size[1], lost=())
-        self._count = 0
-        self._period = max(2, round(_PERIOD_S * info.rate))
+        orientation = orientation_shown(info.display_matrix)
+        self._labels = [_label(text, info.height, info.width, orientation) for text in LABELS]
 
     def __call__(self, picture: Picture, restored: tuple[Plane, ...]) -> Picture:
         """The picture that shows both; ``picture`` is the input with its timestamps."""
-        info = self.info
-        shapes = info.layout.plane_shapes(info.height, info.width)
-        show = self._beside if self._style == "side-by-side" else self._divided
-        pair = (restored, picture.planes) if self._swapped else (picture.planes, restored)
+        halves = [
+            self._labelled(planes, label)
+            for planes, label in zip((picture.planes, restored), self._labels, strict=True)
+        ]
+        shapes = self.info.layout.plane_shapes(self.info.height, self.info.width)
+        pairs = zip(*(reversed(halves) if self._swapped else halves), strict=True)
         planes = tuple(
-            show(first, second, shape, marked=not index or info.layout.kind != "yuv")
-            for index, (first, second, shape) in enumerate(zip(*pair, shapes, strict=True))
+            self._beside(first, second, shape)
+            for (first, second), shape in zip(pairs, shapes, strict=True)
         )
-        self._count += 1
         return dataclasses.replace(picture, planes=planes, alpha=None, packets=[])
 
-    def _beside(
-        self, first: Plane, second: Plane, shape: tuple[int, ...], *, marked: bool
-    ) -> Plane:
+    def _beside(self, first: Plane, second: Plane, shape: tuple[int, ...]) -> Plane:
         margin = [(0, 0)] * first.ndim
         margin[self._axis] = (0, shape[self._axis] // 2 - first.shape[self._axis])
         halves = [np.pad(half, margin, mode="edge") for half in (first, second)]
         return np.concatenate(halves, axis=self._axis)
 
-    def _divided(
-        self, first: Plane, second: Plane, shape: tuple[int, ...], *, marked: bool
-    ) -> Plane:
-        place = 0.5 - 0.4 * np.cos(2 * np.pi * self._count / self._period)
-        at = max(1, round(shape[self._axis] * place))
-        along = (slice(None),) * self._axis
-        shown = first.copy()
-        shown[(*along, slice(at, None))] = second[(*along, slice(at, None))]
-        if marked:  # a white line, by luma alone
-            shown[(*along, slice(at - 1, at))] = 2**self.info.layout.bits - 1
-        return shown
+    def _labelled(
+        self, planes: tuple[Plane, ...], label: UInt8[np.ndarray, "H W"]
+    ) -> tuple[Plane, ...]:
+        """White on black; in luma and chroma, black and white have no colour."""
+        layout = self.info.layout
+        top, grey = 2**layout.bits - 1, 2 ** (layout.bits - 1)
+        shown = []
+        for index, plane in enumerate(planes):
+            rows, columns = layout.chroma if layout.kind == "yuv" and index else (1, 1)
+            marked = label[::rows, ::columns]
+            dark, bright = (grey, grey) if layout.kind == "yuv" and index else (top // 16, top)
+            plane = plane.copy()
+            plane[marked == _BOX] = dark
+            plane[marked == _TEXT] = bright
+            shown.append(plane)
+        return tuple(shown)
+
+
+def _label(text: str, height: int, width: int, orientation: int | None) -> UInt8[np.ndarray, "H W"]:
+    """Where in a stored frame box and text lie, so that a player shows them at the top left.
+
+    A frame of which they would take more than half the width has neither.
+    """
+    turned = orientation is not None and orientation >= 5
+    size = (height, width) if turned else (width, height)
+    font = ImageFont.load_default(max(10, min(size) // 24))
+    left, upper, right, lower = font.getbbox(text)
+    pad = (lower - upper) // 2
+    wide, high = right - left + 2 * pad, lower - upper + 2 * pad
+    if wide > size[0] / 2 or high > size[1] / 2:
+        return np.zeros((height, width), np.uint8)
+    drawn = pillow.new("L", size, 0)
+    ImageDraw.Draw(drawn).rectangle((0, 0, wide, high), fill=_BOX)
+    mask = pillow.new("L", size, 0)
+    ImageDraw.Draw(mask).text((pad - left, pad - upper), text, fill=255, font=font)
+    found = np.where(np.asarray(mask) > 127, _TEXT, np.asarray(drawn)).astype(np.uint8)
+    return as_stored(found, orientation)

@@ -291,6 +291,12 @@ def _turned(pixels: Plane, orientation: int | None) -> Plane:
     return np.ascontiguousarray(pixels[::c, ::b].swapaxes(0, 1))
 
 
+def as_stored(shown: Plane, orientation: int | None) -> Plane:
+    """Pixels as a file with an orientation holds them, so that they are shown as they are here."""
+    back = {6: 8, 8: 6}  # quarter turns undo each other; all others undo themselves
+    return _turned(shown, back.get(orientation or 1, orientation))
+
+
 def _in_colour(picture: Picture) -> Picture:
     """A grey picture as RGB; a profile of grey would be wrong there."""
     extra = {key: value for key, value in picture.extra.items() if key != "icc_profile"}

@@ -14,6 +14,22 @@ from jaxdeblur.video.images import orientation_shown
 from jaxdeblur.video.picture import Picture, VideoInfo
 from jaxdeblur.video.pixels import PixelLayout, to_packed_rgb
 
+_SIGNATURES = {
+    b"\x1aE\xdf\xa3": (0, "a Matroska or WebM"),
+    b"ftyp": (4, "an MP4 or QuickTime"),
+    b"AVI ": (8, "an AVI"),
+    b"\x89PNG": (0, "a PNG"),
+    b"JFIF": (6, "a JPEG"),
+}
+
+
+def _file_kind(start: memoryview) -> str | None:
+    """What a pipe carries that was meant to be raw frames: a file that was sent whole."""
+    return next(
+        (kind for sign, (at, kind) in _SIGNATURES.items() if start[at : at + len(sign)] == sign),
+        None,
+    )
+
 
 class RawReader:
     """Reads frames of packed RGB, 8 bits, from a file descriptor.
@@ -51,6 +67,11 @@ class RawReader:
             got = self._fill(memoryview(pixels.data).cast("B"))
             if not got:
                 return
+            if not index and (kind := _file_kind(pixels.data.cast("B")[:got])):
+                raise UserError(
+                    f"-: this is {kind} file and not raw rgb24 frames; give its name in place of "
+                    "-, or decode it first: ffmpeg -i FILE -f rawvideo -pix_fmt rgb24 -"
+                )
             if got < pixels.nbytes:
                 raise UserError(
                     f"-: the input ends inside frame {index}, after {got} of its {pixels.nbytes} "

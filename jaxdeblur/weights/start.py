@@ -56,7 +56,7 @@ def starting_parameters(
             ]
     except UserError as error:
         raise UserError(f"{option}={source}: {error}") from error
-    drawn_gates = may_grow and loaded.network.scales != model.config.scales
+    drawn_gates = may_grow and loaded.model.scales != model.scales
     drawn_gates = drawn_gates or (may_grow and not gates(whole))
     chosen_by = gates(template) and gates(template if drawn_gates else whole)
     joined = join_levels(theirs, model.config) | chosen_by

@@ -531,7 +531,13 @@ class TestCommand:
         shutil.copy(there / "sharp" / "one" / "000.png", there / "blur" / "one")
         with pytest.raises(SystemExit):
             command(*given, monkeypatch=monkeypatch)
-        assert "an evaluation with other files" in capsys.readouterr().err
+        assert "an evaluation of other files" in capsys.readouterr().err
+        shutil.copy(data / "blur" / "one" / "000.png", there / "blur" / "one")
+        with pytest.raises(SystemExit):
+            command(*given, "--explain", "--max-frames=3", monkeypatch=monkeypatch)
+        said = capsys.readouterr().err
+        assert "made without --max-frames" in said
+        assert "made without --explain; choose another folder with --out" in said
         command(*given, "--overwrite", monkeypatch=monkeypatch)
 
     def test_bad_input_is_one_line_and_exit_code_2(

@@ -14,9 +14,12 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
+from jaxdeblur.models import registry
+from jaxdeblur.models.layers import Conv
 from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import load_extension
@@ -160,7 +163,8 @@ def test_no_gradient_is_summed_in_bfloat16(name: str) -> None:
 
     clip = jax.ShapeDtypeStruct((1, 5, 32, 32, 3), jnp.float32)
     program = str(jax.make_jaxpr(jax.grad(loss))(parameters, clip))
-    assert "bf16[" in program
+    if "bf16[" not in program:
+        pytest.fail(f"{name}: nothing computes in bfloat16; give layers dtype=", pytrace=False)
     # Over several axes, or all but the last; a few frames may be summed.
     pixels = r"bf16\[[\d,]*\] = reduce_sum\[axes=\(\d+, ?\d.*|bf16\[\d*\] = reduce_sum.*"
     assert not re.findall(pixels, program)
@@ -176,6 +180,37 @@ class OneChannel(VideoRestorer):
 
     def _step(self, state: Any, frame: Any, repeated: Any) -> Any:
         return state, frame[:, ::2, ::2]
+
+
+@dataclasses.dataclass(frozen=True)
+class LeastConfig:
+    """A config of one's own without scales and dtype."""
+
+    width: int = 4
+
+
+class Least(VideoRestorer):
+    """A network that knows neither."""
+
+    lookahead, multiple = 0, 1
+
+    def __init__(self, config: LeastConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.conv = Conv(3, config.width, rngs=rngs)
+        self.head = Conv(config.width + 1, 3, rngs=rngs)
+
+    def _restore_clip(self, clip: Any) -> Any:
+        return self.head(self.conv(clip))
+
+
+def test_a_config_needs_neither_scales_nor_dtype_and_wrong_channels_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(registry._MODELS, LeastConfig, Least)
+    model = models.build(LeastConfig())
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(UserError, match=r"a Conv of 5 input channels was given 4: \(1, 2, 6, 8, 4"):
+        model.restore_clip(jnp.zeros((1, 2, 6, 8, 3)))
 
 
 def test_arrays_of_the_wrong_shape_are_named() -> None:

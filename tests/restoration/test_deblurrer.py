@@ -9,10 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 import jaxdeblur
 from jaxdeblur import Deblurrer, models
@@ -124,7 +127,7 @@ def test_wrong_arguments(options, message, model):
 
 def test_what_is_no_frame_is_one_clear_line(model):
     for wrong in (BLURRED / 255.0, BLURRED.astype(np.int64), BLURRED[..., 0], BLURRED[0]):
-        with pytest.raises(UserError, match="a frame is H W 3 in uint8 or uint16, not"):
+        with pytest.raises(UserError, match="a frame is an array H W 3 in uint8 or uint16, not"):
             list(Deblurrer(model).stream(iter(wrong)))
     # A later one is the same kind of error. (That tests check types keeps floats from here.)
     for wrong in (BLURRED[1].astype(np.uint16), BLURRED[1, :8], BLURRED[1, ..., 0]):
@@ -132,6 +135,27 @@ def test_what_is_no_frame_is_one_clear_line(model):
         with pytest.raises(UserError, match=right) as caught:
             list(Deblurrer(model).stream(iter([BLURRED[0], wrong])))
         assert len(str(caught.value)) < 200
+
+
+def test_what_is_no_clip_says_how_to_make_one(model, monkeypatch):
+    # Users' runs do not check types as this one does.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    image = Image.fromarray(BLURRED[0])
+    video_frame = av.VideoFrame.from_ndarray(BLURRED[0], "rgb24")
+    for wrong, hint in (
+        (None, "not NoneType"),
+        (BLURRED[0], r"not 16 18 3 in uint8; of one frame alone, clip\[None\] is a clip"),
+        (Path("in.mp4"), "not the path 'in.mp4'; python deblur.py restores files"),
+        ([BLURRED[0]], "not list"),
+    ):
+        with pytest.raises(UserError, match=f"a clip is an array T H W 3 .*{hint}"):
+            Deblurrer(model)(wrong)
+    for wrong, hint in (
+        (image, r"PIL.Image.Image; np.asarray\(image.convert"),
+        (video_frame, r"frame.to_ndarray\(format="),
+    ):
+        with pytest.raises(UserError, match=f"a frame is an array H W 3 .*{hint}"):
+            list(Deblurrer(model).stream(iter([wrong])))
 
 
 def test_no_weights_is_one_clear_line(monkeypatch):
