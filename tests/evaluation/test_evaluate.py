@@ -277,9 +277,15 @@ class TestGoingOn:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            (lambda c: (c, loaded(Brighten(1.5))), "weights"),
-            (lambda c: (dataclasses.replace(c, protocol="nafnet"), loaded()), "protocol"),
-            (lambda c: (dataclasses.replace(c, max_frames=3), loaded()), "max_frames"),
+            (lambda c: (c, loaded(Brighten(1.5))), "of other weights"),
+            (
+                lambda c: (dataclasses.replace(c, protocol="nafnet"), loaded()),
+                "made with --protocol=jaxdeblur",
+            ),
+            (
+                lambda c: (dataclasses.replace(c, max_frames=3), loaded()),
+                "made with --max-frames=2",
+            ),
         ],
     )
     def test_another_evaluation_is_refused_or_replaces_it(self, change, named, tmp_path):
@@ -287,7 +293,7 @@ class TestGoingOn:
         evaluate(loaded(), a_dataset(), config, out)
         before = (out / "metrics.json").read_bytes()
         config, model = change(config)
-        with pytest.raises(UserError, match=f"with other {named}; .*--overwrite"):
+        with pytest.raises(UserError, match=f"an evaluation {named}; .*--overwrite"):
             evaluate(model, a_dataset(), config, out)
         assert (out / "metrics.json").read_bytes() == before
         for folder in ("videos", "frames"):  # of a data set that had more videos
