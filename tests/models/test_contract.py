@@ -1,4 +1,8 @@
-"""What every model promises, proven for every preset: a new preset is covered with no new line."""
+"""What every model promises, proven for every preset: a new preset is covered with no new line.
+
+``make test`` proves it for our networks with fewer channels, blocks and scales, which compile in a
+fraction of the time, and for small peers; ``make stress`` for every network as it is.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +23,11 @@ from flax import nnx
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models import registry
+from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.layers import Conv
 from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import load_extension
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.shapes import Parameters
@@ -44,13 +50,48 @@ every_preset = pytest.mark.parametrize(
         for name in sorted(PRESETS)
     ],
 )
+narrow_and_full = pytest.mark.parametrize(
+    "size", ["narrow", pytest.param("full", marks=pytest.mark.stress)]
+)
+
+# What a field of our networks is reduced to where it holds more.
+NARROW = {
+    "width": 8,
+    "blocks": 2,
+    "head_width": 8,
+    "coarse_width": 12,
+    "coarse_blocks": 1,
+    "window": 5,
+    "widths": 8,
+    "growths": 4,
+    "dense_layers": 2,
+    "encoder_blocks": 1,
+    "decoder_blocks": 1,
+    "spatial_maps": 5,
+    "temporal_maps": 3,
+}
+
+
+def narrow(network: Any) -> Any:
+    """The network of a config with fewer channels, blocks and scales, and else the same."""
+
+    if not isinstance(network, StrcnnConfig | FstaConfig):
+        return network
+
+    def least(value: Any, most: int) -> Any:
+        return tuple(min(v, most) for v in value) if isinstance(value, tuple) else min(value, most)
+
+    held = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
+    less = {name: least(held[name], most) for name, most in NARROW.items() if name in held}
+    return dataclasses.replace(network, **less, scales=network.scales[-2:])
 
 
 class Compiled:
     """A preset's model with its two views under jit, compiled once for all tests."""
 
-    def __init__(self, name: str) -> None:
-        self.network = PRESETS[name].network
+    def __init__(self, name: str, size: str) -> None:
+        network = PRESETS[name].network
+        self.network = network if size == "full" else narrow(network)
         self.model = models.build(self.network, seed=1)
         self.rebuild, self.parameters = split(self.model)
         self.clip_view = jax.jit(lambda p, clip: self.rebuild(p).restore_clip(clip))
@@ -72,8 +113,8 @@ class Compiled:
 
 
 @functools.cache
-def compiled(name: str) -> Compiled:
-    return Compiled(name)
+def compiled(name: str, size: str) -> Compiled:
+    return Compiled(name, size)
 
 
 def random_clip(time: int, batch: int = 1, seed: int = 0) -> jax.Array:
@@ -82,9 +123,10 @@ def random_clip(time: int, batch: int = 1, seed: int = 0) -> jax.Array:
 
 
 @every_preset
-@pytest.mark.parametrize("time", [1, 2, LONGEST])
-def test_stream_equals_clip_for_odd_sizes_and_lengths(name: str, time: int) -> None:
-    model = compiled(name)
+@narrow_and_full
+@pytest.mark.parametrize("time", [1, pytest.param(2, marks=pytest.mark.stress), LONGEST])
+def test_stream_equals_clip_for_odd_sizes_and_lengths(name: str, size: str, time: int) -> None:
+    model = compiled(name, size)
     clip = random_clip(time)
     restored = model.restore(clip)
     chex.assert_shape(restored, clip.shape)
@@ -95,8 +137,9 @@ def test_stream_equals_clip_for_odd_sizes_and_lengths(name: str, time: int) -> N
 
 
 @every_preset
-def test_a_video_does_not_depend_on_its_neighbours_in_the_batch(name: str) -> None:
-    model = compiled(name)
+@narrow_and_full
+def test_a_video_does_not_depend_on_its_neighbours_in_the_batch(name: str, size: str) -> None:
+    model = compiled(name, size)
     one, other, third = (random_clip(LONGEST, seed=seed)[0] for seed in (1, 2, 3))
     together = model.restore(jnp.stack([one, other]))
     changed = model.restore(jnp.stack([one, third]))
@@ -105,15 +148,17 @@ def test_a_video_does_not_depend_on_its_neighbours_in_the_batch(name: str) -> No
 
 
 @every_preset
+@pytest.mark.stress
 def test_with_and_without_jit(name: str) -> None:
-    model = compiled(name)
-    clip = random_clip(2)
+    model = compiled(name, "full")
+    clip = random_clip(1)
     np.testing.assert_allclose(model.model.restore_clip(clip), model.restore(clip), atol=1e-5)
 
 
 @every_preset
-def test_gradients_are_finite_and_reach_every_parameter(name: str) -> None:
-    model = compiled(name)
+@narrow_and_full
+def test_gradients_are_finite_and_reach_every_parameter(name: str, size: str) -> None:
+    model = compiled(name, size)
     clip = random_clip(LONGEST)
     # Where weights begin at zero, no gradient passes them at first.
     rng = np.random.default_rng(0)
@@ -135,7 +180,7 @@ def test_gradients_are_finite_and_reach_every_parameter(name: str) -> None:
 
 @every_preset
 def test_saved_and_loaded_it_is_the_same_model(name: str, tmp_path: Any) -> None:
-    model = compiled(name)
+    model = compiled(name, "narrow")
     path = tmp_path / "weights.safetensors"
     export_weights(LoadedModel(model.model, name, model.network, 7, "test", {}), path)
     loaded = load_model(path)
@@ -151,7 +196,7 @@ def test_the_example_extension_is_covered() -> None:
 @every_preset
 def test_no_gradient_is_summed_in_bfloat16(name: str) -> None:
     """The sum over all pixels that the gradient of a bias is: bfloat16 stops counting at 256."""
-    network = PRESETS[name].network
+    network = narrow(PRESETS[name].network)
     if not hasattr(network, "dtype"):
         pytest.skip("it computes in float32 alone")
     rebuild, parameters = outline(
