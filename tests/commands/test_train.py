@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split
 from jaxdeblur.training.run_folder import Run
@@ -50,9 +53,28 @@ def run(*arguments: str, code: int = 0) -> str:
     return errors
 
 
-def refused(*arguments: str) -> str:
-    errors = run(*arguments, code=2)
+@pytest.fixture
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs train.py in this process: it has to end with one line and exit code 2."""
+    for name in ("keep_freed_memory", "keep_compiled"):
+        monkeypatch.setattr(devices, name, lambda: None)
+
+    def refuse(*arguments: str) -> str:
+        # The tests have eight devices, which share out a batch.
+        monkeypatch.setattr(sys, "argv", ["train.py", "--batch-size=8", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        said = capsys.readouterr().err
+        return one_line(said, ended.value.code)
+
+    return refuse
+
+
+def one_line(errors: str, code: object) -> str:
     lines = [line for line in errors.splitlines() if not line.startswith("rendering: ")]
+    assert code == 2, errors
     assert len(lines) == 1, errors
     assert lines[0].startswith("train.py: error: ")
     return errors
@@ -116,11 +138,13 @@ def test_what_a_run_folder_holds(whole: Path) -> None:
 
 def test_an_existing_run_is_refused_and_left_as_it_is(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    assert "--resume" in refused(*TINY, f"--out={whole}")
+    assert "--resume" in one_line(run(*TINY, f"--out={whole}", code=2), 2)
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
-def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_never_overwritten(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     (tmp_path / "config.json").write_text('{"a": 1}')  # many projects have one
     assert "no run folder" in refused(*TINY, f"--out={tmp_path}", "--overwrite")
@@ -136,7 +160,9 @@ def test_overwriting_a_run_leaves_what_is_not_of_it(whole: Path, tmp_path: Path)
     assert (folder / "scores.txt").read_text() == "worth keeping"
 
 
-def test_a_run_that_is_done_can_be_resumed_and_stays_as_it_is(whole: Path) -> None:
+def test_a_run_that_is_done_can_be_resumed_and_stays_as_it_is(
+    whole: Path, refused: Callable[..., str]
+) -> None:
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     assert "step 12 of 12" in run(f"--out={whole}", "--resume")
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
@@ -145,13 +171,17 @@ def test_a_run_that_is_done_can_be_resumed_and_stays_as_it_is(whole: Path) -> No
     )
 
 
-def test_resuming_another_network_names_the_fields(whole: Path) -> None:
+def test_resuming_another_network_names_the_fields(
+    whole: Path, refused: Callable[..., str]
+) -> None:
     message = refused("--model=strcnn_dtb_small", f"--out={whole}", "--resume", "--width=8")
     assert "width: here 8, there 4" in message
 
 
 @pytest.mark.parametrize("option", ["--optimizer=adam", "--average=0.5", "--train-only=head"])
-def test_resuming_with_another_state_names_the_option(option: str, whole: Path) -> None:
+def test_resuming_with_another_state_names_the_option(
+    option: str, whole: Path, refused: Callable[..., str]
+) -> None:
     message = refused("--model=strcnn_dtb_small", f"--out={whole}", "--resume", option)
     assert f"--resume: {whole}: it was begun with {option.split('=')[0]}=" in message
 
@@ -176,7 +206,9 @@ def test_resuming_with_another_state_names_the_option(option: str, whole: Path) 
         (["--replay=nowhere.safetensors"], "--replay=nowhere.safetensors: no such file"),
     ],
 )
-def test_bad_options_are_one_line(arguments: list[str], named: str, tmp_path: Path) -> None:
+def test_bad_options_are_one_line(
+    arguments: list[str], named: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     out = tmp_path / "new"
     assert named in refused(*TINY, f"--out={out}", *arguments)
     assert not out.exists()
