@@ -44,7 +44,7 @@ def main() -> None:
         prog="train.py",
         description="Trains a video-deblurring model. With no option: strcnn_dtb on rendered "
         "scenes, into runs/strcnn_dtb.\n\npresets:\n"
-        + "\n".join(_paragraph(name, p.about) for name, p in presets.PRESETS.items()),
+        + "\n".join(_described(name, p.described(name)) for name, p in presets.PRESETS.items()),
     )
     parser.add_argument("--model", default=model, metavar="PRESET", help="the preset to train")
     parser.add_argument("--out", type=Path, help="the run folder; runs/PRESET if none is given")
@@ -109,8 +109,13 @@ def main() -> None:
         sys.exit(0 if stop.signal.name == "SIGTERM" else 128 + stop.signal)
 
 
-def _paragraph(name: str, about: str) -> str:
-    return textwrap.fill(f"{name:19} {about}", 98, initial_indent="  ", subsequent_indent=22 * " ")
+def _described(name: str, paragraphs: list[str]) -> str:
+    indent = 22 * " "
+    first, *others = (
+        textwrap.fill(text, 98, initial_indent=indent, subsequent_indent=indent)
+        for text in paragraphs
+    )
+    return "\n".join([f"  {name:19} {first.strip()}", *others])
 
 
 def _first_look(arguments: list[str]) -> tuple[str | None, str | None]:

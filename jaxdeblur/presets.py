@@ -22,7 +22,18 @@ class Preset:
     network: Any
     training: TrainingConfig
     data: DataConfig
+    expect: str = "Never trained here: hours and result are not known."
+    """On what hardware it trains, how long, and what it then gains; or that nobody knows."""
 
+    def described(self, name: str) -> list[str]:
+        """What it is, the command that trains it, and what to expect, as paragraphs."""
+        return [self.about, f"python train.py --model={name}", self.expect]
+
+
+# docs/results.md has the arithmetic.
+_CALCULATED = (
+    "Never trained here: 3 hours on an H200 and 10 on an A100 by calculation, the result unknown."
+)
 
 # New scenes for every step, rendered by the device that trains.
 _RENDERED_ON_GPU = DataConfig(scenes="wide", render="auto")
@@ -74,28 +85,32 @@ _TWO_CORES = TrainingConfig(
 
 PRESETS: dict[str, Preset] = {
     "strcnn": Preset(
-        about="STRCNN without blending, the paper's baseline, for one GPU.",
+        about="STRCNN without blending, the paper's baseline.",
+        expect=f"One GPU of 16 GB. {_CALCULATED}",
         network=StrcnnConfig(blending="none"),
         training=_PAPER,
         data=_RENDERED_ON_GPU,
     ),
     "strcnn_dtb": Preset(
-        about="STRCNN+DTB, the paper's network (1.15 M parameters), for one GPU.",
+        about="STRCNN+DTB, the paper's network (1.15 M parameters).",
+        expect=f"One GPU of 16 GB. {_CALCULATED}",
         network=StrcnnConfig(),
         training=_PAPER,
         data=_RENDERED_ON_GPU,
     ),
     "strcnn_dtb_small": Preset(
-        about="STRCNN+DTB at width 24 with 2+2 blocks (87 k parameters): trains on two cores in "
-        "minutes, on scenes with small motion.",
+        about="STRCNN+DTB at width 24 with 2+2 blocks (87 k parameters), for small motion.",
+        expect="Two CPU cores, 6 to 11 minutes: +2.16 dB on rendered test scenes, the worst +1.75; "
+        "with --steps=8000, about 25 minutes: +3.12 and +2.56 dB.",
         network=StrcnnConfig(width=24, blocks=2, head_width=0, residual=True, leak=0.1),
         training=_TWO_CORES,
         data=DataConfig(scenes="narrow"),
     ),
     "strcnn_dtb_pyramid": Preset(
         about="strcnn_dtb_small at 1/2 and full size, after a wider network at 1/8 and 1/4, coarse "
-        "to fine (622 k parameters), for blur of up to 40 pixels: start it from trained weights "
-        "(docs/lab/coarse_to_fine.md).",
+        "to fine (622 k parameters), for blur of up to 40 pixels.",
+        expect="Two CPU cores. Never trained in one go: the weights that ship came from nine "
+        "stages, four hours of one core, and gain 0.9 to 2.2 dB (docs/lab/coarse_to_fine.md).",
         network=StrcnnConfig(
             width=24,
             blocks=2,
@@ -120,7 +135,10 @@ PRESETS: dict[str, Preset] = {
     "strcnn_dtb_choice": Preset(
         about="STRCNN+DTB at width 32 with 4+4 blocks, the same at four sizes side by side, and "
         "gates that choose between them in every 16 x 16 pixels (363 k parameters), for blur of "
-        "up to 40 pixels: start it from trained weights (docs/lab/recipe.md).",
+        "up to 40 pixels.",
+        expect="Two CPU cores. Never trained in one go: the weights that ship came from three "
+        "stages and fitted gates, three hours of one core, and gain 1.1 to 4.0 dB "
+        "(docs/lab/recipe.md).",
         network=StrcnnConfig(
             width=32,
             blocks=4,
@@ -148,19 +166,23 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "fsta": Preset(
-        about="Factorised spatio-temporal attention, the quality network, for one GPU.",
+        about="Factorised spatio-temporal attention, the quality network (4.37 M parameters).",
+        expect=f"One GPU of 16 GB. {_CALCULATED}",
         network=FSTA,
         training=_ATTENTION_PAPER,
         data=_RENDERED_ON_GPU,
     ),
     "fsta_small": Preset(
-        about="The attention network for two cores.",
+        about="The attention network for two cores (208 k parameters).",
+        expect="Two CPU cores, about as long as strcnn_dtb_small. Never trained to the end here; "
+        "600 steps gained 0.46 dB, half of what strcnn_dtb_small did (docs/lab/studies.md).",
         network=FSTA_SMALL,
         training=dataclasses.replace(_TWO_CORES, frames=5),
         data=DataConfig(scenes="narrow"),
     ),
     "fsta_live": Preset(
-        about="The attention network without look-ahead, for live video, for one GPU.",
+        about="The attention network without look-ahead, for live video (635 k parameters).",
+        expect="One GPU. Never trained here: hours and result are not known.",
         network=FSTA_LIVE,
         training=dataclasses.replace(_ATTENTION_PAPER, frames=8),
         data=_RENDERED_ON_GPU,
