@@ -1,0 +1,292 @@
+"""Checks that what README.md and the guides show is there and runs.
+
+    python tests/docs_check.py            every command's options, every file, module and link
+    python tests/docs_check.py --run      also runs the commands, on tiny inputs (make docs-check)
+
+A command is a line of a fenced block without a language, or with ``bash``, that begins with one of
+``STARTS``. It is run, made small by ``SMALL``, in a new folder that holds the inputs which the
+guides name; the commands of a page run one after the other, so that each may use what those before
+it made. A page says ``<!-- not run: reason -->`` before a block that cannot run here: its options are
+parsed all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LAB = sorted((ROOT / "docs" / "lab").glob("*.md"))
+STARTS = (
+    "python ",
+    "make ",
+    "ffmpeg ",
+    "git ",
+    "pip ",
+    "sbatch ",
+    "mpirun ",
+    "kubectl ",
+    "cd ",
+    ". ",
+)
+
+TRAIN = (
+    "--steps=2 --batch-size=1 --frames=2 --crop=32 --validate-every=0 --save-every=1 --pool=2 "
+    "--scenes=narrow --render=pool"
+)
+SMALL = {
+    "train.py": TRAIN,
+    "evaluate.py": "--max-frames=5",
+    "benchmarks.ablation": "--steps=2 --seeds 0 --crop=32 --clip=2",
+    "benchmarks.speed frame": "--size=64x48 --frames=2",
+    "benchmarks.speed film": "--size=64x48 --frames 3 4",
+    "benchmarks.speed live": "--size=64x48 --seconds=2 --fps=5",
+    "benchmarks.fusion": "--sizes=1 --windows=1",
+    "benchmarks.fusion stream": "--size=64x48 --windows 5 8 --frames=2",
+}
+"""What makes a command small, by its program; ``benchmarks`` that are not named are parsed only."""
+
+
+class Command(NamedTuple):
+    """One command of a page."""
+
+    page: Path
+    line: int
+    text: str
+    is_run: bool
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.page.relative_to(ROOT)}:{self.line}: {self.text}"
+
+    @property
+    def words(self) -> list[str]:
+        """What a shell would make of it, without comments and dots that stand for more."""
+        return [word for word in shlex.split(self.text, comments=True) if word != "..."]
+
+    @property
+    def program(self) -> str:
+        """``train.py``, ``benchmarks.speed live``, ``make`` ..."""
+        words = self.words
+        if words[0] != "python":
+            return words[0]
+        if words[1] != "-m":
+            return words[1]
+        with_part = " ".join(words[2:4])
+        return with_part if with_part in SMALL else words[2]
+
+
+def commands(page: Path) -> Iterator[Command]:
+    """The commands of a page, in order."""
+    text = page.read_text(encoding="utf-8")
+    for block in re.finditer(
+        r"(<!-- not run:[^\n]*-->\n+)?^```(\w*)\n(.*?)^```", text, re.M | re.S
+    ):
+        if block[2] not in ("", "bash"):
+            continue
+        number = text[: block.start(3)].count("\n") + 1
+        joined = re.sub(r"\\\n\s*", " ", block[3])
+        for line in joined.splitlines():
+            for part in re.split(r" && | \| ", line):
+                if part.strip().startswith(STARTS):
+                    yield Command(page, number, part.strip(), block[1] is None)
+
+
+class Parsed(Exception):
+    """The options are right: nothing is done after that."""
+
+
+def parse(command: Command) -> None:
+    """Raises what the program says of its options, which it reads and then stops."""
+    from jaxdeblur.errors import UserError
+    from jaxdeblur.options import Parser
+
+    words = command.words
+    if words[0] != "python" or words[1:3] == ["-m", "pytest"]:
+        return
+    # What goes on needs a run that is there.
+    given = [word for word in words if word != "--resume"]
+    if given[1] == "-m":
+        name, rest = given[2], given[3:]
+        main = importlib.import_module(name).main
+    else:
+        path = next(p for p in (ROOT / given[1], Path(given[1])) if p.is_file())
+        name, rest = given[1], given[2:]
+        if name.endswith("demo.py"):
+            return
+        main = runpy.run_path(str(path), run_name="docs")["main"]
+    original = argparse.ArgumentParser.parse_args
+
+    def stop(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        original(self, *arguments, **keywords)
+        raise Parsed
+
+    with (
+        mock.patch.object(Parser, "parse_args", stop),
+        mock.patch.object(sys, "argv", [name, *rest]),
+    ):
+        try:
+            main()
+        except Parsed:
+            return
+        except UserError as error:
+            raise SystemExit(f"{command.where}\n    {error}") from error
+    raise SystemExit(f"{command.where}\n    reads no options")
+
+
+def missing(page: Path) -> Iterator[str]:
+    """Links, files and modules that a page names and that are not there."""
+    text = page.read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", prose):
+        if not link.startswith("http") and not (page.parent / link).exists():
+            yield f"{page.relative_to(ROOT)}: no {link}"
+    # docs/lab tells of what was; what the pages name has to be.
+    for name in re.findall(r"(docs/[\w/]+\.(?:md|slurm|yaml))", text):
+        if not (ROOT / name).exists():
+            yield f"{page.relative_to(ROOT)}: no {name}"
+    if page in LAB:
+        return
+    places = [ROOT, ROOT / "jaxdeblur", ROOT / "tests", ROOT / "benchmarks"]
+    for name in re.findall(r"`((?:[\w]+/)+\w+\.py|(?:\w+/)+)`", prose):
+        if name.split("/")[0] in FOLDERS and not any((place / name).exists() for place in places):
+            yield f"{page.relative_to(ROOT)}: no {name}"
+    for name in re.findall(r"python -m ((?:jaxdeblur|benchmarks)[\w.]*)", text):
+        path = ROOT / name.replace(".", "/")
+        if not path.with_suffix(".py").exists() and not path.is_dir():
+            yield f"{page.relative_to(ROOT)}: no module {name}"
+
+
+FOLDERS = {
+    path.name
+    for top in (ROOT, ROOT / "jaxdeblur", ROOT / "tests")
+    for path in top.iterdir()
+    if path.is_dir()
+}
+
+
+def make_inputs(folder: Path) -> None:
+    """What the guides' commands take, tiny."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (12, 16, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+
+    def frames(name: str, count: int = 6, suffix: str = "png") -> None:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            image = Image.fromarray(np.roll(picture, 3 * i, 1))
+            image.save(folder / name / f"{i:03}.{suffix}")
+
+    frames("frames")
+    frames("restored_frames/one")
+    Image.fromarray(picture).save(folder / "photo.jpg")
+    for split in ("train", "test"):
+        for kind in ("blur", "blur_gamma", "sharp"):
+            frames(f"data/GOPRO_Large/{split}/one/{kind}", 16)
+    for kind in ("input", "GT"):
+        for name in ("IMG_0003", "IMG_0001"):
+            frames(f"data/DeepVideoDeblurring/quantitative_datasets/{name}/{kind}", 16)
+    for split in ("train", "test"):
+        for kind in ("Blur", "Sharp"):
+            frames(f"data/BSD_3ms24ms/{split}/one/{kind}/RGB", 16)
+    for name in ("one", "TEST03", "TEST12", "TEST14"):
+        frames(f"data/x4k/{name}", 40)
+    (folder / "shots").mkdir()
+    for name in ("in.mp4", "shaky.mp4", "shots/a.mov", "shots/b.mov"):
+        write_video(folder / name, picture)
+
+
+def write_video(path: Path, picture: Any) -> None:
+    """Six frames of 64x48 that move."""
+    import av
+    import numpy as np
+
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=2)
+        stream.height, stream.width = picture.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for i in range(6):
+            frame = av.VideoFrame.from_ndarray(np.roll(picture, 3 * i, 1), "rgb24")
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+
+
+def run(command: Command, folder: Path) -> str | None:
+    """Runs a command small; what is wrong, or None."""
+    program = command.program
+    if program not in SMALL and program.partition(".")[0] == "benchmarks":
+        return None
+    words = command.words
+    if words[0] != "python" or words[1:3] == ["-m", "pytest"] or words[1].endswith("demo.py"):
+        return None
+    text = command.text.replace("/data/", "data/")
+    line = [sys.executable, *shlex.split(text, comments=True)[1:], *SMALL.get(program, "").split()]
+    line = [word for word in line if word != "..."]
+    if not line[1].startswith("-"):
+        line[1] = str(ROOT / line[1])
+    line = [word.replace("=examples/", f"={ROOT}/examples/") for word in line]
+    done = subprocess.run(
+        line,
+        cwd=folder,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    return f"{' '.join(line)}\n{done.stderr[-2000:]}" if done.returncode else None
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def main() -> None:
+    """Checks, and says what is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", action="store_true", help="runs the commands on tiny inputs")
+    parser.add_argument("--only", help="of the pages, that of this name")
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    wrong = [problem for page in [*PAGES, *LAB] for problem in missing(page)]
+    pages = [page for page in PAGES if arguments.only in (None, page.name)]
+    for page in pages:
+        for command in commands(page):
+            try:
+                parse(command)
+            except SystemExit as error:
+                wrong.append(str(error))
+    for page in pages if arguments.run else ():
+        with tempfile.TemporaryDirectory() as folder:
+            make_inputs(Path(folder))
+            for command in commands(page):
+                if not command.is_run:
+                    print(f"parsed  {command.where}", flush=True)
+                    continue
+                began = time.monotonic()
+                problem = run(command, Path(folder))
+                print(f"{time.monotonic() - began:5.0f} s {command.where}", flush=True)
+                if problem:
+                    wrong.append(f"{command.where}\n    {problem}")
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()
