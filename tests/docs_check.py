@@ -6,8 +6,8 @@
 A command is a line of a fenced block without a language, or with ``bash``, that begins with one of
 ``STARTS``. It is run, made small by ``SMALL``, in a new folder that holds the inputs which the
 guides name; the commands of a page run one after the other, so that each may use what those before
-it made. A page says ``<!-- not run: reason -->`` before a block that cannot run here: its options are
-parsed all the same.
+it made. A page says ``<!-- not run: reason -->`` before a block that cannot run here: its options
+are parsed all the same.
 """
 
 from __future__ import annotations
