@@ -2,6 +2,7 @@
 # make demo      restores a clip, trains a small network from scratch and shows what it gained
 # make test      lint, types and tests
 # make stress    the tests that make test leaves out: they run long
+# make docs-check  runs the commands that README and guides show, on tiny inputs
 PYTHON ?= python3
 # An active virtual environment is used as it is; otherwise .venv is made.
 VENV := $(or $(VIRTUAL_ENV),.venv)
@@ -13,7 +14,7 @@ CHECK := import sys; sys.exit('Python 3.11 or newer is needed, as in: make PYTHO
 # One environment may serve several clones, of which it holds the one that was installed last.
 STALE := $(shell test "$$(cat $(VENV)/.installed 2>/dev/null)" = "$$(pwd)" || echo stale)
 
-.PHONY: install demo test stress clean FORCE
+.PHONY: install demo test stress docs-check clean FORCE
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml $(STALE:stale=FORCE)
@@ -41,6 +42,9 @@ test: $(VENV)/.installed-test
 
 stress: $(VENV)/.installed-test
 	$(PYTEST) -m stress --durations=15
+
+docs-check: $(VENV)/.installed-test
+	$(BIN)/python tests/docs_check.py --run
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'

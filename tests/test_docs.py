@@ -1,0 +1,64 @@
+"""README and guides show what is there: the quick part of ``tests/docs_check.py``."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def check() -> Any:
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "docs_check.py")))
+
+
+def test_what_pages_name_is_there(check: Any) -> None:
+    pages = [*check.PAGES, *check.LAB]
+    assert len(check.PAGES) > 8
+    assert [problem for page in pages for problem in check.missing(page)] == []
+
+
+def test_the_options_of_every_command_are_right(
+    check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    shown = [command for page in check.PAGES for command in check.commands(page)]
+    assert len(shown) > 30
+    for command in shown:
+        check.parse(command)
+
+
+def test_a_wrong_option_and_a_lost_file_are_found(check: Any, tmp_path: Path) -> None:
+    page = check.PAGES[1]
+    with pytest.raises(SystemExit, match="--stepz=3"):
+        check.parse(check.Command(page, 1, "python train.py --stepz=3", True))
+    lost = ROOT / "docs" / "none.md"
+    written = SimpleNamespace(
+        read_text=lambda encoding: "[a](no.md), docs/no.md, `data/no.py`, python -m benchmarks.no",
+        parent=lost.parent,
+        relative_to=lost.relative_to,
+    )
+    assert [problem.split(": no ")[1] for problem in check.missing(written)] == [
+        "no.md",
+        "docs/no.md",
+        "data/no.py",
+        "module benchmarks.no",
+    ]
+
+
+def test_the_two_ways_are_those_of_the_code() -> None:
+    """The figures of docs/architecture.md: each module is there and has what stands last."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    figures = re.findall(r"^```\n((?:deblur|train)\.py .*?)^```", text, re.M | re.S)
+    assert [len(figure.splitlines()) for figure in figures] == [10, 10]
+    for line in "".join(figures).splitlines():
+        module, _, name = re.split(r"\s{2,}", line)
+        places = [ROOT / module, ROOT / f"{module}.py", ROOT / "jaxdeblur" / f"{module}.py"]
+        source = next(place for place in places if place.exists()).read_text(encoding="utf-8")
+        assert re.search(rf"^(def|class) {name}\b", source, re.M), line
