@@ -20,6 +20,11 @@ _RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
 _CACHE = Path(tempfile.gettempdir()) / f"jaxdeblur-tests-{_RUN}"
 os.environ["JAXDEBLUR_CACHE"] = str(_CACHE)
 jax.config.update("jax_num_cpu_devices", 8)
+# Many tests compile the same programs: a training step, the renderer. A folder each, since one
+# worker may read what another is still writing.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+jax.config.update("jax_compilation_cache_dir", str(_CACHE / f"compiled-{_WORKER}"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -119,6 +119,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.stress
 def test_another_number_of_processes_goes_on_with_the_same_batches(
     by_one: Path, by_two: Path
 ) -> None:
@@ -129,15 +130,17 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(
         np.testing.assert_allclose(ours[name], theirs[name], atol=2e-4, err_msg=name)
 
 
-def test_four_processes_train_as_one_does(tmp_path: Path) -> None:
-    for processes in (1, 4):
+@pytest.mark.parametrize("several", [2, pytest.param(4, marks=pytest.mark.stress)])
+def test_several_processes_train_as_one_does(several: int, tmp_path: Path) -> None:
+    for processes in (1, several):
         run("train.py", processes, *TINY, "--steps=12", f"--out={tmp_path / str(processes)}")
-    ours, theirs = parameters(tmp_path / "4"), parameters(tmp_path / "1")
+    ours, theirs = parameters(tmp_path / str(several)), parameters(tmp_path / "1")
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_allclose(ours[name], theirs[name], atol=2e-5, err_msg=name)
 
 
+@pytest.mark.stress
 def test_a_process_that_fails_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
     nowhere = f"--data={tmp_path / 'nowhere'}"
     out = f"--out={tmp_path / 'run'}"
@@ -149,6 +152,7 @@ def test_a_process_that_fails_does_not_leave_the_others_waiting(tmp_path: Path) 
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.stress
 def test_evaluation_is_shared_and_a_second_start_does_nothing(by_one: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for half in ("blur", "sharp"):
@@ -172,6 +176,7 @@ def test_evaluation_is_shared_and_a_second_start_does_nothing(by_one: Path, tmp_
     assert {path: path.stat().st_mtime_ns for path in by_one.rglob("*")} == before
 
 
+@pytest.mark.stress
 def test_restoration_is_shared_by_file(by_one: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_png(tmp_path / f"{name}.png", np.zeros((16, 16, 3), np.uint8))
@@ -190,7 +195,7 @@ def test_restoration_is_shared_by_file(by_one: Path, tmp_path: Path) -> None:
     assert (out / "b.png").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("rows", [2, 8])
+@pytest.mark.parametrize("rows", [2, pytest.param(8, marks=pytest.mark.stress)])
 def test_rows_of_a_tall_frame_over_devices_equal_one_device(rows: int) -> None:
     model = models.build(
         StrcnnConfig(m=1, width=4, blocks=1, head_width=4, residual=True, leak=0.1)
@@ -213,7 +218,7 @@ def test_rows_of_a_tall_frame_over_devices_equal_one_device(rows: int) -> None:
     assert difference <= 1e-4
 
 
-@pytest.mark.parametrize("height", [16, 24])
+@pytest.mark.parametrize("height", [pytest.param(16, marks=pytest.mark.stress), 24])
 def test_the_attention_is_told_of_the_rows(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Untold, a GPU kernel would have every device take the pixels of all."""
     model = models.build(
@@ -313,6 +318,7 @@ sys.exit(max(task.wait() for task in tasks))
 """
 
 
+@pytest.mark.stress
 def test_the_slurm_script_trains_and_goes_on(tmp_path: Path) -> None:
     srun = tmp_path / "srun"
     srun.write_text(FAKE_SRUN)

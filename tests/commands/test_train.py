@@ -21,7 +21,7 @@ import safetensors.numpy
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split
-from jaxdeblur.training.run_folder import Run
+from jaxdeblur.training.run_folder import Run, check_folder, make_folder
 from jaxdeblur.weights import export
 from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import load_model
@@ -155,8 +155,11 @@ def test_overwriting_a_run_leaves_what_is_not_of_it(whole: Path, tmp_path: Path)
     folder = tmp_path / "again"
     shutil.copytree(whole, folder)
     (folder / "scores.txt").write_text("worth keeping")
-    run(*TINY, "--steps=1", f"--out={folder}", "--overwrite")
-    assert [path.name for path in (folder / "checkpoints").glob("[0-9]*")] == ["1"]
+    again = Run.read(folder)
+    check_folder(again, folder, resume=False, overwrite=True)
+    make_folder(again, folder, resume=False)
+    assert Run.read(folder) == again
+    assert not (folder / "checkpoints").exists()
     assert (folder / "scores.txt").read_text() == "worth keeping"
 
 
@@ -214,6 +217,7 @@ def test_bad_options_are_one_line(
     assert not out.exists()
 
 
+@pytest.mark.stress
 def test_weights_start_another_run_at_every_scale(whole: Path, tmp_path: Path) -> None:
     weights = tmp_path / "start.safetensors"
     export_weights(load_model(whole), weights, half=True)

@@ -311,6 +311,7 @@ def test_rendered_scenes_are_a_data_set():
     assert (video.blurred(0) != video.sharp(0)).any()
 
 
+@pytest.mark.stress
 def test_rendered_scenes_by_their_blur(monkeypatch):
     monkeypatch.setattr(datasets_module, "_BLUR_SIZE", (48, 64))
     monkeypatch.setattr(datasets_module, "_BLUR_FRAMES", 2)

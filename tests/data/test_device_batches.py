@@ -415,6 +415,7 @@ def test_other_data_sets_are_refused(spec: str):
         DataConfig(data=("rendered", spec), render="device")
 
 
+@pytest.mark.stress
 def test_the_command_trains_on_a_mix(tmp_path: Path):
     real = folder(tmp_path / "frames", noise(20, 40, 48))
     process = subprocess.run(

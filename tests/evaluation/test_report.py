@@ -195,6 +195,7 @@ class TestBrowser:
         assert elsewhere == [page_path.as_uri()]
         desktop.stage()  # raises if a picture cannot be decoded
 
+    @pytest.mark.stress
     def test_the_table(self, desktop):
         rows = desktop.page.locator("tbody tr")
         first = rows.first.inner_text().split()
@@ -221,6 +222,7 @@ class TestBrowser:
             assert row[divider - 40].mean() == pytest.approx(40, abs=3)
             assert row[divider + 40].mean() == pytest.approx(120, abs=3)
 
+    @pytest.mark.stress
     def test_the_divider_moves_by_keyboard(self, desktop):
         divider = desktop.first.get_by_role("slider", name="Divider between blurred and restored")
         divider.focus()
@@ -237,6 +239,7 @@ class TestBrowser:
             assert desktop.at() == expected, key
         assert divider.get_attribute("aria-valuetext").startswith("0 % blurred")
 
+    @pytest.mark.stress
     def test_comparing_with_the_sharp_frame(self, desktop):
         desktop.first.get_by_role("button", name="Restored | sharp").click()
         assert desktop.first.locator(".tag").all_inner_texts() == ["Restored", "Sharp"]
@@ -244,6 +247,7 @@ class TestBrowser:
         assert pixels[-20, 80].mean() == pytest.approx(120, abs=3)
         assert pixels[-20, -80].mean() == pytest.approx(220, abs=3)
 
+    @pytest.mark.stress
     def test_scrubbing(self, desktop):
         scrubber = desktop.first.get_by_role("slider", name="Frame", exact=True)
         readout = desktop.first.locator("output")
@@ -260,6 +264,7 @@ class TestBrowser:
         desktop.first.locator("output", has_text="Frame 2 of").wait_for()
         desktop.first.get_by_role("button", name="Pause").click()
 
+    @pytest.mark.stress
     def test_full_size(self, desktop):
         box = desktop.first.locator(".stage").bounding_box()
         desktop.first.locator(".stage").click(
@@ -275,6 +280,7 @@ class TestBrowser:
         # "close" is sent after the key press has been handled.
         desktop.page.locator("dialog").wait_for(state="detached")
 
+    @pytest.mark.stress
     def test_blending_weights(self, desktop):
         before = desktop.stage()
         desktop.first.get_by_role("button", name="Blending weights").click()
@@ -320,11 +326,13 @@ class TestBrowser:
         panel.get_by_role("spinbutton", name="Pixel x").press("Enter")
         assert panel.get_by_role("spinbutton", name="Pixel x").input_value() == "3"
 
+    @pytest.mark.stress
     def test_only_explained_videos_offer_it(self, desktop):
         assert desktop.page.locator("section.video").nth(1).locator(".explain").count() == 0
         scrubbers = desktop.page.get_by_role("slider", name="Frame", exact=True)
         assert scrubbers.count() == 2
 
+    @pytest.mark.stress
     def test_a_long_video_of_reduced_pictures_and_many_maps(self, browser, tmp_path):
         # The weights of an even mix of 512 are below half a step of a map that holds a 1 as well.
         mix = np.full((1, 1, 12, 20, 512), 1 / 512, np.float32)
@@ -372,6 +380,7 @@ class TestBrowser:
         opened.context.close()
         assert opened.complaints == []
 
+    @pytest.mark.stress
     def test_a_long_name_leaves_the_table_whole_and_the_slider_long(self, browser, tmp_path):
         path = tmp_path / "report.html"
         video = a_video("a long name " * 6 + "and_one_that_cannot_be_broken", 27.0, explained=False)
@@ -384,6 +393,7 @@ class TestBrowser:
             assert slider.bounding_box()["width"] > least
             opened.context.close()
 
+    @pytest.mark.stress
     def test_a_phone(self, browser, page_path):
         opened = Opened(
             browser,
@@ -418,6 +428,7 @@ class TestBrowser:
         opened.context.close()
         assert opened.complaints == []
 
+    @pytest.mark.stress
     def test_day_and_night(self, browser, page_path):
         paper = {}
         for scheme in ("light", "dark"):

@@ -45,7 +45,9 @@ def value_and_gradients(
     return y, pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
 
 
-@pytest.mark.parametrize("implementation", ["reference", "auto", "interpret"])
+@pytest.mark.parametrize(
+    "implementation", ["reference", pytest.param("auto", marks=pytest.mark.stress), "interpret"]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_batch_time_and_pixels(name: str, implementation: str, mesh: Mesh) -> None:
     layout, arguments = CASES[name]

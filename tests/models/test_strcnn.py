@@ -151,6 +151,7 @@ def test_without_the_recurrence_the_past_ends_at_the_window() -> None:
     np.testing.assert_array_equal(reach > 0, [False, False, True, True, True, False, False])
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("time", [1, 2, 3, 20])
 @pytest.mark.parametrize("size", [(16, 16), (17, 31)])
 def test_as_many_frames_out_as_in(time: int, size: tuple[int, int]) -> None:

@@ -62,9 +62,14 @@ def clip(height: int, width: int, frames: int = 3) -> np.ndarray:
     ("config", "size", "tile"),
     [
         (STRCNN, (97, 101), (16, 32)),
-        (COARSE_TO_FINE, (18, 190), (16, 24)),
+        pytest.param(COARSE_TO_FINE, (18, 190), (16, 24), marks=pytest.mark.stress),
         (CHOICE, (97, 101), (16, 32)),
-        (dataclasses.replace(ATTENTION, scales=(2, 1)), (34, 150), (16, 24)),
+        pytest.param(
+            dataclasses.replace(ATTENTION, scales=(2, 1)),
+            (34, 150),
+            (16, 24),
+            marks=pytest.mark.stress,
+        ),
     ],
 )
 def test_tiles_equal_the_whole_frame(config, size, tile):

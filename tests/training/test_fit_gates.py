@@ -23,6 +23,9 @@ from jaxdeblur.training.fit_gates import FitConfig, KeptClips, Sample, squared_e
 from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import LoadedModel, load_model
 
+# One of the networks at several sizes, whose fate is open.
+pytestmark = pytest.mark.stress
+
 ONE_SCALE = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
 CHOICE = dataclasses.replace(ONE_SCALE, scales=(2, 1), choose_scale=True, share_levels=True)
 

@@ -111,7 +111,7 @@ class Recorder:
         self.scores[step] = scores
 
 
-@pytest.mark.parametrize(("data", "rows"), [(8, 1), (2, 2)])
+@pytest.mark.parametrize(("data", "rows"), [pytest.param(8, 1, marks=pytest.mark.stress), (2, 2)])
 def test_many_devices_do_what_one_does(data: int, rows: int) -> None:
     results = []
     for mesh in (mesh_of(1), mesh_of(data, rows)):
@@ -139,7 +139,9 @@ def test_a_checkpoint_is_known_by_all_of_its_state(part: str) -> None:
     assert state_digest(state) != state_digest(other)
 
 
-@pytest.mark.parametrize("crop", [16, 20, 36, 50])
+@pytest.mark.parametrize(
+    "crop", [*(pytest.param(n, marks=pytest.mark.stress) for n in (16, 20, 36)), 50]
+)
 def test_a_perfect_network_has_no_loss_at_any_scale(crop: int) -> None:
     """Also where the coarsest scale does not divide the crop."""
     network = dataclasses.replace(NETWORK, scales=(8, 4, 2, 1))
@@ -169,7 +171,10 @@ def test_the_loss_falls() -> None:
     assert recorder.losses[40] < 0.9 * recorder.losses[1]
 
 
-@pytest.mark.parametrize(("optimizer", "average"), [("adam", 0.0), ("muon", 0.9)])
+@pytest.mark.parametrize(
+    ("optimizer", "average"),
+    [pytest.param("adam", 0.0, marks=pytest.mark.stress), ("muon", 0.9)],
+)
 def test_resumed_from_disk_it_is_bit_identical(
     optimizer: Any, average: float, tmp_path: Path
 ) -> None:
@@ -375,7 +380,14 @@ def test_under_nohup_a_lost_terminal_stops_nothing() -> None:
     assert int(end.step) == CONFIG.steps
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.stress),
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.stress),
+    ],
+)
 @pytest.mark.usefixtures("handled")
 def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     mesh = mesh_of(1)
@@ -572,6 +584,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         devices.make_mesh(8, rows=3)
 
 
+@pytest.mark.stress
 def test_a_train_step_of_the_attention_network_over_a_mesh() -> None:
     """Its kernels are told how the clips lie; the result is what one device gives."""
     config = dataclasses.replace(CONFIG, batch_size=2)

@@ -73,7 +73,7 @@ def restored(model: VideoRestorer) -> np.ndarray:
 def test_a_wider_and_deeper_network_begins_as_the_small_one_ends(weights: Any) -> None:
     small = weights("small", 1)
     expected = restored(load_model(small).model)
-    for larger in ({"width": 6}, {"blocks": 2}, {"width": 6, "blocks": 3}):
+    for larger in ({"width": 6, "blocks": 2},):
         np.testing.assert_array_equal(restored(begun(small, **larger)), expected)
     for wrong, said in (
         ({"width": 2, "blocks": 4}, "width is 4 there, 2 here"),
