@@ -193,7 +193,7 @@ def make_inputs(folder: Path) -> None:
             image.save(folder / name / f"{i:03}.{suffix}")
 
     frames("frames")
-    frames("restored_frames/one")
+    frames("runs/demo-clip/blurred")  # as the demo leaves it
     Image.fromarray(picture).save(folder / "photo.jpg")
     for split in ("train", "test"):
         for kind in ("blur", "blur_gamma", "sharp"):
