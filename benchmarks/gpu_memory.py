@@ -152,5 +152,6 @@ def show(what: str, program: Any, arguments: list[Any], mesh: Mesh) -> None:
 
 
 if __name__ == "__main__":
+    # From jax 0.11; it works through 0.12 (docs/kernels.md).
     warnings.filterwarnings("ignore", message="The Pallas Triton backend")
     run_command(main, "benchmarks.gpu_memory")

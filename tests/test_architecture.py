@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import jaxdeblur
 
@@ -62,12 +67,55 @@ def test_imports_run_one_way() -> None:
 
 
 def test_no_module_calls_what_another_keeps_for_itself() -> None:
+    public = {"_replace", "_asdict", "_fields", "_exit"}  # of named tuples, and of os
     private = []
     for name, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("jaxdeblur"):
                 private += [f"{name}: {a.name}" for a in node.names if a.name.startswith("_")]
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+                is_private = node.attr.startswith("_") and not node.attr.startswith("__")
+                private += [f"{name}: {ast.unparse(node)}"] * (is_private - (node.attr in public))
     assert not private
+
+
+def defined_by(path: Path) -> Iterator[str]:
+    """The public classes and aliases of a module."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        elif isinstance(node, ast.ClassDef):
+            yield node.name
+        yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def test_a_name_means_one_thing() -> None:
+    meanings = defaultdict(list)
+    for name, path in MODULES.items():
+        if ".peers." not in name:  # each published network has blocks of its own
+            for defined in defined_by(path):
+                if defined[0].isupper():
+                    meanings[defined].append(name)
+    # What a stream keeps is each network's own.
+    several = {name: where for name, where in meanings.items() if len(where) > 1}
+    assert several.keys() <= {"StreamState"}, several
+
+
+@pytest.mark.parametrize(
+    ("what", "written"),
+    [
+        ("progress line", r"\\r"),
+        ("parser of WIDTHxHEIGHT", r"[)\]]x[(\[]|(split|partition)\(.x.\)"),
+    ],
+)
+def test_there_is_one(what: str, written: str) -> None:
+    programs = [*MODULES.values(), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("*.py")]
+    places = [path for path in programs if re.search(written, path.read_text(encoding="utf-8"))]
+    places = [path for path in places if path.name != "fuzz.py"]  # it writes damaged PNG
+    assert len(places) == 1, f"{what}: {places}"
 
 
 def test_modules_are_few_and_short() -> None:

@@ -55,8 +55,8 @@ _EVIDENCE = 5  # Numbers about a cell and a level, besides one for each of its n
 _LEAST_ACTIVITY = 1e-2  # Of features, which are ten times as large.
 
 
-Images: TypeAlias = Float[Array, "*leading _ _ 3"]
-Maps: TypeAlias = Float[Array, "*leading _ _ _"]
+ReducedImages: TypeAlias = Float[Array, "*leading _ _ 3"]
+CellMaps: TypeAlias = Float[Array, "*leading _ _ _"]
 
 
 class StreamState(NamedTuple):
@@ -82,7 +82,7 @@ class WholeFrame(nnx.Module):
         self.mix = Conv(width, width, kernel=1, rngs=rngs)
         self.expand = Conv(width, width, kernel=1, gain=0.2, rngs=rngs)
 
-    def __call__(self, cells: Maps) -> Maps:
+    def __call__(self, cells: CellMaps) -> CellMaps:
         """The cells with what their frame says."""
         active = activation(LEAK)
         mean = active(self.squeeze(active(cells))).mean(axis=(-3, -2), keepdims=True)
@@ -111,8 +111,11 @@ class Gates(nnx.Module):
         self.head = Conv(GATE_WIDTH, len(scales), kernel=1, gain=0.1, rngs=rngs)
 
     def evidence(
-        self, frames: list[Images], residuals: list[Images], known: list[Maps | None]
-    ) -> Maps:
+        self,
+        frames: list[ReducedImages],
+        residuals: list[ReducedImages],
+        known: list[CellMaps | None],
+    ) -> CellMaps:
         """What the gates go by, a row of numbers for each cell.
 
         Args:
@@ -128,7 +131,9 @@ class Gates(nnx.Module):
             axis=-1,
         )
 
-    def _evidence(self, scale: int, frames: Images, residual: Images, known: Maps | None) -> Maps:
+    def _evidence(
+        self, scale: int, frames: ReducedImages, residual: ReducedImages, known: CellMaps | None
+    ) -> CellMaps:
         side = self.cell // scale
         grey, change = (images.mean(axis=-1, keepdims=True) for images in (frames, residual))
         along_x, along_y = (
@@ -145,11 +150,11 @@ class Gates(nnx.Module):
             parts.append(jnp.log(activity + _LEAST_ACTIVITY))
         return jnp.concatenate(parts, axis=-1)
 
-    def __call__(self, evidence: Maps) -> Maps:
+    def __call__(self, evidence: CellMaps) -> CellMaps:
         """The share of each level's residual that is taken in each cell, in [0, 1]."""
         return self.shares(self.logits(evidence))
 
-    def logits(self, evidence: Maps) -> Maps:
+    def logits(self, evidence: CellMaps) -> CellMaps:
         """What the shares are made of."""
         h = self.join(evidence)
         for i, block in enumerate(self.context):
@@ -159,7 +164,7 @@ class Gates(nnx.Module):
         return self.head(activation(LEAK)(h))
 
     @staticmethod
-    def shares(logits: Maps) -> Maps:
+    def shares(logits: CellMaps) -> CellMaps:
         """Any number to [0, 1], both ends included, so that a gate can leave a cell as it is.
 
         The sigmoid stretched and clipped, as in Louizos et al., "Learning sparse neural networks

@@ -33,7 +33,7 @@ _LONG_S = 3.0
 _VISIBLE = 0.25 / 255
 
 
-class Source(Protocol):
+class PictureSource(Protocol):
     """Where pictures come from: VideoReader, ImageReader or RawReader."""
 
     info: VideoInfo
@@ -44,7 +44,7 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Picture]: ...
 
 
-class Target(Protocol):
+class PictureTarget(Protocol):
     """Where pictures go: VideoWriter, ImageWriter or RawWriter."""
 
     lost: list[str]
@@ -91,9 +91,9 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
     if config.compare is not None:
         check_compare(job, config.compare, config.overwrite)
     with contextlib.ExitStack() as stack:
-        source: Source = stack.enter_context(_open_source(job, config))
+        source: PictureSource = stack.enter_context(_open_source(job, config))
         info = source.info
-        targets: list[Target] = []
+        targets: list[PictureTarget] = []
         views: list[Callable[[Picture, tuple[Plane, ...]], Picture]] = []
         targets.append(stack.enter_context(_open_target(job, source, config)))
         views.append(_restored)
@@ -191,7 +191,7 @@ def _descriptor(stream: Any, what: str) -> int:
 
 
 @contextlib.contextmanager
-def _open_target(job: Job, source: Any, config: DeblurConfig) -> Iterator[Target]:
+def _open_target(job: Job, source: Any, config: DeblurConfig) -> Iterator[PictureTarget]:
     info, output, suffix = source.info, job.output, job.suffix
     encoding = config.codec is not None or config.crf is not None
     if encoding and suffix not in CONTAINERS and config.compare is None:

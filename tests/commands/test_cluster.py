@@ -130,7 +130,8 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(
         np.testing.assert_allclose(ours[name], theirs[name], atol=2e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("several", [2, pytest.param(4, marks=pytest.mark.stress)])
+@pytest.mark.stress
+@pytest.mark.parametrize("several", [2, 4])
 def test_several_processes_train_as_one_does(several: int, tmp_path: Path) -> None:
     for processes in (1, several):
         run("train.py", processes, *TINY, "--steps=12", f"--out={tmp_path / str(processes)}")
@@ -140,7 +141,6 @@ def test_several_processes_train_as_one_does(several: int, tmp_path: Path) -> No
         np.testing.assert_allclose(ours[name], theirs[name], atol=2e-5, err_msg=name)
 
 
-@pytest.mark.stress
 def test_a_process_that_fails_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
     nowhere = f"--data={tmp_path / 'nowhere'}"
     out = f"--out={tmp_path / 'run'}"

@@ -66,6 +66,7 @@ def cases() -> Iterator[tuple[str, tiles.Row, Any, list[Any]]]:
 
 def main(target: str) -> None:
     """Compile all cases for the GPU that the file `target` describes, two at a time."""
+    # From jax 0.11; it works through 0.12 (docs/kernels.md).
     warnings.filterwarnings("ignore", message="The Pallas Triton backend")
     jax.devices()  # registers the plugin
     topology = topologies.get_topology_desc(

@@ -14,8 +14,6 @@ from jax.sharding import AbstractDevice, AbstractMesh
 import kernels
 from kernels import dispatch, operations
 
-pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
-
 TRITON = "__gpu$xla.gpu.triton"
 LOGITS = jax.ShapeDtypeStruct((1, 2, 4, 300), jnp.bfloat16)
 X = jax.ShapeDtypeStruct((1, 2, 300, 16), jnp.bfloat16)

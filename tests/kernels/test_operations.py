@@ -15,8 +15,6 @@ from hypothesis import given, settings
 import kernels
 from kernels import reference, squeeze, tiles
 
-pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
-
 OPERATIONS = ("softmax_squeeze", "projected_squeeze", "softmax_expand", "projected_expand")
 IMPLEMENTATIONS = (
     "reference",
