@@ -22,6 +22,8 @@ from jaxdeblur.options import (
 def main() -> None:
     """Reads the options and trains."""
     extension, given = _first_look(sys.argv[1:])
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        tell("loading JAX ...")  # which takes seconds
     if extension:
         load_extension(extension)
 
@@ -103,6 +105,7 @@ def main() -> None:
             processes=processes,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
+            on_cores=presets.PRESETS[model].on_cores if model in presets.PRESETS else None,
         )
     except Stopped as stop:
         tell(f"{stop}; go on with --resume")

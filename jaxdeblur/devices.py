@@ -98,6 +98,14 @@ def check_same(number: int, what: str) -> None:
         raise UserError(f"the processes differ in the {what}: {', '.join(map(str, numbers))}")
 
 
+def least(number: int, what: str) -> int:
+    """The least of the processes' numbers, each below 2**31, in all of them."""
+    if jax.process_count() == 1:
+        return number
+    wait_for_all(what)
+    return int(multihost_utils.process_allgather(np.int32(number)).min())
+
+
 def cores() -> int:
     """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):  # on Linux; containers and taskset allow some alone

@@ -71,6 +71,11 @@ class SeveralScales(VideoRestorer):
         for level in self.levels:
             level.spread_over(mesh)
 
+    def save_memory(self) -> None:
+        """Tells every level."""
+        for level in self.levels:
+            level.save_memory()
+
     def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
         """What each scale restores, coarse to fine, each at its own size."""
         height, width = clip.shape[-3:-1]

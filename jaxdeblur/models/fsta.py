@@ -182,7 +182,7 @@ class Fsta(VideoRestorer):
             if level:
                 x = self.down[level - 1](space_to_depth(activation(LEAK)(x), 2))
             for block in blocks:
-                x = block(x)
+                x = self.in_backward_again(block)(x)
             features.append(x)
         return tuple(features)
 
@@ -209,7 +209,7 @@ class Fsta(VideoRestorer):
             if level < len(fused) - 1:
                 x = fused[level] + depth_to_space(self.up[level](x), 2)
             for block in self.decoder[level]:
-                x = block(x)
+                x = self.in_backward_again(block)(x)
         residual = depth_to_space(self.head(activation(LEAK)(x)), 2)
         return frames.astype(jnp.float32) + residual.astype(jnp.float32)
 

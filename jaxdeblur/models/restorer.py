@@ -7,7 +7,8 @@ models. ``tests/models/test_contract.py`` proves for every preset that the two v
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ from jaxtyping import Array, Bool, Float
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import reduce_size
 from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame, Parameters, ReducedClip
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 State = Any
 """What a stream keeps from frame to frame: a pytree of arrays, of constant size."""
@@ -45,6 +49,9 @@ class VideoRestorer(nnx.Module):
       multiple: the height and width that the network sees are multiples of this.
       feature_channels: of the features at half size that ``restore_with_features`` gives.
       scales: by what each of ``restore_levels`` is reduced.
+      recomputes: set by ``save_memory``.
+      clips_are_independent: what is restored of a clip does not depend on the rest of the batch, so
+        that a batch may be taken in parts.
     """
 
     config: Any
@@ -52,6 +59,8 @@ class VideoRestorer(nnx.Module):
     multiple: ClassVar[int] | int
     feature_channels: ClassVar[int] | int = 0
     scales: ClassVar[tuple[int, ...]] | tuple[int, ...] = (1,)
+    recomputes: bool = False
+    clips_are_independent: bool = True
 
     def restore_clip(self, clip: Clip) -> Clip:
         """Restores a clip of any length and size, ``B T H W 3`` in [0, 1], all frames at once.
@@ -109,6 +118,17 @@ class VideoRestorer(nnx.Module):
         The compiler divides all work by itself but that of hand-written kernels, so a model that
         has any passes it on.
         """
+
+    def save_memory(self) -> None:
+        """Makes the backward pass compute again what lies within a step or a block of the network.
+
+        So that of a clip only what passes between them is kept. Results stay the same.
+        """
+        self.recomputes = True
+
+    def in_backward_again(self, part: Callable[P, R]) -> Callable[P, R]:
+        """``part`` of the network, which the backward pass runs again after ``save_memory``."""
+        return jax.checkpoint(part) if self.recomputes else part
 
     def initial_state(self, batch: int, height: int, width: int) -> State:
         """The state before the first frame of ``batch`` videos of ``height x width`` pixels."""

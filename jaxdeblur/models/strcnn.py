@@ -167,7 +167,7 @@ class Strcnn(VideoRestorer):
     def restore_with_features(self, clip: Clip) -> tuple[Clip, ClipFeatures]:
         """With the decoder's features, from which the image is made."""
         features, _ = self._recur_over(clip)
-        return self._to_image(features, clip), features
+        return self.in_backward_again(self._to_image)(features, clip), features
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """The blending weights w_n of every frame, the mean over the channels, at half size."""
@@ -182,9 +182,13 @@ class Strcnn(VideoRestorer):
         m = self.config.m
         padded = replicate_ends(clip, m, m)
         windows = jnp.stack([padded[:, i : i + time] for i in range(2 * m + 1)], axis=-2)
-        stem = self._stem(rearrange(windows, "b t h w n c -> b t h w (n c)"))
+        stem = self.in_backward_again(self._stem)(
+            rearrange(windows, "b t h w n c -> b t h w (n c)")
+        )
         start = self._recurrence(batch, height, width)
-        _, (features, weights) = lax.scan(self._recur, start, rearrange(stem, "b t ... -> t b ..."))
+        _, (features, weights) = lax.scan(
+            self.in_backward_again(self._recur), start, rearrange(stem, "b t ... -> t b ...")
+        )
         return rearrange(features, "t b ... -> b t ..."), rearrange(weights, "t b ... -> b t ...")
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:

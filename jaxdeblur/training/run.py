@@ -20,7 +20,8 @@ from jaxdeblur.options import ClusterConfig
 from jaxdeblur.shapes import Batch
 from jaxdeblur.training.failure import save_failure
 from jaxdeblur.training.loop import NonFiniteError, global_batches, run_steps
-from jaxdeblur.training.progress import RunWatcher
+from jaxdeblur.training.memory import available_memory, fit_to_memory
+from jaxdeblur.training.progress import RunWatcher, how_to_score
 from jaxdeblur.training.run_folder import Run, RunCheckpoints, check_folder, make_folder
 from jaxdeblur.training.step import TrainState, compile_train_step, initial_train_state
 from jaxdeblur.training.validation import Validation
@@ -34,6 +35,7 @@ def train(
     processes: ClusterConfig,
     resume: bool = False,
     overwrite: bool = False,
+    on_cores: str | None = None,
 ) -> TrainState:
     """Trains ``run`` in ``folder`` to its last step.
 
@@ -46,6 +48,7 @@ def train(
       processes: how the devices are used.
       resume: goes on from the newest checkpoint that can be read.
       overwrite: replaces the run in the folder.
+      on_cores: the preset to name where this run would take days for want of a GPU.
 
     Raises:
       UserError: options, data or checkpoints that can't be used, or a loss that is not finite.
@@ -86,15 +89,23 @@ def train(
             f"{config.steps}, in {folder}"
         )
         if first >= config.steps:
+            _say(how_to_score(folder))
             return state
+        if on_cores and jax.default_backend() == "cpu":
+            _say(
+                f"{run.preset} is made for a GPU; --model={on_cores} is for CPU cores. How long it "
+                "takes here is said after the second step."
+            )
+        fitted = fit_to_memory(config, model, mesh, available_memory())
+        _say(fitted.describe())
         checkpoints.go_on_after(first)
         if not has_begun and run.start_from is not None:  # whatever becomes of what that names
             checkpoints.save(state)
-        watcher = RunWatcher(folder, config, first, validation)
+        watcher = RunWatcher(folder, config, first, validation, on_cores)
         resources.callback(watcher.close)
-        step = compile_train_step(config, rebuild, mesh)
+        step = compile_train_step(fitted.config, rebuild, mesh)
         try:
-            return run_steps(
+            state = run_steps(
                 state, feed, step, config, saver=checkpoints, watcher=watcher, validate=validation
             )
         except NonFiniteError as error:
@@ -102,6 +113,8 @@ def train(
             raise UserError(
                 f"{error}; the batch is in {path}: look at it with python train.py --replay={path}"
             ) from error
+        watcher.done()
+        return state
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
+from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Num
 from optax import contrib
@@ -33,7 +35,8 @@ class TrainingConfig:
       learning_rate: at its highest.
       muon_rms: root mean square of muon's update, in units of the learning rate.
       beta2: adam's decay of the second moment.
-      weight_decay: decoupled, times the learning rate.
+      weight_decay: times half the sum of the squared convolution kernels, added to the loss; biases
+        and beta of the blending are left alone.
       warmup: steps over which the learning rate rises from zero.
       schedule: after the warm-up: falling along a cosine to zero, halved every halve_every steps,
         or constant.
@@ -43,6 +46,10 @@ class TrainingConfig:
         that is PSNR, so that hopelessly blurred clips do not outweigh all others.
       average: decay of the moving average of the parameters that is validated and
         saved; 0 for none.
+      micro_batch: clips whose gradients are computed at once, over all devices, and then summed
+        over the batch: less memory, the same step. 0 chooses by the memory there is.
+      recompute: the backward pass computes again what lies within each step of a recurrence: a
+        third more work, a fraction of the memory. auto chooses by the memory there is.
       train_only: the parameters whose names begin so are trained, as gates, and all others stay as
         they are; empty for all.
       seed: of the parameters and the order of the data.
@@ -66,6 +73,8 @@ class TrainingConfig:
     clip_norm: float = 1.0
     loss: Literal["mse", "charbonnier", "log_mse"] = "charbonnier"
     average: float = 0.0
+    micro_batch: int = 0
+    recompute: Literal["auto", "always", "never"] = "auto"
     train_only: str = ""
     seed: int = 0
     validate_every: int = 1000
@@ -81,12 +90,16 @@ class TrainingConfig:
         for name, most in {"steps": 2**31 - 2, "seed": 2**31 - 1, "batch_size": 2**16}.items():
             if getattr(self, name) > most:
                 raise UserError(f"{_option(name)} is {most} or less, not {getattr(self, name)}")
-        for name in ("warmup", "validate_every", "weight_decay", "seed"):
+        for name in ("warmup", "validate_every", "weight_decay", "seed", "micro_batch"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{_option(name)} is 0 or more, not {getattr(self, name)}")
         for name in ("learning_rate", "muon_rms", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{_option(name)} is above 0, not {getattr(self, name)}")
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise UserError(
+                f"--micro-batch={self.micro_batch} does not divide --batch-size={self.batch_size}"
+            )
         for name in ("average", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{_option(name)} is from 0 to below 1, not {getattr(self, name)}")
@@ -160,16 +173,12 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     rate = learning_rate(config)
     clip = optax.clip_by_global_norm(config.clip_norm)
     if config.optimizer == "adam":
-        return optax.chain(
-            clip, optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay)
-        )
+        return optax.chain(clip, optax.adam(rate, b2=config.beta2))
     return optax.chain(
         clip,
         contrib.muon(
             rate,
             adam_b2=config.beta2,
-            weight_decay=config.weight_decay,
-            adam_weight_decay=config.weight_decay,
             consistent_rms=config.muon_rms,
             muon_weight_dimension_numbers=_kernels_as_matrices,
         ),
@@ -245,15 +254,40 @@ def train_step(
     *,
     config: TrainingConfig,
     rebuild: Callable[[Parameters], VideoRestorer],
+    shares: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One pure step: gradient of the loss, update, moving average."""
+    """One pure step: gradient of the loss, update, moving average.
+
+    The batch lies over ``shares`` devices, which each take their part of every micro-batch.
+    """
 
     trained = trained_parameters(config, state.parameters)
 
-    def loss_of(trained: Parameters) -> tuple[Float[Array, ""], Parameters]:
-        return loss_and_statistics(rebuild(state.parameters | trained), batch, config.loss)
+    def loss_of(trained: Parameters, clips: Batch) -> tuple[Float[Array, ""], Parameters]:
+        model = rebuild(state.parameters | trained)
+        if config.recompute == "always":
+            model.save_memory()
+        loss, statistics = loss_and_statistics(model, clips, config.loss)
+        if config.weight_decay:
+            loss += config.weight_decay * half_squares(trained)
+        return loss, statistics
 
-    (loss, statistics), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+    parts = config.batch_size // config.micro_batch if config.micro_batch else 1
+    if parts == 1:
+        (loss, statistics), gradients = value_and_grad(trained, batch)
+    else:
+
+        def add(total: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, value_and_grad(trained, part)), None
+
+        groups = micro_batches(batch, parts, shares)
+        first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), groups)
+        shapes = jax.eval_shape(value_and_grad, trained, first)
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        # Every loss is a mean over clips, so the mean over equal parts is that of the batch.
+        total, _ = lax.scan(add, nothing, groups)
+        (loss, statistics), gradients = jax.tree.map(lambda a: a / parts, total)
     gradient_norm = optax.tree.norm(gradients)
     failed = state.failed | ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
     updates, optimizer = make_optimizer(config).update(gradients, state.optimizer, trained)
@@ -274,6 +308,19 @@ def train_step(
     return kept._replace(failed=failed), Metrics(loss, gradient_norm, failed)
 
 
+def half_squares(parameters: Parameters) -> Float[Array, ""]:
+    """Half the sum of the squared convolution kernels, which weight decay adds to the loss."""
+    kernels = [a for name, a in parameters.items() if name.endswith("kernel")]
+    return 0.5 * sum((jnp.sum(a**2) for a in kernels), jnp.float32(0))
+
+
+def micro_batches(batch: Batch, parts: int, shares: int) -> Batch:
+    """``B T H W 3`` to ``parts B/parts T H W 3``; clips stay on the device that has them."""
+    return jax.tree.map(
+        lambda a: rearrange(a, "(d k m) ... -> k (d m) ...", d=shares, k=parts), batch
+    )
+
+
 def compile_train_step(
     config: TrainingConfig, rebuild: Callable[[Parameters], VideoRestorer], mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -286,7 +333,8 @@ def compile_train_step(
         return model
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return train_step(state, batch, config=config, rebuild=rebuild_here)
+        shares = mesh.shape["data"]
+        return train_step(state, batch, config=config, rebuild=rebuild_here, shares=shares)
 
     return jax.jit(
         step,

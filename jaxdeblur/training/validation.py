@@ -22,6 +22,8 @@ class Validation:
 
     def __init__(self, data: DataConfig, rebuild: Callable[[Parameters], VideoRestorer]) -> None:
         self.rebuild = rebuild
+        self.name = data.validate_on
+        """What the videos are of."""
         self.image: UInt8[np.ndarray, "H W 3"] | None = None
         self.clips = []
         # Process 0 alone scores, so the others need not read or render what it scores on.
