@@ -226,8 +226,10 @@ class Source:
         self.videos = sorted(videos, key=_motion)
         self.motion = [_motion(video) for video in self.videos]
         counts = [self._count(video) for video in self.videos]
+        fast = any(isinstance(video, HighSpeedVideo) for video in self.videos)
         refuse(
-            f"{self.dataset.name}: clips of {options.frames} frames of "
+            f"{self.dataset.name}{', taken for high-speed frames' if fast else ''}: "
+            f"clips of {options.frames} frames of "
             f"{options.crop}x{options.crop} pixels do not fit",
             [
                 f"{video.name} ({_length(video)} frames of {video.width}x{video.height})"
