@@ -35,15 +35,19 @@ def main() -> None:
         description="Restores blurred videos, folders of frames and images.\n" + _EXAMPLES,
     )
     parser.add_argument(
-        "paths", nargs="+", metavar="INPUT", help="then OUTPUT, unless --out-dir names the folder"
+        "paths", nargs="+", metavar="INPUT", help="inputs, then OUTPUT unless --out-dir is given"
     )
-    parser.add_argument("--out-dir", metavar="FOLDER", help="where the results of all inputs go")
+    parser.add_argument(
+        "--out-dir", metavar="FOLDER", help="the folder for the results of all inputs"
+    )
     parser.add_argument(
         "--ckpt",
         metavar="RUN",
-        help="a run folder, a .safetensors file, or the name of weights that ship",
+        help="a run folder, a .safetensors file, or the name of shipped weights",
     )
-    parser.add_argument("--device", metavar="NAME", help="cpu, gpu or gpu:1, say; JAX's first")
+    parser.add_argument(
+        "--device", metavar="NAME", help="such as cpu, gpu or gpu:1; by default JAX's first"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the computation")
     add_fields(parser, DeblurConfig(), "restoration")
     add_fields(parser, ClusterConfig(), "devices and processes")

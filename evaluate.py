@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from jaxdeblur.errors import run_command
@@ -27,20 +28,23 @@ def main() -> None:
         prog="evaluate.py",
         description="Restores a data set and scores it. With no other option: the rendered test "
         "scenes.\n\nprotocols:\n"
-        + "\n".join(f"  {name:12} {p.summary}" for name, p in PROTOCOLS.items()),
+        + "\n".join(_paragraph(name, p.summary) for name, p in PROTOCOLS.items()),
     )
     parser.add_argument(
         "--ckpt",
         required=True,
         metavar="RUN",
-        help="a run folder, a .safetensors file, or the name of weights that ship",
+        help="a run folder, a .safetensors file, or the name of shipped weights",
     )
     parser.add_argument(
         "--out",
         type=Path,
-        help="the folder of the results (RUN/evaluation-DATA, of weights evaluations/NAME-DATA)",
+        help="the folder for the results; by default RUN/evaluation-DATA, or "
+        "evaluations/NAME-DATA for standalone weights",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an evaluation in there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the evaluation in that folder"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the computation")
     add_fields(parser, EvaluationConfig(), "evaluation")
     add_fields(parser, ClusterConfig(), "devices and processes")
@@ -75,6 +79,10 @@ def main() -> None:
     if jax.process_index() == 0:
         print(table(metrics))
         print(f"\nopen {out / 'report.html'} in a browser; the numbers are in metrics.json")
+
+
+def _paragraph(name: str, text: str) -> str:
+    return textwrap.fill(f"{name:12} {text}", 98, initial_indent="  ", subsequent_indent=15 * " ")
 
 
 if __name__ == "__main__":

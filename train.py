@@ -52,13 +52,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the run folder; runs/PRESET if none is given")
     going_on = parser.add_mutually_exclusive_group()
     going_on.add_argument(
-        "--resume", action="store_true", help="go on with the run in the folder, exactly"
+        "--resume",
+        action="store_true",
+        help="continue the run in the folder exactly where it stopped",
     )
     going_on.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
     parser.add_argument(
         "--start-from",
         metavar="CKPT",
-        help="a run or weights whose parameters are the first ones; with --resume only while the "
+        help="a run or weights to take the first parameters from; with --resume only while the "
         "run has no checkpoint",
     )
     add_extension_option(parser)

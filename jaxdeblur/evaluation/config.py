@@ -20,14 +20,14 @@ class EvaluationConfig:
         layout is recognised), or LAYOUT:FOLDER.
       split: the part of the data set: test, or validation where no test set is published (REDS).
       variant: which blurred frames, where a data set has several: blur or blur_gamma.
-      only: the videos whose names begin so; all without.
-      exclude: leaves out the videos whose names begin so.
+      only: only the videos with this name or beginning; all by default.
+      exclude: leaves out the videos with this name or beginning.
       tau: high-speed frames: how many are averaged to a blurred one.
       period: high-speed frames: from the start of one exposure to the next.
       light: rendered and high-speed frames: averages linear light or stored values; by default as
         the scenes say, and high-speed frames as stored.
       sharp_input: the sharp frames go in, which should come out as they are.
-      max_frames: restores the first frames of each video alone.
+      max_frames: restores only so many frames of each video.
       max_pixels: larger frames are refused before they are decoded.
       protocol: how it is scored; docs/results.md.
       frames: writes the restored frames as PNG.

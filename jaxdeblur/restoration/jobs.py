@@ -35,14 +35,14 @@ class DeblurConfig:
     """The options of deblur.py.
 
     Attributes:
-      strength: how much of the restoration is mixed with the input, 0 to 1.
+      strength: 1 gives the restored frames, 0 the input, values between them a mixture.
       start: where in the video to begin, in seconds or as [H:]MM:SS.
       end: where in the video to end, likewise.
       duration: how much of the video to restore, instead of an end.
       codec: FFmpeg's name of the video encoder; by default the input's codec, else libx264.
-      crf: quality of the video, smaller is better; by default about invisible loss.
-      fps: frames a second of frames that come from images or a pipe.
-      size: WIDTHxHEIGHT of the raw rgb24 frames that come from a pipe.
+      crf: quality of the video, smaller is better; by default the loss is about invisible.
+      fps: frame rate of images and of frames from a pipe.
+      size: WIDTHxHEIGHT of the raw rgb24 frames from a pipe.
       compare: also write a video that shows input and result side by side.
       tile: auto, none or HEIGHTxWIDTH: restore large frames in pieces; auto goes by free memory.
       max_pixels: frames with more pixels are refused.
