@@ -1,9 +1,107 @@
-"""``python -m jaxdeblur.export RUN FILE``: see ``jaxdeblur.weights.export``."""
+"""Writes trained weights as a file to pass on; OUT's ending says which.
+
+.safetensors  the weights, for this package
+.onnx         for ONNX Runtime and all that contains it: VapourSynth, chaiNNer, a page in a browser
+.stablehlo    for JAX without this package
+"""
 
 from __future__ import annotations
 
-from jaxdeblur.errors import run_command
-from jaxdeblur.weights.export import main
+import argparse
+from pathlib import Path
+
+from jaxdeblur.deploy import write
+from jaxdeblur.deploy.forms import FORMS
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.options import Parser, add_extension_option, load_extension
+from jaxdeblur.weights import export
+from jaxdeblur.weights.load import LoadedModel, load_model
+
+
+def main() -> None:
+    """Reads the options and writes the file."""
+    parser = Parser(prog="python -m jaxdeblur.export", description=__doc__)
+    parser.add_argument("run", help="a run folder, a .safetensors file, or weights that ship")
+    parser.add_argument("file", metavar="OUT", type=Path, help="the file to write")
+    parser.add_argument("--half", action="store_true", help="float16, half the size")
+    parser.add_argument(
+        "--licence", help="of the data that it was trained on, if the weights do not say it"
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="METRICS",
+        help="metrics.json of evaluations, whose totals go into the file",
+    )
+    group = parser.add_argument_group("a file that ends in .onnx or .stablehlo (docs/deploy.md)")
+    group.add_argument(
+        "--form",
+        choices=FORMS,
+        default="step",
+        help="step: frame and state in and out, exactly the stream; window: some frames in, one "
+        "out, no state; image: one in, one out",
+    )
+    group.add_argument(
+        "--warm-up",
+        type=int,
+        metavar="N",
+        help="of a window, the frames before the restored one; by default as many as the network "
+        "looks ahead, so that the middle one is restored",
+    )
+    export.add_options(parser)
+    add_extension_option(parser)
+    arguments = parser.parse_args()
+    if arguments.extension:
+        load_extension(arguments.extension)
+    loaded = _WRITERS.get(arguments.file.suffix, _refuse)(arguments, parser)
+    print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes, {loaded.source}")
+
+
+def _refuse(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
+    raise UserError(f"{arguments.file}: ends in none of {', '.join(_WRITERS)}")
+
+
+def _safetensors(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
+    if arguments.form != "step" or arguments.warm_up is not None:
+        raise UserError("--form and --warm-up are for .onnx and .stablehlo")
+    return export.write_safetensors(arguments)
+
+
+def _onnx(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
+    loaded = _load(arguments, parser)
+    given = {name: value for name, value in export.given_metadata(arguments).items() if value}
+    write.write_onnx(
+        loaded,
+        arguments.file,
+        form=arguments.form,
+        warm_up=arguments.warm_up,
+        half=arguments.half,
+        metadata=given,
+    )
+    return loaded
+
+
+def _stablehlo(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
+    if arguments.half or arguments.licence or arguments.scores:
+        raise UserError("--half, --licence and --scores are for .safetensors and .onnx")
+    loaded = _load(arguments, parser)
+    write.write_stablehlo(loaded, arguments.file, form=arguments.form, warm_up=arguments.warm_up)
+    return loaded
+
+
+def _load(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
+    given = vars(arguments)
+    for name in export.ONLY_SAFETENSORS:
+        if given.get(name) != parser.get_default(name):
+            option, suffix = name.replace("_", "-"), arguments.file.suffix
+            raise UserError(f"--{option}: write a .safetensors with it, and from that the {suffix}")
+    return load_model(arguments.run)
+
+
+_WRITERS = {".safetensors": _safetensors, ".onnx": _onnx, ".stablehlo": _stablehlo}
+
 
 if __name__ == "__main__":
     run_command(main, "jaxdeblur.export")

@@ -1,10 +1,11 @@
-"""Writes a run as one safetensors file to pass on: ``python -m jaxdeblur.export RUN FILE``.
+"""Writes a run as one safetensors file to pass on: ``jaxdeblur.export RUN OUT.safetensors``.
 
 Beside the arrays the file says which network they are of, and what a reader should know of them.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -30,25 +31,18 @@ from jaxdeblur.models.coarse_to_fine import (
 from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.registry import build, network_to_json
 from jaxdeblur.models.strcnn import COARSE, StrcnnConfig
-from jaxdeblur.options import (
-    Parser,
-    add_extension_option,
-    differing_fields,
-    from_json,
-    load_extension,
-)
+from jaxdeblur.options import differing_fields, from_json
 from jaxdeblur.weights.load import LoadedModel, check_fits, load_model
 from jaxdeblur.weights.start import starting_parameters
 
+ONLY_SAFETENSORS = ("after", "scales", "coarse_from", "coarse_below", "mix_with")
+"""What ``add_options`` adds."""
 
-def main() -> None:
-    """Reads the options and writes the file."""
-    parser = Parser(prog="python -m jaxdeblur.export", description=__doc__.split("\n\n")[0])
-    parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("file", type=Path, help="the .safetensors file")
-    parser.add_argument("--half", action="store_true", help="stores float16, half the size")
-    parser.add_argument("--licence", required=True, help="of the data that it was trained on")
-    parser.add_argument(
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that only a ``.safetensors`` file has."""
+    group = parser.add_argument_group("a file that ends in .safetensors")
+    group.add_argument(
         "--after",
         type=Path,
         nargs="*",
@@ -56,7 +50,7 @@ def main() -> None:
         metavar="RUN",
         help="the runs that it comes from, the first one first",
     )
-    parser.add_argument(
+    group.add_argument(
         "--scales",
         type=int,
         nargs="+",
@@ -64,13 +58,13 @@ def main() -> None:
         help="writes a network of these sizes, as 8 4 2 1, without training: blur looks alike at "
         "every size, so finer levels than the run has are copies of its finest",
     )
-    parser.add_argument(
+    group.add_argument(
         "--coarse-from",
         metavar="RUN",
         help="takes the levels at 1/4 of the size and below from this run, whose width and blocks "
         "may differ",
     )
-    parser.add_argument(
+    group.add_argument(
         "--coarse-below",
         type=int,
         default=COARSE,
@@ -78,7 +72,7 @@ def main() -> None:
         help="takes them at 1/N and below; if N is not 4, they must be as wide and deep as those "
         "of the run",
     )
-    parser.add_argument(
+    group.add_argument(
         "--mix-with",
         nargs=2,
         metavar=("RUN", "SHARE"),
@@ -86,28 +80,16 @@ def main() -> None:
         "has this share: a fine-tuned network keeps more of what it could before (Wortsman et al. "
         "2022, arXiv:2109.01903)",
     )
-    parser.add_argument(
-        "--scores",
-        type=Path,
-        nargs="*",
-        default=[],
-        metavar="METRICS",
-        help="metrics.json of evaluations, whose totals go into the file",
-    )
-    add_extension_option(parser)
-    arguments = parser.parse_args()
-    if arguments.extension:
-        load_extension(arguments.extension)
+
+
+def write_safetensors(arguments: argparse.Namespace) -> LoadedModel:
+    """Writes the file that the options say; gives what went into it."""
+    if arguments.licence is None:
+        raise UserError("--licence says the licence of the data that it was trained on; give it")
     if arguments.coarse_below != COARSE and not arguments.coarse_from:
         raise UserError("--coarse-below says which levels --coarse-from=RUN gives; name the run")
-    if arguments.file.suffix != ".safetensors":
-        raise UserError(f"{arguments.file}: the name of a weights file ends in .safetensors")
     loaded = load_model(arguments.run)
-    metadata = {
-        "licence of the data": arguments.licence,
-        "commit": _commit(),
-        "scores": [_totals(path) for path in arguments.scores],
-    }
+    metadata = given_metadata(arguments)
     metadata["data"] = _data_of(loaded)
     metadata["after"] = [_about(load_model(run)) for run in arguments.after]
     if arguments.scales:
@@ -120,7 +102,16 @@ def main() -> None:
         loaded = _with_coarse_levels(loaded, arguments.coarse_from, arguments.coarse_below)
         metadata["coarse levels"] = _about(load_model(arguments.coarse_from))
     export_weights(loaded, arguments.file, metadata=metadata, half=arguments.half)
-    print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes, {loaded.source}")
+    return loaded
+
+
+def given_metadata(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of the weights: licence, scores, and the commit that writes them."""
+    return {
+        "licence of the data": arguments.licence,
+        "commit": _commit(),
+        "scores": [_totals(path) for path in arguments.scores],
+    }
 
 
 def export_weights(

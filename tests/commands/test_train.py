@@ -18,11 +18,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxdeblur import devices
+from jaxdeblur import devices, export
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split
 from jaxdeblur.training.run_folder import Run, check_folder, make_folder
-from jaxdeblur.weights import export
 from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import load_model
 

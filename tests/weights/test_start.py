@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxdeblur import models
+from jaxdeblur import export, models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.restoration.stream import restore_clip
-from jaxdeblur.weights import export
 from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import LoadedModel, load_model
 from jaxdeblur.weights.start import starting_parameters

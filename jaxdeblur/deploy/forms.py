@@ -1,0 +1,240 @@
+"""The forms in which a network leaves the repository, as functions of any height and width.
+
+A form is a function of named arrays. ``step`` takes a frame and the state and gives the restored
+frame of ``lookahead`` steps ago and the next state: exactly the stream, at constant memory.
+``window`` takes a few frames and gives one, for programs that keep no state; ``image`` takes one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.shapes import Frame
+
+FORMS = ("step", "window", "image")
+
+_RECIPE = (
+    "Before the first frame every state is zeros (false) of its shape. Feed the frames in order; "
+    "each output next.NAME is the input state.NAME of the next call. The outputs are {late} frames "
+    "late: drop the first {late}. After the last frame feed that frame {late} times more, with "
+    "repeated = true, to get the rest."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A function of named arrays, and what a reader of the file should know of it."""
+
+    function: Callable[..., tuple[jax.Array, ...]]
+    """Takes the inputs in their order, gives the outputs in theirs."""
+    inputs: dict[str, jax.ShapeDtypeStruct]
+    outputs: tuple[str, ...]
+    about: dict[str, Any]
+
+
+def make_form(
+    model: VideoRestorer, kind: str, *, warm_up: int | None = None, channels_first: bool = False
+) -> Form:
+    """The form of a model.
+
+    Args:
+      model: the network.
+      kind: one of ``FORMS``.
+      warm_up: of a window, how many frames before the restored one the network passes through;
+        None for as many as it looks ahead, so that the middle frame comes out.
+      channels_first: images are ``1 3 H W``, of a window ``1 3T H W``; else ``1 H W 3``, ``1 T H W
+        3``.
+
+    Returns:
+      Its inputs have the symbolic sizes ``height`` and ``width``. Images are RGB, [0, 1], float32;
+      what comes out is not clipped.
+
+    Raises:
+      UserError: ``warm_up`` does not belong to the form.
+    """
+    if warm_up is not None and (kind != "window" or not 0 <= warm_up <= 64):
+        raise UserError("--warm-up is 0 to 64 frames of --form=window")
+    height, width = jax.export.symbolic_shape("height, width")
+    late, layout = model.lookahead, _StateLayout(model)
+    if kind == "step":
+        return _step(model, layout, height, width, channels_first)
+    before = 0 if kind == "image" else late if warm_up is None else warm_up
+    count = 1 if kind == "image" else before + 1 + late
+
+    def restore(frames: jax.Array) -> tuple[jax.Array, ...]:
+        if channels_first:
+            frames = frames.reshape(1, count, 3, height, width).transpose(0, 1, 3, 4, 2)
+        restored = lax.index_in_dim(frames, 0, axis=1, keepdims=False)
+        state = layout.first_state(restored)
+        for i in range(before + 1 + late):
+            frame = lax.index_in_dim(frames, min(i, count - 1), axis=1, keepdims=False)
+            state, restored = step_any_size(model, state, frame, jnp.bool_(i >= count))
+        return (_out(restored, channels_first),)
+
+    shape = (1, 3 * count, height, width) if channels_first else (1, count, height, width, 3)
+    name = "image" if kind == "image" else "frames"
+    about = {"form": kind, "frames": count, "restored": before, "lookahead": late}
+    if kind == "image":
+        about = {"form": kind}
+    inputs = {name: jax.ShapeDtypeStruct(shape, jnp.float32)}
+    return Form(restore, inputs, ("restored",), about)
+
+
+class _StateLayout:
+    """The arrays of a model's state: their names, sizes and what they hold before the first frame.
+
+    Attributes:
+      shapes: of each array its sizes: a number, or ``times`` for every ``per`` pixels of a side.
+      starts: the one number that each array of the first state holds.
+    """
+
+    def __init__(self, model: VideoRestorer) -> None:
+        self.multiple = m = model.multiple
+        first = model.initial_state(1, m, m)
+        self.tree = jax.tree.structure(first)
+        with_paths, _ = jax.tree_util.tree_flatten_with_path(first)
+        self.names = [
+            jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in with_paths
+        ]
+        self.types = [leaf.dtype for _, leaf in with_paths]
+        self.starts = [_constant(np.asarray(leaf)) for _, leaf in with_paths]
+        square, tall, wide = (
+            [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(make))]
+            for make in (
+                lambda: model.initial_state(1, m, m),
+                lambda: model.initial_state(1, 2 * m, m),
+                lambda: model.initial_state(1, m, 2 * m),
+            )
+        )
+        self.shapes = [
+            [_size(*sizes, m) for sizes in zip(*shapes, strict=True)]
+            for shapes in zip(square, tall, wide, strict=True)
+        ]
+
+    def first_state(self, frame: Frame) -> State:
+        """``model.initial_state`` with its sizes taken from pixels, as converters need it."""
+        padded = _pad_edge(_pad_edge(frame, 1, self.multiple), 2, self.multiple)
+        leaves = []
+        for start, shape, dtype in zip(self.starts, self.shapes, self.types, strict=True):
+            axes = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
+            if not axes:
+                leaves.append(jnp.full(shape, start, dtype))
+                continue
+            strides = [1, *(self.multiple // shape[axis]["times"] for axis in axes), 1]
+            pixels = lax.slice(padded, (0, 0, 0, 0), (*padded.shape[:3], 1), strides)
+            # Pixels are finite: what is left is the size.
+            sized = lax.squeeze(pixels * 0, (0, 3)).astype(dtype)
+            whole = [size if isinstance(size, int) else 0 for size in shape]
+            for axis, size in zip(axes, sized.shape, strict=True):
+                whole[axis] = size
+            leaves.append(_shifted(lax.broadcast_in_dim(sized, whole, axes), start))
+        return jax.tree.unflatten(self.tree, leaves)
+
+
+def _constant(leaf: np.ndarray) -> Any:
+    values = np.unique(leaf)
+    if values.size != 1:
+        raise UserError("the state before the first frame is no constant; it can't be exported")
+    return values[0]
+
+
+def _step(
+    model: VideoRestorer, layout: _StateLayout, height: Any, width: Any, channels_first: bool
+) -> Form:
+    multiple = model.multiple
+    leaves = jax.tree.leaves(
+        jax.eval_shape(
+            lambda: model.initial_state(1, round_up(height, multiple), round_up(width, multiple))
+        )
+    )
+
+    def step(frame: jax.Array, repeated: jax.Array, *state: jax.Array) -> tuple[jax.Array, ...]:
+        if channels_first:
+            frame = frame.transpose(0, 2, 3, 1)
+        inside = [_shifted(*pair) for pair in zip(state, layout.starts, strict=True)]
+        after, restored = step_any_size(
+            model, jax.tree.unflatten(layout.tree, inside), frame, repeated
+        )
+        outside = [
+            _shifted(*pair) for pair in zip(jax.tree.leaves(after), layout.starts, strict=True)
+        ]
+        return (_out(restored, channels_first), *outside)
+
+    frame = (1, 3, height, width) if channels_first else (1, height, width, 3)
+    inputs = {
+        "frame": jax.ShapeDtypeStruct(frame, jnp.float32),
+        "repeated": jax.ShapeDtypeStruct((), jnp.bool_),
+        **{f"state.{name}": leaf for name, leaf in zip(layout.names, leaves, strict=True)},
+    }
+    about = {
+        "form": "step",
+        "lookahead": model.lookahead,
+        "recipe": _RECIPE.format(late=model.lookahead),
+        "state": [
+            {"name": name, "type": str(leaf.dtype), "shape": shape}
+            for name, leaf, shape in zip(layout.names, leaves, layout.shapes, strict=True)
+        ],
+    }
+    return Form(step, inputs, ("restored", *(f"next.{name}" for name in layout.names)), about)
+
+
+def step_any_size(
+    model: VideoRestorer, state: State, frame: Frame, repeated: jax.Array
+) -> tuple[State, Frame]:
+    """``model.step`` for symbolic sizes, which ``jnp.pad`` cannot pad by their edge."""
+    height, width = frame.shape[1:3]
+    padded = _pad_edge(_pad_edge(frame, 1, model.multiple), 2, model.multiple)
+    state, restored = model.step(state, padded, repeated)
+    return state, lax.slice(restored, (0, 0, 0, 0), (1, height, width, 3))
+
+
+def round_up(size: Any, multiple: int) -> Any:
+    """The least multiple that is ``size`` or more; nothing negative, which ONNX divides upwards."""
+    return (size + multiple - 1) // multiple * multiple
+
+
+def _pad_edge(x: Float[Array, "*in"], axis: int, multiple: int) -> Float[Array, "*out"]:
+    # One line too many rather than as many as needed: a symbolic number of copies has no operator.
+    size = x.shape[axis]
+    last = lax.slice_in_dim(x, size - 1, size, axis=axis)
+    longer = lax.concatenate([x, *[last] * (multiple - 1)], axis)
+    return lax.slice_in_dim(longer, 0, round_up(size, multiple), axis=axis)
+
+
+def _out(restored: Frame, channels_first: bool) -> jax.Array:
+    return restored.transpose(0, 3, 1, 2) if channels_first else restored
+
+
+def _shifted(leaf: jax.Array, start: Any) -> jax.Array:
+    """So that the first state is zeros outside and ``start`` inside; it undoes itself."""
+    if not start:
+        return leaf
+    return jnp.logical_not(leaf) if leaf.dtype == jnp.bool_ else start - leaf
+
+
+def _size(square: int, tall: int, wide: int, multiple: int) -> Any:
+    if square == tall == wide:
+        return square
+    side, more = ("height", tall) if tall != square else ("width", wide)
+    if more != 2 * square:
+        raise UserError("the state does not grow with the frame; it can't be exported")
+    return {"of": side, "times": square, "per": multiple}
+
+
+def size_of(dimension: Any, height: int, width: int) -> int:
+    """A size of ``about["state"]`` for frames of ``height x width`` pixels."""
+    if isinstance(dimension, int):
+        return dimension
+    side = {"height": height, "width": width}[dimension["of"]]
+    return dimension["times"] * math.ceil(side / dimension["per"])

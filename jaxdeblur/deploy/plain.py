@@ -1,0 +1,142 @@
+"""Evaluates a traced function in the few primitives that converters of graphs know at any size.
+
+JAX traces indexing to ``gather``, padding to ``pad`` and conditions to ``cond``, for which a
+converter either knows no symbolic sizes or makes a graph that runtimes cannot optimise. Here the
+same values are computed by slices, concatenations and selections, constants are folded, and
+functions inside the function are taken apart. (An interpreter as JAX documents them: "Writing
+custom Jaxpr interpreters in JAX".)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
+_CALLS |= {"custom_vjp_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
+_CALLS |= {"remat2": "jaxpr", "checkpoint": "jaxpr"}
+
+
+def in_plain_primitives(
+    function: Callable[..., tuple[jax.Array, ...]], *inputs: jax.ShapeDtypeStruct
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """The same function of arrays of these shapes, as plain as its trace allows."""
+    closed = jax.make_jaxpr(function)(*inputs)
+    return lambda *arrays: tuple(_evaluate(closed.jaxpr, closed.consts, arrays))
+
+
+def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+    values = dict(zip(jaxpr.constvars, consts, strict=True))
+    values |= zip(jaxpr.invars, arguments, strict=True)
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, Literal) else values[variable]
+
+    for equation in jaxpr.eqns:
+        outputs = _apply(equation, [read(variable) for variable in equation.invars])
+        values |= zip(equation.outvars, outputs, strict=True)
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _apply(equation: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
+    name = equation.primitive.name
+    if name in _CALLS:
+        inner = equation.params[_CALLS[name]]
+        return _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
+    rule = _RULES.get(name)
+    if rule is not None and (outputs := rule(equation, *inputs)) is not None:
+        return outputs
+    if _is_constant(equation, inputs):
+        with jax.ensure_compile_time_eval():
+            outputs = equation.primitive.bind(*inputs, **equation.params)
+    else:
+        outputs = equation.primitive.bind(*inputs, **equation.params)
+    return outputs if equation.primitive.multiple_results else [outputs]
+
+
+def _is_constant(equation: JaxprEqn, inputs: list[Any]) -> bool:
+    sizes = [size for variable in equation.outvars for size in variable.aval.shape]
+    return bool(inputs) and all(map(_is_known, [*inputs, *sizes]))
+
+
+def _is_known(value: Any) -> bool:
+    """Whether it is an array or number of this moment, not of the trace and no symbolic size."""
+    return isinstance(value, jax.Array | np.ndarray | np.generic | int | float) and not isinstance(
+        value, jax.core.Tracer
+    )
+
+
+def _cond(equation: JaxprEqn, index: Any, *operands: Any) -> Sequence[Any] | None:
+    """All branches, of which one is selected: none here has an effect, and none is taken long."""
+    branches = equation.params["branches"]
+    if _is_known(index):
+        chosen = branches[int(np.clip(int(index), 0, len(branches) - 1))]
+        return _evaluate(chosen.jaxpr, chosen.consts, operands)
+    if len(branches) != 2:
+        return None
+    no, yes = (_evaluate(branch.jaxpr, branch.consts, operands) for branch in branches)
+    condition = lax.convert_element_type(index, jnp.bool_)
+    return [a if a is b else _choose(condition, a, b) for a, b in zip(no, yes, strict=True)]
+
+
+def _select(equation: JaxprEqn, condition: Any, *cases: Any) -> Sequence[Any] | None:
+    if _is_known(condition) and np.ndim(condition) == 0:
+        return [cases[int(condition)]]
+    return [_choose(condition, *cases)] if condition.dtype == jnp.bool_ else None
+
+
+def _choose(condition: Any, no: Any, yes: Any) -> Any:
+    """``yes`` where ``condition`` holds; of truth values, between which ONNX Runtime can't choose,
+    by their logic.
+    """
+    if no.dtype == jnp.bool_ and np.ndim(condition) == np.ndim(no):
+        return lax.bitwise_or(
+            lax.bitwise_and(condition, yes), lax.bitwise_and(lax.bitwise_not(condition), no)
+        )
+    return lax.select_n(condition, no, yes)
+
+
+def _pad(equation: JaxprEqn, x: Any, value: Any) -> Sequence[Any] | None:
+    padding = equation.params["padding_config"]
+    if any(_is_known(n) and n < 0 for margins in padding for n in margins[:2]):
+        return None
+    if any(inner != 0 for *_, inner in padding) or (_is_known(x) and _is_known(value)):
+        return None
+    for axis, (before, after, _) in enumerate(padding):
+        filled = [
+            lax.broadcast_in_dim(value, [*x.shape[:axis], count, *x.shape[axis + 1 :]], ())
+            for count in (before, after)
+            if not (_is_known(count) and count == 0)
+        ]
+        first = [] if _is_known(before) and before == 0 else filled[:1]
+        last = filled[len(first) :]
+        x = lax.concatenate([*first, x, *last], axis) if filled else x
+    return [x]
+
+
+def _gather(equation: JaxprEqn, x: Any, start: Any) -> Sequence[Any] | None:
+    """One window whose place is known is a slice."""
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    if not _is_known(start) or np.ndim(start) != 1 or numbers.operand_batching_dims:
+        return None
+    begin = [0] * x.ndim
+    for axis, place in zip(numbers.start_index_map, np.asarray(start), strict=True):
+        begin[axis] = int(place)
+    end = [first + size for first, size in zip(begin, sizes, strict=True)]
+    window = lax.slice(x, begin, end)
+    # What is dropped is one long; the rest keeps its order.
+    return [lax.squeeze(window, numbers.collapsed_slice_dims)]
+
+
+_RULES: dict[str, Callable[..., Sequence[Any] | None]] = {
+    "cond": _cond,
+    "select_n": _select,
+    "pad": _pad,
+    "gather": _gather,
+}

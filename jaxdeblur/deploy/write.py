@@ -1,0 +1,173 @@
+"""Writes a form of a network as ``.onnx`` or as ``.stablehlo``, each with what it needs to be used.
+
+ONNX is made by jax2onnx, StableHLO by ``jax.export``; neither file needs this package or JAX's
+version of today.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxdeblur import VERSION
+from jaxdeblur.deploy.forms import Form, make_form
+from jaxdeblur.deploy.plain import in_plain_primitives
+from jaxdeblur.errors import UserError
+from jaxdeblur.files import replace_when_whole
+from jaxdeblur.models.parameters import outline, split
+from jaxdeblur.models.registry import build
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.weights.load import LoadedModel
+
+# jax2onnx asks for an Orbax of last year, which it needs for its examples alone: hence --no-deps.
+INSTALL = (
+    "pip install --editable '.[export]' && pip install --no-deps 'jax2onnx>=0.17.1,<0.18', "
+    "in the folder of the project"
+)
+OPSET = 18
+"""Of ONNX: understood by every runtime since 2023."""
+
+_KNOWN = ("licence of the data", "licence", "scores", "data", "commit", "source")
+
+
+def write_onnx(
+    loaded: LoadedModel,
+    path: Path,
+    *,
+    form: str = "step",
+    warm_up: int | None = None,
+    half: bool = False,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Writes a model as one ONNX file for frames of any height and width.
+
+    Args:
+      loaded: the model.
+      path: the file, replaced when the new one is whole.
+      form: "step", "window" or "image" (``deploy.forms``); images are NCHW.
+      warm_up: frames before the restored one that a window's network passes through.
+      half: computes in float16 and stores half the size; inputs and outputs stay float32.
+      metadata: whatever else a reader should know.
+
+    Raises:
+      UserError: jax2onnx is not installed, or the network has an operator that it does not know.
+    """
+    onnx, jax2onnx = _module("onnx"), _quietly_imported("jax2onnx")
+    made = make_form(_for_export(loaded), form, warm_up=warm_up, channels_first=True)
+    shapes = list(made.inputs.values())
+    with _said_which_operator(loaded, "ONNX"), _quiet():
+        model = jax2onnx.to_onnx(
+            in_plain_primitives(made.function, *shapes),
+            shapes,
+            model_name=loaded.preset or "jaxdeblur",
+            opset=OPSET,
+            input_names=list(made.inputs),
+            output_names=list(made.outputs),
+        )
+    if half:
+        model = _in_half(model)
+    about = _about(loaded, made, metadata) | {"half": half, "layout": "NCHW"}
+    texts = {name: text for name, text in about.items() if isinstance(text, str)}
+    texts["jaxdeblur"] = json.dumps(about)
+    onnx.helper.set_model_props(model, texts)
+    model.producer_name, model.producer_version = "jaxdeblur", VERSION
+    onnx.checker.check_model(model)
+    with replace_when_whole(path) as part:
+        part.write_bytes(model.SerializeToString())
+
+
+def write_stablehlo(
+    loaded: LoadedModel, path: Path, *, form: str = "step", warm_up: int | None = None
+) -> None:
+    """Writes a model as ``jax.export`` serialises it, for cpu and cuda, any height and width.
+
+    Images are NHWC. The state of ``step`` is arguments and results one after the other, as the
+    ``Exported`` lists them (docs/deploy.md has the ten lines that run it).
+
+    Raises:
+      UserError: flatbuffers is not installed, or the network cannot be traced at symbolic sizes.
+    """
+    _module("flatbuffers")
+    made = make_form(_for_export(loaded), form, warm_up=warm_up)
+    with _said_which_operator(loaded, "StableHLO"):
+        exported = jax.export.export(jax.jit(made.function), platforms=("cpu", "cuda"))(
+            *made.inputs.values()
+        )
+    with replace_when_whole(path) as part:
+        part.write_bytes(exported.serialize())
+
+
+def _for_export(loaded: LoadedModel) -> VideoRestorer:
+    """The network without hand-written kernels, which are for GPUs and for JAX."""
+    if not hasattr(loaded.network, "implementation"):
+        return loaded.model
+    rebuild, _ = outline(
+        lambda: build(dataclasses.replace(loaded.network, implementation="reference"))
+    )
+    return rebuild(split(loaded.model)[1])
+
+
+def _about(loaded: LoadedModel, made: Form, metadata: dict[str, Any] | None) -> dict[str, Any]:
+    known = {name: loaded.metadata[name] for name in _KNOWN if name in loaded.metadata}
+    return {
+        "jaxdeblur": VERSION,
+        "preset": loaded.preset,
+        "weights": f"{Path(loaded.source).name} at step {loaded.step}",
+        **known,
+        **(metadata or {}),
+        "images": "RGB, 0 to 1; restored is not clipped",
+        **made.about,
+    }
+
+
+def _in_half(model: Any) -> Any:
+    onnx_model = _module("onnxruntime.transformers.onnx_model").OnnxModel(model)
+    with _quiet():
+        onnx_model.convert_float_to_float16(keep_io_types=True)
+        onnx_model.topological_sort()  # the casts of the inputs were appended
+    return onnx_model.model
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{name} is not installed: {INSTALL}") from error
+
+
+def _quietly_imported(name: str) -> Any:
+    # It tries all its examples, and logs a traceback for each whose package is not there.
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+    with _quiet():
+        return _module(name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    for name in ("onnx_ir", "symbolic_shape_infer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _said_which_operator(loaded: LoadedModel, what: str) -> Iterator[None]:
+    """One line of what JAX and jax2onnx raise at an operator that they cannot put at any size."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (NotImplementedError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{loaded.source}: cannot become {what}: {reason}") from error
