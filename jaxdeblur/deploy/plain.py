@@ -61,7 +61,7 @@ def _apply(equation: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
 
 
 def _is_constant(equation: JaxprEqn, inputs: list[Any]) -> bool:
-    sizes = [size for variable in equation.outvars for size in variable.aval.shape]
+    sizes = [size for variable in equation.outvars for size in getattr(variable.aval, "shape", ())]
     return bool(inputs) and all(map(_is_known, [*inputs, *sizes]))
 
 

@@ -63,9 +63,9 @@ def write_onnx(
       UserError: jax2onnx is not installed, or the network has an operator that it does not know.
     """
     onnx, jax2onnx = _module("onnx"), _quietly_imported("jax2onnx")
-    made = make_form(_for_export(loaded), form, warm_up=warm_up, channels_first=True)
-    shapes = list(made.inputs.values())
     with _said_which_operator(loaded, "ONNX"), _quiet():
+        made = make_form(_for_export(loaded), form, warm_up=warm_up, channels_first=True)
+        shapes = list(made.inputs.values())
         model = jax2onnx.to_onnx(
             in_plain_primitives(made.function, *shapes),
             shapes,
@@ -98,8 +98,8 @@ def write_stablehlo(
       UserError: flatbuffers is not installed, or the network cannot be traced at symbolic sizes.
     """
     _module("flatbuffers")
-    made = make_form(_for_export(loaded), form, warm_up=warm_up)
     with _said_which_operator(loaded, "StableHLO"):
+        made = make_form(_for_export(loaded), form, warm_up=warm_up)
         exported = jax.export.export(jax.jit(made.function), platforms=("cpu", "cuda"))(
             *made.inputs.values()
         )
