@@ -86,7 +86,8 @@ def _label(text: str, height: int, width: int, orientation: int | None) -> UInt8
     turned = orientation is not None and orientation >= 5
     size = (height, width) if turned else (width, height)
     font = ImageFont.load_default(max(10, min(size) // 24))
-    left, upper, right, lower = font.getbbox(text)
+    _, upper, _, lower = font.getbbox("".join(LABELS))  # both of one height
+    left, _, right, _ = font.getbbox(text)
     pad = (lower - upper) // 2
     wide, high = right - left + 2 * pad, lower - upper + 2 * pad
     if wide > size[0] / 2 or high > size[1] / 2:
