@@ -248,6 +248,8 @@ def run(command: Command, folder: Path) -> str | None:
         return None
     text = command.text.replace("/data/", "data/")
     small = SMALL.get(program, "").split()
+    if program == "deblur.py" and "--ckpt" in text:
+        small = []
     if "--model=strcnn" in text and program == "train.py":
         small += ["--width=4", "--blocks=2", "--head-width=0"]
     line = [sys.executable, *shlex.split(text, comments=True)[1:], *small]
