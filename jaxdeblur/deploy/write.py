@@ -30,7 +30,7 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.weights.load import LoadedModel
 
 # jax2onnx asks for an Orbax of last year, which it needs for its examples alone: hence --no-deps.
-INSTALL = (
+TO_INSTALL = (
     "pip install --editable '.[export]' && pip install --no-deps 'jax2onnx>=0.17.1,<0.18', "
     "in the folder of the project"
 )
@@ -142,7 +142,7 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{name} is not installed: {INSTALL}") from error
+        raise UserError(f"{name} is not installed: {TO_INSTALL}") from error
 
 
 def _quietly_imported(name: str) -> Any:

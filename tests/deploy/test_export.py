@@ -59,7 +59,7 @@ def missing(*packages: str) -> str:
 NEEDED = {".onnx": ("jax2onnx", "onnx", "onnxruntime"), ".stablehlo": ("flatbuffers",)}
 needs_onnx, needs_flatbuffers = (
     pytest.mark.skipif(
-        bool(missing(*packages)), reason=f"not installed: {missing(*packages)} ({write.INSTALL})"
+        bool(missing(*packages)), reason=f"not installed: {missing(*packages)} ({write.TO_INSTALL})"
     )
     for packages in NEEDED.values()
 )
