@@ -3,7 +3,7 @@
     python tests/docs_check.py            every command's options, every file, module and link
     python tests/docs_check.py --run      also runs the commands, on tiny inputs (make docs-check)
 
-A command is a line of a fenced block without a language, or with ``bash``, that begins with one of
+A command is a line of a fenced block without a language, or with ``sh``, that begins with one of
 ``STARTS``. It is run, made small by ``SMALL``, in a new folder that holds the inputs which the
 guides name; the commands of a page run one after the other, so that each may use what those before
 it made. A page says ``<!-- not run: reason -->`` before a block that cannot run here: its options
@@ -95,7 +95,7 @@ def commands(page: Path) -> Iterator[Command]:
     for block in re.finditer(
         r"(<!-- not run:[^\n]*-->\n+)?^```(\w*)\n(.*?)^```", text, re.M | re.S
     ):
-        if block[2] not in ("", "bash"):
+        if block[2] not in ("", "sh", "bash"):
             continue
         number = text[: block.start(3)].count("\n") + 1
         joined = re.sub(r"\\\n\s*", " ", block[3])
