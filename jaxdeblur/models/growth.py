@@ -58,6 +58,8 @@ def _check_larger(small: StrcnnConfig, large: StrcnnConfig) -> None:
         here, there = getattr(large, field), getattr(small, field)
         if here < there:
             raise UserError(f"a network only grows: {field} is {there} there, {here} here")
+    if not small.recurrent or small.feedback == "final":
+        raise UserError("only a recurrent network with --feedback=side can grow")
     if large.blocks > small.blocks and large.blending in ("encoder", "decoder"):
         raise UserError(f"with --blending={large.blending} new blocks would move the blending")
 

@@ -37,6 +37,10 @@ class StrcnnConfig:
       blocks: residual blocks in the encoder, and as many in the decoder.
       blending: where dynamic temporal blending sits: between encoder and decoder ("middle", the
         paper's best), halfway through the encoder or through the decoder, or nowhere (STRCNN).
+      recurrent: F_{n-1} passes from frame to frame; without it, and without blending, this is the
+        plain CNN of figure 3, whose stem has as many channels as the blocks.
+      feedback: what F_n is: "side", a convolution of its own beside the image's, or "final", the
+        last activation, from which the image is made too, as the paper words it.
       first_step: what precedes the first frame: "copy" gives the first frame w = 1, so that it is
         not dimmed; "zeros" blends with a map of zeros, as the re-implementations do.
       head_width: channels at full size before the last convolution; 0 goes to RGB directly.
@@ -56,6 +60,8 @@ class StrcnnConfig:
     width: int = 64
     blocks: int = 5
     blending: Literal["none", "encoder", "middle", "decoder"] = "middle"
+    recurrent: bool = True
+    feedback: Literal["side", "final"] = "side"
     first_step: Literal["copy", "zeros"] = "copy"
     head_width: int = 64
     residual: bool = False
@@ -74,6 +80,8 @@ class StrcnnConfig:
             raise UserError(f"width is an even number of channels, 2 or more, not {self.width}")
         if self.blocks < 1:
             raise UserError(f"blocks is 1 or more, not {self.blocks}")
+        if not self.recurrent and self.blending != "none":
+            raise UserError("without recurrence (--no-recurrent) there is --blending=none only")
         if self.head_width < 0:
             raise UserError(f"head_width is 0 or more channels, not {self.head_width}")
         if self.coarse_width < 0 or self.coarse_width % 2:
@@ -100,6 +108,11 @@ class StrcnnConfig:
 
 HalfFeatures: TypeAlias = Float[Array, "B h w C_half"]
 """Features with half the channels: those of the stem and F_n."""
+
+
+LastFeatures: TypeAlias = Float[Array, "B h w C_last"]
+LastOfClip: TypeAlias = Float[Array, "B T h w C_last"]
+"""What the image is made of."""
 
 
 class Recurrence(NamedTuple):
@@ -135,9 +148,10 @@ class Strcnn(VideoRestorer):
     def __init__(self, config: StrcnnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.lookahead = config.m
-        self.feature_channels = config.width
-        self.dtype = jnp.dtype(config.dtype)
-        width, half, dtype = config.width, config.width // 2, self.dtype
+        width, half = config.width, config.width // 2
+        self.feature_channels = half if config.feedback == "final" else width
+        self.carried = half if config.recurrent else 0  # channels of F_{n-1}
+        self.dtype = dtype = jnp.dtype(config.dtype)
         residual_blocks = lambda: nnx.List(  # noqa: E731
             [
                 ResidualBlock(width, leak=config.leak, dtype=dtype, rngs=rngs)
@@ -145,26 +159,27 @@ class Strcnn(VideoRestorer):
             ]
         )
         self.stem = Conv(3 * (2 * config.m + 1), width, 5, dtype=dtype, rngs=rngs)
-        self.down = Conv(width, half, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.down = Conv(width, width - self.carried, 3, stride=2, dtype=dtype, rngs=rngs)
         self.encoder = residual_blocks()
         self.blending = (
             None if config.blending == "none" else TemporalBlending(width, dtype=dtype, rngs=rngs)
         )
         self.decoder = residual_blocks()
-        self.feedback = Conv(width, half, 3, dtype=dtype, rngs=rngs)
+        makes_features = config.recurrent or config.feedback == "final"
+        self.feedback = Conv(width, half, 3, dtype=dtype, rngs=rngs) if makes_features else None
         # The last layer starts small, near the identity with a global residual; at exactly zero
         # short trainings stayed there. Without a residual it starts at mid-grey.
         gain, bias = (0.05, 0.0) if config.residual else (0.3, 0.45)
-        full = config.head_width
-        self.up = Conv(width, 4 * full, 3, dtype=dtype, rngs=rngs) if full else None
+        full, last = config.head_width, self.feature_channels
+        self.up = Conv(last, 4 * full, 3, dtype=dtype, rngs=rngs) if full else None
         self.head = Conv(
-            full or width, 3 if full else 12, gain=gain, bias=bias, dtype=dtype, rngs=rngs
+            full or last, 3 if full else 12, gain=gain, bias=bias, dtype=dtype, rngs=rngs
         )
 
     def _restore_clip(self, clip: Clip) -> Clip:
         return self.restore_with_features(clip)[0]
 
-    def restore_with_features(self, clip: Clip) -> tuple[Clip, ClipFeatures]:
+    def restore_with_features(self, clip: Clip) -> tuple[Clip, LastOfClip]:
         """With the decoder's features, from which the image is made."""
         features, _ = self._recur_over(clip)
         return self.in_backward_again(self._to_image)(features, clip), features
@@ -176,7 +191,7 @@ class Strcnn(VideoRestorer):
             return Explanation()
         return Explanation(blending_weights=weights.mean(axis=-1).astype(jnp.float32))
 
-    def _recur_over(self, clip: Clip) -> tuple[ClipFeatures, ClipFeatures]:
+    def _recur_over(self, clip: Clip) -> tuple[LastOfClip, ClipFeatures]:
         """The decoder's features and the blending weights of every frame of a clip."""
         batch, time, height, width, _ = clip.shape
         m = self.config.m
@@ -185,10 +200,14 @@ class Strcnn(VideoRestorer):
         stem = self.in_backward_again(self._stem)(
             rearrange(windows, "b t h w n c -> b t h w (n c)")
         )
+        recur = self.in_backward_again(self._recur)
+        if not self.config.recurrent:  # all frames at once
+            start = self._recurrence(batch * time, height, width)
+            _, made = recur(start, rearrange(stem, "b t ... -> (b t) ..."))
+            features, weights = (rearrange(x, "(b t) ... -> b t ...", b=batch) for x in made)
+            return features, weights
         start = self._recurrence(batch, height, width)
-        _, (features, weights) = lax.scan(
-            self.in_backward_again(self._recur), start, rearrange(stem, "b t ... -> t b ...")
-        )
+        _, (features, weights) = lax.scan(recur, start, rearrange(stem, "b t ... -> t b ..."))
         return rearrange(features, "t b ... -> b t ..."), rearrange(weights, "t b ... -> b t ...")
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
@@ -202,20 +221,21 @@ class Strcnn(VideoRestorer):
 
     def step_with_features(
         self, state: StreamState, frame: Frame, repeated: jax.Array
-    ) -> tuple[StreamState, Frame, Features]:
+    ) -> tuple[StreamState, Frame, LastFeatures]:
         """With the decoder's features of the frame that comes out."""
         m = self.config.m
         # The first frame fills the window; each later one pushes the oldest out.
         shifted = jnp.concatenate([state.frames[:, 1:], frame[:, None]], axis=1)
         frames = jnp.where(state.seen == 0, frame[:, None], shifted)
 
-        def restore(recurrence: Recurrence) -> tuple[Recurrence, Frame, Features]:
+        def restore(recurrence: Recurrence) -> tuple[Recurrence, Frame, LastFeatures]:
             window = rearrange(frames, "b n h w c -> b h w (n c)")
             recurrence, (features, _) = self._recur(recurrence, self._stem(window))
             return recurrence, self._to_image(features, frames[:, m]), features
 
-        def wait(recurrence: Recurrence) -> tuple[Recurrence, Frame, Features]:
-            return recurrence, frame.astype(jnp.float32), jnp.zeros_like(recurrence.blended)
+        def wait(recurrence: Recurrence) -> tuple[Recurrence, Frame, LastFeatures]:
+            nothing = jnp.zeros((*recurrence.blended.shape[:3], self.feature_channels), self.dtype)
+            return recurrence, frame.astype(jnp.float32), nothing
 
         recurrence, restored, features = lax.cond(state.seen >= m, restore, wait, state.recurrence)
         state = StreamState(frames, jnp.minimum(state.seen + 1, m + 1), recurrence)
@@ -225,20 +245,20 @@ class Strcnn(VideoRestorer):
         """Nothing precedes the first frame: F and h~ are zeros."""
         size = (batch, height // 2, width // 2)
         return Recurrence(
-            features=jnp.zeros((*size, self.config.width // 2), self.dtype),
+            features=jnp.zeros((*size, self.carried), self.dtype),
             blended=jnp.zeros((*size, self.config.width), self.dtype),
             first=jnp.bool_(True),
         )
 
     def _stem(self, windows: jax.Array) -> jax.Array:
-        """2m+1 stacked frames, ``... H W 3(2m+1)``, to ``... H/2 W/2 width/2``."""
+        """2m+1 stacked frames, ``... H W 3(2m+1)``, to ``... H/2 W/2 width/2`` (CNN: width)."""
         relu = activation(self.config.leak)
         # Centred on zero, so that the zero padding at the border is a mid-grey, not black.
         return relu(self.down(relu(self.stem(windows.astype(self.dtype) - 0.5))))
 
     def _recur(
         self, past: Recurrence, stem: HalfFeatures
-    ) -> tuple[Recurrence, tuple[Features, Features]]:
+    ) -> tuple[Recurrence, tuple[LastFeatures, Features]]:
         """One step of the recurrence: from (F_{n-1}, h~_{n-1}) and this frame to (F_n, h~_n)."""
         half = self.config.blocks // 2
         blended, weights = past.blended, jnp.ones_like(past.blended)
@@ -263,8 +283,11 @@ class Strcnn(VideoRestorer):
         h = blend(h, "decoder")
         for block in self.decoder[half:]:
             h = block(h)
-        features = activation(self.config.leak)(self.feedback(h))
-        return Recurrence(features, blended, jnp.bool_(False)), (h, weights)
+        # F_n, which the paper calls the final activation.
+        features = h if self.feedback is None else activation(self.config.leak)(self.feedback(h))
+        last = features if self.config.feedback == "final" else h
+        carried = features if self.config.recurrent else past.features
+        return Recurrence(carried, blended, jnp.bool_(False)), (last, weights)
 
     def _to_image(self, features: jax.Array, blurred: jax.Array) -> jax.Array:
         """Half-size features to full-size RGB, float32."""
@@ -282,7 +305,12 @@ class Strcnn(VideoRestorer):
         at_half_size = sum(block.radius for block in [*self.encoder, *self.decoder])
         if self.blending is not None:
             at_half_size += self.blending.compare.radius
-        at_half_size += max(self.feedback.radius, (self.up or self.head).radius)
+        image, feedback = (
+            (self.up or self.head).radius,
+            self.feedback.radius if self.feedback else 0,
+        )
+        final = self.config.feedback == "final"
+        at_half_size += feedback + image if final else max(feedback, image)
         at_full_size = self.stem.radius + self.down.radius
         if self.up is not None:
             at_full_size += self.head.radius

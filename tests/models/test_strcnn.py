@@ -266,3 +266,54 @@ def test_what_lies_beyond_the_border_is_mid_grey() -> None:
     grey = jnp.full((1, 2, 16, 16, 3), 0.5)  # no feature but by a bias, which are all 0 at first
     restored = jax.jit(models.build(SMALL).restore_clip)(grey)
     np.testing.assert_allclose(restored, grey, atol=1e-6)
+
+
+PLAIN = dataclasses.replace(SMALL, recurrent=False, blending="none")
+"""The plain CNN of figure 3."""
+
+
+@pytest.mark.parametrize(
+    "config",
+    [PLAIN, dataclasses.replace(SMALL, feedback="final", blending="decoder", head_width=2)],
+    ids=["plain", "final"],
+)
+def test_the_variants_keep_the_contract(config: StrcnnConfig) -> None:
+    """Stream and clip agree for odd sizes, and gradients reach every parameter."""
+    model = models.build(config, seed=1)
+    rebuild, parameters = split(model)
+    clip = jnp.asarray(np.random.default_rng(0).random((1, 4, 7, 10, 3), np.float32))
+    loss = lambda p: jnp.mean((rebuild(p).restore_clip(clip) - 0.3) ** 2)  # noqa: E731
+    gradients = jax.jit(jax.grad(loss))(parameters)
+    assert not [name for name, g in gradients.items() if not np.any(np.asarray(g))]
+    restored = jax.jit(model.restore_clip)(clip)
+    step, state = jax.jit(model.step), model.initial_state(1, 7, 10)
+    for i in range(5):
+        state, out = step(state, clip[:, min(i, 3)], i > 3)
+        if i:
+            np.testing.assert_allclose(out, restored[:, i - 1], atol=1e-5)
+
+
+def test_the_plain_network_remembers_nothing_beyond_its_window() -> None:
+    """With m = 1 frames 0 and 1 see frame 0, frames 2 and 3 do not; a recurrence carries it on."""
+    clip = jnp.asarray(np.random.default_rng(0).random((1, 4, 8, 8, 3), np.float32))
+    other = clip.at[:, 0].set(0.5)
+
+    def changed(config: StrcnnConfig) -> list[bool]:
+        restore = jax.jit(models.build(config).restore_clip)
+        return [bool(d) for d in jnp.abs(restore(clip) - restore(other)).max((0, 2, 3, 4)) > 1e-7]
+
+    assert changed(PLAIN) == [True, True, False, False]
+    assert changed(dataclasses.replace(SMALL, blending="none")) == [True] * 4
+    with pytest.raises(UserError, match="--blending=none only"):
+        StrcnnConfig(recurrent=False)
+
+
+def test_the_image_is_made_of_the_final_activation() -> None:
+    """Where F_n is zero everywhere, the global residual is all that is left (a bias of zero)."""
+    for feedback, nothing in (("final", True), ("side", False)):
+        config = dataclasses.replace(SMALL, feedback=feedback)
+        rebuild, parameters = split(models.build(config))
+        silent = {n: 0 * a if n.startswith("feedback") else a for n, a in parameters.items()}
+        clip = jnp.asarray(np.random.default_rng(0).random((1, 2, 8, 8, 3), np.float32))
+        same = np.array_equal(rebuild(silent).restore_clip(clip), clip)
+        assert same is nothing
