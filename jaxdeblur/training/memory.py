@@ -96,7 +96,13 @@ def fit_to_memory(
     for recompute in ways:
         for count in counts:
             trial = dataclasses.replace(config, micro_batch=count, recompute=recompute)
-            kept = _kept_by(trial, rebuild, parameters, -(-count // shares))
+            clips = -(-count // shares)
+            kept = _kept_by(trial, rebuild, parameters, clips)
+            if recompute == "always":
+                # While a part is computed again it keeps what it would have kept; the largest parts
+                # of our networks (stem and head at full size) are about half of the whole.
+                whole = dataclasses.replace(trial, recompute="never")
+                kept += _kept_by(whole, rebuild, parameters, clips) // 2
             together = -(-shares // jax.process_count()) if on_cpu else 1
             needed = together * int(fixed + _WORKSPACE * kept)
             fitted = Fitted(trial, needed, available)
