@@ -9,6 +9,8 @@ from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FSTA, FSTA_LIVE, FSTA_SMALL
 from jaxdeblur.models.peers.dbn import DbnConfig
+from jaxdeblur.models.peers.edvr import EDVR_L, EDVR_M, EdvrConfig
+from jaxdeblur.models.peers.srn import SrnConfig
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.training.step import TrainingConfig
 
@@ -83,6 +85,31 @@ _TWO_CORES = TrainingConfig(
     loss="charbonnier",
     validate_every=500,
     save_every=500,
+)
+
+# SRN's: 4000 epochs of 131 batches on single pictures, MSE at three sizes.
+_SRN = TrainingConfig(
+    steps=524_000,
+    batch_size=16,
+    frames=1,
+    crop=256,
+    learning_rate=1e-4,
+    warmup=0,
+    loss="mse",
+    validate_every=5000,
+)
+
+# EDVR's, for super-resolution.
+_EDVR = TrainingConfig(
+    steps=600_000,
+    batch_size=32,
+    frames=5,
+    crop=256,
+    learning_rate=4e-4,
+    beta2=0.99,
+    loss="charbonnier",
+    average=0.999,
+    validate_every=5000,
 )
 
 PRESETS: dict[str, Preset] = {
@@ -194,6 +221,27 @@ PRESETS: dict[str, Preset] = {
         on_cores="fsta_small",
     ),
     # The systems of the attention paper's Table 1, at their published size and for two cores.
+    "srn": Preset(
+        about="SRN color (Tao et al. 2018): a picture at 1/4, 1/2 and full size, each frame by "
+        "itself (6.9 M parameters), for one GPU. The authors' recipe, with a cosine for their "
+        "polynomial.",
+        network=SrnConfig(),
+        training=_SRN,
+        data=_RENDERED_ON_GPU,
+    ),
+    "srn_lstm": Preset(
+        about="SRN with a ConvLSTM from size to size, each colour by itself (8.1 M parameters), "
+        "for one GPU.",
+        network=SrnConfig("lstm"),
+        training=_SRN,
+        data=_RENDERED_ON_GPU,
+    ),
+    "srn_small": Preset(
+        about="SRN color at width 8 (432 k parameters) for two cores.",
+        network=SrnConfig(width=8),
+        training=dataclasses.replace(_TWO_CORES, frames=2, loss="mse"),
+        data=DataConfig(scenes="narrow"),
+    ),
     "dbn": Preset(
         about="DBN (Su et al. 2017): five frames stacked, an encoder-decoder with batch "
         "normalisation (15.3 M parameters). Its authors' training is not published: the recipe is "
@@ -215,6 +263,27 @@ PRESETS: dict[str, Preset] = {
         about="DBN at width 12 (540 k parameters) for two cores.",
         network=DbnConfig(width=12),
         training=dataclasses.replace(_TWO_CORES, optimizer="adam"),
+        data=DataConfig(scenes="narrow"),
+    ),
+    "edvr_m": Preset(
+        about="EDVR-M (Wang et al. 2019) for deblurring: five frames, aligned by deformable "
+        "convolutions, fused by attention (4.0 M parameters), for one GPU. Its authors published "
+        "no recipe for deblurring; this is theirs for super-resolution, without its restarts.",
+        network=EDVR_M,
+        training=_EDVR,
+        data=_RENDERED_ON_GPU,
+    ),
+    "edvr_l": Preset(
+        about="EDVR-L, 128 channels and 40 blocks (23.6 M parameters), for one GPU: start it from "
+        "weights trained with --no-tsa.",
+        network=EDVR_L,
+        training=_EDVR,
+        data=_RENDERED_ON_GPU,
+    ),
+    "edvr_small": Preset(
+        about="EDVR with 16 channels and 5 blocks (240 k parameters) for two cores.",
+        network=EdvrConfig(width=16, groups=4, extract_blocks=2, blocks=5, head_width=16),
+        training=dataclasses.replace(_TWO_CORES, optimizer="adam", learning_rate=4e-4),
         data=DataConfig(scenes="narrow"),
     ),
 }

@@ -17,6 +17,8 @@ from jaxdeblur.models.coarse_to_fine import CoarseToFine, scales_of
 from jaxdeblur.models.fsta import Fsta
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.peers.dbn import Dbn, DbnConfig
+from jaxdeblur.models.peers.edvr import Edvr, EdvrConfig
+from jaxdeblur.models.peers.srn import Srn, SrnConfig
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
@@ -26,6 +28,8 @@ _MODELS: dict[type, Callable[..., VideoRestorer]] = {
     StrcnnConfig: Strcnn,
     FstaConfig: Fsta,
     DbnConfig: Dbn,
+    EdvrConfig: Edvr,
+    SrnConfig: Srn,
 }
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -73,7 +73,7 @@ class Reference:
     """Leaves out or puts together, before anything else, what a file may hold."""
 
 
-REFERENCES = ("dbn",)
+REFERENCES = ("dbn", "edvr", "srn")
 """The systems whose weights can be read; each is a module of this package."""
 
 

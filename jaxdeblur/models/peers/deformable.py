@@ -1,0 +1,83 @@
+"""Modulated deformable convolution: each tap of a kernel reads where an offset sends it.
+
+Source: "Deformable ConvNets v2" (Zhu et al., CVPR 2019), section 3.1; offsets and masks ordered as
+in the operators of mmcv, BasicSR (Apache-2.0) and torchvision. A gather and one contraction, with
+no operator to build; ``tests/models/peers/test_deformable.py`` has it as loops.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from jaxdeblur.shapes import Features, Kernel
+
+
+def deformable_conv2d(
+    x: Features,
+    offsets: Float[Array, "B h w groups taps 2"],
+    mask: Float[Array, "B h w groups taps"],
+    kernel: Kernel,
+) -> Float[Array, "B h w C_out"]:
+    """y(p) = sum over taps k of w_k . mask_k(p) x(p + k + offset_k(p)), without bias.
+
+    Args:
+      x: the features, whose channels are shared out evenly over the groups.
+      offsets: in pixels, rows then columns, for each tap of each group of channels; a tap is
+        counted row by row, and read at its usual place where its offset is 0.
+      mask: what each tap's value is multiplied with.
+      kernel: of odd size, centred.
+
+    Returns:
+      The sum, computed in x's type. Between pixels, values are bilinear, and outside they are 0.
+    """
+    rows, columns = kernel.shape[:2]
+    height, width = x.shape[1:3]
+    groups = offsets.shape[3]
+    taps = jnp.asarray(
+        list(
+            itertools.product(
+                range(-(rows // 2), rows // 2 + 1), range(-(columns // 2), columns // 2 + 1)
+            )
+        ),
+        jnp.float32,
+    )
+    here = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
+    # In float32: bfloat16 has no pixel's place beyond 256.
+    places = here[:, :, None, None].astype(jnp.float32) + taps + offsets.astype(jnp.float32)
+    sampled = _sample(x, places) * mask[..., None].astype(x.dtype)
+    weights = rearrange(kernel, "i j (g c) o -> g (i j) c o", g=groups)
+    return jnp.einsum("bhwgkc,gkco->bhwo", sampled, weights.astype(x.dtype))
+
+
+def _sample(
+    x: Features, places: Float[Array, "B h w groups taps 2"]
+) -> Float[Array, "B h w groups taps c"]:
+    """Bilinear values of each group's channels at (row, column); 0 outside the picture."""
+    height, width = x.shape[1:3]
+    groups = places.shape[3]
+    # All values of a group are rows of one table, so that a gather takes whole rows.
+    table = rearrange(x, "b h w (g c) -> b g (h w) c", g=groups)
+    # Far outside everything is 0: this keeps whole numbers within int32.
+    places = jnp.clip(places, -2.0, jnp.asarray([height + 1.0, width + 1.0]))
+    low = jnp.floor(places)
+    share = (places - low).astype(x.dtype)
+    low = low.astype(jnp.int32)
+    total = jnp.zeros((), x.dtype)
+    for down, right in itertools.product((0, 1), (0, 1)):
+        row, column = low[..., 0] + down, low[..., 1] + right
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        index = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
+        by_group = rearrange(index, "b h w g k -> b g (h w k)")
+        values = jnp.take_along_axis(table, by_group[..., None], axis=2)
+        values = rearrange(
+            values, "b g (h w k) c -> b h w g k c", h=places.shape[1], w=places.shape[2]
+        )
+        vertical = share[..., 0] if down else 1 - share[..., 0]
+        horizontal = share[..., 1] if right else 1 - share[..., 1]
+        weight = vertical * horizontal * inside
+        total = total + weight[..., None] * values
+    return total
