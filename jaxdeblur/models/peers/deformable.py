@@ -48,15 +48,16 @@ def deformable_conv2d(
     here = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
     # In float32: bfloat16 has no pixel's place beyond 256.
     places = here[:, :, None, None].astype(jnp.float32) + taps + offsets.astype(jnp.float32)
-    sampled = _sample(x, places) * mask[..., None].astype(x.dtype)
-    weights = rearrange(kernel, "i j (g c) o -> g (i j) c o", g=groups)
-    return jnp.einsum("bhwgkc,gkco->bhwo", sampled, weights.astype(x.dtype))
+    sampled = (_sample(x, places) * mask.astype(jnp.float32)[..., None]).astype(x.dtype)
+    columns_of = rearrange(sampled, "b h w g k c -> b h w (g k c)")
+    weights = rearrange(kernel, "i j (g c) o -> (g i j c) o", g=groups).astype(x.dtype)
+    return jnp.einsum("bhwk,ko->bhwo", columns_of, weights)
 
 
 def _sample(
     x: Features, places: Float[Array, "B h w groups taps 2"]
 ) -> Float[Array, "B h w groups taps c"]:
-    """Bilinear values of each group's channels at (row, column); 0 outside the picture."""
+    """Bilinear values of each group's channels at (row, column), float32; 0 outside x."""
     height, width = x.shape[1:3]
     groups = places.shape[3]
     # All values of a group are rows of one table, so that a gather takes whole rows.
@@ -64,9 +65,9 @@ def _sample(
     # Far outside everything is 0: this keeps whole numbers within int32.
     places = jnp.clip(places, -2.0, jnp.asarray([height + 1.0, width + 1.0]))
     low = jnp.floor(places)
-    share = (places - low).astype(x.dtype)
+    share = places - low
     low = low.astype(jnp.int32)
-    total = jnp.zeros((), x.dtype)
+    total = jnp.float32(0)
     for down, right in itertools.product((0, 1), (0, 1)):
         row, column = low[..., 0] + down, low[..., 1] + right
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)

@@ -44,7 +44,7 @@ from jaxdeblur.models.peers.layers import (
     torch_default,
     zeros,
 )
-from jaxdeblur.models.restorer import VideoRestorer, replicate_ends
+from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.shapes import Clip, Features, Frame
 
 lrelu = activation(0.1)
@@ -225,7 +225,7 @@ class TsaFusion(nnx.Module):
         return fused * jax.nn.sigmoid(attention) * 2 + added
 
 
-def _pools(x: Features) -> Features:
+def _pools(x: Features) -> Float[Array, "B h2 w2 2*C"]:
     """Maximum and mean of 3x3 at half the size, side by side; the mean counts zeros outside."""
     window, strides, ends = (1, 3, 3, 1), (1, 2, 2, 1), [(0, 0), (1, 1), (1, 1), (0, 0)]
     least = np.asarray(-np.inf, x.dtype)
@@ -268,12 +268,12 @@ class Edvr(VideoRestorer):
     def _restore_clip(self, clip: Clip) -> Clip:
         batch, time, m = *clip.shape[:2], self.config.m
         each = self._features(rearrange(clip, "b t h w c -> (b t) h w c"))
-        features = tuple(
-            replicate_ends(rearrange(x, "(b t) ... -> b t ...", b=batch), m, m) for x in each
-        )
+        features = [rearrange(x, "(b t) ... -> b t ...", b=batch) for x in each]
 
         def restore(_: None, at: jax.Array) -> tuple[None, Frame]:
-            window = tuple(lax.dynamic_slice_in_dim(x, at, 2 * m + 1, axis=1) for x in features)
+            # The ends of a video are replicated.
+            inside = jnp.clip(at + jnp.arange(-m, m + 1), 0, time - 1)
+            window = tuple(jnp.take(x, inside, axis=1) for x in features)
             centre = lax.dynamic_index_in_dim(clip, at, axis=1, keepdims=False)
             return None, self._restore(window, centre)
 
