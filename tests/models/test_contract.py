@@ -41,13 +41,21 @@ for _example in ("temporal_mean", "window_max"):
 
 # The systems of Table 1 at their published size take minutes to compile; the small ones are alike.
 LARGE = {"dbn", "srn", "srn_lstm", "edvr_m", "edvr_l"}
-every_preset = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.stress] if name in LARGE else [])
-        for name in sorted(PRESETS)
-    ],
-)
+
+
+def presets_but(large: set[str]) -> pytest.MarkDecorator:
+    """Every preset, those in ``large`` under ``make stress`` alone."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(name, marks=[pytest.mark.stress] if name in large else [])
+            for name in sorted(PRESETS)
+        ],
+    )
+
+
+every_preset = presets_but(LARGE)
+every_gradient = presets_but(LARGE | {"edvr_small"})
 narrow_and_full = pytest.mark.parametrize(
     "size", ["narrow", pytest.param("full", marks=pytest.mark.stress)]
 )
@@ -154,7 +162,7 @@ def test_with_and_without_jit(name: str) -> None:
     np.testing.assert_allclose(model.model.restore_clip(clip), model.restore(clip), atol=1e-5)
 
 
-@every_preset
+@every_gradient
 @narrow_and_full
 def test_gradients_are_finite_and_reach_every_parameter(name: str, size: str) -> None:
     model = compiled(name, size)

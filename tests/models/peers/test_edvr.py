@@ -139,7 +139,7 @@ def reference(plain: Any, w: dict[str, np.ndarray], window: np.ndarray, groups: 
     return window[centre] + conv(lrelu(conv(x, "conv_hr")), "conv_last")
 
 
-@pytest.mark.parametrize("tsa", [True, False])
+@pytest.mark.parametrize("tsa", [True, pytest.param(False, marks=pytest.mark.stress)])
 def test_it_is_basicsrs_network(plain: Any, imported: Any, tsa: bool) -> None:
     config = EdvrConfig(**{**vars(SMALL), "tsa": tsa})
     loaded, weights = imported("edvr", config)
