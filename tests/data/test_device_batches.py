@@ -285,6 +285,12 @@ def test_batches_do_not_depend_on_the_number_of_devices(tmp_path: Path):
     straight = take(2, config)
     # Each of the two pairs of devices has two of the four clips, the pair's halves their rows.
     assert_same(take(1, config, on=4, rows=2, start_step=1), straight[1:])
+
+
+@pytest.mark.stress
+def test_devices_may_render_different_numbers_of_clips(tmp_path: Path):
+    real = folder(tmp_path, numbered(1, 20), numbered(2, 14, 30, 18))
+    config = DataConfig(data=("rendered", real), render="device", taus=(1, 3))
     # The second device renders one of its two clips, the first one none: branches differ.
     uneven = dataclasses.replace(config, mix=(0.3, 0.7))
     one, two = take(1, uneven, start_step=1), take(1, uneven, on=2, start_step=1)
