@@ -17,7 +17,7 @@ cannot() {
 
 # The root without its mounts: these are made in a namespace, which ends with its last process.
 make_root() {
-  timeout 15m debootstrap --variant=minbase --include=python3,python3-venv,make,ca-certificates \
+  timeout --foreground 15m debootstrap --variant=minbase --include=python3,python3-venv,make,ca-certificates \
     "$suite" "$root" >"$log" 2>&1 || cannot "debootstrap failed: $(tail -n 1 "$log")"
   mkdir -p "$root/suite"
   git -c safe.directory='*' ls-files -z --cached --others --exclude-standard |
@@ -64,7 +64,7 @@ run_suite() {
     mount --rbind /dev "$root/dev" || cannot "/proc and /dev can't be mounted there"
   copy_pip_configuration
   echo "tests/newest.sh: $(inside python3 --version), $suite"
-  inside timeout 30m make .venv/.installed-test || cannot "its packages can't be installed"
+  inside timeout --foreground 30m make .venv/.installed-test || cannot "its packages can't be installed"
   if [ $# = 0 ]; then set -- make test; fi
   inside "$@"
 }
@@ -87,7 +87,7 @@ trap 'rm --recursive --force --one-file-system "$root" "$root.log"' EXIT
 timeout --kill-after=60 "${minutes}m" \
   unshare --mount "$BASH" tests/newest.sh --in-namespace "$root" "$@" &
 child=$!
-trap 'kill "$child"; wait "$child"; exit 130' INT TERM
+trap 'kill "$child"; wait "$child" || true; exit 130' INT TERM
 code=0
 wait "$child" || code=$?
 case $code in
