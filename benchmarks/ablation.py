@@ -149,7 +149,7 @@ STUDIES = {
     "motion": Study(
         {
             name: Variant(STRCNN_SMALL, {"loss": "log_mse"}, {"scenes": name})
-            for name in ("narrow", "medium", "wide", "handheld")
+            for name in ("narrow", "small", "wide", "handheld")
         },
         ("rendered:narrow", "rendered:wide"),
     ),
@@ -233,7 +233,7 @@ def train_variant(
     state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
     step = compile_train_step(config, rebuild, mesh)
     with batches(
-        sources.training_sources(data, config.seed, frames=config.frames, crop=config.crop),
+        sources.training_sources(data, crop=config.crop),
         data.clip_options(config.frames, config.crop),
         batch_size=config.batch_size,
         seed=config.seed,

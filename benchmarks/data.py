@@ -1,6 +1,7 @@
-"""How fast clips are read against how fast a training step eats them, and what a run waits for.
+"""How fast clips are read or rendered, and what a training run waits for.
 
-    python -m benchmarks.data
+    python -m benchmarks.data              sources against a training step
+    python -m benchmarks.data --render     the renderer against the one by moments, on one core
 
 Frames/s of the pipeline are measured alone and in the training thread (no reading ahead). The wait
 is the share of a training loop spent in asking for the next batch while no step is in flight: more
@@ -10,6 +11,8 @@ than a run loses, which asks for it while the device still works.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import os
 import statistics
 import tempfile
@@ -26,10 +29,16 @@ from jaxdeblur.data.batches import ClipOptions, batches
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import Exposure
 from jaxdeblur.data.frames import FrameFiles
-from jaxdeblur.data.scene_pool import ScenePool, render_pool
+from jaxdeblur.data.photographs import find_photographs
+from jaxdeblur.data.render import HostRenderer, motion_of
+from jaxdeblur.data.rendered import RenderedScenes, open_scenes
 from jaxdeblur.data.scenes import SCENES
+from jaxdeblur.data.test_scenes import SCENES as FIXED_SCENES
+from jaxdeblur.data.test_scenes import moments
+from jaxdeblur.data.textures import cut_textures
 from jaxdeblur.data.videos import Dataset
 from jaxdeblur.errors import run_command
+from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.models.parameters import split
 from jaxdeblur.options import Parser
 from jaxdeblur.shapes import Batch
@@ -40,11 +49,16 @@ from jaxdeblur.video.image_file import write_png
 
 def main() -> None:
     parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--render", action="store_true", help="the renderer alone, on one core")
+    parser.add_argument("--clips", type=natural, default=20, help="of each kind, with --render")
     parser.add_argument("--model", default="strcnn_dtb_small", help="the preset that trains")
     parser.add_argument("--batches", type=natural, default=300, help="timed for each source")
     parser.add_argument("--steps", type=natural, default=60, help="training steps for each source")
     parser.add_argument("--workers", type=whole, default=1, help="threads that read ahead")
     arguments = parser.parse_args()
+    if arguments.render:
+        compare_renderers(arguments.clips)
+        return
 
     preset = presets.find(arguments.model)
     config, options = preset.training, preset.data
@@ -81,19 +95,83 @@ def main() -> None:
     print(f"\none PNG of 1280x720 decodes in {1e3 * png_seconds():.0f} ms")
 
 
-def sources(folder: Path) -> dict[str, Callable[[], Dataset | ScenePool]]:
+def sources(folder: Path) -> dict[str, Callable[[], Dataset | RenderedScenes]]:
     """What people train on, made up here: rendered scenes, PNG pairs, high-speed frames."""
     for half in ("blur", "sharp"):
         write_frames(folder / "pairs" / half, 30, 720, 1280)
     for video in range(4):
         write_frames(folder / "highspeed" / f"video{video}", 33, 270, 512)
     return {
-        "24 rendered scenes, 192x192": lambda: render_pool("train", SCENES["narrow"], 24, seed=0),
+        "scenes rendered anew, narrow": lambda: open_scenes(SCENES["narrow"], 96),
         "30 PNG pairs, 1280x720": lambda: open_dataset(f"pairs:{folder / 'pairs'}", "train"),
         "4x33 high-speed PNGs, 512x270": lambda: open_dataset(
             f"highspeed:{folder / 'highspeed'}", "train", exposure=Exposure()
         ),
     }
+
+
+def compare_renderers(clips: int) -> None:
+    """Seconds of one core for a clip, by both renderers; and how far apart they are on one path."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    frames, crop = 10, 160
+    print(f"clips of {frames} frames of {crop}x{crop}, one core, jax {jax.__version__}\n")
+    print("| scenes | by moments, s | by kernels, s | PSNR of one to the other, dB |")
+    print("|---|---|---|---|")
+    for kind in ("narrow", "wide", "handheld"):
+        config = SCENES[kind].at_least(crop)
+        textures = cut_textures(find_photographs("train"), 12, config.texture_size, 0).pixels
+        renderer = HostRenderer(textures, config, frames, crop)
+        before = dataclasses.replace(FIXED_SCENES[kind], size=(crop, crop), frames=frames)
+        by_moments = jax.jit(functools.partial(moments.render_clip, config=before))
+        photographs = jax.numpy.asarray(textures)
+        seconds = []
+        for make in (
+            lambda seed, p=photographs, render=by_moments: render(jax.random.key(seed), p),
+            lambda seed, render=renderer: render.clip(seed),
+        ):
+            for seed in range(8):  # compiles, for every kind of scene
+                jax.block_until_ready(make(seed))
+            began = time.perf_counter()
+            for seed in range(clips):
+                jax.block_until_ready(make(100 + seed))
+            seconds.append((time.perf_counter() - began) / clips)
+        print(f"| {kind} | {seconds[0]:.3f} | {seconds[1]:.3f} | {difference(renderer):.1f} |")
+
+
+_motion = jax.jit(motion_of, static_argnames=("config", "frames", "crop"))
+
+
+def difference(renderer: HostRenderer, scenes: int = 3, moments: int = 65) -> float:
+    """Mean PSNR of the renderer's blurred frames to averages of moments on the same paths.
+
+    The middle frame of each scene; a moment is the sharp frame of the scene that much later, so all
+    that differs is how an exposure is blurred.
+    """
+    scores = []
+    for seed in range(scenes):
+        _, scene, _ = renderer.draw(seed)
+        zero = jax.numpy.zeros(())
+        # Clean frames, averaged as they are stored, so that the bytes of moments can be added up.
+        scene = scene._replace(
+            noise=zero, compression=zero, highlights=zero, gamma=jax.numpy.ones(())
+        )
+        config = renderer.config
+        motion = _motion(scene, config, renderer.frames, renderer.crop)
+        key = jax.random.key(0)
+        blurred, _ = renderer.render(key, scene, motion)
+        middle, total = renderer.frames // 2, np.zeros(blurred.shape[1:])
+        # Times of the clip's frames are whole numbers less a half where their number is even.
+        at = middle - (renderer.frames - 1) / 2
+        for share in np.linspace(-0.5, 0.5, moments):
+            time_of = at + share * float(scene.exposure)
+            still = motion._replace(
+                times=jax.numpy.full(1, time_of, jax.numpy.float32),
+                background=motion.background[:1] * 0,
+                objects=motion.objects[:1] * 0,
+            )
+            total += renderer.render(key, scene, still)[1][0]
+        scores.append(psnr(blurred[middle], np.round(total / moments).astype(np.uint8)))
+    return statistics.mean(scores)
 
 
 def write_frames(folder: Path, count: int, height: int, width: int) -> None:
@@ -108,7 +186,7 @@ def write_frames(folder: Path, count: int, height: int, width: int) -> None:
 
 
 def reading_seconds(
-    source: Dataset | ScenePool, clip: ClipOptions, config: TrainingConfig, count: int
+    source: Dataset | RenderedScenes, clip: ClipOptions, config: TrainingConfig, count: int
 ) -> list[float]:
     """The seconds that each batch takes when it is made in the thread that asks for it."""
     with batches([(source, 1.0)], clip, batch_size=config.batch_size, seed=0, workers=0) as feed:
@@ -144,7 +222,7 @@ def compiled_step(preset: presets.Preset) -> Callable[[Batch], None]:
 
 
 def training_seconds(
-    source: Dataset | ScenePool,
+    source: Dataset | RenderedScenes,
     clip: ClipOptions,
     config: TrainingConfig,
     step: Callable[[Batch], None],

@@ -32,7 +32,7 @@ from jaxdeblur.options import Parser
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     "--model=strcnn_dtb_small", "--width=4", "--blocks=1", "--m=1", "--crop=16", "--frames=2",
-    "--batch-size=2", "--pool=4", "--validate-every=0", "--warmup=1", "--learning-rate=1e-4",
+    "--batch-size=2", "--validate-every=0", "--warmup=1", "--learning-rate=1e-4",
 ]  # fmt: skip
 FLAT = 0.03
 """By how much the resident memory may rise from the first fifth of the steps to the last."""

@@ -39,8 +39,7 @@ _CALCULATED = (
     "Never trained here: 3 hours on an H200 and 10 on an A100 by calculation, the result unknown."
 )
 
-# New scenes for every step, rendered by the device that trains.
-_RENDERED_ON_GPU = DataConfig(scenes="wide", render="auto")
+_WIDE = DataConfig(scenes="wide")
 
 # 13-frame clips of 128x128 pixels, 8 at a time, MSE and Adam at 1e-4: as we remember the paper,
 # which was not checked, since our text of it ends before. It regularises, how strongly is not
@@ -118,7 +117,7 @@ PRESETS: dict[str, Preset] = {
         expect=f"One GPU of 16 GB. {_CALCULATED}",
         network=StrcnnConfig(blending="none"),
         training=_PAPER,
-        data=_RENDERED_ON_GPU,
+        data=_WIDE,
         on_cores="strcnn_dtb_small",
     ),
     "strcnn_dtb": Preset(
@@ -126,7 +125,7 @@ PRESETS: dict[str, Preset] = {
         expect=f"One GPU of 16 GB. {_CALCULATED}",
         network=StrcnnConfig(),
         training=_PAPER,
-        data=_RENDERED_ON_GPU,
+        data=_WIDE,
         on_cores="strcnn_dtb_small",
     ),
     "strcnn_dtb_small": Preset(
@@ -161,7 +160,7 @@ PRESETS: dict[str, Preset] = {
             loss="log_mse",
             average=0.999,
         ),
-        data=DataConfig(scenes="footage", pool=400, curriculum=0.3),
+        data=DataConfig(scenes="handheld", curriculum=0.3),
     ),
     "strcnn_dtb_choice": Preset(
         about="STRCNN+DTB at width 32 with 4+4 blocks, the same at four sizes side by side, and "
@@ -190,8 +189,7 @@ PRESETS: dict[str, Preset] = {
             train_only="gates",
         ),
         data=DataConfig(
-            data=("rendered:footage", "rendered:shutter"),
-            pool=300,
+            scenes="handheld",
             least_blur=1.0,
             keep_still=0.2,
         ),
@@ -201,7 +199,7 @@ PRESETS: dict[str, Preset] = {
         expect=f"One GPU of 16 GB. {_CALCULATED}",
         network=FSTA,
         training=_ATTENTION_PAPER,
-        data=_RENDERED_ON_GPU,
+        data=_WIDE,
         on_cores="fsta_small",
     ),
     "fsta_small": Preset(
@@ -217,7 +215,7 @@ PRESETS: dict[str, Preset] = {
         expect="One GPU. Never trained here: hours and result are not known.",
         network=FSTA_LIVE,
         training=dataclasses.replace(_ATTENTION_PAPER, frames=8),
-        data=_RENDERED_ON_GPU,
+        data=_WIDE,
         on_cores="fsta_small",
     ),
     # The systems of the attention paper's Table 1, at their published size and for two cores.
@@ -257,7 +255,7 @@ PRESETS: dict[str, Preset] = {
             loss="charbonnier",
             validate_every=5000,
         ),
-        data=_RENDERED_ON_GPU,
+        data=_WIDE,
     ),
     "dbn_small": Preset(
         about="DBN at width 12 (540 k parameters) for two cores.",

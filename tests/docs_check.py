@@ -43,8 +43,8 @@ STARTS = (
 )
 
 TRAIN = (
-    "--steps=2 --batch-size=1 --frames=2 --crop=32 --validate-every=0 --save-every=1 --pool=2 "
-    "--scenes=narrow --render=pool"
+    "--steps=2 --batch-size=1 --frames=2 --crop=32 --validate-every=0 --save-every=1 "
+    "--scenes=narrow --render=host"
 )
 SMALL = {
     "train.py": TRAIN,

@@ -29,8 +29,7 @@ from jaxdeblur.data.layouts import (
     split_folder,
 )
 from jaxdeblur.data.photographs import SPLITS
-from jaxdeblur.data.scene_pool import rendered_videos, show_rendering
-from jaxdeblur.data.scenes import SCENES
+from jaxdeblur.data.test_scenes import SCENES, rendered_videos, show_rendering
 from jaxdeblur.data.videos import Dataset, HighSpeedVideo, PairedVideo, Video, refuse
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import cache_folder
@@ -62,8 +61,8 @@ def open_dataset(
     """Opens a data set and checks all of it: every frame's partner and size.
 
     Args:
-      spec: ``rendered``, ``rendered:CONFIGURATION`` (of ``scenes.SCENES``), ``rendered:20px`` (at
-        1280x720 with that blur), a folder whose layout is recognised, or ``LAYOUT:FOLDER``.
+      spec: ``rendered``, ``rendered:CONFIGURATION`` (of ``test_scenes.SCENES``), ``rendered:20px``
+        (at 1280x720 with that blur), a folder whose layout is recognised, or ``LAYOUT:FOLDER``.
       split: train, validation or test. A folder that does not tell splits apart gives the same
         videos for each: tell them apart by ``only`` and ``exclude``.
       variant: which blurred frames, where there are several: blur or blur_gamma (gopro), blur or

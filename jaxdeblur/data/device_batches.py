@@ -19,9 +19,10 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Int32, Int64, Key, PRNGKeyArray, UInt8
 
-from jaxdeblur.data.batches import ClipOptions, MotionLimit
+from jaxdeblur.data.batches import MotionLimit
+from jaxdeblur.data.clips import ClipOptions
+from jaxdeblur.data.datasets import RENDERED
 from jaxdeblur.data.frame_cache import (
-    ClipPair,
     FrameCache,
     copy_frames,
     draw_cut,
@@ -29,24 +30,21 @@ from jaxdeblur.data.frame_cache import (
     read_cut,
     vary,
 )
-from jaxdeblur.data.moments import render_clip
-from jaxdeblur.data.photographs import cut_textures, find_photographs
-from jaxdeblur.data.scenes import SceneConfig, texture_size
-from jaxdeblur.data.sources import RENDERED, DataConfig, check_scene_size, training_sources
+from jaxdeblur.data.render import ClipPair, render_clip
+from jaxdeblur.data.rendered import open_scenes
+from jaxdeblur.data.scenes import SceneConfig
+from jaxdeblur.data.sources import DataConfig, training_sources
 from jaxdeblur.data.videos import Dataset
 
-# A thousand textures of 512x512 are 0.8 GB on a GPU, and more than a scene of every step needs.
-_TEXTURES = 512
 _OWN_DRAW = 2**31  # No clip splits its key so often, and fold_in gives the keys that split gives.
 _FINEST_SHARE = 10**6  # Shares are whole parts of at most so many, so that int64 counts them.
 
 
 def batches_on_device(
     config: DataConfig,
+    options: ClipOptions,
     sharding: NamedSharding,
     *,
-    frames: int,
-    crop: int,
     batch_size: int,
     seed: int,
     start_step: int,
@@ -54,35 +52,35 @@ def batches_on_device(
 ) -> Iterator[dict[str, jax.Array]]:
     """An endless iterator over the batches from ``start_step`` on, made where they are trained on.
 
-    Batch k (``blurred`` and ``sharp``, uint8 ``B T H W 3``) is a function of the seed and k: it
-    depends neither on the number of devices nor on where the run began.
+    Batch k is a function of the seed and k: it depends neither on the number of devices nor on
+    where the run began. It holds ``blurred``, uint8 ``B before+T+after H W 3``, and ``sharp``.
 
     Args:
       config: rendered scenes, high-speed folders or both, with their shares.
+      options: of the clips.
       sharding: of the batches; its first axis shares out the clips.
-      frames, crop: of a clip, and the side of its frames in pixels.
       motion_limit: of rendered scenes, pixels a frame; the motion of real frames is not known.
 
     Raises:
       UserError: a video cannot be read or holds no clip, or the frames need too much memory.
     """
     shares = _shares(config)
-    options = config.clip_options(frames, crop)
+    crop = options.crop
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
     cache = None
     if len(shares) > 1:
         real = dataclasses.replace(
             config, data=tuple(shares)[1:], mix=tuple(shares.values())[1:], photos=None
         )
-        opened = [data for data, _ in training_sources(real, seed) if isinstance(data, Dataset)]
+        opened = [data for data, _ in training_sources(real) if isinstance(data, Dataset)]
         cache = copy_frames(opened, options, replicated)
-    scene = dataclasses.replace(config.scenes_of(RENDERED), frames=frames, size=(crop, crop))
+    scene = config.scenes_of(RENDERED).at_least(crop)
     textures = None
     if shares[RENDERED]:
-        check_scene_size(crop)
-        photographs = find_photographs("train", config.photos)
-        cut = cut_textures(photographs, _TEXTURES, texture_size(scene), seed).pixels
-        textures = jax.make_array_from_callback(cut.shape, replicated, lambda part: cut[part])
+        cut = open_scenes(scene, crop, config.photos).textures
+        textures = jax.make_array_from_callback(
+            cut.shape, replicated, lambda part: np.asarray(cut[part])
+        )
     make = _compiled(sharding, tuple(shares.values()), batch_size, scene, options)
 
     def endless() -> Iterator[dict[str, jax.Array]]:
@@ -163,8 +161,7 @@ def _compiled(
 
         def render(key: PRNGKeyArray) -> ClipPair:
             assert textures is not None  # or no clip has their source
-            blurred, sharp = render_clip(key, textures, scene, limit)
-            return _as_bytes(blurred), _as_bytes(sharp)
+            return render_clip(key, textures, scene, options.length, options.crop, limit)
 
         def cut(key_and_source: tuple[PRNGKeyArray, Int[Array, ""]]) -> ClipPair:
             assert cache is not None
@@ -189,10 +186,9 @@ def _compiled(
         branch = jnp.sum(sources == 0) - counts[0]
         branches = [functools.partial(make, count) for count in counts]
         blurred, sharp = jax.lax.switch(branch, branches)
-        if options.sharp_input:
-            draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _OWN_DRAW)))
-            as_it_is = (draw(keys) < options.sharp_input)[:, None, None, None, None]
-            blurred = jnp.where(as_it_is, sharp, blurred)
+        blurred, sharp = jax.vmap(functools.partial(_as_drawn, options=options))(
+            keys, blurred, sharp
+        )
         back = jnp.argsort(order)
         return blurred[back], sharp[back]
 
@@ -215,8 +211,25 @@ def _compiled(
     return make
 
 
-def _as_bytes(clip: Float[Array, "T H W 3"]) -> UInt8[Array, "T H W 3"]:
-    return jnp.round(clip * 255).astype(jnp.uint8)
+def _as_drawn(
+    key: PRNGKeyArray,
+    blurred: UInt8[Array, "length H W 3"],
+    sharp: UInt8[Array, "length H W 3"],
+    options: ClipOptions,
+) -> tuple[UInt8[Array, "length H W 3"], UInt8[Array, "T H W 3"]]:
+    """A clip as it is, or of sharp frames, of a single one, or with an end of a video."""
+    o = options
+    first, last = o.before, o.before + o.frames - 1
+    as_it_is, single, ends, which = jax.random.uniform(jax.random.fold_in(key, _OWN_DRAW), (4,))
+    blurred = jnp.where(as_it_is < o.sharp_input, sharp, blurred)
+    frame = jnp.arange(o.length)
+    if o.before + o.after:
+        at_start = which < o.before / (o.before + o.after)
+        end = jnp.where(at_start, jnp.maximum(frame, first), jnp.minimum(frame, last))
+        frame = jnp.where(ends < o.ends, end, frame)
+    one = first + jnp.floor(which * o.frames).astype(int)
+    frame = jnp.where(single < o.single, one, frame)
+    return blurred[frame], sharp[frame][first : last + 1]
 
 
 def _each(

@@ -1,7 +1,7 @@
 """High-speed frames in the memory of the devices that train: clips are cut out of them there.
 
 The frames of all videos lie in the memory of every device as uint8, and each clip is cut out of
-them, averaged, mirrored, turned and reversed there: what :mod:`jaxdeblur.data.batches` does on the
+them, averaged, mirrored, turned and reversed there: what :mod:`jaxdeblur.data.clips` does on the
 host, but for the redrawing of clips that are hardly blurred.
 """
 
@@ -18,15 +18,13 @@ from jax import Array
 from jax.sharding import NamedSharding
 from jaxtyping import Bool, Float, Int, Int32, PRNGKeyArray, UInt8
 
-from jaxdeblur.data.batches import ClipOptions, Source
+from jaxdeblur.data.clips import ClipOptions, Source
 from jaxdeblur.data.exposure import light_of_stored, to_stored
+from jaxdeblur.data.render import ClipPair
 from jaxdeblur.data.videos import Dataset, HighSpeedVideo, refuse
 from jaxdeblur.errors import UserError
 
 _MOST_OF_MEMORY = 0.5  # The share of a device's memory for frames: the network needs the rest.
-
-ClipPair = tuple[UInt8[Array, "T H W 3"], UInt8[Array, "T H W 3"]]
-"""The blurred and the sharp frames of one clip."""
 
 
 class FrameCache(NamedTuple):
@@ -97,13 +95,14 @@ def draw_cut(
 def read_cut(
     cache: FrameCache, cut: Cut, options: ClipOptions, backwards: Bool[Array, ""] | bool = False
 ) -> ClipPair:
-    """(blurred, sharp) of a drawn clip: uint8 ``T H W 3``, the very values of the host's average.
+    """(blurred, sharp) of a drawn clip and its context, the very values of the host's average.
 
-    Every exposure takes as long as the longest: frames beyond its tau are read and not added.
+    uint8 ``before+T+after H W 3``. Every exposure takes as long as the longest: frames beyond its
+    tau are read and not added.
 
     Args:
       backwards: whether the clip will be reversed, for which an even tau has another sharp frame
-        (``batches.SourceClip``); here it is still in its own order.
+        (``clips.SourceClip``); here it is still in its own order.
     """
     crop, longest = options.crop, max(options.taus)
     tau = jnp.array(options.taus)[cut.tau]
@@ -123,8 +122,13 @@ def read_cut(
         blurred = jnp.searchsorted(level, total, side="right").astype(jnp.uint8)
         return blurred, frame(start + jnp.where(backwards, tau // 2, (tau - 1) // 2))
 
-    blurred, sharp = jax.vmap(expose)(cut.start + cut.period * jnp.arange(options.frames))
-    shape = (options.frames, crop, crop, 3)
+    before = jnp.where(backwards, options.after, options.before)
+    number = jnp.arange(options.length) - before
+    # Where the video has no whole exposure any more, its first and last ones are repeated.
+    later = (cache.length[cut.video] - tau - cut.start) // cut.period
+    number = jnp.clip(number, -(cut.start // cut.period), later)
+    blurred, sharp = jax.vmap(expose)(cut.start + cut.period * number)
+    shape = (options.length, crop, crop, 3)
     return blurred.reshape(shape), sharp.reshape(shape)
 
 
@@ -255,7 +259,7 @@ def _check_memory(datasets: Sequence[Dataset]) -> None:
         raise UserError(
             f"{', '.join(data.name for data in datasets)}: the frames need {needed / 1e9:.3g} GB "
             f"on each device and may have {_MOST_OF_MEMORY * memory / 1e9:.3g} GB, half of its "
-            "memory; take fewer by --only, or train with --render=pool"
+            "memory; take fewer by --only, or train with --render=host"
         )
 
 

@@ -28,7 +28,6 @@ from jaxdeblur.files import made_once, replace_when_whole, write_json
 from jaxdeblur.shapes import Frame8, Video8
 from jaxdeblur.video.formats import CONTAINERS, MAX_PIXELS, list_frames, natural_key
 from jaxdeblur.video.image_file import read_image
-from jaxdeblur.video.reader import VideoReader
 
 ALL = slice(None)
 
@@ -118,6 +117,8 @@ class VideoFile:
         Raises:
           UserError: it is not a video, or its frames have more than ``max_pixels`` pixels.
         """
+        from jaxdeblur.video.reader import VideoReader  # PyAV is for video files alone
+
         if not os.path.isfile(file):  # a pipe would never end
             raise UserError(f"{file}: no such video file")
         with VideoReader(file, max_pixels=max_pixels) as reader:
@@ -130,6 +131,8 @@ class VideoFile:
 
     def stream(self) -> Iterator[Frame8]:
         """All frames in turn; UserError if the file is damaged or cut short."""
+        from jaxdeblur.video.reader import VideoReader
+
         with VideoReader(self.file, max_pixels=self.max_pixels) as reader:
             layout = reader.info.layout
             to_rgb = jax.jit(lambda planes: jnp.round(255 * layout.to_rgb(planes)))

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
+import jax
 
-from jaxdeblur.data.batches import ClipOptions, MotionLimit
+from jaxdeblur.data.batches import MotionLimit
+from jaxdeblur.data.clips import ClipOptions
 from jaxdeblur.data.datasets import RENDERED, fitting_names, has_variants, open_dataset, video_names
-from jaxdeblur.data.scene_pool import ScenePool, render_pool, show_rendering
+from jaxdeblur.data.rendered import RenderedScenes, open_scenes
 from jaxdeblur.data.scenes import SCENES, SceneConfig
 from jaxdeblur.data.videos import Dataset, Video, sharp_files
 from jaxdeblur.errors import UserError
+from jaxdeblur.options import from_json
 from jaxdeblur.video.formats import MAX_PIXELS
-
-LARGEST_SCENE = 2048
-"""Pixels to a side of rendered scenes, so that a mistyped crop does not ask for a terabyte."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +30,14 @@ class DataConfig:
       variant: of the blurred frames where a data set has several, as blur or blur_gamma of GOPRO.
       only: trains on the videos whose names begin so; all without.
       exclude: leaves the videos whose names begin so out of training.
-      scenes: the rendered scenes: narrow (small motion, for short trainings), medium (small motion,
-        all else varied), wide (what hand-held footage has), handheld (as wide, with slow motion and
-        none more often: for weights that must leave sharp video alone), footage (the same up to 40
-        pixels a frame, in larger frames: for crops up to 320 pixels), or shutter (as footage, with
-        any exposure, so that much of what moves fast is hardly blurred).
-      pool: how many scenes are rendered before training and read again and again.
-      render: pool: rendered scenes come from a pool on disk, all else from files. device: the
-        device that trains makes its clips itself, renders scenes anew for every step and cuts
-        high-speed frames out of its own memory, which must hold them all. It takes rendered and
-        highspeed:FOLDER alone, draws no clip again (least_blur and keep_still do nothing), and
-        skips no unreadable frame. auto: the device if it takes all of the data, else the pool.
+      scenes: the rendered scenes: narrow (small motion, for short trainings), small (small motion,
+        all else varied), wide (motion of 1 to 28 pixels a frame), or handheld (up to 40, as hands
+        do it: fast and slow phases, frames that are nearly sharp, any shutter).
+      render: where scenes are rendered, anew for every clip. host: by the threads that read.
+        device: the device that trains makes its batches itself, and cuts high-speed frames out of
+        its own memory, which must hold them all. It takes rendered and highspeed:FOLDER alone,
+        draws no clip again (least_blur and keep_still do nothing), and skips no unreadable frame.
+        auto: a device that is no CPU if it takes all of the data, else the host.
       photos: a folder of photographs for the scenes, besides those that come with packages.
       taus: high-speed frames: how many are averaged to a blurred one, drawn for each clip.
       duty: high-speed frames: the range of the share of the period that the shutter is open.
@@ -50,6 +46,9 @@ class DataConfig:
       keep_still: the share of clips that may be sharp all the same.
       sharp_input: the share of clips whose sharp frames go in and are to come out as they are: they
         move as fast as the blurred ones.
+      single: the share of clips of one frame, repeated, as a photograph is restored.
+      ends: the share of clips that begin or end as a video does: for what the network sees beyond
+        them, the first or last frame is repeated, as in use. Others have the frames themselves.
       curriculum: the motion of rendered scenes is limited at first; the limit grows over this share
         of the steps. 0 for none.
       curriculum_start: the first limit, pixels a frame.
@@ -67,11 +66,8 @@ class DataConfig:
     variant: str | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    scenes: Literal["narrow", "small", "medium", "wide", "handheld", "footage", "shutter"] = (
-        "narrow"
-    )
-    pool: int = 160
-    render: Literal["auto", "pool", "device"] = "pool"
+    scenes: Literal["narrow", "small", "wide", "handheld"] = "narrow"
+    render: Literal["auto", "host", "device"] = "auto"
     photos: str | None = None
     taus: tuple[int, ...] = (5, 7, 9, 11)
     duty: tuple[float, float] = (0.6, 1.0)
@@ -79,6 +75,8 @@ class DataConfig:
     least_blur: float = 2.0
     keep_still: float = 0.1
     sharp_input: float = 0.0
+    single: float = 0.0
+    ends: float = 0.1
     curriculum: float = 0.0
     curriculum_start: float = 6.0
     workers: int = 1
@@ -95,13 +93,13 @@ class DataConfig:
             raise UserError(f"--mix has {len(self.mix)} shares for {len(self.data)} data sets")
         if self.mix and not (all(share >= 0 for share in self.mix) and sum(self.mix) > 0):
             raise UserError(f"--mix is shares, 0 or more and not all 0, not {self.mix}")
-        for name in ("pool", "workers", "validate_frames", "max_pixels"):
+        for name in ("workers", "validate_frames", "max_pixels"):
             if getattr(self, name) < 1:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} is 1 or more, not {getattr(self, name)}")
         if self.workers > 256:
             raise UserError(f"--workers is 256 or less, not {self.workers}")
-        for name in ("linear", "keep_still", "sharp_input", "curriculum"):
+        for name in ("linear", "keep_still", "sharp_input", "single", "ends", "curriculum"):
             if not 0 <= getattr(self, name) <= 1:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} is a share, 0 to 1, not {getattr(self, name)}")
@@ -121,13 +119,15 @@ class DataConfig:
         if self.render == "device" and (refused := self._from_files):
             raise UserError(
                 f"--data={refused[0]}: --render=device makes its batches of {RENDERED} and "
-                "highspeed:FOLDER only; --render=pool reads all data sets"
+                "highspeed:FOLDER only; --render=host reads all data sets"
             )
 
     @property
     def on_device(self) -> bool:
         """Whether the device that trains makes the batches."""
-        return self.render != "pool" and not self._from_files
+        if self.render == "auto":
+            return not self._from_files and jax.default_backend() != "cpu"
+        return self.render == "device"
 
     @property
     def _from_files(self) -> list[str]:
@@ -138,10 +138,16 @@ class DataConfig:
         """The configuration of the scenes that an entry of ``data`` renders."""
         return SCENES[spec.partition(":")[2] or self.scenes]
 
-    def clip_options(self, frames: int, crop: int) -> ClipOptions:
-        """What a clip of the pipeline is."""
+    def clip_options(
+        self, frames: int, crop: int, context: tuple[int, int] = (0, 0)
+    ) -> ClipOptions:
+        """What a clip of the pipeline is; ``context`` is of the network (``VideoRestorer``)."""
         return ClipOptions(
             frames=frames,
+            before=context[0],
+            after=context[1],
+            ends=self.ends,
+            single=self.single,
             crop=crop,
             least_blur=self.least_blur,
             keep_still=self.keep_still,
@@ -161,65 +167,60 @@ class DataConfig:
         full = self.curriculum * steps
 
         def limit(step: int) -> float:
-            # Scenes count by their fastest layer, and objects may outrun the camera's range: in the
-            # end there is no limit at all.
             return float("inf") if step >= full else start + (most - start) * step / full
 
         return limit
 
 
-def training_sources(
-    config: DataConfig, seed: int, *, frames: int = 1, crop: int = 1
-) -> list[tuple[Dataset | ScenePool, float]]:
-    """Opens the data sets of a run with their shares.
+_RETIRED_SCENES = {"medium": "small", "footage": "handheld", "shutter": "handheld"}
 
-    Args:
-      config: the data options.
-      seed: of rendered scenes, which are others in each data set of a run.
-      frames, crop: of the clips; scenes are rendered at least so long and so large.
+
+def read_data_config(values: Any, where: str) -> DataConfig:
+    """The data options of a run as JSON holds them, also of a run of an earlier version.
+
+    What was rendered once and kept in a pool is rendered anew for every clip now, and some kinds of
+    scenes have become one: a run that goes on trains on the kind that is nearest to its own.
+
+    Raises:
+      UserError: see :func:`~jaxdeblur.options.from_json`.
     """
+    if isinstance(values, dict):
+        values = {name: value for name, value in values.items() if name != "pool"}
+        if values.get("render") == "pool":
+            values["render"] = "host"
+        if isinstance(values.get("scenes"), str):
+            values["scenes"] = _RETIRED_SCENES.get(values["scenes"], values["scenes"])
+        if isinstance(values.get("data"), list | tuple):
+            values["data"] = [_renamed(spec) for spec in values["data"]]
+    return from_json(DataConfig, values, where)
+
+
+def _renamed(spec: Any) -> Any:
+    kind = spec.removeprefix(f"{RENDERED}:") if isinstance(spec, str) else spec
+    return f"{RENDERED}:{_RETIRED_SCENES[kind]}" if kind in _RETIRED_SCENES else spec
+
+
+def training_sources(
+    config: DataConfig, *, crop: int = 1
+) -> list[tuple[Dataset | RenderedScenes, float]]:
+    """Opens the data sets of a run with their shares; ``crop`` is the side of the clips' frames."""
     mix = config.mix or (1.0,) * len(config.data)
-    sources: list[tuple[Dataset | ScenePool, float]] = []
-    pools = 0
-    for spec, share in zip(config.data, mix, strict=True):
-        if not _is_rendered(spec):
-            sources.append((_open_training(config, spec), share))
-            continue
-        check_scene_size(crop)
-        scenes = config.scenes_of(spec)
-        scenes = dataclasses.replace(
-            scenes,
-            frames=max(scenes.frames, frames),
-            size=(max(scenes.size[0], crop), max(scenes.size[1], crop)),
+    return [
+        (
+            open_scenes(config.scenes_of(spec), crop, config.photos)
+            if _is_rendered(spec)
+            else _open_training(config, spec),
+            share,
         )
-        # Kinds of scenes that differ in their exposure alone would else be of the same scenes. The
-        # first keeps the run's seed: its pool is also that of runs which render no other.
-        own_seed = seed
-        if pools:
-            own_seed = int(np.random.SeedSequence([seed, pools]).generate_state(1)[0] >> 1)
-        pool = render_pool(
-            "train",
-            scenes,
-            config.pool,
-            own_seed,
-            progress=show_rendering(),
-            photos=config.photos,
-        )
-        sources.append((pool, share))
-        pools += 1
-    return sources
-
-
-def check_scene_size(crop: int) -> None:
-    """Raises :class:`UserError` if no scenes are rendered that large."""
-    if crop > LARGEST_SCENE:
-        raise UserError(
-            f"--crop={crop}: rendered scenes have at most {LARGEST_SCENE} pixels to a side"
-        )
+        for spec, share in zip(config.data, mix, strict=True)
+    ]
 
 
 def _is_rendered(spec: str) -> bool:
-    return spec == RENDERED or spec.removeprefix(f"{RENDERED}:") in SCENES
+    kind = spec.partition(":")[2]
+    if spec.partition(":")[0] == RENDERED and kind and kind not in SCENES:
+        raise UserError(f"--data={spec}: scenes to train on are {', '.join(SCENES)}, not {kind!r}")
+    return spec.partition(":")[0] == RENDERED
 
 
 def _open_training(config: DataConfig, spec: str) -> Dataset:

@@ -10,7 +10,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxdeblur.data.exposure import Exposure, average
 from jaxdeblur.data.frames import (
-    DecodedFrames,
     FrameFiles,
     Frames,
     PackedFrames,
@@ -18,7 +17,6 @@ from jaxdeblur.data.frames import (
     pack,
     stamps,
 )
-from jaxdeblur.data.scene_pool import ScenePool
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Frame8
 
@@ -60,8 +58,6 @@ class PairedVideo:
     name: str
     blurred_frames: Frames
     sharp_frames: Frames
-    motion: float | None = None
-    """The largest speed in it, pixels a frame, where it is known (rendered scenes)."""
 
     @property
     def height(self) -> int:
@@ -126,17 +122,6 @@ class Dataset:
     variant: str
     """What else tells results apart: ``blur_gamma``, ``tau 11, period 12``; may be empty."""
     videos: Sequence[Video]
-
-
-def pool_dataset(pool: ScenePool) -> Dataset:
-    """A pool of rendered scenes as a data set of one video a scene."""
-    videos = [
-        PairedVideo(f"scene_{i:04d}", DecodedFrames(blurred), DecodedFrames(sharp), float(motion))
-        for i, (blurred, sharp, motion) in enumerate(
-            zip(pool.blurred, pool.sharp, pool.motion, strict=True)
-        )
-    ]
-    return Dataset("rendered", "", videos)
 
 
 def pack_dataset(

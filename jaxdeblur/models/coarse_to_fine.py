@@ -128,6 +128,12 @@ class CoarseToFine(SeveralScales):
             scale * level.multiple for scale, level in zip(self.scales, self.levels, strict=True)
         )
 
+    @property
+    def context(self) -> tuple[int, int]:
+        """The levels' in a row, each of which sees what the one before it restored."""
+        before, after = zip(*(level.context for level in self.levels), strict=True)
+        return sum(before), sum(after)
+
     def _levels(self, clip: Clip) -> list[ReducedClip]:
         """What each level restores, at its own size."""
         current = clip

@@ -220,15 +220,28 @@ class Fsta(VideoRestorer):
         """Which frame each place of the window is, counted from the current one."""
         return tuple(range(self.lookahead - self.config.window + 1, self.lookahead + 1))
 
+    @property
+    def context(self) -> tuple[int, int]:
+        """The window but for the frame itself."""
+        return self.config.window - 1 - self.lookahead, self.lookahead
+
     def _restore_clip(self, clip: Clip) -> Clip:
+        return self._restore_frames(clip, 0, clip.shape[1])
+
+    def _restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
+        before, after = self.context
+        return self._restore_frames(clip, before, clip.shape[1] - after)
+
+    def _restore_frames(self, clip: Float[Array, "B length H W 3"], first: int, end: int) -> Clip:
+        """Restores the frames from ``first`` to before ``end``, each with its window."""
         features = self.encode(clip)
         memory = self.remember(features)
-        windows = self._windows(clip.shape[1])
-        fused = list(features)
+        windows = self._windows(clip.shape[1])[first:end]
+        fused = [each[:, first:end] for each in features]
         for level, block, kept in zip(self.fusion_levels, self.fusion, memory, strict=True):
             y = block.fusion.fuse_clip(fused[level], kept, windows)
             fused[level] = block(fused[level], y)
-        return self.decode(clip, tuple(fused))
+        return self.decode(clip[:, first:end], tuple(fused))
 
     def _windows(self, time: int) -> Int[np.ndarray, "T window"]:
         """The frames that each frame of a clip sees; beyond the ends, the first and the last."""

@@ -74,6 +74,28 @@ class VideoRestorer(nnx.Module):
         check_shape(restored, padded.shape, f"{type(self).__name__}._restore_clip")
         return restored[..., :height, :width, :]
 
+    @property
+    def context(self) -> tuple[int, int]:
+        """How many frames before and after a frame its window reaches; not counting a recurrence.
+
+        Clips to train on are longer by it (data/clips.py). By default it is the look-ahead, to both
+        sides.
+        """
+        return self.lookahead, self.lookahead
+
+    def restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
+        """Restores the frames of a clip that have their ``context`` in it: all between.
+
+        So each sees what it does in the middle of a video, where ``restore_clip`` repeats the ends.
+        """
+        height, width = clip.shape[-3:-1]
+        padded = self.pad(clip)
+        restored = self._restore_inside(padded)
+        time = clip.shape[1] - sum(self.context)
+        expected = (clip.shape[0], time, *padded.shape[2:])
+        check_shape(restored, expected, f"{type(self).__name__}._restore_inside")
+        return restored[..., :height, :width, :]
+
     def restore_with_features(self, clip: Clip) -> tuple[Clip, ClipFeatures | None]:
         """As ``restore_clip``, and features at half size of what the network knows of each frame.
 
@@ -92,13 +114,29 @@ class VideoRestorer(nnx.Module):
         """What each scale restores, coarse to fine, for a loss at each; here there is one."""
         return (self.restore_clip(clip),)
 
-    def training_outputs(self, clip: Clip, sharp: Clip) -> TrainingOutputs:
+    def levels_inside(
+        self, clip: Float[Array, "B length H W 3"]
+    ) -> tuple[Float[Array, "B T _ _ 3"], ...]:
+        """``restore_levels`` of the frames that have their ``context`` in the clip."""
+        if self.scales == (1,):
+            return (self.restore_inside(clip),)
+        before, after = self.context
+        return tuple(
+            level[:, before : level.shape[1] - after] for level in self.restore_levels(clip)
+        )
+
+    def training_outputs(
+        self, clip: Float[Array, "B length H W 3"], sharp: Clip
+    ) -> TrainingOutputs:
         """What the loss compares: by default each scale with the sharp clip reduced to it.
+
+        ``clip`` is longer than ``sharp`` by the ``context``; if it is not, its ends are repeated.
 
         A model whose training needs more says so here: several estimates, targets of its own,
         a state without gradients between frames, running statistics.
         """
-        restored = self.restore_levels(clip)
+        whole = clip.shape[1] == sharp.shape[1]
+        restored = self.restore_levels(clip) if whole else self.levels_inside(clip)
         targets = []
         for scale, level in zip(self.scales, restored, strict=True):
             below = level.shape[2] * scale - sharp.shape[2]
@@ -150,6 +188,10 @@ class VideoRestorer(nnx.Module):
 
     def _restore_clip(self, clip: Clip) -> Clip:
         raise NotImplementedError
+
+    def _restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
+        before, after = self.context
+        return self._restore_clip(clip)[:, before : clip.shape[1] - after]
 
     def _initial_state(self, batch: int, height: int, width: int) -> State:
         raise NotImplementedError

@@ -208,6 +208,12 @@ class ScaleChoice(SeveralScales):
             for scale, level in zip(self.scales, self.levels, strict=True)
         )
 
+    @property
+    def context(self) -> tuple[int, int]:
+        """As far as any level's reaches."""
+        before, after = zip(*(level.context for level in self.levels), strict=True)
+        return max(before), max(after)
+
     def _levels(self, clip: Clip) -> list[ReducedClip]:
         return self._choose(*self.reduce_and_restore(clip))
 

@@ -176,27 +176,43 @@ class Strcnn(VideoRestorer):
             full or last, 3 if full else 12, gain=gain, bias=bias, dtype=dtype, rngs=rngs
         )
 
+    @property
+    def context(self) -> tuple[int, int]:
+        """m frames to each side."""
+        return self.config.m, self.config.m
+
     def _restore_clip(self, clip: Clip) -> Clip:
         return self.restore_with_features(clip)[0]
 
+    def _restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
+        m = self.config.m
+        features, _ = self._recur_inside(clip)
+        return self.in_backward_again(self._to_image)(features, clip[:, m : clip.shape[1] - m])
+
     def restore_with_features(self, clip: Clip) -> tuple[Clip, LastOfClip]:
         """With the decoder's features, from which the image is made."""
-        features, _ = self._recur_over(clip)
+        features, _ = self._recur_inside(self._with_ends(clip))
         return self.in_backward_again(self._to_image)(features, clip), features
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """The blending weights w_n of every frame, the mean over the channels, at half size."""
-        _, weights = self._recur_over(self.pad(clip))
+        _, weights = self._recur_inside(self._with_ends(self.pad(clip)))
         if self.blending is None:
             return Explanation()
         return Explanation(blending_weights=weights.mean(axis=-1).astype(jnp.float32))
 
-    def _recur_over(self, clip: Clip) -> tuple[LastOfClip, ClipFeatures]:
-        """The decoder's features and the blending weights of every frame of a clip."""
-        batch, time, height, width, _ = clip.shape
+    def _with_ends(self, clip: Clip) -> Float[Array, "B length H W 3"]:
+        """The clip with its ends repeated for the windows of its first and last frames."""
+        return replicate_ends(clip, self.config.m, self.config.m)
+
+    def _recur_inside(
+        self, clip: Float[Array, "B length H W 3"]
+    ) -> tuple[LastOfClip, ClipFeatures]:
+        """The decoder's features and the blending weights of every frame with m to each side."""
+        batch, length, height, width, _ = clip.shape
         m = self.config.m
-        padded = replicate_ends(clip, m, m)
-        windows = jnp.stack([padded[:, i : i + time] for i in range(2 * m + 1)], axis=-2)
+        time = length - 2 * m
+        windows = jnp.stack([clip[:, i : i + time] for i in range(2 * m + 1)], axis=-2)
         stem = self.in_backward_again(self._stem)(
             rearrange(windows, "b t h w n c -> b t h w (n c)")
         )

@@ -245,7 +245,7 @@ def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig, fold
         part: list[Sample] = []
         line = ProgressLine("drawing clips", steps, unit="steps", eager=True, stays=True)
         with batches(
-            training_sources(data, config.seed, frames=config.frames, crop=config.crop),
+            training_sources(data, crop=config.crop),
             data.clip_options(config.frames, config.crop),
             batch_size=at_once,
             seed=config.seed,

@@ -79,7 +79,7 @@ def train(
             state = checkpoints.restore_state(state, devices.replicated(mesh)) or state
             devices.check_same(int(state.step), f"steps of the checkpoints read in {folder}")
         first = int(state.step)
-        feed = resources.enter_context(_batches(run, mesh, first))
+        feed = resources.enter_context(_batches(run, model.context, mesh, first))
         validation = Validation(run.data, rebuild) if config.validate_every else None
         make_folder(run, folder, resume)
         _say(
@@ -118,16 +118,18 @@ def train(
 
 
 @contextlib.contextmanager
-def _batches(run: Run, mesh: jax.sharding.Mesh, first: int) -> Iterator[Iterator[Batch]]:
+def _batches(
+    run: Run, context: tuple[int, int], mesh: jax.sharding.Mesh, first: int
+) -> Iterator[Iterator[Batch]]:
     """The global batches from step ``first`` on; batch k is a function of the seed and k alone."""
     config, data = run.training, run.data
+    options = data.clip_options(config.frames, config.crop, context)
     limit = data.motion_limit(config.steps)
     if data.on_device:
         yield batches_on_device(
             data,
+            options,
             devices.clips_over(mesh),
-            frames=config.frames,
-            crop=config.crop,
             batch_size=config.batch_size,
             seed=config.seed,
             start_step=first,
@@ -135,8 +137,8 @@ def _batches(run: Run, mesh: jax.sharding.Mesh, first: int) -> Iterator[Iterator
         )
         return
     with batches(
-        sources.training_sources(data, config.seed, frames=config.frames, crop=config.crop),
-        data.clip_options(config.frames, config.crop),
+        sources.training_sources(data, crop=config.crop),
+        options,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=first,

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Sharding
 
 from jaxdeblur import VERSION, devices
-from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.sources import DataConfig, read_data_config
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.models.registry import network_from_json, network_to_json
@@ -65,7 +65,7 @@ class Run:
             preset=values["preset"],
             network=network_from_json(values["network"], str(path)),
             training=from_json(TrainingConfig, values["training"], f"{path}: training"),
-            data=from_json(DataConfig, values["data"], f"{path}: data"),
+            data=read_data_config(values["data"], f"{path}: data"),
             start_from=start_from,
         )
 

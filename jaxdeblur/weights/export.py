@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 
 from jaxdeblur import VERSION
-from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.sources import read_data_config
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.models.coarse_to_fine import (
@@ -31,7 +31,7 @@ from jaxdeblur.models.coarse_to_fine import (
 from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.registry import build, network_to_json
 from jaxdeblur.models.strcnn import COARSE, StrcnnConfig
-from jaxdeblur.options import differing_fields, from_json
+from jaxdeblur.options import differing_fields
 from jaxdeblur.weights.load import LoadedModel, check_fits, load_model
 from jaxdeblur.weights.start import starting_parameters
 
@@ -230,10 +230,11 @@ def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
 
 def _data_of(run: LoadedModel) -> dict[str, Any]:
     """The data options with names for the folders, whose paths are those of one machine."""
-    data = from_json(DataConfig, run.metadata.get("data"), f"{run.source}: data")
+    values: Any = run.metadata.get("data")
+    data = read_data_config(values, f"{run.source}: data")
     return {
-        **dataclasses.asdict(data),
-        "data": [_without_folder(spec) for spec in data.data],
+        **values,  # as the run had them, also those of an earlier version
+        "data": [_without_folder(spec) for spec in values.get("data", data.data)],
         "photos": data.photos and Path(data.photos).name,
         "validate_on": _without_folder(data.validate_on),
     }

@@ -28,7 +28,7 @@ from jaxdeblur.weights.load import load_model
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "--model=strcnn_dtb_small", "--width=4", "--blocks=1", "--m=1", "--crop=32", "--frames=2",
-    "--data=rendered:tiny", "--pool=4", "--validate-every=0", "--save-every=5", "--warmup=1",
+    "--data=rendered:tiny", "--validate-every=0", "--save-every=5", "--warmup=1",
 ]  # fmt: skip
 
 

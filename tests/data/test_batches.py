@@ -13,7 +13,6 @@ from jaxdeblur.data import batches as batches_module
 from jaxdeblur.data.batches import ClipOptions, batches
 from jaxdeblur.data.exposure import Exposure
 from jaxdeblur.data.frames import DecodedFrames
-from jaxdeblur.data.scene_pool import ScenePool
 from jaxdeblur.data.videos import Dataset, HighSpeedVideo, PairedVideo
 from jaxdeblur.errors import UserError
 
@@ -26,7 +25,7 @@ def numbered_frames(video: int, frames: int, height: int = 20, width: int = 24) 
     return np.stack([np.full_like(t, video), 8 * y + t % 8, 8 * x + t // 8], -1).astype(np.uint8)
 
 
-def paired(videos: int, frames: int = 10, offset: int = 0, motion: float | None = None) -> Dataset:
+def paired(videos: int, frames: int = 10, offset: int = 0) -> Dataset:
     return Dataset(
         "numbered",
         "",
@@ -35,7 +34,6 @@ def paired(videos: int, frames: int = 10, offset: int = 0, motion: float | None 
                 f"video{i}",
                 DecodedFrames(numbered_frames(offset + i, frames)),
                 DecodedFrames(numbered_frames(offset + i, frames)),
-                motion=None if motion is None else motion + i,
             )
             for i in range(videos)
         ],
@@ -223,29 +221,63 @@ def test_a_share_of_the_clips_goes_in_as_it_is_to_come_out():
     assert np.mean(seen[:, 0, 0, 0, 0] < 100) == pytest.approx(0.5, abs=0.05)
 
 
-def test_the_motion_limit_is_a_curriculum():
-    slow_ones_first = paired(8, motion=1.0)  # motions 1 to 8
-    data = [(dataclasses.replace(slow_ones_first, videos=slow_ones_first.videos[::-1]), 1.0)]
-    options = ClipOptions(frames=3, crop=16)
-
-    def limit(step: int) -> float:
-        return 2.5 if step < 10 else 8.0
-
-    seen = take(30, data, options, batch_size=4, seed=0, motion_limit=limit)
-    videos = [set(batch["sharp"][:, 0, 0, 0, 0].tolist()) for batch in seen]
-    assert set().union(*videos[:10]) == {0, 1}
-    assert set().union(*videos[10:]) == set(range(8))
-    resumed = take(2, data, options, batch_size=4, seed=0, start_step=9, motion_limit=limit)
-    assert_same(resumed, seen[9:11])
-    with pytest.raises(UserError, match=r"motion limit: 0\.5 .* step 0 .* numbered, 1"):
-        take(1, data, options, batch_size=4, seed=0, motion_limit=lambda step: 0.5)
+def ramp_pairs(frames: int) -> Dataset:
+    """A video whose pixels are the numbers of its frames, blurred ones from 100."""
+    clip = np.broadcast_to(
+        np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 16, 16, 3)
+    )
+    return Dataset("ramp", "", [PairedVideo("v", DecodedFrames(clip + 100), DecodedFrames(clip))])
 
 
-def test_rendered_pools_are_sources():
-    frames = np.stack([numbered_frames(i, 4) for i in range(2)])
-    pool = ScenePool(frames, frames, np.array([1.0, 5.0], np.float32), (("a",), ("b",)))
-    (batch,) = take(1, [(pool, 1.0)], OPTIONS, batch_size=2, seed=0, motion_limit=lambda step: 2.0)
-    assert set(batch["sharp"][:, 0, 0, 0, 0].tolist()) == {0}
+def test_clips_bring_the_frames_around_them_and_a_video_s_ends():
+    options = ClipOptions(frames=3, before=2, after=1, crop=16)
+    seen = set()
+    for batch in take(60, [(ramp_pairs(9), 1.0)], options, batch_size=4, seed=0):
+        assert batch["blurred"].shape == (4, 6, 16, 16, 3)
+        assert batch["sharp"].shape == (4, 3, 16, 16, 3)
+        for blurred, sharp in zip(batch["blurred"], batch["sharp"], strict=True):
+            first, way = int(sharp[0, 0, 0, 0]), int(sharp[1, 0, 0, 0]) - int(sharp[0, 0, 0, 0])
+            expected = np.clip(first + way * np.arange(-2, 4), 0, 8)
+            np.testing.assert_array_equal(blurred[:, 0, 0, 0].astype(int) - 100, expected)
+            seen.add((first, way))
+    assert seen == {(n, 1) for n in range(7)} | {(n + 2, -1) for n in range(7)}
+
+
+def test_high_speed_clips_bring_as_much_context_as_the_video_has():
+    options = dataclasses.replace(
+        AS_THEY_LIE, frames=2, before=2, after=2, taus=(3,), duty=(1.0, 1.0)
+    )
+    firsts = set()
+    for batch in take(60, [(ramp_of(20, 1), 1.0)], options, batch_size=2, seed=0):
+        for blurred, sharp in zip(batch["blurred"], batch["sharp"], strict=True):
+            number = (blurred[:, 0, 0, 0].astype(int) - int(sharp[0, 0, 0, 0])) // 3
+            np.testing.assert_array_equal(sharp[:, 0, 0, 0], blurred[2:4, 0, 0, 0])
+            first = int(sharp[0, 0, 0, 0]) - 1
+            earlier, later = min(2, first // 3), min(2, (20 - 6 - first) // 3)
+            assert number.tolist() == np.clip(np.arange(-2, 4), -earlier, 1 + later).tolist()
+            firsts.add(first)
+    assert firsts == set(range(15))
+
+
+def test_shares_of_clips_of_one_frame_and_of_a_video_s_ends():
+    def clips(**shares):
+        options = ClipOptions(frames=3, before=2, after=1, crop=16, reversal=False, **shares)
+        seen = take(60, [(ramp_pairs(30), 1.0)], options, batch_size=4, seed=0)
+        steps = np.concatenate([b["blurred"][:, :, 0, 0, 0].astype(int) for b in seen])
+        return steps, np.concatenate([b["sharp"][:, :, 0, 0, 0].astype(int) for b in seen])
+
+    blurred, sharp = clips(single=0.3)
+    single = (np.diff(blurred) == 0).all(axis=1)
+    assert single.mean() == pytest.approx(0.3, abs=0.08)
+    np.testing.assert_array_equal(sharp, blurred[:, 2:5] - 100)
+    assert len({tuple(s - s[0]) for s in sharp[single]}) == 1
+    blurred, sharp = clips(ends=0.5)
+    np.testing.assert_array_equal(sharp, blurred[:, 2:5] - 100)
+    begins = (np.diff(blurred)[:, :2] == 0).all(axis=1)
+    ends = np.diff(blurred)[:, -1] == 0
+    # Some lie at the ends of the video by themselves.
+    assert begins.mean() == pytest.approx(0.36, abs=0.1)
+    assert ends.mean() == pytest.approx(0.2, abs=0.1)
 
 
 class Broken(DecodedFrames):

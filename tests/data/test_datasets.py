@@ -18,8 +18,7 @@ from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import Exposure
 from jaxdeblur.data.frames import FrameFiles, PackedFrames, pack
 from jaxdeblur.data.layouts import DVD_TEST_VIDEOS
-from jaxdeblur.data.scene_pool import ScenePool
-from jaxdeblur.data.videos import HighSpeedVideo, PairedVideo, Video, pack_dataset, pool_dataset
+from jaxdeblur.data.videos import HighSpeedVideo, PairedVideo, Video, pack_dataset
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.image_file import read_image, write_png
 
@@ -336,12 +335,6 @@ def test_rendered_scenes_by_their_blur(monkeypatch):
     (still, *_) = open_dataset("rendered:8px", "test", light="stored", sharp_input=True).videos
     np.testing.assert_array_equal(still.blurred(1), video.sharp(1))
     np.testing.assert_array_equal(still.sharp(1), video.sharp(1))
-
-
-def test_pools_know_their_motion():
-    frames = np.zeros((2, 3, 4, 4, 3), np.uint8)
-    pool = ScenePool(frames, frames, np.array([1.0, 2.0], np.float32), (("a",), ("b",)))
-    assert [video.motion for video in pool_dataset(pool).videos] == [1.0, 2.0]
 
 
 def opened(root: Path) -> FrameFiles:

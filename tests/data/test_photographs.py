@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxdeblur.data.photographs import SPLITS, cut_textures, find_photographs
+from jaxdeblur.data.photographs import SPLITS, find_photographs
+from jaxdeblur.data.textures import cut_textures
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.image_file import read_image, write_png
 

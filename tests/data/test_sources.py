@@ -14,13 +14,20 @@ import pytest
 from flax import nnx
 
 from jaxdeblur import devices, models
-from jaxdeblur.data import device_batches, sources
+from jaxdeblur.data import rendered
 from jaxdeblur.data.batches import Source
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.device_batches import batches_on_device
-from jaxdeblur.data.scene_pool import ScenePool, rendered_videos
+from jaxdeblur.data.rendered import RenderedScenes
 from jaxdeblur.data.scenes import SCENES
-from jaxdeblur.data.sources import DataConfig, training_sources, validation_videos
+from jaxdeblur.data.sources import (
+    DataConfig,
+    read_data_config,
+    training_sources,
+    validation_videos,
+)
+from jaxdeblur.data.test_scenes import SCENES as FIXED_SCENES
+from jaxdeblur.data.test_scenes import rendered_videos
 from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.models.parameters import split
@@ -53,7 +60,7 @@ def test_a_video_that_trains_is_refused_for_validation(folder: Path) -> None:
     apart = dataclasses.replace(config, exclude=("TEST03",), validate_only=("TEST03",))
     (video,) = validation_videos(apart)
     assert video.name == "TEST03"
-    ((_, _), (trained, _)) = training_sources(dataclasses.replace(apart, pool=1), 0)
+    ((_, _), (trained, _)) = training_sources(apart)
     assert [v.name for v in trained.videos] == ["TEST01"]  # type: ignore[union-attr]
 
 
@@ -63,7 +70,7 @@ def test_an_option_chooses_among_the_videos_of_all_folders(folder: Path) -> None
     shutil.copytree(folder / "fast/TEST03", folder / "slow/other")
 
     def trained(**options: Any) -> list[list[str]]:
-        sources = training_sources(DataConfig(**options), 0)
+        sources = training_sources(DataConfig(**options))
         return [[video.name for video in dataset.videos] for dataset, _ in sources]  # type: ignore[union-attr]
 
     everything = (fast, slow, pairs)
@@ -91,7 +98,7 @@ def test_videos_shorter_than_the_usual_exposure_can_train(folder: Path) -> None:
     with pytest.raises(UserError, match="an exposure takes 11 frames: TEST01 has 9"):
         open_dataset(fast, "test")
     config = DataConfig(data=(fast,), taus=(3,), least_blur=0.0)
-    sources = training_sources(config, 0)
+    sources = training_sources(config)
     options = config.clip_options(2, 16)
     assert {Source(data, options).videos[0].name for data, _ in sources} == {"TEST01"}
 
@@ -105,21 +112,17 @@ def test_photographs_of_one_s_own_reach_the_renderers(monkeypatch: pytest.Monkey
     class Asked(Exception):
         pass
 
-    def render_pool(*_: Any, photos: str | None, **__: Any) -> None:
-        raise Asked(photos)
-
     def find_photographs(split: str, photos: str | None) -> None:
         raise Asked(photos)
 
-    monkeypatch.setattr(sources, "render_pool", render_pool)
-    monkeypatch.setattr(device_batches, "find_photographs", find_photographs)
+    monkeypatch.setattr(rendered, "find_photographs", find_photographs)
     config = DataConfig(photos="/nowhere/pictures")
     with pytest.raises(Asked, match="/nowhere/pictures"):
-        training_sources(config, 0)
+        training_sources(config)
     mesh = jax.make_mesh((1, 1), ("data", "rows"), devices=jax.devices()[:1])
-    clips: Any = {"frames": 2, "crop": 16, "batch_size": 1, "seed": 0, "start_step": 0}
+    clips: Any = {"batch_size": 1, "seed": 0, "start_step": 0, "motion_limit": None}
     with pytest.raises(Asked, match="/nowhere/pictures"):
-        batches_on_device(config, devices.clips_over(mesh), **clips, motion_limit=None)
+        batches_on_device(config, config.clip_options(2, 16), devices.clips_over(mesh), **clips)
 
 
 def test_validation_on_sharp_video_counts_what_is_identical_as_100_db(folder: Path) -> None:
@@ -142,13 +145,13 @@ def test_another_name_for_the_folder_hides_nothing(folder: Path) -> None:
 
 def test_rendered_scenes_that_validate_are_of_the_photographs_held_out_for_it() -> None:
     videos = validation_videos(DataConfig(validate_on="rendered:tiny"))
-    expected = rendered_videos("validation", config=SCENES["tiny"])
+    expected = rendered_videos("validation", config=FIXED_SCENES["tiny"])
     assert len(videos) == len(expected) == 6
     np.testing.assert_array_equal(videos[0].sharp(0), expected[0].sharp(0))
 
 
 @pytest.mark.parametrize(
-    "data", [{"data": ("rendered:footage", "rendered")}, {"scenes": "footage"}]
+    "data", [{"data": ("rendered:handheld", "rendered")}, {"scenes": "handheld"}]
 )
 def test_the_curriculum_ends_at_the_fastest_scenes_that_train(data: dict[str, Any]) -> None:
     limit = DataConfig(**data, curriculum=0.5, curriculum_start=4.0).motion_limit(100)
@@ -156,13 +159,14 @@ def test_the_curriculum_ends_at_the_fastest_scenes_that_train(data: dict[str, An
     assert [limit(step) for step in (0, 25, 50)] == [4.0, 22.0, float("inf")]
 
 
-def test_every_preset_trains_on_any_data_set() -> None:
+def test_every_preset_trains_on_any_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """``train.py --model=... --data=/data/GOPRO_Large`` as the README has it."""
     for preset in PRESETS.values():
         paired = dataclasses.replace(preset.data, data=("/data/GOPRO_Large",))
         assert not paired.on_device
+    assert not PRESETS["strcnn_dtb"].data.on_device  # a CPU has nothing to gain
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert PRESETS["strcnn_dtb"].data.on_device
-    assert not PRESETS["strcnn_dtb_small"].data.on_device
 
 
 def test_a_variant_is_for_the_data_sets_that_have_several(folder: Path) -> None:
@@ -170,34 +174,38 @@ def test_a_variant_is_for_the_data_sets_that_have_several(folder: Path) -> None:
         shutil.copytree(folder / "pairs" / "sharp" / "walk", folder / "gopro" / "test1" / place)
     gopro, pairs = f"gopro:{folder / 'gopro'}", f"pairs:{folder / 'pairs'}"
     config = DataConfig(data=(gopro, pairs), mix=(3.0, 1.0), variant="blur_gamma")
-    (first, three), (second, one) = training_sources(config, 0)
+    (first, three), (second, one) = training_sources(config)
     assert (three, one) == (3, 1)
     assert (first.variant, second.name) == ("blur_gamma", "pairs")  # type: ignore[union-attr]
     with pytest.raises(UserError, match="the layout pairs has no variants"):
-        training_sources(dataclasses.replace(config, data=(pairs,), mix=()), 0)
+        training_sources(dataclasses.replace(config, data=(pairs,), mix=()))
 
 
 def test_several_kinds_of_scenes_train_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAXDEBLUR_CACHE", str(tmp_path))
+    monkeypatch.setattr(rendered, "_LEAST_TEXTURES", 2)
     monkeypatch.setitem(SCENES, "small", dataclasses.replace(SCENES["tiny"], size=(48, 32)))
-    config = DataConfig(data=("rendered:tiny", "rendered:small"), mix=(3.0, 1.0), pool=2)
-    (tiny, three), (small, one) = training_sources(config, seed=0)
-    assert isinstance(tiny, ScenePool)
-    assert isinstance(small, ScenePool)
-    assert tiny.sharp.shape == (2, 3, 32, 48, 3)
-    assert small.sharp.shape == (2, 3, 48, 32, 3)
+    config = DataConfig(data=("rendered:tiny", "rendered:small"), mix=(3.0, 1.0))
+    (tiny, three), (small, one) = training_sources(config, crop=40)
+    assert isinstance(tiny, RenderedScenes)
+    assert isinstance(small, RenderedScenes)
+    assert (tiny.config.size, small.config.size) == ((40, 48), (48, 40))
     assert (three, one) == (3, 1)
-    # The same kind twice is of other scenes, as long and as large as the clips.
-    twice = DataConfig(data=("rendered:tiny", "rendered:tiny"), pool=2)
-    (first, _), (second, _) = training_sources(twice, seed=0, frames=5, crop=40)
-    assert isinstance(first, ScenePool)
-    assert isinstance(second, ScenePool)
-    assert first.sharp.shape == second.sharp.shape == (2, 5, 40, 48, 3)
-    assert np.mean(first.sharp[0] != second.sharp[0]) > 0.5
-    with pytest.raises(UserError, match="rendered:no_such"):
-        training_sources(DataConfig(data=("rendered:no_such",)), seed=0)
+    with pytest.raises(UserError, match="rendered:footage: scenes to train on are narrow, small"):
+        training_sources(DataConfig(data=("rendered:footage",)))
+
+
+def test_what_runs_of_earlier_versions_say_can_be_read() -> None:
+    fields = {name: value for name, value in vars(DataConfig()).items() if name != "single"}
+    earlier = {**fields, "pool": 400, "render": "pool", "scenes": "medium"}
+    earlier |= {"data": ["rendered:footage", "rendered", "rendered:wide", "pairs:/data"]}
+    read = read_data_config(earlier, "here")
+    assert (read.render, read.scenes) == ("host", "small")
+    assert read.data == ("rendered:handheld", "rendered", "rendered:wide", "pairs:/data")
+    with pytest.raises(UserError, match="here: unknown fields puddle"):
+        read_data_config({"puddle": 1}, "here")
 
 
 def test_every_option_of_a_clip_reaches_the_pipeline() -> None:
@@ -208,9 +216,11 @@ def test_every_option_of_a_clip_reaches_the_pipeline() -> None:
         least_blur=1.5,
         keep_still=0.4,
         sharp_input=0.2,
+        single=0.3,
+        ends=0.5,
     )
-    options = config.clip_options(5, 64)
-    assert (options.frames, options.crop) == (5, 64)
+    options = config.clip_options(5, 64, (2, 1))
+    assert (options.frames, options.before, options.after, options.crop) == (5, 2, 1, 64)
     both = {f.name for f in dataclasses.fields(options)} & {
         f.name for f in dataclasses.fields(config)
     }

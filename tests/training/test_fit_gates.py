@@ -99,7 +99,7 @@ def test_the_command_writes_a_network_whose_levels_are_as_they_were(
     model = models.build(ONE_SCALE, seed=3)
     export_weights(LoadedModel(model, "test", ONE_SCALE, 7, "test", {}), start)
     command = ["fit_gates", str(start), str(file), "--scales", "2", "1", "--data", "rendered:tiny"]
-    command += ["--pool=2", "--clips=4", "--frames=3", "--crop=32", "--steps=5", "--keep-still=1"]
+    command += ["--clips=4", "--frames=3", "--crop=32", "--steps=5", "--keep-still=1"]
     monkeypatch.setattr(sys, "argv", command)
     fit_gates.main()
     assert not file.with_suffix(".clips").exists()  # the drawn clips, once they are fitted to
@@ -127,7 +127,7 @@ def test_drawing_goes_on_where_it_was_stopped(
     clips = 3 * max(2, jax.device_count())
 
     def fit(*options: str) -> None:
-        command = ["fit_gates", str(start), str(file), "--scales", "2", "1", "--pool=2"]
+        command = ["fit_gates", str(start), str(file), "--scales", "2", "1"]
         command += ["--data", "rendered:tiny", f"--clips={clips}", "--frames=3", "--crop=32"]
         command += ["--steps=2", "--keep-still=1", f"--clips-in={folder}", *options]
         monkeypatch.setattr(sys, "argv", command)
@@ -155,7 +155,7 @@ def test_drawing_goes_on_where_it_was_stopped(
     assert "3/3 steps" in shown
     assert "1/3 steps" not in shown
     # What is there is as if it had been drawn at once.
-    data = DataConfig(data=("rendered:tiny",), pool=2, keep_still=1.0)
+    data = DataConfig(data=("rendered:tiny",), keep_still=1.0)
     config = FitConfig(clips=clips, frames=3, crop=32)
     whole = fit_gates.draw_samples(load_model(file).model, data, config, tmp_path / "whole")
     parts = [safetensors.numpy.load_file(path) for path in sorted(folder.glob("0*.safetensors"))]

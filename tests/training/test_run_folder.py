@@ -40,7 +40,7 @@ def test_runs_of_earlier_versions_are_read(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_named_with_its_file(tmp_path: Path) -> None:
     RUN.write(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
-    values["data"]["pool"] = "many"
+    values["data"]["workers"] = "many"
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=r"config\.json: data: pool is 'many'"):
+    with pytest.raises(UserError, match=r"config\.json: data: workers is 'many'"):
         Run.read(tmp_path)

@@ -784,7 +784,7 @@ def test_as_many_checkpoints_are_kept_as_was_asked_for(tmp_path: Path) -> None:
     assert checkpoints.steps() == [3]
 
 
-@pytest.mark.parametrize("render", ["pool", "device"])
+@pytest.mark.parametrize("render", ["host", "device"])
 def test_a_run_tells_whoever_makes_its_batches_all_that_they_depend_on(
     render: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -802,7 +802,7 @@ def test_a_run_tells_whoever_makes_its_batches_all_that_they_depend_on(
     monkeypatch.setattr(sources, "training_sources", lambda *_, **__: [])
     data = DataConfig(render=render, curriculum=0.5, curriculum_start=4.0)  # type: ignore[arg-type]
     run = Run("test", NETWORK, dataclasses.replace(CONFIG, steps=100, seed=5), data)
-    with _batches(run, mesh_of(8), 7):
+    with _batches(run, (2, 1), mesh_of(8), 7):
         assert (told["seed"], told["start_step"], told["batch_size"]) == (5, 7, 8)
         assert [told["motion_limit"](step) for step in (0, 25, 50)] == [4, 5, float("inf")]
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxdeblur.data.scene_pool import rendered_videos
-from jaxdeblur.data.scenes import SCENES
+from jaxdeblur.data.test_scenes import SCENES, rendered_videos
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.restoration.stream import Stream, restore_frames
 from jaxdeblur.weights import shipped

@@ -1,4 +1,4 @@
-"""The renderer: eq. 1 holds, scenes follow their seed and limits, and the cache heals itself."""
+"""The scenes that results are reported on: eq. 1 holds, no pixel changes, the cache heals."""
 
 from __future__ import annotations
 
@@ -11,19 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.data import moments as moments_module
-from jaxdeblur.data import scene_pool
-from jaxdeblur.data.moments import (
-    _look_up,
-    compress,
-    pack_texels,
-    render_batch,
-    render_moment,
-    render_scene,
-)
+from jaxdeblur.data.drawing import compress, look_up, pack_texels
 from jaxdeblur.data.photographs import SPLITS
-from jaxdeblur.data.scene_pool import render_pool, rendered_videos
-from jaxdeblur.data.scenes import (
+from jaxdeblur.data.test_scenes import moments as moments_module
+from jaxdeblur.data.test_scenes import rendered_videos
+from jaxdeblur.data.test_scenes import videos as scene_pool
+from jaxdeblur.data.test_scenes.moments import render_batch, render_moment, render_scene
+from jaxdeblur.data.test_scenes.scenes import (
     _OBJECT_RADIUS,
     _OBJECT_SWING,
     _PERSPECTIVE_LIMIT,
@@ -33,6 +27,7 @@ from jaxdeblur.data.scenes import (
     position,
     sample_scene,
 )
+from jaxdeblur.data.test_scenes.videos import render_pool
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import cache_folder
 from jaxdeblur.video.image_file import write_png
@@ -532,7 +527,7 @@ def test_between_texels_the_picture_is_linear():
     ramp = np.stack([10 * y, 20 * x, 0 * x], axis=-1).astype(np.uint8)
     packed = pack_texels(jnp.asarray(ramp)[None])[0]
     rows, columns = jnp.array([[1.25], [5.5], [-2.0]]), jnp.array([0.75, 6.0])
-    found = np.asarray(_look_up(packed, rows, columns)) * 255
+    found = np.asarray(look_up(packed, rows, columns)) * 255
     expected = np.array([[12.5], [55.0], [20.0]]), np.array([15.0, 120.0])
     for channel, values in zip(found, expected, strict=False):
         np.testing.assert_allclose(channel, np.broadcast_to(values, (3, 2)), atol=1e-3)

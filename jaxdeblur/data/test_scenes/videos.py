@@ -22,9 +22,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, PRNGKeyArray, UInt8
 
-from jaxdeblur.data.moments import RENDERER_VERSION, render_scene
-from jaxdeblur.data.photographs import Split, Textures, cut_textures, find_photographs
-from jaxdeblur.data.scenes import SCENES, Scene, SceneConfig, sample_scene, texture_size
+from jaxdeblur.data.photographs import Split, find_photographs
+from jaxdeblur.data.test_scenes.moments import RENDERER_VERSION, render_scene
+from jaxdeblur.data.test_scenes.scenes import SCENES, Scene, SceneConfig, sample_scene, texture_size
+from jaxdeblur.data.textures import Textures, cut_textures
 from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.files import cache_folder, made_once, replace_folder_when_whole, write_json
 from jaxdeblur.shapes import Frame8

@@ -1,0 +1,377 @@
+"""Renders scenes by point spread functions: where things go within an exposure, and an FFT.
+
+What moves alike is blurred by one kernel: the way it goes while the shutter is open, splatted into
+an image of one pixel's width. The background turns, zooms and lies aslant, so its motion differs
+over the frame: it is blurred by the kernels of the crop's four corners, and mixed between them. An
+object is blurred as its colour times its outline, and its outline alone, which then says how much
+of what is behind is seen. The sharp frame is the moment in the middle of the exposure, as in eq. 1
+of the paper (ICCV 2017), whose average this is the limit of.
+
+All of it is pure JAX. On a device a clip is one program (:func:`render_clip`); on the host it is
+put together of several (:class:`HostRenderer`), so that it takes no more than the scene needs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.fft
+from jax import Array
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt8, UInt32
+
+from jaxdeblur.data.drawing import View, compress, coverage, look_up, pack_texels, power, swinging
+from jaxdeblur.data.scenes import Scene, SceneConfig, position, sample_scene
+from jaxdeblur.shapes import Video8
+
+_ALIKE = 0.15  # Where kernels of the corners differ by fewer pixels, one does for all.
+_REACHES = (1.0, 0.5, 0.25)  # Of SceneConfig.reach: the margins that a host's programs are for.
+_LEAST_REACH = 8
+_READ_NOISE = (0.5, 0.05)  # Of the variance at mid-grey: of stored values, and of light.
+
+ClipPair = tuple[UInt8[Array, "T H W 3"], UInt8[Array, "T H W 3"]]
+"""The blurred and the sharp frames of one clip."""
+
+Light = Float[Array, "T 3 H W"]
+"""A clip as what is averaged: light or stored values, colours first; white may exceed 1."""
+
+
+class Motion(NamedTuple):
+    """Where everything goes during each exposure, in pixels from where it is in its middle."""
+
+    times: Float[Array, " T"]
+    background: Float[Array, "T 4 moments 2"]
+    """Which other pixel the crop's corners show."""
+    objects: Float[Array, "T n moments 2"]
+    """Where the objects' middles move to."""
+    seen: Bool[Array, " n"]
+    """Which objects are there and come near the crop."""
+
+
+def _view(scene: Scene, time: Float[Array, ""], size: tuple[int, int]) -> View:
+    angle = scene.tilt + swinging(scene.turning, time)
+    scale = jnp.exp(swinging(scene.zooming, time))
+    c, s = scale * jnp.cos(angle), scale * jnp.sin(angle)
+    return View(
+        matrix=jnp.array([[c, -s], [s, c]]),
+        slope=scene.slope,
+        camera=position(scene.camera, time),
+        centre=(jnp.array(size, jnp.float32) - 1) / 2,
+    )
+
+
+def motion_of(scene: Scene, config: SceneConfig, frames: int, crop: int) -> Motion:
+    """The ways of a scene's layers, at moments less than a pixel apart."""
+    times = jnp.arange(frames) - (frames - 1) / 2
+    shares = jnp.linspace(-0.5, 0.5, 2 * config.reach + 1)
+    n = config.objects
+    corners = scene.corner + (crop - 1) * jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+
+    def middle(index: Array, view: View, time: Array) -> Array:
+        things = scene.objects
+        own = position(things.path[index], time)
+        return view.pixel(things.start[index] + own - things.follows[index] * view.camera)
+
+    def frame(time: Array) -> tuple[Array, Array, Array]:
+        now = _view(scene, time, config.size)
+
+        def moment(share: Array) -> tuple[Array, Array]:
+            at = time + share * scene.exposure
+            view = _view(scene, at, config.size)
+            y, x = view.plane(corners[:, 0], corners[:, 1])
+            shown = jnp.stack([y, x], axis=-1) + view.camera - now.camera
+            places = jnp.zeros((n, 2))
+            if n:
+                places = jax.vmap(lambda i: middle(i, view, at))(jnp.arange(n))
+            return jax.vmap(now.pixel)(shown) - corners, places
+
+        background, places = jax.vmap(moment, out_axes=1)(shares)
+        here = places[:, shares.shape[0] // 2]
+        return background, places - here[:, None], here
+
+    background, objects, here = jax.vmap(frame)(times)
+    radius = 1.6 * scene.objects.outline.radius[:, None] + config.reach
+    near = (here > scene.corner - radius) & (here < scene.corner + crop + radius)
+    seen = jnp.any(jnp.all(near, axis=-1), axis=0) & (jnp.arange(n) < scene.objects.number)
+    return Motion(times, background, objects, seen)
+
+
+def splat(ways: Float[Array, "*leading moments 2"], side: int) -> Float[Array, "*leading P P"]:
+    """Kernels of a way: each of its moments laid on the four pixels around it; cyclic, sum 1."""
+    whole = jnp.floor(ways).astype(jnp.int32)
+    part = ways - whole
+    share = 1.0 / ways.shape[-2]
+
+    def one(whole: Array, part: Array) -> Array:
+        kernel = jnp.zeros((side, side), jnp.float32)
+        for down in (0, 1):
+            for right in (0, 1):
+                y = part[:, 0] if down else 1 - part[:, 0]
+                x = part[:, 1] if right else 1 - part[:, 1]
+                place = (whole[:, 0] + down) % side, (whole[:, 1] + right) % side
+                kernel = kernel.at[place].add(share * y * x)
+        return kernel
+
+    leading = ways.shape[:-2]
+    flat = jax.vmap(one)(*(v.reshape(-1, *v.shape[-2:]) for v in (whole, part)))
+    return flat.reshape(*leading, side, side)
+
+
+def _within(ways: Array, reach: int) -> Array:
+    """Ways that go too far for the margin, drawn in (hardly ever, see SceneConfig.reach)."""
+    furthest = jnp.max(jnp.abs(ways), axis=-1, keepdims=True)
+    return ways * jnp.minimum(1.0, (reach - 1) / jnp.maximum(furthest, 1e-6))
+
+
+def _side(crop: int, reach: int) -> int:
+    """The side of the canvas: the crop with a margin, so large that its FFT is fast."""
+    return int(scipy.fft.next_fast_len(crop + 2 * reach, real=True))
+
+
+def _blur(
+    images: Float[Array, "C P P"], ways: Float[Array, "K moments 2"]
+) -> Float[Array, "K C P P"]:
+    side = images.shape[-1]
+    spectra = jnp.fft.rfft2(images) * jnp.fft.rfft2(splat(ways, side))[:, None]
+    return jnp.fft.irfft2(spectra, s=(side, side))
+
+
+def _plane(
+    scene: Scene, view: View, side: int, reach: int
+) -> tuple[Float[Array, "P P"], Float[Array, "P P"]]:
+    rows = scene.corner[0] - reach + jnp.arange(side, dtype=jnp.float32)
+    columns = scene.corner[1] - reach + jnp.arange(side, dtype=jnp.float32)
+    return view.plane(rows[:, None], columns)
+
+
+def _texture(
+    scene: Scene, packed: UInt32[Array, " texels"], layer: int | Array, y: Array, x: Array
+) -> Float[Array, "3 P P"]:
+    """What a layer shows at places of its plane, as what is averaged."""
+    texels, origin = scene.texels[layer], scene.origin[layer] * packed.shape[0] ** 0.5
+    image = look_up(packed, texels * y + origin[0], texels * x + origin[1])
+    light = jax.lax.cond(scene.gamma > 1, lambda v: power(v, scene.gamma), lambda v: v, image)
+    light = light + scene.highlights * 10 * jnp.maximum(light - 0.9, 0)
+    for axis in (-1, -2):  # the lens
+        beside = jnp.roll(light, 1, axis) + jnp.roll(light, -1, axis)
+        light = light + scene.softness / 3 * (beside - 2 * light)
+    return light
+
+
+def render_background(
+    scene: Scene,
+    texture: UInt8[Array, "S S 3"],
+    motion: Motion,
+    size: tuple[int, int],
+    crop: int,
+    reach: int,
+    corners: int = 4,
+) -> tuple[Light, Light]:
+    """(blurred, sharp) of the background, by the kernels of all four corners or their mean."""
+    (packed,) = pack_texels(texture[None])
+    side = _side(crop, reach)
+    inside = slice(reach, reach + crop)
+    across = jnp.linspace(0.0, 1.0, crop)
+    down, right = across[:, None], across[None, :]
+    weights = jnp.stack(
+        [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right]
+    )
+    ways = motion.background if corners == 4 else motion.background.mean(axis=1, keepdims=True)
+
+    def frame(moment: tuple[Array, Array]) -> tuple[Array, Array]:
+        time, way = moment
+        view = _view(scene, time, size)
+        y, x = _plane(scene, view, side, reach)
+        sharp = _texture(scene, packed, 0, y + view.camera[0], x + view.camera[1])
+        # What is seen at a pixel is what was that far from it: a kernel at the way's reverse.
+        blurred = _blur(sharp, -_within(way, reach))[..., inside, inside]
+        blurred = jnp.einsum("kchw,khw->chw", blurred, weights) if corners == 4 else blurred[0]
+        return blurred, sharp[:, inside, inside]
+
+    return _map(frame, (motion.times, ways))
+
+
+def render_object(
+    scene: Scene,
+    index: Int[Array, ""],
+    texture: UInt8[Array, "S S 3"],
+    motion: Motion,
+    clip: tuple[Light, Light],
+    size: tuple[int, int],
+    crop: int,
+    reach: int,
+) -> tuple[Light, Light]:
+    """(blurred, sharp) with an object before them."""
+    (packed,) = pack_texels(texture[None])
+    side = _side(crop, reach)
+    inside = slice(reach, reach + crop)
+    things = scene.objects
+    outline = jax.tree.map(lambda a: a[index], things.outline)
+
+    def frame(moment: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        time, way, blurred, sharp = moment
+        view = _view(scene, time, size)
+        own = position(things.path[index], time)
+        middle = things.start[index] + own - things.follows[index] * view.camera
+        y, x = _plane(scene, view, side, reach)
+        y, x = y - middle[0], x - middle[1]
+        c, s = jnp.cos(things.angle[index]), jnp.sin(things.angle[index])
+        y, x = c * y - s * x, s * y + c * x
+        cover = coverage(outline, y, x)[None] * motion.seen[index]
+        front = cover * _texture(scene, packed, index + 1, y, x)
+        moved = _blur(jnp.concatenate([front, cover]), _within(way[None], reach))[0]
+        moved, front, cover = (v[:, inside, inside] for v in (moved, front, cover))
+        return moved[:3] + (1 - moved[3:]) * blurred, front + (1 - cover) * sharp
+
+    return _map(frame, (motion.times, motion.objects[:, index], *clip))
+
+
+def _map(function: Callable[..., Any], values: Any) -> Any:
+    """Frames in turn on a CPU, where each stays in its cache; all at once on an accelerator."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(function, values)
+    return jax.vmap(function)(values)
+
+
+def finish(
+    key: PRNGKeyArray, scene: Scene, blurred: Light, sharp: Light, config: SceneConfig
+) -> ClipPair:
+    """What the sensor and the file make of it: noise, clipping, bytes, mild compression."""
+    gamma = scene.gamma
+    if config.noise[1] > 0:
+        # Half of the variance or less is the reading's, the rest the photons': as much as they.
+        read = jnp.where(gamma > 1, _READ_NOISE[1], _READ_NOISE[0])
+        light = jnp.maximum(blurred, 0) / 0.5**gamma
+        spread = scene.noise * jnp.sqrt(read + (1 - read) * light)
+        blurred = blurred + spread * jax.random.normal(key, blurred.shape)
+
+    def stored(light: Light) -> Float[Array, "T H W 3"]:
+        light = jnp.clip(jnp.moveaxis(light, 1, -1), 0, 1)
+        return jax.lax.cond(gamma > 1, lambda v: power(v, 1 / gamma), lambda v: v, light)
+
+    frames = stored(blurred)
+    if config.compression > 0:
+        frames = jax.lax.cond(
+            scene.compression > 0, lambda v: compress(v, scene.compression), lambda v: v, frames
+        )
+    return _bytes(frames), _bytes(stored(sharp))
+
+
+def _bytes(frames: Float[Array, "T H W 3"]) -> UInt8[Array, "T H W 3"]:
+    return jnp.round(jnp.clip(frames, 0, 1) * 255).astype(jnp.uint8)
+
+
+def render_scene(
+    key: PRNGKeyArray,
+    scene: Scene,
+    textures: UInt8[Array, "n S S 3"],
+    config: SceneConfig,
+    frames: int,
+    crop: int,
+) -> ClipPair:
+    """Renders a drawn scene; ``key`` is for its noise."""
+    motion = motion_of(scene, config, frames, crop)
+    reach = config.reach
+    shown = scene.textures
+    clip = render_background(scene, textures[shown[0]], motion, config.size, crop, reach)
+    for i in range(config.objects):
+        texture = textures[shown[i + 1]]
+        clip = render_object(scene, jnp.int32(i), texture, motion, clip, config.size, crop, reach)
+    return finish(key, scene, *clip, config)
+
+
+def render_clip(
+    key: PRNGKeyArray,
+    textures: UInt8[Array, "n S S 3"],
+    config: SceneConfig,
+    frames: int,
+    crop: int,
+    motion_limit: Float[Array, ""] | float | None = None,
+) -> ClipPair:
+    """Draws and renders a scene: (blurred, sharp), for use inside a jitted program.
+
+    The same key, textures and configuration give the same clip. ``textures`` are squares as
+    :func:`~jaxdeblur.data.textures.cut_textures` makes them.
+    """
+    scene_key, noise_key = jax.random.split(key)
+    count, side = textures.shape[:2]
+    scene = sample_scene(scene_key, (count, side), config, frames, crop, motion_limit)
+    return render_scene(noise_key, scene, textures, config, frames, crop)
+
+
+class HostRenderer:
+    """Renders on the CPU with no more work than each scene needs: what no object or turn asks for
+    is left out, and margins are as wide as its motion.
+
+    Args:
+      textures: squares as :func:`~jaxdeblur.data.textures.cut_textures` makes them.
+      config: of the scenes; their frames hold the crop (``SceneConfig.at_least``).
+      frames, crop: of a clip.
+    """
+
+    def __init__(
+        self, textures: UInt8[np.ndarray, "n S S 3"], config: SceneConfig, frames: int, crop: int
+    ) -> None:
+        self.textures, self.config = textures, config
+        self.frames, self.crop = frames, crop
+        self._device = jax.local_devices(backend="cpu")[0]
+
+    def clip(self, seed: int, motion_limit: float = float("inf")) -> tuple[Video8, Video8]:
+        """(blurred, sharp) of the scene that a seed draws."""
+        with jax.default_device(self._device):
+            key, scene, motion = self.draw(seed, motion_limit)
+            return self.render(key, scene, motion)
+
+    def draw(
+        self, seed: int, motion_limit: float = float("inf")
+    ) -> tuple[PRNGKeyArray, Scene, Motion]:
+        """The scene that a seed draws, where its layers go, and the key of its noise."""
+        textures = self.textures.shape[:2]
+        limit = np.float32(motion_limit)
+        return _draw(np.uint32(seed), limit, textures, self.config, self.frames, self.crop)
+
+    def render(self, key: PRNGKeyArray, scene: Scene, motion: Motion) -> tuple[Video8, Video8]:
+        """Renders a drawn scene; ``key`` is for its noise."""
+        shown, seen, ways = jax.device_get((scene.textures, motion.seen, motion.background))
+        uneven = np.abs(ways - ways.mean(axis=1, keepdims=True)).max()
+        corners = 4 if uneven > _ALIKE else 1
+        fixed = {"size": self.config.size, "crop": self.crop, "reach": self.reach_of(motion)}
+        clip = _background(scene, self.textures[shown[0]], motion, corners=corners, **fixed)
+        for i in np.flatnonzero(seen):
+            texture = self.textures[shown[i + 1]]
+            clip = _object(scene, np.int32(i), texture, motion, clip, **fixed)
+        blurred, sharp = _finish(key, scene, *clip, config=self.config)
+        return np.asarray(blurred), np.asarray(sharp)
+
+    def reach_of(self, motion: Motion) -> int:
+        """The least margin of a few that holds the motion: every other is another program."""
+        seen = np.asarray(motion.seen)
+        others = np.abs(np.asarray(motion.objects)[:, seen]).max(initial=0)
+        furthest = max(float(np.abs(motion.background).max()), float(others))
+        most = self.config.reach
+        margins = [max(_LEAST_REACH, int(share * most)) for share in _REACHES[1:]]
+        return min([most, *(m for m in margins if m - 1 >= furthest and m < 0.75 * most)])
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _draw(
+    seed: UInt32[Array, ""],
+    limit: Float[Array, ""],
+    textures: tuple[int, int],
+    config: SceneConfig,
+    frames: int,
+    crop: int,
+) -> tuple[PRNGKeyArray, Scene, Motion]:
+    """A scene, where its layers go, and the key of its noise."""
+    scene_key, noise_key = jax.random.split(jax.random.key(seed))
+    scene = sample_scene(scene_key, textures, config, frames, crop, limit)
+    return noise_key, scene, motion_of(scene, config, frames, crop)
+
+
+_background = jax.jit(render_background, static_argnames=("size", "crop", "reach", "corners"))
+_object = jax.jit(render_object, static_argnames=("size", "crop", "reach"))
+_finish = jax.jit(finish, static_argnames=("config",))

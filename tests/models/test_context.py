@@ -1,0 +1,70 @@
+"""Clips to train on bring the frames around them: what is restored inside sees whole windows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdeblur import models
+from jaxdeblur.models.fsta_config import FSTA_SMALL
+from jaxdeblur.models.restorer import replicate_ends
+from jaxdeblur.models.strcnn import StrcnnConfig
+
+STRCNN = StrcnnConfig(m=2, width=4, blocks=1, head_width=0, residual=True)
+FSTA = dataclasses.replace(
+    FSTA_SMALL,
+    widths=(4,),
+    growths=(4,),
+    dense_layers=1,
+    encoder_blocks=(1,),
+    decoder_blocks=(1,),
+    attention_levels=(0,),
+    fusion="concat",
+)
+LIVE = dataclasses.replace(FSTA, window=4, causal=True)
+FINE = dataclasses.replace(STRCNN, m=1, scales=(2, 1))
+CHOICE = dataclasses.replace(FINE, choose_scale=True)
+
+
+def random_clip(frames: int) -> jax.Array:
+    return jax.random.uniform(jax.random.key(frames), (1, frames, 16, 16, 3))
+
+
+@pytest.mark.parametrize("network", [STRCNN, FSTA, LIVE])
+def test_with_repeated_ends_around_it_a_clip_is_restored_as_a_video(network: Any) -> None:
+    model = models.build(network)
+    before, after = model.context
+    assert before + after == (4 if network is not LIVE else 3)
+    clip = random_clip(3)
+    inside = model.restore_inside(replicate_ends(clip, before, after))
+    np.testing.assert_allclose(inside, model.restore_clip(clip), atol=1e-5)
+
+
+@pytest.mark.parametrize(("network", "time"), [(STRCNN, 2), (FSTA, 2), (LIVE, 3)])
+def test_what_is_inside_sees_the_frames_around_it(network: Any, time: int) -> None:
+    """The first frame inside changes with the first of its context, as in the middle of a video."""
+    model = models.build(network)
+    clip = random_clip(5 + (time == 3))
+    (first, *_) = model.restore_inside(clip)[0]
+    (other, *_) = model.restore_inside(clip.at[:, 0].set(0.0))[0]
+    assert float(jnp.abs(first - other).max()) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("network", "context"), [(FINE, (2, 2)), (CHOICE, (1, 1)), (LIVE, (3, 0)), (STRCNN, (2, 2))]
+)
+def test_the_loss_compares_what_is_inside_alone(network: Any, context: tuple[int, int]) -> None:
+    model = models.build(network)
+    assert model.context == context
+    clip = random_clip(2 + sum(context))
+    sharp = random_clip(2)
+    outputs = model.training_outputs(clip, sharp)
+    shapes = [(1, 2, 16 // scale, 16 // scale, 3) for scale in model.scales]
+    assert [level.shape for level in outputs.restored] == shapes
+    assert [target.shape for target in outputs.targets] == shapes
+    np.testing.assert_array_equal(outputs.targets[-1], sharp)
