@@ -36,7 +36,7 @@ _READ_NOISE = (0.5, 0.05)  # Of the variance at mid-grey: of stored values, and 
 ClipPair = tuple[UInt8[Array, "T H W 3"], UInt8[Array, "T H W 3"]]
 """The blurred and the sharp frames of one clip."""
 
-Light = Float[Array, "T 3 H W"]
+LightClip = Float[Array, "T 3 H W"]
 """A clip as what is averaged: light or stored values, colours first; white may exceed 1."""
 
 
@@ -170,7 +170,7 @@ def render_background(
     crop: int,
     reach: int,
     corners: int = 4,
-) -> tuple[Light, Light]:
+) -> tuple[LightClip, LightClip]:
     """(blurred, sharp) of the background, by the kernels of all four corners or their mean."""
     (packed,) = pack_texels(texture[None])
     side = _side(crop, reach)
@@ -200,11 +200,11 @@ def render_object(
     index: Int[Array, ""],
     texture: UInt8[Array, "S S 3"],
     motion: Motion,
-    clip: tuple[Light, Light],
+    clip: tuple[LightClip, LightClip],
     size: tuple[int, int],
     crop: int,
     reach: int,
-) -> tuple[Light, Light]:
+) -> tuple[LightClip, LightClip]:
     """(blurred, sharp) with an object before them."""
     (packed,) = pack_texels(texture[None])
     side = _side(crop, reach)
@@ -238,7 +238,7 @@ def _map(function: Callable[..., Any], values: Any) -> Any:
 
 
 def finish(
-    key: PRNGKeyArray, scene: Scene, blurred: Light, sharp: Light, config: SceneConfig
+    key: PRNGKeyArray, scene: Scene, blurred: LightClip, sharp: LightClip, config: SceneConfig
 ) -> ClipPair:
     """What the sensor and the file make of it: noise, clipping, bytes, mild compression."""
     gamma = scene.gamma
@@ -249,7 +249,7 @@ def finish(
         spread = scene.noise * jnp.sqrt(read + (1 - read) * light)
         blurred = blurred + spread * jax.random.normal(key, blurred.shape)
 
-    def stored(light: Light) -> Float[Array, "T H W 3"]:
+    def stored(light: LightClip) -> Float[Array, "T H W 3"]:
         light = jnp.clip(jnp.moveaxis(light, 1, -1), 0, 1)
         return jax.lax.cond(gamma > 1, lambda v: power(v, 1 / gamma), lambda v: v, light)
 

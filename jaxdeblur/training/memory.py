@@ -119,8 +119,11 @@ def _kept_by(
     clips: int,
 ) -> int:
     """Bytes that the forward pass of some clips leaves to the backward pass."""
-    shape = (clips, config.frames, config.crop, config.crop, 3)
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.uint8) for name in ("blurred", "sharp")}
+    frames = {"blurred": config.frames + sum(rebuild(parameters).context), "sharp": config.frames}
+    batch = {
+        name: jax.ShapeDtypeStruct((clips, length, config.crop, config.crop, 3), jnp.uint8)
+        for name, length in frames.items()
+    }
 
     def backward(parameters: Parameters, batch: Any) -> Any:
         def loss(parameters: Parameters) -> jax.Array:

@@ -134,12 +134,20 @@ class Dbn(VideoRestorer):
         return jnp.pad(images, [*ends, (0, below), (0, right), (0, 0)])
 
     def _restore_clip(self, clip: Clip) -> Clip:
+        return self._restore_inside(replicate_ends(clip, *self.context))
+
+    def _restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
         return self._restore(self._windows(clip), {}, train=False)
 
-    def training_outputs(self, clip: Clip, sharp: Clip) -> TrainingOutputs:
+    def training_outputs(
+        self, clip: Float[Array, "B length H W 3"], sharp: Clip
+    ) -> TrainingOutputs:
         """Normalises by the batch at hand, and moves the running statistics towards it."""
         moved: Parameters = {}
-        restored = self._restore(self._windows(self.pad(clip)), moved, train=True)
+        padded = self.pad(clip)
+        if clip.shape[1] == sharp.shape[1]:
+            padded = replicate_ends(padded, *self.context)
+        restored = self._restore(self._windows(padded), moved, train=True)
         height, width = clip.shape[-3:-1]
         return TrainingOutputs((restored[..., :height, :width, :],), (sharp,), moved)
 
@@ -164,11 +172,11 @@ class Dbn(VideoRestorer):
         restored = jax.lax.cond(state.seen >= self.config.m, restore, wait, frames)
         return StreamState(frames, jnp.minimum(state.seen + 1, self.config.m + 1)), restored
 
-    def _windows(self, clip: Clip) -> Float[Array, "B T H W C"]:
-        """The 2m+1 frames around each one side by side, the oldest first; ends are replicated."""
-        time, m = clip.shape[1], self.config.m
-        padded = replicate_ends(clip, m, m)
-        return jnp.concatenate([padded[:, i : i + time] for i in range(2 * m + 1)], axis=-1)
+    def _windows(self, clip: Float[Array, "B length H W 3"]) -> Float[Array, "B T H W C"]:
+        """The 2m+1 frames around each one inside, side by side, the oldest first."""
+        m = self.config.m
+        time = clip.shape[1] - 2 * m
+        return jnp.concatenate([clip[:, i : i + time] for i in range(2 * m + 1)], axis=-1)
 
     def _restore(
         self, stacked: Float[Array, "*leading H W C"], moved: Parameters, *, train: bool
