@@ -19,6 +19,7 @@ from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.peers.dbn import Dbn, DbnConfig
 from jaxdeblur.models.peers.edvr import Edvr, EdvrConfig
 from jaxdeblur.models.peers.srn import Srn, SrnConfig
+from jaxdeblur.models.peers.strcnn_simdeblur import SimDeblurStrcnn, SimDeblurStrcnnConfig
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
@@ -30,6 +31,7 @@ _MODELS: dict[type, Callable[..., VideoRestorer]] = {
     DbnConfig: Dbn,
     EdvrConfig: Edvr,
     SrnConfig: Srn,
+    SimDeblurStrcnnConfig: SimDeblurStrcnn,
 }
 
 DTYPES = ("float32", "bfloat16", "float16")
