@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "Deblurrer"]
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 """The version of the package, as installed and as written into configs and metrics."""
 
 
