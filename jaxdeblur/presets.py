@@ -225,14 +225,14 @@ PRESETS: dict[str, Preset] = {
         "polynomial.",
         network=SrnConfig(),
         training=_SRN,
-        data=_RENDERED_ON_GPU,
+        data=_WIDE,
     ),
     "srn_lstm": Preset(
         about="SRN with a ConvLSTM from size to size, each colour by itself (8.1 M parameters), "
         "for one GPU.",
         network=SrnConfig("lstm"),
         training=_SRN,
-        data=_RENDERED_ON_GPU,
+        data=_WIDE,
     ),
     "srn_small": Preset(
         about="SRN color at width 8 (432 k parameters) for two cores.",
@@ -269,14 +269,14 @@ PRESETS: dict[str, Preset] = {
         "no recipe for deblurring; this is theirs for super-resolution, without its restarts.",
         network=EDVR_M,
         training=_EDVR,
-        data=_RENDERED_ON_GPU,
+        data=_WIDE,
     ),
     "edvr_l": Preset(
         about="EDVR-L, 128 channels and 40 blocks (23.6 M parameters), for one GPU: start it from "
         "weights trained with --no-tsa.",
         network=EDVR_L,
         training=_EDVR,
-        data=_RENDERED_ON_GPU,
+        data=_WIDE,
     ),
     "edvr_small": Preset(
         about="EDVR with 16 channels and 5 blocks (240 k parameters) for two cores.",
