@@ -69,6 +69,11 @@ TABLE = (
     Row(SQUEEZES + EXPANDS + HEAVIEST, 4, 16384, Tile(pixels=16, warps=8, stages=1)),
 )
 
+MOSAIC = (
+    Row(SQUEEZES + EXPANDS + HEAVIEST, 2, 8192, Tile(pixels=64, warps=4, stages=3)),
+    Row(SQUEEZES + EXPANDS + HEAVIEST, 4, 4096, Tile(pixels=64, warps=4, stages=2)),
+)
+
 PROGRAMS = 1056
 """Programs to divide the pixels into: 8 for each of an H200's 132 multiprocessors, as many as
 fit at once with the smallest tiles. All end together; more would only add partial results."""
@@ -85,10 +90,25 @@ WIDEST = {2: 256, 4: 128}
 projected squeeze of 256 x 64 needs 168 kB of shared memory, where an A100 has 167."""
 
 
-def choose(kernel: str, maps: int, channels: int, dtype: DTypeLike) -> Tile:
+def divide(
+    frames: int, pixels: int, tile: Tile, pixel_bytes: int, program_bytes: int
+) -> int:
+    """Tiles of one program: so many that all frames together make PROGRAMS with enough work each.
+
+    `pixel_bytes` are read and written of each pixel, `program_bytes` by each program besides.
+    """
+    count = -(-pixels // tile.pixels)
+    shared = -(-count // max(1, PROGRAMS // frames))
+    enough = -(-LEAST_WORK * program_bytes // (pixel_bytes * tile.pixels))
+    return min(max(shared, enough), count)
+
+
+def choose(
+    kernel: str, maps: int, channels: int, dtype: DTypeLike, table: tuple[Row, ...] = TABLE
+) -> Tile:
     """Look up the tile of a kernel for padded sizes within `limit`."""
     width = jnp.dtype(dtype).itemsize
-    rows = [row for row in TABLE if kernel in row.kernels and row.bytes == width]
+    rows = [row for row in table if kernel in row.kernels and row.bytes == width]
     return min((r for r in rows if r.numbers >= maps * channels), key=lambda r: r.numbers).tile
 
 
@@ -101,4 +121,17 @@ def limit(maps: int, channels: int, dtype: DTypeLike) -> str | None:
     return (
         f"the kernels take up to {widest} maps, {widest} channels and {numbers} of their product "
         f"in {jnp.dtype(dtype).name}, padded to powers of two; these are {maps} and {channels}"
+    )
+
+
+def mosaic_limit(maps: int, channels: int, dtype: DTypeLike) -> str | None:
+    """Say which limit of the Mosaic kernels these sizes pass, or None."""
+    width = jnp.dtype(dtype).itemsize
+    numbers, widest = max(r.numbers for r in MOSAIC if r.bytes == width), WIDEST[width]
+    m, c = -(-maps // 16) * 16, -(-channels // 64) * 64
+    if max(m, c) <= widest and m * c <= numbers:
+        return None
+    return (
+        f"the Mosaic kernels take up to {widest} maps, {widest} channels and {numbers} of their "
+        f"product in {jnp.dtype(dtype).name}, padded to 16 and 64; these are {m} and {c}"
     )

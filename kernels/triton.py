@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.typing import DTypeLike
 
-from kernels.tiles import LEAST_WORK, PROGRAMS, Tile
+from kernels import tiles
 
 Ref: TypeAlias = Any
 """A kernel's view of one block of an array in the GPU's memory."""
@@ -33,17 +33,16 @@ class Layout:
 
     frames: int
     pixels: int
-    tile: Tile
+    tile: tiles.Tile
     pixel_bytes: int  # read and written of each pixel
     program_bytes: int  # read and written by each program besides
 
     @property
     def tiles_a_chunk(self) -> int:
-        """So many that all frames together make PROGRAMS programs with enough work for each."""
-        tiles = pl.cdiv(self.pixels, self.tile.pixels)
-        shared = pl.cdiv(tiles, max(1, PROGRAMS // self.frames))
-        enough = pl.cdiv(LEAST_WORK * self.program_bytes, self.pixel_bytes * self.tile.pixels)
-        return min(max(shared, enough), tiles)
+        """Tiles of one program."""
+        return tiles.divide(
+            self.frames, self.pixels, self.tile, self.pixel_bytes, self.program_bytes
+        )
 
     @property
     def chunk(self) -> int:
