@@ -98,6 +98,16 @@ class Plan:
         """Shared memory for the parts of an operand of products."""
         return [self.shared(rows, columns) for _ in range(self.parts)]
 
+    def over_maps(self) -> list[Any]:
+        """The same for a matrix [maps, channels] that products contract over its maps.
+
+        Its swizzle holds no more rows than it has maps, as they demand.
+        """
+        swizzle = self.fitting(self.maps, jnp.bfloat16)
+        transforms = (gpu.TilingTransform((8, swizzle // 2)), gpu.SwizzleTransform(swizzle))
+        shape = (self.maps, self.channels)
+        return [gpu.SMEM(shape, jnp.bfloat16, transforms=transforms) for _ in range(self.parts)]
+
     def cut_tile(self) -> list[Any]:
         """Shared memory for the parts of a tile of pixels; none where it is an operand itself."""
         return self.operand(self.tile.pixels, self.channels) if self.parts > 1 else []

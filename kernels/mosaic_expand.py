@@ -80,7 +80,7 @@ def softmax_forward(logits: Array, g: Array, *, interpret: bool) -> Array:
         [padded, *_combinations(plan, g)],
         [y],
         [
-            plan.operand(plan.maps, plan.channels),
+            plan.over_maps(),
             plan.shared(plan.tile.pixels, plan.channels, g.dtype),
             gpu.Barrier(),
         ],
@@ -121,7 +121,7 @@ def projected_forward(x: Array, weights: Array, bias: Array, g: Array, *, interp
         [y],
         [
             plan.operand(plan.maps, plan.channels),
-            plan.operand(plan.maps, plan.channels),
+            plan.over_maps(),
             plan.cut_tile(),
             plan.shared(plan.tile.pixels, plan.channels, g.dtype),
             gpu.Barrier(),
@@ -196,9 +196,9 @@ def projected_backward(
         block: Block, x_ref: Ref, dy_ref: Ref, bias_ref: Ref, *refs: Ref
     ) -> None:
         dx_ref, dweights_ref, dbias_ref, dg_ref = refs[2 * n : 2 * n + 4]
-        weights, g, x_parts, dy_parts, maps_parts, dx_buffer, *rest = refs[2 * n + 4 :]
-        barrier, dweights, dg = rest
-        plan.fetch(barrier, refs[:n], weights)
+        weights, weights_over_maps, g, x_parts, dy_parts, *rest = refs[2 * n + 4 :]
+        maps_parts, dx_buffer, barrier, dweights, dg = rest
+        plan.fetch(barrier, [*refs[:n], *refs[:n]], [*weights, *weights_over_maps])
         plan.fetch(barrier, [part.at[block.frame] for part in refs[n : 2 * n]], g)
         bias = load(bias_ref, COLUMNS)
 
@@ -212,7 +212,9 @@ def projected_backward(
             dlogits_cut = plan.cut(dlogits)
             plan.store_transposed(maps_parts, dlogits_cut)
             plan.accumulate(dweights, _transposed(x_operand), _transposed(maps_parts))
-            dx = plan.product((plan.tile.pixels, plan.channels), (dlogits_cut, weights))
+            dx = plan.product(
+                (plan.tile.pixels, plan.channels), (dlogits_cut, weights_over_maps)
+            )
             block.send(dx, dx_buffer, dx_ref, tile)
             return dbias + jnp.sum(dlogits, axis=0)
 
@@ -242,6 +244,7 @@ def projected_backward(
         ],
         [
             plan.operand(plan.maps, plan.channels),
+            plan.over_maps(),
             plan.operand(plan.maps, plan.channels),
             plan.cut_tile(),
             plan.cut_tile(),
@@ -280,7 +283,7 @@ def _plan(
         pixels=pixels,
         maps=k,
         channels=c,
-        tile=tiles.choose(kernel, k, c, g.dtype, tiles.MOSAIC),
+        tile=tiles.choose(kernel, k, c, g.dtype, mosaic=True),
         swizzle=swizzle_of(*widths),
         parts=PARTS[g.dtype.name],
         pixel_bytes=moved,

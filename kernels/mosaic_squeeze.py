@@ -122,15 +122,16 @@ def softmax_backward(
 
     def softmax_squeeze_backward(block: Block, logits_ref: Ref, x_ref: Ref, *refs: Ref) -> None:
         vectors, dlogits_ref, dx_ref = refs[:3], refs[3 + n], refs[4 + n]
-        dg, x_parts, dlogits_buffer, dx_buffer, barrier = refs[5 + n :]
-        plan.fetch(barrier, [part.at[block.frame] for part in refs[3 : 3 + n]], dg)
+        dg, dg_over_maps, x_parts, dlogits_buffer, dx_buffer, barrier = refs[5 + n :]
+        dg_of_frame = [part.at[block.frame] for part in refs[3 : 3 + n]]
+        plan.fetch(barrier, [*dg_of_frame, *dg_of_frame], [*dg, *dg_over_maps])
         statistics = [load(vector.at[block.frame], COLUMNS) for vector in vectors]
 
         def body(tile: Array, logits: Ref, x: Ref) -> None:
             a = _logits(block, tile, logits)
             p, dlogits = _backward(block, tile, a, plan.as_operand(x, x_parts), dg, statistics)
             block.send_across(dlogits, dlogits_buffer, dlogits_ref, tile)
-            dx = plan.product((plan.tile.pixels, plan.channels), (plan.cut(p), dg))
+            dx = plan.product((plan.tile.pixels, plan.channels), (plan.cut(p), dg_over_maps))
             block.send(dx, dx_buffer, dx_ref, tile)
 
         pixels = [
@@ -148,6 +149,7 @@ def softmax_backward(
         [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (logits_of_frames, frames)],
         [
             plan.operand(plan.maps, plan.channels),
+            plan.over_maps(),
             plan.cut_tile(),
             gpu.SMEM((plan.maps, plan.tile.pixels), logits.dtype),
             plan.shared(plan.tile.pixels, plan.channels, x.dtype),
@@ -170,9 +172,11 @@ def projected_backward(
 
     def projected_squeeze_backward(block: Block, x_ref: Ref, bias_ref: Ref, *refs: Ref) -> None:
         vectors, dx_ref, dweights_ref = refs[n : n + 3], refs[3 + 2 * n], refs[4 + 2 * n]
-        weights, dg, x_parts, dlogits_parts, dx_buffer, barrier, dweights = refs[5 + 2 * n :]
-        plan.fetch(barrier, refs[:n], weights)
-        plan.fetch(barrier, [part.at[block.frame] for part in refs[n + 3 : 2 * n + 3]], dg)
+        weights, weights_over_maps, dg, dg_over_maps, *rest = refs[5 + 2 * n :]
+        x_parts, dlogits_parts, dx_buffer, barrier, dweights = rest
+        dg_of_frame = [part.at[block.frame] for part in refs[n + 3 : 2 * n + 3]]
+        plan.fetch(barrier, [*refs[:n], *refs[:n]], [*weights, *weights_over_maps])
+        plan.fetch(barrier, [*dg_of_frame, *dg_of_frame], [*dg, *dg_over_maps])
         statistics = [load(vector.at[block.frame], COLUMNS) for vector in vectors]
         bias = load(bias_ref, COLUMNS)
 
@@ -183,7 +187,9 @@ def projected_backward(
             dlogits_cut = plan.cut(dlogits)
             plan.store_transposed(dlogits_parts, dlogits_cut)
             dx = plan.product(
-                (plan.tile.pixels, plan.channels), (plan.cut(p), dg), (dlogits_cut, weights)
+                (plan.tile.pixels, plan.channels),
+                (plan.cut(p), dg_over_maps),
+                (dlogits_cut, weights_over_maps),
             )
             plan.accumulate(
                 dweights, [transposed(r) for r in x_operand], [transposed(r) for r in dlogits_parts]
@@ -204,7 +210,9 @@ def projected_backward(
         ],
         [
             plan.operand(plan.maps, plan.channels),
+            plan.over_maps(),
             plan.operand(plan.maps, plan.channels),
+            plan.over_maps(),
             plan.cut_tile(),
             plan.operand(plan.maps, plan.tile.pixels),
             plan.shared(plan.tile.pixels, plan.channels, x.dtype),
@@ -234,7 +242,7 @@ def _plan(
         pixels=pixels,
         maps=m,
         channels=c,
-        tile=tiles.choose(kernel, m, c, x.dtype, tiles.MOSAIC),
+        tile=tiles.choose(kernel, m, c, x.dtype, mosaic=True),
         swizzle=swizzle_of((channels, x.dtype)),
         parts=PARTS[x.dtype.name],
         pixel_bytes=moved * channels * x.dtype.itemsize + extra,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from kernels import expand, reference, squeeze
+from kernels import reference
 from kernels.dispatch import Implementation, first_derivative_only, run
 from kernels.reference import Partial, Saved
 from kernels.sharding import Sharding, combine_over_devices, sharded, sum_over_devices
@@ -83,17 +83,16 @@ def projected_expand(
 class _Operation:
     """One operation: what it takes and gives, and what computes it and its derivative.
 
-    `layout` is read as an einsum's, and drives the check of shapes and the sharding. Of a
-    squeeze, `pallas` and `reference` give a Partial; the derivatives take what was saved of it.
+    `name` is that of its kernels too. `layout` is read as an einsum's, and drives the check of
+    shapes and the sharding. Of a squeeze, the kernels and `reference` give a Partial; the
+    derivatives take what was saved of it.
     """
 
+    name: str
     layout: str
-    pallas: Callable[..., Any]
     reference: Callable[..., Any]
-    pallas_backward: Callable[..., Any]
     reference_backward: Callable[..., Any]
     definition: Callable[..., Any]
-    limits: Callable[..., str | None]
     squeezes: bool = False
 
     @property
@@ -121,42 +120,34 @@ def _projected_partial(x: Array, weights: Array, bias: Array) -> Partial:
 
 
 _SOFTMAX_SQUEEZE = _Operation(
+    name="softmax_squeeze",
     layout="btmp,btpc->btmc",
-    pallas=squeeze.softmax_forward,
     reference=reference.squeeze_partial,
-    pallas_backward=squeeze.softmax_backward,
     reference_backward=reference.softmax_squeeze_backward,
     definition=reference.softmax_squeeze,
-    limits=squeeze.softmax_limits,
     squeezes=True,
 )
 _PROJECTED_SQUEEZE = _Operation(
+    name="projected_squeeze",
     layout="btpc,cm,m->btmc",
-    pallas=squeeze.projected_forward,
     reference=_projected_partial,
-    pallas_backward=squeeze.projected_backward,
     reference_backward=reference.projected_squeeze_backward,
     definition=reference.projected_squeeze,
-    limits=squeeze.projected_limits,
     squeezes=True,
 )
 _SOFTMAX_EXPAND = _Operation(
+    name="softmax_expand",
     layout="bpk,bkc->bpc",
-    pallas=expand.softmax_forward,
     reference=reference.softmax_expand,
-    pallas_backward=expand.softmax_backward,
     reference_backward=reference.softmax_expand_backward,
     definition=reference.softmax_expand,
-    limits=expand.softmax_limits,
 )
 _PROJECTED_EXPAND = _Operation(
+    name="projected_expand",
     layout="bpd,dk,k,bkc->bpc",
-    pallas=expand.projected_forward,
     reference=reference.projected_expand,
-    pallas_backward=expand.projected_backward,
     reference_backward=reference.projected_expand_backward,
     definition=reference.projected_expand,
-    limits=expand.projected_limits,
 )
 
 
@@ -210,13 +201,7 @@ def _forward(plan: _Plan, *operands: Array) -> tuple[Array, Saved | None]:
     operation = plan.operation
 
     def on_one_device(*operands: Array) -> Any:
-        result = run(
-            plan.implementation,
-            operation.pallas,
-            operation.reference,
-            operation.limits,
-            *operands,
-        )
+        result = run(plan.implementation, operation.name, operation.reference, operands)
         if not operation.squeezes:
             return result
         whole = combine_over_devices(result, plan.sharding)
@@ -242,14 +227,8 @@ def _backward(
         rest: tuple[Any, ...] = arguments[len(terms) :]
         if operation.squeezes:
             rest = (Saved(*rest[:-1]), rest[-1])
-        gradients = run(
-            plan.implementation,
-            rounded(operation.pallas_backward),
-            rounded(operation.reference_backward),
-            lambda *_: operation.limits(*operands),
-            *operands,
-            *rest,
-        )
+        backward = operation.reference_backward
+        gradients = run(plan.implementation, operation.name, backward, operands, rest, rounded)
         # An operand that several devices hold has on each only what that device's part adds.
         return tuple(
             sum_over_devices(

@@ -69,10 +69,25 @@ TABLE = (
     Row(SQUEEZES + EXPANDS + HEAVIEST, 4, 16384, Tile(pixels=16, warps=8, stages=1)),
 )
 
-MOSAIC = (
-    Row(SQUEEZES + EXPANDS + HEAVIEST, 2, 8192, Tile(pixels=64, warps=4, stages=3)),
-    Row(SQUEEZES + EXPANDS + HEAVIEST, 4, 4096, Tile(pixels=64, warps=4, stages=2)),
-)
+MOSAIC = {
+    # 64 pixels: the rows of a warpgroup product. 4 warps: one warpgroup.
+    # Shared memory, at 227 kB a multiprocessor, decides the stages. bfloat16 tiles are operands as
+    # they come; float16 and float32 are cut into parts, which lie beside them.
+    "bfloat16": (
+        # 3 stages: two tiles on their way, 16 kB a block at 64 channels and 80 kB with the 5 blocks
+        # that fit, where 25 kB cover the latency of the memory.
+        Row(SQUEEZES + EXPANDS, 2, 8192, Tile(pixels=64, warps=4, stages=3)),
+        # Two streams of pixels, and two accumulators: 255 registers at 8192, of which 1 kB a
+        # thread goes to memory and back for each tile.
+        Row(HEAVIEST, 2, 8192, Tile(pixels=64, warps=4, stages=2)),
+    ),
+    "float16": (Row(SQUEEZES + EXPANDS + HEAVIEST, 2, 4096, Tile(pixels=64, warps=4, stages=2)),),
+    "float32": (Row(SQUEEZES + EXPANDS + HEAVIEST, 4, 4096, Tile(pixels=64, warps=4, stages=2)),),
+}
+"""The tiles of the Mosaic kernels for Hopper."""
+
+MOSAIC_WIDEST = {"bfloat16": 128, "float16": 128, "float32": 64}
+"""Most maps or channels of these, padded to 16 and to 64."""
 
 PROGRAMS = 1056
 """Programs to divide the pixels into: 8 for each of an H200's 132 multiprocessors, as many as
@@ -104,11 +119,12 @@ def divide(
 
 
 def choose(
-    kernel: str, maps: int, channels: int, dtype: DTypeLike, table: tuple[Row, ...] = TABLE
+    kernel: str, maps: int, channels: int, dtype: DTypeLike, *, mosaic: bool = False
 ) -> Tile:
-    """Look up the tile of a kernel for padded sizes within `limit`."""
-    width = jnp.dtype(dtype).itemsize
-    rows = [row for row in table if kernel in row.kernels and row.bytes == width]
+    """Look up the tile of a kernel for padded sizes within its limit."""
+    dtype = jnp.dtype(dtype)
+    table = MOSAIC[dtype.name] if mosaic else TABLE
+    rows = [row for row in table if kernel in row.kernels and row.bytes == dtype.itemsize]
     return min((r for r in rows if r.numbers >= maps * channels), key=lambda r: r.numbers).tile
 
 
@@ -126,12 +142,12 @@ def limit(maps: int, channels: int, dtype: DTypeLike) -> str | None:
 
 def mosaic_limit(maps: int, channels: int, dtype: DTypeLike) -> str | None:
     """Say which limit of the Mosaic kernels these sizes pass, or None."""
-    width = jnp.dtype(dtype).itemsize
-    numbers, widest = max(r.numbers for r in MOSAIC if r.bytes == width), WIDEST[width]
+    name = jnp.dtype(dtype).name
+    numbers, widest = max(r.numbers for r in MOSAIC[name]), MOSAIC_WIDEST[name]
     m, c = -(-maps // 16) * 16, -(-channels // 64) * 64
     if max(m, c) <= widest and m * c <= numbers:
         return None
     return (
         f"the Mosaic kernels take up to {widest} maps, {widest} channels and {numbers} of their "
-        f"product in {jnp.dtype(dtype).name}, padded to 16 and 64; these are {m} and {c}"
+        f"product in {name}, padded to multiples of 16 and 64; these are {m} and {c}"
     )

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jax.typing import DTypeLike
 
 from kernels import tiles
@@ -133,10 +132,17 @@ def call(
         in_specs=[spec for _, spec in inputs],
         out_specs=[spec for _, spec in outputs],
         out_shape=[shape for shape, _ in outputs],
-        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages),
+        compiler_params=backend().CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
         name=kernel.__name__,
     )(*(array for array, _ in inputs))
+
+
+def backend() -> Any:
+    """JAX's Triton backend, imported when a kernel needs it: JAX means to remove it."""
+    from jax.experimental.pallas import triton
+
+    return triton
 
 
 def everywhere(*shape: int) -> pl.BlockSpec:
@@ -165,12 +171,12 @@ def pad_bias(bias: Array, size: int) -> Array:
 
 def load(ref: Ref, mask: Array | None, other: float = 0.0) -> Array:
     """Load a tile, with `other` where it is masked."""
-    return plgpu.load(ref, mask=mask, other=None if mask is None else other)
+    return backend().load(ref, mask=mask, other=None if mask is None else other)
 
 
 def store(ref: Ref, mask: Array | None, value: Array) -> None:
     """Store a tile in the dtype of the array, but for what is masked."""
-    plgpu.store(ref, value.astype(ref.dtype), mask=mask)
+    backend().store(ref, value.astype(ref.dtype), mask=mask)
 
 
 def product(a: Array, b: Array, contracted: tuple[int, int], dtype: DTypeLike) -> Array:

@@ -13,7 +13,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.attention import FactorisedAttention
 from jaxdeblur.models.fusion import Concat, Conv3d, Fusion, NonLocal
 
-Implementation = Literal["auto", "reference", "pallas"]
+Implementation = Literal["auto", "reference", "mosaic", "triton"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,17 +11,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from jax.experimental.pallas import mosaic_gpu
 
 import kernels
-from kernels import reference, squeeze, tiles
+from kernels import reference, tiles, triton_squeeze
 
 OPERATIONS = ("softmax_squeeze", "projected_squeeze", "softmax_expand", "projected_expand")
+MOSAIC_INTERPRET = pytest.param(
+    "mosaic_interpret",
+    marks=[
+        pytest.mark.stress,
+        pytest.mark.skipif(
+            not hasattr(mosaic_gpu, "InterpretGPUParams"),
+            reason=f"JAX {jax.__version__} does not offer its Mosaic GPU interpreter, which has no "
+            "transposed operands yet; that of 0.11 has",
+        ),
+    ],
+)
 IMPLEMENTATIONS = (
     "reference",
     # On a CPU the einsum, as the reference is; test_dispatch.py proves what it chooses.
     pytest.param("auto", marks=pytest.mark.stress),
-    "interpret",
-    pytest.param("pallas", marks=pytest.mark.gpu),
+    "triton_interpret",
+    MOSAIC_INTERPRET,
+    pytest.param("triton", marks=pytest.mark.gpu),
+    pytest.param("mosaic", marks=pytest.mark.gpu),
 )
 # float16 goes the way of bfloat16.
 DTYPES = ("float32", "bfloat16", pytest.param("float16", marks=pytest.mark.stress))
@@ -166,7 +180,7 @@ def test_gradients_are_finite_differences(name: str, implementation: str) -> Non
 )
 def test_any_shape(name: str, shape: tuple[int, ...], dtype: str) -> None:
     arguments = operands(name, shape, dtype)
-    found = jax.jit(partial(run, name, "interpret"))(*arguments)
+    found = jax.jit(partial(run, name, "triton_interpret"))(*arguments)
     assert error(found, definition(name, *map(np.asarray, arguments))) <= FORWARD[dtype]
 
 
@@ -251,7 +265,7 @@ def test_more_partial_results_than_are_joined_at_a_time(monkeypatch: pytest.Monk
     logits, x = operands("softmax_squeeze", (1, 2, 1100, 3, 5), "float32")
     logits = logits + jnp.linspace(0, 20, 1100)  # each part has a larger maximum than the last
     logits = logits - 500  # what fills the last block up counts as nothing, not as 0
-    partial = squeeze.softmax_forward(logits, x, interpret=True)
+    partial = triton_squeeze.softmax_forward(logits, x, interpret=True)
     expected = definition("softmax_squeeze", np.asarray(logits), np.asarray(x))
     assert error(reference.finish_partial(partial), expected) <= FORWARD["float32"]
 
@@ -273,7 +287,7 @@ def test_the_whole_is_its_parts_joined() -> None:
     chex.assert_trees_all_close(same, joined)
 
 
-@pytest.mark.parametrize("implementation", ["auto", "interpret"])
+@pytest.mark.parametrize("implementation", ["auto", "triton_interpret"])
 def test_inside_scan_and_checkpoint(implementation: str) -> None:
     logits, x = operands("softmax_squeeze", (1, 1, 20, 3, 4), "float32")
 
@@ -289,7 +303,7 @@ def test_inside_scan_and_checkpoint(implementation: str) -> None:
     chex.assert_trees_all_close(found, jax.grad(loss)(x, "reference"), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("implementation", ["auto", "interpret"])
+@pytest.mark.parametrize("implementation", ["auto", "triton_interpret"])
 def test_vmap(implementation: str) -> None:
     logits, x = (
         jnp.stack([a, 2 * a]) for a in operands("softmax_expand", (1, 1, 20, 3, 4), "float32")
@@ -308,6 +322,6 @@ def test_a_second_derivative_raises_and_the_reference_has_it() -> None:
         )(logits)
 
     assert jnp.isfinite(hessian("reference")).all()
-    for implementation in ("auto", "interpret", "pallas"):
+    for implementation in ("auto", "triton_interpret", "triton", "mosaic"):
         with pytest.raises(NotImplementedError, match="first derivatives only"):
             hessian(implementation)

@@ -36,7 +36,7 @@ def test_the_network_calls_the_kernels_on_cuda(train: bool) -> None:
     blocks = len(FSTA_SMALL.attention_levels)
     # A squeeze and an expand in each block, and their gradients when it trains.
     least = blocks * (4 if train else 2)
-    for implementation in ("auto", "pallas"):
+    for implementation in ("auto", "triton"):
         assert lowered(implementation, "cuda", train=train).count(TRITON) >= least
     assert TRITON not in lowered("reference", "cuda", train=train)
     assert TRITON not in lowered("auto", "cpu", train=train)
