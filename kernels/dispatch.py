@@ -68,12 +68,12 @@ def run(
 
     if implementation == "auto":
         choice, why = _choose(operation, backward, operands)
-        said = _announced(f"{NAMES[choice]}, {why}", arguments)
+        said = f"{NAMES[choice]}, {why}"
         if choice == "reference":
-            return wrap(reference)(*said)
+            return wrap(reference)(*_announced(said, arguments))
         return lax.platform_dependent(
             *arguments,
-            cuda=lambda *a: kernels(choice, False, _announced(f"{NAMES[choice]}, {why}", a)),
+            cuda=lambda *a: kernels(choice, False, _announced(said, a)),
             default=lambda *a: wrap(reference)(*_announced("the einsum", a)),
         )
     family, _, interpret = implementation.partition("_")

@@ -82,7 +82,9 @@ class Plan:
     def fitting(self, width: int, dtype: DTypeLike) -> int:
         """The swizzle of a matrix so wide: that of the operands, if it is as wide itself."""
         size = width * jnp.dtype(dtype).itemsize
-        return next(swizzle for swizzle in SWIZZLES if swizzle <= self.swizzle and not size % swizzle)
+        return next(
+            swizzle for swizzle in SWIZZLES if swizzle <= self.swizzle and not size % swizzle
+        )
 
     def transforms(self, width: int, dtype: DTypeLike) -> tuple[Any, ...]:
         """How such a matrix lies in shared memory."""
@@ -163,9 +165,7 @@ class Plan:
         """The parts of float32 numbers in registers: one is rounded, more are exact."""
         return cut(values, self.parts)
 
-    def product(
-        self, shape: tuple[int, int], *terms: tuple[Sequence[Any], Sequence[Ref]]
-    ) -> Array:
+    def product(self, shape: tuple[int, int], *terms: tuple[Sequence[Any], Sequence[Ref]]) -> Array:
         """Sum the products of the (left, right) of `terms`, each in parts, as float32 registers."""
 
         def multiplied(accumulator: Ref) -> Array:
@@ -235,10 +235,10 @@ class Block:
             transforms=self.plan.transforms(width, dtype),
         )
 
-    def columns(self, height: int) -> Callable[..., Any]:
-        """Of an array [height or less, pixels]; no operand of products, so not swizzled."""
+    def columns(self, height: int, dtype: DTypeLike) -> Callable[..., Any]:
+        """Of an array [height or less, pixels]."""
         return lambda tile: gpu.BlockSpec(
-            (height, self.plan.tile.pixels), lambda i: (0 * i, tile(i))
+            (height, self.plan.tile.pixels), lambda i: (0 * i, tile(i)), transforms=widest(dtype)
         )
 
     def absent(self, tile: Array, values: Array, otherwise: float) -> Array:
@@ -334,7 +334,7 @@ def load(ref: Ref, layout: Any) -> Array:
 def store(ref: Ref, value: Array) -> None:
     """Store a small array in registers to the GPU's memory."""
     if _SINCE_0_12:
-        gpu.store(ref, value, optimized=False)
+        getattr(gpu, "store")(ref, value, optimized=False)  # noqa: B009 (JAX 0.10 has none)
     else:
         ref[...] = value
 
@@ -345,6 +345,12 @@ _SINCE_0_12 = hasattr(gpu, "store")
 def full(shape: tuple[int, ...], value: float, layout: Any = WGMMA) -> Array:
     """A constant in registers."""
     return gpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
+
+
+def widest(dtype: DTypeLike) -> tuple[Any, ...]:
+    """How a tile [maps, pixels] lies in shared memory."""
+    tiling = (8, SWIZZLES[0] // jnp.dtype(dtype).itemsize)
+    return gpu.TilingTransform(tiling), gpu.SwizzleTransform(SWIZZLES[0])
 
 
 def small_results(plan: Plan, *shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
@@ -378,8 +384,8 @@ def pixels_down(array: Array, plan: Plan, tile: int) -> Array:
 
 
 def pixels_across(array: Array) -> Array:
-    """The same of an array [frames, maps, pixels]."""
-    return _padded(array, array.shape[-2], up(array.shape[-1], 16))
+    """The same of an array [frames, maps, pixels], whose tiles have the widest swizzle."""
+    return _padded(array, 8, up(array.shape[-1], SWIZZLES[0] // array.dtype.itemsize))
 
 
 def _padded(array: Array, rows: int, width: int) -> Array:

@@ -8,7 +8,6 @@ their derivatives go through shared memory too, for the products that sum over t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,11 +73,11 @@ def softmax_forward(logits: Array, g: Array, *, interpret: bool) -> Array:
         gpu.wait_smem_to_gmem(0)
 
     padded = pixels_down(logits, plan, plan.maps)
-    y = _like_pixels(plan, padded.shape[1], channels, g.dtype)
+    shape = _like_pixels(plan, padded.shape[1], channels, g.dtype)
     [y] = plan.call(
         softmax_expand,
         [padded, *_combinations(plan, g)],
-        [y],
+        [shape],
         [
             plan.over_maps(),
             plan.shared(plan.tile.pixels, plan.channels, g.dtype),
@@ -114,11 +113,11 @@ def projected_forward(x: Array, weights: Array, bias: Array, g: Array, *, interp
         gpu.wait_smem_to_gmem(0)
 
     padded = pixels_down(x, plan, plan.channels)
-    y = _like_pixels(plan, padded.shape[1], channels, g.dtype)
+    shape = _like_pixels(plan, padded.shape[1], channels, g.dtype)
     [y] = plan.call(
         projected_expand,
         [padded, *_projection(plan, x, weights, bias), *_combinations(plan, g)],
-        [y],
+        [shape],
         [
             plan.operand(plan.maps, plan.channels),
             plan.over_maps(),
@@ -212,9 +211,7 @@ def projected_backward(
             dlogits_cut = plan.cut(dlogits)
             plan.store_transposed(maps_parts, dlogits_cut)
             plan.accumulate(dweights, _transposed(x_operand), _transposed(maps_parts))
-            dx = plan.product(
-                (plan.tile.pixels, plan.channels), (dlogits_cut, weights_over_maps)
-            )
+            dx = plan.product((plan.tile.pixels, plan.channels), (dlogits_cut, weights_over_maps))
             block.send(dx, dx_buffer, dx_ref, tile)
             return dbias + jnp.sum(dlogits, axis=0)
 
@@ -222,7 +219,7 @@ def projected_backward(
             (x_ref, block.rows(plan.channels, x.dtype)),
             (dy_ref, block.rows(plan.channels, dy.dtype)),
         ]
-        dbias = block.over_tiles(body, tiles_of, full((plan.maps,), 0, COLUMNS))
+        dbias = block.over_tiles(body, tiles_of, full((plan.maps,), 0.0, COLUMNS))
         block.result(dbias_ref, dbias)
         block.result(dweights_ref, dweights[...])
         block.result(dg_ref, dg[...])
@@ -269,7 +266,7 @@ def _plan(
     depth: int,
     moved: int,
     small: int,
-    widths: list[tuple[int, DTypeLike]],
+    widths: Sequence[tuple[int, DTypeLike]],
     interpret: bool,
 ) -> Plan:
     """Of g [B, K, C] and pixels of `depth`; `moved` bytes of each, `small` of a matrix's number.
@@ -315,9 +312,7 @@ def _softmax(a: Array) -> tuple[Array, Array]:
     return e, jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
 
 
-def _backward(
-    plan: Plan, a: Array, dy: Sequence[Ref], g: Sequence[Ref]
-) -> tuple[Array, Array]:
+def _backward(plan: Plan, a: Array, dy: Sequence[Ref], g: Sequence[Ref]) -> tuple[Array, Array]:
     """The softmax of a tile's logits, and the derivative with respect to them."""
     e, inverse = _softmax(a)
     p = e * down(inverse, e)
@@ -341,11 +336,9 @@ def _projection(plan: Plan, x: Array, weights: Array, bias: Array) -> list[Array
     return [bias, *cut_array(rounded, plan.parts, plan.maps, plan.channels)]
 
 
-def _like_pixels(plan: Plan, rows: int, width: int, dtype: DTypeLike) -> Any:
-    shape = jax.eval_shape(
-        lambda a: pixels_down(a, plan, plan.channels), jax.ShapeDtypeStruct((plan.frames, rows, width), dtype)
-    )
-    return jax.ShapeDtypeStruct(shape.shape, dtype)
+def _like_pixels(plan: Plan, rows: int, width: int, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+    pixels = jax.ShapeDtypeStruct((plan.frames, rows, width), dtype)
+    return jax.eval_shape(lambda a: pixels_down(a, plan, plan.channels), pixels)
 
 
 def _summed(parts: Array, combinations: int, channels: int) -> Array:

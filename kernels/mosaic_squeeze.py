@@ -37,6 +37,7 @@ from kernels.mosaic import (
     swizzle_of,
     transposed,
     up,
+    widest,
 )
 from kernels.reference import FLOOR, Partial, Saved
 
@@ -64,7 +65,7 @@ def softmax_forward(logits: Array, x: Array, *, interpret: bool) -> Partial:
             return _join(block, carry, a, plan.as_operand(x, x_parts), e_parts)
 
         pixels = [
-            (logits_ref, block.columns(plan.maps)),
+            (logits_ref, block.columns(plan.maps, logits.dtype)),
             (x_ref, block.rows(plan.channels, x.dtype)),
         ]
         _write(block, partial, block.over_tiles(body, pixels, _nothing(plan)))
@@ -135,7 +136,7 @@ def softmax_backward(
             block.send(dx, dx_buffer, dx_ref, tile)
 
         pixels = [
-            (logits_ref, block.columns(plan.maps)),
+            (logits_ref, block.columns(plan.maps, logits.dtype)),
             (x_ref, block.rows(plan.channels, x.dtype)),
         ]
         block.over_tiles(body, pixels)
@@ -151,13 +152,13 @@ def softmax_backward(
             plan.operand(plan.maps, plan.channels),
             plan.over_maps(),
             plan.cut_tile(),
-            gpu.SMEM((plan.maps, plan.tile.pixels), logits.dtype),
+            gpu.SMEM((plan.maps, plan.tile.pixels), logits.dtype, transforms=widest(logits.dtype)),
             plan.shared(plan.tile.pixels, plan.channels, x.dtype),
             gpu.Barrier(),
         ],
     )
     return (
-        dlogits[..., : logits.shape[-1]].reshape(logits.shape),
+        dlogits[:, :maps, : logits.shape[-1]].reshape(logits.shape),
         dx[:, : x.shape[-2], :channels].reshape(x.shape),
     )
 
@@ -258,8 +259,8 @@ def _plan(
 def _nothing(plan: Plan) -> tuple[Array, Array, Array]:
     return (
         full((plan.maps,), FLOOR, COLUMNS),
-        full(plan.logits, 0),
-        full((plan.channels, plan.maps), 0),
+        full(plan.logits, 0.0),
+        full((plan.channels, plan.maps), 0.0),
     )
 
 

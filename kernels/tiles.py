@@ -105,9 +105,7 @@ WIDEST = {2: 256, 4: 128}
 projected squeeze of 256 x 64 needs 168 kB of shared memory, where an A100 has 167."""
 
 
-def divide(
-    frames: int, pixels: int, tile: Tile, pixel_bytes: int, program_bytes: int
-) -> int:
+def divide(frames: int, pixels: int, tile: Tile, pixel_bytes: int, program_bytes: int) -> int:
     """Tiles of one program: so many that all frames together make PROGRAMS with enough work each.
 
     `pixel_bytes` are read and written of each pixel, `program_bytes` by each program besides.

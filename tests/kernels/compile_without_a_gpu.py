@@ -22,18 +22,30 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernels import expand, squeeze, tiles
+from kernels import mosaic_expand, mosaic_squeeze, tiles, triton_expand, triton_squeeze
 from kernels.reference import Saved
 
 PIXELS = 1000  # an odd number of tiles, the last one partly masked
+CALLS = {"triton": "__gpu$xla.gpu.triton", "mosaic": "mosaic_gpu"}
 
 
-def cases() -> Iterator[tuple[str, tiles.Row, Any, list[Any]]]:
-    """Each kernel of each row at the most numbers of that row, with the shapes of its arguments."""
+def rows(target: str) -> Iterator[tuple[str, str, tiles.Row]]:
+    """The family, dtype and row of each row of the tables that are for a GPU."""
     for row in tiles.TABLE:
-        c = min(128, row.numbers // 16)
-        m, p = row.numbers // c, PIXELS
-        dtype = jnp.bfloat16 if row.bytes == 2 else jnp.float32
+        yield "triton", "bfloat16" if row.bytes == 2 else "float32", row
+    if target == "sm_90":
+        yield from (("mosaic", name, row) for name, table in tiles.MOSAIC.items() for row in table)
+
+
+def cases(target: str) -> Iterator[tuple[str, str, tiles.Row, Any, list[Any]]]:
+    """Each kernel of each row at the most numbers of that row, with the shapes of its arguments."""
+    for family, name, row in rows(target):
+        c = min(tiles.MOSAIC_WIDEST[name] if family == "mosaic" else 128, row.numbers // 16)
+        m, p, dtype = row.numbers // c, PIXELS, jnp.dtype(name)
+        squeeze, expand = {
+            "triton": (triton_squeeze, triton_expand),
+            "mosaic": (mosaic_squeeze, mosaic_expand),
+        }[family]
 
         def array(*shape: int, dtype: Any = dtype) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype)
@@ -61,7 +73,7 @@ def cases() -> Iterator[tuple[str, tiles.Row, Any, list[Any]]]:
             ),
         }
         for kernel in row.kernels:
-            yield kernel, row, *arguments[kernel]
+            yield family, kernel, row, *arguments[kernel]
 
 
 def main(target: str) -> None:
@@ -75,8 +87,8 @@ def main(target: str) -> None:
     mesh = Mesh(np.array(topology.devices).reshape(1), ("gpu",))
     there = NamedSharding(mesh, PartitionSpec())
 
-    def compiles(case: tuple[str, tiles.Row, Any, list[Any]]) -> str:
-        kernel, row, function, shapes = case
+    def compiles(case: tuple[str, str, tiles.Row, Any, list[Any]]) -> str:
+        family, kernel, row, function, shapes = case
         shapes = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=there), shapes
         )
@@ -85,14 +97,14 @@ def main(target: str) -> None:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 traced = jax.jit(lambda *a: function(*a, interpret=False)).trace(*shapes)
                 program = traced.lower(lowering_platforms=("cuda",))
-            if "__gpu$xla.gpu.triton" not in program.compile().as_text():
-                error = "the compiled program has no Triton kernel"
+            if CALLS[family] not in program.compile().as_text():
+                error = f"the compiled program has no {family} kernel"
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
-        return json.dumps({"kernel": kernel, "row": str(row), "error": error})
+        return json.dumps({"family": family, "kernel": kernel, "row": str(row), "error": error})
 
     with ThreadPoolExecutor(2) as pool:
-        for line in pool.map(compiles, cases()):
+        for line in pool.map(compiles, cases(Path(target).stem)):
             print(line, flush=True)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,9 +15,10 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 import kernels
-from kernels import dispatch, operations
+from kernels import dispatch, measured, operations
 
 TRITON = "__gpu$xla.gpu.triton"
+MOSAIC = "custom_call @mosaic_gpu"
 LOGITS = jax.ShapeDtypeStruct((1, 2, 4, 300), jnp.bfloat16)
 X = jax.ShapeDtypeStruct((1, 2, 300, 16), jnp.bfloat16)
 WEIGHTS = jax.ShapeDtypeStruct((16, 4), jnp.float32)
@@ -29,6 +33,10 @@ OPERATIONS = {
     "softmax_expand": ((PIXEL_LOGITS, G), 1, 1),
     "projected_expand": ((PIXELS, WEIGHTS, BIAS, G), 1, 1),
 }
+
+
+def zeros(*shapes: jax.ShapeDtypeStruct) -> list[jax.Array]:
+    return [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
 
 
 def lowered(name: str, implementation: str, platform: str, *, backward: bool = False) -> str:
@@ -47,10 +55,14 @@ def lowered(name: str, implementation: str, platform: str, *, backward: bool = F
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_auto_is_the_kernels_on_cuda_and_the_einsum_on_a_cpu(name: str) -> None:
     _, forward, backward = OPERATIONS[name]
-    for implementation in ("auto", "pallas"):
+    for implementation in ("auto", "triton"):
         assert lowered(name, implementation, "cuda").count(TRITON) == forward
         whole = lowered(name, implementation, "cuda", backward=True)
         assert whole.count(TRITON) == forward + backward
+    assert lowered(name, "mosaic", "cuda").count(MOSAIC) == 1
+    whole = lowered(name, "mosaic", "cuda", backward=True)
+    assert whole.count(MOSAIC) == 2
+    assert TRITON not in whole
     on_cpu = lowered(name, "auto", "cpu", backward=True)
     assert TRITON not in on_cpu
     assert "dot_general" in on_cpu
@@ -61,13 +73,14 @@ def test_auto_is_the_kernels_on_cuda_and_the_einsum_on_a_cpu(name: str) -> None:
 def test_no_map_is_written(name: str) -> None:
     """No array of the maps' size, in any layout, but the logits that came as an argument."""
     maps = ("x4x300x", "x300x4x") if name.startswith("projected") else ("4x300xf32", "300x4xf32")
-    assert not any(size in lowered(name, "pallas", "cuda", backward=True) for size in maps)
+    assert not any(size in lowered(name, "triton", "cuda", backward=True) for size in maps)
 
 
-def test_pallas_refuses_a_cpu() -> None:
+@pytest.mark.parametrize("implementation", ["triton", "mosaic"])
+def test_a_cpu_is_refused(implementation: str) -> None:
     x = jnp.ones((1, 2, 30, 4))
     with pytest.raises(NotImplementedError, match="compiled for cpu"):
-        kernels.softmax_squeeze(jnp.ones((1, 2, 3, 30)), x, implementation="pallas")
+        kernels.softmax_squeeze(jnp.ones((1, 2, 3, 30)), x, implementation=implementation)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +92,7 @@ def test_a_limit_is_named_and_auto_takes_the_einsum_beyond_it(
 ) -> None:
     logits = jnp.zeros((1, 3, maps), dtype)
     g = jnp.ones((1, maps, channels), dtype)
-    for implementation in ("pallas", "interpret"):
+    for implementation in ("triton", "triton_interpret"):
         with pytest.raises(ValueError, match=f"{largest}.*{dtype}"):
             kernels.softmax_expand(logits, g, implementation=implementation)
     dispatch._say_once.cache_clear()
@@ -93,7 +106,11 @@ def test_a_limit_counts_the_wider_of_what_goes_in_and_out() -> None:
         x, weights = jnp.zeros((1, 3, depth)), jnp.zeros((depth, 2))
         with pytest.raises(ValueError, match="128 channels"):
             kernels.projected_expand(
-                x, weights, jnp.zeros(2), jnp.ones((1, 2, channels)), implementation="interpret"
+                x,
+                weights,
+                jnp.zeros(2),
+                jnp.ones((1, 2, channels)),
+                implementation="triton_interpret",
             )
 
 
@@ -105,7 +122,7 @@ def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
             lowered(name, "auto", "cuda")
     assert sorted(record.message for record in caplog.records) == [
         "implementation='auto' on cpu takes the einsum",
-        "implementation='auto' on cuda takes the Pallas kernels",
+        "implementation='auto' on cuda takes the Triton kernels, not measured",
     ]
 
 
@@ -119,7 +136,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(TypeError, match="int32 where float32, bfloat16 or float16"):
         check((jnp.ones((1, 2, 3, 4), int), jnp.ones((1, 2, 4, 4))))
     with pytest.raises((TypeError, ValueError), match="fast"):
-        dispatch.run("fast", abs, abs, lambda _: None, jnp.ones(1))  # type: ignore[arg-type]
+        dispatch.run("fast", "softmax_expand", abs, [jnp.ones(1)])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("capability", "old"), [("7.5", True), ("8.0", False), ("9.0", False)])
@@ -130,6 +147,85 @@ def test_only_old_gpus_are_refused(
     gpu = SimpleNamespace(compute_capability=capability, device_kind="a GPU")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
-    refusal = dispatch._old_gpu()
-    assert (refusal == "a GPU is older than compute capability 8.0") is old
-    assert (refusal is None) is not old
+    choice, why = dispatch._choose("softmax_expand", False, zeros(PIXEL_LOGITS, G))
+    assert (choice == "reference") is old
+    assert why == ("because sm_75 is older than sm_80" if old else "not measured")
+
+
+@pytest.fixture
+def no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a JAX that has removed it, as it says it will."""
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    monkeypatch.delattr("jax.experimental.pallas.triton", raising=False)
+    jax.clear_caches()
+    dispatch._say_once.cache_clear()
+
+
+@pytest.mark.usefixtures("no_triton")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_without_triton_mosaic_runs(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "kernels"):
+        assert lowered(name, "auto", "cuda", backward=True).count(MOSAIC) == 2
+        assert "dot_general" in lowered(name, "auto", "cpu")
+    assert "on cuda takes the Mosaic kernels, not measured" in caplog.text
+
+
+@pytest.mark.usefixtures("no_triton")
+def test_without_triton_other_gpus_take_the_einsum(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_generation", lambda: 80)
+    with caplog.at_level(logging.INFO, "kernels"):
+        text = lowered("softmax_expand", "auto", "cuda")
+    assert MOSAIC not in text
+    assert TRITON not in text
+    assert "takes the einsum, because JAX" in caplog.text
+    assert "has no jax.experimental.pallas.triton" in caplog.text
+
+
+@pytest.mark.usefixtures("no_triton")
+@pytest.mark.parametrize("implementation", ["triton", "triton_interpret"])
+def test_without_triton_its_name_says_what_to_install(implementation: str) -> None:
+    with pytest.raises(ImportError, match=r"pip install 'jax>=0\.10\.2,<0\.13'"):
+        kernels.softmax_expand(
+            jnp.ones((1, 3, 2)), jnp.ones((1, 2, 4)), implementation=implementation
+        )
+
+
+def test_mosaic_refuses_another_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_generation", lambda: 80)
+    with pytest.raises(NotImplementedError, match="compiled for sm_80"):
+        lowered("softmax_expand", "mosaic", "cuda")
+
+
+def test_what_was_measured_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By GPU, operation, direction, dtype and the nearest size."""
+    row = {"generation": 90, "operation": "softmax_expand", "backward": False}
+    row |= {"dtype": "bfloat16", "channels": 16, "maps": 4}
+    few = {"pixels": 500, "milliseconds": {"triton": 3.0, "mosaic": 2.0, "reference": 1.0}}
+    many = {"pixels": 10**6, "milliseconds": {"triton": 3.0, "mosaic": 2.0, "reference": 9.0}}
+    table = tmp_path / "measured.json"
+    table.write_text(json.dumps([row | few, row | many]), encoding="utf-8")
+    monkeypatch.setattr(measured, "TABLE", table)
+    measured._rows.cache_clear()
+    dispatch._say_once.cache_clear()
+    try:
+        monkeypatch.setattr(dispatch, "_generation", lambda: 90)
+        large = zeros(jax.ShapeDtypeStruct((2, 10**5, 4), jnp.bfloat16), G)
+        assert dispatch._choose("softmax_expand", False, large) == ("mosaic", "measured")
+        with caplog.at_level(logging.INFO, "kernels"):
+            assert TRITON not in lowered("softmax_expand", "auto", "cuda")
+        assert "on cuda takes the einsum, measured" in caplog.text
+        assert dispatch._choose("softmax_expand", True, large) == ("triton", "not measured")
+        monkeypatch.setattr(dispatch, "_generation", lambda: 80)
+        assert dispatch._choose("softmax_expand", False, large) == ("triton", "not measured")
+    finally:
+        measured._rows.cache_clear()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_size_of_a_call(name: str) -> None:
+    pixels = {"dtype": "bfloat16", "pixels": 600, "channels": 16, "maps": 4}
+    assert measured.size_of(name, zeros(*OPERATIONS[name][0])) == pixels

@@ -46,13 +46,13 @@ def value_and_gradients(
 
 
 @pytest.mark.parametrize(
-    "implementation", ["reference", pytest.param("auto", marks=pytest.mark.stress), "interpret"]
+    "implementation", ["reference", pytest.param("auto", marks=pytest.mark.stress), "triton_interpret"]
 )
 @pytest.mark.parametrize("name", CASES)
 def test_batch_time_and_pixels(name: str, implementation: str, mesh: Mesh) -> None:
     layout, arguments = CASES[name]
     sharding = Sharding(mesh, batch="data", time="frames", pixels="rows")
-    if implementation == "interpret":  # one layout of the slow interpreter is enough
+    if implementation == "triton_interpret":  # one layout of the slow interpreter is enough
         sharding = Sharding(mesh, batch="data", pixels=("frames", "rows"))
     placed = [
         jax.device_put(a, NamedSharding(mesh, sharding.spec(term)))
