@@ -293,7 +293,7 @@ def largest_error(
 def row(case: Case, implementation: Any, copied: float, with_torch: bool) -> dict[str, Any]:
     """Measure one case; what cannot be is None."""
     calls = int(min(MOST_CALLS, max(1, BYTES_A_RUN // case.bytes)))
-    if implementation == "interpret":
+    if implementation == "triton_interpret":
         calls = 2
     ours = partial(getattr(kernels, case.operation), implementation=implementation)
     theirs = partial(einsum, case.operation)
@@ -347,7 +347,7 @@ def network_share(preset: str, size: tuple[int, int], implementation: Any) -> st
 
     config: Any = dataclasses.replace(
         presets.find(preset).network,
-        implementation="reference" if implementation == "interpret" else implementation,
+        implementation="reference" if implementation == "triton_interpret" else implementation,
         dtype="bfloat16",
     )
     width, height = size
@@ -436,7 +436,7 @@ def main() -> None:
         raise UserError(
             "JAX finds no GPU here, and that is what this times; --cpu only tries the program"
         )
-    implementation = "interpret" if options.cpu else "pallas"
+    implementation = "triton_interpret" if options.cpu else "triton"
     try:
         import torch
 

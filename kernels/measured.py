@@ -1,7 +1,7 @@
 """What was measured to be fastest, by GPU, operation and size: what "auto" goes by.
 
-`measured.json` beside this file is the list that `python -m benchmarks.gpu_day kernels` writes as
-`choices`. Where the file or a GPU in it is missing, nothing was measured, and the log says so.
+They are the rows of `measured.json` beside this file. Where it or a GPU in it is missing, nothing
+was measured, and the log says so.
 """
 
 from __future__ import annotations

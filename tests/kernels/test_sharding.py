@@ -46,7 +46,8 @@ def value_and_gradients(
 
 
 @pytest.mark.parametrize(
-    "implementation", ["reference", pytest.param("auto", marks=pytest.mark.stress), "triton_interpret"]
+    "implementation",
+    ["reference", pytest.param("auto", marks=pytest.mark.stress), "triton_interpret"],
 )
 @pytest.mark.parametrize("name", CASES)
 def test_batch_time_and_pixels(name: str, implementation: str, mesh: Mesh) -> None:
