@@ -6,7 +6,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from jaxdeblur.errors import run_command
+from jaxdeblur.errors import run_command, tell
 from jaxdeblur.options import Parser, add_extension_option, add_fields, load_extension, read_fields
 
 
@@ -19,6 +19,7 @@ def main() -> None:
     from jaxdeblur.evaluation.config import EvaluationConfig
     from jaxdeblur.evaluation.evaluate import evaluate
     from jaxdeblur.evaluation.metrics import PROTOCOLS
+    from jaxdeblur.evaluation.own_kind import of_its_own_kind
     from jaxdeblur.evaluation.results import default_folder, table
     from jaxdeblur.options import ClusterConfig
     from jaxdeblur.restoration.placement import over_rows
@@ -26,8 +27,8 @@ def main() -> None:
 
     parser = Parser(
         prog="evaluate.py",
-        description="Restores a data set and scores it. With no other option: the rendered test "
-        "scenes.\n\nprotocols:\n"
+        description="Restores a data set and scores it. With no other option: test videos of the "
+        "kind that the run trains on.\n\nprotocols:\n"
         + "\n".join(_paragraph(name, p.summary) for name, p in PROTOCOLS.items()),
     )
     parser.add_argument(
@@ -47,6 +48,7 @@ def main() -> None:
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the computation")
     add_fields(parser, EvaluationConfig(), "evaluation")
+    parser.set_defaults(data="")  # the run says
     add_fields(parser, ClusterConfig(), "devices and processes")
     add_extension_option(parser)
     arguments = parser.parse_args()
@@ -60,6 +62,11 @@ def main() -> None:
     devices.use_cores(1, processes)
     devices.join(processes)
     loaded = load_model(arguments.ckpt, dtype=arguments.dtype)
+    if not config.data:
+        config = of_its_own_kind(config, loaded.metadata if Path(arguments.ckpt).is_dir() else {})
+        if jax.process_index() == 0:
+            which = f"--split={config.split}" if config.split != "test" else "test videos"
+            tell(f"scored on {config.data}, {which}, as trained on; --data names another data set")
     if processes.rows > 1:
         shared_out = over_rows(loaded.model, devices.row_devices(processes.rows))
         loaded = loaded._replace(model=shared_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -55,8 +55,8 @@ class DataConfig:
       workers: threads that read ahead.
       max_pixels: larger frames are refused before they are decoded.
       max_bad_samples: unreadable clips that are skipped, each with a warning, before the run stops.
-      validate_on: the data set of the validation during the run; rendered is of narrow scenes,
-        whatever trains.
+      validate_on: the data set of the validation during the run; empty: what trains, of which the
+        first data set's own validation videos, or every ninth that trains, is held out.
       validate_only: of it, the videos whose names begin so; all without.
       validate_frames: how many frames of each video.
     """
@@ -82,7 +82,7 @@ class DataConfig:
     workers: int = 1
     max_pixels: int = MAX_PIXELS
     max_bad_samples: int = 0
-    validate_on: str = RENDERED
+    validate_on: str = ""
     validate_only: tuple[str, ...] = ()
     validate_frames: int = 8
 
@@ -226,6 +226,7 @@ def _is_rendered(spec: str) -> bool:
 def _open_training(config: DataConfig, spec: str) -> Dataset:
     folders = [each for each in config.data if not _is_rendered(each)]
     only, exclude = config.only, config.exclude
+    held = held_out(config) if spec == config.data[0] else ()
     if len(folders) > 1 and (only or exclude):
         names = {each: video_names(each, "train", _variant_of(config, each)) for each in folders}
         only = _meant_for(spec, names, only, "only")
@@ -237,7 +238,7 @@ def _open_training(config: DataConfig, spec: str) -> Dataset:
         "train",
         variant=_variant_of(config, spec),
         only=only,
-        exclude=exclude,
+        exclude=(*exclude, *held),
         max_pixels=config.max_pixels,
         scored=False,
     )
@@ -260,8 +261,72 @@ def _meant_for(
 
 def _variant_of(config: DataConfig, spec: str) -> str | None:
     """The variant, where the data set has several or no other one has."""
-    anywhere = any(map(has_variants, (*config.data, config.validate_on)))
+    named = (*config.data, config.validate_on) if config.validate_on else config.data
+    anywhere = any(map(has_variants, named))
     return config.variant if has_variants(spec) or not anywhere else None
+
+
+def _names_scenes(spec: str) -> bool:
+    return spec.partition(":")[0] == RENDERED
+
+
+_HELD_OUT_EVERY = 9  # GOPRO's 22 videos that train give 3 to validate on ...
+_FEWEST_TO_HOLD_OUT = 4  # ... and fewer than these have none to spare.
+
+
+def _own_split(config: DataConfig, split: str) -> bool:
+    """Whether the first data set, a folder, has videos for a split that do not train."""
+    spec, variant = config.data[0], _variant_of(config, config.data[0])
+    try:
+        names = video_names(spec, split, variant)
+    except UserError:  # it has no such split
+        return False
+    return not set(names) & set(video_names(spec, "train", variant))
+
+
+def held_out(config: DataConfig) -> tuple[str, ...]:
+    """The videos of the first data set that validate in place of training."""
+    spec = config.data[0]
+    if config.validate_on or _names_scenes(spec) or _own_split(config, "validation"):
+        return ()
+    names = video_names(spec, "train", _variant_of(config, spec))
+    if config.validate_only:
+        return tuple(
+            n for n in names if any(n in fitting_names(names, t) for t in config.validate_only)
+        )
+    for text in config.exclude:
+        names = [name for name in names if name not in fitting_names(names, text)]
+    if config.only:
+        names = [n for n in names if any(n in fitting_names(names, t) for t in config.only)]
+    return tuple(names[::_HELD_OUT_EVERY]) if len(names) >= _FEWEST_TO_HOLD_OUT else ()
+
+
+class Scored(NamedTuple):
+    """A data set to score on."""
+
+    spec: str
+    split: Literal["train", "validation", "test"]
+    only: tuple[str, ...]
+
+
+def kind_scored(config: DataConfig, split: Literal["validation", "test"]) -> Scored:
+    """What a run is validated or tested on: videos of the kind that trains, which do not train.
+
+    Rendered scenes of the kind that trains; of a folder its own videos for that, or those held out.
+    A folder without any to spare is followed by the rendered scenes of small motion.
+    """
+    spec = config.data[0]
+    if split == "validation" and config.validate_on:
+        return Scored(config.validate_on, split, config.validate_only)
+    if _names_scenes(spec):
+        return Scored(f"{RENDERED}:{spec.partition(':')[2] or config.scenes}", split, ())
+    if _own_split(config, split):
+        return Scored(spec, split, config.validate_only if split == "validation" else ())
+    if held := held_out(config):
+        return Scored(spec, "train", held)
+    if split == "test" and config.validate_on:
+        return Scored(config.validate_on, "validation", config.validate_only)
+    return Scored(f"{RENDERED}:narrow", split, ())
 
 
 def validation_videos(config: DataConfig) -> list[Video]:
@@ -270,11 +335,12 @@ def validation_videos(config: DataConfig) -> list[Video]:
     Raises:
       UserError: a video cannot be read, or its frames are among those that train.
     """
+    scored = kind_scored(config, "validation")
     videos = open_dataset(
-        config.validate_on,
-        "validation",
-        variant=_variant_of(config, config.validate_on),
-        only=config.validate_only,
+        scored.spec,
+        scored.split,
+        variant=_variant_of(config, scored.spec),
+        only=scored.only,
         max_pixels=config.max_pixels,
     ).videos
     training = {

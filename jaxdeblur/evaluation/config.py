@@ -16,8 +16,9 @@ class EvaluationConfig:
     """What is restored, and how it is scored and shown.
 
     Attributes:
-      data: rendered, rendered:SCENES or rendered:20px (at 1280x720 with that blur), a folder (its
-        layout is recognised), or LAYOUT:FOLDER.
+      data: by default what the run trains on, its test or held-out videos, and rendered for weights
+        that are no run; rendered, rendered:SCENES or rendered:20px (at 1280x720 with that blur), a
+        folder (its layout is recognised), or LAYOUT:FOLDER.
       split: the part of the data set: test, or validation where no test set is published (REDS).
       variant: which blurred frames, where a data set has several: blur or blur_gamma.
       only: only the videos with this name or beginning; all by default.

@@ -22,7 +22,7 @@ class Validation:
 
     def __init__(self, data: DataConfig, rebuild: Callable[[Parameters], VideoRestorer]) -> None:
         self.rebuild = rebuild
-        self.name = data.validate_on
+        self.name = sources.kind_scored(data, "validation").spec
         """What the videos are of."""
         self.image: UInt8[np.ndarray, "H W 3"] | None = None
         self.clips = []

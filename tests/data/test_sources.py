@@ -22,6 +22,8 @@ from jaxdeblur.data.rendered import RenderedScenes
 from jaxdeblur.data.scenes import SCENES
 from jaxdeblur.data.sources import (
     DataConfig,
+    held_out,
+    kind_scored,
     read_data_config,
     training_sources,
     validation_videos,
@@ -62,6 +64,33 @@ def test_a_video_that_trains_is_refused_for_validation(folder: Path) -> None:
     assert video.name == "TEST03"
     ((_, _), (trained, _)) = training_sources(apart)
     assert [v.name for v in trained.videos] == ["TEST01"]  # type: ignore[union-attr]
+
+
+def test_validation_follows_what_trains(folder: Path) -> None:
+    """Of GOPRO, which has no such split, some videos that would train; scenes of the same kind."""
+    assert kind_scored(DataConfig(scenes="wide"), "validation").spec == "rendered:wide"
+    both = DataConfig(data=("rendered:small", "/data/GOPRO_Large"))
+    assert kind_scored(both, "test") == ("rendered:small", "test", ())
+    for part, videos in (("train", "abcdefghijk"), ("test", "z")):
+        for video in videos:
+            for half in ("blur", "sharp"):
+                shutil.copytree(
+                    folder / "pairs" / "sharp" / "walk", folder / "gopro" / part / video / half
+                )
+    gopro = DataConfig(data=(f"gopro:{folder / 'gopro'}",), exclude=("b",), validate_frames=1)
+    assert held_out(gopro) == ("a", "k")
+    assert [video.name for video in validation_videos(gopro)] == ["a", "k"]
+    ((trained, _),) = training_sources(gopro)
+    assert [v.name for v in trained.videos] == list("cdefghij")  # type: ignore[union-attr]
+    assert kind_scored(gopro, "test")[:2] == (gopro.data[0], "test")
+    # Named, they are held out as well; of a named data set nothing is.
+    named = dataclasses.replace(gopro, validate_only=("c", "d"))
+    assert held_out(named) == ("c", "d")
+    assert not held_out(dataclasses.replace(gopro, validate_on="rendered:tiny"))
+    # Too few to spare any: what is scored is not what trains.
+    few = DataConfig(data=(f"highspeed:{folder / 'fast'}",))
+    assert not held_out(few)
+    assert kind_scored(few, "test").spec == kind_scored(few, "validation").spec == "rendered:narrow"
 
 
 def test_an_option_chooses_among_the_videos_of_all_folders(folder: Path) -> None:

@@ -1,0 +1,21 @@
+"""evaluate.py without --data: the kind of videos that the run trains on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.errors import UserError
+from jaxdeblur.evaluation.config import EvaluationConfig
+from jaxdeblur.evaluation.own_kind import of_its_own_kind
+
+
+def test_a_run_is_scored_on_its_own_kind() -> None:
+    run = {"data": dataclasses.asdict(DataConfig(scenes="wide"))}
+    config = of_its_own_kind(EvaluationConfig(only=("rendered_00",)), run)
+    assert (config.data, config.split, config.only) == ("rendered:wide", "test", ("rendered_00",))
+    assert of_its_own_kind(EvaluationConfig(), {}).data == "rendered"
+    with pytest.raises(UserError, match="data of the run: unknown fields shoes"):
+        of_its_own_kind(EvaluationConfig(), {"data": {"shoes": 2}})
