@@ -1,0 +1,150 @@
+"""web/index.html in a headless Chromium: the pixels that deblur.py gives, from the same frames."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdeblur.models.registry import build
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.weights.export import export_weights
+from jaxdeblur.weights.load import LoadedModel
+
+ROOT = Path(__file__).resolve().parents[2]
+HEIGHT, WIDTH, FRAMES = 54, 91, 5
+# 54 rows and 91 columns are no multiples of what the network needs: the file pads them.
+NETWORK = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
+
+pytestmark = pytest.mark.stress
+
+
+def serve_module() -> Any:
+    spec = importlib.util.spec_from_file_location("serve", ROOT / "web/serve.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address of a served page with a small network, and the folder of its weights."""
+    for package in ("jax2onnx", "onnx"):
+        pytest.importorskip(package, reason="the page needs an exported network (docs/deploy.md)")
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed; it fetches ONNX Runtime Web")
+    folder, serve = tmp_path_factory.mktemp("site"), serve_module()
+    weights = folder / "weights.safetensors"
+    export_weights(LoadedModel(build(NETWORK, seed=3), "small", NETWORK, 0, "small", {}), weights)
+    try:
+        serve.prepare(folder, str(weights))
+    except serve.UserError as error:
+        if "npm could not fetch" in str(error):
+            pytest.skip(str(error))
+        raise
+    with serve.server(folder, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/index.html", folder
+        server.shutdown()
+
+
+@pytest.fixture
+def page(site: tuple[str, Path]) -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if found is None:
+        pytest.skip("no Chromium is installed")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=flags)
+        page = browser.new_page()
+        page.set_default_timeout(300_000)
+        said: list[str] = []
+        page.on("pageerror", lambda error: said.append(str(error)))
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(site[0])
+        page.wait_for_selector("body[data-ready]")
+        yield page
+        assert not said
+        here = site[0].rsplit("/", 1)[0]
+        assert all(url.startswith((here, "blob:", "data:")) for url in asked), "nothing leaves"
+        browser.close()
+
+
+def write_clip(folder: Path) -> list[str]:
+    """A drifting pattern with some noise, as PNG."""
+    folder.mkdir()
+    rng, names = np.random.default_rng(0), []
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    for t in range(FRAMES):
+        waves = [np.sin((x + 3 * t) / 7 + c) * np.cos(y / (5 + c)) for c in range(3)]
+        frame = 128 + 100 * np.stack(waves, axis=-1) + rng.normal(0, 5, (HEIGHT, WIDTH, 3))
+        path = folder / f"{t}.png"
+        Image.fromarray(np.clip(frame, 0, 255).astype(np.uint8)).save(path)
+        names.append(str(path))
+    return names
+
+
+def test_the_page_gives_the_pixels_of_deblur(
+    page: Any, site: tuple[str, Path], tmp_path: Path
+) -> None:
+    names = write_clip(tmp_path / "clip")
+    weights, out = site[1] / "weights.safetensors", tmp_path / "out"
+    command = [sys.executable, "deblur.py", str(tmp_path / "clip"), f"{out}/", f"--ckpt={weights}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    page.select_option("#size", "full")
+    page.set_input_files("#file", names)
+    page.wait_for_selector("body[data-done]")
+    shown = np.array(page.evaluate("restoredPixels()"), np.uint8)
+    shown = shown.reshape(FRAMES, HEIGHT, WIDTH, 4)[..., :3].astype(int)
+    ours = np.stack([np.asarray(Image.open(path)) for path in sorted(out.iterdir())])
+    blurred = np.stack([np.asarray(Image.open(name)) for name in names])
+    assert np.abs(shown - ours).max() <= 1
+    assert np.abs(shown - blurred).max() > 3, "it has to restore something"
+    assert page.inner_text("#download").startswith("download sharp-4.png")
+    assert f"at {WIDTH}x{HEIGHT}" in page.inner_text("#status")
+
+
+def test_a_camera_is_shown_and_stops(page: Any) -> None:
+    page.select_option("#size", "240")
+    page.click("#camera")
+    page.wait_for_function("document.getElementById('status').textContent.includes('frames/s')")
+    page.click("#stop")
+    page.wait_for_selector("body[data-done]")
+    assert page.evaluate("document.getElementById('after').width") == 240
+
+
+def test_what_is_no_picture_is_said(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page.set_input_files("#file", str(tmp_path / "broken.png"))
+    page.wait_for_function("document.getElementById('status').textContent.includes('broken.png')")
+
+
+def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
+    """Without npm nothing is half made."""
+    code = (
+        "import sys; sys.path.insert(0, 'web'); import serve; serve.shutil.which = lambda n: None"
+    )
+    code += f"; sys.argv = ['serve', '--folder={tmp_path}', '--prepare-only']"
+    code += "; serve.run_command(serve.main, 'web/serve.py')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "npm is not installed" in done.stderr
+    assert json.dumps(sorted(path.name for path in tmp_path.iterdir())) == '["index.html"]'

@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Prepares the page and serves it on this machine: ``python web/serve.py``, or ``make web``.
+
+ONNX Runtime Web comes by npm, the network by ``jaxdeblur.export``; what is there already stays.
+Any static server will do; this one sends two headers more, with which WebAssembly has threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from jaxdeblur.errors import UserError, run_command, tell
+from jaxdeblur.options import Parser
+
+HERE = Path(__file__).resolve().parent
+RUNTIME = "onnxruntime-web@1.30.0"
+FILES = ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded*.wasm", "ort-wasm-simd-threaded*.mjs")
+
+
+def main() -> None:
+    """Reads the options, prepares and serves."""
+    parser = Parser(prog="web/serve.py", description=__doc__)
+    parser.add_argument("--ckpt", default="strcnn_dtb_choice", help="the weights")
+    parser.add_argument("--port", type=int, default=8000, help="of http://127.0.0.1")
+    parser.add_argument("--folder", type=Path, default=HERE, help="what is prepared and served")
+    parser.add_argument("--prepare-only", action="store_true", help="does not serve")
+    arguments = parser.parse_args()
+    prepare(arguments.folder, arguments.ckpt)
+    if not arguments.prepare_only:
+        serve(arguments.folder, arguments.port)
+
+
+def prepare(folder: Path, weights: str) -> None:
+    """Puts the page, the runtime and the network into a folder, unless they are there."""
+    folder.mkdir(exist_ok=True)
+    if folder.resolve() != HERE:
+        shutil.copy(HERE / "index.html", folder)
+    if not (folder / "runtime").is_dir():
+        fetch_runtime(folder / "runtime")
+    model = folder / "model.onnx"
+    about = folder / "model.json"
+    if not about.is_file():
+        tell(f"exporting {weights} ...")
+        command = [sys.executable, "-m", "jaxdeblur.export", weights, str(model)]
+        if subprocess.run(command, check=False, cwd=HERE.parent).returncode:
+            raise UserError(f"{weights} cannot be exported; see above")
+        import onnx
+
+        properties = onnx.load(str(model)).metadata_props
+        texts = {entry.key: entry.value for entry in properties}
+        about.write_text(json.dumps(json.loads(texts["jaxdeblur"]), indent=1), encoding="utf-8")
+
+
+def fetch_runtime(target: Path) -> None:
+    """The parts of ONNX Runtime Web that the page loads."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(f"npm is not installed; it fetches {RUNTIME}")
+    tell(f"fetching {RUNTIME} ...")
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", RUNTIME]
+        done = subprocess.run(
+            [*command, "--prefix", scratch], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise UserError(f"npm could not fetch {RUNTIME}: {done.stderr[-500:]}")
+        part = Path(scratch) / "runtime"
+        part.mkdir()
+        for pattern in FILES:
+            for file in (Path(scratch) / "node_modules/onnxruntime-web/dist").glob(pattern):
+                shutil.copy(file, part)
+        shutil.copytree(part, target)
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Files, with the headers that allow threads to share memory."""
+
+    extensions_map = {  # noqa: RUF012  # as the class above has it
+        **http.server.SimpleHTTPRequestHandler.extensions_map,
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+    }
+
+    def end_headers(self) -> None:
+        """Adds them."""
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        super().end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing of each file."""
+
+
+def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
+    """Serves a folder on this machine alone; port 0 takes any that is free."""
+    handler = functools.partial(Handler, directory=str(folder))
+    try:
+        return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise UserError(f"--port={port}: {error.strerror}") from error
+
+
+def serve(folder: Path, port: int) -> None:
+    """Serves until ctrl-C."""
+    with server(folder, port) as running:
+        tell(f"http://127.0.0.1:{running.server_port} (ctrl-C ends it)")
+        running.serve_forever()
+
+
+if __name__ == "__main__":
+    run_command(main, "web/serve.py")
