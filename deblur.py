@@ -22,6 +22,7 @@ examples:
   deblur.py photo.jpg sharp.png                  one image
   deblur.py *.mp4 --out-dir=restored             many videos
   deblur.py in.mp4 out.mp4 --compare=both.mp4    and a second video that shows both
+  deblur.py camera:0 out.mp4                     a camera, until ctrl-C
   ... | deblur.py - - --size=1280x720 | ...      raw rgb24 frames in a pipe
 """
 

@@ -18,12 +18,14 @@ from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.jobs import DeblurConfig, Job, check_compare, written_as
 from jaxdeblur.restoration.threads import Timing, run_stages
 from jaxdeblur.shapes import Plane
+from jaxdeblur.video.camera import CameraReader
 from jaxdeblur.video.comparison import Comparison
 from jaxdeblur.video.formats import CONTAINERS
 from jaxdeblur.video.images import ImageReader, ImageWriter
 from jaxdeblur.video.picture import Picture, VideoInfo
 from jaxdeblur.video.pipes import RawReader, RawWriter
 from jaxdeblur.video.reader import VideoReader
+from jaxdeblur.video.window import Window
 from jaxdeblur.video.writer import VideoWriter
 
 # Seconds after which a wait is explained.
@@ -34,7 +36,7 @@ _VISIBLE = 0.25 / 255
 
 
 class PictureSource(Protocol):
-    """Where pictures come from: VideoReader, ImageReader or RawReader."""
+    """Where pictures come from: VideoReader, ImageReader, RawReader or CameraReader."""
 
     info: VideoInfo
     trailing: Any
@@ -64,8 +66,10 @@ def restore_all(deblurrer: Deblurrer, jobs: list[Job], config: DeblurConfig) -> 
     kinds = {job.kind for job in jobs}
     if config.fps != DeblurConfig.fps and kinds == {"video"}:
         raise UserError("--fps is for images and pipes; videos keep their own")
-    if config.size is not None and "pipe" not in kinds:
-        raise UserError("--size is for a pipe; files say how large they are")
+    if config.size is not None and not kinds & {"pipe", "camera"}:
+        raise UserError("--size is for a pipe or a camera; files say how large they are")
+    if config.show and kinds != {"camera"}:
+        raise UserError("--show is for a camera, as camera:0")
     failed = []
     for job in jobs:
         try:
@@ -105,6 +109,10 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             )
             targets.append(stack.enter_context(writer))
             views.append(comparison)
+        camera = source if isinstance(source, CameraReader) else None
+        if config.show and camera is not None:
+            targets.append(stack.enter_context(Window(job.name, info, camera.stop)))
+            views.append(_restored)
         for what in targets[0].lost:
             say(f"{job.name}: not kept: {what}")
         said = len(targets[0].lost)
@@ -119,6 +127,8 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             lost += [what for what in result[0].lost if what not in lost]  # not the first image
             for target, view in zip(targets, views, strict=True):
                 target.write(view(*result))
+            if camera is not None and (late := camera.report(result[0])):
+                progress.say(f"{job.name}: {late}")
 
         # After the targets, so that nobody waits for the compiler to hear of a wrong option.
         size = f"{info.width}x{info.height}"
@@ -141,6 +151,8 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         )
         if not timing.frames:
             raise UserError(f"{job.name}: has no frame")
+        if camera is not None:
+            say(f"{job.name}: {camera.summary}")
         targets[0].copy(source.trailing)
         for what in targets[0].lost[said:]:
             say(f"{job.name}: not kept: {what}")
@@ -166,6 +178,17 @@ def _restored(picture: Picture, restored: tuple[Plane, ...]) -> Picture:
 
 def _open_source(job: Job, config: DeblurConfig) -> Any:
     cut = bool(config.start or config.length is not None)
+    if job.kind == "camera":
+        if config.start:
+            raise UserError(f"--start is for video files; {job.name} begins now")
+        asked = config.fps != DeblurConfig.fps
+        return CameraReader(
+            job.name,
+            size=config.raw_size,
+            rate=config.rate if asked else None,
+            duration=config.length,
+            max_pixels=config.max_pixels,
+        )
     if job.kind == "video":
         return VideoReader(
             job.paths[0],

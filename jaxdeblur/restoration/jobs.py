@@ -17,6 +17,7 @@ from typing import Literal
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import Time, frame_size
 from jaxdeblur.video.formats import (
+    CAMERA,
     CONTAINERS,
     IMAGE_SUFFIXES,
     MAX_PIXELS,
@@ -41,8 +42,9 @@ class DeblurConfig:
       duration: how much of the video to restore, instead of an end.
       codec: FFmpeg's name of the video encoder; by default the input's codec, else libx264.
       crf: quality of the video, smaller is better; by default the loss is about invisible.
-      fps: frame rate of images and of frames from a pipe.
-      size: WIDTHxHEIGHT of the raw rgb24 frames from a pipe.
+      fps: frame rate of images, of frames from a pipe, or to ask a camera for.
+      size: WIDTHxHEIGHT of the raw rgb24 frames from a pipe, or to ask a camera for.
+      show: show the result of a camera in a window (with OpenCV); q closes it.
       compare: also write a video that shows input and result side by side.
       tile: auto, none or HEIGHTxWIDTH: restore large frames in pieces; auto goes by free memory.
       max_pixels: frames with more pixels are refused.
@@ -59,6 +61,7 @@ class DeblurConfig:
     crf: int | None = None
     fps: float = 25.0
     size: str | None = None
+    show: bool = False
     compare: str | None = None
     tile: str = "auto"
     max_pixels: int = MAX_PIXELS
@@ -118,13 +121,13 @@ class Job:
 
     Attributes:
       kind: what the input is.
-      paths: the video, or the images in their order; empty for a pipe.
+      paths: the video, or the images in their order; empty for a pipe or a camera.
       output: a file, a folder, or None for a pipe.
       name: of the input, in messages.
       into_folder: the output is a folder, whatever suffix its name seems to have.
     """
 
-    kind: Literal["video", "images", "pipe"]
+    kind: Literal["video", "images", "pipe", "camera"]
     paths: tuple[Path, ...]
     output: Path | None
     name: str
@@ -159,7 +162,7 @@ def plan(
     """What is to be restored into what.
 
     Args:
-      inputs: videos, folders of frames, images, globs, or ``-``.
+      inputs: videos, folders of frames, images, globs, ``camera:0``, or ``-``.
       output: for one input, the file or folder of the result, or ``-``.
       out_dir: for any number of inputs, the folder of the results, which get the inputs' names.
       skip_done: the output of a job that is done is no obstacle.
@@ -203,6 +206,10 @@ def _find(text: str) -> list[Job]:
     """The inputs that a word of the command line names."""
     if text == "-":
         return [Job("pipe", (), None, "-")]
+    if text.startswith(CAMERA):
+        if not text.removeprefix(CAMERA):
+            raise UserError(f"{text}: which camera? as {CAMERA}0")
+        return [Job("camera", (), None, text)]
     # os.path, unlike Path, answers names that the system refuses (too long, looping) with no.
     path = Path(text)
     if os.path.isdir(text):

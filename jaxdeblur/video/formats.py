@@ -39,6 +39,9 @@ IMAGE_SUFFIXES = WRITABLE_SUFFIXES | ({".avif"} if READS_AVIF else set())
 UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".avif"}) - IMAGE_SUFFIXES
 """The suffixes, in lower case, of photographs for which there is no decoder here."""
 
+CAMERA = "camera:"
+"""What the name of a camera begins with: ``camera:0``, or ``camera:`` and the device's name."""
+
 MAX_PIXELS = 8192 * 8192
 """The default bound on the pixels of an image: an 8K frame has half as many (200 MB as RGB)."""
 

@@ -1,0 +1,203 @@
+"""A camera as a source of pictures: what cannot be restored in time is dropped, not piled up."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.video.container import reason
+from jaxdeblur.video.formats import CAMERA
+from jaxdeblur.video.frames import frame_planes, pixel_layout
+from jaxdeblur.video.picture import FULL_RANGE, Picture, VideoInfo, without_alpha
+
+_TICK = Fraction(1, 1000)
+_TOLD_EVERY_S = 5.0
+
+
+def open_device(name: str, options: dict[str, str]) -> Any:
+    """The container of a camera, by V4L2, AVFoundation or DirectShow, whichever the system has.
+
+    Raises:
+      OSError, ValueError: there is no such camera, or this FFmpeg cannot open any.
+    """
+    if sys.platform == "darwin":
+        return av.open(f"{name}:none", format="avfoundation", options=options)
+    if sys.platform == "win32":
+        return av.open(f"video={name}", format="dshow", options=options)
+    device = f"/dev/video{name}" if name.isdigit() else name
+    return av.open(device, format="v4l2", options=options)
+
+
+class CameraReader:
+    """Reads a camera until it ends, ``duration`` is over or somebody stops it (ctrl-C).
+
+    A thread takes every frame from the device and keeps the newest; whoever is slower than the
+    camera gets that one. Timestamps are those of the clock, so the video plays at real speed.
+
+    Attributes:
+      info: what the frames are.
+      dropped: how many frames were taken and not handed on.
+    """
+
+    trailing: Sequence[Any] = ()
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        size: tuple[int, int] | None = None,
+        rate: Fraction | None = None,
+        duration: float | None = None,
+        max_pixels: int,
+    ):
+        """Opens the camera and takes its first frame.
+
+        Args:
+          name: as on the command line, with its prefix.
+          size: height and width to ask the camera for; None for its own.
+          rate: frames a second to ask it for.
+          duration: seconds after which to end; None for never.
+          max_pixels: larger frames are refused.
+
+        Raises:
+          UserError: there is no such camera, or it gives no frame of a size and format that can be
+            restored.
+        """
+        self.name, self.dropped = name, 0
+        self._duration = duration
+        self._news = threading.Condition()
+        self._newest: tuple[float, Any] | None = None
+        self._error: Exception | None = None
+        self._ended = self._stopping = False
+        options = {} if size is None else {"video_size": f"{size[1]}x{size[0]}"}
+        if rate is not None:
+            options["framerate"] = str(rate)
+        try:
+            container = open_device(name.removeprefix(CAMERA), options)
+        except (OSError, ValueError) as error:  # FFmpeg's errors are of these too
+            raise UserError(f"{name}: no camera can be opened by it: {reason(error)}") from error
+        self._thread = threading.Thread(
+            target=self._take, args=(container,), name="camera", daemon=True
+        )
+        self._thread.start()
+        first = self._next()
+        if first is None:
+            raise UserError(f"{name}: the camera gives no frame")
+        frame = first[1]
+        if frame.width * frame.height > max_pixels:
+            self.stop()
+            size_given = f"{frame.width}x{frame.height}"
+            raise UserError(f"{name}: gives {size_given}, over --max-pixels={max_pixels}")
+        pixel_format, layout, has_alpha = pixel_layout(frame, Path(name))
+        track = container.streams.video[0]
+        self.info = without_alpha(
+            VideoInfo(
+                height=frame.height,
+                width=frame.width,
+                pixel_format=pixel_format,
+                layout=layout,
+                has_alpha=has_alpha,
+                rate=Fraction(track.average_rate or track.guessed_rate or 30),
+                time_base=_TICK,
+                colour=(
+                    int(frame.color_range or layout.full_range * FULL_RANGE),
+                    int(frame.colorspace),
+                    int(frame.color_primaries),
+                    int(frame.color_trc),
+                ),
+            )
+        )
+        self._began = self._told = time.monotonic()
+        self._delay = self._longest = 0.0
+
+    def __enter__(self) -> CameraReader:
+        # Ctrl-C ends the recording, not the program: what was recorded is written to its end.
+        self._before: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, lambda *_: self.stop())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._thread.join(1.0)
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def stop(self) -> None:
+        """Ends the reading; the frames that were handed on are still restored."""
+        with self._news:
+            self._stopping = True
+            self._news.notify_all()
+
+    def __iter__(self) -> Iterator[Picture]:
+        """The newest frame each time; raises :class:`UserError` if the camera fails."""
+        # The first frame told the size; by now, with everything compiled, there is a newer one.
+        given, last = self._next(), -1
+        self._began = given[0] if given else self._began
+        self.dropped = 0
+        while given is not None:
+            taken, frame = given
+            since = taken - self._began
+            if self._duration is not None and since >= self._duration:
+                return
+            if (frame.height, frame.width) != (self.info.height, self.info.width):
+                raise UserError(f"{self.name}: the size of its frames changed")
+            last = max(last + 1, round(since / _TICK))
+            planes, _ = frame_planes(frame, self.info.pixel_format)
+            yield Picture(planes, pts=last)
+            given = self._next()
+
+    def delay(self, picture: Picture) -> float:
+        """Seconds since a picture was taken."""
+        return time.monotonic() - self._began - float(picture.pts * _TICK)
+
+    def report(self, picture: Picture) -> str | None:
+        """Told of each picture that has been written; now and then gives a line to print."""
+        now, delay = time.monotonic(), self.delay(picture)
+        self._delay, self._longest = max(self._delay, delay), max(self._longest, delay)
+        if now - self._told < _TOLD_EVERY_S:
+            return None
+        text = f"{1000 * self._delay:.0f} ms late at most, {self.dropped} frames dropped so far"
+        self._told, self._delay = now, 0.0
+        return text
+
+    @property
+    def summary(self) -> str:
+        """How late frames were written, and how many never."""
+        return f"{1000 * self._longest:.0f} ms late at most, {self.dropped} frames dropped"
+
+    def _take(self, container: Any) -> None:
+        try:
+            with contextlib.closing(container):
+                for frame in container.decode(video=0):
+                    with self._news:
+                        if self._stopping:
+                            break
+                        self.dropped += self._newest is not None
+                        self._newest = (time.monotonic(), frame)
+                        self._news.notify_all()
+        except (OSError, ValueError) as error:
+            self._error = error
+        finally:
+            with self._news:
+                self._ended = True
+                self._news.notify_all()
+
+    def _next(self) -> tuple[float, Any] | None:
+        with self._news:
+            while self._newest is None and not self._ended and not self._stopping:
+                self._news.wait(0.1)  # so that ctrl-C is noticed while a camera gives nothing
+            given, self._newest = self._newest, None
+        if given is None and self._error is not None and not self._stopping:
+            raise UserError(f"{self.name}: the camera failed: {reason(self._error)}")
+        return None if self._stopping else given

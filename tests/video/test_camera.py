@@ -1,0 +1,141 @@
+"""A camera, played by FFmpeg's test pattern at real speed."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+import types
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.registry import build
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.options import Time
+from jaxdeblur.restoration.convert import restore_all
+from jaxdeblur.restoration.deblurrer import Deblurrer
+from jaxdeblur.restoration.jobs import DeblurConfig, plan
+from jaxdeblur.video import camera
+from jaxdeblur.video.camera import CameraReader
+
+RATE = 50
+
+
+@pytest.fixture
+def pattern(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, str]]]:
+    """A pattern without end, in real time; what the device was asked for."""
+    asked: list[tuple[str, dict[str, str]]] = []
+
+    def open_pattern(name: str, options: dict[str, str]) -> Any:
+        asked.append((name, options))
+        source = f"testsrc=size=48x32:rate={RATE},format=yuv422p,realtime"
+        return av.open(source, format="lavfi")
+
+    monkeypatch.setattr(camera, "open_device", open_pattern)
+    return asked
+
+
+def test_a_slow_reader_gets_the_newest_frames_and_loses_the_rest(pattern: Any) -> None:
+    places, ages = [], []
+    with CameraReader("camera:0", max_pixels=10**6, duration=1.2) as reader:
+        assert (reader.info.height, reader.info.width) == (32, 48)
+        assert reader.info.pixel_format == "yuv422p"
+        assert reader.info.rate == RATE
+        for picture in reader:
+            places.append(picture.pts)
+            ages.append(reader.delay(picture))
+            time.sleep(0.1)  # five frames go by
+    assert places[0] == 0
+    assert all(b - a >= 60 for a, b in itertools.pairwise(places)), "milliseconds"
+    assert reader.dropped >= 2 * len(places)
+    # However long it runs, the frame that is read is a new one.
+    assert np.median(ages) < 0.1
+    assert pattern == [("0", {})]
+
+
+def test_a_camera_is_asked_for_a_size_and_a_rate(pattern: Any) -> None:
+    rate = Fraction(30000, 1001)
+    with CameraReader("camera:front", size=(480, 640), rate=rate, max_pixels=10**6):
+        pass
+    assert pattern == [("front", {"video_size": "640x480", "framerate": "30000/1001"})]
+
+
+def test_stop_ends_it(pattern: Any) -> None:
+    with CameraReader("camera:0", max_pixels=10**6) as reader:
+        threading.Timer(0.3, reader.stop).start()
+        began = time.monotonic()
+        assert 1 <= len(list(reader)) < 2 * RATE
+    assert time.monotonic() - began < 1.5
+
+
+def test_too_large_frames_are_refused(pattern: Any) -> None:
+    with pytest.raises(UserError, match="gives 48x32, over --max-pixels=1000"):
+        CameraReader("camera:0", max_pixels=1000)
+
+
+def a_deblurrer() -> Deblurrer:
+    config = StrcnnConfig(m=1, width=2, blocks=1, head_width=0, residual=True)
+    return Deblurrer(build(config), tile="none")
+
+
+def test_a_camera_is_restored_into_a_video(
+    pattern: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """And shown, by an OpenCV that counts."""
+    shown = []
+    window = types.SimpleNamespace(
+        imshow=lambda title, image: shown.append(image.shape),
+        waitKey=lambda delay: 255,
+        destroyAllWindows=lambda: shown.append("closed"),
+        error=RuntimeError,
+    )
+    monkeypatch.setitem(sys.modules, "cv2", window)
+    out = tmp_path / "out.mkv"
+    config = DeblurConfig(show=True, duration=Time(1.0), tile="none")
+    restore_all(a_deblurrer(), plan(["camera:0"], str(out)), config)
+    said = capsys.readouterr().err
+    assert "ms late at most" in said
+    assert "frames dropped" in said
+    with av.open(str(out)) as written:
+        times = [float(frame.time) for frame in written.decode(video=0)]
+    assert times[0] == 0
+    assert len(times) > 1
+    assert times[-1] < 1.0
+    assert shown == [(32, 48, 3)] * len(times) + ["closed"]
+
+
+@pytest.mark.parametrize(
+    ("given", "config", "said"),
+    [
+        ("camera:", DeblurConfig(), "which camera"),
+        ("camera:nowhere", DeblurConfig(), "camera:nowhere: no camera can be opened"),
+        ("camera:0", DeblurConfig(start=Time(1.0)), "--start is for video files"),
+    ],
+)
+def test_bad_input_is_one_line(given: str, config: DeblurConfig, said: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    with pytest.raises(UserError, match=said):
+        restore_all(a_deblurrer(), plan([given], str(out)), config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_show_is_for_cameras_and_needs_opencv(
+    pattern: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    jobs = plan(["camera:0"], str(tmp_path / "out.mp4"))
+    with pytest.raises(UserError, match="--show needs OpenCV: pip install opencv-python"):
+        restore_all(a_deblurrer(), jobs, DeblurConfig(show=True))
+    video = tmp_path / "in.mp4"
+    video.touch()
+    jobs = plan([str(video)], str(tmp_path / "out.mp4"))
+    with pytest.raises(UserError, match="--show is for a camera"):
+        restore_all(a_deblurrer(), jobs, DeblurConfig(show=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
