@@ -144,7 +144,7 @@ class IfiRnn(VideoRestorer):
     def __init__(self, config: IfiRnnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.dtype = jnp.dtype(config.dtype)
-        options: dict[str, Any] = dict(init=torch_default, dtype=self.dtype, rngs=rngs)
+        options: dict[str, Any] = {"init": torch_default, "dtype": self.dtype, "rngs": rngs}
         self.cells = nnx.List([Cell(config, **options) for _ in range(2)])
         up: dict[str, Any] = {**options, "init": torch_transposed}
         half, full = config.up_widths
@@ -195,9 +195,7 @@ class IfiRnn(VideoRestorer):
         ) -> tuple[tuple[Features, Features], None]:
             return self.cells[1](again, carry[1]), None
 
-        (known, hidden), _ = lax.scan(
-            pass_again, (known, hidden), length=self.config.iterations
-        )
+        (known, hidden), _ = lax.scan(pass_again, (known, hidden), length=self.config.iterations)
         return Recurrence(hidden, jnp.bool_(False)), known
 
     def _to_image(self, known: jax.Array) -> jax.Array:

@@ -1,0 +1,240 @@
+"""RDN: a recurrent deblurring network that takes in one more frame of a window at a time.
+
+Source: Wieschollek, Hirsch, Schölkopf and Lensch, "Learning Blind Motion Deblurring" (ICCV 2017);
+cgtuebingen/learning-blind-motion-deblurring (learning_blind_motion_deblurring.py, on tensorpack),
+Apache-2.0. The repository calls its code a re-implementation of the paper's, which ran on another
+library; the weights that it names are of a somewhat larger network and fit neither. The network
+here is the code's, 3,671,517 parameters, with its padding (TensorFlow's SAME), its colours (BGR,
+pixels / 128 - 1) and its normalisation: by the statistics of the batch at hand, also in use.
+
+So a result depends on the whole frame and on the other videos of the batch, and frames can't be
+restored in tiles. The statistics are taken at each time alone, over the batch and all pixels, as
+the code takes them of a batch of windows: thus a stream and a clip of the same videos agree. What
+the frame is padded with, to a multiple of 8, counts too. Running statistics would give another
+network. The biases before a normalisation are the code's; none has an effect, or a gradient beyond
+rounding.
+
+What differs: the code computes the merging layers of the first step and drops what they give. It
+trains on windows of five frames; here a clip's loss is over all of its whole windows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.peers.layers import (
+    Conv,
+    TransposedConv,
+    apply,
+    normalise,
+    statistics,
+    variance_scaling,
+    xavier_uniform,
+)
+from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer, replicate_ends
+from jaxdeblur.shapes import Clip, ClipFeatures, Frame
+
+BEFORE = 4
+"""Frames before the current one that the network takes in, the nearest first."""
+
+EPSILON = 1.001e-5
+"""Added to the variance: the least that TensorFlow's fused normalisation takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RdnConfig:
+    """The fields of RDN; the defaults are the network of the authors' repository.
+
+    Attributes:
+      width: channels at full size on the way down; 2, 4 and 8 times as many at 1/2, 1/4 and 1/8.
+      dtype: of the computation; statistics, parameters and output are float32.
+      scales: (1,); several run the network coarse to fine (models/coarse_to_fine.py).
+    """
+
+    width: int = 32
+    dtype: str = "float32"
+    scales: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise UserError(f"width is 1 or more channels, not {self.width}")
+
+
+class WindowState(NamedTuple):
+    """What a stream keeps."""
+
+    frames: Clip
+    """The last four frames."""
+    first: Bool[Array, ""]
+    """True before the first frame."""
+
+
+class Skips(NamedTuple):
+    """What passes from one step to the next within a window: features at 1/8, 1/4 and 1/2."""
+
+    eighth: ClipFeatures
+    quarter: ClipFeatures
+    half: ClipFeatures
+
+
+class Layer(nnx.Module):
+    """ReLU, a convolution or a transposed one, and normalisation by the batch at hand."""
+
+    def __init__(self, conv: Conv | TransposedConv, width: int) -> None:
+        self.conv = conv
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Float[Array, "B T h w C_in"]) -> Float[Array, "B T h2 w2 C_out"]:
+        """Each time is normalised by itself, over the batch and all pixels."""
+
+        def of_one_time(x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+            mean, variance = statistics(x)
+            return normalise(x, mean, variance, self.scale[...], self.bias[...], EPSILON)
+
+        return jax.vmap(of_one_time, in_axes=1, out_axes=1)(self.conv(jax.nn.relu(x)))
+
+
+class Rdn(VideoRestorer):
+    """From the frames t-4..t to frame t, in four steps of one block."""
+
+    multiple = 8
+    lookahead = 0
+    batch_statistics = True
+
+    def __init__(self, config: RdnConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.dtype = jnp.dtype(config.dtype)
+        full, half, quarter, eighth = (config.width * factor for factor in (1, 2, 4, 8))
+
+        def layer(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> Layer:
+            conv = Conv(
+                c_in,
+                c_out,
+                kernel,
+                stride=stride,
+                padding="same",
+                init=variance_scaling,
+                dtype=self.dtype,
+                rngs=rngs,
+            )
+            return Layer(conv, c_out)
+
+        def enlarging(c_in: int, c_out: int) -> Layer:
+            conv = TransposedConv(c_in, c_out, init=xavier_uniform, dtype=self.dtype, rngs=rngs)
+            return Layer(conv, c_out)
+
+        def down(c_in: int, width: int, stride: int = 2) -> Any:
+            rest = [layer(width, width), layer(width, width), layer(width, width, 1)]
+            return nnx.List([layer(c_in, width, stride=stride), *rest])
+
+        def up(c_in: int, width: int) -> Any:
+            return nnx.List([enlarging(c_in, width), *(layer(width, width) for _ in range(3))])
+
+        self.d0 = layer(6, full)
+        self.d1 = down(full, half)
+        self.d2 = down(half, half, stride=1)
+        self.d3 = down(half, quarter)
+        self.d4 = down(quarter, eighth)
+        self.u1 = up(eighth, quarter)
+        self.u2 = up(quarter, half)
+        self.u3 = nnx.List(
+            [
+                enlarging(half, half),
+                layer(half, half),
+                layer(half, half),
+                layer(half, 6),
+                layer(6, 3),
+            ]
+        )
+        self.merge = nnx.List([layer(2 * width, width, 1) for width in (eighth, quarter, half)])
+
+    def _restore_clip(self, clip: Clip) -> Clip:
+        return self._estimates(clip, _before(clip))[-1]
+
+    def training_outputs(self, clip: Clip, sharp: Clip) -> TrainingOutputs:
+        """All four estimates against the sharp frame, of every window that is whole.
+
+        Of a clip that is shorter than a window, of its last frame.
+        """
+        height, width = clip.shape[2:4]
+        clip, first = self.pad(clip), min(BEFORE, clip.shape[1] - 1)
+        estimates = self._estimates(clip[:, first:], _before(clip)[:, :, first:])
+        restored = tuple(each[:, :, :height, :width] for each in estimates)
+        return TrainingOutputs(restored, (sharp[:, first:],) * BEFORE, {})
+
+    def _initial_state(self, batch: int, height: int, width: int) -> WindowState:
+        return WindowState(jnp.zeros((batch, BEFORE, height, width, 3)), jnp.bool_(True))
+
+    def _step(
+        self, state: WindowState, frame: Frame, repeated: Bool[Array, ""]
+    ) -> tuple[WindowState, Frame]:
+        # Nothing precedes the first frame but itself.
+        before = jnp.where(state.first, frame[:, None], state.frames)
+        observations = rearrange(before[:, ::-1], "b n h w c -> n b 1 h w c")
+        restored = self._estimates(frame[:, None], observations)[-1, :, 0]
+        frames = jnp.concatenate([before[:, 1:], frame[:, None]], axis=1)
+        return WindowState(frames, jnp.bool_(False)), restored
+
+    def _estimates(
+        self, clip: Clip, observations: Float[Array, "n B T H W 3"]
+    ) -> Float[Array, "n B T H W 3"]:
+        """The estimate of every frame of ``clip`` after each observation of its window."""
+        clip, observations = (
+            frames[..., ::-1] * (255 / 128) - 1 for frames in (clip, observations)
+        )
+        first, skips = self._improve(clip, observations[0], None)
+
+        def improve(past: tuple[Clip, Skips], observation: Clip) -> tuple[tuple[Clip, Skips], Clip]:
+            estimate, skips = self._improve(past[0], observation, past[1])
+            return (estimate, skips), estimate
+
+        _, others = lax.scan(improve, (first, skips), observations[1:])
+        return (jnp.concatenate([first[None], others]) + 1)[..., ::-1] * (128 / 255)
+
+    def _improve(self, estimate: Clip, observation: Clip, past: Skips | None) -> tuple[Clip, Skips]:
+        """One step: a better estimate from one more observation, both BGR, centred, float32."""
+        merge: Any = [lambda x: x] * 3  # left out in the first step
+        if past is not None:
+            merge = [
+                lambda x, layer=layer, before=before: layer(jnp.concatenate([x, before], -1))
+                for layer, before in zip(self.merge, past, strict=True)
+            ]
+        x = self.d0(jnp.concatenate([observation, estimate], -1).astype(self.dtype))
+        x = _residual(self.d1[0](x), self.d1[1:])
+        half = _residual(self.d2[0](x), self.d2[1:])
+        quarter = _residual(self.d3[0](half), self.d3[1:])
+        deep = _residual(self.d4[0](quarter), [merge[0], *self.d4[1:]])
+        higher = _residual(self.u1[0](deep) + quarter, [merge[1], *self.u1[1:]])
+        highest = _residual(self.u2[0](higher) + half, [merge[2], *self.u2[1:]])
+        change = apply(self.u3, highest).astype(jnp.float32)
+        return estimate + change, Skips(deep, higher, highest)
+
+    @property
+    def receptive_radius(self) -> int:
+        """None: every pixel depends on the statistics of the whole frame, and of the batch."""
+        raise UserError(
+            "RDN normalises by the statistics of the whole frame (and batch), so a frame can't be "
+            "restored in tiles"
+        )
+
+
+def _residual(x: jax.Array, layers: Any) -> jax.Array:
+    """x + layers(x)."""
+    return x + apply(layers, x)
+
+
+def _before(clip: Clip) -> Float[Array, "n B T H W 3"]:
+    """The frames before each frame of a clip, the nearest first; the first one is replicated."""
+    time = clip.shape[1]
+    padded = replicate_ends(clip, BEFORE, 0)
+    return jnp.stack([padded[:, BEFORE - k : BEFORE - k + time] for k in range(1, BEFORE + 1)])
