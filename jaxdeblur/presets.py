@@ -11,6 +11,9 @@ from jaxdeblur.models.fsta_config import FSTA, FSTA_LIVE, FSTA_SMALL
 from jaxdeblur.models.peers.dbn import DbnConfig
 from jaxdeblur.models.peers.edvr import EDVR_L, EDVR_M, EdvrConfig
 from jaxdeblur.models.peers.srn import SrnConfig
+from jaxdeblur.models.peers.ifi_rnn import SIMDEBLUR, IfiRnnConfig
+from jaxdeblur.models.peers.rdn import RdnConfig
+from jaxdeblur.models.peers.stfan import StfanConfig
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.training.step import TrainingConfig
 
@@ -282,6 +285,93 @@ PRESETS: dict[str, Preset] = {
         about="EDVR with 16 channels and 5 blocks (240 k parameters) for two cores.",
         network=EdvrConfig(width=16, groups=4, extract_blocks=2, blocks=5, head_width=16),
         training=dataclasses.replace(_TWO_CORES, optimizer="adam", learning_rate=4e-4),
+        data=DataConfig(scenes="narrow"),
+    ),
+    "rdn": Preset(
+        about="RDN (Wieschollek et al. 2017): the last of five frames, in four steps, normalised "
+        "by the batch at hand (3.7 M parameters), with the recipe of its authors' code. A result "
+        "depends on the whole frame and on what is restored with it.",
+        network=RdnConfig(),
+        training=TrainingConfig(
+            steps=400_000,
+            batch_size=8,
+            frames=1,  # with the four before it
+            crop=128,
+            learning_rate=5e-3,
+            schedule="constant",
+            clip_norm=1e6,  # none
+            loss="mse",
+            validate_every=5000,
+        ),
+        data=_WIDE,
+    ),
+    "rdn_small": Preset(
+        about="RDN at width 4 (59 k parameters) for two cores.",
+        network=RdnConfig(width=4),
+        training=dataclasses.replace(
+            _TWO_CORES, frames=2, optimizer="adam", learning_rate=5e-3, loss="mse"
+        ),
+        data=DataConfig(scenes="narrow"),
+    ),
+    "ifi_rnn": Preset(
+        about="IFI-RNN (Nah et al. 2019) C2H3: a recurrent network that goes over each frame four "
+        "times (1.6 M parameters), without look-ahead. Network and recipe are ESTRNN's, as the "
+        "authors published none.",
+        network=IfiRnnConfig(),
+        training=TrainingConfig(
+            steps=130_000,
+            batch_size=8,
+            frames=8,
+            crop=256,
+            learning_rate=5e-4,
+            loss="charbonnier",
+            validate_every=5000,
+        ),
+        data=_WIDE,
+    ),
+    "ifi_rnn_simdeblur": Preset(
+        about="IFI-RNN as SimDeblur has it, with 16 channels (4.1 M parameters), and its recipe, "
+        "with a cosine for its steps.",
+        network=SIMDEBLUR,
+        training=TrainingConfig(
+            steps=300_000,
+            batch_size=4,
+            frames=12,
+            crop=256,
+            learning_rate=2e-4,
+            beta2=0.99,
+            loss="charbonnier",
+            validate_every=5000,
+        ),
+        data=_WIDE,
+    ),
+    "ifi_rnn_small": Preset(
+        about="IFI-RNN with 6, 12 and 18 channels (149 k parameters) for two cores.",
+        network=IfiRnnConfig(widths=(6, 12, 18), hidden=6, up_widths=(12, 6)),
+        training=dataclasses.replace(_TWO_CORES, optimizer="adam"),
+        data=DataConfig(scenes="narrow"),
+    ),
+    "stfan": Preset(
+        about="STFAN (Zhou et al. 2019): predicted filters align and deblur (5.4 M parameters), "
+        "without look-ahead. The loss of its authors adds features of VGG19: --loss=mse_vgg19 "
+        "--vgg19=FILE.",
+        network=StfanConfig(),
+        training=TrainingConfig(
+            steps=122_000,
+            batch_size=1,
+            frames=20,
+            crop=384,
+            learning_rate=1e-4,
+            clip_norm=1e6,  # none
+            loss="mse",
+            validate_every=5000,
+        ),
+        data=_WIDE,
+    ),
+    "stfan_small": Preset(
+        about="STFAN at width 6 (191 k parameters) for two cores.",
+        network=StfanConfig(width=6),
+        training=dataclasses.replace(_TWO_CORES, optimizer="adam", loss="mse"),
         data=DataConfig(scenes="narrow"),
     ),
 }

@@ -31,12 +31,13 @@ def filter_adaptive_convolution(
     """
     reach = size // 2
     height, width = x.shape[1:3]
-    padded = jnp.pad(x, [(0, 0), (reach, reach), (reach, reach), (0, 0)], mode="edge")
+    wide = x.astype(jnp.float32)
+    padded = jnp.pad(wide, [(0, 0), (reach, reach), (reach, reach), (0, 0)], mode="edge")
     # All neighbours of a value in a row: as products of slices the gradient of the filters would
     # be a sum of 25 arrays as large as they are.
     neighbours = jnp.stack(
         [padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)], -1
     )
     taps = rearrange(filters, "b h w (c k) -> b h w c k", k=size * size)
-    summed = jnp.einsum("bhwck,bhwck->bhwc", neighbours, taps, preferred_element_type=jnp.float32)
+    summed = jnp.einsum("bhwck,bhwck->bhwc", neighbours, taps.astype(jnp.float32))
     return summed.astype(x.dtype)

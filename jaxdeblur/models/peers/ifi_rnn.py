@@ -16,7 +16,7 @@ the features of a frame anew in each pass of cell 1; here they are computed once
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -98,10 +98,17 @@ SIMDEBLUR = IfiRnnConfig(
 """SimDeblur's network with 16 inner channels."""
 
 
+Hidden: TypeAlias = Float[Array, "B h w C_hidden"]
+"""The state, at 1/4 of the size."""
+
+Known: TypeAlias = Float[Array, "B h w C_known"]
+"""What a pass makes of a frame's features and the state together."""
+
+
 class Recurrence(NamedTuple):
     """What passes from frame to frame."""
 
-    hidden: Float[Array, "B h w C"]
+    hidden: Hidden
     """The state, at 1/4 of the size."""
     first: Bool[Array, ""]
     """True before the first frame."""
@@ -129,8 +136,8 @@ class Cell(nnx.Module):
             ]
         )
 
-    def __call__(self, features: Features, hidden: Features) -> tuple[Features, Features]:
-        """One pass: what is known of the frame ``B h w C``, and the new state."""
+    def __call__(self, features: Features, hidden: Hidden) -> tuple[Known, Hidden]:
+        """One pass: what is known of the frame, and the new state."""
         known = apply(self.blocks, jnp.concatenate([features, hidden], -1))
         return known, apply(self.to_hidden, known)
 
@@ -159,7 +166,7 @@ class IfiRnn(VideoRestorer):
     def _restore_clip(self, clip: Clip) -> Clip:
         features = [rearrange(f, "b t ... -> t b ...") for f in self._features(clip)]
         _, known = lax.scan(
-            lambda past, frame: self._recur(past, *frame),
+            self.in_backward_again(lambda past, frame: self._recur(past, *frame)),
             self._initial_state(clip.shape[0], *clip.shape[2:4]),
             tuple(features),
         )
@@ -181,18 +188,14 @@ class IfiRnn(VideoRestorer):
         once, again = (apply(cell.features, centred) for cell in self.cells)
         return once, again
 
-    def _recur(
-        self, past: Recurrence, once: Features, again: Features
-    ) -> tuple[Recurrence, Features]:
+    def _recur(self, past: Recurrence, once: Features, again: Features) -> tuple[Recurrence, Known]:
         """All passes over one frame, whose features are ``once`` to cell 0, ``again`` to cell 1."""
         hidden = past.hidden
         if self.config.first_state == "features":
             hidden = jnp.where(past.first, once, hidden)
         known, hidden = self.cells[0](once, hidden)
 
-        def pass_again(
-            carry: tuple[Features, Features], _: None
-        ) -> tuple[tuple[Features, Features], None]:
+        def pass_again(carry: tuple[Known, Hidden], _: None) -> tuple[tuple[Known, Hidden], None]:
             return self.cells[1](again, carry[1]), None
 
         (known, hidden), _ = lax.scan(pass_again, (known, hidden), length=self.config.iterations)

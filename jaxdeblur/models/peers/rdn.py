@@ -14,13 +14,14 @@ the frame is padded with, to a multiple of 8, counts too. Running statistics wou
 network. The biases before a normalisation are the code's; none has an effect, or a gradient beyond
 rounding.
 
-What differs: the code computes the merging layers of the first step and drops what they give. It
-trains on windows of five frames; here a clip's loss is over all of its whole windows.
+What differs: the code trains on windows of five frames; here a clip's loss is over all of its whole
+windows.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +87,15 @@ class Skips(NamedTuple):
     half: ClipFeatures
 
 
+class _Past(NamedTuple):
+    """What a step within a window starts from."""
+
+    estimate: Clip
+    skips: Skips
+    first: Bool[Array, ""]
+    """True in the first step, which has nothing to merge."""
+
+
 class Layer(nnx.Module):
     """ReLU, a convolution or a transposed one, and normalisation by the batch at hand."""
 
@@ -109,7 +119,7 @@ class Rdn(VideoRestorer):
 
     multiple = 8
     lookahead = 0
-    batch_statistics = True
+    clips_are_independent = False
 
     def __init__(self, config: RdnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -192,32 +202,41 @@ class Rdn(VideoRestorer):
         clip, observations = (
             frames[..., ::-1] * (255 / 128) - 1 for frames in (clip, observations)
         )
-        first, skips = self._improve(clip, observations[0], None)
+        batch, time, height, width, _ = clip.shape
 
-        def improve(past: tuple[Clip, Skips], observation: Clip) -> tuple[tuple[Clip, Skips], Clip]:
-            estimate, skips = self._improve(past[0], observation, past[1])
-            return (estimate, skips), estimate
+        def nothing(scale: int, channels: int) -> ClipFeatures:
+            shape = (batch, time, height // scale, width // scale, channels * self.config.width)
+            return jnp.zeros(shape, self.dtype)
 
-        _, others = lax.scan(improve, (first, skips), observations[1:])
-        return (jnp.concatenate([first[None], others]) + 1)[..., ::-1] * (128 / 255)
+        def improve(past: _Past, observation: Clip) -> tuple[_Past, Clip]:
+            new = self._improve(past, observation)
+            return new, new.estimate
 
-    def _improve(self, estimate: Clip, observation: Clip, past: Skips | None) -> tuple[Clip, Skips]:
+        skips = Skips(nothing(8, 8), nothing(4, 4), nothing(2, 2))
+        start = _Past(clip, skips, jnp.bool_(True))
+        _, estimates = lax.scan(self.in_backward_again(improve), start, observations)
+        return (estimates + 1)[..., ::-1] * (128 / 255)
+
+    def _improve(self, past: _Past, observation: Clip) -> _Past:
         """One step: a better estimate from one more observation, both BGR, centred, float32."""
-        merge: Any = [lambda x: x] * 3  # left out in the first step
-        if past is not None:
-            merge = [
-                lambda x, layer=layer, before=before: layer(jnp.concatenate([x, before], -1))
-                for layer, before in zip(self.merge, past, strict=True)
-            ]
-        x = self.d0(jnp.concatenate([observation, estimate], -1).astype(self.dtype))
+
+        def merge(layer: Layer, x: jax.Array, before: jax.Array) -> jax.Array:
+            merged = layer(jnp.concatenate([x, before], -1))
+            return jnp.where(past.first, x, merged)
+
+        merging = [
+            functools.partial(merge, layer, before=before)
+            for layer, before in zip(self.merge, past.skips, strict=True)
+        ]
+        x = self.d0(jnp.concatenate([observation, past.estimate], -1))
         x = _residual(self.d1[0](x), self.d1[1:])
         half = _residual(self.d2[0](x), self.d2[1:])
         quarter = _residual(self.d3[0](half), self.d3[1:])
-        deep = _residual(self.d4[0](quarter), [merge[0], *self.d4[1:]])
-        higher = _residual(self.u1[0](deep) + quarter, [merge[1], *self.u1[1:]])
-        highest = _residual(self.u2[0](higher) + half, [merge[2], *self.u2[1:]])
-        change = apply(self.u3, highest).astype(jnp.float32)
-        return estimate + change, Skips(deep, higher, highest)
+        deep = _residual(self.d4[0](quarter), [merging[0], *self.d4[1:]])
+        higher = _residual(self.u1[0](deep) + quarter, [merging[1], *self.u1[1:]])
+        highest = _residual(self.u2[0](higher) + half, [merging[2], *self.u2[1:]])
+        estimate = past.estimate + apply(self.u3, highest).astype(jnp.float32)
+        return _Past(estimate, Skips(deep, higher, highest), jnp.bool_(False))
 
     @property
     def receptive_radius(self) -> int:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import activation
@@ -97,8 +97,8 @@ class Filters(nnx.Module):
         self.level = Level(Conv(c_in, width, **options), width, **options)
         self.out = Conv(width, width * taps**2, 1, **options)
 
-    def __call__(self, features: Features) -> Features:
-        """``B h w C`` to the taps of each value, ``B h w taps*taps*width``."""
+    def __call__(self, features: Features) -> Float[Array, "B h w C_filters"]:
+        """The taps of each value, ``taps*taps*width`` channels."""
         return leaky(self.out(self.level(features)))
 
 
@@ -154,7 +154,7 @@ class Stfan(VideoRestorer):
 
         start = self._initial_state(clip.shape[0], *clip.shape[2:4])
         in_turn = [rearrange(each, "b t ... -> t b ...") for each in (clip, encoded)]
-        _, restored = lax.scan(recur, start, tuple(in_turn))
+        _, restored = lax.scan(self.in_backward_again(recur), start, tuple(in_turn))
         return rearrange(restored, "t b ... -> b t ...")
 
     def _initial_state(self, batch: int, height: int, width: int) -> Recurrence:

@@ -73,7 +73,7 @@ class Reference:
     """Leaves out or puts together, before anything else, what a file may hold."""
 
 
-REFERENCES = ("dbn", "edvr", "srn", "strcnn_dtb")
+REFERENCES = ("dbn", "edvr", "ifi_rnn", "rdn", "srn", "stfan", "strcnn_dtb")
 """The systems whose weights can be read; each is a module of this package."""
 
 
