@@ -208,9 +208,8 @@ class IfiRnn(VideoRestorer):
 
     @property
     def receptive_radius(self) -> int:
-        """How many pixels to each side one step reads: most of it in the passes at 1/4."""
-        outer = self.config.kernel // 2
+        """How many pixels to each side one step reads, for the state, which reads farther."""
         # Each pass: the residual blocks, and the four convolutions that lead to the state.
         passes = (1 + self.config.iterations) * (2 * self.config.blocks + 4)
-        # Full, half and quarter size of the features; the same of the way back, which is less.
-        return 4 * (passes + 2) + 2 * outer + 2 * outer + outer
+        # The features' three kernels, at full size, full size and a half; a value covers 4 pixels.
+        return 4 * passes + 4 * (self.config.kernel // 2) + 3
