@@ -153,8 +153,8 @@ class Stfan(VideoRestorer):
             return self._recur(lax.stop_gradient(past) if detach else past, *frame)
 
         start = self._initial_state(clip.shape[0], *clip.shape[2:4])
-        in_turn = [rearrange(each, "b t ... -> t b ...") for each in (clip, encoded)]
-        _, restored = lax.scan(self.in_backward_again(recur), start, tuple(in_turn))
+        frames, features = (rearrange(each, "b t ... -> t b ...") for each in (clip, encoded))
+        _, restored = lax.scan(self.in_backward_again(recur), start, (frames, features))
         return rearrange(restored, "t b ... -> b t ...")
 
     def _initial_state(self, batch: int, height: int, width: int) -> Recurrence:
