@@ -10,9 +10,9 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FSTA, FSTA_LIVE, FSTA_SMALL
 from jaxdeblur.models.peers.dbn import DbnConfig
 from jaxdeblur.models.peers.edvr import EDVR_L, EDVR_M, EdvrConfig
-from jaxdeblur.models.peers.srn import SrnConfig
 from jaxdeblur.models.peers.ifi_rnn import SIMDEBLUR, IfiRnnConfig
 from jaxdeblur.models.peers.rdn import RdnConfig
+from jaxdeblur.models.peers.srn import SrnConfig
 from jaxdeblur.models.peers.stfan import StfanConfig
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.training.step import TrainingConfig

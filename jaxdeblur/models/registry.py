@@ -18,11 +18,11 @@ from jaxdeblur.models.fsta import Fsta
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.peers.dbn import Dbn, DbnConfig
 from jaxdeblur.models.peers.edvr import Edvr, EdvrConfig
-from jaxdeblur.models.peers.srn import Srn, SrnConfig
-from jaxdeblur.models.peers.strcnn_simdeblur import SimDeblurStrcnn, SimDeblurStrcnnConfig
 from jaxdeblur.models.peers.ifi_rnn import IfiRnn, IfiRnnConfig
 from jaxdeblur.models.peers.rdn import Rdn, RdnConfig
+from jaxdeblur.models.peers.srn import Srn, SrnConfig
 from jaxdeblur.models.peers.stfan import Stfan, StfanConfig
+from jaxdeblur.models.peers.strcnn_simdeblur import SimDeblurStrcnn, SimDeblurStrcnnConfig
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig

@@ -14,8 +14,8 @@ the frame is padded with, to a multiple of 8, counts too. Running statistics wou
 network. The biases before a normalisation are the code's; none has an effect, or a gradient beyond
 rounding.
 
-What differs: the code trains on windows of five frames; here a clip's loss is over all of its whole
-windows.
+What differs: the code trains on windows of five frames; here the loss is over all frames of a clip,
+each with the four before it.
 """
 
 from __future__ import annotations
@@ -168,19 +168,31 @@ class Rdn(VideoRestorer):
         )
         self.merge = nnx.List([layer(2 * width, width, 1) for width in (eighth, quarter, half)])
 
+    @property
+    def context(self) -> tuple[int, int]:
+        """The four frames before."""
+        return BEFORE, 0
+
     def _restore_clip(self, clip: Clip) -> Clip:
-        return self._estimates(clip, _before(clip))[-1]
+        return self._restore_inside(replicate_ends(clip, BEFORE, 0))
 
-    def training_outputs(self, clip: Clip, sharp: Clip) -> TrainingOutputs:
-        """All four estimates against the sharp frame, of every window that is whole.
+    def _restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
+        return self._windows(clip)[-1]
 
-        Of a clip that is shorter than a window, of its last frame.
-        """
+    def training_outputs(
+        self, clip: Float[Array, "B length H W 3"], sharp: Clip
+    ) -> TrainingOutputs:
+        """All four estimates of every frame, each against the sharp one."""
         height, width = clip.shape[2:4]
-        clip, first = self.pad(clip), min(BEFORE, clip.shape[1] - 1)
-        estimates = self._estimates(clip[:, first:], _before(clip)[:, :, first:])
+        whole = clip.shape[1] == sharp.shape[1]
+        estimates = self._windows(self.pad(replicate_ends(clip, BEFORE, 0) if whole else clip))
         restored = tuple(each[:, :, :height, :width] for each in estimates)
-        return TrainingOutputs(restored, (sharp[:, first:],) * BEFORE, {})
+        return TrainingOutputs(restored, (sharp,) * BEFORE, {})
+
+    def _windows(self, clip: Float[Array, "B length H W 3"]) -> Float[Array, "n B T H W 3"]:
+        """The estimates of every frame that has four before it."""
+        before = [clip[:, BEFORE - k : clip.shape[1] - k] for k in range(1, BEFORE + 1)]
+        return self._estimates(clip[:, BEFORE:], jnp.stack(before))
 
     def _initial_state(self, batch: int, height: int, width: int) -> WindowState:
         return WindowState(jnp.zeros((batch, BEFORE, height, width, 3)), jnp.bool_(True))
@@ -250,10 +262,3 @@ class Rdn(VideoRestorer):
 def _residual(x: jax.Array, layers: Any) -> jax.Array:
     """x + layers(x)."""
     return x + apply(layers, x)
-
-
-def _before(clip: Clip) -> Float[Array, "n B T H W 3"]:
-    """The frames before each frame of a clip, the nearest first; the first one is replicated."""
-    time = clip.shape[1]
-    padded = replicate_ends(clip, BEFORE, 0)
-    return jnp.stack([padded[:, BEFORE - k : BEFORE - k + time] for k in range(1, BEFORE + 1)])
