@@ -134,7 +134,8 @@ PRESETS: dict[str, Preset] = {
     "strcnn_dtb_small": Preset(
         about="STRCNN+DTB at width 24 with 2+2 blocks (87 k parameters), for small motion.",
         expect="Two CPU cores, 6 to 11 minutes: +2.16 dB on rendered test scenes, the worst +1.75; "
-        "with --steps=8000, about 25 minutes: +3.12 and +2.56 dB.",
+        "with --steps=8000, about 25 minutes: +3.12 and +2.56 dB. Measured with version 0.1, which "
+        "trained on a pool of scenes.",
         network=StrcnnConfig(width=24, blocks=2, head_width=0, residual=True, leak=0.1),
         training=_TWO_CORES,
         data=DataConfig(scenes="narrow"),
