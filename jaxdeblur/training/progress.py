@@ -6,6 +6,7 @@ import collections
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,31 +29,37 @@ class TensorBoard:
     def __init__(
         self, folder: Path, config: TrainingConfig, every: int = 20, start: int = 0
     ) -> None:
-        from tensorboardX import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder), flush_secs=10, purge_step=start + 1)
+        self.writer: Any = None
+        try:
+            from tensorboardX import SummaryWriter
+        except ModuleNotFoundError:
+            tell(f"{folder} is not written: pip install tensorboardX")
+        else:
+            self.writer = SummaryWriter(str(folder), flush_secs=10, purge_step=start + 1)
         self.rate = learning_rate(config)
         self.every = every
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Writes loss, gradient norm and learning rate, now and then."""
-        if step % self.every == 0:
+        if self.writer and step % self.every == 0:
             self.writer.add_scalar("train/loss", float(metrics.loss), step)
             self.writer.add_scalar("train/gradient_norm", float(metrics.gradient_norm), step)
             self.writer.add_scalar("train/learning_rate", float(self.rate(step)), step)
 
     def validated(self, step: int, scores: dict[str, float]) -> None:
         """Writes the validation's scores."""
-        for name, value in scores.items():
+        for name, value in scores.items() if self.writer else ():
             self.writer.add_scalar(f"validation/{name}", value, step)
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
         """Writes an image."""
-        self.writer.add_image(name, image, step, dataformats="HWC")
+        if self.writer:
+            self.writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Writes what is left."""
-        self.writer.close()
+        if self.writer:
+            self.writer.close()
 
 
 def how_to_score(folder: Path) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import av
+from jaxdeblur.video.pyav import av
 
-# Tags that are not UTF-8 are copied byte for byte. PyAV does so from version 19 on, which knows no
-# such option any more; version 18 raises UnicodeDecodeError unless it is asked to.
-ANY_TAGS: Any = (
-    {"metadata_errors": "surrogateescape"} if int(av.__version__.partition(".")[0]) < 19 else {}
-)
-"""Options of ``av.open`` with which any tags can be read and written."""
+
+def any_tags() -> dict[str, Any]:
+    """Options of ``av.open`` with which any tags can be read and written."""
+    # Tags that are not UTF-8 are copied byte for byte. PyAV does so from version 19 on, which knows
+    # no such option any more; version 18 raises UnicodeDecodeError unless it is asked to.
+    before_19 = int(av.__version__.partition(".")[0]) < 19
+    return {"metadata_errors": "surrogateescape"} if before_19 else {}
+
 
 # Metadata that describes the old file, or that MP4 holds without being asked to hold any key.
 _OF_THE_FILE = {

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -20,6 +19,7 @@ from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.formats import MAX_PIXELS, READS_AVIF
 from jaxdeblur.video.frames import frame_planes, pixel_layout
 from jaxdeblur.video.picture import Picture
+from jaxdeblur.video.pyav import av
 
 ORIENTATION = 0x0112
 """EXIF's tag of how a picture is to be turned and mirrored."""

@@ -15,7 +15,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image, PngImagePlugin
 
@@ -26,6 +25,7 @@ from jaxdeblur.video.frames import build_frame
 from jaxdeblur.video.image_file import ORIENTATION, image_header, read_picture
 from jaxdeblur.video.picture import Picture, VideoInfo
 from jaxdeblur.video.pixels import PixelLayout, to_packed_rgb
+from jaxdeblur.video.pyav import av
 
 # How each suffix is written: Pillow's name of the format and its options. Frames are written
 # without visible loss; PNG at level 1 is four times faster than at 6 and 13 % larger.

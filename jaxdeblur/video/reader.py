@@ -15,13 +15,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.container import ANY_TAGS, of_the_content, reason
+from jaxdeblur.video.container import any_tags, of_the_content, reason
 from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.frames import display_matrix, frame_planes, lost_with, pixel_layout, specified
 from jaxdeblur.video.picture import FULL_RANGE, Picture, VideoInfo, without_alpha
+from jaxdeblur.video.pyav import av
 
 # Demuxers that read the file they are given and nothing else: playlists can name other files.
 _READABLE = (
@@ -92,7 +91,7 @@ class VideoReader:
             # A file object, not a name: to FFmpeg a name may also be an address or a pipe.
             file = self._open.enter_context(self.path.open("rb"))
             self._container: Any = self._open.enter_context(
-                av.open(file, "r", container_options={"format_whitelist": _READABLE}, **ANY_TAGS)
+                av.open(file, "r", container_options={"format_whitelist": _READABLE}, **any_tags())
             )
         container = self._container
         tracks = [

@@ -11,11 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import av
-from av.video.reformatter import Interpolation
-
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.container import ANY_TAGS, of_the_content, reason
+from jaxdeblur.video.container import any_tags, of_the_content, reason
 from jaxdeblur.video.formats import CONTAINERS
 from jaxdeblur.video.frames import SUBSAMPLINGS, build_frame, specified
 from jaxdeblur.video.picture import (
@@ -26,6 +23,7 @@ from jaxdeblur.video.picture import (
     VideoInfo,
     without_alpha,
 )
+from jaxdeblur.video.pyav import av
 from jaxdeblur.video.reader import VideoReader
 
 # The encoder for each codec that is written again as it was read.
@@ -137,10 +135,10 @@ class VideoWriter:
             if frame.format.name != self.pixel_format:
                 # With these flags the conversion has no bias; by default it darkens by 0.7 levels.
                 exact = (
-                    Interpolation.BICUBIC
-                    | Interpolation.ACCURATE_RND
-                    | Interpolation.FULL_CHR_H_INT
-                    | Interpolation.FULL_CHR_H_INP
+                    av.video.reformatter.Interpolation.BICUBIC
+                    | av.video.reformatter.Interpolation.ACCURATE_RND
+                    | av.video.reformatter.Interpolation.FULL_CHR_H_INT
+                    | av.video.reformatter.Interpolation.FULL_CHR_H_INP
                 )
                 frame = frame.reformat(
                     format=self.pixel_format, interpolation=exact, **self._convert
@@ -192,7 +190,7 @@ class VideoWriter:
         if self.path.suffix.lower() in (".m2ts", ".mts"):  # as camcorders and Blu-ray write it
             options["mpegts_m2ts_mode"] = "1"
         self._container: Any = av.open(
-            self._file, "w", format=container_name, container_options=options, **ANY_TAGS
+            self._file, "w", format=container_name, container_options=options, **any_tags()
         )
         self._open.callback(_close_quietly, self._container)
         self.encoder = self._default_encoder(container_name)
