@@ -262,7 +262,7 @@ PRESETS: dict[str, Preset] = {
         data=_WIDE,
     ),
     "dbn_small": Preset(
-        about="DBN at width 12 (540 k parameters) for two cores.",
+        about="DBN at width 12 (546 k parameters) for two cores.",
         network=DbnConfig(width=12),
         training=dataclasses.replace(_TWO_CORES, optimizer="adam"),
         data=DataConfig(scenes="narrow"),
@@ -283,7 +283,7 @@ PRESETS: dict[str, Preset] = {
         data=_WIDE,
     ),
     "edvr_small": Preset(
-        about="EDVR with 16 channels and 5 blocks (240 k parameters) for two cores.",
+        about="EDVR with 16 channels and 5 blocks (249 k parameters) for two cores.",
         network=EdvrConfig(width=16, groups=4, extract_blocks=2, blocks=5, head_width=16),
         training=dataclasses.replace(_TWO_CORES, optimizer="adam", learning_rate=4e-4),
         data=DataConfig(scenes="narrow"),

@@ -23,8 +23,8 @@ from jaxdeblur.weights.load import LoadedModel
 from jaxdeblur.weights.reference_files import read_arrays
 from jaxdeblur.weights.reference_names import REFERENCES, Arrays, Reference, reference
 
-MOST = 12
-"""Differences that a message lists."""
+MOST = 10
+"""Differences of a kind that a message lists."""
 
 
 def main() -> None:
@@ -87,16 +87,22 @@ def _config(known: Reference, arrays: Arrays) -> object:
 
 def _check(expected: dict[str, tuple[int, ...]], arrays: Arrays, message: str) -> None:
     """Raises one message that lists what is missing, unknown, or of another shape."""
-    differences = [f"{name} is missing" for name in expected if name not in arrays]
-    differences += [f"{name} is unknown" for name in arrays if name not in expected]
-    differences += [
-        f"{name} is {arrays[name].shape} and should be {shape}"
-        for name, shape in expected.items()
-        if name in arrays and arrays[name].shape != shape
-    ]
-    if differences:
-        more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
-        raise UserError(f"{message}: {'; '.join(differences[:MOST])}{more}")
+    kinds = {
+        "missing": [name for name in expected if name not in arrays],
+        "unknown": [name for name in arrays if name not in expected],
+        "of another shape": [
+            f"{name} {arrays[name].shape}, which should be {shape}"
+            for name, shape in expected.items()
+            if name in arrays and arrays[name].shape != shape
+        ],
+    }
+    parts = []
+    for kind, names in kinds.items():
+        if names:
+            more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+            parts.append(f"{kind}: {', '.join(names[:MOST])}{more}")
+    if parts:
+        raise UserError(f"{message}; {'; '.join(parts)}")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def _read_torch(path: Path) -> Arrays:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever its reader or unpickler says
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error)
+        # Its first sentence: what follows advises to run the file's code after all.
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise UserError(
             f"{path}: not readable by torch.load(weights_only=True): {reason}"
         ) from error
