@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from jaxdeblur.errors import run_command, tell
+from jaxdeblur.errors import UserError, run_command, tell
 from jaxdeblur.options import Parser, add_extension_option, add_fields, load_extension, read_fields
+
+if TYPE_CHECKING:
+    from jaxdeblur.data.videos import Dataset
+    from jaxdeblur.evaluation.config import EvaluationConfig
 
 
 def main() -> None:
@@ -15,12 +20,11 @@ def main() -> None:
     import jax
 
     from jaxdeblur import devices
-    from jaxdeblur.data.datasets import open_dataset
     from jaxdeblur.evaluation.config import EvaluationConfig
     from jaxdeblur.evaluation.evaluate import evaluate
     from jaxdeblur.evaluation.metrics import PROTOCOLS
     from jaxdeblur.evaluation.own_kind import of_its_own_kind
-    from jaxdeblur.evaluation.results import default_folder, table
+    from jaxdeblur.evaluation.results import default_folder
     from jaxdeblur.options import ClusterConfig
     from jaxdeblur.restoration.placement import over_rows
     from jaxdeblur.weights.load import load_model
@@ -31,12 +35,19 @@ def main() -> None:
         "kind that the run trains on.\n\nprotocols:\n"
         + "\n".join(_paragraph(name, p.summary) for name, p in PROTOCOLS.items()),
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--ckpt",
-        required=True,
         metavar="RUN",
         help="a run folder, a .safetensors file, or the name of shipped weights",
     )
+    what.add_argument(
+        "--restored",
+        type=Path,
+        metavar="FOLDER",
+        help="frames that any other program restored, a folder of images for each video",
+    )
+    parser.add_argument("--name", default="", help="what the report calls them")
     parser.add_argument(
         "--out",
         type=Path,
@@ -61,6 +72,11 @@ def main() -> None:
     processes = read_fields(arguments, ClusterConfig())
     devices.use_cores(1, processes)
     devices.join(processes)
+    if arguments.ckpt is None:
+        _evaluate_restored(arguments, config)
+        return
+    if arguments.name:
+        raise UserError("--name is of frames that another program restored (--restored)")
     loaded = load_model(arguments.ckpt, dtype=arguments.dtype)
     if not config.data:
         config = of_its_own_kind(config, loaded.metadata if Path(arguments.ckpt).is_dir() else {})
@@ -70,7 +86,38 @@ def main() -> None:
     if processes.rows > 1:
         shared_out = over_rows(loaded.model, devices.row_devices(processes.rows))
         loaded = loaded._replace(model=shared_out)
-    dataset = open_dataset(
+    dataset = _open(config)
+    out = arguments.out or default_folder(arguments.ckpt, dataset, config)
+    metrics = evaluate(loaded, dataset, config, out, overwrite=arguments.overwrite)
+    if jax.process_index() == 0:
+        _show(metrics, out)
+
+
+def _evaluate_restored(arguments: Any, config: EvaluationConfig) -> None:
+    """Scores the frames of ``--restored``."""
+    import jax
+
+    from jaxdeblur.evaluation.evaluate import evaluate
+    from jaxdeblur.evaluation.restored import RestoredFrames
+    from jaxdeblur.evaluation.results import default_folder
+
+    if not config.data:
+        raise UserError("--restored: name the data set that the frames are of, with --data")
+    dataset = _open(config)
+    name = arguments.name or arguments.restored.name
+    frames = RestoredFrames.find(
+        arguments.restored, name, dataset.videos, max_pixels=config.max_pixels
+    )
+    out = arguments.out or default_folder(f"{name}.frames", dataset, config)
+    metrics = evaluate(frames, dataset, config, out, overwrite=arguments.overwrite)
+    if jax.process_index() == 0:
+        _show(metrics, out)
+
+
+def _open(config: EvaluationConfig) -> Dataset:
+    from jaxdeblur.data.datasets import open_dataset
+
+    return open_dataset(
         config.data,
         config.split,
         variant=config.variant,
@@ -81,11 +128,13 @@ def main() -> None:
         exclude=config.exclude,
         max_pixels=config.max_pixels,
     )
-    out = arguments.out or default_folder(arguments.ckpt, dataset, config)
-    metrics = evaluate(loaded, dataset, config, out, overwrite=arguments.overwrite)
-    if jax.process_index() == 0:
-        print(table(metrics))
-        print(f"\nopen {out / 'report.html'} in a browser; the numbers are in metrics.json")
+
+
+def _show(metrics: dict[str, Any], out: Path) -> None:
+    from jaxdeblur.evaluation.results import table
+
+    print(table(metrics))
+    print(f"\nopen {out / 'report.html'} in a browser; the numbers are in metrics.json")
 
 
 def _paragraph(name: str, text: str) -> str:

@@ -354,8 +354,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "stfan": Preset(
         about="STFAN (Zhou et al. 2019): predicted filters align and deblur (5.4 M parameters), "
-        "without look-ahead. The loss of its authors adds features of VGG19: --loss=mse_vgg19 "
-        "--vgg19=FILE.",
+        "without look-ahead. Its authors' loss compares features of VGG19 too, whose weights you "
+        "bring with --vgg19=FILE; without them it is the MSE alone.",
         network=StfanConfig(),
         training=TrainingConfig(
             steps=122_000,

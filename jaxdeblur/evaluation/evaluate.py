@@ -27,6 +27,7 @@ from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.evaluation import report
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.metrics import Flicker, Protocol, VideoScores, protocol
+from jaxdeblur.evaluation.restored import ReadRestoration, RestoredFrames
 from jaxdeblur.evaluation.results import (
     check_folder,
     gather,
@@ -55,14 +56,14 @@ EXPLAINED_FRAMES = 16
 
 
 def evaluate(
-    loaded: LoadedModel,
+    loaded: LoadedModel | RestoredFrames,
     dataset: Dataset,
     config: EvaluationConfig,
     out: Path,
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates a model on a data set into the folder ``out``.
+    """Evaluates a model, or what another program restored, on a data set into the folder ``out``.
 
     Every process of ``jax.distributed`` calls it and restores its share; they need one file system.
     Process 0 writes ``metrics.json`` and ``report.html``. The folder holds ``evaluation.json``
@@ -76,7 +77,8 @@ def evaluate(
       UserError: ``out`` holds something else, the model has nothing to explain, or a video can't be
         read or has no frame that the protocol scores.
     """
-    if config.explain and not _explains(loaded.model):
+    model = None if isinstance(loaded, RestoredFrames) else loaded.model
+    if config.explain and (model is None or not _explains(model)):
         raise UserError(
             f"--explain: {loaded.preset} neither blends nor attends, and has no explain_clip"
         )
@@ -89,6 +91,8 @@ def evaluate(
         raise UserError(f"protocol {rules.name} scores no frame of {', '.join(short)}: too short")
     for video in dataset.videos:
         rules.check_size(video.height, video.width, video.name)
+    if isinstance(loaded, RestoredFrames):
+        loaded.check(dataset.videos, lengths)
 
     settings = settings_of(loaded, dataset, config)
     check_folder(out, settings, overwrite)
@@ -110,7 +114,8 @@ def evaluate(
         line.what = f"video {number}/{len(work)} {video.name}"
         folder = out / "frames" / slug(i, video) if config.frames else None
         result = _evaluate_video(
-            loaded.model,
+            loaded if isinstance(loaded, RestoredFrames) else loaded.model,
+            i,
             video,
             lengths[i],
             rules,
@@ -134,7 +139,8 @@ def evaluate(
 
 
 def _evaluate_video(
-    model: VideoRestorer,
+    model: VideoRestorer | RestoredFrames,
+    index: int,
     video: Video,
     frames: int,
     rules: Protocol,
@@ -146,7 +152,7 @@ def _evaluate_video(
 ) -> report.VideoReport:
     """Restores, scores and pictures one video, frame by frame."""
     explanation, shown = None, frames
-    if explain:
+    if explain and not isinstance(model, RestoredFrames):
         wanted = EXPLAINED_PIXELS // (video.height * video.width)
         shown = min(frames, EXPLAINED_FRAMES, max(3, wanted))
         # With those that the last ones look ahead to, as the stream has them.
@@ -156,7 +162,11 @@ def _evaluate_video(
     restored_flicker, blurred_flicker = Flicker(), Flicker()
     counted = rules.scored(frames)
     scores: list[tuple[float, ...]] = []
-    restoration = _TimedRestoration(model, video, frames, wide=rules.needs_fractions)
+    restoration: _TimedRestoration | ReadRestoration
+    if isinstance(model, RestoredFrames):
+        restoration = ReadRestoration(model, index, video, frames)
+    else:
+        restoration = _TimedRestoration(model, video, frames, wide=rules.needs_fractions)
 
     with ThreadPoolExecutor(2) as pool, _frames_folder(folder) as part:
         for i, (blurred, restored) in enumerate(restoration):

@@ -270,7 +270,8 @@ class VideoScores:
       frame_ssim_blurred: the same for SSIM.
       temporal_error: flicker of the restored video, in grey levels.
       temporal_error_blurred: flicker of the video that went in.
-      seconds_per_frame: restoring alone, without reading, scoring and compiling.
+      seconds_per_frame: restoring alone, without reading, scoring and compiling; None where another
+        program restored.
     """
 
     name: str
@@ -284,7 +285,7 @@ class VideoScores:
     frame_ssim_blurred: tuple[float, ...]
     temporal_error: float
     temporal_error_blurred: float
-    seconds_per_frame: float
+    seconds_per_frame: float | None
 
     def means(self) -> dict[str, float]:
         """The means over the frames that count: psnr, ssim, psnr_blurred, ssim_blurred."""
@@ -302,11 +303,12 @@ def totals(videos: Sequence[VideoScores], protocol: Protocol) -> dict[str, float
     }
 
 
-def seconds_per_frame(videos: Sequence[VideoScores]) -> float:
-    """The mean over all frames of all videos."""
-    return math.fsum(video.seconds_per_frame * video.frames for video in videos) / sum(
-        video.frames for video in videos
-    )
+def seconds_per_frame(videos: Sequence[VideoScores]) -> float | None:
+    """The mean over all frames of all videos, if it is known."""
+    known = [(v.seconds_per_frame, v.frames) for v in videos if v.seconds_per_frame is not None]
+    if len(known) < len(videos):
+        return None
+    return math.fsum(s * n for s, n in known) / sum(n for _, n in known)
 
 
 def pooled(videos: Sequence[Sequence[float]]) -> float:

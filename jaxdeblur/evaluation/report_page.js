@@ -113,7 +113,7 @@ function header() {
       tile("Gain", signed(gain), "dB", `${db(totals.psnr_blurred)} → ${db(totals.psnr)} dB PSNR`, gain < 0 ? "down" : "up"),
       tile("SSIM", similarity(totals.ssim), "", `${similarity(totals.ssim_blurred)} blurred`),
       tile("Least gain", signed(gains[worst]), "dB", report.videos[worst].name, gains[worst] < 0 ? "down" : ""),
-      tile("Time a frame", ...seconds(report.seconds_per_frame).split(" "), `on ${facts.device}`)),
+      report.seconds_per_frame === null ? "" : tile("Time a frame", ...seconds(report.seconds_per_frame).split(" "), `on ${facts.device}`)),
   ];
 }
 
@@ -140,7 +140,7 @@ function summaryTable() {
     ["Gain", (row) => row.psnr - row.psnr_blurred, (row) => h("td", { class: row.psnr < row.psnr_blurred ? "down" : "up" }, signed(row.psnr - row.psnr_blurred))],
     ["SSIM", (row) => row.ssim, (row) => h("td", { class: "wide", title: `blurred ${similarity(row.ssim_blurred)}` }, similarity(row.ssim)), true],
     ["Flicker", (row) => row.temporal_error, (row) => h("td", { class: "wide", title: row.temporal_error === undefined ? null : "grey levels, blurred → restored" }, row.temporal_error === undefined ? "" : `${row.temporal_error_blurred.toFixed(1)} → ${row.temporal_error.toFixed(1)}`), true],
-    ["Time", (row) => row.seconds_per_frame, (row) => h("td", { class: "wide" }, row.seconds_per_frame === undefined ? "" : seconds(row.seconds_per_frame)), true],
+    ["Time", (row) => row.seconds_per_frame, (row) => h("td", { class: "wide" }, row.seconds_per_frame == null ? "" : seconds(row.seconds_per_frame)), true],
   ];
   const cells = (row) => h("tr", {}, columns.map(([, , cell]) => cell(row)));
   const body = h("tbody", {}, report.videos.map(cells));

@@ -25,6 +25,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation import report
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.metrics import Protocol, VideoScores, protocol, seconds_per_frame, totals
+from jaxdeblur.evaluation.restored import RestoredFrames
 from jaxdeblur.files import write_json
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import network_to_json
@@ -61,21 +62,21 @@ def table(metrics: dict[str, Any]) -> str:
             f"{row['ssim_blurred']:13.4f}  {row['ssim']:8.4f}"
         )
         if "seconds_per_frame" in row:
-            line += f"  {row['temporal_error']:7.2f}  {row['seconds_per_frame']:7.3f}"
+            time_taken = row["seconds_per_frame"]
+            line += f"  {row['temporal_error']:7.2f}"
+            line += f"  {'-':>7}" if time_taken is None else f"  {time_taken:7.3f}"
         lines.append(line)
     lines.insert(-2, "-" * len(lines[0]))
     return "\n".join(lines)
 
 
-def settings_of(loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig) -> dict[str, Any]:
+def settings_of(
+    loaded: LoadedModel | RestoredFrames, dataset: Dataset, config: EvaluationConfig
+) -> dict[str, Any]:
     """What a video's result depends on, by which it is known whether it is done."""
-    digest = hashlib.sha256(json.dumps(network_to_json(loaded.network)).encode())
-    for name, array in sorted(split(loaded.model)[1].items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
     return {
         "version": VERSION,
-        "weights": digest.hexdigest(),
+        "weights": _digest(loaded),
         "dataset": dataset.name,
         "dataset_variant": dataset.variant,
         "videos": [f"{v.name} {v.width}x{v.height} {len(v)}" for v in dataset.videos],
@@ -85,6 +86,16 @@ def settings_of(loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig)
         **json.loads(json.dumps(dataclasses.asdict(config))),
         "protocol": protocol(config.protocol).as_dict(),
     }
+
+
+def _digest(loaded: LoadedModel | RestoredFrames) -> str:
+    if isinstance(loaded, RestoredFrames):
+        return loaded.digest()
+    digest = hashlib.sha256(json.dumps(network_to_json(loaded.network)).encode())
+    for name, array in sorted(split(loaded.model)[1].items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -177,7 +188,10 @@ def gather(files: Sequence[Path], settings: dict[str, Any]) -> Iterator[report.V
 
 
 def metrics_of(
-    loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig, videos: Sequence[VideoScores]
+    loaded: LoadedModel | RestoredFrames,
+    dataset: Dataset,
+    config: EvaluationConfig,
+    videos: Sequence[VideoScores],
 ) -> dict[str, Any]:
     """What ``metrics.json`` says."""
     rules = protocol(config.protocol)
@@ -201,12 +215,7 @@ def metrics_of(
         ],
         "protocol": rules.as_dict(),
         "dataset": {"name": dataset.name, "variant": dataset.variant, "data": config.data},
-        "checkpoint": {
-            "source": loaded.source,
-            "preset": loaded.preset,
-            "step": loaded.step,
-            "network": network_to_json(loaded.network),
-        },
+        "checkpoint": _origin(loaded),
         "device": devices.described(),
         "versions": {
             "jaxdeblur": VERSION,
@@ -219,8 +228,20 @@ def metrics_of(
     }
 
 
+def _origin(loaded: LoadedModel | RestoredFrames) -> dict[str, Any]:
+    """What restored the frames."""
+    if isinstance(loaded, RestoredFrames):
+        return {"source": loaded.source, "preset": loaded.preset}
+    return {
+        "source": loaded.source,
+        "preset": loaded.preset,
+        "step": loaded.step,
+        "network": network_to_json(loaded.network),
+    }
+
+
 def report_of(
-    loaded: LoadedModel,
+    loaded: LoadedModel | RestoredFrames,
     dataset: Dataset,
     rules: Protocol,
     metrics: dict[str, Any],

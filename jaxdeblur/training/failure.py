@@ -55,7 +55,7 @@ def replay(path: Path) -> list[str]:
     lines = []
 
     def loss(parameters: Parameters, batch: Batch) -> jax.Array:
-        return model_loss(rebuild(parameters), batch, run.training.loss)
+        return model_loss(rebuild(parameters), batch, run.training.loss, run.training.vgg19)
 
     gradient_of = jax.jit(jax.value_and_grad(loss))
     for i in range(arrays["batch/blurred"].shape[0]):

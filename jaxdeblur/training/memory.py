@@ -130,7 +130,7 @@ def _kept_by(
             model = rebuild(parameters)
             if config.recompute == "always":
                 model.save_memory()
-            return model_loss(model, batch, config.loss)
+            return model_loss(model, batch, config.loss, config.vgg19)
 
         return jax.vjp(loss, parameters)[1]
 

@@ -20,6 +20,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import is_statistic
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.shapes import Batch, Clip, Parameters
+from jaxdeblur.training.perceptual import perceptual_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ class TrainingConfig:
       clip_norm: largest norm of the gradient; larger ones are scaled down.
       loss: mse and charbonnier weigh every pixel alike; log_mse is the mean over clips of log(MSE),
         that is PSNR, so that hopelessly blurred clips do not outweigh all others.
+      vgg19: a file with weights of VGG19 (torchvision's names), whose features the loss compares
+        too, as STFAN's authors do; without it the loss is as above.
       average: decay of the moving average of the parameters that is validated and
         saved; 0 for none.
       micro_batch: clips whose gradients are computed at once, over all devices, and then summed
@@ -72,6 +75,7 @@ class TrainingConfig:
     halve_every: int = 100_000
     clip_norm: float = 1.0
     loss: Literal["mse", "charbonnier", "log_mse"] = "charbonnier"
+    vgg19: str = ""
     average: float = 0.0
     micro_batch: int = 0
     recompute: Literal["auto", "always", "never"] = "auto"
@@ -127,19 +131,28 @@ def clip_loss(
 
 
 def model_loss(
-    model: VideoRestorer, batch: Batch, kind: Literal["mse", "charbonnier", "log_mse"]
+    model: VideoRestorer,
+    batch: Batch,
+    kind: Literal["mse", "charbonnier", "log_mse"],
+    vgg19: str = "",
 ) -> Float[Array, ""]:
     """The sum over the model's outputs of the loss against what each should be."""
-    return loss_and_statistics(model, batch, kind)[0]
+    return loss_and_statistics(model, batch, kind, vgg19)[0]
 
 
 def loss_and_statistics(
-    model: VideoRestorer, batch: Batch, kind: Literal["mse", "charbonnier", "log_mse"]
+    model: VideoRestorer,
+    batch: Batch,
+    kind: Literal["mse", "charbonnier", "log_mse"],
+    vgg19: str = "",
 ) -> tuple[Float[Array, ""], Parameters]:
     """The same, with the new values of the model's running statistics."""
     outputs = model.training_outputs(from_bytes(batch["blurred"]), from_bytes(batch["sharp"]))
-    pairs = zip(outputs.restored, outputs.targets, strict=True)
-    total = sum((clip_loss(*pair, kind) for pair in pairs), start=jnp.float32(0))
+    total = jnp.float32(0)
+    for restored, target in zip(outputs.restored, outputs.targets, strict=True):
+        total += clip_loss(restored, target, kind)
+        if vgg19:
+            total += perceptual_error(restored, target, vgg19)
     return total, outputs.statistics
 
 
@@ -267,7 +280,7 @@ def train_step(
         model = rebuild(state.parameters | trained)
         if config.recompute == "always":
             model.save_memory()
-        loss, statistics = loss_and_statistics(model, clips, config.loss)
+        loss, statistics = loss_and_statistics(model, clips, config.loss, config.vgg19)
         if config.weight_decay:
             loss += config.weight_decay * half_squares(trained)
         return loss, statistics
