@@ -40,6 +40,12 @@ class Of:
     def __len__(self) -> int:
         return 3
 
+    def blurred(self, index: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def sharp(self, index: int) -> np.ndarray:
+        raise NotImplementedError
+
 
 def test_they_are_scored_under_a_protocol_into_the_same_report(tmp_path: Path) -> None:
     data = gopro(tmp_path / "GOPRO_Large")
