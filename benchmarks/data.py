@@ -50,7 +50,7 @@ from jaxdeblur.video.image_file import write_png
 def main() -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--render", action="store_true", help="the renderer alone, on one core")
-    parser.add_argument("--clips", type=natural, default=20, help="of each kind, with --render")
+    parser.add_argument("--clips", type=natural, default=10, help="of each kind, with --render")
     parser.add_argument("--model", default="strcnn_dtb_small", help="the preset that trains")
     parser.add_argument("--batches", type=natural, default=300, help="timed for each source")
     parser.add_argument("--steps", type=natural, default=60, help="training steps for each source")
@@ -62,9 +62,10 @@ def main() -> None:
 
     preset = presets.find(arguments.model)
     config, options = preset.training, preset.data
-    clip = options.clip_options(config.frames, config.crop)
     devices.use_cores(config.batch_size)
-    step = compiled_step(preset)
+    context = models.build(preset.network).context
+    clip = options.clip_options(config.frames, config.crop, context)
+    step = compiled_step(preset, clip)
 
     with tempfile.TemporaryDirectory(prefix="jaxdeblur-benchmark-") as folder:
         os.environ["JAXDEBLUR_CACHE"] = folder  # so that all is rendered and decoded here
@@ -125,11 +126,11 @@ def compare_renderers(clips: int) -> None:
         by_moments = jax.jit(functools.partial(moments.render_clip, config=before))
         photographs = jax.numpy.asarray(textures)
         seconds = []
-        for make in (
-            lambda seed, p=photographs, render=by_moments: render(jax.random.key(seed), p),
-            lambda seed, render=renderer: render.clip(seed),
+        for warm_up, make in (
+            (1, lambda seed, p=photographs, render=by_moments: render(jax.random.key(seed), p)),
+            (12, lambda seed, render=renderer: render.clip(seed)),
         ):
-            for seed in range(8):  # compiles, for every kind of scene
+            for seed in range(warm_up):  # compiles, for every kind of scene
                 jax.block_until_ready(make(seed))
             began = time.perf_counter()
             for seed in range(clips):
@@ -201,7 +202,7 @@ def timed(feed: Iterator[Batch], count: int) -> Iterator[tuple[float, Batch]]:
         yield time.perf_counter() - began, batch
 
 
-def compiled_step(preset: presets.Preset) -> Callable[[Batch], None]:
+def compiled_step(preset: presets.Preset, clip: ClipOptions) -> Callable[[Batch], None]:
     """A training step that goes on from the last one and returns when it is done."""
     config = preset.training
     mesh = devices.make_mesh(config.batch_size)
@@ -216,8 +217,9 @@ def compiled_step(preset: presets.Preset) -> Callable[[Batch], None]:
         state, metrics = compiled(state, on_devices)
         jax.block_until_ready(metrics)
 
-    shape = (config.batch_size, config.frames, config.crop, config.crop, 3)
-    step({name: np.zeros(shape, np.uint8) for name in ("blurred", "sharp")})
+    lengths = {"blurred": clip.length, "sharp": clip.frames}
+    size = (config.crop, config.crop, 3)
+    step({name: np.zeros((config.batch_size, n, *size), np.uint8) for name, n in lengths.items()})
     return step
 
 
