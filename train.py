@@ -98,7 +98,7 @@ def main() -> None:
         data=read_fields(arguments, data_defaults),
         start_from=arguments.start_from or (began.start_from if began else None),
     )
-    devices.use_cores(run.training.batch_size, processes)
+    devices.use_cores(run.training.batch_size, processes, spare=True)
     devices.join(processes)
     try:
         train(

@@ -113,41 +113,59 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def use_cores(batch_size: int, config: ClusterConfig = _ALONE) -> None:
+_spare = False  # Whether the last CPU device is in no mesh.
+
+
+def use_cores(batch_size: int, config: ClusterConfig = _ALONE, *, spare: bool = False) -> None:
     """Makes one CPU device a core, as far as the batch divides; no effect on GPUs.
 
     XLA hardly uses a second core for small convolutions; the batch over two devices is 1.4 times
     faster on two cores. Call it before anything touches a device.
+
+    Args:
+      batch_size: clips over all processes.
+      config: the processes.
+      spare: one device more, in no mesh, for scenes that are rendered during a step: a device runs
+        one program after another. Not where several processes train.
     """
+    global _spare
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     if getattr(jax.config, "jax_num_cpu_devices", -1) > 0:  # set by the environment or a test
         return
     clips = batch_size // (config.num_processes or _processes_of_the_environment())
     groups = [n for n in range(1, cores() // config.rows + 1) if clips and clips % n == 0]
-    jax.config.update("jax_num_cpu_devices", config.rows * max(groups, default=1))
+    _spare = spare and clips == batch_size
+    jax.config.update("jax_num_cpu_devices", config.rows * max(groups, default=1) + _spare)
 
 
 def make_mesh(batch_size: int, rows: int = 1) -> Mesh:
     """All devices as a mesh with the axes ``data`` (over clips) and ``rows`` (over rows of pixels).
 
+    All but a spare one (:func:`use_cores`).
+
     Raises:
       UserError: the devices can't share the batch or the rows evenly.
     """
-    devices = jax.device_count()
+    present = jax.devices()
+    if _spare and jax.default_backend() == "cpu":
+        present = present[:-1]
+    devices = len(present)
     if devices % rows:
         raise UserError(f"--rows={rows} does not divide the number of devices, {devices}")
-    if jax.local_device_count() % rows:  # each process reads whole clips
-        raise UserError(
-            f"--rows={rows} does not divide the {jax.local_device_count()} devices of each process"
-        )
+    here = devices // jax.process_count()
+    if here % rows:  # each process reads whole clips
+        raise UserError(f"--rows={rows} does not divide the {here} devices of each process")
     if batch_size % (devices // rows):
         raise UserError(
             f"--batch-size={batch_size} must be a multiple of {devices // rows}, "
             f"since {devices} devices{f' in rows of {rows}' if rows > 1 else ''} share it"
         )
     return jax.make_mesh(
-        (devices // rows, rows), ("data", "rows"), axis_types=(AxisType.Auto, AxisType.Auto)
+        (devices // rows, rows),
+        ("data", "rows"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=present,
     )
 
 

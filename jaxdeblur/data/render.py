@@ -318,7 +318,7 @@ class HostRenderer:
     ) -> None:
         self.textures, self.config = textures, config
         self.frames, self.crop = frames, crop
-        self._device = jax.local_devices(backend="cpu")[0]
+        self._device = jax.local_devices(backend="cpu")[-1]  # the spare one, if there is one
 
     def clip(self, seed: int, motion_limit: float = float("inf")) -> tuple[Video8, Video8]:
         """(blurred, sharp) of the scene that a seed draws."""

@@ -83,7 +83,7 @@ def train(
         validation = Validation(run.data, rebuild) if config.validate_every else None
         make_folder(run, folder, resume)
         _say(
-            f"{run.preset}: {count(parameters):,} parameters, {jax.device_count()} "
+            f"{run.preset}: {count(parameters):,} parameters, {mesh.size} "
             f"{jax.devices()[0].platform} device(s), clips made "
             f"{'on them' if run.data.on_device else 'by the host'}, step {first} of "
             f"{config.steps}, in {folder}"

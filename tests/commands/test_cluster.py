@@ -391,5 +391,8 @@ def test_as_many_cores_as_share_the_batch_evenly_are_used(
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setattr(devices, "jax", SimpleNamespace(config=config))
     monkeypatch.setattr(devices, "cores", lambda: cores)
+    monkeypatch.setattr(devices, "_spare", False)
     devices.use_cores(clips, ClusterConfig(rows=rows))
     assert chosen == {"jax_num_cpu_devices": expected}
+    devices.use_cores(clips, ClusterConfig(rows=rows), spare=True)  # for scenes rendered meanwhile
+    assert chosen == {"jax_num_cpu_devices": expected + 1}
