@@ -4,12 +4,16 @@ Run ``python -m benchmarks.train_step`` on a quiet machine. The twin has the sam
 weights, in channels-last order; its output is checked against ours before anything is timed. Where
 JAX runs on a GPU so does the twin. torch comes with the extra ``benchmark``; without it, or without
 its CUDA beside JAX on a GPU, that part is left out and said to be.
+
+``--memory`` runs steps of a preset as ``train.py`` does, at its own batch, with the parts of it
+that the memory allows, and prints the most memory that the process ever had; on Linux.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +32,7 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Parser
 from jaxdeblur.shapes import Parameters
+from jaxdeblur.training.memory import available_memory, fit_to_memory
 from jaxdeblur.training.step import compile_train_step, from_bytes, initial_train_state
 
 GOAL_SCAN, GOAL_FORWARD, GOAL_TRAINING = 1.5, 0.77, 1.0
@@ -40,7 +45,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=natural, default=2, help="clips of a step")
     parser.add_argument("--frames", type=natural, default=4, help="of a clip")
     parser.add_argument("--crop", type=natural, default=96, help="pixels, even")
+    parser.add_argument("--memory", action="store_true", help="only that of the preset's own step")
     arguments = parser.parse_args()
+    if arguments.memory:
+        memory_of_training(arguments.model, arguments.repeats)
+        return
     network = presets.find(arguments.model).network
     plain = isinstance(network, StrcnnConfig) and network.scales == (1,)
     if not plain or network.blending not in ("middle", "none"):
@@ -60,6 +69,36 @@ def main() -> None:
     )
     scan_against_unrolled(network, shape, arguments.repeats)
     against_torch(arguments.model, network, shape, arguments.repeats)
+
+
+def memory_of_training(name: str, steps: int) -> None:
+    """The most resident memory of a process that trains a preset on random clips."""
+    preset = presets.find(name)
+    config = preset.training
+    devices.keep_freed_memory()
+    devices.use_cores(config.batch_size)
+    mesh = devices.make_mesh(config.batch_size)
+    everywhere, shared = devices.replicated(mesh), devices.clips_over(mesh)
+    model = models.build(preset.network)
+    fitted = fit_to_memory(config, model, mesh, available_memory())
+    print(f"{name}: {fitted.describe()}", flush=True)
+    rebuild, parameters = split(model)
+    before, after = model.context
+    shape = (config.batch_size, before + config.frames + after, config.crop, config.crop, 3)
+    clips = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    sharp = clips[:, before : before + config.frames]
+    batch = jax.device_put({"blurred": clips, "sharp": sharp}, shared)
+    state = jax.device_put(initial_train_state(config, parameters), everywhere)
+    step = compile_train_step(fitted.config, rebuild, mesh)
+    for number in range(1, steps + 1):
+        began = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, batch))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
+        print(
+            f"step {number}: {time.perf_counter() - began:.1f} s, at most {peak / 2**20:.2f} GiB "
+            f"resident, loss {float(metrics.loss):.4f}",
+            flush=True,
+        )
 
 
 def scan_against_unrolled(network: StrcnnConfig, shape: tuple[int, ...], repeats: int) -> None:
