@@ -30,6 +30,9 @@ _WORKSPACE = 1.4
 _SHARE_OF_GPU = 0.85
 # Of the memory that a CPU's machine has left: the data's threads and other people need some too.
 _SHARE_OF_HOST = 0.5
+# A larger step of a network made for a GPU is recomputed on CPU cores: it takes days there anyway,
+# and should harm nothing else. With it strcnn_dtb stays below 4 GB (benchmarks/train_step.py).
+_MOST_OF_HOST = int(2.5 * 2**30)
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -149,7 +152,9 @@ def available_memory() -> int | None:
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         left = _left_on_host()
-        mine = None if left is None else _SHARE_OF_HOST * left
+        mine: float | None = _MOST_OF_HOST
+        if left is not None:
+            mine = min(_SHARE_OF_HOST * left, _MOST_OF_HOST)
     else:
         limit = (device.memory_stats() or {}).get("bytes_limit")
         mine = None if limit is None else _SHARE_OF_GPU * limit
