@@ -27,14 +27,16 @@ class Preset:
     network: Any
     training: TrainingConfig
     data: DataConfig
-    expect: str = "Never trained here: hours and result are not known."
-    """On what hardware it trains, how long, and what it then gains; or that nobody knows."""
+    expect: str = ""
+    """On what hardware it trains, how long, and what it then gains; empty where nobody knows."""
     on_cores: str | None = None
     """The preset to take on a machine without a GPU, where this one's training takes days."""
 
     def described(self, name: str) -> list[str]:
         """What it is, the command that trains it, and what to expect, as paragraphs."""
-        return [self.about, f"python train.py --model={name}", self.expect]
+        hardware = "One GPU." if self.on_cores else "Two CPU cores."
+        unknown = f"{hardware} Never trained here: hours and result are not known."
+        return [self.about, f"python train.py --model={name}", self.expect or unknown]
 
 
 # docs/results.md has the arithmetic.
@@ -216,7 +218,6 @@ PRESETS: dict[str, Preset] = {
     ),
     "fsta_live": Preset(
         about="The attention network without look-ahead, for live video (635 k parameters).",
-        expect="One GPU. Never trained here: hours and result are not known.",
         network=FSTA_LIVE,
         training=dataclasses.replace(_ATTENTION_PAPER, frames=8),
         data=_WIDE,
@@ -227,6 +228,7 @@ PRESETS: dict[str, Preset] = {
         about="SRN color (Tao et al. 2018): a picture at 1/4, 1/2 and full size, each frame by "
         "itself (6.9 M parameters), for one GPU. The authors' recipe, with a cosine for their "
         "polynomial.",
+        on_cores="srn_small",
         network=SrnConfig(),
         training=_SRN,
         data=_WIDE,
@@ -234,6 +236,7 @@ PRESETS: dict[str, Preset] = {
     "srn_lstm": Preset(
         about="SRN with a ConvLSTM from size to size, each colour by itself (8.1 M parameters), "
         "for one GPU.",
+        on_cores="srn_small",
         network=SrnConfig("lstm"),
         training=_SRN,
         data=_WIDE,
@@ -248,6 +251,7 @@ PRESETS: dict[str, Preset] = {
         about="DBN (Su et al. 2017): five frames stacked, an encoder-decoder with batch "
         "normalisation (15.3 M parameters). Its authors' training is not published: the recipe is "
         "SimDeblur's, with a cosine for its steps.",
+        on_cores="dbn_small",
         network=DbnConfig(),
         training=TrainingConfig(
             steps=300_000,
@@ -271,6 +275,7 @@ PRESETS: dict[str, Preset] = {
         about="EDVR-M (Wang et al. 2019) for deblurring: five frames, aligned by deformable "
         "convolutions, fused by attention (4.0 M parameters), for one GPU. Its authors published "
         "no recipe for deblurring; this is theirs for super-resolution, without its restarts.",
+        on_cores="edvr_small",
         network=EDVR_M,
         training=_EDVR,
         data=_WIDE,
@@ -278,6 +283,7 @@ PRESETS: dict[str, Preset] = {
     "edvr_l": Preset(
         about="EDVR-L, 128 channels and 40 blocks (23.6 M parameters), for one GPU: start it from "
         "weights trained with --no-tsa.",
+        on_cores="edvr_small",
         network=EDVR_L,
         training=_EDVR,
         data=_WIDE,
@@ -292,6 +298,7 @@ PRESETS: dict[str, Preset] = {
         about="RDN (Wieschollek et al. 2017): the last of five frames, in four steps, normalised "
         "by the batch at hand (3.7 M parameters), with the recipe of its authors' code. A result "
         "depends on the whole frame and on what is restored with it.",
+        on_cores="rdn_small",
         network=RdnConfig(),
         training=TrainingConfig(
             steps=400_000,
@@ -318,6 +325,7 @@ PRESETS: dict[str, Preset] = {
         about="IFI-RNN (Nah et al. 2019) C2H3: a recurrent network that goes over each frame four "
         "times (1.6 M parameters), without look-ahead. Network and recipe are ESTRNN's, as the "
         "authors published none.",
+        on_cores="ifi_rnn_small",
         network=IfiRnnConfig(),
         training=TrainingConfig(
             steps=130_000,
@@ -333,6 +341,7 @@ PRESETS: dict[str, Preset] = {
     "ifi_rnn_simdeblur": Preset(
         about="IFI-RNN as SimDeblur has it, with 16 channels (4.1 M parameters), and its recipe, "
         "with a cosine for its steps.",
+        on_cores="ifi_rnn_small",
         network=SIMDEBLUR,
         training=TrainingConfig(
             steps=300_000,
@@ -356,6 +365,7 @@ PRESETS: dict[str, Preset] = {
         about="STFAN (Zhou et al. 2019): predicted filters align and deblur (5.4 M parameters), "
         "without look-ahead. Its authors' loss compares features of VGG19 too, whose weights you "
         "bring with --vgg19=FILE; without them it is the MSE alone.",
+        on_cores="stfan_small",
         network=StfanConfig(),
         training=TrainingConfig(
             steps=122_000,
