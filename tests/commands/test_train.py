@@ -227,9 +227,11 @@ def test_weights_start_another_run_at_every_scale(whole: Path, tmp_path: Path) -
     run(*TINY, "--steps=1", f"--out={folder}", f"--start-from={weights}", "--scales", "2", "1",
         "--learning-rate=1e-9")  # fmt: skip
     for stage in ("begun", "resumed", "begun anew"):
-        if stage == "resumed":  # as if killed before its first save
+        if stage == "resumed":  # as if killed before its first save, and the weights lost since
             shutil.rmtree(folder / "checkpoints" / "1")
+            aside = weights.rename(tmp_path / "aside")
             assert "step 0 of 1" in run(f"--out={folder}", "--resume")
+            aside.rename(weights)
         elif stage == "begun anew":  # as if killed before it had even kept what it begins with
             shutil.rmtree(folder / "checkpoints")
             assert "step 0 of 1" in run(f"--out={folder}", "--resume")
