@@ -1,0 +1,343 @@
+"""Table 1 on equal terms: all eight systems, the same data, the same trainer, the same protocol.
+
+    python -m benchmarks.table1 --minutes=10 --steps=300
+    python -m benchmarks.table1 --data=GOPRO_Large --size=full --steps=300000
+    python -m benchmarks.table1 --seeds 0 --steps=2 --crop=32 --max-frames=2 --max-videos=1
+
+Each system is trained by its own recipe at small width (about 20 GMAC a 720p frame), on clips of
+the same size with the same seeds: once for equal steps (``--steps``) and once for equal wall-clock
+(``--minutes`` a training), whichever are given. Then each is scored on the test videos. A training
+or score that is done is kept: the same command goes on where it was stopped. Before anything is
+trained, a step of each is timed, and the hours that all will take are said.
+
+``--out`` gets ``table1.md``, ``table1.json`` and ``table1.html``, a page with the same frames of
+all systems side by side. GMAC are multiply-adds of convolutions and matrix products, counted from
+the program of one step of the stream; memory is what the compiler says that this step takes.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from benchmarks.options import natural, positive, whole
+from jaxdeblur import devices, models
+from jaxdeblur.data.datasets import open_dataset
+from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.videos import Dataset
+from jaxdeblur.errors import UserError, run_command, tell
+from jaxdeblur.evaluation.config import EvaluationConfig
+from jaxdeblur.evaluation.evaluate import evaluate
+from jaxdeblur.files import write_json
+from jaxdeblur.models.parameters import count, split
+from jaxdeblur.options import ClusterConfig, Parser, frame_size
+from jaxdeblur.presets import PRESETS
+from jaxdeblur.restoration.placement import step_memory
+from jaxdeblur.training.run import train
+from jaxdeblur.training.run_folder import Run
+from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
+from jaxdeblur.video.image_file import read_image
+from jaxdeblur.weights.load import load_model
+
+SYSTEMS = {
+    "SRN": ("srn_small", "srn"),
+    "DBN": ("dbn_small", "dbn"),
+    "RDN": ("rdn_small", "rdn"),
+    "STRCNN+DTB": ("strcnn_dtb_small", "strcnn_dtb"),
+    "IFI-RNN": ("ifi_rnn_small", "ifi_rnn"),
+    "EDVR": ("edvr_small", "edvr_m"),
+    "STFAN": ("stfan_small", "stfan"),
+    "attention": ("fsta_small", "fsta"),
+}
+"""The rows of the attention paper's Table 1: the small preset and the published one."""
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--size", choices=["small", "full"], default="small", help="of networks")
+    parser.add_argument("--data", default="rendered:narrow", help="trained and scored on")
+    parser.add_argument("--steps", type=natural, help="of each training, for equal steps")
+    parser.add_argument("--minutes", type=positive, help="of each training, for equal wall-clock")
+    parser.add_argument(
+        "--seeds", type=whole, nargs="+", default=[0, 1, 2], help="one training each"
+    )
+    parser.add_argument("--crop", type=natural, default=96, help="pixels of the clips")
+    parser.add_argument("--frames", type=natural, default=4, help="of a clip")
+    parser.add_argument("--batch-size", type=natural, default=2, help="clips of a step")
+    parser.add_argument(
+        "--max-frames", type=natural, help="scores the first frames of a video alone"
+    )
+    parser.add_argument("--max-videos", type=natural, help="scores the first videos alone")
+    parser.add_argument("--protocol", default="jaxdeblur", help="of the scores")
+    parser.add_argument(
+        "--speed-size",
+        type=lambda text: frame_size(text, "WIDTHxHEIGHT", "320x180")[::-1],
+        default=(180, 320),
+        help="of the frames that are timed, WIDTHxHEIGHT",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/table1"), help="the folder")
+    options = parser.parse_args()
+    if not options.steps and not options.minutes:
+        raise UserError("give --steps, --minutes or both")
+    devices.keep_freed_memory()
+    devices.keep_compiled()
+    devices.use_cores(options.batch_size)
+
+    config = EvaluationConfig(
+        data=options.data,
+        max_frames=options.max_frames,
+        protocol=options.protocol,
+        frames=True,
+    )
+    dataset = open_dataset(options.data, "test")
+    dataset = dataclasses.replace(dataset, videos=dataset.videos[: options.max_videos])
+    rows: dict[str, dict[str, Any]] = {}
+    for system in options.only:
+        name = SYSTEMS[system][options.size == "full"]
+        rows[system] = {"preset": name, **properties(name, *options.speed_size)}
+        rows[system]["seconds_a_step"] = seconds_a_step(name, training_of(name, 1, 0, options))
+        tell(f"{system}: {rows[system]['seconds_a_step']:.3f} s a training step")
+    hours = sum(
+        len(options.seeds) * row["seconds_a_step"] * steps / 3600
+        for row in rows.values()
+        for _, steps in budgets(options, row["seconds_a_step"])
+    )
+    tell(f"training will take about {hours:.2f} hours in all")
+
+    for seed, (system, row) in itertools.product(options.seeds, rows.items()):
+        for budget, steps in budgets(options, row["seconds_a_step"]):
+            # The first start decides, so that the second one goes on with the same.
+            folder = options.out / f"{row['preset']}-{budget}-{seed}"
+            if (folder / "config.json").exists():
+                steps = json.loads((folder / "config.json").read_text())["training"]["steps"]
+            metrics = train_and_score(row["preset"], steps, seed, folder, dataset, config, options)
+            row.setdefault(budget, []).append({"steps": steps, "seed": seed, **metrics})
+            tell(f"{system}, {budget}, seed {seed}: {metrics['gain']:+.2f} dB")
+    text = table(rows, options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "table1.md").write_text(text, encoding="utf-8")
+    write_json(options.out / "table1.json", {"machine": devices.described(), "rows": rows})
+    (options.out / "table1.html").write_text(page(rows, text, dataset, options), encoding="utf-8")
+    print(text)
+
+
+def training_of(name: str, steps: int, seed: int, options: Any) -> TrainingConfig:
+    """A preset's recipe for clips and steps that are the same for all."""
+    return dataclasses.replace(
+        PRESETS[name].training,
+        steps=steps,
+        seed=seed,
+        frames=options.frames,
+        crop=options.crop,
+        batch_size=options.batch_size,
+        warmup=min(PRESETS[name].training.warmup, max(steps // 10, 1)),
+        validate_every=0,
+        save_every=max(steps // 4, 1),
+    )
+
+
+def budgets(options: Any, seconds: float) -> Iterator[tuple[str, int]]:
+    """What is equal, and how many steps that is."""
+    if options.steps:
+        yield "equal-steps", options.steps
+    if options.minutes:
+        yield "equal-time", max(1, int(60 * options.minutes / seconds))
+
+
+def train_and_score(
+    name: str,
+    steps: int,
+    seed: int,
+    folder: Path,
+    dataset: Dataset,
+    config: EvaluationConfig,
+    options: Any,
+) -> dict[str, Any]:
+    """What one training scores; both go on where they were stopped."""
+    run = Run(
+        name,
+        PRESETS[name].network,
+        training_of(name, steps, seed, options),
+        DataConfig(data=(options.data,)),
+    )
+    train(run, folder, processes=ClusterConfig(), resume=folder.exists())
+    metrics = evaluate(load_model(str(folder)), dataset, config, folder / "evaluation")
+    flicker = statistics.fmean(video["temporal_error"] for video in metrics["videos"])
+    return {name: metrics[name] for name in ("psnr", "ssim", "gain")} | {"temporal_error": flicker}
+
+
+def seconds_a_step(name: str, config: TrainingConfig) -> float:
+    """The median of three training steps, compiled before."""
+    mesh = devices.make_mesh(config.batch_size)
+    model = models.build(PRESETS[name].network)
+    rebuild, parameters = split(model)
+    state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
+    step = compile_train_step(config, rebuild, mesh)
+    shape = (config.batch_size, config.frames, config.crop, config.crop, 3)
+    longer = (shape[0], shape[1] + sum(model.context), *shape[2:])
+    rng = np.random.default_rng(0)
+    clips = {"blurred": rng.integers(0, 256, longer), "sharp": rng.integers(0, 256, shape)}
+    batch = jax.device_put(
+        {key: value.astype(np.uint8) for key, value in clips.items()}, devices.clips_over(mesh)
+    )
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics.loss)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def properties(name: str, height: int, width: int) -> dict[str, Any]:
+    """Parameters, multiply-adds of a 720p frame, look-ahead; time and memory of a smaller one."""
+    model = models.build(PRESETS[name].network)
+    rebuild, parameters = split(model)
+    step = jax.jit(lambda p, state, frame: rebuild(p).step(state, frame))
+    state = model.initial_state(1, height, width)
+    frame = jnp.asarray(np.random.default_rng(0).random((1, height, width, 3)), jnp.float32)
+    times = []
+    for _ in range(model.lookahead + 4):
+        start = time.perf_counter()
+        state, restored = step(parameters, state, frame)
+        jax.block_until_ready(restored)
+        times.append(time.perf_counter() - start)
+    return {
+        "parameters": count(parameters),
+        "gmac": multiply_adds(name, 720, 1280) / 1e9,
+        "lookahead": model.lookahead,
+        "ms": 1e3 * statistics.median(times[-3:]),
+        "mebibytes": step_memory(model, height, width) / 2**20,
+    }
+
+
+def multiply_adds(name: str, height: int, width: int) -> int:
+    """Of the convolutions and matrix products of one step of the stream."""
+    rebuild, parameters = split(models.build(PRESETS[name].network))
+    state = jax.eval_shape(lambda p: rebuild(p).initial_state(1, height, width), parameters)
+    frame = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    program = jax.make_jaxpr(lambda p, s, f: rebuild(p).step(s, f))(parameters, state, frame)
+    return _multiply_adds(program.jaxpr)
+
+
+def _multiply_adds(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, shapes = equation.primitive.name, [v.aval.shape for v in equation.invars]
+        made = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+        if name == "conv_general_dilated":
+            kernel, dimensions = shapes[1], equation.params["dimension_numbers"]
+            total += made * math.prod(kernel) // kernel[dimensions.rhs_spec[0]]
+        elif name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += made * math.prod(shapes[0][axis] for axis in contracted)
+        parts = [_multiply_adds(part) for part in _inner(equation.params.values())]
+        # Of a choice the dearer branch; of a loop every pass.
+        times = equation.params["length"] if name == "scan" else 1
+        total += max(parts, default=0) if name == "cond" else times * sum(parts)
+    return total
+
+
+def _inner(values: Any) -> Iterator[Any]:
+    for value in values:
+        for part in value if isinstance(value, list | tuple) else [value]:
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield part
+
+
+def table(rows: dict[str, dict[str, Any]], options: Any) -> str:
+    """Markdown: a line for each system and budget, mean and deviation over the seeds."""
+    height, width = options.speed_size
+    head = (
+        "| system | trained for | PSNR | gain | SSIM | flicker | parameters | GMAC at 720p | "
+        f"ms at {width}x{height} | MiB there | s a step | look-ahead |"
+    )
+    lines = [head, "|---|---|" + "---:|" * 10]
+    for system, row in rows.items():
+        for budget in ("equal-steps", "equal-time"):
+            if budget not in row:
+                continue
+            runs = row[budget]
+            cells = [_spread([run[key] for run in runs], digits) for key, digits in _SCORES]
+            lines.append(
+                f"| {system} (`{row['preset']}`) | {budget}: {runs[0]['steps']} steps | "
+                f"{' | '.join(cells)} | {row['parameters']:,} | {row['gmac']:.1f} | "
+                f"{row['ms']:.1f} | {row['mebibytes']:.0f} | {row['seconds_a_step']:.3f} | "
+                f"{row['lookahead']} |"
+            )
+    seeds = " ".join(map(str, options.seeds))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Data {options.data}, protocol {options.protocol}, seeds {seeds}, clips of "
+            f"{options.frames} x {options.crop} x {options.crop}, {options.batch_size} a step; "
+            f"{devices.described()}, JAX {jax.__version__}.",
+            "",
+        ]
+    )
+
+
+_SCORES = (("psnr", 2), ("gain", 2), ("ssim", 4), ("temporal_error", 2))
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    text = f"{statistics.fmean(values):.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+
+
+def page(rows: dict[str, dict[str, Any]], text: str, dataset: Dataset, options: Any) -> str:
+    """One page: the table, and the middle frame of each video of every system side by side."""
+    parts = []
+    for i, video in enumerate(dataset.videos):
+        at = min(len(video), options.max_frames or len(video)) // 2
+        shown = {"blurred": video.blurred(at), "sharp": video.sharp(at)}
+        for system, row in rows.items():
+            budget = "equal-time" if "equal-time" in row else "equal-steps"
+            run = options.out / f"{row['preset']}-{budget}-{options.seeds[0]}"
+            folders = sorted((run / "evaluation" / "frames").iterdir())
+            shown[system] = read_image(folders[i] / f"{at:06d}.png")
+        figures = "".join(
+            f"<figure><img alt='{html.escape(name)}' src='{_png(frame)}'>"
+            f"<figcaption>{html.escape(name)}</figcaption></figure>"
+            for name, frame in shown.items()
+        )
+        parts.append(f"<h2>{html.escape(video.name)}, frame {at}</h2><div>{figures}</div>")
+    style = (
+        "body{font:15px sans-serif;margin:2em}div{display:grid;gap:1em;"
+        "grid-template-columns:repeat(auto-fill,minmax(20em,1fr))}figure{margin:0}"
+        "img{width:100%}pre{overflow-x:auto}"
+    )
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Table 1</title>"
+        f"<style>{style}</style><h1>Table 1, on equal terms</h1><pre>{html.escape(text)}</pre>"
+        + "".join(parts)
+        + "</html>\n"
+    )
+
+
+def _png(frame: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+if __name__ == "__main__":
+    run_command(main, "benchmarks.table1")
