@@ -36,6 +36,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     ("command", "named"),
     [
         ("ablation --steps=0", "--steps"),
+        ("table1", "give --steps, --minutes or both"),
         ("data --model=nope", "--model=nope: no such preset"),
         ("data --batches=0", "--batches"),
         ("fusion --sizes=0", "--sizes"),
@@ -154,3 +155,24 @@ def test_rows_are_kept_whatever_fails_after_them(
     ]  # fmt: skip
     assert all(row["ms"] is None and row["error"] is None for row in report["rows"])
     assert report["network"] is None
+
+
+@pytest.mark.stress
+def test_table_1_from_training_to_its_page(
+    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One small system, two steps; the second start trains and scores nothing again."""
+    module = benchmark(
+        "table1 --only STRCNN+DTB --seeds 0 --steps=2 --crop=32 --frames=2 --max-frames=2 "
+        f"--max-videos=1 --speed-size=64x48 --out={tmp_path / 'out'}"
+    )
+    module.main()
+    first = json.loads((tmp_path / "out" / "table1.json").read_text())["rows"]["STRCNN+DTB"]
+    assert first["parameters"] == 87_301
+    assert first["gmac"] == pytest.approx(26.8, abs=0.1)
+    assert first["equal-steps"][0]["steps"] == 2
+    assert (tmp_path / "out" / "table1.html").read_text().count("<img") == 3
+    module.main()
+    again = json.loads((tmp_path / "out" / "table1.json").read_text())["rows"]["STRCNN+DTB"]
+    assert again["equal-steps"] == first["equal-steps"]
+    assert "| STRCNN+DTB (`strcnn_dtb_small`) | equal-steps: 2 steps |" in capsys.readouterr().out
