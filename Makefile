@@ -1,5 +1,6 @@
 # make install   makes .venv with everything needed to train, evaluate and deblur
 # make demo      restores a clip, trains a small network from scratch and shows what it gained
+# make web       serves a page on this machine that deblurs in the browser (docs/deploy.md)
 # make test      lint, types and tests
 # make stress    the tests that make test leaves out: they run long
 # make docs-check  runs the commands that README and guides show, on tiny inputs
@@ -33,6 +34,11 @@ demo: install
 	$(BIN)/python examples/demo.py
 
 PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=worksteal
+
+web: install
+	$(BIN)/python -m pip install --quiet --editable '.[export]'
+	$(BIN)/python -m pip install --quiet --no-deps 'jax2onnx>=0.17.1,<0.18'
+	$(BIN)/python web/serve.py
 
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -38,10 +38,21 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> 
     def read(variable: Any) -> Any:
         return variable.val if isinstance(variable, Literal) else values[variable]
 
-    for equation in jaxpr.eqns:
+    for equation in _needed(jaxpr):
         outputs = _apply(equation, [read(variable) for variable in equation.invars])
         values |= zip(equation.outvars, outputs, strict=True)
     return [read(variable) for variable in jaxpr.outvars]
+
+
+def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """The equations on which the outputs depend; the early steps of a window restore for nobody."""
+    live, needed = set(), []
+    live |= {variable for variable in jaxpr.outvars if not isinstance(variable, Literal)}
+    for equation in reversed(jaxpr.eqns):
+        if live & set(equation.outvars):
+            needed.append(equation)
+            live |= {variable for variable in equation.invars if not isinstance(variable, Literal)}
+    return needed[::-1]
 
 
 def _apply(equation: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:

@@ -39,6 +39,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("table1", "give --steps, --minutes or both"),
         ("data --model=nope", "--model=nope: no such preset"),
         ("data --batches=0", "--batches"),
+        ("export nowhere.onnx --size=0x9", "--size"),
         ("fusion --sizes=0", "--sizes"),
         ("fuzz --workers=0", "--workers: a whole number from 1 on, not '0'"),
         ("gpu_memory --model=nope", "--model=nope: no such preset"),
