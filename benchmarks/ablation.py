@@ -228,13 +228,14 @@ def train_variant(
 ) -> Result:
     """Trains one variant and scores it."""
     mesh = devices.make_mesh(config.batch_size)
-    rebuild, parameters = split(models.build(network, config.seed))
+    model = models.build(network, config.seed)
+    rebuild, parameters = split(model)
     number = count(parameters)
     state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
     step = compile_train_step(config, rebuild, mesh)
     with batches(
         sources.training_sources(data, crop=config.crop),
-        data.clip_options(config.frames, config.crop),
+        data.clip_options(config.frames, config.crop, model.context),
         batch_size=config.batch_size,
         seed=config.seed,
     ) as local:
@@ -333,7 +334,7 @@ def main() -> None:
     )
     devices.keep_freed_memory()
     devices.keep_compiled()
-    devices.use_cores(config.batch_size)
+    devices.use_cores(config.batch_size, spare=True)
     seeds = list(arguments.seeds)
     try:
         results = run_study(study, config, preset.data, seeds)
