@@ -41,5 +41,5 @@ def test_ffmpeg_pipes_through_deblur(tmp_path: Path) -> None:
 
 
 def test_the_script_of_vapoursynth_is_python() -> None:
-    """VapourSynth's plugins are no Python packages; that far it is tried."""
+    """Without VapourSynth and vs-ort it cannot be run; that far it is tried."""
     ast.parse((ROOT / "examples/deploy/window.vpy").read_text(encoding="utf-8"))
