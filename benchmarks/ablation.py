@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ from jaxdeblur.training.step import (
     initial_train_state,
 )
 
+Place = Literal["encoder", "middle", "decoder"]
 STRCNN_SMALL = PRESETS["strcnn_dtb_small"].network
 QUICK_STEPS = 600
 
@@ -76,6 +77,21 @@ def _strcnn(**fields: Any) -> Variant:
 
 def _training(**fields: Any) -> Variant:
     return Variant(STRCNN_SMALL, fields)
+
+
+def _shaken(network: Any, **training: Any) -> Variant:
+    """On motion as hands make it, in fast and slow phases, with the loss that it needs."""
+    return Variant(network, {"loss": "log_mse", **training}, {"scenes": "handheld"})
+
+
+def _blended(**fields: Any) -> Variant:
+    """STRCNN on clips long enough for what a recurrence carries to pay."""
+    return _shaken(dataclasses.replace(STRCNN_SMALL, **fields), frames=12)
+
+
+def _attending(**fields: Any) -> Variant:
+    """The attention network on crops that hold several blurs of tens of pixels."""
+    return _shaken(dataclasses.replace(FSTA_SMALL, **fields), crop=192)
 
 
 def _large_blur(training: dict[str, Any] | None = None, **fields: Any) -> Variant:
@@ -116,6 +132,33 @@ STUDIES = {
             for m in (0, 1, 2)
             for blending in ("none", "middle")
         }
+    ),
+    # Where carrying features over time can pay: sharp and blurred frames alternate.
+    "blending": Study(
+        {
+            "plain CNN": _blended(blending="none", recurrent=False),
+            "recurrence": _blended(blending="none"),
+            "F_n the final activation": _blended(blending="none", feedback="final"),
+            **{f"blending, {name}": _blended(blending=name) for name in get_args(Place)},
+            **{f"blending, middle, m = {m}": _blended(m=m) for m in (0, 1, 3)},
+        },
+        ("rendered:narrow", "rendered:wide", "rendered:handheld"),
+    ),
+    # Where what the whole frame tells can pay: one motion for all of it, larger than its texture.
+    "attention": Study(
+        {
+            **{f"fusion {name}": _attending(fusion=name) for name in ("none", "fsta", "concat")},
+            "fusion nonlocal at 1/4": _attending(fusion="nonlocal", attention_levels=(1,)),
+            "fusion fsta at 1/4": _attending(attention_levels=(1,)),
+            **{
+                f"(M, N) = ({m}, {n})": _attending(spatial_maps=m, temporal_maps=n)
+                for m, n in ((1, 1), (32, 8))
+            },
+            **{f"T = {window}": _attending(window=window) for window in (1, 9)},
+            "gated": _attending(gated=True),
+            "3 key frames of 5": _attending(key_frames=3),
+        },
+        ("rendered:narrow", "rendered:wide", "rendered:handheld"),
     ),
     "maps": Study(
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -15,6 +16,7 @@ from jax import lax
 
 import kernels
 from jaxdeblur.errors import run_command
+from jaxdeblur.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -177,3 +179,16 @@ def test_table_1_from_training_to_its_page(
     again = json.loads((tmp_path / "out" / "table1.json").read_text())["rows"]["STRCNN+DTB"]
     assert again["equal-steps"] == first["equal-steps"]
     assert "| STRCNN+DTB (`strcnn_dtb_small`) | equal-steps: 2 steps |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("study", ["blending", "attention"])
+def test_the_variants_of_a_study_differ(benchmark: Any, study: str) -> None:
+    """What each changes of training and data are options there, and none is what another is."""
+    variants = benchmark("ablation").STUDIES[study].variants
+    base = PRESETS["fsta_small"]
+    told = set()
+    for variant in variants.values():
+        training = dataclasses.replace(base.training, **variant.training)
+        data = dataclasses.replace(base.data, **variant.data)
+        told.add((variant.network, training, data))
+    assert len(told) == len(variants)
