@@ -58,14 +58,14 @@ class SrnConfig:
     """The fields of SRN; the defaults are the authors' network for colour pictures.
 
     Attributes:
-      variant: color takes the three colours together; gray and lstm take each by itself, and lstm
+      srn: color takes the three colours together; gray and lstm take each by itself, and lstm
         passes the state of a ConvLSTM from size to size.
       width: channels at a level's own size; 2 and 4 times as many at 1/2 and 1/4 of it.
       dtype: of the computation; parameters and output are float32.
       scales: the sizes at which the network runs; only (1,), as it has its own.
     """
 
-    variant: Literal["color", "gray", "lstm"] = "color"
+    srn: Literal["color", "gray", "lstm"] = "color"
     width: int = 32
     dtype: str = "float32"
     scales: tuple[int, ...] = (1,)
@@ -102,7 +102,7 @@ class Srn(VideoRestorer):
         self.config = config
         self.lookahead = 0
         self.dtype = jnp.dtype(config.dtype)
-        width, channels = config.width, 3 if config.variant == "color" else 1
+        width, channels = config.width, 3 if config.srn == "color" else 1
 
         def conv(c_in: int, c_out: int, stride: int = 1) -> Conv:
             return Conv(
@@ -122,7 +122,7 @@ class Srn(VideoRestorer):
         self.enc2, self.enc2_blocks = conv(width, 2 * width, 2), blocks(2 * width)
         self.enc3, self.enc3_blocks = conv(2 * width, 4 * width, 2), blocks(4 * width)
         self.lstm = (
-            ConvLstm(4 * width, dtype=self.dtype, rngs=rngs) if config.variant == "lstm" else None
+            ConvLstm(4 * width, dtype=self.dtype, rngs=rngs) if config.srn == "lstm" else None
         )
         self.dec3_blocks = blocks(4 * width)
         self.dec2, self.dec2_blocks = transposed(4 * width, 2 * width), blocks(2 * width)
@@ -131,7 +131,7 @@ class Srn(VideoRestorer):
 
     def _restore_clip(self, clip: Clip) -> Clip:
         batch = clip.shape[0]
-        if self.config.variant == "color":
+        if self.config.srn == "color":
             pictures = rearrange(clip, "b t h w c -> (b t) h w c")
             return rearrange(self._pyramid(pictures)[-1], "(b t) h w c -> b t h w c", b=batch)
         pictures = rearrange(clip, "b t h w c -> (b t c) h w 1")
@@ -143,7 +143,7 @@ class Srn(VideoRestorer):
         What is trained on grey pictures gives three equal colours here.
         """
         clip, sharp = self.pad(clip), self.pad(sharp)
-        if self.config.variant != "color":
+        if self.config.srn != "color":
             grey = jnp.asarray(GREY)[:, None]
             clip, sharp = clip @ grey, sharp @ grey
         levels = self._pyramid(rearrange(clip, "b t h w c -> (b t) h w c"))

@@ -43,7 +43,7 @@ def _names(config: SrnConfig) -> Names:
     for size in (1, 2):
         layer(f"g_net/dec{size}_4", f"dec{size}", TF_TRANSPOSED)
     layer("g_net/dec1_0", "image")
-    if config.variant == "lstm":
+    if config.srn == "lstm":
         layer(_LSTM, "lstm/gates")
     return names
 
