@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -192,3 +193,26 @@ def test_the_variants_of_a_study_differ(benchmark: Any, study: str) -> None:
         data = dataclasses.replace(base.data, **variant.data)
         told.add((variant.network, training, data))
     assert len(told) == len(variants)
+
+
+@pytest.mark.stress
+def test_a_lent_gpu_is_rehearsed(tmp_path: Path) -> None:
+    """A training goes on from its file, and its weights are scored; kernels write their table."""
+
+    def found(part: str, *options: str) -> dict[str, Any]:
+        given = [part, "--minutes=1", "--rehearse", f"--out={tmp_path}", *options]
+        command = [sys.executable, "-m", "benchmarks.gpu_day", *given]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads((tmp_path / f"{part}.json").read_text(encoding="utf-8"))
+
+    first = found("train", "--preset=strcnn_dtb_small", "--steps=1")
+    again = found("train", "--preset=strcnn_dtb_small", "--steps=2")
+    assert (first["steps"], again["steps"]) == ([0, 1, 1], [1, 2, 2])
+    assert 0 < (tmp_path / "state.safetensors").stat().st_size < 2**24
+    scored = found("scores", f"--ckpt={tmp_path / 'strcnn_dtb_small.safetensors'}")
+    assert [row["test"] for row in scored["rows"]] == ["rendered tiny"]
+    assert [row["backward"] for row in found("kernels")["rows"]] == [False, True]
+    rows = json.loads((tmp_path / "measured.json").read_text(encoding="utf-8"))
+    assert {"triton_interpret", "reference"} == set(rows[0]["milliseconds"])
+    assert found("speed")["rows"][0]["frames_a_second"] > 0
