@@ -155,7 +155,7 @@ def _compiled(
         keys: Key[Array, " clips"],
         sources: Int32[Array, " clips"],
         limit: Float[Array, ""],
-    ) -> tuple[UInt8[Array, "clips T H W 3"], UInt8[Array, "clips T H W 3"]]:
+    ) -> tuple[UInt8[Array, "clips length H W 3"], UInt8[Array, "clips T H W 3"]]:
         order = jnp.argsort(sources, stable=True)  # rendered ones, of source 0, come first
         keys, sources = keys[order], sources[order]
 

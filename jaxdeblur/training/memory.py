@@ -31,7 +31,8 @@ _SHARE_OF_GPU = 0.85
 # Of the memory that a CPU's machine has left: the data's threads and other people need some too.
 _SHARE_OF_HOST = 0.5
 # A larger step of a network made for a GPU is recomputed on CPU cores: it takes days there anyway,
-# and should harm nothing else. With it strcnn_dtb stays below 4 GB (benchmarks/train_step.py).
+# and should harm nothing else. With it strcnn_dtb took 2.1 GiB after its first step
+# (benchmarks/train_step.py --memory).
 _MOST_OF_HOST = int(2.5 * 2**30)
 
 _CGROUP = Path("/sys/fs/cgroup")
