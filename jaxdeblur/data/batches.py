@@ -226,7 +226,7 @@ class _Sampler:
         """For their share of the clips, one frame repeated, or the first or the last of a video."""
         o = self.options
         if o.single and rng.random() < o.single:
-            frame = np.full(o.length, o.before + rng.integers(o.frames))
+            frame = np.full(o.length, o.before + int(rng.integers(o.frames)))
         elif o.before + o.after and o.ends and rng.random() < o.ends:
             frame, first = np.arange(o.length), rng.random() < o.before / (o.before + o.after)
             last = o.before + o.frames - 1
