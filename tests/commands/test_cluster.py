@@ -141,6 +141,7 @@ def test_several_processes_train_as_one_does(several: int, tmp_path: Path) -> No
         np.testing.assert_allclose(ours[name], theirs[name], atol=2e-5, err_msg=name)
 
 
+@pytest.mark.stress
 def test_a_process_that_fails_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
     nowhere = f"--data={tmp_path / 'nowhere'}"
     out = f"--out={tmp_path / 'run'}"

@@ -278,6 +278,7 @@ def test_batches_are_a_function_of_the_seed_and_the_step(tmp_path: Path):
     assert (straight[1]["sharp"] != straight[0]["sharp"]).any()
 
 
+@pytest.mark.stress
 def test_batches_do_not_depend_on_the_number_of_devices(tmp_path: Path):
     real = folder(tmp_path, numbered(1, 20), numbered(2, 14, 30, 18))
     config = DataConfig(data=("rendered", real), render="device", taus=(1, 3))

@@ -174,6 +174,7 @@ def test_bad_scales_are_named(scales: tuple[int, ...]) -> None:
         models.build(StrcnnConfig(scales=scales))
 
 
+@pytest.mark.stress
 def test_coarse_to_fine_starts_each_level_from_what_the_coarser_one_restored() -> None:
     config = StrcnnConfig(m=1, width=4, blocks=1, residual=True, scales=(2, 1))
     model = models.build(config)

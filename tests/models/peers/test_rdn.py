@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
@@ -108,7 +109,7 @@ def test_it_is_what_the_reference_is_and_depends_on_the_batch(plain: Any, import
 
 def test_it_can_not_be_tiled_and_says_why() -> None:
     with pytest.raises(UserError, match=r"statistics of the whole frame .* tiles"):
-        halo_of(models.build(SMALL))
+        halo_of(nnx.eval_shape(lambda: models.build(SMALL)))
 
 
 def test_names_that_are_short_or_in_full(tmp_path: Any, imported: Any) -> None:
