@@ -58,6 +58,7 @@ def test_every_tile_compiles(target: str, environment: dict[str, str]) -> None:
     assert [result for result in results if result["error"]] == []
 
 
+@pytest.mark.stress
 def test_a_training_step_and_a_stream_compile(environment: dict[str, str]) -> None:
     """The attention network, by the benchmark that says what memory it takes."""
     small = ["--widths", "8", "--growths", "4", "--encoder-blocks", "1", "--decoder-blocks", "1"]

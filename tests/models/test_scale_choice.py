@@ -42,6 +42,7 @@ def firmly(parameters: Parameters, *logits: float) -> Parameters:
     }
 
 
+@pytest.mark.stress
 def test_closed_gates_leave_every_bit_of_the_frames() -> None:
     rebuild, parameters = split(models.build(CHOICE))
     closed = firmly(parameters, -FIRM, -FIRM, -FIRM)
@@ -106,6 +107,7 @@ def test_what_the_gates_go_by() -> None:
     np.testing.assert_allclose(shares[0, 0], [0, 0.5, 1], atol=1e-6)
 
 
+@pytest.mark.stress
 def test_the_gates_alone_can_be_trained() -> None:
     rebuild, parameters = split(models.build(CHOICE))
     config = TrainingConfig(

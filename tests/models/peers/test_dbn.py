@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxdeblur import models
 from jaxdeblur.models.parameters import count, is_statistic, outline, split
@@ -59,6 +60,7 @@ def test_parameters_of_the_published_network() -> None:
     assert count(parameters) == 15_305_291
 
 
+@pytest.mark.stress
 def test_in_training_it_normalises_by_the_batch_and_remembers() -> None:
     model = models.build(SMALL)
     clip = jnp.asarray(np.random.default_rng(0).random((2, 2, 16, 16, 3), np.float32))

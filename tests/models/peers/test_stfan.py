@@ -106,6 +106,7 @@ def test_it_is_what_the_reference_is(plain: Any, imported: Any) -> None:
     np.testing.assert_allclose(restored, expected, atol=1e-5 * np.ptp(expected))
 
 
+@pytest.mark.stress
 def test_training_detaches_what_passes_from_frame_to_frame() -> None:
     def second(clip: jax.Array, detach: bool) -> jax.Array:
         model = models.build(dataclasses.replace(SMALL, width=1, detach=detach))
