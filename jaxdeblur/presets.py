@@ -39,7 +39,7 @@ class Preset:
         return [self.about, f"python train.py --model={name}", self.expect or unknown]
 
 
-# docs/results.md has the arithmetic.
+# docs/lab/scaling.md has the arithmetic.
 _CALCULATED = (
     "Never trained here: 3 hours on an H200 and 10 on an A100 by calculation, the result unknown."
 )
@@ -48,7 +48,7 @@ _WIDE = DataConfig(scenes="wide")
 
 # 13-frame clips of 128x128 pixels, 8 at a time, MSE and Adam at 1e-4: as we remember the paper,
 # which was not checked, since our text of it ends before. It regularises, how strongly is not
-# known: no decay here (docs/training.md has the table of what is the papers' and what is ours).
+# known: no decay here (docs/lab/papers.md has the table of what is the papers' and what is ours).
 _PAPER = TrainingConfig(
     steps=400_000,
     batch_size=8,

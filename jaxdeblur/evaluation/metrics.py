@@ -1,7 +1,7 @@
 """PSNR, SSIM, flicker, and the named protocols by which published tables were scored.
 
 Everything here is NumPy on the host and in double precision: it is the ruler, so it is kept apart
-from the code that is measured. ``docs/results.md`` says where each protocol was read.
+from the code that is measured. ``docs/lab/protocols.md`` says where each protocol was read.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Flicker:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a published table was scored, step by step; ``docs/results.md`` has the sources.
+    """How a published table was scored, step by step; ``docs/lab/protocols.md`` has the sources.
 
     Attributes:
       name: as ``--protocol`` takes it.

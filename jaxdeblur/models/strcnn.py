@@ -1,7 +1,7 @@
 """STRCNN and STRCNN+DTB: the spatio-temporal recurrent network with dynamic temporal blending.
 
 Source: "Online Video Deblurring via Dynamic Temporal Blending Network" (ICCV 2017), section 4 and
-figure 4. What the paper leaves open, and how it is settled here, stands in docs/architecture.md.
+figure 4. What the paper leaves open, and how it is settled here, stands in docs/lab/papers.md.
 """
 
 from __future__ import annotations
