@@ -24,7 +24,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 # worker may read what another is still writing.
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
 jax.config.update("jax_compilation_cache_dir", str(_CACHE / f"compiled-{_WORKER}"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.01)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -82,11 +82,9 @@ def test_it_is_what_the_reference_is_and_depends_on_the_batch(plain: Any, import
 
     def views(clip: jax.Array) -> Any:
         outputs = model.training_outputs(clip, clip[:, 4:])
-        state, stream = model.initial_state(2, HEIGHT, WIDTH), []
-        for frame in clip.swapaxes(0, 1):
-            state, restored = model.step(state, frame)
-            stream.append(restored)
-        return outputs, model.restore_clip(clip), jnp.stack(stream, 1)
+        state = model.initial_state(2, HEIGHT, WIDTH)
+        _, stream = jax.lax.scan(model.step, state, clip.swapaxes(0, 1))
+        return outputs, model.restore_clip(clip), stream.swapaxes(0, 1)
 
     outputs, restored, stream = jax.jit(views)(jnp.asarray(clip))
     assert [each.shape for each in outputs.restored] == [(2, 2, HEIGHT, WIDTH, 3)] * 4
