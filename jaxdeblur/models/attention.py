@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 import kernels
-from jaxdeblur.models.fusion import Fusion
+from jaxdeblur.models.fusion import Concat, Fusion
 from jaxdeblur.models.layers import Conv, normal
 from jaxdeblur.shapes import ClipFeatures, Features, Squeezed, SqueezedWindow
 
@@ -78,6 +78,8 @@ class FrameMemory(NamedTuple):
     """G_s."""
     pooled: Float[Array, "B T C"]
     """x', the mean over the pixels."""
+    features: ClipFeatures | None = None
+    """The whole feature maps, which :class:`ConcatAttention` keeps besides."""
 
 
 class PartialMemory(NamedTuple):
@@ -178,6 +180,10 @@ class FactorisedAttention(Fusion):
             inside.sum(dtype=jnp.float32),
         )
 
+    def finish(self, partial: PartialMemory, features: ClipFeatures) -> FrameMemory:
+        """The memory of a frame in tiles, from that of all its pixels and a tile's features."""
+        return finish_partial(partial, features.dtype)
+
     def fuse(self, features: Features, window: FrameMemory) -> Features:
         """Eq. 3-6: y^R, from the current frame's features and the memory of the window's frames."""
         x = rearrange(features, "B h w C -> B (h w) C")
@@ -242,6 +248,40 @@ class FactorisedAttention(Fusion):
             return rearrange(self.f_p(features), "B h w K -> B (h w) K")
         x = rearrange(features, "B h w C -> B (h w) C")
         return kernels.project(x, *_projection(self.f_p))
+
+
+class ConcatAttention(FactorisedAttention):
+    """Neighbours side by side and the attention, added: what both take from the window.
+
+    Ours: ``Concat`` sees each neighbour's pixels within its 3x3 convolution, the attention what the
+    whole frames tell. It takes ``window``, T, besides the arguments of both.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        window: int,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+        **attention: Any,
+    ) -> None:
+        super().__init__(channels, dtype=dtype, rngs=rngs, **attention)
+        self.beside = Concat(channels, window, dtype=dtype, rngs=rngs)
+        self.radius = max(self.radius, self.beside.radius)
+
+    def remember(self, features: ClipFeatures) -> FrameMemory:
+        """What the attention keeps, and the whole feature maps."""
+        return super().remember(features)._replace(features=features)
+
+    def finish(self, partial: PartialMemory, features: ClipFeatures) -> FrameMemory:
+        """The same of a frame in tiles: the features are the tile's."""
+        return super().finish(partial, features)._replace(features=features)
+
+    def fuse(self, features: Features, window: FrameMemory) -> Features:
+        """y^R plus the convolution over everything."""
+        assert window.features is not None  # remember keeps them
+        return super().fuse(features, window) + self.beside.fuse(features, window.features)
 
 
 def _projection(conv: Conv) -> tuple[Float[Array, "C M"], Float[Array, " M"]]:

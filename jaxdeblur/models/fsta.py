@@ -28,7 +28,6 @@ from jaxdeblur.models.attention import (
     FactorisedAttention,
     PartialMemory,
     combine_partials,
-    finish_partial,
 )
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.fsta_config import FUSIONS, FstaConfig
@@ -303,7 +302,7 @@ class Fsta(VideoRestorer):
     @property
     def gathering_rounds(self) -> int:
         """1 with attention: what a frame is remembered by, of all blocks at once. Else 0."""
-        return int(self.config.fusion == "fsta" and len(self.fusion) > 0)
+        return int(any(isinstance(block.fusion, FactorisedAttention) for block in self.fusion))
 
     def gather_partial(
         self, state: StreamState, frame: Frame, inside: Bool[Array, "H W"], gathered: tuple[()]
@@ -334,8 +333,15 @@ class Fsta(VideoRestorer):
         """``_step`` on a tile, with the memory of the frame gathered over all its tiles."""
         if not gathered:
             return self._step(state, frame, repeated)
-        memory = tuple(finish_partial(partial, self.dtype) for partial in gathered[0])
-        return self._advance(state, frame, self.encode(frame[:, None]), memory)
+        features = self.encode(frame[:, None])
+        memory = tuple(
+            block.fusion.finish(partial, features[level])
+            for level, block, partial in zip(
+                self.fusion_levels, self.fusion, gathered[0], strict=True
+            )
+            if isinstance(block.fusion, FactorisedAttention)
+        )
+        return self._advance(state, frame, features, memory)
 
     @property
     def receptive_radius(self) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.attention import FactorisedAttention
+from jaxdeblur.models.attention import ConcatAttention, FactorisedAttention
 from jaxdeblur.models.fusion import Concat, Conv3d, Fusion, NonLocal
 
 Implementation = Literal["auto", "reference", "mosaic", "triton"]
@@ -32,7 +32,8 @@ class FstaConfig:
       encoder_blocks, decoder_blocks: dense blocks of each level.
       attention_levels: where the window is fused.
       fusion: how: fsta (factorised attention), what it is compared with (nonlocal, concat, conv3d,
-        none; models/fusion.py), or one of an extension (``register_fusion``).
+        none; models/fusion.py), concat_fsta (concat and fsta added), or one of an extension
+        (``register_fusion``).
       spatial_maps, temporal_maps: M and N.
       spatial_kernel, temporal_kernel, pixel_kernel: sizes of f_s, f_t and f_p.
       gated: what the window gives is weighted by pixel and channel before it is taken in (CVPR
@@ -117,19 +118,25 @@ FusionFactory = Callable[..., Fusion]
 """``(config, channels, rngs=rngs)`` to the way of fusing maps of ``channels`` channels."""
 
 
+def _attention_of(config: FstaConfig) -> dict[str, Any]:
+    return {
+        "spatial": config.spatial_maps,
+        "temporal": config.temporal_maps,
+        "spatial_kernel": config.spatial_kernel,
+        "temporal_kernel": config.temporal_kernel,
+        "pixel_kernel": config.pixel_kernel,
+        "key_frames": config.key_frames,
+        "implementation": config.implementation,
+        "dtype": jnp.dtype(config.dtype),
+    }
+
+
 def _fsta(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
-    return FactorisedAttention(
-        channels,
-        spatial=config.spatial_maps,
-        temporal=config.temporal_maps,
-        spatial_kernel=config.spatial_kernel,
-        temporal_kernel=config.temporal_kernel,
-        pixel_kernel=config.pixel_kernel,
-        key_frames=config.key_frames,
-        implementation=config.implementation,
-        dtype=jnp.dtype(config.dtype),
-        rngs=rngs,
-    )
+    return FactorisedAttention(channels, rngs=rngs, **_attention_of(config))
+
+
+def _concat_fsta(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
+    return ConcatAttention(channels, window=config.window, rngs=rngs, **_attention_of(config))
 
 
 def _nonlocal(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
@@ -147,6 +154,7 @@ def _conv3d(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
 
 FUSIONS: dict[str, FusionFactory] = {
     "fsta": _fsta,
+    "concat_fsta": _concat_fsta,
     "nonlocal": _nonlocal,
     "concat": _concat,
     "conv3d": _conv3d,

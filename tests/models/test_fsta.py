@@ -77,11 +77,12 @@ def stream(model, clip):
         {"window": 4, "causal": True},
         {"gated": True, "key_frames": 2, "spatial_kernel": 3, "pixel_kernel": 3},
         {"fusion": "concat"},
+        {"fusion": "concat_fsta"},
         {"fusion": "conv3d", "window": 4, "causal": True},
         {"fusion": "nonlocal", "window": 3},
         {"fusion": "none"},
     ],
-    ids=["two levels", "causal", "gated", "concat", "conv3d", "nonlocal", "none"],
+    ids=["two levels", "causal", "gated", "concat", "both", "conv3d", "nonlocal", "none"],
 )
 def test_the_stream_is_the_clip(fields):
     model = make(**fields)
@@ -182,7 +183,11 @@ def test_the_first_frame_leaves_the_window_as_any_other():
 # --- Tiles ---
 
 
-@pytest.mark.parametrize("fields", [{}, {"fusion": "concat"}], ids=["attention", "concat"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"fusion": "concat"}, {"fusion": "concat_fsta"}],
+    ids=["attention", "concat", "both"],
+)
 def test_a_frame_in_tiles_is_the_whole_frame(fields):
     model = make(window=3, **(TWO_LEVELS | fields))
     graph, parameters = nnx.split(model)
