@@ -27,6 +27,7 @@ _SINES = 3  # Sines a random function of time is made of: enough that no two loo
 _SWAY_CYCLES = (0.03, 0.25)  # Cycles a frame: slow turns of the hand.
 _ACCELERATION_CYCLES = (0.25, 0.8)  # Fast enough to change the speed within an exposure.
 _TREMBLE_CYCLES = (0.2, 0.6)  # Hands tremble at 6-13 Hz and more, at 30 frames/s.
+_SWELL_CYCLES = (0.05, 0.12)  # Bursts of trembling every 8 to 20 frames.
 _PAUSES = 2  # In a scene that has some.
 _PAUSE_FRAMES = (0.6, 1.5)  # How long the camera nearly rests, to each side.
 _PAUSE_DEPTH = 0.97  # What a pause takes of the speed.
@@ -66,6 +67,9 @@ class SceneConfig:
     """Share of the scenes with moments of rest, in which a frame is nearly sharp."""
     tremble: float = 0.2
     """Amplitude of the hand's tremble, pixels."""
+    swell: float = 0.0
+    """How far the logarithm of that amplitude rises and falls: sharp and blurred frames alternate
+    at a place that hardly changes."""
     exposure: tuple[float, float] = (1.0, 1.0)
     """Share of the period for which the shutter is open: tau / T of eq. 1."""
     bright: float = 0.0
@@ -110,7 +114,8 @@ class SceneConfig:
     def reach(self) -> int:
         """How far anything moves from the middle of its exposure, at most, pixels."""
         fastest = _FASTEST * _EXTRA_REACH * self.motion[1]
-        return math.ceil(self.exposure[1] / 2 * fastest + self.tremble) + 1
+        trembles = self.tremble * math.exp(3 * self.swell)
+        return math.ceil(self.exposure[1] / 2 * fastest + trembles) + 1
 
     @property
     def texture_size(self) -> int:
@@ -308,6 +313,8 @@ def sample_scene(
     moves = (draw() >= config.still).astype(jnp.float32)
     speed = moves * (low + draw() ** config.motion_skew * (high - low))
     tremble = moves * config.tremble * draw.wave(times, _TREMBLE_CYCLES, 2)
+    if config.swell:  # not drawn where it is not asked for: else every scene would be another
+        tremble = tremble * jnp.exp(config.swell * draw.wave(times, _SWELL_CYCLES))
     camera = draw.path(times, speed, config) + tremble.T
 
     # Half of the objects stand in the scene, nearer than the background; half go their own way.

@@ -153,6 +153,23 @@ def test_hands_rest_and_change_their_speed_within_an_exposure() -> None:
     assert hands[1] < 0.25 < tripod[1]
 
 
+def test_a_tremble_that_swells_blurs_some_frames_and_stays_at_its_place() -> None:
+    still = dataclasses.replace(TINY, motion=(0.0, 0.0), objects=0, tremble=1.0)
+
+    def shaken(config: SceneConfig) -> tuple[float, float]:
+        """The widest exposure of 24 against the median one, and how far the camera strays."""
+        draw = jax.jit(lambda key: sample_scene(key, (4, 96), config, 24, CROP).camera)
+        ways = np.stack([draw(jax.random.key(seed)) for seed in range(8)])
+        exposures = ways[:, :-1].reshape(8, -1, 16, 2)
+        extents = np.ptp(exposures, axis=2).max(axis=-1)
+        return float((extents.max(1) / np.median(extents, 1)).mean()), float(np.abs(ways).max())
+
+    even, swelling = shaken(still), shaken(dataclasses.replace(still, swell=0.8))
+    assert swelling[0] > 1.6 * even[0]
+    assert swelling[1] < 30
+    assert dataclasses.replace(still, swell=0.8).reach > 2 * still.reach
+
+
 def test_the_middle_of_a_path_is_its_origin() -> None:
     scene = drawn(dataclasses.replace(TINY, tremble=0.0))
     np.testing.assert_allclose(position(scene.camera, jnp.float32(0)), 0, atol=1e-5)
