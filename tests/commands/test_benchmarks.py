@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
+import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
+from PIL import Image
 
 import kernels
-from jaxdeblur.errors import run_command
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.models.blending import TemporalBlending
+from jaxdeblur.models.explanation import AttentionMaps
 from jaxdeblur.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +54,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("data --batches=0", "--batches"),
         ("export nowhere.onnx --size=0x9", "--size"),
         ("fusion --sizes=0", "--sizes"),
+        ("ablation --only nothing", "--only: the study has"),
+        ("maps curve /nowhere/a.svg", "/nowhere/a.svg: cannot be written: No such file"),
         ("fuzz --workers=0", "--workers: a whole number from 1 on, not '0'"),
         ("gpu_memory --model=nope", "--model=nope: no such preset"),
         ("gpu_memory --target=nope", "--target=nope: cannot be read: No such file"),
@@ -193,6 +205,116 @@ def test_the_variants_of_a_study_differ(benchmark: Any, study: str) -> None:
         data = dataclasses.replace(base.data, **variant.data)
         told.add((variant.network, training, data))
     assert len(told) == len(variants)
+
+
+def test_a_study_goes_on_where_it_was_stopped(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "results.json"
+    module = benchmark(
+        f"ablation --study=attention --only none fsta --steps=2 --seeds 0 1 --out={out}"
+    )
+    trained: list[tuple[str, int]] = []
+
+    def train(network: Any, config: Any, *_: Any) -> Any:
+        if len(trained) == 3:
+            trained.clear()
+            raise module.Stopped(1, signal.SIGTERM)
+        trained.append((network.fusion, config.seed))
+        gain = 1.0 + config.seed + (network.fusion == "fsta")
+        return module.Result(7, {"one motion": [gain, gain]}, 1.0, [], [], {})
+
+    monkeypatch.setattr(module, "train_variant", train)
+    monkeypatch.setattr(module.Validation, "of", lambda *_: None)
+    with pytest.raises(UserError, match="stopped by SIGTERM"):
+        module.main()
+    module.main()
+    assert trained == [("fsta", 1)]  # the three before it are kept
+    row = "| fsta | 7 | 1 | +2.50 ± 0.71 | +2.50 | +1.00 ± 0.00 |"
+    assert row in capsys.readouterr().out.splitlines()
+    benchmark(f"ablation --study=attention --only none fsta --steps=3 --out={out}")
+    with pytest.raises(UserError, match="has results of another steps; name another file"):
+        module.main()
+    out.write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match="is no file of results"):
+        module.main()
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(
+    ("study", "variant"), [("blending", "blending, middle"), ("attention", "concat + fsta")]
+)
+def test_a_study_is_rehearsed(
+    benchmark: Any, study: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = benchmark("ablation")
+    out = tmp_path / "results.json"
+    options = ["--rehearse", f"--study={study}", "--only", variant, f"--pictures={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["ablation", *options, f"--out={out}"])
+    module.main()
+    (result,) = json.loads(out.read_text(encoding="utf-8"))["results"][variant].values()
+    assert len(result["extents"]) == 3
+    assert bool(result["blending"]) == (study == "blending")
+    assert all(0.9 < share <= 1.0001 for block in result["entropy"].values() for share in block)
+    with Image.open(tmp_path / f"{variant}.png") as picture:
+        assert picture.height == (3 if study == "blending" else 2) * 32
+
+
+def test_batches_are_made_once_and_then_go_on(benchmark: Any) -> None:
+    module = benchmark("ablation")
+    made: list[int] = []
+
+    @contextlib.contextmanager
+    def make(first: int) -> Any:
+        def each() -> Any:
+            for number in itertools.count(first):
+                made.append(number)
+                yield {"blurred": np.full(3, number)}
+
+        yield each()
+
+    feeds = module.Feeds()
+    for _ in range(2):
+        feed = feeds.open("key", 3, make)
+        assert [int(next(feed)["blurred"][0]) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert made == [0, 1, 2, 3, 4, 3, 4]
+
+
+def test_frames_are_scored_by_their_kind_of_blur(benchmark: Any) -> None:
+    scenes = benchmark("ablation").ONE_MOTION
+    module = benchmark("study_scenes")
+    kinds = module.Validation({}, scenes.kinds)._by_kind(np.array([3.0, 20.0, 25.0, 14.0]))
+    assert [(name, list(np.flatnonzero(chosen))) for name, chosen in kinds] == [
+        ("below 15 px", [0, 3]), ("15 to 25 px", [1]), ("from 25 px on", [2]),
+    ]  # fmt: skip
+    textures = np.random.default_rng(1).integers(0, 256, (2, 70, 70, 3), dtype=np.uint8)
+    emptied = module.with_plain_parts(textures, 0.5)
+    plain = textures[0].mean(axis=(0, 1)).astype(np.uint8)
+    assert 0.3 < (emptied[0] == plain).all(axis=-1).mean() < 0.7
+    assert module.with_plain_parts(textures, 0.0) is textures
+
+
+def test_entropy_of_maps_is_against_uniform(benchmark: Any) -> None:
+    module = benchmark("maps")
+    one = jnp.zeros((1, 2, 1, 2, 4)).at[..., 0, 0].set(1)
+    assert module.entropies(
+        AttentionMaps("block", one, jnp.full((1, 2, 3, 5), 0.2), jnp.ones((1, 2, 2, 4, 1)), (0,))
+    ) == pytest.approx([0.0, 1.0, 1.0], abs=1e-6)
+
+
+def test_figure_5_is_drawn(benchmark: Any, tmp_path: Path) -> None:
+    module = benchmark(f"maps curve {tmp_path / 'penalty.svg'}")
+    module.main()
+    (picture,) = tmp_path.iterdir()
+    lines = ElementTree.parse(picture).getroot().findall("{http://www.w3.org/2000/svg}polyline")
+    assert len(lines) == len(module.BETAS)
+    # What the network computes: of zeros its response is 0, of large features it saturates.
+    blending = TemporalBlending(2, beta=0.3, rngs=nnx.Rngs(0))
+    zeros = jnp.zeros((1, 4, 4, 2))
+    np.testing.assert_allclose(blending.weights(zeros, zeros), 0.3, rtol=1e-6)
+    response = np.array([0.0, 0.2, -0.2, 9.0])
+    expected = [0.3, 0.3 + np.tanh(0.2), 0.3 + np.tanh(0.2), 1.0]
+    np.testing.assert_allclose(module.penalty(response, 0.3), expected)
 
 
 @pytest.mark.stress
