@@ -50,7 +50,7 @@ SMALL = {
     "train.py": TRAIN,
     "evaluate.py": "--max-frames=5",
     "deblur.py": "--ckpt=tiny.safetensors",
-    "benchmarks.ablation": "--steps=2 --seeds 0 --crop=32 --clip=2",
+    "benchmarks.ablation": "--rehearse",
     "benchmarks.speed film": "--size=64x48 --frames 3 4",
     "benchmarks.speed live": "--size=64x48 --seconds=2 --fps=5",
     "benchmarks.fusion": "--sizes=1 --windows=1",
