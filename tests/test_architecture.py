@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -146,9 +147,16 @@ def test_help_and_the_package_do_not_wait_for_jax() -> None:
 
 
 def test_loading_weights_imports_no_training_code() -> None:
-    loaded = loaded_by("import jaxdeblur.weights.load")
+    loaded = loaded_by("from jaxdeblur.weights import load_model")
     assert "orbax.checkpoint" not in loaded
     assert not [name for name in loaded if name.startswith("jaxdeblur.training")]
     # Optax is loaded by flax.nnx itself; no module on the way names it.
     ours = [MODULES[name] for name in loaded & MODULES.keys()]
     assert not [path for path in ours if "optax" in path.read_text()]
+
+
+def test_what_folders_offer_is_there() -> None:
+    """``__getattr__`` of a folder names the right module, for each name that it lists."""
+    for name in ("jaxdeblur", "jaxdeblur.models", "jaxdeblur.weights"):
+        folder = importlib.import_module(name)
+        assert [offered for offered in folder.__all__ if not hasattr(folder, offered)] == []

@@ -1,4 +1,4 @@
-"""Trained weights: those that ship, as safetensors files beside this one, loading and exporting.
+"""Trained weights: those that ship, as safetensors files beside this one, loading and saving.
 
 ``from jaxdeblur.weights import load_model`` loads a run folder, a file or what ships.
 """
@@ -16,7 +16,7 @@ __all__ = ["LoadedModel", "load_model"]
 def __getattr__(name: str) -> Any:
     # Imported when first asked for: what ships can be listed without JAX.
     if name in __all__:
-        from jaxdeblur.weights import checkpoints as checkpoints_module
+        from jaxdeblur.weights import load
 
-        return getattr(checkpoints_module, name)
+        return getattr(load, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
