@@ -45,6 +45,7 @@ _CALCULATED = (
 )
 
 _WIDE = DataConfig(scenes="wide")
+_NARROW = DataConfig(scenes="narrow")
 
 # 13-frame clips of 128x128 pixels, 8 at a time, MSE and Adam at 1e-4: as we remember the paper,
 # which was not checked, since our text of it ends before. It regularises, how strongly is not
@@ -116,6 +117,21 @@ _EDVR = TrainingConfig(
     validate_every=5000,
 )
 
+# SimDeblur's for its DBN and its IFI-RNN, with a cosine for its steps.
+_SIMDEBLUR = TrainingConfig(
+    steps=300_000,
+    batch_size=8,
+    frames=5,
+    crop=256,
+    learning_rate=2e-4,
+    beta2=0.99,
+    loss="charbonnier",
+    validate_every=5000,
+)
+
+# STRCNN+DTB for two cores: no features at full size, a global residual.
+_SMALL = StrcnnConfig(width=24, blocks=2, head_width=0, residual=True, leak=0.1)
+
 PRESETS: dict[str, Preset] = {
     "strcnn": Preset(
         about="STRCNN without blending, the paper's baseline.",
@@ -138,25 +154,16 @@ PRESETS: dict[str, Preset] = {
         expect="Two CPU cores, 6 to 11 minutes: +2.16 dB on rendered test scenes, the worst +1.75; "
         "with --steps=8000, about 25 minutes: +3.12 and +2.56 dB. Measured with version 0.1, which "
         "trained on a pool of scenes.",
-        network=StrcnnConfig(width=24, blocks=2, head_width=0, residual=True, leak=0.1),
+        network=_SMALL,
         training=_TWO_CORES,
-        data=DataConfig(scenes="narrow"),
+        data=_NARROW,
     ),
     "strcnn_dtb_pyramid": Preset(
         about="strcnn_dtb_small at 1/2 and full size, after a wider network at 1/8 and 1/4, coarse "
         "to fine (622 k parameters), for blur of up to 40 pixels.",
         expect="Two CPU cores. Never trained in one go: the weights that ship came from nine "
         "stages, four hours of one core, and gain 0.9 to 2.2 dB (docs/lab/coarse_to_fine.md).",
-        network=StrcnnConfig(
-            width=24,
-            blocks=2,
-            head_width=0,
-            residual=True,
-            leak=0.1,
-            scales=(8, 4, 2, 1),
-            coarse_width=32,
-            coarse_blocks=4,
-        ),
+        network=dataclasses.replace(_SMALL, scales=(8, 4, 2, 1), coarse_width=32, coarse_blocks=4),
         training=dataclasses.replace(
             _TWO_CORES,
             steps=20_000,
@@ -175,15 +182,8 @@ PRESETS: dict[str, Preset] = {
         expect="Two CPU cores. Never trained in one go: the weights that ship came from three "
         "stages and fitted gates, three hours of one core, and gain 1.1 to 4.0 dB "
         "(docs/lab/recipe.md).",
-        network=StrcnnConfig(
-            width=32,
-            blocks=4,
-            head_width=0,
-            residual=True,
-            leak=0.1,
-            scales=(8, 4, 2, 1),
-            choose_scale=True,
-            share_levels=True,
+        network=dataclasses.replace(
+            _SMALL, width=32, blocks=4, scales=(8, 4, 2, 1), choose_scale=True, share_levels=True
         ),
         training=dataclasses.replace(
             _TWO_CORES,
@@ -194,11 +194,7 @@ PRESETS: dict[str, Preset] = {
             average=0.998,
             train_only="gates",
         ),
-        data=DataConfig(
-            scenes="handheld",
-            least_blur=1.0,
-            keep_still=0.2,
-        ),
+        data=DataConfig(scenes="handheld", least_blur=1.0, keep_still=0.2),
     ),
     "fsta": Preset(
         about="Factorised spatio-temporal attention, the quality network (4.37 M parameters).",
@@ -214,7 +210,7 @@ PRESETS: dict[str, Preset] = {
         "600 steps gained 0.46 dB, half of what strcnn_dtb_small did (docs/lab/studies.md).",
         network=FSTA_SMALL,
         training=dataclasses.replace(_TWO_CORES, frames=5),
-        data=DataConfig(scenes="narrow"),
+        data=_NARROW,
     ),
     "fsta_live": Preset(
         about="The attention network without look-ahead, for live video (635 k parameters).",
@@ -245,7 +241,7 @@ PRESETS: dict[str, Preset] = {
         about="SRN color at width 8 (432 k parameters) for two cores.",
         network=SrnConfig(width=8),
         training=dataclasses.replace(_TWO_CORES, frames=2, loss="mse"),
-        data=DataConfig(scenes="narrow"),
+        data=_NARROW,
     ),
     "dbn": Preset(
         about="DBN (Su et al. 2017): five frames stacked, an encoder-decoder with batch "
@@ -253,23 +249,14 @@ PRESETS: dict[str, Preset] = {
         "SimDeblur's, with a cosine for its steps.",
         on_cores="dbn_small",
         network=DbnConfig(),
-        training=TrainingConfig(
-            steps=300_000,
-            batch_size=8,
-            frames=5,
-            crop=256,
-            learning_rate=2e-4,
-            beta2=0.99,
-            loss="charbonnier",
-            validate_every=5000,
-        ),
+        training=_SIMDEBLUR,
         data=_WIDE,
     ),
     "dbn_small": Preset(
         about="DBN at width 12 (546 k parameters) for two cores.",
         network=DbnConfig(width=12),
         training=dataclasses.replace(_TWO_CORES, optimizer="adam"),
-        data=DataConfig(scenes="narrow"),
+        data=_NARROW,
     ),
     "edvr_m": Preset(
         about="EDVR-M (Wang et al. 2019) for deblurring: five frames, aligned by deformable "
@@ -292,7 +279,7 @@ PRESETS: dict[str, Preset] = {
         about="EDVR with 16 channels and 5 blocks (249 k parameters) for two cores.",
         network=EdvrConfig(width=16, groups=4, extract_blocks=2, blocks=5, head_width=16),
         training=dataclasses.replace(_TWO_CORES, optimizer="adam", learning_rate=4e-4),
-        data=DataConfig(scenes="narrow"),
+        data=_NARROW,
     ),
     "rdn": Preset(
         about="RDN (Wieschollek et al. 2017): the last of five frames, in four steps, normalised "
@@ -319,7 +306,7 @@ PRESETS: dict[str, Preset] = {
         training=dataclasses.replace(
             _TWO_CORES, frames=2, optimizer="adam", learning_rate=5e-3, loss="mse"
         ),
-        data=DataConfig(scenes="narrow"),
+        data=_NARROW,
     ),
     "ifi_rnn": Preset(
         about="IFI-RNN (Nah et al. 2019) C2H3: a recurrent network that goes over each frame four "
@@ -343,23 +330,14 @@ PRESETS: dict[str, Preset] = {
         "with a cosine for its steps.",
         on_cores="ifi_rnn_small",
         network=SIMDEBLUR,
-        training=TrainingConfig(
-            steps=300_000,
-            batch_size=4,
-            frames=12,
-            crop=256,
-            learning_rate=2e-4,
-            beta2=0.99,
-            loss="charbonnier",
-            validate_every=5000,
-        ),
+        training=dataclasses.replace(_SIMDEBLUR, batch_size=4, frames=12),
         data=_WIDE,
     ),
     "ifi_rnn_small": Preset(
         about="IFI-RNN with 6, 12 and 18 channels (149 k parameters) for two cores.",
         network=IfiRnnConfig(widths=(6, 12, 18), hidden=6, up_widths=(12, 6)),
         training=dataclasses.replace(_TWO_CORES, optimizer="adam"),
-        data=DataConfig(scenes="narrow"),
+        data=_NARROW,
     ),
     "stfan": Preset(
         about="STFAN (Zhou et al. 2019): predicted filters align and deblur (5.4 M parameters), "
@@ -383,7 +361,7 @@ PRESETS: dict[str, Preset] = {
         about="STFAN at width 6 (191 k parameters) for two cores.",
         network=StfanConfig(width=6),
         training=dataclasses.replace(_TWO_CORES, optimizer="adam", loss="mse"),
-        data=DataConfig(scenes="narrow"),
+        data=_NARROW,
     ),
 }
 
