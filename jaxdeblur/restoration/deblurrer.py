@@ -130,8 +130,10 @@ class Deblurrer:
           grow with their number.
 
         Raises:
-          UserError: a frame is no such array, or not as the first one.
+          UserError: ``frames`` are none, a frame is no such array, or not as the first one.
         """
+        if not isinstance(frames, Iterable):
+            raise UserError(f"frames are arrays H W 3 one after the other, not {described(frames)}")
         return restore_frames(self.open_stream, frames)
 
     def warm_up(self, height: int, width: int, dtype: type = np.uint8) -> None:

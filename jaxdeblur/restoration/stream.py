@@ -92,6 +92,8 @@ def described(given: Any) -> str:
         return f"{' '.join(map(str, given.shape))} in {given.dtype}"
     if isinstance(given, str | os.PathLike):
         return f"the path {os.fspath(given)!r}; python deblur.py restores files"
+    if isinstance(given, list | tuple):
+        return f"a {type(given).__name__}; np.stack(frames) is one"
     kind = f"{type(given).__module__}.{type(given).__qualname__}".removeprefix("builtins.")
     if kind.startswith("av."):
         return f'{kind}; frame.to_ndarray(format="rgb24") is one'

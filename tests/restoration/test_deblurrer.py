@@ -146,7 +146,7 @@ def test_what_is_no_clip_says_how_to_make_one(model, monkeypatch):
         (None, "not NoneType"),
         (BLURRED[0], r"not 16 18 3 in uint8; of one frame alone, clip\[None\] is a clip"),
         (Path("in.mp4"), "not the path 'in.mp4'; python deblur.py restores files"),
-        ([BLURRED[0]], "not list"),
+        ([BLURRED[0]], r"not a list; np.stack\(frames\) is one"),
     ):
         with pytest.raises(UserError, match=f"a clip is an array T H W 3 .*{hint}"):
             Deblurrer(model)(wrong)
@@ -156,6 +156,8 @@ def test_what_is_no_clip_says_how_to_make_one(model, monkeypatch):
     ):
         with pytest.raises(UserError, match=f"a frame is an array H W 3 .*{hint}"):
             list(Deblurrer(model).stream(iter([wrong])))
+    with pytest.raises(UserError, match="frames are arrays H W 3 one after the other, not NoneTyp"):
+        Deblurrer(model).stream(None)
 
 
 def test_no_weights_is_one_clear_line(monkeypatch):
