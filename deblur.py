@@ -75,8 +75,8 @@ def main() -> None:
     import jax
 
     from jaxdeblur import devices
-    from jaxdeblur.restoration.convert import restore_all
     from jaxdeblur.restoration.deblurrer import Deblurrer
+    from jaxdeblur.restoration.run_jobs import restore_all
 
     if arguments.extension:
         load_extension(arguments.extension)

@@ -32,11 +32,10 @@ from jaxdeblur.data.exposure import Exposure
 from jaxdeblur.data.frames import FrameFiles
 from jaxdeblur.data.photographs import find_photographs
 from jaxdeblur.data.render import HostRenderer, motion_of
-from jaxdeblur.data.rendered import RenderedScenes, open_scenes
 from jaxdeblur.data.scenes import SCENES
 from jaxdeblur.data.test_scenes import SCENES as FIXED_SCENES
 from jaxdeblur.data.test_scenes import moments
-from jaxdeblur.data.textures import cut_textures
+from jaxdeblur.data.textures import RenderedScenes, cut_textures, open_scenes
 from jaxdeblur.data.videos import Dataset
 from jaxdeblur.errors import run_command
 from jaxdeblur.evaluation.metrics import psnr

@@ -367,8 +367,8 @@ def make_inputs(folder: Path) -> None:
     import av
     from PIL import Image
 
-    from jaxdeblur.weights.export import export_weights
     from jaxdeblur.weights.load import load_model
+    from jaxdeblur.weights.save import export_weights
 
     part = folder.with_name("part")
     part.mkdir(parents=True)

@@ -53,8 +53,8 @@ from jaxdeblur.training.step import (
     initial_train_state,
 )
 from jaxdeblur.training.validation import Validation
-from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import LoadedModel, load_model
+from jaxdeblur.weights.save import export_weights
 
 MOST_BYTES = 16 * 2**20
 """Of the file that a training goes on from: what is brought back from a lent machine."""

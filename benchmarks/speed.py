@@ -43,9 +43,9 @@ from benchmarks.options import natural, positive, reason
 from jaxdeblur import devices, models, presets
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser, frame_size
-from jaxdeblur.restoration.convert import deblur
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.jobs import DeblurConfig, plan
+from jaxdeblur.restoration.run_jobs import deblur
 from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.video.picture import Picture, VideoInfo
 from jaxdeblur.video.pixels import PixelLayout

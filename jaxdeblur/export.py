@@ -14,7 +14,7 @@ from jaxdeblur.deploy import write
 from jaxdeblur.deploy.forms import FORMS
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser, add_extension_option, load_extension
-from jaxdeblur.weights import export
+from jaxdeblur.weights import save
 from jaxdeblur.weights.load import LoadedModel, load_model
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         help="of a window, the frames before the restored one; by default as many as the network "
         "looks ahead, so that the middle one is restored",
     )
-    export.add_options(parser)
+    save.add_options(parser)
     add_extension_option(parser)
     arguments = parser.parse_args()
     if arguments.extension:
@@ -66,12 +66,12 @@ def _refuse(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
 def _safetensors(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
     if arguments.form != "step" or arguments.warm_up is not None:
         raise UserError("--form and --warm-up are for .onnx and .stablehlo")
-    return export.write_safetensors(arguments)
+    return save.write_safetensors(arguments)
 
 
 def _onnx(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
     loaded = _load(arguments, parser)
-    given = {name: value for name, value in export.given_metadata(arguments).items() if value}
+    given = {name: value for name, value in save.given_metadata(arguments).items() if value}
     write.write_onnx(
         loaded,
         arguments.file,
@@ -93,7 +93,7 @@ def _stablehlo(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
 
 def _load(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
     given = vars(arguments)
-    for name in export.ONLY_SAFETENSORS:
+    for name in save.ONLY_SAFETENSORS:
         if given.get(name) != parser.get_default(name):
             option, suffix = name.replace("_", "-"), arguments.file.suffix
             raise UserError(f"--{option}: write a .safetensors with it, and from that the {suffix}")

@@ -216,8 +216,8 @@ def write_weights(path: Path) -> None:
     """A network so small that it compiles in seconds."""
     from jaxdeblur import models
     from jaxdeblur.models.strcnn import StrcnnConfig
-    from jaxdeblur.weights.export import export_weights
     from jaxdeblur.weights.load import LoadedModel
+    from jaxdeblur.weights.save import export_weights
 
     network = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
     export_weights(LoadedModel(models.build(network), "tiny", network, 0, "docs", {}), path)

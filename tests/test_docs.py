@@ -62,3 +62,20 @@ def test_the_two_ways_are_those_of_the_code() -> None:
         places = [ROOT / module, ROOT / f"{module}.py", ROOT / "jaxdeblur" / f"{module}.py"]
         source = next(place for place in places if place.exists()).read_text(encoding="utf-8")
         assert re.search(rf"^(def|class) {name}\b", source, re.M), line
+
+
+def test_the_map_has_every_module_in_its_folder() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = text.partition("## The modules")[2].split("```")[1]
+    rooms = dict(re.findall(r"^(\w+)/\n((?:  .*\n)+)", tree, re.M))
+    for top in ("jaxdeblur", "kernels", "benchmarks"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            *folders, _ = path.relative_to(ROOT).parts
+            room = folders[1] if len(folders) > 1 else top
+            named = path.parent.name if path.stem == "__init__" else path.stem
+            assert named == room or re.search(rf"\b{named}\b", rooms[room]), path
+    for room, lines in rooms.items():
+        folder = next(place for place in (ROOT / "jaxdeblur" / room, ROOT / room) if place.is_dir())
+        for names in re.findall(r"^  (\S.*?)  ", lines, re.M):
+            for name in names.split(", "):
+                assert list(folder.glob(f"{name.rstrip('/')}*")), f"{room}/{name}"

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxdeblur.data.clips import ClipOptions, Source, SourceClip
 from jaxdeblur.data.render import HostRenderer
-from jaxdeblur.data.rendered import RenderedScenes
+from jaxdeblur.data.textures import RenderedScenes
 from jaxdeblur.data.videos import Dataset, refuse
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Batch, Video8

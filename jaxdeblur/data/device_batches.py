@@ -22,8 +22,8 @@ from jaxtyping import Float, Int, Int32, Int64, Key, PRNGKeyArray, UInt8
 from jaxdeblur.data.batches import MotionLimit
 from jaxdeblur.data.clips import ClipOptions
 from jaxdeblur.data.datasets import RENDERED
-from jaxdeblur.data.frame_cache import (
-    FrameCache,
+from jaxdeblur.data.device_frames import (
+    DeviceFrames,
     copy_frames,
     draw_cut,
     draw_ways,
@@ -31,9 +31,9 @@ from jaxdeblur.data.frame_cache import (
     vary,
 )
 from jaxdeblur.data.render import ClipPair, render_clip
-from jaxdeblur.data.rendered import open_scenes
 from jaxdeblur.data.scenes import SceneConfig
 from jaxdeblur.data.sources import DataConfig, training_sources
+from jaxdeblur.data.textures import open_scenes
 from jaxdeblur.data.videos import Dataset
 
 _OWN_DRAW = 2**31  # No clip splits its key so often, and fold_in gives the keys that split gives.
@@ -132,7 +132,7 @@ def _shares(config: DataConfig) -> dict[str, float]:
 
 
 _Make = Callable[
-    [Array | None, FrameCache | None, Array, np.ndarray, np.float32], tuple[Array, Array]
+    [Array | None, DeviceFrames | None, Array, np.ndarray, np.float32], tuple[Array, Array]
 ]
 
 
@@ -151,7 +151,7 @@ def _compiled(
 
     def make_mine(
         textures: UInt8[Array, "n S S 3"] | None,
-        cache: FrameCache | None,
+        cache: DeviceFrames | None,
         keys: Key[Array, " clips"],
         sources: Int32[Array, " clips"],
         limit: Float[Array, ""],
@@ -204,7 +204,7 @@ def _compiled(
 
     @functools.partial(jax.jit, out_shardings=(sharding, sharding))
     def make(
-        textures: Array | None, cache: FrameCache | None, key: Array, sources: Array, limit: Array
+        textures: Array | None, cache: DeviceFrames | None, key: Array, sources: Array, limit: Array
     ) -> tuple[Array, Array]:
         return by_device(textures, cache, jax.random.split(key, batch_size), sources, limit)
 

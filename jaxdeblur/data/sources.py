@@ -10,8 +10,8 @@ import jax
 from jaxdeblur.data.batches import MotionLimit
 from jaxdeblur.data.clips import ClipOptions
 from jaxdeblur.data.datasets import RENDERED, fitting_names, has_variants, open_dataset, video_names
-from jaxdeblur.data.rendered import RenderedScenes, open_scenes
 from jaxdeblur.data.scenes import SCENES, SceneConfig
+from jaxdeblur.data.textures import RenderedScenes, open_scenes
 from jaxdeblur.data.videos import Dataset, Video, sharp_files
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import from_json

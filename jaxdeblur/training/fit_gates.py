@@ -44,8 +44,8 @@ from jaxdeblur.options import ClusterConfig, Parser, add_fields, read_fields
 from jaxdeblur.shapes import Clip, Parameters
 from jaxdeblur.training.loop import global_batches
 from jaxdeblur.training.step import from_bytes
-from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import LoadedModel, load_model
+from jaxdeblur.weights.save import export_weights
 from jaxdeblur.weights.start import starting_parameters
 
 _CLIPS_AT_ONCE = 2

@@ -14,8 +14,8 @@ from typing import Any
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import reason
+from jaxdeblur.video.ffmpeg_frames import frame_planes, pixel_layout
 from jaxdeblur.video.formats import CAMERA
-from jaxdeblur.video.frames import frame_planes, pixel_layout
 from jaxdeblur.video.picture import FULL_RANGE, Picture, VideoInfo, without_alpha
 from jaxdeblur.video.pyav import av
 

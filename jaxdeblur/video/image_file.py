@@ -16,8 +16,8 @@ from PIL import Image
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.shapes import Frame8
+from jaxdeblur.video.ffmpeg_frames import frame_planes, pixel_layout
 from jaxdeblur.video.formats import MAX_PIXELS, READS_AVIF
-from jaxdeblur.video.frames import frame_planes, pixel_layout
 from jaxdeblur.video.picture import Picture
 from jaxdeblur.video.pyav import av
 

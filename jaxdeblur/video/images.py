@@ -20,8 +20,8 @@ from PIL import Image, PngImagePlugin
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Plane
+from jaxdeblur.video.ffmpeg_frames import build_frame
 from jaxdeblur.video.formats import MAX_PIXELS
-from jaxdeblur.video.frames import build_frame
 from jaxdeblur.video.image_file import ORIENTATION, image_header, read_picture
 from jaxdeblur.video.picture import Picture, VideoInfo
 from jaxdeblur.video.pixels import PixelLayout, to_packed_rgb

@@ -17,8 +17,14 @@ from typing import Any
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import any_tags, of_the_content, reason
+from jaxdeblur.video.ffmpeg_frames import (
+    display_matrix,
+    frame_planes,
+    lost_with,
+    pixel_layout,
+    specified,
+)
 from jaxdeblur.video.formats import MAX_PIXELS
-from jaxdeblur.video.frames import display_matrix, frame_planes, lost_with, pixel_layout, specified
 from jaxdeblur.video.picture import FULL_RANGE, Picture, VideoInfo, without_alpha
 from jaxdeblur.video.pyav import av
 

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import any_tags, of_the_content, reason
+from jaxdeblur.video.ffmpeg_frames import SUBSAMPLINGS, build_frame, specified
 from jaxdeblur.video.formats import CONTAINERS
-from jaxdeblur.video.frames import SUBSAMPLINGS, build_frame, specified
 from jaxdeblur.video.picture import (
     FULL_RANGE,
     LIMITED_RANGE,

@@ -44,7 +44,7 @@ def main() -> None:
     if arguments.out.suffix != ".safetensors":
         raise UserError(f"{arguments.out}: the name of a weights file ends in .safetensors")
     loaded = convert(arguments.name, arguments.file)
-    from jaxdeblur.weights.export import export_weights
+    from jaxdeblur.weights.save import export_weights
 
     export_weights(loaded, arguments.out)
     size = arguments.out.stat().st_size

@@ -26,7 +26,7 @@ from PIL import Image, ImageCms, ImageOps, features
 from jaxdeblur import errors, models
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.restoration import convert
+from jaxdeblur.restoration import run_jobs
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.jobs import Job, plan
 from jaxdeblur.restoration.stream import Stream, restore_clip
@@ -35,8 +35,8 @@ from jaxdeblur.video.images import _with_extra
 from jaxdeblur.video.picture import Picture
 from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.video.writer import VideoWriter
-from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import LoadedModel, load_model
+from jaxdeblur.weights.save import export_weights
 
 ROOT = Path(__file__).parents[2]
 NETWORK = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
@@ -440,7 +440,7 @@ def test_result_and_comparison_get_the_codec_and_the_quality(command, monkeypatc
                 raise UserError("enough: nothing needs to be restored")
             super().__init__(*given, codec=codec, crf=crf, **rest)
 
-    monkeypatch.setattr(convert, "VideoWriter", Noted)
+    monkeypatch.setattr(run_jobs, "VideoWriter", Noted)
     options = ("--compare=both.mkv", "--codec=libx264", "--crf=40")
     assert "enough" in command("in.mkv", "out.mkv", *options)[1]
     assert asked == [("libx264", 40)] * 2
@@ -598,7 +598,7 @@ def test_a_long_wait_before_the_first_frame_is_explained_and_counted(
     monkeypatch.setattr(Deblurrer, "compile", slow)
     code, said = command("in.mkv", "out.mkv", "--strength=0")
     assert (code, "compiling" in said) == (0, False), said
-    monkeypatch.setattr(convert, "_LONG_S", 0.1)
+    monkeypatch.setattr(run_jobs, "_LONG_S", 0.1)
     code, said = command("in.mkv", "out.mkv", "--strength=0", "--overwrite")
     assert (code, said.count("in.mkv: compiling for 32x24")) == (0, 1), said
     assert float(re.search(r"first after ([\d.]+) s", said)[1]) >= wait

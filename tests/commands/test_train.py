@@ -22,8 +22,8 @@ from jaxdeblur import devices, export
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split
 from jaxdeblur.training.run_folder import Run, check_folder, make_folder
-from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import load_model
+from jaxdeblur.weights.save import export_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [

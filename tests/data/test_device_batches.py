@@ -16,24 +16,24 @@ import numpy as np
 import pytest
 
 from jaxdeblur import devices
-from jaxdeblur.data import frame_cache, rendered
+from jaxdeblur.data import device_frames, textures
 from jaxdeblur.data.batches import ClipOptions, batches
 from jaxdeblur.data.device_batches import batches_on_device, source_of_clips
-from jaxdeblur.data.exposure import Exposure, average, to_stored
-from jaxdeblur.data.frame_cache import (
+from jaxdeblur.data.device_frames import (
     Cut,
-    FrameCache,
+    DeviceFrames,
     _averaging,
     copy_frames,
     draw_cut,
     read_cut,
     vary,
 )
+from jaxdeblur.data.exposure import Exposure, average, to_stored
 from jaxdeblur.data.frames import DecodedFrames
 from jaxdeblur.data.render import render_clip
-from jaxdeblur.data.rendered import open_scenes
 from jaxdeblur.data.scenes import SCENES
 from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.textures import open_scenes
 from jaxdeblur.data.videos import Dataset, HighSpeedVideo
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.image_file import write_png
@@ -45,7 +45,7 @@ OPTIONS = ClipOptions(frames=3, crop=16, taus=(3, 5), linear=0.5)
 @pytest.fixture(autouse=True)
 def _tiny_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCENES, "narrow", SCENES["tiny"])
-    monkeypatch.setattr(rendered, "_LEAST_TEXTURES", 4)
+    monkeypatch.setattr(textures, "_LEAST_TEXTURES", 4)
 
 
 def mesh(devices: int, rows: int = 1) -> jax.sharding.Mesh:
@@ -79,7 +79,7 @@ def dataset(*videos: np.ndarray, name: str = "numbered") -> Dataset:
     )
 
 
-def cached(*datasets: Dataset, options: ClipOptions = OPTIONS) -> FrameCache:
+def cached(*datasets: Dataset, options: ClipOptions = OPTIONS) -> DeviceFrames:
     return copy_frames(datasets, options, devices.replicated(mesh(1)))
 
 
@@ -421,9 +421,9 @@ def test_unreadable_frames_are_named(tmp_path: Path):
 def test_frames_that_leave_the_network_no_memory_are_refused(monkeypatch: pytest.MonkeyPatch):
     data = dataset(noise(30, 20, 24), noise(10, 20, 18), name="large")
     needed = 40 * 20 * 3 * 24
-    monkeypatch.setattr(frame_cache, "_device_memory", lambda: 2 * needed)
+    monkeypatch.setattr(device_frames, "_device_memory", lambda: 2 * needed)
     cached(data)
-    monkeypatch.setattr(frame_cache, "_device_memory", lambda: 2 * needed - 2)
+    monkeypatch.setattr(device_frames, "_device_memory", lambda: 2 * needed - 2)
     with pytest.raises(UserError, match=r"large: the frames need 5\.76e-05 GB .* 5\.76e-05 GB"):
         cached(data)
 

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.data import rendered, textures
+from jaxdeblur.data import textures
 from jaxdeblur.data.batches import batches
 from jaxdeblur.data.clips import ClipOptions
 from jaxdeblur.data.photographs import find_photographs
 from jaxdeblur.data.render import HostRenderer, motion_of, render_clip, render_scene, splat
-from jaxdeblur.data.rendered import RenderedScenes, open_scenes
 from jaxdeblur.data.scenes import SCENES, Scene, SceneConfig, position, sample_scene, step_times
-from jaxdeblur.data.textures import kept_textures
+from jaxdeblur.data.textures import RenderedScenes, kept_textures, open_scenes
 from jaxdeblur.errors import UserError
 
 FRAMES, CROP = 3, 32
@@ -239,7 +238,7 @@ def test_textures_are_cut_once_then_opened_and_healed_if_damaged(
 
 
 def test_scenes_hold_their_crops(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendered, "_LEAST_TEXTURES", 2)
+    monkeypatch.setattr(textures, "_LEAST_TEXTURES", 2)
     scenes = open_scenes(SCENES["tiny"], 40, cache_dir=tmp_path)
     assert scenes.config.size == (40, 48)
     with pytest.raises(UserError, match="--crop=4096"):

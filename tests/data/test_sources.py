@@ -14,11 +14,10 @@ import pytest
 from flax import nnx
 
 from jaxdeblur import devices, models
-from jaxdeblur.data import rendered
+from jaxdeblur.data import textures
 from jaxdeblur.data.batches import Source
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.device_batches import batches_on_device
-from jaxdeblur.data.rendered import RenderedScenes
 from jaxdeblur.data.scenes import SCENES
 from jaxdeblur.data.sources import (
     DataConfig,
@@ -30,6 +29,7 @@ from jaxdeblur.data.sources import (
 )
 from jaxdeblur.data.test_scenes import SCENES as FIXED_SCENES
 from jaxdeblur.data.test_scenes import rendered_videos
+from jaxdeblur.data.textures import RenderedScenes
 from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.models.parameters import split
@@ -144,7 +144,7 @@ def test_photographs_of_one_s_own_reach_the_renderers(monkeypatch: pytest.Monkey
     def find_photographs(split: str, photos: str | None) -> None:
         raise Asked(photos)
 
-    monkeypatch.setattr(rendered, "find_photographs", find_photographs)
+    monkeypatch.setattr(textures, "find_photographs", find_photographs)
     config = DataConfig(photos="/nowhere/pictures")
     with pytest.raises(Asked, match="/nowhere/pictures"):
         training_sources(config)
@@ -214,7 +214,7 @@ def test_several_kinds_of_scenes_train_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAXDEBLUR_CACHE", str(tmp_path))
-    monkeypatch.setattr(rendered, "_LEAST_TEXTURES", 2)
+    monkeypatch.setattr(textures, "_LEAST_TEXTURES", 2)
     monkeypatch.setitem(SCENES, "small", dataclasses.replace(SCENES["tiny"], size=(48, 32)))
     config = DataConfig(data=("rendered:tiny", "rendered:small"), mix=(3.0, 1.0))
     (tiny, three), (small, one) = training_sources(config, crop=40)

@@ -27,8 +27,8 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration.stream import restore_clip
 from jaxdeblur.weights import shipped
-from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import LoadedModel, load_model
+from jaxdeblur.weights.save import export_weights
 
 SMALL = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
 ATTENTION = FstaConfig(

@@ -14,8 +14,8 @@ import pytest
 
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.save import export_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.save import export_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH, FRAMES = 54, 91, 5

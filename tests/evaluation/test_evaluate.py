@@ -32,8 +32,8 @@ from jaxdeblur.evaluation.results import _safe, default_folder, table
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.save import export_weights
 
 ROOT = Path(__file__).parents[2]
 GAIN = 1.2347  # no grey level times this ends in exactly one half

@@ -29,8 +29,8 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import load_extension
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.shapes import Parameters
-from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import LoadedModel, load_model
+from jaxdeblur.weights.save import export_weights
 
 HEIGHT, WIDTH = 19, 26  # neither divides by two twice, one is odd
 LONGEST = 7

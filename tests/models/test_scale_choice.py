@@ -19,8 +19,8 @@ from jaxdeblur.models.scale_choice import Gates
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.training.step import TrainingConfig, initial_train_state, train_step
-from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.save import export_weights
 from jaxdeblur.weights.start import starting_parameters
 
 CHAIN = StrcnnConfig(

@@ -20,8 +20,8 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.training import fit_gates
 from jaxdeblur.training.fit_gates import FitConfig, KeptClips, Sample, squared_error
-from jaxdeblur.weights.export import export_weights
 from jaxdeblur.weights.load import LoadedModel, load_model
+from jaxdeblur.weights.save import export_weights
 
 # One of the networks at several sizes, whose fate is open.
 pytestmark = pytest.mark.stress

@@ -19,9 +19,9 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Time
-from jaxdeblur.restoration.convert import restore_all
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.jobs import DeblurConfig, plan
+from jaxdeblur.restoration.run_jobs import restore_all
 from jaxdeblur.video import camera
 from jaxdeblur.video.camera import CameraReader
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.frames import frame_planes, pixel_layout
+from jaxdeblur.video.ffmpeg_frames import frame_planes, pixel_layout
 from jaxdeblur.video.picture import Picture
 from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.video.writer import VideoWriter

@@ -5,7 +5,7 @@ that is kept for them alone: what trains is drawn by :mod:`jaxdeblur.data.scenes
 :mod:`jaxdeblur.data.render`. Nothing here may change a pixel.
 """
 
+from jaxdeblur.data.test_scenes.pools import RenderedVideo, rendered_videos, show_rendering
 from jaxdeblur.data.test_scenes.scenes import SCENES
-from jaxdeblur.data.test_scenes.videos import RenderedVideo, rendered_videos, show_rendering
 
 __all__ = ["SCENES", "RenderedVideo", "rendered_videos", "show_rendering"]

@@ -24,7 +24,6 @@ from jaxdeblur.data.test_scenes.scenes import (
     position,
     sample_scene,
 )
-from jaxdeblur.shapes import Clip
 
 RENDERER_VERSION = 3
 """Part of a cache's key: raise it whenever the same seed would give other pixels."""
@@ -167,10 +166,7 @@ def _degrade(
 
 
 def render_clip(
-    key: PRNGKeyArray,
-    photographs: UInt8[Array, "n S S 3"],
-    config: SceneConfig,
-    motion_limit: Float[Array, ""] | float | None = None,
+    key: PRNGKeyArray, photographs: UInt8[Array, "n S S 3"], config: SceneConfig
 ) -> tuple[Float[Array, "T H W 3"], Float[Array, "T H W 3"]]:
     """Draws and renders a scene: (blurred, sharp), floats in [0, 1] that are whole 255ths.
 
@@ -179,19 +175,5 @@ def render_clip(
     """
     scene_key, noise_key = jax.random.split(key)
     count, side = photographs.shape[:2]
-    scene = sample_scene(scene_key, (count, side), config, motion_limit)
+    scene = sample_scene(scene_key, (count, side), config)
     return render_scene(noise_key, scene, photographs, config)
-
-
-def render_batch(
-    key: PRNGKeyArray,
-    photographs: UInt8[Array, "n S S 3"],
-    config: SceneConfig,
-    batch: int,
-    motion_limit: Float[Array, ""] | float | None = None,
-) -> tuple[Clip, Clip]:
-    """``batch`` clips, see :func:`render_clip`; for use inside a jitted training program."""
-    return _map(
-        lambda key: render_clip(key, photographs, config, motion_limit),
-        jax.random.split(key, batch),
-    )

@@ -222,23 +222,13 @@ class _Draws(Draws):
         )
 
 
-def sample_scene(
-    key: PRNGKeyArray,
-    textures: tuple[int, int],
-    config: SceneConfig,
-    motion_limit: Float[Array, ""] | float | None = None,
-) -> Scene:
-    """Draws a scene that shows some of ``textures`` (how many there are, their side).
-
-    ``motion_limit`` (it may be traced: a curriculum raises it over the steps) lowers the upper end
-    of ``config.motion``; below the lower end it lowers both.
-    """
+def sample_scene(key: PRNGKeyArray, textures: tuple[int, int], config: SceneConfig) -> Scene:
+    """Draws a scene that shows some of ``textures`` (how many there are, their side)."""
     n, size = config.objects, jnp.array(config.size, jnp.float32)
     shorter, longer = min(config.size), max(config.size)
     draw = _Draws(key, 128 + 64 * n)  # More than are handed out: with fewer the reshape fails.
 
-    high = jnp.minimum(config.motion[1], jnp.inf if motion_limit is None else motion_limit)
-    low = jnp.minimum(config.motion[0], high)
+    low, high = (jnp.float32(end) for end in config.motion)
     moves = (draw() >= config.still).astype(jnp.float32)
     speed = moves * (low + draw() ** config.motion_skew * (high - low))
     camera = draw.path(speed, config.wander, moves * config.tremor)

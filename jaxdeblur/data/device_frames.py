@@ -27,7 +27,7 @@ from jaxdeblur.errors import UserError
 _MOST_OF_MEMORY = 0.5  # The share of a device's memory for frames: the network needs the rest.
 
 
-class FrameCache(NamedTuple):
+class DeviceFrames(NamedTuple):
     """The frames of high-speed videos in a device's memory, and which exposures fit each video.
 
     The rows of pixels of all frames lie under each other, video after video: the rows of a frame
@@ -53,7 +53,7 @@ class FrameCache(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Where a clip lies in a :class:`FrameCache`, and how its frames are exposed."""
+    """Where a clip lies in a :class:`DeviceFrames`, and how its frames are exposed."""
 
     video: Int[Array, ""]
     tau: Int[Array, ""]
@@ -68,7 +68,7 @@ class Cut(NamedTuple):
 
 
 def draw_cut(
-    key: PRNGKeyArray, cache: FrameCache, source: Int[Array, ""], options: ClipOptions
+    key: PRNGKeyArray, cache: DeviceFrames, source: Int[Array, ""], options: ClipOptions
 ) -> Cut:
     """Draws a clip of a source (counted from 0) as the pipeline does, but for its redrawing."""
     keys = iter(jax.random.split(key, 7))
@@ -93,7 +93,7 @@ def draw_cut(
 
 
 def read_cut(
-    cache: FrameCache, cut: Cut, options: ClipOptions, backwards: Bool[Array, ""] | bool = False
+    cache: DeviceFrames, cut: Cut, options: ClipOptions, backwards: Bool[Array, ""] | bool = False
 ) -> ClipPair:
     """(blurred, sharp) of a drawn clip and its context, the very values of the host's average.
 
@@ -185,7 +185,7 @@ def vary(
 
 def copy_frames(
     datasets: Sequence[Dataset], options: ClipOptions, sharding: NamedSharding
-) -> FrameCache:
+) -> DeviceFrames:
     """Copies the frames of high-speed data sets to the devices, each frame to each device.
 
     Args:
@@ -238,7 +238,7 @@ def copy_frames(
         "choices": choices,
         "exposures": exposures,
     }
-    return FrameCache(
+    return DeviceFrames(
         copied, **{name: jnp.asarray(table, jnp.int32) for name, table in tables.items()}
     )
 
