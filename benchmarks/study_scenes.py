@@ -14,9 +14,8 @@ from jaxdeblur import models
 from jaxdeblur.data import sources
 from jaxdeblur.data.photographs import find_photographs
 from jaxdeblur.data.render import HostRenderer, Motion
-from jaxdeblur.data.rendered import RenderedScenes, open_scenes
 from jaxdeblur.data.scenes import SceneConfig
-from jaxdeblur.data.textures import kept_textures
+from jaxdeblur.data.textures import RenderedScenes, kept_textures, open_scenes
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.restoration.stream import restore_clip
 from jaxdeblur.shapes import Video8
