@@ -99,7 +99,7 @@ def open_dataset(
             exposure = dataclasses.replace(exposure, linear=light == "linear")
         fast = _high_speed(root, split, exposure, only, exclude, max_pixels)
         if scored:
-            taken = "" if spec.startswith("highspeed:") else ", taken for high-speed frames"
+            taken = ", taken for high-speed frames" if is_taken_for_high_speed(spec) else ""
             refuse(
                 f"{spec}{taken}: an exposure takes {exposure.tau} frames",
                 [
@@ -133,6 +133,11 @@ def fitting_names(names: Sequence[str], text: str) -> list[str]:
 def has_variants(spec: str) -> bool:
     """Whether a data set may have several kinds of blurred frames; raises as ``open_dataset``."""
     return _layout_and_root(spec)[0] in WITH_VARIANTS
+
+
+def is_taken_for_high_speed(spec: str) -> bool:
+    """Whether frames count as high-speed ones without being called so; raises likewise."""
+    return not spec.startswith("highspeed:") and _layout_and_root(spec)[0] == "highspeed"
 
 
 def _layout_and_root(spec: str) -> tuple[str, Path]:

@@ -12,6 +12,7 @@ import jax
 from jaxdeblur import devices
 from jaxdeblur.data import sources
 from jaxdeblur.data.batches import batches
+from jaxdeblur.data.datasets import is_taken_for_high_speed
 from jaxdeblur.data.device_batches import batches_on_device
 from jaxdeblur.errors import UserError, tell
 from jaxdeblur.models import registry
@@ -88,6 +89,8 @@ def train(
             f"{'on them' if run.data.on_device else 'by the host'}, step {first} of "
             f"{config.steps}, in {folder}"
         )
+        for spec in filter(is_taken_for_high_speed, run.data.data):
+            _say(f"{spec}: taken for high-speed frames, which are averaged into blur")
         if first >= config.steps:
             _say(how_to_score(folder))
             return state

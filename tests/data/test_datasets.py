@@ -14,7 +14,7 @@ import pytest
 from jaxdeblur.data import datasets as datasets_module
 from jaxdeblur.data import frames
 from jaxdeblur.data.batches import ClipOptions, batches
-from jaxdeblur.data.datasets import open_dataset
+from jaxdeblur.data.datasets import is_taken_for_high_speed, open_dataset
 from jaxdeblur.data.exposure import Exposure
 from jaxdeblur.data.frames import FrameFiles, PackedFrames, pack
 from jaxdeblur.data.layouts import DVD_TEST_VIDEOS
@@ -137,6 +137,7 @@ def test_high_speed_frames_are_exposed(root):
     for spec in (str(root), f"highspeed:{root}"):
         dataset = open_dataset(spec, "test", exposure=Exposure(5, 5))
         assert names(dataset) == list(HIGH_SPEED)
+        assert is_taken_for_high_speed(spec) == (spec == str(root))
         assert dataset.variant == "tau 5, period 5"
         video = dataset.videos[1]
         assert isinstance(video, HighSpeedVideo)
