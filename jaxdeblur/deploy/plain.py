@@ -2,15 +2,15 @@
 
 JAX traces indexing to ``gather``, padding to ``pad`` and conditions to ``cond``, for which a
 converter either knows no symbolic sizes or makes a graph that runtimes cannot optimise. Here the
-same values are computed by slices, concatenations and selections, constants are folded, and
-functions inside the function are taken apart. (An interpreter as JAX documents them: "Writing
-custom Jaxpr interpreters in JAX".)
+same values are computed by slices, concatenations and selections, constants are folded and spread
+only where something needs them at full size, and functions inside the function are taken apart. (An
+interpreter as JAX documents them: "Writing custom Jaxpr interpreters in JAX".)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,26 @@ def in_plain_primitives(
 ) -> Callable[..., tuple[jax.Array, ...]]:
     """The same function of arrays of these shapes, as plain as its trace allows."""
     closed = jax.make_jaxpr(function)(*inputs)
-    return lambda *arrays: tuple(_evaluate(closed.jaxpr, closed.consts, arrays))
+    return lambda *arrays: tuple(map(_whole, _evaluate(closed.jaxpr, closed.consts, arrays)))
+
+
+class _Spread(NamedTuple):
+    """A constant, of as many dimensions as ``shape``, that is to be repeated to fill it.
+
+    Arithmetic of ONNX repeats a bias by itself. Spread over a frame of any size it takes eight
+    operators, and runtimes then neither add it within the convolution nor drop the change of layout
+    between two convolutions.
+    """
+
+    constant: jax.Array
+    shape: tuple[Any, ...]
+
+
+def _whole(value: Any) -> Any:
+    """A value as an array of its full size."""
+    if not isinstance(value, _Spread):
+        return value
+    return lax.broadcast_in_dim(value.constant, value.shape, range(value.constant.ndim))
 
 
 def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
@@ -60,6 +79,10 @@ def _apply(equation: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
     if name in _CALLS:
         inner = equation.params[_CALLS[name]]
         return _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
+    if name in _ARITHMETIC and any(isinstance(value, _Spread) for value in inputs):
+        # Looked up now, since a converter puts functions of its own in their place.
+        return [_spread_by_operator(getattr(jnp, _ARITHMETIC[name]), *inputs)]
+    inputs = [_whole(value) for value in inputs]
     rule = _RULES.get(name)
     if rule is not None and (outputs := rule(equation, *inputs)) is not None:
         return outputs
@@ -69,6 +92,23 @@ def _apply(equation: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
     else:
         outputs = equation.primitive.bind(*inputs, **equation.params)
     return outputs if equation.primitive.multiple_results else [outputs]
+
+
+def _spread_by_operator(operator: Callable[..., Any], *inputs: Any) -> Any:
+    """Of inputs of one shape, where those that are to be repeated stay as small as they are."""
+    small = [value.constant if isinstance(value, _Spread) else value for value in inputs]
+    result = operator(*small)
+    shapes = [value.shape for value in inputs if isinstance(value, _Spread)]
+    return result if result.shape == shapes[0] else _Spread(result, shapes[0])
+
+
+def _broadcast(equation: JaxprEqn, x: Any, *sizes: Any) -> Sequence[Any] | None:
+    shape = equation.params["shape"]
+    if not _is_known(x) or sizes or np.ndim(x) == 0 or all(map(_is_known, shape)):
+        return None
+    places = dict(zip(equation.params["broadcast_dimensions"], np.shape(x), strict=True))
+    constant = jnp.asarray(x).reshape([places.get(axis, 1) for axis in range(len(shape))])
+    return [_Spread(constant, shape)]
 
 
 def _is_constant(equation: JaxprEqn, inputs: list[Any]) -> bool:
@@ -145,7 +185,11 @@ def _gather(equation: JaxprEqn, x: Any, start: Any) -> Sequence[Any] | None:
     return [lax.squeeze(window, numbers.collapsed_slice_dims)]
 
 
+_ARITHMETIC = {"add": "add", "sub": "subtract", "mul": "multiply", "max": "maximum"}
+"""Primitives by the functions of jax.numpy that repeat what is smaller."""
+
 _RULES: dict[str, Callable[..., Sequence[Any] | None]] = {
+    "broadcast_in_dim": _broadcast,
     "cond": _cond,
     "select_n": _select,
     "pad": _pad,

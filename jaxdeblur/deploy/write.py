@@ -63,7 +63,7 @@ def write_onnx(
       UserError: jax2onnx is not installed, or the network has an operator that it does not know.
     """
     onnx, jax2onnx = _module("onnx"), _quietly_imported("jax2onnx")
-    with _said_which_operator(loaded, "ONNX"), _quiet():
+    with _said_which_operator(loaded, "ONNX"), _quiet(), _in_linear_time():
         made = make_form(_for_export(loaded), form, warm_up=warm_up, channels_first=True)
         shapes = list(made.inputs.values())
         model = jax2onnx.to_onnx(
@@ -74,14 +74,18 @@ def write_onnx(
             input_names=list(made.inputs),
             output_names=list(made.outputs),
         )
+    # jax2onnx declares the shape of the first factor for a product, also where the second one is
+    # larger. ONNX Runtime on a desktop warns of that, in a browser it refuses the file.
+    del model.graph.value_info[:]
     if half:
         model = _in_half(model)
+        del model.graph.value_info[:]
     about = _about(loaded, made, metadata) | {"half": half, "layout": "NCHW"}
     texts = {name: text for name, text in about.items() if isinstance(text, str)}
     texts["jaxdeblur"] = json.dumps(about)
     onnx.helper.set_model_props(model, texts)
     model.producer_name, model.producer_version = "jaxdeblur", VERSION
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(model, full_check=True)
     with replace_when_whole(path) as part:
         part.write_bytes(model.SerializeToString())
 
@@ -162,6 +166,25 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _in_linear_time() -> Iterator[None]:
+    """jax2onnx 0.17 compares each output with all nodes before it, to see that it is one of theirs.
+
+    Of a window of the weights that ship that is most of the time. The value knows its node.
+    """
+    binding = importlib.import_module("jax2onnx.converter.output_binding")
+    name = "_value_is_graph_connected"
+    search = getattr(binding, name, None)
+    if search is None:  # another version
+        yield
+        return
+    setattr(binding, name, lambda ctx, value: value.producer() is not None or search(ctx, value))
+    try:
+        yield
+    finally:
+        setattr(binding, name, search)
+
+
+@contextlib.contextmanager
 def _said_which_operator(loaded: LoadedModel, what: str) -> Iterator[None]:
     """One line of what JAX and jax2onnx raise at an operator that they cannot put at any size."""
     try:
@@ -170,4 +193,6 @@ def _said_which_operator(loaded: LoadedModel, what: str) -> Iterator[None]:
         raise
     except (NotImplementedError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
+        if "no origin recorded" in reason:
+            reason = f"broadcast_in_dim fills an array of a size that no other one has ({reason})"
         raise UserError(f"{loaded.source}: cannot become {what}: {reason}") from error

@@ -22,6 +22,13 @@ from jaxdeblur.deploy import write
 from jaxdeblur.deploy.forms import size_of
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
+from jaxdeblur.models.peers.dbn import DbnConfig
+from jaxdeblur.models.peers.edvr import EdvrConfig
+from jaxdeblur.models.peers.ifi_rnn import SIMDEBLUR, IfiRnnConfig
+from jaxdeblur.models.peers.rdn import RdnConfig
+from jaxdeblur.models.peers.srn import SrnConfig
+from jaxdeblur.models.peers.stfan import StfanConfig
+from jaxdeblur.models.peers.strcnn_simdeblur import SimDeblurStrcnnConfig
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
@@ -42,7 +49,22 @@ ATTENTION = FstaConfig(
     spatial_maps=2,
     temporal_maps=2,
 )
+IFI_RNN = IfiRnnConfig(widths=(4, 6, 8), hidden=4, up_widths=(6, 4), blocks=1, iterations=2)
+PEERS: dict[str, Any] = {
+    "dbn": DbnConfig(width=4),
+    "edvr": EdvrConfig(width=8, groups=2, extract_blocks=1, blocks=1, head_width=8),
+    "ifi_rnn": IFI_RNN,
+    "ifi_rnn_simdeblur": dataclasses.replace(
+        SIMDEBLUR, widths=(4, 6, 8), hidden=8, up_widths=(6, 4), blocks=1, iterations=2
+    ),
+    "srn": SrnConfig(width=2),
+    "stfan": StfanConfig(width=2),
+    "strcnn_simdeblur": SimDeblurStrcnnConfig(width=8, encoder_blocks=1, decoder_blocks=1),
+}
+NO_ONNX: dict[str, Any] = {"srn_lstm": SrnConfig("lstm", width=2), "rdn": RdnConfig(width=2)}
 NETWORKS: dict[str, Any] = {
+    **PEERS,
+    **NO_ONNX,
     "blending": SMALL,
     "choice": dataclasses.replace(SMALL, scales=(2, 1), choose_scale=True, share_levels=True),
     "coarse_to_fine": dataclasses.replace(SMALL, scales=(2, 1)),
@@ -205,6 +227,53 @@ def test_the_weights_that_ship(tmp_path: Path) -> None:
     check_step(session_of(tmp_path / "step.onnx"), load_model(name).model, (*SIZES, (101, 67)))
 
 
+@needs_onnx
+@pytest.mark.stress
+def test_a_window_of_the_weights_that_ship(tmp_path: Path) -> None:
+    """Four networks three times: what took the converter too long."""
+    name = shipped.default_name()
+    command = [sys.executable, "-m", "jaxdeblur.export", name, str(tmp_path / "window.onnx")]
+    subprocess.run([*command, "--form=window"], check=True)
+    session = session_of(tmp_path / "window.onnx")
+    video = to_floats(random_video(37, 50, about(session)["frames"]))
+    restored = about(session)["restored"]
+    given = run_windows(session, video)[restored]
+    expected = streamed(load_model(name).model, video)[restored]
+    np.testing.assert_allclose(given, expected, atol=1e-4, rtol=0)
+
+
+@needs_onnx
+@pytest.mark.stress
+@pytest.mark.parametrize("name", sorted(PEERS))
+def test_the_systems_of_table_1(name: str, tmp_path: Path) -> None:
+    write_all(tmp_path, {f"{name}.onnx": [name]})
+    check_step(session_of(tmp_path / f"{name}.onnx"), loaded(name).model, ((35, 18),))
+
+
+@needs_onnx
+@pytest.mark.stress
+@pytest.mark.parametrize("name", sorted(NO_ONNX))
+def test_those_that_cannot_become_onnx_say_why(name: str, tmp_path: Path) -> None:
+    export_weights(loaded(name), tmp_path / f"{name}.safetensors")
+    done = export_in_process(tmp_path / f"{name}.safetensors", tmp_path / "out.onnx")
+    assert done.returncode == 2
+    assert f"{name}.safetensors: cannot become ONNX: broadcast_in_dim" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@needs_flatbuffers
+@pytest.mark.stress
+def test_each_system_of_table_1_becomes_stablehlo(tmp_path: Path) -> None:
+    write_all(tmp_path, {f"{name}.stablehlo": [name] for name in (*PEERS, *NO_ONNX)})
+    assert len(list(tmp_path.glob("*.stablehlo"))) == len(PEERS) + len(NO_ONNX)
+    check_stablehlo(tmp_path / "srn_lstm.stablehlo", loaded("srn_lstm").model, tmp_path)
+
+
+def export_in_process(*arguments: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jaxdeblur.export", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def check_step(
     session: Any, model: VideoRestorer, sizes: tuple[tuple[int, int], ...] = SIZES
 ) -> None:
@@ -233,6 +302,18 @@ def test_a_file_says_what_it_is(folder: Path) -> None:
     assert inputs == ["frame", "repeated", *(f"state.{name}" for name in names)]
     assert outputs == ["restored", *(f"next.{name}" for name in names)]
     assert session.get_inputs()[0].shape == [1, 3, "height", "width"]
+
+
+@needs_onnx
+def test_a_bias_is_added_as_it_is(folder: Path) -> None:
+    """Spread over the frame first, it kept runtimes from joining it with its convolution."""
+    import onnx
+
+    nodes = onnx.load(folder / "blending.onnx").graph.node
+    added = {name for node in nodes if node.op_type == "Add" for name in node.input}
+    assert len(added) > 10
+    spread = [node for node in nodes if node.op_type == "Expand" and node.output[0] in added]
+    assert len(spread) <= 1, "but beta of the blending, which is one number"
 
 
 @needs_onnx
@@ -338,14 +419,7 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
     config = dataclasses.replace(ATTENTION, fusion="nonlocal")
     weights = tmp_path / "nonlocal.safetensors"
     export_weights(LoadedModel(build(config), "nonlocal", config, 0, "nonlocal", {}), weights)
-    command = [
-        sys.executable,
-        "-m",
-        "jaxdeblur.export",
-        str(weights),
-        str(tmp_path / "o.stablehlo"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = export_in_process(weights, tmp_path / "o.stablehlo")
     assert done.returncode == 2
     assert "nonlocal.safetensors: cannot become StableHLO" in done.stderr
     assert len(done.stderr.splitlines()) == 1
