@@ -15,7 +15,7 @@ CHECK := import sys; sys.exit('Python 3.11 or newer is needed, as in: make PYTHO
 # One environment may serve several clones, of which it holds the one that was installed last.
 STALE := $(shell test "$$(cat $(VENV)/.installed 2>/dev/null)" = "$$(pwd)" || echo stale)
 
-.PHONY: install demo test stress docs-check clean FORCE
+.PHONY: install demo converter web test stress docs-check clean FORCE
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml $(STALE:stale=FORCE)
@@ -35,9 +35,12 @@ demo: install
 
 PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=worksteal
 
-web: install
+# To ONNX: without its dependencies, of which it asks for an older Orbax (docs/deploy.md).
+converter: install
 	$(BIN)/python -m pip install --quiet --editable '.[export]'
 	$(BIN)/python -m pip install --quiet --no-deps 'jax2onnx>=0.17.1,<0.18'
+
+web: converter
 	$(BIN)/python web/serve.py
 
 test: $(VENV)/.installed-test
@@ -46,8 +49,11 @@ test: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(PYTEST) -m "not stress" --durations=15
 
+# Without the converter, what it makes is not tested, and says so.
 stress: $(VENV)/.installed-test
+	-$(MAKE) converter
 	$(PYTEST) -m stress --durations=15
+	$(PYTEST) tests/deploy -m "not stress"
 
 docs-check: $(VENV)/.installed-test
 	$(BIN)/python tests/docs_check.py --run

@@ -4,8 +4,9 @@
     python -m benchmarks.export step.onnx window.onnx
 
 The files are of one network, exported by ``python -m jaxdeblur.export`` as ``--form=step`` and
-``--form=window``. Both run on random frames for the time; for the loss of the window, which is the
-PSNR of the window against the stream, they restore ``--frames``, a folder of images.
+``--form=window``. Both run on random frames for the time, in turn with the package, so that other
+work on the machine slows all alike. For the loss of the window they restore ``--frames``, a folder
+of images; with ``--sharp``, the folder of the sharp ones, the loss is of PSNR against these.
 """
 
 from __future__ import annotations
@@ -33,18 +34,22 @@ def main() -> None:
     parser.add_argument("--size", type=frame_size, default=(320, 180), help="of the frames")
     parser.add_argument("--steps", type=int, default=5, help="that are timed")
     parser.add_argument("--frames", type=Path, help="a folder of images, for the loss")
+    parser.add_argument("--sharp", type=Path, help="a folder of the same images, sharp")
     arguments = parser.parse_args()
     width, height = arguments.size
     video = np.random.default_rng(0).random((1, height, width, 3), np.float32)
-    print(f"{width}x{height}, seconds a frame, median of {arguments.steps}")
     step = Session(arguments.step)
-    print(f"ONNX Runtime, step     {timed(step.steps(video[0]), arguments.steps):.3f}")
+    runs = {"jaxdeblur": ours(arguments.ckpt, video), "ONNX Runtime, step": step.steps(video[0])}
     if arguments.window:
         window = Session(arguments.window)
-        print(f"ONNX Runtime, window   {timed(window.windows(video[0]), arguments.steps):.3f}")
-    print(f"jaxdeblur              {timed(ours(arguments.ckpt, video), arguments.steps):.3f}")
+        runs["ONNX Runtime, window"] = window.windows(video[0])
+    seconds = timed_in_turn(list(runs.values()), arguments.steps)
+    print(f"{width}x{height}, medians of {arguments.steps}: seconds a frame, and in jaxdeblur's")
+    for name, each in zip(runs, seconds, strict=True):
+        ratio = statistics.median(a / b for a, b in zip(each, seconds[0], strict=True))
+        print(f"{name:22} {statistics.median(each):.3f} {ratio:.2f}")
     if arguments.frames and arguments.window:
-        report_loss(step, window, arguments.frames)
+        report_loss(step, window, arguments.frames, arguments.sharp)
 
 
 class Session:
@@ -121,30 +126,50 @@ def ours(weights: str, video: np.ndarray) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(stream.push(pixels))
 
 
-def timed(one: Callable[[], Any], count: int) -> float:
-    """Median seconds of a call, after a few that are not counted."""
-    for _ in range(4):
-        one()
-    seconds = []
-    for _ in range(count):
-        began = time.perf_counter()
-        one()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+def timed_in_turn(runs: list[Callable[[], Any]], count: int) -> list[list[float]]:
+    """Seconds of ``count`` calls of each, one of each in turn; four come first and don't count."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(4 + count):
+        for run, taken in zip(runs, seconds, strict=True):
+            began = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - began)
+    return [taken[4:] for taken in seconds]
 
 
-def report_loss(step: Session, window: Session, folder: Path) -> None:
-    """Prints how far the windows are from the stream."""
+def read_video(folder: Path) -> np.ndarray:
+    """The images of a folder, ``T H W 3`` in [0, 1]."""
     from PIL import Image
 
-    paths = sorted(folder.iterdir())
-    video = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths]) / 255
-    video = video.astype(np.float32)
-    errors = [
-        np.mean((np.clip(a, 0, 1) - np.clip(b, 0, 1)) ** 2)
-        for a, b in zip(step.stream(video), window.each_window(video), strict=True)
-    ]
-    print(f"the windows against the stream: {-10 * np.log10(np.mean(errors)):.1f} dB PSNR")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of images")
+    images = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())]
+    if not images:
+        raise UserError(f"{folder}: it holds no images")
+    return np.stack(images).astype(np.float32) / 255
+
+
+def report_loss(step: Session, window: Session, folder: Path, sharp: Path | None) -> None:
+    """Prints how far the windows are from the stream, and both from the sharp frames."""
+    video = read_video(folder)
+    stream, windows = (
+        np.clip(list(restored), 0, 1)
+        for restored in (step.stream(video), window.each_window(video))
+    )
+    print(f"the windows against the stream: {psnr(windows, stream):.1f} dB PSNR")
+    if sharp:
+        truth = read_video(sharp)
+        if truth.shape != video.shape:
+            raise UserError(f"--sharp={sharp}: not as many images of the same size as {folder}")
+        scores = [psnr(each, truth) for each in (video, stream, windows)]
+        print(
+            "against the sharp frames: input {:.2f}, stream {:.2f}, windows {:.2f}".format(*scores)
+        )
+
+
+def psnr(given: np.ndarray, expected: np.ndarray) -> float:
+    """Of all frames together, in dB."""
+    return float(-10 * np.log10(np.mean((given - expected) ** 2)))
 
 
 if __name__ == "__main__":
