@@ -116,7 +116,12 @@ def test_the_page_gives_the_pixels_of_deblur(
     blurred = np.stack([np.asarray(Image.open(name)) for name in names])
     assert np.abs(shown - ours).max() <= 1
     assert np.abs(shown - blurred).max() > 3, "it has to restore something"
-    assert page.inner_text("#download").startswith("download sharp-4.png")
+    assert page.inner_text("#download") == f"Download {FRAMES} pictures"
+    downloads: list[str] = []
+    page.on("download", lambda download: downloads.append(download.suggested_filename))
+    page.click("#download")
+    page.wait_for_timeout(1000)
+    assert "sharp-0.png" in downloads
     assert f"at {WIDTH}x{HEIGHT}" in page.inner_text("#status")
 
 
