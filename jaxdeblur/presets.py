@@ -41,7 +41,8 @@ class Preset:
 
 # docs/lab/scaling.md has the arithmetic.
 _CALCULATED = (
-    "Never trained here: 3 hours on an H200 and 10 on an A100 by calculation, the result unknown."
+    "Never trained here: 2 to 3 hours on an H200 and 7 to 10 on an A100 by calculation, the result "
+    "unknown."
 )
 
 _WIDE = DataConfig(scenes="wide")
