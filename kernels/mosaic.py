@@ -325,6 +325,24 @@ def transposed(ref: Ref) -> Ref:
     return ref.T if _SINCE_0_12 else gpu.transpose_ref(ref, (1, 0))
 
 
+def all_transposed(refs: Sequence[Ref]) -> list[Ref]:
+    """The same of each part of an operand."""
+    return [transposed(ref) for ref in refs]
+
+
+def projection(plan: Plan, x: Array, weights: Array, bias: Array) -> list[Array]:
+    """The bias, -inf for maps that there are none of; the parts of the weights, maps x channels."""
+    absent = (0, plan.maps - bias.size)
+    padded = jnp.pad(bias.astype(jnp.float32), absent, constant_values=-jnp.inf)
+    return [padded, *cut_array(weights.astype(x.dtype).T, plan.parts, plan.maps, plan.channels)]
+
+
+def projected(plan: Plan, x: Sequence[Ref], weights: Sequence[Ref], bias: Array) -> Array:
+    """The logits of a tile of pixels, from what `projection` gave."""
+    a = plan.product(plan.logits, (x, all_transposed(weights)))
+    return a + across(bias, a)
+
+
 def load(ref: Ref, layout: Any) -> Array:
     """Load a small array from the GPU's memory into registers."""
     index = () if _SINCE_0_12 else ((),)

@@ -24,15 +24,16 @@ from kernels.mosaic import (
     Block,
     Plan,
     Ref,
-    across,
+    all_transposed,
     cut_array,
     down,
     full,
     load,
     pixels_down,
+    projected,
+    projection,
     small_results,
     swizzle_of,
-    transposed,
     up,
 )
 from kernels.reference import FLOOR
@@ -104,7 +105,7 @@ def projected_forward(x: Array, weights: Array, bias: Array, g: Array, *, interp
         bias = load(bias_ref, COLUMNS)
 
         def body(tile: Array, x: Ref) -> None:
-            a = _projected(plan, plan.as_operand(x, x_parts), weights, bias)
+            a = projected(plan, plan.as_operand(x, x_parts), weights, bias)
             e, inverse = _softmax(a)
             y = plan.product((plan.tile.pixels, plan.channels), (plan.cut(e), g))
             block.send(y * down(inverse, y), y_buffer, y_ref, tile)
@@ -116,7 +117,7 @@ def projected_forward(x: Array, weights: Array, bias: Array, g: Array, *, interp
     shape = _like_pixels(plan, padded.shape[1], channels, g.dtype)
     [y] = plan.call(
         projected_expand,
-        [padded, *_projection(plan, x, weights, bias), *_combinations(plan, g)],
+        [padded, *projection(plan, x, weights, bias), *_combinations(plan, g)],
         [shape],
         [
             plan.operand(plan.maps, plan.channels),
@@ -149,7 +150,7 @@ def softmax_backward(logits: Array, g: Array, dy: Array, *, interpret: bool) -> 
             p, dlogits = _backward(plan, _logits(logits, combinations), dy_operand, g)
             block.send(dlogits, buffer, dlogits_ref, tile)
             plan.store_transposed(p_parts, plan.cut(p))
-            plan.accumulate(dg, _transposed(dy_operand), _transposed(p_parts))
+            plan.accumulate(dg, all_transposed(dy_operand), all_transposed(p_parts))
 
         tiles_of = [
             (logits_ref, block.rows(plan.maps, logits.dtype)),
@@ -204,13 +205,13 @@ def projected_backward(
         def body(tile: Array, x: Ref, dy: Ref, dbias: Array) -> Array:
             x_operand, dy_operand = plan.as_operand(x, x_parts), plan.as_operand(dy, dy_parts)
             # Past the end dy is 0, so dlogits and dy are: those pixels add nothing.
-            a = _projected(plan, x_operand, weights, bias)
+            a = projected(plan, x_operand, weights, bias)
             p, dlogits = _backward(plan, a, dy_operand, g)
             plan.store_transposed(maps_parts, plan.cut(p))
-            plan.accumulate(dg, _transposed(dy_operand), _transposed(maps_parts))
+            plan.accumulate(dg, all_transposed(dy_operand), all_transposed(maps_parts))
             dlogits_cut = plan.cut(dlogits)
             plan.store_transposed(maps_parts, dlogits_cut)
-            plan.accumulate(dweights, _transposed(x_operand), _transposed(maps_parts))
+            plan.accumulate(dweights, all_transposed(x_operand), all_transposed(maps_parts))
             dx = plan.product((plan.tile.pixels, plan.channels), (dlogits_cut, weights_over_maps))
             block.send(dx, dx_buffer, dx_ref, tile)
             return dbias + jnp.sum(dlogits, axis=0)
@@ -232,7 +233,7 @@ def projected_backward(
         [
             padded,
             pixels_down(dy, plan, plan.channels),
-            *_projection(plan, x, weights, bias),
+            *projection(plan, x, weights, bias),
             *_combinations(plan, g),
         ],
         [
@@ -298,12 +299,6 @@ def _logits(logits: Ref, combinations: int) -> Array:
     return jnp.where(column < combinations, a, full(a.shape, -jnp.inf))
 
 
-def _projected(plan: Plan, x: Sequence[Ref], weights: Sequence[Ref], bias: Array) -> Array:
-    """The logits of a tile of pixels; the bias of combinations that there are none of is -inf."""
-    a = plan.product(plan.logits, (x, _transposed(weights)))
-    return a + across(bias, a)
-
-
 def _softmax(a: Array) -> tuple[Array, Array]:
     """exp(a - maximum) and 1 / its sum for each pixel of a tile; 0 where all is masked."""
     maximum = jnp.maximum(jnp.max(a, axis=1), FLOOR)
@@ -316,24 +311,12 @@ def _backward(plan: Plan, a: Array, dy: Sequence[Ref], g: Sequence[Ref]) -> tupl
     """The softmax of a tile's logits, and the derivative with respect to them."""
     e, inverse = _softmax(a)
     p = e * down(inverse, e)
-    dp = plan.product(plan.logits, (dy, _transposed(g)))
+    dp = plan.product(plan.logits, (dy, all_transposed(g)))
     return p, p * (dp - down(jnp.sum(p * dp, axis=1), dp))
-
-
-def _transposed(refs: Sequence[Ref]) -> list[Ref]:
-    return [transposed(ref) for ref in refs]
 
 
 def _combinations(plan: Plan, g: Array) -> list[Array]:
     return cut_array(g, plan.parts, plan.maps, plan.channels)
-
-
-def _projection(plan: Plan, x: Array, weights: Array, bias: Array) -> list[Array]:
-    """The bias and the parts of the weights, as combinations x channels."""
-    padding = (0, plan.maps - bias.size)
-    bias = jnp.pad(bias.astype(jnp.float32), padding, constant_values=-jnp.inf)
-    rounded = weights.astype(x.dtype).T
-    return [bias, *cut_array(rounded, plan.parts, plan.maps, plan.channels)]
 
 
 def _like_pixels(plan: Plan, rows: int, width: int, dtype: DTypeLike) -> jax.ShapeDtypeStruct:

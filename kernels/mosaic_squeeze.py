@@ -28,11 +28,14 @@ from kernels.mosaic import (
     Plan,
     Ref,
     across,
+    all_transposed,
     cut_array,
     full,
     load,
     pixels_across,
     pixels_down,
+    projected,
+    projection,
     small_results,
     swizzle_of,
     transposed,
@@ -92,7 +95,8 @@ def projected_forward(x: Array, weights: Array, bias: Array, *, interpret: bool)
 
         def body(tile: Array, x: Ref, carry: Any) -> Any:
             x_operand = plan.as_operand(x, x_parts)
-            a = _projected(block, tile, x_operand, weights, bias)
+            a = projected(plan, x_operand, weights, bias)
+            a = block.absent(tile, a, -jnp.inf)
             return _join(block, carry, a, x_operand, e_parts)
 
         pixels = [(x_ref, block.rows(plan.channels, x.dtype))]
@@ -100,7 +104,7 @@ def projected_forward(x: Array, weights: Array, bias: Array, *, interpret: bool)
 
     chunks = plan.call(
         projected_squeeze,
-        [pixels_down(_frames(x), plan, plan.channels), *_projection(plan, x, weights, bias)],
+        [pixels_down(_frames(x), plan, plan.channels), *projection(plan, x, weights, bias)],
         _partials(plan),
         [
             plan.operand(plan.maps, plan.channels),
@@ -183,7 +187,8 @@ def projected_backward(
 
         def body(tile: Array, x: Ref) -> None:
             x_operand = plan.as_operand(x, x_parts)
-            a = _projected(block, tile, x_operand, weights, bias)
+            a = projected(plan, x_operand, weights, bias)
+            a = block.absent(tile, a, -jnp.inf)
             p, dlogits = _backward(block, tile, a, x_operand, dg, statistics)
             dlogits_cut = plan.cut(dlogits)
             plan.store_transposed(dlogits_parts, dlogits_cut)
@@ -192,9 +197,7 @@ def projected_backward(
                 (plan.cut(p), dg_over_maps),
                 (dlogits_cut, weights_over_maps),
             )
-            plan.accumulate(
-                dweights, [transposed(r) for r in x_operand], [transposed(r) for r in dlogits_parts]
-            )
+            plan.accumulate(dweights, all_transposed(x_operand), all_transposed(dlogits_parts))
             block.send(dx, dx_buffer, dx_ref, tile)
 
         block.over_tiles(body, [(x_ref, block.rows(plan.channels, x.dtype))])
@@ -204,7 +207,7 @@ def projected_backward(
     frames = pixels_down(_frames(x), plan, plan.channels)
     dx, dweights = plan.call(
         projected_squeeze_backward,
-        [frames, *_projection(plan, x, weights, bias), *_of_frames(plan, saved, dg)],
+        [frames, *projection(plan, x, weights, bias), *_of_frames(plan, saved, dg)],
         [
             jax.ShapeDtypeStruct(frames.shape, x.dtype),
             *small_results(plan, (plan.channels, plan.maps)),
@@ -275,9 +278,8 @@ def _join(block: Block, carry: Any, a: Array, x: Sequence[Ref], e_parts: Sequenc
     taken = cut[0].astype(jnp.float32) if plan.parts == 1 else e
     plan.store_transposed(e_parts, cut)
     before = jnp.exp(maximum - higher)
-    added = plan.product(
-        (plan.channels, plan.maps), ([transposed(r) for r in x], [transposed(r) for r in e_parts])
-    )
+    terms = all_transposed(x), all_transposed(e_parts)
+    added = plan.product((plan.channels, plan.maps), terms)
     return (
         higher,
         totals * across(before, totals) + taken,
@@ -320,14 +322,6 @@ def _logits(block: Block, tile: Array, logits: Ref) -> Array:
     return block.absent(tile, a, -jnp.inf)
 
 
-def _projected(
-    block: Block, tile: Array, x: Sequence[Ref], weights: Sequence[Ref], bias: Array
-) -> Array:
-    """The logits of a tile of pixels."""
-    a = block.plan.product(block.plan.logits, (x, [transposed(r) for r in weights]))
-    return block.absent(tile, a + across(bias, a), -jnp.inf)
-
-
 def _backward(
     block: Block,
     tile: Array,
@@ -339,19 +333,12 @@ def _backward(
     """The softmax of a tile's logits, and the derivative with respect to them."""
     maximum, inverse, delta = (across(vector, a) for vector in statistics)
     p = jnp.exp(a - maximum) * inverse
-    dp = block.plan.product(block.plan.logits, (x, [transposed(r) for r in dg]))
+    dp = block.plan.product(block.plan.logits, (x, all_transposed(dg)))
     return p, p * (dp - delta)
 
 
 def _frames(array: Array) -> Array:
     return rearrange(array, "b t ... -> (b t) ...")
-
-
-def _projection(plan: Plan, x: Array, weights: Array, bias: Array) -> list[Array]:
-    """The bias and the parts of the weights, as maps x channels."""
-    bias = jnp.pad(bias.astype(jnp.float32), (0, plan.maps - bias.size))
-    rounded = weights.astype(x.dtype).T
-    return [bias, *cut_array(rounded, plan.parts, plan.maps, plan.channels)]
 
 
 def _of_frames(plan: Plan, saved: Saved, dg: Array) -> list[Array]:
