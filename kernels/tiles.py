@@ -3,7 +3,8 @@
 The numbers come from what the compiler makes of each kernel for sm_90 and sm_80, which needs no
 GPU: registers, spills, shared memory, and the instructions of one tile against the time an H200
 takes to read it (its 4.8 TB/s are 21 bytes a cycle for each of 132 multiprocessors, which issue
-4 instructions a cycle). They have not been tuned by timing; `python -m benchmarks.kernels` is how.
+4 instructions a cycle). They have not been tuned by timing; `python -m benchmarks.gpu_day kernels`
+is how.
 """
 
 from __future__ import annotations

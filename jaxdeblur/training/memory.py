@@ -27,7 +27,7 @@ from jaxdeblur.training.step import TrainingConfig, initial_train_state, model_l
 # of the convolutions' matrix products. 1.2 to 1.4 by its own analysis (benchmarks/train_step.py).
 _WORKSPACE = 1.4
 # Of the memory of a GPU that JAX gets; cuDNN and fragments take some of it.
-_SHARE_OF_GPU = 0.85
+SHARE_OF_GPU = 0.85
 # Of the memory that a CPU's machine has left: the data's threads and other people need some too.
 _SHARE_OF_HOST = 0.5
 # A larger step of a network made for a GPU is recomputed on CPU cores: it takes days there anyway,
@@ -158,7 +158,7 @@ def available_memory() -> int | None:
             mine = min(_SHARE_OF_HOST * left, _MOST_OF_HOST)
     else:
         limit = (device.memory_stats() or {}).get("bytes_limit")
-        mine = None if limit is None else _SHARE_OF_GPU * limit
+        mine = None if limit is None else SHARE_OF_GPU * limit
     least = devices.least(-1 if mine is None else int(mine / 2**20), "memory")
     return None if least < 0 else least * 2**20
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
+import importlib.util
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +32,7 @@ from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models.blending import TemporalBlending
 from jaxdeblur.models.explanation import AttentionMaps
 from jaxdeblur.presets import PRESETS
+from jaxdeblur.training.step import TrainingConfig, initial_train_state
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,18 +62,16 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("ablation --only nothing", "--only: the study has"),
         ("maps curve /nowhere/a.svg", "/nowhere/a.svg: cannot be written: No such file"),
         ("fuzz --workers=0", "--workers: a whole number from 1 on, not '0'"),
-        ("gpu_memory --model=nope", "--model=nope: no such preset"),
-        ("gpu_memory --target=nope", "--target=nope: cannot be read: No such file"),
+        ("gpu_day memory --preset=nope", "--preset=nope: no such preset"),
+        ("gpu_day memory --target=nope --out={out}", "--target=nope: cannot be read: No such file"),
+        ("gpu_day train --minutes=0", "--minutes: a number above 0, not '0'"),
+        ("gpu_day scores", "--ckpt"),
+        ("gpu_day kernels --rehearse --out=/dev/null/x", "/dev/null/x"),
         pytest.param(
-            "kernels",
+            "gpu_day kernels",
             "JAX finds no GPU here",
             marks=pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU"),
         ),
-        ("kernels --cpu --dtypes=foo", "--dtypes: 'foo' is none of bfloat16"),
-        ("kernels --cpu --operations=nope", "--operations: 'nope' is none of softmax_squeeze"),
-        ("kernels --cpu --pixels=0x9", "--pixels"),
-        ("kernels --cpu --network=strcnn", "--network=strcnn: fsta, "),
-        ("kernels --cpu --json=/nowhere/rows.json", "/nowhere/rows.json: cannot be written"),
         ("quality levels --frames=0 --alone x", "--frames"),
         ("quality levels --scales=0 --alone x", "--scales"),
         ("quality levels --alone nowhere", "nowhere: no such run"),
@@ -88,11 +91,15 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_a_bad_option_is_one_line(
-    command: str, named: str, benchmark: Any, capsys: pytest.CaptureFixture[str]
+    command: str,
+    named: str,
+    benchmark: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     name = f"benchmarks.{command.split()[0]}"
     with pytest.raises(SystemExit) as ended:
-        run_command(benchmark(command).main, name)
+        run_command(benchmark(command.format(out=tmp_path)).main, name)
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith(f"{name}: error: ")
@@ -108,8 +115,8 @@ def test_why_a_process_failed_is_said_without_its_name(benchmark: Any) -> None:
 
 
 def test_the_error_of_a_gradient_is_seen(benchmark: Any) -> None:
-    module = benchmark("kernels --cpu")
-    case = module.Case("softmax_expand", 3, 4, 5, 6, "float32", True, 2)
+    module = benchmark("gpu_day").kernels
+    case = module.Case("softmax_expand", 3, 4, 5, 6, "float32", True)
     right = partial(kernels.softmax_expand, implementation="reference")
 
     def wrong(*arguments: Any) -> Any:  # but its result is right
@@ -117,60 +124,127 @@ def test_the_error_of_a_gradient_is_seen(benchmark: Any) -> None:
         return 2 * result - lax.stop_gradient(result)
 
     arguments = case.arguments()
-    assert [a.shape for a in arguments] == [(2, 12, 6), (2, 6, 5), (2, 12, 5)]
-    plain = (lambda function: function), arguments[:-1]
-    with_gradient = module.pulled, arguments
-    assert module.largest_error(case, wrong, *plain) < 1e-6
-    assert module.largest_error(case, right, *with_gradient) < 1e-6
-    assert module.largest_error(case, wrong, *with_gradient) == pytest.approx(1, rel=1e-3)
-
-
-def test_a_row_of_the_kernels(
-    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = tmp_path / "rows.json"
-    options = "--operations=softmax_expand --dtypes=float32 --network="
-    benchmark(f"kernels --cpu {options} --json={found}").main()
-    rows = json.loads(found.read_text(encoding="utf-8"))["rows"]
-    assert [row["backward"] for row in rows] == [False, True]
-    for row in rows:
-        assert row["ms"] > 0
-        assert row["error"] < 2e-6
-    assert "einsum" in capsys.readouterr().out
+    assert [a.shape for a in arguments] == [(1, 12, 6), (1, 6, 5), (1, 12, 5)]
+    exact = module.pulled(right)(*arguments)
+    assert module.largest_error(case, wrong(*arguments[:-1]), exact[0]) < 1e-6
+    assert module.largest_error(case, exact, exact) == 0
+    found = module.pulled(wrong)(*arguments)
+    assert module.largest_error(case, found, exact) == pytest.approx(1, rel=1e-3)
 
 
 def test_bytes_are_those_of_the_pixels(benchmark: Any) -> None:
-    case = benchmark("kernels --cpu").Case
-    assert case("projected_expand", 4, 5, 3, 8, "bfloat16", True, 2).bytes == 2 * 20 * 5 * 3 * 2
+    case = benchmark("gpu_day").kernels.Case
+    assert case("projected_expand", 4, 5, 3, 8, "bfloat16", True).bytes == 20 * 5 * 3 * 2
 
 
 def test_small_cases_are_known_to_fit_in_the_cache(benchmark: Any) -> None:
-    case = benchmark("kernels --cpu").Case
+    case = benchmark("gpu_day").kernels.Case
     # 65536 pixels of 8 + 32 bfloat16 are 5 MB; eight million of 64 + 128 are 3 GB.
-    assert case("softmax_squeeze", 256, 256, 32, 8, "bfloat16", True, 1).in_cache
-    assert not case("softmax_squeeze", 2160, 3840, 128, 64, "bfloat16", False, 1).in_cache
+    assert case("softmax_squeeze", 256, 256, 32, 8, "bfloat16", True).in_cache
+    assert not case("softmax_squeeze", 2160, 3840, 128, 64, "bfloat16", False).in_cache
 
 
-def test_rows_are_kept_whatever_fails_after_them(
-    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_what_is_wrong_is_not_timed(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("gpu_day").kernels
+    right = kernels.softmax_expand
+
+    def run(*arguments: Any, implementation: str) -> Any:
+        return right(*arguments, implementation="reference") * (1 + (implementation == "triton"))
+
+    monkeypatch.setattr(kernels, "softmax_expand", run)
+    case = module.Case("softmax_expand", 3, 4, 5, 6, "float32", False)
+    row = {"what": str(case)} | module.compared(case, ["triton"], 1e9, torch=False)
+    timed = {name: bool(of["ms"]) for name, of in row["found"].items()}
+    assert timed == {"einsum": True, "reference": True, "triton": False}
+    assert row["found"]["triton"]["error"] == pytest.approx(1)
+    assert [set(r["milliseconds"]) for r in module.measured([row])] == [{"reference"}]
+
+
+def test_a_part_goes_on_where_it_was_and_says_what_it_left(
+    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "rows.json"
-    given = "--pixels=8x4,9x4 --maps=3 --dtypes=float32 --operations=softmax_expand"
-    module = benchmark(f"kernels --cpu {given} --json={path}")
+    report = benchmark("gpu_day").Report
+    given = SimpleNamespace(part="speed", out=tmp_path, minutes=1.0, rehearse=True)
 
-    def fail(*_: Any) -> None:
-        raise ValueError  # without a message
+    def works(**of: float) -> list[tuple[str, Any]]:
+        return [(name, lambda value=value: {"is": 1 / value}) for name, value in of.items()]
 
-    monkeypatch.setattr(module, "copy_speed", lambda _: 1e9)
-    monkeypatch.setattr(module, "measure", fail)
-    monkeypatch.setattr(module, "network_share", fail)
-    module.main()
-    report = json.loads(path.read_text(encoding="utf-8"))
-    assert [(row["width"], row["maps"], row["channels"]) for row in report["rows"]] == [
-        (8, 3, 16), (8, 3, 16), (9, 3, 16), (9, 3, 16),
-    ]  # fmt: skip
-    assert all(row["ms"] is None and row["error"] is None for row in report["rows"])
-    assert report["network"] is None
+    with report(given) as first:
+        assert list(first.each(works(a=1, b=0))) == [
+            {"what": "a", "is": 1.0},
+            {"what": "b", "failed": True},
+        ]
+    assert "ZeroDivisionError: division by zero" in capsys.readouterr().err
+    with report(given) as second:
+        assert list(second.each(works(a=1, b=2))) == [{"what": "b", "is": 0.5}]
+    assert "nothing was left undone" in capsys.readouterr().out
+    given.minutes = 0.01
+    with report(given) as third:
+        assert list(third.each(works(c=1))) == []
+    assert "left undone: c" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    assert [row["what"] for row in kept["rows"]] == ["a", "b"]
+    assert kept["left"] == ["c"]
+
+
+def test_a_part_is_stopped_before_its_minutes_end(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one thing never ends."""
+    stopped = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: stopped.set())
+    given = SimpleNamespace(part="speed", out=tmp_path, minutes=0.001, rehearse=True)
+    with benchmark("gpu_day").Report(given) as report:
+        report.left.append("a frame")
+        assert stopped.wait(60)
+    assert json.loads((tmp_path / "speed.json").read_text())["left"] == ["a frame"]
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_a_training_goes_on_from_a_small_file(
+    benchmark: Any, short: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = benchmark("gpu_day").training
+    config = TrainingConfig(optimizer="muon", average=0.9)
+    rng = np.random.default_rng(0)
+    parameters = {
+        "body/kernel": jnp.asarray(rng.normal(size=(3, 3, 4, 8)), jnp.float32),
+        "body/bias": jnp.asarray(rng.normal(size=8), jnp.float32),
+    }
+    state = initial_train_state(config, parameters)
+    state = jax.tree.map(lambda a: (a + 0.3).astype(a.dtype), state)._replace(step=jnp.int32(7))
+    whole = 4 * 2 * (288 + 8) + 2 * (288 + 8 * 3) + 100
+    monkeypatch.setattr(module, "MOST_BYTES", 2 * (288 + 8 * 3) + 200 if short else whole)
+    module.write_state(tmp_path / "state", state)
+    read = module.read_state(tmp_path / "state", initial_train_state(config, parameters))
+    assert int(read.step) == 7
+    kernel, kept = (s.parameters["body/kernel"] for s in (state, read))
+    chex.assert_trees_all_close(kept, kernel, rtol=2**-11 if short else 0)
+    averaged = state.parameters if short else state.average
+    chex.assert_trees_all_close(read.average, averaged, rtol=2**-11 if short else 0)
+    momenta = [a for a in jax.tree.leaves(read.optimizer) if a.ndim == 4]
+    assert momenta
+    assert all((not a.any()) is short for a in momenta)
+    monkeypatch.setattr(module, "MOST_BYTES", 500)
+    with pytest.raises(UserError, match="16 come back from a lent machine"):
+        module.write_state(tmp_path / "state", state)
+    other = initial_train_state(config, parameters | {"more": jnp.zeros(2)})
+    with pytest.raises(UserError, match="is not of this preset"):
+        module.read_state(tmp_path / "state", other)
+
+
+def test_the_kernels_part_is_rehearsed(
+    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark(f"gpu_day kernels --rehearse --out={tmp_path}").main()
+    rows = json.loads((tmp_path / "kernels.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["backward"] for row in rows] == [False, True]
+    for row in rows:
+        assert row["found"]["triton_interpret"]["ms"] > 0
+        assert row["found"]["triton_interpret"]["error"] < 1e-5
+    table = json.loads((tmp_path / "measured.json").read_text(encoding="utf-8"))
+    assert {"triton_interpret", "reference"} == set(table[0]["milliseconds"])
+    assert "einsum" in capsys.readouterr().out
 
 
 @pytest.mark.stress
@@ -319,22 +393,30 @@ def test_figure_5_is_drawn(benchmark: Any, tmp_path: Path) -> None:
 
 @pytest.mark.stress
 def test_a_lent_gpu_is_rehearsed(tmp_path: Path) -> None:
-    """A training goes on from its file, and its weights are scored; kernels write their table."""
+    """A training goes on from its file, and its weights are scored; and the parts beside it."""
 
     def found(part: str, *options: str) -> dict[str, Any]:
-        given = [part, "--minutes=1", "--rehearse", f"--out={tmp_path}", *options]
+        given = [part, "--minutes=60", "--rehearse", f"--out={tmp_path}", *options]
         command = [sys.executable, "-m", "benchmarks.gpu_day", *given]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads((tmp_path / f"{part}.json").read_text(encoding="utf-8"))
 
-    first = found("train", "--preset=strcnn_dtb_small", "--steps=1")
-    again = found("train", "--preset=strcnn_dtb_small", "--steps=2")
+    small = "--preset=strcnn_dtb_small"
+    first = found("train", small, "--steps=1")
+    again = found("train", small, "--steps=2")
     assert (first["steps"], again["steps"]) == ([0, 1, 1], [1, 2, 2])
+    assert [row["step"] for row in again["rows"]] == [1, 2]
     assert 0 < (tmp_path / "state.safetensors").stat().st_size < 2**24
     scored = found("scores", f"--ckpt={tmp_path / 'strcnn_dtb_small.safetensors'}")
-    assert [row["test"] for row in scored["rows"]] == ["rendered tiny"]
-    assert [row["backward"] for row in found("kernels")["rows"]] == [False, True]
-    rows = json.loads((tmp_path / "measured.json").read_text(encoding="utf-8"))
-    assert {"triton_interpret", "reference"} == set(rows[0]["milliseconds"])
-    assert found("speed")["rows"][0]["frames_a_second"] > 0
+    assert [row["what"].split(", ")[-1] for row in scored["rows"]] == ["rendered tiny"]
+    frames, step = found("speed")["rows"]
+    assert frames["frames_a_second"] > 0
+    if torch := importlib.util.find_spec("torch"):
+        assert frames["torch"]["frames_a_second"] > 0
+        assert step["ms"]["training step, torch"] > 0
+    assert ("torch" in frames) is bool(torch)
+    training, stream, work = found("memory", small)["rows"]
+    assert training["GiB"] >= stream["GiB"] > 0
+    # By hand: 26.3 GMAC of a 1280x720 frame, three times over, for 2 frames of 32x32.
+    assert work["TFLOP"] == pytest.approx(2 * 3 * 26.3e9 * 2 * 32**2 / (1280 * 720) / 1e12, rel=0.3)

@@ -56,8 +56,8 @@ def test_training_on_rendered_scenes_and_scoring_a_folder_of_images(tmp_path: Pa
 
 
 def test_every_benchmark_starts() -> None:
-    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
-    assert "kernels" in names
+    names = sorted(path.stem for path in (ROOT / "benchmarks").iterdir() if path.stem[0] != "_")
+    assert "gpu_day" in names
     without_them("".join(f"import benchmarks.{name}\n" for name in names))
 
 

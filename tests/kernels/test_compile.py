@@ -59,25 +59,22 @@ def test_every_tile_compiles(target: str, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.stress
-def test_a_training_step_and_a_stream_compile(environment: dict[str, str]) -> None:
+def test_a_training_step_and_a_stream_compile(environment: dict[str, str], tmp_path: Path) -> None:
     """The attention network, by the benchmark that says what memory it takes."""
     small = ["--widths", "8", "--growths", "4", "--encoder-blocks", "1", "--decoder-blocks", "1"]
     clips = ["--window=3", "--frames=3", "--crop=32", "--attention-levels=0"]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_memory", "--model=fsta_small", *small, *clips,
-         "--dtype=bfloat16", "--size=64x32"],
+        [sys.executable, "-m", "benchmarks.gpu_day", "memory", "--preset=fsta_small", *small,
+         *clips, "--batch-size=2", "--size=64x32", "--minutes=60", f"--out={tmp_path}"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
-    assert [row[1].strip() for row in rows] == [
-        "training step of 2 x 3 x 32 x 32",
-        "frame of 64x32",
-    ]
+    training, stream, work = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    assert training["what"] == "fsta_small, bfloat16: training step of 2 x 3 x 32 x 32"
     # At least a squeeze and an expand, and their gradients where it trains.
-    training, stream = (int(row[3]) for row in rows)
-    assert training >= 4
-    assert stream >= 2
+    assert training["our_kernels"] >= 4
+    assert stream["our_kernels"] >= 2
+    assert work["TFLOP"] > 0

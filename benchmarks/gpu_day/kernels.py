@@ -1,0 +1,434 @@
+"""The attention kernels beside a copy, the einsum under jit, and torch.compile.
+
+A row is one operation at one size, forward or forward and backward, by every implementation: the
+error first, and only of what is right the time.
+  error    largest difference from the definition of float32 copies of the arguments, relative to
+           the largest value there; of results and gradients in rows with +grad, the worst of them
+  ms       time of one call, the median of 5 runs of many calls in one compiled program
+  copy     bytes that must be moved (each pixel read and written once), in bytes a second, as a
+           share of what copying 1 GiB in such a program reaches; none ("cache") where everything
+           fits in 64 MB, about what a GPU's cache holds: its speed and not the memory's is seen
+  einsum   time of the einsum as one would write it, under jit, over this time
+  torch    time of the same in torch.compile over this time, where torch is installed; left out
+           where copy is, since Python starts each call of torch's, which then takes longer
+  MB       memory beyond the arguments
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+import kernels
+from benchmarks.gpu_day.report import Report, attempt
+from jaxdeblur import models, presets
+from jaxdeblur.files import write_json
+from jaxdeblur.models.parameters import split
+
+SQUEEZES, EXPANDS = ("softmax_squeeze", "projected_squeeze"), ("softmax_expand", "projected_expand")
+SIZES = ((1920, 1080), (640, 360), (320, 180))
+"""What fsta's finest level has of a 3840x2160 and of a 1280x720 frame, and its second level."""
+# Channels, maps and operations: the network's own first.
+OF_FSTA = ((64, 16, SQUEEZES), (64, 128, EXPANDS))
+OTHERS = (
+    (96, 16, SQUEEZES),
+    (96, 128, EXPANDS),
+    (96, 32, SQUEEZES + EXPANDS),
+    (128, 64, SQUEEZES + EXPANDS),
+)
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+"""The error beyond which an implementation is not timed, however fast: with its gradients."""
+COPY_BYTES, COPIES = 2**30, 20
+CACHE_BYTES = 64e6
+RUNS = 5
+# Calls in one program, so that 10 us of launching it do not count.
+SECONDS_A_RUN, MOST_CALLS = 5e-3, 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One operation at one size, of one frame."""
+
+    operation: str
+    height: int
+    width: int
+    channels: int
+    maps: int
+    dtype: str
+    backward: bool
+
+    def __str__(self) -> str:
+        grad = " +grad" * self.backward
+        size = f"{self.width}x{self.height} C{self.channels} M{self.maps}"
+        return f"{self.operation} {self.dtype} {size}{grad}"
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of the arguments."""
+        p, m, c = self.height * self.width, self.maps, self.channels
+        return {
+            "softmax_squeeze": [(1, 1, m, p), (1, 1, p, c)],
+            "projected_squeeze": [(1, 1, p, c), (c, m), (m,)],
+            "softmax_expand": [(1, p, m), (1, m, c)],
+            "projected_expand": [(1, p, c), (c, m), (m,), (1, m, c)],
+        }[self.operation]
+
+    @property
+    def result(self) -> tuple[int, ...]:
+        """The shape of the result, and of the cotangent."""
+        p, m, c = self.height * self.width, self.maps, self.channels
+        return (1, 1, m, c) if self.operation in SQUEEZES else (1, p, c)
+
+    @property
+    def in_cache(self) -> bool:
+        """Whether arguments and results, with all gradients in a backward pass, fit there."""
+        numbers = sum(map(math.prod, [*self.shapes, self.result])) * (1 + self.backward)
+        return numbers * jnp.dtype(self.dtype).itemsize <= CACHE_BYTES
+
+    @property
+    def bytes(self) -> int:
+        """The least that must move: what is as big as the pixels, once each way it is needed.
+
+        An expand's cotangent is as big: it is one of the backward pass's ``values``.
+        """
+        logits, values = self.maps, self.channels
+        forward, backward = {
+            "softmax_squeeze": (logits + values, 2 * (logits + values)),
+            "projected_squeeze": (values, 2 * values),
+            "softmax_expand": (logits + values, 2 * logits + values),
+            "projected_expand": (2 * values, 3 * values),
+        }[self.operation]
+        numbers = forward + (backward if self.backward else 0)
+        return numbers * self.height * self.width * jnp.dtype(self.dtype).itemsize
+
+    def arguments(self) -> list[Array]:
+        """Standard normal arguments, with logits of a few units; last the cotangent, if any."""
+        # An argument like the others: a constant would be filled in anew, or fused away.
+        shapes = [*self.shapes, self.result] if self.backward else self.shapes
+        keys = jax.random.split(jax.random.key(0), len(shapes))
+        made = [jax.random.normal(k, s, self.dtype) for k, s in zip(keys, shapes, strict=True)]
+        if self.operation.startswith("projected"):
+            made[1] /= self.channels**0.5
+        return made
+
+
+def einsum(operation: str, *arguments: Array) -> Array:
+    """The operation as one would write it in JAX: softmax in float32, products in the dtype."""
+
+    def softmax(logits: Array, axis: int, dtype: Any) -> Array:
+        return jax.nn.softmax(logits.astype(jnp.float32), axis).astype(dtype)
+
+    # Float32 without TF32, as the kernels have it.
+    product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+    match operation:
+        case "softmax_squeeze":
+            logits, x = arguments
+            return product("btmp,btpc->btmc", softmax(logits, -1, x.dtype), x)
+        case "projected_squeeze":
+            x, weights, bias = arguments
+            logits = product("btpc,cm->btmp", x, weights) + bias[:, None]
+            return product("btmp,btpc->btmc", softmax(logits, -1, x.dtype), x)
+        case "softmax_expand":
+            logits, g = arguments
+            return product("bpk,bkc->bpc", softmax(logits, -1, g.dtype), g)
+        case _:
+            x, weights, bias, g = arguments
+            logits = product("bpd,dk->bpk", x, weights) + bias
+            return product("bpk,bkc->bpc", softmax(logits, -1, g.dtype), g)
+
+
+def torch_twin(operation: str, *arguments: Any) -> Any:
+    """The same in torch, for torch.compile."""
+    import torch
+
+    def softmax(logits: Any, dtype: Any) -> Any:
+        return torch.softmax(logits.float(), -1).to(dtype)
+
+    match operation:
+        case "softmax_squeeze":
+            logits, x = arguments
+            return softmax(logits, x.dtype) @ x
+        case "projected_squeeze":
+            x, weights, bias = arguments
+            return softmax((x @ weights + bias).transpose(-1, -2), x.dtype) @ x
+        case "softmax_expand":
+            logits, g = arguments
+            return softmax(logits, g.dtype) @ g
+        case _:
+            x, weights, bias, g = arguments
+            return softmax(x @ weights + bias, g.dtype) @ g
+
+
+def pulled(function: Callable[..., Array]) -> Callable[..., Any]:
+    """Forward and backward: the result, and the derivatives for the cotangent, which is last."""
+
+    def both(*arguments: Array) -> Any:
+        *arguments, cotangent = arguments
+        result, pull = jax.vjp(function, *arguments)
+        return result, *pull(cotangent)
+
+    return both
+
+
+def measure(
+    function: Callable[..., Any],
+    arguments: list[Array],
+    calls: int,
+    check: Callable[[list[Array]], bool] = lambda results: True,
+) -> tuple[float, int] | None:
+    """Seconds of one call, and the bytes it needs beyond its arguments.
+
+    None where `check`, which is given the results, says that they are not worth it.
+    """
+
+    def many(arguments: list[Array], results: list[Array], zero: Array) -> Any:
+        def once(_: Array, carry: tuple[list[Array], list[Array]]) -> Any:
+            arguments, _ = carry
+            results = jax.tree.leaves(lax.optimization_barrier(function(*arguments)))
+            # A barrier alone is not kept by every compiler, which then leaves out all of a call
+            # but what is looked at. So results are handed on whole, and a number of each argument
+            # waits for them: no part of a call can be left out, or be done once for all.
+            seen = zero * sum(leaf[(0,) * leaf.ndim].astype(jnp.float32) for leaf in results)
+            return [a.at[(0,) * a.ndim].add(seen.astype(a.dtype)) for a in arguments], results
+
+        return lax.fori_loop(0, calls, once, (arguments, results))
+
+    shapes = jax.tree.leaves(jax.eval_shape(function, *arguments))
+    results = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
+    # Given its own arrays back, so that it neither copies nor fills any before the first call.
+    holder = [[jnp.copy(a) for a in arguments], results]
+    zero = jnp.float32(0)
+    program = jax.jit(many, donate_argnums=(0, 1)).lower(*holder, zero).compile()
+
+    def run() -> float:
+        began = time.perf_counter()
+        holder[:] = jax.block_until_ready(program(*holder, zero))
+        return (time.perf_counter() - began) / calls
+
+    run()
+    if not check(holder[1]):
+        return None
+    size = sum(math.prod(shape.shape) * shape.dtype.itemsize for shape in shapes)
+    seconds = statistics.median(run() for _ in range(RUNS))
+    return seconds, program.memory_analysis().temp_size_in_bytes + size
+
+
+def measure_torch(case: Case, arguments: list[Array], calls: int) -> tuple[float, int]:
+    """The same of `torch_twin` under torch.compile."""
+    import torch
+
+    on_gpu = [torch.from_dlpack(a).detach().clone() for a in arguments]
+    cotangent = on_gpu.pop() if case.backward else None
+    for argument in on_gpu:
+        argument.requires_grad_(case.backward)
+    torch._dynamo.reset()
+    compiled = torch.compile(partial(torch_twin, case.operation))
+
+    def call() -> None:
+        result = compiled(*on_gpu)
+        if case.backward:
+            torch.autograd.grad(result, on_gpu, cotangent)
+
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(RUNS):
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3 / calls)
+    return statistics.median(seconds), torch.cuda.max_memory_allocated() - before
+
+
+def copy_speed(size: int) -> float:
+    """Bytes a second, read and written, of copying `size` bytes in the loop that kernels run in."""
+    # Negated, since a mere copy would be left out.
+    seconds, _ = measure(jnp.negative, [jnp.zeros(size // 4, jnp.float32)], COPIES)
+    return 2 * size / seconds
+
+
+def largest_error(case: Case, found: Any, exact: Any) -> float:
+    """The worst of the results: the largest difference from what is exact, relative to it."""
+    ours, theirs = jax.tree.leaves(found), jax.tree.leaves(exact)
+    if case.operation == "projected_squeeze" and case.backward:
+        # The gradient of its bias is 0 but for rounding, which is relative to nothing.
+        ours, theirs = ours[:-1], theirs[:-1]
+    return max(
+        float(jnp.abs(one.astype(jnp.float32) - true).max() / jnp.abs(true).max())
+        for one, true in zip(ours, theirs, strict=True)
+    )
+
+
+def compared(
+    case: Case, implementations: list[str], copied: float, torch: bool, most_calls: int = MOST_CALLS
+) -> dict[str, Any]:
+    """Every implementation of a case; what cannot be is None.
+
+    `copied` is what a copy moves, in bytes a second.
+    """
+    calls = int(min(most_calls, max(1, SECONDS_A_RUN * copied // case.bytes)))
+    arguments = case.arguments()
+    wrap = pulled if case.backward else (lambda function: function)
+    operation = getattr(kernels, case.operation)
+    functions = {"einsum": wrap(partial(einsum, case.operation))}
+    for name in ("reference", *implementations):
+        functions[name] = wrap(partial(operation, implementation=name))
+    whole = [a.astype(jnp.float32) for a in arguments]
+    exact = jax.jit(functions["reference"])(*whole)
+    del whole
+    found: dict[str, dict[str, Any]] = {}
+    for name, function in functions.items():
+        of = found[name] = {"error": None}
+
+        def is_right(results: list[Array], of: dict[str, Any] = of, name: str = name) -> bool:
+            of["error"] = largest_error(case, results, exact)
+            return name == "einsum" or of["error"] < TOLERANCE[case.dtype]
+
+        of |= _times(case, attempt(measure, function, arguments, calls, is_right), copied)
+    if torch and not case.in_cache:
+        times = attempt(measure_torch, case, arguments, calls)
+        found["torch"] = {"error": None} | _times(case, times, copied)
+    return {**dataclasses.asdict(case), "in_cache": case.in_cache, "found": found}
+
+
+def _times(case: Case, times: tuple[float, int] | None, copied: float) -> dict[str, float | None]:
+    if times is None:
+        return {"ms": None, "copy": None, "MB": None}
+    seconds, memory = times
+    share = None if case.in_cache else case.bytes / seconds / copied
+    return {"ms": 1e3 * seconds, "copy": share, "MB": memory / 1e6}
+
+
+def show(row: dict[str, Any]) -> str:
+    """A line for each implementation."""
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    def ratio(to: str, ms: float | None) -> str:
+        other = row["found"].get(to, {}).get("ms")
+        return number(other and ms and other / ms, "5.2f")
+
+    lines = [row["what"]]
+    for name, of in row["found"].items():
+        copy = "cache" if row["in_cache"] else number(of["copy"], "5.1%")
+        lines.append(
+            f"  {name:9s} {number(of['ms'], '9.4f')} ms  copy {copy}"
+            f"  einsum {ratio('einsum', of['ms'])}x  torch {ratio('torch', of['ms'])}x"
+            f"  {number(of['MB'], '.0f')} MB  error {number(of['error'], '.0e')}"
+        )
+    return "\n".join(lines)
+
+
+def cases(rehearse: bool) -> Iterator[Case]:
+    """All of them, what tells most first."""
+    if rehearse:
+        for backward in (False, True):
+            yield Case("projected_expand", 8, 16, 16, 8, "float32", backward)
+        return
+    for dtype, widths, (w, h), backward in itertools.product(
+        ("bfloat16", "float32"), (OF_FSTA, OTHERS), SIZES, (False, True)
+    ):
+        for channels, maps, operations in widths:
+            for operation in operations:
+                yield Case(operation, h, w, channels, maps, dtype, backward)
+
+
+def run(arguments: argparse.Namespace, report: Report) -> None:
+    """Every operation, implementation and size."""
+    rehearse = arguments.rehearse
+    copied = copy_speed(2**20 if rehearse else COPY_BYTES)
+    report.found["copy"] = copied
+    torch = not rehearse and has_torch()
+    with_torch = "yes" if torch else "no"
+    print(f"{report.found['device']}: a copy moves {copied / 1e9:.0f} GB/s; torch: {with_torch}")
+    implementations = ["triton_interpret"] if rehearse else ["triton", "mosaic"]
+    most_calls = 2 if rehearse else MOST_CALLS
+    todo = (
+        (str(case), partial(compared, case, implementations, copied, torch, most_calls))
+        for case in cases(rehearse)
+    )
+    for row in report.each(todo):
+        print(show(row) if "found" in row else row, flush=True)
+        rows = [row for row in report.rows if "found" in row]
+        write_json(arguments.out / "measured.json", measured(rows))
+
+
+def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of kernels/measured.json: the times of what is right, each direction by itself."""
+    capability = getattr(jax.devices()[0], "compute_capability", "0").replace(".", "")
+    forward, table = {}, []
+    for row in rows:
+        names = ("operation", "height", "width", "channels", "maps", "dtype")
+        where = tuple(row[name] for name in names)
+        times = {
+            name: of["ms"]
+            for name, of in row["found"].items()
+            if name not in ("einsum", "torch") and of["ms"]
+        }
+        if row["backward"]:  # its rows come after those of the forward pass, which they hold
+            there = forward.get(where, {})
+            times = {name: ms - there[name] for name, ms in times.items() if name in there}
+        else:
+            forward[where] = times
+        if times:
+            table.append({
+                "generation": int(capability), "operation": row["operation"],
+                "backward": row["backward"], "dtype": row["dtype"],
+                "pixels": row["height"] * row["width"], "channels": row["channels"],
+                "maps": row["maps"], "milliseconds": times,
+            })  # fmt: skip
+    return table
+
+
+def has_torch() -> bool:
+    """Whether torch is there, with its CUDA where JAX runs on a GPU."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    return jax.default_backend() != "gpu" or torch.cuda.is_available()
+
+
+def network_share(preset: str, width: int, height: int) -> dict[str, float]:
+    """The milliseconds of one streamed frame in bfloat16, and of them the kernels' of eq. 1-6."""
+    config: Any = dataclasses.replace(presets.find(preset).network, dtype="bfloat16")
+    model = models.build(config)
+    rebuild, parameters = split(model)
+    state = model.initial_state(1, height, width)
+    leaves, structure = jax.tree.flatten((parameters, state))
+
+    def step(frame: Array, *leaves: Array) -> Any:
+        parameters, state = jax.tree.unflatten(structure, leaves)
+        return rebuild(parameters).step(state, frame)
+
+    whole, _ = measure(step, [jnp.zeros((1, height, width, 3)), *leaves], 3)
+    attention = 0.0
+    for level in config.attention_levels:
+        h, w = (-(-side // 2 ** (level + 1)) for side in (height, width))
+        kinds = {
+            "projected_squeeze": config.spatial_maps,
+            "projected_expand": config.spatial_maps * config.temporal_maps,
+        }
+        for operation, maps in kinds.items():
+            case = Case(operation, h, w, config.widths[level], maps, "bfloat16", False)
+            attention += measure(getattr(kernels, operation), case.arguments(), 20)[0]
+    return {"frame_ms": 1e3 * whole, "attention_ms": 1e3 * attention}

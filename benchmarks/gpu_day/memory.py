@@ -1,0 +1,196 @@
+"""What XLA's compiler says of a GPU that need not be there: memory and FLOPs.
+
+Compiling for it takes JAX's CUDA plugin, bare (``python tests/install_extras.py``). Memory is that
+of the programs: arguments, results and what lies between, without the scratch space that cuDNN and
+cuBLAS take beside. FLOPs are of the gradient for one clip, as XLA counts them before it optimises,
+with every loop written out: what is left to cuDNN it does not count, and a loop it counts once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from benchmarks.gpu_day import training
+from benchmarks.gpu_day.report import Report
+from jaxdeblur import devices, models
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.parameters import split
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.options import read_fields
+from jaxdeblur.restoration.placement import Compiled, stream_step
+from jaxdeblur.training.memory import SHARE_OF_GPU, fit_to_memory
+from jaxdeblur.training.step import (
+    TrainingConfig,
+    compile_train_step,
+    initial_train_state,
+    model_loss,
+)
+from jaxdeblur.video.pixels import PixelLayout
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = ROOT / "tests" / "kernels" / "targets" / "sm_90.txtpb"
+TARGET_HELP = "what XLA must know of the GPU; beside it is that of an A100, sm_80.txtpb"
+PEAK, SHARE = 989e12, 0.15
+"""Of an H200 in bfloat16, FLOP/s without sparsity, and of that what is assumed to be reached: as
+many as docs/lab/scaling.md assumes in TF32."""
+
+BY_JAX = 0.75
+"""The share of a GPU's memory that JAX takes unless it is told otherwise."""
+
+
+def run(arguments: argparse.Namespace, report: Report) -> None:
+    """The programs of a training and of a stream."""
+    preset = training.chosen(arguments.preset, arguments.rehearse)
+    network, config = (
+        read_fields(arguments, fields) for fields in (preset.network, preset.training)
+    )
+    mesh = training.mesh_of(jax.devices()[0]) if arguments.rehearse else one_gpu(arguments.target)
+    model = models.build(network)
+    gpu = report.found["for"] = mesh.devices.flat[0].device_kind
+    print(f"{arguments.preset}, {network.dtype}, for {gpu}, jax {jax.__version__}")
+    if arguments.gib:
+        fitted = fit_to_memory(
+            config, model, mesh, int(SHARE_OF_GPU * BY_JAX * arguments.gib * 2**30)
+        )
+        config = fitted.config
+        print(fitted.describe())
+    width, height = (48, 32) if arguments.rehearse else arguments.size
+    clips = (config.batch_size, config.frames, config.crop, config.crop)
+    of = f"{arguments.preset}, {network.dtype}"
+    parts = f" by {config.micro_batch}" if config.micro_batch else ""
+    named = {
+        f"{of}: training step of {' x '.join(map(str, clips))}{parts}": lambda: memory_of(
+            *training_step(model, config, mesh), mesh
+        ),
+        f"{of}: frame of {width}x{height}": lambda: memory_of(
+            *restoring_step(model, height, width, mesh), mesh
+        ),
+        f"{of}: FLOPs of a clip of {' x '.join(map(str, clips[1:]))}": partial(
+            work_of, model, config
+        ),
+    }
+    report.rows.clear()  # a network may have changed under its name
+    for row in report.each(named.items()):
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+
+
+def one_gpu(target: Path) -> Mesh:
+    """A mesh of the one GPU that a file describes, for the compiler only."""
+    try:
+        text = target.read_text()
+    except OSError as error:
+        raise UserError(f"--target={target}: cannot be read: {error.strerror}") from error
+    # The plugin compiles without looking for a driver where JAX asks for the CPU alone.
+    jax.config.update("jax_platforms", "cpu")
+    sys.path.append(str(ROOT / ".cuda-plugin" / jax.__version__))
+    jax.devices()  # registers the plugin
+    try:
+        topology = topologies.get_topology_desc("gpu", "cuda", topology="1x1x1", target_config=text)
+    except Exception as error:  # the plugin's own, of many types
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"nothing compiles for {target} here: {why[0]} (python tests/install_extras.py "
+            "installs JAX's CUDA plugin)"
+        ) from error
+    return training.mesh_of(topology.devices[0])
+
+
+def training_step(
+    model: VideoRestorer, config: TrainingConfig, mesh: Mesh
+) -> tuple[Any, list[Any]]:
+    """The program that train.py runs for each batch, and what it is given."""
+    rebuild, parameters = split(model)
+    state = jax.eval_shape(lambda given: initial_train_state(config, given), parameters)
+    batch = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=devices.clips_over(mesh)),
+        batch_of(model, config, config.batch_size),
+    )
+    return compile_train_step(config, rebuild, mesh), [on(mesh, state), batch]
+
+
+def batch_of(model: VideoRestorer, config: TrainingConfig, clips: int) -> dict[str, Any]:
+    """The shapes of a batch: sharp frames, and blurred ones with those that the window needs."""
+    lengths = {"blurred": config.frames + sum(model.context), "sharp": config.frames}
+    size = (config.crop, config.crop, 3)
+    return {
+        name: jax.ShapeDtypeStruct((clips, frames, *size), jnp.uint8)
+        for name, frames in lengths.items()
+    }
+
+
+def restoring_step(
+    model: VideoRestorer, height: int, width: int, mesh: Mesh
+) -> tuple[Any, list[Any]]:
+    """The program that deblur.py runs for each frame of a usual video, and what it is given."""
+    graph, parameters = nnx.split(model)
+    layout = PixelLayout("yuv", 8, (2, 2), (0.2126, 0.0722), full_range=False)
+    state = jax.eval_shape(lambda: model.initial_state(1, height, width))
+    shapes = layout.plane_shapes(height, width)
+    planes = on(mesh, tuple(jax.ShapeDtypeStruct(shape, layout.dtype) for shape in shapes))
+    strength = on(mesh, jax.ShapeDtypeStruct((), jnp.float32))
+    what = Compiled(graph, layout, None, None)
+    given = [what, on(mesh, parameters), on(mesh, state), planes, False, planes, strength]
+    return stream_step, given
+
+
+def on(mesh: Mesh, arrays: Any) -> Any:
+    """The shapes of arrays, all of them on each device."""
+    there = devices.replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), arrays)
+
+
+def memory_of(program: Any, given: list[Any], mesh: Mesh) -> dict[str, Any]:
+    """Compile a program; its GiB, and how many kernels of ours are in it."""
+    began = time.monotonic()
+    platform = mesh.devices.flat[0].platform
+    # XLA picks Triton's matrix products by timing them; without a GPU it takes one untried,
+    # which for some sizes does not fit. So all of them are cuBLAS's here.
+    options = {"xla_gpu_enable_triton_gemm": False} if platform != "cpu" else {}
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        lowered = program.trace(*given).lower(
+            lowering_platforms=("cpu" if platform == "cpu" else "cuda",)
+        )
+    compiled = lowered.compile(compiler_options=options)
+    memory = compiled.memory_analysis()
+    taken = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    text = compiled.as_text()
+    ours = text.count("__gpu$xla.gpu.triton") + text.count("mosaic_gpu")
+    seconds = round(time.monotonic() - began)
+    return {"GiB": float(f"{taken / 2**30:.3g}"), "our_kernels": ours, "compiled_in_s": seconds}
+
+
+def work_of(model: VideoRestorer, config: TrainingConfig) -> dict[str, Any]:
+    """TFLOP of the gradient for one clip, and steps an hour at the assumed share of the peak."""
+    rebuild, parameters = split(model)
+
+    def loss(parameters: Any, batch: Any) -> jax.Array:
+        return model_loss(rebuild(parameters), batch, config.loss)
+
+    scan = lax.scan
+    try:
+        # Only while this is traced.
+        lax.scan = lambda f, start, xs=None, **given: scan(f, start, xs, **given | {"unroll": True})
+        traced = jax.jit(jax.grad(loss)).trace(parameters, batch_of(model, config, 1))
+    finally:
+        lax.scan = scan
+    flops = traced.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
+    steps = 3600 * SHARE * PEAK / (flops * config.batch_size)
+    found = {"TFLOP": flops / 1e12, "steps_an_hour": steps, "of_peak": SHARE}
+    return {name: float(f"{value:.3g}") for name, value in found.items()}
