@@ -36,6 +36,7 @@ from jaxdeblur.models.peers.layers import (
     TransposedConv,
     check_config,
     kaiming_normal,
+    push,
 )
 from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer, replicate_ends
 from jaxdeblur.shapes import Clip, Frame, Parameters
@@ -158,9 +159,7 @@ class Dbn(VideoRestorer):
     def _step(
         self, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
-        # The first frame fills the window; each later one pushes the oldest out.
-        shifted = jnp.concatenate([state.frames[:, 1:], frame[:, None]], axis=1)
-        frames = jnp.where(state.seen == 0, frame[:, None], shifted)
+        frames = push(state.frames, frame, state.seen)
 
         def restore(frames: Clip) -> Frame:
             stacked = jnp.concatenate([frames[:, i] for i in range(frames.shape[1])], axis=-1)

@@ -31,7 +31,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.layers import activation, depth_to_space
+from jaxdeblur.models.layers import depth_to_space
 from jaxdeblur.models.peers.deformable import deformable_conv2d
 from jaxdeblur.models.peers.layers import (
     Conv,
@@ -40,6 +40,8 @@ from jaxdeblur.models.peers.layers import (
     check_config,
     enlarge_bilinear,
     kaiming_normal,
+    leaky_relu,
+    push,
     residual_blocks,
     torch_default,
     zeros,
@@ -47,7 +49,7 @@ from jaxdeblur.models.peers.layers import (
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.shapes import Clip, Features, Frame
 
-lrelu = activation(0.1)
+lrelu = leaky_relu(0.1)
 
 Pyramid: TypeAlias = tuple[Float[Array, "B _ _ C"], ...]
 """A frame's features at 1/4, 1/8 and 1/16 of its size: L1, L2, L3."""
@@ -292,14 +294,9 @@ class Edvr(VideoRestorer):
     def _step(
         self, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
-        # The first frame fills the window; each later one pushes the oldest out.
-        def push(window: jax.Array, new: jax.Array) -> jax.Array:
-            shifted = jnp.concatenate([window[:, 1:], new[:, None]], axis=1)
-            return jnp.where(state.seen == 0, new[:, None], shifted)
-
-        frames = push(state.frames, frame)
+        frames = push(state.frames, frame, state.seen)
         features = zip(state.pyramids, self._features(frame), strict=True)
-        pyramids = tuple(push(window, new) for window, new in features)
+        pyramids = tuple(push(window, new, state.seen) for window, new in features)
         restored = lax.cond(
             state.seen >= self.config.m,
             lambda: self._restore(pyramids, frames[:, 0]),

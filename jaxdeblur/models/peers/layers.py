@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.layers import activation, conv2d, depth_to_space, enlarge, normal
+from jaxdeblur.models.layers import conv2d, depth_to_space, enlarge, normal
 from jaxdeblur.shapes import Kernel
 
 Init: TypeAlias = Callable[[jax.Array, tuple[int, int, int, int]], jax.Array]
@@ -100,6 +100,28 @@ def _uniform(key: jax.Array, shape: tuple[int, int, int, int], bound: float) -> 
 
 
 # Layers.
+
+
+def leaky_relu(leak: float) -> Callable[[jax.Array], jax.Array]:
+    """ReLU with slope ``leak`` below 0, and, as in PyTorch and TensorFlow, at 0 itself.
+
+    The gradient of a maximum is there the mean of both slopes, so biases of 0 would begin to differ
+    from a reference's on black frames.
+    """
+    return lambda x: jnp.where(x > 0, x, jnp.asarray(leak, x.dtype) * x)
+
+
+def clamp(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """Cut to 0 ... 1; the gradient passes from 0 to 1, both included, as in PyTorch."""
+    return jnp.where((x >= 0) & (x <= 1), x, jnp.clip(jax.lax.stop_gradient(x), 0, 1))
+
+
+def push(
+    window: Float[Array, "B N *rest"], new: jax.Array, seen: Int[Array, ""]
+) -> Float[Array, "B N *rest"]:
+    """A stream's window with ``new`` behind and without its oldest; the first one fills it."""
+    shifted = jnp.concatenate([window[:, 1:], new[:, None]], axis=1)
+    return jnp.where(seen == 0, new[:, None], shifted)
 
 
 class Conv(nnx.Module):
@@ -263,44 +285,21 @@ def normalise(
 class ResidualBlock(nnx.Module):
     """x + conv(activation(conv(x))) with one width and no normalisation."""
 
-    def __init__(
-        self,
-        width: int,
-        kernel: int = 3,
-        *,
-        leak: float = 0.0,
-        padding: Literal["centred", "same"] = "centred",
-        init: Init = torch_default,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.first, self.second = (
-            Conv(width, width, kernel, padding=padding, init=init, dtype=dtype, rngs=rngs)
-            for _ in range(2)
-        )
+    def __init__(self, width: int, kernel: int = 3, *, leak: float = 0.0, **options: Any) -> None:
+        self.first, self.second = (Conv(width, width, kernel, **options) for _ in range(2))
         self.leak = leak
 
     def __call__(self, x: Maps) -> Maps:
         """Adds to x what the two convolutions make of it."""
-        return x + self.second(activation(self.leak)(self.first(x)))
+        return x + self.second(leaky_relu(self.leak)(self.first(x)))
 
 
-def residual_blocks(
-    count: int,
-    width: int,
-    kernel: int = 3,
-    *,
-    leak: float = 0.0,
-    padding: Literal["centred", "same"] = "centred",
-    init: Init = torch_default,
-    dtype: DTypeLike = jnp.float32,
-    rngs: nnx.Rngs,
-) -> Any:
-    """An ``nnx.List`` of ``count`` residual blocks alike; ``apply`` runs them in turn."""
-    return nnx.List(
-        ResidualBlock(width, kernel, leak=leak, padding=padding, init=init, dtype=dtype, rngs=rngs)
-        for _ in range(count)
-    )
+def residual_blocks(count: int, width: int, kernel: int = 3, **options: Any) -> Any:
+    """An ``nnx.List`` of ``count`` residual blocks alike; ``apply`` runs them in turn.
+
+    ``options`` are ``leak``, and those of both convolutions of each.
+    """
+    return nnx.List(ResidualBlock(width, kernel, **options) for _ in range(count))
 
 
 def apply(layers: Iterable[Callable[[jax.Array], jax.Array]], x: Maps) -> NewMaps:

@@ -24,12 +24,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.layers import activation
 from jaxdeblur.models.peers.filter_adaptive import filter_adaptive_convolution
 from jaxdeblur.models.peers.layers import (
     Conv,
     TransposedConv,
     apply,
+    clamp,
+    leaky_relu,
     residual_blocks,
     xavier_uniform,
 )
@@ -37,7 +38,7 @@ from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer
 from jaxdeblur.shapes import Clip, Features, Frame
 
 LEAK = 0.1
-leaky = activation(LEAK)
+leaky = leaky_relu(LEAK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Stfan(VideoRestorer):
         )
         change = leaky(self.head(apply(self.decoder, features)))
         output = frame + change[..., ::-1].astype(jnp.float32)
-        return Recurrence(frame, jnp.clip(output, 0, 1), features, jnp.bool_(False)), output
+        return Recurrence(frame, clamp(output), features, jnp.bool_(False)), output
 
     @property
     def receptive_radius(self) -> int:

@@ -30,7 +30,15 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.peers.layers import BatchNorm, Conv, TransposedConv, apply, check_config
+from jaxdeblur.models.peers.layers import (
+    BatchNorm,
+    Conv,
+    TransposedConv,
+    apply,
+    check_config,
+    clamp,
+    push,
+)
 from jaxdeblur.models.restorer import VideoRestorer, replicate_ends
 from jaxdeblur.shapes import Clip, Features, Frame
 
@@ -141,9 +149,7 @@ class SimDeblurStrcnn(VideoRestorer):
         self, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
         m = self.config.m
-        # The first frame fills the window; each later one pushes the oldest out.
-        shifted = jnp.concatenate([state.frames[:, 1:], frame[:, None]], axis=1)
-        frames = jnp.where(state.seen == 0, frame[:, None], shifted)
+        frames = push(state.frames, frame, state.seen)
 
         def restore(recurrence: Recurrence) -> tuple[Recurrence, Frame]:
             window = rearrange(frames, "b n h w c -> b h w (n c)")
@@ -172,7 +178,7 @@ class SimDeblurStrcnn(VideoRestorer):
         h = self.encoded(apply(self.encoder, jnp.concatenate([stem, past.features], -1)))
         response = self.compare(jnp.concatenate([h, past.blended], -1)).astype(jnp.float32)
         # Eq. 3, with h_n for the map on which B acts, and eq. 2.
-        w = jnp.clip(jnp.abs(jnp.tanh(response)) + self.beta[...], 0, 1).astype(h.dtype)
+        w = clamp(jnp.abs(jnp.tanh(response)) + self.beta[...]).astype(h.dtype)
         blended = w * h + (1 - w) * past.blended
         features = self.decoded(apply(self.decoder, blended))
         return Recurrence(relu(self.feedback(features)), blended), features

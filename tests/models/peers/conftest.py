@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from jaxdeblur import models
-from jaxdeblur.models.parameters import outline
+from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.weights.convert import convert
 from jaxdeblur.weights.load import LoadedModel
 from jaxdeblur.weights.reference_names import reference
@@ -106,3 +107,36 @@ def imported(tmp_path: Path) -> Callable[..., tuple[LoadedModel, dict[str, np.nd
 def _exact() -> Any:
     with jax.default_matmul_precision("highest"):
         yield
+
+
+@pytest.fixture
+def check_gradient(imported: Any) -> Callable[..., None]:
+    """Compares gradients with the reference's: ``check(name, network, clip, reference)``.
+
+    It is the slope of a weighed sum of the restored clip along a random change of all weights and
+    pixels: ours from the gradient, that of ``reference(weights, clip)`` from two of its results in
+    float64. One direction tells, as every weight has a share in it.
+    """
+
+    def check(name: str, network: Any, clip: np.ndarray, restore: Callable[..., Any]) -> None:
+        loaded, weights = imported(name, network)
+        rebuild, parameters = split(loaded.model)
+        rng = np.random.default_rng(2)
+        weigh, change = rng.normal(size=(2, *clip.shape))
+        changes = {theirs: 0.1 * rng.normal(size=array.shape) for theirs, array in weights.items()}
+
+        def loss(parameters: Any, clip: jax.Array) -> jax.Array:
+            return (rebuild(parameters).restore_clip(clip[None])[0] * jnp.asarray(weigh)).sum()
+
+        gradients, of_clip = jax.jit(jax.grad(loss, (0, 1)))(parameters, jnp.asarray(clip))
+        shares = [(np.float64(of_clip) * change).sum()]
+        for theirs, (ours, layout) in reference(name).names(network).items():
+            shares.append((np.float64(gradients[ours]) * layout.ours(changes[theirs])).sum())
+        values = []
+        for step in (1e-6, -1e-6):
+            moved = {name: weights[name] + step * changes[name] for name in weights}
+            values.append((restore(moved, clip + step * change) * weigh).sum())
+        slope = (values[0] - values[1]) / 2e-6
+        assert abs(sum(shares) - slope) < 1e-4 * np.linalg.norm(shares)
+
+    return check

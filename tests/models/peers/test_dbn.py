@@ -55,6 +55,17 @@ def test_it_is_the_authors_network(plain: Any, imported: Any) -> None:
     np.testing.assert_allclose(restored[1], expected, atol=1e-5)
 
 
+@pytest.mark.stress
+def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None:
+    def restore(weights: Any, clip: np.ndarray) -> np.ndarray:
+        padded = np.pad(clip, ((0, 0), (0, 6), (0, 3), (0, 0)))
+        windows = [padded[np.clip([t - 2, t - 1, t, t + 1, t + 2], 0, 2)] for t in range(3)]
+        return np.stack([reference(plain, weights, each)[:10, :13] for each in windows])
+
+    clip = np.random.default_rng(1).random((3, 10, 13, 3), np.float32)
+    check_gradient("dbn", SMALL, clip, restore)
+
+
 def test_parameters_of_the_published_network() -> None:
     _, parameters = outline(lambda: models.build(DbnConfig()))
     assert count(parameters) == 15_305_291

@@ -151,6 +151,19 @@ def test_it_is_basicsrs_network(plain: Any, imported: Any, tsa: bool) -> None:
     np.testing.assert_allclose(restored[0], expected, atol=2e-5 * np.ptp(expected))
 
 
+@pytest.mark.stress
+def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None:
+    def restore(weights: Any, clip: np.ndarray) -> np.ndarray:
+        padded = np.pad(clip, ((1, 1), (0, 13), (0, 6), (0, 0)), mode="edge")
+        padded = padded.transpose(0, 3, 1, 2)
+        windows = [padded[t : t + 3] for t in range(3)]
+        made = np.stack([reference(plain, weights, each, SMALL.groups) for each in windows])
+        return made.transpose(0, 2, 3, 1)[:, :19, :26]
+
+    clip = np.random.default_rng(1).random((3, 19, 26, 3), np.float32)
+    check_gradient("edvr", SMALL, clip, restore)
+
+
 def test_parameters_of_the_published_networks() -> None:
     for config, number in (
         (EDVR_M, 4_042_851),

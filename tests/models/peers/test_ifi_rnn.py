@@ -73,6 +73,18 @@ def test_it_is_what_the_reference_is(plain: Any, imported: Any, config: IfiRnnCo
     np.testing.assert_allclose(restored, expected, atol=1e-5 * np.ptp(expected))
 
 
+@pytest.mark.parametrize(
+    "config", [ESTRNN, pytest.param(SMALL_SIMDEBLUR, marks=pytest.mark.stress)]
+)
+def test_its_gradient_is_the_references(plain: Any, check_gradient: Any, config: Any) -> None:
+    def restore(weights: Any, clip: np.ndarray) -> np.ndarray:
+        padded = np.pad(clip, ((0, 0), (0, 1), (0, 2), (0, 0)), mode="edge")
+        return forward(plain, weights, config, padded)[:, :19, :26]
+
+    clip = np.random.default_rng(1).random((3, 19, 26, 3), np.float32)
+    check_gradient("ifi_rnn", config, clip, restore)
+
+
 def test_a_step_reads_no_further_than_the_radius() -> None:
     """What is not a number spreads to all that reads it."""
     model = models.build(dataclasses.replace(ESTRNN, blocks=1, iterations=1, up_kernel=4))

@@ -47,6 +47,14 @@ def test_the_gradient_of_a_transposed_convolution() -> None:
         np.testing.assert_allclose(ours, its, atol=1e-4)
 
 
+def test_slopes_where_pytorch_and_a_maximum_differ() -> None:
+    slope = jax.vmap(jax.grad(layers.leaky_relu(0.1)))(jnp.asarray([-1.0, 0, 1]))
+    np.testing.assert_allclose(slope, [0.1, 0.1, 1])
+    x = jnp.asarray([-0.5, 0, 0.5, 1, 1.5])
+    np.testing.assert_allclose(layers.clamp(x), [0, 0, 0.5, 1, 1])
+    np.testing.assert_allclose(jax.vmap(jax.grad(layers.clamp))(x), [0, 1, 1, 1, 0])
+
+
 def test_same_padding_has_one_more_behind_than_before() -> None:
     """5x5 with stride 2: of an even size 1 zero before and 2 behind, of an odd one 2 and 2."""
     conv = layers.Conv(1, 1, 5, stride=2, padding="same", rngs=nnx.Rngs(0))

@@ -107,6 +107,18 @@ def test_it_is_what_the_reference_is(plain: Any, imported: Any) -> None:
 
 
 @pytest.mark.stress
+def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None:
+    """Through the frames, where nothing is detached."""
+
+    def restore(weights: Any, clip: np.ndarray) -> np.ndarray:
+        padded = np.pad(clip, ((0, 0), (0, 2), (0, 3), (0, 0)), mode="edge")
+        return forward(plain, weights, SMALL.taps, padded)[:, :6, :9]
+
+    clip = np.random.default_rng(1).random((3, 6, 9, 3), np.float32)
+    check_gradient("stfan", SMALL, clip, restore)
+
+
+@pytest.mark.stress
 def test_training_detaches_what_passes_from_frame_to_frame() -> None:
     def second(clip: jax.Array, detach: bool) -> jax.Array:
         model = models.build(dataclasses.replace(SMALL, width=1, detach=detach))

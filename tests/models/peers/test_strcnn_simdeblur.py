@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxdeblur.models.peers.strcnn_simdeblur import SimDeblurStrcnnConfig
 
@@ -49,6 +50,17 @@ def reference(plain: Any, w: dict[str, np.ndarray], windows: list[np.ndarray]) -
         x = plain.transposed(x, kernel, w["strcnn_cell.decoder.reconstruct.0.bias"])
         restored.append(conv(plain.relu(x), "decoder.reconstruct.2").transpose(1, 2, 0))
     return restored
+
+
+@pytest.mark.stress
+def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None:
+    def restore(weights: Any, clip: np.ndarray) -> np.ndarray:
+        padded = np.pad(clip, ((1, 1), (0, 1), (0, 0), (0, 0)), mode="edge").transpose(0, 3, 1, 2)
+        windows = [padded[i : i + 3].reshape(9, 10, 12) for i in range(3)]
+        return np.stack(reference(plain, weights, windows))[:, :9]
+
+    clip = np.random.default_rng(1).random((3, 9, 12, 3), np.float32)
+    check_gradient("strcnn_dtb", SMALL, clip, restore)
 
 
 def test_it_is_simdeblurs_network_in_both_views(plain: Any, imported: Any) -> None:
