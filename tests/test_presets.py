@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import runpy
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxdeblur import models
 from jaxdeblur.errors import run_command
+from jaxdeblur.models.parameters import count, outline
 from jaxdeblur.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -35,3 +38,24 @@ def test_help_prints_the_command_and_what_to_expect_of_every_preset(
     said = " ".join(capsys.readouterr().out.split())
     for name, preset in PRESETS.items():
         assert " ".join(preset.described(name)[1:]) in said
+
+
+def test_parameters_are_as_many_as_presets_and_readme_say() -> None:
+    said: dict[str, set[str]] = {name: set() for name in PRESETS}
+    for name, preset in PRESETS.items():
+        said[name].update(re.findall(r"\(([\d.]+ [kM]) parameters\)", preset.about))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*`) \| .* \| ([\d., kM]+) \| .*\|$", readme, re.M)
+    for names, numbers in rows:
+        each = re.findall(r"`(\w+)`", names)
+        of_each = numbers.split(", ")
+        for name, number in zip(each, of_each * (len(each) // len(of_each)), strict=True):
+            said[name].add(number)
+    assert {name for name, numbers in said.items() if not numbers} == set()
+    for name, numbers in said.items():
+        parameters = count(outline(functools.partial(models.build, PRESETS[name].network))[1])
+        for number in numbers:
+            digits, unit = number.split()
+            decimals = len(digits.partition(".")[2])
+            exact = parameters / {"k": 1e3, "M": 1e6}[unit]
+            assert f"{exact:.{decimals}f}" == digits, f"{name}: {parameters:,}, not {number}"
