@@ -3,12 +3,14 @@
     python -m benchmarks.table1 --minutes=10 --steps=300
     python -m benchmarks.table1 --data=GOPRO_Large --size=full --steps=300000
     python -m benchmarks.table1 --seeds 0 --steps=2 --crop=32 --max-frames=2 --max-videos=1
+    python -m benchmarks.table1 --speed --size=full --speed-size=160x96
 
 Each system is trained by its own recipe at small width (about 20 GMAC a 720p frame), on clips of
-the same size with the same seeds: once for equal steps (``--steps``) and once for equal wall-clock
-(``--minutes`` a training), whichever are given. Then each is scored on the test videos. A training
-or score that is done is kept: the same command goes on where it was stopped. Before anything is
-trained, a step of each is timed, and the hours that all will take are said.
+the same size with the same seeds: once for equal steps (``--steps``) and once for equal time
+(``--minutes`` of steps a training; clips are made beside them), whichever are given. Then each is
+scored on the test videos. A training or score that is done is kept: the same command goes on where
+it was stopped. Before anything is trained, a step of each is timed, and the hours that all will
+take are said. ``--speed`` times a frame of each, and trains none.
 
 ``--out`` gets ``table1.md``, ``table1.json`` and ``table1.html``, a page with the same frames of
 all systems side by side. GMAC are multiply-adds of convolutions and matrix products, counted from
@@ -47,7 +49,7 @@ from jaxdeblur.files import write_json
 from jaxdeblur.models.parameters import count, split
 from jaxdeblur.options import ClusterConfig, Parser, frame_size
 from jaxdeblur.presets import PRESETS
-from jaxdeblur.restoration.placement import step_memory
+from jaxdeblur.training.memory import available_memory, fit_to_memory
 from jaxdeblur.training.run import train
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
@@ -85,6 +87,7 @@ def main() -> None:
     )
     parser.add_argument("--max-videos", type=natural, help="scores the first videos alone")
     parser.add_argument("--protocol", default="jaxdeblur", help="of the scores")
+    parser.add_argument("--speed", action="store_true", help="of a frame alone, trains none")
     parser.add_argument(
         "--speed-size",
         type=lambda text: frame_size(text, "WIDTHxHEIGHT", "320x180")[::-1],
@@ -93,8 +96,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/table1"), help="the folder")
     options = parser.parse_args()
-    if not options.steps and not options.minutes:
-        raise UserError("give --steps, --minutes or both")
+    if not options.steps and not options.minutes and not options.speed:
+        raise UserError("give --steps, --minutes or both, or --speed")
     devices.keep_freed_memory()
     devices.keep_compiled()
     devices.use_cores(options.batch_size)
@@ -105,14 +108,22 @@ def main() -> None:
         protocol=options.protocol,
         frames=True,
     )
-    dataset = open_dataset(options.data, "test")
-    dataset = dataclasses.replace(dataset, videos=dataset.videos[: options.max_videos])
     rows: dict[str, dict[str, Any]] = {}
     for system in options.only:
         name = SYSTEMS[system][options.size == "full"]
         rows[system] = {"preset": name, **properties(name, *options.speed_size)}
-        rows[system]["seconds_a_step"] = seconds_a_step(name, training_of(name, 1, 0, options))
+        if options.speed:
+            continue
+        # With as many steps as the first training, whose program is then compiled already.
+        config_of_one = training_of(name, options.steps or 1, 0, options)
+        rows[system]["seconds_a_step"] = seconds_a_step(name, config_of_one)
         tell(f"{system}: {rows[system]['seconds_a_step']:.3f} s a training step")
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.speed:
+        text = speed_table(rows, options)
+        (options.out / "speed.md").write_text(text, encoding="utf-8")
+        print(text)
+        return
     hours = sum(
         len(options.seeds) * row["seconds_a_step"] * steps / 3600
         for row in rows.values()
@@ -120,17 +131,18 @@ def main() -> None:
     )
     tell(f"training will take about {hours:.2f} hours in all")
 
+    dataset = open_dataset(options.data, "test")
+    dataset = dataclasses.replace(dataset, videos=dataset.videos[: options.max_videos])
     for seed, (system, row) in itertools.product(options.seeds, rows.items()):
         for budget, steps in budgets(options, row["seconds_a_step"]):
-            # The first start decides, so that the second one goes on with the same.
+            # The first training decides, so that other seeds and starts go on with the same.
             folder = options.out / f"{row['preset']}-{budget}-{seed}"
-            if (folder / "config.json").exists():
-                steps = json.loads((folder / "config.json").read_text())["training"]["steps"]
+            for begun in sorted(options.out.glob(f"{row['preset']}-{budget}-*/config.json")):
+                steps = json.loads(begun.read_text(encoding="utf-8"))["training"]["steps"]
             metrics = train_and_score(row["preset"], steps, seed, folder, dataset, config, options)
             row.setdefault(budget, []).append({"steps": steps, "seed": seed, **metrics})
             tell(f"{system}, {budget}, seed {seed}: {metrics['gain']:+.2f} dB")
-    text = table(rows, options)
-    options.out.mkdir(parents=True, exist_ok=True)
+    text = f"{score_table(rows, options)}\n{speed_table(rows, options)}"
     (options.out / "table1.md").write_text(text, encoding="utf-8")
     write_json(options.out / "table1.json", {"machine": devices.described(), "rows": rows})
     (options.out / "table1.html").write_text(page(rows, text, dataset, options), encoding="utf-8")
@@ -183,12 +195,13 @@ def train_and_score(
 
 
 def seconds_a_step(name: str, config: TrainingConfig) -> float:
-    """The median of three training steps, compiled before."""
+    """The median of three training steps as ``train.py`` does them, compiled before."""
     mesh = devices.make_mesh(config.batch_size)
     model = models.build(PRESETS[name].network)
     rebuild, parameters = split(model)
     state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
-    step = compile_train_step(config, rebuild, mesh)
+    fitted = fit_to_memory(config, model, mesh, available_memory()).config
+    step = compile_train_step(fitted, rebuild, mesh)
     shape = (config.batch_size, config.frames, config.crop, config.crop, 3)
     longer = (shape[0], shape[1] + sum(model.context), *shape[2:])
     rng = np.random.default_rng(0)
@@ -209,21 +222,24 @@ def properties(name: str, height: int, width: int) -> dict[str, Any]:
     """Parameters, multiply-adds of a 720p frame, look-ahead; time and memory of a smaller one."""
     model = models.build(PRESETS[name].network)
     rebuild, parameters = split(model)
-    step = jax.jit(lambda p, state, frame: rebuild(p).step(state, frame))
     state = model.initial_state(1, height, width)
     frame = jnp.asarray(np.random.default_rng(0).random((1, height, width, 3)), jnp.float32)
+    step = jax.jit(lambda p, state, frame: rebuild(p).step(state, frame))
+    compiled = step.lower(parameters, state, frame).compile()
+    memory: Any = compiled.memory_analysis()
     times = []
     for _ in range(model.lookahead + 4):
         start = time.perf_counter()
-        state, restored = step(parameters, state, frame)
+        state, restored = compiled(parameters, state, frame)
         jax.block_until_ready(restored)
         times.append(time.perf_counter() - start)
+    parts = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
     return {
         "parameters": count(parameters),
         "gmac": multiply_adds(name, 720, 1280) / 1e9,
         "lookahead": model.lookahead,
         "ms": 1e3 * statistics.median(times[-3:]),
-        "mebibytes": step_memory(model, height, width) / 2**20,
+        "mebibytes": (sum(parts) - memory.alias_size_in_bytes) / 2**20,
     }
 
 
@@ -262,37 +278,47 @@ def _inner(values: Any) -> Iterator[Any]:
                 yield part
 
 
-def table(rows: dict[str, dict[str, Any]], options: Any) -> str:
+def score_table(rows: dict[str, dict[str, Any]], options: Any) -> str:
     """Markdown: a line for each system and budget, mean and deviation over the seeds."""
-    height, width = options.speed_size
-    head = (
-        "| system | trained for | PSNR | gain | SSIM | flicker | parameters | GMAC at 720p | "
-        f"ms at {width}x{height} | MiB there | s a step | look-ahead |"
-    )
-    lines = [head, "|---|---|" + "---:|" * 10]
+    lines = [
+        "| system | trained for | PSNR, dB | gain over blurred, dB | SSIM | temporal error |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     for system, row in rows.items():
         for budget in ("equal-steps", "equal-time"):
             if budget not in row:
                 continue
             runs = row[budget]
             cells = [_spread([run[key] for run in runs], digits) for key, digits in _SCORES]
-            lines.append(
-                f"| {system} (`{row['preset']}`) | {budget}: {runs[0]['steps']} steps | "
-                f"{' | '.join(cells)} | {row['parameters']:,} | {row['gmac']:.1f} | "
-                f"{row['ms']:.1f} | {row['mebibytes']:.0f} | {row['seconds_a_step']:.3f} | "
-                f"{row['lookahead']} |"
-            )
+            trained = f"{budget}: {runs[0]['steps']} steps of {row['seconds_a_step']:.3f} s"
+            lines.append(f"| {system} (`{row['preset']}`) | {trained} | {' | '.join(cells)} |")
     seeds = " ".join(map(str, options.seeds))
     return "\n".join(
         [
             *lines,
             "",
-            f"Data {options.data}, protocol {options.protocol}, seeds {seeds}, clips of "
-            f"{options.frames} x {options.crop} x {options.crop}, {options.batch_size} a step; "
-            f"{devices.described()}, JAX {jax.__version__}.",
+            f"Data {options.data}, protocol {options.protocol}, seeds {seeds} (mean ± deviation); "
+            f"{options.batch_size} clips of {options.frames} x {options.crop} x {options.crop} a "
+            "step.",
             "",
         ]
     )
+
+
+def speed_table(rows: dict[str, dict[str, Any]], options: Any) -> str:
+    """Markdown: what each system is, and how long it takes."""
+    height, width = options.speed_size
+    lines = [
+        f"| system | parameters | look-ahead | GMAC at 720p | ms a frame of {width}x{height} | "
+        "MiB there |",
+        "|---|" + "---:|" * 5,
+    ]
+    for system, row in rows.items():
+        lines.append(
+            f"| {system} (`{row['preset']}`) | {row['parameters']:,} | {row['lookahead']} | "
+            f"{row['gmac']:.1f} | {row['ms']:.1f} | {row['mebibytes']:.0f} |"
+        )
+    return "\n".join([*lines, "", f"{devices.described()}, JAX {jax.__version__}.", ""])
 
 
 _SCORES = (("psnr", 2), ("gain", 2), ("ssim", 4), ("temporal_error", 2))

@@ -72,6 +72,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
             "JAX finds no GPU here",
             marks=pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU"),
         ),
+        ("peers --only nope", "--only"),
+        ("peers --repeats=0", "--repeats"),
         ("quality levels --frames=0 --alone x", "--frames"),
         ("quality levels --scales=0 --alone x", "--scales"),
         ("quality levels --alone nowhere", "nowhere: no such run"),
@@ -254,7 +256,7 @@ def test_table_1_from_training_to_its_page(
     """One small system, two steps; the second start trains and scores nothing again."""
     module = benchmark(
         "table1 --only STRCNN+DTB --seeds 0 --steps=2 --crop=32 --frames=2 --max-frames=2 "
-        f"--max-videos=1 --speed-size=64x48 --out={tmp_path / 'out'}"
+        f"--batch-size=8 --max-videos=1 --speed-size=64x48 --out={tmp_path / 'out'}"
     )
     module.main()
     first = json.loads((tmp_path / "out" / "table1.json").read_text())["rows"]["STRCNN+DTB"]
@@ -265,7 +267,19 @@ def test_table_1_from_training_to_its_page(
     module.main()
     again = json.loads((tmp_path / "out" / "table1.json").read_text())["rows"]["STRCNN+DTB"]
     assert again["equal-steps"] == first["equal-steps"]
-    assert "| STRCNN+DTB (`strcnn_dtb_small`) | equal-steps: 2 steps |" in capsys.readouterr().out
+    assert "| STRCNN+DTB (`strcnn_dtb_small`) | equal-steps: 2 steps of " in capsys.readouterr().out
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", ["srn", "dbn", "rdn", "ifi_rnn", "stfan"])
+def test_a_twin_gives_what_ours_does(
+    name: str, benchmark: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The program itself refuses one whose output or loss differs."""
+    pytest.importorskip("torch", reason="pip install 'jaxdeblur[benchmark]'")
+    command = f"peers --only {name}_small --repeats=1 --batch-size=8 --frames=2 --crop=16"
+    benchmark(command).main()
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"| `{name}_small` |")
 
 
 @pytest.mark.parametrize("study", ["blending", "attention"])
