@@ -348,7 +348,7 @@ def page(rows: dict[str, dict[str, Any]], text: str, dataset: Dataset, options: 
         parts.append(f"<h2>{html.escape(video.name)}, frame {at}</h2><div>{figures}</div>")
     style = (
         "body{font:15px sans-serif;margin:2em}div{display:grid;gap:1em;"
-        "grid-template-columns:repeat(auto-fill,minmax(20em,1fr))}figure{margin:0}"
+        "grid-template-columns:repeat(auto-fill,minmax(14em,1fr))}figure{margin:0}"
         "img{width:100%}pre{overflow-x:auto}"
     )
     return (

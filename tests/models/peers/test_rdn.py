@@ -105,21 +105,6 @@ def test_it_is_what_the_reference_is_and_depends_on_the_batch(plain: Any, import
     assert not model.clips_are_independent
 
 
-@pytest.mark.stress
-def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None:
-    """Also through the statistics of the batch."""
-
-    def restore(weights: Any, clip: np.ndarray) -> np.ndarray:
-        padded = np.pad(clip, ((0, 0), (0, 3), (0, 2), (0, 0)), mode="edge")
-        windows = [padded[None, np.clip(np.arange(t - 4, t + 1), 0, 2)] for t in range(3)]
-        return np.concatenate(
-            [forward(plain, weights, each)[-1][:, :HEIGHT, :WIDTH] for each in windows]
-        )
-
-    clip = np.random.default_rng(1).random((3, HEIGHT, WIDTH, 3), np.float32)
-    check_gradient("rdn", SMALL, clip, restore)
-
-
 def test_it_can_not_be_tiled_and_says_why() -> None:
     with pytest.raises(UserError, match=r"statistics of the whole frame .* tiles"):
         halo_of(nnx.eval_shape(lambda: models.build(SMALL)))
