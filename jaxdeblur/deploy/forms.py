@@ -61,8 +61,13 @@ def make_form(
       what comes out is not clipped.
 
     Raises:
-      UserError: ``warm_up`` does not belong to the form.
+      UserError: ``warm_up`` does not belong to the form, or the model has a ``pad`` of its own.
     """
+    if type(model).pad is not VideoRestorer.pad:
+        raise UserError(
+            f"{type(model).__name__} pads frames in a way of its own (pad), which a file for any "
+            "size does not know; it can't be exported"
+        )
     if warm_up is not None and (kind != "window" or not 0 <= warm_up <= 64):
         raise UserError("--warm-up is 0 to 64 frames of --form=window")
     height, width = jax.export.symbolic_shape("height, width")

@@ -37,6 +37,15 @@ TO_INSTALL = (
 OPSET = 18
 """Of ONNX: understood by every runtime since 2023."""
 
+_WRONG = {
+    "EdvrConfig": "reduce_window_max",
+    "SrnConfig": "broadcast_in_dim",
+    "StfanConfig": "broadcast_in_dim",
+}
+"""Operators that jax2onnx 0.17 puts wrongly for frames of any size, by the networks with them: it
+writes a file, and ONNX Runtime fails on it.
+"""
+
 _KNOWN = ("licence of the data", "licence", "scores", "data", "commit", "source")
 
 
@@ -60,9 +69,11 @@ def write_onnx(
       metadata: whatever else a reader should know.
 
     Raises:
-      UserError: jax2onnx is not installed, or the network has an operator that it does not know.
+      UserError: jax2onnx is not installed, or the network has an operator that it can't put.
     """
     onnx, jax2onnx = _module("onnx"), _quietly_imported("jax2onnx")
+    if operator := _WRONG.get(type(loaded.network).__name__):
+        raise UserError(f"{loaded.source}: cannot become ONNX: the converter gets {operator} wrong")
     with _said_which_operator(loaded, "ONNX"), _quiet(), _in_linear_time():
         made = make_form(_for_export(loaded), form, warm_up=warm_up, channels_first=True)
         shapes = list(made.inputs.values())
