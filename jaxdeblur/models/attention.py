@@ -120,6 +120,7 @@ class FactorisedAttention(Fusion):
       channels: C.
       spatial, temporal: M and N.
       spatial_kernel, temporal_kernel, pixel_kernel: sizes of f_s, f_t and f_p, odd.
+      logit_gain: times He's deviation of their kernels at the start.
       key_frames: how many frames of the window take part, chosen anew for each current frame; None
         for all. It changes no parameter, so it can be set after training.
       implementation: "reference" runs the equations above as they stand; the others run eq. 1-2 and
@@ -141,17 +142,19 @@ class FactorisedAttention(Fusion):
         spatial_kernel: int = 1,
         temporal_kernel: int = 3,
         pixel_kernel: int = 1,
+        logit_gain: float = 1.0,
         key_frames: int | None = None,
         implementation: kernels.Implementation = "auto",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         # A bias of f_s or f_t would shift all logits of a softmax alike, without effect.
-        self.f_s = Conv(channels, spatial, spatial_kernel, bias=None, dtype=dtype, rngs=rngs)
-        deviation = (2.0 / (temporal_kernel * channels)) ** 0.5
+        made: dict[str, Any] = {"gain": logit_gain, "dtype": dtype, "rngs": rngs}
+        self.f_s = Conv(channels, spatial, spatial_kernel, bias=None, **made)
+        deviation = logit_gain * (2.0 / (temporal_kernel * channels)) ** 0.5
         shape = (temporal_kernel, channels, temporal)
         self.f_t = nnx.Param(deviation * normal(rngs.params(), shape))
-        self.f_p = Conv(channels, spatial * temporal, pixel_kernel, dtype=dtype, rngs=rngs)
+        self.f_p = Conv(channels, spatial * temporal, pixel_kernel, **made)
         self.key_frames = key_frames
         self.implementation = implementation
         self.sharding = None

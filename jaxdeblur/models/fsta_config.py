@@ -36,6 +36,8 @@ class FstaConfig:
         (``register_fusion``).
       spatial_maps, temporal_maps: M and N.
       spatial_kernel, temporal_kernel, pixel_kernel: sizes of f_s, f_t and f_p.
+      logit_gain: scale of the kernels of f_s, f_t and f_p at the start, times He's; at 1 all maps
+        begin nearly uniform and gather nearly the same.
       gated: what the window gives is weighted by pixel and channel before it is taken in (CVPR
         2021; how, is our choice).
       key_frames: how many frames of the window take part (CVPR 2021; how they are chosen, is our
@@ -60,6 +62,7 @@ class FstaConfig:
     spatial_kernel: int = 1
     temporal_kernel: int = 3
     pixel_kernel: int = 1
+    logit_gain: float = 1.0
     gated: bool = False
     key_frames: int | None = None
     nonlocal_bytes: int = 2**30
@@ -81,6 +84,7 @@ class FstaConfig:
             )
         for field in ("spatial_kernel", "temporal_kernel", "pixel_kernel"):
             require(getattr(self, field) % 2 == 1 and getattr(self, field) > 0, field, "odd")
+        require(0 < self.logit_gain < float("inf"), "logit_gain", "above 0")
         require(
             len(self.widths) > 0 and min(self.widths) >= 1, "widths", "1 or more channels a level"
         )
@@ -125,6 +129,7 @@ def _attention_of(config: FstaConfig) -> dict[str, Any]:
         "spatial_kernel": config.spatial_kernel,
         "temporal_kernel": config.temporal_kernel,
         "pixel_kernel": config.pixel_kernel,
+        "logit_gain": config.logit_gain,
         "key_frames": config.key_frames,
         "implementation": config.implementation,
         "dtype": jnp.dtype(config.dtype),

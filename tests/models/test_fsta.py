@@ -310,6 +310,13 @@ def test_explanation_has_the_maps_of_every_block():
             chex.assert_trees_all_close(total, jnp.ones_like(total), atol=1e-5)
 
 
+def test_a_logit_gain_scales_the_logits_of_all_maps_at_the_start():
+    plain, scaled = make().fusion[0].fusion, make(logit_gain=8.0).fusion[0].fusion
+    chex.assert_trees_all_close(scaled.f_s.kernel[...], 8 * plain.f_s.kernel[...])
+    chex.assert_trees_all_close(scaled.f_p.kernel[...], 8 * plain.f_p.kernel[...])
+    chex.assert_trees_all_close(scaled.f_t[...], 8 * plain.f_t[...])
+
+
 def test_the_maps_explain_what_the_network_does():
     # y^R, rebuilt from the maps alone, is what the block gave.
     model = make(window=3)
@@ -337,6 +344,7 @@ def test_the_maps_explain_what_the_network_does():
         ({"window": 0, "causal": True}, "window must be 1 or more"),
         ({"fusion": "flow"}, "fusion must be one of .*nonlocal.*not 'flow'"),
         ({"spatial_kernel": 2}, "spatial_kernel must be odd, not 2"),
+        ({"logit_gain": 0.0}, "logit_gain must be above 0, not 0.0"),
         ({"growths": (4, 4)}, "growths must be 1 numbers"),
         ({"attention_levels": (1,)}, "attention_levels must be rising levels from 0 to 0"),
         ({"key_frames": 6}, "key_frames must be 1 to 5"),
