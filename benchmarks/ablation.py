@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -230,6 +231,8 @@ STUDIES = {
     "attention-quarter": Study(
         {
             **{name: _attending_nearby(fusion=fusion) for name, fusion in WAYS_OF_FUSING.items()},
+            "fsta, logit gain 8": _attending_nearby(logit_gain=8.0),
+            "concat + fsta, logit gain 8": _attending_nearby(fusion="concat_fsta", logit_gain=8.0),
             "gated": _attending_nearby(gated=True),
             "(M, N) = (1, 1)": _attending_nearby(spatial_maps=1, temporal_maps=1),
             "T = 1": _attending_nearby(window=1),
@@ -591,7 +594,9 @@ def main() -> None:
             raise UserError(f"--pictures={arguments.pictures}: {error.strerror}") from error
     devices.keep_freed_memory()
     devices.keep_compiled()
-    devices.use_cores(config.batch_size, spare=True)
+    of_variants = study.variants.values()
+    sizes = [variant.training.get("batch_size", config.batch_size) for variant in of_variants]
+    devices.use_cores(math.gcd(*sizes), spare=True)
     seeds = list(arguments.seeds)
     try:
         results = run_study(study, config, preset.data, seeds, kept, arguments.pictures)

@@ -332,14 +332,12 @@ def test_a_study_goes_on_where_it_was_stopped(
 @pytest.mark.parametrize(
     ("study", "variant"), [("blending", "blending, middle"), ("attention", "concat + fsta")]
 )
-def test_a_study_is_rehearsed(
-    benchmark: Any, study: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = benchmark("ablation")
+def test_a_study_is_rehearsed(study: str, variant: str, tmp_path: Path) -> None:
     out = tmp_path / "results.json"
-    options = ["--rehearse", f"--study={study}", "--only", variant, f"--pictures={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", ["ablation", *options, f"--out={out}"])
-    module.main()
+    options = [f"--study={study}", "--only", variant, f"--pictures={tmp_path}", f"--out={out}"]
+    command = [sys.executable, "-m", "benchmarks.ablation", "--rehearse", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
     (result,) = json.loads(out.read_text(encoding="utf-8"))["results"][variant].values()
     assert len(result["extents"]) == 3
     assert bool(result["blending"]) == (study == "blending")
