@@ -6,7 +6,6 @@ import bisect
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from jaxdeblur.data.videos import (
 )
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import cache_folder
-from jaxdeblur.shapes import Frame8, Video8
+from jaxdeblur.shapes import Video8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,13 +209,15 @@ class Source:
         first, count = start - earlier * period, earlier + o.frames + later
         frames = video.frames.read(slice(first, first + tau + (count - 1) * period), *area)
         exposures = [frames[n * period :][:tau] for n in range(count)]
-
-        def clip(each: Callable[[Video8], Frame8]) -> Video8:
-            made = np.stack([each(exposure) for exposure in exposures])
-            return _repeat_ends(made, before - earlier, after - later)
-
-        blurred, sharp = clip(lambda e: average(e, linear)), clip(lambda e: e[(tau - 1) // 2])
-        return SourceClip(blurred, sharp, sharp if tau % 2 else clip(lambda e: e[tau // 2]))
+        blurred, sharp, backwards = (
+            _repeat_ends(np.stack(made), before - earlier, after - later)
+            for made in (
+                [average(exposure, linear) for exposure in exposures],
+                [exposure[(tau - 1) // 2] for exposure in exposures],
+                [exposure[tau // 2] for exposure in exposures],
+            )
+        )
+        return SourceClip(blurred, sharp, backwards)
 
 
 def _repeat_ends(clip: Video8, before: int, after: int) -> UInt8[np.ndarray, "_ H W 3"]:

@@ -74,17 +74,18 @@ def write_onnx(
     onnx, jax2onnx = _module("onnx"), _quietly_imported("jax2onnx")
     if operator := _WRONG.get(type(loaded.network).__name__):
         raise UserError(f"{loaded.source}: cannot become ONNX: the converter gets {operator} wrong")
-    with _said_which_operator(loaded, "ONNX"), _quiet(), _in_linear_time():
+    with _said_which_operator(loaded, "ONNX"), _quiet():
         made = make_form(_for_export(loaded), form, warm_up=warm_up, channels_first=True)
         shapes = list(made.inputs.values())
-        model = jax2onnx.to_onnx(
-            in_plain_primitives(made.function, *shapes),
-            shapes,
-            model_name=loaded.preset or "jaxdeblur",
-            opset=OPSET,
-            input_names=list(made.inputs),
-            output_names=list(made.outputs),
-        )
+        with _in_linear_time():
+            model = jax2onnx.to_onnx(
+                in_plain_primitives(made.function, *shapes),
+                shapes,
+                model_name=loaded.preset or "jaxdeblur",
+                opset=OPSET,
+                input_names=list(made.inputs),
+                output_names=list(made.outputs),
+            )
     # jax2onnx declares the shape of the first factor for a product, also where the second one is
     # larger. ONNX Runtime on a desktop warns of that, in a browser it refuses the file.
     del model.graph.value_info[:]

@@ -185,7 +185,11 @@ def test_the_first_frame_leaves_the_window_as_any_other():
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"fusion": "concat"}, {"fusion": "concat_fsta"}],
+    [
+        pytest.param({}, marks=pytest.mark.stress),
+        pytest.param({"fusion": "concat"}, marks=pytest.mark.stress),
+        {"fusion": "concat_fsta"},
+    ],
     ids=["attention", "concat", "both"],
 )
 def test_a_frame_in_tiles_is_the_whole_frame(fields):

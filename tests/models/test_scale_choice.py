@@ -58,9 +58,9 @@ def test_gates_open_for_one_level_give_what_it_restores_by_itself(scale: int) ->
     which = CHOICE.scales.index(scale)
     logits = [FIRM if level == which else -FIRM for level in range(3)]
     clip = draw_clip()
-    restored = rebuild(firmly(parameters, *logits)).restore_clip(clip)
+    restored = jax.jit(rebuild(firmly(parameters, *logits)).restore_clip)(clip)
     reduced = reduce_size(clip, scale)
-    residual = model.levels[which].restore_clip(reduced) - reduced
+    residual = jax.jit(model.levels[which].restore_clip)(reduced) - reduced
     assert float(jnp.abs(residual).max()) > 1e-3
     for _ in range(which, len(CHOICE.scales) - 1):
         residual = enlarge(residual, 2)
