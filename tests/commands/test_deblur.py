@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import resource
@@ -921,8 +922,11 @@ def test_where_frames_come_fast_the_next_is_queued_before_a_result_is_read():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_a_command_that_waits_for_its_pipe(number, weights, tmp_path):
+def test_a_signal_stops_a_command_that_waits_for_its_pipe(number, weights, tmp_path, request):
     """As a batch system or a closed terminal ends it: no part file, the old output untouched."""
+    # Under nohup the command would inherit that SIGHUP is ignored, and respect it.
+    request.addfinalizer(functools.partial(signal.signal, number, signal.getsignal(number)))
+    signal.signal(number, signal.SIG_DFL)
     (tmp_path / "out.mkv").write_bytes(b"old")
     command = [
         sys.executable,
