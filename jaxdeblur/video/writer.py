@@ -23,7 +23,7 @@ from jaxdeblur.video.picture import (
     VideoInfo,
     without_alpha,
 )
-from jaxdeblur.video.pyav import av
+from jaxdeblur.video.pyav import av, ordinary_priority
 from jaxdeblur.video.reader import VideoReader
 
 # The encoder for each codec that is written again as it was read.
@@ -109,7 +109,7 @@ class VideoWriter:
             )
         self._open = contextlib.ExitStack()
         try:
-            with self._explained():
+            with self._explained(), ordinary_priority():
                 self._prepare(container_name, source, codec, crf)
         except BaseException:
             self.abandon()
@@ -128,7 +128,7 @@ class VideoWriter:
         """Encodes a frame, after the packets that stand before it."""
         if "icc_profile" in picture.extra and NO_PROFILE not in self.lost:
             self.lost.append(NO_PROFILE)
-        with self._explained():
+        with self._explained(), ordinary_priority():
             self._count += 1
             self.copy(picture.packets)
             frame = build_frame(picture, self._info)

@@ -34,6 +34,7 @@ from jaxdeblur.restoration.stream import Stream, restore_clip
 from jaxdeblur.restoration.threads import Writing, run_stages
 from jaxdeblur.video.images import _with_extra
 from jaxdeblur.video.picture import Picture
+from jaxdeblur.video.pyav import ordinary_priority
 from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.video.writer import VideoWriter
 from jaxdeblur.weights.load import LoadedModel, load_model
@@ -223,7 +224,9 @@ def test_avif_of_10_bits_is_said_to_be_read_in_8(pixel_format, lost, command, tm
     with av.open(str(tmp_path / "in.avif"), "w", format="avif") as out:
         image = out.add_stream("libsvtav1", rate=1, options={"preset": "8"})
         image.width, image.height, image.pix_fmt = 64, 64, pixel_format
-        out.mux(image.encode(av.VideoFrame(64, 64, pixel_format)))
+        with ordinary_priority():
+            packets = image.encode(av.VideoFrame(64, 64, pixel_format))
+        out.mux(packets)
         out.mux(image.encode(None))
     code, said = command("in.avif", "out.png", "--strength=0")
     assert (code, "not kept: more than 8 bits (AVIF is read in 8)" in said) == (0, lost), said

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import re
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from PIL import Image
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.ffmpeg_frames import frame_planes, pixel_layout
 from jaxdeblur.video.picture import Picture
+from jaxdeblur.video.pyav import ordinary_priority
 from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.video.writer import VideoWriter
 
@@ -86,7 +89,9 @@ class Recipe:
                 if self.time_base:
                     frame.pts, frame.time_base = pts, self.time_base
                     pts += self.durations[i] if self.durations else 1
-                out.mux(video.encode(frame))
+                with ordinary_priority():
+                    packets = video.encode(frame)
+                out.mux(packets)
             out.mux(video.encode(None))
             for number, sound in enumerate(sounds):
                 for start in range(0, 4096, 1024):
@@ -542,6 +547,27 @@ def test_the_name_of_a_codec_stands_for_its_encoder(name, encoder, tmp_path):
     # Not packet by packet: an encoder's choices inside a frame may differ from run to run.
     assert settings_of(one) == settings_of(other)
     assert facts(one) == facts(other)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="SVT-AV1 takes it for root on Linux alone"
+)
+@pytest.mark.parametrize("with_the_rest", [False, True])
+def test_writing_av1_as_root_is_no_real_time_work(with_the_rest: bool, tmp_path: Path) -> None:
+    source = Recipe("libx264", size=(64, 64), frames=2).make(tmp_path / "in.mkv")
+    with (
+        VideoReader(source) as reader,
+        VideoWriter(
+            tmp_path / "out.mkv",
+            reader.info,
+            source=reader if with_the_rest else None,
+            codec="libsvtav1",
+        ) as writer,
+    ):
+        for picture in reader:
+            writer.write(picture)
+        threads = [int(thread) for thread in os.listdir("/proc/self/task")]
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_OTHER}
 
 
 def settings_of(path: Path) -> tuple[str, bytes]:
