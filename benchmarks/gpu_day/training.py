@@ -43,7 +43,7 @@ STEPS_AT_ONCE = 20
 RESERVED = 0.2
 """The share of the time that is left for the files and the validation."""
 
-# docs/training.md, "On a lent GPU", says why.
+# docs/lab/recipe.md, "On a lent GPU", says why.
 LIKE_ALL = {
     "frames": 5, "crop": 160, "steps": 60_000, "optimizer": "muon", "learning_rate": 7e-4,
     "beta2": 0.99, "schedule": "cosine", "average": 0.999,
