@@ -26,7 +26,7 @@ from jaxdeblur.restoration.stream import restore_clip
 PRESETS = ("strcnn_dtb", "fsta", "strcnn_dtb_choice", "strcnn")
 SIZES = ((1280, 720), (3840, 2160))
 GOALS = {(1280, 720): 500, (3840, 2160): 60}
-"""Frames a second of strcnn_dtb on an H200 (docs/kernels.md)."""
+"""Frames a second of strcnn_dtb on an H200 (docs/lab/performance.md)."""
 
 
 def run(arguments: argparse.Namespace, report: Report) -> None:
