@@ -138,7 +138,7 @@ def random_clip(time: int, batch: int = 1, seed: int = 0) -> jax.Array:
 @pytest.mark.parametrize("time", [1, pytest.param(2, marks=pytest.mark.stress), LONGEST])
 def test_stream_equals_clip_for_odd_sizes_and_lengths(name: str, size: str, time: int) -> None:
     model = compiled(name, size)
-    clip = random_clip(time)
+    clip = random_clip(time, batch=2)
     restored = model.restore(clip)
     chex.assert_shape(restored, clip.shape)
     chex.assert_type(restored, jnp.float32)
