@@ -282,8 +282,6 @@ STUDIES = {
             "width 24, 2+2 blocks": _large_blur(),
             "width 36": _large_blur(width=36),
             "4+4 blocks": _large_blur(blocks=4),
-            "scales 2-1": _large_blur(scales=(2, 1)),
-            "scales 4-2-1": _large_blur(scales=(4, 2, 1)),
             "clips of 8 frames": _large_blur({"frames": 8}),
             "attention": Variant(FSTA_SMALL, {"loss": "log_mse"}, {"scenes": "handheld"}),
         },

@@ -1,21 +1,20 @@
 """What weights gain by the size of the blur, what each size of a network adds, what gates take.
 
-    python -m benchmarks.quality scores --ckpt strcnn_dtb_pyramid runs/another
+    python -m benchmarks.quality scores --ckpt strcnn_dtb_choice runs/another
     python -m benchmarks.quality scores --ckpt RUN --highspeed X4K --only TEST03 TEST12 --taus 7 11
     python -m benchmarks.quality scores --ckpt RUN --blur --scenes --sharp phone.mp4
-    python -m benchmarks.quality levels --ckpt runs/pyramid --alone runs/narrow --blur 10 20
+    python -m benchmarks.quality levels --ckpt strcnn_dtb_choice --alone runs/narrow --blur 10 20
     python -m benchmarks.quality gates --ckpt strcnn_dtb_choice
 
 ``scores``: each line is an evaluation of its own (``evaluate.py``), kept with its report below
 ``--out``: a second start skips what is done. The scenes of the curve are rendered, 1280x720, from
 photographs that never train. Protocol ``jaxdeblur``: the uint8 frames that a user gets.
 
-``levels``: a level restores frames at its own size, and its residual, enlarged, is added at full
-size. For each level: the gain at its own size, and that at full size of it and all coarser ones; of
-a network that chooses between scales, with what the gates take. ``--alone`` runs a network of one
-scale at each of ``--scales`` by itself. A perfect level adds the true residual of its size. Scenes
-of the validation split; the first frames of each, as floats clipped to [0, 1], since no file holds
-what a level gives.
+``levels``: a level restores frames at its own size, and what the gates take of its residual,
+enlarged, is added at full size. For each level: the gain of it and all coarser ones, at its own
+size and at full size. ``--alone`` runs a network of one scale at each of ``--scales`` by itself. A
+perfect level adds the true residual of its size. Scenes of the validation split; the first frames
+of each, as floats clipped to [0, 1], since no file holds what a level gives.
 
 ``gates``: for each size the share of its residual that is taken, mean over cells, and the root mean
 square of that residual before a share is taken, in grey levels of its size. A sharp video that is
@@ -43,7 +42,6 @@ from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.evaluate import evaluate
-from jaxdeblur.models.coarse_to_fine import CoarseToFine
 from jaxdeblur.models.layers import enlarge, reduce_size
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
@@ -70,13 +68,6 @@ _SCENES = [f"rendered:{pixels}px" for pixels in (2, 10, 20, 40)]
 
 Gains: TypeAlias = Callable[[Clip, Clip], list[tuple[int, float, float]]]
 """Of (blurred, sharp): for each level its scale, the gain at its own size and at full size."""
-
-
-class Level(NamedTuple):
-    """One size, and what restores a clip of that size."""
-
-    scale: int
-    restore: Callable[[ReducedClip], ReducedClip]
 
 
 def main() -> None:
@@ -233,23 +224,17 @@ def levels(arguments: argparse.Namespace) -> None:
     sizes = set(arguments.scales if arguments.alone else ())
     for checkpoint in arguments.ckpt:
         model = load_model(checkpoint).model
-        if isinstance(model, CoarseToFine):
-            levels = zip(model.scales, model.levels, strict=True)
-            chain = [Level(scale, compiled(level)) for scale, level in levels]
-            rows[checkpoint] = [functools.partial(gains_of_chain, chain)]
-        elif isinstance(model, ScaleChoice):
-            chosen = compiled_levels(model)
-            rows[checkpoint] = [functools.partial(gains_of_choice, model.scales, chosen)]
-        else:
+        if not isinstance(model, ScaleChoice):
             raise UserError(f"--ckpt={checkpoint}: it has one scale; --alone takes such networks")
+        rows[checkpoint] = [functools.partial(gains, model.scales, compiled_levels(model))]
         sizes.update(model.scales)
     for checkpoint in arguments.alone:
         model = load_model(checkpoint).model
-        if isinstance(model, CoarseToFine | ScaleChoice):
+        if isinstance(model, ScaleChoice):
             raise UserError(f"--alone={checkpoint}: it has several scales; --ckpt takes such")
         restore = compiled(model)
         rows[f"{checkpoint}, each size alone"] = [
-            functools.partial(gains_of_chain, [Level(scale, restore)]) for scale in sizes
+            functools.partial(gains, [scale], at_scale(scale, restore)) for scale in sizes
         ]
 
     print(f"{jax.devices()[0].device_kind}; jax {jax.__version__}\n")
@@ -262,8 +247,9 @@ def levels(arguments: argparse.Namespace) -> None:
         for name, networks in rows.items():
             cells = {}
             for gains_of in networks:
-                gains = np.mean([gains_of(*clip) for clip in clips], axis=0)
-                for scale, own_size, full_size in gains:
+                for scale, own_size, full_size in np.mean(
+                    [gains_of(*clip) for clip in clips], axis=0
+                ):
                     cells[round(scale)] = f"{own_size:+.2f} / {full_size:+.2f}"
             show(blur, name, columns, cells)
         perfect = {
@@ -302,39 +288,27 @@ def compiled_levels(model: VideoRestorer) -> Callable[[Clip], tuple[ReducedClip,
     return lambda clip: run(parameters, clip)
 
 
-def gains_of_choice(
+def at_scale(
+    scale: int, restore: Callable[[ReducedClip], ReducedClip]
+) -> Callable[[Clip], tuple[ReducedClip, ...]]:
+    """``restore`` at one size."""
+    return lambda clip: (restore(reduce_size(clip, scale)),)
+
+
+def gains(
     scales: Sequence[int],
     restore: Callable[[Clip], tuple[ReducedClip, ...]],
     blurred: Clip,
     sharp: Clip,
 ) -> list[tuple[int, float, float]]:
-    """Of each level, with what the gates take of it and of the coarser ones."""
-    gains = []
+    """For each scale, of what ``restore`` gives there: its gain at its own size and at full."""
+    rows = []
     for scale, restored in zip(scales, restore(blurred), strict=True):
         reduced, target = reduce_size(blurred, scale), reduce_size(sharp, scale)
         whole = blurred + enlarge(restored - reduced, scale)
         at_own_size = decibels(restored, target) - decibels(reduced, target)
-        gains.append((scale, at_own_size, decibels(whole, sharp) - decibels(blurred, sharp)))
-    return gains
-
-
-def gains_of_chain(
-    chain: Sequence[Level], blurred: Clip, sharp: Clip
-) -> list[tuple[int, float, float]]:
-    """Of each level, after the coarser ones: its scale, the gain at its own size and at full."""
-    current, gains = blurred, []
-    for scale, restore in chain:
-        reduced, target = reduce_size(current, scale), reduce_size(sharp, scale)
-        restored = restore(reduced)
-        current = current + enlarge(restored - reduced, scale)
-        gains.append(
-            (
-                scale,
-                decibels(restored, target) - decibels(reduced, target),
-                decibels(current, sharp) - decibels(blurred, sharp),
-            )
-        )
-    return gains
+        rows.append((scale, at_own_size, decibels(whole, sharp) - decibels(blurred, sharp)))
+    return rows
 
 
 def perfect_gain(scale: int, blurred: Clip, sharp: Clip) -> float:
@@ -368,7 +342,7 @@ def gates(arguments: argparse.Namespace) -> None:
     """A row of shares and residuals for each data set."""
     model = load_model(arguments.ckpt).model
     if not isinstance(model, ScaleChoice):
-        raise UserError(f"--ckpt={arguments.ckpt}: has no gates (--choose-scale)")
+        raise UserError(f"--ckpt={arguments.ckpt}: has no gates: it has one scale")
     print("| data |" + "".join(f" share at 1/{scale} | residual |" for scale in model.scales))
     print("|---|" + "---|" * 2 * len(model.scales))
     for spec in arguments.data:

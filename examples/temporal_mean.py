@@ -34,7 +34,7 @@ class TemporalMeanConfig:
       width: channels.
       memory: the share of the past in the running mean.
       dtype: of the computation.
-      scales: the sizes at which the network runs, coarse to fine.
+      scales: the sizes at which the network runs; of several, gates choose between them.
     """
 
     width: int = 16

@@ -159,23 +159,6 @@ PRESETS: dict[str, Preset] = {
         training=_TWO_CORES,
         data=_NARROW,
     ),
-    "strcnn_dtb_pyramid": Preset(
-        about="strcnn_dtb_small at 1/2 and full size, after a wider network at 1/8 and 1/4, coarse "
-        "to fine (622 k parameters), for blur of up to 40 pixels.",
-        expect="Two CPU cores. Never trained in one go: the weights that ship came from nine "
-        "stages, four hours of one core, and gain 0.9 to 2.2 dB (docs/lab/coarse_to_fine.md).",
-        network=dataclasses.replace(_SMALL, scales=(8, 4, 2, 1), coarse_width=32, coarse_blocks=4),
-        training=dataclasses.replace(
-            _TWO_CORES,
-            steps=20_000,
-            batch_size=1,
-            crop=256,
-            learning_rate=5e-4,
-            loss="log_mse",
-            average=0.999,
-        ),
-        data=DataConfig(scenes="handheld", curriculum=0.3),
-    ),
     "strcnn_dtb_choice": Preset(
         about="STRCNN+DTB at width 32 with 4+4 blocks, the same at four sizes side by side, and "
         "gates that choose between them in every 16 x 16 pixels (363 k parameters), for blur of "
@@ -184,7 +167,7 @@ PRESETS: dict[str, Preset] = {
         "stages and fitted gates, three hours of one core, and gain 1.1 to 4.0 dB "
         "(docs/lab/recipe.md).",
         network=dataclasses.replace(
-            _SMALL, width=32, blocks=4, scales=(8, 4, 2, 1), choose_scale=True, share_levels=True
+            _SMALL, width=32, blocks=4, scales=(8, 4, 2, 1), share_levels=True
         ),
         training=dataclasses.replace(
             _TWO_CORES,

@@ -45,7 +45,6 @@ class FstaConfig:
       nonlocal_bytes: what fusion="nonlocal" may take.
       implementation: of eq. 1-2 and 5-6 (``kernels``).
       dtype: of the computation; parameters and output are float32.
-      scales: the sizes at which the network runs, coarse to fine (models/coarse_to_fine.py).
     """
 
     window: int = 5
@@ -68,7 +67,6 @@ class FstaConfig:
     nonlocal_bytes: int = 2**30
     implementation: Implementation = "auto"
     dtype: str = "float32"
-    scales: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         def require(holds: bool, field: str, what: str) -> None:

@@ -23,7 +23,7 @@ def grow(
 ) -> Parameters:
     """The parameters of ``small`` for a network of ``large``, which gives the same images.
 
-    Both are at one scale: of a pyramid, those of one level (``at_scale``).
+    Both are at one scale: of a network at several, those of one level (``level_config``).
 
     Args:
       parameters: of the smaller network, by name.

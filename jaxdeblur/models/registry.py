@@ -13,7 +13,6 @@ from typing import Any
 from flax import nnx
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.coarse_to_fine import CoarseToFine, scales_of
 from jaxdeblur.models.fsta import Fsta
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.peers.dbn import Dbn, DbnConfig
@@ -24,7 +23,7 @@ from jaxdeblur.models.peers.srn import Srn, SrnConfig
 from jaxdeblur.models.peers.stfan import Stfan, StfanConfig
 from jaxdeblur.models.peers.strcnn_simdeblur import SimDeblurStrcnn, SimDeblurStrcnnConfig
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.models.scale_choice import ScaleChoice
+from jaxdeblur.models.scale_choice import ScaleChoice, scales_of
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.options import from_json
 
@@ -68,9 +67,7 @@ def build(config: Any, seed: int = 0) -> VideoRestorer:
     _refuse_absurd(config)
     rngs = nnx.Rngs(seed)
     if scales_of(config) != (1,):
-        if getattr(config, "choose_scale", False):
-            return ScaleChoice(config, construct, rngs=rngs)
-        return CoarseToFine(config, construct, rngs=rngs)
+        return ScaleChoice(config, construct, rngs=rngs)
     return construct(config, rngs)
 
 
@@ -100,12 +97,28 @@ def network_to_json(network: Any) -> dict[str, Any]:
 
 
 def network_from_json(values: Any, where: str) -> Any:
-    """The config that ``network_to_json`` wrote; :class:`UserError` says what does not fit."""
+    """The config that ``network_to_json`` wrote, with this version or an earlier one.
+
+    Raises:
+      UserError: ``where`` has another kind, or what does not fit it.
+    """
     kind = values.get("kind") if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in kinds():
         raise UserError(
             f"{where}: the network's kind is {kind!r}, not one of {', '.join(sorted(kinds()))}; if "
             "it is of an extension, name its file with --extension"
         )
+    config = kinds()[kind]
+    known = {field.name for field in dataclasses.fields(config)}
     fields = {name: value for name, value in values.items() if name != "kind"}
-    return from_json(kinds()[kind], fields, f"{where}: network")
+    # What version 0.1 wrote besides. Its chains of levels, coarse to fine, had other values here.
+    several = fields.get("scales", [1]) != [1]
+    besides = {"scales": [1], "choose_scale": several, "coarse_width": 0, "coarse_blocks": 0}
+    for name in (name for name in besides if name in fields and name not in known):
+        if fields[name] != besides[name]:
+            raise UserError(
+                f"{where}: {name}={str(fields[name])[:40]} is of a chain of levels, coarse to "
+                "fine, which version 0.1 restores"
+            )
+        del fields[name]
+    return from_json(config, fields, f"{where}: network")

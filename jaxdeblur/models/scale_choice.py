@@ -7,30 +7,25 @@ where some of the blur is of the range that it knows, and gates say, cell by cel
 of each level's residual: of one, of several in part, or of none where nothing is blurred.
 
 This is a mixture of experts (Jacobs et al., "Adaptive mixtures of local experts", Neural
-Computation 1991) over a pyramid. Against ``CoarseToFine`` no level waits for another, so the
-look-ahead is that of one level.
+Computation 1991) over a pyramid. No level waits for another, so the look-ahead is that of one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.coarse_to_fine import (
-    ConstructLevel,
-    SeveralScales,
-    StepOfLevel,
-    check_scales,
-    level_configs,
-)
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.layers import (
     LEAK,
@@ -40,8 +35,8 @@ from jaxdeblur.models.layers import (
     enlarge,
     reduce_size,
 )
-from jaxdeblur.models.restorer import State
-from jaxdeblur.shapes import Clip, Frame, ReducedClip
+from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.shapes import Clip, Features, Frame, Parameters, ReducedClip
 
 GATE_WIDTH = 48
 """Channels of the gates' features."""
@@ -57,6 +52,14 @@ _LEAST_ACTIVITY = 1e-2  # Of features, which are ten times as large.
 
 ReducedImages: TypeAlias = Float[Array, "*leading _ _ 3"]
 CellMaps: TypeAlias = Float[Array, "*leading _ _ _"]
+
+ConstructLevel: TypeAlias = Callable[[Any, nnx.Rngs], VideoRestorer]
+"""How the network of a level is made from its config: ``registry.construct``."""
+
+StepOfLevel: TypeAlias = Callable[
+    [VideoRestorer, State, Frame, jax.Array], tuple[State, Frame, Features | None]
+]
+"""How a level is stepped, as by its ``step_with_features``: whole, or in tiles (tiling.py)."""
 
 
 class StreamState(NamedTuple):
@@ -175,44 +178,62 @@ class Gates(nnx.Module):
         return stretched + lax.stop_gradient(jnp.clip(stretched, 0.0, 1.0) - stretched)
 
 
-class ScaleChoice(SeveralScales):
+class ScaleChoice(VideoRestorer):
     """A network at each of ``config.scales`` and the gates that choose between them.
 
-    The levels are those of ``CoarseToFine``: with weights of their own or shared, each the network
-    of ``config.at_scale``.
+    Every level has weights of its own, unless the config says ``share_levels``.
+
+    Attributes:
+      scales: the sizes, coarse to fine.
+      levels: the network of each.
+      gates: choose between them.
 
     Raises:
-      UserError: the scales are not powers of two next to each other, or the levels look ahead
-        differently far.
+      UserError: the scales are not powers of two that halve from one to the next and end at 1.
     """
 
     def __init__(self, config: Any, construct: ConstructLevel, *, rngs: nnx.Rngs) -> None:
-        check_scales(config.scales)
-        if any(coarse != 2 * fine for coarse, fine in itertools.pairwise(config.scales)):
-            raise UserError(
-                f"to choose between scales, each is half of the one before, not {config.scales}"
-            )
+        scales = config.scales
+        halving = all(coarse == 2 * fine for coarse, fine in itertools.pairwise(scales))
+        if not scales or scales[-1] != 1 or not halving:
+            raise UserError(f"of scales each is half of the one before, down to 1, not {scales}")
         self.config = config
-        self.scales = config.scales
-        levels = [construct(level, rngs) for level in level_configs(config)]
+        self.scales = scales
+        levels = [construct(level_config(config), rngs) for _ in range(level_count(config))]
         # With shared weights there is one, which is every level.
         self.levels = nnx.List(levels * (len(config.scales) // len(levels)))
         self.gates = Gates(
             config.scales, [level.feature_channels for level in self.levels], rngs=rngs
         )
         self.lookahead = levels[0].lookahead
-        if any(level.lookahead != self.lookahead for level in levels):
-            raise UserError("to choose between scales, all levels look ahead as far")
-        self.multiple = max(
-            scale * math.lcm(level.multiple, 2)
-            for scale, level in zip(self.scales, self.levels, strict=True)
-        )
+        self.multiple = scales[0] * math.lcm(levels[0].multiple, 2)
 
     @property
     def context(self) -> tuple[int, int]:
-        """As far as any level's reaches."""
-        before, after = zip(*(level.context for level in self.levels), strict=True)
-        return max(before), max(after)
+        """As far as a level's reaches."""
+        return self.levels[0].context
+
+    def spread_over(self, mesh: Mesh) -> None:
+        """Tells every level."""
+        for level in self.levels:
+            level.spread_over(mesh)
+
+    def save_memory(self) -> None:
+        """Tells every level."""
+        for level in self.levels:
+            level.save_memory()
+
+    def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
+        """The frames at each size, coarse to fine, with what is taken of it and of those before."""
+        height, width = clip.shape[-3:-1]
+        # The padding is computed with the clip, not cropped between the levels, as in the stream.
+        return tuple(
+            level[:, :, : -(-height // scale), : -(-width // scale)]
+            for scale, level in zip(self.scales, self._levels(self.pad(clip)), strict=True)
+        )
+
+    def _restore_clip(self, clip: Clip) -> Clip:
+        return self._levels(clip)[-1]
 
     def _levels(self, clip: Clip) -> list[ReducedClip]:
         return self._choose(*self.reduce_and_restore(clip))
@@ -259,10 +280,15 @@ class ScaleChoice(SeveralScales):
             waiting=jnp.zeros((batch, self.lookahead + 1, height, width, 3)),
         )
 
+    def _step(
+        self, state: StreamState, frame: Frame, repeated: jax.Array
+    ) -> tuple[StreamState, Frame]:
+        return self.step_levels(_step_whole, state, frame, repeated)
+
     def step_levels(
         self, step_level: StepOfLevel, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
-        """All levels on the same frame, then the choice between them."""
+        """All levels on the same frame, each by ``step_level``, then the choice between them."""
         waiting = jnp.concatenate([state.waiting[:, 1:], frame[:, None]], axis=1)
         states, restored = [], []
         for scale, level, before in zip(self.scales, self.levels, state.levels, strict=True):
@@ -278,3 +304,67 @@ class ScaleChoice(SeveralScales):
         """What the finest level says of the clip."""
         explain = explainer(self.levels[-1])
         return explain(self.pad(clip)) if explain else Explanation()
+
+
+def _step_whole(
+    level: VideoRestorer, state: State, frame: Frame, repeated: jax.Array
+) -> tuple[State, Frame, Features | None]:
+    return level.step_with_features(state, frame, repeated)
+
+
+def scales_of(config: Any) -> tuple[int, ...]:
+    """The scales of a network's config; one where it has no such field, as most have not."""
+    return getattr(config, "scales", (1,))
+
+
+def level_count(config: Any) -> int:
+    """How many levels with parameters of their own a network of ``config`` has."""
+    return 1 if getattr(config, "share_levels", False) else len(scales_of(config))
+
+
+def level_config(config: Any) -> Any:
+    """The config of the network that every level is."""
+    of_one = {"scales": (1,), "share_levels": False}
+    return dataclasses.replace(
+        config, **{name: value for name, value in of_one.items() if hasattr(config, name)}
+    )
+
+
+def level_parameters(parameters: Parameters, config: Any) -> list[Parameters]:
+    """The parameters of every level that has some, named as those of a network at one scale."""
+    if scales_of(config) == (1,):
+        return [parameters]
+    prefixes = [f"levels/{i}/" for i in range(level_count(config))]
+    return [
+        {name.removeprefix(p): a for name, a in parameters.items() if name.startswith(p)}
+        for p in prefixes
+    ]
+
+
+def join_levels(levels: Sequence[Parameters], config: Any) -> Parameters:
+    """The parameters of a network of ``config`` from those of its levels (``gates`` apart)."""
+    if scales_of(config) == (1,):
+        return levels[0]
+    return {f"levels/{i}/{name}": a for i, level in enumerate(levels) for name, a in level.items()}
+
+
+def gates(parameters: Parameters) -> Parameters:
+    """The parameters that choose between the scales; empty where there are none."""
+    return {name: array for name, array in parameters.items() if name.startswith("gates/")}
+
+
+def for_levels(levels: list[Parameters], config: Any) -> list[Parameters]:
+    """The parameters of one network's levels for as many as one of ``config`` has.
+
+    Blur looks alike at every size: the coarse levels are taken in order, the finest is repeated. It
+    is also the one that levels with shared weights take.
+
+    Raises:
+      UserError: there are more levels than places for them.
+    """
+    count = level_count(config)
+    if count == 1 and scales_of(config) != (1,):
+        return levels[-1:]
+    if len(levels) > count:
+        raise UserError(f"it has {len(levels)} levels, more than the {count} here")
+    return levels + levels[-1:] * (count - len(levels))

@@ -23,9 +23,6 @@ from jaxdeblur.models.layers import Conv, ResidualBlock, activation, depth_to_sp
 from jaxdeblur.models.restorer import VideoRestorer, replicate_ends
 from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame
 
-COARSE = 4
-"""From 1/4 of the size on a level is coarse: it costs a sixteenth of the finest, or less."""
-
 
 @dataclasses.dataclass(frozen=True)
 class StrcnnConfig:
@@ -47,13 +44,9 @@ class StrcnnConfig:
       residual: the network's output is added to the blurred frame.
       leak: slope of the ReLU for negative values.
       dtype: of the computation; parameters and output are float32.
-      scales: the sizes at which the network runs, coarse to fine (models/coarse_to_fine.py).
-      choose_scale: every scale restores the blurred frames themselves, and gates choose between
-        them cell by cell (models/scale_choice.py); else each starts from what the coarser one
-        restored.
+      scales: the sizes at which the network runs, as 8 4 2 1; of several, gates choose between
+        them cell by cell (models/scale_choice.py).
       share_levels: the same weights at every one of the scales.
-      coarse_width: width at 1/4 of the size and below, where width costs little; 0: as above.
-      coarse_blocks: blocks there; 0: as above.
     """
 
     m: int = 2
@@ -68,10 +61,7 @@ class StrcnnConfig:
     leak: float = 0.0
     dtype: str = "float32"
     scales: tuple[int, ...] = (1,)
-    choose_scale: bool = False
     share_levels: bool = False
-    coarse_width: int = 0
-    coarse_blocks: int = 0
 
     def __post_init__(self) -> None:
         if self.m < 0:
@@ -84,26 +74,6 @@ class StrcnnConfig:
             raise UserError("without recurrence (--no-recurrent) there is --blending=none only")
         if self.head_width < 0:
             raise UserError(f"head_width is 0 or more channels, not {self.head_width}")
-        if self.coarse_width < 0 or self.coarse_width % 2:
-            raise UserError(f"coarse_width is even, 0 or more channels, not {self.coarse_width}")
-        if self.coarse_blocks < 0:
-            raise UserError(f"coarse_blocks is 0 or more, not {self.coarse_blocks}")
-        if self.share_levels and (self.coarse_width or self.coarse_blocks):
-            raise UserError("share_levels: levels of different sizes can't share their weights")
-
-    def at_scale(self, scale: int) -> StrcnnConfig:
-        """The config of the network that runs at 1/``scale`` of the size."""
-        coarse = scale >= COARSE
-        return dataclasses.replace(
-            self,
-            width=self.coarse_width if coarse and self.coarse_width else self.width,
-            blocks=self.coarse_blocks if coarse and self.coarse_blocks else self.blocks,
-            scales=(1,),
-            choose_scale=False,
-            share_levels=False,
-            coarse_width=0,
-            coarse_blocks=0,
-        )
 
 
 HalfFeatures: TypeAlias = Float[Array, "B h w C_half"]

@@ -25,8 +25,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.coarse_to_fine import SeveralScales
 from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.options import frame_size
 from jaxdeblur.shapes import Features, Frame
 
@@ -77,13 +77,13 @@ def parse_tiles(text: str) -> TileGrid | None:
 def halo_of(model: VideoRestorer) -> int:
     """Pixels that a tile reads beyond each of its sides: a step's receptive field, rounded up.
 
-    Of a network at several scales, the largest of its levels', each in pixels of its own frames.
+    Of a network at several scales, that of each level, in pixels of its own frames.
 
     Raises:
       UserError: the model cannot run in tiles.
     """
-    if isinstance(model, SeveralScales):
-        return max(halo_of(level) for level in model.levels)
+    if isinstance(model, ScaleChoice):
+        return halo_of(model.levels[0])
     return model.round_up(model.receptive_radius)
 
 
@@ -107,7 +107,7 @@ class TileGrid:
         """``model.step``, tile after tile: the same result, with the memory of one tile."""
         height, width = frame.shape[-3:-1]
         padded, ended = model.pad(frame), jnp.asarray(repeated)
-        if isinstance(model, SeveralScales):
+        if isinstance(model, ScaleChoice):
             state, restored = model.step_levels(self._step_tiles, state, padded, ended)
         else:
             state, restored, _ = self._step_tiles(model, state, padded, ended)

@@ -33,12 +33,11 @@ from jaxdeblur.data.batches import batches
 from jaxdeblur.data.sources import DataConfig, training_sources
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import replace_when_whole, write_json
-from jaxdeblur.models.coarse_to_fine import gates
 from jaxdeblur.models.layers import enlarge
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.models.scale_choice import ScaleChoice
+from jaxdeblur.models.scale_choice import ScaleChoice, gates
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import ClusterConfig, Parser, add_fields, read_fields
 from jaxdeblur.shapes import Clip, Parameters
@@ -202,9 +201,7 @@ def main() -> None:
     if not isinstance(loaded.network, StrcnnConfig):
         kind = type(loaded.network).__name__
         raise UserError(f"{arguments.start}: gates choose between the sizes of STRCNNs, not {kind}")
-    network = dataclasses.replace(
-        loaded.network, scales=tuple(arguments.scales), choose_scale=True, share_levels=True
-    )
+    network = dataclasses.replace(loaded.network, scales=tuple(arguments.scales), share_levels=True)
     model = build(network, seed=config.seed)
     rebuild, drawn = split(model)
     if config.crop % model.multiple:

@@ -8,7 +8,7 @@ _FOLDER = Path(__file__).parent
 
 # Best first. What runs at all runs on a CPU too, so there is one list for every device until
 # weights ship that need a GPU to restore in reasonable time.
-_BEST_FIRST = ("strcnn_dtb_choice", "strcnn_dtb_pyramid")
+_BEST_FIRST = ("strcnn_dtb_choice",)
 
 
 def names() -> list[str]:

@@ -7,16 +7,16 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.coarse_to_fine import (
-    for_levels,
-    gates,
-    join_levels,
-    level_configs,
-    level_parameters,
-)
 from jaxdeblur.models.growth import grow
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.scale_choice import (
+    for_levels,
+    gates,
+    join_levels,
+    level_config,
+    level_parameters,
+)
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.weights.load import check_fits, load_model
@@ -33,8 +33,8 @@ def starting_parameters(
     """The parameters of ``source`` for ``model``.
 
     ``model`` may have more levels (``for_levels``) and, if they are STRCNNs and it ``may_grow``,
-    wider and deeper ones (``grow``), and choose between them where ``source`` does not or has other
-    scales: then ``template`` are its parameters as they are drawn, and its gates stay so.
+    wider and deeper ones (``grow``), and other scales than ``source``: then ``template`` are its
+    parameters as they are drawn, and its gates stay so.
 
     Raises:
       UserError: they do not fit the network; it names ``option``.
@@ -44,20 +44,15 @@ def starting_parameters(
     try:
         theirs = for_levels(level_parameters(whole, loaded.network), model.config)
         if may_grow:
+            small, large = level_config(loaded.network), level_config(model.config)
+            drawn = level_parameters(template, model.config)
             theirs = [
-                _grown(*level)
-                for level in zip(
-                    theirs,
-                    for_levels(level_configs(loaded.network), model.config),
-                    level_parameters(template, model.config),
-                    level_configs(model.config),
-                    strict=True,
-                )
+                _grown(level, small, fresh, large)
+                for level, fresh in zip(theirs, drawn, strict=True)
             ]
     except UserError as error:
         raise UserError(f"{option}={source}: {error}") from error
     drawn_gates = may_grow and loaded.model.scales != model.scales
-    drawn_gates = drawn_gates or (may_grow and not gates(whole))
     chosen_by = gates(template) and gates(template if drawn_gates else whole)
     joined = join_levels(theirs, model.config) | chosen_by
     check_fits(template, joined, f"{option}={source}")

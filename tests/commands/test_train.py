@@ -223,7 +223,7 @@ def test_bad_options_are_one_line(
 def test_weights_start_another_run_at_every_scale(whole: Path, tmp_path: Path) -> None:
     weights = tmp_path / "start.safetensors"
     export_weights(load_model(whole), weights, half=True)
-    folder = tmp_path / "pyramid"
+    folder = tmp_path / "choice"
     run(*TINY, "--steps=1", f"--out={folder}", f"--start-from={weights}", "--scales", "2", "1",
         "--learning-rate=1e-9")  # fmt: skip
     for stage in ("begun", "resumed", "begun anew"):
@@ -300,7 +300,6 @@ def test_weights_that_do_not_say_how_they_were_trained_are_named(
     for arguments, said in (
         ([str(bare)], r"bare\.safetensors.*: data: a JSON object was expected"),
         ([str(whole), f"--after={bare}"], r"bare\.safetensors.*: does not say how it was trained"),
-        ([str(whole), "--coarse-below=2"], "--coarse-from=RUN"),
         ([str(whole), "--extension=nowhere.py"], "no such Python file"),
     ):
         command = ["export", arguments[0], str(file), "--licence=free", *arguments[1:]]

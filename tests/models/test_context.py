@@ -27,8 +27,7 @@ FSTA = dataclasses.replace(
     fusion="concat",
 )
 LIVE = dataclasses.replace(FSTA, window=4, causal=True)
-FINE = dataclasses.replace(STRCNN, m=1, scales=(2, 1))
-CHOICE = dataclasses.replace(FINE, choose_scale=True)
+CHOICE = dataclasses.replace(STRCNN, m=1, scales=(2, 1))
 
 
 def random_clip(frames: int) -> jax.Array:
@@ -56,7 +55,7 @@ def test_what_is_inside_sees_the_frames_around_it(network: Any, time: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("network", "context"), [(FINE, (2, 2)), (CHOICE, (1, 1)), (LIVE, (3, 0)), (STRCNN, (2, 2))]
+    ("network", "context"), [(CHOICE, (1, 1)), (LIVE, (3, 0)), (STRCNN, (2, 2))]
 )
 def test_the_loss_compares_what_is_inside_alone(network: Any, context: tuple[int, int]) -> None:
     model = models.build(network)

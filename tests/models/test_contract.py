@@ -68,8 +68,6 @@ NARROW = {
     "extract_blocks": 1,
     "blocks": 2,
     "head_width": 8,
-    "coarse_width": 12,
-    "coarse_blocks": 1,
     "window": 5,
     "widths": 8,
     "growths": 4,
@@ -92,7 +90,9 @@ def narrow(network: Any) -> Any:
 
     held = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
     less = {name: least(held[name], most) for name, most in NARROW.items() if name in held}
-    return dataclasses.replace(network, **less, scales=network.scales[-2:])
+    if "scales" in held:
+        less["scales"] = held["scales"][-2:]
+    return dataclasses.replace(network, **less)
 
 
 class Compiled:

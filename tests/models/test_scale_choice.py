@@ -23,10 +23,10 @@ from jaxdeblur.weights.load import LoadedModel
 from jaxdeblur.weights.save import export_weights
 from jaxdeblur.weights.start import starting_parameters
 
-CHAIN = StrcnnConfig(
+CHOICE = StrcnnConfig(
     m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1, scales=(4, 2, 1)
 )
-CHOICE = dataclasses.replace(CHAIN, choose_scale=True)
+ONE_SCALE = dataclasses.replace(CHOICE, scales=(1,))
 FIRM = 30.0  # A gate's logit at which it takes all, or with a minus nothing.
 
 
@@ -69,12 +69,19 @@ def test_gates_open_for_one_level_give_what_it_restores_by_itself(scale: int) ->
 
 def test_no_level_waits_for_another() -> None:
     assert models.build(CHOICE).lookahead == CHOICE.m
-    assert models.build(CHAIN).lookahead == CHOICE.m * len(CHAIN.scales)
 
 
-def test_each_scale_is_half_of_the_one_before() -> None:
+def test_levels_may_share_their_weights() -> None:
+    _, parameters = split(models.build(dataclasses.replace(CHOICE, share_levels=True)))
+    _, of_one = split(models.build(ONE_SCALE))
+    levels = {name for name in parameters if not name.startswith("gates/")}
+    assert levels == {f"levels/0/{name}" for name in of_one}
+
+
+@pytest.mark.parametrize("scales", [(), (2,), (1, 2), (4, 1), (6, 3, 1), (4, 4, 2, 1), (0, 1)])
+def test_each_scale_is_half_of_the_one_before(scales: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="each is half"):
-        models.build(dataclasses.replace(CHOICE, scales=(4, 1)))
+        models.build(dataclasses.replace(CHOICE, scales=scales))
 
 
 def test_a_gate_knows_of_the_whole_frame_and_of_no_other() -> None:
@@ -126,17 +133,17 @@ def test_the_gates_alone_can_be_trained() -> None:
         initial_train_state(dataclasses.replace(config, train_only="kernel"), parameters)
 
 
-def test_it_starts_from_a_chain_or_from_one_network(tmp_path: Path) -> None:
+def test_it_starts_from_one_network_or_from_several(tmp_path: Path) -> None:
     """The levels come from there, the gates are new, unless it has the same ones."""
     rebuild, drawn = split(models.build(CHOICE, seed=1))
-    for config in (CHAIN, dataclasses.replace(CHAIN, scales=(1,)), CHOICE):
+    for config in (ONE_SCALE, dataclasses.replace(CHOICE, scales=(2, 1)), CHOICE):
         there = models.build(config, seed=2)
         path = tmp_path / "there.safetensors"
         export_weights(LoadedModel(there, "test", config, 7, "test", {}), path)
         started = starting_parameters(rebuild(drawn), drawn, str(path), may_grow=True)
-        finest = {"levels/2/" if config.scales != (1,) else ""}.pop()
+        finest = f"levels/{len(config.scales) - 1}/" if config != ONE_SCALE else ""
         theirs = split(there)[1]
         for name in ("stem/kernel", "head/bias"):
             assert np.array_equal(started[f"levels/2/{name}"], theirs[finest + name])
         gate = "gates/join/kernel"
-        assert np.array_equal(started[gate], theirs.get(gate, drawn[gate]))
+        assert np.array_equal(started[gate], (theirs if config == CHOICE else drawn)[gate])

@@ -168,64 +168,6 @@ def test_a_bad_config_is_named(field: str, value: int) -> None:
         StrcnnConfig(**{field: value})
 
 
-@pytest.mark.parametrize("scales", [(), (2,), (1, 2), (3, 1), (4, 4, 1), (0, 1)])
-def test_bad_scales_are_named(scales: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match="scales"):
-        models.build(StrcnnConfig(scales=scales))
-
-
-@pytest.mark.stress
-def test_coarse_to_fine_starts_each_level_from_what_the_coarser_one_restored() -> None:
-    config = StrcnnConfig(m=1, width=4, blocks=1, residual=True, scales=(2, 1))
-    model = models.build(config)
-    clip = jnp.asarray(np.random.default_rng(0).random((1, 3, 20, 24, 3)), jnp.float32)
-    coarse, fine = model.restore_levels(clip)
-    assert coarse.shape == (1, 3, 10, 12, 3)
-    assert fine.shape == clip.shape
-    model.levels[1].head.kernel[...] = 0 * model.levels[1].head.kernel[...]
-    # A fine level that adds nothing leaves the enlarged residual of the coarse one.
-    reduced = clip.reshape(1, 3, 10, 2, 12, 2, 3).mean((3, 5))
-    enlarged = jax.image.resize(coarse - reduced, clip.shape, "bilinear")
-    np.testing.assert_allclose(model.restore_clip(clip), clip + enlarged, atol=1e-6)
-    # What is explained is what the finest level sees: not the blurred clip.
-    fine = model.levels[1]
-    explained = model.explain_clip(clip).blending_weights
-    starting, blurred = (
-        fine.explain_clip(frames).blending_weights for frames in (clip + enlarged, clip)
-    )
-    np.testing.assert_allclose(explained, starting, atol=1e-6)
-    assert float(jnp.abs(explained - blurred).max()) > 1e-4
-
-
-def test_levels_may_share_their_weights() -> None:
-    config = StrcnnConfig(m=1, width=4, blocks=1, residual=True, scales=(2, 1), share_levels=True)
-    model = models.build(config)
-    clip = jnp.asarray(np.random.default_rng(0).random((1, 3, 20, 24, 3)), jnp.float32)
-    coarse, fine = model.restore_levels(clip)
-    rebuild, parameters = split(model)
-    # The same weights as a network at one scale, which restores both sizes in turn.
-    level, of_one = split(models.build(dataclasses.replace(config, scales=(1,))))
-    assert set(parameters) == {f"levels/0/{name}" for name in of_one}
-    alone = level({name: parameters[f"levels/0/{name}"] for name in of_one})
-    reduced = clip.reshape(1, 3, 10, 2, 12, 2, 3).mean((3, 5))
-    np.testing.assert_allclose(coarse, alone.restore_clip(reduced), atol=1e-6)
-    enlarged = jax.image.resize(coarse - reduced, clip.shape, "bilinear")
-    assert float(jnp.abs(enlarged).max()) > 1e-3
-    np.testing.assert_allclose(fine, alone.restore_clip(clip + enlarged), atol=1e-6)
-    np.testing.assert_allclose(rebuild(parameters).restore_clip(clip), fine, atol=1e-6)
-
-
-def test_coarse_levels_may_be_larger() -> None:
-    config = dataclasses.replace(SMALL, scales=(8, 4, 2, 1), coarse_width=6, coarse_blocks=3)
-    sizes = [(level.config.width, level.config.blocks) for level in models.build(config).levels]
-    assert sizes == [(6, 3), (6, 3), (SMALL.width, SMALL.blocks), (SMALL.width, SMALL.blocks)]
-    with pytest.raises(UserError, match="share_levels"):
-        dataclasses.replace(config, share_levels=True)
-    for field, wrong in (("coarse_width", 3), ("coarse_blocks", -1)):
-        with pytest.raises(UserError, match=field):
-            dataclasses.replace(SMALL, **{field: wrong})
-
-
 @pytest.mark.parametrize("head_width", [0, 4])
 def test_one_step_reads_as_far_as_it_says(head_width: int) -> None:
     """``receptive_radius`` decides the halo of tiles: too small a one would show seams."""

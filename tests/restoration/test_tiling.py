@@ -20,10 +20,7 @@ from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.restoration.tiling import TileGrid, halo_of, parse_tiles
 
 STRCNN = StrcnnConfig(m=1, width=4, blocks=1, head_width=4, residual=True)
-COARSE_TO_FINE = StrcnnConfig(
-    m=1, width=4, blocks=1, head_width=0, residual=True, blending="none", scales=(2, 1)
-)
-CHOICE = dataclasses.replace(STRCNN, scales=(4, 2, 1), choose_scale=True, share_levels=True)
+CHOICE = dataclasses.replace(STRCNN, scales=(4, 2, 1), share_levels=True)
 
 ATTENTION = FstaConfig(
     window=3,
@@ -62,14 +59,8 @@ def clip(height: int, width: int, frames: int = 3) -> np.ndarray:
     ("config", "size", "tile"),
     [
         (STRCNN, (97, 101), (16, 32)),
-        pytest.param(COARSE_TO_FINE, (18, 190), (16, 24), marks=pytest.mark.stress),
         (CHOICE, (97, 101), (16, 32)),
-        pytest.param(
-            dataclasses.replace(ATTENTION, scales=(2, 1)),
-            (34, 150),
-            (16, 24),
-            marks=pytest.mark.stress,
-        ),
+        pytest.param(ATTENTION, (34, 150), (16, 24), marks=pytest.mark.stress),
     ],
 )
 def test_tiles_equal_the_whole_frame(config, size, tile):
@@ -142,9 +133,8 @@ def test_the_halo_covers_what_a_step_reads_and_little_more():
 
 def test_models_that_need_whole_frames_refuse_tiles():
     whole_frames = dataclasses.replace(ATTENTION, fusion="nonlocal")
-    for config in (whole_frames, dataclasses.replace(whole_frames, scales=(2, 1))):
-        with pytest.raises(UserError, match="tiles"):
-            restored(models.build(config), clip(16, 16, 1), TileGrid(8, 8))
+    with pytest.raises(UserError, match="tiles"):
+        restored(models.build(whole_frames), clip(16, 16, 1), TileGrid(8, 8))
 
 
 def test_tiles_take_less_memory():

@@ -27,7 +27,7 @@ from jaxdeblur.weights.save import export_weights
 pytestmark = pytest.mark.stress
 
 ONE_SCALE = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
-CHOICE = dataclasses.replace(ONE_SCALE, scales=(2, 1), choose_scale=True, share_levels=True)
+CHOICE = dataclasses.replace(ONE_SCALE, scales=(2, 1), share_levels=True)
 
 
 def logit(share: float) -> float:

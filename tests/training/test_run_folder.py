@@ -9,6 +9,8 @@ import pytest
 
 from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.fsta_config import FSTA_SMALL
+from jaxdeblur.models.registry import network_from_json, network_to_json
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig
@@ -32,9 +34,23 @@ def test_runs_of_earlier_versions_are_read(tmp_path: Path) -> None:
     RUN.write(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     del values["start_from"], values["data"]["sharp_input"], values["training"]["train_only"]
+    values["network"] |= {"choose_scale": True, "coarse_width": 0, "coarse_blocks": 0}
     (tmp_path / "config.json").write_text(json.dumps({**values, "jaxdeblur": "0.1.0"}))
     read = Run.read(tmp_path)
     assert (read.start_from, read.data, read.training) == (None, RUN.data, RUN.training)
+
+
+def test_a_chain_of_levels_is_refused() -> None:
+    """Version 0.1 had such networks, and wrote their fields for others too."""
+    old = network_to_json(RUN.network) | {"coarse_width": 0, "choose_scale": True}
+    for wrong in ({"choose_scale": False}, {"coarse_width": 32}):
+        with pytest.raises(UserError, match=r"here: .* which version 0\.1 restores"):
+            network_from_json(old | wrong, "here")
+    assert network_from_json(old, "here") == RUN.network
+    attention = network_to_json(FSTA_SMALL)
+    assert network_from_json(attention | {"scales": [1]}, "here") == FSTA_SMALL
+    with pytest.raises(UserError, match=r"here: scales=\[2, 1\] is of a chain of levels"):
+        network_from_json(attention | {"scales": [2, 1]}, "here")
 
 
 def test_what_does_not_fit_is_named_with_its_file(tmp_path: Path) -> None:

@@ -23,10 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def all_data(metadata: dict[str, Any]) -> list[dict[str, Any]]:
     """What every run had that the weights come from."""
-    runs = [metadata, *metadata["after"]]
-    if "coarse levels" in metadata:
-        runs.append(metadata["coarse levels"])
-    return [run["data"] for run in runs]
+    return [run["data"] for run in (metadata, *metadata["after"])]
 
 
 every_weights = pytest.mark.parametrize("name", shipped.names())

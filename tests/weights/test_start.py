@@ -25,7 +25,6 @@ from jaxdeblur.weights.save import export_weights
 from jaxdeblur.weights.start import starting_parameters
 
 TINY = StrcnnConfig(width=4, blocks=1, m=1)
-TALL = ["--scales", "8", "4", "2", "1"]
 
 
 def parameters(model: VideoRestorer) -> dict[str, np.ndarray]:
@@ -82,58 +81,30 @@ def test_a_wider_and_deeper_network_begins_as_the_small_one_ends(weights: Any) -
             begun(small, **wrong)
 
 
-def test_each_level_grows_as_far_as_it_has_to(weights: Any) -> None:
-    """A network at one scale starts a pyramid whose coarse level is larger."""
+def test_each_level_grows(weights: Any) -> None:
+    """A network at one scale starts a wider and deeper one at two."""
     small = weights("small", 1)
-    grown = begun(small, scales=(4, 1), coarse_width=6, coarse_blocks=2)
+    grown = begun(small, scales=(2, 1), width=6, blocks=2)
     expected = restored(load_model(small).model)
-    for level, width in zip(grown.levels, (6, 4), strict=True):
-        assert level.config.width == width
+    for level in grown.levels:
+        assert level.config.width == 6
         np.testing.assert_array_equal(restored(level), expected)
 
 
-def test_a_pyramid_makes_a_taller_one(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pyramid = weights("two", 1, scales=(2, 1))
-    taller = exported(monkeypatch, pyramid, "--scales", "4", "2", "1")
-    assert taller.network.scales == (4, 2, 1)
-    two, three = parameters(load_model(pyramid).model), parameters(begun(pyramid, scales=(4, 2, 1)))
+def test_two_levels_start_three(weights: Any) -> None:
+    pair = weights("pair", 1, scales=(2, 1))
+    two, three = parameters(load_model(pair).model), parameters(begun(pair, scales=(4, 2, 1)))
     assert any(np.any(two[n] != two[n.replace("levels/0", "levels/1")]) for n in two)
     # The coarsest stays the coarsest; the finest is repeated.
-    for name, array in parameters(taller.model).items():
-        level, rest = name.removeprefix("levels/").split("/", 1)
-        np.testing.assert_array_equal(array, two[f"levels/{min(int(level), 1)}/{rest}"])
-        np.testing.assert_array_equal(three[name], array)
-    for wrong in (["1"], ["2", "4", "1"]):
-        with pytest.raises(UserError, match="scales"):
-            exported(monkeypatch, pyramid, "--scales", *wrong)
-
-
-def test_coarse_levels_from_another_run(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run with shared levels, wider and deeper, gives the levels at 1/8 and 1/4."""
-    one = weights("one", 1)
-    wide = weights("wide", 2, scales=(2, 1), share_levels=True, width=6, blocks=2)
-    again = begun(wide, scales=(4, 2, 1), share_levels=True, width=6, blocks=2)
-    coarse, fine = parameters(load_model(wide).model), parameters(load_model(one).model)
-    for name, array in parameters(again).items():
-        np.testing.assert_array_equal(array, coarse[name])
-    both = exported(monkeypatch, one, *TALL, f"--coarse-from={wide}")
-    assert [level.config.width for level in both.model.levels] == [6, 6, 4, 4]
-    assert both.metadata["coarse levels"]["step"] == 2
-    for name, array in parameters(both.model).items():
-        _, level, rest = name.split("/", 2)
-        expected = fine[rest] if int(level) > 1 else coarse[f"levels/0/{rest}"]
-        np.testing.assert_array_equal(array, expected)
-    for wrong in (str(one.parent), "strcnn_dtb_pyramid"):  # nothing, and five frames, not three
-        with pytest.raises(UserError, match=re.escape(wrong)):
-            exported(monkeypatch, one, *TALL, f"--coarse-from={wrong}")
-    other = weights("other", 3)
-    mixed = exported(monkeypatch, one, *TALL, f"--coarse-from={other}", "--coarse-below=2")
-    theirs = parameters(load_model(other).model)
-    for name, array in parameters(mixed.model).items():
-        _, level, rest = name.split("/", 2)
-        np.testing.assert_array_equal(array, (fine if int(level) == 3 else theirs)[rest])
-    with pytest.raises(UserError, match="1/4"):
-        exported(monkeypatch, one, "--scales", "2", "1", f"--coarse-from={wide}")
+    for name, array in three.items():
+        part, level, rest = name.split("/", 2)
+        if part == "levels":
+            np.testing.assert_array_equal(array, two[f"levels/{min(int(level), 1)}/{rest}"])
+    # Of shared ones there is no more than one.
+    shared = parameters(begun(pair, scales=(4, 2, 1), share_levels=True))
+    np.testing.assert_array_equal(shared["levels/0/stem/kernel"], two["levels/1/stem/kernel"])
+    with pytest.raises(UserError, match="2 levels, more than the 1 here"):
+        begun(pair)
 
 
 def test_what_has_the_same_shapes_and_computes_something_else_is_refused(
@@ -141,22 +112,13 @@ def test_what_has_the_same_shapes_and_computes_something_else_is_refused(
 ) -> None:
     one = weights("one", 1)
     other = weights("other", 2, residual=True, blending="encoder")
-    for options in (["--mix-with", str(other), "0.5"], [*TALL, f"--coarse-from={other}"]):
-        with pytest.raises(UserError, match=r"another network: .*blending: here middle"):
-            exported(monkeypatch, one, *options)
+    with pytest.raises(UserError, match=r"another network: .*blending: here middle"):
+        exported(monkeypatch, one, "--mix-with", str(other), "0.5")
     alike = weights("alike", 2, dtype="bfloat16")
     mean = parameters(exported(monkeypatch, one, "--mix-with", str(alike), "0.5").model)
     pair = [parameters(load_model(path).model) for path in (one, alike)]
     for name, array in mean.items():
         np.testing.assert_allclose(array, (pair[0][name] + pair[1][name]) / 2, atol=1e-6)
-
-
-def test_gates_are_for_the_sizes_that_they_were_fitted_to(
-    weights: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    choice = weights("choice", 1, choose_scale=True)  # of one scale, which has no gates
-    with pytest.raises(UserError, match=r"jaxdeblur\.training\.fit_gates"):
-        exported(monkeypatch, choice, *TALL)
 
 
 def test_without_git_no_commit_is_known(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:

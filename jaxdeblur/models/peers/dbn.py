@@ -52,7 +52,6 @@ class DbnConfig:
       sigmoid: the output passes through a sigmoid, as the authors' does.
       epsilon: of the batch normalisation.
       dtype: of the computation; parameters and output are float32.
-      scales: the sizes at which the network runs; only (1,).
     """
 
     m: int = 2
@@ -60,7 +59,6 @@ class DbnConfig:
     sigmoid: bool = True
     epsilon: float = 1e-3
     dtype: str = "float32"
-    scales: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         if self.m < 0:

@@ -71,7 +71,6 @@ class EdvrConfig:
       head_width: channels at full size.
       tsa: frames are fused by temporal and spatial attention; else by one convolution.
       dtype: of the computation; parameters and output are float32.
-      scales: the sizes at which the network runs; only (1,).
     """
 
     m: int = 2
@@ -82,7 +81,6 @@ class EdvrConfig:
     head_width: int = 64
     tsa: bool = True
     dtype: str = "float32"
-    scales: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         check_config(self, "width", "groups", "extract_blocks", "blocks", "head_width")

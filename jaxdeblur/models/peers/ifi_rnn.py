@@ -54,7 +54,6 @@ class IfiRnnConfig:
       first_state: what stands for the state before the first frame: zeros, or the features.
       centre: what is subtracted from the frames and added to the result.
       dtype: of the computation; parameters and output are float32.
-      scales: (1,); several run the network coarse to fine (models/coarse_to_fine.py).
     """
 
     widths: tuple[int, ...] = (20, 40, 60)
@@ -67,7 +66,6 @@ class IfiRnnConfig:
     first_state: Literal["zeros", "features"] = "zeros"
     centre: float = 0.5
     dtype: str = "float32"
-    scales: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         for name, count in (("widths", 3), ("up_widths", 2)):

@@ -30,19 +30,10 @@ NewMaps: TypeAlias = Float[Array, "*leading h2 w2 C_out"]
 
 
 def check_config(config: Any, *positive: str) -> None:
-    """Refuses what no config of these systems may say.
-
-    Raises:
-      UserError: a field of ``positive`` is below 1, or ``scales`` names other sizes.
-    """
+    """Raises :class:`UserError` where a field of ``positive`` is below 1."""
     for name in positive:
         if getattr(config, name) < 1:
             raise UserError(f"{name} is 1 or more, not {getattr(config, name)}")
-    if config.scales != (1,):
-        raise UserError(
-            f"scales is (1,), not {config.scales}: {type(config).__name__} is of a network that "
-            "stays as it was published"
-        )
 
 
 # How weights begin.

@@ -58,12 +58,10 @@ class RdnConfig:
     Attributes:
       width: channels at full size on the way down; 2, 4 and 8 times as many at 1/2, 1/4 and 1/8.
       dtype: of the computation; statistics, parameters and output are float32.
-      scales: (1,); several run the network coarse to fine (models/coarse_to_fine.py).
     """
 
     width: int = 32
     dtype: str = "float32"
-    scales: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         if self.width < 1:

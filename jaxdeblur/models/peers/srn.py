@@ -62,13 +62,11 @@ class SrnConfig:
         passes the state of a ConvLSTM from size to size.
       width: channels at a level's own size; 2 and 4 times as many at 1/2 and 1/4 of it.
       dtype: of the computation; parameters and output are float32.
-      scales: the sizes at which the network runs; only (1,), as it has its own.
     """
 
     srn: Literal["color", "gray", "lstm"] = "color"
     width: int = 32
     dtype: str = "float32"
-    scales: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         check_config(self, "width")

@@ -50,14 +50,12 @@ class StfanConfig:
       taps: height and width of the predicted filters, odd.
       detach: in training no gradient passes from frame to frame, as in the authors' code.
       dtype: of the computation; parameters and output are float32.
-      scales: (1,); several run the network coarse to fine (models/coarse_to_fine.py).
     """
 
     width: int = 32
     taps: int = 5
     detach: bool = True
     dtype: str = "float32"
-    scales: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         if self.width < 1:

@@ -54,7 +54,6 @@ class SimDeblurStrcnnConfig:
       width: channels of the residual blocks; F_n and the stem have half as many.
       encoder_blocks, decoder_blocks: residual blocks.
       dtype: of the computation; parameters and output are float32.
-      scales: the sizes at which the network runs; only (1,).
     """
 
     m: int = 2
@@ -62,7 +61,6 @@ class SimDeblurStrcnnConfig:
     encoder_blocks: int = 4
     decoder_blocks: int = 4
     dtype: str = "float32"
-    scales: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         check_config(self, "width", "encoder_blocks", "decoder_blocks")
