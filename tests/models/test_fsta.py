@@ -282,6 +282,7 @@ for ours, theirs in zip(jax.tree.leaves(spread), jax.tree.leaves(alone), strict=
 """
 
 
+@pytest.mark.stress
 def test_four_devices_give_the_result_of_one():
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     root = Path(__file__).resolve().parents[2]
