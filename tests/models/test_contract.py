@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ NARROW = {
     "head_width": 8,
     "window": 5,
     "widths": 8,
+    "hidden": 8,
     "growths": 4,
     "dense_layers": 2,
     "encoder_blocks": 1,
@@ -122,6 +123,10 @@ class Compiled:
             restored.append(out)
         return jnp.stack(restored[self.model.lookahead :], axis=1)
 
+    def assert_equal(self, ours: jax.Array, its: jax.Array) -> None:
+        largest = max(1.0, float(jnp.abs(its).max()))  # SRN, as it is drawn, gives up to 8
+        np.testing.assert_allclose(ours, its, atol=self.rounding * largest, rtol=0)
+
 
 @functools.cache
 def compiled(name: str, size: str) -> Compiled:
@@ -144,7 +149,7 @@ def test_stream_equals_clip_for_odd_sizes_and_lengths(name: str, size: str, time
     chex.assert_type(restored, jnp.float32)
     chex.assert_tree_all_finite(restored)
     # 1e-5 is asked of STRCNN and 1e-4 of the attention network.
-    np.testing.assert_allclose(model.stream(clip), restored, atol=model.rounding)
+    model.assert_equal(model.stream(clip), restored)
 
 
 @every_preset
@@ -167,7 +172,7 @@ def test_with_and_without_jit(name: str) -> None:
     model = compiled(name, "full")
     clip = random_clip(1)
     plainly = model.model.restore_clip(clip)
-    np.testing.assert_allclose(plainly, model.restore(clip), atol=model.rounding)
+    model.assert_equal(plainly, model.restore(clip))
 
 
 @every_gradient
@@ -222,12 +227,24 @@ def test_no_gradient_is_summed_in_bfloat16(name: str) -> None:
         return rebuild(parameters).restore_clip(clip).sum()
 
     clip = jax.ShapeDtypeStruct((1, 5, 32, 32, 3), jnp.float32)
-    program = str(jax.make_jaxpr(jax.grad(loss))(parameters, clip))
-    if "bf16[" not in program:
-        pytest.fail(f"{name}: nothing computes in bfloat16; give layers dtype=", pytrace=False)
-    # Over several axes, or all but the last; a few frames may be summed.
-    pixels = r"bf16\[[\d,]*\] = reduce_sum\[axes=\(\d+, ?\d.*|bf16\[\d*\] = reduce_sum.*"
-    assert not re.findall(pixels, program)
+    equations = list(every_equation(jax.make_jaxpr(jax.grad(loss))(parameters, clip).jaxpr))
+    in_half = [e for e in equations if any(v.aval.dtype == jnp.bfloat16 for v in e.outvars)]
+    assert in_half, f"{name}: nothing computes in bfloat16; give layers dtype="
+    for equation in in_half:
+        if equation.primitive.name == "reduce_sum":
+            summed, sums = equation.invars[0].aval.size, equation.outvars[0].aval.size
+            assert summed <= 16 * sums, equation  # a few frames or channels may be
+
+
+def every_equation(program: Any) -> Iterator[Any]:
+    """The equations of a jaxpr, and of those inside."""
+    for equation in program.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from every_equation(inner)
 
 
 class OneChannel(VideoRestorer):
