@@ -395,7 +395,7 @@ def exported(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         ("out.safetensors", ["--licence=x", "--form=window"], "--form and --warm-up are for"),
         ("out.onnx", ["--warm-up=2"], "of --form=window"),
         ("out.onnx", ["--warm-up=-1", "--form=window"], "0 to 64"),
-        ("out.onnx", ["--mix-with=other"], "--mix-with: write a .safetensors with it"),
+        ("out.onnx", ["--mix-with", "other", "0.5"], "--mix-with: write a .safetensors with it"),
         ("out.stablehlo", ["--half"], "--half, --licence and --scores are for"),
     ],
 )
