@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,15 @@ def loaded(name: str) -> LoadedModel:
 
 def random_video(height: int, width: int, frames: int = FRAMES) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), np.uint8)
+
+
+def moving_video(height: int, width: int, frames: int = FRAMES) -> np.ndarray:
+    """Patches that move by 5 pixels in every exposure: blur that opens the gates."""
+    rows, columns = height // 4 + 1, (width + 5 * frames) // 4 + 1
+    small = np.random.default_rng(0).integers(0, 256, (rows, columns, 3), np.uint8)
+    large = small.repeat(4, axis=0).repeat(4, axis=1)[:height].astype(np.float32)
+    moments = np.stack([large[:, at : at + width] for at in range(5 * frames)])
+    return to_uint8(moments.reshape(frames, 5, height, width, 3).mean(1) / 255)
 
 
 def to_floats(video: np.ndarray) -> np.ndarray:
@@ -227,7 +236,8 @@ def test_the_weights_that_ship(tmp_path: Path) -> None:
     name = shipped.default_name()
     command = [sys.executable, "-m", "jaxdeblur.export", name, str(tmp_path / "step.onnx")]
     subprocess.run(command, check=True)
-    check_step(session_of(tmp_path / "step.onnx"), load_model(name).model, (*SIZES, (101, 67)))
+    sizes = (*SIZES, (101, 67))
+    check_step(session_of(tmp_path / "step.onnx"), load_model(name).model, sizes, moving_video)
 
 
 @needs_onnx
@@ -238,11 +248,12 @@ def test_a_window_of_the_weights_that_ship(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jaxdeblur.export", name, str(tmp_path / "window.onnx")]
     subprocess.run([*command, "--form=window"], check=True)
     session = session_of(tmp_path / "window.onnx")
-    video = to_floats(random_video(37, 50, about(session)["frames"]))
+    video = to_floats(moving_video(37, 50, about(session)["frames"]))
     restored = about(session)["restored"]
     given = run_windows(session, video)[restored]
     expected = streamed(load_model(name).model, video)[restored]
     np.testing.assert_allclose(given, expected, atol=1e-4, rtol=0)
+    assert np.abs(given - video[restored]).max() > 1e-2, "it has to restore something"
 
 
 @needs_onnx
@@ -286,10 +297,13 @@ def export_in_process(*arguments: Path) -> subprocess.CompletedProcess[str]:
 
 
 def check_step(
-    session: Any, model: VideoRestorer, sizes: tuple[tuple[int, int], ...] = SIZES
+    session: Any,
+    model: VideoRestorer,
+    sizes: tuple[tuple[int, int], ...] = SIZES,
+    video_of: Callable[[int, int], np.ndarray] = random_video,
 ) -> None:
     for size in sizes:
-        video = random_video(*size)
+        video = video_of(*size)
         expected = streamed(model, to_floats(video))
         given = run_step(session, to_floats(video))
         np.testing.assert_allclose(given, expected, atol=1e-4, rtol=0)
