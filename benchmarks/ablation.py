@@ -84,6 +84,7 @@ ONE_MOTION = StudyScenes(
 ONE_MOTION_QUARTER = dataclasses.replace(
     ONE_MOTION,
     config=dataclasses.replace(ONE_MOTION.config, size=(96, 96), motion=(2.5, 7.5)),
+    frames=17,  # The longest window sees its 16 frames.
     crop=96,
     kinds=(4, 6),
 )
@@ -234,8 +235,14 @@ STUDIES = {
             "fsta, logit gain 8": _attending_nearby(logit_gain=8.0),
             "concat + fsta, logit gain 8": _attending_nearby(fusion="concat_fsta", logit_gain=8.0),
             "gated": _attending_nearby(gated=True),
-            "(M, N) = (1, 1)": _attending_nearby(spatial_maps=1, temporal_maps=1),
-            "T = 1": _attending_nearby(window=1),
+            "nonlocal": _attending_nearby(fusion="nonlocal"),
+            **{
+                f"(M, N) = ({m}, {n})": _attending_nearby(spatial_maps=m, temporal_maps=n)
+                for m, n in ((1, 1), (32, 8))
+            },
+            **{f"T = {window}": _attending_nearby(window=window) for window in (1, 5, 9)},
+            "T = 16, causal": _attending_nearby(window=16, causal=True),
+            "T = 5, 3 key frames": _attending_nearby(window=5, key_frames=3),
         },
         (),
         ONE_MOTION_QUARTER,
