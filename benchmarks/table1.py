@@ -5,7 +5,7 @@
     python -m benchmarks.table1 --seeds 0 --steps=2 --crop=32 --max-frames=2 --max-videos=1
     python -m benchmarks.table1 --speed --size=full --speed-size=160x96
 
-Each system is trained by its own recipe at small width (about 20 GMAC a 720p frame), on clips of
+Each system is trained by its own recipe at small width (20 to 30 GMAC a 720p frame), on clips of
 the same size with the same seeds: once for equal steps (``--steps``) and once for equal time
 (``--minutes`` of steps a training; clips are made beside them), whichever are given. Then each is
 scored on the test videos. A training or score that is done is kept: the same command goes on where

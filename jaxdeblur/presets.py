@@ -41,8 +41,7 @@ class Preset:
 
 # docs/lab/scaling.md has the arithmetic.
 _CALCULATED = (
-    "Never trained here: 2 to 3 hours on an H200 and 7 to 10 on an A100 by calculation, the result "
-    "unknown."
+    "Never trained here: 2 hours on an H200 and 7 on an A100 by calculation, the result unknown."
 )
 
 _WIDE = DataConfig(scenes="wide")
@@ -181,15 +180,17 @@ PRESETS: dict[str, Preset] = {
         data=DataConfig(scenes="handheld", least_blur=1.0, keep_still=0.2),
     ),
     "fsta": Preset(
-        about="Factorised spatio-temporal attention, the quality network (4.37 M parameters).",
-        expect=f"One GPU of 16 GB. {_CALCULATED}",
+        about="Factorised spatio-temporal attention and the window's features side by side, the "
+        "quality network (5.71 M parameters); --fusion=fsta is the paper's own fusion.",
+        expect="One GPU of 16 GB. Never trained here: 4 hours on an H200 and 13 on an A100 by "
+        "calculation, the result unknown.",
         network=FSTA,
         training=_ATTENTION_PAPER,
         data=_WIDE,
         on_cores="fsta_small",
     ),
     "fsta_small": Preset(
-        about="The attention network for two cores (208 k parameters).",
+        about="The same for two cores (338 k parameters).",
         expect="Two CPU cores: one was enough for 5,000 steps on small and large motion in 51 "
         "minutes, which gained +0.81 dB on real video of 7 frames averaged, less than half of what "
         "strcnn_dtb_small did (docs/results.md).",

@@ -77,6 +77,8 @@ def main() -> None:
         if name == "scores":
             one.add_argument("--ckpt", required=True, help="run, file or name of weights")
     arguments = parser.parse_args()
+    if arguments.part == "memory" and not arguments.rehearse:
+        memory.find_compiler()
     alone = arguments.rehearse or arguments.part == "memory"
     if not alone and jax.default_backend() != "gpu":
         raise UserError("JAX finds no GPU here; --rehearse tries the program without one")

@@ -86,16 +86,19 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
 
+def find_compiler() -> None:
+    """Lets JAX find the CUDA plugin when it first looks for devices, which has to come after."""
+    # The plugin compiles without looking for a driver where JAX asks for the CPU alone.
+    jax.config.update("jax_platforms", "cpu")
+    sys.path.append(str(ROOT / ".cuda-plugin" / jax.__version__))
+
+
 def one_gpu(target: Path) -> Mesh:
     """A mesh of the one GPU that a file describes, for the compiler only."""
     try:
         text = target.read_text()
     except OSError as error:
         raise UserError(f"--target={target}: cannot be read: {error.strerror}") from error
-    # The plugin compiles without looking for a driver where JAX asks for the CPU alone.
-    jax.config.update("jax_platforms", "cpu")
-    sys.path.append(str(ROOT / ".cuda-plugin" / jax.__version__))
-    jax.devices()  # registers the plugin
     try:
         topology = topologies.get_topology_desc("gpu", "cuda", topology="1x1x1", target_config=text)
     except Exception as error:  # the plugin's own, of many types

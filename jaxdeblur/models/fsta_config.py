@@ -169,10 +169,11 @@ def register_fusion(name: str, make: FusionFactory) -> None:
     FUSIONS[name] = make
 
 
-FSTA = FstaConfig()
-"""The quality network: 1.1 MMAC a pixel at half size, as much as STRCNN's 5+5 blocks of 64."""
+FSTA = FstaConfig(fusion="concat_fsta")
+"""The quality network."""
 
 FSTA_SMALL = FstaConfig(
+    fusion="concat_fsta",
     widths=(24, 48),
     growths=(12, 24),
     dense_layers=3,
