@@ -1,10 +1,10 @@
 """Renders scenes by point spread functions: where things go within an exposure, and an FFT.
 
 What moves alike is blurred by one kernel: the way it goes while the shutter is open, splatted into
-an image of one pixel's width. The background turns, zooms and lies aslant, so its motion differs
-over the frame: it is blurred by the kernels of the crop's four corners, and mixed between them. An
-object is blurred as its colour times its outline, and its outline alone, which then says how much
-of what is behind is seen. The sharp frame is the moment in the middle of the exposure, as in eq. 1
+an image. The background turns, zooms and lies aslant, so its motion differs over the frame: it is
+blurred by the kernels of the crop's four corners, and mixed between them. An object is blurred as
+its colour times its outline, and its outline alone, which then says how much of what is behind is
+seen. The sharp frame is the moment in the middle of the exposure, as in eq. 1
 of the paper (ICCV 2017), whose average this is the limit of.
 
 All of it is pure JAX. On a device a clip is one program (:func:`render_clip`); on the host it is
@@ -31,6 +31,7 @@ from jaxdeblur.shapes import Video8
 _ALIKE = 0.15  # Where kernels of the corners differ by fewer pixels, one does for all.
 _REACHES = (1.0, 0.5, 0.25)  # Of SceneConfig.reach: the margins that a host's programs are for.
 _LEAST_REACH = 8
+_LANCZOS = 3  # Pixels to each side on which a moment is laid.
 _READ_NOISE = (0.5, 0.05)  # Of the variance at mid-grey: of stored values, and of light.
 
 ClipPair = tuple[UInt8[Array, "T H W 3"], UInt8[Array, "T H W 3"]]
@@ -100,31 +101,27 @@ def motion_of(scene: Scene, config: SceneConfig, frames: int, crop: int) -> Moti
     return Motion(times, background, objects, seen)
 
 
-def splat(ways: Float[Array, "*leading moments 2"], side: int) -> Float[Array, "*leading P P"]:
-    """Kernels of a way: each of its moments laid on the four pixels around it; cyclic, sum 1."""
-    whole = jnp.floor(ways).astype(jnp.int32)
-    part = ways - whole
-    share = 1.0 / ways.shape[-2]
+def splat(ways: Float[Array, "K moments 2"], side: int) -> Float[Array, "K P P"]:
+    """Kernels of ways: each moment laid on the pixels around it; cyclic, sum 1.
 
-    def one(whole: Array, part: Array) -> Array:
-        kernel = jnp.zeros((side, side), jnp.float32)
-        for down in (0, 1):
-            for right in (0, 1):
-                y = part[:, 0] if down else 1 - part[:, 0]
-                x = part[:, 1] if right else 1 - part[:, 1]
-                place = (whole[:, 0] + down) % side, (whole[:, 1] + right) % side
-                kernel = kernel.at[place].add(share * y * x)
-        return kernel
+    By Lanczos' window, which keeps what lies between pixels: laid on four of them, blurred frames
+    would lose fine detail that a camera's do not, and networks would learn to make it up.
+    """
 
-    leading = ways.shape[:-2]
-    flat = jax.vmap(one)(*(v.reshape(-1, *v.shape[-2:]) for v in (whole, part)))
-    return flat.reshape(*leading, side, side)
+    def along(axis: int) -> Float[Array, "K P moments"]:
+        away = jnp.arange(side)[:, None] - ways[:, None, :, axis]
+        away = (away + side / 2) % side - side / 2
+        near = jnp.abs(away) < _LANCZOS
+        weights = jnp.where(near, jnp.sinc(away) * jnp.sinc(away / _LANCZOS), 0.0)
+        return weights / jnp.sum(weights, axis=1, keepdims=True)
+
+    return jnp.einsum("kym,kxm->kyx", along(0), along(1)) / ways.shape[-2]
 
 
 def _within(ways: Array, reach: int) -> Array:
     """Ways that go too far for the margin, drawn in (hardly ever, see SceneConfig.reach)."""
     furthest = jnp.max(jnp.abs(ways), axis=-1, keepdims=True)
-    return ways * jnp.minimum(1.0, (reach - 1) / jnp.maximum(furthest, 1e-6))
+    return ways * jnp.minimum(1.0, (reach - _LANCZOS) / jnp.maximum(furthest, 1e-6))
 
 
 def _side(crop: int, reach: int) -> int:
@@ -354,7 +351,7 @@ class HostRenderer:
         furthest = max(float(np.abs(motion.background).max()), float(others))
         most = self.config.reach
         margins = [max(_LEAST_REACH, int(share * most)) for share in _REACHES[1:]]
-        return min([most, *(m for m in margins if m - 1 >= furthest and m < 0.75 * most)])
+        return min([most, *(m for m in margins if m - _LANCZOS >= furthest and m < 0.75 * most)])
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))

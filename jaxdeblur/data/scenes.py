@@ -115,7 +115,7 @@ class SceneConfig:
         """How far anything moves from the middle of its exposure, at most, pixels."""
         fastest = _FASTEST * _EXTRA_REACH * self.motion[1]
         trembles = self.tremble * math.exp(3 * self.swell)
-        return math.ceil(self.exposure[1] / 2 * fastest + trembles) + 1
+        return math.ceil(self.exposure[1] / 2 * fastest + trembles) + 3  # a kernel's edge
 
     @property
     def texture_size(self) -> int:

@@ -15,7 +15,7 @@ from jaxdeblur.data import textures
 from jaxdeblur.data.batches import batches
 from jaxdeblur.data.clips import ClipOptions
 from jaxdeblur.data.photographs import find_photographs
-from jaxdeblur.data.render import HostRenderer, motion_of, render_clip, render_scene, splat
+from jaxdeblur.data.render import HostRenderer, _blur, motion_of, render_clip, render_scene
 from jaxdeblur.data.scenes import SCENES, Scene, SceneConfig, position, sample_scene, step_times
 from jaxdeblur.data.textures import RenderedScenes, kept_textures, open_scenes
 from jaxdeblur.errors import UserError
@@ -92,12 +92,18 @@ def test_a_scene_that_stands_still_is_sharp(pictures: np.ndarray) -> None:
     np.testing.assert_array_equal(sharp, np.broadcast_to(sharp[:1], sharp.shape))
 
 
-def test_kernels_lie_along_their_way_and_sum_to_one() -> None:
-    way = jnp.array([[0.0, 0.0], [0.0, 1.5], [-2.25, 0.0]])
-    kernel = np.asarray(splat(way, 8)) * 3
-    expected = np.zeros((8, 8))
-    expected[0, 0], expected[0, 1:3], expected[[-2, -3], 0] = 1, 0.5, [0.75, 0.25]
-    np.testing.assert_allclose(kernel, expected, atol=1e-6)
+def test_a_way_shifts_by_whole_pixels_and_keeps_fine_detail_between() -> None:
+    rows, columns = np.mgrid[:8, :8]
+    image = np.cos(2 * np.pi * (3 * columns - 2 * rows) / 8) + rows**2  # with its finest waves
+    way = np.array([[0.0, 0.0], [0.0, 3.0], [-2.0, 1.0]])
+    moved = [np.roll(image, (int(y), int(x)), axis=(0, 1)) for y, x in way]
+    found = np.asarray(_blur(jnp.asarray(image)[None], jnp.asarray(way)[None]))[0, 0]
+    np.testing.assert_allclose(found, np.mean(moved, axis=0), atol=1e-4)
+    # Half a pixel each way weakens a wave by a cosine. On four pixels it would be its square: 0.5.
+    wave = np.cos(2 * np.pi * columns / 4)
+    half = jnp.array([[[0.0, 0.5], [0.0, -0.5]]])
+    found = np.asarray(_blur(jnp.asarray(wave)[None], half))[0, 0]
+    np.testing.assert_allclose(found, np.cos(np.pi / 4) * wave, atol=0.02)
 
 
 def test_the_host_leaves_out_what_a_scene_does_not_need(pictures: np.ndarray) -> None:
