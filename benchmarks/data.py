@@ -163,7 +163,7 @@ def difference(renderer: HostRenderer, scenes: int = 3, moments: int = 65) -> fl
         middle, total = renderer.frames // 2, np.zeros(blurred.shape[1:])
         # Times of the clip's frames are whole numbers less a half where their number is even.
         at = middle - (renderer.frames - 1) / 2
-        for share in np.linspace(-0.5, 0.5, moments):
+        for share in (np.arange(moments) + 0.5) / moments - 0.5:
             time_of = at + share * float(scene.exposure)
             still = motion._replace(
                 times=jax.numpy.full(1, time_of, jax.numpy.float32),

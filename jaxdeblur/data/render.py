@@ -4,8 +4,8 @@ What moves alike is blurred by one kernel: the way it goes while the shutter is 
 an image. The background turns, zooms and lies aslant, so its motion differs over the frame: it is
 blurred by the kernels of the crop's four corners, and mixed between them. An object is blurred as
 its colour times its outline, and its outline alone, which then says how much of what is behind is
-seen. The sharp frame is the moment in the middle of the exposure, as in eq. 1
-of the paper (ICCV 2017), whose average this is the limit of.
+seen. The sharp frame is the moment in the middle of the exposure, as in eq. 1 of the paper (ICCV
+2017), whose average this is the limit of.
 
 All of it is pure JAX. On a device a clip is one program (:func:`render_clip`); on the host it is
 put together of several (:class:`HostRenderer`), so that it takes no more than the scene needs.
@@ -68,7 +68,8 @@ def _view(scene: Scene, time: Float[Array, ""], size: tuple[int, int]) -> View:
 def motion_of(scene: Scene, config: SceneConfig, frames: int, crop: int) -> Motion:
     """The ways of a scene's layers, at moments less than a pixel apart."""
     times = jnp.arange(frames) - (frames - 1) / 2
-    shares = jnp.linspace(-0.5, 0.5, 2 * config.reach + 1)
+    moments = 2 * config.reach + 1
+    shares = (jnp.arange(moments) - config.reach) / moments  # the middles of equal parts
     n = config.objects
     corners = scene.corner + (crop - 1) * jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]])
 

@@ -396,7 +396,7 @@ def test_the_motion_limit_is_asked_for_at_every_step():
         np.abs(np.asarray(batch["blurred"], int) - np.asarray(batch["sharp"], int)).mean()
         for batch in itertools.islice(made, 5)
     ]
-    assert blur[0] < 0.8 * min(blur[1:])
+    assert blur[0] < 0.7 * np.mean(blur[1:])
 
 
 def test_videos_that_hold_no_clip_are_named(tmp_path: Path):
