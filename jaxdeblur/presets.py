@@ -151,9 +151,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "strcnn_dtb_small": Preset(
         about="STRCNN+DTB at width 24 with 2+2 blocks (87 k parameters), for small motion.",
-        expect="Two CPU cores, 6 to 11 minutes: +2.16 dB on rendered test scenes, the worst +1.75; "
-        "with --steps=8000, about 25 minutes: +3.12 and +2.56 dB. Measured with version 0.1, which "
-        "trained on a pool of scenes.",
+        expect="Two CPU cores, 5 to 10 minutes: a run of 2,000 steps gains +1.27 dB on rendered "
+        "test scenes, the worst +0.89 (make demo). An hour of one core on small and large motion "
+        "gained +1.40 dB on real video of 7 frames averaged (docs/results.md).",
         network=_SMALL,
         training=_TWO_CORES,
         data=_NARROW,
@@ -191,9 +191,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "fsta_small": Preset(
         about="The same for two cores (338 k parameters).",
-        expect="Two CPU cores: one was enough for 5,000 steps on small and large motion in 51 "
-        "minutes, which gained +0.81 dB on real video of 7 frames averaged, less than half of what "
-        "strcnn_dtb_small did (docs/results.md).",
+        expect="Two CPU cores: one took 57 minutes for 12,000 steps on small and large motion, "
+        "which gained +1.79 dB on real video of 7 frames averaged, +0.4 more than "
+        "strcnn_dtb_small in the same time (docs/results.md).",
         network=FSTA_SMALL,
         training=dataclasses.replace(_TWO_CORES, frames=5),
         data=_NARROW,
