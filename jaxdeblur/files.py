@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,17 +33,16 @@ def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
     given, target = target, Path(os.path.realpath(target))
     if os.path.lexists(target) and not target.is_file():
         raise UserError(f"{given}: cannot be written: it is no regular file")
+    # Named before it is made, so that whoever interrupts the making leaves nothing there either.
+    suffix = f".part{Path(given).suffix}"
+    part = target.parent / f".{target.stem[:20]}.{secrets.token_hex(6)}{suffix}"
     try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{target.stem[:20]}.", suffix=f".part{Path(given).suffix}", dir=target.parent
-        )
-    except OSError as error:
-        raise UserError(f"{given}: cannot be written: {error.strerror}") from error
-    os.close(handle)
-    part = Path(name)
-    try:
+        try:
+            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise UserError(f"{given}: cannot be written: {error.strerror}") from error
         yield part
-        # mkstemp makes the file private; a new target gets the permissions of any new file.
+        # It was private; a new target gets the permissions of any new file.
         umask = os.umask(0)
         os.umask(umask)
         part.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~umask)
@@ -52,7 +51,8 @@ def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             raise UserError(f"{given}: cannot be written: {error.strerror}") from error
     finally:
-        part.unlink(missing_ok=True)
+        if os.path.lexists(part):
+            part.unlink()
 
 
 @contextlib.contextmanager
@@ -63,8 +63,9 @@ def replace_folder_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
     there = target.is_dir() and not any(target.iterdir())
     there = there and (target.is_symlink() or target.is_mount() or target.samefile("."))
     where = target if there else target.parent
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name[:20]}.part", dir=where))
+    part = where / f".{target.name[:20]}.part{secrets.token_hex(6)}"
     try:
+        part.mkdir(mode=0o700)
         yield part
         if there:
             for entry in list(part.iterdir()):

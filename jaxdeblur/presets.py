@@ -151,8 +151,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "strcnn_dtb_small": Preset(
         about="STRCNN+DTB at width 24 with 2+2 blocks (87 k parameters), for small motion.",
-        expect="Two CPU cores, 5 to 10 minutes: a run of 2,000 steps gains +1.27 dB on rendered "
-        "test scenes, the worst +0.89 (make demo). An hour of one core on small and large motion "
+        expect="Two CPU cores, 5 to 10 minutes: a run of 2,000 steps gains +1.31 dB on rendered "
+        "test scenes, the worst +0.96 (make demo). An hour of one core on small and large motion "
         "gained +1.40 dB on real video of 7 frames averaged (docs/results.md).",
         network=_SMALL,
         training=_TWO_CORES,

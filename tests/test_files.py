@@ -34,6 +34,18 @@ def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
     assert target.read_text() == "new"
 
 
+def test_whoever_interrupts_the_making_of_a_file_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxdeblur.files.os.close", interrupt)
+    with pytest.raises(KeyboardInterrupt), replace_when_whole(tmp_path / "a.mp4"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for place in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
