@@ -981,7 +981,10 @@ def test_no_permission_as_the_system_says_it(command, monkeypatch, tmp_path):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    opened = os.open
+    monkeypatch.setattr(
+        "os.open", lambda path, *a, **k: (refuse if ".part" in str(path) else opened)(path, *a, **k)
+    )
     code, said = command("in.mkv", "x.mkv")
     assert (code, "x.mkv: cannot be written: Permission denied" in said) == (2, True)
     monkeypatch.undo()
