@@ -151,9 +151,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "strcnn_dtb_small": Preset(
         about="STRCNN+DTB at width 24 with 2+2 blocks (87 k parameters), for small motion.",
-        expect="Two CPU cores, 5 to 10 minutes: a run of 2,000 steps gains +1.31 dB on rendered "
-        "test scenes, the worst +0.96 (make demo). An hour of one core on small and large motion "
-        "gained +1.40 dB on real video of 7 frames averaged (docs/results.md).",
+        expect="Two CPU cores, about ten minutes for its 3,000 steps. The 2,000 of make demo "
+        "gained +1.31 dB on rendered test scenes, +0.96 on the worst. An hour of one core on small "
+        "and large motion gained +1.40 dB on real video of 7 frames averaged (docs/results.md).",
         network=_SMALL,
         training=_TWO_CORES,
         data=_NARROW,
@@ -163,7 +163,7 @@ PRESETS: dict[str, Preset] = {
         "gates that choose between them in every 16 x 16 pixels (363 k parameters), for blur of "
         "up to 40 pixels.",
         expect="Two CPU cores. Never trained in one go: the weights that ship came from three "
-        "stages and fitted gates, three hours of one core, and gain 1.1 to 4.0 dB "
+        "stages and fitted gates, under four hours of one core, and gain 1.1 to 4.0 dB "
         "(docs/lab/recipe.md).",
         network=dataclasses.replace(
             _SMALL, width=32, blocks=4, scales=(8, 4, 2, 1), share_levels=True
@@ -175,7 +175,6 @@ PRESETS: dict[str, Preset] = {
             crop=256,
             loss="log_mse",
             average=0.998,
-            train_only="gates",
         ),
         data=DataConfig(scenes="handheld", least_blur=1.0, keep_still=0.2),
     ),

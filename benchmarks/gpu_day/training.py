@@ -54,7 +54,7 @@ TRAININGS: dict[str, dict[str, dict[str, Any]]] = {
     # Of what ships, the one network that all sizes share; its gates are fitted after it.
     "strcnn_dtb_choice": {
         "network": {"scales": (1,), "share_levels": False},
-        "training": {"batch_size": 32, "train_only": "", "loss": "charbonnier"},
+        "training": {"batch_size": 32, "loss": "charbonnier"},
         "data": {"scenes": "small"},
     },
 }

@@ -42,7 +42,8 @@ class DataConfig:
       taus: high-speed frames: how many are averaged to a blurred one, drawn for each clip.
       duty: high-speed frames: the range of the share of the period that the shutter is open.
       linear: high-speed frames: the share of clips averaged in linear light.
-      least_blur: a clip is drawn again where blurred and sharp differ by less, grey levels of 255.
+      least_blur: a clip of a data set is drawn again where blurred and sharp differ by less, grey
+        levels of 255.
       keep_still: the share of clips that may be sharp all the same.
       sharp_input: the share of clips whose sharp frames go in and are to come out as they are: they
         move as fast as the blurred ones.

@@ -73,6 +73,7 @@ NETWORKS: dict[str, Any] = {
     "blending": SMALL,
     "choice": dataclasses.replace(SMALL, scales=(2, 1), share_levels=True),
     "attention": ATTENTION,
+    "neighbours": dataclasses.replace(ATTENTION, fusion="concat_fsta"),
 }
 SIZES = ((7, 9), (5, 20), (17, 3))
 FRAMES = 12
@@ -222,11 +223,12 @@ def test_onnx_steps_give_what_the_stream_gives_at_any_size(name: str, folder: Pa
 
 @needs_onnx
 @pytest.mark.stress
-def test_a_network_of_several_sizes_too(tmp_path: Path) -> None:
-    write_all(tmp_path, {f"choice.{to}": ["choice"] for to in ("onnx", "stablehlo")})
-    model = loaded("choice").model
-    check_step(session_of(tmp_path / "choice.onnx"), model)
-    check_stablehlo(tmp_path / "choice.stablehlo", model, tmp_path)
+@pytest.mark.parametrize("name", ["choice", "neighbours"])
+def test_several_sizes_and_neighbours_side_by_side_too(name: str, tmp_path: Path) -> None:
+    write_all(tmp_path, {f"{name}.{to}": [name] for to in ("onnx", "stablehlo")})
+    model = loaded(name).model
+    check_step(session_of(tmp_path / f"{name}.onnx"), model)
+    check_stablehlo(tmp_path / f"{name}.stablehlo", model, tmp_path)
 
 
 @needs_onnx
