@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from jaxdeblur.errors import UserError, end_as_ctrl_c_does, run_command
+from jaxdeblur.errors import UserError, end_as_ctrl_c_does, run_command, tell
 from jaxdeblur.options import (
     ClusterConfig,
     Parser,
@@ -89,7 +87,7 @@ def main() -> None:
     if config.skip_done:
         jobs = [job for job in jobs if not job.is_done]
     if not jobs:
-        print("deblur.py: nothing left to do", file=sys.stderr)
+        tell("deblur.py: nothing left to do")
         return
     deblurrer = Deblurrer(
         arguments.ckpt,
@@ -100,7 +98,7 @@ def main() -> None:
         rows=processes.rows,
     )
     if arguments.ckpt is None and not config.quiet:
-        print(f"weights: {deblurrer.source}, on {deblurrer.device}", file=sys.stderr)
+        tell(f"weights: {deblurrer.source}, on {deblurrer.device}")
     restore_all(deblurrer, jobs, config)
 
 

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxdeblur.errors import UserError, run_command, tell
+from jaxdeblur.errors import UserError, end_as_ctrl_c_does, run_command, tell
 from jaxdeblur.options import Parser, add_extension_option, add_fields, load_extension, read_fields
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def main() -> None:
     devices.use_cores(1, processes)
     devices.join(processes)
     if arguments.ckpt is None:
+        if arguments.dtype or processes.rows > 1:
+            raise UserError("--dtype and --rows are of a network, and --restored has none")
         _evaluate_restored(arguments, config)
         return
     if arguments.name:
@@ -142,4 +144,5 @@ def _paragraph(name: str, text: str) -> str:
 
 
 if __name__ == "__main__":
+    end_as_ctrl_c_does()
     run_command(main, "evaluate.py", together=True)

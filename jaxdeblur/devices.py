@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import os
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -195,6 +196,17 @@ def described(device: jax.Device | None = None) -> str:
     """A device in words, JAX's first by default: what figures and messages name."""
     device = device or jax.local_devices()[0]
     return f"a CPU with {cores()} cores" if device.platform == "cpu" else str(device.device_kind)
+
+
+def free_in_container(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes below a container's limit; what it keeps of files that were read counts as free.
+
+    Raises:
+      OSError, ValueError: this is no container, or one without a limit.
+    """
+    limit, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
+    stats = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    return limit - used + int(stats["inactive_file"])
 
 
 def keep_freed_memory() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -104,6 +105,11 @@ def _lock(file: BinaryIO, meanwhile: str) -> None:
     except BlockingIOError:
         tell(meanwhile)
         fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def safe_name(name: str) -> str:
+    """A file name that stays in its folder, whatever a video is called."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:80] or "unnamed"
 
 
 def write_json(target: str | os.PathLike[str], value: Any) -> None:

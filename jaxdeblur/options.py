@@ -137,6 +137,8 @@ def from_json(config: type[Config], values: Any, where: str) -> Config:
     names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - names):
         raise UserError(f"{where}: unknown fields {', '.join(map(str, unknown))}")
+    if missing := sorted(_required(config) - set(values)):
+        raise UserError(f"{where}: missing fields {', '.join(missing)}")
     types_of = typing.get_type_hints(config)
     for name, value in values.items():
         if not _fits(value, types_of[name]):
@@ -146,6 +148,14 @@ def from_json(config: type[Config], values: Any, where: str) -> Config:
         return config(**values)
     except UserError as error:  # what the config itself refuses, without a word of the file
         raise UserError(f"{where}: {error}") from error
+
+
+def _required(config: Any) -> set[str]:
+    return {
+        field.name
+        for field in dataclasses.fields(config)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
 
 
 def _tuples(value: Any) -> Any:

@@ -43,7 +43,8 @@ Parameters: TypeAlias = dict[str, Array]
 """Parameters by the path of the attribute that holds them: ``encoder/0/first/kernel``."""
 
 Batch: TypeAlias = dict[str, Any]
-"""The clips of a training step: ``blurred`` and ``sharp``, uint8 ``B T H W 3``."""
+"""The clips of a training step: uint8 ``blurred``, ``B before+T+after H W 3``, and ``sharp``,
+``B T H W 3``."""
 
 Frame8: TypeAlias = UInt8[np.ndarray, "H W 3"]
 """One frame of 8 bits as it stands in a file: NumPy, 0 to 255."""

@@ -143,6 +143,16 @@ def test_json_of_another_type_is_refused(values: object) -> None:
         from_json(Sample, values, "here")
 
 
+def test_a_field_without_a_default_has_to_be_there() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Named:
+        name: str
+        count: int = 1
+
+    with pytest.raises(UserError, match="here: missing fields name"):
+        from_json(Named, {"count": 2}, "here")
+
+
 def test_differing_fields_are_named() -> None:
     assert differing_fields(Sample(), Sample(count=2)) == ["count: here 1, there 2"]
 

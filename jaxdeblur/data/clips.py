@@ -184,7 +184,7 @@ class Source:
     def periods(self, video: HighSpeedVideo, tau: int) -> tuple[int, int]:
         """The least and the most period for exposures of ``tau`` frames, one that fits."""
         o = self.options
-        longest = (len(video.frames) - tau) // max(1, o.frames - 1)
+        longest = max(1, (len(video.frames) - tau) // max(1, o.frames - 1))
         least, most = o.whole_periods(tau)
         return min(least, longest), min(most, longest)
 

@@ -5,7 +5,6 @@ Nothing passes through the host but a key and the numbers of the clips' sources.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -32,9 +31,8 @@ from jaxdeblur.data.device_frames import (
 )
 from jaxdeblur.data.render import ClipPair, render_clip
 from jaxdeblur.data.scenes import SceneConfig
-from jaxdeblur.data.sources import DataConfig, training_sources
+from jaxdeblur.data.sources import DataConfig, open_training
 from jaxdeblur.data.textures import open_scenes
-from jaxdeblur.data.videos import Dataset
 
 _OWN_DRAW = 2**31  # No clip splits its key so often, and fold_in gives the keys that split gives.
 _FINEST_SHARE = 10**6  # Shares are whole parts of at most so many, so that int64 counts them.
@@ -69,10 +67,7 @@ def batches_on_device(
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
     cache = None
     if len(shares) > 1:
-        real = dataclasses.replace(
-            config, data=tuple(shares)[1:], mix=tuple(shares.values())[1:], photos=None
-        )
-        opened = [data for data, _ in training_sources(real) if isinstance(data, Dataset)]
+        opened = [open_training(config, spec) for spec in list(shares)[1:]]
         cache = copy_frames(opened, options, replicated)
     scene = config.scenes_of(RENDERED).at_least(crop)
     textures = None

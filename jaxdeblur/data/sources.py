@@ -210,7 +210,7 @@ def training_sources(
         (
             open_scenes(config.scenes_of(spec), crop, config.photos)
             if _is_rendered(spec)
-            else _open_training(config, spec),
+            else open_training(config, spec),
             share,
         )
         for spec, share in zip(config.data, mix, strict=True)
@@ -224,12 +224,13 @@ def _is_rendered(spec: str) -> bool:
     return spec.partition(":")[0] == RENDERED
 
 
-def _open_training(config: DataConfig, spec: str) -> Dataset:
+def open_training(config: DataConfig, spec: str) -> Dataset:
+    """The videos of one of the config's folders that train: without those held out to validate."""
     folders = [each for each in config.data if not _is_rendered(each)]
     only, exclude = config.only, config.exclude
     held = held_out(config) if spec == config.data[0] else ()
     if len(folders) > 1 and (only or exclude):
-        names = {each: video_names(each, "train", _variant_of(config, each)) for each in folders}
+        names = {each: video_names(each, "train", variant_of(config, each)) for each in folders}
         only = _meant_for(spec, names, only, "only")
         exclude = _meant_for(spec, names, exclude, "exclude")
         if config.only and not only:
@@ -237,7 +238,7 @@ def _open_training(config: DataConfig, spec: str) -> Dataset:
     return open_dataset(
         spec,
         "train",
-        variant=_variant_of(config, spec),
+        variant=variant_of(config, spec),
         only=only,
         exclude=(*exclude, *held),
         max_pixels=config.max_pixels,
@@ -260,7 +261,7 @@ def _meant_for(
     return tuple(meant)
 
 
-def _variant_of(config: DataConfig, spec: str) -> str | None:
+def variant_of(config: DataConfig, spec: str) -> str | None:
     """The variant, where the data set has several or no other one has."""
     named = (*config.data, config.validate_on) if config.validate_on else config.data
     anywhere = any(map(has_variants, named))
@@ -277,7 +278,7 @@ _FEWEST_TO_HOLD_OUT = 4  # ... and fewer than these have none to spare.
 
 def _own_split(config: DataConfig, split: str) -> bool:
     """Whether the first data set, a folder, has videos for a split that do not train."""
-    spec, variant = config.data[0], _variant_of(config, config.data[0])
+    spec, variant = config.data[0], variant_of(config, config.data[0])
     try:
         names = video_names(spec, split, variant)
     except UserError:  # it has no such split
@@ -290,7 +291,7 @@ def held_out(config: DataConfig) -> tuple[str, ...]:
     spec = config.data[0]
     if config.validate_on or _names_scenes(spec) or _own_split(config, "validation"):
         return ()
-    names = video_names(spec, "train", _variant_of(config, spec))
+    names = video_names(spec, "train", variant_of(config, spec))
     if config.validate_only:
         return tuple(
             n for n in names if any(n in fitting_names(names, t) for t in config.validate_only)
@@ -340,7 +341,7 @@ def validation_videos(config: DataConfig) -> list[Video]:
     videos = open_dataset(
         scored.spec,
         scored.split,
-        variant=_variant_of(config, scored.spec),
+        variant=variant_of(config, scored.spec),
         only=scored.only,
         max_pixels=config.max_pixels,
     ).videos
@@ -348,7 +349,7 @@ def validation_videos(config: DataConfig) -> list[Video]:
         file
         for spec in config.data
         if not _is_rendered(spec)  # whose splits share no photograph
-        for video in _open_training(config, spec).videos
+        for video in open_training(config, spec).videos
         for file in sharp_files(video)
     }
     if both := [video.name for video in videos if training & sharp_files(video)]:

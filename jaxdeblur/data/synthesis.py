@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxdeblur.data.exposure import GAMMA, Exposure, synthesise
 from jaxdeblur.data.frames import FrameFiles, VideoFile, high_speed_sources
-from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.errors import ProgressLine, UserError, end_as_ctrl_c_does, run_command
 from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.options import Parser
 from jaxdeblur.shapes import Frame8
@@ -205,4 +205,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_as_ctrl_c_does()
     run_command(main, "synthesis")

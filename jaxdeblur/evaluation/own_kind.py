@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from jaxdeblur.data.datasets import RENDERED
-from jaxdeblur.data.sources import kind_scored, read_data_config
+from jaxdeblur.data.sources import kind_scored, read_data_config, variant_of
 from jaxdeblur.evaluation.config import EvaluationConfig
 
 
@@ -29,5 +29,5 @@ def of_its_own_kind(config: EvaluationConfig, run: dict[str, Any]) -> Evaluation
         data=spec,
         split=split,
         only=config.only or only,
-        variant=config.variant or data.variant,
+        variant=config.variant or variant_of(data, spec),
     )

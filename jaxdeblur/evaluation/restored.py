@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxdeblur.data.videos import Video, refuse
 from jaxdeblur.errors import UserError
+from jaxdeblur.files import safe_name
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.formats import MAX_PIXELS, list_frames
 from jaxdeblur.video.image_file import image_size, read_image
@@ -44,7 +44,7 @@ class RestoredFrames:
             raise UserError(f"--restored={root}: no such folder")
         folders, missing = [], []
         for i, video in enumerate(videos):
-            safe = re.sub(r"[^\w.-]+", "-", video.name).strip(".-")[:80]
+            safe = safe_name(video.name)
             found = [root / each for each in (safe, f"{i:03d}-{safe}") if (root / each).is_dir()]
             if not found and len(videos) == 1:
                 found = [root]

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from jaxdeblur.evaluation import report
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.metrics import Protocol, VideoScores, protocol, seconds_per_frame, totals
 from jaxdeblur.evaluation.restored import RestoredFrames
-from jaxdeblur.files import write_json
+from jaxdeblur.files import safe_name, write_json
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import network_to_json
 from jaxdeblur.options import from_json
@@ -38,11 +37,11 @@ def default_folder(checkpoint: str, dataset: Dataset, config: EvaluationConfig) 
     parts = [dataset.name, dataset.variant]
     if config.protocol != EvaluationConfig.protocol:
         parts.append(config.protocol)
-    name = _safe("-".join(part for part in parts if part))
+    name = safe_name("-".join(part for part in parts if part))
     run = Path(checkpoint)
     if run.is_dir():
         return run / f"evaluation-{name}"
-    return Path("evaluations") / f"{_safe(run.stem)}-{name}"
+    return Path("evaluations") / f"{safe_name(run.stem)}-{name}"
 
 
 def table(metrics: dict[str, Any]) -> str:
@@ -263,9 +262,4 @@ def report_of(
 
 def slug(index: int, video: Video) -> str:
     """What the files of a video are called."""
-    return f"{index:03d}-{_safe(video.name)}"
-
-
-def _safe(name: str) -> str:
-    """A file name that stays in its folder, whatever the video is called."""
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:80] or "unnamed"
+    return f"{index:03d}-{safe_name(video.name)}"

@@ -186,7 +186,7 @@ def find_device(name: str) -> jax.Device:
         devices = jax.local_devices(backend=kind)
     except RuntimeError:
         devices = []
-    position = int(index) if index.isdigit() else 0 if not index else -1
+    position = int(index) if index.isdecimal() else 0 if not index else -1
     if not 0 <= position < len(devices):
         present = ", ".join(f"{d.platform}:{i}" for i, d in enumerate(jax.local_devices()))
         raise UserError(f"--device={name}: there is no such device; there are {present}")

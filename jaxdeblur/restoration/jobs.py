@@ -246,15 +246,15 @@ def _video(path: Path) -> Job:
 
 
 def _named_into(job: Job, folder: Path) -> Job:
-    if job.kind == "pipe":
-        raise UserError("-: a pipe has no name for --out-dir; give OUTPUT")
+    if job.kind in ("pipe", "camera"):
+        raise UserError(f"{job.name}: a {job.kind} has no name for --out-dir; give OUTPUT")
     if job.kind == "video":
         (path,) = job.paths
         name = path.name if path.suffix.lower() in CONTAINERS else f"{path.stem}.mkv"
     elif len(job.paths) == 1 and os.path.isfile(job.name):
         name = written_as(job.paths[0].name)
     else:
-        name = job.paths[0].absolute().parent.name
+        name = Path(os.path.abspath(job.paths[0])).parent.name  # without a ".."
         return dataclasses.replace(job, output=folder / name, into_folder=True)
     return dataclasses.replace(job, output=folder / name)
 
@@ -299,6 +299,10 @@ def check_compare(job: Job, compare: str, overwrite: bool) -> None:
         raise UserError(f"--compare={compare}: a video, with the suffix {', '.join(CONTAINERS)}")
     if not os.path.isdir(path.absolute().parent):
         raise UserError(f"--compare={compare}: the folder {path.parent} does not exist")
+    if job.output is not None and not job.suffix:
+        folder, file = (Path(os.path.realpath(each)) for each in (job.output, path))
+        if file.is_relative_to(folder):
+            raise UserError(f"--compare={compare}: lies in the output's folder; name another place")
     others = [*job.paths, *([] if job.output is None else [job.output])]
     taken = {os.path.realpath(other) for other in others}
     if os.path.isdir(path) or os.path.realpath(path) in taken:

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
@@ -21,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.restoration.tiling import TileGrid, halo_of, pixel_axes
@@ -220,15 +220,8 @@ def free_memory(device: jax.Device) -> int:
     except OSError:  # not Linux: half of what the machine has
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     with contextlib.suppress(OSError, ValueError):  # no limit on this container
-        free = min(free, _free_in_cgroup(Path("/sys/fs/cgroup")))
+        free = min(free, devices.free_in_container())
     return free
-
-
-def _free_in_cgroup(folder: Path) -> int:
-    """Bytes below a container's limit; what it keeps of files that were read counts as free."""
-    limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
-    stats = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    return limit - used + int(stats["inactive_file"])
 
 
 def device_of(parameters: ModelState) -> jax.Device:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.errors import ProgressLine, UserError, tell
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.jobs import DeblurConfig, Job, check_compare, written_as
@@ -78,7 +78,7 @@ def restore_all(deblurrer: Deblurrer, jobs: list[Job], config: DeblurConfig) -> 
             if len(jobs) == 1:
                 raise
             failed.append(job.name)
-            _say(f"error: {' '.join(str(error).split())}")
+            tell(f"error: {' '.join(str(error).split())}")
     if failed:
         names = ", ".join(failed)
         raise UserError(f"{len(failed)} of {len(jobs)} inputs could not be restored: {names}")
@@ -90,7 +90,7 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
     Raises:
       UserError: the input cannot be read or the output not written; the old output is as it was.
     """
-    say = _say_nothing if config.quiet else _say
+    say = _say_nothing if config.quiet else tell
     began = time.monotonic()
     if config.compare is not None:
         check_compare(job, config.compare, config.overwrite)
@@ -271,7 +271,3 @@ def _said_if_long(say: Callable[[str], None], text: str) -> Iterator[None]:
 
 def _say_nothing(text: str) -> None:
     pass
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

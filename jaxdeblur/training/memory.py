@@ -7,6 +7,7 @@ would tell to the byte, and takes minutes for the largest networks.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -34,8 +35,6 @@ _SHARE_OF_HOST = 0.5
 # and should harm nothing else. With it strcnn_dtb took 2.1 GiB after its first step
 # (benchmarks/train_step.py --memory).
 _MOST_OF_HOST = int(2.5 * 2**30)
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 class Fitted(NamedTuple):
@@ -92,6 +91,11 @@ def fit_to_memory(
             )
         counts = [config.batch_size]
     if config.micro_batch:
+        if config.micro_batch % shares:
+            raise UserError(
+                f"--micro-batch={config.micro_batch} must be a multiple of the {shares} devices "
+                "that share the batch"
+            )
         counts = [config.micro_batch]
     ways: tuple[Literal["auto", "always", "never"], ...] = (config.recompute,)
     if config.recompute == "auto":
@@ -172,9 +176,6 @@ def _left_on_host() -> int | None:
                 left.append(1024 * int(line.split()[1]))
     except OSError:  # not Linux
         return None
-    try:
-        most, used = (int((_CGROUP / f"memory.{n}").read_text()) for n in ("max", "current"))
-        left.append(most - used)
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        pass
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        left.append(devices.free_in_container())
     return max(min(left), 0) if left else None

@@ -83,7 +83,7 @@ class CameraReader:
             options["framerate"] = str(rate)
         try:
             container = open_device(name.removeprefix(CAMERA), options)
-        except (OSError, ValueError) as error:  # FFmpeg's errors are of these too
+        except (av.FFmpegError, OSError, ValueError) as error:
             raise UserError(f"{name}: no camera can be opened by it: {reason(error)}") from error
         self._thread = threading.Thread(
             target=self._take, args=(container,), name="camera", daemon=True
@@ -185,7 +185,7 @@ class CameraReader:
                         self.dropped += self._newest is not None
                         self._newest = (time.monotonic(), frame)
                         self._news.notify_all()
-        except (OSError, ValueError) as error:
+        except (av.FFmpegError, OSError, ValueError) as error:
             self._error = error
         finally:
             with self._news:

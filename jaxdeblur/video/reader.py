@@ -161,7 +161,12 @@ class VideoReader:
             # Not every demuxer comes out before the time that it is given (MPEG-TS does not), and
             # the first frames of an open group of pictures need the group before it.
             time = self._origin - back
-            self._container.seek(round(time * 1_000_000), backward=True, any_frame=False)
+            try:
+                self._container.seek(round(time * 1_000_000), backward=True, any_frame=False)
+            except av.FFmpegError as error:
+                raise UserError(
+                    f"{self.path}: --start: has no times to search by; put it into Matroska first"
+                ) from error
             if self._alpha_decoder is not None:
                 self._alpha_decoder.flush_buffers()
             # From before the beginning too: the first times, MPEG-TS comes out too late even there.
@@ -224,6 +229,7 @@ class VideoReader:
             begin, end = (self._moved(chapter[key] * unit) for key in ("start", "end"))
             if end > 0 and (self._duration is None or begin < self._duration):
                 begin = max(begin, Fraction(0))
+                end = end if self._duration is None else min(end, self._duration)
                 kept.append({**chapter, "start": round(begin / unit), "end": round(end / unit)})
         return kept
 
@@ -372,7 +378,9 @@ class VideoReader:
         """Whether no pixel of the whole file is transparent; decodes it for that."""
         with (
             self.path.open("rb") as file,
-            av.open(file, "r", container_options={"format_whitelist": _READABLE}) as container,
+            av.open(
+                file, "r", container_options={"format_whitelist": _READABLE}, **any_tags()
+            ) as container,
             contextlib.suppress(av.FFmpegError),  # damage is said when it is read
         ):
             track: Any = container.streams[self._track.index]

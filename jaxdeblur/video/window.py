@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,8 @@ class Window:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._cv2.destroyAllWindows()
+        with contextlib.suppress(self._cv2.error):  # there may be none
+            self._cv2.destroyAllWindows()
 
     def write(self, picture: Picture) -> None:
         """Shows it."""

@@ -408,6 +408,25 @@ def test_many_inputs_into_a_folder_and_only_once(command, tmp_path):
     assert before == {name: os.stat(f"out/{name}").st_mtime_ns for name in os.listdir("out")}
 
 
+def test_a_folder_may_be_named_by_its_place(command, tmp_path, monkeypatch):
+    (tmp_path / "frames/inside").mkdir(parents=True)
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "frames/1.png")
+    monkeypatch.chdir(tmp_path / "frames/inside")
+    code, said = command("..", f"--out-dir={tmp_path / 'out'}")
+    assert code == 0, said
+    assert (tmp_path / "out/frames/1.png").is_file()
+
+
+def test_nobody_needs_to_read_what_it_says(weights, tmp_path):
+    """As after ``2>&1 | head -1``: the work goes on."""
+    Image.fromarray(pictures(1)[0]).convert("RGBA").save(tmp_path / "in.png")
+    begun = [sys.executable, str(ROOT / "deblur.py"), "in.png", "out.mp4", f"--ckpt={weights}"]
+    process = subprocess.Popen(begun, cwd=tmp_path, stderr=subprocess.PIPE)
+    process.stderr.close()
+    assert process.wait(timeout=300) == 0
+    assert rgb_of(tmp_path / "out.mp4").shape == (1, 24, 32, 3)
+
+
 def test_a_folder_may_have_a_dot_in_its_name(command, tmp_path):
     for name in ("2024.05.01", "take.mp4"):
         (tmp_path / name).mkdir()
@@ -563,6 +582,8 @@ def test_a_part_may_be_given_as_the_clock_shows_it(command, tmp_path):
         (["in.mkv", "out.mkv", "--max-pixels=700"], "over --max-pixels"),
         (["in.mkv", "out.mkv", "--compare=in.mkv"], "is the input or the output"),
         (["in.mkv", "out.mkv", "--compare=x.gif"], "a video, with the suffix"),
+        (["full", "empty", "--compare=empty/both.mkv"], "lies in the output's folder"),
+        (["camera:0", "--out-dir=out"], "a camera has no name for --out-dir"),
         (["in.mkv", "out.mkv", "--fps=5"], "--fps is for images and pipes"),
         (["in.mkv", "out.mkv", "--size=32x24"], "--size is for a pipe"),
         (["in.mkv", "-", "--codec=libx264"], "--codec and --crf are for videos, and - is none"),

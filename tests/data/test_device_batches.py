@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,9 @@ import numpy as np
 import pytest
 
 from jaxdeblur import devices
-from jaxdeblur.data import device_frames, textures
+from jaxdeblur.data import device_batches, device_frames, textures
 from jaxdeblur.data.batches import ClipOptions, batches
+from jaxdeblur.data.clips import Source
 from jaxdeblur.data.device_batches import batches_on_device, source_of_clips
 from jaxdeblur.data.device_frames import (
     Cut,
@@ -122,6 +124,27 @@ def assert_same(one: Sequence[dict[str, np.ndarray]], other: Sequence[dict[str, 
     for a, b in zip(one, other, strict=True):
         for name in ("blurred", "sharp"):
             np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_no_real_video_is_held_out_where_rendered_scenes_validate(tmp_path, monkeypatch):
+    spec = folder(tmp_path / "real", *(numbered(i, 20) for i in range(9)))
+    config = DataConfig(data=("rendered", spec), scenes="narrow", render="device")
+    opened: list[Dataset] = []
+    copy = copy_frames
+
+    def noted(datasets: Sequence[Dataset], *others: Any) -> DeviceFrames:
+        opened.extend(datasets)
+        return copy(datasets, *others)
+
+    monkeypatch.setattr(device_batches, "copy_frames", noted)
+    take(0, config)
+    assert [len(each.videos) for each in opened] == [9]
+
+
+def test_one_frame_of_as_many_as_the_video_has():
+    options = ClipOptions(frames=1, crop=16, taus=(5,))
+    clip = Source(dataset(numbered(0, 5)), options).clip(0, np.random.default_rng(0))
+    assert clip.blurred.shape == (1, 16, 16, 3)
 
 
 def test_a_cut_is_the_host_s_average_of_its_frames():

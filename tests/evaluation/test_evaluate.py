@@ -28,7 +28,8 @@ from jaxdeblur.evaluation import evaluate as evaluate_module
 from jaxdeblur.evaluation import metrics, report
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.evaluate import _explain, _Shots, _TimedRestoration, evaluate
-from jaxdeblur.evaluation.results import _safe, default_folder, table
+from jaxdeblur.evaluation.results import default_folder, table
+from jaxdeblur.files import safe_name
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
@@ -460,7 +461,7 @@ class TestFolders:
 
     def test_names_stay_in_their_folder(self):
         for name in ("../../etc", "/etc/passwd", "..", "-rf", "a\0b", "x" * 300, ""):
-            safe = _safe(name)
+            safe = safe_name(name)
             assert safe
             assert "/" not in safe
             assert len(safe) <= 80

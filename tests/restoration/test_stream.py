@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdeblur import models
+from jaxdeblur import devices, models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.restoration import placement
 from jaxdeblur.restoration.placement import (
-    _free_in_cgroup,
     choose_tiles,
     free_memory,
     step_memory,
@@ -222,7 +221,7 @@ def test_memory_of_a_container_is_free_where_it_holds_files_that_were_read(tmp_p
         ("memory.stat", "anon 200\nfile 700\ninactive_file 600\n"),
     ):
         (tmp_path / name).write_text(text)
-    assert _free_in_cgroup(tmp_path) == 700
+    assert devices.free_in_container(tmp_path) == 700
 
 
 def test_free_memory_is_that_of_the_machine():

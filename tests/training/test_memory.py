@@ -90,6 +90,8 @@ def test_less_memory_is_chosen_where_there_is_less() -> None:
     assert chosen(2**40, shares=1)[:2] == (1, "never")
     # What the options say stays.
     assert chosen(0, micro_batch=4, recompute="never")[:2] == (4, "never")
+    with pytest.raises(UserError, match=r"--micro-batch=1 must be a multiple of the 2 devices"):
+        chosen(None, micro_batch=1)
 
 
 def test_what_normalises_by_its_batch_is_never_taken_in_parts() -> None:

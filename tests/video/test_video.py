@@ -285,6 +285,10 @@ def test_a_part_begins_at_zero_and_takes_its_sound_along(tmp_path):
     assert part["chapters"] == [(0, Fraction(4, 100), {"title": "end"})]
     with VideoReader(source, start=0.16, duration=0.2) as reader:
         assert reader.info.frames == 5
+    with VideoReader(source, start=0.04, duration=0.04) as reader:
+        ends = [float(chapter["end"] * chapter["time_base"]) for chapter in reader.chapters]
+        assert ends, "there is a chapter"
+        assert max(ends) <= 0.04, "it ends with the part"
 
 
 def test_a_part_takes_sound_along_that_stands_behind_it_in_the_file(tmp_path):
@@ -484,7 +488,7 @@ def test_alpha_of_vp9_is_read_again(suffix, tmp_path):
 
 
 def make_gif(path: Path, *, hole: int | None = None) -> Path:
-    """Three pictures; ``hole`` says in which a part is transparent."""
+    """Three pictures; ``hole`` says in which a part is transparent. Its comment is in Latin-1."""
     rng = np.random.default_rng(0)
     pictures = []
     for number in range(3):
@@ -493,7 +497,9 @@ def make_gif(path: Path, *, hole: int | None = None) -> Path:
         if number == hole:
             pixels[:9] = 0
         pictures.append(Image.fromarray(pixels))
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40, disposal=2)
+    pictures[0].save(
+        path, save_all=True, append_images=pictures[1:], duration=40, disposal=2, comment=b"caf\xe9"
+    )
     return path
 
 
