@@ -29,9 +29,10 @@ from jaxdeblur.video.picture import FULL_RANGE, Picture, VideoInfo, without_alph
 from jaxdeblur.video.pyav import av
 
 # Demuxers that read the file they are given and nothing else: playlists can name other files.
-_READABLE = (
-    "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif,m4v,h264,hevc,obu,ivf,nut,mxf,dv,yuv4mpegpipe"
-)
+_OPTIONS = {
+    "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif,m4v,h264,hevc,obu,ivf,nut,"
+    "mxf,dv,yuv4mpegpipe"
+}
 # Seconds by which packets of one moment may lie apart in a file: as much as FFmpeg's muxer lets.
 _INTERLEAVED_S = 10
 
@@ -97,7 +98,7 @@ class VideoReader:
             # A file object, not a name: to FFmpeg a name may also be an address or a pipe.
             file = self._open.enter_context(self.path.open("rb"))
             self._container: Any = self._open.enter_context(
-                av.open(file, "r", container_options={"format_whitelist": _READABLE}, **any_tags())
+                av.open(file, "r", container_options=_OPTIONS, **any_tags())
             )
         container = self._container
         tracks = [
@@ -164,9 +165,7 @@ class VideoReader:
             try:
                 self._container.seek(round(time * 1_000_000), backward=True, any_frame=False)
             except av.FFmpegError as error:
-                raise UserError(
-                    f"{self.path}: --start: has no times to search by; put it into Matroska first"
-                ) from error
+                raise UserError(f"{self.path}: --start: has no times to search by") from error
             if self._alpha_decoder is not None:
                 self._alpha_decoder.flush_buffers()
             # From before the beginning too: the first times, MPEG-TS comes out too late even there.
@@ -228,8 +227,7 @@ class VideoReader:
             unit = chapter["time_base"]
             begin, end = (self._moved(chapter[key] * unit) for key in ("start", "end"))
             if end > 0 and (self._duration is None or begin < self._duration):
-                begin = max(begin, Fraction(0))
-                end = end if self._duration is None else min(end, self._duration)
+                begin, end = max(begin, Fraction(0)), min(end, self._duration or end)
                 kept.append({**chapter, "start": round(begin / unit), "end": round(end / unit)})
         return kept
 
@@ -378,9 +376,7 @@ class VideoReader:
         """Whether no pixel of the whole file is transparent; decodes it for that."""
         with (
             self.path.open("rb") as file,
-            av.open(
-                file, "r", container_options={"format_whitelist": _READABLE}, **any_tags()
-            ) as container,
+            av.open(file, "r", container_options=_OPTIONS, **any_tags()) as container,
             contextlib.suppress(av.FFmpegError),  # damage is said when it is read
         ):
             track: Any = container.streams[self._track.index]
