@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from jaxdeblur.errors import UserError, end_as_ctrl_c_does, run_command, tell
+from jaxdeblur.errors import UserError, run_command, tell
+from jaxdeblur.files import ended_by_signals
 from jaxdeblur.options import (
     ClusterConfig,
     Parser,
@@ -103,5 +104,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end_as_ctrl_c_does()
-    run_command(main, "deblur.py")
+    with ended_by_signals("deblur.py"):
+        run_command(main, "deblur.py")

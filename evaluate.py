@@ -7,7 +7,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxdeblur.errors import UserError, end_as_ctrl_c_does, run_command, tell
+from jaxdeblur.errors import UserError, run_command, tell
+from jaxdeblur.files import ended_by_signals
 from jaxdeblur.options import Parser, add_extension_option, add_fields, load_extension, read_fields
 
 if TYPE_CHECKING:
@@ -144,5 +145,5 @@ def _paragraph(name: str, text: str) -> str:
 
 
 if __name__ == "__main__":
-    end_as_ctrl_c_does()
-    run_command(main, "evaluate.py", together=True)
+    with ended_by_signals("evaluate.py"):
+        run_command(main, "evaluate.py", together=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdeblur.errors import UserError, run_command, tell
+from jaxdeblur.files import ended_by_signals
 from jaxdeblur.options import (
     ClusterConfig,
     Parser,
@@ -140,4 +141,5 @@ def _folder(arguments: list[str], model: str) -> Path:
 
 
 if __name__ == "__main__":
-    run_command(main, "train.py", together=True)
+    with ended_by_signals("train.py"):  # until the loop begins, which saves first
+        run_command(main, "train.py", together=True)

@@ -6,18 +6,19 @@ A command ends with exit code 2 after a :class:`UserError`.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from types import FrameType
 from typing import NoReturn
 
 LONGEST = 3000
 """Characters of a message, which may name 20 files."""
+
+
+ERASE_LINE = "\r\033[K"
+"""Takes a terminal to the beginning of its line and clears it."""
 
 
 def tell(text: str, end: str = "\n") -> None:
@@ -80,33 +81,6 @@ _ENVIRONMENT = "run `make install` once, then start it as .venv/bin/python"
 def _is_missing_package(name: str) -> bool:
     """Whether a module that is not there is another package's, and not a slip of this one."""
     return name.partition(".")[0] not in ("", "jaxdeblur", "kernels", "benchmarks")
-
-
-def end_as_ctrl_c_does() -> None:
-    """Makes SIGTERM and SIGHUP, and ctrl-C itself, raise KeyboardInterrupt wherever the work is.
-
-    So that a batch system that ends a job, or a terminal that closes, leaves no half file either.
-    What is ignored (nohup, a shell's background) stays ignored. A terminal that closes sends SIGHUP
-    twice, from the shell and from the system: the second one must not end the cleaning up.
-    """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    # What a callback of the garbage collector raises is lost, and JAX has one.
-    collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
-    if hasattr(signal, "setitimer") and frame is not None and frame.f_code in collecting:
-        signal.signal(signal.SIGALRM, _interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-        return
-    if number != signal.SIGINT:
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _say(name: str, message: str) -> None:
@@ -178,18 +152,18 @@ class ProgressLine:
         if rate and self._total and self._total > done:
             text += f"  {_clock((self._total - done) / rate)} left"
         self._is_open = self._on_terminal and not last
-        tell(f"\r\033[K{text}" if self._on_terminal else text, "" if self._is_open else "\n")
+        tell(f"{ERASE_LINE}{text}" if self._on_terminal else text, "" if self._is_open else "\n")
 
     def say(self, text: str) -> None:
         """Says something else, on a line of its own."""
         if not self._quiet:
-            tell(f"\r\033[K{text}" if self._is_open else text)
+            tell(f"{ERASE_LINE}{text}" if self._is_open else text)
             self._is_open = False
 
     def close(self) -> None:
         """Leaves a terminal on a new line."""
         if self._is_open:
-            tell("" if self._stays else "\r\033[K", "\n" if self._stays else "")
+            tell("" if self._stays else ERASE_LINE, "\n" if self._stays else "")
             self._is_open = False
 
 

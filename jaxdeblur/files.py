@@ -8,11 +8,15 @@ import os
 import re
 import secrets
 import shutil
+import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, BinaryIO
 
-from jaxdeblur.errors import UserError, tell
+from jaxdeblur.errors import ERASE_LINE, UserError, tell
 
 try:
     import fcntl
@@ -37,7 +41,7 @@ def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
     # Named before it is made, so that whoever interrupts the making leaves nothing there either.
     suffix = f".part{Path(given).suffix}"
     part = target.parent / f".{target.stem[:20]}.{secrets.token_hex(6)}{suffix}"
-    try:
+    with _unfinished(part):
         try:
             os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
@@ -51,9 +55,6 @@ def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(part, target)
         except OSError as error:
             raise UserError(f"{given}: cannot be written: {error.strerror}") from error
-    finally:
-        if os.path.lexists(part):
-            part.unlink()
 
 
 @contextlib.contextmanager
@@ -65,7 +66,7 @@ def replace_folder_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
     there = there and (target.is_symlink() or target.is_mount() or target.samefile("."))
     where = target if there else target.parent
     part = where / f".{target.name[:20]}.part{secrets.token_hex(6)}"
-    try:
+    with _unfinished(part):
         part.mkdir(mode=0o700)
         yield part
         if there:
@@ -76,8 +77,72 @@ def replace_folder_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         part.chmod(0o777 & ~umask)
         os.rename(part, target)
+
+
+_unfinished_paths: dict[Path, None] = {}
+
+
+@contextlib.contextmanager
+def _unfinished(path: Path) -> Iterator[None]:
+    """Within it ``path`` may come to be; then, or when a signal ends the process, it is removed."""
+    _unfinished_paths[path] = None
+    try:
+        yield
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        _remove(path)
+        del _unfinished_paths[path]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+_REMOVAL_S = 10.0
+"""Seconds after which a file that cannot be removed is left."""
+
+
+@contextlib.contextmanager
+def ended_by_signals(name: str) -> Iterator[None]:
+    """Within it ctrl-C, SIGTERM and SIGHUP end the process with code 130, and leave no half file.
+
+    So a batch system that ends a job, or a terminal that closes, leaves none either. What is
+    ignored (nohup, a shell's background) stays ignored. The handler cleans up itself. A
+    KeyboardInterrupt from wherever the work is would not do: callbacks of the garbage collector and
+    of weak references lose it, and Python's end crashes in threads that are still in native code.
+
+    Args:
+      name: of the command, for the line that it says.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        # Not through sys.stderr, which the signal may have found in the middle of a line.
+        line = f"{name}: interrupted\n"
+        with contextlib.suppress(OSError):
+            os.write(2, (ERASE_LINE + line if os.isatty(2) else line).encode())
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed, or in its middle too
+            sys.stdout.flush()
+        deadline = time.monotonic() + _REMOVAL_S
+        while any(os.path.lexists(path) for path in list(_unfinished_paths)):
+            for path in list(_unfinished_paths):
+                with contextlib.suppress(OSError):
+                    _remove(path)  # again, if a thread wrote another file into a folder
+            if time.monotonic() > deadline:
+                break
+        os._exit(130)
+
+    before = {}
+    for each in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, each, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -92,7 +157,7 @@ def made_once(target: Path) -> Iterator[None]:
             file = held.enter_context(open(lock, "wb"))
             _lock(file, f"waiting for another process, which makes {target}")
             # Who waits for the removed file only looks again at what has been made.
-            held.callback(lock.unlink, missing_ok=True)
+            held.enter_context(_unfinished(lock))
         yield
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -96,3 +99,44 @@ def test_where_nothing_can_be_locked_all_make_it(
         pass
     with made_once(tmp_path / "nowhere" / "pool"):  # whoever makes it says why it can't be
         pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_even_where_exceptions_are_lost(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """As in JAX's callbacks at garbage collection; and threads go on writing meanwhile."""
+    program = f"""
+import itertools, os, signal, threading, time
+from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, replace_when_whole
+
+class Collected:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})  # what is raised here is printed and forgotten
+
+def write(folder):
+    for index in itertools.count():
+        with replace_when_whole(folder / str(index % 50)) as part:
+            part.write_text("frame")
+
+signal.signal({int(number)}, signal.SIG_DFL)  # nohup would have it ignored
+with ended_by_signals("command"):
+    with replace_folder_when_whole("frames") as part, replace_when_whole("out.mkv"):
+        threading.Thread(target=write, args=[part], daemon=True).start()
+        time.sleep(0.1)
+        Collected()
+        time.sleep(60)
+"""
+    (tmp_path / "out.mkv").write_text("old")
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=50,
+    )
+    assert ended.returncode == 130
+    assert ended.stderr.splitlines()[0] == "command: interrupted"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mkv"]
+    assert (tmp_path / "out.mkv").read_text() == "old"

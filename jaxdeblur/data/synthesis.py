@@ -15,8 +15,8 @@ from typing import Any
 
 from jaxdeblur.data.exposure import GAMMA, Exposure, synthesise
 from jaxdeblur.data.frames import FrameFiles, VideoFile, high_speed_sources
-from jaxdeblur.errors import ProgressLine, UserError, end_as_ctrl_c_does, run_command
-from jaxdeblur.files import replace_folder_when_whole, write_json
+from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
 from jaxdeblur.options import Parser
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.formats import MAX_PIXELS
@@ -205,5 +205,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    end_as_ctrl_c_does()
-    run_command(main, "synthesis")
+    with ended_by_signals("synthesis"):
+        run_command(main, "synthesis")

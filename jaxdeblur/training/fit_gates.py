@@ -31,8 +31,8 @@ from jaxtyping import Array, Float
 from jaxdeblur import devices, presets
 from jaxdeblur.data.batches import batches
 from jaxdeblur.data.sources import DataConfig, training_sources
-from jaxdeblur.errors import ProgressLine, UserError, end_as_ctrl_c_does, run_command
-from jaxdeblur.files import replace_when_whole, write_json
+from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.files import ended_by_signals, replace_when_whole, write_json
 from jaxdeblur.models.layers import enlarge
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import build
@@ -362,5 +362,5 @@ def fit(model: VideoRestorer, samples: Sample, config: FitConfig) -> Parameters:
 
 
 if __name__ == "__main__":
-    end_as_ctrl_c_does()
-    run_command(main, "jaxdeblur.training.fit_gates")
+    with ended_by_signals("jaxdeblur.training.fit_gates"):
+        run_command(main, "jaxdeblur.training.fit_gates")

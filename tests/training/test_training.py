@@ -259,6 +259,8 @@ def test_a_damaged_array_is_one_warning(tmp_path: Path) -> None:
     assert damaged >= 2
 
 
+# Of what the test before this one left.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_reader_that_had_not_begun_is_not_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
