@@ -7,8 +7,10 @@ Of each video, for itself: the motion of tiles is measured by phase correlation 
 frames; the sharpest fifth of its patches is blurred a second time, along the motion of the patch
 times 0.5 to 1.5; the weights are trained further on these pairs (twice blurred to blurred), and the
 video is scored before and after. A tenth of the patches is held out: a user has no sharp frames, so
-whether they improve is all that could decide if the result is kept. ``--teacher=truth`` takes the
-video's own sharp frames in place of that: what no teacher can beat in the same steps.
+whether they improve is all that could decide if the result is kept. ``--teacher=half`` takes the
+patches from frames of half the size, which are twice as sharp, and blurs them by as many pixels.
+``--teacher=truth`` has the video's own sharp frames for targets: what no teacher can beat in the
+same steps.
 
 A video's pairs, run and scores are kept below ``--out``; a second start goes on.
 """
@@ -70,7 +72,7 @@ def main() -> None:
     parser.add_argument("--preset", default="strcnn_dtb_choice", help="whose network that is")
     parser.add_argument("--only", nargs="*", default=())
     parser.add_argument("--tau", type=natural, help="of high-speed frames; the period is the same")
-    parser.add_argument("--teacher", choices=["own", "truth"], default="own")
+    parser.add_argument("--teacher", choices=["own", "half", "truth"], default="own")
     parser.add_argument("--steps", type=natural, default=120)
     parser.add_argument("--crop", type=natural, default=176)
     parser.add_argument("--patches", type=natural, default=40, help="that teach and are held out")
@@ -147,13 +149,19 @@ def adapt(
 def write_pairs(video: Video, target: Path, options: Parser) -> float:
     """Writes the clips that teach (train) and those held out (test); gives the median motion."""
     size = options.crop + 32
-    if min(video.height, video.width) < size or len(video) < _LENGTH:
-        raise UserError(f"{video.name}: needs {_LENGTH} frames of {size}x{size} pixels")
-    count = min(len(video), 24)
-    frames = [video.blurred(index) for index in range(count)]
+    needed = size * (2 if options.teacher == "half" else 1)
+    if min(video.height, video.width) < needed or len(video) < _LENGTH:
+        raise UserError(f"{video.name}: needs {_LENGTH} frames of {needed}x{needed} pixels")
+    frames = [video.blurred(index) for index in range(min(len(video), 24))]
+    shutters = 0.5, 1.5
+    if options.teacher == "half":
+        frames = [np.asarray(Image.fromarray(frame).reduce(2)) for frame in frames]
+        shutters = 1.0, 3.0
     grey = [frame.astype(np.float32).mean(-1) / 255 for frame in frames]
     found = list(patches(grey, size))
     found.sort(key=lambda patch: -patch.sharpness)
+    if len(found) < 10:  # of which one is held out
+        raise UserError(f"{video.name}: {len(found)} patches with texture are too few: --crop")
     kept = found[: max(len(found) // 5, 10)]
     rng = np.random.default_rng(0)
     chosen = rng.permutation(len(kept))[: options.patches]
@@ -162,7 +170,7 @@ def write_pairs(video: Video, target: Path, options: Parser) -> float:
         for place, index in enumerate(chosen):
             patch = kept[index]
             split = "test" if place % 10 == 9 else "train"
-            shutter = rng.uniform(0.5, 1.5)
+            shutter = rng.uniform(*shutters)
             for offset, step in enumerate(patch.motion):
                 time_ = patch.first + offset
                 rows = slice(patch.y, patch.y + size)

@@ -346,17 +346,33 @@ def page(rows: dict[str, dict[str, Any]], text: str, dataset: Dataset, options: 
             for name, frame in shown.items()
         )
         parts.append(f"<h2>{html.escape(video.name)}, frame {at}</h2><div>{figures}</div>")
+    columns = math.ceil((len(rows) + 2) / 2)  # two lines, both full
     style = (
-        "body{font:15px sans-serif;margin:2em}div{display:grid;gap:1em;"
-        "grid-template-columns:repeat(auto-fill,minmax(14em,1fr))}figure{margin:0}"
-        "img{width:100%}pre{overflow-x:auto}"
+        "body{font:15px sans-serif;margin:2em}div{display:grid;gap:1em;overflow-x:auto;"
+        f"grid-template-columns:repeat({columns},minmax(9em,1fr))}}figure{{margin:0}}"
+        "img{width:100%}table{border-collapse:collapse}th,td{padding:.2em .8em;text-align:right}"
+        "th{border-bottom:1px solid}th:first-child,td:first-child{text-align:left}"
     )
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Table 1</title>"
-        f"<style>{style}</style><h1>Table 1, on equal terms</h1><pre>{html.escape(text)}</pre>"
+        f"<style>{style}</style><h1>Table 1, on equal terms</h1>"
+        + "".join(_as_html(block) for block in text.split("\n\n") if block.strip())
         + "".join(parts)
         + "</html>\n"
     )
+
+
+def _as_html(block: str) -> str:
+    """A table of Markdown, or a paragraph."""
+    if not block.lstrip().startswith("|"):
+        return f"<p>{html.escape(block.strip())}</p>"
+    head, _, *body = (
+        [html.escape(cell.strip().replace("`", "")) for cell in line.strip(" |").split("|")]
+        for line in block.strip().splitlines()
+    )
+    lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for cells in body]
+    titles = "".join(f"<th>{cell}</th>" for cell in head)
+    return f"<table><tr>{titles}</tr>{''.join(lines)}</table>"
 
 
 def _png(frame: np.ndarray) -> str:

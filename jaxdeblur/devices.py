@@ -195,7 +195,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 def described(device: jax.Device | None = None) -> str:
     """A device in words, JAX's first by default: what figures and messages name."""
     device = device or jax.local_devices()[0]
-    return f"a CPU with {cores()} cores" if device.platform == "cpu" else str(device.device_kind)
+    number = f"{cores()} cores" if cores() != 1 else "1 core"
+    return f"a CPU with {number}" if device.platform == "cpu" else str(device.device_kind)
 
 
 def free_in_container(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

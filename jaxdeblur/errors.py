@@ -49,30 +49,34 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     try:
         main()
-    except UserError as error:
-        _say(name, str(error))
-        _leave(2, together)
     except KeyboardInterrupt:
         tell(f"{name}: interrupted")
         _leave(130, together)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and _is_missing_package(error.name or ""):
-            # Another Python than that of the environment: the first thing that goes wrong.
-            _say(name, f"{sys.executable} has no package {error.name}: {_ENVIRONMENT}")
-            _leave(2, together)
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            reason = str(error).splitlines()[0][:200] if str(error) else ""
-            tell(f"{name}: error: not enough memory: {reason}")
-            _leave(2, together)
-        if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            # A name too long, no permission, a full disk, a file where a folder belongs: all that
-            # the system refuses, wherever it was asked.
-            _say(name, f"{os.fsdecode(error.filename)}: {error.strerror}")
+        if message := message_of(error):
+            _say(name, message)
             _leave(2, together)
         if not together:
             raise
         traceback.print_exc()
         _leave(1, together)
+
+
+def message_of(error: Exception) -> str | None:
+    """What a user is told of an error that is no slip of this program; None if it is one."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and _is_missing_package(error.name or ""):
+        # Another Python than that of the environment: the first thing that goes wrong.
+        return f"{sys.executable} has no package {error.name}: {_ENVIRONMENT}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        reason = str(error).splitlines()[0][:200] if str(error) else ""
+        return f"not enough memory: {reason}"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        # A name too long, no permission, a full disk, a file where a folder belongs: all that
+        # the system refuses, wherever it was asked.
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return None
 
 
 _ENVIRONMENT = "run `make install` once, then start it as .venv/bin/python"

@@ -31,7 +31,7 @@ from jaxdeblur.video.image_file import read_image
 
 ALL = slice(None)
 
-_DECODED_AHEAD = 32  # Frames held in memory while they are packed: 200 MB at 1920x1080.
+_DECODED_AHEAD = 200_000_000  # Bytes of decoded frames in memory: 32 frames at 1920x1080.
 _PACK_VERSION = 1  # Part of a pack's name: raise it when packs change.
 _MOST_OPEN = 128  # Packs mapped at a time: each holds a file descriptor, of which there are 1024.
 
@@ -87,8 +87,9 @@ class FrameFiles:
                 return error
 
         files = iter(self.files)
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, _DECODED_AHEAD)) as decoders:
-            while some := list(itertools.islice(files, _DECODED_AHEAD)):
+        ahead = max(_DECODED_AHEAD // (3 * self.height * self.width), 1)
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, ahead)) as decoders:
+            while some := list(itertools.islice(files, ahead)):
                 yield from decoders.map(attempt, some)
 
     def _frame(self, file: Path) -> Frame8:

@@ -42,7 +42,7 @@ class DeblurConfig:
       duration: how much of the video to restore, instead of an end.
       codec: FFmpeg's name of the video encoder; by default the input's codec, else libx264.
       crf: quality of the video, smaller is better; by default the loss is about invisible.
-      fps: frame rate of images, of frames from a pipe, or to ask a camera for.
+      fps: frame rate of images or of frames from a pipe, by default 25, or to ask a camera for.
       size: WIDTHxHEIGHT of the raw rgb24 frames from a pipe, or to ask a camera for.
       show: show the result of a camera in a window (with OpenCV); q closes it.
       compare: also write a video that shows input and result side by side.
@@ -59,7 +59,7 @@ class DeblurConfig:
     duration: Time | None = None
     codec: str | None = None
     crf: int | None = None
-    fps: float = 25.0
+    fps: float | None = None
     size: str | None = None
     show: bool = False
     compare: str | None = None
@@ -82,7 +82,7 @@ class DeblurConfig:
             raise UserError(f"--end is a time after --start={self.start:g}, not {self.end:g}")
         if self.crf is not None and not 0 <= self.crf <= 63:
             raise UserError(f"--crf is 0 (best) to 63, not {self.crf}")
-        if not 0.01 <= self.fps <= 10000:
+        if self.fps is not None and not 0.01 <= self.fps <= 10000:
             raise UserError(f"--fps is frames a second, not {self.fps:g}")
         if self.max_pixels < 1:
             raise UserError(f"--max-pixels is a number of pixels, not {self.max_pixels}")
@@ -109,10 +109,11 @@ class DeblurConfig:
     @property
     def rate(self) -> Fraction:
         """``fps`` as a fraction: 29.97 is 30000/1001."""
-        whole = round(self.fps)
-        if whole and abs(self.fps - whole * 1000 / 1001) < 0.005 and self.fps != whole:
+        fps = 25.0 if self.fps is None else self.fps
+        whole = round(fps)
+        if whole and abs(fps - whole * 1000 / 1001) < 0.005 and fps != whole:
             return Fraction(whole * 1000, 1001)
-        return Fraction(self.fps).limit_denominator(1001)
+        return Fraction(fps).limit_denominator(1001)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxdeblur.errors import ProgressLine, UserError, tell
+from jaxdeblur.errors import ProgressLine, UserError, message_of, tell
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.jobs import DeblurConfig, Job, check_compare, written_as
@@ -64,7 +64,7 @@ def restore_all(deblurrer: Deblurrer, jobs: list[Job], config: DeblurConfig) -> 
       UserError: jobs failed; of several, each has said so.
     """
     kinds = {job.kind for job in jobs}
-    if config.fps != DeblurConfig.fps and kinds == {"video"}:
+    if config.fps is not None and kinds == {"video"}:
         raise UserError("--fps is for images and pipes; videos keep their own")
     if config.size is not None and not kinds & {"pipe", "camera"}:
         raise UserError("--size is for a pipe or a camera; files say how large they are")
@@ -74,11 +74,12 @@ def restore_all(deblurrer: Deblurrer, jobs: list[Job], config: DeblurConfig) -> 
     for job in jobs:
         try:
             deblur(deblurrer, job, config)
-        except UserError as error:
-            if len(jobs) == 1:
+        except Exception as error:
+            message = message_of(error)
+            if len(jobs) == 1 or message is None:
                 raise
             failed.append(job.name)
-            tell(f"error: {' '.join(str(error).split())}")
+            tell(f"error: {' '.join(message.split())}")
     if failed:
         names = ", ".join(failed)
         raise UserError(f"{len(failed)} of {len(jobs)} inputs could not be restored: {names}")
@@ -181,11 +182,10 @@ def _open_source(job: Job, config: DeblurConfig) -> Any:
     if job.kind == "camera":
         if config.start:
             raise UserError(f"--start is for video files; {job.name} begins now")
-        asked = config.fps != DeblurConfig.fps
         return CameraReader(
             job.name,
             size=config.raw_size,
-            rate=config.rate if asked else None,
+            rate=config.rate if config.fps else None,
             duration=config.length,
             max_pixels=config.max_pixels,
         )

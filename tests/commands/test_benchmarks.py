@@ -26,6 +26,7 @@ import pytest
 from flax import nnx
 from jax import lax
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 import kernels
 from jaxdeblur.errors import UserError, run_command
@@ -249,6 +250,50 @@ def test_the_kernels_part_is_rehearsed(
     assert "einsum" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("teacher", ["own", "half", "truth"])
+def test_a_video_teaches_by_patches_that_are_blurred_along_their_motion(
+    benchmark: Any, tmp_path: Path, teacher: str
+) -> None:
+    """A texture that moves 2 pixels down and 3 to the left a frame."""
+    texture = gaussian_filter(np.random.default_rng(0).random((400, 400, 3)), (2, 2, 0))
+    texture = np.uint8(255 * (texture - texture.min()) / np.ptp(texture))
+
+    class Moving:
+        name, height, width = "moving", 320, 320
+
+        def __len__(self) -> int:
+            return 4
+
+        def blurred(self, index: int) -> Any:
+            y, x = 60 - 2 * index, 20 + 3 * index
+            return texture[y : y + 320, x : x + 320]
+
+        def sharp(self, index: int) -> Any:
+            return 255 - self.blurred(index)
+
+    module = benchmark("adapt")
+    options = SimpleNamespace(crop=128, teacher=teacher, patches=20)
+    halves = 2 if teacher == "half" else 1
+    moved = module.write_pairs(Moving(), tmp_path / "pairs", options)
+    assert moved == pytest.approx(np.hypot(2, 3) / halves, abs=0.5)
+    pairs = {
+        half: [np.asarray(Image.open(f)) for f in sorted(tmp_path.glob(f"pairs/*/{half}/*/*"))]
+        for half in ("blur", "sharp")
+    }
+    assert len(pairs["blur"]) == len(pairs["sharp"]) >= 4
+    for blurred, sharp in zip(pairs["blur"], pairs["sharp"], strict=True):
+        assert blurred.shape == (160, 160, 3)
+        if teacher == "truth":
+            np.testing.assert_array_equal(sharp, 255 - blurred)
+        else:  # less is left of the slopes along the motion than across it
+            along, across = (
+                np.abs(np.roll(blurred, step, (0, 1)).astype(int) - blurred)[8:-8, 8:-8].mean()
+                / np.abs(np.roll(sharp, step, (0, 1)).astype(int) - sharp)[8:-8, 8:-8].mean()
+                for step in ((2, -3), (3, 2))
+            )
+            assert along < across < 1.02
+
+
 @pytest.mark.stress
 def test_table_1_from_training_to_its_page(
     benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -263,7 +308,8 @@ def test_table_1_from_training_to_its_page(
     assert first["parameters"] == 87_301
     assert first["gmac"] == pytest.approx(26.8, abs=0.1)
     assert first["equal-steps"][0]["steps"] == 2
-    assert (tmp_path / "out" / "table1.html").read_text().count("<img") == 3
+    page = (tmp_path / "out" / "table1.html").read_text()
+    assert (page.count("<img"), page.count("<table"), page.count("<tr")) == (3, 2, 4)
     module.main()
     again = json.loads((tmp_path / "out" / "table1.json").read_text())["rows"]["STRCNN+DTB"]
     assert again["equal-steps"] == first["equal-steps"]

@@ -20,6 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import jax
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, features
@@ -387,6 +388,24 @@ def test_from_frames_to_video_and_back(command, tmp_path):
         assert video.codec_context.pix_fmt == "yuv420p"
     assert command("frames/00000[12].png", "two.mkv")[0] == 0
     assert len(rgb_of(Path("two.mkv"))) == 2
+
+
+def test_one_input_without_memory_does_not_end_the_others(command, monkeypatch, tmp_path):
+    for name in ("a.mkv", "large.mkv", "z.mkv"):
+        make_video(tmp_path / name, 3)
+    flush = Stream.flush
+
+    def out_of_memory(self):
+        if not (tmp_path / "out" / "a.mkv").exists() or (tmp_path / "tried").exists():
+            return flush(self)
+        (tmp_path / "tried").touch()
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+    monkeypatch.setattr(Stream, "flush", out_of_memory)
+    code, said = command("a.mkv", "large.mkv", "z.mkv", "--out-dir=out")
+    assert (code, "not enough memory: RESOURCE_EXHAUSTED: Out of memory" in said) == (2, True)
+    assert said.endswith("1 of 3 inputs could not be restored: large.mkv\n")
+    assert sorted(os.listdir("out")) == ["a.mkv", "z.mkv"]
 
 
 def test_many_inputs_into_a_folder_and_only_once(command, tmp_path):
