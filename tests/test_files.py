@@ -69,22 +69,23 @@ def test_without_a_home_the_cache_has_to_be_named(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_several_want_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target, makers = tmp_path / "pool", []
+    target, found = tmp_path / "pool", []
 
     def make() -> None:
         with made_once(target):
-            if not target.exists():
-                makers.append(threading.get_ident())
-                time.sleep(0.2)  # the other comes to wait
-                target.mkdir()
+            found.append(target.exists())
 
-    threads = [threading.Thread(target=make) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(makers) == 1
-    assert capsys.readouterr().err == f"waiting for another process, which makes {target}\n"
+    other = threading.Thread(target=make)
+    with made_once(target):
+        other.start()
+        said, deadline = "", time.monotonic() + 60
+        while not said and time.monotonic() < deadline:
+            said += capsys.readouterr().err
+            time.sleep(0.01)
+        target.mkdir()
+    other.join()
+    assert said == f"waiting for another process, which makes {target}\n"
+    assert found == [True]
     assert list(tmp_path.iterdir()) == [target]  # no lock is left
 
 
