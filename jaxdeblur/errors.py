@@ -53,7 +53,7 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
         tell(f"{name}: interrupted")
         _leave(130, together)
     except Exception as error:
-        if message := message_of(error):
+        if (message := message_of(error)) is not None:
             _say(name, message)
             _leave(2, together)
         if not together:

@@ -136,7 +136,7 @@ def ended_by_signals(name: str) -> Iterator[None]:
     before = {}
     for each in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, each, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+        if number and signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not Python's
             before[number] = signal.signal(number, end)
     try:
         yield
