@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -100,10 +99,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-_REMOVAL_S = 10.0
-"""Seconds after which a file that cannot be removed is left."""
-
-
 @contextlib.contextmanager
 def ended_by_signals(name: str) -> Iterator[None]:
     """Within it ctrl-C, SIGTERM and SIGHUP end the process with code 130, and leave no half file.
@@ -118,24 +113,23 @@ def ended_by_signals(name: str) -> Iterator[None]:
     """
 
     def end(number: int, frame: FrameType | None) -> None:
+        for each in before:  # a terminal that closes sends SIGHUP twice
+            signal.signal(each, lambda *_: None)
         # Not through sys.stderr, which the signal may have found in the middle of a line.
         line = f"{name}: interrupted\n"
         with contextlib.suppress(OSError):
             os.write(2, (ERASE_LINE + line if os.isatty(2) else line).encode())
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed, or in its middle too
             sys.stdout.flush()
-        deadline = time.monotonic() + _REMOVAL_S
-        while any(os.path.lexists(path) for path in list(_unfinished_paths)):
-            for path in list(_unfinished_paths):
-                with contextlib.suppress(OSError):
-                    _remove(path)  # again, if a thread wrote another file into a folder
-            if time.monotonic() > deadline:
-                break
+        for path in list(_unfinished_paths):
+            with contextlib.suppress(OSError):
+                # By this name no thread finds a folder to write another file into.
+                _remove(path.rename(path.with_name(f"{path.name}.left")))
         os._exit(130)
 
     before = {}
-    for each in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, each, None)  # Windows has no SIGHUP
+    for signal_name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, signal_name, None)  # Windows has no SIGHUP
         if number and signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not Python's
             before[number] = signal.signal(number, end)
     try:
