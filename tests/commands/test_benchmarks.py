@@ -255,24 +255,24 @@ def test_a_video_teaches_by_patches_that_are_blurred_along_their_motion(
     benchmark: Any, tmp_path: Path, teacher: str
 ) -> None:
     """A texture that moves 2 pixels down and 3 to the left a frame."""
-    texture = gaussian_filter(np.random.default_rng(0).random((400, 400, 3)), (2, 2, 0))
+    texture = gaussian_filter(np.random.default_rng(0).random((720, 720, 3)), (2, 2, 0))
     texture = np.uint8(255 * (texture - texture.min()) / np.ptp(texture))
 
     class Moving:
-        name, height, width = "moving", 320, 320
+        name, height, width = "moving", 640, 640
 
         def __len__(self) -> int:
             return 4
 
         def blurred(self, index: int) -> Any:
             y, x = 60 - 2 * index, 20 + 3 * index
-            return texture[y : y + 320, x : x + 320]
+            return texture[y : y + 640, x : x + 640]
 
         def sharp(self, index: int) -> Any:
             return 255 - self.blurred(index)
 
     module = benchmark("adapt")
-    options = SimpleNamespace(crop=128, teacher=teacher, patches=20)
+    options = SimpleNamespace(crop=96, teacher=teacher, patches=20)
     halves = 2 if teacher == "half" else 1
     moved = module.write_pairs(Moving(), tmp_path / "pairs", options)
     assert moved == pytest.approx(np.hypot(2, 3) / halves, abs=0.5)
@@ -282,7 +282,7 @@ def test_a_video_teaches_by_patches_that_are_blurred_along_their_motion(
     }
     assert len(pairs["blur"]) == len(pairs["sharp"]) >= 4
     for blurred, sharp in zip(pairs["blur"], pairs["sharp"], strict=True):
-        assert blurred.shape == (160, 160, 3)
+        assert blurred.shape == (128, 128, 3)
         if teacher == "truth":
             np.testing.assert_array_equal(sharp, 255 - blurred)
         else:  # less is left of the slopes along the motion than across it
