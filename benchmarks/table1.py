@@ -5,12 +5,12 @@
     python -m benchmarks.table1 --seeds 0 --steps=2 --crop=32 --max-frames=2 --max-videos=1
     python -m benchmarks.table1 --speed --size=full --speed-size=160x96
 
-Each system is trained by its own recipe at small width (19 to 31 GMAC a 720p frame, SRN 76), on
-clips of the same size with the same seeds: once for equal steps (``--steps``) and once for equal
-time (``--minutes`` of steps a training; clips are made beside them), whichever are given. Then each
-is scored on the test videos. A training or score that is done is kept: the same command goes on
-where it was stopped. Before anything is trained, a step of each is timed, and the hours that all
-will take are said. ``--speed`` times a frame of each, and trains none.
+Each system is trained by its own recipe at small width (19 to 31 GMAC a 720p frame), on clips of
+the same size with the same seeds: once for equal steps (``--steps``) and once for equal time
+(``--minutes`` of steps a training; clips are made beside them), whichever are given. Then each is
+scored on the test videos. A training or score that is done is kept: the same command goes on where
+it was stopped. Before anything is trained, a step of each is timed, and the hours that all will
+take are said. ``--speed`` times a frame of each, and trains none.
 
 ``--out`` gets ``table1.md``, ``table1.json`` and ``table1.html``, a page with the same frames of
 all systems side by side. GMAC are multiply-adds of convolutions and matrix products, counted from

@@ -223,8 +223,8 @@ PRESETS: dict[str, Preset] = {
         data=_WIDE,
     ),
     "srn_small": Preset(
-        about="SRN color at width 8 (432 k parameters) for two cores.",
-        network=SrnConfig(width=8),
+        about="SRN color at width 4 (109 k parameters) for two cores.",
+        network=SrnConfig(width=4),
         training=dataclasses.replace(_TWO_CORES, frames=2, loss="mse"),
         data=_NARROW,
     ),
