@@ -28,7 +28,7 @@ examples:
 
 def main() -> None:
     """Reads the options and restores."""
-    from jaxdeblur.restoration.jobs import DeblurConfig, plan
+    from jaxdeblur.restoration.jobs import DeblurConfig, Job, plan
 
     parser = Parser(
         prog="deblur.py",
@@ -74,7 +74,7 @@ def main() -> None:
     import jax
 
     from jaxdeblur import devices
-    from jaxdeblur.restoration.deblurrer import Deblurrer
+    from jaxdeblur.restoration.deblurrer import Deblurrer, default_weights
     from jaxdeblur.restoration.run_jobs import restore_all
 
     if arguments.extension:
@@ -90,17 +90,25 @@ def main() -> None:
     if not jobs:
         tell("deblur.py: nothing left to do")
         return
-    deblurrer = Deblurrer(
-        arguments.ckpt,
-        strength=config.strength,
-        tile=config.tile,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        rows=processes.rows,
-    )
-    if arguments.ckpt is None and not config.quiet:
-        tell(f"weights: {deblurrer.source}, on {deblurrer.device}")
-    restore_all(deblurrer, jobs, config)
+
+    def weights_of(job: Job) -> str:
+        if arguments.ckpt is not None:
+            return arguments.ckpt
+        return default_weights(photograph=job.is_photograph)
+
+    deblurrers = {}
+    for weights in dict.fromkeys(map(weights_of, jobs)):
+        deblurrers[weights] = deblurrer = Deblurrer(
+            weights,
+            strength=config.strength,
+            tile=config.tile,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            rows=processes.rows,
+        )
+        if arguments.ckpt is None and not config.quiet:
+            tell(f"weights: {deblurrer.source}, on {deblurrer.device}")
+    restore_all(lambda job: deblurrers[weights_of(job)], jobs, config)
 
 
 if __name__ == "__main__":

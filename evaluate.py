@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,10 @@ def main() -> None:
     if arguments.name:
         raise UserError("--name is of frames that another program restored (--restored)")
     loaded = load_model(arguments.ckpt, dtype=arguments.dtype)
+    if loaded.of_photographs and not config.single:
+        config = dataclasses.replace(config, single=True)
+        if jax.process_index() == 0:
+            tell("each frame is restored by itself: the network was trained on photographs")
     if not config.data:
         config = of_its_own_kind(config, loaded.metadata if Path(arguments.ckpt).is_dir() else {})
         if jax.process_index() == 0:
@@ -104,6 +109,8 @@ def _evaluate_restored(arguments: Any, config: EvaluationConfig) -> None:
     from jaxdeblur.evaluation.restored import RestoredFrames
     from jaxdeblur.evaluation.results import default_folder
 
+    if config.single:
+        raise UserError("--single is of a network, and --restored has none")
     if not config.data:
         raise UserError("--restored: name the data set that the frames are of, with --data")
     dataset = _open(config)
@@ -120,7 +127,7 @@ def _evaluate_restored(arguments: Any, config: EvaluationConfig) -> None:
 def _open(config: EvaluationConfig) -> Dataset:
     from jaxdeblur.data.datasets import open_dataset
 
-    return open_dataset(
+    dataset = open_dataset(
         config.data,
         config.split,
         variant=config.variant,
@@ -131,6 +138,10 @@ def _open(config: EvaluationConfig) -> Dataset:
         exclude=config.exclude,
         max_pixels=config.max_pixels,
     )
+    if config.single:
+        which = ", ".join(filter(None, [dataset.variant, "each frame by itself"]))
+        dataset = dataclasses.replace(dataset, variant=which)
+    return dataset
 
 
 def _show(metrics: dict[str, Any], out: Path) -> None:

@@ -25,6 +25,7 @@ for one. The test scenes of docs/results.md, their first frames.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -194,7 +195,8 @@ def score(loaded: LoadedModel, test: Test, out: Path) -> dict[str, Any]:
         only=test.config.only,
     )
     try:
-        return evaluate(loaded, dataset, test.config, out)
+        config = dataclasses.replace(test.config, single=loaded.of_photographs)
+        return evaluate(loaded, dataset, config, out)
     except UserError as error:
         raise UserError(f"{error} (of an earlier run: choose another --out)") from error
 

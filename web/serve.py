@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prepares the page and serves it on this machine: ``python web/serve.py``, or ``make web``.
 
-ONNX Runtime Web comes by npm, the network by ``jaxdeblur.export``; what is there already stays.
+ONNX Runtime Web comes by npm, the networks by ``jaxdeblur.export``; what is there already stays.
 Any static server will do; this one sends two headers more, with which WebAssembly has threads.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from jaxdeblur.errors import UserError, run_command, tell
 from jaxdeblur.options import Parser
+from jaxdeblur.weights.shipped import default_name
 
 HERE = Path(__file__).resolve().parent
 RUNTIME = "onnxruntime-web@1.30.0"
@@ -27,7 +28,9 @@ FILES = ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded*.wasm", "ort-wasm-
 def main() -> None:
     """Reads the options, prepares and serves."""
     parser = Parser(prog="web/serve.py", description=__doc__)
-    parser.add_argument("--ckpt", default="strcnn_dtb_choice", help="the weights")
+    parser.add_argument(
+        "--ckpt", help="the weights; by default those that ship, for video and for one picture"
+    )
     parser.add_argument("--port", type=int, default=8000, help="of http://127.0.0.1")
     parser.add_argument("--folder", type=Path, default=HERE, help="what is prepared and served")
     parser.add_argument("--prepare-only", action="store_true", help="does not serve")
@@ -37,25 +40,33 @@ def main() -> None:
         serve(arguments.folder, arguments.port)
 
 
-def prepare(folder: Path, weights: str) -> None:
-    """Puts the page, the runtime and the network into a folder, unless they are there."""
+def prepare(folder: Path, weights: str | None = None) -> None:
+    """Puts the page, the runtime and the networks into a folder, unless they are there."""
     folder.mkdir(exist_ok=True)
     if folder.resolve() != HERE:
         shutil.copy(HERE / "index.html", folder)
     if not (folder / "runtime").is_dir():
         fetch_runtime(folder / "runtime")
-    model = folder / "model.onnx"
-    about = folder / "model.json"
-    if not about.is_file():
-        tell(f"exporting {weights} ...")
-        command = [sys.executable, "-m", "jaxdeblur.export", weights, str(model)]
-        if subprocess.run(command, check=False, cwd=HERE.parent).returncode:
-            raise UserError(f"{weights} cannot be exported; see above")
-        import onnx
+    networks = {"model": weights}
+    if weights is None:
+        networks = {"model": default_name(), "photo": default_name(photograph=True)}
+    for name, source in networks.items():
+        export(str(source), folder / f"{name}.onnx")
 
-        properties = onnx.load(str(model)).metadata_props
-        texts = {entry.key: entry.value for entry in properties}
-        about.write_text(json.dumps(json.loads(texts["jaxdeblur"]), indent=1), encoding="utf-8")
+
+def export(weights: str, model: Path) -> None:
+    """Writes the network and, beside it, what the page has to know of it."""
+    about = model.with_suffix(".json")
+    if about.is_file():
+        return
+    tell(f"exporting {weights} ...")
+    command = [sys.executable, "-m", "jaxdeblur.export", weights, str(model)]
+    if subprocess.run(command, check=False, cwd=HERE.parent).returncode:
+        raise UserError(f"{weights} cannot be exported; see above")
+    import onnx
+
+    texts = {entry.key: entry.value for entry in onnx.load(str(model)).metadata_props}
+    about.write_text(json.dumps(json.loads(texts["jaxdeblur"]), indent=1), encoding="utf-8")
 
 
 def fetch_runtime(target: Path) -> None:

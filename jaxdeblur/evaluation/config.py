@@ -28,6 +28,7 @@ class EvaluationConfig:
       light: rendered and high-speed frames: averages linear light or stored values; by default as
         the scenes say, and high-speed frames as stored.
       sharp_input: the sharp frames go in, which should come out as they are.
+      single: restores each frame by itself, as a photograph.
       max_frames: restores only so many frames of each video.
       max_pixels: larger frames are refused before they are decoded.
       protocol: how it is scored; docs/results.md.
@@ -45,6 +46,7 @@ class EvaluationConfig:
     period: int = 12
     light: Literal["linear", "stored"] | None = None
     sharp_input: bool = False
+    single: bool = False
     max_frames: int | None = None
     max_pixels: int = MAX_PIXELS
     protocol: str = "jaxdeblur"
@@ -62,6 +64,8 @@ class EvaluationConfig:
         protocol(self.protocol)
         if self.max_frames is not None and self.max_frames < 1:
             raise UserError(f"--max-frames is 1 or more, not {self.max_frames}")
+        if self.single and self.explain:
+            raise UserError("--explain shows what goes from frame to frame, and --single has none")
         if self.max_pixels < 1:
             raise UserError(f"--max-pixels is 1 or more, not {self.max_pixels}")
         if not 0 < self.report_megabytes <= 1e5:

@@ -119,7 +119,7 @@ def evaluate(
             video,
             lengths[i],
             rules,
-            config.explain,
+            config,
             max_bytes,
             folder,
             frame_done=lambda: line.update(next(count)),
@@ -144,7 +144,7 @@ def _evaluate_video(
     video: Video,
     frames: int,
     rules: Protocol,
-    explain: bool,
+    config: EvaluationConfig,
     max_bytes: int,
     folder: Path | None,
     *,
@@ -152,7 +152,7 @@ def _evaluate_video(
 ) -> report.VideoReport:
     """Restores, scores and pictures one video, frame by frame."""
     explanation, shown = None, frames
-    if explain and not isinstance(model, RestoredFrames):
+    if config.explain and not isinstance(model, RestoredFrames):
         wanted = EXPLAINED_PIXELS // (video.height * video.width)
         shown = min(frames, EXPLAINED_FRAMES, max(3, wanted))
         # With those that the last ones look ahead to, as the stream has them.
@@ -166,7 +166,9 @@ def _evaluate_video(
     if isinstance(model, RestoredFrames):
         restoration = ReadRestoration(model, index, video, frames)
     else:
-        restoration = _TimedRestoration(model, video, frames, wide=rules.needs_fractions)
+        restoration = _TimedRestoration(
+            model, video, frames, wide=rules.needs_fractions, single=config.single
+        )
 
     with ThreadPoolExecutor(2) as pool, _frames_folder(folder) as part:
         for i, (blurred, restored) in enumerate(restoration):
@@ -207,20 +209,30 @@ class _TimedRestoration:
 
     Attributes:
       wide: frames are restored at 16 bits, for protocols that do not score rounded ones.
+      single: each frame is restored by itself.
       repeats: how often each frame goes in.
     """
 
     def __init__(
-        self, model: VideoRestorer, video: Video, frames: int, *, wide: bool, repeats: int = 1
+        self,
+        model: VideoRestorer,
+        video: Video,
+        frames: int,
+        *,
+        wide: bool,
+        single: bool = False,
+        repeats: int = 1,
     ) -> None:
         self.model, self.video, self.frames, self.wide = model, video, frames, wide
-        self.repeats = repeats
+        self.single, self.repeats = single, repeats
         self.reading = 0.0
         self.durations: list[float] = []
         self.waiting: collections.deque[Frame8] = collections.deque()
 
     def __iter__(self) -> Iterator[tuple[Frame8, Pixels]]:
-        restored = restore_frames(functools.partial(Stream, self.model), self._read())
+        restore = functools.partial(restore_frames, functools.partial(Stream, self.model))
+        parts = ([frame] for frame in self._read()) if self.single else (self._read(),)
+        restored = itertools.chain.from_iterable(map(restore, parts))
         while True:
             self.reading, began = 0.0, time.perf_counter()
             frame = next(restored, None)
@@ -233,7 +245,9 @@ class _TimedRestoration:
         """The median; the first frame compiles and fills the look-ahead, so it does not count."""
         if len(self.durations) > 1:
             return float(np.median(self.durations[1:]))
-        again = _TimedRestoration(self.model, self.video, 1, wide=self.wide, repeats=4)
+        again = _TimedRestoration(
+            self.model, self.video, 1, wide=self.wide, single=self.single, repeats=4
+        )
         list(again)
         return float(np.median(again.durations[1:]))
 

@@ -30,10 +30,12 @@ class Deblurrer:
         sharp = deblurrer(blurred)            # T H W 3, uint8 or uint16, RGB
         for frame in deblurrer.stream(camera):
             show(frame)                       # H W 3, a few frames late
+        photo = Deblurrer("strcnn_dtb_photo")(image[None])[0]
 
     Attributes:
       model: the network.
       source: where its weights come from, in words.
+      photographs: whether its weights were trained on single images.
       strength: how much of the restoration is mixed with what went in, 0 to 1.
     """
 
@@ -73,9 +75,11 @@ class Deblurrer:
             if dtype is not None:
                 raise UserError("dtype is for weights that are loaded; a model has its own")
             self.model, self.source = weights, type(weights).__name__
+            self.photographs = False
         else:
             loaded = load_model(default_weights() if weights is None else str(weights), dtype=dtype)
             self.model, self.source = loaded.model, loaded.source
+            self.photographs = loaded.of_photographs
             if loaded.preset not in loaded.source:
                 self.source += f" ({loaded.preset})"
         self._rows = rows
@@ -172,11 +176,11 @@ class Deblurrer:
         return self._tiles[key]
 
 
-def default_weights() -> str:
-    """The name of the weights that are used when none are named."""
+def default_weights(*, photograph: bool = False) -> str:
+    """The name of the weights that are used when none are named, for video or a photograph."""
     if not shipped.names():
         raise UserError("no weights ship with this version; name some by --ckpt=RUN")
-    return shipped.default_name()
+    return shipped.default_name(photograph=photograph)
 
 
 def find_device(name: str) -> jax.Device:

@@ -142,6 +142,11 @@ class Job:
         return self.output.suffix.lower()
 
     @property
+    def is_photograph(self) -> bool:
+        """Whether it is one image by itself."""
+        return self.kind == "images" and len(self.paths) == 1
+
+    @property
     def is_done(self) -> bool:
         """Whether the output exists and is newer than the input."""
         if self.output is None or not os.path.exists(self.output):
@@ -284,7 +289,7 @@ def _check_output(job: Job, output: Path, out_dir: Path | None) -> None:
             f"image ({', '.join(sorted(WRITABLE_SUFFIXES))}), or a folder (its name ends in "
             f"{os.sep} or has no dot)"
         )
-    elif is_image(output) and not (job.kind == "images" and len(job.paths) == 1):
+    elif is_image(output) and not job.is_photograph:
         raise UserError(f"{output}: one image cannot hold a video; give a folder or a video file")
 
 

@@ -57,7 +57,9 @@ class PictureTarget(Protocol):
     def copy(self, packets: Any) -> None: ...  # noqa: D102
 
 
-def restore_all(deblurrer: Deblurrer, jobs: list[Job], config: DeblurConfig) -> None:
+def restore_all(
+    deblurrer_of: Callable[[Job], Deblurrer], jobs: list[Job], config: DeblurConfig
+) -> None:
     """Restores one job after the other; one that fails does not keep the rest from it.
 
     Raises:
@@ -73,7 +75,7 @@ def restore_all(deblurrer: Deblurrer, jobs: list[Job], config: DeblurConfig) -> 
     failed = []
     for job in jobs:
         try:
-            deblur(deblurrer, job, config)
+            deblur(deblurrer_of(job), job, config)
         except Exception as error:
             message = message_of(error)
             if len(jobs) == 1 or message is None:
@@ -159,10 +161,13 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             say(f"{job.name}: not kept: {what}")
     say(f"{job.name}: {timing}")
     if change < _VISIBLE and config.strength:
-        say(
-            f"{job.name}: hardly changed: these weights find the blur of a frame by the frames "
-            "around it, so give those too, as a folder or a video"
+        why = (
+            "no blur was found in it"
+            if deblurrer.photographs
+            else "these weights find the blur of a frame by the frames around it, so give those "
+            "too, as a folder or a video"
         )
+        say(f"{job.name}: hardly changed: {why}")
     return timing
 
 

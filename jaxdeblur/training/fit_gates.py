@@ -48,7 +48,7 @@ from jaxdeblur.weights.save import export_weights
 from jaxdeblur.weights.start import starting_parameters
 
 _CLIPS_AT_ONCE = 2
-_FRAMES_AT_ONCE = 2  # Frames of one clip tell nearly the same.
+_FRAMES_AT_ONCE = 2  # At most: frames of one clip tell nearly the same.
 _STEPS_A_PART = 50  # Of drawing, half a minute on two cores: what is lost where a run is stopped.
 _LARGEST_LOGIT = 4.0  # Beyond it a share is shut or open, without a gradient, and is pulled back.
 
@@ -62,7 +62,7 @@ class FitConfig:
       frames: of a clip.
       crop: side of the square crops, pixels; a multiple of twice the coarsest scale.
       steps: of Adam, on the numbers that are kept.
-      batch_size: clips a step, of two frames each.
+      batch_size: clips a step, of two frames each, or of the one that there is.
       learning_rate: the first one; it falls to 0 as a cosine.
       weight_decay: of AdamW.
       loss: charbonnier: of the root of each cell's mean squared error; log_mse: of each frame's,
@@ -81,12 +81,10 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("clips", "steps", "batch_size", "crop"):
+        for name in ("clips", "frames", "steps", "batch_size", "crop"):
             if getattr(self, name) < 1:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} is 1 or more, not {getattr(self, name)}")
-        if self.frames < _FRAMES_AT_ONCE:
-            raise UserError(f"--frames is {_FRAMES_AT_ONCE} or more, not {self.frames}")
         if not 0 < self.learning_rate < 1:
             raise UserError(f"--learning-rate is between 0 and 1, not {self.learning_rate}")
         if not 0 <= self.weight_decay < 1:
@@ -348,12 +346,12 @@ def fit(model: VideoRestorer, samples: Sample, config: FitConfig) -> Parameters:
         return optax.apply_updates(trained, updates), state, loss
 
     trained, state = start, optimizer.init(start)
-    draw = np.random.default_rng(config.seed)
+    draw, at_once = np.random.default_rng(config.seed), min(_FRAMES_AT_ONCE, config.frames)
     line = ProgressLine("fitting", config.steps, unit="steps", stays=True)
     for step in range(config.steps):
         clips = draw.integers(0, len(samples.evidence), config.batch_size)
-        first = draw.integers(0, samples.evidence.shape[1] - _FRAMES_AT_ONCE + 1)
-        frames = slice(first, first + _FRAMES_AT_ONCE)
+        first = draw.integers(0, samples.evidence.shape[1] - at_once + 1)
+        frames = slice(first, first + at_once)
         chosen = (kept[clips][:, frames] for kept in samples)
         trained, state, loss = step_on(trained, state, *chosen)
         line.update(step + 1, note=f"loss {float(loss):.4f}")

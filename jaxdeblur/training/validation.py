@@ -24,6 +24,8 @@ class Validation:
         self.rebuild = rebuild
         self.name = sources.kind_scored(data, "validation").spec
         """What the videos are of."""
+        self.single = data.single == 1
+        """Whether each frame is restored by itself, as in the training."""
         self.image: UInt8[np.ndarray, "H W 3"] | None = None
         self.clips = []
         # Process 0 alone scores, so the others need not read or render what it scores on.
@@ -45,7 +47,10 @@ class Validation:
         model = self.rebuild(local)
         before, after = [], []
         for number, (blurred, sharp) in enumerate(self.clips):
-            restored = restore_clip(model, blurred)
+            if self.single:
+                restored = np.concatenate([restore_clip(model, frame[None]) for frame in blurred])
+            else:
+                restored = restore_clip(model, blurred)
             before.append(_mean_psnr(blurred, sharp))
             after.append(_mean_psnr(restored, sharp))
             if number == 0:

@@ -38,6 +38,12 @@ class LoadedModel(NamedTuple):
     metadata: dict[str, Any]
     """What is known of the training: the data, the options, scores."""
 
+    @property
+    def of_photographs(self) -> bool:
+        """Whether it was trained on nothing but single frames."""
+        data = self.metadata.get("data")
+        return isinstance(data, dict) and data.get("single") == 1
+
 
 def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedModel:
     """Loads the model of a run folder, a ``.safetensors`` file, or the name of shipped weights.

@@ -10,6 +10,9 @@ _FOLDER = Path(__file__).parent
 # weights ship that need a GPU to restore in reasonable time.
 _BEST_FIRST = ("strcnn_dtb_choice",)
 
+_PHOTOGRAPHS = "strcnn_dtb_photo"
+"""Of the same network, trained on single images: neighbours that repeat a frame tell nothing."""
+
 
 def names() -> list[str]:
     """The names that ``--ckpt`` takes."""
@@ -21,6 +24,8 @@ def path(name: str) -> Path:
     return _FOLDER / f"{name}.safetensors"
 
 
-def default_name() -> str:
-    """The best weights that ship."""
+def default_name(*, photograph: bool = False) -> str:
+    """The best weights that ship, for video or for one image by itself."""
+    if photograph:
+        return _PHOTOGRAPHS
     return next(name for name in (*_BEST_FIRST, *names()) if name in names())

@@ -36,6 +36,7 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.presets import PRESETS
+from jaxdeblur.restoration.stream import restore_clip
 from jaxdeblur.training.validation import Validation
 from jaxdeblur.video.image_file import read_image, write_png
 
@@ -163,6 +164,18 @@ def test_validation_on_sharp_video_counts_what_is_identical_as_100_db(folder: Pa
     validate = Validation(DataConfig(validate_on=f"pairs:{folder / 'same'}"), rebuild)
     scores = {"psnr": 100.0, "psnr_blurred": 100.0, "gain": 0.0, "least_gain": 0.0}
     assert validate(as_it_is) == scores
+
+
+def test_a_network_of_photographs_is_validated_frame_by_frame(folder: Path) -> None:
+    network = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
+    rebuild, parameters = split(models.build(network, seed=4))
+    data = DataConfig(validate_on=f"pairs:{folder / 'pairs'}", validate_frames=3)
+    (video,) = validation_videos(data)
+    alone = [restore_clip(rebuild(parameters), video.blurred(i)[None])[0] for i in range(3)]
+    scores = Validation(dataclasses.replace(data, single=1.0), rebuild)(parameters)
+    expected = np.mean([psnr(frame, video.sharp(i)) for i, frame in enumerate(alone)])
+    assert scores["psnr"] == pytest.approx(expected)
+    assert Validation(data, rebuild)(parameters)["psnr"] != scores["psnr"]
 
 
 def test_another_name_for_the_folder_hides_nothing(folder: Path) -> None:

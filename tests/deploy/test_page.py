@@ -46,10 +46,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed; it fetches ONNX Runtime Web")
     folder, serve = tmp_path_factory.mktemp("site"), serve_module()
-    weights = folder / "weights.safetensors"
-    export_weights(LoadedModel(build(NETWORK, seed=3), "small", NETWORK, 0, "small", {}), weights)
+    weights, photo = folder / "weights.safetensors", folder / "photo.safetensors"
+    for seed, file in ((3, weights), (5, photo)):
+        model = LoadedModel(build(NETWORK, seed=seed), "small", NETWORK, 0, "small", {})
+        export_weights(model, file)
     try:
         serve.prepare(folder, str(weights))
+        serve.export(str(photo), folder / "photo.onnx")
     except serve.UserError as error:
         if "npm could not fetch" in str(error):
             pytest.skip(str(error))
@@ -123,6 +126,21 @@ def test_the_page_gives_the_pixels_of_deblur(
     page.wait_for_timeout(1000)
     assert "sharp-0.png" in downloads
     assert f"at {WIDTH}x{HEIGHT}" in page.inner_text("#status")
+
+
+def test_a_single_picture_has_a_network_of_its_own(
+    page: Any, site: tuple[str, Path], tmp_path: Path
+) -> None:
+    name = write_clip(tmp_path / "clip")[0]
+    page.set_input_files("#file", name)
+    page.wait_for_selector("body[data-done]")
+    shown = np.array(page.evaluate("restoredPixels()"), np.uint8)
+    shown = shown.reshape(HEIGHT, WIDTH, 4)[..., :3].astype(int)
+    for weights, same in (("photo", True), ("weights", False)):
+        ckpt, out = site[1] / f"{weights}.safetensors", tmp_path / f"{weights}.png"
+        command = [sys.executable, "deblur.py", name, str(out), f"--ckpt={ckpt}"]
+        subprocess.run(command, cwd=ROOT, check=True)
+        assert (np.abs(shown - np.asarray(Image.open(out))).max() <= 1) == same
 
 
 def test_a_camera_is_shown_and_stops(page: Any) -> None:

@@ -33,6 +33,7 @@ from jaxdeblur.files import safe_name
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.restoration.stream import restore_clip
 from jaxdeblur.weights.load import LoadedModel
 from jaxdeblur.weights.save import export_weights
 
@@ -409,6 +410,22 @@ class TestRefusals:
         assert timed.seconds_per_frame() != timed.durations[0]
         timed.durations = [9.0, 1.0, 2.0, 4.0]  # of several, the first one compiles
         assert timed.seconds_per_frame() == 2
+
+    def test_frames_that_are_restored_by_themselves_know_nothing_of_each_other(self, tmp_path):
+        model = models.build(dataclasses.replace(CONFIG, blocks=2), seed=4)
+        dataset = Dataset("memory", "", [MemoryVideo("walk", 3, 1)])
+        config = EvaluationConfig(single=True, frames=True)
+        evaluate(loaded(model), dataset, config, tmp_path / "single")
+        written = sorted((tmp_path / "single" / "frames").glob("*/*.png"))
+        assert len(written) == 3
+        clip = dataset.videos[0].blurred_frames
+        together = restore_clip(model, clip)
+        for index, path in enumerate(written):
+            frame = np.asarray(Image.open(path)).astype(int)
+            assert np.abs(frame - restore_clip(model, clip[index : index + 1])[0]).max() <= 1
+            assert np.abs(frame - together[index]).max() > 1
+        with pytest.raises(UserError, match="--explain shows what goes from frame to frame"):
+            EvaluationConfig(single=True, explain=True)
 
     def test_the_time_of_a_frame_is_without_reading_it(self, monkeypatch):
         now = 0.0

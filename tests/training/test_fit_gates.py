@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.training import fit_gates
 from jaxdeblur.training.fit_gates import FitConfig, KeptClips, Sample, squared_error
 from jaxdeblur.weights.load import LoadedModel, load_model
@@ -26,6 +29,7 @@ from jaxdeblur.weights.save import export_weights
 # One of the networks at several sizes, whose fate is open.
 pytestmark = pytest.mark.stress
 
+ROOT = Path(__file__).resolve().parents[2]
 ONE_SCALE = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
 CHOICE = dataclasses.replace(ONE_SCALE, scales=(2, 1), share_levels=True)
 
@@ -210,12 +214,36 @@ def test_what_cannot_be_fitted_is_refused_at_once(
 
 
 def test_options_out_of_range_are_refused() -> None:
-    for wrong in ({"clips": 0}, {"frames": 1}, {"batch_size": 0}, {"learning_rate": 0.0}):
+    for wrong in ({"clips": 0}, {"frames": 0}, {"batch_size": 0}, {"learning_rate": 0.0}):
         with pytest.raises(UserError, match="not"):
             FitConfig(**wrong)
     for wrong in ({"seed": -1}, {"weight_decay": float("nan")}):
         with pytest.raises(UserError, match="is from 0"):
             FitConfig(**wrong)
+
+
+def test_gates_of_photographs_are_fitted_to_clips_of_one_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, file = tmp_path / "one.safetensors", tmp_path / "choice.safetensors"
+    model = models.build(ONE_SCALE, seed=3)
+    export_weights(LoadedModel(model, "test", ONE_SCALE, 7, "test", {}), start)
+    command = ["fit_gates", str(start), str(file), "--scales", "2", "1", "--data", "rendered:tiny"]
+    command += ["--clips=4", "--frames=1", "--single=1", "--crop=32", "--steps=5"]
+    monkeypatch.setattr(sys, "argv", command)
+    fit_gates.main()
+    fitted = load_model(file)
+    assert fitted.metadata["data"]["single"] == 1
+    assert Deblurrer(file).photographs
+    assert not Deblurrer(start).photographs
+    command = ["evaluate.py", f"--ckpt={file}", "--data=rendered:tiny", "--max-frames=1"]
+    command += ["--only", "rendered_00", f"--out={tmp_path / 'out'}"]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "each frame is restored by itself" in done.stderr
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["single"] is True
 
 
 def test_weight_decay_shrinks_the_gates(monkeypatch: pytest.MonkeyPatch) -> None:

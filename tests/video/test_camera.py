@@ -99,7 +99,7 @@ def test_a_camera_is_restored_into_a_video(
     monkeypatch.setitem(sys.modules, "cv2", window)
     out = tmp_path / "out.mkv"
     config = DeblurConfig(show=True, duration=Time(1.0), tile="none", fps=25.0)
-    restore_all(a_deblurrer(), plan(["camera:0"], str(out)), config)
+    restore_all(lambda _: a_deblurrer(), plan(["camera:0"], str(out)), config)
     assert pattern == [("0", {"framerate": "25"})]
     said = capsys.readouterr().err
     assert "ms late at most" in said
@@ -123,7 +123,7 @@ def test_a_camera_is_restored_into_a_video(
 def test_bad_input_is_one_line(given: str, config: DeblurConfig, said: str, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     with pytest.raises(UserError, match=said):
-        restore_all(a_deblurrer(), plan([given], str(out)), config)
+        restore_all(lambda _: a_deblurrer(), plan([given], str(out)), config)
     assert not list(tmp_path.iterdir())
 
 
@@ -133,10 +133,10 @@ def test_show_is_for_cameras_and_needs_opencv(
     monkeypatch.setitem(sys.modules, "cv2", None)
     jobs = plan(["camera:0"], str(tmp_path / "out.mp4"))
     with pytest.raises(UserError, match="--show needs OpenCV: pip install opencv-python"):
-        restore_all(a_deblurrer(), jobs, DeblurConfig(show=True))
+        restore_all(lambda _: a_deblurrer(), jobs, DeblurConfig(show=True))
     video = tmp_path / "in.mp4"
     video.touch()
     jobs = plan([str(video)], str(tmp_path / "out.mp4"))
     with pytest.raises(UserError, match="--show is for a camera"):
-        restore_all(a_deblurrer(), jobs, DeblurConfig(show=True))
+        restore_all(lambda _: a_deblurrer(), jobs, DeblurConfig(show=True))
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
