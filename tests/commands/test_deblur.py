@@ -143,7 +143,7 @@ def test_one_image_keeps_its_orientation_and_profile(command, tmp_path):
 
 
 def test_one_image_that_comes_back_as_it_was_is_said_to(command, tmp_path):
-    """The weights that ship leave it alone, and nobody would know why."""
+    """Nobody would know why."""
     flat = np.full((24, 32, 3), 128, np.uint8)
     Image.fromarray(flat).save("flat.png")
     code, said = command("flat.png", "out.png", ckpt=False)
@@ -153,6 +153,19 @@ def test_one_image_that_comes_back_as_it_was_is_said_to(command, tmp_path):
     assert (code, "hardly changed" in said) == (0, False), said
     code, said = command("flat.png", "same.png", "--strength=0")
     assert (code, "hardly changed" in said) == (0, False), said
+
+
+def test_one_image_has_weights_of_its_own(command, tmp_path):
+    (tmp_path / "frames").mkdir()
+    for i, frame in enumerate(pictures(2)):
+        Image.fromarray(frame).save(tmp_path / "frames" / f"{i}.png")
+    Image.fromarray(pictures(1)[0]).save("photo.png")
+    code, said = command("photo.png", "out.png", ckpt=False)
+    assert (code, re.findall(r"weights: (\w+)", said)) == (0, ["strcnn_dtb_photo"]), said
+    code, said = command("frames", "photo.png", "--out-dir=both", ckpt=False)
+    used = ["strcnn_dtb_choice", "strcnn_dtb_photo"]
+    assert (code, re.findall(r"weights: (\w+)", said)) == (0, used), said
+    assert (tmp_path / "both" / "photo.png").read_bytes() == (tmp_path / "out.png").read_bytes()
 
 
 def with_orientation(orientation: int) -> Image.Exif:

@@ -54,6 +54,12 @@ def test_no_validation_scene_is_among_the_training_data(name: str) -> None:
             assert {"TEST03", "TEST12", "TEST14"} <= set(data["exclude"])
 
 
+def test_a_photograph_has_weights_of_its_own() -> None:
+    assert shipped.default_name(photograph=True) in shipped.names()
+    assert load_model(shipped.default_name(photograph=True)).of_photographs
+    assert not load_model(shipped.default_name()).of_photographs
+
+
 def test_they_compute_in_the_type_that_is_asked_for() -> None:
     """``--dtype=bfloat16``: half the memory on a GPU."""
     name = shipped.default_name()
@@ -71,11 +77,13 @@ def test_the_score_is_the_documented_one(name: str, scenes: str) -> None:
     table = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     row = re.search(rf"^\| `{name}` \| {scenes} \| [\d.]+ \| ([\d.]+) \|", table, re.MULTILINE)
     assert row, f"docs/results.md has no row for {name} on {scenes}"
-    model = load_model(name).model
+    loaded = load_model(name)
+    restore = partial(restore_frames, partial(Stream, loaded.model))
     scores = []
     for video in rendered_videos("validation", config=SCENES[scenes], scenes=2):
         blurred = [video.blurred(i) for i in range(len(video))]
-        restored = list(restore_frames(partial(Stream, model), blurred))
+        clips = [[frame] for frame in blurred] if loaded.of_photographs else [blurred]
+        restored = [frame for clip in clips for frame in restore(clip)]
         scores.append(np.mean([psnr(frame, video.sharp(i)) for i, frame in enumerate(restored)]))
     assert float(np.mean(scores)) == pytest.approx(float(row[1]), abs=0.05)
 
