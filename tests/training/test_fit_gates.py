@@ -19,6 +19,7 @@ from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import split
+from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.training import fit_gates
@@ -32,6 +33,19 @@ pytestmark = pytest.mark.stress
 ROOT = Path(__file__).resolve().parents[2]
 ONE_SCALE = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
 CHOICE = dataclasses.replace(ONE_SCALE, scales=(2, 1), share_levels=True)
+
+
+def write_one_scale(file: Path) -> VideoRestorer:
+    """Weights of one size, as a training leaves them."""
+    model = models.build(ONE_SCALE, seed=3)
+    export_weights(LoadedModel(model, "test", ONE_SCALE, 7, "test", {}), file)
+    return model
+
+
+def fitting(start: Path, file: Path, *options: str) -> list[str]:
+    """The command for a few steps on a few small clips."""
+    command = ["fit_gates", str(start), str(file), "--scales", "2", "1", "--data", "rendered:tiny"]
+    return [*command, "--clips=4", "--crop=32", "--steps=5", *options]
 
 
 def logit(share: float) -> float:
@@ -100,10 +114,8 @@ def test_the_command_writes_a_network_whose_levels_are_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, file = tmp_path / "one.safetensors", tmp_path / "choice.safetensors"
-    model = models.build(ONE_SCALE, seed=3)
-    export_weights(LoadedModel(model, "test", ONE_SCALE, 7, "test", {}), start)
-    command = ["fit_gates", str(start), str(file), "--scales", "2", "1", "--data", "rendered:tiny"]
-    command += ["--clips=4", "--frames=3", "--crop=32", "--steps=5", "--keep-still=1"]
+    model = write_one_scale(start)
+    command = fitting(start, file, "--frames=3", "--keep-still=1")
     monkeypatch.setattr(sys, "argv", command)
     fit_gates.main()
     assert not file.with_suffix(".clips").exists()  # the drawn clips, once they are fitted to
@@ -124,9 +136,7 @@ def test_drawing_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start, file, folder = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "clips"))
-    export_weights(
-        LoadedModel(models.build(ONE_SCALE, seed=3), "test", ONE_SCALE, 7, "test", {}), start
-    )
+    write_one_scale(start)
     monkeypatch.setattr(fit_gates, "_STEPS_A_PART", 1)
     clips = 3 * max(2, jax.device_count())
 
@@ -226,11 +236,8 @@ def test_gates_of_photographs_are_fitted_to_clips_of_one_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, file = tmp_path / "one.safetensors", tmp_path / "choice.safetensors"
-    model = models.build(ONE_SCALE, seed=3)
-    export_weights(LoadedModel(model, "test", ONE_SCALE, 7, "test", {}), start)
-    command = ["fit_gates", str(start), str(file), "--scales", "2", "1", "--data", "rendered:tiny"]
-    command += ["--clips=4", "--frames=1", "--single=1", "--crop=32", "--steps=5"]
-    monkeypatch.setattr(sys, "argv", command)
+    write_one_scale(start)
+    monkeypatch.setattr(sys, "argv", fitting(start, file, "--frames=1", "--single=1"))
     fit_gates.main()
     fitted = load_model(file)
     assert fitted.metadata["data"]["single"] == 1
