@@ -143,6 +143,9 @@ class DataConfig:
         self, frames: int, crop: int, context: tuple[int, int] = (0, 0)
     ) -> ClipOptions:
         """What a clip of the pipeline is; ``context`` is of the network (``VideoRestorer``)."""
+        if self.single == 1:
+            # A photograph is restored alone: the network repeats it where it wants neighbours.
+            context = (0, 0)
         return ClipOptions(
             frames=frames,
             before=context[0],

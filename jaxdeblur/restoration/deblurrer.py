@@ -35,7 +35,7 @@ class Deblurrer:
     Attributes:
       model: the network.
       source: where its weights come from, in words.
-      photographs: whether its weights were trained on single images.
+      of_photographs: whether its weights were trained on single images.
       strength: how much of the restoration is mixed with what went in, 0 to 1.
     """
 
@@ -75,11 +75,11 @@ class Deblurrer:
             if dtype is not None:
                 raise UserError("dtype is for weights that are loaded; a model has its own")
             self.model, self.source = weights, type(weights).__name__
-            self.photographs = False
+            self.of_photographs = False
         else:
             loaded = load_model(default_weights() if weights is None else str(weights), dtype=dtype)
             self.model, self.source = loaded.model, loaded.source
-            self.photographs = loaded.of_photographs
+            self.of_photographs = loaded.of_photographs
             if loaded.preset not in loaded.source:
                 self.source += f" ({loaded.preset})"
         self._rows = rows

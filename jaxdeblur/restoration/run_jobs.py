@@ -163,7 +163,7 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
     if change < _VISIBLE and config.strength:
         why = (
             "no blur was found in it"
-            if deblurrer.photographs
+            if deblurrer.of_photographs
             else "these weights find the blur of a frame by the frames around it, so give those "
             "too, as a folder or a video"
         )

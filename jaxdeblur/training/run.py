@@ -126,9 +126,7 @@ def _batches(
 ) -> Iterator[Iterator[Batch]]:
     """The global batches from step ``first`` on; batch k is a function of the seed and k alone."""
     config, data = run.training, run.data
-    # What is around a photograph is itself, which the model repeats: no frame is made for that.
-    around = (0, 0) if data.single == 1 else context
-    options = data.clip_options(config.frames, config.crop, around)
+    options = data.clip_options(config.frames, config.crop, context)
     limit = data.motion_limit(config.steps)
     if data.on_device:
         yield batches_on_device(

@@ -271,6 +271,14 @@ def test_every_option_of_a_clip_reaches_the_pipeline() -> None:
         assert getattr(config, name) != getattr(DataConfig(), name), f"{name}: not told apart"
 
 
+@pytest.mark.parametrize(("single", "around"), [(1.0, (0, 0)), (0.3, (2, 1))])
+def test_a_photograph_is_drawn_without_frames_around_it(
+    single: float, around: tuple[int, int]
+) -> None:
+    options = DataConfig(single=single).clip_options(1, 64, (2, 1))
+    assert (options.before, options.after) == around
+
+
 class Grey(VideoRestorer):
     """Gives the same grey for every pixel, by its one parameter."""
 

@@ -68,3 +68,13 @@ def test_the_loss_compares_what_is_inside_alone(network: Any, context: tuple[int
     assert [target.shape for target in outputs.targets] == shapes
     target = jax.jit(lambda: model.training_outputs(clip, sharp).targets[-1])()
     np.testing.assert_array_equal(target, sharp)
+
+
+@pytest.mark.parametrize("network", [FSTA, STRCNN])
+def test_a_photograph_trains_alike_with_and_without_copies_around_it(network: Any) -> None:
+    """data/sources.py makes no copies, since the ends of a clip are repeated."""
+    model = models.build(network)
+    photograph, sharp = random_clip(1), random_clip(1)
+    copies = replicate_ends(photograph, *model.context)
+    restore = jax.jit(lambda clip: model.training_outputs(clip, sharp).restored[-1])
+    np.testing.assert_allclose(restore(photograph), restore(copies), atol=1e-5)

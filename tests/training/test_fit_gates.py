@@ -241,8 +241,8 @@ def test_gates_of_photographs_are_fitted_to_clips_of_one_frame(
     fit_gates.main()
     fitted = load_model(file)
     assert fitted.metadata["data"]["single"] == 1
-    assert Deblurrer(file).photographs
-    assert not Deblurrer(start).photographs
+    assert Deblurrer(file).of_photographs
+    assert not Deblurrer(start).of_photographs
     command = ["evaluate.py", f"--ckpt={file}", "--data=rendered:tiny", "--max-frames=1"]
     command += ["--only", "rendered_00", f"--out={tmp_path / 'out'}"]
     done = subprocess.run(
