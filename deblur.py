@@ -94,7 +94,7 @@ def main() -> None:
     def weights_of(job: Job) -> str:
         if arguments.ckpt is not None:
             return arguments.ckpt
-        return default_weights(photograph=job.is_photograph)
+        return default_weights(job.use)
 
     deblurrers = {}
     for weights in dict.fromkeys(map(weights_of, jobs)):

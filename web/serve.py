@@ -49,7 +49,11 @@ def prepare(folder: Path, weights: str | None = None) -> None:
         fetch_runtime(folder / "runtime")
     networks = {"model": weights}
     if weights is None:
-        networks = {"model": default_name(), "photo": default_name(photograph=True)}
+        networks = {
+            "model": default_name("video"),
+            "photo": default_name("photograph"),
+            "live": default_name("camera"),
+        }
     for name, source in networks.items():
         export(str(source), folder / f"{name}.onnx")
 

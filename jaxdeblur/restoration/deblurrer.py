@@ -176,11 +176,11 @@ class Deblurrer:
         return self._tiles[key]
 
 
-def default_weights(*, photograph: bool = False) -> str:
-    """The name of the weights that are used when none are named, for video or a photograph."""
+def default_weights(use: shipped.Use = "video") -> str:
+    """The name of the weights that are used when none are named."""
     if not shipped.names():
         raise UserError("no weights ship with this version; name some by --ckpt=RUN")
-    return shipped.default_name(photograph=photograph)
+    return shipped.default_name(use)
 
 
 def find_device(name: str) -> jax.Device:

@@ -27,6 +27,7 @@ from jaxdeblur.video.formats import (
     list_frames,
     natural_key,
 )
+from jaxdeblur.weights.shipped import Use
 
 _BEGINNING = Time(0.0)
 
@@ -142,9 +143,11 @@ class Job:
         return self.output.suffix.lower()
 
     @property
-    def is_photograph(self) -> bool:
-        """Whether it is one image by itself."""
-        return self.kind == "images" and len(self.paths) == 1
+    def use(self) -> Use:
+        """What weights it needs."""
+        if self.kind == "camera":
+            return "camera"
+        return "photograph" if self.kind == "images" and len(self.paths) == 1 else "video"
 
     @property
     def is_done(self) -> bool:
@@ -289,7 +292,7 @@ def _check_output(job: Job, output: Path, out_dir: Path | None) -> None:
             f"image ({', '.join(sorted(WRITABLE_SUFFIXES))}), or a folder (its name ends in "
             f"{os.sep} or has no dot)"
         )
-    elif is_image(output) and not job.is_photograph:
+    elif is_image(output) and job.use != "photograph":
         raise UserError(f"{output}: one image cannot hold a video; give a folder or a video file")
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 _FOLDER = Path(__file__).parent
 
-# Best first. What runs at all runs on a CPU too, so there is one list for every device until
-# weights ship that need a GPU to restore in reasonable time.
-_BEST_FIRST = ("strcnn_dtb_choice",)
+Use: TypeAlias = Literal["video", "photograph", "camera"]
+"""What is restored: a photograph has no frames around it, a camera does not wait."""
 
-_PHOTOGRAPHS = "strcnn_dtb_photo"
-"""Of the same network, trained on single images: neighbours that repeat a frame tell nothing."""
+_BEST: dict[Use, str] = {
+    "video": "strcnn_dtb_choice",
+    "photograph": "strcnn_dtb_photo",
+    "camera": "strcnn_dtb_live",
+}
 
 
 def names() -> list[str]:
@@ -24,8 +27,6 @@ def path(name: str) -> Path:
     return _FOLDER / f"{name}.safetensors"
 
 
-def default_name(*, photograph: bool = False) -> str:
-    """The best weights that ship, for video or for one image by itself."""
-    if photograph:
-        return _PHOTOGRAPHS
-    return next(name for name in (*_BEST_FIRST, *names()) if name in names())
+def default_name(use: Use = "video") -> str:
+    """The best weights that ship for this use, on any device."""
+    return _BEST[use]

@@ -52,7 +52,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
         export_weights(model, file)
     try:
         serve.prepare(folder, str(weights))
-        serve.export(str(photo), folder / "photo.onnx")
+        for name in ("photo", "live"):
+            serve.export(str(photo), folder / f"{name}.onnx")
     except serve.UserError as error:
         if "npm could not fetch" in str(error):
             pytest.skip(str(error))
@@ -150,6 +151,8 @@ def test_a_camera_is_shown_and_stops(page: Any) -> None:
     page.click("#stop")
     page.wait_for_selector("body[data-done]")
     assert page.evaluate("document.getElementById('after').width") == 240
+    read = page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert any(name.endswith("/live.onnx") for name in read), "a camera has a network of its own"
 
 
 def test_what_is_no_picture_is_said(page: Any, tmp_path: Path) -> None:

@@ -99,7 +99,9 @@ def test_a_camera_is_restored_into_a_video(
     monkeypatch.setitem(sys.modules, "cv2", window)
     out = tmp_path / "out.mkv"
     config = DeblurConfig(show=True, duration=Time(1.0), tile="none", fps=25.0)
-    restore_all(lambda _: a_deblurrer(), plan(["camera:0"], str(out)), config)
+    jobs = plan(["camera:0"], str(out))
+    assert jobs[0].use == "camera"
+    restore_all(lambda _: a_deblurrer(), jobs, config)
     assert pattern == [("0", {"framerate": "25"})]
     said = capsys.readouterr().err
     assert "ms late at most" in said

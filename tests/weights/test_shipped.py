@@ -7,7 +7,7 @@ import re
 import runpy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -31,7 +31,6 @@ every_weights = pytest.mark.parametrize("name", shipped.names())
 
 def test_there_are_some_and_they_are_small() -> None:
     assert shipped.names()
-    assert shipped.default_name() in shipped.names()
     assert sum(shipped.path(name).stat().st_size for name in shipped.names()) < 20 * 2**20
 
 
@@ -54,10 +53,11 @@ def test_no_validation_scene_is_among_the_training_data(name: str) -> None:
             assert {"TEST03", "TEST12", "TEST14"} <= set(data["exclude"])
 
 
-def test_a_photograph_has_weights_of_its_own() -> None:
-    assert shipped.default_name(photograph=True) in shipped.names()
-    assert load_model(shipped.default_name(photograph=True)).of_photographs
-    assert not load_model(shipped.default_name()).of_photographs
+@pytest.mark.parametrize("use", get_args(shipped.Use))
+def test_every_use_has_weights(use: shipped.Use) -> None:
+    name = shipped.default_name(use)
+    assert name in shipped.names()
+    assert load_model(name).of_photographs == (use == "photograph")
 
 
 def test_they_compute_in_the_type_that_is_asked_for() -> None:
