@@ -166,6 +166,26 @@ SCENES: dict[str, SceneConfig] = {
         depth=0.05,
         parallax=0.3,
     ),
+    # The same without what makes a network cautious: noise, compression, softness, short exposures.
+    "clean": SceneConfig(
+        motion=(2.0, 7.0),
+        tremble=0.3,
+        exposure=(0.8, 1.0),
+        linear_light=0.4,
+        highlights=0.3,
+    ),
+    # As "clean", for every size of the blur.
+    "swift": SceneConfig(
+        motion=(1.5, 36.0),
+        motion_skew=1.4,
+        sway=0.2,
+        acceleration=0.1,
+        tremble=0.3,
+        exposure=(0.7, 1.0),
+        objects=3,
+        linear_light=0.45,
+        highlights=0.3,
+    ),
     # What hand-held footage has at 1280x720, every speed as often.
     "wide": _WIDE,
     # The same as hands do it, up to the largest blur of the goals: half of the speeds are below 14

@@ -31,8 +31,9 @@ class DataConfig:
       only: trains on the videos whose names begin so; all without.
       exclude: leaves the videos whose names begin so out of training.
       scenes: the rendered scenes: narrow (small motion, for short trainings), small (small motion,
-        all else varied), wide (motion of 1 to 28 pixels a frame), or handheld (up to 40, as hands
-        do it: fast and slow phases, frames that are nearly sharp, any shutter).
+        all else varied), clean (small motion, either light, little else), swift (the same with
+        motion of 1.5 to 36 pixels a frame), wide (1 to 28, all else varied), or handheld (up to
+        40, as hands do it: fast and slow phases, frames that are nearly sharp, any shutter).
       render: where scenes are rendered, anew for every clip. host: by the threads that read.
         device: the device that trains makes its batches itself, and cuts high-speed frames out of
         its own memory, which must hold them all. It takes rendered and highspeed:FOLDER alone,
@@ -67,7 +68,7 @@ class DataConfig:
     variant: str | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    scenes: Literal["narrow", "small", "wide", "handheld"] = "narrow"
+    scenes: Literal["narrow", "small", "clean", "swift", "wide", "handheld"] = "narrow"
     render: Literal["auto", "host", "device"] = "auto"
     photos: str | None = None
     taus: tuple[int, ...] = (5, 7, 9, 11)
@@ -176,6 +177,8 @@ class DataConfig:
         return limit
 
 
+# Kinds of which there are no fixed scenes, and the fixed ones that are nearest.
+_SCORED_AS = {"clean": "small", "swift": "wide"}
 _RETIRED_SCENES = {"medium": "small", "footage": "handheld", "shutter": "handheld"}
 
 
@@ -324,7 +327,8 @@ def kind_scored(config: DataConfig, split: Literal["validation", "test"]) -> Sco
     if split == "validation" and config.validate_on:
         return Scored(config.validate_on, split, config.validate_only)
     if _names_scenes(spec):
-        return Scored(f"{RENDERED}:{spec.partition(':')[2] or config.scenes}", split, ())
+        kind = spec.partition(":")[2] or config.scenes
+        return Scored(f"{RENDERED}:{_SCORED_AS.get(kind, kind)}", split, ())
     if _own_split(config, split):
         return Scored(spec, split, config.validate_only if split == "validation" else ())
     if held := held_out(config):

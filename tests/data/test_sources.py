@@ -70,6 +70,10 @@ def test_a_video_that_trains_is_refused_for_validation(folder: Path) -> None:
 def test_validation_follows_what_trains(folder: Path) -> None:
     """Of GOPRO, which has no such split, some videos that would train; scenes of the same kind."""
     assert kind_scored(DataConfig(scenes="wide"), "validation").spec == "rendered:wide"
+    for kind in SCENES:  # Every kind that trains is scored on fixed scenes that there are.
+        scored = kind_scored(DataConfig(data=(f"rendered:{kind}",)), "validation").spec
+        assert scored.removeprefix("rendered:") in FIXED_SCENES
+    assert kind_scored(DataConfig(scenes="clean"), "test").spec == "rendered:small"
     both = DataConfig(data=("rendered:small", "/data/GOPRO_Large"))
     assert kind_scored(both, "test") == ("rendered:small", "test", ())
     for part, videos in (("train", "abcdefghijk"), ("test", "z")):
