@@ -162,8 +162,8 @@ PRESETS: dict[str, Preset] = {
         about="STRCNN+DTB at width 32 with 4+4 blocks, the same at four sizes side by side, and "
         "gates that choose between them in every 16 x 16 pixels (363 k parameters), for blur of "
         "up to 40 pixels.",
-        expect="Two CPU cores. Never trained in one go: the weights that ship came from three "
-        "stages and fitted gates, under four hours of one core, and gain 1.1 to 4.0 dB "
+        expect="Two CPU cores. Never trained in one go: the weights that ship came from eight "
+        "stages and fitted gates, about fifteen core-hours, and gain 1.3 to 4.3 dB "
         "(docs/lab/recipe.md).",
         network=dataclasses.replace(
             _SMALL, width=32, blocks=4, scales=(8, 4, 2, 1), share_levels=True
