@@ -165,9 +165,7 @@ PRESETS: dict[str, Preset] = {
         expect="Two CPU cores. Never trained in one go: the weights that ship came from eight "
         "stages and fitted gates, about fifteen core-hours, and gain 1.3 to 4.3 dB "
         "(docs/lab/recipe.md).",
-        network=dataclasses.replace(
-            _SMALL, width=32, blocks=4, scales=(8, 4, 2, 1), share_levels=True
-        ),
+        network=dataclasses.replace(_SMALL, width=32, blocks=4, scales=(8, 4, 2, 1)),
         training=dataclasses.replace(
             _TWO_CORES,
             steps=2400,

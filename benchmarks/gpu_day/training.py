@@ -53,7 +53,7 @@ TRAININGS: dict[str, dict[str, dict[str, Any]]] = {
     "fsta": {"training": {"batch_size": 8, "crop": 256, "steps": 36_000}},
     # Of what ships, the one network that all sizes share; its gates are fitted after it.
     "strcnn_dtb_choice": {
-        "network": {"scales": (1,), "share_levels": False},
+        "network": {"scales": (1,)},
         "training": {"batch_size": 32, "loss": "charbonnier"},
         "data": {"scenes": "small"},
     },

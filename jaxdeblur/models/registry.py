@@ -111,14 +111,15 @@ def network_from_json(values: Any, where: str) -> Any:
     config = kinds()[kind]
     known = {field.name for field in dataclasses.fields(config)}
     fields = {name: value for name, value in values.items() if name != "kind"}
-    # What version 0.1 wrote besides. Its chains of levels, coarse to fine, had other values here.
+    # What version 0.1 wrote besides. It had other ways of using several sizes, with other values.
     several = fields.get("scales", [1]) != [1]
     besides = {"scales": [1], "choose_scale": several, "coarse_width": 0, "coarse_blocks": 0}
+    besides["share_levels"] = several
     for name in (name for name in besides if name in fields and name not in known):
         if fields[name] != besides[name]:
             raise UserError(
-                f"{where}: {name}={str(fields[name])[:40]} is of a chain of levels, coarse to "
-                "fine, which version 0.1 restores"
+                f"{where}: {name}={str(fields[name])[:40]} is of a chain of levels or of levels "
+                "with weights of their own, which version 0.1 restores"
             )
         del fields[name]
     return from_json(config, fields, f"{where}: network")

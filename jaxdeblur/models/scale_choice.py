@@ -2,9 +2,10 @@
 
 Blur of d pixels is blur of d/4 pixels at a quarter of the size, where a small network reaches it. A
 network that has learnt a narrow range of blur restores it best, and harms what lies outside of that
-range (docs/lab/recipe.md). So here every level restores the same blurred frames at its own size,
-where some of the blur is of the range that it knows, and gates say, cell by cell, how much to take
-of each level's residual: of one, of several in part, or of none where nothing is blurred.
+range (docs/lab/recipe.md). So here one network restores the same blurred frames at every size, at
+some of which the blur is of the range that it knows, and gates say, cell by cell, how much to take
+of each level's residual: of one, of several in part, or of none where nothing is blurred. A network
+of its own for each size gained less (docs/lab/recipe.md).
 
 This is a mixture of experts (Jacobs et al., "Adaptive mixtures of local experts", Neural
 Computation 1991) over a pyramid. No level waits for another, so the look-ahead is that of one.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -48,6 +49,7 @@ they know of the whole frame."""
 _LEAST_ENERGY = 1e-3  # Of what is in [0, 1]: a quarter of a grey level is noise.
 _EVIDENCE = 5  # Numbers about a cell and a level, besides one for each of its network's features.
 _LEAST_ACTIVITY = 1e-2  # Of features, which are ten times as large.
+_LEVEL = "level/"  # What the names of the network's parameters begin with.
 
 
 ReducedImages: TypeAlias = Float[Array, "*leading _ _ 3"]
@@ -103,10 +105,10 @@ class Gates(nnx.Module):
     the logarithm.
     """
 
-    def __init__(self, scales: tuple[int, ...], known: list[int], *, rngs: nnx.Rngs) -> None:
+    def __init__(self, scales: tuple[int, ...], known: int, *, rngs: nnx.Rngs) -> None:
         self.scales = scales
         self.cell = 2 * scales[0]
-        self.join = Conv(sum(_EVIDENCE + n for n in known), GATE_WIDTH, kernel=1, rngs=rngs)
+        self.join = Conv(len(scales) * (_EVIDENCE + known), GATE_WIDTH, kernel=1, rngs=rngs)
         self.context = nnx.List(
             [ResidualBlock(GATE_WIDTH, leak=LEAK, rngs=rngs) for _ in range(GATE_BLOCKS)]
         )
@@ -181,11 +183,9 @@ class Gates(nnx.Module):
 class ScaleChoice(VideoRestorer):
     """A network at each of ``config.scales`` and the gates that choose between them.
 
-    Every level has weights of its own, unless the config says ``share_levels``.
-
     Attributes:
       scales: the sizes, coarse to fine.
-      levels: the network of each.
+      level: the network, the same at every size.
       gates: choose between them.
 
     Raises:
@@ -199,29 +199,23 @@ class ScaleChoice(VideoRestorer):
             raise UserError(f"of scales each is half of the one before, down to 1, not {scales}")
         self.config = config
         self.scales = scales
-        levels = [construct(level_config(config), rngs) for _ in range(level_count(config))]
-        # With shared weights there is one, which is every level.
-        self.levels = nnx.List(levels * (len(config.scales) // len(levels)))
-        self.gates = Gates(
-            config.scales, [level.feature_channels for level in self.levels], rngs=rngs
-        )
-        self.lookahead = levels[0].lookahead
-        self.multiple = scales[0] * math.lcm(levels[0].multiple, 2)
+        self.level = construct(level_config(config), rngs)
+        self.gates = Gates(scales, self.level.feature_channels, rngs=rngs)
+        self.lookahead = self.level.lookahead
+        self.multiple = scales[0] * math.lcm(self.level.multiple, 2)
 
     @property
     def context(self) -> tuple[int, int]:
-        """As far as a level's reaches."""
-        return self.levels[0].context
+        """As far as the network's reaches."""
+        return self.level.context
 
     def spread_over(self, mesh: Mesh) -> None:
-        """Tells every level."""
-        for level in self.levels:
-            level.spread_over(mesh)
+        """Tells the network."""
+        self.level.spread_over(mesh)
 
     def save_memory(self) -> None:
-        """Tells every level."""
-        for level in self.levels:
-            level.save_memory()
+        """Tells the network."""
+        self.level.save_memory()
 
     def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
         """The frames at each size, coarse to fine, with what is taken of it and of those before."""
@@ -241,13 +235,9 @@ class ScaleChoice(VideoRestorer):
     def reduce_and_restore(
         self, clip: Clip
     ) -> tuple[list[jax.Array], list[tuple[jax.Array, jax.Array | None]]]:
-        """The clip at every size, and what the level's network restores, with its features."""
+        """The clip at every size, and what the network restores there, with its features."""
         reduced = [reduce_size(clip, scale) for scale in self.scales]
-        restored = [
-            level.restore_with_features(frames)
-            for level, frames in zip(self.levels, reduced, strict=True)
-        ]
-        return reduced, restored
+        return reduced, [self.level.restore_with_features(frames) for frames in reduced]
 
     def _choose(
         self, reduced: list[jax.Array], restored: list[tuple[jax.Array, jax.Array | None]]
@@ -274,8 +264,8 @@ class ScaleChoice(VideoRestorer):
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
         return StreamState(
             levels=tuple(
-                level.initial_state(batch, height // scale, width // scale)
-                for scale, level in zip(self.scales, self.levels, strict=True)
+                self.level.initial_state(batch, height // scale, width // scale)
+                for scale in self.scales
             ),
             waiting=jnp.zeros((batch, self.lookahead + 1, height, width, 3)),
         )
@@ -291,9 +281,9 @@ class ScaleChoice(VideoRestorer):
         """All levels on the same frame, each by ``step_level``, then the choice between them."""
         waiting = jnp.concatenate([state.waiting[:, 1:], frame[:, None]], axis=1)
         states, restored = [], []
-        for scale, level, before in zip(self.scales, self.levels, state.levels, strict=True):
+        for scale, before in zip(self.scales, state.levels, strict=True):
             after, frame_of_level, known = step_level(
-                level, before, reduce_size(frame, scale), repeated
+                self.level, before, reduce_size(frame, scale), repeated
             )
             states.append(after)
             restored.append((frame_of_level, known))
@@ -302,7 +292,7 @@ class ScaleChoice(VideoRestorer):
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """What the finest level says of the clip."""
-        explain = explainer(self.levels[-1])
+        explain = explainer(self.level)
         return explain(self.pad(clip)) if explain else Explanation()
 
 
@@ -317,54 +307,26 @@ def scales_of(config: Any) -> tuple[int, ...]:
     return getattr(config, "scales", (1,))
 
 
-def level_count(config: Any) -> int:
-    """How many levels with parameters of their own a network of ``config`` has."""
-    return 1 if getattr(config, "share_levels", False) else len(scales_of(config))
-
-
 def level_config(config: Any) -> Any:
     """The config of the network that every level is."""
-    of_one = {"scales": (1,), "share_levels": False}
-    return dataclasses.replace(
-        config, **{name: value for name, value in of_one.items() if hasattr(config, name)}
-    )
+    return dataclasses.replace(config, scales=(1,)) if scales_of(config) != (1,) else config
 
 
-def level_parameters(parameters: Parameters, config: Any) -> list[Parameters]:
-    """The parameters of every level that has some, named as those of a network at one scale."""
+def level_parameters(parameters: Parameters, config: Any) -> Parameters:
+    """The parameters of the network that every level is, named as those of one at one scale."""
     if scales_of(config) == (1,):
-        return [parameters]
-    prefixes = [f"levels/{i}/" for i in range(level_count(config))]
-    return [
-        {name.removeprefix(p): a for name, a in parameters.items() if name.startswith(p)}
-        for p in prefixes
-    ]
+        return parameters
+    return {
+        name.removeprefix(_LEVEL): a for name, a in parameters.items() if name.startswith(_LEVEL)
+    }
 
 
-def join_levels(levels: Sequence[Parameters], config: Any) -> Parameters:
-    """The parameters of a network of ``config`` from those of its levels (``gates`` apart)."""
-    if scales_of(config) == (1,):
-        return levels[0]
-    return {f"levels/{i}/{name}": a for i, level in enumerate(levels) for name, a in level.items()}
+def as_levels(parameters: Parameters, config: Any) -> Parameters:
+    """The parameters of a network at one scale, named as in one of ``config`` (gates apart)."""
+    prefix = "" if scales_of(config) == (1,) else _LEVEL
+    return {prefix + name: a for name, a in parameters.items()}
 
 
 def gates(parameters: Parameters) -> Parameters:
     """The parameters that choose between the scales; empty where there are none."""
     return {name: array for name, array in parameters.items() if name.startswith("gates/")}
-
-
-def for_levels(levels: list[Parameters], config: Any) -> list[Parameters]:
-    """The parameters of one network's levels for as many as one of ``config`` has.
-
-    Blur looks alike at every size: the coarse levels are taken in order, the finest is repeated. It
-    is also the one that levels with shared weights take.
-
-    Raises:
-      UserError: there are more levels than places for them.
-    """
-    count = level_count(config)
-    if count == 1 and scales_of(config) != (1,):
-        return levels[-1:]
-    if len(levels) > count:
-        raise UserError(f"it has {len(levels)} levels, more than the {count} here")
-    return levels + levels[-1:] * (count - len(levels))

@@ -46,7 +46,6 @@ class StrcnnConfig:
       dtype: of the computation; parameters and output are float32.
       scales: the sizes at which the network runs, as 8 4 2 1; of several, gates choose between
         them cell by cell (models/scale_choice.py).
-      share_levels: the same weights at every one of the scales.
     """
 
     m: int = 2
@@ -61,7 +60,6 @@ class StrcnnConfig:
     leak: float = 0.0
     dtype: str = "float32"
     scales: tuple[int, ...] = (1,)
-    share_levels: bool = False
 
     def __post_init__(self) -> None:
         if self.m < 0:

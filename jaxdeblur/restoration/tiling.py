@@ -77,13 +77,13 @@ def parse_tiles(text: str) -> TileGrid | None:
 def halo_of(model: VideoRestorer) -> int:
     """Pixels that a tile reads beyond each of its sides: a step's receptive field, rounded up.
 
-    Of a network at several scales, that of each level, in pixels of its own frames.
+    Of a network at several scales, that of every level, in pixels of its own frames.
 
     Raises:
       UserError: the model cannot run in tiles.
     """
     if isinstance(model, ScaleChoice):
-        return halo_of(model.levels[0])
+        return halo_of(model.level)
     return model.round_up(model.receptive_radius)
 
 

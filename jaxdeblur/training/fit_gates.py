@@ -5,7 +5,7 @@
 What the levels restore does not depend on the gates, and the squared error of a cell is a quadratic
 form in its shares. So every clip goes through the levels once; what is kept of it is what the gates
 see and that form, some hundred numbers a cell, and thousands of steps on them take a minute where
-``train.py --train-only=gates`` would run the levels in each. The form takes the shares as constant
+training them would run the levels in each. The form takes the shares as constant
 in a cell, which the network, which enlarges them, does not.
 
 What is kept goes to a folder, so that a run that was stopped goes on where it was.
@@ -199,13 +199,13 @@ def main() -> None:
     if not isinstance(loaded.network, StrcnnConfig):
         kind = type(loaded.network).__name__
         raise UserError(f"{arguments.start}: gates choose between the sizes of STRCNNs, not {kind}")
-    network = dataclasses.replace(loaded.network, scales=tuple(arguments.scales), share_levels=True)
+    network = dataclasses.replace(loaded.network, scales=tuple(arguments.scales))
     model = build(network, seed=config.seed)
     rebuild, drawn = split(model)
     if config.crop % model.multiple:
         raise UserError(f"--crop={config.crop}: a multiple of {model.multiple} is needed")
     # Gates run on evidence as it is and are fitted on what is made alike of it, so not from others.
-    parameters = starting_parameters(model, drawn, arguments.start, "CKPT", may_grow=True)
+    parameters = starting_parameters(model, drawn, arguments.start, "CKPT")
     parameters |= gates(drawn)
     model = rebuild(parameters)
     folder: Path = arguments.clips_in or arguments.file.with_suffix(".clips")

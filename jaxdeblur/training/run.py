@@ -44,7 +44,7 @@ def train(
 
     Args:
       run: preset, network, training, data and, of a new run, where its first parameters are: a run
-        folder or weights; a network of fewer scales starts one of more (``for_levels``).
+        folder or weights, of these or other scales (``starting_parameters``).
       folder: of the run; new, or one that ``resume`` or ``overwrite`` allow.
       processes: how the devices are used.
       resume: goes on from the newest checkpoint that can be read.
@@ -68,7 +68,7 @@ def train(
     if has_begun:
         run = dataclasses.replace(run, start_from=Run.read(folder).start_from)
     elif run.start_from is not None:
-        parameters = starting_parameters(model, parameters, run.start_from, may_grow=True)
+        parameters = starting_parameters(model, parameters, run.start_from)
     state = initial_train_state(config, parameters)
     devices.wait_for_all("the network is built")
     state = jax.device_put(state, devices.replicated(mesh))

@@ -61,10 +61,13 @@ class Run:
         start_from = values.get("start_from")  # not in the runs of earlier versions
         if not isinstance(start_from, str | None):
             raise UserError(f"{path}: start_from is a run folder, weights or null")
+        training = values["training"]
+        if isinstance(training, dict):  # earlier versions could train a part of a network
+            training = {k: v for k, v in training.items() if (k, v) != ("train_only", "")}
         return Run(
             preset=values["preset"],
             network=network_from_json(values["network"], str(path)),
-            training=from_json(TrainingConfig, values["training"], f"{path}: training"),
+            training=from_json(TrainingConfig, training, f"{path}: training"),
             data=read_data_config(values["data"], f"{path}: data"),
             start_from=start_from,
         )
@@ -142,7 +145,6 @@ def _check_same_state(ours: TrainingConfig, theirs: TrainingConfig, where: str) 
     """Refuses what would need another optimiser state or average than the checkpoints hold."""
     for option, here, there in (
         ("--optimizer", ours.optimizer, theirs.optimizer),
-        ("--train-only", ours.train_only, theirs.train_only),
         ("--average", ours.average, theirs.average),
     ):
         if here != there and (option != "--average" or not (here and there)):

@@ -53,8 +53,6 @@ class TrainingConfig:
         over the batch: less memory, the same step. 0 chooses by the memory there is.
       recompute: the backward pass computes again what lies within each step of a recurrence: a
         third more work, a fraction of the memory. auto chooses by the memory there is.
-      train_only: the parameters whose names begin so are trained, as gates, and all others stay as
-        they are; empty for all.
       seed: of the parameters and the order of the data.
       validate_every: steps between validations; 0 for none.
       save_every: steps between checkpoints; the last step is always saved.
@@ -79,7 +77,6 @@ class TrainingConfig:
     average: float = 0.0
     micro_batch: int = 0
     recompute: Literal["auto", "always", "never"] = "auto"
-    train_only: str = ""
     seed: int = 0
     validate_every: int = 1000
     save_every: int = 1000
@@ -232,33 +229,19 @@ class Metrics(NamedTuple):
 
 
 def initial_train_state(config: TrainingConfig, parameters: Parameters) -> TrainState:
-    """The state before the first step.
-
-    Raises:
-      UserError: ``train_only`` leaves nothing to train.
-    """
-    if not trained_parameters(config, parameters):
-        layers = sorted({name.split("/")[0] for name in parameters})
-        raise UserError(
-            f"--train-only={config.train_only}: no parameter's name begins so; they begin with "
-            f"{', '.join(layers)}"
-        )
+    """The state before the first step."""
     return TrainState(
         step=jnp.int32(0),
         parameters=parameters,
-        optimizer=make_optimizer(config).init(trained_parameters(config, parameters)),
+        optimizer=make_optimizer(config).init(trained_parameters(parameters)),
         average={name: jnp.copy(a) for name, a in parameters.items()} if config.average else {},
         failed=jnp.bool_(False),
     )
 
 
-def trained_parameters(config: TrainingConfig, parameters: Parameters) -> Parameters:
-    """Those that ``train_only`` lets change; running statistics follow the data by themselves."""
-    return {
-        name: array
-        for name, array in parameters.items()
-        if name.startswith(config.train_only) and not is_statistic(name)
-    }
+def trained_parameters(parameters: Parameters) -> Parameters:
+    """All but running statistics, which follow the data by themselves."""
+    return {name: array for name, array in parameters.items() if not is_statistic(name)}
 
 
 def train_step(
@@ -274,7 +257,7 @@ def train_step(
     The batch lies over ``shares`` devices, which each take their part of every micro-batch.
     """
 
-    trained = trained_parameters(config, state.parameters)
+    trained = trained_parameters(state.parameters)
 
     def loss_of(trained: Parameters, clips: Batch) -> tuple[Float[Array, ""], Parameters]:
         model = rebuild(state.parameters | trained)

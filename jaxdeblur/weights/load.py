@@ -94,7 +94,11 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Version 0.1 counted levels that share their weights, of which there is one.
+            arrays = {
+                name.replace("levels/0/", "level/", 1): file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+            }
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
     except AttributeError as error:  # a type that NumPy has no name for

@@ -22,10 +22,8 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import network_to_json
-from jaxdeblur.models.scale_choice import level_config
 from jaxdeblur.options import differing_fields
-from jaxdeblur.weights.load import LoadedModel, load_model
-from jaxdeblur.weights.start import starting_parameters
+from jaxdeblur.weights.load import LoadedModel, check_fits, load_model
 
 ONLY_SAFETENSORS = ("after", "mix_with")
 """What ``add_options`` adds."""
@@ -119,15 +117,14 @@ def _check_alike(ours: Any, theirs: Any, option: str) -> None:
     """Refuses a network of the same shapes that computes something else with them.
 
     Args:
-      ours: the config of one level of the network that is written.
-      theirs: that of a level of the other.
+      ours: the config of the network that is written.
+      theirs: that of the other.
       option: that names the other network.
     """
-    # What does not change what is computed, and what the shapes show.
+    # What does not change what is computed.
     computes_alike = {"dtype": "float32", "implementation": "auto", "nonlocal_bytes": 2**30}
-    computes_alike |= {"width": 2, "blocks": 1}
     known = {name: value for name, value in computes_alike.items() if hasattr(ours, name)}
-    pair = [dataclasses.replace(level, **known) for level in (ours, theirs)]
+    pair = [dataclasses.replace(network, **known) for network in (ours, theirs)]
     if differences := differing_fields(*pair):
         raise UserError(f"{option}: another network: {'; '.join(differences)}")
 
@@ -141,9 +138,10 @@ def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
     if not 0 <= part <= 1:
         raise UserError(f"--mix-with: the share is 0 to 1, not {share}")
     rebuild, ours = split(loaded.model)
-    theirs = starting_parameters(loaded.model, ours, source, "--mix-with")
-    there = load_model(source).network
-    _check_alike(level_config(loaded.network), level_config(there), f"--mix-with={source}")
+    there = load_model(source)
+    theirs = split(there.model)[1]
+    check_fits(ours, theirs, f"--mix-with={source}")
+    _check_alike(loaded.network, there.network, f"--mix-with={source}")
     mean = {name: (1 - part) * ours[name] + part * theirs[name] for name in ours}
     return loaded._replace(model=rebuild(mean))
 

@@ -71,7 +71,7 @@ NETWORKS: dict[str, Any] = {
     **NO_ONNX,
     "dbn": DbnConfig(width=4),
     "blending": SMALL,
-    "choice": dataclasses.replace(SMALL, scales=(2, 1), share_levels=True),
+    "choice": dataclasses.replace(SMALL, scales=(2, 1)),
     "attention": ATTENTION,
     "neighbours": dataclasses.replace(ATTENTION, fusion="concat_fsta"),
 }

@@ -18,7 +18,6 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.scale_choice import Gates
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.shapes import Parameters
-from jaxdeblur.training.step import TrainingConfig, initial_train_state, train_step
 from jaxdeblur.weights.load import LoadedModel
 from jaxdeblur.weights.save import export_weights
 from jaxdeblur.weights.start import starting_parameters
@@ -60,7 +59,7 @@ def test_gates_open_for_one_level_give_what_it_restores_by_itself(scale: int) ->
     clip = draw_clip()
     restored = jax.jit(rebuild(firmly(parameters, *logits)).restore_clip)(clip)
     reduced = reduce_size(clip, scale)
-    residual = jax.jit(model.levels[which].restore_clip)(reduced) - reduced
+    residual = jax.jit(model.level.restore_clip)(reduced) - reduced
     assert float(jnp.abs(residual).max()) > 1e-3
     for _ in range(which, len(CHOICE.scales) - 1):
         residual = enlarge(residual, 2)
@@ -71,11 +70,11 @@ def test_no_level_waits_for_another() -> None:
     assert models.build(CHOICE).lookahead == CHOICE.m
 
 
-def test_levels_may_share_their_weights() -> None:
-    _, parameters = split(models.build(dataclasses.replace(CHOICE, share_levels=True)))
+def test_every_level_is_the_same_network() -> None:
+    _, parameters = split(models.build(CHOICE))
     _, of_one = split(models.build(ONE_SCALE))
     levels = {name for name in parameters if not name.startswith("gates/")}
-    assert levels == {f"levels/0/{name}" for name in of_one}
+    assert levels == {f"level/{name}" for name in of_one}
 
 
 @pytest.mark.parametrize("scales", [(), (2,), (1, 2), (4, 1), (6, 3, 1), (4, 4, 2, 1), (0, 1)])
@@ -98,7 +97,7 @@ def test_a_gate_knows_of_the_whole_frame_and_of_no_other() -> None:
 def test_what_the_gates_go_by() -> None:
     """Of two cells of 8 pixels: edges across and down, change and its power, grey, features."""
     # No parameter takes part.
-    gates = nnx.eval_shape(lambda: Gates(CHOICE.scales, [2] * 3, rngs=nnx.Rngs(0)))
+    gates = nnx.eval_shape(lambda: Gates(CHOICE.scales, 2, rngs=nnx.Rngs(0)))
     frames = jnp.broadcast_to(0.02 * jnp.arange(16.0)[:, None], (1, 8, 16, 3))
     residual = jnp.full_like(frames, -0.1).at[:, 4:].set(0.3)
     known = jnp.full((1, 4, 8, 2), -3.0)
@@ -114,36 +113,17 @@ def test_what_the_gates_go_by() -> None:
     np.testing.assert_allclose(shares[0, 0], [0, 0.5, 1], atol=1e-6)
 
 
-@pytest.mark.stress
-def test_the_gates_alone_can_be_trained() -> None:
-    rebuild, parameters = split(models.build(CHOICE))
-    config = TrainingConfig(
-        steps=10, batch_size=1, crop=32, optimizer="muon", train_only="gates", average=0.9
-    )
-    state = initial_train_state(config, parameters)
-    clip = np.asarray(255 * draw_clip()).astype(np.uint8)
-    batch = {"blurred": clip, "sharp": clip[:, ::-1]}
-    step = jax.jit(lambda s, b: train_step(s, b, config=config, rebuild=rebuild))
-    for _ in range(3):
-        state, _ = step(state, batch)
-    for now in (state.parameters, state.average):
-        changed = {name for name in parameters if not np.array_equal(now[name], parameters[name])}
-        assert changed == {name for name in parameters if name.startswith("gates/")}
-    with pytest.raises(UserError, match="they begin with gates, levels"):
-        initial_train_state(dataclasses.replace(config, train_only="kernel"), parameters)
-
-
-def test_it_starts_from_one_network_or_from_several(tmp_path: Path) -> None:
-    """The levels come from there, the gates are new, unless it has the same ones."""
-    rebuild, drawn = split(models.build(CHOICE, seed=1))
+def test_it_starts_from_other_scales(tmp_path: Path) -> None:
+    """The network comes from there; the gates are new, unless the scales are the same."""
+    _, drawn = split(models.build(CHOICE, seed=1))
     for config in (ONE_SCALE, dataclasses.replace(CHOICE, scales=(2, 1)), CHOICE):
         there = models.build(config, seed=2)
         path = tmp_path / "there.safetensors"
         export_weights(LoadedModel(there, "test", config, 7, "test", {}), path)
-        started = starting_parameters(rebuild(drawn), drawn, str(path), may_grow=True)
-        finest = f"levels/{len(config.scales) - 1}/" if config != ONE_SCALE else ""
+        started = starting_parameters(models.build(CHOICE), drawn, str(path))
         theirs = split(there)[1]
+        prefix = "" if config == ONE_SCALE else "level/"
         for name in ("stem/kernel", "head/bias"):
-            assert np.array_equal(started[f"levels/2/{name}"], theirs[finest + name])
+            assert np.array_equal(started[f"level/{name}"], theirs[prefix + name])
         gate = "gates/join/kernel"
         assert np.array_equal(started[gate], (theirs if config == CHOICE else drawn)[gate])

@@ -20,7 +20,7 @@ from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.restoration.tiling import TileGrid, halo_of, parse_tiles
 
 STRCNN = StrcnnConfig(m=1, width=4, blocks=1, head_width=4, residual=True)
-CHOICE = dataclasses.replace(STRCNN, scales=(4, 2, 1), share_levels=True)
+CHOICE = dataclasses.replace(STRCNN, scales=(4, 2, 1))
 
 ATTENTION = FstaConfig(
     window=3,

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.stress
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_SCALE = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
-CHOICE = dataclasses.replace(ONE_SCALE, scales=(2, 1), share_levels=True)
+CHOICE = dataclasses.replace(ONE_SCALE, scales=(2, 1))
 
 
 def write_one_scale(file: Path) -> VideoRestorer:
@@ -124,7 +124,7 @@ def test_the_command_writes_a_network_whose_levels_are_as_they_were(
     assert loaded.step == 5
     there = split(loaded.model)[1]
     for name, array in split(model)[1].items():
-        assert np.array_equal(there[f"levels/0/{name}"], array)
+        assert np.array_equal(there[f"level/{name}"], array)
     clip = jnp.asarray(np.random.default_rng(0).random((1, 3, 16, 16, 3)), jnp.float32)
     assert bool(jnp.isfinite(loaded.model.restore_clip(clip)).all())
     monkeypatch.setattr(sys, "argv", [*command, "--crop=30"])

@@ -33,17 +33,19 @@ def test_runs_of_earlier_versions_are_read(tmp_path: Path) -> None:
     """They say less: fields that came later have their defaults."""
     RUN.write(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
-    del values["start_from"], values["data"]["sharp_input"], values["training"]["train_only"]
+    del values["start_from"], values["data"]["sharp_input"], values["training"]["recompute"]
     values["network"] |= {"choose_scale": True, "coarse_width": 0, "coarse_blocks": 0}
+    values["network"]["share_levels"] = True
+    values["training"]["train_only"] = ""
     (tmp_path / "config.json").write_text(json.dumps({**values, "jaxdeblur": "0.1.0"}))
     read = Run.read(tmp_path)
     assert (read.start_from, read.data, read.training) == (None, RUN.data, RUN.training)
 
 
-def test_a_chain_of_levels_is_refused() -> None:
+def test_other_ways_of_using_several_sizes_are_refused() -> None:
     """Version 0.1 had such networks, and wrote their fields for others too."""
     old = network_to_json(RUN.network) | {"coarse_width": 0, "choose_scale": True}
-    for wrong in ({"choose_scale": False}, {"coarse_width": 32}):
+    for wrong in ({"choose_scale": False}, {"coarse_width": 32}, {"share_levels": False}):
         with pytest.raises(UserError, match=r"here: .* which version 0\.1 restores"):
             network_from_json(old | wrong, "here")
     assert network_from_json(old, "here") == RUN.network

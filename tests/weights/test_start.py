@@ -51,7 +51,7 @@ def begun(path: Path, **fields: Any) -> VideoRestorer:
     """The network of ``fields`` as ``train.py --start-from`` begins with it."""
     model = models.build(dataclasses.replace(TINY, **fields), 99)
     rebuild, drawn = split(model)
-    return rebuild(starting_parameters(model, drawn, str(path), may_grow=True))
+    return rebuild(starting_parameters(model, drawn, str(path)))
 
 
 def exported(monkeypatch: pytest.MonkeyPatch, run: Path, *options: str) -> LoadedModel:
@@ -68,43 +68,34 @@ def restored(model: VideoRestorer) -> np.ndarray:
     return frames
 
 
-def test_a_wider_and_deeper_network_begins_as_the_small_one_ends(weights: Any) -> None:
-    small = weights("small", 1)
-    expected = restored(load_model(small).model)
-    for larger in ({"width": 6, "blocks": 2},):
-        np.testing.assert_array_equal(restored(begun(small, **larger)), expected)
-    for wrong, said in (
-        ({"width": 2, "blocks": 4}, "width is 4 there, 2 here"),
-        ({"m": 2, "blocks": 4}, "only width and"),
-    ):
-        with pytest.raises(UserError, match=f"--start-from={re.escape(str(small))}: .*{said}"):
-            begun(small, **wrong)
+def test_several_sizes_begin_with_the_network_of_one_and_the_other_way_round(
+    weights: Any,
+) -> None:
+    one = weights("one", 1)
+    several = begun(one, scales=(4, 2, 1))
+    expected = restored(load_model(one).model)
+    np.testing.assert_array_equal(restored(several.level), expected)
+    choice = weights("choice", 2, scales=(2, 1))
+    np.testing.assert_array_equal(restored(begun(choice)), restored(load_model(choice).model.level))
+    with pytest.raises(UserError, match=rf"--start-from={re.escape(str(one))}: .*another network"):
+        begun(one, width=6)
 
 
-def test_each_level_grows(weights: Any) -> None:
-    """A network at one scale starts a wider and deeper one at two."""
-    small = weights("small", 1)
-    grown = begun(small, scales=(2, 1), width=6, blocks=2)
-    expected = restored(load_model(small).model)
-    for level in grown.levels:
-        assert level.config.width == 6
-        np.testing.assert_array_equal(restored(level), expected)
-
-
-def test_two_levels_start_three(weights: Any) -> None:
-    pair = weights("pair", 1, scales=(2, 1))
-    two, three = parameters(load_model(pair).model), parameters(begun(pair, scales=(4, 2, 1)))
-    assert any(np.any(two[n] != two[n.replace("levels/0", "levels/1")]) for n in two)
-    # The coarsest stays the coarsest; the finest is repeated.
-    for name, array in three.items():
-        part, level, rest = name.split("/", 2)
-        if part == "levels":
-            np.testing.assert_array_equal(array, two[f"levels/{min(int(level), 1)}/{rest}"])
-    # Of shared ones there is no more than one.
-    shared = parameters(begun(pair, scales=(4, 2, 1), share_levels=True))
-    np.testing.assert_array_equal(shared["levels/0/stem/kernel"], two["levels/1/stem/kernel"])
-    with pytest.raises(UserError, match="2 levels, more than the 1 here"):
-        begun(pair)
+def test_files_of_version_0_1_name_the_level_otherwise(weights: Any) -> None:
+    choice = weights("choice", 1, scales=(2, 1))
+    expected = parameters(load_model(choice).model)
+    arrays = safetensors.numpy.load_file(choice)
+    with safetensors.safe_open(choice, framework="numpy") as file:
+        header = file.metadata()
+    about = json.loads(header["jaxdeblur"])
+    about["network"] |= {"share_levels": True, "choose_scale": True}
+    old = {name.replace("level/", "levels/0/"): array for name, array in arrays.items()}
+    assert old.keys() != arrays.keys()
+    safetensors.numpy.save_file(old, choice, metadata={"jaxdeblur": json.dumps(about)})
+    found = parameters(load_model(choice).model)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 def test_what_has_the_same_shapes_and_computes_something_else_is_refused(
