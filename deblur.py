@@ -19,6 +19,7 @@ examples:
   deblur.py in.mp4 out.mp4                       a video, with its sound
   deblur.py frames/ restored/                    a folder of images
   deblur.py photo.jpg sharp.png                  one image
+  deblur.py photos/ --single --out-dir=sharp     many, each by itself
   deblur.py *.mp4 --out-dir=restored             many videos
   deblur.py in.mp4 out.mp4 --compare=both.mp4    and a second video that shows both
   deblur.py camera:0 out.mp4                     a camera, until ctrl-C
@@ -64,6 +65,7 @@ def main() -> None:
         inputs,
         output,
         arguments.out_dir,
+        single=config.single,
         skip_done=config.skip_done,
         overwrite=config.overwrite,
     )

@@ -194,7 +194,7 @@ def make_inputs(folder: Path) -> None:
             image = Image.fromarray(np.roll(picture, 3 * i, 1))
             image.save(folder / name / f"{i:03}.{suffix}")
 
-    for name in ("frames", "blurred", "sharp"):
+    for name in ("frames", "blurred", "sharp", "photos"):
         frames(name)
     frames("runs/demo-clip/blurred")  # as the demo leaves it
     Image.fromarray(picture).save(folder / "photo.jpg")

@@ -46,6 +46,7 @@ class DeblurConfig:
       fps: frame rate of images or of frames from a pipe, by default 25, or to ask a camera for.
       size: WIDTHxHEIGHT of the raw rgb24 frames from a pipe, or to ask a camera for.
       show: show the result of a camera in a window (with OpenCV); q closes it.
+      single: restore each image by itself, as a photograph, not as a frame of a video.
       compare: also write a video that shows input and result side by side.
       tile: auto, none or HEIGHTxWIDTH: restore large frames in pieces; auto goes by free memory.
       max_pixels: frames with more pixels are refused.
@@ -63,6 +64,7 @@ class DeblurConfig:
     fps: float | None = None
     size: str | None = None
     show: bool = False
+    single: bool = False
     compare: str | None = None
     tile: str = "auto"
     max_pixels: int = MAX_PIXELS
@@ -165,6 +167,7 @@ def plan(
     output: str | None,
     out_dir: str | None = None,
     *,
+    single: bool = False,
     skip_done: bool = False,
     overwrite: bool = False,
 ) -> list[Job]:
@@ -174,6 +177,7 @@ def plan(
       inputs: videos, folders of frames, images, globs, ``camera:0``, or ``-``.
       output: for one input, the file or folder of the result, or ``-``.
       out_dir: for any number of inputs, the folder of the results, which get the inputs' names.
+      single: each image is an input of its own.
       skip_done: the output of a job that is done is no obstacle.
       overwrite: nor is any other file; without it, two videos that ``*.mp4`` stands for, or a
         result that is wanted, are safe.
@@ -182,6 +186,8 @@ def plan(
       UserError: something is missing or ambiguous, or a file would be replaced.
     """
     jobs = [job for text in inputs for job in _find(text)]
+    if single:
+        jobs = [image for job in jobs for image in _one_by_one(job)]
     if out_dir is not None:
         folder = Path(out_dir)
         if not os.path.isdir(folder) and not os.path.isdir(folder.absolute().parent):
@@ -245,6 +251,12 @@ def _find(text: str) -> list[Job]:
             raise UserError(f"{text}: names images and videos; give them apart")
         return [_video(path) for path in files]
     raise UserError(f"{text}: no such file or folder")
+
+
+def _one_by_one(job: Job) -> list[Job]:
+    if job.kind != "images":
+        raise UserError(f"{job.name}: --single is for images, and this is a {job.kind}")
+    return [Job("images", (path,), None, str(path)) for path in job.paths]
 
 
 def _video(path: Path) -> Job:

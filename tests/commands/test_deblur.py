@@ -168,6 +168,27 @@ def test_one_image_has_weights_of_its_own(command, tmp_path):
     assert (tmp_path / "both" / "photo.png").read_bytes() == (tmp_path / "out.png").read_bytes()
 
 
+def test_photographs_of_a_folder_can_go_in_one_by_one(command, tmp_path):
+    """As frames of a video they would have to be of one size, and would be mixed."""
+    (tmp_path / "photos").mkdir()
+    for name, height in (("a", 24), ("b", 40)):
+        Image.fromarray(pictures(1, height)[0]).save(tmp_path / "photos" / f"{name}.png")
+        assert command(f"photos/{name}.png", f"{name}.png")[0] == 0
+    code, said = command("photos", "--single", "--out-dir=out")
+    assert code == 0, said
+    for name in "ab":
+        alone = np.asarray(Image.open(tmp_path / f"{name}.png"))
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"out/{name}.png")), alone)
+    assert all(job.use == "photograph" for job in plan(["photos"], None, "new", single=True))
+    make_video(tmp_path / "in.mkv")
+    for wrong, named in (
+        (["in.mkv", "out.mkv"], "in.mkv: --single is for images, and this is a video"),
+        (["photos", "out2"], "2 inputs need --out-dir=FOLDER"),
+    ):
+        code, said = command(*wrong, "--single")
+        assert (code, named in said) == (2, True), said
+
+
 def with_orientation(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
