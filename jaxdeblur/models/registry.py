@@ -113,8 +113,8 @@ def network_from_json(values: Any, where: str) -> Any:
     fields = {name: value for name, value in values.items() if name != "kind"}
     # What version 0.1 wrote besides. It had other ways of using several sizes, with other values.
     several = fields.get("scales", [1]) != [1]
-    besides = {"scales": [1], "choose_scale": several, "coarse_width": 0, "coarse_blocks": 0}
-    besides["share_levels"] = several
+    besides = {"scales": [1], "choose_scale": several, "share_levels": several}
+    besides |= {"coarse_width": 0, "coarse_blocks": 0}
     for name in (name for name in besides if name in fields and name not in known):
         if fields[name] != besides[name]:
             raise UserError(
