@@ -157,6 +157,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {', '.join(missing)} is missing; this is no run folder")
     if not isinstance(values["preset"], str) or not isinstance(values["data"], dict):
         raise UserError(f"{path}: preset is a name and data an object")
+    if isinstance(values["network"], dict) and values["network"].get("share_levels"):
+        raise UserError(
+            f"{path}: a run at several sizes of an earlier version, whose checkpoints have other "
+            "names; export it with that version, whose .safetensors files are read"
+        )
     return values
 
 

@@ -34,12 +34,16 @@ def test_runs_of_earlier_versions_are_read(tmp_path: Path) -> None:
     RUN.write(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     del values["start_from"], values["data"]["sharp_input"], values["training"]["recompute"]
-    values["network"] |= {"choose_scale": True, "coarse_width": 0, "coarse_blocks": 0}
-    values["network"]["share_levels"] = True
+    values["network"] |= {"scales": [1], "choose_scale": False, "share_levels": False}
+    values["network"] |= {"coarse_width": 0, "coarse_blocks": 0}
     values["training"]["train_only"] = ""
     (tmp_path / "config.json").write_text(json.dumps({**values, "jaxdeblur": "0.1.0"}))
     read = Run.read(tmp_path)
     assert (read.start_from, read.data, read.training) == (None, RUN.data, RUN.training)
+    values["network"] |= {"scales": [2, 1], "choose_scale": True, "share_levels": True}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"config\.json: a run at several sizes of an earlier"):
+        Run.read(tmp_path)
 
 
 def test_other_ways_of_using_several_sizes_are_refused() -> None:
