@@ -15,6 +15,9 @@ CHECK := import sys; sys.exit('Python 3.11 or newer is needed, as in: make PYTHO
 # One environment may serve several clones, of which it holds the one that was installed last.
 STALE := $(shell test "$$(cat $(VENV)/.installed 2>/dev/null)" = "$$(pwd)" || echo stale)
 
+# Without setuptools' advice on editable installs, which reads like a fault.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
+
 .PHONY: install demo converter web test stress docs-check clean FORCE
 
 install: $(VENV)/.installed
@@ -26,8 +29,8 @@ endif
 	@test -x $(BIN)/python || { echo "$(VENV) has no bin/python: deactivate it, or make it anew" >&2; exit 1; }
 	@$(BIN)/python -c "$(CHECK)"
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip > /dev/null
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(PIP) --upgrade pip
+	$(PIP) --editable .
 	@pwd > $@
 
 demo: install
@@ -37,8 +40,8 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=worksteal
 
 # To ONNX: without its dependencies, of which it asks for an older Orbax (docs/deploy.md).
 converter: install
-	$(BIN)/python -m pip install --quiet --editable '.[export]'
-	$(BIN)/python -m pip install --quiet --no-deps 'jax2onnx>=0.17.1,<0.18'
+	$(PIP) --editable '.[export]'
+	$(PIP) --no-deps 'jax2onnx>=0.17.1,<0.18'
 
 web: converter
 	$(BIN)/python web/serve.py
@@ -59,7 +62,7 @@ docs-check: $(VENV)/.installed-test
 	$(BIN)/python tests/docs_check.py --run
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(PIP) --editable '.[test]'
 	$(BIN)/python tests/install_extras.py
 	@touch $@
 
