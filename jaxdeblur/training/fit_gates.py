@@ -5,8 +5,8 @@
 What the levels restore does not depend on the gates, and the squared error of a cell is a quadratic
 form in its shares. So every clip goes through the levels once; what is kept of it is what the gates
 see and that form, some hundred numbers a cell, and thousands of steps on them take a minute where
-training them would run the levels in each. The form takes the shares as constant
-in a cell, which the network, which enlarges them, does not.
+training them would run the levels in each. The form takes the shares as constant in a cell, which
+the network, which enlarges them, does not.
 
 What is kept goes to a folder, so that a run that was stopped goes on where it was.
 """

@@ -94,11 +94,7 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            # Version 0.1 counted levels that share their weights, of which there is one.
-            arrays = {
-                name.replace("levels/0/", "level/", 1): file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118
-            }
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
     except AttributeError as error:  # a type that NumPy has no name for
@@ -110,6 +106,8 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
     if not isinstance(about, dict) or not isinstance(about.get("step"), int):
         raise UserError(f"{path}: its header does not say which network it is for")
     network = network_from_json(about.get("network"), str(path))
+    if _counts_levels(about["network"]):
+        arrays = {name.replace("levels/0/", "level/", 1): a for name, a in arrays.items()}
     if dtype is not None:
         network = dataclasses.replace(network, dtype=dtype)
     rebuild, template = outline(lambda: registry.build(network))
@@ -157,12 +155,21 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {', '.join(missing)} is missing; this is no run folder")
     if not isinstance(values["preset"], str) or not isinstance(values["data"], dict):
         raise UserError(f"{path}: preset is a name and data an object")
-    if isinstance(values["network"], dict) and values["network"].get("share_levels"):
+    if _counts_levels(values["network"]):
         raise UserError(
             f"{path}: a run at several sizes of an earlier version, whose checkpoints have other "
             "names; export it with that version, whose .safetensors files are read"
         )
     return values
+
+
+def _counts_levels(network: Any) -> bool:
+    """Whether a config is of an earlier version, which named the one level of several sizes 0."""
+    return (
+        isinstance(network, dict)
+        and network.get("kind") == "StrcnnConfig"
+        and bool(network.get("share_levels"))
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

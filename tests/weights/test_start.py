@@ -94,6 +94,11 @@ def test_files_of_version_0_1_name_the_level_otherwise(weights: Any) -> None:
     safetensors.numpy.save_file(old, choice, metadata={"jaxdeblur": json.dumps(about)})
     found = parameters(load_model(choice).model)
     assert found.keys() == expected.keys()
+    # Another network may have a list of that name: its names are left alone.
+    del about["network"]["share_levels"]
+    safetensors.numpy.save_file(old, choice, metadata={"jaxdeblur": json.dumps(about)})
+    with pytest.raises(UserError, match="weights of another network: level/"):
+        load_model(choice)
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
 
