@@ -176,7 +176,7 @@ FOLDERS = {
     path.name
     for top in (ROOT, ROOT / "jaxdeblur", ROOT / "tests")
     for path in top.iterdir()
-    if path.is_dir()
+    if path.is_dir() and path.name not in ("runs", "evaluations")  # what commands leave behind
 }
 
 
