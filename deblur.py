@@ -107,6 +107,8 @@ def main() -> None:
             device=arguments.device,
             dtype=arguments.dtype,
             rows=processes.rows,
+            duty=config.duty,
+            light=config.light,
         )
         if arguments.ckpt is None and not config.quiet:
             tell(f"weights: {deblurrer.source}, on {deblurrer.device}")

@@ -19,7 +19,17 @@ import jaxdeblur
 PACKAGE = Path(jaxdeblur.__file__).parent
 ROOT = PACKAGE.parent
 # Each folder imports from those before it alone.
-ORDER = ("models", "video", "data", "weights", "deploy", "restoration", "evaluation", "training")
+ORDER = (
+    "models",
+    "paths",
+    "video",
+    "data",
+    "weights",
+    "deploy",
+    "restoration",
+    "evaluation",
+    "training",
+)
 
 
 def name_of(path: Path) -> str:

@@ -45,6 +45,7 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.restoration.stream import Stream, from_uint8, restore_frames
 from jaxdeblur.shapes import Frame8, Pixels
 from jaxdeblur.video.image_file import write_png
+from jaxdeblur.video.pixels import PixelLayout
 from jaxdeblur.weights.load import LoadedModel
 
 EXPLAINED_PIXELS = 2**23
@@ -199,6 +200,7 @@ def _evaluate_video(
         frame_ssim_blurred=ssim_blurred,
         temporal_error=restored_flicker.rms(),
         temporal_error_blurred=blurred_flicker.rms(),
+        shutter=getattr(restoration, "shutter", None),
         seconds_per_frame=restoration.seconds_per_frame(),
     )
     return report.VideoReport(video_scores, shots.kept)
@@ -228,9 +230,19 @@ class _TimedRestoration:
         self.reading = 0.0
         self.durations: list[float] = []
         self.waiting: collections.deque[Frame8] = collections.deque()
+        self.stream: Stream | None = None
+
+    @property
+    def shutter(self) -> dict[str, float | str] | None:
+        """What blur paths found of the last stream's shutter; None of other models."""
+        return None if self.stream is None else self.stream.shutter
 
     def __iter__(self) -> Iterator[tuple[Frame8, Pixels]]:
-        restore = functools.partial(restore_frames, functools.partial(Stream, self.model))
+        def open_stream(height: int, width: int, layout: PixelLayout) -> Stream:
+            self.stream = Stream(self.model, height, width, layout)
+            return self.stream
+
+        restore = functools.partial(restore_frames, open_stream)
         parts = ([frame] for frame in self._read()) if self.single else (self._read(),)
         restored = itertools.chain.from_iterable(map(restore, parts))
         while True:

@@ -272,6 +272,7 @@ class VideoScores:
       temporal_error_blurred: flicker of the video that went in.
       seconds_per_frame: restoring alone, without reading, scoring and compiling; None where another
         program restored.
+      shutter: duty and light, as blur paths found them; None of other models.
     """
 
     name: str
@@ -286,6 +287,7 @@ class VideoScores:
     temporal_error: float
     temporal_error_blurred: float
     seconds_per_frame: float | None
+    shutter: dict[str, float | str] | None = None
 
     def means(self) -> dict[str, float]:
         """The means over the frames that count: psnr, ssim, psnr_blurred, ssim_blurred."""

@@ -207,6 +207,7 @@ def metrics_of(
         "videos": [
             {
                 **{name: getattr(video, name) for name in keep},
+                **({} if video.shutter is None else {"shutter": video.shutter}),
                 "scored_frames": len(video.frame_psnr),
                 **video.means(),
             }

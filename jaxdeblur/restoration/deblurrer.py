@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 
@@ -12,6 +13,7 @@ from flax import nnx
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.paths.restorer import PRESETS, PathRestorer
 from jaxdeblur.restoration.placement import choose_tiles, over_rows, step_memory
 from jaxdeblur.restoration.stream import Stream, described, restore_frames
 from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
@@ -48,6 +50,8 @@ class Deblurrer:
         device: str | jax.Device | None = None,
         dtype: str | None = None,
         rows: int = 1,
+        duty: float | None = None,
+        light: str | None = None,
     ):
         """Loads the weights.
 
@@ -59,6 +63,9 @@ class Deblurrer:
             more memory than there is; "auto" decides by the free memory of the device.
           device: where to compute, as "cpu", "gpu" or "gpu:1"; None for JAX's first.
           dtype: of the computation, "float32" or "bfloat16"; None for the network's own.
+          duty: for blur paths, the share of the time between frames that the shutter was open,
+            above 0 and up to 1; None finds it.
+          light: for blur paths, "stored" or "linear", what the camera averaged; None finds it.
           rows: over how many devices the rows of each frame are shared out, for frames too large
             for one; then there are no tiles.
 
@@ -82,6 +89,8 @@ class Deblurrer:
             self.of_photographs = loaded.of_photographs
             if loaded.preset not in loaded.source:
                 self.source += f" ({loaded.preset})"
+        if duty is not None or light is not None:
+            self.model = _with_shutter(self.model, duty, light)
         self._rows = rows
         if rows > 1:
             if tile not in ("auto", "none") or device is not None:
@@ -174,6 +183,17 @@ class Deblurrer:
         if key not in self._tiles:
             self._tiles[key] = choose_tiles(self.model, height, width, layout=layout)
         return self._tiles[key]
+
+
+def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -> VideoRestorer:
+    if not isinstance(model, PathRestorer):
+        names = " or ".join(PRESETS)
+        raise UserError(f"--duty and --light are for blur paths: --ckpt={names}")
+    if duty is not None and not 0 < duty <= 1:
+        raise UserError(f"--duty is a share of the period, above 0 and up to 1, not {duty:g}")
+    given = {"duty": duty, "light": light}
+    told = {name: value for name, value in given.items() if value is not None}
+    return PathRestorer(dataclasses.replace(model.config, **told), model.base)
 
 
 def default_weights(use: shipped.Use = "video") -> str:

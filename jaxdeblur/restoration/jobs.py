@@ -48,6 +48,9 @@ class DeblurConfig:
       show: show the result of a camera in a window (with OpenCV); q closes it.
       single: restore each image by itself, as a photograph, not as a frame of a video.
       compare: also write a video that shows input and result side by side.
+      duty: for blur paths (--ckpt=paths), the share of the time between frames that the shutter was
+        open, up to 1; found from the video by default.
+      light: for blur paths, what the camera averaged; found from the video by default.
       tile: auto, none or HEIGHTxWIDTH: restore large frames in pieces; auto goes by free memory.
       max_pixels: frames with more pixels are refused.
       skip_done: skip inputs whose output exists and is newer.
@@ -66,6 +69,8 @@ class DeblurConfig:
     show: bool = False
     single: bool = False
     compare: str | None = None
+    duty: float | None = None
+    light: Literal["stored", "linear"] | None = None
     tile: str = "auto"
     max_pixels: int = MAX_PIXELS
     skip_done: bool = False

@@ -160,6 +160,10 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         for what in targets[0].lost[said:]:
             say(f"{job.name}: not kept: {what}")
     say(f"{job.name}: {timing}")
+    if stream.shutter is not None:
+        say(
+            f"{job.name}: shutter: duty {stream.shutter['duty']:g}, {stream.shutter['light']} light"
+        )
     if change < _VISIBLE and config.strength:
         why = (
             "no blur was found in it"

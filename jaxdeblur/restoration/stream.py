@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, UInt8
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.restoration.placement import (
     Compiled,
     Graph,
@@ -133,6 +134,7 @@ class Stream:
         self._what = Compiled(graph, layout, tiles, rows)
         self._size = (height, width)
         self._lookahead = model.lookahead
+        self._model = model
         # Everything lives where the parameters do, so that the step runs there.
         device = device_of(self._parameters)
         with jax.default_device(device):
@@ -199,6 +201,13 @@ class Stream:
             restored = self._advance(last, repeated=True)
             if restored is not None:
                 yield restored
+
+    @property
+    def shutter(self) -> dict[str, float | str] | None:
+        """Duty and light that blur paths found so far; None of a model without paths."""
+        if not isinstance(self._model, PathRestorer):
+            return None
+        return self._model.shutter_of(self._state)
 
     def _advance(
         self, planes: tuple[DevicePlane, ...], *, repeated: bool

@@ -28,6 +28,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.options import frame_size
+from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.shapes import Features, Frame
 
 _Stepped: TypeAlias = tuple[State, Frame, Features | None]
@@ -82,6 +83,8 @@ def halo_of(model: VideoRestorer) -> int:
     Raises:
       UserError: the model cannot run in tiles.
     """
+    if isinstance(model, PathRestorer):
+        return 0 if model.base is None else halo_of(model.base)
     if isinstance(model, ScaleChoice):
         return halo_of(model.level)
     return model.round_up(model.receptive_radius)
@@ -106,6 +109,8 @@ class TileGrid:
     ) -> tuple[State, Frame]:
         """``model.step``, tile after tile: the same result, with the memory of one tile."""
         height, width = frame.shape[-3:-1]
+        if isinstance(model, PathRestorer):  # its network in tiles; paths are of the whole frame
+            return model.step_over(self.step, state, frame, jnp.asarray(repeated))
         padded, ended = model.pad(frame), jnp.asarray(repeated)
         if isinstance(model, ScaleChoice):
             state, restored = model.step_levels(self._step_tiles, state, padded, ended)

@@ -20,6 +20,7 @@ from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import outline
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.paths.restorer import PRESETS, PathRestorer, PathsConfig
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.weights import shipped
 
@@ -62,12 +63,30 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
         return _load_file(path, path.name, dtype)
     if str(name_or_path) in shipped.names():
         return _load_file(shipped.path(str(name_or_path)), str(name_or_path), dtype)
-    known = ", ".join(shipped.names()) or "none are installed"
+    if str(name_or_path) in PRESETS:
+        return with_paths(str(name_or_path), PRESETS[str(name_or_path)], dtype)
+    known = ", ".join([*shipped.names(), *PRESETS]) or "none are installed"
     raise UserError(
         # Without an option's name: --ckpt, --start-from, --mix-with and others all come here.
         f"{name_or_path}: no such run folder or .safetensors file, and not the name of weights "
         f"that ship ({known})"
     )
+
+
+def with_paths(name: str, config: PathsConfig, dtype: str | None = None) -> LoadedModel:
+    """A restorer by blur paths over the network that its config names, if any.
+
+    Args:
+      name: what results call it.
+      config: of the paths.
+      dtype: of the network's computation; paths are found in float32.
+
+    Raises:
+      UserError: no weights of that name ship.
+    """
+    base = load_model(config.base, dtype=dtype).model if config.base else None
+    source = f"{name}, over {config.base}" if config.base else name
+    return LoadedModel(PathRestorer(config, base), name, config, 0, source, {})
 
 
 def _load_run(folder: Path, dtype: str | None) -> LoadedModel:

@@ -1,0 +1,203 @@
+"""The path of every tile, by Gauss-Newton on the likelihood, coupled to its neighbours'.
+
+    minimise  sum over tiles of L  +  SMOOTH sum d^2 / (1 + |d|)  +  BEND sum |p'''|^2
+
+d: differences of neighbouring tiles' knots, which a border of an object may make large. Each step
+solves the 12 x 12 systems of all tiles at once by conjugate gradients; bands of frequencies widen
+from the first to the last, so that a path that is off by pixels still finds its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdeblur.paths.likelihood import (
+    LEAST_TRUST,
+    START,
+    Band,
+    Fit,
+    Likelihood,
+    Observed,
+    likelihood,
+)
+from jaxdeblur.paths.path import FREE, KNOTS, P, exposures, sample_weights
+from jaxdeblur.paths.tiles import over_tiles
+
+SMOOTH = 0.03
+"""Nats a frequency and pixel."""
+
+BEND = 0.002
+"""Nats a frequency and squared pixel, of third differences of the knots."""
+
+_DAMPING = 0.02  # Of the mean curvature, which keeps tiles without texture where they are.
+_CG_STEPS = 8  # Of conjugate gradients; the tile's own system is the preconditioner.
+_TRUST_AT_FIRST = np.log(0.5)
+
+
+class Stage(NamedTuple):
+    """A few steps on the frequencies up to one."""
+
+    top: float
+    """Cycles a pixel."""
+    steps: int
+    limit: float
+    """Pixels that a knot may move in one step."""
+
+
+STAGES = (Stage(0.08, 4, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
+
+
+def first_fit(knots: Float[Array, "N P 2"], present: Float[Array, "N 3"]) -> Fit:
+    """What a fit begins with, given a path for each tile."""
+    tiles = len(knots)
+    spectrum = jnp.tile(jnp.asarray(START), (tiles, 1))
+    trust = _TRUST_AT_FIRST * jnp.array([1.0, 0.0, 1.0]) * present
+    return Fit(knots, spectrum, trust)
+
+
+def fit_paths(
+    fit: Fit,
+    seen: Observed,
+    shape: tuple[int, int],
+    where: Callable[[float], Band],
+    basis: Float[Array, "3 J P"],
+    floor: float,
+    stages: tuple[Stage, ...] = STAGES,
+    smooth: float = SMOOTH,
+    bend: float = BEND,
+) -> tuple[Fit, Float[Array, " N"]]:
+    """Fits path, spectrum and trust of all tiles.
+
+    Args:
+      fit: where to begin (``first_fit``).
+      seen: the patches, with all frequencies of their transform.
+      shape: rows and columns of tiles.
+      where: gives the band of frequencies up to one.
+      basis: the spline at the samples of the exposures (``path.exposures``).
+      floor: the least noise power (``likelihood.noise_floor``).
+      stages: the bands and how many steps each gets.
+      smooth: SMOOTH, or 0 for tiles that are no neighbours.
+      bend: BEND, or more for stiffer paths.
+
+    Returns:
+      The fit, and L of each tile at the beginning of the last step.
+    """
+    value = jnp.zeros(len(fit.knots))
+    for stage in stages:
+        band = where(stage.top)
+        inside = seen._replace(spectra=seen.spectra[..., band.rows, :][..., band.columns])
+
+        def step(
+            fit: Fit, _: None, band: Band = band, inside: Observed = inside, stage: Stage = stage
+        ) -> tuple[Fit, Float[Array, " N"]]:
+            def one(tile: tuple[Fit, Observed]) -> Likelihood:
+                return likelihood(tile[0], tile[1], band, basis, sample_weights(), floor)
+
+            found: Likelihood = over_tiles(one, (fit, inside))
+            change = _solve(fit.knots, found, shape, smooth, bend)
+            knots = fit.knots + jnp.clip(change, -stage.limit, stage.limit)
+            return _refitted(fit, found, seen.present)._replace(knots=knots), found.value
+
+        fit, values = jax.lax.scan(step, fit, None, length=stage.steps)
+        value = values[-1]
+    return fit, value
+
+
+def gain_over_no_blur(
+    fit: Fit,
+    value: Float[Array, " N"],
+    seen: Observed,
+    where: Callable[[float], Band],
+    floor: float,
+) -> Float[Array, " N"]:
+    """G: by how much the path explains each tile better than sharp frames that move along it.
+
+    Args:
+      fit: the fitted paths.
+      value: L of them, in the last of STAGES.
+      seen, where, floor: as of ``fit_paths``.
+    """
+    band, basis = where(STAGES[-1].top), exposures(0.0)
+    inside = seen._replace(spectra=seen.spectra[..., band.rows, :][..., band.columns])
+
+    def again(each: tuple[Fit, Observed]) -> Float[Array, ""]:
+        def refit(tile: Fit, _: None) -> tuple[Fit, Float[Array, ""]]:
+            found = likelihood(tile, each[1], band, basis, sample_weights(), floor)
+            return _refitted(tile, found, each[1].present), found.value
+
+        return jax.lax.scan(refit, each[0], None, length=3)[1][-1]
+
+    return over_tiles(again, (fit, inside)) - value
+
+
+def _refitted(fit: Fit, found: Likelihood, present: Float[Array, "*N 3"]) -> Fit:
+    """Spectrum and trust given the path."""
+    trust = jnp.clip(0.5 * (fit.trust + found.trust), LEAST_TRUST, 0.0)
+    trust = trust * jnp.array([1.0, 0.0, 1.0]) * present
+    return fit._replace(spectrum=jnp.clip(found.spectrum, -10.0, 3.0), trust=trust)
+
+
+def _solve(
+    knots: Float[Array, "N P 2"],
+    found: Likelihood,
+    shape: tuple[int, int],
+    smooth: float,
+    bend: float,
+) -> Float[Array, "N P 2"]:
+    """The Gauss-Newton step of all tiles together."""
+    flat = knots.reshape(len(knots), -1)
+    stiffness = bend * _bending()
+    couple, diagonal = _coupling(flat, shape, smooth)
+    gradient = found.gradient + flat @ stiffness + couple(flat)
+    mean = jnp.trace(found.curvature, axis1=1, axis2=2) / (2 * P)
+    damping = _DAMPING * (mean + 1e-3)[:, None, None] * jnp.eye(2 * P)
+    own = found.curvature + stiffness + damping
+    inverse = jnp.linalg.inv(own + jax.vmap(jnp.diag)(diagonal))
+
+    def product(matrices: jax.Array, v: jax.Array) -> jax.Array:
+        return (matrices * v[:, None, :]).sum(-1)
+
+    change, _ = jax.scipy.sparse.linalg.cg(
+        lambda v: product(own, v) + couple(v),
+        -gradient,
+        M=lambda v: product(inverse, v),
+        maxiter=_CG_STEPS,
+    )
+    return change.reshape(knots.shape)
+
+
+def _coupling(
+    flat: Float[Array, "N Q"], shape: tuple[int, int], smooth: float
+) -> tuple[Callable[[jax.Array], jax.Array], Float[Array, "N Q"]]:
+    """The penalty on neighbours' differences as a reweighted quadratic form, and its diagonal."""
+    grid = flat.reshape(*shape, -1)
+    weights = []
+    for axis in (0, 1):
+        d = jnp.abs(jnp.diff(grid, axis=axis))
+        weights.append(smooth * (2 + d) / (1 + d) ** 2)  # (d^2 / (1 + d))' / d
+
+    def scatter(parts: list[jax.Array], sign: float) -> jax.Array:
+        total = jnp.zeros_like(grid)
+        for axis, part in enumerate(parts):
+            before, after = [(0, 0)] * 3, [(0, 0)] * 3
+            before[axis], after[axis] = (1, 0), (0, 1)
+            total = total + jnp.pad(part, before) + sign * jnp.pad(part, after)
+        return total.reshape(flat.shape)
+
+    def couple(v: jax.Array) -> jax.Array:
+        field = v.reshape(grid.shape)
+        return scatter([w * jnp.diff(field, axis=a) for a, w in enumerate(weights)], -1.0)
+
+    return couple, scatter(weights, 1.0)
+
+
+def _bending() -> Float[np.ndarray, "Q Q"]:
+    """Second derivatives of the sum of the path's squared third differences."""
+    third = np.diff(np.eye(len(KNOTS)), 3, axis=0)[:, FREE]
+    return np.kron(2 * third.T @ third, np.eye(2)).astype(np.float32)

@@ -1,0 +1,76 @@
+"""How much of the deconvolved frame is taken, in cells of 16 x 16 pixels: the gate, in [0, 1].
+
+    g = s(e; .5, 1.2) s(G; .03, .15) (1 - .5 s(a; .5, .9)) (1 - s(r; .3, .7))
+
+s: the smooth step between two numbers. e: how long the path is during the exposure, in pixels. G:
+the likelihood's gain over a path without blur. r = R / (R + E), R the energy that the reblurred
+frame leaves unexplained, E that of the change; a = A / (A + E), A that of what the neighbours'
+frame differs from its own.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdeblur.paths.tiles import Tiling
+from jaxdeblur.paths.wiener import Luminance
+
+CELL = 16
+_FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing.
+
+
+def smoothstep(x: jax.Array, low: float, high: float) -> jax.Array:
+    """0 below ``low``, 1 above ``high``, smooth between."""
+    t = jnp.clip((x - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def gate(
+    made: Luminance,
+    blurred: Float[Array, "H W"],
+    extent: Float[Array, " N"],
+    gain: Float[Array, " N"],
+    tiling: Tiling,
+) -> Float[Array, "H W"]:
+    """The gate at every pixel, bilinear between cells.
+
+    Args:
+      made: what the filter made of the luminance.
+      blurred: the luminance that came in.
+      extent: e of each tile.
+      gain: G of each tile.
+      tiling: of the frame.
+    """
+    change = _cells((made.sharp - blurred) ** 2) + _FLOOR
+    residual, apart = _cells(made.residual**2), _cells(made.disagreement**2)
+    shape = change.shape[0], change.shape[1]
+    e, g = (_at_cells(each, tiling, shape) for each in (extent, gain))
+    r, a = residual / (residual + change), apart / (apart + change)
+    share = smoothstep(e, 0.5, 1.2) * smoothstep(g, 0.03, 0.15)
+    share = share * (1 - 0.5 * smoothstep(a, 0.5, 0.9)) * (1 - smoothstep(r, 0.3, 0.7))
+    height, width = blurred.shape
+    whole = jax.image.resize(share, (shape[0] * CELL, shape[1] * CELL), "linear")
+    return whole[:height, :width]
+
+
+def _cells(image: Float[Array, "H W"]) -> Float[Array, "h w"]:
+    """Means over cells; those at the border repeat its pixels."""
+    height, width = image.shape
+    padded = jnp.pad(image, ((0, -height % CELL), (0, -width % CELL)), mode="edge")
+    return padded.reshape(-(-height // CELL), CELL, -(-width // CELL), CELL).mean((1, 3))
+
+
+def _at_cells(
+    tiles: Float[Array, " N"], tiling: Tiling, shape: tuple[int, int]
+) -> Float[Array, "h w"]:
+    """Values of tiles at the middles of cells, bilinear."""
+    middles = [(np.arange(n) + 0.5) * CELL / tiling.stride for n in shape]
+    rows, columns = (
+        np.maximum(1 - np.abs(middle[:, None] - np.arange(count)), 0)
+        for middle, count in zip(middles, tiling.shape, strict=True)
+    )
+    grid = tiles.reshape(tiling.shape)
+    return jnp.einsum("yr,xc,rc->yx", rows.astype(np.float32), columns.astype(np.float32), grid)

@@ -1,0 +1,226 @@
+"""How likely the blurred patches of three frames are, given their path: minus log, in nats.
+
+    D   = lam(f) + sum_j w_j |K_j|^2
+    Q_r = sum over f in ring r of [sum_j w_j |B_j|^2 - |sum_j w_j conj(K_j) B_j|^2 / D]
+    L   = 1/n {sum_r m n_r log Q_r + sum_f [log D - log lam]} - sum_{j != 0} log w_j
+
+for m frames and n frequencies, n_r of them in ring r: the sharp patch X is integrated out under a
+Gaussian prior, and each ring's noise level is the best one. lam(f) is the ratio of noise to signal,
+log-linear between RADII, so the radial spectrum of X is fitted with the path: a fixed one, as of
+natural images, books all decay of the spectrum to blur and prefers longer paths. w_j is the trust
+in frame j. Given the path, lam and w follow in closed form (expectation-maximisation); given them,
+L has an analytic gradient and Gauss-Newton matrix (fit.py).
+
+Marginal likelihood and not the mode of path and X together: Levin et al., "Understanding and
+evaluating blind deconvolution algorithms", CVPR 2009.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdeblur.paths.path import transfer
+from jaxdeblur.paths.tiles import Tiling, cut, hann, over_tiles
+
+RADII = np.array([0.012, 0.025, 0.045, 0.075, 0.12, 0.18, 0.26, 0.36], np.float32)
+"""Cycles a pixel at which lam is fitted."""
+
+START = np.log(0.02 * (2 * np.sin(np.pi * RADII)) ** 2 + 1e-5).astype(np.float32)
+"""log lam before it is fitted: that of natural images, whose power falls with f^2."""
+
+LEAST_TRUST = -4.0
+"""Of log w: a frame is never forgotten, lest it could not come back."""
+
+_ROUNDING = 1 / 12 / 255**2  # Variance of what a uint8 rounds off: the least noise.
+
+
+class Band(NamedTuple):
+    """The frequencies of a patch that are compared, and what each counts."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    fy: Float[np.ndarray, " Y"]
+    fx: Float[np.ndarray, " X"]
+    weight: Float[np.ndarray, "Y X"]
+    """1, or 1/2 where the spectrum of a real image holds a frequency twice; 0 outside."""
+    radial: Float[np.ndarray, "R Y X"]
+    """The share of each of RADII in log lam."""
+    rings: Float[np.ndarray, "R Y X"]
+    """``weight`` where the frequency belongs to the ring around that radius, else 0."""
+
+
+def band(n: int, top: float, scale: int = 1) -> Band:
+    """Frequencies up to ``top`` cycles a pixel of patches of n pixels, below 1/n of a Hann window.
+
+    Args:
+      n: of the patches transformed, whose neighbouring frequencies are ``1 / (n scale)`` apart.
+      top: the highest.
+      scale: by which the image was reduced; frequencies and paths stay in its own pixels.
+    """
+    most = min(int(top * n * scale), n // 2 - 1)
+    indices, columns = np.r_[0 : most + 1, n - most : n], np.arange(most + 1)
+    fy, fx = np.fft.fftfreq(n)[indices] / scale, columns / n / scale
+    radius = np.hypot(fy[:, None], fx)
+    inside = (radius <= top) & (radius > 0.75 / n / scale)
+    weight = inside * np.where(columns == 0, 0.5, 1.0)
+    radial = radial_shares(fy, fx)
+    nearest = np.rint(np.einsum("r,ryx->yx", np.arange(len(RADII)), radial))
+    rings = (nearest == np.arange(len(RADII))[:, None, None]) * weight
+    arrays = (fy, fx, weight, radial, rings)
+    return Band(indices, columns, *(array.astype(np.float32) for array in arrays))
+
+
+def radial_shares(fy: np.ndarray, fx: np.ndarray) -> Float[np.ndarray, "R Y X"]:
+    """The share of each of RADII at frequencies in cycles a pixel, linear in their logarithm."""
+    radius = np.maximum(np.hypot(fy[:, None], fx), 1e-4)
+    at = np.interp(np.log(radius), np.log(RADII), np.arange(len(RADII)))
+    return np.maximum(1 - np.abs(at - np.arange(len(RADII))[:, None, None]), 0).astype(np.float32)
+
+
+class Observed(NamedTuple):
+    """What is known of one tile, or of N with a leading axis."""
+
+    spectra: Float[Array, "3 2 Y X"]
+    """B_j of the patches."""
+    offsets: Float[Array, "3 2"]
+    """Where each was cut, in pixels from the tile."""
+    present: Float[Array, 3]
+    """1 for a frame, 0 for one beyond the video's ends."""
+
+
+class Fit(NamedTuple):
+    """What is fitted to one tile, or to N with a leading axis."""
+
+    knots: Float[Array, "P 2"]
+    """The path at its free knots, in pixels (y, x)."""
+    spectrum: Float[Array, " R"]
+    """log lam at RADII."""
+    trust: Float[Array, 3]
+    """log w_j, 0 for the middle frame."""
+
+
+class Likelihood(NamedTuple):
+    """L of one tile and what follows from it."""
+
+    value: Float[Array, ""]
+    gradient: Float[Array, " Q"]
+    """By the knots, (y, x) of each in turn."""
+    curvature: Float[Array, "Q Q"]
+    """The Gauss-Newton matrix."""
+    spectrum: Float[Array, " R"]
+    """Better values of log lam and log w, given the path."""
+    trust: Float[Array, 3]
+
+
+def folded_spectra(
+    image: Float[Array, "H W"], tiling: Tiling, offsets: jax.Array
+) -> Float[Array, "N 2 h m"]:
+    """Every second frequency of the patches under a Hann window.
+
+    The window ties neighbouring frequencies together, so half of them in each direction tell all:
+    folding the patch before the transform keeps these, at a quarter of the work.
+    """
+    half, window = tiling.n // 2, hann(tiling.n)
+
+    def one(patch: Float[Array, "1 n n"]) -> Float[Array, "2 h m"]:
+        patch = (patch[0] - patch.mean()) * window
+        spectrum = jnp.fft.rfft2(patch.reshape(2, half, 2, half).sum((0, 2)))
+        return jnp.stack([spectrum.real, spectrum.imag])
+
+    return over_tiles(one, cut(image[None], tiling, offsets))
+
+
+def _conj_times(a: Float[Array, "... 2 Y X"], b: Float[Array, "... 2 Y X"]) -> jax.Array:
+    ar, ai, br, bi = a[..., 0, :, :], a[..., 1, :, :], b[..., 0, :, :], b[..., 1, :, :]
+    return jnp.stack([ar * br + ai * bi, ar * bi - ai * br], -3)
+
+
+def likelihood(
+    fit: Fit,
+    seen: Observed,
+    where: Band,
+    basis: Float[Array, "3 J P"],
+    samples: Float[np.ndarray, " J"],
+    floor: float,
+) -> Likelihood:
+    """L of one tile, its derivatives by the path, and the next spectrum and trust.
+
+    Args:
+      fit: the path, spectrum and trust.
+      seen: the blurred patches.
+      where: the frequencies compared, which those of ``seen`` are.
+      basis: the spline at the samples of the exposures (``path.exposures``).
+      samples: what each sample counts (``path.sample_weights``).
+      floor: the least noise power a frequency (``noise_floor``).
+    """
+    points = basis.shape[-1]
+    path = jnp.einsum("mjp,pc->mjc", basis, fit.knots) - seen.offsets[:, None]
+    sums = jnp.concatenate([jnp.ones_like(basis[..., :1]), basis], -1) * samples[:, None]
+    moments = jnp.stack(
+        [transfer(p, s.T, where.fy, where.fx) for p, s in zip(path, sums, strict=True)]
+    )
+    kernel, slopes = moments[:, 0], jnp.moveaxis(moments[:, 1:], 1, 0)  # 3 2 Y X; P 3 2 Y X
+    trust = seen.present * jnp.exp(fit.trust)
+    w = trust[:, None, None, None]
+    log_lam = jnp.einsum("r,ryx->yx", fit.spectrum, where.radial)
+    lam = jnp.exp(log_lam)
+    den = lam + (w * kernel**2).sum((0, 1))
+    sharp = (w * _conj_times(kernel, seen.spectra)).sum(0) / den
+    power = (sharp**2).sum(0)
+    misfit = (w * seen.spectra**2).sum((0, 1)) - power * den
+    m, size = seen.present.sum(), where.rings.sum((1, 2))
+    energy = jnp.einsum("ryx,yx->r", where.rings, misfit) + floor * m * size
+    n = where.weight.sum()
+    energy = jnp.where(size > 0, energy, 1.0)
+    value = (
+        m * (size * jnp.log(energy)).sum() + (where.weight * (jnp.log(den) - log_lam)).sum()
+    ) / n
+    value = value - (seen.present * fit.trust).sum()
+
+    # 1 / sigma^2 of each ring, at its frequencies.
+    precision = jnp.einsum("r,ryx->yx", m * size / energy, where.rings)
+    conj_sharp = sharp * jnp.array([1.0, -1.0])[:, None, None]
+    predicted = _conj_times(conj_sharp, kernel)  # K X
+    residual = seen.spectra - predicted
+    by_kernel = w * (where.weight * kernel / den - precision * _conj_times(sharp, residual))
+    f = 2 * np.pi * jnp.stack(jnp.broadcast_arrays(where.fy[:, None], where.fx))
+    # d K = -2 pi i f M: the real part of conj(d K) times the cotangent.
+    turned = (slopes[:, :, 1] * by_kernel[:, 0] - slopes[:, :, 0] * by_kernel[:, 1]).sum(1)
+    gradient = 2 * jnp.einsum("pyx,cyx->pc", turned, f).reshape(-1) / n
+    along = (w * _conj_times(kernel, slopes)).sum(1) / jnp.sqrt(den)
+    rate = f * jnp.sqrt(2 / n * precision * power)
+
+    def gram(a: jax.Array) -> jax.Array:
+        flat = (a[:, None] * rate[:, None]).reshape(2 * points, -1)
+        return flat @ flat.T
+
+    curvature = gram((jnp.sqrt(w) * slopes).reshape(points, -1, *den.shape)) - gram(along)
+
+    # Expectation-maximisation: the posterior of X has the variance sigma^2 / D.
+    ratio = where.weight * lam / den + precision * lam * power
+    expected = jnp.einsum("yx,ryx->r", ratio * (where.weight > 0), (where.rings > 0) * 1.0)
+    step = -jnp.log(expected / np.maximum(size, 1e-3) + 1e-6)[_nearest(size > 0)]
+    misfits = (residual**2).sum(1) * precision + (kernel**2).sum(1) * where.weight / den
+    next_trust = -jnp.log(jnp.maximum(misfits.sum((1, 2)) / n, 1e-6))
+    return Likelihood(value, gradient, curvature, fit.spectrum + step, next_trust)
+
+
+def _nearest(measured: np.ndarray) -> np.ndarray:
+    """For each ring the nearest that has frequencies in the band, whose step it shares."""
+    known = np.flatnonzero(measured)
+    return known[np.abs(np.arange(len(measured))[:, None] - known).argmin(1)]
+
+
+def noise_floor(window: Float[np.ndarray, "n n"], scale: int = 1) -> float:
+    """The power that rounding to 8 bits alone leaves in each frequency under a window.
+
+    Args:
+      window: of the patches.
+      scale: by which the image was reduced, by means over squares.
+    """
+    return float((window**2).sum()) * _ROUNDING / scale**2

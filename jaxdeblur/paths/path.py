@@ -1,0 +1,100 @@
+"""Paths: how the image moves within a tile, and the filter that eq. 1 makes of it.
+
+A path p(t) is a natural cubic spline through KNOTS, t in frames, p(0) = 0, in pixels (y, x). A
+frame is the mean of sharp frames over its exposure (dynamic temporal blending, eq. 1): in Fourier
+space the frame at j is ``B_j = K_j X`` with the transfer function
+
+    K_j(f) = mean over t in [j - d/2, j + d/2] of exp(-2 pi i f.(p(t) - o_j))
+
+where d is the duty cycle, the share of the time between frames that the shutter is open, and o_j
+the offset at which the patch of frame j was cut. Complex numbers are pairs (real, imaginary).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.interpolate import CubicSpline
+
+FRAMES = (-1, 0, 1)
+"""The frames that tell a path, from the one that is restored."""
+
+KNOTS = np.linspace(-1.5, 1.5, 7)
+FREE = np.array([0, 1, 2, 4, 5, 6])  # All but p(0).
+P = len(FREE)
+
+_SAMPLES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
+_PIECES = CubicSpline(KNOTS, np.eye(len(KNOTS))[:, FREE], bc_type="natural").c.astype(np.float32)
+
+
+def spline(times: Float[Array, "*S"]) -> Float[Array, "*S P"]:
+    """The share of each free knot in the path at ``times``, frames from the middle one."""
+    piece = jnp.clip(jnp.floor((times - KNOTS[0]) * 2).astype(int), 0, len(KNOTS) - 2)
+    since = times - jnp.asarray(KNOTS, jnp.float32)[piece]
+    powers = jnp.stack([since**3, since**2, since, jnp.ones_like(since)], -1)
+    return jnp.einsum("...k,k...p->...p", powers, jnp.asarray(_PIECES)[:, piece])
+
+
+def exposures(duty: Float[Array, ""] | float) -> Float[Array, "3 J P"]:
+    """The spline at the J Gauss-Legendre nodes of each frame's exposure."""
+    times = np.array(FRAMES)[:, None] + duty * jnp.asarray(_SAMPLES / 2, jnp.float32)
+    return spline(jnp.asarray(times))
+
+
+def sample_weights() -> Float[np.ndarray, " J"]:
+    """What each node of an exposure counts; they add up to one."""
+    return (_WEIGHTS / 2).astype(np.float32)
+
+
+def extent(knots: Float[Array, "*N P 2"], duty: Float[Array, ""] | float) -> Float[Array, "*N"]:
+    """How long the path is during the middle exposure, in pixels."""
+    times = duty * jnp.linspace(-0.5, 0.5, 9)
+    at = jnp.einsum("sp,...pc->...sc", spline(times), knots)
+    return jnp.linalg.norm(jnp.diff(at, axis=-2), axis=-1).sum(-1)
+
+
+def through(
+    displacements: Float[Array, "N 4 2"],
+    present: Float[Array, 4],
+    duty: Float[Array, ""] | float,
+) -> Float[Array, "N P 2"]:
+    """The cubic through the displacements of frames -2, -1, 1 and 2: where a fit begins.
+
+    Displacements of blurred frames are those of their exposures' means, hence ``duty``. The outer
+    ones count half, frames that are not ``present`` nothing; where few are, the degree falls.
+    """
+    frames = jnp.array([-2.0, -1.0, 1.0, 2.0])
+    mean = jnp.stack([frames, frames**2, frames**3 + frames * duty**2 / 4], -1)
+    weight = present * jnp.array([0.25, 1.0, 1.0, 0.25])
+    normal = mean.T @ (weight[:, None] * mean) + 1e-3 * jnp.diag(jnp.array([0.1, 1.0, 10.0]))
+    cubic = jnp.linalg.solve(normal, mean.T * weight)
+    at = KNOTS[FREE]
+    powers = jnp.asarray(np.stack([at, at**2, at**3], -1), jnp.float32)
+    return jnp.einsum("pf,nfc->npc", powers @ cubic, displacements)
+
+
+def transfer(
+    path: Float[Array, "J 2"],
+    weights: Float[Array, "L J"] | Float[np.ndarray, "L J"],
+    fy: Float[np.ndarray, " Y"],
+    fx: Float[np.ndarray, " X"],
+) -> Float[Array, "L 2 Y X"]:
+    """Sums over the path's samples of exp(-2 pi i f.p), with L sets of weights.
+
+    Separable in y and x, so it is one real matrix product.
+
+    Args:
+      path: samples of the path minus the patch's offset, in pixels.
+      weights: of the samples; the mean gives K, the mean times the spline its derivatives by the
+        knots but for the factor -2 pi i f.
+      fy, fx: the frequencies, in cycles a pixel.
+    """
+    ay = 2 * np.pi * fy[:, None] * path[:, 0]
+    ax = 2 * np.pi * path[:, 1, None] * fx
+    cos, sin = jnp.cos(ay), jnp.sin(ay)
+    left = jnp.stack([jnp.concatenate([cos, -sin], 1), jnp.concatenate([-sin, -cos], 1)])  # 2 Y 2J
+    left = left * jnp.concatenate([weights, weights], -1)[:, None, None]
+    right = jnp.concatenate([jnp.cos(ax), jnp.sin(ax)])
+    product = left.reshape(-1, right.shape[0]) @ right
+    return product.reshape(len(weights), 2, len(fy), len(fx))

@@ -1,0 +1,130 @@
+"""Tiles: an image cut into overlapping patches, each worked on by itself, and put together again.
+
+Shapes: N tiles in rows and columns, ``n`` pixels the side of a patch, P free knots, Q = 2 P numbers
+of a path; all coordinates are (y, x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+REACH = 64
+"""The farthest, in pixels of the image cut, that a patch lies from its tile."""
+
+
+class Tiling(NamedTuple):
+    """Tiles ``size`` pixels wide, ``stride`` apart, in patches that reach ``n`` pixels."""
+
+    height: int
+    width: int
+    stride: int
+    size: int
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many tiles there are in a column and in a row."""
+        return -(-self.height // self.stride) + 1, -(-self.width // self.stride) + 1
+
+    @property
+    def centres(self) -> Int[np.ndarray, "N 2"]:
+        """The middle of each tile, row by row."""
+        rows, columns = self.shape
+        places = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+        return np.stack(places, -1).reshape(-1, 2) * self.stride
+
+    def reduced(self, scale: int) -> Tiling:
+        """The same tiles of the image at ``1/scale`` of the size."""
+        size = -(-self.height // scale), -(-self.width // scale)
+        return Tiling(*size, self.stride // scale, self.size // scale, self.n // scale)
+
+
+def cut(
+    image: Float[Array, "C H W"],
+    tiling: Tiling,
+    offsets: Int[Array, "N 2"] | None = None,
+    beyond: str = "symmetric",
+) -> Float[Array, "N C n n"]:
+    """The patch of each tile, moved by its whole offset, at most REACH.
+
+    Args:
+      image: of ``tiling``'s size.
+      tiling: where the patches are.
+      offsets: (y, x) of each patch; None for none.
+      beyond: what lies beyond the borders, a mode of ``jnp.pad``.
+    """
+    rows, columns = tiling.shape
+    border = tiling.n // 2 + REACH
+    below = (rows - 1) * tiling.stride + border - tiling.height
+    right = (columns - 1) * tiling.stride + border - tiling.width
+    padded = jnp.pad(image, ((0, 0), (border, below), (border, right)), mode=beyond)
+    corners = jnp.asarray(tiling.centres) + REACH
+    if offsets is not None:
+        corners = corners + jnp.clip(offsets, -REACH, REACH)
+
+    def one(corner: Int[Array, 2]) -> Float[Array, "C n n"]:
+        start = (0, corner[0], corner[1])
+        return lax.dynamic_slice(padded, start, (len(image), tiling.n, tiling.n))
+
+    return lax.map(one, corners)
+
+
+def overlap_add(
+    tiles: Float[Array, "N C size size"], tiling: Tiling, window: Float[np.ndarray, "size size"]
+) -> Float[Array, "C H W"]:
+    """The image that the tiles make under a window whose shifts by ``stride`` add up to one."""
+    rows, columns = tiling.shape
+    stride, over = tiling.stride, -(-tiling.size // tiling.stride)
+    channels, spare = tiles.shape[1], over * tiling.stride - tiling.size
+    tiles = jnp.pad(tiles * window, ((0, 0), (0, 0), (0, spare), (0, spare)))
+    tiles = tiles.reshape(rows, columns, channels, over, stride, over, stride)
+    sheet = jnp.zeros((channels, rows + over - 1, stride, columns + over - 1, stride))
+    for a in range(over):
+        for b in range(over):
+            part = tiles[:, :, :, a, :, b].transpose(2, 0, 3, 1, 4)
+            sheet = sheet.at[:, a : a + rows, :, b : b + columns].add(part)
+    image = sheet.reshape(channels, (rows + over - 1) * stride, (columns + over - 1) * stride)
+    top = tiling.size // 2
+    return image[:, top : top + tiling.height, top : top + tiling.width]
+
+
+def hann(n: int) -> Float[np.ndarray, "n n"]:
+    """A squared sine over the whole patch."""
+    return _outer(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2)
+
+
+def taper(n: int, ramp: int) -> Float[np.ndarray, "n n"]:
+    """One, with ramps of a squared sine at the borders."""
+    rise = np.sin(0.5 * np.pi * (np.arange(ramp) + 0.5) / ramp) ** 2
+    return _outer(np.concatenate([rise, np.ones(n - 2 * ramp), rise[::-1]]))
+
+
+def _outer(v: np.ndarray) -> Float[np.ndarray, "n n"]:
+    return (v[:, None] * v).astype(np.float32)
+
+
+def resampled(source: Tiling, target: Tiling) -> Float[np.ndarray, "M N"]:
+    """Bilinear weights from the N tiles of one tiling to the M of another of the same image."""
+
+    def along(count: int, step: int, new_count: int, new_step: int) -> np.ndarray:
+        at = np.clip(np.arange(new_count) * new_step / step, 0, count - 1)
+        hats = 1 - np.abs(at[:, None] - np.arange(count))
+        return np.maximum(hats, 0)
+
+    axes = zip(source.shape, target.shape, strict=True)
+    rows, columns = (along(n, source.stride, m, target.stride) for n, m in axes)
+    return np.kron(rows, columns).astype(np.float32)
+
+
+def over_tiles(work: Callable[[Any], Any], tiles: Any) -> Any:
+    """``work`` on each tile: one after the other on a CPU, whose caches hold one; else at once."""
+    return lax.platform_dependent(
+        tiles, cpu=lambda each: lax.map(work, each), default=jax.vmap(work)
+    )

@@ -1,0 +1,246 @@
+"""Blur paths: each equation by hand, the shutter, recovery, and the contract of a restorer."""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.paths.displacement import displacement, phase_spectra
+from jaxdeblur.paths.estimate import estimate
+from jaxdeblur.paths.gate import smoothstep
+from jaxdeblur.paths.likelihood import START, Fit, Observed, band, likelihood, noise_floor
+from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, sample_weights, spline, transfer
+from jaxdeblur.paths.restorer import PathRestorer, PathsConfig
+from jaxdeblur.paths.shutter import DUTIES, Shutter
+from jaxdeblur.paths.tiles import Tiling, cut, hann, overlap_add, resampled, taper
+from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
+
+pytestmark = pytest.mark.optimised  # Without optimisation these programs run for minutes.
+
+
+def test_tiles_add_up_to_the_image() -> None:
+    image = np.random.default_rng(0).random((2, 75, 130), np.float32)
+    tiling = Tiling(75, 130, 32, 64, 96)
+    patches = cut(jnp.asarray(image), tiling)
+    chex.assert_shape(patches, (len(tiling.centres), 2, 96, 96))
+    whole = overlap_add(patches[:, :, 16:80, 16:80], tiling, taper(64, 32))
+    np.testing.assert_allclose(whole, image, atol=1e-6)
+
+
+def test_a_patch_is_cut_where_its_offset_says() -> None:
+    image = np.random.default_rng(1).random((1, 96, 96), np.float32)
+    tiling = Tiling(96, 96, 32, 32, 16)
+    offsets = np.tile(np.array([3, -5]), (len(tiling.centres), 1))
+    tile = tiling.shape[1] + 1  # the second of the second row, whose middle is (32, 32)
+    np.testing.assert_array_equal(
+        cut(jnp.asarray(image), tiling, jnp.asarray(offsets))[tile, 0], image[0, 27:43, 19:35]
+    )
+
+
+def test_splines_pass_through_their_knots_and_are_still_at_zero() -> None:
+    np.testing.assert_allclose(spline(jnp.asarray(KNOTS[FREE])), np.eye(6), atol=1e-5)
+    np.testing.assert_allclose(spline(jnp.float32(0)), np.zeros(6), atol=1e-6)
+
+
+def test_extent_of_uniform_motion() -> None:
+    knots = jnp.asarray(KNOTS[FREE, None] * np.array([3.0, 4.0]), jnp.float32)
+    np.testing.assert_allclose(extent(knots, 0.5), 2.5, rtol=1e-4)
+
+
+def test_transfer_function_is_the_mean_of_shifts() -> None:
+    rng = np.random.default_rng(2)
+    path, weights = rng.normal(0, 5, (8, 2)), rng.random((3, 8))
+    fy, fx = np.fft.fftfreq(12), np.fft.rfftfreq(10)
+    found = transfer(*(jnp.asarray(a, jnp.float32) for a in (path, weights)), fy, fx)
+    for row, set_ in enumerate(weights):
+        expected = np.zeros((12, 6), complex)
+        for (y, x), weight in zip(path, set_, strict=True):
+            expected += weight * np.exp(-2j * np.pi * (fy[:, None] * y + fx * x))
+        np.testing.assert_allclose(found[row, 0] + 1j * found[row, 1], expected, atol=1e-5)
+
+
+@pytest.fixture(name="tile")
+def a_tile() -> tuple[Fit, Observed]:
+    """Spectra of noise blurred along one path, and a fit to another."""
+    rng = np.random.default_rng(3)
+    where = band(48, 0.24, 2)
+    shape = (3, 2, len(where.fy), len(where.fx))
+    seen = Observed(
+        jnp.asarray(rng.normal(0, 1, shape), jnp.float32),
+        jnp.asarray([[-2.0, 4.0], [0.0, 0.0], [2.0, -4.0]]),
+        jnp.ones(3),
+    )
+    knots = jnp.asarray(rng.normal(0, 2, (6, 2)), jnp.float32)
+    return Fit(knots, jnp.asarray(START), jnp.asarray([-0.5, 0.0, -1.0])), seen
+
+
+def test_gradient_of_the_likelihood(tile: tuple[Fit, Observed]) -> None:
+    fit, seen = tile
+    where, floor = band(48, 0.24, 2), noise_floor(hann(96), 2)
+
+    def value(flat: jax.Array) -> jax.Array:
+        at = fit._replace(knots=flat.reshape(6, 2))
+        return likelihood(at, seen, where, exposures(0.8), sample_weights(), floor).value
+
+    flat = fit.knots.reshape(-1)
+    found = likelihood(fit, seen, where, exposures(0.8), sample_weights(), floor)
+    np.testing.assert_allclose(found.gradient, jax.grad(value)(flat), rtol=1e-3, atol=1e-5)
+    step = 0.02 * jnp.eye(12)
+    differences = [(value(flat + d) - value(flat - d)) / 0.04 for d in step]
+    np.testing.assert_allclose(found.gradient, differences, rtol=0.05, atol=2e-4)
+    assert np.linalg.eigvalsh(np.asarray(found.curvature)).min() > -1e-4
+
+
+def test_a_frame_that_is_not_there_changes_nothing(tile: tuple[Fit, Observed]) -> None:
+    fit, seen = tile
+    where, floor = band(48, 0.16, 2), noise_floor(hann(96), 2)
+    inside = seen.spectra[..., : len(where.fy), : len(where.fx)]
+    ends = seen._replace(spectra=inside, present=jnp.asarray([0.0, 1.0, 1.0]))
+    other = ends._replace(spectra=inside.at[0].set(9.0))
+    of = functools.partial(likelihood, where=where, basis=exposures(1.0), floor=floor)
+    a, b = (of(fit, each, samples=sample_weights()) for each in (ends, other))
+    np.testing.assert_allclose(a.value, b.value, rtol=1e-6)
+    np.testing.assert_allclose(a.gradient, b.gradient, atol=1e-6)
+
+
+def textured(height: int, width: int) -> np.ndarray:
+    """Noise whose amplitude falls with the square of the frequency: soft, in [0, 1], H W 3."""
+    white = np.random.default_rng(4).normal(size=(height, width, 3))
+    fy, fx = np.fft.fftfreq(height)[:, None, None], np.fft.rfftfreq(width)[:, None]
+    shaped = np.fft.rfft2(white, axes=(0, 1)) / np.maximum(np.hypot(fy, fx), 0.02) ** 2
+    image = np.fft.irfft2(shaped, s=(height, width), axes=(0, 1))
+    return np.clip(0.5 + 0.15 * image / image.std(), 0, 1)
+
+
+def moving(speed: tuple[float, float], duty: float, frames: int = 5) -> tuple[np.ndarray, ...]:
+    """Frames of a picture that moves uniformly, blurred and sharp, T H W 3 in [0, 1]."""
+    height, width, border = 256, 320, 64
+    picture = textured(height + 2 * border, width + 2 * border)
+    spectrum = np.fft.rfft2(picture, axes=(0, 1))
+    fy = np.fft.fftfreq(picture.shape[0])[:, None, None]
+    fx = np.fft.rfftfreq(picture.shape[1])[:, None]
+
+    def at(times: np.ndarray) -> np.ndarray:
+        turn = sum(np.exp(-2j * np.pi * t * (fy * speed[0] + fx * speed[1])) for t in times)
+        moved = np.fft.irfft2(spectrum * turn / len(times), s=picture.shape[:2], axes=(0, 1))
+        return moved[border:-border, border:-border]
+
+    middle = np.arange(frames) - frames // 2
+    exposure = np.linspace(-duty / 2, duty / 2, 33)
+    blurred = np.stack([at(m + exposure) for m in middle])
+    return blurred, np.stack([at(np.array([m])) for m in middle])
+
+
+def test_displacement_of_a_moved_picture() -> None:
+    _, sharp = moving((8.0, -20.0), 1.0)
+    tiling = Tiling(256, 320, 64, 128, 192).reduced(4)
+    small = [f.mean(-1).reshape(64, 4, 80, 4).mean((1, 3)).astype(np.float32) for f in sharp]
+    spectra = [phase_spectra(jnp.asarray(f), tiling) for f in small]
+    found = 4 * displacement(spectra[2], spectra[3], tiling)
+    np.testing.assert_allclose(np.median(found, axis=0), [8.0, -20.0], atol=1)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Inside, away from what comes in at the borders."""
+    return float(-10 * np.log10(np.mean((np.clip(a, 0, 1) - b)[80:-80, 80:-80] ** 2) + 1e-12))
+
+
+@pytest.mark.parametrize("duty", [pytest.param(0.5, marks=pytest.mark.stress), 1.0])
+def test_a_frame_blurred_along_a_known_path_comes_back(duty: float) -> None:
+    blurred, sharp = moving((2.0, 9.0), duty)
+    frames = jnp.asarray(blurred, jnp.float32)
+    run = jax.jit(estimate, static_argnames=("duty", "linear"))
+    asked = run(frames, frames[2], jnp.ones(5), Shutter.unknown(), jnp.asarray(True))
+    assert abs(float(asked.shutter.duty) - duty) <= 0.1
+    told = run(
+        frames,
+        frames[2],
+        jnp.ones(5),
+        Shutter.unknown(),
+        jnp.asarray(False),
+        duty=duty,
+        linear=False,
+    )
+    assert psnr(np.asarray(told.sharp), sharp[2]) > max(35.0, psnr(blurred[2], sharp[2]) + 3)
+    assert np.asarray(told.gate)[80:-80, 80:-80].mean() > 0.5
+
+
+def test_sharp_frames_stay_as_they_are() -> None:
+    _, sharp = moving((2.0, 9.0), 1.0)
+    frames = jnp.asarray(np.round(np.clip(sharp, 0, 1) * 255) / 255, jnp.float32)
+    found = jax.jit(estimate)(frames, frames[2], jnp.ones(5), Shutter.unknown(), jnp.asarray(True))
+    out = frames[2] + found.gate[..., None] * (found.sharp - frames[2])
+    assert psnr(np.asarray(out), np.asarray(frames[2])) > 50
+
+
+def test_shutter_goes_by_all_evidence_and_follows_a_change() -> None:
+    at = {duty: 5 * (jnp.asarray(DUTIES) - duty) ** 2 for duty in (0.5, 0.8)}
+    shutter = Shutter.unknown()
+    assert 0.8 < float(shutter.duty) <= 1.0
+    for _ in range(4):
+        shutter = shutter.add(jnp.stack([at[0.5], at[0.5]]))
+    np.testing.assert_allclose(shutter.duty, 0.5, atol=0.03)
+    for _ in range(40):
+        shutter = shutter.add(jnp.stack([at[0.8], 2 * at[0.8]]))
+    np.testing.assert_allclose(shutter.duty, 0.8, atol=0.03)
+    assert float(shutter.linear) == 1
+
+
+def test_gate_closes_where_nothing_is_told() -> None:
+    np.testing.assert_allclose(smoothstep(jnp.array([0.0, 1.0, 3.0]), 0.5, 1.5), [0, 0.5, 1])
+
+
+def test_weights_between_tilings_add_up_to_one() -> None:
+    coarse, fine = Tiling(100, 180, 64, 128, 192), Tiling(100, 180, 32, 64, 96)
+    np.testing.assert_allclose(resampled(coarse, fine).sum(1), 1, atol=1e-6)
+
+
+class Halved(VideoRestorer):
+    """A base two frames late, which halves what it sees."""
+
+    lookahead, multiple = 2, 4
+
+    def _restore_clip(self, clip: jax.Array) -> jax.Array:
+        return 0.5 * clip
+
+    def _initial_state(self, batch: int, height: int, width: int) -> jax.Array:
+        return jnp.zeros((batch, 2, height, width, 3))
+
+    def _step(self, state: jax.Array, frame: jax.Array, repeated: jax.Array) -> tuple:
+        return jnp.concatenate([state[:, 1:], frame[:, None]], 1), 0.5 * state[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("base", "length"),
+    [
+        (Halved(), 5),
+        *(
+            pytest.param(base, length, marks=pytest.mark.stress)  # a program each, a minute each
+            for base, length in ((None, 1), (None, 2), (None, 5), (Halved(), 1))
+        ),
+    ],
+)
+def test_a_stream_equals_its_clip(base: VideoRestorer | None, length: int) -> None:
+    blurred, _ = moving((1.0, 6.0), 1.0)
+    video = np.round(np.clip(blurred[:length, :97, :141], 0, 1) * 255).astype(np.uint8)
+    model = PathRestorer(PathsConfig(), base)
+    stream = np.stack(list(restore_frames(functools.partial(Stream, model), video)))
+    clip = restore_clip(model, video)
+    assert stream.shape == video.shape
+    assert np.abs(stream.astype(int) - clip).max() <= 1
+    if length == 1:  # no neighbour tells a path
+        expected = video if base is None else np.round(0.5 * video)
+        assert np.abs(stream - expected).max() <= 1
+    if length == 5 and base is None:
+        assert np.abs(stream.astype(int) - video).max() > 1
+
+
+def test_frames_that_hold_no_tile_go_through() -> None:
+    video = np.full((3, 40, 200, 3), 77, np.uint8)
+    np.testing.assert_array_equal(restore_clip(PathRestorer(PathsConfig()), video), video)
