@@ -1,7 +1,7 @@
 """Factorised spatio-temporal attention: the six equations, one function each, and the block.
 
 Source: "Dynamic Scene Video Deblurring using Non-local Attention" (Suin and Rajagopalan, arXiv
-2021), section 3.
+2022), section 3.
 
 The functions keep the paper's order of axes and put the batch B in front and the channels C where
 they belong: pixels are one axis P = h*w, combinations one axis K = M*N with k = m*N + n. What the

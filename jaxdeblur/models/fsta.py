@@ -2,7 +2,7 @@
 spatio-temporal attention, or by what that replaces.
 
 Source: "Dynamic Scene Video Deblurring using Non-local Attention" (Suin and Rajagopalan, arXiv
-2021), section 3 and figure 1. Widths, depths, M, N and T were never published: docs/lab/papers.md
+2022), section 3 and figure 1. Widths, depths, M, N and T were never published: docs/lab/papers.md
 says what was chosen and what it costs.
 """
 
