@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,6 @@ from jaxdeblur.models.parameters import count, split
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Parser
 from jaxdeblur.restoration.stream import restore_clip
-from jaxdeblur.shapes import Parameters
 from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
 from jaxdeblur.weights.load import load_model
 
@@ -108,7 +107,9 @@ def _tint(effect: str, frames: int, marked: str, variants: dict[str, Variant]) -
         tasks.tint, effect=effect, frames=frames, marked=marked, reach=10 + frames // 2 * 2
     )
     return Experiment(
-        f"a network that does not see the mark gains {bounds[effect]} dB at most", task, variants,
+        f"a network that does not see the mark gains {bounds[effect]} dB at most",
+        task,
+        variants,
         _TRAINING,
     )
 
@@ -117,8 +118,8 @@ _NEAR = {
     "none": _window("none"),
     "none, told": _window("none")._replace(told=True),
     "concat": _window("concat"),
-    "conv3d": _window("conv3d"),
     "nonlocal, T = 1": _window("nonlocal", window=1),
+    "nonlocal, T = 1, rates x30": _window("nonlocal", ("query=30", "key=30"), window=1),
     "fsta": _window(),
     "fsta, rates x30": _window(rates=_RATES),
     "fsta, rates x30, f_s = 0": _window(rates=_RATES)._replace(without=("f_s",)),
@@ -129,10 +130,9 @@ _NEAR = {
 def _in_window(frames: int) -> dict[str, Variant]:
     return {
         "concat": _window("concat", window=frames),
+        "conv3d": _window("conv3d", window=frames),
         "fsta, rates x30": _window(rates=_RATES, window=frames),
-        "fsta, rates x30, f_t = 0": _window(rates=_RATES, window=frames)._replace(
-            without=("f_t",)
-        ),
+        "fsta, rates x30, f_t = 0": _window(rates=_RATES, window=frames)._replace(without=("f_t",)),
         "fsta, rates x30, 1 key frame": _window(rates=_RATES, window=frames, key_frames=1),
     }
 
@@ -146,7 +146,7 @@ _CONTROLS = {name: _NEAR[name] for name in ("none", "none, told", "concat")}
 
 _STRCNN = StrcnnConfig(width=16, blocks=1, head_width=0, residual=True, leak=0.1)
 _RECURRENT = dataclasses.replace(
-    _TRAINING, batch_size=4, micro_batch=4, steps=1000, learning_rate=4e-3
+    _TRAINING, batch_size=4, micro_batch=4, steps=500, learning_rate=4e-3
 )
 _BETA = ("beta_logit=30",)
 
@@ -164,13 +164,13 @@ def _carrying(m: int, **fields: Any) -> dict[str, Variant]:
         f"DTB, beta x30, m = {m}": named(_BETA),
         f"DTB, beta0 = 0.1, m = {m}": named(beta0=0.1),
         f"DTB, B = -A, m = {m}": named(distance=True),
-        f"DTB, beta0 = 0.1, B = -A, beta x30, m = {m}": named(_BETA, beta0=0.1, distance=True),
+        f"DTB, all three, m = {m}": named(_BETA, beta0=0.1, distance=True),
         f"scalar w, beta x30, m = {m}": named(_BETA)._replace(without=("compare",)),
     }
 
 
 _LONG = functools.partial(tasks.still_noise, frames=200)
-_SPRITE = functools.partial(tasks.still_noise, size=32, sprite=10)
+_SPRITE = functools.partial(tasks.still_noise, size=24, sprite=8)
 
 EXPERIMENTS = {
     "oracle": Experiment(
@@ -202,8 +202,8 @@ EXPERIMENTS = {
     "lucky": Experiment(
         "the CNN sees one frame (m = 0); the past holds a sharp one",
         tasks.lucky,
-        _carrying(0, width=24, blocks=2),
-        dataclasses.replace(_RECURRENT, batch_size=2, micro_batch=2, loss="log_mse"),
+        _carrying(0, blocks=2),
+        dataclasses.replace(_RECURRENT, steps=600, loss="log_mse"),
     ),
     "sprite": Experiment(
         "a fixed w smears what moves; eq. 3 need not",

@@ -102,7 +102,7 @@ def tint(
 
 
 def still_noise(
-    rng: np.random.Generator, split: Split, *, frames: int = 24, size: int = 24, sprite: int = 0
+    rng: np.random.Generator, split: Split, *, frames: int = 24, size: int = 16, sprite: int = 0
 ) -> Clip:
     """B: no neighbour tells of a pixel, only its past. D: before it moves an opaque ``sprite``.
 
@@ -121,7 +121,7 @@ def still_noise(
     before = np.zeros_like(covered)
     for lag in range(1, 4):
         before[lag:] |= covered[:-lag]
-    settled = {"frames 16 to 24": (16 <= late) & (late < 24), "frames from 150": late >= 150}
+    settled = {"frames 16 to 24": (late >= 16) & (late < 24), "frames from 150": late >= 150}
     regions = {name: chosen & ~covered & ~before for name, chosen in settled.items()}
     if sprite:
         regions |= {"sprite": (late >= 8) & covered}
@@ -135,7 +135,7 @@ MARGIN = 8
 """Pixels around what is shown, so that no line that blurs it reaches beyond the photograph."""
 
 
-def lucky(rng: np.random.Generator, split: Split, *, frames: int = 16, size: int = 48) -> Clip:
+def lucky(rng: np.random.Generator, split: Split, *, frames: int = 12, size: int = 32) -> Clip:
     """C: a still photograph, in each frame blurred along a line of 2 to 13 pixels; one in 8 sharp.
 
     The line is centred, so that nothing moves.
@@ -147,7 +147,10 @@ def lucky(rng: np.random.Generator, split: Split, *, frames: int = 16, size: int
     target = _blurred(photograph, np.zeros((2, frames)))
     late, sharp = (np.arange(frames) >= 4)[:, None, None], (extents == 0)[:, None, None]
     everywhere = np.ones_like(shown, bool)
-    regions = {"blurred frames": everywhere & late & ~sharp, "sharp ones": everywhere & late & sharp}
+    regions = {
+        "blurred frames": everywhere & late & ~sharp,
+        "sharp ones": everywhere & late & sharp,
+    }
     return Clip(shown, target, regions)
 
 

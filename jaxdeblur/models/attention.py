@@ -165,8 +165,8 @@ class FactorisedAttention(Fusion):
         self.key_frames = key_frames
         self.implementation = implementation
         self.sharding = None
-        seen = self.f_s.radius + (0 if self.sharpness is None else 2)  # local_energy reads two pixels
-        self.radius = max(seen, self.f_p.radius)
+        energy = 0 if self.sharpness is None else 2  # pixels that local_energy reads
+        self.radius = max(self.f_s.radius + energy, self.f_p.radius)
 
     def seen(self, features: ClipFeatures) -> ClipFeatures:
         """x of eq. 1-3."""

@@ -46,7 +46,7 @@ class TrainingConfig:
       warmup: steps over which the learning rate rises from zero.
       schedule: after the warm-up: falling along a cosine to zero, halved every halve_every steps,
         or constant.
-      halve_every: steps between halvings; the paper's 200 epochs in steps of its data set.
+      halve_every: clips between halvings, so that no batch size changes how many epochs that is.
       clip_norm: largest norm of the gradient; larger ones are scaled down.
       loss: mse and charbonnier weigh every pixel alike; log_mse is the mean over clips of log(MSE),
         that is PSNR, so that hopelessly blurred clips do not outweigh all others.
@@ -76,7 +76,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     warmup: int = 100
     schedule: Literal["cosine", "halve", "constant"] = "cosine"
-    halve_every: int = 100_000
+    halve_every: int = 800_000
     clip_norm: float = 1.0
     loss: Literal["mse", "charbonnier", "log_mse"] = "charbonnier"
     vgg19: str = ""
@@ -188,7 +188,7 @@ def learning_rate(config: TrainingConfig) -> optax.Schedule:
         if config.schedule == "cosine":
             falling = 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.minimum(step / config.steps, 1.0))
         elif config.schedule == "halve":
-            falling = 0.5 ** jnp.floor(step / config.halve_every)
+            falling = 0.5 ** jnp.floor(step * config.batch_size / config.halve_every)
         else:
             falling = jnp.float32(1)
         return config.learning_rate * rising * falling

@@ -535,7 +535,7 @@ def test_schedules() -> None:
     assert float(cosine(50)) == pytest.approx(0.5)
     assert float(cosine(100)) == pytest.approx(0, abs=1e-6)
     halve = learning_rate(
-        TrainingConfig(learning_rate=1.0, warmup=0, schedule="halve", halve_every=10)
+        TrainingConfig(learning_rate=1.0, warmup=0, schedule="halve", halve_every=20, batch_size=2)
     )
     assert [float(halve(step)) for step in (9, 10, 29)] == [1.0, 0.5, 0.25]
 
