@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -203,13 +204,13 @@ EXPERIMENTS = {
         "the CNN sees one frame (m = 0); the past holds a sharp one",
         tasks.lucky,
         _carrying(0, blocks=2),
-        dataclasses.replace(_RECURRENT, steps=600, loss="log_mse"),
+        dataclasses.replace(_RECURRENT, steps=400, loss="log_mse"),
     ),
     "sprite": Experiment(
         "a fixed w smears what moves; eq. 3 need not",
         _SPRITE,
         _carrying(0),
-        _RECURRENT,
+        dataclasses.replace(_RECURRENT, steps=350),
         (functools.partial(_SPRITE, frames=64), 24),
     ),
     "one_motion": Experiment(
@@ -231,6 +232,8 @@ class Result(NamedTuple):
     entropy: dict[str, list[float]]
     """Of A_s, A_t and A_p, as shares of those of uniform maps."""
     seconds: float
+    weights: Mapping[str, float] = MappingProxyType({})
+    """The mean w_n of each region, of a network that blends."""
 
 
 def train(experiment: Experiment, variant: Variant, steps: int, seed: int) -> Result:
@@ -269,7 +272,11 @@ def score(
     """The errors of a trained network, pooled over clips that do not train."""
     task, clips = experiment.scored or (experiment.task, 96)
     restore = jax.jit(model.restore_clip)
+    explain = explainer(model)
+    explain = jax.jit(explain) if explain else None
+    blends = getattr(model, "blending", None) is not None
     sums: dict[str, np.ndarray] = {}
+    weights: dict[str, float] = {}
     for i in range(clips):
         clip = task(np.random.default_rng((TEST_SEED, i)), "test")
         shown = tasks.in_colour(clip.shown, clip, variant.told)[None] / 255
@@ -277,15 +284,18 @@ def score(
         for name, region in clip.regions.items():
             errors = [np.square(x - clip.target)[region].sum() for x in (clip.shown, restored)]
             sums[name] = sums.get(name, 0) + np.array([*errors, region.sum()])
-    explain = explainer(model)
-    entropy = maps.seen(explain(jnp.asarray(shown))).entropy if explain else {}
-    blending = getattr(model, "blending", None)
+        if explain and blends:
+            of_pixels = np.repeat(np.repeat(explain(shown).blending_weights[0], 2, 1), 2, 2)
+            for name, region in clip.regions.items():
+                weights[name] = weights.get(name, 0.0) + float(of_pixels[region].sum())
+    entropy = maps.seen(explain(shown)).entropy if explain else {}
     return Result(
         parameters,
         {name: [shown / n, restored / n] for name, (shown, restored, n) in sums.items() if n},
-        None if blending is None else float(blending.beta),
+        float(model.blending.beta) if blends else None,
         entropy,
         seconds,
+        {name: total / sums[name][2] for name, total in weights.items() if sums[name][2]},
     )
 
 
@@ -340,7 +350,7 @@ def table(results: Mapping[str, Mapping[str, Result]]) -> str:
     """PSNR of what is restored, and the gain, by region: mean and spread over the seeds."""
     regions = list(next(iter(next(iter(results.values())).values())).error)
     head = [f"{region}: PSNR | gain" for region in regions]
-    lines = [f"| variant | parameters | seeds | {' | '.join(head)} | beta | A_s, A_t, A_p | s |"]
+    lines = [f"| variant | parameters | seeds | {' | '.join(head)} | beta, w | A_s, A_t, A_p | s |"]
     lines.append("|---" * (6 + 2 * len(regions)) + "|")
     for name, by_seed in results.items():
         of = list(by_seed.values())
@@ -348,10 +358,10 @@ def table(results: Mapping[str, Mapping[str, Result]]) -> str:
         for region in regions:
             shown, restored = np.transpose([result.error[region] for result in of])
             cells += [spread(-10 * np.log10(restored), "")]
-            with np.errstate(divide="ignore"):
-                cells += [spread(10 * np.log10(shown / restored), "+")]
+            cells += [spread(10 * np.log10(shown / restored), "+") if (shown > 1e-9).all() else ""]
         betas = [result.beta for result in of if result.beta is not None]
-        cells.append(spread(betas, "") if betas else "")
+        shares = [f"{np.mean([r.weights[k] for r in of]):.2f}" for k in of[0].weights]
+        cells.append(", ".join([spread(betas, ""), *shares]) if betas else "")
         entropies = [e for result in of for e in result.entropy.values()]
         cells.append(", ".join(f"{e:.2f}" for e in np.mean(entropies, axis=0)) if entropies else "")
         cells.append(f"{np.median([result.seconds for result in of]):.0f}")
