@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -232,7 +231,7 @@ class Result(NamedTuple):
     entropy: dict[str, list[float]]
     """Of A_s, A_t and A_p, as shares of those of uniform maps."""
     seconds: float
-    weights: Mapping[str, float] = MappingProxyType({})
+    weights: dict[str, float]
     """The mean w_n of each region, of a network that blends."""
 
 
@@ -250,7 +249,7 @@ def train(experiment: Experiment, variant: Variant, steps: int, seed: int) -> Re
         if set(name.split("/")) & set(variant.without):
             parameters[name] = jnp.zeros_like(parameters[name])
     number = count(parameters)
-    mesh = devices.make_mesh(1)
+    mesh = devices.make_mesh(config.batch_size)
     step = compile_train_step(config, rebuild, mesh)
     state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
     start = time.perf_counter()
@@ -263,7 +262,8 @@ def train(experiment: Experiment, variant: Variant, steps: int, seed: int) -> Re
     seconds = time.perf_counter() - start
     if bool(state.failed):
         raise UserError("the loss is not finite any more")
-    return score(experiment, variant, rebuild(state.parameters), number, seconds)
+    trained = {n: jnp.asarray(a.addressable_data(0)) for n, a in state.parameters.items()}
+    return score(experiment, variant, rebuild(trained), number, seconds)
 
 
 def score(

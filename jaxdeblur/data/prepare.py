@@ -119,7 +119,9 @@ def prepare(
             for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
                 line = ProgressLine(video.name, None, stays=True)
                 high_speed = name == "GOPRO" and _is_high_speed(source)
-                made = blurred(video, tau, as_printed) if high_speed else _pairs(name, video)
+                made: Iterator[tuple[str, Path | Frame8]] = (
+                    blurred(video, tau, as_printed) if high_speed else _pairs(name, video)
+                )
                 for number, (place, frame) in enumerate(made):
                     into = part / video.relative_to(source) / place
                     into.parent.mkdir(parents=True, exist_ok=True)

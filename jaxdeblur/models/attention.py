@@ -316,7 +316,10 @@ def _mean3x3(x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"
         padding = [(0, 0)] * x.ndim
         padding[axis] = (1, 1)
         padded, size = jnp.pad(x, padding, mode="edge"), x.shape[axis]
-        x = sum(lax.slice_in_dim(padded, i, i + size, axis=axis % x.ndim) for i in range(3)) / 3.0
+        before, here, after = (
+            lax.slice_in_dim(padded, i, i + size, axis=axis % x.ndim) for i in range(3)
+        )
+        x = (before + here + after) / 3.0
     return x
 
 
