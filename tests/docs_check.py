@@ -51,7 +51,6 @@ SMALL = {
     "train.py": TRAIN,
     "evaluate.py": "--max-frames=5",
     "deblur.py": "--ckpt=tiny.safetensors",
-    "benchmarks.ablation": "--rehearse",
     "benchmarks.speed film": "--size=64x48 --frames 3 4",
     "benchmarks.speed live": "--size=64x48 --seconds=2 --fps=5",
     "benchmarks.export": "--ckpt=tiny.safetensors --size=32x24 --steps=1",

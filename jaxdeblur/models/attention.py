@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 
 import kernels
 from jaxdeblur.models.fusion import Concat, Fusion
-from jaxdeblur.models.layers import Conv, normal
+from jaxdeblur.models.layers import LEAK, Conv, activation, normal
 from jaxdeblur.shapes import ClipFeatures, Features, Squeezed, SqueezedWindow
 
 _log = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ def expand(maps: Float[Array, "B P K"], squeezed_window: SqueezedWindow) -> Floa
     """Eq. 6: y^R = G_st A_p. What was gathered goes back to the pixels of the current frame."""
     return _einsum("BPK,BKC->BPC", maps, squeezed_window).astype(squeezed_window.dtype)
 
+
+_LEAST_ENERGY = 1e-4  # of features, whose deviation is about 1: below, it is noise
 
 # --- What is kept of a frame ---
 
@@ -121,6 +123,7 @@ class FactorisedAttention(Fusion):
       spatial, temporal: M and N.
       spatial_kernel, temporal_kernel, pixel_kernel: sizes of f_s, f_t and f_p, odd.
       logit_gain: times He's deviation of their kernels at the start.
+      squeeze: what eq. 1-3 see: the features, or their activations and log local energies.
       key_frames: how many frames of the window take part, chosen anew for each current frame; None
         for all. It changes no parameter, so it can be set after training.
       implementation: "reference" runs the equations above as they stand; the others run eq. 1-2 and
@@ -143,6 +146,7 @@ class FactorisedAttention(Fusion):
         temporal_kernel: int = 3,
         pixel_kernel: int = 1,
         logit_gain: float = 1.0,
+        squeeze: Literal["features", "energy"] = "features",
         key_frames: int | None = None,
         implementation: kernels.Implementation = "auto",
         dtype: DTypeLike = jnp.float32,
@@ -155,17 +159,31 @@ class FactorisedAttention(Fusion):
         shape = (temporal_kernel, channels, temporal)
         self.f_t = nnx.Param(deviation * normal(rngs.params(), shape))
         self.f_p = Conv(channels, spatial * temporal, pixel_kernel, **made)
+        self.sharpness = (
+            Conv(2 * channels, channels, 1, dtype=dtype, rngs=rngs) if squeeze == "energy" else None
+        )
         self.key_frames = key_frames
         self.implementation = implementation
         self.sharding = None
-        self.radius = max(self.f_s.radius, self.f_p.radius)
+        energy = 0 if self.sharpness is None else 2  # pixels that local_energy reads
+        self.radius = max(self.f_s.radius + energy, self.f_p.radius)
+
+    def seen(self, features: ClipFeatures) -> ClipFeatures:
+        """x of eq. 1-3."""
+        if self.sharpness is None:
+            return features
+        energies = jnp.log(local_energy(features.astype(jnp.float32)) + _LEAST_ENERGY)
+        both = [activation(LEAK)(features), energies.astype(features.dtype)]
+        return self.sharpness(jnp.concatenate(both, axis=-1))
 
     def remember(self, features: ClipFeatures) -> FrameMemory:
         """Eq. 1-2 and the pooling of eq. 3 for each frame."""
+        features = self.seen(features)
         x = rearrange(features, "B T h w C -> B T (h w) C")
         pooled = x.mean(axis=2, dtype=jnp.float32).astype(x.dtype)
         if self.implementation == "reference":
-            return FrameMemory(spatial_squeeze(self.spatial_maps(features), x), pooled)
+            maps = spatial_maps(self._spatial_logits(features))
+            return FrameMemory(spatial_squeeze(maps, x), pooled)
         if self.f_s.radius:
             squeezed = kernels.softmax_squeeze(self._spatial_logits(features), x, **self._run(x))
         else:
@@ -174,6 +192,7 @@ class FactorisedAttention(Fusion):
 
     def remember_part(self, features: ClipFeatures, inside: Bool[Array, "h w"]) -> PartialMemory:
         """What the pixels ``inside`` add to the memory of each frame."""
+        features = self.seen(features)
         x = rearrange(features, "B T h w C -> B T (h w) C").astype(jnp.float32)
         inside = inside.reshape(-1)
         logits = jnp.where(inside, self._spatial_logits(features), -jnp.inf)
@@ -202,7 +221,7 @@ class FactorisedAttention(Fusion):
 
     def spatial_maps(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
         """A_s of each frame (eq. 1)."""
-        return spatial_maps(self._spatial_logits(features))
+        return spatial_maps(self._spatial_logits(self.seen(features)))
 
     def temporal_maps(self, pooled: Float[Array, "B T C"]) -> Float[Array, "B N T"]:
         """A_t over the window (eq. 3), of the key frames alone if so configured."""
@@ -285,6 +304,23 @@ class ConcatAttention(FactorisedAttention):
         """y^R plus the convolution over everything."""
         assert window.features is not None  # remember keeps them
         return super().fuse(features, window) + self.beside.fuse(features, window.features)
+
+
+def local_energy(x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"]:
+    """The variance of each channel over 3x3 pixels, of what differs from their mean."""
+    return _mean3x3((x - _mean3x3(x)) ** 2)
+
+
+def _mean3x3(x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"]:
+    for axis in (-3, -2):
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (1, 1)
+        padded, size = jnp.pad(x, padding, mode="edge"), x.shape[axis]
+        before, here, after = (
+            lax.slice_in_dim(padded, i, i + size, axis=axis % x.ndim) for i in range(3)
+        )
+        x = (before + here + after) / 3.0
+    return x
 
 
 def _projection(conv: Conv) -> tuple[Float[Array, "C M"], Float[Array, " M"]]:

@@ -29,10 +29,14 @@ class TemporalBlending(nnx.Module):
         *,
         kernel: int = 5,
         beta: float = 0.5,
+        distance: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         self.compare = Conv(2 * width, width, kernel, gain=0.5, bias=None, dtype=dtype, rngs=rngs)
+        if distance:  # B = -A: maps that agree get w = beta
+            a = self.compare.kernel[...][:, :, :width]
+            self.compare.kernel[...] = jnp.concatenate([a, -a], axis=2)
         # Free in R, so that training can't leave 0 <= beta <= 1.
         self.beta_logit = nnx.Param(jnp.log(jnp.float32(beta)) - jnp.log1p(jnp.float32(-beta)))
 

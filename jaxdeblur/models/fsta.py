@@ -69,15 +69,27 @@ class DenseBlock(nnx.Module):
 class FusionBlock(nnx.Module):
     """Takes y^R, what the window gives, into the current frame's features: x + merge([x, y]).
 
-    The paper ends at y^R; the merging is ours and the same for every way of fusing.
+    The paper ends at y^R; the merging is ours and the same for every way of fusing. As a product it
+    is x + x scale(y) + merge(y).
     """
 
     def __init__(
-        self, fusion: Fusion, width: int, *, gated: bool, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        fusion: Fusion,
+        width: int,
+        *,
+        gated: bool,
+        product: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
+        def mixed(c_in: int, gain: float = 1.0) -> Conv:
+            return Conv(c_in, width, 1, gain=gain, dtype=dtype, rngs=rngs)
+
         self.fusion = fusion
-        self.gate = Conv(2 * width, width, 1, dtype=dtype, rngs=rngs) if gated else None
-        self.merge = Conv(2 * width, width, 1, gain=0.5, dtype=dtype, rngs=rngs)
+        self.gate = mixed(2 * width) if gated else None
+        self.scale = mixed(width, 0.5) if product else None
+        self.merge = mixed(width if product else 2 * width, 0.5)
 
     @property
     def radius(self) -> int:
@@ -91,6 +103,8 @@ class FusionBlock(nnx.Module):
         check_shape(y, x.shape, f"the fusion {type(self.fusion).__name__}")
         if self.gate is not None:
             y = y * jax.nn.sigmoid(self.gate(jnp.concatenate([x, y], axis=-1)))
+        if self.scale is not None:
+            return x + x * self.scale(y) + self.merge(y)
         return x + self.merge(jnp.concatenate([x, y], axis=-1))
 
 
@@ -154,6 +168,7 @@ class Fsta(VideoRestorer):
                     FUSIONS[config.fusion](config, widths[level], rngs=rngs),
                     widths[level],
                     gated=config.gated,
+                    product=config.merge == "product",
                     dtype=dtype,
                     rngs=rngs,
                 )

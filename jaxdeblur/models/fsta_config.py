@@ -38,6 +38,11 @@ class FstaConfig:
       spatial_kernel, temporal_kernel, pixel_kernel: sizes of f_s, f_t and f_p.
       logit_gain: scale of the kernels of f_s, f_t and f_p at the start, times He's; at 1 all maps
         begin nearly uniform and gather nearly the same.
+      squeeze: what eq. 1-3 see of the features x: "features", x itself, as the paper has it, or
+        "energy", the activations and the log of the local energy of x, mixed to as many channels.
+        Ours: means of x over a frame tell its colours, means of these how sharp it is.
+      merge: how y^R is taken in: "sum", x + W [x, y], or "product", x (1 + W1 y) + W2 y. Ours, as
+        the paper ends at y^R; a sum is nearly a bias for the frame, a product selects filters.
       gated: what the window gives is weighted by pixel and channel before it is taken in (CVPR
         2021; how, is our choice).
       key_frames: how many frames of the window take part (CVPR 2021; how they are chosen, is our
@@ -62,6 +67,8 @@ class FstaConfig:
     temporal_kernel: int = 3
     pixel_kernel: int = 1
     logit_gain: float = 1.0
+    squeeze: Literal["features", "energy"] = "features"
+    merge: Literal["sum", "product"] = "sum"
     gated: bool = False
     key_frames: int | None = None
     nonlocal_bytes: int = 2**30
@@ -128,6 +135,7 @@ def _attention_of(config: FstaConfig) -> dict[str, Any]:
         "temporal_kernel": config.temporal_kernel,
         "pixel_kernel": config.pixel_kernel,
         "logit_gain": config.logit_gain,
+        "squeeze": config.squeeze,
         "key_frames": config.key_frames,
         "implementation": config.implementation,
         "dtype": jnp.dtype(config.dtype),

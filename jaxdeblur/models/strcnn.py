@@ -7,7 +7,7 @@ figure 4. What the paper leaves open, and how it is settled here, stands in docs
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,10 @@ class StrcnnConfig:
       blocks: residual blocks in the encoder, and as many in the decoder.
       blending: where dynamic temporal blending sits: between encoder and decoder ("middle", the
         paper's best), halfway through the encoder or through the decoder, or nowhere (STRCNN).
+      beta0: where beta starts (eq. 3). The paper gives none; 0.5 lets a frame five back keep 3 %
+        of the blended features at most, 0.1 59 %.
+      distance: B starts as -A, so that A h~_{n-1} + B h_n is a distance from the first step on, as
+        the paper says that it should become (below eq. 3); drawn independently, it is none.
       recurrent: F_{n-1} passes from frame to frame; without it, and without blending, this is the
         plain CNN of figure 3, whose stem has as many channels as the blocks.
       feedback: what F_n is: "side", a convolution of its own beside the image's, or "final", the
@@ -52,6 +56,8 @@ class StrcnnConfig:
     width: int = 64
     blocks: int = 5
     blending: Literal["none", "encoder", "middle", "decoder"] = "middle"
+    beta0: float = 0.5
+    distance: bool = False
     recurrent: bool = True
     feedback: Literal["side", "final"] = "side"
     first_step: Literal["copy", "zeros"] = "copy"
@@ -68,6 +74,8 @@ class StrcnnConfig:
             raise UserError(f"width is an even number of channels, 2 or more, not {self.width}")
         if self.blocks < 1:
             raise UserError(f"blocks is 1 or more, not {self.blocks}")
+        if not 0 < self.beta0 < 1:
+            raise UserError(f"beta0 is between 0 and 1, not {self.beta0}")
         if not self.recurrent and self.blending != "none":
             raise UserError("without recurrence (--no-recurrent) there is --blending=none only")
         if self.head_width < 0:
@@ -129,8 +137,11 @@ class Strcnn(VideoRestorer):
         self.stem = Conv(3 * (2 * config.m + 1), width, 5, dtype=dtype, rngs=rngs)
         self.down = Conv(width, width - self.carried, 3, stride=2, dtype=dtype, rngs=rngs)
         self.encoder = residual_blocks()
+        start: dict[str, Any] = {"beta": config.beta0, "distance": config.distance}
         self.blending = (
-            None if config.blending == "none" else TemporalBlending(width, dtype=dtype, rngs=rngs)
+            None
+            if config.blending == "none"
+            else TemporalBlending(width, **start, dtype=dtype, rngs=rngs)
         )
         self.decoder = residual_blocks()
         makes_features = config.recurrent or config.feedback == "final"

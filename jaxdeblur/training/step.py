@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -36,12 +38,15 @@ class TrainingConfig:
       learning_rate: at its highest.
       muon_rms: root mean square of muon's update, in units of the learning rate.
       beta2: adam's decay of the second moment.
+      rates: NAME=FACTOR for parameters that need a rate of their own, times the learning rate: all
+        whose name has NAME as a part, as beta_logit=30 or f_s=30; 0 leaves them as they are. Ours:
+        beta and the kernels of the maps must go further than what keeps its scale.
       weight_decay: times half the sum of the squared convolution kernels, added to the loss; biases
         and beta of the blending are left alone.
       warmup: steps over which the learning rate rises from zero.
       schedule: after the warm-up: falling along a cosine to zero, halved every halve_every steps,
         or constant.
-      halve_every: steps between halvings; the paper's 200 epochs in steps of its data set.
+      halve_every: clips between halvings, so that no batch size changes how many epochs that is.
       clip_norm: largest norm of the gradient; larger ones are scaled down.
       loss: mse and charbonnier weigh every pixel alike; log_mse is the mean over clips of log(MSE),
         that is PSNR, so that hopelessly blurred clips do not outweigh all others.
@@ -67,10 +72,11 @@ class TrainingConfig:
     learning_rate: float = 1e-4
     muon_rms: float = 0.4
     beta2: float = 0.999
+    rates: tuple[str, ...] = ()
     weight_decay: float = 0.0
     warmup: int = 100
     schedule: Literal["cosine", "halve", "constant"] = "cosine"
-    halve_every: int = 100_000
+    halve_every: int = 800_000
     clip_norm: float = 1.0
     loss: Literal["mse", "charbonnier", "log_mse"] = "charbonnier"
     vgg19: str = ""
@@ -101,9 +107,21 @@ class TrainingConfig:
             raise UserError(
                 f"--micro-batch={self.micro_batch} does not divide --batch-size={self.batch_size}"
             )
+        rate_factors(self.rates)
         for name in ("average", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{_option(name)} is from 0 to below 1, not {getattr(self, name)}")
+
+
+def rate_factors(rates: tuple[str, ...]) -> dict[str, float]:
+    """``rates`` by name; :class:`UserError` for what is not NAME=FACTOR."""
+    factors = {}
+    for rate in rates:
+        name, _, factor = rate.partition("=")
+        if not name or not re.fullmatch(r"\d+(\.\d*)?", factor):
+            raise UserError(f"--rates: {rate!r} is not NAME=FACTOR, as beta_logit=30")
+        factors[name] = float(factor)
+    return factors
 
 
 def _option(name: str) -> str:
@@ -170,7 +188,7 @@ def learning_rate(config: TrainingConfig) -> optax.Schedule:
         if config.schedule == "cosine":
             falling = 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.minimum(step / config.steps, 1.0))
         elif config.schedule == "halve":
-            falling = 0.5 ** jnp.floor(step / config.halve_every)
+            falling = 0.5 ** jnp.floor(step * config.batch_size / config.halve_every)
         else:
             falling = jnp.float32(1)
         return config.learning_rate * rising * falling
@@ -183,16 +201,24 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     rate = learning_rate(config)
     clip = optax.clip_by_global_norm(config.clip_norm)
     if config.optimizer == "adam":
-        return optax.chain(clip, optax.adam(rate, b2=config.beta2))
-    return optax.chain(
-        clip,
-        contrib.muon(
+        update = optax.adam(rate, b2=config.beta2)
+    else:
+        update = contrib.muon(
             rate,
             adam_b2=config.beta2,
             consistent_rms=config.muon_rms,
             muon_weight_dimension_numbers=_kernels_as_matrices,
-        ),
-    )
+        )
+    factors = rate_factors(config.rates)
+    if not factors:
+        return optax.chain(clip, update)
+
+    def with_own_rates(updates: Any, parameters: Any = None) -> Any:
+        parts = {name: set(name.split("/")) for name in updates}
+        own = {name: [f for part, f in factors.items() if part in parts[name]] for name in updates}
+        return {name: math.prod(own[name]) * array for name, array in updates.items()}
+
+    return optax.chain(clip, update, optax.stateless(with_own_rates))
 
 
 def _kernels_as_matrices(parameters: dict[str, Any]) -> dict[str, Any]:

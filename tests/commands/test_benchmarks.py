@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import importlib.util
-import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -32,7 +28,6 @@ import kernels
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models.blending import TemporalBlending
 from jaxdeblur.models.explanation import AttentionMaps
-from jaxdeblur.presets import PRESETS
 from jaxdeblur.training.step import TrainingConfig, initial_train_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,13 +49,13 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("command", "named"),
     [
-        ("ablation --steps=0", "--steps"),
+        ("evidence tint --steps=0", "--steps"),
         ("table1", "give --steps, --minutes or both"),
         ("data --model=nope", "--model=nope: no such preset"),
         ("data --batches=0", "--batches"),
         ("export nowhere.onnx --size=0x9", "--size"),
         ("fusion --sizes=0", "--sizes"),
-        ("ablation --only nothing", "--only: the study has"),
+        ("evidence tint --only nothing", "--only: there are none; none, told"),
         ("maps curve /nowhere/a.svg", "/nowhere/a.svg: cannot be written: No such file"),
         ("fuzz --workers=0", "--workers: a whole number from 1 on, not '0'"),
         ("gpu_day memory --preset=nope", "--preset=nope: no such preset"),
@@ -328,102 +323,101 @@ def test_a_twin_gives_what_ours_does(
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"| `{name}_small` |")
 
 
-@pytest.mark.parametrize("study", ["blending", "attention"])
-def test_the_variants_of_a_study_differ(benchmark: Any, study: str) -> None:
-    """What each changes of training and data are options there, and none is what another is."""
-    variants = benchmark("ablation").STUDIES[study].variants
-    base = PRESETS["fsta_small"]
-    told = set()
-    for variant in variants.values():
-        training = dataclasses.replace(base.training, **variant.training)
-        data = dataclasses.replace(base.data, **variant.data)
-        told.add((variant.network, training, data))
-    assert len(told) == len(variants)
-
-
-def test_a_study_goes_on_where_it_was_stopped(
+def test_an_experiment_goes_on_where_it_was_stopped(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
     out = tmp_path / "results.json"
-    module = benchmark(
-        f"ablation --study=attention --only none fsta --steps=2 --seeds 0 1 --out={out}"
-    )
+    command = f"evidence tint --only none fsta --seeds 0 1 --out={out}"
+    module = benchmark(f"{command} --steps=2")
     trained: list[tuple[str, int]] = []
 
-    def train(network: Any, config: Any, *_: Any) -> Any:
+    def train(experiment: Any, variant: Any, steps: int, seed: int) -> Any:
         if len(trained) == 3:
             trained.clear()
-            raise module.Stopped(1, signal.SIGTERM)
-        trained.append((network.fusion, config.seed))
-        gain = 1.0 + config.seed + (network.fusion == "fsta")
-        return module.Result(7, {"one motion": [gain, gain]}, 1.0, [], [], {})
+            raise KeyboardInterrupt
+        trained.append((variant.network.fusion, seed))
+        restored = 0.01 if variant.network.fusion == "none" else 0.001 * 10**seed
+        return module.Result(7, {"all": [0.01, restored]}, None, {}, 1.0, {})
 
-    monkeypatch.setattr(module, "train_variant", train)
-    monkeypatch.setattr(module.Validation, "of", lambda *_: None)
-    with pytest.raises(UserError, match="stopped by SIGTERM"):
+    monkeypatch.setattr(module, "train", train)
+    with pytest.raises(KeyboardInterrupt):
         module.main()
     module.main()
     assert trained == [("fsta", 1)]  # the three before it are kept
-    row = "| fsta | 7 | 1 | +2.50 ± 0.71 | +2.50 | +1.00 ± 0.00 |"
+    row = "| fsta | 7 | 2 | 25.00 ± 7.07 | +5.00 ± 7.07 |  |  | 1 |"
     assert row in capsys.readouterr().out.splitlines()
-    benchmark(f"ablation --study=attention --only none fsta --steps=3 --out={out}")
-    with pytest.raises(UserError, match="has results of another steps; name another file"):
+    benchmark(f"{command} --steps=3")
+    with pytest.raises(UserError, match="has other results"):
         module.main()
     out.write_text("[]", encoding="utf-8")
     with pytest.raises(UserError, match="is no file of results"):
         module.main()
 
 
-@pytest.mark.stress
-@pytest.mark.parametrize(
-    ("study", "variant"), [("blending", "blending, middle"), ("attention", "concat + fsta")]
-)
-def test_a_study_is_rehearsed(study: str, variant: str, tmp_path: Path) -> None:
-    out = tmp_path / "results.json"
-    options = [f"--study={study}", "--only", variant, f"--pictures={tmp_path}", f"--out={out}"]
-    command = [sys.executable, "-m", "benchmarks.ablation", "--rehearse", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (result,) = json.loads(out.read_text(encoding="utf-8"))["results"][variant].values()
-    assert len(result["extents"]) == 3
-    assert bool(result["blending"]) == (study == "blending")
-    assert all(0.5 < share <= 1.0001 for block in result["entropy"].values() for share in block)
-    with Image.open(tmp_path / f"{variant}.png") as picture:
-        assert picture.height == (3 if study == "blending" else 2) * 32
+def test_an_experiment_trains_what_it_is_told_to(benchmark: Any) -> None:
+    module = benchmark("evidence")
+    experiment = module.EXPERIMENTS["tint"]
+    variant = experiment.variants["fsta, rates x30, f_s = 0"]
+    result = module.train(experiment, variant, 2, 0)
+    (entropy,) = result.entropy.values()
+    assert entropy[0] == pytest.approx(1.0, abs=1e-6)  # f_s stayed 0: A_s is uniform
+    shown, restored = result.error["far from the mark"]
+    assert 0 < restored < 2 * shown
+    networks = [(v.network, v.rates, v.told, v.without) for v in experiment.variants.values()]
+    assert len(set(networks)) == len(networks)
 
 
-def test_batches_are_made_once_and_then_go_on(benchmark: Any) -> None:
-    module = benchmark("ablation")
-    made: list[int] = []
+@pytest.mark.parametrize(("effect", "bound"), [("add", 3.01), ("gain", 0.0), ("shift", 6.02)])
+def test_who_does_not_see_the_mark_gains_no_more_than_the_bound(
+    benchmark: Any, effect: str, bound: float
+) -> None:
+    """The best guess of what a pixel knows: the share of b in a + b, nothing, or both shifts."""
+    benchmark("evidence")
+    tasks = importlib.import_module("benchmarks.tasks")
+    errors = np.zeros(2)
+    for seed in range(300):
+        clip = tasks.tint(np.random.default_rng(seed), "test", effect=effect)
+        (region,) = clip.regions.values()
+        guess = {
+            "add": lambda shown: shown - (np.median(shown) - 0.5) / 2,
+            "gain": lambda shown: shown,
+            "shift": lambda shown: (np.roll(shown, 3, axis=2) + np.roll(shown, -3, axis=2)) / 2,
+        }[effect](clip.shown)
+        errors += [np.square(x - clip.target)[region].sum() for x in (clip.shown, guess)]
+        steps = np.abs(np.diff(clip.shown[1], axis=1)) > 0.45  # the checkerboard's
+        row, column = np.argwhere(steps).mean(axis=0).astype(int)
+        assert not region[1, row, column]
+    assert 10 * np.log10(errors[0] / errors[1]) == pytest.approx(bound, abs=0.5)
 
-    @contextlib.contextmanager
-    def make(first: int) -> Any:
-        def each() -> Any:
-            for number in itertools.count(first):
-                made.append(number)
-                yield {"blurred": np.full(3, number)}
 
-        yield each()
+def test_noise_is_new_in_each_frame_and_the_sprite_moves(benchmark: Any) -> None:
+    benchmark("evidence")
+    tasks = importlib.import_module("benchmarks.tasks")
+    clip = tasks.still_noise(np.random.default_rng(0), "test", size=32, sprite=8)
+    noise = clip.shown - clip.target
+    assert noise.std() == pytest.approx(0.1, rel=0.05)
+    assert abs((noise[1:] * noise[:-1]).mean()) < 1e-3
+    assert clip.regions["sprite"][8:].sum(axis=(1, 2)).tolist() == [64] * 16
+    uncovered = clip.regions["uncovered up to 3 frames ago"]
+    assert uncovered.any()
+    assert not (uncovered & clip.regions["sprite"]).any()
+    still = clip.regions["frames 16 to 24"]
+    assert still[16:].mean() > 0.5
+    background = clip.target[:, still.any(axis=0) & ~clip.regions["sprite"].any(axis=0)]
+    assert np.ptp(background, axis=0).max() == 0
 
-    feeds = module.Feeds()
-    for _ in range(2):
-        feed = feeds.open("key", 3, make)
-        assert [int(next(feed)["blurred"][0]) for _ in range(5)] == [0, 1, 2, 3, 4]
-    assert made == [0, 1, 2, 3, 4, 3, 4]
 
-
-def test_frames_are_scored_by_their_kind_of_blur(benchmark: Any) -> None:
-    scenes = benchmark("ablation").ONE_MOTION
-    module = benchmark("study_scenes")
-    kinds = module.Validation({}, scenes.kinds)._by_kind(np.array([3.0, 20.0, 25.0, 14.0]))
-    assert [(name, list(np.flatnonzero(chosen))) for name, chosen in kinds] == [
-        ("below 15 px", [0, 3]), ("15 to 25 px", [1]), ("from 25 px on", [2]),
-    ]  # fmt: skip
-    textures = np.random.default_rng(1).integers(0, 256, (2, 70, 70, 3), dtype=np.uint8)
-    emptied = module.with_plain_parts(textures, 0.5)
-    plain = textures[0].mean(axis=(0, 1)).astype(np.uint8)
-    assert 0.3 < (emptied[0] == plain).all(axis=-1).mean() < 0.7
-    assert module.with_plain_parts(textures, 0.0) is textures
+def test_a_line_blurs_along_itself(benchmark: Any) -> None:
+    benchmark("evidence")
+    tasks = importlib.import_module("benchmarks.tasks")
+    point = np.zeros((48, 48))
+    point[24, 24] = 1
+    (across, moved) = tasks._blurred(
+        point, np.array([[0.0, 0.0], [6.0, 0.0]]), np.array([[0.0, 2.0], [0.0, 1.0]])
+    )
+    assert across.sum(axis=1).argmax() == 16  # 24 less the margin
+    assert (across[16] > 0.4 / 6).sum() == 7  # five whole pixels and two halves
+    assert np.unravel_index(moved.argmax(), moved.shape) == (18, 17)
 
 
 def test_entropy_of_maps_is_against_uniform(benchmark: Any) -> None:

@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.attention import expand, spatial_squeeze, temporal_squeeze
+from jaxdeblur.models.attention import expand, local_energy, spatial_squeeze, temporal_squeeze
 from jaxdeblur.models.fsta import Fsta
 from jaxdeblur.models.fsta_config import FSTA, FSTA_LIVE, FSTA_SMALL, FstaConfig
 from jaxdeblur.restoration.tiling import TileGrid
@@ -76,13 +76,14 @@ def stream(model, clip):
         TWO_LEVELS,
         {"window": 4, "causal": True},
         {"gated": True, "key_frames": 2, "spatial_kernel": 3, "pixel_kernel": 3},
+        {"squeeze": "energy", "merge": "product"},
         {"fusion": "concat"},
         {"fusion": "concat_fsta"},
         {"fusion": "conv3d", "window": 4, "causal": True},
         {"fusion": "nonlocal", "window": 3},
         {"fusion": "none"},
     ],
-    ids=["two levels", "causal", "gated", "concat", "both", "conv3d", "nonlocal", "none"],
+    ids=["two levels", "causal", "gated", "energy", "concat", "both", "conv3d", "nonlocal", "none"],
 )
 def test_the_stream_is_the_clip(fields):
     model = make(**fields)
@@ -393,6 +394,25 @@ def test_a_closed_gate_takes_nothing_of_the_window():
     block.gate.bias[...] = 0 * block.gate.bias[...] - 1e3
     clip = draw_clip(3)
     chex.assert_trees_all_close(restore(model, clip)[:, 1:2], restore(model, clip[:, 1:2]))
+
+
+def test_as_a_product_the_window_scales_each_pixel():
+    (block,) = make(merge="product").fusion
+    x, y = (jax.random.normal(jax.random.key(seed), (1, 3, 5, 4)) for seed in (1, 2))
+    scale = y @ block.scale.kernel[...][0, 0]
+    expected = x * (1 + scale) + y @ block.merge.kernel[...][0, 0]
+    chex.assert_trees_all_close(block(x, y), expected, atol=1e-5)
+
+
+def test_the_local_energy_tells_sharp_from_blurred_and_no_level():
+    sharp = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
+    blurred = (sharp + jnp.roll(sharp, 1, axis=2)) / 2
+    assert local_energy(sharp).mean() > 1.5 * local_energy(blurred).mean()
+    chex.assert_trees_all_close(local_energy(sharp + 5), local_energy(sharp), atol=1e-4)
+    inner = np.asarray(sharp[0, 3:8, 3:8])
+    means = np.lib.stride_tricks.sliding_window_view(inner, (3, 3), (0, 1)).mean((-1, -2))
+    expected = np.square(inner[1:4, 1:4] - means).mean((0, 1))
+    chex.assert_trees_all_close(local_energy(sharp)[0, 5, 5], expected, rtol=1e-4)
 
 
 def test_each_convolution_of_the_attention_has_its_own_size():

@@ -69,6 +69,14 @@ def test_weight_is_beta_where_the_responses_cancel() -> None:
     np.testing.assert_allclose(w, 0.3, atol=1e-6)
 
 
+def test_as_a_distance_equal_features_keep_the_most_of_the_past() -> None:
+    config = StrcnnConfig(width=4, blocks=1, beta0=0.1, distance=True)
+    layer = models.build(config).blending
+    agree, differ = layer.weights(maps(1), maps(1)), layer.weights(maps(1), maps(2))
+    np.testing.assert_allclose(agree, 0.1, atol=1e-6)
+    assert float(differ.mean()) > 0.3
+
+
 def test_weight_one_copies_the_current_features() -> None:
     layer = blending()
     layer.compare.kernel[...] = 100 * layer.compare.kernel[...]

@@ -535,9 +535,27 @@ def test_schedules() -> None:
     assert float(cosine(50)) == pytest.approx(0.5)
     assert float(cosine(100)) == pytest.approx(0, abs=1e-6)
     halve = learning_rate(
-        TrainingConfig(learning_rate=1.0, warmup=0, schedule="halve", halve_every=10)
+        TrainingConfig(learning_rate=1.0, warmup=0, schedule="halve", halve_every=20, batch_size=2)
     )
     assert [float(halve(step)) for step in (9, 10, 29)] == [1.0, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_rates_are_of_the_parameters_that_they_name(optimizer: str) -> None:
+    _, parameters = split(models.build(NETWORK))
+    gradients = {name: jnp.ones_like(array) for name, array in parameters.items()}
+
+    def updates(*rates: str) -> dict[str, jax.Array]:
+        config = dataclasses.replace(CONFIG, optimizer=optimizer, rates=rates)
+        chain = make_optimizer(config)
+        return chain.update(gradients, chain.init(parameters), parameters)[0]
+
+    plain, own = updates(), updates("beta_logit=30", "compare=0")
+    for name in parameters:
+        factor = {"blending/beta_logit": 30, "blending/compare/kernel": 0}.get(name, 1)
+        np.testing.assert_allclose(own[name], factor * plain[name], rtol=1e-5)
+    with pytest.raises(UserError, match="--rates: 'beta' is not NAME=FACTOR"):
+        dataclasses.replace(CONFIG, rates=("beta",))
 
 
 def test_muon_takes_the_kernels_and_adam_the_rest() -> None:

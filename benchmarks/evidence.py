@@ -1,0 +1,446 @@
+"""Whether the papers' ideas do what they claim, on tasks with known bounds (benchmarks/tasks.py).
+
+    python -m benchmarks.evidence tint --seeds 0 1 2 --out=tint.json
+
+Every variant of an experiment trains on the same batches (a function of seed and step) for as many
+steps and is scored on the same clips, by errors pooled over the pixels that an idea should mend.
+``--out`` keeps each training as it ends, so that the same command goes on where it was stopped.
+``shipped`` trains nothing: it takes blending and recurrence out of the weights that ship.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import maps, tasks
+from benchmarks.options import natural, whole
+from jaxdeblur import devices, models
+from jaxdeblur.data.datasets import open_dataset
+from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.evaluation.metrics import psnr
+from jaxdeblur.files import write_json
+from jaxdeblur.models.explanation import explainer
+from jaxdeblur.models.fsta_config import FstaConfig
+from jaxdeblur.models.parameters import count, split
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.options import Parser
+from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
+from jaxdeblur.weights.load import load_model
+
+TEST_SEED = 2**20  # no training's
+
+
+class Variant(NamedTuple):
+    """A network, what differs in its training, and what it starts from."""
+
+    network: Any
+    rates: tuple[str, ...] = ()
+    told: bool = False
+    """The control: what the task hides stands in two channels of the input."""
+    without: tuple[str, ...] = ()
+    """Parameters that start at zero and stay there."""
+
+
+class Experiment(NamedTuple):
+    """Variants of a task."""
+
+    bound: str
+    """What theory allows whom."""
+    task: tasks.Task
+    variants: dict[str, Variant]
+    training: TrainingConfig
+    scored: tuple[tasks.Task, int] | None = None
+    """Another task that scores, and how many clips of it."""
+
+
+# --- The networks: small enough for minutes on one core ---
+
+_TINY = FstaConfig(
+    window=3,
+    widths=(16,),
+    growths=(8,),
+    dense_layers=1,
+    encoder_blocks=(1,),
+    decoder_blocks=(1,),
+    attention_levels=(0,),
+    spatial_maps=4,
+    temporal_maps=2,
+    implementation="reference",
+)
+_RATES = ("f_s=30", "f_t=30", "f_p=30")
+_TRAINING = TrainingConfig(
+    steps=600,
+    batch_size=8,
+    frames=1,
+    crop=48,
+    optimizer="muon",
+    learning_rate=2e-3,
+    beta2=0.99,
+    loss="mse",
+    warmup=20,
+    micro_batch=8,
+    recompute="never",
+)
+
+
+def _window(fusion: str = "fsta", rates: Sequence[str] = (), **fields: Any) -> Variant:
+    return Variant(dataclasses.replace(_TINY, fusion=fusion, **fields), tuple(rates))
+
+
+def _tint(effect: str, frames: int, marked: str, variants: dict[str, Variant]) -> Experiment:
+    bounds = {"add": "+3.01", "gain": "0.00", "shift": "+6.02"}
+    task = functools.partial(
+        tasks.tint, effect=effect, frames=frames, marked=marked, reach=10 + frames // 2 * 2
+    )
+    return Experiment(
+        f"a network that does not see the mark gains {bounds[effect]} dB at most",
+        task,
+        variants,
+        _TRAINING,
+    )
+
+
+_NEAR = {
+    "none": _window("none"),
+    "none, told": _window("none")._replace(told=True),
+    "concat": _window("concat"),
+    "nonlocal, T = 1": _window("nonlocal", window=1),
+    "nonlocal, T = 1, rates x30": _window("nonlocal", ("query=30", "key=30"), window=1),
+    "fsta": _window(),
+    "fsta, rates x30": _window(rates=_RATES),
+    "fsta, rates x30, f_s = 0": _window(rates=_RATES)._replace(without=("f_s",)),
+    "concat + fsta, rates x30": _window("concat_fsta", _RATES),
+}
+
+
+def _in_window(frames: int) -> dict[str, Variant]:
+    return {
+        "concat": _window("concat", window=frames),
+        "conv3d": _window("conv3d", window=frames),
+        "fsta, rates x30": _window(rates=_RATES, window=frames),
+        "fsta, rates x30, f_t = 0": _window(rates=_RATES, window=frames)._replace(without=("f_t",)),
+        "fsta, rates x30, 1 key frame": _window(rates=_RATES, window=frames, key_frames=1),
+    }
+
+
+_MERGES = {
+    f"{squeeze}, {merge}": _window(rates=_RATES, squeeze=squeeze, merge=merge)
+    for squeeze in ("features", "energy")
+    for merge in ("sum", "product")
+}
+_CONTROLS = {name: _NEAR[name] for name in ("none", "none, told", "concat")}
+
+_STRCNN = StrcnnConfig(width=16, blocks=1, head_width=0, residual=True, leak=0.1)
+_RECURRENT = dataclasses.replace(
+    _TRAINING, batch_size=4, micro_batch=4, steps=500, learning_rate=4e-3
+)
+_BETA = ("beta_logit=30",)
+
+
+def _recurrent(rates: Sequence[str] = (), **fields: Any) -> Variant:
+    return Variant(dataclasses.replace(_STRCNN, **fields), tuple(rates))
+
+
+def _carrying(m: int, **fields: Any) -> dict[str, Variant]:
+    named = functools.partial(_recurrent, m=m, **fields)
+    return {
+        f"CNN, m = {m}": named(blending="none", recurrent=False),
+        f"STRCNN, m = {m}": named(blending="none"),
+        f"DTB, m = {m}": named(),
+        f"DTB, beta x30, m = {m}": named(_BETA),
+        f"DTB, beta0 = 0.1, m = {m}": named(beta0=0.1),
+        f"DTB, B = -A, m = {m}": named(distance=True),
+        f"DTB, all three, m = {m}": named(_BETA, beta0=0.1, distance=True),
+        f"scalar w, beta x30, m = {m}": named(_BETA)._replace(without=("compare",)),
+    }
+
+
+_LONG = functools.partial(tasks.still_noise, frames=200)
+_SPRITE = functools.partial(tasks.still_noise, size=24, sprite=8)
+
+EXPERIMENTS = {
+    "oracle": Experiment(
+        "what knowing the motion is worth",
+        tasks.one_motion,
+        {
+            "none": _window("none", widths=(24,), growths=(12,), dense_layers=2),
+            "none, told": _window("none", widths=(24,), growths=(12,), dense_layers=2)._replace(
+                told=True
+            ),
+        },
+        dataclasses.replace(
+            _TRAINING, batch_size=4, micro_batch=4, loss="log_mse", learning_rate=1e-3, steps=3000
+        ),
+    ),
+    "tint": _tint("add", 3, "all", _NEAR),
+    "tint_frames5": _tint("add", 5, "one", _in_window(5)),
+    "tint_frames9": _tint("add", 9, "one", _in_window(9)),
+    "tint_gain": _tint("gain", 3, "all", _CONTROLS | _MERGES),
+    "tint_shift": _tint("shift", 3, "all", _CONTROLS | _MERGES),
+    "still_noise": Experiment(
+        "PSNR: 20 dB shown; a fixed w 20 + 10 log10((2 - w) / w); the best linear mean of 1 frame "
+        "22.3, of 5 27.6, of 16 32.2, of 150 41.8 dB",
+        tasks.still_noise,
+        _carrying(0) | _carrying(2),
+        _RECURRENT,
+        (_LONG, 8),
+    ),
+    "lucky": Experiment(
+        "the CNN sees one frame (m = 0); the past holds a sharp one",
+        tasks.lucky,
+        _carrying(0, blocks=2),
+        dataclasses.replace(_RECURRENT, steps=400, loss="log_mse"),
+    ),
+    "sprite": Experiment(
+        "a fixed w smears what moves; eq. 3 need not",
+        _SPRITE,
+        _carrying(0),
+        dataclasses.replace(_RECURRENT, steps=350),
+        (functools.partial(_SPRITE, frames=64), 24),
+    ),
+    "one_motion": Experiment(
+        "what knowing the motion is worth is the row that is told",
+        functools.partial(tasks.one_motion, frames=3),
+        _CONTROLS | _MERGES,
+        dataclasses.replace(_TRAINING, loss="log_mse", steps=3000),
+    ),
+}
+
+
+class Result(NamedTuple):
+    """One training."""
+
+    parameters: int
+    error: dict[str, list[float]]
+    """For each region the mean squared error of what is shown and of what is restored."""
+    beta: float | None
+    entropy: dict[str, list[float]]
+    """Of A_s, A_t and A_p, as shares of those of uniform maps."""
+    seconds: float
+    weights: dict[str, float]
+    """The mean w_n of each region, of a network that blends."""
+
+
+def train(experiment: Experiment, variant: Variant, steps: int, seed: int) -> Result:
+    """Trains one variant from one seed and scores it."""
+    config = dataclasses.replace(
+        experiment.training,
+        steps=steps,
+        seed=seed,
+        rates=(*variant.rates, *(f"{name}=0" for name in variant.without)),
+    )
+    model = models.build(variant.network, seed)
+    rebuild, parameters = split(model)
+    for name in parameters:
+        if set(name.split("/")) & set(variant.without):
+            parameters[name] = jnp.zeros_like(parameters[name])
+    number = count(parameters)
+    mesh = devices.make_mesh(config.batch_size)
+    step = compile_train_step(config, rebuild, mesh)
+    state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
+    start = time.perf_counter()
+    for i in range(steps):
+        clips = tasks.batch(experiment.task, seed, i, config.batch_size, told=variant.told)
+        state, metrics = step(state, clips)
+        if i % 100 == 99:
+            print(f"  step {i + 1}: loss {float(metrics.loss):.6f}", file=sys.stderr, flush=True)
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - start
+    if bool(state.failed):
+        raise UserError("the loss is not finite any more")
+    trained = {n: jnp.asarray(a.addressable_data(0)) for n, a in state.parameters.items()}
+    return score(experiment, variant, rebuild(trained), number, seconds)
+
+
+def score(
+    experiment: Experiment, variant: Variant, model: Any, parameters: int, seconds: float
+) -> Result:
+    """The errors of a trained network, pooled over clips that do not train."""
+    task, clips = experiment.scored or (experiment.task, 96)
+    restore = jax.jit(model.restore_clip)
+    explain = explainer(model)
+    explain = jax.jit(explain) if explain else None
+    blends = getattr(model, "blending", None) is not None
+    sums: dict[str, np.ndarray] = {}
+    weights: dict[str, float] = {}
+    for i in range(clips):
+        clip = task(np.random.default_rng((TEST_SEED, i)), "test")
+        shown = tasks.in_colour(clip.shown, clip, variant.told)[None] / 255
+        restored = np.asarray(restore(shown))[0, ..., 0]
+        for name, region in clip.regions.items():
+            errors = [np.square(x - clip.target)[region].sum() for x in (clip.shown, restored)]
+            sums[name] = sums.get(name, 0) + np.array([*errors, region.sum()])
+        if explain and blends:
+            of_pixels = np.repeat(np.repeat(explain(shown).blending_weights[0], 2, 1), 2, 2)
+            for name, region in clip.regions.items():
+                weights[name] = weights.get(name, 0.0) + float(of_pixels[region].sum())
+    entropy = maps.seen(explain(shown)).entropy if explain else {}
+    return Result(
+        parameters,
+        {name: [shown / n, restored / n] for name, (shown, restored, n) in sums.items() if n},
+        float(model.blending.beta) if blends else None,
+        entropy,
+        seconds,
+        {name: total / sums[name][2] for name, total in weights.items() if sums[name][2]},
+    )
+
+
+# --- The weights that ship, without blending and without recurrence ---
+
+SHIPPED = {"as it ships": {}, "beta = 1": {"beta_logit": 50.0}}
+SHIPPED["beta = 1, F = 0"] = {**SHIPPED["beta = 1"], "feedback": 0.0}
+
+
+def with_values(model: Any, values: Mapping[str, float]) -> Any:
+    """The model with a constant in all parameters whose names have one of ``values`` as a part."""
+    rebuild, parameters = split(model)
+    for part, value in values.items():
+        for name in parameters:
+            if part in name.split("/"):
+                parameters[name] = jnp.full_like(parameters[name], value)
+    return rebuild(parameters)
+
+
+def shipped(weights: Sequence[str], data: Sequence[str], frames: int) -> str:
+    """Gains of weights that ship as a table: means over the videos, worst video in brackets."""
+    lines = [f"| weights | | {' | '.join(data)} |", "|---" * (2 + len(data)) + "|"]
+    for name in weights:
+        model = load_model(name).model
+        for what, values in SHIPPED.items():
+            cells = []
+            for spec in data:
+                gains = [
+                    video_gain(with_values(model, values), video, frames)
+                    for video in open_dataset(spec, "test").videos
+                ]
+                cells.append(f"{np.mean(gains):+.2f} ({min(gains):+.2f})")
+            lines.append(f"| {name} | {what} | {' | '.join(cells)} |")
+            print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
+def video_gain(model: Any, video: Any, frames: int) -> float:
+    """PSNR gained over the blurred frames of a video, the mean over its first ``frames``."""
+    chosen = range(min(len(video), frames))
+    blurred = np.stack([video.blurred(i) for i in chosen])
+    sharp = [video.sharp(i) for i in chosen]
+    restored = restore_clip(model, blurred)
+    triples = zip(restored, blurred, sharp, strict=True)
+    return float(np.mean([psnr(r, s) - psnr(b, s) for r, b, s in triples]))
+
+
+# --- Tables ---
+
+
+def table(results: Mapping[str, Mapping[str, Result]]) -> str:
+    """PSNR of what is restored, and the gain, by region: mean and spread over the seeds."""
+    regions = list(next(iter(next(iter(results.values())).values())).error)
+    head = [f"{region}: PSNR | gain" for region in regions]
+    lines = [f"| variant | parameters | seeds | {' | '.join(head)} | beta, w | A_s, A_t, A_p | s |"]
+    lines.append("|---" * (6 + 2 * len(regions)) + "|")
+    for name, by_seed in results.items():
+        of = list(by_seed.values())
+        cells = [name, f"{of[0].parameters:,}", str(len(of))]
+        for region in regions:
+            shown, restored = np.transpose([result.error[region] for result in of])
+            cells += [spread(-10 * np.log10(restored), "")]
+            cells += [spread(10 * np.log10(shown / restored), "+") if (shown > 1e-9).all() else ""]
+        betas = [result.beta for result in of if result.beta is not None]
+        shares = [f"{np.mean([r.weights[k] for r in of]):.2f}" for k in of[0].weights]
+        cells.append(", ".join([spread(betas, ""), *shares]) if betas else "")
+        entropies = [e for result in of for e in result.entropy.values()]
+        cells.append(", ".join(f"{e:.2f}" for e in np.mean(entropies, axis=0)) if entropies else "")
+        cells.append(f"{np.median([result.seconds for result in of]):.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float] | np.ndarray, sign: str) -> str:
+    """Mean ± standard deviation."""
+    deviation = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):{sign}.2f}{deviation}"
+
+
+def run(
+    name: str, seeds: Sequence[int], steps: int | None, only: Sequence[str], out: Path | None
+) -> str:
+    """Trains what ``out`` does not hold yet; the table of all."""
+    experiment = EXPERIMENTS[name]
+    steps = steps or experiment.training.steps
+    condition = {"experiment": name, "steps": steps}
+    held: dict[str, Any] = {"condition": condition, "results": {}}
+    if out and out.exists():
+        try:
+            held = json.loads(out.read_text(encoding="utf-8"))
+            matches = held["condition"] == condition
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--out={out}: is no file of results of this program") from error
+        if not matches:
+            raise UserError(f"--out={out}: has other results: {held['condition']}")
+    results = held["results"]
+    chosen = [v for v in experiment.variants if not only or v in only]
+    if not chosen:
+        raise UserError(f"--only: there are {'; '.join(experiment.variants)}")
+    for seed in seeds:
+        for variant in chosen:
+            if str(seed) in results.setdefault(variant, {}):
+                continue
+            print(f"{name}: {variant}, seed {seed}", file=sys.stderr, flush=True)
+            result = train(experiment, experiment.variants[variant], steps, seed)
+            results[variant][str(seed)] = result._asdict()
+            print(result, file=sys.stderr, flush=True)
+            if out:
+                write_json(out, held)
+    found = {v: {s: Result(**r) for s, r in results[v].items()} for v in chosen}
+    return "\n".join(
+        [
+            f"{name}, {steps} steps of {experiment.training.batch_size} clips; {os.cpu_count()} "
+            f"cores, jax {jax.__version__}: {experiment.bound}\n",
+            table(found),
+        ]
+    )
+
+
+def main() -> None:
+    """Reads the options, runs an experiment, prints its table."""
+    parser = Parser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "shipped"])
+    parser.add_argument("--seeds", type=whole, nargs="+", default=(0, 1, 2), help="of trainings")
+    parser.add_argument("--steps", type=natural, help="of each training")
+    parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="of these alone")
+    parser.add_argument("--out", type=Path, help="a JSON file for the results; it is gone on with")
+    parser.add_argument("--weights", nargs="+", default=("strcnn_dtb_choice",), help="of shipped")
+    parser.add_argument(
+        "--data", nargs="+", default=("rendered:narrow", "rendered:wide"), help="of shipped"
+    )
+    parser.add_argument("--frames", type=natural, default=12, help="of each video, of shipped")
+    arguments = parser.parse_args()
+    devices.keep_freed_memory()
+    devices.keep_compiled()
+    print(answer(arguments))
+
+
+def answer(arguments: argparse.Namespace) -> str:
+    """The table that was asked for."""
+    if arguments.experiment == "shipped":
+        return shipped(arguments.weights, arguments.data, arguments.frames)
+    chosen = arguments.experiment, arguments.seeds, arguments.steps
+    return run(*chosen, arguments.only, arguments.out)
+
+
+if __name__ == "__main__":
+    run_command(main, "benchmarks.evidence")

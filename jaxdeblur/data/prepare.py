@@ -1,0 +1,257 @@
+"""GOPRO, DVD and BSD as published tables score them, checked for what is missing, as a command.
+
+``python -m jaxdeblur.data.prepare GOPRO SRC DST --protocol=estrnn`` reads a download and writes a
+folder that ``--data`` takes. Frames that a protocol changes are written as PNG, and all others are
+links to the download.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import UInt8
+
+from jaxdeblur.data.exposure import average
+from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.files import ended_by_signals, replace_folder_when_whole
+from jaxdeblur.options import Parser
+from jaxdeblur.shapes import Frame8
+from jaxdeblur.video.formats import list_frames, natural_key
+from jaxdeblur.video.image_file import image_size, read_image, write_png
+
+
+class Published(NamedTuple):
+    """A data set as its authors published it."""
+
+    folders: tuple[str, ...]
+    """Of a video: the blurred frames and then the sharp ones."""
+    splits: dict[str, tuple[int, int]]
+    """The videos and the frames of each split."""
+    size: tuple[int, int]
+    """Height and width of a frame, either way round."""
+
+
+PUBLISHED = {
+    # Nah et al. 2017: 3,214 pairs.
+    "GOPRO": Published(
+        ("blur", "blur_gamma", "sharp"), {"train": (22, 2103), "test": (11, 1111)}, (720, 1280)
+    ),
+    # Su et al. 2017: all 71 videos lie in one folder; layouts.py knows which of them test.
+    "DVD": Published(("input", "GT"), {"quantitative_datasets": (71, 6708)}, (720, 1280)),
+    # Zhong et al. 2022, each exposure time.
+    "BSD": Published(
+        ("Blur/RGB", "Sharp/RGB"),
+        {"train": (60, 6000), "valid": (20, 2000), "test": (20, 3000)},
+        (480, 640),
+    ),
+}
+
+TAUS = range(7, 14)
+"""Frames that GOPRO's authors average; the middle number of a video's name, as GOPR0372_07_00."""
+
+
+def check(name: str, source: Path) -> list[str]:
+    """What a download lacks or has otherwise than published, a line each; empty if it is whole.
+
+    Of GOPRO_Large_all the number of frames is not published, so that it is not checked.
+
+    Raises:
+      UserError: a frame's header cannot be read.
+    """
+    published, said = PUBLISHED[name], []
+    pairs = name != "GOPRO" or not _is_high_speed(source)
+    for split, (videos, frames) in published.splits.items():
+        found = _videos(source / split)
+        if len(found) != videos:
+            said.append(f"{source / split}: {len(found)} videos, not {videos}")
+        total = 0
+        for video in found:
+            folders = [video / folder for folder in published.folders] if pairs else [video]
+            names = [[file.stem for file in _frames(folder)] for folder in folders]
+            total += len(names[-1])
+            for folder, of_folder in zip(folders, names, strict=True):
+                if not of_folder or of_folder != names[-1]:
+                    said.append(f"{folder}: {len(of_folder)} frames, or other names than beside it")
+                    continue
+                size = image_size(_frames(folder)[0])
+                if size not in (published.size, published.size[::-1]):
+                    said.append(f"{folder}: {size[1]}x{size[0]} pixels")
+        if pairs and total != frames:
+            said.append(f"{source / split}: {total} frames, not {frames}")
+    return said
+
+
+def prepare(
+    name: str,
+    source: Path,
+    target: Path,
+    *,
+    protocol: str = "",
+    tau: int | None = None,
+    as_printed: bool = False,
+) -> int:
+    """Writes the folder that a protocol scores, whole or not at all.
+
+    Args:
+      name: of the data set, as in ``PUBLISHED``.
+      source: the download: GOPRO_Large or GOPRO_Large_all, DVD's folder that holds
+        quantitative_datasets, or BSD's of one exposure time.
+      target: the new folder.
+      protocol: estrnn scores GOPRO at 960x540; pvdnet turns DVD's portrait videos.
+      tau: of GOPRO_Large_all: how many frames are averaged; None for as many as GOPRO's do.
+      as_printed: of GOPRO_Large_all: see :func:`blurred`.
+
+    Returns:
+      How many frames the folder has.
+
+    Raises:
+      UserError: ``source`` cannot be read, or ``target`` not be written.
+    """
+    change, count = CHANGES.get((name, protocol)), 0
+    try:
+        with replace_folder_when_whole(target) as part:
+            for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
+                line = ProgressLine(video.name, None, stays=True)
+                high_speed = name == "GOPRO" and _is_high_speed(source)
+                made: Iterator[tuple[str, Path | Frame8]] = (
+                    blurred(video, tau, as_printed) if high_speed else _pairs(name, video)
+                )
+                for number, (place, frame) in enumerate(made):
+                    into = part / video.relative_to(source) / place
+                    into.parent.mkdir(parents=True, exist_ok=True)
+                    if isinstance(frame, Path) and change is None:
+                        into.symlink_to(frame.absolute())
+                    else:
+                        pixels = read_image(frame) if isinstance(frame, Path) else frame
+                        write_png(into.with_suffix(".png"), change(pixels) if change else pixels)
+                    line.update(number + 1)
+                    count += 1
+                line.close()
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+    return count
+
+
+def _pairs(name: str, video: Path) -> Iterator[tuple[str, Path]]:
+    """The frames of a video and their places below its folder."""
+    for folder in PUBLISHED[name].folders:
+        yield from ((f"{folder}/{file.name}", file) for file in _frames(video / folder))
+
+
+def blurred(video: Path, tau: int | None, as_printed: bool) -> Iterator[tuple[str, Frame8]]:
+    """Frames by eq. 1 (ICCV 2017) with their places; exposures follow without a pause.
+
+    Args:
+      video: a folder of GOPRO_Large_all, high-speed frames.
+      tau: how many are averaged; None for as many as the folder's name says.
+      as_printed: the sharp frame is X_{nT + floor(tau/2)}, counted from 1: for an odd tau the one
+        before the middle, which GOPRO has.
+
+    Raises:
+      UserError: the name says no tau, or a frame cannot be read.
+    """
+    named = re.fullmatch(r".*_(\d\d)_\d\d", video.name)
+    if tau is None:
+        if not named:
+            raise UserError(f"{video}: its name says no tau, as GOPR0372_07_00 does; give --tau")
+        tau = int(named[1])
+    middle = tau // 2 - 1 if as_printed else (tau - 1) // 2
+    files = _frames(video)
+    for n in range(len(files) // tau):
+        exposure = np.stack([read_image(file) for file in files[n * tau : (n + 1) * tau]])
+        yield f"blur/{n + 1:06d}.png", average(exposure)
+        yield f"blur_gamma/{n + 1:06d}.png", average(exposure, linear=True)
+        yield f"sharp/{n + 1:06d}.png", exposure[middle]
+
+
+Changed: TypeAlias = UInt8[np.ndarray, "rows columns 3"]
+"""A frame of another size."""
+
+
+def scaled(frame: Frame8) -> Changed:
+    """Three quarters of the height and width, by areas. How ESTRNN's authors do it is not known."""
+    shares = np.array([[3, 1, 0, 0], [0, 2, 2, 0], [0, 0, 1, 3]], np.float32) / 4
+    fours = rearrange(frame.astype(np.float32), "(h i) (w j) c -> h i w j c", i=4, j=4)
+    threes = np.einsum("pi,qj,hiwjc->hpwqc", shares, shares, fours, optimize=True)
+    return (rearrange(threes, "h p w q c -> (h p) (w q) c") + 0.5).astype(np.uint8)
+
+
+def turned(frame: Frame8) -> Changed:
+    """A portrait frame turned by 90 degrees; others as they are."""
+    return np.ascontiguousarray(np.rot90(frame)) if frame.shape[0] > frame.shape[1] else frame
+
+
+CHANGES: dict[tuple[str, str], Callable[[Frame8], Changed]] = {
+    ("GOPRO", "estrnn"): scaled,
+    ("DVD", "pvdnet"): turned,
+}
+"""What a protocol makes of a data set's frames; what is not here is scored as it lies."""
+
+
+def _is_high_speed(source: Path) -> bool:
+    """Whether this is GOPRO_Large_all, whose videos hold frames, not folders of them."""
+    return any(_frames(video) for split in ("train", "test") for video in _videos(source / split))
+
+
+def _videos(folder: Path) -> list[Path]:
+    found = [f for f in folder.glob("*") if f.is_dir() and not f.name.startswith(".")]
+    return sorted(found, key=lambda f: natural_key(f.name))
+
+
+def _frames(folder: Path) -> list[Path]:
+    return list_frames(folder) if folder.is_dir() else []
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command; see ``--help``."""
+    parser = Parser(
+        prog="python -m jaxdeblur.data.prepare",
+        description="Checks a download of GOPRO, DVD or BSD against what was published, and "
+        "writes the folder that a protocol of published tables scores.",
+    )
+    parser.add_argument("name", choices=PUBLISHED, help="of the data set")
+    parser.add_argument("source", metavar="SRC", type=Path, help="the download")
+    parser.add_argument("target", metavar="DST", type=Path, help="the new folder, for --data")
+    parser.add_argument(
+        "--protocol",
+        choices=sorted({protocol for _, protocol in CHANGES}),
+        default="",
+        help="estrnn: GOPRO at 960x540; pvdnet: DVD's portrait videos turned; all others score "
+        "the frames as they are",
+    )
+    parser.add_argument(
+        "--tau",
+        type=int,
+        choices=TAUS,
+        help="of GOPRO_Large_all: high-speed frames to an exposure; by default GOPRO's",
+    )
+    parser.add_argument(
+        "--as-printed",
+        action="store_true",
+        help="of GOPRO_Large_all: the sharp frame of eq. 1 as printed, not GOPRO's middle one",
+    )
+    parser.add_argument("--partial", action="store_true", help="write what is there all the same")
+    given = parser.parse_args(arguments)
+    high_speed = given.name == "GOPRO" and _is_high_speed(given.source)
+    if (given.tau or given.as_printed) and not high_speed:
+        raise UserError("--tau and --as-printed are of GOPRO_Large_all, whose frames get averaged")
+    if given.protocol and (given.name, given.protocol) not in CHANGES:
+        raise UserError(f"--protocol={given.protocol}: scores {given.name} as it lies")
+    if missing := check(given.name, given.source):
+        print(*missing, sep="\n", file=sys.stderr)
+        if not given.partial:
+            raise UserError(f"{given.source}: is not {given.name} as published; see --partial")
+    options = {"protocol": given.protocol, "tau": given.tau, "as_printed": given.as_printed}
+    count = prepare(given.name, given.source, given.target, **options)
+    print(f"{given.target}: {count} frames")
+
+
+if __name__ == "__main__":
+    with ended_by_signals("prepare"):
+        run_command(main, "prepare")
