@@ -94,7 +94,7 @@ class Case:
     def bytes(self) -> int:
         """The least that must move: what is as big as the pixels, once each way it is needed.
 
-        An expand's cotangent is as big: it is one of the backward pass's ``values``.
+        An expand's cotangent is as big: it is one of the three of its backward pass.
         """
         forward, backward = {"softmax_squeeze": (1, 2), "softmax_expand": (2, 3)}[self.operation]
         numbers = (forward + (backward if self.backward else 0)) * self.channels

@@ -2,8 +2,9 @@
 
     cd tests/kernels; JAX_PLATFORMS=cpu python compile_without_a_gpu.py targets/sm_90.txtpb
 
-prints one line of JSON for each: its name and error, null if it compiled. Needs the plugin wheels,
-jax-cuda12-plugin and jax-cuda12-pjrt or the same of cuda13. Names after the target leave out others.
+prints one line of JSON for each: its name and error, null if it compiled. Names after the target
+leave out all others. Needs the plugin wheels, jax-cuda12-plugin and jax-cuda12-pjrt or the same of
+cuda13.
 """
 
 from __future__ import annotations
