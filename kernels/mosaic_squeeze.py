@@ -65,9 +65,9 @@ def _run_forward(
 ) -> tuple[Array, Any]:
     x, weights = first_derivative_only((x, weights))
 
-    def on_one_device(x: Array, weights: Array) -> Saved:
+    def on_one_device(x: Array, weights: Array) -> tuple[Array, Array, Array]:
         whole = combine_over_devices(forward(x, weights, interpret), sharding)
-        return Saved(whole.maximum, 1 / whole.total, finish_partial(whole))
+        return whole.maximum, 1 / whole.total, finish_partial(whole)
 
     saved = Saved(*sharded(on_one_device, sharding, "btpc,cm->btm,btm,btmc")(x, weights))
     return saved.squeezed.astype(x.dtype), (x, weights, saved)

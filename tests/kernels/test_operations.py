@@ -232,7 +232,7 @@ def test_the_whole_is_its_parts_joined() -> None:
     chex.assert_trees_all_close(kernels.combine_partials(joined, nothing), joined)
 
 
-@pytest.mark.parametrize("implementation", ["auto", INTERPRETED])
+@pytest.mark.parametrize("implementation", ["auto", pytest.param("mosaic", marks=pytest.mark.gpu)])
 def test_inside_scan_and_checkpoint(implementation: str) -> None:
     x, weights = operands("softmax_squeeze", (1, 1, 20, 3, 4), "float32")
 
