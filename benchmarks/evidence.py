@@ -79,7 +79,7 @@ _TINY = FstaConfig(
     attention_levels=(0,),
     spatial_maps=4,
     temporal_maps=2,
-    implementation="reference",
+    implementation="einsum",
 )
 _RATES = ("f_s=30", "f_t=30", "f_p=30")
 _TRAINING = TrainingConfig(

@@ -8,10 +8,10 @@ its bits, and the products of the parts are summed, but for those below float32'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,10 @@ from jax.experimental.pallas import mosaic_gpu as gpu
 from jax.typing import DTypeLike
 
 from kernels import tiles
+from kernels.tiles import PIXELS, up
 
 Ref: TypeAlias = Any
 """A kernel's view of an array in the GPU's memory or in a block's shared memory."""
-
-ROWS = 64
-"""Rows of a warpgroup product: pixels where they are its rows, channels where these are."""
 
 SWIZZLES = (128, 64, 32)
 """Bytes of a row of a swizzle. The two operands of a product have the same."""
@@ -38,108 +36,168 @@ WGMMA, TRANSPOSED = gpu.Layout.WGMMA, gpu.Layout.WGMMA_TRANSPOSED
 COLUMNS = WGMMA.reduce(0)
 """How registers hold a matrix [64 i, 8 j] of a product, and a vector of its columns."""
 
+_SINCE_0_12 = hasattr(gpu, "store")
+
 
 @dataclass(frozen=True)
 class Plan:
     """How a call divides its pixels: into chunks, one a block, and tiles, some stages in flight.
 
-    `maps` and `channels` are padded, to 16 and to the rows of a product.
+    `maps` and `channels` are padded, to 16 and to the rows of a product. `dtype` is that of all
+    arrays of pixels, `moved` how many numbers of these are read and written for each pixel, and
+    `small` how many bytes a block moves for each number of a matrix of maps and channels.
     """
 
     frames: int
     pixels: int
     maps: int
     channels: int
-    tile: tiles.Tile
+    dtype: DTypeLike
     swizzle: int
-    parts: int
-    pixel_bytes: int
-    program_bytes: int
+    stages: int
+    moved: int
+    small: int
     interpret: bool
+
+    @property
+    def parts(self) -> int:
+        """Into how many bfloat16 numbers each number is cut."""
+        return PARTS[jnp.dtype(self.dtype).name]
 
     @property
     def tiles_a_chunk(self) -> int:
         """Tiles of one block."""
-        return tiles.divide(
-            self.frames, self.pixels, self.tile, self.pixel_bytes, self.program_bytes
-        )
+        pixel_bytes = self.moved * jnp.dtype(self.dtype).itemsize
+        block_bytes = self.small * self.maps * self.channels
+        return tiles.divide(self.frames, self.pixels, pixel_bytes, block_bytes)
 
     @property
     def chunks(self) -> int:
         """Blocks of one frame."""
-        return pl.cdiv(self.pixels, self.tiles_a_chunk * self.tile.pixels)
-
-    @property
-    def whole(self) -> bool:
-        """Whether every tile is full."""
-        return self.chunks * self.tiles_a_chunk * self.tile.pixels == self.pixels
+        return pl.cdiv(self.pixels, self.tiles_a_chunk * PIXELS)
 
     @property
     def logits(self) -> tuple[int, int]:
         """The shape of a tile's logits."""
-        return self.tile.pixels, self.maps
+        return PIXELS, self.maps
 
-    def fitting(self, width: int, dtype: DTypeLike) -> int:
-        """The swizzle of a matrix so wide: that of the operands, if it is as wide itself."""
-        size = width * jnp.dtype(dtype).itemsize
-        return next(
-            swizzle for swizzle in SWIZZLES if swizzle <= self.swizzle and not size % swizzle
-        )
+    @property
+    def values(self) -> tuple[int, int]:
+        """The shape of a tile's values."""
+        return PIXELS, self.channels
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The shape of a sum over the pixels."""
+        return self.channels, self.maps
 
     def transforms(self, width: int, dtype: DTypeLike) -> tuple[Any, ...]:
-        """How such a matrix lies in shared memory."""
-        swizzle = self.fitting(width, dtype)
-        tiling = (8, swizzle // jnp.dtype(dtype).itemsize)
-        return gpu.TilingTransform(tiling), gpu.SwizzleTransform(swizzle)
+        """How a matrix lies in shared memory: swizzled as the operands, where it is so wide."""
+        size = jnp.dtype(dtype).itemsize
+        swizzle = next(s for s in SWIZZLES if s <= self.swizzle and not width * size % s)
+        return gpu.TilingTransform((8, swizzle // size)), gpu.SwizzleTransform(swizzle)
 
-    def shared(self, rows: int, columns: int, dtype: DTypeLike = jnp.bfloat16) -> Any:
-        """Swizzled shared memory for a matrix."""
-        return gpu.SMEM((rows, columns), dtype, transforms=self.transforms(columns, dtype))
+    def tile(self) -> Any:
+        """Shared memory for a tile of pixels that is sent away."""
+        transforms = self.transforms(self.channels, self.dtype)
+        return gpu.SMEM(self.values, self.dtype, transforms=transforms)
 
     def operand(self, rows: int, columns: int) -> list[Any]:
         """Shared memory for the parts of an operand of products."""
-        return [self.shared(rows, columns) for _ in range(self.parts)]
+        transforms = self.transforms(columns, jnp.bfloat16)
+        return [
+            gpu.SMEM((rows, columns), jnp.bfloat16, transforms=transforms)
+            for _ in range(self.parts)
+        ]
 
-    def over_maps(self) -> list[Any]:
-        """The same for a matrix [maps, channels] that products contract over its maps.
+    def cut_tile(self) -> list[Any]:
+        """The same for a tile of pixels; none where it is an operand itself."""
+        return self.operand(PIXELS, self.channels) if self.parts > 1 else []
+
+    def small_matrix(self, array: Array) -> tuple[list[Array], list[Any]]:
+        """The parts of an array [maps, channels], or one of each frame, and memory for them."""
+        return self._cut(array), self.operand(self.maps, self.channels)
+
+    def over_maps(self, array: Array) -> tuple[list[Array], list[Any]]:
+        """The same where products contract over the maps.
 
         Its swizzle holds no more rows than it has maps, as they demand.
         """
-        swizzle = self.fitting(self.maps, jnp.bfloat16)
-        transforms = (gpu.TilingTransform((8, swizzle // 2)), gpu.SwizzleTransform(swizzle))
+        transforms = self.transforms(self.maps, jnp.bfloat16)
         shape = (self.maps, self.channels)
-        return [gpu.SMEM(shape, jnp.bfloat16, transforms=transforms) for _ in range(self.parts)]
+        memory = gpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
+        return self._cut(array), [memory] * self.parts
 
-    def cut_tile(self) -> list[Any]:
-        """Shared memory for the parts of a tile of pixels; none where it is an operand itself."""
-        return self.operand(self.tile.pixels, self.channels) if self.parts > 1 else []
+    def _cut(self, array: Array) -> list[Array]:
+        return cut(_padded(array.astype(jnp.float32), self.maps, self.channels), self.parts)
+
+    def stream(self, array: Array) -> Array:
+        """An array [frames, pixels, width] as copies of tiles take it, padded where need be.
+
+        They take whole rows of a swizzle, and of these at least 16 bytes.
+        """
+        swizzle = self.transforms(self.channels, self.dtype)[1].swizzle
+        width = _width(array.shape[-1], array.dtype, swizzle)
+        return _padded(array, up(array.shape[-2], 8), width)
+
+    def like_stream(self, width: int) -> jax.ShapeDtypeStruct:
+        """The type of such a result."""
+        shape = jax.ShapeDtypeStruct((self.frames, self.pixels, width), self.dtype)
+        return jax.eval_shape(self.stream, shape)
+
+    def of_blocks(self, *shape: int) -> jax.ShapeDtypeStruct:
+        """The type of a float32 result of each block, [frames, chunks, ...]."""
+        return jax.ShapeDtypeStruct((self.frames, self.chunks, *shape), jnp.float32)
 
     def call(
         self,
         kernel: Callable[..., None],
-        arrays: Sequence[Array],
-        results: Sequence[jax.ShapeDtypeStruct],
-        scratch: Sequence[Any],
-        accumulators: Sequence[tuple[int, int]] = (),
-    ) -> Sequence[Array]:
-        """Run `kernel(block, *refs)` once for each chunk of each frame.
+        streams: Mapping[str, Array],
+        matrices: Mapping[str, tuple[Sequence[Array], Sequence[Any]]],
+        vectors: Mapping[str, Array],
+        results: Mapping[str, jax.ShapeDtypeStruct],
+        scratch: Mapping[str, Any],
+        sums: Sequence[str] = (),
+    ) -> dict[str, Array]:
+        """Runs `kernel(block, **everything by its name)` once for each chunk of each frame.
 
-        `refs` are those of the arrays, the results, the scratch (lists of it as lists) and the
-        accumulators, whose shapes are given.
+        Args:
+          kernel: what a block does.
+          streams: arrays of pixels, of which `Block.over_tiles` brings the tiles.
+          matrices: the parts of small ones, with the shared memory in which the kernel has them.
+          vectors: of numbers of maps, which it has in registers. As the matrices, of each frame if
+            they have one more dimension, that of the frames.
+          results: the types of what it writes.
+          scratch: shared memory.
+          sums: names for accumulators [channels, maps].
+
+        Returns:
+          The results by their names.
         """
+        sources = {name: parts for name, (parts, _) in matrices.items()}
+        arrays, structure = jax.tree.flatten((streams, sources, vectors))
 
         def run(*refs: Ref) -> None:
+            *of_arrays, kept, spare, barrier = refs
+            given = jax.tree.unflatten(structure, of_arrays[: len(arrays)])
+            written = dict(zip(results, of_arrays[len(arrays) :], strict=True))
             block = Block(self, lax.axis_index("frame"), lax.axis_index("chunk"))
+            for name, parts in given[1].items():
+                for source, target in zip(parts, kept[name], strict=True):
+                    gpu.copy_gmem_to_smem(block.own(source, 2), target, barrier)
+                    gpu.barrier_wait(barrier)
+            numbers = {name: _load(block.own(ref, 1)) for name, ref in given[2].items()}
             pl.run_scoped(
-                lambda *sums: kernel(block, *refs, *sums),
-                *(gpu.ACC(shape, jnp.float32) for shape in accumulators),
+                partial(kernel, block, **given[0], **kept, **numbers, **written, **spare),
+                **{name: gpu.ACC(self.matrix, jnp.float32) for name in sums},
             )
 
         run.__name__ = kernel.__name__
-        return gpu.kernel(
+        memory = {name: list(shared) for name, (_, shared) in matrices.items()}
+        found = gpu.kernel(
             run,
-            out_type=list(results),
-            scratch_types=list(scratch),
+            out_type=list(results.values()),
+            scratch_types=[memory, dict(scratch), gpu.Barrier()],
             grid=(self.frames, self.chunks),
             grid_names=("frame", "chunk"),
             compiler_params=gpu.CompilerParams(
@@ -148,8 +206,9 @@ class Plan:
                 approx_math=self.parts == 1,
                 lowering_semantics=gpu.LoweringSemantics.Warpgroup,
             ),
-            interpret=interpreter() if self.interpret else None,
+            interpret=_interpreter() if self.interpret else None,
         )(*arrays)
+        return dict(zip(results, found, strict=True))
 
     def as_operand(self, tile: Ref, scratch: Sequence[Ref]) -> Sequence[Ref]:
         """A tile of pixels as the parts that products take."""
@@ -166,7 +225,7 @@ class Plan:
         return cut(values, self.parts)
 
     def product(self, shape: tuple[int, int], *terms: tuple[Sequence[Any], Sequence[Ref]]) -> Array:
-        """Sum the products of the (left, right) of `terms`, each in parts, as float32 registers."""
+        """Sums the products of (left, right), each in parts, as float32 registers."""
 
         def multiplied(accumulator: Ref) -> Array:
             for left, right in terms:
@@ -176,8 +235,8 @@ class Plan:
         return pl.run_scoped(multiplied, gpu.ACC(shape, jnp.float32))
 
     def accumulate(self, accumulator: Ref, left: Sequence[Any], right: Sequence[Ref]) -> None:
-        """Add a product to an accumulator; `left` is in shared memory or in registers."""
-        for i, j in pairs(self.parts):
+        """Adds a product to an accumulator; `left` is in shared memory or in registers."""
+        for i, j in _pairs(self.parts):
             if self.interpret and isinstance(left[i], jax.Array):
                 # JAX's interpreter takes this operand from shared memory alone.
                 pl.run_scoped(
@@ -188,17 +247,13 @@ class Plan:
                 gpu.wgmma(accumulator, left[i], right[j])
         gpu.wgmma_wait(0)
 
-    def store_transposed(self, refs: Sequence[Ref], parts: Sequence[Array]) -> None:
-        """Store a matrix [pixels, maps] in registers as an operand [maps, pixels]."""
+    def store_transposed(self, refs: Sequence[Ref], values: Array) -> list[Array]:
+        """Stores a matrix [pixels, maps] as an operand [maps, pixels]; returns its parts."""
+        parts = self.cut(values)
         for ref, part in zip(refs, parts, strict=True):
-            transposed(ref)[...] = gpu.layout_cast(part, TRANSPOSED)
+            _transposed(ref)[...] = gpu.layout_cast(part, TRANSPOSED)
         gpu.commit_smem()
-
-    def fetch(self, barrier: Ref, sources: Sequence[Ref], targets: Sequence[Ref]) -> None:
-        """Copy what all tiles of a block need into shared memory, and wait for it."""
-        for source, target in zip(sources, targets, strict=True):
-            gpu.copy_gmem_to_smem(source, target, barrier)
-            gpu.barrier_wait(barrier)
+        return parts
 
 
 @dataclass(frozen=True)
@@ -209,72 +264,62 @@ class Block:
     frame: Array
     chunk: Array
 
-    def over_tiles(
-        self, body: Callable[..., Any], tiles: Sequence[tuple[Ref, Any]], carry: Any = None
-    ) -> Any:
-        """Run `carry = body(tile, *here, carry)` on each tile of the chunk, copies running ahead.
+    def own(self, ref: Ref, dimensions: int) -> Ref:
+        """The frame's part of an array with more dimensions than so many; the whole of others."""
+        return ref.at[self.frame] if len(ref.shape) > dimensions else ref
 
-        `tiles` are (array, `rows` or `columns` of it); `here` is where they lie when they came.
+    def over_tiles(
+        self, body: Callable[..., Any], streams: Sequence[Ref], carry: Any = None
+    ) -> Any:
+        """Runs `carry = body(tile, *here, carry)` on each tile of the chunk, copies running ahead.
+
+        `here` is where a tile of each stream lies when it came; what there is not is 0.
         """
-        first = self.chunk * self.plan.tiles_a_chunk
-        carried = carry is not None
+        plan = self.plan
+        first = self.chunk * plan.tiles_a_chunk
+        specs = [
+            gpu.BlockSpec(
+                plan.values,
+                # A traced 0: a constant would be refused where the array is narrower.
+                lambda i: (first + i, 0 * i),
+                transforms=plan.transforms(plan.channels, plan.dtype),
+            )
+            for _ in streams
+        ]
         return gpu.emit_pipeline(
             lambda indices, *arguments: body(first + indices[0], *arguments),
-            grid=(self.plan.tiles_a_chunk,),
-            in_specs=[spec(lambda i: first + i) for _, spec in tiles],
-            max_concurrent_steps=min(self.plan.tile.stages, self.plan.tiles_a_chunk),
-            **({"init_carry": carry} if carried else {}),
-        )(*(array.at[self.frame] for array, _ in tiles))
+            grid=(plan.tiles_a_chunk,),
+            in_specs=specs,
+            max_concurrent_steps=min(plan.stages, plan.tiles_a_chunk),
+            **({} if carry is None else {"init_carry": carry}),
+        )(*(stream.at[self.frame] for stream in streams))
 
-    def rows(self, width: int, dtype: DTypeLike) -> Callable[..., Any]:
-        """Of an array [pixels, width or less]; what there is not comes as 0."""
-        # A traced 0: a constant would be refused where the array is narrower than the tile.
-        return lambda tile: gpu.BlockSpec(
-            (self.plan.tile.pixels, width),
-            lambda i: (tile(i), 0 * i),
-            transforms=self.plan.transforms(width, dtype),
-        )
-
-    def columns(self, height: int, dtype: DTypeLike) -> Callable[..., Any]:
-        """Of an array [height or less, pixels]."""
-        return lambda tile: gpu.BlockSpec(
-            (height, self.plan.tile.pixels), lambda i: (0 * i, tile(i)), transforms=widest(dtype)
-        )
-
-    def absent(self, tile: Array, values: Array, otherwise: float) -> Array:
-        """Put `otherwise` for the pixels of a tile's [pixels, maps] that there are none of."""
-        if self.plan.whole:
-            return values
-        row = gpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=WGMMA)
-        there = row < self.plan.pixels - tile * self.plan.tile.pixels
-        return jnp.where(there, values, full(values.shape, otherwise))
-
-    def send(self, value: Array, buffer: Ref, array: Ref, tile: Array) -> None:
-        """Copy a tile's [pixels, width] through shared memory to an array, without waiting."""
+    def send(self, value: Array, buffer: Ref, stream: Ref, tile: Array) -> None:
+        """Copies a tile through shared memory to an array of pixels, without waiting."""
         gpu.wait_smem_to_gmem(0, wait_read_only=True)  # for the tile before
         buffer[...] = value.astype(buffer.dtype)
-        self._send(buffer, array.at[self.frame, self._pixels(tile), _from_0(tile, buffer.shape[1])])
-
-    def send_across(self, value: Array, buffer: Ref, array: Ref, tile: Array) -> None:
-        """The same of [pixels, maps] to an array [maps, pixels]."""
-        gpu.wait_smem_to_gmem(0, wait_read_only=True)
-        transposed(buffer)[...] = gpu.layout_cast(value.astype(buffer.dtype), TRANSPOSED)
-        self._send(buffer, array.at[self.frame, _from_0(tile, buffer.shape[0]), self._pixels(tile)])
-
-    def _pixels(self, tile: Array) -> Any:
-        return pl.ds(tile * self.plan.tile.pixels, self.plan.tile.pixels)
-
-    def _send(self, buffer: Ref, target: Ref) -> None:
         gpu.commit_smem()
-        gpu.copy_smem_to_gmem(buffer, target)
+        pixels, width = pl.ds(tile * PIXELS, PIXELS), pl.ds(0 * tile, self.plan.channels)
+        gpu.copy_smem_to_gmem(buffer, stream.at[self.frame, pixels, width])
 
     def result(self, ref: Ref, value: Array) -> None:
-        """Write a block's own result, of an array [frames, chunks, ...]."""
-        store(ref.at[self.frame, self.chunk], value)
+        """Writes a block's own result, of an array [frames, chunks, ...]."""
+        target = ref.at[self.frame, self.chunk]
+        if _SINCE_0_12:
+            getattr(gpu, "store")(target, value, optimized=False)  # noqa: B009 (JAX 0.10 has none)
+        else:
+            target[...] = value
 
 
-def _from_0(tile: Array, size: int) -> Any:
-    return pl.ds(0 * tile, size)  # a traced 0, as above
+def _interpreter() -> Any:
+    """JAX's interpreter of kernels, from 0.11 on; it reports what two threads do at once."""
+    return getattr(gpu, "InterpretGPUParams")(detect_races=True)  # noqa: B009 (0.10 has none)
+
+
+def _load(ref: Ref) -> Array:
+    """Loads a vector from the GPU's memory into registers."""
+    index = () if _SINCE_0_12 else ((),)
+    return gpu.load(ref, *index, layout=COLUMNS, optimized=False)
 
 
 def _stored_first(accumulator: Ref, left: Array, right: Ref, shared: Ref) -> None:
@@ -283,23 +328,13 @@ def _stored_first(accumulator: Ref, left: Array, right: Ref, shared: Ref) -> Non
     gpu.wgmma(accumulator, shared, right)
 
 
-def interpreter() -> Any:
-    """The interpreter's parameters. Raises NotImplementedError where JAX's has none of it."""
-    if not hasattr(gpu, "InterpretGPUParams"):
-        raise NotImplementedError(
-            f"the Mosaic GPU interpreter of JAX {jax.__version__} reads no transposed operands; "
-            "that of 0.11 does"
-        )
-    return gpu.InterpretGPUParams(detect_races=True)
-
-
-def pairs(parts: int) -> list[tuple[int, int]]:
+def _pairs(parts: int) -> list[tuple[int, int]]:
     """Which parts of the two operands are multiplied: not those whose product rounds away."""
     return [(i, j) for i in range(parts) for j in range(parts) if i + j < parts]
 
 
 def cut(values: Array, parts: int) -> list[Array]:
-    """Cut float32 numbers into bfloat16 parts that sum to them; one part is rounded."""
+    """Cuts float32 numbers into bfloat16 parts that sum to them; one part is rounded."""
     if parts == 1:
         return [values.astype(jnp.bfloat16)]
     found = []
@@ -312,69 +347,19 @@ def cut(values: Array, parts: int) -> list[Array]:
     return found
 
 
-def cut_array(array: Array, parts: int, *sizes: int) -> list[Array]:
-    """The parts of a small array, its last dimensions padded to `sizes`."""
-    lead = array.ndim - len(sizes)
-    widths = [(0, size - array.shape[lead + i]) for i, size in enumerate(sizes)]
-    padded = jnp.pad(array.astype(jnp.float32), [(0, 0)] * lead + widths)
-    return cut(padded, parts)
-
-
-def transposed(ref: Ref) -> Ref:
+def _transposed(ref: Ref) -> Ref:
     """The transposed view of a matrix in shared memory."""
     return ref.T if _SINCE_0_12 else gpu.transpose_ref(ref, (1, 0))
 
 
-def all_transposed(refs: Sequence[Ref]) -> list[Ref]:
+def transposed(refs: Sequence[Ref]) -> list[Ref]:
     """The same of each part of an operand."""
-    return [transposed(ref) for ref in refs]
-
-
-def projection(plan: Plan, x: Array, weights: Array, bias: Array) -> list[Array]:
-    """The bias, -inf for maps that there are none of; the parts of the weights, maps x channels."""
-    absent = (0, plan.maps - bias.size)
-    padded = jnp.pad(bias.astype(jnp.float32), absent, constant_values=-jnp.inf)
-    return [padded, *cut_array(weights.astype(x.dtype).T, plan.parts, plan.maps, plan.channels)]
-
-
-def projected(plan: Plan, x: Sequence[Ref], weights: Sequence[Ref], bias: Array) -> Array:
-    """The logits of a tile of pixels, from what `projection` gave."""
-    a = plan.product(plan.logits, (x, all_transposed(weights)))
-    return a + across(bias, a)
-
-
-def load(ref: Ref, layout: Any) -> Array:
-    """Load a small array from the GPU's memory into registers."""
-    index = () if _SINCE_0_12 else ((),)
-    return gpu.load(ref, *index, layout=layout, optimized=False)
-
-
-def store(ref: Ref, value: Array) -> None:
-    """Store a small array in registers to the GPU's memory."""
-    if _SINCE_0_12:
-        getattr(gpu, "store")(ref, value, optimized=False)  # noqa: B009 (JAX 0.10 has none)
-    else:
-        ref[...] = value
-
-
-_SINCE_0_12 = hasattr(gpu, "store")
+    return [_transposed(ref) for ref in refs]
 
 
 def full(shape: tuple[int, ...], value: float, layout: Any = WGMMA) -> Array:
     """A constant in registers."""
     return gpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
-
-
-def widest(dtype: DTypeLike) -> tuple[Any, ...]:
-    """How a tile [maps, pixels] lies in shared memory."""
-    tiling = (8, SWIZZLES[0] // jnp.dtype(dtype).itemsize)
-    return gpu.TilingTransform(tiling), gpu.SwizzleTransform(SWIZZLES[0])
-
-
-def small_results(plan: Plan, *shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
-    """Float32 results of each block: arrays [frames, chunks, ...]."""
-    lead = (plan.frames, plan.chunks)
-    return [jax.ShapeDtypeStruct((*lead, *shape), jnp.float32) for shape in shapes]
 
 
 def across(vector: Array, like: Array) -> Array:
@@ -387,31 +372,12 @@ def down(vector: Array, like: Array) -> Array:
     return lax.broadcast_in_dim(vector, like.shape, (0,))
 
 
-def up(size: int, step: int) -> int:
-    """The next multiple of `step`."""
-    return -(-size // step) * step
-
-
-def pixels_down(array: Array, plan: Plan, tile: int) -> Array:
-    """An array [frames, pixels, width] as copies of tiles take it; a copy where it is not so yet.
-
-    They take whole rows of a swizzle, and of these at least 16 bytes. `tile` is a tile's width.
-    """
-    swizzle = plan.fitting(tile, array.dtype)
-    return _padded(array, 8, _width(array.shape[-1], array.dtype, swizzle))
-
-
-def pixels_across(array: Array) -> Array:
-    """The same of an array [frames, maps, pixels], whose tiles have the widest swizzle."""
-    return _padded(array, 8, up(array.shape[-1], SWIZZLES[0] // array.dtype.itemsize))
-
-
 def _padded(array: Array, rows: int, width: int) -> Array:
-    height = up(array.shape[-2], rows)
-    if array.shape[-2:] == (height, width):
+    """An array with its last two dimensions filled up with 0; a copy where they are smaller."""
+    if array.shape[-2:] == (rows, width):
         return array
-    widths = [(0, 0), (0, height - array.shape[-2]), (0, width - array.shape[-1])]
-    return jnp.pad(array, widths)
+    lead = [(0, 0)] * (array.ndim - 2)
+    return jnp.pad(array, [*lead, (0, rows - array.shape[-2]), (0, width - array.shape[-1])])
 
 
 def _width(width: int, dtype: DTypeLike, swizzle: int) -> int:
@@ -419,9 +385,22 @@ def _width(width: int, dtype: DTypeLike, swizzle: int) -> int:
     return up(width, 16 // size if width * size <= swizzle else swizzle // size)
 
 
-def swizzle_of(*arrays: tuple[int, DTypeLike]) -> int:
-    """The widest swizzle for which none of (width, dtype) need be padded further than 16 bytes."""
+def swizzle_of(dtype: DTypeLike, *widths: int) -> int:
+    """The widest swizzle for which arrays of no width need be padded further than 16 bytes."""
     for swizzle in SWIZZLES:
-        if all(_width(w, d, swizzle) == _width(w, d, 16) for w, d in arrays):
+        if all(_width(w, dtype, swizzle) == _width(w, dtype, 16) for w in widths):
             return swizzle
     return 128
+
+
+@jax.custom_jvp
+def first_derivative_only(values: Any) -> Any:
+    """Returns `values`, and raises NotImplementedError where they are differentiated again."""
+    return values
+
+
+@first_derivative_only.defjvp
+def _second_derivative(primals: Any, tangents: Any) -> NoReturn:
+    raise NotImplementedError(
+        "the kernels have first derivatives only; implementation='einsum' has all of them"
+    )

@@ -1,4 +1,4 @@
-"""The squeezes as Mosaic GPU kernels: one pass over the pixels, forward and backward.
+"""The squeeze as Mosaic GPU kernels: one pass over the pixels, forward and backward.
 
 The rows of a product are pixels and its columns maps, so that few maps leave none of its 64 rows
 idle. The online softmax runs down the columns; its weights then go through shared memory, to be
@@ -9,343 +9,254 @@ some megabytes at most, are joined by XLA.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 from jax.experimental.pallas import mosaic_gpu as gpu
+from jaxtyping import Float32
 
 from kernels import tiles
 from kernels.mosaic import (
     COLUMNS,
-    PARTS,
-    ROWS,
-    TRANSPOSED,
     WGMMA,
     Block,
     Plan,
     Ref,
     across,
-    all_transposed,
-    cut_array,
+    first_derivative_only,
     full,
-    load,
-    pixels_across,
-    pixels_down,
-    projected,
-    projection,
-    small_results,
     swizzle_of,
     transposed,
-    up,
-    widest,
 )
-from kernels.reference import FLOOR, Partial, Saved
+from kernels.reference import FLOOR, Partial, finish_partial
+from kernels.sharding import Sharding, combine_over_devices, sharded, sum_over_devices
+from kernels.tiles import PIXELS, up
 
 
-def softmax_limits(logits: Array, x: Array) -> str | None:
-    """Say why the kernels cannot take these shapes, or None."""
-    return tiles.mosaic_limit(logits.shape[-2], x.shape[-1], x.dtype)
+class Saved(NamedTuple):
+    """What the derivative keeps of a squeeze: its log-sum-exp in two parts, and G.
+
+    exp(a - maximum) * inverse_total is accurate where a - (maximum + log(total)) is not: at a
+    logit of 1e4 the nearest float32 values are 1e-3 apart.
+    """
+
+    maximum: Float32[Array, "B T M"]
+    inverse_total: Float32[Array, "B T M"]
+    squeezed: Float32[Array, "B T M C"]
 
 
-def projected_limits(x: Array, weights: Array, bias: Array) -> str | None:
-    """Say why the kernels cannot take these shapes, or None."""
-    return tiles.mosaic_limit(bias.size, x.shape[-1], x.dtype)
+def limit(x: Array, weights: Array) -> str | None:
+    """Says why the kernels cannot take these shapes; None if they can."""
+    return tiles.limit(weights.shape[-1], x.shape[-1], x.dtype)
 
 
-def softmax_forward(logits: Array, x: Array, *, interpret: bool) -> Partial:
-    """Squeeze x [B, T, P, C] by the softmax of the logits [B, T, M, P], as a Partial."""
-    maps = logits.shape[-2]
-    plan = _plan("softmax_squeeze", x, maps, 1, maps * logits.dtype.itemsize, 4, interpret)
-
-    def softmax_squeeze(block: Block, logits_ref: Ref, x_ref: Ref, *refs: Ref) -> None:
-        *partial, x_parts, e_parts = refs
-
-        def body(tile: Array, logits: Ref, x: Ref, carry: Any) -> Any:
-            a = _logits(block, tile, logits)
-            return _join(block, carry, a, plan.as_operand(x, x_parts), e_parts)
-
-        pixels = [
-            (logits_ref, block.columns(plan.maps, logits.dtype)),
-            (x_ref, block.rows(plan.channels, x.dtype)),
-        ]
-        _write(block, partial, block.over_tiles(body, pixels, _nothing(plan)))
-
-    chunks = plan.call(
-        softmax_squeeze,
-        [pixels_across(_frames(logits)), pixels_down(_frames(x), plan, plan.channels)],
-        _partials(plan),
-        [plan.cut_tile(), plan.operand(plan.maps, plan.tile.pixels)],
-    )
-    return _joined(chunks, x, maps)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def run(sharding: Sharding | None, interpret: bool, x: Array, weights: Array) -> Array:
+    """Squeezes x [B, T, P, C] by the softmax of x weights, [C, M], as `softmax_squeeze` does."""
+    return _run_forward(sharding, interpret, x, weights)[0]
 
 
-def projected_forward(x: Array, weights: Array, bias: Array, *, interpret: bool) -> Partial:
-    """Squeeze x [B, T, P, C] by the softmax of x weights + bias, as a Partial."""
-    plan = _plan("projected_squeeze", x, bias.size, 1, 0, 6, interpret)
-    n = plan.parts
+def _run_forward(
+    sharding: Sharding | None, interpret: bool, x: Array, weights: Array
+) -> tuple[Array, Any]:
+    x, weights = first_derivative_only((x, weights))
 
-    def projected_squeeze(block: Block, x_ref: Ref, bias_ref: Ref, *refs: Ref) -> None:
-        partial = refs[n : n + 3]
-        weights, x_parts, e_parts, barrier = refs[n + 3 :]
-        plan.fetch(barrier, refs[:n], weights)
-        bias = load(bias_ref, COLUMNS)
+    def on_one_device(x: Array, weights: Array) -> tuple[Array, Array, Array]:
+        whole = combine_over_devices(forward(x, weights, interpret), sharding)
+        return whole.maximum, 1 / whole.total, finish_partial(whole)
 
-        def body(tile: Array, x: Ref, carry: Any) -> Any:
-            x_operand = plan.as_operand(x, x_parts)
-            a = projected(plan, x_operand, weights, bias)
-            a = block.absent(tile, a, -jnp.inf)
-            return _join(block, carry, a, x_operand, e_parts)
-
-        pixels = [(x_ref, block.rows(plan.channels, x.dtype))]
-        _write(block, partial, block.over_tiles(body, pixels, _nothing(plan)))
-
-    chunks = plan.call(
-        projected_squeeze,
-        [pixels_down(_frames(x), plan, plan.channels), *projection(plan, x, weights, bias)],
-        _partials(plan),
-        [
-            plan.operand(plan.maps, plan.channels),
-            plan.cut_tile(),
-            plan.operand(plan.maps, plan.tile.pixels),
-            gpu.Barrier(),
-        ],
-    )
-    return _joined(chunks, x, bias.size)
+    saved = Saved(*sharded(on_one_device, sharding, "btpc,cm->btm,btm,btmc")(x, weights))
+    return saved.squeezed.astype(x.dtype), (x, weights, saved)
 
 
-def softmax_backward(
-    logits: Array, x: Array, saved: Saved, dg: Array, *, interpret: bool
+def _run_backward(
+    sharding: Sharding | None, interpret: bool, kept: Any, dg: Array
 ) -> tuple[Array, Array]:
-    """Derivatives with respect to the logits and x, for the derivative dg [B, T, M, C] of G."""
-    maps, channels = logits.shape[-2], x.shape[-1]
-    name, extra = "softmax_squeeze_backward", 2 * maps * logits.dtype.itemsize
-    plan = _plan(name, x, maps, 2, extra, 2, interpret)
-    n = plan.parts
+    x, weights, saved, dg = first_derivative_only((*kept, dg))
 
-    def softmax_squeeze_backward(block: Block, logits_ref: Ref, x_ref: Ref, *refs: Ref) -> None:
-        vectors, dlogits_ref, dx_ref = refs[:3], refs[3 + n], refs[4 + n]
-        dg, dg_over_maps, x_parts, dlogits_buffer, dx_buffer, barrier = refs[5 + n :]
-        dg_of_frame = [part.at[block.frame] for part in refs[3 : 3 + n]]
-        plan.fetch(barrier, [*dg_of_frame, *dg_of_frame], [*dg, *dg_over_maps])
-        statistics = [load(vector.at[block.frame], COLUMNS) for vector in vectors]
+    def on_one_device(
+        x: Array, weights: Array, maximum: Array, inverse: Array, squeezed: Array, dg: Array
+    ) -> tuple[Array, Array]:
+        saved = Saved(maximum, inverse, squeezed)
+        dx, dweights = backward(x, weights, saved, dg, interpret)
+        return dx, sum_over_devices(dweights, sharding, "btp").astype(weights.dtype)
 
-        def body(tile: Array, logits: Ref, x: Ref) -> None:
-            a = _logits(block, tile, logits)
-            p, dlogits = _backward(block, tile, a, plan.as_operand(x, x_parts), dg, statistics)
-            block.send_across(dlogits, dlogits_buffer, dlogits_ref, tile)
-            dx = plan.product((plan.tile.pixels, plan.channels), (plan.cut(p), dg_over_maps))
-            block.send(dx, dx_buffer, dx_ref, tile)
+    layout = "btpc,cm,btm,btm,btmc,btmc->btpc,cm"
+    return sharded(on_one_device, sharding, layout)(x, weights, *saved, dg.astype(jnp.float32))
 
-        pixels = [
-            (logits_ref, block.columns(plan.maps, logits.dtype)),
-            (x_ref, block.rows(plan.channels, x.dtype)),
-        ]
-        block.over_tiles(body, pixels)
-        gpu.wait_smem_to_gmem(0)
 
-    frames = pixels_down(_frames(x), plan, plan.channels)
-    logits_of_frames = pixels_across(_frames(logits))
-    dlogits, dx = plan.call(
-        softmax_squeeze_backward,
-        [logits_of_frames, frames, *_of_frames(plan, saved, dg)],
-        [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (logits_of_frames, frames)],
-        [
-            plan.operand(plan.maps, plan.channels),
-            plan.over_maps(),
-            plan.cut_tile(),
-            gpu.SMEM((plan.maps, plan.tile.pixels), logits.dtype, transforms=widest(logits.dtype)),
-            plan.shared(plan.tile.pixels, plan.channels, x.dtype),
-            gpu.Barrier(),
-        ],
+run.defvjp(_run_forward, _run_backward)
+
+
+def forward(x: Array, weights: Array, interpret: bool) -> Partial:
+    """Squeezes the pixels there are, as a Partial."""
+    channels, maps = weights.shape
+    plan = _plan(x, maps, moved=channels, small=6, interpret=interpret)
+
+    def squeeze(
+        block: Block,
+        x: Ref,
+        weights: Sequence[Ref],
+        maximum: Ref,
+        total: Ref,
+        accumulator: Ref,
+        x_parts: Sequence[Ref],
+        e_parts: Sequence[Ref],
+    ) -> None:
+        def body(tile: Array, x: Ref, carry: tuple[Array, Array, Array]) -> Any:
+            highest, totals, gathered = carry
+            x_operand = plan.as_operand(x, x_parts)
+            a = _logits(block, tile, x_operand, weights)
+            higher = jnp.maximum(highest, jnp.max(a, axis=0))
+            e = jnp.exp(a - across(higher, a))
+            cut = plan.store_transposed(e_parts, e)
+            # Rounded as the product takes them, and so summed: the weights of G then sum to 1. Else
+            # what all pixels have in common would not cancel in the logits' derivative, dG (x - G).
+            taken = cut[0].astype(jnp.float32) if plan.parts == 1 else e
+            before = jnp.exp(highest - higher)
+            added = plan.product(plan.matrix, (transposed(x_operand), transposed(e_parts)))
+            return (
+                higher,
+                totals * across(before, totals) + taken,
+                gathered * across(before, gathered) + added,
+            )
+
+        # The online softmax. The totals are of each row of the tiles; they are summed at the end.
+        nothing = (
+            full((plan.maps,), FLOOR, COLUMNS),
+            full(plan.logits, 0.0),
+            full(plan.matrix, 0.0),
+        )
+        highest, totals, gathered = block.over_tiles(body, [x], nothing)
+        block.result(maximum, highest)
+        block.result(total, jnp.sum(totals, axis=0))
+        block.result(accumulator, gathered)
+
+    found = plan.call(
+        squeeze,
+        streams={"x": plan.stream(_frames(x))},
+        matrices={"weights": plan.small_matrix(weights.astype(x.dtype).T)},
+        vectors={},
+        results={
+            "maximum": plan.of_blocks(plan.maps),
+            "total": plan.of_blocks(plan.maps),
+            "accumulator": plan.of_blocks(*plan.matrix),
+        },
+        scratch={"x_parts": plan.cut_tile(), "e_parts": plan.operand(plan.maps, PIXELS)},
     )
-    return (
-        dlogits[:, :maps, : logits.shape[-1]].reshape(logits.shape),
-        dx[:, : x.shape[-2], :channels].reshape(x.shape),
+    maximum = jnp.max(found["maximum"], axis=1)
+    share = jnp.exp(found["maximum"] - maximum[:, None])
+    total = jnp.sum(found["total"] * share, axis=1)
+    accumulator = jnp.sum(found["accumulator"] * share[:, :, None], axis=1)
+    lead = x.shape[:2]
+    return Partial(
+        maximum[:, :maps].reshape(*lead, maps),
+        total[:, :maps].reshape(*lead, maps),
+        jnp.swapaxes(accumulator, 1, 2)[:, :maps, :channels].reshape(*lead, maps, channels),
     )
 
 
-def projected_backward(
-    x: Array, weights: Array, bias: Array, saved: Saved, dg: Array, *, interpret: bool
-) -> tuple[Array, Array, Array]:
-    """Derivatives with respect to x, the weights and the bias, for the derivative dg of G."""
-    maps, channels = bias.size, x.shape[-1]
-    plan = _plan("projected_squeeze_backward", x, maps, 2, 0, 8, interpret)
-    n = plan.parts
+def backward(
+    x: Array, weights: Array, saved: Saved, dg: Array, interpret: bool
+) -> tuple[Array, Array]:
+    """Derivatives with respect to x and, in float32, the weights, for the derivative dg of G."""
+    channels, maps = weights.shape
+    plan = _plan(x, maps, moved=2 * channels, small=8, interpret=interpret)
 
-    def projected_squeeze_backward(block: Block, x_ref: Ref, bias_ref: Ref, *refs: Ref) -> None:
-        vectors, dx_ref, dweights_ref = refs[n : n + 3], refs[3 + 2 * n], refs[4 + 2 * n]
-        weights, weights_over_maps, dg, dg_over_maps, *rest = refs[5 + 2 * n :]
-        x_parts, dlogits_parts, dx_buffer, barrier, dweights = rest
-        dg_of_frame = [part.at[block.frame] for part in refs[n + 3 : 2 * n + 3]]
-        plan.fetch(barrier, [*refs[:n], *refs[:n]], [*weights, *weights_over_maps])
-        plan.fetch(barrier, [*dg_of_frame, *dg_of_frame], [*dg, *dg_over_maps])
-        statistics = [load(vector.at[block.frame], COLUMNS) for vector in vectors]
-        bias = load(bias_ref, COLUMNS)
-
+    def squeeze_backward(
+        block: Block,
+        x: Ref,
+        weights: Sequence[Ref],
+        weights_over_maps: Sequence[Ref],
+        dg: Sequence[Ref],
+        dg_over_maps: Sequence[Ref],
+        maximum: Array,
+        inverse_total: Array,
+        delta: Array,
+        dx: Ref,
+        dweights: Ref,
+        x_parts: Sequence[Ref],
+        da_parts: Sequence[Ref],
+        dx_tile: Ref,
+        dweights_sum: Ref,
+    ) -> None:
         def body(tile: Array, x: Ref) -> None:
             x_operand = plan.as_operand(x, x_parts)
-            a = projected(plan, x_operand, weights, bias)
-            a = block.absent(tile, a, -jnp.inf)
-            p, dlogits = _backward(block, tile, a, x_operand, dg, statistics)
-            dlogits_cut = plan.cut(dlogits)
-            plan.store_transposed(dlogits_parts, dlogits_cut)
-            dx = plan.product(
-                (plan.tile.pixels, plan.channels),
-                (plan.cut(p), dg_over_maps),
-                (dlogits_cut, weights_over_maps),
+            a = _logits(block, tile, x_operand, weights)
+            p = jnp.exp(a - across(maximum, a)) * across(inverse_total, a)
+            dp = plan.product(plan.logits, (x_operand, transposed(dg)))
+            da = plan.store_transposed(da_parts, p * (dp - across(delta, dp)))
+            of_tile = plan.product(
+                plan.values, (plan.cut(p), dg_over_maps), (da, weights_over_maps)
             )
-            plan.accumulate(dweights, all_transposed(x_operand), all_transposed(dlogits_parts))
-            block.send(dx, dx_buffer, dx_ref, tile)
+            plan.accumulate(dweights_sum, transposed(x_operand), transposed(da_parts))
+            block.send(of_tile, dx_tile, dx, tile)
 
-        block.over_tiles(body, [(x_ref, block.rows(plan.channels, x.dtype))])
-        block.result(dweights_ref, dweights[...])
+        block.over_tiles(body, [x])
+        block.result(dweights, dweights_sum[...])
         gpu.wait_smem_to_gmem(0)
 
-    frames = pixels_down(_frames(x), plan, plan.channels)
-    dx, dweights = plan.call(
-        projected_squeeze_backward,
-        [frames, *projection(plan, x, weights, bias), *_of_frames(plan, saved, dg)],
-        [
-            jax.ShapeDtypeStruct(frames.shape, x.dtype),
-            *small_results(plan, (plan.channels, plan.maps)),
-        ],
-        [
-            plan.operand(plan.maps, plan.channels),
-            plan.over_maps(),
-            plan.operand(plan.maps, plan.channels),
-            plan.over_maps(),
-            plan.cut_tile(),
-            plan.operand(plan.maps, plan.tile.pixels),
-            plan.shared(plan.tile.pixels, plan.channels, x.dtype),
-            gpu.Barrier(),
-        ],
-        accumulators=[(plan.channels, plan.maps)],
+    def vector(v: Array) -> Array:
+        return jnp.pad(_frames(v), ((0, 0), (0, plan.maps - maps)))
+
+    rounded, dg_of_frames = weights.astype(x.dtype).T, _frames(dg)
+    found = plan.call(
+        squeeze_backward,
+        streams={"x": plan.stream(_frames(x))},
+        matrices={
+            "weights": plan.small_matrix(rounded),
+            "weights_over_maps": plan.over_maps(rounded),
+            "dg": plan.small_matrix(dg_of_frames),
+            "dg_over_maps": plan.over_maps(dg_of_frames),
+        },
+        vectors={
+            "maximum": vector(saved.maximum),
+            "inverse_total": vector(saved.inverse_total),
+            "delta": vector(jnp.sum(dg * saved.squeezed, axis=-1)),
+        },
+        results={"dx": plan.like_stream(channels), "dweights": plan.of_blocks(*plan.matrix)},
+        scratch={
+            "x_parts": plan.cut_tile(),
+            "da_parts": plan.operand(plan.maps, PIXELS),
+            "dx_tile": plan.tile(),
+        },
+        sums=["dweights_sum"],
     )
     return (
-        dx[:, : x.shape[-2], :channels].reshape(x.shape),
-        jnp.sum(dweights, axis=(0, 1))[:channels, :maps],
-        # It shifts all logits of a map alike, and so moves nothing.
-        jnp.zeros(maps, jnp.float32),
+        found["dx"][:, : x.shape[-2], :channels].reshape(x.shape),
+        jnp.sum(found["dweights"], axis=(0, 1))[:channels, :maps],
     )
 
 
-def _plan(
-    kernel: str, x: Array, maps: int, moved: int, extra: int, small: int, interpret: bool
-) -> Plan:
-    """Of x [B, T, P, C], `moved` times over, and `extra` bytes of each pixel.
-
-    A block moves `small` bytes for each number of a matrix of maps and channels besides.
-    """
+def _plan(x: Array, maps: int, *, moved: int, small: int, interpret: bool) -> Plan:
     batch, time, pixels, channels = x.shape
-    m, c = up(maps, 16), up(channels, ROWS)
     return Plan(
         frames=batch * time,
         pixels=pixels,
-        maps=m,
-        channels=c,
-        tile=tiles.choose(kernel, m, c, x.dtype, mosaic=True),
-        swizzle=swizzle_of((channels, x.dtype)),
-        parts=PARTS[x.dtype.name],
-        pixel_bytes=moved * channels * x.dtype.itemsize + extra,
-        program_bytes=small * m * c,
+        maps=up(maps, 16),
+        channels=up(channels, 64),
+        dtype=x.dtype,
+        swizzle=swizzle_of(x.dtype, channels),
+        stages=tiles.STAGES[x.dtype.name],
+        moved=moved,
+        small=small,
         interpret=interpret,
     )
 
 
-# The online softmax: (maximum [m], totals [tile, m], accumulator [c, m]) of the pixels so far. The
-# totals are of each row of the tiles; they are summed at the end.
-
-
-def _nothing(plan: Plan) -> tuple[Array, Array, Array]:
-    return (
-        full((plan.maps,), FLOOR, COLUMNS),
-        full(plan.logits, 0.0),
-        full((plan.channels, plan.maps), 0.0),
-    )
-
-
-def _join(block: Block, carry: Any, a: Array, x: Sequence[Ref], e_parts: Sequence[Ref]) -> Any:
-    """Take a tile's logits [tile, m] and values [tile, c] in."""
+def _logits(block: Block, tile: Array, x: Sequence[Ref], weights: Sequence[Ref]) -> Array:
+    """A tile's logits; -inf beyond the last pixel."""
     plan = block.plan
-    maximum, totals, accumulator = carry
-    higher = jnp.maximum(maximum, jnp.max(a, axis=0))
-    e = jnp.exp(a - across(higher, a))
-    cut = plan.cut(e)
-    # What is summed is what the products take: see _join of the Triton kernels.
-    taken = cut[0].astype(jnp.float32) if plan.parts == 1 else e
-    plan.store_transposed(e_parts, cut)
-    before = jnp.exp(maximum - higher)
-    terms = all_transposed(x), all_transposed(e_parts)
-    added = plan.product((plan.channels, plan.maps), terms)
-    return (
-        higher,
-        totals * across(before, totals) + taken,
-        accumulator * across(before, accumulator) + added,
-    )
-
-
-def _write(block: Block, refs: Sequence[Ref], ends: Sequence[Array]) -> None:
-    maximum, totals, accumulator = ends
-    for ref, value in zip(refs, (maximum, jnp.sum(totals, axis=0), accumulator), strict=True):
-        block.result(ref, value)
-
-
-def _partials(plan: Plan) -> list[jax.ShapeDtypeStruct]:
-    return small_results(plan, (plan.maps,), (plan.maps,), (plan.channels, plan.maps))
-
-
-def _joined(chunks: Sequence[Array], x: Array, maps: int) -> Partial:
-    """Join the partial squeezes of the blocks of each frame."""
-    maxima, totals, accumulators = chunks
-    maximum = jnp.max(maxima, axis=1)
-    share = jnp.exp(maxima - maximum[:, None])
-    found = Partial(
-        maximum,
-        jnp.sum(totals * share, axis=1),
-        jnp.swapaxes(jnp.sum(accumulators * share[:, :, None], axis=1), 1, 2),
-    )
-    batch, channels = x.shape[:2], x.shape[-1]
-    return Partial(
-        found.maximum[:, :maps].reshape(*batch, maps),
-        found.total[:, :maps].reshape(*batch, maps),
-        found.accumulator[:, :maps, :channels].reshape(*batch, maps, channels),
-    )
-
-
-def _logits(block: Block, tile: Array, logits: Ref) -> Array:
-    """A tile [maps, pixels] of logits as registers [pixels, maps]; -inf where there is no pixel."""
-    a = gpu.layout_cast(transposed(logits)[...], TRANSPOSED)
-    a = gpu.layout_cast(a, WGMMA).astype(jnp.float32)
-    return block.absent(tile, a, -jnp.inf)
-
-
-def _backward(
-    block: Block,
-    tile: Array,
-    a: Array,
-    x: Sequence[Ref],
-    dg: Sequence[Ref],
-    statistics: Sequence[Array],
-) -> tuple[Array, Array]:
-    """The softmax of a tile's logits, and the derivative with respect to them."""
-    maximum, inverse, delta = (across(vector, a) for vector in statistics)
-    p = jnp.exp(a - maximum) * inverse
-    dp = block.plan.product(block.plan.logits, (x, all_transposed(dg)))
-    return p, p * (dp - delta)
+    a = plan.product(plan.logits, (x, transposed(weights)))
+    if plan.chunks * plan.tiles_a_chunk * PIXELS == plan.pixels:
+        return a
+    row = gpu.broadcasted_iota(jnp.int32, a.shape, 0, layout=WGMMA)
+    return jnp.where(row < plan.pixels - tile * PIXELS, a, full(a.shape, -jnp.inf))
 
 
 def _frames(array: Array) -> Array:
     return rearrange(array, "b t ... -> (b t) ...")
-
-
-def _of_frames(plan: Plan, saved: Saved, dg: Array) -> list[Array]:
-    """What a frame's blocks take backwards: maximum, 1 / total, delta = sum_c dG G, and dG."""
-    delta = jnp.sum(dg * saved.squeezed, axis=-1)
-    vectors = (
-        jnp.pad(_frames(v), ((0, 0), (0, plan.maps - v.shape[-1])))
-        for v in (saved.maximum, saved.inverse_total, delta)
-    )
-    return [*vectors, *cut_array(_frames(dg), plan.parts, plan.maps, plan.channels)]

@@ -10,9 +10,8 @@ Each part begins nothing that the time left is too short for, judged by the long
 stopped at 95 % of it; keeps OUT/PART.json after everything it did; says at the end what it left;
 and leaves out what it finds done there on the same device. --rehearse tries it, small, on a CPU.
 
-``kernels``: every operation and size by every implementation: error first, then time, share of a
-copy's bandwidth, ratio to the einsum under jit and to torch.compile. Also writes OUT/measured.json;
-copied to kernels/ it is what implementation="auto" goes by.
+``kernels``: both operations at fsta's sizes by every implementation: error first, then time, share
+of a copy's bandwidth, ratio to the einsum and to torch.compile.
 ``speed``: of each preset with random weights in bfloat16, frames a second of a stream and of a
 clip, the 99th percentile, memory, the attention's share, torch's twin; a training step beside its.
 ``train``: as many steps as fit, in bfloat16 on scenes rendered on the device, from and to one file;
@@ -27,7 +26,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch takes its share too
@@ -82,8 +80,6 @@ def main() -> None:
     alone = arguments.rehearse or arguments.part == "memory"
     if not alone and jax.default_backend() != "gpu":
         raise UserError("JAX finds no GPU here; --rehearse tries the program without one")
-    # From jax 0.11; it works through 0.12 (docs/kernels.md).
-    warnings.filterwarnings("ignore", message="The Pallas Triton backend")
     devices.keep_compiled()
     with Report(arguments) as report:
         PARTS[arguments.part](arguments, report)

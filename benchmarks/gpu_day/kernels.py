@@ -1,4 +1,4 @@
-"""The attention kernels beside a copy, the einsum under jit, and torch.compile.
+"""The attention kernels beside a copy, the einsum, plain JAX under jit, and torch.compile.
 
 A row is one operation at one size, forward or forward and backward, by every implementation: the
 error first, and only of what is right the time.
@@ -8,7 +8,7 @@ error first, and only of what is right the time.
   copy     bytes that must be moved (each pixel read and written once), in bytes a second, as a
            share of what copying 1 GiB in such a program reaches; none ("cache") where everything
            fits in 64 MB, about what a GPU's cache holds: its speed and not the memory's is seen
-  einsum   time of the einsum as one would write it, under jit, over this time
+  plain    time of the operation as one would write it in JAX, under jit, over this time
   torch    time of the same in torch.compile over this time, where torch is installed; left out
            where copy is, since Python starts each call of torch's, which then takes longer
   MB       memory beyond the arguments
@@ -33,19 +33,16 @@ from jax import Array, lax
 import kernels
 from benchmarks.gpu_day.report import Report, attempt
 from jaxdeblur import models, presets
-from jaxdeblur.files import write_json
 from jaxdeblur.models.parameters import split
 
-SQUEEZES, EXPANDS = ("softmax_squeeze", "projected_squeeze"), ("softmax_expand", "projected_expand")
 SIZES = ((1920, 1080), (640, 360), (320, 180))
 """What fsta's finest level has of a 3840x2160 and of a 1280x720 frame, and its second level."""
-# Channels, maps and operations: the network's own first.
-OF_FSTA = ((64, 16, SQUEEZES), (64, 128, EXPANDS))
+# Channels, maps and operation: the finest level's own first, then those of the others.
+OF_FSTA = ((64, 16, "softmax_squeeze"), (64, 128, "softmax_expand"))
 OTHERS = (
-    (96, 16, SQUEEZES),
-    (96, 128, EXPANDS),
-    (96, 32, SQUEEZES + EXPANDS),
-    (128, 64, SQUEEZES + EXPANDS),
+    (96, 16, "softmax_squeeze"),
+    (128, 64, "softmax_squeeze"),
+    (128, 64, "softmax_expand"),
 )
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 """The error beyond which an implementation is not timed, however fast: with its gradients."""
@@ -77,18 +74,15 @@ class Case:
     def shapes(self) -> list[tuple[int, ...]]:
         """The shapes of the arguments."""
         p, m, c = self.height * self.width, self.maps, self.channels
-        return {
-            "softmax_squeeze": [(1, 1, m, p), (1, 1, p, c)],
-            "projected_squeeze": [(1, 1, p, c), (c, m), (m,)],
-            "softmax_expand": [(1, p, m), (1, m, c)],
-            "projected_expand": [(1, p, c), (c, m), (m,), (1, m, c)],
-        }[self.operation]
+        if self.operation == "softmax_squeeze":
+            return [(1, 1, p, c), (c, m)]
+        return [(1, p, c), (c, m), (m,), (1, m, c)]
 
     @property
     def result(self) -> tuple[int, ...]:
         """The shape of the result, and of the cotangent."""
         p, m, c = self.height * self.width, self.maps, self.channels
-        return (1, 1, m, c) if self.operation in SQUEEZES else (1, p, c)
+        return (1, 1, m, c) if self.operation == "softmax_squeeze" else (1, p, c)
 
     @property
     def in_cache(self) -> bool:
@@ -100,16 +94,10 @@ class Case:
     def bytes(self) -> int:
         """The least that must move: what is as big as the pixels, once each way it is needed.
 
-        An expand's cotangent is as big: it is one of the backward pass's ``values``.
+        An expand's cotangent is as big: it is one of the three of its backward pass.
         """
-        logits, values = self.maps, self.channels
-        forward, backward = {
-            "softmax_squeeze": (logits + values, 2 * (logits + values)),
-            "projected_squeeze": (values, 2 * values),
-            "softmax_expand": (logits + values, 2 * logits + values),
-            "projected_expand": (2 * values, 3 * values),
-        }[self.operation]
-        numbers = forward + (backward if self.backward else 0)
+        forward, backward = {"softmax_squeeze": (1, 2), "softmax_expand": (2, 3)}[self.operation]
+        numbers = (forward + (backward if self.backward else 0)) * self.channels
         return numbers * self.height * self.width * jnp.dtype(self.dtype).itemsize
 
     def arguments(self) -> list[Array]:
@@ -118,56 +106,37 @@ class Case:
         shapes = [*self.shapes, self.result] if self.backward else self.shapes
         keys = jax.random.split(jax.random.key(0), len(shapes))
         made = [jax.random.normal(k, s, self.dtype) for k, s in zip(keys, shapes, strict=True)]
-        if self.operation.startswith("projected"):
-            made[1] /= self.channels**0.5
+        made[1] /= self.channels**0.5
         return made
 
 
-def einsum(operation: str, *arguments: Array) -> Array:
+def plain(operation: str, *arguments: Array) -> Array:
     """The operation as one would write it in JAX: softmax in float32, products in the dtype."""
-
-    def softmax(logits: Array, axis: int, dtype: Any) -> Array:
-        return jax.nn.softmax(logits.astype(jnp.float32), axis).astype(dtype)
-
     # Float32 without TF32, as the kernels have it.
     product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-    match operation:
-        case "softmax_squeeze":
-            logits, x = arguments
-            return product("btmp,btpc->btmc", softmax(logits, -1, x.dtype), x)
-        case "projected_squeeze":
-            x, weights, bias = arguments
-            logits = product("btpc,cm->btmp", x, weights) + bias[:, None]
-            return product("btmp,btpc->btmc", softmax(logits, -1, x.dtype), x)
-        case "softmax_expand":
-            logits, g = arguments
-            return product("bpk,bkc->bpc", softmax(logits, -1, g.dtype), g)
-        case _:
-            x, weights, bias, g = arguments
-            logits = product("bpd,dk->bpk", x, weights) + bias
-            return product("bpk,bkc->bpc", softmax(logits, -1, g.dtype), g)
+
+    def softmax(logits: Array) -> Array:
+        return jax.nn.softmax(logits.astype(jnp.float32), -1).astype(arguments[0].dtype)
+
+    if operation == "softmax_squeeze":
+        x, weights = arguments
+        return product("btmp,btpc->btmc", softmax(product("btpc,cm->btmp", x, weights)), x)
+    x, weights, bias, g = arguments
+    return product("bpk,bkc->bpc", softmax(product("bpd,dk->bpk", x, weights) + bias), g)
 
 
 def torch_twin(operation: str, *arguments: Any) -> Any:
     """The same in torch, for torch.compile."""
     import torch
 
-    def softmax(logits: Any, dtype: Any) -> Any:
-        return torch.softmax(logits.float(), -1).to(dtype)
+    def softmax(logits: Any) -> Any:
+        return torch.softmax(logits.float(), -1).to(arguments[0].dtype)
 
-    match operation:
-        case "softmax_squeeze":
-            logits, x = arguments
-            return softmax(logits, x.dtype) @ x
-        case "projected_squeeze":
-            x, weights, bias = arguments
-            return softmax((x @ weights + bias).transpose(-1, -2), x.dtype) @ x
-        case "softmax_expand":
-            logits, g = arguments
-            return softmax(logits, g.dtype) @ g
-        case _:
-            x, weights, bias, g = arguments
-            return softmax(x @ weights + bias, g.dtype) @ g
+    if operation == "softmax_squeeze":
+        x, weights = arguments
+        return softmax((x @ weights).transpose(-1, -2)) @ x
+    x, weights, bias, g = arguments
+    return softmax(x @ weights + bias) @ g
 
 
 def pulled(function: Callable[..., Array]) -> Callable[..., Any]:
@@ -268,9 +237,6 @@ def copy_speed(size: int) -> float:
 def largest_error(case: Case, found: Any, exact: Any) -> float:
     """The worst of the results: the largest difference from what is exact, relative to it."""
     ours, theirs = jax.tree.leaves(found), jax.tree.leaves(exact)
-    if case.operation == "projected_squeeze" and case.backward:
-        # The gradient of its bias is 0 but for rounding, which is relative to nothing.
-        ours, theirs = ours[:-1], theirs[:-1]
     return max(
         float(jnp.abs(one.astype(jnp.float32) - true).max() / jnp.abs(true).max())
         for one, true in zip(ours, theirs, strict=True)
@@ -288,11 +254,11 @@ def compared(
     arguments = case.arguments()
     wrap = pulled if case.backward else (lambda function: function)
     operation = getattr(kernels, case.operation)
-    functions = {"einsum": wrap(partial(einsum, case.operation))}
-    for name in ("reference", *implementations):
+    functions = {"plain": wrap(partial(plain, case.operation))}
+    for name in ("einsum", *implementations):
         functions[name] = wrap(partial(operation, implementation=name))
     whole = [a.astype(jnp.float32) for a in arguments]
-    exact = jax.jit(functions["reference"])(*whole)
+    exact = jax.jit(functions["einsum"])(*whole)
     del whole
     found: dict[str, dict[str, Any]] = {}
     for name, function in functions.items():
@@ -300,7 +266,7 @@ def compared(
 
         def is_right(results: list[Array], of: dict[str, Any] = of, name: str = name) -> bool:
             of["error"] = largest_error(case, results, exact)
-            return name == "einsum" or of["error"] < TOLERANCE[case.dtype]
+            return name == "plain" or of["error"] < TOLERANCE[case.dtype]
 
         of |= _times(case, attempt(measure, function, arguments, calls, is_right), copied)
     if torch and not case.in_cache:
@@ -332,7 +298,7 @@ def show(row: dict[str, Any]) -> str:
         copy = "cache" if row["in_cache"] else number(of["copy"], "5.1%")
         lines.append(
             f"  {name:9s} {number(of['ms'], '9.4f')} ms  copy {copy}"
-            f"  einsum {ratio('einsum', of['ms'])}x  torch {ratio('torch', of['ms'])}x"
+            f"  plain {ratio('plain', of['ms'])}x  torch {ratio('torch', of['ms'])}x"
             f"  {number(of['MB'], '.0f')} MB  error {number(of['error'], '.0e')}"
         )
     return "\n".join(lines)
@@ -342,14 +308,13 @@ def cases(rehearse: bool) -> Iterator[Case]:
     """All of them, what tells most first."""
     if rehearse:
         for backward in (False, True):
-            yield Case("projected_expand", 8, 16, 16, 8, "float32", backward)
+            yield Case("softmax_expand", 8, 16, 16, 8, "float32", backward)
         return
     for dtype, widths, (w, h), backward in itertools.product(
         ("bfloat16", "float32"), (OF_FSTA, OTHERS), SIZES, (False, True)
     ):
-        for channels, maps, operations in widths:
-            for operation in operations:
-                yield Case(operation, h, w, channels, maps, dtype, backward)
+        for channels, maps, operation in widths:
+            yield Case(operation, h, w, channels, maps, dtype, backward)
 
 
 def run(arguments: argparse.Namespace, report: Report) -> None:
@@ -360,7 +325,7 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     torch = not rehearse and has_torch()
     with_torch = "yes" if torch else "no"
     print(f"{report.found['device']}: a copy moves {copied / 1e9:.0f} GB/s; torch: {with_torch}")
-    implementations = ["triton_interpret"] if rehearse else ["triton", "mosaic"]
+    implementations = [] if rehearse else ["mosaic"]
     most_calls = 2 if rehearse else MOST_CALLS
     todo = (
         (str(case), partial(compared, case, implementations, copied, torch, most_calls))
@@ -368,35 +333,6 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     )
     for row in report.each(todo):
         print(show(row) if "found" in row else row, flush=True)
-        rows = [row for row in report.rows if "found" in row]
-        write_json(arguments.out / "measured.json", measured(rows))
-
-
-def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of kernels/measured.json: the times of what is right, each direction by itself."""
-    capability = getattr(jax.devices()[0], "compute_capability", "0").replace(".", "")
-    forward, table = {}, []
-    for row in rows:
-        names = ("operation", "height", "width", "channels", "maps", "dtype")
-        where = tuple(row[name] for name in names)
-        times = {
-            name: of["ms"]
-            for name, of in row["found"].items()
-            if name not in ("einsum", "torch") and of["ms"]
-        }
-        if row["backward"]:  # its rows come after those of the forward pass, which they hold
-            there = forward.get(where, {})
-            times = {name: ms - there[name] for name, ms in times.items() if name in there}
-        else:
-            forward[where] = times
-        if times:
-            table.append({
-                "generation": int(capability), "operation": row["operation"],
-                "backward": row["backward"], "dtype": row["dtype"],
-                "pixels": row["height"] * row["width"], "channels": row["channels"],
-                "maps": row["maps"], "milliseconds": times,
-            })  # fmt: skip
-    return table
 
 
 def has_torch() -> bool:
@@ -425,8 +361,8 @@ def network_share(preset: str, width: int, height: int) -> dict[str, float]:
     for level in config.attention_levels:
         h, w = (-(-side // 2 ** (level + 1)) for side in (height, width))
         kinds = {
-            "projected_squeeze": config.spatial_maps,
-            "projected_expand": config.spatial_maps * config.temporal_maps,
+            "softmax_squeeze": config.spatial_maps,
+            "softmax_expand": config.spatial_maps * config.temporal_maps,
         }
         for operation, maps in kinds.items():
             case = Case(operation, h, w, config.widths[level], maps, "bfloat16", False)

@@ -128,7 +128,7 @@ def _for_export(loaded: LoadedModel) -> VideoRestorer:
     if not hasattr(loaded.network, "implementation"):
         return loaded.model
     rebuild, _ = outline(
-        lambda: build(dataclasses.replace(loaded.network, implementation="reference"))
+        lambda: build(dataclasses.replace(loaded.network, implementation="einsum"))
     )
     return rebuild(split(loaded.model)[1])
 

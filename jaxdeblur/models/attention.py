@@ -121,12 +121,12 @@ class FactorisedAttention(Fusion):
     Args:
       channels: C.
       spatial, temporal: M and N.
-      spatial_kernel, temporal_kernel, pixel_kernel: sizes of f_s, f_t and f_p, odd.
-      logit_gain: times He's deviation of their kernels at the start.
+      temporal_kernel: size of f_t, odd; f_s and f_p are 1x1 convolutions.
+      logit_gain: times He's deviation of the kernels of all three at the start.
       squeeze: what eq. 1-3 see: the features, or their activations and log local energies.
       key_frames: how many frames of the window take part, chosen anew for each current frame; None
         for all. It changes no parameter, so it can be set after training.
-      implementation: "reference" runs the equations above as they stand; the others run eq. 1-2 and
+      implementation: "einsum" runs the equations above as they stand; the others run eq. 1-2 and
         5-6 in ``kernels``, where they need not write the maps A_s and A_p to memory.
 
     Attributes:
@@ -142,9 +142,7 @@ class FactorisedAttention(Fusion):
         *,
         spatial: int,
         temporal: int,
-        spatial_kernel: int = 1,
         temporal_kernel: int = 3,
-        pixel_kernel: int = 1,
         logit_gain: float = 1.0,
         squeeze: Literal["features", "energy"] = "features",
         key_frames: int | None = None,
@@ -154,19 +152,18 @@ class FactorisedAttention(Fusion):
     ) -> None:
         # A bias of f_s or f_t would shift all logits of a softmax alike, without effect.
         made: dict[str, Any] = {"gain": logit_gain, "dtype": dtype, "rngs": rngs}
-        self.f_s = Conv(channels, spatial, spatial_kernel, bias=None, **made)
+        self.f_s = Conv(channels, spatial, kernel=1, bias=None, **made)
         deviation = logit_gain * (2.0 / (temporal_kernel * channels)) ** 0.5
         shape = (temporal_kernel, channels, temporal)
         self.f_t = nnx.Param(deviation * normal(rngs.params(), shape))
-        self.f_p = Conv(channels, spatial * temporal, pixel_kernel, **made)
+        self.f_p = Conv(channels, spatial * temporal, kernel=1, **made)
         self.sharpness = (
             Conv(2 * channels, channels, 1, dtype=dtype, rngs=rngs) if squeeze == "energy" else None
         )
         self.key_frames = key_frames
         self.implementation = implementation
         self.sharding = None
-        energy = 0 if self.sharpness is None else 2  # pixels that local_energy reads
-        self.radius = max(self.f_s.radius + energy, self.f_p.radius)
+        self.radius = 0 if self.sharpness is None else 2  # pixels that local_energy reads
 
     def seen(self, features: ClipFeatures) -> ClipFeatures:
         """x of eq. 1-3."""
@@ -181,13 +178,10 @@ class FactorisedAttention(Fusion):
         features = self.seen(features)
         x = rearrange(features, "B T h w C -> B T (h w) C")
         pooled = x.mean(axis=2, dtype=jnp.float32).astype(x.dtype)
-        if self.implementation == "reference":
+        if self.implementation == "einsum":
             maps = spatial_maps(self._spatial_logits(features))
             return FrameMemory(spatial_squeeze(maps, x), pooled)
-        if self.f_s.radius:
-            squeezed = kernels.softmax_squeeze(self._spatial_logits(features), x, **self._run(x))
-        else:
-            squeezed = kernels.projected_squeeze(x, *_projection(self.f_s), **self._run(x))
+        squeezed = kernels.softmax_squeeze(x, _matrix(self.f_s), **self._run(x))
         return FrameMemory(squeezed, pooled)
 
     def remember_part(self, features: ClipFeatures, inside: Bool[Array, "h w"]) -> PartialMemory:
@@ -210,13 +204,11 @@ class FactorisedAttention(Fusion):
         """Eq. 3-6: y^R, from the current frame's features and the memory of the window's frames."""
         x = rearrange(features, "B h w C -> B (h w) C")
         squeezed_window = temporal_squeeze(window.squeezed, self.temporal_maps(window.pooled))
-        if self.implementation == "reference":
+        if self.implementation == "einsum":
             y = expand(self.pixel_maps(features), squeezed_window)
-        elif self.f_p.radius:
-            logits = self._pixel_logits(features)
-            y = kernels.softmax_expand(logits, squeezed_window, **self._run(x))
         else:
-            y = kernels.projected_expand(x, *_projection(self.f_p), squeezed_window, **self._run(x))
+            weights, bias = _matrix(self.f_p), self._pixel_bias
+            y = kernels.softmax_expand(x, weights, bias, squeezed_window, **self._run(x))
         return y.reshape(features.shape)
 
     def spatial_maps(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
@@ -246,15 +238,13 @@ class FactorisedAttention(Fusion):
                 sharding = dataclasses.replace(sharding, pixels=None)
         return {"implementation": self.implementation, "sharding": sharding}
 
-    # The logits of a 1x1 convolution are float32 whoever computes them, as in the kernels: rounded
-    # to bfloat16 they would change the maps, and tiles would not give what the frame gives.
+    # The logits are float32 whoever computes them, as in the kernels: rounded to bfloat16 they
+    # would change the maps, and tiles would not give what the frame gives.
 
     def _spatial_logits(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
         """f_s."""
-        if self.f_s.radius:
-            return rearrange(self.f_s(features), "B T h w M -> B T M (h w)")
         x = rearrange(features, "B T h w C -> B T (h w) C")
-        return rearrange(kernels.project(x, *_projection(self.f_s)), "B T P M -> B T M P")
+        return rearrange(kernels.project(x, _matrix(self.f_s)), "B T P M -> B T M P")
 
     def _temporal_logits(self, pooled: Float[Array, "B T C"]) -> Float[Array, "B N T"]:
         """f_t: a 1-D convolution over the window, zeros beyond its ends, in float32."""
@@ -266,10 +256,13 @@ class FactorisedAttention(Fusion):
 
     def _pixel_logits(self, features: Features) -> Float[Array, "B P K"]:
         """f_p."""
-        if self.f_p.radius:
-            return rearrange(self.f_p(features), "B h w K -> B (h w) K")
         x = rearrange(features, "B h w C -> B (h w) C")
-        return kernels.project(x, *_projection(self.f_p))
+        return kernels.project(x, _matrix(self.f_p)) + self._pixel_bias
+
+    @property
+    def _pixel_bias(self) -> Float[Array, " K"]:
+        assert self.f_p.bias is not None  # __init__ makes it
+        return self.f_p.bias[...]
 
 
 class ConcatAttention(FactorisedAttention):
@@ -290,7 +283,7 @@ class ConcatAttention(FactorisedAttention):
     ) -> None:
         super().__init__(channels, dtype=dtype, rngs=rngs, **attention)
         self.beside = Concat(channels, window, dtype=dtype, rngs=rngs)
-        self.radius = max(self.radius, self.beside.radius)
+        self.radius = self.beside.radius
 
     def remember(self, features: ClipFeatures) -> FrameMemory:
         """What the attention keeps, and the whole feature maps."""
@@ -323,10 +316,9 @@ def _mean3x3(x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"
     return x
 
 
-def _projection(conv: Conv) -> tuple[Float[Array, "C M"], Float[Array, " M"]]:
-    """A 1x1 convolution as a matrix and a bias."""
-    kernel = conv.kernel[...][0, 0]
-    return kernel, jnp.zeros(kernel.shape[1]) if conv.bias is None else conv.bias[...]
+def _matrix(conv: Conv) -> Float[Array, "C M"]:
+    """The kernel of a 1x1 convolution."""
+    return conv.kernel[...][0, 0]
 
 
 def keep_key_frames(logits: Float[Array, "B N T"], count: int) -> Float[Array, "B N T"]:

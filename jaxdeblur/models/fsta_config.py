@@ -13,7 +13,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.attention import ConcatAttention, FactorisedAttention
 from jaxdeblur.models.fusion import Concat, Conv3d, Fusion, NonLocal
 
-Implementation = Literal["auto", "reference", "mosaic", "triton"]
+Implementation = Literal["auto", "mosaic", "einsum"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FstaConfig:
         none; models/fusion.py), concat_fsta (concat and fsta added), or one of an extension
         (``register_fusion``).
       spatial_maps, temporal_maps: M and N.
-      spatial_kernel, temporal_kernel, pixel_kernel: sizes of f_s, f_t and f_p.
+      temporal_kernel: size of f_t.
       logit_gain: scale of the kernels of f_s, f_t and f_p at the start, times He's; at 1 all maps
         begin nearly uniform and gather nearly the same.
       squeeze: what eq. 1-3 see of the features x: "features", x itself, as the paper has it, or
@@ -63,9 +63,7 @@ class FstaConfig:
     fusion: str = "fsta"
     spatial_maps: int = 16
     temporal_maps: int = 8
-    spatial_kernel: int = 1
     temporal_kernel: int = 3
-    pixel_kernel: int = 1
     logit_gain: float = 1.0
     squeeze: Literal["features", "energy"] = "features"
     merge: Literal["sum", "product"] = "sum"
@@ -87,8 +85,9 @@ class FstaConfig:
                 f"window must be odd, to have the current frame in its middle, or causal be true; "
                 f"not {self.window}"
             )
-        for field in ("spatial_kernel", "temporal_kernel", "pixel_kernel"):
-            require(getattr(self, field) % 2 == 1 and getattr(self, field) > 0, field, "odd")
+        require(
+            self.temporal_kernel % 2 == 1 and self.temporal_kernel > 0, "temporal_kernel", "odd"
+        )
         require(0 < self.logit_gain < float("inf"), "logit_gain", "above 0")
         require(
             len(self.widths) > 0 and min(self.widths) >= 1, "widths", "1 or more channels a level"
@@ -131,9 +130,7 @@ def _attention_of(config: FstaConfig) -> dict[str, Any]:
     return {
         "spatial": config.spatial_maps,
         "temporal": config.temporal_maps,
-        "spatial_kernel": config.spatial_kernel,
         "temporal_kernel": config.temporal_kernel,
-        "pixel_kernel": config.pixel_kernel,
         "logit_gain": config.logit_gain,
         "squeeze": config.squeeze,
         "key_frames": config.key_frames,

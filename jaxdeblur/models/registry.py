@@ -122,4 +122,7 @@ def network_from_json(values: Any, where: str) -> Any:
                 "with weights of their own, which version 0.1 restores"
             )
         del fields[name]
+    for name in ("spatial_kernel", "pixel_kernel"):  # version 0.2 wrote them; they are 1 now
+        if name not in known and fields.get(name) == 1:
+            del fields[name]
     return from_json(config, fields, f"{where}: network")

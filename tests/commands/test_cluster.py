@@ -238,14 +238,14 @@ def test_the_attention_is_told_of_the_rows(height: int, monkeypatch: pytest.Monk
     video = np.random.default_rng(0).integers(0, 2**16, (3, height, 24, 3), np.uint16)
     expected = np.stack(list(restore_frames(partial(Stream, model), iter(video))))
     told: dict[int, kernels.Sharding] = {}
-    kernel = kernels.projected_squeeze
+    kernel = kernels.softmax_squeeze
 
     def listen(x: jax.Array, *rest: jax.Array, **keywords: Any) -> jax.Array:
         if keywords["sharding"] is not None:
             told[x.shape[2]] = keywords["sharding"]
         return kernel(x, *rest, **keywords)
 
-    monkeypatch.setattr(kernels, "projected_squeeze", listen)
+    monkeypatch.setattr(kernels, "softmax_squeeze", listen)
     frames = np.stack(
         list(restore_frames(partial(Stream, over_rows(model, jax.devices())), iter(video)))
     )

@@ -154,16 +154,11 @@ def run_block(block, clip, current):
     return block.fuse(clip[:, current], block.remember(clip))
 
 
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_kernels_equal_the_equations(kernel):
+def test_kernels_equal_the_equations():
     clip = jnp.asarray(draw(B, T, 2, 3, C))
     results = [
-        run_block(
-            make_block(spatial_kernel=kernel, pixel_kernel=kernel, implementation=implementation),
-            clip,
-            1,
-        )
-        for implementation in ("reference", "auto")
+        run_block(make_block(implementation=implementation), clip, 1)
+        for implementation in ("einsum", "auto")
     ]
     chex.assert_shape(results[0], (B, 2, 3, C))
     chex.assert_trees_all_close(*results, atol=1e-5)
@@ -190,24 +185,23 @@ def test_temporal_kernels_begin_as_the_others():
 def test_memory_of_a_frame_ignores_the_order_of_its_pixels():
     frames = draw(B, 1, 4, 6, C)
     shuffled = RNG.permutation(frames.reshape(B, 1, 24, C), axis=2).reshape(frames.shape)
-    block = make_block(spatial_kernel=1)
+    block = make_block()
     memories = block.remember(jnp.asarray(frames)), block.remember(jnp.asarray(shuffled))
     chex.assert_trees_all_close(*memories, atol=1e-6)
 
 
 def test_memory_of_a_frame_depends_on_that_frame_alone():
     clip = jnp.asarray(draw(B, T, 4, 6, C))
-    block = make_block(spatial_kernel=3)
+    block = make_block()
     alone = block.remember(clip[:, 1:2])
     among_others = jax.tree.map(lambda kept: kept[:, 1:2], block.remember(clip))
     chex.assert_trees_all_close(alone, among_others, atol=1e-6)
 
 
-@pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_memory_in_parts_is_the_memory_of_the_whole(kernel, dtype):
+def test_memory_in_parts_is_the_memory_of_the_whole(dtype):
     frame = jnp.asarray(6 * draw(B, 1, 4, 6, C), dtype)  # so that rounded logits would show
-    block = make_block(spatial_kernel=kernel, dtype=dtype)
+    block = make_block(dtype=dtype)
     own = RNG.integers(0, 3, (4, 6))
     parts = [block.remember_part(frame, jnp.asarray(own == i)) for i in range(3)]
     joined = attention.combine_partials(attention.combine_partials(parts[2], parts[0]), parts[1])
@@ -217,11 +211,11 @@ def test_memory_in_parts_is_the_memory_of_the_whole(kernel, dtype):
     chex.assert_trees_all_close(memory, block.remember(frame), **tolerance)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "auto"])
+@pytest.mark.parametrize("implementation", ["einsum", "auto"])
 def test_logits_of_a_1x1_convolution_are_not_rounded(implementation):
     clip = jnp.asarray(6 * draw(B, T, 4, 6, C), jnp.bfloat16)
     rough = make_block(implementation=implementation, dtype=jnp.bfloat16)
-    exact = make_block(implementation="reference")
+    exact = make_block(implementation="einsum")
     for name in ("f_s", "f_p"):  # as the kernels round the weights
         kernel = getattr(rough, name).kernel
         getattr(exact, name).kernel[...] = kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
@@ -231,7 +225,7 @@ def test_logits_of_a_1x1_convolution_are_not_rounded(implementation):
     )
 
 
-@pytest.mark.parametrize("implementation", ["reference", "auto"])
+@pytest.mark.parametrize("implementation", ["einsum", "auto"])
 def test_gradients(implementation):
     graph, parameters = nnx.split(make_block(implementation=implementation), nnx.Param)
     clip = jnp.asarray(draw(1, T, 2, 2, C))
@@ -243,7 +237,7 @@ def test_gradients(implementation):
     check_grads(run, (parameters, clip), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "auto"])
+@pytest.mark.parametrize("implementation", ["einsum", "auto"])
 def test_huge_logits_in_bfloat16_give_no_nan(implementation):
     block = make_block(implementation=implementation, dtype=jnp.bfloat16)
     for conv in (block.f_s, block.f_p):

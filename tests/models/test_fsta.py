@@ -32,7 +32,7 @@ TINY = FstaConfig(
     attention_levels=(0,),
     spatial_maps=3,
     temporal_maps=2,
-    implementation="reference",
+    implementation="einsum",
 )
 TWO_LEVELS = {
     "widths": (4, 6),
@@ -75,7 +75,7 @@ def stream(model, clip):
     [
         TWO_LEVELS,
         {"window": 4, "causal": True},
-        {"gated": True, "key_frames": 2, "spatial_kernel": 3, "pixel_kernel": 3},
+        {"gated": True, "key_frames": 2},
         {"squeeze": "energy", "merge": "product"},
         {"fusion": "concat"},
         {"fusion": "concat_fsta"},
@@ -349,7 +349,7 @@ def test_the_maps_explain_what_the_network_does():
         ({"window": 4}, "window must be odd.*not 4"),
         ({"window": 0, "causal": True}, "window must be 1 or more"),
         ({"fusion": "flow"}, "fusion must be one of .*nonlocal.*not 'flow'"),
-        ({"spatial_kernel": 2}, "spatial_kernel must be odd, not 2"),
+        ({"temporal_kernel": 2}, "temporal_kernel must be odd, not 2"),
         ({"logit_gain": 0.0}, "logit_gain must be above 0, not 0.0"),
         ({"growths": (4, 4)}, "growths must be 1 numbers"),
         ({"attention_levels": (1,)}, "attention_levels must be rising levels from 0 to 0"),
@@ -415,11 +415,10 @@ def test_the_local_energy_tells_sharp_from_blurred_and_no_level():
     chex.assert_trees_all_close(local_energy(sharp)[0, 5, 5], expected, rtol=1e-4)
 
 
-def test_each_convolution_of_the_attention_has_its_own_size():
-    model = nnx.eval_shape(lambda: make(spatial_kernel=3, temporal_kernel=5, pixel_kernel=7))
+def test_the_window_of_the_temporal_convolution():
+    model = nnx.eval_shape(lambda: make(temporal_kernel=5))
     fusion = nnx.to_pure_dict(nnx.state(model, nnx.Param))["fusion"][0]["fusion"]
-    kernels = fusion["f_s"]["kernel"], fusion["f_t"], fusion["f_p"]["kernel"]
-    assert [kernel.shape[0] for kernel in kernels] == [3, 5, 7]
+    assert fusion["f_t"].shape[0] == 5
 
 
 def test_as_many_key_frames_take_part_as_was_asked_for():

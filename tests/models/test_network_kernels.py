@@ -14,7 +14,7 @@ from jaxdeblur.models.fsta_config import FSTA_SMALL
 from jaxdeblur.models.parameters import split
 from jaxdeblur.shapes import Parameters
 
-TRITON = "__gpu$xla.gpu.triton"  # the custom call of a Pallas kernel
+MOSAIC = "custom_call @mosaic_gpu"
 
 
 def lowered(implementation: str, platform: str, *, train: bool) -> str:
@@ -36,7 +36,7 @@ def test_the_network_calls_the_kernels_on_cuda(train: bool) -> None:
     blocks = len(FSTA_SMALL.attention_levels)
     # A squeeze and an expand in each block, and their gradients when it trains.
     least = blocks * (4 if train else 2)
-    for implementation in ("auto", "triton"):
-        assert lowered(implementation, "cuda", train=train).count(TRITON) >= least
-    assert TRITON not in lowered("reference", "cuda", train=train)
-    assert TRITON not in lowered("auto", "cpu", train=train)
+    for implementation in ("auto", "mosaic"):
+        assert lowered(implementation, "cuda", train=train).count(MOSAIC) >= least
+    assert MOSAIC not in lowered("einsum", "cuda", train=train)
+    assert MOSAIC not in lowered("auto", "cpu", train=train)
