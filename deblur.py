@@ -106,7 +106,6 @@ def main() -> None:
             tile=config.tile,
             device=arguments.device,
             dtype=arguments.dtype,
-            rows=processes.rows,
         )
         if arguments.ckpt is None and not config.quiet:
             tell(f"weights: {deblurrer.source}, on {deblurrer.device}")

@@ -246,17 +246,13 @@ class ClusterConfig:
       coordinator: address of process 0, as host:port.
       num_processes: how many processes take part.
       process_id: which of them this is, from 0.
-      rows: over how many devices the rows of each frame are spread, for frames too large for one.
     """
 
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
-    rows: int = 1
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise UserError(f"--rows is a number of devices, 1 or more, not {self.rows}")
         given = [self.coordinator, self.num_processes, self.process_id]
         if any(value is not None for value in given) and None in given:
             raise UserError("--coordinator, --num-processes and --process-id go together")

@@ -11,9 +11,7 @@ equation. Every softmax is in float32 whatever the dtype of the features.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -28,8 +26,6 @@ import kernels
 from jaxdeblur.models.fusion import Concat, Fusion
 from jaxdeblur.models.layers import Conv, normal
 from jaxdeblur.shapes import ClipFeatures, Features, Squeezed, SqueezedWindow
-
-_log = logging.getLogger(__name__)
 
 # Without TF32, which on a GPU would leave these sums three digits.
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -127,8 +123,8 @@ class FactorisedAttention(Fusion):
         5-6 in ``kernels``, where they need not write the maps A_s and A_p to memory.
 
     Attributes:
-      sharding: how batch and pixels are spread over a mesh, which a kernel must be told; None
-        where one device has them all. Set by ``Fsta.spread_over``.
+      sharding: how the batch is spread over a mesh, which a kernel must be told; None where one
+        device has it all. Set by ``Fsta.spread_over``.
     """
 
     sharding: kernels.Sharding | None
@@ -167,9 +163,9 @@ class FactorisedAttention(Fusion):
         if self.implementation == "reference":
             return FrameMemory(spatial_squeeze(self.spatial_maps(features), x), pooled)
         if self.f_s.radius:
-            squeezed = kernels.softmax_squeeze(self._spatial_logits(features), x, **self._run(x))
+            squeezed = kernels.softmax_squeeze(self._spatial_logits(features), x, **self._run)
         else:
-            squeezed = kernels.projected_squeeze(x, *_projection(self.f_s), **self._run(x))
+            squeezed = kernels.projected_squeeze(x, *_projection(self.f_s), **self._run)
         return FrameMemory(squeezed, pooled)
 
     def remember_part(self, features: ClipFeatures, inside: Bool[Array, "h w"]) -> PartialMemory:
@@ -195,9 +191,9 @@ class FactorisedAttention(Fusion):
             y = expand(self.pixel_maps(features), squeezed_window)
         elif self.f_p.radius:
             logits = self._pixel_logits(features)
-            y = kernels.softmax_expand(logits, squeezed_window, **self._run(x))
+            y = kernels.softmax_expand(logits, squeezed_window, **self._run)
         else:
-            y = kernels.projected_expand(x, *_projection(self.f_p), squeezed_window, **self._run(x))
+            y = kernels.projected_expand(x, *_projection(self.f_p), squeezed_window, **self._run)
         return y.reshape(features.shape)
 
     def spatial_maps(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
@@ -215,17 +211,10 @@ class FactorisedAttention(Fusion):
         """A_p of the current frame (eq. 5)."""
         return pixel_maps(self._pixel_logits(features))
 
-    def _run(self, x: Float[Array, "*batch P C"]) -> dict[str, Any]:
-        """What a call of a kernel on the pixels ``x`` is told."""
-        sharding = self.sharding
-        if sharding is not None and sharding.pixels is not None:
-            pixels, devices = x.shape[-2], sharding.mesh.shape["rows"]
-            if pixels % devices:
-                _log.info(
-                    "%d pixels do not divide over %d devices: each has them all", pixels, devices
-                )
-                sharding = dataclasses.replace(sharding, pixels=None)
-        return {"implementation": self.implementation, "sharding": sharding}
+    @property
+    def _run(self) -> dict[str, Any]:
+        """What a call of a kernel is told."""
+        return {"implementation": self.implementation, "sharding": self.sharding}
 
     # The logits of a 1x1 convolution are float32 whoever computes them, as in the kernels: rounded
     # to bfloat16 they would change the maps, and tiles would not give what the frame gives.

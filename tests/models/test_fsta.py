@@ -262,7 +262,7 @@ from jaxdeblur.models.parameters import split
 config = dataclasses.replace(
     FSTA_SMALL, window=3, widths=(4,), growths=(4,), dense_layers=1, encoder_blocks=(1,),
     decoder_blocks=(1,), attention_levels=(0,), spatial_maps=2, temporal_maps=2)
-mesh = devices.make_mesh(4, 2)
+mesh = devices.make_mesh(4)
 rebuild, parameters = split(Fsta(config, rngs=nnx.Rngs(0)))
 clip = np.random.default_rng(0).random((4, 2, 8, 8, 3), np.float32)
 
