@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import is_statistic, split
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Batch, Clip, Parameters
 
 
@@ -57,50 +58,30 @@ class TrainingConfig:
       keep: checkpoints kept.
     """
 
-    steps: int = 400_000
-    batch_size: int = 8
-    frames: int = 13
-    crop: int = 128
+    steps: Annotated[int, Range(1, 2**31 - 2)] = 400_000
+    batch_size: Annotated[int, Range(1, 2**16)] = 8
+    frames: Count = 13
+    crop: Annotated[int, Range(16)] = 128
     optimizer: Literal["adam", "muon"] = "adam"
-    learning_rate: float = 1e-4
-    muon_rms: float = 0.4
-    beta2: float = 0.999
-    weight_decay: float = 0.0
-    warmup: int = 100
+    learning_rate: Annotated[float, Range(above=0)] = 1e-4
+    muon_rms: Annotated[float, Range(above=0)] = 0.4
+    beta2: Annotated[float, Range(0, below=1)] = 0.999
+    weight_decay: Annotated[float, Range(0)] = 0.0
+    warmup: Annotated[int, Range(0)] = 100
     schedule: Literal["cosine", "halve", "constant"] = "cosine"
-    halve_every: int = 100_000
-    clip_norm: float = 1.0
+    halve_every: Count = 100_000
+    clip_norm: Annotated[float, Range(above=0)] = 1.0
     loss: Literal["mse", "charbonnier", "log_mse"] = "charbonnier"
-    average: float = 0.0
-    micro_batch: int = 0
+    average: Annotated[float, Range(0, below=1)] = 0.0
+    micro_batch: Annotated[int, Range(0)] = 0
     recompute: bool = False
-    seed: int = 0
-    validate_every: int = 1000
-    save_every: int = 1000
-    keep: int = 3
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    validate_every: Annotated[int, Range(0)] = 1000
+    save_every: Count = 1000
+    keep: Count = 3
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "frames", "halve_every", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{_option(name)} is 1 or more, not {getattr(self, name)}")
-        if self.crop < 16:
-            raise UserError(f"--crop is 16 pixels or more, not {self.crop}")
-        for name, most in {"steps": 2**31 - 2, "seed": 2**31 - 1, "batch_size": 2**16}.items():
-            if getattr(self, name) > most:
-                raise UserError(f"{_option(name)} is {most} or less, not {getattr(self, name)}")
-        for name in ("warmup", "validate_every", "weight_decay", "seed", "micro_batch"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{_option(name)} is 0 or more, not {getattr(self, name)}")
-        for name in ("learning_rate", "muon_rms", "clip_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"{_option(name)} is above 0, not {getattr(self, name)}")
-        for name in ("average", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{_option(name)} is from 0 to below 1, not {getattr(self, name)}")
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+        check_ranges(self)
 
 
 # The loss.
