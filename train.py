@@ -79,7 +79,7 @@ def main() -> None:
     if chosen.help:
         parser.description += "\n".join(map(_described, presets.PRESETS.items()))
         parser.print_help()
-        return
+        parser.exit()
 
     arguments = parser.parse_args()
     processes = read_fields(arguments, ClusterConfig())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import os
 import sys
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import cache_folder
@@ -98,6 +100,19 @@ def check_same(number: int, what: str) -> None:
     numbers = multihost_utils.process_allgather(np.int32(number))
     if len(set(numbers.tolist())) > 1:
         raise UserError(f"the processes differ in the {what}: {', '.join(map(str, numbers))}")
+
+
+def largest_of_all(number: int) -> jax.Array:
+    """The largest of the processes' numbers; not waited for, like every other computation."""
+    mesh = mesh_of(jax.devices())
+    mine = np.full(jax.local_device_count(), number, np.int32)
+    numbers = jax.make_array_from_process_local_data(clips_over(mesh), mine)
+    return _largest(numbers, replicated(mesh))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _largest(numbers: Int[Array, " devices"], everywhere: NamedSharding) -> Int[Array, ""]:
+    return jax.lax.with_sharding_constraint(numbers.max(), everywhere)
 
 
 def cores() -> int:

@@ -39,7 +39,7 @@ from jaxdeblur.training import run as run_module
 from jaxdeblur.training.failure import _joined, save_failure
 from jaxdeblur.training.loop import NonFiniteError, Stopped, global_batches, run_steps
 from jaxdeblur.training.run import _batches, train
-from jaxdeblur.training.run_folder import Run, RunCheckpoints, state_digest
+from jaxdeblur.training.run_folder import Run, RunCheckpoints
 from jaxdeblur.training.step import (
     Metrics,
     TrainingConfig,
@@ -54,7 +54,7 @@ from jaxdeblur.training.step import (
     model_loss,
     train_step,
 )
-from jaxdeblur.weights.checkpoints import Checkpoints
+from jaxdeblur.weights.checkpoints import Checkpoints, digest
 from jaxdeblur.weights.load import load_model
 
 NETWORK = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
@@ -129,8 +129,8 @@ def test_a_checkpoint_is_known_by_all_of_its_state(part: str) -> None:
     state = initial_train_state(config, parameters)
     changed = jax.tree.map(lambda array: array + 1, getattr(state, part))
     other = state._replace(**{part: changed})
-    assert state_digest(state) == state_digest(jax.tree.map(jnp.copy, state))
-    assert state_digest(state) != state_digest(other)
+    assert digest(state) == digest(jax.tree.map(jnp.copy, state))
+    assert digest(state) != digest(other)
 
 
 @pytest.mark.stress
