@@ -25,7 +25,7 @@ def main() -> None:
     parser = Parser(
         prog="train.py",
         description="Trains a video-deblurring model. With no option: strcnn_dtb on rendered "
-        "scenes, into runs/strcnn_dtb.\n\npresets:\n",
+        "scenes, into runs/strcnn_dtb.",
         add_help=False,
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
@@ -77,7 +77,8 @@ def main() -> None:
     ):
         add_fields(parser, config, title)
     if chosen.help:
-        parser.description += "\n".join(map(_described, presets.PRESETS.items()))
+        listed = "\n".join(map(_described, presets.PRESETS.items()))
+        parser.description = f"{parser.description}\n\npresets:\n{listed}"
         parser.print_help()
         parser.exit()
 
@@ -101,7 +102,7 @@ def main() -> None:
             folder,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
-            on_cores=known and known.on_cores,
+            on_cores=known.on_cores if known else None,
         )
     except Stopped as stop:
         tell(f"{stop}; go on with --resume")

@@ -45,7 +45,7 @@ RESERVED = 0.2
 # docs/lab/recipe.md, "On a lent GPU", says why.
 LIKE_ALL = {
     "frames": 5, "crop": 160, "steps": 60_000, "optimizer": "muon", "learning_rate": 7e-4,
-    "beta2": 0.99, "schedule": "cosine", "average": 0.999,
+    "beta2": 0.99, "schedule": "cosine", "average": 0.999, "recompute": False,
 }  # fmt: skip
 TRAININGS: dict[str, dict[str, dict[str, Any]]] = {
     "strcnn_dtb": {"training": {"batch_size": 16}},
