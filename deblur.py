@@ -106,7 +106,6 @@ def main() -> None:
             tile=config.tile,
             device=arguments.device,
             dtype=arguments.dtype,
-            rows=processes.rows,
             duty=config.duty,
             light=config.light,
         )

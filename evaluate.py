@@ -28,7 +28,6 @@ def main() -> None:
     from jaxdeblur.evaluation.own_kind import of_its_own_kind
     from jaxdeblur.evaluation.results import default_folder
     from jaxdeblur.options import ClusterConfig
-    from jaxdeblur.restoration.placement import over_rows
     from jaxdeblur.weights.load import load_model
 
     parser = Parser(
@@ -75,8 +74,8 @@ def main() -> None:
     devices.use_cores(1, processes)
     devices.join(processes)
     if arguments.ckpt is None:
-        if arguments.dtype or processes.rows > 1:
-            raise UserError("--dtype and --rows are of a network, and --restored has none")
+        if arguments.dtype:
+            raise UserError("--dtype is of a network, and --restored has none")
         _evaluate_restored(arguments, config)
         return
     if arguments.name:
@@ -91,9 +90,6 @@ def main() -> None:
         if jax.process_index() == 0:
             which = f"--split={config.split}" if config.split != "test" else "test videos"
             tell(f"scored on {config.data}, {which}, as trained on; --data names another data set")
-    if processes.rows > 1:
-        shared_out = over_rows(loaded.model, devices.row_devices(processes.rows))
-        loaded = loaded._replace(model=shared_out)
     dataset = _open(config)
     out = arguments.out or default_folder(arguments.ckpt, dataset, config)
     metrics = evaluate(loaded, dataset, config, out, overwrite=arguments.overwrite)

@@ -22,34 +22,14 @@ from jaxdeblur.options import (
 
 def main() -> None:
     """Reads the options and trains."""
-    extension, given = _first_look(sys.argv[1:])
-    if not {"-h", "--help"} & set(sys.argv[1:]):
-        tell("loading JAX ...")  # which takes seconds
-    if extension:
-        load_extension(extension)
-
-    from jaxdeblur import devices, presets
-    from jaxdeblur.training.failure import replay
-    from jaxdeblur.training.loop import Stopped
-    from jaxdeblur.training.run import train
-    from jaxdeblur.training.run_folder import Run
-
-    model = given or "strcnn_dtb"
-    folder = _folder(sys.argv[1:], model)
-    began = None
-    if "--resume" in sys.argv[1:]:
-        # A run goes on as it was begun, but for the options that are given now.
-        began = Run.read(folder)
-        if given not in (None, began.preset):
-            raise UserError(f"--model={given}: the run in {folder} is of {began.preset}")
-        model = began.preset
     parser = Parser(
         prog="train.py",
         description="Trains a video-deblurring model. With no option: strcnn_dtb on rendered "
-        "scenes, into runs/strcnn_dtb.\n\npresets:\n"
-        + "\n".join(_described(name, p.described(name)) for name, p in presets.PRESETS.items()),
+        "scenes, into runs/strcnn_dtb.",
+        add_help=False,
     )
-    parser.add_argument("--model", default=model, metavar="PRESET", help="the preset to train")
+    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    parser.add_argument("--model", metavar="PRESET", help="the preset to train")
     parser.add_argument("--out", type=Path, help="the run folder; runs/PRESET if none is given")
     going_on = parser.add_mutually_exclusive_group()
     going_on.add_argument(
@@ -65,79 +45,79 @@ def main() -> None:
         "run has no checkpoint",
     )
     add_extension_option(parser)
-    parser.add_argument(
-        "--replay", type=Path, metavar="FILE", help="look at a batch whose loss was not finite"
-    )
-    network_defaults: Any
-    if began is None:
-        preset = presets.find(model)
-        network_defaults, training_defaults = preset.network, preset.training
-        data_defaults = preset.data
+
+    # So far the options of every run. They say which others there are, and their defaults.
+    chosen, _ = parser.parse_known_args()
+    if not chosen.help:
+        tell("loading JAX ...")  # which takes seconds
+    if chosen.extension:
+        load_extension(chosen.extension)
+
+    from jaxdeblur import devices, presets
+    from jaxdeblur.training.loop import Stopped
+    from jaxdeblur.training.run import train
+    from jaxdeblur.training.run_folder import Run
+
+    name = chosen.model or "strcnn_dtb"
+    folder = chosen.out or Path("runs") / name
+    if chosen.resume:
+        begun = Run.read(folder)
+        if chosen.model not in (None, begun.preset):
+            raise UserError(f"--model={name}: the run in {folder} is of {begun.preset}")
     else:
-        network_defaults, training_defaults = began.network, began.training
-        data_defaults = began.data
+        preset = presets.find(name)
+        begun = Run(name, preset.network, preset.training, preset.data)
+    parser.set_defaults(model=begun.preset, start_from=begun.start_from)
     for config, title in (
-        (training_defaults, "training"),
-        (data_defaults, "data"),
+        (begun.training, "training"),
+        (begun.data, "data"),
         (ClusterConfig(), "devices and processes"),
         # Last, so that a field of an extension's network that is called like another is named.
-        (network_defaults, f"network ({type(network_defaults).__name__})"),
+        (begun.network, f"network ({type(begun.network).__name__})"),
     ):
         add_fields(parser, config, title)
-    arguments = parser.parse_args()
+    if chosen.help:
+        listed = "\n".join(map(_described, presets.PRESETS.items()))
+        parser.description = f"{parser.description}\n\npresets:\n{listed}"
+        parser.print_help()
+        parser.exit()
 
+    arguments = parser.parse_args()
     processes = read_fields(arguments, ClusterConfig())
+    run = Run(
+        preset=begun.preset,
+        network=read_fields(arguments, begun.network),
+        training=read_fields(arguments, begun.training),
+        data=read_fields(arguments, begun.data),
+        start_from=arguments.start_from,
+    )
     devices.keep_freed_memory()
     devices.keep_compiled()
-    if arguments.replay:
-        print("\n".join(replay(arguments.replay)))
-        return
-    run = Run(
-        preset=model,
-        network=read_fields(arguments, network_defaults),
-        training=read_fields(arguments, training_defaults),
-        data=read_fields(arguments, data_defaults),
-        start_from=arguments.start_from or (began.start_from if began else None),
-    )
     devices.use_cores(run.training.batch_size, processes, spare=True)
     devices.join(processes)
+    known = presets.PRESETS.get(run.preset)
     try:
         train(
             run,
             folder,
-            processes=processes,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
-            on_cores=presets.PRESETS[model].on_cores if model in presets.PRESETS else None,
+            on_cores=known.on_cores if known else None,
         )
     except Stopped as stop:
         tell(f"{stop}; go on with --resume")
         sys.exit(0 if stop.signal.name == "SIGTERM" else 128 + stop.signal)
 
 
-def _described(name: str, paragraphs: list[str]) -> str:
+def _described(item: tuple[str, Any]) -> str:
+    """A preset's entry in the help."""
+    name, preset = item
     indent = 22 * " "
     first, *others = (
         textwrap.fill(text, 98, initial_indent=indent, subsequent_indent=indent)
-        for text in paragraphs
+        for text in preset.described(name)
     )
     return "\n".join([f"  {name:19} {first.strip()}", *others])
-
-
-def _first_look(arguments: list[str]) -> tuple[str | None, str | None]:
-    """``--extension`` and ``--model``, which decide what other options there are."""
-    parser = Parser(add_help=False)
-    parser.add_argument("--extension")
-    parser.add_argument("--model")
-    known, _ = parser.parse_known_args(arguments)
-    return known.extension, known.model
-
-
-def _folder(arguments: list[str], model: str) -> Path:
-    parser = Parser(add_help=False)
-    parser.add_argument("--out", type=Path, default=Path("runs") / model)
-    known, _ = parser.parse_known_args(arguments)
-    return Path(known.out)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def adapt(
     )
     seconds = folder / "seconds.json"
     if not seconds.is_file():
-        train(run, folder / "run", processes=ClusterConfig(), resume=(folder / "run").exists())
+        train(run, folder / "run", resume=(folder / "run").exists())
         write_json(seconds, time.monotonic() - began)
     held_out = open_dataset(pairs, "test")
     gains = []

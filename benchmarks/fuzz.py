@@ -748,20 +748,13 @@ def train_from(rng: Rng, inputs: Path, folder: Path) -> Case:
     return Case("train", [*TRAINING, *start], [], damage)
 
 
-def train_replay(rng: Rng, inputs: Path, folder: Path) -> Case:
-    failures = sorted((inputs / "broken").glob("failure-*"))
-    name = failures[0].name if failures else "none"
-    damage = take(rng, inputs, folder, "broken", some(rng))
-    return Case("train", [f"--replay=broken/{name}"], [], damage)
-
-
 def train_options(rng: Rng, inputs: Path, folder: Path) -> Case:
     from jaxdeblur import presets
     from jaxdeblur.data.sources import DataConfig
 
     take(rng, inputs, folder, "pairs", 0)
     preset = presets.find("strcnn_dtb_small")
-    more = ["--model", "--out", "--start-from", "--replay", "--rows", "--resume", "--overwrite"]
+    more = ["--model", "--out", "--start-from", "--resume", "--overwrite"]
     configs = [preset.network, preset.training, DataConfig()]
     options = odd_options(rng, configs, more)
     return Case("train", [*TRAINING, "--data=pairs", "--steps=1", "--out=out", *options])
@@ -771,7 +764,7 @@ DEBLUR = (deblur_image, deblur_frames, deblur_video, deblur_weights, deblur_opti
 EVALUATE = (
     evaluate_data, evaluate_high_speed, evaluate_weights, evaluate_again, evaluate_options,
 )  # fmt: skip
-TRAIN = (train_data, train_resume, train_from, train_replay, train_options)
+TRAIN = (train_data, train_resume, train_from, train_options)
 # A case of train.py that ends well compiles anew and takes five times as long as others.
 CASES: tuple[Callable[[Rng, Path, Path], Case], ...] = (*3 * DEBLUR, *2 * EVALUATE, *TRAIN)
 

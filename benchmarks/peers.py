@@ -25,7 +25,6 @@ from jaxdeblur.errors import UserError, run_command, tell
 from jaxdeblur.models.parameters import count, split
 from jaxdeblur.options import Parser
 from jaxdeblur.presets import PRESETS
-from jaxdeblur.training.memory import available_memory, fit_to_memory
 from jaxdeblur.training.step import compile_train_step, from_bytes, initial_train_state
 
 NAMES = [
@@ -96,8 +95,7 @@ def compare(name: str, shape: tuple[int, ...], repeats: int) -> tuple[int, dict[
     )
     # A copy: the training step takes the memory of the parameters it is given.
     replicas = jax.device_put({k: np.array(a) for k, a in parameters.items()}, everywhere)
-    fitted = fit_to_memory(config, model, mesh, available_memory()).config
-    step = compile_train_step(fitted, rebuild, mesh)
+    step = compile_train_step(config, rebuild, mesh)
     held = [jax.device_put(initial_train_state(config, parameters), everywhere)]
 
     weights = twins.weights_of(network, parameters)

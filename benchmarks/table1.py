@@ -47,9 +47,8 @@ from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.evaluate import evaluate
 from jaxdeblur.files import write_json
 from jaxdeblur.models.parameters import count, split
-from jaxdeblur.options import ClusterConfig, Parser, frame_size
+from jaxdeblur.options import Parser, frame_size
 from jaxdeblur.presets import PRESETS
-from jaxdeblur.training.memory import available_memory, fit_to_memory
 from jaxdeblur.training.run import train
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
@@ -188,7 +187,7 @@ def train_and_score(
         training_of(name, steps, seed, options),
         DataConfig(data=(options.data,)),
     )
-    train(run, folder, processes=ClusterConfig(), resume=folder.exists())
+    train(run, folder, resume=folder.exists())
     metrics = evaluate(load_model(str(folder)), dataset, config, folder / "evaluation")
     flicker = statistics.fmean(video["temporal_error"] for video in metrics["videos"])
     return {name: metrics[name] for name in ("psnr", "ssim", "gain")} | {"temporal_error": flicker}
@@ -200,8 +199,7 @@ def seconds_a_step(name: str, config: TrainingConfig) -> float:
     model = models.build(PRESETS[name].network)
     rebuild, parameters = split(model)
     state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
-    fitted = fit_to_memory(config, model, mesh, available_memory()).config
-    step = compile_train_step(fitted, rebuild, mesh)
+    step = compile_train_step(config, rebuild, mesh)
     shape = (config.batch_size, config.frames, config.crop, config.crop, 3)
     longer = (shape[0], shape[1] + sum(model.context), *shape[2:])
     rng = np.random.default_rng(0)

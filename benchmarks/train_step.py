@@ -5,8 +5,8 @@ weights, in channels-last order; its output is checked against ours before anyth
 JAX runs on a GPU so does the twin. torch comes with the extra ``benchmark``; without it, or without
 its CUDA beside JAX on a GPU, that part is left out and said to be.
 
-``--memory`` runs steps of a preset as ``train.py`` does, at its own batch, with the parts of it
-that the memory allows, and prints the most memory that the process ever had; on Linux.
+``--memory`` runs steps of a preset as ``train.py`` does and prints the most memory that the process
+ever had; on Linux.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Parser
 from jaxdeblur.shapes import Parameters
-from jaxdeblur.training.memory import available_memory, fit_to_memory
 from jaxdeblur.training.step import compile_train_step, from_bytes, initial_train_state
 
 GOAL_SCAN, GOAL_FORWARD, GOAL_TRAINING = 1.5, 0.77, 1.0
@@ -80,8 +79,6 @@ def memory_of_training(name: str, steps: int) -> None:
     mesh = devices.make_mesh(config.batch_size)
     everywhere, shared = devices.replicated(mesh), devices.clips_over(mesh)
     model = models.build(preset.network)
-    fitted = fit_to_memory(config, model, mesh, available_memory())
-    print(f"{name}: {fitted.describe()}", flush=True)
     rebuild, parameters = split(model)
     before, after = model.context
     shape = (config.batch_size, before + config.frames + after, config.crop, config.crop, 3)
@@ -89,7 +86,7 @@ def memory_of_training(name: str, steps: int) -> None:
     sharp = clips[:, before : before + config.frames]
     batch = jax.device_put({"blurred": clips, "sharp": sharp}, shared)
     state = jax.device_put(initial_train_state(config, parameters), everywhere)
-    step = compile_train_step(fitted.config, rebuild, mesh)
+    step = compile_train_step(config, rebuild, mesh)
     for number in range(1, steps + 1):
         began = time.perf_counter()
         state, metrics = jax.block_until_ready(step(state, batch))

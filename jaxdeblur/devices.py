@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import cache_folder
@@ -99,12 +102,17 @@ def check_same(number: int, what: str) -> None:
         raise UserError(f"the processes differ in the {what}: {', '.join(map(str, numbers))}")
 
 
-def least(number: int, what: str) -> int:
-    """The least of the processes' numbers, each below 2**31, in all of them."""
-    if jax.process_count() == 1:
-        return number
-    wait_for_all(what)
-    return int(multihost_utils.process_allgather(np.int32(number)).min())
+def largest_of_all(number: int) -> jax.Array:
+    """The largest of the processes' numbers; not waited for, like every other computation."""
+    mesh = mesh_of(jax.devices())
+    mine = np.full(jax.local_device_count(), number, np.int32)
+    numbers = jax.make_array_from_process_local_data(clips_over(mesh), mine)
+    return _largest(numbers, replicated(mesh))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _largest(numbers: Int[Array, " devices"], everywhere: NamedSharding) -> Int[Array, ""]:
+    return jax.lax.with_sharding_constraint(numbers.max(), everywhere)
 
 
 def cores() -> int:
@@ -135,47 +143,31 @@ def use_cores(batch_size: int, config: ClusterConfig = _ALONE, *, spare: bool = 
     if getattr(jax.config, "jax_num_cpu_devices", -1) > 0:  # set by the environment or a test
         return
     clips = batch_size // (config.num_processes or _processes_of_the_environment())
-    groups = [n for n in range(1, cores() // config.rows + 1) if clips and clips % n == 0]
+    groups = [n for n in range(1, cores() + 1) if clips and clips % n == 0]
     _spare = spare and clips == batch_size
-    jax.config.update("jax_num_cpu_devices", config.rows * max(groups, default=1) + _spare)
+    jax.config.update("jax_num_cpu_devices", max(groups, default=1) + _spare)
 
 
-def make_mesh(batch_size: int, rows: int = 1) -> Mesh:
-    """All devices as a mesh with the axes ``data`` (over clips) and ``rows`` (over rows of pixels).
-
-    All but a spare one (:func:`use_cores`).
+def make_mesh(batch_size: int) -> Mesh:
+    """All devices but a spare one (:func:`use_cores`) as a mesh with the axis ``data``.
 
     Raises:
-      UserError: the devices can't share the batch or the rows evenly.
+      UserError: the devices can't share the batch evenly.
     """
     present = jax.devices()
     if _spare and jax.default_backend() == "cpu":
         present = present[:-1]
-    devices = len(present)
-    if devices % rows:
-        raise UserError(f"--rows={rows} does not divide the number of devices, {devices}")
-    here = devices // jax.process_count()
-    if here % rows:  # each process reads whole clips
-        raise UserError(f"--rows={rows} does not divide the {here} devices of each process")
-    if batch_size % (devices // rows):
+    if batch_size % len(present):
         raise UserError(
-            f"--batch-size={batch_size} must be a multiple of {devices // rows}, "
-            f"since {devices} devices{f' in rows of {rows}' if rows > 1 else ''} share it"
+            f"--batch-size={batch_size} must be a multiple of the {len(present)} devices that "
+            "share it"
         )
-    return jax.make_mesh(
-        (devices // rows, rows),
-        ("data", "rows"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=present,
-    )
+    return mesh_of(present)
 
 
-def row_devices(rows: int) -> list[jax.Device]:
-    """The devices of this process over which restoration shares out the rows of a frame."""
-    devices = jax.local_devices()
-    if len(devices) < rows:
-        raise UserError(f"--rows={rows}: this process has {len(devices)} device(s)")
-    return devices[:rows]
+def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+    """These devices as a mesh with the axis ``data``, over which clips are spread."""
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -184,8 +176,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def clips_over(mesh: Mesh) -> NamedSharding:
-    """Clips ``B T H W 3``: the batch over ``data``, the rows of pixels over ``rows``."""
-    return NamedSharding(mesh, PartitionSpec("data", None, "rows"))
+    """Clips ``B T H W 3``: the batch over ``data``."""
+    return NamedSharding(mesh, PartitionSpec("data"))
 
 
 # Parameters of mallopt(3), from malloc.h of glibc.

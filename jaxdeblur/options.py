@@ -10,13 +10,14 @@ import argparse
 import dataclasses
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar, get_args, get_origin
 
 from jaxdeblur.errors import UserError
 
@@ -24,6 +25,54 @@ Config = TypeVar("Config")
 
 LARGEST = 2**40
 """No option is a larger whole number; what JAX counts with 32 bits is bounded by its config."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a field takes: ``steps: Annotated[int, Range(1)]``."""
+
+    least: int | float = -math.inf
+    most: int | float = math.inf
+    _: dataclasses.KW_ONLY
+    above: int | float = -math.inf
+    below: int | float = math.inf
+
+    def __contains__(self, value: int | float) -> bool:
+        return self.least <= value <= self.most and self.above < value < self.below
+
+    def __str__(self) -> str:
+        if math.isfinite(self.least) and math.isfinite(self.most):
+            return f"{self.least} to {self.most}"
+        bounds = {
+            f"{self.least} or more": self.least,
+            f"above {self.above}": self.above,
+            f"{self.most} or less": self.most,
+            f"below {self.below}": self.below,
+        }
+        return " and ".join(text for text, bound in bounds.items() if math.isfinite(bound))
+
+
+Count: TypeAlias = Annotated[int, Range(1)]
+Share: TypeAlias = Annotated[float, Range(0, 1)]
+
+
+def check_ranges(config: Any) -> None:
+    """Checks the fields of a config that have a :class:`Range`, and the items of such tuples.
+
+    Raises:
+      UserError: a number is out of its range; None is in every one.
+    """
+    for name, kind in typing.get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            for allowed in _ranges(kind):
+                if number is not None and number not in allowed:
+                    raise UserError(f"--{name.replace('_', '-')} is {allowed}, not {number}")
+
+
+def _ranges(kind: Any) -> list[Range]:
+    here = [note for note in getattr(kind, "__metadata__", ()) if isinstance(note, Range)]
+    return here + [found for part in get_args(kind) for found in _ranges(part)]
 
 
 class Time(float):
@@ -246,27 +295,22 @@ class ClusterConfig:
       coordinator: address of process 0, as host:port.
       num_processes: how many processes take part.
       process_id: which of them this is, from 0.
-      rows: over how many devices the rows of each frame are spread, for frames too large for one.
     """
 
     coordinator: str | None = None
-    num_processes: int | None = None
+    num_processes: Count | None = None
     process_id: int | None = None
-    rows: int = 1
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise UserError(f"--rows is a number of devices, 1 or more, not {self.rows}")
+        check_ranges(self)
         given = [self.coordinator, self.num_processes, self.process_id]
         if any(value is not None for value in given) and None in given:
             raise UserError("--coordinator, --num-processes and --process-id go together")
         if self.coordinator is not None and not re.fullmatch(r"\S+:\d{1,5}", self.coordinator):
             raise UserError(f"--coordinator is HOST:PORT of process 0, not {self.coordinator!r}")
-        if self.num_processes is not None and self.process_id is not None:
-            if self.num_processes < 1:
-                raise UserError(f"--num-processes is 1 or more, not {self.num_processes}")
-            if not 0 <= self.process_id < self.num_processes:
-                raise UserError(f"--process-id is 0 to {self.num_processes - 1}")
+        last = (self.num_processes or 1) - 1
+        if self.process_id is not None and self.process_id not in Range(0, last):
+            raise UserError(f"--process-id is {Range(0, last)}, not {self.process_id}")
 
 
 def add_extension_option(parser: argparse.ArgumentParser) -> None:

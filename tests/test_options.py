@@ -7,16 +7,20 @@ import dataclasses
 import random  # noqa: F401  # what an extension of this name must not replace
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import (
     LARGEST,
+    Count,
     Parser,
+    Range,
+    Share,
     Time,
     add_fields,
+    check_ranges,
     differing_fields,
     field_help,
     frame_size,
@@ -175,5 +179,43 @@ def test_an_extension_that_is_no_python_is_one_line(tmp_path: Path) -> None:
 
 
 def test_what_a_config_refuses_names_the_file() -> None:
-    with pytest.raises(UserError, match=r"^runs/a/config\.json: --steps is 1 or more, not 0$"):
+    with pytest.raises(
+        UserError, match=r"^runs/a/config\.json: --steps is 1 to 2147483646, not 0$"
+    ):
         from_json(TrainingConfig, {"steps": 0}, "runs/a/config.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+    least: Count = 1
+    both: Share = 0.5
+    open_ends: Annotated[float, Range(above=0, below=2)] = 1.0
+    most: Annotated[int, Range(most=3)] = 0
+    items: tuple[Annotated[int, Range(0)], ...] = ()
+    perhaps: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"least": 0}, "--least is 1 or more, not 0"),
+        ({"both": 1.5}, "--both is 0 to 1, not 1.5"),
+        ({"both": float("nan")}, "--both is 0 to 1, not nan"),
+        ({"least": float("inf")}, "--least is 1 or more, not inf"),
+        ({"open_ends": 0.0}, "--open-ends is above 0 and below 2, not 0.0"),
+        ({"open_ends": 2.0}, "--open-ends is above 0 and below 2, not 2.0"),
+        ({"most": 4}, "--most is 3 or less, not 4"),
+        ({"items": (3, -1)}, "--items is 0 or more, not -1"),
+        ({"perhaps": 0}, "--perhaps is 1 or more, not 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=f"^{said}$"):
+        Ranges(**fields)
+
+
+def test_the_ends_of_a_range_are_in_it() -> None:
+    Ranges(least=1, both=0.0, open_ends=1e-9, most=3, items=(0, 7), perhaps=None)

@@ -71,7 +71,6 @@ def main() -> None:
         if name == "memory":
             one.add_argument("--target", type=Path, default=memory.TARGET, help=memory.TARGET_HELP)
             one.add_argument("--size", type=frame_size, default="1280x720", help="of the stream")
-            one.add_argument("--gib", type=positive, help="of the GPU: the batch in parts that fit")
         if name == "scores":
             one.add_argument("--ckpt", required=True, help="run, file or name of weights")
     arguments = parser.parse_args()

@@ -30,7 +30,6 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import read_fields
 from jaxdeblur.restoration.placement import Compiled, stream_step
-from jaxdeblur.training.memory import SHARE_OF_GPU, fit_to_memory
 from jaxdeblur.training.step import (
     TrainingConfig,
     compile_train_step,
@@ -46,9 +45,6 @@ PEAK, SHARE = 989e12, 0.15
 """Of an H200 in bfloat16, FLOP/s without sparsity, and of that what is assumed to be reached: as
 many as docs/lab/scaling.md assumes in TF32."""
 
-BY_JAX = 0.75
-"""The share of a GPU's memory that JAX takes unless it is told otherwise."""
-
 
 def run(arguments: argparse.Namespace, report: Report) -> None:
     """The programs of a training and of a stream."""
@@ -56,16 +52,10 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     network, config = (
         read_fields(arguments, fields) for fields in (preset.network, preset.training)
     )
-    mesh = training.mesh_of(jax.devices()[0]) if arguments.rehearse else one_gpu(arguments.target)
+    mesh = devices.mesh_of(jax.devices()[:1]) if arguments.rehearse else one_gpu(arguments.target)
     model = models.build(network)
     gpu = report.found["for"] = mesh.devices.flat[0].device_kind
     print(f"{arguments.preset}, {network.dtype}, for {gpu}, jax {jax.__version__}")
-    if arguments.gib:
-        fitted = fit_to_memory(
-            config, model, mesh, int(SHARE_OF_GPU * BY_JAX * arguments.gib * 2**30)
-        )
-        config = fitted.config
-        print(fitted.describe())
     width, height = (48, 32) if arguments.rehearse else arguments.size
     clips = (config.batch_size, config.frames, config.crop, config.crop)
     of = f"{arguments.preset}, {network.dtype}"
@@ -107,7 +97,7 @@ def one_gpu(target: Path) -> Mesh:
             f"nothing compiles for {target} here: {why[0]} (python tests/install_extras.py "
             "installs JAX's CUDA plugin)"
         ) from error
-    return training.mesh_of(topology.devices[0])
+    return devices.mesh_of(topology.devices[:1])
 
 
 def training_step(

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from jax.sharding import AxisType, Mesh
 
 from benchmarks import quality
 from benchmarks.gpu_day.report import Report
@@ -46,7 +45,7 @@ RESERVED = 0.2
 # docs/lab/recipe.md, "On a lent GPU", says why.
 LIKE_ALL = {
     "frames": 5, "crop": 160, "steps": 60_000, "optimizer": "muon", "learning_rate": 7e-4,
-    "beta2": 0.99, "schedule": "cosine", "average": 0.999,
+    "beta2": 0.99, "schedule": "cosine", "average": 0.999, "recompute": False,
 }  # fmt: skip
 TRAININGS: dict[str, dict[str, dict[str, Any]]] = {
     "strcnn_dtb": {"training": {"batch_size": 16}},
@@ -86,7 +85,7 @@ def train(arguments: argparse.Namespace, report: Report) -> None:
     network: Any = read_fields(arguments, preset.network)
     config, data = read_fields(arguments, preset.training), read_fields(arguments, preset.data)
     rebuild, parameters = split(model := models.build(network))
-    mesh = mesh_of(jax.devices()[0])
+    mesh = devices.mesh_of(jax.devices()[:1])
     state = initial_train_state(config, parameters)
     file = arguments.resume or arguments.out / "state.safetensors"
     if file.exists():
@@ -122,12 +121,6 @@ def train(arguments: argparse.Namespace, report: Report) -> None:
         report.found["validation"] = Validation(data, rebuild)(best)
         report.left.remove("validation")
         print("validation", report.found["validation"])
-
-
-def mesh_of(device: Any) -> Mesh:
-    """The mesh of one device, as a training has it."""
-    axes = AxisType.Auto, AxisType.Auto
-    return Mesh(np.array([[device]]), ("data", "rows"), axis_types=axes)
 
 
 def rounds(

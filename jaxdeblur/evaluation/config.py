@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxdeblur.data.exposure import Exposure
 from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation.metrics import protocol
+from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.video.formats import MAX_PIXELS
 
 
@@ -47,12 +48,12 @@ class EvaluationConfig:
     light: Literal["linear", "stored"] | None = None
     sharp_input: bool = False
     single: bool = False
-    max_frames: int | None = None
-    max_pixels: int = MAX_PIXELS
+    max_frames: Count | None = None
+    max_pixels: Count = MAX_PIXELS
     protocol: str = "jaxdeblur"
     frames: bool = False
     explain: bool = False
-    report_megabytes: float = 32.0
+    report_megabytes: Annotated[float, Range(most=100_000, above=0)] = 32.0
 
     @property
     def exposure(self) -> Exposure | None:
@@ -62,13 +63,6 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         protocol(self.protocol)
-        if self.max_frames is not None and self.max_frames < 1:
-            raise UserError(f"--max-frames is 1 or more, not {self.max_frames}")
+        check_ranges(self)
         if self.single and self.explain:
             raise UserError("--explain shows what goes from frame to frame, and --single has none")
-        if self.max_pixels < 1:
-            raise UserError(f"--max-pixels is 1 or more, not {self.max_pixels}")
-        if not 0 < self.report_megabytes <= 1e5:
-            raise UserError(
-                f"--report-megabytes is above 0 and at most 100000, not {self.report_megabytes}"
-            )

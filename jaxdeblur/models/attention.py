@@ -11,9 +11,7 @@ equation. Every softmax is in float32 whatever the dtype of the features.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import logging
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -28,8 +26,6 @@ import kernels
 from jaxdeblur.models.fusion import Concat, Fusion
 from jaxdeblur.models.layers import LEAK, Conv, activation, normal
 from jaxdeblur.shapes import ClipFeatures, Features, Squeezed, SqueezedWindow
-
-_log = logging.getLogger(__name__)
 
 # Without TF32, which on a GPU would leave these sums three digits.
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -130,8 +126,8 @@ class FactorisedAttention(Fusion):
         5-6 in ``kernels``, where they need not write the maps A_s and A_p to memory.
 
     Attributes:
-      sharding: how batch and pixels are spread over a mesh, which a kernel must be told; None
-        where one device has them all. Set by ``Fsta.spread_over``.
+      sharding: how the batch is spread over a mesh, which a kernel must be told; None where one
+        device has it all. Set by ``Fsta.spread_over``.
     """
 
     sharding: kernels.Sharding | None
@@ -181,7 +177,7 @@ class FactorisedAttention(Fusion):
         if self.implementation == "einsum":
             maps = spatial_maps(self._spatial_logits(features))
             return FrameMemory(spatial_squeeze(maps, x), pooled)
-        squeezed = kernels.softmax_squeeze(x, _matrix(self.f_s), **self._run(x))
+        squeezed = kernels.softmax_squeeze(x, _matrix(self.f_s), **self._run)
         return FrameMemory(squeezed, pooled)
 
     def remember_part(self, features: ClipFeatures, inside: Bool[Array, "h w"]) -> PartialMemory:
@@ -208,7 +204,7 @@ class FactorisedAttention(Fusion):
             y = expand(self.pixel_maps(features), squeezed_window)
         else:
             weights, bias = _matrix(self.f_p), self._pixel_bias
-            y = kernels.softmax_expand(x, weights, bias, squeezed_window, **self._run(x))
+            y = kernels.softmax_expand(x, weights, bias, squeezed_window, **self._run)
         return y.reshape(features.shape)
 
     def spatial_maps(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
@@ -226,17 +222,10 @@ class FactorisedAttention(Fusion):
         """A_p of the current frame (eq. 5)."""
         return pixel_maps(self._pixel_logits(features))
 
-    def _run(self, x: Float[Array, "*batch P C"]) -> dict[str, Any]:
-        """What a call of a kernel on the pixels ``x`` is told."""
-        sharding = self.sharding
-        if sharding is not None and sharding.pixels is not None:
-            pixels, devices = x.shape[-2], sharding.mesh.shape["rows"]
-            if pixels % devices:
-                _log.info(
-                    "%d pixels do not divide over %d devices: each has them all", pixels, devices
-                )
-                sharding = dataclasses.replace(sharding, pixels=None)
-        return {"implementation": self.implementation, "sharding": sharding}
+    @property
+    def _run(self) -> dict[str, Any]:
+        """What a call of a kernel is told."""
+        return {"implementation": self.implementation, "sharding": self.sharding}
 
     # The logits are float32 whoever computes them, as in the kernels: rounded to bfloat16 they
     # would change the maps, and tiles would not give what the frame gives.

@@ -380,7 +380,7 @@ class Fsta(VideoRestorer):
         The compiler divides everything else by itself; a kernel that is told nothing would have
         all of the batch brought to every device. Call it where the train step rebuilds the model.
         """
-        sharding = kernels.Sharding(mesh, batch="data", pixels="rows")
+        sharding = kernels.Sharding(mesh, batch="data")
         for block in self.fusion:
             if isinstance(block.fusion, FactorisedAttention):
                 block.fusion.sharding = sharding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,6 +12,7 @@ from flax import nnx
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.attention import ConcatAttention, FactorisedAttention
 from jaxdeblur.models.fusion import Concat, Conv3d, Fusion, NonLocal
+from jaxdeblur.options import Count, Range, check_ranges
 
 Implementation = Literal["auto", "mosaic", "einsum"]
 
@@ -52,52 +53,46 @@ class FstaConfig:
       dtype: of the computation; parameters and output are float32.
     """
 
-    window: int = 5
+    window: Count = 5
     causal: bool = False
-    widths: tuple[int, ...] = (64, 96, 128)
-    growths: tuple[int, ...] = (32, 48, 64)
-    dense_layers: int = 4
-    encoder_blocks: tuple[int, ...] = (2, 2, 2)
-    decoder_blocks: tuple[int, ...] = (2, 2, 2)
+    widths: tuple[Count, ...] = (64, 96, 128)
+    growths: tuple[Count, ...] = (32, 48, 64)
+    dense_layers: Count = 4
+    encoder_blocks: tuple[Count, ...] = (2, 2, 2)
+    decoder_blocks: tuple[Count, ...] = (2, 2, 2)
     attention_levels: tuple[int, ...] = (0, 1, 2)
     fusion: str = "fsta"
-    spatial_maps: int = 16
-    temporal_maps: int = 8
-    temporal_kernel: int = 3
-    logit_gain: float = 1.0
+    spatial_maps: Count = 16
+    temporal_maps: Count = 8
+    temporal_kernel: Count = 3
+    logit_gain: Annotated[float, Range(above=0)] = 1.0
     squeeze: Literal["features", "energy"] = "features"
     merge: Literal["sum", "product"] = "sum"
     gated: bool = False
     key_frames: int | None = None
-    nonlocal_bytes: int = 2**30
+    nonlocal_bytes: Count = 2**30
     implementation: Implementation = "auto"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         def require(holds: bool, field: str, what: str) -> None:
             if not holds:
-                raise UserError(f"{field} must be {what}, not {getattr(self, field)!r}")
+                option = "--" + field.replace("_", "-")
+                raise UserError(f"{option} is {what}, not {getattr(self, field)!r}")
 
-        for field in ("window", "dense_layers", "spatial_maps", "temporal_maps", "nonlocal_bytes"):
-            require(getattr(self, field) >= 1, field, "1 or more")
+        check_ranges(self)
         if not self.causal and self.window % 2 == 0:
             raise UserError(
-                f"window must be odd, to have the current frame in its middle, or causal be true; "
+                f"--window is odd, to have the current frame in its middle, or --causal is given; "
                 f"not {self.window}"
             )
-        require(
-            self.temporal_kernel % 2 == 1 and self.temporal_kernel > 0, "temporal_kernel", "odd"
-        )
-        require(0 < self.logit_gain < float("inf"), "logit_gain", "above 0")
-        require(
-            len(self.widths) > 0 and min(self.widths) >= 1, "widths", "1 or more channels a level"
-        )
+        require(self.temporal_kernel % 2 == 1, "temporal_kernel", "odd")
+        require(len(self.widths) > 0, "widths", "a number of channels for each level")
         for field in ("growths", "encoder_blocks", "decoder_blocks"):
-            values = getattr(self, field)
             require(
-                len(values) == len(self.widths) and min(values) >= 1,
+                len(getattr(self, field)) == len(self.widths),
                 field,
-                f"{len(self.widths)} numbers from 1, one for each of widths",
+                f"{len(self.widths)} numbers, one for each of --widths",
             )
         require(
             set(self.attention_levels) <= set(range(len(self.widths)))

@@ -97,7 +97,7 @@ def network_to_json(network: Any) -> dict[str, Any]:
 
 
 def network_from_json(values: Any, where: str) -> Any:
-    """The config that ``network_to_json`` wrote, with this version or an earlier one.
+    """The config that ``network_to_json`` wrote.
 
     Raises:
       UserError: ``where`` has another kind, or what does not fit it.
@@ -108,21 +108,5 @@ def network_from_json(values: Any, where: str) -> Any:
             f"{where}: the network's kind is {kind!r}, not one of {', '.join(sorted(kinds()))}; if "
             "it is of an extension, name its file with --extension"
         )
-    config = kinds()[kind]
-    known = {field.name for field in dataclasses.fields(config)}
     fields = {name: value for name, value in values.items() if name != "kind"}
-    # What version 0.1 wrote besides. It had other ways of using several sizes, with other values.
-    several = fields.get("scales", [1]) != [1]
-    besides = {"scales": [1], "choose_scale": several, "share_levels": several}
-    besides |= {"coarse_width": 0, "coarse_blocks": 0}
-    for name in (name for name in besides if name in fields and name not in known):
-        if fields[name] != besides[name]:
-            raise UserError(
-                f"{where}: {name}={str(fields[name])[:40]} is of a chain of levels or of levels "
-                "with weights of their own, which version 0.1 restores"
-            )
-        del fields[name]
-    for name in ("spatial_kernel", "pixel_kernel"):  # version 0.2 wrote them; they are 1 now
-        if name not in known and fields.get(name) == 1:
-            del fields[name]
-    return from_json(config, fields, f"{where}: network")
+    return from_json(kinds()[kind], fields, f"{where}: network")

@@ -7,7 +7,7 @@ figure 4. What the paper leaves open, and how it is settled here, stands in docs
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxdeblur.models.blending import TemporalBlending
 from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.models.layers import Conv, ResidualBlock, activation, depth_to_space
 from jaxdeblur.models.restorer import VideoRestorer, replicate_ends
+from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame
 
 
@@ -52,34 +53,27 @@ class StrcnnConfig:
         them cell by cell (models/scale_choice.py).
     """
 
-    m: int = 2
-    width: int = 64
-    blocks: int = 5
+    m: Annotated[int, Range(0)] = 2
+    width: Annotated[int, Range(2)] = 64
+    blocks: Count = 5
     blending: Literal["none", "encoder", "middle", "decoder"] = "middle"
-    beta0: float = 0.5
+    beta0: Annotated[float, Range(above=0, below=1)] = 0.5
     distance: bool = False
     recurrent: bool = True
     feedback: Literal["side", "final"] = "side"
     first_step: Literal["copy", "zeros"] = "copy"
-    head_width: int = 64
+    head_width: Annotated[int, Range(0)] = 64
     residual: bool = False
     leak: float = 0.0
     dtype: str = "float32"
     scales: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
-        if self.m < 0:
-            raise UserError(f"m is a number of frames, 0 or more, not {self.m}")
-        if self.width < 2 or self.width % 2:
-            raise UserError(f"width is an even number of channels, 2 or more, not {self.width}")
-        if self.blocks < 1:
-            raise UserError(f"blocks is 1 or more, not {self.blocks}")
-        if not 0 < self.beta0 < 1:
-            raise UserError(f"beta0 is between 0 and 1, not {self.beta0}")
+        check_ranges(self)
+        if self.width % 2:
+            raise UserError(f"--width is an even number of channels, not {self.width}")
         if not self.recurrent and self.blending != "none":
             raise UserError("without recurrence (--no-recurrent) there is --blending=none only")
-        if self.head_width < 0:
-            raise UserError(f"head_width is 0 or more channels, not {self.head_width}")
 
 
 HalfFeatures: TypeAlias = Float[Array, "B h w C_half"]

@@ -14,7 +14,7 @@ from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.paths.restorer import PRESETS, PathRestorer
-from jaxdeblur.restoration.placement import choose_tiles, over_rows, step_memory
+from jaxdeblur.restoration.placement import choose_tiles, device_of, step_memory
 from jaxdeblur.restoration.stream import Stream, described, restore_frames
 from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
 from jaxdeblur.shapes import PixelClip, Pixels
@@ -49,7 +49,6 @@ class Deblurrer:
         tile: str = "auto",
         device: str | jax.Device | None = None,
         dtype: str | None = None,
-        rows: int = 1,
         duty: float | None = None,
         light: str | None = None,
     ):
@@ -66,8 +65,6 @@ class Deblurrer:
           duty: for blur paths, the share of the time between frames that the shutter was open,
             above 0 and up to 1; None finds it.
           light: for blur paths, "stored" or "linear", what the camera averaged; None finds it.
-          rows: over how many devices the rows of each frame are shared out, for frames too large
-            for one; then there are no tiles.
 
         Raises:
           UserError: there are no such weights, or an argument is out of its range.
@@ -91,13 +88,6 @@ class Deblurrer:
                 self.source += f" ({loaded.preset})"
         if duty is not None or light is not None:
             self.model = _with_shutter(self.model, duty, light)
-        self._rows = rows
-        if rows > 1:
-            if tile not in ("auto", "none") or device is not None:
-                raise UserError(
-                    "--rows takes whole frames on JAX's first devices: no --tile, --device"
-                )
-            self.model = over_rows(self.model, devices.row_devices(rows))
         if device is not None:
             chosen = find_device(device) if isinstance(device, str) else device
             graph, state = nnx.split(self.model)
@@ -106,9 +96,8 @@ class Deblurrer:
 
     @property
     def device(self) -> str:
-        """What computes, in words; of several devices the first."""
-        held = jax.tree.leaves(nnx.state(self.model))[0].devices()
-        return devices.described(min(held, key=lambda device: device.id))
+        """What computes, in words."""
+        return devices.described(device_of(nnx.state(self.model)))
 
     def __call__(self, clip: PixelClip) -> PixelClip:
         """Restores all frames of a clip, at the memory of a stream.
@@ -159,12 +148,8 @@ class Deblurrer:
     def compile(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
         """Compiles for frames of a size and layout; gives their tiles, as ``tiles``."""
         tiles = self.tiles(height, width, layout)
-        if self._rows > 1:  # by a frame: how its arrays lie on the devices, the stream knows
-            shapes = layout.plane_shapes(height, width)
-            black = tuple(np.zeros(shape, layout.dtype) for shape in shapes)
-            self.open_stream(height, width, layout).push(black)
         # To choose tiles is to compile: what is chosen is what the compiler says that fits.
-        elif self._tile != "auto":
+        if self._tile != "auto":
             step_memory(self.model, height, width, layout=layout, tiles=tiles)
         return tiles
 
@@ -175,8 +160,6 @@ class Deblurrer:
 
     def tiles(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
         """The tiles in which frames of a size are restored; None for the whole frame at once."""
-        if self._rows > 1:
-            return None
         if self._tile != "auto":
             return parse_tiles(self._tile)
         key = (height, width, layout)

@@ -12,10 +12,10 @@ import glob
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.options import Time, frame_size
+from jaxdeblur.options import Count, Range, Share, Time, check_ranges, frame_size
 from jaxdeblur.video.formats import (
     CAMERA,
     CONTAINERS,
@@ -58,13 +58,13 @@ class DeblurConfig:
       quiet: print errors only.
     """
 
-    strength: float = 1.0
-    start: Time = _BEGINNING
-    end: Time | None = None
-    duration: Time | None = None
+    strength: Share = 1.0
+    start: Annotated[Time, Range(0, below=10**9)] = _BEGINNING
+    end: Annotated[Time, Range(above=0, below=10**9)] | None = None
+    duration: Annotated[Time, Range(above=0, below=10**9)] | None = None
     codec: str | None = None
-    crf: int | None = None
-    fps: float | None = None
+    crf: Annotated[int, Range(0, 63)] | None = None
+    fps: Annotated[float, Range(0.01, 10_000)] | None = None
     size: str | None = None
     show: bool = False
     single: bool = False
@@ -72,28 +72,17 @@ class DeblurConfig:
     duty: float | None = None
     light: Literal["stored", "linear"] | None = None
     tile: str = "auto"
-    max_pixels: int = MAX_PIXELS
+    max_pixels: Count = MAX_PIXELS
     skip_done: bool = False
     overwrite: bool = False
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 1:
-            raise UserError(f"--strength is between 0 and 1, not {self.strength:g}")
-        if not 0 <= self.start < 1e9:
-            raise UserError(f"--start is a time in seconds, 0 or more, not {self.start:g}")
-        if self.duration is not None and not 0 < self.duration < 1e9:
-            raise UserError(f"--duration is a time in seconds, over 0, not {self.duration:g}")
+        check_ranges(self)
         if self.end is not None and self.duration is not None:
             raise UserError("--end and --duration say the same; give one of them")
-        if self.end is not None and not self.start < self.end < 1e9:
+        if self.end is not None and not self.start < self.end:
             raise UserError(f"--end is a time after --start={self.start:g}, not {self.end:g}")
-        if self.crf is not None and not 0 <= self.crf <= 63:
-            raise UserError(f"--crf is 0 (best) to 63, not {self.crf}")
-        if self.fps is not None and not 0.01 <= self.fps <= 10000:
-            raise UserError(f"--fps is frames a second, not {self.fps:g}")
-        if self.max_pixels < 1:
-            raise UserError(f"--max-pixels is a number of pixels, not {self.max_pixels}")
         self.raw_size  # noqa: B018  # complains if it is not a size
 
     @property

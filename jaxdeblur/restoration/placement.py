@@ -1,4 +1,4 @@
-"""A stream's step as it is compiled: whole, in tiles, or over the rows of several devices.
+"""A stream's step as it is compiled: whole or in tiles.
 
 And which of these a frame needs: the memory that a step takes is what the compiler says.
 """
@@ -6,25 +6,22 @@ And which of these a frame needs: the memory that a step takes is what the compi
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.restoration.tiling import TileGrid, halo_of, pixel_axes
-from jaxdeblur.shapes import DevicePlane, Plane
+from jaxdeblur.restoration.tiling import TileGrid, halo_of
+from jaxdeblur.shapes import DevicePlane
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
 Graph: TypeAlias = Any
@@ -34,73 +31,12 @@ ModelState: TypeAlias = Any
 """A model's parameters, as ``nnx.split`` gives them."""
 
 
-def over_rows(model: VideoRestorer, devices: Sequence[jax.Device]) -> VideoRestorer:
-    """The same model on several devices, which share the rows of each frame between them.
-
-    For frames too large for one device: a :class:`Stream` of the result keeps on each device only
-    its rows of frames, features and state. The compiler lets them exchange the rows at their
-    borders that convolutions read.
-    """
-    # The axes of a mesh to train over, which the kernels of a network are told (``spread_over``).
-    axis_types = AxisType.Auto, AxisType.Auto
-    mesh = Mesh(np.array(devices)[None], ("data", "rows"), axis_types=axis_types)
-    graph, state = nnx.split(model)
-    return nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, PartitionSpec())))
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """How arrays are shared out by rows over the devices of ``mesh``."""
-
-    mesh: Mesh
-    axes: tuple[int | None, ...]
-    """For each array of the state, which of its dimensions are the frame's rows."""
-
-    @property
-    def everywhere(self) -> NamedSharding:
-        """The same on every device."""
-        return NamedSharding(self.mesh, PartitionSpec())
-
-    def of_plane(self, plane: Plane) -> NamedSharding:
-        """A plane ``H W ...`` by its rows, if they divide."""
-        return self._along(0, plane.shape)
-
-    def of_state(self, state: State) -> Any:
-        """The sharding of each array of the state, as a tree like it."""
-        leaves, tree = jax.tree.flatten(state)
-        pairs = zip(self.axes, leaves, strict=True)
-        return jax.tree.unflatten(tree, [self._along(axis, leaf.shape) for axis, leaf in pairs])
-
-    def _along(self, axis: int | None, shape: tuple[int, ...]) -> NamedSharding:
-        if axis is None or shape[axis] % self.mesh.size:
-            return self.everywhere
-        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "rows"))
-
-
-def rows_of(parameters: ModelState, model: VideoRestorer, height: int, width: int) -> Rows | None:
-    """How frames are shared out if ``over_rows`` made the model, else None."""
-    leaves = jax.tree.leaves(parameters)
-    sharding = leaves[0].sharding if leaves else None
-    if not isinstance(sharding, NamedSharding):
-        return None
-    mesh = cast(Mesh, sharding.mesh)
-    if mesh.axis_names != ("data", "rows") or mesh.shape["data"] > 1:
-        return None
-    if height % mesh.size:
-        raise UserError(f"--rows={mesh.size} does not divide the {height} rows of a frame")
-    size = model.round_up(height), model.round_up(width)
-    state = jax.eval_shape(lambda: model.initial_state(1, height, width))
-    axes = pixel_axes(model, state, *size)
-    return Rows(mesh, tuple(None if pair is None else pair[0].dimension for pair in axes))
-
-
 class Compiled(NamedTuple):
     """What a step is compiled for, beside the size of the frame."""
 
     graph: Graph
     layout: PixelLayout
     tiles: TileGrid | None
-    rows: Rows | None
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -124,12 +60,8 @@ def stream_step(
       strength: the share of the change that is added.
     """
     model: VideoRestorer = nnx.merge(what.graph, parameters)
-    if what.rows is not None:
-        model.spread_over(what.rows.mesh)
     step = model.step if what.tiles is None else functools.partial(what.tiles.step, model)
     state, restored = step(state, what.layout.to_rgb(planes)[None], repeated)
-    if what.rows is not None:  # the next step takes the state as this one did
-        state = jax.lax.with_sharding_constraint(state, what.rows.of_state(state))
     change = jnp.clip(restored[0], 0, 1) - what.layout.to_rgb(due)
     return state, what.layout.add(due, strength * change)
 
@@ -196,7 +128,7 @@ def step_memory(
     )
     planes = tuple(here(shape, layout.dtype) for shape in layout.plane_shapes(height, width))
     strength = here((), jnp.float32)
-    what = Compiled(graph, layout, tiles, None)
+    what = Compiled(graph, layout, tiles)
     lowered = stream_step.lower(what, parameters, state, planes, False, planes, strength)
     # A stream's calls of stream_step with these shapes use what is compiled here.
     memory: Any = lowered.compile().memory_analysis()

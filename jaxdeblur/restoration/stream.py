@@ -28,7 +28,6 @@ from jaxdeblur.restoration.placement import (
     Graph,
     ModelState,
     device_of,
-    rows_of,
     stream_step,
 )
 from jaxdeblur.restoration.tiling import TileGrid
@@ -130,22 +129,18 @@ class Stream:
           tiles: restores each frame in these tiles, which takes less memory; None for all at once.
         """
         graph, self._parameters = nnx.split(model)
-        rows = rows_of(self._parameters, model, height, width)
-        self._what = Compiled(graph, layout, tiles, rows)
+        self._what = Compiled(graph, layout, tiles)
         self._size = (height, width)
         self._lookahead = model.lookahead
         self._model = model
         # Everything lives where the parameters do, so that the step runs there.
-        device = device_of(self._parameters)
-        with jax.default_device(device):
+        self._device = device_of(self._parameters)
+        with jax.default_device(self._device):
             state = _initial_state(model, height, width)
-        self._places: Any = device
         # Committed to their place, as what a step gives back: for anything else the first step, the
         # second and the one of ``step_memory`` would be three programs.
-        self._state = jax.device_put(state, device if rows is None else rows.of_state(state))
-        self._strength = jax.device_put(
-            jnp.float32(strength), device if rows is None else rows.everywhere
-        )
+        self._state = jax.device_put(state, self._device)
+        self._strength = jax.device_put(jnp.float32(strength), self._device)
         # The frames whose results are due: what changes is added to them.
         self._waiting: deque[tuple[DevicePlane, ...]] = deque()
         self._steps = 0
@@ -179,9 +174,7 @@ class Stream:
             given += f" and {len(planes) - 3} more" if len(planes) > 3 else ""
             raise UserError(f"a frame of this stream is {right} in {layout.dtype}, not {given}")
         # Copied, since on a CPU the device may use the caller's memory, and a camera its own again.
-        rows = self._what.rows
-        places = self._places if rows is None else tuple(map(rows.of_plane, planes))
-        on_device = jax.device_put(tuple(map(np.array, planes)), places)
+        on_device = jax.device_put(tuple(map(np.array, planes)), self._device)
         if self._ended:
             raise ValueError("the stream was flushed; begin another one")
         self._waiting.append(on_device)

@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,15 @@ from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice, gates
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.options import ClusterConfig, Parser, add_fields, read_fields
+from jaxdeblur.options import (
+    ClusterConfig,
+    Count,
+    Parser,
+    Range,
+    add_fields,
+    check_ranges,
+    read_fields,
+)
 from jaxdeblur.shapes import Clip, Parameters
 from jaxdeblur.training.loop import global_batches
 from jaxdeblur.training.step import from_bytes
@@ -70,27 +78,18 @@ class FitConfig:
       seed: of clips, parameters and steps.
     """
 
-    clips: int = 2000
-    frames: int = 4
-    crop: int = 256
-    steps: int = 4000
-    batch_size: int = 12
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.03
+    clips: Count = 2000
+    frames: Count = 4
+    crop: Count = 256
+    steps: Count = 4000
+    batch_size: Count = 12
+    learning_rate: Annotated[float, Range(above=0, below=1)] = 2e-3
+    weight_decay: Annotated[float, Range(0, below=1)] = 0.03
     loss: Literal["charbonnier", "log_mse"] = "charbonnier"
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
-        for name in ("clips", "frames", "steps", "batch_size", "crop"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise UserError(f"--{option} is 1 or more, not {getattr(self, name)}")
-        if not 0 < self.learning_rate < 1:
-            raise UserError(f"--learning-rate is between 0 and 1, not {self.learning_rate}")
-        if not 0 <= self.weight_decay < 1:
-            raise UserError(f"--weight-decay is from 0 to below 1, not {self.weight_decay}")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed is from 0 to 2**32 - 1, not {self.seed}")
+        check_ranges(self)
 
 
 class Sample(NamedTuple):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import collections
 import signal
-import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxdeblur import devices
@@ -60,11 +57,6 @@ class NonFiniteError(Exception):
 # A step's result is looked at this many steps later, so that the device never waits for the host.
 _LAG = 2
 
-# Agreeing on whether to stop takes a round over the network and waits for the device, so not after
-# every step; but a job that is to end has 30 s on many clusters.
-_SECONDS_BETWEEN_AGREEMENTS = 2.0
-_MOST_STEPS_BETWEEN_AGREEMENTS = 100
-
 Result = TypeVar("Result")
 
 
@@ -93,14 +85,14 @@ def run_steps(
         watcher.step(step, metrics)
 
     first = int(state.step)
-    with _StopSignals(first) as stop:
+    with _StopSignals() as stop:
         for step in range(first + 1, config.steps + 1):
             batch = next(batches)
             state, metrics = step_function(state, batch)
             pending.append((step, metrics, batch))
             if len(pending) > _LAG:
                 look_at_oldest()
-            stop_by = stop.asked(step)
+            stop_by = stop.asked()
             last = step == config.steps
             validating = (
                 bool(validate)
@@ -119,7 +111,7 @@ def run_steps(
                 if scores is not None:
                     watcher.validated(step, scores)
                 elif jax.process_count() == 1:
-                    stop_by = stop.asked(step)
+                    stop_by = stop.asked()
                     saver.save(state)  # one of this step is kept
             if stop_by is not None and not last:
                 raise Stopped(step, stop_by)
@@ -132,12 +124,11 @@ class _StopSignals:
     A second ctrl-C ends it at once. Of several processes, all stop after the same step.
     """
 
-    def __init__(self, first: int) -> None:
+    def __init__(self) -> None:
         self._came: signal.Signals | None = None
         self._may_cut_short = False
         self._before: dict[signal.Signals, Any] = {}
-        self._agreed_at, self._agreed_when = first, time.monotonic()
-        self._agree_next = first + 1
+        self._told: jax.Array | None = None
 
     def __enter__(self) -> _StopSignals:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last of a terminal that is gone
@@ -158,21 +149,14 @@ class _StopSignals:
         for number, before in self._before.items():
             signal.signal(number, before)
 
-    def asked(self, step: int) -> signal.Signals | None:
-        """Whether to stop after ``step``, and by which signal; the same in all processes."""
+    def asked(self) -> signal.Signals | None:
+        """By which signal to stop after this step, if any; the same in all processes."""
         if jax.process_count() == 1:
             return self._came
-        if step < self._agree_next:
-            return None
-        now = time.monotonic()
-        mine = np.array([self._came or 0, 1e3 * (now - self._agreed_when)], np.int32)
-        signals, waited = multihost_utils.process_allgather(mine).T
-        # All compute the next step to agree at from the same numbers, those of the slowest.
-        pace = (step - self._agreed_at) / max(int(waited.max()), 1) * 1e3
-        steps = int(pace * _SECONDS_BETWEEN_AGREEMENTS)
-        self._agree_next = step + min(max(steps, 1), _MOST_STEPS_BETWEEN_AGREEMENTS)
-        self._agreed_at, self._agreed_when = step, now
-        return signal.Signals(int(signals.max())) if signals.any() else None
+        # What the processes told one another after the step before: it has arrived by now, so
+        # asking delays no step.
+        told, self._told = self._told, devices.largest_of_all(self._came or 0)
+        return signal.Signals(int(told)) if told is not None and int(told) else None
 
     def unless_stopped(self, work: Callable[[], Result]) -> Result | None:
         """Does what can be dropped: the first signal cuts it short, and None comes back."""

@@ -17,14 +17,17 @@ from jaxdeblur.data.device_batches import batches_on_device
 from jaxdeblur.errors import UserError, tell
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import count, split
-from jaxdeblur.options import ClusterConfig
 from jaxdeblur.shapes import Batch
 from jaxdeblur.training.failure import save_failure
 from jaxdeblur.training.loop import NonFiniteError, global_batches, run_steps
-from jaxdeblur.training.memory import available_memory, fit_to_memory
 from jaxdeblur.training.progress import RunWatcher, how_to_score
 from jaxdeblur.training.run_folder import Run, RunCheckpoints, check_folder, make_folder
-from jaxdeblur.training.step import TrainState, compile_train_step, initial_train_state
+from jaxdeblur.training.step import (
+    TrainState,
+    compile_train_step,
+    initial_train_state,
+    micro_batch_count,
+)
 from jaxdeblur.training.validation import Validation
 from jaxdeblur.weights.start import starting_parameters
 
@@ -33,7 +36,6 @@ def train(
     run: Run,
     folder: Path,
     *,
-    processes: ClusterConfig,
     resume: bool = False,
     overwrite: bool = False,
     on_cores: str | None = None,
@@ -46,7 +48,6 @@ def train(
       run: preset, network, training, data and, of a new run, where its first parameters are: a run
         folder or weights, of these or other scales (``starting_parameters``).
       folder: of the run; new, or one that ``resume`` or ``overwrite`` allow.
-      processes: how the devices are used.
       resume: goes on from the newest checkpoint that can be read.
       overwrite: replaces the run in the folder.
       on_cores: the preset to name where this run would take days for want of a GPU.
@@ -59,10 +60,9 @@ def train(
         raise UserError("--dtype=float16: most gradients are too small for it; bfloat16 holds them")
     check_folder(run, folder, resume=resume, overwrite=overwrite)
     config = run.training
-    if config.crop % processes.rows:
-        raise UserError(f"--rows={processes.rows} does not divide the {config.crop} rows of --crop")
-    mesh = devices.make_mesh(config.batch_size, processes.rows)
+    mesh = devices.make_mesh(config.batch_size)
     model = registry.build(run.network, config.seed)
+    micro_batch_count(config, model, mesh)  # complains before the folder is made
     rebuild, parameters = split(model)
     has_begun = resume and bool(RunCheckpoints(folder).steps())
     if has_begun:
@@ -99,23 +99,19 @@ def train(
                 f"{run.preset} is made for a GPU; --model={on_cores} is for CPU cores. How long it "
                 "takes here is said after the second step."
             )
-        fitted = fit_to_memory(config, model, mesh, available_memory())
-        _say(fitted.describe())
         checkpoints.go_on_after(first)
         if not has_begun and run.start_from is not None:  # whatever becomes of what that names
             checkpoints.save(state)
         watcher = RunWatcher(folder, config, first, validation, on_cores)
         resources.callback(watcher.close)
-        step = compile_train_step(fitted.config, rebuild, mesh)
+        step = compile_train_step(config, rebuild, mesh)
         try:
             state = run_steps(
                 state, feed, step, config, saver=checkpoints, watcher=watcher, validate=validation
             )
         except NonFiniteError as error:
             path = save_failure(folder, error)
-            raise UserError(
-                f"{error}; the batch is in {path}: look at it with python train.py --replay={path}"
-            ) from error
+            raise UserError(f"{error}; the batch and the parameters are in {path}") from error
         watcher.done()
         return state
 

@@ -22,7 +22,7 @@ from jaxdeblur.models.registry import network_from_json, network_to_json
 from jaxdeblur.options import differing_fields, from_json
 from jaxdeblur.training.progress import TENSORBOARD_NAME
 from jaxdeblur.training.step import TrainingConfig, TrainState, best_parameters
-from jaxdeblur.weights.checkpoints import CHECKPOINTS_NAME, Checkpoints, abstract_array, digest
+from jaxdeblur.weights.checkpoints import CHECKPOINTS_NAME, Checkpoints, abstract_array
 from jaxdeblur.weights.load import CONFIG_NAME, read_config
 
 _STATE = "state"
@@ -58,16 +58,13 @@ class Run:
         """Reads ``config.json``; :class:`UserError` names the file and what is wrong in it."""
         path = folder / CONFIG_NAME
         values = read_config(folder)
-        start_from = values.get("start_from")  # not in the runs of earlier versions
+        start_from = values.get("start_from")
         if not isinstance(start_from, str | None):
             raise UserError(f"{path}: start_from is a run folder, weights or null")
-        training = values["training"]
-        if isinstance(training, dict):  # earlier versions could train a part of a network
-            training = {k: v for k, v in training.items() if (k, v) != ("train_only", "")}
         return Run(
             preset=values["preset"],
             network=network_from_json(values["network"], str(path)),
-            training=from_json(TrainingConfig, training, f"{path}: training"),
+            training=from_json(TrainingConfig, values["training"], f"{path}: training"),
             data=read_data_config(values["data"], f"{path}: data"),
             start_from=start_from,
         )
@@ -82,12 +79,8 @@ class RunCheckpoints(Checkpoints):
         Raises:
           UserError: it cannot be written, or the one before, of which that is known only now.
         """
-        weights = best_parameters(state)
-        self.save_items(
-            int(state.step),
-            {_STATE: state._asdict(), "weights": weights},
-            {_STATE: state_digest(state), "weights": digest(weights)},
-        )
+        items = {_STATE: state._asdict(), "weights": best_parameters(state)}
+        self.save_items(int(state.step), items)
 
     def restore_state(self, template: TrainState, sharding: Sharding) -> TrainState | None:
         """The newest state that can be read whole, or None if there is no checkpoint at all.
@@ -95,13 +88,8 @@ class RunCheckpoints(Checkpoints):
         Damaged checkpoints are skipped with a warning.
         """
         abstract = jax.tree.map(lambda a: abstract_array(a, sharding), template._asdict())
-        found = self.restore_item(_STATE, abstract, lambda item: state_digest(TrainState(**item)))
+        found = self.restore_item(_STATE, abstract)
         return found and TrainState(**found[1])
-
-
-def state_digest(state: TrainState) -> str:
-    """The digest of every array of a state, each by where it stands in it."""
-    return digest({jax.tree_util.keystr(path): a for path, a in jax.tree.leaves_with_path(state)})
 
 
 def check_same_network(ours: Any, theirs: Any, where: str) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,10 @@ from optax import contrib
 
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.parameters import is_statistic
+from jaxdeblur.models.parameters import is_statistic, split
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Batch, Clip, Parameters
-from jaxdeblur.training.perceptual import perceptual_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,67 +50,45 @@ class TrainingConfig:
       clip_norm: largest norm of the gradient; larger ones are scaled down.
       loss: mse and charbonnier weigh every pixel alike; log_mse is the mean over clips of log(MSE),
         that is PSNR, so that hopelessly blurred clips do not outweigh all others.
-      vgg19: a file with weights of VGG19 (torchvision's names), whose features the loss compares
-        too, as STFAN's authors do; without it the loss is as above.
       average: decay of the moving average of the parameters that is validated and
         saved; 0 for none.
-      micro_batch: clips whose gradients are computed at once, over all devices, and then summed
-        over the batch: less memory, the same step. 0 chooses by the memory there is.
+      micro_batch: clips whose gradients a device computes at once, and then sums over its share of
+        the batch: less memory, the same step. 0 is the whole share, and on a CPU, where several at
+        once are no faster, one clip.
       recompute: the backward pass computes again what lies within each step of a recurrence: a
-        third more work, a fraction of the memory. auto chooses by the memory there is.
+        third more work, half of the memory or less.
       seed: of the parameters and the order of the data.
       validate_every: steps between validations; 0 for none.
       save_every: steps between checkpoints; the last step is always saved.
       keep: checkpoints kept.
     """
 
-    steps: int = 400_000
-    batch_size: int = 8
-    frames: int = 13
-    crop: int = 128
+    steps: Annotated[int, Range(1, 2**31 - 2)] = 400_000
+    batch_size: Annotated[int, Range(1, 2**16)] = 8
+    frames: Count = 13
+    crop: Annotated[int, Range(16)] = 128
     optimizer: Literal["adam", "muon"] = "adam"
-    learning_rate: float = 1e-4
-    muon_rms: float = 0.4
-    beta2: float = 0.999
+    learning_rate: Annotated[float, Range(above=0)] = 1e-4
+    muon_rms: Annotated[float, Range(above=0)] = 0.4
+    beta2: Annotated[float, Range(0, below=1)] = 0.999
     rates: tuple[str, ...] = ()
-    weight_decay: float = 0.0
-    warmup: int = 100
+    weight_decay: Annotated[float, Range(0)] = 0.0
+    warmup: Annotated[int, Range(0)] = 100
     schedule: Literal["cosine", "halve", "constant"] = "cosine"
-    halve_every: int = 800_000
-    clip_norm: float = 1.0
+    halve_every: Count = 800_000
+    clip_norm: Annotated[float, Range(above=0)] = 1.0
     loss: Literal["mse", "charbonnier", "log_mse"] = "charbonnier"
-    vgg19: str = ""
-    average: float = 0.0
-    micro_batch: int = 0
-    recompute: Literal["auto", "always", "never"] = "auto"
-    seed: int = 0
-    validate_every: int = 1000
-    save_every: int = 1000
-    keep: int = 3
+    average: Annotated[float, Range(0, below=1)] = 0.0
+    micro_batch: Annotated[int, Range(0)] = 0
+    recompute: bool = False
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    validate_every: Annotated[int, Range(0)] = 1000
+    save_every: Count = 1000
+    keep: Count = 3
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "frames", "halve_every", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{_option(name)} is 1 or more, not {getattr(self, name)}")
-        if self.crop < 16:
-            raise UserError(f"--crop is 16 pixels or more, not {self.crop}")
-        for name, most in {"steps": 2**31 - 2, "seed": 2**31 - 1, "batch_size": 2**16}.items():
-            if getattr(self, name) > most:
-                raise UserError(f"{_option(name)} is {most} or less, not {getattr(self, name)}")
-        for name in ("warmup", "validate_every", "weight_decay", "seed", "micro_batch"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{_option(name)} is 0 or more, not {getattr(self, name)}")
-        for name in ("learning_rate", "muon_rms", "clip_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"{_option(name)} is above 0, not {getattr(self, name)}")
-        if self.micro_batch and self.batch_size % self.micro_batch:
-            raise UserError(
-                f"--micro-batch={self.micro_batch} does not divide --batch-size={self.batch_size}"
-            )
+        check_ranges(self)
         rate_factors(self.rates)
-        for name in ("average", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{_option(name)} is from 0 to below 1, not {getattr(self, name)}")
 
 
 def rate_factors(rates: tuple[str, ...]) -> dict[str, float]:
@@ -122,10 +100,6 @@ def rate_factors(rates: tuple[str, ...]) -> dict[str, float]:
             raise UserError(f"--rates: {rate!r} is not NAME=FACTOR, as beta_logit=30")
         factors[name] = float(factor)
     return factors
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 # The loss.
@@ -146,28 +120,20 @@ def clip_loss(
 
 
 def model_loss(
-    model: VideoRestorer,
-    batch: Batch,
-    kind: Literal["mse", "charbonnier", "log_mse"],
-    vgg19: str = "",
+    model: VideoRestorer, batch: Batch, kind: Literal["mse", "charbonnier", "log_mse"]
 ) -> Float[Array, ""]:
     """The sum over the model's outputs of the loss against what each should be."""
-    return loss_and_statistics(model, batch, kind, vgg19)[0]
+    return loss_and_statistics(model, batch, kind)[0]
 
 
 def loss_and_statistics(
-    model: VideoRestorer,
-    batch: Batch,
-    kind: Literal["mse", "charbonnier", "log_mse"],
-    vgg19: str = "",
+    model: VideoRestorer, batch: Batch, kind: Literal["mse", "charbonnier", "log_mse"]
 ) -> tuple[Float[Array, ""], Parameters]:
     """The same, with the new values of the model's running statistics."""
     outputs = model.training_outputs(from_bytes(batch["blurred"]), from_bytes(batch["sharp"]))
     total = jnp.float32(0)
     for restored, target in zip(outputs.restored, outputs.targets, strict=True):
         total += clip_loss(restored, target, kind)
-        if vgg19:
-            total += perceptual_error(restored, target, vgg19)
     return total, outputs.statistics
 
 
@@ -276,26 +242,32 @@ def train_step(
     *,
     config: TrainingConfig,
     rebuild: Callable[[Parameters], VideoRestorer],
+    parts: int = 1,
     shares: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One pure step: gradient of the loss, update, moving average.
 
-    The batch lies over ``shares`` devices, which each take their part of every micro-batch.
+    Args:
+      state: before the step.
+      batch: ``blurred`` and ``sharp`` clips, 0 to 255.
+      config: of the training.
+      rebuild: makes the network of its parameters.
+      parts: the micro-batches that the batch is taken in (:func:`micro_batch_count`).
+      shares: the devices that the batch lies over, which each take their part of every micro-batch.
     """
 
     trained = trained_parameters(state.parameters)
 
     def loss_of(trained: Parameters, clips: Batch) -> tuple[Float[Array, ""], Parameters]:
         model = rebuild(state.parameters | trained)
-        if config.recompute == "always":
+        if config.recompute:
             model.save_memory()
-        loss, statistics = loss_and_statistics(model, clips, config.loss, config.vgg19)
+        loss, statistics = loss_and_statistics(model, clips, config.loss)
         if config.weight_decay:
             loss += config.weight_decay * half_squares(trained)
         return loss, statistics
 
     value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
-    parts = config.batch_size // config.micro_batch if config.micro_batch else 1
     if parts == 1:
         (loss, statistics), gradients = value_and_grad(trained, batch)
     else:
@@ -343,6 +315,26 @@ def micro_batches(batch: Batch, parts: int, shares: int) -> Batch:
     )
 
 
+def micro_batch_count(config: TrainingConfig, model: VideoRestorer, mesh: Mesh) -> int:
+    """How many micro-batches a step of ``config`` takes its batch in.
+
+    Raises:
+      UserError: they are not of one size, or the network normalises by its whole batch.
+    """
+    share = config.batch_size // mesh.size
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    whole = not model.clips_are_independent or any(map(is_statistic, split(model)[1]))
+    at_once = config.micro_batch or (1 if on_cpu and not whole else share)
+    if share % at_once:
+        raise UserError(
+            f"--micro-batch={at_once} does not divide the {share} clips that each of {mesh.size} "
+            "devices has of a batch"
+        )
+    if whole and at_once < share:
+        raise UserError(f"--micro-batch={at_once}: this network normalises by its whole batch")
+    return share // at_once
+
+
 def compile_train_step(
     config: TrainingConfig, rebuild: Callable[[Parameters], VideoRestorer], mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -355,8 +347,10 @@ def compile_train_step(
         return model
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        shares = mesh.shape["data"]
-        return train_step(state, batch, config=config, rebuild=rebuild_here, shares=shares)
+        parts = micro_batch_count(config, rebuild(state.parameters), mesh)
+        return train_step(
+            state, batch, config=config, rebuild=rebuild_here, parts=parts, shares=mesh.size
+        )
 
     return jax.jit(
         step,

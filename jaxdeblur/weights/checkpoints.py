@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,10 @@ class Checkpoints:
         names = (self._place / f"damaged-{step}-{n}" for n in itertools.count())
         place.rename(next(name for name in names if not name.exists()))
 
-    def save_items(self, step: int, items: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-        """Saves trees of arrays as the checkpoint of ``step``; an existing one of it is kept.
+    def save_items(self, step: int, items: Mapping[str, Any]) -> None:
+        """Saves trees of arrays by name as the checkpoint of ``step``; an existing one is kept.
 
-        Args:
-          step: the checkpoint's number.
-          items: the trees by name; ``weights`` are a network's parameters.
-          digests: of each of them, see :func:`digest`.
+        The item ``weights`` is a network's parameters.
 
         Raises:
           UserError: it cannot be written, or the one before, of which that is known only now.
@@ -105,13 +102,11 @@ class Checkpoints:
         if step in manager.all_steps():
             return
         saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        about = ocp.args.JsonSave(dict(digests))
+        about = ocp.args.JsonSave({name: digest(item) for name, item in items.items()})
         with self._writing():
             manager.save(step, args=ocp.args.Composite(**saved, **{_ABOUT: about}))
 
-    def restore_item(
-        self, name: str, abstract: Any, digest_of: Callable[[Any], str]
-    ) -> tuple[int, Any] | None:
+    def restore_item(self, name: str, abstract: Any) -> tuple[int, Any] | None:
         """The newest item of a name that can be read whole, and its step, or None if there is none.
 
         Every process of a run takes part. Damaged checkpoints are skipped with a warning.
@@ -119,12 +114,11 @@ class Checkpoints:
         Args:
           name: as it was saved.
           abstract: a tree like it, of ``jax.ShapeDtypeStruct`` with a sharding.
-          digest_of: gives the digest that was saved with it.
         """
 
         def restore(step: int) -> Any:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-                return self._read(reader, step, name, abstract, digest_of)
+                return self._read(reader, step, name, abstract)
 
         return self._newest(restore)
 
@@ -145,7 +139,7 @@ class Checkpoints:
                 composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
             )
             with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-                return self._read(reader, step, _WEIGHTS, abstract, digest)
+                return self._read(reader, step, _WEIGHTS, abstract)
 
         return self._newest(restore)
 
@@ -173,15 +167,13 @@ class Checkpoints:
                     f"{self._place}: a checkpoint cannot be written: {reason}{whole}"
                 ) from error
 
-    def _read(
-        self, reader: Any, step: int, name: str, abstract: Any, digest_of: Callable[[Any], str]
-    ) -> Any:
+    def _read(self, reader: Any, step: int, name: str, abstract: Any) -> Any:
         arguments = ocp.args.Composite(
             **{name: ocp.args.StandardRestore(abstract), _ABOUT: ocp.args.JsonRestore()}
         )
         folder = (self._place / str(step)).absolute()
         found = reader.restore(folder, args=arguments)
-        if found[_ABOUT].get(name) != digest_of(found[name]):
+        if found[_ABOUT].get(name) != digest(found[name]):
             raise ValueError("the values are not those that were saved")
         return found[name]
 
@@ -234,11 +226,11 @@ def abstract_array(array: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
-def digest(arrays: Mapping[str, Any]) -> str:
-    """SHA-256 of names, shapes and values, by which a damaged checkpoint is known."""
+def digest(tree: Any) -> str:
+    """SHA-256 of the places, shapes and values of a tree's arrays: TensorStore checks no values."""
     sha = hashlib.sha256()
-    for name in sorted(arrays):
-        array = arrays[name]
+    for path, array in jax.tree.leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         local = array.addressable_data(0) if isinstance(array, jax.Array) else array
         sha.update(f"{name} {array.shape} {array.dtype}".encode())
         sha.update(np.ascontiguousarray(local).tobytes())

@@ -125,8 +125,6 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
     if not isinstance(about, dict) or not isinstance(about.get("step"), int):
         raise UserError(f"{path}: its header does not say which network it is for")
     network = network_from_json(about.get("network"), str(path))
-    if _counts_levels(about["network"]):
-        arrays = {name.replace("levels/0/", "level/", 1): a for name, a in arrays.items()}
     if dtype is not None:
         network = dataclasses.replace(network, dtype=dtype)
     rebuild, template = outline(lambda: registry.build(network))
@@ -174,21 +172,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {', '.join(missing)} is missing; this is no run folder")
     if not isinstance(values["preset"], str) or not isinstance(values["data"], dict):
         raise UserError(f"{path}: preset is a name and data an object")
-    if _counts_levels(values["network"]):
-        raise UserError(
-            f"{path}: a run at several sizes of an earlier version, whose checkpoints have other "
-            "names; export it with that version, whose .safetensors files are read"
-        )
     return values
-
-
-def _counts_levels(network: Any) -> bool:
-    """Whether a config is of an earlier version, which named the one level of several sizes 0."""
-    return (
-        isinstance(network, dict)
-        and network.get("kind") == "StrcnnConfig"
-        and bool(network.get("share_levels"))
-    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

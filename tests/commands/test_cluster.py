@@ -10,27 +10,19 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import yaml
 
-import kernels
-from jaxdeblur import devices, models
+from jaxdeblur import devices
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import split
-from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import ClusterConfig
-from jaxdeblur.restoration.placement import over_rows
-from jaxdeblur.restoration.stream import Stream, restore_frames
 from jaxdeblur.video.image_file import write_png
-from jaxdeblur.video.pixels import layout_of
 from jaxdeblur.weights.load import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,78 +188,9 @@ def test_restoration_is_shared_by_file(by_one: Path, tmp_path: Path) -> None:
     assert (out / "b.png").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("rows", [2, pytest.param(8, marks=pytest.mark.stress)])
-def test_rows_of_a_tall_frame_over_devices_equal_one_device(rows: int) -> None:
-    model = models.build(
-        StrcnnConfig(m=1, width=4, blocks=1, head_width=4, residual=True, leak=0.1)
-    )
-    video = np.random.default_rng(0).integers(0, 2**16, (3, 96, 12, 3), np.uint16)
-    expected = np.stack(list(restore_frames(partial(Stream, model), iter(video))))
-    shared_out = over_rows(model, jax.devices()[:rows])
-    one_by_one = Stream(shared_out, 96, 12, layout=layout_of(np.dtype(np.uint16)))
-    restored = [one_by_one.push((frame,)) for frame in video]
-    features = [leaf for leaf in jax.tree.leaves(one_by_one._state) if leaf.ndim > 3]
-    assert features
-    for leaf in features:  # each device has its rows alone, also after a step
-        (axis,) = [
-            i for i, n in enumerate(leaf.sharding.shard_shape(leaf.shape)) if n < leaf.shape[i]
-        ]
-        assert leaf.sharding.shard_shape(leaf.shape)[axis] == leaf.shape[axis] // rows
-    restored += list(one_by_one.flush())
-    frames = np.stack([np.asarray(planes[0]) for planes in restored if planes is not None])
-    difference = np.abs(frames.astype(np.float64) - expected).max() / 65535
-    assert difference <= 1e-4
-
-
-@pytest.mark.parametrize("height", [pytest.param(16, marks=pytest.mark.stress), 24])
-def test_the_attention_is_told_of_the_rows(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Untold, a GPU kernel would have every device take the pixels of all."""
-    model = models.build(
-        FstaConfig(
-            window=3,
-            widths=(4, 6),
-            growths=(4, 4),
-            dense_layers=1,
-            encoder_blocks=(1, 1),
-            decoder_blocks=(1, 1),
-            attention_levels=(0, 1),
-            spatial_maps=3,
-            temporal_maps=2,
-        )
-    )
-    video = np.random.default_rng(0).integers(0, 2**16, (3, height, 24, 3), np.uint16)
-    expected = np.stack(list(restore_frames(partial(Stream, model), iter(video))))
-    told: dict[int, kernels.Sharding] = {}
-    kernel = kernels.softmax_squeeze
-
-    def listen(x: jax.Array, *rest: jax.Array, **keywords: Any) -> jax.Array:
-        if keywords["sharding"] is not None:
-            told[x.shape[2]] = keywords["sharding"]
-        return kernel(x, *rest, **keywords)
-
-    monkeypatch.setattr(kernels, "softmax_squeeze", listen)
-    frames = np.stack(
-        list(restore_frames(partial(Stream, over_rows(model, jax.devices())), iter(video)))
-    )
-    assert np.abs(frames.astype(np.float64) - expected).max() / 65535 <= 1e-4
-    # At a quarter of the size 24 pixels divide over 8 devices, 36 do not.
-    by_rows = {96: "rows", 24: "rows"} if height == 16 else {144: "rows", 36: None}
-    assert {pixels: sharding.pixels for pixels, sharding in told.items()} == by_rows
-    assert all(sharding.mesh.shape["rows"] == 8 for sharding in told.values())
-
-
-def test_rows_that_do_not_divide_are_refused() -> None:
-    model = models.build(StrcnnConfig(m=1, width=4, blocks=1))
-    with pytest.raises(UserError, match="--rows=8 does not divide the 100 rows of a frame"):
-        Stream(over_rows(model, jax.devices()), 100, 12)
-    with pytest.raises(UserError, match="--rows=9: this process has 8"):
-        devices.row_devices(9)
-
-
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"rows": 0}, "--rows"),
         ({"coordinator": "host:1"}, "go together"),
         ({"coordinator": "host", "num_processes": 2, "process_id": 0}, "HOST:PORT"),
         ({"coordinator": "h:1", "num_processes": 0, "process_id": 0}, "--num-processes"),
@@ -381,11 +304,9 @@ def test_the_job_set_gives_each_pod_its_place(stopped: bool, tmp_path: Path) -> 
     assert process.returncode == (143 if stopped else 3)
 
 
-@pytest.mark.parametrize(
-    ("clips", "rows", "cores", "expected"), [(8, 1, 4, 4), (6, 1, 4, 3), (1, 1, 4, 1), (2, 2, 4, 4)]
-)
+@pytest.mark.parametrize(("clips", "cores", "expected"), [(8, 4, 4), (6, 4, 3), (1, 4, 1)])
 def test_as_many_cores_as_share_the_batch_evenly_are_used(
-    clips: int, rows: int, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    clips: int, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: dict[str, int] = {}
     config = SimpleNamespace(update=lambda name, value: chosen.update({name: value}))
@@ -393,7 +314,7 @@ def test_as_many_cores_as_share_the_batch_evenly_are_used(
     monkeypatch.setattr(devices, "jax", SimpleNamespace(config=config))
     monkeypatch.setattr(devices, "cores", lambda: cores)
     monkeypatch.setattr(devices, "_spare", False)
-    devices.use_cores(clips, ClusterConfig(rows=rows))
+    devices.use_cores(clips)
     assert chosen == {"jax_num_cpu_devices": expected}
-    devices.use_cores(clips, ClusterConfig(rows=rows), spare=True)  # for scenes rendered meanwhile
+    devices.use_cores(clips, spare=True)  # for scenes rendered meanwhile
     assert chosen == {"jax_num_cpu_devices": expected + 1}

@@ -201,14 +201,13 @@ def test_resuming_with_another_state_names_the_option(
         (["--stpes=3"], "--stpes=3"),
         (["--data=/nowhere"], "/nowhere"),
         (["--exclude=TEST03"], "--only and --exclude choose among"),
-        (["--rows=5"], "--rows=5 does not divide the 32 rows of --crop"),
         (["--dtype=float8"], "--dtype=float8"),
         (["--dtype=float16"], "--dtype=float16: most gradients are too small for it"),
         (["--start-from=nowhere"], "nowhere"),
         (["--resume"], "no run folder"),
         (["--process-id=1"], "--coordinator"),
         (["--extension=nowhere.py"], "nowhere.py"),
-        (["--replay=nowhere.safetensors"], "--replay=nowhere.safetensors: no such file"),
+        (["--micro-batch=3"], "--micro-batch=3 does not divide the 1 clips that each of 8 dev"),
     ],
 )
 def test_bad_options_are_one_line(

@@ -50,13 +50,8 @@ def _tiny_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(textures, "_LEAST_TEXTURES", 4)
 
 
-def mesh(devices: int, rows: int = 1) -> jax.sharding.Mesh:
-    return jax.make_mesh(
-        (devices // rows, rows),
-        ("data", "rows"),
-        axis_types=(jax.sharding.AxisType.Auto,) * 2,
-        devices=jax.devices()[:devices],
-    )
+def mesh(count: int) -> jax.sharding.Mesh:
+    return devices.mesh_of(jax.devices()[:count])
 
 
 def numbered(video: int, frames: int, height: int = 20, width: int = 24) -> np.ndarray:
@@ -98,7 +93,6 @@ def take(
     config: DataConfig,
     *,
     on: int = 1,
-    rows: int = 1,
     batch_size: int = 4,
     seed: int = 0,
     start_step: int = 0,
@@ -107,7 +101,7 @@ def take(
     made = batches_on_device(
         config,
         config.clip_options(3, crop),
-        devices.clips_over(mesh(on, rows)),
+        devices.clips_over(mesh(on)),
         batch_size=batch_size,
         seed=seed,
         start_step=start_step,
@@ -307,8 +301,7 @@ def test_batches_do_not_depend_on_the_number_of_devices(tmp_path: Path):
     real = folder(tmp_path, numbered(1, 20), numbered(2, 14, 30, 18))
     config = DataConfig(data=("rendered", real), render="device", taus=(1, 3))
     straight = take(2, config)
-    # Each of the two pairs of devices has two of the four clips, the pair's halves their rows.
-    assert_same(take(1, config, on=4, rows=2, start_step=1), straight[1:])
+    assert_same(take(1, config, on=2, start_step=1), straight[1:])
 
 
 @pytest.mark.stress

@@ -153,7 +153,7 @@ def test_photographs_of_one_s_own_reach_the_renderers(monkeypatch: pytest.Monkey
     config = DataConfig(photos="/nowhere/pictures")
     with pytest.raises(Asked, match="/nowhere/pictures"):
         training_sources(config)
-    mesh = jax.make_mesh((1, 1), ("data", "rows"), devices=jax.devices()[:1])
+    mesh = devices.mesh_of(jax.devices()[:1])
     clips: Any = {"batch_size": 1, "seed": 0, "start_step": 0, "motion_limit": None}
     with pytest.raises(Asked, match="/nowhere/pictures"):
         batches_on_device(config, config.clip_options(2, 16), devices.clips_over(mesh), **clips)

@@ -263,7 +263,7 @@ from jaxdeblur.models.parameters import split
 config = dataclasses.replace(
     FSTA_SMALL, window=3, widths=(4,), growths=(4,), dense_layers=1, encoder_blocks=(1,),
     decoder_blocks=(1,), attention_levels=(0,), spatial_maps=2, temporal_maps=2)
-mesh = devices.make_mesh(4, 2)
+mesh = devices.make_mesh(4)
 rebuild, parameters = split(Fsta(config, rngs=nnx.Rngs(0)))
 clip = np.random.default_rng(0).random((4, 2, 8, 8, 3), np.float32)
 
@@ -344,17 +344,17 @@ def test_the_maps_explain_what_the_network_does():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"spatial_maps": 0}, "spatial_maps must be 1 or more, not 0"),
-        ({"temporal_maps": -1}, "temporal_maps must be 1 or more, not -1"),
-        ({"window": 4}, "window must be odd.*not 4"),
-        ({"window": 0, "causal": True}, "window must be 1 or more"),
-        ({"fusion": "flow"}, "fusion must be one of .*nonlocal.*not 'flow'"),
-        ({"temporal_kernel": 2}, "temporal_kernel must be odd, not 2"),
-        ({"logit_gain": 0.0}, "logit_gain must be above 0, not 0.0"),
-        ({"growths": (4, 4)}, "growths must be 1 numbers"),
-        ({"attention_levels": (1,)}, "attention_levels must be rising levels from 0 to 0"),
-        ({"key_frames": 6}, "key_frames must be 1 to 5"),
-        ({"implementation": "cuda"}, "implementation must be one of"),
+        ({"spatial_maps": 0}, "--spatial-maps is 1 or more, not 0"),
+        ({"temporal_maps": -1}, "--temporal-maps is 1 or more, not -1"),
+        ({"window": 4}, "--window is odd.*not 4"),
+        ({"window": 0, "causal": True}, "--window is 1 or more"),
+        ({"fusion": "flow"}, "--fusion is one of .*nonlocal.*not 'flow'"),
+        ({"temporal_kernel": 2}, "--temporal-kernel is odd, not 2"),
+        ({"logit_gain": 0.0}, "--logit-gain is above 0, not 0.0"),
+        ({"growths": (4, 4)}, "--growths is 1 numbers"),
+        ({"attention_levels": (1,)}, "--attention-levels is rising levels from 0 to 0"),
+        ({"key_frames": 6}, "--key-frames is 1 to 5"),
+        ({"implementation": "cuda"}, "--implementation is one of"),
     ],
     ids=str,
 )

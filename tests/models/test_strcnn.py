@@ -172,7 +172,7 @@ def test_as_many_frames_out_as_in(time: int, size: tuple[int, int]) -> None:
     ("field", "value"), [("m", -1), ("width", 3), ("width", 0), ("blocks", 0), ("head_width", -1)]
 )
 def test_a_bad_config_is_named(field: str, value: int) -> None:
-    with pytest.raises(UserError, match=field):
+    with pytest.raises(UserError, match="--" + field.replace("_", "-")):
         StrcnnConfig(**{field: value})
 
 

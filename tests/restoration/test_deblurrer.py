@@ -72,7 +72,6 @@ def test_after_the_warm_up_nothing_is_compiled(model):
         (24, {"tile": "none"}, RGB8),
         (28, {"tile": "8x16"}, RGB8),
         (30, {}, PixelLayout("grey")),
-        (32, {"rows": 2}, RGB8),
     ],
 )
 def test_a_size_is_compiled_for_before_its_first_frame(height, options, layout, model, caplog):

@@ -81,28 +81,6 @@ def test_several_sizes_begin_with_the_network_of_one_and_the_other_way_round(
         begun(one, width=6)
 
 
-def test_files_of_version_0_1_name_the_level_otherwise(weights: Any) -> None:
-    choice = weights("choice", 1, scales=(2, 1))
-    expected = parameters(load_model(choice).model)
-    arrays = safetensors.numpy.load_file(choice)
-    with safetensors.safe_open(choice, framework="numpy") as file:
-        header = file.metadata()
-    about = json.loads(header["jaxdeblur"])
-    about["network"] |= {"share_levels": True, "choose_scale": True}
-    old = {name.replace("level/", "levels/0/"): array for name, array in arrays.items()}
-    assert old.keys() != arrays.keys()
-    safetensors.numpy.save_file(old, choice, metadata={"jaxdeblur": json.dumps(about)})
-    found = parameters(load_model(choice).model)
-    assert found.keys() == expected.keys()
-    # Another network may have a list of that name: its names are left alone.
-    del about["network"]["share_levels"]
-    safetensors.numpy.save_file(old, choice, metadata={"jaxdeblur": json.dumps(about)})
-    with pytest.raises(UserError, match="weights of another network: level/"):
-        load_model(choice)
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
-
-
 def test_what_has_the_same_shapes_and_computes_something_else_is_refused(
     weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

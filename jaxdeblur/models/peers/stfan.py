@@ -8,7 +8,7 @@ one, and what is fed back of the restored frame is clamped to [0, 1].
 
 What differs: the code updates its parameters after every frame of a sequence, here a train step
 sums the gradients of a clip's frames; both detach what passes from frame to frame. The code's loss
-adds features of VGG19 trained on ImageNet: ``--vgg19=FILE`` of train.py, else it is the MSE alone.
+adds features of VGG19 trained on ImageNet; the preset trains by the MSE alone.
 """
 
 from __future__ import annotations
