@@ -93,7 +93,7 @@ _TRAINING = TrainingConfig(
     loss="mse",
     warmup=20,
     micro_batch=8,
-    recompute="never",
+    recompute=False,
 )
 
 

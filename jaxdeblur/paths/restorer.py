@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.options import Share, check_ranges
 from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, Estimate, estimate
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.shapes import Clip, Frame
@@ -43,15 +44,14 @@ class PathsConfig:
     """
 
     base: str = ""
-    duty: float = 0.0
+    duty: Share = 0.0
     light: Literal["found", "stored", "linear"] = "found"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.duty <= 1:
-            raise UserError(f"--duty is a share of the period, up to 1, or 0, not {self.duty:g}")
+        check_ranges(self)
 
 
-PRESETS = {"paths": PathsConfig(), "paths_dtb": PathsConfig(base="strcnn_dtb_choice")}
+PATH_PRESETS = {"paths": PathsConfig(), "paths_dtb": PathsConfig(base="strcnn_dtb_choice")}
 """What ``--ckpt`` takes: paths alone, and over the network that ships."""
 
 

@@ -23,8 +23,8 @@ from jaxdeblur.paths.path import exposures
 DUTIES = np.array([0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0], np.float32)
 """The candidates; 0 is a sharp frame."""
 
-GAMMA = 2.2
-LIGHTS = (1.0, GAMMA)
+LIGHT_GAMMA = 2.2
+LIGHTS = (1.0, LIGHT_GAMMA)
 """Exponents that take stored values to what the exposure averaged."""
 
 TILES = 12

@@ -69,7 +69,7 @@ class DeblurConfig:
     show: bool = False
     single: bool = False
     compare: str | None = None
-    duty: float | None = None
+    duty: Annotated[float, Range(most=1, above=0)] | None = None
     light: Literal["stored", "linear"] | None = None
     tile: str = "auto"
     max_pixels: Count = MAX_PIXELS
