@@ -72,7 +72,8 @@ def test_weight_is_beta_where_the_responses_cancel() -> None:
 def test_as_a_distance_equal_features_keep_the_most_of_the_past() -> None:
     config = StrcnnConfig(width=4, blocks=1, beta0=0.1, distance=True)
     layer = models.build(config).blending
-    agree, differ = layer.weights(maps(1), maps(1)), layer.weights(maps(1), maps(2))
+    now, past = maps(1, width=4), maps(2, width=4)
+    agree, differ = layer.weights(now, now), layer.weights(past, now)
     np.testing.assert_allclose(agree, 0.1, atol=1e-6)
     assert float(differ.mean()) > 0.3
 
