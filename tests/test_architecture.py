@@ -21,9 +21,9 @@ ROOT = PACKAGE.parent
 # Each folder imports from those before it alone.
 ORDER = (
     "models",
-    "paths",
     "video",
     "data",
+    "paths",
     "weights",
     "deploy",
     "restoration",

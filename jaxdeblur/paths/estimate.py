@@ -11,13 +11,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.fit import first_fit, fit_paths, gain_over_no_blur
 from jaxdeblur.paths.gate import gate
 from jaxdeblur.paths.likelihood import Fit, Observed, band, folded_spectra, noise_floor
 from jaxdeblur.paths.path import FRAMES, exposures, extent, spline, through
-from jaxdeblur.paths.shutter import GAMMA, LIGHTS, Shutter, evidence
+from jaxdeblur.paths.shutter import LIGHTS, Shutter, evidence
 from jaxdeblur.paths.tiles import REACH, Tiling, hann
 
 WINDOW = 5

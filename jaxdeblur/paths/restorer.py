@@ -51,7 +51,7 @@ class PathsConfig:
             raise UserError(f"--duty is a share of the period, up to 1, or 0, not {self.duty:g}")
 
 
-PRESETS = {"paths": PathsConfig(), "paths_dtb": PathsConfig(base="strcnn_dtb_choice")}
+PATH_PRESETS = {"paths": PathsConfig(), "paths_dtb": PathsConfig(base="strcnn_dtb_choice")}
 """What ``--ckpt`` takes: paths alone, and over the network that ships."""
 
 

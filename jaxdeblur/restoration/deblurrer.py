@@ -13,7 +13,7 @@ from flax import nnx
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.paths.restorer import PRESETS, PathRestorer
+from jaxdeblur.paths.restorer import PATH_PRESETS, PathRestorer
 from jaxdeblur.restoration.placement import choose_tiles, over_rows, step_memory
 from jaxdeblur.restoration.stream import Stream, described, restore_frames
 from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
@@ -187,7 +187,7 @@ class Deblurrer:
 
 def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -> VideoRestorer:
     if not isinstance(model, PathRestorer):
-        names = " or ".join(PRESETS)
+        names = " or ".join(PATH_PRESETS)
         raise UserError(f"--duty and --light are for blur paths: --ckpt={names}")
     if duty is not None and not 0 < duty <= 1:
         raise UserError(f"--duty is a share of the period, above 0 and up to 1, not {duty:g}")

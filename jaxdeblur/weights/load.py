@@ -20,7 +20,7 @@ from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import outline
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.paths.restorer import PRESETS, PathRestorer, PathsConfig
+from jaxdeblur.paths.restorer import PATH_PRESETS, PathRestorer, PathsConfig
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.weights import shipped
 
@@ -63,9 +63,9 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
         return _load_file(path, path.name, dtype)
     if str(name_or_path) in shipped.names():
         return _load_file(shipped.path(str(name_or_path)), str(name_or_path), dtype)
-    if str(name_or_path) in PRESETS:
-        return with_paths(str(name_or_path), PRESETS[str(name_or_path)], dtype)
-    known = ", ".join([*shipped.names(), *PRESETS]) or "none are installed"
+    if str(name_or_path) in PATH_PRESETS:
+        return with_paths(str(name_or_path), PATH_PRESETS[str(name_or_path)], dtype)
+    known = ", ".join([*shipped.names(), *PATH_PRESETS]) or "none are installed"
     raise UserError(
         # Without an option's name: --ckpt, --start-from, --mix-with and others all come here.
         f"{name_or_path}: no such run folder or .safetensors file, and not the name of weights "
