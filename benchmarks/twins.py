@@ -1,7 +1,7 @@
 """The systems of Table 1 in PyTorch, to compare times and gradients with; torch is needed.
 
-Each is a function of a config of ours, weights under the reference's names (``names_of``) and a
-clip ``B T H W 3``, and gives what the loss compares, of which the last is the restored clip. They
+Each is a function of a config of ours, weights under the reference's names and a clip
+``B T H W 3``, and gives what the loss compares, of which the last is the restored clip. They
 follow the same descriptions as ``jaxdeblur/models/peers/``, in PyTorch's own operators and order of
 axes; EDVR's needs torchvision for its deformable convolution. No code is the references'.
 """
@@ -21,9 +21,8 @@ from jaxdeblur.models.peers.ifi_rnn import IfiRnnConfig
 from jaxdeblur.models.peers.rdn import RdnConfig
 from jaxdeblur.models.peers.srn import GREY, SrnConfig
 from jaxdeblur.models.peers.stfan import StfanConfig
-from jaxdeblur.models.peers.strcnn_simdeblur import SimDeblurStrcnnConfig
 from jaxdeblur.shapes import Parameters
-from jaxdeblur.weights.reference_names import Names, reference
+from jaxdeblur.weights.references import REFERENCES
 
 SYSTEMS = {
     SrnConfig: "srn",
@@ -32,7 +31,6 @@ SYSTEMS = {
     IfiRnnConfig: "ifi_rnn",
     EdvrConfig: "edvr",
     StfanConfig: "stfan",
-    SimDeblurStrcnnConfig: "strcnn_dtb",
 }
 """The name of each system's reference, by the type of its config."""
 
@@ -40,33 +38,14 @@ Weights = dict[str, Any]
 """Tensors under the reference's names."""
 
 
-def names_of(config: Any) -> Names:
-    """What the reference calls the weights of a config."""
-    return reference(SYSTEMS[type(config)]).names(config)
-
-
 def weights_of(config: Any, parameters: Parameters, dtype: Any = torch.float32) -> Weights:
     """Our parameters as the reference would hold them; all but statistics get gradients."""
     tensors = {}
-    for theirs, (ours, layout) in names_of(config).items():
-        array = np.array(parameters[ours])
-        if layout.shuffled:  # (n c) to (c n)
-            array = np.moveaxis(array.reshape(*array.shape[:-1], 4, -1), -2, -1)
-            array = array.reshape(parameters[ours].shape)
-        if layout.axes is not None:
-            array = array.transpose(np.argsort(layout.axes))
+    for theirs, (ours, axes, _) in REFERENCES[SYSTEMS[type(config)]].names(config).items():
+        array = np.array(parameters[ours]).transpose(np.argsort(axes))
         tensor = torch.tensor(np.ascontiguousarray(array), dtype=dtype)
         tensors[theirs] = tensor.requires_grad_("running" not in theirs)
     return tensors
-
-
-def gradients_of(config: Any, weights: Weights) -> dict[str, np.ndarray]:
-    """The gradients that a backward pass left, under our names and in our layout."""
-    return {
-        ours: layout.ours(weights[theirs].grad.numpy())
-        for theirs, (ours, layout) in names_of(config).items()
-        if weights[theirs].grad is not None
-    }
 
 
 def outputs(config: Any, weights: Weights, clip: Any, train: bool = False) -> list[Any]:
@@ -261,43 +240,36 @@ def _rdn(config: RdnConfig, w: Weights, frames: Any, train: bool) -> list[Any]:
 
 
 def _ifi_rnn(config: IfiRnnConfig, w: Weights, frames: Any, train: bool) -> list[Any]:
-    simdeblur = config.first_state == "features"
-    cell, to_hidden, first, second = (
-        ("rnncells.{}", "F_H", "conv1", "conv2")
-        if simdeblur
-        else ("rnncell{}", "F_h", "main_branch.0", "main_branch.2")
-    )
-
     def block(name: str, x: Any) -> Any:
-        return x + _conv(w, f"{name}.{second}", F.relu(_conv(w, f"{name}.{first}", x)))
+        inside = F.relu(_conv(w, f"{name}.main_branch.0", x))
+        return x + _conv(w, f"{name}.main_branch.2", inside)
 
-    def features(k: int, x: Any) -> Any:
+    def features(cell: str, x: Any) -> Any:
         for i in range(3):
-            x = _conv(w, f"{cell.format(k)}.F_B.{i}", x, 2 if i else 1)
+            x = _conv(w, f"{cell}.F_B.{i}", x, 2 if i else 1)
         return x
 
-    def go_over(k: int, features: Any, hidden: Any) -> tuple[Any, Any]:
-        at, x = cell.format(k), torch.cat([features, hidden], 1)
+    def go_over(cell: str, features: Any, hidden: Any) -> tuple[Any, Any]:
+        x = torch.cat([features, hidden], 1)
         for i in range(config.blocks):
-            x = block(f"{at}.F_R.{i}", x)
-        h = block(f"{at}.{to_hidden}.1", _conv(w, f"{at}.{to_hidden}.0", x))
-        return x, _conv(w, f"{at}.{to_hidden}.2", h)
+            x = block(f"{cell}.F_R.{i}", x)
+        h = block(f"{cell}.F_h.1", _conv(w, f"{cell}.F_h.0", x))
+        return x, _conv(w, f"{cell}.F_h.2", h)
 
-    flat = _fast(frames.flatten(0, 1) - config.centre)
-    once, again = (features(k, flat).unflatten(0, frames.shape[:2]) for k in (0, 1))
-    hidden = once[:, 0] if simdeblur else torch.zeros_like(once[:, 0, : config.hidden])
+    flat = _fast(frames.flatten(0, 1) - 0.5)
+    once, again = (features(f"rnncell{k}", flat).unflatten(0, frames.shape[:2]) for k in (0, 1))
+    hidden = torch.zeros_like(once[:, 0, : config.hidden])
     known = []
     for t in range(frames.shape[1]):
-        x, hidden = go_over(0, once[:, t], hidden)
+        x, hidden = go_over("rnncell0", once[:, t], hidden)
         for _ in range(config.iterations):
-            x, hidden = go_over(1, again[:, t], hidden)
+            x, hidden = go_over("rnncell1", again[:, t], hidden)
         known.append(x)
     x = torch.stack(known, 1).flatten(0, 1)
     for i in range(2):
-        at, size = f"{cell.format(1)}.F_L.{i}", config.up_kernel
-        x = F.conv_transpose2d(x, w[f"{at}.weight"], w[f"{at}.bias"], 2, 1, 4 - size)
-    image = _conv(w, f"{cell.format(1)}.F_L.2", x) + config.centre
-    return [image.unflatten(0, frames.shape[:2])]
+        at = f"rnncell1.F_L.{i}"
+        x = F.conv_transpose2d(x, w[f"{at}.weight"], w[f"{at}.bias"], 2, 1, 1)
+    return [(_conv(w, "rnncell1.F_L.2", x) + 0.5).unflatten(0, frames.shape[:2])]
 
 
 # EDVR
@@ -453,44 +425,6 @@ def _stfan(config: StfanConfig, w: Weights, frames: Any, train: bool) -> list[An
     return [torch.stack(restored, 1)]
 
 
-# STRCNN+DTB, SimDeblur's
-
-
-def _strcnn(config: SimDeblurStrcnnConfig, w: Weights, frames: Any, train: bool) -> list[Any]:
-    at = "strcnn_cell."
-
-    def conv(x: Any, name: str, stride: int = 1) -> Any:
-        return _conv(w, at + name, x, stride)
-
-    def normalised(x: Any, name: str) -> Any:
-        given = (w[f"{at}{name}.1.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
-        return F.batch_norm(conv(x, f"{name}.0"), *given)
-
-    def fuse(x: Any, part: str, blocks: int) -> Any:
-        for i in range(blocks):
-            name = f"{part}.feature_fuse.{i}"
-            y = F.relu(normalised(x, f"{name}.conv1"))
-            x = F.relu(normalised(y, f"{name}.conv2") + x)
-        return conv(x, f"{part}.feature_fuse.{blocks}")
-
-    stacked = _fast(_windows(frames, config.m).flatten(2, 3).flatten(0, 1))
-    stem = F.relu(conv(stacked, "encoder.feature_extract.0"))
-    stem = F.relu(conv(stem, "encoder.feature_extract.2", 2)).unflatten(0, frames.shape[:2])
-    features, blended, restored = torch.zeros_like(stem[:, 0]), None, []
-    for x in stem.unbind(1):
-        h = fuse(torch.cat([x, features], 1), "encoder", config.encoder_blocks)
-        blended = torch.zeros_like(h) if blended is None else blended
-        share = torch.tanh(conv(torch.cat([h, blended], 1), "dtb.conv")).abs()
-        share = torch.clamp(share + w[f"{at}dtb.beta"], 0, 1)
-        blended = share * h + (1 - share) * blended
-        x = fuse(blended, "decoder", config.decoder_blocks)
-        features = F.relu(conv(x, "decoder.feature_extract.0"))
-        name = f"{at}decoder.reconstruct.0"
-        x = F.conv_transpose2d(x, w[f"{name}.weight"], w[f"{name}.bias"], 2, 1)
-        restored.append(conv(F.relu(x), "decoder.reconstruct.2"))
-    return [torch.stack(restored, 1)]
-
-
 _TWINS: dict[type, Callable[..., list[Any]]] = {
     SrnConfig: _srn,
     DbnConfig: _dbn,
@@ -498,7 +432,6 @@ _TWINS: dict[type, Callable[..., list[Any]]] = {
     IfiRnnConfig: _ifi_rnn,
     EdvrConfig: _edvr,
     StfanConfig: _stfan,
-    SimDeblurStrcnnConfig: _strcnn,
 }
 
 _FILLED: dict[type, tuple[int, str]] = {
@@ -508,6 +441,5 @@ _FILLED: dict[type, tuple[int, str]] = {
     IfiRnnConfig: (4, "replicate"),
     EdvrConfig: (16, "replicate"),
     StfanConfig: (4, "replicate"),
-    SimDeblurStrcnnConfig: (2, "replicate"),
 }
 """What sizes are filled up to, and how."""

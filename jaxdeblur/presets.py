@@ -10,7 +10,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FSTA, FSTA_LIVE, FSTA_SMALL
 from jaxdeblur.models.peers.dbn import DbnConfig
 from jaxdeblur.models.peers.edvr import EDVR_L, EDVR_M, EdvrConfig
-from jaxdeblur.models.peers.ifi_rnn import SIMDEBLUR, IfiRnnConfig
+from jaxdeblur.models.peers.ifi_rnn import IfiRnnConfig
 from jaxdeblur.models.peers.rdn import RdnConfig
 from jaxdeblur.models.peers.srn import SrnConfig
 from jaxdeblur.models.peers.stfan import StfanConfig
@@ -127,7 +127,7 @@ _EDVR = TrainingConfig(
     validate_every=5000,
 )
 
-# SimDeblur's for its DBN and its IFI-RNN, with a cosine for its steps.
+# SimDeblur's for its DBN, with a cosine for its steps.
 _SIMDEBLUR = TrainingConfig(
     steps=300_000,
     batch_size=8,
@@ -333,14 +333,6 @@ PRESETS: dict[str, Preset] = {
             loss="charbonnier",
             validate_every=5000,
         ),
-        data=_WIDE,
-    ),
-    "ifi_rnn_simdeblur": Preset(
-        about="IFI-RNN as SimDeblur has it, with 16 channels (4.1 M parameters), and its recipe, "
-        "with a cosine for its steps.",
-        on_cores="ifi_rnn_small",
-        network=SIMDEBLUR,
-        training=dataclasses.replace(_SIMDEBLUR, batch_size=4, frames=12),
         data=_WIDE,
     ),
     "ifi_rnn_small": Preset(

@@ -233,7 +233,7 @@ class _TimedRestoration:
         self.stream: Stream | None = None
 
     @property
-    def shutter(self) -> dict[str, float | str] | None:
+    def shutter(self) -> tuple[float, str] | None:
         """What blur paths found of the last stream's shutter; None of other models."""
         return None if self.stream is None else self.stream.shutter
 

@@ -287,7 +287,7 @@ class VideoScores:
     temporal_error: float
     temporal_error_blurred: float
     seconds_per_frame: float | None
-    shutter: dict[str, float | str] | None = None
+    shutter: tuple[float, str] | None = None
 
     def means(self) -> dict[str, float]:
         """The means over the frames that count: psnr, ssim, psnr_blurred, ssim_blurred."""

@@ -207,7 +207,7 @@ def metrics_of(
         "videos": [
             {
                 **{name: getattr(video, name) for name in keep},
-                **({} if video.shutter is None else {"shutter": video.shutter}),
+                **dict(zip(("duty", "light"), video.shutter or (), strict=False)),
                 "scored_frames": len(video.frame_psnr),
                 **video.means(),
             }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from jaxdeblur.shapes import Kernel
 
 Input: TypeAlias = Float[Array, "B H W C_in"]
 Output: TypeAlias = Float[Array, "B h w C_out"]
+Init: TypeAlias = Callable[[jax.Array, tuple[int, int, int, int]], jax.Array]
+"""Draws a kernel ``kh kw C_in C_out`` from a key."""
 
 LEAK = 0.1
 """Slope of the leaky ReLU for negative values, where a preset asks for it."""
@@ -171,7 +173,21 @@ class Conv(nnx.Module):
     """A convolution with zero padding on maps with any number of leading dimensions.
 
     ``... h w C_in`` becomes ``... ceil(h/stride) ceil(w/stride) C_out``. Parameters are float32,
-    the computation runs in ``dtype``. He initialisation (He et al. 2015), scaled by ``gain``.
+    the computation runs in ``dtype``.
+
+    Args:
+      c_in: channels of the input.
+      c_out: channels of the output.
+      kernel: height and width of the kernel, odd.
+      stride: distance in pixels between the places where the kernel is applied.
+      padding: "centred" reads as many zeros before the first pixel as behind the last, as PyTorch
+        does with padding k // 2. "same" is TensorFlow's SAME, which reads an odd zero behind: with
+        stride 2, a 5x5 kernel reads 1 zero before an even size and 2 behind it.
+      gain: scales He initialisation (He et al. 2015).
+      init: draws the kernel in its place.
+      bias: the initial bias; None for no bias.
+      dtype: of the computation.
+      rngs: what the kernel is drawn from.
     """
 
     def __init__(
@@ -181,7 +197,9 @@ class Conv(nnx.Module):
         kernel: int = 3,
         *,
         stride: int = 1,
+        padding: Literal["centred", "same"] = "centred",
         gain: float = 1.0,
+        init: Init | None = None,
         bias: float | None = 0.0,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -190,9 +208,11 @@ class Conv(nnx.Module):
             raise ValueError(f"kernel must be odd, not {kernel}")
         deviation = gain * (2.0 / (kernel * kernel * c_in)) ** 0.5
         shape = (kernel, kernel, c_in, c_out)
-        self.kernel = nnx.Param(deviation * normal(rngs.params(), shape))
+        key = rngs.params()
+        self.kernel = nnx.Param(init(key, shape) if init else deviation * normal(key, shape))
         self.bias = None if bias is None else nnx.Param(jnp.full((c_out,), bias, jnp.float32))
         self.stride = stride
+        self.padding = padding
         self.dtype = jnp.dtype(dtype)
 
     @property
@@ -204,32 +224,59 @@ class Conv(nnx.Module):
         self, x: Float[Array, "*leading h w C_in"]
     ) -> Float[Array, "*leading h2 w2 C_out"]:
         """Convolves and adds the bias."""
-        leading = x.shape[:-3]
         if x.shape[-1] != (taken := self.kernel.shape[2]):
             raise UserError(f"a Conv of {taken} input channels was given {x.shape[-1]}: {x.shape}")
         flat = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
-        y = conv2d(flat, self.kernel[...].astype(self.dtype), self.stride)
+        before = None
+        if self.padding == "same":
+            before = (self._zeros_before(flat.shape[1]), self._zeros_before(flat.shape[2]))
+        y = conv2d(flat, self.kernel[...].astype(self.dtype), self.stride, before)
         if self.bias is not None:
-            # Spread in float32: its gradient is a sum over all pixels, which bfloat16 cannot hold.
-            y = y + jnp.broadcast_to(self.bias[...], y.shape).astype(self.dtype)
-        return y.reshape(*leading, *y.shape[1:])
+            y = add_bias(y, self.bias[...])
+        return y.reshape(*x.shape[:-3], *y.shape[1:])
+
+    def _zeros_before(self, length: int) -> int:
+        steps = -(-length // self.stride) - 1
+        return max(steps * self.stride + self.kernel.shape[0] - length, 0) // 2
+
+
+def add_bias(
+    y: Float[Array, "*leading h w C"], bias: Float[Array, " C"]
+) -> Float[Array, "*leading h w C"]:
+    """y + bias."""
+    # Spread in float32: its gradient is a sum over all pixels, which bfloat16 cannot hold.
+    return y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)
 
 
 def activation(leak: float) -> Callable[[jax.Array], jax.Array]:
-    """ReLU, with slope ``leak`` for negative values."""
-    return lambda x: jnp.maximum(x, jnp.asarray(leak, x.dtype) * x)
+    """ReLU with slope ``leak`` below 0 and, as in PyTorch and TensorFlow, at 0 itself.
+
+    The gradient of a maximum at 0 is the mean of both slopes, so on black frames biases of 0 would
+    begin to differ from a reference's.
+    """
+    return lambda x: jnp.where(x > 0, x, jnp.asarray(leak, x.dtype) * x)
 
 
 class ResidualBlock(nnx.Module):
-    """x + conv(activation(conv(x))), 3x3, without normalisation."""
+    """x + conv(activation(conv(x))), without normalisation.
+
+    ``options`` are those of both convolutions.
+    """
 
     def __init__(
-        self, width: int, *, leak: float = 0.0, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ) -> None:
-        self.first = Conv(width, width, dtype=dtype, rngs=rngs)
+        self,
+        width: int,
+        kernel: int = 3,
+        *,
+        leak: float = 0.0,
         # A small second convolution keeps the variance of a deep stack near that of its input,
         # which batch normalisation would do in its place.
-        self.second = Conv(width, width, gain=0.2, dtype=dtype, rngs=rngs)
+        gains: tuple[float, float] = (1.0, 0.2),
+        **options: Any,
+    ) -> None:
+        self.first, self.second = (
+            Conv(width, width, kernel, gain=gain, **options) for gain in gains
+        )
         self.leak = leak
 
     @property

@@ -21,7 +21,6 @@ from jaxdeblur.models.peers.ifi_rnn import IfiRnn, IfiRnnConfig
 from jaxdeblur.models.peers.rdn import Rdn, RdnConfig
 from jaxdeblur.models.peers.srn import Srn, SrnConfig
 from jaxdeblur.models.peers.stfan import Stfan, StfanConfig
-from jaxdeblur.models.peers.strcnn_simdeblur import SimDeblurStrcnn, SimDeblurStrcnnConfig
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice, scales_of
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
@@ -33,7 +32,6 @@ _MODELS: dict[type, Callable[..., VideoRestorer]] = {
     DbnConfig: Dbn,
     EdvrConfig: Edvr,
     SrnConfig: Srn,
-    SimDeblurStrcnnConfig: SimDeblurStrcnn,
     RdnConfig: Rdn,
     IfiRnnConfig: IfiRnn,
     StfanConfig: Stfan,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import reduce_size
@@ -223,3 +223,11 @@ def replicate_ends(clip: Float[Array, "B T ..."], before: int, after: int) -> ja
     """Repeats the first frame ``before`` times and the last one ``after`` times."""
     ends = [(0, 0), (before, after)] + [(0, 0)] * (clip.ndim - 2)
     return jnp.pad(clip, ends, mode="edge")
+
+
+def push(
+    window: Float[Array, "B N *rest"], new: jax.Array, seen: Int[Array, ""]
+) -> Float[Array, "B N *rest"]:
+    """A stream's window with ``new`` behind and without its oldest; the first one fills it."""
+    shifted = jnp.concatenate([window[:, 1:], new[:, None]], axis=1)
+    return jnp.where(seen == 0, new[:, None], shifted)

@@ -20,7 +20,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.blending import TemporalBlending
 from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.models.layers import Conv, ResidualBlock, activation, depth_to_space
-from jaxdeblur.models.restorer import VideoRestorer, replicate_ends
+from jaxdeblur.models.restorer import VideoRestorer, push, replicate_ends
 from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame
 
@@ -213,9 +213,7 @@ class Strcnn(VideoRestorer):
     ) -> tuple[StreamState, Frame, LastFeatures]:
         """With the decoder's features of the frame that comes out."""
         m = self.config.m
-        # The first frame fills the window; each later one pushes the oldest out.
-        shifted = jnp.concatenate([state.frames[:, 1:], frame[:, None]], axis=1)
-        frames = jnp.where(state.seen == 0, frame[:, None], shifted)
+        frames = push(state.frames, frame, state.seen)
 
         def restore(recurrence: Recurrence) -> tuple[Recurrence, Frame, LastFeatures]:
             window = rearrange(frames, "b n h w c -> b h w (n c)")

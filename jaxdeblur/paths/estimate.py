@@ -17,7 +17,7 @@ from jaxdeblur.paths.fit import first_fit, fit_paths, gain_over_no_blur
 from jaxdeblur.paths.gate import gate
 from jaxdeblur.paths.likelihood import Fit, Observed, band, folded_spectra, noise_floor
 from jaxdeblur.paths.path import FRAMES, exposures, extent, spline, through
-from jaxdeblur.paths.shutter import LIGHT_GAMMA, LIGHTS, Shutter, evidence
+from jaxdeblur.paths.shutter import LIGHTS, Shutter, evidence
 from jaxdeblur.paths.tiles import REACH, Tiling, hann
 
 WINDOW = 5
@@ -98,7 +98,7 @@ def estimate(
 
     middle, base = lax.cond(
         is_linear,
-        lambda x: (x[0] ** LIGHT_GAMMA, x[1] ** LIGHT_GAMMA),
+        lambda x: (x[0] ** GAMMA, x[1] ** GAMMA),
         lambda x: x,
         (frames[1:4], jnp.clip(base, 0.0, 1.0)),
     )
@@ -115,7 +115,7 @@ def estimate(
     green = -(_LUMA[0] * red + _LUMA[2] * blue) / _LUMA[1]
     change = jnp.stack([red, green, blue], -1)[:height, :width]
     sharp = jnp.clip(middle[1] + (made.sharp - bright[1])[..., None] + change, 0.0, 1.0)
-    sharp = lax.cond(is_linear, lambda x: x ** (1 / LIGHT_GAMMA), lambda x: x, sharp)
+    sharp = lax.cond(is_linear, lambda x: x ** (1 / GAMMA), lambda x: x, sharp)
     share = gate(made, bright[1], extent(fit.knots, open_for), gain, tiling)
     return Estimate(sharp, share, fit.knots, shutter)
 

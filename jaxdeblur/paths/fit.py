@@ -26,7 +26,7 @@ from jaxdeblur.paths.likelihood import (
     Observed,
     likelihood,
 )
-from jaxdeblur.paths.path import FREE, FREE_KNOTS, KNOTS, exposures, sample_weights
+from jaxdeblur.paths.path import FREE, KNOTS, exposures, sample_weights
 from jaxdeblur.paths.tiles import over_tiles
 
 SMOOTH = 0.03
@@ -155,8 +155,8 @@ def _solve(
     stiffness = bend * _bending()
     couple, diagonal = _coupling(flat, shape, smooth)
     gradient = found.gradient + flat @ stiffness + couple(flat)
-    mean = jnp.trace(found.curvature, axis1=1, axis2=2) / (2 * FREE_KNOTS)
-    damping = _DAMPING * (mean + 1e-3)[:, None, None] * jnp.eye(2 * FREE_KNOTS)
+    mean = jnp.trace(found.curvature, axis1=1, axis2=2) / (2 * len(FREE))
+    damping = _DAMPING * (mean + 1e-3)[:, None, None] * jnp.eye(2 * len(FREE))
     own = found.curvature + stiffness + damping
     inverse = jnp.linalg.inv(own + jax.vmap(jnp.diag)(diagonal))
 

@@ -22,7 +22,6 @@ FRAMES = (-1, 0, 1)
 
 KNOTS = np.linspace(-1.5, 1.5, 7)
 FREE = np.array([0, 1, 2, 4, 5, 6])  # All but p(0).
-FREE_KNOTS = len(FREE)
 
 _SAMPLES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 _PIECES = CubicSpline(KNOTS, np.eye(len(KNOTS))[:, FREE], bc_type="natural").c.astype(np.float32)

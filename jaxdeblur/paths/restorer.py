@@ -172,9 +172,9 @@ class PathRestorer(VideoRestorer):
 
         return one
 
-    def shutter_of(self, state: StreamState) -> dict[str, float | str]:
+    def shutter_of(self, state: StreamState) -> tuple[float, str]:
         """Duty and light of a stream's first video: as found so far, or as given."""
         known = jax.tree.map(lambda leaf: leaf[0], state.shutter)
         found = "linear" if float(known.linear) > 0 else "stored"
         light = found if self.config.light == "found" else self.config.light
-        return {"duty": self.config.duty or round(float(known.duty), 3), "light": light}
+        return self.config.duty or round(float(known.duty), 3), light

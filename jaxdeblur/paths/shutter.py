@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths.fit import Stage, first_fit, fit_paths
 from jaxdeblur.paths.likelihood import Band, Observed
 from jaxdeblur.paths.path import exposures
@@ -23,8 +24,7 @@ from jaxdeblur.paths.path import exposures
 DUTIES = np.array([0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0], np.float32)
 """The candidates; 0 is a sharp frame."""
 
-LIGHT_GAMMA = 2.2
-LIGHTS = (1.0, LIGHT_GAMMA)
+LIGHTS = (1.0, GAMMA)
 """Exponents that take stored values to what the exposure averaged."""
 
 TILES = 12

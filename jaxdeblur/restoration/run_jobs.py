@@ -161,9 +161,8 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             say(f"{job.name}: not kept: {what}")
     say(f"{job.name}: {timing}")
     if stream.shutter is not None:
-        say(
-            f"{job.name}: shutter: duty {stream.shutter['duty']:g}, {stream.shutter['light']} light"
-        )
+        duty, light = stream.shutter
+        say(f"{job.name}: the shutter was open {duty:.0%} of the time, in {light} light")
     if change < _VISIBLE and config.strength:
         why = (
             "no blur was found in it"

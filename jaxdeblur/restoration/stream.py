@@ -196,7 +196,7 @@ class Stream:
                 yield restored
 
     @property
-    def shutter(self) -> dict[str, float | str] | None:
+    def shutter(self) -> tuple[float, str] | None:
         """Duty and light that blur paths found so far; None of a model without paths."""
         if not isinstance(self._model, PathRestorer):
             return None

@@ -2,11 +2,8 @@
 
 NAME is the system, FILE holds its weights under the reference's names, OUT.safetensors is what
 ``deblur.py --ckpt`` and ``evaluate.py --ckpt`` take. FILE is safetensors, PyTorch's .pth or
-.pth.tar (with ``pip install "jaxdeblur[convert]"``), or the .index of a TensorFlow V2 checkpoint.
-
-Widths and variants are read from the shapes. How a reference names its weights, and how their
-numbers lie, is a table in ``weights/reference_names/``, one module a system. To add one: a module
-with ``REFERENCE`` there, and its name in ``REFERENCES``.
+.pth.tar, or the .index of a TensorFlow V2 checkpoint, for which the extra ``convert`` installs
+PyTorch and TensorFlow. Widths and variants are read from the shapes.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from jaxdeblur.models.parameters import outline
 from jaxdeblur.options import Parser
 from jaxdeblur.weights.load import LoadedModel
 from jaxdeblur.weights.reference_files import read_arrays
-from jaxdeblur.weights.reference_names import REFERENCES, Arrays, Reference, reference
+from jaxdeblur.weights.references import REFERENCES, Arrays, Reference
 
 MOST = 10
 """Differences of a kind that a message lists."""
@@ -61,18 +58,16 @@ def convert(name: str, file: Path) -> LoadedModel:
     Raises:
       UserError: it can't be read, or its names and shapes are not the system's; all are listed.
     """
-    known = reference(name)
+    known = REFERENCES[name]
     arrays = known.prepare(read_arrays(file))
     network = _config(known, arrays)
-    rebuild, template = outline(lambda: registry.build(network))
+    rebuild, _ = outline(lambda: registry.build(network))
     names = known.names(network)
-    expected = {
-        theirs: layout.theirs(template[ours].shape) for theirs, (ours, layout) in names.items()
-    }
+    expected = {theirs: weight.shape for theirs, weight in names.items()}
     _check(expected, arrays, f"{file}: not the weights of {name} ({known.source})")
     parameters = {
-        ours: jnp.asarray(layout.ours(arrays[theirs]), jnp.float32)
-        for theirs, (ours, layout) in names.items()
+        weight.ours: jnp.asarray(arrays[theirs].transpose(weight.axes), jnp.float32)
+        for theirs, weight in names.items()
     }
     metadata = {"converted from": file.name, "reference": known.source}
     return LoadedModel(rebuild(parameters), name, network, 0, file.name, metadata)

@@ -13,8 +13,7 @@ import numpy as np
 import safetensors
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.weights.reference_names import Arrays
-from jaxdeblur.weights.tf_checkpoint import prefix_of, read_checkpoint
+from jaxdeblur.weights.references import Arrays
 
 INSTALL = 'pip install "jaxdeblur[convert]"'
 
@@ -35,9 +34,9 @@ def read_arrays(path: Path) -> Arrays:
     Raises:
       UserError: it is missing, damaged, or of a kind that is not read.
     """
-    prefix = prefix_of(path)
+    prefix = _prefix_of(path)
     if prefix is not None:
-        arrays = read_checkpoint(prefix)
+        arrays = _read_tensorflow(prefix)
     elif not path.is_file():
         raise UserError(f"{path}: no such file")
     elif path.suffix == ".safetensors":
@@ -61,6 +60,38 @@ def read_arrays(path: Path) -> Arrays:
     return arrays
 
 
+def _prefix_of(path: Path) -> Path | None:
+    """``NAME`` if ``path`` is that, or one of the files of the TensorFlow checkpoint NAME."""
+    for ending in (".index", ".meta", ".data-00000-of-00001", ""):
+        name = path.name.removesuffix(ending)
+        if path.name.endswith(ending) and path.with_name(f"{name}.index").is_file():
+            return path.with_name(name)
+    return None
+
+
+def _read_tensorflow(prefix: Path) -> Arrays:
+    try:
+        import tensorflow as tf
+    except ImportError:
+        raise UserError(
+            f"{prefix}.index: reading it needs TensorFlow; install it with {INSTALL}"
+        ) from None
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        names = reader.get_variable_to_shape_map()
+        arrays = {name: np.asarray(reader.get_tensor(name)) for name in names}
+    except Exception as error:  # whatever its reader says
+        raise UserError(
+            f"{prefix}.index: not readable by tf.train.load_checkpoint: {_first_line(error)}"
+        ) from error
+    # A checkpoint of TensorFlow 2 also holds a description of its objects as a text.
+    return {name: array for name, array in arrays.items() if array.dtype.kind in "fiu"}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def _read_safetensors(path: Path) -> Arrays:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -80,7 +111,7 @@ def _read_torch(path: Path) -> Arrays:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever its reader or unpickler says
         # Its first sentence: what follows advises to run the file's code after all.
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        reason = _first_line(error).partition(". ")[0]
         raise UserError(
             f"{path}: not readable by torch.load(weights_only=True): {reason}"
         ) from error

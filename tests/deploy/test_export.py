@@ -24,11 +24,10 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.peers.dbn import DbnConfig
 from jaxdeblur.models.peers.edvr import EdvrConfig
-from jaxdeblur.models.peers.ifi_rnn import SIMDEBLUR, IfiRnnConfig
+from jaxdeblur.models.peers.ifi_rnn import IfiRnnConfig
 from jaxdeblur.models.peers.rdn import RdnConfig
 from jaxdeblur.models.peers.srn import SrnConfig
 from jaxdeblur.models.peers.stfan import StfanConfig
-from jaxdeblur.models.peers.strcnn_simdeblur import SimDeblurStrcnnConfig
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
@@ -52,10 +51,6 @@ ATTENTION = FstaConfig(
 IFI_RNN = IfiRnnConfig(widths=(4, 6, 8), hidden=4, up_widths=(6, 4), blocks=1, iterations=2)
 PEERS: dict[str, Any] = {
     "ifi_rnn": IFI_RNN,
-    "ifi_rnn_simdeblur": dataclasses.replace(
-        SIMDEBLUR, widths=(4, 6, 8), hidden=8, up_widths=(6, 4), blocks=1, iterations=2
-    ),
-    "strcnn_simdeblur": SimDeblurStrcnnConfig(width=8, encoder_blocks=1, decoder_blocks=1),
 }
 NO_ONNX: dict[str, Any] = {
     "edvr": EdvrConfig(width=8, groups=2, extract_blocks=1, blocks=1, head_width=8),

@@ -42,7 +42,6 @@ for _example in ("temporal_mean", "window_max"):
 # The systems of Table 1 at their published size take minutes to compile; the small ones are alike.
 # RDN, 38 layers in a row, does in any size: peers/test_rdn.py asks the same in one program.
 LARGE = {"dbn", "srn", "srn_lstm", "edvr_m", "edvr_l", "rdn", "rdn_small", "stfan", "ifi_rnn"}
-LARGE |= {"ifi_rnn_simdeblur"}
 
 
 def presets_but(large: set[str]) -> pytest.MarkDecorator:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,62 +17,76 @@ from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.peers.dbn import DbnConfig
+from jaxdeblur.models.peers.srn import SrnConfig
 from jaxdeblur.weights import convert as command
 from jaxdeblur.weights import reference_files
 from jaxdeblur.weights.convert import convert
 from jaxdeblur.weights.load import load_model
-from jaxdeblur.weights.reference_names import (
-    CONV,
-    REFERENCES,
-    SHUFFLED_BIAS,
-    SHUFFLED_CONV,
-    TF_TRANSPOSED,
-    TRANSPOSED,
-    reference,
-)
-from jaxdeblur.weights.tf_checkpoint import MAGIC, read_checkpoint
+from jaxdeblur.weights.references import REFERENCES
 
 SMALL = DbnConfig(width=2)
 
 
 def dbn_arrays() -> dict[str, np.ndarray]:
-    _, template = outline(lambda: models.build(SMALL))
     rng = np.random.default_rng(0)
     return {
-        theirs: rng.random(layout.theirs(template[ours].shape)).astype(np.float32)
-        for theirs, (ours, layout) in reference("dbn").names(SMALL).items()
+        theirs: rng.random(weight.shape).astype(np.float32)
+        for theirs, weight in REFERENCES["dbn"].names(SMALL).items()
     }
 
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_every_parameter_of_the_published_network_has_one_name(name: str) -> None:
-    known = reference(name)
+    known = REFERENCES[name]
     _, template = outline(lambda: models.build(known.default))
     names = known.names(known.default)
-    assert sorted(ours for ours, _ in names.values()) == sorted(template)
-    shapes = {
-        theirs: layout.theirs(template[ours].shape) for theirs, (ours, layout) in names.items()
-    }
-    assert known.config(shapes) == known.default
+    assert sorted(weight.ours for weight in names.values()) == sorted(template)
+    assert known.config({theirs: weight.shape for theirs, weight in names.items()}) == known.default
 
 
-def test_layouts() -> None:
-    """A kernel's number for (row, column, in, out) lies where the reference has it."""
-    for layout, theirs in (
-        (CONV, lambda k, m, i, o: (o, i, k, m)),
-        (TRANSPOSED, lambda k, m, i, o: (i, o, k, m)),
-        (TF_TRANSPOSED, lambda k, m, i, o: (k, m, o, i)),
-    ):
-        shape = layout.theirs((3, 3, 4, 5))
-        array = np.arange(np.prod(shape)).reshape(shape)
-        ours = layout.ours(array)
-        assert ours.shape == (3, 3, 4, 5)
-        for place in itertools.product(range(3), range(3), range(4), range(5)):
-            assert ours[place] == array[theirs(*place)]
-    bias = np.arange(8)  # PixelShuffle: colour 0 at its four places, then colour 1
-    assert SHUFFLED_BIAS.ours(bias).tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
-    kernel = np.broadcast_to(bias[:, None, None, None], (8, 2, 3, 3))
-    assert SHUFFLED_CONV.ours(kernel)[0, 0, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+@pytest.mark.parametrize(
+    ("system", "theirs", "published"),
+    [
+        ("dbn", "blocks.U1.1.running_var", (256,)),
+        ("edvr", "predeblur.resblock_l1.4.conv2.weight", (64, 64, 3, 3)),
+        ("edvr", "pcd_align.dcn_pack.l3.conv_offset.bias", (216,)),
+        ("edvr", "pcd_align.offset_conv1.l3.weight", (64, 128, 3, 3)),
+        ("edvr", "upconv2.weight", (256, 64, 3, 3)),
+        ("ifi_rnn", "rnncell0.F_R.5.main_branch.2.weight", (80, 80, 3, 3)),
+        ("ifi_rnn", "rnncell1.F_L.0.weight", (80, 40, 3, 3)),
+        ("rdn", "d41_s_conv.gamma", (256,)),
+        ("rdn", "u1_0_deconv.conv.weight", (256, 128, 4, 4)),
+        ("srn", "g_net/dec2_4/weights", (4, 4, 64, 128)),
+        ("srn", "g_net/enc3_2/conv1/biases", (128,)),
+        ("srn", "g_net/convLSTM/LSTM_conv/weights", (3, 3, 256, 512)),
+        ("stfan", "kconv3_2.stem.2.weight", (128, 128, 3, 3)),
+        ("stfan", "fac_deblur.3.0.weight", (3200, 128, 1, 1)),
+        ("stfan", "upconv1_u.0.weight", (64, 32, 4, 4)),
+    ],
+)
+def test_names_and_shapes_are_those_that_were_published(
+    system: str, theirs: str, published: tuple[int, ...]
+) -> None:
+    assert REFERENCES[system].names(REFERENCES[system].default)[theirs].shape == published
+
+
+@pytest.mark.parametrize(
+    ("system", "theirs", "place"),
+    [
+        ("dbn", "blocks.D1.0.weight", lambda k, m, i, o: (o, i, k, m)),
+        ("dbn", "blocks.U1.0.weight", lambda k, m, i, o: (i, o, k, m)),
+        ("srn", "g_net/enc1_1/weights", lambda k, m, i, o: (k, m, i, o)),
+        ("srn", "g_net/dec2_4/weights", lambda k, m, i, o: (k, m, o, i)),
+    ],
+)
+def test_a_number_lies_where_the_reference_has_it(system: str, theirs: str, place: Any) -> None:
+    """By row, column, input and output."""
+    network = SMALL if system == "dbn" else SrnConfig(width=1)
+    weight = REFERENCES[system].names(network)[theirs]
+    array = np.arange(np.prod(weight.shape)).reshape(weight.shape)
+    ours = array.transpose(weight.axes)
+    for at in itertools.product(*map(range, ours.shape)):
+        assert ours[at] == array[place(*at)]
 
 
 def test_the_command_writes_what_the_others_take(
@@ -89,7 +103,7 @@ def test_the_command_writes_what_the_others_take(
     loaded = load_model(ours)
     assert loaded.network == SMALL
     assert loaded.metadata["converted from"] == "theirs.safetensors"
-    kernel = split(loaded.model)[1]["layers/U1/conv/kernel"]
+    kernel = split(loaded.model)[1]["blocks/U1/0/kernel"]
     np.testing.assert_array_equal(kernel, arrays["blocks.U1.0.weight"].transpose(2, 3, 0, 1))
 
 
@@ -109,9 +123,7 @@ def test_what_does_not_fit_is_listed_in_one_message(tmp_path: Path) -> None:
         "(8, 4, 3, 4), which should be (8, 4, 4, 4)"
     )
     safetensors.numpy.save_file({"a": np.zeros(1, np.float32)}, path)
-    with pytest.raises(
-        UserError, match=r"missing: blocks.F0.0.weight, .* and 122 more; unknown: a$"
-    ):
+    with pytest.raises(UserError, match=r"missing: blocks.D1.0.bias, .* and 122 more; unknown: a$"):
         convert("dbn", path)
 
 
@@ -198,94 +210,56 @@ def test_the_network_is_found_in_a_checkpoint(
 # TensorFlow's checkpoints.
 
 
-def varint(number: int) -> bytes:
-    out = b""
-    while number > 127:
-        out += bytes([number & 127 | 128])
-        number >>= 7
-    return out + bytes([number])
+def tensorflow(prefix: Path, arrays: dict[str, np.ndarray]) -> Any:
+    """As much of TensorFlow's as is called, where the checkpoint ``prefix`` holds ``arrays``."""
+
+    class Reader:
+        def get_variable_to_shape_map(self) -> dict[str, list[int]]:
+            return {name: list(array.shape) for name, array in arrays.items()}
+
+        def get_tensor(self, name: str) -> np.ndarray:
+            return arrays[name]
+
+    def load_checkpoint(given: str) -> Reader:
+        assert given == str(prefix)
+        if not arrays:
+            raise RuntimeError("Unable to open table file\nand more")
+        return Reader()
+
+    return SimpleNamespace(train=SimpleNamespace(load_checkpoint=load_checkpoint))
 
 
-def block(entries: list[tuple[bytes, bytes]]) -> bytes:
-    """A block of the table; of each key only what differs from the one before is written."""
-    body, before, restarts = b"", b"", [0]
-    for i, (key, value) in enumerate(entries):
-        shared = 0
-        if i % 16:
-            while key[: shared + 1] == before[: shared + 1] and shared < len(key):
-                shared += 1
-        elif i:
-            restarts.append(len(body))
-        body += varint(shared) + varint(len(key) - shared) + varint(len(value))
-        body += key[shared:] + value
-        before = key
-    for number in (*restarts, len(restarts)):
-        body += number.to_bytes(4, "little")
-    return body
-
-
-def write_checkpoint(prefix: Path, arrays: dict[str, np.ndarray]) -> None:
-    """As TensorFlow's BundleWriter, with zeros for checksums, in blocks of 20 entries."""
-    kinds = {"float32": 1, "int32": 3}
-    data, entries = b"", [(b"", b"\x08\x01\x1a\x02\x08\x01")]
-    for name in sorted(arrays):
-        array = arrays[name]
-        shape = b""
-        for size in array.shape:
-            dimension = b"\x08" + varint(size)
-            shape += b"\x12" + varint(len(dimension)) + dimension
-        value = b"\x08" + varint(kinds[str(array.dtype)]) + b"\x12" + varint(len(shape)) + shape
-        value += b"\x20" + varint(len(data)) if data else b""
-        value += b"\x28" + varint(array.nbytes) + b"\x35\0\0\0\0"
-        entries.append((name.encode(), value))
-        data += array.tobytes()
-    table, index = b"", []
-    for start in range(0, len(entries), 20):
-        part = block(entries[start : start + 20])
-        index.append((entries[start : start + 20][-1][0], varint(len(table)) + varint(len(part))))
-        table += part + b"\0\0\0\0\0"
-    footer = b""
-    for part in (block([]), block(index)):
-        footer += varint(len(table)) + varint(len(part))
-        table += part + b"\0\0\0\0\0"
-    table += footer.ljust(40, b"\0") + MAGIC.to_bytes(8, "little")
-    prefix.with_name(f"{prefix.name}.index").write_bytes(table)
-    prefix.with_name(f"{prefix.name}.data-00000-of-00001").write_bytes(data)
-
-
-def test_a_tensorflow_checkpoint_is_read(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    arrays = {f"g_net/enc1_{i}/weights": rng.random((i, 2)).astype(np.float32) for i in range(50)}
-    arrays["global_step"] = np.array(523000, np.int32)
+def test_a_tensorflow_checkpoint_is_read_by_any_of_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prefix = tmp_path / "deblur.model-523000"
-    write_checkpoint(prefix, arrays)
-    found = read_checkpoint(prefix)
-    assert found.keys() == arrays.keys()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
-    for name in ("deblur.model-523000", "deblur.model-523000.index", "deblur.model-523000.meta"):
-        assert reference_files.read_arrays(tmp_path / name).keys() == arrays.keys()
-
-
-def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
-    prefix = tmp_path / "model"
-    write_checkpoint(prefix, {f"v{i}": np.zeros(3, np.float32) for i in range(30)})
-    index, data = (tmp_path / f"model.{end}" for end in ("index", "data-00000-of-00001"))
-    whole, numbers = index.read_bytes(), data.read_bytes()
-    data.write_bytes(numbers[:-1])
-    with pytest.raises(UserError, match="bytes at 348"):
-        read_checkpoint(prefix)
-    data.unlink()
-    with pytest.raises(UserError, match="is missing"):
-        read_checkpoint(prefix)
-    data.write_bytes(numbers)
+    for ending in ("index", "data-00000-of-00001"):
+        prefix.with_name(f"{prefix.name}.{ending}").write_bytes(b"")
     rng = np.random.default_rng(0)
-    for _ in range(200):  # whatever is damaged, nothing but a UserError comes of it
-        damaged = bytearray(whole)
-        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
-        index.write_bytes(bytes(damaged[: rng.integers(1, len(whole) + 1)]))
-        with contextlib.suppress(UserError):
-            read_checkpoint(prefix)
+    network = SrnConfig("lstm", width=2)
+    weights = {
+        theirs: rng.random(weight.shape).astype(np.float32)
+        for theirs, weight in REFERENCES["srn"].names(network).items()
+    }
+    training = {f"{name}/Adam": array for name, array in weights.items()}
+    training |= {"global_step": np.array(523000), "beta1_power": np.array(0.5)}
+    training |= {"_CHECKPOINTABLE_OBJECT_GRAPH": np.array(b"a text")}
+    monkeypatch.setitem(sys.modules, "tensorflow", tensorflow(prefix, weights | training))
+    for ending in ("", ".index", ".meta", ".data-00000-of-00001"):
+        loaded = convert("srn", prefix.with_name(prefix.name + ending))
+        assert loaded.network == network
+    parameters = split(loaded.model)[1]
+    kernel = parameters["g_net/dec2_4/kernel"]
+    np.testing.assert_array_equal(kernel, weights["g_net/dec2_4/weights"].transpose(0, 1, 3, 2))
+    kernel = parameters["g_net/enc1_2/second/kernel"]
+    np.testing.assert_array_equal(kernel, weights["g_net/enc1_2/conv2/weights"])
+
+    monkeypatch.setitem(sys.modules, "tensorflow", tensorflow(prefix, {}))
+    with pytest.raises(UserError, match=r"523000.index: .*load_checkpoint: Unable to open [^\n]*$"):
+        convert("srn", prefix)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(UserError, match=r"needs TensorFlow; install it with pip install \"jaxd"):
+        convert("srn", prefix)
 
 
 def test_the_command_ends_with_one_line_and_code_2(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ the batch takes them out again; in use they matter, since the running mean is fi
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +30,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.peers.layers import (
-    BatchNorm,
-    Conv,
-    TransposedConv,
-    check_config,
-    kaiming_normal,
-    push,
-)
-from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer, replicate_ends
-from jaxdeblur.shapes import Clip, Frame, Parameters
+from jaxdeblur.models.layers import Conv
+from jaxdeblur.models.peers.layers import BatchNorm, TransposedConv, check_config
+from jaxdeblur.models.peers.windowed import Windowed
+from jaxdeblur.models.restorer import TrainingOutputs
+from jaxdeblur.shapes import Clip, Parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,23 +63,6 @@ class DbnConfig:
             raise UserError(f"epsilon is above 0, not {self.epsilon}")
 
 
-class StreamState(NamedTuple):
-    """What a stream keeps: the window of frames."""
-
-    frames: Clip
-    """The last 2m+1 frames."""
-    seen: jax.Array
-    """How many frames came in, counted to m+1."""
-
-
-class Normalised(nnx.Module):
-    """A convolution and its batch normalisation."""
-
-    def __init__(self, conv: Conv | TransposedConv, norm: BatchNorm) -> None:
-        self.conv = conv
-        self.norm = norm
-
-
 LAYERS = {
     "F0": (5, 1, 0, 1), "D1": (3, 2, 1, 1), "F1": (3, 1, 1, 2), "F2": (3, 1, 2, 2),
     "D2": (3, 2, 2, 4), "F3": (3, 1, 4, 4), "F4": (3, 1, 4, 4), "F5": (3, 1, 4, 4),
@@ -100,30 +78,27 @@ and 3 for the last layer's.
 """
 
 
-class Dbn(VideoRestorer):
-    """DBN: no state beyond the window of frames."""
+class Dbn(Windowed):
+    """DBN: five frames side by side, and nothing that passes from frame to frame."""
 
     multiple = 8
 
     def __init__(self, config: DbnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.lookahead = config.m
-        self.dtype = jnp.dtype(config.dtype)
         stacked = 3 * (2 * config.m + 1)
-        layers = {}
+        blocks = {}
         for name, (kernel, stride, given, made) in LAYERS.items():
             c_in = given * config.width or stacked
             c_out = 3 if name == "F15" else made * config.width or stacked
-            conv: Conv | TransposedConv
-            if stride:
-                conv = Conv(
-                    c_in, c_out, kernel,
-                    stride=stride, init=kaiming_normal(), dtype=self.dtype, rngs=rngs,
-                )  # fmt: skip
-            else:
-                conv = TransposedConv(c_in, c_out, dtype=self.dtype, rngs=rngs)
-            layers[name] = Normalised(conv, BatchNorm(c_out, epsilon=config.epsilon))
-        self.layers = nnx.Dict(layers)
+            options: dict[str, Any] = {"dtype": config.dtype, "rngs": rngs}
+            conv = (
+                Conv(c_in, c_out, kernel, stride=stride, **options)
+                if stride
+                else TransposedConv(c_in, c_out, **options)
+            )
+            blocks[name] = nnx.List([conv, BatchNorm(c_out, epsilon=config.epsilon)])
+        self.blocks: Any = nnx.Dict(blocks)
 
     def pad(self, images: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading Hp Wp 3"]:
         """Zeros below and to the right, as the authors' inference.lua."""
@@ -132,61 +107,29 @@ class Dbn(VideoRestorer):
         below, right = self.round_up(height) - height, self.round_up(width) - width
         return jnp.pad(images, [*ends, (0, below), (0, right), (0, 0)])
 
-    def _restore_clip(self, clip: Clip) -> Clip:
-        return self._restore_inside(replicate_ends(clip, *self.context))
-
-    def _restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
-        return self._restore(self._windows(clip), {}, train=False)
-
     def training_outputs(
         self, clip: Float[Array, "B length H W 3"], sharp: Clip
     ) -> TrainingOutputs:
         """Normalises by the batch at hand, and moves the running statistics towards it."""
         moved: Parameters = {}
-        padded = self.pad(clip)
-        if clip.shape[1] == sharp.shape[1]:
-            padded = replicate_ends(padded, *self.context)
-        restored = self._restore(self._windows(padded), moved, train=True)
+        restored = self._restore(self.with_context(clip, sharp), moved, train=True)
         height, width = clip.shape[-3:-1]
         return TrainingOutputs((restored[..., :height, :width, :],), (sharp,), moved)
 
-    def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
-        frames = jnp.zeros((batch, 2 * self.config.m + 1, height, width, 3))
-        return StreamState(frames, jnp.int32(0))
-
-    def _step(
-        self, state: StreamState, frame: Frame, repeated: jax.Array
-    ) -> tuple[StreamState, Frame]:
-        frames = push(state.frames, frame, state.seen)
-
-        def restore(frames: Clip) -> Frame:
-            stacked = jnp.concatenate([frames[:, i] for i in range(frames.shape[1])], axis=-1)
-            return self._restore(stacked, {}, train=False)
-
-        def wait(frames: Clip) -> Frame:
-            return frames[:, self.config.m].astype(jnp.float32)
-
-        restored = jax.lax.cond(state.seen >= self.config.m, restore, wait, frames)
-        return StreamState(frames, jnp.minimum(state.seen + 1, self.config.m + 1)), restored
-
-    def _windows(self, clip: Float[Array, "B length H W 3"]) -> Float[Array, "B T H W C"]:
-        """The 2m+1 frames around each one inside, side by side, the oldest first."""
-        m = self.config.m
-        time = clip.shape[1] - 2 * m
-        return jnp.concatenate([clip[:, i : i + time] for i in range(2 * m + 1)], axis=-1)
+    def _restore_windows(self, kept: Float[Array, "B length H W 3"]) -> Clip:
+        return self._restore(kept, {}, train=False)
 
     def _restore(
-        self, stacked: Float[Array, "*leading H W C"], moved: Parameters, *, train: bool
-    ) -> Float[Array, "*leading H W 3"]:
-        """Stacked frames to the middle one; in training, ``moved`` gets the new statistics."""
+        self, clip: Float[Array, "B length H W 3"], moved: Parameters, *, train: bool
+    ) -> Clip:
+        """Every frame with m to each side; in training, ``moved`` gets the new statistics."""
 
         def layer(name: str, x: jax.Array) -> jax.Array:
-            block = self.layers[name]
-            y = block.conv(x)
+            conv, norm = self.blocks[name]
             if not train:
-                return block.norm(y)
-            path = f"layers/{name}/norm/running_"
-            y, moved[f"{path}mean"], moved[f"{path}var"] = block.norm.by_batch(y)
+                return norm(conv(x))
+            path = f"blocks/{name}/1/running_"
+            y, moved[f"{path}mean"], moved[f"{path}var"] = norm.by_batch(conv(x))
             return y
 
         def layers(x: jax.Array, *names: str) -> jax.Array:
@@ -194,6 +137,10 @@ class Dbn(VideoRestorer):
                 x = jax.nn.relu(layer(name, x))
             return x
 
+        m = self.config.m
+        time = clip.shape[1] - 2 * m
+        # The frames around each one side by side, the oldest first.
+        stacked = jnp.concatenate([clip[:, i : i + time] for i in range(2 * m + 1)], axis=-1)
         f0 = layers(stacked, "F0")
         f2 = layers(f0, "D1", "F1", "F2")
         f5 = layers(f2, "D2", "F3", "F4", "F5")
@@ -202,8 +149,7 @@ class Dbn(VideoRestorer):
         f11 = layers(jax.nn.relu(layer("U1", f8) + f5), "F9", "F10", "F11")
         f13 = layers(jax.nn.relu(layer("U2", f11) + f2), "F12", "F13")
         f14 = layers(jax.nn.relu(layer("U3", f13) + f0), "F14")
-        middle = 3 * self.config.m
-        image = layer("F15", f14).astype(jnp.float32) + stacked[..., middle : middle + 3]
+        image = layer("F15", f14).astype(jnp.float32) + clip[:, m : m + time]
         return jax.nn.sigmoid(image) if self.config.sigmoid else image
 
     @property

@@ -20,7 +20,9 @@ What differs between paper, code and re-implementations:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, TypeAlias
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,31 +33,16 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.layers import depth_to_space
+from jaxdeblur.models.layers import Conv, ResidualBlock, activation, add_bias, enlarge
 from jaxdeblur.models.peers.deformable import deformable_conv2d
-from jaxdeblur.models.peers.layers import (
-    Conv,
-    add_bias,
-    apply,
-    check_config,
-    enlarge_bilinear,
-    kaiming_normal,
-    leaky_relu,
-    push,
-    residual_blocks,
-    torch_default,
-    zeros,
-)
-from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.peers.layers import check_config, torch_default
+from jaxdeblur.models.peers.windowed import Windowed
 from jaxdeblur.shapes import Clip, Features, Frame
 
-lrelu = leaky_relu(0.1)
+lrelu = activation(0.1)
 
 Pyramid: TypeAlias = tuple[Float[Array, "B _ _ C"], ...]
 """A frame's features at 1/4, 1/8 and 1/16 of its size: L1, L2, L3."""
-
-Pyramids: TypeAlias = tuple[Any, ...]
-"""Those of several frames, each ``B N h w C``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,30 +77,41 @@ class EdvrConfig:
             raise UserError(f"width is a multiple of the {self.groups} groups, not {self.width}")
 
 
-class StreamState(NamedTuple):
-    """What a stream keeps: the features of the frames in the window, so that each is seen once."""
+def _conv(c_in: int, c_out: int, kernel: int = 3, **options: Any) -> Conv:
+    """A convolution that begins as PyTorch's."""
+    return Conv(c_in, c_out, kernel, init=torch_default, **options)
 
-    frames: Clip
-    """The last m+1 frames, of which the first is the one to restore."""
-    pyramids: Pyramids
-    """The features of the last 2m+1."""
-    seen: jax.Array
-    """How many frames came in, counted to m+1."""
+
+def _block(width: int, **options: Any) -> ResidualBlock:
+    return ResidualBlock(width, gains=(0.1, 0.1), **options)
+
+
+def _blocks(count: int, width: int, **options: Any) -> nnx.Sequential:
+    return nnx.Sequential(*(_block(width, **options) for _ in range(count)))
+
+
+def _twice(x: Features) -> Float[Array, "B H W C"]:
+    return enlarge(x, 2)
+
+
+def _pixel_shuffle(x: Features) -> Float[Array, "B H W C2"]:
+    """PyTorch's, in whose order of channels the weights are published."""
+    return rearrange(x, "b h w (c p q) -> b (h p) (w q) c", p=2, q=2)
 
 
 class DeformableConv(nnx.Module):
     """A 3x3 modulated deformable convolution whose offsets and mask are made of other features."""
 
-    def __init__(self, width: int, groups: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, groups: int, *, dtype: str, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(torch_default(rngs.params(), (3, 3, width, width)))
         self.bias = nnx.Param(jnp.zeros(width))
         # Zeros at first: every tap at its place, and a mask of 1/2.
-        self.offset = Conv(width, 3 * groups * 9, init=zeros, dtype=dtype, rngs=rngs)
+        self.conv_offset = Conv(width, 3 * groups * 9, gain=0.0, dtype=dtype, rngs=rngs)
         self.groups = groups
 
     def __call__(self, x: Features, features: Features) -> Features:
         """Convolves ``x``, sampled where ``features`` say."""
-        made = self.offset(features)
+        made = self.conv_offset(features)
         # Three thirds: the first two together are the offsets, read as (group, tap, (row, column)).
         offsets, mask = made[..., : -9 * self.groups], made[..., -9 * self.groups :]
         y = deformable_conv2d(
@@ -128,99 +126,96 @@ class DeformableConv(nnx.Module):
 class Predeblur(nnx.Module):
     """A frame to features at 1/4 of its size, cleared a little by a pyramid of three sizes."""
 
-    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        def conv(c_in: int, stride: int) -> Conv:
-            return Conv(c_in, width, stride=stride, dtype=dtype, rngs=rngs)
-
-        def blocks(count: int) -> Any:
-            return residual_blocks(count, width, init=kaiming_normal(0.1), dtype=dtype, rngs=rngs)
-
-        self.first, self.half, self.quarter = conv(3, 1), conv(width, 2), conv(width, 2)
-        self.to_l2, self.to_l3 = conv(width, 2), conv(width, 2)
-        self.l3, self.l2_before, self.l2_after = blocks(1), blocks(1), blocks(1)
-        self.l1_before, self.l1_after = blocks(2), blocks(3)
+    def __init__(self, width: int, **options: Any) -> None:
+        conv: Callable[..., Conv] = functools.partial(_conv, c_out=width, stride=2, **options)
+        self.conv_first = conv(3, stride=1)
+        self.stride_conv_hr1, self.stride_conv_hr2 = conv(width), conv(width)
+        self.stride_conv_l2, self.stride_conv_l3 = conv(width), conv(width)
+        self.resblock_l3, self.resblock_l2_1, self.resblock_l2_2 = (
+            _block(width, **options) for _ in range(3)
+        )
+        self.resblock_l1 = _blocks(5, width, **options)
 
     def __call__(self, frames: Float[Array, "B H W 3"]) -> Features:
         """Features without an activation at their end."""
-        l1 = lrelu(self.quarter(lrelu(self.half(lrelu(self.first(frames))))))
-        l2 = lrelu(self.to_l2(l1))
-        l3 = apply(self.l3, lrelu(self.to_l3(l2)))
-        l2 = apply(self.l2_after, apply(self.l2_before, l2) + enlarge_bilinear(l3))
-        return apply(self.l1_after, apply(self.l1_before, l1) + enlarge_bilinear(l2))
+        l1 = lrelu(self.stride_conv_hr1(lrelu(self.conv_first(frames))))
+        l1 = lrelu(self.stride_conv_hr2(l1))
+        l2 = lrelu(self.stride_conv_l2(l1))
+        l3 = self.resblock_l3(lrelu(self.stride_conv_l3(l2)))
+        l2 = self.resblock_l2_2(self.resblock_l2_1(l2) + _twice(l3))
+        for i, block in enumerate(self.resblock_l1.layers):
+            l1 = block(l1) + _twice(l2) if i == 1 else block(l1)
+        return l1
 
 
 class PcdAlignment(nnx.Module):
     """Pyramid, cascading and deformable: a frame's features moved onto those of the centre."""
 
-    def __init__(self, config: EdvrConfig, *, rngs: nnx.Rngs) -> None:
-        width, dtype = config.width, jnp.dtype(config.dtype)
-
-        def conv(c_in: int) -> Conv:
-            return Conv(c_in, width, dtype=dtype, rngs=rngs)
-
-        def deformable() -> DeformableConv:
-            return DeformableConv(width, config.groups, dtype=dtype, rngs=rngs)
-
-        # Lists hold L3, L2, L1, in the order in which they are computed.
-        self.offset1 = nnx.List([conv(2 * width) for _ in range(3)])
-        self.offset2 = nnx.List([conv(width), conv(2 * width), conv(2 * width)])
-        self.offset3 = nnx.List([conv(width) for _ in range(2)])
-        self.deformable = nnx.List([deformable() for _ in range(3)])
-        self.feature = nnx.List([conv(2 * width) for _ in range(2)])
-        self.cascade1, self.cascade2 = conv(2 * width), conv(width)
-        self.cascade = deformable()
+    def __init__(self, width: int, groups: int, **options: Any) -> None:
+        conv: Callable[..., Conv] = functools.partial(_conv, c_out=width, **options)
+        deformable = functools.partial(DeformableConv, width, groups, **options)
+        self.offset_conv1 = nnx.Dict({level: conv(2 * width) for level in ("l3", "l2", "l1")})
+        self.offset_conv2 = nnx.Dict(l3=conv(width), l2=conv(2 * width), l1=conv(2 * width))
+        self.offset_conv3 = nnx.Dict(l2=conv(width), l1=conv(width))
+        self.dcn_pack = nnx.Dict(l3=deformable(), l2=deformable(), l1=deformable())
+        self.feat_conv = nnx.Dict(l2=conv(2 * width), l1=conv(2 * width))
+        self.cas_offset_conv1, self.cas_offset_conv2 = conv(2 * width), conv(width)
+        self.cas_dcnpack = deformable()
 
     def __call__(self, neighbour: Pyramid, centre: Pyramid) -> Features:
         """The neighbour's features where the centre has them."""
-        offset = lrelu(self.offset1[0](jnp.concatenate([neighbour[2], centre[2]], -1)))
-        offset = lrelu(self.offset2[0](offset))
-        aligned = lrelu(self.deformable[0](neighbour[2], offset))
-        for level in (1, 2):
-            x, reference = neighbour[2 - level], centre[2 - level]
+        offset = lrelu(self.offset_conv1["l3"](jnp.concatenate([neighbour[2], centre[2]], -1)))
+        offset = lrelu(self.offset_conv2["l3"](offset))
+        aligned = lrelu(self.dcn_pack["l3"](neighbour[2], offset))
+        for level, x, reference in (
+            ("l2", neighbour[1], centre[1]),
+            ("l1", neighbour[0], centre[0]),
+        ):
             # A pixel below is two here.
-            below = 2 * enlarge_bilinear(offset)
-            offset = lrelu(self.offset1[level](jnp.concatenate([x, reference], -1)))
-            offset = lrelu(self.offset2[level](jnp.concatenate([offset, below], -1)))
-            offset = lrelu(self.offset3[level - 1](offset))
-            both = [self.deformable[level](x, offset), enlarge_bilinear(aligned)]
-            aligned = self.feature[level - 1](jnp.concatenate(both, -1))
-            if level == 1:
+            below = 2 * _twice(offset)
+            offset = lrelu(self.offset_conv1[level](jnp.concatenate([x, reference], -1)))
+            offset = lrelu(self.offset_conv2[level](jnp.concatenate([offset, below], -1)))
+            offset = lrelu(self.offset_conv3[level](offset))
+            both = [self.dcn_pack[level](x, offset), _twice(aligned)]
+            aligned = self.feat_conv[level](jnp.concatenate(both, -1))
+            if level == "l2":
                 aligned = lrelu(aligned)
-        offset = lrelu(self.cascade1(jnp.concatenate([aligned, centre[0]], -1)))
-        return lrelu(self.cascade(aligned, lrelu(self.cascade2(offset))))
+        offset = lrelu(self.cas_offset_conv1(jnp.concatenate([aligned, centre[0]], -1)))
+        return lrelu(self.cas_dcnpack(aligned, lrelu(self.cas_offset_conv2(offset))))
 
 
 class TsaFusion(nnx.Module):
     """Temporal and spatial attention: aligned frames weighed pixel by pixel, and fused."""
 
-    def __init__(self, config: EdvrConfig, *, rngs: nnx.Rngs) -> None:
-        width, frames, dtype = config.width, 2 * config.m + 1, jnp.dtype(config.dtype)
-
-        def conv(c_in: int, kernel: int = 3) -> Conv:
-            return Conv(c_in, width, kernel, dtype=dtype, rngs=rngs)
-
-        self.query, self.key = conv(width), conv(width)
-        self.fuse = conv(frames * width, 1)
-        self.spatial1, self.spatial2 = conv(frames * width, 1), conv(2 * width, 1)
-        self.level1, self.level2, self.level3 = conv(width, 1), conv(2 * width), conv(width)
-        self.spatial3, self.spatial4, self.spatial5 = conv(width), conv(width, 1), conv(width)
-        self.add1, self.add2 = conv(width, 1), conv(width, 1)
-        self.centre = config.m
+    def __init__(self, width: int, m: int, **options: Any) -> None:
+        conv: Callable[..., Conv] = functools.partial(_conv, c_out=width, **options)
+        frames = (2 * m + 1) * width
+        self.temporal_attn1, self.temporal_attn2 = conv(width), conv(width)
+        self.feat_fusion = conv(frames, kernel=1)
+        self.spatial_attn1 = conv(frames, kernel=1)
+        self.spatial_attn2 = conv(2 * width, kernel=1)
+        self.spatial_attn_l1 = conv(width, kernel=1)
+        self.spatial_attn_l2, self.spatial_attn_l3 = conv(2 * width), conv(width)
+        self.spatial_attn3 = conv(width)
+        self.spatial_attn4, self.spatial_attn5 = conv(width, kernel=1), conv(width)
+        self.spatial_attn_add1 = conv(width, kernel=1)
+        self.spatial_attn_add2 = conv(width, kernel=1)
+        self.m = m
 
     def __call__(self, aligned: Float[Array, "B N h w C"]) -> Features:
         """The frames' features made one."""
         # How alike each frame's embedding is to the centre's, 0 to 1.
-        query, key = self.query(aligned[:, self.centre]), self.key(aligned)
+        query, key = self.temporal_attn1(aligned[:, self.m]), self.temporal_attn2(aligned)
         alike = jnp.einsum("bhwc,bnhwc->bnhw", query, key, preferred_element_type=jnp.float32)
         share = jax.nn.sigmoid(alike)[..., None].astype(aligned.dtype)
         weighed = rearrange(aligned * share, "b n h w c -> b h w (n c)")
-        fused = lrelu(self.fuse(weighed))
-        attention = lrelu(self.spatial2(_pools(lrelu(self.spatial1(weighed)))))
-        level = lrelu(self.level2(_pools(lrelu(self.level1(attention)))))
-        level = enlarge_bilinear(lrelu(self.level3(level)))
-        attention = lrelu(self.spatial4(lrelu(self.spatial3(attention)) + level))
-        attention = self.spatial5(enlarge_bilinear(attention))
-        added = self.add2(lrelu(self.add1(attention)))
+        fused = lrelu(self.feat_fusion(weighed))
+        attention = lrelu(self.spatial_attn2(_pools(lrelu(self.spatial_attn1(weighed)))))
+        level = _pools(lrelu(self.spatial_attn_l1(attention)))
+        level = lrelu(self.spatial_attn_l3(lrelu(self.spatial_attn_l2(level))))
+        attention = lrelu(self.spatial_attn3(attention)) + _twice(level)
+        attention = self.spatial_attn5(_twice(lrelu(self.spatial_attn4(attention))))
+        added = self.spatial_attn_add2(lrelu(self.spatial_attn_add1(attention)))
         # Twice, since sigmoid(0) is 1/2.
         return fused * jax.nn.sigmoid(attention) * 2 + added
 
@@ -234,97 +229,64 @@ def _pools(x: Features) -> Float[Array, "B h2 w2 2*C"]:
     return jnp.concatenate([largest, total / 9], -1)
 
 
-class Edvr(VideoRestorer):
-    """EDVR: no state beyond the window of frames."""
+class Edvr(Windowed):
+    """EDVR: the features of the frames in the window, made once, and no other state."""
 
     multiple = 16  # L3 is at 1/16
 
     def __init__(self, config: EdvrConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.lookahead = config.m
-        self.dtype = jnp.dtype(config.dtype)
-        width, frames, head = config.width, 2 * config.m + 1, config.head_width
-
-        def conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> Conv:
-            return Conv(c_in, c_out, kernel, stride=stride, dtype=self.dtype, rngs=rngs)
-
-        def blocks(count: int) -> Any:
-            draw = kaiming_normal(0.1)
-            return residual_blocks(count, width, init=draw, dtype=self.dtype, rngs=rngs)
-
-        self.predeblur = Predeblur(width, dtype=self.dtype, rngs=rngs)
-        self.to_features = conv(width, width, 1)
-        self.extraction = blocks(config.extract_blocks)
-        self.l2_down, self.l2 = conv(width, width, stride=2), conv(width, width)
-        self.l3_down, self.l3 = conv(width, width, stride=2), conv(width, width)
-        self.alignment = PcdAlignment(config, rngs=rngs)
+        width, head = config.width, config.head_width
+        options: dict[str, Any] = {"dtype": config.dtype, "rngs": rngs}
+        conv: Callable[..., Conv] = functools.partial(_conv, **options)
+        self.predeblur = Predeblur(width, **options)
+        self.conv_1x1 = conv(width, width, 1)
+        self.feature_extraction = _blocks(config.extract_blocks, width, **options)
+        self.conv_l2_1, self.conv_l2_2 = conv(width, width, stride=2), conv(width, width)
+        self.conv_l3_1, self.conv_l3_2 = conv(width, width, stride=2), conv(width, width)
+        self.pcd_align = PcdAlignment(width, config.groups, **options)
         self.fusion: TsaFusion | Conv = (
-            TsaFusion(config, rngs=rngs) if config.tsa else conv(frames * width, width, 1)
+            TsaFusion(width, config.m, **options)
+            if config.tsa
+            else conv((2 * config.m + 1) * width, width, 1)
         )
-        self.reconstruction = blocks(config.blocks)
-        self.up1, self.up2 = conv(width, 4 * width), conv(width, 4 * head)
-        self.full_size, self.image = conv(head, head), conv(head, 3)
+        self.reconstruction = _blocks(config.blocks, width, **options)
+        self.upconv1, self.upconv2 = conv(width, 4 * width), conv(width, 4 * head)
+        self.conv_hr, self.conv_last = conv(head, head), conv(head, 3)
 
-    def _restore_clip(self, clip: Clip) -> Clip:
-        batch, time, m = *clip.shape[:2], self.config.m
-        each = self._features(rearrange(clip, "b t h w c -> (b t) h w c"))
-        features = [rearrange(x, "(b t) ... -> b t ...", b=batch) for x in each]
+    def _of_frames(self, frames: Float[Array, "B H W 3"]) -> tuple[Frame, Pyramid]:
+        l1 = self.feature_extraction(self.conv_1x1(self.predeblur(frames)))
+        l2 = lrelu(self.conv_l2_2(lrelu(self.conv_l2_1(l1))))
+        l3 = lrelu(self.conv_l3_2(lrelu(self.conv_l3_1(l2))))
+        return frames, (l1, l2, l3)
+
+    def _restore_windows(self, kept: Any) -> Clip:
+        length = 2 * self.config.m + 1
 
         def restore(_: None, at: jax.Array) -> tuple[None, Frame]:
-            # The ends of a video are replicated.
-            inside = jnp.clip(at + jnp.arange(-m, m + 1), 0, time - 1)
-            window = tuple(jnp.take(x, inside, axis=1) for x in features)
-            centre = lax.dynamic_index_in_dim(clip, at, axis=1, keepdims=False)
-            return None, self._restore(window, centre)
+            window = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, at, length, axis=1), kept)
+            return None, self._restore(*window)
 
         # One window after the other: their samples take nine times the memory of the features.
-        _, restored = lax.scan(restore, None, jnp.arange(time))
+        _, restored = lax.scan(restore, None, jnp.arange(kept[0].shape[1] - length + 1))
         return rearrange(restored, "t b ... -> b t ...")
 
-    def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
-        m, channels = self.config.m, self.config.width
-        pyramids = tuple(
-            jnp.zeros((batch, 2 * m + 1, height // size, width // size, channels), self.dtype)
-            for size in (4, 8, 16)
-        )
-        return StreamState(jnp.zeros((batch, m + 1, height, width, 3)), pyramids, jnp.int32(0))
-
-    def _step(
-        self, state: StreamState, frame: Frame, repeated: jax.Array
-    ) -> tuple[StreamState, Frame]:
-        frames = push(state.frames, frame, state.seen)
-        features = zip(state.pyramids, self._features(frame), strict=True)
-        pyramids = tuple(push(window, new, state.seen) for window, new in features)
-        restored = lax.cond(
-            state.seen >= self.config.m,
-            lambda: self._restore(pyramids, frames[:, 0]),
-            lambda: frames[:, 0].astype(jnp.float32),
-        )
-        seen = jnp.minimum(state.seen + 1, self.config.m + 1)
-        return StreamState(frames, pyramids, seen), restored
-
-    def _features(self, frames: Float[Array, "B H W 3"]) -> Pyramid:
-        """What is made of each frame by itself."""
-        l1 = apply(self.extraction, self.to_features(self.predeblur(frames)))
-        l2 = lrelu(self.l2(lrelu(self.l2_down(l1))))
-        l3 = lrelu(self.l3(lrelu(self.l3_down(l2))))
-        return l1, l2, l3
-
-    def _restore(self, window: Pyramids, centre: Frame) -> Frame:
-        """The centre frame, from the features of the window ``B N h w C`` at each size."""
-        reference = tuple(x[:, self.config.m] for x in window)
-        by_frame = tuple(rearrange(x, "b n ... -> n b ...") for x in window)
+    def _restore(self, frames: Clip, pyramids: Any) -> Frame:
+        """The centre frame, from the window's frames and features ``B N h w C`` at each size."""
+        centre = tuple(x[:, self.config.m] for x in pyramids)
+        by_frame = tuple(rearrange(x, "b n ... -> n b ...") for x in pyramids)
         # One neighbour after the other, for the same reason.
-        aligned = lax.map(lambda neighbour: self.alignment(neighbour, reference), by_frame)
+        aligned = lax.map(lambda neighbour: self.pcd_align(neighbour, centre), by_frame)
         if isinstance(self.fusion, TsaFusion):
             x = self.fusion(rearrange(aligned, "n b ... -> b n ..."))
         else:
             x = self.fusion(rearrange(aligned, "n b h w c -> b h w (n c)"))
-        x = apply(self.reconstruction, x)
-        x = lrelu(depth_to_space(self.up1(x), 2))
-        x = lrelu(depth_to_space(self.up2(x), 2))
-        residual = self.image(lrelu(self.full_size(x)))
-        return centre + residual.astype(jnp.float32)
+        x = self.reconstruction(x)
+        x = lrelu(_pixel_shuffle(self.upconv1(x)))
+        x = lrelu(_pixel_shuffle(self.upconv2(x)))
+        residual = self.conv_last(lrelu(self.conv_hr(x)))
+        return frames[:, self.config.m] + residual.astype(jnp.float32)
 
     @property
     def receptive_radius(self) -> int:

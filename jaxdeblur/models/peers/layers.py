@@ -1,29 +1,24 @@
 """What the systems of Table 1 are made of beyond ``models/layers.py``.
 
-Their convolutions differ in how they are padded (PyTorch centres, TensorFlow's SAME does not), in
-how their weights begin, and in that they enlarge by transposed convolutions. All kernels are kept
-as ``kh kw C_in C_out``, a transposed one as it scatters, so that a reference's weights come in by
-moving axes alone. The convolution itself is the project's own (``models/layers.py`` says why).
+Their weights begin in other ways, they enlarge by transposed convolutions, and two of them
+normalise. All kernels are kept as ``kh kw C_in C_out``, a transposed one as it scatters, so that a
+reference's weights come in by moving axes alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.layers import conv2d, depth_to_space, enlarge, normal
+from jaxdeblur.models.layers import Init, add_bias, conv2d, depth_to_space
 from jaxdeblur.shapes import Kernel
-
-Init: TypeAlias = Callable[[jax.Array, tuple[int, int, int, int]], jax.Array]
-"""Draws a kernel ``kh kw C_in C_out`` from a key."""
 
 Maps: TypeAlias = Float[Array, "*leading h w C_in"]
 NewMaps: TypeAlias = Float[Array, "*leading h2 w2 C_out"]
@@ -55,15 +50,6 @@ def torch_transposed(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Ar
     return _uniform(key, shape, (shape[0] * shape[1] * shape[3]) ** -0.5)
 
 
-def kaiming_normal(gain: float = 1.0) -> Init:
-    """He et al. 2015: normal with deviation gain * sqrt(2 / fan in)."""
-
-    def draw(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
-        return gain * (2 / math.prod(shape[:3])) ** 0.5 * normal(key, shape)
-
-    return draw
-
-
 def variance_scaling(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
     """TensorFlow 1's with factor 2 and fan in: truncated, of variance 2 / fan in."""
     # TensorFlow 1 widens by 1.3 what cutting at two deviations narrows.
@@ -93,68 +79,9 @@ def _uniform(key: jax.Array, shape: tuple[int, int, int, int], bound: float) -> 
 # Layers.
 
 
-def leaky_relu(leak: float) -> Callable[[jax.Array], jax.Array]:
-    """ReLU with slope ``leak`` below 0, and, as in PyTorch and TensorFlow, at 0 itself.
-
-    The gradient of a maximum is there the mean of both slopes, so biases of 0 would begin to differ
-    from a reference's on black frames.
-    """
-    return lambda x: jnp.where(x > 0, x, jnp.asarray(leak, x.dtype) * x)
-
-
 def clamp(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """Cut to 0 ... 1; the gradient passes from 0 to 1, both included, as in PyTorch."""
     return jnp.where((x >= 0) & (x <= 1), x, jnp.clip(jax.lax.stop_gradient(x), 0, 1))
-
-
-def push(
-    window: Float[Array, "B N *rest"], new: jax.Array, seen: Int[Array, ""]
-) -> Float[Array, "B N *rest"]:
-    """A stream's window with ``new`` behind and without its oldest; the first one fills it."""
-    shifted = jnp.concatenate([window[:, 1:], new[:, None]], axis=1)
-    return jnp.where(seen == 0, new[:, None], shifted)
-
-
-class Conv(nnx.Module):
-    """A convolution with bias and zero padding; the size is divided by ``stride``, rounded up.
-
-    ``padding`` "centred" reads as many zeros before the first pixel as behind the last, as PyTorch
-    does with padding k // 2. "same" is TensorFlow's SAME: of an odd number of zeros in all, the one
-    more is behind; a 5x5 kernel of stride 2 then reads 1 zero before and 2 behind an even size.
-    Parameters are float32, the computation runs in ``dtype``.
-    """
-
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        kernel: int = 3,
-        *,
-        stride: int = 1,
-        padding: Literal["centred", "same"] = "centred",
-        init: Init = torch_default,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, c_in, c_out)))
-        self.bias = nnx.Param(jnp.zeros(c_out))
-        self.stride = stride
-        self.padding = padding
-        self.dtype = jnp.dtype(dtype)
-
-    def __call__(self, x: Maps) -> NewMaps:
-        """Convolves and adds the bias."""
-        flat = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
-        size = self.kernel.shape[0]
-        before = (size // 2, size // 2)
-        if self.padding == "same":
-            before = (self._same(flat.shape[1]), self._same(flat.shape[2]))
-        y = conv2d(flat, self.kernel[...].astype(self.dtype), self.stride, before)
-        return add_bias(y, self.bias[...]).reshape(*x.shape[:-3], *y.shape[1:])
-
-    def _same(self, length: int) -> int:
-        steps = -(-length // self.stride) - 1
-        return max(steps * self.stride + self.kernel.shape[0] - length, 0) // 2
 
 
 class TransposedConv(nnx.Module):
@@ -201,11 +128,6 @@ def transposed_conv2d(x: Float[Array, "B h w C_in"], kernel: Kernel) -> Float[Ar
     corners = corners.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c_in, 4 * c_out)
     padded = jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])  # h + 1 corners lie around h pixels
     return depth_to_space(conv2d(padded, corners, 1, (1, 1)), 2)[:, 1:-1, 1:-1]
-
-
-def add_bias(y: Maps, bias: Float[Array, " C_in"]) -> Maps:
-    """y + bias; spread in float32, as its gradient is a sum over all pixels."""
-    return y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -273,33 +195,6 @@ def normalise(
     return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
 
 
-class ResidualBlock(nnx.Module):
-    """x + conv(activation(conv(x))) with one width and no normalisation."""
-
-    def __init__(self, width: int, kernel: int = 3, *, leak: float = 0.0, **options: Any) -> None:
-        self.first, self.second = (Conv(width, width, kernel, **options) for _ in range(2))
-        self.leak = leak
-
-    def __call__(self, x: Maps) -> Maps:
-        """Adds to x what the two convolutions make of it."""
-        return x + self.second(leaky_relu(self.leak)(self.first(x)))
-
-
-def residual_blocks(count: int, width: int, kernel: int = 3, **options: Any) -> Any:
-    """An ``nnx.List`` of ``count`` residual blocks alike; ``apply`` runs them in turn.
-
-    ``options`` are ``leak``, and those of both convolutions of each.
-    """
-    return nnx.List(ResidualBlock(width, kernel, **options) for _ in range(count))
-
-
-def apply(layers: Iterable[Callable[[jax.Array], jax.Array]], x: Maps) -> NewMaps:
-    """One layer after the other."""
-    for layer in layers:
-        x = layer(x)
-    return x
-
-
 # Sizes, as TensorFlow 1 changes them.
 
 
@@ -329,8 +224,3 @@ def double(x: Maps) -> NewMaps:
         shape[axis] *= 2
         x = jnp.stack([x, (x + following) / 2], axis + 1).reshape(shape)
     return x
-
-
-def enlarge_bilinear(x: Maps) -> NewMaps:
-    """PyTorch's ``interpolate`` to twice the size with align_corners off: pixels are areas."""
-    return enlarge(x, 2)

@@ -21,28 +21,27 @@ each with the four before it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.layers import Conv
 from jaxdeblur.models.peers.layers import (
-    Conv,
     TransposedConv,
-    apply,
+    check_config,
     normalise,
     statistics,
     variance_scaling,
     xavier_uniform,
 )
-from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer, replicate_ends
-from jaxdeblur.shapes import Clip, ClipFeatures, Frame
+from jaxdeblur.models.peers.windowed import Windowed
+from jaxdeblur.models.restorer import TrainingOutputs
+from jaxdeblur.shapes import Clip, ClipFeatures
 
 BEFORE = 4
 """Frames before the current one that the network takes in, the nearest first."""
@@ -64,17 +63,7 @@ class RdnConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UserError(f"width is 1 or more channels, not {self.width}")
-
-
-class WindowState(NamedTuple):
-    """What a stream keeps."""
-
-    frames: Clip
-    """The last four frames."""
-    first: Bool[Array, ""]
-    """True before the first frame."""
+        check_config(self, "width")
 
 
 class Skips(NamedTuple):
@@ -99,20 +88,20 @@ class Layer(nnx.Module):
 
     def __init__(self, conv: Conv | TransposedConv, width: int) -> None:
         self.conv = conv
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
+        self.gamma = nnx.Param(jnp.ones(width))
+        self.beta = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: Float[Array, "B T h w C_in"]) -> Float[Array, "B T h2 w2 C_out"]:
         """Each time is normalised by itself, over the batch and all pixels."""
 
         def of_one_time(x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
             mean, variance = statistics(x)
-            return normalise(x, mean, variance, self.scale[...], self.bias[...], EPSILON)
+            return normalise(x, mean, variance, self.gamma[...], self.beta[...], EPSILON)
 
         return jax.vmap(of_one_time, in_axes=1, out_axes=1)(self.conv(jax.nn.relu(x)))
 
 
-class Rdn(VideoRestorer):
+class Rdn(Windowed):
     """From the frames t-4..t to frame t, in four steps of one block."""
 
     multiple = 8
@@ -121,142 +110,118 @@ class Rdn(VideoRestorer):
 
     def __init__(self, config: RdnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.dtype = jnp.dtype(config.dtype)
         full, half, quarter, eighth = (config.width * factor for factor in (1, 2, 4, 8))
+        options: dict[str, Any] = {"dtype": config.dtype, "rngs": rngs}
+        layers: dict[str, Layer] = {}
 
-        def layer(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> Layer:
-            conv = Conv(
-                c_in,
-                c_out,
-                kernel,
-                stride=stride,
-                padding="same",
-                init=variance_scaling,
-                dtype=self.dtype,
-                rngs=rngs,
-            )
-            return Layer(conv, c_out)
+        def conv(name: str, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> None:
+            layer = Conv(
+                c_in, c_out, kernel,
+                stride=stride, padding="same", init=variance_scaling, **options,
+            )  # fmt: skip
+            layers[f"{name}_conv"] = Layer(layer, c_out)
 
-        def enlarging(c_in: int, c_out: int) -> Layer:
-            conv = TransposedConv(c_in, c_out, init=xavier_uniform, dtype=self.dtype, rngs=rngs)
-            return Layer(conv, c_out)
+        def deconv(name: str, c_in: int, c_out: int) -> None:
+            layer = TransposedConv(c_in, c_out, init=xavier_uniform, **options)
+            layers[f"{name}_deconv"] = Layer(layer, c_out)
 
-        def down(c_in: int, width: int, stride: int = 2) -> Any:
-            rest = [layer(width, width), layer(width, width), layer(width, width, 1)]
-            return nnx.List([layer(c_in, width, stride=stride), *rest])
-
-        def up(c_in: int, width: int) -> Any:
-            return nnx.List([enlarging(c_in, width), *(layer(width, width) for _ in range(3))])
-
-        self.d0 = layer(6, full)
-        self.d1 = down(full, half)
-        self.d2 = down(half, half, stride=1)
-        self.d3 = down(half, quarter)
-        self.d4 = down(quarter, eighth)
-        self.u1 = up(eighth, quarter)
-        self.u2 = up(quarter, half)
-        self.u3 = nnx.List(
-            [
-                enlarging(half, half),
-                layer(half, half),
-                layer(half, half),
-                layer(half, 6),
-                layer(6, 3),
-            ]
-        )
-        self.merge = nnx.List([layer(2 * width, width, 1) for width in (eighth, quarter, half)])
+        conv("d0", 6, full)
+        for block, c_in, width, stride in (
+            ("d1", full, half, 2),
+            ("d2", half, half, 1),
+            ("d3", half, quarter, 2),
+            ("d4", quarter, eighth, 2),
+        ):
+            for i, kernel in ((1, 3), (2, 3), (3, 1)):
+                conv(f"{block}_{i}", width, width, kernel)
+            conv(f"{block}_0", c_in, width, stride=stride)
+        for block, c_in, width in (("u1", eighth, quarter), ("u2", quarter, half)):
+            deconv(f"{block}_0", c_in, width)
+            for i in (1, 2, 3):
+                conv(f"{block}_{i}", width, width)
+        deconv("u3_0", half, half)
+        for i, (c_in, c_out) in enumerate([(half, half), (half, half), (half, 6), (6, 3)], 1):
+            conv(f"u3_{i}", c_in, c_out)
+        for name, width in (("d41_s", eighth), ("u1_s", quarter), ("u2_s", half)):
+            conv(name, 2 * width, width, 1)
+        self.layers = nnx.Dict(layers)
 
     @property
     def context(self) -> tuple[int, int]:
         """The four frames before."""
         return BEFORE, 0
 
-    def _restore_clip(self, clip: Clip) -> Clip:
-        return self._restore_inside(replicate_ends(clip, BEFORE, 0))
-
-    def _restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
-        return self._windows(clip)[-1]
-
     def training_outputs(
         self, clip: Float[Array, "B length H W 3"], sharp: Clip
     ) -> TrainingOutputs:
         """All four estimates of every frame, each against the sharp one."""
         height, width = clip.shape[2:4]
-        whole = clip.shape[1] == sharp.shape[1]
-        estimates = self._windows(self.pad(replicate_ends(clip, BEFORE, 0) if whole else clip))
+        estimates = self._estimates(self.with_context(clip, sharp))
         restored = tuple(each[:, :, :height, :width] for each in estimates)
         return TrainingOutputs(restored, (sharp,) * BEFORE, {})
 
-    def _windows(self, clip: Float[Array, "B length H W 3"]) -> Float[Array, "n B T H W 3"]:
-        """The estimates of every frame that has four before it."""
-        before = [clip[:, BEFORE - k : clip.shape[1] - k] for k in range(1, BEFORE + 1)]
-        return self._estimates(clip[:, BEFORE:], jnp.stack(before))
+    def _restore_windows(self, kept: Float[Array, "B length H W 3"]) -> Clip:
+        return self._estimates(kept)[-1]
 
-    def _initial_state(self, batch: int, height: int, width: int) -> WindowState:
-        return WindowState(jnp.zeros((batch, BEFORE, height, width, 3)), jnp.bool_(True))
-
-    def _step(
-        self, state: WindowState, frame: Frame, repeated: Bool[Array, ""]
-    ) -> tuple[WindowState, Frame]:
-        # Nothing precedes the first frame but itself.
-        before = jnp.where(state.first, frame[:, None], state.frames)
-        observations = rearrange(before[:, ::-1], "b n h w c -> n b 1 h w c")
-        restored = self._estimates(frame[:, None], observations)[-1, :, 0]
-        frames = jnp.concatenate([before[:, 1:], frame[:, None]], axis=1)
-        return WindowState(frames, jnp.bool_(False)), restored
-
-    def _estimates(
-        self, clip: Clip, observations: Float[Array, "n B T H W 3"]
-    ) -> Float[Array, "n B T H W 3"]:
-        """The estimate of every frame of ``clip`` after each observation of its window."""
-        clip, observations = (
-            frames[..., ::-1] * (255 / 128) - 1 for frames in (clip, observations)
+    def _estimates(self, clip: Float[Array, "B length H W 3"]) -> Float[Array, "n B T H W 3"]:
+        """Those of every frame that has four before it, after each of these, the nearest first."""
+        frames = clip[..., ::-1] * (255 / 128) - 1
+        observations = jnp.stack(
+            [frames[:, BEFORE - k : frames.shape[1] - k] for k in range(1, BEFORE + 1)]
         )
-        batch, time, height, width, _ = clip.shape
+        batch, time, height, width, _ = observations.shape[1:]
+        dtype = jnp.dtype(self.config.dtype)
 
         def nothing(scale: int, channels: int) -> ClipFeatures:
             shape = (batch, time, height // scale, width // scale, channels * self.config.width)
-            return jnp.zeros(shape, self.dtype)
+            return jnp.zeros(shape, dtype)
 
         def improve(past: _Past, observation: Clip) -> tuple[_Past, Clip]:
             new = self._improve(past, observation)
             return new, new.estimate
 
         skips = Skips(nothing(8, 8), nothing(4, 4), nothing(2, 2))
-        start = _Past(clip, skips, jnp.bool_(True))
+        start = _Past(frames[:, BEFORE:], skips, jnp.bool_(True))
         _, estimates = lax.scan(self.in_backward_again(improve), start, observations)
         return (estimates + 1)[..., ::-1] * (128 / 255)
 
     def _improve(self, past: _Past, observation: Clip) -> _Past:
         """One step: a better estimate from one more observation, both BGR, centred, float32."""
 
-        def merge(layer: Layer, x: jax.Array, before: jax.Array) -> jax.Array:
-            merged = layer(jnp.concatenate([x, before], -1))
-            return jnp.where(past.first, x, merged)
+        def layers(x: jax.Array, *names: str) -> jax.Array:
+            for name in names:
+                x = self.layers[name](x)
+            return x
 
-        merging = [
-            functools.partial(merge, layer, before=before)
-            for layer, before in zip(self.merge, past.skips, strict=True)
-        ]
-        x = self.d0(jnp.concatenate([observation, past.estimate], -1))
-        x = _residual(self.d1[0](x), self.d1[1:])
-        half = _residual(self.d2[0](x), self.d2[1:])
-        quarter = _residual(self.d3[0](half), self.d3[1:])
-        deep = _residual(self.d4[0](quarter), [merging[0], *self.d4[1:]])
-        higher = _residual(self.u1[0](deep) + quarter, [merging[1], *self.u1[1:]])
-        highest = _residual(self.u2[0](higher) + half, [merging[2], *self.u2[1:]])
-        estimate = past.estimate + apply(self.u3, highest).astype(jnp.float32)
+        def rest(x: jax.Array, block: str) -> jax.Array:
+            return layers(x, f"{block}_1_conv", f"{block}_2_conv", f"{block}_3_conv")
+
+        def merged(x: jax.Array, name: str, before: jax.Array) -> jax.Array:
+            return jnp.where(past.first, x, layers(jnp.concatenate([x, before], -1), name))
+
+        x = layers(jnp.concatenate([observation, past.estimate], -1), "d0_conv", "d1_0_conv")
+        x = layers(x + rest(x, "d1"), "d2_0_conv")
+        half = x + rest(x, "d2")
+        x = layers(half, "d3_0_conv")
+        quarter = x + rest(x, "d3")
+        x = layers(quarter, "d4_0_conv")
+        deep = x + rest(merged(x, "d41_s_conv", past.skips.eighth), "d4")
+        x = layers(deep, "u1_0_deconv") + quarter
+        higher = x + rest(merged(x, "u1_s_conv", past.skips.quarter), "u1")
+        x = layers(higher, "u2_0_deconv") + half
+        highest = x + rest(merged(x, "u2_s_conv", past.skips.half), "u2")
+        x = layers(rest(layers(highest, "u3_0_deconv"), "u3"), "u3_4_conv")
+        estimate = past.estimate + x.astype(jnp.float32)
         return _Past(estimate, Skips(deep, higher, highest), jnp.bool_(False))
 
     @property
     def receptive_radius(self) -> int:
-        """None: every pixel depends on the statistics of the whole frame, and of the batch."""
+        """There is none.
+
+        Raises:
+          UserError: always.
+        """
         raise UserError(
             "RDN normalises by the statistics of the whole frame (and batch), so a frame can't be "
             "restored in tiles"
         )
-
-
-def _residual(x: jax.Array, layers: Any) -> jax.Array:
-    """x + layers(x)."""
-    return x + apply(layers, x)

@@ -32,14 +32,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.layers import Conv, ResidualBlock
 from jaxdeblur.models.peers.layers import (
-    Conv,
     TransposedConv,
-    apply,
     check_config,
     double,
     halve,
-    residual_blocks,
     truncated_normal,
     xavier_uniform,
 )
@@ -75,16 +73,16 @@ class SrnConfig:
 class ConvLstm(nnx.Module):
     """A long short-term memory whose gates are one 3x3 convolution; state is [c, h]."""
 
-    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, **options: Any) -> None:
         draw = truncated_normal(1e-3)
-        self.gates = Conv(2 * width, 4 * width, padding="same", init=draw, dtype=dtype, rngs=rngs)
+        self.LSTM_conv = Conv(2 * width, 4 * width, padding="same", init=draw, **options)
 
     def __call__(
         self, x: Features, state: Float[Array, "B h w 2*C"]
     ) -> tuple[Features, Float[Array, "B h w 2*C"]]:
         """Gives h', and the state [c', h']."""
         c, h = jnp.split(state, 2, axis=-1)
-        i, j, f, o = jnp.split(self.gates(jnp.concatenate([x, h], axis=-1)), 4, axis=-1)
+        i, j, f, o = jnp.split(self.LSTM_conv(jnp.concatenate([x, h], axis=-1)), 4, axis=-1)
         # c' = c sigmoid(f + 1) + sigmoid(i) tanh(j);  h' = tanh(c') sigmoid(o)
         c = c * jax.nn.sigmoid(f + 1) + jax.nn.sigmoid(i) * jnp.tanh(j)
         h = jnp.tanh(c) * jax.nn.sigmoid(o)
@@ -99,33 +97,33 @@ class Srn(VideoRestorer):
     def __init__(self, config: SrnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.lookahead = 0
-        self.dtype = jnp.dtype(config.dtype)
         width, channels = config.width, 3 if config.srn == "color" else 1
+        options: dict[str, Any] = {"dtype": config.dtype, "rngs": rngs}
+        drawn: dict[str, Any] = {"init": xavier_uniform, **options}
+        net: dict[str, nnx.Module] = {}
 
-        def conv(c_in: int, c_out: int, stride: int = 1) -> Conv:
-            return Conv(
-                c_in, c_out, 5,
-                stride=stride, padding="same", init=xavier_uniform, dtype=self.dtype, rngs=rngs,
-            )  # fmt: skip
+        def conv(name: str, c_in: int, c_out: int, stride: int = 1) -> None:
+            net[name] = Conv(c_in, c_out, 5, stride=stride, padding="same", **drawn)
 
-        def transposed(c_in: int, c_out: int) -> TransposedConv:
-            return TransposedConv(c_in, c_out, init=xavier_uniform, dtype=self.dtype, rngs=rngs)
+        def blocks(width: int, *names: str) -> None:
+            for name in names:
+                net[name] = ResidualBlock(width, 5, padding="same", **drawn)
 
-        def blocks(width: int) -> Any:
-            return residual_blocks(
-                3, width, 5, padding="same", init=xavier_uniform, dtype=self.dtype, rngs=rngs
-            )
-
-        self.enc1, self.enc1_blocks = conv(2 * channels, width), blocks(width)
-        self.enc2, self.enc2_blocks = conv(width, 2 * width, 2), blocks(2 * width)
-        self.enc3, self.enc3_blocks = conv(2 * width, 4 * width, 2), blocks(4 * width)
-        self.lstm = (
-            ConvLstm(4 * width, dtype=self.dtype, rngs=rngs) if config.srn == "lstm" else None
-        )
-        self.dec3_blocks = blocks(4 * width)
-        self.dec2, self.dec2_blocks = transposed(4 * width, 2 * width), blocks(2 * width)
-        self.dec1, self.dec1_blocks = transposed(2 * width, width), blocks(width)
-        self.image = conv(width, channels)
+        conv("enc1_1", 2 * channels, width)
+        blocks(width, "enc1_2", "enc1_3", "enc1_4")
+        conv("enc2_1", width, 2 * width, 2)
+        blocks(2 * width, "enc2_2", "enc2_3", "enc2_4")
+        conv("enc3_1", 2 * width, 4 * width, 2)
+        blocks(4 * width, "enc3_2", "enc3_3", "enc3_4")
+        if config.srn == "lstm":
+            net["convLSTM"] = ConvLstm(4 * width, **options)
+        blocks(4 * width, "dec3_3", "dec3_2", "dec3_1")
+        net["dec2_4"] = TransposedConv(4 * width, 2 * width, **drawn)
+        blocks(2 * width, "dec2_3", "dec2_2", "dec2_1")
+        net["dec1_4"] = TransposedConv(2 * width, width, **drawn)
+        blocks(width, "dec1_3", "dec1_2", "dec1_1")
+        conv("dec1_0", width, channels)
+        self.g_net = nnx.Dict(net)
 
     def _restore_clip(self, clip: Clip) -> Clip:
         batch = clip.shape[0]
@@ -163,7 +161,7 @@ class Srn(VideoRestorer):
         batch, height, width, _ = blurred.shape
         at_first = (batch, height // 16, width // 16, 8 * self.config.width)
         restored: list[jax.Array] = []
-        state = jnp.zeros(at_first, self.dtype)
+        state = jnp.zeros(at_first, self.config.dtype)
         for level in range(LEVELS):
             here = halve(blurred, LEVELS - 1 - level)
             if level:
@@ -180,16 +178,24 @@ class Srn(VideoRestorer):
         state: Features,
     ) -> tuple[Float[Array, "N rows columns channels"], Features]:
         """One size: encoder, memory, decoder."""
+        net: Any = self.g_net
+
+        def blocks(x: Features, *names: str) -> Features:
+            for name in names:
+                x = net[name](x)
+            return x
+
         relu = jax.nn.relu
-        e1 = apply(self.enc1_blocks, relu(self.enc1(jnp.concatenate([blurred, coarser], -1))))
-        e2 = apply(self.enc2_blocks, relu(self.enc2(e1)))
-        x = apply(self.enc3_blocks, relu(self.enc3(e2)))
-        if self.lstm is not None:
-            x, state = self.lstm(x, state)
-        x = apply(self.dec3_blocks, x)
-        x = apply(self.dec2_blocks, relu(self.dec2(x)) + e2)
-        x = apply(self.dec1_blocks, relu(self.dec1(x)) + e1)
-        return self.image(x).astype(jnp.float32), state
+        e1 = relu(net.enc1_1(jnp.concatenate([blurred, coarser], -1)))
+        e1 = blocks(e1, "enc1_2", "enc1_3", "enc1_4")
+        e2 = blocks(relu(net.enc2_1(e1)), "enc2_2", "enc2_3", "enc2_4")
+        x = blocks(relu(net.enc3_1(e2)), "enc3_2", "enc3_3", "enc3_4")
+        if self.config.srn == "lstm":
+            x, state = net.convLSTM(x, state)
+        x = blocks(x, "dec3_3", "dec3_2", "dec3_1")
+        x = blocks(relu(net.dec2_4(x)) + e2, "dec2_3", "dec2_2", "dec2_1")
+        x = blocks(relu(net.dec1_4(x)) + e1, "dec1_3", "dec1_2", "dec1_1")
+        return net.dec1_0(x).astype(jnp.float32), state
 
     @property
     def receptive_radius(self) -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -24,21 +23,19 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.layers import Conv, ResidualBlock, activation
 from jaxdeblur.models.peers.filter_adaptive import filter_adaptive_convolution
 from jaxdeblur.models.peers.layers import (
-    Conv,
     TransposedConv,
-    apply,
+    check_config,
     clamp,
-    leaky_relu,
-    residual_blocks,
     xavier_uniform,
 )
 from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer
 from jaxdeblur.shapes import Clip, Features, Frame
 
 LEAK = 0.1
-leaky = leaky_relu(LEAK)
+leaky = activation(LEAK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +55,7 @@ class StfanConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UserError(f"width is 1 or more channels, not {self.width}")
+        check_config(self, "width")
         if self.taps < 1 or self.taps % 2 == 0 or self.taps > 15:
             raise UserError(f"taps is odd, 1 to 15, not {self.taps}")
 
@@ -77,30 +73,6 @@ class Recurrence(NamedTuple):
     """True before the first frame."""
 
 
-class Level(nnx.Module):
-    """A convolution, or a transposed one, leaky ReLU, and two residual blocks."""
-
-    def __init__(self, enter: Conv | TransposedConv, width: int, **options: Any) -> None:
-        self.enter = enter
-        self.blocks = residual_blocks(2, width, leak=LEAK, **options)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """``... h w C`` at the size that the first convolution makes."""
-        return apply(self.blocks, leaky(self.enter(x)))
-
-
-class Filters(nnx.Module):
-    """Predicts the filters of a filter-adaptive convolution from features at 1/4."""
-
-    def __init__(self, c_in: int, width: int, taps: int, **options: Any) -> None:
-        self.level = Level(Conv(c_in, width, **options), width, **options)
-        self.out = Conv(width, width * taps**2, 1, **options)
-
-    def __call__(self, features: Features) -> Float[Array, "B h w C_filters"]:
-        """The taps of each value, ``taps*taps*width`` channels."""
-        return leaky(self.out(self.level(features)))
-
-
 class Stfan(VideoRestorer):
     """One frame at a time, from this frame, the last one, and what was restored of it."""
 
@@ -109,32 +81,41 @@ class Stfan(VideoRestorer):
 
     def __init__(self, config: StfanConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.dtype = jnp.dtype(config.dtype)
         full, half, quarter = (config.width * factor for factor in (1, 2, 4))
-        options: dict[str, Any] = {"init": xavier_uniform, "dtype": self.dtype, "rngs": rngs}
+        options: dict[str, Any] = {"init": xavier_uniform, "dtype": config.dtype, "rngs": rngs}
 
-        def encoder(c_in: int) -> Any:
-            return nnx.List(
-                [
-                    Level(Conv(c_in, full, **options), full, **options),
-                    Level(Conv(full, half, stride=2, **options), half, **options),
-                    Level(Conv(half, quarter, stride=2, **options), quarter, **options),
-                ]
-            )
+        def conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nnx.Sequential:
+            return nnx.Sequential(Conv(c_in, c_out, kernel, stride=stride, **options), leaky)
 
-        self.encoder = encoder(3)
-        self.three_frames = encoder(9)
-        self.to_align = Filters(quarter, quarter, config.taps, **options)
-        self.seen_filters = Conv(quarter * config.taps**2, quarter, 1, **options)
-        self.to_deblur = Filters(2 * quarter, quarter, config.taps, **options)
-        self.past = Conv(2 * quarter, quarter, **options)
-        self.decoder = nnx.List(
-            [
-                Level(TransposedConv(2 * quarter, half, **options), half, **options),
-                Level(TransposedConv(half, full, **options), full, **options),
-            ]
-        )
-        self.head = Conv(full, 3, **options)
+        def upconv(c_in: int, c_out: int) -> nnx.Sequential:
+            return nnx.Sequential(TransposedConv(c_in, c_out, **options), leaky)
+
+        def block(width: int) -> ResidualBlock:
+            return ResidualBlock(width, leak=LEAK, **options)
+
+        def filters(c_in: int) -> nnx.Sequential:
+            enter = [conv(c_in, quarter), block(quarter), block(quarter)]
+            return nnx.Sequential(*enter, conv(quarter, quarter * config.taps**2, 1))
+
+        self.conv1_1, self.conv1_2, self.conv1_3 = conv(3, full), block(full), block(full)
+        self.conv2_1 = conv(full, half, stride=2)
+        self.conv2_2, self.conv2_3 = block(half), block(half)
+        self.conv3_1 = conv(half, quarter, stride=2)
+        self.conv3_2, self.conv3_3 = block(quarter), block(quarter)
+        self.kconv1_1, self.kconv1_2, self.kconv1_3 = conv(9, full), block(full), block(full)
+        self.kconv2_1 = conv(full, half, stride=2)
+        self.kconv2_2, self.kconv2_3 = block(half), block(half)
+        self.kconv3_1 = conv(half, quarter, stride=2)
+        self.kconv3_2, self.kconv3_3 = block(quarter), block(quarter)
+        self.fac_warp = filters(quarter)
+        self.kconv4 = conv(quarter * config.taps**2, quarter, 1)
+        self.fac_deblur = filters(2 * quarter)
+        self.fea = conv(2 * quarter, quarter)
+        self.upconv2_u = upconv(2 * quarter, half)
+        self.upconv2_2, self.upconv2_1 = block(half), block(half)
+        self.upconv1_u = upconv(half, full)
+        self.upconv1_2, self.upconv1_1 = block(full), block(full)
+        self.img_prd = conv(full, 3)
 
     def _restore_clip(self, clip: Clip) -> Clip:
         return self._recur_over(clip, detach=False)
@@ -146,7 +127,7 @@ class Stfan(VideoRestorer):
         return TrainingOutputs((restored[:, :, :height, :width],), (sharp,), {})
 
     def _recur_over(self, clip: Clip, detach: bool) -> Clip:
-        encoded = apply(self.encoder, clip[..., ::-1])
+        encoded = self._encode(clip[..., ::-1])
 
         def recur(past: Recurrence, frame: tuple[Frame, Features]) -> tuple[Recurrence, Frame]:
             return self._recur(lax.stop_gradient(past) if detach else past, *frame)
@@ -158,13 +139,21 @@ class Stfan(VideoRestorer):
 
     def _initial_state(self, batch: int, height: int, width: int) -> Recurrence:
         frame = jnp.zeros((batch, height, width, 3))
-        features = jnp.zeros((batch, height // 4, width // 4, 8 * self.config.width), self.dtype)
+        features = jnp.zeros(
+            (batch, height // 4, width // 4, 8 * self.config.width), self.config.dtype
+        )
         return Recurrence(frame, frame, features, jnp.bool_(True))
 
     def _step(
         self, state: Recurrence, frame: Frame, repeated: Bool[Array, ""]
     ) -> tuple[Recurrence, Frame]:
-        return self._recur(state, frame, apply(self.encoder, frame[..., ::-1]))
+        return self._recur(state, frame, self._encode(frame[..., ::-1]))
+
+    def _encode(self, x: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading h w C"]:
+        """E3: the features of BGR frames at 1/4."""
+        x = self.conv1_3(self.conv1_2(self.conv1_1(x)))
+        x = self.conv2_3(self.conv2_2(self.conv2_1(x)))
+        return self.conv3_3(self.conv3_2(self.conv3_1(x)))
 
     def _recur(self, past: Recurrence, frame: Frame, encoded: Features) -> tuple[Recurrence, Frame]:
         """One frame (``frame``, and ``encoded``, its features at 1/4) with what passed so far."""
@@ -175,21 +164,23 @@ class Stfan(VideoRestorer):
         features = jnp.where(past.first, twice, past.features)
 
         three = jnp.concatenate([each[..., ::-1] for each in (frame, blurred, restored)], -1)
-        motion = apply(self.three_frames, three)
-        align = self.to_align(motion)
-        seen = leaky(self.seen_filters(align))
-        deblur = self.to_deblur(jnp.concatenate([motion, seen], -1))
+        x = self.kconv1_3(self.kconv1_2(self.kconv1_1(three)))
+        x = self.kconv2_3(self.kconv2_2(self.kconv2_1(x)))
+        motion = self.kconv3_3(self.kconv3_2(self.kconv3_1(x)))
+        warp = self.fac_warp(motion)
+        deblur = self.fac_deblur(jnp.concatenate([motion, self.kconv4(warp)], -1))
 
         taps = self.config.taps
         features = jnp.concatenate(
             [
                 filter_adaptive_convolution(encoded, deblur, taps),
-                filter_adaptive_convolution(leaky(self.past(features)), align, taps),
+                filter_adaptive_convolution(self.fea(features), warp, taps),
             ],
             -1,
         )
-        change = leaky(self.head(apply(self.decoder, features)))
-        output = frame + change[..., ::-1].astype(jnp.float32)
+        x = self.upconv2_1(self.upconv2_2(self.upconv2_u(features)))
+        x = self.upconv1_1(self.upconv1_2(self.upconv1_u(x)))
+        output = frame + self.img_prd(x)[..., ::-1].astype(jnp.float32)
         return Recurrence(frame, clamp(output), features, jnp.bool_(False)), output
 
     @property

@@ -16,7 +16,7 @@ from jaxdeblur import models
 from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.weights.convert import convert
 from jaxdeblur.weights.load import LoadedModel
-from jaxdeblur.weights.reference_names import reference
+from jaxdeblur.weights.references import REFERENCES
 
 
 class Plain:
@@ -76,15 +76,15 @@ def random_reference(name: str, network: Any, seed: int = 0) -> dict[str, np.nda
     """Random weights of a network under its reference's names, which keep maps about their size."""
     rng = np.random.default_rng(seed)
     _, template = outline(lambda: models.build(network))
+    names = REFERENCES[name].names(network)
     arrays = {}
-    for theirs, (ours, layout) in reference(name).names(network).items():
-        shape = layout.theirs(template[ours].shape)
+    for theirs, (ours, _, shape) in names.items():
         spread = 0.3 if len(shape) < 4 else (1.5 / np.prod(template[ours].shape[:3])) ** 0.5
         array = spread * rng.normal(size=shape)
-        if theirs.endswith("running_var") or ours.endswith("scale"):
+        if ours.endswith(("running_var", "scale", "gamma")):
             array = 0.5 + np.abs(array)
         arrays[theirs] = array.astype(np.float32)
-    assert {ours for ours, _ in reference(name).names(network).values()} == set(template)
+    assert {weight.ours for weight in names.values()} == set(template)
     return arrays
 
 
@@ -130,8 +130,8 @@ def check_gradient(imported: Any) -> Callable[..., None]:
 
         gradients, of_clip = jax.jit(jax.grad(loss, (0, 1)))(parameters, jnp.asarray(clip))
         shares = [(np.float64(of_clip) * change).sum()]
-        for theirs, (ours, layout) in reference(name).names(network).items():
-            shares.append((np.float64(gradients[ours]) * layout.ours(changes[theirs])).sum())
+        for theirs, (ours, axes, _) in REFERENCES[name].names(network).items():
+            shares.append((np.float64(gradients[ours]) * changes[theirs].transpose(axes)).sum())
         values = []
         for step in (1e-6, -1e-6):
             moved = {name: weights[name] + step * changes[name] for name in weights}

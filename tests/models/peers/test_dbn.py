@@ -78,7 +78,7 @@ def test_in_training_it_normalises_by_the_batch_and_remembers() -> None:
     outputs = jax.jit(model.training_outputs)(clip, clip)
     parameters = split(model)[1]
     assert outputs.statistics.keys() == {name for name in parameters if is_statistic(name)}
-    mean = "layers/F15/norm/running_mean"
+    mean = "blocks/F15/1/running_mean"
     assert not np.allclose(outputs.statistics[mean], parameters[mean])
     # By the batch, what F15 adds has deviation 1; by running statistics of 0 and 1 it has not.
     added = jax.scipy.special.logit(outputs.restored[0]) - clip

@@ -175,8 +175,8 @@ def test_parameters_of_the_published_networks() -> None:
 
 
 def test_offsets_begin_at_zero() -> None:
-    layer = DeformableConv(4, 2, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
-    assert not np.any(layer.offset.kernel[...])
+    layer = DeformableConv(4, 2, dtype="float32", rngs=nnx.Rngs(0))
+    assert not np.any(layer.conv_offset.kernel[...])
     assert np.any(layer.kernel[...])
 
 

@@ -1,0 +1,78 @@
+"""The networks without a state beyond their window of frames: DBN, EDVR and RDN."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdeblur.models.restorer import VideoRestorer, push, replicate_ends
+from jaxdeblur.shapes import Clip, Frame
+
+Kept: TypeAlias = Any
+"""What is made of each frame by itself: arrays ``B T ...`` in any pytree."""
+
+
+class WindowState(NamedTuple):
+    """What a stream keeps."""
+
+    window: Kept
+    """Of the frames in the window, the oldest first."""
+    seen: Int[Array, ""]
+    """How many frames came in, counted to ``lookahead`` + 1."""
+
+
+class Windowed(VideoRestorer):
+    """Restores each frame from its ``context``; a subclass implements ``_restore_windows``."""
+
+    def _of_frames(self, frames: Float[Array, "B H W 3"]) -> Kept:
+        """What is made of each frame by itself, once; here it is the frame."""
+        return frames
+
+    def _restore_windows(self, kept: Kept) -> Clip:
+        """``B T H W 3`` from ``B length ...``, longer by the context."""
+        raise NotImplementedError
+
+    def with_context(self, clip: Float[Array, "B length H W 3"], sharp: Clip) -> jax.Array:
+        """A clip to train on, padded, its ends repeated if it has no context of its own."""
+        whole = clip.shape[1] == sharp.shape[1]
+        return self.pad(replicate_ends(clip, *self.context) if whole else clip)
+
+    def _restore_clip(self, clip: Clip) -> Clip:
+        kept = jax.tree.map(lambda x: replicate_ends(x, *self.context), self._of_clip(clip))
+        return self._restore_windows(kept)
+
+    def _restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
+        return self._restore_windows(self._of_clip(clip))
+
+    def _of_clip(self, clip: Clip) -> Kept:
+        kept = self._of_frames(rearrange(clip, "b t h w c -> (b t) h w c"))
+        return jax.tree.map(lambda x: rearrange(x, "(b t) ... -> b t ...", b=len(clip)), kept)
+
+    def _initial_state(self, batch: int, height: int, width: int) -> WindowState:
+        frames = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32)
+        length = sum(self.context) + 1
+        window = jax.tree.map(
+            lambda x: jnp.zeros((batch, length, *x.shape[1:]), x.dtype),
+            jax.eval_shape(self._of_frames, frames),
+        )
+        return WindowState(window, jnp.int32(0))
+
+    def _step(
+        self, state: WindowState, frame: Frame, repeated: Bool[Array, ""]
+    ) -> tuple[WindowState, Frame]:
+        kept = self._of_frames(frame)
+        window = jax.tree.map(lambda old, new: push(old, new, state.seen), state.window, kept)
+
+        def restore() -> Frame:
+            return self._restore_windows(window)[:, 0]
+
+        def wait() -> Frame:
+            return frame.astype(jnp.float32)
+
+        full = state.seen >= self.lookahead
+        restored = jax.lax.cond(full, restore, wait) if self.lookahead else restore()
+        return WindowState(window, jnp.minimum(state.seen + 1, self.lookahead + 1)), restored
