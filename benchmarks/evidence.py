@@ -92,7 +92,6 @@ _TRAINING = TrainingConfig(
     beta2=0.99,
     loss="mse",
     warmup=20,
-    micro_batch=8,
     recompute=False,
 )
 
@@ -145,9 +144,7 @@ _MERGES = {
 _CONTROLS = {name: _NEAR[name] for name in ("none", "none, told", "concat")}
 
 _STRCNN = StrcnnConfig(width=16, blocks=1, head_width=0, residual=True, leak=0.1)
-_RECURRENT = dataclasses.replace(
-    _TRAINING, batch_size=4, micro_batch=4, steps=500, learning_rate=4e-3
-)
+_RECURRENT = dataclasses.replace(_TRAINING, batch_size=4, steps=500, learning_rate=4e-3)
 _BETA = ("beta_logit=30",)
 
 
@@ -183,7 +180,7 @@ EXPERIMENTS = {
             ),
         },
         dataclasses.replace(
-            _TRAINING, batch_size=4, micro_batch=4, loss="log_mse", learning_rate=1e-3, steps=3000
+            _TRAINING, batch_size=4, loss="log_mse", learning_rate=1e-3, steps=3000
         ),
     ),
     "tint": _tint("add", 3, "all", _NEAR),

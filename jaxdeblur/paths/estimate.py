@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.fit import first_fit, fit_paths, gain_over_no_blur
