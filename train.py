@@ -22,34 +22,13 @@ from jaxdeblur.options import (
 
 def main() -> None:
     """Reads the options and trains."""
-    extension, given = _first_look(sys.argv[1:])
-    if not {"-h", "--help"} & set(sys.argv[1:]):
-        tell("loading JAX ...")  # which takes seconds
-    if extension:
-        load_extension(extension)
-
-    from jaxdeblur import devices, presets
-    from jaxdeblur.training.failure import replay
-    from jaxdeblur.training.loop import Stopped
-    from jaxdeblur.training.run import train
-    from jaxdeblur.training.run_folder import Run
-
-    model = given or "strcnn_dtb"
-    folder = _folder(sys.argv[1:], model)
-    began = None
-    if "--resume" in sys.argv[1:]:
-        # A run goes on as it was begun, but for the options that are given now.
-        began = Run.read(folder)
-        if given not in (None, began.preset):
-            raise UserError(f"--model={given}: the run in {folder} is of {began.preset}")
-        model = began.preset
     parser = Parser(
         prog="train.py",
         description="Trains a video-deblurring model. With no option: strcnn_dtb on rendered "
-        "scenes, into runs/strcnn_dtb.\n\npresets:\n"
-        + "\n".join(_described(name, p.described(name)) for name, p in presets.PRESETS.items()),
+        "scenes, into runs/strcnn_dtb.",
+        add_help=False,
     )
-    parser.add_argument("--model", default=model, metavar="PRESET", help="the preset to train")
+    parser.add_argument("--model", metavar="PRESET", help="the preset to train (strcnn_dtb)")
     parser.add_argument("--out", type=Path, help="the run folder; runs/PRESET if none is given")
     going_on = parser.add_mutually_exclusive_group()
     going_on.add_argument(
@@ -68,6 +47,31 @@ def main() -> None:
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="look at a batch whose loss was not finite"
     )
+    # These decide what other options there are, and their defaults.
+    known, _ = parser.parse_known_args()
+    parser.add_argument("-h", "--help", action="help", help="show this and exit")
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        tell("loading JAX ...")  # which takes seconds
+    if known.extension:
+        load_extension(known.extension)
+
+    from jaxdeblur import devices, presets
+    from jaxdeblur.training.failure import replay
+    from jaxdeblur.training.loop import Stopped
+    from jaxdeblur.training.run import train
+    from jaxdeblur.training.run_folder import Run
+
+    model = known.model or "strcnn_dtb"
+    folder = known.out or Path("runs") / model
+    began = None
+    if known.resume:
+        # A run goes on as it was begun, but for the options that are given now.
+        began = Run.read(folder)
+        if known.model not in (None, began.preset):
+            raise UserError(f"--model={known.model}: the run in {folder} is of {began.preset}")
+        model = began.preset
+    described = [_described(name, p.described(name)) for name, p in presets.PRESETS.items()]
+    parser.description = "\n".join([f"{parser.description}\n\npresets:", *described])
     network_defaults: Any
     if began is None:
         preset = presets.find(model)
@@ -122,22 +126,6 @@ def _described(name: str, paragraphs: list[str]) -> str:
         for text in paragraphs
     )
     return "\n".join([f"  {name:19} {first.strip()}", *others])
-
-
-def _first_look(arguments: list[str]) -> tuple[str | None, str | None]:
-    """``--extension`` and ``--model``, which decide what other options there are."""
-    parser = Parser(add_help=False)
-    parser.add_argument("--extension")
-    parser.add_argument("--model")
-    known, _ = parser.parse_known_args(arguments)
-    return known.extension, known.model
-
-
-def _folder(arguments: list[str], model: str) -> Path:
-    parser = Parser(add_help=False)
-    parser.add_argument("--out", type=Path, default=Path("runs") / model)
-    known, _ = parser.parse_known_args(arguments)
-    return Path(known.out)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,10 @@ from benchmarks import maps
 from benchmarks.options import natural, whole
 from benchmarks.study_scenes import StudyScenes, Validation
 from jaxdeblur import devices, models
-from jaxdeblur.data import sources
 from jaxdeblur.data.batches import batches
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.scenes import SceneConfig
+from jaxdeblur.data.training_data import open_data
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.files import write_json
 from jaxdeblur.models.explanation import explainer
@@ -360,7 +361,7 @@ class Feeds:
 def train_variant(
     network: Any,
     config: TrainingConfig,
-    data: sources.DataConfig,
+    data: DataConfig,
     own: StudyScenes | None,
     feeds: Feeds,
     validation: Validation,
@@ -376,7 +377,7 @@ def train_variant(
 
     def make(first: int) -> Any:
         crop = config.crop
-        scenes = [(own.training(crop), 1.0)] if own else sources.training_sources(data, crop=crop)
+        scenes = [(own.training(crop), 1.0)] if own else open_data(data, crop).train
         return batches(
             scenes,
             data.clip_options(config.frames, crop, model.context),
@@ -454,7 +455,7 @@ class Kept:
 def run_study(
     study: Study,
     config: TrainingConfig,
-    data: sources.DataConfig,
+    data: DataConfig,
     seeds: Sequence[int],
     kept: Kept,
     pictures: Path | None = None,

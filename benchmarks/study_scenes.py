@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxdeblur import models
-from jaxdeblur.data import sources
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.photographs import find_photographs
 from jaxdeblur.data.render import HostRenderer, Motion
 from jaxdeblur.data.scenes import SceneConfig
 from jaxdeblur.data.textures import RenderedScenes, kept_textures, open_scenes
+from jaxdeblur.data.training_data import open_data
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.restoration.stream import restore_clip
 from jaxdeblur.shapes import Video8
@@ -92,9 +93,9 @@ def with_plain_parts(
     return made
 
 
-def fixed_videos(spec: str, data: sources.DataConfig) -> list[Video]:
+def fixed_videos(spec: str, data: DataConfig) -> list[Video]:
     """The first frames of the fixed validation videos."""
-    found = sources.validation_videos(dataclasses.replace(data, validate_on=spec))
+    found = open_data(dataclasses.replace(data, validate_on=spec)).validate
     videos = []
     for video in found:
         frames = range(min(len(video), data.validate_frames))
@@ -110,9 +111,7 @@ class Validation(NamedTuple):
     kinds: tuple[float, ...] = ()
 
     @classmethod
-    def of(
-        cls, specs: Sequence[str], own: StudyScenes | None, data: sources.DataConfig
-    ) -> Validation:
+    def of(cls, specs: Sequence[str], own: StudyScenes | None, data: DataConfig) -> Validation:
         """The study's own scenes and the fixed ones."""
         mine = {own.name: own.validation()} if own else {}
         fixed = {spec: fixed_videos(spec, data) for spec in specs}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FSTA_SMALL
 from jaxdeblur.models.registry import network_from_json, network_to_json
