@@ -33,6 +33,8 @@ class EvaluationConfig:
       max_pixels: larger frames are refused before they are decoded.
       protocol: how it is scored; docs/results.md.
       frames: writes the restored frames as PNG.
+      preview: also writes preview.webp, an animation of the first video's blurred and restored
+        frames side by side.
       explain: shows what the network blended or attended to, in the first frames of each video.
       report_megabytes: about how large the report may become.
     """
@@ -51,6 +53,7 @@ class EvaluationConfig:
     max_pixels: int = MAX_PIXELS
     protocol: str = "jaxdeblur"
     frames: bool = False
+    preview: bool = False
     explain: bool = False
     report_megabytes: float = 32.0
 
