@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +13,14 @@ __all__ = ["VERSION", "Deblurrer"]
 
 VERSION = "0.2.0"
 """The version of the package, as installed and as written into configs and metrics."""
+
+# jaxlib 0.10 computes some jitted, vmapped reductions wrongly on CPUs (jax-ml/jax#39103). It is set
+# here, since XLA reads its flags once, when the first device is prepared.
+_WITHOUT_YNN_REDUCTIONS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    _flags = os.environ.get("XLA_FLAGS", "")
+    if "ynn_fusion_type" not in _flags:  # a user's own choice stays
+        os.environ["XLA_FLAGS"] = f"{_flags} {_WITHOUT_YNN_REDUCTIONS}".strip()
 
 
 def __getattr__(name: str) -> type[Deblurrer]:

@@ -71,7 +71,7 @@ class VideoRestorer(nnx.Module):
         height, width = clip.shape[-3:-1]
         padded = self.pad(clip)
         restored = self._restore_clip(padded)
-        check_shape(restored, padded.shape, f"{type(self).__name__}._restore_clip")
+        check_shape(restored, (*padded.shape[:-1], 3), f"{type(self).__name__}._restore_clip")
         return restored[..., :height, :width, :]
 
     @property
@@ -92,7 +92,7 @@ class VideoRestorer(nnx.Module):
         padded = self.pad(clip)
         restored = self._restore_inside(padded)
         time = clip.shape[1] - sum(self.context)
-        expected = (clip.shape[0], time, *padded.shape[2:])
+        expected = (clip.shape[0], time, *padded.shape[2:-1], 3)
         check_shape(restored, expected, f"{type(self).__name__}._restore_inside")
         return restored[..., :height, :width, :]
 
@@ -183,7 +183,7 @@ class VideoRestorer(nnx.Module):
         height, width = frame.shape[-3:-1]
         padded = self.pad(frame)
         state, restored = self._step(state, padded, jnp.asarray(repeated))
-        check_shape(restored, padded.shape, f"{type(self).__name__}._step")
+        check_shape(restored, (*padded.shape[:-1], 3), f"{type(self).__name__}._step")
         return state, restored[..., :height, :width, :]
 
     def _restore_clip(self, clip: Clip) -> Clip:

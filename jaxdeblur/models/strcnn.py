@@ -20,6 +20,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.blending import TemporalBlending
 from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.models.layers import Conv, ResidualBlock, activation, depth_to_space
+from jaxdeblur.models.path_maps import CHANNELS, MADE, restored_of
 from jaxdeblur.models.restorer import VideoRestorer, push, replicate_ends
 from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame
@@ -49,6 +50,8 @@ class StrcnnConfig:
       residual: the network's output is added to the blurred frame.
       leak: slope of the ReLU for negative values.
       dtype: of the computation; parameters and output are float32.
+      over_paths: a frame is the 14 maps of blur paths, and the output is added to what these make
+        of it (models/path_maps.py).
       scales: the sizes at which the network runs, as 8 4 2 1; of several, gates choose between
         them cell by cell (models/scale_choice.py).
     """
@@ -66,6 +69,7 @@ class StrcnnConfig:
     residual: bool = False
     leak: float = 0.0
     dtype: str = "float32"
+    over_paths: bool = False
     scales: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
@@ -74,6 +78,8 @@ class StrcnnConfig:
             raise UserError(f"--width is an even number of channels, not {self.width}")
         if not self.recurrent and self.blending != "none":
             raise UserError("without recurrence (--no-recurrent) there is --blending=none only")
+        if self.over_paths and (not self.residual or self.scales != (1,)):
+            raise UserError("over paths (--over-paths) a network needs --residual and one scale")
 
 
 HalfFeatures: TypeAlias = Float[Array, "B h w C_half"]
@@ -128,7 +134,8 @@ class Strcnn(VideoRestorer):
                 for _ in range(config.blocks)
             ]
         )
-        self.stem = Conv(3 * (2 * config.m + 1), width, 5, dtype=dtype, rngs=rngs)
+        self.channels = CHANNELS if config.over_paths else 3
+        self.stem = Conv(self.channels * (2 * config.m + 1), width, 5, dtype=dtype, rngs=rngs)
         self.down = Conv(width, width - self.carried, 3, stride=2, dtype=dtype, rngs=rngs)
         self.encoder = residual_blocks()
         start: dict[str, Any] = {"beta": config.beta0, "distance": config.distance}
@@ -144,9 +151,10 @@ class Strcnn(VideoRestorer):
         # short trainings stayed there. Without a residual it starts at mid-grey.
         gain, bias = (0.05, 0.0) if config.residual else (0.3, 0.45)
         full, last = config.head_width, self.feature_channels
+        made = MADE if config.over_paths else 3
         self.up = Conv(last, 4 * full, 3, dtype=dtype, rngs=rngs) if full else None
         self.head = Conv(
-            full or last, 3 if full else 12, gain=gain, bias=bias, dtype=dtype, rngs=rngs
+            full or last, made if full else 4 * made, gain=gain, bias=bias, dtype=dtype, rngs=rngs
         )
 
     @property
@@ -200,7 +208,7 @@ class Strcnn(VideoRestorer):
         return rearrange(features, "t b ... -> b t ..."), rearrange(weights, "t b ... -> b t ...")
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
-        frames = jnp.zeros((batch, 2 * self.config.m + 1, height, width, 3))
+        frames = jnp.zeros((batch, 2 * self.config.m + 1, height, width, self.channels))
         return StreamState(frames, jnp.int32(0), self._recurrence(batch, height, width))
 
     def _step(
@@ -222,7 +230,7 @@ class Strcnn(VideoRestorer):
 
         def wait(recurrence: Recurrence) -> tuple[Recurrence, Frame, LastFeatures]:
             nothing = jnp.zeros((*recurrence.blended.shape[:3], self.feature_channels), self.dtype)
-            return recurrence, frame.astype(jnp.float32), nothing
+            return recurrence, frame[..., :3].astype(jnp.float32), nothing
 
         recurrence, restored, features = lax.cond(state.seen >= m, restore, wait, state.recurrence)
         state = StreamState(frames, jnp.minimum(state.seen + 1, m + 1), recurrence)
@@ -284,6 +292,8 @@ class Strcnn(VideoRestorer):
         else:
             image = depth_to_space(self.head(features), 2)
         image = image.astype(jnp.float32)
+        if self.config.over_paths:
+            return restored_of(blurred, image)
         return blurred + image if self.config.residual else image
 
     @property

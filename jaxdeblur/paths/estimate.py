@@ -36,8 +36,10 @@ class Estimate(NamedTuple):
 
     sharp: Float[Array, "H W 3"]
     """Without its blur, in [0, 1]."""
-    gate: Float[Array, "H W"]
-    """How far to trust it."""
+    unexplained: Float[Array, "H W 2"]
+    """Of the luminance: what the reblurred frame leaves; the neighbours' X minus its own."""
+    cells: Float[Array, "h w 3"]
+    """Of cells: the gate, e and G (gate.py)."""
     knots: Float[Array, "N P 2"]
     """The path of each tile."""
     shutter: Shutter
@@ -117,8 +119,9 @@ def estimate(
     change = jnp.stack([red, green, blue], -1)[:height, :width]
     sharp = jnp.clip(middle[1] + (made.sharp - bright[1])[..., None] + change, 0.0, 1.0)
     sharp = lax.cond(is_linear, lambda x: x ** (1 / GAMMA), lambda x: x, sharp)
-    share = gate(made, bright[1], extent(fit.knots, open_for), gain, tiling)
-    return Estimate(sharp, share, fit.knots, shutter)
+    cells = gate(made, bright[1], extent(fit.knots, open_for), gain, tiling)
+    unexplained = jnp.stack([made.residual, made.disagreement], -1)
+    return Estimate(sharp, unexplained, cells, fit.knots, shutter)
 
 
 def _halved(image: Float[Array, "*leading H W"]) -> Float[Array, "*leading h w"]:

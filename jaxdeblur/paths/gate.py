@@ -34,8 +34,8 @@ def gate(
     extent: Float[Array, " N"],
     gain: Float[Array, " N"],
     tiling: Tiling,
-) -> Float[Array, "H W"]:
-    """The gate at every pixel, bilinear between cells.
+) -> Float[Array, "h w 3"]:
+    """The gate, e and G of every cell.
 
     Args:
       made: what the filter made of the luminance.
@@ -51,9 +51,14 @@ def gate(
     r, a = residual / (residual + change), apart / (apart + change)
     share = smoothstep(e, 0.5, 1.2) * smoothstep(g, 0.03, 0.15)
     share = share * (1 - 0.5 * smoothstep(a, 0.5, 0.9)) * (1 - smoothstep(r, 0.3, 0.7))
-    height, width = blurred.shape
-    whole = jax.image.resize(share, (shape[0] * CELL, shape[1] * CELL), "linear")
-    return whole[:height, :width]
+    return jnp.stack([share, e, g], -1)
+
+
+def at_pixels(cells: Float[Array, "*leading h w C"], height: int, width: int) -> jax.Array:
+    """Values of cells at every pixel, bilinear between their middles."""
+    *leading, rows, columns, channels = cells.shape
+    shape = (*leading, rows * CELL, columns * CELL, channels)
+    return jax.image.resize(cells, shape, "linear")[..., :height, :width, :]
 
 
 def _cells(image: Float[Array, "H W"]) -> Float[Array, "h w"]:

@@ -1,14 +1,17 @@
 """PathRestorer: frames restored by their blur paths, over what a network makes of the rest.
 
-Nothing is learnt: the paths of each frame come from its neighbours (estimate.py). Where the gate
-does not trust them, the base shows: the frames that a network restores, or the blurred ones.
+The paths of each frame come from its neighbours, and nothing in them is learnt (estimate.py). Where
+the gate does not trust them, the base shows: the frames that a network restores, or the blurred
+ones. A second network may make the frame of both (models/path_maps.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +19,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.path_maps import MADE, path_maps, restored_of
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.options import Share, check_ranges
 from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, Estimate, estimate
+from jaxdeblur.paths.gate import at_pixels
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.shapes import Clip, Frame
 
-StepOfBase: TypeAlias = Callable[
-    [VideoRestorer, State, Frame, Bool[Array, ""]], tuple[State, Frame]
-]
+StepOf: TypeAlias = Callable[[VideoRestorer, State, Frame, Bool[Array, ""]], tuple[State, Frame]]
 
 LOOKAHEAD = WINDOW // 2
 _FIRST, _EVERY = 6, 8  # Frames that are all asked for the shutter, and how often later ones are.
@@ -37,6 +40,8 @@ class PathsConfig:
     Attributes:
       base: the network whose frames show where paths are not trusted, by the name of weights that
         ship; "" for the blurred frames.
+      fusion: the network that makes the frame of what the paths tell (``--over-paths``), by the
+        name of weights that ship; "" for the gate alone.
       duty: the share of the time between frames that the shutter is open, above 0 and up to 1; 0
         finds it from the video.
       light: what the camera averaged: values as they are "stored", or "linear" light; "found" finds
@@ -44,6 +49,7 @@ class PathsConfig:
     """
 
     base: str = ""
+    fusion: str = ""
     duty: Share = 0.0
     light: Literal["found", "stored", "linear"] = "found"
 
@@ -67,24 +73,50 @@ class StreamState(NamedTuple):
     restored: Int[Array, ""]
     """How many frames were."""
     base: State
-    """The network's."""
+    """The base's."""
+    fusion: State
+    """The second network's."""
+
+
+class _Told(NamedTuple):
+    shutter: Shutter
+    maps: Float[Array, "B H W 14"] | None
+    """None where frames are too small for tiles."""
+
+
+def _gated(maps: Float[Array, "*leading H W 14"]) -> Frame:
+    """The frames as the gate mixes them."""
+    return restored_of(maps, jnp.zeros((*maps.shape[:-1], MADE)))
 
 
 class PathRestorer(VideoRestorer):
     """Restores by paths, over a network (``base``) or the blurred frames (None).
 
+    Args:
+      config: of the paths.
+      base: restores the frames that are the base.
+      fusion: makes frames of the maps of models/path_maps.py; None for the gate alone.
+
     Raises:
-      UserError: the network's look-ahead is not two frames.
+      UserError: the base's look-ahead is not two frames, or that of ``fusion`` is not none.
     """
 
     lookahead = LOOKAHEAD
 
-    def __init__(self, config: PathsConfig, base: VideoRestorer | None = None) -> None:
+    def __init__(
+        self,
+        config: PathsConfig,
+        base: VideoRestorer | None = None,
+        fusion: VideoRestorer | None = None,
+    ) -> None:
+        if fusion is not None and fusion.lookahead:
+            raise UserError(f"a network over paths looks no frames ahead, not {fusion.lookahead}")
         if base is not None and base.lookahead != LOOKAHEAD:
             raise UserError(f"a base restores {LOOKAHEAD} frames late, not {base.lookahead}")
         self.config = config
         self.base = base
-        self.multiple = 1 if base is None else base.multiple
+        self.fusion = fusion
+        self.multiple = math.lcm(*(net.multiple for net in (base, fusion) if net is not None))
 
     @property
     def receptive_radius(self) -> int:
@@ -92,7 +124,10 @@ class PathRestorer(VideoRestorer):
         return 2**16
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
-        base = () if self.base is None else self.base.initial_state(batch, height, width)
+        base, fusion = (
+            () if net is None else net.initial_state(batch, height, width)
+            for net in (self.base, self.fusion)
+        )
         unknown = Shutter.unknown()
         return StreamState(
             jnp.zeros((batch, WINDOW - 1, height, width, 3), jnp.float32),
@@ -100,6 +135,7 @@ class PathRestorer(VideoRestorer):
             jax.tree.map(lambda leaf: jnp.tile(leaf, (batch, *[1] * leaf.ndim)), unknown),
             jnp.int32(0),
             base,
+            fusion,
         )
 
     def _step(
@@ -108,19 +144,25 @@ class PathRestorer(VideoRestorer):
         return self.step_over(VideoRestorer.step, state, frame, repeated)
 
     def step_over(
-        self, step_of_base: StepOfBase, state: StreamState, frame: Frame, repeated: Array
+        self, step_of: StepOf, state: StreamState, frame: Frame, repeated: Array
     ) -> tuple[StreamState, Frame]:
-        """``step`` with the network stepped by ``step_of_base``: whole, or in tiles."""
+        """``step`` with the networks stepped by ``step_of``: whole, or in tiles."""
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
         if self.base is None:
             base, below = state.base, frames[:, LOOKAHEAD]
         else:
-            base, below = step_of_base(self.base, state.base, frame, repeated)
-        shutter, restored = self._restore(frames, present, state.shutter, state.restored, below)
-        here = present[LOOKAHEAD].astype(int)
-        after = StreamState(frames[:, 1:], present[1:], shutter, state.restored + here, base)
-        return after, restored
+            base, below = step_of(self.base, state.base, frame, repeated)
+        told = self._tell(frames, present, state.shutter, state.restored, below)
+        fusion, restored = state.fusion, below
+        if told.maps is not None:
+            restored = _gated(told.maps)
+        if told.maps is not None and self.fusion is not None:
+            fusion, restored = step_of(self.fusion, fusion, told.maps, jnp.bool_(False))
+        here = present[LOOKAHEAD] > 0  # Before the first frame, nothing is remembered.
+        fusion = jax.tree.map(functools.partial(jnp.where, here), fusion, state.fusion)
+        count = state.restored + here.astype(int)
+        return StreamState(frames[:, 1:], present[1:], told.shutter, count, base, fusion), restored
 
     def _restore_clip(self, clip: Clip) -> Clip:
         length = clip.shape[1]
@@ -131,35 +173,42 @@ class PathRestorer(VideoRestorer):
         unknown = Shutter.unknown()
         first = jax.tree.map(lambda leaf: jnp.tile(leaf, (len(clip), *[1] * leaf.ndim)), unknown)
 
-        def step(shutter: Shutter, t: Int[Array, ""]) -> tuple[Shutter, Frame]:
+        def step(shutter: Shutter, t: Int[Array, ""]) -> tuple[Shutter, Any]:
             frames = lax.dynamic_slice_in_dim(padded, t, WINDOW, 1)
             present = lax.dynamic_slice_in_dim(inside, t, WINDOW)
-            return self._restore(frames, present, shutter, t, below[:, t])
+            told = self._tell(frames, present, shutter, t, below[:, t])
+            return told.shutter, told.maps
 
-        _, restored = lax.scan(step, first, jnp.arange(length))
-        return jnp.moveaxis(restored, 0, 1)
+        _, made = lax.scan(step, first, jnp.arange(length))
+        if made is None:
+            return below
+        maps = jnp.moveaxis(made, 0, 1)
+        return _gated(maps) if self.fusion is None else self.fusion.restore_clip(maps)
 
-    def _restore(
+    def _tell(
         self,
         frames: Float[Array, "B 5 H W 3"],
         present: Float[Array, 5],
         shutter: Shutter,
         count: Int[Array, ""],
         below: Frame,
-    ) -> tuple[Shutter, Frame]:
-        """The middle frames, their base being ``below``."""
+    ) -> _Told:
+        """What the paths tell of the middle frames, their base being ``below``."""
         if min(frames.shape[2:4]) < LEAST_SIDE:
-            return shutter, below
+            return _Told(shutter, None)
         asked = (count < _FIRST) | (count % _EVERY == 0)
         observe = asked & (present[LOOKAHEAD] > 0)
         one = self._estimate(present, observe)
 
-        def blended(each: tuple[jax.Array, Shutter, jax.Array]) -> tuple[Shutter, jax.Array]:
+        def mapped(each: tuple[jax.Array, Shutter, jax.Array]) -> tuple[Shutter, jax.Array]:
             window, known, base = each
             found = one(window, base, known)
-            return found.shutter, base + found.gate[..., None] * (found.sharp - base)
+            evidence = at_pixels(found.cells, *base.shape[:2])
+            blurred = window[LOOKAHEAD]
+            maps = path_maps(blurred, base, found.sharp, found.unexplained, evidence)
+            return found.shutter, maps
 
-        return lax.map(blended, (frames, shutter, below))
+        return _Told(*lax.map(mapped, (frames, shutter, below)))
 
     def _estimate(
         self, present: Float[Array, 5], observe: Array

@@ -176,7 +176,8 @@ def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -
         raise UserError(f"--duty is a share of the period, above 0 and up to 1, not {duty:g}")
     given = {"duty": duty, "light": light}
     told = {name: value for name, value in given.items() if value is not None}
-    return PathRestorer(dataclasses.replace(model.config, **told), model.base)
+    config = dataclasses.replace(model.config, **told)
+    return PathRestorer(config, model.base, model.fusion)
 
 
 def default_weights(use: shipped.Use = "video") -> str:

@@ -74,7 +74,7 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
 
 
 def with_paths(name: str, config: PathsConfig, dtype: str | None = None) -> LoadedModel:
-    """A restorer by blur paths over the network that its config names, if any.
+    """A restorer by blur paths, with the networks below and above them that its config names.
 
     Args:
       name: what results call it.
@@ -84,9 +84,12 @@ def with_paths(name: str, config: PathsConfig, dtype: str | None = None) -> Load
     Raises:
       UserError: no weights of that name ship.
     """
-    base = load_model(config.base, dtype=dtype).model if config.base else None
+    base, fusion = (
+        load_model(network, dtype=dtype).model if network else None
+        for network in (config.base, config.fusion)
+    )
     source = f"{name}, over {config.base}" if config.base else name
-    return LoadedModel(PathRestorer(config, base), name, config, 0, source, {})
+    return LoadedModel(PathRestorer(config, base, fusion), name, config, 0, source, {})
 
 
 def _load_run(folder: Path, dtype: str | None) -> LoadedModel:

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdeblur.models.path_maps import path_maps, restored_of
+from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.estimate import estimate
-from jaxdeblur.paths.gate import smoothstep
+from jaxdeblur.paths.gate import at_pixels, smoothstep
 from jaxdeblur.paths.likelihood import START, Fit, Observed, band, likelihood, noise_floor
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, sample_weights, spline, transfer
 from jaxdeblur.paths.restorer import PathRestorer, PathsConfig
@@ -168,14 +171,15 @@ def test_a_frame_blurred_along_a_known_path_comes_back(duty: float) -> None:
         linear=False,
     )
     assert psnr(np.asarray(told.sharp), sharp[2]) > max(35.0, psnr(blurred[2], sharp[2]) + 3)
-    assert np.asarray(told.gate)[80:-80, 80:-80].mean() > 0.5
+    assert np.asarray(told.cells)[5:-5, 5:-5, 0].mean() > 0.5
 
 
 def test_sharp_frames_stay_as_they_are() -> None:
     _, sharp = moving((2.0, 9.0), 1.0)
     frames = jnp.asarray(np.round(np.clip(sharp, 0, 1) * 255) / 255, jnp.float32)
     found = jax.jit(estimate)(frames, frames[2], jnp.ones(5), Shutter.unknown(), jnp.asarray(True))
-    out = frames[2] + found.gate[..., None] * (found.sharp - frames[2])
+    share = at_pixels(found.cells[..., :1], *frames.shape[1:3])
+    out = frames[2] + share * (found.sharp - frames[2])
     assert psnr(np.asarray(out), np.asarray(frames[2])) > 50
 
 
@@ -190,6 +194,20 @@ def test_shutter_goes_by_all_evidence_and_follows_a_change() -> None:
         shutter = shutter.add(jnp.stack([at[0.8], 2 * at[0.8]]))
     np.testing.assert_allclose(shutter.duty, 0.8, atol=0.03)
     assert float(shutter.linear) == 1
+
+
+def test_maps_without_a_change_are_the_gates_frame() -> None:
+    key = jax.random.split(jax.random.key(0), 5)
+    blurred, base, sharp = jax.random.uniform(key[0], (3, 16, 32, 3))
+    cells = jax.random.uniform(key[1], (1, 2, 3))
+    evidence = at_pixels(cells, 16, 32)
+    maps = path_maps(blurred, base, sharp, jnp.zeros((16, 32, 2)), evidence)
+    np.testing.assert_array_less(-1e-6, maps)
+    np.testing.assert_array_less(maps, 1 + 1e-6)
+    expected = base + evidence[..., :1] * (sharp - base)
+    np.testing.assert_allclose(restored_of(maps, jnp.zeros((16, 32, 4))), expected, atol=1e-6)
+    change = jnp.broadcast_to(jnp.array([0.1, 0.0, -0.1, 2.0]), (16, 32, 4))
+    np.testing.assert_allclose(restored_of(maps, change), sharp + change[..., :3], atol=1e-6)
 
 
 def test_gate_closes_where_nothing_is_told() -> None:
@@ -216,25 +234,39 @@ class Halved(VideoRestorer):
         return jnp.concatenate([state[:, 1:], frame[:, None]], 1), 0.5 * state[:, 0]
 
 
+OVER_PATHS = StrcnnConfig(
+    m=0, width=4, blocks=2, head_width=0, residual=True, beta0=0.1, over_paths=True
+)
+
+
 @pytest.mark.parametrize(
-    ("base", "length"),
+    ("base", "over", "length"),
     [
-        (Halved(), 5),
+        (Halved(), OVER_PATHS, 5),
         *(
-            pytest.param(base, length, marks=pytest.mark.stress)  # a program each, a minute each
-            for base, length in ((None, 1), (None, 2), (None, 5), (Halved(), 1))
+            pytest.param(base, over, length, marks=pytest.mark.stress)  # a program and minute each
+            for base, over, length in (
+                (None, None, 1),
+                (None, None, 2),
+                (None, None, 5),
+                (Halved(), None, 1),
+                (Halved(), None, 5),
+                (None, OVER_PATHS, 2),
+            )
         ),
     ],
 )
-def test_a_stream_equals_its_clip(base: VideoRestorer | None, length: int) -> None:
+def test_a_stream_equals_its_clip(
+    base: VideoRestorer | None, over: StrcnnConfig | None, length: int
+) -> None:
     blurred, _ = moving((1.0, 6.0), 1.0)
     video = np.round(np.clip(blurred[:length, :97, :141], 0, 1) * 255).astype(np.uint8)
-    model = PathRestorer(PathsConfig(), base)
+    model = PathRestorer(PathsConfig(), base, build(over) if over else None)
     stream = np.stack(list(restore_frames(functools.partial(Stream, model), video)))
     clip = restore_clip(model, video)
     assert stream.shape == video.shape
     assert np.abs(stream.astype(int) - clip).max() <= 1
-    if length == 1:  # no neighbour tells a path
+    if length == 1 and over is None:  # no neighbour tells a path
         expected = video if base is None else np.round(0.5 * video)
         assert np.abs(stream - expected).max() <= 1
     if length == 5 and base is None:

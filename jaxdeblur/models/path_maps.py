@@ -1,0 +1,55 @@
+"""What blur paths tell of a frame, as maps for a network, and the frame that it makes of them.
+
+The maps, 14 channels in [0, 1]: the blurred frame B, the base Y and the deconvolved frame X in RGB
+(jaxdeblur/paths/wiener.py), and what speaks for X and against it: of the luminance, what the
+reblurred frame leaves unexplained and what the neighbours' X has more than its own, each about
+0.5; then the gate g, the extent e of the path and the gain G of the likelihood
+(jaxdeblur/paths/gate.py).
+
+    restored = Y + clip(g + dg, 0, 1) (X - Y) + dI
+
+where the network makes dI and dg. At zero, that is the physics.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+CHANNELS = 14
+MADE = 4
+"""dI in RGB, and dg."""
+
+_SLOPE = 2.0  # Of what lies about 0.5: differences of up to a quarter of the range are told.
+_EXTENT, _GAIN = 4.0, 0.2  # Pixels and nats that are told as a half.
+
+
+def path_maps(
+    blurred: Float[Array, "*leading H W 3"],
+    base: Float[Array, "*leading H W 3"],
+    sharp: Float[Array, "*leading H W 3"],
+    unexplained: Float[Array, "*leading H W 2"],
+    evidence: Float[Array, "*leading H W 3"],
+) -> Float[Array, "*leading H W 14"]:
+    """The maps of frames.
+
+    Args:
+      blurred: B, in [0, 1].
+      base: Y.
+      sharp: X.
+      unexplained: of the luminance, by the reblurred X and by the neighbours' X.
+      evidence: g, e in pixels and G in nats a frequency.
+    """
+    share, extent, gain = jnp.split(evidence, 3, -1)
+    gain = jnp.maximum(gain, 0.0)
+    told = [share, extent / (extent + _EXTENT), gain / (gain + _GAIN)]
+    maps = jnp.concatenate([blurred, base, sharp, 0.5 + _SLOPE * unexplained, *told], -1)
+    return jnp.clip(maps, 0.0, 1.0)
+
+
+def restored_of(
+    maps: Float[Array, "*leading H W 14"], made: Float[Array, "*leading H W 4"]
+) -> Float[Array, "*leading H W 3"]:
+    """The restored frame, of its maps and what the network makes of them."""
+    base, sharp, share = maps[..., 3:6], maps[..., 6:9], maps[..., 11:12]
+    return base + jnp.clip(share + made[..., 3:], 0.0, 1.0) * (sharp - base) + made[..., :3]
