@@ -29,7 +29,7 @@ examples:
 
 def main() -> None:
     """Reads the options and restores."""
-    from jaxdeblur.restoration.jobs import DeblurConfig, Job, plan
+    from jaxdeblur.restoration.plan import DeblurConfig, Job, plan
 
     parser = Parser(
         prog="deblur.py",
@@ -77,7 +77,7 @@ def main() -> None:
 
     from jaxdeblur import devices
     from jaxdeblur.restoration.deblurrer import Deblurrer, default_weights
-    from jaxdeblur.restoration.run_jobs import restore_all
+    from jaxdeblur.restoration.restore import restore_all
 
     if arguments.extension:
         load_extension(arguments.extension)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from fractions import Fraction
 from typing import Any
 
 from jaxdeblur.shapes import Plane
-from jaxdeblur.video.pixels import PixelLayout
-
-NO_PROFILE = "colour profile (a video has none)"
-"""What is said of an image whose profile a video cannot take over."""
+from jaxdeblur.video.pixels import RGB8, PixelLayout
 
 UNSPECIFIED = 2
 """FFmpeg's number of a matrix, primaries or transfer function that is not known."""
@@ -53,9 +51,17 @@ class VideoInfo:
     lost: tuple[str, ...] = ()
 
     @property
-    def turned(self) -> bool:
-        """A player shows the frames turned by a quarter."""
-        return self.display_matrix is not None and self.display_matrix[0] == 0
+    def quarter_turns(self) -> int:
+        """By how many quarters, counter-clockwise, a player turns the frames: 0 to 3."""
+        if self.display_matrix is None:
+            return 0
+        cosine, sine = self.display_matrix[:2]
+        return -round(math.atan2(sine, cosine) / (math.pi / 2)) % 4
+
+
+def rgb8_info(height: int, width: int, rate: Fraction) -> VideoInfo:
+    """Frames of packed RGB, 8 bits, at a constant rate."""
+    return VideoInfo(height, width, "rgb24", RGB8, False, rate, time_base=1 / rate)
 
 
 @dataclasses.dataclass
@@ -70,7 +76,6 @@ class Picture:
       name: the file that it came from and the name of the one it goes to, for images.
       packets: of other tracks, that stand before it in the file.
       extra: what an image file says beside its pixels, to be written again.
-      lost: what of the frame no file can take over, in words.
     """
 
     planes: tuple[Plane, ...]
@@ -80,7 +85,6 @@ class Picture:
     name: str = ""
     packets: list[Any] = dataclasses.field(default_factory=list)
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
-    lost: tuple[str, ...] = ()
 
 
 def without_alpha(info: VideoInfo) -> VideoInfo:

@@ -10,25 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.images import orientation_shown
-from jaxdeblur.video.picture import Picture, VideoInfo
-from jaxdeblur.video.pixels import PixelLayout, to_packed_rgb
-
-_SIGNATURES = {
-    b"\x1aE\xdf\xa3": (0, "a Matroska or WebM"),
-    b"ftyp": (4, "an MP4 or QuickTime"),
-    b"AVI ": (8, "an AVI"),
-    b"\x89PNG": (0, "a PNG"),
-    b"JFIF": (6, "a JPEG"),
-}
-
-
-def _file_kind(start: memoryview) -> str | None:
-    """What a pipe carries that was meant to be raw frames: a file that was sent whole."""
-    return next(
-        (kind for sign, (at, kind) in _SIGNATURES.items() if start[at : at + len(sign)] == sign),
-        None,
-    )
+from jaxdeblur.video.picture import Picture, VideoInfo, rgb8_info
+from jaxdeblur.video.pixels import to_packed_rgb
 
 
 class RawReader:
@@ -42,15 +25,7 @@ class RawReader:
 
     def __init__(self, descriptor: int, height: int, width: int, rate: Fraction):
         self._descriptor = descriptor
-        self.info = VideoInfo(
-            height=height,
-            width=width,
-            pixel_format="rgb24",
-            layout=PixelLayout("rgb"),
-            has_alpha=False,
-            rate=rate,
-            time_base=1 / rate,
-        )
+        self.info = rgb8_info(height, width, rate)
 
     def __enter__(self) -> RawReader:
         return self
@@ -67,11 +42,6 @@ class RawReader:
             got = self._fill(memoryview(pixels.data).cast("B"))
             if not got:
                 return
-            if not index and (kind := _file_kind(pixels.data.cast("B")[:got])):
-                raise UserError(
-                    f"-: this is {kind} file and not raw rgb24 frames; give its name in place of "
-                    "-, or decode it first: ffmpeg -i FILE -f rawvideo -pix_fmt rgb24 -"
-                )
             if got < pixels.nbytes:
                 raise UserError(
                     f"-: the input ends inside frame {index}, after {got} of its {pixels.nbytes} "
@@ -104,7 +74,7 @@ class RawWriter:
     def __init__(self, descriptor: int, info: VideoInfo):
         self._descriptor, self._info = descriptor, info
         self.lost = list(info.lost)
-        if orientation_shown(info.display_matrix) not in (None, 1):
+        if info.quarter_turns:
             self.lost.append("rotation")
         if info.has_alpha:
             self.lost.append("alpha")
