@@ -23,7 +23,7 @@ from jaxdeblur.data.videos import Dataset, Video, identity
 from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation import report
 from jaxdeblur.evaluation.config import EvaluationConfig
-from jaxdeblur.evaluation.metrics import Protocol, VideoScores, protocol, seconds_per_frame, totals
+from jaxdeblur.evaluation.metrics import VideoScores, protocol, seconds_per_frame, totals
 from jaxdeblur.evaluation.restored import RestoredFrames
 from jaxdeblur.files import safe_name, write_json
 from jaxdeblur.models.parameters import split
@@ -139,7 +139,7 @@ def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None
     if overwrite:
         for name in ("videos", "frames"):
             shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("metrics.json", "report.html"):
+        for name in ("metrics.json", "report.html", "preview.webp"):
             (out / name).unlink(missing_ok=True)
     for name in ("videos", "frames") if settings["frames"] else ("videos",):
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,9 @@ def metrics_of(
     rules = protocol(config.protocol)
     keep = ("name", "frames", "temporal_error", "temporal_error_blurred", "seconds_per_frame")
     overall = totals(videos, rules)
+    name = f"{dataset.name} ({dataset.variant})" if dataset.variant else dataset.name
     return {
+        "title": f"{loaded.preset or loaded.source} on {name}",
         **overall,
         "gain": overall["psnr"] - overall["psnr_blurred"],
         "frames": sum(video.frames for video in videos),
@@ -238,27 +240,6 @@ def _origin(loaded: LoadedModel | RestoredFrames) -> dict[str, Any]:
         "step": loaded.step,
         "network": network_to_json(loaded.network),
     }
-
-
-def report_of(
-    loaded: LoadedModel | RestoredFrames,
-    dataset: Dataset,
-    rules: Protocol,
-    metrics: dict[str, Any],
-    videos: Sequence[report.VideoReport],
-) -> report.EvaluationReport:
-    """What the report page shows."""
-    name = f"{dataset.name} ({dataset.variant})" if dataset.variant else dataset.name
-    return report.EvaluationReport(
-        title=f"{loaded.preset or loaded.source} on {name}",
-        checkpoint=loaded.source,
-        dataset=name,
-        protocol=rules,
-        device=metrics["device"],
-        versions=metrics["versions"],
-        made=metrics["made"],
-        videos=videos,
-    )
 
 
 def slug(index: int, video: Video) -> str:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from jaxdeblur.video.camera import CameraReader
 from jaxdeblur.video.comparison import Comparison
 from jaxdeblur.video.formats import ANIMATED_SUFFIXES, CONTAINERS
 from jaxdeblur.video.images import ImageReader, ImageWriter
-from jaxdeblur.video.picture import Picture, VideoInfo
+from jaxdeblur.video.picture import Picture, PictureSource, PictureTarget, VideoInfo
 from jaxdeblur.video.pipes import RawReader, RawWriter
 from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.video.writer import VideoWriter
@@ -41,29 +41,6 @@ Restored = tuple[Picture, tuple[Plane, ...]]
 
 PictureView = Callable[[Picture, tuple[Plane, ...]], Picture]
 """Makes of both the picture that is written."""
-
-
-class PictureSource(Protocol):
-    """Where pictures come from: VideoReader, ImageReader, RawReader or CameraReader."""
-
-    info: VideoInfo
-    trailing: Any
-
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *_: Any) -> None: ...
-    def __iter__(self) -> Iterator[Picture]: ...
-
-
-@runtime_checkable
-class PictureTarget(Protocol):
-    """Where pictures go: VideoWriter, ImageWriter, AnimationWriter or RawWriter."""
-
-    lost: list[str]
-
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *_: Any) -> None: ...
-    def write(self, picture: Picture) -> None: ...  # noqa: D102
-    def copy(self, packets: Any) -> None: ...  # noqa: D102
 
 
 def restore_all(
@@ -105,7 +82,7 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
     if config.compare is not None:
         check_compare(job, config.compare, config.overwrite)
     with contextlib.ExitStack() as stack:
-        source: PictureSource = stack.enter_context(_open_source(job, config))
+        source = stack.enter_context(_open_source(job, config))
         info = source.info
         results = _Results(info, say)
         target = stack.enter_context(_open_target(job, source, config))
@@ -215,7 +192,7 @@ def _restored(picture: Picture, restored: tuple[Plane, ...]) -> Picture:
     return dataclasses.replace(picture, planes=restored)
 
 
-def _open_source(job: Job, config: DeblurConfig) -> Any:
+def _open_source(job: Job, config: DeblurConfig) -> PictureSource:
     cut = bool(config.start or config.length is not None)
     if job.kind == "camera":
         if config.start:
@@ -252,7 +229,7 @@ def _descriptor(stream: Any, what: str) -> int:
 
 
 @contextlib.contextmanager
-def _open_target(job: Job, source: Any, config: DeblurConfig) -> Iterator[PictureTarget]:
+def _open_target(job: Job, source: PictureSource, config: DeblurConfig) -> Iterator[PictureTarget]:
     info, output, suffix = source.info, job.output, job.suffix
     encoding = config.codec is not None or config.crf is not None
     compared = config.compare is not None and not _is_animation(config.compare)

@@ -14,7 +14,7 @@ from PIL import Image
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.container import reason
-from jaxdeblur.video.picture import Picture, VideoInfo
+from jaxdeblur.video.picture import Picture, PictureTarget, VideoInfo
 from jaxdeblur.video.pixels import to_packed_rgb
 
 MAX_WIDTH = 640
@@ -24,7 +24,7 @@ MAX_FRAMES = 300
 """More are left out: all lie in memory until the file is written."""
 
 
-class AnimationWriter:
+class AnimationWriter(PictureTarget):
     """Writes pictures as an animation that plays for ever, at most ``MAX_WIDTH`` wide.
 
     Attributes:
@@ -40,9 +40,6 @@ class AnimationWriter:
         self._frames: list[Frame8] = []
         self._milliseconds: list[int] = []
         self.lost: list[str] = []
-
-    def __enter__(self) -> AnimationWriter:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self._frames:

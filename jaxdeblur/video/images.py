@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from jaxdeblur.video.image_file import (
     image_header,
     read_picture,
 )
-from jaxdeblur.video.picture import Picture, VideoInfo, rgb8_info
+from jaxdeblur.video.picture import Picture, PictureSource, PictureTarget, VideoInfo, rgb8_info
 from jaxdeblur.video.pixels import PixelLayout, to_packed_rgb
 
 # The formats without alpha, and those that hold no EXIF and colour profile.
@@ -32,7 +31,7 @@ _OPAQUE = {".jpg", ".jpeg", ".bmp", ".ppm"}
 _PLAIN = {".bmp", ".ppm"}
 
 
-class ImageReader:
+class ImageReader(PictureSource):
     """Reads image files as the frames of a video, in the order given, the right way up.
 
     Grey images among others become RGB, and those without alpha among others are opaque.
@@ -40,8 +39,6 @@ class ImageReader:
     Attributes:
       info: what the frames are.
     """
-
-    trailing: Sequence[Any] = ()
 
     def __init__(
         self, paths: Sequence[Path], *, rate: Fraction = Fraction(25), max_pixels: int = MAX_PIXELS
@@ -77,12 +74,6 @@ class ImageReader:
             frames=len(paths),
         )
 
-    def __enter__(self) -> ImageReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
     def __iter__(self) -> Iterator[Picture]:
         """The pictures; raises :class:`UserError` if one is damaged."""
         for index, path in enumerate(self._paths):
@@ -91,7 +82,7 @@ class ImageReader:
             yield picture
 
 
-class ImageWriter:
+class ImageWriter(PictureTarget):
     """Writes pictures as image files, under their own names or numbered, or one image.
 
     Attributes:
@@ -105,12 +96,6 @@ class ImageWriter:
         self._count = 0
         self.lost = list(info.lost)
 
-    def __enter__(self) -> ImageWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
     def write(self, picture: Picture) -> None:
         """Writes one image; :class:`UserError` if it cannot be written."""
         self.copy(picture.packets)
@@ -123,11 +108,6 @@ class ImageWriter:
             path.write_bytes(self._encoded(picture, path.suffix.lower()))
         except (OSError, ValueError) as error:  # ValueError: what a format cannot hold
             raise UserError(f"{name}: cannot be written: {reason(error)}") from error
-
-    def copy(self, packets: Sequence[Any]) -> None:
-        """Images hold no sound."""
-        if packets and "sound and other tracks" not in self.lost:
-            self.lost.append("sound and other tracks")
 
     def _encoded(self, picture: Picture, suffix: str) -> bytes:
         layout, extra = self._info.layout, picture.extra

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Self
 
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout
@@ -85,6 +86,52 @@ class Picture:
     name: str = ""
     packets: list[Any] = dataclasses.field(default_factory=list)
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class PictureSource:
+    """Where pictures come from: a video, images, a pipe or a camera; used in a ``with`` block.
+
+    Attributes:
+      info: what the pictures are.
+      trailing: packets of other tracks that follow on the last picture.
+    """
+
+    info: VideoInfo
+    trailing: Sequence[Any] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Picture]:
+        raise NotImplementedError
+
+
+class PictureTarget:
+    """Where pictures go: a video, images, an animation or a pipe; used in a ``with`` block.
+
+    Attributes:
+      lost: what it does not hold, in words.
+    """
+
+    lost: list[str]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def write(self, picture: Picture) -> None:
+        """Writes one picture; :class:`UserError` if it cannot be written."""
+        raise NotImplementedError
+
+    def copy(self, packets: Sequence[Any]) -> None:
+        """Takes packets of other tracks; most targets hold none."""
+        if packets and "sound and other tracks" not in self.lost:
+            self.lost.append("sound and other tracks")
 
 
 def without_alpha(info: VideoInfo) -> VideoInfo:

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.picture import Picture, VideoInfo, rgb8_info
+from jaxdeblur.video.picture import Picture, PictureSource, PictureTarget, VideoInfo, rgb8_info
 from jaxdeblur.video.pixels import to_packed_rgb
 
 
-class RawReader:
+class RawReader(PictureSource):
     """Reads frames of packed RGB, 8 bits, from a file descriptor.
 
     Attributes:
       info: what the frames are.
     """
 
-    trailing: Sequence[Any] = ()
-
     def __init__(self, descriptor: int, height: int, width: int, rate: Fraction):
         self._descriptor = descriptor
         self.info = rgb8_info(height, width, rate)
-
-    def __enter__(self) -> RawReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def __iter__(self) -> Iterator[Picture]:
         """The pictures; raises :class:`UserError` if the last one is not whole."""
@@ -64,7 +55,7 @@ class RawReader:
         return got
 
 
-class RawWriter:
+class RawWriter(PictureTarget):
     """Writes frames of packed RGB, 8 bits, to a file descriptor.
 
     Attributes:
@@ -81,12 +72,6 @@ class RawWriter:
         if info.layout.bits > 8:
             self.lost.append("more than 8 bits")
 
-    def __enter__(self) -> RawWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
     def write(self, picture: Picture) -> None:
         """Writes one frame; :class:`UserError` if nobody reads."""
         self.copy(picture.packets)
@@ -99,8 +84,3 @@ class RawWriter:
             raise UserError("-: nobody reads the output any more") from error
         except OSError as error:
             raise UserError(f"-: cannot be written: {error.strerror}") from error
-
-    def copy(self, packets: Sequence[Any]) -> None:
-        """Raw frames hold no sound."""
-        if packets and "sound and other tracks" not in self.lost:
-            self.lost.append("sound and other tracks")

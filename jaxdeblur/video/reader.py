@@ -28,7 +28,7 @@ from jaxdeblur.video.ffmpeg_frames import (
 )
 from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.part import Part
-from jaxdeblur.video.picture import FULL_RANGE, Picture, VideoInfo
+from jaxdeblur.video.picture import FULL_RANGE, Picture, PictureSource, VideoInfo
 
 # Demuxers that read the file they are given and nothing else: playlists can name other files.
 _OPTIONS = {
@@ -39,7 +39,7 @@ _OPTIONS = {
 _INTERLEAVED_S = 10
 
 
-class VideoReader:
+class VideoReader(PictureSource):
     """Reads the first video track of a file, and the packets of all others.
 
     Attributes:
@@ -77,9 +77,6 @@ class VideoReader:
         except BaseException:
             self._open.close()
             raise
-
-    def __enter__(self) -> VideoReader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()

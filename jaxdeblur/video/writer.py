@@ -17,7 +17,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import any_tags, of_the_content, ordinary_priority, reason
 from jaxdeblur.video.ffmpeg_frames import SUBSAMPLINGS, build_frame, specified
 from jaxdeblur.video.formats import CONTAINERS
-from jaxdeblur.video.picture import FULL_RANGE, LIMITED_RANGE, Picture, VideoInfo
+from jaxdeblur.video.picture import FULL_RANGE, LIMITED_RANGE, Picture, PictureTarget, VideoInfo
 from jaxdeblur.video.reader import VideoReader
 
 # The encoder for each codec that is written again as it was read.
@@ -55,7 +55,7 @@ _KNOWN_TO_MP4 = {
 }
 
 
-class VideoWriter:
+class VideoWriter(PictureTarget):
     """Writes a video: frames encoded again, everything else as it was.
 
     Attributes:
@@ -105,9 +105,6 @@ class VideoWriter:
         except BaseException:
             self.abandon()
             raise
-
-    def __enter__(self) -> VideoWriter:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:

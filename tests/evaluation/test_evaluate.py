@@ -27,7 +27,13 @@ from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation import evaluate as evaluate_module
 from jaxdeblur.evaluation import metrics, report
 from jaxdeblur.evaluation.config import EvaluationConfig
-from jaxdeblur.evaluation.evaluate import _explain, _Shots, _TimedRestoration, evaluate
+from jaxdeblur.evaluation.evaluate import (
+    PREVIEW_FRAMES,
+    _explain,
+    _Shots,
+    _TimedRestoration,
+    evaluate,
+)
 from jaxdeblur.evaluation.results import default_folder, table
 from jaxdeblur.files import safe_name
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
@@ -211,6 +217,25 @@ class TestScores:
         names = {path.name for path in out.iterdir()}
         assert names == {"evaluation.json", "frames", "metrics.json", "report.html", "videos"}
         assert len(list((out / "videos").iterdir())) == 2
+
+
+@pytest.mark.parametrize("preview", [False, True])
+def test_a_preview_shows_the_first_video_before_and_after(preview, tmp_path):
+    wide = MemoryVideo("wide", 30, 1)
+    wide.sharp_frames = np.full((30, 60, 400, 3), 120, np.uint8)
+    levels = 90 + np.arange(30) % 2 * 20  # frames that are equal become one
+    wide.blurred_frames = np.broadcast_to(levels[:, None, None, None], (30, 60, 400, 3))
+    wide.blurred_frames = wide.blurred_frames.astype(np.uint8)
+    dataset = Dataset("memory", "", [wide, MemoryVideo("other", 3, 2)])
+    evaluate(loaded(), dataset, EvaluationConfig(preview=preview), tmp_path / "out")
+    path = tmp_path / "out" / "preview.webp"
+    assert path.exists() == preview
+    if preview:
+        with Image.open(path) as animation:
+            assert (animation.size, animation.n_frames) == ((640, 48), PREVIEW_FRAMES)
+            bottom = np.asarray(animation.convert("RGB"))[-8:].astype(int)
+        assert np.abs(bottom[:, :300] - 90).max() < 6
+        assert np.abs(bottom[:, 340:] - round(90 * GAIN)).max() < 6
 
 
 class TestProtocols:
