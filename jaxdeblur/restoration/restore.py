@@ -243,32 +243,22 @@ def _open_target(job: Job, source: PictureSource, config: DeblurConfig) -> Itera
     try:
         if not output.parent.is_dir():
             output.parent.mkdir(exist_ok=True)
-        if not suffix:
-            with (
-                replace_folder_when_whole(output) as part,
-                ImageWriter(part, info, name=str(output)) as images,
-            ):
-                yield images
-        elif suffix in CONTAINERS:
-            original = source if isinstance(source, VideoReader) else None
-            with (
-                replace_when_whole(output) as part,
-                VideoWriter(
+        replace = replace_when_whole if suffix else replace_folder_when_whole
+        with replace(output) as part:
+            target: PictureTarget
+            if suffix in CONTAINERS:
+                target = VideoWriter(
                     part,
                     info,
-                    source=original,
+                    source=source if isinstance(source, VideoReader) else None,
                     codec=config.codec,
                     crf=config.crf,
                     name=str(output),
-                ) as video,
-            ):
-                yield video
-        else:
-            with (
-                replace_when_whole(output) as part,
-                ImageWriter(part, info, single=True, name=str(output)) as image,
-            ):
-                yield image
+                )
+            else:
+                target = ImageWriter(part, info, single=bool(suffix), name=str(output))
+            with target:
+                yield target
     except OSError as error:
         raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
 

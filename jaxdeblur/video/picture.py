@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any, Self
+from typing import Any
 
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout
@@ -99,7 +99,7 @@ class PictureSource:
     info: VideoInfo
     trailing: Sequence[Any] = ()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Any:  # itself
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -118,7 +118,7 @@ class PictureTarget:
 
     lost: list[str]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Any:  # itself
         return self
 
     def __exit__(self, *_: Any) -> None:
