@@ -26,7 +26,7 @@ def main(name: str = "evaluate.py") -> None:
     from jaxdeblur.evaluation.own_kind import of_its_own_kind
     from jaxdeblur.evaluation.results import default_folder
     from jaxdeblur.options import ClusterConfig
-    from jaxdeblur.weights.load import load_model
+    from jaxdeblur.weights.load import load_model, newest_run
 
     parser = Parser(
         prog=name,
@@ -37,8 +37,11 @@ def main(name: str = "evaluate.py") -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--ckpt",
+        nargs="?",
+        const=True,  # no text, so that an empty --ckpt="$RUN" is not taken for it
         metavar="RUN",
-        help="a run folder, a .safetensors file, or the name of shipped weights",
+        help="a run folder, a .safetensors file, or the name of shipped weights; without a value "
+        "the newest run in runs/",
     )
     what.add_argument(
         "--restored",
@@ -78,6 +81,10 @@ def main(name: str = "evaluate.py") -> None:
         return
     if arguments.name:
         raise UserError("--name is of frames that another program restored (--restored)")
+    if arguments.ckpt is True:
+        arguments.ckpt = str(newest_run())
+        if jax.process_index() == 0:
+            tell(f"scored is the newest run, {arguments.ckpt}; --ckpt=RUN names another")
     loaded = load_model(arguments.ckpt, dtype=arguments.dtype)
     if loaded.of_photographs and not config.single:
         config = dataclasses.replace(config, single=True)

@@ -55,9 +55,10 @@ def main(name: str = "train.py") -> None:
     from jaxdeblur.training.loop import Stopped
     from jaxdeblur.training.run import train
     from jaxdeblur.training.run_folder import Run
+    from jaxdeblur.weights.load import RUNS
 
     preset_name = chosen.model or "strcnn_dtb"
-    folder = chosen.out or Path("runs") / preset_name
+    folder = chosen.out or RUNS / preset_name
     if chosen.resume:
         begun = Run.read(folder)
         if chosen.model not in (None, begun.preset):
