@@ -77,6 +77,13 @@ def evaluate(
     (what is evaluated), ``videos/`` (a file for each video, by which a second start goes on) and,
     if wanted, ``frames/``.
 
+    Args:
+      loaded: the model, or the frames of another program.
+      dataset: blurred and sharp videos.
+      config: the options.
+      out: the folder for the results; an evaluation that was begun there goes on.
+      overwrite: replace what another evaluation left there.
+
     Returns:
       What ``metrics.json`` says.
 

@@ -98,7 +98,11 @@ def _digest(loaded: LoadedModel | RestoredFrames) -> str:
 
 
 def check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Raises UserError unless ``out`` is free, or holds this evaluation, or may be replaced."""
+    """Checks that results can go into ``out``: it is free, or holds this evaluation.
+
+    Raises:
+      UserError: it holds something else, which ``overwrite`` does not cover.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out}: a file is there already")
     if not out.exists() or not any(out.iterdir()):
@@ -177,7 +181,11 @@ def read_video(path: Path, settings: dict[str, Any]) -> report.VideoReport | Non
 
 
 def gather(files: Sequence[Path], settings: dict[str, Any]) -> Iterator[report.VideoReport]:
-    """All videos, in order; waits for those of other processes."""
+    """All videos, in order; waits for those of other processes.
+
+    Raises:
+      UserError: a file was removed or changed meanwhile.
+    """
     for path in files:
         while (video := read_video(path, settings)) is None:
             if jax.process_count() == 1:
@@ -192,7 +200,14 @@ def metrics_of(
     config: EvaluationConfig,
     videos: Sequence[VideoScores],
 ) -> dict[str, Any]:
-    """What ``metrics.json`` says."""
+    """What ``metrics.json`` says.
+
+    Args:
+      loaded: what restored the frames.
+      dataset: whose frames they are.
+      config: the options.
+      videos: the scores of each video, in the order of ``dataset``.
+    """
     rules = protocol(config.protocol)
     keep = ("name", "frames", "temporal_error", "temporal_error_blurred", "seconds_per_frame")
     overall = totals(videos, rules)

@@ -90,7 +90,11 @@ class DeblurConfig:
 
     @property
     def raw_size(self) -> tuple[int, int] | None:
-        """Height and width from ``size``."""
+        """Height and width from ``size``, in pixels.
+
+        Raises:
+          UserError: it is no size, or has more than ``max_pixels`` pixels.
+        """
         if self.size is None:
             return None
         try:
@@ -297,7 +301,11 @@ def _refuse_existing(path: Path, name: str) -> None:
 
 
 def check_compare(job: Job, compare: str, overwrite: bool) -> None:
-    """Raises :class:`UserError` unless the file of ``--compare`` can be written there."""
+    """Checks that the file of ``--compare`` can be written.
+
+    Raises:
+      UserError: its kind is unknown, its folder is missing, or the place is taken.
+    """
     path = Path(compare)
     if path.suffix.lower() not in CONTAINERS.keys() | ANIMATED_SUFFIXES:
         kinds = ", ".join([*CONTAINERS, *sorted(ANIMATED_SUFFIXES)])

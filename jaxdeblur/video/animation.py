@@ -34,7 +34,14 @@ class AnimationWriter(PictureTarget):
     def __init__(
         self, path: Path, info: VideoInfo, *, max_frames: int = MAX_FRAMES, name: str = ""
     ):
-        """Prepares to write the first ``max_frames`` pictures; ``name`` stands in messages."""
+        """Prepares to write; the file is made when all pictures are there.
+
+        Args:
+          path: the file, whose suffix names the format.
+          info: what the pictures are.
+          max_frames: pictures that are taken; those after them are lost.
+          name: of the file, in messages; by default ``path``.
+        """
         self._path, self._info, self._max_frames = path, info, max_frames
         self._name = name or str(path)
         self._frames: list[Frame8] = []

@@ -138,7 +138,11 @@ class CameraReader(PictureSource):
             self._news.notify_all()
 
     def __iter__(self) -> Iterator[Picture]:
-        """The newest frame each time; raises :class:`UserError` if the camera fails."""
+        """The newest frame each time.
+
+        Raises:
+          UserError: the camera fails.
+        """
         # The first frame told the size; by now, with everything compiled, there is a newer one.
         given, last = self._next(), -1
         self._began = given[0] if given else self._began

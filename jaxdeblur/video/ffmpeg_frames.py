@@ -48,7 +48,11 @@ SUBSAMPLINGS = {
 
 
 def pixel_layout(frame: Any, path: Path) -> tuple[str, PixelLayout, bool]:
-    """The format in which frames like this one are handed over, its layout, and if it has alpha."""
+    """The format in which frames like this one are handed over, its layout, and if it has alpha.
+
+    Raises:
+      UserError: such pixels are not supported; the message names ``path``.
+    """
     pixel_format = frame.format
     components = pixel_format.components
     bits, has_alpha = components[0].bits, any(c.is_alpha for c in components)

@@ -70,7 +70,11 @@ class Header(NamedTuple):
 
 
 def image_header(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Header:
-    """What an image is, from its header alone; raises as :func:`read_image`."""
+    """What an image is, from its header alone.
+
+    Raises:
+      UserError: as :func:`read_image`.
+    """
     with _opened(Path(path), max_pixels) as (image, _):
         is_grey = image.mode in ("1", "L") or image.mode.startswith("I")
         mode = "RGBA" if image.has_transparency_data else "L" if is_grey else "RGB"
@@ -80,7 +84,11 @@ def image_header(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
 
 
 def image_size(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """The stored (height, width) of an image, from its header; raises as :func:`read_image`."""
+    """The stored (height, width) of an image, from its header.
+
+    Raises:
+      UserError: as :func:`read_image`.
+    """
     with _opened(Path(path), max_pixels) as (image, _):
         return image.height, image.width
 

@@ -75,7 +75,11 @@ class ImageReader(PictureSource):
         )
 
     def __iter__(self) -> Iterator[Picture]:
-        """The pictures; raises :class:`UserError` if one is damaged."""
+        """The pictures.
+
+        Raises:
+          UserError: one is damaged, or is gone.
+        """
         for index, path in enumerate(self._paths):
             picture = read_picture(path, self._mode, self._max_pixels)
             picture.pts, picture.duration = index, 1
@@ -90,14 +94,25 @@ class ImageWriter(PictureTarget):
     """
 
     def __init__(self, target: Path, info: VideoInfo, *, single: bool = False, name: str = ""):
-        """Prepares to write into the folder ``target``, or the one image ``target``."""
+        """Prepares to write; nothing is made yet.
+
+        Args:
+          target: the folder, or the one image.
+          info: what the pictures are.
+          single: ``target`` is an image, not a folder.
+          name: of ``target``, in messages; by default as it is.
+        """
         self._target, self._info, self._single = target, info, single
         self._name = name or str(target)
         self._count = 0
         self.lost = list(info.lost)
 
     def write(self, picture: Picture) -> None:
-        """Writes one image; :class:`UserError` if it cannot be written."""
+        """Writes one image.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         self.copy(picture.packets)
         self._count += 1
         path, name = self._target, Path(self._name)

@@ -125,7 +125,11 @@ class PictureTarget:
         pass
 
     def write(self, picture: Picture) -> None:
-        """Writes one picture; :class:`UserError` if it cannot be written."""
+        """Writes one picture.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         raise NotImplementedError
 
     def copy(self, packets: Sequence[Any]) -> None:

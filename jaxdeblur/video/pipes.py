@@ -21,11 +21,22 @@ class RawReader(PictureSource):
     """
 
     def __init__(self, descriptor: int, height: int, width: int, rate: Fraction):
+        """Prepares to read.
+
+        Args:
+          descriptor: of the open file.
+          height, width: of every frame, in pixels.
+          rate: frames per second.
+        """
         self._descriptor = descriptor
         self.info = rgb8_info(height, width, rate)
 
     def __iter__(self) -> Iterator[Picture]:
-        """The pictures; raises :class:`UserError` if the last one is not whole."""
+        """The pictures.
+
+        Raises:
+          UserError: the input cannot be read, or its last frame is not whole.
+        """
         shape = (self.info.height, self.info.width, 3)
         index = 0
         while True:
@@ -73,7 +84,11 @@ class RawWriter(PictureTarget):
             self.lost.append("more than 8 bits")
 
     def write(self, picture: Picture) -> None:
-        """Writes one frame; :class:`UserError` if nobody reads."""
+        """Writes one frame.
+
+        Raises:
+          UserError: it cannot be written, or nobody reads.
+        """
         self.copy(picture.packets)
         rgb = np.ascontiguousarray(to_packed_rgb(picture.planes, self._info.layout, 8))
         rest = memoryview(rgb.data).cast("B")

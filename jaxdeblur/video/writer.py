@@ -113,7 +113,11 @@ class VideoWriter(PictureTarget):
             self.abandon()
 
     def write(self, picture: Picture) -> None:
-        """Encodes a frame, after the packets that stand before it."""
+        """Encodes a frame, after the packets that stand before it.
+
+        Raises:
+          UserError: it cannot be encoded or written.
+        """
         with self._explained(), ordinary_priority():
             self._count += 1
             self.copy(picture.packets)
@@ -135,7 +139,11 @@ class VideoWriter(PictureTarget):
             self._mux(self._track.encode(frame))
 
     def copy(self, packets: Sequence[Any]) -> None:
-        """Copies packets of other tracks, bit for bit."""
+        """Copies packets of other tracks, bit for bit.
+
+        Raises:
+          UserError: they cannot be written.
+        """
         with self._explained():
             for packet in packets:
                 target = self._copies.get(packet.stream.index)
@@ -144,7 +152,11 @@ class VideoWriter(PictureTarget):
                     self._container.mux(packet)
 
     def close(self) -> None:
-        """Finishes the file; raises :class:`UserError` if it could not be written whole."""
+        """Finishes the file.
+
+        Raises:
+          UserError: it could not be written whole.
+        """
         try:
             with self._explained():
                 packets = self._track.encode(None)
