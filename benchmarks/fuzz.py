@@ -671,7 +671,7 @@ def deblur_weights(rng: Rng, inputs: Path, folder: Path) -> Case:
 
 
 def deblur_options(rng: Rng, inputs: Path, folder: Path) -> Case:
-    from jaxdeblur.restoration.jobs import DeblurConfig
+    from jaxdeblur.restoration.plan import DeblurConfig
 
     name = str(rng.choice(["videos/a.mp4", "images/a.png", "frames", "-"]))
     if name != "-":

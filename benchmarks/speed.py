@@ -44,8 +44,8 @@ from jaxdeblur import devices, models, presets
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser, frame_size
 from jaxdeblur.restoration.deblurrer import Deblurrer
-from jaxdeblur.restoration.jobs import DeblurConfig, plan
-from jaxdeblur.restoration.run_jobs import deblur
+from jaxdeblur.restoration.plan import DeblurConfig, plan
+from jaxdeblur.restoration.restore import deblur
 from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.video.picture import Picture, VideoInfo
 from jaxdeblur.video.pixels import PixelLayout

@@ -18,9 +18,9 @@ from jaxdeblur.weights import save
 from jaxdeblur.weights.load import LoadedModel, load_model
 
 
-def main() -> None:
+def main(name: str = "python -m jaxdeblur.export") -> None:
     """Reads the options and writes the file."""
-    parser = Parser(prog="python -m jaxdeblur.export", description=__doc__)
+    parser = Parser(prog=name, description=__doc__)
     parser.add_argument("run", help="a run folder, a .safetensors file, or weights that ship")
     parser.add_argument("file", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument("--half", action="store_true", help="float16, half the size")

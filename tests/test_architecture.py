@@ -55,8 +55,8 @@ def imports_of(path: Path) -> set[str]:
 def rank(name: str) -> int:
     """Where a module stands: below the folders, in one of them, or above."""
     room = ([*name.split("."), ""])[1]
-    if room in ("presets", "export"):
-        return len(ORDER)
+    if room in ("presets", "export", "commands"):
+        return len(ORDER) + (room == "commands")
     return ORDER.index(room) if room in ORDER else -1
 
 

@@ -55,7 +55,7 @@ def test_a_wrong_option_and_a_lost_file_are_found(check: Any, tmp_path: Path) ->
 def test_the_two_ways_are_those_of_the_code() -> None:
     """The figures of docs/architecture.md: each module is there and has what stands last."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    figures = re.findall(r"^```\n((?:deblur|train)\.py .*?)^```", text, re.M | re.S)
+    figures = re.findall(r"^```\n(commands/\w+ .*?)^```", text, re.M | re.S)
     assert [len(figure.splitlines()) for figure in figures] == [10, 10]
     for line in "".join(figures).splitlines():
         module, _, name = re.split(r"\s{2,}", line)

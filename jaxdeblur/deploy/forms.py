@@ -197,7 +197,14 @@ def _step(
 def step_any_size(
     model: VideoRestorer, state: State, frame: Frame, repeated: jax.Array
 ) -> tuple[State, Frame]:
-    """``model.step`` for symbolic sizes, which ``jnp.pad`` cannot pad by their edge."""
+    """``model.step`` for symbolic sizes, which ``jnp.pad`` cannot pad by their edge.
+
+    Args:
+      model: the network.
+      state: for the padded size; gives the next one.
+      frame: 1 H W 3 in [0, 1], with symbolic H and W.
+      repeated: it is the last frame, once more.
+    """
     height, width = frame.shape[1:3]
     padded = _pad_edge(_pad_edge(frame, 1, model.multiple), 2, model.multiple)
     state, restored = model.step(state, padded, repeated)

@@ -110,6 +110,12 @@ def write_stablehlo(
     Images are NHWC. The state of ``step`` is arguments and results one after the other, as the
     ``Exported`` lists them (docs/deploy.md has the ten lines that run it).
 
+    Args:
+      loaded: the model.
+      path: the file, replaced when the new one is whole.
+      form: "step", "window" or "image" (``deploy.forms``).
+      warm_up: frames before the restored one that a window's network passes through.
+
     Raises:
       UserError: flatbuffers is not installed, or the network cannot be traced at symbolic sizes.
     """

@@ -34,6 +34,8 @@ class EvaluationConfig:
       max_pixels: larger frames are refused before they are decoded.
       protocol: how it is scored; docs/results.md.
       frames: writes the restored frames as PNG.
+      preview: also writes preview.webp, an animation of the first video's blurred and restored
+        frames side by side.
       explain: shows what the network blended or attended to, in the first frames of each video.
       report_megabytes: about how large the report may become.
     """
@@ -52,6 +54,7 @@ class EvaluationConfig:
     max_pixels: Count = MAX_PIXELS
     protocol: str = "jaxdeblur"
     frames: bool = False
+    preview: bool = False
     explain: bool = False
     report_megabytes: Annotated[float, Range(most=100_000, above=0)] = 32.0
 

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,19 @@ from jaxdeblur.evaluation.results import (
     metrics_of,
     prepare_folder,
     read_video,
-    report_of,
     settings_of,
     slug,
 )
-from jaxdeblur.files import replace_folder_when_whole, write_json
+from jaxdeblur.files import replace_folder_when_whole, replace_when_whole, write_json
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.restoration.stream import Stream, from_uint8, restore_frames
 from jaxdeblur.shapes import Frame8, Pixels
+from jaxdeblur.video.animation import MAX_WIDTH, AnimationWriter
+from jaxdeblur.video.comparison import Comparison
 from jaxdeblur.video.image_file import write_png
+from jaxdeblur.video.picture import Picture, rgb8_info
 from jaxdeblur.video.pixels import PixelLayout
 from jaxdeblur.weights.load import LoadedModel
 
@@ -54,6 +57,9 @@ gigabytes. At least 3 frames are taken, and at most ``EXPLAINED_FRAMES``."""
 
 EXPLAINED_FRAMES = 16
 """What explains more frames than this only makes the page larger."""
+
+PREVIEW_FRAMES, PREVIEW_RATE = 24, Fraction(8)
+"""What ``--preview`` shows, slowly enough for the eye to compare: three seconds."""
 
 
 def evaluate(
@@ -70,6 +76,13 @@ def evaluate(
     Process 0 writes ``metrics.json`` and ``report.html``. The folder holds ``evaluation.json``
     (what is evaluated), ``videos/`` (a file for each video, by which a second start goes on) and,
     if wanted, ``frames/``.
+
+    Args:
+      loaded: the model, or the frames of another program.
+      dataset: blurred and sharp videos.
+      config: the options.
+      out: the folder for the results; an evaluation that was begun there goes on.
+      overwrite: replace what another evaluation left there.
 
     Returns:
       What ``metrics.json`` says.
@@ -114,6 +127,7 @@ def evaluate(
         video = dataset.videos[i]
         line.what = f"video {number}/{len(work)} {video.name}"
         folder = out / "frames" / slug(i, video) if config.frames else None
+        preview = out / "preview.webp" if config.preview and i == 0 else None
         result = _evaluate_video(
             loaded if isinstance(loaded, RestoredFrames) else loaded.model,
             i,
@@ -123,6 +137,7 @@ def evaluate(
             config,
             max_bytes,
             folder,
+            preview,
             frame_done=lambda: line.update(next(count)),
         )
         write_json(files[i], {"settings": settings, **dataclasses.asdict(result)})
@@ -134,7 +149,7 @@ def evaluate(
 
     metrics = metrics_of(loaded, dataset, config, [video.scores for video in videos])
     if jax.process_index() == 0:
-        report.write(out / "report.html", report_of(loaded, dataset, rules, metrics, videos))
+        report.write(out / "report.html", metrics, videos)
         write_json(out / "metrics.json", metrics)
     return metrics
 
@@ -148,6 +163,7 @@ def _evaluate_video(
     config: EvaluationConfig,
     max_bytes: int,
     folder: Path | None,
+    preview: Path | None,
     *,
     frame_done: Callable[[], None],
 ) -> report.VideoReport:
@@ -171,7 +187,11 @@ def _evaluate_video(
             model, video, frames, wide=rules.needs_fractions, single=config.single
         )
 
-    with ThreadPoolExecutor(2) as pool, _frames_folder(folder) as part:
+    with (
+        ThreadPoolExecutor(2) as pool,
+        _frames_folder(folder) as part,
+        _previewing(preview, video) as show,
+    ):
         for i, (blurred, restored) in enumerate(restoration):
             sharp, written = video.sharp(i), _rounded(restored)
             if i in counted:
@@ -183,6 +203,7 @@ def _evaluate_video(
             blurred_flicker.add(blurred, sharp)
             if i < shown:
                 shots.offer(i, blurred, written, sharp)
+            show(blurred, written)
             if part is not None:
                 write_png(part / f"{i:06d}.png", written)
             frame_done()
@@ -360,3 +381,19 @@ def _frames_folder(folder: Path | None) -> contextlib.AbstractContextManager[Pat
         return contextlib.nullcontext()
     shutil.rmtree(folder, ignore_errors=True)  # of a start that ended after this folder was whole
     return replace_folder_when_whole(folder)
+
+
+@contextlib.contextmanager
+def _previewing(path: Path | None, video: Video) -> Iterator[Callable[[Frame8, Frame8], None]]:
+    """Takes blurred and restored frames; the first become an animation that shows both."""
+    if path is None:
+        yield lambda blurred, restored: None
+        return
+    comparison = Comparison(rgb8_info(video.height, video.width, PREVIEW_RATE), MAX_WIDTH)
+    with (
+        replace_when_whole(path) as part,
+        AnimationWriter(part, comparison.info, max_frames=PREVIEW_FRAMES) as animation,
+    ):
+        yield lambda blurred, restored: animation.write(
+            comparison(Picture((blurred,)), (restored,))
+        )

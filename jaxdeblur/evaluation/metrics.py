@@ -149,7 +149,11 @@ class Protocol:
         return range(self.skip_first, max(self.skip_first, frames - self.skip_last))
 
     def check_size(self, height: int, width: int, name: str) -> None:
-        """Raises :class:`UserError` if frames are too small, with the ``name`` of their video."""
+        """Checks that frames of ``height`` and ``width`` pixels can be scored.
+
+        Raises:
+          UserError: they are too small; the message has the ``name`` of their video.
+        """
         if min(height, width) - 2 * self.crop < 11:
             raise UserError(
                 f"{name}: {width}x{height} pixels are too small for protocol {self.name}: SSIM "

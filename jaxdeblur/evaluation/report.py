@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Num
 from PIL import Image as pillow
 
-from jaxdeblur.evaluation.metrics import Protocol, VideoScores, seconds_per_frame, totals
+from jaxdeblur.evaluation.metrics import VideoScores
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.shapes import Frame8
@@ -49,44 +49,37 @@ class VideoReport:
     shots: Sequence[Shot]
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationReport:
-    """Everything the page shows.
+def write(
+    path: str | os.PathLike[str], metrics: dict[str, Any], videos: Sequence[VideoReport]
+) -> None:
+    """Writes the page, whole or not at all.
 
-    Attributes:
-      title: the model and the data set, as a heading.
-      checkpoint: where the weights came from.
-      dataset: the data set and its variant.
-      protocol: how it was scored.
-      device: what restored it.
-      versions: of the packages that count.
-      made: when, as text.
-      videos: one or more.
+    Args:
+      path: of the page.
+      metrics: what ``metrics.json`` says (``results.metrics_of``).
+      videos: their scores by frame, and the frames that are shown.
     """
-
-    title: str
-    checkpoint: str
-    dataset: str
-    protocol: Protocol
-    device: str
-    versions: dict[str, str]
-    made: str
-    videos: Sequence[VideoReport]
-
-
-def write(path: str | os.PathLike[str], evaluation: EvaluationReport) -> None:
-    """Writes the page, whole or not at all."""
     page = _part("report_page.html")
     parts = {
-        "title": html.escape(evaluation.title),
+        "title": html.escape(metrics["title"]),
         "style": _part("report_page.css"),
         "script": _part("report_page.js"),
         # "</" would end the script element, and "<!--" can hide its end: neither may stand in it.
-        "data": json.dumps(_page_data(evaluation), allow_nan=False).replace("<", "\\u003c"),
+        "data": json.dumps(page_data(metrics, videos), allow_nan=False).replace("<", "\\u003c"),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], page)
     with replace_when_whole(path) as part:
         part.write_text(page, encoding="utf-8")
+
+
+def page_data(metrics: dict[str, Any], videos: Sequence[VideoReport]) -> dict[str, Any]:
+    """The metrics, with the scores of every frame and the pictures, as the page's script has it."""
+    shown = [
+        {**dataclasses.asdict(video.scores), "id": f"video-{i}", "shots": list(video.shots)}
+        for i, video in enumerate(videos, 1)
+    ]
+    pairs = zip(metrics["videos"], shown, strict=True)
+    return {**metrics, "videos": [{**means, **video} for means, video in pairs]}
 
 
 def shot(
@@ -214,35 +207,6 @@ def _data_uri(image: pillow.Image | np.ndarray, kind: str, **options: Any) -> st
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _page_data(evaluation: EvaluationReport) -> dict[str, Any]:
-    scores = [video.scores for video in evaluation.videos]
-    protocol = evaluation.protocol
-    return {
-        "title": evaluation.title,
-        "protocol": protocol.as_dict(),
-        "totals": {**totals(scores, protocol), "frames": sum(len(s.frame_psnr) for s in scores)},
-        "video_mean": totals(scores, dataclasses.replace(protocol, mean="videos")),
-        "pooled": totals(scores, dataclasses.replace(protocol, mean="frames")),
-        "seconds_per_frame": seconds_per_frame(scores),
-        "facts": {
-            "checkpoint": evaluation.checkpoint,
-            "dataset": evaluation.dataset,
-            "device": evaluation.device,
-            "versions": ", ".join(f"{name} {text}" for name, text in evaluation.versions.items()),
-            "made": evaluation.made,
-        },
-        "videos": [
-            {
-                **dataclasses.asdict(video.scores),
-                **video.scores.means(),
-                "id": f"video-{number}",
-                "shots": list(video.shots),
-            }
-            for number, video in enumerate(evaluation.videos, 1)
-        ],
-    }
 
 
 def _part(name: str) -> str:

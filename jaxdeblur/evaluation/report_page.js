@@ -99,8 +99,7 @@ function paint(canvas, values, width, height, low, high, seeThrough = false) {
 /* ---------------------------------------------------------------- the summary */
 
 function header() {
-  const { totals, protocol, facts } = report;
-  const gain = totals.psnr - totals.psnr_blurred;
+  const { protocol } = report;
   const gains = report.videos.map((video) => video.psnr - video.psnr_blurred);
   const worst = gains.indexOf(smallest(gains));
   const tile = (name, value, unit, note, tone = "") =>
@@ -108,17 +107,16 @@ function header() {
   return [
     h("p", { class: "eyebrow" }, "Video deblurring, evaluated"),
     h("h1", {}, report.title),
-    h("p", { class: "lede" }, `${report.videos.length} video${report.videos.length === 1 ? "" : "s"}, ${totals.frames} scored frames. Protocol ${protocol.name}: ${protocol.summary}`),
+    h("p", { class: "lede" }, `${report.videos.length} video${report.videos.length === 1 ? "" : "s"}, ${report.scored_frames} scored frames. Protocol ${protocol.name}: ${protocol.summary}`),
     h("div", { class: "tiles" },
-      tile("Gain", signed(gain), "dB", `${db(totals.psnr_blurred)} → ${db(totals.psnr)} dB PSNR`, gain < 0 ? "down" : "up"),
-      tile("SSIM", similarity(totals.ssim), "", `${similarity(totals.ssim_blurred)} blurred`),
+      tile("Gain", signed(report.gain), "dB", `${db(report.psnr_blurred)} → ${db(report.psnr)} dB PSNR`, report.gain < 0 ? "down" : "up"),
+      tile("SSIM", similarity(report.ssim), "", `${similarity(report.ssim_blurred)} blurred`),
       tile("Least gain", signed(gains[worst]), "dB", report.videos[worst].name, gains[worst] < 0 ? "down" : ""),
-      report.seconds_per_frame === null ? "" : tile("Time a frame", ...seconds(report.seconds_per_frame).split(" "), `on ${facts.device}`)),
+      report.seconds_per_frame === null ? "" : tile("Time a frame", ...seconds(report.seconds_per_frame).split(" "), `on ${report.device}`)),
   ];
 }
 
 function summaryTable() {
-  const { totals } = report;
   const all = report.videos.flatMap((video) => [video.psnr, video.psnr_blurred]);
   const margin = Math.max(0.5, (largest(all) - smallest(all)) * 0.06);
   const [low, high] = [smallest(all) - margin, largest(all) + margin];
@@ -130,7 +128,7 @@ function summaryTable() {
       h("line", { x1: x(row.psnr_blurred), x2: x(row.psnr), y1: 15, y2: 15, "stroke-width": 3, stroke: `var(--${row.psnr < row.psnr_blurred ? "blurred" : "restored"})`, "stroke-opacity": 0.45 }),
       dot(row.psnr_blurred, "blurred"), dot(row.psnr, "restored"));
   };
-  const scored = (row) => (row.frame_psnr ? row.frame_psnr.length : totals.frames);
+  const scored = (row) => row.scored_frames ?? report.scored_frames;
   // [heading, value to sort by, cell, only on wide screens]
   const columns = [
     ["Video", (row) => row.name, (row) => h("td", {}, row.id ? h("a", { href: `#${row.id}` }, row.name) : row.name)],
@@ -480,8 +478,10 @@ function makeExplanation(video, state, changed) {
 /* ---------------------------------------------------------------- the page */
 
 function footer() {
-  const { facts } = report;
-  const rows = { Checkpoint: facts.checkpoint, "Data set": facts.dataset, Protocol: report.protocol.name, Device: facts.device, Versions: facts.versions, Made: facts.made };
+  const { checkpoint, dataset, protocol, device, made } = report;
+  const name = dataset.variant ? `${dataset.name} (${dataset.variant})` : dataset.name;
+  const versions = Object.entries(report.versions).map(([name, version]) => `${name} ${version}`).join(", ");
+  const rows = { Checkpoint: checkpoint.source, "Data set": name, Protocol: protocol.name, Device: device, Versions: versions, Made: made };
   return h("footer", {}, h("dl", {}, Object.entries(rows).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
     h("p", {}, "Scores were computed on the frames themselves. The pictures on this page are compressed, and where a video has more frames than fit, evenly spaced ones are shown. ",
       "Tables scored by different protocols do not compare."));

@@ -37,6 +37,12 @@ class RestoredFrames:
     ) -> RestoredFrames:
         """The folder of each video in ``root``, by its name or as ``evaluate.py --frames`` has it.
 
+        Args:
+          root: holds a folder for each video; of a single video it may hold the frames.
+          name: what results call them; by default that of ``root``.
+          videos: of the data set.
+          max_pixels: larger frames are refused before they are decoded.
+
         Raises:
           UserError: ``root`` is no folder, or a video has none in it.
         """
@@ -59,7 +65,11 @@ class RestoredFrames:
         return list_frames(self.folders[index])
 
     def check(self, videos: Sequence[Video], lengths: Sequence[int]) -> None:
-        """Raises UserError unless there are as many frames as are scored, of the right size."""
+        """Checks the frames of ``videos``, of which the first ``lengths`` are scored.
+
+        Raises:
+          UserError: there are too few or too many, or they have another size.
+        """
         problems = []
         for i, (video, length) in enumerate(zip(videos, lengths, strict=True)):
             files = self.files(i)

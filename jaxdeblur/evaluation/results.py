@@ -23,7 +23,7 @@ from jaxdeblur.data.videos import Dataset, Video, identity
 from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation import report
 from jaxdeblur.evaluation.config import EvaluationConfig
-from jaxdeblur.evaluation.metrics import Protocol, VideoScores, protocol, seconds_per_frame, totals
+from jaxdeblur.evaluation.metrics import VideoScores, protocol, seconds_per_frame, totals
 from jaxdeblur.evaluation.restored import RestoredFrames
 from jaxdeblur.files import safe_name, write_json
 from jaxdeblur.models.parameters import split
@@ -98,7 +98,11 @@ def _digest(loaded: LoadedModel | RestoredFrames) -> str:
 
 
 def check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Raises UserError unless ``out`` is free, or holds this evaluation, or may be replaced."""
+    """Checks that results can go into ``out``: it is free, or holds this evaluation.
+
+    Raises:
+      UserError: it holds something else, which ``overwrite`` does not cover.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out}: a file is there already")
     if not out.exists() or not any(out.iterdir()):
@@ -139,7 +143,7 @@ def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None
     if overwrite:
         for name in ("videos", "frames"):
             shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("metrics.json", "report.html"):
+        for name in ("metrics.json", "report.html", "preview.webp"):
             (out / name).unlink(missing_ok=True)
     for name in ("videos", "frames") if settings["frames"] else ("videos",):
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -177,7 +181,11 @@ def read_video(path: Path, settings: dict[str, Any]) -> report.VideoReport | Non
 
 
 def gather(files: Sequence[Path], settings: dict[str, Any]) -> Iterator[report.VideoReport]:
-    """All videos, in order; waits for those of other processes."""
+    """All videos, in order; waits for those of other processes.
+
+    Raises:
+      UserError: a file was removed or changed meanwhile.
+    """
     for path in files:
         while (video := read_video(path, settings)) is None:
             if jax.process_count() == 1:
@@ -192,11 +200,20 @@ def metrics_of(
     config: EvaluationConfig,
     videos: Sequence[VideoScores],
 ) -> dict[str, Any]:
-    """What ``metrics.json`` says."""
+    """What ``metrics.json`` says.
+
+    Args:
+      loaded: what restored the frames.
+      dataset: whose frames they are.
+      config: the options.
+      videos: the scores of each video, in the order of ``dataset``.
+    """
     rules = protocol(config.protocol)
     keep = ("name", "frames", "temporal_error", "temporal_error_blurred", "seconds_per_frame")
     overall = totals(videos, rules)
+    name = f"{dataset.name} ({dataset.variant})" if dataset.variant else dataset.name
     return {
+        "title": f"{loaded.preset or loaded.source} on {name}",
         **overall,
         "gain": overall["psnr"] - overall["psnr_blurred"],
         "frames": sum(video.frames for video in videos),
@@ -238,27 +255,6 @@ def _origin(loaded: LoadedModel | RestoredFrames) -> dict[str, Any]:
         "step": loaded.step,
         "network": network_to_json(loaded.network),
     }
-
-
-def report_of(
-    loaded: LoadedModel | RestoredFrames,
-    dataset: Dataset,
-    rules: Protocol,
-    metrics: dict[str, Any],
-    videos: Sequence[report.VideoReport],
-) -> report.EvaluationReport:
-    """What the report page shows."""
-    name = f"{dataset.name} ({dataset.variant})" if dataset.variant else dataset.name
-    return report.EvaluationReport(
-        title=f"{loaded.preset or loaded.source} on {name}",
-        checkpoint=loaded.source,
-        dataset=name,
-        protocol=rules,
-        device=metrics["device"],
-        versions=metrics["versions"],
-        made=metrics["made"],
-        videos=videos,
-    )
 
 
 def slug(index: int, video: Video) -> str:

@@ -181,14 +181,22 @@ def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -
 
 
 def default_weights(use: shipped.Use = "video") -> str:
-    """The name of the weights that are used when none are named."""
+    """The name of the weights that are used when none are named.
+
+    Raises:
+      UserError: no weights ship.
+    """
     if not shipped.names():
         raise UserError("no weights ship with this version; name some by --ckpt=RUN")
     return shipped.default_name(use)
 
 
 def find_device(name: str) -> jax.Device:
-    """The device of a name like ``cpu``, ``gpu`` or ``gpu:1``; :class:`UserError` if none is."""
+    """The device of a name like ``cpu``, ``gpu`` or ``gpu:1``.
+
+    Raises:
+      UserError: there is none of that name.
+    """
     kind, _, index = name.partition(":")
     try:
         devices = jax.local_devices(backend=kind)

@@ -79,6 +79,9 @@ def choose_tiles(
     The memory is what the compiler says that the compiled step takes.
 
     Args:
+      model: the network.
+      height, width: of the frame, in pixels.
+      layout: of the planes that come in and go out.
       budget: bytes to stay within; by default 0.8 of what is free on the model's device, so that
         the convolutions' scratch space, which the compiler does not count, fits too.
 
@@ -115,7 +118,14 @@ def step_memory(
     layout: PixelLayout = RGB8,
     tiles: TileGrid | None = None,
 ) -> int:
-    """Bytes that one step of the stream takes on the device: state, frames and intermediates."""
+    """Bytes that one step of the stream takes on the device: state, frames and intermediates.
+
+    Args:
+      model: the network.
+      height, width: of the frame, in pixels.
+      layout: of the planes that come in and go out.
+      tiles: in which the step runs; None for the whole frame.
+    """
     graph, parameters = nnx.split(model)
     place = SingleDeviceSharding(device_of(parameters))
 

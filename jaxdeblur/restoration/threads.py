@@ -68,6 +68,7 @@ def run_stages(
 
     Args:
       source: pictures in the layout of the stream.
+      stream: restores them.
       write: takes each picture with its restored planes, in another thread.
       progress: is told of each frame.
       began: the ``time.monotonic()`` from which to count, if something came before.

@@ -52,8 +52,11 @@ class Gathers(Protocol):
     ) -> Any:
         """The next gathering (number ``len(gathered)``) over the pixels marked ``inside`` alone.
 
-        The frame and the state are a tile with its halo, of sizes that are multiples of
-        ``multiple``; so is ``inside`` aligned.
+        Args:
+          state: of the tile with its halo, whose sizes are multiples of ``multiple``.
+          frame: the tile with its halo, B H W 3.
+          inside: which pixels of the tile count; aligned to ``multiple`` too.
+          gathered: the results of the gatherings before, over the whole frame.
         """
 
     def combine_partials(self, a: Any, b: Any) -> Any:
@@ -62,11 +65,22 @@ class Gathers(Protocol):
     def step_gathered(
         self, gathered: tuple[Any, ...], state: State, frame: Frame, repeated: Bool[Array, ""]
     ) -> tuple[State, Frame]:
-        """``_step`` with every gathering taken from ``gathered`` instead of from the pixels."""
+        """``_step`` with every gathering taken from ``gathered`` instead of from the pixels.
+
+        Args:
+          gathered: one result for each round, over the whole frame.
+          state: of the tile with its halo.
+          frame: the tile with its halo, B H W 3.
+          repeated: the frame is the last one, once more.
+        """
 
 
 def parse_tiles(text: str) -> TileGrid | None:
-    """``HxW`` as a grid, ``none`` as None; anything else raises :class:`UserError`."""
+    """``HxW`` as a grid, ``none`` as None.
+
+    Raises:
+      UserError: it is neither.
+    """
     if text == "none":
         return None
     try:
@@ -107,7 +121,14 @@ class TileGrid:
         frame: Frame,
         repeated: bool | Bool[Array, ""] = False,
     ) -> tuple[State, Frame]:
-        """``model.step``, tile after tile: the same result, with the memory of one tile."""
+        """``model.step``, tile after tile: the same result, with the memory of one tile.
+
+        Args:
+          model: the network.
+          state: of the whole frame, as ``model.initial_state`` makes it; gives the next one.
+          frame: the whole frame, B H W 3 in [0, 1].
+          repeated: it is the last frame, once more.
+        """
         height, width = frame.shape[-3:-1]
         if isinstance(model, PathRestorer):  # its network in tiles; paths are of the whole frame
             return model.step_over(self.step, state, frame, jnp.asarray(repeated))
@@ -289,7 +310,16 @@ class _Tiles:
 def pixel_axes(
     model: VideoRestorer, state: State, height: int, width: int
 ) -> list[tuple[_Axis, _Axis] | None]:
-    """Which axes of the state follow the frame's rows and columns: those that grow with it."""
+    """Which axes of the state follow the frame's rows and columns: those that grow with it.
+
+    Args:
+      model: whose state it is.
+      state: for a frame of ``height`` and ``width``.
+      height, width: of the frame, in pixels.
+
+    Returns:
+      For each array of the state its axis of rows and its axis of columns; None if it has none.
+    """
 
     def shapes(height: int, width: int) -> list[tuple[int, ...]]:
         batch = 1

@@ -7,17 +7,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import av
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import reason
 from jaxdeblur.video.ffmpeg_frames import frame_planes, pixel_layout
 from jaxdeblur.video.formats import CAMERA
-from jaxdeblur.video.picture import FULL_RANGE, Picture, VideoInfo, without_alpha
-from jaxdeblur.video.pyav import av
+from jaxdeblur.video.picture import FULL_RANGE, Picture, PictureSource, VideoInfo, without_alpha
 
 _TICK = Fraction(1, 1000)
 _TOLD_EVERY_S = 5.0
@@ -37,7 +38,7 @@ def open_device(name: str, options: dict[str, str]) -> Any:
     return av.open(device, format="v4l2", options=options)
 
 
-class CameraReader:
+class CameraReader(PictureSource):
     """Reads a camera until it ends, ``duration`` is over or somebody stops it (ctrl-C).
 
     A thread takes every frame from the device and keeps the newest; whoever is slower than the
@@ -47,8 +48,6 @@ class CameraReader:
       info: what the frames are.
       dropped: how many frames were taken and not handed on.
     """
-
-    trailing: Sequence[Any] = ()
 
     def __init__(
         self,
@@ -139,7 +138,11 @@ class CameraReader:
             self._news.notify_all()
 
     def __iter__(self) -> Iterator[Picture]:
-        """The newest frame each time; raises :class:`UserError` if the camera fails."""
+        """The newest frame each time.
+
+        Raises:
+          UserError: the camera fails.
+        """
         # The first frame told the size; by now, with everything compiled, there is a newer one.
         given, last = self._next(), -1
         self._began = given[0] if given else self._began

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,12 +11,12 @@ from PIL import Image as pillow
 from PIL import ImageDraw, ImageFont
 
 from jaxdeblur.shapes import Plane
-from jaxdeblur.video.images import as_stored, orientation_shown
 from jaxdeblur.video.picture import Picture, VideoInfo, without_alpha
 
 LABELS = ("input", "restored")
 
 _BOX, _TEXT = 1, 2
+_READABLE = 12  # pixels of a font, as it is shown
 
 
 class Comparison:
@@ -25,20 +26,19 @@ class Comparison:
       info: what the pictures are.
     """
 
-    def __init__(self, info: VideoInfo) -> None:
-        # Players turn the picture; side by side is then one above the other in the file.
-        self._axis = 0 if info.turned else 1
-        # Where they turn or mirror it so that the file's first half comes out on the right, the
-        # halves change places.
-        matrix = info.display_matrix or (1, 0, 0, 0)
-        self._swapped = matrix[3 if info.turned else 0] < 0
+    def __init__(self, info: VideoInfo, shown_width: int | None = None) -> None:
+        """Prepares pictures of ``info``, to be looked at ``shown_width`` wide if that is less."""
+        # Players turn the picture: by a quarter, what is side by side lies one above the other in
+        # the file, and by two or three the second half of the file comes out on the left.
+        self._turns = info.quarter_turns
+        self._axis = 1 - self._turns % 2
         size = [info.height, info.width]
         # Halves of such a size that no chroma sample belongs to both (RGB may become 4:2:0).
         unit = max(2, info.layout.chroma[self._axis])
         size[self._axis] = 2 * -(-size[self._axis] // unit) * unit
         self.info = dataclasses.replace(without_alpha(info), height=size[0], width=size[1], lost=())
-        orientation = orientation_shown(info.display_matrix)
-        self._labels = [_label(text, info.height, info.width, orientation) for text in LABELS]
+        reduced = max(1.0, size[self._axis] / (shown_width or math.inf))
+        self._labels = [self._label(text, info.height, info.width, reduced) for text in LABELS]
 
     def __call__(self, picture: Picture, restored: tuple[Plane, ...]) -> Picture:
         """The picture that shows both; ``picture`` is the input with its timestamps."""
@@ -47,7 +47,7 @@ class Comparison:
             for planes, label in zip((picture.planes, restored), self._labels, strict=True)
         ]
         shapes = self.info.layout.plane_shapes(self.info.height, self.info.width)
-        pairs = zip(*(reversed(halves) if self._swapped else halves), strict=True)
+        pairs = zip(*(reversed(halves) if self._turns >= 2 else halves), strict=True)
         planes = tuple(
             self._beside(first, second, shape)
             for (first, second), shape in zip(pairs, shapes, strict=True)
@@ -77,24 +77,24 @@ class Comparison:
             shown.append(plane)
         return tuple(shown)
 
+    def _label(
+        self, text: str, height: int, width: int, reduced: float
+    ) -> UInt8[np.ndarray, "H W"]:
+        """Where in a stored frame box and text lie, so that a player shows them at the top left.
 
-def _label(text: str, height: int, width: int, orientation: int | None) -> UInt8[np.ndarray, "H W"]:
-    """Where in a stored frame box and text lie, so that a player shows them at the top left.
-
-    A frame of which they would take more than half the width has neither.
-    """
-    turned = orientation is not None and orientation >= 5
-    size = (height, width) if turned else (width, height)
-    font = ImageFont.load_default(max(10, min(size) // 24))
-    _, upper, _, lower = font.getbbox("".join(LABELS))  # both of one height
-    left, _, right, _ = font.getbbox(text)
-    pad = (lower - upper) // 2
-    wide, high = right - left + 2 * pad, lower - upper + 2 * pad
-    if wide > size[0] / 2 or high > size[1] / 2:
-        return np.zeros((height, width), np.uint8)
-    drawn = pillow.new("L", size, 0)
-    ImageDraw.Draw(drawn).rectangle((0, 0, wide, high), fill=_BOX)
-    mask = pillow.new("L", size, 0)
-    ImageDraw.Draw(mask).text((pad - left, pad - upper), text, fill=255, font=font)
-    found = np.where(np.asarray(mask) > 127, _TEXT, np.asarray(drawn)).astype(np.uint8)
-    return as_stored(found, orientation)
+        A frame of which they would take more than half the width has neither.
+        """
+        size = (height, width) if self._turns % 2 else (width, height)
+        font = ImageFont.load_default(max(10, min(size) // 24, round(_READABLE * reduced)))
+        _, upper, _, lower = font.getbbox("".join(LABELS))  # both of one height
+        left, _, right, _ = font.getbbox(text)
+        pad = (lower - upper) // 2
+        wide, high = right - left + 2 * pad, lower - upper + 2 * pad
+        if wide > size[0] / 2 or high > size[1] / 2:
+            return np.zeros((height, width), np.uint8)
+        drawn = pillow.new("L", size, 0)
+        ImageDraw.Draw(drawn).rectangle((0, 0, wide, high), fill=_BOX)
+        mask = pillow.new("L", size, 0)
+        ImageDraw.Draw(mask).text((pad - left, pad - upper), text, fill=255, font=font)
+        found = np.where(np.asarray(mask) > 127, _TEXT, np.asarray(drawn)).astype(np.uint8)
+        return np.rot90(found, -self._turns)

@@ -1,10 +1,14 @@
-"""What reading and writing a container have in common: its tags, and what FFmpeg says of errors."""
+"""What reading and writing a container have in common: its tags, FFmpeg's errors and priorities."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
-from jaxdeblur.video.pyav import av
+import av
 
 
 def any_tags() -> dict[str, Any]:
@@ -38,3 +42,20 @@ def of_the_content(metadata: dict[str, str]) -> dict[str, str]:
 def reason(error: Exception) -> str:
     """What FFmpeg or the system says of an error."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """Within it a video may be encoded without the process becoming a real-time one.
+
+    SVT-AV1 gives its threads and the one that opens it the highest real-time priority where it is
+    run by root, as in most containers: all other work on those cores then waits.
+    """
+    ordinary = sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER
+    try:
+        yield
+    finally:
+        if ordinary and os.sched_getscheduler(0) != os.SCHED_OTHER:
+            for thread in map(int, os.listdir("/proc/self/task")):
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))

@@ -8,13 +8,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Plane
-from jaxdeblur.video.picture import FULL_RANGE, NO_PROFILE, UNSPECIFIED, Picture, VideoInfo
+from jaxdeblur.video.picture import FULL_RANGE, UNSPECIFIED, Picture, VideoInfo
 from jaxdeblur.video.pixels import PixelLayout
-from jaxdeblur.video.pyav import av
 
 # Kr and Kb of the colour matrices, by FFmpeg's numbers (H.273, table 4).
 _MATRICES = {
@@ -26,20 +26,16 @@ _MATRICES = {
     9: (0.2627, 0.0593),
     10: (0.2627, 0.0593),
 }
-_NAMELESS = "what stands beside the pixels of its frames (of an unknown kind)"
 # What may stand beside the pixels of a frame and is not written again, by PyAV's name of its kind.
 _BESIDE_PIXELS = {
     "MASTERING_DISPLAY_METADATA": "HDR mastering metadata",
     "CONTENT_LIGHT_LEVEL": "HDR mastering metadata",
     "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
-    "DYNAMIC_HDR_VIVID": "HDR Vivid metadata",
     "DOVI_RPU_BUFFER": "Dolby Vision metadata",
     "DOVI_METADATA": "Dolby Vision metadata",
-    "ICC_PROFILE": NO_PROFILE,
+    "ICC_PROFILE": "colour profile",
     "SPHERICAL": "projection of a 360-degree video",
-    "STEREO3D": "arrangement of the views of a stereo video",
     "A53_CC": "closed captions inside the frames",
-    "EXIF": "EXIF of the frames",
 }
 SUBSAMPLINGS = {
     (1, 1): "444",
@@ -52,7 +48,11 @@ SUBSAMPLINGS = {
 
 
 def pixel_layout(frame: Any, path: Path) -> tuple[str, PixelLayout, bool]:
-    """The format in which frames like this one are handed over, its layout, and if it has alpha."""
+    """The format in which frames like this one are handed over, its layout, and if it has alpha.
+
+    Raises:
+      UserError: such pixels are not supported; the message names ``path``.
+    """
     pixel_format = frame.format
     components = pixel_format.components
     bits, has_alpha = components[0].bits, any(c.is_alpha for c in components)
@@ -106,13 +106,11 @@ def build_frame(picture: Picture, info: VideoInfo) -> Any:
     frame: Any = av.VideoFrame(info.width, info.height, info.pixel_format)
     arrays = list(picture.planes)
     if info.has_alpha:
-        alpha = picture.alpha
-        if alpha is None:  # an image without, among others
-            alpha = np.full(arrays[0].shape[:2], 2**info.layout.bits - 1, info.layout.dtype)
+        assert picture.alpha is not None
         if info.layout.kind == "rgb":
-            arrays = [np.concatenate([arrays[0], alpha[..., None]], axis=-1)]
+            arrays = [np.dstack([arrays[0], picture.alpha])]
         else:
-            arrays.append(alpha)
+            arrays.append(picture.alpha)
     for plane, array in zip(frame.planes, arrays, strict=True):
         rows = array.reshape(array.shape[0], -1)
         target = np.frombuffer(plane, array.dtype).reshape(array.shape[0], -1)
@@ -123,40 +121,33 @@ def build_frame(picture: Picture, info: VideoInfo) -> Any:
 
 def display_matrix(frame: Any) -> tuple[int, ...] | None:
     """How a frame is turned and flipped (``VideoInfo``); None if not at all."""
-    try:
-        for side in _side_data(frame):
-            if side.type.name == "DISPLAYMATRIX":
-                return tuple(int(x) for x in np.frombuffer(side, np.int32))
-    except ValueError:  # beside the frame stands a kind that PyAV has no name for, as EXIF
-        angle = math.radians(frame.rotation)
-        cosine, sine = round(65536 * math.cos(angle)), round(65536 * math.sin(angle))
-        if frame.rotation:
-            return (cosine, -sine, 0, sine, cosine, 0, 0, 0, 1 << 30)
-    return None
+    if (side := _side_data(frame).get("DISPLAYMATRIX")) is not None:
+        return tuple(int(x) for x in np.frombuffer(side, np.int32))
+    if not frame.rotation:
+        return None
+    angle = math.radians(frame.rotation)  # beside a kind of side data that has no name
+    cosine, sine = round(65536 * math.cos(angle)), round(65536 * math.sin(angle))
+    return (cosine, -sine, 0, sine, cosine, 0, 0, 0, 1 << 30)
 
 
-def _side_data(frame: Any) -> list[Any]:
-    """What stands beside the pixels of a frame; ValueError where PyAV 18 cannot name its kind."""
-    found = []
+def _side_data(frame: Any) -> dict[str, Any]:
+    """What stands beside the pixels of a frame, by PyAV's name of its kind."""
+    found = {}
     # By number up to the last: PyAV 18 and 19 differ in what iterating gives and in what counts.
-    with contextlib.suppress(IndexError):
+    # A kind without a name, as EXIF in version 18, is a ValueError there.
+    with contextlib.suppress(IndexError, ValueError):
         for number in itertools.count():
-            found.append(frame.side_data[number])
+            side = frame.side_data[number]
+            found[side.type.name] = side
     return found
 
 
 def lost_with(frame: Any) -> tuple[str, ...]:
     """What a decoded frame says that no frame is written with, in words."""
-    try:
-        kinds = [side.type.name for side in _side_data(frame)]
-    except ValueError:  # as PyAV 18 says it; from 19 on such kinds are numbered
-        kinds = ["UNKNOWN_"]
-    lost = [
-        _NAMELESS if kind.startswith("UNKNOWN_") else _BESIDE_PIXELS.get(kind, "") for kind in kinds
-    ]
+    lost = [_BESIDE_PIXELS[kind] for kind in _side_data(frame) if kind in _BESIDE_PIXELS]
     if frame.interlaced_frame:
         lost.append("interlacing (frames are written as progressive)")
-    return tuple(dict.fromkeys(filter(None, lost)))
+    return tuple(dict.fromkeys(lost))
 
 
 def _plane_array(plane: Any, pixel_format: Any) -> Plane:

@@ -9,8 +9,6 @@ import os
 import re
 from pathlib import Path
 
-from PIL import features
-
 from jaxdeblur.errors import UserError
 
 CONTAINERS = {
@@ -27,17 +25,16 @@ CONTAINERS = {
 }
 """The suffixes of the videos that can be written, with FFmpeg's name of their container."""
 
-WRITABLE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
-"""The suffixes, in lower case, of the images that can be written."""
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
+)
+"""The suffixes, in lower case, of the images that are read and written."""
 
-READS_AVIF = bool(features.check("avif"))
-"""Pillow does from 11.3, unless it was built without."""
-
-IMAGE_SUFFIXES = WRITABLE_SUFFIXES | ({".avif"} if READS_AVIF else set())
-"""The suffixes, in lower case, of the files that count as images."""
-
-UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".avif"}) - IMAGE_SUFFIXES
+UNREADABLE_SUFFIXES = frozenset({".heic", ".heif"})
 """The suffixes, in lower case, of photographs for which there is no decoder here."""
+
+ANIMATED_SUFFIXES = frozenset({".gif", ".webp"})
+"""The suffixes, in lower case, of the animations that show before and after."""
 
 CAMERA = "camera:"
 """What the name of a camera begins with: ``camera:0``, or ``camera:`` and the device's name."""

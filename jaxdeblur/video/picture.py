@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
 from jaxdeblur.shapes import Plane
-from jaxdeblur.video.pixels import PixelLayout
-
-NO_PROFILE = "colour profile (a video has none)"
-"""What is said of an image whose profile a video cannot take over."""
+from jaxdeblur.video.pixels import RGB8, PixelLayout
 
 UNSPECIFIED = 2
 """FFmpeg's number of a matrix, primaries or transfer function that is not known."""
@@ -53,9 +52,17 @@ class VideoInfo:
     lost: tuple[str, ...] = ()
 
     @property
-    def turned(self) -> bool:
-        """A player shows the frames turned by a quarter."""
-        return self.display_matrix is not None and self.display_matrix[0] == 0
+    def quarter_turns(self) -> int:
+        """By how many quarters, counter-clockwise, a player turns the frames: 0 to 3."""
+        if self.display_matrix is None:
+            return 0
+        cosine, sine = self.display_matrix[:2]
+        return -round(math.atan2(sine, cosine) / (math.pi / 2)) % 4
+
+
+def rgb8_info(height: int, width: int, rate: Fraction) -> VideoInfo:
+    """Frames of packed RGB, 8 bits, at a constant rate."""
+    return VideoInfo(height, width, "rgb24", RGB8, False, rate, time_base=1 / rate)
 
 
 @dataclasses.dataclass
@@ -70,7 +77,6 @@ class Picture:
       name: the file that it came from and the name of the one it goes to, for images.
       packets: of other tracks, that stand before it in the file.
       extra: what an image file says beside its pixels, to be written again.
-      lost: what of the frame no file can take over, in words.
     """
 
     planes: tuple[Plane, ...]
@@ -80,7 +86,56 @@ class Picture:
     name: str = ""
     packets: list[Any] = dataclasses.field(default_factory=list)
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
-    lost: tuple[str, ...] = ()
+
+
+class PictureSource:
+    """Where pictures come from: a video, images, a pipe or a camera; used in a ``with`` block.
+
+    Attributes:
+      info: what the pictures are.
+      trailing: packets of other tracks that follow on the last picture.
+    """
+
+    info: VideoInfo
+    trailing: Sequence[Any] = ()
+
+    def __enter__(self) -> Any:  # itself
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Picture]:
+        raise NotImplementedError
+
+
+class PictureTarget:
+    """Where pictures go: a video, images, an animation or a pipe; used in a ``with`` block.
+
+    Attributes:
+      lost: what it does not hold, in words.
+    """
+
+    lost: list[str]
+
+    def __enter__(self) -> Any:  # itself
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def write(self, picture: Picture) -> None:
+        """Writes one picture.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        raise NotImplementedError
+
+    def copy(self, packets: Sequence[Any]) -> None:
+        """Takes packets of other tracks; most targets hold none."""
+        if packets and "sound and other tracks" not in self.lost:
+            self.lost.append("sound and other tracks")
 
 
 def without_alpha(info: VideoInfo) -> VideoInfo:

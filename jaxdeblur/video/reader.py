@@ -15,6 +15,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
+
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import any_tags, of_the_content, reason
 from jaxdeblur.video.ffmpeg_frames import (
@@ -25,8 +27,8 @@ from jaxdeblur.video.ffmpeg_frames import (
     specified,
 )
 from jaxdeblur.video.formats import MAX_PIXELS
-from jaxdeblur.video.picture import FULL_RANGE, Picture, VideoInfo, without_alpha
-from jaxdeblur.video.pyav import av
+from jaxdeblur.video.part import Part
+from jaxdeblur.video.picture import FULL_RANGE, Picture, PictureSource, VideoInfo
 
 # Demuxers that read the file they are given and nothing else: playlists can name other files.
 _OPTIONS = {
@@ -37,7 +39,7 @@ _OPTIONS = {
 _INTERLEAVED_S = 10
 
 
-class VideoReader:
+class VideoReader(PictureSource):
     """Reads the first video track of a file, and the packets of all others.
 
     Attributes:
@@ -67,17 +69,14 @@ class VideoReader:
         self.path = Path(path)
         self._max_pixels = max_pixels
         # As fractions, so that a frame exactly at the end is recognised.
-        self._start = Fraction(start).limit_denominator(10**6)
-        self._duration = None if duration is None else Fraction(duration).limit_denominator(10**6)
+        length = None if duration is None else Fraction(duration).limit_denominator(10**6)
+        self._part = Part(Fraction(start).limit_denominator(10**6), length)
         self._open = contextlib.ExitStack()
         try:
             self._prepare()
         except BaseException:
             self._open.close()
             raise
-
-    def __enter__(self) -> VideoReader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
@@ -120,31 +119,24 @@ class VideoReader:
         # The decoder itself refuses larger frames, should one come later.
         codec.options = {"max_pixels": str(self._max_pixels)}
         codec.thread_type = "AUTO"
-        # FFmpeg's own decoder of VP8 and VP9 leaves alpha out; libvpx has it.
-        self._alpha_decoder: Any = None
-        # Matroska's muxer writes the key in capitals, WebM's does not.
-        metadata = {key.lower(): value for key, value in self._track.metadata.items()}
-        if metadata.get("alpha_mode") == "1" and codec.name in ("vp8", "vp9"):
-            name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}[codec.name]
-            self._alpha_decoder = av.CodecContext.create(name, "r")
-        track = self._track
-        self._time_base = Fraction(track.time_base or Fraction(1, 1_000_000))
-        self._rate = Fraction(track.average_rate or track.guessed_rate or 25)
-        self._count = 0
+        self._time_base = Fraction(self._track.time_base or Fraction(1, 1_000_000))
+        self._rate = Fraction(self._track.average_rate or self._track.guessed_rate or 25)
+        self._count = self._video_packets = 0
         self._begun = self._ended = Fraction(0)  # of all tracks
-        self._shift = Fraction(0)
         self._read: list[tuple[Any, list[Any]]] = []
         self._packets = self._demuxed()
-        if self._start or self._duration is not None:
-            self._shift = self._origin
-        if self._start:
-            with self._explained(f"has no frame at --start={float(self._start):g}"):
-                self._seek()
+        self._waiting: list[Any] = []
         self.trailing: list[Any] = []
+        part = self._part
+        if not part.is_whole:
+            part.shift = self._origin
+        where = f" at --start={float(part.start):g}" if part.start else ""
+        if part.start:
+            with self._explained(f"has no frame{where}"):
+                self._seek()
         with self._explained():
             pictures = _with_first(self._decode())
         if pictures is None:
-            where = f" at --start={float(self._start):g}" if self._start else ""
             raise UserError(f"{self.path}: has no frame{where}")
         self._pictures = pictures
 
@@ -152,7 +144,7 @@ class VideoReader:
     def _origin(self) -> Fraction:
         """When the part that is read begins, in the file's own time."""
         begins = self._container.start_time or 0
-        return self._start + Fraction(begins, 1_000_000)
+        return self._part.start + Fraction(begins, 1_000_000)
 
     def _seek(self) -> None:
         """Goes to a frame from which all that are shown from the start on can be decoded."""
@@ -166,8 +158,6 @@ class VideoReader:
                 self._container.seek(round(time * 1_000_000), backward=True, any_frame=False)
             except av.FFmpegError as error:
                 raise UserError(f"{self.path}: --start: has no times to search by") from error
-            if self._alpha_decoder is not None:
-                self._alpha_decoder.flush_buffers()
             # From before the beginning too: the first times, MPEG-TS comes out too late even there.
             if self._read_to_first_frame() <= self._origin or time < begins - 8:
                 return
@@ -195,12 +185,14 @@ class VideoReader:
             if packet.stream is not self._track:
                 yield packet, []
                 continue
+            decode = self._track.codec_context.decode
             if packet.is_corrupt:
-                yield packet, self._frames_of(None)  # those that the decoder still holds
-                if self._duration is not None and self._count / self._rate >= self._duration:
+                yield packet, decode(None)  # the frames that the decoder still holds
+                if self._part.ends_before(self._count / self._rate):
                     return  # all of the part is there
                 raise UserError(self._cut_short())
-            yield packet, self._frames_of(packet)
+            self._video_packets += packet.size > 0
+            yield packet, decode(packet if packet.size else None)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -220,80 +212,65 @@ class VideoReader:
     @property
     def chapters(self) -> list[Any]:
         """Of the whole file, moved with the part that is read."""
-        if not self._start and self._duration is None:
-            return self._container.chapters()
-        kept = []
-        for chapter in self._container.chapters():
-            unit = chapter["time_base"]
-            begin, end = (self._moved(chapter[key] * unit) for key in ("start", "end"))
-            if end > 0 and (self._duration is None or begin < self._duration):
-                begin, end = max(begin, Fraction(0)), min(end, self._duration or end)
-                kept.append({**chapter, "start": round(begin / unit), "end": round(end / unit)})
-        return kept
-
-    def _moved(self, time: Fraction) -> Fraction:
-        return time - self._shift
+        return self._part.chapters(self._container.chapters())
 
     def _decode(self) -> Iterator[Picture]:
-        whole = not self._start and self._duration is None
-        packets: list[Any] = []
+        """The pictures of the part, each with the packets that stand before it in the file."""
         last = None
-        video_packets = 0
-        read, self._read = self._read, []
-        for packet, frames in itertools.chain(read, self._packets):
-            if packet.stream is not self._track:
-                if packet.dts is None and not packet.size:  # the end of a track
-                    continue
-                if whole or self._in_part(packet):
-                    self._move(packet)
-                    packets.append(packet)
+        for time, frame in self._timed(self._frames()):
+            if time < 0 and not self._part.is_whole:
                 continue
-            video_packets += packet.size > 0
-            for frame in frames:
-                pts = frame.pts
-                if pts is None:  # raw streams have no timestamps
-                    pts = 0 if last is None else last + self._ticks
-                if whole and not self._count and pts < 0:
+            if self._part.ends_before(time):
+                self.trailing = self._taken() + self._rest_of_part()
+                return
+            pts = round(time / self._time_base)
+            if last is not None:
+                pts = max(pts, last + 1)  # a frame cannot be shown before another
+            last = pts
+            if not self._count:
+                self._describe(frame)
+            self._count += 1
+            yield self._picture(frame, pts)
+        self.trailing = self._taken()
+        if self._part.is_whole and last is not None:
+            self._refuse_if_cut_short(last * self._time_base)
+
+    def _frames(self) -> Iterator[Any]:
+        """The frames of the track; meanwhile packets of the others gather in ``_waiting``."""
+        for packet, frames in itertools.chain(self._read, self._packets):
+            if packet.stream is self._track:
+                yield from frames
+            elif packet.size or packet.dts is not None:  # else it is the end of a track
+                self._waiting.append(packet)
+
+    def _timed(self, frames: Iterator[Any]) -> Iterator[tuple[Fraction, Any]]:
+        """Each frame with its time in the part."""
+        last = None
+        ticks = max(1, round(1 / (self._rate * self._time_base)))  # of a frame, on average
+        for frame in frames:
+            pts = frame.pts
+            if pts is None:  # raw streams have no timestamps
+                pts = 0 if last is None else last + ticks
+            time = pts * self._time_base
+            if self._part.is_whole:
+                if last is None and pts < 0:
                     # Before zero MP4 shows no frame, and Matroska gives none a time.
-                    self._shift = pts * self._time_base
-                    for packet in packets:
-                        self._move(packet)
-                time = self._moved(pts * self._time_base)
-                if time < 0 and not whole:
-                    continue
-                if self._duration is not None and time >= self._duration:
-                    self.trailing = packets + self._rest_of_part(self._duration)
-                    return
-                pts = round(time / self._time_base)
-                if whole and last is not None and (last - pts) * self._time_base > 1:
+                    self._part.shift = time
+                if last is not None and last * self._time_base - time > 1:
                     raise UserError(
                         f"{self.path}: its timestamps start again after {self._count} frames, as "
                         "where files were joined as they are; write it anew with FFmpeg, which "
                         "gives them an order"
                     )
-                if last is not None and pts <= last:  # a frame cannot be shown before another
-                    pts = last + 1
-                last = pts
-                if not self._count:
-                    self._describe(frame)
-                self._count += 1
-                yield self._picture(frame, pts, packets)
-                packets = []
-        self.trailing = packets
-        # Fewer packets alone say nothing: of a trimmed video those before the cut are not given.
-        length = self._length()
-        if whole and video_packets < self._track.frames and length and last is not None:
-            missing = length - last * self._time_base
-            if missing > 2.5 / float(self._rate):
-                raise UserError(self._cut_short())
-        # Matroska's demuxer takes the end of the file for that of the video. The header says how
-        # long the longest track is, the lead-in of its sound included, but for live recordings.
-        if whole and "matroska" in self._container.format.name and self._container.duration:
-            missing = Fraction(self._container.duration, 1_000_000) - (self._ended - self._begun)
-            if missing > 2.5 / float(self._rate):
-                raise UserError(self._cut_short())
+            last = pts
+            yield self._part.moved(time), frame
 
-    def _rest_of_part(self, duration: Fraction) -> list[Any]:
+    def _taken(self) -> list[Any]:
+        """The packets that wait, as far as they lie in the part."""
+        packets, self._waiting = self._waiting, []
+        return self._part.taken(packets)
+
+    def _rest_of_part(self) -> list[Any]:
         """The packets of other tracks that belong to the part and stand behind its last frame."""
         rest: list[Any] = []
         if not self.others:
@@ -302,49 +279,35 @@ class VideoReader:
             for packet in self._container.demux(self._track, *self.others):
                 if packet.dts is None:
                     continue
-                if packet.stream is not self._track and self._in_part(packet):
-                    self._move(packet)
-                    rest.append(packet)
-                elif self._moved(packet.dts * packet.time_base) > duration + _INTERLEAVED_S:
+                time = self._part.moved(packet.dts * packet.time_base)
+                if self._part.ends_before(time - _INTERLEAVED_S):
                     break
+                if packet.stream is not self._track:
+                    rest += self._part.taken([packet])
         return rest
 
-    def _frames_of(self, packet: Any) -> list[Any]:
-        """The frames that a packet completes; with an empty one or None, all that are left."""
-        decoder = self._alpha_decoder or self._track.codec_context
-        return decoder.decode(packet if packet is not None and packet.size else None)
-
-    def _in_part(self, packet: Any) -> bool:
-        """Whether a packet lies in the part that is read."""
-        if packet.pts is None:
-            return False
-        time = self._moved(packet.pts * packet.time_base)
-        return time >= 0 and (self._duration is None or time < self._duration)
-
-    def _move(self, packet: Any) -> None:
-        """Moves a packet's timestamps as the frames are moved."""
-        if not self._shift:
-            return
-        shift = round(self._shift / packet.time_base)
-        if packet.pts is not None:
-            packet.pts -= shift
-        if packet.dts is not None:
-            packet.dts -= shift
-
-    @property
-    def _ticks(self) -> int:
-        """How long a frame lasts on average, in units of the time base."""
-        return max(1, round(1 / (self._rate * self._time_base)))
+    def _refuse_if_cut_short(self, last: Fraction) -> None:
+        """Raises UserError if the file says that it goes on behind its ``last`` frame's time."""
+        missing = Fraction(0)
+        # Fewer packets alone say nothing: of a trimmed video those before the cut are not given.
+        if self._video_packets < self._track.frames:
+            missing = (self._length() or last) - last
+        # Matroska's demuxer takes the end of the file for that of the video. The header says how
+        # long the longest track is, the lead-in of its sound included, but for live recordings.
+        if "matroska" in self._container.format.name and self._container.duration:
+            said = Fraction(self._container.duration, 1_000_000)
+            missing = max(missing, said - (self._ended - self._begun))
+        if missing > Fraction(5, 2) / self._rate:
+            raise UserError(self._cut_short())
 
     def _describe(self, frame: Any) -> None:
         """Sets ``info`` from the first frame: some facts stand in frames alone."""
         format_name, layout, has_alpha = pixel_layout(frame, self.path)
         track = self._track
         context = track.codec_context
-        codec = context.codec.canonical_name
         aspect = track.sample_aspect_ratio
         frames = track.frames or None
-        if frames is None or self._start or self._duration is not None:
+        if frames is None or not self._part.is_whole:
             length = self._length()
             frames = None if length is None else max(1, round(length * self._rate))
         self.info = VideoInfo(
@@ -355,7 +318,7 @@ class VideoReader:
             has_alpha=has_alpha,
             rate=self._rate,
             time_base=self._time_base,
-            codec=codec,
+            codec=context.codec.canonical_name,
             sample_aspect=Fraction(aspect) if aspect else None,
             # Some facts stand in the frames, some in the container alone.
             colour=(
@@ -368,24 +331,6 @@ class VideoReader:
             frames=frames,
             lost=lost_with(frame),
         )
-        # Decoders give every GIF and every palette with alpha, whether or not it is used.
-        if has_alpha and (frame.format.has_palette or codec == "gif") and self._is_opaque():
-            self.info = without_alpha(self.info)
-
-    def _is_opaque(self) -> bool:
-        """Whether no pixel of the whole file is transparent; decodes it for that."""
-        with (
-            self.path.open("rb") as file,
-            av.open(file, "r", container_options=_OPTIONS, **any_tags()) as container,
-            contextlib.suppress(av.FFmpegError),  # damage is said when it is read
-        ):
-            track: Any = container.streams[self._track.index]
-            track.codec_context.options = {"max_pixels": str(self._max_pixels)}
-            for frame in container.decode(track):
-                _, alpha = frame_planes(frame, "rgba")
-                if alpha is not None and alpha.min() < 255:
-                    return False
-        return True
 
     def _length(self) -> Fraction | None:
         """How many seconds will be read, if the file says how long it is."""
@@ -395,12 +340,10 @@ class VideoReader:
             length = Fraction(self._container.duration, 1_000_000)
         else:
             return None
-        length -= self._start
-        if self._duration is not None:
-            length = min(length, self._duration)
-        return length
+        length -= self._part.start
+        return length if self._part.duration is None else min(length, self._part.duration)
 
-    def _picture(self, frame: Any, pts: int, packets: list[Any]) -> Picture:
+    def _picture(self, frame: Any, pts: int) -> Picture:
         info = self.info
         if (frame.height, frame.width) != (info.height, info.width):
             raise UserError(
@@ -408,8 +351,7 @@ class VideoReader:
                 f"{frame.width}x{frame.height} at frame {self._count}; restore the parts apart"
             )
         planes, alpha = frame_planes(frame, info.pixel_format)
-        lost = lost_with(frame)  # not every frame has captions
-        return Picture(planes, alpha, pts, frame.duration or 0, packets=packets, lost=lost)
+        return Picture(planes, alpha, pts, frame.duration or 0, packets=self._taken())
 
     def _refuse_if_large(self, width: int, height: int) -> None:
         if width * height > self._max_pixels:

@@ -11,19 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import av
+
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.container import any_tags, of_the_content, reason
+from jaxdeblur.video.container import any_tags, of_the_content, ordinary_priority, reason
 from jaxdeblur.video.ffmpeg_frames import SUBSAMPLINGS, build_frame, specified
 from jaxdeblur.video.formats import CONTAINERS
-from jaxdeblur.video.picture import (
-    FULL_RANGE,
-    LIMITED_RANGE,
-    NO_PROFILE,
-    Picture,
-    VideoInfo,
-    without_alpha,
-)
-from jaxdeblur.video.pyav import av, ordinary_priority
+from jaxdeblur.video.picture import FULL_RANGE, LIMITED_RANGE, Picture, PictureTarget, VideoInfo
 from jaxdeblur.video.reader import VideoReader
 
 # The encoder for each codec that is written again as it was read.
@@ -61,7 +55,7 @@ _KNOWN_TO_MP4 = {
 }
 
 
-class VideoWriter:
+class VideoWriter(PictureTarget):
     """Writes a video: frames encoded again, everything else as it was.
 
     Attributes:
@@ -98,9 +92,6 @@ class VideoWriter:
         self._name = name or str(path)
         self.lost = list(info.lost)
         self._count = 0
-        if info.has_alpha and info.pixel_format.startswith("gray"):
-            self.lost.append("alpha (no video format has it beside grey)")
-            info = without_alpha(info)
         self._info = info
         container_name = CONTAINERS.get(self.path.suffix.lower())
         if container_name is None:
@@ -115,9 +106,6 @@ class VideoWriter:
             self.abandon()
             raise
 
-    def __enter__(self) -> VideoWriter:
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
@@ -125,9 +113,11 @@ class VideoWriter:
             self.abandon()
 
     def write(self, picture: Picture) -> None:
-        """Encodes a frame, after the packets that stand before it."""
-        if "icc_profile" in picture.extra and NO_PROFILE not in self.lost:
-            self.lost.append(NO_PROFILE)
+        """Encodes a frame, after the packets that stand before it.
+
+        Raises:
+          UserError: it cannot be encoded or written.
+        """
         with self._explained(), ordinary_priority():
             self._count += 1
             self.copy(picture.packets)
@@ -149,7 +139,11 @@ class VideoWriter:
             self._mux(self._track.encode(frame))
 
     def copy(self, packets: Sequence[Any]) -> None:
-        """Copies packets of other tracks, bit for bit."""
+        """Copies packets of other tracks, bit for bit.
+
+        Raises:
+          UserError: they cannot be written.
+        """
         with self._explained():
             for packet in packets:
                 target = self._copies.get(packet.stream.index)
@@ -158,7 +152,11 @@ class VideoWriter:
                     self._container.mux(packet)
 
     def close(self) -> None:
-        """Finishes the file; raises :class:`UserError` if it could not be written whole."""
+        """Finishes the file.
+
+        Raises:
+          UserError: it could not be written whole.
+        """
         try:
             with self._explained():
                 packets = self._track.encode(None)
@@ -225,11 +223,8 @@ class VideoWriter:
             ) from error
         if not formats:
             raise UserError(f"--codec={codec}: not an encoder of videos; try libx264")
-        if encoder == "libvpx-vp9":
-            # FFmpeg lists more with alpha than it takes, and two containers have a place for it.
-            with_alpha = info.has_alpha and container_name in ("webm", "matroska")
-            plain = [name for name in formats if not _has_alpha(name)]
-            formats = ["yuva420p"] if with_alpha else plain
+        if encoder == "libvpx-vp9":  # what it writes with alpha, FFmpeg's own decoder reads without
+            formats = [name for name in formats if not _has_alpha(name)]
         options = dict(_OPTIONS.get(encoder, {}))
         os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints a page otherwise
         if encoder in _CRF:
@@ -274,46 +269,56 @@ class VideoWriter:
 
     def _choose_format(self, formats: list[str]) -> str:
         """The pixel format in the file: that of the frames, or the nearest that loses least."""
-        info = self._info
-        wanted = info.pixel_format
-        odd = [info.height % 2, info.width % 2]
-        # Whatever the conversion, it is no conversion of the range.
-        scale = FULL_RANGE if info.layout.full_range else LIMITED_RANGE
-        self._colour = info.colour
-        self._convert = {"src_color_range": scale, "dst_color_range": scale}
-        choice = wanted
-        if self.encoder in ("libx264", "libx265") and any(odd) and info.layout.chroma != (1, 1):
-            rows, columns = info.layout.chroma
-            if (rows > 1 and odd[0]) or (columns > 1 and odd[1]):
-                # These encoders refuse odd sizes with chroma shared between pixels.
-                choice = wanted.replace(SUBSAMPLINGS[(rows, columns)], "444", 1)
-        is_rgb = info.layout.kind in ("rgb", "gbr")
-        if is_rgb and not any(odd) and self.encoder in _CRF:
-            # What players show: they rarely take RGB or 4:4:4.
-            choice = "yuv420p10le" if info.layout.bits > 8 else "yuv420p"
-            if info.has_alpha and "yuva420p" in formats:
-                choice = choice.replace("yuv", "yuva")
+        choice = self._wanted_format()
         if choice not in formats:
-            choice = _nearest_format(choice, formats)
-        if is_rgb and av.VideoFormat(choice, 16, 16).components[0].is_luma:
-            # RGB becomes YUV: by the matrix and range that players assume. What is known of its
-            # primaries and transfer function stays, as of HDR, whose primaries have their matrix.
-            _, _, primaries, transfer = info.colour
-            matrix = 9 if primaries == 9 else 1 if info.height >= 720 else 6
-            self._colour = (
-                LIMITED_RANGE,
-                matrix,
-                specified(primaries, matrix),
-                specified(transfer, matrix),
-            )
-            self._convert |= {"dst_colorspace": matrix, "dst_color_range": LIMITED_RANGE}
-        if choice != wanted:
-            chosen, given = av.VideoFormat(choice, 16, 16), av.VideoFormat(wanted, 16, 16)
-            if info.has_alpha and not _has_alpha(choice):
-                self.lost.append(f"alpha ({self.encoder} has none here)")
-            if chosen.components[0].bits < given.components[0].bits:
-                self.lost.append(f"more than {chosen.components[0].bits} bits")
+            best: Any
+            best, _ = av.codec.codec.find_best_pix_fmt_of_list(formats, choice, has_alpha=True)
+            choice = best.name
+        given, chosen = (av.VideoFormat(f, 16, 16) for f in (self._info.pixel_format, choice))
+        self._colour, self._convert = self._colours_in(chosen)
+        if self._info.has_alpha and not _has_alpha(choice):
+            self.lost.append(f"alpha ({self.encoder} has none here)")
+        if chosen.components[0].bits < given.components[0].bits:
+            self.lost.append(f"more than {chosen.components[0].bits} bits")
         return choice
+
+    def _wanted_format(self) -> str:
+        """The pixel format that is best for these frames and whoever plays them."""
+        info = self._info
+        rows, columns = info.layout.chroma
+        is_odd = info.height % 2 or info.width % 2
+        if info.layout.kind in ("rgb", "gbr") and not is_odd and self.encoder in _CRF:
+            # What players show: they rarely take RGB or 4:4:4.
+            return "yuv420p10le" if info.layout.bits > 8 else "yuv420p"
+        if self.encoder in ("libx264", "libx265") and (
+            (rows > 1 and info.height % 2) or (columns > 1 and info.width % 2)
+        ):
+            # These encoders refuse odd sizes with chroma shared between pixels.
+            return info.pixel_format.replace(SUBSAMPLINGS[(rows, columns)], "444", 1)
+        return info.pixel_format
+
+    def _colours_in(self, chosen: Any) -> tuple[tuple[int, int, int, int], dict[str, int]]:
+        """The colours that the file is tagged with, and those that a conversion goes by."""
+        info = self._info
+        if info.layout.kind not in ("rgb", "gbr") or not chosen.components[0].is_luma:
+            # Whatever the conversion, it is no conversion of the range.
+            scale = FULL_RANGE if info.layout.full_range else LIMITED_RANGE
+            return info.colour, {"src_color_range": scale, "dst_color_range": scale}
+        # RGB becomes YUV: by the matrix and range that players assume. What is known of its
+        # primaries and transfer function stays, as of HDR, whose primaries have their matrix.
+        _, _, primaries, transfer = info.colour
+        matrix = 9 if primaries == 9 else 1 if info.height >= 720 else 6
+        colour = (
+            LIMITED_RANGE,
+            matrix,
+            specified(primaries, matrix),
+            specified(transfer, matrix),
+        )
+        return colour, {
+            "src_color_range": FULL_RANGE,
+            "dst_color_range": LIMITED_RANGE,
+            "dst_colorspace": matrix,
+        }
 
     def _take_over(self, source: VideoReader, container_name: str) -> None:
         container = self._container
@@ -371,13 +376,6 @@ class VideoWriter:
             yield
         except (av.FFmpegError, OSError) as error:
             raise UserError(f"{self._name}: cannot be written: {reason(error)}") from error
-
-
-def _nearest_format(wanted: str, formats: list[str]) -> str:
-    """The format of ``formats`` into which ``wanted`` turns with the least loss."""
-    best: Any
-    best, _ = av.codec.codec.find_best_pix_fmt_of_list(formats, wanted, has_alpha=True)
-    return best.name
 
 
 def _has_alpha(pixel_format: str) -> bool:

@@ -24,10 +24,10 @@ MOST = 10
 """Differences of a kind that a message lists."""
 
 
-def main() -> None:
+def main(name: str = "python -m jaxdeblur.weights.convert") -> None:
     """Reads the options and writes the file."""
     parser = Parser(
-        prog="python -m jaxdeblur.weights.convert",
+        prog=name,
         description="Brings weights of a reference implementation in (docs/peers.md).",
     )
     parser.add_argument("name", choices=REFERENCES, metavar="NAME", help=", ".join(REFERENCES))

@@ -26,6 +26,9 @@ from jaxdeblur.weights import shipped
 
 CONFIG_NAME = "config.json"
 
+RUNS = Path("runs")
+"""Where runs are, unless their command says otherwise."""
+
 
 class LoadedModel(NamedTuple):
     """A model with trained parameters, and where they come from."""
@@ -176,6 +179,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(values["preset"], str) or not isinstance(values["data"], dict):
         raise UserError(f"{path}: preset is a name and data an object")
     return values
+
+
+def newest_run(runs: Path = RUNS) -> Path:
+    """The run folder in ``runs`` whose newest checkpoint was written last.
+
+    Raises:
+      UserError: no folder in ``runs`` has a checkpoint.
+    """
+    from jaxdeblur.weights.checkpoints import Checkpoints
+
+    written = {
+        newest.stat().st_mtime_ns: folder
+        for folder in runs.glob("*")
+        if (newest := Checkpoints(folder).newest()) is not None
+    }
+    if not written:
+        raise UserError(f"--ckpt: no run with a checkpoint is in {runs}/; name one by --ckpt=RUN")
+    return written[max(written)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -22,18 +22,29 @@ from flax import nnx
 from PIL import Image
 
 from jaxdeblur import models
+from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.data.videos import Dataset
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation import evaluate as evaluate_module
 from jaxdeblur.evaluation import metrics, report
 from jaxdeblur.evaluation.config import EvaluationConfig
-from jaxdeblur.evaluation.evaluate import _explain, _Shots, _TimedRestoration, evaluate
+from jaxdeblur.evaluation.evaluate import (
+    PREVIEW_FRAMES,
+    _explain,
+    _Shots,
+    _TimedRestoration,
+    evaluate,
+)
 from jaxdeblur.evaluation.results import default_folder, table
 from jaxdeblur.files import safe_name
+from jaxdeblur.models import parameters
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.training.run_folder import Run
+from jaxdeblur.training.step import TrainingConfig
+from jaxdeblur.weights.checkpoints import Checkpoints
 from jaxdeblur.weights.load import LoadedModel
 from jaxdeblur.weights.save import export_weights
 
@@ -211,6 +222,25 @@ class TestScores:
         names = {path.name for path in out.iterdir()}
         assert names == {"evaluation.json", "frames", "metrics.json", "report.html", "videos"}
         assert len(list((out / "videos").iterdir())) == 2
+
+
+@pytest.mark.parametrize("preview", [False, True])
+def test_a_preview_shows_the_first_video_before_and_after(preview, tmp_path):
+    wide = MemoryVideo("wide", 30, 1)
+    wide.sharp_frames = np.full((30, 60, 400, 3), 120, np.uint8)
+    levels = 90 + np.arange(30) % 2 * 20  # frames that are equal become one
+    wide.blurred_frames = np.broadcast_to(levels[:, None, None, None], (30, 60, 400, 3))
+    wide.blurred_frames = wide.blurred_frames.astype(np.uint8)
+    dataset = Dataset("memory", "", [wide, MemoryVideo("other", 3, 2)])
+    evaluate(loaded(), dataset, EvaluationConfig(preview=preview), tmp_path / "out")
+    path = tmp_path / "out" / "preview.webp"
+    assert path.exists() == preview
+    if preview:
+        with Image.open(path) as animation:
+            assert (animation.size, animation.n_frames) == ((640, 48), PREVIEW_FRAMES)
+            bottom = np.asarray(animation.convert("RGB"))[-8:].astype(int)
+        assert np.abs(bottom[:, :300] - 90).max() < 6
+        assert np.abs(bottom[:, 340:] - round(90 * GAIN)).max() < 6
 
 
 class TestProtocols:
@@ -523,6 +553,33 @@ class TestCommand:
         found = json.loads((out / "metrics.json").read_text())
         assert {video["name"] for video in found["videos"]} == {"one", "two"}
         assert "wₙ" in (out / "report.html").read_text(encoding="utf-8")
+
+    def test_ckpt_without_a_value_is_the_newest_run_that_has_a_checkpoint(
+        self, weights_and_data, tmp_path, monkeypatch, capsys
+    ):
+        _, data = weights_and_data
+        monkeypatch.chdir(tmp_path)
+        given = (f"--data=pairs:{data}", "--only", "one", "--max-frames=3")
+        with pytest.raises(SystemExit):
+            command("--ckpt", *given, monkeypatch=monkeypatch)
+        assert "no run with a checkpoint is in runs/" in capsys.readouterr().err
+        for second, (name, step) in enumerate([("old", 9), ("new", 3), ("begun", None)]):
+            folder = Path("runs", name)
+            folder.mkdir(parents=True)
+            Run("tiny", CONFIG, TrainingConfig(), DataConfig()).write(folder)
+            if step is not None:
+                checkpoints = Checkpoints(folder)
+                checkpoints.save_items(step, {"weights": parameters.split(models.build(CONFIG))[1]})
+                checkpoints.close()
+                os.utime(folder / "checkpoints" / str(step), (second, second))
+        command("--ckpt", *given, monkeypatch=monkeypatch)
+        said = capsys.readouterr()
+        assert "scored is the newest run, runs/new; --ckpt=RUN names another\n" in said.err
+        (metrics,) = Path("runs").glob("*/*/metrics.json")
+        assert metrics.parents[1] == Path("runs/new")
+        assert json.loads(metrics.read_text())["checkpoint"]["step"] == 3
+        with pytest.raises(SystemExit):  # as --ckpt="$UNSET" gives it
+            command("--ckpt=", *given, monkeypatch=monkeypatch)
 
     def test_split_and_exposure_are_those_that_were_asked_for(
         self, weights_and_data, tmp_path, monkeypatch

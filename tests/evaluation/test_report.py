@@ -9,16 +9,21 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdeblur.data.videos import Dataset
 from jaxdeblur.evaluation import report
-from jaxdeblur.evaluation.metrics import PROTOCOLS, VideoScores
+from jaxdeblur.evaluation.config import EvaluationConfig
+from jaxdeblur.evaluation.metrics import VideoScores
+from jaxdeblur.evaluation.restored import RestoredFrames
+from jaxdeblur.evaluation.results import metrics_of
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 
 HEIGHT, WIDTH, FRAMES = 90, 160, 4
@@ -73,21 +78,20 @@ def a_video(name: str, psnr: float, *, explained: bool, shots: int = FRAMES) -> 
     return report.VideoReport(scores, [a_shot(i, explained) for i in range(shots)])
 
 
-def an_evaluation() -> report.EvaluationReport:
-    return report.EvaluationReport(
-        title="strcnn_dtb on <rendered> & more",
-        checkpoint="runs/strcnn_dtb at step 7",
-        dataset="rendered/test",
-        protocol=PROTOCOLS["jaxdeblur"],
-        device="a CPU with 2 cores",
-        versions={"jax": "0.10.2"},
-        made="2026-11-20 09:00",
-        videos=[
-            a_video("walk </script><!-- café", 27.0, explained=True),
-            a_video("street", 24.5, explained=False),
-            a_video("one shot", 26.0, explained=False, shots=1),
-        ],
+def an_evaluation(
+    *videos: report.VideoReport, protocol: str = "jaxdeblur"
+) -> tuple[dict[str, Any], Sequence[report.VideoReport]]:
+    """What ``report.write`` takes: the metrics, and three videos unless others are given."""
+    videos = videos or (
+        a_video("walk </script><!-- café", 27.0, explained=True),
+        a_video("street", 24.5, explained=False),
+        a_video("one shot", 26.0, explained=False, shots=1),
     )
+    frames = RestoredFrames("strcnn_dtb", "runs/strcnn_dtb at step 7", ())
+    config = EvaluationConfig(protocol=protocol)
+    scores = [video.scores for video in videos]
+    dataset = Dataset("<rendered> & more", "", [])
+    return metrics_of(frames, dataset, config, scores), videos
 
 
 @pytest.mark.parametrize("size", [(12, 20), (200, 330)])
@@ -113,7 +117,7 @@ def test_an_even_map_is_one_even_spread_however_far_it_is_reduced(size: tuple[in
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    report.write(path, an_evaluation())
+    report.write(path, *an_evaluation())
     return path
 
 
@@ -356,8 +360,7 @@ class TestBrowser:
             frame_ssim_blurred=(0.8,) * count,
         )
         path = tmp_path / "report.html"
-        videos = [report.VideoReport(scores, [shot])]
-        report.write(path, dataclasses.replace(an_evaluation(), videos=videos))
+        report.write(path, *an_evaluation(report.VideoReport(scores, [shot])))
         opened = Opened(browser, path)
         size = f"{round(100 * shot['scale'])} % of its size"
         assert opened.first.locator(".stage .reduced").inner_text() == f"shown at {size}"
@@ -384,7 +387,7 @@ class TestBrowser:
     def test_a_long_name_leaves_the_table_whole_and_the_slider_long(self, browser, tmp_path):
         path = tmp_path / "report.html"
         video = a_video("a long name " * 6 + "and_one_that_cannot_be_broken", 27.0, explained=False)
-        report.write(path, dataclasses.replace(an_evaluation(), videos=[video]))
+        report.write(path, *an_evaluation(video))
         for width, least in ((1280, 300), (1100, 300), (375, 100)):
             opened = Opened(browser, path, viewport={"width": width, "height": 900})
             table = opened.page.locator(".scroll")
@@ -453,7 +456,7 @@ class TestFile:
         (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
         data = json.loads(data)
         assert data["videos"][0]["name"] == "walk </script><!-- café"
-        assert data["totals"]["psnr"] == pytest.approx((27.45 + 24.95 + 26.45) / 3)
+        assert data["psnr"] == pytest.approx((27.45 + 24.95 + 26.45) / 3)
         assert data["seconds_per_frame"] == pytest.approx(0.0123)
 
     @pytest.mark.parametrize(("protocol", "psnr"), [("jaxdeblur", 25), ("deepdeblur", 27.5)])
@@ -469,13 +472,9 @@ class TestFile:
             )
             for value, count in ((30.0, 3), (20.0, 1))
         )
-        evaluation = dataclasses.replace(
-            an_evaluation(),
-            protocol=PROTOCOLS[protocol],
-            videos=[report.VideoReport(scores, []) for scores in (long, short)],
-        )
-        data = report._page_data(evaluation)
-        assert (data["totals"]["psnr"], data["totals"]["frames"]) == (psnr, 4)
+        videos = [report.VideoReport(scores, []) for scores in (long, short)]
+        data = report.page_data(*an_evaluation(*videos, protocol=protocol))
+        assert (data["psnr"], data["scored_frames"]) == (psnr, 4)
         assert (data["video_mean"]["psnr"], data["pooled"]["psnr"]) == (25, 27.5)
 
     def test_pictures_fit_into_their_space(self):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
 import time
-import types
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ from jaxdeblur.models.registry import build
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Time
 from jaxdeblur.restoration.deblurrer import Deblurrer
-from jaxdeblur.restoration.jobs import DeblurConfig, plan
-from jaxdeblur.restoration.run_jobs import restore_all
+from jaxdeblur.restoration.plan import DeblurConfig, plan
+from jaxdeblur.restoration.restore import restore_all
 from jaxdeblur.video import camera
 from jaxdeblur.video.camera import CameraReader
 
@@ -86,19 +84,10 @@ def a_deblurrer() -> Deblurrer:
 
 
 def test_a_camera_is_restored_into_a_video(
-    pattern: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    pattern: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And shown, by an OpenCV that counts."""
-    shown = []
-    window = types.SimpleNamespace(
-        imshow=lambda title, image: shown.append(image.shape),
-        waitKey=lambda delay: 255,
-        destroyAllWindows=lambda: shown.append("closed"),
-        error=RuntimeError,
-    )
-    monkeypatch.setitem(sys.modules, "cv2", window)
     out = tmp_path / "out.mkv"
-    config = DeblurConfig(show=True, duration=Time(1.0), tile="none", fps=25.0)
+    config = DeblurConfig(duration=Time(1.0), tile="none", fps=25.0)
     jobs = plan(["camera:0"], str(out))
     assert jobs[0].use == "camera"
     restore_all(lambda _: a_deblurrer(), jobs, config)
@@ -111,7 +100,6 @@ def test_a_camera_is_restored_into_a_video(
     assert times[0] == 0
     assert len(times) > 1
     assert times[-1] <= 1.0 + 1 / RATE
-    assert shown == [(32, 48, 3)] * len(times) + ["closed"]
 
 
 @pytest.mark.parametrize(
@@ -127,18 +115,3 @@ def test_bad_input_is_one_line(given: str, config: DeblurConfig, said: str, tmp_
     with pytest.raises(UserError, match=said):
         restore_all(lambda _: a_deblurrer(), plan([given], str(out)), config)
     assert not list(tmp_path.iterdir())
-
-
-def test_show_is_for_cameras_and_needs_opencv(
-    pattern: Any, tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    jobs = plan(["camera:0"], str(tmp_path / "out.mp4"))
-    with pytest.raises(UserError, match="--show needs OpenCV: pip install opencv-python"):
-        restore_all(lambda _: a_deblurrer(), jobs, DeblurConfig(show=True))
-    video = tmp_path / "in.mp4"
-    video.touch()
-    jobs = plan([str(video)], str(tmp_path / "out.mp4"))
-    with pytest.raises(UserError, match="--show is for a camera"):
-        restore_all(lambda _: a_deblurrer(), jobs, DeblurConfig(show=True))
-    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]

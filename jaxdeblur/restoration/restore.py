@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from jaxdeblur.errors import ProgressLine, UserError, message_of, tell
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.restoration.deblurrer import Deblurrer
-from jaxdeblur.restoration.jobs import DeblurConfig, Job, check_compare, written_as
+from jaxdeblur.restoration.plan import DeblurConfig, Job, check_compare
 from jaxdeblur.restoration.threads import Timing, run_stages
 from jaxdeblur.shapes import Plane
+from jaxdeblur.video.animation import MAX_WIDTH, AnimationWriter
 from jaxdeblur.video.camera import CameraReader
 from jaxdeblur.video.comparison import Comparison
-from jaxdeblur.video.formats import CONTAINERS
+from jaxdeblur.video.formats import ANIMATED_SUFFIXES, CONTAINERS
 from jaxdeblur.video.images import ImageReader, ImageWriter
-from jaxdeblur.video.picture import Picture, VideoInfo
+from jaxdeblur.video.picture import Picture, PictureSource, PictureTarget, VideoInfo
 from jaxdeblur.video.pipes import RawReader, RawWriter
 from jaxdeblur.video.reader import VideoReader
-from jaxdeblur.video.window import Window
 from jaxdeblur.video.writer import VideoWriter
 
 # Seconds after which a wait is explained.
@@ -35,26 +36,11 @@ _LONG_S = 3.0
 _VISIBLE = 0.25 / 255
 
 
-class PictureSource(Protocol):
-    """Where pictures come from: VideoReader, ImageReader, RawReader or CameraReader."""
+Restored = tuple[Picture, tuple[Plane, ...]]
+"""A picture that was read, and its restored planes."""
 
-    info: VideoInfo
-    trailing: Any
-
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *_: Any) -> None: ...
-    def __iter__(self) -> Iterator[Picture]: ...
-
-
-class PictureTarget(Protocol):
-    """Where pictures go: VideoWriter, ImageWriter or RawWriter."""
-
-    lost: list[str]
-
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *_: Any) -> None: ...
-    def write(self, picture: Picture) -> None: ...  # noqa: D102
-    def copy(self, packets: Any) -> None: ...  # noqa: D102
+PictureView = Callable[[Picture, tuple[Plane, ...]], Picture]
+"""Makes of both the picture that is written."""
 
 
 def restore_all(
@@ -70,8 +56,6 @@ def restore_all(
         raise UserError("--fps is for images and pipes; videos keep their own")
     if config.size is not None and not kinds & {"pipe", "camera"}:
         raise UserError("--size is for a pipe or a camera; files say how large they are")
-    if config.show and kinds != {"camera"}:
-        raise UserError("--show is for a camera, as camera:0")
     failed = []
     for job in jobs:
         try:
@@ -98,72 +82,46 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
     if config.compare is not None:
         check_compare(job, config.compare, config.overwrite)
     with contextlib.ExitStack() as stack:
-        source: PictureSource = stack.enter_context(_open_source(job, config))
+        source = stack.enter_context(_open_source(job, config))
         info = source.info
-        targets: list[PictureTarget] = []
-        views: list[Callable[[Picture, tuple[Plane, ...]], Picture]] = []
-        targets.append(stack.enter_context(_open_target(job, source, config)))
-        views.append(_restored)
+        results = _Results(info, say)
+        target = stack.enter_context(_open_target(job, source, config))
+        results.add(job.name, target, _restored)
         if config.compare is not None:
-            part = stack.enter_context(replace_when_whole(config.compare))
-            comparison = Comparison(info)
-            writer = VideoWriter(
-                part, comparison.info, codec=config.codec, crf=config.crf, name=config.compare
-            )
-            targets.append(stack.enter_context(writer))
-            views.append(comparison)
+            writer, comparison = stack.enter_context(_open_comparison(config.compare, info, config))
+            results.add(config.compare, writer, comparison)
+        results.say_what_is_lost()
+        # After the targets, so that nobody waits for the compiler to hear of a wrong option.
+        _compile(deblurrer, job, info, config, say)
+        progress = ProgressLine(job.name, info.frames, quiet=config.quiet)
         camera = source if isinstance(source, CameraReader) else None
-        if config.show and camera is not None:
-            targets.append(stack.enter_context(Window(job.name, info, camera.stop)))
-            views.append(_restored)
-        for what in targets[0].lost:
-            say(f"{job.name}: not kept: {what}")
-        said = len(targets[0].lost)
 
-        change = 1.0
-
-        def write(result: tuple[Picture, tuple[Plane, ...]]) -> None:
-            if info.frames == 1:
-                nonlocal change
-                change = _change(*result)
-            lost = targets[0].lost
-            lost += [what for what in result[0].lost if what not in lost]  # not the first image
-            for target, view in zip(targets, views, strict=True):
-                target.write(view(*result))
+        def write(result: Restored) -> None:
+            results.write(result)
             if camera is not None and (late := camera.report(result[0])):
                 progress.say(f"{job.name}: {late}")
 
-        # After the targets, so that nobody waits for the compiler to hear of a wrong option.
-        size = f"{info.width}x{info.height}"
-        what = f"compiling for {size}, or loading what an earlier start compiled ..."
-        with _said_if_long(say, f"{job.name}: {what}"):
-            tiles = deblurrer.compile(info.height, info.width, info.layout)
-        if config.tile == "auto" and tiles is not None:
-            say(f"{job.name}: frames are restored in tiles of {tiles}, by the free memory")
-        progress = ProgressLine(job.name, info.frames, quiet=config.quiet)
         stream = deblurrer.open_stream(info.height, info.width, info.layout)
-        patience = 1.0 if job.kind == "pipe" else None
         timing = run_stages(
             source,
             stream,
             write,
             progress,
             began=began,
-            patience=patience,
+            patience=1.0 if job.kind == "pipe" else None,
             write_patience=1.0 if job.output is None else None,
         )
         if not timing.frames:
             raise UserError(f"{job.name}: has no frame")
         if camera is not None:
             say(f"{job.name}: {camera.summary}")
-        targets[0].copy(source.trailing)
-        for what in targets[0].lost[said:]:
-            say(f"{job.name}: not kept: {what}")
+        target.copy(source.trailing)
+        results.say_what_is_lost()
     say(f"{job.name}: {timing}")
     if stream.shutter is not None:
         duty, light = stream.shutter
         say(f"{job.name}: the shutter was open {duty:.0%} of the time, in {light} light")
-    if change < _VISIBLE and config.strength:
+    if results.change < _VISIBLE and config.strength:
         why = (
             "no blur was found in it"
             if deblurrer.of_photographs
@@ -174,6 +132,55 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
     return timing
 
 
+class _Results:
+    """Writes what is restored, to each target as a view of its own, and says what is lost there.
+
+    Attributes:
+      change: of a single image, by how much it changed (``_change``); 1 for all else.
+    """
+
+    def __init__(self, info: VideoInfo, say: Callable[[str], None]) -> None:
+        self.change = 1.0
+        self._is_one = info.frames == 1
+        self._say = say
+        self._targets: list[tuple[str, PictureTarget, PictureView]] = []
+        self._said: set[str] = set()
+
+    def add(self, name: str, target: PictureTarget, view: PictureView) -> None:
+        """Adds a target, in messages called ``name``; ``view`` makes the pictures for it."""
+        self._targets.append((name, target, view))
+
+    def write(self, result: Restored) -> None:
+        """Writes one frame to all targets."""
+        if self._is_one:
+            self.change = _change(*result)
+        for _, target, view in self._targets:
+            target.write(view(*result))
+
+    def say_what_is_lost(self) -> None:
+        """Says what the targets do not keep, each thing once."""
+        for name, target, _ in self._targets:
+            for line in (f"{name}: not kept: {what}" for what in target.lost):
+                if line not in self._said:
+                    self._said.add(line)
+                    self._say(line)
+
+
+def _compile(
+    deblurrer: Deblurrer,
+    job: Job,
+    info: VideoInfo,
+    config: DeblurConfig,
+    say: Callable[[str], None],
+) -> None:
+    size = f"{info.width}x{info.height}"
+    what = f"compiling for {size}, or loading what an earlier start compiled ..."
+    with _said_if_long(say, f"{job.name}: {what}"):
+        tiles = deblurrer.compile(info.height, info.width, info.layout)
+    if config.tile == "auto" and tiles is not None:
+        say(f"{job.name}: frames are restored in tiles of {tiles}, by the free memory")
+
+
 def _change(picture: Picture, restored: tuple[Plane, ...]) -> float:
     """Mean change of an image's values, as a share of the range of its type."""
     before, after = picture.planes[0], restored[0]
@@ -182,10 +189,10 @@ def _change(picture: Picture, restored: tuple[Plane, ...]) -> float:
 
 
 def _restored(picture: Picture, restored: tuple[Plane, ...]) -> Picture:
-    return dataclasses.replace(picture, planes=restored, name=written_as(picture.name))
+    return dataclasses.replace(picture, planes=restored)
 
 
-def _open_source(job: Job, config: DeblurConfig) -> Any:
+def _open_source(job: Job, config: DeblurConfig) -> PictureSource:
     cut = bool(config.start or config.length is not None)
     if job.kind == "camera":
         if config.start:
@@ -222,10 +229,11 @@ def _descriptor(stream: Any, what: str) -> int:
 
 
 @contextlib.contextmanager
-def _open_target(job: Job, source: Any, config: DeblurConfig) -> Iterator[PictureTarget]:
+def _open_target(job: Job, source: PictureSource, config: DeblurConfig) -> Iterator[PictureTarget]:
     info, output, suffix = source.info, job.output, job.suffix
     encoding = config.codec is not None or config.crf is not None
-    if encoding and suffix not in CONTAINERS and config.compare is None:
+    compared = config.compare is not None and not _is_animation(config.compare)
+    if encoding and suffix not in CONTAINERS and not compared:
         raise UserError(f"--codec and --crf are for videos, and {output or '-'} is none")
     if output is None:
         if sys.stdout is not None and sys.stdout.isatty():
@@ -235,34 +243,47 @@ def _open_target(job: Job, source: Any, config: DeblurConfig) -> Iterator[Pictur
     try:
         if not output.parent.is_dir():
             output.parent.mkdir(exist_ok=True)
-        if not suffix:
-            with (
-                replace_folder_when_whole(output) as part,
-                ImageWriter(part, info, name=str(output)) as images,
-            ):
-                yield images
-        elif suffix in CONTAINERS:
-            original = source if isinstance(source, VideoReader) else None
-            with (
-                replace_when_whole(output) as part,
-                VideoWriter(
+        replace = replace_when_whole if suffix else replace_folder_when_whole
+        with replace(output) as part:
+            target: PictureTarget
+            if suffix in CONTAINERS:
+                target = VideoWriter(
                     part,
                     info,
-                    source=original,
+                    source=source if isinstance(source, VideoReader) else None,
                     codec=config.codec,
                     crf=config.crf,
                     name=str(output),
-                ) as video,
-            ):
-                yield video
-        else:
-            with (
-                replace_when_whole(output) as part,
-                ImageWriter(part, info, single=True, name=str(output)) as image,
-            ):
-                yield image
+                )
+            else:
+                target = ImageWriter(part, info, single=bool(suffix), name=str(output))
+            with target:
+                yield target
     except OSError as error:
         raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _open_comparison(
+    path: str, info: VideoInfo, config: DeblurConfig
+) -> Iterator[tuple[PictureTarget, Comparison]]:
+    """The file of ``--compare``, and what makes its pictures."""
+    writer: PictureTarget
+    with replace_when_whole(path) as part:
+        if _is_animation(path):
+            comparison = Comparison(info, MAX_WIDTH)
+            writer = AnimationWriter(part, comparison.info, name=path)
+        else:
+            comparison = Comparison(info)
+            writer = VideoWriter(
+                part, comparison.info, codec=config.codec, crf=config.crf, name=path
+            )
+        with writer:
+            yield writer, comparison
+
+
+def _is_animation(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in ANIMATED_SUFFIXES
 
 
 @contextlib.contextmanager

@@ -17,12 +17,12 @@ from typing import Annotated, Literal
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import Count, Range, Share, Time, check_ranges, frame_size
 from jaxdeblur.video.formats import (
+    ANIMATED_SUFFIXES,
     CAMERA,
     CONTAINERS,
     IMAGE_SUFFIXES,
     MAX_PIXELS,
     UNREADABLE_SUFFIXES,
-    WRITABLE_SUFFIXES,
     is_image,
     list_frames,
     natural_key,
@@ -45,9 +45,8 @@ class DeblurConfig:
       crf: quality of the video, smaller is better; by default the loss is about invisible.
       fps: frame rate of images or of frames from a pipe, by default 25, or to ask a camera for.
       size: WIDTHxHEIGHT of the raw rgb24 frames from a pipe, or to ask a camera for.
-      show: show the result of a camera in a window (with OpenCV); q closes it.
       single: restore each image by itself, as a photograph, not as a frame of a video.
-      compare: also write a video that shows input and result side by side.
+      compare: also write a video, or a small GIF or WebP, that shows input and result side by side.
       duty: for blur paths (--ckpt=paths), the share of the time between frames that the shutter was
         open, up to 1; found from the video by default.
       light: for blur paths, what the camera averaged; found from the video by default.
@@ -66,7 +65,6 @@ class DeblurConfig:
     crf: Annotated[int, Range(0, 63)] | None = None
     fps: Annotated[float, Range(0.01, 10_000)] | None = None
     size: str | None = None
-    show: bool = False
     single: bool = False
     compare: str | None = None
     duty: Annotated[float, Range(most=1, above=0)] | None = None
@@ -92,7 +90,11 @@ class DeblurConfig:
 
     @property
     def raw_size(self) -> tuple[int, int] | None:
-        """Height and width from ``size``."""
+        """Height and width from ``size``, in pixels.
+
+        Raises:
+          UserError: it is no size, or has more than ``max_pixels`` pixels.
+        """
         if self.size is None:
             return None
         try:
@@ -205,12 +207,6 @@ def plan(
     return jobs
 
 
-def written_as(name: str) -> str:
-    """The name of an image's result, which is its own if its format can be written."""
-    stem, suffix = os.path.splitext(name)
-    return f"{stem}.png" if suffix.lower() in IMAGE_SUFFIXES - WRITABLE_SUFFIXES else name
-
-
 def _find(text: str) -> list[Job]:
     """The inputs that a word of the command line names."""
     if text == "-":
@@ -267,7 +263,7 @@ def _named_into(job: Job, folder: Path) -> Job:
         (path,) = job.paths
         name = path.name if path.suffix.lower() in CONTAINERS else f"{path.stem}.mkv"
     elif len(job.paths) == 1 and os.path.isfile(job.name):
-        name = written_as(job.paths[0].name)
+        name = job.paths[0].name
     else:
         name = Path(os.path.abspath(job.paths[0])).parent.name  # without a ".."
         return dataclasses.replace(job, output=folder / name, into_folder=True)
@@ -285,17 +281,14 @@ def _check_output(job: Job, output: Path, out_dir: Path | None) -> None:
     suffix = job.suffix
     is_folder = os.path.isdir(output)
     if not suffix:
-        names = collections.Counter(written_as(path.name) for path in job.paths)
-        if twice := [name for name, count in names.items() if count > 1]:
-            raise UserError(f"{job.name}: several images would become {output / twice[0]}")
         if is_folder and os.listdir(output):
             raise UserError(f"{output}: the folder is not empty; name a new one")
         if os.path.exists(output) and not is_folder:
             raise UserError(f"{output}: is a file; where it stands a folder of frames would come")
-    elif suffix not in CONTAINERS and suffix not in WRITABLE_SUFFIXES:
+    elif suffix not in CONTAINERS and suffix not in IMAGE_SUFFIXES:
         raise UserError(
             f"{output}: no format that can be written; use a video ({', '.join(CONTAINERS)}), an "
-            f"image ({', '.join(sorted(WRITABLE_SUFFIXES))}), or a folder (its name ends in "
+            f"image ({', '.join(sorted(IMAGE_SUFFIXES))}), or a folder (its name ends in "
             f"{os.sep} or has no dot)"
         )
     elif is_image(output) and job.use != "photograph":
@@ -308,10 +301,15 @@ def _refuse_existing(path: Path, name: str) -> None:
 
 
 def check_compare(job: Job, compare: str, overwrite: bool) -> None:
-    """Raises :class:`UserError` unless the second video of ``--compare`` can be written there."""
+    """Checks that the file of ``--compare`` can be written.
+
+    Raises:
+      UserError: its kind is unknown, its folder is missing, or the place is taken.
+    """
     path = Path(compare)
-    if path.suffix.lower() not in CONTAINERS:
-        raise UserError(f"--compare={compare}: a video, with the suffix {', '.join(CONTAINERS)}")
+    if path.suffix.lower() not in CONTAINERS.keys() | ANIMATED_SUFFIXES:
+        kinds = ", ".join([*CONTAINERS, *sorted(ANIMATED_SUFFIXES)])
+        raise UserError(f"--compare={compare}: a video or an animation, with the suffix {kinds}")
     if not os.path.isdir(path.absolute().parent):
         raise UserError(f"--compare={compare}: the folder {path.parent} does not exist")
     if job.output is not None and not job.suffix:

@@ -1,0 +1,56 @@
+"""The command ``jaxdeblur``, and how it and the scripts of a checkout run what they name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+
+from jaxdeblur import VERSION
+from jaxdeblur.errors import run_command
+from jaxdeblur.files import ended_by_signals
+from jaxdeblur.options import Parser
+
+COMMANDS = {
+    "deblur": ("jaxdeblur.commands.deblur", "restores videos, folders of frames and images"),
+    "train": ("jaxdeblur.commands.train", "trains a model"),
+    "evaluate": ("jaxdeblur.commands.evaluate", "scores a model on a data set"),
+    "convert": ("jaxdeblur.weights.convert", "brings weights of a reference implementation in"),
+    "export": ("jaxdeblur.export", "writes weights as .safetensors, .onnx or .stablehlo"),
+}
+"""The module of each command, whose ``main`` takes the name that messages begin with."""
+
+
+def run(main: Callable[[str], None], name: str, *, together: bool = False) -> None:
+    """Runs a command until it ends, or a signal ends it; training saves first.
+
+    Args:
+      main: the command, which takes ``name``.
+      name: what its help and messages call it.
+      together: its processes work on one thing (:func:`run_command`).
+    """
+    with ended_by_signals(name):
+        run_command(lambda: main(name), name, together=together)
+
+
+def main() -> None:
+    """Runs the command that the first argument names, with the arguments after it."""
+    run_command(_run_named, "jaxdeblur")
+
+
+def _run_named() -> None:
+    commands = "\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())
+    parser = Parser(
+        prog="jaxdeblur",
+        usage="jaxdeblur COMMAND [OPTION ...]",
+        description=f"Video deblurring in JAX.\n\ncommands:\n{commands}",
+        epilog="`jaxdeblur COMMAND --help` lists the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"jaxdeblur {VERSION}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those above")
+    command = parser.parse_args(sys.argv[1:2]).command
+    name = f"jaxdeblur {command}"
+    sys.argv[:2] = [name]
+    # Imported when chosen: `jaxdeblur --help` does not wait for JAX.
+    module = importlib.import_module(COMMANDS[command][0])
+    run(module.main, name, together=command in ("train", "evaluate"))

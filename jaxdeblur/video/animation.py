@@ -1,0 +1,95 @@
+"""Small animations in GIF and WebP, by imageio: before and after for a page or a message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.shapes import Frame8
+from jaxdeblur.video.container import reason
+from jaxdeblur.video.picture import Picture, PictureTarget, VideoInfo
+from jaxdeblur.video.pixels import to_packed_rgb
+
+MAX_WIDTH = 640
+"""Wider pictures are reduced to this: a second of 30 frames takes about 1 MB as WebP."""
+
+MAX_FRAMES = 300
+"""More are left out: all lie in memory until the file is written."""
+
+
+class AnimationWriter(PictureTarget):
+    """Writes pictures as an animation that plays for ever, at most ``MAX_WIDTH`` wide.
+
+    Attributes:
+      lost: what it does not hold, in words.
+    """
+
+    def __init__(
+        self, path: Path, info: VideoInfo, *, max_frames: int = MAX_FRAMES, name: str = ""
+    ):
+        """Prepares to write; the file is made when all pictures are there.
+
+        Args:
+          path: the file, whose suffix names the format.
+          info: what the pictures are.
+          max_frames: pictures that are taken; those after them are lost.
+          name: of the file, in messages; by default ``path``.
+        """
+        self._path, self._info, self._max_frames = path, info, max_frames
+        self._name = name or str(path)
+        self._frames: list[Frame8] = []
+        self._milliseconds: list[int] = []
+        self.lost: list[str] = []
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._frames:
+            self._save()
+
+    def write(self, picture: Picture) -> None:
+        """Takes one picture."""
+        info = self._info
+        if len(self._frames) == self._max_frames:
+            self.lost = [f"frames after the first {self._max_frames}"]
+            return
+        rgb = to_packed_rgb(picture.planes, info.layout, 8)
+        aspect = float(info.sample_aspect or 1)
+        shown = np.rot90(rgb, info.quarter_turns)
+        self._frames.append(_small(shown, 1 / aspect if info.quarter_turns % 2 else aspect))
+        seconds = picture.duration * info.time_base or 1 / info.rate
+        self._milliseconds.append(round(1000 * seconds))
+
+    def copy(self, packets: Sequence[Any]) -> None:
+        """An animation holds no sound."""
+
+    def _save(self) -> None:
+        options: dict[str, Any] = {"quality": 80} if self._path.suffix.lower() == ".webp" else {}
+        times = self._milliseconds
+        try:
+            encoded = iio.imwrite(
+                "<bytes>",
+                np.stack(self._frames),
+                plugin="pillow",
+                extension=self._path.suffix.lower(),
+                is_batch=True,
+                duration=times if len(times) > 1 else times[0],  # of one, Pillow takes no list
+                loop=0,
+                **options,
+            )
+            self._path.write_bytes(encoded)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._name}: cannot be written: {reason(error)}") from error
+
+
+def _small(frame: Frame8, aspect: float) -> UInt8[np.ndarray, "h w 3"]:
+    """The frame in square pixels, at most ``MAX_WIDTH`` wide."""
+    height, width = frame.shape[0], frame.shape[1] * aspect
+    scale = min(1.0, MAX_WIDTH / width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))

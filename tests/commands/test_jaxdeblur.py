@@ -1,0 +1,125 @@
+"""The command ``jaxdeblur``: in this process, and from a wheel in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxdeblur import VERSION, commands
+from jaxdeblur.video.image_file import read_image, write_png
+
+ROOT = Path(__file__).parents[2]
+
+
+def said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of ``jaxdeblur`` with these arguments, which has to exit."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/jaxdeblur", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    shown = capsys.readouterr()
+    return int(ended.value.code or 0), shown.out, shown.err
+
+
+def test_says_its_version_and_commands(monkeypatch, capsys):
+    assert said(monkeypatch, capsys, "--version") == (0, f"jaxdeblur {VERSION}\n", "")
+    code, out, _ = said(monkeypatch, capsys, "--help")
+    assert code == 0
+    for name, (_, what) in commands.COMMANDS.items():
+        assert f"  {name:10} {what}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "jaxdeblur: error: the following arguments are required: COMMAND (see --help)"),
+        (["blur", "a"], "jaxdeblur: error: argument COMMAND: invalid choice: 'blur'"),
+        (["deblur", "in.mp4"], "jaxdeblur deblur: error: give an OUTPUT for in.mp4"),
+        (["train", "--modle=fsta"], "jaxdeblur train: error: unrecognized arguments"),
+        (["evaluate", "--name=x"], "jaxdeblur evaluate: error: one of the arguments --ckpt"),
+        (["convert", "rdn"], "jaxdeblur convert: error: the following arguments are required"),
+        (["export", "x", "x.zip"], "jaxdeblur export: error: x.zip: ends in none of"),
+    ],
+)
+def test_what_is_wrong_is_one_line_in_the_name_of_the_command(
+    arguments, message, monkeypatch, capsys
+):
+    code, _, err = said(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert err.removeprefix("loading JAX ...\n").startswith(message)
+    assert err.removeprefix("loading JAX ...\n").count("\n") == 1
+
+
+def test_help_calls_a_command_as_it_was_called(monkeypatch, capsys):
+    code, out, _ = said(monkeypatch, capsys, "deblur", "--help")
+    assert (code, "deblur.py" in out) == (0, False)
+    assert out.startswith("usage: jaxdeblur deblur ")
+    assert "\n  jaxdeblur deblur in.mp4 out.mp4 " in out
+
+
+@pytest.mark.stress
+def test_a_wheel_works_where_there_is_no_checkout(tmp_path: Path) -> None:
+    """Built from a copy of the package's files and installed into a new virtual environment.
+
+    The environment is empty: the wheel is installed without dependencies, which come from this
+    Python's packages by a ``.pth`` file, so nothing large is fetched. They stand behind the wheel
+    on the path, and ``.pth`` files among them (this checkout's, if it is editable) have no effect
+    there. pip fetches setuptools to build with.
+    """
+    for name in ("jaxdeblur", "kernels"):
+        shutil.copytree(
+            ROOT / name, tmp_path / "copy" / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / "copy" / name)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    run(*pip, "wheel", "--no-deps", f"--wheel-dir={tmp_path}", tmp_path / "copy", cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for name in ("jaxdeblur", "kernels")
+        for path in (ROOT / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert expected <= packed
+    assert all(name.startswith(("jaxdeblur", "kernels/")) for name in packed)
+
+    venv.create(tmp_path / "env", with_pip=False)
+    python, command = (tmp_path / "env" / "bin" / name for name in ("python", "jaxdeblur"))
+    pip += ["--python", str(python)]
+    run(*pip, "install", "--no-deps", wheel, cwd=tmp_path)
+    paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (site / "packages.pth").write_text("".join(f"{path}\n" for path in sorted(paths)))
+
+    inside = tmp_path / "elsewhere"
+    inside.mkdir()
+    where = run(python, "-c", "import jaxdeblur; print(jaxdeblur.__file__)", cwd=inside)
+    assert where.strip() == str(site / "jaxdeblur" / "__init__.py")
+    assert run(command, "--version", cwd=inside) == f"jaxdeblur {VERSION}\n"
+    assert "deblur" in run(command, "--help", cwd=inside)
+    blurred = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+    write_png(inside / "blurred.png", blurred)
+    run(command, "deblur", "blurred.png", "sharp.png", cwd=inside)
+    assert read_image(inside / "sharp.png").shape == blurred.shape
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """What a command prints; it has to succeed, and no path leads it to this checkout."""
+    left_out = ("PYTHONPATH", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
