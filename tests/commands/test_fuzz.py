@@ -1,4 +1,4 @@
-"""A few random damages (``benchmarks/fuzz.py``), and what is dangerous in code that reads files."""
+"""A few random damages (``tests/stress/fuzz.py``), and what is dangerous in reading files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SOURCES = sorted(
 @pytest.mark.stress
 def test_random_damage_ends_well_or_in_one_line() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.fuzz", "--cases=40", "--seed=7", "--workers=1"],
+        [sys.executable, "-m", "tests.stress.fuzz", "--cases=40", "--seed=7", "--workers=1"],
         cwd=ROOT,
         capture_output=True,
         text=True,
