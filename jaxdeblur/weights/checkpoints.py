@@ -63,7 +63,7 @@ class Checkpoints:
         return sorted((int(n) for n in names if n.isascii() and n.isdigit()), reverse=True)
 
     def go_on_after(self, step: int) -> None:
-        """Makes way for the checkpoints after ``step``, to which a run has gone back.
+        """Moves aside checkpoints newer than ``step``, to which a run has gone back.
 
         Damaged ones are renamed, not removed; a name says what they are.
         """
