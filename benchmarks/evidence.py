@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,14 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import maps, tasks
-from benchmarks.options import natural, whole
+from benchmarks import tasks
+from benchmarks.common import machine, natural, whole
 from jaxdeblur import devices, models
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.files import write_json
-from jaxdeblur.models.explanation import explainer
+from jaxdeblur.models.explanation import AttentionMaps, explainer
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import count, split
 from jaxdeblur.models.strcnn import StrcnnConfig
@@ -285,15 +284,32 @@ def score(
             of_pixels = np.repeat(np.repeat(explain(shown).blending_weights[0], 2, 1), 2, 2)
             for name, region in clip.regions.items():
                 weights[name] = weights.get(name, 0.0) + float(of_pixels[region].sum())
-    entropy = maps.seen(explain(shown)).entropy if explain else {}
+    attention = explain(shown).attention if explain else ()
     return Result(
         parameters,
         {name: [shown / n, restored / n] for name, (shown, restored, n) in sums.items() if n},
         float(model.blending.beta) if blends else None,
-        entropy,
+        {maps.name: entropies(maps) for maps in attention},
         seconds,
         {name: total / sums[name][2] for name, total in weights.items() if sums[name][2]},
     )
+
+
+def entropies(maps: AttentionMaps) -> list[float]:
+    """Of A_s over the pixels, A_t over the window, A_p over the combinations.
+
+    As shares of those of uniform maps: 1 selects nothing, 0 one place alone.
+    """
+
+    def share(weights: jax.Array) -> float:
+        if weights.shape[-1] == 1:
+            return 1.0
+        entropy = -(weights * jnp.log(jnp.maximum(weights, 1e-30))).sum(axis=-1)
+        return float(entropy.mean() / np.log(weights.shape[-1]))
+
+    spatial = maps.spatial_maps
+    flat = spatial.reshape(*spatial.shape[:-2], -1)
+    return [share(flat), share(maps.temporal_maps), share(maps.pixel_mix)]
 
 
 # --- The weights that ship, without blending and without recurrence ---
@@ -372,12 +388,11 @@ def spread(values: Sequence[float] | np.ndarray, sign: str) -> str:
     return f"{np.mean(values):{sign}.2f}{deviation}"
 
 
-def run(
-    name: str, seeds: Sequence[int], steps: int | None, only: Sequence[str], out: Path | None
-) -> str:
-    """Trains what ``out`` does not hold yet; the table of all."""
+def run(arguments: argparse.Namespace) -> str:
+    """Trains what ``--out`` does not hold yet; the table of all."""
+    name, only, out = arguments.experiment, arguments.only, arguments.out
     experiment = EXPERIMENTS[name]
-    steps = steps or experiment.training.steps
+    steps = arguments.steps or experiment.training.steps
     condition = {"experiment": name, "steps": steps}
     held: dict[str, Any] = {"condition": condition, "results": {}}
     if out and out.exists():
@@ -392,7 +407,7 @@ def run(
     chosen = [v for v in experiment.variants if not only or v in only]
     if not chosen:
         raise UserError(f"--only: there are {'; '.join(experiment.variants)}")
-    for seed in seeds:
+    for seed in arguments.seeds:
         for variant in chosen:
             if str(seed) in results.setdefault(variant, {}):
                 continue
@@ -403,13 +418,9 @@ def run(
             if out:
                 write_json(out, held)
     found = {v: {s: Result(**r) for s, r in results[v].items()} for v in chosen}
-    return "\n".join(
-        [
-            f"{name}, {steps} steps of {experiment.training.batch_size} clips; {os.cpu_count()} "
-            f"cores, jax {jax.__version__}: {experiment.bound}\n",
-            table(found),
-        ]
-    )
+    clips = experiment.training.batch_size
+    about = f"{name}, {steps} steps of {clips} clips; {machine()}: {experiment.bound}"
+    return f"{about}\n\n{table(found)}"
 
 
 def main() -> None:
@@ -428,15 +439,10 @@ def main() -> None:
     arguments = parser.parse_args()
     devices.keep_freed_memory()
     devices.keep_compiled()
-    print(answer(arguments))
-
-
-def answer(arguments: argparse.Namespace) -> str:
-    """The table that was asked for."""
     if arguments.experiment == "shipped":
-        return shipped(arguments.weights, arguments.data, arguments.frames)
-    chosen = arguments.experiment, arguments.seeds, arguments.steps
-    return run(*chosen, arguments.only, arguments.out)
+        print(shipped(arguments.weights, arguments.data, arguments.frames))
+    else:
+        print(run(arguments))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What each way of fusing a window costs, and what a longer window costs a causal stream.
+"""What each way of fusing a window costs, by pixels and by frames.
 
-    python -m benchmarks.fusion            one block, by pixels and by frames
-    python -m benchmarks.fusion stream     the whole network as a stream, by its window
+    python -m benchmarks.fusion
 
 One fusion block alone, without the network around it: from the features of T frames, h x w x 48, to
 what the middle frame takes from them. The full affinity is there twice: with the HW rows that the
@@ -10,21 +9,12 @@ middle frame needs, which is how the network runs it, and with all THW rows, as 
 FLOPs and peak memory are the compiler's own figures, time is the median after compilation. The full
 affinity runs in chunks, so its peak says little; what it would take in one piece stands under
 "maps": the softmax weights alone, float32, by arithmetic. A slope is the exponent of growth.
-
-``stream``: time for each frame and bytes of state of ``fsta_live``. A past frame is kept as M+1
-vectors an attention block, so both should hardly grow. The windows take turns, frame by frame, so
-that a busy moment of the machine does not count against one of them.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import functools
 import math
-import os
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,14 +23,11 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from benchmarks.options import natural
+from benchmarks.common import machine, natural, side_by_side
 from jaxdeblur.errors import run_command
 from jaxdeblur.models.attention import FactorisedAttention
-from jaxdeblur.models.fsta import Fsta
-from jaxdeblur.models.fsta_config import FSTA_LIVE
 from jaxdeblur.models.fusion import Concat, Conv3d, Fusion, NonLocal, nonlocal_rows
-from jaxdeblur.models.parameters import split
-from jaxdeblur.options import Parser, frame_size
+from jaxdeblur.options import Parser
 
 CHANNELS, M, N = 48, 8, 4
 CHUNK_BYTES = 2**26
@@ -116,13 +103,7 @@ def measure(
     flops = lower(whole).compile().cost_analysis()["flops"]
     seconds = None
     if flops <= MOST_FLOPS:
-        jax.block_until_ready(compiled(parameters, clip))
-        times, begun = [], time.perf_counter()
-        while len(times) < 3 or (len(times) < 15 and time.perf_counter() - begun < 1):
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(parameters, clip))
-            times.append(time.perf_counter() - start)
-        seconds = statistics.median(times)
+        seconds = side_by_side({"block": lambda: compiled(parameters, clip)}, 9)["block"]
     return Cost(amount, flops, peak, 4 * weights, seconds)
 
 
@@ -160,74 +141,17 @@ def report(title: str, unit: str, inputs: list[tuple[int, int, int, int]]) -> No
         print(f"| {name} | " + " | ".join(slope(series, field) for field in fields) + " |")
 
 
-def by_input(arguments: argparse.Namespace) -> None:
-    """One block alone: the tables by pixels and by frames."""
-    print(
-        f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}; "
-        f"C = {CHANNELS}, (M, N) = ({M}, {N})"
-    )
-    sizes = [(math.prod(size), 5, *size) for size in SIZES[: arguments.sizes]]
-    report("By pixels, T = 5", "pixels", sizes)
-    report("By frames, 32x48", "T", [(t, t, 32, 48) for t in WINDOWS[: arguments.windows]])
-
-
-def by_window(arguments: argparse.Namespace) -> None:
-    """The whole network as a stream: milliseconds and state for each window."""
-    width, height = arguments.size
-    frame = jax.random.uniform(jax.random.key(0), (1, height, width, 3))
-    streams, seconds = {}, {window: [] for window in arguments.windows}
-    for window in arguments.windows:
-        config = dataclasses.replace(FSTA_LIVE, window=window)
-        rebuild, parameters = split(Fsta(config, rngs=nnx.Rngs(0)))
-        step = jax.jit(
-            lambda parameters, state, frame, rebuild=rebuild: rebuild(parameters).step(
-                state, frame
-            ),
-            donate_argnums=1,
-        )
-        state = rebuild(parameters).initial_state(1, height, width)
-        state, _ = jax.block_until_ready(step(parameters, state, frame))  # compiles
-        streams[window] = (step, parameters, state)
-    for _ in range(arguments.frames):
-        for window, (step, parameters, state) in streams.items():
-            start = time.perf_counter()
-            state, _ = jax.block_until_ready(step(parameters, state, frame))
-            seconds[window].append(time.perf_counter() - start)
-            streams[window] = (step, parameters, state)
-
-    print(
-        f"fsta_live, {width}x{height}, {jax.devices()[0].device_kind}, "
-        f"{os.cpu_count()} cores, jax {jax.__version__}, median of {arguments.frames} frames\n"
-    )
-    print("| T | ms a frame | against the first | kB of state | more than the first |")
-    print("|---|---|---|---|---|")
-    base_time = base_bytes = None
-    for window, (_, _, state) in streams.items():
-        median = statistics.median(seconds[window])
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        base_time, base_bytes = base_time or median, base_bytes or size
-        print(
-            f"| {window} | {1e3 * median:.1f} | {median / base_time - 1:+.1%} "
-            f"| {size / 1e3:.1f} | {(size - base_bytes) / 1e3:.1f} |"
-        )
-
-
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.set_defaults(measure=by_input)
     parser.add_argument("--sizes", type=natural, default=len(SIZES), help="how many of the sizes")
     parser.add_argument(
         "--windows", type=natural, default=len(WINDOWS), help="how many of the windows"
     )
-    stream = parser.add_subparsers().add_parser("stream", help="the window of a whole network")
-    stream.set_defaults(measure=by_window)
-    stream.add_argument(
-        "--windows", type=natural, nargs="+", default=(5, 16, 64, 256), metavar="T", help="frames"
-    )
-    stream.add_argument("--size", type=frame_size, default="640x360", help="WIDTHxHEIGHT of frames")
-    stream.add_argument("--frames", type=natural, default=20, help="frames timed for each T")
     arguments = parser.parse_args()
-    arguments.measure(arguments)
+    print(f"{machine()}; C = {CHANNELS}, (M, N) = ({M}, {N})")
+    sizes = [(math.prod(size), 5, *size) for size in SIZES[: arguments.sizes]]
+    report("By pixels, T = 5", "pixels", sizes)
+    report("By frames, 32x48", "T", [(t, t, 32, 48) for t in WINDOWS[: arguments.windows]])
 
 
 if __name__ == "__main__":

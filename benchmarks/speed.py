@@ -23,8 +23,6 @@ import argparse
 import collections
 import itertools
 import json
-import os
-import platform
 import queue
 import resource
 import subprocess
@@ -32,21 +30,21 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.options import natural, positive, reason
+from benchmarks.common import machine, natural, positive, reason, side_by_side
 from jaxdeblur import devices, models, presets
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser, frame_size
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.plan import DeblurConfig, plan
 from jaxdeblur.restoration.restore import deblur
-from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.video.picture import Picture, VideoInfo
 from jaxdeblur.video.pixels import PixelLayout
 from jaxdeblur.video.reader import VideoReader
@@ -87,43 +85,27 @@ def main() -> None:
     arguments.measure(arguments)
 
 
-class Candidate(NamedTuple):
-    """A stream that is timed."""
-
-    name: str
-    deblurrer: Deblurrer
-    stream: Stream
-    seconds: list[float]
-
-    def push(self, frame: np.ndarray) -> None:
-        """Restores one frame, and notes the time."""
-        began = time.perf_counter()
-        jax.block_until_ready(self.stream.push((frame,)))
-        self.seconds.append(time.perf_counter() - began)
-
-
 def frames_side_by_side(arguments: argparse.Namespace) -> None:
-    """Times a frame of each candidate in turn."""
+    """Times a frame of each stream in turn."""
     width, height = arguments.size
-
     devices.keep_freed_memory()
-    candidates = []
+    frames = itertools.cycle(
+        np.random.default_rng(0).integers(0, 256, (4, height, width, 3), np.uint8)
+    )
+    cases: dict[str, Callable[[], Any]] = {}
+    lookahead = 0
     for checkpoint, tile in itertools.product(arguments.ckpt, arguments.tile):
         deblurrer = Deblurrer(checkpoint, tile=tile)
         stream = deblurrer.open_stream(height, width)
-        candidates.append(Candidate(f"{checkpoint}, tiles {tile}", deblurrer, stream, []))
+        lookahead = max(lookahead, deblurrer.model.lookahead)
+        cases[f"{checkpoint}, tiles {tile}"] = lambda stream=stream: stream.push((next(frames),))
     print(f"{machine()}; {width}x{height}")
-
-    frames = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), np.uint8)
     # Nothing comes out before the look-ahead is full; the compiler runs at the first frame.
-    untimed = _WARM + max(candidate.deblurrer.model.lookahead for candidate in candidates)
-    for i in range(untimed + arguments.frames):
-        for candidate in candidates:
-            candidate.push(frames[i % len(frames)])
-    medians = [float(np.median(candidate.seconds[untimed:])) for candidate in candidates]
+    medians = side_by_side(cases, arguments.frames, untimed=_WARM + lookahead)
+    first = next(iter(medians.values()))
     print("| | s a frame | ratio |\n|---|---|---|")
-    for candidate, seconds in zip(candidates, medians, strict=True):
-        print(f"| {candidate.name} | {seconds:.3f} | {seconds / medians[0]:.2f} |")
+    for name, seconds in medians.items():
+        print(f"| {name} | {seconds:.3f} | {seconds / first:.2f} |")
 
 
 def a_camera(arguments: argparse.Namespace) -> None:
@@ -134,9 +116,8 @@ def a_camera(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     deblurrer.warm_up(height, width)
     warm_up = time.perf_counter() - began
-    camera = Camera(height, width, arguments.fps, arguments.seconds, arguments.inbox)
-    latencies, sizes = watch(deblurrer, camera, height, width)
-
+    camera = Camera(height, width, arguments)
+    latencies, restored = watch(deblurrer.open_stream(height, width), camera)
     if not latencies:
         raise UserError(
             f"--seconds={arguments.seconds:g}: no frame was restored while the camera ran; the "
@@ -153,7 +134,7 @@ def a_camera(arguments: argparse.Namespace) -> None:
         f"99th percentile {np.percentile(milliseconds, 99):.1f} ms, "
         f"of which look-ahead {1000 * ahead:.1f} ms ({deblurrer.model.lookahead} frames)"
     )
-    print(f"dropped: {camera.dropped} of {camera.taken} frames; restored: {sizes}")
+    print(f"dropped: {camera.dropped} of {camera.taken} frames; restored: {restored}")
 
 
 class Camera:
@@ -164,18 +145,17 @@ class Camera:
       taken, dropped: how many frames.
     """
 
-    def __init__(self, height: int, width: int, fps: float, seconds: float, inbox: int):
-        self.inbox: queue.Queue[tuple[float, np.ndarray] | None] = queue.Queue(inbox)
+    def __init__(self, height: int, width: int, options: argparse.Namespace):
+        self.inbox: queue.Queue[tuple[float, np.ndarray] | None] = queue.Queue(options.inbox)
         self.taken = self.dropped = 0
         self._frames = np.random.default_rng(0).integers(0, 256, (8, height, width, 3), np.uint8)
-        self._fps, self._count = fps, round(seconds * fps)
+        self._fps, self._count = options.fps, round(options.seconds * options.fps)
 
     def run(self) -> None:
         """Takes all frames."""
         began = time.perf_counter()
         for index in range(self._count):
-            due = began + index / self._fps
-            time.sleep(max(0.0, due - time.perf_counter()))
+            time.sleep(max(0.0, began + index / self._fps - time.perf_counter()))
             self.taken += 1
             try:
                 self.inbox.put_nowait((time.perf_counter(), self._frames[index % 8]))
@@ -184,9 +164,8 @@ class Camera:
         self.inbox.put(None)
 
 
-def watch(deblurrer: Deblurrer, camera: Camera, height: int, width: int) -> tuple[list[float], int]:
+def watch(stream: Any, camera: Camera) -> tuple[list[float], int]:
     """Restores what the camera takes; gives the latency of each frame and their number."""
-    stream = deblurrer.open_stream(height, width)
     taken: collections.deque[float] = collections.deque()
     latencies: list[float] = []
     thread = threading.Thread(target=camera.run, daemon=True)
@@ -311,12 +290,6 @@ def _in_a_process(video: Path, arguments: argparse.Namespace) -> dict[str, float
     if process.returncode:
         raise UserError(reason(process.stderr))
     return json.loads(process.stdout.splitlines()[-1])
-
-
-def machine() -> str:
-    """The device, the cores and jax, as figures are to name them."""
-    device = f"{jax.devices()[0].device_kind} x {jax.device_count()}"
-    return f"{device}, {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}"
 
 
 def _on_mac() -> bool:

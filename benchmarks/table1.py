@@ -27,8 +27,8 @@ import itertools
 import json
 import math
 import statistics
-import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,15 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from benchmarks.options import natural, positive, whole
+from benchmarks.common import (
+    machine,
+    natural,
+    positive,
+    random_clips,
+    side_by_side,
+    training,
+    whole,
+)
 from jaxdeblur import devices, models
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.sources import DataConfig
@@ -51,7 +59,7 @@ from jaxdeblur.options import Parser, frame_size
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.training.run import train
 from jaxdeblur.training.run_folder import Run
-from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
+from jaxdeblur.training.step import TrainingConfig
 from jaxdeblur.video.image_file import read_image
 from jaxdeblur.weights.load import load_model
 
@@ -143,7 +151,7 @@ def main() -> None:
             tell(f"{system}, {budget}, seed {seed}: {metrics['gain']:+.2f} dB")
     text = f"{score_table(rows, options)}\n{speed_table(rows, options)}"
     (options.out / "table1.md").write_text(text, encoding="utf-8")
-    write_json(options.out / "table1.json", {"machine": devices.described(), "rows": rows})
+    write_json(options.out / "table1.json", {"machine": machine(), "rows": rows})
     (options.out / "table1.html").write_text(page(rows, text, dataset, options), encoding="utf-8")
     print(text)
 
@@ -195,25 +203,10 @@ def train_and_score(
 
 def seconds_a_step(name: str, config: TrainingConfig) -> float:
     """The median of three training steps as ``train.py`` does them, compiled before."""
-    mesh = devices.make_mesh(config.batch_size)
-    model = models.build(PRESETS[name].network)
-    rebuild, parameters = split(model)
-    state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
-    step = compile_train_step(config, rebuild, mesh)
-    shape = (config.batch_size, config.frames, config.crop, config.crop, 3)
-    longer = (shape[0], shape[1] + sum(model.context), *shape[2:])
-    rng = np.random.default_rng(0)
-    clips = {"blurred": rng.integers(0, 256, longer), "sharp": rng.integers(0, 256, shape)}
-    batch = jax.device_put(
-        {key: value.astype(np.uint8) for key, value in clips.items()}, devices.clips_over(mesh)
-    )
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        state, metrics = step(state, batch)
-        jax.block_until_ready(metrics.loss)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    network = PRESETS[name].network
+    batch = random_clips(config, models.build(network).context)
+    step = partial(training(network, config), batch)
+    return side_by_side({name: step}, 3)[name]
 
 
 def properties(name: str, height: int, width: int) -> dict[str, Any]:
@@ -225,18 +218,19 @@ def properties(name: str, height: int, width: int) -> dict[str, Any]:
     step = jax.jit(lambda p, state, frame: rebuild(p).step(state, frame))
     compiled = step.lower(parameters, state, frame).compile()
     memory: Any = compiled.memory_analysis()
-    times = []
-    for _ in range(model.lookahead + 4):
-        start = time.perf_counter()
+
+    def one() -> Any:
+        nonlocal state
         state, restored = compiled(parameters, state, frame)
-        jax.block_until_ready(restored)
-        times.append(time.perf_counter() - start)
+        return restored
+
+    seconds = side_by_side({name: one}, 3, untimed=model.lookahead + 1)[name]
     parts = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
     return {
         "parameters": count(parameters),
         "gmac": multiply_adds(name, 720, 1280) / 1e9,
         "lookahead": model.lookahead,
-        "ms": 1e3 * statistics.median(times[-3:]),
+        "ms": 1e3 * seconds,
         "mebibytes": (sum(parts) - memory.alias_size_in_bytes) / 2**20,
     }
 
@@ -316,7 +310,7 @@ def speed_table(rows: dict[str, dict[str, Any]], options: Any) -> str:
             f"| {system} (`{row['preset']}`) | {row['parameters']:,} | {row['lookahead']} | "
             f"{row['gmac']:.1f} | {row['ms']:.1f} | {row['mebibytes']:.0f} |"
         )
-    return "\n".join([*lines, "", f"{devices.described()}, JAX {jax.__version__}.", ""])
+    return "\n".join([*lines, "", f"{machine()}.", ""])
 
 
 _SCORES = (("psnr", 2), ("gain", 2), ("ssim", 4), ("temporal_error", 2))
@@ -328,8 +322,8 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def page(rows: dict[str, dict[str, Any]], text: str, dataset: Dataset, options: Any) -> str:
-    """One page: the table, and the middle frame of each video of every system side by side."""
-    parts = []
+    """One page: the tables, and the middle frame of each video of every system side by side."""
+    parts = [f"<pre>{html.escape(text)}</pre>"]
     for i, video in enumerate(dataset.videos):
         at = min(len(video), options.max_frames or len(video)) // 2
         shown = {"blurred": video.blurred(at), "sharp": video.sharp(at)}
@@ -346,31 +340,13 @@ def page(rows: dict[str, dict[str, Any]], text: str, dataset: Dataset, options: 
         parts.append(f"<h2>{html.escape(video.name)}, frame {at}</h2><div>{figures}</div>")
     columns = math.ceil((len(rows) + 2) / 2)  # two lines, both full
     style = (
-        "body{font:15px sans-serif;margin:2em}div{display:grid;gap:1em;overflow-x:auto;"
-        f"grid-template-columns:repeat({columns},minmax(9em,1fr))}}figure{{margin:0}}"
-        "img{width:100%}table{border-collapse:collapse}th,td{padding:.2em .8em;text-align:right}"
-        "th{border-bottom:1px solid}th:first-child,td:first-child{text-align:left}"
+        "body{font:15px sans-serif;margin:2em}figure{margin:0}img{width:100%}"
+        f"div{{display:grid;gap:1em;grid-template-columns:repeat({columns},minmax(9em,1fr))}}"
     )
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Table 1</title>"
-        f"<style>{style}</style><h1>Table 1, on equal terms</h1>"
-        + "".join(_as_html(block) for block in text.split("\n\n") if block.strip())
-        + "".join(parts)
-        + "</html>\n"
+        f"<style>{style}</style><h1>Table 1, on equal terms</h1>{''.join(parts)}</html>\n"
     )
-
-
-def _as_html(block: str) -> str:
-    """A table of Markdown, or a paragraph."""
-    if not block.lstrip().startswith("|"):
-        return f"<p>{html.escape(block.strip())}</p>"
-    head, _, *body = (
-        [html.escape(cell.strip().replace("`", "")) for cell in line.strip(" |").split("|")]
-        for line in block.strip().splitlines()
-    )
-    lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for cells in body]
-    titles = "".join(f"<th>{cell}</th>" for cell in head)
-    return f"<table><tr>{titles}</tr>{''.join(lines)}</table>"
 
 
 def _png(frame: np.ndarray) -> str:

@@ -1,9 +1,8 @@
 """The train step's time: inside ``lax.scan`` against unrolled, and against a torch twin.
 
 Run ``python -m benchmarks.train_step`` on a quiet machine. The twin has the same layers and
-weights, in channels-last order; its output is checked against ours before anything is timed. Where
-JAX runs on a GPU so does the twin. torch comes with the extra ``benchmark``; without it, or without
-its CUDA beside JAX on a GPU, that part is left out and said to be.
+weights, in channels-last order; its output is compared with ours before anything is timed, and it
+runs on a GPU where JAX does. torch comes with the extra ``benchmark``.
 
 ``--memory`` runs steps of a preset as ``train.py`` does and prints the most memory that the process
 ever had; on Linux.
@@ -12,9 +11,7 @@ ever had; on Linux.
 from __future__ import annotations
 
 import dataclasses
-import platform
 import resource
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.options import natural
+from benchmarks.common import has_torch, machine, natural, random_clips, side_by_side, training
 from jaxdeblur import devices, models, presets
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models import layers
@@ -33,7 +30,7 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Parser
 from jaxdeblur.shapes import Parameters
-from jaxdeblur.training.step import compile_train_step, from_bytes, initial_train_state
+from jaxdeblur.training.step import from_bytes
 
 GOAL_SCAN, GOAL_FORWARD, GOAL_TRAINING = 1.5, 0.77, 1.0
 
@@ -47,53 +44,42 @@ def main() -> None:
     parser.add_argument("--crop", type=natural, default=96, help="pixels, even")
     parser.add_argument("--memory", action="store_true", help="only that of the preset's own step")
     arguments = parser.parse_args()
+    preset = presets.find(arguments.model)
+    devices.keep_freed_memory()
     if arguments.memory:
-        memory_of_training(arguments.model, arguments.repeats)
+        memory_of_training(preset, arguments.repeats)
         return
-    network = presets.find(arguments.model).network
-    if not has_twin(network):
+    if not has_twin(preset.network):
         raise UserError(
             f"--model={arguments.model}: an STRCNN of one scale that blends in the middle or not "
             "at all is compared; strcnn, strcnn_dtb and strcnn_dtb_small are such"
         )
     if arguments.crop % 2:
         raise UserError(f"--crop={arguments.crop}: the network halves it; give an even number")
-    devices.keep_freed_memory()
     devices.use_cores(arguments.batch_size)
     shape = (arguments.batch_size, arguments.frames, arguments.crop, arguments.crop, 3)
-    print(
-        f"{arguments.model}, clips {shape}, on {platform.machine()} with "
-        f"{devices.cores()} cores, jax {jax.__version__}, {jax.device_count()} "
-        f"{jax.default_backend()} device(s); medians of {arguments.repeats}"
-    )
-    scan_against_unrolled(network, shape, arguments.repeats)
-    against_torch(arguments.model, network, shape, arguments.repeats)
+    print(f"{arguments.model}, clips {shape}; {machine()}; medians of {arguments.repeats}")
+    scan_against_unrolled(preset.network, shape, arguments.repeats)
+    if has_torch() and jax.device_count() > 1 and jax.default_backend() == "gpu":
+        raise UserError("torch's twin takes one GPU: set CUDA_VISIBLE_DEVICES=0")
+    if has_torch():
+        against_torch(arguments.model, preset.network, shape, arguments.repeats)
+    else:
+        print("  no comparison: torch is not installed (pip install 'jaxdeblur[benchmark]')")
 
 
-def memory_of_training(name: str, steps: int) -> None:
+def memory_of_training(preset: presets.Preset, steps: int) -> None:
     """The most resident memory of a process that trains a preset on random clips."""
-    preset = presets.find(name)
-    config = preset.training
-    devices.keep_freed_memory()
-    devices.use_cores(config.batch_size)
-    mesh = devices.make_mesh(config.batch_size)
-    everywhere, shared = devices.replicated(mesh), devices.clips_over(mesh)
-    model = models.build(preset.network)
-    rebuild, parameters = split(model)
-    before, after = model.context
-    shape = (config.batch_size, before + config.frames + after, config.crop, config.crop, 3)
-    clips = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    sharp = clips[:, before : before + config.frames]
-    batch = jax.device_put({"blurred": clips, "sharp": sharp}, shared)
-    state = jax.device_put(initial_train_state(config, parameters), everywhere)
-    step = compile_train_step(config, rebuild, mesh)
+    devices.use_cores(preset.training.batch_size)
+    step = training(preset.network, preset.training)
+    batch = random_clips(preset.training, models.build(preset.network).context)
     for number in range(1, steps + 1):
         began = time.perf_counter()
-        state, metrics = jax.block_until_ready(step(state, batch))
+        loss = float(step(batch).loss)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
         print(
             f"step {number}: {time.perf_counter() - began:.1f} s, at most {peak / 2**20:.2f} GiB "
-            f"resident, loss {float(metrics.loss):.4f}",
+            f"resident, loss {loss:.4f}",
             flush=True,
         )
 
@@ -129,7 +115,7 @@ def scan_against_unrolled(network: StrcnnConfig, shape: tuple[int, ...], repeats
     best = min(times["ours, unrolled"], times["XLA's, unrolled"])
     for name, seconds in times.items():
         print(f"  gradient {name:19} {1e3 * seconds:9.1f} ms  {seconds / best:6.2f} x unrolled")
-    report("gradient in lax.scan / unrolled", times["ours, in lax.scan"] / best, GOAL_SCAN)
+    verdict("gradient in lax.scan / unrolled", times["ours, in lax.scan"] / best, GOAL_SCAN)
 
 
 def has_twin(network: Any) -> bool:
@@ -140,30 +126,25 @@ def has_twin(network: Any) -> bool:
 
 def against_torch(
     name: str, network: StrcnnConfig, shape: tuple[int, ...], repeats: int
-) -> dict[str, float] | None:
+) -> dict[str, float]:
     """Milliseconds of the forward pass and of a whole training step, ours and torch's.
 
-    None, and a line that says why, where they cannot be compared.
+    Args:
+      name: the preset whose recipe trains.
+      network: its network, possibly in bfloat16.
+      shape: ``B T H W 3`` of the clips.
+      repeats: timings of each.
+
+    Raises:
+      UserError: the outputs differ, so that times would mean nothing.
     """
-    try:
-        import torch
-    except ImportError:
-        print("  torch is not installed (pip install 'jaxdeblur[benchmark]'): no comparison")
-        return None
+    import torch
+
     on_gpu = jax.default_backend() == "gpu"
-    if on_gpu and not torch.cuda.is_available():
-        print("  JAX runs on a GPU, and torch is installed without its CUDA: no comparison")
-        return None
-    if on_gpu and jax.device_count() > 1:
-        print("  JAX shares the step out over several GPUs; CUDA_VISIBLE_DEVICES=0: no comparison")
-        return None
     device = torch.device("cuda" if on_gpu else "cpu")
     if on_gpu:  # as XLA multiplies float32 there by default, and so that both do the same work
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-
-    def to_torch(pixels: np.ndarray) -> Any:
-        return torch.from_numpy(pixels.astype(np.float32) / 255).to(device)
 
     def done() -> None:
         if on_gpu:
@@ -171,24 +152,32 @@ def against_torch(
 
     half = network.dtype == "bfloat16"
     in_dtype = partial(torch.autocast, device.type, torch.bfloat16, enabled=half)
-    rng = np.random.default_rng(0)
-    sharp = rng.integers(0, 256, shape, dtype=np.uint8)
-    batch = {"blurred": sharp[::-1].copy(), "sharp": sharp}
+    batch_size, frames, crop, *_ = shape
     config = dataclasses.replace(
-        presets.find(name).training, optimizer="adam", loss="mse", batch_size=shape[0], average=0.0
+        presets.find(name).training,
+        optimizer="adam",
+        loss="mse",
+        batch_size=batch_size,
+        frames=frames,
+        crop=crop,
+        average=0.0,
+    )
+    batch = random_clips(config, (0, 0))
+    theirs_in, target = (
+        torch.from_numpy(batch[part].astype(np.float32) / 255).to(device)
+        for part in ("blurred", "sharp")
     )
     rebuild, parameters = split(models.build(network))
-    mesh = devices.make_mesh(shape[0])
-    everywhere, shared = devices.replicated(mesh), devices.clips_over(mesh)
+    mesh = devices.make_mesh(batch_size)
     twin = TorchTwin(network, parameters).to(device)
+    everywhere, shared = devices.replicated(mesh), devices.clips_over(mesh)
     ours = jax.jit(
-        lambda p, x: rebuild(p).restore_clip(from_bytes(x)),
-        in_shardings=(everywhere, shared),
+        lambda p, x: rebuild(p).restore_clip(from_bytes(x)), in_shardings=(everywhere, shared)
     )
-    blurred = jax.device_put(batch["blurred"], shared)
-    # A copy: the training step takes the memory of the parameters it is given.
-    replicas = jax.device_put({k: np.array(a) for k, a in parameters.items()}, everywhere)
-    theirs_in = to_torch(batch["blurred"])
+    blurred, replicas = (
+        jax.device_put(batch["blurred"], shared),
+        jax.device_put(parameters, everywhere),
+    )
     with torch.no_grad(), in_dtype():
         theirs = twin(theirs_in).float().cpu().numpy()
     difference = np.abs(np.asarray(ours(replicas, blurred)) - theirs).max()
@@ -196,17 +185,6 @@ def against_torch(
     # TF32 keeps 10 bits, bfloat16 8, and a clip's error grows from frame to frame.
     if difference > (1e-1 if half else 2e-2 if on_gpu else 1e-3):
         raise UserError("the twin is not a twin; its time would mean nothing")
-
-    step = compile_train_step(config, rebuild, mesh)
-    state = jax.device_put(initial_train_state(config, parameters), everywhere)
-    on_device = jax.device_put(batch, shared)
-    holder = [state]
-
-    def train_ours() -> Any:
-        holder[0], metrics = step(holder[0], on_device)
-        return metrics
-
-    target = to_torch(batch["sharp"])
     optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4, weight_decay=0.0)
 
     def train_torch() -> None:
@@ -224,22 +202,19 @@ def against_torch(
             twin(theirs_in)
         done()
 
-    times = side_by_side(
-        {
-            "forward": lambda: ours(replicas, blurred),
-            "forward, torch": forward_torch,
-            "training step": train_ours,
-            "training step, torch": train_torch,
-        },
-        repeats,
-    )
+    cases = {
+        "forward": lambda: ours(replicas, blurred),
+        "forward, torch": forward_torch,
+        "training step": partial(training(network, config), jax.device_put(batch, shared)),
+        "training step, torch": train_torch,
+    }
+    times = side_by_side(cases, repeats)
     where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads"
     print(f"  torch {torch.__version__}, {where}, channels last")
     for case, seconds in times.items():
         print(f"  {case:21} {1e3 * seconds:9.1f} ms")
-    report("forward / torch", times["forward"] / times["forward, torch"], GOAL_FORWARD)
-    ratio = times["training step"] / times["training step, torch"]
-    report("training step / torch", ratio, GOAL_TRAINING)
+    for case, goal in (("forward", GOAL_FORWARD), ("training step", GOAL_TRAINING)):
+        verdict(f"{case} / torch", times[case] / times[f"{case}, torch"], goal)
     return {case: 1e3 * seconds for case, seconds in times.items()}
 
 
@@ -325,22 +300,8 @@ def TorchTwin(network: StrcnnConfig, parameters: Parameters) -> Any:
     return Twin()
 
 
-def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each case, taken in turns, so that a slow minute is slow for all."""
-    for run in cases.values():
-        jax.block_until_ready(run())
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(repeats):
-        for name, run in cases.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def report(what: str, ratio: float, goal: float) -> None:
-    verdict = "met" if ratio <= goal else "missed"
-    print(f"  {what}: {ratio:.2f} (goal <= {goal}: {verdict})")
+def verdict(what: str, ratio: float, goal: float) -> None:
+    print(f"  {what}: {ratio:.2f} (goal <= {goal}: {'met' if ratio <= goal else 'missed'})")
 
 
 if __name__ == "__main__":

@@ -295,7 +295,14 @@ class Block:
         )(*(stream.at[self.frame] for stream in streams))
 
     def send(self, value: Array, buffer: Ref, stream: Ref, tile: Array) -> None:
-        """Copies a tile through shared memory to an array of pixels, without waiting."""
+        """Copies a tile through shared memory to an array of pixels, without waiting.
+
+        Args:
+          value: the tile.
+          buffer: shared memory of its size.
+          stream: the array [frames, pixels, channels].
+          tile: its number.
+        """
         gpu.wait_smem_to_gmem(0, wait_read_only=True)  # for the tile before
         buffer[...] = value.astype(buffer.dtype)
         gpu.commit_smem()

@@ -34,7 +34,7 @@ from kernels.tiles import PIXELS, up
 
 
 def limit(x: Array, weights: Array, bias: Array, g: Array) -> str | None:
-    """Says why the kernels cannot take these shapes; None if they can."""
+    """Says why the kernels cannot take these operands of `run`; None if they can."""
     if x.dtype != g.dtype:
         return f"the kernels take x and g of one dtype; these are {x.dtype} and {g.dtype}"
     return tiles.limit(bias.size, max(x.shape[-1], g.shape[-1]), g.dtype)
@@ -44,7 +44,16 @@ def limit(x: Array, weights: Array, bias: Array, g: Array) -> str | None:
 def run(
     sharding: Sharding | None, interpret: bool, x: Array, weights: Array, bias: Array, g: Array
 ) -> Array:
-    """Expands g [B, K, C] by the softmax of x weights + bias, as `softmax_expand` does."""
+    """Expands g by the softmax of x weights + bias, as `softmax_expand` does.
+
+    Args:
+      sharding: how the operands lie over a mesh; None for one device.
+      interpret: runs the kernels on a CPU.
+      x: [B, P, D].
+      weights: [D, K], rounded to the dtype of `x`.
+      bias: [K].
+      g: [B, K, C], of the dtype of `x`.
+    """
     here = partial(forward, interpret=interpret)
     return sharded(here, sharding, "bpd,dk,k,bkc->bpc")(x, weights, bias, g)
 
@@ -77,7 +86,7 @@ run.defvjp(_run_forward, _run_backward)
 
 
 def forward(x: Array, weights: Array, bias: Array, g: Array, interpret: bool) -> Array:
-    """Expands g [B, K, C] to the pixels x [B, P, D]."""
+    """Expands g to the pixels of x on one device; the arguments are those of `run`."""
     (pixels, depth), channels = x.shape[1:], g.shape[-1]
     plan = _plan(x, g, depth + channels, 4, tiles.STAGES[g.dtype.name], interpret)
 
@@ -116,7 +125,10 @@ def forward(x: Array, weights: Array, bias: Array, g: Array, interpret: bool) ->
 def backward(
     x: Array, weights: Array, bias: Array, g: Array, dy: Array, interpret: bool
 ) -> tuple[Array, Array, Array, Array]:
-    """Derivatives with respect to x and, in float32, weights, bias and g, for the one of y."""
+    """Derivatives with respect to x and, in float32, weights, bias and g.
+
+    The arguments are those of `run`, and dy [B, P, C], the derivative with respect to its result.
+    """
     (pixels, depth), (combinations, channels) = x.shape[1:], g.shape[-2:]
     plan = _plan(x, g, 2 * depth + channels, 12, tiles.HEAVIEST_STAGES, interpret)
 

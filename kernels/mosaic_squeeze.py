@@ -56,7 +56,14 @@ def limit(x: Array, weights: Array) -> str | None:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def run(sharding: Sharding | None, interpret: bool, x: Array, weights: Array) -> Array:
-    """Squeezes x [B, T, P, C] by the softmax of x weights, [C, M], as `softmax_squeeze` does."""
+    """Squeezes x by the softmax of x weights, as `softmax_squeeze` does.
+
+    Args:
+      sharding: how the operands lie over a mesh; None for one device.
+      interpret: runs the kernels on a CPU.
+      x: [B, T, P, C].
+      weights: [C, M].
+    """
     return _run_forward(sharding, interpret, x, weights)[0]
 
 
@@ -163,7 +170,15 @@ def forward(x: Array, weights: Array, interpret: bool) -> Partial:
 def backward(
     x: Array, weights: Array, saved: Saved, dg: Array, interpret: bool
 ) -> tuple[Array, Array]:
-    """Derivatives with respect to x and, in float32, the weights, for the derivative dg of G."""
+    """Derivatives with respect to x and, in float32, the weights.
+
+    Args:
+      x: [B, T, P, C].
+      weights: [C, M].
+      saved: by the forward pass.
+      dg: [B, T, M, C], the derivative with respect to its result.
+      interpret: runs the kernels on a CPU.
+    """
     channels, maps = weights.shape
     plan = _plan(x, maps, moved=2 * channels, small=8, interpret=interpret)
 

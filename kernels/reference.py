@@ -88,6 +88,9 @@ def softmax_expand(
     bias: Float[Array, " K"],
     g: Float[Array, "B K C"],
 ) -> Float[Array, "B P C"]:
-    """y[p, c] = sum_k softmax_k(x weights + bias)[p, k] g[k, c] (attention, eq. 5-6)."""
+    """y[p, c] = sum_k softmax_k(x weights + bias)[p, k] g[k, c] (attention, eq. 5-6).
+
+    The arguments are those of `kernels.softmax_expand`.
+    """
     maps = jax.nn.softmax(project(x, weights) + bias.astype(jnp.float32), axis=-1)
     return einsum("bpk,bkc->bpc", maps, g).astype(g.dtype)

@@ -53,9 +53,7 @@ SMALL = {
     "deblur.py": "--ckpt=tiny.safetensors",
     "benchmarks.speed film": "--size=64x48 --frames 3 4",
     "benchmarks.speed live": "--size=64x48 --seconds=2 --fps=5",
-    "benchmarks.export": "--ckpt=tiny.safetensors --size=32x24 --steps=1",
     "benchmarks.fusion": "--sizes=1 --windows=1",
-    "benchmarks.fusion stream": "--size=64x48 --windows 5 8 --frames=2",
 }
 """What makes a command small, by its program; ``benchmarks`` that are not named are parsed only."""
 
@@ -165,7 +163,7 @@ def missing(page: Path) -> Iterator[str]:
     for name in re.findall(r"`((?:[\w]+/)+\w+\.py|(?:\w+/)+)`", prose):
         if name.split("/")[0] in FOLDERS and not any((place / name).exists() for place in places):
             yield f"{page.relative_to(ROOT)}: no {name}"
-    for name in re.findall(r"python -m ((?:jaxdeblur|benchmarks)[\w.]*)", text):
+    for name in re.findall(r"python -m ((?:jaxdeblur|benchmarks|tests)[\w.]*)", text):
         path = ROOT / name.replace(".", "/")
         if not path.with_suffix(".py").exists() and not path.is_dir():
             yield f"{page.relative_to(ROOT)}: no module {name}"

@@ -59,7 +59,11 @@ def prepare(folder: Path, weights: str | None = None) -> None:
 
 
 def export(weights: str, model: Path) -> None:
-    """Writes the network and, beside it, what the page has to know of it."""
+    """Writes the network and, beside it, what the page has to know of it.
+
+    Raises:
+      UserError: the network cannot be exported.
+    """
     about = model.with_suffix(".json")
     if about.is_file():
         return
@@ -74,7 +78,11 @@ def export(weights: str, model: Path) -> None:
 
 
 def fetch_runtime(target: Path) -> None:
-    """The parts of ONNX Runtime Web that the page loads."""
+    """The parts of ONNX Runtime Web that the page loads.
+
+    Raises:
+      UserError: npm is not installed or fails.
+    """
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(f"npm is not installed; it fetches {RUNTIME}")
@@ -114,7 +122,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
-    """Serves a folder on this machine alone; port 0 takes any that is free."""
+    """Serves a folder on this machine alone; port 0 takes any that is free.
+
+    Raises:
+      UserError: the port is taken.
+    """
     handler = functools.partial(Handler, directory=str(folder))
     try:
         return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)

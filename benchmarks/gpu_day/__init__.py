@@ -32,9 +32,9 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch takes i
 
 import jax
 
+from benchmarks.common import positive
 from benchmarks.gpu_day import kernels, memory, speed, training
 from benchmarks.gpu_day.report import Report
-from benchmarks.options import positive
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import Parser, add_fields, frame_size

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 import kernels
+from benchmarks.common import has_torch
 from benchmarks.gpu_day.report import Report, attempt
 from jaxdeblur import models, presets
 from jaxdeblur.models.parameters import split
@@ -333,15 +334,6 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     )
     for row in report.each(todo):
         print(show(row) if "found" in row else row, flush=True)
-
-
-def has_torch() -> bool:
-    """Whether torch is there, with its CUDA where JAX runs on a GPU."""
-    try:
-        import torch
-    except ImportError:
-        return False
-    return jax.default_backend() != "gpu" or torch.cuda.is_available()
 
 
 def network_share(preset: str, width: int, height: int) -> dict[str, float]:

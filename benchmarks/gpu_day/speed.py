@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from benchmarks import train_step
-from benchmarks.gpu_day.kernels import has_torch, network_share
+from benchmarks.common import has_torch
+from benchmarks.gpu_day.kernels import network_share
 from benchmarks.gpu_day.report import Report
 from jaxdeblur import models, presets
 from jaxdeblur.models.fsta_config import FstaConfig

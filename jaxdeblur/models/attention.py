@@ -258,7 +258,14 @@ class ConcatAttention(FactorisedAttention):
     """Neighbours side by side and the attention, added: what both take from the window.
 
     Ours: ``Concat`` sees each neighbour's pixels within its 3x3 convolution, the attention what the
-    whole frames tell. It takes ``window``, T, besides the arguments of both.
+    whole frames tell.
+
+    Args:
+      channels: C.
+      window: T.
+      dtype: of the computation.
+      rngs: what the kernels are drawn from.
+      attention: the other arguments of ``FactorisedAttention``.
     """
 
     def __init__(

@@ -21,6 +21,14 @@ class TemporalBlending(nnx.Module):
     Eq. 3 as printed is circular (B acts on the blended features that it helps to make); we read
     h_n there, as every re-implementation does. A and B are one 5x5 convolution of both maps laid
     side by side, without bias, so that w = beta exactly where the two responses cancel.
+
+    Args:
+      width: channels of the features.
+      kernel: size of A and B.
+      beta: where beta starts, above 0 and below 1.
+      distance: B starts as -A.
+      dtype: of the computation.
+      rngs: what the kernels are drawn from.
     """
 
     def __init__(

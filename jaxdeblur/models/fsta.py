@@ -42,6 +42,13 @@ class DenseBlock(nnx.Module):
 
     "Densely connected modules" (section 3); the 1x1 and the addition are those of residual dense
     networks (Zhang et al., CVPR 2018), so that blocks can be stacked.
+
+    Args:
+      width: channels of the features.
+      growth: channels that each convolution adds.
+      layers: how many convolutions.
+      dtype: of the computation.
+      rngs: what the kernels are drawn from.
     """
 
     def __init__(
@@ -71,6 +78,14 @@ class FusionBlock(nnx.Module):
 
     The paper ends at y^R; the merging is ours and the same for every way of fusing. As a product it
     is x + x scale(y) + merge(y).
+
+    Args:
+      fusion: makes y^R.
+      width: channels of the features.
+      gated: y is weighted by pixel and channel first.
+      product: merges as a product.
+      dtype: of the computation.
+      rngs: what the kernels are drawn from.
     """
 
     def __init__(
@@ -116,7 +131,7 @@ class StreamState(NamedTuple):
     """What a stream keeps. Slot ``i % slots`` of a ring holds frame i."""
 
     seen: Int[Array, ""]
-    """How many frames came in; after years of them, a number that stands for as many."""
+    """Frames seen, wrapped before overflow."""
     memory: tuple[Memory, ...]
     """For each fusion block, a ring of what the last T frames are remembered by."""
     waiting: tuple[Float[Array, "B L H W 3"], Pyramid] | None
@@ -196,7 +211,7 @@ class Fsta(VideoRestorer):
             if level:
                 x = self.down[level - 1](space_to_depth(activation(LEAK)(x), 2))
             for block in blocks:
-                x = self.in_backward_again(block)(x)
+                x = self.rematerialised(block)(x)
             features.append(x)
         return tuple(features)
 
@@ -223,7 +238,7 @@ class Fsta(VideoRestorer):
             if level < len(fused) - 1:
                 x = fused[level] + depth_to_space(self.up[level](x), 2)
             for block in self.decoder[level]:
-                x = self.in_backward_again(block)(x)
+                x = self.rematerialised(block)(x)
         residual = depth_to_space(self.head(activation(LEAK)(x)), 2)
         return frames.astype(jnp.float32) + residual.astype(jnp.float32)
 
@@ -322,7 +337,14 @@ class Fsta(VideoRestorer):
     def gather_partial(
         self, state: StreamState, frame: Frame, inside: Bool[Array, "H W"], gathered: tuple[()]
     ) -> tuple[PartialMemory, ...]:
-        """What the pixels ``inside``, whole blocks of ``multiple``, add to the frame's memory."""
+        """What some pixels add to the memory of a frame.
+
+        Args:
+          state: of the stream.
+          frame: ``B H W 3``.
+          inside: which pixels, whole blocks of ``multiple``.
+          gathered: what earlier rounds gathered: nothing, as there is one round.
+        """
         features = self.encode(frame[:, None])
         return tuple(
             block.fusion.remember_part(
@@ -345,7 +367,14 @@ class Fsta(VideoRestorer):
         frame: Frame,
         repeated: Bool[Array, ""],
     ) -> tuple[StreamState, Frame]:
-        """``_step`` on a tile, with the memory of the frame gathered over all its tiles."""
+        """``_step`` on a tile.
+
+        Args:
+          gathered: of each round, the memory of the frame over all its tiles.
+          state: of the stream.
+          frame: the tile, ``B h w 3``.
+          repeated: the frame stands for what lies beyond the end of the video.
+        """
         if not gathered:
             return self._step(state, frame, repeated)
         features = self.encode(frame[:, None])
@@ -360,7 +389,11 @@ class Fsta(VideoRestorer):
 
     @property
     def receptive_radius(self) -> int:
-        """How many pixels to each side a step reads, apart from what is gathered (``Gathers``)."""
+        """How many pixels to each side a step reads, apart from what is gathered (``Gathers``).
+
+        Raises:
+          UserError: the fusion is nonlocal, which needs whole frames.
+        """
         if self.config.fusion == "nonlocal" and self.fusion:
             raise UserError("fusion='nonlocal' needs whole frames and can't run in tiles")
         radius = 2 * (self.stem.radius + self.head.radius)
@@ -375,10 +408,10 @@ class Fsta(VideoRestorer):
     # --- Several devices ---
 
     def spread_over(self, mesh: Mesh) -> None:
-        """Tells the kernels that clips lie over ``mesh`` as ``devices.clips_over`` spreads them.
+        """Called when clips are sharded over ``mesh`` (``devices.clips_over``).
 
-        The compiler divides everything else by itself; a kernel that is told nothing would have
-        all of the batch brought to every device. Call it where the train step rebuilds the model.
+        The compiler divides everything else by itself; a kernel that is not told would have the
+        whole batch brought to every device. Call it where the train step rebuilds the model.
         """
         sharding = kernels.Sharding(mesh, batch="data")
         for block in self.fusion:

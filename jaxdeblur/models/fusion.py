@@ -56,7 +56,14 @@ class Fusion(nnx.Module):
 
 
 class Concat(Fusion):
-    """The usual way: the window's features laid side by side, and a 3x3 convolution."""
+    """The usual way: the window's features laid side by side, and a 3x3 convolution.
+
+    Args:
+      channels: C.
+      window: T.
+      dtype: of the computation.
+      rngs: what the kernels are drawn from.
+    """
 
     def __init__(
         self, channels: int, window: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
@@ -77,6 +84,12 @@ class Conv3d(Fusion):
     """3x3x3 convolutions, without padding in time, until one frame is left of the window.
 
     A 3-D convolution is a 2-D one over the channels of three successive frames, and runs as that.
+
+    Args:
+      channels: C.
+      window: T.
+      dtype: of the computation.
+      rngs: what the kernels are drawn from.
     """
 
     def __init__(
@@ -120,7 +133,9 @@ class NonLocal(Fusion):
 
     Args:
       channels: C; keys and values have half as many, as in the original.
-      limit_bytes: what the window's keys and values and the chunk in work may take together.
+      limit_bytes: what the window's keys and values and the current chunk may take together.
+      dtype: of the computation.
+      rngs: what the kernels are drawn from.
     """
 
     LEAST_ROWS = 16
@@ -170,7 +185,16 @@ class NonLocal(Fusion):
         return rearrange(fused, "T B h w C -> B T h w C")
 
     def rows_at_once(self, batch: int, window: int, height: int, width: int) -> int:
-        """How many rows of the affinity fit into ``limit_bytes``; :class:`UserError` if too few."""
+        """How many rows of the affinity fit into ``limit_bytes``.
+
+        Args:
+          batch: B.
+          window: T.
+          height, width: of the features.
+
+        Raises:
+          UserError: fewer than ``LEAST_ROWS`` fit.
+        """
         columns = batch * window * height * width
         kept = columns * 2 * self.inner * self.query.dtype.itemsize
         row = columns * 2 * 4  # logits and weights, float32
@@ -194,7 +218,13 @@ def nonlocal_rows(
     """softmax(queries keys^T / sqrt(c)) values, ``rows`` rows of the affinity at a time.
 
     With the queries of all frames of a window this is the full THW x THW block. The gradient
-    computes each chunk again, so it keeps to the same memory.
+    recomputes each chunk, so it needs no more memory.
+
+    Args:
+      queries: ``B Q c``.
+      keys: ``B S c`` of all pixels of the window.
+      values: ``B S d`` of the same.
+      rows: how many at a time.
     """
     _, count, channels = queries.shape
     chunks = -(-count // rows)

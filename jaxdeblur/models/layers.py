@@ -38,9 +38,13 @@ def conv2d(
 ) -> Output:
     """Convolution with zero padding; height and width are divided by ``stride``, rounded up.
 
-    ``before`` zeros are read above and left of the first pixel. By default half a kernel, so that
-    an odd kernel is centred for every stride and size; "SAME" would shift by a pixel between odd
-    and even sizes when the stride is 2.
+    Args:
+      x: ``B H W C_in``.
+      kernel: ``kh kw C_in C_out``.
+      stride: pixels between the places where the kernel is applied.
+      before: zeros read above and left of the first pixel. By default half a kernel, so that an odd
+        kernel is centred for every stride and size; "SAME" would shift by a pixel between odd and
+        even sizes when the stride is 2.
     """
     return _conv2d(x, kernel, stride, before or (kernel.shape[0] // 2, kernel.shape[1] // 2))
 
@@ -165,7 +169,7 @@ _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Normal numbers of any shape, drawn in a row: the same, and compiled several times faster."""
+    """Standard normal samples of any shape, drawn flat, which compiles several times faster."""
     return jax.random.normal(key, (math.prod(shape),)).reshape(shape)
 
 
@@ -260,7 +264,12 @@ def activation(leak: float) -> Callable[[jax.Array], jax.Array]:
 class ResidualBlock(nnx.Module):
     """x + conv(activation(conv(x))), without normalisation.
 
-    ``options`` are those of both convolutions.
+    Args:
+      width: channels of x and in between.
+      kernel: size of both kernels.
+      leak: slope of the activation below 0.
+      gains: of the two convolutions.
+      options: of both (``Conv``).
     """
 
     def __init__(

@@ -59,7 +59,7 @@ def build(config: Any, seed: int = 0) -> VideoRestorer:
     """The model of a config, with parameters drawn from ``seed``; at several scales if it says so.
 
     Raises:
-      UserError: a number in the config is beyond all sense.
+      UserError: a number in the config is unreasonably large.
       KeyError: no model is registered for the config's class.
     """
     _refuse_absurd(config)
@@ -83,7 +83,11 @@ def _refuse_absurd(config: Any) -> None:
 
 
 def construct(config: Any, rngs: nnx.Rngs) -> VideoRestorer:
-    """The model of a config at one scale."""
+    """The model of a config at one scale.
+
+    Raises:
+      UserError: the config's dtype is none of ``DTYPES``.
+    """
     if getattr(config, "dtype", DTYPES[0]) not in DTYPES:
         raise UserError(f"--dtype={config.dtype}: it is one of {', '.join(DTYPES)}")
     return _MODELS[type(config)](config, rngs=rngs)

@@ -151,7 +151,7 @@ class VideoRestorer(nnx.Module):
         raise NotImplementedError
 
     def spread_over(self, mesh: Mesh) -> None:
-        """Told that clips lie over ``mesh`` as ``devices.clips_over`` spreads them.
+        """Called when clips are sharded over ``mesh`` (``devices.clips_over``).
 
         The compiler divides all work by itself but that of hand-written kernels, so a model that
         has any passes it on.
@@ -164,7 +164,7 @@ class VideoRestorer(nnx.Module):
         """
         self.recomputes = True
 
-    def in_backward_again(self, part: Callable[P, R]) -> Callable[P, R]:
+    def rematerialised(self, part: Callable[P, R]) -> Callable[P, R]:
         """``part`` of the network, which the backward pass runs again after ``save_memory``."""
         return jax.checkpoint(part) if self.recomputes else part
 

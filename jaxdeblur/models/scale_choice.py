@@ -74,10 +74,10 @@ class StreamState(NamedTuple):
 
 
 class WholeFrame(nnx.Module):
-    """Adds to every cell what the mean over all cells of its frame tells.
+    """Adds a summary of the whole frame, the mean over its cells, to every cell.
 
-    How long the shutter was open is the same in all of a frame. In one cell a sharp frame of
-    something fast is hardly to be told from a blurred one; many cells together tell
+    The shutter was open equally long everywhere in a frame. In one cell, a sharp frame of
+    something fast is hard to distinguish from a blurred one; many cells together tell
     (docs/lab/recipe.md has the experiment). As the squeeze of Hu et al., "Squeeze-and-Excitation
     Networks", CVPR 2018; here what comes of it is added.
     """
@@ -88,7 +88,7 @@ class WholeFrame(nnx.Module):
         self.expand = Conv(width, width, kernel=1, gain=0.2, rngs=rngs)
 
     def __call__(self, cells: CellMaps) -> CellMaps:
-        """The cells with what their frame says."""
+        """Adds a frame-wide summary to every cell."""
         active = activation(LEAK)
         mean = active(self.squeeze(active(cells))).mean(axis=(-3, -2), keepdims=True)
         return cells + self.expand(active(self.mix(mean)))
@@ -97,12 +97,11 @@ class WholeFrame(nnx.Module):
 class Gates(nnx.Module):
     """How much to take of each level, in cells of twice the coarsest scale (16 pixels of 8 4 2 1).
 
-    Which size fits is a question of how far things moved, which does not change from pixel to pixel
-    and is not to be seen in one: if both know the answer, choosing for cells of 64 pixels loses a
-    tenth of a dB against cells of 16 (docs/lab/recipe.md), and on so few cells a small network sees
-    a hundred pixels around, and a mean over the whole frame costs next to nothing. It goes by
-    energies, whose ratios between the levels tell the size of the blur whatever the contrast: hence
-    the logarithm.
+    Which size fits depends on how far things moved, which hardly changes from pixel to pixel and
+    cannot be seen in one. Cells of 64 pixels would lose a tenth of a dB against cells of 16
+    (docs/lab/recipe.md). On so few cells a small network sees a hundred pixels around, and a mean
+    over the whole frame costs next to nothing. The evidence is the logarithm of energies, as their
+    ratios between the levels tell the size of the blur whatever the contrast.
     """
 
     def __init__(self, scales: tuple[int, ...], known: int, *, rngs: nnx.Rngs) -> None:
@@ -278,7 +277,14 @@ class ScaleChoice(VideoRestorer):
     def step_levels(
         self, step_level: StepOfLevel, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
-        """All levels on the same frame, each by ``step_level``, then the choice between them."""
+        """All levels on the same frame, then the choice between them.
+
+        Args:
+          step_level: steps each of them.
+          state: of the stream.
+          frame: ``B H W 3``.
+          repeated: the frame stands for what lies beyond the end of the video.
+        """
         waiting = jnp.concatenate([state.waiting[:, 1:], frame[:, None]], axis=1)
         states, restored = [], []
         for scale, before in zip(self.scales, state.levels, strict=True):
@@ -303,7 +309,7 @@ def _step_whole(
 
 
 def scales_of(config: Any) -> tuple[int, ...]:
-    """The scales of a network's config; one where it has no such field, as most have not."""
+    """The scales of a network's config; (1,) if it has no such field, like most."""
     return getattr(config, "scales", (1,))
 
 

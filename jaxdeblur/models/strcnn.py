@@ -7,6 +7,7 @@ figure 4. What the paper leaves open, and how it is settled here, stands in docs
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -128,12 +129,11 @@ class Strcnn(VideoRestorer):
         self.feature_channels = half if config.feedback == "final" else width
         self.carried = half if config.recurrent else 0  # channels of F_{n-1}
         self.dtype = dtype = jnp.dtype(config.dtype)
-        residual_blocks = lambda: nnx.List(  # noqa: E731
-            [
-                ResidualBlock(width, leak=config.leak, dtype=dtype, rngs=rngs)
-                for _ in range(config.blocks)
-            ]
-        )
+
+        def residual_blocks() -> nnx.List:
+            block = functools.partial(ResidualBlock, width, leak=config.leak, dtype=dtype)
+            return nnx.List([block(rngs=rngs) for _ in range(config.blocks)])
+
         self.channels = CHANNELS if config.over_paths else 3
         self.stem = Conv(self.channels * (2 * config.m + 1), width, 5, dtype=dtype, rngs=rngs)
         self.down = Conv(width, width - self.carried, 3, stride=2, dtype=dtype, rngs=rngs)
@@ -168,12 +168,12 @@ class Strcnn(VideoRestorer):
     def _restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
         m = self.config.m
         features, _ = self._recur_inside(clip)
-        return self.in_backward_again(self._to_image)(features, clip[:, m : clip.shape[1] - m])
+        return self.rematerialised(self._to_image)(features, clip[:, m : clip.shape[1] - m])
 
     def restore_with_features(self, clip: Clip) -> tuple[Clip, LastOfClip]:
         """With the decoder's features, from which the image is made."""
         features, _ = self._recur_inside(self._with_ends(clip))
-        return self.in_backward_again(self._to_image)(features, clip), features
+        return self.rematerialised(self._to_image)(features, clip), features
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """The blending weights w_n of every frame, the mean over the channels, at half size."""
@@ -194,10 +194,8 @@ class Strcnn(VideoRestorer):
         m = self.config.m
         time = length - 2 * m
         windows = jnp.stack([clip[:, i : i + time] for i in range(2 * m + 1)], axis=-2)
-        stem = self.in_backward_again(self._stem)(
-            rearrange(windows, "b t h w n c -> b t h w (n c)")
-        )
-        recur = self.in_backward_again(self._recur)
+        stem = self.rematerialised(self._stem)(rearrange(windows, "b t h w n c -> b t h w (n c)"))
+        recur = self.rematerialised(self._recur)
         if not self.config.recurrent:  # all frames at once
             start = self._recurrence(batch * time, height, width)
             _, made = recur(start, rearrange(stem, "b t ... -> (b t) ..."))
@@ -255,28 +253,15 @@ class Strcnn(VideoRestorer):
         self, past: Recurrence, stem: HalfFeatures
     ) -> tuple[Recurrence, tuple[LastFeatures, Features]]:
         """One step of the recurrence: from (F_{n-1}, h~_{n-1}) and this frame to (F_n, h~_n)."""
-        half = self.config.blocks // 2
+        blocks = self.config.blocks
+        blend_at = {"encoder": blocks // 2, "middle": blocks, "decoder": blocks + blocks // 2}
         blended, weights = past.blended, jnp.ones_like(past.blended)
-
-        def blend(h: Features, here: str) -> Features:
-            nonlocal blended, weights
-            if self.blending is None or self.config.blending != here:
-                return h
-            copy = past.first & (self.config.first_step == "copy")
-            blended, weights = self.blending(past.blended, h, copy)
-            return blended
-
         h = jnp.concatenate([stem, past.features], axis=-1)
-        for block in self.encoder[:half]:
-            h = block(h)
-        h = blend(h, "encoder")
-        for block in self.encoder[half:]:
-            h = block(h)
-        h = blend(h, "middle")
-        for block in self.decoder[:half]:
-            h = block(h)
-        h = blend(h, "decoder")
-        for block in self.decoder[half:]:
+        for i, block in enumerate([*self.encoder, *self.decoder]):
+            if self.blending is not None and i == blend_at[self.config.blending]:
+                copy = past.first & (self.config.first_step == "copy")
+                h, weights = self.blending(past.blended, h, copy)
+                blended = h
             h = block(h)
         # F_n, which the paper calls the final activation.
         features = h if self.feedback is None else activation(self.config.leak)(self.feedback(h))
@@ -302,10 +287,8 @@ class Strcnn(VideoRestorer):
         at_half_size = sum(block.radius for block in [*self.encoder, *self.decoder])
         if self.blending is not None:
             at_half_size += self.blending.compare.radius
-        image, feedback = (
-            (self.up or self.head).radius,
-            self.feedback.radius if self.feedback else 0,
-        )
+        image = (self.up or self.head).radius
+        feedback = self.feedback.radius if self.feedback else 0
         final = self.config.feedback == "final"
         at_half_size += feedback + image if final else max(feedback, image)
         at_full_size = self.stem.radius + self.down.radius

@@ -67,7 +67,7 @@ class Checkpoints:
         return next((self._place / str(step) for step in self.steps()), None)
 
     def go_on_after(self, step: int) -> None:
-        """Makes way for the checkpoints after ``step``, to which a run has gone back.
+        """Moves aside checkpoints newer than ``step``, to which a run has gone back.
 
         Damaged ones are renamed, not removed; a name says what they are.
         """

@@ -25,7 +25,11 @@ MOST = 10
 
 
 def main(name: str = "python -m jaxdeblur.weights.convert") -> None:
-    """Reads the options and writes the file."""
+    """Reads the options and writes the file.
+
+    Raises:
+      UserError: OUT is no ``.safetensors``, or the weights are not those of NAME.
+    """
     parser = Parser(
         prog=name,
         description="Brings weights of a reference implementation in (docs/peers.md).",

@@ -51,7 +51,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def write_safetensors(arguments: argparse.Namespace) -> LoadedModel:
-    """Writes the file that the options say; gives what went into it."""
+    """Writes the file that the options say; gives what went into it.
+
+    Raises:
+      UserError: --licence is missing, or a run cannot be read or does not fit the others.
+    """
     if arguments.licence is None:
         raise UserError("--licence says the licence of the data that it was trained on; give it")
     loaded = load_model(arguments.run)

@@ -17,10 +17,16 @@ def starting_parameters(
     """The parameters of ``source`` for ``model``, which may run at other scales than it.
 
     Blur looks alike at every size, so the network of one scale starts that of several, and the
-    other way round. Gates come from a source of the same scales, and are else as ``drawn``.
+    other way round. Gates come from a source of the same scales, and are else as drawn.
+
+    Args:
+      model: the network.
+      drawn: its random parameters.
+      source: a run, a file, or the name of weights that ship.
+      option: that named the source.
 
     Raises:
-      UserError: they do not fit the network; it names ``option``.
+      UserError: they do not fit the network; it names the option.
     """
     loaded = load_model(source)
     whole = split(loaded.model)[1]

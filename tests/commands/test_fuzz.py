@@ -1,4 +1,4 @@
-"""A few random damages (``benchmarks/fuzz.py``), and what is dangerous in code that reads files."""
+"""A few random damages (``tests/stress/fuzz.py``), and what is dangerous in reading files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SOURCES = sorted(
 @pytest.mark.stress
 def test_random_damage_ends_well_or_in_one_line() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.fuzz", "--cases=40", "--seed=7", "--workers=1"],
+        [sys.executable, "-m", "tests.stress.fuzz", "--cases=40", "--seed=7", "--workers=1"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -70,7 +70,7 @@ def test_nothing_that_is_read_can_run(path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["width", "blocks", "m"])
-def test_a_network_beyond_all_sense_is_refused_before_it_takes_memory(field: str) -> None:
+def test_an_unreasonably_large_network_is_refused_before_it_takes_memory(field: str) -> None:
     config = dataclasses.replace(StrcnnConfig(m=1, width=4, blocks=1), **{field: 10**9})
     with pytest.raises(UserError, match=f"{field}=1000000000: no network is built with numbers"):
         models.build(config)

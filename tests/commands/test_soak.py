@@ -1,4 +1,4 @@
-"""Kills at random moments, and memory over many steps: ``benchmarks/soak.py``, small."""
+"""Kills at random moments, and memory over many steps: ``tests/stress/soak.py``, small."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.stress
 def test_two_kills_leave_the_parameters_bit_identical() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.soak", "--kills=2", "--steps=120"],
+        [sys.executable, "-m", "tests.stress.soak", "--kills=2", "--steps=120"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -22,18 +22,18 @@ the batch takes them out again; in use they matter, since the running mean is fi
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv
-from jaxdeblur.models.peers.layers import BatchNorm, TransposedConv, check_config
+from jaxdeblur.models.peers.layers import BatchNorm, TransposedConv
 from jaxdeblur.models.peers.windowed import Windowed
 from jaxdeblur.models.restorer import TrainingOutputs
+from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Clip, Parameters
 
 
@@ -49,18 +49,14 @@ class DbnConfig:
       dtype: of the computation; parameters and output are float32.
     """
 
-    m: int = 2
-    width: int = 64
+    m: Annotated[int, Range(0)] = 2
+    width: Count = 64
     sigmoid: bool = True
-    epsilon: float = 1e-3
+    epsilon: Annotated[float, Range(above=0)] = 1e-3
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.m < 0:
-            raise UserError(f"m is a number of frames, 0 or more, not {self.m}")
-        check_config(self, "width")
-        if self.epsilon <= 0:
-            raise UserError(f"epsilon is above 0, not {self.epsilon}")
+        check_ranges(self)
 
 
 LAYERS = {

@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,9 @@ from jaxtyping import Array, Float
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv, ResidualBlock, activation, add_bias, enlarge
 from jaxdeblur.models.peers.deformable import deformable_conv2d
-from jaxdeblur.models.peers.layers import check_config, torch_default
+from jaxdeblur.models.peers.layers import torch_default
 from jaxdeblur.models.peers.windowed import Windowed
+from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Clip, Features, Frame
 
 lrelu = activation(0.1)
@@ -60,21 +61,19 @@ class EdvrConfig:
       dtype: of the computation; parameters and output are float32.
     """
 
-    m: int = 2
-    width: int = 64
-    groups: int = 8
-    extract_blocks: int = 5
-    blocks: int = 10
-    head_width: int = 64
+    m: Annotated[int, Range(0)] = 2
+    width: Count = 64
+    groups: Count = 8
+    extract_blocks: Count = 5
+    blocks: Count = 10
+    head_width: Count = 64
     tsa: bool = True
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        check_config(self, "width", "groups", "extract_blocks", "blocks", "head_width")
-        if self.m < 0:
-            raise UserError(f"m is a number of frames, 0 or more, not {self.m}")
+        check_ranges(self)
         if self.width % self.groups:
-            raise UserError(f"width is a multiple of the {self.groups} groups, not {self.width}")
+            raise UserError(f"--width is a multiple of the {self.groups} groups, not {self.width}")
 
 
 def _conv(c_in: int, c_out: int, kernel: int = 3, **options: Any) -> Conv:
@@ -100,7 +99,14 @@ def _pixel_shuffle(x: Features) -> Float[Array, "B H W C2"]:
 
 
 class DeformableConv(nnx.Module):
-    """A 3x3 modulated deformable convolution whose offsets and mask are made of other features."""
+    """A 3x3 modulated deformable convolution whose offsets and mask are made of other features.
+
+    Args:
+      width: channels of both and of the result.
+      groups: of the channels, each with offsets and a mask of its own.
+      dtype: of the computation.
+      rngs: what the kernels are drawn from.
+    """
 
     def __init__(self, width: int, groups: int, *, dtype: str, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(torch_default(rngs.params(), (3, 3, width, width)))

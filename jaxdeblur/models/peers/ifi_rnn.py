@@ -28,11 +28,11 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv, ResidualBlock
 from jaxdeblur.models.peers.layers import (
     TransposedConv,
-    check_config,
     torch_default,
     torch_transposed,
 )
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.options import Count, check_ranges
 from jaxdeblur.shapes import Clip, Features, Frame
 
 
@@ -49,18 +49,19 @@ class IfiRnnConfig:
       dtype: of the computation; parameters and output are float32.
     """
 
-    widths: tuple[int, ...] = (20, 40, 60)
-    hidden: int = 20
-    up_widths: tuple[int, ...] = (40, 20)
-    blocks: int = 6
-    iterations: int = 3
+    widths: tuple[Count, ...] = (20, 40, 60)
+    hidden: Count = 20
+    up_widths: tuple[Count, ...] = (40, 20)
+    blocks: Count = 6
+    iterations: Count = 3
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         for name, count in (("widths", 3), ("up_widths", 2)):
-            if len(getattr(self, name)) != count or min(getattr(self, name)) < 1:
-                raise UserError(f"{name} is {count} numbers of channels, not {getattr(self, name)}")
-        check_config(self, "hidden", "blocks", "iterations")
+            if len(getattr(self, name)) != count:
+                option = "--" + name.replace("_", "-")
+                raise UserError(f"{option} is {count} numbers, not {getattr(self, name)}")
 
 
 CENTRE = 0.5
@@ -126,7 +127,7 @@ class IfiRnn(VideoRestorer):
     def _restore_clip(self, clip: Clip) -> Clip:
         features = [rearrange(f, "b t ... -> t b ...") for f in self._features(clip)]
         _, known = lax.scan(
-            self.in_backward_again(lambda hidden, frame: self._recur(hidden, *frame)),
+            self.rematerialised(lambda hidden, frame: self._recur(hidden, *frame)),
             self._initial_state(clip.shape[0], *clip.shape[2:4]),
             tuple(features),
         )

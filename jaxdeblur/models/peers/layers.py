@@ -8,7 +8,7 @@ reference's weights come in by moving axes alone.
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Init, add_bias, conv2d, depth_to_space
 from jaxdeblur.shapes import Kernel
 
 Maps: TypeAlias = Float[Array, "*leading h w C_in"]
 NewMaps: TypeAlias = Float[Array, "*leading h2 w2 C_out"]
-
-
-def check_config(config: Any, *positive: str) -> None:
-    """Raises :class:`UserError` where a field of ``positive`` is below 1."""
-    for name in positive:
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} is 1 or more, not {getattr(config, name)}")
 
 
 # How weights begin.
@@ -89,6 +81,14 @@ class TransposedConv(nnx.Module):
 
     Pixel i adds w[k] times itself to pixel 2i - 1 + k. With 4x4 kernels that is PyTorch's padding
     1 and TensorFlow's SAME; with 3x3 ones it is PyTorch's padding 1 and output padding 1.
+
+    Args:
+      c_in: channels of the input.
+      c_out: channels of the output.
+      kernel: height and width of the kernel, 3 or 4.
+      init: draws the kernel.
+      dtype: of the computation.
+      rngs: what the kernel is drawn from.
     """
 
     def __init__(
@@ -190,7 +190,14 @@ def normalise(
     bias: Float[Array, " C_in"],
     epsilon: float,
 ) -> Maps:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias, in float32; the result is x's type."""
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, in float32.
+
+    Args:
+      x: maps ``... h w C``; the result has their type.
+      mean, variance: of each channel.
+      scale, bias: of each channel, learnt.
+      epsilon: added to the variance.
+    """
     factor = scale * jax.lax.rsqrt(variance + epsilon)
     return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
 

@@ -33,7 +33,6 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv
 from jaxdeblur.models.peers.layers import (
     TransposedConv,
-    check_config,
     normalise,
     statistics,
     variance_scaling,
@@ -41,6 +40,7 @@ from jaxdeblur.models.peers.layers import (
 )
 from jaxdeblur.models.peers.windowed import Windowed
 from jaxdeblur.models.restorer import TrainingOutputs
+from jaxdeblur.options import Count, check_ranges
 from jaxdeblur.shapes import Clip, ClipFeatures
 
 BEFORE = 4
@@ -59,11 +59,11 @@ class RdnConfig:
       dtype: of the computation; statistics, parameters and output are float32.
     """
 
-    width: int = 32
+    width: Count = 32
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        check_config(self, "width")
+        check_ranges(self)
 
 
 class Skips(NamedTuple):
@@ -182,7 +182,7 @@ class Rdn(Windowed):
 
         skips = Skips(nothing(8, 8), nothing(4, 4), nothing(2, 2))
         start = _Past(frames[:, BEFORE:], skips, jnp.bool_(True))
-        _, estimates = lax.scan(self.in_backward_again(improve), start, observations)
+        _, estimates = lax.scan(self.rematerialised(improve), start, observations)
         return (estimates + 1)[..., ::-1] * (128 / 255)
 
     def _improve(self, past: _Past, observation: Clip) -> _Past:

@@ -35,13 +35,13 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv, ResidualBlock
 from jaxdeblur.models.peers.layers import (
     TransposedConv,
-    check_config,
     double,
     halve,
     truncated_normal,
     xavier_uniform,
 )
 from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer
+from jaxdeblur.options import Count, check_ranges
 from jaxdeblur.shapes import Clip, Features, Frame
 
 LEVELS = 3
@@ -63,11 +63,11 @@ class SrnConfig:
     """
 
     srn: Literal["color", "gray", "lstm"] = "color"
-    width: int = 32
+    width: Count = 32
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        check_config(self, "width")
+        check_ranges(self)
 
 
 class ConvLstm(nnx.Module):

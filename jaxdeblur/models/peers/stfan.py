@@ -14,7 +14,7 @@ adds features of VGG19 trained on ImageNet; the preset trains by the MSE alone.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -27,11 +27,11 @@ from jaxdeblur.models.layers import Conv, ResidualBlock, activation
 from jaxdeblur.models.peers.filter_adaptive import filter_adaptive_convolution
 from jaxdeblur.models.peers.layers import (
     TransposedConv,
-    check_config,
     clamp,
     xavier_uniform,
 )
 from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer
+from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Clip, Features, Frame
 
 LEAK = 0.1
@@ -49,15 +49,15 @@ class StfanConfig:
       dtype: of the computation; parameters and output are float32.
     """
 
-    width: int = 32
-    taps: int = 5
+    width: Count = 32
+    taps: Annotated[int, Range(1, 15)] = 5
     detach: bool = True
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        check_config(self, "width")
-        if self.taps < 1 or self.taps % 2 == 0 or self.taps > 15:
-            raise UserError(f"taps is odd, 1 to 15, not {self.taps}")
+        check_ranges(self)
+        if self.taps % 2 == 0:
+            raise UserError(f"--taps is odd, not {self.taps}")
 
 
 class Recurrence(NamedTuple):
@@ -134,7 +134,7 @@ class Stfan(VideoRestorer):
 
         start = self._initial_state(clip.shape[0], *clip.shape[2:4])
         frames, features = (rearrange(each, "b t ... -> t b ...") for each in (clip, encoded))
-        _, restored = lax.scan(self.in_backward_again(recur), start, (frames, features))
+        _, restored = lax.scan(self.rematerialised(recur), start, (frames, features))
         return rearrange(restored, "t b ... -> b t ...")
 
     def _initial_state(self, batch: int, height: int, width: int) -> Recurrence:

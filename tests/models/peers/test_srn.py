@@ -103,7 +103,7 @@ def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None
         restored = []
         for i in range(3):
             picture = padded[i : i + 1]
-            if len(fed) == i:  # at the first call, whose weights are moved by as good as nothing
+            if len(fed) == i:  # at the first call, where nothing is moved yet
                 made = reference(plain, weights, picture)
                 fed.append([picture, *made[:2]])
             restored.append(reference(plain, weights, picture, fed[i])[-1])

@@ -1,13 +1,13 @@
 """Random damage to all that the three commands read: a case ends well, or in one clear line.
 
-    python -m benchmarks.fuzz --cases=2000     exit code 1 if a goal is missed
-    python -m benchmarks.fuzz --case=1234      one case again, with what it said
+    python -m tests.stress.fuzz --cases=2000     exit code 1 if a goal is missed
+    python -m tests.stress.fuzz --case=1234      one case again, with what it said
 
 A case copies small valid inputs (a run, weights, data sets, images, videos, an evaluation), damages
 them or the options, and runs one command on them in process. It must end with exit code 0, or with
 exit code 2 and one line ``COMMAND: error: ...``. With code 2 every file that was there must be as
-it was, and no half-written file may be left; with code 0 every input must be as it was. Workers run
-the cases, so that a crash or an endless loop is counted too.
+it was, and no half-written file may be left; with code 0 every input must be as it was. Processes
+of their own run the cases, so that a crash or an endless loop is counted too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import importlib
 import io
 import json
 import os
-import queue
 import re
 import resource
 import shutil
@@ -40,17 +39,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.options import natural, positive, whole
-from jaxdeblur.errors import UserError, run_command
+from benchmarks.common import natural, positive, whole
+from jaxdeblur.errors import run_command
 from jaxdeblur.options import Parser
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("train", "evaluate", "deblur")
 GOALS = ("traceback", "crash", "hang", "unclear end", "changed file", "debris")
-NETWORK = ["--model=strcnn_dtb_small", "--width=4", "--blocks=1", "--m=1"]
 TRAINING = [
-    *NETWORK, "--crop=16", "--frames=2", "--batch-size=1", "--warmup=1", "--validate-every=0",
-    "--validate-on=pairs", "--save-every=1", "--least-blur=0",
+    "--model=strcnn_dtb_small", "--width=4", "--blocks=1", "--m=1", "--crop=16", "--frames=2",
+    "--batch-size=1", "--warmup=1", "--validate-every=0", "--validate-on=pairs", "--save-every=1",
+    "--least-blur=0",
 ]  # fmt: skip
 
 ODD_TEXTS = (
@@ -74,17 +73,14 @@ def main() -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", type=natural, default=2000)
     parser.add_argument("--first", type=whole, default=0, help="the number of the first case")
-    parser.add_argument(
-        "--seconds", type=positive, default=1e9, help="begins no case after so long"
-    )
     parser.add_argument("--seed", type=whole, default=0)
     parser.add_argument("--case", type=whole, help="runs this one alone and shows what it says")
     parser.add_argument("--workers", type=natural, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--timeout", type=positive, default=120, help="seconds, then a case hangs")
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)  # of a worker
-    parser.add_argument("--share", type=int, nargs=2, help=argparse.SUPPRESS)  # of a worker
+    parser.add_argument("--share", type=int, nargs=3, help=argparse.SUPPRESS)  # of a worker
     arguments = parser.parse_args()
-    if arguments.share is not None:
+    if arguments.share:
         work(arguments)
         return
     with tempfile.TemporaryDirectory(prefix="jaxdeblur-fuzz-") as folder:
@@ -93,13 +89,11 @@ def main() -> None:
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         os.environ["HOME"] = folder  # nothing of the user's own is read or written
         inputs = Path(folder) / "inputs"
-        if arguments.case is not None:
-            prepare()
-            make_inputs(inputs)
-            show(run_case(arguments.seed, arguments.case, inputs))
-            return
-        missed = run_all(arguments, inputs)
-    sys.exit(1 if missed else 0)
+        prepare()
+        make_inputs(inputs)
+        if arguments.case is None:
+            sys.exit(1 if run_all(arguments, inputs) else 0)
+        print(json.dumps(dataclasses.asdict(run_case(arguments.seed, arguments.case, inputs))))
 
 
 # Running cases, and counting.
@@ -118,134 +112,83 @@ class Outcome:
     """Each begins with one of ``GOALS``."""
     said: str = ""
     seconds: float = 0.0
-    peak: float = 0.0
-    """Memory of the worker at its highest so far, GB."""
 
 
 def run_all(arguments: argparse.Namespace, inputs: Path) -> bool:
     """Shares the cases over workers and prints what came out; True if a goal is missed."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "benchmarks.fuzz", f"--inputs={inputs}"]
-    subprocess.run([*command, "--share", "0", "0"], cwd=ROOT, check=True)  # makes the inputs
-    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in range(arguments.first, arguments.first + arguments.cases):
-        todo.put(number)
     outcomes: list[Outcome] = []
 
-    def drive() -> None:
-        worker = None
-        while time.monotonic() - began < arguments.seconds:
-            try:
-                number = todo.get_nowait()
-            except queue.Empty:
-                break
-            worker = worker or Worker([*command, f"--seed={arguments.seed}", "--share", "1", "1"])
-            outcome, alive = worker.run(number, arguments.timeout)
-            worker = worker if alive else None
-            outcomes.append(outcome)
-            for problem in outcome.problems:
-                text = f"case {number}: {problem}\n  {outcome.command} {outcome.arguments}"
-                print(f"{text}\n  after: {'; '.join(outcome.damage)}", flush=True)
-        if worker:
-            worker.close()
+    def drive(numbers: range) -> None:
+        while numbers:
+            done = run_worker(arguments, inputs, numbers, outcomes)
+            numbers = numbers[done:]
 
-    threads = [threading.Thread(target=drive) for _ in range(arguments.workers)]
-    for thread in threads:
-        thread.start()
+    threads = []
+    for i in range(arguments.workers):
+        last = arguments.first + arguments.cases
+        mine = range(arguments.first + i, last, arguments.workers)
+        threads.append(threading.Thread(target=drive, args=(mine,)))
+        threads[-1].start()
     for thread in threads:
         thread.join()
-    if not outcomes:
-        raise UserError(f"--seconds={arguments.seconds:g}: over before the first case began")
-    return report(outcomes, arguments, time.monotonic() - began)
 
-
-class Worker:
-    """A process that runs one case after the other."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log
-        )
-        self.answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.answers.put(line)
-        self.answers.put(b"")
-
-    def run(self, number: int, timeout: float) -> tuple[Outcome, bool]:
-        """The case's outcome, and whether the worker can go on."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{number}\n".encode())
-            self.process.stdin.flush()
-        try:
-            answer = self.answers.get(timeout=timeout)
-        except queue.Empty:
-            self.close(kill=True)
-            return Outcome(number, problems=[f"hang: no end after {timeout:g} s"]), False
-        if answer:
-            return Outcome(**json.loads(answer)), True
-        self.process.wait()
-        self.log.seek(0)
-        last = self.log.read()[-300:].decode(errors="replace").strip()
-        self.close()
-        return Outcome(number, problems=[f"crash: code {self.process.returncode}: {last}"]), False
-
-    def close(self, kill: bool = False) -> None:
-        """Ends the process: when it has done its last case, or at once."""
-        if kill:
-            self.process.kill()
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait()
-        self.log.close()
-
-
-def work(arguments: argparse.Namespace) -> None:
-    """A worker: reads numbers of cases, writes their outcomes as JSON lines."""
-    prepare()
-    if not arguments.inputs.exists():
-        make_inputs(arguments.inputs)
-        return
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not come between
-    # A bound on what one case may take, so that taking too much is an error and not the end of all.
-    resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
-    for line in sys.stdin:
-        outcome = run_case(arguments.seed, int(line), arguments.inputs)
-        print(json.dumps(dataclasses.asdict(outcome)), file=answers, flush=True)
-
-
-def report(outcomes: list[Outcome], arguments: argparse.Namespace, seconds: float) -> bool:
-    """Prints the counts; True if a goal is missed."""
     counts = collections.Counter(p.split(":")[0] for o in outcomes for p in o.problems)
     codes = collections.Counter((o.command, o.code) for o in outcomes)
+    seconds = time.monotonic() - began
     print(f"\n{len(outcomes)} cases of seed {arguments.seed} in {seconds:.0f} s")
     for command in (f"{name}.py" for name in COMMANDS):
-        times = [outcome.seconds for outcome in outcomes if outcome.command == command]
-        print(
-            f"{command:12} {codes[command, 0]:5} ended well, {codes[command, 2]:5} refused, "
-            f"{sum(times) / max(len(times), 1):.2f} s each"
-        )
-    print(f"most memory: {max((o.peak for o in outcomes), default=0):.1f} GB")
-    slowest = max(outcomes, key=lambda o: o.seconds, default=None)
-    if slowest:
-        print(f"slowest: case {slowest.case}, {slowest.seconds:.0f} s")
+        print(f"{command:12} {codes[command, 0]:5} ended well, {codes[command, 2]:5} refused")
     for goal in GOALS:
         print(f"{goal:14} {counts[goal]:5}   goal 0: {'missed' if counts[goal] else 'met'}")
     return bool(counts)
 
 
-def show(outcome: Outcome) -> None:
-    print(f"{outcome.command} {outcome.arguments}")
-    print("after: " + "; ".join(outcome.damage))
-    print(f"code {outcome.code} in {outcome.seconds:.1f} s\n{outcome.said}")
-    print("problems: " + ("; ".join(outcome.problems) or "none"))
+def run_worker(
+    arguments: argparse.Namespace, inputs: Path, numbers: range, outcomes: list[Outcome]
+) -> int:
+    """Runs cases in one process until it dies or hangs; gives how many it has begun."""
+    share = [str(number) for number in (numbers.start, numbers.stop, numbers.step)]
+    command = [sys.executable, "-m", "tests.stress.fuzz", f"--inputs={inputs}"]
+    command += [f"--seed={arguments.seed}", "--share", *share]
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log) as process,
+    ):
+        assert process.stdout is not None
+        for done, number in enumerate(numbers, 1):
+            watch = threading.Timer(arguments.timeout, process.kill)
+            watch.start()
+            answer = process.stdout.readline()
+            hung = not watch.is_alive()
+            watch.cancel()
+            if answer:
+                outcome = Outcome(**json.loads(answer))
+            else:
+                code = process.wait()
+                log.seek(0)
+                last = log.read()[-300:].decode(errors="replace").strip()
+                why = f"hang: no end after {arguments.timeout:g} s" if hung else ""
+                outcome = Outcome(number, problems=[why or f"crash: code {code}: {last}"])
+            outcomes.append(outcome)
+            for problem in outcome.problems:
+                print(f"case {number}: {problem}\n  {outcome.command} {outcome.arguments}")
+                print(f"  after: {'; '.join(outcome.damage)}", flush=True)
+            if not answer:
+                return done
+    return len(numbers)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """A worker: runs its share of the cases, writes their outcomes as JSON lines."""
+    prepare()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not come between
+    # A bound on what one case may take, so that taking too much is an error and not the end of all.
+    resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
+    for number in range(*arguments.share):
+        outcome = run_case(arguments.seed, number, arguments.inputs)
+        print(json.dumps(dataclasses.asdict(outcome)), file=answers, flush=True)
 
 
 def prepare() -> None:
@@ -266,16 +209,14 @@ def run_case(seed: int, number: int, inputs: Path) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="jaxdeblur-case-") as name:
         folder = Path(name) / "deep" / "down"  # so that ../../x is still ours
         folder.mkdir(parents=True)
-        case = CASES[rng.integers(len(CASES))](rng, inputs, folder)
+        case = CASES[rng.integers(len(CASES))](Bench(rng, inputs, folder))
         outcome.command, outcome.damage = f"{case.command}.py", case.damage
         outcome.arguments = [a.encode("utf-8", "backslashreplace").decode() for a in case.arguments]
         before = snapshot(Path(name))
         began = time.monotonic()
         outcome.code, outcome.said = run_command_here(case.command, case.arguments, folder)
         outcome.seconds = time.monotonic() - began
-        after = snapshot(Path(name))
-        outcome.problems = judge(outcome, case, before, after)
-    outcome.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        outcome.problems = judge(outcome, case, before, snapshot(Path(name)))
     return outcome
 
 
@@ -414,75 +355,47 @@ def must(code: int, said: str) -> None:
 # Damage.
 
 
-@dataclasses.dataclass
-class Case:
-    """One run of a command."""
-
-    command: str
-    arguments: list[str]
-    may_change: list[Path] = dataclasses.field(default_factory=list)
-    """What a run that ends well may change."""
-    damage: list[str] = dataclasses.field(default_factory=list)
-
-
 Rng = np.random.Generator
 
 
-def flip(rng: Rng, path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    for _ in range(rng.integers(1, 17) if data else 0):
-        data[rng.integers(len(data))] = rng.integers(256)
-    path.write_bytes(data)
+def any_of(rng: Rng, values: Any) -> Any:
+    return values[rng.integers(len(values))]
 
 
-def flip_early(rng: Rng, path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    for _ in range(rng.integers(1, 5) if data else 0):
-        data[rng.integers(min(len(data), 64))] = rng.integers(256)
-    path.write_bytes(data)
+def damaged_bytes(rng: Rng, data: bytes, kind: str) -> bytes:
+    """Bytes flipped (all over, or in the header), cut off, added, or replaced."""
+    if kind in ("flip", "flip early"):
+        most = len(data) if kind == "flip" else min(len(data), 64)
+        changed = bytearray(data)
+        for _ in range(rng.integers(1, 17) if data else 0):
+            changed[rng.integers(most)] = rng.integers(256)
+        return bytes(changed)
+    noise = rng.bytes(int(rng.integers(1, 3000)))
+    text = any_of(rng, ["null", "[]", "{}", "1", '"x"', "[" * 50000, "\ufeff{}"])
+    return {
+        "cut": data[: rng.integers(len(data) + 1)],
+        "grow": data + noise,
+        "empty": b"",
+        "noise": noise,
+        "text": text.encode(),
+    }[kind]
 
 
-def cut(rng: Rng, path: Path) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: rng.integers(len(data) + 1)])
-
-
-def grow(rng: Rng, path: Path) -> None:
-    path.write_bytes(path.read_bytes() + rng.bytes(int(rng.integers(1, 5000))))
-
-
-def empty(rng: Rng, path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def vanish(rng: Rng, path: Path) -> None:
+def replace(rng: Rng, path: Path, kind: str) -> None:
+    """No file, a link that leads nowhere, a folder, or another name in its place."""
+    if kind == "odd name":
+        path.rename(path.with_name(any_of(rng, ODD_NAMES) + path.suffix))
+        return
     path.unlink()
+    if kind == "loop":
+        path.symlink_to(path.name)
+    elif kind == "dangle":
+        path.symlink_to("nowhere/at all")
+    elif kind == "folder":
+        path.mkdir()
 
 
-def loop(rng: Rng, path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.name)
-
-
-def dangle(rng: Rng, path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere/at all")
-
-
-def to_folder(rng: Rng, path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def to_noise(rng: Rng, path: Path) -> None:
-    path.write_bytes(rng.bytes(int(rng.integers(1, 3000))))
-
-
-def to_text(rng: Rng, path: Path) -> None:
-    path.write_text(str(rng.choice(["null", "[]", "{}", "1", '"x"', "[" * 50000, "\ufeff{}"])))
-
-
-def to_bomb(rng: Rng, path: Path) -> None:
+def bomb(rng: Rng, path: Path) -> None:
     """A PNG or BMP whose header promises gigapixels."""
     side = int(rng.choice([20000, 65535, 2**31 - 1]))
     if rng.random() < 0.5:
@@ -507,10 +420,6 @@ def other_size(rng: Rng, path: Path) -> None:
         Image.new(mode, size).save(path, format="PNG" if mode in ("I;16", "1", "P") else "TIFF")
 
 
-def odd_name(rng: Rng, path: Path) -> None:
-    path.rename(path.with_name(str(rng.choice(ODD_NAMES)) + path.suffix))
-
-
 def mutate_json(rng: Rng, path: Path) -> None:
     """Another value, a key less or a key more somewhere in a JSON file or safetensors header."""
     data = path.read_bytes()
@@ -528,7 +437,7 @@ def mutate_json(rng: Rng, path: Path) -> None:
         else:
             path.write_text(json.dumps(mutated(rng, json.loads(data))))
         return
-    to_text(rng, path)
+    path.write_bytes(damaged_bytes(rng, data, "text"))
 
 
 def mutated(rng: Rng, value: Any) -> Any:
@@ -547,27 +456,29 @@ def mutated(rng: Rng, value: Any) -> Any:
 
 
 def odd_value(rng: Rng) -> Any:
-    return ODD_VALUES[rng.integers(len(ODD_VALUES))]
+    return any_of(rng, ODD_VALUES)
 
 
-ANY_FILE = (
-    flip, flip, flip_early, cut, cut, grow, empty, vanish, loop, dangle, to_folder, to_noise,
-    to_text, odd_name,
-)  # fmt: skip
-IMAGE = (*ANY_FILE, to_bomb, other_size, flip_early)
-JSON = (flip, cut, empty, to_text, mutate_json, mutate_json, mutate_json, mutate_json)
+BYTES = ("flip", "flip", "flip early", "cut", "cut", "grow", "empty", "noise", "text")
+PLACES = ("vanish", "loop", "dangle", "folder", "odd name")
 
 
 def damage_file(rng: Rng, path: Path) -> str:
     """Damages one file as fits its kind; says how."""
-    kinds: tuple[Callable[[Rng, Path], None], ...] = ANY_FILE
+    kinds: list[str | Callable[[Rng, Path], None]] = [*BYTES, *PLACES]
     if path.suffix in (".png", ".jpg", ".webp", ".bmp", ".tif", ".ppm"):
-        kinds = IMAGE
+        kinds += [bomb, other_size, "flip early"]
     elif path.suffix in (".json", ".safetensors") or path.name.startswith(("_", ".z", "manifest")):
-        kinds = JSON if rng.random() < 0.7 else ANY_FILE
-    kind = kinds[rng.integers(len(kinds))]
-    kind(rng, path)
-    return f"{kind.__name__} {path.name!r}"
+        kinds += 12 * [mutate_json]
+    kind = any_of(rng, kinds)
+    if callable(kind):
+        kind(rng, path)
+        return f"{kind.__name__} {path.name!r}"
+    if kind in PLACES:
+        replace(rng, path, kind)
+    else:
+        path.write_bytes(damaged_bytes(rng, path.read_bytes(), kind))
+    return f"{kind} {path.name!r}"
 
 
 def damage_folder(rng: Rng, folder: Path) -> str:
@@ -603,170 +514,185 @@ def damage_folder(rng: Rng, folder: Path) -> str:
     return f"{place.name!r} named {name!r}"
 
 
-def take(rng: Rng, inputs: Path, folder: Path, name: str, damages: int) -> list[str]:
-    """Copies an input into the case's folder and damages it; says how."""
-    source, target = inputs / name, folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not source.is_dir():
-        shutil.copy2(source, target)
-        return [damage_file(rng, target) for _ in range(min(damages, 1))]
-    shutil.copytree(source, target)
-    return [damage_folder(rng, target) for _ in range(damages)]
+# The cases. Each puts inputs into a folder and says what is to run there.
 
 
-def some(rng: Rng) -> int:
-    return int(rng.choice([1, 1, 1, 2, 3]))
+@dataclasses.dataclass
+class Case:
+    """One run of a command."""
+
+    command: str
+    arguments: list[str]
+    may_change: list[Path] = dataclasses.field(default_factory=list)
+    """What a run that ends well may change."""
+    damage: list[str] = dataclasses.field(default_factory=list)
 
 
-def odd_options(rng: Rng, configs: list[Any], more: list[str]) -> list[str]:
-    """One or two options with values that do not belong there."""
-    names = [field.name for config in configs for field in dataclasses.fields(config)]
-    names = [f"--{name.replace('_', '-')}" for name in names] + more
-    chosen = [names[rng.integers(len(names))] for _ in range(some(rng))]
-    values = [ODD_TEXTS[rng.integers(len(ODD_TEXTS))] for _ in chosen]
-    return [
-        f"{name}={value}" if rng.random() < 0.8 else name
-        for name, value in zip(chosen, values, strict=True)
-    ]
+@dataclasses.dataclass
+class Bench:
+    """Where a case is made."""
+
+    rng: Rng
+    inputs: Path
+    folder: Path
+
+    def choose(self, *values: str) -> str:
+        """One of them."""
+        return any_of(self.rng, values)
+
+    def some(self) -> int:
+        """One, or a few."""
+        return any_of(self.rng, (1, 1, 1, 2, 3))
+
+    def take(self, *names: str) -> None:
+        """Copies inputs as they are."""
+        for name in names:
+            target = self.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if (self.inputs / name).is_dir() else shutil.copy2)(
+                self.inputs / name, target
+            )
+
+    def damage(self, name: str) -> list[str]:
+        """Copies an input and damages it, a folder in up to three places; says how."""
+        self.take(name)
+        target = self.folder / name
+        if target.is_dir():
+            return [
+                damage_folder(self.rng, target) for _ in range(any_of(self.rng, [1, 1, 1, 2, 3]))
+            ]
+        return [damage_file(self.rng, target)]
+
+    def odd_options(self, configs: list[Any], more: list[str]) -> list[str]:
+        """One to three options with values that do not belong there."""
+        fields = [field.name for config in configs for field in dataclasses.fields(config)]
+        names = [f"--{name.replace('_', '-')}" for name in fields] + more
+        chosen = [any_of(self.rng, names) for _ in range(self.some())]
+        return [
+            f"{name}={any_of(self.rng, ODD_TEXTS)}" if self.rng.random() < 0.8 else name
+            for name in chosen
+        ]
 
 
-# The cases. Each makes a folder and says what is to run there.
+DEBLUR = ["--ckpt=w.safetensors", "--tile=none"]
+EVALUATE = ["--data=pairs", "--out=out"]
 
 
-def deblur_image(rng: Rng, inputs: Path, folder: Path) -> Case:
-    names = sorted(path.name for path in (inputs / "images").iterdir())
-    name = f"images/{names[rng.integers(len(names))]}"
-    damage = take(rng, inputs, folder, name, 1)
-    take(rng, inputs, folder, "w.safetensors", 0)
-    suffix = str(rng.choice(["png", "jpg", "tif", "webp", "mp4"]))
-    return deblur_into(rng, folder, name, f"out.{suffix}", damage)
-
-
-def deblur_frames(rng: Rng, inputs: Path, folder: Path) -> Case:
-    damage = take(rng, inputs, folder, "frames", some(rng))
-    take(rng, inputs, folder, "w.safetensors", 0)
-    return deblur_into(rng, folder, "frames", str(rng.choice(["out", "out.mp4"])), damage)
-
-
-def deblur_video(rng: Rng, inputs: Path, folder: Path) -> Case:
-    name = "videos/" + str(rng.choice(["a.mp4", "a.mp4", "a.mkv", "a.avi"]))
-    damage = take(rng, inputs, folder, name, 1)
-    take(rng, inputs, folder, "w.safetensors", 0)
-    return deblur_into(rng, folder, name, str(rng.choice(["out.mp4", "out.mkv", "out"])), damage)
-
-
-def deblur_into(rng: Rng, folder: Path, name: str, out: str, damage: list[str]) -> Case:
-    target = folder / out
-    if rng.random() < 0.3 and target.suffix:  # there may be something already
+def deblur_media(bench: Bench) -> Case:
+    images = sorted(path.name for path in (bench.inputs / "images").iterdir())
+    name, outs = any_of(
+        bench.rng,
+        [
+            (f"images/{bench.choose(*images)}", ("png", "jpg", "tif", "webp", "mp4")),
+            ("frames", ("", "mp4")),
+            (f"videos/{bench.choose('a.mp4', 'a.mp4', 'a.mkv', 'a.avi')}", ("mp4", "mkv", "")),
+        ],
+    )
+    damage = bench.damage(name)
+    bench.take("w.safetensors")
+    out = f"out.{bench.choose(*outs)}".rstrip(".")
+    target = bench.folder / out
+    if bench.rng.random() < 0.3 and target.suffix:  # there may be something already
         target.write_bytes(b"an older result")
-    arguments = [name, out, "--ckpt=w.safetensors", "--tile=none"]
-    return Case("deblur", arguments, [target], damage)
+    return Case("deblur", [name, out, *DEBLUR], [target], damage)
 
 
-def deblur_weights(rng: Rng, inputs: Path, folder: Path) -> Case:
-    name = str(rng.choice(["run", "w.safetensors"]))
-    damage = take(rng, inputs, folder, name, some(rng))
-    take(rng, inputs, folder, "images/a.png", 0)
-    return Case("deblur", ["images/a.png", "out.png", f"--ckpt={name}", "--tile=none"], [], damage)
+def deblur_weights(bench: Bench) -> Case:
+    name = bench.choose("run", "w.safetensors")
+    damage = bench.damage(name)
+    bench.take("images/a.png")
+    return Case("deblur", ["images/a.png", "out.png", f"--ckpt={name}", DEBLUR[1]], [], damage)
 
 
-def deblur_options(rng: Rng, inputs: Path, folder: Path) -> Case:
+def deblur_options(bench: Bench) -> Case:
     from jaxdeblur.restoration.plan import DeblurConfig
 
-    name = str(rng.choice(["videos/a.mp4", "images/a.png", "frames", "-"]))
-    if name != "-":
-        take(rng, inputs, folder, name, 0)
-    take(rng, inputs, folder, "w.safetensors", 0)
-    options = odd_options(rng, [DeblurConfig()], ["--out-dir", "--ckpt", "--device", "--dtype"])
-    words = [name, str(rng.choice(["out.mp4", "out.png", "out", *ODD_NAMES]))]
-    if rng.random() < 0.2:
-        words[rng.integers(2)] = str(rng.choice([*ODD_TEXTS, *ODD_NAMES]))
-    arguments = [*words, "--ckpt=w.safetensors", "--tile=none", *options]
-    return Case("deblur", arguments, [folder / "out.mp4", folder / "out.png"], [])
+    name = bench.choose("videos/a.mp4", "images/a.png", "frames", "-")
+    bench.take("w.safetensors", *(() if name == "-" else (name,)))
+    options = bench.odd_options([DeblurConfig()], ["--out-dir", "--ckpt", "--device", "--dtype"])
+    words = [name, bench.choose("out.mp4", "out.png", "out", *ODD_NAMES)]
+    if bench.rng.random() < 0.2:
+        words[bench.rng.integers(2)] = bench.choose(*ODD_TEXTS, *ODD_NAMES)
+    targets = [bench.folder / "out.mp4", bench.folder / "out.png"]
+    return Case("deblur", [*words, *DEBLUR, *options], targets)
 
 
-def evaluate_data(rng: Rng, inputs: Path, folder: Path) -> Case:
-    damage = take(rng, inputs, folder, "pairs", some(rng))
-    take(rng, inputs, folder, "w.safetensors", 0)
-    spec = str(rng.choice(["pairs", "pairs", "pairs", "gopro:pairs", "highspeed:pairs", "pairs/"]))
-    arguments = ["--ckpt=w.safetensors", f"--data={spec}", "--out=out"]
-    return Case("evaluate", arguments, [], damage)
+def evaluate_data(bench: Bench) -> Case:
+    bench.take("w.safetensors")
+    if bench.rng.random() < 0.5:
+        damage = bench.damage("videos")
+        data = ["--data=highspeed:videos", "--out=out", "--tau=3", "--period=3"]
+    else:
+        damage = bench.damage("pairs")
+        spec = bench.choose("pairs", "pairs", "pairs", "gopro:pairs", "highspeed:pairs", "pairs/")
+        data = [f"--data={spec}", "--out=out"]
+    return Case("evaluate", ["--ckpt=w.safetensors", *data], [], damage)
 
 
-def evaluate_high_speed(rng: Rng, inputs: Path, folder: Path) -> Case:
-    damage = take(rng, inputs, folder, "videos", some(rng))
-    take(rng, inputs, folder, "w.safetensors", 0)
-    arguments = ["--ckpt=w.safetensors", "--data=highspeed:videos", "--out=out"]
-    return Case("evaluate", [*arguments, "--tau=3", "--period=3"], [], damage)
+def evaluate_weights(bench: Bench) -> Case:
+    name = bench.choose("run", "w.safetensors")
+    damage = bench.damage(name)
+    bench.take("pairs")
+    return Case("evaluate", [f"--ckpt={name}", *EVALUATE], [], damage)
 
 
-def evaluate_weights(rng: Rng, inputs: Path, folder: Path) -> Case:
-    name = str(rng.choice(["run", "w.safetensors"]))
-    damage = take(rng, inputs, folder, name, some(rng))
-    take(rng, inputs, folder, "pairs", 0)
-    return Case("evaluate", [f"--ckpt={name}", "--data=pairs", "--out=out"], [], damage)
+def evaluate_again(bench: Bench) -> Case:
+    damage = bench.damage("scores")
+    bench.take("pairs", "run")
+    overwrite = ["--overwrite"] if bench.rng.random() < 0.3 else []
+    arguments = ["--ckpt=run", "--data=pairs", "--out=scores", *overwrite]
+    return Case("evaluate", arguments, [bench.folder / "scores"], damage)
 
 
-def evaluate_again(rng: Rng, inputs: Path, folder: Path) -> Case:
-    damage = take(rng, inputs, folder, "scores", some(rng))
-    take(rng, inputs, folder, "pairs", 0)
-    take(rng, inputs, folder, "run", 0)
-    arguments = ["--ckpt=run", "--data=pairs", "--out=scores"]
-    arguments += ["--overwrite"] if rng.random() < 0.3 else []
-    return Case("evaluate", arguments, [folder / "scores"], damage)
-
-
-def evaluate_options(rng: Rng, inputs: Path, folder: Path) -> Case:
+def evaluate_options(bench: Bench) -> Case:
     from jaxdeblur.evaluation.config import EvaluationConfig
 
-    take(rng, inputs, folder, "pairs", 0)
-    take(rng, inputs, folder, "w.safetensors", 0)
-    options = odd_options(rng, [EvaluationConfig()], ["--ckpt", "--dtype", "--out", "--overwrite"])
+    bench.take("pairs", "w.safetensors")
+    more = ["--ckpt", "--dtype", "--out", "--overwrite"]
+    options = bench.odd_options([EvaluationConfig()], more)
     options = [option for option in options if not option.startswith("--data=rendered")]
-    return Case("evaluate", ["--ckpt=w.safetensors", "--data=pairs", "--out=out", *options])
+    return Case("evaluate", ["--ckpt=w.safetensors", *EVALUATE, *options])
 
 
-def train_data(rng: Rng, inputs: Path, folder: Path) -> Case:
-    damage = take(rng, inputs, folder, "pairs", some(rng))
-    bad = f"--max-bad-samples={rng.choice([0, 3])}"
-    return Case("train", [*TRAINING, "--data=pairs", "--steps=1", "--out=out", bad], [], damage)
+def train_data(bench: Bench) -> Case:
+    damage = bench.damage("pairs")
+    bad = f"--max-bad-samples={bench.choose('0', '3')}"
+    return Case("train", [*TRAINING, *EVALUATE, "--steps=1", bad], [], damage)
 
 
-def train_resume(rng: Rng, inputs: Path, folder: Path) -> Case:
-    damage = take(rng, inputs, folder, "run", some(rng))
-    take(rng, inputs, folder, "pairs", 0)
+def train_resume(bench: Bench) -> Case:
+    damage = bench.damage("run")
+    bench.take("pairs")
     # Its number of steps is said again, since one that was made larger would be trained.
     arguments = ["--model=strcnn_dtb_small", "--out=run", "--resume", "--steps=2"]
-    return Case("train", arguments, [folder / "run"], damage)
+    return Case("train", arguments, [bench.folder / "run"], damage)
 
 
-def train_from(rng: Rng, inputs: Path, folder: Path) -> Case:
-    name = str(rng.choice(["run", "w.safetensors"]))
-    damage = take(rng, inputs, folder, name, some(rng))
-    take(rng, inputs, folder, "pairs", 0)
-    start = [f"--start-from={name}", "--data=pairs", "--steps=1", "--out=out"]
+def train_from(bench: Bench) -> Case:
+    name = bench.choose("run", "w.safetensors")
+    damage = bench.damage(name)
+    bench.take("pairs")
+    start = [f"--start-from={name}", *EVALUATE, "--steps=1"]
     return Case("train", [*TRAINING, *start], [], damage)
 
 
-def train_options(rng: Rng, inputs: Path, folder: Path) -> Case:
+def train_options(bench: Bench) -> Case:
     from jaxdeblur import presets
     from jaxdeblur.data.sources import DataConfig
 
-    take(rng, inputs, folder, "pairs", 0)
+    bench.take("pairs")
     preset = presets.find("strcnn_dtb_small")
     more = ["--model", "--out", "--start-from", "--resume", "--overwrite"]
-    configs = [preset.network, preset.training, DataConfig()]
-    options = odd_options(rng, configs, more)
-    return Case("train", [*TRAINING, "--data=pairs", "--steps=1", "--out=out", *options])
+    options = bench.odd_options([preset.network, preset.training, DataConfig()], more)
+    return Case("train", [*TRAINING, *EVALUATE, "--steps=1", *options])
 
 
-DEBLUR = (deblur_image, deblur_frames, deblur_video, deblur_weights, deblur_options)
-EVALUATE = (
-    evaluate_data, evaluate_high_speed, evaluate_weights, evaluate_again, evaluate_options,
-)  # fmt: skip
-TRAIN = (train_data, train_resume, train_from, train_options)
 # A case of train.py that ends well compiles anew and takes five times as long as others.
-CASES: tuple[Callable[[Rng, Path, Path], Case], ...] = (*3 * DEBLUR, *2 * EVALUATE, *TRAIN)
+CASES: tuple[Callable[[Bench], Case], ...] = (
+    *9 * (deblur_media,), *3 * (deblur_weights, deblur_options),
+    *2 * (evaluate_data, evaluate_data, evaluate_weights, evaluate_again, evaluate_options),
+    train_data, train_resume, train_from, train_options,
+)  # fmt: skip
 
 if __name__ == "__main__":
-    run_command(main, "benchmarks.fuzz")
+    run_command(main, "tests.stress.fuzz")

@@ -1,7 +1,7 @@
 """A run that is killed again and again, and one that is watched for leaks.
 
-    python -m benchmarks.soak --kills=20       kill -9 at random moments, each time resumed
-    python -m benchmarks.soak --memory         the resident memory of 2,000 small steps
+    python -m tests.stress.soak --kills=20       kill -9 at random moments, each time resumed
+    python -m tests.stress.soak --memory         the resident memory of 2,000 small steps
 
 A run is trained once without disturbance and once with kills. Half of the kills come at a moment
 drawn evenly from the start of a process to its first step (it loads, restores, compiles), half from
@@ -25,11 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.options import natural, whole
+from benchmarks.common import natural, whole
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "--model=strcnn_dtb_small", "--width=4", "--blocks=1", "--m=1", "--crop=16", "--frames=2",
     "--batch-size=2", "--validate-every=0", "--warmup=1", "--learning-rate=1e-4",
@@ -205,4 +205,4 @@ def identical(one: Path, other: Path) -> bool:
 
 
 if __name__ == "__main__":
-    run_command(main, "benchmarks.soak")
+    run_command(main, "tests.stress.soak")

@@ -1,0 +1,103 @@
+"""What benchmarks share: numbers on the command line, timing in turn, a training step."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdeblur import devices, models
+from jaxdeblur.models.parameters import split
+from jaxdeblur.shapes import Batch
+from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
+
+
+def whole(text: str, least: int = 0) -> int:
+    """A whole number from ``least`` on, as the type of an option."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"a whole number from {least} on, not {text[:50]!r}")
+    return number
+
+
+def natural(text: str) -> int:
+    """A whole number from 1 on: no measurement has no median."""
+    return whole(text, 1)
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"a number above 0, not {text[:50]!r}")
+    return number
+
+
+def reason(stderr: str) -> str:
+    """The last line of a failed process, without the name that its errors begin with."""
+    said = stderr.strip().splitlines() or ["it said nothing"]
+    return said[-1].partition(": error: ")[2] or said[-1]
+
+
+def machine() -> str:
+    """The device and the version of JAX, as tables name them."""
+    return f"{devices.described()}, {platform.machine()}, jax {jax.__version__}"
+
+
+def side_by_side(
+    cases: Mapping[str, Callable[[], Any]], repeats: int, untimed: int = 1
+) -> dict[str, float]:
+    """Median seconds of each case, taken in turn, so that a slow minute is slow for all."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(untimed + repeats):
+        for name, run in cases.items():
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values[untimed:]) for name, values in seconds.items()}
+
+
+def has_torch() -> bool:
+    """Whether torch is installed, with its CUDA where JAX runs on a GPU."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return jax.default_backend() != "gpu" or torch.cuda.is_available()
+
+
+def random_clips(config: TrainingConfig, context: tuple[int, int]) -> Batch:
+    """A batch of noise of the sizes of a training step, with the window's frames around it."""
+    before, after = context
+    shape = (config.batch_size, before + config.frames + after, config.crop, config.crop, 3)
+    clips = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return {"blurred": clips, "sharp": clips[:, before : before + config.frames, ::-1].copy()}
+
+
+def training(network: Any, config: TrainingConfig) -> Callable[[Batch], Any]:
+    """A training step as train.py has it: goes on from the last call's state, gives the metrics."""
+    rebuild, parameters = split(models.build(network))
+    mesh = devices.make_mesh(config.batch_size)
+    state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
+    compiled = compile_train_step(config, rebuild, mesh)
+
+    def step(batch: Batch) -> Any:
+        nonlocal state
+        state, metrics = compiled(state, jax.device_put(batch, devices.clips_over(mesh)))
+        return metrics
+
+    return step
