@@ -31,9 +31,9 @@ from PIL import Image
 
 from benchmarks.options import natural
 from jaxdeblur import devices
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import Exposure
-from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.data.videos import Dataset, Video
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation.config import EvaluationConfig

@@ -1,7 +1,7 @@
 """How fast clips are read or rendered, and what a training run waits for.
 
     python -m benchmarks.data              sources against a training step
-    python -m benchmarks.data --render     the renderer against the one by moments, on one core
+    python -m benchmarks.data --render     the renderer alone, on one core
 
 Frames/s of the pipeline are measured alone and in the training thread (no reading ahead). The wait
 is the share of a training loop spent in asking for the next batch while no step is in flight: more
@@ -11,8 +11,6 @@ than a run loses, which asks for it while the device still works.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
 import itertools
 import os
 import statistics
@@ -33,8 +31,6 @@ from jaxdeblur.data.frames import FrameFiles
 from jaxdeblur.data.photographs import find_photographs
 from jaxdeblur.data.render import HostRenderer, motion_of
 from jaxdeblur.data.scenes import SCENES
-from jaxdeblur.data.test_scenes import SCENES as FIXED_SCENES
-from jaxdeblur.data.test_scenes import moments
 from jaxdeblur.data.textures import RenderedScenes, cut_textures, open_scenes
 from jaxdeblur.data.videos import Dataset
 from jaxdeblur.errors import run_command
@@ -57,7 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=whole, default=1, help="threads that read ahead")
     arguments = parser.parse_args()
     if arguments.render:
-        compare_renderers(arguments.clips)
+        time_renderer(arguments.clips)
         return
 
     preset = presets.find(arguments.model)
@@ -111,32 +107,24 @@ def sources(folder: Path) -> dict[str, Callable[[], Dataset | RenderedScenes]]:
     }
 
 
-def compare_renderers(clips: int) -> None:
-    """Seconds of one core for a clip, by both renderers; and how far apart they are on one path."""
+def time_renderer(clips: int) -> None:
+    """Seconds of one core for a clip; and how far it is from averages of moments on one path."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     frames, crop = 10, 160
     print(f"clips of {frames} frames of {crop}x{crop}, one core, jax {jax.__version__}\n")
-    print("| scenes | by moments, s | by kernels, s | PSNR of one to the other, dB |")
-    print("|---|---|---|---|")
+    print("| scenes | a clip, s | PSNR to averages of moments, dB |")
+    print("|---|---|---|")
     for kind in ("narrow", "wide", "handheld"):
         config = SCENES[kind].at_least(crop)
-        textures = cut_textures(find_photographs("train"), 12, config.texture_size, 0).pixels
+        textures = cut_textures(find_photographs("train"), 12, config.texture_size, 0)
         renderer = HostRenderer(textures, config, frames, crop)
-        before = dataclasses.replace(FIXED_SCENES[kind], size=(crop, crop), frames=frames)
-        by_moments = jax.jit(functools.partial(moments.render_clip, config=before))
-        photographs = jax.numpy.asarray(textures)
-        seconds = []
-        for warm_up, make in (
-            (1, lambda seed, p=photographs, render=by_moments: render(jax.random.key(seed), p)),
-            (12, lambda seed, render=renderer: render.clip(seed)),
-        ):
-            for seed in range(warm_up):  # compiles, for every kind of scene
-                jax.block_until_ready(make(seed))
-            began = time.perf_counter()
-            for seed in range(clips):
-                jax.block_until_ready(make(100 + seed))
-            seconds.append((time.perf_counter() - began) / clips)
-        print(f"| {kind} | {seconds[0]:.3f} | {seconds[1]:.3f} | {difference(renderer):.1f} |")
+        for seed in range(12):  # compiles, for every kind of scene
+            renderer.clip(seed)
+        began = time.perf_counter()
+        for seed in range(clips):
+            renderer.clip(100 + seed)
+        seconds = (time.perf_counter() - began) / clips
+        print(f"| {kind} | {seconds:.3f} | {difference(renderer):.1f} |")
 
 
 _motion = jax.jit(motion_of, static_argnames=("config", "frames", "crop"))

@@ -750,7 +750,7 @@ def train_from(rng: Rng, inputs: Path, folder: Path) -> Case:
 
 def train_options(rng: Rng, inputs: Path, folder: Path) -> Case:
     from jaxdeblur import presets
-    from jaxdeblur.data.sources import DataConfig
+    from jaxdeblur.data.config import DataConfig
 
     take(rng, inputs, folder, "pairs", 0)
     preset = presets.find("strcnn_dtb_small")
