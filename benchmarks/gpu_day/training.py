@@ -93,7 +93,7 @@ def train(arguments: argparse.Namespace, report: Report) -> None:
         state = read_state(file, state)
     first = int(state.step)
     batches = render_on_device(
-        iter(()),  # of scenes alone
+        None,
         open_data(data, config.crop).train,
         data.clip_options(config.frames, config.crop, model.context),
         devices.clips_over(mesh),

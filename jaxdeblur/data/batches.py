@@ -136,9 +136,11 @@ def source_of_clips(
     clips: Int64[np.ndarray, " clips"], shares: Sequence[float]
 ) -> Int64[np.ndarray, " clips"]:
     """Which source each clip of a run is of, by the clip's number, as ``batches`` mixes them."""
-    import grain
-
     used = [n for n, share in enumerate(shares) if share]
+    if len(used) == 1:
+        return np.full(len(clips), used[0])
+    import grain  # which a machine that renders one kind of scenes need not have
+
     each = [grain.MapDataset.source([n]).repeat() for n in used]
     mixed = grain.MapDataset.mix(each, [shares[n] for n in used])
     return np.array([mixed[int(clip)] for clip in clips])

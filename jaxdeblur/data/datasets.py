@@ -36,7 +36,7 @@ _AVERAGED = {"linear": "linear light", "stored": "stored values"}
 
 def open_dataset(
     spec: str | Spec,
-    split: Split,
+    split: str,
     *,
     variant: str | None = None,
     exposure: Exposure | None = None,
@@ -81,7 +81,7 @@ def open_dataset(
     if sharp_input and layout == HIGH_SPEED:
         raise UserError(f"{text}: high-speed frames go in as they are with tau 1")
     if layout == RENDERED:
-        dataset = _rendered(text, split, light)
+        dataset = _rendered(text, next(s for s in SPLITS if s == split), light)
         kept = choose({text: [video.name for video in dataset.videos]}, only, exclude)[text]
         videos = [video for video in dataset.videos if video.name in kept]
         return _as_asked(dataclasses.replace(dataset, videos=videos), sharp_input)

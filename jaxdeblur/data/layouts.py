@@ -19,7 +19,7 @@ HIGH_SPEED = "highspeed"
 """The layout of frames that are averaged into blur."""
 
 
-class Layout(NamedTuple):
+class Patterns(NamedTuple):
     """Where frames lie below the folder of a split; ``*`` is the name of the video."""
 
     sharp: str
@@ -28,13 +28,13 @@ class Layout(NamedTuple):
 
 
 PAIRED = {  # in the order in which they are looked for
-    "reds": Layout(
+    "reds": Patterns(
         "{split}_sharp/*", {"blur": "{split}_blur/*", "blur_comp": "{split}_blur_comp/*"}
     ),
-    "pairs": Layout("sharp/*", {"": "blur/*"}),  # or the frames of one video, without its folder
-    "gopro": Layout("*/sharp", {"blur": "*/blur", "blur_gamma": "*/blur_gamma"}),
-    "bsd": Layout("*/Sharp/RGB", {"": "*/Blur/RGB"}),
-    "dvd": Layout("*/GT", {"": "*/input"}),
+    "pairs": Patterns("sharp/*", {"": "blur/*"}),  # or the frames of one video, without its folder
+    "gopro": Patterns("*/sharp", {"blur": "*/blur", "blur_gamma": "*/blur_gamma"}),
+    "bsd": Patterns("*/Sharp/RGB", {"": "*/Blur/RGB"}),
+    "dvd": Patterns("*/GT", {"": "*/input"}),
 }
 
 LAYOUTS = (*PAIRED, HIGH_SPEED)
@@ -256,7 +256,7 @@ def _recognised(root: Path) -> str:
     )
 
 
-def _patterns(layout: Layout, split: str) -> tuple[str, dict[str, str]]:
+def _patterns(layout: Patterns, split: str) -> tuple[str, dict[str, str]]:
     """Those of the sharp and of the blurred frames, for one split."""
     short = SPLIT_FOLDERS[split][-1]
     blurred = {name: pattern.format(split=short) for name, pattern in layout.blurred.items()}

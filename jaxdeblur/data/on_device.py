@@ -31,7 +31,7 @@ Clips = tuple[UInt8[Array, "clips length H W 3"], UInt8[Array, "clips T H W 3"]]
 
 
 def render_on_device(
-    feed: Iterator[Mapping[str, Array]],
+    feed: Iterator[Mapping[str, Array]] | None,
     sources: Sequence[tuple[Dataset | RenderedScenes, float]],
     options: ClipOptions,
     sharding: NamedSharding,
@@ -47,8 +47,7 @@ def render_on_device(
     where the run began. It holds ``blurred``, uint8 ``B before+T+after H W 3``, and ``sharp``.
 
     Args:
-      feed: the batches of ``batches(..., render=False)``, on the devices. Of scenes alone it is not
-        read.
+      feed: the batches of ``batches(..., render=False)``, on the devices; None for scenes alone.
       sources: as ``batches`` takes them.
       options: of the clips.
       sharding: of the batches; its first axis shares out the clips.
@@ -63,7 +62,6 @@ def render_on_device(
         for number, (data, share) in enumerate(sources)
         if share and isinstance(data, RenderedScenes)
     }
-    by_host = any(share and isinstance(data, Dataset) for data, share in sources)
     devices = sharding.mesh.shape[sharding.spec[0]]
     place = jax.jit(_place, out_shardings=(sharding, sharding))
     blank = _blank(batch_size, options, sharding)
@@ -73,8 +71,10 @@ def render_on_device(
         keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
         clips = np.arange(step * batch_size, (step + 1) * batch_size)
         source_of = source_of_clips(clips, shares)
-        batch = next(feed) if by_host else {}
-        made = (batch["blurred"], batch["sharp"]) if by_host else blank
+        made = blank
+        if feed is not None:
+            batch = next(feed)
+            made = batch["blurred"], batch["sharp"]
         for number, render in scenes.items():
             if len(places := np.flatnonzero(source_of == number)):
                 # As many for each device: some are rendered twice.

@@ -48,6 +48,11 @@ class TrainingData:
         self._resolve = functools.cache(resolve)
         self._names = functools.cache(self._list_names)
 
+    @property
+    def has_files(self) -> bool:
+        """Whether anything but rendered scenes trains."""
+        return bool(self._folders)
+
     @functools.cached_property
     def train(self) -> list[tuple[Dataset | RenderedScenes, float]]:
         """The data sets that train, without what is held out, and their shares of the clips."""

@@ -124,31 +124,28 @@ def _batches(
     config, on_device = run.training, run.data.on_device
     options = run.data.clip_options(config.frames, config.crop, context)
     limit = run.data.motion_limit(config.steps)
-    with batches(
-        data.train,
-        options,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=first,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=run.data.workers,
-        max_bad_samples=run.data.max_bad_samples,
-        motion_limit=limit,
-        render=not on_device,
-    ) as local:
-        feed = global_batches(local, mesh)
-        if on_device:
-            feed = render_on_device(
-                feed,
+    order = {"batch_size": config.batch_size, "seed": config.seed, "start_step": first}
+    feed: Iterator[Batch] | None = None
+    with contextlib.ExitStack() as threads:
+        if not on_device or data.has_files:
+            local = batches(
                 data.train,
                 options,
-                devices.clips_over(mesh),
-                batch_size=config.batch_size,
-                seed=config.seed,
-                start_step=first,
+                **order,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                workers=run.data.workers,
+                max_bad_samples=run.data.max_bad_samples,
                 motion_limit=limit,
+                render=not on_device,
             )
+            feed = global_batches(threads.enter_context(local), mesh)
+        if on_device:
+            sharding = devices.clips_over(mesh)
+            feed = render_on_device(
+                feed, data.train, options, sharding, **order, motion_limit=limit
+            )
+        assert feed is not None
         yield feed
 
 

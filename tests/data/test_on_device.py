@@ -75,12 +75,13 @@ def take(
     start_step: int = 0,
     motion_limit: MotionLimit | None = None,
 ) -> list[dict[str, np.ndarray]]:
-    sources, options = open_data(config, 16).train, config.clip_options(3, 16)
+    data, options = open_data(config, 16), config.clip_options(3, 16)
+    sources = data.train
     order = {"batch_size": batch_size, "seed": seed, "start_step": start_step}
     where = mesh(on, rows)
     with batches(sources, options, **order, render=False) as host:  # type: ignore[arg-type]
         made = render_on_device(
-            global_batches(host, where),
+            global_batches(host, where) if data.has_files else None,
             sources,
             options,
             devices.clips_over(where),
