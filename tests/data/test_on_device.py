@@ -101,6 +101,16 @@ def assert_same(one: Sequence[dict[str, np.ndarray]], other: Sequence[dict[str, 
             np.testing.assert_array_equal(a[name], b[name])
 
 
+def assert_alike(one: Sequence[dict[str, np.ndarray]], other: Sequence[dict[str, np.ndarray]]):
+    """The same but for a few pixels that another program rounds the other way."""
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        for name in ("blurred", "sharp"):
+            difference = np.abs(a[name].astype(int) - b[name])
+            assert difference.max() <= 1
+            assert np.mean(difference > 0) < 1e-3
+
+
 def is_real(clip: np.ndarray) -> bool:
     """Whether a clip is of a numbered video: its first channel is the same over each frame."""
     return bool((clip[..., 0] == clip[:, :1, :1, 0]).all())
@@ -149,10 +159,10 @@ def test_batches_are_a_function_of_the_seed_and_the_step(mixed: DataConfig) -> N
 
 @pytest.mark.stress
 def test_batches_do_not_depend_on_the_number_of_devices(mixed: DataConfig) -> None:
-    straight = take(3, mixed)
-    assert_same(take(2, mixed, on=2, start_step=1), straight[1:])
+    straight = take(3, mixed)[1:]
+    assert_alike(take(2, mixed, on=2, start_step=1), straight)
     # Each of the two pairs of devices has two of the four clips, the pair's halves their rows.
-    assert_same(take(2, mixed, on=4, rows=2, start_step=1), straight[1:])
+    assert_alike(take(2, mixed, on=4, rows=2, start_step=1), straight)
 
 
 def test_a_share_of_the_clips_goes_in_as_it_is_to_come_out() -> None:
@@ -175,11 +185,7 @@ def test_a_share_of_the_clips_goes_in_as_it_is_to_come_out() -> None:
 def test_clips_made_all_at_once_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     one_by_one = take(1, DataConfig(render="device"))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    (at_once,) = take(1, DataConfig(render="device"))
-    for name in ("blurred", "sharp"):
-        difference = np.abs(at_once[name].astype(int) - one_by_one[0][name])
-        assert difference.max() <= 1
-        assert np.mean(difference > 0) < 0.01
+    assert_alike(take(1, DataConfig(render="device")), one_by_one)
 
 
 def test_the_motion_limit_is_asked_for_at_every_step() -> None:
