@@ -44,7 +44,8 @@ def render_on_device(
     """The batches from ``start_step`` on, their scenes rendered where they are trained on.
 
     Batch k is a function of the seed and k: it depends neither on where the run began nor, but for
-    pixels that another program rounds the other way, on the number of devices. It holds ``blurred``, uint8 ``B before+T+after H W 3``, and ``sharp``.
+    pixels that another program rounds the other way, on the number of devices. It holds
+    ``blurred``, uint8 ``B before+T+after H W 3``, and ``sharp``.
 
     Args:
       feed: the batches of ``batches(..., render=False)``, on the devices; None for scenes alone.
