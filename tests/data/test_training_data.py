@@ -148,15 +148,7 @@ def test_photographs_of_one_s_own_reach_the_renderers(monkeypatch: pytest.Monkey
     monkeypatch.setattr(textures, "find_photographs", find_photographs)
     config = DataConfig(photos="/nowhere/pictures")
     with pytest.raises(Asked, match="/nowhere/pictures"):
-<<<<<<< HEAD:tests/data/test_sources.py
-        training_sources(config)
-    mesh = devices.mesh_of(jax.devices()[:1])
-    clips: Any = {"batch_size": 1, "seed": 0, "start_step": 0, "motion_limit": None}
-    with pytest.raises(Asked, match="/nowhere/pictures"):
-        batches_on_device(config, config.clip_options(2, 16), devices.clips_over(mesh), **clips)
-=======
         list(open_data(config).train)
->>>>>>> 4f5de6f (Data: one place opens it, scored scenes are frozen, the device renders scenes alone):tests/data/test_training_data.py
 
 
 def test_validation_on_sharp_video_counts_what_is_identical_as_100_db(folder: Path) -> None:
