@@ -47,8 +47,8 @@ from benchmarks.common import (
     whole,
 )
 from jaxdeblur import devices, models
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.datasets import open_dataset
-from jaxdeblur.data.sources import DataConfig
 from jaxdeblur.data.videos import Dataset
 from jaxdeblur.errors import UserError, run_command, tell
 from jaxdeblur.evaluation.config import EvaluationConfig

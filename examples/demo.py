@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from jaxdeblur.data.test_scenes import rendered_videos
+from jaxdeblur.data.fixed_scenes import rendered_videos
 from jaxdeblur.video.image_file import write_png
 from jaxdeblur.weights import shipped
 

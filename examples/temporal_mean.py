@@ -18,7 +18,7 @@ from flax import nnx
 from jax import lax
 
 from jaxdeblur import models
-from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.models.layers import LEAK, Conv, activation
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.presets import PRESETS, Preset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FSTA, FSTA_LIVE, FSTA_SMALL
 from jaxdeblur.models.peers.dbn import DbnConfig

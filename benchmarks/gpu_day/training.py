@@ -19,7 +19,8 @@ import safetensors.numpy
 from benchmarks import quality
 from benchmarks.gpu_day.report import Report
 from jaxdeblur import devices, models, presets
-from jaxdeblur.data.device_batches import batches_on_device
+from jaxdeblur.data.on_device import render_on_device
+from jaxdeblur.data.training_data import open_data
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.models.parameters import split
@@ -91,8 +92,9 @@ def train(arguments: argparse.Namespace, report: Report) -> None:
     if file.exists():
         state = read_state(file, state)
     first = int(state.step)
-    batches = batches_on_device(
-        data,
+    batches = render_on_device(
+        None,
+        open_data(data, config.crop).train,
         data.clip_options(config.frames, config.crop, model.context),
         devices.clips_over(mesh),
         batch_size=config.batch_size,
@@ -118,7 +120,7 @@ def train(arguments: argparse.Namespace, report: Report) -> None:
     export_weights(weights, arguments.out / f"{name}.safetensors")
     report.keep()
     if not arguments.rehearse:
-        report.found["validation"] = Validation(data, rebuild)(best)
+        report.found["validation"] = Validation(open_data(data), rebuild)(best)
         report.left.remove("validation")
         print("validation", report.found["validation"])
 

@@ -7,15 +7,18 @@ p-th slice of each), and a run resumes by starting at its step: there is no stat
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
-from jaxdeblur.data.clips import ClipOptions, Source, SourceClip
+from jaxdeblur.data.clips import ClipOptions, ClipSource, SourceClip
+from jaxdeblur.data.config import MotionLimit
 from jaxdeblur.data.render import HostRenderer
 from jaxdeblur.data.textures import RenderedScenes
 from jaxdeblur.data.videos import Dataset, refuse
@@ -23,9 +26,6 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Batch, Video8
 
 _log = logging.getLogger(__name__)
-
-MotionLimit = Callable[[int], float]
-"""The fastest motion (pixels a frame) of rendered scenes at a step: a curriculum."""
 
 # Grain shuffles in time that falls with the number of elements, 2 ms for 20 and 10 us for 4096, so
 # a small source is shuffled several epochs at a time.
@@ -45,6 +45,7 @@ def batches(
     workers: int = 1,
     max_bad_samples: int = 0,
     motion_limit: MotionLimit | None = None,
+    render: bool = True,
 ) -> Batches:
     """An endless iterator over this process's part of the batches from ``start_step`` on.
 
@@ -60,18 +61,19 @@ def batches(
       max_bad_samples: how many clips with unreadable frames are replaced by others, each with a
         warning that names the frame, before the next one ends the run.
       motion_limit: of rendered scenes at a step; that of other videos is not known.
+      render: whether scenes are rendered here; else their clips are black (``on_device``).
 
     Raises:
       UserError: a video is shorter or smaller than a clip, the batch does not divide among the
         processes, or (from the iterator) a frame cannot be read.
     """
-    import grain  # where it is used: whoever makes batches on the device need not have it loaded
+    import grain  # takes a second to load
 
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch size: {batch_size} does not divide among {process_count} processes")
     if any(not (math.isfinite(weight) and weight >= 0) for _, weight in sources):
         raise UserError(f"shares of the data sets: {[w for _, w in sources]} are not 0 or above")
-    used = [(_source(data, options), weight) for data, weight in sources if weight]
+    used = [(_source(data, options, render), weight) for data, weight in sources if weight]
     if not used:
         raise UserError("no data set has a share above 0")
     if max_bad_samples == 0:  # known now, so not to be found after hours
@@ -130,18 +132,37 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-def _source(data: Dataset | RenderedScenes, options: ClipOptions) -> Source | SceneSource:
-    return Source(data, options) if isinstance(data, Dataset) else SceneSource(data, options)
+def source_of_clips(
+    clips: Int64[np.ndarray, " clips"], shares: Sequence[float]
+) -> Int64[np.ndarray, " clips"]:
+    """Which source each clip of a run is of, by the clip's number, as ``batches`` mixes them."""
+    used = [n for n, share in enumerate(shares) if share]
+    if len(used) == 1:
+        return np.full(len(clips), used[0])
+    import grain  # which a machine that renders one kind of scenes need not have
+
+    each = [grain.MapDataset.source([n]).repeat() for n in used]
+    mixed = grain.MapDataset.mix(each, [shares[n] for n in used])
+    return np.array([mixed[int(clip)] for clip in clips])
 
 
+def _source(
+    data: Dataset | RenderedScenes, options: ClipOptions, render: bool
+) -> ClipSource | SceneSource:
+    if isinstance(data, Dataset):
+        return ClipSource(data, options)
+    if not render:
+        return SceneSource(None)
+    return SceneSource(HostRenderer(data.textures, data.config, options.length, options.crop))
+
+
+@dataclasses.dataclass(frozen=True)
 class SceneSource:
     """Rendered scenes: as many clips as are asked for, each of a scene of its own."""
 
+    renderer: HostRenderer | None
+    """None if the device renders."""
     unreadable: Sequence[str] = ()
-
-    def __init__(self, scenes: RenderedScenes, options: ClipOptions) -> None:
-        config, length = scenes.config, options.length
-        self.renderer = HostRenderer(scenes.textures, config, length, options.crop)
 
     def __len__(self) -> int:
         return 1
@@ -152,7 +173,7 @@ class _Sampler:
 
     def __init__(
         self,
-        sources: list[Source | SceneSource],
+        sources: list[ClipSource | SceneSource],
         options: ClipOptions,
         batch_size: int,
         motion_limit: MotionLimit | None,
@@ -167,12 +188,15 @@ class _Sampler:
         index, source_number, number = place
         source, o = self.sources[source_number], self.options
         problems: list[str] = []
+        if isinstance(source, SceneSource) and source.renderer is None:
+            black = np.zeros((o.length, o.crop, o.crop, 3), np.uint8)
+            return {"blurred": black, "sharp": black[: o.frames], "problems": problems}
         # Not drawn where it is not asked for: else every clip after it would be another.
         as_it_is = bool(o.sharp_input) and rng.random() < o.sharp_input
-        if isinstance(source, SceneSource):
+        if isinstance(source, SceneSource) and source.renderer:
             limit = self.motion_limit(index // self.batch_size) if self.motion_limit else math.inf
             blurred, sharp = source.renderer.clip(int(rng.integers(2**32)), limit)
-        else:
+        elif isinstance(source, ClipSource):
             blurred, sharp, problems = self._read(source, number, rng, as_it_is)
         if as_it_is:
             blurred = sharp
@@ -181,7 +205,7 @@ class _Sampler:
         return {"blurred": blurred, "sharp": sharp, "problems": problems}
 
     def _read(
-        self, source: Source, number: int, rng: np.random.Generator, as_it_is: bool
+        self, source: ClipSource, number: int, rng: np.random.Generator, as_it_is: bool
     ) -> tuple[Video8, Video8, list[str]]:
         """(blurred, sharp) of a clip, of another one should it be too still, and the problems."""
         problems: list[str] = []

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxdeblur.data.exposure import MAX_TAU, average
-from jaxdeblur.data.frames import PackedFrames, show_packing
+from jaxdeblur.data.frames import PackedFrames
 from jaxdeblur.data.videos import (
     Dataset,
     HighSpeedVideo,
@@ -22,7 +22,6 @@ from jaxdeblur.data.videos import (
     video_frames,
 )
 from jaxdeblur.errors import UserError
-from jaxdeblur.files import cache_folder
 from jaxdeblur.shapes import Video8
 
 
@@ -112,11 +111,11 @@ class SourceClip(NamedTuple):
     the other one of the two frames in the middle: so it is always the one that is played first."""
 
 
-class Source:
+class ClipSource:
     """One data set as a numbered list of clips."""
 
     def __init__(self, dataset: Dataset, options: ClipOptions) -> None:
-        self.dataset = dataset = pack_dataset(dataset, cache_folder(), show_packing())
+        dataset = pack_dataset(dataset)
         self.options = options
         self.unreadable = [
             reason
@@ -131,7 +130,7 @@ class Source:
         counts = [self._count(video) for video in self.videos]
         fast = any(isinstance(video, HighSpeedVideo) for video in self.videos)
         refuse(
-            f"{self.dataset.name}{', taken for high-speed frames' if fast else ''}: "
+            f"{dataset.name}{', taken for high-speed frames' if fast else ''}: "
             f"clips of {options.frames} frames of "
             f"{options.crop}x{options.crop} pixels do not fit",
             [
@@ -172,16 +171,16 @@ class Source:
     def _count(self, video: PairedVideo | HighSpeedVideo) -> int:
         """How many clips a video holds; of high-speed frames, how many exposures it is worth."""
         if isinstance(video, HighSpeedVideo):
-            return max(1, len(video)) if self.fitting_taus(video) else 0
+            return max(1, len(video)) if self._fitting_taus(video) else 0
         return len(video) - self.options.frames + 1
 
-    def fitting_taus(self, video: HighSpeedVideo) -> list[int]:
+    def _fitting_taus(self, video: HighSpeedVideo) -> list[int]:
         """The options' taus for which the video is long enough."""
         o, length = self.options, len(video.frames)
         shortest = {tau: 1 if o.overlap else o.whole_periods(tau)[0] for tau in o.taus}
         return [tau for tau in o.taus if tau + (o.frames - 1) * shortest[tau] <= length]
 
-    def periods(self, video: HighSpeedVideo, tau: int) -> tuple[int, int]:
+    def _periods(self, video: HighSpeedVideo, tau: int) -> tuple[int, int]:
         """The least and the most period for exposures of ``tau`` frames, one that fits."""
         o = self.options
         longest = max(1, (len(video.frames) - tau) // max(1, o.frames - 1))
@@ -197,8 +196,8 @@ class Source:
         after: int,
     ) -> SourceClip:
         o, length = self.options, len(video.frames)
-        tau = int(rng.choice(self.fitting_taus(video)))
-        least, most = self.periods(video, tau)
+        tau = int(rng.choice(self._fitting_taus(video)))
+        least, most = self._periods(video, tau)
         period = int(rng.integers(least, most + 1))
         needed = tau + (o.frames - 1) * period
         start = int(rng.integers(length - needed + 1))

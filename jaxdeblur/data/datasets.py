@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from jaxdeblur.data.exposure import Exposure
-from jaxdeblur.data.frames import (
-    DecodedFrames,
-    FrameFiles,
-    Frames,
-    VideoFile,
-    high_speed_sources,
-    pack,
-)
+from jaxdeblur.data.fixed_scenes import fixed_kinds, rendered_videos
+from jaxdeblur.data.frames import FrameFiles, Frames, VideoFile, pack
 from jaxdeblur.data.layouts import (
-    LAYOUTS,
-    PAIRED,
-    WITH_VARIANTS,
+    HIGH_SPEED,
+    RENDERED,
     Place,
+    Spec,
+    choose,
+    list_videos,
     printable,
-    recognised,
-    split_folder,
+    resolve,
 )
-from jaxdeblur.data.photographs import SPLITS
-from jaxdeblur.data.test_scenes import SCENES, rendered_videos, show_rendering
+from jaxdeblur.data.photographs import SPLITS, Split
 from jaxdeblur.data.videos import Dataset, HighSpeedVideo, PairedVideo, Video, refuse
 from jaxdeblur.errors import UserError
-from jaxdeblur.files import cache_folder
 from jaxdeblur.video.formats import MAX_PIXELS, list_frames
 from jaxdeblur.video.image_file import image_size
-
-RENDERED = "rendered"
-"""The data set that needs no files: scenes that the package renders."""
 
 Light: TypeAlias = Literal["linear", "stored"]
 """What an exposure averages: light (gamma 2.2), or the values as they are stored."""
@@ -46,7 +35,7 @@ _AVERAGED = {"linear": "linear light", "stored": "stored values"}
 
 
 def open_dataset(
-    spec: str,
+    spec: str | Spec,
     split: str,
     *,
     variant: str | None = None,
@@ -61,15 +50,15 @@ def open_dataset(
     """Opens a data set and checks all of it: every frame's partner and size.
 
     Args:
-      spec: ``rendered``, ``rendered:CONFIGURATION`` (of ``test_scenes.SCENES``), ``rendered:20px``
-        (at 1280x720 with that blur), a folder whose layout is recognised, or ``LAYOUT:FOLDER``.
+      spec: ``rendered``, ``rendered:KIND`` (of ``fixed_scenes.fixed_kinds``), a folder whose layout
+        is recognised, or ``LAYOUT:FOLDER``.
       split: train, validation or test. A folder that does not tell splits apart gives the same
         videos for each: tell them apart by ``only`` and ``exclude``.
       variant: which blurred frames, where there are several: blur or blur_gamma (gopro), blur or
         blur_comp (reds). Default: blur if it is there.
       exposure: how high-speed frames are averaged; default ``Exposure()``. No other layout has any.
       light: of high-speed frames and rendered scenes: what is averaged, in place of what
-        ``exposure`` or the scenes' configuration say.
+        ``exposure`` or the scenes say.
       sharp_input: the blurred frames are the sharp ones, which should come out as they go in.
       only: takes the videos that are named so, or begin so, alone.
       exclude: leaves out the videos that are named so or begin so.
@@ -82,133 +71,53 @@ def open_dataset(
     """
     if split not in SPLITS:
         raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
-    layout, root = _layout_and_root(spec)
-    if variant is not None and layout not in WITH_VARIANTS:
-        raise UserError(f"{spec}: the layout {layout} has no variants, so not {variant!r} either")
-    if exposure is not None and layout != "highspeed":
-        raise UserError(f"{spec}: is blurred already; tau and period are for high-speed frames")
-    if light is not None and layout not in (RENDERED, "highspeed"):
-        raise UserError(f"{spec}: is blurred already; light is of rendered and high-speed frames")
-    if sharp_input and layout == "highspeed":
-        raise UserError(f"{spec}: high-speed frames go in as they are with tau 1")
+    spec = resolve(spec) if isinstance(spec, str) else spec
+    text, layout = spec.text, spec.layout
+    spec.check_variant(variant)
+    if exposure is not None and layout != HIGH_SPEED:
+        raise UserError(f"{text}: is blurred already; tau and period are for high-speed frames")
+    if light is not None and layout not in (RENDERED, HIGH_SPEED):
+        raise UserError(f"{text}: is blurred already; light is of rendered and high-speed frames")
+    if sharp_input and layout == HIGH_SPEED:
+        raise UserError(f"{text}: high-speed frames go in as they are with tau 1")
     if layout == RENDERED:
-        return _rendered(spec, split, light, sharp_input, only, exclude)
-    if layout == "highspeed":
-        exposure = exposure or Exposure()
-        if light is not None:
-            exposure = dataclasses.replace(exposure, linear=light == "linear")
-        fast = _high_speed(root, split, exposure, only, exclude, max_pixels)
-        if scored:
-            taken = ", taken for high-speed frames" if is_taken_for_high_speed(spec) else ""
-            refuse(
-                f"{spec}{taken}: an exposure takes {exposure.tau} frames",
-                [
-                    f"{video.name} has {len(video.frames)}"
-                    for video in fast.videos
-                    if isinstance(video, HighSpeedVideo) and not len(video)
-                ],
-            )
-        return fast
-    found = PAIRED[layout](root, split, variant)
-    chosen = set(_choose([place.name for place in found.places], only, exclude, spec))
-    videos = _paired_videos(root, [p for p in found.places if p.name in chosen], max_pixels)
-    return _as_asked(Dataset(found.name, found.variant, videos), sharp_input)
-
-
-def video_names(spec: str, split: str, variant: str | None = None) -> list[str]:
-    """The names in a folder that ``only`` and ``exclude`` choose from, no frame of which is looked
-    at; arguments and errors as of :func:`open_dataset`."""
-    layout, root = _layout_and_root(spec)
-    if layout == "highspeed":
-        return [printable(name) for name, _ in high_speed_sources(split_folder(root, split)[0])]
-    return [place.name for place in PAIRED[layout](root, split, variant).places]
-
-
-def fitting_names(names: Sequence[str], text: str) -> list[str]:
-    """Which ``names`` the ``text`` of an option means: that very one, else all that begin so."""
-    # A whole name wins, so that video1 can be told from video10.
-    return [n for n in names if n == text] or [n for n in names if n.startswith(text)]
-
-
-def has_variants(spec: str) -> bool:
-    """Whether a data set may have several kinds of blurred frames; raises as ``open_dataset``."""
-    return _layout_and_root(spec)[0] in WITH_VARIANTS
-
-
-def is_taken_for_high_speed(spec: str) -> bool:
-    """Whether frames count as high-speed ones without being called so; raises likewise."""
-    return not spec.startswith("highspeed:") and _layout_and_root(spec)[0] == "highspeed"
-
-
-def _layout_and_root(spec: str) -> tuple[str, Path]:
-    """The layout that ``spec`` names or its folder has, and the folder."""
-    layout, separator, path = spec.partition(":")
-    if layout == RENDERED:
-        return RENDERED, Path()
-    if layout not in LAYOUTS or not separator:
-        layout, path = "", spec
-    root = Path(path)
-    if not path:
-        raise UserError(f"data set {spec!r}: names no folder")
-    if layout in ("", "highspeed") and os.path.isfile(root):
-        return "highspeed", root
-    if not os.path.isdir(root):
-        if separator and not layout and os.path.exists(spec.partition(":")[2]):
-            known = ", ".join([RENDERED, *LAYOUTS])
-            raise UserError(f"{spec}: no such layout; there are {known}")
-        raise UserError(f"{spec}: no such folder")
-    return layout or recognised(root), root
-
-
-_BLUR = re.compile(r"(\d{1,3}(?:\.\d)?)px", re.ASCII)  # 20px: a speed
-# What real footage has: 720p, and motion of tens of pixels. Few and short, for they are large.
-_BLUR_SCENES, _BLUR_FRAMES, _BLUR_SIZE = 4, 8, (720, 1280)
-_MOST_BLUR = 100
-
-
-def _rendered(
-    spec: str,
-    split: str,
-    light: Light | None,
-    sharp_input: bool,
-    only: Sequence[str],
-    exclude: Sequence[str],
-) -> Dataset:
-    name = spec.partition(":")[2] or "narrow"
-    linear = None if light is None else light == "linear"
-    known = next(s for s in SPLITS if s == split)
-    if blur := _BLUR.fullmatch(name):
-        if not 0 < float(blur[1]) <= _MOST_BLUR:
-            raise UserError(f"{spec}: the blur is above 0 and at most {_MOST_BLUR} pixels")
-        found = rendered_videos(
-            known,
-            scenes=_BLUR_SCENES,
-            size=_BLUR_SIZE,
-            frames=_BLUR_FRAMES,
-            blur_pixels=float(blur[1]),
-            linear=linear,
-            progress=show_rendering(),
+        dataset = _rendered(text, next(s for s in SPLITS if s == split), light)
+        kept = choose({text: [video.name for video in dataset.videos]}, only, exclude)[text]
+        videos = [video for video in dataset.videos if video.name in kept]
+        return _as_asked(dataclasses.replace(dataset, videos=videos), sharp_input)
+    listing = list_videos(spec, split, variant)
+    kept = choose({text: [place.name for place in listing.places]}, only, exclude)[text]
+    places = [place for place in listing.places if place.name in kept]
+    if layout != HIGH_SPEED:
+        videos = _open_videos(spec.root, places, None, max_pixels)
+        return _as_asked(Dataset(listing.title, listing.variant, videos), sharp_input)
+    exposure = exposure or Exposure()
+    if light is not None:
+        exposure = dataclasses.replace(exposure, linear=light == "linear")
+    videos = _open_videos(spec.root, places, exposure, max_pixels)
+    if scored:
+        taken = ", taken for high-speed frames" if spec.is_taken_for_high_speed else ""
+        refuse(
+            f"{text}{taken}: an exposure takes {exposure.tau} frames",
+            [
+                f"{video.name} has {len(video.frames)}"
+                for video in videos
+                if isinstance(video, HighSpeedVideo) and not len(video)
+            ],
         )
-    elif name in SCENES:
-        found = rendered_videos(
-            known, config=SCENES[name], linear=linear, progress=show_rendering()
-        )
-    else:
-        raise UserError(
-            f"{spec}: rendered scenes are {', '.join(SCENES)}, or at 1280x720 with a blur as "
-            f"20px, not {name!r}"
-        )
-    scenes = {scene.name: scene for scene in found}
-    videos = [
-        PairedVideo(
-            chosen,
-            DecodedFrames(scenes[chosen].blurred_frames),
-            DecodedFrames(scenes[chosen].sharp_frames),
-        )
-        for chosen in _choose(list(scenes), only, exclude, spec)
-    ]
-    variant = name if light is None else f"{name}, {_AVERAGED[light]}"
-    return _as_asked(Dataset(f"rendered/{split}", variant, videos), sharp_input)
+    averaged = f", {_AVERAGED['linear']}" if exposure.linear else ""
+    variant = f"tau {exposure.tau}, period {exposure.period}{averaged}"
+    return Dataset(listing.title, variant, videos)
+
+
+def _rendered(text: str, split: Split, light: Light | None) -> Dataset:
+    kind = text.partition(":")[2] or "narrow"
+    if kind not in fixed_kinds():
+        raise UserError(f"{text}: rendered scenes are {', '.join(fixed_kinds())}, not {kind!r}")
+    videos = rendered_videos(split, kind, linear=None if light is None else light == "linear")
+    return Dataset(
+        f"rendered/{split}", kind if light is None else f"{kind}, {_AVERAGED[light]}", videos
+    )
 
 
 def _as_asked(dataset: Dataset, sharp_input: bool) -> Dataset:
@@ -224,63 +133,42 @@ def _as_asked(dataset: Dataset, sharp_input: bool) -> Dataset:
     return Dataset(dataset.name, variant, videos)
 
 
-def _paired_videos(root: Path, places: Sequence[Place], max_pixels: int) -> list[Video]:
+def _open_videos(
+    root: Path, places: Sequence[Place], exposure: Exposure | None, max_pixels: int
+) -> list[Video]:
     """Opens the videos, or raises one error that names all that is wrong with them."""
-    if not places:
-        raise UserError(f"{root}: holds no videos")
     problems: list[str] = []
-    matched: list[tuple[str, list[Path], list[Path]]] = []
+    halves = {place.name: _halves(place, root, problems) for place in places}
+    files = [file for of_one in halves.values() for half in of_one for file in half]
+    sizes = _sizes(root, files, max_pixels, problems)
+    opened: dict[str, list[Frames]] = {}
     for place in places:
-        blurred = _by_stem(place.blurred, root, problems)
-        sharp = _by_stem(place.sharp, root, problems)
-        for one, other, kind in ((blurred, sharp, "sharp"), (sharp, blurred, "blurred")):
-            alone = [file for stem, file in one.items() if stem not in other]
-            problems += [f"{_below(root, file)} has no {kind} frame" for file in alone]
-        stems = [stem for stem in blurred if stem in sharp]
-        matched.append((place.name, [blurred[s] for s in stems], [sharp[s] for s in stems]))
-    files = [file for _, *halves in matched for half in halves for file in half]
-    sizes = _sizes(root, files, max_pixels, problems)
-    videos: list[Video] = []
-    for name, *halves in matched:
-        files = [file for half in reversed(halves) for file in half]
-        size = _common_size(root, files, sizes, problems)
-        if size is not None:
-            frames = [FrameFiles(tuple(half), *size, max_pixels) for half in halves]
-            videos.append(PairedVideo(name, frames[0], frames[1]))
-    refuse(f"{root}: {len(problems)} problem(s)", problems)
-    return videos
-
-
-def _high_speed(
-    root: Path,
-    split: str,
-    exposure: Exposure,
-    only: Sequence[str],
-    exclude: Sequence[str],
-    max_pixels: int,
-) -> Dataset:
-    folder, title = split_folder(root, split)
-    found = high_speed_sources(folder)
-    sources = {printable(name): source for name, source in found}
-    chosen = {name: sources[name] for name in _choose(list(sources), only, exclude, str(root))}
-    problems: list[str] = []
-    files = [file for source in chosen.values() if isinstance(source, list) for file in source]
-    sizes = _sizes(root, files, max_pixels, problems)
-    frames: dict[str, Frames] = {}
-    for name, source in chosen.items():
-        if isinstance(source, list):
-            if (size := _common_size(root, source, sizes, problems)) is not None:
-                frames[name] = FrameFiles(tuple(source), *size, max_pixels)
+        if os.path.isfile(place.sharp):  # Its frames come in turn only: they are decoded first.
+            try:
+                opened[place.name] = [*pack([VideoFile.open(place.sharp, max_pixels)])]
+            except UserError as error:
+                problems.append(str(error))
             continue
-        try:  # A video file's frames come in turn only: they are decoded first, once.
-            frames[name] = pack([VideoFile.open(source, max_pixels)], cache_folder())[0]
-        except UserError as error:
-            problems.append(str(error))
+        of_one = halves[place.name]
+        size = _common_size(root, [f for half in reversed(of_one) for f in half], sizes, problems)
+        if size is not None:
+            opened[place.name] = [FrameFiles(tuple(half), *size, max_pixels) for half in of_one]
     refuse(f"{root}: {len(problems)} problem(s)", problems)
-    videos = [HighSpeedVideo(name, frames[name], exposure) for name in chosen]
-    light = f", {_AVERAGED['linear']}" if exposure.linear else ""
-    variant = f"tau {exposure.tau}, period {exposure.period}{light}"
-    return Dataset(title, variant, videos)
+    if exposure is None:
+        return [PairedVideo(name, frames[0], frames[1]) for name, frames in opened.items()]
+    return [HighSpeedVideo(name, frames[0], exposure) for name, frames in opened.items()]
+
+
+def _halves(place: Place, root: Path, problems: list[str]) -> list[list[Path]]:
+    """The blurred and the sharp frames of a video, or its high-speed frames."""
+    if place.blurred is None:
+        return [list_frames(place.sharp)] if os.path.isdir(place.sharp) else []
+    blurred, sharp = (_by_stem(half, root, problems) for half in (place.blurred, place.sharp))
+    for one, other, kind in ((blurred, sharp, "sharp"), (sharp, blurred, "blurred")):
+        alone = [file for stem, file in one.items() if stem not in other]
+        problems += [f"{_below(root, file)} has no {kind} frame" for file in alone]
+    stems = [stem for stem in blurred if stem in sharp]
+    return [[half[stem] for stem in stems] for half in (blurred, sharp)]
 
 
 def _by_stem(folder: Path, root: Path, problems: list[str]) -> dict[str, Path]:
@@ -330,37 +218,14 @@ def _common_size(
     known = [(file, sizes[file]) for file in files if file in sizes]
     if not known:
         return None
-    height, width = known[0][1]
-    for file, size in known:
-        if size != (height, width):
-            problems.append(
-                f"{_below(root, file)} is {size[1]}x{size[0]}, unlike the {width}x{height} of "
-                f"{_below(root, known[0][0])}"
-            )
+    first, (height, width) = known[0]
+    problems += [
+        f"{_below(root, file)} is {size[1]}x{size[0]}, unlike the {width}x{height} of "
+        f"{_below(root, first)}"
+        for file, size in known
+        if size != (height, width)
+    ]
     return height, width
-
-
-def _choose(
-    names: Sequence[str], only: Sequence[str], exclude: Sequence[str], spec: str
-) -> list[str]:
-    """The names that ``only`` and ``exclude`` leave, each of which must fit at least one name."""
-
-    def fitting(wanted: Sequence[str], option: str) -> set[str]:
-        chosen: set[str] = set()
-        for text in wanted:
-            if not (fits := fitting_names(names, text)):
-                raise UserError(
-                    f"--{option}={text}: no video of {spec} begins so; it has "
-                    f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
-                )
-            chosen |= set(fits)
-        return chosen
-
-    kept = fitting(only, "only") if only else set(names)
-    kept -= fitting(exclude, "exclude")
-    if names and not kept:
-        raise UserError(f"{spec}: --only and --exclude leave no video")
-    return [name for name in names if name in kept]
 
 
 def _below(root: Path, path: Path) -> str:

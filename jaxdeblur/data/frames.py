@@ -1,15 +1,14 @@
 """The frames of a video, read by crop: from image files, or decoded once and memory-mapped.
 
 Decoding a PNG takes a hundred times longer than reading a crop of decoded frames, and training
-reads the same frames again and again. :func:`pack` decodes a video once into a ``.npy`` file whose
-name is a hash of the files' names, sizes and times of change: a changed video is packed anew.
+reads the same frames again and again. :func:`pack` decodes a video once into an array on disk that
+is named by a hash of the files' names, sizes and times of change: a changed video is packed anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import os
@@ -23,16 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeblur.errors import ProgressLine, UserError
-from jaxdeblur.files import made_once, replace_when_whole, write_json
+from jaxdeblur.data.cache import Kept, read_array
+from jaxdeblur.errors import UserError
+from jaxdeblur.files import cache_folder, write_json
 from jaxdeblur.shapes import Frame8, Video8
-from jaxdeblur.video.formats import CONTAINERS, MAX_PIXELS, list_frames, natural_key
+from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.image_file import read_image
 
 ALL = slice(None)
 
 _DECODED_AHEAD = 200_000_000  # Bytes of decoded frames in memory: 32 frames at 1920x1080.
-_PACK_VERSION = 1  # Part of a pack's name: raise it when packs change.
+_PIXELS = "pixels.npy"
+_PACK_VERSION = 2  # Part of a pack's name: raise it when packs change.
 _MOST_OPEN = 128  # Packs mapped at a time: each holds a file descriptor, of which there are 1024.
 
 
@@ -158,63 +159,62 @@ class DecodedFrames:
 
 @dataclasses.dataclass(frozen=True)
 class PackedFrames:
-    """Frames that :func:`pack` has decoded into a ``.npy`` file."""
+    """Frames that :func:`pack` has decoded into a folder of the cache."""
 
-    file: Path
+    folder: Path
     count: int
     height: int
     width: int
     unreadable: Mapping[int, str]
-    """Frames that could not be decoded, and why; the file has black in their place."""
+    """Frames that could not be decoded, and why; the array has black in their place."""
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The one file."""
+        return (self.folder / _PIXELS,)
 
     def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> Video8:
         """A copy of the crop."""
         for index in range(*times.indices(self.count)) if self.unreadable else ():
             if index in self.unreadable:
                 raise UserError(self.unreadable[index])
-        return np.array(_mapped(self.file)[times, rows, columns])
+        shape = (self.count, self.height, self.width, 3)
+        return np.array(_mapped(self.folder / _PIXELS, shape)[times, rows, columns])
 
 
 @functools.lru_cache(maxsize=_MOST_OPEN)
-def _mapped(file: Path) -> np.ndarray:
+def _mapped(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        return np.asarray(np.lib.format.open_memmap(file, mode="r"))
+        return read_array(file, shape)
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: packed frames have vanished or are damaged: {error}") from error
 
 
 def pack(
     sources: Sequence[FrameFiles | VideoFile],
-    cache: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[PackedFrames]:
-    """Decodes videos into the folder ``cache``, but for those that have been decoded before.
+    """Decodes videos into the cache, but for those that have been decoded before.
 
     Image files that cannot be decoded are remembered in ``unreadable``; a damaged video file is an
     error. ``progress`` is called with (videos decoded, videos to decode).
 
     Raises:
-      UserError: a file has vanished, a video file is damaged, or there is no room in ``cache``.
+      UserError: a file has vanished, a video file is damaged, or there is no room in the cache.
     """
-    places = [_place(source, cache) for source in sources]
-    packs = [_open_pack(*pair) for pair in zip(sources, places, strict=True)]
-    missing = [n for n, packed in enumerate(packs) if packed is None]
+    kept = [_kept(source) for source in sources]
+    packs = {one.folder: one.find() for one in kept}
+    missing = [n for n, one in enumerate(kept) if packs[one.folder] is None]
     if missing:
-        _check_space(cache, [sources[n] for n in missing])
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{cache}: cannot be written: {error.strerror}") from error
-    done: dict[Path, PackedFrames] = {}
-    for count, n in enumerate(missing, start=1):
-        with made_once(places[n]):  # every process of a run on many devices is here
-            done[places[n]] = _open_pack(sources[n], places[n]) or _pack(sources[n], places[n])
+        _check_space([sources[n] for n in missing])
+    for done, n in enumerate(missing, start=1):
+        packs[kept[n].folder] = kept[n].open()
         if progress:
-            progress(count, len(missing))
-    return [packed or done[place] for packed, place in zip(packs, places, strict=True)]
+            progress(done, len(missing))
+    return [packed for one in kept if (packed := packs[one.folder])]
 
 
 def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
@@ -230,57 +230,36 @@ def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
     return [(str(file.absolute()), stat.st_size, stat.st_mtime_ns) for file, stat in found]
 
 
-def _place(source: FrameFiles | VideoFile, cache: Path) -> Path:
-    """Where the pack of a video belongs: its name without suffix."""
-    text = json.dumps([_PACK_VERSION, *stamps(source.files)])
-    return cache / f"frames-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+def _kept(source: FrameFiles | VideoFile) -> Kept[PackedFrames]:
+    """The pack of a video."""
 
+    def make(folder: Path) -> None:
+        unreadable: dict[int, str] = {}
 
-def _open_pack(source: FrameFiles | VideoFile, place: Path) -> PackedFrames | None:
-    """The pack, or None if there is none or it is not whole (then it is made again)."""
-    target = place.with_suffix(".npy")
-    try:
-        notes = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
+        def frames() -> Iterator[Frame8]:
+            for index, frame in enumerate(source.stream()):
+                if isinstance(frame, UserError):
+                    unreadable[index] = str(frame)
+                    frame = np.zeros((source.height, source.width, 3), np.uint8)
+                yield frame
+
+        count = _write_frames(folder / _PIXELS, frames(), source.height, source.width)
+        write_json(folder / "frames.json", {"frames": count, "unreadable": unreadable})
+        _mapped.cache_clear()  # it may hold a damaged file of the same name
+
+    def read(folder: Path) -> PackedFrames:
+        notes = json.loads((folder / "frames.json").read_text(encoding="utf-8"))
         unreadable = {int(index): str(reason) for index, reason in notes["unreadable"].items()}
-        array = np.lib.format.open_memmap(target, mode="r")
-        expected = (notes["frames"], source.height, source.width, 3)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    if array.dtype != np.uint8 or array.shape != expected:
-        return None
-    return PackedFrames(target, len(array), source.height, source.width, unreadable)
+        read_array(folder / _PIXELS, (notes["frames"], source.height, source.width, 3))
+        return PackedFrames(folder, notes["frames"], source.height, source.width, unreadable)
+
+    recipe = {"version": _PACK_VERSION, "files": stamps(source.files)}
+    return Kept("frames", recipe, make, read)
 
 
-def _pack(source: FrameFiles | VideoFile, place: Path) -> PackedFrames:
-    target = place.with_suffix(".npy")
-    unreadable: dict[int, str] = {}
-
-    def frames() -> Iterator[Frame8]:
-        for index, frame in enumerate(source.stream()):
-            if isinstance(frame, UserError):
-                unreadable[index] = str(frame)
-                frame = np.zeros((source.height, source.width, 3), np.uint8)
-            yield frame
-
-    try:
-        with replace_when_whole(target) as part:
-            count = _write_frames(part, frames(), source.height, source.width)
-            # Before the frames get their name: frames without their notes do not count as packed.
-            notes = {"of": str(source.files[0]), "frames": count, "unreadable": unreadable}
-            write_json(place.with_suffix(".json"), notes)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
-    _mapped.cache_clear()  # it may hold a damaged file of the same name
-    return PackedFrames(target, count, source.height, source.width, unreadable)
-
-
-def show_packing() -> Callable[[int, int], None]:
-    """What prints how far the decoding of videos is, as their ``progress``."""
-    return ProgressLine("decoding", unit="videos", stays=True).update
-
-
-def _check_space(cache: Path, sources: Sequence[FrameFiles | VideoFile]) -> None:
+def _check_space(sources: Sequence[FrameFiles | VideoFile]) -> None:
     """UserError if the disk has no room for the decoded frames of image files."""
+    cache = cache_folder()
     needed = sum(
         3 * len(source.files) * source.height * source.width
         for source in sources
@@ -317,29 +296,3 @@ def _write_frames(target: Path, frames: Iterable[Frame8], height: int, width: in
         if write_header(count) != start:
             raise AssertionError("the header of the array has grown over its first frame")
     return count
-
-
-def high_speed_sources(root: Path) -> list[tuple[str, list[Path] | Path]]:
-    """The high-speed videos in ``root``: (name, image files or a video file) in natural order.
-
-    ``root`` is a video file, a folder of frames, or a folder of such folders and video files.
-
-    Raises:
-      UserError: there are none.
-    """
-    if os.path.isfile(root):
-        return [(root.name, root)]
-    if frames := list_frames(root):
-        return [(root.absolute().name, frames)]
-    found: list[tuple[str, list[Path] | Path]] = []
-    for entry in sorted(root.iterdir(), key=lambda entry: natural_key(entry.name)):
-        if entry.name.startswith("."):
-            continue
-        if os.path.isdir(entry):
-            if frames := list_frames(entry):
-                found.append((entry.name, frames))
-        elif entry.suffix.lower() in CONTAINERS:
-            found.append((entry.name, entry))
-    if not found:
-        raise UserError(f"{root}: holds no frames, no folders of frames and no videos")
-    return found

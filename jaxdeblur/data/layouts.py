@@ -1,34 +1,46 @@
 """The layouts of data sets on disk: which folders hold the blurred and the sharp frames of a video.
 
-| layout | folders |
-|---|---|
-| gopro | [SPLIT/]VIDEO/{blur,blur_gamma,sharp}/ |
-| dvd | [quantitative_datasets/]VIDEO/{input,GT}/ or SPLIT/VIDEO/{input,GT}/ |
-| bsd | [SPLIT/]VIDEO/{Blur,Sharp}/RGB/ |
-| reds | [{train,val}/]{train,val}_{blur,blur_comp,sharp}/VIDEO/ |
-| pairs | [SPLIT/]{blur,sharp}/ or [SPLIT/]{blur,sharp}/VIDEO/ |
-| highspeed | [SPLIT/]VIDEO/ of high-speed frames, or video files; blurred by eq. 1 |
-
-Symbolic links are followed, but no layout is deeper than these, so that a loop of links ends.
+Symbolic links are followed, but no pattern has more than one ``*``, so that a loop of links ends.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxdeblur.data.frames import high_speed_sources
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.formats import list_frames, natural_key
+from jaxdeblur.video.formats import CONTAINERS, list_frames, natural_key
 
-LAYOUTS = ("gopro", "dvd", "bsd", "reds", "pairs", "highspeed")
+RENDERED = "rendered"
+"""The data set that needs no files: scenes that the package renders."""
+HIGH_SPEED = "highspeed"
+"""The layout of frames that are averaged into blur."""
+
+
+class Patterns(NamedTuple):
+    """Where frames lie below the folder of a split; ``*`` is the name of the video."""
+
+    sharp: str
+    blurred: Mapping[str, str]
+    """By variant, the default first; the one kind of a layout without variants is called ""."""
+
+
+PAIRED = {  # in the order in which they are looked for
+    "reds": Patterns(
+        "{split}_sharp/*", {"blur": "{split}_blur/*", "blur_comp": "{split}_blur_comp/*"}
+    ),
+    "pairs": Patterns("sharp/*", {"": "blur/*"}),  # or the frames of one video, without its folder
+    "gopro": Patterns("*/sharp", {"blur": "*/blur", "blur_gamma": "*/blur_gamma"}),
+    "bsd": Patterns("*/Sharp/RGB", {"": "*/Blur/RGB"}),
+    "dvd": Patterns("*/GT", {"": "*/input"}),
+}
+
+LAYOUTS = (*PAIRED, HIGH_SPEED)
 """The names that may stand before a path, as in ``gopro:/data/GOPRO_Large``."""
 
-WITH_VARIANTS = ("gopro", "reds")
-
-_SPLIT_FOLDERS = {
+SPLIT_FOLDERS = {
     "train": ("train",),
     "validation": ("validation", "valid", "val"),
     "test": ("test",),
@@ -41,162 +53,255 @@ DVD_TEST_VIDEOS = (
 """The ten videos that its authors test on, of the 71 that lie together in one folder."""
 
 
+class Spec(NamedTuple):
+    """A data set as an option names it, and what that means."""
+
+    text: str
+    layout: str
+    """``rendered`` or one of ``LAYOUTS``."""
+    root: Path
+    """The folder or video file; of no meaning for rendered scenes."""
+
+    @property
+    def has_variants(self) -> bool:
+        """Whether there may be several kinds of blurred frames."""
+        return self.layout in PAIRED and "" not in PAIRED[self.layout].blurred
+
+    @property
+    def is_taken_for_high_speed(self) -> bool:
+        """Whether frames count as high-speed ones without being called so."""
+        return self.layout == HIGH_SPEED and not self.text.startswith(f"{HIGH_SPEED}:")
+
+    def check_variant(self, variant: str | None) -> None:
+        """Raises UserError if a variant is asked of a layout that has none."""
+        if variant is not None and not self.has_variants:
+            raise UserError(
+                f"{self.text}: the layout {self.layout} has no variants, so not {variant!r} either"
+            )
+
+
 class Place(NamedTuple):
     """Where the frames of a video lie."""
 
     name: str
-    blurred: Path
+    blurred: Path | None
+    """None for high-speed frames."""
     sharp: Path
+    """A folder, or a video file of high-speed frames."""
 
 
-class Found(NamedTuple):
-    """What a layout says is there, before any frame is looked at."""
+class Listing(NamedTuple):
+    """The videos of a split, before any frame is looked at."""
 
-    name: str
+    title: str
+    """What results call the data set: its folder's name, and the split if it has several."""
     variant: str
     places: list[Place]
 
 
-def _gopro(root: Path, split: str, variant: str | None) -> Found:
-    folder, title = split_folder(root, split)
-    videos = _subfolders(folder)
-    there = [v for v in ("blur", "blur_gamma") if any(os.path.isdir(f / v) for f in videos)]
-    variant = _pick_variant(folder, variant, there)
-    places = [Place(_name(video), video / variant, video / "sharp") for video in videos]
-    return Found(title, variant, places)
+def resolve(text: str) -> Spec:
+    """The layout that ``text`` names or its folder has.
+
+    Raises:
+      UserError: there is no such folder or layout, or no data set is recognised there.
+    """
+    layout, separator, path = text.partition(":")
+    if layout == RENDERED:
+        return Spec(text, RENDERED, Path())
+    if layout not in LAYOUTS or not separator:
+        layout, path = "", text
+    root = Path(path)
+    if not path:
+        raise UserError(f"data set {text!r}: names no folder")
+    if layout in ("", HIGH_SPEED) and os.path.isfile(root):
+        return Spec(text, HIGH_SPEED, root)
+    if not os.path.isdir(root):
+        if separator and not layout and os.path.exists(text.partition(":")[2]):
+            known = ", ".join([RENDERED, *LAYOUTS])
+            raise UserError(f"{text}: no such layout; there are {known}")
+        raise UserError(f"{text}: no such folder")
+    return Spec(text, layout or _recognised(root), root)
 
 
-def _dvd(root: Path, split: str, variant: str | None) -> Found:
-    below = root / "quantitative_datasets"
-    folder, title = split_folder(below if os.path.isdir(below) else root, split)
-    videos = _subfolders(folder)
-    if folder in (root, below):  # no splits: its authors' test videos are told by their names
-        if split == "validation":
-            raise UserError(f"{root}: has the splits train, test, not validation")
-        videos = [v for v in videos if (v.name in DVD_TEST_VIDEOS) == (split == "test")]
-        title = f"{_title(root)}/{split}"
-    places = [Place(_name(video), video / "input", video / "GT") for video in videos]
-    return Found(title, "", places)
+def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
+    """The videos of a split of a folder, in natural order.
 
+    Args:
+      spec: of a folder.
+      split: train, validation or test; a folder that has no splits gives all videos for each.
+      variant: which blurred frames; default: the first of the layout's that is there.
 
-def _bsd(root: Path, split: str, variant: str | None) -> Found:
-    folder, title = split_folder(root, split)
-    places = [
-        Place(_name(video), video / "Blur" / "RGB", video / "Sharp" / "RGB")
-        for video in _subfolders(folder)
-    ]
-    return Found(title, "", places)
-
-
-def _reds(root: Path, split: str, variant: str | None) -> Found:
-    short = {"train": "train", "validation": "val", "test": "test"}[split]
-    folder = next((f for f in (root / short, root) if os.path.isdir(f / f"{short}_sharp")), None)
-    if folder is None:
-        raise UserError(f"{root}: has no folder {short}_sharp for the split {split}")
-    there = [v for v in ("blur", "blur_comp") if os.path.isdir(folder / f"{short}_{v}")]
-    variant = _pick_variant(root, variant, there)
-    blurred, sharp = folder / f"{short}_{variant}", folder / f"{short}_sharp"
-    return Found(f"{_title(root)}/{split}", variant, _side_by_side(blurred, sharp))
-
-
-def _pairs(root: Path, split: str, variant: str | None) -> Found:
-    folder, title = split_folder(root, split)
-    blurred, sharp = folder / "blur", folder / "sharp"
-    for half in (blurred, sharp):
-        if not os.path.isdir(half):
-            raise UserError(f"{half}: no such folder; pairs lie in blur and sharp")
-    if list_frames(blurred) or list_frames(sharp):
-        return Found(title, "", [Place(_title(root), blurred, sharp)])
-    return Found(title, "", _side_by_side(blurred, sharp))
-
-
-PAIRED: dict[str, Callable[[Path, str, str | None], Found]] = {
-    "gopro": _gopro,
-    "dvd": _dvd,
-    "bsd": _bsd,
-    "reds": _reds,
-    "pairs": _pairs,
-}
-
-
-def recognised(root: Path) -> str:
-    """The layout of ``root``."""
-    splits = [root / name for names in _SPLIT_FOLDERS.values() for name in names]
-    splits = [folder for folder in splits if os.path.isdir(folder)]
-    for folder in (root, *splits):
-        if any(os.path.isdir(folder / name) for name in ("train_sharp", "val_sharp")):
-            return "reds"
-    if os.path.isdir(root / "quantitative_datasets"):
-        return "dvd"
-    for folder in splits or [root]:
-        if os.path.isdir(folder / "blur") and os.path.isdir(folder / "sharp"):
-            return "pairs"
-        for video in _subfolders(folder):
-            if os.path.isdir(video / "sharp"):
-                return "gopro"
-            if os.path.isdir(video / "Blur" / "RGB") or os.path.isdir(video / "Sharp" / "RGB"):
-                return "bsd"
-            if os.path.isdir(video / "input") and os.path.isdir(video / "GT"):
-                return "dvd"
-        try:
-            high_speed_sources(folder)
-        except UserError:
-            continue
-        return "highspeed"
-    raise UserError(
-        f"{root}: no data set is recognised there; layouts are {', '.join(LAYOUTS)} (docs/data.md)"
-    )
-
-
-def _pick_variant(root: Path, variant: str | None, there: Sequence[str]) -> str:
+    Raises:
+      UserError: there is no such split or variant, or there are no videos.
+    """
+    spec.check_variant(variant)
+    if spec.layout == HIGH_SPEED:
+        folder, title = _split_folder(spec.root, split)
+        return Listing(title, "", high_speed_videos(folder))
+    layout, root = PAIRED[spec.layout], spec.root
+    if spec.layout == "dvd" and os.path.isdir(root / "quantitative_datasets"):
+        root /= "quantitative_datasets"
+    folder, title = _split_folder(root, split, _title(spec.root))
+    sharp, blurred = _patterns(layout, split)
+    there = [name for name, pattern in blurred.items() if _has(folder, pattern)]
     if not there:
-        raise UserError(f"{root}: has no blurred frames where they belong")
+        raise UserError(f"{folder}: has no folder {' or '.join(blurred.values())}")
     if variant is not None and variant not in there:
-        raise UserError(f"{root}: has the variants {', '.join(there)}, not {variant!r}")
-    return variant or there[0]
-
-
-def _side_by_side(blurred: Path, sharp: Path) -> list[Place]:
-    """The videos of two folders that each have one folder a video."""
-    names = {f.name for half in (blurred, sharp) for f in _subfolders(half)}
-    return [
-        Place(printable(name), blurred / name, sharp / name)
+        raise UserError(f"{spec.root}: has the variants {', '.join(there)}, not {variant!r}")
+    variant = variant or there[0]
+    halves = blurred[variant], sharp
+    if spec.layout == "pairs" and any(list_frames(folder / half[:-2]) for half in halves):
+        return Listing(title, "", [Place(title, folder / "blur", folder / "sharp")])
+    names = {name for half in halves for name in _videos(folder, half)}
+    if spec.layout == "dvd" and folder == root:
+        if split == "validation":
+            raise UserError(f"{spec.root}: has the splits train, test, not validation")
+        names = {name for name in names if (name in DVD_TEST_VIDEOS) == (split == "test")}
+    if spec.layout in ("dvd", "reds") and folder == root:
+        title = f"{title}/{split}"
+    if not names:
+        raise UserError(f"{folder}: holds no videos")
+    places = [
+        Place(printable(name), *(folder / half.replace("*", name) for half in halves))
         for name in sorted(names, key=natural_key)
     ]
+    return Listing(title, variant, places)
 
 
-def split_folder(root: Path, split: str) -> tuple[Path, str]:
-    """The folder of a split with its title, or ``root`` itself if that has no splits."""
-    there = {
-        name: root / folder
-        for name, folders in _SPLIT_FOLDERS.items()
-        for folder in folders
-        if os.path.isdir(root / folder)
+def high_speed_videos(root: Path) -> list[Place]:
+    """The high-speed videos of a video file, a folder of frames, or a folder of such.
+
+    Raises:
+      UserError: there are none.
+    """
+    if os.path.isfile(root) or list_frames(root):
+        return [Place(_title(root), None, root)]
+    found = [
+        Place(printable(entry.name), None, entry)
+        for entry in sorted(root.iterdir(), key=lambda entry: natural_key(entry.name))
+        if not entry.name.startswith(".")
+        and (list_frames(entry) if os.path.isdir(entry) else entry.suffix.lower() in CONTAINERS)
+    ]
+    if not found:
+        raise UserError(f"{root}: holds no frames, no folders of frames and no videos")
+    return found
+
+
+def choose(
+    names: Mapping[str, Sequence[str]], only: Sequence[str], exclude: Sequence[str]
+) -> dict[str, list[str]]:
+    """The videos of each data set that ``only`` and ``exclude`` leave.
+
+    Args:
+      names: of the videos of each data set.
+      only: whole names or beginnings; a name that is one of the videos means no others.
+      exclude: likewise.
+
+    Raises:
+      UserError: a text fits no video of any data set, or one of them has no video left.
+    """
+
+    def fitting(texts: Sequence[str], option: str) -> set[str]:
+        everything = list(dict.fromkeys(name for of_one in names.values() for name in of_one))
+        found: set[str] = set()
+        for text in texts:
+            if not (fits := fitting_names(everything, text)):
+                raise UserError(
+                    f"--{option}={text}: no video of {', '.join(names)} begins so; there are "
+                    f"{', '.join(everything[:20])}{', ...' if len(everything) > 20 else ''}"
+                )
+            found |= set(fits)
+        return found
+
+    wanted, unwanted = fitting(only, "only"), fitting(exclude, "exclude")
+    kept = {
+        spec: [n for n in of_one if (not only or n in wanted) and n not in unwanted]
+        for spec, of_one in names.items()
     }
-    if not there:
-        return root, _title(root)
-    if split not in there:
-        raise UserError(f"{root}: has the splits {', '.join(there)}, not {split}")
-    return there[split], f"{_title(root)}/{split}"
+    for spec, left in kept.items():
+        if not left:
+            raise UserError(f"{spec}: --only and --exclude leave no video")
+    return kept
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        found = [f for f in folder.iterdir() if not f.name.startswith(".") and os.path.isdir(f)]
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
-    return sorted(found, key=lambda f: natural_key(f.name))
-
-
-def _title(root: Path) -> str:
-    """What results call a data set: its folder's name."""
-    return printable(root.absolute().name or root.absolute().anchor)
-
-
-def _name(video: Path) -> str:
-    return printable(video.name)
+def fitting_names(names: Sequence[str], text: str) -> list[str]:
+    """Which ``names`` the ``text`` of an option means: that very one, else all that begin so."""
+    # A whole name wins, so that video1 can be told from video10.
+    return [n for n in names if n == text] or [n for n in names if n.startswith(text)]
 
 
 def printable(name: str) -> str:
     """``name`` with what cannot be printed (bytes that are no text) written as escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _recognised(root: Path) -> str:
+    """The layout of ``root``: the first of which it has blurred and sharp frames."""
+    if os.path.isdir(root / "quantitative_datasets"):
+        return "dvd"
+    folders = _split_folders(root) or dict.fromkeys(SPLIT_FOLDERS, root)
+    for name, layout in PAIRED.items():
+        for split, folder in folders.items():
+            sharp, blurred = _patterns(layout, split)
+            if _has(folder, sharp) and any(_has(folder, p) for p in blurred.values()):
+                return name
+    for folder in folders.values():
+        try:
+            high_speed_videos(folder)
+        except UserError:
+            continue
+        return HIGH_SPEED
+    raise UserError(
+        f"{root}: no data set is recognised there; layouts are {', '.join(LAYOUTS)} (docs/data.md)"
+    )
+
+
+def _patterns(layout: Patterns, split: str) -> tuple[str, dict[str, str]]:
+    """Those of the sharp and of the blurred frames, for one split."""
+    short = SPLIT_FOLDERS[split][-1]
+    blurred = {name: pattern.format(split=short) for name, pattern in layout.blurred.items()}
+    return layout.sharp.format(split=short), blurred
+
+
+def _has(folder: Path, pattern: str) -> bool:
+    """Whether a folder fits, or would hold the videos where the pattern ends with them."""
+    if pattern.endswith("/*"):
+        return os.path.isdir(folder / pattern[:-2])
+    return bool(_videos(folder, pattern))
+
+
+def _videos(folder: Path, pattern: str) -> list[str]:
+    """What ``*`` stands for."""
+    above, _, below = pattern.partition("*")
+    return [f.name for f in _subfolders(folder / above) if os.path.isdir(f / below.strip("/"))]
+
+
+def _split_folder(root: Path, split: str, title: str | None = None) -> tuple[Path, str]:
+    """The folder of a split with its title, or ``root`` itself if that has no splits."""
+    there = _split_folders(root)
+    title = title or _title(root)
+    if not there:
+        return root, title
+    if split not in there:
+        raise UserError(f"{root}: has the splits {', '.join(there)}, not {split}")
+    return there[split], f"{title}/{split}"
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    return {
+        split: root / folder
+        for split, folders in SPLIT_FOLDERS.items()
+        for folder in folders
+        if os.path.isdir(root / folder)
+    }
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return [f for f in folder.iterdir() if not f.name.startswith(".") and os.path.isdir(f)]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def _title(root: Path) -> str:
+    return printable(root.absolute().name or root.absolute().anchor)

@@ -24,7 +24,7 @@ import scipy.fft
 from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt8, UInt32
 
-from jaxdeblur.data.drawing import View, compress, coverage, look_up, pack_texels, power, swinging
+from jaxdeblur.data.raster import View, compress, coverage, look_up, pack_texels, power, view_at
 from jaxdeblur.data.scenes import Scene, SceneConfig, position, sample_scene
 from jaxdeblur.shapes import Video8
 
@@ -54,15 +54,7 @@ class Motion(NamedTuple):
 
 
 def _view(scene: Scene, time: Float[Array, ""], size: tuple[int, int]) -> View:
-    angle = scene.tilt + swinging(scene.turning, time)
-    scale = jnp.exp(swinging(scene.zooming, time))
-    c, s = scale * jnp.cos(angle), scale * jnp.sin(angle)
-    return View(
-        matrix=jnp.array([[c, -s], [s, c]]),
-        slope=scene.slope,
-        camera=position(scene.camera, time),
-        centre=(jnp.array(size, jnp.float32) - 1) / 2,
-    )
+    return view_at(scene, position(scene.camera, time), time, size)
 
 
 def motion_of(scene: Scene, config: SceneConfig, frames: int, crop: int) -> Motion:

@@ -12,12 +12,13 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from jaxdeblur.data.drawing import Draws, Outline
 from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.data.raster import Outline
 from jaxdeblur.errors import UserError
 
 STEPS_A_FRAME = 16
@@ -247,7 +248,25 @@ class Scene(NamedTuple):
     """Largest mean speed of a layer, pixels a frame."""
 
 
-class _Draws(Draws):
+class _Draws:
+    """Uniform numbers handed out in order: one draw of many compiles faster than many draws."""
+
+    def __init__(self, key: PRNGKeyArray, count: int) -> None:
+        self._values = jax.random.uniform(key, (count,))
+        self._used = 0
+
+    def __call__(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Array:
+        """The next numbers, in [low, high)."""
+        start, self._used = self._used, self._used + math.prod(shape)
+        return low + (high - low) * self._values[start : self._used].reshape(shape)
+
+    def swing(self, rate: Array, limit: float) -> Array:
+        """Rate, cycles and phase of a swing that is back before it exceeds ``limit``."""
+        rate = rate * self(low=-1.0, high=1.0)
+        # It swings as far as rate / (2 pi cycles).
+        cycles = jnp.maximum(self(low=0.02, high=0.08), jnp.abs(rate) / (2 * math.pi * limit))
+        return jnp.stack([rate, cycles, self(high=2 * math.pi)])
+
     def wave(
         self, times: Float[Array, " steps"], cycles: tuple[float, float], *many: int
     ) -> Float[Array, "*many steps"]:

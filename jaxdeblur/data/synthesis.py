@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxdeblur.data.exposure import GAMMA, Exposure, synthesise
-from jaxdeblur.data.frames import FrameFiles, VideoFile, high_speed_sources
+from jaxdeblur.data.frames import FrameFiles, VideoFile
+from jaxdeblur.data.layouts import high_speed_videos
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
 from jaxdeblur.options import Parser
 from jaxdeblur.shapes import Frame8
-from jaxdeblur.video.formats import MAX_PIXELS
+from jaxdeblur.video.formats import MAX_PIXELS, list_frames
 from jaxdeblur.video.image_file import image_size, write_png
 
 
@@ -59,15 +60,14 @@ def write_pairs(
             raise UserError(f"{target}: was not made by this command, so it is not overwritten")
     if not os.path.exists(source):
         raise UserError(f"{source}: no such file or folder")
-    found = high_speed_sources(source)
-    first = found[0][1]
-    alone = source == (first[0].parent if isinstance(first, list) else first)
+    found = high_speed_videos(source)
+    alone = found[0].sharp == source
     old = None
     try:
         with replace_folder_when_whole(target) as part:
             videos = [
                 _write_video(name, frames, part, "" if alone else name, exposure, max_pixels)
-                for name, frames in found
+                for name, _, frames in found
             ]
             manifest = {
                 "source": str(source),
@@ -95,7 +95,7 @@ _MANIFEST = "manifest.json"
 
 def _write_video(
     name: str,
-    source: list[Path] | Path,
+    source: Path,
     target: Path,
     folder: str,
     exposure: Exposure,
@@ -103,9 +103,10 @@ def _write_video(
 ) -> dict[str, Any]:
     """Writes the pairs of one video; returns its entry in the manifest."""
     opened: FrameFiles | VideoFile
-    if isinstance(source, list):
-        opened = FrameFiles(tuple(source), *image_size(source[0], max_pixels), max_pixels)
-        total = exposure.count(len(source))
+    if os.path.isdir(source):
+        files = list_frames(source)
+        opened = FrameFiles(tuple(files), *image_size(files[0], max_pixels), max_pixels)
+        total = exposure.count(len(files))
     else:
         opened, total = VideoFile.open(source, max_pixels), None
     taken = 0

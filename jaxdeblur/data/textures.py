@@ -5,27 +5,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import os
-import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from jaxdeblur.data.cache import Kept, read_array
 from jaxdeblur.data.photographs import Photograph, find_photographs
 from jaxdeblur.data.scenes import SceneConfig
 from jaxdeblur.errors import ProgressLine, UserError
-from jaxdeblur.files import cache_folder, made_once, replace_folder_when_whole, write_json
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.image_file import read_image
 
@@ -38,15 +32,6 @@ _LEAST_TEXTURES = 96  # Few photographs give few textures that differ.
 _TEXTURE_SEED = 0  # One set of textures for all runs: they are kept. Scenes have the run's seed.
 
 
-@dataclasses.dataclass(frozen=True)
-class Textures:
-    """Square textures cut from photographs: what scenes are made of."""
-
-    pixels: UInt8[np.ndarray, "n S S 3"]
-    names: tuple[tuple[str, ...], ...]
-    """The names of the photographs in each texture."""
-
-
 def cut_textures(
     photographs: Sequence[Photograph],
     count: int,
@@ -55,7 +40,7 @@ def cut_textures(
     scale: tuple[float, float] = (0.5, 0.95),
     *,
     progress: Callable[[int, int], None] | None = None,
-) -> Textures:
+) -> UInt8[np.ndarray, "n S S 3"]:
     """Cuts ``count`` square textures of ``size`` pixels; each photograph begins as many of them.
 
     A photograph is reduced by a factor within ``scale``, so that the texture is sharp to the pixel
@@ -73,7 +58,7 @@ def cut_textures(
     turns = -(-count // len(photographs))
     order = np.concatenate([plan.permutation(len(photographs)) for _ in range(turns)])[:count]
 
-    def cut(index: int) -> tuple[Frame8, tuple[str, ...]]:
+    def cut(index: int) -> Frame8:
         rng = np.random.default_rng([seed, size, 1, index])
         return _cut(photographs, int(order[index]), size, scale, rng)
 
@@ -83,7 +68,7 @@ def cut_textures(
             cuts.append(made)
             if progress:
                 progress(done, count)
-    return Textures(np.stack([pixels for pixels, _ in cuts]), tuple(names for _, names in cuts))
+    return np.stack(cuts)
 
 
 def _cut(
@@ -92,16 +77,14 @@ def _cut(
     size: int,
     scale: tuple[float, float],
     rng: np.random.Generator,
-) -> tuple[Frame8, tuple[str, ...]]:
+) -> Frame8:
     """One texture: shelves of photographs from the top, each from left to right."""
     wall = np.empty((size, size, 3), np.uint8)
-    names: dict[str, None] = {}
     top, chosen = 0, first
     while top < size:
         left, bottom = 0, size
         while left < size:
             photograph = photographs[chosen]
-            names[photograph.name] = None
             shelf = bottom - top if left else 0
             print_ = _print(photograph, max(shelf, 1), size, scale, rng)
             if not left:  # the first print sets the height of its shelf
@@ -118,7 +101,7 @@ def _cut(
             left += width
             chosen = int(rng.integers(len(photographs)))
         top = bottom
-    return wall, tuple(names)
+    return wall
 
 
 def _most_detailed(
@@ -179,20 +162,13 @@ def kept_textures(
     count: int,
     size: int,
     seed: int,
-    *,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    cache_dir: Path | None = None,
 ) -> UInt8[np.ndarray, "n S S 3"]:
     """The textures that :func:`cut_textures` cuts, memory-mapped: cut once, then opened.
 
-    A damaged folder is made anew, with a warning.
-
     Args:
       photographs, count, size, seed: see :func:`cut_textures`.
-      cache_dir: holds the folder ``textures-KEY`` with pixels.npy and textures.json (the
-        photographs that each texture shows, with their digests). KEY is a hash of all that decides
-        the pixels. Default: :func:`cache_folder`.
-      progress: called with (textures cut, textures in all).
+      cache_dir: holds the folder ``textures-KEY``; default: :func:`~jaxdeblur.files.cache_folder`.
 
     Raises:
       UserError: a photograph cannot be read, or the cache not written (a full disk).
@@ -204,44 +180,16 @@ def kept_textures(
         "seed": seed,
         "photographs": {photograph.name: photograph.digest for photograph in photographs},
     }
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(cache_dir or cache_folder()) / f"textures-{key}"
-    with contextlib.suppress(*_UNREADABLE):
-        return _open(folder, recipe)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with made_once(folder):  # every process of a run on many devices is here
-            if folder.exists():
-                try:
-                    return _open(folder, recipe)
-                except _UNREADABLE as error:
-                    message = f"{folder}: damaged ({error}); its textures are cut anew"
-                    warnings.warn(message, RuntimeWarning, stacklevel=2)
-                    shutil.rmtree(folder)
-            with replace_folder_when_whole(folder) as part:
-                cut = cut_textures(photographs, count, size, seed, progress=progress)
-                np.save(part / "pixels.npy", cut.pixels)
-                write_json(part / "textures.json", {**recipe, "shows": cut.names})
-    except OSError as error:
-        if not folder.exists():  # else another process was first: its textures are the same
-            raise UserError(f"{folder}: cannot be written: {error}") from error
-    return _open(folder, recipe)
 
+    def make(folder: Path) -> None:
+        line = ProgressLine("cutting textures", unit="textures", stays=True)
+        cut = cut_textures(photographs, count, size, seed, progress=line.update)
+        np.save(folder / "pixels.npy", cut)
 
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError)
-"""What textures that are not there, or damaged, make the reader raise."""
+    def read(folder: Path) -> UInt8[np.ndarray, "n S S 3"]:
+        return read_array(folder / "pixels.npy", (count, size, size, 3))
 
-
-def _open(folder: Path, recipe: dict[str, Any]) -> UInt8[np.ndarray, "n S S 3"]:
-    """Opens textures; one of the errors above if they are not as ``recipe`` asks."""
-    manifest = json.loads((folder / "textures.json").read_text(encoding="utf-8"))
-    if {name: manifest[name] for name in recipe} != recipe:
-        raise ValueError("textures.json describes other textures")
-    pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
-    expected = (recipe["count"], recipe["size"], recipe["size"], 3)
-    if pixels.dtype != np.uint8 or pixels.shape != expected:
-        raise ValueError(f"pixels.npy is {pixels.dtype} {pixels.shape}")
-    return pixels
+    return Kept("textures", recipe, make, read, cache_dir).open()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +228,6 @@ def open_scenes(
         max(_LEAST_TEXTURES, len(found)),
         config.texture_size,
         _TEXTURE_SEED,
-        cache_dir=cache_dir,
-        progress=ProgressLine("cutting textures", unit="textures", stays=True).update,
+        cache_dir,
     )
     return RenderedScenes(config, textures)

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxdeblur.data.exposure import Exposure, average
-from jaxdeblur.data.frames import (
-    FrameFiles,
-    Frames,
-    PackedFrames,
-    VideoFile,
-    pack,
-    stamps,
-)
-from jaxdeblur.errors import UserError
+from jaxdeblur.data.frames import FrameFiles, Frames, PackedFrames, pack, stamps
+from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.shapes import Frame8
 
 
@@ -124,21 +117,16 @@ class Dataset:
     videos: Sequence[Video]
 
 
-def pack_dataset(
-    dataset: Dataset, cache: Path, progress: Callable[[int, int], None] | None = None
-) -> Dataset:
-    """The same data set with all frames that lie in image files decoded into ``cache``, once.
-
-    See :func:`~jaxdeblur.data.frames.pack`; ``progress`` is called with (videos decoded, in all),
-    a pair's blurred and sharp frames counting as two videos.
-    """
+def pack_dataset(dataset: Dataset) -> Dataset:
+    """The same data set with all frames that lie in image files decoded into the cache, once."""
     sources = [
         frames
         for video in dataset.videos
         for frames in video_frames(video)
         if isinstance(frames, FrameFiles)
     ]
-    packs: dict[Frames, Frames] = dict(zip(sources, pack(sources, cache, progress), strict=True))
+    line = ProgressLine("decoding", unit="videos", stays=True)
+    packs: dict[Frames, Frames] = dict(zip(sources, pack(sources, line.update), strict=True))
 
     def packed(video: Video) -> Video:
         if isinstance(video, HighSpeedVideo):
@@ -175,17 +163,13 @@ def identity(video: Video) -> list[Any]:
     """
     return [
         # A pack is named by a hash of what was packed, and made anew wherever there is none.
-        frames.file.name if isinstance(frames, PackedFrames) else stamps(_files(frames))
+        frames.folder.name if isinstance(frames, PackedFrames) else stamps(_files(frames))
         for frames in video_frames(video)
     ]
 
 
 def _files(frames: Frames) -> tuple[Path, ...]:
-    if isinstance(frames, FrameFiles | VideoFile):
-        return frames.files
-    if isinstance(frames, PackedFrames):  # named by a hash of what was packed
-        return (frames.file,)
-    return ()
+    return frames.files if isinstance(frames, FrameFiles | PackedFrames) else ()
 
 
 def refuse(what: str, problems: Sequence[str], shown: int = 20) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jaxdeblur.data.datasets import RENDERED
-from jaxdeblur.data.sources import kind_scored, read_data_config, variant_of
+from jaxdeblur.data.config import read_data_config
+from jaxdeblur.data.layouts import RENDERED
+from jaxdeblur.data.training_data import open_data
 from jaxdeblur.evaluation.config import EvaluationConfig
 
 
@@ -22,12 +23,12 @@ def of_its_own_kind(config: EvaluationConfig, run: dict[str, Any]) -> Evaluation
     """
     if "data" not in run:
         return dataclasses.replace(config, data=RENDERED)
-    data = read_data_config(run["data"], "data of the run")
-    spec, split, only = kind_scored(data, "test")
+    data = open_data(read_data_config(run["data"], "data of the run"))
+    spec, split, only, variant = data.scored("test")
     return dataclasses.replace(
         config,
         data=spec,
         split=split,
         only=config.only or only,
-        variant=config.variant or variant_of(data, spec),
+        variant=config.variant or variant,
     )

@@ -30,7 +30,8 @@ from jaxtyping import Array, Float
 
 from jaxdeblur import devices, presets
 from jaxdeblur.data.batches import batches
-from jaxdeblur.data.sources import DataConfig, training_sources
+from jaxdeblur.data.config import DataConfig
+from jaxdeblur.data.training_data import open_data
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals, replace_when_whole, write_json
 from jaxdeblur.models.layers import enlarge
@@ -239,7 +240,7 @@ def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig, fold
         part: list[Sample] = []
         line = ProgressLine("drawing clips", steps, unit="steps", eager=True, stays=True)
         with batches(
-            training_sources(data, crop=config.crop),
+            open_data(data, config.crop).train,
             data.clip_options(config.frames, config.crop),
             batch_size=at_once,
             seed=config.seed,

@@ -10,10 +10,9 @@ from pathlib import Path
 import jax
 
 from jaxdeblur import devices
-from jaxdeblur.data import sources
 from jaxdeblur.data.batches import batches
-from jaxdeblur.data.datasets import is_taken_for_high_speed
-from jaxdeblur.data.device_batches import batches_on_device
+from jaxdeblur.data.on_device import render_on_device
+from jaxdeblur.data.training_data import TrainingData, open_data
 from jaxdeblur.errors import UserError, tell
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import count, split
@@ -80,8 +79,9 @@ def train(
             state = checkpoints.restore_state(state, devices.replicated(mesh)) or state
             devices.check_same(int(state.step), f"steps of the checkpoints read in {folder}")
         first = int(state.step)
-        feed = resources.enter_context(_batches(run, model.context, mesh, first))
-        validation = Validation(run.data, rebuild) if config.validate_every else None
+        data = open_data(run.data, config.crop)
+        feed = resources.enter_context(_batches(run, data, model.context, mesh, first))
+        validation = Validation(data, rebuild) if config.validate_every else None
         make_folder(run, folder, resume)
         _say(
             f"{run.preset}: {count(parameters):,} parameters, {mesh.size} "
@@ -89,8 +89,8 @@ def train(
             f"{'on them' if run.data.on_device else 'by the host'}, step {first} of "
             f"{config.steps}, in {folder}"
         )
-        for spec in filter(is_taken_for_high_speed, run.data.data):
-            _say(f"{spec}: taken for high-speed frames, which are averaged into blur")
+        for note in data.describe():
+            _say(note)
         if first >= config.steps:
             _say(how_to_score(folder))
             return state
@@ -118,36 +118,35 @@ def train(
 
 @contextlib.contextmanager
 def _batches(
-    run: Run, context: tuple[int, int], mesh: jax.sharding.Mesh, first: int
+    run: Run, data: TrainingData, context: tuple[int, int], mesh: jax.sharding.Mesh, first: int
 ) -> Iterator[Iterator[Batch]]:
     """The global batches from step ``first`` on; batch k is a function of the seed and k alone."""
-    config, data = run.training, run.data
-    options = data.clip_options(config.frames, config.crop, context)
-    limit = data.motion_limit(config.steps)
-    if data.on_device:
-        yield batches_on_device(
-            data,
-            options,
-            devices.clips_over(mesh),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=first,
-            motion_limit=limit,
-        )
-        return
-    with batches(
-        sources.training_sources(data, crop=config.crop),
-        options,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=first,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=data.workers,
-        max_bad_samples=data.max_bad_samples,
-        motion_limit=limit,
-    ) as local:
-        yield global_batches(local, mesh)
+    config, on_device = run.training, run.data.on_device
+    options = run.data.clip_options(config.frames, config.crop, context)
+    limit = run.data.motion_limit(config.steps)
+    order = {"batch_size": config.batch_size, "seed": config.seed, "start_step": first}
+    feed: Iterator[Batch] | None = None
+    with contextlib.ExitStack() as threads:
+        if not on_device or data.has_files:
+            local = batches(
+                data.train,
+                options,
+                **order,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                workers=run.data.workers,
+                max_bad_samples=run.data.max_bad_samples,
+                motion_limit=limit,
+                render=not on_device,
+            )
+            feed = global_batches(threads.enter_context(local), mesh)
+        if on_device:
+            sharding = devices.clips_over(mesh)
+            feed = render_on_device(
+                feed, data.train, options, sharding, **order, motion_limit=limit
+            )
+        assert feed is not None
+        yield feed
 
 
 def _say(text: str) -> None:

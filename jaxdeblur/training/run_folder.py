@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Sharding
 
 from jaxdeblur import VERSION, devices
-from jaxdeblur.data.sources import DataConfig, read_data_config
+from jaxdeblur.data.config import DataConfig, read_data_config
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.models.registry import network_from_json, network_to_json

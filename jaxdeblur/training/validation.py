@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxdeblur.data import sources
-from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.evaluation.metrics import MAX_PSNR, psnr
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.restoration.stream import restore_clip
@@ -20,17 +19,17 @@ from jaxdeblur.shapes import Parameters, PixelClip
 class Validation:
     """PSNR on videos that never train, on the uint8 frames that a user would get."""
 
-    def __init__(self, data: DataConfig, rebuild: Callable[[Parameters], VideoRestorer]) -> None:
+    def __init__(self, data: TrainingData, rebuild: Callable[[Parameters], VideoRestorer]) -> None:
         self.rebuild = rebuild
-        self.name = sources.kind_scored(data, "validation").spec
+        self.name = data.scored("validation").spec
         """What the videos are of."""
-        self.single = data.single == 1
+        self.single = data.config.single == 1
         """Whether each frame is restored by itself, as in the training."""
         self.image: UInt8[np.ndarray, "H W 3"] | None = None
         self.clips = []
         # Process 0 alone scores, so the others need not read or render what it scores on.
-        for video in sources.validation_videos(data) if jax.process_index() == 0 else ():
-            frames = range(min(len(video), data.validate_frames))
+        for video in data.validate if jax.process_index() == 0 else ():
+            frames = range(min(len(video), data.config.validate_frames))
             self.clips.append(
                 (
                     np.stack([video.blurred(i) for i in frames]),

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 
 from jaxdeblur import VERSION
-from jaxdeblur.data.sources import read_data_config
+from jaxdeblur.data.config import read_data_config
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.models.parameters import split

@@ -230,15 +230,15 @@ def test_textures_are_cut_once_then_opened_and_healed_if_damaged(
     pixels = np.array(kept_textures(found, 3, 48, 1, cache_dir=tmp_path))
     assert pixels.shape == (3, 48, 48, 3)
     (folder,) = tmp_path.iterdir()
-    manifest = json.loads((folder / "textures.json").read_text())
-    assert {name for names in manifest["shows"] for name in names} <= set(manifest["photographs"])
+    recipe = json.loads((folder / "recipe.json").read_text())
+    assert recipe["photographs"] == {photograph.name: photograph.digest for photograph in found}
     with monkeypatch.context() as patch:  # opened, not cut
         patch.setattr(textures, "cut_textures", None)
         again = kept_textures(found, 3, 48, 1, cache_dir=tmp_path)
-        assert isinstance(again, np.memmap)
+        assert not again.flags.writeable  # memory-mapped
         np.testing.assert_array_equal(again, pixels)
     (folder / "pixels.npy").write_bytes(b"")
-    with pytest.warns(RuntimeWarning, match="cut anew"):
+    with pytest.warns(RuntimeWarning, match="made anew"):
         np.testing.assert_array_equal(kept_textures(found, 3, 48, 1, cache_dir=tmp_path), pixels)
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -22,7 +22,7 @@ from flax import nnx
 from PIL import Image
 
 from jaxdeblur import models
-from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.videos import Dataset
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation import evaluate as evaluate_module

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.own_kind import of_its_own_kind

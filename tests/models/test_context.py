@@ -72,7 +72,7 @@ def test_the_loss_compares_what_is_inside_alone(network: Any, context: tuple[int
 
 @pytest.mark.parametrize("network", [FSTA, STRCNN])
 def test_a_photograph_trains_alike_with_and_without_copies_around_it(network: Any) -> None:
-    """data/sources.py makes no copies, since the ends of a clip are repeated."""
+    """data/config.py asks for no copies, since the ends of a clip are repeated."""
     model = models.build(network)
     photograph, sharp = random_clip(1), random_clip(1)
     copies = replicate_ends(photograph, *model.context)

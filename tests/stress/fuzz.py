@@ -678,7 +678,7 @@ def train_from(bench: Bench) -> Case:
 
 def train_options(bench: Bench) -> Case:
     from jaxdeblur import presets
-    from jaxdeblur.data.sources import DataConfig
+    from jaxdeblur.data.config import DataConfig
 
     bench.take("pairs")
     preset = presets.find("strcnn_dtb_small")

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 from jaxdeblur import models
-from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import split

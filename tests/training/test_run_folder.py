@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.training.run_folder import Run

@@ -25,8 +25,8 @@ import safetensors.numpy
 from flax import nnx
 
 from jaxdeblur import devices, models
-from jaxdeblur.data import sources
-from jaxdeblur.data.sources import DataConfig
+from jaxdeblur.data.config import DataConfig
+from jaxdeblur.data.training_data import TrainingData, open_data
 from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.models import registry
 from jaxdeblur.models.fsta_config import FstaConfig
@@ -792,15 +792,21 @@ def test_a_run_tells_whoever_makes_its_batches_all_that_they_depend_on(
 
     @contextlib.contextmanager
     def by_the_host(*_: object, **options: Any) -> Iterator[Any]:
+        assert options["render"]
         told.update(options)
         yield iter(())
 
     monkeypatch.setattr(run_module, "batches", by_the_host)
-    monkeypatch.setattr(run_module, "batches_on_device", lambda *_, **options: told.update(options))
-    monkeypatch.setattr(sources, "training_sources", lambda *_, **__: [])
+
+    def by_the_device(*_: object, **options: Any) -> Iterator[Any]:
+        told.update(options)
+        return iter(())
+
+    monkeypatch.setattr(run_module, "render_on_device", by_the_device)
+    monkeypatch.setattr(TrainingData, "train", [])
     data = DataConfig(render=render, curriculum=0.5, curriculum_start=4.0)  # type: ignore[arg-type]
     run = Run("test", NETWORK, dataclasses.replace(CONFIG, steps=100, seed=5), data)
-    with _batches(run, (2, 1), mesh_of(8), 7):
+    with _batches(run, open_data(data), (2, 1), mesh_of(8), 7):
         assert (told["seed"], told["start_step"], told["batch_size"]) == (5, 7, 8)
         assert [told["motion_limit"](step) for step in (0, 25, 50)] == [4, 5, float("inf")]
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from jaxdeblur.data.test_scenes import SCENES, rendered_videos
+from jaxdeblur.data.fixed_scenes import rendered_videos
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.restoration.stream import Stream, restore_frames
 from jaxdeblur.weights import shipped
@@ -80,7 +80,7 @@ def test_the_score_is_the_documented_one(name: str, scenes: str) -> None:
     loaded = load_model(name)
     restore = partial(restore_frames, partial(Stream, loaded.model))
     scores = []
-    for video in rendered_videos("validation", config=SCENES[scenes], scenes=2):
+    for video in rendered_videos("validation", scenes, scenes=2):
         blurred = [video.blurred(i) for i in range(len(video))]
         clips = [[frame] for frame in blurred] if loaded.of_photographs else [blurred]
         restored = [frame for clip in clips for frame in restore(clip)]

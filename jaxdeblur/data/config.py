@@ -1,21 +1,22 @@
-"""What a run trains on and is validated on: the data options, and the sources they open."""
+"""The options of a run's data."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 
-from jaxdeblur.data.batches import MotionLimit
 from jaxdeblur.data.clips import ClipOptions
-from jaxdeblur.data.datasets import RENDERED, fitting_names, has_variants, open_dataset, video_names
+from jaxdeblur.data.layouts import RENDERED
 from jaxdeblur.data.scenes import SCENES, SceneConfig
-from jaxdeblur.data.textures import RenderedScenes, open_scenes
-from jaxdeblur.data.videos import Dataset, Video, sharp_files
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import from_json
 from jaxdeblur.video.formats import MAX_PIXELS
+
+MotionLimit = Callable[[int], float]
+"""The fastest motion (pixels a frame) of rendered scenes at a step: a curriculum."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +36,7 @@ class DataConfig:
         motion of 1.5 to 36 pixels a frame), wide (1 to 28, all else varied), or handheld (up to
         40, as hands do it: fast and slow phases, frames that are nearly sharp, any shutter).
       render: where scenes are rendered, anew for every clip. host: by the threads that read.
-        device: the device that trains makes its batches itself, and cuts high-speed frames out of
-        its own memory, which must hold them all. It takes rendered and highspeed:FOLDER alone,
-        draws no clip again (least_blur and keep_still do nothing), and skips no unreadable frame.
-        auto: a device that is no CPU if it takes all of the data, else the host.
+        device: by the device that trains. auto: by the device if that is no CPU.
       photos: a folder of photographs for the scenes, besides those that come with packages.
       taus: high-speed frames: how many are averaged to a blurred one, drawn for each clip.
       duty: high-speed frames: the range of the share of the period that the shutter is open.
@@ -109,32 +107,22 @@ class DataConfig:
             raise UserError(f"--curriculum-start is above 0, not {self.curriculum_start}")
         if self.max_bad_samples < 0:
             raise UserError(f"--max-bad-samples is 0 or more, not {self.max_bad_samples}")
-        if all(map(_is_rendered, self.data)) and (self.only or self.exclude):
+        if all(map(is_rendered, self.data)) and (self.only or self.exclude):
             raise UserError(
                 "--only and --exclude choose among the videos of a folder, and "
                 f"--data={' '.join(self.data)} is rendered"
             )
-        if self.photos and not any(map(_is_rendered, self.data)):
+        if self.photos and not any(map(is_rendered, self.data)):
             raise UserError(
                 f"--photos are for rendered scenes, and --data={' '.join(self.data)} has none"
-            )
-        if self.render == "device" and (refused := self._from_files):
-            raise UserError(
-                f"--data={refused[0]}: --render=device makes its batches of {RENDERED} and "
-                "highspeed:FOLDER only; --render=host reads all data sets"
             )
 
     @property
     def on_device(self) -> bool:
-        """Whether the device that trains makes the batches."""
-        if self.render == "auto":
-            return not self._from_files and jax.default_backend() != "cpu"
-        return self.render == "device"
-
-    @property
-    def _from_files(self) -> list[str]:
-        """The data sets of which a device cannot make batches."""
-        return [s for s in self.data if s != RENDERED and not s.startswith("highspeed:")]
+        """Whether the device that trains renders the scenes; without scenes it has nothing to."""
+        if self.render == "auto" and jax.default_backend() == "cpu":
+            return False
+        return self.render != "host" and any(map(is_rendered, self.data))
 
     def scenes_of(self, spec: str) -> SceneConfig:
         """The configuration of the scenes that an entry of ``data`` renders."""
@@ -167,7 +155,7 @@ class DataConfig:
         if not self.curriculum:
             return None
         start = self.curriculum_start
-        ranges = [self.scenes_of(spec).motion for spec in self.data if _is_rendered(spec)]
+        ranges = [self.scenes_of(spec).motion for spec in self.data if is_rendered(spec)]
         most = max((fastest for _, fastest in ranges), default=start)
         full = self.curriculum * steps
 
@@ -177,8 +165,6 @@ class DataConfig:
         return limit
 
 
-# Kinds of which there are no fixed scenes, and the fixed ones that are nearest.
-_SCORED_AS = {"clean": "small", "swift": "wide"}
 _RETIRED_SCENES = {"medium": "small", "footage": "handheld", "shutter": "handheld"}
 
 
@@ -207,161 +193,13 @@ def _renamed(spec: Any) -> Any:
     return f"{RENDERED}:{_RETIRED_SCENES[kind]}" if kind in _RETIRED_SCENES else spec
 
 
-def training_sources(
-    config: DataConfig, *, crop: int = 1
-) -> list[tuple[Dataset | RenderedScenes, float]]:
-    """Opens the data sets of a run with their shares; ``crop`` is the side of the clips' frames."""
-    mix = config.mix or (1.0,) * len(config.data)
-    return [
-        (
-            open_scenes(config.scenes_of(spec), crop, config.photos)
-            if _is_rendered(spec)
-            else open_training(config, spec),
-            share,
-        )
-        for spec, share in zip(config.data, mix, strict=True)
-    ]
-
-
-def _is_rendered(spec: str) -> bool:
-    kind = spec.partition(":")[2]
-    if spec.partition(":")[0] == RENDERED and kind and kind not in SCENES:
-        raise UserError(f"--data={spec}: scenes to train on are {', '.join(SCENES)}, not {kind!r}")
-    return spec.partition(":")[0] == RENDERED
-
-
-def open_training(config: DataConfig, spec: str) -> Dataset:
-    """The videos of one of the config's folders that train: without those held out to validate."""
-    folders = [each for each in config.data if not _is_rendered(each)]
-    only, exclude = config.only, config.exclude
-    held = held_out(config) if spec == config.data[0] else ()
-    if len(folders) > 1 and (only or exclude):
-        names = {each: video_names(each, "train", variant_of(config, each)) for each in folders}
-        only = _meant_for(spec, names, only, "only")
-        exclude = _meant_for(spec, names, exclude, "exclude")
-        if config.only and not only:
-            raise UserError(f"--only names no video of {spec}: leave it out of --data")
-    return open_dataset(
-        spec,
-        "train",
-        variant=variant_of(config, spec),
-        only=only,
-        exclude=(*exclude, *held),
-        max_pixels=config.max_pixels,
-        scored=False,
-    )
-
-
-def _meant_for(
-    spec: str, names: dict[str, list[str]], texts: tuple[str, ...], option: str
-) -> tuple[str, ...]:
-    """Which ``texts`` of an option mean videos of ``spec``; each means some of some data set."""
-    meant = []
-    for text in texts:
-        found = {each: fitting_names(names[each], text) for each in names}
-        if not any(found.values()):
-            raise UserError(f"--{option}={text}: no video of {', '.join(names)} begins so")
-        whole = any(text in videos for videos in names.values())
-        if text in names[spec] or (found[spec] and not whole):
-            meant.append(text)
-    return tuple(meant)
-
-
-def variant_of(config: DataConfig, spec: str) -> str | None:
-    """The variant, where the data set has several or no other one has."""
-    named = (*config.data, config.validate_on) if config.validate_on else config.data
-    anywhere = any(map(has_variants, named))
-    return config.variant if has_variants(spec) or not anywhere else None
-
-
-def _names_scenes(spec: str) -> bool:
-    return spec.partition(":")[0] == RENDERED
-
-
-_HELD_OUT_EVERY = 9  # GOPRO's 22 videos that train give 3 to validate on ...
-_FEWEST_TO_HOLD_OUT = 4  # ... and fewer than these have none to spare.
-
-
-def _own_split(config: DataConfig, split: str) -> bool:
-    """Whether the first data set, a folder, has videos for a split that do not train."""
-    spec, variant = config.data[0], variant_of(config, config.data[0])
-    try:
-        names = video_names(spec, split, variant)
-    except UserError:  # it has no such split
-        return False
-    return not set(names) & set(video_names(spec, "train", variant))
-
-
-def held_out(config: DataConfig) -> tuple[str, ...]:
-    """The videos of the first data set that validate in place of training."""
-    spec = config.data[0]
-    if config.validate_on or _names_scenes(spec) or _own_split(config, "validation"):
-        return ()
-    names = video_names(spec, "train", variant_of(config, spec))
-    if config.validate_only:
-        return tuple(
-            n for n in names if any(n in fitting_names(names, t) for t in config.validate_only)
-        )
-    for text in config.exclude:
-        names = [name for name in names if name not in fitting_names(names, text)]
-    if config.only:
-        names = [n for n in names if any(n in fitting_names(names, t) for t in config.only)]
-    return tuple(names[::_HELD_OUT_EVERY]) if len(names) >= _FEWEST_TO_HOLD_OUT else ()
-
-
-class Scored(NamedTuple):
-    """A data set to score on."""
-
-    spec: str
-    split: Literal["train", "validation", "test"]
-    only: tuple[str, ...]
-
-
-def kind_scored(config: DataConfig, split: Literal["validation", "test"]) -> Scored:
-    """What a run is validated or tested on: videos of the kind that trains, which do not train.
-
-    Rendered scenes of the kind that trains; of a folder its own videos for that, or those held out.
-    A folder without any to spare is followed by the rendered scenes of small motion.
-    """
-    spec = config.data[0]
-    if split == "validation" and config.validate_on:
-        return Scored(config.validate_on, split, config.validate_only)
-    if _names_scenes(spec):
-        kind = spec.partition(":")[2] or config.scenes
-        return Scored(f"{RENDERED}:{_SCORED_AS.get(kind, kind)}", split, ())
-    if _own_split(config, split):
-        return Scored(spec, split, config.validate_only if split == "validation" else ())
-    if held := held_out(config):
-        return Scored(spec, "train", held)
-    if split == "test" and config.validate_on:
-        return Scored(config.validate_on, "validation", config.validate_only)
-    return Scored(f"{RENDERED}:narrow", split, ())
-
-
-def validation_videos(config: DataConfig) -> list[Video]:
-    """The videos of the validation during the run: never those that train.
+def is_rendered(spec: str) -> bool:
+    """Whether an entry of ``data`` is rendered scenes.
 
     Raises:
-      UserError: a video cannot be read, or its frames are among those that train.
+      UserError: scenes of that kind do not train.
     """
-    scored = kind_scored(config, "validation")
-    videos = open_dataset(
-        scored.spec,
-        scored.split,
-        variant=variant_of(config, scored.spec),
-        only=scored.only,
-        max_pixels=config.max_pixels,
-    ).videos
-    training = {
-        file
-        for spec in config.data
-        if not _is_rendered(spec)  # whose splits share no photograph
-        for video in open_training(config, spec).videos
-        for file in sharp_files(video)
-    }
-    if both := [video.name for video in videos if training & sharp_files(video)]:
-        raise UserError(
-            f"--validate-on={config.validate_on}: {', '.join(both[:20])} would train too; leave "
-            "them out of training with --exclude, or validate on others with --validate-only"
-        )
-    return list(videos)
+    name, _, kind = spec.partition(":")
+    if name == RENDERED and kind and kind not in SCENES:
+        raise UserError(f"--data={spec}: scenes to train on are {', '.join(SCENES)}, not {kind!r}")
+    return name == RENDERED

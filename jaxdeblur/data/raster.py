@@ -1,15 +1,14 @@
-"""What scenes are drawn with: random numbers handed out, textures, views, outlines, compression."""
+"""What rendering a scene needs at one moment: textures, the view, outlines, compression."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, PRNGKeyArray, UInt8, UInt32
+from jaxtyping import Float, UInt8, UInt32
 
 
 def pack_texels(textures: UInt8[Array, "n S S 3"]) -> UInt32[Array, "n S*S"]:
@@ -73,6 +72,34 @@ class View(NamedTuple):
         return straight / (1 - self.slope @ straight) + self.centre
 
 
+def view_at(
+    scene: Any, camera: Float[Array, " 2"], time: Float[Array, ""], size: tuple[int, int]
+) -> View:
+    """How a camera sees a scene at one moment.
+
+    Args:
+      scene: has ``tilt``, ``turning``, ``zooming`` and ``slope``, as of ``scenes.Scene``.
+      camera: where it points: rows, columns in pixels.
+      time: in frames, 0 in the middle of the clip.
+      size: height and width of the whole frame.
+    """
+    angle = scene.tilt + swinging(scene.turning, time)
+    scale = jnp.exp(swinging(scene.zooming, time))
+    c, s = scale * jnp.cos(angle), scale * jnp.sin(angle)
+    return View(
+        matrix=jnp.array([[c, -s], [s, c]]),
+        slope=scene.slope,
+        camera=camera,
+        centre=(jnp.array(size, jnp.float32) - 1) / 2,
+    )
+
+
+def swinging(rate_cycles_phase: Float[Array, " 3"], time: Float[Array, ""]) -> Float[Array, ""]:
+    """The integral of a rate that swings: bounded, however long the clip."""
+    rate, cycles, phase = rate_cycles_phase
+    return rate / (2 * jnp.pi * cycles) * jnp.sin(2 * jnp.pi * cycles * time + phase)
+
+
 class Outline(NamedTuple):
     """What an object looks like from the front; lengths are in pixels."""
 
@@ -106,7 +133,7 @@ def coverage(thing: Outline, y: Array, x: Array) -> Array:
 
 
 def power(values: Array, exponent: Array) -> Array:
-    """Like ``**`` for values in [0, 1], in under a third of its time: it minds no special case."""
+    """Like ``**`` for values in [0, 1], in under a third of its time: without special cases."""
     return jnp.exp(exponent * jnp.log(jnp.maximum(values, 1e-6)))
 
 
@@ -139,29 +166,3 @@ def compress(
     blocks = jnp.einsum("tyluvc,ui,vj->tyiljc", spectrum, c, c)
     decoded = jnp.einsum("thwd,cd->thwc", blocks.reshape(t, h, w, 3), np.linalg.inv(_FROM_RGB))
     return decoded[:, :height, :width]
-
-
-class Draws:
-    """Uniform numbers handed out in order: one draw of many compiles faster than many draws."""
-
-    def __init__(self, key: PRNGKeyArray, count: int) -> None:
-        self._values = jax.random.uniform(key, (count,))
-        self._used = 0
-
-    def __call__(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Array:
-        """The next numbers, in [low, high)."""
-        start, self._used = self._used, self._used + math.prod(shape)
-        return low + (high - low) * self._values[start : self._used].reshape(shape)
-
-    def swing(self, rate: Array, limit: float) -> Array:
-        """Rate, cycles and phase of a swing that is back before it exceeds ``limit``."""
-        rate = rate * self(low=-1.0, high=1.0)
-        # It swings as far as rate / (2 pi cycles).
-        cycles = jnp.maximum(self(low=0.02, high=0.08), jnp.abs(rate) / (2 * math.pi * limit))
-        return jnp.stack([rate, cycles, self(high=2 * math.pi)])
-
-
-def swinging(rate_cycles_phase: Float[Array, " 3"], time: Float[Array, ""]) -> Float[Array, ""]:
-    """The integral of a rate that swings: bounded, however long the clip."""
-    rate, cycles, phase = rate_cycles_phase
-    return rate / (2 * jnp.pi * cycles) * jnp.sin(2 * jnp.pi * cycles * time + phase)

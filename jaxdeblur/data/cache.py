@@ -1,0 +1,88 @@
+"""The cache on disk: what takes long is made once, in a folder named by all that decides it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from jaxdeblur.errors import UserError
+from jaxdeblur.files import cache_folder, made_once, replace_folder_when_whole, write_json
+
+Content = TypeVar("Content")
+
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
+"""What a folder that is not there, or damaged, makes its reader raise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept(Generic[Content]):
+    """A folder of the cache, and how it is made and read."""
+
+    kind: str
+    """The folder's name begins with it."""
+    recipe: dict[str, Any]
+    """All that decides the content, as JSON can hold it: written to ``recipe.json``."""
+    make: Callable[[Path], object]
+    """Fills a new folder."""
+    read: Callable[[Path], Content]
+    """Opens one; raises OSError, ValueError, KeyError or the like if it is not whole."""
+    within: Path | None = None
+    """Where the folder lies; :func:`~jaxdeblur.files.cache_folder` if not given."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder, whose name holds a hash of the recipe."""
+        key = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:24]
+        return (self.within or cache_folder()) / f"{self.kind}-{key}"
+
+    def find(self) -> Content | None:
+        """The content, or None if it has not been made or is damaged."""
+        with contextlib.suppress(*_DAMAGED):
+            return self.read(self.folder)
+        return None
+
+    def open(self) -> Content:
+        """The content, made if it is not there. A damaged folder is made anew, with a warning.
+
+        Raises:
+          UserError: the folder cannot be written (a full disk), or what making it raises.
+        """
+        if (found := self.find()) is not None:
+            return found
+        folder = self.folder
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with made_once(folder):  # every process of a run on many devices is here
+                if folder.exists():
+                    try:
+                        return self.read(folder)
+                    except _DAMAGED as error:
+                        message = f"{folder}: damaged ({error}), so it is made anew"
+                        warnings.warn(message, RuntimeWarning, stacklevel=2)
+                        shutil.rmtree(folder)
+                with replace_folder_when_whole(folder) as part:
+                    self.make(part)
+                    write_json(part / "recipe.json", self.recipe)
+        except OSError as error:
+            if not folder.exists():  # else another process was first, and made the same
+                raise UserError(
+                    f"{folder}: cannot be written: {error.strerror or error}"
+                ) from error
+        return self.read(folder)
+
+
+def read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A memory-mapped uint8 array; OSError or ValueError if it is damaged or of another shape."""
+    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    if array.dtype != np.uint8 or array.shape != shape:
+        raise ValueError(f"{file.name} is {array.dtype} {array.shape}")
+    return np.asarray(array)  # a memmap's own class makes every slice slower

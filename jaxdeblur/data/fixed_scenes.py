@@ -1,0 +1,333 @@
+"""The rendered scenes that results are reported on: the same in every version, on every machine.
+
+Their parameters are in ``fixed_scenes.json`` as they were drawn when the first scores were taken.
+They are rendered moment by moment: a blurred frame is the mean of moments spread evenly over the
+exposure, the sharp frame the moment in its middle. This is eq. 1 of the paper (ICCV 2017) with tau
+moments and T = tau / exposure. What trains is drawn by :mod:`jaxdeblur.data.scenes` and rendered by
+:mod:`jaxdeblur.data.render`. Nothing here may change a pixel.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int, PRNGKeyArray, UInt8, UInt32
+
+from jaxdeblur.data.cache import Kept, read_array
+from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.data.frames import DecodedFrames
+from jaxdeblur.data.photographs import Split, find_photographs
+from jaxdeblur.data.raster import (
+    Outline,
+    compress,
+    coverage,
+    look_up,
+    pack_texels,
+    power,
+    view_at,
+)
+from jaxdeblur.data.textures import cut_textures
+from jaxdeblur.data.videos import PairedVideo
+from jaxdeblur.errors import ProgressLine, UserError
+
+_RENDERER_VERSION = 3  # Part of the cache's key: raise it if the same scenes got other pixels.
+_SEED = 2017  # Of the noise and of the textures.
+# An object is drawn in a square, whose half side must hold its largest radius, enlarged by the zoom
+# and, at a corner of the frame, by the perspective: 0.19 * 1.35 * e ** 0.08 * 1.16 ** 2 < 0.80 / 2.
+_OBJECT_BOX = 0.80  # Side of that square, of the shorter side of the frame.
+
+
+class SinePath(NamedTuple):
+    """A smooth path in the plane: position(t) = velocity * t + sines (pixels; t in frames)."""
+
+    velocity: Float[Array, " 2"]
+    amplitude: Float[Array, "2 sines"]
+    cycles: Float[Array, " sines"]
+    phase: Float[Array, "2 sines"]
+
+    def at(self, time: Float[Array, ""]) -> Float[Array, " 2"]:
+        """Where it is at ``time`` (frames; 0: the middle of the clip): rows, columns in pixels."""
+        sines = jnp.sin(2 * jnp.pi * self.cycles * time + self.phase)
+        return self.velocity * time + jnp.sum(self.amplitude * sines, axis=-1)
+
+
+class FixedObjects(NamedTuple):
+    """The objects of a scene, one row an object; the first ``number`` of them are present."""
+
+    number: Int[Array, ""]
+    start: Float[Array, "n 2"]
+    """Where each is in the middle of the clip, pixels from the middle of the frame."""
+    follows: Float[Array, " n"]
+    """How far it moves against the camera's way, as a share of that: 0 if it goes its own way."""
+    path: SinePath
+    angle: Float[Array, " n"]
+    spin: Float[Array, " n"]
+    """Radians a frame."""
+    outline: Outline
+
+
+class FixedScene(NamedTuple):
+    """All that decides a scene but its noise, see :class:`jaxdeblur.data.scenes.Scene`."""
+
+    textures: Int[Array, " layers"]
+    origin: Float[Array, "layers 2"]
+    texels: Float[Array, " layers"]
+    camera: SinePath
+    tilt: Float[Array, ""]
+    turning: Float[Array, " 3"]
+    zooming: Float[Array, " 3"]
+    slope: Float[Array, " 2"]
+    objects: FixedObjects
+    exposure: Float[Array, ""]
+    gamma: Float[Array, ""]
+    highlights: Float[Array, ""]
+    noise: Float[Array, ""]
+    compression: Float[Array, ""]
+
+
+class FixedKind(NamedTuple):
+    """Scenes of one kind, such as ``narrow`` or ``20px``."""
+
+    size: tuple[int, int]
+    """Height and width of the frames."""
+    frames: int
+    moments: int
+    """Averaged into one frame: tau of eq. 1. Odd, so that one stands in the middle."""
+    texture_size: int
+    scenes: FixedScene
+    """All of them: every array has them along its first axis."""
+
+
+@functools.cache
+def fixed_kinds() -> dict[str, FixedKind]:
+    """The kinds of fixed scenes by their names."""
+    text = Path(__file__).with_name("fixed_scenes.json").read_text(encoding="utf-8")
+    return {name: _kind(values) for name, values in json.loads(text).items()}
+
+
+def _kind(values: dict[str, Any]) -> FixedKind:
+    def arrays(values: dict[str, Any]) -> dict[str, Any]:
+        whole = {"textures", "number"}
+        return {
+            name: arrays(value)
+            if isinstance(value, dict)
+            else np.array(value, np.int32 if name in whole else np.float32)
+            for name, value in values.items()
+        }
+
+    scenes = arrays(values["scenes"])
+    things = scenes["objects"]
+    outline = Outline(**{name: things.pop(name) for name in Outline._fields})
+    objects = FixedObjects(**{**things, "path": SinePath(**things["path"]), "outline": outline})
+    scenes |= {"camera": SinePath(**scenes["camera"]), "objects": objects}
+    return FixedKind(**{**values, "size": tuple(values["size"]), "scenes": FixedScene(**scenes)})
+
+
+def render_moment(
+    scene: FixedScene,
+    packed: UInt32[Array, "layers texels"],
+    time: Float[Array, ""],
+    size: tuple[int, int],
+) -> Float[Array, "3 H W"]:
+    """The scene at one moment, as stored (not linear) values in [0, 1], colours first.
+
+    Args:
+      scene: what is shown.
+      packed: the scene's own textures (``raster.pack_texels``), one for each layer.
+      time: in frames, 0 in the middle of the clip.
+      size: height and width of the frame.
+    """
+    height, width = size
+    side = math.isqrt(packed.shape[1])
+    view = view_at(scene, scene.camera.at(time), time, size)
+
+    def layer(index: int | Array, y: Array, x: Array) -> Array:
+        texels, origin = scene.texels[index], scene.origin[index] * side
+        return look_up(packed[index], texels * y + origin[0], texels * x + origin[1])
+
+    y, x = view.plane(jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width) * 1.0)
+    image = layer(0, y + view.camera[0], x + view.camera[1])
+    box = min(*size, math.ceil(_OBJECT_BOX * min(size)) + 4)
+
+    def draw(index: Array, image: Array) -> Array:
+        thing = jax.tree.map(lambda a: a[index] if a.ndim else a, scene.objects)
+        middle = thing.start + thing.path.at(time) - thing.follows * view.camera
+        corner = jnp.floor(view.pixel(middle) - box / 2).astype(jnp.int32)
+        corner = jnp.clip(corner, 0, jnp.array(size) - box)
+        rows, columns = (end + jnp.arange(box) for end in corner)
+        y, x = view.plane(rows.astype(jnp.float32)[:, None], columns.astype(jnp.float32))
+        y, x = y - middle[0], x - middle[1]
+        c, s = (f(thing.angle + thing.spin * time) for f in (jnp.cos, jnp.sin))
+        y, x = c * y - s * x, s * y + c * x
+        behind = jax.lax.dynamic_slice(image, (0, *corner), (3, box, box))
+        front = behind + coverage(thing.outline, y, x) * (layer(index + 1, y, x) - behind)
+        return jax.lax.dynamic_update_slice(image, front, (0, *corner))
+
+    return jax.lax.fori_loop(0, scene.objects.number, draw, image)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "frames", "moments"))
+def render_fixed_scene(
+    key: PRNGKeyArray,
+    scene: FixedScene,
+    textures: UInt8[Array, "n S S 3"],
+    *,
+    size: tuple[int, int],
+    frames: int,
+    moments: int,
+) -> tuple[Float[Array, "T H W 3"], Float[Array, "T H W 3"]]:
+    """(blurred, sharp) of a scene, in [0, 1] and rounded to whole 255ths.
+
+    Args:
+      key: of its noise.
+      scene: what is rendered.
+      textures: squares as :func:`~jaxdeblur.data.textures.cut_textures` makes them.
+      size: height and width of the frames.
+      frames: of the clip.
+      moments: averaged into one frame.
+    """
+    packed = pack_texels(textures[scene.textures])
+    middle = moments // 2
+    offsets = ((jnp.arange(moments) + 0.5) / moments - 0.5) * scene.exposure  # eq. 1
+
+    def frame(time: Array) -> tuple[Array, Array]:
+        sharp = _to_light(scene, render_moment(scene, packed, time, size))
+
+        def add(i: Array, total: Array) -> Array:
+            at = time + offsets[i + (i >= middle)]
+            return total + _to_light(scene, render_moment(scene, packed, at, size))
+
+        total = jax.lax.fori_loop(0, moments - 1, add, sharp)
+        return _to_stored(scene, total / moments), _to_stored(scene, sharp)
+
+    # One after the other, so that each frame stays in a CPU's cache.
+    clips = jax.lax.map(frame, jnp.arange(frames) - (frames - 1) / 2)
+    blurred, sharp = (jnp.moveaxis(clip, 1, -1) for clip in clips)
+    # Half of the noise's variance is the reading's, half the photons' (it grows with the light).
+    spread = scene.noise * jnp.sqrt(0.5 + blurred)
+    blurred = blurred + spread * jax.random.normal(key, blurred.shape)
+    blurred = jax.lax.cond(
+        scene.compression > 0, lambda v: compress(v, scene.compression), lambda v: v, blurred
+    )
+    return _to_bytes(blurred), _to_bytes(sharp)
+
+
+def _to_light(scene: FixedScene, image: Array) -> Array:
+    """Stored values to what is averaged: light or the stored values, white exceeding 1."""
+    light = jax.lax.cond(scene.gamma > 1, lambda v: power(v, scene.gamma), lambda v: v, image)
+    return light + scene.highlights * 10 * jnp.maximum(light - 0.9, 0)
+
+
+def _to_stored(scene: FixedScene, light: Array) -> Array:
+    return power(jnp.minimum(light, 1), 1 / scene.gamma)
+
+
+def _to_bytes(values: Array) -> Array:
+    """To the nearest of the 256 values that a file can hold, still as floats in [0, 1]."""
+    return jnp.round(jnp.clip(values, 0, 1) * 255) / 255
+
+
+def rendered_videos(
+    split: Split = "test",
+    kind: str = "narrow",
+    *,
+    scenes: int | None = None,
+    linear: bool | None = None,
+    cache_dir: Path | None = None,
+) -> list[PairedVideo]:
+    """The fixed scenes of a kind, rendered once and kept in the cache.
+
+    Args:
+      split: which photographs are shown.
+      kind: one of :func:`fixed_kinds`: a kind of motion, or the blur at 1280x720, as ``20px``.
+      scenes: the first so many, with so many fewer textures; default: all.
+      linear: averaged in linear light (True), as stored (False), or as each scene has it (None).
+      cache_dir: holds the folder ``scenes-KEY``; default: :func:`~jaxdeblur.files.cache_folder`.
+
+    Raises:
+      UserError: no such kind, or the cache cannot be written (a full disk).
+    """
+    if kind not in fixed_kinds():
+        raise UserError(f"rendered scenes are {', '.join(fixed_kinds())}, not {kind!r}")
+    chosen = fixed_kinds()[kind]
+    all_scenes, name = chosen.scenes, "rendered"
+    if kind.endswith("px"):
+        name += f"_{kind}"
+    if linear is not None:
+        name += "_linear" if linear else "_stored"
+        gamma = jnp.full_like(all_scenes.gamma, GAMMA if linear else 1.0)
+        all_scenes = all_scenes._replace(gamma=gamma)
+    drawn = len(all_scenes.gamma)
+    count = drawn if scenes is None else scenes
+    # Two textures a scene: of fewer, objects show those that lie as far along the list.
+    shown = jnp.asarray(all_scenes.textures)
+    shown = shown.at[:, 1:].set(shown[:, 1:] * count // drawn)
+    all_scenes = all_scenes._replace(textures=shown)
+    photographs = find_photographs(split)
+    recipe = {
+        "renderer": _RENDERER_VERSION,
+        "kind": kind,
+        "split": split,
+        "linear": linear,
+        "scenes": count,
+        "photographs": {photograph.name: photograph.digest for photograph in photographs},
+    }
+    shape = (2, count, chosen.frames, *chosen.size, 3)
+
+    def make(folder: Path) -> None:
+        textures = jnp.asarray(cut_textures(photographs, 2 * count, chosen.texture_size, _SEED))
+        keys = jax.random.split(jax.random.key(_SEED), count)
+        made = np.empty(shape, np.uint8)
+
+        def render(index: int) -> None:
+            scene = jax.tree.map(lambda values: values[index], all_scenes)
+            noise_key = jax.random.split(keys[index])[1]
+            clips = render_fixed_scene(
+                noise_key,
+                scene,
+                textures,
+                size=chosen.size,
+                frames=chosen.frames,
+                moments=chosen.moments,
+            )
+            for target, clip in zip(made, clips, strict=True):
+                target[index] = np.round(np.asarray(clip) * 255)
+
+        _each_on_a_core(render, count)
+        np.save(folder / "pixels.npy", made)
+
+    blurred, sharp = Kept(
+        "scenes", recipe, make, lambda folder: read_array(folder / "pixels.npy", shape), cache_dir
+    ).open()
+    return [
+        PairedVideo(f"{name}_{i:02d}", DecodedFrames(blurred[i]), DecodedFrames(sharp[i]))
+        for i in range(count)
+    ]
+
+
+def _each_on_a_core(render: Callable[[int], None], count: int) -> None:
+    """Renders scenes, each of which keeps one core busy, and says how far it is."""
+    line = ProgressLine("rendering", unit="scenes", stays=True)
+    done = 0
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        try:
+            # The first is rendered alone, so that it is compiled once.
+            for batch in ([0], range(1, count)):
+                for future in as_completed([workers.submit(render, index) for index in batch]):
+                    future.result()
+                    done += 1
+                    line.update(done, count)
+        except BaseException:  # ctrl-C too: do not render the rest first
+            workers.shutdown(cancel_futures=True)
+            raise

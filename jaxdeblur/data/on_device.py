@@ -1,0 +1,158 @@
+"""Scenes rendered by the devices that train, among clips that the host has read.
+
+For a rendered clip nothing passes through the host but a key.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float, Int, Key, PRNGKeyArray, UInt8
+
+from jaxdeblur.data.batches import source_of_clips
+from jaxdeblur.data.clips import ClipOptions
+from jaxdeblur.data.config import MotionLimit
+from jaxdeblur.data.render import ClipPair, render_clip
+from jaxdeblur.data.scenes import SceneConfig
+from jaxdeblur.data.textures import RenderedScenes
+from jaxdeblur.data.videos import Dataset
+
+_OWN_DRAW = 2**31  # No clip splits its key so often, and fold_in gives the keys that split gives.
+
+Clips = tuple[UInt8[Array, "clips length H W 3"], UInt8[Array, "clips T H W 3"]]
+"""The blurred and the sharp frames of clips."""
+
+
+def render_on_device(
+    feed: Iterator[Mapping[str, Array]] | None,
+    sources: Sequence[tuple[Dataset | RenderedScenes, float]],
+    options: ClipOptions,
+    sharding: NamedSharding,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    motion_limit: MotionLimit | None,
+) -> Iterator[dict[str, Array]]:
+    """The batches from ``start_step`` on, their scenes rendered where they are trained on.
+
+    Batch k is a function of the seed and k: it depends neither on where the run began nor, but for
+    pixels that another program rounds the other way, on the number of devices. It holds
+    ``blurred``, uint8 ``B before+T+after H W 3``, and ``sharp``.
+
+    Args:
+      feed: the batches of ``batches(..., render=False)``, on the devices; None for scenes alone.
+      sources: as ``batches`` takes them.
+      options: of the clips.
+      sharding: of the batches; its first axis shares out the clips.
+      batch_size: clips in a batch.
+      seed: of all that is random.
+      start_step: number of the first batch.
+      motion_limit: of rendered scenes, pixels a frame.
+    """
+    shares = [share for _, share in sources]
+    scenes = {
+        number: _compiled(data, options, sharding)
+        for number, (data, share) in enumerate(sources)
+        if share and isinstance(data, RenderedScenes)
+    }
+    devices = sharding.mesh.shape[sharding.spec[0]]
+    place = jax.jit(_place, out_shardings=(sharding, sharding))
+    blank = _blank(batch_size, options, sharding)
+    key = jax.random.key(seed)
+    for step in itertools.count(start_step):
+        limit = np.float32(motion_limit(step) if motion_limit else np.inf)
+        keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
+        clips = np.arange(step * batch_size, (step + 1) * batch_size)
+        source_of = source_of_clips(clips, shares)
+        made = blank
+        if feed is not None:
+            batch = next(feed)
+            made = batch["blurred"], batch["sharp"]
+        for number, render in scenes.items():
+            if len(places := np.flatnonzero(source_of == number)):
+                # As many for each device: some are rendered twice.
+                places = np.resize(places, -(-len(places) // devices) * devices)
+                made = place(made, places, render(keys[places], limit))
+        yield {"blurred": made[0], "sharp": made[1]}
+
+
+def _place(
+    batch: tuple[UInt8[Array, "B length H W 3"], UInt8[Array, "B T H W 3"]],
+    places: Int[Array, " clips"],
+    clips: Clips,
+) -> tuple[UInt8[Array, "B length H W 3"], UInt8[Array, "B T H W 3"]]:
+    blurred, sharp = (of.at[places].set(new) for of, new in zip(batch, clips, strict=True))
+    return blurred, sharp
+
+
+def _blank(batch_size: int, options: ClipOptions, sharding: NamedSharding) -> Clips:
+    def zeros() -> Clips:
+        frame = (options.crop, options.crop, 3)
+        return (
+            jnp.zeros((batch_size, options.length, *frame), jnp.uint8),
+            jnp.zeros((batch_size, options.frames, *frame), jnp.uint8),
+        )
+
+    return jax.jit(zeros, out_shardings=(sharding, sharding))()
+
+
+def _compiled(
+    scenes: RenderedScenes, options: ClipOptions, sharding: NamedSharding
+) -> Callable[[Key[Array, " clips"], np.float32], Clips]:
+    """The program that renders clips, each device its own."""
+    replicated = NamedSharding(sharding.mesh, PartitionSpec())
+    textures = jax.make_array_from_callback(
+        scenes.textures.shape, replicated, lambda part: np.asarray(scenes.textures[part])
+    )
+
+    def render_mine(
+        textures: UInt8[Array, "n S S 3"], keys: Key[Array, " clips"], limit: Float[Array, ""]
+    ) -> Clips:
+        def render(key: PRNGKeyArray) -> ClipPair:
+            return _render(key, textures, scenes.config, options, limit)
+
+        # Clips one after the other on a CPU, where each stays in its cache; else all at once.
+        at_a_time = None if jax.default_backend() == "cpu" else len(keys)
+        return jax.lax.map(render, keys, batch_size=at_a_time)
+
+    everywhere, mine = PartitionSpec(), PartitionSpec(sharding.spec[0])
+    # Unchecked, as the loops of the renderer start from constants, which do not vary over devices.
+    by_device = jax.shard_map(
+        render_mine,
+        mesh=sharding.mesh,
+        in_specs=(everywhere, mine, everywhere),
+        out_specs=(mine, mine),
+        check_vma=False,
+    )
+    return functools.partial(jax.jit(by_device, out_shardings=(sharding, sharding)), textures)
+
+
+def _render(
+    key: PRNGKeyArray,
+    textures: UInt8[Array, "n S S 3"],
+    config: SceneConfig,
+    options: ClipOptions,
+    limit: Float[Array, ""],
+) -> tuple[UInt8[Array, "length H W 3"], UInt8[Array, "T H W 3"]]:
+    """A scene as it is, or of sharp frames, of a single one, or with an end of a video."""
+    o = options
+    blurred, sharp = render_clip(key, textures, config, o.length, o.crop, limit)
+    first, last = o.before, o.before + o.frames - 1
+    as_it_is, single, ends, which = jax.random.uniform(jax.random.fold_in(key, _OWN_DRAW), (4,))
+    blurred = jnp.where(as_it_is < o.sharp_input, sharp, blurred)
+    frame = jnp.arange(o.length)
+    if o.before + o.after:
+        at_start = which < o.before / (o.before + o.after)
+        end = jnp.where(at_start, jnp.maximum(frame, first), jnp.minimum(frame, last))
+        frame = jnp.where(ends < o.ends, end, frame)
+    one = first + jnp.floor(which * o.frames).astype(int)
+    frame = jnp.where(single < o.single, one, frame)
+    return blurred[frame], sharp[frame][first : last + 1]
