@@ -18,7 +18,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import reduce_size
-from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame, Parameters, ReducedClip
+from jaxdeblur.shapes import (
+    Clip,
+    ClipFeatures,
+    Features,
+    Frame,
+    Parameters,
+    ReducedClip,
+    SeenClip,
+    SeenFrame,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,7 +71,7 @@ class VideoRestorer(nnx.Module):
     recomputes: bool = False
     clips_are_independent: bool = True
 
-    def restore_clip(self, clip: Clip) -> Clip:
+    def restore_clip(self, clip: SeenClip) -> Clip:
         """Restores a clip of any length and size, ``B T H W 3`` in [0, 1], all frames at once.
 
         What does not depend on the past runs on all frames in parallel; only the recurrence is in
@@ -83,7 +92,7 @@ class VideoRestorer(nnx.Module):
         """
         return self.lookahead, self.lookahead
 
-    def restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
+    def restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
         """Restores the frames of a clip that have their ``context`` in it: all between.
 
         So each sees what it does in the middle of a video, where ``restore_clip`` repeats the ends.
@@ -96,7 +105,7 @@ class VideoRestorer(nnx.Module):
         check_shape(restored, expected, f"{type(self).__name__}._restore_inside")
         return restored[..., :height, :width, :]
 
-    def restore_with_features(self, clip: Clip) -> tuple[Clip, ClipFeatures | None]:
+    def restore_with_features(self, clip: SeenClip) -> tuple[Clip, ClipFeatures | None]:
         """As ``restore_clip``, and features at half size of what the network knows of each frame.
 
         For what is built around a network (models/scale_choice.py); None unless a model has some
@@ -105,17 +114,17 @@ class VideoRestorer(nnx.Module):
         return self._restore_clip(clip), None
 
     def step_with_features(
-        self, state: State, frame: Frame, repeated: Bool[Array, ""]
+        self, state: State, frame: SeenFrame, repeated: Bool[Array, ""]
     ) -> tuple[State, Frame, Features | None]:
         """As ``step``, with the features of the frame that comes out."""
         return (*self._step(state, frame, repeated), None)
 
-    def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
+    def restore_levels(self, clip: SeenClip) -> tuple[ReducedClip, ...]:
         """What each scale restores, coarse to fine, for a loss at each; here there is one."""
         return (self.restore_clip(clip),)
 
     def levels_inside(
-        self, clip: Float[Array, "B length H W 3"]
+        self, clip: Float[Array, "B length H W S"]
     ) -> tuple[Float[Array, "B T _ _ 3"], ...]:
         """``restore_levels`` of the frames that have their ``context`` in the clip."""
         if self.scales == (1,):
@@ -126,7 +135,7 @@ class VideoRestorer(nnx.Module):
         )
 
     def training_outputs(
-        self, clip: Float[Array, "B length H W 3"], sharp: Clip
+        self, clip: Float[Array, "B length H W S"], sharp: Clip
     ) -> TrainingOutputs:
         """What the loss compares: by default each scale with the sharp clip reduced to it.
 
@@ -173,7 +182,7 @@ class VideoRestorer(nnx.Module):
         return self._initial_state(batch, self.round_up(height), self.round_up(width))
 
     def step(
-        self, state: State, frame: Frame, repeated: bool | Bool[Array, ""] = False
+        self, state: State, frame: SeenFrame, repeated: bool | Bool[Array, ""] = False
     ) -> tuple[State, Frame]:
         """Takes one frame in, gives the frame of ``lookahead`` steps ago restored.
 
@@ -186,24 +195,26 @@ class VideoRestorer(nnx.Module):
         check_shape(restored, (*padded.shape[:-1], 3), f"{type(self).__name__}._step")
         return state, restored[..., :height, :width, :]
 
-    def _restore_clip(self, clip: Clip) -> Clip:
+    def _restore_clip(self, clip: SeenClip) -> Clip:
         raise NotImplementedError
 
-    def _restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
+    def _restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
         before, after = self.context
         return self._restore_clip(clip)[:, before : clip.shape[1] - after]
 
     def _initial_state(self, batch: int, height: int, width: int) -> State:
         raise NotImplementedError
 
-    def _step(self, state: State, frame: Frame, repeated: Bool[Array, ""]) -> tuple[State, Frame]:
+    def _step(
+        self, state: State, frame: SeenFrame, repeated: Bool[Array, ""]
+    ) -> tuple[State, Frame]:
         raise NotImplementedError
 
     def round_up(self, size: int) -> int:
         """The least multiple of ``multiple`` that is ``size`` or more."""
         return -(-size // self.multiple) * self.multiple
 
-    def pad(self, images: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading Hp Wp 3"]:
+    def pad(self, images: Float[Array, "*leading H W S"]) -> Float[Array, "*leading Hp Wp S"]:
         """Replicates the last row and column until height and width are multiples."""
         height, width = images.shape[-3:-1]
         below, right = self.round_up(height) - height, self.round_up(width) - width

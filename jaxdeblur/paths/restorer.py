@@ -38,27 +38,17 @@ class PathsConfig:
     """The fields of a PathRestorer.
 
     Attributes:
-      base: the network whose frames show where paths are not trusted, by the name of weights that
-        ship; "" for the blurred frames.
-      fusion: the network that makes the frame of what the paths tell (``--over-paths``), by the
-        name of weights that ship; "" for the gate alone.
       duty: the share of the time between frames that the shutter is open, above 0 and up to 1; 0
         finds it from the video.
       light: what the camera averaged: values as they are "stored", or "linear" light; "found" finds
         it from the video.
     """
 
-    base: str = ""
-    fusion: str = ""
     duty: Share = 0.0
     light: Literal["found", "stored", "linear"] = "found"
 
     def __post_init__(self) -> None:
         check_ranges(self)
-
-
-PATH_PRESETS = {"paths": PathsConfig(), "paths_dtb": PathsConfig(base="strcnn_dtb_choice")}
-"""What ``--ckpt`` takes: paths alone, and over the network that ships."""
 
 
 class StreamState(NamedTuple):

@@ -20,11 +20,13 @@ from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import outline
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.paths.restorer import PATH_PRESETS, PathRestorer, PathsConfig
+from jaxdeblur.paths.restorer import PathRestorer, PathsConfig
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.weights import shipped
 
 CONFIG_NAME = "config.json"
+PATHS = "paths"
+"""What ``--ckpt`` calls blur paths without a network."""
 
 RUNS = Path("runs")
 """Where runs are, unless their command says otherwise."""
@@ -66,9 +68,9 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
         return _load_file(path, path.name, dtype)
     if str(name_or_path) in shipped.names():
         return _load_file(shipped.path(str(name_or_path)), str(name_or_path), dtype)
-    if str(name_or_path) in PATH_PRESETS:
-        return with_paths(str(name_or_path), PATH_PRESETS[str(name_or_path)], dtype)
-    known = ", ".join([*shipped.names(), *PATH_PRESETS]) or "none are installed"
+    if str(name_or_path) == PATHS:  # float32 whatever ``dtype`` is
+        return LoadedModel(PathRestorer(PathsConfig()), PATHS, PathsConfig(), 0, PATHS, {})
+    known = ", ".join([*shipped.names(), PATHS]) or "none are installed"
     raise UserError(
         # Without an option's name: --ckpt, --start-from, --mix-with and others all come here.
         f"{name_or_path}: no such run folder or .safetensors file, and not the name of weights "
@@ -76,23 +78,21 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
     )
 
 
-def with_paths(name: str, config: PathsConfig, dtype: str | None = None) -> LoadedModel:
-    """A restorer by blur paths, with the networks below and above them that its config names.
+def load_restorer(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedModel:
+    """As :func:`load_model`; a network over blur paths comes with the paths, to restore frames.
 
     Args:
-      name: what results call it.
-      config: of the paths.
-      dtype: of the network's computation; paths are found in float32.
+      name_or_path: as of ``load_model``.
+      dtype: of the networks' computation; paths are found in float32.
 
     Raises:
-      UserError: no weights of that name ship.
+      UserError: as ``load_model``, or the weights that the network is over do not ship.
     """
-    base, fusion = (
-        load_model(network, dtype=dtype).model if network else None
-        for network in (config.base, config.fusion)
-    )
-    source = f"{name}, over {config.base}" if config.base else name
-    return LoadedModel(PathRestorer(config, base, fusion), name, config, 0, source, {})
+    loaded = load_model(name_or_path, dtype=dtype)
+    if not (below := getattr(loaded.network, "over_paths", "")):
+        return loaded
+    base = load_model(below, dtype=dtype).model
+    return loaded._replace(model=PathRestorer(PathsConfig(), base, loaded.model))
 
 
 def _load_run(folder: Path, dtype: str | None) -> LoadedModel:

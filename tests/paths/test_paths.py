@@ -235,7 +235,7 @@ class Halved(VideoRestorer):
 
 
 OVER_PATHS = StrcnnConfig(
-    m=0, width=4, blocks=2, head_width=0, residual=True, beta0=0.1, over_paths=True
+    m=0, width=4, blocks=2, head_width=0, residual=True, beta0=0.1, over_paths="strcnn_dtb_choice"
 )
 
 
