@@ -21,7 +21,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.blending import TemporalBlending
 from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.models.layers import Conv, ResidualBlock, activation, depth_to_space
-from jaxdeblur.models.path_maps import CHANNELS, MADE, restored_of
+from jaxdeblur.models.path_maps import CELL, CHANNELS, MADE, restored_of
 from jaxdeblur.models.restorer import VideoRestorer, push, replicate_ends
 from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame, SeenClip, SeenFrame
@@ -120,11 +120,10 @@ class Strcnn(VideoRestorer):
     size; so the receptive field grows with time (section 4.1).
     """
 
-    multiple = 2
-
     def __init__(self, config: StrcnnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.lookahead = config.m
+        self.multiple = CELL if config.over_paths else 2
         width, half = config.width, config.width // 2
         self.feature_channels = half if config.feedback == "final" else width
         self.carried = half if config.recurrent else 0  # channels of F_{n-1}
@@ -295,4 +294,4 @@ class Strcnn(VideoRestorer):
         if self.up is not None:
             at_full_size += self.head.radius
         # One pixel of a half-size map covers two, and may lie a pixel off the centre.
-        return at_full_size + 2 * at_half_size + 1
+        return at_full_size + 2 * at_half_size + (2 * CELL if self.config.over_paths else 1)

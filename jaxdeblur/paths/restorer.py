@@ -19,11 +19,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.path_maps import MADE, path_maps, restored_of
+from jaxdeblur.models.path_maps import MADE, at_pixels, path_maps, restored_of
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.options import Share, check_ranges
 from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, Estimate, estimate
-from jaxdeblur.paths.gate import at_pixels
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.shapes import Clip, Frame
 

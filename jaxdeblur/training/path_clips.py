@@ -31,10 +31,9 @@ from jaxdeblur.data.textures import open_scenes
 from jaxdeblur.data.videos import HighSpeedVideo
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals, replace_when_whole
-from jaxdeblur.models.path_maps import path_maps
+from jaxdeblur.models.path_maps import at_pixels, path_maps
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
 from jaxdeblur.paths.estimate import WINDOW, estimate
-from jaxdeblur.paths.gate import at_pixels
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.shapes import Video8
 from jaxdeblur.weights.load import load_model
