@@ -135,7 +135,14 @@ class PathRestorer(VideoRestorer):
     def step_over(
         self, step_of: StepOf, state: StreamState, frame: Frame, repeated: Array
     ) -> tuple[StreamState, Frame]:
-        """``step`` with the networks stepped by ``step_of``: whole, or in tiles."""
+        """``step`` with the networks stepped as the caller wants.
+
+        Args:
+          step_of: one step of a network, over the whole frame or in tiles.
+          state: of the stream.
+          frame: B H W 3, in [0, 1].
+          repeated: whether the video has ended and its last frame is given once more.
+        """
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
         if self.base is None:
