@@ -32,45 +32,16 @@ from jaxdeblur.models.attention import (
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.fsta_config import FUSIONS, FstaConfig
 from jaxdeblur.models.fusion import Fusion, Memory, NonLocal
-from jaxdeblur.models.layers import LEAK, Conv, activation, depth_to_space, space_to_depth
+from jaxdeblur.models.layers import (
+    LEAK,
+    Conv,
+    DenseBlock,
+    activation,
+    depth_to_space,
+    space_to_depth,
+)
 from jaxdeblur.models.restorer import VideoRestorer, check_shape
 from jaxdeblur.shapes import Clip, Features, Frame
-
-
-class DenseBlock(nnx.Module):
-    """Convolutions that each see all that came before them, then a 1x1 back to the width, added.
-
-    "Densely connected modules" (section 3); the 1x1 and the addition are those of residual dense
-    networks (Zhang et al., CVPR 2018), so that blocks can be stacked.
-
-    Args:
-      width: channels of the features.
-      growth: channels that each convolution adds.
-      layers: how many convolutions.
-      dtype: of the computation.
-      rngs: what the kernels are drawn from.
-    """
-
-    def __init__(
-        self, width: int, growth: int, layers: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
-        self.layers = nnx.List(
-            [Conv(width + i * growth, growth, dtype=dtype, rngs=rngs) for i in range(layers)]
-        )
-        # A small last convolution keeps the variance of a deep stack near that of its input.
-        self.join = Conv(width + layers * growth, width, 1, gain=0.2, dtype=dtype, rngs=rngs)
-
-    @property
-    def radius(self) -> int:
-        """How many pixels to each side an output pixel reads."""
-        return sum(layer.radius for layer in self.layers)
-
-    def __call__(self, x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"]:
-        """Features to features of the same shape."""
-        seen = x
-        for layer in self.layers:
-            seen = jnp.concatenate([seen, activation(LEAK)(layer(seen))], axis=-1)
-        return x + self.join(seen)
 
 
 class FusionBlock(nnx.Module):

@@ -1,4 +1,4 @@
-"""Building blocks of all networks: convolution, residual blocks, up- and down-sampling.
+"""Building blocks of all networks: convolution, residual and dense blocks, changes of size.
 
 The convolution has its own gradient, because XLA's CPU compiler runs the standard one inside
 ``lax.scan`` 10 to 60 times slower than outside of it: the kernel's gradient is a convolution whose
@@ -296,6 +296,42 @@ class ResidualBlock(nnx.Module):
     def __call__(self, x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"]:
         """Adds to x what the two convolutions make of it."""
         return x + self.second(activation(self.leak)(self.first(x)))
+
+
+class DenseBlock(nnx.Module):
+    """Convolutions that each see all that came before them, then a 1x1 back to the width, added.
+
+    The "densely connected modules" of Suin and Rajagopalan, section 3; the 1x1 and the addition are
+    those of residual dense networks (Zhang et al., CVPR 2018), so that blocks can be stacked.
+
+    Args:
+      width: channels of the features.
+      growth: channels that each convolution adds.
+      layers: how many convolutions.
+      dtype: of the computation.
+      rngs: what the kernels are drawn from.
+    """
+
+    def __init__(
+        self, width: int, growth: int, layers: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        self.layers = nnx.List(
+            [Conv(width + i * growth, growth, dtype=dtype, rngs=rngs) for i in range(layers)]
+        )
+        # A small last convolution keeps the variance of a deep stack near that of its input.
+        self.join = Conv(width + layers * growth, width, 1, gain=0.2, dtype=dtype, rngs=rngs)
+
+    @property
+    def radius(self) -> int:
+        """How many pixels to each side an output pixel reads."""
+        return sum(layer.radius for layer in self.layers)
+
+    def __call__(self, x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"]:
+        """Features to features of the same shape."""
+        seen = x
+        for layer in self.layers:
+            seen = jnp.concatenate([seen, activation(LEAK)(layer(seen))], axis=-1)
+        return x + self.join(seen)
 
 
 def depth_to_space(

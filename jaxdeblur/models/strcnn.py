@@ -124,7 +124,7 @@ class Strcnn(VideoRestorer):
         self.carried = half if config.recurrent else 0  # channels of F_{n-1}
         self.dtype = dtype = jnp.dtype(config.dtype)
 
-        def residual_blocks() -> nnx.List:
+        def residual_blocks() -> Any:
             block = functools.partial(ResidualBlock, width, leak=config.leak, dtype=dtype)
             return nnx.List([block(rngs=rngs) for _ in range(config.blocks)])
 
