@@ -155,6 +155,9 @@ class PathRestorer(VideoRestorer):
             restored = _gated(told.maps)
         if told.maps is not None and self.fusion is not None:
             fusion, restored = step_of(self.fusion, fusion, told.maps, jnp.bool_(False))
+        # A frame without neighbours has no path.
+        alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
+        restored = jnp.where(alone, below, restored)
         here = present[LOOKAHEAD] > 0  # Before the first frame, nothing is remembered.
         fusion = jax.tree.map(functools.partial(jnp.where, here), fusion, state.fusion)
         count = state.restored + here.astype(int)
@@ -163,6 +166,8 @@ class PathRestorer(VideoRestorer):
     def _restore_clip(self, clip: Clip) -> Clip:
         length = clip.shape[1]
         below = clip if self.base is None else self.base.restore_clip(clip)
+        if length == 1:  # A frame without neighbours has no path.
+            return below
         ends = [(0, 0), (LOOKAHEAD, LOOKAHEAD), *[(0, 0)] * 3]
         padded = jnp.pad(clip, ends)
         inside = jnp.pad(jnp.ones(length), LOOKAHEAD)
