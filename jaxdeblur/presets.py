@@ -186,6 +186,16 @@ PRESETS: dict[str, Preset] = {
         ),
         data=DataConfig(scenes="handheld", least_blur=1.0, keep_still=0.2),
     ),
+    "strcnn_dtb_paths": Preset(
+        about="STRCNN+DTB on what blur paths tell of each frame (88 k parameters): it takes the "
+        "deconvolved frame where it is right, and mends it. Its clips are drawn first, by python "
+        "-m jaxdeblur.training.path_clips FOLDER; --data=paths:FOLDER names them.",
+        network=dataclasses.replace(_SMALL, m=0, beta0=0.1, over_paths="strcnn_dtb_choice"),
+        training=dataclasses.replace(
+            _TWO_CORES, steps=4500, crop=128, average=0.999, validate_every=0
+        ),
+        data=DataConfig(data=("paths:path_clips",), least_blur=0.0),
+    ),
     "fsta": Preset(
         about="Factorised spatio-temporal attention, the attention paper's own network (4.37 M "
         "parameters).",

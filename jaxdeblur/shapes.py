@@ -2,6 +2,7 @@
 
 B  batch          T  time (frames)      H, W  rows and columns of pixels
 h, w  rows and columns of features      C  channels
+S  channels of what a network sees: RGB, or the 14 maps of blur paths (models/path_maps.py)
 M  spatial attention maps               N  temporal attention maps          K  the M*N combinations
 
 Images are NHWC, RGB. Inside the networks they are floats in [0, 1]; at a file they are uint8.
@@ -20,6 +21,12 @@ Frame: TypeAlias = Float[Array, "B H W 3"]
 
 Clip: TypeAlias = Float[Array, "B T H W 3"]
 """T consecutive frames of each video of a batch, in [0, 1]."""
+
+SeenFrame: TypeAlias = Float[Array, "B H W S"]
+"""What a network sees of one frame."""
+
+SeenClip: TypeAlias = Float[Array, "B T H W S"]
+"""What a network sees of T consecutive frames."""
 
 ReducedClip: TypeAlias = Float[Array, "B T _ _ 3"]
 """A clip at one of several sizes."""
@@ -43,7 +50,7 @@ Parameters: TypeAlias = dict[str, Array]
 """Parameters by the path of the attribute that holds them: ``encoder/0/first/kernel``."""
 
 Batch: TypeAlias = dict[str, Any]
-"""The clips of a training step: uint8 ``blurred``, ``B before+T+after H W 3``, and ``sharp``,
+"""The clips of a training step: uint8 ``blurred``, ``B before+T+after H W S``, and ``sharp``,
 ``B T H W 3``."""
 
 Frame8: TypeAlias = UInt8[np.ndarray, "H W 3"]
@@ -51,6 +58,9 @@ Frame8: TypeAlias = UInt8[np.ndarray, "H W 3"]
 
 Video8: TypeAlias = UInt8[np.ndarray, "T H W 3"]
 """All frames of a video of 8 bits as they stand in files: NumPy, 0 to 255."""
+
+SeenVideo8: TypeAlias = UInt8[np.ndarray, "T H W S"]
+"""What a network sees of all frames, as bytes."""
 
 Pixels: TypeAlias = UInt8[np.ndarray, "H W 3"] | UInt16[np.ndarray, "H W 3"]
 """One frame as a file holds it, 8 or 16 bits a sample."""

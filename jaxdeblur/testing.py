@@ -17,7 +17,7 @@ from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.presets import Preset, find
-from jaxdeblur.shapes import Clip
+from jaxdeblur.shapes import Clip, SeenClip
 
 HEIGHT, WIDTH = 19, 26  # neither divides by two twice, one is odd
 
@@ -27,7 +27,7 @@ def check_model(
 ) -> None:
     """Checks the network of a preset, with random parameters on frames of 26 x 19 pixels.
 
-    - A clip comes out in its own shape, in float32 and finite.
+    - A clip comes out with as many frames of its size, in RGB, float32 and finite.
     - The stream gives the frames of the clip, and its state keeps its shapes and dtypes.
     - A video depends on its own frames, and not on its neighbours in the batch, unless the model
       says that its clips are not independent.
@@ -49,15 +49,17 @@ def check_model(
     step = jax.jit(lambda parameters, *given: rebuild(parameters).step(*given))
 
     for length in lengths:
-        clip = random_clip(length, batch=2)
+        clip = random_clip(length, batch=2, channels=model.channels)
         restored = restore(parameters, clip)
-        chex.assert_shape(restored, clip.shape)
+        chex.assert_shape(restored, (*clip.shape[:-1], 3))
         chex.assert_type(restored, jnp.float32)
         chex.assert_tree_all_finite(restored)
         streamed = _stream(model, lambda *given: step(parameters, *given), clip)
         assert_same_frames(model, streamed, restored)
 
-    one, other, third = (random_clip(lengths[-1], seed=seed)[0] for seed in (1, 2, 3))
+    one, other, third = (
+        random_clip(lengths[-1], seed=seed, channels=model.channels)[0] for seed in (1, 2, 3)
+    )
     together = restore(parameters, jnp.stack([one, other]))
     changed = restore(parameters, jnp.stack([one, third]))
     apart = np.abs(together - changed).max(axis=(1, 2, 3, 4))
@@ -68,12 +70,19 @@ def check_model(
         assert apart[0] > 0.1, "clips_are_independent is False, but they are"
 
     if gradients:
-        _check_gradients(rebuild, parameters, random_clip(lengths[-1]))
+        _check_gradients(rebuild, parameters, random_clip(lengths[-1], channels=model.channels))
 
 
-def random_clip(length: int, batch: int = 1, seed: int = 0) -> Clip:
-    """A clip of uniform noise."""
-    shape = (batch, length, HEIGHT, WIDTH, 3)
+def random_clip(length: int, batch: int = 1, seed: int = 0, channels: int = 3) -> SeenClip:
+    """A clip of uniform noise.
+
+    Args:
+      length: frames.
+      batch: clips.
+      seed: of the noise.
+      channels: of a frame.
+    """
+    shape = (batch, length, HEIGHT, WIDTH, channels)
     return jnp.asarray(np.random.default_rng(seed).random(shape, np.float32))
 
 
@@ -85,7 +94,7 @@ def assert_same_frames(model: VideoRestorer, ours: Clip, its: Clip) -> None:
     chex.assert_trees_all_close(ours, its, atol=rounding * largest, rtol=0)
 
 
-def _stream(model: VideoRestorer, step: Any, clip: Clip) -> Clip:
+def _stream(model: VideoRestorer, step: Any, clip: SeenClip) -> Clip:
     """The clip frame by frame; the last one is repeated to get the rest out."""
     batch, time, height, width, _ = clip.shape
     state = model.initial_state(batch, height, width)
@@ -99,7 +108,7 @@ def _stream(model: VideoRestorer, step: Any, clip: Clip) -> Clip:
     return jnp.stack(restored[model.lookahead :], axis=1)
 
 
-def _check_gradients(rebuild: Any, parameters: Any, clip: Clip) -> None:
+def _check_gradients(rebuild: Any, parameters: Any, clip: SeenClip) -> None:
     # Where weights begin at zero, no gradient passes them at first.
     rng = np.random.default_rng(0)
     moved = {

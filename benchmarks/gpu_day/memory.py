@@ -133,7 +133,7 @@ def restoring_step(
     shapes = layout.plane_shapes(height, width)
     planes = on(mesh, tuple(jax.ShapeDtypeStruct(shape, layout.dtype) for shape in shapes))
     strength = on(mesh, jax.ShapeDtypeStruct((), jnp.float32))
-    what = Compiled(graph, layout, None, None)
+    what = Compiled(graph, layout, None)
     given = [what, on(mesh, parameters), on(mesh, state), planes, False, planes, strength]
     return stream_step, given
 

@@ -26,7 +26,7 @@ def main(name: str = "evaluate.py") -> None:
     from jaxdeblur.evaluation.own_kind import of_its_own_kind
     from jaxdeblur.evaluation.results import default_folder
     from jaxdeblur.options import ClusterConfig
-    from jaxdeblur.weights.load import load_model, newest_run
+    from jaxdeblur.weights.load import load_restorer, newest_run
 
     parser = Parser(
         prog=name,
@@ -85,7 +85,7 @@ def main(name: str = "evaluate.py") -> None:
         arguments.ckpt = str(newest_run())
         if jax.process_index() == 0:
             tell(f"scored is the newest run, {arguments.ckpt}; --ckpt=RUN names another")
-    loaded = load_model(arguments.ckpt, dtype=arguments.dtype)
+    loaded = load_restorer(arguments.ckpt, dtype=arguments.dtype)
     if loaded.of_photographs and not config.single:
         config = dataclasses.replace(config, single=True)
         if jax.process_index() == 0:

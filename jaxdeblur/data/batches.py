@@ -23,7 +23,7 @@ from jaxdeblur.data.render import HostRenderer
 from jaxdeblur.data.textures import RenderedScenes
 from jaxdeblur.data.videos import Dataset, refuse
 from jaxdeblur.errors import UserError
-from jaxdeblur.shapes import Batch, Video8
+from jaxdeblur.shapes import Batch, SeenVideo8, Video8
 
 _log = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class _Sampler:
 
     def _read(
         self, source: ClipSource, number: int, rng: np.random.Generator, as_it_is: bool
-    ) -> tuple[Video8, Video8, list[str]]:
+    ) -> tuple[SeenVideo8, Video8, list[str]]:
         """(blurred, sharp) of a clip, of another one should it be too still, and the problems."""
         problems: list[str] = []
         draws = 1 if rng.random() < self.options.keep_still else self.options.draws
@@ -230,7 +230,7 @@ class _Sampler:
 
     def _vary(
         self, clip: SourceClip, backwards: bool, rng: np.random.Generator
-    ) -> tuple[Video8, Video8]:
+    ) -> tuple[SeenVideo8, Video8]:
         """(blurred, sharp) with the same mirroring, turning and reversal of both."""
         o = self.options
         down, across, turned = rng.random(3) < 0.5
@@ -245,8 +245,8 @@ class _Sampler:
         return blurred, sharp
 
     def _with_ends(
-        self, blurred: Video8, sharp: Video8, rng: np.random.Generator
-    ) -> tuple[Video8, Video8]:
+        self, blurred: SeenVideo8, sharp: Video8, rng: np.random.Generator
+    ) -> tuple[SeenVideo8, Video8]:
         """For their share of the clips, one frame repeated, or the first or the last of a video."""
         o = self.options
         if o.single and rng.random() < o.single:
@@ -269,9 +269,10 @@ def _shuffled(source: int, clips: int, seed: int) -> Any:
     return numbers.map(lambda number: (source, number % clips))
 
 
-def _difference(blurred: Video8, sharp: Video8) -> float:
+def _difference(blurred: SeenVideo8, sharp: Video8) -> float:
     """The mean absolute difference in grey levels, on every second row and column."""
-    a, b = (clip[:, ::2, ::2].astype(np.int16) for clip in (blurred, sharp))
+    # Of the maps of blur paths, the first three are the blurred frame.
+    a, b = (clip[:, ::2, ::2, :3].astype(np.int16) for clip in (blurred, sharp))
     return float(np.abs(a - b).mean())
 
 

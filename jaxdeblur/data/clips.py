@@ -22,7 +22,7 @@ from jaxdeblur.data.videos import (
     video_frames,
 )
 from jaxdeblur.errors import UserError
-from jaxdeblur.shapes import Video8
+from jaxdeblur.shapes import SeenVideo8, Video8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ClipOptions:
 class SourceClip(NamedTuple):
     """One clip as it lies in its source, with its context."""
 
-    blurred: Video8
+    blurred: SeenVideo8
     sharp: Video8
     sharp_backwards: Video8
     """What is sharp if the clip is played backwards, still in its own order. Of an even tau that is
@@ -219,7 +219,7 @@ class ClipSource:
         return SourceClip(blurred, sharp, backwards)
 
 
-def _repeat_ends(clip: Video8, before: int, after: int) -> UInt8[np.ndarray, "_ H W 3"]:
+def _repeat_ends(clip: SeenVideo8, before: int, after: int) -> UInt8[np.ndarray, "_ H W S"]:
     """The first frame repeated so often before the clip, the last one after it."""
     return np.pad(clip, ((before, after), (0, 0), (0, 0), (0, 0)), mode="edge")
 

@@ -11,10 +11,11 @@ from typing import Literal, TypeAlias
 
 from jaxdeblur.data.exposure import Exposure
 from jaxdeblur.data.fixed_scenes import fixed_kinds, rendered_videos
-from jaxdeblur.data.frames import FrameFiles, Frames, VideoFile, pack
+from jaxdeblur.data.frames import ArrayFile, FrameFiles, Frames, VideoFile, pack
 from jaxdeblur.data.layouts import (
     HIGH_SPEED,
     RENDERED,
+    SHARP_FILE,
     Place,
     Spec,
     choose,
@@ -25,6 +26,7 @@ from jaxdeblur.data.layouts import (
 from jaxdeblur.data.photographs import SPLITS, Split
 from jaxdeblur.data.videos import Dataset, HighSpeedVideo, PairedVideo, Video, refuse
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.path_maps import CHANNELS
 from jaxdeblur.video.formats import MAX_PIXELS, list_frames
 from jaxdeblur.video.image_file import image_size
 
@@ -137,6 +139,8 @@ def _open_videos(
     root: Path, places: Sequence[Place], exposure: Exposure | None, max_pixels: int
 ) -> list[Video]:
     """Opens the videos, or raises one error that names all that is wrong with them."""
+    if all(place.sharp.name == SHARP_FILE for place in places):
+        return [_open_maps(place) for place in places]
     problems: list[str] = []
     halves = {place.name: _halves(place, root, problems) for place in places}
     files = [file for of_one in halves.values() for half in of_one for file in half]
@@ -157,6 +161,14 @@ def _open_videos(
     if exposure is None:
         return [PairedVideo(name, frames[0], frames[1]) for name, frames in opened.items()]
     return [HighSpeedVideo(name, frames[0], exposure) for name, frames in opened.items()]
+
+
+def _open_maps(place: Place) -> PairedVideo:
+    assert place.blurred is not None
+    maps, sharp = ArrayFile.open(place.blurred, CHANNELS), ArrayFile.open(place.sharp, 3)
+    if (len(maps), maps.height, maps.width) != (len(sharp), sharp.height, sharp.width):
+        raise UserError(f"{place.blurred}: not of the size of {place.sharp.name}")
+    return PairedVideo(place.name, maps, sharp)
 
 
 def _halves(place: Place, root: Path, problems: list[str]) -> list[list[Path]]:

@@ -25,7 +25,7 @@ import numpy as np
 from jaxdeblur.data.cache import Kept, read_array
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import cache_folder, write_json
-from jaxdeblur.shapes import Frame8, Video8
+from jaxdeblur.shapes import Frame8, SeenVideo8, Video8
 from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.image_file import read_image
 
@@ -101,6 +101,42 @@ class FrameFiles:
                 f"unlike the {self.width}x{self.height} of the video"
             )
         return frame
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayFile:
+    """Frames in a NumPy file, ``T H W C`` of bytes, which crops are read from."""
+
+    file: Path
+    length: int
+    height: int
+    width: int
+
+    @classmethod
+    def open(cls, file: Path, channels: int) -> ArrayFile:
+        """Reads the size.
+
+        Raises:
+          UserError: it is no such array of so many channels.
+        """
+        frames = _array_of(file)
+        if frames.ndim != 4 or frames.shape[3] != channels or frames.dtype != np.uint8:
+            raise UserError(f"{file}: {frames.dtype} {frames.shape}, not bytes T H W {channels}")
+        return cls(file, *frames.shape[:3])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> SeenVideo8:
+        """A copy of a crop."""
+        return np.array(_array_of(self.file)[times, rows, columns])
+
+
+def _array_of(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not a readable array ({error})") from error
 
 
 @dataclasses.dataclass(frozen=True)

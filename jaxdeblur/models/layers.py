@@ -1,4 +1,4 @@
-"""Building blocks of all networks: convolution, residual blocks, up- and down-sampling.
+"""Building blocks of all networks: convolution, residual and dense blocks, changes of size.
 
 The convolution has its own gradient, because XLA's CPU compiler runs the standard one inside
 ``lax.scan`` 10 to 60 times slower than outside of it: the kernel's gradient is a convolution whose
@@ -301,8 +301,8 @@ class ResidualBlock(nnx.Module):
 class DenseBlock(nnx.Module):
     """Convolutions that each see all that came before them, then a 1x1 back to the width, added.
 
-    "Densely connected modules" (section 3); the 1x1 and the addition are those of residual dense
-    networks (Zhang et al., CVPR 2018), so that blocks can be stacked.
+    The "densely connected modules" of Suin and Rajagopalan, section 3; the 1x1 and the addition are
+    those of residual dense networks (Zhang et al., CVPR 2018), so that blocks can be stacked.
 
     Args:
       width: channels of the features.

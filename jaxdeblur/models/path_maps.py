@@ -6,13 +6,16 @@ reblurred frame leaves unexplained and what the neighbours' X has more than its 
 0.5; then the gate g, the extent e of the path and the gain G of the likelihood
 (jaxdeblur/paths/gate.py).
 
-    restored = Y + clip(g + dg, 0, 1) (X - Y) + dI
+    restored = Y + clip(g + m dg, 0, 1) (X - Y) + m dI,  m = a / (a + a0),  a = |Y - B| + g |X - Y|
 
-where the network makes dI and dg. At zero, that is the physics.
+where the network makes dI and dg; at zero, that is the physics. a is a mean over cells of 16 x 16
+pixels: where base and gate leave the blurred frame as it is, so does the network, and sharp video
+stays sharp.
 """
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -20,8 +23,12 @@ CHANNELS = 14
 MADE = 4
 """dI in RGB, and dg."""
 
+CELL = 16
+"""Pixels that the side of a cell has."""
+
 _SLOPE = 2.0  # Of what lies about 0.5: differences of up to a quarter of the range are told.
 _EXTENT, _GAIN = 4.0, 0.2  # Pixels and nats that are told as a half.
+_LEAST = 1 / 255  # a0
 
 
 def path_maps(
@@ -51,5 +58,24 @@ def restored_of(
     maps: Float[Array, "*leading H W 14"], made: Float[Array, "*leading H W 4"]
 ) -> Float[Array, "*leading H W 3"]:
     """The restored frame, of its maps and what the network makes of them."""
-    base, sharp, share = maps[..., 3:6], maps[..., 6:9], maps[..., 11:12]
+    blurred, base, sharp, share = maps[..., :3], maps[..., 3:6], maps[..., 6:9], maps[..., 11:12]
+    change = jnp.abs(base - blurred) + share * jnp.abs(sharp - base)
+    active = at_pixels(cell_means(change.mean(-1, keepdims=True)), *maps.shape[-3:-1])
+    made = made * (active / (active + _LEAST))
     return base + jnp.clip(share + made[..., 3:], 0.0, 1.0) * (sharp - base) + made[..., :3]
+
+
+def cell_means(image: Float[Array, "*leading H W C"]) -> Float[Array, "*leading h w C"]:
+    """Means over cells; those at the border repeat its pixels."""
+    *leading, height, width, channels = image.shape
+    ends = [(0, 0)] * len(leading) + [(0, -height % CELL), (0, -width % CELL), (0, 0)]
+    padded = jnp.pad(image, ends, mode="edge")
+    rows, columns = -(-height // CELL), -(-width // CELL)
+    return padded.reshape(*leading, rows, CELL, columns, CELL, channels).mean((-4, -2))
+
+
+def at_pixels(cells: Float[Array, "*leading h w C"], height: int, width: int) -> jax.Array:
+    """Values of cells at every pixel, bilinear between their middles."""
+    *leading, rows, columns, channels = cells.shape
+    shape = (*leading, rows * CELL, columns * CELL, channels)
+    return jax.image.resize(cells, shape, "linear")[..., :height, :width, :]

@@ -18,7 +18,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import reduce_size
-from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame, Parameters, ReducedClip
+from jaxdeblur.shapes import (
+    Clip,
+    ClipFeatures,
+    Features,
+    Frame,
+    Parameters,
+    ReducedClip,
+    SeenClip,
+    SeenFrame,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,6 +57,7 @@ class VideoRestorer(nnx.Module):
       config: the frozen dataclass that the model was built from.
       lookahead: how many frames the output of the stream is late.
       multiple: the height and width that the network sees are multiples of this.
+      channels: of a frame that comes in: RGB, or the maps of blur paths.
       feature_channels: of the features at half size that ``restore_with_features`` gives.
       scales: by what each of ``restore_levels`` is reduced.
       recomputes: set by ``save_memory``.
@@ -58,6 +68,7 @@ class VideoRestorer(nnx.Module):
     config: Any
     lookahead: int
     multiple: ClassVar[int] | int
+    channels: ClassVar[int] | int = 3
     feature_channels: ClassVar[int] | int = 0
     scales: ClassVar[tuple[int, ...]] | tuple[int, ...] = (1,)
     recomputes: bool = False
@@ -65,7 +76,7 @@ class VideoRestorer(nnx.Module):
 
     # What a model implements: the rest follows from these, and is there to be replaced.
 
-    def _restore_clip(self, clip: Clip) -> Clip:
+    def _restore_clip(self, clip: SeenClip) -> Clip:
         """``restore_clip``."""
         raise NotImplementedError
 
@@ -73,11 +84,13 @@ class VideoRestorer(nnx.Module):
         """``initial_state``."""
         raise NotImplementedError
 
-    def _step(self, state: State, frame: Frame, repeated: Bool[Array, ""]) -> tuple[State, Frame]:
+    def _step(
+        self, state: State, frame: SeenFrame, repeated: Bool[Array, ""]
+    ) -> tuple[State, Frame]:
         """``step``."""
         raise NotImplementedError
 
-    def restore_clip(self, clip: Clip) -> Clip:
+    def restore_clip(self, clip: SeenClip) -> Clip:
         """Restores a clip of any length and size, ``B T H W 3`` in [0, 1], all frames at once.
 
         What does not depend on the past runs on all frames in parallel; only the recurrence is in
@@ -98,7 +111,7 @@ class VideoRestorer(nnx.Module):
         """
         return self.lookahead, self.lookahead
 
-    def restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
+    def restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
         """Restores the frames of a clip that have their ``context`` in it: all between.
 
         So each sees what it does in the middle of a video, where ``restore_clip`` repeats the ends.
@@ -111,7 +124,7 @@ class VideoRestorer(nnx.Module):
         check_shape(restored, expected, f"{type(self).__name__}._restore_inside")
         return restored[..., :height, :width, :]
 
-    def restore_with_features(self, clip: Clip) -> tuple[Clip, ClipFeatures | None]:
+    def restore_with_features(self, clip: SeenClip) -> tuple[Clip, ClipFeatures | None]:
         """As ``restore_clip``, and features at half size of what the network knows of each frame.
 
         For what is built around a network (models/scale_choice.py); None unless a model has some
@@ -120,17 +133,17 @@ class VideoRestorer(nnx.Module):
         return self._restore_clip(clip), None
 
     def step_with_features(
-        self, state: State, frame: Frame, repeated: Bool[Array, ""]
+        self, state: State, frame: SeenFrame, repeated: Bool[Array, ""]
     ) -> tuple[State, Frame, Features | None]:
         """As ``step``, with the features of the frame that comes out."""
         return (*self._step(state, frame, repeated), None)
 
-    def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
+    def restore_levels(self, clip: SeenClip) -> tuple[ReducedClip, ...]:
         """What each scale restores, coarse to fine, for a loss at each; here there is one."""
         return (self.restore_clip(clip),)
 
     def levels_inside(
-        self, clip: Float[Array, "B length H W 3"]
+        self, clip: Float[Array, "B length H W S"]
     ) -> tuple[Float[Array, "B T _ _ 3"], ...]:
         """``restore_levels`` of the frames that have their ``context`` in the clip."""
         if self.scales == (1,):
@@ -141,7 +154,7 @@ class VideoRestorer(nnx.Module):
         )
 
     def training_outputs(
-        self, clip: Float[Array, "B length H W 3"], sharp: Clip
+        self, clip: Float[Array, "B length H W S"], sharp: Clip
     ) -> TrainingOutputs:
         """What the loss compares: by default each scale with the sharp clip reduced to it.
 
@@ -192,7 +205,7 @@ class VideoRestorer(nnx.Module):
         return self._initial_state(batch, self.round_up(height), self.round_up(width))
 
     def step(
-        self, state: State, frame: Frame, repeated: bool | Bool[Array, ""] = False
+        self, state: State, frame: SeenFrame, repeated: bool | Bool[Array, ""] = False
     ) -> tuple[State, Frame]:
         """Takes one frame in, gives the frame of ``lookahead`` steps ago restored.
 
@@ -205,7 +218,7 @@ class VideoRestorer(nnx.Module):
         check_shape(restored, (*padded.shape[:-1], 3), f"{type(self).__name__}._step")
         return state, restored[..., :height, :width, :]
 
-    def _restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
+    def _restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
         before, after = self.context
         return self._restore_clip(clip)[:, before : clip.shape[1] - after]
 
@@ -213,7 +226,7 @@ class VideoRestorer(nnx.Module):
         """The least multiple of ``multiple`` that is ``size`` or more."""
         return -(-size // self.multiple) * self.multiple
 
-    def pad(self, images: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading Hp Wp 3"]:
+    def pad(self, images: Float[Array, "*leading H W S"]) -> Float[Array, "*leading Hp Wp S"]:
         """Replicates the last row and column until height and width are multiples."""
         height, width = images.shape[-3:-1]
         below, right = self.round_up(height) - height, self.round_up(width) - width

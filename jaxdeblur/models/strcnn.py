@@ -21,10 +21,10 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.blending import TemporalBlending
 from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.models.layers import Conv, ResidualBlock, activation, depth_to_space
-from jaxdeblur.models.path_maps import CHANNELS, MADE, restored_of
+from jaxdeblur.models.path_maps import CELL, CHANNELS, MADE, restored_of
 from jaxdeblur.models.restorer import VideoRestorer, push, replicate_ends
 from jaxdeblur.options import Count, Range, check_ranges
-from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame
+from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame, SeenClip, SeenFrame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,8 @@ class StrcnnConfig:
       residual: the network's output is added to the blurred frame.
       leak: slope of the ReLU for negative values.
       dtype: of the computation; parameters and output are float32.
-      over_paths: a frame is the 14 maps of blur paths, and the output is added to what these make
-        of it (models/path_maps.py).
+      over_paths: the shipped weights over which blur paths are found; a frame is then the 14 maps
+        that they give, and the output is added to what these make of it (models/path_maps.py).
       scales: the sizes at which the network runs, as 8 4 2 1; of several, gates choose between
         them cell by cell (models/scale_choice.py).
     """
@@ -70,7 +70,7 @@ class StrcnnConfig:
     residual: bool = False
     leak: float = 0.0
     dtype: str = "float32"
-    over_paths: bool = False
+    over_paths: str = ""
     scales: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class Recurrence(NamedTuple):
 class StreamState(NamedTuple):
     """What a stream keeps: the window of frames and the recurrence."""
 
-    frames: Clip
+    frames: SeenClip
     """The last 2m+1 frames."""
     seen: jax.Array
     """How many frames came in."""
@@ -120,17 +120,16 @@ class Strcnn(VideoRestorer):
     size; so the receptive field grows with time (section 4.1).
     """
 
-    multiple = 2
-
     def __init__(self, config: StrcnnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.lookahead = config.m
+        self.multiple = CELL if config.over_paths else 2
         width, half = config.width, config.width // 2
         self.feature_channels = half if config.feedback == "final" else width
         self.carried = half if config.recurrent else 0  # channels of F_{n-1}
         self.dtype = dtype = jnp.dtype(config.dtype)
 
-        def residual_blocks() -> nnx.List:
+        def residual_blocks() -> Any:
             block = functools.partial(ResidualBlock, width, leak=config.leak, dtype=dtype)
             return nnx.List([block(rngs=rngs) for _ in range(config.blocks)])
 
@@ -162,32 +161,32 @@ class Strcnn(VideoRestorer):
         """m frames to each side."""
         return self.config.m, self.config.m
 
-    def _restore_clip(self, clip: Clip) -> Clip:
+    def _restore_clip(self, clip: SeenClip) -> Clip:
         return self.restore_with_features(clip)[0]
 
-    def _restore_inside(self, clip: Float[Array, "B length H W 3"]) -> Clip:
+    def _restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
         m = self.config.m
         features, _ = self._recur_inside(clip)
         return self.rematerialised(self._to_image)(features, clip[:, m : clip.shape[1] - m])
 
-    def restore_with_features(self, clip: Clip) -> tuple[Clip, LastOfClip]:
+    def restore_with_features(self, clip: SeenClip) -> tuple[Clip, LastOfClip]:
         """With the decoder's features, from which the image is made."""
         features, _ = self._recur_inside(self._with_ends(clip))
         return self.rematerialised(self._to_image)(features, clip), features
 
-    def explain_clip(self, clip: Clip) -> Explanation:
+    def explain_clip(self, clip: SeenClip) -> Explanation:
         """The blending weights w_n of every frame, the mean over the channels, at half size."""
         _, weights = self._recur_inside(self._with_ends(self.pad(clip)))
         if self.blending is None:
             return Explanation()
         return Explanation(blending_weights=weights.mean(axis=-1).astype(jnp.float32))
 
-    def _with_ends(self, clip: Clip) -> Float[Array, "B length H W 3"]:
+    def _with_ends(self, clip: SeenClip) -> Float[Array, "B length H W S"]:
         """The clip with its ends repeated for the windows of its first and last frames."""
         return replicate_ends(clip, self.config.m, self.config.m)
 
     def _recur_inside(
-        self, clip: Float[Array, "B length H W 3"]
+        self, clip: Float[Array, "B length H W S"]
     ) -> tuple[LastOfClip, ClipFeatures]:
         """The decoder's features and the blending weights of every frame with m to each side."""
         batch, length, height, width, _ = clip.shape
@@ -210,12 +209,12 @@ class Strcnn(VideoRestorer):
         return StreamState(frames, jnp.int32(0), self._recurrence(batch, height, width))
 
     def _step(
-        self, state: StreamState, frame: Frame, repeated: jax.Array
+        self, state: StreamState, frame: SeenFrame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
         return self.step_with_features(state, frame, repeated)[:2]
 
     def step_with_features(
-        self, state: StreamState, frame: Frame, repeated: jax.Array
+        self, state: StreamState, frame: SeenFrame, repeated: jax.Array
     ) -> tuple[StreamState, Frame, LastFeatures]:
         """With the decoder's features of the frame that comes out."""
         m = self.config.m
@@ -295,4 +294,4 @@ class Strcnn(VideoRestorer):
         if self.up is not None:
             at_full_size += self.head.radius
         # One pixel of a half-size map covers two, and may lie a pixel off the centre.
-        return at_full_size + 2 * at_half_size + 1
+        return at_full_size + 2 * at_half_size + (2 * CELL if self.config.over_paths else 1)

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdeblur.models.path_maps import CELL, cell_means
 from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.wiener import Luminance
 
-CELL = 16
 _FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing.
 
 
@@ -44,28 +44,15 @@ def gate(
       gain: G of each tile.
       tiling: of the frame.
     """
-    change = _cells((made.sharp - blurred) ** 2) + _FLOOR
-    residual, apart = _cells(made.residual**2), _cells(made.disagreement**2)
+    squares = [(made.sharp - blurred) ** 2, made.residual**2, made.disagreement**2]
+    change, residual, apart = jnp.moveaxis(cell_means(jnp.stack(squares, -1)), -1, 0)
+    change = change + _FLOOR
     shape = change.shape[0], change.shape[1]
     e, g = (_at_cells(each, tiling, shape) for each in (extent, gain))
     r, a = residual / (residual + change), apart / (apart + change)
     share = smoothstep(e, 0.5, 1.2) * smoothstep(g, 0.03, 0.15)
     share = share * (1 - 0.5 * smoothstep(a, 0.5, 0.9)) * (1 - smoothstep(r, 0.3, 0.7))
     return jnp.stack([share, e, g], -1)
-
-
-def at_pixels(cells: Float[Array, "*leading h w C"], height: int, width: int) -> jax.Array:
-    """Values of cells at every pixel, bilinear between their middles."""
-    *leading, rows, columns, channels = cells.shape
-    shape = (*leading, rows * CELL, columns * CELL, channels)
-    return jax.image.resize(cells, shape, "linear")[..., :height, :width, :]
-
-
-def _cells(image: Float[Array, "H W"]) -> Float[Array, "h w"]:
-    """Means over cells; those at the border repeat its pixels."""
-    height, width = image.shape
-    padded = jnp.pad(image, ((0, -height % CELL), (0, -width % CELL)), mode="edge")
-    return padded.reshape(-(-height // CELL), CELL, -(-width // CELL), CELL).mean((1, 3))
 
 
 def _at_cells(

@@ -19,11 +19,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.path_maps import MADE, path_maps, restored_of
+from jaxdeblur.models.path_maps import MADE, at_pixels, path_maps, restored_of
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.options import Share, check_ranges
 from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, Estimate, estimate
-from jaxdeblur.paths.gate import at_pixels
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.shapes import Clip, Frame
 
@@ -38,27 +37,17 @@ class PathsConfig:
     """The fields of a PathRestorer.
 
     Attributes:
-      base: the network whose frames show where paths are not trusted, by the name of weights that
-        ship; "" for the blurred frames.
-      fusion: the network that makes the frame of what the paths tell (``--over-paths``), by the
-        name of weights that ship; "" for the gate alone.
       duty: the share of the time between frames that the shutter is open, above 0 and up to 1; 0
         finds it from the video.
       light: what the camera averaged: values as they are "stored", or "linear" light; "found" finds
         it from the video.
     """
 
-    base: str = ""
-    fusion: str = ""
     duty: Share = 0.0
     light: Literal["found", "stored", "linear"] = "found"
 
     def __post_init__(self) -> None:
         check_ranges(self)
-
-
-PATH_PRESETS = {"paths": PathsConfig(), "paths_dtb": PathsConfig(base="strcnn_dtb_choice")}
-"""What ``--ckpt`` takes: paths alone, and over the network that ships."""
 
 
 class StreamState(NamedTuple):
@@ -146,7 +135,14 @@ class PathRestorer(VideoRestorer):
     def step_over(
         self, step_of: StepOf, state: StreamState, frame: Frame, repeated: Array
     ) -> tuple[StreamState, Frame]:
-        """``step`` with the networks stepped by ``step_of``: whole, or in tiles."""
+        """``step`` with the networks stepped as the caller wants.
+
+        Args:
+          step_of: one step of a network, over the whole frame or in tiles.
+          state: of the stream.
+          frame: B H W 3, in [0, 1].
+          repeated: whether the video has ended and its last frame is given once more.
+        """
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
         if self.base is None:
@@ -159,6 +155,9 @@ class PathRestorer(VideoRestorer):
             restored = _gated(told.maps)
         if told.maps is not None and self.fusion is not None:
             fusion, restored = step_of(self.fusion, fusion, told.maps, jnp.bool_(False))
+        # A frame without neighbours has no path.
+        alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
+        restored = jnp.where(alone, below, restored)
         here = present[LOOKAHEAD] > 0  # Before the first frame, nothing is remembered.
         fusion = jax.tree.map(functools.partial(jnp.where, here), fusion, state.fusion)
         count = state.restored + here.astype(int)
@@ -167,6 +166,8 @@ class PathRestorer(VideoRestorer):
     def _restore_clip(self, clip: Clip) -> Clip:
         length = clip.shape[1]
         below = clip if self.base is None else self.base.restore_clip(clip)
+        if length == 1:  # A frame without neighbours has no path.
+            return below
         ends = [(0, 0), (LOOKAHEAD, LOOKAHEAD), *[(0, 0)] * 3]
         padded = jnp.pad(clip, ends)
         inside = jnp.pad(jnp.ones(length), LOOKAHEAD)

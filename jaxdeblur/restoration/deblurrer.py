@@ -13,14 +13,14 @@ from flax import nnx
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.paths.restorer import PATH_PRESETS, PathRestorer
+from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.restoration.placement import choose_tiles, device_of, step_memory
 from jaxdeblur.restoration.stream import Stream, described, restore_frames
 from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
 from jaxdeblur.shapes import PixelClip, Pixels
 from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
 from jaxdeblur.weights import shipped
-from jaxdeblur.weights.load import load_model
+from jaxdeblur.weights.load import load_restorer
 
 
 class Deblurrer:
@@ -81,7 +81,8 @@ class Deblurrer:
             self.model, self.source = weights, type(weights).__name__
             self.of_photographs = False
         else:
-            loaded = load_model(default_weights() if weights is None else str(weights), dtype=dtype)
+            named = default_weights() if weights is None else str(weights)
+            loaded = load_restorer(named, dtype=dtype)
             self.model, self.source = loaded.model, loaded.source
             self.of_photographs = loaded.of_photographs
             if loaded.preset not in loaded.source:
@@ -170,8 +171,7 @@ class Deblurrer:
 
 def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -> VideoRestorer:
     if not isinstance(model, PathRestorer):
-        names = " or ".join(PATH_PRESETS)
-        raise UserError(f"--duty and --light are for blur paths: --ckpt={names}")
+        raise UserError("--duty and --light are of blur paths; --ckpt=paths has them")
     if duty is not None and not 0 < duty <= 1:
         raise UserError(f"--duty is a share of the period, above 0 and up to 1, not {duty:g}")
     given = {"duty": duty, "light": light}

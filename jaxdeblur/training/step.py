@@ -22,7 +22,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import is_statistic, split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import Count, Range, check_ranges
-from jaxdeblur.shapes import Batch, Clip, Parameters
+from jaxdeblur.shapes import Batch, Clip, Parameters, SeenClip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ def loss_and_statistics(
     return total, outputs.statistics
 
 
-def from_bytes(clip: Num[Array, "B T H W 3"]) -> Clip:
+def from_bytes(clip: Num[Array, "B T H W S"]) -> SeenClip:
     """0..255 to [0, 1]."""
     return clip.astype(jnp.float32) / 255
 

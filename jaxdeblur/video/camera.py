@@ -12,13 +12,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import reason
 from jaxdeblur.video.ffmpeg_frames import frame_planes, pixel_layout
 from jaxdeblur.video.formats import CAMERA
 from jaxdeblur.video.picture import FULL_RANGE, Picture, PictureSource, VideoInfo, without_alpha
+from jaxdeblur.video.pyav import av
 
 _TICK = Fraction(1, 1000)
 _TOLD_EVERY_S = 5.0

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import av
+from jaxdeblur.video.pyav import av
 
 
 def any_tags() -> dict[str, Any]:

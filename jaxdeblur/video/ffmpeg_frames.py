@@ -8,13 +8,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.picture import FULL_RANGE, UNSPECIFIED, Picture, VideoInfo
 from jaxdeblur.video.pixels import PixelLayout
+from jaxdeblur.video.pyav import av
 
 # Kr and Kb of the colour matrices, by FFmpeg's numbers (H.273, table 4).
 _MATRICES = {

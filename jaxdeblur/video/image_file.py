@@ -9,7 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import av
 import imageio.v3 as iio
 import numpy as np
 from jaxtyping import UInt8
@@ -22,6 +21,7 @@ from jaxdeblur.video.container import reason
 from jaxdeblur.video.ffmpeg_frames import frame_planes
 from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.picture import Picture
+from jaxdeblur.video.pyav import av
 
 PIXEL_FORMATS = {
     ("L", 8): "gray",

@@ -15,8 +15,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import any_tags, of_the_content, reason
 from jaxdeblur.video.ffmpeg_frames import (
@@ -29,6 +27,7 @@ from jaxdeblur.video.ffmpeg_frames import (
 from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.part import Part
 from jaxdeblur.video.picture import FULL_RANGE, Picture, PictureSource, VideoInfo
+from jaxdeblur.video.pyav import av
 
 # Demuxers that read the file they are given and nothing else: playlists can name other files.
 _OPTIONS = {

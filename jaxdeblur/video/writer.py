@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import av
-
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import any_tags, of_the_content, ordinary_priority, reason
 from jaxdeblur.video.ffmpeg_frames import SUBSAMPLINGS, build_frame, specified
 from jaxdeblur.video.formats import CONTAINERS
 from jaxdeblur.video.picture import FULL_RANGE, LIMITED_RANGE, Picture, PictureTarget, VideoInfo
+from jaxdeblur.video.pyav import av
 from jaxdeblur.video.reader import VideoReader
 
 # The encoder for each codec that is written again as it was read.

@@ -24,11 +24,13 @@ from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import as_levels, gates, level_parameters
-from jaxdeblur.paths.restorer import PATH_PRESETS, PathRestorer, PathsConfig
+from jaxdeblur.paths.restorer import PathRestorer, PathsConfig
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.weights import shipped
 
 CONFIG_NAME = "config.json"
+PATHS = "paths"
+"""What ``--ckpt`` calls blur paths without a network."""
 
 RUNS = Path("runs")
 """Where runs are, unless their command says otherwise."""
@@ -63,24 +65,6 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
     Raises:
       UserError: there is no such thing, it is damaged, or it does not fit its own config.
     """
-    if str(name_or_path) in PATH_PRESETS and not Path(name_or_path).exists():
-        return with_paths(str(name_or_path), PATH_PRESETS[str(name_or_path)], dtype)
-    return load_network(name_or_path, dtype=dtype, others=tuple(PATH_PRESETS))
-
-
-def load_network(
-    name_or_path: str | Path, *, dtype: str | None = None, others: tuple[str, ...] = ()
-) -> LoadedModel:
-    """As ``load_model``, of networks alone.
-
-    Args:
-      name_or_path: a folder or file, or else one of ``jaxdeblur.weights.shipped.names()``.
-      dtype: of the computation, in place of the config's.
-      others: names that the caller takes beside those.
-
-    Raises:
-      UserError: as ``load_model``.
-    """
     path = Path(name_or_path)
     if path.is_dir():
         return _load_run(path, dtype)
@@ -88,7 +72,9 @@ def load_network(
         return _load_file(path, path.name, dtype)
     if str(name_or_path) in shipped.names():
         return _load_file(shipped.path(str(name_or_path)), str(name_or_path), dtype)
-    known = ", ".join([*shipped.names(), *others]) or "none are installed"
+    if str(name_or_path) == PATHS:  # float32 whatever ``dtype`` is
+        return LoadedModel(PathRestorer(PathsConfig()), PATHS, PathsConfig(), 0, PATHS, {})
+    known = ", ".join([*shipped.names(), PATHS]) or "none are installed"
     raise UserError(
         # Without an option's name: --ckpt, --start-from, --mix-with and others all come here.
         f"{name_or_path}: no such run folder or .safetensors file, and not the name of weights "
@@ -113,7 +99,7 @@ def starting_parameters(
     Raises:
       UserError: they do not fit the network; it names the option.
     """
-    loaded = load_network(source)
+    loaded = load_model(source)
     whole = split(loaded.model)[1]
     chosen_by = whole if loaded.model.scales == model.scales else drawn
     parameters = as_levels(level_parameters(whole, loaded.network), model.config)
@@ -122,23 +108,21 @@ def starting_parameters(
     return {name: jax.numpy.array(parameters[name]) for name in drawn}
 
 
-def with_paths(name: str, config: PathsConfig, dtype: str | None = None) -> LoadedModel:
-    """A restorer by blur paths, with the networks below and above them that its config names.
+def load_restorer(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedModel:
+    """As :func:`load_model`; a network over blur paths comes with the paths, to restore frames.
 
     Args:
-      name: what results call it.
-      config: of the paths.
-      dtype: of the network's computation; paths are found in float32.
+      name_or_path: as of ``load_model``.
+      dtype: of the networks' computation; paths are found in float32.
 
     Raises:
-      UserError: no weights of that name ship.
+      UserError: as ``load_model``, or the weights that the network is over do not ship.
     """
-    base, fusion = (
-        load_model(network, dtype=dtype).model if network else None
-        for network in (config.base, config.fusion)
-    )
-    source = f"{name}, over {config.base}" if config.base else name
-    return LoadedModel(PathRestorer(config, base, fusion), name, config, 0, source, {})
+    loaded = load_model(name_or_path, dtype=dtype)
+    if not (below := getattr(loaded.network, "over_paths", "")):
+        return loaded
+    base = load_model(below, dtype=dtype).model
+    return loaded._replace(model=PathRestorer(PathsConfig(), base, loaded.model))
 
 
 def _load_run(folder: Path, dtype: str | None) -> LoadedModel:

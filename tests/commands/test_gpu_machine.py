@@ -58,7 +58,6 @@ def test_training_on_rendered_scenes_and_scoring_a_folder_of_images(tmp_path: Pa
 def test_every_benchmark_starts() -> None:
     names = sorted(path.stem for path in (ROOT / "benchmarks").iterdir() if path.stem[0] != "_")
     assert "gpu_day" in names
-    names.remove("twins")  # PyTorch's side, which those that compare import if torch is there
     without_them("".join(f"import benchmarks.{name}\n" for name in names))
 
 

@@ -105,7 +105,8 @@ def test_a_preset_keeps_the_contract(name: str, size: str) -> None:
 @every_preset
 @pytest.mark.stress
 def test_with_and_without_jit(name: str) -> None:
-    model, clip = models.build(PRESETS[name].network), random_clip(1)
+    model = models.build(PRESETS[name].network)
+    clip = random_clip(1, channels=model.channels)
     rebuild, parameters = split(model)
     compiled = jax.jit(lambda parameters: rebuild(parameters).restore_clip(clip))(parameters)
     assert_same_frames(model, model.restore_clip(clip), compiled)
@@ -132,14 +133,14 @@ def test_no_gradient_is_summed_in_bfloat16(name: str) -> None:
     network = narrow(PRESETS[name].network)
     if not hasattr(network, "dtype"):
         pytest.skip("it computes in float32 alone")
-    rebuild, parameters = outline(
-        lambda: models.build(dataclasses.replace(network, dtype="bfloat16"))
-    )
+    half = dataclasses.replace(network, dtype="bfloat16")
+    rebuild, parameters = outline(lambda: models.build(half))
+    channels = rebuild(parameters).channels
 
     def loss(parameters: Parameters, clip: jax.Array) -> jax.Array:
         return rebuild(parameters).restore_clip(clip).sum()
 
-    clip = jax.ShapeDtypeStruct((1, 5, 32, 32, 3), jnp.float32)
+    clip = jax.ShapeDtypeStruct((1, 5, 32, 32, channels), jnp.float32)
     equations = list(every_equation(jax.make_jaxpr(jax.grad(loss))(parameters, clip).jaxpr))
     in_half = [e for e in equations if any(v.aval.dtype == jnp.bfloat16 for v in e.outvars)]
     assert in_half, f"{name}: nothing computes in bfloat16; give layers dtype="

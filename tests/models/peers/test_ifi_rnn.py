@@ -93,5 +93,5 @@ def step(model: Any, frame: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize("wrong", [{"widths": (4, 8)}, {"up_widths": (4, 0)}, {"iterations": 0}])
 def test_what_is_no_network_is_said(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=next(iter(wrong))):
+    with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
         IfiRnnConfig(**wrong)

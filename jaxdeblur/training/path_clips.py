@@ -1,0 +1,229 @@
+"""Draws the clips that a network over blur paths trains on, with what the paths tell of each frame.
+
+``python -m jaxdeblur.training.path_clips FOLDER`` fills a folder for ``--data=paths:FOLDER``.
+
+Finding the paths takes longer than a step of training, so it is done once. Rendered scenes and
+exposures of high-speed frames (eq. 1 of the paper, ICCV 2017) are restored as in use, with the same
+tiles and constants; but a clip of a few small frames tells little of the shutter, so the duty cycle
+and the light are told, with the errors that they have in use. A folder whose drawing was stopped
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxdeblur import devices
+from jaxdeblur.data.datasets import open_dataset
+from jaxdeblur.data.exposure import average
+from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
+from jaxdeblur.data.render import HostRenderer
+from jaxdeblur.data.scenes import SCENES
+from jaxdeblur.data.textures import open_scenes
+from jaxdeblur.data.videos import HighSpeedVideo
+from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.files import ended_by_signals, replace_when_whole
+from jaxdeblur.models.path_maps import at_pixels, path_maps
+from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
+from jaxdeblur.paths.estimate import WINDOW, estimate
+from jaxdeblur.paths.shutter import Shutter
+from jaxdeblur.shapes import Video8
+from jaxdeblur.weights.load import load_model
+
+_FRAMES, _SCORED = 7, 5  # Of a clip: seen, and kept, so that most frames have all neighbours.
+_SHARES = {"handheld": 7, "wide": 3, "swift": 2, "narrow": 2, "small": 2, "": 4}  # "": high-speed
+_TAUS = (3, 5, 7, 9, 11, 13)
+_LEAST_DUTY = 0.6
+_LINEAR = 0.3  # Of the high-speed clips.
+_DUTY_ERROR, _DUTY_RIGHT, _LIGHT_WRONG = 0.06, 0.3, 0.07
+_SHARP, _NOISY, _COMPRESSED = 0.06, 0.12, 0.15
+_LEAST_BLUR, _STILL, _DRAWS = 1.0, 0.15, 8  # Grey levels; the share kept below; how often drawn.
+
+
+@dataclasses.dataclass(frozen=True)
+class PathClipsConfig:
+    """Which clips are drawn.
+
+    Attributes:
+      clips: how many.
+      crop: side of the rendered ones, pixels; others have what their frames hold.
+      base: the network below, by the name of weights that ship.
+      photos: a folder of photographs for the scenes, besides those of the packages.
+      highspeed: a folder of high-speed videos; without it, scenes alone.
+      exclude: its videos that are named so or begin so are left out.
+      seed: of all of it.
+    """
+
+    clips: Count = 1000
+    crop: Annotated[int, Range(192, 1024)] = 320
+    base: str = "strcnn_dtb_choice"
+    photos: str = ""
+    highspeed: str = ""
+    exclude: tuple[str, ...] = ()
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+class _Drawn(NamedTuple):
+    """A clip before its paths are found."""
+
+    blurred: Video8
+    sharp: Video8
+    duty: float
+    linear: bool
+
+
+class _Source:
+    """Draws clips, each from a seed of its own."""
+
+    def __init__(self, config: PathClipsConfig) -> None:
+        self.config = config
+        self._renderers: dict[str, HostRenderer] = {}
+        self._videos: list[HighSpeedVideo] = []
+        if config.highspeed:
+            spec = f"highspeed:{config.highspeed}"
+            found = open_dataset(spec, "train", exclude=config.exclude, scored=False)
+            self._videos = [v for v in found.videos if isinstance(v, HighSpeedVideo)]
+        shares = {kind: n for kind, n in _SHARES.items() if kind or self._videos}
+        self._kinds = [kind for kind, n in shares.items() for _ in range(n)]
+
+    def draw(self, number: int) -> tuple[_Drawn, np.random.Generator]:
+        """The clip of a number, and the generator that goes on with it."""
+        rng = np.random.default_rng((self.config.seed, number))
+        kind = self._kinds[rng.integers(len(self._kinds))]
+        for _ in range(_DRAWS):
+            drawn = self._rendered(kind, rng) if kind else self._averaged(rng)
+            blur = np.abs(drawn.blurred.astype(np.int16) - drawn.sharp).mean()
+            if blur > _LEAST_BLUR or rng.random() < _STILL:
+                break
+        blurred = drawn.sharp if rng.random() < _SHARP else drawn.blurred
+        if rng.random() < _NOISY:
+            noise = rng.normal(0, rng.uniform(0.5, 4), blurred.shape)
+            blurred = np.clip(np.round(blurred + noise), 0, 255).astype(np.uint8)
+        if rng.random() < _COMPRESSED:
+            quality = int(rng.integers(60, 96))
+            blurred = np.stack([_compressed(frame, quality) for frame in blurred])
+        return drawn._replace(blurred=blurred), rng
+
+    def _rendered(self, kind: str, rng: np.random.Generator) -> _Drawn:
+        if kind not in self._renderers:
+            scenes = open_scenes(SCENES[kind], self.config.crop, self.config.photos or None)
+            self._renderers[kind] = HostRenderer(
+                scenes.textures, scenes.config, _FRAMES, self.config.crop
+            )
+        renderer = self._renderers[kind]
+        key, scene, motion = renderer.draw(int(rng.integers(2**32)))
+        blurred, sharp = renderer.render(key, scene, motion)
+        return _Drawn(blurred, sharp, float(scene.exposure), bool(scene.gamma > 1))
+
+    def _averaged(self, rng: np.random.Generator) -> _Drawn:
+        video = self._videos[rng.integers(len(self._videos))]
+        tau = int(rng.choice(_TAUS))
+        period = int(np.ceil(tau / rng.uniform(_LEAST_DUTY, 1)))
+        if (len(video.frames) - tau) // period < 2:  # Overlapping exposures are pairs as true.
+            period = max(1, (len(video.frames) - tau) // 2)
+        count = min(_FRAMES, (len(video.frames) - tau) // period + 1)
+        length = tau + (count - 1) * period
+        start = int(rng.integers(len(video.frames) - length + 1))
+        side = min(256, video.height, video.width) // 16 * 16
+        top = int(rng.integers(video.height - side + 1))
+        left = int(rng.integers(video.width - side + 1))
+        area = slice(top, top + side), slice(left, left + side)
+        frames = video.frames.read(slice(start, start + length), *area)
+        linear = bool(rng.random() < _LINEAR)
+        way = -1 if rng.random() < 0.5 else 1
+        blurred, sharp = (
+            np.stack([of(frames[n * period :][:tau]) for n in range(count)])[::way]
+            for of in (lambda each: average(each, linear), lambda each: each[tau // 2])
+        )
+        return _Drawn(blurred, sharp, min(1.0, tau / period), linear)
+
+
+def _compressed(frame: np.ndarray, quality: int) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "jpeg", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+def main() -> None:
+    """Reads the options and fills the folder."""
+    parser = Parser(
+        prog="python -m jaxdeblur.training.path_clips", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the clips go")
+    add_fields(parser, PathClipsConfig(), "clips")
+    arguments = parser.parse_args()
+    config = read_fields(arguments, PathClipsConfig())
+    devices.keep_freed_memory()
+    devices.keep_compiled()
+    draw_clips(arguments.folder, config)
+
+
+def draw_clips(folder: Path, config: PathClipsConfig) -> None:
+    """Draws the clips that are not in the folder yet.
+
+    Raises:
+      UserError: a folder of the options cannot be read or written.
+    """
+    base = load_model(config.base).model if config.base else None
+    below = jax.jit(base.restore_clip) if base else lambda clip: clip
+
+    @jax.jit
+    def look(
+        window: jax.Array, below: jax.Array, present: jax.Array, duty: Any, linear: Any
+    ) -> jax.Array:
+        never = jnp.bool_(False)
+        found = estimate(window, below, present, Shutter.unknown(), never, duty, linear)
+        evidence = at_pixels(found.cells, *below.shape[:2])
+        blurred = window[WINDOW // 2]
+        maps = path_maps(blurred, below, found.sharp, found.unexplained, evidence)
+        return jnp.round(255 * maps).astype(jnp.uint8)
+
+    source = _Source(config)
+    line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)
+    for number in range(config.clips):
+        place = folder / f"{number:06d}"
+        if not (place / MAPS_FILE).exists():
+            clip, rng = source.draw(number)
+            error = rng.normal(0, _DUTY_ERROR) if rng.random() > _DUTY_RIGHT else 0.0
+            duty = np.float32(np.clip(clip.duty + error, 0.25, 1.0))
+            linear = clip.linear != (rng.random() < _LIGHT_WRONG)
+            length = len(clip.blurred)
+            spare = max(0, length - _SCORED)
+            first = int(rng.integers(spare + 1)) if rng.random() < 0.3 else spare // 2
+            seen = clip.blurred.astype(np.float32) / 255
+            under = np.asarray(below(seen[None])[0])
+            maps = []
+            for n in range(first, min(length, first + _SCORED)):
+                around = np.arange(n - WINDOW // 2, n + WINDOW // 2 + 1)
+                present = ((around >= 0) & (around < length)).astype(np.float32)
+                window = seen[np.clip(around, 0, length - 1)]
+                maps.append(look(window, under[n], present, duty, linear))
+            _write(place, np.stack(maps), clip.sharp[first : first + _SCORED])
+        line.update(number + 1)
+    line.close()
+
+
+def _write(place: Path, maps: np.ndarray, sharp: Video8) -> None:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, array in ((SHARP_FILE, sharp), (MAPS_FILE, maps)):  # The maps last: all is there.
+            with replace_when_whole(place / name) as part:
+                np.save(part, array)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be written ({error})") from error
+
+
+if __name__ == "__main__":
+    with ended_by_signals("jaxdeblur.training.path_clips"):
+        run_command(main, "jaxdeblur.training.path_clips")

@@ -1,0 +1,82 @@
+"""Clips with the maps of blur paths: drawn once, read by crop, and what a network trains on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdeblur.data.config import DataConfig
+from jaxdeblur.data.datasets import open_dataset
+from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
+from jaxdeblur.errors import UserError
+from jaxdeblur.models.path_maps import CHANNELS
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.training.path_clips import PathClipsConfig, draw_clips
+from jaxdeblur.training.run import train
+from jaxdeblur.training.run_folder import Run
+from jaxdeblur.training.step import TrainingConfig
+from jaxdeblur.weights.load import load_restorer
+
+NETWORK = StrcnnConfig(
+    m=0, width=4, blocks=2, head_width=0, residual=True, beta0=0.1, over_paths="strcnn_dtb_live"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("000000", "000001"):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        for file, channels in ((MAPS_FILE, CHANNELS), (SHARP_FILE, 3)):
+            array = rng.integers(0, 256, (3, 40, 48, channels), dtype=np.uint8)
+            np.save(tmp_path / "clips" / name / file, array)
+    return tmp_path / "clips"
+
+
+def test_a_network_over_paths_trains_on_them_and_restores_over_them(
+    folder: Path, tmp_path: Path
+) -> None:
+    run = Run(
+        "strcnn_dtb_paths",
+        NETWORK,
+        TrainingConfig(steps=2, batch_size=8, frames=2, crop=32, validate_every=0),
+        DataConfig(data=(f"paths:{folder}",), least_blur=0.0),
+    )
+    state = train(run, tmp_path / "run")
+    assert int(state.step) == 2
+    assert not bool(state.failed)
+    restorer = load_restorer(tmp_path / "run").model
+    assert restorer.lookahead == 2  # that of the paths
+    # Frames too small for tiles are the base's.
+    assert restorer.restore_clip(jnp.zeros((1, 2, 32, 32, 3))).shape == (1, 2, 32, 32, 3)
+
+
+def test_clips_that_do_not_belong_together_are_refused(folder: Path) -> None:
+    video = open_dataset(f"paths:{folder}", "train").videos[0]
+    assert (len(video), video.height, video.width) == (3, 40, 48)
+    file = folder / "000001" / SHARP_FILE
+    np.save(file, np.load(file)[:2])
+    with pytest.raises(UserError, match=r"maps\.npy: not of the size of sharp\.npy"):
+        open_dataset(f"paths:{folder}", "train")
+    np.save(file, np.zeros((3, 40, 48, 4), np.uint8))
+    with pytest.raises(UserError, match=r"sharp\.npy: uint8 .* not bytes T H W 3"):
+        open_dataset(f"paths:{folder}", "train")
+
+
+@pytest.mark.stress
+def test_drawing_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxdeblur.training.path_clips._SHARES", {"narrow": 1})
+    config = PathClipsConfig(clips=2, crop=192, base="")
+    draw_clips(tmp_path / "a", config)
+    maps = [np.load(tmp_path / "a" / f"{n:06d}" / MAPS_FILE) for n in range(2)]
+    assert all(each.shape == (5, 192, 192, CHANNELS) for each in maps)
+    np.testing.assert_array_equal(maps[0][..., :3], maps[0][..., 3:6])  # no base: the blurred frame
+    sharp = np.load(tmp_path / "a" / "000000" / SHARP_FILE).astype(int)
+    errors = [np.abs(maps[0][..., k : k + 3] - sharp)[:, 48:-48, 48:-48].mean() for k in (0, 6)]
+    assert errors[1] < errors[0]  # X is nearer to the sharp frame than B
+    draw_clips(tmp_path / "b", PathClipsConfig(clips=1, crop=192, base=""))
+    draw_clips(tmp_path / "b", config)
+    np.testing.assert_array_equal(np.load(tmp_path / "b" / "000001" / MAPS_FILE), maps[1])
