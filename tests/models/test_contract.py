@@ -24,7 +24,7 @@ from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models import registry
 from jaxdeblur.models.layers import Conv
-from jaxdeblur.models.parameters import outline, split
+from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import load_extension
 from jaxdeblur.presets import PRESETS
@@ -133,14 +133,13 @@ def test_no_gradient_is_summed_in_bfloat16(name: str) -> None:
     network = narrow(PRESETS[name].network)
     if not hasattr(network, "dtype"):
         pytest.skip("it computes in float32 alone")
-    half = dataclasses.replace(network, dtype="bfloat16")
-    rebuild, parameters = outline(lambda: models.build(half))
-    channels = rebuild(parameters).channels
+    model = models.build(dataclasses.replace(network, dtype="bfloat16"))
+    rebuild, parameters = split(model)
 
     def loss(parameters: Parameters, clip: jax.Array) -> jax.Array:
         return rebuild(parameters).restore_clip(clip).sum()
 
-    clip = jax.ShapeDtypeStruct((1, 5, 32, 32, channels), jnp.float32)
+    clip = jax.ShapeDtypeStruct((1, 5, 32, 32, model.channels), jnp.float32)
     equations = list(every_equation(jax.make_jaxpr(jax.grad(loss))(parameters, clip).jaxpr))
     in_half = [e for e in equations if any(v.aval.dtype == jnp.bfloat16 for v in e.outvars)]
     assert in_half, f"{name}: nothing computes in bfloat16; give layers dtype="
