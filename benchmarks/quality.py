@@ -54,6 +54,7 @@ class Test(NamedTuple):
     """The frames go in as they are, and should come out so."""
 
 
+_BLURS = (2, 5, 10, 20, 40)  # Pixels, of the fixed scenes at 1280x720.
 _SCENES = [f"rendered:{pixels}px" for pixels in (2, 10, 20, 40)]
 
 
@@ -66,15 +67,17 @@ def main() -> None:
     scored.add_argument("--out", type=Path, default=Path("quality"), help="folder of the results")
     scored.add_argument(
         "--blur",
-        type=float,
+        type=int,
         nargs="*",
-        default=(2, 5, 10, 20, 40),
+        choices=_BLURS,
+        default=_BLURS,
         help="pixels; nothing after it leaves the rendered scenes out",
     )
     scored.add_argument(
         "--sharp-scenes",
-        type=float,
+        type=int,
         nargs="*",
+        choices=_BLURS,
         default=(),
         help="pixels a frame that rendered scenes move whose sharp frames go in",
     )
@@ -133,11 +136,11 @@ def tests(arguments: argparse.Namespace) -> Iterator[Test]:
         yield Test(f"rendered {scenes}", EvaluationConfig(f"rendered:{scenes}"))
     for light in ("stored", "linear"):
         for blur in arguments.blur:
-            config = EvaluationConfig(f"rendered:{blur:g}px", light=light)
-            yield Test(f"rendered {blur:g}px-{light}", config)
+            config = EvaluationConfig(f"rendered:{blur}px", light=light)
+            yield Test(f"rendered {blur}px-{light}", config)
     for speed in arguments.sharp_scenes:
-        config = EvaluationConfig(f"rendered:{speed:g}px", light="stored", sharp_input=True)
-        yield Test(f"rendered {speed:g}px-sharp", config, sharp=True)
+        config = EvaluationConfig(f"rendered:{speed}px", light="stored", sharp_input=True)
+        yield Test(f"rendered {speed}px-sharp", config, sharp=True)
     only, most = tuple(arguments.only), arguments.max_frames
     for folder in arguments.highspeed:
         for tau in arguments.taus:

@@ -71,7 +71,7 @@ SYSTEMS = {
     "IFI-RNN": ("ifi_rnn_small", "ifi_rnn"),
     "EDVR": ("edvr_small", "edvr_m"),
     "STFAN": ("stfan_small", "stfan"),
-    "attention": ("fsta_small", "fsta"),
+    "attention": ("fsta_small", "fsta_concat"),
 }
 """The rows of the attention paper's Table 1: the small preset and the published one."""
 

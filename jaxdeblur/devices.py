@@ -12,18 +12,20 @@ import functools
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import cache_folder
 from jaxdeblur.options import ClusterConfig
+from jaxdeblur.shapes import Batch
 
 _ALONE = ClusterConfig()
 
@@ -93,7 +95,11 @@ def wait_for_all(where: str) -> None:
 
 
 def check_same(number: int, what: str) -> None:
-    """Raises :class:`UserError` in every process if ``number`` is not the same in all of them."""
+    """Compares ``number`` over all processes.
+
+    Raises:
+      UserError: in every process, if it is not the same in all of them.
+    """
     if jax.process_count() == 1:
         return
     wait_for_all(what)
@@ -178,6 +184,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def clips_over(mesh: Mesh) -> NamedSharding:
     """Clips ``B T H W 3``: the batch over ``data``."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def global_batches(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
+    """This process's clips of each batch, uint8, as arrays spread over all devices of ``mesh``."""
+    sharding = clips_over(mesh)
+    for batch in batches:
+        yield {
+            name: jax.make_array_from_process_local_data(sharding, batch[name])
+            for name in ("blurred", "sharp")
+        }
+
+
+def abstract_array(array: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
+    """An array's shape and type, placed: what is restored into."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 # Parameters of mallopt(3), from malloc.h of glibc.

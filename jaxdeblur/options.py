@@ -79,7 +79,11 @@ class Time(float):
     """A time in seconds, as an option says it: 90.5, 1:30.5 and 0:01:30.5 are the same."""
 
     def __new__(cls, value: float | str) -> Time:
-        """Reads it; a text that is none is an error of argparse."""
+        """Reads it.
+
+        Raises:
+          ArgumentTypeError: the text is no time.
+        """
         text = str(value)
         clock = re.fullmatch(
             r"(?:(\d{1,6}):([0-5]?\d)|(\d{1,6})):([0-5]?\d(?:\.\d*)?)", text, re.ASCII
@@ -103,7 +107,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **keywords)
 
     def error(self, message: str) -> NoReturn:
-        """Raises instead of printing the usage and leaving."""
+        """Is called by argparse, which would print the usage and leave.
+
+        Raises:
+          UserError: always.
+        """
         raise UserError(f"{message} (see --help)")
 
 

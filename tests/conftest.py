@@ -32,19 +32,6 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE / f"compiled-{_WORKER}
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.01)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--extension``, as in the commands: its presets have to keep the contract too."""
-    parser.addoption("--extension", metavar="FILE", help="a Python file that adds presets")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Loads the extension before the presets are listed."""
-    if file := config.getoption("--extension"):
-        from jaxdeblur.options import load_extension
-
-        load_extension(file)
-
-
 @pytest.fixture(autouse=True)
 def _compile_as_users_do(request: pytest.FixtureRequest) -> Iterator[None]:
     """Optimises the programs of tests marked ``optimised`` or ``gpu``."""

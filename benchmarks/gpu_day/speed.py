@@ -24,7 +24,7 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.stream import restore_clip
 
-PRESETS = ("strcnn_dtb", "fsta", "strcnn_dtb_choice", "strcnn")
+PRESETS = ("strcnn_dtb", "fsta_concat", "strcnn_dtb_choice", "strcnn")
 SIZES = ((1280, 720), (3840, 2160))
 GOALS = {(1280, 720): 500, (3840, 2160): 60}
 """Frames a second of strcnn_dtb on an H200 (docs/lab/performance.md)."""

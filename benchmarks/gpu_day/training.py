@@ -50,7 +50,7 @@ LIKE_ALL = {
 }  # fmt: skip
 TRAININGS: dict[str, dict[str, dict[str, Any]]] = {
     "strcnn_dtb": {"training": {"batch_size": 16}},
-    "fsta": {"training": {"batch_size": 8, "crop": 256, "steps": 36_000}},
+    "fsta_concat": {"training": {"batch_size": 8, "crop": 256, "steps": 36_000}},
     # Of what ships, the one network that all sizes share; its gates are fitted after it.
     "strcnn_dtb_choice": {
         "network": {"scales": (1,)},

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 
@@ -12,7 +13,7 @@ from jaxdeblur.data.clips import ClipOptions
 from jaxdeblur.data.layouts import RENDERED
 from jaxdeblur.data.scenes import SCENES, SceneConfig
 from jaxdeblur.errors import UserError
-from jaxdeblur.options import from_json
+from jaxdeblur.options import Count, Range, Share, check_ranges, from_json
 from jaxdeblur.video.formats import MAX_PIXELS
 
 MotionLimit = Callable[[int], float]
@@ -71,42 +72,29 @@ class DataConfig:
     photos: str | None = None
     taus: tuple[int, ...] = (5, 7, 9, 11)
     duty: tuple[float, float] = (0.6, 1.0)
-    linear: float = 0.0
+    linear: Share = 0.0
     least_blur: float = 2.0
-    keep_still: float = 0.1
-    sharp_input: float = 0.0
-    single: float = 0.0
-    ends: float = 0.1
-    curriculum: float = 0.0
-    curriculum_start: float = 6.0
-    workers: int = 1
-    max_pixels: int = MAX_PIXELS
-    max_bad_samples: int = 0
+    keep_still: Share = 0.1
+    sharp_input: Share = 0.0
+    single: Share = 0.0
+    ends: Share = 0.1
+    curriculum: Share = 0.0
+    curriculum_start: Annotated[float, Range(above=0, below=math.inf)] = 6.0
+    workers: Annotated[int, Range(1, 256)] = 1
+    max_pixels: Count = MAX_PIXELS
+    max_bad_samples: Annotated[int, Range(0)] = 0
     validate_on: str = ""
     validate_only: tuple[str, ...] = ()
-    validate_frames: int = 8
+    validate_frames: Count = 8
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not self.data:
             raise UserError("--data names at least one data set")
         if self.mix and len(self.mix) != len(self.data):
             raise UserError(f"--mix has {len(self.mix)} shares for {len(self.data)} data sets")
         if self.mix and not (all(share >= 0 for share in self.mix) and sum(self.mix) > 0):
             raise UserError(f"--mix is shares, 0 or more and not all 0, not {self.mix}")
-        for name in ("workers", "validate_frames", "max_pixels"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise UserError(f"--{option} is 1 or more, not {getattr(self, name)}")
-        if self.workers > 256:
-            raise UserError(f"--workers is 256 or less, not {self.workers}")
-        for name in ("linear", "keep_still", "sharp_input", "single", "ends", "curriculum"):
-            if not 0 <= getattr(self, name) <= 1:
-                option = name.replace("_", "-")
-                raise UserError(f"--{option} is a share, 0 to 1, not {getattr(self, name)}")
-        if not 0 < self.curriculum_start < float("inf"):
-            raise UserError(f"--curriculum-start is above 0, not {self.curriculum_start}")
-        if self.max_bad_samples < 0:
-            raise UserError(f"--max-bad-samples is 0 or more, not {self.max_bad_samples}")
         if all(map(is_rendered, self.data)) and (self.only or self.exclude):
             raise UserError(
                 "--only and --exclude choose among the videos of a folder, and "

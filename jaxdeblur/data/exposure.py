@@ -64,7 +64,10 @@ def average(
 def synthesise(frames: Iterable[Frame8], exposure: Exposure) -> Iterator[tuple[Frame8, Frame8]]:
     """Yields (blurred, sharp) of each whole exposure of a high-speed video, frame by frame.
 
-    Memory does not grow with tau. Exposures must not overlap (period >= tau).
+    Memory does not grow with tau.
+
+    Raises:
+      UserError: the exposures overlap (period < tau).
     """
     if exposure.period < exposure.tau:
         raise UserError(f"period: {exposure.period} is below tau {exposure.tau}")

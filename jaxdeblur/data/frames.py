@@ -213,7 +213,11 @@ class PackedFrames:
         return (self.folder / _PIXELS,)
 
     def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> Video8:
-        """A copy of the crop."""
+        """A copy of the crop.
+
+        Raises:
+          UserError: one of these frames could not be decoded, or the file is gone or damaged.
+        """
         for index in range(*times.indices(self.count)) if self.unreadable else ():
             if index in self.unreadable:
                 raise UserError(self.unreadable[index])

@@ -77,7 +77,11 @@ class Spec(NamedTuple):
         return self.layout == HIGH_SPEED and not self.text.startswith(f"{HIGH_SPEED}:")
 
     def check_variant(self, variant: str | None) -> None:
-        """Raises UserError if a variant is asked of a layout that has none."""
+        """Refuses a variant of a layout that has none.
+
+        Raises:
+          UserError: see above.
+        """
         if variant is not None and not self.has_variants:
             raise UserError(
                 f"{self.text}: the layout {self.layout} has no variants, so not {variant!r} either"

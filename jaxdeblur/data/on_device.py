@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, Key, PRNGKeyArray, UInt8
 from jaxdeblur.data.batches import source_of_clips
 from jaxdeblur.data.clips import ClipOptions
 from jaxdeblur.data.config import MotionLimit
-from jaxdeblur.data.render import ClipPair, render_clip
+from jaxdeblur.data.render import render_clip
 from jaxdeblur.data.scenes import SceneConfig
 from jaxdeblur.data.textures import RenderedScenes
 from jaxdeblur.data.videos import Dataset
@@ -43,9 +43,10 @@ def render_on_device(
 ) -> Iterator[dict[str, Array]]:
     """The batches from ``start_step`` on, their scenes rendered where they are trained on.
 
-    Batch k is a function of the seed and k: it depends neither on where the run began nor, but for
-    pixels that another program rounds the other way, on the number of devices. It holds
-    ``blurred``, uint8 ``B before+T+after H W 3``, and ``sharp``.
+    Batch k is a function of the seed and k: neither where the run began nor, on a CPU, the number
+    of devices matters. Other devices render all of their clips at once, so that how many these are
+    can change how a few pixels are rounded. A batch holds ``blurred``, uint8
+    ``B before+T+after H W 3``, and ``sharp``.
 
     Args:
       feed: the batches of ``batches(..., render=False)``, on the devices; None for scenes alone.
@@ -64,6 +65,8 @@ def render_on_device(
         if share and isinstance(data, RenderedScenes)
     }
     devices = sharding.mesh.shape[sharding.spec[0]]
+    # On a CPU each device has one clip at a time, which stays in its cache.
+    at_a_time = devices if jax.default_backend() == "cpu" else batch_size
     place = jax.jit(_place, out_shardings=(sharding, sharding))
     blank = _blank(batch_size, options, sharding)
     key = jax.random.key(seed)
@@ -77,10 +80,12 @@ def render_on_device(
             batch = next(feed)
             made = batch["blurred"], batch["sharp"]
         for number, render in scenes.items():
-            if len(places := np.flatnonzero(source_of == number)):
+            places = np.flatnonzero(source_of == number)
+            for first in range(0, len(places), at_a_time):
+                some = places[first : first + at_a_time]
                 # As many for each device: some are rendered twice.
-                places = np.resize(places, -(-len(places) // devices) * devices)
-                made = place(made, places, render(keys[places], limit))
+                some = np.resize(some, -(-len(some) // devices) * devices)
+                made = place(made, some, render(keys[some], limit))
         yield {"blurred": made[0], "sharp": made[1]}
 
 
@@ -116,12 +121,7 @@ def _compiled(
     def render_mine(
         textures: UInt8[Array, "n S S 3"], keys: Key[Array, " clips"], limit: Float[Array, ""]
     ) -> Clips:
-        def render(key: PRNGKeyArray) -> ClipPair:
-            return _render(key, textures, scenes.config, options, limit)
-
-        # Clips one after the other on a CPU, where each stays in its cache; else all at once.
-        at_a_time = None if jax.default_backend() == "cpu" else len(keys)
-        return jax.lax.map(render, keys, batch_size=at_a_time)
+        return jax.vmap(lambda key: _render(key, textures, scenes.config, options, limit))(keys)
 
     everywhere, mine = PartitionSpec(), PartitionSpec(sharding.spec[0])
     # Unchecked, as the loops of the renderer start from constants, which do not vary over devices.

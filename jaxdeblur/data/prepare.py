@@ -209,7 +209,12 @@ def _frames(folder: Path) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command; see ``--help``."""
+    """The command; see ``--help``.
+
+    Raises:
+      UserError: options that do not go together, a download that is not as published, or files
+        that cannot be read or written.
+    """
     parser = Parser(
         prog="python -m jaxdeblur.data.prepare",
         description="Checks a download of GOPRO, DVD or BSD against what was published, and "

@@ -58,7 +58,14 @@ def _view(scene: Scene, time: Float[Array, ""], size: tuple[int, int]) -> View:
 
 
 def motion_of(scene: Scene, config: SceneConfig, frames: int, crop: int) -> Motion:
-    """The ways of a scene's layers, at moments less than a pixel apart."""
+    """The ways of a scene's layers, at moments less than a pixel apart.
+
+    Args:
+      scene: whose they are.
+      config: that it was drawn from.
+      frames: of the clip.
+      crop: side of a frame, pixels.
+    """
     times = jnp.arange(frames) - (frames - 1) / 2
     moments = 2 * config.reach + 1
     shares = (jnp.arange(moments) - config.reach) / moments  # the middles of equal parts
@@ -161,7 +168,17 @@ def render_background(
     reach: int,
     corners: int = 4,
 ) -> tuple[LightClip, LightClip]:
-    """(blurred, sharp) of the background, by the kernels of all four corners or their mean."""
+    """(blurred, sharp) of the background.
+
+    Args:
+      scene: what is rendered.
+      texture: of the background.
+      motion: of the scene (:func:`motion_of`).
+      size: height and width of the frame that the crop lies in, pixels.
+      crop: its side, pixels.
+      reach: margin around it, pixels, as wide as the motion.
+      corners: 4 mixes the kernels of the crop's corners over it, 1 takes their mean.
+    """
     (packed,) = pack_texels(texture[None])
     side = _side(crop, reach)
     inside = slice(reach, reach + crop)
@@ -195,7 +212,18 @@ def render_object(
     crop: int,
     reach: int,
 ) -> tuple[LightClip, LightClip]:
-    """(blurred, sharp) with an object before them."""
+    """(blurred, sharp) with an object before them.
+
+    Args:
+      scene: what is rendered.
+      index: of the object.
+      texture: of the object.
+      motion: of the scene (:func:`motion_of`).
+      clip: (blurred, sharp) of what is behind.
+      size: height and width of the frame that the crop lies in, pixels.
+      crop: its side, pixels.
+      reach: margin around it, pixels.
+    """
     (packed,) = pack_texels(texture[None])
     side = _side(crop, reach)
     inside = slice(reach, reach + crop)
@@ -230,7 +258,14 @@ def _map(function: Callable[..., Any], values: Any) -> Any:
 def finish(
     key: PRNGKeyArray, scene: Scene, blurred: LightClip, sharp: LightClip, config: SceneConfig
 ) -> ClipPair:
-    """What the sensor and the file make of it: noise, clipping, bytes, mild compression."""
+    """What the sensor and the file make of it: noise, clipping, bytes, mild compression.
+
+    Args:
+      key: of the noise.
+      scene: how much of each it has.
+      blurred, sharp: what is averaged.
+      config: that the scene was drawn from; what it has none of is left out.
+    """
     gamma = scene.gamma
     if config.noise[1] > 0:
         # Half of the variance or less is the reading's, the rest the photons': as much as they.
@@ -263,7 +298,16 @@ def render_scene(
     frames: int,
     crop: int,
 ) -> ClipPair:
-    """Renders a drawn scene; ``key`` is for its noise."""
+    """Renders a drawn scene.
+
+    Args:
+      key: of the noise.
+      scene: as :func:`~jaxdeblur.data.scenes.sample_scene` draws it.
+      textures: squares that its layers show.
+      config: that it was drawn from.
+      frames: of the clip.
+      crop: side of a frame, pixels.
+    """
     motion = motion_of(scene, config, frames, crop)
     reach = config.reach
     shown = scene.textures
@@ -284,8 +328,15 @@ def render_clip(
 ) -> ClipPair:
     """Draws and renders a scene: (blurred, sharp), for use inside a jitted program.
 
-    The same key, textures and configuration give the same clip. ``textures`` are squares as
-    :func:`~jaxdeblur.data.textures.cut_textures` makes them.
+    The same arguments give the same clip.
+
+    Args:
+      key: of all that is random.
+      textures: squares as :func:`~jaxdeblur.data.textures.cut_textures` makes them.
+      config: of the scene.
+      frames: of the clip.
+      crop: side of a frame, pixels.
+      motion_limit: of the motion, pixels a frame.
     """
     scene_key, noise_key = jax.random.split(key)
     count, side = textures.shape[:2]

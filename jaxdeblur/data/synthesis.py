@@ -147,6 +147,15 @@ def exposure_from(
     """The exposure that two of ``tau``, ``period`` and ``duty`` = tau / period say.
 
     Without ``duty`` a missing tau is 11 and a missing period is tau + 1.
+
+    Args:
+      tau: frames that are averaged.
+      period: frames from the start of one exposure to that of the next, T of eq. 1.
+      duty: the share of the period in which the shutter is open.
+      linear: averages light instead of stored values.
+
+    Raises:
+      UserError: all three are given, or the duty is not below 1.
     """
     if duty is None:
         tau = 11 if tau is None else tau

@@ -49,6 +49,14 @@ def cut_textures(
     does not fill the square, others of the list are laid beside it, edge to edge, like prints on
     a wall. The same arguments give the same textures.
 
+    Args:
+      photographs: what they are cut from.
+      count: of the textures.
+      size: side of a texture, pixels.
+      seed: of all that is random.
+      scale: least and most by which a photograph is reduced.
+      progress: is told how many are cut, and of how many.
+
     Raises:
       UserError: there is no photograph, or one cannot be read.
     """

@@ -44,7 +44,6 @@ class TrainingData:
     def __init__(self, config: DataConfig, crop: int) -> None:
         self.config = config
         self._crop = crop
-        self._folders = [spec for spec in config.data if not is_rendered(spec)]
         self._resolve = functools.cache(resolve)
         self._names = functools.cache(self._list_names)
 
@@ -61,7 +60,11 @@ class TrainingData:
 
     @functools.cached_property
     def validate(self) -> list[Video]:
-        """The videos of the validation during the run: never those that train."""
+        """The videos of the validation during the run.
+
+        Raises:
+          UserError: one of them would train too, or the data set cannot be read.
+        """
         scored = self.scored("validation")
         dataset = open_dataset(
             self._resolve(scored.spec),
@@ -132,6 +135,11 @@ class TrainingData:
         if is_rendered(spec):
             return open_scenes(self.config.scenes_of(spec), self._crop, self.config.photos)
         return self._videos[spec]
+
+    @functools.cached_property
+    def _folders(self) -> list[str]:
+        """The data sets that are no rendered scenes."""
+        return [spec for spec in self.config.data if not is_rendered(spec)]
 
     @functools.cached_property
     def _videos(self) -> dict[str, Dataset]:

@@ -173,7 +173,11 @@ def _files(frames: Frames) -> tuple[Path, ...]:
 
 
 def refuse(what: str, problems: Sequence[str], shown: int = 20) -> None:
-    """Raises one UserError that names all problems (the first ``shown``, and how many more)."""
+    """Complains of all problems at once.
+
+    Raises:
+      UserError: there are any; it names the first ``shown``, and how many more there are.
+    """
     if problems:
         more = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
         raise UserError(f"{what}: " + "; ".join([*problems[:shown], *more]))

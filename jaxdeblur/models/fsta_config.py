@@ -169,8 +169,11 @@ def register_fusion(name: str, make: FusionFactory) -> None:
     FUSIONS[name] = make
 
 
-FSTA = FstaConfig(fusion="concat_fsta")
-"""The quality network."""
+FSTA = FstaConfig()
+"""The paper's own network, in our sizes."""
+
+FSTA_CONCAT = FstaConfig(fusion="concat_fsta")
+"""The quality network: neighbours beside the attention."""
 
 FSTA_SMALL = FstaConfig(
     fusion="concat_fsta",
@@ -183,7 +186,7 @@ FSTA_SMALL = FstaConfig(
     spatial_maps=8,
     temporal_maps=4,
 )
-"""Trains on two CPU cores."""
+"""The same for two CPU cores."""
 
 FSTA_LIVE = FstaConfig(
     window=16,
@@ -197,4 +200,4 @@ FSTA_LIVE = FstaConfig(
     spatial_maps=8,
     temporal_maps=4,
 )
-"""No look-ahead, and a tenth of the work."""
+"""The paper's own without look-ahead, and a tenth of the work."""

@@ -22,7 +22,7 @@ from jaxdeblur.models.peers.rdn import Rdn, RdnConfig
 from jaxdeblur.models.peers.srn import Srn, SrnConfig
 from jaxdeblur.models.peers.stfan import Stfan, StfanConfig
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.models.scale_choice import ScaleChoice, scales_of
+from jaxdeblur.models.scale_choice import ScaleChoice, level_config, scales_of
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.options import from_json
 
@@ -59,14 +59,17 @@ def build(config: Any, seed: int = 0) -> VideoRestorer:
     """The model of a config, with parameters drawn from ``seed``; at several scales if it says so.
 
     Raises:
-      UserError: a number in the config is unreasonably large.
+      UserError: a number in the config is unreasonably large, or its dtype none of ``DTYPES``.
       KeyError: no model is registered for the config's class.
     """
     _refuse_absurd(config)
+    if getattr(config, "dtype", DTYPES[0]) not in DTYPES:
+        raise UserError(f"--dtype={config.dtype}: it is one of {', '.join(DTYPES)}")
     rngs = nnx.Rngs(seed)
-    if scales_of(config) != (1,):
-        return ScaleChoice(config, construct, rngs=rngs)
-    return construct(config, rngs)
+    network = _MODELS[type(config)](level_config(config), rngs=rngs)
+    if scales_of(config) == (1,):
+        return network
+    return ScaleChoice(config, network, rngs=rngs)
 
 
 def _refuse_absurd(config: Any) -> None:
@@ -80,17 +83,6 @@ def _refuse_absurd(config: Any) -> None:
                 f"{field.name}={str(value)[:40]}: no network is built with numbers above {most} or "
                 f"more than {MOST_LEVELS} levels"
             )
-
-
-def construct(config: Any, rngs: nnx.Rngs) -> VideoRestorer:
-    """The model of a config at one scale.
-
-    Raises:
-      UserError: the config's dtype is none of ``DTYPES``.
-    """
-    if getattr(config, "dtype", DTYPES[0]) not in DTYPES:
-        raise UserError(f"--dtype={config.dtype}: it is one of {', '.join(DTYPES)}")
-    return _MODELS[type(config)](config, rngs=rngs)
 
 
 def network_to_json(network: Any) -> dict[str, Any]:

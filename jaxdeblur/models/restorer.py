@@ -2,7 +2,7 @@
 
 The ends of a video are replicated, so N frames in are N frames out, and sizes that the network
 cannot halve evenly are padded by replication and cropped again; both happen here, once, for all
-models. ``tests/models/test_contract.py`` proves for every preset that the two views agree.
+models. ``jaxdeblur.testing`` checks for every preset that the two views agree.
 """
 
 from __future__ import annotations
@@ -50,12 +50,14 @@ class TrainingOutputs(NamedTuple):
 class VideoRestorer(nnx.Module):
     """A network that restores videos.
 
-    A model implements the three ``_`` methods for sizes that are multiples of ``multiple``.
+    A model implements three methods, ``_restore_clip``, ``_initial_state`` and ``_step``, for sizes
+    that are multiples of ``multiple``; ``jaxdeblur.testing.check_model`` checks them.
 
     Attributes:
       config: the frozen dataclass that the model was built from.
       lookahead: how many frames the output of the stream is late.
       multiple: the height and width that the network sees are multiples of this.
+      channels: of a frame that comes in: RGB, or the maps of blur paths.
       feature_channels: of the features at half size that ``restore_with_features`` gives.
       scales: by what each of ``restore_levels`` is reduced.
       recomputes: set by ``save_memory``.
@@ -66,10 +68,27 @@ class VideoRestorer(nnx.Module):
     config: Any
     lookahead: int
     multiple: ClassVar[int] | int
+    channels: ClassVar[int] | int = 3
     feature_channels: ClassVar[int] | int = 0
     scales: ClassVar[tuple[int, ...]] | tuple[int, ...] = (1,)
     recomputes: bool = False
     clips_are_independent: bool = True
+
+    # What a model implements: the rest follows from these, and is there to be replaced.
+
+    def _restore_clip(self, clip: SeenClip) -> Clip:
+        """``restore_clip``."""
+        raise NotImplementedError
+
+    def _initial_state(self, batch: int, height: int, width: int) -> State:
+        """``initial_state``."""
+        raise NotImplementedError
+
+    def _step(
+        self, state: State, frame: SeenFrame, repeated: Bool[Array, ""]
+    ) -> tuple[State, Frame]:
+        """``step``."""
+        raise NotImplementedError
 
     def restore_clip(self, clip: SeenClip) -> Clip:
         """Restores a clip of any length and size, ``B T H W 3`` in [0, 1], all frames at once.
@@ -156,8 +175,12 @@ class VideoRestorer(nnx.Module):
 
     @property
     def receptive_radius(self) -> int:
-        """How many pixels to each side one step of the stream reads, of the frame and the state."""
-        raise NotImplementedError
+        """How many pixels to each side one step of the stream reads, of the frame and the state.
+
+        Raises:
+          UserError: the model does not say, so that no frame can be cut into tiles.
+        """
+        raise UserError(f"{type(self).__name__} has no receptive_radius, so no tiles can be cut")
 
     def spread_over(self, mesh: Mesh) -> None:
         """Called when clips are sharded over ``mesh`` (``devices.clips_over``).
@@ -195,20 +218,9 @@ class VideoRestorer(nnx.Module):
         check_shape(restored, (*padded.shape[:-1], 3), f"{type(self).__name__}._step")
         return state, restored[..., :height, :width, :]
 
-    def _restore_clip(self, clip: SeenClip) -> Clip:
-        raise NotImplementedError
-
     def _restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
         before, after = self.context
         return self._restore_clip(clip)[:, before : clip.shape[1] - after]
-
-    def _initial_state(self, batch: int, height: int, width: int) -> State:
-        raise NotImplementedError
-
-    def _step(
-        self, state: State, frame: SeenFrame, repeated: Bool[Array, ""]
-    ) -> tuple[State, Frame]:
-        raise NotImplementedError
 
     def round_up(self, size: int) -> int:
         """The least multiple of ``multiple`` that is ``size`` or more."""

@@ -55,9 +55,6 @@ _LEVEL = "level/"  # What the names of the network's parameters begin with.
 ReducedImages: TypeAlias = Float[Array, "*leading _ _ 3"]
 CellMaps: TypeAlias = Float[Array, "*leading _ _ _"]
 
-ConstructLevel: TypeAlias = Callable[[Any, nnx.Rngs], VideoRestorer]
-"""How the network of a level is made from its config: ``registry.construct``."""
-
 StepOfLevel: TypeAlias = Callable[
     [VideoRestorer, State, Frame, jax.Array], tuple[State, Frame, Features | None]
 ]
@@ -191,17 +188,17 @@ class ScaleChoice(VideoRestorer):
       UserError: the scales are not powers of two that halve from one to the next and end at 1.
     """
 
-    def __init__(self, config: Any, construct: ConstructLevel, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: Any, level: VideoRestorer, *, rngs: nnx.Rngs) -> None:
         scales = config.scales
         halving = all(coarse == 2 * fine for coarse, fine in itertools.pairwise(scales))
         if not scales or scales[-1] != 1 or not halving:
             raise UserError(f"of scales each is half of the one before, down to 1, not {scales}")
         self.config = config
         self.scales = scales
-        self.level = construct(level_config(config), rngs)
-        self.gates = Gates(scales, self.level.feature_channels, rngs=rngs)
-        self.lookahead = self.level.lookahead
-        self.multiple = scales[0] * math.lcm(self.level.multiple, 2)
+        self.level = level
+        self.gates = Gates(scales, level.feature_channels, rngs=rngs)
+        self.lookahead = level.lookahead
+        self.multiple = scales[0] * math.lcm(level.multiple, 2)
 
     @property
     def context(self) -> tuple[int, int]:

@@ -50,11 +50,9 @@ from jaxdeblur.options import (
     read_fields,
 )
 from jaxdeblur.shapes import Clip, Parameters
-from jaxdeblur.training.loop import global_batches
 from jaxdeblur.training.step import from_bytes
-from jaxdeblur.weights.load import LoadedModel, load_model
+from jaxdeblur.weights.load import LoadedModel, load_model, starting_parameters
 from jaxdeblur.weights.save import export_weights
-from jaxdeblur.weights.start import starting_parameters
 
 _CLIPS_AT_ONCE = 2
 _FRAMES_AT_ONCE = 2  # At most: frames of one clip tell nearly the same.
@@ -136,7 +134,11 @@ class KeptClips:
             safetensors.numpy.save_file(_joined(samples)._asdict(), part)
 
     def read(self, clips: int) -> Sample:
-        """The first ``clips`` of them."""
+        """The first ``clips`` of them.
+
+        Raises:
+          UserError: some are missing or damaged.
+        """
         parts: list[Sample] = []
         for path in self._parts():
             if sum(len(part.evidence) for part in parts) >= clips:
@@ -159,7 +161,11 @@ def _joined(parts: list[Sample]) -> Sample:
 
 
 def main() -> None:
-    """Reads the options, fits and writes the file."""
+    """Reads the options, fits and writes the file.
+
+    Raises:
+      UserError: options, weights or data that cannot be used.
+    """
     preset = presets.PRESETS["strcnn_dtb_choice"]
     parser = Parser(
         prog="python -m jaxdeblur.training.fit_gates", description=__doc__.split("\n\n")[0]
@@ -224,6 +230,12 @@ def main() -> None:
 def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig, folder: Path) -> Sample:
     """Runs the levels on ``config.clips`` clips of the training data, but for those in ``folder``.
 
+    Args:
+      model: the network, with gates.
+      data: what clips are drawn from.
+      config: of the fit.
+      folder: where drawn clips are kept.
+
     Raises:
       UserError: the folder's clips are of another network, data or seed.
     """
@@ -248,7 +260,7 @@ def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig, fold
             workers=data.workers,
             max_bad_samples=data.max_bad_samples,
         ) as feed:
-            clips = global_batches(feed, mesh)
+            clips = devices.global_batches(feed, mesh)
             for step, batch in zip(range(start + 1, steps + 1), clips, strict=False):
                 found = look(parameters, from_bytes(batch["blurred"]), from_bytes(batch["sharp"]))
                 missing = jnp.sqrt(found.form[..., -1, -1].mean())

@@ -9,7 +9,6 @@ from types import FrameType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
-from jax.sharding import Mesh
 
 from jaxdeblur import devices
 from jaxdeblur.shapes import Batch, Parameters
@@ -71,6 +70,15 @@ def run_steps(
     validate: Callable[[Parameters], dict[str, float]] | None = None,
 ) -> TrainState:
     """Trains from ``state`` to ``config.steps``.
+
+    Args:
+      state: to go on from.
+      batches: uint8 clips, from the state's step on.
+      step_function: the train step, which donates the state (``compile_train_step``).
+      config: of the training.
+      saver: keeps states.
+      watcher: is told of steps and scores.
+      validate: scores parameters; None for no validation.
 
     Raises:
       Stopped: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
@@ -180,13 +188,3 @@ class _StopSignals:
 
 class _CutShort(BaseException):
     """A signal came during work that can be dropped."""
-
-
-def global_batches(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
-    """This process's clips of each batch to arrays spread over all devices of ``mesh``."""
-    sharding = devices.clips_over(mesh)
-    for batch in batches:
-        yield {
-            name: jax.make_array_from_process_local_data(sharding, batch[name])
-            for name in ("blurred", "sharp")
-        }

@@ -18,7 +18,7 @@ from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import count, split
 from jaxdeblur.shapes import Batch
 from jaxdeblur.training.failure import save_failure
-from jaxdeblur.training.loop import NonFiniteError, global_batches, run_steps
+from jaxdeblur.training.loop import NonFiniteError, run_steps
 from jaxdeblur.training.progress import RunWatcher, how_to_score
 from jaxdeblur.training.run_folder import Run, RunCheckpoints, check_folder, make_folder
 from jaxdeblur.training.step import (
@@ -28,7 +28,7 @@ from jaxdeblur.training.step import (
     micro_batch_count,
 )
 from jaxdeblur.training.validation import Validation
-from jaxdeblur.weights.start import starting_parameters
+from jaxdeblur.weights.load import starting_parameters
 
 
 def train(
@@ -61,13 +61,13 @@ def train(
     config = run.training
     mesh = devices.make_mesh(config.batch_size)
     model = registry.build(run.network, config.seed)
-    micro_batch_count(config, model, mesh)  # complains before the folder is made
     rebuild, parameters = split(model)
     has_begun = resume and bool(RunCheckpoints(folder).steps())
     if has_begun:
         run = dataclasses.replace(run, start_from=Run.read(folder).start_from)
     elif run.start_from is not None:
         parameters = starting_parameters(model, parameters, run.start_from)
+    micro_batch_count(config, model, mesh)  # complains before the folder is made
     state = initial_train_state(config, parameters)
     devices.wait_for_all("the network is built")
     state = jax.device_put(state, devices.replicated(mesh))
@@ -82,6 +82,7 @@ def train(
         data = open_data(run.data, config.crop)
         feed = resources.enter_context(_batches(run, data, model.context, mesh, first))
         validation = Validation(data, rebuild) if config.validate_every else None
+        notes = data.describe()
         make_folder(run, folder, resume)
         _say(
             f"{run.preset}: {count(parameters):,} parameters, {mesh.size} "
@@ -89,7 +90,7 @@ def train(
             f"{'on them' if run.data.on_device else 'by the host'}, step {first} of "
             f"{config.steps}, in {folder}"
         )
-        for note in data.describe():
+        for note in notes:
             _say(note)
         if first >= config.steps:
             _say(how_to_score(folder))
@@ -139,7 +140,7 @@ def _batches(
                 motion_limit=limit,
                 render=not on_device,
             )
-            feed = global_batches(threads.enter_context(local), mesh)
+            feed = devices.global_batches(threads.enter_context(local), mesh)
         if on_device:
             sharding = devices.clips_over(mesh)
             feed = render_on_device(

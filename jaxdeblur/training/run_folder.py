@@ -22,7 +22,7 @@ from jaxdeblur.models.registry import network_from_json, network_to_json
 from jaxdeblur.options import differing_fields, from_json
 from jaxdeblur.training.progress import TENSORBOARD_NAME
 from jaxdeblur.training.step import TrainingConfig, TrainState, best_parameters
-from jaxdeblur.weights.checkpoints import CHECKPOINTS_NAME, Checkpoints, abstract_array
+from jaxdeblur.weights.checkpoints import CHECKPOINTS_NAME, Checkpoints
 from jaxdeblur.weights.load import CONFIG_NAME, read_config
 
 _STATE = "state"
@@ -55,7 +55,11 @@ class Run:
 
     @staticmethod
     def read(folder: Path) -> Run:
-        """Reads ``config.json``; :class:`UserError` names the file and what is wrong in it."""
+        """Reads ``config.json``.
+
+        Raises:
+          UserError: it names the file and what is wrong in it.
+        """
         path = folder / CONFIG_NAME
         values = read_config(folder)
         start_from = values.get("start_from")
@@ -87,13 +91,17 @@ class RunCheckpoints(Checkpoints):
 
         Damaged checkpoints are skipped with a warning.
         """
-        abstract = jax.tree.map(lambda a: abstract_array(a, sharding), template._asdict())
+        abstract = jax.tree.map(lambda a: devices.abstract_array(a, sharding), template._asdict())
         found = self.restore_item(_STATE, abstract)
         return found and TrainState(**found[1])
 
 
 def check_same_network(ours: Any, theirs: Any, where: str) -> None:
-    """Raises :class:`UserError` that names the fields in which two network configs differ."""
+    """Compares two network configs.
+
+    Raises:
+      UserError: they differ; it names ``where`` and the fields.
+    """
     if type(ours) is not type(theirs):
         raise UserError(
             f"{where}: a checkpoint of {type(theirs).__name__}, but {type(ours).__name__} is asked"
@@ -104,6 +112,12 @@ def check_same_network(ours: Any, theirs: Any, where: str) -> None:
 
 def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuses a folder in which ``run`` can't be written, before anything is done.
+
+    Args:
+      run: that is to be written.
+      folder: of the run.
+      resume: the run in it is to go on.
+      overwrite: the run in it may be replaced.
 
     Raises:
       UserError: the folder exists and is not to be overwritten, is no run folder, or holds a run of
@@ -143,7 +157,11 @@ def _check_same_state(ours: TrainingConfig, theirs: TrainingConfig, where: str) 
 
 
 def make_folder(run: Run, folder: Path, resume: bool) -> None:
-    """Empties the folder unless its run goes on, and writes the config."""
+    """Empties the folder unless its run goes on, and writes the config.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     devices.wait_for_all("every process has looked at the folder")
     if jax.process_index() == 0:
         try:

@@ -92,7 +92,11 @@ class TrainingConfig:
 
 
 def rate_factors(rates: tuple[str, ...]) -> dict[str, float]:
-    """``rates`` by name; :class:`UserError` for what is not NAME=FACTOR."""
+    """``rates`` by name.
+
+    Raises:
+      UserError: one is not NAME=FACTOR.
+    """
     factors = {}
     for rate in rates:
         name, _, factor = rate.partition("=")

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
@@ -136,7 +136,7 @@ class Checkpoints:
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader-{me}"
         )
         here = SingleDeviceSharding(jax.local_devices()[0])
-        abstract = {name: abstract_array(array, here) for name, array in template.items()}
+        abstract = {name: devices.abstract_array(array, here) for name, array in template.items()}
 
         def restore(step: int) -> Parameters:
             handler = ocp.CompositeCheckpointHandler(
@@ -223,11 +223,6 @@ def _one_error() -> Iterator[None]:
                 gc.collect()
     finally:
         log.setLevel(level)
-
-
-def abstract_array(array: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
-    """An array's shape and type, placed: what is restored into."""
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 def digest(tree: Any) -> str:

@@ -1,5 +1,7 @@
 """Loading a model: from a run folder, a ``.safetensors`` file, or the weights that ship.
 
+And the first parameters of a run from any of these, which may be of other scales.
+
 Loading runs no code from a file: configs are JSON checked field by field, weights are plain arrays.
 Of training nothing is imported, and Orbax only where a run folder is read.
 """
@@ -7,6 +9,7 @@ Of training nothing is imported, and Orbax only where a run folder is read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +18,12 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from jaxdeblur.errors import UserError
+from jaxdeblur.errors import UserError, tell
 from jaxdeblur.models import registry
-from jaxdeblur.models.parameters import outline
+from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.scale_choice import as_levels, gates, level_parameters
 from jaxdeblur.paths.restorer import PathRestorer, PathsConfig
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.weights import shipped
@@ -76,6 +80,32 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
         f"{name_or_path}: no such run folder or .safetensors file, and not the name of weights "
         f"that ship ({known})"
     )
+
+
+def starting_parameters(
+    model: VideoRestorer, drawn: Parameters, source: str, option: str = "--start-from"
+) -> Parameters:
+    """The parameters of ``source`` for ``model``, which may run at other scales than it.
+
+    Blur looks alike at every size, so the network of one scale starts that of several, and the
+    other way round. Gates come from a source of the same scales, and are else as drawn.
+
+    Args:
+      model: the network.
+      drawn: its random parameters.
+      source: a run, a file, or the name of weights that ship.
+      option: that named the source.
+
+    Raises:
+      UserError: they do not fit the network; it names the option.
+    """
+    loaded = load_model(source)
+    whole = split(loaded.model)[1]
+    chosen_by = whole if loaded.model.scales == model.scales else drawn
+    parameters = as_levels(level_parameters(whole, loaded.network), model.config)
+    parameters |= gates(chosen_by)
+    check_fits(drawn, parameters, f"{option}={source}")
+    return {name: jax.numpy.array(parameters[name]) for name in drawn}
 
 
 def load_restorer(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedModel:
@@ -140,7 +170,7 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
             raise UserError(f"{path}: {name} is {array.dtype}, not numbers with a fraction")
     parameters = {name: jax.numpy.asarray(arrays[name], jax.numpy.float32) for name in template}
     _check_finite(parameters, str(path))
-    preset = str(about.get("preset", ""))
+    preset = _preset_today(about, str(path))
     return LoadedModel(rebuild(parameters), preset, network, about["step"], source, about)
 
 
@@ -151,7 +181,11 @@ def _check_finite(parameters: Parameters, where: str) -> None:
 
 
 def check_fits(template: dict[str, Any], arrays: dict[str, Any], where: str) -> None:
-    """Raises :class:`UserError`, naming the first differences, unless names and shapes agree."""
+    """Compares names and shapes of arrays with those of ``template``.
+
+    Raises:
+      UserError: they differ; it names ``where`` and the first differences.
+    """
     shapes = {name: tuple(array.shape) for name, array in template.items()}
     theirs = {name: tuple(array.shape) for name, array in arrays.items()}
     if shapes == theirs:
@@ -178,7 +212,22 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {', '.join(missing)} is missing; this is no run folder")
     if not isinstance(values["preset"], str) or not isinstance(values["data"], dict):
         raise UserError(f"{path}: preset is a name and data an object")
+    values["preset"] = _preset_today(values, str(folder))
     return values
+
+
+def _preset_today(about: dict[str, Any], where: str) -> str:
+    """The name of the preset that a run or a file is of; one has another name now."""
+    preset, network = str(about.get("preset", "")), about.get("network")
+    if preset != "fsta" or not isinstance(network, dict) or network.get("fusion") != "concat_fsta":
+        return preset
+    _say_renamed(where)
+    return "fsta_concat"
+
+
+@functools.cache  # said once, however often it is read
+def _say_renamed(where: str) -> None:
+    tell(f"{where}: what it calls fsta is fsta_concat now; fsta is the paper's own network")
 
 
 def newest_run(runs: Path = RUNS) -> Path:

@@ -65,6 +65,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("speed live --fps=0", "--fps"),
         ("speed live --inbox=0", "--inbox"),
         ("quality scores --ckpt=x --taus 0", "--taus"),
+        ("quality scores --ckpt=x --blur 8", "--blur"),
         ("quality gates --ckpt=nowhere", "nowhere: no such run"),
         ("table1 --steps=1 --seeds -1", "--seeds: a whole number from 0 on, not '-1'"),
         ("speed frame --frames=0", "--frames"),

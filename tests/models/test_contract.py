@@ -1,5 +1,7 @@
 """What every model promises, proven for every preset: a new preset is covered with no new line.
 
+``jaxdeblur.testing`` has the checks of the two views, as authors of extensions run them.
+
 ``make test`` proves it for our networks with fewer channels, blocks and scales, which compile in a
 fraction of the time, and for small peers; ``make stress`` for every network as it is.
 """
@@ -7,7 +9,6 @@ fraction of the time, and for small peers; ``make stress`` for every network as 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import jaxtyping
-import numpy as np
 import pytest
 from flax import nnx
 
@@ -28,11 +28,12 @@ from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import load_extension
 from jaxdeblur.presets import PRESETS
+from jaxdeblur.restoration.tiling import halo_of
 from jaxdeblur.shapes import Parameters
+from jaxdeblur.testing import assert_same_frames, check_model, random_clip
 from jaxdeblur.weights.load import LoadedModel, load_model
 from jaxdeblur.weights.save import export_weights
 
-HEIGHT, WIDTH = 19, 26  # neither divides by two twice, one is odd
 LONGEST = 7
 
 # The example extensions have to keep the contract too: loading them adds their presets.
@@ -44,19 +45,14 @@ for _example in ("temporal_mean", "window_max"):
 LARGE = {"dbn", "srn", "srn_lstm", "edvr_m", "edvr_l", "rdn", "rdn_small", "stfan", "ifi_rnn"}
 
 
-def presets_but(large: set[str]) -> pytest.MarkDecorator:
-    """Every preset, those in ``large`` under ``make stress`` alone."""
-    return pytest.mark.parametrize(
-        "name",
-        [
-            pytest.param(name, marks=[pytest.mark.stress] if name in large else [])
-            for name in sorted(PRESETS)
-        ],
-    )
-
-
-every_preset = presets_but(LARGE)
-every_gradient = presets_but(LARGE | {"edvr_small"})
+# Every preset, the large ones under ``make stress`` alone.
+every_preset = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.stress] if name in LARGE else [])
+        for name in sorted(PRESETS)
+    ],
+)
 narrow_and_full = pytest.mark.parametrize(
     "size", ["narrow", pytest.param("full", marks=pytest.mark.stress)]
 )
@@ -95,117 +91,36 @@ def narrow(network: Any) -> Any:
     return dataclasses.replace(network, **less)
 
 
-class Compiled:
-    """A preset's model with its two views under jit, compiled once for all tests."""
-
-    def __init__(self, name: str, size: str) -> None:
-        network = PRESETS[name].network
-        self.network = network if size == "full" else narrow(network)
-        self.model = models.build(self.network, seed=1)
-        self.rebuild, self.parameters = split(self.model)
-        self.clip_view = jax.jit(lambda p, clip: self.rebuild(p).restore_clip(clip))
-        self.one_step = jax.jit(lambda p, *a: self.rebuild(p).step(*a))
-        # Statistics of the 12 pixels that so small a frame has at 1/8 make much of rounding.
-        self.rounding = 1e-5 if self.model.clips_are_independent else 0.05
-
-    def restore(self, clip: Any) -> jax.Array:
-        return self.clip_view(self.parameters, clip)
-
-    def stream(self, clip: Any) -> jax.Array:
-        batch, time, height, width, _ = clip.shape
-        state = self.model.initial_state(batch, height, width)
-        restored = []
-        for i in range(time + self.model.lookahead):
-            repeated = jnp.asarray(i >= time)
-            frame = clip[:, min(i, time - 1)]
-            state, out = self.one_step(self.parameters, state, frame, repeated)
-            restored.append(out)
-        return jnp.stack(restored[self.model.lookahead :], axis=1)
-
-    def assert_equal(self, ours: jax.Array, its: jax.Array) -> None:
-        largest = max(1.0, float(jnp.abs(its).max()))  # SRN, as it is drawn, gives up to 8
-        np.testing.assert_allclose(ours, its, atol=self.rounding * largest, rtol=0)
-
-
-@functools.cache
-def compiled(name: str, size: str) -> Compiled:
-    return Compiled(name, size)
-
-
-def random_clip(time: int, batch: int = 1, seed: int = 0) -> jax.Array:
-    shape = (batch, time, HEIGHT, WIDTH, 3)
-    return jnp.asarray(np.random.default_rng(seed).random(shape, np.float32))
-
-
 @every_preset
 @narrow_and_full
-@pytest.mark.parametrize("time", [1, pytest.param(2, marks=pytest.mark.stress), LONGEST])
-def test_stream_equals_clip_for_odd_sizes_and_lengths(name: str, size: str, time: int) -> None:
-    model = compiled(name, size)
-    clip = random_clip(time, batch=2)
-    restored = model.restore(clip)
-    chex.assert_shape(restored, clip.shape)
-    chex.assert_type(restored, jnp.float32)
-    chex.assert_tree_all_finite(restored)
-    # 1e-5 is asked of STRCNN and 1e-4 of the attention network.
-    model.assert_equal(model.stream(clip), restored)
-
-
-@every_preset
-@narrow_and_full
-def test_a_video_does_not_depend_on_its_neighbours_in_the_batch(name: str, size: str) -> None:
-    model = compiled(name, size)
-    one, other, third = (random_clip(LONGEST, seed=seed)[0] for seed in (1, 2, 3))
-    together = model.restore(jnp.stack([one, other]))
-    changed = model.restore(jnp.stack([one, third]))
-    if not model.model.clips_are_independent:  # said to depend, so it must
-        assert float(jnp.abs(together[0] - changed[0]).max()) > 0.1
+def test_a_preset_keeps_the_contract(name: str, size: str) -> None:
+    if size == "full":
+        check_model(name, lengths=(1, 2, LONGEST))
     else:
-        np.testing.assert_allclose(together[0], changed[0], atol=1e-6)
-    assert float(jnp.abs(together[1] - changed[1]).max()) > 1e-3
+        preset = dataclasses.replace(PRESETS[name], network=narrow(PRESETS[name].network))
+        gradients = name not in LARGE | {"edvr_small"}  # of those at full size
+        check_model(preset, lengths=(1, LONGEST), gradients=gradients)
 
 
 @every_preset
 @pytest.mark.stress
 def test_with_and_without_jit(name: str) -> None:
-    model = compiled(name, "full")
-    clip = random_clip(1)
-    plainly = model.model.restore_clip(clip)
-    model.assert_equal(plainly, model.restore(clip))
-
-
-@every_gradient
-@narrow_and_full
-def test_gradients_are_finite_and_reach_every_parameter(name: str, size: str) -> None:
-    model = compiled(name, size)
-    clip = random_clip(LONGEST)
-    # Where weights begin at zero, no gradient passes them at first.
-    rng = np.random.default_rng(0)
-    moved = {
-        name: array + 0.01 * (rng.random(array.shape, np.float32) - 0.5)
-        for name, array in model.parameters.items()
-    }
-
-    def loss(parameters: Any) -> jax.Array:
-        levels = model.rebuild(parameters).restore_levels(clip)
-        return sum(jnp.mean((level - 0.3) ** 2) for level in levels)
-
-    gradients = jax.jit(jax.grad(loss))(moved)
-    chex.assert_trees_all_equal_shapes_and_dtypes(gradients, model.parameters)
-    chex.assert_tree_all_finite(gradients)
-    without = [key for key, gradient in gradients.items() if not np.any(np.asarray(gradient))]
-    assert not without, f"no gradient reaches {without}"
+    model = models.build(PRESETS[name].network)
+    clip = random_clip(1, channels=model.channels)
+    rebuild, parameters = split(model)
+    compiled = jax.jit(lambda parameters: rebuild(parameters).restore_clip(clip))(parameters)
+    assert_same_frames(model, model.restore_clip(clip), compiled)
 
 
 @every_preset
-def test_saved_and_loaded_it_is_the_same_model(name: str, tmp_path: Any) -> None:
-    model = compiled(name, "narrow")
-    path = tmp_path / "weights.safetensors"
-    export_weights(LoadedModel(model.model, name, model.network, 7, "test", {}), path)
+def test_saved_and_loaded_it_is_the_same_model(name: str, tmp_path: Path) -> None:
+    network = narrow(PRESETS[name].network)
+    model, path = models.build(network, seed=1), tmp_path / "weights.safetensors"
+    export_weights(LoadedModel(model, name, network, 7, "test", {}), path)
     loaded = load_model(path)
-    assert loaded.network == model.network
+    assert loaded.network == network
     assert loaded.step == 7
-    chex.assert_trees_all_equal(split(loaded.model)[1], model.parameters)
+    chex.assert_trees_all_equal(split(loaded.model)[1], split(model)[1])
 
 
 def test_the_example_extension_is_covered() -> None:
@@ -218,14 +133,14 @@ def test_no_gradient_is_summed_in_bfloat16(name: str) -> None:
     network = narrow(PRESETS[name].network)
     if not hasattr(network, "dtype"):
         pytest.skip("it computes in float32 alone")
-    rebuild, parameters = outline(
-        lambda: models.build(dataclasses.replace(network, dtype="bfloat16"))
-    )
+    half = dataclasses.replace(network, dtype="bfloat16")
+    rebuild, parameters = outline(lambda: models.build(half))
+    channels = rebuild(parameters).channels
 
     def loss(parameters: Parameters, clip: jax.Array) -> jax.Array:
         return rebuild(parameters).restore_clip(clip).sum()
 
-    clip = jax.ShapeDtypeStruct((1, 5, 32, 32, 3), jnp.float32)
+    clip = jax.ShapeDtypeStruct((1, 5, 32, 32, channels), jnp.float32)
     equations = list(every_equation(jax.make_jaxpr(jax.grad(loss))(parameters, clip).jaxpr))
     in_half = [e for e in equations if any(v.aval.dtype == jnp.bfloat16 for v in e.outvars)]
     assert in_half, f"{name}: nothing computes in bfloat16; give layers dtype="
@@ -244,6 +159,68 @@ def every_equation(program: Any) -> Iterator[Any]:
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
                     yield from every_equation(inner)
+
+
+class Kept(VideoRestorer):
+    """A model that keeps the contract, and can be told to break it."""
+
+    lookahead, multiple = 0, 1
+
+    def __init__(self, config: KeptConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.conv = Conv(3, 3, rngs=rngs)
+        self.unused = Conv(3, 3, rngs=rngs) if config.breach == "gradient" else None
+        self.clips_are_independent = config.breach != "independent"
+
+    def _restore_clip(self, clip: Any) -> Any:
+        breach, restored = self.config.breach, self.conv(clip)
+        if breach == "neighbour":
+            return restored + clip.mean()
+        if breach == "nan":
+            return restored.at[0, 0, 0, 0].set(jnp.nan)
+        return restored.astype(jnp.bfloat16) if breach == "dtype" else restored
+
+    def _initial_state(self, batch: int, height: int, width: int) -> Any:
+        return jnp.zeros((batch, 1), jnp.int32)
+
+    def _step(self, state: Any, frame: Any, repeated: Any) -> tuple[Any, Any]:
+        restored = self.conv(frame)
+        if self.config.breach == "stream":
+            restored = restored + 0.01
+        if self.config.breach == "neighbour":
+            restored = restored + frame.mean()
+        grown = jnp.concatenate([state, state], axis=1)
+        return grown if self.config.breach == "state" else state + 1, restored
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptConfig:
+    breach: str = ""
+
+
+BREACHES = {
+    "": None,
+    "stream": "differ",
+    "state": "shape",
+    "dtype": "type",
+    "nan": "finite",
+    "neighbour": "neighbour",
+    "independent": "but they are",
+    "gradient": "no gradient reaches .*unused",
+}
+
+
+@pytest.mark.parametrize("breach", BREACHES)
+def test_check_model_finds_what_breaks_the_contract(
+    breach: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry._MODELS, KeptConfig, Kept)
+    preset = dataclasses.replace(PRESETS["temporal_mean"], network=KeptConfig(breach))
+    if breach:
+        with pytest.raises(AssertionError, match=BREACHES[breach]):
+            check_model(preset, lengths=(1,))
+    else:
+        check_model(preset, lengths=(1,))
 
 
 class OneChannel(VideoRestorer):
@@ -297,6 +274,11 @@ def test_arrays_of_the_wrong_shape_are_named() -> None:
         model.restore_clip(clip)
     with pytest.raises(UserError, match=r"OneChannel\._step gave an array of shape \(1, 3, 4, 3\)"):
         model.step(None, clip[:, 0])
+
+
+def test_a_model_without_receptive_radius_is_not_cut_into_tiles() -> None:
+    with pytest.raises(UserError, match="OneChannel has no receptive_radius, so no tiles"):
+        halo_of(OneChannel())
 
 
 def test_a_fusion_that_makes_the_wrong_shape_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.attention import expand, local_energy, spatial_squeeze, temporal_squeeze
 from jaxdeblur.models.fsta import Fsta
-from jaxdeblur.models.fsta_config import FSTA, FSTA_LIVE, FSTA_SMALL, FstaConfig
+from jaxdeblur.models.fsta_config import FSTA, FSTA_CONCAT, FSTA_LIVE, FSTA_SMALL, FstaConfig
 from jaxdeblur.restoration.tiling import TileGrid
 
 TINY = FstaConfig(
@@ -42,7 +42,12 @@ TWO_LEVELS = {
     "attention_levels": (0, 1),
     "implementation": "auto",
 }
-PRESETS = {"fsta": FSTA, "fsta_small": FSTA_SMALL, "fsta_live": FSTA_LIVE}
+PRESETS = {
+    "fsta": FSTA,
+    "fsta_concat": FSTA_CONCAT,
+    "fsta_small": FSTA_SMALL,
+    "fsta_live": FSTA_LIVE,
+}
 
 
 def make(seed=0, **fields):

@@ -18,9 +18,8 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.scale_choice import Gates
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.shapes import Parameters
-from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.load import LoadedModel, starting_parameters
 from jaxdeblur.weights.save import export_weights
-from jaxdeblur.weights.start import starting_parameters
 
 CHOICE = StrcnnConfig(
     m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1, scales=(4, 2, 1)

@@ -37,7 +37,7 @@ from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.shapes import Batch
 from jaxdeblur.training import run as run_module
 from jaxdeblur.training.failure import _joined, save_failure
-from jaxdeblur.training.loop import NonFiniteError, Stopped, global_batches, run_steps
+from jaxdeblur.training.loop import NonFiniteError, Stopped, run_steps
 from jaxdeblur.training.run import _batches, train
 from jaxdeblur.training.run_folder import Run, RunCheckpoints
 from jaxdeblur.training.step import (
@@ -680,7 +680,7 @@ def test_a_network_may_have_several_targets_and_running_statistics() -> None:
 
 def test_clips_keep_their_names_on_the_way_to_the_devices() -> None:
     batch = {name: np.asarray(clips) for name, clips in flat_batch(51, 102).items()}
-    (placed,) = global_batches(iter([batch]), mesh_of(1))
+    (placed,) = devices.global_batches(iter([batch]), mesh_of(1))
     for name, clips in batch.items():
         np.testing.assert_array_equal(placed[name], clips)
 

@@ -20,9 +20,8 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.restoration.stream import restore_clip
-from jaxdeblur.weights.load import LoadedModel, load_model
+from jaxdeblur.weights.load import LoadedModel, load_model, starting_parameters
 from jaxdeblur.weights.save import export_weights
-from jaxdeblur.weights.start import starting_parameters
 
 TINY = StrcnnConfig(width=4, blocks=1, m=1)
 

@@ -1,0 +1,127 @@
+"""Checks that a model keeps the contract of ``VideoRestorer``: for whoever adds one.
+
+``check_model("my_preset")`` asks of it what the suite asks of every preset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdeblur.models import registry
+from jaxdeblur.models.parameters import split
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.presets import Preset, find
+from jaxdeblur.shapes import Clip, SeenClip
+
+HEIGHT, WIDTH = 19, 26  # neither divides by two twice, one is odd
+
+
+def check_model(
+    preset: str | Preset, *, lengths: Sequence[int] = (1, 7), gradients: bool = True
+) -> None:
+    """Checks the network of a preset, with random parameters on frames of 26 x 19 pixels.
+
+    - A clip comes out with as many frames of its size, in RGB, float32 and finite.
+    - The stream gives the frames of the clip, and its state keeps its shapes and dtypes.
+    - A video depends on its own frames, and not on its neighbours in the batch, unless the model
+      says that its clips are not independent.
+    - Gradients are finite and reach every parameter.
+
+    Args:
+      preset: the name of a preset, or one of your own.
+      lengths: of the clips, frames; the last should exceed the network's window.
+      gradients: whether these are checked, which takes longest to compile.
+
+    Raises:
+      AssertionError: the network does otherwise.
+      UserError: there is no such preset, or an array of another shape comes out of a view.
+    """
+    network = (find(preset) if isinstance(preset, str) else preset).network
+    model = registry.build(network, seed=1)
+    rebuild, parameters = split(model)
+    restore = jax.jit(lambda parameters, clip: rebuild(parameters).restore_clip(clip))
+    step = jax.jit(lambda parameters, *given: rebuild(parameters).step(*given))
+
+    for length in lengths:
+        clip = random_clip(length, batch=2, channels=model.channels)
+        restored = restore(parameters, clip)
+        chex.assert_shape(restored, (*clip.shape[:-1], 3))
+        chex.assert_type(restored, jnp.float32)
+        chex.assert_tree_all_finite(restored)
+        streamed = _stream(model, lambda *given: step(parameters, *given), clip)
+        assert_same_frames(model, streamed, restored)
+
+    one, other, third = (
+        random_clip(lengths[-1], seed=seed, channels=model.channels)[0] for seed in (1, 2, 3)
+    )
+    together = restore(parameters, jnp.stack([one, other]))
+    changed = restore(parameters, jnp.stack([one, third]))
+    apart = np.abs(together - changed).max(axis=(1, 2, 3, 4))
+    assert apart[1] > 1e-3, "a video does not depend on its own frames"
+    if model.clips_are_independent:
+        assert apart[0] <= 1e-6, f"a video depends on its neighbour in the batch, by {apart[0]}"
+    else:
+        assert apart[0] > 0.1, "clips_are_independent is False, but they are"
+
+    if gradients:
+        _check_gradients(rebuild, parameters, random_clip(lengths[-1], channels=model.channels))
+
+
+def random_clip(length: int, batch: int = 1, seed: int = 0, channels: int = 3) -> SeenClip:
+    """A clip of uniform noise.
+
+    Args:
+      length: frames.
+      batch: clips.
+      seed: of the noise.
+      channels: of a frame.
+    """
+    shape = (batch, length, HEIGHT, WIDTH, channels)
+    return jnp.asarray(np.random.default_rng(seed).random(shape, np.float32))
+
+
+def assert_same_frames(model: VideoRestorer, ours: Clip, its: Clip) -> None:
+    """Raises AssertionError unless two ways to restore a clip agree but for rounding."""
+    # Statistics of the 12 pixels that so small a frame has at 1/8 make much of rounding.
+    rounding = 1e-5 if model.clips_are_independent else 0.05
+    largest = max(1.0, float(jnp.abs(its).max()))  # untrained networks may give up to 8
+    chex.assert_trees_all_close(ours, its, atol=rounding * largest, rtol=0)
+
+
+def _stream(model: VideoRestorer, step: Any, clip: SeenClip) -> Clip:
+    """The clip frame by frame; the last one is repeated to get the rest out."""
+    batch, time, height, width, _ = clip.shape
+    state = model.initial_state(batch, height, width)
+    restored = []
+    for i in range(time + model.lookahead):
+        before = state
+        state, frame = step(state, clip[:, min(i, time - 1)], jnp.asarray(i >= time))
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
+        chex.assert_type(frame, jnp.float32)
+        restored.append(frame)
+    return jnp.stack(restored[model.lookahead :], axis=1)
+
+
+def _check_gradients(rebuild: Any, parameters: Any, clip: SeenClip) -> None:
+    # Where weights begin at zero, no gradient passes them at first.
+    rng = np.random.default_rng(0)
+    moved = {
+        name: array + 0.01 * (rng.random(array.shape, np.float32) - 0.5)
+        for name, array in parameters.items()
+    }
+
+    def loss(parameters: Any) -> jax.Array:
+        levels = rebuild(parameters).restore_levels(clip)
+        return sum(jnp.mean((level - 0.3) ** 2) for level in levels)
+
+    gradients = jax.jit(jax.grad(loss))(moved)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradients, parameters)
+    chex.assert_tree_all_finite(gradients)
+    without = [name for name, gradient in gradients.items() if not np.any(np.asarray(gradient))]
+    assert not without, f"no gradient reaches {without}"
