@@ -27,7 +27,7 @@ from PIL import Image as pillow
 from jaxdeblur.evaluation.metrics import VideoScores
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.models.explanation import Explanation
-from jaxdeblur.paths.gate import at_pixels
+from jaxdeblur.models.path_maps import at_pixels
 from jaxdeblur.shapes import Frame8
 
 WEBP_QUALITY = 90
