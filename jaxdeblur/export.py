@@ -97,7 +97,12 @@ def _load(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
         if given.get(name) != parser.get_default(name):
             option, suffix = name.replace("_", "-"), arguments.file.suffix
             raise UserError(f"--{option}: write a .safetensors with it, and from that the {suffix}")
-    return load_model(arguments.run)
+    loaded = load_model(arguments.run)
+    if below := getattr(loaded.network, "over_paths", ""):
+        raise UserError(
+            f"{arguments.run}: a network over blur paths runs with them alone; export {below}"
+        )
+    return loaded
 
 
 _WRITERS = {".safetensors": _safetensors, ".onnx": _onnx, ".stablehlo": _stablehlo}

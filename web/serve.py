@@ -50,7 +50,7 @@ def prepare(folder: Path, weights: str | None = None) -> None:
     networks = {"model": weights}
     if weights is None:
         networks = {
-            "model": default_name("video"),
+            "model": default_name("fast video"),
             "photo": default_name("photograph"),
             "live": default_name("camera"),
         }

@@ -68,6 +68,10 @@ def main(name: str = "deblur.py") -> None:
         skip_done=config.skip_done,
         overwrite=config.overwrite,
     )
+    if config.fast and (arguments.ckpt is not None or config.duty or config.light):
+        raise UserError(
+            "--fast is of the weights that ship, without paths: not with --ckpt, --duty or --light"
+        )
     if config.compare is not None and len(jobs) > 1:
         raise UserError("--compare is for one input")
 
@@ -95,7 +99,7 @@ def main(name: str = "deblur.py") -> None:
     def weights_of(job: Job) -> str:
         if arguments.ckpt is not None:
             return arguments.ckpt
-        return default_weights(job.use)
+        return default_weights("fast video" if config.fast and job.use == "video" else job.use)
 
     deblurrers = {}
     for weights in dict.fromkeys(map(weights_of, jobs)):

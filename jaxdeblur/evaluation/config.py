@@ -36,7 +36,8 @@ class EvaluationConfig:
       frames: writes the restored frames as PNG.
       preview: also writes preview.webp, an animation of the first video's blurred and restored
         frames side by side.
-      explain: shows what the network blended or attended to, in the first frames of each video.
+      explain: shows what the network blended or attended to, or its blur paths, in the first frames
+        of each video.
       report_megabytes: about how large the report may become.
     """
 

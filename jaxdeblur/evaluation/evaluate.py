@@ -348,7 +348,10 @@ def _explain(model: VideoRestorer, frames: Sequence[Frame8]) -> Explanation:
 def _without_padding(
     found: Explanation, model: VideoRestorer, height: int, width: int
 ) -> Explanation:
-    """The maps of the frames alone; a model explains them padded to its ``multiple``."""
+    """The maps of the frames alone; a model explains them padded to its ``multiple``.
+
+    The gate and the paths have their places in pixels, so the padding does not move them.
+    """
     shares = [size / model.round_up(size) for size in (height, width)]
 
     def cut(maps: jax.Array, axis: int) -> jax.Array:
@@ -357,9 +360,10 @@ def _without_padding(
         return maps[(*[slice(None)] * axis, *inside)]
 
     weights = found.blending_weights
-    return Explanation(
-        None if weights is None else cut(weights, 2),
-        tuple(
+    return dataclasses.replace(
+        found,
+        blending_weights=None if weights is None else cut(weights, 2),
+        attention=tuple(
             dataclasses.replace(
                 block, spatial_maps=cut(block.spatial_maps, 3), pixel_mix=cut(block.pixel_mix, 2)
             )

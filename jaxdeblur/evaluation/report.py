@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page with scores, before/after frames and attention maps.
+"""The report: one self-contained HTML page with scores, before/after frames and what explains them.
 
 The page opens from disk with no server and loads nothing from elsewhere. What it shows is JSON
 inside it, drawn by ``report_page.js``; ``shot`` makes the pictures of a frame for it and ``write``
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num
 from PIL import Image as pillow
@@ -26,6 +27,7 @@ from PIL import Image as pillow
 from jaxdeblur.evaluation.metrics import VideoScores
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.models.explanation import Explanation
+from jaxdeblur.models.path_maps import at_pixels
 from jaxdeblur.shapes import Frame8
 
 WEBP_QUALITY = 90
@@ -105,21 +107,23 @@ def shot(
 
     Returns:
       ``index``; ``blurred``, ``restored`` and ``sharp`` as data URIs; ``scale``, how much smaller
-      they are than the frame; ``weights``, a sprite or None; ``attention``, one entry a block with
+      they are than the frame; ``weights`` and ``gate``, sprites or None; ``paths``, the data of an
+      SVG path in pixels of the frame, or None; ``attention``, one entry a block with
       ``name``, ``offsets``, ``temporal`` (N lists of weights) and the sprites ``spatial`` (M maps,
       1 where as much is gathered as of an even spread) and ``mix`` (M*N maps).
     """
     pictures, scale = _fit([blurred, restored, sharp], max_bytes)
     names = ("blurred", "restored", "sharp")
     found: Shot = {"index": index, **dict(zip(names, pictures, strict=True)), "scale": scale}
-    weights = None if explanation is None else explanation.blending_weights
-    found["weights"] = (
-        None
-        if weights is None
-        else sprite(np.asarray(weights[0, place])[None], MAP_SIDE, (0.0, 1.0))
-    )
+    explanation = explanation or Explanation()
+    weights, gate, paths = explanation.blending_weights, explanation.gate, explanation.paths
+    if gate is not None:
+        gate = at_pixels(jnp.asarray(gate[:, place])[..., None], *blurred.shape[:2])[..., 0]
+    for name, maps in (("weights", None if weights is None else weights[:, place]), ("gate", gate)):
+        found[name] = None if maps is None else sprite(np.asarray(maps[:1]), MAP_SIDE, (0.0, 1.0))
+    found["paths"] = None if paths is None else _path_data(np.asarray(paths[0, place]))
     found["attention"] = []
-    for block in () if explanation is None else explanation.attention:
+    for block in explanation.attention:
         mix = np.moveaxis(np.asarray(block.pixel_mix[0, place], np.float32), -1, 0)
         temporal = np.asarray(block.temporal_maps[0, place], np.float64)
         spatial = np.asarray(block.spatial_maps[0, place], np.float32)
@@ -134,6 +138,12 @@ def shot(
             }
         )
     return found
+
+
+def _path_data(paths: Float[np.ndarray, "N S 2"]) -> str:
+    """Lines through points (y, x) as the data of one SVG path."""
+    lines = (" ".join(f"{x:.1f} {y:.1f}" for y, x in path) for path in paths)
+    return "".join(f"M{line}" for line in lines)
 
 
 def shot_bytes(shots: Sequence[Shot]) -> int:

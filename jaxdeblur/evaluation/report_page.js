@@ -14,6 +14,7 @@ const largest = (values) => values.reduce((most, x) => Math.max(most, x), -Infin
 const mean = (values) => values.reduce((sum, x) => sum + x, 0) / values.length;
 /** Of a frame whose pictures were reduced to fit into the page, their size; otherwise nothing. */
 const percent = (shot) => (shot.scale < 1 ? `${Math.round(100 * shot.scale)} % of its size` : "");
+const explained = (shot) => shot.weights || shot.gate || shot.paths || shot.attention.length;
 const SIDES = { blurred: "Blurred", restored: "Restored", sharp: "Sharp" };
 
 /** An element: properties that start with "on" are listeners, "class" and "aria-…" are attributes. */
@@ -182,7 +183,7 @@ function videoSection(video) {
     viewer.append(stage, controls(video, state, show, place, stage));
   }
   viewer.append(makePlot(video, state, show, shots));
-  if (shots.some((shot) => shot.weights || shot.attention.length)) viewer.append(makeExplanation(video, state, changed));
+  if (shots.some(explained)) viewer.append(makeExplanation(video, state, changed));
   changed();
   return section;
 }
@@ -195,10 +196,11 @@ function makeStage(video, state, changed) {
   const tagRight = h("span", { class: "tag right" });
   const tagReduced = h("span", { class: "tag left reduced", style: "top: auto; bottom: 12px" });
   const overlay = h("canvas", { hidden: true });
+  const lines = h("svg", { viewBox: `0 0 ${video.width} ${video.height}`, preserveAspectRatio: "none" });
   const pin = h("span", { class: "pin", hidden: true });
   const divider = h("div", { class: "divider", role: "slider", tabindex: 0, "aria-orientation": "horizontal", "aria-valuemin": 0, "aria-valuemax": 100 });
   const stage = h("div", { class: "stage", style: `aspect-ratio: ${video.width} / ${video.height}; max-width: min(calc(82vh * ${video.width / video.height}), ${Math.max(320, 2 * video.width)}px)` },
-    right, left, overlay, tagLeft, tagRight, video.shots.some(percent) ? tagReduced : null, pin, divider);
+    right, left, overlay, lines, tagLeft, tagRight, video.shots.some(percent) ? tagReduced : null, pin, divider);
   const move = (at) => {
     state.at = clamp(at, 0, 100);
     stage.style.setProperty("--at", `${state.at}%`);
@@ -261,7 +263,7 @@ function makeStage(video, state, changed) {
     }
     move(state.at);
   });
-  state.overlay = overlay;
+  Object.assign(state, { overlay, lines });
   return stage;
 }
 
@@ -369,9 +371,11 @@ function makePlot(video, state, show, shots) {
 /* ---------------------------------------------------------------- what the network did */
 
 function makeExplanation(video, state, changed) {
-  const first = video.shots.find((shot) => shot.weights || shot.attention.length);
+  const first = video.shots.find(explained);
   const options = { none: "Nothing" };
   if (first.weights) options.weights = "Blending weights wₙ";
+  if (first.gate) options.gate = "Gate";
+  if (first.paths) options.paths = "Blur paths";
   first.attention.forEach((block, i) => { options[`attention ${i}`] = `Attention, ${block.name}`; });
   const body = h("div", { class: "body" });
   const settings = { opacity: 0.8, stretch: true, map: 0 };
@@ -397,6 +401,17 @@ function makeExplanation(video, state, changed) {
     const values = await readMap(shot.weights, 0);
     const legend = await lay(shot.weights, 0, [0, 1], [(low) => `${low.toFixed(2)}: least from this frame`, (high) => `${high.toFixed(2)}: most from this frame`], mine);
     return [legend, h("p", {}, `wₙ of dynamic temporal blending (eq. 2), the mean over channels. Here the frame takes ${(100 * mean(values)).toFixed(0)} % from itself and the rest from what the frames before left behind.`)];
+  };
+
+  const gate = async (shot, mine) => {
+    const values = await readMap(shot.gate, 0);
+    const legend = await lay(shot.gate, 0, [0, 1], [(low) => `${low.toFixed(2)}: least along the path`, (high) => `${high.toFixed(2)}: most along the path`], mine);
+    return [legend, h("p", {}, `How much is taken of the frame deconvolved along its blur paths, ${(100 * mean(values)).toFixed(0)} % on average here; the rest comes from the base, which knows no paths.`)];
+  };
+
+  const paths = (shot) => {
+    state.lines.append(h("path", { class: "line under", d: shot.paths }), h("path", { class: "line", d: shot.paths }));
+    return [h("p", {}, "Each line is how the image moved there while the shutter was open, found from the frames alone and drawn at its true length; where it stood still, there is a dot.")];
   };
 
   const attention = async (shot, i, mine) => {
@@ -466,9 +481,14 @@ function makeExplanation(video, state, changed) {
     const shot = video.shots[state.shot];
     const [kind, index] = state.mode.split(" ");
     let content = [];
+    state.lines.replaceChildren();
     if (kind === "weights" && shot.weights) content = await weights(shot, mine);
+    else if (kind === "gate" && shot.gate) content = await gate(shot, mine);
     else if (kind === "attention" && shot.attention[index]) content = await attention(shot, Number(index), mine);
-    else state.overlay.hidden = true;
+    else {
+      state.overlay.hidden = true;
+      if (kind === "paths" && shot.paths) content = paths(shot);
+    }
     if (mine === drawing) body.replaceChildren(...content.flat().filter(Boolean));
   });
   return h("div", { class: "explain" }, h("div", { class: "legend" }, h("h3", {}, "Show on the frame"),

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxdeblur.models.registry import build, construct, kinds, register
+    from jaxdeblur.models.registry import build, kinds, register
 
-__all__ = ["build", "construct", "kinds", "register"]
+__all__ = ["build", "kinds", "register"]
 
 
 def __getattr__(name: str) -> Any:

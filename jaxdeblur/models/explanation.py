@@ -1,4 +1,4 @@
-"""Explanation: what a model blended or attended to in each frame, for people to look at.
+"""Explanation: what a model blended, attended to or followed in each frame, to look at.
 
 A model that can explain itself has a method ``explain_clip(clip: Clip) -> Explanation``, run on a
 clip with the same padding and the same parameters as ``restore_clip``. The maps come at the size
@@ -48,10 +48,16 @@ class Explanation:
       blending_weights: w_n of dynamic temporal blending (eq. 2), the mean over channels, in [0, 1]:
         0 keeps what the past carried there, 1 takes the new frame.
       attention: the maps of each attention block, first block first.
+      gate: how much is taken of the frame deconvolved along its blur paths, in [0, 1], in cells of
+        16 pixels from the frame's corner (jaxdeblur/paths/gate.py).
+      paths: for each of N tiles S points (y, x) in pixels of the frame: the tile's middle, moved as
+        the image moves there during the exposure, at times evenly apart.
     """
 
     blending_weights: Float[Array, "B T h w"] | None = None
     attention: tuple[AttentionMaps, ...] = ()
+    gate: Float[Array, "B T rows columns"] | None = None
+    paths: Float[Array, "B T N S 2"] | None = None
 
 
 def _register(cls: type, arrays: tuple[str, ...], static: tuple[str, ...] = ()) -> None:
@@ -74,7 +80,7 @@ def _register(cls: type, arrays: tuple[str, ...], static: tuple[str, ...] = ()) 
 
 
 _register(AttentionMaps, ("spatial_maps", "temporal_maps", "pixel_mix"), ("name", "offsets"))
-_register(Explanation, ("blending_weights", "attention"))
+_register(Explanation, ("blending_weights", "attention", "gate", "paths"))
 
 
 def explainer(model: Any) -> Callable[[Clip], Explanation] | None:

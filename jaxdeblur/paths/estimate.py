@@ -17,7 +17,7 @@ from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.fit import first_fit, fit_paths, gain_over_no_blur
 from jaxdeblur.paths.gate import gate
 from jaxdeblur.paths.likelihood import Fit, Observed, band, folded_spectra, noise_floor
-from jaxdeblur.paths.path import FRAMES, exposures, extent, spline, through
+from jaxdeblur.paths.path import FRAMES, exposed, exposures, extent, spline, through
 from jaxdeblur.paths.shutter import LIGHTS, Shutter, evidence
 from jaxdeblur.paths.tiles import REACH, Tiling, hann
 
@@ -40,8 +40,8 @@ class Estimate(NamedTuple):
     """Of the luminance: what the reblurred frame leaves; the neighbours' X minus its own."""
     cells: Float[Array, "h w 3"]
     """Of cells: the gate, e and G (gate.py)."""
-    knots: Float[Array, "N P 2"]
-    """The path of each tile."""
+    paths: Float[Array, "N 9 2"]
+    """Where the middle of each tile is moved during the exposure, (y, x) in pixels of the frame."""
     shutter: Shutter
     """What its video's shutter is, this frame's evidence counted in."""
 
@@ -121,7 +121,8 @@ def estimate(
     sharp = lax.cond(is_linear, lambda x: x ** (1 / GAMMA), lambda x: x, sharp)
     cells = gate(made, bright[1], extent(fit.knots, open_for), gain, tiling)
     unexplained = jnp.stack([made.residual, made.disagreement], -1)
-    return Estimate(sharp, unexplained, cells, fit.knots, shutter)
+    paths = jnp.asarray(tiling.centres)[:, None] + exposed(fit.knots, open_for)
+    return Estimate(sharp, unexplained, cells, paths, shutter)
 
 
 def _halved(image: Float[Array, "*leading H W"]) -> Float[Array, "*leading h w"]:

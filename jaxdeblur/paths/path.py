@@ -46,11 +46,16 @@ def sample_weights() -> Float[np.ndarray, " J"]:
     return (_WEIGHTS / 2).astype(np.float32)
 
 
+def exposed(
+    knots: Float[Array, "*N P 2"], duty: Float[Array, ""] | float
+) -> Float[Array, "*N 9 2"]:
+    """The path during the middle exposure, at times evenly apart."""
+    return jnp.einsum("sp,...pc->...sc", spline(duty * jnp.linspace(-0.5, 0.5, 9)), knots)
+
+
 def extent(knots: Float[Array, "*N P 2"], duty: Float[Array, ""] | float) -> Float[Array, "*N"]:
     """How long the path is during the middle exposure, in pixels."""
-    times = duty * jnp.linspace(-0.5, 0.5, 9)
-    at = jnp.einsum("sp,...pc->...sc", spline(times), knots)
-    return jnp.linalg.norm(jnp.diff(at, axis=-2), axis=-1).sum(-1)
+    return jnp.linalg.norm(jnp.diff(exposed(knots, duty), axis=-2), axis=-1).sum(-1)
 
 
 def through(

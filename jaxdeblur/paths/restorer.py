@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.models.path_maps import MADE, at_pixels, path_maps, restored_of
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.options import Share, check_ranges
@@ -68,9 +69,9 @@ class StreamState(NamedTuple):
 
 
 class _Told(NamedTuple):
-    shutter: Shutter
-    maps: Float[Array, "B H W 14"] | None
-    """None where frames are too small for tiles."""
+    maps: Float[Array, "*leading H W 14"]
+    gate: Float[Array, "*leading h w"]
+    paths: Float[Array, "*leading N 9 2"]
 
 
 def _gated(maps: Float[Array, "*leading H W 14"]) -> Frame:
@@ -149,11 +150,11 @@ class PathRestorer(VideoRestorer):
             base, below = state.base, frames[:, LOOKAHEAD]
         else:
             base, below = step_of(self.base, state.base, frame, repeated)
-        told = self._tell(frames, present, state.shutter, state.restored, below)
+        shutter, told = self._tell(frames, present, state.shutter, state.restored, below)
         fusion, restored = state.fusion, below
-        if told.maps is not None:
+        if told is not None:
             restored = _gated(told.maps)
-        if told.maps is not None and self.fusion is not None:
+        if told is not None and self.fusion is not None:
             fusion, restored = step_of(self.fusion, fusion, told.maps, jnp.bool_(False))
         # A frame without neighbours has no path.
         alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
@@ -161,30 +162,38 @@ class PathRestorer(VideoRestorer):
         here = present[LOOKAHEAD] > 0  # Before the first frame, nothing is remembered.
         fusion = jax.tree.map(functools.partial(jnp.where, here), fusion, state.fusion)
         count = state.restored + here.astype(int)
-        return StreamState(frames[:, 1:], present[1:], told.shutter, count, base, fusion), restored
+        return StreamState(frames[:, 1:], present[1:], shutter, count, base, fusion), restored
 
     def _restore_clip(self, clip: Clip) -> Clip:
+        below, told = self._tell_clip(clip)
+        if told is None:
+            return below
+        return _gated(told.maps) if self.fusion is None else self.fusion.restore_clip(told.maps)
+
+    def explain_clip(self, clip: Clip) -> Explanation:
+        """The gate and the paths of every frame; nothing of what the networks do."""
+        _, told = self._tell_clip(self.pad(clip))
+        return Explanation() if told is None else Explanation(gate=told.gate, paths=told.paths)
+
+    def _tell_clip(self, clip: Clip) -> tuple[Clip, _Told | None]:
+        """The base of every frame, and what the paths tell of it."""
         length = clip.shape[1]
         below = clip if self.base is None else self.base.restore_clip(clip)
         if length == 1:  # A frame without neighbours has no path.
-            return below
+            return below, None
         ends = [(0, 0), (LOOKAHEAD, LOOKAHEAD), *[(0, 0)] * 3]
         padded = jnp.pad(clip, ends)
         inside = jnp.pad(jnp.ones(length), LOOKAHEAD)
         unknown = Shutter.unknown()
         first = jax.tree.map(lambda leaf: jnp.tile(leaf, (len(clip), *[1] * leaf.ndim)), unknown)
 
-        def step(shutter: Shutter, t: Int[Array, ""]) -> tuple[Shutter, Any]:
+        def step(shutter: Shutter, t: Int[Array, ""]) -> tuple[Shutter, _Told | None]:
             frames = lax.dynamic_slice_in_dim(padded, t, WINDOW, 1)
             present = lax.dynamic_slice_in_dim(inside, t, WINDOW)
-            told = self._tell(frames, present, shutter, t, below[:, t])
-            return told.shutter, told.maps
+            return self._tell(frames, present, shutter, t, below[:, t])
 
-        _, made = lax.scan(step, first, jnp.arange(length))
-        if made is None:
-            return below
-        maps = jnp.moveaxis(made, 0, 1)
-        return _gated(maps) if self.fusion is None else self.fusion.restore_clip(maps)
+        _, told = lax.scan(step, first, jnp.arange(length))
+        return below, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), told)
 
     def _tell(
         self,
@@ -193,23 +202,27 @@ class PathRestorer(VideoRestorer):
         shutter: Shutter,
         count: Int[Array, ""],
         below: Frame,
-    ) -> _Told:
-        """What the paths tell of the middle frames, their base being ``below``."""
+    ) -> tuple[Shutter, _Told | None]:
+        """What the paths tell of the middle frames, their base being ``below``.
+
+        None where frames are too small for tiles.
+        """
         if min(frames.shape[2:4]) < LEAST_SIDE:
-            return _Told(shutter, None)
+            return shutter, None
         asked = (count < _FIRST) | (count % _EVERY == 0)
         observe = asked & (present[LOOKAHEAD] > 0)
         one = self._estimate(present, observe)
 
-        def mapped(each: tuple[jax.Array, Shutter, jax.Array]) -> tuple[Shutter, jax.Array]:
+        def mapped(each: tuple[jax.Array, Shutter, jax.Array]) -> tuple[Shutter, _Told]:
             window, known, base = each
             found = one(window, base, known)
             evidence = at_pixels(found.cells, *base.shape[:2])
             blurred = window[LOOKAHEAD]
             maps = path_maps(blurred, base, found.sharp, found.unexplained, evidence)
-            return found.shutter, maps
+            return found.shutter, _Told(maps, found.cells[..., 0], found.paths)
 
-        return _Told(*lax.map(mapped, (frames, shutter, below)))
+        told: tuple[Shutter, _Told] = lax.map(mapped, (frames, shutter, below))
+        return told
 
     def _estimate(
         self, present: Float[Array, 5], observe: Array

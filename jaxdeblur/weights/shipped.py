@@ -7,11 +7,12 @@ from typing import Literal, TypeAlias
 
 _FOLDER = Path(__file__).parent
 
-Use: TypeAlias = Literal["video", "photograph", "camera"]
+Use: TypeAlias = Literal["video", "fast video", "photograph", "camera"]
 """What is restored: a photograph has no frames around it, a camera does not wait."""
 
 _BEST: dict[Use, str] = {
-    "video": "strcnn_dtb_choice",
+    "video": "strcnn_dtb_paths",
+    "fast video": "strcnn_dtb_choice",
     "photograph": "strcnn_dtb_photo",
     "camera": "strcnn_dtb_live",
 }

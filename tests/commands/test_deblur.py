@@ -162,8 +162,12 @@ def test_one_image_has_weights_of_its_own(command, tmp_path):
     code, said = command("photo.png", "out.png", ckpt=False)
     assert (code, re.findall(r"weights: (\w+)", said)) == (0, ["strcnn_dtb_photo"]), said
     code, said = command("frames", "photo.png", "--out-dir=both", ckpt=False)
-    used = ["strcnn_dtb_choice", "strcnn_dtb_photo"]
+    used = ["strcnn_dtb_paths", "strcnn_dtb_photo"]
     assert (code, re.findall(r"weights: (\w+)", said)) == (0, used), said
+    code, said = command("frames", "fast", "--fast", ckpt=False)
+    assert (code, re.findall(r"weights: (\w+)", said)) == (0, ["strcnn_dtb_choice"]), said
+    code, said = command("frames", "fast", "--fast")
+    assert (code, "--fast is of the weights that ship" in said) == (2, True), said
     assert (tmp_path / "both" / "photo.png").read_bytes() == (tmp_path / "out.png").read_bytes()
 
 

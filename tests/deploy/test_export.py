@@ -230,7 +230,7 @@ def test_several_sizes_and_neighbours_side_by_side_too(name: str, tmp_path: Path
 @pytest.mark.stress
 def test_the_weights_that_ship(tmp_path: Path) -> None:
     """At a size where all of the four scales have something to do, and at the tests' sizes."""
-    name = shipped.default_name()
+    name = shipped.default_name("fast video")
     command = [sys.executable, "-m", "jaxdeblur.export", name, str(tmp_path / "step.onnx")]
     subprocess.run(command, check=True)
     sizes = (*SIZES, (101, 67))
@@ -241,7 +241,7 @@ def test_the_weights_that_ship(tmp_path: Path) -> None:
 @pytest.mark.stress
 def test_a_window_of_the_weights_that_ship(tmp_path: Path) -> None:
     """Four networks three times: what took the converter too long."""
-    name = shipped.default_name()
+    name = shipped.default_name("fast video")
     command = [sys.executable, "-m", "jaxdeblur.export", name, str(tmp_path / "window.onnx")]
     subprocess.run([*command, "--form=window"], check=True)
     session = session_of(tmp_path / "window.onnx")
@@ -434,6 +434,16 @@ def test_without_the_packages_it_says_what_installs_them(
     with pytest.raises(UserError, match=r"is not installed: pip install --editable '.\[export\]'"):
         exported(monkeypatch, "strcnn_dtb_choice", str(out))
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["out.onnx", "out.stablehlo"])
+def test_blur_paths_are_not_exported(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their network alone would be of no use."""
+    with pytest.raises(UserError, match="over blur paths runs with them alone; export strcnn_dtb_"):
+        exported(monkeypatch, "strcnn_dtb_paths", str(tmp_path / name))
+    assert not (tmp_path / name).exists()
 
 
 @needs_flatbuffers

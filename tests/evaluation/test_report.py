@@ -56,7 +56,11 @@ def an_explanation(seed: int) -> Explanation:
         (-2, -1, 0, 1, 2),
     )
     ramp = np.linspace(0.2, 0.9, w, dtype=np.float32)
-    return Explanation(jnp.asarray(np.broadcast_to(ramp, (1, 1, h, w))), (block,))
+    weights = jnp.asarray(np.broadcast_to(ramp, (1, 1, h, w)))
+    # Six cells of 16 pixels reach below the 90 rows; all but the uppermost take nothing.
+    gate = jnp.zeros((1, 1, 6, 10)).at[:, :, 0].set(1.0)
+    paths = jnp.array([[[[[45.0, 40.0], [45.0, 120.0]], [[9.0, 9.0], [9.0, 9.0]]]]])
+    return Explanation(weights, (block,), gate, paths)
 
 
 def a_video(name: str, psnr: float, *, explained: bool, shots: int = FRAMES) -> report.VideoReport:
@@ -112,6 +116,17 @@ def test_an_even_map_is_one_even_spread_however_far_it_is_reduced(size: tuple[in
     )
     (shown,) = shot["attention"]
     assert (shown["spatial"]["low"], shown["spatial"]["high"]) == pytest.approx((1, 1), rel=1e-5)
+
+
+def test_paths_are_a_line_each_and_the_gate_is_that_of_every_pixel() -> None:
+    shot = a_shot(0, explained=True)
+    assert shot["paths"] == "M40.0 45.0 120.0 45.0M9.0 9.0 9.0 9.0"
+    _, data = shot["gate"]["src"].split(",")
+    gate = np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) / 255
+    assert gate.shape == (HEIGHT, WIDTH)
+    np.testing.assert_allclose(gate[[7, 8, 16, 24, 89], 0], [1, 0.97, 0.47, 0, 0], atol=0.01)
+    plain = a_shot(0, explained=False)
+    assert plain["gate"] is plain["paths"] is None
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +313,29 @@ class TestBrowser:
         desktop.first.get_by_role("button", name="Nothing").click()
         after = desktop.stage()
         np.testing.assert_array_equal(after[10:-10, 10:-10], before[10:-10, 10:-10])
+
+    def test_blur_paths(self, desktop):
+        before = desktop.stage()
+        desktop.first.get_by_role("button", name="Blur paths").click()
+        desktop.first.get_by_text("how the image moved there").wait_for()
+        shown = desktop.stage()
+        height, width = shown.shape[:2]
+
+        def at(pixels: np.ndarray, y: float, x: float) -> np.ndarray:
+            return pixels[round(y / HEIGHT * height), round(x / WIDTH * width)]
+
+        for y, x in ((45, 41), (45, 60), (45, 119), (9, 9)):
+            assert at(shown, y, x).min() > 230, (y, x)
+        for y, x in ((45, 30), (45, 130), (20, 60)):
+            np.testing.assert_array_equal(at(shown, y, x), at(before, y, x))
+        desktop.first.get_by_role("button", name="Gate").click()
+        desktop.first.get_by_text("1.00: most along the path").wait_for()
+        assert "18 % on average" in desktop.first.locator(".explain").inner_text()
+        pixels = desktop.stage()
+        assert at(pixels, 5, 30).sum() > at(pixels, 80, 30).sum()
+        assert at(pixels, 45, 60).max() < 230  # the lines are gone
+        desktop.first.get_by_role("button", name="Nothing").click()
+        np.testing.assert_array_equal(desktop.stage()[10:-10, 10:-10], before[10:-10, 10:-10])
 
     def test_attention(self, desktop):
         desktop.first.get_by_role("button", name="Attention, encoder <2>").click()

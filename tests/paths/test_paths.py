@@ -277,6 +277,21 @@ def test_a_stream_equals_its_clip(
         assert np.abs(stream.astype(int) - video).max() > 1
 
 
+@pytest.mark.stress  # compiles for a minute
+def test_an_explanation_draws_the_motion_of_the_exposure() -> None:
+    blurred, _ = moving((3.0, 8.0), 0.8)
+    clip = jnp.asarray(np.clip(blurred[None, :, :97, :141], 0, 1), jnp.float32)
+    model = PathRestorer(PathsConfig(duty=0.8, light="stored"), Halved())  # pads to 100 x 144
+    found = jax.jit(model.explain_clip)(clip)
+    tiling = Tiling(100, 144, 64, 128, 192)
+    chex.assert_shape(found.gate, (1, 5, 7, 9))
+    chex.assert_shape(found.paths, (1, 5, len(tiling.centres), 9, 2))
+    assert 0 <= found.gate.min() < found.gate.max() <= 1
+    np.testing.assert_allclose(found.paths[0, :, :, 4] - tiling.centres, 0, atol=1e-3)
+    moved = np.median(found.paths[0, 2, :, -1] - found.paths[0, 2, :, 0], axis=0)
+    np.testing.assert_allclose(moved, [2.4, 6.4], atol=0.5)
+
+
 def test_frames_that_hold_no_tile_go_through() -> None:
     video = np.full((3, 40, 200, 3), 77, np.uint8)
     np.testing.assert_array_equal(restore_clip(PathRestorer(PathsConfig()), video), video)

@@ -16,7 +16,7 @@ from jaxdeblur.data.fixed_scenes import rendered_videos
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.restoration.stream import Stream, restore_frames
 from jaxdeblur.weights import shipped
-from jaxdeblur.weights.load import load_model
+from jaxdeblur.weights.load import load_model, load_restorer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,7 +62,7 @@ def test_every_use_has_weights(use: shipped.Use) -> None:
 
 def test_they_compute_in_the_type_that_is_asked_for() -> None:
     """``--dtype=bfloat16``: half the memory on a GPU."""
-    name = shipped.default_name()
+    name = shipped.default_name("fast video")
     assert load_model(name).network.dtype == "float32"
     half = load_model(name, dtype="bfloat16")
     assert half.network.dtype == "bfloat16"
@@ -70,14 +70,20 @@ def test_they_compute_in_the_type_that_is_asked_for() -> None:
 
 
 @pytest.mark.optimised
-@every_weights
+@pytest.mark.parametrize(
+    "name",
+    [  # Paths take minutes to compile.
+        pytest.param(name, marks=[pytest.mark.stress] * ("paths" in name))
+        for name in shipped.names()
+    ],
+)
 @pytest.mark.parametrize("scenes", [pytest.param("narrow", marks=pytest.mark.stress), "wide"])
 def test_the_score_is_the_documented_one(name: str, scenes: str) -> None:
     """docs/results.md: two validation scenes of each kind, to 0.05 dB."""
     table = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     row = re.search(rf"^\| `{name}` \| {scenes} \| [\d.]+ \| ([\d.]+) \|", table, re.MULTILINE)
     assert row, f"docs/results.md has no row for {name} on {scenes}"
-    loaded = load_model(name)
+    loaded = load_restorer(name)
     restore = partial(restore_frames, partial(Stream, loaded.model))
     scores = []
     for video in rendered_videos("validation", scenes, scenes=2):
