@@ -29,7 +29,7 @@ from jaxdeblur.shapes import Parameters
 from jaxdeblur.weights import shipped
 
 CONFIG_NAME = "config.json"
-PATHS = "paths"
+PATHS_ALONE = "paths"
 """What ``--ckpt`` calls blur paths without a network."""
 
 RUNS = Path("runs")
@@ -72,9 +72,10 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
         return _load_file(path, path.name, dtype)
     if str(name_or_path) in shipped.names():
         return _load_file(shipped.path(str(name_or_path)), str(name_or_path), dtype)
-    if str(name_or_path) == PATHS:  # float32 whatever ``dtype`` is
-        return LoadedModel(PathRestorer(PathsConfig()), PATHS, PathsConfig(), 0, PATHS, {})
-    known = ", ".join([*shipped.names(), PATHS]) or "none are installed"
+    if str(name_or_path) == PATHS_ALONE:  # float32 whatever ``dtype`` is
+        config = PathsConfig()
+        return LoadedModel(PathRestorer(config), PATHS_ALONE, config, 0, PATHS_ALONE, {})
+    known = ", ".join([*shipped.names(), PATHS_ALONE]) or "none are installed"
     raise UserError(
         # Without an option's name: --ckpt, --start-from, --mix-with and others all come here.
         f"{name_or_path}: no such run folder or .safetensors file, and not the name of weights "
