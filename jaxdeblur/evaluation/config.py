@@ -18,8 +18,8 @@ class EvaluationConfig:
 
     Attributes:
       data: by default what the run trains on, its test or held-out videos, and rendered for weights
-        that are no run; rendered, rendered:SCENES or rendered:20px (at 1280x720 with that blur), a
-        folder (its layout is recognised), or LAYOUT:FOLDER.
+        that are no run; rendered, rendered:SCENES or rendered:20px (1280x720 with 2, 5, 10, 20 or
+        40 pixels of blur), a folder (its layout is recognised), or LAYOUT:FOLDER.
       split: the part of the data set: test, or validation where no test set is published (REDS).
       variant: which blurred frames, where a data set has several: blur or blur_gamma.
       only: only the videos with this name or beginning; all by default.
