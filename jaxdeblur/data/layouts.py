@@ -17,7 +17,7 @@ RENDERED = "rendered"
 """The data set that needs no files: scenes that the package renders."""
 HIGH_SPEED = "highspeed"
 """The layout of frames that are averaged into blur."""
-PATHS = "paths"
+PATH_CLIPS = "paths"
 """The layout of clips with the maps of blur paths (training/path_clips.py)."""
 MAPS_FILE, SHARP_FILE = "maps.npy", "sharp.npy"
 """Of each clip in that layout, uint8 ``T H W 14`` and ``T H W 3``."""
@@ -41,7 +41,7 @@ PAIRED = {  # in the order in which they are looked for
     "dvd": Patterns("*/GT", {"": "*/input"}),
 }
 
-LAYOUTS = (*PAIRED, HIGH_SPEED, PATHS)
+LAYOUTS = (*PAIRED, HIGH_SPEED, PATH_CLIPS)
 """The names that may stand before a path, as in ``gopro:/data/GOPRO_Large``."""
 
 SPLIT_FOLDERS = {
@@ -146,7 +146,7 @@ def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
     if spec.layout == HIGH_SPEED:
         folder, title = _split_folder(spec.root, split)
         return Listing(title, "", high_speed_videos(folder))
-    if spec.layout == PATHS:
+    if spec.layout == PATH_CLIPS:
         folder, title = _split_folder(spec.root, split)
         places = [
             Place(printable(entry.name), entry / MAPS_FILE, entry / SHARP_FILE)
