@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import json
 import re
 import runpy
 import shlex
@@ -29,6 +30,7 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOUR = ROOT / "examples" / "tour.ipynb"
 LAB = sorted((ROOT / "docs" / "lab").glob("*.md"))
 STARTS = (
     "python ",
@@ -285,6 +287,29 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
+def cells(notebook: Path) -> list[str]:
+    """The code of a notebook, cell by cell."""
+    found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in found if cell["cell_type"] == "code"]
+
+
+_WITHOUT_NOTEBOOK = """
+import sys, types
+display = types.ModuleType("IPython.display")
+display.Image, display.display = bytes, lambda png: print(f"a picture of {len(png):,} bytes")
+sys.modules["IPython"], sys.modules["IPython.display"] = types.ModuleType("IPython"), display
+"""
+
+
+def run_notebook(folder: Path) -> str:
+    """Runs the cells of the tour in one process, pictures aside; what is wrong, or nothing."""
+    code = "\n".join([_WITHOUT_NOTEBOOK, *cells(TOUR)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.stderr[-2000:] if done.returncode else ""
+
+
 def main() -> None:
     """Checks, and says what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -312,6 +337,13 @@ def main() -> None:
                 print(f"{time.monotonic() - began:5.0f} s {command.where}", flush=True)
                 if problem:
                     wrong.append(f"{command.where}\n    {problem}")
+    if arguments.run and arguments.only in (None, TOUR.name):
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.monotonic()
+            problem = run_notebook(Path(folder))
+            print(f"{time.monotonic() - began:5.0f} s {TOUR.relative_to(ROOT)}", flush=True)
+            if problem:
+                wrong.append(f"{TOUR.relative_to(ROOT)}\n    {problem}")
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import json
 import re
 import runpy
 from pathlib import Path
@@ -81,3 +84,24 @@ def test_the_map_has_every_module_in_its_folder() -> None:
         for names in re.findall(r"^  (\S.*?)  ", lines, re.M):
             for name in names.split(", "):
                 assert list(folder.glob(f"{name.rstrip('/')}*")), f"{room}/{name}"
+
+
+def test_the_tour_is_a_notebook_without_results_whose_imports_exist(check: Any) -> None:
+    notebook = json.loads(check.TOUR.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], {cell["cell_type"] for cell in notebook["cells"]}) == (
+        4,
+        {"code", "markdown"},
+    )
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
+    for code in check.cells(check.TOUR):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module != "IPython.display":
+                module = importlib.import_module(str(node.module))
+                missing = [a.name for a in node.names if not hasattr(module, a.name)]
+                assert not [n for n in missing if not _is_module(f"{node.module}.{n}")]
+            elif isinstance(node, ast.Import):
+                assert all(_is_module(alias.name) for alias in node.names)
+
+
+def _is_module(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
