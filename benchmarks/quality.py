@@ -38,7 +38,7 @@ from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.options import ClusterConfig, Parser
 from jaxdeblur.restoration.stream import from_uint8
 from jaxdeblur.shapes import Clip
-from jaxdeblur.weights.load import LoadedModel, load_model
+from jaxdeblur.weights.load import LoadedModel, load_model, load_restorer
 
 _MEANS = (
     "psnr", "psnr_blurred", "ssim", "ssim_blurred", "temporal_error", "temporal_error_blurred",
@@ -120,7 +120,7 @@ def scores(arguments: argparse.Namespace) -> None:
     """A table of evaluations for each of the weights."""
     print(f"{machine()}\n")
     for checkpoint in arguments.ckpt:
-        loaded = load_model(checkpoint)
+        loaded = load_restorer(checkpoint)
         out = arguments.out / Path(checkpoint).name
         print(f"### {checkpoint} (step {loaded.step})\n")
         print("| data | blurred, dB | restored, dB | gain | worst | SSIM | flicker, grey levels |")
