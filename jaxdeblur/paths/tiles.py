@@ -110,19 +110,6 @@ def _outer(v: np.ndarray) -> Float[np.ndarray, "n n"]:
     return (v[:, None] * v).astype(np.float32)
 
 
-def resampled(source: Tiling, target: Tiling) -> Float[np.ndarray, "M N"]:
-    """Bilinear weights from the N tiles of one tiling to the M of another of the same image."""
-
-    def along(count: int, step: int, new_count: int, new_step: int) -> np.ndarray:
-        at = np.clip(np.arange(new_count) * new_step / step, 0, count - 1)
-        hats = 1 - np.abs(at[:, None] - np.arange(count))
-        return np.maximum(hats, 0)
-
-    axes = zip(source.shape, target.shape, strict=True)
-    rows, columns = (along(n, source.stride, m, target.stride) for n, m in axes)
-    return np.kron(rows, columns).astype(np.float32)
-
-
 def over_tiles(work: Callable[[Any], Any], tiles: Any) -> Any:
     """``work`` on each tile: one after the other on a CPU, whose caches hold one; else at once."""
     return lax.platform_dependent(

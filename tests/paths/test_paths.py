@@ -21,7 +21,7 @@ from jaxdeblur.paths.likelihood import START, Fit, Observed, band, likelihood, n
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, sample_weights, spline, transfer
 from jaxdeblur.paths.restorer import PathRestorer, PathsConfig
 from jaxdeblur.paths.shutter import DUTIES, Shutter
-from jaxdeblur.paths.tiles import Tiling, cut, hann, overlap_add, resampled, taper
+from jaxdeblur.paths.tiles import Tiling, cut, hann, overlap_add, taper
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
 
 pytestmark = pytest.mark.optimised  # Without optimisation these programs run for minutes.
@@ -216,11 +216,6 @@ def test_maps_without_a_change_are_the_gates_frame() -> None:
 
 def test_gate_closes_where_nothing_is_told() -> None:
     np.testing.assert_allclose(smoothstep(jnp.array([0.0, 1.0, 3.0]), 0.5, 1.5), [0, 0.5, 1])
-
-
-def test_weights_between_tilings_add_up_to_one() -> None:
-    coarse, fine = Tiling(100, 180, 64, 128, 192), Tiling(100, 180, 32, 64, 96)
-    np.testing.assert_allclose(resampled(coarse, fine).sum(1), 1, atol=1e-6)
 
 
 class Halved(VideoRestorer):
