@@ -23,8 +23,10 @@ from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import split
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.weights.load import PATHS, load_model
 
-PRESETS = ("strcnn_dtb", "fsta_concat", "strcnn_dtb_choice", "strcnn")
+PRESETS = ("strcnn_dtb", "fsta_concat", PATHS, "strcnn_dtb_choice", "strcnn")
+"""``paths`` are blur paths without a network."""
 SIZES = ((1280, 720), (3840, 2160))
 GOALS = {(1280, 720): 500, (3840, 2160): 60}
 """Frames a second of strcnn_dtb on an H200 (docs/lab/performance.md)."""
@@ -58,8 +60,12 @@ def frames_of(name: str, width: int, height: int, count: int) -> dict[str, Any]:
 
     Memory is the most that the process has held so far, of any preset.
     """
-    network: Any = dataclasses.replace(presets.find(name).network, dtype="bfloat16")
-    model = models.build(network)
+    if name == PATHS:
+        network: Any = None
+        model = load_model(name).model
+    else:
+        network = dataclasses.replace(presets.find(name).network, dtype="bfloat16")
+        model = models.build(network)
     frames = np.random.default_rng(0).integers(0, 256, (8, height, width, 3), np.uint8)
     stream = Deblurrer(model).open_stream(height, width)
 
@@ -77,7 +83,7 @@ def frames_of(name: str, width: int, height: int, count: int) -> dict[str, Any]:
         found["goal"] = GOALS[width, height]
     if isinstance(network, FstaConfig):
         found |= network_share(name, width, height)
-    if train_step.has_twin(network) and has_torch():
+    if network and train_step.has_twin(network) and has_torch():
         found["torch"] = torch_frames_of(network, model, frames, count)
     return found
 
