@@ -59,7 +59,7 @@ def an_explanation(seed: int) -> Explanation:
     weights = jnp.asarray(np.broadcast_to(ramp, (1, 1, h, w)))
     # Six cells of 16 pixels reach below the 90 rows; all but the uppermost take nothing.
     gate = jnp.zeros((1, 1, 6, 10)).at[:, :, 0].set(1.0)
-    paths = jnp.array([[[[[45.0, 40.0], [45.0, 120.0]], [[9.0, 9.0], [9.0, 9.0]]]]])
+    paths = jnp.array([[[[[45.0, 40.0], [45.0, 120.0]], [[70.0, 20.0], [70.0, 20.0]]]]])
     return Explanation(weights, (block,), gate, paths)
 
 
@@ -120,7 +120,7 @@ def test_an_even_map_is_one_even_spread_however_far_it_is_reduced(size: tuple[in
 
 def test_paths_are_a_line_each_and_the_gate_is_that_of_every_pixel() -> None:
     shot = a_shot(0, explained=True)
-    assert shot["paths"] == "M40.0 45.0 120.0 45.0M9.0 9.0 9.0 9.0"
+    assert shot["paths"] == "M40.0 45.0 120.0 45.0M20.0 70.0 20.0 70.0"
     _, data = shot["gate"]["src"].split(",")
     gate = np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) / 255
     assert gate.shape == (HEIGHT, WIDTH)
@@ -324,15 +324,18 @@ class TestBrowser:
         def at(pixels: np.ndarray, y: float, x: float) -> np.ndarray:
             return pixels[round(y / HEIGHT * height), round(x / WIDTH * width)]
 
-        for y, x in ((45, 41), (45, 60), (45, 119), (9, 9)):
+        for y, x in ((45, 41), (45, 60), (45, 119)):
             assert at(shown, y, x).min() > 230, (y, x)
+        row, column = round(70 / HEIGHT * height), round(20 / WIDTH * width)
+        dot = shown[row - 2 : row + 3, column - 2 : column + 3]
+        assert dot.max() > 150  # small, so its white is mixed with the rim
         for y, x in ((45, 30), (45, 130), (20, 60)):
             np.testing.assert_array_equal(at(shown, y, x), at(before, y, x))
         desktop.first.get_by_role("button", name="Gate").click()
         desktop.first.get_by_text("1.00: most along the path").wait_for()
         assert "18 % on average" in desktop.first.locator(".explain").inner_text()
         pixels = desktop.stage()
-        assert at(pixels, 5, 30).sum() > at(pixels, 80, 30).sum()
+        assert at(pixels, 5, 60).sum() > at(pixels, 80, 60).sum()
         assert at(pixels, 45, 60).max() < 230  # the lines are gone
         desktop.first.get_by_role("button", name="Nothing").click()
         np.testing.assert_array_equal(desktop.stage()[10:-10, 10:-10], before[10:-10, 10:-10])
