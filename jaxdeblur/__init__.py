@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 from typing import TYPE_CHECKING
@@ -17,9 +18,10 @@ VERSION = "0.2.0"
 # jaxlib 0.10 computes some jitted, vmapped reductions wrongly on CPUs (jax-ml/jax#39103). It is set
 # here, since XLA reads its flags once, when the first device is prepared.
 _WITHOUT_YNN_REDUCTIONS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
-if importlib.metadata.version("jaxlib").startswith("0.10."):
+with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of which a command says more
     _flags = os.environ.get("XLA_FLAGS", "")
-    if "ynn_fusion_type" not in _flags:  # a user's own choice stays
+    _mends = importlib.metadata.version("jaxlib").startswith("0.10.")
+    if _mends and "ynn_fusion_type" not in _flags:  # a user's own choice stays
         os.environ["XLA_FLAGS"] = f"{_flags} {_WITHOUT_YNN_REDUCTIONS}".strip()
 
 

@@ -166,7 +166,7 @@ def test_one_image_has_weights_of_its_own(command, tmp_path):
     assert (code, re.findall(r"weights: (\w+)", said)) == (0, used), said
     code, said = command("frames", "fast", "--fast", ckpt=False)
     assert (code, re.findall(r"weights: (\w+)", said)) == (0, ["strcnn_dtb_choice"]), said
-    code, said = command("frames", "fast", "--fast")
+    code, said = command("frames", "other", "--fast")
     assert (code, "--fast is of the weights that ship" in said) == (2, True), said
     assert (tmp_path / "both" / "photo.png").read_bytes() == (tmp_path / "out.png").read_bytes()
 

@@ -83,6 +83,7 @@ def a_tile() -> tuple[Fit, Observed]:
     return Fit(knots, jnp.asarray(START), jnp.asarray([-0.5, 0.0, -1.0])), seen
 
 
+@pytest.mark.optimised
 def test_gradient_of_the_likelihood(tile: tuple[Fit, Observed]) -> None:
     fit, seen = tile
     where, floor = band(48, 0.24, 2), noise_floor(hann(96), 2)
@@ -154,6 +155,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((np.clip(a, 0, 1) - b)[80:-80, 80:-80] ** 2) + 1e-12))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("duty", [pytest.param(0.5, marks=pytest.mark.stress), 1.0])
 def test_a_frame_blurred_along_a_known_path_comes_back(duty: float) -> None:
     blurred, sharp = moving((2.0, 9.0), duty)
@@ -174,6 +176,7 @@ def test_a_frame_blurred_along_a_known_path_comes_back(duty: float) -> None:
     assert np.asarray(told.cells)[5:-5, 5:-5, 0].mean() > 0.5
 
 
+@pytest.mark.optimised
 def test_sharp_frames_stay_as_they_are() -> None:
     _, sharp = moving((2.0, 9.0), 1.0)
     frames = jnp.asarray(np.round(np.clip(sharp, 0, 1) * 255) / 255, jnp.float32)
@@ -238,6 +241,7 @@ OVER_PATHS = StrcnnConfig(
 )
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("base", "over", "length"),
     [
