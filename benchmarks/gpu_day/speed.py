@@ -23,9 +23,9 @@ from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import split
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.stream import restore_clip
-from jaxdeblur.weights.load import PATHS, load_model
+from jaxdeblur.weights.load import PATHS_ALONE, load_model
 
-PRESETS = ("strcnn_dtb", "fsta_concat", PATHS, "strcnn_dtb_choice", "strcnn")
+PRESETS = ("strcnn_dtb", "fsta_concat", PATHS_ALONE, "strcnn_dtb_choice", "strcnn")
 """``paths`` are blur paths without a network."""
 SIZES = ((1280, 720), (3840, 2160))
 GOALS = {(1280, 720): 500, (3840, 2160): 60}
@@ -60,7 +60,7 @@ def frames_of(name: str, width: int, height: int, count: int) -> dict[str, Any]:
 
     Memory is the most that the process has held so far, of any preset.
     """
-    if name == PATHS:
+    if name == PATHS_ALONE:
         network: Any = None
         model = load_model(name).model
     else:
