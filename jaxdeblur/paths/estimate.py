@@ -95,7 +95,8 @@ def estimate(
 
         return shutter.add(lax.map(told, jnp.array(LIGHTS)))
 
-    shutter = lax.cond(observe, ask, lambda shutter: shutter, shutter)
+    if duty is None or linear is None:  # else there is nothing to ask
+        shutter = lax.cond(observe, ask, lambda shutter: shutter, shutter)
     is_linear = shutter.linear > 0 if linear is None else jnp.asarray(linear)
     open_for = shutter.duty if duty is None else jnp.float32(duty)
 

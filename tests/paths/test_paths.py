@@ -83,7 +83,6 @@ def a_tile() -> tuple[Fit, Observed]:
     return Fit(knots, jnp.asarray(START), jnp.asarray([-0.5, 0.0, -1.0])), seen
 
 
-@pytest.mark.optimised
 def test_gradient_of_the_likelihood(tile: tuple[Fit, Observed]) -> None:
     fit, seen = tile
     where, floor = band(48, 0.24, 2), noise_floor(hann(96), 2)
@@ -155,32 +154,32 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((np.clip(a, 0, 1) - b)[80:-80, 80:-80] ** 2) + 1e-12))
 
 
-@pytest.mark.optimised
+restored = jax.jit(estimate, static_argnames=("duty", "linear"))
+
+
 @pytest.mark.parametrize("duty", [pytest.param(0.5, marks=pytest.mark.stress), 1.0])
 def test_a_frame_blurred_along_a_known_path_comes_back(duty: float) -> None:
     blurred, sharp = moving((2.0, 9.0), duty)
-    frames = jnp.asarray(blurred, jnp.float32)
-    run = jax.jit(estimate, static_argnames=("duty", "linear"))
-    asked = run(frames, frames[2], jnp.ones(5), Shutter.unknown(), jnp.asarray(True))
-    assert abs(float(asked.shutter.duty) - duty) <= 0.1
-    told = run(
-        frames,
-        frames[2],
-        jnp.ones(5),
-        Shutter.unknown(),
-        jnp.asarray(False),
-        duty=duty,
-        linear=False,
-    )
+    frames, never = jnp.asarray(blurred, jnp.float32), jnp.asarray(False)
+    told = restored(frames, frames[2], jnp.ones(5), Shutter.unknown(), never, duty, False)
     assert psnr(np.asarray(told.sharp), sharp[2]) > max(35.0, psnr(blurred[2], sharp[2]) + 3)
     assert np.asarray(told.cells)[5:-5, 5:-5, 0].mean() > 0.5
 
 
-@pytest.mark.optimised
+@pytest.mark.stress  # Asking is a program of its own, which takes minutes to compile.
+@pytest.mark.parametrize("duty", [0.5, 1.0])
+def test_the_duty_is_found(duty: float) -> None:
+    blurred, _ = moving((2.0, 9.0), duty)
+    frames = jnp.asarray(blurred, jnp.float32)
+    asked = restored(frames, frames[2], jnp.ones(5), Shutter.unknown(), jnp.asarray(True))
+    assert abs(float(asked.shutter.duty) - duty) <= 0.1
+
+
 def test_sharp_frames_stay_as_they_are() -> None:
     _, sharp = moving((2.0, 9.0), 1.0)
     frames = jnp.asarray(np.round(np.clip(sharp, 0, 1) * 255) / 255, jnp.float32)
-    found = jax.jit(estimate)(frames, frames[2], jnp.ones(5), Shutter.unknown(), jnp.asarray(True))
+    never = jnp.asarray(False)
+    found = restored(frames, frames[2], jnp.ones(5), Shutter.unknown(), never, 1.0, False)
     share = at_pixels(found.cells[..., :1], *frames.shape[1:3])
     out = frames[2] + share * (found.sharp - frames[2])
     assert psnr(np.asarray(out), np.asarray(frames[2])) > 50
@@ -241,7 +240,6 @@ OVER_PATHS = StrcnnConfig(
 )
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("base", "over", "length"),
     [
@@ -264,7 +262,9 @@ def test_a_stream_equals_its_clip(
 ) -> None:
     blurred, _ = moving((1.0, 6.0), 1.0)
     video = np.round(np.clip(blurred[:length, :97, :141], 0, 1) * 255).astype(np.uint8)
-    model = PathRestorer(PathsConfig(), base, build(over) if over else None)
+    # Told of the shutter, it compiles in half of the time.
+    config = PathsConfig(duty=1.0, light="stored") if over else PathsConfig()
+    model = PathRestorer(config, base, build(over) if over else None)
     stream = np.stack(list(restore_frames(functools.partial(Stream, model), video)))
     clip = restore_clip(model, video)
     assert stream.shape == video.shape
