@@ -3,7 +3,7 @@
 # make web       serves a page on this machine that deblurs in the browser (docs/deploy.md)
 # make test      lint, types and tests
 # make stress    the tests that make test leaves out: they run long
-# make docs-check  runs the commands that README and guides show, on tiny inputs
+# make docs-check  runs the commands that README and guides show, on tiny inputs, and the notebook
 PYTHON ?= python3
 # An active virtual environment is used as it is; otherwise .venv is made.
 VENV := $(or $(VIRTUAL_ENV),.venv)

@@ -22,7 +22,7 @@ def check() -> Any:
 
 
 def test_what_pages_name_is_there(check: Any) -> None:
-    pages = [*check.PAGES, *check.LAB]
+    pages = [*check.PAGES, *check.LAB, check.TOUR]
     assert len(check.PAGES) > 8
     assert [problem for page in pages for problem in check.missing(page)] == []
 
@@ -88,19 +88,31 @@ def test_the_map_has_every_module_in_its_folder() -> None:
 
 def test_the_tour_is_a_notebook_without_results_whose_imports_exist(check: Any) -> None:
     notebook = json.loads(check.TOUR.read_text(encoding="utf-8"))
-    assert (notebook["nbformat"], {cell["cell_type"] for cell in notebook["cells"]}) == (
-        4,
-        {"code", "markdown"},
-    )
-    assert not any(cell.get("outputs") for cell in notebook["cells"])
-    for code in check.cells(check.TOUR):
-        for node in ast.walk(ast.parse(code)):
-            if isinstance(node, ast.ImportFrom) and node.module != "IPython.display":
-                module = importlib.import_module(str(node.module))
-                missing = [a.name for a in node.names if not hasattr(module, a.name)]
-                assert not [n for n in missing if not _is_module(f"{node.module}.{n}")]
-            elif isinstance(node, ast.Import):
-                assert all(_is_module(alias.name) for alias in node.names)
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    names = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[\w-]{1,64}", name) for name in names)
+    for cell in notebook["cells"]:
+        assert cell["cell_type"] in ("code", "markdown")
+        assert isinstance(cell["metadata"], dict)
+        assert "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+    runner = runpy.run_path(str(ROOT / "tests" / "notebook.py"))
+    imports = [
+        node
+        for code in runner["code_cells"](check.TOUR)
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert len(imports) > 10
+    for node in imports:
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(str(node.module))
+            missing = [a.name for a in node.names if not hasattr(module, a.name)]
+            assert not [n for n in missing if not _is_module(f"{node.module}.{n}")]
+        else:
+            assert all(_is_module(alias.name) for alias in node.names)
 
 
 def _is_module(name: str) -> bool:
