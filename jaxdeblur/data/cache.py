@@ -80,6 +80,34 @@ class Kept(Generic[Content]):
         return self.read(folder)
 
 
+def keep_settings(folder: Path, settings: dict[str, Any], what: str, another: str) -> None:
+    """Writes what decides the clips in a new folder, or checks that they were drawn with the same.
+
+    Args:
+      folder: made if it is not there.
+      settings: what decides them, as JSON can hold it: ``settings.json``.
+      what: which clips they are, for messages.
+      another: what else may be done where they are others, for messages.
+
+    Raises:
+      UserError: the folder holds something else, or cannot be read or written.
+    """
+    told = json.loads(json.dumps(settings))  # tuples are lists there
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            write_json(folder / "settings.json", told)
+        there = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        other = [name for name, value in told.items() if there[name] != value]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: not a folder of clips of {what} ({error!r})") from error
+    if other:
+        raise UserError(
+            f"{folder}: its clips were drawn with another {', '.join(other)}; go on with the "
+            f"same, remove the folder, or {another}"
+        )
+
+
 def read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     """A memory-mapped uint8 array; OSError or ValueError if it is damaged or of another shape."""
     array = np.load(file, mmap_mode="r", allow_pickle=False)

@@ -9,8 +9,7 @@ reblurred frame leaves unexplained and what the neighbours' X has more than its 
     restored = Y + clip(g + m dg, 0, 1) (X - Y) + m dI,  m = a / (a + a0),  a = |Y - B| + g |X - Y|
 
 where the network makes dI and dg; at zero, that is the physics. a is a mean over cells of 16 x 16
-pixels: where base and gate leave the blurred frame as it is, so does the network, and sharp video
-stays sharp.
+pixels: where base and gate leave the blurred frame as it is, so does the network.
 """
 
 from __future__ import annotations

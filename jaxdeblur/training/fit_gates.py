@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -30,10 +29,11 @@ from jaxtyping import Array, Float
 
 from jaxdeblur import devices, presets
 from jaxdeblur.data.batches import batches
+from jaxdeblur.data.cache import keep_settings
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.training_data import open_data
 from jaxdeblur.errors import ProgressLine, UserError, run_command
-from jaxdeblur.files import ended_by_signals, replace_when_whole, write_json
+from jaxdeblur.files import ended_by_signals, replace_when_whole
 from jaxdeblur.models.layers import enlarge
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import build
@@ -109,20 +109,7 @@ class KeptClips:
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder = folder
-        told = json.loads(json.dumps(settings))  # tuples are lists there
-        try:
-            folder.mkdir(exist_ok=True)
-            if not any(folder.iterdir()):
-                write_json(folder / "settings.json", told)
-            there = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-            other = [name for name, value in told.items() if there[name] != value]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder}: not a folder of clips of fit_gates ({error!r})") from error
-        if other:
-            raise UserError(
-                f"{folder}: its clips were drawn with another {', '.join(other)}; go on with the "
-                "same, remove the folder, or name another with --clips-in"
-            )
+        keep_settings(folder, settings, "fit_gates", "name another with --clips-in")
 
     def steps(self) -> int:
         """How many steps have been drawn."""

@@ -5,8 +5,7 @@
 Finding the paths takes longer than a step of training, so it is done once. Rendered scenes and
 exposures of high-speed frames (eq. 1 of the paper, ICCV 2017) are restored as in use, with the same
 tiles and constants; but a clip of a few small frames tells little of the shutter, so the duty cycle
-and the light are told, with the errors that they have in use. A folder whose drawing was stopped
-goes on where it was.
+and the light are told, with errors. A folder whose drawing was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdeblur import devices
+from jaxdeblur.data.cache import keep_settings
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import average
 from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
@@ -173,8 +173,11 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     """Draws the clips that are not in the folder yet.
 
     Raises:
-      UserError: a folder of the options cannot be read or written.
+      UserError: a folder of the options cannot be read or written, or its clips are others.
     """
+    settings = dataclasses.asdict(config)
+    del settings["clips"]  # More may be drawn.
+    keep_settings(folder, settings, "path_clips", "name another")
     base = load_model(config.base).model if config.base else None
     below = jax.jit(base.restore_clip) if base else lambda clip: clip
 

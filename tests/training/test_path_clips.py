@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdeblur.data.cache import keep_settings
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
@@ -64,6 +65,15 @@ def test_clips_that_do_not_belong_together_are_refused(folder: Path) -> None:
     np.save(file, np.zeros((3, 40, 48, 4), np.uint8))
     with pytest.raises(UserError, match=r"sharp\.npy: uint8 .* not bytes T H W 3"):
         open_dataset(f"paths:{folder}", "train")
+
+
+def test_a_folder_of_other_clips_is_not_added_to(tmp_path: Path) -> None:
+    keep_settings(tmp_path, {"seed": 0}, "path_clips", "name another")
+    keep_settings(tmp_path, {"seed": 0}, "path_clips", "name another")
+    with pytest.raises(UserError, match="drawn with another seed; go on with the same, remove"):
+        keep_settings(tmp_path, {"seed": 1}, "path_clips", "name another")
+    with pytest.raises(UserError, match="not a folder of clips of path_clips"):
+        draw_clips(tmp_path, PathClipsConfig(clips=1, base=""))
 
 
 @pytest.mark.stress
