@@ -162,7 +162,7 @@ PRESETS: dict[str, Preset] = {
     "strcnn_dtb_small": Preset(
         about="STRCNN+DTB at width 24 with 2+2 blocks (87 k parameters), for small motion.",
         expect="Two CPU cores, about 10 minutes for its 3,000 steps. The 2,000 of make demo "
-        "gain +1.31 dB on rendered test scenes, +0.96 on the worst. An hour of one core on small "
+        "gain +1.29 dB on rendered test scenes, +0.98 on the worst. An hour of one core on small "
         "and large motion gained +1.40 dB on real video of 7 frames averaged (docs/results.md).",
         network=_SMALL,
         training=_TWO_CORES,
