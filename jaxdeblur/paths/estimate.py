@@ -15,10 +15,10 @@ from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.fit import first_fit, fit_paths, gain_over_no_blur
-from jaxdeblur.paths.gate import gate
+from jaxdeblur.paths.gate import BLURRED, gate, smoothstep
 from jaxdeblur.paths.likelihood import Fit, Observed, band, folded_spectra, noise_floor
 from jaxdeblur.paths.path import FRAMES, exposed, exposures, extent, spline, through
-from jaxdeblur.paths.shutter import LIGHTS, Shutter, evidence
+from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, TILES, Shutter, evidence
 from jaxdeblur.paths.tiles import REACH, Tiling, hann
 
 WINDOW = 5
@@ -62,7 +62,7 @@ def estimate(
       base: the middle one as a network restores it, or as it is.
       present: 1 for a frame, 0 for one beyond the video's ends, whose pixels do not matter.
       shutter: what the frames before told.
-      observe: whether this frame is asked for evidence of the shutter, a bool.
+      observe: whether this frame is asked for evidence of the shutter though some is there, a bool.
       duty: the share of the period that the shutter is open; None for what the evidence says.
       linear: averaged in linear light (True) or as stored (False); None likewise.
     """
@@ -89,14 +89,17 @@ def estimate(
     speed = jnp.linalg.norm(moves[:, 1:3], axis=-1).max(-1) * present[2]
 
     def ask(shutter: Shutter) -> Shutter:
-        def told(gamma: Float[Array, ""]) -> Float[Array, " D"]:
+        def told(gamma: Float[Array, ""]) -> tuple[Float[Array, "n D"], Float[Array, " n"]]:
             seen = observed(stored[1:4] ** gamma, offsets)
             return evidence(start, seen, speed, where, floor)
 
-        return shutter.add(lax.map(told, jnp.array(LIGHTS)))
+        found, counts = lax.map(told, jnp.array(LIGHTS))
+        return shutter.add(found, counts[0])
 
     if duty is None or linear is None:  # else there is nothing to ask
-        shutter = lax.cond(observe, ask, lambda shutter: shutter, shutter)
+        moving = (speed > LEAST_MOTION).any()
+        asked = moving & (observe | (shutter.tiles < TILES))
+        shutter = lax.cond(asked, ask, lambda shutter: shutter, shutter)
     is_linear = shutter.linear > 0 if linear is None else jnp.asarray(linear)
     open_for = shutter.duty if duty is None else jnp.float32(duty)
 
@@ -114,13 +117,16 @@ def estimate(
     tiles = wiener.Tiles(fit, _offsets(fit.knots), _weights(fit, here), open_for)
     made = wiener.luminance(bright, base_bright, tiles, basis, tiling)
     colours, base_colours = _chroma(middle, bright), _chroma(base, base_bright)
-    change = wiener.chrominance(colours, base_colours, tiles, basis, half) - colours[1]
+    sharp = wiener.chrominance(colours, base_colours, tiles, basis, half, made.shares)
+    change = sharp - colours[1]
     red, blue = jax.image.resize(change, (2, 2 * change.shape[1], 2 * change.shape[2]), "linear")
     green = -(_LUMA[0] * red + _LUMA[2] * blue) / _LUMA[1]
     change = jnp.stack([red, green, blue], -1)[:height, :width]
     sharp = jnp.clip(middle[1] + (made.sharp - bright[1])[..., None] + change, 0.0, 1.0)
     sharp = lax.cond(is_linear, lambda x: x ** (1 / GAMMA), lambda x: x, sharp)
     cells = gate(made, bright[1], extent(fit.knots, open_for), gain, tiling)
+    if duty is None:
+        cells = cells.at[..., 0].multiply(smoothstep(shutter.blurred, *BLURRED))
     unexplained = jnp.stack([made.residual, made.disagreement], -1)
     paths = jnp.asarray(tiling.centres)[:, None] + exposed(fit.knots, open_for)
     return Estimate(sharp, unexplained, cells, paths, shutter)

@@ -29,7 +29,7 @@ from jaxdeblur.paths.likelihood import (
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, sample_weights
 from jaxdeblur.paths.tiles import over_tiles
 
-SMOOTH = 0.03
+SMOOTH = 0.01
 """Nats a frequency and pixel."""
 
 BEND = 0.002

@@ -1,11 +1,13 @@
 """How much of the deconvolved frame is taken, in cells of 16 x 16 pixels: the gate, in [0, 1].
 
-    g = s(e; .5, 1.2) s(G; .03, .15) (1 - .5 s(a; .5, .9)) (1 - s(r; .3, .7))
+    g = s(e; .5, 1.2) s(G; -.1, .1) (1 - .6 s(a; .2, .9)) (1 - s(r; .02, .3))
 
 s: the smooth step between two numbers. e: how long the path is during the exposure, in pixels. G:
 the likelihood's gain over a path without blur. r = R / (R + E), R the energy that the reblurred
 frame leaves unexplained, E that of the change; a = A / (A + E), A that of what the neighbours'
-frame differs from its own.
+frame differs from its own. Where the duty cycle is found from the video, g is multiplied by
+s(b; .07, .14), b the nats a tile by which an open shutter explains the video better than sharp
+frames (shutter.py): slow motion of sharp frames is hard to distinguish from blur tile by tile.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from jaxtyping import Array, Float
 from jaxdeblur.models.path_maps import CELL, cell_means
 from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.wiener import Luminance
+
+BLURRED = (0.07, 0.14)
+"""Between these b opens the gate. Chosen on validation clips (docs/lab/paths.md)."""
 
 _FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing.
 
@@ -50,8 +55,8 @@ def gate(
     shape = change.shape[0], change.shape[1]
     e, g = (_at_cells(each, tiling, shape) for each in (extent, gain))
     r, a = residual / (residual + change), apart / (apart + change)
-    share = smoothstep(e, 0.5, 1.2) * smoothstep(g, 0.03, 0.15)
-    share = share * (1 - 0.5 * smoothstep(a, 0.5, 0.9)) * (1 - smoothstep(r, 0.3, 0.7))
+    share = smoothstep(e, 0.5, 1.2) * smoothstep(g, -0.1, 0.1)
+    share = share * (1 - 0.6 * smoothstep(a, 0.2, 0.9)) * (1 - smoothstep(r, 0.02, 0.3))
     return jnp.stack([share, e, g], -1)
 
 

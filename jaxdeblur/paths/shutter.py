@@ -37,7 +37,9 @@ _PRIOR = 0.9  # Where nothing moves; of no account where something does.
 _PRIOR_WEIGHT = 0.02  # Nats a frequency.
 _FORGET = 0.9
 _BEND = 0.02  # Ten times that of a fit: else a path that slows down passes for a shorter exposure.
-_LINEAR_IF = 1.25  # By how much it must explain better: with bright objects it does by chance.
+_MOST = 0.15  # Nats a frequency.
+_LINEAR_IF, _LINEAR_BY = 1.1, 0.02  # It must explain more: with bright objects it does by chance.
+_DOUBT = 6.0  # Tiles that are taken to be sharp until others tell.
 _INCOMPLETE = 0.25  # What a frame at the ends of a video counts, which has one neighbour.
 _STAGES = (Stage(0.08, 3, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
 
@@ -46,35 +48,58 @@ class Shutter(NamedTuple):
     """What is known of the shutter so far."""
 
     evidence: Float[Array, "2 D"]
-    """L of each light and duty, added up and forgotten slowly."""
+    """L of each light and duty, added up over tiles and forgotten slowly."""
+    votes: Float[Array, "2 D"]
+    """The same with what a tile has above its least limited, so that no tile overrules others."""
+    tiles: Float[Array, ""]
+    """How many they were, forgotten alike."""
 
     @classmethod
     def unknown(cls) -> Shutter:
         """Before the first frame."""
-        return cls(jnp.zeros((len(LIGHTS), len(DUTIES)), jnp.float32))
+        nothing = jnp.zeros((len(LIGHTS), len(DUTIES)), jnp.float32)
+        return cls(nothing, nothing, jnp.float32(0))
 
-    def add(self, evidence: Float[Array, "2 D"]) -> Shutter:
-        """With the evidence of one more frame."""
-        return Shutter(_FORGET * self.evidence + evidence)
+    def add(self, seen: Float[Array, "2 N D"], counts: Float[Array, " N"]) -> Shutter:
+        """With one more frame.
+
+        Args:
+          seen: L of its tiles for each light and duty.
+          counts: what each tile counts.
+        """
+        over = seen - seen.min(-1, keepdims=True)
+        votes = jnp.einsum("lnd,n->ld", jnp.minimum(over, _MOST), counts)
+        evidence = jnp.einsum("lnd,n->ld", over, counts)
+        old = jax.tree.map(lambda kept: _FORGET * kept, self)
+        return Shutter(old.evidence + evidence, old.votes + votes, old.tiles + counts.sum())
+
+    @property
+    def blurred(self) -> Float[Array, ""]:
+        """By how much an open shutter explains the video better than sharp frames, nats a tile."""
+        return self._gains[self.linear.astype(int)] / (self.tiles + _DOUBT)
+
+    @property
+    def _gains(self) -> Float[Array, 2]:
+        return self.evidence[:, 0] - self.evidence.min(1)
 
     @property
     def linear(self) -> Float[Array, ""]:
         """1.0 if frames were averaged in linear light, else 0.0."""
-        gain = self.evidence[:, 0] - self.evidence.min(1)
-        return (gain[1] > _LINEAR_IF * gain[0] + 1e-3).astype(jnp.float32)
+        stored, linear = self._gains
+        return (linear > _LINEAR_IF * stored + _LINEAR_BY * self.tiles).astype(jnp.float32)
 
     @property
     def duty(self) -> Float[Array, ""]:
         """The likeliest share of the period that the shutter is open: a parabola's vertex."""
-        chosen = self.evidence[self.linear.astype(int)]
+        chosen = self.votes[self.linear.astype(int)]
         chosen = chosen + _PRIOR_WEIGHT * (jnp.asarray(DUTIES) - _PRIOR) ** 2
-        middle = jnp.clip(jnp.argmin(chosen), 1, len(DUTIES) - 2)
-        x = jnp.asarray(DUTIES)[middle + jnp.arange(-1, 2)]
-        y = chosen[middle + jnp.arange(-1, 2)]
+        least = jnp.argmin(chosen)
+        around = jnp.clip(least, 1, len(DUTIES) - 2) + jnp.arange(-1, 2)
+        x, y = jnp.asarray(DUTIES)[around], chosen[around]
         slopes = (y[1:] - y[:-1]) / (x[1:] - x[:-1])
-        bend = jnp.maximum((slopes[1] - slopes[0]) / (x[2] - x[0]), 1e-9)
-        vertex = 0.5 * (x[0] + x[1]) - 0.5 * slopes[0] / bend
-        return jnp.clip(vertex, 0.2, 1.0)
+        bend = (slopes[1] - slopes[0]) / (x[2] - x[0])
+        vertex = 0.5 * (x[0] + x[1]) - 0.5 * slopes[0] / jnp.maximum(bend, 1e-6)
+        return jnp.clip(jnp.where(bend > 1e-6, vertex, jnp.asarray(DUTIES)[least]), 0.2, 1.0)
 
 
 def evidence(
@@ -83,8 +108,8 @@ def evidence(
     motion: Float[Array, " N"],
     where: Callable[[float], Band],
     floor: float,
-) -> Float[Array, " D"]:
-    """The sum of L over the richest tiles that move, for each of DUTIES.
+) -> tuple[Float[Array, "n D"], Float[Array, " n"]]:
+    """L of the richest tiles that move, for each of DUTIES, and what each counts.
 
     Args:
       knots: where the paths begin.
@@ -99,14 +124,14 @@ def evidence(
     moves = (motion > LEAST_MOTION) & (motion < 40.0)
     score, chosen = jax.lax.top_k(jnp.where(moves, texture, 0.0), min(TILES, len(motion)))
     knots, few = knots[chosen], jax.tree.map(lambda leaf: leaf[chosen], seen)
+    counts = (score > 0) * jnp.where(few.present.min(1) > 0, 1.0, _INCOMPLETE)
 
-    def of(duty: Float[Array, ""]) -> Float[Array, ""]:
+    def of(duty: Float[Array, ""]) -> Float[Array, " n"]:
         fit = first_fit(knots, few.present)
         alone = (len(chosen), 1)
         _, value = fit_paths(
             fit, few, alone, where, exposures(duty), floor, _STAGES, smooth=0.0, bend=_BEND
         )
-        complete = few.present.min(1) > 0
-        return (value * (score > 0) * jnp.where(complete, 1.0, _INCOMPLETE)).sum()
+        return value
 
-    return jax.lax.map(of, jnp.asarray(DUTIES))
+    return jax.lax.map(of, jnp.asarray(DUTIES)).T, counts

@@ -76,14 +76,12 @@ def cut(
     return lax.map(one, corners)
 
 
-def overlap_add(
-    tiles: Float[Array, "N C size size"], tiling: Tiling, window: Float[np.ndarray, "size size"]
-) -> Float[Array, "C H W"]:
-    """The image that the tiles make under a window whose shifts by ``stride`` add up to one."""
+def overlap_add(tiles: Float[Array, "N C size size"], tiling: Tiling) -> Float[Array, "C H W"]:
+    """The sum of tiles in their places."""
     rows, columns = tiling.shape
     stride, over = tiling.stride, -(-tiling.size // tiling.stride)
     channels, spare = tiles.shape[1], over * tiling.stride - tiling.size
-    tiles = jnp.pad(tiles * window, ((0, 0), (0, 0), (0, spare), (0, spare)))
+    tiles = jnp.pad(tiles, ((0, 0), (0, 0), (0, spare), (0, spare)))
     tiles = tiles.reshape(rows, columns, channels, over, stride, over, stride)
     sheet = jnp.zeros((channels, rows + over - 1, stride, columns + over - 1, stride))
     for a in range(over):

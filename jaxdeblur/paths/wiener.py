@@ -10,6 +10,13 @@ about zero would ring; about Y it shows what the network sees there. Z has the g
 for the small ones, which are ringing: one step of half-quadratic splitting for a sparse prior
 (Krishnan and Fergus, "Fast image deconvolution using hyper-Laplacian priors", NIPS 2009), for the
 luminance alone.
+
+Each pixel lies in several tiles, whose paths differ where things move apart. A tile counts there by
+
+    v = window / R^4
+
+with R the mean over a cell of 8 x 8 pixels of (K_0 X - B)^2: a path that is another thing's leaves
+much unexplained.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
@@ -26,7 +34,7 @@ from jaxdeblur.paths.likelihood import Fit, radial_shares
 from jaxdeblur.paths.path import extent, sample_weights, transfer
 from jaxdeblur.paths.tiles import Tiling, cut, over_tiles, overlap_add, taper
 
-NEIGHBOUR = 0.3
+NEIGHBOUR = 0.5
 """Of a neighbour's trust: an error of its path hurts more than its share of the light helps."""
 
 LAM = 0.375
@@ -35,6 +43,9 @@ window as noise. Chosen on validation clips (docs/lab/paths.md)."""
 
 THRESHOLD = 0.02
 """Gradients below it, of a range of 1, count as ringing."""
+
+_CELL, _POWER = 8, 4
+_FLOOR, _TYPICAL = 1e-6, 1e-4  # Of R; the latter only keeps its power in the range of float32.
 
 
 class Luminance(NamedTuple):
@@ -45,6 +56,8 @@ class Luminance(NamedTuple):
     """K_0 X - B: what the path does not explain."""
     disagreement: Float[Array, "H W"]
     """X of the neighbours alone minus X of the frame alone."""
+    shares: Float[Array, "N 1 size size"]
+    """v of each tile, such that they add up to one."""
 
 
 class Tiles(NamedTuple):
@@ -95,7 +108,8 @@ def luminance(
         return _inner(parts, tiling).at[0].add(terms.mean[0])
 
     made = over_tiles(one, (_patches(frames[:, None], base[None], tiles, tiling, 1), beta))
-    return Luminance(*overlap_add(made, tiling, _window(tiling)))
+    shares = _shares(made[:, 1], tiling)
+    return Luminance(*overlap_add(made * shares, tiling), shares)
 
 
 def chrominance(
@@ -104,6 +118,7 @@ def chrominance(
     tiles: Tiles,
     basis: Float[Array, "3 J P"],
     tiling: Tiling,
+    shares: Float[Array, "N 1 size size"],
 ) -> Float[Array, "C H W"]:
     """Channels at half size without their blur: X.
 
@@ -113,6 +128,7 @@ def chrominance(
       tiles: the paths, in pixels of the whole frame.
       basis: as of ``luminance``.
       tiling: of the reduced frames.
+      shares: of ``luminance``.
     """
     n = tiling.n
 
@@ -123,7 +139,17 @@ def chrominance(
         return _inner(jnp.fft.irfft2(sharp, s=(n, n)), tiling) + terms.mean
 
     made = over_tiles(one, _patches(frames, base, tiles, tiling, 2))
-    return overlap_add(made, tiling, _window(tiling))
+    return overlap_add(made * reduce(shares, "n c (y 2) (x 2) -> n c y x", "mean"), tiling)
+
+
+def _shares(residual: Float[Array, "N size size"], tiling: Tiling) -> Float[Array, "N 1 size size"]:
+    """v of each tile from what its path leaves unexplained."""
+    cells = reduce(residual**2, "n (y a) (x b) -> n y x", "mean", a=_CELL, b=_CELL)
+    value = (_TYPICAL / (cells + _FLOOR)) ** _POWER
+    value = jax.image.resize(value, residual.shape, "linear")
+    value = value[:, None] * taper(tiling.size, tiling.size - tiling.stride)
+    total = overlap_add(value, tiling)
+    return value / cut(total, tiling._replace(n=tiling.size))
 
 
 class _Patches(NamedTuple):
@@ -187,7 +213,3 @@ def _patches(
 def _inner(patches: Float[Array, "C n n"], tiling: Tiling) -> Float[Array, "C size size"]:
     margin = (tiling.n - tiling.size) // 2
     return patches[:, margin : tiling.n - margin, margin : tiling.n - margin]
-
-
-def _window(tiling: Tiling) -> Float[np.ndarray, "size size"]:
-    return taper(tiling.size, tiling.size - tiling.stride)

@@ -32,7 +32,7 @@ def test_tiles_add_up_to_the_image() -> None:
     tiling = Tiling(75, 130, 32, 64, 96)
     patches = cut(jnp.asarray(image), tiling)
     chex.assert_shape(patches, (len(tiling.centres), 2, 96, 96))
-    whole = overlap_add(patches[:, :, 16:80, 16:80], tiling, taper(64, 32))
+    whole = overlap_add(patches[:, :, 16:80, 16:80] * taper(64, 32), tiling)
     np.testing.assert_allclose(whole, image, atol=1e-6)
 
 
@@ -186,14 +186,19 @@ def test_sharp_frames_stay_as_they_are() -> None:
 
 
 def test_shutter_goes_by_all_evidence_and_follows_a_change() -> None:
-    at = {duty: 5 * (jnp.asarray(DUTIES) - duty) ** 2 for duty in (0.5, 0.8)}
+    at = {duty: 0.4 * (jnp.asarray(DUTIES) - duty) ** 2 for duty in (0.5, 0.8)}
+    tiles = jnp.ones(12)
+
+    def seen(stored: jax.Array, linear: jax.Array) -> jax.Array:
+        return jnp.stack([jnp.tile(each, (12, 1)) for each in (stored, linear)])
+
     shutter = Shutter.unknown()
     assert 0.8 < float(shutter.duty) <= 1.0
     for _ in range(4):
-        shutter = shutter.add(jnp.stack([at[0.5], at[0.5]]))
+        shutter = shutter.add(seen(at[0.5], at[0.5]), tiles)
     np.testing.assert_allclose(shutter.duty, 0.5, atol=0.03)
     for _ in range(40):
-        shutter = shutter.add(jnp.stack([at[0.8], 2 * at[0.8]]))
+        shutter = shutter.add(seen(at[0.8], 2 * at[0.8]), tiles)
     np.testing.assert_allclose(shutter.duty, 0.8, atol=0.03)
     assert float(shutter.linear) == 1
 
