@@ -162,15 +162,14 @@ def read_fields(arguments: argparse.Namespace, config: Config) -> Config:
 
 
 def field_help(config: type) -> dict[str, str]:
-    """What the docstring's ``Attributes:`` section, or the strings below its fields, say."""
-    documented = {}
-    section = re.search(r"Attributes:\n(.*)", inspect.getdoc(config) or "", re.DOTALL)
-    for entry in re.split(r"\n(?=  \w)", section.group(1)) if section else []:
-        names, _, text = entry.strip().partition(": ")
-        documented.update(dict.fromkeys(names.split(", "), _for_argparse(text)))
-    below = re.findall(r"^    (\w+):[^\n]*\n    \"\"\"(.*?)\"\"\"", _source(config), re.M | re.S)
-    for name, text in below:
-        documented.setdefault(name, _for_argparse(text))
+    """What the ``Attributes:`` sections of a dataclass and those that it extends say of fields."""
+    documented: dict[str, str] = {}
+    for kind in config.__mro__:
+        section = re.search(r"Attributes:\n(.*)", inspect.cleandoc(kind.__doc__ or ""), re.DOTALL)
+        for entry in re.split(r"\n(?=  \w)", section.group(1)) if section else []:
+            names, _, text = entry.strip().partition(": ")
+            for name in names.split(", "):
+                documented.setdefault(name, " ".join(text.split()).replace("%", "%%"))
     return documented
 
 
@@ -282,17 +281,6 @@ def _whole_number(text: str) -> int:
 
 def _metavar(kind: type) -> str:
     return {int: "N", float: "X", str: "TEXT"}.get(kind, kind.__name__.upper())
-
-
-def _for_argparse(text: str) -> str:
-    return " ".join(text.split()).replace("%", "%%")
-
-
-def _source(config: type) -> str:
-    try:
-        return inspect.getsource(config)
-    except (OSError, TypeError):  # defined in an interactive session
-        return ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 # Grain shuffles in time that falls with the number of elements, 2 ms for 20 and 10 us for 4096, so
 # a small source is shuffled several epochs at a time.
 _SHUFFLED_AT_A_TIME = 4096
+_MOST_DRAWS = 5  # Of a clip with hardly any blur; the last one is taken as it is.
 _MOST_FAILURES = 20  # Bad samples in a row, drawn at random, after which the data is at fault.
 
 
@@ -209,10 +210,10 @@ class _Sampler:
     ) -> tuple[SeenVideo8, Video8, list[str]]:
         """(blurred, sharp) of a clip, of another one should it be too still, and the problems."""
         problems: list[str] = []
-        draws = 1 if rng.random() < self.options.keep_still else self.options.draws
+        draws = 1 if rng.random() < self.options.keep_still else _MOST_DRAWS
         if as_it_is:
             draws = 1  # how far it would be blurred does not matter
-        backwards = bool(self.options.reversal and rng.random() < 0.5)
+        backwards = bool(self.options.augment and rng.random() < 0.5)
         while draws:
             try:
                 clip = source.clip(number, rng, backwards)
@@ -233,14 +234,10 @@ class _Sampler:
     ) -> tuple[SeenVideo8, Video8]:
         """(blurred, sharp) with the same mirroring, turning and reversal of both."""
         o = self.options
-        down, across, turned = rng.random(3) < 0.5
-        way = (
-            slice(None, None, -1 if backwards else 1),
-            slice(None, None, -1 if o.flips and down else 1),
-            slice(None, None, -1 if o.flips and across else 1),
-        )
+        down, across, turned = o.augment & (rng.random(3) < 0.5)
+        way = tuple(slice(None, None, -1 if turn else 1) for turn in (backwards, down, across))
         blurred, sharp = clip.blurred[way], (clip.sharp_backwards if backwards else clip.sharp)[way]
-        if o.rotations and turned:
+        if turned:
             blurred, sharp = (np.rot90(clip, axes=(1, 2)) for clip in (blurred, sharp))
         return blurred, sharp
 

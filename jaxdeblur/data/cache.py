@@ -35,14 +35,12 @@ class Kept(Generic[Content]):
     """Fills a new folder."""
     read: Callable[[Path], Content]
     """Opens one; raises OSError, ValueError, KeyError or the like if it is not whole."""
-    within: Path | None = None
-    """Where the folder lies; :func:`~jaxdeblur.files.cache_folder` if not given."""
 
     @property
     def folder(self) -> Path:
         """The folder, whose name holds a hash of the recipe."""
         key = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:24]
-        return (self.within or cache_folder()) / f"{self.kind}-{key}"
+        return cache_folder() / f"{self.kind}-{key}"
 
     def find(self) -> Content | None:
         """The content, or None if it has not been made or is damaged."""
@@ -108,9 +106,25 @@ def keep_settings(folder: Path, settings: dict[str, Any], what: str, another: st
         )
 
 
-def read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A memory-mapped uint8 array; OSError or ValueError if it is damaged or of another shape."""
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
-    if array.dtype != np.uint8 or array.shape != shape:
-        raise ValueError(f"{file.name} is {array.dtype} {array.shape}")
-    return np.asarray(array)  # a memmap's own class makes every slice slower
+def kept_array(
+    kind: str, recipe: dict[str, Any], shape: tuple[int, ...], make: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """A uint8 array of the cache, memory-mapped.
+
+    Args:
+      kind: the folder's name begins with it.
+      recipe: all that decides the values, as JSON can hold it.
+      shape: of the array.
+      make: makes it, should it not be there.
+
+    Raises:
+      UserError: the cache cannot be written (a full disk), or what making it raises.
+    """
+
+    def read(folder: Path) -> np.ndarray:
+        array = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        if array.dtype != np.uint8 or array.shape != shape:
+            raise ValueError(f"pixels.npy is {array.dtype} {array.shape}")
+        return np.asarray(array)  # a memmap's own class makes every slice slower
+
+    return Kept(kind, recipe, lambda folder: np.save(folder / "pixels.npy", make()), read).open()

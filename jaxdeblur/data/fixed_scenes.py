@@ -13,8 +13,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, PRNGKeyArray, UInt8, UInt32
 
-from jaxdeblur.data.cache import Kept, read_array
+from jaxdeblur.data.cache import kept_array
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.data.frames import DecodedFrames
 from jaxdeblur.data.photographs import Split, find_photographs
@@ -244,7 +243,6 @@ def rendered_videos(
     *,
     scenes: int | None = None,
     linear: bool | None = None,
-    cache_dir: Path | None = None,
 ) -> list[PairedVideo]:
     """The fixed scenes of a kind, rendered once and kept in the cache.
 
@@ -253,7 +251,6 @@ def rendered_videos(
       kind: one of :func:`fixed_kinds`: a kind of motion, or the blur at 1280x720, as ``20px``.
       scenes: the first so many, with so many fewer textures; default: all.
       linear: averaged in linear light (True), as stored (False), or as each scene has it (None).
-      cache_dir: holds the folder ``scenes-KEY``; default: :func:`~jaxdeblur.files.cache_folder`.
 
     Raises:
       UserError: no such kind, or the cache cannot be written (a full disk).
@@ -285,7 +282,7 @@ def rendered_videos(
     }
     shape = (2, count, chosen.frames, *chosen.size, 3)
 
-    def make(folder: Path) -> None:
+    def make() -> np.ndarray:
         textures = jnp.asarray(cut_textures(photographs, 2 * count, chosen.texture_size, _SEED))
         keys = jax.random.split(jax.random.key(_SEED), count)
         made = np.empty(shape, np.uint8)
@@ -304,30 +301,16 @@ def rendered_videos(
             for target, clip in zip(made, clips, strict=True):
                 target[index] = np.round(np.asarray(clip) * 255)
 
-        _each_on_a_core(render, count)
-        np.save(folder / "pixels.npy", made)
+        line = ProgressLine("rendering", count, unit="scenes", stays=True)
+        render(0)  # alone, so that it is compiled once
+        with ThreadPoolExecutor(os.cpu_count()) as workers:  # each keeps one core busy
+            for done, _ in enumerate(workers.map(render, range(1, count)), 2):
+                line.update(done)
+        line.close()
+        return made
 
-    blurred, sharp = Kept(
-        "scenes", recipe, make, lambda folder: read_array(folder / "pixels.npy", shape), cache_dir
-    ).open()
+    blurred, sharp = kept_array("scenes", recipe, shape, make)
     return [
         PairedVideo(f"{name}_{i:02d}", DecodedFrames(blurred[i]), DecodedFrames(sharp[i]))
         for i in range(count)
     ]
-
-
-def _each_on_a_core(render: Callable[[int], None], count: int) -> None:
-    """Renders scenes, each of which keeps one core busy, and says how far it is."""
-    line = ProgressLine("rendering", unit="scenes", stays=True)
-    done = 0
-    with ThreadPoolExecutor(os.cpu_count()) as workers:
-        try:
-            # The first is rendered alone, so that it is compiled once.
-            for batch in ([0], range(1, count)):
-                for future in as_completed([workers.submit(render, index) for index in batch]):
-                    future.result()
-                    done += 1
-                    line.update(done, count)
-        except BaseException:  # ctrl-C too: do not render the rest first
-            workers.shutdown(cancel_futures=True)
-            raise

@@ -24,29 +24,15 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 # Photographs that are in the wheels of scikit-image 0.26 (others it fetches on demand: those are
-# not used) and scikit-learn 1.7: those with detail, and two of lettering.
-_SKIMAGE: dict[Split, tuple[str, ...]] = {
-    "train": (
-        "astronaut.png",
-        "brick.png",
-        "chelsea.png",
-        "coins.png",
-        "grass.png",
-        "gravel.png",
-        "hubble_deep_field.jpg",
-        "ihc.png",
-        "page.png",
-        "text.png",
-    ),
-    "validation": ("camera.png", "rocket.jpg"),
-    # motorcycle_right.png is the same view, so it is in no split.
-    "test": ("coffee.png", "motorcycle_left.png"),
+# not used) and scikit-learn 1.7: those with detail, and two of lettering. motorcycle_right.png is
+# the same view as the left one, so it is in no split.
+_SKIMAGE: dict[Split, str] = {
+    "train": "astronaut.png brick.png chelsea.png coins.png grass.png gravel.png "
+    "hubble_deep_field.jpg ihc.png page.png text.png",
+    "validation": "camera.png rocket.jpg",
+    "test": "coffee.png motorcycle_left.png",
 }
-_SKLEARN: dict[Split, tuple[str, ...]] = {
-    "train": ("china.jpg",),
-    "validation": (),
-    "test": ("flower.jpg",),
-}
+_SKLEARN: dict[Split, str] = {"train": "china.jpg", "validation": "", "test": "flower.jpg"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +78,7 @@ def _packaged(split: Split) -> list[Photograph]:
             ("skimage", "data", _SKIMAGE[split]),
             ("sklearn", "datasets/images", _SKLEARN[split]),
         )
-        for name in names
+        for name in names.split()
     ]
     return [Photograph(name, path, _digest(path)) for name, path in paths]
 

@@ -19,7 +19,6 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.data.raster import Outline
-from jaxdeblur.errors import UserError
 
 STEPS_A_FRAME = 16
 """Steps of the numeric integration of a path: between them it is straight."""
@@ -28,7 +27,6 @@ _SINES = 3  # Sines a random function of time is made of: enough that no two loo
 _SWAY_CYCLES = (0.03, 0.25)  # Cycles a frame: slow turns of the hand.
 _ACCELERATION_CYCLES = (0.25, 0.8)  # Fast enough to change the speed within an exposure.
 _TREMBLE_CYCLES = (0.2, 0.6)  # Hands tremble at 6-13 Hz and more, at 30 frames/s.
-_SWELL_CYCLES = (0.05, 0.12)  # Bursts of trembling every 8 to 20 frames.
 _PAUSES = 2  # In a scene that has some.
 _PAUSE_FRAMES = (0.6, 1.5)  # How long the camera nearly rests, to each side.
 _PAUSE_DEPTH = 0.97  # What a pause takes of the speed.
@@ -37,7 +35,6 @@ _EXTRA_REACH = 1.25  # Rotation, zoom and depth add to the motion at the frame's
 _OBJECT_RADIUS = (0.07, 0.19)  # Range of mean radii, of the shorter side of the frame.
 _OBJECT_SWING = 0.35  # How far the outline strays from the mean radius, as a share of it.
 _ZOOM_LIMIT = 0.08  # Largest log scale.
-_DEPTH_LIMIT = 0.08  # Largest SceneConfig.depth.
 _ROLL_LIMIT = 0.3  # Largest angle, radians: people hold cameras upright.
 _BRIGHT_EXPOSURE = (0.03, 0.5)  # Shares of the period, in bright light.
 _FRAMES_AHEAD = 10  # Textures hold the camera's way over so many frames; beyond is their mirror.
@@ -68,9 +65,6 @@ class SceneConfig:
     """Share of the scenes with moments of rest, in which a frame is nearly sharp."""
     tremble: float = 0.2
     """Amplitude of the hand's tremble, pixels."""
-    swell: float = 0.0
-    """How far the logarithm of that amplitude rises and falls: sharp and blurred frames alternate
-    at a place that hardly changes."""
     exposure: tuple[float, float] = (1.0, 1.0)
     """Share of the period for which the shutter is open: tau / T of eq. 1."""
     bright: float = 0.0
@@ -97,26 +91,11 @@ class SceneConfig:
     compression: float = 0.0
     """Share of the scenes whose blurred frames pass a mild JPEG-like compression."""
 
-    def __post_init__(self) -> None:
-        if min(self.size) < 16:
-            raise UserError("size: at least 16 x 16 pixels are needed")
-        if not 0 < self.exposure[0] <= self.exposure[1] <= 1:
-            raise UserError(f"exposure: {self.exposure} is not a range within (0, 1]")
-        if not 0 <= self.motion[0] <= self.motion[1]:
-            raise UserError(f"motion: {self.motion} is not a range from 0 up")
-        if self.motion_skew <= 0:
-            raise UserError(f"motion_skew: {self.motion_skew} is not positive")
-        if not 0 <= self.depth <= _DEPTH_LIMIT:
-            raise UserError(f"depth: {self.depth} is not in [0, {_DEPTH_LIMIT}]")
-        if not 0 <= self.softness <= 1:
-            raise UserError(f"softness: {self.softness} is not a share, 0 to 1")
-
     @property
     def reach(self) -> int:
         """How far anything moves from the middle of its exposure, at most, pixels."""
         fastest = _FASTEST * _EXTRA_REACH * self.motion[1]
-        trembles = self.tremble * math.exp(3 * self.swell)
-        return math.ceil(self.exposure[1] / 2 * fastest + trembles) + 3  # a kernel's edge
+        return math.ceil(self.exposure[1] / 2 * fastest + self.tremble) + 3  # a kernel's edge
 
     @property
     def texture_size(self) -> int:
@@ -352,8 +331,6 @@ def sample_scene(
     moves = (draw() >= config.still).astype(jnp.float32)
     speed = moves * (low + draw() ** config.motion_skew * (high - low))
     tremble = moves * config.tremble * draw.wave(times, _TREMBLE_CYCLES, 2)
-    if config.swell:  # not drawn where it is not asked for: else every scene would be another
-        tremble = tremble * jnp.exp(config.swell * draw.wave(times, _SWELL_CYCLES))
     camera = draw.path(times, speed, config) + tremble.T
 
     # Half of the objects stand in the scene, nearer than the background; half go their own way.

@@ -71,7 +71,6 @@ class TrainingData:
             scored.split,
             variant=scored.variant,
             only=scored.only,
-            max_pixels=self.config.max_pixels,
         )
         training = {  # the splits of rendered scenes share no photograph
             file
@@ -151,7 +150,6 @@ class TrainingData:
                 variant=self._variant(spec),
                 only=names,
                 exclude=self.held_out if spec == self.config.data[0] else (),
-                max_pixels=self.config.max_pixels,
                 scored=False,
             )
             for spec, names in self._chosen.items()

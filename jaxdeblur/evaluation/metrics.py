@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.shapes import Frame8, GreyImage, Image, Pixels, Video8
+from jaxdeblur.shapes import Frame8, GreyImage, Image, Pixels
 
 PEAK = 255.0
 """The largest value of a pixel; floats are scored on the same scale."""
@@ -66,21 +66,13 @@ def ssim(image: AnyImage, reference: AnyImage, kind: SsimKind = "2-D") -> float:
     return float(np.mean(luminance * structure))
 
 
-def temporal_error(video: Video8, reference: Video8) -> float:
-    """Flicker: the RMS difference between the two videos' frame-to-frame changes, in grey levels.
+class Flicker:
+    """The RMS difference between two videos' frame-to-frame changes, in grey levels.
 
     The same as the RMS change of the error from frame to frame: an error that stands still costs
     nothing, noise of standard deviation s that is new in every frame costs sqrt(2) s. A video of
     one frame has no changes and gets 0.
     """
-    flicker = Flicker()
-    for frame, sharp in zip(video, reference, strict=True):
-        flicker.add(frame, sharp)
-    return flicker.rms()
-
-
-class Flicker:
-    """:func:`temporal_error` one frame at a time, for videos too long to hold."""
 
     def __init__(self) -> None:
         self._previous: np.ndarray | None = None
@@ -96,7 +88,7 @@ class Flicker:
         self._previous = error
 
     def rms(self) -> float:
-        """The temporal error of the frames so far."""
+        """The flicker of the frames so far."""
         return math.sqrt(math.fsum(self._squares) / len(self._squares)) if self._squares else 0.0
 
 
@@ -184,10 +176,6 @@ class Protocol:
             return math.fsum(math.fsum(video) / len(video) for video in videos) / len(videos)
         return pooled(videos)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -274,8 +262,7 @@ class VideoScores:
       frame_ssim_blurred: the same for SSIM.
       temporal_error: flicker of the restored video, in grey levels.
       temporal_error_blurred: flicker of the video that went in.
-      seconds_per_frame: restoring alone, without reading, scoring and compiling; None where another
-        program restored.
+      seconds_per_frame: restoring alone, without reading, scoring and compiling; None of one frame.
       shutter: duty and light, as blur paths found them; None of other models.
     """
 

@@ -33,6 +33,9 @@ from jaxdeblur.shapes import Frame8
 WEBP_QUALITY = 90
 """At 90 the loss is not seen at full size, and a 1280x720 frame takes about 150 kB."""
 
+PICTURE_SIDE = 1280
+"""The longest side of a picture; larger frames are reduced."""
+
 MAP_SIDE = 160
 """The longest side of a map laid over a frame; maps are smooth, and the browser enlarges them."""
 
@@ -89,10 +92,7 @@ def shot(
     blurred: Frame8,
     restored: Frame8,
     sharp: Frame8,
-    *,
-    max_bytes: int,
     explanation: Explanation | None = None,
-    place: int = 0,
 ) -> Shot:
     """The pictures of one frame for the page.
 
@@ -101,9 +101,7 @@ def shot(
       blurred: what went in.
       restored: what came out.
       sharp: the truth.
-      max_bytes: the three pictures take no more; they are scaled down where they would.
-      explanation: of a clip that contains the frame.
-      place: where in that clip.
+      explanation: of the video's first frames, this one among them.
 
     Returns:
       ``index``; ``blurred``, ``restored`` and ``sharp`` as data URIs; ``scale``, how much smaller
@@ -112,21 +110,22 @@ def shot(
       ``name``, ``offsets``, ``temporal`` (N lists of weights) and the sprites ``spatial`` (M maps,
       1 where as much is gathered as of an even spread) and ``mix`` (M*N maps).
     """
-    pictures, scale = _fit([blurred, restored, sharp], max_bytes)
+    scale = min(1.0, PICTURE_SIDE / max(blurred.shape))
+    pictures = [_picture(frame, scale) for frame in (blurred, restored, sharp)]
     names = ("blurred", "restored", "sharp")
     found: Shot = {"index": index, **dict(zip(names, pictures, strict=True)), "scale": scale}
     explanation = explanation or Explanation()
     weights, gate, paths = explanation.blending_weights, explanation.gate, explanation.paths
     if gate is not None:
-        gate = at_pixels(jnp.asarray(gate[:, place])[..., None], *blurred.shape[:2])[..., 0]
-    for name, maps in (("weights", None if weights is None else weights[:, place]), ("gate", gate)):
+        gate = at_pixels(jnp.asarray(gate[:, index])[..., None], *blurred.shape[:2])[..., 0]
+    for name, maps in (("weights", None if weights is None else weights[:, index]), ("gate", gate)):
         found[name] = None if maps is None else sprite(np.asarray(maps[:1]), MAP_SIDE, (0.0, 1.0))
-    found["paths"] = None if paths is None else _path_data(np.asarray(paths[0, place]))
+    found["paths"] = None if paths is None else _path_data(np.asarray(paths[0, index]))
     found["attention"] = []
     for block in explanation.attention:
-        mix = np.moveaxis(np.asarray(block.pixel_mix[0, place], np.float32), -1, 0)
-        temporal = np.asarray(block.temporal_maps[0, place], np.float64)
-        spatial = np.asarray(block.spatial_maps[0, place], np.float32)
+        mix = np.moveaxis(np.asarray(block.pixel_mix[0, index], np.float32), -1, 0)
+        temporal = np.asarray(block.temporal_maps[0, index], np.float64)
+        spatial = np.asarray(block.spatial_maps[0, index], np.float32)
         found["attention"].append(
             {
                 "name": block.name,
@@ -144,11 +143,6 @@ def _path_data(paths: Float[np.ndarray, "N S 2"]) -> str:
     """Lines through points (y, x) as the data of one SVG path."""
     lines = (" ".join(f"{x:.1f} {y:.1f}" for y, x in path) for path in paths)
     return "".join(f"M{line}" for line in lines)
-
-
-def shot_bytes(shots: Sequence[Shot]) -> int:
-    """What shots take in the page, maps included."""
-    return len(json.dumps(shots))
 
 
 def sprite(
@@ -189,17 +183,6 @@ def _shrink(values: Float[np.ndarray, "H W"], factor: int) -> Float[np.ndarray, 
         np.diff(np.append(start, size)) for start, size in zip(starts, values.shape, strict=True)
     ]
     return sums / np.outer(*counts).astype(np.float32)
-
-
-def _fit(frames: Sequence[Frame8], max_bytes: int) -> tuple[list[str], float]:
-    """The frames as pictures of at most ``max_bytes`` together, and by how much they shrank."""
-    scale = 1.0
-    while True:
-        pictures = [_picture(frame, scale) for frame in frames]
-        size = sum(map(len, pictures))
-        if size <= max_bytes or scale < 0.05:
-            return pictures, scale
-        scale *= min(0.9, math.sqrt(max_bytes / size))
 
 
 def _picture(frame: Frame8, scale: float) -> str:

@@ -17,10 +17,15 @@ from jaxdeblur.errors import UserError, tell
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import count, split
 from jaxdeblur.shapes import Batch
-from jaxdeblur.training.failure import save_failure
 from jaxdeblur.training.loop import NonFiniteError, run_steps
 from jaxdeblur.training.progress import RunWatcher, how_to_score
-from jaxdeblur.training.run_folder import Run, RunCheckpoints, check_folder, make_folder
+from jaxdeblur.training.run_folder import (
+    Run,
+    RunCheckpoints,
+    check_folder,
+    make_folder,
+    save_failure,
+)
 from jaxdeblur.training.step import (
     TrainState,
     compile_train_step,
@@ -108,7 +113,13 @@ def train(
         step = compile_train_step(config, rebuild, mesh)
         try:
             state = run_steps(
-                state, feed, step, config, saver=checkpoints, watcher=watcher, validate=validation
+                state,
+                feed,
+                step,
+                config,
+                save=checkpoints.save,
+                watch=watcher.step,
+                validate=watcher.validate if validation else None,
             )
         except NonFiniteError as error:
             path = save_failure(folder, error)

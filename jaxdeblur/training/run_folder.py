@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+import safetensors.numpy
 from jax.sharding import Sharding
 
 from jaxdeblur import VERSION, devices
-from jaxdeblur.data.config import DataConfig, read_data_config
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.errors import UserError
-from jaxdeblur.files import replace_folder_when_whole, write_json
+from jaxdeblur.files import replace_folder_when_whole, replace_when_whole, write_json
 from jaxdeblur.models.registry import network_from_json, network_to_json
 from jaxdeblur.options import differing_fields, from_json
+from jaxdeblur.training.loop import NonFiniteError
 from jaxdeblur.training.progress import TENSORBOARD_NAME
 from jaxdeblur.training.step import TrainingConfig, TrainState, best_parameters
 from jaxdeblur.weights.checkpoints import CHECKPOINTS_NAME, Checkpoints
@@ -69,7 +72,7 @@ class Run:
             preset=values["preset"],
             network=network_from_json(values["network"], str(path)),
             training=from_json(TrainingConfig, values["training"], f"{path}: training"),
-            data=read_data_config(values["data"], f"{path}: data"),
+            data=from_json(DataConfig, values["data"], f"{path}: data"),
             start_from=start_from,
         )
 
@@ -145,14 +148,12 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
 
 def _check_same_state(ours: TrainingConfig, theirs: TrainingConfig, where: str) -> None:
     """Refuses what would need another optimiser state or average than the checkpoints hold."""
-    for option, here, there in (
-        ("--optimizer", ours.optimizer, theirs.optimizer),
-        ("--average", ours.average, theirs.average),
-    ):
-        if here != there and (option != "--average" or not (here and there)):
+    for option in ("optimizer", "average"):
+        here, there = getattr(ours, option), getattr(theirs, option)
+        if here != there and (option == "optimizer" or not (here and there)):
             raise UserError(
-                f"{where}: it was begun with {option}={there}, whose state {option}={here} cannot "
-                "go on with; to change it, begin another run with --start-from"
+                f"{where}: it was begun with --{option}={there}, whose state --{option}={here} "
+                "cannot go on with; to change it, begin another run with --start-from"
             )
 
 
@@ -187,3 +188,21 @@ def _remove_run(folder: Path) -> None:
         failure.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()
+
+
+def save_failure(folder: Path, error: NonFiniteError) -> Path:
+    """Writes the batch that was not finite, and the parameters that met it, as safetensors."""
+    path = folder / f"failure-{error.step:06d}-process-{jax.process_index()}.safetensors"
+    arrays = {f"batch/{name}": _local(array) for name, array in error.batch.items()}
+    arrays |= {f"parameters/{name}": _local(a) for name, a in error.state.parameters.items()}
+    with replace_when_whole(path) as part:
+        safetensors.numpy.save_file(arrays, part)
+    return path
+
+
+def _local(array: Any) -> np.ndarray:
+    """This process's part of an array: of a batch its clips, in their order."""
+    if isinstance(array, np.ndarray) or array.is_fully_replicated:
+        return np.asarray(array)
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])

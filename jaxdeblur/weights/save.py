@@ -17,7 +17,6 @@ import numpy as np
 import safetensors.numpy
 
 from jaxdeblur import VERSION
-from jaxdeblur.data.config import read_data_config
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.models.parameters import split
@@ -152,13 +151,14 @@ def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
 
 def _data_of(run: LoadedModel) -> dict[str, Any]:
     """The data options with names for the folders, whose paths are those of one machine."""
-    values: Any = run.metadata.get("data")
-    data = read_data_config(values, f"{run.source}: data")
+    values = run.metadata.get("data")
+    if not isinstance(values, dict):
+        raise UserError(f"{run.source}: does not say how it was trained")
     return {
-        **values,  # as the run had them, also those of an earlier version
-        "data": [_without_folder(spec) for spec in values.get("data", data.data)],
-        "photos": data.photos and Path(data.photos).name,
-        "validate_on": _without_folder(data.validate_on),
+        **values,
+        "data": [_without_folder(spec) for spec in values.get("data", ())],
+        "photos": values.get("photos") and Path(values["photos"]).name,
+        "validate_on": _without_folder(values.get("validate_on", "")),
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxdeblur.training import progress
@@ -14,6 +15,13 @@ from jaxdeblur.training.step import Metrics, TrainingConfig
 from jaxdeblur.training.validation import Validation
 
 METRICS = Metrics(jnp.float32(1), jnp.float32(1), jnp.bool_(False))
+
+
+class Scored(Validation):
+    """A validation whose scores are known."""
+
+    def __call__(self, parameters: Any) -> dict[str, float]:
+        return {"psnr": 30.25, "psnr_blurred": 28.0, "gain": 2.25}
 
 
 @pytest.mark.parametrize(
@@ -40,10 +48,10 @@ def test_days_are_foreseen(
 
 
 def test_a_run_ends_with_what_to_do_next(tmp_path: Path, capsys: Any) -> None:
-    validation = object.__new__(Validation)  # without the videos
-    validation.name, validation.image = "rendered:wide", None
+    validation = object.__new__(Scored)  # without the videos
+    validation.name, validation.image = "rendered:wide", np.zeros((8, 8, 3), np.uint8)
     watcher = RunWatcher(tmp_path, TrainingConfig(steps=7), 0, validation)
-    watcher.validated(7, {"psnr": 30.25, "psnr_blurred": 28.0, "gain": 2.25})
+    watcher.validate(7, {})
     watcher.done()
     watcher.close()
     assert capsys.readouterr().err.splitlines()[-2:] == [
