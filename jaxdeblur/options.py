@@ -174,7 +174,9 @@ def field_help(config: type) -> dict[str, str]:
 
 
 def differing_fields(ours: Any, theirs: Any) -> list[str]:
-    """``name: here X, there Y`` for each field in which two configs of one class differ."""
+    """``name: here X, there Y`` for each field in which two configs differ, or for their kinds."""
+    if type(ours) is not type(theirs):
+        return [f"kind: here {type(ours).__name__}, there {type(theirs).__name__}"]
     return [
         f"{field.name}: here {getattr(ours, field.name)}, there {getattr(theirs, field.name)}"
         for field in dataclasses.fields(ours)
@@ -190,10 +192,11 @@ def from_json(config: type[Config], values: Any, where: str) -> Config:
     """
     if not isinstance(values, dict):
         raise UserError(f"{where}: a JSON object was expected, not {type(values).__name__}")
-    names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - names):
+    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - set(fields)):
         raise UserError(f"{where}: unknown fields {', '.join(map(str, unknown))}")
-    if missing := sorted(_required(config) - set(values)):
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    if missing := sorted(needed - set(values)):
         raise UserError(f"{where}: missing fields {', '.join(missing)}")
     types_of = typing.get_type_hints(config)
     for name, value in values.items():
@@ -204,14 +207,6 @@ def from_json(config: type[Config], values: Any, where: str) -> Config:
         return config(**values)
     except UserError as error:  # what the config itself refuses, without a word of the file
         raise UserError(f"{where}: {error}") from error
-
-
-def _required(config: Any) -> set[str]:
-    return {
-        field.name
-        for field in dataclasses.fields(config)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
 
 
 def _tuples(value: Any) -> Any:

@@ -117,11 +117,11 @@ def of_its_own_kind(config: EvaluationConfig, run: dict[str, Any]) -> Evaluation
     """
     from jaxdeblur.data.config import DataConfig
     from jaxdeblur.data.layouts import RENDERED
-    from jaxdeblur.data.training_data import open_data
+    from jaxdeblur.data.training_data import TrainingData
 
     if "data" not in run:
         return dataclasses.replace(config, data=RENDERED)
-    data = open_data(from_json(DataConfig, run["data"], "data of the run"))
+    data = TrainingData(from_json(DataConfig, run["data"], "data of the run"))
     spec, split, only, variant = data.scored("test")
     return dataclasses.replace(
         config,

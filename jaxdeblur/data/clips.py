@@ -174,13 +174,6 @@ class ClipSource:
         beyond = self.options.frames - 1  # Exposures of a short video may overlap.
         return [tau for tau in self.options.taus if tau + beyond <= len(video.frames)]
 
-    def _periods(self, video: HighSpeedVideo, tau: int) -> tuple[int, int]:
-        """The least and the most period for exposures of ``tau`` frames, one that fits."""
-        o = self.options
-        longest = max(1, (len(video.frames) - tau) // max(1, o.frames - 1))
-        least, most = o.whole_periods(tau)
-        return min(least, longest), min(most, longest)
-
     def _expose(
         self,
         video: HighSpeedVideo,
@@ -191,7 +184,8 @@ class ClipSource:
     ) -> SourceClip:
         o, length = self.options, len(video.frames)
         tau = int(rng.choice(self._fitting_taus(video)))
-        least, most = self._periods(video, tau)
+        longest = max(1, (length - tau) // max(1, o.frames - 1))
+        least, most = (min(period, longest) for period in o.whole_periods(tau))
         period = int(rng.integers(least, most + 1))
         needed = tau + (o.frames - 1) * period
         start = int(rng.integers(length - needed + 1))

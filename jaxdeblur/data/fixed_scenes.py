@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int, PRNGKeyArray, UInt8, UInt32
+from jaxtyping import Float, PRNGKeyArray, UInt8, UInt32
 
 from jaxdeblur.data.cache import kept_array
 from jaxdeblur.data.exposure import GAMMA
@@ -34,8 +34,10 @@ from jaxdeblur.data.raster import (
     look_up,
     pack_texels,
     power,
+    to_light,
     view_at,
 )
+from jaxdeblur.data.scenes import Objects, Scene
 from jaxdeblur.data.textures import cut_textures
 from jaxdeblur.data.videos import PairedVideo
 from jaxdeblur.errors import ProgressLine, UserError
@@ -61,40 +63,6 @@ class SinePath(NamedTuple):
         return self.velocity * time + jnp.sum(self.amplitude * sines, axis=-1)
 
 
-class FixedObjects(NamedTuple):
-    """The objects of a scene, one row an object; the first ``number`` of them are present."""
-
-    number: Int[Array, ""]
-    start: Float[Array, "n 2"]
-    """Where each is in the middle of the clip, pixels from the middle of the frame."""
-    follows: Float[Array, " n"]
-    """How far it moves against the camera's way, as a share of that: 0 if it goes its own way."""
-    path: SinePath
-    angle: Float[Array, " n"]
-    spin: Float[Array, " n"]
-    """Radians a frame."""
-    outline: Outline
-
-
-class FixedScene(NamedTuple):
-    """All that decides a scene but its noise, see :class:`jaxdeblur.data.scenes.Scene`."""
-
-    textures: Int[Array, " layers"]
-    origin: Float[Array, "layers 2"]
-    texels: Float[Array, " layers"]
-    camera: SinePath
-    tilt: Float[Array, ""]
-    turning: Float[Array, " 3"]
-    zooming: Float[Array, " 3"]
-    slope: Float[Array, " 2"]
-    objects: FixedObjects
-    exposure: Float[Array, ""]
-    gamma: Float[Array, ""]
-    highlights: Float[Array, ""]
-    noise: Float[Array, ""]
-    compression: Float[Array, ""]
-
-
 class FixedKind(NamedTuple):
     """Scenes of one kind, such as ``narrow`` or ``20px``."""
 
@@ -104,7 +72,7 @@ class FixedKind(NamedTuple):
     moments: int
     """Averaged into one frame: tau of eq. 1. Odd, so that one stands in the middle."""
     texture_size: int
-    scenes: FixedScene
+    scenes: Scene
     """All of them: every array has them along its first axis."""
 
 
@@ -128,13 +96,16 @@ def _kind(values: dict[str, Any]) -> FixedKind:
     scenes = arrays(values["scenes"])
     things = scenes["objects"]
     outline = Outline(**{name: things.pop(name) for name in Outline._fields})
-    objects = FixedObjects(**{**things, "path": SinePath(**things["path"]), "outline": outline})
+    objects = Objects(**{**things, "path": SinePath(**things["path"]), "outline": outline})
     scenes |= {"camera": SinePath(**scenes["camera"]), "objects": objects}
-    return FixedKind(**{**values, "size": tuple(values["size"]), "scenes": FixedScene(**scenes)})
+    none: Any = np.zeros_like(scenes["gamma"])  # of what those that train have besides
+    corner: Any = np.stack([none, none], axis=1)
+    scene = Scene(**scenes, corner=corner, softness=none, motion=none)
+    return FixedKind(**{**values, "size": tuple(values["size"]), "scenes": scene})
 
 
 def render_moment(
-    scene: FixedScene,
+    scene: Scene,
     packed: UInt32[Array, "layers texels"],
     time: Float[Array, ""],
     size: tuple[int, int],
@@ -179,7 +150,7 @@ def render_moment(
 @functools.partial(jax.jit, static_argnames=("size", "frames", "moments"))
 def render_fixed_scene(
     key: PRNGKeyArray,
-    scene: FixedScene,
+    scene: Scene,
     textures: UInt8[Array, "n S S 3"],
     *,
     size: tuple[int, int],
@@ -201,11 +172,11 @@ def render_fixed_scene(
     offsets = ((jnp.arange(moments) + 0.5) / moments - 0.5) * scene.exposure  # eq. 1
 
     def frame(time: Array) -> tuple[Array, Array]:
-        sharp = _to_light(scene, render_moment(scene, packed, time, size))
+        sharp = to_light(scene, render_moment(scene, packed, time, size))
 
         def add(i: Array, total: Array) -> Array:
             at = time + offsets[i + (i >= middle)]
-            return total + _to_light(scene, render_moment(scene, packed, at, size))
+            return total + to_light(scene, render_moment(scene, packed, at, size))
 
         total = jax.lax.fori_loop(0, moments - 1, add, sharp)
         return _to_stored(scene, total / moments), _to_stored(scene, sharp)
@@ -222,13 +193,7 @@ def render_fixed_scene(
     return _to_bytes(blurred), _to_bytes(sharp)
 
 
-def _to_light(scene: FixedScene, image: Array) -> Array:
-    """Stored values to what is averaged: light or the stored values, white exceeding 1."""
-    light = jax.lax.cond(scene.gamma > 1, lambda v: power(v, scene.gamma), lambda v: v, image)
-    return light + scene.highlights * 10 * jnp.maximum(light - 0.9, 0)
-
-
-def _to_stored(scene: FixedScene, light: Array) -> Array:
+def _to_stored(scene: Scene, light: Array) -> Array:
     return power(jnp.minimum(light, 1), 1 / scene.gamma)
 
 

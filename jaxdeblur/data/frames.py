@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeblur.data.cache import Kept
+from jaxdeblur.data.cache import kept
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import write_json
 from jaxdeblur.shapes import Frame8, SeenVideo8, Video8
@@ -244,7 +244,7 @@ def pack(source: FrameFiles | VideoFile) -> ArrayFile:
         return ArrayFile(folder / _PIXELS, *shape[:3], unreadable)
 
     recipe = {"version": _PACK_VERSION, "files": stamps(source.files)}
-    return Kept("frames", recipe, make, read).open()
+    return kept("frames", recipe, make, read)
 
 
 def _write_frames(target: Path, frames: Iterable[Frame8], height: int, width: int) -> int:

@@ -50,10 +50,8 @@ def find_photographs(
     """The photographs of a split: the packages' and, if given, ``folder``'s share of it.
 
     Raises:
-      UserError: unknown split; ``folder`` cannot be read or holds no photograph of the split.
+      UserError: ``folder`` cannot be read or holds no photograph of the split.
     """
-    if split not in SPLITS:
-        raise UserError(f"split: {split!r} is none of {', '.join(SPLITS)}")
     found = _packaged(split)
     if folder is not None:
         files = list_frames(folder)
@@ -73,7 +71,7 @@ def find_photographs(
 
 def _packaged(split: Split) -> list[Photograph]:
     paths = [
-        (f"{package}/{name}", _package_folder(package) / inside / name)
+        (f"{package}/{name}", _folder_of(package) / inside / name)
         for package, inside, names in (
             ("skimage", "data", _SKIMAGE[split]),
             ("sklearn", "datasets/images", _SKLEARN[split]),
@@ -88,12 +86,9 @@ def _packaged_digests() -> frozenset[str]:
     return frozenset(p.digest for split in SPLITS for p in _packaged(split))
 
 
-def _package_folder(package: str) -> Path:
+def _folder_of(package: str) -> Path:
     """Where a package is installed, without importing it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise UserError(f"{package}: not installed; its photographs are needed for rendered scenes")
-    return Path(spec.origin).parent
+    return Path(str(importlib.util.find_spec(package).origin)).parent  # type: ignore[union-attr]
 
 
 def _digest(path: Path) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.data.raster import Outline
+from jaxdeblur.options import from_json
 
 STEPS_A_FRAME = 16
 """Steps of the numeric integration of a path: between them it is straight."""
@@ -108,82 +111,18 @@ class SceneConfig:
         return dataclasses.replace(self, size=size)
 
 
-_WIDE = SceneConfig(
-    motion=(1.0, 28.0),
-    still=0.08,
-    sway=0.3,
-    acceleration=0.4,
-    phases=0.3,
-    brief=0.1,
-    tremble=0.6,
-    exposure=(0.6, 1.0),
-    objects=3,
-    rotation=0.3,
-    zoom=0.15,
-    depth=0.08,
-    parallax=0.5,
-    linear_light=0.5,
-    highlights=0.5,
-    noise=(0.0, 2 / 255),
-    softness=0.3,
-    compression=0.25,
-)
+def _read() -> dict[str, SceneConfig]:
+    kinds = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
-SCENES: dict[str, SceneConfig] = {
-    # For the demo and short trainings: what two cores can learn in minutes. All of it counts: the
-    # camera keeps its speed within an exposure, which lasts the whole period, values are averaged
-    # as they are stored, and photographs are sharp to the pixel.
-    "narrow": SceneConfig(),
-    # Blur of a few pixels, in either kind of light.
-    "small": dataclasses.replace(
-        _WIDE,
-        motion=(0.8, 8.0),
-        still=0.05,
-        acceleration=0.3,
-        tremble=0.4,
-        rotation=0.5,
-        zoom=0.25,
-        depth=0.05,
-        parallax=0.3,
-    ),
-    # The same without what makes a network cautious: noise, compression, softness, short exposures.
-    "clean": SceneConfig(
-        motion=(2.0, 7.0),
-        tremble=0.3,
-        exposure=(0.8, 1.0),
-        linear_light=0.4,
-        highlights=0.3,
-    ),
-    # As "clean", for every size of the blur.
-    "swift": SceneConfig(
-        motion=(1.5, 36.0),
-        motion_skew=1.4,
-        sway=0.2,
-        acceleration=0.1,
-        tremble=0.3,
-        exposure=(0.7, 1.0),
-        objects=3,
-        linear_light=0.45,
-        highlights=0.3,
-    ),
-    # What hand-held footage has at 1280x720, every speed as often.
-    "wide": _WIDE,
-    # The same as hands do it, up to the largest blur of the goals: half of the speeds are below 14
-    # pixels a frame, sometimes the shutter is short, and a clip has fast and slow frames.
-    "handheld": dataclasses.replace(
-        _WIDE,
-        motion=(0.0, 40.0),
-        motion_skew=1.5,
-        acceleration=0.6,
-        phases=0.5,
-        brief=0.3,
-        exposure=(0.5, 1.0),
-        bright=0.15,
-    ),
-    # For tests: compiles and renders in a moment.
-    "tiny": SceneConfig(size=(32, 48), motion=(1.0, 3.0)),
-}
-"""The named configurations."""
+    def fields(kind: str) -> dict[str, Any]:
+        own = dict(kinds[kind])
+        return (fields(own.pop("like")) if "like" in own else {}) | own
+
+    return {kind: from_json(SceneConfig, fields(kind), kind) for kind in kinds}
+
+
+SCENES = _read()
+"""The named configurations (``scenes.toml``)."""
 
 
 class Objects(NamedTuple):
@@ -191,14 +130,19 @@ class Objects(NamedTuple):
 
     number: Int[Array, ""]
     start: Float[Array, "n 2"]
+    """Where each is in the middle of the clip, pixels from the middle of the frame."""
     follows: Float[Array, " n"]
-    path: Float[Array, "n steps 2"]
+    """How far it moves against the camera's way, as a share of that: 0 if it goes its own way."""
+    path: Any
+    """``n steps 2`` as of the camera; of fixed scenes a ``SinePath``."""
     angle: Float[Array, " n"]
+    spin: Float[Array, " n"]
+    """Radians a frame; drawn objects do not spin."""
     outline: Outline
 
 
 class Scene(NamedTuple):
-    """Everything random about a scene but its noise; :func:`sample_scene` draws it."""
+    """All that decides a scene but its noise; :func:`sample_scene` draws it."""
 
     textures: Int[Array, " layers"]
     """Which texture each layer shows: the background, then the objects."""
@@ -208,8 +152,9 @@ class Scene(NamedTuple):
     """Texels a pixel: at 1 and above the picture is as sharp as its texture or sharper."""
     corner: Float[Array, " 2"]
     """Where in the frame the crop begins."""
-    camera: Float[Array, "steps 2"]
-    """Rows and columns in pixels, ``STEPS_A_FRAME`` steps a frame; 0 in the middle of the clip."""
+    camera: Any
+    """Rows and columns in pixels, 0 in the middle of the clip: ``steps 2``, ``STEPS_A_FRAME`` of
+    them; of fixed scenes a ``SinePath``."""
     tilt: Float[Array, ""]
     turning: Float[Array, " 3"]
     """Roll: the largest rate (radians a frame), cycles a frame, phase."""
@@ -344,6 +289,7 @@ def sample_scene(
         follows=follows,
         path=draw.path(times, own, config),
         angle=draw(n, high=2 * math.pi),
+        spin=jnp.zeros(n),
         outline=Outline(
             radius=shorter * draw(n, low=_OBJECT_RADIUS[0], high=_OBJECT_RADIUS[1]),
             swing=_OBJECT_SWING * jnp.array([0.5, 0.3, 0.2]) * draw(n, 3),

@@ -168,6 +168,8 @@ def _evaluate_video(
         # With those that the last ones look ahead to, as the stream has them.
         seen = min(frames, shown + model.lookahead)
         explanation = _explain(model, [video.blurred(i) for i in range(seen)])
+    if folder:  # of a start that ended after it was whole
+        shutil.rmtree(folder, ignore_errors=True)
     pictured = range(0, shown, -(-shown // shots))
     pictures = []
     restored_flicker, blurred_flicker = Flicker(), Flicker()
@@ -179,7 +181,7 @@ def _evaluate_video(
 
     with (
         ThreadPoolExecutor(2) as pool,
-        _frames_folder(folder) as part,
+        replace_folder_when_whole(folder) if folder else contextlib.nullcontext() as part,
         _previewing(preview, video) as show,
     ):
         for i, (blurred, restored) in enumerate(restoration):
@@ -320,14 +322,6 @@ def _rounded(restored: Pixels) -> Frame8:
     if restored.dtype == np.uint8:
         return restored
     return ((restored.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _frames_folder(folder: Path | None) -> contextlib.AbstractContextManager[Path | None]:
-    """Where the frames of a video are written, if they are; the folder appears when it is whole."""
-    if folder is None:
-        return contextlib.nullcontext()
-    shutil.rmtree(folder, ignore_errors=True)  # of a start that ended after this folder was whole
-    return replace_folder_when_whole(folder)
 
 
 @contextlib.contextmanager

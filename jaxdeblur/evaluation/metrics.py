@@ -7,8 +7,10 @@ from the code that is measured. ``docs/lab/protocols.md`` says where each protoc
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -107,7 +109,6 @@ class Protocol:
       mean: "videos" averages each video and then the videos; "frames" averages all frames alike.
       ssim: the kind of SSIM.
       registered: score the luminance after matching intensity and whole-pixel shift.
-      variant: the variant of the data set that the table used, where the authors say so.
     """
 
     name: str
@@ -119,7 +120,6 @@ class Protocol:
     mean: Literal["videos", "frames"] = "videos"
     ssim: SsimKind = "2-D"
     registered: bool = False
-    variant: str | None = None
 
     @property
     def needs_fractions(self) -> bool:
@@ -178,70 +178,10 @@ class Protocol:
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "jaxdeblur",
-            "RGB at full size, exactly the uint8 that is written, no crop, every frame; each video "
-            "is averaged, then the videos.",
-        ),
-        Protocol(
-            "basicsr",
-            "BasicSR and VRT: RGB, rounded, no crop, every frame; each video is averaged, then the "
-            "videos.",
-        ),
-        Protocol(
-            "cdvd-tsp",
-            "CDVD-TSP: RGB, rounded, 4 pixels cropped, without the first and last two frames, mean "
-            "over all frames.",
-            crop=4,
-            skip_first=2,
-            skip_last=2,
-            mean="frames",
-        ),
-        Protocol(
-            "estrnn",
-            "ESTRNN: RGB, truncated, no crop, without the first and last two frames, mean over all "
-            "frames; the authors use GOPRO scaled down to 960x540.",
-            quantise="truncate",
-            skip_first=2,
-            skip_last=2,
-            mean="frames",
-            variant="blur_gamma",
-        ),
-        Protocol(
-            "deepdeblur",
-            "DeepDeblur: RGB, rounded, no crop, every frame, mean over all frames.",
-            mean="frames",
-            variant="blur_gamma",
-        ),
-        Protocol(
-            "shift-net",
-            "Shift-Net: RGB floats that were never rounded, no crop, without the first and last "
-            "two frames, mean over all frames; SSIM mixes the channels.",
-            quantise="none",
-            skip_first=2,
-            skip_last=2,
-            mean="frames",
-            ssim="3-D reflect",
-        ),
-        Protocol(
-            "nafnet",
-            "NAFNet: RGB, rounded, no crop, every frame, mean over all frames; SSIM mixes the "
-            "channels.",
-            mean="frames",
-            ssim="3-D edge",
-        ),
-        Protocol(
-            "pvdnet",
-            "PVDNet: rounded, 16 pixels cropped, without the first frame; luminance after matching "
-            "intensity and whole-pixel shift to the sharp frame; mean over all frames.",
-            crop=16,
-            skip_first=1,
-            mean="frames",
-            registered=True,
-        ),
-    )
+    name: Protocol(name, **fields)
+    for name, fields in tomllib.loads(
+        Path(__file__).with_name("protocols.toml").read_text(encoding="utf-8")
+    ).items()
 }
 """Every protocol of ``docs/results.md`` by name; "jaxdeblur" is the default."""
 
@@ -320,31 +260,11 @@ def protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def _taps(radius: int) -> Float[np.ndarray, " taps"]:
-    """A Gaussian of sigma 1.5 at whole pixels, cut at ``radius`` and normalised."""
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / 1.5) ** 2)
-    return weights / weights.sum()
-
-
-_TAPS_11 = _taps(5)
-_TAPS_13 = _taps(6)  # scipy.ndimage.gaussian_filter cuts at 4 sigma
-
-
-def _smooth_valid(image: np.ndarray) -> np.ndarray:
-    rows = ndimage.correlate1d(image, _TAPS_11, axis=0)[5:-5]
-    return ndimage.correlate1d(rows, _TAPS_11, axis=1)[:, 5:-5]
-
-
-def _smooth_everywhere(image: np.ndarray, taps: np.ndarray, border: str) -> np.ndarray:
-    for axis in range(image.ndim):
-        image = ndimage.correlate1d(image, taps, axis=axis, mode=border)
-    return image
-
-
+# A Gaussian of sigma 1.5; scipy.ndimage cuts it at 4 sigma, which is 6 pixels, where not told else.
 _SMOOTH: dict[SsimKind, Callable[[np.ndarray], np.ndarray]] = {
-    "2-D": _smooth_valid,
-    "3-D reflect": lambda image: _smooth_everywhere(image, _TAPS_13, "reflect"),
-    "3-D edge": lambda image: _smooth_everywhere(image, _TAPS_11, "nearest"),
+    "2-D": lambda x: ndimage.gaussian_filter(x, 1.5, radius=5, axes=(0, 1))[5:-5, 5:-5],
+    "3-D reflect": lambda x: ndimage.gaussian_filter(x, 1.5, mode="reflect"),
+    "3-D edge": lambda x: ndimage.gaussian_filter(x, 1.5, radius=5, mode="nearest"),
 }
 
 
@@ -362,8 +282,8 @@ def _registered_luminance(
     scaled = z if energy == 0 else np.sum(x * z) / energy * z
     rows, columns = whole_pixel_shift(scaled.mean(axis=-1), x.mean(axis=-1))
     luminance = np.array([0.299, 0.587, 0.114])
-    moved = _move(scaled @ luminance, rows, columns)
-    inside = _move(np.ones(moved.shape), rows, columns)
+    moved = ndimage.shift(scaled @ luminance, (rows, columns), order=0)
+    inside = ndimage.shift(np.ones(moved.shape), (rows, columns), order=0)
     return moved, inside * (x @ luminance)
 
 
@@ -380,13 +300,3 @@ def whole_pixel_shift(
     height, width = correlation.shape
     column, row = divmod(int(np.argmax(correlation.T)), height)
     return row - height * (row >= height // 2), column - width * (column >= width // 2)
-
-
-def _move(image: Float[np.ndarray, "H W"], rows: int, columns: int) -> Float[np.ndarray, "H W"]:
-    """Moves by whole pixels; black comes in."""
-    height, width = image.shape
-    moved = np.zeros_like(image)
-    moved[max(rows, 0) : height + min(rows, 0), max(columns, 0) : width + min(columns, 0)] = image[
-        max(-rows, 0) : height - max(rows, 0), max(-columns, 0) : width - max(columns, 0)
-    ]
-    return moved

@@ -57,13 +57,7 @@ class VideoReport:
 def write(
     path: str | os.PathLike[str], metrics: dict[str, Any], videos: Sequence[VideoReport]
 ) -> None:
-    """Writes the page, whole or not at all.
-
-    Args:
-      path: of the page.
-      metrics: what ``metrics.json`` says (``results.metrics_of``).
-      videos: their scores by frame, and the frames that are shown.
-    """
+    """Writes the page of ``results.metrics_of`` and its videos, whole or not at all."""
     page = _part("report_page.html")
     parts = {
         "title": html.escape(metrics["title"]),
@@ -159,7 +153,7 @@ def sprite(
     """
     maps = np.asarray(maps, np.float32)
     factor = math.ceil(max(maps.shape[1:]) / side)
-    maps = np.stack([_shrink(each, factor) for each in maps])
+    maps = np.stack([np.asarray(pillow.fromarray(each).reduce(factor)) for each in maps])
     low, high = map(float, limits or (maps.min(), maps.max()))
     grey = np.rint(np.clip((maps - low) / ((high - low) or 1.0), 0, 1) * 255).astype(np.uint8)
     count, height, width = grey.shape
@@ -171,18 +165,6 @@ def sprite(
         "low": low,
         "high": high,
     }
-
-
-def _shrink(values: Float[np.ndarray, "H W"], factor: int) -> Float[np.ndarray, "h w"]:
-    """The mean of every ``factor x factor`` block; blocks at the ends may be cut."""
-    if factor == 1:
-        return values
-    starts = [np.arange(0, size, factor) for size in values.shape]
-    sums = np.add.reduceat(np.add.reduceat(values, starts[0], axis=0), starts[1], axis=1)
-    counts = [
-        np.diff(np.append(start, size)) for start, size in zip(starts, values.shape, strict=True)
-    ]
-    return sums / np.outer(*counts).astype(np.float32)
 
 
 def _picture(frame: Frame8, scale: float) -> str:

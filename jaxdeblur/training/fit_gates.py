@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from jaxdeblur import devices, presets
 from jaxdeblur.data.batches import batches
 from jaxdeblur.data.config import DataConfig
-from jaxdeblur.data.training_data import open_data
+from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals
 from jaxdeblur.models.layers import enlarge
@@ -156,7 +156,7 @@ def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig) -> S
     kept: list[Sample] = []
     line = ProgressLine("drawing clips", steps, unit="steps", eager=True, stays=True)
     with batches(
-        open_data(data, config.crop).train,
+        TrainingData(data, config.crop).train,
         data.clip_options(config.frames, config.crop),
         batch_size=at_once,
         seed=config.seed,

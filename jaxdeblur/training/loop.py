@@ -112,13 +112,11 @@ class _StopSignals:
         self._told: jax.Array | None = None
 
     def __enter__(self) -> _StopSignals:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last of a terminal that is gone
-            number = getattr(signal, name, None)
-            if number is None:  # Windows has no SIGHUP
-                continue
+        # SIGHUP is of a terminal that is gone.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # nohup has it ignored. (Shells have SIGINT ignored by what they start in the
             # background, but whoever sends it there means it.)
-            if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             try:
                 self._before[number] = signal.signal(number, self._handle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import shlex
-import time
 from pathlib import Path
 
 import jax
@@ -38,13 +37,10 @@ class RunWatcher:
         config: TrainingConfig,
         first: int,
         validation: Validation | None,
-        on_cores: str | None = None,
     ) -> None:
         self.folder, self.config = folder, config
         self.validation = validation
-        self.on_cores = on_cores
         self.scores: dict[str, float] = {}
-        self.times: list[float] = []
         self.losses: collections.deque[float] = collections.deque(maxlen=100)
         self.rate = learning_rate(config)
         self.line: ProgressLine | None = None
@@ -66,20 +62,6 @@ class RunWatcher:
             self.board.add_scalar("train/loss", float(metrics.loss), step)
             self.board.add_scalar("train/gradient_norm", float(metrics.gradient_norm), step)
             self.board.add_scalar("train/learning_rate", float(self.rate(step)), step)
-        if len(self.times) < 2:
-            self.times.append(time.monotonic())
-            if len(self.times) == 2:
-                self._foresee(self.line, self.config.steps - step)
-
-    def _foresee(self, line: ProgressLine, steps: int) -> None:
-        """Says how long ``steps`` will take if it is days; a step is done that did not compile."""
-        hours = (self.times[1] - self.times[0]) * steps / 3600
-        if hours < 24:
-            return
-        instead = ""
-        if self.on_cores and jax.default_backend() == "cpu":
-            instead = f"; --model={self.on_cores} trains on CPU cores in minutes"
-        line.say(f"about {hours:.0f} hours left, {hours / 24:.0f} days, on this machine{instead}")
 
     def validate(self, step: int, parameters: Parameters) -> None:
         """Scores the parameters of a step; the gain is shown from now on."""

@@ -12,7 +12,7 @@ import jax
 from jaxdeblur import devices
 from jaxdeblur.data.batches import batches
 from jaxdeblur.data.on_device import render_on_device
-from jaxdeblur.data.training_data import TrainingData, open_data
+from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import UserError, tell
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import count, split
@@ -84,7 +84,7 @@ def train(
             state = checkpoints.restore_state(state, devices.replicated(mesh)) or state
             devices.check_same(int(state.step), f"steps of the checkpoints read in {folder}")
         first = int(state.step)
-        data = open_data(run.data, config.crop)
+        data = TrainingData(run.data, config.crop)
         feed = resources.enter_context(_batches(run, data, model.context, mesh, first))
         validation = Validation(data, rebuild) if config.validate_every else None
         notes = data.describe()
@@ -102,13 +102,12 @@ def train(
             return state
         if on_cores and jax.default_backend() == "cpu":
             _say(
-                f"{run.preset} is made for a GPU; --model={on_cores} is for CPU cores. How long it "
-                "takes here is said after the second step."
+                f"{run.preset} is made for a GPU; --model={on_cores} trains on CPU cores in minutes"
             )
         checkpoints.go_on_after(first)
         if not has_begun and run.start_from is not None:  # whatever becomes of what that names
             checkpoints.save(state)
-        watcher = RunWatcher(folder, config, first, validation, on_cores)
+        watcher = RunWatcher(folder, config, first, validation)
         resources.callback(watcher.close)
         step = compile_train_step(config, rebuild, mesh)
         try:

@@ -99,20 +99,6 @@ class RunCheckpoints(Checkpoints):
         return found and TrainState(**found[1])
 
 
-def check_same_network(ours: Any, theirs: Any, where: str) -> None:
-    """Compares two network configs.
-
-    Raises:
-      UserError: they differ; it names ``where`` and the fields.
-    """
-    if type(ours) is not type(theirs):
-        raise UserError(
-            f"{where}: a checkpoint of {type(theirs).__name__}, but {type(ours).__name__} is asked"
-        )
-    if differences := differing_fields(ours, theirs):
-        raise UserError(f"{where}: a checkpoint of another network: {'; '.join(differences)}")
-
-
 def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuses a folder in which ``run`` can't be written, before anything is done.
 
@@ -133,8 +119,18 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
         if not occupied:
             raise UserError(f"--resume: there is no run in {folder}")
         there = Run.read(folder)
-        check_same_network(run.network, there.network, f"--resume: {folder}")
-        _check_same_state(run.training, there.training, f"--resume: {folder}")
+        if differences := differing_fields(run.network, there.network):
+            raise UserError(
+                f"--resume: {folder}: a checkpoint of another network: {'; '.join(differences)}"
+            )
+        for option in ("optimizer", "average"):  # whose state is in the checkpoints
+            here, then = getattr(run.training, option), getattr(there.training, option)
+            if here != then and (option == "optimizer" or not (here and then)):
+                raise UserError(
+                    f"--resume: {folder}: it was begun with --{option}={then}, whose state "
+                    f"--{option}={here} cannot go on with; to change it, begin another run with "
+                    "--start-from"
+                )
     elif occupied and not overwrite:
         raise UserError(f"--out={folder} exists; go on with --resume or replace it by --overwrite")
     elif occupied:
@@ -144,17 +140,6 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
             raise UserError(
                 f"--overwrite: {folder} is no run folder and left as it is ({error})"
             ) from error
-
-
-def _check_same_state(ours: TrainingConfig, theirs: TrainingConfig, where: str) -> None:
-    """Refuses what would need another optimiser state or average than the checkpoints hold."""
-    for option in ("optimizer", "average"):
-        here, there = getattr(ours, option), getattr(theirs, option)
-        if here != there and (option == "optimizer" or not (here and there)):
-            raise UserError(
-                f"{where}: it was begun with --{option}={there}, whose state --{option}={here} "
-                "cannot go on with; to change it, begin another run with --start-from"
-            )
 
 
 def make_folder(run: Run, folder: Path, resume: bool) -> None:
@@ -167,7 +152,12 @@ def make_folder(run: Run, folder: Path, resume: bool) -> None:
     if jax.process_index() == 0:
         try:
             if folder.is_dir() and not resume:
-                _remove_run(folder)
+                # What else lies in it stays.
+                (folder / CONFIG_NAME).unlink(missing_ok=True)
+                for name in (CHECKPOINTS_NAME, TENSORBOARD_NAME):
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                for failure in folder.glob("failure-*.safetensors"):
+                    failure.unlink()
             if folder.is_dir() and any(folder.iterdir()):
                 run.write(folder)
             else:  # with its config or not at all, so that a kill here leaves no half of a run
@@ -177,17 +167,6 @@ def make_folder(run: Run, folder: Path, resume: bool) -> None:
         except OSError as error:
             raise UserError(f"--out={folder}: {error.strerror}") from error
     devices.wait_for_all("the run folder is there")
-
-
-def _remove_run(folder: Path) -> None:
-    """Removes what a run has written; what else lies in its folder stays."""
-    (folder / CONFIG_NAME).unlink(missing_ok=True)
-    for name in (CHECKPOINTS_NAME, TENSORBOARD_NAME):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for failure in folder.glob("failure-*.safetensors"):
-        failure.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def save_failure(folder: Path, error: NonFiniteError) -> Path:

@@ -6,7 +6,6 @@ Beside the arrays the file says which network they are of, and what a reader sho
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import subprocess
@@ -116,22 +115,6 @@ def _about(run: LoadedModel) -> dict[str, Any]:
     return {"preset": run.preset, "step": run.step, "training": training, "data": _data_of(run)}
 
 
-def _check_alike(ours: Any, theirs: Any, option: str) -> None:
-    """Refuses a network of the same shapes that computes something else with them.
-
-    Args:
-      ours: the config of the network that is written.
-      theirs: that of the other.
-      option: that names the other network.
-    """
-    # What does not change what is computed.
-    computes_alike = {"dtype": "float32", "implementation": "auto", "nonlocal_bytes": 2**30}
-    known = {name: value for name, value in computes_alike.items() if hasattr(ours, name)}
-    pair = [dataclasses.replace(network, **known) for network in (ours, theirs)]
-    if differences := differing_fields(*pair):
-        raise UserError(f"{option}: another network: {'; '.join(differences)}")
-
-
 def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
     """The model with the mean of two networks' parameters."""
     try:
@@ -141,10 +124,11 @@ def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
     if not 0 <= part <= 1:
         raise UserError(f"--mix-with: the share is 0 to 1, not {share}")
     rebuild, ours = split(loaded.model)
-    there = load_model(source)
+    there = load_model(source, dtype=getattr(loaded.network, "dtype", None))
     theirs = split(there.model)[1]
-    check_fits(ours, theirs, f"--mix-with={source}")
-    _check_alike(loaded.network, there.network, f"--mix-with={source}")
+    check_fits(ours, theirs, f"--mix-with={source}: weights of another network")
+    if differences := differing_fields(loaded.network, there.network):
+        raise UserError(f"--mix-with={source}: another network: {'; '.join(differences)}")
     mean = {name: (1 - part) * ours[name] + part * theirs[name] for name in ours}
     return loaded._replace(model=rebuild(mean))
 

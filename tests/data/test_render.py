@@ -15,7 +15,7 @@ from jaxdeblur.data import textures
 from jaxdeblur.data.batches import batches
 from jaxdeblur.data.clips import ClipOptions
 from jaxdeblur.data.photographs import find_photographs
-from jaxdeblur.data.render import HostRenderer, _blur, motion_of, render_clip, render_scene
+from jaxdeblur.data.render import HostRenderer, _blur, motion_of, render_scene
 from jaxdeblur.data.scenes import SCENES, Scene, SceneConfig, position, sample_scene, step_times
 from jaxdeblur.data.textures import RenderedScenes, open_scenes
 from jaxdeblur.errors import UserError
@@ -109,15 +109,15 @@ def test_a_way_shifts_by_whole_pixels_and_keeps_fine_detail_between() -> None:
 def test_the_host_leaves_out_what_a_scene_does_not_need(pictures: np.ndarray) -> None:
     """Narrower margins, one kernel where four are alike, no absent object: the same frames."""
     host = HostRenderer(pictures, VARIED, FRAMES, CROP)
-    whole = jax.jit(lambda key: render_clip(key, jnp.asarray(pictures), VARIED, FRAMES, CROP))
     reaches = set()
     for seed in range(4):
-        clip = host.clip(seed)
-        for ours, other in zip(clip, whole(jax.random.key(seed)), strict=True):
+        key, scene, motion = host.draw(seed)
+        whole = _render(key, scene, jnp.asarray(pictures), VARIED)
+        for ours, other in zip(host.clip(seed), whole, strict=True):
             assert ours.shape == (FRAMES, CROP, CROP, 3)
             assert ours.dtype == np.uint8
             assert np.abs(ours.astype(int) - np.asarray(other, int)).max() <= 2
-        reaches.add(host.reach_of(host.draw(seed)[2]))
+        reaches.add(host.reach_of(motion))
     assert min(reaches) < VARIED.reach
 
 

@@ -158,8 +158,6 @@ class TestProtocols:
     def test_all_of_them_are_there(self):
         names = "jaxdeblur basicsr cdvd-tsp estrnn deepdeblur shift-net nafnet pvdnet"
         assert list(PROTOCOLS) == names.split()
-        of_gamma = [name for name, rules in PROTOCOLS.items() if rules.variant == "blur_gamma"]
-        assert of_gamma == ["estrnn", "deepdeblur"]
         with pytest.raises(UserError, match="--protocol=matlab: there is jaxdeblur, basicsr"):
             protocol("matlab")
 

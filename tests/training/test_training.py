@@ -26,7 +26,7 @@ from flax import nnx
 
 from jaxdeblur import devices, models
 from jaxdeblur.data.config import DataConfig
-from jaxdeblur.data.training_data import TrainingData, open_data
+from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.models import registry
 from jaxdeblur.models.fsta_config import FstaConfig
@@ -53,7 +53,7 @@ from jaxdeblur.training.step import (
     make_optimizer,
     train_step,
 )
-from jaxdeblur.weights.checkpoints import Checkpoints, digest
+from jaxdeblur.weights.checkpoints import digest
 from jaxdeblur.weights.load import load_model
 
 NETWORK = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
@@ -265,7 +265,7 @@ def test_a_reader_that_had_not_begun_is_not_reported(
         left.append(left)  # type: ignore[arg-type]  # a cycle, which only gc.collect() finds
         raise ValueError("damaged")
 
-    monkeypatch.setattr(Checkpoints, "_read", abandon)
+    monkeypatch.setattr("jaxdeblur.weights.checkpoints.digest", abandon)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         with pytest.raises(UserError, match="can be read"):
@@ -304,7 +304,7 @@ def test_memory_that_runs_out_is_no_damage(
     def run_out(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(Checkpoints, "_read", run_out)
+    monkeypatch.setattr("jaxdeblur.weights.checkpoints.digest", run_out)
     with pytest.raises(type(error), match="8 GB"):
         checkpoints.restore_weights(best_parameters(state))
 
@@ -809,7 +809,7 @@ def test_a_run_tells_whoever_makes_its_batches_all_that_they_depend_on(
     monkeypatch.setattr(TrainingData, "train", [])
     data = DataConfig(render=render, curriculum=0.5, curriculum_start=4.0)  # type: ignore[arg-type]
     run = Run("test", NETWORK, dataclasses.replace(CONFIG, steps=100, seed=5), data)
-    with _batches(run, open_data(data), (2, 1), mesh_of(8), 7):
+    with _batches(run, TrainingData(data), (2, 1), mesh_of(8), 7):
         assert (told["seed"], told["start_step"], told["batch_size"]) == (5, 7, 8)
         assert [told["motion_limit"](step) for step in (0, 25, 50)] == [4, 5, float("inf")]
 
