@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import itertools
 import os
 import sys
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
-from jaxtyping import Array, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import cache_folder
@@ -113,12 +112,7 @@ def largest_of_all(number: int) -> jax.Array:
     mesh = mesh_of(jax.devices())
     mine = np.full(jax.local_device_count(), number, np.int32)
     numbers = jax.make_array_from_process_local_data(clips_over(mesh), mine)
-    return _largest(numbers, replicated(mesh))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _largest(numbers: Int[Array, " devices"], everywhere: NamedSharding) -> Int[Array, ""]:
-    return jax.lax.with_sharding_constraint(numbers.max(), everywhere)
+    return jax.jit(jnp.max, out_shardings=replicated(mesh))(numbers)
 
 
 def cores() -> int:
@@ -226,11 +220,10 @@ def free_in_container(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 def keep_freed_memory() -> None:
     """Tells glibc not to give large freed blocks back to the system; call it before work begins.
 
-    XLA allocates its buffers anew for every program that it runs. By default glibc maps each large
-    one from the system and returns it after use, so every page of every step is zeroed by the
-    kernel again: a fifth of a training step (docs/lab/performance.md). The most memory that
-    the process takes stays about the same, but it holds it to its end. The environment can speak
-    against it with ``MALLOC_MMAP_MAX_``; elsewhere than on glibc nothing is done.
+    XLA allocates its buffers anew for every program. By default glibc maps each large one from the
+    system and returns it after use, so the kernel zeroes every page of every step again: a fifth of
+    a training step (docs/lab/performance.md). The process then holds the most memory that it takes
+    to its end. ``MALLOC_MMAP_MAX_`` in the environment speaks against it.
     """
     if sys.platform != "linux" or "MALLOC_MMAP_MAX_" in os.environ:
         return

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from typing import NoReturn
 
 LONGEST = 3000
@@ -154,7 +155,7 @@ class ProgressLine:
         text += f"  {rate:.2f} {self._unit}/s" if rate else ""
         text += f"  {note}" if note else ""
         if rate and self._total and self._total > done:
-            text += f"  {_clock((self._total - done) / rate)} left"
+            text += f"  {timedelta(seconds=int((self._total - done) / rate))} left"
         self._is_open = self._on_terminal and not last
         tell(f"{ERASE_LINE}{text}" if self._on_terminal else text, "" if self._is_open else "\n")
 
@@ -169,11 +170,3 @@ class ProgressLine:
         if self._is_open:
             tell("" if self._stays else ERASE_LINE, "\n" if self._stays else "")
             self._is_open = False
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 100:
-        return f"{hours} hours"
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

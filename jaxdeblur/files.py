@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -13,14 +14,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any
 
 from jaxdeblur.errors import ERASE_LINE, UserError, tell
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
@@ -46,10 +42,8 @@ def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             raise UserError(f"{given}: cannot be written: {error.strerror}") from error
         yield part
-        # It was private; a new target gets the permissions of any new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~umask)
+        # It was private.
+        part.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
         try:
             os.replace(part, target)
         except OSError as error:
@@ -72,10 +66,15 @@ def replace_folder_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
             for entry in list(part.iterdir()):
                 os.rename(entry, target / entry.name)
             return
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o777 & ~umask)
+        part.chmod(0o777 & ~_umask())
         os.rename(part, target)
+
+
+def _umask() -> int:
+    """What is taken from the permissions of new files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 _unfinished_paths: dict[Path, None] = {}
@@ -101,15 +100,11 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def ended_by_signals(name: str) -> Iterator[None]:
-    """Within it ctrl-C, SIGTERM and SIGHUP end the process with code 130, and leave no half file.
+    """Within it ctrl-C, SIGTERM and SIGHUP end the command ``name`` with code 130 and no half file.
 
-    So a batch system that ends a job, or a terminal that closes, leaves none either. What is
-    ignored (nohup, a shell's background) stays ignored. The handler cleans up itself. A
-    KeyboardInterrupt from wherever the work is would not do: callbacks of the garbage collector and
-    of weak references lose it, and Python's end crashes in threads that are still in native code.
-
-    Args:
-      name: of the command, for the line that it says.
+    What is ignored (nohup, a shell's background) stays ignored. The handler cleans up itself, as a
+    KeyboardInterrupt would not do: callbacks of the garbage collector and of weak references lose
+    it, and Python's end crashes in threads that are still in native code.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -128,9 +123,8 @@ def ended_by_signals(name: str) -> Iterator[None]:
         os._exit(130)
 
     before = {}
-    for signal_name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, signal_name, None)  # Windows has no SIGHUP
-        if number and signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not Python's
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not Python's
             before[number] = signal.signal(number, end)
     try:
         yield
@@ -149,21 +143,14 @@ def made_once(target: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # whoever cannot write there says so when it does
             file = held.enter_context(open(lock, "wb"))
-            _lock(file, f"waiting for another process, which makes {target}")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tell(f"waiting for another process, which makes {target}")
+                fcntl.flock(file, fcntl.LOCK_EX)
             # Who waits for the removed file only looks again at what has been made.
             held.enter_context(_unfinished(lock))
         yield
-
-
-def _lock(file: BinaryIO, meanwhile: str) -> None:
-    """Locks a file until it is closed, as soon as nobody else does; OSError if that can't be."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        tell(meanwhile)
-        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def safe_name(name: str) -> str:
@@ -178,7 +165,7 @@ def write_json(target: str | os.PathLike[str], value: Any) -> None:
 
 
 def cache_folder() -> Path:
-    """Where pools are kept: ``$JAXDEBLUR_CACHE``, or jaxdeblur in ``$XDG_CACHE_HOME``.
+    """Where what is made once is kept: ``$JAXDEBLUR_CACHE``, or jaxdeblur in ``$XDG_CACHE_HOME``.
 
     Raises:
       UserError: neither is set, and there is no home either.

@@ -162,20 +162,21 @@ def read_fields(arguments: argparse.Namespace, config: Config) -> Config:
 
 
 def field_help(config: type) -> dict[str, str]:
-    """What the docstring's ``Attributes:`` section, or the strings below its fields, say."""
-    documented = {}
-    section = re.search(r"Attributes:\n(.*)", inspect.getdoc(config) or "", re.DOTALL)
-    for entry in re.split(r"\n(?=  \w)", section.group(1)) if section else []:
-        names, _, text = entry.strip().partition(": ")
-        documented.update(dict.fromkeys(names.split(", "), _for_argparse(text)))
-    below = re.findall(r"^    (\w+):[^\n]*\n    \"\"\"(.*?)\"\"\"", _source(config), re.M | re.S)
-    for name, text in below:
-        documented.setdefault(name, _for_argparse(text))
+    """What the ``Attributes:`` sections of a dataclass and those that it extends say of fields."""
+    documented: dict[str, str] = {}
+    for kind in config.__mro__:
+        section = re.search(r"Attributes:\n(.*)", inspect.cleandoc(kind.__doc__ or ""), re.DOTALL)
+        for entry in re.split(r"\n(?=  \w)", section.group(1)) if section else []:
+            names, _, text = entry.strip().partition(": ")
+            for name in names.split(", "):
+                documented.setdefault(name, " ".join(text.split()).replace("%", "%%"))
     return documented
 
 
 def differing_fields(ours: Any, theirs: Any) -> list[str]:
-    """``name: here X, there Y`` for each field in which two configs of one class differ."""
+    """``name: here X, there Y`` for each field in which two configs differ, or for their kinds."""
+    if type(ours) is not type(theirs):
+        return [f"kind: here {type(ours).__name__}, there {type(theirs).__name__}"]
     return [
         f"{field.name}: here {getattr(ours, field.name)}, there {getattr(theirs, field.name)}"
         for field in dataclasses.fields(ours)
@@ -191,10 +192,11 @@ def from_json(config: type[Config], values: Any, where: str) -> Config:
     """
     if not isinstance(values, dict):
         raise UserError(f"{where}: a JSON object was expected, not {type(values).__name__}")
-    names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - names):
+    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - set(fields)):
         raise UserError(f"{where}: unknown fields {', '.join(map(str, unknown))}")
-    if missing := sorted(_required(config) - set(values)):
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    if missing := sorted(needed - set(values)):
         raise UserError(f"{where}: missing fields {', '.join(missing)}")
     types_of = typing.get_type_hints(config)
     for name, value in values.items():
@@ -205,14 +207,6 @@ def from_json(config: type[Config], values: Any, where: str) -> Config:
         return config(**values)
     except UserError as error:  # what the config itself refuses, without a word of the file
         raise UserError(f"{where}: {error}") from error
-
-
-def _required(config: Any) -> set[str]:
-    return {
-        field.name
-        for field in dataclasses.fields(config)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
 
 
 def _tuples(value: Any) -> Any:
@@ -282,17 +276,6 @@ def _whole_number(text: str) -> int:
 
 def _metavar(kind: type) -> str:
     return {int: "N", float: "X", str: "TEXT"}.get(kind, kind.__name__.upper())
-
-
-def _for_argparse(text: str) -> str:
-    return " ".join(text.split()).replace("%", "%%")
-
-
-def _source(config: type) -> str:
-    try:
-        return inspect.getsource(config)
-    except (OSError, TypeError):  # defined in an interactive session
-        return ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,18 @@ from jaxdeblur.training.step import TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class Base:
+    """What another config extends.
+
+    Attributes:
+      below: documented in the base.
+    """
+
+    below: tuple[int, ...] = (1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample(Base):
     """A config with a field of each type.
 
     Attributes:
@@ -47,8 +58,6 @@ class Sample:
     kind: Literal["a", "b"] = "a"
     flag: bool = True
     name: str | None = None
-    below: tuple[int, ...] = (1, 2)
-    """Documented below."""
     pair: tuple[float, float] = (0.0, 1.0)
 
 
@@ -89,7 +98,7 @@ def test_help_comes_from_the_docstrings() -> None:
     documented = field_help(Sample)
     assert documented["count"] == "how many, at most 100 %% of them."
     assert documented["low"] == documented["high"] == "the range."
-    assert documented["below"] == "Documented below."
+    assert documented["below"] == "documented in the base."
     parser = Parser(prog="test")
     add_fields(parser, Sample(), "sample")
     text = parser.format_help()

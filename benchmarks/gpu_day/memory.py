@@ -34,7 +34,7 @@ from jaxdeblur.training.step import (
     TrainingConfig,
     compile_train_step,
     initial_train_state,
-    model_loss,
+    loss_and_statistics,
 )
 from jaxdeblur.video.pixels import PixelLayout
 
@@ -174,7 +174,7 @@ def work_of(model: VideoRestorer, config: TrainingConfig) -> dict[str, Any]:
     rebuild, parameters = split(model)
 
     def loss(parameters: Any, batch: Any) -> jax.Array:
-        return model_loss(rebuild(parameters), batch, config.loss)
+        return loss_and_statistics(rebuild(parameters), batch, config.loss)[0]
 
     scan = lax.scan
     try:

@@ -20,7 +20,7 @@ from benchmarks import quality
 from benchmarks.gpu_day.report import Report
 from jaxdeblur import devices, models, presets
 from jaxdeblur.data.on_device import render_on_device
-from jaxdeblur.data.training_data import open_data
+from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.models.parameters import split
@@ -94,7 +94,7 @@ def train(arguments: argparse.Namespace, report: Report) -> None:
     first = int(state.step)
     batches = render_on_device(
         None,
-        open_data(data, config.crop).train,
+        TrainingData(data, config.crop).train,
         data.clip_options(config.frames, config.crop, model.context),
         devices.clips_over(mesh),
         batch_size=config.batch_size,
@@ -120,7 +120,7 @@ def train(arguments: argparse.Namespace, report: Report) -> None:
     export_weights(weights, arguments.out / f"{name}.safetensors")
     report.keep()
     if not arguments.rehearse:
-        report.found["validation"] = Validation(open_data(data), rebuild)(best)
+        report.found["validation"] = Validation(TrainingData(data), rebuild)(best)
         report.left.remove("validation")
         print("validation", report.found["validation"])
 

@@ -24,10 +24,7 @@ COMMANDS = {
 def run(main: Callable[[str], None], name: str, *, together: bool = False) -> None:
     """Runs a command until it ends, or a signal ends it; training saves first.
 
-    Args:
-      main: the command, which takes ``name``.
-      name: what its help and messages call it.
-      together: its processes work on one thing (:func:`run_command`).
+    It takes the ``name`` that its help and messages have; ``together`` is of :func:`run_command`.
     """
     with ended_by_signals(name):
         run_command(lambda: main(name), name, together=together)

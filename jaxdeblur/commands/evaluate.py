@@ -7,11 +7,17 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxdeblur.errors import UserError, tell
-from jaxdeblur.options import Parser, add_extension_option, add_fields, load_extension, read_fields
+from jaxdeblur.errors import tell
+from jaxdeblur.options import (
+    Parser,
+    add_extension_option,
+    add_fields,
+    from_json,
+    load_extension,
+    read_fields,
+)
 
 if TYPE_CHECKING:
-    from jaxdeblur.data.videos import Dataset
     from jaxdeblur.evaluation.config import EvaluationConfig
 
 
@@ -20,11 +26,11 @@ def main(name: str = "evaluate.py") -> None:
     import jax
 
     from jaxdeblur import devices
+    from jaxdeblur.data.datasets import open_dataset
     from jaxdeblur.evaluation.config import EvaluationConfig
     from jaxdeblur.evaluation.evaluate import evaluate
     from jaxdeblur.evaluation.metrics import PROTOCOLS
-    from jaxdeblur.evaluation.own_kind import of_its_own_kind
-    from jaxdeblur.evaluation.results import default_folder
+    from jaxdeblur.evaluation.results import default_folder, table
     from jaxdeblur.options import ClusterConfig
     from jaxdeblur.weights.load import load_restorer, newest_run
 
@@ -34,22 +40,15 @@ def main(name: str = "evaluate.py") -> None:
         "kind that the run trains on.\n\nprotocols:\n"
         + "\n".join(_paragraph(name, p.summary) for name, p in PROTOCOLS.items()),
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    parser.add_argument(
         "--ckpt",
         nargs="?",
+        required=True,
         const=True,  # no text, so that an empty --ckpt="$RUN" is not taken for it
         metavar="RUN",
         help="a run folder, a .safetensors file, or the name of shipped weights; without a value "
         "the newest run in runs/",
     )
-    what.add_argument(
-        "--restored",
-        type=Path,
-        metavar="FOLDER",
-        help="frames that any other program restored, a folder of images for each video",
-    )
-    parser.add_argument("--name", default="", help="what the report calls them")
     parser.add_argument(
         "--out",
         type=Path,
@@ -74,13 +73,6 @@ def main(name: str = "evaluate.py") -> None:
     processes = read_fields(arguments, ClusterConfig())
     devices.use_cores(1, processes)
     devices.join(processes)
-    if arguments.ckpt is None:
-        if arguments.dtype:
-            raise UserError("--dtype is of a network, and --restored has none")
-        _evaluate_restored(arguments, config)
-        return
-    if arguments.name:
-        raise UserError("--name is of frames that another program restored (--restored)")
     if arguments.ckpt is True:
         arguments.ckpt = str(newest_run())
         if jax.process_index() == 0:
@@ -95,39 +87,6 @@ def main(name: str = "evaluate.py") -> None:
         if jax.process_index() == 0:
             which = f"--split={config.split}" if config.split != "test" else "test videos"
             tell(f"scored on {config.data}, {which}, as trained on; --data names another data set")
-    dataset = _open(config)
-    out = arguments.out or default_folder(arguments.ckpt, dataset, config)
-    metrics = evaluate(loaded, dataset, config, out, overwrite=arguments.overwrite)
-    if jax.process_index() == 0:
-        _show(metrics, out)
-
-
-def _evaluate_restored(arguments: Any, config: EvaluationConfig) -> None:
-    """Scores the frames of ``--restored``."""
-    import jax
-
-    from jaxdeblur.evaluation.evaluate import evaluate
-    from jaxdeblur.evaluation.restored import RestoredFrames
-    from jaxdeblur.evaluation.results import default_folder
-
-    if config.single:
-        raise UserError("--single is of a network, and --restored has none")
-    if not config.data:
-        raise UserError("--restored: name the data set that the frames are of, with --data")
-    dataset = _open(config)
-    name = arguments.name or arguments.restored.name
-    frames = RestoredFrames.find(
-        arguments.restored, name, dataset.videos, max_pixels=config.max_pixels
-    )
-    out = arguments.out or default_folder(f"{name}.frames", dataset, config)
-    metrics = evaluate(frames, dataset, config, out, overwrite=arguments.overwrite)
-    if jax.process_index() == 0:
-        _show(metrics, out)
-
-
-def _open(config: EvaluationConfig) -> Dataset:
-    from jaxdeblur.data.datasets import open_dataset
-
     dataset = open_dataset(
         config.data,
         config.split,
@@ -137,19 +96,40 @@ def _open(config: EvaluationConfig) -> Dataset:
         sharp_input=config.sharp_input,
         only=config.only,
         exclude=config.exclude,
-        max_pixels=config.max_pixels,
     )
     if config.single:
         which = ", ".join(filter(None, [dataset.variant, "each frame by itself"]))
         dataset = dataclasses.replace(dataset, variant=which)
-    return dataset
+    out = arguments.out or default_folder(arguments.ckpt, dataset, config)
+    metrics = evaluate(loaded, dataset, config, out, overwrite=arguments.overwrite)
+    if jax.process_index() == 0:
+        print(table(metrics))
+        print(f"\nopen {out / 'report.html'} in a browser; the numbers are in metrics.json")
 
 
-def _show(metrics: dict[str, Any], out: Path) -> None:
-    from jaxdeblur.evaluation.results import table
+def of_its_own_kind(config: EvaluationConfig, run: dict[str, Any]) -> EvaluationConfig:
+    """``config`` with the data set of a run: test videos of its kind, or those held out.
 
-    print(table(metrics))
-    print(f"\nopen {out / 'report.html'} in a browser; the numbers are in metrics.json")
+    Without a run's ``data`` these are rendered scenes. What the options say of videos stays.
+
+    Raises:
+      UserError: the run's data options cannot be read, or its folder is not there any more.
+    """
+    from jaxdeblur.data.config import DataConfig
+    from jaxdeblur.data.layouts import RENDERED
+    from jaxdeblur.data.training_data import TrainingData
+
+    if "data" not in run:
+        return dataclasses.replace(config, data=RENDERED)
+    data = TrainingData(from_json(DataConfig, run["data"], "data of the run"))
+    spec, split, only, variant = data.scored("test")
+    return dataclasses.replace(
+        config,
+        data=spec,
+        split=split,
+        only=config.only or only,
+        variant=config.variant or variant,
+    )
 
 
 def _paragraph(name: str, text: str) -> str:

@@ -7,6 +7,7 @@ p-th slice of each), and a run resumes by starting at its step: there is no stat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -30,9 +31,11 @@ _log = logging.getLogger(__name__)
 # Grain shuffles in time that falls with the number of elements, 2 ms for 20 and 10 us for 4096, so
 # a small source is shuffled several epochs at a time.
 _SHUFFLED_AT_A_TIME = 4096
+_MOST_DRAWS = 5  # Of a clip with hardly any blur; the last one is taken as it is.
 _MOST_FAILURES = 20  # Bad samples in a row, drawn at random, after which the data is at fault.
 
 
+@contextlib.contextmanager
 def batches(
     sources: Sequence[tuple[Dataset | RenderedScenes, float]],
     options: ClipOptions,
@@ -46,8 +49,8 @@ def batches(
     max_bad_samples: int = 0,
     motion_limit: MotionLimit | None = None,
     render: bool = True,
-) -> Batches:
-    """An endless iterator over this process's part of the batches from ``start_step`` on.
+) -> Iterator[Iterator[Batch]]:
+    """Gives an endless iterator over this process's part of the batches from ``start_step`` on.
 
     A batch holds ``blurred``, uint8 ``B before+T+after H W 3``, and ``sharp``, ``B T H W 3``.
     Frames in image files are decoded into the cache folder first, once, and read from there.
@@ -79,12 +82,13 @@ def batches(
     if max_bad_samples == 0:  # known now, so not to be found after hours
         refuse(
             "unreadable frames (see --max-bad-samples)",
-            [reason for source, _ in used for reason in source.unreadable],
+            [r for source, _ in used if isinstance(source, ClipSource) for r in source.unreadable],
         )
     sampler = _Sampler([source for source, _ in used], options, batch_size, motion_limit)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(len(used) + 1)]
     shuffled = [
-        _shuffled(n, len(source), own)
+        # Of scenes there is one clip, and each time it is another.
+        _shuffled(n, len(source) if isinstance(source, ClipSource) else 1, own)
         for n, ((source, _), own) in enumerate(zip(used, seeds[1:], strict=True))
     ]
     mine = (
@@ -97,39 +101,25 @@ def batches(
         ]
     )
     reading = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
-    return Batches(iter(mine.to_iter_dataset(reading)), max_bad_samples)
+    iterator = iter(mine.to_iter_dataset(reading))
+    try:
+        yield _readable(iterator, max_bad_samples)
+    finally:
+        iterator.close()  # stops the threads
 
 
-class Batches(Iterator[Batch]):
-    """The iterator that :func:`batches` returns. ``close`` stops its threads."""
-
-    def __init__(self, iterator: Any, max_bad_samples: int) -> None:
-        self._iterator = iterator
-        self._max_bad_samples = max_bad_samples
-        self.bad_samples = 0
-        """Clips replaced so far because a frame could not be read."""
-
-    def __next__(self) -> Batch:
-        batch = next(self._iterator)
+def _readable(batches: Iterator[Batch], max_bad_samples: int) -> Iterator[Batch]:
+    """The batches, with a word on each clip that was replaced as a frame could not be read."""
+    bad_samples = 0
+    for batch in batches:
         for problem in batch.pop("problems"):
-            self.bad_samples += 1
-            if self.bad_samples > self._max_bad_samples:
+            bad_samples += 1
+            if bad_samples > max_bad_samples:
                 raise UserError(
-                    f"{problem} (bad sample {self.bad_samples}; "
-                    f"--max-bad-samples={self._max_bad_samples})"
+                    f"{problem} (bad sample {bad_samples}; --max-bad-samples={max_bad_samples})"
                 )
-            _log.warning("bad sample %d skipped: %s", self.bad_samples, problem)
-        return batch
-
-    def close(self) -> None:
-        """Stops the threads that read ahead."""
-        self._iterator.close()
-
-    def __enter__(self) -> Batches:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            _log.warning("bad sample %d skipped: %s", bad_samples, problem)
+        yield batch
 
 
 def source_of_clips(
@@ -148,56 +138,39 @@ def source_of_clips(
 
 def _source(
     data: Dataset | RenderedScenes, options: ClipOptions, render: bool
-) -> ClipSource | SceneSource:
+) -> ClipSource | HostRenderer | None:
     if isinstance(data, Dataset):
         return ClipSource(data, options)
     if not render:
-        return SceneSource(None)
-    return SceneSource(HostRenderer(data.textures, data.config, options.length, options.crop))
+        return None
+    return HostRenderer(data.textures, data.config, options.length, options.crop)
 
 
 @dataclasses.dataclass(frozen=True)
-class SceneSource:
-    """Rendered scenes: as many clips as are asked for, each of a scene of its own."""
-
-    renderer: HostRenderer | None
-    """None if the device renders."""
-    unreadable: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return 1
-
-
 class _Sampler:
     """Turns a clip's number and a random generator into a sample."""
 
-    def __init__(
-        self,
-        sources: list[ClipSource | SceneSource],
-        options: ClipOptions,
-        batch_size: int,
-        motion_limit: MotionLimit | None,
-    ) -> None:
-        self.sources = sources
-        self.options = options
-        self.batch_size = batch_size
-        self.motion_limit = motion_limit
+    sources: Sequence[ClipSource | HostRenderer | None]
+    """None for scenes that the device renders."""
+    options: ClipOptions
+    batch_size: int
+    motion_limit: MotionLimit | None
 
     def sample(self, place: tuple[int, int, int], rng: np.random.Generator) -> dict[str, Any]:
         """``place``: the sample's index in the run, its source, and its clip's number in that."""
         index, source_number, number = place
         source, o = self.sources[source_number], self.options
         problems: list[str] = []
-        if isinstance(source, SceneSource) and source.renderer is None:
+        if source is None:
             black = np.zeros((o.length, o.crop, o.crop, 3), np.uint8)
             return {"blurred": black, "sharp": black[: o.frames], "problems": problems}
         # Not drawn where it is not asked for: else every clip after it would be another.
         as_it_is = bool(o.sharp_input) and rng.random() < o.sharp_input
-        if isinstance(source, SceneSource) and source.renderer:
-            limit = self.motion_limit(index // self.batch_size) if self.motion_limit else math.inf
-            blurred, sharp = source.renderer.clip(int(rng.integers(2**32)), limit)
-        elif isinstance(source, ClipSource):
+        if isinstance(source, ClipSource):
             blurred, sharp, problems = self._read(source, number, rng, as_it_is)
+        else:
+            limit = self.motion_limit(index // self.batch_size) if self.motion_limit else math.inf
+            blurred, sharp = source.clip(int(rng.integers(2**32)), limit)
         if as_it_is:
             blurred = sharp
         blurred, sharp = self._with_ends(blurred, sharp, rng)
@@ -209,10 +182,10 @@ class _Sampler:
     ) -> tuple[SeenVideo8, Video8, list[str]]:
         """(blurred, sharp) of a clip, of another one should it be too still, and the problems."""
         problems: list[str] = []
-        draws = 1 if rng.random() < self.options.keep_still else self.options.draws
+        draws = 1 if rng.random() < self.options.keep_still else _MOST_DRAWS
         if as_it_is:
             draws = 1  # how far it would be blurred does not matter
-        backwards = bool(self.options.reversal and rng.random() < 0.5)
+        backwards = bool(self.options.augment and rng.random() < 0.5)
         while draws:
             try:
                 clip = source.clip(number, rng, backwards)
@@ -233,14 +206,10 @@ class _Sampler:
     ) -> tuple[SeenVideo8, Video8]:
         """(blurred, sharp) with the same mirroring, turning and reversal of both."""
         o = self.options
-        down, across, turned = rng.random(3) < 0.5
-        way = (
-            slice(None, None, -1 if backwards else 1),
-            slice(None, None, -1 if o.flips and down else 1),
-            slice(None, None, -1 if o.flips and across else 1),
-        )
+        down, across, turned = o.augment & (rng.random(3) < 0.5)
+        way = tuple(slice(None, None, -1 if turn else 1) for turn in (backwards, down, across))
         blurred, sharp = clip.blurred[way], (clip.sharp_backwards if backwards else clip.sharp)[way]
-        if o.rotations and turned:
+        if turned:
             blurred, sharp = (np.rot90(clip, axes=(1, 2)) for clip in (blurred, sharp))
         return blurred, sharp
 

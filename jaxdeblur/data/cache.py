@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,61 +22,44 @@ _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
 """What a folder that is not there, or damaged, makes its reader raise."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Kept(Generic[Content]):
-    """A folder of the cache, and how it is made and read."""
+def kept(
+    kind: str,
+    recipe: dict[str, Any],
+    make: Callable[[Path], object],
+    read: Callable[[Path], Content],
+) -> Content:
+    """What a folder of the cache holds; it is made if it is not there, or damaged.
 
-    kind: str
-    """The folder's name begins with it."""
-    recipe: dict[str, Any]
-    """All that decides the content, as JSON can hold it: written to ``recipe.json``."""
-    make: Callable[[Path], object]
-    """Fills a new folder."""
-    read: Callable[[Path], Content]
-    """Opens one; raises OSError, ValueError, KeyError or the like if it is not whole."""
-    within: Path | None = None
-    """Where the folder lies; :func:`~jaxdeblur.files.cache_folder` if not given."""
+    Args:
+      kind: the folder's name begins with it, and ends with a hash of the recipe.
+      recipe: all that decides the content, as JSON can hold it: ``recipe.json``.
+      make: fills a new folder.
+      read: opens one; raises OSError, ValueError, KeyError or the like if it is not whole.
 
-    @property
-    def folder(self) -> Path:
-        """The folder, whose name holds a hash of the recipe."""
-        key = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:24]
-        return (self.within or cache_folder()) / f"{self.kind}-{key}"
-
-    def find(self) -> Content | None:
-        """The content, or None if it has not been made or is damaged."""
-        with contextlib.suppress(*_DAMAGED):
-            return self.read(self.folder)
-        return None
-
-    def open(self) -> Content:
-        """The content, made if it is not there. A damaged folder is made anew, with a warning.
-
-        Raises:
-          UserError: the folder cannot be written (a full disk), or what making it raises.
-        """
-        if (found := self.find()) is not None:
-            return found
-        folder = self.folder
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with made_once(folder):  # every process of a run on many devices is here
-                if folder.exists():
-                    try:
-                        return self.read(folder)
-                    except _DAMAGED as error:
-                        message = f"{folder}: damaged ({error}), so it is made anew"
-                        warnings.warn(message, RuntimeWarning, stacklevel=2)
-                        shutil.rmtree(folder)
-                with replace_folder_when_whole(folder) as part:
-                    self.make(part)
-                    write_json(part / "recipe.json", self.recipe)
-        except OSError as error:
-            if not folder.exists():  # else another process was first, and made the same
-                raise UserError(
-                    f"{folder}: cannot be written: {error.strerror or error}"
-                ) from error
-        return self.read(folder)
+    Raises:
+      UserError: the folder cannot be written (a full disk), or what making it raises.
+    """
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:24]
+    folder = cache_folder() / f"{kind}-{key}"
+    with contextlib.suppress(*_DAMAGED):
+        return read(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with made_once(folder):  # every process of a run on many devices is here
+            if folder.exists():
+                try:
+                    return read(folder)
+                except _DAMAGED as error:
+                    message = f"{folder}: damaged ({error}), so it is made anew"
+                    warnings.warn(message, RuntimeWarning, stacklevel=2)
+                    shutil.rmtree(folder)
+            with replace_folder_when_whole(folder) as part:
+                make(part)
+                write_json(part / "recipe.json", recipe)
+    except OSError as error:
+        if not folder.exists():  # else another process was first, and made the same
+            raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    return read(folder)
 
 
 def keep_settings(folder: Path, settings: dict[str, Any], what: str, another: str) -> None:
@@ -108,9 +90,25 @@ def keep_settings(folder: Path, settings: dict[str, Any], what: str, another: st
         )
 
 
-def read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A memory-mapped uint8 array; OSError or ValueError if it is damaged or of another shape."""
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
-    if array.dtype != np.uint8 or array.shape != shape:
-        raise ValueError(f"{file.name} is {array.dtype} {array.shape}")
-    return np.asarray(array)  # a memmap's own class makes every slice slower
+def kept_array(
+    kind: str, recipe: dict[str, Any], shape: tuple[int, ...], make: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """A uint8 array of the cache, memory-mapped.
+
+    Args:
+      kind: the folder's name begins with it.
+      recipe: all that decides the values, as JSON can hold it.
+      shape: of the array.
+      make: makes it, should it not be there.
+
+    Raises:
+      UserError: the cache cannot be written (a full disk), or what making it raises.
+    """
+
+    def read(folder: Path) -> np.ndarray:
+        array = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        if array.dtype != np.uint8 or array.shape != shape:
+            raise ValueError(f"pixels.npy is {array.dtype} {array.shape}")
+        return np.asarray(array)  # a memmap's own class makes every slice slower
+
+    return kept(kind, recipe, lambda folder: np.save(folder / "pixels.npy", make()), read)

@@ -6,13 +6,13 @@ import bisect
 import dataclasses
 import itertools
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
 from jaxdeblur.data.exposure import MAX_TAU, average
-from jaxdeblur.data.frames import PackedFrames
+from jaxdeblur.data.frames import ArrayFile
 from jaxdeblur.data.videos import (
     Dataset,
     HighSpeedVideo,
@@ -22,83 +22,78 @@ from jaxdeblur.data.videos import (
     video_frames,
 )
 from jaxdeblur.errors import UserError
+from jaxdeblur.options import Count, Range, Share, check_ranges
 from jaxdeblur.shapes import SeenVideo8, Video8
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipOptions:
-    """What a clip is and how it is varied."""
+class ClipVariety:
+    """What decides which clips a data set gives.
 
-    frames: int = 13
-    """Frames that are scored: ``sharp`` of a batch."""
-    before: int = 0
-    """More blurred frames before them, the context of the first: a network's window reaches there.
-    Where a video does not, its first frame is repeated, as in use; so is the last one after it."""
-    after: int = 0
-    """And after them."""
-    ends: float = 0.0
-    """The share of clips that begin or end as a video does, its frame repeated for the context."""
-    crop: int = 128
-    """Side of the square that is cut out, in pixels."""
-    flips: bool = True
-    """Mirror, left to right and top to bottom, each half of the time."""
-    rotations: bool = True
-    """Turn by 90 degrees half of the time."""
-    reversal: bool = True
-    """Play backwards half of the time: an average of frames has no direction."""
-    least_blur: float = 2.0
-    """A clip whose blurred and sharp frames differ by less in the mean (grey levels of 255) teaches
-    little and is drawn anew ..."""
-    keep_still: float = 0.1
-    """... but for this share of the clips, which teach the network to leave sharp frames alone."""
-    draws: int = 5
-    """How often it is drawn at most; the last draw is taken as it is."""
-    taus: tuple[int, ...] = (5, 7, 9, 11)
-    """High-speed frames: how many are averaged, drawn for each clip."""
+    Attributes:
+      taus: high-speed frames: how many are averaged to a blurred one, drawn for each clip.
+      duty: high-speed frames: the range of the share of the period that the shutter is open.
+      linear: high-speed frames: the share of clips averaged in linear light.
+      least_blur: a clip of a data set is drawn again where blurred and sharp differ by less, grey
+        levels of 255.
+      keep_still: the share of clips that may be sharp all the same.
+      sharp_input: the share of clips whose sharp frames go in and are to come out as they are: they
+        move as fast as the blurred ones.
+      single: the share of clips of one frame, repeated, as a photograph is restored.
+      ends: the share of clips that begin or end as a video does: for what the network sees beyond
+        them, the first or last frame is repeated, as in use. Others have the frames themselves.
+    """
+
+    taus: tuple[Annotated[int, Range(1, MAX_TAU)], ...] = (5, 7, 9, 11)
     duty: tuple[float, float] = (0.6, 1.0)
-    """High-speed frames: the range of tau / T."""
-    overlap: bool = True
-    """High-speed frames: where a video is too short for ``frames`` exposures, they may overlap. No
-    camera does that, but each frame is still a true pair. Otherwise such a tau is not used."""
-    linear: float = 0.0
-    """High-speed frames: the share of clips averaged in linear light."""
-    sharp_input: float = 0.0
-    """The share of clips whose sharp frames go in as well, to come out as they went in: what moves
-    fast is not always blurred."""
-    single: float = 0.0
-    """The share of clips of one frame, repeated: a photograph."""
+    linear: Share = 0.0
+    least_blur: float = 2.0
+    keep_still: Share = 0.1
+    sharp_input: Share = 0.0
+    single: Share = 0.0
+    ends: Share = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("frames", "crop", "draws"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is not positive")
-        if not self.taus or min(self.taus) < 1 or max(self.taus) > MAX_TAU:
-            raise UserError(f"taus: {self.taus} are not from 1 to {MAX_TAU}")
+        check_ranges(self)
         if not 0 < self.duty[0] <= self.duty[1] <= 1:
-            raise UserError(f"duty: {self.duty} is not a range within (0, 1]")
-        for tau in self.taus:
-            least, most = self.whole_periods(tau)
-            if least > most:
-                raise UserError(
-                    f"duty: no whole number of frames T lets {tau} / T lie in {self.duty}; widen "
-                    f"the range or leave {tau} out of taus"
-                )
-        for name in ("before", "after"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: {getattr(self, name)} is negative")
-        for name in ("keep_still", "linear", "sharp_input", "single", "ends"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}: {getattr(self, name)} is not a share, 0 to 1")
-
-    @property
-    def length(self) -> int:
-        """The blurred frames of a clip: those that are scored and their context."""
-        return self.before + self.frames + self.after
+            raise UserError(f"--duty is a range within (0, 1], not {self.duty}")
+        if bad := [tau for tau in self.taus if np.subtract(*self.whole_periods(tau)) > 0]:
+            raise UserError(
+                f"--duty={self.duty}: no whole number of frames T lets {bad[0]} / T lie in it; "
+                f"widen it, or leave {bad[0]} out of --taus"
+            )
 
     def whole_periods(self, tau: int) -> tuple[int, int]:
         """The least and the most period T that gives exposures of ``tau`` frames the duty cycle."""
         rounding = 1e-9  # 7 / 0.7 is a little more than 10
         return math.ceil(tau / self.duty[1] - rounding), math.floor(tau / self.duty[0] + rounding)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipOptions(ClipVariety):
+    """What a clip is.
+
+    Attributes:
+      frames: that are scored: ``sharp`` of a batch.
+      before: more blurred frames before them: a network's window reaches there. Where a video does
+        not, its first frame is repeated, as in use; so is the last one after it.
+      after: and after them.
+      crop: side of the square that is cut out, pixels.
+      augment: mirrors, turns by 90 degrees and plays backwards, each half of the time: an average
+        of frames has no direction.
+    """
+
+    frames: Count = 13
+    before: Annotated[int, Range(0)] = 0
+    after: Annotated[int, Range(0)] = 0
+    ends: Share = 0.0
+    crop: Count = 128
+    augment: bool = True
+
+    @property
+    def length(self) -> int:
+        """The blurred frames of a clip: those that are scored and their context."""
+        return self.before + self.frames + self.after
 
 
 class SourceClip(NamedTuple):
@@ -121,7 +116,7 @@ class ClipSource:
             reason
             for video in dataset.videos
             for frames in video_frames(video)
-            if isinstance(frames, PackedFrames)
+            if isinstance(frames, ArrayFile)
             for reason in frames.unreadable.values()
         ]
         self.videos = [v for v in dataset.videos if isinstance(v, PairedVideo | HighSpeedVideo)]
@@ -176,16 +171,8 @@ class ClipSource:
 
     def _fitting_taus(self, video: HighSpeedVideo) -> list[int]:
         """The options' taus for which the video is long enough."""
-        o, length = self.options, len(video.frames)
-        shortest = {tau: 1 if o.overlap else o.whole_periods(tau)[0] for tau in o.taus}
-        return [tau for tau in o.taus if tau + (o.frames - 1) * shortest[tau] <= length]
-
-    def _periods(self, video: HighSpeedVideo, tau: int) -> tuple[int, int]:
-        """The least and the most period for exposures of ``tau`` frames, one that fits."""
-        o = self.options
-        longest = max(1, (len(video.frames) - tau) // max(1, o.frames - 1))
-        least, most = o.whole_periods(tau)
-        return min(least, longest), min(most, longest)
+        beyond = self.options.frames - 1  # Exposures of a short video may overlap.
+        return [tau for tau in self.options.taus if tau + beyond <= len(video.frames)]
 
     def _expose(
         self,
@@ -197,7 +184,8 @@ class ClipSource:
     ) -> SourceClip:
         o, length = self.options, len(video.frames)
         tau = int(rng.choice(self._fitting_taus(video)))
-        least, most = self._periods(video, tau)
+        longest = max(1, (length - tau) // max(1, o.frames - 1))
+        least, most = (min(period, longest) for period in o.whole_periods(tau))
         period = int(rng.integers(least, most + 1))
         needed = tau + (o.frames - 1) * period
         start = int(rng.integers(length - needed + 1))

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
 
 import jax
 
-from jaxdeblur.data.clips import ClipOptions
+from jaxdeblur.data.clips import ClipOptions, ClipVariety
 from jaxdeblur.data.layouts import RENDERED
 from jaxdeblur.data.scenes import SCENES, SceneConfig
 from jaxdeblur.errors import UserError
-from jaxdeblur.options import Count, Range, Share, check_ranges, from_json
-from jaxdeblur.video.formats import MAX_PIXELS
+from jaxdeblur.options import Range, Share
 
 MotionLimit = Callable[[int], float]
 """The fastest motion (pixels a frame) of rendered scenes at a step: a curriculum."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
+@dataclass(frozen=True)
+class DataConfig(ClipVariety):
     """The data of a run.
 
     Attributes:
@@ -39,27 +38,14 @@ class DataConfig:
       render: where scenes are rendered, anew for every clip. host: by the threads that read.
         device: by the device that trains. auto: by the device if that is no CPU.
       photos: a folder of photographs for the scenes, besides those that come with packages.
-      taus: high-speed frames: how many are averaged to a blurred one, drawn for each clip.
-      duty: high-speed frames: the range of the share of the period that the shutter is open.
-      linear: high-speed frames: the share of clips averaged in linear light.
-      least_blur: a clip of a data set is drawn again where blurred and sharp differ by less, grey
-        levels of 255.
-      keep_still: the share of clips that may be sharp all the same.
-      sharp_input: the share of clips whose sharp frames go in and are to come out as they are: they
-        move as fast as the blurred ones.
-      single: the share of clips of one frame, repeated, as a photograph is restored.
-      ends: the share of clips that begin or end as a video does: for what the network sees beyond
-        them, the first or last frame is repeated, as in use. Others have the frames themselves.
       curriculum: the motion of rendered scenes is limited at first; the limit grows over this share
         of the steps. 0 for none.
       curriculum_start: the first limit, pixels a frame.
       workers: threads that read ahead.
-      max_pixels: larger frames are refused before they are decoded.
       max_bad_samples: unreadable clips that are skipped, each with a warning, before the run stops.
       validate_on: the data set of the validation during the run; empty: what trains, of which the
         first data set's own validation videos, or every ninth that trains, is held out.
       validate_only: of it, the videos whose names begin so; all without.
-      validate_frames: how many frames of each video.
     """
 
     data: tuple[str, ...] = (RENDERED,)
@@ -70,25 +56,15 @@ class DataConfig:
     scenes: Literal["narrow", "small", "clean", "swift", "wide", "handheld"] = "narrow"
     render: Literal["auto", "host", "device"] = "auto"
     photos: str | None = None
-    taus: tuple[int, ...] = (5, 7, 9, 11)
-    duty: tuple[float, float] = (0.6, 1.0)
-    linear: Share = 0.0
-    least_blur: float = 2.0
-    keep_still: Share = 0.1
-    sharp_input: Share = 0.0
-    single: Share = 0.0
-    ends: Share = 0.1
     curriculum: Share = 0.0
     curriculum_start: Annotated[float, Range(above=0, below=math.inf)] = 6.0
     workers: Annotated[int, Range(1, 256)] = 1
-    max_pixels: Count = MAX_PIXELS
     max_bad_samples: Annotated[int, Range(0)] = 0
     validate_on: str = ""
     validate_only: tuple[str, ...] = ()
-    validate_frames: Count = 8
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if not self.data:
             raise UserError("--data names at least one data set")
         if self.mix and len(self.mix) != len(self.data):
@@ -120,23 +96,10 @@ class DataConfig:
         self, frames: int, crop: int, context: tuple[int, int] = (0, 0)
     ) -> ClipOptions:
         """What a clip of the pipeline is; ``context`` is of the network (``VideoRestorer``)."""
-        if self.single == 1:
-            # A photograph is restored alone: the network repeats it where it wants neighbours.
-            context = (0, 0)
-        return ClipOptions(
-            frames=frames,
-            before=context[0],
-            after=context[1],
-            ends=self.ends,
-            single=self.single,
-            crop=crop,
-            least_blur=self.least_blur,
-            keep_still=self.keep_still,
-            taus=self.taus,
-            duty=self.duty,
-            linear=self.linear,
-            sharp_input=self.sharp_input,
-        )
+        # A photograph is restored alone: the network repeats it where it wants neighbours.
+        before, after = (0, 0) if self.single == 1 else context
+        shared = {field.name: getattr(self, field.name) for field in fields(ClipVariety)}
+        return ClipOptions(**shared, frames=frames, before=before, after=after, crop=crop)
 
     def motion_limit(self, steps: int) -> MotionLimit | None:
         """The curriculum over a run of ``steps``: the fastest motion at each, pixels a frame."""
@@ -151,34 +114,6 @@ class DataConfig:
             return float("inf") if step >= full else start + (most - start) * step / full
 
         return limit
-
-
-_RETIRED_SCENES = {"medium": "small", "footage": "handheld", "shutter": "handheld"}
-
-
-def read_data_config(values: Any, where: str) -> DataConfig:
-    """The data options of a run as JSON holds them, also of a run of an earlier version.
-
-    What was rendered once and kept in a pool is rendered anew for every clip now, and some kinds of
-    scenes have become one: a run that goes on trains on the kind that is nearest to its own.
-
-    Raises:
-      UserError: see :func:`~jaxdeblur.options.from_json`.
-    """
-    if isinstance(values, dict):
-        values = {name: value for name, value in values.items() if name != "pool"}
-        if values.get("render") == "pool":
-            values["render"] = "host"
-        if isinstance(values.get("scenes"), str):
-            values["scenes"] = _RETIRED_SCENES.get(values["scenes"], values["scenes"])
-        if isinstance(values.get("data"), list | tuple):
-            values["data"] = [_renamed(spec) for spec in values["data"]]
-    return from_json(DataConfig, values, where)
-
-
-def _renamed(spec: Any) -> Any:
-    kind = spec.removeprefix(f"{RENDERED}:") if isinstance(spec, str) else spec
-    return f"{RENDERED}:{_RETIRED_SCENES[kind]}" if kind in _RETIRED_SCENES else spec
 
 
 def is_rendered(spec: str) -> bool:

@@ -27,7 +27,7 @@ from jaxdeblur.data.photographs import SPLITS, Split
 from jaxdeblur.data.videos import Dataset, HighSpeedVideo, PairedVideo, Video, refuse
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.path_maps import CHANNELS
-from jaxdeblur.video.formats import MAX_PIXELS, list_frames
+from jaxdeblur.video.formats import list_frames
 from jaxdeblur.video.image_file import image_size
 
 Light: TypeAlias = Literal["linear", "stored"]
@@ -46,7 +46,6 @@ def open_dataset(
     sharp_input: bool = False,
     only: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    max_pixels: int = MAX_PIXELS,
     scored: bool = True,
 ) -> Dataset:
     """Opens a data set and checks all of it: every frame's partner and size.
@@ -64,7 +63,6 @@ def open_dataset(
       sharp_input: the blurred frames are the sharp ones, which should come out as they go in.
       only: takes the videos that are named so, or begin so, alone.
       exclude: leaves out the videos that are named so or begin so.
-      max_pixels: larger frames are refused before they are decoded.
       scored: whether every video has to hold a whole exposure; to train on, clips have their own.
 
     Raises:
@@ -91,12 +89,12 @@ def open_dataset(
     kept = choose({text: [place.name for place in listing.places]}, only, exclude)[text]
     places = [place for place in listing.places if place.name in kept]
     if layout != HIGH_SPEED:
-        videos = _open_videos(spec.root, places, None, max_pixels)
+        videos = _open_videos(spec.root, places, None)
         return _as_asked(Dataset(listing.title, listing.variant, videos), sharp_input)
     exposure = exposure or Exposure()
     if light is not None:
         exposure = dataclasses.replace(exposure, linear=light == "linear")
-    videos = _open_videos(spec.root, places, exposure, max_pixels)
+    videos = _open_videos(spec.root, places, exposure)
     if scored:
         taken = ", taken for high-speed frames" if spec.is_taken_for_high_speed else ""
         refuse(
@@ -135,28 +133,25 @@ def _as_asked(dataset: Dataset, sharp_input: bool) -> Dataset:
     return Dataset(dataset.name, variant, videos)
 
 
-def _open_videos(
-    root: Path, places: Sequence[Place], exposure: Exposure | None, max_pixels: int
-) -> list[Video]:
+def _open_videos(root: Path, places: Sequence[Place], exposure: Exposure | None) -> list[Video]:
     """Opens the videos, or raises one error that names all that is wrong with them."""
     if all(place.sharp.name == SHARP_FILE for place in places):
         return [_open_maps(place) for place in places]
     problems: list[str] = []
-    halves = {place.name: _halves(place, root, problems) for place in places}
-    files = [file for of_one in halves.values() for half in of_one for file in half]
-    sizes = _sizes(root, files, max_pixels, problems)
     opened: dict[str, list[Frames]] = {}
-    for place in places:
-        if os.path.isfile(place.sharp):  # Its frames come in turn only: they are decoded first.
-            try:
-                opened[place.name] = [*pack([VideoFile.open(place.sharp, max_pixels)])]
-            except UserError as error:
-                problems.append(str(error))
-            continue
-        of_one = halves[place.name]
-        size = _common_size(root, [f for half in reversed(of_one) for f in half], sizes, problems)
-        if size is not None:
-            opened[place.name] = [FrameFiles(tuple(half), *size, max_pixels) for half in of_one]
+    with ThreadPoolExecutor(8) as readers:  # a disk answers several questions at a time
+        for place in places:
+            if os.path.isfile(place.sharp):  # Its frames come in turn only: they are decoded first.
+                try:
+                    opened[place.name] = [pack(VideoFile.open(place.sharp))]
+                except UserError as error:
+                    problems.append(str(error))
+                continue
+            halves = _halves(place, root, problems)
+            files = [file for half in reversed(halves) for file in half]
+            size = _common_size(root, files, readers.map(_size_of, files), problems)
+            if size is not None:
+                opened[place.name] = [FrameFiles(tuple(half), *size) for half in halves]
     refuse(f"{root}: {len(problems)} problem(s)", problems)
     if exposure is None:
         return [PairedVideo(name, frames[0], frames[1]) for name, frames in opened.items()]
@@ -174,7 +169,7 @@ def _open_maps(place: Place) -> PairedVideo:
 def _halves(place: Place, root: Path, problems: list[str]) -> list[list[Path]]:
     """The blurred and the sharp frames of a video, or its high-speed frames."""
     if place.blurred is None:
-        return [list_frames(place.sharp)] if os.path.isdir(place.sharp) else []
+        return [list_frames(place.sharp)]
     blurred, sharp = (_by_stem(half, root, problems) for half in (place.blurred, place.sharp))
     for one, other, kind in ((blurred, sharp, "sharp"), (sharp, blurred, "blurred")):
         alone = [file for stem, file in one.items() if stem not in other]
@@ -198,46 +193,32 @@ def _by_stem(folder: Path, root: Path, problems: list[str]) -> dict[str, Path]:
     return frames
 
 
-def _sizes(
-    root: Path, files: Iterable[Path], max_pixels: int, problems: list[str]
-) -> dict[Path, tuple[int, int]]:
-    """The (height, width) of the readable ones of ``files``, from their headers."""
-
-    def size(file: Path) -> tuple[int, int] | UserError:
-        try:
-            return image_size(file, max_pixels)
-        except UserError as error:
-            return error
-
-    sizes: dict[Path, tuple[int, int]] = {}
-    files = list(files)
-    with ThreadPoolExecutor(8) as readers:  # a disk answers several questions at a time
-        for file, answer in zip(files, readers.map(size, files), strict=True):
-            if isinstance(answer, UserError):
-                problems.append(str(answer).removeprefix(f"{root}/"))
-            else:
-                sizes[file] = answer
-    return sizes
+def _size_of(file: Path) -> tuple[int, int] | UserError:
+    try:
+        return image_size(file)
+    except UserError as error:
+        return error
 
 
 def _common_size(
     root: Path,
     files: Sequence[Path],
-    sizes: dict[Path, tuple[int, int]],
+    sizes: Iterable[tuple[int, int] | UserError],
     problems: list[str],
 ) -> tuple[int, int] | None:
-    """The size that the frames of a video share: the first one's; the others are named."""
-    known = [(file, sizes[file]) for file in files if file in sizes]
-    if not known:
-        return None
-    first, (height, width) = known[0]
-    problems += [
-        f"{_below(root, file)} is {size[1]}x{size[0]}, unlike the {width}x{height} of "
-        f"{_below(root, first)}"
-        for file, size in known
-        if size != (height, width)
-    ]
-    return height, width
+    """The (height, width) of a video's first frame, which all share; others are named."""
+    first = None
+    for file, size in zip(files, sizes, strict=True):
+        if isinstance(size, UserError):
+            problems.append(str(size).removeprefix(f"{root}/"))
+        elif first is None:
+            first, common = file, size
+        elif size != common:
+            problems.append(
+                f"{_below(root, file)} is {size[1]}x{size[0]}, unlike the "
+                f"{common[1]}x{common[0]} of {_below(root, first)}"
+            )
+    return common if first else None
 
 
 def _below(root: Path, path: Path) -> str:

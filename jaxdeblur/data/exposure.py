@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.shapes import Frame8
 
 GAMMA = 2.2
 """Between stored values and light: stored = light ** (1 / 2.2), as in GOPRO's ``blur_gamma``."""
@@ -57,42 +54,14 @@ def average(
     frames: UInt8[np.ndarray, " tau *shape"], linear: bool = False
 ) -> UInt8[np.ndarray, "*shape"]:
     """The average of an exposure over its first axis, rounded to the nearest value (halves up)."""
-    values = light_of_stored()[frames] if linear else frames
-    return to_stored(values.sum(axis=0, dtype=np.float32 if linear else np.uint16), len(frames))
-
-
-def synthesise(frames: Iterable[Frame8], exposure: Exposure) -> Iterator[tuple[Frame8, Frame8]]:
-    """Yields (blurred, sharp) of each whole exposure of a high-speed video, frame by frame.
-
-    Memory does not grow with tau.
-
-    Raises:
-      UserError: the exposures overlap (period < tau).
-    """
-    if exposure.period < exposure.tau:
-        raise UserError(f"period: {exposure.period} is below tau {exposure.tau}")
-    total: Any = 0
-    sharp: Any = None
-    for index, frame in enumerate(frames):
-        moment = index % exposure.period
-        if moment >= exposure.tau:
-            continue
-        values = light_of_stored()[frame] if exposure.linear else frame.astype(np.uint16)
-        total = values + (total if moment else 0)
-        if moment == exposure.middle:
-            sharp = frame
-        if moment == exposure.tau - 1:
-            yield to_stored(total, exposure.tau), sharp
-
-
-def to_stored(total: np.ndarray, tau: int) -> np.ndarray:
-    """The stored values of the average: of light if ``total`` is float, of stored values if not."""
-    if total.dtype == np.float32:
-        return (255 * (total / tau) ** np.float32(1 / GAMMA) + np.float32(0.5)).astype(np.uint8)
-    return ((total + tau // 2) // tau).astype(np.uint8)
+    tau = len(frames)
+    if not linear:
+        return ((frames.sum(axis=0, dtype=np.uint16) + tau // 2) // tau).astype(np.uint8)
+    light = _light_of_stored()[frames].sum(axis=0, dtype=np.float32) / tau
+    return (255 * light ** np.float32(1 / GAMMA) + np.float32(0.5)).astype(np.uint8)
 
 
 @functools.cache
-def light_of_stored() -> np.ndarray:
+def _light_of_stored() -> np.ndarray:
     """The light, 0 to 1, that each of the 256 stored values stands for: float32."""
     return (np.arange(256) / 255).astype(np.float32) ** np.float32(GAMMA)

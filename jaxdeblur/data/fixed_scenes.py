@@ -13,8 +13,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int, PRNGKeyArray, UInt8, UInt32
+from jaxtyping import Float, PRNGKeyArray, UInt8, UInt32
 
-from jaxdeblur.data.cache import Kept, read_array
+from jaxdeblur.data.cache import kept_array
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.data.frames import DecodedFrames
 from jaxdeblur.data.photographs import Split, find_photographs
@@ -35,8 +34,10 @@ from jaxdeblur.data.raster import (
     look_up,
     pack_texels,
     power,
+    to_light,
     view_at,
 )
+from jaxdeblur.data.scenes import Objects, Scene
 from jaxdeblur.data.textures import cut_textures
 from jaxdeblur.data.videos import PairedVideo
 from jaxdeblur.errors import ProgressLine, UserError
@@ -62,40 +63,6 @@ class SinePath(NamedTuple):
         return self.velocity * time + jnp.sum(self.amplitude * sines, axis=-1)
 
 
-class FixedObjects(NamedTuple):
-    """The objects of a scene, one row an object; the first ``number`` of them are present."""
-
-    number: Int[Array, ""]
-    start: Float[Array, "n 2"]
-    """Where each is in the middle of the clip, pixels from the middle of the frame."""
-    follows: Float[Array, " n"]
-    """How far it moves against the camera's way, as a share of that: 0 if it goes its own way."""
-    path: SinePath
-    angle: Float[Array, " n"]
-    spin: Float[Array, " n"]
-    """Radians a frame."""
-    outline: Outline
-
-
-class FixedScene(NamedTuple):
-    """All that decides a scene but its noise, see :class:`jaxdeblur.data.scenes.Scene`."""
-
-    textures: Int[Array, " layers"]
-    origin: Float[Array, "layers 2"]
-    texels: Float[Array, " layers"]
-    camera: SinePath
-    tilt: Float[Array, ""]
-    turning: Float[Array, " 3"]
-    zooming: Float[Array, " 3"]
-    slope: Float[Array, " 2"]
-    objects: FixedObjects
-    exposure: Float[Array, ""]
-    gamma: Float[Array, ""]
-    highlights: Float[Array, ""]
-    noise: Float[Array, ""]
-    compression: Float[Array, ""]
-
-
 class FixedKind(NamedTuple):
     """Scenes of one kind, such as ``narrow`` or ``20px``."""
 
@@ -105,7 +72,7 @@ class FixedKind(NamedTuple):
     moments: int
     """Averaged into one frame: tau of eq. 1. Odd, so that one stands in the middle."""
     texture_size: int
-    scenes: FixedScene
+    scenes: Scene
     """All of them: every array has them along its first axis."""
 
 
@@ -129,13 +96,16 @@ def _kind(values: dict[str, Any]) -> FixedKind:
     scenes = arrays(values["scenes"])
     things = scenes["objects"]
     outline = Outline(**{name: things.pop(name) for name in Outline._fields})
-    objects = FixedObjects(**{**things, "path": SinePath(**things["path"]), "outline": outline})
+    objects = Objects(**{**things, "path": SinePath(**things["path"]), "outline": outline})
     scenes |= {"camera": SinePath(**scenes["camera"]), "objects": objects}
-    return FixedKind(**{**values, "size": tuple(values["size"]), "scenes": FixedScene(**scenes)})
+    none: Any = np.zeros_like(scenes["gamma"])  # of what those that train have besides
+    corner: Any = np.stack([none, none], axis=1)
+    scene = Scene(**scenes, corner=corner, softness=none, motion=none)
+    return FixedKind(**{**values, "size": tuple(values["size"]), "scenes": scene})
 
 
 def render_moment(
-    scene: FixedScene,
+    scene: Scene,
     packed: UInt32[Array, "layers texels"],
     time: Float[Array, ""],
     size: tuple[int, int],
@@ -180,7 +150,7 @@ def render_moment(
 @functools.partial(jax.jit, static_argnames=("size", "frames", "moments"))
 def render_fixed_scene(
     key: PRNGKeyArray,
-    scene: FixedScene,
+    scene: Scene,
     textures: UInt8[Array, "n S S 3"],
     *,
     size: tuple[int, int],
@@ -202,11 +172,11 @@ def render_fixed_scene(
     offsets = ((jnp.arange(moments) + 0.5) / moments - 0.5) * scene.exposure  # eq. 1
 
     def frame(time: Array) -> tuple[Array, Array]:
-        sharp = _to_light(scene, render_moment(scene, packed, time, size))
+        sharp = to_light(scene, render_moment(scene, packed, time, size))
 
         def add(i: Array, total: Array) -> Array:
             at = time + offsets[i + (i >= middle)]
-            return total + _to_light(scene, render_moment(scene, packed, at, size))
+            return total + to_light(scene, render_moment(scene, packed, at, size))
 
         total = jax.lax.fori_loop(0, moments - 1, add, sharp)
         return _to_stored(scene, total / moments), _to_stored(scene, sharp)
@@ -223,13 +193,7 @@ def render_fixed_scene(
     return _to_bytes(blurred), _to_bytes(sharp)
 
 
-def _to_light(scene: FixedScene, image: Array) -> Array:
-    """Stored values to what is averaged: light or the stored values, white exceeding 1."""
-    light = jax.lax.cond(scene.gamma > 1, lambda v: power(v, scene.gamma), lambda v: v, image)
-    return light + scene.highlights * 10 * jnp.maximum(light - 0.9, 0)
-
-
-def _to_stored(scene: FixedScene, light: Array) -> Array:
+def _to_stored(scene: Scene, light: Array) -> Array:
     return power(jnp.minimum(light, 1), 1 / scene.gamma)
 
 
@@ -244,7 +208,6 @@ def rendered_videos(
     *,
     scenes: int | None = None,
     linear: bool | None = None,
-    cache_dir: Path | None = None,
 ) -> list[PairedVideo]:
     """The fixed scenes of a kind, rendered once and kept in the cache.
 
@@ -253,7 +216,6 @@ def rendered_videos(
       kind: one of :func:`fixed_kinds`: a kind of motion, or the blur at 1280x720, as ``20px``.
       scenes: the first so many, with so many fewer textures; default: all.
       linear: averaged in linear light (True), as stored (False), or as each scene has it (None).
-      cache_dir: holds the folder ``scenes-KEY``; default: :func:`~jaxdeblur.files.cache_folder`.
 
     Raises:
       UserError: no such kind, or the cache cannot be written (a full disk).
@@ -285,7 +247,7 @@ def rendered_videos(
     }
     shape = (2, count, chosen.frames, *chosen.size, 3)
 
-    def make(folder: Path) -> None:
+    def make() -> np.ndarray:
         textures = jnp.asarray(cut_textures(photographs, 2 * count, chosen.texture_size, _SEED))
         keys = jax.random.split(jax.random.key(_SEED), count)
         made = np.empty(shape, np.uint8)
@@ -304,30 +266,16 @@ def rendered_videos(
             for target, clip in zip(made, clips, strict=True):
                 target[index] = np.round(np.asarray(clip) * 255)
 
-        _each_on_a_core(render, count)
-        np.save(folder / "pixels.npy", made)
+        line = ProgressLine("rendering", count, unit="scenes", stays=True)
+        render(0)  # alone, so that it is compiled once
+        with ThreadPoolExecutor(os.cpu_count()) as workers:  # each keeps one core busy
+            for done, _ in enumerate(workers.map(render, range(1, count)), 2):
+                line.update(done)
+        line.close()
+        return made
 
-    blurred, sharp = Kept(
-        "scenes", recipe, make, lambda folder: read_array(folder / "pixels.npy", shape), cache_dir
-    ).open()
+    blurred, sharp = kept_array("scenes", recipe, shape, make)
     return [
         PairedVideo(f"{name}_{i:02d}", DecodedFrames(blurred[i]), DecodedFrames(sharp[i]))
         for i in range(count)
     ]
-
-
-def _each_on_a_core(render: Callable[[int], None], count: int) -> None:
-    """Renders scenes, each of which keeps one core busy, and says how far it is."""
-    line = ProgressLine("rendering", unit="scenes", stays=True)
-    done = 0
-    with ThreadPoolExecutor(os.cpu_count()) as workers:
-        try:
-            # The first is rendered alone, so that it is compiled once.
-            for batch in ([0], range(1, count)):
-                for future in as_completed([workers.submit(render, index) for index in batch]):
-                    future.result()
-                    done += 1
-                    line.update(done, count)
-        except BaseException:  # ctrl-C too: do not render the rest first
-            workers.shutdown(cancel_futures=True)
-            raise

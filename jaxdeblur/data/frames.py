@@ -12,21 +12,19 @@ import functools
 import itertools
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeblur.data.cache import Kept, read_array
+from jaxdeblur.data.cache import kept
 from jaxdeblur.errors import UserError
-from jaxdeblur.files import cache_folder, write_json
+from jaxdeblur.files import write_json
 from jaxdeblur.shapes import Frame8, SeenVideo8, Video8
-from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.image_file import read_image
 
 ALL = slice(None)
@@ -69,7 +67,6 @@ class FrameFiles:
     files: tuple[Path, ...]
     height: int
     width: int
-    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.files)
@@ -94,7 +91,7 @@ class FrameFiles:
                 yield from decoders.map(attempt, some)
 
     def _frame(self, file: Path) -> Frame8:
-        frame = read_image(file, self.max_pixels)
+        frame = read_image(file)
         if frame.shape[:2] != (self.height, self.width):  # checked again, as files change
             raise UserError(
                 f"{file}: {frame.shape[1]}x{frame.shape[0]} pixels, "
@@ -104,63 +101,26 @@ class FrameFiles:
 
 
 @dataclasses.dataclass(frozen=True)
-class ArrayFile:
-    """Frames in a NumPy file, ``T H W C`` of bytes, which crops are read from."""
-
-    file: Path
-    length: int
-    height: int
-    width: int
-
-    @classmethod
-    def open(cls, file: Path, channels: int) -> ArrayFile:
-        """Reads the size.
-
-        Raises:
-          UserError: it is no such array of so many channels.
-        """
-        frames = _array_of(file)
-        if frames.ndim != 4 or frames.shape[3] != channels or frames.dtype != np.uint8:
-            raise UserError(f"{file}: {frames.dtype} {frames.shape}, not bytes T H W {channels}")
-        return cls(file, *frames.shape[:3])
-
-    def __len__(self) -> int:
-        return self.length
-
-    def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> SeenVideo8:
-        """A copy of a crop."""
-        return np.array(_array_of(self.file)[times, rows, columns])
-
-
-def _array_of(file: Path) -> np.ndarray:
-    try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not a readable array ({error})") from error
-
-
-@dataclasses.dataclass(frozen=True)
 class VideoFile:
     """A video file: its frames come in turn only, so they are packed before they are cropped."""
 
     file: Path
     height: int
     width: int
-    max_pixels: int = MAX_PIXELS
 
     @classmethod
-    def open(cls, file: Path, max_pixels: int = MAX_PIXELS) -> VideoFile:
+    def open(cls, file: Path) -> VideoFile:
         """Reads the size of a video.
 
         Raises:
-          UserError: it is not a video, or its frames have more than ``max_pixels`` pixels.
+          UserError: it is not a video.
         """
         from jaxdeblur.video.reader import VideoReader  # PyAV is for video files alone
 
         if not os.path.isfile(file):  # a pipe would never end
             raise UserError(f"{file}: no such video file")
-        with VideoReader(file, max_pixels=max_pixels) as reader:
-            return cls(file, reader.info.height, reader.info.width, max_pixels)
+        with VideoReader(file) as reader:
+            return cls(file, reader.info.height, reader.info.width)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -171,7 +131,7 @@ class VideoFile:
         """All frames in turn; UserError if the file is damaged or cut short."""
         from jaxdeblur.video.reader import VideoReader
 
-        with VideoReader(self.file, max_pixels=self.max_pixels) as reader:
+        with VideoReader(self.file) as reader:
             layout = reader.info.layout
             to_rgb = jax.jit(lambda planes: jnp.round(255 * layout.to_rgb(planes)))
             for picture in reader:
@@ -194,84 +154,72 @@ class DecodedFrames:
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedFrames:
-    """Frames that :func:`pack` has decoded into a folder of the cache."""
+class ArrayFile:
+    """Frames in a NumPy file, ``T H W C`` of bytes, which crops are read from."""
 
-    folder: Path
-    count: int
+    file: Path
+    length: int
     height: int
     width: int
-    unreadable: Mapping[int, str]
-    """Frames that could not be decoded, and why; the array has black in their place."""
+    unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict, hash=False)
+    """Frames that :func:`pack` could not decode, and why; there the array is black."""
+
+    @classmethod
+    def open(cls, file: Path, channels: int) -> ArrayFile:
+        """Reads the size.
+
+        Raises:
+          UserError: it is no such array of so many channels.
+        """
+        try:
+            frames = _load(file)
+        except _NO_ARRAY as error:
+            raise UserError(f"{file}: not a readable array ({error})") from error
+        if frames.ndim != 4 or frames.shape[3] != channels or frames.dtype != np.uint8:
+            raise UserError(f"{file}: {frames.dtype} {frames.shape}, not bytes T H W {channels}")
+        return cls(file, *frames.shape[:3])
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The one file."""
-        return (self.folder / _PIXELS,)
+        return (self.file,)
 
-    def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> Video8:
-        """A copy of the crop.
+    def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> SeenVideo8:
+        """A copy of a crop.
 
         Raises:
           UserError: one of these frames could not be decoded, or the file is gone or damaged.
         """
-        for index in range(*times.indices(self.count)) if self.unreadable else ():
+        for index in range(*times.indices(self.length)) if self.unreadable else ():
             if index in self.unreadable:
                 raise UserError(self.unreadable[index])
-        shape = (self.count, self.height, self.width, 3)
-        return np.array(_mapped(self.folder / _PIXELS, shape)[times, rows, columns])
+        try:
+            return np.array(_mapped(self.file)[times, rows, columns])
+        except _NO_ARRAY as error:
+            raise UserError(f"{self.file}: has vanished or is damaged: {error}") from error
 
 
-@functools.lru_cache(maxsize=_MOST_OPEN)
-def _mapped(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        return read_array(file, shape)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: packed frames have vanished or are damaged: {error}") from error
+_NO_ARRAY = (OSError, EOFError, ValueError)
 
 
-def pack(
-    sources: Sequence[FrameFiles | VideoFile],
-    progress: Callable[[int, int], None] | None = None,
-) -> list[PackedFrames]:
-    """Decodes videos into the cache, but for those that have been decoded before.
+def _load(file: Path) -> np.ndarray:
+    return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
 
-    Image files that cannot be decoded are remembered in ``unreadable``; a damaged video file is an
-    error. ``progress`` is called with (videos decoded, videos to decode).
+
+_mapped = functools.lru_cache(maxsize=_MOST_OPEN)(_load)
+
+
+def pack(source: FrameFiles | VideoFile) -> ArrayFile:
+    """Decodes a video into the cache, if that has not been done before.
+
+    Image files that cannot be decoded are remembered in ``unreadable``.
 
     Raises:
       UserError: a file has vanished, a video file is damaged, or there is no room in the cache.
     """
-    kept = [_kept(source) for source in sources]
-    packs = {one.folder: one.find() for one in kept}
-    missing = [n for n, one in enumerate(kept) if packs[one.folder] is None]
-    if missing:
-        _check_space([sources[n] for n in missing])
-    for done, n in enumerate(missing, start=1):
-        packs[kept[n].folder] = kept[n].open()
-        if progress:
-            progress(done, len(missing))
-    return [packed for one in kept if (packed := packs[one.folder])]
-
-
-def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Path, size and time of change of files, by which it is known whether they are the same.
-
-    Raises:
-      UserError: one is no longer there.
-    """
-    try:
-        found = [(file, file.stat()) for file in files]
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from error
-    return [(str(file.absolute()), stat.st_size, stat.st_mtime_ns) for file, stat in found]
-
-
-def _kept(source: FrameFiles | VideoFile) -> Kept[PackedFrames]:
-    """The pack of a video."""
 
     def make(folder: Path) -> None:
         unreadable: dict[int, str] = {}
@@ -287,52 +235,41 @@ def _kept(source: FrameFiles | VideoFile) -> Kept[PackedFrames]:
         write_json(folder / "frames.json", {"frames": count, "unreadable": unreadable})
         _mapped.cache_clear()  # it may hold a damaged file of the same name
 
-    def read(folder: Path) -> PackedFrames:
+    def read(folder: Path) -> ArrayFile:
         notes = json.loads((folder / "frames.json").read_text(encoding="utf-8"))
         unreadable = {int(index): str(reason) for index, reason in notes["unreadable"].items()}
-        read_array(folder / _PIXELS, (notes["frames"], source.height, source.width, 3))
-        return PackedFrames(folder, notes["frames"], source.height, source.width, unreadable)
+        shape = (notes["frames"], source.height, source.width, 3)
+        if _load(folder / _PIXELS).shape != shape:
+            raise ValueError(f"{_PIXELS} is not {shape}")
+        return ArrayFile(folder / _PIXELS, *shape[:3], unreadable)
 
     recipe = {"version": _PACK_VERSION, "files": stamps(source.files)}
-    return Kept("frames", recipe, make, read)
-
-
-def _check_space(sources: Sequence[FrameFiles | VideoFile]) -> None:
-    """UserError if the disk has no room for the decoded frames of image files."""
-    cache = cache_folder()
-    needed = sum(
-        3 * len(source.files) * source.height * source.width
-        for source in sources
-        if isinstance(source, FrameFiles)
-    )
-    existing = next(
-        folder for folder in (cache, *cache.absolute().parents) if os.path.exists(folder)
-    )
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise UserError(
-            f"{cache}: the decoded frames need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
-            "free (set JAXDEBLUR_CACHE to a folder on a larger disk)"
-        )
+    return kept("frames", recipe, make, read)
 
 
 def _write_frames(target: Path, frames: Iterable[Frame8], height: int, width: int) -> int:
     """Writes frames one by one as one array; returns how many there were."""
-
-    def write_header(count: int) -> int:
-        # NumPy pads headers so that their length does not depend on the first dimension.
-        shape = (count, height, width, 3)
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        return file.tell()
-
+    header: dict[str, Any] = {"descr": "|u1", "fortran_order": False}
     count = 0
     with open(target, "wb") as file:
-        start = write_header(0)
+        # NumPy pads headers, so that their length is the same for any number of frames.
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (0, height, width, 3)})
         for frame in frames:
             file.write(np.ascontiguousarray(frame).data)
             count += 1
         file.seek(0)
-        if write_header(count) != start:
-            raise AssertionError("the header of the array has grown over its first frame")
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (count, height, width, 3)})
     return count
+
+
+def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of files, by which it is known whether they are the same.
+
+    Raises:
+      UserError: one is no longer there.
+    """
+    try:
+        found = [(file, file.stat()) for file in files]
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    return [(str(file.absolute()), stat.st_size, stat.st_mtime_ns) for file, stat in found]

@@ -291,7 +291,14 @@ def _has(folder: Path, pattern: str) -> bool:
 def _videos(folder: Path, pattern: str) -> list[str]:
     """What ``*`` stands for."""
     above, _, below = pattern.partition("*")
-    return [f.name for f in _subfolders(folder / above) if os.path.isdir(f / below.strip("/"))]
+    try:
+        return [
+            entry.name
+            for entry in (folder / above).iterdir()
+            if not entry.name.startswith(".") and os.path.isdir(entry / below.strip("/"))
+        ]
+    except OSError as error:
+        raise UserError(f"{folder / above}: cannot be read: {error.strerror}") from error
 
 
 def _split_folder(root: Path, split: str, title: str | None = None) -> tuple[Path, str]:
@@ -312,13 +319,6 @@ def _split_folders(root: Path) -> dict[str, Path]:
         for folder in folders
         if os.path.isdir(root / folder)
     }
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return [f for f in folder.iterdir() if not f.name.startswith(".") and os.path.isdir(f)]
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
 def _title(root: Path) -> str:

@@ -19,14 +19,14 @@ from jaxtyping import Float, Int, Key, PRNGKeyArray, UInt8
 from jaxdeblur.data.batches import source_of_clips
 from jaxdeblur.data.clips import ClipOptions
 from jaxdeblur.data.config import MotionLimit
-from jaxdeblur.data.render import render_clip
-from jaxdeblur.data.scenes import SceneConfig
+from jaxdeblur.data.render import render_scene
+from jaxdeblur.data.scenes import SceneConfig, sample_scene
 from jaxdeblur.data.textures import RenderedScenes
 from jaxdeblur.data.videos import Dataset
 
 _OWN_DRAW = 2**31  # No clip splits its key so often, and fold_in gives the keys that split gives.
 
-Clips = tuple[UInt8[Array, "clips length H W 3"], UInt8[Array, "clips T H W 3"]]
+Clips = tuple[UInt8[Array, "_ length H W 3"], UInt8[Array, "_ T H W 3"]]
 """The blurred and the sharp frames of clips."""
 
 
@@ -68,7 +68,11 @@ def render_on_device(
     # On a CPU each device has one clip at a time, which stays in its cache.
     at_a_time = devices if jax.default_backend() == "cpu" else batch_size
     place = jax.jit(_place, out_shardings=(sharding, sharding))
-    blank = _blank(batch_size, options, sharding)
+    frame = (options.crop, options.crop, 3)
+    blank = tuple(
+        jnp.zeros((batch_size, length, *frame), jnp.uint8, device=sharding)
+        for length in (options.length, options.frames)
+    )
     key = jax.random.key(seed)
     for step in itertools.count(start_step):
         limit = np.float32(motion_limit(step) if motion_limit else np.inf)
@@ -89,24 +93,9 @@ def render_on_device(
         yield {"blurred": made[0], "sharp": made[1]}
 
 
-def _place(
-    batch: tuple[UInt8[Array, "B length H W 3"], UInt8[Array, "B T H W 3"]],
-    places: Int[Array, " clips"],
-    clips: Clips,
-) -> tuple[UInt8[Array, "B length H W 3"], UInt8[Array, "B T H W 3"]]:
+def _place(batch: Clips, places: Int[Array, " clips"], clips: Clips) -> Clips:
     blurred, sharp = (of.at[places].set(new) for of, new in zip(batch, clips, strict=True))
     return blurred, sharp
-
-
-def _blank(batch_size: int, options: ClipOptions, sharding: NamedSharding) -> Clips:
-    def zeros() -> Clips:
-        frame = (options.crop, options.crop, 3)
-        return (
-            jnp.zeros((batch_size, options.length, *frame), jnp.uint8),
-            jnp.zeros((batch_size, options.frames, *frame), jnp.uint8),
-        )
-
-    return jax.jit(zeros, out_shardings=(sharding, sharding))()
 
 
 def _compiled(
@@ -144,7 +133,10 @@ def _render(
 ) -> tuple[UInt8[Array, "length H W 3"], UInt8[Array, "T H W 3"]]:
     """A scene as it is, or of sharp frames, of a single one, or with an end of a video."""
     o = options
-    blurred, sharp = render_clip(key, textures, config, o.length, o.crop, limit)
+    scene_key, noise_key = jax.random.split(key)
+    count, side = textures.shape[:2]
+    scene = sample_scene(scene_key, (count, side), config, o.length, o.crop, limit)
+    blurred, sharp = render_scene(noise_key, scene, textures, config, o.length, o.crop)
     first, last = o.before, o.before + o.frames - 1
     as_it_is, single, ends, which = jax.random.uniform(jax.random.fold_in(key, _OWN_DRAW), (4,))
     blurred = jnp.where(as_it_is < o.sharp_input, sharp, blurred)

@@ -27,14 +27,17 @@ from jaxdeblur.video.image_file import image_size, read_image, write_png
 
 
 class Published(NamedTuple):
-    """A data set as its authors published it."""
+    """A data set as its authors published it.
+
+    Attributes:
+      folders: of a video: the blurred frames and then the sharp ones.
+      splits: the videos and the frames of each.
+      size: height and width of a frame, either way round.
+    """
 
     folders: tuple[str, ...]
-    """Of a video: the blurred frames and then the sharp ones."""
     splits: dict[str, tuple[int, int]]
-    """The videos and the frames of each split."""
     size: tuple[int, int]
-    """Height and width of a frame, either way round."""
 
 
 PUBLISHED = {
@@ -114,15 +117,13 @@ def prepare(
       UserError: ``source`` cannot be read, or ``target`` not be written.
     """
     change, count = CHANGES.get((name, protocol)), 0
+    high_speed = name == "GOPRO" and _is_high_speed(source)
     try:
         with replace_folder_when_whole(target) as part:
             for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
                 line = ProgressLine(video.name, None, stays=True)
-                high_speed = name == "GOPRO" and _is_high_speed(source)
-                made: Iterator[tuple[str, Path | Frame8]] = (
-                    blurred(video, tau, as_printed) if high_speed else _pairs(name, video)
-                )
-                for number, (place, frame) in enumerate(made):
+                made = blurred(video, tau, as_printed) if high_speed else _pairs(name, video)
+                for number, (place, frame) in enumerate(made, 1):
                     into = part / video.relative_to(source) / place
                     into.parent.mkdir(parents=True, exist_ok=True)
                     if isinstance(frame, Path) and change is None:
@@ -130,7 +131,7 @@ def prepare(
                     else:
                         pixels = read_image(frame) if isinstance(frame, Path) else frame
                         write_png(into.with_suffix(".png"), change(pixels) if change else pixels)
-                    line.update(number + 1)
+                    line.update(number)
                     count += 1
                 line.close()
     except OSError as error:
@@ -138,13 +139,13 @@ def prepare(
     return count
 
 
-def _pairs(name: str, video: Path) -> Iterator[tuple[str, Path]]:
+def _pairs(name: str, video: Path) -> Iterator[tuple[str, Path | Frame8]]:
     """The frames of a video and their places below its folder."""
     for folder in PUBLISHED[name].folders:
         yield from ((f"{folder}/{file.name}", file) for file in _frames(video / folder))
 
 
-def blurred(video: Path, tau: int | None, as_printed: bool) -> Iterator[tuple[str, Frame8]]:
+def blurred(video: Path, tau: int | None, as_printed: bool) -> Iterator[tuple[str, Path | Frame8]]:
     """Frames by eq. 1 (ICCV 2017) with their places; exposures follow without a pause.
 
     Args:

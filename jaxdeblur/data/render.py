@@ -7,7 +7,7 @@ its colour times its outline, and its outline alone, which then says how much of
 seen. The sharp frame is the moment in the middle of the exposure, as in eq. 1 of the paper (ICCV
 2017), whose average this is the limit of.
 
-All of it is pure JAX. On a device a clip is one program (:func:`render_clip`); on the host it is
+All of it is pure JAX. On a device a clip is one program (:func:`render_scene`); on the host it is
 put together of several (:class:`HostRenderer`), so that it takes no more than the scene needs.
 """
 
@@ -24,7 +24,16 @@ import scipy.fft
 from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt8, UInt32
 
-from jaxdeblur.data.raster import View, compress, coverage, look_up, pack_texels, power, view_at
+from jaxdeblur.data.raster import (
+    View,
+    compress,
+    coverage,
+    look_up,
+    pack_texels,
+    power,
+    to_light,
+    view_at,
+)
 from jaxdeblur.data.scenes import Scene, SceneConfig, position, sample_scene
 from jaxdeblur.shapes import Video8
 
@@ -150,16 +159,14 @@ def _texture(
 ) -> Float[Array, "3 P P"]:
     """What a layer shows at places of its plane, as what is averaged."""
     texels, origin = scene.texels[layer], scene.origin[layer] * packed.shape[0] ** 0.5
-    image = look_up(packed, texels * y + origin[0], texels * x + origin[1])
-    light = jax.lax.cond(scene.gamma > 1, lambda v: power(v, scene.gamma), lambda v: v, image)
-    light = light + scene.highlights * 10 * jnp.maximum(light - 0.9, 0)
+    light = to_light(scene, look_up(packed, texels * y + origin[0], texels * x + origin[1]))
     for axis in (-1, -2):  # the lens
         beside = jnp.roll(light, 1, axis) + jnp.roll(light, -1, axis)
         light = light + scene.softness / 3 * (beside - 2 * light)
     return light
 
 
-def render_background(
+def _render_background(
     scene: Scene,
     texture: UInt8[Array, "S S 3"],
     motion: Motion,
@@ -168,16 +175,9 @@ def render_background(
     reach: int,
     corners: int = 4,
 ) -> tuple[LightClip, LightClip]:
-    """(blurred, sharp) of the background.
+    """(blurred, sharp) of the background; ``reach`` is a margin as wide as its motion, in pixels.
 
-    Args:
-      scene: what is rendered.
-      texture: of the background.
-      motion: of the scene (:func:`motion_of`).
-      size: height and width of the frame that the crop lies in, pixels.
-      crop: its side, pixels.
-      reach: margin around it, pixels, as wide as the motion.
-      corners: 4 mixes the kernels of the crop's corners over it, 1 takes their mean.
+    Of 4 ``corners`` the crop's kernels are mixed over it, 1 takes their mean.
     """
     (packed,) = pack_texels(texture[None])
     side = _side(crop, reach)
@@ -202,7 +202,7 @@ def render_background(
     return _map(frame, (motion.times, ways))
 
 
-def render_object(
+def _render_object(
     scene: Scene,
     index: Int[Array, ""],
     texture: UInt8[Array, "S S 3"],
@@ -212,18 +212,7 @@ def render_object(
     crop: int,
     reach: int,
 ) -> tuple[LightClip, LightClip]:
-    """(blurred, sharp) with an object before them.
-
-    Args:
-      scene: what is rendered.
-      index: of the object.
-      texture: of the object.
-      motion: of the scene (:func:`motion_of`).
-      clip: (blurred, sharp) of what is behind.
-      size: height and width of the frame that the crop lies in, pixels.
-      crop: its side, pixels.
-      reach: margin around it, pixels.
-    """
+    """(blurred, sharp) with an object before ``clip``; ``reach`` is a margin in pixels."""
     (packed,) = pack_texels(texture[None])
     side = _side(crop, reach)
     inside = slice(reach, reach + crop)
@@ -255,17 +244,10 @@ def _map(function: Callable[..., Any], values: Any) -> Any:
     return jax.vmap(function)(values)
 
 
-def finish(
+def _finish_clip(
     key: PRNGKeyArray, scene: Scene, blurred: LightClip, sharp: LightClip, config: SceneConfig
 ) -> ClipPair:
-    """What the sensor and the file make of it: noise, clipping, bytes, mild compression.
-
-    Args:
-      key: of the noise.
-      scene: how much of each it has.
-      blurred, sharp: what is averaged.
-      config: that the scene was drawn from; what it has none of is left out.
-    """
+    """What the sensor and the file make of it: noise, clipping, bytes, mild compression."""
     gamma = scene.gamma
     if config.noise[1] > 0:
         # Half of the variance or less is the reading's, the rest the photons': as much as they.
@@ -298,7 +280,7 @@ def render_scene(
     frames: int,
     crop: int,
 ) -> ClipPair:
-    """Renders a drawn scene.
+    """Renders a drawn scene: (blurred, sharp), for use inside a jitted program.
 
     Args:
       key: of the noise.
@@ -311,37 +293,11 @@ def render_scene(
     motion = motion_of(scene, config, frames, crop)
     reach = config.reach
     shown = scene.textures
-    clip = render_background(scene, textures[shown[0]], motion, config.size, crop, reach)
+    clip = _render_background(scene, textures[shown[0]], motion, config.size, crop, reach)
     for i in range(config.objects):
         texture = textures[shown[i + 1]]
-        clip = render_object(scene, jnp.int32(i), texture, motion, clip, config.size, crop, reach)
-    return finish(key, scene, *clip, config)
-
-
-def render_clip(
-    key: PRNGKeyArray,
-    textures: UInt8[Array, "n S S 3"],
-    config: SceneConfig,
-    frames: int,
-    crop: int,
-    motion_limit: Float[Array, ""] | float | None = None,
-) -> ClipPair:
-    """Draws and renders a scene: (blurred, sharp), for use inside a jitted program.
-
-    The same arguments give the same clip.
-
-    Args:
-      key: of all that is random.
-      textures: squares as :func:`~jaxdeblur.data.textures.cut_textures` makes them.
-      config: of the scene.
-      frames: of the clip.
-      crop: side of a frame, pixels.
-      motion_limit: of the motion, pixels a frame.
-    """
-    scene_key, noise_key = jax.random.split(key)
-    count, side = textures.shape[:2]
-    scene = sample_scene(scene_key, (count, side), config, frames, crop, motion_limit)
-    return render_scene(noise_key, scene, textures, config, frames, crop)
+        clip = _render_object(scene, jnp.int32(i), texture, motion, clip, config.size, crop, reach)
+    return _finish_clip(key, scene, *clip, config)
 
 
 class HostRenderer:
@@ -413,6 +369,6 @@ def _draw(
     return noise_key, scene, motion_of(scene, config, frames, crop)
 
 
-_background = jax.jit(render_background, static_argnames=("size", "crop", "reach", "corners"))
-_object = jax.jit(render_object, static_argnames=("size", "crop", "reach"))
-_finish = jax.jit(finish, static_argnames=("config",))
+_background = jax.jit(_render_background, static_argnames=("size", "crop", "reach", "corners"))
+_object = jax.jit(_render_object, static_argnames=("size", "crop", "reach"))
+_finish = jax.jit(_finish_clip, static_argnames=("config",))

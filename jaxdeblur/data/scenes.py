@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.data.raster import Outline
-from jaxdeblur.errors import UserError
+from jaxdeblur.options import from_json
 
 STEPS_A_FRAME = 16
 """Steps of the numeric integration of a path: between them it is straight."""
@@ -28,7 +30,6 @@ _SINES = 3  # Sines a random function of time is made of: enough that no two loo
 _SWAY_CYCLES = (0.03, 0.25)  # Cycles a frame: slow turns of the hand.
 _ACCELERATION_CYCLES = (0.25, 0.8)  # Fast enough to change the speed within an exposure.
 _TREMBLE_CYCLES = (0.2, 0.6)  # Hands tremble at 6-13 Hz and more, at 30 frames/s.
-_SWELL_CYCLES = (0.05, 0.12)  # Bursts of trembling every 8 to 20 frames.
 _PAUSES = 2  # In a scene that has some.
 _PAUSE_FRAMES = (0.6, 1.5)  # How long the camera nearly rests, to each side.
 _PAUSE_DEPTH = 0.97  # What a pause takes of the speed.
@@ -37,7 +38,6 @@ _EXTRA_REACH = 1.25  # Rotation, zoom and depth add to the motion at the frame's
 _OBJECT_RADIUS = (0.07, 0.19)  # Range of mean radii, of the shorter side of the frame.
 _OBJECT_SWING = 0.35  # How far the outline strays from the mean radius, as a share of it.
 _ZOOM_LIMIT = 0.08  # Largest log scale.
-_DEPTH_LIMIT = 0.08  # Largest SceneConfig.depth.
 _ROLL_LIMIT = 0.3  # Largest angle, radians: people hold cameras upright.
 _BRIGHT_EXPOSURE = (0.03, 0.5)  # Shares of the period, in bright light.
 _FRAMES_AHEAD = 10  # Textures hold the camera's way over so many frames; beyond is their mirror.
@@ -68,9 +68,6 @@ class SceneConfig:
     """Share of the scenes with moments of rest, in which a frame is nearly sharp."""
     tremble: float = 0.2
     """Amplitude of the hand's tremble, pixels."""
-    swell: float = 0.0
-    """How far the logarithm of that amplitude rises and falls: sharp and blurred frames alternate
-    at a place that hardly changes."""
     exposure: tuple[float, float] = (1.0, 1.0)
     """Share of the period for which the shutter is open: tau / T of eq. 1."""
     bright: float = 0.0
@@ -97,26 +94,11 @@ class SceneConfig:
     compression: float = 0.0
     """Share of the scenes whose blurred frames pass a mild JPEG-like compression."""
 
-    def __post_init__(self) -> None:
-        if min(self.size) < 16:
-            raise UserError("size: at least 16 x 16 pixels are needed")
-        if not 0 < self.exposure[0] <= self.exposure[1] <= 1:
-            raise UserError(f"exposure: {self.exposure} is not a range within (0, 1]")
-        if not 0 <= self.motion[0] <= self.motion[1]:
-            raise UserError(f"motion: {self.motion} is not a range from 0 up")
-        if self.motion_skew <= 0:
-            raise UserError(f"motion_skew: {self.motion_skew} is not positive")
-        if not 0 <= self.depth <= _DEPTH_LIMIT:
-            raise UserError(f"depth: {self.depth} is not in [0, {_DEPTH_LIMIT}]")
-        if not 0 <= self.softness <= 1:
-            raise UserError(f"softness: {self.softness} is not a share, 0 to 1")
-
     @property
     def reach(self) -> int:
         """How far anything moves from the middle of its exposure, at most, pixels."""
         fastest = _FASTEST * _EXTRA_REACH * self.motion[1]
-        trembles = self.tremble * math.exp(3 * self.swell)
-        return math.ceil(self.exposure[1] / 2 * fastest + trembles) + 3  # a kernel's edge
+        return math.ceil(self.exposure[1] / 2 * fastest + self.tremble) + 3  # a kernel's edge
 
     @property
     def texture_size(self) -> int:
@@ -129,82 +111,18 @@ class SceneConfig:
         return dataclasses.replace(self, size=size)
 
 
-_WIDE = SceneConfig(
-    motion=(1.0, 28.0),
-    still=0.08,
-    sway=0.3,
-    acceleration=0.4,
-    phases=0.3,
-    brief=0.1,
-    tremble=0.6,
-    exposure=(0.6, 1.0),
-    objects=3,
-    rotation=0.3,
-    zoom=0.15,
-    depth=0.08,
-    parallax=0.5,
-    linear_light=0.5,
-    highlights=0.5,
-    noise=(0.0, 2 / 255),
-    softness=0.3,
-    compression=0.25,
-)
+def _read() -> dict[str, SceneConfig]:
+    kinds = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
-SCENES: dict[str, SceneConfig] = {
-    # For the demo and short trainings: what two cores can learn in minutes. All of it counts: the
-    # camera keeps its speed within an exposure, which lasts the whole period, values are averaged
-    # as they are stored, and photographs are sharp to the pixel.
-    "narrow": SceneConfig(),
-    # Blur of a few pixels, in either kind of light.
-    "small": dataclasses.replace(
-        _WIDE,
-        motion=(0.8, 8.0),
-        still=0.05,
-        acceleration=0.3,
-        tremble=0.4,
-        rotation=0.5,
-        zoom=0.25,
-        depth=0.05,
-        parallax=0.3,
-    ),
-    # The same without what makes a network cautious: noise, compression, softness, short exposures.
-    "clean": SceneConfig(
-        motion=(2.0, 7.0),
-        tremble=0.3,
-        exposure=(0.8, 1.0),
-        linear_light=0.4,
-        highlights=0.3,
-    ),
-    # As "clean", for every size of the blur.
-    "swift": SceneConfig(
-        motion=(1.5, 36.0),
-        motion_skew=1.4,
-        sway=0.2,
-        acceleration=0.1,
-        tremble=0.3,
-        exposure=(0.7, 1.0),
-        objects=3,
-        linear_light=0.45,
-        highlights=0.3,
-    ),
-    # What hand-held footage has at 1280x720, every speed as often.
-    "wide": _WIDE,
-    # The same as hands do it, up to the largest blur of the goals: half of the speeds are below 14
-    # pixels a frame, sometimes the shutter is short, and a clip has fast and slow frames.
-    "handheld": dataclasses.replace(
-        _WIDE,
-        motion=(0.0, 40.0),
-        motion_skew=1.5,
-        acceleration=0.6,
-        phases=0.5,
-        brief=0.3,
-        exposure=(0.5, 1.0),
-        bright=0.15,
-    ),
-    # For tests: compiles and renders in a moment.
-    "tiny": SceneConfig(size=(32, 48), motion=(1.0, 3.0)),
-}
-"""The named configurations."""
+    def fields(kind: str) -> dict[str, Any]:
+        own = dict(kinds[kind])
+        return (fields(own.pop("like")) if "like" in own else {}) | own
+
+    return {kind: from_json(SceneConfig, fields(kind), kind) for kind in kinds}
+
+
+SCENES = _read()
+"""The named configurations (``scenes.toml``)."""
 
 
 class Objects(NamedTuple):
@@ -212,14 +130,19 @@ class Objects(NamedTuple):
 
     number: Int[Array, ""]
     start: Float[Array, "n 2"]
+    """Where each is in the middle of the clip, pixels from the middle of the frame."""
     follows: Float[Array, " n"]
-    path: Float[Array, "n steps 2"]
+    """How far it moves against the camera's way, as a share of that: 0 if it goes its own way."""
+    path: Any
+    """``n steps 2`` as of the camera; of fixed scenes a ``SinePath``."""
     angle: Float[Array, " n"]
+    spin: Float[Array, " n"]
+    """Radians a frame; drawn objects do not spin."""
     outline: Outline
 
 
 class Scene(NamedTuple):
-    """Everything random about a scene but its noise; :func:`sample_scene` draws it."""
+    """All that decides a scene but its noise; :func:`sample_scene` draws it."""
 
     textures: Int[Array, " layers"]
     """Which texture each layer shows: the background, then the objects."""
@@ -229,8 +152,9 @@ class Scene(NamedTuple):
     """Texels a pixel: at 1 and above the picture is as sharp as its texture or sharper."""
     corner: Float[Array, " 2"]
     """Where in the frame the crop begins."""
-    camera: Float[Array, "steps 2"]
-    """Rows and columns in pixels, ``STEPS_A_FRAME`` steps a frame; 0 in the middle of the clip."""
+    camera: Any
+    """Rows and columns in pixels, 0 in the middle of the clip: ``steps 2``, ``STEPS_A_FRAME`` of
+    them; of fixed scenes a ``SinePath``."""
     tilt: Float[Array, ""]
     turning: Float[Array, " 3"]
     """Roll: the largest rate (radians a frame), cycles a frame, phase."""
@@ -352,8 +276,6 @@ def sample_scene(
     moves = (draw() >= config.still).astype(jnp.float32)
     speed = moves * (low + draw() ** config.motion_skew * (high - low))
     tremble = moves * config.tremble * draw.wave(times, _TREMBLE_CYCLES, 2)
-    if config.swell:  # not drawn where it is not asked for: else every scene would be another
-        tremble = tremble * jnp.exp(config.swell * draw.wave(times, _SWELL_CYCLES))
     camera = draw.path(times, speed, config) + tremble.T
 
     # Half of the objects stand in the scene, nearer than the background; half go their own way.
@@ -367,6 +289,7 @@ def sample_scene(
         follows=follows,
         path=draw.path(times, own, config),
         angle=draw(n, high=2 * math.pi),
+        spin=jnp.zeros(n),
         outline=Outline(
             radius=shorter * draw(n, low=_OBJECT_RADIUS[0], high=_OBJECT_RADIUS[1]),
             swing=_OBJECT_SWING * jnp.array([0.5, 0.3, 0.2]) * draw(n, 3),

@@ -5,43 +5,28 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from jaxdeblur.data.exposure import GAMMA, Exposure, synthesise
-from jaxdeblur.data.frames import FrameFiles, VideoFile
-from jaxdeblur.data.layouts import high_speed_videos
+from jaxdeblur.data.datasets import open_dataset
+from jaxdeblur.data.exposure import GAMMA, Exposure
+from jaxdeblur.data.videos import Dataset, Video
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
 from jaxdeblur.options import Parser
-from jaxdeblur.shapes import Frame8
-from jaxdeblur.video.formats import MAX_PIXELS, list_frames
-from jaxdeblur.video.image_file import image_size, write_png
+from jaxdeblur.video.image_file import write_png
 
 
-def write_pairs(
-    source: Path,
-    target: Path,
-    exposure: Exposure,
-    *,
-    overwrite: bool = False,
-    max_pixels: int = MAX_PIXELS,
-) -> dict[str, Any]:
-    """Turns high-speed videos into the folders ``blur`` and ``sharp``, all or nothing.
+def write_pairs(source: Path, target: Path, exposure: Exposure) -> Dataset:
+    """Turns high-speed videos into the layout ``pairs``, all or nothing, and returns them.
 
     Args:
-      source: a video file, a folder of frames, or a folder of such folders and video files; then
-        ``blur`` and ``sharp`` have a folder for each.
-      target: the new folder. It gets a ``manifest.json`` that says how it was made.
-      overwrite: replaces a ``target`` that this function made.
-
-    Returns:
-      The manifest.
+      source: a video file, a folder of frames, or a folder of such folders and files; where that
+        has splits, the one that trains.
+      target: the new folder. Its ``manifest.json`` says how it was made.
+      exposure: how frames are averaged.
 
     Raises:
       UserError: a frame or video cannot be read or one is too short, ``target`` exists or cannot be
@@ -52,122 +37,33 @@ def write_pairs(
             f"period: {exposure.period} must be above tau, {exposure.tau} (eq. 1 has T > tau)"
         )
     if os.path.lexists(target):
-        if not overwrite:
-            raise UserError(f"{target}: exists (--overwrite replaces what this command made)")
-        if os.path.islink(target):
-            raise UserError(f"{target}: is a link; name the folder that it leads to")
-        if not os.path.isfile(target / _MANIFEST) or not os.path.isdir(target / "blur"):
-            raise UserError(f"{target}: was not made by this command, so it is not overwritten")
-    if not os.path.exists(source):
-        raise UserError(f"{source}: no such file or folder")
-    found = high_speed_videos(source)
-    alone = found[0].sharp == source
-    old = None
+        raise UserError(f"{target}: exists; remove it or name another")
+    dataset = open_dataset(f"highspeed:{source}", "train", exposure=exposure)
     try:
         with replace_folder_when_whole(target) as part:
-            videos = [
-                _write_video(name, frames, part, "" if alone else name, exposure, max_pixels)
-                for name, _, frames in found
-            ]
-            manifest = {
-                "source": str(source),
-                "tau": exposure.tau,
-                "period": exposure.period,
-                "duty": exposure.tau / exposure.period,
-                "averaged": f"light (gamma {GAMMA})" if exposure.linear else "values as stored",
-                "sharp": f"frame {exposure.middle} of each exposure, counted from 0",
-                "videos": videos,
-            }
-            write_json(part / _MANIFEST, manifest)
-            if os.path.lexists(target):  # stands aside until the new folder has its name
-                old = Path(tempfile.mkdtemp(prefix=f".{target.name[:80]}.old", dir=target.parent))
-                os.rename(target, old)
-        if old:
-            shutil.rmtree(old)
-    except (OSError, ValueError) as error:  # ValueError: a name no file can have
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{target}: cannot be written: {reason}") from error
-    return manifest
+            for video in dataset.videos:
+                _write_video(video, part)
+            write_json(
+                part / "manifest.json", {"source": str(source), **dataclasses.asdict(exposure)}
+            )
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+    return dataset
 
 
-_MANIFEST = "manifest.json"
+def _write_video(video: Video, folder: Path) -> None:
+    for half in ("blur", "sharp"):
+        (folder / half / video.name).mkdir(parents=True)
 
+    def write(index: int) -> None:
+        for half, frame in (("blur", video.blurred(index)), ("sharp", video.sharp(index))):
+            write_png(folder / half / video.name / f"{index:06d}.png", frame)
 
-def _write_video(
-    name: str,
-    source: Path,
-    target: Path,
-    folder: str,
-    exposure: Exposure,
-    max_pixels: int,
-) -> dict[str, Any]:
-    """Writes the pairs of one video; returns its entry in the manifest."""
-    opened: FrameFiles | VideoFile
-    if os.path.isdir(source):
-        files = list_frames(source)
-        opened = FrameFiles(tuple(files), *image_size(files[0], max_pixels), max_pixels)
-        total = exposure.count(len(files))
-    else:
-        opened, total = VideoFile.open(source, max_pixels), None
-    taken = 0
-
-    def frames() -> Iterator[Frame8]:
-        nonlocal taken
-        for frame in opened.stream():
-            if isinstance(frame, UserError):
-                raise frame
-            taken += 1
-            yield frame
-
-    blurred_folder, sharp_folder = target / "blur" / folder, target / "sharp" / folder
-    blurred_folder.mkdir(parents=True)
-    sharp_folder.mkdir(parents=True)
-    count = 0
-    line = ProgressLine(name, total, stays=True)
-    for blurred, sharp in synthesise(frames(), exposure):
-        write_png(blurred_folder / f"{count:06d}.png", blurred)
-        write_png(sharp_folder / f"{count:06d}.png", sharp)
-        count += 1
-        line.update(count)
-    if not count:
-        raise UserError(f"{name}: has {taken} frames, an exposure takes {exposure.tau}")
+    line = ProgressLine(video.name, len(video), stays=True)
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        for done, _ in enumerate(workers.map(write, range(len(video))), 1):
+            line.update(done)
     line.close()
-    return {
-        "name": name,
-        "high_speed_frames": taken,
-        "frames": count,
-        "height": opened.height,
-        "width": opened.width,
-    }
-
-
-def exposure_from(
-    tau: int | None, period: int | None, duty: float | None, linear: bool = False
-) -> Exposure:
-    """The exposure that two of ``tau``, ``period`` and ``duty`` = tau / period say.
-
-    Without ``duty`` a missing tau is 11 and a missing period is tau + 1.
-
-    Args:
-      tau: frames that are averaged.
-      period: frames from the start of one exposure to that of the next, T of eq. 1.
-      duty: the share of the period in which the shutter is open.
-      linear: averages light instead of stored values.
-
-    Raises:
-      UserError: all three are given, or the duty is not below 1.
-    """
-    if duty is None:
-        tau = 11 if tau is None else tau
-        return Exposure(tau, tau + 1 if period is None else period, linear)
-    if not 1e-6 <= duty < 1:
-        raise UserError(f"--duty={duty}: must lie between 0 and 1 (eq. 1 has T > tau)")
-    if tau is not None and period is not None:
-        raise UserError("--duty: follows from --tau and --period, give two of the three")
-    if period is not None:
-        return Exposure(max(1, round(duty * period)), period, linear)
-    tau = 11 if tau is None else tau
-    return Exposure(tau, max(tau + 1, round(tau / duty)), linear)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -183,35 +79,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "target", metavar="OUT", type=Path, help="the new folder: blur/, sharp/ and manifest.json"
     )
-    unset = argparse.SUPPRESS
-    parser.add_argument("--tau", type=int, default=unset, help="frames in an exposure (11)")
+    parser.add_argument("--tau", type=int, default=11, help="frames in an exposure")
     parser.add_argument(
-        "--period",
-        type=int,
-        default=unset,
-        help="T, frames from one exposure to the next (tau + 1)",
-    )
-    parser.add_argument(
-        "--duty", type=float, default=unset, help="tau / T, in place of one of the two"
+        "--period", type=int, help="T, frames from one exposure to the next (tau + 1)"
     )
     parser.add_argument(
         "--linear", action="store_true", help=f"average light (gamma {GAMMA}), not values as stored"
     )
-    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger frames")
-    parser.add_argument("--overwrite", action="store_true", help="replace what this command made")
-    given = vars(parser.parse_args(arguments))
-    manifest = write_pairs(
-        given["source"],
-        given["target"],
-        exposure_from(given.get("tau"), given.get("period"), given.get("duty"), given["linear"]),
-        overwrite=given["overwrite"],
-        max_pixels=given["max_pixels"],
-    )
-    frames = sum(video["frames"] for video in manifest["videos"])
-    print(
-        f"{given['target']}: {frames} frames of {len(manifest['videos'])} video(s), "
-        f"tau {manifest['tau']}, period {manifest['period']}, averaged: {manifest['averaged']}"
-    )
+    given = parser.parse_args(arguments)
+    exposure = Exposure(given.tau, given.period or given.tau + 1, given.linear)
+    dataset = write_pairs(given.source, given.target, exposure)
+    frames = sum(map(len, dataset.videos))
+    print(f"{given.target}: {frames} frames of {len(dataset.videos)} video(s), {dataset.variant}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from jaxdeblur.data.cache import Kept, read_array
+from jaxdeblur.data.cache import kept_array
 from jaxdeblur.data.photographs import Photograph, find_photographs
 from jaxdeblur.data.scenes import SceneConfig
 from jaxdeblur.errors import ProgressLine, UserError
@@ -29,21 +29,16 @@ LARGEST_SCENE = 2048
 """Pixels to a side of rendered scenes, so that a mistyped crop does not ask for a terabyte."""
 
 _LEAST_TEXTURES = 96  # Few photographs give few textures that differ.
+_SCALE = (0.5, 0.95)  # Least and most by which a photograph is reduced.
 _TEXTURE_SEED = 0  # One set of textures for all runs: they are kept. Scenes have the run's seed.
 
 
 def cut_textures(
-    photographs: Sequence[Photograph],
-    count: int,
-    size: int,
-    seed: int,
-    scale: tuple[float, float] = (0.5, 0.95),
-    *,
-    progress: Callable[[int, int], None] | None = None,
+    photographs: Sequence[Photograph], count: int, size: int, seed: int
 ) -> UInt8[np.ndarray, "n S S 3"]:
     """Cuts ``count`` square textures of ``size`` pixels; each photograph begins as many of them.
 
-    A photograph is reduced by a factor within ``scale``, so that the texture is sharp to the pixel
+    A photograph is reduced by a factor within ``_SCALE``, so that the texture is sharp to the pixel
     whatever lens and compression it has seen; of a few random cuts the one with most detail is
     taken. It is mirrored at random, its contrast varied, and tinted if grey. Where a photograph
     does not fill the square, others of the list are laid beside it, edge to edge, like prints on
@@ -54,8 +49,6 @@ def cut_textures(
       count: of the textures.
       size: side of a texture, pixels.
       seed: of all that is random.
-      scale: least and most by which a photograph is reduced.
-      progress: is told how many are cut, and of how many.
 
     Raises:
       UserError: there is no photograph, or one cannot be read.
@@ -68,23 +61,20 @@ def cut_textures(
 
     def cut(index: int) -> Frame8:
         rng = np.random.default_rng([seed, size, 1, index])
-        return _cut(photographs, int(order[index]), size, scale, rng)
+        return _cut(photographs, int(order[index]), size, rng)
 
+    line = ProgressLine("cutting textures", count, unit="textures", stays=True)
     cuts = []
     with ThreadPoolExecutor(os.cpu_count()) as workers:
-        for done, made in enumerate(workers.map(cut, range(count)), 1):
+        for made in workers.map(cut, range(count)):
             cuts.append(made)
-            if progress:
-                progress(done, count)
+            line.update(len(cuts))
+    line.close()
     return np.stack(cuts)
 
 
 def _cut(
-    photographs: Sequence[Photograph],
-    first: int,
-    size: int,
-    scale: tuple[float, float],
-    rng: np.random.Generator,
+    photographs: Sequence[Photograph], first: int, size: int, rng: np.random.Generator
 ) -> Frame8:
     """One texture: shelves of photographs from the top, each from left to right."""
     wall = np.empty((size, size, 3), np.uint8)
@@ -94,7 +84,7 @@ def _cut(
         while left < size:
             photograph = photographs[chosen]
             shelf = bottom - top if left else 0
-            print_ = _print(photograph, max(shelf, 1), size, scale, rng)
+            print_ = _print(photograph, max(shelf, 1), size, rng)
             if not left:  # the first print sets the height of its shelf
                 bottom = min(size, top + print_.shape[0])
                 if size - bottom < size // 8:  # no slivers: the last shelf takes the rest
@@ -130,19 +120,13 @@ def _at_least(image: Frame8, height: int, width: int) -> UInt8[np.ndarray, "h w 
     return np.pad(image, ((0, down), (0, right), (0, 0)), mode="symmetric")
 
 
-def _print(
-    photograph: Photograph,
-    height: int,
-    size: int,
-    scale: tuple[float, float],
-    rng: np.random.Generator,
-) -> Frame8:
+def _print(photograph: Photograph, height: int, size: int, rng: np.random.Generator) -> Frame8:
     """A photograph reduced (to ``height`` or more where the scale allows it), mirrored, toned."""
     pixels = _decoded(photograph.path)
-    factor = rng.uniform(*scale)
+    factor = rng.uniform(*_SCALE)
     # One that can fill the whole square does, else at least its shelf.
     for needed in (height / pixels.shape[0], size / min(pixels.shape[:2])):
-        if factor < needed <= scale[1]:
+        if factor < needed <= _SCALE[1]:
             factor = needed
     rows, columns = (_ceil(n * factor) for n in pixels.shape[:2])
     small = Image.fromarray(pixels).resize((columns, rows), Image.Resampling.LANCZOS)
@@ -165,41 +149,6 @@ def _ceil(value: float) -> int:
     return int(np.ceil(value - 1e-6))
 
 
-def kept_textures(
-    photographs: Sequence[Photograph],
-    count: int,
-    size: int,
-    seed: int,
-    cache_dir: Path | None = None,
-) -> UInt8[np.ndarray, "n S S 3"]:
-    """The textures that :func:`cut_textures` cuts, memory-mapped: cut once, then opened.
-
-    Args:
-      photographs, count, size, seed: see :func:`cut_textures`.
-      cache_dir: holds the folder ``textures-KEY``; default: :func:`~jaxdeblur.files.cache_folder`.
-
-    Raises:
-      UserError: a photograph cannot be read, or the cache not written (a full disk).
-    """
-    recipe = {
-        "version": _VERSION,
-        "count": count,
-        "size": size,
-        "seed": seed,
-        "photographs": {photograph.name: photograph.digest for photograph in photographs},
-    }
-
-    def make(folder: Path) -> None:
-        line = ProgressLine("cutting textures", unit="textures", stays=True)
-        cut = cut_textures(photographs, count, size, seed, progress=line.update)
-        np.save(folder / "pixels.npy", cut)
-
-    def read(folder: Path) -> UInt8[np.ndarray, "n S S 3"]:
-        return read_array(folder / "pixels.npy", (count, size, size, 3))
-
-    return Kept("textures", recipe, make, read, cache_dir).open()
-
-
 @dataclasses.dataclass(frozen=True)
 class RenderedScenes:
     """What scenes are rendered, and the textures that they show."""
@@ -209,18 +158,16 @@ class RenderedScenes:
 
 
 def open_scenes(
-    config: SceneConfig,
-    crop: int,
-    photos: str | os.PathLike[str] | None = None,
-    cache_dir: Path | None = None,
+    config: SceneConfig, crop: int, photos: str | os.PathLike[str] | None = None
 ) -> RenderedScenes:
     """The scenes of a configuration whose frames hold a crop, with textures of the train split.
 
+    Textures are cut once and kept in the cache.
+
     Args:
       config: what is rendered.
-      crop: side of the clips' frames.
+      crop: side of the clips' frames, pixels.
       photos: a folder of photographs to add to the packages'.
-      cache_dir: where textures are kept, see :func:`kept_textures`.
 
     Raises:
       UserError: the crop is too large, the photographs cannot be read, or the cache not written.
@@ -231,11 +178,18 @@ def open_scenes(
         )
     config = config.at_least(crop)
     found = find_photographs("train", photos)
-    textures = kept_textures(
-        found,
-        max(_LEAST_TEXTURES, len(found)),
-        config.texture_size,
-        _TEXTURE_SEED,
-        cache_dir,
+    count, size = max(_LEAST_TEXTURES, len(found)), config.texture_size
+    recipe = {
+        "version": _VERSION,
+        "count": count,
+        "size": size,
+        "seed": _TEXTURE_SEED,
+        "photographs": {photograph.name: photograph.digest for photograph in found},
+    }
+    textures = kept_array(
+        "textures",
+        recipe,
+        (count, size, size, 3),
+        lambda: cut_textures(found, count, size, _TEXTURE_SEED),
     )
     return RenderedScenes(config, textures)

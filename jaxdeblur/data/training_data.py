@@ -1,4 +1,4 @@
-"""What a run trains on and is validated on: :func:`open_data` opens what its options name."""
+"""What a run trains on and is validated on: what its options name, opened."""
 
 from __future__ import annotations
 
@@ -28,24 +28,23 @@ class Scored(NamedTuple):
     variant: str | None = None
 
 
-def open_data(config: DataConfig, crop: int = 1) -> TrainingData:
+class TrainingData:
     """The data of a run; nothing is looked at before it is asked for, and then once.
 
-    Args:
-      config: the options.
-      crop: side of the clips' frames, which rendered scenes are to hold.
+    All of it raises UserError for what cannot be used. Rendered scenes are to hold frames of
+    ``crop`` x ``crop`` pixels.
     """
-    return TrainingData(config, crop)
 
-
-class TrainingData:
-    """The data that a run's options name. All of it raises UserError for what cannot be used."""
-
-    def __init__(self, config: DataConfig, crop: int) -> None:
+    def __init__(self, config: DataConfig, crop: int = 1) -> None:
         self.config = config
         self._crop = crop
         self._resolve = functools.cache(resolve)
-        self._names = functools.cache(self._list_names)
+        self._names = functools.cache(
+            lambda spec, split: [
+                place.name
+                for place in list_videos(self._resolve(spec), split, self._variant(spec)).places
+            ]
+        )
 
     @property
     def has_files(self) -> bool:
@@ -71,7 +70,6 @@ class TrainingData:
             scored.split,
             variant=scored.variant,
             only=scored.only,
-            max_pixels=self.config.max_pixels,
         )
         training = {  # the splits of rendered scenes share no photograph
             file
@@ -151,7 +149,6 @@ class TrainingData:
                 variant=self._variant(spec),
                 only=names,
                 exclude=self.held_out if spec == self.config.data[0] else (),
-                max_pixels=self.config.max_pixels,
                 scored=False,
             )
             for spec, names in self._chosen.items()
@@ -162,10 +159,6 @@ class TrainingData:
         """The names that ``only`` and ``exclude`` leave of each folder's."""
         names = {spec: self._names(spec, "train") for spec in self._folders}
         return choose(names, self.config.only, self.config.exclude)
-
-    def _list_names(self, spec: str, split: Split) -> list[str]:
-        listing = list_videos(self._resolve(spec), split, self._variant(spec))
-        return [place.name for place in listing.places]
 
     def _variant(self, spec: str) -> str | None:
         """The variant, where the data set has several or no other one has."""

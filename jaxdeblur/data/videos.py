@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxdeblur.data.exposure import Exposure, average
-from jaxdeblur.data.frames import FrameFiles, Frames, PackedFrames, pack, stamps
+from jaxdeblur.data.frames import ArrayFile, FrameFiles, Frames, pack, stamps
 from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.shapes import Frame8
 
@@ -119,40 +118,25 @@ class Dataset:
 
 def pack_dataset(dataset: Dataset) -> Dataset:
     """The same data set with all frames that lie in image files decoded into the cache, once."""
-    sources = [
-        frames
-        for video in dataset.videos
-        for frames in video_frames(video)
-        if isinstance(frames, FrameFiles)
-    ]
-    line = ProgressLine("decoding", unit="videos", stays=True)
-    packs: dict[Frames, Frames] = dict(zip(sources, pack(sources, line.update), strict=True))
-
-    def packed(video: Video) -> Video:
-        if isinstance(video, HighSpeedVideo):
-            return dataclasses.replace(video, frames=packs.get(video.frames, video.frames))
-        if isinstance(video, PairedVideo):
-            blurred, sharp = (packs.get(half, half) for half in video_frames(video))
-            return dataclasses.replace(video, blurred_frames=blurred, sharp_frames=sharp)
-        return video
-
-    return dataclasses.replace(dataset, videos=[packed(video) for video in dataset.videos])
+    line = ProgressLine("decoding", len(dataset.videos), unit="videos")
+    videos: list[Any] = []
+    for video in dataset.videos:
+        packed = {name: pack(of) for name, of in vars(video).items() if isinstance(of, FrameFiles)}
+        videos.append(dataclasses.replace(video, **packed) if packed else video)  # type: ignore[type-var]
+        line.update(len(videos))
+    line.close()
+    return dataclasses.replace(dataset, videos=videos)
 
 
-def video_frames(video: Video) -> tuple[Frames, ...]:
-    """What a video reads its frames from."""
-    if isinstance(video, HighSpeedVideo):
-        return (video.frames,)
-    if isinstance(video, PairedVideo):
-        return (video.blurred_frames, video.sharp_frames)
-    return ()
+def video_frames(video: Video) -> list[Frames]:
+    """What a video reads its frames from, the sharp ones last."""
+    return [frames for frames in vars(video).values() if isinstance(frames, Frames)]
 
 
 def sharp_files(video: Video) -> set[str]:
     """The files that hold a video's sharp frames, by which it is known under any name."""
-    return {
-        os.path.realpath(file) for frames in video_frames(video)[-1:] for file in _files(frames)
-    }
+    sharp = video_frames(video)[-1:]
+    return {os.path.realpath(file) for frames in sharp for file in getattr(frames, "files", ())}
 
 
 def identity(video: Video) -> list[Any]:
@@ -163,13 +147,11 @@ def identity(video: Video) -> list[Any]:
     """
     return [
         # A pack is named by a hash of what was packed, and made anew wherever there is none.
-        frames.folder.name if isinstance(frames, PackedFrames) else stamps(_files(frames))
+        frames.file.parent.name
+        if isinstance(frames, ArrayFile)
+        else stamps(getattr(frames, "files", ()))
         for frames in video_frames(video)
     ]
-
-
-def _files(frames: Frames) -> tuple[Path, ...]:
-    return frames.files if isinstance(frames, FrameFiles | PackedFrames) else ()
 
 
 def refuse(what: str, problems: Sequence[str], shown: int = 20) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Literal
 
 from jaxdeblur.data.exposure import Exposure
 from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation.metrics import protocol
-from jaxdeblur.options import Count, Range, check_ranges
-from jaxdeblur.video.formats import MAX_PIXELS
+from jaxdeblur.options import Count, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +30,12 @@ class EvaluationConfig:
       sharp_input: the sharp frames go in, which should come out as they are.
       single: restores each frame by itself, as a photograph.
       max_frames: restores only so many frames of each video.
-      max_pixels: larger frames are refused before they are decoded.
       protocol: how it is scored; docs/results.md.
       frames: writes the restored frames as PNG.
       preview: also writes preview.webp, an animation of the first video's blurred and restored
         frames side by side.
       explain: shows what the network blended or attended to, or its blur paths, in the first frames
         of each video.
-      report_megabytes: about how large the report may become.
     """
 
     data: str = "rendered"
@@ -52,12 +49,10 @@ class EvaluationConfig:
     sharp_input: bool = False
     single: bool = False
     max_frames: Count | None = None
-    max_pixels: Count = MAX_PIXELS
     protocol: str = "jaxdeblur"
     frames: bool = False
     preview: bool = False
     explain: bool = False
-    report_megabytes: Annotated[float, Range(most=100_000, above=0)] = 32.0
 
     @property
     def exposure(self) -> Exposure | None:

@@ -27,8 +27,7 @@ from jaxdeblur.data.videos import Dataset, Video
 from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.evaluation import report
 from jaxdeblur.evaluation.config import EvaluationConfig
-from jaxdeblur.evaluation.metrics import Flicker, Protocol, VideoScores, protocol
-from jaxdeblur.evaluation.restored import ReadRestoration, RestoredFrames
+from jaxdeblur.evaluation.metrics import Flicker, VideoScores, protocol
 from jaxdeblur.evaluation.results import (
     check_folder,
     gather,
@@ -58,19 +57,22 @@ gigabytes. At least 3 frames are taken, and at most ``EXPLAINED_FRAMES``."""
 EXPLAINED_FRAMES = 16
 """What explains more frames than this only makes the page larger."""
 
+SHOWN_PIXELS = 50 * 1280 * 720
+"""Of the frames that the report shows, of all videos together: about 30 MB. Each shows two."""
+
 PREVIEW_FRAMES, PREVIEW_RATE = 24, Fraction(8)
 """What ``--preview`` shows, slowly enough for the eye to compare: three seconds."""
 
 
 def evaluate(
-    loaded: LoadedModel | RestoredFrames,
+    loaded: LoadedModel,
     dataset: Dataset,
     config: EvaluationConfig,
     out: Path,
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates a model, or what another program restored, on a data set into the folder ``out``.
+    """Evaluates a model on a data set into the folder ``out``.
 
     Every process of ``jax.distributed`` calls it and restores its share; they need one file system.
     Process 0 writes ``metrics.json`` and ``report.html``. The folder holds ``evaluation.json``
@@ -78,7 +80,7 @@ def evaluate(
     if wanted, ``frames/``.
 
     Args:
-      loaded: the model, or the frames of another program.
+      loaded: the model.
       dataset: blurred and sharp videos.
       config: the options.
       out: the folder for the results; an evaluation that was begun there goes on.
@@ -91,8 +93,7 @@ def evaluate(
       UserError: ``out`` holds something else, the model has nothing to explain, or a video can't be
         read or has no frame that the protocol scores.
     """
-    model = None if isinstance(loaded, RestoredFrames) else loaded.model
-    if config.explain and (model is None or not _explains(model)):
+    if config.explain and not _explains(loaded.model):
         raise UserError(
             f"--explain: {loaded.preset} neither blends nor attends, and has no explain_clip"
         )
@@ -105,8 +106,6 @@ def evaluate(
         raise UserError(f"protocol {rules.name} scores no frame of {', '.join(short)}: too short")
     for video in dataset.videos:
         rules.check_size(video.height, video.width, video.name)
-    if isinstance(loaded, RestoredFrames):
-        loaded.check(dataset.videos, lengths)
 
     settings = settings_of(loaded, dataset, config)
     check_folder(out, settings, overwrite)
@@ -122,22 +121,17 @@ def evaluate(
     if len(work) < len(mine):
         line.say(f"{len(mine) - len(work)} videos were done before and are kept")
     count = itertools.count(1)
-    max_bytes = int(config.report_megabytes * 1e6 / len(files))
     for number, i in enumerate(work, 1):
         video = dataset.videos[i]
         line.what = f"video {number}/{len(work)} {video.name}"
-        folder = out / "frames" / slug(i, video) if config.frames else None
-        preview = out / "preview.webp" if config.preview and i == 0 else None
         result = _evaluate_video(
-            loaded if isinstance(loaded, RestoredFrames) else loaded.model,
-            i,
+            loaded.model,
             video,
             lengths[i],
-            rules,
             config,
-            max_bytes,
-            folder,
-            preview,
+            shots=max(2, SHOWN_PIXELS // (len(files) * video.height * video.width)),
+            folder=out / "frames" / slug(i, video) if config.frames else None,
+            preview=out / "preview.webp" if config.preview and i == 0 else None,
             frame_done=lambda: line.update(next(count)),
         )
         write_json(files[i], {"settings": settings, **dataclasses.asdict(result)})
@@ -155,41 +149,39 @@ def evaluate(
 
 
 def _evaluate_video(
-    model: VideoRestorer | RestoredFrames,
-    index: int,
+    model: VideoRestorer,
     video: Video,
     frames: int,
-    rules: Protocol,
     config: EvaluationConfig,
-    max_bytes: int,
+    *,
+    shots: int,
     folder: Path | None,
     preview: Path | None,
-    *,
     frame_done: Callable[[], None],
 ) -> report.VideoReport:
     """Restores, scores and pictures one video, frame by frame."""
+    rules = protocol(config.protocol)
     explanation, shown = None, frames
-    if config.explain and not isinstance(model, RestoredFrames):
+    if config.explain:
         wanted = EXPLAINED_PIXELS // (video.height * video.width)
         shown = min(frames, EXPLAINED_FRAMES, max(3, wanted))
         # With those that the last ones look ahead to, as the stream has them.
         seen = min(frames, shown + model.lookahead)
         explanation = _explain(model, [video.blurred(i) for i in range(seen)])
-    shots = _Shots(max_bytes, explanation)
+    if folder:  # of a start that ended after it was whole
+        shutil.rmtree(folder, ignore_errors=True)
+    pictured = range(0, shown, -(-shown // shots))
+    pictures = []
     restored_flicker, blurred_flicker = Flicker(), Flicker()
     counted = rules.scored(frames)
     scores: list[tuple[float, ...]] = []
-    restoration: _TimedRestoration | ReadRestoration
-    if isinstance(model, RestoredFrames):
-        restoration = ReadRestoration(model, index, video, frames)
-    else:
-        restoration = _TimedRestoration(
-            model, video, frames, wide=rules.needs_fractions, single=config.single
-        )
+    restoration = _TimedRestoration(
+        model, video, frames, wide=rules.needs_fractions, single=config.single
+    )
 
     with (
         ThreadPoolExecutor(2) as pool,
-        _frames_folder(folder) as part,
+        replace_folder_when_whole(folder) if folder else contextlib.nullcontext() as part,
         _previewing(preview, video) as show,
     ):
         for i, (blurred, restored) in enumerate(restoration):
@@ -201,8 +193,8 @@ def _evaluate_video(
                 scores.append(tuple(value for score in found for value in score))
             restored_flicker.add(written, sharp)
             blurred_flicker.add(blurred, sharp)
-            if i < shown:
-                shots.offer(i, blurred, written, sharp)
+            if i in pictured:
+                pictures.append(report.shot(i, blurred, written, sharp, explanation))
             show(blurred, written)
             if part is not None:
                 write_png(part / f"{i:06d}.png", written)
@@ -221,10 +213,10 @@ def _evaluate_video(
         frame_ssim_blurred=ssim_blurred,
         temporal_error=restored_flicker.rms(),
         temporal_error_blurred=blurred_flicker.rms(),
-        shutter=getattr(restoration, "shutter", None),
+        shutter=None if restoration.stream is None else restoration.stream.shutter,
         seconds_per_frame=restoration.seconds_per_frame(),
     )
-    return report.VideoReport(video_scores, shots.kept)
+    return report.VideoReport(video_scores, pictures)
 
 
 class _TimedRestoration:
@@ -233,30 +225,17 @@ class _TimedRestoration:
     Attributes:
       wide: frames are restored at 16 bits, for protocols that do not score rounded ones.
       single: each frame is restored by itself.
-      repeats: how often each frame goes in.
     """
 
     def __init__(
-        self,
-        model: VideoRestorer,
-        video: Video,
-        frames: int,
-        *,
-        wide: bool,
-        single: bool = False,
-        repeats: int = 1,
+        self, model: VideoRestorer, video: Video, frames: int, *, wide: bool, single: bool = False
     ) -> None:
-        self.model, self.video, self.frames, self.wide = model, video, frames, wide
-        self.single, self.repeats = single, repeats
+        self.model, self.video, self.frames = model, video, frames
+        self.wide, self.single = wide, single
         self.reading = 0.0
         self.durations: list[float] = []
         self.waiting: collections.deque[Frame8] = collections.deque()
         self.stream: Stream | None = None
-
-    @property
-    def shutter(self) -> tuple[float, str] | None:
-        """What blur paths found of the last stream's shutter; None of other models."""
-        return None if self.stream is None else self.stream.shutter
 
     def __iter__(self) -> Iterator[tuple[Frame8, Pixels]]:
         def open_stream(height: int, width: int, layout: PixelLayout) -> Stream:
@@ -274,52 +253,18 @@ class _TimedRestoration:
             self.durations.append(time.perf_counter() - began - self.reading)
             yield self.waiting.popleft(), frame
 
-    def seconds_per_frame(self) -> float:
-        """The median; the first frame compiles and fills the look-ahead, so it does not count."""
-        if len(self.durations) > 1:
-            return float(np.median(self.durations[1:]))
-        again = _TimedRestoration(
-            self.model, self.video, 1, wide=self.wide, single=self.single, repeats=4
-        )
-        list(again)
-        return float(np.median(again.durations[1:]))
+    def seconds_per_frame(self) -> float | None:
+        """The median, without the first frame, which compiles; None if there is no other."""
+        return float(np.median(self.durations[1:])) if len(self.durations) > 1 else None
 
     def _read(self) -> Iterator[Pixels]:
-        for i in [i for i in range(self.frames) for _ in range(self.repeats)]:
+        for i in range(self.frames):
             began = time.perf_counter()
             frame = self.video.blurred(i)
             self.waiting.append(frame)
             self.reading += time.perf_counter() - began
             # 257 * 255 = 65535: the same number in [0, 1].
             yield frame.astype(np.uint16) * np.uint16(257) if self.wide else frame
-
-
-class _Shots:
-    """The frames that go into the report: every stride-th, as many as fit."""
-
-    def __init__(self, max_bytes: int, explanation: Explanation | None) -> None:
-        self.max_bytes, self.explanation = max_bytes, explanation
-        self.kept: list[report.Shot] = []
-        self.stride = 1
-
-    def offer(self, index: int, blurred: Frame8, restored: Frame8, sharp: Frame8) -> None:
-        """Takes the frame if it is its turn; when space runs out, every other one goes."""
-        if index % self.stride:
-            return
-        self.kept.append(
-            report.shot(
-                index,
-                blurred,
-                restored,
-                sharp,
-                max_bytes=self.max_bytes,
-                explanation=self.explanation,
-                place=index,
-            )
-        )
-        while len(self.kept) > 1 and report.shot_bytes(self.kept) > self.max_bytes:
-            self.stride *= 2
-            self.kept = [shot for shot in self.kept if shot["index"] % self.stride == 0]
 
 
 def _explains(model: VideoRestorer) -> bool:
@@ -377,14 +322,6 @@ def _rounded(restored: Pixels) -> Frame8:
     if restored.dtype == np.uint8:
         return restored
     return ((restored.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _frames_folder(folder: Path | None) -> contextlib.AbstractContextManager[Path | None]:
-    """Where the frames of a video are written, if they are; the folder appears when it is whole."""
-    if folder is None:
-        return contextlib.nullcontext()
-    shutil.rmtree(folder, ignore_errors=True)  # of a start that ended after this folder was whole
-    return replace_folder_when_whole(folder)
 
 
 @contextlib.contextmanager

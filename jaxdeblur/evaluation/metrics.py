@@ -7,16 +7,18 @@ from the code that is measured. ``docs/lab/protocols.md`` says where each protoc
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.shapes import Frame8, GreyImage, Image, Pixels, Video8
+from jaxdeblur.shapes import Frame8, GreyImage, Image, Pixels
 
 PEAK = 255.0
 """The largest value of a pixel; floats are scored on the same scale."""
@@ -66,21 +68,13 @@ def ssim(image: AnyImage, reference: AnyImage, kind: SsimKind = "2-D") -> float:
     return float(np.mean(luminance * structure))
 
 
-def temporal_error(video: Video8, reference: Video8) -> float:
-    """Flicker: the RMS difference between the two videos' frame-to-frame changes, in grey levels.
+class Flicker:
+    """The RMS difference between two videos' frame-to-frame changes, in grey levels.
 
     The same as the RMS change of the error from frame to frame: an error that stands still costs
     nothing, noise of standard deviation s that is new in every frame costs sqrt(2) s. A video of
     one frame has no changes and gets 0.
     """
-    flicker = Flicker()
-    for frame, sharp in zip(video, reference, strict=True):
-        flicker.add(frame, sharp)
-    return flicker.rms()
-
-
-class Flicker:
-    """:func:`temporal_error` one frame at a time, for videos too long to hold."""
 
     def __init__(self) -> None:
         self._previous: np.ndarray | None = None
@@ -96,7 +90,7 @@ class Flicker:
         self._previous = error
 
     def rms(self) -> float:
-        """The temporal error of the frames so far."""
+        """The flicker of the frames so far."""
         return math.sqrt(math.fsum(self._squares) / len(self._squares)) if self._squares else 0.0
 
 
@@ -115,7 +109,6 @@ class Protocol:
       mean: "videos" averages each video and then the videos; "frames" averages all frames alike.
       ssim: the kind of SSIM.
       registered: score the luminance after matching intensity and whole-pixel shift.
-      variant: the variant of the data set that the table used, where the authors say so.
     """
 
     name: str
@@ -127,7 +120,6 @@ class Protocol:
     mean: Literal["videos", "frames"] = "videos"
     ssim: SsimKind = "2-D"
     registered: bool = False
-    variant: str | None = None
 
     @property
     def needs_fractions(self) -> bool:
@@ -184,76 +176,12 @@ class Protocol:
             return math.fsum(math.fsum(video) / len(video) for video in videos) / len(videos)
         return pooled(videos)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
 
 PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "jaxdeblur",
-            "RGB at full size, exactly the uint8 that is written, no crop, every frame; each video "
-            "is averaged, then the videos.",
-        ),
-        Protocol(
-            "basicsr",
-            "BasicSR and VRT: RGB, rounded, no crop, every frame; each video is averaged, then the "
-            "videos.",
-        ),
-        Protocol(
-            "cdvd-tsp",
-            "CDVD-TSP: RGB, rounded, 4 pixels cropped, without the first and last two frames, mean "
-            "over all frames.",
-            crop=4,
-            skip_first=2,
-            skip_last=2,
-            mean="frames",
-        ),
-        Protocol(
-            "estrnn",
-            "ESTRNN: RGB, truncated, no crop, without the first and last two frames, mean over all "
-            "frames; the authors use GOPRO scaled down to 960x540.",
-            quantise="truncate",
-            skip_first=2,
-            skip_last=2,
-            mean="frames",
-            variant="blur_gamma",
-        ),
-        Protocol(
-            "deepdeblur",
-            "DeepDeblur: RGB, rounded, no crop, every frame, mean over all frames.",
-            mean="frames",
-            variant="blur_gamma",
-        ),
-        Protocol(
-            "shift-net",
-            "Shift-Net: RGB floats that were never rounded, no crop, without the first and last "
-            "two frames, mean over all frames; SSIM mixes the channels.",
-            quantise="none",
-            skip_first=2,
-            skip_last=2,
-            mean="frames",
-            ssim="3-D reflect",
-        ),
-        Protocol(
-            "nafnet",
-            "NAFNet: RGB, rounded, no crop, every frame, mean over all frames; SSIM mixes the "
-            "channels.",
-            mean="frames",
-            ssim="3-D edge",
-        ),
-        Protocol(
-            "pvdnet",
-            "PVDNet: rounded, 16 pixels cropped, without the first frame; luminance after matching "
-            "intensity and whole-pixel shift to the sharp frame; mean over all frames.",
-            crop=16,
-            skip_first=1,
-            mean="frames",
-            registered=True,
-        ),
-    )
+    name: Protocol(name, **fields)
+    for name, fields in tomllib.loads(
+        Path(__file__).with_name("protocols.toml").read_text(encoding="utf-8")
+    ).items()
 }
 """Every protocol of ``docs/results.md`` by name; "jaxdeblur" is the default."""
 
@@ -274,8 +202,7 @@ class VideoScores:
       frame_ssim_blurred: the same for SSIM.
       temporal_error: flicker of the restored video, in grey levels.
       temporal_error_blurred: flicker of the video that went in.
-      seconds_per_frame: restoring alone, without reading, scoring and compiling; None where another
-        program restored.
+      seconds_per_frame: restoring alone, without reading, scoring and compiling; None of one frame.
       shutter: duty and light, as blur paths found them; None of other models.
     """
 
@@ -333,31 +260,11 @@ def protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def _taps(radius: int) -> Float[np.ndarray, " taps"]:
-    """A Gaussian of sigma 1.5 at whole pixels, cut at ``radius`` and normalised."""
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / 1.5) ** 2)
-    return weights / weights.sum()
-
-
-_TAPS_11 = _taps(5)
-_TAPS_13 = _taps(6)  # scipy.ndimage.gaussian_filter cuts at 4 sigma
-
-
-def _smooth_valid(image: np.ndarray) -> np.ndarray:
-    rows = ndimage.correlate1d(image, _TAPS_11, axis=0)[5:-5]
-    return ndimage.correlate1d(rows, _TAPS_11, axis=1)[:, 5:-5]
-
-
-def _smooth_everywhere(image: np.ndarray, taps: np.ndarray, border: str) -> np.ndarray:
-    for axis in range(image.ndim):
-        image = ndimage.correlate1d(image, taps, axis=axis, mode=border)
-    return image
-
-
+# A Gaussian of sigma 1.5; scipy.ndimage cuts it at 4 sigma, which is 6 pixels, where not told else.
 _SMOOTH: dict[SsimKind, Callable[[np.ndarray], np.ndarray]] = {
-    "2-D": _smooth_valid,
-    "3-D reflect": lambda image: _smooth_everywhere(image, _TAPS_13, "reflect"),
-    "3-D edge": lambda image: _smooth_everywhere(image, _TAPS_11, "nearest"),
+    "2-D": lambda x: ndimage.gaussian_filter(x, 1.5, radius=5, axes=(0, 1))[5:-5, 5:-5],
+    "3-D reflect": lambda x: ndimage.gaussian_filter(x, 1.5, mode="reflect"),
+    "3-D edge": lambda x: ndimage.gaussian_filter(x, 1.5, radius=5, mode="nearest"),
 }
 
 
@@ -375,8 +282,8 @@ def _registered_luminance(
     scaled = z if energy == 0 else np.sum(x * z) / energy * z
     rows, columns = whole_pixel_shift(scaled.mean(axis=-1), x.mean(axis=-1))
     luminance = np.array([0.299, 0.587, 0.114])
-    moved = _move(scaled @ luminance, rows, columns)
-    inside = _move(np.ones(moved.shape), rows, columns)
+    moved = ndimage.shift(scaled @ luminance, (rows, columns), order=0)
+    inside = ndimage.shift(np.ones(moved.shape), (rows, columns), order=0)
     return moved, inside * (x @ luminance)
 
 
@@ -393,13 +300,3 @@ def whole_pixel_shift(
     height, width = correlation.shape
     column, row = divmod(int(np.argmax(correlation.T)), height)
     return row - height * (row >= height // 2), column - width * (column >= width // 2)
-
-
-def _move(image: Float[np.ndarray, "H W"], rows: int, columns: int) -> Float[np.ndarray, "H W"]:
-    """Moves by whole pixels; black comes in."""
-    height, width = image.shape
-    moved = np.zeros_like(image)
-    moved[max(rows, 0) : height + min(rows, 0), max(columns, 0) : width + min(columns, 0)] = image[
-        max(-rows, 0) : height - max(rows, 0), max(-columns, 0) : width - max(columns, 0)
-    ]
-    return moved

@@ -33,6 +33,9 @@ from jaxdeblur.shapes import Frame8
 WEBP_QUALITY = 90
 """At 90 the loss is not seen at full size, and a 1280x720 frame takes about 150 kB."""
 
+PICTURE_SIDE = 1280
+"""The longest side of a picture; larger frames are reduced."""
+
 MAP_SIDE = 160
 """The longest side of a map laid over a frame; maps are smooth, and the browser enlarges them."""
 
@@ -54,13 +57,7 @@ class VideoReport:
 def write(
     path: str | os.PathLike[str], metrics: dict[str, Any], videos: Sequence[VideoReport]
 ) -> None:
-    """Writes the page, whole or not at all.
-
-    Args:
-      path: of the page.
-      metrics: what ``metrics.json`` says (``results.metrics_of``).
-      videos: their scores by frame, and the frames that are shown.
-    """
+    """Writes the page of ``results.metrics_of`` and its videos, whole or not at all."""
     page = _part("report_page.html")
     parts = {
         "title": html.escape(metrics["title"]),
@@ -89,10 +86,7 @@ def shot(
     blurred: Frame8,
     restored: Frame8,
     sharp: Frame8,
-    *,
-    max_bytes: int,
     explanation: Explanation | None = None,
-    place: int = 0,
 ) -> Shot:
     """The pictures of one frame for the page.
 
@@ -101,9 +95,7 @@ def shot(
       blurred: what went in.
       restored: what came out.
       sharp: the truth.
-      max_bytes: the three pictures take no more; they are scaled down where they would.
-      explanation: of a clip that contains the frame.
-      place: where in that clip.
+      explanation: of the video's first frames, this one among them.
 
     Returns:
       ``index``; ``blurred``, ``restored`` and ``sharp`` as data URIs; ``scale``, how much smaller
@@ -112,21 +104,22 @@ def shot(
       ``name``, ``offsets``, ``temporal`` (N lists of weights) and the sprites ``spatial`` (M maps,
       1 where as much is gathered as of an even spread) and ``mix`` (M*N maps).
     """
-    pictures, scale = _fit([blurred, restored, sharp], max_bytes)
+    scale = min(1.0, PICTURE_SIDE / max(blurred.shape))
+    pictures = [_picture(frame, scale) for frame in (blurred, restored, sharp)]
     names = ("blurred", "restored", "sharp")
     found: Shot = {"index": index, **dict(zip(names, pictures, strict=True)), "scale": scale}
     explanation = explanation or Explanation()
     weights, gate, paths = explanation.blending_weights, explanation.gate, explanation.paths
     if gate is not None:
-        gate = at_pixels(jnp.asarray(gate[:, place])[..., None], *blurred.shape[:2])[..., 0]
-    for name, maps in (("weights", None if weights is None else weights[:, place]), ("gate", gate)):
+        gate = at_pixels(jnp.asarray(gate[:, index])[..., None], *blurred.shape[:2])[..., 0]
+    for name, maps in (("weights", None if weights is None else weights[:, index]), ("gate", gate)):
         found[name] = None if maps is None else sprite(np.asarray(maps[:1]), MAP_SIDE, (0.0, 1.0))
-    found["paths"] = None if paths is None else _path_data(np.asarray(paths[0, place]))
+    found["paths"] = None if paths is None else _path_data(np.asarray(paths[0, index]))
     found["attention"] = []
     for block in explanation.attention:
-        mix = np.moveaxis(np.asarray(block.pixel_mix[0, place], np.float32), -1, 0)
-        temporal = np.asarray(block.temporal_maps[0, place], np.float64)
-        spatial = np.asarray(block.spatial_maps[0, place], np.float32)
+        mix = np.moveaxis(np.asarray(block.pixel_mix[0, index], np.float32), -1, 0)
+        temporal = np.asarray(block.temporal_maps[0, index], np.float64)
+        spatial = np.asarray(block.spatial_maps[0, index], np.float32)
         found["attention"].append(
             {
                 "name": block.name,
@@ -146,11 +139,6 @@ def _path_data(paths: Float[np.ndarray, "N S 2"]) -> str:
     return "".join(f"M{line}" for line in lines)
 
 
-def shot_bytes(shots: Sequence[Shot]) -> int:
-    """What shots take in the page, maps included."""
-    return len(json.dumps(shots))
-
-
 def sprite(
     maps: Num[np.ndarray, "count h w"],
     side: int,
@@ -165,7 +153,7 @@ def sprite(
     """
     maps = np.asarray(maps, np.float32)
     factor = math.ceil(max(maps.shape[1:]) / side)
-    maps = np.stack([_shrink(each, factor) for each in maps])
+    maps = np.stack([np.asarray(pillow.fromarray(each).reduce(factor)) for each in maps])
     low, high = map(float, limits or (maps.min(), maps.max()))
     grey = np.rint(np.clip((maps - low) / ((high - low) or 1.0), 0, 1) * 255).astype(np.uint8)
     count, height, width = grey.shape
@@ -177,29 +165,6 @@ def sprite(
         "low": low,
         "high": high,
     }
-
-
-def _shrink(values: Float[np.ndarray, "H W"], factor: int) -> Float[np.ndarray, "h w"]:
-    """The mean of every ``factor x factor`` block; blocks at the ends may be cut."""
-    if factor == 1:
-        return values
-    starts = [np.arange(0, size, factor) for size in values.shape]
-    sums = np.add.reduceat(np.add.reduceat(values, starts[0], axis=0), starts[1], axis=1)
-    counts = [
-        np.diff(np.append(start, size)) for start, size in zip(starts, values.shape, strict=True)
-    ]
-    return sums / np.outer(*counts).astype(np.float32)
-
-
-def _fit(frames: Sequence[Frame8], max_bytes: int) -> tuple[list[str], float]:
-    """The frames as pictures of at most ``max_bytes`` together, and by how much they shrank."""
-    scale = 1.0
-    while True:
-        pictures = [_picture(frame, scale) for frame in frames]
-        size = sum(map(len, pictures))
-        if size <= max_bytes or scale < 0.05:
-            return pictures, scale
-        scale *= min(0.9, math.sqrt(max_bytes / size))
 
 
 def _picture(frame: Frame8, scale: float) -> str:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import platform
 import shutil
 import time
@@ -24,7 +23,6 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation import report
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.metrics import VideoScores, protocol, seconds_per_frame, totals
-from jaxdeblur.evaluation.restored import RestoredFrames
 from jaxdeblur.files import safe_name, write_json
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import network_to_json
@@ -69,32 +67,22 @@ def table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def settings_of(
-    loaded: LoadedModel | RestoredFrames, dataset: Dataset, config: EvaluationConfig
-) -> dict[str, Any]:
+def settings_of(loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig) -> dict[str, Any]:
     """What a video's result depends on, by which it is known whether it is done."""
+    weights = hashlib.sha256(json.dumps(network_to_json(loaded.network)).encode())
+    for name, array in sorted(split(loaded.model)[1].items()):
+        weights.update(name.encode() + np.asarray(array).tobytes())
+    files = json.dumps(list(map(identity, dataset.videos)))
     return {
         "version": VERSION,
-        "weights": _digest(loaded),
+        "weights": weights.hexdigest(),
         "dataset": dataset.name,
         "dataset_variant": dataset.variant,
         "videos": [f"{v.name} {v.width}x{v.height} {len(v)}" for v in dataset.videos],
-        "files": hashlib.sha256(
-            json.dumps(list(map(identity, dataset.videos))).encode()
-        ).hexdigest(),
+        "files": hashlib.sha256(files.encode()).hexdigest(),
         **json.loads(json.dumps(dataclasses.asdict(config))),
-        "protocol": protocol(config.protocol).as_dict(),
+        "protocol": dataclasses.asdict(protocol(config.protocol)),
     }
-
-
-def _digest(loaded: LoadedModel | RestoredFrames) -> str:
-    if isinstance(loaded, RestoredFrames):
-        return loaded.digest()
-    digest = hashlib.sha256(json.dumps(network_to_json(loaded.network)).encode())
-    for name, array in sorted(split(loaded.model)[1].items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -107,35 +95,15 @@ def check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
         raise UserError(f"--out={out}: a file is there already")
     if not out.exists() or not any(out.iterdir()):
         return
-    for name in ("videos", "frames"):
-        if os.path.lexists(out / name) and not (out / name).is_dir():
-            raise UserError(f"--out={out}: {name} in it is no folder")
-    for name in ("evaluation.json", "metrics.json", "report.html"):
-        if (out / name).is_dir():
-            raise UserError(f"--out={out}: {name} in it is a folder")
     before = _read_json(out / "evaluation.json")
     if not isinstance(before, dict) or "weights" not in before:
         raise UserError(f"--out={out}: the folder holds something that is no evaluation")
-    before = {**dataclasses.asdict(EvaluationConfig()), **before}  # fields that are newer than it
     different = [name for name in settings if before.get(name) != settings[name]]
     if different and not overwrite:
-        differences = [_difference(name, before.get(name)) for name in different]
         raise UserError(
-            f"--out={out}: it holds an evaluation {', '.join(differences)}; choose another folder "
-            "with --out, or replace it with --overwrite"
+            f"--out={out}: it holds an evaluation of other {', '.join(different)}; choose another "
+            "folder with --out, or replace it with --overwrite"
         )
-
-
-def _difference(name: str, before: Any) -> str:
-    """How the evaluation that is there was made, where that is not how one is asked for."""
-    option = f"--{name.replace('_', '-')}"
-    if name not in {field.name for field in dataclasses.fields(EvaluationConfig)}:
-        return f"of other {name.replace('_', ' ')}"
-    if isinstance(before, dict):  # a protocol
-        before = before.get("name")
-    if before is None or before is False or before == []:
-        return f"made without {option}"
-    return f"made with {option}" if before is True else f"made with {option}={before}"
 
 
 def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -195,7 +163,7 @@ def gather(files: Sequence[Path], settings: dict[str, Any]) -> Iterator[report.V
 
 
 def metrics_of(
-    loaded: LoadedModel | RestoredFrames,
+    loaded: LoadedModel,
     dataset: Dataset,
     config: EvaluationConfig,
     videos: Sequence[VideoScores],
@@ -230,9 +198,14 @@ def metrics_of(
             }
             for video in videos
         ],
-        "protocol": rules.as_dict(),
+        "protocol": dataclasses.asdict(rules),
         "dataset": {"name": dataset.name, "variant": dataset.variant, "data": config.data},
-        "checkpoint": _origin(loaded),
+        "checkpoint": {
+            "source": loaded.source,
+            "preset": loaded.preset,
+            "step": loaded.step,
+            "network": network_to_json(loaded.network),
+        },
         "device": devices.described(),
         "versions": {
             "jaxdeblur": VERSION,
@@ -242,18 +215,6 @@ def metrics_of(
             "python": platform.python_version(),
         },
         "made": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
-
-
-def _origin(loaded: LoadedModel | RestoredFrames) -> dict[str, Any]:
-    """What restored the frames."""
-    if isinstance(loaded, RestoredFrames):
-        return {"source": loaded.source, "preset": loaded.preset}
-    return {
-        "source": loaded.source,
-        "preset": loaded.preset,
-        "step": loaded.step,
-        "network": network_to_json(loaded.network),
     }
 
 

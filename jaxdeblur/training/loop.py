@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import collections
+import functools
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 import jax
 
 from jaxdeblur import devices
 from jaxdeblur.shapes import Batch, Parameters
 from jaxdeblur.training.step import Metrics, TrainingConfig, TrainState, best_parameters
-
-
-@runtime_checkable
-class Saver(Protocol):
-    """What keeps checkpoints (``run_folder.RunCheckpoints``)."""
-
-    def save(self, state: TrainState) -> None:
-        """Saves ``state`` as the checkpoint of ``state.step``."""
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """What is told of the run's course (``progress.RunWatcher``)."""
-
-    def step(self, step: int, metrics: Metrics) -> None:
-        """A step is done."""
-
-    def validated(self, step: int, scores: dict[str, float]) -> None:
-        """A validation is done."""
 
 
 class Stopped(Exception):
@@ -56,8 +38,6 @@ class NonFiniteError(Exception):
 # A step's result is looked at this many steps later, so that the device never waits for the host.
 _LAG = 2
 
-Result = TypeVar("Result")
-
 
 def run_steps(
     state: TrainState,
@@ -65,9 +45,9 @@ def run_steps(
     step_function: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     config: TrainingConfig,
     *,
-    saver: Saver,
-    watcher: Watcher,
-    validate: Callable[[Parameters], dict[str, float]] | None = None,
+    save: Callable[[TrainState], None],
+    watch: Callable[[int, Metrics], None],
+    validate: Callable[[int, Parameters], object] | None = None,
 ) -> TrainState:
     """Trains from ``state`` to ``config.steps``.
 
@@ -76,9 +56,9 @@ def run_steps(
       batches: uint8 clips, from the state's step on.
       step_function: the train step, which donates the state (``compile_train_step``).
       config: of the training.
-      saver: keeps states.
-      watcher: is told of steps and scores.
-      validate: scores parameters; None for no validation.
+      save: keeps a state as the checkpoint of its step; a second one of a step may be left out.
+      watch: is told of each step that is done.
+      validate: scores the parameters after a step; None for no validation.
 
     Raises:
       Stopped: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
@@ -90,7 +70,7 @@ def run_steps(
         step, metrics, batch = pending.popleft()
         if bool(metrics.failed):
             raise NonFiniteError(step, batch, state)
-        watcher.step(step, metrics)
+        watch(step, metrics)
 
     first = int(state.step)
     with _StopSignals() as stop:
@@ -102,25 +82,18 @@ def run_steps(
                 look_at_oldest()
             stop_by = stop.asked()
             last = step == config.steps
-            validating = (
-                bool(validate)
-                and config.validate_every > 0
-                and (step % config.validate_every == 0 or last)
-            )
+            validating = config.validate_every > 0 and (step % config.validate_every == 0 or last)
             saving = step % config.save_every == 0 or last or stop_by is not None
             if saving or validating:
                 while pending:  # what is saved must be known to be finite
                     look_at_oldest()
             if saving:  # before the validation, which may fail or be killed
-                saver.save(state)
-            if validating and validate is not None and stop_by is None:
-                parameters = best_parameters(state)
-                scores = stop.unless_stopped(lambda p=parameters: validate(p))  # type: ignore[misc]
-                if scores is not None:
-                    watcher.validated(step, scores)
-                elif jax.process_count() == 1:
+                save(state)
+            if validate is not None and validating and stop_by is None:
+                scoring = functools.partial(validate, step, best_parameters(state))
+                if not stop.unless_stopped(scoring) and jax.process_count() == 1:
                     stop_by = stop.asked()
-                    saver.save(state)  # one of this step is kept
+                    save(state)
             if stop_by is not None and not last:
                 raise Stopped(step, stop_by)
     return state
@@ -139,13 +112,11 @@ class _StopSignals:
         self._told: jax.Array | None = None
 
     def __enter__(self) -> _StopSignals:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last of a terminal that is gone
-            number = getattr(signal, name, None)
-            if number is None:  # Windows has no SIGHUP
-                continue
+        # SIGHUP is of a terminal that is gone.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # nohup has it ignored. (Shells have SIGINT ignored by what they start in the
             # background, but whoever sends it there means it.)
-            if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             try:
                 self._before[number] = signal.signal(number, self._handle)
@@ -166,16 +137,18 @@ class _StopSignals:
         told, self._told = self._told, devices.largest_of_all(self._came or 0)
         return signal.Signals(int(told)) if told is not None and int(told) else None
 
-    def unless_stopped(self, work: Callable[[], Result]) -> Result | None:
-        """Does what can be dropped: the first signal cuts it short, and None comes back."""
+    def unless_stopped(self, work: Callable[[], object]) -> bool:
+        """Does what can be dropped, and whether it was done: the first signal cuts it short."""
         try:
             try:
                 self._may_cut_short = True
-                return None if self._came else work()
+                if not self._came:
+                    work()
+                return not self._came
             finally:
                 self._may_cut_short = False
         except _CutShort:
-            return None
+            return False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._came and number == signal.SIGINT:

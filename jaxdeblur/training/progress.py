@@ -4,62 +4,20 @@ from __future__ import annotations
 
 import collections
 import shlex
-import time
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import UInt8
+from tensorboardX import SummaryWriter
 
 from jaxdeblur.errors import ProgressLine, tell
+from jaxdeblur.shapes import Parameters
 from jaxdeblur.training.step import Metrics, TrainingConfig, learning_rate
 from jaxdeblur.training.validation import Validation
 
+_BOARD_EVERY = 20  # steps
+
 TENSORBOARD_NAME = "tensorboard"
 """The folder in a run's folder that TensorBoard reads."""
-
-
-class TensorBoard:
-    """Scalars and images of a run for TensorBoard, from step ``start`` on.
-
-    What an earlier start wrote of the steps after it, which are done again, is no longer shown.
-    """
-
-    def __init__(
-        self, folder: Path, config: TrainingConfig, every: int = 20, start: int = 0
-    ) -> None:
-        self.writer: Any = None
-        try:
-            from tensorboardX import SummaryWriter
-        except ModuleNotFoundError:
-            tell(f"{folder} is not written: pip install tensorboardX")
-        else:
-            self.writer = SummaryWriter(str(folder), flush_secs=10, purge_step=start + 1)
-        self.rate = learning_rate(config)
-        self.every = every
-
-    def step(self, step: int, metrics: Metrics) -> None:
-        """Writes loss, gradient norm and learning rate, now and then."""
-        if self.writer and step % self.every == 0:
-            self.writer.add_scalar("train/loss", float(metrics.loss), step)
-            self.writer.add_scalar("train/gradient_norm", float(metrics.gradient_norm), step)
-            self.writer.add_scalar("train/learning_rate", float(self.rate(step)), step)
-
-    def validated(self, step: int, scores: dict[str, float]) -> None:
-        """Writes the validation's scores."""
-        for name, value in scores.items() if self.writer else ():
-            self.writer.add_scalar(f"validation/{name}", value, step)
-
-    def image(self, step: int, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
-        """Writes an image."""
-        if self.writer:
-            self.writer.add_image(name, image, step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Writes what is left."""
-        if self.writer:
-            self.writer.close()
 
 
 def how_to_score(folder: Path) -> str:
@@ -68,7 +26,10 @@ def how_to_score(folder: Path) -> str:
 
 
 class RunWatcher:
-    """The progress line and TensorBoard of process 0; nothing on the others."""
+    """The progress line and TensorBoard of process 0; nothing on the others.
+
+    What an earlier start wrote there of steps after ``first``, which are done again, is not shown.
+    """
 
     def __init__(
         self,
@@ -76,54 +37,41 @@ class RunWatcher:
         config: TrainingConfig,
         first: int,
         validation: Validation | None,
-        on_cores: str | None = None,
     ) -> None:
-        self.folder, self.config, self.first = folder, config, first
+        self.folder, self.config = folder, config
         self.validation = validation
-        self.on_cores = on_cores
         self.scores: dict[str, float] = {}
-        self.times: list[float] = []
-        self.line: ProgressLine | None = None
         self.losses: collections.deque[float] = collections.deque(maxlen=100)
-        self.score = ""
+        self.rate = learning_rate(config)
+        self.line: ProgressLine | None = None
         if jax.process_index() == 0:
             self.line = ProgressLine("training", config.steps, unit="steps", eager=True, stays=True)
-            self.board = TensorBoard(folder / TENSORBOARD_NAME, config, start=first)
+            place = str(folder / TENSORBOARD_NAME)
+            self.board = SummaryWriter(place, flush_secs=10, purge_step=first + 1)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """A step is done."""
-        if self.line:
-            self.losses.append(float(metrics.loss))
-            loss = f"loss {sum(self.losses) / len(self.losses):.4f}"
-            self.line.update(step, note=f"{loss}{self.score}")
-            self.board.step(step, metrics)
-            self._foresee(step)
+        if self.line is None:
+            return
+        self.losses.append(float(metrics.loss))
+        note = f"loss {sum(self.losses) / len(self.losses):.4f}"
+        if self.scores:
+            note += f"  validation {self.scores['psnr']:.2f} dB ({self.scores['gain']:+.2f})"
+        self.line.update(step, note=note)
+        if step % _BOARD_EVERY == 0:
+            self.board.add_scalar("train/loss", float(metrics.loss), step)
+            self.board.add_scalar("train/gradient_norm", float(metrics.gradient_norm), step)
+            self.board.add_scalar("train/learning_rate", float(self.rate(step)), step)
 
-    def _foresee(self, step: int) -> None:
-        """Says once how long it will take, as soon as a step was done that did not compile."""
-        if len(self.times) > 1 or self.line is None:
-            return
-        self.times.append(time.monotonic())
-        if len(self.times) < 2:
-            return
-        hours = (self.times[1] - self.times[0]) * (self.config.steps - step) / 3600
-        if hours < 24:
-            return
-        instead = ""
-        if self.on_cores and jax.default_backend() == "cpu":
-            instead = f"; --model={self.on_cores} trains on CPU cores in minutes"
-        self.line.say(
-            f"about {hours:.0f} hours left, {hours / 24:.0f} days, on this machine{instead}"
-        )
-
-    def validated(self, step: int, scores: dict[str, float]) -> None:
-        """A validation is done: its gain is shown from now on."""
-        self.scores = scores
+    def validate(self, step: int, parameters: Parameters) -> None:
+        """Scores the parameters of a step; the gain is shown from now on."""
+        assert self.validation is not None
+        self.scores = self.validation(parameters)
         if self.line:
-            self.score = f"  validation {scores['psnr']:.2f} dB ({scores['gain']:+.2f})"
-            self.board.validated(step, scores)
-            if self.validation and self.validation.image is not None:
-                self.board.image(step, "blurred, restored, sharp", self.validation.image)
+            for name, value in self.scores.items():
+                self.board.add_scalar(f"validation/{name}", value, step)
+            image = self.validation.image
+            self.board.add_image("blurred, restored, sharp", image, step, dataformats="HWC")
 
     def done(self) -> None:
         """Says where the run is, what it gained and how it is scored."""

@@ -12,15 +12,20 @@ import jax
 from jaxdeblur import devices
 from jaxdeblur.data.batches import batches
 from jaxdeblur.data.on_device import render_on_device
-from jaxdeblur.data.training_data import TrainingData, open_data
+from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import UserError, tell
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import count, split
 from jaxdeblur.shapes import Batch
-from jaxdeblur.training.failure import save_failure
 from jaxdeblur.training.loop import NonFiniteError, run_steps
 from jaxdeblur.training.progress import RunWatcher, how_to_score
-from jaxdeblur.training.run_folder import Run, RunCheckpoints, check_folder, make_folder
+from jaxdeblur.training.run_folder import (
+    Run,
+    RunCheckpoints,
+    check_folder,
+    make_folder,
+    save_failure,
+)
 from jaxdeblur.training.step import (
     TrainState,
     compile_train_step,
@@ -79,7 +84,7 @@ def train(
             state = checkpoints.restore_state(state, devices.replicated(mesh)) or state
             devices.check_same(int(state.step), f"steps of the checkpoints read in {folder}")
         first = int(state.step)
-        data = open_data(run.data, config.crop)
+        data = TrainingData(run.data, config.crop)
         feed = resources.enter_context(_batches(run, data, model.context, mesh, first))
         validation = Validation(data, rebuild) if config.validate_every else None
         notes = data.describe()
@@ -97,18 +102,23 @@ def train(
             return state
         if on_cores and jax.default_backend() == "cpu":
             _say(
-                f"{run.preset} is made for a GPU; --model={on_cores} is for CPU cores. How long it "
-                "takes here is said after the second step."
+                f"{run.preset} is made for a GPU; --model={on_cores} trains on CPU cores in minutes"
             )
         checkpoints.go_on_after(first)
         if not has_begun and run.start_from is not None:  # whatever becomes of what that names
             checkpoints.save(state)
-        watcher = RunWatcher(folder, config, first, validation, on_cores)
+        watcher = RunWatcher(folder, config, first, validation)
         resources.callback(watcher.close)
         step = compile_train_step(config, rebuild, mesh)
         try:
             state = run_steps(
-                state, feed, step, config, saver=checkpoints, watcher=watcher, validate=validation
+                state,
+                feed,
+                step,
+                config,
+                save=checkpoints.save,
+                watch=watcher.step,
+                validate=watcher.validate if validation else None,
             )
         except NonFiniteError as error:
             path = save_failure(folder, error)

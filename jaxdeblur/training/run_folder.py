@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+import safetensors.numpy
 from jax.sharding import Sharding
 
 from jaxdeblur import VERSION, devices
-from jaxdeblur.data.config import DataConfig, read_data_config
+from jaxdeblur.data.config import DataConfig
 from jaxdeblur.errors import UserError
-from jaxdeblur.files import replace_folder_when_whole, write_json
+from jaxdeblur.files import replace_folder_when_whole, replace_when_whole, write_json
 from jaxdeblur.models.registry import network_from_json, network_to_json
 from jaxdeblur.options import differing_fields, from_json
+from jaxdeblur.training.loop import NonFiniteError
 from jaxdeblur.training.progress import TENSORBOARD_NAME
 from jaxdeblur.training.step import TrainingConfig, TrainState, best_parameters
 from jaxdeblur.weights.checkpoints import CHECKPOINTS_NAME, Checkpoints
@@ -69,7 +72,7 @@ class Run:
             preset=values["preset"],
             network=network_from_json(values["network"], str(path)),
             training=from_json(TrainingConfig, values["training"], f"{path}: training"),
-            data=read_data_config(values["data"], f"{path}: data"),
+            data=from_json(DataConfig, values["data"], f"{path}: data"),
             start_from=start_from,
         )
 
@@ -96,20 +99,6 @@ class RunCheckpoints(Checkpoints):
         return found and TrainState(**found[1])
 
 
-def check_same_network(ours: Any, theirs: Any, where: str) -> None:
-    """Compares two network configs.
-
-    Raises:
-      UserError: they differ; it names ``where`` and the fields.
-    """
-    if type(ours) is not type(theirs):
-        raise UserError(
-            f"{where}: a checkpoint of {type(theirs).__name__}, but {type(ours).__name__} is asked"
-        )
-    if differences := differing_fields(ours, theirs):
-        raise UserError(f"{where}: a checkpoint of another network: {'; '.join(differences)}")
-
-
 def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuses a folder in which ``run`` can't be written, before anything is done.
 
@@ -130,8 +119,18 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
         if not occupied:
             raise UserError(f"--resume: there is no run in {folder}")
         there = Run.read(folder)
-        check_same_network(run.network, there.network, f"--resume: {folder}")
-        _check_same_state(run.training, there.training, f"--resume: {folder}")
+        if differences := differing_fields(run.network, there.network):
+            raise UserError(
+                f"--resume: {folder}: a checkpoint of another network: {'; '.join(differences)}"
+            )
+        for option in ("optimizer", "average"):  # whose state is in the checkpoints
+            here, then = getattr(run.training, option), getattr(there.training, option)
+            if here != then and (option == "optimizer" or not (here and then)):
+                raise UserError(
+                    f"--resume: {folder}: it was begun with --{option}={then}, whose state "
+                    f"--{option}={here} cannot go on with; to change it, begin another run with "
+                    "--start-from"
+                )
     elif occupied and not overwrite:
         raise UserError(f"--out={folder} exists; go on with --resume or replace it by --overwrite")
     elif occupied:
@@ -141,19 +140,6 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
             raise UserError(
                 f"--overwrite: {folder} is no run folder and left as it is ({error})"
             ) from error
-
-
-def _check_same_state(ours: TrainingConfig, theirs: TrainingConfig, where: str) -> None:
-    """Refuses what would need another optimiser state or average than the checkpoints hold."""
-    for option, here, there in (
-        ("--optimizer", ours.optimizer, theirs.optimizer),
-        ("--average", ours.average, theirs.average),
-    ):
-        if here != there and (option != "--average" or not (here and there)):
-            raise UserError(
-                f"{where}: it was begun with {option}={there}, whose state {option}={here} cannot "
-                "go on with; to change it, begin another run with --start-from"
-            )
 
 
 def make_folder(run: Run, folder: Path, resume: bool) -> None:
@@ -166,7 +152,12 @@ def make_folder(run: Run, folder: Path, resume: bool) -> None:
     if jax.process_index() == 0:
         try:
             if folder.is_dir() and not resume:
-                _remove_run(folder)
+                # What else lies in it stays.
+                (folder / CONFIG_NAME).unlink(missing_ok=True)
+                for name in (CHECKPOINTS_NAME, TENSORBOARD_NAME):
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                for failure in folder.glob("failure-*.safetensors"):
+                    failure.unlink()
             if folder.is_dir() and any(folder.iterdir()):
                 run.write(folder)
             else:  # with its config or not at all, so that a kill here leaves no half of a run
@@ -178,12 +169,19 @@ def make_folder(run: Run, folder: Path, resume: bool) -> None:
     devices.wait_for_all("the run folder is there")
 
 
-def _remove_run(folder: Path) -> None:
-    """Removes what a run has written; what else lies in its folder stays."""
-    (folder / CONFIG_NAME).unlink(missing_ok=True)
-    for name in (CHECKPOINTS_NAME, TENSORBOARD_NAME):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for failure in folder.glob("failure-*.safetensors"):
-        failure.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
+def save_failure(folder: Path, error: NonFiniteError) -> Path:
+    """Writes the batch that was not finite, and the parameters that met it, as safetensors."""
+    path = folder / f"failure-{error.step:06d}-process-{jax.process_index()}.safetensors"
+    arrays = {f"batch/{name}": _local(array) for name, array in error.batch.items()}
+    arrays |= {f"parameters/{name}": _local(a) for name, a in error.state.parameters.items()}
+    with replace_when_whole(path) as part:
+        safetensors.numpy.save_file(arrays, part)
+    return path
+
+
+def _local(array: Any) -> np.ndarray:
+    """This process's part of an array: of a batch its clips, in their order."""
+    if isinstance(array, np.ndarray) or array.is_fully_replicated:
+        return np.asarray(array)
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])

@@ -36,7 +36,6 @@ class TrainingConfig:
       crop: height and width of a clip, pixels.
       optimizer: adam, or muon on the convolution kernels with adam on everything else.
       learning_rate: at its highest.
-      muon_rms: root mean square of muon's update, in units of the learning rate.
       beta2: adam's decay of the second moment.
       rates: NAME=FACTOR for parameters that need a rate of their own, times the learning rate: all
         whose name has NAME as a part, as beta_logit=30 or f_s=30; 0 leaves them as they are. Ours:
@@ -69,7 +68,6 @@ class TrainingConfig:
     crop: Annotated[int, Range(16)] = 128
     optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: Annotated[float, Range(above=0)] = 1e-4
-    muon_rms: Annotated[float, Range(above=0)] = 0.4
     beta2: Annotated[float, Range(0, below=1)] = 0.999
     rates: tuple[str, ...] = ()
     weight_decay: Annotated[float, Range(0)] = 0.0
@@ -123,22 +121,14 @@ def clip_loss(
     return jnp.mean(jnp.log(jnp.mean(error**2, axis=(1, 2, 3, 4)) + 1e-4))
 
 
-def model_loss(
-    model: VideoRestorer, batch: Batch, kind: Literal["mse", "charbonnier", "log_mse"]
-) -> Float[Array, ""]:
-    """The sum over the model's outputs of the loss against what each should be."""
-    return loss_and_statistics(model, batch, kind)[0]
-
-
 def loss_and_statistics(
     model: VideoRestorer, batch: Batch, kind: Literal["mse", "charbonnier", "log_mse"]
 ) -> tuple[Float[Array, ""], Parameters]:
-    """The same, with the new values of the model's running statistics."""
+    """The sum over the model's outputs of the loss, and its new running statistics."""
     outputs = model.training_outputs(from_bytes(batch["blurred"]), from_bytes(batch["sharp"]))
-    total = jnp.float32(0)
-    for restored, target in zip(outputs.restored, outputs.targets, strict=True):
-        total += clip_loss(restored, target, kind)
-    return total, outputs.statistics
+    pairs = zip(outputs.restored, outputs.targets, strict=True)
+    losses = (clip_loss(restored, target, kind) for restored, target in pairs)
+    return sum(losses, jnp.float32(0)), outputs.statistics
 
 
 def from_bytes(clip: Num[Array, "B T H W S"]) -> SeenClip:
@@ -166,6 +156,9 @@ def learning_rate(config: TrainingConfig) -> optax.Schedule:
     return rate
 
 
+_MUON_RMS = 0.4  # Root mean square of its update, in units of the learning rate.
+
+
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015), or Muon (Jordan 2024) on the convolution kernels."""
     rate = learning_rate(config)
@@ -176,7 +169,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
         update = contrib.muon(
             rate,
             adam_b2=config.beta2,
-            consistent_rms=config.muon_rms,
+            consistent_rms=_MUON_RMS,
             muon_weight_dimension_numbers=_kernels_as_matrices,
         )
     factors = rate_factors(config.rates)

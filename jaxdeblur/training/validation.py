@@ -15,6 +15,8 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.restoration.stream import restore_clip
 from jaxdeblur.shapes import Parameters, PixelClip
 
+_FRAMES = 8  # Of each video.
+
 
 class Validation:
     """PSNR on videos that never train, on the uint8 frames that a user would get."""
@@ -25,11 +27,12 @@ class Validation:
         """What the videos are of."""
         self.single = data.config.single == 1
         """Whether each frame is restored by itself, as in the training."""
-        self.image: UInt8[np.ndarray, "H W 3"] | None = None
+        self.image: UInt8[np.ndarray, "H W 3"] = np.zeros((1, 1, 3), np.uint8)
+        """Blurred, restored and sharp, of the first video's middle frame."""
         self.clips = []
         # Process 0 alone scores, so the others need not read or render what it scores on.
         for video in data.validate if jax.process_index() == 0 else ():
-            frames = range(min(len(video), data.config.validate_frames))
+            frames = range(min(len(video), _FRAMES))
             self.clips.append(
                 (
                     np.stack([video.blurred(i) for i in frames]),

@@ -110,42 +110,55 @@ class Checkpoints:
         with self._writing():
             manager.save(step, args=ocp.args.Composite(**saved, **{_ABOUT: about}))
 
-    def restore_item(self, name: str, abstract: Any) -> tuple[int, Any] | None:
+    def restore_item(
+        self, name: str, abstract: Any, *, alone: bool = False
+    ) -> tuple[int, Any] | None:
         """The newest item of a name that can be read whole, and its step, or None if there is none.
 
-        Every process of a run takes part. Damaged checkpoints are skipped with a warning.
+        Damaged checkpoints are skipped with a warning.
 
         Args:
           name: as it was saved.
           abstract: a tree like it, of ``jax.ShapeDtypeStruct`` with a sharding.
+          alone: each process reads by itself, whatever the others do; else all take part.
         """
-
-        def restore(step: int) -> Any:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-                return self._read(reader, step, name, abstract)
-
-        return self._newest(restore)
+        processes = ocp.options.MultiprocessingOptions()
+        if alone:
+            me = jax.process_index()
+            processes = ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader-{me}"
+            )
+        handler = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(multiprocessing_options=processes)
+        )
+        wanted = ocp.args.Composite(
+            **{name: ocp.args.StandardRestore(abstract), _ABOUT: ocp.args.JsonRestore()}
+        )
+        steps = self.steps()
+        for step in steps:
+            place = (self._place / str(step)).absolute()
+            with _one_error():
+                try:
+                    with ocp.Checkpointer(handler, multiprocessing_options=processes) as reader:
+                        found = reader.restore(place, args=wanted)
+                    if found[_ABOUT].get(name) != digest(found[name]):
+                        raise ValueError("the values are not those that were saved")
+                    return step, found[name]
+                except Exception as error:
+                    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                        raise  # it says nothing about the file
+                    # Whatever a damaged file makes Orbax, TensorStore or JSON raise.
+                    reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"{place} can't be read and is skipped: {reason}", stacklevel=2)
+        if steps:
+            raise UserError(f"{self.folder}: none of its {len(steps)} checkpoints can be read")
+        return None
 
     def restore_weights(self, template: dict[str, Any]) -> tuple[int, Parameters] | None:
-        """The newest weights that can be read whole and their step, or None.
-
-        Each process reads by itself, whatever the others do.
-        """
-        me = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader-{me}"
-        )
+        """The newest weights that can be read whole and their step, or None, by each process."""
         here = SingleDeviceSharding(jax.local_devices()[0])
         abstract = {name: devices.abstract_array(array, here) for name, array in template.items()}
-
-        def restore(step: int) -> Parameters:
-            handler = ocp.CompositeCheckpointHandler(
-                composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
-            )
-            with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-                return self._read(reader, step, _WEIGHTS, abstract)
-
-        return self._newest(restore)
+        return self.restore_item(_WEIGHTS, abstract, alone=True)
 
     def wait(self) -> None:
         """Waits until the last save is on disk."""
@@ -171,44 +184,14 @@ class Checkpoints:
                     f"{self._place}: a checkpoint cannot be written: {reason}{whole}"
                 ) from error
 
-    def _read(self, reader: Any, step: int, name: str, abstract: Any) -> Any:
-        arguments = ocp.args.Composite(
-            **{name: ocp.args.StandardRestore(abstract), _ABOUT: ocp.args.JsonRestore()}
-        )
-        folder = (self._place / str(step)).absolute()
-        found = reader.restore(folder, args=arguments)
-        if found[_ABOUT].get(name) != digest(found[name]):
-            raise ValueError("the values are not those that were saved")
-        return found[name]
-
-    def _newest(self, restore: Any) -> Any:
-        steps = self.steps()
-        for step in steps:
-            with _one_error():
-                try:
-                    return step, restore(step)
-                except UserError:
-                    raise
-                except Exception as error:
-                    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-                        raise  # it says nothing about the file
-                    # Whatever a damaged file makes Orbax, TensorStore or JSON raise.
-                    reason = " ".join(str(error).split())[:200]
-            path = self._place / str(step)
-            warnings.warn(f"{path} can't be read and is skipped: {reason}", stacklevel=2)
-        if steps:
-            raise UserError(f"{self.folder}: none of its {len(steps)} checkpoints can be read")
-        return None
-
 
 @contextlib.contextmanager
 def _one_error() -> Iterator[None]:
     """Keeps stderr clear of what Orbax leaves behind when an array can't be read or written.
 
-    It works on the arrays side by side, raises the first error and abandons the others; when these
-    are collected, asyncio logs them, and Python warns of those that had not begun and of what they
-    held open. They add nothing to the error that is reported. Tracebacks that end in "Event loop is
-    closed" may be printed all the same: they are of threads of TensorStore, which nobody can catch.
+    It works on the arrays side by side, raises the first error and abandons the others, of which
+    asyncio and Python warn when they are collected; they add nothing to the error that is reported.
+    "Event loop is closed" may be printed all the same, by threads of TensorStore.
     """
     log = logging.getLogger("asyncio")
     level = log.level

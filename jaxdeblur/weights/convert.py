@@ -16,12 +16,9 @@ from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import outline
 from jaxdeblur.options import Parser
-from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.load import LoadedModel, check_fits
 from jaxdeblur.weights.reference_files import read_arrays
 from jaxdeblur.weights.references import REFERENCES, Arrays, Reference
-
-MOST = 10
-"""Differences of a kind that a message lists."""
 
 
 def main(name: str = "python -m jaxdeblur.weights.convert") -> None:
@@ -53,11 +50,7 @@ def main(name: str = "python -m jaxdeblur.weights.convert") -> None:
 
 
 def convert(name: str, file: Path) -> LoadedModel:
-    """The network of a system with the weights of ``file``.
-
-    Args:
-      name: one of ``REFERENCES``.
-      file: as the module says.
+    """The network of a system, one of ``REFERENCES``, with the weights of ``file``.
 
     Raises:
       UserError: it can't be read, or its names and shapes are not the system's; all are listed.
@@ -67,8 +60,7 @@ def convert(name: str, file: Path) -> LoadedModel:
     network = _config(known, arrays)
     rebuild, _ = outline(lambda: registry.build(network))
     names = known.names(network)
-    expected = {theirs: weight.shape for theirs, weight in names.items()}
-    _check(expected, arrays, f"{file}: not the weights of {name} ({known.source})")
+    check_fits(names, arrays, f"{file}: not the weights of {name} ({known.source})")
     parameters = {
         weight.ours: jnp.asarray(arrays[theirs].transpose(weight.axes), jnp.float32)
         for theirs, weight in names.items()
@@ -82,26 +74,6 @@ def _config(known: Reference, arrays: Arrays) -> object:
         return known.config({name: array.shape for name, array in arrays.items()})
     except (KeyError, ValueError, IndexError, UserError):
         return known.default  # whose names are then compared
-
-
-def _check(expected: dict[str, tuple[int, ...]], arrays: Arrays, message: str) -> None:
-    """Raises one message that lists what is missing, unknown, or of another shape."""
-    kinds = {
-        "missing": [name for name in expected if name not in arrays],
-        "unknown": [name for name in arrays if name not in expected],
-        "of another shape": [
-            f"{name} {arrays[name].shape}, which should be {shape}"
-            for name, shape in expected.items()
-            if name in arrays and arrays[name].shape != shape
-        ],
-    }
-    parts = []
-    for kind, names in kinds.items():
-        if names:
-            more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
-            parts.append(f"{kind}: {', '.join(names[:MOST])}{more}")
-    if parts:
-        raise UserError(f"{message}; {'; '.join(parts)}")
 
 
 if __name__ == "__main__":

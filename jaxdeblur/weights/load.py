@@ -9,7 +9,6 @@ Of training nothing is imported, and Orbax only where a run folder is read.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from jaxdeblur.errors import UserError, tell
+from jaxdeblur.errors import UserError
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.registry import network_from_json
@@ -105,16 +104,12 @@ def starting_parameters(
     chosen_by = whole if loaded.model.scales == model.scales else drawn
     parameters = as_levels(level_parameters(whole, loaded.network), model.config)
     parameters |= gates(chosen_by)
-    check_fits(drawn, parameters, f"{option}={source}")
+    check_fits(drawn, parameters, f"{option}={source}: weights of another network")
     return {name: jax.numpy.array(parameters[name]) for name in drawn}
 
 
 def load_restorer(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedModel:
     """As :func:`load_model`; a network over blur paths comes with the paths, to restore frames.
-
-    Args:
-      name_or_path: as of ``load_model``.
-      dtype: of the networks' computation; paths are found in float32.
 
     Raises:
       UserError: as ``load_model``, or the weights that the network is over do not ship.
@@ -147,14 +142,7 @@ def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
 
 
 def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
-    except AttributeError as error:  # a type that NumPy has no name for
-        raise UserError(f"{path}: its numbers are of a type that is not read ({error})") from error
+    arrays, header = read_safetensors(path)
     try:
         about = json.loads(header.get("jaxdeblur", ""))
     except (ValueError, RecursionError):
@@ -165,14 +153,30 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
     if dtype is not None:
         network = dataclasses.replace(network, dtype=dtype)
     rebuild, template = outline(lambda: registry.build(network))
-    check_fits(template, arrays, str(path))
+    check_fits(template, arrays, f"{path}: weights of another network")
     for name, array in arrays.items():
         if not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
             raise UserError(f"{path}: {name} is {array.dtype}, not numbers with a fraction")
     parameters = {name: jax.numpy.asarray(arrays[name], jax.numpy.float32) for name in template}
     _check_finite(parameters, str(path))
-    preset = _preset_today(about, str(path))
+    preset = str(about.get("preset", ""))
     return LoadedModel(rebuild(parameters), preset, network, about["step"], source, about)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a safetensors file by name, and its metadata.
+
+    Raises:
+      UserError: it is damaged, or holds numbers that NumPy has no type for.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return arrays, file.metadata() or {}
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    except AttributeError as error:
+        raise UserError(f"{path}: its numbers are of a type that is not read ({error})") from error
 
 
 def _check_finite(parameters: Parameters, where: str) -> None:
@@ -181,23 +185,29 @@ def _check_finite(parameters: Parameters, where: str) -> None:
         raise UserError(f"{where}: its {bad[0]} is not finite; the weights are broken")
 
 
-def check_fits(template: dict[str, Any], arrays: dict[str, Any], where: str) -> None:
+def check_fits(template: dict[str, Any], arrays: dict[str, Any], message: str) -> None:
     """Compares names and shapes of arrays with those of ``template``.
 
     Raises:
-      UserError: they differ; it names ``where`` and the first differences.
+      UserError: they differ; after ``message`` it lists what is missing, unknown or of another
+        shape, ten of each.
     """
-    shapes = {name: tuple(array.shape) for name, array in template.items()}
-    theirs = {name: tuple(array.shape) for name, array in arrays.items()}
-    if shapes == theirs:
-        return
-    differences = [
-        f"{name} is {theirs.get(name, 'missing')} and should be {shapes.get(name, 'absent')}"
-        for name in sorted(set(shapes) | set(theirs))
-        if shapes.get(name) != theirs.get(name)
-    ]
-    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-    raise UserError(f"{where}: weights of another network: {'; '.join(differences[:3])}{more}")
+    kinds = {
+        "missing": [name for name in template if name not in arrays],
+        "unknown": [name for name in arrays if name not in template],
+        "of another shape": [
+            f"{name} {tuple(arrays[name].shape)}, which should be {tuple(array.shape)}"
+            for name, array in template.items()
+            if name in arrays and tuple(arrays[name].shape) != tuple(array.shape)
+        ],
+    }
+    if any(kinds.values()):
+        listed = [
+            f"{kind}: {', '.join(names[:10])}{f' and {len(names) - 10} more' * (len(names) > 10)}"
+            for kind, names in kinds.items()
+            if names
+        ]
+        raise UserError(f"{message}; {'; '.join(listed)}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -207,28 +217,20 @@ def read_config(folder: Path) -> dict[str, Any]:
       UserError: there is none, or it is no run's; the message names the file and what is wrong.
     """
     path = folder / CONFIG_NAME
-    values = _read_json(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no run folder (it has no {CONFIG_NAME})") from error
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, too many digits
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a JSON object was expected")
     missing = [name for name in ("preset", "network", "training", "data") if name not in values]
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} is missing; this is no run folder")
     if not isinstance(values["preset"], str) or not isinstance(values["data"], dict):
         raise UserError(f"{path}: preset is a name and data an object")
-    values["preset"] = _preset_today(values, str(folder))
     return values
-
-
-def _preset_today(about: dict[str, Any], where: str) -> str:
-    """The name of the preset that a run or a file is of; one has another name now."""
-    preset, network = str(about.get("preset", "")), about.get("network")
-    if preset != "fsta" or not isinstance(network, dict) or network.get("fusion") != "concat_fsta":
-        return preset
-    _say_renamed(where)
-    return "fsta_concat"
-
-
-@functools.cache  # said once, however often it is read
-def _say_renamed(where: str) -> None:
-    tell(f"{where}: what it calls fsta is fsta_concat now; fsta is the paper's own network")
 
 
 def newest_run(runs: Path = RUNS) -> Path:
@@ -247,15 +249,3 @@ def newest_run(runs: Path = RUNS) -> Path:
     if not written:
         raise UserError(f"--ckpt: no run with a checkpoint is in {runs}/; name one by --ckpt=RUN")
     return written[max(written)]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent}: no run folder (it has no {path.name})") from error
-    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, too many digits
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a JSON object was expected")
-    return values

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.weights.load import read_safetensors
 from jaxdeblur.weights.references import Arrays
 
 INSTALL = 'pip install "jaxdeblur[convert]"'
@@ -34,13 +34,12 @@ def read_arrays(path: Path) -> Arrays:
     Raises:
       UserError: it is missing, damaged, or of a kind that is not read.
     """
-    prefix = _prefix_of(path)
-    if prefix is not None:
-        arrays = _read_tensorflow(prefix)
-    elif not path.is_file():
+    if not path.is_file():
         raise UserError(f"{path}: no such file")
+    if path.suffix == ".index":
+        arrays = _read_tensorflow(path.with_suffix(""))
     elif path.suffix == ".safetensors":
-        arrays = _read_safetensors(path)
+        arrays, _ = read_safetensors(path)
     elif path.suffix in (".pth", ".pt", ".tar", ".ckpt"):
         arrays = _read_torch(path)
     else:
@@ -58,15 +57,6 @@ def read_arrays(path: Path) -> Arrays:
     if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise UserError(f"{path}: its {bad[0]} is not finite; the weights are broken")
     return arrays
-
-
-def _prefix_of(path: Path) -> Path | None:
-    """``NAME`` if ``path`` is that, or one of the files of the TensorFlow checkpoint NAME."""
-    for ending in (".index", ".meta", ".data-00000-of-00001", ""):
-        name = path.name.removesuffix(ending)
-        if path.name.endswith(ending) and path.with_name(f"{name}.index").is_file():
-            return path.with_name(name)
-    return None
 
 
 def _read_tensorflow(prefix: Path) -> Arrays:
@@ -90,16 +80,6 @@ def _read_tensorflow(prefix: Path) -> Arrays:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _read_safetensors(path: Path) -> Arrays:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
-    except AttributeError as error:  # a type that NumPy has no name for
-        raise UserError(f"{path}: its numbers are of a type that is not read ({error})") from error
 
 
 def _read_torch(path: Path) -> Arrays:
@@ -129,13 +109,10 @@ def _network_in(content: Any, path: Path) -> Mapping[str, Any]:
             and all(isinstance(k, str) and hasattr(v, "detach") for k, v in value.items())
         )
 
-    if is_network(content):
-        return content
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: it holds no network's weights by name")
-    found = {str(key): value for key, value in content.items() if is_network(value)}
-    for key in (*_INSIDE, *(found if len(found) == 1 else ())):
-        if key in found:
-            return found[key]
+    for found in (content, *(content[key] for key in _INSIDE if key in content)):
+        if is_network(found):
+            return found
     holds = ", ".join(map(str, list(content)[:10]))
     raise UserError(f"{path}: it holds no network's weights by name, but {holds}")

@@ -8,7 +8,6 @@ an entry of ``REFERENCES``.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -127,23 +126,10 @@ def _ifi_rnn(shapes: Shapes) -> IfiRnnConfig:
 
 
 # RDN: layers named by their scopes in the authors' graph, with PyTorch's layout of kernels.
-# Scopes may stand without ``_conv`` or ``_deconv``, and those that merge what passes from step to
-# step as ``merge0``, ``merge1`` and ``merge2``.
-
-_MERGING = {"merge0": "d41_s", "merge1": "u1_s", "merge2": "u2_s"}
 
 
 def _rdn(shapes: Shapes) -> RdnConfig:
     return RdnConfig(width=shapes["d0_conv.conv.weight"][0])
-
-
-def _rdn_in_full(name: str) -> str:
-    """The name with ``_conv`` or ``_deconv`` after its scope, and ``.conv.`` in it."""
-    scope, _, rest = name.partition(".")
-    scope = re.sub("_(de)?conv$", "", scope)
-    scope = _MERGING.get(scope, scope)
-    kind = "deconv" if re.fullmatch("u[123]_0", scope) else "conv"
-    return f"{scope}_{kind}.{re.sub('^deconv[.]', 'conv.', rest)}"
 
 
 def _srn(shapes: Shapes) -> SrnConfig:
@@ -184,11 +170,7 @@ REFERENCES = {
         {"first": "main_branch.0", "second": "main_branch.2"},
     ),
     "rdn": Reference(
-        "cgtuebingen/learning-blind-motion-deblurring (Apache-2.0)",
-        _rdn,
-        RdnConfig(),
-        {},
-        prepare=lambda arrays: {_rdn_in_full(name): array for name, array in arrays.items()},
+        "cgtuebingen/learning-blind-motion-deblurring (Apache-2.0)", _rdn, RdnConfig(), {}
     ),
     "srn": Reference(
         "jiangsutx/SRN-Deblur (MIT)",

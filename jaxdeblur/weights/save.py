@@ -6,7 +6,6 @@ Beside the arrays the file says which network they are of, and what a reader sho
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import subprocess
@@ -17,7 +16,6 @@ import numpy as np
 import safetensors.numpy
 
 from jaxdeblur import VERSION
-from jaxdeblur.data.config import read_data_config
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.models.parameters import split
@@ -117,22 +115,6 @@ def _about(run: LoadedModel) -> dict[str, Any]:
     return {"preset": run.preset, "step": run.step, "training": training, "data": _data_of(run)}
 
 
-def _check_alike(ours: Any, theirs: Any, option: str) -> None:
-    """Refuses a network of the same shapes that computes something else with them.
-
-    Args:
-      ours: the config of the network that is written.
-      theirs: that of the other.
-      option: that names the other network.
-    """
-    # What does not change what is computed.
-    computes_alike = {"dtype": "float32", "implementation": "auto", "nonlocal_bytes": 2**30}
-    known = {name: value for name, value in computes_alike.items() if hasattr(ours, name)}
-    pair = [dataclasses.replace(network, **known) for network in (ours, theirs)]
-    if differences := differing_fields(*pair):
-        raise UserError(f"{option}: another network: {'; '.join(differences)}")
-
-
 def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
     """The model with the mean of two networks' parameters."""
     try:
@@ -142,23 +124,25 @@ def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
     if not 0 <= part <= 1:
         raise UserError(f"--mix-with: the share is 0 to 1, not {share}")
     rebuild, ours = split(loaded.model)
-    there = load_model(source)
+    there = load_model(source, dtype=getattr(loaded.network, "dtype", None))
     theirs = split(there.model)[1]
-    check_fits(ours, theirs, f"--mix-with={source}")
-    _check_alike(loaded.network, there.network, f"--mix-with={source}")
+    check_fits(ours, theirs, f"--mix-with={source}: weights of another network")
+    if differences := differing_fields(loaded.network, there.network):
+        raise UserError(f"--mix-with={source}: another network: {'; '.join(differences)}")
     mean = {name: (1 - part) * ours[name] + part * theirs[name] for name in ours}
     return loaded._replace(model=rebuild(mean))
 
 
 def _data_of(run: LoadedModel) -> dict[str, Any]:
     """The data options with names for the folders, whose paths are those of one machine."""
-    values: Any = run.metadata.get("data")
-    data = read_data_config(values, f"{run.source}: data")
+    values = run.metadata.get("data")
+    if not isinstance(values, dict):
+        raise UserError(f"{run.source}: does not say how it was trained")
     return {
-        **values,  # as the run had them, also those of an earlier version
-        "data": [_without_folder(spec) for spec in values.get("data", data.data)],
-        "photos": data.photos and Path(data.photos).name,
-        "validate_on": _without_folder(data.validate_on),
+        **values,
+        "data": [_without_folder(spec) for spec in values.get("data", ())],
+        "photos": values.get("photos") and Path(values["photos"]).name,
+        "validate_on": _without_folder(values.get("validate_on", "")),
     }
 
 

@@ -46,7 +46,10 @@ def test_says_its_version_and_commands(monkeypatch, capsys):
         (["blur", "a"], "jaxdeblur: error: argument COMMAND: invalid choice: 'blur'"),
         (["deblur", "in.mp4"], "jaxdeblur deblur: error: give an OUTPUT for in.mp4"),
         (["train", "--modle=fsta"], "jaxdeblur train: error: unrecognized arguments"),
-        (["evaluate", "--name=x"], "jaxdeblur evaluate: error: one of the arguments --ckpt"),
+        (
+            ["evaluate", "--name=x"],
+            "jaxdeblur evaluate: error: the following arguments are required: --ckpt",
+        ),
         (["convert", "rdn"], "jaxdeblur convert: error: the following arguments are required"),
         (["export", "x", "x.zip"], "jaxdeblur export: error: x.zip: ends in none of"),
     ],

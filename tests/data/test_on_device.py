@@ -20,10 +20,10 @@ from jaxdeblur.data import textures
 from jaxdeblur.data.batches import batches, source_of_clips
 from jaxdeblur.data.config import DataConfig, MotionLimit
 from jaxdeblur.data.on_device import render_on_device
-from jaxdeblur.data.render import render_clip
-from jaxdeblur.data.scenes import SCENES
+from jaxdeblur.data.render import render_scene
+from jaxdeblur.data.scenes import SCENES, SceneConfig, sample_scene
 from jaxdeblur.data.textures import open_scenes
-from jaxdeblur.data.training_data import open_data
+from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.video.image_file import write_png
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +33,15 @@ ROOT = Path(__file__).resolve().parents[2]
 def _tiny_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCENES, "narrow", SCENES["tiny"])
     monkeypatch.setattr(textures, "_LEAST_TEXTURES", 4)
+
+
+def draw_and_render(
+    key: jax.Array, pixels: jax.Array, config: SceneConfig, frames: int, crop: int
+) -> tuple[jax.Array, jax.Array]:
+    scene_key, noise_key = jax.random.split(key)
+    textures = (pixels.shape[0], pixels.shape[1])
+    scene = sample_scene(scene_key, textures, config, frames, crop)
+    return render_scene(noise_key, scene, pixels, config, frames, crop)
 
 
 def numbered(video: int, frames: int, height: int = 20, width: int = 24) -> np.ndarray:
@@ -64,7 +73,7 @@ def take(
     start_step: int = 0,
     motion_limit: MotionLimit | None = None,
 ) -> list[dict[str, np.ndarray]]:
-    data, options = open_data(config, 16), config.clip_options(3, 16)
+    data, options = TrainingData(config, 16), config.clip_options(3, 16)
     sources = data.train
     order = {"batch_size": batch_size, "seed": seed, "start_step": start_step}
     where = devices.mesh_of(jax.devices()[:on])
@@ -107,14 +116,14 @@ def test_rendered_scenes_alone_are_those_of_the_renderer() -> None:
     scenes = open_scenes(SCENES["narrow"], 16)
     key = jax.random.split(jax.random.fold_in(jax.random.key(5), 1), 2)[1]
     pixels = jnp.asarray(scenes.textures)
-    clips = jax.jit(lambda key: render_clip(key, pixels, scenes.config, 3, 16))(key)
+    clips = jax.jit(lambda key: draw_and_render(key, pixels, scenes.config, 3, 16))(key)
     batch = take(2, DataConfig(render="device"), batch_size=2, seed=5)[1]
     for name, clip in zip(("blurred", "sharp"), clips, strict=True):
         np.testing.assert_array_equal(batch[name][1], clip)
 
 
 def test_real_clips_are_those_of_the_host_in_their_places(mixed: DataConfig) -> None:
-    sources, options = open_data(mixed, 16).train, mixed.clip_options(3, 16)
+    sources, options = TrainingData(mixed, 16).train, mixed.clip_options(3, 16)
     with batches(sources, options, batch_size=4, seed=3) as feed:
         host = list(itertools.islice(feed, 5))
     device = take(5, mixed, seed=3)

@@ -65,7 +65,7 @@ def test_split_of_a_file_does_not_depend_on_the_others(folder, tmp_path):
     assert {photograph.name for photograph in half} <= train
 
 
-def test_bad_folders_and_splits_are_named(tmp_path):
+def test_bad_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         find_photographs("train", tmp_path / "nowhere")
     with pytest.raises(UserError, match="folders in it are not looked into"):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from jaxdeblur.commands.evaluate import of_its_own_kind
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation.config import EvaluationConfig
-from jaxdeblur.evaluation.own_kind import of_its_own_kind
 
 
 def test_a_run_is_scored_on_its_own_kind(tmp_path: Path) -> None:

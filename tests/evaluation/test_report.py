@@ -22,9 +22,10 @@ from jaxdeblur.data.videos import Dataset
 from jaxdeblur.evaluation import report
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.metrics import VideoScores
-from jaxdeblur.evaluation.restored import RestoredFrames
 from jaxdeblur.evaluation.results import metrics_of
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
+from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.weights.load import LoadedModel
 
 HEIGHT, WIDTH, FRAMES = 90, 160, 4
 ARGUMENTS = (
@@ -37,7 +38,7 @@ def a_shot(index: int, explained: bool) -> report.Shot:
     """Blurred is dark, restored grey, sharp bright, so that pixels tell them apart."""
     frames = [np.full((HEIGHT, WIDTH, 3), value, np.uint8) for value in (40, 120, 220)]
     explanation = an_explanation(index) if explained else None
-    return report.shot(index, *frames, max_bytes=100_000, explanation=explanation)
+    return {**report.shot(0, *frames, explanation), "index": index}
 
 
 def an_explanation(seed: int) -> Explanation:
@@ -91,11 +92,13 @@ def an_evaluation(
         a_video("street", 24.5, explained=False),
         a_video("one shot", 26.0, explained=False, shots=1),
     )
-    frames = RestoredFrames("strcnn_dtb", "runs/strcnn_dtb at step 7", ())
+    source = "runs/strcnn_dtb at step 7"
+    model: Any = None  # of which nothing is said
+    loaded = LoadedModel(model, "strcnn_dtb", StrcnnConfig(), 7, source, {})
     config = EvaluationConfig(protocol=protocol)
     scores = [video.scores for video in videos]
     dataset = Dataset("<rendered> & more", "", [])
-    return metrics_of(frames, dataset, config, scores), videos
+    return metrics_of(loaded, dataset, config, scores), videos
 
 
 @pytest.mark.parametrize("size", [(12, 20), (200, 330)])
@@ -105,15 +108,7 @@ def test_an_even_map_is_one_even_spread_however_far_it_is_reduced(size: tuple[in
     mix = jnp.full((1, 1, height, width, 2), 0.5)
     block = AttentionMaps("encoder", even, jnp.ones((1, 1, 1, 1)), mix, (0,))
     frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    shot = report.shot(
-        0,
-        frame,
-        frame,
-        frame,
-        max_bytes=10**6,
-        explanation=Explanation(attention=(block,)),
-        place=0,
-    )
+    shot = report.shot(0, frame, frame, frame, Explanation(attention=(block,)))
     (shown,) = shot["attention"]
     assert (shown["spatial"]["low"], shown["spatial"]["high"]) == pytest.approx((1, 1), rel=1e-5)
 
@@ -378,7 +373,8 @@ class TestBrowser:
         assert scrubbers.count() == 2
 
     @pytest.mark.stress
-    def test_a_long_video_of_reduced_pictures_and_many_maps(self, browser, tmp_path):
+    def test_a_long_video_of_reduced_pictures_and_many_maps(self, browser, tmp_path, monkeypatch):
+        monkeypatch.setattr(report, "PICTURE_SIDE", WIDTH // 2)
         # The weights of an even mix of 512 are below half a step of a map that holds a 1 as well.
         mix = np.full((1, 1, 12, 20, 512), 1 / 512, np.float32)
         mix[..., 0, 0, :] = np.eye(512, dtype=np.float32)[0]
@@ -390,7 +386,7 @@ class TestBrowser:
         )
         noise = np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH, 3), dtype=np.uint8)
         explanation = Explanation(attention=(block,))
-        shot = report.shot(0, *noise, max_bytes=20_000, explanation=explanation)
+        shot = report.shot(0, *noise, explanation)
         count = 70_000  # a browser's call takes no 140,000 arguments
         scores = dataclasses.replace(
             a_video("walk", 27.0, explained=False, shots=0).scores,
@@ -518,21 +514,20 @@ class TestFile:
         assert (data["psnr"], data["scored_frames"]) == (psnr, 4)
         assert (data["video_mean"]["psnr"], data["pooled"]["psnr"]) == (25, 27.5)
 
-    def test_pictures_fit_into_their_space(self):
+    def test_large_pictures_are_reduced(self, monkeypatch):
         noise = np.random.default_rng(0).integers(0, 256, (3, 128, 192, 3), dtype=np.uint8)
-        whole = report.shot(0, *noise, max_bytes=10_000_000)
+        whole = report.shot(0, *noise)
         assert whole["scale"] == 1
         assert decoded(whole["sharp"]).shape == (128, 192, 3)
-        small = report.shot(0, *noise, max_bytes=20_000)
-        assert small["scale"] < 1
-        assert sum(len(small[name]) for name in ("blurred", "restored", "sharp")) <= 20_000
-        height, width = decoded(small["sharp"]).shape[:2]
-        assert width / height == pytest.approx(1.5, rel=0.1)
+        monkeypatch.setattr(report, "PICTURE_SIDE", 48)
+        small = report.shot(0, *noise)
+        assert small["scale"] == 0.25
+        assert decoded(small["sharp"]).shape == (32, 48, 3)
 
     def test_pictures_look_like_the_frames(self):
         y, x = np.mgrid[:64, :96]
         frame = np.stack([x * 2, y * 3, 255 - x], -1).astype(np.uint8)
-        shown = decoded(report.shot(0, frame, frame, frame, max_bytes=10**6)["restored"])
+        shown = decoded(report.shot(0, frame, frame, frame)["restored"])
         assert np.abs(shown.astype(int) - frame).mean() < 3
 
     def test_sprites(self):
@@ -580,7 +575,7 @@ def test_a_shot_shows_the_maps_of_its_place_in_the_clip() -> None:
     )
     explanation = Explanation(maps(1, 3, 6, 8), (block,))
     frame = np.zeros((12, 16, 3), np.uint8)
-    shot = report.shot(7, frame, frame, frame, max_bytes=10**6, explanation=explanation, place=2)
+    shot = report.shot(2, frame, frame, frame, explanation)
     (shown,) = shot["attention"]
     mix = np.moveaxis(np.asarray(block.pixel_mix[0, 2]), -1, 0)
     for sprite, expected in (

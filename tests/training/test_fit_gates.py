@@ -8,22 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from jaxdeblur import models
-from jaxdeblur.data.config import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.presets import PRESETS
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.training import fit_gates
-from jaxdeblur.training.fit_gates import FitConfig, KeptClips, Sample, squared_error
+from jaxdeblur.training.fit_gates import FitConfig, Sample, squared_error
 from jaxdeblur.weights.load import LoadedModel, load_model
 from jaxdeblur.weights.save import export_weights
 
@@ -35,6 +33,14 @@ ONE_SCALE = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, le
 CHOICE = dataclasses.replace(ONE_SCALE, scales=(2, 1))
 
 
+@pytest.fixture(autouse=True)
+def _two_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = PRESETS["strcnn_dtb_choice"]
+    network = dataclasses.replace(preset.network, scales=CHOICE.scales)
+    changed = dataclasses.replace(preset, network=network)
+    monkeypatch.setitem(PRESETS, "strcnn_dtb_choice", changed)
+
+
 def write_one_scale(file: Path) -> VideoRestorer:
     """Weights of one size, as a training leaves them."""
     model = models.build(ONE_SCALE, seed=3)
@@ -44,7 +50,7 @@ def write_one_scale(file: Path) -> VideoRestorer:
 
 def fitting(start: Path, file: Path, *options: str) -> list[str]:
     """The command for a few steps on a few small clips."""
-    command = ["fit_gates", str(start), str(file), "--scales", "2", "1", "--data", "rendered:tiny"]
+    command = ["fit_gates", str(start), str(file), "--data", "rendered:tiny"]
     return [*command, "--clips=4", "--crop=32", "--steps=5", *options]
 
 
@@ -68,17 +74,6 @@ def test_what_is_kept_gives_the_error_of_the_network() -> None:
     np.testing.assert_allclose(squared_error(everywhere, kept.form), cells, rtol=1e-4)
 
 
-def test_losses_by_hand() -> None:
-    """Of two clips of two frames of two cells: by the cell, or by the frame."""
-    error = jnp.array([[[0.25, 0.09], [0.01, 0.01]], [[0.0, 0.0], [0.16, 0.0]]])[..., None]
-    cells = np.array([0.25, 0.09, 0.01, 0.01, 0, 0, 0.16, 0])
-    charbonnier = np.sqrt(cells + 1e-6).mean()
-    assert float(fit_gates.error_loss(error, "charbonnier")) == pytest.approx(charbonnier)
-    frames = np.array([0.17, 0.01, 0, 0.08])
-    log_mse = np.log(frames + 1e-4).mean()
-    assert float(fit_gates.error_loss(error, "log_mse")) == pytest.approx(log_mse, rel=1e-5)
-
-
 def test_the_gates_learn_which_level_to_take() -> None:
     """One number of the evidence tells whether the coarse level is right, the fine one, or none.
 
@@ -100,7 +95,7 @@ def test_the_gates_learn_which_level_to_take() -> None:
         form += np.diag([1.0, 1.0, 0.0]) * (1 - factors)[..., None]
         return Sample(evidence.astype(np.float16), form.astype(np.float32)), added
 
-    config = FitConfig(clips=48, steps=400, batch_size=8, loss="charbonnier")
+    config = FitConfig(clips=48, steps=400, batch_size=8)
     gates = fit_gates.fit(model, draw(48)[0], config)
     rebuild, parameters = split(model)
     fresh, added = draw(16)
@@ -118,7 +113,6 @@ def test_the_command_writes_a_network_whose_levels_are_as_they_were(
     command = fitting(start, file, "--frames=3", "--keep-still=1")
     monkeypatch.setattr(sys, "argv", command)
     fit_gates.main()
-    assert not file.with_suffix(".clips").exists()  # the drawn clips, once they are fitted to
     loaded = load_model(file)
     assert loaded.network == CHOICE
     assert loaded.step == 5
@@ -130,70 +124,6 @@ def test_the_command_writes_a_network_whose_levels_are_as_they_were(
     monkeypatch.setattr(sys, "argv", [*command, "--crop=30"])
     with pytest.raises(UserError, match="a multiple of 4"):
         fit_gates.main()
-
-
-def test_drawing_goes_on_where_it_was_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start, file, folder = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "clips"))
-    write_one_scale(start)
-    monkeypatch.setattr(fit_gates, "_STEPS_A_PART", 1)
-    clips = 3 * max(2, jax.device_count())
-
-    def fit(*options: str) -> None:
-        command = ["fit_gates", str(start), str(file), "--scales", "2", "1"]
-        command += ["--data", "rendered:tiny", f"--clips={clips}", "--frames=3", "--crop=32"]
-        command += ["--steps=2", "--keep-still=1", f"--clips-in={folder}", *options]
-        monkeypatch.setattr(sys, "argv", command)
-        fit_gates.main()
-
-    add = KeptClips.add
-
-    def stop_at_the_third(self: KeptClips, end: int, samples: list[Sample]) -> None:
-        if end == 3:
-            raise KeyboardInterrupt
-        add(self, end, samples)
-
-    with monkeypatch.context() as stopped:
-        stopped.setattr(KeptClips, "add", stop_at_the_third)
-        with pytest.raises(KeyboardInterrupt):
-            fit()
-    assert not file.exists()
-    assert sorted(path.stem for path in folder.glob("*.safetensors")) == ["0000001", "0000002"]
-    with pytest.raises(UserError, match=r"clips: its clips were drawn with another seed; go on"):
-        fit("--seed=1")
-    capsys.readouterr()
-    (folder / ".0000003.x.part.safetensors").write_bytes(b"half writ")  # as a kill leaves it
-    fit()
-    shown = capsys.readouterr().err
-    assert "3/3 steps" in shown
-    assert "1/3 steps" not in shown
-    # What is there is as if it had been drawn at once.
-    data = DataConfig(data=("rendered:tiny",), keep_still=1.0)
-    config = FitConfig(clips=clips, frames=3, crop=32)
-    whole = fit_gates.draw_samples(load_model(file).model, data, config, tmp_path / "whole")
-    parts = [safetensors.numpy.load_file(path) for path in sorted(folder.glob("0*.safetensors"))]
-    for name in Sample._fields:
-        joined = np.concatenate([part[name] for part in parts])
-        assert np.array_equal(getattr(whole, name), joined)
-    # It serves another fit, which draws nothing; gates that were there before are not gone on with.
-    monkeypatch.setattr(fit_gates, "batches", None)
-    fit("--steps=1")
-    first = split(load_model(file).model)[1]
-    gated = file.rename(tmp_path / "gated.safetensors")
-    monkeypatch.setattr(sys, "argv", ["fit_gates", str(gated), *sys.argv[2:]])
-    fit_gates.main()
-    again = split(load_model(file).model)[1]
-    assert all(np.array_equal(first[name], again[name]) for name in first)
-    (folder / "0000002.safetensors").write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"0000002\.safetensors: not readable"):
-        fit()
-    (folder / "0000002.safetensors").unlink()
-    with pytest.raises(UserError, match="some of its clips are missing"):
-        fit()
-    (folder / "settings.json").write_text("[]")
-    with pytest.raises(UserError, match="not a folder of clips"):
-        fit()
 
 
 def test_what_cannot_be_fitted_is_refused_at_once(
@@ -213,7 +143,6 @@ def test_what_cannot_be_fitted_is_refused_at_once(
     for arguments, said in (
         ([str(start), "choice.npz"], r"ends in \.safetensors"),
         ([str(start), str(tmp_path / "no" / "choice.safetensors")], "there is no folder"),
-        ([str(start), file, "--scales", "1"], "two or more"),
         ([str(start), file, "--curriculum=0.5"], "--curriculum is of train.py"),
         ([str(start), file, "--render=device", "--data=rendered"], "--render is of train.py"),
         ([str(start), file], "of STRCNNs, not FstaConfig"),
@@ -253,23 +182,13 @@ def test_gates_of_photographs_are_fitted_to_clips_of_one_frame(
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["single"] is True
 
 
-def test_weight_decay_shrinks_the_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss_of, asked = fit_gates.error_loss, set()
-
-    def error_loss(error: jax.Array, kind: str) -> jax.Array:
-        asked.add(kind)
-        return loss_of(error, kind)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(fit_gates, "error_loss", error_loss)
+def test_weight_decay_shrinks_the_gates() -> None:
     model = models.build(CHOICE)
     channels = model.gates.join.kernel.shape[2]
     rng = np.random.default_rng(0)
     evidence = rng.standard_normal((4, 2, 4, 6, channels)).astype(np.float16)
     kept = Sample(evidence, np.zeros((4, 2, 4, 6, 3, 3), np.float32))  # nothing to learn
-    config = FitConfig(
-        clips=4, steps=3, batch_size=2, learning_rate=0.1, weight_decay=0.9, loss="log_mse"
-    )
+    config = FitConfig(clips=4, steps=3, batch_size=2, learning_rate=0.1, weight_decay=0.9)
     name = "gates/head/kernel"
     fitted, drawn = fit_gates.fit(model, kept, config)[name], split(model)[1][name]
     assert np.linalg.norm(fitted) < 0.95 * np.linalg.norm(drawn)
-    assert asked == {"log_mse"}

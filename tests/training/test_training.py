@@ -26,7 +26,7 @@ from flax import nnx
 
 from jaxdeblur import devices, models
 from jaxdeblur.data.config import DataConfig
-from jaxdeblur.data.training_data import TrainingData, open_data
+from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.models import registry
 from jaxdeblur.models.fsta_config import FstaConfig
@@ -36,10 +36,9 @@ from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.shapes import Batch
 from jaxdeblur.training import run as run_module
-from jaxdeblur.training.failure import _joined, save_failure
 from jaxdeblur.training.loop import NonFiniteError, Stopped, run_steps
 from jaxdeblur.training.run import _batches, train
-from jaxdeblur.training.run_folder import Run, RunCheckpoints
+from jaxdeblur.training.run_folder import Run, RunCheckpoints, _local, save_failure
 from jaxdeblur.training.step import (
     Metrics,
     TrainingConfig,
@@ -50,11 +49,11 @@ from jaxdeblur.training.step import (
     half_squares,
     initial_train_state,
     learning_rate,
+    loss_and_statistics,
     make_optimizer,
-    model_loss,
     train_step,
 )
-from jaxdeblur.weights.checkpoints import Checkpoints, digest
+from jaxdeblur.weights.checkpoints import digest
 from jaxdeblur.weights.load import load_model
 
 NETWORK = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
@@ -88,21 +87,17 @@ def feed(mesh: jax.sharding.Mesh, start: int = 0) -> Iterator[Batch]:
 
 
 class Recorder:
-    """A saver and watcher that remembers."""
+    """Remembers what is saved and watched."""
 
     def __init__(self) -> None:
         self.saved: dict[int, TrainState] = {}
         self.losses: dict[int, float] = {}
-        self.scores: dict[int, dict[str, float]] = {}
 
     def save(self, state: TrainState) -> None:
         self.saved[int(state.step)] = jax.tree.map(np.asarray, state)
 
     def step(self, step: int, metrics: Metrics) -> None:
         self.losses[step] = float(metrics.loss)
-
-    def validated(self, step: int, scores: dict[str, float]) -> None:
-        self.scores[step] = scores
 
 
 @pytest.mark.parametrize("several", [2, pytest.param(8, marks=pytest.mark.stress)])
@@ -145,7 +140,7 @@ def test_a_perfect_network_has_no_loss_at_any_scale(crop: int) -> None:
     }
     sharp = jax.random.randint(jax.random.key(0), (1, 2, crop, crop, 3), 0, 256)
     batch = {"blurred": sharp, "sharp": sharp}
-    loss = model_loss(rebuild(leaves_as_it_is), batch, "mse")
+    loss, _ = loss_and_statistics(rebuild(leaves_as_it_is), batch, "mse")
     assert float(loss) < 1e-9
 
 
@@ -160,7 +155,7 @@ def test_the_loss_falls() -> None:
         while True:
             yield same
 
-    run_steps(state, again(), step, config, saver=recorder, watcher=recorder)
+    run_steps(state, again(), step, config, save=recorder.save, watch=recorder.step)
     assert recorder.losses[40] < 0.9 * recorder.losses[1]
 
 
@@ -176,7 +171,7 @@ def test_resumed_from_disk_it_is_bit_identical(
     step, state = begin(config, mesh)
     template = jax.tree.map(jnp.copy, state)
     recorder = Recorder()
-    whole = run_steps(state, feed(mesh), step, config, saver=recorder, watcher=recorder)
+    whole = run_steps(state, feed(mesh), step, config, save=recorder.save, watch=recorder.step)
     assert sorted(recorder.saved) == [3, 6]
 
     checkpoints = RunCheckpoints(tmp_path)
@@ -186,7 +181,9 @@ def test_resumed_from_disk_it_is_bit_identical(
     resumed = checkpoints.restore_state(template, devices.replicated(mesh))
     checkpoints.close()
     assert resumed is not None
-    ended = run_steps(resumed, feed(mesh, start=3), step, config, saver=recorder, watcher=recorder)
+    ended = run_steps(
+        resumed, feed(mesh, start=3), step, config, save=recorder.save, watch=recorder.step
+    )
     chex.assert_trees_all_equal(ended, whole)
 
 
@@ -268,7 +265,7 @@ def test_a_reader_that_had_not_begun_is_not_reported(
         left.append(left)  # type: ignore[arg-type]  # a cycle, which only gc.collect() finds
         raise ValueError("damaged")
 
-    monkeypatch.setattr(Checkpoints, "_read", abandon)
+    monkeypatch.setattr("jaxdeblur.weights.checkpoints.digest", abandon)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         with pytest.raises(UserError, match="can be read"):
@@ -307,7 +304,7 @@ def test_memory_that_runs_out_is_no_damage(
     def run_out(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(Checkpoints, "_read", run_out)
+    monkeypatch.setattr("jaxdeblur.weights.checkpoints.digest", run_out)
     with pytest.raises(type(error), match="8 GB"):
         checkpoints.restore_weights(best_parameters(state))
 
@@ -372,7 +369,7 @@ def test_under_nohup_a_lost_terminal_stops_nothing() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
             yield batch
 
-    end = run_steps(state, watched(), step, CONFIG, saver=recorder, watcher=recorder)
+    end = run_steps(state, watched(), step, CONFIG, save=recorder.save, watch=recorder.step)
     assert int(end.step) == CONFIG.steps
 
 
@@ -397,7 +394,7 @@ def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
             yield batch
 
     with pytest.raises(Stopped) as stop:
-        run_steps(state, interrupted(), step, CONFIG, saver=recorder, watcher=recorder)
+        run_steps(state, interrupted(), step, CONFIG, save=recorder.save, watch=recorder.step)
     assert stop.value.signal == number
     assert stop.value.step == max(recorder.saved)
     assert int(recorder.saved[stop.value.step].step) == stop.value.step
@@ -417,7 +414,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_and_the_state_before_it(
             yield batch
 
     with pytest.raises(NonFiniteError, match="step 4") as failure:
-        run_steps(state, poisoned(), step, config, saver=recorder, watcher=recorder)
+        run_steps(state, poisoned(), step, config, save=recorder.save, watch=recorder.step)
     assert np.isnan(failure.value.batch["sharp"]).all()
     assert int(failure.value.state.step) == 3, "the steps after the failure changed the state"
     chex.assert_tree_all_finite(failure.value.state.parameters)
@@ -470,12 +467,18 @@ def test_what_is_due_is_saved_before_a_validation_that_fails() -> None:
     step, state = begin(config, mesh)
     recorder = Recorder()
 
-    def validate(_: Any) -> dict[str, float]:
+    def validate(step: int, parameters: Any) -> None:
         raise MemoryError
 
     with pytest.raises(MemoryError):
         run_steps(
-            state, feed(mesh), step, config, saver=recorder, watcher=recorder, validate=validate
+            state,
+            feed(mesh),
+            step,
+            config,
+            save=recorder.save,
+            watch=recorder.step,
+            validate=validate,
         )
     assert list(recorder.saved) == [3]
 
@@ -485,19 +488,18 @@ def test_validation_sees_the_moving_average() -> None:
     mesh = mesh_of(1)
     step, state = begin(config, mesh)
     recorder = Recorder()
-    seen = []
+    seen = {}
 
-    def validate(parameters: Any) -> dict[str, float]:
-        seen.append(jax.tree.map(np.asarray, parameters))
-        return {"psnr": 1.0, "gain": 0.0}
+    def validate(step: int, parameters: Any) -> None:
+        seen[step] = jax.tree.map(np.asarray, parameters)
 
     end = run_steps(
-        state, feed(mesh), step, config, saver=recorder, watcher=recorder, validate=validate
+        state, feed(mesh), step, config, save=recorder.save, watch=recorder.step, validate=validate
     )
     # The last step is validated and saved, whether or not it is its turn.
-    assert sorted(recorder.scores) == sorted(recorder.saved) == [3, 6, 7]
-    chex.assert_trees_all_equal(seen[-1], end.average)
-    assert any(np.any(seen[-1][name] != end.parameters[name]) for name in end.parameters)
+    assert sorted(seen) == sorted(recorder.saved) == [3, 6, 7]
+    chex.assert_trees_all_equal(seen[7], end.average)
+    assert any(np.any(seen[7][name] != end.parameters[name]) for name in end.parameters)
 
 
 def test_losses_by_hand() -> None:
@@ -542,7 +544,7 @@ def test_rates_are_of_the_parameters_that_they_name(optimizer: str) -> None:
 def test_muon_takes_the_kernels_and_adam_the_rest() -> None:
     _, parameters = split(models.build(NETWORK))
     config = dataclasses.replace(
-        CONFIG, optimizer="muon", learning_rate=1.0, warmup=0, schedule="constant", muon_rms=0.4
+        CONFIG, optimizer="muon", learning_rate=1.0, warmup=0, schedule="constant"
     )
     optimizer = make_optimizer(config)
     gradients = {
@@ -616,7 +618,7 @@ def test_a_failure_keeps_the_clips_that_devices_share() -> None:
     shared = jax.device_put(batch, devices.clips_over(mesh_of(2)))
     assert len(shared.addressable_shards) == 2
     # One process addresses all; the path of several is that of the shards.
-    np.testing.assert_array_equal(_joined(reversed(shared.addressable_shards)), batch)
+    np.testing.assert_array_equal(_local(shared), batch)
 
 
 class Times(VideoRestorer):
@@ -642,13 +644,14 @@ def flat_batch(blurred: int, sharp: int) -> Batch:
 def test_the_network_sees_the_blurred_frames_and_is_to_give_the_sharp_ones() -> None:
     """The other way round it would learn to blur, and its loss would fall all the same."""
     losses = [
-        float(model_loss(Times(2.0), flat_batch(*pair), "mse")) for pair in ((51, 102), (102, 51))
+        float(loss_and_statistics(Times(2.0), flat_batch(*pair), "mse")[0])
+        for pair in ((51, 102), (102, 51))
     ]
     assert losses == pytest.approx([0, 0.6**2], abs=1e-4)
 
 
 def test_every_scale_counts_in_the_loss() -> None:
-    loss = model_loss(Times(1.0, (4, 2, 1)), flat_batch(51, 102), "mse")
+    loss, _ = loss_and_statistics(Times(1.0, (4, 2, 1)), flat_batch(51, 102), "mse")
     assert float(loss) == pytest.approx(3 * 0.2**2, rel=1e-5)
 
 
@@ -666,9 +669,9 @@ class Estimates(VideoRestorer):
 
 def test_a_network_may_have_several_targets_and_running_statistics() -> None:
     rebuild, parameters = split(Estimates(1.0, mean=1.0))
-    assert float(model_loss(rebuild(parameters), flat_batch(51, 102), "mse")) == pytest.approx(
-        0.2**2 + 0.6**2, rel=1e-4
-    )
+    assert float(
+        loss_and_statistics(rebuild(parameters), flat_batch(51, 102), "mse")[0]
+    ) == pytest.approx(0.2**2 + 0.6**2, rel=1e-4)
     config = dataclasses.replace(CONFIG, average=0.9, weight_decay=0.1, optimizer="muon")
     state = initial_train_state(config, parameters)
     assert "running_mean" not in str(jax.tree_util.tree_flatten_with_path(state.optimizer)[0])
@@ -806,7 +809,7 @@ def test_a_run_tells_whoever_makes_its_batches_all_that_they_depend_on(
     monkeypatch.setattr(TrainingData, "train", [])
     data = DataConfig(render=render, curriculum=0.5, curriculum_start=4.0)  # type: ignore[arg-type]
     run = Run("test", NETWORK, dataclasses.replace(CONFIG, steps=100, seed=5), data)
-    with _batches(run, open_data(data), (2, 1), mesh_of(8), 7):
+    with _batches(run, TrainingData(data), (2, 1), mesh_of(8), 7):
         assert (told["seed"], told["start_step"], told["batch_size"]) == (5, 7, 8)
         assert [told["motion_limit"](step) for step in (0, 25, 50)] == [4, 5, float("inf")]
 

@@ -12,10 +12,9 @@ from flax import nnx
 
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.parameters import count, outline, split
+from jaxdeblur.models.parameters import count, outline
 from jaxdeblur.models.peers.rdn import RdnConfig
 from jaxdeblur.restoration.tiling import halo_of
-from jaxdeblur.weights.convert import convert
 
 SMALL = RdnConfig(width=2)
 HEIGHT, WIDTH = 37, 46
@@ -109,20 +108,3 @@ def test_it_is_what_the_reference_is_and_depends_on_the_batch(plain: Any, import
 def test_it_can_not_be_tiled_and_says_why() -> None:
     with pytest.raises(UserError, match=r"statistics of the whole frame .* tiles"):
         halo_of(nnx.eval_shape(lambda: models.build(SMALL)))
-
-
-def test_names_that_are_short_or_in_full(tmp_path: Any, imported: Any) -> None:
-    import safetensors.numpy
-
-    loaded, weights = imported("rdn", SMALL)
-    merging = {"d41_s": "merge0", "u1_s": "merge1", "u2_s": "merge2"}
-
-    def short(name: str) -> str:
-        scope, rest = name.split(".", 1)
-        scope = scope.removesuffix("_conv").removesuffix("_deconv")
-        return f"{merging.get(scope, scope)}.{rest}"
-
-    path = tmp_path / "short.safetensors"
-    safetensors.numpy.save_file({short(name): array for name, array in weights.items()}, path)
-    again, before = (split(each.model)[1] for each in (convert("rdn", path), loaded))
-    assert all(np.array_equal(again[name], before[name]) for name in before)
