@@ -74,7 +74,7 @@ class _Told(NamedTuple):
     paths: Float[Array, "*leading N 9 2"]
 
 
-def _gated(maps: Float[Array, "*leading H W 14"]) -> Frame:
+def _gated(maps: Float[Array, "*leading H W 14"]) -> Float[Array, "*leading H W 3"]:
     """The frames as the gate mixes them."""
     return restored_of(maps, jnp.zeros((*maps.shape[:-1], MADE)))
 
