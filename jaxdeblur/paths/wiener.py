@@ -109,7 +109,8 @@ def luminance(
 
     made = over_tiles(one, (_patches(frames[:, None], base[None], tiles, tiling, 1), beta))
     shares = _shares(made[:, 1], tiling)
-    return Luminance(*overlap_add(made * shares, tiling), shares)
+    sharp, residual, disagreement = overlap_add(made * shares, tiling)
+    return Luminance(sharp, residual, disagreement, shares)
 
 
 def chrominance(

@@ -39,6 +39,7 @@ from jaxdeblur.shapes import Video8
 from jaxdeblur.weights.load import load_model
 
 _FRAMES, _SCORED = 7, 5  # Of a clip: seen, and kept, so that most frames have all neighbours.
+_LEAST_FRAMES = 4  # What training takes of a clip; a short video allows no more.
 _SHARES = {"handheld": 7, "wide": 3, "swift": 2, "narrow": 2, "small": 2, "": 4}  # "": high-speed
 _TAUS = (3, 5, 7, 9, 11, 13)
 _LEAST_DUTY = 0.6
@@ -93,7 +94,12 @@ class _Source:
         if config.highspeed:
             spec = f"highspeed:{config.highspeed}"
             found = open_dataset(spec, "train", exclude=config.exclude, scored=False)
-            self._videos = [v for v in found.videos if isinstance(v, HighSpeedVideo)]
+            self._videos = [
+                video
+                for video in found.videos
+                if isinstance(video, HighSpeedVideo)
+                and len(video.frames) >= _LEAST_FRAMES * min(_TAUS)
+            ]
         shares = {kind: n for kind, n in _SHARES.items() if kind or self._videos}
         self._kinds = [kind for kind, n in shares.items() for _ in range(n)]
 
@@ -128,10 +134,9 @@ class _Source:
 
     def _averaged(self, rng: np.random.Generator) -> _Drawn:
         video = self._videos[rng.integers(len(self._videos))]
-        tau = int(rng.choice(_TAUS))
-        period = int(np.ceil(tau / rng.uniform(_LEAST_DUTY, 1)))
-        if (len(video.frames) - tau) // period < 2:  # Overlapping exposures are pairs as true.
-            period = max(1, (len(video.frames) - tau) // 2)
+        tau = int(rng.choice([n for n in _TAUS if _LEAST_FRAMES * n <= len(video.frames)]))
+        longest = (len(video.frames) - tau) // (_LEAST_FRAMES - 1)
+        period = min(longest, int(np.ceil(tau / rng.uniform(_LEAST_DUTY, 1))))
         count = min(_FRAMES, (len(video.frames) - tau) // period + 1)
         length = tau + (count - 1) * period
         start = int(rng.integers(len(video.frames) - length + 1))
@@ -146,7 +151,7 @@ class _Source:
             np.stack([of(frames[n * period :][:tau]) for n in range(count)])[::way]
             for of in (lambda each: average(each, linear), lambda each: each[tau // 2])
         )
-        return _Drawn(blurred, sharp, min(1.0, tau / period), linear)
+        return _Drawn(blurred, sharp, tau / period, linear)
 
 
 def _compressed(frame: np.ndarray, quality: int) -> np.ndarray:
