@@ -84,23 +84,23 @@ class _Drawn(NamedTuple):
     linear: bool
 
 
-class _Source:
+class ClipSource:
     """Draws clips, each from a seed of its own."""
 
     def __init__(self, config: PathClipsConfig) -> None:
         self.config = config
         self._renderers: dict[str, HostRenderer] = {}
-        self._videos: list[HighSpeedVideo] = []
+        self.videos: list[HighSpeedVideo] = []
         if config.highspeed:
             spec = f"highspeed:{config.highspeed}"
             found = open_dataset(spec, "train", exclude=config.exclude, scored=False)
-            self._videos = [
+            self.videos = [
                 video
                 for video in found.videos
                 if isinstance(video, HighSpeedVideo)
                 and len(video.frames) >= _LEAST_FRAMES * min(_TAUS)
             ]
-        shares = {kind: n for kind, n in _SHARES.items() if kind or self._videos}
+        shares = {kind: n for kind, n in _SHARES.items() if kind or self.videos}
         self._kinds = [kind for kind, n in shares.items() for _ in range(n)]
 
     def draw(self, number: int) -> tuple[_Drawn, np.random.Generator]:
@@ -108,7 +108,7 @@ class _Source:
         rng = np.random.default_rng((self.config.seed, number))
         kind = self._kinds[rng.integers(len(self._kinds))]
         for _ in range(_DRAWS):
-            drawn = self._rendered(kind, rng) if kind else self._averaged(rng)
+            drawn = self._rendered(kind, rng) if kind else self.averaged(rng)
             blur = np.abs(drawn.blurred.astype(np.int16) - drawn.sharp).mean()
             if blur > _LEAST_BLUR or rng.random() < _STILL:
                 break
@@ -132,8 +132,9 @@ class _Source:
         blurred, sharp = renderer.render(key, scene, motion)
         return _Drawn(blurred, sharp, float(scene.exposure), bool(scene.gamma > 1))
 
-    def _averaged(self, rng: np.random.Generator) -> _Drawn:
-        video = self._videos[rng.integers(len(self._videos))]
+    def averaged(self, rng: np.random.Generator) -> _Drawn:
+        """Exposures of high-speed frames."""
+        video = self.videos[rng.integers(len(self.videos))]
         tau = int(rng.choice([n for n in _TAUS if _LEAST_FRAMES * n <= len(video.frames)]))
         longest = (len(video.frames) - tau) // (_LEAST_FRAMES - 1)
         period = min(longest, int(np.ceil(tau / rng.uniform(_LEAST_DUTY, 1))))
@@ -197,7 +198,7 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
         maps = path_maps(blurred, below, found.sharp, found.unexplained, evidence)
         return jnp.round(255 * maps).astype(jnp.uint8)
 
-    source = _Source(config)
+    source = ClipSource(config)
     line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)
     for number in range(config.clips):
         place = folder / f"{number:06d}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import imageio.v3 as iio
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.path_maps import CHANNELS
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.training.path_clips import PathClipsConfig, draw_clips
+from jaxdeblur.training.path_clips import ClipSource, PathClipsConfig, draw_clips
 from jaxdeblur.training.run import train
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig
@@ -74,6 +75,20 @@ def test_a_folder_of_other_clips_is_not_added_to(tmp_path: Path) -> None:
         keep_settings(tmp_path, {"seed": 1}, "path_clips", "name another")
     with pytest.raises(UserError, match="not a folder of clips of path_clips"):
         draw_clips(tmp_path, PathClipsConfig(clips=1, base=""))
+
+
+def test_clips_of_high_speed_video_are_as_long_as_training_takes(tmp_path: Path) -> None:
+    for name, frames in (("short", 11), ("long", 33)):  # Three frames of 3, four of 7.
+        (tmp_path / name).mkdir()
+        for number in range(frames):
+            image = np.full((32, 48, 3), 7 * number, np.uint8)
+            iio.imwrite(tmp_path / name / f"{number:02d}.png", image)
+    source = ClipSource(PathClipsConfig(highspeed=str(tmp_path)))
+    assert [video.name for video in source.videos] == ["long"]
+    for seed in range(20):
+        drawn = source.averaged(np.random.default_rng(seed))
+        assert len(drawn.blurred) == len(drawn.sharp) >= 4
+        assert 0.375 <= drawn.duty <= 1
 
 
 @pytest.mark.stress
