@@ -8,6 +8,13 @@ frame leaves unexplained, E that of the change; a = A / (A + E), A that of what 
 frame differs from its own. Where the duty cycle is found from the video, g is multiplied by
 s(b; .07, .14), b the nats a tile by which an open shutter explains the video better than sharp
 frames (shutter.py): slow motion of sharp frames is hard to distinguish from blur tile by tile.
+
+The base Y, which a network may have sharpened without need, is then taken by
+
+    1 - s(n; 2, 8) (1 - s(b; .03, .07))
+
+and the blurred frame else, n the number of tiles that moved and were asked: a video that moves and
+shows no open shutter comes out as it went in.
 """
 
 from __future__ import annotations
@@ -18,11 +25,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdeblur.models.path_maps import CELL, cell_means
+from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.wiener import Luminance
 
 BLURRED = (0.07, 0.14)
 """Between these b opens the gate. Chosen on validation clips (docs/lab/paths.md)."""
+
+_SHARP, _TOLD = (0.03, 0.07), (2.0, 8.0)  # Of b; of n.
 
 _FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing.
 
@@ -58,6 +68,11 @@ def gate(
     share = smoothstep(e, 0.5, 1.2) * smoothstep(g, -0.1, 0.1)
     share = share * (1 - 0.6 * smoothstep(a, 0.2, 0.9)) * (1 - smoothstep(r, 0.02, 0.3))
     return jnp.stack([share, e, g], -1)
+
+
+def base_share(shutter: Shutter) -> Float[Array, ""]:
+    """How much of the base's change is taken, in [0, 1]."""
+    return 1 - smoothstep(shutter.tiles, *_TOLD) * (1 - smoothstep(shutter.blurred, *_SHARP))
 
 
 def _at_cells(

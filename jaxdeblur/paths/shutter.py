@@ -75,8 +75,11 @@ class Shutter(NamedTuple):
 
     @property
     def blurred(self) -> Float[Array, ""]:
-        """By how much an open shutter explains the video better than sharp frames, nats a tile."""
-        return self._gains[self.linear.astype(int)] / (self.tiles + _DOUBT)
+        """By how much an open shutter explains the video better than sharp frames, nats a tile.
+
+        As stored, whatever the light: sharp frames more often look blurred in linear light.
+        """
+        return self._gains[0] / (self.tiles + _DOUBT)
 
     @property
     def _gains(self) -> Float[Array, 2]:

@@ -16,7 +16,7 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.estimate import estimate
-from jaxdeblur.paths.gate import smoothstep
+from jaxdeblur.paths.gate import base_share, smoothstep
 from jaxdeblur.paths.likelihood import START, Fit, Observed, band, likelihood, noise_floor
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, sample_weights, spline, transfer
 from jaxdeblur.paths.restorer import PathRestorer, PathsConfig
@@ -225,6 +225,20 @@ def test_gate_closes_where_nothing_is_told() -> None:
     np.testing.assert_allclose(smoothstep(jnp.array([0.0, 1.0, 3.0]), 0.5, 1.5), [0, 0.5, 1])
 
 
+def test_the_base_is_left_where_a_video_moves_and_shows_no_blur() -> None:
+    def share(gain: float, tiles: int) -> float:
+        """With ``gain`` nats a tile for an open shutter."""
+        duties = jnp.where(jnp.arange(len(DUTIES)) == 3, 0.0, gain)
+        seen = jnp.broadcast_to(duties, (2, 12, len(DUTIES)))
+        shutter = Shutter.unknown().add(seen, jnp.asarray(np.arange(12) < tiles, jnp.float32))
+        return float(base_share(shutter))
+
+    assert share(0.0, 0) == 1  # a tripod
+    assert share(0.01, 12) == 0
+    assert share(0.3, 12) == 1
+    assert 0 < share(0.01, 4) < 1
+
+
 class Halved(VideoRestorer):
     """A base two frames late, which halves what it sees."""
 
@@ -279,6 +293,14 @@ def test_a_stream_equals_its_clip(
         assert np.abs(stream - expected).max() <= 1
     if length == 5 and base is None:
         assert np.abs(stream.astype(int) - video).max() > 1
+
+
+@pytest.mark.stress  # compiles for minutes
+def test_a_sharp_video_that_moves_is_left_as_it_is() -> None:
+    _, sharp = moving((2.0, 9.0), 1.0, frames=6)
+    video = np.round(np.clip(sharp, 0, 1) * 255).astype(np.uint8)
+    out = restore_clip(PathRestorer(PathsConfig(), Halved()), video)
+    np.testing.assert_array_equal(out[2:], video[2:])  # the first ones do not tell enough
 
 
 @pytest.mark.stress  # compiles for a minute
