@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import math
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxdeblur import devices, models
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split
 from jaxdeblur.shapes import Batch
 from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
@@ -69,6 +72,28 @@ def side_by_side(
             jax.block_until_ready(run())
             seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values[untimed:]) for name, values in seconds.items()}
+
+
+def results_so_far(out: Path | None, condition: dict[str, Any]) -> dict[str, Any]:
+    """What a benchmark that goes on where it was stopped has: ``condition`` and ``results``.
+
+    Args:
+      out: the file that ``write_json`` keeps it in; None or a missing one has nothing yet.
+      condition: what results must share to stand in one table.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    if not out or not out.exists():
+        return {"condition": condition, "results": {}}
+    try:
+        held: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        matches = held["condition"] == condition
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--out={out}: is no file of results of this program") from error
+    if not matches:
+        raise UserError(f"--out={out}: has other results: {held['condition']}")
+    return held
 
 
 def has_torch() -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import tasks
-from benchmarks.common import machine, natural, whole
+from benchmarks.common import machine, natural, results_so_far, whole
 from jaxdeblur import devices, models
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.errors import UserError, run_command
@@ -394,15 +393,7 @@ def run(arguments: argparse.Namespace) -> str:
     experiment = EXPERIMENTS[name]
     steps = arguments.steps or experiment.training.steps
     condition = {"experiment": name, "steps": steps}
-    held: dict[str, Any] = {"condition": condition, "results": {}}
-    if out and out.exists():
-        try:
-            held = json.loads(out.read_text(encoding="utf-8"))
-            matches = held["condition"] == condition
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--out={out}: is no file of results of this program") from error
-        if not matches:
-            raise UserError(f"--out={out}: has other results: {held['condition']}")
+    held = results_so_far(out, condition)
     results = held["results"]
     chosen = [v for v in experiment.variants if not only or v in only]
     if not chosen:

@@ -84,7 +84,7 @@ class _Drawn(NamedTuple):
     linear: bool
 
 
-class ClipSource:
+class PathClipSource:
     """Draws clips, each from a seed of its own."""
 
     def __init__(self, config: PathClipsConfig) -> None:
@@ -198,7 +198,7 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
         maps = path_maps(blurred, below, found.sharp, found.unexplained, evidence)
         return jnp.round(255 * maps).astype(jnp.uint8)
 
-    source = ClipSource(config)
+    source = PathClipSource(config)
     line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)
     for number in range(config.clips):
         place = folder / f"{number:06d}"

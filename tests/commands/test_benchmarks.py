@@ -295,6 +295,69 @@ def test_an_experiment_goes_on_where_it_was_stopped(
         module.main()
 
 
+@pytest.fixture
+def path_clips(tmp_path: Path) -> Path:
+    """Three clips, the second of which is sharp."""
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        sharp = rng.integers(0, 256, (4, 128, 144, 3), dtype=np.uint8)
+        maps = np.full((4, 128, 144, 14), 128, np.uint8)
+        maps[..., 3:6] = sharp // 2
+        if number == 1:
+            maps[..., :3] = sharp
+        place = tmp_path / "clips" / f"{number:06d}"
+        place.mkdir(parents=True)
+        np.save(place / "maps.npy", maps)
+        np.save(place / "sharp.npy", sharp)
+    return tmp_path / "clips"
+
+
+def test_variants_over_paths_train_alike(
+    benchmark: Any, path_clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = path_clips.parent / "results.json"
+    command = f"over_paths {path_clips} --validate=2 --seeds 0 1 --out={out}"
+    module = benchmark(command)
+    seen: list[tuple[int, int, int, float]] = []
+
+    def train(variant: Any, clips: Any, kept: Any, config: Any, gate: Any) -> Any:
+        seen.append((len(clips), len(kept), config.seed, round(gate[0], 6)))
+        return module.Result(7, 0.1 * config.seed, -0.5)
+
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "SHIPPED", {"as it ships": {}})
+    module.main()
+    assert len(seen) == 8
+    assert {each[:2] for each in seen} == {(1, 1)}  # the sharp clip does not score
+    assert [each[2] for each in seen] == [0] * 4 + [1] * 4
+    module.main()
+    assert len(seen) == 8  # all were kept
+    printed = capsys.readouterr().out
+    assert "| CNN with attention | 7 | 2 | +0.05 ± 0.07 | -0.50 |" in printed
+    assert "| gate | " in printed
+    benchmark(f"{command} --steps=3")
+    with pytest.raises(UserError, match="has other results"):
+        module.main()
+    benchmark(f"over_paths {path_clips} --validate=3")
+    with pytest.raises(UserError, match="--validate=3: no clip of"):
+        module.main()
+    clips = module.read_clips(path_clips)
+    for first, again in zip(*(module.batch(clips, 2, 0, 5).values() for _ in "ab"), strict=True):
+        np.testing.assert_array_equal(first, again)
+
+
+def test_attention_over_paths_sees_the_whole_clip(benchmark: Any) -> None:
+    module = benchmark("over_paths nowhere")
+    maps = np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32, 14)).astype(np.float32)
+    other = maps.copy()
+    other[:, 0] = other[:, 0, ::-1, :, ::-1]
+    for name, sees in (("CNN", False), ("CNN with attention", True)):
+        variant = module.VARIANTS[name]
+        network = module.network(variant, 0)
+        last = [np.asarray(network.restore_clip(jnp.asarray(x)))[:, 2] for x in (maps, other)]
+        assert (np.abs(last[0] - last[1]).max() > 1e-7) == sees
+
+
 def test_an_experiment_trains_what_it_is_told_to(benchmark: Any) -> None:
     module = benchmark("evidence")
     experiment = module.EXPERIMENTS["tint"]

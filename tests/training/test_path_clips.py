@@ -16,7 +16,7 @@ from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.path_maps import CHANNELS
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.training.path_clips import ClipSource, PathClipsConfig, draw_clips
+from jaxdeblur.training.path_clips import PathClipsConfig, PathClipSource, draw_clips
 from jaxdeblur.training.run import train
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig
@@ -83,7 +83,7 @@ def test_clips_of_high_speed_video_are_as_long_as_training_takes(tmp_path: Path)
         for number in range(frames):
             image = np.full((32, 48, 3), 7 * number, np.uint8)
             iio.imwrite(tmp_path / name / f"{number:02d}.png", image)
-    source = ClipSource(PathClipsConfig(highspeed=str(tmp_path)))
+    source = PathClipSource(PathClipsConfig(highspeed=str(tmp_path)))
     assert [video.name for video in source.videos] == ["long"]
     for seed in range(20):
         drawn = source.averaged(np.random.default_rng(seed))
