@@ -128,7 +128,7 @@ def read_clips(folder: Path) -> list[Clip]:
 def batch(clips: Sequence[Clip], size: int, seed: int, step: int) -> Batch:
     """Random crops, mirrored and turned at random; of a seed and step always the same."""
     rng = np.random.default_rng((seed, step))
-    cuts = []
+    cuts: list[list[np.ndarray]] = []
     for _ in range(size):
         clip = clips[rng.integers(len(clips))]
         time, height, width = clip.sharp.shape[:3]

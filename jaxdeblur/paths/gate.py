@@ -11,7 +11,7 @@ frames (shutter.py): slow motion of sharp frames is hard to distinguish from blu
 
 The base Y, which a network may have sharpened without need, is then taken by
 
-    1 - s(n; 2, 8) (1 - s(b; .03, .07))
+    1 - s(n; 2, 8) (1 - s(b; .015, .04))
 
 and the blurred frame else, n the number of tiles that moved and were asked: a video that moves and
 shows no open shutter comes out as it went in.
@@ -32,7 +32,7 @@ from jaxdeblur.paths.wiener import Luminance
 BLURRED = (0.07, 0.14)
 """Between these b opens the gate. Chosen on validation clips (docs/lab/paths.md)."""
 
-_SHARP, _TOLD = (0.03, 0.07), (2.0, 8.0)  # Of b; of n.
+_SHARP, _TOLD = (0.015, 0.04), (2.0, 8.0)  # Of b; of n.
 
 _FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing.
 
