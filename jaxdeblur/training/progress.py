@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 import shlex
 from pathlib import Path
+from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from jaxdeblur.errors import ProgressLine, tell
 from jaxdeblur.shapes import Parameters
@@ -46,8 +46,7 @@ class RunWatcher:
         self.line: ProgressLine | None = None
         if jax.process_index() == 0:
             self.line = ProgressLine("training", config.steps, unit="steps", eager=True, stays=True)
-            place = str(folder / TENSORBOARD_NAME)
-            self.board = SummaryWriter(place, flush_secs=10, purge_step=first + 1)
+            self.board = _board(folder / TENSORBOARD_NAME, first + 1)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """A step is done."""
@@ -58,7 +57,7 @@ class RunWatcher:
         if self.scores:
             note += f"  validation {self.scores['psnr']:.2f} dB ({self.scores['gain']:+.2f})"
         self.line.update(step, note=note)
-        if step % _BOARD_EVERY == 0:
+        if self.board and step % _BOARD_EVERY == 0:
             self.board.add_scalar("train/loss", float(metrics.loss), step)
             self.board.add_scalar("train/gradient_norm", float(metrics.gradient_norm), step)
             self.board.add_scalar("train/learning_rate", float(self.rate(step)), step)
@@ -67,7 +66,7 @@ class RunWatcher:
         """Scores the parameters of a step; the gain is shown from now on."""
         assert self.validation is not None
         self.scores = self.validation(parameters)
-        if self.line:
+        if self.line and self.board:
             for name, value in self.scores.items():
                 self.board.add_scalar(f"validation/{name}", value, step)
             image = self.validation.image
@@ -91,4 +90,15 @@ class RunWatcher:
         """Leaves the terminal on a new line, and writes what is left."""
         if self.line:
             self.line.close()
-            self.board.close()
+            if self.board:
+                self.board.close()
+
+
+def _board(folder: Path, purge_step: int) -> Any:
+    """Writes for TensorBoard; None, and a line that says so, where it is not installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ModuleNotFoundError:  # GPU machines on loan have JAX and little else.
+        tell(f"{folder} is not written: pip install tensorboardX")
+        return None
+    return SummaryWriter(str(folder), flush_secs=10, purge_step=purge_step)
