@@ -15,7 +15,7 @@ from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.fit import first_fit, fit_paths, gain_over_no_blur
-from jaxdeblur.paths.gate import BLURRED, gate, smoothstep
+from jaxdeblur.paths.gate import BLURRED, base_share, gate, smoothstep
 from jaxdeblur.paths.likelihood import Fit, Observed, band, folded_spectra, noise_floor
 from jaxdeblur.paths.path import FRAMES, exposed, exposures, extent, spline, through
 from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, TILES, Shutter, evidence
@@ -36,6 +36,8 @@ class Estimate(NamedTuple):
 
     sharp: Float[Array, "H W 3"]
     """Without its blur, in [0, 1]."""
+    base: Float[Array, "H W 3"]
+    """The base, as far as the video is not known to be sharp (gate.py)."""
     unexplained: Float[Array, "H W 2"]
     """Of the luminance: what the reblurred frame leaves; the neighbours' X minus its own."""
     cells: Float[Array, "h w 3"]
@@ -103,21 +105,21 @@ def estimate(
     is_linear = shutter.linear > 0 if linear is None else jnp.asarray(linear)
     open_for = shutter.duty if duty is None else jnp.float32(duty)
 
-    middle, base = lax.cond(
+    middle, mean = lax.cond(
         is_linear,
         lambda x: (x[0] ** GAMMA, x[1] ** GAMMA),
         lambda x: x,
         (frames[1:4], jnp.clip(base, 0.0, 1.0)),
     )
-    bright, base_bright = middle @ _LUMA, base @ _LUMA
+    bright, mean_bright = middle @ _LUMA, mean @ _LUMA
     basis = exposures(open_for)
     seen = observed(bright, offsets)
     fit, value = fit_paths(first_fit(start, here), seen, tiling.shape, where, basis, floor)
     gain = gain_over_no_blur(fit, value, seen, where, floor)
     tiles = wiener.Tiles(fit, _offsets(fit.knots), _weights(fit, here), open_for)
-    made = wiener.luminance(bright, base_bright, tiles, basis, tiling)
-    colours, base_colours = _chroma(middle, bright), _chroma(base, base_bright)
-    sharp = wiener.chrominance(colours, base_colours, tiles, basis, half, made.shares)
+    made = wiener.luminance(bright, mean_bright, tiles, basis, tiling)
+    colours, mean_colours = _chroma(middle, bright), _chroma(mean, mean_bright)
+    sharp = wiener.chrominance(colours, mean_colours, tiles, basis, half, made.shares)
     change = sharp - colours[1]
     red, blue = jax.image.resize(change, (2, 2 * change.shape[1], 2 * change.shape[2]), "linear")
     green = -(_LUMA[0] * red + _LUMA[2] * blue) / _LUMA[1]
@@ -127,9 +129,10 @@ def estimate(
     cells = gate(made, bright[1], extent(fit.knots, open_for), gain, tiling)
     if duty is None:
         cells = cells.at[..., 0].multiply(smoothstep(shutter.blurred, *BLURRED))
+        base = frames[2] + base_share(shutter) * (base - frames[2])
     unexplained = jnp.stack([made.residual, made.disagreement], -1)
     paths = jnp.asarray(tiling.centres)[:, None] + exposed(fit.knots, open_for)
-    return Estimate(sharp, unexplained, cells, paths, shutter)
+    return Estimate(sharp, base, unexplained, cells, paths, shutter)
 
 
 def _halved(image: Float[Array, "*leading H W"]) -> Float[Array, "*leading h w"]:

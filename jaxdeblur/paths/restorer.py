@@ -24,7 +24,6 @@ from jaxdeblur.models.path_maps import MADE, at_pixels, path_maps, restored_of
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.options import Share, check_ranges
 from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, Estimate, estimate
-from jaxdeblur.paths.gate import base_share
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.shapes import Clip, Frame
 
@@ -219,9 +218,7 @@ class PathRestorer(VideoRestorer):
             found = one(window, base, known)
             evidence = at_pixels(found.cells, *base.shape[:2])
             blurred = window[LOOKAHEAD]
-            if not self.config.duty:
-                base = blurred + base_share(found.shutter) * (base - blurred)
-            maps = path_maps(blurred, base, found.sharp, found.unexplained, evidence)
+            maps = path_maps(blurred, found.base, found.sharp, found.unexplained, evidence)
             return found.shutter, _Told(maps, found.cells[..., 0], found.paths)
 
         told: tuple[Shutter, _Told] = lax.map(mapped, (frames, shutter, below))
