@@ -191,9 +191,9 @@ def train(
     return Result(count(parameters), float(np.mean(gains)), min(gains))
 
 
-def gains_over(gate: Sequence[float], network: VideoRestorer, clips: Sequence[Clip]) -> list[float]:
+def gains_over(gate: Sequence[float], model: VideoRestorer, clips: Sequence[Clip]) -> list[float]:
     """What a network gains on each clip over the gate's frames, whose PSNR is given, dB."""
-    restore = jax.jit(network.restore_clip)
+    restore = jax.jit(model.restore_clip)
     made = (restore(_in_range(clip.maps)[None])[0] for clip in clips)
     return [score(frames, clip) - g for frames, clip, g in zip(made, clips, gate, strict=True)]
 

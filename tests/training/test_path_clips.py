@@ -88,7 +88,7 @@ def test_clips_of_high_speed_video_are_as_long_as_training_takes(tmp_path: Path)
     for seed in range(20):
         drawn = source.averaged(np.random.default_rng(seed))
         assert len(drawn.blurred) == len(drawn.sharp) >= 4
-        assert 0.375 <= drawn.duty <= 1
+        assert 0.55 <= drawn.duty <= 1
 
 
 @pytest.mark.stress
