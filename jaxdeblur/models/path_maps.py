@@ -6,10 +6,13 @@ reblurred frame leaves unexplained and what the neighbours' X has more than its 
 0.5; then the gate g, the extent e of the path and the gain G of the likelihood
 (jaxdeblur/paths/gate.py).
 
-    restored = Y + clip(g + m dg, 0, 1) (X - Y) + m dI,  m = a / (a + a0),  a = |Y - B| + g |X - Y|
+    restored = Y + clip(g + m dg, 0, 1) (X - Y) + m dI
+    m = a / (a + a0) (1 - s(e; 6, 23)),  a = |Y - B| + g |X - Y|
 
 where the network makes dI and dg; at zero, that is the physics. a is a mean over cells of 16 x 16
-pixels: where base and gate leave the blurred frame as it is, so does the network.
+pixels: where base and gate leave the blurred frame as it is, so does the network. s is a smooth
+step: what the network has learnt on rendered scenes harms long blur of real video, where the
+physics alone is better (docs/lab/paths.md).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ CELL = 16
 _SLOPE = 2.0  # Of what lies about 0.5: differences of up to a quarter of the range are told.
 _EXTENT, _GAIN = 4.0, 0.2  # Pixels and nats that are told as a half.
 _LEAST = 1 / 255  # a0
+_LONG = (0.6, 0.85)  # Of the extent as it is told: 6 and 23 pixels.
 
 
 def path_maps(
@@ -60,8 +64,14 @@ def restored_of(
     blurred, base, sharp, share = maps[..., :3], maps[..., 3:6], maps[..., 6:9], maps[..., 11:12]
     change = jnp.abs(base - blurred) + share * jnp.abs(sharp - base)
     active = at_pixels(cell_means(change.mean(-1, keepdims=True)), *maps.shape[-3:-1])
-    made = made * (active / (active + _LEAST))
+    made = made * (active / (active + _LEAST)) * (1 - smoothstep(maps[..., 12:13], *_LONG))
     return base + jnp.clip(share + made[..., 3:], 0.0, 1.0) * (sharp - base) + made[..., :3]
+
+
+def smoothstep(x: jax.Array, low: float, high: float) -> jax.Array:
+    """0 below ``low``, 1 above ``high``, smooth between."""
+    t = jnp.clip((x - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
 
 
 def cell_means(image: Float[Array, "*leading H W C"]) -> Float[Array, "*leading h w C"]:

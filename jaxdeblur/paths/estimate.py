@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,11 +13,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.models.path_maps import CELL, smoothstep
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.fit import first_fit, fit_paths, gain_over_no_blur
-from jaxdeblur.paths.gate import BLURRED, base_share, gate, smoothstep
-from jaxdeblur.paths.likelihood import Fit, Observed, band, folded_spectra, noise_floor
+from jaxdeblur.paths.gate import BLURRED, base_share, gate
+from jaxdeblur.paths.likelihood import Band, Observed, band, folded_spectra, noise_floor
 from jaxdeblur.paths.path import FRAMES, exposed, exposures, extent, spline, through
 from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, TILES, Shutter, evidence
 from jaxdeblur.paths.tiles import REACH, Tiling, hann
@@ -28,6 +30,8 @@ LEAST_SIDE = 64
 """Pixels: smaller frames hold no tile."""
 
 _STRIDE, _TILE, _PATCH = 64, 128, 192
+_LARGE = 28.0  # Pixels of blur, in the median tile: a patch of the whole size is small for it.
+_SHARES = (wiener.NEIGHBOUR, 1.0, wiener.NEIGHBOUR)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -68,71 +72,160 @@ def estimate(
       duty: the share of the period that the shutter is open; None for what the evidence says.
       linear: averaged in linear light (True) or as stored (False); None likewise.
     """
-    height, width = frames.shape[1:3]
-    tiling = Tiling(height, width, _STRIDE, _TILE, _PATCH)
-    half, quarter = tiling.reduced(2), tiling.reduced(4)
-    stored = frames @ _LUMA
-    small = jax.vmap(lambda y: _halved(_halved(y)))(stored)
-    spectra = [phase_spectra(y, quarter) for y in small]
-    moved = [4.0 * displacement(spectra[2], spectra[j], quarter) for j in (0, 1, 3, 4)]
-    moves = jnp.stack(moved, 1)
-    others = present[jnp.array([0, 1, 3, 4])]
-    here = jnp.broadcast_to(present[1:4], (len(moves), 3))
-    floor = noise_floor(hann(half.n), 2)
-    where = functools.partial(band, half.n // 2, scale=2)
-
-    def observed(luminance: Float[Array, "3 H W"], offsets: Float[Array, "N 3 2"]) -> Observed:
-        whole = jnp.round(offsets / 2).astype(int)
-        folded = [folded_spectra(_halved(y), half, whole[:, j]) for j, y in enumerate(luminance)]
-        return Observed(jnp.stack(folded, 1), offsets, here)
-
-    start = through(moves, others, 1.0)
-    offsets = _offsets(start)
+    tiling = _tiling(frames)
+    moves = _moves(frames, tiling)
     speed = jnp.linalg.norm(moves[:, 1:3], axis=-1).max(-1) * present[2]
-
-    def ask(shutter: Shutter) -> Shutter:
-        def told(gamma: Float[Array, ""]) -> tuple[Float[Array, "n D"], Float[Array, " n"]]:
-            seen = observed(stored[1:4] ** gamma, offsets)
-            return evidence(start, seen, speed, where, floor)
-
-        found, counts = lax.map(told, jnp.array(LIGHTS))
-        return shutter.add(found, counts[0])
-
     if duty is None or linear is None:  # else there is nothing to ask
-        moving = (speed > LEAST_MOTION).any()
-        asked = moving & (observe | (shutter.tiles < TILES))
+        asked = (speed > LEAST_MOTION).any() & (observe | (shutter.tiles < TILES))
+        ask = functools.partial(_ask, frames, moves, speed, present)
         shutter = lax.cond(asked, ask, lambda shutter: shutter, shutter)
     is_linear = shutter.linear > 0 if linear is None else jnp.asarray(linear)
     open_for = shutter.duty if duty is None else jnp.float32(duty)
+    told = (present, open_for, is_linear)
+    whole = functools.partial(_restored, frames, base, moves, *told)
 
+    def at_half_size() -> _Restored:
+        first = (jnp.moveaxis(image, -1, -3) for image in (frames, base))
+        small, below = (jnp.moveaxis(_halved(image), -3, -1) for image in first)
+        made = _restored(small, below, _moves(small, _tiling(small)), *told)
+        return _enlarged(made, base, below, _tiling(small), tiling)
+
+    large = jnp.median(speed) * open_for > _LARGE
+    small = min(frames.shape[1:3]) < 2 * _PATCH
+    made: _Restored = whole() if small else lax.cond(large, at_half_size, whole)
+    cells = made.cells
+    if duty is None:
+        cells = cells.at[..., 0].multiply(smoothstep(shutter.blurred, *BLURRED))
+        base = frames[2] + base_share(shutter) * (base - frames[2])
+    return Estimate(made.sharp, base, made.unexplained, cells, made.paths, shutter)
+
+
+def _ask(
+    frames: Float[Array, "5 H W 3"],
+    moves: Float[Array, "N 4 2"],
+    speed: Float[Array, " N"],
+    present: Float[Array, 5],
+    shutter: Shutter,
+) -> Shutter:
+    """With this frame's evidence counted in."""
+    start = _start(moves, present)
+    where, floor = _compared(_tiling(frames))
+
+    def told(gamma: Float[Array, ""]) -> tuple[Float[Array, "n D"], Float[Array, " n"]]:
+        luminance = (frames[1:4] @ _LUMA) ** gamma
+        seen = _observed(luminance, _tiling(frames), _offsets(start), present)
+        return evidence(start, seen, speed, where, floor)
+
+    found, counts = lax.map(told, jnp.array(LIGHTS))
+    return shutter.add(found, counts[0])
+
+
+class _Restored(NamedTuple):
+    """Of an Estimate, without what the shutter's video tells."""
+
+    sharp: Float[Array, "H W 3"]
+    unexplained: Float[Array, "H W 2"]
+    cells: Float[Array, "h w 3"]
+    paths: Float[Array, "N 9 2"]
+
+
+def _restored(
+    frames: Float[Array, "5 H W 3"],
+    base: Float[Array, "H W 3"],
+    moves: Float[Array, "N 4 2"],
+    present: Float[Array, 5],
+    duty: Float[Array, ""],
+    linear: Array,
+) -> _Restored:
+    height, width = frames.shape[1:3]
+    tiling = _tiling(frames)
+    where, floor = _compared(tiling)
     middle, mean = lax.cond(
-        is_linear,
+        linear,
         lambda x: (x[0] ** GAMMA, x[1] ** GAMMA),
         lambda x: x,
         (frames[1:4], jnp.clip(base, 0.0, 1.0)),
     )
     bright, mean_bright = middle @ _LUMA, mean @ _LUMA
-    basis = exposures(open_for)
-    seen = observed(bright, offsets)
-    fit, value = fit_paths(first_fit(start, here), seen, tiling.shape, where, basis, floor)
+    basis, start = exposures(duty), _start(moves, present)
+    seen = _observed(bright, tiling, _offsets(start), present)
+    first = first_fit(start, seen.present)
+    fit, value = fit_paths(first, seen, tiling.shape, where, basis, floor)
     gain = gain_over_no_blur(fit, value, seen, where, floor)
-    tiles = wiener.Tiles(fit, _offsets(fit.knots), _weights(fit, here), open_for)
+    weights = seen.present * jnp.exp(fit.trust) * jnp.array(_SHARES)
+    tiles = wiener.Tiles(fit, _offsets(fit.knots), weights, duty)
     made = wiener.luminance(bright, mean_bright, tiles, basis, tiling)
     colours, mean_colours = _chroma(middle, bright), _chroma(mean, mean_bright)
+    half = tiling.reduced(2)
     sharp = wiener.chrominance(colours, mean_colours, tiles, basis, half, made.shares)
     change = sharp - colours[1]
     red, blue = jax.image.resize(change, (2, 2 * change.shape[1], 2 * change.shape[2]), "linear")
     green = -(_LUMA[0] * red + _LUMA[2] * blue) / _LUMA[1]
     change = jnp.stack([red, green, blue], -1)[:height, :width]
     sharp = jnp.clip(middle[1] + (made.sharp - bright[1])[..., None] + change, 0.0, 1.0)
-    sharp = lax.cond(is_linear, lambda x: x ** (1 / GAMMA), lambda x: x, sharp)
-    cells = gate(made, bright[1], extent(fit.knots, open_for), gain, tiling)
-    if duty is None:
-        cells = cells.at[..., 0].multiply(smoothstep(shutter.blurred, *BLURRED))
-        base = frames[2] + base_share(shutter) * (base - frames[2])
+    sharp = lax.cond(linear, lambda x: x ** (1 / GAMMA), lambda x: x, sharp)
+    cells = gate(made, bright[1], extent(fit.knots, duty), gain, tiling)
     unexplained = jnp.stack([made.residual, made.disagreement], -1)
-    paths = jnp.asarray(tiling.centres)[:, None] + exposed(fit.knots, open_for)
-    return Estimate(sharp, base, unexplained, cells, paths, shutter)
+    paths = jnp.asarray(tiling.centres)[:, None] + exposed(fit.knots, duty)
+    return _Restored(sharp, unexplained, cells, paths)
+
+
+def _enlarged(
+    made: _Restored,
+    base: Float[Array, "H W 3"],
+    below: Float[Array, "h w 3"],
+    small: Tiling,
+    tiling: Tiling,
+) -> _Restored:
+    """Of a frame what was made of it at half size, over ``below``: the base has the details."""
+    height, width = tiling[:2]
+
+    def enlarge(image: jax.Array) -> jax.Array:
+        shape = 2 * image.shape[0], 2 * image.shape[1], image.shape[2]
+        return jax.image.resize(image, shape, "cubic")[:height, :width]
+
+    sharp = jnp.clip(base + enlarge(made.sharp - below), 0.0, 1.0)
+    cells = made.cells.repeat(2, 0).repeat(2, 1)[: -(-height // CELL), : -(-width // CELL)]
+    rows, columns = (np.arange(n) // 2 for n in tiling.shape)
+    bent = (made.paths - jnp.asarray(small.centres)[:, None]).reshape(*small.shape, -1, 2)
+    bent = 2 * bent[rows][:, columns].reshape(len(tiling.centres), -1, 2)
+    paths = jnp.asarray(tiling.centres)[:, None] + bent
+    return _Restored(sharp, enlarge(made.unexplained), cells * jnp.array([1.0, 2.0, 1.0]), paths)
+
+
+def _tiling(frames: Float[Array, "5 H W 3"]) -> Tiling:
+    return Tiling(frames.shape[1], frames.shape[2], _STRIDE, _TILE, _PATCH)
+
+
+def _moves(frames: Float[Array, "5 H W 3"], tiling: Tiling) -> Float[Array, "N 4 2"]:
+    """How far each tile moved from the middle frame to the others, in pixels."""
+    quarter = tiling.reduced(4)
+    small = jax.vmap(lambda y: _halved(_halved(y)))(frames @ _LUMA)
+    spectra = [phase_spectra(y, quarter) for y in small]
+    return jnp.stack([4 * displacement(spectra[2], spectra[j], quarter) for j in (0, 1, 3, 4)], 1)
+
+
+def _start(moves: Float[Array, "N 4 2"], present: Float[Array, 5]) -> Float[Array, "N P 2"]:
+    """The paths that a fit begins with."""
+    return through(moves, present[jnp.array([0, 1, 3, 4])], 1.0)
+
+
+def _compared(tiling: Tiling) -> tuple[Callable[[float], Band], float]:
+    """The bands of frequencies up to one, of patches at half size, and their least noise."""
+    n = tiling.n // 2
+    return functools.partial(band, n // 2, scale=2), noise_floor(hann(n), 2)
+
+
+def _observed(
+    luminance: Float[Array, "3 H W"],
+    tiling: Tiling,
+    offsets: Float[Array, "N 3 2"],
+    present: Float[Array, 5],
+) -> Observed:
+    half, whole = tiling.reduced(2), jnp.round(offsets / 2).astype(int)
+    folded = [folded_spectra(_halved(y), half, whole[:, j]) for j, y in enumerate(luminance)]
+    here = jnp.broadcast_to(present[1:4], (len(offsets), 3))
+    return Observed(jnp.stack(folded, 1), offsets, here)
 
 
 def _halved(image: Float[Array, "*leading H W"]) -> Float[Array, "*leading h w"]:
@@ -155,7 +248,3 @@ def _offsets(knots: Float[Array, "N P 2"]) -> Float[Array, "N 3 2"]:
     """Where the patches are cut: where the path is at each frame, in even pixels."""
     at = jnp.einsum("jp,npc->njc", spline(jnp.array(FRAMES, jnp.float32)), knots)
     return jnp.clip(2 * jnp.round(at / 2), -REACH, REACH)
-
-
-def _weights(fit: Fit, present: Float[Array, "N 3"]) -> Float[Array, "N 3"]:
-    return present * jnp.exp(fit.trust) * jnp.array([wiener.NEIGHBOUR, 1.0, wiener.NEIGHBOUR])

@@ -19,12 +19,11 @@ shows no open shutter comes out as it went in.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdeblur.models.path_maps import CELL, cell_means
+from jaxdeblur.models.path_maps import CELL, cell_means, smoothstep
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.wiener import Luminance
@@ -35,12 +34,6 @@ BLURRED = (0.07, 0.14)
 _SHARP, _TOLD = (0.015, 0.04), (2.0, 8.0)  # Of b; of n.
 
 _FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing.
-
-
-def smoothstep(x: jax.Array, low: float, high: float) -> jax.Array:
-    """0 below ``low``, 1 above ``high``, smooth between."""
-    t = jnp.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
 
 
 def gate(

@@ -20,6 +20,7 @@ from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths.fit import Stage, first_fit, fit_paths
 from jaxdeblur.paths.likelihood import Band, Observed
 from jaxdeblur.paths.path import exposures
+from jaxdeblur.paths.tiles import REACH
 
 DUTIES = np.array([0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0], np.float32)
 """The candidates; 0 is a sharp frame."""
@@ -124,7 +125,7 @@ def evidence(
     band = where(0.16)
     texture = (seen.spectra[:, 1][..., band.rows, :][..., band.columns] ** 2).sum(1)
     texture = (texture * band.weight * np.hypot(band.fy[:, None], band.fx)).sum((-2, -1))
-    moves = (motion > LEAST_MOTION) & (motion < 40.0)
+    moves = (motion > LEAST_MOTION) & (motion < REACH)
     score, chosen = jax.lax.top_k(jnp.where(moves, texture, 0.0), min(TILES, len(motion)))
     knots, few = knots[chosen], jax.tree.map(lambda leaf: leaf[chosen], seen)
     counts = (score > 0) * jnp.where(few.present.min(1) > 0, 1.0, _INCOMPLETE)

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.models.path_maps import at_pixels, path_maps, restored_of
+from jaxdeblur.models.path_maps import at_pixels, path_maps, restored_of, smoothstep
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.estimate import estimate
-from jaxdeblur.paths.gate import base_share, smoothstep
+from jaxdeblur.paths.gate import base_share
 from jaxdeblur.paths.likelihood import START, Fit, Observed, band, likelihood, noise_floor
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, sample_weights, spline, transfer
 from jaxdeblur.paths.restorer import PathRestorer, PathsConfig
@@ -166,6 +166,19 @@ def test_a_frame_blurred_along_a_known_path_comes_back(duty: float) -> None:
     assert np.asarray(told.cells)[5:-5, 5:-5, 0].mean() > 0.5
 
 
+@pytest.mark.stress  # Two sizes are two programs.
+def test_large_blur_is_restored_at_half_size() -> None:
+    frames = moving((3.0, 16.0), 1.0)
+    blurred, sharp = (np.array(jax.image.resize(f, (5, 512, 640, 3), "cubic")) for f in frames)
+    given, never = jnp.asarray(blurred, jnp.float32), jnp.asarray(False)
+    told = restored(given, given[2], jnp.ones(5), Shutter.unknown(), never, 1.0, False)
+    assert psnr(np.asarray(told.sharp), sharp[2]) > psnr(blurred[2], sharp[2]) + 3
+    length = np.linalg.norm(np.diff(np.asarray(told.paths), axis=1), axis=-1).sum(-1)
+    np.testing.assert_allclose(np.median(length), np.hypot(6, 32), atol=6)
+    chex.assert_shape(told.cells, (32, 40, 3))
+    np.testing.assert_array_equal(told.cells[::2, ::2], told.cells[1::2, 1::2])
+
+
 @pytest.mark.stress  # Asking is a program of its own, which takes minutes to compile.
 @pytest.mark.parametrize("duty", [0.5, 1.0])
 def test_the_duty_is_found(duty: float) -> None:
@@ -219,6 +232,9 @@ def test_maps_without_a_change_are_the_gates_frame() -> None:
     # Where base and gate leave the blurred frame as it is, so does the network.
     still = path_maps(blurred, blurred, sharp, jnp.zeros((16, 32, 2)), 0 * evidence)
     np.testing.assert_allclose(restored_of(still, change), blurred, atol=1e-6)
+    # A path of 40 pixels is the physics' alone.
+    far = path_maps(blurred, base, sharp, jnp.zeros((16, 32, 2)), evidence.at[..., 1].set(40.0))
+    np.testing.assert_allclose(restored_of(far, change), expected, atol=1e-6)
 
 
 def test_gate_closes_where_nothing_is_told() -> None:
