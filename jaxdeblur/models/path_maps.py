@@ -7,12 +7,12 @@ reblurred frame leaves unexplained and what the neighbours' X has more than its 
 (jaxdeblur/paths/gate.py).
 
     restored = Y + clip(g + m dg, 0, 1) (X - Y) + m dI
-    m = a / (a + a0) (1 - s(e; 6, 23)),  a = |Y - B| + g |X - Y|
+    m = a / (a + a0) (1 - s(e / (e + 4); .6, .85)),  a = |Y - B| + g |X - Y|
 
 where the network makes dI and dg; at zero, that is the physics. a is a mean over cells of 16 x 16
 pixels: where base and gate leave the blurred frame as it is, so does the network. s is a smooth
-step: what the network has learnt on rendered scenes harms long blur of real video, where the
-physics alone is better (docs/lab/paths.md).
+step, here from 6 to 23 pixels: what the network has learnt on small rendered frames harms long blur
+of real video, where the physics alone is better (docs/lab/paths.md).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CELL = 16
 _SLOPE = 2.0  # Of what lies about 0.5: differences of up to a quarter of the range are told.
 _EXTENT, _GAIN = 4.0, 0.2  # Pixels and nats that are told as a half.
 _LEAST = 1 / 255  # a0
-_LONG = (0.6, 0.85)  # Of the extent as it is told: 6 and 23 pixels.
+_LONG = (0.6, 0.85)  # Of the extent as it is told, e / (e + 4).
 
 
 def path_maps(

@@ -237,7 +237,7 @@ def test_maps_without_a_change_are_the_gates_frame() -> None:
     np.testing.assert_allclose(restored_of(far, change), expected, atol=1e-6)
 
 
-def test_gate_closes_where_nothing_is_told() -> None:
+def test_a_smooth_step_is_flat_outside_of_its_ends() -> None:
     np.testing.assert_allclose(smoothstep(jnp.array([0.0, 1.0, 3.0]), 0.5, 1.5), [0, 0.5, 1])
 
 
