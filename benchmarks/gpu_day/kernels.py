@@ -170,7 +170,14 @@ def measure(
             # but what is looked at. So results are handed on whole, and a number of each argument
             # waits for them: no part of a call can be left out, or be done once for all.
             seen = zero * sum(leaf[(0,) * leaf.ndim].astype(jnp.float32) for leaf in results)
-            return [a.at[(0,) * a.ndim].add(seen.astype(a.dtype)) for a in arguments], results
+            # Behind a barrier, so that the update is a copy of one number: fused with the sum, it
+            # reads and writes the whole argument once more.
+            firsts = [a[(0,) * a.ndim] + seen.astype(a.dtype) for a in arguments]
+            moved = [
+                lax.dynamic_update_slice(a, first.reshape((1,) * a.ndim), (0,) * a.ndim)
+                for a, first in zip(arguments, lax.optimization_barrier(firsts), strict=True)
+            ]
+            return moved, results
 
         return lax.fori_loop(0, calls, once, (arguments, results))
 

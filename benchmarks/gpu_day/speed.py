@@ -23,10 +23,11 @@ from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import split
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.stream import restore_clip
-from jaxdeblur.weights.load import PATHS_ALONE, load_model
+from jaxdeblur.weights.load import PATHS_ALONE, load_restorer
 
-PRESETS = ("strcnn_dtb", "fsta_concat", PATHS_ALONE, "strcnn_dtb_choice", "strcnn")
-"""``paths`` are blur paths without a network."""
+PATHS = "strcnn_dtb_paths"
+PRESETS = ("strcnn_dtb", PATHS, "fsta_concat", PATHS_ALONE, "strcnn_dtb_choice", "strcnn")
+"""``paths`` are blur paths without a network; they compute in float32."""
 SIZES = ((1280, 720), (3840, 2160))
 GOALS = {(1280, 720): 500, (3840, 2160): 60}
 """Frames a second of strcnn_dtb on an H200 (docs/lab/performance.md)."""
@@ -60,9 +61,9 @@ def frames_of(name: str, width: int, height: int, count: int) -> dict[str, Any]:
 
     Memory is the most that the process has held so far, of any preset.
     """
-    if name == PATHS_ALONE:
+    if name in (PATHS, PATHS_ALONE):
         network: Any = None
-        model = load_model(name).model
+        model = load_restorer(name, dtype="bfloat16").model
     else:
         network = dataclasses.replace(presets.find(name).network, dtype="bfloat16")
         model = models.build(network)

@@ -116,6 +116,8 @@ def train(arguments: argparse.Namespace, report: Report) -> None:
     write_state(file, state)
     best = best_parameters(state)
     about = {"data": "rendered"}
+    if hasattr(network, "dtype"):  # of the computation, which is not always on a GPU
+        network = dataclasses.replace(network, dtype="float32")
     weights = LoadedModel(rebuild(best), name, network, int(state.step), str(file), about)
     export_weights(weights, arguments.out / f"{name}.safetensors")
     report.keep()

@@ -52,14 +52,15 @@ class Estimate(NamedTuple):
     """What its video's shutter is, this frame's evidence counted in."""
 
 
+@jax.default_matmul_precision("float32")  # A GPU's TF32 would move a path by tenths of a pixel.
 def estimate(
     frames: Float[Array, "5 H W 3"],
     base: Float[Array, "H W 3"],
     present: Float[Array, 5],
     shutter: Shutter,
     observe: Array,
-    duty: float | None = None,
-    linear: bool | None = None,
+    duty: float | Array | None = None,
+    linear: bool | Array | None = None,
 ) -> Estimate:
     """Restores the middle one of five frames.
 
@@ -156,8 +157,7 @@ def _restored(
     tiles = wiener.Tiles(fit, _offsets(fit.knots), weights, duty)
     made = wiener.luminance(bright, mean_bright, tiles, basis, tiling)
     colours, mean_colours = _chroma(middle, bright), _chroma(mean, mean_bright)
-    half = tiling.reduced(2)
-    sharp = wiener.chrominance(colours, mean_colours, tiles, basis, half, made.shares)
+    sharp = wiener.chrominance(colours, mean_colours, tiles, basis, tiling.reduced(2), made.shares)
     change = sharp - colours[1]
     red, blue = jax.image.resize(change, (2, 2 * change.shape[1], 2 * change.shape[2]), "linear")
     green = -(_LUMA[0] * red + _LUMA[2] * blue) / _LUMA[1]

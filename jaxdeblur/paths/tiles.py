@@ -73,7 +73,7 @@ def cut(
         start = (0, corner[0], corner[1])
         return lax.dynamic_slice(padded, start, (len(image), tiling.n, tiling.n))
 
-    return lax.map(one, corners)
+    return over_tiles(one, corners)
 
 
 def overlap_add(tiles: Float[Array, "N C size size"], tiling: Tiling) -> Float[Array, "C H W"]:
