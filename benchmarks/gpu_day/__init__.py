@@ -33,7 +33,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch takes i
 import jax
 
 from benchmarks.common import positive
-from benchmarks.gpu_day import kernels, memory, paths, speed, training
+from benchmarks.gpu_day import kernels, memory, speed, training
 from benchmarks.gpu_day.report import Report
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
@@ -45,7 +45,6 @@ PARTS = {
     "train": training.train,
     "scores": training.scores,
     "memory": memory.run,
-    "paths": paths.run,
 }
 
 
@@ -73,13 +72,6 @@ def main() -> None:
         if name == "memory":
             one.add_argument("--target", type=Path, default=memory.TARGET, help=memory.TARGET_HELP)
             one.add_argument("--size", type=frame_size, default="1280x720", help="of the stream")
-        if name == "paths":
-            one.add_argument("--photos", default="", help="folder of photographs for the scenes")
-            one.add_argument("--highspeed", default="", help="folder of high-speed videos")
-            one.add_argument("--exclude", nargs="*", default=[], help="of these, by name")
-            one.add_argument("--clips", type=int, default=80, help="how many times 16")
-            one.add_argument("--batch-size", type=int, default=16)
-            one.add_argument("--learning-rate", type=float, default=1e-3)
         if name == "scores":
             one.add_argument("--ckpt", required=True, help="run, file or name of weights")
     arguments = parser.parse_args()

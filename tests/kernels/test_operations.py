@@ -42,7 +42,7 @@ BACKWARD = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 1e-2}
 
 
 def margin(implementation: str) -> int:
-    """A GPU's exponential is less exact than a CPU's: on an H100 errors are up to 1.7 times these."""
+    """On an H100 errors in float32 are up to 1.7 times these."""
     return 2 if implementation == "mosaic" else 1
 
 
