@@ -16,12 +16,12 @@ from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.models.path_maps import CELL, smoothstep
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.displacement import displacement, phase_spectra
-from jaxdeblur.paths.fit import first_fit, fit_paths, gain_over_no_blur
+from jaxdeblur.paths.fit import SMOOTH, first_fit, fit_paths, gain_over_no_blur
 from jaxdeblur.paths.gate import BLURRED, base_share, gate
 from jaxdeblur.paths.likelihood import Band, Observed, band, folded_spectra, noise_floor
 from jaxdeblur.paths.path import FRAMES, exposed, exposures, extent, spline, through
 from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, TILES, Shutter, evidence
-from jaxdeblur.paths.tiles import REACH, Tiling, hann
+from jaxdeblur.paths.tiles import REACH, Tiling, halved, hann
 
 WINDOW = 5
 """Frames: the path is that of the middle three, the outer ones say how it bends."""
@@ -29,7 +29,9 @@ WINDOW = 5
 LEAST_SIDE = 64
 """Pixels: smaller frames hold no tile."""
 
-_STRIDE, _TILE, _PATCH = 64, 128, 192
+_COARSE = 64, 128, 192  # Of a Tiling: the stride, the size and n.
+_FINE = 32, 64, 128  # Of small frames, of which a coarse tile would be the most part.
+_SMALL = 384  # Pixels: a shorter side is a small frame's.
 _LARGE = 28.0  # Pixels of blur, in the median tile: a patch of the whole size is small for it.
 _SHARES = (wiener.NEIGHBOUR, 1.0, wiener.NEIGHBOUR)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -73,26 +75,27 @@ def estimate(
       duty: the share of the period that the shutter is open; None for what the evidence says.
       linear: averaged in linear light (True) or as stored (False); None likewise.
     """
-    tiling = _tiling(frames)
+    small = min(frames.shape[1:3]) < _SMALL
+    tiling = _tiling(frames, _FINE if small else _COARSE)
     moves = _moves(frames, tiling)
-    speed = jnp.linalg.norm(moves[:, 1:3], axis=-1).max(-1) * present[2]
+    speed = _speed(moves) * present[2]
     if duty is None or linear is None:  # else there is nothing to ask
         asked = (speed > LEAST_MOTION).any() & (observe | (shutter.tiles < TILES))
-        ask = functools.partial(_ask, frames, moves, speed, present)
+        ask = functools.partial(_ask, frames, None if small else moves, present)
         shutter = lax.cond(asked, ask, lambda shutter: shutter, shutter)
     is_linear = shutter.linear > 0 if linear is None else jnp.asarray(linear)
     open_for = shutter.duty if duty is None else jnp.float32(duty)
     told = (present, open_for, is_linear)
-    whole = functools.partial(_restored, frames, base, moves, *told)
+    whole = functools.partial(_restored, frames, base, moves, tiling, *told)
 
     def at_half_size() -> _Restored:
         first = (jnp.moveaxis(image, -1, -3) for image in (frames, base))
-        small, below = (jnp.moveaxis(_halved(image), -3, -1) for image in first)
-        made = _restored(small, below, _moves(small, _tiling(small)), *told)
-        return _enlarged(made, base, below, _tiling(small), tiling)
+        half, below = (jnp.moveaxis(halved(image), -3, -1) for image in first)
+        of_half = _tiling(half)
+        made = _restored(half, below, _moves(half, of_half), of_half, *told)
+        return _enlarged(made, base, below, of_half, tiling)
 
     large = jnp.median(speed) * open_for > _LARGE
-    small = min(frames.shape[1:3]) < 2 * _PATCH
     made: _Restored = whole() if small else lax.cond(large, at_half_size, whole)
     cells = made.cells
     if duty is None:
@@ -103,18 +106,19 @@ def estimate(
 
 def _ask(
     frames: Float[Array, "5 H W 3"],
-    moves: Float[Array, "N 4 2"],
-    speed: Float[Array, " N"],
+    moves: Float[Array, "N 4 2"] | None,
     present: Float[Array, 5],
     shutter: Shutter,
 ) -> Shutter:
-    """With this frame's evidence counted in."""
-    start = _start(moves, present)
-    where, floor = _compared(_tiling(frames))
+    """With this frame's evidence counted in, by coarse tiles: fine ones tell too little."""
+    tiling = _tiling(frames)
+    moves = _moves(frames, tiling) if moves is None else moves
+    speed, start = _speed(moves) * present[2], _start(moves, present)
+    where, floor = _compared(tiling)
 
     def told(gamma: Float[Array, ""]) -> tuple[Float[Array, "n D"], Float[Array, " n"]]:
         luminance = (frames[1:4] @ _LUMA) ** gamma
-        seen = _observed(luminance, _tiling(frames), _offsets(start), present)
+        seen = _observed(luminance, tiling, _offsets(start), present)
         return evidence(start, seen, speed, where, floor)
 
     found, counts = lax.map(told, jnp.array(LIGHTS))
@@ -134,12 +138,11 @@ def _restored(
     frames: Float[Array, "5 H W 3"],
     base: Float[Array, "H W 3"],
     moves: Float[Array, "N 4 2"],
+    tiling: Tiling,
     present: Float[Array, 5],
     duty: Float[Array, ""],
     linear: Array,
 ) -> _Restored:
-    height, width = frames.shape[1:3]
-    tiling = _tiling(frames)
     where, floor = _compared(tiling)
     middle, mean = lax.cond(
         linear,
@@ -150,18 +153,19 @@ def _restored(
     bright, mean_bright = middle @ _LUMA, mean @ _LUMA
     basis, start = exposures(duty), _start(moves, present)
     seen = _observed(bright, tiling, _offsets(start), present)
+    smooth = SMOOTH * (_COARSE[0] / tiling.stride) ** 2  # As stiff over the same distance.
     first = first_fit(start, seen.present)
-    fit, value = fit_paths(first, seen, tiling.shape, where, basis, floor)
+    fit, value = fit_paths(first, seen, tiling.shape, where, basis, floor, smooth=smooth)
     gain = gain_over_no_blur(fit, value, seen, where, floor)
     weights = seen.present * jnp.exp(fit.trust) * jnp.array(_SHARES)
     tiles = wiener.Tiles(fit, _offsets(fit.knots), weights, duty)
     made = wiener.luminance(bright, mean_bright, tiles, basis, tiling)
     colours, mean_colours = _chroma(middle, bright), _chroma(mean, mean_bright)
     sharp = wiener.chrominance(colours, mean_colours, tiles, basis, tiling.reduced(2), made.shares)
-    change = sharp - colours[1]
-    red, blue = jax.image.resize(change, (2, 2 * change.shape[1], 2 * change.shape[2]), "linear")
+    shape = 2, 2 * sharp.shape[1], 2 * sharp.shape[2]
+    red, blue = jax.image.resize(sharp - colours[1], shape, "linear")
     green = -(_LUMA[0] * red + _LUMA[2] * blue) / _LUMA[1]
-    change = jnp.stack([red, green, blue], -1)[:height, :width]
+    change = jnp.stack([red, green, blue], -1)[: tiling.height, : tiling.width]
     sharp = jnp.clip(middle[1] + (made.sharp - bright[1])[..., None] + change, 0.0, 1.0)
     sharp = lax.cond(linear, lambda x: x ** (1 / GAMMA), lambda x: x, sharp)
     cells = gate(made, bright[1], extent(fit.knots, duty), gain, tiling)
@@ -193,16 +197,20 @@ def _enlarged(
     return _Restored(sharp, enlarge(made.unexplained), cells * jnp.array([1.0, 2.0, 1.0]), paths)
 
 
-def _tiling(frames: Float[Array, "5 H W 3"]) -> Tiling:
-    return Tiling(frames.shape[1], frames.shape[2], _STRIDE, _TILE, _PATCH)
+def _tiling(frames: Float[Array, "5 H W 3"], tiles: tuple[int, int, int] = _COARSE) -> Tiling:
+    return Tiling(frames.shape[1], frames.shape[2], *tiles)
 
 
 def _moves(frames: Float[Array, "5 H W 3"], tiling: Tiling) -> Float[Array, "N 4 2"]:
     """How far each tile moved from the middle frame to the others, in pixels."""
     quarter = tiling.reduced(4)
-    small = jax.vmap(lambda y: _halved(_halved(y)))(frames @ _LUMA)
+    small = jax.vmap(lambda y: halved(halved(y)))(frames @ _LUMA)
     spectra = [phase_spectra(y, quarter) for y in small]
     return jnp.stack([4 * displacement(spectra[2], spectra[j], quarter) for j in (0, 1, 3, 4)], 1)
+
+
+def _speed(moves: Float[Array, "N 4 2"]) -> Float[Array, " N"]:
+    return jnp.linalg.norm(moves[:, 1:3], axis=-1).max(-1)  # Of two neighbours' frames, the more.
 
 
 def _start(moves: Float[Array, "N 4 2"], present: Float[Array, 5]) -> Float[Array, "N P 2"]:
@@ -223,17 +231,9 @@ def _observed(
     present: Float[Array, 5],
 ) -> Observed:
     half, whole = tiling.reduced(2), jnp.round(offsets / 2).astype(int)
-    folded = [folded_spectra(_halved(y), half, whole[:, j]) for j, y in enumerate(luminance)]
+    folded = [folded_spectra(halved(y), half, whole[:, j]) for j, y in enumerate(luminance)]
     here = jnp.broadcast_to(present[1:4], (len(offsets), 3))
     return Observed(jnp.stack(folded, 1), offsets, here)
-
-
-def _halved(image: Float[Array, "*leading H W"]) -> Float[Array, "*leading h w"]:
-    """Means over 2 x 2 pixels; an odd border is repeated."""
-    height, width = image.shape[-2:]
-    ends = [(0, 0)] * (image.ndim - 2) + [(0, height % 2), (0, width % 2)]
-    image = jnp.pad(image, ends, mode="edge")
-    return image.reshape(*image.shape[:-2], -(-height // 2), 2, -(-width // 2), 2).mean((-3, -1))
 
 
 def _chroma(
@@ -241,7 +241,7 @@ def _chroma(
 ) -> Float[Array, "*leading 2 h w"]:
     """Red and blue less the luminance, at half size."""
     apart = (image - bright[..., None])[..., jnp.array([0, 2])]
-    return _halved(jnp.moveaxis(apart, -1, -3))
+    return halved(jnp.moveaxis(apart, -1, -3))
 
 
 def _offsets(knots: Float[Array, "N P 2"]) -> Float[Array, "N 3 2"]:

@@ -30,7 +30,7 @@ from jaxdeblur.paths.path import FREE, KNOTS, exposures, sample_weights
 from jaxdeblur.paths.tiles import over_tiles
 
 SMOOTH = 0.01
-"""Nats a frequency and pixel."""
+"""Nats a frequency and pixel, between tiles 64 apart."""
 
 BEND = 0.002
 """Nats a frequency and squared pixel, of third differences of the knots."""

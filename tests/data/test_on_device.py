@@ -152,6 +152,7 @@ def test_batches_do_not_depend_on_the_number_of_devices(mixed: DataConfig) -> No
         assert_same(take(2, mixed, on=devices_in_use, start_step=1), straight)
 
 
+@pytest.mark.stress
 def test_a_share_of_the_clips_goes_in_as_it_is_to_come_out() -> None:
     config = DataConfig(render="device")
     some = dataclasses.replace(config, sharp_input=0.3)
@@ -169,6 +170,7 @@ def test_a_share_of_the_clips_goes_in_as_it_is_to_come_out() -> None:
     assert_same(take(1, some, start_step=5), straight[5:6])
 
 
+@pytest.mark.stress
 def test_clips_made_all_at_once_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     one_by_one = take(1, DataConfig(render="device"))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

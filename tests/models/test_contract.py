@@ -3,7 +3,7 @@
 ``jaxdeblur.testing`` has the checks of the two views, as authors of extensions run them.
 
 ``make test`` proves it for our networks with fewer channels, blocks and scales, which compile in a
-fraction of the time, and for small peers; ``make stress`` for every network as it is.
+fraction of the time; ``make stress`` for every network as it is, the peers among them.
 """
 
 from __future__ import annotations
@@ -40,16 +40,19 @@ LONGEST = 7
 for _example in ("temporal_mean", "window_max"):
     load_extension(Path(__file__).parents[2] / "examples" / f"{_example}.py")
 
-# The systems of Table 1 at their published size take minutes to compile; the small ones are alike.
-# RDN, 38 layers in a row, does in any size: peers/test_rdn.py asks the same in one program.
-LARGE = {"dbn", "srn", "srn_lstm", "edvr_m", "edvr_l", "rdn", "rdn_small", "stfan", "ifi_rnn"}
+# The systems of Table 1 take long to compile; each has tests of its own (peers/).
+PEERS = ("dbn", "edvr", "ifi_rnn", "rdn", "srn", "stfan")
 
 
-# Every preset, the large ones under ``make stress`` alone.
+def _needs_stress(name: str) -> bool:
+    """A peer, or one of our networks again with another recipe."""
+    return name.startswith(PEERS) or name.endswith("_gopro")
+
+
 every_preset = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.stress] if name in LARGE else [])
+        pytest.param(name, marks=[pytest.mark.stress] * _needs_stress(name))
         for name in sorted(PRESETS)
     ],
 )
@@ -98,7 +101,9 @@ def test_a_preset_keeps_the_contract(name: str, size: str) -> None:
         check_model(name, lengths=(1, 2, LONGEST))
     else:
         preset = dataclasses.replace(PRESETS[name], network=narrow(PRESETS[name].network))
-        gradients = name not in LARGE | {"edvr_small"}  # of those at full size
+        # Of other peers those are compiled at full size alone.
+        quick = ("dbn_small", "ifi_rnn_small", "srn_small", "stfan_small")
+        gradients = name in quick or not name.startswith(PEERS)
         check_model(preset, lengths=(1, LONGEST), gradients=gradients)
 
 

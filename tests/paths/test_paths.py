@@ -16,6 +16,7 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.estimate import estimate
+from jaxdeblur.paths.fit import Stage, fit_paths
 from jaxdeblur.paths.gate import base_share
 from jaxdeblur.paths.likelihood import START, Fit, Observed, band, likelihood, noise_floor
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, sample_weights, spline, transfer
@@ -293,8 +294,17 @@ OVER_PATHS = StrcnnConfig(
     ],
 )
 def test_a_stream_equals_its_clip(
-    base: VideoRestorer | None, over: StrcnnConfig | None, length: int
+    base: VideoRestorer | None,
+    over: StrcnnConfig | None,
+    length: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # One short stage of the fit, as each is a program of its own.
+    few = (Stage(0.08, 1, 3.0),)
+    monkeypatch.setattr("jaxdeblur.paths.fit.STAGES", few)
+    monkeypatch.setattr(
+        "jaxdeblur.paths.estimate.fit_paths", functools.partial(fit_paths, stages=few)
+    )
     blurred, _ = moving((1.0, 6.0), 1.0)
     video = np.round(np.clip(blurred[:length, :97, :141], 0, 1) * 255).astype(np.uint8)
     # Told of the shutter, it compiles in half of the time.
@@ -325,12 +335,12 @@ def test_an_explanation_draws_the_motion_of_the_exposure() -> None:
     clip = jnp.asarray(np.clip(blurred[None, :, :190, :254], 0, 1), jnp.float32)
     model = PathRestorer(PathsConfig(duty=0.8, light="stored"), Halved())  # pads to 192 x 256
     found = jax.jit(model.explain_clip)(clip)
-    tiling = Tiling(192, 256, 64, 128, 192)
+    tiling = Tiling(192, 256, 32, 64, 128)  # that of small frames
     chex.assert_shape(found.gate, (1, 3, 12, 16))
     chex.assert_shape(found.paths, (1, 3, len(tiling.centres), 9, 2))
     assert 0 <= found.gate.min() < found.gate.max() <= 1
     np.testing.assert_allclose(found.paths[0, :, :, 4] - tiling.centres, 0, atol=1e-3)
-    inside = found.paths[0, 1, tiling.shape[1] + 2]  # the tile about (64, 128)
+    inside = found.paths[0, 1, 2 * tiling.shape[1] + 4]  # the tile about (64, 128)
     np.testing.assert_allclose(inside[-1] - inside[0], [4.8, 16.0], atol=0.5)
 
 

@@ -345,7 +345,12 @@ def number_of(picture: Picture) -> int:
     ("name", "codec", "options"),
     [
         ("in.ts", "libx264", {"g": "48"}),  # its demuxer comes out behind the time asked for
-        ("in.mp4", "libx265", {"x265-params": "log-level=none:keyint=24:open-gop=1:bframes=3"}),
+        pytest.param(
+            "in.mp4",
+            "libx265",
+            {"x265-params": "log-level=none:keyint=24:open-gop=1:bframes=3"},
+            marks=pytest.mark.stress,
+        ),
         ("in.mkv", "libx264", {"g": "24"}),
     ],
 )

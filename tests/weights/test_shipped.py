@@ -72,8 +72,8 @@ def test_they_compute_in_the_type_that_is_asked_for() -> None:
 @pytest.mark.optimised
 @pytest.mark.parametrize(
     "name",
-    [  # Paths take minutes to compile.
-        pytest.param(name, marks=[pytest.mark.stress] * ("paths" in name))
+    [  # Paths take minutes to compile; four sizes take long to restore.
+        pytest.param(name, marks=[pytest.mark.stress] * name.endswith(("paths", "choice")))
         for name in shipped.names()
     ],
 )
@@ -94,6 +94,7 @@ def test_the_score_is_the_documented_one(name: str, scenes: str) -> None:
     assert float(np.mean(scores)) == pytest.approx(float(row[1]), abs=0.05)
 
 
+@pytest.mark.stress  # a minute
 def test_the_demo_restores_a_clip_and_may_be_run_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
