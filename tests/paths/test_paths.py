@@ -299,8 +299,8 @@ def test_a_stream_equals_its_clip(
     length: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # One short stage of the fit, as each is a program of its own.
-    few = (Stage(0.08, 1, 3.0),)
+    # One stage of the fit, as each is a program of its own.
+    few = (Stage(0.24, 3, 3.0),)
     monkeypatch.setattr("jaxdeblur.paths.fit.STAGES", few)
     monkeypatch.setattr(
         "jaxdeblur.paths.estimate.fit_paths", functools.partial(fit_paths, stages=few)
