@@ -67,7 +67,6 @@ def main() -> None:
             add_fields(one, chosen.training, "training")
         if name == "train":
             one.add_argument("--resume", type=Path, help="the file; where it is missing, step 0")
-            one.add_argument("--start-from", help="run, file or name of weights to begin with")
             add_fields(one, chosen.data, "data")
         if name == "memory":
             one.add_argument("--target", type=Path, default=memory.TARGET, help=memory.TARGET_HELP)

@@ -210,7 +210,7 @@ def _moves(frames: Float[Array, "5 H W 3"], tiling: Tiling) -> Float[Array, "N 4
 
 
 def _speed(moves: Float[Array, "N 4 2"]) -> Float[Array, " N"]:
-    return jnp.linalg.norm(moves[:, 1:3], axis=-1).max(-1)  # Of two neighbours' frames, the more.
+    return jnp.linalg.norm(moves[:, 1:3], axis=-1).max(-1)  # To the farther neighbour.
 
 
 def _start(moves: Float[Array, "N 4 2"], present: Float[Array, 5]) -> Float[Array, "N P 2"]:
