@@ -8,6 +8,7 @@ its bits, and the products of the parts are summed, but for those below float32'
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +38,8 @@ COLUMNS = WGMMA.reduce(0)
 """How registers hold a matrix [64 i, 8 j] of a product, and a vector of its columns."""
 
 _SINCE_0_12 = hasattr(gpu, "store")
+_INDEX = inspect.signature(gpu.load).parameters.get("idx")
+_NEEDS_INDEX = _INDEX is not None and _INDEX.default is _INDEX.empty  # until 0.10
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,7 @@ class Plan:
         """Stores a matrix [pixels, maps] as an operand [maps, pixels]; returns its parts."""
         parts = self.cut(values)
         for ref, part in zip(refs, parts, strict=True):
-            _transposed(ref)[...] = gpu.layout_cast(part, TRANSPOSED)
+            ref.T[...] = gpu.layout_cast(part, TRANSPOSED)
         gpu.commit_smem()
         return parts
 
@@ -325,7 +328,7 @@ def _interpreter() -> Any:
 
 def _load(ref: Ref) -> Array:
     """Loads a vector from the GPU's memory into registers."""
-    index = () if _SINCE_0_12 else ((),)
+    index = ((),) if _NEEDS_INDEX else ()
     return gpu.load(ref, *index, layout=COLUMNS, optimized=False)
 
 
@@ -354,14 +357,9 @@ def cut(values: Array, parts: int) -> list[Array]:
     return found
 
 
-def _transposed(ref: Ref) -> Ref:
-    """The transposed view of a matrix in shared memory."""
-    return ref.T if _SINCE_0_12 else gpu.transpose_ref(ref, (1, 0))
-
-
 def transposed(refs: Sequence[Ref]) -> list[Ref]:
-    """The same of each part of an operand."""
-    return [_transposed(ref) for ref in refs]
+    """The transposed views of matrices in shared memory, the parts of an operand."""
+    return [ref.T for ref in refs]
 
 
 def full(shape: tuple[int, ...], value: float, layout: Any = WGMMA) -> Array:

@@ -34,10 +34,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.01)
 
 @pytest.fixture(autouse=True)
 def _compile_as_users_do(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Optimises the programs of tests marked ``optimised`` or ``gpu``."""
+    """Optimises the programs of tests marked ``gpu``."""
     before = jax.config.read("jax_disable_most_optimizations")
     # By marker: the keywords have the folders' names too, and one may be called gpu.
-    if any(map(request.node.get_closest_marker, ("optimised", "gpu"))):
+    if request.node.get_closest_marker("gpu"):
         jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

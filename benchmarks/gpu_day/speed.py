@@ -26,7 +26,7 @@ from jaxdeblur.restoration.stream import restore_clip
 from jaxdeblur.weights.load import PATHS_ALONE, load_restorer
 
 PATHS = "strcnn_dtb_paths"
-PRESETS = ("strcnn_dtb", PATHS, "fsta_concat", PATHS_ALONE, "strcnn_dtb_choice", "strcnn")
+PRESETS = ("strcnn_dtb", "fsta_concat", PATHS, PATHS_ALONE, "strcnn_dtb_choice", "strcnn")
 """``paths`` are blur paths without a network; they compute in float32."""
 SIZES = ((1280, 720), (3840, 2160))
 GOALS = {(1280, 720): 500, (3840, 2160): 60}
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     clips = (1, 2, 32, 32, 3) if rehearse else (4, 5, 128, 128, 3)
     todo: list[tuple[str, Callable[[], Any]]] = [
         (f"{name} {w}x{h}", functools.partial(frames_of, name, w, h, 4 if rehearse else 100))
-        for (w, h), name in itertools.product(sizes, names)
+        for name, (w, h) in itertools.product(names, sizes)
     ]
     # After the first, so that what is asked most is there first.
     todo.insert(1, (f"{names[0]} training step", lambda: training_step(names[0], clips)))

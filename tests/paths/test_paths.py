@@ -25,8 +25,6 @@ from jaxdeblur.paths.shutter import DUTIES, Shutter
 from jaxdeblur.paths.tiles import Tiling, cut, hann, overlap_add, taper
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
 
-pytestmark = pytest.mark.optimised  # Without optimisation these programs run for minutes.
-
 
 def test_tiles_add_up_to_the_image() -> None:
     image = np.random.default_rng(0).random((2, 75, 130), np.float32)

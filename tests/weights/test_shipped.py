@@ -69,7 +69,6 @@ def test_they_compute_in_the_type_that_is_asked_for() -> None:
     assert str(half.model.level.dtype) == "bfloat16"
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize(
     "name",
     [  # Paths take minutes to compile; four sizes take long to restore.
