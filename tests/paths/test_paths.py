@@ -191,7 +191,7 @@ def test_large_blur_is_restored_at_half_size() -> None:
     np.testing.assert_array_equal(told.cells[::2, ::2], told.cells[1::2, 1::2])
 
 
-@pytest.mark.stress  # Asking is a program of its own, which takes minutes to compile.
+@pytest.mark.stress  # Asking is a program of its own.
 @pytest.mark.parametrize("duty", [0.5, 1.0])
 def test_the_duty_is_found(duty: float) -> None:
     blurred, _ = moving((2.0, 9.0), duty)
@@ -292,7 +292,7 @@ OVER_PATHS = StrcnnConfig(
     [
         (Halved(), OVER_PATHS, 5),
         *(
-            pytest.param(base, over, length, marks=pytest.mark.stress)  # a program and minute each
+            pytest.param(base, over, length, marks=pytest.mark.stress)  # a program each
             for base, over, length in (
                 (None, None, 1),
                 (None, None, 2),
@@ -332,7 +332,7 @@ def test_a_stream_equals_its_clip(
         assert np.abs(stream.astype(int) - video).max() > 1
 
 
-@pytest.mark.stress  # compiles for minutes
+@pytest.mark.stress  # half a minute
 def test_a_sharp_video_that_moves_is_left_as_it_is() -> None:
     _, sharp = moving((2.0, 9.0), 1.0, frames=6)
     video = np.round(np.clip(sharp, 0, 1) * 255).astype(np.uint8)
@@ -340,7 +340,7 @@ def test_a_sharp_video_that_moves_is_left_as_it_is() -> None:
     np.testing.assert_array_equal(out[2:], video[2:])  # the first ones do not tell enough
 
 
-@pytest.mark.stress  # compiles for a minute
+@pytest.mark.stress  # a program of its own
 def test_an_explanation_draws_the_motion_of_the_exposure() -> None:
     blurred, _ = moving((6.0, 20.0), 0.8, frames=3)
     clip = jnp.asarray(np.clip(blurred[None, :, :190, :254], 0, 1), jnp.float32)

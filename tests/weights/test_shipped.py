@@ -71,7 +71,7 @@ def test_they_compute_in_the_type_that_is_asked_for() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [  # Paths take minutes to compile; four sizes take long to restore.
+    [  # Both take half a minute each.
         pytest.param(name, marks=[pytest.mark.stress] * name.endswith(("paths", "choice")))
         for name in shipped.names()
     ],
