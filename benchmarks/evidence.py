@@ -5,7 +5,8 @@
 Every variant of an experiment trains on the same batches (a function of seed and step) for as many
 steps and is scored on the same clips, by errors pooled over the pixels that an idea should mend.
 ``--out`` keeps each training as it ends, so that the same command goes on where it was stopped.
-``shipped`` trains nothing: it takes blending and recurrence out of the weights that ship.
+``--picture`` draws what the last variant blends or attends to. ``shipped`` trains nothing: it takes
+blending and recurrence out of the weights that ship.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from benchmarks import tasks
 from benchmarks.common import machine, natural, results_so_far, whole
@@ -29,7 +31,7 @@ from jaxdeblur import devices, models
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation.metrics import psnr
-from jaxdeblur.files import write_json
+from jaxdeblur.files import replace_when_whole, write_json
 from jaxdeblur.models.explanation import AttentionMaps, explainer
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import count, split
@@ -230,8 +232,10 @@ class Result(NamedTuple):
     """The mean w_n of each region, of a network that blends."""
 
 
-def train(experiment: Experiment, variant: Variant, steps: int, seed: int) -> Result:
-    """Trains one variant from one seed and scores it."""
+def train(
+    experiment: Experiment, variant: Variant, steps: int, seed: int, picture: Path | None = None
+) -> Result:
+    """Trains one variant from one seed and scores it; draws ``picture``, if one is asked for."""
     config = dataclasses.replace(
         experiment.training,
         steps=steps,
@@ -258,7 +262,10 @@ def train(experiment: Experiment, variant: Variant, steps: int, seed: int) -> Re
     if bool(state.failed):
         raise UserError("the loss is not finite any more")
     trained = {n: jnp.asarray(a.addressable_data(0)) for n, a in state.parameters.items()}
-    return score(experiment, variant, rebuild(trained), number, seconds)
+    model = rebuild(trained)
+    if picture:
+        draw(picture, experiment.task, model)
+    return score(experiment, variant, model, number, seconds)
 
 
 def score(
@@ -292,6 +299,34 @@ def score(
         seconds,
         {name: total / sums[name][2] for name, total in weights.items() if sums[name][2]},
     )
+
+
+def draw(file: Path, task: tasks.Task, model: Any) -> None:
+    """Draws what is shown, what is restored, and w_n from 0 to 1 in each frame of a test clip.
+
+    Of a network that attends, the columns are the middle frames of eight clips, and below what is
+    restored stand its maps A_s, each up to its own maximum.
+    """
+    explain, restore = explainer(model), jax.jit(model.restore_clip)
+    if explain is None:
+        raise UserError("--picture: this network neither blends nor attends")
+    columns = []
+    blends = getattr(model, "blending", None) is not None
+    for i in range(1 if blends else 8):
+        clip = task(np.random.default_rng((TEST_SEED, i)), "test")
+        shown = tasks.in_colour(clip.shown, clip, told=False)[None] / 255
+        restored, found = np.asarray(restore(shown))[0, ..., 0], jax.jit(explain)(shown)
+        for t in range(len(shown[0])) if blends else [len(shown[0]) // 2]:
+            if found.blending_weights is not None:
+                maps = [found.blending_weights[0, t]]
+            else:
+                maps = [m / m.max() for m in found.attention[0].spatial_maps[0, t]]
+            large = [np.kron(m, np.ones(np.array(clip.shown[t].shape) // m.shape)) for m in maps]
+            parts = [np.pad(x, 1, constant_values=1) for x in (clip.shown[t], restored[t], *large)]
+            columns.append(np.concatenate(parts))
+    grey = np.uint8(np.rint(255 * np.clip(np.concatenate(columns, 1), 0, 1)))
+    with replace_when_whole(file) as part:
+        Image.fromarray(np.kron(grey, np.ones((3, 3), np.uint8))).save(part, "PNG", optimize=True)
 
 
 def entropies(maps: AttentionMaps) -> list[float]:
@@ -398,12 +433,16 @@ def run(arguments: argparse.Namespace) -> str:
     chosen = [v for v in experiment.variants if not only or v in only]
     if not chosen:
         raise UserError(f"--only: there are {'; '.join(experiment.variants)}")
+    if arguments.picture:
+        results.get(chosen[-1], {}).pop(str(arguments.seeds[-1]), None)  # Its weights are needed.
     for seed in arguments.seeds:
         for variant in chosen:
             if str(seed) in results.setdefault(variant, {}):
                 continue
             print(f"{name}: {variant}, seed {seed}", file=sys.stderr, flush=True)
-            result = train(experiment, experiment.variants[variant], steps, seed)
+            last = (variant, seed) == (chosen[-1], arguments.seeds[-1])
+            picture = arguments.picture if last else None
+            result = train(experiment, experiment.variants[variant], steps, seed, picture)
             results[variant][str(seed)] = result._asdict()
             print(result, file=sys.stderr, flush=True)
             if out:
@@ -422,6 +461,7 @@ def main() -> None:
     parser.add_argument("--steps", type=natural, help="of each training")
     parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="of these alone")
     parser.add_argument("--out", type=Path, help="a JSON file for the results; it is gone on with")
+    parser.add_argument("--picture", type=Path, help="a PNG of what the last variant selects")
     parser.add_argument("--weights", nargs="+", default=("strcnn_dtb_choice",), help="of shipped")
     parser.add_argument(
         "--data", nargs="+", default=("rendered:narrow", "rendered:wide"), help="of shipped"

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from PIL import Image
 
 import kernels
 from jaxdeblur.errors import UserError, run_command
@@ -358,11 +359,14 @@ def test_attention_over_paths_sees_the_whole_clip(benchmark: Any) -> None:
         assert (np.abs(last[0] - last[1]).max() > 1e-7) == sees
 
 
-def test_an_experiment_trains_what_it_is_told_to(benchmark: Any) -> None:
+def test_an_experiment_trains_what_it_is_told_to(benchmark: Any, tmp_path: Path) -> None:
     module = benchmark("evidence")
     experiment = module.EXPERIMENTS["tint"]
     variant = experiment.variants["fsta, rates x30, f_s = 0"]
-    result = module.train(experiment, variant, 2, 0)
+    picture = tmp_path / "maps.png"
+    result = module.train(experiment, variant, 2, 0, picture)
+    with Image.open(picture) as drawn:  # Eight clips; what is shown, restored, and four maps.
+        assert drawn.size == (8 * 3 * 50, 6 * 3 * 50)
     (entropy,) = result.entropy.values()
     assert entropy[0] == pytest.approx(1.0, abs=1e-6)  # f_s stayed 0: A_s is uniform
     shown, restored = result.error["far from the mark"]
