@@ -18,7 +18,10 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
+import psutil
 import pytest
+
+_MUCH = 2 * 2**30  # Bytes that a worker holds.
 
 # A fresh cache, shared by the workers of one test run, so that nothing depends on an older run.
 _RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
@@ -45,9 +48,10 @@ def _compile_as_users_do(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
-    """Frees what a file's tests compiled: 5 GB a worker by the end of the suite otherwise."""
+    """Frees what tests compiled once it is much: a worker would end with 5 GB otherwise."""
     yield
-    jax.clear_caches()
+    if psutil.Process().memory_info().rss > _MUCH:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session", autouse=True)

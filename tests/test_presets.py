@@ -40,6 +40,7 @@ def test_help_prints_the_command_and_what_to_expect_of_every_preset(
         assert " ".join(preset.described(name)[1:]) in said
 
 
+@pytest.mark.stress  # It builds every network.
 def test_parameters_are_as_many_as_presets_and_readme_say() -> None:
     # Other tests load the examples, each of which adds a preset of its own name.
     examples = {path.stem for path in (ROOT / "examples").glob("*.py")}

@@ -151,7 +151,7 @@ class FactorisedAttention(Fusion):
         self.f_s = Conv(channels, spatial, kernel=1, bias=None, **made)
         deviation = logit_gain * (2.0 / (temporal_kernel * channels)) ** 0.5
         shape = (temporal_kernel, channels, temporal)
-        self.f_t = nnx.Param(deviation * normal(rngs.params(), shape))
+        self.f_t = nnx.Param(normal(rngs.params(), shape, deviation))
         self.f_p = Conv(channels, spatial * temporal, kernel=1, **made)
         self.sharpness = (
             Conv(2 * channels, channels, 1, dtype=dtype, rngs=rngs) if squeeze == "energy" else None

@@ -19,7 +19,7 @@ import pytest
 import safetensors.numpy
 
 from jaxdeblur import devices, export
-from jaxdeblur.errors import UserError
+from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models.parameters import split
 from jaxdeblur.training.run_folder import Run, check_folder, make_folder
 from jaxdeblur.weights.load import load_model
@@ -243,25 +243,25 @@ def test_weights_start_another_run_at_every_scale(whole: Path, tmp_path: Path) -
     assert Run.read(folder).start_from == str(weights)
 
 
-def test_an_exported_file_says_where_it_comes_from(whole: Path, tmp_path: Path) -> None:
+def test_an_exported_file_says_where_it_comes_from(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "small.safetensors"
-    command = [sys.executable, "-m", "jaxdeblur.export", str(whole), str(file), "--half"]
-    subprocess.run([*command, "--licence=free", f"--after={whole}"], cwd=ROOT, check=True)
+    arguments = ["export", str(whole), str(file), "--half", "--licence=free"]
+    monkeypatch.setattr(sys, "argv", [*arguments, f"--after={whole}"])
+    export.main()
     exported, run = load_model(file), load_model(whole)
     assert exported.metadata["licence of the data"] == "free"
     assert exported.metadata["step"] == run.step
     (before,) = exported.metadata["after"]
     assert (before["preset"], before["step"]) == (run.preset, run.step)
     assert before["data"] == exported.metadata["data"]
-    wrong = subprocess.run(
-        [*command[:-1], "--licence=free", "--after", str(tmp_path / "nowhere")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert wrong.returncode == 2
-    assert "nowhere: no such run folder" in wrong.stderr
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", [*arguments, "--after", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as ended:
+        run_command(export.main, "export")
+    assert ended.value.code == 2
+    assert "nowhere: no such run folder" in capsys.readouterr().err
 
 
 def test_exported_weights_can_be_a_mean(

@@ -110,7 +110,7 @@ def test_the_host_leaves_out_what_a_scene_does_not_need(pictures: np.ndarray) ->
     """Narrower margins, one kernel where four are alike, no absent object: the same frames."""
     host = HostRenderer(pictures, VARIED, FRAMES, CROP)
     reaches = set()
-    for seed in range(4):
+    for seed in range(3):
         key, scene, motion = host.draw(seed)
         whole = _render(key, scene, jnp.asarray(pictures), VARIED)
         for ours, other in zip(host.clip(seed), whole, strict=True):

@@ -703,11 +703,8 @@ def test_weight_decay_is_in_the_loss_and_of_the_kernels_alone() -> None:
     rebuild, parameters = split(models.build(network))
     batch = jax.tree.map(jnp.asarray, random_batch(0))
     with_and_without = [
-        train_step(
-            initial_train_state(config, parameters),
-            batch,
-            config=config,
-            rebuild=rebuild,
+        compile_train_step(config, rebuild, mesh_of(1))(
+            initial_train_state(config, parameters), batch
         )[1].loss
         for config in (CONFIG, dataclasses.replace(CONFIG, weight_decay=0.5))
     ]

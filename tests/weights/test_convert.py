@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -35,17 +36,23 @@ def dbn_arrays() -> dict[str, np.ndarray]:
     }
 
 
+@functools.cache
+def published(system: str) -> dict[str, Any]:
+    """Names of the published network's parameters."""
+    return REFERENCES[system].names(REFERENCES[system].default)
+
+
 @pytest.mark.parametrize("name", REFERENCES)
 def test_every_parameter_of_the_published_network_has_one_name(name: str) -> None:
     known = REFERENCES[name]
     _, template = outline(lambda: models.build(known.default))
-    names = known.names(known.default)
+    names = published(name)
     assert sorted(weight.ours for weight in names.values()) == sorted(template)
     assert known.config({theirs: weight.shape for theirs, weight in names.items()}) == known.default
 
 
 @pytest.mark.parametrize(
-    ("system", "theirs", "published"),
+    ("system", "theirs", "shape"),
     [
         ("dbn", "blocks.U1.1.running_var", (256,)),
         ("edvr", "predeblur.resblock_l1.4.conv2.weight", (64, 64, 3, 3)),
@@ -65,9 +72,9 @@ def test_every_parameter_of_the_published_network_has_one_name(name: str) -> Non
     ],
 )
 def test_names_and_shapes_are_those_that_were_published(
-    system: str, theirs: str, published: tuple[int, ...]
+    system: str, theirs: str, shape: tuple[int, ...]
 ) -> None:
-    assert REFERENCES[system].names(REFERENCES[system].default)[theirs].shape == published
+    assert published(system)[theirs].shape == shape
 
 
 @pytest.mark.parametrize(
