@@ -23,7 +23,7 @@ from jaxdeblur.video.animation import MAX_WIDTH, AnimationWriter
 from jaxdeblur.video.camera import CameraReader
 from jaxdeblur.video.comparison import Comparison
 from jaxdeblur.video.formats import ANIMATED_SUFFIXES, CONTAINERS
-from jaxdeblur.video.images import ImageReader, ImageWriter
+from jaxdeblur.video.image_file import ImageReader, ImageWriter
 from jaxdeblur.video.picture import Picture, PictureSource, PictureTarget, VideoInfo
 from jaxdeblur.video.pipes import RawReader, RawWriter
 from jaxdeblur.video.reader import VideoReader
@@ -98,8 +98,8 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
 
         def write(result: Restored) -> None:
             results.write(result)
-            if camera is not None and (late := camera.report(result[0])):
-                progress.say(f"{job.name}: {late}")
+            if camera is not None:
+                camera.note_written(result[0])
 
         stream = deblurrer.open_stream(info.height, info.width, info.layout)
         timing = run_stages(

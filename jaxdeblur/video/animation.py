@@ -1,14 +1,10 @@
-"""Small animations in GIF and WebP, by imageio: before and after for a page or a message."""
+"""Small animations in GIF and WebP, by Pillow: before and after for a page or a message."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from jaxdeblur.errors import UserError
@@ -25,11 +21,7 @@ MAX_FRAMES = 300
 
 
 class AnimationWriter(PictureTarget):
-    """Writes pictures as an animation that plays for ever, at most ``MAX_WIDTH`` wide.
-
-    Attributes:
-      lost: what it does not hold, in words.
-    """
+    """Writes pictures as an animation that plays for ever, at most ``MAX_WIDTH`` wide."""
 
     def __init__(
         self, path: Path, info: VideoInfo, *, max_frames: int = MAX_FRAMES, name: str = ""
@@ -44,7 +36,7 @@ class AnimationWriter(PictureTarget):
         """
         self._path, self._info, self._max_frames = path, info, max_frames
         self._name = name or str(path)
-        self._frames: list[Frame8] = []
+        self._frames: list[Image.Image] = []
         self._milliseconds: list[int] = []
         self.lost: list[str] = []
 
@@ -65,31 +57,25 @@ class AnimationWriter(PictureTarget):
         seconds = picture.duration * info.time_base or 1 / info.rate
         self._milliseconds.append(round(1000 * seconds))
 
-    def copy(self, packets: Sequence[Any]) -> None:
-        """An animation holds no sound."""
-
     def _save(self) -> None:
-        options: dict[str, Any] = {"quality": 80} if self._path.suffix.lower() == ".webp" else {}
+        first, *rest = self._frames
         times = self._milliseconds
         try:
-            encoded = iio.imwrite(
-                "<bytes>",
-                np.stack(self._frames),
-                plugin="pillow",
-                extension=self._path.suffix.lower(),
-                is_batch=True,
-                duration=times if len(times) > 1 else times[0],  # of one, Pillow takes no list
+            first.save(
+                self._path,
+                save_all=True,
+                append_images=rest,
+                duration=times if rest else times[0],  # of one, Pillow takes no list
                 loop=0,
-                **options,
+                quality=80,  # of WebP; GIF has none
             )
-            self._path.write_bytes(encoded)
         except (OSError, ValueError) as error:
             raise UserError(f"{self._name}: cannot be written: {reason(error)}") from error
 
 
-def _small(frame: Frame8, aspect: float) -> UInt8[np.ndarray, "h w 3"]:
+def _small(frame: Frame8, aspect: float) -> Image.Image:
     """The frame in square pixels, at most ``MAX_WIDTH`` wide."""
     height, width = frame.shape[0], frame.shape[1] * aspect
     scale = min(1.0, MAX_WIDTH / width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
+    return Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)

@@ -12,9 +12,9 @@ import numpy as np
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Plane
+from jaxdeblur.video.container import av
 from jaxdeblur.video.picture import FULL_RANGE, UNSPECIFIED, Picture, VideoInfo
 from jaxdeblur.video.pixels import PixelLayout
-from jaxdeblur.video.pyav import av
 
 # Kr and Kb of the colour matrices, by FFmpeg's numbers (H.273, table 4).
 _MATRICES = {

@@ -69,14 +69,8 @@ def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     """A sort key by which numbers inside names count as numbers: frame2 before frame10."""
-    return [_piece_key(piece) for piece in re.findall(r"[0-9]+|[^0-9]+", name)], name
-
-
-def _piece_key(piece: str) -> tuple[int, str]:
-    if "0" <= piece[0] <= "9":  # by length, then digits: int() refuses very long numbers
-        digits = piece.lstrip("0") or "0"
-        return len(digits), digits
-    return 0, piece
+    pieces = re.findall(r"([0-9]+)|([^0-9]+)", name)
+    return [(int(digits), "") if digits else (-1, text) for digits, text in pieces], name
 
 
 def is_image(path: Path) -> bool:
