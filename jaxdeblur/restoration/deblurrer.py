@@ -18,7 +18,7 @@ from jaxdeblur.restoration.placement import choose_tiles, device_of, step_memory
 from jaxdeblur.restoration.stream import Stream, described, restore_frames
 from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
 from jaxdeblur.shapes import PixelClip, Pixels
-from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
+from jaxdeblur.video.pixels import RGB8, PixelLayout
 from jaxdeblur.weights import shipped
 from jaxdeblur.weights.load import load_restorer
 
@@ -81,7 +81,7 @@ class Deblurrer:
             self.model, self.source = weights, type(weights).__name__
             self.of_photographs = False
         else:
-            named = default_weights() if weights is None else str(weights)
+            named = shipped.default_name() if weights is None else str(weights)
             loaded = load_restorer(named, dtype=dtype)
             self.model, self.source = loaded.model, loaded.source
             self.of_photographs = loaded.of_photographs
@@ -141,10 +141,7 @@ class Deblurrer:
 
     def warm_up(self, height: int, width: int, dtype: type = np.uint8) -> None:
         """Compiles for a frame size, so that the first frame of a stream does not wait for it."""
-        stream = self.open_stream(height, width, layout_of(np.dtype(dtype)))
-        stream.push((np.zeros((height, width, 3), dtype),))
-        for restored in stream.flush():
-            jax.block_until_ready(restored)
+        self(np.zeros((1, height, width, 3), dtype))
 
     def compile(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
         """Compiles for frames of a size and layout; gives their tiles, as ``tiles``."""
@@ -178,17 +175,6 @@ def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -
     told = {name: value for name, value in given.items() if value is not None}
     config = dataclasses.replace(model.config, **told)
     return PathRestorer(config, model.base, model.fusion)
-
-
-def default_weights(use: shipped.Use = "video") -> str:
-    """The name of the weights that are used when none are named.
-
-    Raises:
-      UserError: no weights ship.
-    """
-    if not shipped.names():
-        raise UserError("no weights ship with this version; name some by --ckpt=RUN")
-    return shipped.default_name(use)
 
 
 def find_device(name: str) -> jax.Device:

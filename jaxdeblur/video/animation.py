@@ -1,10 +1,12 @@
-"""Small animations in GIF and WebP, by Pillow: before and after for a page or a message."""
+"""Small animations in GIF and WebP, by imageio: before and after for a page or a message."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from jaxdeblur.errors import UserError
@@ -36,7 +38,7 @@ class AnimationWriter(PictureTarget):
         """
         self._path, self._info, self._max_frames = path, info, max_frames
         self._name = name or str(path)
-        self._frames: list[Image.Image] = []
+        self._frames: list[Frame8] = []
         self._milliseconds: list[int] = []
         self.lost: list[str] = []
 
@@ -58,14 +60,14 @@ class AnimationWriter(PictureTarget):
         self._milliseconds.append(round(1000 * seconds))
 
     def _save(self) -> None:
-        first, *rest = self._frames
         times = self._milliseconds
         try:
-            first.save(
+            iio.imwrite(
                 self._path,
-                save_all=True,
-                append_images=rest,
-                duration=times if rest else times[0],  # of one, Pillow takes no list
+                np.stack(self._frames),
+                plugin="pillow",
+                is_batch=True,
+                duration=times if len(times) > 1 else times[0],  # of one, Pillow takes no list
                 loop=0,
                 quality=80,  # of WebP; GIF has none
             )
@@ -73,9 +75,9 @@ class AnimationWriter(PictureTarget):
             raise UserError(f"{self._name}: cannot be written: {reason(error)}") from error
 
 
-def _small(frame: Frame8, aspect: float) -> Image.Image:
+def _small(frame: Frame8, aspect: float) -> UInt8[np.ndarray, "h w 3"]:
     """The frame in square pixels, at most ``MAX_WIDTH`` wide."""
     height, width = frame.shape[0], frame.shape[1] * aspect
     scale = min(1.0, MAX_WIDTH / width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))

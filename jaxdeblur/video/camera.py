@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import threading
@@ -13,9 +14,9 @@ from typing import Any
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import av, reason
-from jaxdeblur.video.ffmpeg_frames import frame_planes, pixel_layout
+from jaxdeblur.video.ffmpeg_frames import describe, frame_planes
 from jaxdeblur.video.formats import CAMERA
-from jaxdeblur.video.picture import FULL_RANGE, Picture, PictureSource, VideoInfo
+from jaxdeblur.video.picture import Picture, PictureSource
 
 _TICK = Fraction(1, 1000)
 
@@ -91,23 +92,11 @@ class CameraReader(PictureSource):
             self.stop()
             given = f"{frame.width}x{frame.height}"
             raise UserError(f"{name}: gives {given}, over --max-pixels={max_pixels}")
-        pixel_format, layout, has_alpha = pixel_layout(frame, Path(name))
         track = container.streams.video[0]
-        self.info = VideoInfo(
-            height=frame.height,
-            width=frame.width,
-            pixel_format=pixel_format,
-            layout=layout,
-            has_alpha=has_alpha,
-            rate=Fraction(track.average_rate or track.guessed_rate or 30),
-            time_base=_TICK,
-            colour=(
-                int(frame.color_range or layout.full_range * FULL_RANGE),
-                int(frame.colorspace),
-                int(frame.color_primaries),
-                int(frame.color_trc),
-            ),
-        )
+        rate_given = Fraction(track.average_rate or track.guessed_rate or 30)
+        found = describe(frame, track, Path(name), rate=rate_given, time_base=_TICK)
+        # What a camera sends is no codec to keep a video in.
+        self.info = dataclasses.replace(found, codec=None)
         self._began = time.monotonic()
         self._longest_delay = 0.0
 

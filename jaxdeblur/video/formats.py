@@ -54,14 +54,11 @@ def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
     """
     folder = Path(folder)
     try:
-        with os.scandir(folder) as entries:
-            frames = [
-                Path(entry.path)
-                for entry in entries
-                if not entry.name.startswith(".")
-                and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-                and not os.path.isdir(entry.path)
-            ]
+        frames = [
+            path
+            for path in folder.iterdir()
+            if is_image(path) and not path.name.startswith(".") and not os.path.isdir(path)
+        ]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read as a folder: {error.strerror}") from error
     return sorted(frames, key=lambda frame: natural_key(frame.name))

@@ -97,7 +97,7 @@ def write_png(
     """
     try:
         with replace_when_whole(path) as part:
-            part.write_bytes(_encoded(image, ".png"))
+            _write(part, image, ".png", {})
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {reason(error)}") from error
 
@@ -172,12 +172,12 @@ class ImageWriter(PictureTarget):
             path, name = path / file, name / file
         suffix = path.suffix.lower()
         try:
-            path.write_bytes(_encoded(*self._content(picture, suffix)))
+            _write(path, self._shown(picture, suffix), suffix, picture.extra)
         except (OSError, ValueError) as error:  # ValueError: what a format cannot hold
             raise UserError(f"{name}: cannot be written: {reason(error)}") from error
 
-    def _content(self, picture: Picture, suffix: str) -> tuple[Plane, str, dict[str, Any]]:
-        """What the image holds: its pixels as they are shown, and ``extra``."""
+    def _shown(self, picture: Picture, suffix: str) -> Plane:
+        """The pixels of the image; what it cannot hold is put down in ``lost``."""
         layout, alpha, extra = self._info.layout, picture.alpha, picture.extra
         bits = 16 if layout.bits > 8 and suffix in _DEEP else 8
         for what, is_lost in {
@@ -195,8 +195,7 @@ class ImageWriter(PictureTarget):
         if alpha is not None and suffix not in _OPAQUE:
             scale = (2**bits - 1) / (2**layout.bits - 1)
             pixels = np.dstack([pixels, np.round(alpha * scale).astype(pixels.dtype)])
-        shown = np.ascontiguousarray(np.rot90(pixels, self._info.quarter_turns))
-        return shown, suffix, {} if suffix in _PLAIN else extra
+        return np.ascontiguousarray(np.rot90(pixels, self._info.quarter_turns))
 
 
 class _Header(NamedTuple):
@@ -289,23 +288,23 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I") or ";16" in str(how)
 
 
-def _encoded(pixels: Plane, suffix: str, extra: dict[str, Any] | None = None) -> bytes:
-    """The content of an image file.
+def _write(path: Path, pixels: Plane, suffix: str, extra: dict[str, Any]) -> None:
+    """Writes an image file.
 
     Args:
+      path: where to.
       pixels: ``H W`` or ``H W 3|4``, uint8, or uint16 where ``_DEEP`` has the suffix.
-      suffix: of the file, in lower case.
-      extra: what else it holds: ``exif``, ``icc_profile``; not with 16 bits.
+      suffix: of the format, in lower case.
+      extra: what else the file holds, ``exif`` and ``icc_profile``, if it has 8 bits and a place.
 
     Raises:
-      OSError, ValueError: the format cannot hold it.
+      OSError, ValueError: it cannot be written, or the format cannot hold it.
     """
     if pixels.dtype == np.uint16:
-        return _encoded_deeply(pixels, suffix)
-    options = {**_OPTIONS.get(suffix, {}), **(extra or {})}
-    return bytes(
-        iio.imwrite("<bytes>", pixels, plugin="pillow", extension=suffix, is_batch=False, **options)
-    )
+        path.write_bytes(_encoded_deeply(pixels, suffix))
+        return
+    options = _OPTIONS.get(suffix, {}) | ({} if suffix in _PLAIN else extra)
+    iio.imwrite(path, pixels, plugin="pillow", extension=suffix, is_batch=False, **options)
 
 
 def _encoded_deeply(pixels: Plane, suffix: str) -> bytes:

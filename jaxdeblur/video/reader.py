@@ -7,6 +7,7 @@ Frames are handed on in the arrays that the file's pixel format has (video/pixel
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -17,16 +18,10 @@ from typing import Any
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import any_tags, av, reason
-from jaxdeblur.video.ffmpeg_frames import (
-    display_matrix,
-    frame_planes,
-    lost_with,
-    pixel_layout,
-    specified,
-)
+from jaxdeblur.video.ffmpeg_frames import describe, frame_planes
 from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.part import Part
-from jaxdeblur.video.picture import FULL_RANGE, Picture, PictureSource, VideoInfo
+from jaxdeblur.video.picture import Picture, PictureSource
 
 # Demuxers that read the file they are given and nothing else: playlists can name other files.
 _OPTIONS = {
@@ -204,7 +199,10 @@ class VideoReader(PictureSource):
                 pts = max(pts, last + 1)  # a frame cannot be shown before another
             last = pts
             if not self._count:
-                self._describe(frame)
+                given = describe(
+                    frame, self.track, self.path, rate=self._rate, time_base=self._time_base
+                )
+                self.info = dataclasses.replace(given, frames=self._frame_count())
             self._count += 1
             yield self._picture(frame, pts)
         self.trailing = self._taken()
@@ -276,37 +274,12 @@ class VideoReader(PictureSource):
         if missing > Fraction(5, 2) / self._rate:
             raise self._cut_short()
 
-    def _describe(self, frame: Any) -> None:
-        """Sets ``info`` from the first frame: some facts stand in frames alone."""
-        format_name, layout, has_alpha = pixel_layout(frame, self.path)
-        track = self.track
-        context = track.codec_context
-        aspect = track.sample_aspect_ratio
-        frames = track.frames or None
-        if frames is None or not self._part.is_whole:
-            length = self._length()
-            frames = None if length is None else max(1, round(length * self._rate))
-        self.info = VideoInfo(
-            height=frame.height,
-            width=frame.width,
-            pixel_format=format_name,
-            layout=layout,
-            has_alpha=has_alpha,
-            rate=self._rate,
-            time_base=self._time_base,
-            codec=context.codec.canonical_name,
-            sample_aspect=Fraction(aspect) if aspect else None,
-            # Some facts stand in the frames, some in the container alone.
-            colour=(
-                int(frame.color_range or context.color_range or layout.full_range * FULL_RANGE),
-                specified(frame.colorspace, context.colorspace),
-                specified(frame.color_primaries, context.color_primaries),
-                specified(frame.color_trc, context.color_trc),
-            ),
-            display_matrix=display_matrix(frame),
-            frames=frames,
-            lost=lost_with(frame),
-        )
+    def _frame_count(self) -> int | None:
+        """How many frames will be read, if the file says so or how long it is."""
+        if self.track.frames and self._part.is_whole:
+            return self.track.frames
+        length = self._length()
+        return None if length is None else max(1, round(length * self._rate))
 
     def _length(self) -> Fraction | None:
         """How many seconds will be read, if the file says how long it is."""
