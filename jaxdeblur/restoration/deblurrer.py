@@ -72,9 +72,8 @@ class Deblurrer:
         if not 0 <= strength <= 1:
             raise UserError(f"--strength is between 0 and 1, not {strength:g}")
         self.strength = strength
-        self._tile = tile
-        if tile != "auto":
-            parse_tiles(tile)  # complains now, not at the first frame
+        self._chooses_tiles = tile == "auto"
+        self._given_tiles = None if self._chooses_tiles else parse_tiles(tile)
         if isinstance(weights, VideoRestorer):
             if dtype is not None:
                 raise UserError("dtype is for weights that are loaded; a model has its own")
@@ -147,7 +146,7 @@ class Deblurrer:
         """Compiles for frames of a size and layout; gives their tiles, as ``tiles``."""
         tiles = self.tiles(height, width, layout)
         # To choose tiles is to compile: what is chosen is what the compiler says that fits.
-        if self._tile != "auto":
+        if not self._chooses_tiles:
             step_memory(self.model, height, width, layout=layout, tiles=tiles)
         return tiles
 
@@ -158,8 +157,8 @@ class Deblurrer:
 
     def tiles(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
         """The tiles in which frames of a size are restored; None for the whole frame at once."""
-        if self._tile != "auto":
-            return parse_tiles(self._tile)
+        if not self._chooses_tiles:
+            return self._given_tiles
         key = (height, width, layout)
         if key not in self._tiles:
             self._tiles[key] = choose_tiles(self.model, height, width, layout=layout)
