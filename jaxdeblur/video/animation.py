@@ -62,15 +62,18 @@ class AnimationWriter(PictureTarget):
     def _save(self) -> None:
         times = self._milliseconds
         try:
-            iio.imwrite(
-                self._path,
+            # Not by imageio into the file: on a full disk its last bytes may be lost silently.
+            encoded = iio.imwrite(
+                "<bytes>",
                 np.stack(self._frames),
                 plugin="pillow",
+                extension=self._path.suffix.lower(),
                 is_batch=True,
                 duration=times if len(times) > 1 else times[0],  # of one, Pillow takes no list
                 loop=0,
                 quality=80,  # of WebP; GIF has none
             )
+            self._path.write_bytes(encoded)
         except (OSError, ValueError) as error:
             raise UserError(f"{self._name}: cannot be written: {reason(error)}") from error
 

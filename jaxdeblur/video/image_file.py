@@ -304,7 +304,11 @@ def _write(path: Path, pixels: Plane, suffix: str, extra: dict[str, Any]) -> Non
         path.write_bytes(_encoded_deeply(pixels, suffix))
         return
     options = _OPTIONS.get(suffix, {}) | ({} if suffix in _PLAIN else extra)
-    iio.imwrite(path, pixels, plugin="pillow", extension=suffix, is_batch=False, **options)
+    # Not by imageio into the file, whose last bytes it may lose without an error on a full disk.
+    encoded = iio.imwrite(
+        "<bytes>", pixels, plugin="pillow", extension=suffix, is_batch=False, **options
+    )
+    path.write_bytes(encoded)
 
 
 def _encoded_deeply(pixels: Plane, suffix: str) -> bytes:
