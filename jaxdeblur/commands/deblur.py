@@ -79,8 +79,9 @@ def main(name: str = "deblur.py") -> None:
     import jax
 
     from jaxdeblur import devices
-    from jaxdeblur.restoration.deblurrer import Deblurrer, default_weights
+    from jaxdeblur.restoration.deblurrer import Deblurrer
     from jaxdeblur.restoration.restore import restore_all
+    from jaxdeblur.weights import shipped
 
     if arguments.extension:
         load_extension(arguments.extension)
@@ -99,7 +100,7 @@ def main(name: str = "deblur.py") -> None:
     def weights_of(job: Job) -> str:
         if arguments.ckpt is not None:
             return arguments.ckpt
-        return default_weights("fast video" if config.fast and job.use == "video" else job.use)
+        return shipped.default_name("fast video" if config.fast and job.use == "video" else job.use)
 
     deblurrers = {}
     for weights in dict.fromkeys(map(weights_of, jobs)):

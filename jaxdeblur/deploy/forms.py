@@ -8,7 +8,6 @@ frame of ``lookahead`` steps ago and the next state: exactly the stream, at cons
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +83,7 @@ def make_form(
         state = layout.first_state(restored)
         for i in range(before + 1 + late):
             frame = lax.index_in_dim(frames, min(i, count - 1), axis=1, keepdims=False)
-            state, restored = step_any_size(model, state, frame, jnp.bool_(i >= count))
+            state, restored = _step_any_size(model, state, frame, jnp.bool_(i >= count))
         return (_out(restored, channels_first),)
 
     shape = (1, 3 * count, height, width) if channels_first else (1, count, height, width, 3)
@@ -107,29 +106,21 @@ class _StateLayout:
     def __init__(self, model: VideoRestorer) -> None:
         self.multiple = m = model.multiple
         first = model.initial_state(1, m, m)
-        self.tree = jax.tree.structure(first)
-        with_paths, _ = jax.tree_util.tree_flatten_with_path(first)
+        larger = jax.eval_shape(lambda: model.initial_state(1, 2 * m, 3 * m))
+        with_paths, self.tree = jax.tree.flatten_with_path(first)
         self.names = [
             jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in with_paths
         ]
         self.types = [leaf.dtype for _, leaf in with_paths]
         self.starts = [_constant(np.asarray(leaf)) for _, leaf in with_paths]
-        square, tall, wide = (
-            [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(make))]
-            for make in (
-                lambda: model.initial_state(1, m, m),
-                lambda: model.initial_state(1, 2 * m, m),
-                lambda: model.initial_state(1, m, 2 * m),
-            )
-        )
         self.shapes = [
-            [_size(*sizes, m) for sizes in zip(*shapes, strict=True)]
-            for shapes in zip(square, tall, wide, strict=True)
+            [_size(*sizes, m) for sizes in zip(leaf.shape, more.shape, strict=True)]
+            for (_, leaf), more in zip(with_paths, jax.tree.leaves(larger), strict=True)
         ]
 
     def first_state(self, frame: Frame) -> State:
         """``model.initial_state`` with its sizes taken from pixels, as converters need it."""
-        padded = _pad_edge(_pad_edge(frame, 1, self.multiple), 2, self.multiple)
+        padded = _padded(frame, self.multiple)
         leaves = []
         for start, shape, dtype in zip(self.starts, self.shapes, self.types, strict=True):
             axes = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
@@ -160,7 +151,7 @@ def _step(
     multiple = model.multiple
     leaves = jax.tree.leaves(
         jax.eval_shape(
-            lambda: model.initial_state(1, round_up(height, multiple), round_up(width, multiple))
+            lambda: model.initial_state(1, _round_up(height, multiple), _round_up(width, multiple))
         )
     )
 
@@ -168,7 +159,7 @@ def _step(
         if channels_first:
             frame = frame.transpose(0, 2, 3, 1)
         inside = [_shifted(*pair) for pair in zip(state, layout.starts, strict=True)]
-        after, restored = step_any_size(
+        after, restored = _step_any_size(
             model, jax.tree.unflatten(layout.tree, inside), frame, repeated
         )
         outside = [
@@ -194,34 +185,29 @@ def _step(
     return Form(step, inputs, ("restored", *(f"next.{name}" for name in layout.names)), about)
 
 
-def step_any_size(
+def _step_any_size(
     model: VideoRestorer, state: State, frame: Frame, repeated: jax.Array
 ) -> tuple[State, Frame]:
-    """``model.step`` for symbolic sizes, which ``jnp.pad`` cannot pad by their edge.
-
-    Args:
-      model: the network.
-      state: for the padded size; gives the next one.
-      frame: 1 H W 3 in [0, 1], with symbolic H and W.
-      repeated: it is the last frame, once more.
-    """
+    """``model.step`` for symbolic sizes, which ``jnp.pad`` cannot pad by their edge."""
     height, width = frame.shape[1:3]
-    padded = _pad_edge(_pad_edge(frame, 1, model.multiple), 2, model.multiple)
-    state, restored = model.step(state, padded, repeated)
+    state, restored = model.step(state, _padded(frame, model.multiple), repeated)
     return state, lax.slice(restored, (0, 0, 0, 0), (1, height, width, 3))
 
 
-def round_up(size: Any, multiple: int) -> Any:
+def _round_up(size: Any, multiple: int) -> Any:
     """The least multiple that is ``size`` or more; nothing negative, which ONNX divides upwards."""
     return (size + multiple - 1) // multiple * multiple
 
 
-def _pad_edge(x: Float[Array, "*in"], axis: int, multiple: int) -> Float[Array, "*out"]:
-    # One line too many rather than as many as needed: a symbolic number of copies has no operator.
-    size = x.shape[axis]
-    last = lax.slice_in_dim(x, size - 1, size, axis=axis)
-    longer = lax.concatenate([x, *[last] * (multiple - 1)], axis)
-    return lax.slice_in_dim(longer, 0, round_up(size, multiple), axis=axis)
+def _padded(frame: Frame, multiple: int) -> Float[Array, "B Hp Wp 3"]:
+    for axis in (1, 2):
+        # One line too many rather than as many as needed: a symbolic number of copies has no
+        # operator.
+        size = frame.shape[axis]
+        last = lax.slice_in_dim(frame, size - 1, size, axis=axis)
+        longer = lax.concatenate([frame, *[last] * (multiple - 1)], axis)
+        frame = lax.slice_in_dim(longer, 0, _round_up(size, multiple), axis=axis)
+    return frame
 
 
 def _out(restored: Frame, channels_first: bool) -> jax.Array:
@@ -235,18 +221,11 @@ def _shifted(leaf: jax.Array, start: Any) -> jax.Array:
     return jnp.logical_not(leaf) if leaf.dtype == jnp.bool_ else start - leaf
 
 
-def _size(square: int, tall: int, wide: int, multiple: int) -> Any:
-    if square == tall == wide:
-        return square
-    side, more = ("height", tall) if tall != square else ("width", wide)
-    if more != 2 * square:
+def _size(size: int, larger: int, multiple: int) -> Any:
+    """Of a square of ``multiple`` pixels, and of a frame twice as high and three times as wide."""
+    if size == larger:
+        return size
+    side = {2 * size: "height", 3 * size: "width"}.get(larger)
+    if side is None:
         raise UserError("the state does not grow with the frame; it can't be exported")
-    return {"of": side, "times": square, "per": multiple}
-
-
-def size_of(dimension: Any, height: int, width: int) -> int:
-    """A size of ``about["state"]`` for frames of ``height x width`` pixels."""
-    if isinstance(dimension, int):
-        return dimension
-    side = {"height": height, "width": width}[dimension["of"]]
-    return dimension["times"] * math.ceil(side / dimension["per"])
+    return {"of": side, "times": size, "per": multiple}

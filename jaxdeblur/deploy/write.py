@@ -71,7 +71,9 @@ def write_onnx(
     Raises:
       UserError: jax2onnx is not installed, or the network has an operator that it can't put.
     """
-    onnx, jax2onnx = _module("onnx"), _quietly_imported("jax2onnx")
+    onnx = _module("onnx")
+    with _quiet():  # it tries all its examples, and logs a traceback for each that lacks a package
+        jax2onnx = _module("jax2onnx")
     if operator := _WRONG.get(type(loaded.network).__name__):
         raise UserError(f"{loaded.source}: cannot become ONNX: the converter gets {operator} wrong")
     with _said_which_operator(loaded, "ONNX"), _quiet():
@@ -167,17 +169,10 @@ def _module(name: str) -> Any:
         raise UserError(f"{name} is not installed: {TO_INSTALL}") from error
 
 
-def _quietly_imported(name: str) -> Any:
-    # It tries all its examples, and logs a traceback for each whose package is not there.
-    logging.getLogger(name).setLevel(logging.CRITICAL)
-    with _quiet():
-        return _module(name)
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    for name in ("onnx_ir", "symbolic_shape_infer"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("jax2onnx", "onnx_ir", "symbolic_shape_infer"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

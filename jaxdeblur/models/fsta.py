@@ -298,7 +298,7 @@ class Fsta(VideoRestorer):
                 size = height >> (level + 1), width >> (level + 1)
                 block.fusion.rows_at_once(batch, self.config.window, *size)
 
-    # --- A frame too large to hold at once (jaxdeblur/restoration/tiling.py, Gathers) ---
+    # --- A frame too large to hold at once (jaxdeblur/restoration/tiling.py) ---
 
     @property
     def gathering_rounds(self) -> int:
@@ -360,7 +360,7 @@ class Fsta(VideoRestorer):
 
     @property
     def receptive_radius(self) -> int:
-        """How many pixels to each side a step reads, apart from what is gathered (``Gathers``).
+        """How many pixels to each side a step reads, apart from what ``gather_partial`` does.
 
         Raises:
           UserError: the fusion is nonlocal, which needs whole frames.

@@ -18,7 +18,7 @@ from jaxdeblur.restoration.placement import choose_tiles, device_of, step_memory
 from jaxdeblur.restoration.stream import Stream, described, restore_frames
 from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
 from jaxdeblur.shapes import PixelClip, Pixels
-from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
+from jaxdeblur.video.pixels import RGB8, PixelLayout
 from jaxdeblur.weights import shipped
 from jaxdeblur.weights.load import load_restorer
 
@@ -72,16 +72,15 @@ class Deblurrer:
         if not 0 <= strength <= 1:
             raise UserError(f"--strength is between 0 and 1, not {strength:g}")
         self.strength = strength
-        self._tile = tile
-        if tile != "auto":
-            parse_tiles(tile)  # complains now, not at the first frame
+        self._chooses_tiles = tile == "auto"
+        self._given_tiles = None if self._chooses_tiles else parse_tiles(tile)
         if isinstance(weights, VideoRestorer):
             if dtype is not None:
                 raise UserError("dtype is for weights that are loaded; a model has its own")
             self.model, self.source = weights, type(weights).__name__
             self.of_photographs = False
         else:
-            named = default_weights() if weights is None else str(weights)
+            named = shipped.default_name() if weights is None else str(weights)
             loaded = load_restorer(named, dtype=dtype)
             self.model, self.source = loaded.model, loaded.source
             self.of_photographs = loaded.of_photographs
@@ -141,16 +140,13 @@ class Deblurrer:
 
     def warm_up(self, height: int, width: int, dtype: type = np.uint8) -> None:
         """Compiles for a frame size, so that the first frame of a stream does not wait for it."""
-        stream = self.open_stream(height, width, layout_of(np.dtype(dtype)))
-        stream.push((np.zeros((height, width, 3), dtype),))
-        for restored in stream.flush():
-            jax.block_until_ready(restored)
+        self(np.zeros((1, height, width, 3), dtype))
 
     def compile(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
         """Compiles for frames of a size and layout; gives their tiles, as ``tiles``."""
         tiles = self.tiles(height, width, layout)
         # To choose tiles is to compile: what is chosen is what the compiler says that fits.
-        if self._tile != "auto":
+        if not self._chooses_tiles:
             step_memory(self.model, height, width, layout=layout, tiles=tiles)
         return tiles
 
@@ -161,8 +157,8 @@ class Deblurrer:
 
     def tiles(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
         """The tiles in which frames of a size are restored; None for the whole frame at once."""
-        if self._tile != "auto":
-            return parse_tiles(self._tile)
+        if not self._chooses_tiles:
+            return self._given_tiles
         key = (height, width, layout)
         if key not in self._tiles:
             self._tiles[key] = choose_tiles(self.model, height, width, layout=layout)
@@ -178,17 +174,6 @@ def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -
     told = {name: value for name, value in given.items() if value is not None}
     config = dataclasses.replace(model.config, **told)
     return PathRestorer(config, model.base, model.fusion)
-
-
-def default_weights(use: shipped.Use = "video") -> str:
-    """The name of the weights that are used when none are named.
-
-    Raises:
-      UserError: no weights ship.
-    """
-    if not shipped.names():
-        raise UserError("no weights ship with this version; name some by --ckpt=RUN")
-    return shipped.default_name(use)
 
 
 def find_device(name: str) -> jax.Device:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur import devices
@@ -129,15 +128,14 @@ def step_memory(
     graph, parameters = nnx.split(model)
     place = SingleDeviceSharding(device_of(parameters))
 
-    def here(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    def inputs() -> tuple[State, tuple[DevicePlane, ...], Float[Array, ""]]:
+        shapes = layout.plane_shapes(height, width)
+        planes = tuple(jnp.zeros(shape, layout.dtype) for shape in shapes)
+        return model.initial_state(1, height, width), planes, jnp.float32(1)
 
-    state = jax.tree.map(
-        lambda leaf: here(leaf.shape, leaf.dtype),
-        jax.eval_shape(lambda: model.initial_state(1, height, width)),
+    state, planes, strength = jax.tree.map(
+        lambda array: devices.abstract_array(array, place), jax.eval_shape(inputs)
     )
-    planes = tuple(here(shape, layout.dtype) for shape in layout.plane_shapes(height, width))
-    strength = here((), jnp.float32)
     what = Compiled(graph, layout, tiles)
     lowered = stream_step.lower(what, parameters, state, planes, False, planes, strength)
     # A stream's calls of stream_step with these shapes use what is compiled here.

@@ -185,7 +185,10 @@ def plan(
     """
     jobs = [job for text in inputs for job in _find(text)]
     if single:
-        jobs = [image for job in jobs for image in _one_by_one(job)]
+        for job in jobs:
+            if job.kind != "images":
+                raise UserError(f"{job.name}: --single is for images, and this is a {job.kind}")
+        jobs = [Job("images", (path,), None, str(path)) for job in jobs for path in job.paths]
     if out_dir is not None:
         folder = Path(out_dir)
         if not os.path.isdir(folder) and not os.path.isdir(folder.absolute().parent):
@@ -243,12 +246,6 @@ def _find(text: str) -> list[Job]:
             raise UserError(f"{text}: names images and videos; give them apart")
         return [_video(path) for path in files]
     raise UserError(f"{text}: no such file or folder")
-
-
-def _one_by_one(job: Job) -> list[Job]:
-    if job.kind != "images":
-        raise UserError(f"{job.name}: --single is for images, and this is a {job.kind}")
-    return [Job("images", (path,), None, str(path)) for path in job.paths]
 
 
 def _video(path: Path) -> Job:

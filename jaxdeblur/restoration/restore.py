@@ -23,13 +23,13 @@ from jaxdeblur.video.animation import MAX_WIDTH, AnimationWriter
 from jaxdeblur.video.camera import CameraReader
 from jaxdeblur.video.comparison import Comparison
 from jaxdeblur.video.formats import ANIMATED_SUFFIXES, CONTAINERS
-from jaxdeblur.video.images import ImageReader, ImageWriter
+from jaxdeblur.video.image_file import ImageReader, ImageWriter
 from jaxdeblur.video.picture import Picture, PictureSource, PictureTarget, VideoInfo
 from jaxdeblur.video.pipes import RawReader, RawWriter
 from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.video.writer import VideoWriter
 
-# Seconds after which a wait is explained.
+# Seconds after which the wait for the compiler is explained.
 _LONG_S = 3.0
 
 # Of the values that a plane can hold: a single image that changes less looks as it was.
@@ -77,7 +77,7 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
     Raises:
       UserError: the input cannot be read or the output not written; the old output is as it was.
     """
-    say = _say_nothing if config.quiet else tell
+    say: Callable[[str], None] = (lambda text: None) if config.quiet else tell
     began = time.monotonic()
     if config.compare is not None:
         check_compare(job, config.compare, config.overwrite)
@@ -98,8 +98,8 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
 
         def write(result: Restored) -> None:
             results.write(result)
-            if camera is not None and (late := camera.report(result[0])):
-                progress.say(f"{job.name}: {late}")
+            if camera is not None:
+                camera.note_written(result[0])
 
         stream = deblurrer.open_stream(info.height, info.width, info.layout)
         timing = run_stages(
@@ -160,7 +160,8 @@ class _Results:
     def say_what_is_lost(self) -> None:
         """Says what the targets do not keep, each thing once."""
         for name, target, _ in self._targets:
-            for line in (f"{name}: not kept: {what}" for what in target.lost):
+            for what in target.lost:
+                line = f"{name}: not kept: {what}"
                 if line not in self._said:
                     self._said.add(line)
                     self._say(line)
@@ -173,10 +174,14 @@ def _compile(
     config: DeblurConfig,
     say: Callable[[str], None],
 ) -> None:
-    size = f"{info.width}x{info.height}"
-    what = f"compiling for {size}, or loading what an earlier start compiled ..."
-    with _said_if_long(say, f"{job.name}: {what}"):
+    what = f"compiling for {info.width}x{info.height}, or loading what an earlier start compiled"
+    timer = threading.Timer(_LONG_S, say, [f"{job.name}: {what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
         tiles = deblurrer.compile(info.height, info.width, info.layout)
+    finally:
+        timer.cancel()
     if config.tile == "auto" and tiles is not None:
         say(f"{job.name}: frames are restored in tiles of {tiles}, by the free memory")
 
@@ -185,7 +190,7 @@ def _change(picture: Picture, restored: tuple[Plane, ...]) -> float:
     """Mean change of an image's values, as a share of the range of its type."""
     before, after = picture.planes[0], restored[0]
     difference = np.abs(before.astype(np.float32) - after.astype(np.float32)).mean()
-    return float(difference) / (np.iinfo(before.dtype).max if before.dtype.kind == "u" else 1.0)
+    return float(difference) / np.iinfo(before.dtype).max
 
 
 def _restored(picture: Picture, restored: tuple[Plane, ...]) -> Picture:
@@ -241,8 +246,7 @@ def _open_target(job: Job, source: PictureSource, config: DeblurConfig) -> Itera
         yield RawWriter(_descriptor(sys.stdout, "output"), info)
         return
     try:
-        if not output.parent.is_dir():
-            output.parent.mkdir(exist_ok=True)
+        output.parent.mkdir(exist_ok=True)
         replace = replace_when_whole if suffix else replace_folder_when_whole
         with replace(output) as part:
             target: PictureTarget
@@ -284,19 +288,3 @@ def _open_comparison(
 
 def _is_animation(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in ANIMATED_SUFFIXES
-
-
-@contextlib.contextmanager
-def _said_if_long(say: Callable[[str], None], text: str) -> Iterator[None]:
-    """Says what is waited for if the body takes long."""
-    timer = threading.Timer(_LONG_S, say, [text])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _say_nothing(text: str) -> None:
-    pass

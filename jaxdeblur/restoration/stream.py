@@ -8,7 +8,6 @@ each frame size, kept for the life of the process.
 from __future__ import annotations
 
 import functools
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.restoration.placement import (
     Compiled,
@@ -87,27 +86,14 @@ def _check_frame(frame: Any) -> None:
 
 
 def described(given: Any) -> str:
-    """What was given in place of frames, and how they are made of it where that is known."""
+    """What was given in place of frames."""
     if hasattr(given, "shape") and hasattr(given, "dtype"):
         return f"{' '.join(map(str, given.shape))} in {given.dtype}"
-    if isinstance(given, str | os.PathLike):
-        return f"the path {os.fspath(given)!r}; python deblur.py restores files"
-    if isinstance(given, list | tuple):
-        return f"a {type(given).__name__}; np.stack(frames) is one"
-    kind = f"{type(given).__module__}.{type(given).__qualname__}".removeprefix("builtins.")
-    if kind.startswith("av."):
-        return f'{kind}; frame.to_ndarray(format="rgb24") is one'
-    if kind.startswith("PIL."):
-        return f'{kind}; np.asarray(image.convert("RGB")) is one'
-    return kind
+    return type(given).__name__
 
 
 class Stream:
-    """One video on its way through a model; results stay on the device until they are read.
-
-    Attributes:
-      pending: how many frames have gone in and not come out yet.
-    """
+    """One video on its way through a model; results stay on the device until they are read."""
 
     def __init__(
         self,
@@ -136,16 +122,16 @@ class Stream:
         # Everything lives where the parameters do, so that the step runs there.
         self._device = device_of(self._parameters)
         with jax.default_device(self._device):
-            state = _initial_state(model, height, width)
+            # Copied, since a model may use one array of zeros twice and this memory is used again.
+            state = jax.tree.map(jnp.copy, model.initial_state(1, height, width))
         # Committed to their place, as what a step gives back: for anything else the first step, the
         # second and the one of ``step_memory`` would be three programs.
         self._state = jax.device_put(state, self._device)
         self._strength = jax.device_put(jnp.float32(strength), self._device)
-        # The frames whose results are due: what changes is added to them.
+        # The frames that have gone in and not come out yet: what changes is added to them.
         self._waiting: deque[tuple[DevicePlane, ...]] = deque()
         self._steps = 0
         self._ended = False
-        self.pending = 0
 
     def push(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...] | None:
         """Takes one frame in; gives the one of ``lookahead`` frames ago, or None at the start.
@@ -178,19 +164,18 @@ class Stream:
         if self._ended:
             raise ValueError("the stream was flushed; begin another one")
         self._waiting.append(on_device)
-        self.pending += 1
         return self._advance(on_device, repeated=False)
 
     def flush(self) -> Iterator[tuple[DevicePlane, ...]]:
-        """Gives the frames that are still pending; the last frame is repeated as look-ahead.
+        """Gives the frames that have not come out yet; the last one is repeated as look-ahead.
 
         No frame can follow.
         """
-        if not self.pending:
+        if not self._waiting:
             return
         self._ended = True
         last = self._waiting[-1]
-        while self.pending:
+        while self._waiting:
             restored = self._advance(last, repeated=True)
             if restored is not None:
                 yield restored
@@ -218,7 +203,6 @@ class Stream:
         if self._steps <= self._lookahead:
             return None
         self._waiting.popleft()
-        self.pending -= 1
         return restored
 
 
@@ -236,9 +220,3 @@ def _to_integers(
     x: Float[np.ndarray, "*shape"] | Float[Array, "*shape"], dtype: DTypeLike
 ) -> DevicePixels:
     return jnp.round(jnp.clip(x, 0, 1) * jnp.iinfo(dtype).max).astype(dtype)
-
-
-def _initial_state(model: VideoRestorer, height: int, width: int) -> State:
-    state = model.initial_state(1, height, width)
-    # Copied, since a model may use one array of zeros twice and the state's memory is reused.
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)

@@ -31,26 +31,24 @@ _DEPTH = 3
 
 @dataclasses.dataclass
 class Timing:
-    """Where the time of a restoration went: seconds that each stage was busy."""
+    """How long a restoration took, in seconds.
+
+    Attributes:
+      frames: how many were restored.
+      seconds: from the start to the end.
+      first_frame: from the start until the first frame was restored: mostly compilation.
+    """
 
     frames: int = 0
     seconds: float = 0.0
-    reading: float = 0.0
-    restoring: float = 0.0
-    writing: float = 0.0
     first_frame: float = 0.0
-    """Until the first frame was restored, from the start: mostly compilation."""
 
     def __str__(self) -> str:
         rate = self.frames / max(self.seconds, 1e-9)
-        stages = ("reading", "restoring", "writing")
-        busy = ", ".join(
-            f"{stage} {getattr(self, stage) / max(self.seconds, 1e-9):.0%}" for stage in stages
-        )
         frames = "1 frame" if self.frames == 1 else f"{self.frames} frames"
         return (
             f"{frames} in {self.seconds:.1f} s, {rate:.2f} frames/s "
-            f"(first after {self.first_frame:.1f} s; busy: {busy})"
+            f"(first after {self.first_frame:.1f} s)"
         )
 
 
@@ -64,7 +62,7 @@ def run_stages(
     patience: float | None = None,
     write_patience: float | None = None,
 ) -> Timing:
-    """Reads, restores and writes at once until the source ends; gives where the time went.
+    """Reads, restores and writes at once until the source ends; gives how long it took.
 
     Args:
       source: pictures in the layout of the stream.
@@ -114,39 +112,47 @@ def run_stages(
             hand_on(in_flight)
         results.finish()
     timing.seconds = time.monotonic() - began
-    timing.reading, timing.writing = pictures.busy, results.busy
-    timing.restoring = timing.seconds - pictures.waited - results.waited
     return timing
 
 
-class Reading(Iterable[T]):
-    """Runs an iterable in a thread, a few items ahead; its error is raised where it is iterated.
+class _Stage:
+    """A thread with a queue of a few items, which ends with the ``with`` block."""
 
-    Attributes:
-      busy: seconds that the iterable worked.
-      waited: seconds that the consumer waited for it.
-    """
-
-    def __init__(
-        self, items: Iterable[T], depth: int = _DEPTH, *, patience: float | None = None
-    ) -> None:
-        self.busy = self.waited = 0.0
+    def __init__(self, name: str, patience: float | None) -> None:
         self._patience = patience
-        self._items = items
-        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+        self._queue: queue.Queue[Any] = queue.Queue(_DEPTH)
+        self._error: BaseException | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reading", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def __enter__(self) -> Reading[T]:
+    def __enter__(self) -> Any:  # itself
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._queue.get_nowait()
         self._thread.join(self._patience)
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+    def _put(self, item: Any) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=0.1)
+                return
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+class Reading(_Stage, Iterable[T]):
+    """Runs an iterable in a thread, a few items ahead; its error is raised where it is iterated."""
+
+    def __init__(self, items: Iterable[T], *, patience: float | None = None) -> None:
+        super().__init__("reading", patience)
+        self._items = items
 
     @property
     def starved(self) -> bool:
@@ -154,99 +160,44 @@ class Reading(Iterable[T]):
         return self._queue.empty() and self._thread.is_alive()
 
     def __iter__(self) -> Iterator[T]:
-        while True:
-            began = time.monotonic()
-            kind, value = self._queue.get()
-            self.waited += time.monotonic() - began
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
+        yield from iter(self._queue.get, self)  # which stands for the end
+        self._raise_error()
 
     def _run(self) -> None:
         try:
-            items = iter(self._items)
-            while not self._stop.is_set():
-                began = time.monotonic()
-                item = next(items, self)
-                self.busy += time.monotonic() - began
-                if item is self:
-                    self._put("end", None)
+            for item in self._items:
+                self._put(item)
+                if self._stop.is_set():
                     return
-                self._put("item", item)
         except BaseException as error:
-            self._put("error", error)
-
-    def _put(self, kind: str, value: Any) -> None:
-        while not self._stop.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put((kind, value), timeout=0.1)
-                return
+            self._error = error
+        self._put(self)
 
 
-class Writing:
-    """Calls a function in a thread, a few items behind; its error is raised at the next ``put``.
+class Writing(_Stage):
+    """Calls a function in a thread, a few items behind; its error is raised at the next ``put``."""
 
-    Attributes:
-      busy: seconds that the function worked.
-      waited: seconds that the producer waited for it.
-    """
-
-    def __init__(
-        self,
-        function: Callable[[Any], None],
-        depth: int = _DEPTH,
-        *,
-        patience: float | None = None,
-    ) -> None:
-        self.busy = self.waited = 0.0
-        self._patience = patience
+    def __init__(self, function: Callable[[Any], None], *, patience: float | None = None) -> None:
+        super().__init__("writing", patience)
         self._function = function
-        self._queue: queue.Queue[Any] = queue.Queue(depth)
-        self._error: BaseException | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="writing", daemon=True)
-
-    def __enter__(self) -> Writing:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(self._patience)
 
     def put(self, item: Any) -> None:
         """Hands on an item; raises what the function raised for an earlier one."""
-        began = time.monotonic()
-        while True:
-            if self._error is not None:
-                raise self._error
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=0.1)
-                break
-        self.waited += time.monotonic() - began
+        self._put(item)
+        self._raise_error()
 
     def finish(self) -> None:
         """Waits until all items are done; raises what the function raised."""
-        began = time.monotonic()
-        while self._queue.unfinished_tasks and self._error is None:
+        while self._queue.unfinished_tasks and not self._stop.is_set():
             time.sleep(0.002)
-        self.waited += time.monotonic() - began
-        if self._error is not None:
-            raise self._error
+        self._raise_error()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                item = self._queue.get(timeout=0.1)
-            except queue.Empty:
-                continue
-            began = time.monotonic()
-            try:
-                self._function(item)
-            except BaseException as error:
-                self._error = error
-                return
-            self.busy += time.monotonic() - began
-            self._queue.task_done()
+        try:
+            while not self._stop.is_set():
+                with contextlib.suppress(queue.Empty):
+                    self._function(self._queue.get(timeout=0.1))
+                    self._queue.task_done()
+        except BaseException as error:
+            self._error = error
+            self._stop.set()

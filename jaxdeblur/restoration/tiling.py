@@ -4,9 +4,9 @@ The state is kept for the whole frame. Each tile reads the frame and the state w
 model's ``receptive_radius``, so its inside is what the whole frame would have given; the tiles'
 insides make up the new state and the restored frame. No seams, no blending between tiles.
 
-A model that also gathers from the whole frame (the squeezes of the attention network) implements
-:class:`Gathers`: each of its squeezes is first combined over all tiles (the maximum, the sum and
-the accumulator of a softmax), and only then is anything expanded from it.
+The attention network also gathers from the whole frame, and has ``gather_partial`` and
+``step_gathered`` for it (models/fsta.py): each of its squeezes is first combined over all tiles
+(the maximum, the sum and the accumulator of a softmax), and only then is anything expanded from it.
 
 A network at several scales has its levels tiled, each on its own frames and with its own small
 halo; what comes between the levels takes little memory and is done for the whole frame.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,47 +32,6 @@ from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.shapes import Features, Frame
 
 _Stepped: TypeAlias = tuple[State, Frame, Features | None]
-
-
-@runtime_checkable
-class Gathers(Protocol):
-    """What a model offers whose step gathers from the whole frame, so that it can be tiled.
-
-    ``receptive_radius`` then counts only the local part of the step.
-
-    Attributes:
-      gathering_rounds: how many gatherings follow one another in a step; each may depend on the
-        results of those before it.
-    """
-
-    gathering_rounds: int
-
-    def gather_partial(
-        self, state: State, frame: Frame, inside: Bool[Array, "H W"], gathered: tuple[Any, ...]
-    ) -> Any:
-        """The next gathering (number ``len(gathered)``) over the pixels marked ``inside`` alone.
-
-        Args:
-          state: of the tile with its halo, whose sizes are multiples of ``multiple``.
-          frame: the tile with its halo, B H W 3.
-          inside: which pixels of the tile count; aligned to ``multiple`` too.
-          gathered: the results of the gatherings before, over the whole frame.
-        """
-
-    def combine_partials(self, a: Any, b: Any) -> Any:
-        """The gathering over two sets of pixels from those over each."""
-
-    def step_gathered(
-        self, gathered: tuple[Any, ...], state: State, frame: Frame, repeated: Bool[Array, ""]
-    ) -> tuple[State, Frame]:
-        """``_step`` with every gathering taken from ``gathered`` instead of from the pixels.
-
-        Args:
-          gathered: one result for each round, over the whole frame.
-          state: of the tile with its halo.
-          frame: the tile with its halo, B H W 3.
-          repeated: the frame is the last one, once more.
-        """
 
 
 def parse_tiles(text: str) -> TileGrid | None:
@@ -140,15 +99,15 @@ class TileGrid:
         return state, restored[..., :height, :width, :]
 
     def _step_tiles(
-        self, level: VideoRestorer, state: State, frame: Frame, repeated: Bool[Array, ""]
+        self, level: Any, state: State, frame: Frame, repeated: Bool[Array, ""]
     ) -> _Stepped:
-        """``level.step_with_features``, for sizes that need no padding."""
+        """``step_with_features`` of the model ``level``, for sizes that need no padding."""
         step: Callable[..., _Stepped] = level.step_with_features
         whole = jax.eval_shape(step, state, frame, repeated)
-        tiles = _Tiles.over(self, level, state, frame, whole[-1])
+        tiles = _Tiles.over(self, level, frame, whole[-1])
 
         gathered: tuple[Any, ...] = ()
-        if isinstance(level, Gathers):
+        if hasattr(level, "gather_partial"):
             for _ in range(level.gathering_rounds):
                 gathered += (_gather(level, tiles, state, frame, gathered),)
 
@@ -164,12 +123,14 @@ class TileGrid:
 
 
 def _gather(
-    model: Gathers, tiles: _Tiles, state: State, frame: Frame, gathered: tuple[Any, ...]
+    model: Any, tiles: _Tiles, state: State, frame: Frame, gathered: tuple[Any, ...]
 ) -> Any:
+    """What ``model`` gathers next from the whole frame, after what it has ``gathered``."""
+
     def partial(i: Int[Array, ""] | int) -> Any:
         window = tiles.window(i)
         part, pixels = tiles.cut((state, frame), window)
-        return model.gather_partial(part, pixels, tiles.first_cover(i, window), gathered)
+        return model.gather_partial(part, pixels, tiles.first_cover(window), gathered)
 
     return lax.fori_loop(
         1, tiles.count, lambda i, total: model.combine_partials(total, partial(i)), partial(0)
@@ -177,8 +138,12 @@ def _gather(
 
 
 class _Window(NamedTuple):
-    """Where a tile lies in the frame, and what it reads: (row, column) pairs, in pixels."""
+    """Which tile it is, where it lies in the frame, and where what it reads begins.
 
+    (Row, column) pairs, the last two in pixels.
+    """
+
+    position: tuple[Int[Array, ""], Int[Array, ""]]
     origin: tuple[Int[Array, ""], Int[Array, ""]]
     start: tuple[Int[Array, ""], Int[Array, ""]]
 
@@ -205,9 +170,7 @@ class _Tiles:
     """For each leaf of state, frame and features its row and column axes; None if it has none."""
 
     @classmethod
-    def over(
-        cls, grid: TileGrid, model: VideoRestorer, state: State, frame: Frame, features: Any
-    ) -> _Tiles:
+    def over(cls, grid: TileGrid, model: VideoRestorer, frame: Frame, features: Any) -> _Tiles:
         height, width = frame.shape[-3:-1]
         halo = halo_of(model)
         tile = (
@@ -222,7 +185,7 @@ class _Tiles:
             )
             for x in jax.tree.leaves((frame, features))
         ]
-        axes = (*pixel_axes(model, state, height, width), *of_images)
+        axes = (*_axes_of_state(model, height, width), *of_images)
         return cls(model.multiple, (height, width), tile, read, axes)
 
     @property
@@ -239,7 +202,7 @@ class _Tiles:
         """The window of tile ``i``, inside the frame, so that its borders are the real ones."""
         row, column = jnp.divmod(jnp.asarray(i, jnp.int32), self._grid[1])
         (top, read_top), (left, read_left) = self._along(0, row), self._along(1, column)
-        return _Window((top, left), (read_top, read_left))
+        return _Window((row, column), (top, left), (read_top, read_left))
 
     def _along(self, axis: int, position: Int[Array, ""]) -> tuple[Array, Array]:
         """Along rows or columns: where a tile begins, and where its window does."""
@@ -249,13 +212,12 @@ class _Tiles:
         halo = (read - tile) // 2 if read < whole else 0
         return begin, jnp.clip(begin - halo, 0, whole - read)
 
-    def first_cover(self, i: Int[Array, ""] | int, window: _Window) -> Bool[Array, "H W"]:
-        """Which pixels of the window tile ``i`` counts: its own, less those of earlier tiles."""
-        position = jnp.divmod(jnp.asarray(i, jnp.int32), self._grid[1])
+    def first_cover(self, window: _Window) -> Bool[Array, "H W"]:
+        """Which pixels of the window its tile counts: its own, less those of earlier tiles."""
         inside = []
         for axis in range(2):
             pixels = window.start[axis] + jnp.arange(self.read[axis])
-            first = position[axis] * self.tile[axis]
+            first = window.position[axis] * self.tile[axis]
             inside.append((pixels >= first) & (pixels < first + self.tile[axis]))
         return inside[0][:, None] & inside[1][None, :]
 
@@ -307,40 +269,21 @@ class _Tiles:
         return jax.tree.unflatten(tree, mapped)
 
 
-def pixel_axes(
-    model: VideoRestorer, state: State, height: int, width: int
+def _axes_of_state(
+    model: VideoRestorer, height: int, width: int
 ) -> list[tuple[_Axis, _Axis] | None]:
-    """Which axes of the state follow the frame's rows and columns: those that grow with it.
-
-    Args:
-      model: whose state it is.
-      state: for a frame of ``height`` and ``width``.
-      height, width: of the frame, in pixels.
-
-    Returns:
-      For each array of the state its axis of rows and its axis of columns; None if it has none.
-    """
+    """For each array of the state its axes of rows and columns, which grow with the frame."""
 
     def shapes(height: int, width: int) -> list[tuple[int, ...]]:
-        batch = 1
-        tree = jax.eval_shape(lambda: model.initial_state(batch, height, width))
-        return [leaf.shape for leaf in jax.tree.leaves(tree)]
+        state = jax.eval_shape(lambda: model.initial_state(1, height, width))
+        return [leaf.shape for leaf in jax.tree.leaves(state)]
 
-    here = shapes(height, width)
-    taller = shapes(height + model.multiple, width)
-    wider = shapes(height, width + model.multiple)
-
-    def grown(small: tuple[int, ...], large: tuple[int, ...]) -> list[_Axis]:
-        pairs = enumerate(zip(small, large, strict=True))
-        return [_Axis(index, b - a) for index, (a, b) in pairs if b != a]
-
+    larger = shapes(height + model.multiple, width + model.multiple)
     axes: list[tuple[_Axis, _Axis] | None] = []
-    for shape, tall, wide in zip(here, taller, wider, strict=True):
-        rows, columns = grown(shape, tall), grown(shape, wide)
-        if not rows and not columns:
-            axes.append(None)
-        elif len(rows) == len(columns) == 1:
-            axes.append((rows[0], columns[0]))
-        else:
-            raise ValueError(f"a state of shape {shape} does not follow the frame like an image")
+    for here, there in zip(shapes(height, width), larger, strict=True):
+        pairs = enumerate(zip(here, there, strict=True))
+        grown = [_Axis(index, b - a) for index, (a, b) in pairs if b != a]
+        if len(grown) not in (0, 2):
+            raise ValueError(f"a state of shape {here} does not follow the frame like an image")
+        axes.append((grown[0], grown[1]) if grown else None)
     return axes

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -25,11 +23,7 @@ MAX_FRAMES = 300
 
 
 class AnimationWriter(PictureTarget):
-    """Writes pictures as an animation that plays for ever, at most ``MAX_WIDTH`` wide.
-
-    Attributes:
-      lost: what it does not hold, in words.
-    """
+    """Writes pictures as an animation that plays for ever, at most ``MAX_WIDTH`` wide."""
 
     def __init__(
         self, path: Path, info: VideoInfo, *, max_frames: int = MAX_FRAMES, name: str = ""
@@ -65,13 +59,10 @@ class AnimationWriter(PictureTarget):
         seconds = picture.duration * info.time_base or 1 / info.rate
         self._milliseconds.append(round(1000 * seconds))
 
-    def copy(self, packets: Sequence[Any]) -> None:
-        """An animation holds no sound."""
-
     def _save(self) -> None:
-        options: dict[str, Any] = {"quality": 80} if self._path.suffix.lower() == ".webp" else {}
         times = self._milliseconds
         try:
+            # Not by imageio into the file: on a full disk its last bytes may be lost silently.
             encoded = iio.imwrite(
                 "<bytes>",
                 np.stack(self._frames),
@@ -80,7 +71,7 @@ class AnimationWriter(PictureTarget):
                 is_batch=True,
                 duration=times if len(times) > 1 else times[0],  # of one, Pillow takes no list
                 loop=0,
-                **options,
+                quality=80,  # of WebP; GIF has none
             )
             self._path.write_bytes(encoded)
         except (OSError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import signal
 import sys
 import threading
@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.container import reason
-from jaxdeblur.video.ffmpeg_frames import frame_planes, pixel_layout
+from jaxdeblur.video.container import av, reason
+from jaxdeblur.video.ffmpeg_frames import describe, frame_planes
 from jaxdeblur.video.formats import CAMERA
-from jaxdeblur.video.picture import FULL_RANGE, Picture, PictureSource, VideoInfo, without_alpha
-from jaxdeblur.video.pyav import av
+from jaxdeblur.video.picture import Picture, PictureSource
 
 _TICK = Fraction(1, 1000)
-_TOLD_EVERY_S = 5.0
 
 
 def open_device(name: str, options: dict[str, str]) -> Any:
@@ -44,7 +42,6 @@ class CameraReader(PictureSource):
     camera gets that one. Timestamps are those of the clock, so the video plays at real speed.
 
     Attributes:
-      info: what the frames are.
       dropped: how many frames were taken and not handed on.
     """
 
@@ -75,7 +72,7 @@ class CameraReader(PictureSource):
         self._news = threading.Condition()
         self._newest: tuple[float, Any] | None = None
         self._error: Exception | None = None
-        self._ended = self._stopping = False
+        self._stopping = False
         options = {} if size is None else {"video_size": f"{size[1]}x{size[0]}"}
         if rate is not None:
             options["framerate"] = str(rate)
@@ -93,29 +90,15 @@ class CameraReader(PictureSource):
         frame = first[1]
         if frame.width * frame.height > max_pixels:
             self.stop()
-            size_given = f"{frame.width}x{frame.height}"
-            raise UserError(f"{name}: gives {size_given}, over --max-pixels={max_pixels}")
-        pixel_format, layout, has_alpha = pixel_layout(frame, Path(name))
+            given = f"{frame.width}x{frame.height}"
+            raise UserError(f"{name}: gives {given}, over --max-pixels={max_pixels}")
         track = container.streams.video[0]
-        self.info = without_alpha(
-            VideoInfo(
-                height=frame.height,
-                width=frame.width,
-                pixel_format=pixel_format,
-                layout=layout,
-                has_alpha=has_alpha,
-                rate=Fraction(track.average_rate or track.guessed_rate or 30),
-                time_base=_TICK,
-                colour=(
-                    int(frame.color_range or layout.full_range * FULL_RANGE),
-                    int(frame.colorspace),
-                    int(frame.color_primaries),
-                    int(frame.color_trc),
-                ),
-            )
-        )
-        self._began = self._told = time.monotonic()
-        self._delay = self._longest = 0.0
+        rate_given = Fraction(track.average_rate or track.guessed_rate or 30)
+        found = describe(frame, track, Path(name), rate=rate_given, time_base=_TICK)
+        # What a camera sends is no codec to keep a video in.
+        self.info = dataclasses.replace(found, codec=None)
+        self._began = time.monotonic()
+        self._longest_delay = 0.0
 
     def __enter__(self) -> CameraReader:
         # Ctrl-C ends the recording, not the program: what was recorded is written to its end.
@@ -137,11 +120,7 @@ class CameraReader(PictureSource):
             self._news.notify_all()
 
     def __iter__(self) -> Iterator[Picture]:
-        """The newest frame each time.
-
-        Raises:
-          UserError: the camera fails.
-        """
+        """The newest frame each time; UserError if the camera fails."""
         # The first frame told the size; by now, with everything compiled, there is a newer one.
         given, last = self._next(), -1
         self._began = given[0] if given else self._began
@@ -154,32 +133,25 @@ class CameraReader(PictureSource):
             if (frame.height, frame.width) != (self.info.height, self.info.width):
                 raise UserError(f"{self.name}: the size of its frames changed")
             last = max(last + 1, round(since / _TICK))
-            planes, _ = frame_planes(frame, self.info.pixel_format)
-            yield Picture(planes, pts=last)
+            yield Picture(*frame_planes(frame, self.info.pixel_format), pts=last)
             given = self._next()
 
     def delay(self, picture: Picture) -> float:
         """Seconds since a picture was taken."""
         return time.monotonic() - self._began - float(picture.pts * _TICK)
 
-    def report(self, picture: Picture) -> str | None:
-        """Told of each picture that has been written; now and then gives a line to print."""
-        now, delay = time.monotonic(), self.delay(picture)
-        self._delay, self._longest = max(self._delay, delay), max(self._longest, delay)
-        if now - self._told < _TOLD_EVERY_S:
-            return None
-        text = f"{1000 * self._delay:.0f} ms late at most, {self.dropped} frames dropped so far"
-        self._told, self._delay = now, 0.0
-        return text
+    def note_written(self, picture: Picture) -> None:
+        """Told of each picture that has been written, for the ``summary``."""
+        self._longest_delay = max(self._longest_delay, self.delay(picture))
 
     @property
     def summary(self) -> str:
         """How late frames were written, and how many never."""
-        return f"{1000 * self._longest:.0f} ms late at most, {self.dropped} frames dropped"
+        return f"{1000 * self._longest_delay:.0f} ms late at most, {self.dropped} frames dropped"
 
     def _take(self, container: Any) -> None:
         try:
-            with contextlib.closing(container):
+            with container:
                 for frame in container.decode(video=0):
                     with self._news:
                         if self._stopping:
@@ -189,15 +161,11 @@ class CameraReader(PictureSource):
                         self._news.notify_all()
         except (av.FFmpegError, OSError, ValueError) as error:
             self._error = error
-        finally:
-            with self._news:
-                self._ended = True
-                self._news.notify_all()
 
     def _next(self) -> tuple[float, Any] | None:
         with self._news:
-            while self._newest is None and not self._ended and not self._stopping:
-                self._news.wait(0.1)  # so that ctrl-C is noticed while a camera gives nothing
+            while self._newest is None and self._thread.is_alive() and not self._stopping:
+                self._news.wait(0.1)  # so that ctrl-C or an end is noticed where no frame comes
             given, self._newest = self._newest, None
         if given is None and self._error is not None and not self._stopping:
             raise UserError(f"{self.name}: the camera failed: {reason(self._error)}")

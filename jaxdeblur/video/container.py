@@ -1,14 +1,29 @@
-"""What reading and writing a container have in common: its tags, FFmpeg's errors and priorities."""
+"""PyAV, and what reading and writing have in common: tags, FFmpeg's errors and priorities."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from jaxdeblur.video.pyav import av
+from jaxdeblur.errors import UserError
+
+
+class _WhenUsed:
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return getattr(importlib.import_module("av"), name)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "video is read and written by PyAV: pip install 'av>=18,<20'"
+            ) from error
+
+
+av: Any = _WhenUsed()
+"""PyAV, imported when something of it is used: a machine that reads no video may lack it."""
 
 
 def any_tags() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Plane
+from jaxdeblur.video.container import av
 from jaxdeblur.video.picture import FULL_RANGE, UNSPECIFIED, Picture, VideoInfo
 from jaxdeblur.video.pixels import PixelLayout
-from jaxdeblur.video.pyav import av
 
 # Kr and Kb of the colour matrices, by FFmpeg's numbers (H.273, table 4).
 _MATRICES = {
@@ -45,6 +46,44 @@ SUBSAMPLINGS = {
     (1, 4): "411",
     (4, 4): "410",
 }
+
+
+def describe(
+    frame: Any, track: Any, path: Path, *, rate: Fraction, time_base: Fraction
+) -> VideoInfo:
+    """What a video is: some facts stand in its frames alone, some in the container alone.
+
+    Args:
+      frame: its first frame, decoded.
+      track: the track that the frame is of, as PyAV has it.
+      path: of the file, for messages.
+      rate: average frames a second.
+      time_base: the unit of timestamps, in seconds.
+
+    Raises:
+      UserError: such pixels are not supported.
+    """
+    pixel_format, layout, has_alpha = pixel_layout(frame, path)
+    context, aspect = track.codec_context, track.sample_aspect_ratio
+    return VideoInfo(
+        height=frame.height,
+        width=frame.width,
+        pixel_format=pixel_format,
+        layout=layout,
+        has_alpha=has_alpha,
+        rate=rate,
+        time_base=time_base,
+        codec=context.codec.canonical_name,
+        sample_aspect=Fraction(aspect) if aspect else None,
+        colour=(
+            int(frame.color_range or context.color_range or layout.full_range * FULL_RANGE),
+            specified(frame.colorspace, context.colorspace),
+            specified(frame.color_primaries, context.color_primaries),
+            specified(frame.color_trc, context.color_trc),
+        ),
+        display_matrix=_display_matrix(frame),
+        lost=_lost_with(frame),
+    )
 
 
 def pixel_layout(frame: Any, path: Path) -> tuple[str, PixelLayout, bool]:
@@ -91,12 +130,16 @@ def frame_planes(frame: Any, pixel_format: str) -> tuple[tuple[Plane, ...], Plan
     # FFmpeg's yuvj420p is yuv420p of full range, which the layout says.
     if frame.format.name.replace("yuvj", "yuv") != pixel_format:
         frame = frame.reformat(format=pixel_format)
-    arrays = [_plane_array(plane, frame.format) for plane in frame.planes]
-    has_alpha = any(c.is_alpha for c in frame.format.components)
+    components = frame.format.components
+    has_alpha = any(c.is_alpha for c in components)
     if not frame.format.is_planar and frame.format.is_rgb:
-        pixels = arrays[0]
+        pixels = frame.to_ndarray()
         alpha = np.ascontiguousarray(pixels[..., 3]) if has_alpha else None
         return (np.ascontiguousarray(pixels[..., :3]),), alpha
+    arrays = []
+    for plane in frame.planes:
+        samples = np.frombuffer(plane, np.uint16 if components[0].bits > 8 else np.uint8)
+        arrays.append(np.ascontiguousarray(samples.reshape(plane.height, -1)[:, : plane.width]))
     alpha = arrays.pop() if has_alpha else None
     return tuple(arrays), alpha
 
@@ -119,7 +162,7 @@ def build_frame(picture: Picture, info: VideoInfo) -> Any:
     return frame
 
 
-def display_matrix(frame: Any) -> tuple[int, ...] | None:
+def _display_matrix(frame: Any) -> tuple[int, ...] | None:
     """How a frame is turned and flipped (``VideoInfo``); None if not at all."""
     if (side := _side_data(frame).get("DISPLAYMATRIX")) is not None:
         return tuple(int(x) for x in np.frombuffer(side, np.int32))
@@ -142,21 +185,12 @@ def _side_data(frame: Any) -> dict[str, Any]:
     return found
 
 
-def lost_with(frame: Any) -> tuple[str, ...]:
+def _lost_with(frame: Any) -> tuple[str, ...]:
     """What a decoded frame says that no frame is written with, in words."""
     lost = [_BESIDE_PIXELS[kind] for kind in _side_data(frame) if kind in _BESIDE_PIXELS]
     if frame.interlaced_frame:
         lost.append("interlacing (frames are written as progressive)")
     return tuple(dict.fromkeys(lost))
-
-
-def _plane_array(plane: Any, pixel_format: Any) -> Plane:
-    deep = pixel_format.components[0].bits > 8
-    rows = np.frombuffer(plane, np.uint16 if deep else np.uint8).reshape(plane.height, -1)
-    if pixel_format.is_rgb and not pixel_format.is_planar:
-        channels = len(pixel_format.components)
-        return rows[:, : plane.width * channels].reshape(plane.height, plane.width, channels)
-    return np.ascontiguousarray(rows[:, : plane.width])
 
 
 def specified(of_frame: int, of_container: int) -> int:

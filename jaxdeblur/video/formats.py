@@ -54,14 +54,11 @@ def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
     """
     folder = Path(folder)
     try:
-        with os.scandir(folder) as entries:
-            frames = [
-                Path(entry.path)
-                for entry in entries
-                if not entry.name.startswith(".")
-                and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-                and not os.path.isdir(entry.path)
-            ]
+        frames = [
+            path
+            for path in folder.iterdir()
+            if is_image(path) and not path.name.startswith(".") and not os.path.isdir(path)
+        ]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read as a folder: {error.strerror}") from error
     return sorted(frames, key=lambda frame: natural_key(frame.name))
@@ -69,14 +66,8 @@ def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     """A sort key by which numbers inside names count as numbers: frame2 before frame10."""
-    return [_piece_key(piece) for piece in re.findall(r"[0-9]+|[^0-9]+", name)], name
-
-
-def _piece_key(piece: str) -> tuple[int, str]:
-    if "0" <= piece[0] <= "9":  # by length, then digits: int() refuses very long numbers
-        digits = piece.lstrip("0") or "0"
-        return len(digits), digits
-    return 0, piece
+    pieces = re.findall(r"([0-9]+)|([^0-9]+)", name)
+    return [(int(digits), "") if digits else (-1, text) for digits, text in pieces], name
 
 
 def is_image(path: Path) -> bool:

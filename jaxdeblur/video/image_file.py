@@ -1,10 +1,15 @@
-"""One image file, by imageio: read within a bound on its size, in 8 bits or in 16; encoded."""
+"""Image files, by imageio: read within a bound on their size, in 8 bits or in 16, and written.
+
+One alone, and many as a source and a target of pictures, which offer what ``VideoReader`` and
+``VideoWriter`` do.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -17,13 +22,14 @@ from PIL import Image
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.shapes import Frame8, Plane
-from jaxdeblur.video.container import reason
+from jaxdeblur.video.container import av, reason
 from jaxdeblur.video.ffmpeg_frames import frame_planes
 from jaxdeblur.video.formats import MAX_PIXELS
-from jaxdeblur.video.picture import Picture
-from jaxdeblur.video.pyav import av
+from jaxdeblur.video.picture import Picture, PictureSource, PictureTarget, VideoInfo, rgb8_info
+from jaxdeblur.video.pixels import PixelLayout, to_packed_rgb
 
-PIXEL_FORMATS = {
+# FFmpeg's name of the pixels of an image, by its mode and bits (``_Header``).
+_PIXEL_FORMATS = {
     ("L", 8): "gray",
     ("RGB", 8): "rgb24",
     ("RGBA", 8): "rgba",
@@ -31,11 +37,11 @@ PIXEL_FORMATS = {
     ("RGB", 16): "rgb48le",
     ("RGBA", 16): "rgba64le",
 }
-"""FFmpeg's name of the pixels of an image, by its mode and bits (``Header``)."""
-
-DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
-"""The suffixes of the images that can be written with 16 bits."""
-
+# The formats that can be written with 16 bits, those without alpha, and those that hold no EXIF and
+# colour profile.
+_DEEP = {".png", ".tif", ".tiff"}
+_OPAQUE = {".jpg", ".jpeg", ".bmp", ".ppm"}
+_PLAIN = {".bmp", ".ppm"}
 _ORIENTATION = 0x0112  # EXIF's tag of how a picture is to be turned and mirrored
 # Only these decoders may run, whatever a file's suffix says: others (EPS) start programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
@@ -52,35 +58,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     ".tif": {"compression": "tiff_lzw"},
     ".tiff": {"compression": "tiff_lzw"},
 }
-
-
-class Header(NamedTuple):
-    """What the header of an image says.
-
-    Attributes:
-      height, width: of the picture as it is shown, by its EXIF orientation.
-      mode: L (grey), RGB or RGBA, in Pillow's words.
-      bits: of a sample, 8 or 16.
-    """
-
-    height: int
-    width: int
-    mode: str
-    bits: int
-
-
-def image_header(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Header:
-    """What an image is, from its header alone.
-
-    Raises:
-      UserError: as :func:`read_image`.
-    """
-    with _opened(Path(path), max_pixels) as (image, _):
-        is_grey = image.mode in ("1", "L") or image.mode.startswith("I")
-        mode = "RGBA" if image.has_transparency_data else "L" if is_grey else "RGB"
-        size = (image.height, image.width)
-        lies = _exif_of(image).get(_ORIENTATION, 1) > 4
-        return Header(*(size[::-1] if lies else size), mode, 16 if _is_deep(image) else 8)
 
 
 def image_size(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -110,24 +87,150 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Fr
         return iio.imread(file, plugin="pillow", index=0, mode="RGB")
 
 
-def read_picture(path: Path, mode: str, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Reads an image the right way up, with the channels of ``mode`` and its own bits.
-
-    Args:
-      path: the file.
-      mode: as ``Header`` has it, for all images of a folder.
-      max_pixels: larger images are refused before they are decoded.
+def write_png(
+    path: str | os.PathLike[str], image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"]
+) -> None:
+    """Writes an RGB or grey image as PNG, whole or not at all.
 
     Raises:
-      UserError: as :func:`read_image`.
+      UserError: the file cannot be written.
     """
+    try:
+        with replace_when_whole(path) as part:
+            _write(part, image, ".png", {})
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {reason(error)}") from error
+
+
+class ImageReader(PictureSource):
+    """Reads image files as the frames of a video, in the order given, the right way up.
+
+    Grey images among others become RGB, and those without alpha among others are opaque.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, rate: Fraction, max_pixels: int):
+        """Reads the headers of all images, of which there is one at least.
+
+        Raises:
+          UserError: one is no image, or their sizes or bits differ.
+        """
+        self._paths, self._max_pixels = paths, max_pixels
+        headers = [_header(path, max_pixels) for path in paths]
+        height, width, _, bits = headers[0]
+        for path, header in zip(paths, headers, strict=True):
+            if header[:2] != (height, width):
+                raise UserError(
+                    f"{path}: {header.width}x{header.height}, but {paths[0].name} is "
+                    f"{width}x{height}; the frames of a video have one size"
+                )
+            if header.bits != bits:
+                raise UserError(
+                    f"{path}: {header.bits} bits, but {paths[0].name} has {bits}; the frames of a "
+                    "video have one format"
+                )
+        # The longest name has all channels: L, RGB, RGBA.
+        self._mode = max((header.mode for header in headers), key=len)
+        self.info = dataclasses.replace(
+            rgb8_info(height, width, rate),
+            pixel_format=_PIXEL_FORMATS[self._mode, bits],
+            layout=PixelLayout("grey" if self._mode == "L" else "rgb", bits),
+            has_alpha=self._mode == "RGBA",
+            frames=len(paths),
+        )
+
+    def __iter__(self) -> Iterator[Picture]:
+        """The pictures; UserError if one is damaged, or is gone."""
+        for index, path in enumerate(self._paths):
+            picture = _read_picture(path, self._mode, self._max_pixels)
+            picture.pts, picture.duration = index, 1
+            yield picture
+
+
+class ImageWriter(PictureTarget):
+    """Writes pictures as image files, under their own names or numbered, or one image."""
+
+    def __init__(self, target: Path, info: VideoInfo, *, single: bool, name: str):
+        """Prepares to write; nothing is made yet.
+
+        Args:
+          target: the folder, or the one image.
+          info: what the pictures are.
+          single: ``target`` is an image, not a folder.
+          name: of ``target``, in messages.
+        """
+        self._target, self._info, self._single, self._name = target, info, single, name
+        self._count = 0
+        self.lost = list(info.lost)
+
+    def write(self, picture: Picture) -> None:
+        """Writes one image; UserError if it cannot be written."""
+        self.copy(picture.packets)
+        self._count += 1
+        path, name = self._target, Path(self._name)
+        if not self._single:
+            file = picture.name or f"{self._count:06}.png"
+            path, name = path / file, name / file
+        suffix = path.suffix.lower()
+        try:
+            _write(path, self._shown(picture, suffix), suffix, picture.extra)
+        except (OSError, ValueError) as error:  # ValueError: what a format cannot hold
+            raise UserError(f"{name}: cannot be written: {reason(error)}") from error
+
+    def _shown(self, picture: Picture, suffix: str) -> Plane:
+        """The pixels of the image; what it cannot hold is put down in ``lost``."""
+        layout, alpha, extra = self._info.layout, picture.alpha, picture.extra
+        bits = 16 if layout.bits > 8 and suffix in _DEEP else 8
+        for what, is_lost in {
+            "more than 8 bits": layout.bits > 8 and bits == 8,
+            "alpha": alpha is not None and suffix in _OPAQUE,
+            "EXIF": "exif" in extra and suffix in _PLAIN,
+            "colour profile": "icc_profile" in extra and suffix in _PLAIN,
+        }.items():
+            line = f"{what} ({suffix} has no place for it)"
+            if is_lost and line not in self.lost:
+                self.lost.append(line)
+        pixels = to_packed_rgb(picture.planes, layout, bits)
+        if layout.kind == "grey":
+            pixels = pixels[..., 0]
+        if alpha is not None and suffix not in _OPAQUE:
+            scale = (2**bits - 1) / (2**layout.bits - 1)
+            pixels = np.dstack([pixels, np.round(alpha * scale).astype(pixels.dtype)])
+        return np.ascontiguousarray(np.rot90(pixels, self._info.quarter_turns))
+
+
+class _Header(NamedTuple):
+    """What the header of an image says.
+
+    Attributes:
+      height, width: of the picture as it is shown, by its EXIF orientation.
+      mode: L (grey), RGB or RGBA, in Pillow's words.
+      bits: of a sample, 8 or 16.
+    """
+
+    height: int
+    width: int
+    mode: str
+    bits: int
+
+
+def _header(path: Path, max_pixels: int) -> _Header:
+    with _opened(path, max_pixels) as (image, _):
+        is_grey = image.mode in ("1", "L") or image.mode.startswith("I")
+        mode = "RGBA" if image.has_transparency_data else "L" if is_grey else "RGB"
+        size = (image.height, image.width)
+        lies = _exif_of(image).get(_ORIENTATION, 1) > 4
+        return _Header(*(size[::-1] if lies else size), mode, 16 if _is_deep(image) else 8)
+
+
+def _read_picture(path: Path, mode: str, max_pixels: int) -> Picture:
+    """Reads an image the right way up, with the channels of ``mode`` and its own bits."""
     with _opened(path, max_pixels) as (image, file):
         if _is_deep(image):
             file.seek(0)
             # Named, since FFmpeg takes a .ppm for one of a numbered series.
             with av.open(file, "r", format=_DEEP_DEMUXERS[str(image.format)]) as container:
                 frame = next(container.decode(video=0))
-                return Picture(*frame_planes(frame, PIXEL_FORMATS[mode, 16]), name=path.name)
+                return Picture(*frame_planes(frame, _PIXEL_FORMATS[mode, 16]), name=path.name)
         exif = _exif_of(image)
         turn = exif.pop(_ORIENTATION, 1) != 1
         others = exif.tobytes() if exif else None
@@ -140,41 +243,6 @@ def read_picture(path: Path, mode: str, max_pixels: int = MAX_PIXELS) -> Picture
     colours = pixels if alpha is None else pixels[..., :3]
     extra = {key: value for key, value in extra.items() if value}
     return Picture((np.ascontiguousarray(colours),), alpha, name=path.name, extra=extra)
-
-
-def encode_image(pixels: Plane, suffix: str, **extra: Any) -> bytes:
-    """The content of an image file.
-
-    Args:
-      pixels: ``H W`` or ``H W 3|4``, uint8, or uint16 where ``DEEP_SUFFIXES`` has the suffix.
-      suffix: of the file, in lower case.
-      extra: what else it holds: ``exif``, ``icc_profile``.
-
-    Raises:
-      OSError, ValueError: the format cannot hold it.
-    """
-    if pixels.dtype == np.uint16:
-        return _encode_deep(pixels, suffix)
-    options = {**_OPTIONS.get(suffix, {}), **extra}
-    encoded = iio.imwrite(
-        "<bytes>", pixels, plugin="pillow", extension=suffix, is_batch=False, **options
-    )
-    return bytes(encoded)
-
-
-def write_png(
-    path: str | os.PathLike[str], image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"]
-) -> None:
-    """Writes an RGB or grey image as PNG, whole or not at all.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    try:
-        with replace_when_whole(path) as part:
-            part.write_bytes(encode_image(image, ".png"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -220,7 +288,30 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I") or ";16" in str(how)
 
 
-def _encode_deep(pixels: Plane, suffix: str) -> bytes:
+def _write(path: Path, pixels: Plane, suffix: str, extra: dict[str, Any]) -> None:
+    """Writes an image file.
+
+    Args:
+      path: where to.
+      pixels: ``H W`` or ``H W 3|4``, uint8, or uint16 where ``_DEEP`` has the suffix.
+      suffix: of the format, in lower case.
+      extra: what else the file holds, ``exif`` and ``icc_profile``, if it has 8 bits and a place.
+
+    Raises:
+      OSError, ValueError: it cannot be written, or the format cannot hold it.
+    """
+    if pixels.dtype == np.uint16:
+        path.write_bytes(_encoded_deeply(pixels, suffix))
+        return
+    options = _OPTIONS.get(suffix, {}) | ({} if suffix in _PLAIN else extra)
+    # Not by imageio into the file, whose last bytes it may lose without an error on a full disk.
+    encoded = iio.imwrite(
+        "<bytes>", pixels, plugin="pillow", extension=suffix, is_batch=False, **options
+    )
+    path.write_bytes(encoded)
+
+
+def _encoded_deeply(pixels: Plane, suffix: str) -> bytes:
     """PNG or TIFF of 16 bits, by FFmpeg."""
     encoder, order = ("png", "be") if suffix == ".png" else ("tiff", "le")
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1]

@@ -125,11 +125,7 @@ class PictureTarget:
         pass
 
     def write(self, picture: Picture) -> None:
-        """Writes one picture.
-
-        Raises:
-          UserError: it cannot be written.
-        """
+        """Writes one picture; UserError if it cannot be written."""
         raise NotImplementedError
 
     def copy(self, packets: Sequence[Any]) -> None:

@@ -14,11 +14,7 @@ from jaxdeblur.video.pixels import to_packed_rgb
 
 
 class RawReader(PictureSource):
-    """Reads frames of packed RGB, 8 bits, from a file descriptor.
-
-    Attributes:
-      info: what the frames are.
-    """
+    """Reads frames of packed RGB, 8 bits, from a file descriptor."""
 
     def __init__(self, descriptor: int, height: int, width: int, rate: Fraction):
         """Prepares to read.
@@ -32,11 +28,7 @@ class RawReader(PictureSource):
         self.info = rgb8_info(height, width, rate)
 
     def __iter__(self) -> Iterator[Picture]:
-        """The pictures.
-
-        Raises:
-          UserError: the input cannot be read, or its last frame is not whole.
-        """
+        """The pictures; UserError if the input cannot be read, or its last frame is not whole."""
         shape = (self.info.height, self.info.width, 3)
         index = 0
         while True:
@@ -67,11 +59,7 @@ class RawReader(PictureSource):
 
 
 class RawWriter(PictureTarget):
-    """Writes frames of packed RGB, 8 bits, to a file descriptor.
-
-    Attributes:
-      lost: what raw frames cannot hold, in words.
-    """
+    """Writes frames of packed RGB, 8 bits, to a file descriptor."""
 
     def __init__(self, descriptor: int, info: VideoInfo):
         self._descriptor, self._info = descriptor, info
@@ -84,11 +72,7 @@ class RawWriter(PictureTarget):
             self.lost.append("more than 8 bits")
 
     def write(self, picture: Picture) -> None:
-        """Writes one frame.
-
-        Raises:
-          UserError: it cannot be written, or nobody reads.
-        """
+        """Writes one frame; UserError if it cannot be written, or nobody reads."""
         self.copy(picture.packets)
         rgb = np.ascontiguousarray(to_packed_rgb(picture.planes, self._info.layout, 8))
         rest = memoryview(rgb.data).cast("B")

@@ -7,6 +7,7 @@ Frames are handed on in the arrays that the file's pixel format has (video/pixel
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -16,18 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.container import any_tags, of_the_content, reason
-from jaxdeblur.video.ffmpeg_frames import (
-    display_matrix,
-    frame_planes,
-    lost_with,
-    pixel_layout,
-    specified,
-)
+from jaxdeblur.video.container import any_tags, av, reason
+from jaxdeblur.video.ffmpeg_frames import describe, frame_planes
 from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.part import Part
-from jaxdeblur.video.picture import FULL_RANGE, Picture, PictureSource, VideoInfo
-from jaxdeblur.video.pyav import av
+from jaxdeblur.video.picture import Picture, PictureSource
 
 # Demuxers that read the file they are given and nothing else: playlists can name other files.
 _OPTIONS = {
@@ -42,9 +36,9 @@ class VideoReader(PictureSource):
     """Reads the first video track of a file, and the packets of all others.
 
     Attributes:
-      info: what the video is.
+      container: the open file, as PyAV has it.
+      track: the video track.
       others: the tracks that are copied.
-      trailing: after the last frame, the packets that follow it.
     """
 
     def __init__(
@@ -66,16 +60,12 @@ class VideoReader(PictureSource):
           UserError: it is not a readable video, has no frame, or a frame is too large.
         """
         self.path = Path(path)
-        self._max_pixels = max_pixels
         # As fractions, so that a frame exactly at the end is recognised.
         length = None if duration is None else Fraction(duration).limit_denominator(10**6)
         self._part = Part(Fraction(start).limit_denominator(10**6), length)
-        self._open = contextlib.ExitStack()
-        try:
-            self._prepare()
-        except BaseException:
-            self._open.close()
-            raise
+        with contextlib.ExitStack() as opened:
+            self._prepare(opened, max_pixels)
+            self._open = opened.pop_all()
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
@@ -89,37 +79,36 @@ class VideoReader(PictureSource):
         with self._explained():
             yield from self._pictures
 
-    def _prepare(self) -> None:
+    def _prepare(self, opened: contextlib.ExitStack, max_pixels: int) -> None:
         if not os.path.isfile(self.path):
             raise UserError(f"{self.path}: no such video file")
         with self._explained("is not a video that can be read"):
             # A file object, not a name: to FFmpeg a name may also be an address or a pipe.
-            file = self._open.enter_context(self.path.open("rb"))
-            self._container: Any = self._open.enter_context(
+            file = opened.enter_context(self.path.open("rb"))
+            container: Any = opened.enter_context(
                 av.open(file, "r", container_options=_OPTIONS, **any_tags())
             )
-        container = self._container
-        tracks = [
-            stream
-            for stream in container.streams.video
-            if not stream.disposition & av.stream.Disposition.attached_pic
-        ]
+        self.container = container
+        covers = av.stream.Disposition.attached_pic
+        tracks = [track for track in container.streams.video if not track.disposition & covers]
         if not tracks or tracks[0].codec_context is None:
             raise UserError(f"{self.path}: has no video track")
-        self._track = tracks[0]
+        self.track = tracks[0]
         # Tracks that the demuxer discards are parts of others (chapter titles in MP4).
         self.others = [
             stream
             for stream in container.streams
-            if stream is not self._track and stream.discard != av.stream.Discard.all
+            if stream is not self.track and stream.discard != av.stream.Discard.all
         ]
-        codec = self._track.codec_context
-        self._refuse_if_large(codec.width, codec.height)
+        codec = self.track.codec_context
+        if codec.width * codec.height > max_pixels:
+            size = f"{codec.width}x{codec.height}"
+            raise UserError(f"{self.path}: frames of {size} are over --max-pixels={max_pixels}")
         # The decoder itself refuses larger frames, should one come later.
-        codec.options = {"max_pixels": str(self._max_pixels)}
+        codec.options = {"max_pixels": str(max_pixels)}
         codec.thread_type = "AUTO"
-        self._time_base = Fraction(self._track.time_base or Fraction(1, 1_000_000))
-        self._rate = Fraction(self._track.average_rate or self._track.guessed_rate or 25)
+        self._time_base = Fraction(self.track.time_base or Fraction(1, 1_000_000))
+        self._rate = Fraction(self.track.average_rate or self.track.guessed_rate or 25)
         self._count = self._video_packets = 0
         self._begun = self._ended = Fraction(0)  # of all tracks
         self._read: list[tuple[Any, list[Any]]] = []
@@ -127,38 +116,36 @@ class VideoReader(PictureSource):
         self._waiting: list[Any] = []
         self.trailing: list[Any] = []
         part = self._part
+        begins = Fraction(container.start_time or 0, 1_000_000)
         if not part.is_whole:
-            part.shift = self._origin
+            part.shift = part.start + begins
         where = f" at --start={float(part.start):g}" if part.start else ""
         if part.start:
             with self._explained(f"has no frame{where}"):
-                self._seek()
+                self._seek(begins)
         with self._explained():
-            pictures = _with_first(self._decode())
-        if pictures is None:
+            pictures = self._decode()
+            first = next(pictures, None)
+        if first is None:
             raise UserError(f"{self.path}: has no frame{where}")
-        self._pictures = pictures
+        self._pictures = itertools.chain([first], pictures)
 
-    @property
-    def _origin(self) -> Fraction:
-        """When the part that is read begins, in the file's own time."""
-        begins = self._container.start_time or 0
-        return self._part.start + Fraction(begins, 1_000_000)
+    def _seek(self, begins: Fraction) -> None:
+        """Goes to a frame from which all that are shown from the start on can be decoded.
 
-    def _seek(self) -> None:
-        """Goes to a frame from which all that are shown from the start on can be decoded."""
-        begins = Fraction(self._container.start_time or 0, 1_000_000)
+        ``begins`` is the time of the file's own beginning.
+        """
         back = 0
         while True:
             # Not every demuxer comes out before the time that it is given (MPEG-TS does not), and
             # the first frames of an open group of pictures need the group before it.
-            time = self._origin - back
+            time = self._part.shift - back
             try:
-                self._container.seek(round(time * 1_000_000), backward=True, any_frame=False)
+                self.container.seek(round(time * 1_000_000), backward=True, any_frame=False)
             except av.FFmpegError as error:
                 raise UserError(f"{self.path}: --start: has no times to search by") from error
             # From before the beginning too: the first times, MPEG-TS comes out too late even there.
-            if self._read_to_first_frame() <= self._origin or time < begins - 8:
+            if self._read_to_first_frame() <= self._part.shift or time < begins - 8:
                 return
             back = 2 * back or 1
 
@@ -176,42 +163,27 @@ class VideoReader(PictureSource):
 
     def _demuxed(self) -> Iterator[tuple[Any, list[Any]]]:
         """The packets of all tracks, those of the video with the frames that they complete."""
-        for packet in self._container.demux(self._track, *self.others):
+        for packet in self.container.demux(self.track, *self.others):
             if packet.pts is not None:
                 begin, end = packet.pts, packet.pts + (packet.duration or 0)
                 self._begun = min(self._begun, Fraction(begin * packet.time_base))
                 self._ended = max(self._ended, Fraction(end * packet.time_base))
-            if packet.stream is not self._track:
+            if packet.stream is not self.track:
                 yield packet, []
                 continue
-            decode = self._track.codec_context.decode
+            decode = self.track.codec_context.decode
             if packet.is_corrupt:
                 yield packet, decode(None)  # the frames that the decoder still holds
                 if self._part.ends_before(self._count / self._rate):
                     return  # all of the part is there
-                raise UserError(self._cut_short())
+                raise self._cut_short()
             self._video_packets += packet.size > 0
             yield packet, decode(packet if packet.size else None)
 
     @property
-    def metadata(self) -> dict[str, str]:
-        """Of the whole file, without what describes the file itself."""
-        return of_the_content(self._container.metadata)
-
-    @property
-    def track_metadata(self) -> dict[str, str]:
-        """Of the video track."""
-        return of_the_content(self._track.metadata)
-
-    @property
-    def disposition(self) -> Any:
-        """Of the video track."""
-        return self._track.disposition
-
-    @property
     def chapters(self) -> list[Any]:
         """Of the whole file, moved with the part that is read."""
-        return self._part.chapters(self._container.chapters())
+        return self._part.chapters(self.container.chapters())
 
     def _decode(self) -> Iterator[Picture]:
         """The pictures of the part, each with the packets that stand before it in the file."""
@@ -227,7 +199,10 @@ class VideoReader(PictureSource):
                 pts = max(pts, last + 1)  # a frame cannot be shown before another
             last = pts
             if not self._count:
-                self._describe(frame)
+                given = describe(
+                    frame, self.track, self.path, rate=self._rate, time_base=self._time_base
+                )
+                self.info = dataclasses.replace(given, frames=self._frame_count())
             self._count += 1
             yield self._picture(frame, pts)
         self.trailing = self._taken()
@@ -237,7 +212,7 @@ class VideoReader(PictureSource):
     def _frames(self) -> Iterator[Any]:
         """The frames of the track; meanwhile packets of the others gather in ``_waiting``."""
         for packet, frames in itertools.chain(self._read, self._packets):
-            if packet.stream is self._track:
+            if packet.stream is self.track:
                 yield from frames
             elif packet.size or packet.dts is not None:  # else it is the end of a track
                 self._waiting.append(packet)
@@ -275,13 +250,13 @@ class VideoReader(PictureSource):
         if not self.others:
             return rest
         with contextlib.suppress(av.FFmpegError, OSError):  # damage behind the part is none of it
-            for packet in self._container.demux(self._track, *self.others):
+            for packet in self.container.demux(self.track, *self.others):
                 if packet.dts is None:
                     continue
                 time = self._part.moved(packet.dts * packet.time_base)
                 if self._part.ends_before(time - _INTERLEAVED_S):
                     break
-                if packet.stream is not self._track:
+                if packet.stream is not self.track:
                     rest += self._part.taken([packet])
         return rest
 
@@ -289,54 +264,29 @@ class VideoReader(PictureSource):
         """Raises UserError if the file says that it goes on behind its ``last`` frame's time."""
         missing = Fraction(0)
         # Fewer packets alone say nothing: of a trimmed video those before the cut are not given.
-        if self._video_packets < self._track.frames:
+        if self._video_packets < self.track.frames:
             missing = (self._length() or last) - last
         # Matroska's demuxer takes the end of the file for that of the video. The header says how
         # long the longest track is, the lead-in of its sound included, but for live recordings.
-        if "matroska" in self._container.format.name and self._container.duration:
-            said = Fraction(self._container.duration, 1_000_000)
+        if "matroska" in self.container.format.name and self.container.duration:
+            said = Fraction(self.container.duration, 1_000_000)
             missing = max(missing, said - (self._ended - self._begun))
         if missing > Fraction(5, 2) / self._rate:
-            raise UserError(self._cut_short())
+            raise self._cut_short()
 
-    def _describe(self, frame: Any) -> None:
-        """Sets ``info`` from the first frame: some facts stand in frames alone."""
-        format_name, layout, has_alpha = pixel_layout(frame, self.path)
-        track = self._track
-        context = track.codec_context
-        aspect = track.sample_aspect_ratio
-        frames = track.frames or None
-        if frames is None or not self._part.is_whole:
-            length = self._length()
-            frames = None if length is None else max(1, round(length * self._rate))
-        self.info = VideoInfo(
-            height=frame.height,
-            width=frame.width,
-            pixel_format=format_name,
-            layout=layout,
-            has_alpha=has_alpha,
-            rate=self._rate,
-            time_base=self._time_base,
-            codec=context.codec.canonical_name,
-            sample_aspect=Fraction(aspect) if aspect else None,
-            # Some facts stand in the frames, some in the container alone.
-            colour=(
-                int(frame.color_range or context.color_range or layout.full_range * FULL_RANGE),
-                specified(frame.colorspace, context.colorspace),
-                specified(frame.color_primaries, context.color_primaries),
-                specified(frame.color_trc, context.color_trc),
-            ),
-            display_matrix=display_matrix(frame),
-            frames=frames,
-            lost=lost_with(frame),
-        )
+    def _frame_count(self) -> int | None:
+        """How many frames will be read, if the file says so or how long it is."""
+        if self.track.frames and self._part.is_whole:
+            return self.track.frames
+        length = self._length()
+        return None if length is None else max(1, round(length * self._rate))
 
     def _length(self) -> Fraction | None:
         """How many seconds will be read, if the file says how long it is."""
-        if self._track.duration:
-            length = self._track.duration * self._time_base
-        elif self._container.duration:
-            length = Fraction(self._container.duration, 1_000_000)
+        if self.track.duration:
+            length = self.track.duration * self._time_base
+        elif self.container.duration:
+            length = Fraction(self.container.duration, 1_000_000)
         else:
             return None
         length -= self._part.start
@@ -352,19 +302,12 @@ class VideoReader(PictureSource):
         planes, alpha = frame_planes(frame, info.pixel_format)
         return Picture(planes, alpha, pts, frame.duration or 0, packets=self._taken())
 
-    def _refuse_if_large(self, width: int, height: int) -> None:
-        if width * height > self._max_pixels:
-            raise UserError(
-                f"{self.path}: frames of {width}x{height} are over --max-pixels={self._max_pixels}"
-            )
-
-    def _cut_short(self) -> str:
-        seconds = math.floor(1000 * self._count / self._rate) / 1000
-        good = f" (--duration={seconds:.10g} restores them)"
-        return (
-            f"{self.path}: is cut short or damaged after {self._count} frames"
-            f"{good if self._count else ''}"
-        )
+    def _cut_short(self) -> UserError:
+        message = f"{self.path}: is cut short or damaged after {self._count} frames"
+        if self._count:
+            seconds = math.floor(1000 * self._count / self._rate) / 1000
+            message += f" (--duration={seconds:.10g} restores them)"
+        return UserError(message)
 
     @contextlib.contextmanager
     def _explained(self, otherwise: str = "") -> Iterator[None]:
@@ -376,16 +319,3 @@ class VideoReader(PictureSource):
         except (av.FFmpegError, OSError) as error:
             what = otherwise or f"cannot be decoded after frame {self._count}"
             raise UserError(f"{self.path}: {what}: {reason(error)}") from error
-
-
-def _with_first(pictures: Iterator[Picture]) -> Iterator[Picture] | None:
-    """The same pictures with the first one decoded now; None if there is none."""
-    first = next(pictures, None)
-    if first is None:
-        return None
-
-    def all_of_them() -> Iterator[Picture]:
-        yield first
-        yield from pictures
-
-    return all_of_them()

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.container import any_tags, of_the_content, ordinary_priority, reason
+from jaxdeblur.video.container import any_tags, av, of_the_content, ordinary_priority, reason
 from jaxdeblur.video.ffmpeg_frames import SUBSAMPLINGS, build_frame, specified
 from jaxdeblur.video.formats import CONTAINERS
 from jaxdeblur.video.picture import FULL_RANGE, LIMITED_RANGE, Picture, PictureTarget, VideoInfo
-from jaxdeblur.video.pyav import av
 from jaxdeblur.video.reader import VideoReader
 
 # The encoder for each codec that is written again as it was read.
@@ -58,7 +57,6 @@ class VideoWriter(PictureTarget):
     """Writes a video: frames encoded again, everything else as it was.
 
     Attributes:
-      lost: what the container or codec cannot hold, in words.
       encoder: FFmpeg's name of the encoder.
       pixel_format: FFmpeg's name of the format in the file.
     """
@@ -76,7 +74,7 @@ class VideoWriter(PictureTarget):
         """Opens the file.
 
         Args:
-          path: where to write; its suffix chooses the container.
+          path: where to write; its suffix, one of ``CONTAINERS``, chooses the container.
           info: what the frames are.
           source: whose other tracks, metadata and chapters are taken over.
           codec: FFmpeg's name of an encoder; by default the source's codec if the container takes
@@ -92,31 +90,18 @@ class VideoWriter(PictureTarget):
         self.lost = list(info.lost)
         self._count = 0
         self._info = info
-        container_name = CONTAINERS.get(self.path.suffix.lower())
-        if container_name is None:
-            raise UserError(
-                f"{self._name}: no video format that can be written; use {', '.join(CONTAINERS)}"
-            )
-        self._open = contextlib.ExitStack()
-        try:
-            with self._explained(), ordinary_priority():
-                self._prepare(container_name, source, codec, crf)
-        except BaseException:
-            self.abandon()
-            raise
+        self._format = CONTAINERS[self.path.suffix.lower()]
+        with contextlib.ExitStack() as opened, self._explained(), ordinary_priority():
+            self._prepare(opened, source, codec, crf)
+            self._open = opened.pop_all()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abandon()
+        with self._open:
+            if kind is None:
+                self._finish()
 
     def write(self, picture: Picture) -> None:
-        """Encodes a frame, after the packets that stand before it.
-
-        Raises:
-          UserError: it cannot be encoded or written.
-        """
+        """Encodes a frame, after the packets that stand before it; UserError if it cannot."""
         with self._explained(), ordinary_priority():
             self._count += 1
             self.copy(picture.packets)
@@ -138,11 +123,7 @@ class VideoWriter(PictureTarget):
             self._mux(self._track.encode(frame))
 
     def copy(self, packets: Sequence[Any]) -> None:
-        """Copies packets of other tracks, bit for bit.
-
-        Raises:
-          UserError: they cannot be written.
-        """
+        """Copies packets of other tracks, bit for bit; UserError if they cannot be written."""
         with self._explained():
             for packet in packets:
                 target = self._copies.get(packet.stream.index)
@@ -150,78 +131,65 @@ class VideoWriter(PictureTarget):
                     packet.stream = target
                     self._container.mux(packet)
 
-    def close(self) -> None:
-        """Finishes the file.
-
-        Raises:
-          UserError: it could not be written whole.
-        """
-        try:
-            with self._explained():
-                packets = self._track.encode(None)
-                if self.encoder == "libx265" and self._count < 3:
-                    # It leaves their times of decoding to chance; so few frames have one order.
-                    for packet in packets:
-                        packet.dts = packet.pts
-                self._mux(packets)
-                self._container.close()
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        finally:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Closes the file as it is."""
-        with contextlib.suppress(av.FFmpegError, OSError, ValueError):
-            self._open.close()
+    def _finish(self) -> None:
+        with self._explained():
+            packets = self._track.encode(None)
+            if self.encoder == "libx265" and self._count < 3:
+                # It leaves their times of decoding to chance; so few frames have one order.
+                for packet in packets:
+                    packet.dts = packet.pts
+            self._mux(packets)
+            self._container.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def _prepare(
-        self, container_name: str, source: VideoReader | None, codec: str | None, crf: int | None
+        self,
+        opened: contextlib.ExitStack,
+        source: VideoReader | None,
+        codec: str | None,
+        crf: int | None,
     ) -> None:
         # Through a file of our own, every failed write is an exception; FFmpeg may lose the last.
-        self._file: BinaryIO = self._open.enter_context(self.path.open("wb"))
+        self._file: BinaryIO = self.path.open("wb")
+        opened.callback(_close_quietly, self._file)
         options = {"avoid_negative_ts": "disabled"}  # a shift would move every timestamp
-        metadata = source.metadata if source else {}
-        if container_name in ("mp4", "mov") and not metadata.keys() <= _KNOWN_TO_MP4:
+        metadata = of_the_content(source.container.metadata) if source else {}
+        if self._format in ("mp4", "mov") and not metadata.keys() <= _KNOWN_TO_MP4:
             options["movflags"] = "use_metadata_tags"
         if self.path.suffix.lower() in (".m2ts", ".mts"):  # as camcorders and Blu-ray write it
             options["mpegts_m2ts_mode"] = "1"
         self._container: Any = av.open(
-            self._file, "w", format=container_name, container_options=options, **any_tags()
+            self._file, "w", format=self._format, container_options=options, **any_tags()
         )
-        self._open.callback(_close_quietly, self._container)
-        self.encoder = self._default_encoder(container_name)
-        if codec is not None:
-            try:  # FFmpeg takes the name of a codec for that of its encoder: h264 is libx264
-                self.encoder = av.codec.Codec(codec, "w").name
-            except ValueError as error:
-                raise UserError(f"--codec={codec}: no such encoder; try libx264") from error
-        self._track = self._add_video(container_name, codec, crf)
+        opened.callback(_close_quietly, self._container)
+        self._track = self._add_video(codec, crf)
         self._durations: dict[int, int] = {}
         self._copies: dict[int, Any] = {}
         if source is not None:
-            self._take_over(source, container_name)
+            self._take_over(source)
 
-    def _default_encoder(self, container_name: str) -> str:
+    def _default_encoder(self) -> str:
         encoder = _ENCODERS.get(self._info.codec or "", "libx264")
-        if container_name == "webm":
+        if self._format == "webm":
             return encoder if encoder in ("libvpx-vp9", "libsvtav1") else "libvpx-vp9"
         if self._info.has_alpha and encoder == "libx264":
-            return _WITH_ALPHA.get(container_name, encoder)
-        if container_name == "mov" and encoder in ("libvpx-vp9", "libsvtav1"):
+            return _WITH_ALPHA.get(self._format, encoder)
+        if self._format == "mov" and encoder in ("libvpx-vp9", "libsvtav1"):
             return "libx264"  # FFmpeg lists them for QuickTime, and then refuses them
         return encoder if encoder in self._container.supported_codecs else "libx264"
 
-    def _add_video(self, container_name: str, codec: str | None, crf: int | None) -> Any:
-        info, encoder = self._info, self.encoder
-        try:
-            formats = [f.name for f in av.codec.Codec(encoder, "w").video_formats or ()]
+    def _add_video(self, codec: str | None, crf: int | None) -> Any:
+        info = self._info
+        wanted = codec or self._default_encoder()
+        try:  # FFmpeg takes the name of a codec for that of its encoder: h264 is libx264
+            found = av.codec.Codec(wanted, "w")
         except ValueError as error:
-            raise UserError(
-                f"{self._name}: this FFmpeg has no encoder {encoder}; name another by --codec"
-            ) from error
+            raise UserError(f"--codec={wanted}: no such encoder; try libx264") from error
+        encoder = self.encoder = found.name
+        formats = [each.name for each in found.video_formats or ()]
         if not formats:
-            raise UserError(f"--codec={codec}: not an encoder of videos; try libx264")
+            raise UserError(f"--codec={wanted}: not an encoder of videos; try libx264")
         if encoder == "libvpx-vp9":  # what it writes with alpha, FFmpeg's own decoder reads without
             formats = [name for name in formats if not _has_alpha(name)]
         options = dict(_OPTIONS.get(encoder, {}))
@@ -236,19 +204,16 @@ class VideoWriter(PictureTarget):
         try:
             track = self._container.add_stream(encoder, rate=info.rate, options=options)
         except (av.FFmpegError, ValueError) as error:
-            what = f"{self._name}: {container_name} cannot hold {encoder}; use another suffix"
-            if codec is not None:
-                what = (
-                    f"--codec={codec}: {container_name} cannot hold it; use another codec or suffix"
-                )
-            raise UserError(what) from error
+            raise UserError(
+                f"--codec={wanted}: {self._format} cannot hold it; use another codec or suffix"
+            ) from error
         track.width, track.height, track.pix_fmt = info.width, info.height, self.pixel_format
         context = track.codec_context
         context.time_base = info.time_base
         context.thread_count = 0
-        if encoder == "libx265" and container_name in ("mp4", "mov"):
+        if encoder == "libx265" and self._format in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # as cameras write it: Apple's players know no other
-        if container_name == "avi":
+        if self._format == "avi":
             context.max_b_frames = 0  # AVI has no timestamps, so frames cannot be reordered
         if info.sample_aspect:
             context.sample_aspect_ratio = info.sample_aspect
@@ -257,13 +222,13 @@ class VideoWriter(PictureTarget):
         context.color_primaries, context.color_trc = primaries, transfer
         if info.display_matrix:
             track.set_display_matrix(info.display_matrix)
-            if container_name not in ("mp4", "mov", "matroska", "webm"):
-                self.lost.append(f"rotation ({container_name} has none)")
-        if container_name == "avi":
+            if self._format not in ("mp4", "mov", "matroska", "webm"):
+                self.lost.append(f"rotation ({self._format} has none)")
+        if self._format == "avi":
             self.lost.append("timestamps, other than the average rate (AVI has none)")
-        elif (info.time_base * _TICKS.get(container_name, 0)).denominator > 1:
-            unit = f"1/{_TICKS[container_name]} s"
-            self.lost.append(f"timestamps finer than {unit} ({container_name} counts in it)")
+        elif (info.time_base * _TICKS.get(self._format, 0)).denominator > 1:
+            unit = f"1/{_TICKS[self._format]} s"
+            self.lost.append(f"timestamps finer than {unit} ({self._format} counts in it)")
         return track
 
     def _choose_format(self, formats: list[str]) -> str:
@@ -319,14 +284,14 @@ class VideoWriter(PictureTarget):
             "dst_colorspace": matrix,
         }
 
-    def _take_over(self, source: VideoReader, container_name: str) -> None:
+    def _take_over(self, source: VideoReader) -> None:
         container = self._container
-        container.metadata.update(source.metadata)
-        self._track.metadata.update(source.track_metadata)
-        self._track.disposition = source.disposition
+        container.metadata.update(of_the_content(source.container.metadata))
+        self._track.metadata.update(of_the_content(source.track.metadata))
+        self._track.disposition = source.track.disposition
         chapters = source.chapters
         if chapters:
-            if container_name in ("mp4", "mov", "matroska", "webm", "nut"):
+            if self._format in ("mp4", "mov", "matroska", "webm", "nut"):
                 container.set_chapters(chapters)
             else:
                 self.lost.append("chapters")
@@ -335,7 +300,7 @@ class VideoWriter(PictureTarget):
             if stream.type == "data" and "timecode" in stream.metadata:
                 continue
             codec = stream.codec_context.name if stream.codec_context else stream.type
-            if not self._can_hold(stream, container_name):
+            if not self._can_hold(stream):
                 kind = {"audio": "sound"}.get(stream.type, stream.type)
                 self.lost.append(f"{kind} track {stream.index} ({codec})")
                 continue
@@ -347,19 +312,19 @@ class VideoWriter(PictureTarget):
             container.start_encoding()
         except av.FFmpegError as error:
             raise UserError(
-                f"{self._name}: {container_name} cannot hold the tracks of {source.path} with "
+                f"{self._name}: {self._format} cannot hold the tracks of {source.path} with "
                 f"{self.encoder} ({reason(error)}); use {source.path.suffix} or --codec"
             ) from error
 
-    def _can_hold(self, stream: Any, container_name: str) -> bool:
+    def _can_hold(self, stream: Any) -> bool:
         if stream.type == "attachment":
-            return container_name == "matroska"
+            return self._format == "matroska"
         if stream.codec_context is None:  # FFmpeg knows no codec by which to write it
             return False
         codec = stream.codec_context.codec
-        if container_name == "mpegts":  # FFmpeg does not list what transport streams hold
+        if self._format == "mpegts":  # FFmpeg does not list what transport streams hold
             return codec.canonical_name in _IN_TRANSPORT_STREAMS
-        return container_name == "nut" or codec.name in self._container.supported_codecs
+        return self._format == "nut" or codec.name in self._container.supported_codecs
 
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
@@ -381,6 +346,6 @@ def _has_alpha(pixel_format: str) -> bool:
     return any(c.is_alpha for c in av.VideoFormat(pixel_format, 16, 16).components)
 
 
-def _close_quietly(container: Any) -> None:
+def _close_quietly(file: Any) -> None:
     with contextlib.suppress(av.FFmpegError, OSError, ValueError):
-        container.close()
+        file.close()

@@ -19,7 +19,7 @@ from flax import nnx
 
 from jaxdeblur import export
 from jaxdeblur.deploy import write
-from jaxdeblur.deploy.forms import make_form, size_of
+from jaxdeblur.deploy.forms import make_form
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.peers.dbn import DbnConfig
@@ -139,6 +139,14 @@ def session_of(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def size_of(told: int | dict[str, Any], height: int, width: int) -> int:
+    """A size of the state for frames of ``height x width`` pixels."""
+    if isinstance(told, int):
+        return told
+    side = {"height": height, "width": width}[told["of"]]
+    return told["times"] * -(-side // told["per"])
 
 
 def run_step(session: Any, video: np.ndarray) -> np.ndarray:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import signal
 import struct
 import zlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,7 +16,8 @@ from PIL import Image, features
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.formats import MAX_PIXELS, list_frames
-from jaxdeblur.video.image_file import image_size, read_image, write_png
+from jaxdeblur.video.image_file import ImageWriter, image_size, read_image, write_png
+from jaxdeblur.video.picture import Picture, rgb8_info
 
 
 @pytest.fixture
@@ -150,6 +154,23 @@ def test_any_flipped_byte_gives_an_image_or_one_error(tmp_path, picture):
             bad.write_bytes(flipped)
             with contextlib.suppress(UserError):
                 assert read_image(bad).dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.bmp", "a.ppm", "a.png"])
+def test_a_disk_that_is_full_at_the_last_byte_is_an_error(name, tmp_path, picture):
+    info = rgb8_info(*picture.shape[:2], Fraction(25))
+    writer = ImageWriter(tmp_path / name, info, single=True, name=name)
+    writer.write(Picture((picture,)))
+    size = (tmp_path / name).stat().st_size
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, old[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written: File too large"):
+            writer.write(Picture((picture,)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_writing_into_a_missing_folder_is_named(tmp_path, picture):
