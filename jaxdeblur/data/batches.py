@@ -74,8 +74,6 @@ def batches(
 
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch size: {batch_size} does not divide among {process_count} processes")
-    if any(not (math.isfinite(weight) and weight >= 0) for _, weight in sources):
-        raise UserError(f"shares of the data sets: {[w for _, w in sources]} are not 0 or above")
     used = [(_source(data, options, render), weight) for data, weight in sources if weight]
     if not used:
         raise UserError("no data set has a share above 0")

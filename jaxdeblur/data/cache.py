@@ -1,19 +1,24 @@
-"""The cache on disk: what takes long is made once, in a folder named by all that decides it."""
+"""The cache on disk: what takes long is made once, in a folder named by all that decides it.
+
+:func:`in_threads` makes it on all cores.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxdeblur.errors import UserError
+from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.files import cache_folder, made_once, replace_folder_when_whole, write_json
 
 Content = TypeVar("Content")
@@ -62,34 +67,6 @@ def kept(
     return read(folder)
 
 
-def keep_settings(folder: Path, settings: dict[str, Any], what: str, another: str) -> None:
-    """Writes what decides the clips in a new folder, or checks that they were drawn with the same.
-
-    Args:
-      folder: made if it is not there.
-      settings: what decides them, as JSON can hold it: ``settings.json``.
-      what: which clips they are, for messages.
-      another: what else may be done where they are others, for messages.
-
-    Raises:
-      UserError: the folder holds something else, or cannot be read or written.
-    """
-    told = json.loads(json.dumps(settings))  # tuples are lists there
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not any(folder.iterdir()):
-            write_json(folder / "settings.json", told)
-        there = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        other = [name for name, value in told.items() if there[name] != value]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: not a folder of clips of {what} ({error!r})") from error
-    if other:
-        raise UserError(
-            f"{folder}: its clips were drawn with another {', '.join(other)}; go on with the "
-            f"same, remove the folder, or {another}"
-        )
-
-
 def kept_array(
     kind: str, recipe: dict[str, Any], shape: tuple[int, ...], make: Callable[[], np.ndarray]
 ) -> np.ndarray:
@@ -112,3 +89,14 @@ def kept_array(
         return np.asarray(array)  # a memmap's own class makes every slice slower
 
     return kept(kind, recipe, lambda folder: np.save(folder / "pixels.npy", make()), read)
+
+
+def in_threads(make: Callable[[int], Content], count: int, line: ProgressLine) -> list[Content]:
+    """What ``make`` gives for each number from 0 to ``count`` - 1; ``line`` counts them."""
+    made = [make(0)]  # alone, so that it is compiled once
+    with ThreadPoolExecutor(os.cpu_count()) as workers:  # each keeps one core busy
+        for one in workers.map(make, range(1, count)):
+            made.append(one)
+            line.update(len(made))
+    line.close()
+    return made

@@ -17,6 +17,7 @@ from jaxdeblur.data.videos import (
     Dataset,
     HighSpeedVideo,
     PairedVideo,
+    Video,
     pack_dataset,
     refuse,
     video_frames,
@@ -119,9 +120,7 @@ class ClipSource:
             if isinstance(frames, ArrayFile)
             for reason in frames.unreadable.values()
         ]
-        self.videos = [v for v in dataset.videos if isinstance(v, PairedVideo | HighSpeedVideo)]
-        if len(self.videos) < len(dataset.videos):
-            raise TypeError("clips are read from PairedVideo and HighSpeedVideo only")
+        self.videos = dataset.videos
         counts = [self._count(video) for video in self.videos]
         fast = any(isinstance(video, HighSpeedVideo) for video in self.videos)
         refuse(
@@ -129,7 +128,8 @@ class ClipSource:
             f"clips of {options.frames} frames of "
             f"{options.crop}x{options.crop} pixels do not fit",
             [
-                f"{video.name} ({_length(video)} frames of {video.width}x{video.height})"
+                f"{video.name} ({len(video_frames(video)[-1])} frames of "
+                f"{video.width}x{video.height})"
                 for video, count in zip(self.videos, counts, strict=True)
                 if count < 1 or min(video.height, video.width) < options.crop
             ],
@@ -155,6 +155,7 @@ class ClipSource:
             before, after = after, before
         if isinstance(video, HighSpeedVideo):
             return self._expose(video, area, rng, before, after)
+        assert isinstance(video, PairedVideo)
         start = number - self.ends[index] + self._count(video)
         end = start + self.options.frames
         there = slice(max(0, start - before), min(len(video), end + after))
@@ -163,7 +164,7 @@ class ClipSource:
         blurred = _repeat_ends(video.blurred_frames.read(there, *area), *missing)
         return SourceClip(blurred, sharp, sharp)
 
-    def _count(self, video: PairedVideo | HighSpeedVideo) -> int:
+    def _count(self, video: Video) -> int:
         """How many clips a video holds; of high-speed frames, how many exposures it is worth."""
         if isinstance(video, HighSpeedVideo):
             return max(1, len(video)) if self._fitting_taus(video) else 0
@@ -210,7 +211,3 @@ class ClipSource:
 def _repeat_ends(clip: SeenVideo8, before: int, after: int) -> UInt8[np.ndarray, "_ H W S"]:
     """The first frame repeated so often before the clip, the last one after it."""
     return np.pad(clip, ((before, after), (0, 0), (0, 0), (0, 0)), mode="edge")
-
-
-def _length(video: PairedVideo | HighSpeedVideo) -> int:
-    return len(video.frames) if isinstance(video, HighSpeedVideo) else len(video)

@@ -49,7 +49,7 @@ class DataConfig(ClipVariety):
     """
 
     data: tuple[str, ...] = (RENDERED,)
-    mix: tuple[float, ...] = ()
+    mix: tuple[Annotated[float, Range(0, below=math.inf)], ...] = ()
     variant: str | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -69,8 +69,8 @@ class DataConfig(ClipVariety):
             raise UserError("--data names at least one data set")
         if self.mix and len(self.mix) != len(self.data):
             raise UserError(f"--mix has {len(self.mix)} shares for {len(self.data)} data sets")
-        if self.mix and not (all(share >= 0 for share in self.mix) and sum(self.mix) > 0):
-            raise UserError(f"--mix is shares, 0 or more and not all 0, not {self.mix}")
+        if self.mix and not any(self.mix):
+            raise UserError("--mix is shares of which one is above 0")
         if all(map(is_rendered, self.data)) and (self.only or self.exclude):
             raise UserError(
                 "--only and --exclude choose among the videos of a folder, and "

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from jaxdeblur.data.exposure import Exposure
-from jaxdeblur.data.fixed_scenes import fixed_kinds, rendered_videos
-from jaxdeblur.data.frames import ArrayFile, FrameFiles, Frames, VideoFile, pack
+from jaxdeblur.data.fixed_scenes import rendered_videos
+from jaxdeblur.data.frames import ArrayFile, FrameFiles, pack_video
 from jaxdeblur.data.layouts import (
     HIGH_SPEED,
+    MAPS_FILE,
     RENDERED,
-    SHARP_FILE,
     Place,
     Spec,
     choose,
     list_videos,
-    printable,
     resolve,
 )
-from jaxdeblur.data.photographs import SPLITS, Split
-from jaxdeblur.data.videos import Dataset, HighSpeedVideo, PairedVideo, Video, refuse
+from jaxdeblur.data.photographs import Split
+from jaxdeblur.data.videos import (
+    Dataset,
+    HighSpeedVideo,
+    PairedVideo,
+    Video,
+    refuse,
+    video_frames,
+)
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.path_maps import CHANNELS
 from jaxdeblur.video.formats import list_frames
@@ -38,7 +45,7 @@ _AVERAGED = {"linear": "linear light", "stored": "stored values"}
 
 def open_dataset(
     spec: str | Spec,
-    split: str,
+    split: Split,
     *,
     variant: str | None = None,
     exposure: Exposure | None = None,
@@ -66,11 +73,9 @@ def open_dataset(
       scored: whether every video has to hold a whole exposure; to train on, clips have their own.
 
     Raises:
-      UserError: there is no such data set, split or variant, or frames are missing, unmatched,
-        unreadable or of different sizes: all of them are named in the one message.
+      UserError: there is no such data set, split or variant, or a frame is missing, unmatched,
+        unreadable or of another size.
     """
-    if split not in SPLITS:
-        raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     spec = resolve(spec) if isinstance(spec, str) else spec
     text, layout = spec.text, spec.layout
     spec.check_variant(variant)
@@ -81,29 +86,25 @@ def open_dataset(
     if sharp_input and layout == HIGH_SPEED:
         raise UserError(f"{text}: high-speed frames go in as they are with tau 1")
     if layout == RENDERED:
-        dataset = _rendered(text, next(s for s in SPLITS if s == split), light)
+        dataset = _rendered(text, split, light)
         kept = choose({text: [video.name for video in dataset.videos]}, only, exclude)[text]
         videos = [video for video in dataset.videos if video.name in kept]
         return _as_asked(dataclasses.replace(dataset, videos=videos), sharp_input)
-    listing = list_videos(spec, split, variant)
-    kept = choose({text: [place.name for place in listing.places]}, only, exclude)[text]
-    places = [place for place in listing.places if place.name in kept]
-    if layout != HIGH_SPEED:
-        videos = _open_videos(spec.root, places, None)
-        return _as_asked(Dataset(listing.title, listing.variant, videos), sharp_input)
     exposure = exposure or Exposure()
     if light is not None:
         exposure = dataclasses.replace(exposure, linear=light == "linear")
-    videos = _open_videos(spec.root, places, exposure)
+    listing = list_videos(spec, split, variant)
+    kept = choose({text: [place.name for place in listing.places]}, only, exclude)[text]
+    places = [place for place in listing.places if place.name in kept]
+    with ThreadPoolExecutor(8) as readers:  # a disk answers several questions at a time
+        videos = list(readers.map(functools.partial(_open, exposure=exposure), places))
+    if layout != HIGH_SPEED:
+        return _as_asked(Dataset(listing.title, listing.variant, videos), sharp_input)
     if scored:
         taken = ", taken for high-speed frames" if spec.is_taken_for_high_speed else ""
         refuse(
             f"{text}{taken}: an exposure takes {exposure.tau} frames",
-            [
-                f"{video.name} has {len(video.frames)}"
-                for video in videos
-                if isinstance(video, HighSpeedVideo) and not len(video)
-            ],
+            [f"{v.name} has {len(video_frames(v)[-1])}" for v in videos if not len(v)],
         )
     averaged = f", {_AVERAGED['linear']}" if exposure.linear else ""
     variant = f"tau {exposure.tau}, period {exposure.period}{averaged}"
@@ -112,8 +113,6 @@ def open_dataset(
 
 def _rendered(text: str, split: Split, light: Light | None) -> Dataset:
     kind = text.partition(":")[2] or "narrow"
-    if kind not in fixed_kinds():
-        raise UserError(f"{text}: rendered scenes are {', '.join(fixed_kinds())}, not {kind!r}")
     videos = rendered_videos(split, kind, linear=None if light is None else light == "linear")
     return Dataset(
         f"rendered/{split}", kind if light is None else f"{kind}, {_AVERAGED[light]}", videos
@@ -133,93 +132,52 @@ def _as_asked(dataset: Dataset, sharp_input: bool) -> Dataset:
     return Dataset(dataset.name, variant, videos)
 
 
-def _open_videos(root: Path, places: Sequence[Place], exposure: Exposure | None) -> list[Video]:
-    """Opens the videos, or raises one error that names all that is wrong with them."""
-    if all(place.sharp.name == SHARP_FILE for place in places):
-        return [_open_maps(place) for place in places]
-    problems: list[str] = []
-    opened: dict[str, list[Frames]] = {}
-    with ThreadPoolExecutor(8) as readers:  # a disk answers several questions at a time
-        for place in places:
-            if os.path.isfile(place.sharp):  # Its frames come in turn only: they are decoded first.
-                try:
-                    opened[place.name] = [pack(VideoFile.open(place.sharp))]
-                except UserError as error:
-                    problems.append(str(error))
-                continue
-            halves = _halves(place, root, problems)
-            files = [file for half in reversed(halves) for file in half]
-            size = _common_size(root, files, readers.map(_size_of, files), problems)
-            if size is not None:
-                opened[place.name] = [FrameFiles(tuple(half), *size) for half in halves]
-    refuse(f"{root}: {len(problems)} problem(s)", problems)
-    if exposure is None:
-        return [PairedVideo(name, frames[0], frames[1]) for name, frames in opened.items()]
-    return [HighSpeedVideo(name, frames[0], exposure) for name, frames in opened.items()]
-
-
-def _open_maps(place: Place) -> PairedVideo:
-    assert place.blurred is not None
-    maps, sharp = ArrayFile.open(place.blurred, CHANNELS), ArrayFile.open(place.sharp, 3)
-    if (len(maps), maps.height, maps.width) != (len(sharp), sharp.height, sharp.width):
-        raise UserError(f"{place.blurred}: not of the size of {place.sharp.name}")
-    return PairedVideo(place.name, maps, sharp)
-
-
-def _halves(place: Place, root: Path, problems: list[str]) -> list[list[Path]]:
-    """The blurred and the sharp frames of a video, or its high-speed frames."""
+def _open(place: Place, exposure: Exposure) -> Video:
+    """Opens one video."""
     if place.blurred is None:
-        return [list_frames(place.sharp)]
-    blurred, sharp = (_by_stem(half, root, problems) for half in (place.blurred, place.sharp))
+        if os.path.isfile(place.sharp):  # Its frames come in turn only: they are decoded first.
+            return HighSpeedVideo(place.name, pack_video(place.sharp), exposure)
+        files = list_frames(place.sharp)
+        return HighSpeedVideo(place.name, FrameFiles(tuple(files), *_common_size(files)), exposure)
+    if place.blurred.name == MAPS_FILE:
+        return _open_maps(place.name, place.blurred, place.sharp)
+    blurred, sharp = (_by_stem(half) for half in (place.blurred, place.sharp))
     for one, other, kind in ((blurred, sharp, "sharp"), (sharp, blurred, "blurred")):
-        alone = [file for stem, file in one.items() if stem not in other]
-        problems += [f"{_below(root, file)} has no {kind} frame" for file in alone]
-    stems = [stem for stem in blurred if stem in sharp]
-    return [[half[stem] for stem in stems] for half in (blurred, sharp)]
+        for stem, file in one.items():
+            if stem not in other:
+                raise UserError(f"{file} has no {kind} frame")
+    size = _common_size([*sharp.values(), *blurred.values()])
+    halves = (FrameFiles(tuple(half[stem] for stem in blurred), *size) for half in (blurred, sharp))
+    return PairedVideo(place.name, *halves)
 
 
-def _by_stem(folder: Path, root: Path, problems: list[str]) -> dict[str, Path]:
+def _open_maps(name: str, blurred: Path, sharp: Path) -> PairedVideo:
+    maps, frames = ArrayFile.open(blurred, CHANNELS), ArrayFile.open(sharp, 3)
+    if (len(maps), maps.height, maps.width) != (len(frames), frames.height, frames.width):
+        raise UserError(f"{blurred}: not of the size of {sharp.name}")
+    return PairedVideo(name, maps, frames)
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
     """The frames of a folder by their names without suffix, in natural order."""
     if not os.path.isdir(folder):
-        problems.append(f"{_below(root, folder)}: no such folder")
-        return {}
+        raise UserError(f"{folder}: no such folder")
     frames: dict[str, Path] = {}
     for file in list_frames(folder):
         if file.stem in frames:
-            problems.append(f"{_below(root, file)} and {frames[file.stem].name} have one name")
+            raise UserError(f"{file} and {frames[file.stem].name} have one name")
         frames[file.stem] = file
     if not frames:
-        problems.append(f"{_below(root, folder)}: holds no images")
+        raise UserError(f"{folder}: holds no images")
     return frames
 
 
-def _size_of(file: Path) -> tuple[int, int] | UserError:
-    try:
-        return image_size(file)
-    except UserError as error:
-        return error
-
-
-def _common_size(
-    root: Path,
-    files: Sequence[Path],
-    sizes: Iterable[tuple[int, int] | UserError],
-    problems: list[str],
-) -> tuple[int, int] | None:
-    """The (height, width) of a video's first frame, which all share; others are named."""
-    first = None
-    for file, size in zip(files, sizes, strict=True):
-        if isinstance(size, UserError):
-            problems.append(str(size).removeprefix(f"{root}/"))
-        elif first is None:
-            first, common = file, size
-        elif size != common:
-            problems.append(
-                f"{_below(root, file)} is {size[1]}x{size[0]}, unlike the "
-                f"{common[1]}x{common[0]} of {_below(root, first)}"
+def _common_size(files: Sequence[Path]) -> tuple[int, int]:
+    """The (height, width) that all images share."""
+    common = image_size(files[0])
+    for file in files[1:]:
+        if (size := image_size(file)) != common:
+            raise UserError(
+                f"{file} is {size[1]}x{size[0]}, unlike the {common[1]}x{common[0]} of {files[0]}"
             )
-    return common if first else None
-
-
-def _below(root: Path, path: Path) -> str:
-    return printable(str(path.relative_to(root)))
+    return common

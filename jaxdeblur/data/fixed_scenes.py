@@ -12,8 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +21,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray, UInt8, UInt32
 
-from jaxdeblur.data.cache import kept_array
+from jaxdeblur.data.cache import in_threads, kept_array
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.data.frames import DecodedFrames
 from jaxdeblur.data.photographs import Split, find_photographs
@@ -100,7 +98,7 @@ def _kind(values: dict[str, Any]) -> FixedKind:
     scenes |= {"camera": SinePath(**scenes["camera"]), "objects": objects}
     none: Any = np.zeros_like(scenes["gamma"])  # of what those that train have besides
     corner: Any = np.stack([none, none], axis=1)
-    scene = Scene(**scenes, corner=corner, softness=none, motion=none)
+    scene = Scene(**scenes, corner=corner, softness=none)
     return FixedKind(**{**values, "size": tuple(values["size"]), "scenes": scene})
 
 
@@ -266,12 +264,7 @@ def rendered_videos(
             for target, clip in zip(made, clips, strict=True):
                 target[index] = np.round(np.asarray(clip) * 255)
 
-        line = ProgressLine("rendering", count, unit="scenes", stays=True)
-        render(0)  # alone, so that it is compiled once
-        with ThreadPoolExecutor(os.cpu_count()) as workers:  # each keeps one core busy
-            for done, _ in enumerate(workers.map(render, range(1, count)), 2):
-                line.update(done)
-        line.close()
+        in_threads(render, count, ProgressLine("rendering", count, unit="scenes", stays=True))
         return made
 
     blurred, sharp = kept_array("scenes", recipe, shape, make)

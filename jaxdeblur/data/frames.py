@@ -1,21 +1,20 @@
 """The frames of a video, read by crop: from image files, or decoded once and memory-mapped.
 
 Decoding a PNG takes a hundred times longer than reading a crop of decoded frames, and training
-reads the same frames again and again. :func:`pack` decodes a video once into an array on disk that
-is named by a hash of the files' names, sizes and times of change: a changed video is packed anew.
+reads the same frames again and again. So a video is packed: decoded once into an array on disk that
+is named by a hash of the files' names, sizes and times of change. A changed video is packed anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,35 +28,10 @@ from jaxdeblur.video.image_file import read_image
 
 ALL = slice(None)
 
-_DECODED_AHEAD = 200_000_000  # Bytes of decoded frames in memory: 32 frames at 1920x1080.
+_DECODED_AT_ONCE = 16  # Frames in memory while a video is packed.
 _PIXELS = "pixels.npy"
 _PACK_VERSION = 2  # Part of a pack's name: raise it when packs change.
 _MOST_OPEN = 128  # Packs mapped at a time: each holds a file descriptor, of which there are 1024.
-
-
-@runtime_checkable
-class Frames(Protocol):
-    """The frames of one video, all of one size."""
-
-    @property
-    def height(self) -> int:
-        """Rows of pixels."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Columns of pixels."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> Video8:
-        """A copy of a crop of some frames.
-
-        Raises:
-          UserError: one of the frames cannot be read; the message names it.
-        """
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +49,14 @@ class FrameFiles:
         """Decodes the frames and cuts the crop out of them."""
         return np.stack([self._frame(file)[rows, columns] for file in self.files[times]])
 
-    def stream(self) -> Iterator[Frame8 | UserError]:
-        """All frames in turn, several decoded at a time; for an unreadable one, its error."""
+    def pack(self) -> ArrayFile:
+        """Decodes the frames into the cache, if that has not been done before.
+
+        Frames that cannot be decoded are remembered in ``unreadable``.
+
+        Raises:
+          UserError: a file has vanished, or there is no room in the cache.
+        """
 
         def attempt(file: Path) -> Frame8 | UserError:
             try:
@@ -84,11 +64,12 @@ class FrameFiles:
             except UserError as error:
                 return error
 
-        files = iter(self.files)
-        ahead = max(_DECODED_AHEAD // (3 * self.height * self.width), 1)
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, ahead)) as decoders:
-            while some := list(itertools.islice(files, ahead)):
-                yield from decoders.map(attempt, some)
+        def decoded() -> Iterator[Frame8 | UserError]:
+            with ThreadPoolExecutor(os.cpu_count()) as decoders:
+                for first in range(0, len(self), _DECODED_AT_ONCE):
+                    yield from decoders.map(attempt, self.files[first : first + _DECODED_AT_ONCE])
+
+        return _pack(self.files, self.height, self.width, decoded())
 
     def _frame(self, file: Path) -> Frame8:
         frame = read_image(file)
@@ -100,46 +81,10 @@ class FrameFiles:
         return frame
 
 
-@dataclasses.dataclass(frozen=True)
-class VideoFile:
-    """A video file: its frames come in turn only, so they are packed before they are cropped."""
-
-    file: Path
-    height: int
-    width: int
-
-    @classmethod
-    def open(cls, file: Path) -> VideoFile:
-        """Reads the size of a video.
-
-        Raises:
-          UserError: it is not a video.
-        """
-        from jaxdeblur.video.reader import VideoReader  # PyAV is for video files alone
-
-        if not os.path.isfile(file):  # a pipe would never end
-            raise UserError(f"{file}: no such video file")
-        with VideoReader(file) as reader:
-            return cls(file, reader.info.height, reader.info.width)
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The one file."""
-        return (self.file,)
-
-    def stream(self) -> Iterator[Frame8]:
-        """All frames in turn; UserError if the file is damaged or cut short."""
-        from jaxdeblur.video.reader import VideoReader
-
-        with VideoReader(self.file) as reader:
-            layout = reader.info.layout
-            to_rgb = jax.jit(lambda planes: jnp.round(255 * layout.to_rgb(planes)))
-            for picture in reader:
-                yield np.asarray(to_rgb(picture.planes)).astype(np.uint8)
-
-
 class DecodedFrames:
     """Frames in memory or in a memory-mapped array ``T H W 3``; a crop is a copy of a few rows."""
+
+    files = ()
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = np.asarray(array)  # a memmap's own class makes every slice slower
@@ -161,8 +106,8 @@ class ArrayFile:
     length: int
     height: int
     width: int
-    unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict, hash=False)
-    """Frames that :func:`pack` could not decode, and why; there the array is black."""
+    unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    """Frames that could not be decoded, and why; there the array is black."""
 
     @classmethod
     def open(cls, file: Path, channels: int) -> ArrayFile:
@@ -193,7 +138,7 @@ class ArrayFile:
         Raises:
           UserError: one of these frames could not be decoded, or the file is gone or damaged.
         """
-        for index in range(*times.indices(self.length)) if self.unreadable else ():
+        for index in range(*times.indices(self.length)):
             if index in self.unreadable:
                 raise UserError(self.unreadable[index])
         try:
@@ -212,39 +157,53 @@ def _load(file: Path) -> np.ndarray:
 _mapped = functools.lru_cache(maxsize=_MOST_OPEN)(_load)
 
 
-def pack(source: FrameFiles | VideoFile) -> ArrayFile:
-    """Decodes a video into the cache, if that has not been done before.
+Frames: TypeAlias = FrameFiles | DecodedFrames | ArrayFile
+"""The frames of one video, all of one size."""
 
-    Image files that cannot be decoded are remembered in ``unreadable``.
+
+def pack_video(file: Path) -> ArrayFile:
+    """Decodes a video file into the cache, if that has not been done before.
 
     Raises:
-      UserError: a file has vanished, a video file is damaged, or there is no room in the cache.
+      UserError: it is no video, is damaged or cut short, or there is no room in the cache.
     """
+    from jaxdeblur.video.reader import VideoReader  # PyAV is for video files alone
+
+    with VideoReader(file) as reader:
+        layout = reader.info.layout
+        to_rgb = jax.jit(lambda planes: jnp.round(255 * layout.to_rgb(planes)))
+        decoded = (np.asarray(to_rgb(picture.planes)).astype(np.uint8) for picture in reader)
+        return _pack((file,), reader.info.height, reader.info.width, decoded)
+
+
+def _pack(
+    files: tuple[Path, ...], height: int, width: int, decoded: Iterable[Frame8 | UserError]
+) -> ArrayFile:
+    """The frames of ``files`` in the cache; they are decoded if they are not there."""
 
     def make(folder: Path) -> None:
         unreadable: dict[int, str] = {}
 
         def frames() -> Iterator[Frame8]:
-            for index, frame in enumerate(source.stream()):
+            for index, frame in enumerate(decoded):
                 if isinstance(frame, UserError):
                     unreadable[index] = str(frame)
-                    frame = np.zeros((source.height, source.width, 3), np.uint8)
+                    frame = np.zeros((height, width, 3), np.uint8)
                 yield frame
 
-        count = _write_frames(folder / _PIXELS, frames(), source.height, source.width)
+        count = _write_frames(folder / _PIXELS, frames(), height, width)
         write_json(folder / "frames.json", {"frames": count, "unreadable": unreadable})
         _mapped.cache_clear()  # it may hold a damaged file of the same name
 
     def read(folder: Path) -> ArrayFile:
         notes = json.loads((folder / "frames.json").read_text(encoding="utf-8"))
         unreadable = {int(index): str(reason) for index, reason in notes["unreadable"].items()}
-        shape = (notes["frames"], source.height, source.width, 3)
+        shape = (notes["frames"], height, width, 3)
         if _load(folder / _PIXELS).shape != shape:
             raise ValueError(f"{_PIXELS} is not {shape}")
         return ArrayFile(folder / _PIXELS, *shape[:3], unreadable)
 
-    recipe = {"version": _PACK_VERSION, "files": stamps(source.files)}
-    return kept("frames", recipe, make, read)
+    return kept("frames", {"version": _PACK_VERSION, "files": stamps(files)}, make, read)
 
 
 def _write_frames(target: Path, frames: Iterable[Frame8], height: int, width: int) -> int:

@@ -17,10 +17,8 @@ RENDERED = "rendered"
 """The data set that needs no files: scenes that the package renders."""
 HIGH_SPEED = "highspeed"
 """The layout of frames that are averaged into blur."""
-PATH_CLIPS = "paths"
-"""The layout of clips with the maps of blur paths (training/path_clips.py)."""
 MAPS_FILE, SHARP_FILE = "maps.npy", "sharp.npy"
-"""Of each clip in that layout, uint8 ``T H W 14`` and ``T H W 3``."""
+"""Of clips with maps of blur paths (training/path_clips.py): uint8 ``T H W 14``, ``T H W 3``."""
 
 
 class Patterns(NamedTuple):
@@ -39,9 +37,10 @@ PAIRED = {  # in the order in which they are looked for
     "gopro": Patterns("*/sharp", {"blur": "*/blur", "blur_gamma": "*/blur_gamma"}),
     "bsd": Patterns("*/Sharp/RGB", {"": "*/Blur/RGB"}),
     "dvd": Patterns("*/GT", {"": "*/input"}),
+    "paths": Patterns(f"*/{SHARP_FILE}", {"": f"*/{MAPS_FILE}"}),
 }
 
-LAYOUTS = (*PAIRED, HIGH_SPEED, PATH_CLIPS)
+LAYOUTS = (*PAIRED, HIGH_SPEED)
 """The names that may stand before a path, as in ``gopro:/data/GOPRO_Large``."""
 
 SPLIT_FOLDERS = {
@@ -49,6 +48,8 @@ SPLIT_FOLDERS = {
     "validation": ("validation", "valid", "val"),
     "test": ("test",),
 }
+
+_DVD_FOLDER = "quantitative_datasets"
 
 DVD_TEST_VIDEOS = (
     "720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031",
@@ -134,33 +135,20 @@ def resolve(text: str) -> Spec:
 def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
     """The videos of a split of a folder, in natural order.
 
-    Args:
-      spec: of a folder.
-      split: train, validation or test; a folder that has no splits gives all videos for each.
-      variant: which blurred frames; default: the first of the layout's that is there.
+    A folder that has no splits gives all videos for each. ``variant`` says which blurred frames; by
+    default it is the first of the layout's that is there.
 
     Raises:
       UserError: there is no such split or variant, or there are no videos.
     """
     spec.check_variant(variant)
-    if spec.layout == HIGH_SPEED:
-        folder, title = _split_folder(spec.root, split)
-        return Listing(title, "", high_speed_videos(folder))
-    if spec.layout == PATH_CLIPS:
-        folder, title = _split_folder(spec.root, split)
-        places = [
-            Place(printable(entry.name), entry / MAPS_FILE, entry / SHARP_FILE)
-            for entry in sorted(folder.iterdir())
-            if (entry / MAPS_FILE).is_file()
-        ]
-        if not places:
-            raise UserError(f"{folder}: holds no clips of jaxdeblur.training.path_clips")
-        return Listing(title, "", places)
-    layout, root = PAIRED[spec.layout], spec.root
-    if spec.layout == "dvd" and os.path.isdir(root / "quantitative_datasets"):
-        root /= "quantitative_datasets"
+    root = spec.root
+    if spec.layout == "dvd" and os.path.isdir(root / _DVD_FOLDER):
+        root /= _DVD_FOLDER
     folder, title = _split_folder(root, split, _title(spec.root))
-    sharp, blurred = _patterns(layout, split)
+    if spec.layout == HIGH_SPEED:
+        return Listing(title, "", high_speed_videos(folder))
+    sharp, blurred = _patterns(PAIRED[spec.layout], split)
     there = [name for name, pattern in blurred.items() if _has(folder, pattern)]
     if not there:
         raise UserError(f"{folder}: has no folder {' or '.join(blurred.values())}")
@@ -208,12 +196,9 @@ def high_speed_videos(root: Path) -> list[Place]:
 def choose(
     names: Mapping[str, Sequence[str]], only: Sequence[str], exclude: Sequence[str]
 ) -> dict[str, list[str]]:
-    """The videos of each data set that ``only`` and ``exclude`` leave.
+    """Of the ``names`` of each data set's videos those that ``only`` and ``exclude`` leave.
 
-    Args:
-      names: of the videos of each data set.
-      only: whole names or beginnings; a name that is one of the videos means no others.
-      exclude: likewise.
+    Both hold whole names or beginnings; a name that is one of the videos means no others.
 
     Raises:
       UserError: a text fits no video of any data set, or one of them has no video left.
@@ -255,7 +240,7 @@ def printable(name: str) -> str:
 
 def _recognised(root: Path) -> str:
     """The layout of ``root``: the first of which it has blurred and sharp frames."""
-    if os.path.isdir(root / "quantitative_datasets"):
+    if os.path.isdir(root / _DVD_FOLDER):
         return "dvd"
     folders = _split_folders(root) or dict.fromkeys(SPLIT_FOLDERS, root)
     for name, layout in PAIRED.items():
@@ -291,20 +276,20 @@ def _has(folder: Path, pattern: str) -> bool:
 def _videos(folder: Path, pattern: str) -> list[str]:
     """What ``*`` stands for."""
     above, _, below = pattern.partition("*")
+    is_there = os.path.isfile if below.endswith(".npy") else os.path.isdir
     try:
         return [
             entry.name
             for entry in (folder / above).iterdir()
-            if not entry.name.startswith(".") and os.path.isdir(entry / below.strip("/"))
+            if not entry.name.startswith(".") and is_there(entry / below.strip("/"))
         ]
     except OSError as error:
         raise UserError(f"{folder / above}: cannot be read: {error.strerror}") from error
 
 
-def _split_folder(root: Path, split: str, title: str | None = None) -> tuple[Path, str]:
+def _split_folder(root: Path, split: str, title: str) -> tuple[Path, str]:
     """The folder of a split with its title, or ``root`` itself if that has no splits."""
     there = _split_folders(root)
-    title = title or _title(root)
     if not there:
         return root, title
     if split not in there:

@@ -2,26 +2,23 @@
 
 Splits never share a photograph. Of the packages' the split is fixed below; a folder's are split by
 a hash of their bytes (90 % train, 5 % validation, 5 % test), so that copies of one photograph under
-several names stay together and adding files moves no other; what the packages have too is theirs.
+several names stay together and adding files moves no other.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import importlib.util
 import os
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.formats import list_frames
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 """What a photograph is for."""
-
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 # Photographs that are in the wheels of scikit-image 0.26 (others it fetches on demand: those are
 # not used) and scikit-learn 1.7: those with detail, and two of lettering. motorcycle_right.png is
@@ -58,8 +55,7 @@ def find_photographs(
         if not files:
             raise UserError(f"{folder}: no photographs (folders in it are not looked into)")
         own = [Photograph(f"folder/{path.name}", path, _digest(path)) for path in files]
-        taken = _packaged_digests()
-        own = [p for p in own if _split_of(p.digest) == split and p.digest not in taken]
+        own = [p for p in own if _split_of(p.digest) == split]
         if not own:
             raise UserError(
                 f"{folder}: of its {len(files)} images none falls to {split}; "
@@ -79,11 +75,6 @@ def _packaged(split: Split) -> list[Photograph]:
         for name in names.split()
     ]
     return [Photograph(name, path, _digest(path)) for name, path in paths]
-
-
-@functools.cache
-def _packaged_digests() -> frozenset[str]:
-    return frozenset(p.digest for split in SPLITS for p in _packaged(split))
 
 
 def _folder_of(package: str) -> Path:

@@ -7,11 +7,12 @@ links to the download.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -20,7 +21,7 @@ from jaxtyping import UInt8
 from jaxdeblur.data.exposure import average
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals, replace_folder_when_whole
-from jaxdeblur.options import Parser
+from jaxdeblur.options import Parser, Range, add_fields, check_ranges, read_fields
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.formats import list_frames, natural_key
 from jaxdeblur.video.image_file import image_size, read_image, write_png
@@ -55,8 +56,27 @@ PUBLISHED = {
     ),
 }
 
-TAUS = range(7, 14)
-"""Frames that GOPRO's authors average; the middle number of a video's name, as GOPR0372_07_00."""
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """What is made of a download.
+
+    Attributes:
+      protocol: estrnn: GOPRO at 960x540; pvdnet: DVD's portrait videos turned; all others score the
+        frames as they are.
+      tau: of GOPRO_Large_all: high-speed frames to an exposure; by default GOPRO's, which the names
+        of its videos tell.
+      as_printed: of GOPRO_Large_all: the sharp frame of eq. 1 as printed, not GOPRO's middle one.
+      partial: write what is there all the same.
+    """
+
+    protocol: Literal["estrnn", "pvdnet"] | None = None
+    tau: Annotated[int, Range(7, 13)] | None = None
+    as_printed: bool = False
+    partial: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def check(name: str, source: Path) -> list[str]:
@@ -90,15 +110,7 @@ def check(name: str, source: Path) -> list[str]:
     return said
 
 
-def prepare(
-    name: str,
-    source: Path,
-    target: Path,
-    *,
-    protocol: str = "",
-    tau: int | None = None,
-    as_printed: bool = False,
-) -> int:
+def prepare(name: str, source: Path, target: Path, config: PrepareConfig) -> int:
     """Writes the folder that a protocol scores, whole or not at all.
 
     Args:
@@ -106,9 +118,7 @@ def prepare(
       source: the download: GOPRO_Large or GOPRO_Large_all, DVD's folder that holds
         quantitative_datasets, or BSD's of one exposure time.
       target: the new folder.
-      protocol: estrnn scores GOPRO at 960x540; pvdnet turns DVD's portrait videos.
-      tau: of GOPRO_Large_all: how many frames are averaged; None for as many as GOPRO's do.
-      as_printed: of GOPRO_Large_all: see :func:`blurred`.
+      config: what is made of it.
 
     Returns:
       How many frames the folder has.
@@ -116,13 +126,13 @@ def prepare(
     Raises:
       UserError: ``source`` cannot be read, or ``target`` not be written.
     """
-    change, count = CHANGES.get((name, protocol)), 0
+    change, count = CHANGES.get((name, config.protocol)), 0
     high_speed = name == "GOPRO" and _is_high_speed(source)
     try:
         with replace_folder_when_whole(target) as part:
             for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
                 line = ProgressLine(video.name, None, stays=True)
-                made = blurred(video, tau, as_printed) if high_speed else _pairs(name, video)
+                made = blurred(video, config) if high_speed else _pairs(name, video)
                 for number, (place, frame) in enumerate(made, 1):
                     into = part / video.relative_to(source) / place
                     into.parent.mkdir(parents=True, exist_ok=True)
@@ -145,24 +155,22 @@ def _pairs(name: str, video: Path) -> Iterator[tuple[str, Path | Frame8]]:
         yield from ((f"{folder}/{file.name}", file) for file in _frames(video / folder))
 
 
-def blurred(video: Path, tau: int | None, as_printed: bool) -> Iterator[tuple[str, Path | Frame8]]:
-    """Frames by eq. 1 (ICCV 2017) with their places; exposures follow without a pause.
+def blurred(video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Frame8]]:
+    """Frames of GOPRO_Large_all by eq. 1 (ICCV 2017), with their places.
 
-    Args:
-      video: a folder of GOPRO_Large_all, high-speed frames.
-      tau: how many are averaged; None for as many as the folder's name says.
-      as_printed: the sharp frame is X_{nT + floor(tau/2)}, counted from 1: for an odd tau the one
-        before the middle, which GOPRO has.
+    Exposures follow without a pause. The sharp frame as printed is X_{nT + floor(tau/2)}, counted
+    from 1: for an odd tau the one before the middle, which GOPRO has.
 
     Raises:
       UserError: the name says no tau, or a frame cannot be read.
     """
     named = re.fullmatch(r".*_(\d\d)_\d\d", video.name)
+    tau = config.tau
     if tau is None:
         if not named:
             raise UserError(f"{video}: its name says no tau, as GOPR0372_07_00 does; give --tau")
         tau = int(named[1])
-    middle = tau // 2 - 1 if as_printed else (tau - 1) // 2
+    middle = tau // 2 - 1 if config.as_printed else (tau - 1) // 2
     files = _frames(video)
     for n in range(len(files) // tau):
         exposure = np.stack([read_image(file) for file in files[n * tau : (n + 1) * tau]])
@@ -171,11 +179,7 @@ def blurred(video: Path, tau: int | None, as_printed: bool) -> Iterator[tuple[st
         yield f"sharp/{n + 1:06d}.png", exposure[middle]
 
 
-Changed: TypeAlias = UInt8[np.ndarray, "rows columns 3"]
-"""A frame of another size."""
-
-
-def scaled(frame: Frame8) -> Changed:
+def scaled(frame: Frame8) -> UInt8[np.ndarray, "rows columns 3"]:
     """Three quarters of the height and width, by areas. How ESTRNN's authors do it is not known."""
     shares = np.array([[3, 1, 0, 0], [0, 2, 2, 0], [0, 0, 1, 3]], np.float32) / 4
     fours = rearrange(frame.astype(np.float32), "(h i) (w j) c -> h i w j c", i=4, j=4)
@@ -183,12 +187,12 @@ def scaled(frame: Frame8) -> Changed:
     return (rearrange(threes, "h p w q c -> (h p) (w q) c") + 0.5).astype(np.uint8)
 
 
-def turned(frame: Frame8) -> Changed:
+def turned(frame: Frame8) -> UInt8[np.ndarray, "rows columns 3"]:
     """A portrait frame turned by 90 degrees; others as they are."""
     return np.ascontiguousarray(np.rot90(frame)) if frame.shape[0] > frame.shape[1] else frame
 
 
-CHANGES: dict[tuple[str, str], Callable[[Frame8], Changed]] = {
+CHANGES: dict[tuple[str, str | None], Callable[[Frame8], np.ndarray]] = {
     ("GOPRO", "estrnn"): scaled,
     ("DVD", "pvdnet"): turned,
 }
@@ -224,37 +228,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", choices=PUBLISHED, help="of the data set")
     parser.add_argument("source", metavar="SRC", type=Path, help="the download")
     parser.add_argument("target", metavar="DST", type=Path, help="the new folder, for --data")
-    parser.add_argument(
-        "--protocol",
-        choices=sorted({protocol for _, protocol in CHANGES}),
-        default="",
-        help="estrnn: GOPRO at 960x540; pvdnet: DVD's portrait videos turned; all others score "
-        "the frames as they are",
-    )
-    parser.add_argument(
-        "--tau",
-        type=int,
-        choices=TAUS,
-        help="of GOPRO_Large_all: high-speed frames to an exposure; by default GOPRO's",
-    )
-    parser.add_argument(
-        "--as-printed",
-        action="store_true",
-        help="of GOPRO_Large_all: the sharp frame of eq. 1 as printed, not GOPRO's middle one",
-    )
-    parser.add_argument("--partial", action="store_true", help="write what is there all the same")
+    add_fields(parser, PrepareConfig(), "what is made")
     given = parser.parse_args(arguments)
+    config = read_fields(given, PrepareConfig())
     high_speed = given.name == "GOPRO" and _is_high_speed(given.source)
-    if (given.tau or given.as_printed) and not high_speed:
+    if (config.tau or config.as_printed) and not high_speed:
         raise UserError("--tau and --as-printed are of GOPRO_Large_all, whose frames get averaged")
-    if given.protocol and (given.name, given.protocol) not in CHANGES:
-        raise UserError(f"--protocol={given.protocol}: scores {given.name} as it lies")
+    if config.protocol and (given.name, config.protocol) not in CHANGES:
+        raise UserError(f"--protocol={config.protocol}: scores {given.name} as it lies")
     if missing := check(given.name, given.source):
         print(*missing, sep="\n", file=sys.stderr)
-        if not given.partial:
+        if not config.partial:
             raise UserError(f"{given.source}: is not {given.name} as published; see --partial")
-    options = {"protocol": given.protocol, "tau": given.tau, "as_printed": given.as_printed}
-    count = prepare(given.name, given.source, given.target, **options)
+    count = prepare(given.name, given.source, given.target, config)
     print(f"{given.target}: {count} frames")
 
 

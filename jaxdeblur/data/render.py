@@ -38,7 +38,7 @@ from jaxdeblur.data.scenes import Scene, SceneConfig, position, sample_scene
 from jaxdeblur.shapes import Video8
 
 _ALIKE = 0.15  # Where kernels of the corners differ by fewer pixels, one does for all.
-_REACHES = (1.0, 0.5, 0.25)  # Of SceneConfig.reach: the margins that a host's programs are for.
+_REACHES = (0.5, 0.25)  # Of SceneConfig.reach: the lesser margins of a host's programs.
 _LEAST_REACH = 8
 _LANCZOS = 3  # Pixels to each side on which a moment is laid.
 _READ_NOISE = (0.5, 0.05)  # Of the variance at mid-grey: of stored values, and of light.
@@ -66,6 +66,13 @@ def _view(scene: Scene, time: Float[Array, ""], size: tuple[int, int]) -> View:
     return view_at(scene, position(scene.camera, time), time, size)
 
 
+def _middle(scene: Scene, index: Array, view: View, time: Array) -> Float[Array, " 2"]:
+    """Where an object's middle lies in the plane, counted from where the camera points."""
+    things = scene.objects
+    own = position(things.path[index], time)
+    return things.start[index] + own - things.follows[index] * view.camera
+
+
 def motion_of(scene: Scene, config: SceneConfig, frames: int, crop: int) -> Motion:
     """The ways of a scene's layers, at moments less than a pixel apart.
 
@@ -81,11 +88,6 @@ def motion_of(scene: Scene, config: SceneConfig, frames: int, crop: int) -> Moti
     n = config.objects
     corners = scene.corner + (crop - 1) * jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]])
 
-    def middle(index: Array, view: View, time: Array) -> Array:
-        things = scene.objects
-        own = position(things.path[index], time)
-        return view.pixel(things.start[index] + own - things.follows[index] * view.camera)
-
     def frame(time: Array) -> tuple[Array, Array, Array]:
         now = _view(scene, time, config.size)
 
@@ -96,7 +98,7 @@ def motion_of(scene: Scene, config: SceneConfig, frames: int, crop: int) -> Moti
             shown = jnp.stack([y, x], axis=-1) + view.camera - now.camera
             places = jnp.zeros((n, 2))
             if n:
-                places = jax.vmap(lambda i: middle(i, view, at))(jnp.arange(n))
+                places = jax.vmap(lambda i: view.pixel(_middle(scene, i, view, at)))(jnp.arange(n))
             return jax.vmap(now.pixel)(shown) - corners, places
 
         background, places = jax.vmap(moment, out_axes=1)(shares)
@@ -222,8 +224,7 @@ def _render_object(
     def frame(moment: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
         time, way, blurred, sharp = moment
         view = _view(scene, time, size)
-        own = position(things.path[index], time)
-        middle = things.start[index] + own - things.follows[index] * view.camera
+        middle = _middle(scene, index, view, time)
         y, x = _plane(scene, view, side, reach)
         y, x = y - middle[0], x - middle[1]
         c, s = jnp.cos(things.angle[index]), jnp.sin(things.angle[index])
@@ -350,7 +351,7 @@ class HostRenderer:
         others = np.abs(np.asarray(motion.objects)[:, seen]).max(initial=0)
         furthest = max(float(np.abs(motion.background).max()), float(others))
         most = self.config.reach
-        margins = [max(_LEAST_REACH, int(share * most)) for share in _REACHES[1:]]
+        margins = [max(_LEAST_REACH, int(share * most)) for share in _REACHES]
         return min([most, *(m for m in margins if m - _LANCZOS >= furthest and m < 0.75 * most)])
 
 

@@ -168,8 +168,6 @@ class Scene(NamedTuple):
     noise: Float[Array, ""]
     softness: Float[Array, ""]
     compression: Float[Array, ""]
-    motion: Float[Array, ""]
-    """Largest mean speed of a layer, pixels a frame."""
 
 
 class _Draws:
@@ -299,7 +297,6 @@ def sample_scene(
             edge=draw(n, low=1.0, high=2.5),
         ),
     )
-    present = (jnp.arange(n) < number).astype(jnp.float32)
 
     texels = draw(n + 1, low=1.0, high=1.25)
     # The background lies so that the camera stays on it, if it is large enough; what is beyond its
@@ -326,7 +323,6 @@ def sample_scene(
         noise=draw(low=config.noise[0], high=config.noise[1]),
         softness=draw(high=config.softness),
         compression=jnp.where(draw() < config.compression, draw(low=0.3, high=1.0), 0.0),
-        motion=jnp.max(jnp.concatenate([speed[None], present * (follows * speed + own)])),
     )
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from jaxdeblur.data.cache import in_threads
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import GAMMA, Exposure
 from jaxdeblur.data.videos import Dataset, Video
@@ -22,20 +22,12 @@ from jaxdeblur.video.image_file import write_png
 def write_pairs(source: Path, target: Path, exposure: Exposure) -> Dataset:
     """Turns high-speed videos into the layout ``pairs``, all or nothing, and returns them.
 
-    Args:
-      source: a video file, a folder of frames, or a folder of such folders and files; where that
-        has splits, the one that trains.
-      target: the new folder. Its ``manifest.json`` says how it was made.
-      exposure: how frames are averaged.
+    Of a folder that has splits it is the one that trains.
 
     Raises:
-      UserError: a frame or video cannot be read or one is too short, ``target`` exists or cannot be
-        written, or T > tau does not hold.
+      UserError: a frame or video cannot be read or one is too short, or ``target`` exists or cannot
+        be written.
     """
-    if exposure.period <= exposure.tau:
-        raise UserError(
-            f"period: {exposure.period} must be above tau, {exposure.tau} (eq. 1 has T > tau)"
-        )
     if os.path.lexists(target):
         raise UserError(f"{target}: exists; remove it or name another")
     dataset = open_dataset(f"highspeed:{source}", "train", exposure=exposure)
@@ -43,9 +35,8 @@ def write_pairs(source: Path, target: Path, exposure: Exposure) -> Dataset:
         with replace_folder_when_whole(target) as part:
             for video in dataset.videos:
                 _write_video(video, part)
-            write_json(
-                part / "manifest.json", {"source": str(source), **dataclasses.asdict(exposure)}
-            )
+            made = {"source": str(source), **dataclasses.asdict(exposure)}
+            write_json(part / "manifest.json", made)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from error
     return dataset
@@ -59,11 +50,7 @@ def _write_video(video: Video, folder: Path) -> None:
         for half, frame in (("blur", video.blurred(index)), ("sharp", video.sharp(index))):
             write_png(folder / half / video.name / f"{index:06d}.png", frame)
 
-    line = ProgressLine(video.name, len(video), stays=True)
-    with ThreadPoolExecutor(os.cpu_count()) as workers:
-        for done, _ in enumerate(workers.map(write, range(len(video))), 1):
-            line.update(done)
-    line.close()
+    in_threads(write, len(video), ProgressLine(video.name, len(video), stays=True))
 
 
 def main(arguments: list[str] | None = None) -> None:

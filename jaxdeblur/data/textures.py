@@ -9,14 +9,13 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from jaxdeblur.data.cache import kept_array
+from jaxdeblur.data.cache import in_threads, kept_array
 from jaxdeblur.data.photographs import Photograph, find_photographs
 from jaxdeblur.data.scenes import SceneConfig
 from jaxdeblur.errors import ProgressLine, UserError
@@ -24,9 +23,6 @@ from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.image_file import read_image
 
 _VERSION = 1  # Part of the folder's name: raise it when the same seed would cut other textures.
-
-LARGEST_SCENE = 2048
-"""Pixels to a side of rendered scenes, so that a mistyped crop does not ask for a terabyte."""
 
 _LEAST_TEXTURES = 96  # Few photographs give few textures that differ.
 _SCALE = (0.5, 0.95)  # Least and most by which a photograph is reduced.
@@ -64,13 +60,7 @@ def cut_textures(
         return _cut(photographs, int(order[index]), size, rng)
 
     line = ProgressLine("cutting textures", count, unit="textures", stays=True)
-    cuts = []
-    with ThreadPoolExecutor(os.cpu_count()) as workers:
-        for made in workers.map(cut, range(count)):
-            cuts.append(made)
-            line.update(len(cuts))
-    line.close()
-    return np.stack(cuts)
+    return np.stack(in_threads(cut, count, line))
 
 
 def _cut(
@@ -162,20 +152,12 @@ def open_scenes(
 ) -> RenderedScenes:
     """The scenes of a configuration whose frames hold a crop, with textures of the train split.
 
-    Textures are cut once and kept in the cache.
-
-    Args:
-      config: what is rendered.
-      crop: side of the clips' frames, pixels.
-      photos: a folder of photographs to add to the packages'.
+    Textures are cut once and kept in the cache. ``photos`` is a folder of photographs to add to the
+    packages'.
 
     Raises:
-      UserError: the crop is too large, the photographs cannot be read, or the cache not written.
+      UserError: the photographs cannot be read, or the cache not written.
     """
-    if crop > LARGEST_SCENE:
-        raise UserError(
-            f"--crop={crop}: rendered scenes have at most {LARGEST_SCENE} pixels to a side"
-        )
     config = config.at_least(crop)
     found = find_photographs("train", photos)
     count, size = max(_LEAST_TEXTURES, len(found)), config.texture_size

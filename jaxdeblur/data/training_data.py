@@ -46,10 +46,10 @@ class TrainingData:
             ]
         )
 
-    @property
-    def has_files(self) -> bool:
-        """Whether anything but rendered scenes trains."""
-        return bool(self._folders)
+    @functools.cached_property
+    def folders(self) -> list[str]:
+        """The data sets that are no rendered scenes."""
+        return [spec for spec in self.config.data if not is_rendered(spec)]
 
     @functools.cached_property
     def train(self) -> list[tuple[Dataset | RenderedScenes, float]]:
@@ -73,7 +73,7 @@ class TrainingData:
         )
         training = {  # the splits of rendered scenes share no photograph
             file
-            for spec in self._folders
+            for spec in self.folders
             for video in self._videos[spec].videos
             for file in sharp_files(video)
         }
@@ -84,14 +84,6 @@ class TrainingData:
                 "--validate-only"
             )
         return list(dataset.videos)
-
-    def describe(self) -> list[str]:
-        """What a user might not expect of the data."""
-        return [
-            f"{spec}: taken for high-speed frames, which are averaged into blur"
-            for spec in self._folders
-            if self._resolve(spec).is_taken_for_high_speed
-        ]
 
     def scored(self, split: Split) -> Scored:
         """What the run is validated or tested on: videos of the kind that trains.
@@ -135,11 +127,6 @@ class TrainingData:
         return self._videos[spec]
 
     @functools.cached_property
-    def _folders(self) -> list[str]:
-        """The data sets that are no rendered scenes."""
-        return [spec for spec in self.config.data if not is_rendered(spec)]
-
-    @functools.cached_property
     def _videos(self) -> dict[str, Dataset]:
         """The videos of each folder that train."""
         return {
@@ -157,14 +144,14 @@ class TrainingData:
     @functools.cached_property
     def _chosen(self) -> dict[str, list[str]]:
         """The names that ``only`` and ``exclude`` leave of each folder's."""
-        names = {spec: self._names(spec, "train") for spec in self._folders}
+        names = {spec: self._names(spec, "train") for spec in self.folders}
         return choose(names, self.config.only, self.config.exclude)
 
     def _variant(self, spec: str) -> str | None:
         """The variant, where the data set has several or no other one has."""
         if not spec or self.config.variant is None:
             return None
-        named = [self._resolve(each) for each in (*self._folders, self.config.validate_on) if each]
+        named = [self._resolve(each) for each in (*self.folders, self.config.validate_on) if each]
         alone = not any(each.has_variants for each in named)
         return self.config.variant if alone or self._resolve(spec).has_variants else None
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxdeblur.data.exposure import Exposure, average
-from jaxdeblur.data.frames import ArrayFile, FrameFiles, Frames, pack, stamps
+from jaxdeblur.data.frames import ArrayFile, FrameFiles, Frames, stamps
 from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.shapes import Frame8
 
@@ -17,20 +17,18 @@ from jaxdeblur.shapes import Frame8
 class Video(Protocol):
     """A blurred video with its sharp frames; ``len`` is the number of frames."""
 
-    @property
-    def name(self) -> str:
-        """What results call it; a folder's or file's name, never a path."""
-        ...
+    name: str
+    """What results call it; a folder's or file's name, never a path."""
 
     @property
     def height(self) -> int:
         """Rows of pixels."""
-        ...
+        return video_frames(self)[-1].height
 
     @property
     def width(self) -> int:
         """Columns of pixels."""
-        ...
+        return video_frames(self)[-1].width
 
     def __len__(self) -> int: ...
 
@@ -44,22 +42,12 @@ class Video(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class PairedVideo:
+class PairedVideo(Video):
     """A video whose blurred and sharp frames both exist."""
 
     name: str
     blurred_frames: Frames
     sharp_frames: Frames
-
-    @property
-    def height(self) -> int:
-        """Rows of pixels."""
-        return self.sharp_frames.height
-
-    @property
-    def width(self) -> int:
-        """Columns of pixels."""
-        return self.sharp_frames.width
 
     def __len__(self) -> int:
         return len(self.sharp_frames)
@@ -74,22 +62,12 @@ class PairedVideo:
 
 
 @dataclasses.dataclass(frozen=True)
-class HighSpeedVideo:
+class HighSpeedVideo(Video):
     """A video whose blurred frames are averages of high-speed frames (eq. 1)."""
 
     name: str
     frames: Frames
     exposure: Exposure
-
-    @property
-    def height(self) -> int:
-        """Rows of pixels."""
-        return self.frames.height
-
-    @property
-    def width(self) -> int:
-        """Columns of pixels."""
-        return self.frames.width
 
     def __len__(self) -> int:
         return self.exposure.count(len(self.frames))
@@ -119,24 +97,24 @@ class Dataset:
 def pack_dataset(dataset: Dataset) -> Dataset:
     """The same data set with all frames that lie in image files decoded into the cache, once."""
     line = ProgressLine("decoding", len(dataset.videos), unit="videos")
-    videos: list[Any] = []
+    videos: list[Video] = []
     for video in dataset.videos:
-        packed = {name: pack(of) for name, of in vars(video).items() if isinstance(of, FrameFiles)}
-        videos.append(dataclasses.replace(video, **packed) if packed else video)  # type: ignore[type-var]
+        fields = vars(video).items()
+        packed: Any = {name: of.pack() for name, of in fields if isinstance(of, FrameFiles)}
+        videos.append(dataclasses.replace(video, **packed))  # type: ignore[type-var]
         line.update(len(videos))
     line.close()
     return dataclasses.replace(dataset, videos=videos)
 
 
-def video_frames(video: Video) -> list[Frames]:
+def video_frames(video: Any) -> list[Frames]:
     """What a video reads its frames from, the sharp ones last."""
     return [frames for frames in vars(video).values() if isinstance(frames, Frames)]
 
 
 def sharp_files(video: Video) -> set[str]:
     """The files that hold a video's sharp frames, by which it is known under any name."""
-    sharp = video_frames(video)[-1:]
-    return {os.path.realpath(file) for frames in sharp for file in getattr(frames, "files", ())}
+    return {os.path.realpath(file) for file in video_frames(video)[-1].files}
 
 
 def identity(video: Video) -> list[Any]:
@@ -147,19 +125,17 @@ def identity(video: Video) -> list[Any]:
     """
     return [
         # A pack is named by a hash of what was packed, and made anew wherever there is none.
-        frames.file.parent.name
-        if isinstance(frames, ArrayFile)
-        else stamps(getattr(frames, "files", ()))
+        frames.file.parent.name if isinstance(frames, ArrayFile) else stamps(frames.files)
         for frames in video_frames(video)
     ]
 
 
-def refuse(what: str, problems: Sequence[str], shown: int = 20) -> None:
+def refuse(what: str, problems: Sequence[str]) -> None:
     """Complains of all problems at once.
 
     Raises:
-      UserError: there are any; it names the first ``shown``, and how many more there are.
+      UserError: there are any; it names the first 20, and how many more there are.
     """
     if problems:
-        more = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
-        raise UserError(f"{what}: " + "; ".join([*problems[:shown], *more]))
+        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise UserError(f"{what}: " + "; ".join([*problems[:20], *more]))

@@ -61,20 +61,16 @@ class FitConfig:
       clips: how many clips go through the levels.
       frames: of a clip.
       crop: side of the square crops, pixels; a multiple of twice the coarsest scale.
-      steps: of Adam, on the numbers that are kept.
+      steps: of AdamW, on the numbers that are kept; its rate falls to 0 as a cosine.
       batch_size: clips a step, of two frames each, or of the one that there is.
-      learning_rate: the first one; it falls to 0 as a cosine.
-      weight_decay: of AdamW.
       seed: of clips, parameters and steps.
     """
 
     clips: Count = 2000
     frames: Count = 4
-    crop: Count = 256
+    crop: Annotated[int, Range(1, 2048)] = 256
     steps: Count = 4000
     batch_size: Count = 12
-    learning_rate: Annotated[float, Range(above=0, below=1)] = 2e-3
-    weight_decay: Annotated[float, Range(0, below=1)] = 0.03
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
@@ -226,10 +222,7 @@ def fit(model: VideoRestorer, samples: Sample, config: FitConfig) -> Parameters:
 
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adamw(
-            optax.cosine_decay_schedule(config.learning_rate, config.steps),
-            weight_decay=config.weight_decay,
-        ),
+        optax.adamw(optax.cosine_decay_schedule(2e-3, config.steps), weight_decay=0.03),
     )
 
     @jax.jit

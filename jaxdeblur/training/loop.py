@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -90,10 +89,7 @@ def run_steps(
             if saving:  # before the validation, which may fail or be killed
                 save(state)
             if validate is not None and validating and stop_by is None:
-                scoring = functools.partial(validate, step, best_parameters(state))
-                if not stop.unless_stopped(scoring) and jax.process_count() == 1:
-                    stop_by = stop.asked()
-                    save(state)
+                validate(step, best_parameters(state))
             if stop_by is not None and not last:
                 raise Stopped(step, stop_by)
     return state
@@ -107,21 +103,16 @@ class _StopSignals:
 
     def __init__(self) -> None:
         self._came: signal.Signals | None = None
-        self._may_cut_short = False
         self._before: dict[signal.Signals, Any] = {}
         self._told: jax.Array | None = None
 
     def __enter__(self) -> _StopSignals:
-        # SIGHUP is of a terminal that is gone.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # nohup has it ignored. (Shells have SIGINT ignored by what they start in the
             # background, but whoever sends it there means it.)
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
-            try:
-                self._before[number] = signal.signal(number, self._handle)
-            except ValueError:  # not the main thread: whoever runs the loop there handles signals
-                break
+            self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,27 +128,7 @@ class _StopSignals:
         told, self._told = self._told, devices.largest_of_all(self._came or 0)
         return signal.Signals(int(told)) if told is not None and int(told) else None
 
-    def unless_stopped(self, work: Callable[[], object]) -> bool:
-        """Does what can be dropped, and whether it was done: the first signal cuts it short."""
-        try:
-            try:
-                self._may_cut_short = True
-                if not self._came:
-                    work()
-                return not self._came
-            finally:
-                self._may_cut_short = False
-        except _CutShort:
-            return False
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._came and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._came = self._came or signal.Signals(number)
-        if self._may_cut_short:
-            self._may_cut_short = False
-            raise _CutShort
-
-
-class _CutShort(BaseException):
-    """A signal came during work that can be dropped."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -21,7 +22,6 @@ import numpy as np
 from PIL import Image
 
 from jaxdeblur import devices
-from jaxdeblur.data.cache import keep_settings
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import average
 from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
@@ -30,7 +30,7 @@ from jaxdeblur.data.scenes import SCENES
 from jaxdeblur.data.textures import open_scenes
 from jaxdeblur.data.videos import HighSpeedVideo
 from jaxdeblur.errors import ProgressLine, UserError, run_command
-from jaxdeblur.files import ended_by_signals, replace_when_whole
+from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
 from jaxdeblur.models.path_maps import at_pixels, path_maps
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
 from jaxdeblur.paths.estimate import WINDOW, estimate
@@ -181,9 +181,7 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     Raises:
       UserError: a folder of the options cannot be read or written, or its clips are others.
     """
-    settings = dataclasses.asdict(config)
-    del settings["clips"]  # More may be drawn.
-    keep_settings(folder, settings, "path_clips", "name another")
+    keep_settings(folder, config)
     base = load_model(config.base).model if config.base else None
     below = jax.jit(base.restore_clip) if base else lambda clip: clip
 
@@ -202,7 +200,7 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)
     for number in range(config.clips):
         place = folder / f"{number:06d}"
-        if not (place / MAPS_FILE).exists():
+        if not place.exists():
             clip, rng = source.draw(number)
             error = rng.normal(0, _DUTY_ERROR) if rng.random() > _DUTY_RIGHT else 0.0
             duty = np.float32(np.clip(clip.duty + error, 0.25, 1.0))
@@ -223,12 +221,34 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     line.close()
 
 
+def keep_settings(folder: Path, config: PathClipsConfig) -> None:
+    """Writes what decides the clips in a new folder, or checks that they were drawn with the same.
+
+    Raises:
+      UserError: the folder holds something else, or cannot be read or written.
+    """
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples are lists there
+    del settings["clips"]  # More may be drawn.
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            write_json(folder / "settings.json", settings)
+        there = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        other = [name for name, value in settings.items() if there[name] != value]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: not a folder of clips of path_clips ({error!r})") from error
+    if other:
+        raise UserError(
+            f"{folder}: its clips were drawn with another {', '.join(other)}; go on with the "
+            "same, remove the folder, or name another"
+        )
+
+
 def _write(place: Path, maps: np.ndarray, sharp: Video8) -> None:
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        for name, array in ((SHARP_FILE, sharp), (MAPS_FILE, maps)):  # The maps last: all is there.
-            with replace_when_whole(place / name) as part:
-                np.save(part, array)
+        with replace_folder_when_whole(place) as part:
+            np.save(part / SHARP_FILE, sharp)
+            np.save(part / MAPS_FILE, maps)
     except OSError as error:
         raise UserError(f"{place}: cannot be written ({error})") from error
 

@@ -32,26 +32,21 @@ class RunWatcher:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        config: TrainingConfig,
-        first: int,
-        validation: Validation | None,
+        self, folder: Path, config: TrainingConfig, first: int, validation: Validation | None
     ) -> None:
         self.folder, self.config = folder, config
         self.validation = validation
         self.scores: dict[str, float] = {}
         self.losses: collections.deque[float] = collections.deque(maxlen=100)
         self.rate = learning_rate(config)
-        self.line: ProgressLine | None = None
-        if jax.process_index() == 0:
-            self.line = ProgressLine("training", config.steps, unit="steps", eager=True, stays=True)
-            self.board = _board(folder / TENSORBOARD_NAME, first + 1)
+        quiet = jax.process_index() != 0
+        self.line = ProgressLine(
+            "training", config.steps, unit="steps", quiet=quiet, eager=True, stays=True
+        )
+        self.board = None if quiet else _board(folder / TENSORBOARD_NAME, first + 1)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """A step is done."""
-        if self.line is None:
-            return
         self.losses.append(float(metrics.loss))
         note = f"loss {sum(self.losses) / len(self.losses):.4f}"
         if self.scores:
@@ -66,7 +61,7 @@ class RunWatcher:
         """Scores the parameters of a step; the gain is shown from now on."""
         assert self.validation is not None
         self.scores = self.validation(parameters)
-        if self.line and self.board:
+        if self.board:
             for name, value in self.scores.items():
                 self.board.add_scalar(f"validation/{name}", value, step)
             image = self.validation.image
@@ -74,24 +69,20 @@ class RunWatcher:
 
     def done(self) -> None:
         """Says where the run is, what it gained and how it is scored."""
-        if self.line is None:
-            return
         gain = ""
         if self.validation and self.scores:
             before, after = self.scores["psnr_blurred"], self.scores["psnr"]
-            gain = (
-                f" {after - before:+.2f} dB ({before:.2f} to {after:.2f}) on {self.validation.name}"
-            )
+            gain = f", {after - before:+.2f} dB ({before:.2f} to {after:.2f}) on "
+            gain += self.validation.name
         self.line.close()
-        tell(f"{self.folder}: trained for {self.config.steps} steps{gain and ',' + gain}")
-        tell(how_to_score(self.folder))
+        self.line.say(f"{self.folder}: trained for {self.config.steps} steps{gain}")
+        self.line.say(how_to_score(self.folder))
 
     def close(self) -> None:
         """Leaves the terminal on a new line, and writes what is left."""
-        if self.line:
-            self.line.close()
-            if self.board:
-                self.board.close()
+        self.line.close()
+        if self.board:
+            self.board.close()
 
 
 def _board(folder: Path, purge_step: int) -> Any:

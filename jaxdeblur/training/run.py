@@ -11,6 +11,7 @@ import jax
 
 from jaxdeblur import devices
 from jaxdeblur.data.batches import batches
+from jaxdeblur.data.layouts import resolve
 from jaxdeblur.data.on_device import render_on_device
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import UserError, tell
@@ -87,7 +88,6 @@ def train(
         data = TrainingData(run.data, config.crop)
         feed = resources.enter_context(_batches(run, data, model.context, mesh, first))
         validation = Validation(data, rebuild) if config.validate_every else None
-        notes = data.describe()
         make_folder(run, folder, resume)
         _say(
             f"{run.preset}: {count(parameters):,} parameters, {mesh.size} "
@@ -95,8 +95,9 @@ def train(
             f"{'on them' if run.data.on_device else 'by the host'}, step {first} of "
             f"{config.steps}, in {folder}"
         )
-        for note in notes:
-            _say(note)
+        for spec in data.folders:
+            if resolve(spec).is_taken_for_high_speed:
+                _say(f"{spec}: taken for high-speed frames, which are averaged into blur")
         if first >= config.steps:
             _say(how_to_score(folder))
             return state
@@ -138,7 +139,7 @@ def _batches(
     order = {"batch_size": config.batch_size, "seed": config.seed, "start_step": first}
     feed: Iterator[Batch] | None = None
     with contextlib.ExitStack() as threads:
-        if not on_device or data.has_files:
+        if not on_device or data.folders:
             local = batches(
                 data.train,
                 options,

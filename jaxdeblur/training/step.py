@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from jaxdeblur.models.parameters import is_statistic, split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Batch, Clip, Parameters, SeenClip
+
+Loss: TypeAlias = Literal["mse", "charbonnier", "log_mse"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ class TrainingConfig:
     steps: Annotated[int, Range(1, 2**31 - 2)] = 400_000
     batch_size: Annotated[int, Range(1, 2**16)] = 8
     frames: Count = 13
-    crop: Annotated[int, Range(16)] = 128
+    crop: Annotated[int, Range(16, 2048)] = 128
     optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: Annotated[float, Range(above=0)] = 1e-4
     beta2: Annotated[float, Range(0, below=1)] = 0.999
@@ -75,7 +77,7 @@ class TrainingConfig:
     schedule: Literal["cosine", "halve", "constant"] = "cosine"
     halve_every: Count = 800_000
     clip_norm: Annotated[float, Range(above=0)] = 1.0
-    loss: Literal["mse", "charbonnier", "log_mse"] = "charbonnier"
+    loss: Loss = "charbonnier"
     average: Annotated[float, Range(0, below=1)] = 0.0
     micro_batch: Annotated[int, Range(0)] = 0
     recompute: bool = False
@@ -107,9 +109,7 @@ def rate_factors(rates: tuple[str, ...]) -> dict[str, float]:
 # The loss.
 
 
-def clip_loss(
-    restored: Clip, sharp: Clip, kind: Literal["mse", "charbonnier", "log_mse"]
-) -> Float[Array, ""]:
+def clip_loss(restored: Clip, sharp: Clip, kind: Loss) -> Float[Array, ""]:
     """How far restored clips are from the sharp ones, in [0, 1] units."""
     error = restored - sharp
     if kind == "mse":
@@ -122,7 +122,7 @@ def clip_loss(
 
 
 def loss_and_statistics(
-    model: VideoRestorer, batch: Batch, kind: Literal["mse", "charbonnier", "log_mse"]
+    model: VideoRestorer, batch: Batch, kind: Loss
 ) -> tuple[Float[Array, ""], Parameters]:
     """The sum over the model's outputs of the loss, and its new running statistics."""
     outputs = model.training_outputs(from_bytes(batch["blurred"]), from_bytes(batch["sharp"]))

@@ -197,7 +197,7 @@ def test_resuming_with_another_state_names_the_option(
         (["--model=nope"], "--model=nope"),
         (["--steps=0"], "--steps"),
         (["--steps=many"], "--steps"),
-        (["--crop=100000"], "--crop=100000: rendered scenes have at most 2048 pixels"),
+        (["--crop=100000"], "--crop is 16 to 2048, not 100000"),
         (["--stpes=3"], "--stpes=3"),
         (["--data=/nowhere"], "/nowhere"),
         (["--exclude=TEST03"], "--only and --exclude choose among"),

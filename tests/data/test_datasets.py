@@ -15,7 +15,7 @@ from jaxdeblur.data import frames
 from jaxdeblur.data.batches import ClipOptions, batches
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import Exposure
-from jaxdeblur.data.frames import ArrayFile, FrameFiles, pack
+from jaxdeblur.data.frames import ArrayFile, FrameFiles
 from jaxdeblur.data.layouts import DVD_TEST_VIDEOS, resolve
 from jaxdeblur.data.videos import HighSpeedVideo, PairedVideo, Video, pack_dataset
 from jaxdeblur.errors import UserError
@@ -174,34 +174,29 @@ def test_high_speed_video_files(root, cache):
         open_dataset(str(root), "test", exposure=Exposure(3, 3))
 
 
-def test_all_that_is_wrong_is_named_in_one_error(root):
+def test_what_is_wrong_with_a_frame_is_named(root):
     write(root, GOPRO)
     train = root / "train"
-    shutil.rmtree(train / "GOPR2" / "sharp")
+    odd = np.zeros((16, 22, 3), np.uint8)
+
+    def named(message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            open_dataset(str(root), "train")
+
+    write_png(train / "GOPR1" / "blur" / "000002.png", odd)
+    named(r"GOPR1/blur/000002\.png is 22x16, unlike the 20x16 of .*GOPR1/sharp/000000\.png")
+    (train / "GOPR1" / "blur" / "000002.png").write_bytes(b"")
+    named(r"GOPR1/blur/000002\.png: not a readable image")
     (train / "GOPR1" / "sharp" / "000001.png").unlink()
-    write_png(train / "GOPR1" / "sharp" / "extra.png", np.zeros((16, 20, 3), np.uint8))
-    write_png(train / "GOPR1" / "blur" / "000002.png", np.zeros((16, 22, 3), np.uint8))
-    (train / "GOPR10" / "blur" / "000000.png").write_bytes(b"")
-    (train / "GOPR10" / "sharp" / "000001.jpg").write_bytes(b"")
-    with pytest.raises(UserError) as caught:
-        open_dataset(str(root), "train")
-    message = str(caught.value)
-    for part in [
-        "train/GOPR2/sharp: no such folder",
-        "train/GOPR1/blur/000001.png has no sharp frame",
-        "train/GOPR1/sharp/extra.png has no blurred frame",
-        "train/GOPR1/blur/000002.png is 22x16, unlike the 20x16 of train/GOPR1/sharp/000000.png",
-        "train/GOPR10/blur/000000.png: not a readable image",
-        "have one name",
-    ]:
-        assert part in message
+    named(r"GOPR1/blur/000001\.png has no sharp frame")
+    (train / "GOPR1" / "blur" / "000001.png").unlink()
+    write_png(train / "GOPR1" / "sharp" / "extra.png", odd)
+    named(r"GOPR1/sharp/extra\.png has no blurred frame")
+    (train / "GOPR1" / "sharp" / "000000.jpg").write_bytes(b"")
+    named(r"GOPR1/sharp/000000\.png and 000000\.jpg have one name")
+    shutil.rmtree(train / "GOPR1" / "sharp")
+    named("GOPR1/sharp: no such folder")
     assert len(names(open_dataset(str(root), "test"))) == 1  # the other split is whole
-    for file in (train / "GOPR1" / "sharp").iterdir():
-        file.unlink()
-    write(root, {"train/many/sharp": 1, "train/many/blur": 40, "train/many/blur_gamma": 0})
-    with pytest.raises(UserError, match=r"and \d+ more") as caught:
-        open_dataset(str(root), "train")
-    assert str(caught.value).count(";") == 20
 
 
 def test_what_is_not_a_data_set_is_refused_in_one_line(root, tmp_path):
@@ -225,8 +220,6 @@ def test_what_is_not_a_data_set_is_refused_in_one_line(root, tmp_path):
     for spec, message in cases.items():
         with pytest.raises(UserError, match=message):
             open_dataset(spec, "test")
-    with pytest.raises(UserError, match="split: 'evaluation'"):
-        open_dataset(str(root), "evaluation")
     with pytest.raises(UserError, match="has no variants"):
         open_dataset(f"pairs:{root}", "test", variant="blur")
     with pytest.raises(UserError, match="has no variants"):
@@ -243,9 +236,7 @@ def test_names_that_make_trouble(root):
     (root / "loop").symlink_to(root)
     with pytest.raises(UserError) as caught:
         open_dataset(str(root), "test")
-    message = str(caught.value).encode()  # can be printed: no lone surrogates
-    assert rb"\udcff\udcfe: holds no images" in message
-    assert b"blur/loop: holds no images" in message
+    assert "blur/loop: holds no images" in str(caught.value)
     dataset = open_dataset(str(root), "test", exclude=("loop", "\\udcff"))
     assert sorted(names(dataset)) == sorted(odd)
     assert names(dataset).index("9") < names(dataset).index("10")
@@ -343,16 +334,16 @@ def opened(root: Path) -> FrameFiles:
 def test_packed_frames_are_the_files_and_are_decoded_once(root, cache, monkeypatch):
     write(root, {"video": 5})
     files = opened(root)
-    packed = pack(files)
+    packed = files.pack()
     crop = slice(1, 4), slice(2, 9), slice(3, 20)
     np.testing.assert_array_equal(packed.read(*crop), files.read(*crop))
     assert (len(packed), packed.height, packed.width) == (5, 16, 20)
     decoded = []
     monkeypatch.setattr(frames, "read_image", lambda *a: decoded.append(a) or read_image(*a))
-    assert pack(files) == packed
+    assert files.pack() == packed
     assert not decoded
     write_png(root / "video" / "000002.png", np.zeros((16, 20, 3), np.uint8))
-    again = pack(opened(root))
+    again = opened(root).pack()
     assert again.file != packed.file
     assert not again.read(slice(2, 3)).any()
     assert len(decoded) == 5
@@ -361,7 +352,7 @@ def test_packed_frames_are_the_files_and_are_decoded_once(root, cache, monkeypat
 def test_damaged_packs_are_made_again(root, cache):
     write(root, {"video": 3})
     frames = opened(root)
-    packed = pack(frames)
+    packed = frames.pack()
     pixels, notes = packed.file, packed.file.with_name("frames.json")
     whole = pixels.read_bytes()
     for file, content in [
@@ -374,7 +365,7 @@ def test_damaged_packs_are_made_again(root, cache):
     ]:
         file.write_bytes(content)
         with pytest.warns(RuntimeWarning, match="made anew"):
-            again = pack(frames)
+            again = frames.pack()
         assert len(again) == 3
         np.testing.assert_array_equal(again.read(slice(None)), frames.read(slice(None)))
     assert len(list(cache.iterdir())) == 1

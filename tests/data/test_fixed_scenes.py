@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jaxdeblur.data.fixed_scenes import (
     render_moment,
     rendered_videos,
 )
-from jaxdeblur.data.photographs import SPLITS
+from jaxdeblur.data.photographs import Split
 from jaxdeblur.data.raster import compress, look_up, pack_texels
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import cache_folder
@@ -214,7 +215,7 @@ def test_no_pixel_has_changed_since(kind):
 
 def test_the_splits_share_no_photograph(tmp_path, monkeypatch):
     shown: dict[str, set[str]] = {}
-    for split in SPLITS:
+    for split in get_args(Split):
         monkeypatch.setenv("JAXDEBLUR_CACHE", str(tmp_path / split))
         rendered_videos(split, "tiny", scenes=1)
         (recipe,) = (tmp_path / split).glob("*/recipe.json")

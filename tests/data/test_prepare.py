@@ -9,7 +9,7 @@ import pytest
 
 from jaxdeblur.data import prepare as module
 from jaxdeblur.data.datasets import open_dataset
-from jaxdeblur.data.prepare import Published, check, main
+from jaxdeblur.data.prepare import PrepareConfig, Published, check, main
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.image_file import read_image, write_png
 
@@ -51,8 +51,9 @@ def test_whole_downloads_pass_and_are_linked(tmp_path: Path) -> None:
             write(tmp_path / "BSD" / split / "000" / folder, 2)
     for name, frames in (("GOPRO", 18), ("BSD", 12)):
         assert check(name, tmp_path / name) == []
-        assert module.prepare(name, tmp_path / name, tmp_path / f"{name}_made") == frames
-        test = open_dataset(str(tmp_path / f"{name}_made"), "test")
+        target = tmp_path / f"{name}_made"
+        assert module.prepare(name, tmp_path / name, target, PrepareConfig()) == frames
+        test = open_dataset(str(target), "test")
         assert [len(video) for video in test.videos] == [2]
     made = tmp_path / "GOPRO_made/test/GOPR0384_11_00/blur/000001.png"
     assert made.is_symlink()

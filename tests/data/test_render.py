@@ -18,7 +18,6 @@ from jaxdeblur.data.photographs import find_photographs
 from jaxdeblur.data.render import HostRenderer, _blur, motion_of, render_scene
 from jaxdeblur.data.scenes import SCENES, Scene, SceneConfig, position, sample_scene, step_times
 from jaxdeblur.data.textures import RenderedScenes, open_scenes
-from jaxdeblur.errors import UserError
 
 FRAMES, CROP = 3, 32
 TINY = dataclasses.replace(SCENES["tiny"], motion=(3.0, 5.0), objects=1, noise=(0.0, 0.0))
@@ -137,7 +136,6 @@ def test_speeds_fill_the_range_and_no_more() -> None:
     assert 2.4 < camera.min() < 2.8
     assert 5.7 < camera.max() < 6.4  # with the tremble
     assert np.all((own < 0.01) | ((own > 2.4) & (own < 6.1)))
-    assert np.all(scene.motion <= 6 * (1 + config.parallax) + 1e-3)
     assert 0.9 < speed(limited.camera).mean() < 1.2
 
 
@@ -207,5 +205,3 @@ def test_scenes_hold_their_crops_and_textures_are_cut_once(
     again = open_scenes(SCENES["tiny"], 40).textures
     assert not again.flags.writeable  # memory-mapped
     np.testing.assert_array_equal(again, scenes.textures)
-    with pytest.raises(UserError, match="--crop=4096"):
-        open_scenes(SCENES["tiny"], 4096)

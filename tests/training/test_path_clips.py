@@ -10,14 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.data.cache import keep_settings
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.path_maps import CHANNELS
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.training.path_clips import PathClipsConfig, PathClipSource, draw_clips
+from jaxdeblur.training.path_clips import (
+    PathClipsConfig,
+    PathClipSource,
+    draw_clips,
+    keep_settings,
+)
 from jaxdeblur.training.run import train
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig
@@ -71,10 +75,11 @@ def test_clips_that_do_not_belong_together_are_refused(folder: Path) -> None:
 
 
 def test_a_folder_of_other_clips_is_not_added_to(tmp_path: Path) -> None:
-    keep_settings(tmp_path, {"seed": 0}, "path_clips", "name another")
-    keep_settings(tmp_path, {"seed": 0}, "path_clips", "name another")
+    keep_settings(tmp_path, PathClipsConfig(clips=1))
+    keep_settings(tmp_path, PathClipsConfig(clips=2))
     with pytest.raises(UserError, match="drawn with another seed; go on with the same, remove"):
-        keep_settings(tmp_path, {"seed": 1}, "path_clips", "name another")
+        keep_settings(tmp_path, PathClipsConfig(seed=1))
+    (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(UserError, match="not a folder of clips of path_clips"):
         draw_clips(tmp_path, PathClipsConfig(clips=1, base=""))
 

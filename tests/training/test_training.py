@@ -570,6 +570,7 @@ def test_muon_takes_the_kernels_and_adam_the_rest() -> None:
         ("steps", 0),
         ("batch_size", 0),
         ("crop", 8),
+        ("crop", 4096),
         ("learning_rate", -1.0),
         ("average", 1.0),
         ("learning_rate", float("nan")),
