@@ -2,17 +2,18 @@
 
 Splits never share a photograph. Of the packages' the split is fixed below; a folder's are split by
 a hash of their bytes (90 % train, 5 % validation, 5 % test), so that copies of one photograph under
-several names stay together and adding files moves no other.
+several names stay together and adding files moves no other; what the packages have too is theirs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import os
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.formats import list_frames
@@ -55,7 +56,7 @@ def find_photographs(
         if not files:
             raise UserError(f"{folder}: no photographs (folders in it are not looked into)")
         own = [Photograph(f"folder/{path.name}", path, _digest(path)) for path in files]
-        own = [p for p in own if _split_of(p.digest) == split]
+        own = [p for p in own if _split_of(p.digest) == split and p.digest not in _taken()]
         if not own:
             raise UserError(
                 f"{folder}: of its {len(files)} images none falls to {split}; "
@@ -75,6 +76,11 @@ def _packaged(split: Split) -> list[Photograph]:
         for name in names.split()
     ]
     return [Photograph(name, path, _digest(path)) for name, path in paths]
+
+
+@functools.cache
+def _taken() -> frozenset[str]:
+    return frozenset(p.digest for split in get_args(Split) for p in _packaged(split))
 
 
 def _folder_of(package: str) -> Path:

@@ -48,6 +48,18 @@ def test_splits_share_no_photograph(folder):
     assert not any("motorcycle_right" in name for name in names)
 
 
+def test_a_copy_of_a_packaged_photograph_is_left_out(folder, tmp_path):
+    """It would train what is validated or tested on."""
+    for path in folder.iterdir():
+        shutil.copy(path, tmp_path)
+    for split in SPLITS:
+        for number, photograph in enumerate(find_photographs(split)):
+            shutil.copy(photograph.path, tmp_path / f"holiday_{split}_{number}.png")
+    for split in SPLITS:
+        names = [photograph.name for photograph in find_photographs(split, tmp_path)]
+        assert not any("holiday" in name for name in names)
+
+
 def test_split_of_a_file_does_not_depend_on_the_others(folder, tmp_path):
     train = {photograph.name for photograph in find_photographs("train", folder)}
     for seed in range(40):
