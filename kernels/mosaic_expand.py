@@ -73,9 +73,9 @@ def _run_backward(
         # An operand that several devices hold has on each only what that device's part adds.
         return (
             dx,
-            sum_over_devices(dweights, sharding, "bp").astype(weights.dtype),
-            sum_over_devices(dbias, sharding, "bp").astype(bias.dtype),
-            sum_over_devices(dg, sharding, "p").astype(g.dtype),
+            sum_over_devices(dweights, sharding).astype(weights.dtype),
+            sum_over_devices(dbias, sharding).astype(bias.dtype),
+            dg.astype(g.dtype),
         )
 
     layout = "bpd,dk,k,bkc,bpc->bpd,dk,k,bkc"

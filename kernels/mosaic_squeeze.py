@@ -33,7 +33,7 @@ from kernels.mosaic import (
     transposed,
 )
 from kernels.reference import FLOOR, Partial, finish_partial
-from kernels.sharding import Sharding, combine_over_devices, sharded, sum_over_devices
+from kernels.sharding import Sharding, sharded, sum_over_devices
 from kernels.tiles import PIXELS, up
 
 
@@ -73,7 +73,7 @@ def _run_forward(
     x, weights = first_derivative_only((x, weights))
 
     def on_one_device(x: Array, weights: Array) -> tuple[Array, Array, Array]:
-        whole = combine_over_devices(forward(x, weights, interpret), sharding)
+        whole = forward(x, weights, interpret)
         return whole.maximum, 1 / whole.total, finish_partial(whole)
 
     saved = Saved(*sharded(on_one_device, sharding, "btpc,cm->btm,btm,btmc")(x, weights))
@@ -90,7 +90,7 @@ def _run_backward(
     ) -> tuple[Array, Array]:
         saved = Saved(maximum, inverse, squeezed)
         dx, dweights = backward(x, weights, saved, dg, interpret)
-        return dx, sum_over_devices(dweights, sharding, "btp").astype(weights.dtype)
+        return dx, sum_over_devices(dweights, sharding).astype(weights.dtype)
 
     layout = "btpc,cm,btm,btm,btmc,btmc->btpc,cm"
     return sharded(on_one_device, sharding, layout)(x, weights, *saved, dg.astype(jnp.float32))
