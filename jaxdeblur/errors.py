@@ -67,9 +67,11 @@ def message_of(error: Exception) -> str | None:
     """What a user is told of an error that is no slip of this program; None if it is one."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, ModuleNotFoundError) and _is_missing_package(error.name or ""):
+    package = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    if package.partition(".")[0] not in ("", "jaxdeblur", "kernels", "benchmarks"):
         # Another Python than that of the environment: the first thing that goes wrong.
-        return f"{sys.executable} has no package {error.name}: {_ENVIRONMENT}"
+        environment = "run `make install` once, then start it as .venv/bin/python"
+        return f"{sys.executable} has no package {package}: {environment}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         reason = str(error).splitlines()[0][:200] if str(error) else ""
         return f"not enough memory: {reason}"
@@ -78,14 +80,6 @@ def message_of(error: Exception) -> str | None:
         # the system refuses, wherever it was asked.
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return None
-
-
-_ENVIRONMENT = "run `make install` once, then start it as .venv/bin/python"
-
-
-def _is_missing_package(name: str) -> bool:
-    """Whether a module that is not there is another package's, and not a slip of this one."""
-    return name.partition(".")[0] not in ("", "jaxdeblur", "kernels", "benchmarks")
 
 
 def _say(name: str, message: str) -> None:
@@ -139,10 +133,9 @@ class ProgressLine:
         self._is_open = False
         self._first: tuple[int, float] | None = None
 
-    def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        """``done`` of ``total`` are done; prints if it is time, with ``note`` beside the rate."""
+    def update(self, done: int, note: str = "") -> None:
+        """So many are done; prints if it is time, with ``note`` beside the rate."""
         now = time.monotonic()
-        self._total = self._total if total is None else total
         self._first = self._first or (done, now)
         last = self._stays and done == self._total
         if self._quiet or (now - self._shown < self._every_s and not last):

@@ -28,6 +28,8 @@ MAX_PSNR = 100.0
 
 SsimKind = Literal["2-D", "3-D reflect", "3-D edge"]
 
+Mean = Literal["videos", "frames"]
+
 AnyImage: TypeAlias = Image | GreyImage
 
 
@@ -117,7 +119,7 @@ class Protocol:
     crop: int = 0
     skip_first: int = 0
     skip_last: int = 0
-    mean: Literal["videos", "frames"] = "videos"
+    mean: Mean = "videos"
     ssim: SsimKind = "2-D"
     registered: bool = False
 
@@ -167,15 +169,6 @@ class Protocol:
             a, b = _registered_luminance(a, b)
         return min(psnr(a, b), MAX_PSNR), ssim(a, b, self.ssim)
 
-    def average(self, videos: Sequence[Sequence[float]]) -> float:
-        """The mean over a data set of one score per scored frame of each video.
-
-        Every video needs a scored frame.
-        """
-        if self.mean == "videos":
-            return math.fsum(math.fsum(video) / len(video) for video in videos) / len(videos)
-        return pooled(videos)
-
 
 PROTOCOLS: dict[str, Protocol] = {
     name: Protocol(name, **fields)
@@ -222,18 +215,23 @@ class VideoScores:
 
     def means(self) -> dict[str, float]:
         """The means over the frames that count: psnr, ssim, psnr_blurred, ssim_blurred."""
-        return {name: pooled([getattr(self, f"frame_{name}")]) for name in _MEASURES}
+        return totals([self], "frames")
 
 
-_MEASURES = ("psnr", "ssim", "psnr_blurred", "ssim_blurred")
+def totals(videos: Sequence[VideoScores], mean: Mean) -> dict[str, float]:
+    """A mean over a data set, under the same names as ``VideoScores.means``."""
+    measures = ("psnr", "ssim", "psnr_blurred", "ssim_blurred")
+    return {name: average([getattr(v, f"frame_{name}") for v in videos], mean) for name in measures}
 
 
-def totals(videos: Sequence[VideoScores], protocol: Protocol) -> dict[str, float]:
-    """The protocol's means over a data set, under the same names as ``VideoScores.means``."""
-    return {
-        name: protocol.average([getattr(video, f"frame_{name}") for video in videos])
-        for name in _MEASURES
-    }
+def average(videos: Sequence[Sequence[float]], mean: Mean) -> float:
+    """The mean of one number for each frame of each video: of the videos' means, or of all frames.
+
+    Every video needs a frame.
+    """
+    if mean == "videos":
+        return math.fsum(math.fsum(video) / len(video) for video in videos) / len(videos)
+    return math.fsum(math.fsum(video) for video in videos) / sum(len(video) for video in videos)
 
 
 def seconds_per_frame(videos: Sequence[VideoScores]) -> float | None:
@@ -242,11 +240,6 @@ def seconds_per_frame(videos: Sequence[VideoScores]) -> float | None:
     if len(known) < len(videos):
         return None
     return math.fsum(s * n for s, n in known) / sum(n for _, n in known)
-
-
-def pooled(videos: Sequence[Sequence[float]]) -> float:
-    """The mean over all frames of all videos alike."""
-    return math.fsum(math.fsum(video) for video in videos) / sum(len(video) for video in videos)
 
 
 def protocol(name: str) -> Protocol:

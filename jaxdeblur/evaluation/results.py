@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import platform
 import shutil
 import time
@@ -121,18 +120,9 @@ def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None
 def _read_json(path: Path) -> Any:
     """What the file says, or None if there is none or it can't be read."""
     try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def _finite(text: str) -> float:
-    """A number that the report page can show: JSON has no other."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is not finite")
-    return number
 
 
 def read_video(path: Path, settings: dict[str, Any]) -> report.VideoReport | None:
@@ -178,7 +168,7 @@ def metrics_of(
     """
     rules = protocol(config.protocol)
     keep = ("name", "frames", "temporal_error", "temporal_error_blurred", "seconds_per_frame")
-    overall = totals(videos, rules)
+    overall = totals(videos, rules.mean)
     name = f"{dataset.name} ({dataset.variant})" if dataset.variant else dataset.name
     return {
         "title": f"{loaded.preset or loaded.source} on {name}",
@@ -187,8 +177,8 @@ def metrics_of(
         "frames": sum(video.frames for video in videos),
         "scored_frames": sum(len(video.frame_psnr) for video in videos),
         "seconds_per_frame": seconds_per_frame(videos),
-        "video_mean": totals(videos, dataclasses.replace(rules, mean="videos")),
-        "pooled": totals(videos, dataclasses.replace(rules, mean="frames")),
+        "video_mean": totals(videos, "videos"),
+        "pooled": totals(videos, "frames"),
         "videos": [
             {
                 **{name: getattr(video, name) for name in keep},

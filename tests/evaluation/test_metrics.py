@@ -15,7 +15,7 @@ from jaxdeblur.evaluation.metrics import (
     MAX_PSNR,
     PROTOCOLS,
     Flicker,
-    pooled,
+    average,
     protocol,
     psnr,
     ssim,
@@ -200,11 +200,11 @@ class TestProtocols:
 
     def test_means(self):
         videos = [[30.0, 32.0], [20.0]]
-        assert pooled(videos) == pytest.approx(82 / 3)
+        assert average(videos, "frames") == pytest.approx(82 / 3)
         per_video = {"jaxdeblur", "basicsr"}
         for name, each in PROTOCOLS.items():
             expected = 25.5 if name in per_video else 82 / 3
-            assert each.average(videos) == pytest.approx(expected), name
+            assert average(videos, each.mean) == pytest.approx(expected), name
 
     @pytest.mark.parametrize("name", ["jaxdeblur", "basicsr", "estrnn", "deepdeblur"])
     def test_plain_protocols(self, name, pair):
