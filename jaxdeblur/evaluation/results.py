@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import platform
 import shutil
 import time
@@ -120,9 +121,18 @@ def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None
 def _read_json(path: Path) -> Any:
     """What the file says, or None if there is none or it can't be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def _finite(text: str) -> float:
+    """A number that the report page can show: JSON has no other."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not finite")
+    return number
 
 
 def read_video(path: Path, settings: dict[str, Any]) -> report.VideoReport | None:

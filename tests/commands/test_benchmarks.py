@@ -273,7 +273,7 @@ def test_an_experiment_goes_on_where_it_was_stopped(
     module = benchmark(f"{command} --steps=2")
     trained: list[tuple[str, int]] = []
 
-    def train(experiment: Any, variant: Any, steps: int, seed: int) -> Any:
+    def train(experiment: Any, variant: Any, steps: int, seed: int, picture: Any) -> Any:
         if len(trained) == 3:
             trained.clear()
             raise KeyboardInterrupt
@@ -347,6 +347,7 @@ def test_variants_over_paths_train_alike(
         np.testing.assert_array_equal(first, again)
 
 
+@pytest.mark.stress
 def test_attention_over_paths_sees_the_whole_clip(benchmark: Any) -> None:
     module = benchmark("over_paths nowhere")
     maps = np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32, 14)).astype(np.float32)

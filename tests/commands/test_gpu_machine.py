@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,7 @@ def command(name: str, *arguments: str) -> str:
     return f"sys.argv = {[name, *arguments]!r}\nrunpy.run_path({name!r}, run_name='__main__')\n"
 
 
+@pytest.mark.stress
 def test_training_on_rendered_scenes_and_scoring_a_folder_of_images(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for side in ("blur", "sharp"):

@@ -138,6 +138,7 @@ def test_real_clips_are_those_of_the_host_in_their_places(mixed: DataConfig) -> 
         assert all(clip.any() for clip in ours["blurred"])
 
 
+@pytest.mark.stress
 def test_batches_are_a_function_of_the_seed_and_the_step(mixed: DataConfig) -> None:
     straight = take(4, mixed, seed=3)
     assert_same(take(2, mixed, seed=3, start_step=2), straight[2:])
@@ -180,6 +181,7 @@ def test_clips_made_all_at_once_are_the_same(monkeypatch: pytest.MonkeyPatch) ->
         assert np.mean(difference > 0) < 1e-3
 
 
+@pytest.mark.stress
 def test_the_motion_limit_is_asked_for_at_every_step() -> None:
     """A curriculum: nothing but the hand's tremor moves at step 0, and all that can afterwards."""
     made = take(

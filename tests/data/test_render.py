@@ -105,6 +105,7 @@ def test_a_way_shifts_by_whole_pixels_and_keeps_fine_detail_between() -> None:
     np.testing.assert_allclose(found, np.cos(np.pi / 4) * wave, atol=0.02)
 
 
+@pytest.mark.stress
 def test_the_host_leaves_out_what_a_scene_does_not_need(pictures: np.ndarray) -> None:
     """Narrower margins, one kernel where four are alike, no absent object: the same frames."""
     host = HostRenderer(pictures, VARIED, FRAMES, CROP)

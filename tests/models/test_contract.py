@@ -45,8 +45,8 @@ PEERS = ("dbn", "edvr", "ifi_rnn", "rdn", "srn", "stfan")
 
 
 def _needs_stress(name: str) -> bool:
-    """A peer, or one of our networks again with another recipe."""
-    return name.startswith(PEERS) or name.endswith("_gopro")
+    """A peer, or one of our networks again with another size or recipe."""
+    return name.startswith(PEERS) or name.endswith(("_gopro", "_small"))
 
 
 every_preset = pytest.mark.parametrize(

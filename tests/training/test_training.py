@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import gc
 import os
 import resource
@@ -704,7 +705,7 @@ def test_weight_decay_is_in_the_loss_and_of_the_kernels_alone() -> None:
     rebuild, parameters = split(models.build(network))
     batch = jax.tree.map(jnp.asarray, random_batch(0))
     with_and_without = [
-        compile_train_step(config, rebuild, mesh_of(1))(
+        jax.jit(functools.partial(train_step, config=config, rebuild=rebuild))(
             initial_train_state(config, parameters), batch
         )[1].loss
         for config in (CONFIG, dataclasses.replace(CONFIG, weight_decay=0.5))

@@ -72,6 +72,7 @@ def forward(plain: Any, w: dict[str, Any], windows: np.ndarray) -> list[np.ndarr
     return estimates
 
 
+@pytest.mark.stress  # The reference in NumPy is slow.
 def test_it_is_what_the_reference_is_and_depends_on_the_batch(plain: Any, imported: Any) -> None:
     """SAME padding, the order of the frames, merging, statistics of the batch, all estimates."""
     # With most random weights the normalisation makes more of rounding than is allowed here.

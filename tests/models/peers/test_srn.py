@@ -81,7 +81,9 @@ def reference(
     return restored
 
 
-@pytest.mark.parametrize("variant", ["color", "gray", "lstm"])
+@pytest.mark.parametrize(
+    "variant", ["color", *(pytest.param(v, marks=pytest.mark.stress) for v in ("gray", "lstm"))]
+)
 def test_it_is_the_authors_network(plain: Any, imported: Any, variant: Any) -> None:
     loaded, weights = imported("srn", SrnConfig(variant, width=2))
     frame = np.random.default_rng(1).random((17, 30, 3), np.float32)
