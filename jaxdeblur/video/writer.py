@@ -181,7 +181,7 @@ class VideoWriter(PictureTarget):
 
     def _add_video(self, codec: str | None, crf: int | None) -> Any:
         info = self._info
-        wanted = codec or self._default_encoder()
+        wanted = self._default_encoder() if codec is None else codec
         try:  # FFmpeg takes the name of a codec for that of its encoder: h264 is libx264
             found = av.codec.Codec(wanted, "w")
         except ValueError as error:
