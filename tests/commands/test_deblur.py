@@ -878,8 +878,13 @@ def test_a_python_without_the_packages_is_one_line(script, tmp_path):
     ("arguments", "message"),
     [
         ("in.mkv - > /dev/full", "-: cannot be written: No space left on device"),
-        ("- out.mkv --size=32x24 <&-", "-: standard input is closed"),
-        ("in.mkv - >&-", "-: standard output is closed"),
+        *(
+            pytest.param(*case, marks=pytest.mark.stress)
+            for case in (
+                ("- out.mkv --size=32x24 <&-", "-: standard input is closed"),
+                ("in.mkv - >&-", "-: standard output is closed"),
+            )
+        ),
     ],
 )
 def test_a_pipe_that_is_no_pipe_is_one_line(arguments, message, weights, tmp_path):

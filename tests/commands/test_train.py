@@ -112,6 +112,7 @@ def test_killed_and_resumed_the_parameters_are_bit_identical(whole: Path, tmp_pa
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
+@pytest.mark.stress  # tests/training has signals within one process
 def test_asked_to_stop_it_saves_and_can_be_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     process = start(*TINY, "--steps=100000", "--save-every=100000", f"--out={folder}")

@@ -122,6 +122,7 @@ def test_rendered_scenes_alone_are_those_of_the_renderer() -> None:
         np.testing.assert_array_equal(batch[name][1], clip)
 
 
+@pytest.mark.stress
 def test_real_clips_are_those_of_the_host_in_their_places(mixed: DataConfig) -> None:
     sources, options = TrainingData(mixed, 16).train, mixed.clip_options(3, 16)
     with batches(sources, options, batch_size=4, seed=3) as feed:

@@ -31,7 +31,8 @@ def lowered(implementation: str, platform: str, *, train: bool) -> str:
         return jax.jit(function).trace(parameters).lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.parametrize("train", [False, pytest.param(True, marks=pytest.mark.stress)])
+@pytest.mark.stress
+@pytest.mark.parametrize("train", [False, True])
 def test_the_network_calls_the_kernels_on_cuda(train: bool) -> None:
     blocks = len(FSTA_SMALL.attention_levels)
     # A squeeze and an expand in each block, and their gradients when it trains.

@@ -49,7 +49,7 @@ def test_closed_gates_leave_every_bit_of_the_frames() -> None:
     assert float(jnp.abs(rebuild(parameters).restore_clip(clip) - clip).max()) > 1e-3
 
 
-@pytest.mark.parametrize("scale", [4, 2, 1])
+@pytest.mark.parametrize("scale", [2, *(pytest.param(s, marks=pytest.mark.stress) for s in (4, 1))])
 def test_gates_open_for_one_level_give_what_it_restores_by_itself(scale: int) -> None:
     model = models.build(CHOICE)
     rebuild, parameters = split(model)

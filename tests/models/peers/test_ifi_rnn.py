@@ -64,6 +64,7 @@ def test_it_is_what_the_reference_is(plain: Any, imported: Any) -> None:
     np.testing.assert_allclose(restored, expected, atol=1e-5 * np.ptp(expected))
 
 
+@pytest.mark.stress
 def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None:
     def restore(weights: Any, clip: np.ndarray) -> np.ndarray:
         padded = np.pad(clip, ((0, 0), (0, 1), (0, 2), (0, 0)), mode="edge")

@@ -121,6 +121,7 @@ def test_parameters_of_the_published_networks() -> None:
         assert count(parameters) == number
 
 
+@pytest.mark.stress
 def test_training_compares_three_sizes_of_grey_pictures(plain: Any, imported: Any) -> None:
     loaded, weights = imported("srn", SrnConfig("lstm", width=2))
     clip, sharp = np.random.default_rng(1).random((2, 1, 1, 32, 16, 3), np.float32)
