@@ -264,7 +264,7 @@ def train(
     trained = {n: jnp.asarray(a.addressable_data(0)) for n, a in state.parameters.items()}
     model = rebuild(trained)
     if picture:
-        draw(picture, experiment.task, model)
+        draw(picture, experiment.task, model, told=variant.told)
     return score(experiment, variant, model, number, seconds)
 
 
@@ -301,21 +301,26 @@ def score(
     )
 
 
-def draw(file: Path, task: tasks.Task, model: Any) -> None:
+def selects(network: Any) -> bool:
+    """Whether a network has anything to draw: blending weights, or the maps of eq. 1."""
+    return getattr(network, "blending", "none") != "none" or "fsta" in getattr(
+        network, "fusion", ""
+    )
+
+
+def draw(file: Path, task: tasks.Task, model: Any, *, told: bool = False) -> None:
     """Draws what is shown, what is restored, and w_n from 0 to 1 in each frame of a test clip.
 
     Of a network that attends, the columns are the middle frames of eight clips, and below what is
     restored stand its maps A_s, each up to its own maximum.
     """
-    explain, restore = explainer(model), jax.jit(model.restore_clip)
-    if explain is None:
-        raise UserError("--picture: this network neither blends nor attends")
+    explain, restore = jax.jit(model.explain_clip), jax.jit(model.restore_clip)
     columns = []
     blends = getattr(model, "blending", None) is not None
     for i in range(1 if blends else 8):
         clip = task(np.random.default_rng((TEST_SEED, i)), "test")
-        shown = tasks.in_colour(clip.shown, clip, told=False)[None] / 255
-        restored, found = np.asarray(restore(shown))[0, ..., 0], jax.jit(explain)(shown)
+        shown = tasks.in_colour(clip.shown, clip, told)[None] / 255
+        restored, found = np.asarray(restore(shown))[0, ..., 0], explain(shown)
         for t in range(len(shown[0])) if blends else [len(shown[0]) // 2]:
             if found.blending_weights is not None:
                 maps = [found.blending_weights[0, t]]
@@ -434,6 +439,8 @@ def run(arguments: argparse.Namespace) -> str:
     if not chosen:
         raise UserError(f"--only: there are {'; '.join(experiment.variants)}")
     if arguments.picture:
+        if not selects(experiment.variants[chosen[-1]].network):
+            raise UserError(f"--picture: {chosen[-1]}: neither blends nor attends")
         results.get(chosen[-1], {}).pop(str(arguments.seeds[-1]), None)  # Its weights are needed.
     for seed in arguments.seeds:
         for variant in chosen:
@@ -471,6 +478,8 @@ def main() -> None:
     devices.keep_freed_memory()
     devices.keep_compiled()
     if arguments.experiment == "shipped":
+        if arguments.picture:
+            raise UserError("--picture: is of a training, and shipped trains nothing")
         print(shipped(arguments.weights, arguments.data, arguments.frames))
     else:
         print(run(arguments))

@@ -51,6 +51,9 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("data --model=nope", "--model=nope: no such preset"),
         ("data --batches=0", "--batches"),
         ("fusion --sizes=0", "--sizes"),
+        ("evidence tint --only concat --picture=x.png", "--picture: concat: neither blends nor"),
+        ("evidence lucky --only CNN --picture=x.png", "--only: there are CNN, m = 0"),
+        ("evidence shipped --picture=x.png", "--picture: is of a training"),
         ("evidence tint --only nothing", "--only: there are none; none, told"),
         ("gpu_day memory --preset=nope", "--preset=nope: no such preset"),
         ("gpu_day memory --target=nope --out={out}", "--target=nope: cannot be read: No such file"),
@@ -288,6 +291,9 @@ def test_an_experiment_goes_on_where_it_was_stopped(
     assert trained == [("fsta", 1)]  # the three before it are kept
     row = "| fsta | 7 | 2 | 25.00 ± 7.07 | +5.00 ± 7.07 |  |  | 1 |"
     assert row in capsys.readouterr().out.splitlines()
+    benchmark(f"{command} --steps=2 --picture={tmp_path / 'a.png'}")
+    module.main()
+    assert trained == [("fsta", 1)] * 2  # the last one again, for its weights
     benchmark(f"{command} --steps=3")
     with pytest.raises(UserError, match="has other results"):
         module.main()
@@ -368,6 +374,9 @@ def test_an_experiment_trains_what_it_is_told_to(benchmark: Any, tmp_path: Path)
     result = module.train(experiment, variant, 2, 0, picture)
     with Image.open(picture) as drawn:  # Eight clips; what is shown, restored, and four maps.
         assert drawn.size == (8 * 3 * 50, 6 * 3 * 50)
+        rows = np.asarray(drawn).reshape(6, 150, -1)
+    assert (rows[2:] == 255).all()  # Maps of f_s = 0 are even: everywhere at their maximum.
+    assert rows[:2].std() > 5
     (entropy,) = result.entropy.values()
     assert entropy[0] == pytest.approx(1.0, abs=1e-6)  # f_s stayed 0: A_s is uniform
     shown, restored = result.error["far from the mark"]
