@@ -25,9 +25,13 @@ def write_pairs(source: Path, target: Path, exposure: Exposure) -> Dataset:
     Of a folder that has splits it is the one that trains.
 
     Raises:
-      UserError: a frame or video cannot be read or one is too short, or ``target`` exists or cannot
-        be written.
+      UserError: a frame or video cannot be read or one is too short, ``target`` exists or cannot be
+        written, or T > tau does not hold.
     """
+    if exposure.period <= exposure.tau:
+        raise UserError(
+            f"period: {exposure.period} must be above tau, {exposure.tau} (eq. 1 has T > tau)"
+        )
     if os.path.lexists(target):
         raise UserError(f"{target}: exists; remove it or name another")
     dataset = open_dataset(f"highspeed:{source}", "train", exposure=exposure)

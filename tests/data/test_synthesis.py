@@ -149,6 +149,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, high_speed):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--tau=5", "--period=5"], "must be above tau"),
         (["--tau=27"], "an exposure takes 27 frames: in has 26"),
         (["--tau=many"], "--tau"),
     ],
