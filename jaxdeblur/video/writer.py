@@ -182,14 +182,15 @@ class VideoWriter(PictureTarget):
     def _add_video(self, codec: str | None, crf: int | None) -> Any:
         info = self._info
         wanted = self._default_encoder() if codec is None else codec
+        who = f"{self._name}: {wanted}" if codec is None else f"--codec={codec}"
         try:  # FFmpeg takes the name of a codec for that of its encoder: h264 is libx264
             found = av.codec.Codec(wanted, "w")
         except ValueError as error:
-            raise UserError(f"--codec={wanted}: no such encoder; try libx264") from error
+            raise UserError(f"{who}: no such encoder; try libx264") from error
         encoder = self.encoder = found.name
         formats = [each.name for each in found.video_formats or ()]
         if not formats:
-            raise UserError(f"--codec={wanted}: not an encoder of videos; try libx264")
+            raise UserError(f"{who}: not an encoder of videos; try libx264")
         if encoder == "libvpx-vp9":  # what it writes with alpha, FFmpeg's own decoder reads without
             formats = [name for name in formats if not _has_alpha(name)]
         options = dict(_OPTIONS.get(encoder, {}))
@@ -205,7 +206,7 @@ class VideoWriter(PictureTarget):
             track = self._container.add_stream(encoder, rate=info.rate, options=options)
         except (av.FFmpegError, ValueError) as error:
             raise UserError(
-                f"--codec={wanted}: {self._format} cannot hold it; use another codec or suffix"
+                f"{who}: {self._format} cannot hold it; use another codec or suffix"
             ) from error
         track.width, track.height, track.pix_fmt = info.width, info.height, self.pixel_format
         context = track.codec_context
