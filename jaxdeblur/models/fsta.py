@@ -300,21 +300,12 @@ class Fsta(VideoRestorer):
 
     # --- A frame too large to hold at once (jaxdeblur/restoration/tiling.py) ---
 
-    @property
-    def gathering_rounds(self) -> int:
-        """1 with attention: what a frame is remembered by, of all blocks at once. Else 0."""
-        return int(any(isinstance(block.fusion, FactorisedAttention) for block in self.fusion))
-
-    def gather_partial(
-        self, state: StreamState, frame: Frame, inside: Bool[Array, "H W"], gathered: tuple[()]
-    ) -> tuple[PartialMemory, ...]:
-        """What some pixels add to the memory of a frame.
+    def gather_partial(self, frame: Frame, inside: Bool[Array, "H W"]) -> tuple[PartialMemory, ...]:
+        """What some pixels add to the memory of a frame: one part for each attention block.
 
         Args:
-          state: of the stream.
           frame: ``B H W 3``.
           inside: which pixels, whole blocks of ``multiple``.
-          gathered: what earlier rounds gathered: nothing, as there is one round.
         """
         features = self.encode(frame[:, None])
         return tuple(
@@ -333,7 +324,7 @@ class Fsta(VideoRestorer):
 
     def step_gathered(
         self,
-        gathered: tuple[tuple[PartialMemory, ...], ...],
+        gathered: tuple[PartialMemory, ...],
         state: StreamState,
         frame: Frame,
         repeated: Bool[Array, ""],
@@ -341,7 +332,7 @@ class Fsta(VideoRestorer):
         """``_step`` on a tile.
 
         Args:
-          gathered: of each round, the memory of the frame over all its tiles.
+          gathered: the memory of the frame over all its tiles; nothing without attention.
           state: of the stream.
           frame: the tile, ``B h w 3``.
           repeated: the frame stands for what lies beyond the end of the video.
@@ -351,9 +342,7 @@ class Fsta(VideoRestorer):
         features = self.encode(frame[:, None])
         memory = tuple(
             block.fusion.finish(partial, features[level])
-            for level, block, partial in zip(
-                self.fusion_levels, self.fusion, gathered[0], strict=True
-            )
+            for level, block, partial in zip(self.fusion_levels, self.fusion, gathered, strict=True)
             if isinstance(block.fusion, FactorisedAttention)
         )
         return self._advance(state, frame, features, memory)

@@ -118,12 +118,12 @@ def run_stages(
 class _Stage:
     """A thread with a queue of a few items, which ends with the ``with`` block."""
 
-    def __init__(self, name: str, patience: float | None) -> None:
+    def __init__(self, run: Callable[[], None], name: str, patience: float | None) -> None:
         self._patience = patience
         self._queue: queue.Queue[Any] = queue.Queue(_DEPTH)
         self._error: BaseException | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=run, name=name, daemon=True)
 
     def __enter__(self) -> Any:  # itself
         self._thread.start()
@@ -132,9 +132,6 @@ class _Stage:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(self._patience)
-
-    def _run(self) -> None:
-        raise NotImplementedError
 
     def _put(self, item: Any) -> None:
         while not self._stop.is_set():
@@ -151,7 +148,7 @@ class Reading(_Stage, Iterable[T]):
     """Runs an iterable in a thread, a few items ahead; its error is raised where it is iterated."""
 
     def __init__(self, items: Iterable[T], *, patience: float | None = None) -> None:
-        super().__init__("reading", patience)
+        super().__init__(self._run, "reading", patience)
         self._items = items
 
     @property
@@ -160,7 +157,8 @@ class Reading(_Stage, Iterable[T]):
         return self._queue.empty() and self._thread.is_alive()
 
     def __iter__(self) -> Iterator[T]:
-        yield from iter(self._queue.get, self)  # which stands for the end
+        while (item := self._queue.get()) is not self:  # which stands for the end
+            yield item
         self._raise_error()
 
     def _run(self) -> None:
@@ -178,7 +176,7 @@ class Writing(_Stage):
     """Calls a function in a thread, a few items behind; its error is raised at the next ``put``."""
 
     def __init__(self, function: Callable[[Any], None], *, patience: float | None = None) -> None:
-        super().__init__("writing", patience)
+        super().__init__(self._run, "writing", patience)
         self._function = function
 
     def put(self, item: Any) -> None:

@@ -106,10 +106,8 @@ class TileGrid:
         whole = jax.eval_shape(step, state, frame, repeated)
         tiles = _Tiles.over(self, level, frame, whole[-1])
 
-        gathered: tuple[Any, ...] = ()
         if hasattr(level, "gather_partial"):
-            for _ in range(level.gathering_rounds):
-                gathered += (_gather(level, tiles, state, frame, gathered),)
+            gathered = _gather(level, tiles, state, frame)
 
             def step(*window: Any) -> _Stepped:
                 return (*level.step_gathered(gathered, *window), None)
@@ -122,15 +120,13 @@ class TileGrid:
         return lax.fori_loop(0, tiles.count, restore_tile, start)
 
 
-def _gather(
-    model: Any, tiles: _Tiles, state: State, frame: Frame, gathered: tuple[Any, ...]
-) -> Any:
-    """What ``model`` gathers next from the whole frame, after what it has ``gathered``."""
+def _gather(model: Any, tiles: _Tiles, state: State, frame: Frame) -> Any:
+    """What ``model`` gathers from the whole frame."""
 
     def partial(i: Int[Array, ""] | int) -> Any:
         window = tiles.window(i)
-        part, pixels = tiles.cut((state, frame), window)
-        return model.gather_partial(part, pixels, tiles.first_cover(window), gathered)
+        _, pixels = tiles.cut((state, frame), window)
+        return model.gather_partial(pixels, tiles.first_cover(window))
 
     return lax.fori_loop(
         1, tiles.count, lambda i, total: model.combine_partials(total, partial(i)), partial(0)
