@@ -31,6 +31,7 @@ from flax import nnx
 from benchmarks.common import machine, natural
 from jaxdeblur import devices
 from jaxdeblur.data.datasets import open_dataset
+from jaxdeblur.data.videos import Dataset
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.evaluate import evaluate
@@ -65,37 +66,7 @@ def main() -> None:
     scored.set_defaults(measure=scores)
     scored.add_argument("--ckpt", nargs="+", required=True, help="runs, files or names of weights")
     scored.add_argument("--out", type=Path, default=Path("quality"), help="folder of the results")
-    scored.add_argument(
-        "--blur",
-        type=int,
-        nargs="*",
-        choices=_BLURS,
-        default=_BLURS,
-        help="pixels; nothing after it leaves the rendered scenes out",
-    )
-    scored.add_argument(
-        "--sharp-scenes",
-        type=int,
-        nargs="*",
-        choices=_BLURS,
-        default=(),
-        help="pixels a frame that rendered scenes move whose sharp frames go in",
-    )
-    scored.add_argument("--scenes", nargs="*", default=("narrow", "wide"), help="at 192x192")
-    scored.add_argument("--highspeed", nargs="*", default=(), help="folders of high-speed frames")
-    scored.add_argument("--only", nargs="*", default=(), help="of their videos")
-    scored.add_argument(
-        "--taus", type=natural, nargs="*", default=(7, 11, 15), help="frames averaged"
-    )
-    scored.add_argument("--sharp", nargs="*", default=(), help="folders or videos, as they are")
-    scored.add_argument(
-        "--sharp-every",
-        type=natural,
-        nargs="+",
-        default=(1,),
-        help="of those, one frame in so many: they move as much faster and are as sharp",
-    )
-    scored.add_argument("--max-frames", type=natural, default=8, help="of each video that is long")
+    add_tests(scored)
 
     gate = what.add_parser("gates", help="what is taken of each size")
     gate.set_defaults(measure=gates)
@@ -114,6 +85,41 @@ def main() -> None:
     devices.keep_compiled()
     devices.use_cores(1, ClusterConfig())
     arguments.measure(arguments)
+
+
+def add_tests(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say what weights are scored on (``tests``)."""
+    parser.add_argument(
+        "--blur",
+        type=int,
+        nargs="*",
+        choices=_BLURS,
+        default=_BLURS,
+        help="pixels; nothing after it leaves the rendered scenes out",
+    )
+    parser.add_argument(
+        "--sharp-scenes",
+        type=int,
+        nargs="*",
+        choices=_BLURS,
+        default=(),
+        help="pixels a frame that rendered scenes move whose sharp frames go in",
+    )
+    parser.add_argument("--scenes", nargs="*", default=("narrow", "wide"), help="at 192x192")
+    parser.add_argument("--highspeed", nargs="*", default=(), help="folders of high-speed frames")
+    parser.add_argument("--only", nargs="*", default=(), help="of their videos")
+    parser.add_argument(
+        "--taus", type=natural, nargs="*", default=(7, 11, 15), help="frames averaged"
+    )
+    parser.add_argument("--sharp", nargs="*", default=(), help="folders or videos, as they are")
+    parser.add_argument(
+        "--sharp-every",
+        type=natural,
+        nargs="+",
+        default=(1,),
+        help="of those, one frame in so many: they move as much faster and are as sharp",
+    )
+    parser.add_argument("--max-frames", type=natural, default=8, help="of each video that is long")
 
 
 def scores(arguments: argparse.Namespace) -> None:
@@ -157,10 +163,9 @@ def tests(arguments: argparse.Namespace) -> Iterator[Test]:
             yield Test(f"{Path(source).stem} {which}", config, sharp=True)
 
 
-def score(loaded: LoadedModel, test: Test, out: Path) -> dict[str, Any]:
-    """What ``metrics.json`` says."""
-    print(f"{test.name} ...", file=sys.stderr)
-    dataset = open_dataset(
+def opened(test: Test) -> Dataset:
+    """The videos of a test."""
+    return open_dataset(
         test.config.data,
         "test",
         exposure=test.config.exposure,
@@ -168,6 +173,12 @@ def score(loaded: LoadedModel, test: Test, out: Path) -> dict[str, Any]:
         sharp_input=test.config.sharp_input,
         only=test.config.only,
     )
+
+
+def score(loaded: LoadedModel, test: Test, out: Path) -> dict[str, Any]:
+    """What ``metrics.json`` says."""
+    print(f"{test.name} ...", file=sys.stderr)
+    dataset = opened(test)
     try:
         config = dataclasses.replace(test.config, single=loaded.of_photographs)
         return evaluate(loaded, dataset, config, out)

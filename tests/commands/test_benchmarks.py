@@ -55,6 +55,12 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("evidence lucky --only CNN --picture=x.png", "--only: there are CNN, m = 0"),
         ("evidence shipped --picture=x.png", "--picture: is of a training"),
         ("evidence tint --only nothing", "--only: there are none; none, told"),
+        (
+            "on_video train attention --steps=1 --batch-size=3 --out={out}",
+            "--batch-size=3: 2 kinds",
+        ),
+        ("on_video train blending --steps=1 --only F --out={out}", "--only: F: there are cnn, rec"),
+        ("on_video score {out}", "has no weights"),
         ("gpu_day memory --preset=nope", "--preset=nope: no such preset"),
         ("gpu_day memory --target=nope --out={out}", "--target=nope: cannot be read: No such file"),
         ("gpu_day train --minutes=0", "--minutes: a number above 0, not '0'"),
@@ -383,6 +389,52 @@ def test_an_experiment_trains_what_it_is_told_to(benchmark: Any, tmp_path: Path)
     assert 0 < restored < 2 * shown
     networks = [(v.network, v.rates, v.told, v.without) for v in experiment.variants.values()]
     assert len(set(networks)) == len(networks)
+
+
+@pytest.mark.stress
+def test_variants_train_on_the_same_batches_as_far_as_the_time_allows(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    command = f"on_video train small --steps=2 --batch-size=2 --seeds 0 1 --out={tmp_path}"
+    module = benchmark(command)
+    small = {"width": 4, "blocks": 1}
+    variants = {"without": (small | {"blending": "none"}, ()), "with": (small, ("beta_logit=0",))}
+    experiment = module.Experiment("strcnn_dtb_small", ("tiny", "narrow"), 2, 16, variants)
+    monkeypatch.setattr(module, "EXPERIMENTS", {"small": experiment})
+    begun, train = [], module.Trainings.train
+
+    def slowly(trainings: Any, seed: int, deadline: float) -> float:
+        begun.append(seed)
+        train(trainings, seed, deadline)
+        if len(begun) > 1:
+            return 0.0
+        of = [trainings.batches(seed) for seed in (seed, seed, seed + 1)]
+        first, again, other = (np.asarray(next(batches)["blurred"]) for batches in of)
+        np.testing.assert_array_equal(first, again)
+        assert (first != other).any(axis=(1, 2, 3, 4)).all()
+        assert (first[0] != first[1]).any()
+        return 1e9
+
+    monkeypatch.setattr(module.Trainings, "train", slowly)
+    benchmark(f"{command} --minutes=60")
+    module.main()
+    assert begun == [0]
+    assert "left: without of seed 1, with of seed 1" in capsys.readouterr().out
+    (tmp_path / "small_with_0.safetensors").unlink()
+    for _ in "ab":
+        benchmark(command)
+        module.main()
+        assert "left: nothing" in capsys.readouterr().out
+    assert begun == [0, 0, 1]
+    loaded = module.load_model(tmp_path / "small_with_1.safetensors").model
+    assert float(loaded.blending.beta) == 0.5  # its rate is 0
+
+    benchmark(f"on_video score {tmp_path} --scenes tiny")
+    module.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "tiny" in line]
+    assert [row[1:3] for row in rows] == [["without", "2"], ["with", "2"]]
+    assert [bool(row[4]) for row in rows] == [False, True]  # over the first variant
+    assert [row[-1].endswith(" |") and "," in row[-1] for row in rows] == [False, True]  # w_n
 
 
 @pytest.mark.parametrize(("effect", "bound"), [("add", 3.01), ("gain", 0.0), ("shift", 6.02)])
