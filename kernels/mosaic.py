@@ -21,11 +21,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
 from jax.typing import DTypeLike
 
-from kernels import tiles
-from kernels.tiles import PIXELS, up
+from kernels.tiles import Tiles, up
 
 Ref: TypeAlias = Any
 """A kernel's view of an array in the GPU's memory or in a block's shared memory."""
+
+Load: TypeAlias = Callable[[], Array]
+"""Loads a vector into registers."""
 
 SWIZZLES = (128, 64, 32)
 """Bytes of a row of a swizzle. The two operands of a product have the same."""
@@ -44,7 +46,7 @@ _NEEDS_INDEX = _INDEX is not None and _INDEX.default is _INDEX.empty  # until 0.
 
 @dataclass(frozen=True)
 class Plan:
-    """How a call divides its pixels: into chunks, one a block, and tiles, some stages in flight.
+    """How a call divides its pixels: into chunks, one a block, and tiles.
 
     `maps` and `channels` are padded, to 16 and to the rows of a product. `dtype` is that of all
     arrays of pixels, `moved` how many numbers of these are read and written for each pixel, and
@@ -57,7 +59,7 @@ class Plan:
     channels: int
     dtype: DTypeLike
     swizzle: int
-    stages: int
+    tiles: Tiles
     moved: int
     small: int
     interpret: bool
@@ -72,22 +74,22 @@ class Plan:
         """Tiles of one block."""
         pixel_bytes = self.moved * jnp.dtype(self.dtype).itemsize
         block_bytes = self.small * self.maps * self.channels
-        return tiles.divide(self.frames, self.pixels, pixel_bytes, block_bytes)
+        return self.tiles.divide(self.frames, self.pixels, pixel_bytes, block_bytes)
 
     @property
     def chunks(self) -> int:
         """Blocks of one frame."""
-        return pl.cdiv(self.pixels, self.tiles_a_chunk * PIXELS)
+        return pl.cdiv(self.pixels, self.tiles_a_chunk * self.tiles.pixels)
 
     @property
     def logits(self) -> tuple[int, int]:
         """The shape of a tile's logits."""
-        return PIXELS, self.maps
+        return self.tiles.pixels, self.maps
 
     @property
     def values(self) -> tuple[int, int]:
         """The shape of a tile's values."""
-        return PIXELS, self.channels
+        return self.tiles.pixels, self.channels
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -115,7 +117,7 @@ class Plan:
 
     def cut_tile(self) -> list[Any]:
         """The same for a tile of pixels; none where it is an operand itself."""
-        return self.operand(PIXELS, self.channels) if self.parts > 1 else []
+        return self.operand(*self.values) if self.parts > 1 else []
 
     def small_matrix(self, array: Array) -> tuple[list[Array], list[Any]]:
         """The parts of an array [maps, channels], or one of each frame, and memory for them."""
@@ -168,8 +170,8 @@ class Plan:
           kernel: what a block does.
           streams: arrays of pixels, of which `Block.over_tiles` brings the tiles.
           matrices: the parts of small ones, with the shared memory in which the kernel has them.
-          vectors: of numbers of maps, which it has in registers. As the matrices, of each frame if
-            they have one more dimension, that of the frames.
+          vectors: of numbers of maps, which it has as functions that load them into registers. As
+            the matrices, of each frame if they have one more dimension, that of the frames.
           results: the types of what it writes.
           scratch: shared memory.
           sums: names for accumulators [channels, maps].
@@ -189,7 +191,7 @@ class Plan:
                 for source, target in zip(parts, kept[name], strict=True):
                     gpu.copy_gmem_to_smem(block.own(source, 2), target, barrier)
                     gpu.barrier_wait(barrier)
-            numbers = {name: _load(block.own(ref, 1)) for name, ref in given[2].items()}
+            numbers = {name: partial(_load, block.own(ref, 1)) for name, ref in given[2].items()}
             pl.run_scoped(
                 partial(kernel, block, **given[0], **kept, **numbers, **written, **spare),
                 **{name: gpu.ACC(self.matrix, jnp.float32) for name in sums},
@@ -293,7 +295,7 @@ class Block:
             lambda indices, *arguments: body(first + indices[0], *arguments),
             grid=(plan.tiles_a_chunk,),
             in_specs=specs,
-            max_concurrent_steps=min(plan.stages, plan.tiles_a_chunk),
+            max_concurrent_steps=min(plan.tiles.stages, plan.tiles_a_chunk),
             **({} if carry is None else {"init_carry": carry}),
         )(*(stream.at[self.frame] for stream in streams))
 
@@ -309,7 +311,8 @@ class Block:
         gpu.wait_smem_to_gmem(0, wait_read_only=True)  # for the tile before
         buffer[...] = value.astype(buffer.dtype)
         gpu.commit_smem()
-        pixels, width = pl.ds(tile * PIXELS, PIXELS), pl.ds(0 * tile, self.plan.channels)
+        rows, channels = self.plan.values
+        pixels, width = pl.ds(tile * rows, rows), pl.ds(0 * tile, channels)
         gpu.copy_smem_to_gmem(buffer, stream.at[self.frame, pixels, width])
 
     def result(self, ref: Ref, value: Array) -> None:

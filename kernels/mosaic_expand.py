@@ -20,6 +20,7 @@ from kernels import tiles
 from kernels.mosaic import (
     COLUMNS,
     Block,
+    Load,
     Plan,
     Ref,
     across,
@@ -30,7 +31,9 @@ from kernels.mosaic import (
     transposed,
 )
 from kernels.sharding import Sharding, sharded, sum_over_devices
-from kernels.tiles import PIXELS, up
+from kernels.tiles import up
+
+LOG2E = 1.4426950408889634
 
 
 def limit(x: Array, weights: Array, bias: Array, g: Array) -> str | None:
@@ -88,20 +91,27 @@ run.defvjp(_run_forward, _run_backward)
 def forward(x: Array, weights: Array, bias: Array, g: Array, interpret: bool) -> Array:
     """Expands g to the pixels of x on one device; the arguments are those of `run`."""
     (pixels, depth), channels = x.shape[1:], g.shape[-1]
-    plan = _plan(x, g, depth + channels, 4, tiles.STAGES[g.dtype.name], interpret)
+    plan = _plan("expand", x, g, depth + channels, 4, interpret)
 
     def expand(
         block: Block,
         x: Ref,
         weights: Sequence[Ref],
         g: Sequence[Ref],
-        bias: Array,
+        bias: Load,
         y: Ref,
         x_parts: Sequence[Ref],
         y_tile: Ref,
     ) -> None:
         def body(tile: Array, x: Ref) -> None:
-            e, inverse = _softmax(plan, plan.as_operand(x, x_parts), weights, bias)
+            # The bias is loaded for each tile: kept, it would take the registers of a third block.
+            a = _logits(plan, plan.as_operand(x, x_parts), weights, bias())
+            highest = jnp.max(a, axis=1)
+            if plan.parts == 1:  # Exponents as one instruction, a product and a difference.
+                e = jnp.exp2(a * LOG2E - down(highest * LOG2E, a))
+            else:
+                e = jnp.exp(a - down(highest, a))
+            inverse = 1 / jnp.sum(e, axis=1)
             of_tile = plan.product(plan.values, (plan.cut(e), g))
             block.send(of_tile * down(inverse, of_tile), y_tile, y, tile)
 
@@ -130,7 +140,7 @@ def backward(
     The arguments are those of `run`, and dy [B, P, C], the derivative with respect to its result.
     """
     (pixels, depth), (combinations, channels) = x.shape[1:], g.shape[-2:]
-    plan = _plan(x, g, 2 * depth + channels, 12, tiles.HEAVIEST_STAGES, interpret)
+    plan = _plan("expand backward", x, g, 2 * depth + channels, 12, interpret)
 
     def expand_backward(
         block: Block,
@@ -139,7 +149,7 @@ def backward(
         weights: Sequence[Ref],
         weights_over_maps: Sequence[Ref],
         g: Sequence[Ref],
-        bias: Array,
+        bias: Load,
         dx: Ref,
         dweights: Ref,
         dbias: Ref,
@@ -151,10 +161,13 @@ def backward(
         dweights_sum: Ref,
         dg_sum: Ref,
     ) -> None:
+        biases = bias()  # Loaded for each tile they cost more than these registers do.
+
         def body(tile: Array, x: Ref, dy: Ref, dbias_sum: Array) -> Array:
             x_operand, dy_operand = plan.as_operand(x, x_parts), plan.as_operand(dy, dy_parts)
-            e, inverse = _softmax(plan, x_operand, weights, bias)
-            p = e * down(inverse, e)
+            a = _logits(plan, x_operand, weights, biases)
+            e = jnp.exp(a - down(jnp.max(a, axis=1), a))
+            p = e * down(1 / jnp.sum(e, axis=1), e)
             dp = plan.product(plan.logits, (dy_operand, transposed(g)))
             # Past the end dy is 0, so dp and da are: those pixels add nothing.
             da = p * (dp - down(jnp.sum(p * dp, axis=1), dp))
@@ -190,7 +203,7 @@ def backward(
         scratch={
             "x_parts": plan.cut_tile(),
             "dy_parts": plan.cut_tile(),
-            "maps_parts": plan.operand(plan.maps, PIXELS),
+            "maps_parts": plan.operand(*reversed(plan.logits)),
             "dx_tile": plan.tile(),
         },
         sums=["dweights_sum", "dg_sum"],
@@ -204,16 +217,19 @@ def backward(
     )
 
 
-def _plan(x: Array, g: Array, moved: int, small: int, stages: int, interpret: bool) -> Plan:
+def _plan(
+    kernel: tiles.Kernel, x: Array, g: Array, moved: int, small: int, interpret: bool
+) -> Plan:
     (batch, pixels, depth), (combinations, channels) = x.shape, g.shape[-2:]
+    padded = up(combinations, 16), up(max(channels, depth), 64)
     return Plan(
         frames=batch,
         pixels=pixels,
-        maps=up(combinations, 16),
-        channels=up(max(channels, depth), 64),
+        maps=padded[0],
+        channels=padded[1],
         dtype=g.dtype,
         swizzle=swizzle_of(g.dtype, depth, channels),
-        stages=stages,
+        tiles=tiles.of_kernel(kernel, *padded, g.dtype),
         moved=moved,
         small=small,
         interpret=interpret,
@@ -226,11 +242,7 @@ def _bias(plan: Plan, bias: Array) -> Array:
     return jnp.pad(bias.astype(jnp.float32), absent, constant_values=-jnp.inf)
 
 
-def _softmax(
-    plan: Plan, x: Sequence[Ref], weights: Sequence[Ref], bias: Array
-) -> tuple[Array, Array]:
-    """exp(a - maximum) of a tile's logits, and 1 / its sum for each pixel."""
+def _logits(plan: Plan, x: Sequence[Ref], weights: Sequence[Ref], bias: Array) -> Array:
+    """A tile's logits."""
     a = plan.product(plan.logits, (x, transposed(weights)))
-    a = a + across(bias, a)
-    e = jnp.exp(a - down(jnp.max(a, axis=1), a))
-    return e, 1 / jnp.sum(e, axis=1)
+    return a + across(bias, a)

@@ -24,6 +24,7 @@ from kernels.mosaic import (
     COLUMNS,
     WGMMA,
     Block,
+    Load,
     Plan,
     Ref,
     across,
@@ -34,7 +35,7 @@ from kernels.mosaic import (
 )
 from kernels.reference import FLOOR, Partial, finish_partial
 from kernels.sharding import Sharding, sharded, sum_over_devices
-from kernels.tiles import PIXELS, up
+from kernels.tiles import up
 
 
 class Saved(NamedTuple):
@@ -102,7 +103,7 @@ run.defvjp(_run_forward, _run_backward)
 def forward(x: Array, weights: Array, interpret: bool) -> Partial:
     """Squeezes the pixels there are, as a Partial."""
     channels, maps = weights.shape
-    plan = _plan(x, maps, moved=channels, small=6, interpret=interpret)
+    plan = _plan("squeeze", x, maps, moved=channels, small=6, interpret=interpret)
 
     def squeeze(
         block: Block,
@@ -153,7 +154,7 @@ def forward(x: Array, weights: Array, interpret: bool) -> Partial:
             "total": plan.of_blocks(plan.maps),
             "accumulator": plan.of_blocks(*plan.matrix),
         },
-        scratch={"x_parts": plan.cut_tile(), "e_parts": plan.operand(plan.maps, PIXELS)},
+        scratch={"x_parts": plan.cut_tile(), "e_parts": plan.operand(*reversed(plan.logits))},
     )
     maximum = jnp.max(found["maximum"], axis=1)
     share = jnp.exp(found["maximum"] - maximum[:, None])
@@ -180,7 +181,7 @@ def backward(
       interpret: runs the kernels on a CPU.
     """
     channels, maps = weights.shape
-    plan = _plan(x, maps, moved=2 * channels, small=8, interpret=interpret)
+    plan = _plan("squeeze backward", x, maps, moved=2 * channels, small=8, interpret=interpret)
 
     def squeeze_backward(
         block: Block,
@@ -189,9 +190,9 @@ def backward(
         weights_over_maps: Sequence[Ref],
         dg: Sequence[Ref],
         dg_over_maps: Sequence[Ref],
-        maximum: Array,
-        inverse_total: Array,
-        delta: Array,
+        maximum: Load,
+        inverse_total: Load,
+        delta: Load,
         dx: Ref,
         dweights: Ref,
         x_parts: Sequence[Ref],
@@ -202,9 +203,9 @@ def backward(
         def body(tile: Array, x: Ref) -> None:
             x_operand = plan.as_operand(x, x_parts)
             a = _logits(block, tile, x_operand, weights)
-            p = jnp.exp(a - across(maximum, a)) * across(inverse_total, a)
+            p = jnp.exp(a - across(maximum(), a)) * across(inverse_total(), a)
             dp = plan.product(plan.logits, (x_operand, transposed(dg)))
-            da = plan.store_transposed(da_parts, p * (dp - across(delta, dp)))
+            da = plan.store_transposed(da_parts, p * (dp - across(delta(), dp)))
             of_tile = plan.product(
                 plan.values, (plan.cut(p), dg_over_maps), (da, weights_over_maps)
             )
@@ -236,7 +237,7 @@ def backward(
         results={"dx": plan.like_stream(channels), "dweights": plan.of_blocks(*plan.matrix)},
         scratch={
             "x_parts": plan.cut_tile(),
-            "da_parts": plan.operand(plan.maps, PIXELS),
+            "da_parts": plan.operand(*reversed(plan.logits)),
             "dx_tile": plan.tile(),
         },
         sums=["dweights_sum"],
@@ -247,16 +248,19 @@ def backward(
     )
 
 
-def _plan(x: Array, maps: int, *, moved: int, small: int, interpret: bool) -> Plan:
+def _plan(
+    kernel: tiles.Kernel, x: Array, maps: int, *, moved: int, small: int, interpret: bool
+) -> Plan:
     batch, time, pixels, channels = x.shape
+    padded = up(maps, 16), up(channels, 64)
     return Plan(
         frames=batch * time,
         pixels=pixels,
-        maps=up(maps, 16),
-        channels=up(channels, 64),
+        maps=padded[0],
+        channels=padded[1],
         dtype=x.dtype,
         swizzle=swizzle_of(x.dtype, channels),
-        stages=tiles.STAGES[x.dtype.name],
+        tiles=tiles.of_kernel(kernel, *padded, x.dtype),
         moved=moved,
         small=small,
         interpret=interpret,
@@ -267,10 +271,11 @@ def _logits(block: Block, tile: Array, x: Sequence[Ref], weights: Sequence[Ref])
     """A tile's logits; -inf beyond the last pixel."""
     plan = block.plan
     a = plan.product(plan.logits, (x, transposed(weights)))
-    if plan.chunks * plan.tiles_a_chunk * PIXELS == plan.pixels:
+    rows, _ = plan.logits
+    if plan.chunks * plan.tiles_a_chunk * rows == plan.pixels:
         return a
     row = gpu.broadcasted_iota(jnp.int32, a.shape, 0, layout=WGMMA)
-    return jnp.where(row < plan.pixels - tile * PIXELS, a, full(a.shape, -jnp.inf))
+    return jnp.where(row < plan.pixels - tile * rows, a, full(a.shape, -jnp.inf))
 
 
 def _frames(array: Array) -> Array:

@@ -12,6 +12,7 @@ and leaves out what it finds done there on the same device. --rehearse tries it,
 
 ``kernels``: both operations at fsta's sizes by every implementation: error first, then time, share
 of a copy's bandwidth, ratio to the einsum and to torch.compile.
+``tiles``: the kernels with their pixels divided in many ways: what kernels/tiles.py is chosen by.
 ``speed``: of each preset with random weights in bfloat16, frames a second of a stream and of a
 clip, the 99th percentile, memory, the attention's share, torch's twin; a training step beside its.
 ``train``: as many steps as fit, in bfloat16 on scenes rendered on the device, from and to one file;
@@ -41,6 +42,7 @@ from jaxdeblur.options import Parser, add_fields, frame_size
 
 PARTS = {
     "kernels": kernels.run,
+    "tiles": kernels.sweep,
     "speed": speed.run,
     "train": training.train,
     "scores": training.scores,

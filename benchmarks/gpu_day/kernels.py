@@ -34,7 +34,9 @@ import kernels
 from benchmarks.common import has_torch
 from benchmarks.gpu_day.report import Report, attempt
 from jaxdeblur import models, presets
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split
+from kernels import tiles
 
 SIZES = ((1920, 1080), (640, 360), (320, 180))
 """What fsta's finest level has of a 3840x2160 and of a 1280x720 frame, and its second level."""
@@ -50,6 +52,8 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 COPY_BYTES, COPIES = 2**30, 20
 CACHE_BYTES = 64e6
 RUNS = 5
+TILES = (64, 128, 256), (2, 3, 4), tuple(132 * blocks for blocks in (2, 3, 4, 6, 8))
+"""Pixels, stages and blocks that are tried."""
 # Calls in one program, so that 10 us of launching it do not count.
 SECONDS_A_RUN, MOST_CALLS = 5e-3, 500
 
@@ -341,6 +345,39 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     )
     for row in report.each(todo):
         print(show(row) if "found" in row else row, flush=True)
+
+
+def tiles_of(kernel: tiles.Kernel, case: Case, tried: tiles.Tiles, copied: float) -> dict[str, Any]:
+    """The time of the kernels where one of them divides the pixels otherwise; None if it can't."""
+    calls = int(min(MOST_CALLS, max(1, SECONDS_A_RUN * copied // case.bytes)))
+    operation = partial(getattr(kernels, case.operation), implementation="mosaic")
+    function = pulled(operation) if case.backward else operation
+    jax.clear_caches()  # what was traced has other tiles
+    kept, tiles.IN_BFLOAT16[kernel] = tiles.IN_BFLOAT16[kernel], tried
+    try:
+        times = attempt(measure, function, case.arguments(), calls)
+    finally:
+        tiles.IN_BFLOAT16[kernel] = kept
+    return tried._asdict() | _times(case, times, copied)
+
+
+def sweep(arguments: argparse.Namespace, report: Report) -> None:
+    """Each kernel in bfloat16 at fsta's finest level, its pixels divided in many ways."""
+    if arguments.rehearse:
+        raise UserError("tiles: needs a GPU; kernels --rehearse tries what it times with")
+    copied = copy_speed(COPY_BYTES)
+    todo = []
+    for channels, maps, operation in OF_FSTA:
+        for backward in (False, True):
+            case = Case(operation, *SIZES[0][::-1], channels, maps, "bfloat16", backward)
+            kernel = operation.removeprefix("softmax_") + " backward" * backward
+            for tried in itertools.starmap(tiles.Tiles, itertools.product(*TILES)):
+                limited = tiles.limited(tried, maps, channels)
+                if limited == tried:
+                    work = partial(tiles_of, kernel, case, tried, copied)
+                    todo.append((f"{kernel} {tuple(tried)}", work))
+    for row in report.each(todo):
+        print(row, flush=True)
 
 
 def network_share(preset: str, width: int, height: int) -> dict[str, float]:
