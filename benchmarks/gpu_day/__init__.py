@@ -2,8 +2,6 @@
 
     python -m benchmarks.gpu_day kernels --minutes=10 --out=gpu
     python -m benchmarks.gpu_day speed --minutes=10 --out=gpu
-    python -m benchmarks.gpu_day train --preset=strcnn_dtb --minutes=10 --out=gpu
-    python -m benchmarks.gpu_day scores --ckpt=gpu/strcnn_dtb.safetensors --minutes=10 --out=gpu
     python -m benchmarks.gpu_day memory --preset=strcnn_dtb --out=gpu     needs no GPU
 
 Each part begins nothing that the time left is too short for, judged by the longest so far, and is
@@ -15,9 +13,6 @@ of a copy's bandwidth, ratio to the einsum and to torch.compile.
 ``tiles``: the kernels with their pixels divided in many ways: what kernels/tiles.py is chosen by.
 ``speed``: of each preset with random weights in bfloat16, frames a second of a stream and of a
 clip, the 99th percentile, memory, the attention's share, torch's twin; a training step beside its.
-``train``: as many steps as fit, in bfloat16 on scenes rendered on the device, from and to one file;
-the moving average of the parameters is written as OUT/PRESET.safetensors and validated.
-``scores``: the table of benchmarks.quality of a checkpoint.
 ``memory``: by XLA's compiler, for a GPU that need not be there: memory of a training step and of a
 stream, FLOPs of a clip, and the steps an hour that would make at an assumed share of the peak.
 """
@@ -34,7 +29,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch takes i
 import jax
 
 from benchmarks.common import positive
-from benchmarks.gpu_day import kernels, memory, speed, training
+from benchmarks.gpu_day import kernels, memory, speed
 from benchmarks.gpu_day.report import Report
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
@@ -44,8 +39,6 @@ PARTS = {
     "kernels": kernels.run,
     "tiles": kernels.sweep,
     "speed": speed.run,
-    "train": training.train,
-    "scores": training.scores,
     "memory": memory.run,
 }
 
@@ -55,7 +48,7 @@ def main() -> None:
     look.add_argument("--preset", default="strcnn_dtb")
     look.add_argument("--rehearse", action="store_true")
     known, _ = look.parse_known_args()
-    chosen = training.chosen(known.preset, known.rehearse)
+    chosen = memory.chosen(known.preset, known.rehearse)
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(required=True, dest="part", metavar=" | ".join(PARTS))
     for name in PARTS:
@@ -63,18 +56,12 @@ def main() -> None:
         one.add_argument("--minutes", type=positive, default=10.0, help="it ends within them")
         one.add_argument("--out", type=Path, default=Path("gpu"), help="folder of the results")
         one.add_argument("--rehearse", action="store_true", help="small, without a GPU")
-        if name in ("train", "memory"):
+        if name == "memory":
             one.add_argument("--preset", default="strcnn_dtb", help="what is trained")
             add_fields(one, chosen.network, "network")
             add_fields(one, chosen.training, "training")
-        if name == "train":
-            one.add_argument("--resume", type=Path, help="the file; where it is missing, step 0")
-            add_fields(one, chosen.data, "data")
-        if name == "memory":
             one.add_argument("--target", type=Path, default=memory.TARGET, help=memory.TARGET_HELP)
             one.add_argument("--size", type=frame_size, default="1280x720", help="of the stream")
-        if name == "scores":
-            one.add_argument("--ckpt", required=True, help="run, file or name of weights")
     arguments = parser.parse_args()
     if arguments.part == "memory" and not arguments.rehearse:
         memory.find_compiler()

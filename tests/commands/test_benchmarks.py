@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +24,6 @@ from PIL import Image
 import kernels
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models.explanation import AttentionMaps
-from jaxdeblur.training.step import TrainingConfig, initial_train_state
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,8 +61,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("on_video score {out}", "has no weights"),
         ("gpu_day memory --preset=nope", "--preset=nope: no such preset"),
         ("gpu_day memory --target=nope --out={out}", "--target=nope: cannot be read: No such file"),
-        ("gpu_day train --minutes=0", "--minutes: a number above 0, not '0'"),
-        ("gpu_day scores", "--ckpt"),
+        ("gpu_day kernels --minutes=0", "--minutes: a number above 0, not '0'"),
         ("gpu_day kernels --rehearse --out=/dev/null/x", "/dev/null/x"),
         pytest.param(
             "gpu_day kernels",
@@ -205,39 +202,6 @@ def test_a_part_is_stopped_before_its_minutes_end(
         report.left.append("a frame")
         assert stopped.wait(60)
     assert json.loads((tmp_path / "speed.json").read_text())["left"] == ["a frame"]
-
-
-@pytest.mark.parametrize("short", [False, True])
-def test_a_training_goes_on_from_a_small_file(
-    benchmark: Any, short: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = benchmark("gpu_day").training
-    config = TrainingConfig(optimizer="muon", average=0.9)
-    rng = np.random.default_rng(0)
-    parameters = {
-        "body/kernel": jnp.asarray(rng.normal(size=(3, 3, 4, 8)), jnp.float32),
-        "body/bias": jnp.asarray(rng.normal(size=8), jnp.float32),
-    }
-    state = initial_train_state(config, parameters)
-    state = jax.tree.map(lambda a: (a + 0.3).astype(a.dtype), state)._replace(step=jnp.int32(7))
-    whole = 4 * 2 * (288 + 8) + 2 * (288 + 8 * 3) + 100
-    monkeypatch.setattr(module, "MOST_BYTES", 2 * (288 + 8 * 3) + 200 if short else whole)
-    module.write_state(tmp_path / "state", state)
-    read = module.read_state(tmp_path / "state", initial_train_state(config, parameters))
-    assert int(read.step) == 7
-    kernel, kept = (s.parameters["body/kernel"] for s in (state, read))
-    chex.assert_trees_all_close(kept, kernel, rtol=2**-11 if short else 0)
-    averaged = state.parameters if short else state.average
-    chex.assert_trees_all_close(read.average, averaged, rtol=2**-11 if short else 0)
-    momenta = [a for a in jax.tree.leaves(read.optimizer) if a.ndim == 4]
-    assert momenta
-    assert all((not a.any()) is short for a in momenta)
-    monkeypatch.setattr(module, "MOST_BYTES", 500)
-    with pytest.raises(UserError, match="16 come back from a lent machine"):
-        module.write_state(tmp_path / "state", state)
-    other = initial_train_state(config, parameters | {"more": jnp.zeros(2)})
-    with pytest.raises(UserError, match="is not of this preset"):
-        module.read_state(tmp_path / "state", other)
 
 
 def test_the_kernels_part_is_rehearsed(
@@ -500,8 +464,6 @@ def test_entropy_of_maps_is_against_uniform(benchmark: Any) -> None:
 
 @pytest.mark.stress
 def test_a_lent_gpu_is_rehearsed(tmp_path: Path) -> None:
-    """A training goes on from its file, and its weights are scored; and the parts beside it."""
-
     def found(part: str, *options: str) -> dict[str, Any]:
         given = [part, "--minutes=60", "--rehearse", f"--out={tmp_path}", *options]
         command = [sys.executable, "-m", "benchmarks.gpu_day", *given]
@@ -509,21 +471,13 @@ def test_a_lent_gpu_is_rehearsed(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads((tmp_path / f"{part}.json").read_text(encoding="utf-8"))
 
-    small = "--preset=strcnn_dtb_small"
-    first = found("train", small, "--steps=1")
-    again = found("train", small, "--steps=2")
-    assert (first["steps"], again["steps"]) == ([0, 1, 1], [1, 2, 2])
-    assert [row["step"] for row in again["rows"]] == [1, 2]
-    assert 0 < (tmp_path / "state.safetensors").stat().st_size < 2**24
-    scored = found("scores", f"--ckpt={tmp_path / 'strcnn_dtb_small.safetensors'}")
-    assert [row["what"].split(", ")[-1] for row in scored["rows"]] == ["rendered tiny"]
     frames, step = found("speed")["rows"]
     assert frames["frames_a_second"] > 0
     if torch := importlib.util.find_spec("torch"):
         assert frames["torch"]["frames_a_second"] > 0
         assert step["ms"]["training step, torch"] > 0
     assert ("torch" in frames) is bool(torch)
-    training, stream, work = found("memory", small)["rows"]
+    training, stream, work = found("memory", "--preset=strcnn_dtb_small")["rows"]
     assert training["GiB"] >= stream["GiB"] > 0
     # By hand: 26.3 GMAC of a 1280x720 frame, three times over, for 2 frames of 32x32.
     assert work["TFLOP"] == pytest.approx(2 * 3 * 26.3e9 * 2 * 32**2 / (1280 * 720) / 1e12, rel=0.3)
