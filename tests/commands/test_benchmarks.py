@@ -336,6 +336,7 @@ def test_attention_over_paths_sees_the_whole_clip(benchmark: Any) -> None:
         assert (np.abs(last[0] - last[1]).max() > 1e-7) == sees
 
 
+@pytest.mark.stress
 def test_an_experiment_trains_what_it_is_told_to(benchmark: Any, tmp_path: Path) -> None:
     module = benchmark("evidence")
     experiment = module.EXPERIMENTS["tint"]

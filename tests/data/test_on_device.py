@@ -112,6 +112,7 @@ def mixed(tmp_path: Path) -> DataConfig:
     return DataConfig(data=data, mix=(0.4, 0.4, 0.2), render="device", taus=(1, 3))
 
 
+@pytest.mark.stress
 def test_rendered_scenes_alone_are_those_of_the_renderer() -> None:
     scenes = open_scenes(SCENES["narrow"], 16)
     key = jax.random.split(jax.random.fold_in(jax.random.key(5), 1), 2)[1]

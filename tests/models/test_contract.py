@@ -45,8 +45,8 @@ PEERS = ("dbn", "edvr", "ifi_rnn", "rdn", "srn", "stfan")
 
 
 def _needs_stress(name: str) -> bool:
-    """A peer, or one of our networks again with another size or recipe."""
-    return name.startswith(PEERS) or name.endswith(("_gopro", "_small"))
+    """A peer, or one of our networks again with another size, recipe or fusion."""
+    return name.startswith(PEERS) or name.endswith(("_gopro", "_small", "_concat"))
 
 
 every_preset = pytest.mark.parametrize(
