@@ -95,7 +95,8 @@ def evaluate(
     """
     if config.explain and not _explains(loaded.model):
         raise UserError(
-            f"--explain: {loaded.preset} neither blends nor attends, and has no explain_clip"
+            f"--explain: {loaded.preset} has no paths, neither blends nor attends, and has no "
+            "explain_clip"
         )
     lengths = [min(len(video), config.max_frames or len(video)) for video in dataset.videos]
     if not lengths:
@@ -272,7 +273,7 @@ def _explains(model: VideoRestorer) -> bool:
     explain = explainer(model)
     if explain is None:
         return False
-    clip = jax.ShapeDtypeStruct((1, 1, 64, 64, 3), np.float32)
+    clip = jax.ShapeDtypeStruct((1, 3, 64, 64, 3), np.float32)  # one frame has no path
     return bool(jax.tree.leaves(jax.eval_shape(explain, clip)))
 
 

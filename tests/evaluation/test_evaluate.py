@@ -44,7 +44,7 @@ from jaxdeblur.restoration.stream import restore_clip
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig
 from jaxdeblur.weights.checkpoints import Checkpoints
-from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.load import LoadedModel, load_restorer
 from jaxdeblur.weights.save import export_weights
 
 ROOT = Path(__file__).parents[2]
@@ -359,8 +359,11 @@ class TestRefusals:
                 return Explanation()
 
         for model in (Plain(), Empty()):
-            with pytest.raises(UserError, match="--explain: brighten neither blends nor attends"):
+            with pytest.raises(UserError, match="--explain: brighten has no paths, neither blends"):
                 evaluate(loaded(model), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
+
+    def test_paths_are_something_to_explain(self):
+        assert evaluate_module._explains(load_restorer("paths").model)
 
     def test_the_last_frames_explained_see_what_they_look_ahead_to(self, tmp_path, monkeypatch):
         seen = []
