@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,10 +17,10 @@ from jaxdeblur.paths import wiener
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.fit import SMOOTH, first_fit, fit_paths, gain_over_no_blur
 from jaxdeblur.paths.gate import BLURRED, base_share, gate
-from jaxdeblur.paths.likelihood import Band, Observed, band, folded_spectra, noise_floor
+from jaxdeblur.paths.likelihood import Observed, folded_spectra
 from jaxdeblur.paths.path import FRAMES, exposed, exposures, extent, spline, through
 from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, TILES, Shutter, evidence
-from jaxdeblur.paths.tiles import REACH, Tiling, halved, hann
+from jaxdeblur.paths.tiles import REACH, Tiling, halved
 
 WINDOW = 5
 """Frames: the path is that of the middle three, the outer ones say how it bends."""
@@ -113,13 +112,12 @@ def _ask(
     """With this frame's evidence counted in, by coarse tiles: fine ones tell too little."""
     tiling = _tiling(frames)
     moves = _moves(frames, tiling) if moves is None else moves
-    speed, start = _speed(moves) * present[2], _start(moves, present)
-    where, floor = _compared(tiling)
+    speed, start = _speed(moves) * present[2], through(moves, present)
 
     def told(gamma: Float[Array, ""]) -> tuple[Float[Array, "n D"], Float[Array, " n"]]:
         luminance = (frames[1:4] @ _LUMA) ** gamma
         seen = _observed(luminance, tiling, _offsets(start), present)
-        return evidence(start, seen, speed, where, floor)
+        return evidence(start, seen, speed)
 
     found, counts = lax.map(told, jnp.array(LIGHTS))
     return shutter.add(found, counts[0])
@@ -143,7 +141,6 @@ def _restored(
     duty: Float[Array, ""],
     linear: Array,
 ) -> _Restored:
-    where, floor = _compared(tiling)
     middle, mean = lax.cond(
         linear,
         lambda x: (x[0] ** GAMMA, x[1] ** GAMMA),
@@ -151,17 +148,17 @@ def _restored(
         (frames[1:4], jnp.clip(base, 0.0, 1.0)),
     )
     bright, mean_bright = middle @ _LUMA, mean @ _LUMA
-    basis, start = exposures(duty), _start(moves, present)
+    basis, start = exposures(duty), through(moves, present)
     seen = _observed(bright, tiling, _offsets(start), present)
     smooth = SMOOTH * (_COARSE[0] / tiling.stride) ** 2  # As stiff over the same distance.
     first = first_fit(start, seen.present)
-    fit, value = fit_paths(first, seen, tiling.shape, where, basis, floor, smooth=smooth)
-    gain = gain_over_no_blur(fit, value, seen, where, floor)
+    fit, value = fit_paths(first, seen, tiling.shape, basis, smooth=smooth)
+    gain = gain_over_no_blur(fit, value, seen)
     weights = seen.present * jnp.exp(fit.trust) * jnp.array(_SHARES)
-    tiles = wiener.Tiles(fit, _offsets(fit.knots), weights, duty)
-    made = wiener.luminance(bright, mean_bright, tiles, basis, tiling)
+    tiles = wiener.Tiles(fit, _offsets(fit.knots), weights, duty, basis)
+    made = wiener.luminance(bright, mean_bright, tiles, tiling)
     colours, mean_colours = _chroma(middle, bright), _chroma(mean, mean_bright)
-    sharp = wiener.chrominance(colours, mean_colours, tiles, basis, tiling.reduced(2), made.shares)
+    sharp = wiener.chrominance(colours, mean_colours, tiles, tiling.reduced(2), made.shares)
     shape = 2, 2 * sharp.shape[1], 2 * sharp.shape[2]
     red, blue = jax.image.resize(sharp - colours[1], shape, "linear")
     green = -(_LUMA[0] * red + _LUMA[2] * blue) / _LUMA[1]
@@ -211,17 +208,6 @@ def _moves(frames: Float[Array, "5 H W 3"], tiling: Tiling) -> Float[Array, "N 4
 
 def _speed(moves: Float[Array, "N 4 2"]) -> Float[Array, " N"]:
     return jnp.linalg.norm(moves[:, 1:3], axis=-1).max(-1)  # To the farther neighbour.
-
-
-def _start(moves: Float[Array, "N 4 2"], present: Float[Array, 5]) -> Float[Array, "N P 2"]:
-    """The paths that a fit begins with."""
-    return through(moves, present[jnp.array([0, 1, 3, 4])], 1.0)
-
-
-def _compared(tiling: Tiling) -> tuple[Callable[[float], Band], float]:
-    """The bands of frequencies up to one, of patches at half size, and their least noise."""
-    n = tiling.n // 2
-    return functools.partial(band, n // 2, scale=2), noise_floor(hann(n), 2)
 
 
 def _observed(

@@ -26,7 +26,7 @@ from jaxdeblur.paths.likelihood import (
     Observed,
     likelihood,
 )
-from jaxdeblur.paths.path import FREE, KNOTS, exposures, sample_weights
+from jaxdeblur.paths.path import FREE, KNOTS, exposures
 from jaxdeblur.paths.tiles import over_tiles
 
 SMOOTH = 0.01
@@ -55,8 +55,7 @@ STAGES = (Stage(0.08, 4, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
 
 def first_fit(knots: Float[Array, "N P 2"], present: Float[Array, "N 3"]) -> Fit:
     """What a fit begins with, given a path for each tile."""
-    tiles = len(knots)
-    spectrum = jnp.tile(jnp.asarray(START), (tiles, 1))
+    spectrum = jnp.tile(jnp.asarray(START), (len(knots), 1))
     trust = _TRUST_AT_FIRST * jnp.array([1.0, 0.0, 1.0]) * present
     return Fit(knots, spectrum, trust)
 
@@ -65,9 +64,7 @@ def fit_paths(
     fit: Fit,
     seen: Observed,
     shape: tuple[int, int],
-    where: Callable[[float], Band],
     basis: Float[Array, "3 J P"],
-    floor: float,
     stages: tuple[Stage, ...] = STAGES,
     smooth: float = SMOOTH,
     bend: float = BEND,
@@ -78,9 +75,7 @@ def fit_paths(
       fit: where to begin (``first_fit``).
       seen: the patches, with all frequencies of their transform.
       shape: rows and columns of tiles.
-      where: gives the band of frequencies up to one.
       basis: the spline at the samples of the exposures (``path.exposures``).
-      floor: the least noise power (``likelihood.noise_floor``).
       stages: the bands and how many steps each gets.
       smooth: SMOOTH, or 0 for tiles that are no neighbours.
       bend: BEND, or more for stiffer paths.
@@ -90,16 +85,14 @@ def fit_paths(
     """
     value = jnp.zeros(len(fit.knots))
     for stage in stages:
-        band = where(stage.top)
-        inside = seen._replace(spectra=seen.spectra[..., band.rows, :][..., band.columns])
+        inside, where = seen.up_to(stage.top)
 
         def step(
-            fit: Fit, _: None, band: Band = band, inside: Observed = inside, stage: Stage = stage
+            fit: Fit, _: None, where: Band = where, inside: Observed = inside, stage: Stage = stage
         ) -> tuple[Fit, Float[Array, " N"]]:
-            def one(tile: tuple[Fit, Observed]) -> Likelihood:
-                return likelihood(tile[0], tile[1], band, basis, sample_weights(), floor)
-
-            found: Likelihood = over_tiles(one, (fit, inside))
+            found: Likelihood = over_tiles(
+                lambda tile: likelihood(tile[0], tile[1], where, basis), (fit, inside)
+            )
             change = _solve(fit.knots, found, shape, smooth, bend)
             knots = fit.knots + jnp.clip(change, -stage.limit, stage.limit)
             return _refitted(fit, found, seen.present)._replace(knots=knots), found.value
@@ -109,26 +102,19 @@ def fit_paths(
     return fit, value
 
 
-def gain_over_no_blur(
-    fit: Fit,
-    value: Float[Array, " N"],
-    seen: Observed,
-    where: Callable[[float], Band],
-    floor: float,
-) -> Float[Array, " N"]:
+def gain_over_no_blur(fit: Fit, value: Float[Array, " N"], seen: Observed) -> Float[Array, " N"]:
     """G: by how much the path explains each tile better than sharp frames that move along it.
 
     Args:
       fit: the fitted paths.
       value: L of them, in the last of STAGES.
-      seen, where, floor: as of ``fit_paths``.
+      seen: as of ``fit_paths``.
     """
-    band, basis = where(STAGES[-1].top), exposures(0.0)
-    inside = seen._replace(spectra=seen.spectra[..., band.rows, :][..., band.columns])
+    basis, (inside, where) = exposures(0.0), seen.up_to(STAGES[-1].top)
 
     def again(each: tuple[Fit, Observed]) -> Float[Array, ""]:
         def refit(tile: Fit, _: None) -> tuple[Fit, Float[Array, ""]]:
-            found = likelihood(tile, each[1], band, basis, sample_weights(), floor)
+            found = likelihood(tile, each[1], where, basis)
             return _refitted(tile, found, each[1].present), found.value
 
         return jax.lax.scan(refit, each[0], None, length=3)[1][-1]

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdeblur.paths.path import transfer
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, transfer
 from jaxdeblur.paths.tiles import Tiling, cut, hann, over_tiles
 
 RADII = np.array([0.012, 0.025, 0.045, 0.075, 0.12, 0.18, 0.26, 0.36], np.float32)
@@ -36,7 +36,7 @@ START = np.log(0.02 * (2 * np.sin(np.pi * RADII)) ** 2 + 1e-5).astype(np.float32
 LEAST_TRUST = -4.0
 """Of log w: a frame is never forgotten, lest it could not come back."""
 
-_ROUNDING = 1 / 12 / 255**2  # Variance of what a uint8 rounds off: the least noise.
+_ROUNDING = 1 / 12 / 255**2  # Variance of what a uint8 rounds off.
 
 
 class Band(NamedTuple):
@@ -44,6 +44,8 @@ class Band(NamedTuple):
 
     rows: np.ndarray
     columns: np.ndarray
+    floor: float
+    """The power that rounding to 8 bits alone leaves in each frequency: the least noise."""
     fy: Float[np.ndarray, " Y"]
     fx: Float[np.ndarray, " X"]
     weight: Float[np.ndarray, "Y X"]
@@ -54,25 +56,25 @@ class Band(NamedTuple):
     """``weight`` where the frequency belongs to the ring around that radius, else 0."""
 
 
-def band(n: int, top: float, scale: int = 1) -> Band:
-    """Frequencies up to ``top`` cycles a pixel of patches of n pixels, below 1/n of a Hann window.
+def band(n: int, top: float) -> Band:
+    """The frequencies up to ``top`` that a Hann window tells from 0.
 
     Args:
-      n: of the patches transformed, whose neighbouring frequencies are ``1 / (n scale)`` apart.
-      top: the highest.
-      scale: by which the image was reduced; frequencies and paths stay in its own pixels.
+      n: rows of ``folded_spectra``, of an image at half size.
+      top: the highest, in cycles a pixel of the whole image, as all frequencies and paths are.
     """
-    most = min(int(top * n * scale), n // 2 - 1)
+    most = min(int(top * n * 2), n // 2 - 1)
     indices, columns = np.r_[0 : most + 1, n - most : n], np.arange(most + 1)
-    fy, fx = np.fft.fftfreq(n)[indices] / scale, columns / n / scale
+    fy, fx = np.fft.fftfreq(n)[indices] / 2, columns / n / 2
     radius = np.hypot(fy[:, None], fx)
-    inside = (radius <= top) & (radius > 0.75 / n / scale)
+    inside = (radius <= top) & (radius > 0.75 / n / 2)
     weight = inside * np.where(columns == 0, 0.5, 1.0)
     radial = radial_shares(fy, fx)
     nearest = np.rint(np.einsum("r,ryx->yx", np.arange(len(RADII)), radial))
     rings = (nearest == np.arange(len(RADII))[:, None, None]) * weight
-    arrays = (fy, fx, weight, radial, rings)
-    return Band(indices, columns, *(array.astype(np.float32) for array in arrays))
+    arrays = (array.astype(np.float32) for array in (fy, fx, weight, radial, rings))
+    floor = float((hann(2 * n) ** 2).sum()) * _ROUNDING / 4  # of means over 2 x 2 pixels
+    return Band(indices, columns, floor, *arrays)
 
 
 def radial_shares(fy: np.ndarray, fx: np.ndarray) -> Float[np.ndarray, "R Y X"]:
@@ -91,6 +93,11 @@ class Observed(NamedTuple):
     """Where each was cut, in pixels from the tile."""
     present: Float[Array, 3]
     """1 for a frame, 0 for one beyond the video's ends."""
+
+    def up_to(self, top: float) -> tuple[Observed, Band]:
+        """With the frequencies up to ``top`` alone, and which these are."""
+        where = band(self.spectra.shape[-2], top)
+        return self._replace(spectra=self.spectra[..., where.rows, :][..., where.columns]), where
 
 
 class Fit(NamedTuple):
@@ -140,27 +147,18 @@ def _conj_times(a: Float[Array, "... 2 Y X"], b: Float[Array, "... 2 Y X"]) -> j
     return jnp.stack([ar * br + ai * bi, ar * bi - ai * br], -3)
 
 
-def likelihood(
-    fit: Fit,
-    seen: Observed,
-    where: Band,
-    basis: Float[Array, "3 J P"],
-    samples: Float[np.ndarray, " J"],
-    floor: float,
-) -> Likelihood:
+def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "3 J P"]) -> Likelihood:
     """L of one tile, its derivatives by the path, and the next spectrum and trust.
 
     Args:
       fit: the path, spectrum and trust.
-      seen: the blurred patches.
-      where: the frequencies compared, which those of ``seen`` are.
+      seen: the blurred patches, within the band.
+      where: the frequencies compared.
       basis: the spline at the samples of the exposures (``path.exposures``).
-      samples: what each sample counts (``path.sample_weights``).
-      floor: the least noise power a frequency (``noise_floor``).
     """
     points = basis.shape[-1]
     path = jnp.einsum("mjp,pc->mjc", basis, fit.knots) - seen.offsets[:, None]
-    sums = jnp.concatenate([jnp.ones_like(basis[..., :1]), basis], -1) * samples[:, None]
+    sums = jnp.concatenate([jnp.ones_like(basis[..., :1]), basis], -1) * SAMPLE_WEIGHTS[:, None]
     moments = jnp.stack(
         [transfer(p, s.T, where.fy, where.fx) for p, s in zip(path, sums, strict=True)]
     )
@@ -174,7 +172,7 @@ def likelihood(
     power = (sharp**2).sum(0)
     misfit = (w * seen.spectra**2).sum((0, 1)) - power * den
     m, size = seen.present.sum(), where.rings.sum((1, 2))
-    energy = jnp.einsum("ryx,yx->r", where.rings, misfit) + floor * m * size
+    energy = jnp.einsum("ryx,yx->r", where.rings, misfit) + where.floor * m * size
     n = where.weight.sum()
     energy = jnp.where(size > 0, energy, 1.0)
     value = (
@@ -214,13 +212,3 @@ def _nearest(measured: np.ndarray) -> np.ndarray:
     """For each ring the nearest that has frequencies in the band, whose step it shares."""
     known = np.flatnonzero(measured)
     return known[np.abs(np.arange(len(measured))[:, None] - known).argmin(1)]
-
-
-def noise_floor(window: Float[np.ndarray, "n n"], scale: int = 1) -> float:
-    """The power that rounding to 8 bits alone leaves in each frequency under a window.
-
-    Args:
-      window: of the patches.
-      scale: by which the image was reduced, by means over squares.
-    """
-    return float((window**2).sum()) * _ROUNDING / scale**2

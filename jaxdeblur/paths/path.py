@@ -24,6 +24,9 @@ KNOTS = np.linspace(-1.5, 1.5, 7)
 FREE = np.array([0, 1, 2, 4, 5, 6])  # All but p(0).
 
 _SAMPLES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
+SAMPLE_WEIGHTS = (_WEIGHTS / 2).astype(np.float32)
+"""What each node of an exposure counts; they add up to one."""
+
 _PIECES = CubicSpline(KNOTS, np.eye(len(KNOTS))[:, FREE], bc_type="natural").c.astype(np.float32)
 
 
@@ -41,11 +44,6 @@ def exposures(duty: Float[Array, ""] | float) -> Float[Array, "3 J P"]:
     return spline(jnp.asarray(times))
 
 
-def sample_weights() -> Float[np.ndarray, " J"]:
-    """What each node of an exposure counts; they add up to one."""
-    return (_WEIGHTS / 2).astype(np.float32)
-
-
 def exposed(
     knots: Float[Array, "*N P 2"], duty: Float[Array, ""] | float
 ) -> Float[Array, "*N 9 2"]:
@@ -59,18 +57,18 @@ def extent(knots: Float[Array, "*N P 2"], duty: Float[Array, ""] | float) -> Flo
 
 
 def through(
-    displacements: Float[Array, "N 4 2"],
-    present: Float[Array, 4],
-    duty: Float[Array, ""] | float,
+    displacements: Float[Array, "N 4 2"], present: Float[Array, 5]
 ) -> Float[Array, "N P 2"]:
     """The cubic through the displacements of frames -2, -1, 1 and 2: where a fit begins.
 
-    Displacements of blurred frames are those of their exposures' means, hence ``duty``. The outer
-    ones count half, frames that are not ``present`` nothing; where few are, the degree falls.
+    Displacements of blurred frames are those of the means of their exposures, here whole periods.
+    The outer ones count half, frames that are not ``present`` (of the five) nothing; where few are,
+    the degree falls.
     """
+    known = present[jnp.array([0, 1, 3, 4])]
     frames = jnp.array([-2.0, -1.0, 1.0, 2.0])
-    mean = jnp.stack([frames, frames**2, frames**3 + frames * duty**2 / 4], -1)
-    weight = present * jnp.array([0.25, 1.0, 1.0, 0.25])
+    mean = jnp.stack([frames, frames**2, frames**3 + frames / 4], -1)
+    weight = known * jnp.array([0.25, 1.0, 1.0, 0.25])
     normal = mean.T @ (weight[:, None] * mean) + 1e-3 * jnp.diag(jnp.array([0.1, 1.0, 10.0]))
     cubic = jnp.linalg.solve(normal, mean.T * weight)
     at = KNOTS[FREE]

@@ -23,7 +23,7 @@ from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.models.path_maps import MADE, at_pixels, path_maps, restored_of
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.options import Share, check_ranges
-from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, Estimate, estimate
+from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, estimate
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.shapes import Clip, Frame
 
@@ -118,11 +118,10 @@ class PathRestorer(VideoRestorer):
             () if net is None else net.initial_state(batch, height, width)
             for net in (self.base, self.fusion)
         )
-        unknown = Shutter.unknown()
         return StreamState(
             jnp.zeros((batch, WINDOW - 1, height, width, 3), jnp.float32),
             jnp.zeros(WINDOW - 1, jnp.float32),
-            jax.tree.map(lambda leaf: jnp.tile(leaf, (batch, *[1] * leaf.ndim)), unknown),
+            Shutter.unknown(batch),
             jnp.int32(0),
             base,
             fusion,
@@ -184,15 +183,13 @@ class PathRestorer(VideoRestorer):
         ends = [(0, 0), (LOOKAHEAD, LOOKAHEAD), *[(0, 0)] * 3]
         padded = jnp.pad(clip, ends)
         inside = jnp.pad(jnp.ones(length), LOOKAHEAD)
-        unknown = Shutter.unknown()
-        first = jax.tree.map(lambda leaf: jnp.tile(leaf, (len(clip), *[1] * leaf.ndim)), unknown)
 
         def step(shutter: Shutter, t: Int[Array, ""]) -> tuple[Shutter, _Told | None]:
             frames = lax.dynamic_slice_in_dim(padded, t, WINDOW, 1)
             present = lax.dynamic_slice_in_dim(inside, t, WINDOW)
             return self._tell(frames, present, shutter, t, below[:, t])
 
-        _, told = lax.scan(step, first, jnp.arange(length))
+        _, told = lax.scan(step, Shutter.unknown(len(clip)), jnp.arange(length))
         return below, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), told)
 
     def _tell(
@@ -211,29 +208,19 @@ class PathRestorer(VideoRestorer):
             return shutter, None
         asked = (count < _FIRST) | (count % _EVERY == 0)
         observe = asked & (present[LOOKAHEAD] > 0)
-        one = self._estimate(present, observe)
+        light, duty = self.config.light, self.config.duty or None
+        linear = None if light == "found" else light == "linear"
 
-        def mapped(each: tuple[jax.Array, Shutter, jax.Array]) -> tuple[Shutter, _Told]:
+        def one(each: tuple[jax.Array, Shutter, jax.Array]) -> tuple[Shutter, _Told]:
             window, known, base = each
-            found = one(window, base, known)
+            found = estimate(window, base, present, known, observe, duty, linear)
             evidence = at_pixels(found.cells, *base.shape[:2])
             blurred = window[LOOKAHEAD]
             maps = path_maps(blurred, found.base, found.sharp, found.unexplained, evidence)
             return found.shutter, _Told(maps, found.cells[..., 0], found.paths)
 
-        told: tuple[Shutter, _Told] = lax.map(mapped, (frames, shutter, below))
+        told: tuple[Shutter, _Told] = lax.map(one, (frames, shutter, below))
         return told
-
-    def _estimate(
-        self, present: Float[Array, 5], observe: Array
-    ) -> Callable[[jax.Array, jax.Array, Shutter], Estimate]:
-        light, duty = self.config.light, self.config.duty
-        linear = None if light == "found" else light == "linear"
-
-        def one(window: jax.Array, base: jax.Array, shutter: Shutter) -> Estimate:
-            return estimate(window, base, present, shutter, observe, duty or None, linear)
-
-        return one
 
     def shutter_of(self, state: StreamState) -> tuple[float, str]:
         """Duty and light of a stream's first video: as found so far, or as given."""

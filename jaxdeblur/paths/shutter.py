@@ -8,7 +8,6 @@ so that a change is followed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths.fit import Stage, first_fit, fit_paths
-from jaxdeblur.paths.likelihood import Band, Observed
+from jaxdeblur.paths.likelihood import Observed, band
 from jaxdeblur.paths.path import exposures
 from jaxdeblur.paths.tiles import REACH
 
@@ -56,10 +55,10 @@ class Shutter(NamedTuple):
     """How many they were, forgotten alike."""
 
     @classmethod
-    def unknown(cls) -> Shutter:
-        """Before the first frame."""
-        nothing = jnp.zeros((len(LIGHTS), len(DUTIES)), jnp.float32)
-        return cls(nothing, nothing, jnp.float32(0))
+    def unknown(cls, *videos: int) -> Shutter:
+        """Before the first frame; of several videos, with that leading axis."""
+        nothing = jnp.zeros((*videos, len(LIGHTS), len(DUTIES)), jnp.float32)
+        return cls(nothing, nothing, jnp.zeros(videos, jnp.float32))
 
     def add(self, seen: Float[Array, "2 N D"], counts: Float[Array, " N"]) -> Shutter:
         """With one more frame.
@@ -107,11 +106,7 @@ class Shutter(NamedTuple):
 
 
 def evidence(
-    knots: Float[Array, "N P 2"],
-    seen: Observed,
-    motion: Float[Array, " N"],
-    where: Callable[[float], Band],
-    floor: float,
+    knots: Float[Array, "N P 2"], seen: Observed, motion: Float[Array, " N"]
 ) -> tuple[Float[Array, "n D"], Float[Array, " n"]]:
     """L of the richest tiles that move, for each of DUTIES, and what each counts.
 
@@ -119,23 +114,17 @@ def evidence(
       knots: where the paths begin.
       seen: the patches of all tiles, in the light that is tried.
       motion: pixels that each tile moves per frame.
-      where: gives the band of frequencies up to one.
-      floor: the least noise power.
     """
-    band = where(0.16)
-    texture = (seen.spectra[:, 1][..., band.rows, :][..., band.columns] ** 2).sum(1)
-    texture = (texture * band.weight * np.hypot(band.fy[:, None], band.fx)).sum((-2, -1))
+    where = band(seen.spectra.shape[-2], 0.16)
+    texture = (seen.spectra[:, 1][..., where.rows, :][..., where.columns] ** 2).sum(1)
+    texture = (texture * where.weight * np.hypot(where.fy[:, None], where.fx)).sum((-2, -1))
     moves = (motion > LEAST_MOTION) & (motion < REACH)
     score, chosen = jax.lax.top_k(jnp.where(moves, texture, 0.0), min(TILES, len(motion)))
     knots, few = knots[chosen], jax.tree.map(lambda leaf: leaf[chosen], seen)
     counts = (score > 0) * jnp.where(few.present.min(1) > 0, 1.0, _INCOMPLETE)
 
     def of(duty: Float[Array, ""]) -> Float[Array, " n"]:
-        fit = first_fit(knots, few.present)
-        alone = (len(chosen), 1)
-        _, value = fit_paths(
-            fit, few, alone, where, exposures(duty), floor, _STAGES, smooth=0.0, bend=_BEND
-        )
-        return value
+        fit, alone = first_fit(knots, few.present), (len(chosen), 1)
+        return fit_paths(fit, few, alone, exposures(duty), _STAGES, smooth=0.0, bend=_BEND)[1]
 
     return jax.lax.map(of, jnp.asarray(DUTIES)).T, counts

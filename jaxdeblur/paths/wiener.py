@@ -31,7 +31,7 @@ from jax import lax
 from jaxtyping import Array, Complex, Float
 
 from jaxdeblur.paths.likelihood import Fit, radial_shares
-from jaxdeblur.paths.path import extent, sample_weights, transfer
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, extent, transfer
 from jaxdeblur.paths.tiles import Tiling, cut, over_tiles, overlap_add, taper
 
 NEIGHBOUR = 0.5
@@ -69,14 +69,12 @@ class Tiles(NamedTuple):
     weights: Float[Array, "N 3"]
     """w'_j, 0 for a frame beyond the video's ends."""
     duty: Float[Array, ""]
+    basis: Float[Array, "3 J P"]
+    """The spline at the samples of the exposures (``path.exposures``)."""
 
 
 def luminance(
-    frames: Float[Array, "3 H W"],
-    base: Float[Array, "H W"],
-    tiles: Tiles,
-    basis: Float[Array, "3 J P"],
-    tiling: Tiling,
+    frames: Float[Array, "3 H W"], base: Float[Array, "H W"], tiles: Tiles, tiling: Tiling
 ) -> Luminance:
     """The middle frame's luminance without its blur, and how well it explains the three frames.
 
@@ -84,7 +82,6 @@ def luminance(
       frames: luminances of the frames before, at and after.
       base: that of the prior's mean, Y.
       tiles: their paths.
-      basis: the spline at the samples of the exposures (``path.exposures``).
       tiling: of the frames.
     """
     n = tiling.n
@@ -94,7 +91,7 @@ def luminance(
 
     def one(each: tuple[_Patches, jax.Array]) -> Float[Array, "3 size size"]:
         patches, beta = each
-        terms = _terms(patches, basis, tiling, 1)
+        terms = _terms(patches, tiles.basis, tiling, 1)
         numerator, energy = terms.numerator.sum(0) + terms.ratio * terms.base, terms.energy.sum(0)
         first = jnp.fft.irfft2(numerator / (energy + terms.ratio), s=(n, n))
         smooth = jnp.fft.rfft2(_without_small_gradients(first[0]))
@@ -117,7 +114,6 @@ def chrominance(
     frames: Float[Array, "3 C H W"],
     base: Float[Array, "C H W"],
     tiles: Tiles,
-    basis: Float[Array, "3 J P"],
     tiling: Tiling,
     shares: Float[Array, "N 1 size size"],
 ) -> Float[Array, "C H W"]:
@@ -127,14 +123,13 @@ def chrominance(
       frames: the channels of the three frames, reduced by 2.
       base: those of the prior's mean, reduced alike.
       tiles: the paths, in pixels of the whole frame.
-      basis: as of ``luminance``.
       tiling: of the reduced frames.
       shares: of ``luminance``.
     """
     n = tiling.n
 
     def one(patches: _Patches) -> Float[Array, "C size size"]:
-        terms = _terms(patches, basis, tiling, 2)
+        terms = _terms(patches, tiles.basis, tiling, 2)
         numerator = terms.numerator.sum(0) + terms.ratio * terms.base
         sharp = numerator / (terms.energy.sum(0) + terms.ratio)
         return _inner(jnp.fft.irfft2(sharp, s=(n, n)), tiling) + terms.mean
@@ -181,7 +176,7 @@ def _terms(patches: _Patches, basis: jax.Array, tiling: Tiling, scale: int) -> _
     mean = patches.frames.mean((-2, -1), keepdims=True)
     spectra = jnp.fft.rfft2((patches.frames - mean) * edge)
     path = jnp.einsum("mjp,pc->mjc", basis, patches.fit.knots) - patches.offsets[:, None]
-    once = sample_weights()[None]
+    once = SAMPLE_WEIGHTS[None]
     kernel = jnp.stack([transfer(p, once, *frequencies)[0] for p in path])
     energy = patches.weights[:, None, None] * (kernel**2).sum(1)
     k = lax.complex(kernel[:, 0], kernel[:, 1])

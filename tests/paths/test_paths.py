@@ -18,19 +18,11 @@ from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.estimate import estimate
 from jaxdeblur.paths.fit import Stage, fit_paths
 from jaxdeblur.paths.gate import base_share
-from jaxdeblur.paths.likelihood import (
-    START,
-    Fit,
-    Likelihood,
-    Observed,
-    band,
-    likelihood,
-    noise_floor,
-)
-from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, sample_weights, spline, transfer
+from jaxdeblur.paths.likelihood import START, Fit, Likelihood, Observed, band, likelihood
+from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, spline, transfer
 from jaxdeblur.paths.restorer import PathRestorer, PathsConfig
 from jaxdeblur.paths.shutter import DUTIES, Shutter
-from jaxdeblur.paths.tiles import Tiling, cut, hann, overlap_add, taper
+from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
 
 
@@ -79,7 +71,7 @@ def test_transfer_function_is_the_mean_of_shifts() -> None:
 def a_tile() -> tuple[Fit, Observed]:
     """Spectra of noise blurred along one path, and a fit to another."""
     rng = np.random.default_rng(3)
-    where = band(48, 0.24, 2)
+    where = band(48, 0.24)
     shape = (3, 2, len(where.fy), len(where.fx))
     seen = Observed(
         jnp.asarray(rng.normal(0, 1, shape), jnp.float32),
@@ -92,11 +84,11 @@ def a_tile() -> tuple[Fit, Observed]:
 
 def test_gradient_of_the_likelihood(tile: tuple[Fit, Observed]) -> None:
     fit, seen = tile
-    where, floor = band(48, 0.24, 2), noise_floor(hann(96), 2)
+    where = band(48, 0.24)
 
     def found_at(flat: jax.Array) -> Likelihood:
         at = fit._replace(knots=flat.reshape(6, 2))
-        return likelihood(at, seen, where, exposures(0.8), sample_weights(), floor)
+        return likelihood(at, seen, where, exposures(0.8))
 
     def value(flat: jax.Array) -> jax.Array:
         return found_at(flat).value
@@ -114,12 +106,11 @@ def test_gradient_of_the_likelihood(tile: tuple[Fit, Observed]) -> None:
 
 def test_a_frame_that_is_not_there_changes_nothing(tile: tuple[Fit, Observed]) -> None:
     fit, seen = tile
-    where, floor = band(48, 0.16, 2), noise_floor(hann(96), 2)
+    where = band(48, 0.16)
     inside = seen.spectra[..., : len(where.fy), : len(where.fx)]
     ends = seen._replace(spectra=inside, present=jnp.asarray([0.0, 1.0, 1.0]))
     other = ends._replace(spectra=inside.at[0].set(9.0))
-    of = functools.partial(likelihood, where=where, basis=exposures(1.0), floor=floor)
-    a, b = (of(fit, each, samples=sample_weights()) for each in (ends, other))
+    a, b = (likelihood(fit, each, where, exposures(1.0)) for each in (ends, other))
     np.testing.assert_allclose(a.value, b.value, rtol=1e-6)
     np.testing.assert_allclose(a.gradient, b.gradient, atol=1e-6)
 
