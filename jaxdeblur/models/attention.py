@@ -220,7 +220,8 @@ class FactorisedAttention(Fusion):
 
     def pixel_maps(self, features: Features) -> Float[Array, "B P K"]:
         """A_p of the current frame (eq. 5)."""
-        return pixel_maps(self._pixel_logits(features))
+        x = rearrange(features, "B h w C -> B (h w) C")
+        return pixel_maps(kernels.project(x, _matrix(self.f_p)) + self._pixel_bias)
 
     @property
     def _run(self) -> dict[str, Any]:
@@ -242,11 +243,6 @@ class FactorisedAttention(Fusion):
         padded = jnp.pad(pooled.astype(jnp.float32), ((0, 0), (margin, margin), (0, 0)))
         shifted = jnp.stack([padded[:, i : i + time] for i in range(kernel.shape[0])])
         return _einsum("iBTC,iCN->BNT", shifted, kernel)
-
-    def _pixel_logits(self, features: Features) -> Float[Array, "B P K"]:
-        """f_p."""
-        x = rearrange(features, "B h w C -> B (h w) C")
-        return kernels.project(x, _matrix(self.f_p)) + self._pixel_bias
 
     @property
     def _pixel_bias(self) -> Float[Array, " K"]:

@@ -24,11 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 import kernels
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.attention import (
-    FactorisedAttention,
-    PartialMemory,
-    combine_partials,
-)
+from jaxdeblur.models.attention import FactorisedAttention, PartialMemory, combine_partials
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.fsta_config import FUSIONS, FstaConfig
 from jaxdeblur.models.fusion import Fusion, Memory, NonLocal
@@ -77,11 +73,6 @@ class FusionBlock(nnx.Module):
         self.scale = mixed(width, 0.5) if product else None
         self.merge = mixed(width if product else 2 * width, 0.5)
 
-    @property
-    def radius(self) -> int:
-        """How many pixels to each side an output pixel reads, where the fusion is local."""
-        return self.fusion.radius
-
     def __call__(
         self, x: Float[Array, "*leading h w C"], y: Float[Array, "*leading h w C"]
     ) -> Float[Array, "*leading h w C"]:
@@ -121,55 +112,31 @@ class Fsta(VideoRestorer):
         self.config = config
         self.lookahead = 0 if config.causal else config.window // 2
         self.multiple = 2 ** len(config.widths)
-        self.dtype = dtype = jnp.dtype(config.dtype)
-        widths = config.widths
-        finer_and_coarser = list(itertools.pairwise(widths))
+        self.dtype = jnp.dtype(config.dtype)
+        options: dict[str, Any] = {"dtype": self.dtype, "rngs": rngs}
+        widths, growths = config.widths, config.growths
 
-        def dense_blocks(counts: tuple[int, ...]) -> list[Any]:
-            return [
-                nnx.List(
-                    [
-                        DenseBlock(width, growth, config.dense_layers, dtype=dtype, rngs=rngs)
-                        for _ in range(count)
-                    ]
-                )
-                for width, growth, count in zip(widths, config.growths, counts, strict=True)
-            ]
+        def dense_blocks(width: int, growth: int, count: int) -> Any:
+            layers = config.dense_layers
+            return nnx.List([DenseBlock(width, growth, layers, **options) for _ in range(count)])
 
-        self.stem = Conv(12, widths[0], dtype=dtype, rngs=rngs)
-        self.encoder = nnx.List(dense_blocks(config.encoder_blocks))
+        def fusion_block(width: int) -> FusionBlock:
+            fusion = FUSIONS[config.fusion](config, width, rngs=rngs)
+            product = config.merge == "product"
+            return FusionBlock(fusion, width, gated=config.gated, product=product, **options)
+
+        self.stem = Conv(12, widths[0], **options)
+        self.encoder = nnx.List(map(dense_blocks, widths, growths, config.encoder_blocks))
         # Halving and doubling move pixels into channels and back around a 1x1 convolution: on a
         # CPU a strided convolution and above all a transposed one have very slow gradients.
-        self.down = nnx.List(
-            [
-                Conv(4 * fine, coarse, 1, dtype=dtype, rngs=rngs)
-                for fine, coarse in finer_and_coarser
-            ]
-        )
-        levels = () if config.fusion == "none" else config.attention_levels
-        self.fusion_levels = tuple(levels)
-        self.fusion = nnx.List(
-            [
-                FusionBlock(
-                    FUSIONS[config.fusion](config, widths[level], rngs=rngs),
-                    widths[level],
-                    gated=config.gated,
-                    product=config.merge == "product",
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-                for level in levels
-            ]
-        )
-        self.up = nnx.List(
-            [
-                Conv(coarse, 4 * fine, 1, gain=0.5, dtype=dtype, rngs=rngs)
-                for fine, coarse in finer_and_coarser
-            ]
-        )
-        self.decoder = nnx.List(dense_blocks(config.decoder_blocks))
+        pairs = list(itertools.pairwise(widths))
+        self.down = nnx.List([Conv(4 * fine, coarse, 1, **options) for fine, coarse in pairs])
+        self.fusion_levels = () if config.fusion == "none" else tuple(config.attention_levels)
+        self.fusion = nnx.List([fusion_block(widths[level]) for level in self.fusion_levels])
+        self.up = nnx.List([Conv(coarse, 4 * f, 1, gain=0.5, **options) for f, coarse in pairs])
+        self.decoder = nnx.List(map(dense_blocks, widths, growths, config.decoder_blocks))
         # Near the identity at the start; with exactly zero short trainings stayed there.
-        self.head = Conv(widths[0], 12, gain=0.05, dtype=dtype, rngs=rngs)
+        self.head = Conv(widths[0], 12, gain=0.05, **options)
 
     # --- The parts of the network ---
 
@@ -298,6 +265,12 @@ class Fsta(VideoRestorer):
                 size = height >> (level + 1), width >> (level + 1)
                 block.fusion.rows_at_once(batch, self.config.window, *size)
 
+    def _attention(self) -> list[tuple[int, FactorisedAttention]]:
+        """The attention of each block that has one, and its level."""
+        fusions = (block.fusion for block in self.fusion)
+        pairs = zip(self.fusion_levels, fusions, strict=True)
+        return [(level, f) for level, f in pairs if isinstance(f, FactorisedAttention)]
+
     # --- A frame too large to hold at once (jaxdeblur/restoration/tiling.py) ---
 
     def gather_partial(self, frame: Frame, inside: Bool[Array, "H W"]) -> tuple[PartialMemory, ...]:
@@ -309,11 +282,8 @@ class Fsta(VideoRestorer):
         """
         features = self.encode(frame[:, None])
         return tuple(
-            block.fusion.remember_part(
-                features[level], inside[:: 2 ** (level + 1), :: 2 ** (level + 1)]
-            )
-            for level, block in zip(self.fusion_levels, self.fusion, strict=True)
-            if isinstance(block.fusion, FactorisedAttention)
+            fusion.remember_part(features[level], inside[:: 2 ** (level + 1), :: 2 ** (level + 1)])
+            for level, fusion in self._attention()
         )
 
     def combine_partials(
@@ -341,9 +311,8 @@ class Fsta(VideoRestorer):
             return self._step(state, frame, repeated)
         features = self.encode(frame[:, None])
         memory = tuple(
-            block.fusion.finish(partial, features[level])
-            for level, block, partial in zip(self.fusion_levels, self.fusion, gathered, strict=True)
-            if isinstance(block.fusion, FactorisedAttention)
+            fusion.finish(partial, features[level])
+            for (level, fusion), partial in zip(self._attention(), gathered, strict=True)
         )
         return self._advance(state, frame, features, memory)
 
@@ -361,7 +330,7 @@ class Fsta(VideoRestorer):
             blocks = [*self.encoder[level], *self.decoder[level]]
             radius += 2 ** (level + 1) * sum(block.radius for block in blocks)
         for level, block in zip(self.fusion_levels, self.fusion, strict=True):
-            radius += 2 ** (level + 1) * block.radius
+            radius += 2 ** (level + 1) * block.fusion.radius
         # Halving joins blocks of pixels: a reach that ends inside a block extends to its end.
         return radius + self.multiple
 
@@ -374,9 +343,8 @@ class Fsta(VideoRestorer):
         whole batch brought to every device. Call it where the train step rebuilds the model.
         """
         sharding = kernels.Sharding(mesh, batch="data")
-        for block in self.fusion:
-            if isinstance(block.fusion, FactorisedAttention):
-                block.fusion.sharding = sharding
+        for _, fusion in self._attention():
+            fusion.sharding = sharding
 
     # --- Pictures of the attention ---
 
@@ -385,9 +353,8 @@ class Fsta(VideoRestorer):
         features = self.encode(self.pad(clip))
         windows = self._windows(clip.shape[1])
         maps = [
-            self._explain(level, block.fusion, features[level], windows)
-            for level, block in zip(self.fusion_levels, self.fusion, strict=True)
-            if isinstance(block.fusion, FactorisedAttention)
+            self._explain(level, fusion, features[level], windows)
+            for level, fusion in self._attention()
         ]
         return Explanation(attention=tuple(maps))
 

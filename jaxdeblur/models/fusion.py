@@ -36,8 +36,8 @@ class Fusion(nnx.Module):
     radius: int
 
     def remember(self, features: ClipFeatures) -> Memory:
-        """What is kept of each frame."""
-        raise NotImplementedError
+        """What is kept of each frame; here the whole feature maps."""
+        return features
 
     def fuse(self, features: Features, window: Memory) -> Features:
         """y^R: what the current frame takes from the window, which contains it."""
@@ -71,10 +71,6 @@ class Concat(Fusion):
         self.mix = Conv(window * channels, channels, dtype=dtype, rngs=rngs)
         self.radius = self.mix.radius
 
-    def remember(self, features: ClipFeatures) -> ClipFeatures:
-        """The whole feature maps."""
-        return features
-
     def fuse(self, features: Features, window: ClipFeatures) -> Features:
         """One convolution over everything."""
         return self.mix(rearrange(window, "B T h w C -> B h w (T C)"))
@@ -101,10 +97,6 @@ class Conv3d(Fusion):
             [Conv(span * channels, channels, dtype=dtype, rngs=rngs) for span in spans]
         )
         self.radius = sum(layer.radius for layer in self.layers)
-
-    def remember(self, features: ClipFeatures) -> ClipFeatures:
-        """The whole feature maps."""
-        return features
 
     def fuse(self, features: Features, window: ClipFeatures) -> Features:
         """Each layer takes in three frames and leaves two fewer."""
@@ -174,9 +166,7 @@ class NonLocal(Fusion):
     ) -> ClipFeatures:
         """Frame after frame, so that the windows are not all in memory at once."""
 
-        def fuse_frame(
-            current: tuple[Features, Int[Array, " window"]],
-        ) -> Features:
+        def fuse_frame(current: tuple[Features, Int[Array, " window"]]) -> Features:
             frame, window = current
             return self.fuse(frame, jax.tree.map(lambda kept: kept[:, window], memory))
 

@@ -61,6 +61,7 @@ class VideoRestorer(nnx.Module):
       feature_channels: of the features at half size that ``restore_with_features`` gives.
       scales: by what each of ``restore_levels`` is reduced.
       recomputes: set by ``save_memory``.
+      no_tiles: why a frame can't be cut into tiles, where a model knows.
       clips_are_independent: what is restored of a clip does not depend on the rest of the batch, so
         that a batch may be taken in parts.
     """
@@ -72,6 +73,7 @@ class VideoRestorer(nnx.Module):
     feature_channels: ClassVar[int] | int = 0
     scales: ClassVar[tuple[int, ...]] | tuple[int, ...] = (1,)
     recomputes: bool = False
+    no_tiles: ClassVar[str] = ""
     clips_are_independent: bool = True
 
     # What a model implements: the rest follows from these, and is there to be replaced.
@@ -180,7 +182,8 @@ class VideoRestorer(nnx.Module):
         Raises:
           UserError: the model does not say, so that no frame can be cut into tiles.
         """
-        raise UserError(f"{type(self).__name__} has no receptive_radius, so no tiles can be cut")
+        unknown = f"{type(self).__name__} has no receptive_radius, so no tiles can be cut"
+        raise UserError(self.no_tiles or unknown)
 
     def spread_over(self, mesh: Mesh) -> None:
         """Called when clips are sharded over ``mesh`` (``devices.clips_over``).

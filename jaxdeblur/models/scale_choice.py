@@ -28,14 +28,7 @@ from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation, explainer
-from jaxdeblur.models.layers import (
-    LEAK,
-    Conv,
-    ResidualBlock,
-    activation,
-    enlarge,
-    reduce_size,
-)
+from jaxdeblur.models.layers import LEAK, Conv, ResidualBlock, activation, enlarge, reduce_size
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.shapes import Clip, Features, Frame, Parameters, ReducedClip
 
@@ -269,7 +262,7 @@ class ScaleChoice(VideoRestorer):
     def _step(
         self, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
-        return self.step_levels(_step_whole, state, frame, repeated)
+        return self.step_levels(type(self.level).step_with_features, state, frame, repeated)
 
     def step_levels(
         self, step_level: StepOfLevel, state: StreamState, frame: Frame, repeated: jax.Array
@@ -297,12 +290,6 @@ class ScaleChoice(VideoRestorer):
         """What the finest level says of the clip."""
         explain = explainer(self.level)
         return explain(self.pad(clip)) if explain else Explanation()
-
-
-def _step_whole(
-    level: VideoRestorer, state: State, frame: Frame, repeated: jax.Array
-) -> tuple[State, Frame, Features | None]:
-    return level.step_with_features(state, frame, repeated)
 
 
 def scales_of(config: Any) -> tuple[int, ...]:

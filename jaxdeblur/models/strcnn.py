@@ -156,11 +156,6 @@ class Strcnn(VideoRestorer):
             full or last, made if full else 4 * made, gain=gain, bias=bias, dtype=dtype, rngs=rngs
         )
 
-    @property
-    def context(self) -> tuple[int, int]:
-        """m frames to each side."""
-        return self.config.m, self.config.m
-
     def _restore_clip(self, clip: SeenClip) -> Clip:
         return self.restore_with_features(clip)[0]
 
@@ -171,19 +166,15 @@ class Strcnn(VideoRestorer):
 
     def restore_with_features(self, clip: SeenClip) -> tuple[Clip, LastOfClip]:
         """With the decoder's features, from which the image is made."""
-        features, _ = self._recur_inside(self._with_ends(clip))
+        features, _ = self._recur_inside(replicate_ends(clip, *self.context))
         return self.rematerialised(self._to_image)(features, clip), features
 
     def explain_clip(self, clip: SeenClip) -> Explanation:
         """The blending weights w_n of every frame, the mean over the channels, at half size."""
-        _, weights = self._recur_inside(self._with_ends(self.pad(clip)))
+        _, weights = self._recur_inside(replicate_ends(self.pad(clip), *self.context))
         if self.blending is None:
             return Explanation()
         return Explanation(blending_weights=weights.mean(axis=-1).astype(jnp.float32))
-
-    def _with_ends(self, clip: SeenClip) -> Float[Array, "B length H W S"]:
-        """The clip with its ends repeated for the windows of its first and last frames."""
-        return replicate_ends(clip, self.config.m, self.config.m)
 
     def _recur_inside(
         self, clip: Float[Array, "B length H W S"]

@@ -239,6 +239,10 @@ class Edvr(Windowed):
     """EDVR: the features of the frames in the window, made once, and no other state."""
 
     multiple = 16  # L3 is at 1/16
+    no_tiles = (
+        "EDVR can't restore a frame in tiles: the offsets of its deformable convolutions are not "
+        "limited, so a pixel may read any other; use smaller frames or a device with more memory"
+    )
 
     def __init__(self, config: EdvrConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -293,20 +297,3 @@ class Edvr(Windowed):
         x = lrelu(_pixel_shuffle(self.upconv2(x)))
         residual = self.conv_last(lrelu(self.conv_hr(x)))
         return frames[:, self.config.m] + residual.astype(jnp.float32)
-
-    @property
-    def receptive_radius(self) -> int:
-        """There is none.
-
-        Raises:
-          UserError: always.
-        """
-        raise UserError(
-            "EDVR can't restore a frame in tiles: the offsets of its deformable convolutions are "
-            "not limited, so a pixel may read any other; use smaller frames or a device with more "
-            "memory"
-        )
-
-
-EDVR_M = EdvrConfig()
-EDVR_L = EdvrConfig(width=128, blocks=40)

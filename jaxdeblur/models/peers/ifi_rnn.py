@@ -26,11 +26,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv, ResidualBlock
-from jaxdeblur.models.peers.layers import (
-    TransposedConv,
-    torch_default,
-    torch_transposed,
-)
+from jaxdeblur.models.peers.layers import TransposedConv, torch_default, torch_transposed
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import Count, check_ranges
 from jaxdeblur.shapes import Clip, Features, Frame

@@ -58,11 +58,6 @@ def truncated_normal(deviation: float) -> Init:
     return draw
 
 
-def zeros(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
-    """Nothing at first."""
-    return jnp.zeros(shape)
-
-
 def _uniform(key: jax.Array, shape: tuple[int, int, int, int], bound: float) -> jax.Array:
     flat = jax.random.uniform(key, (math.prod(shape),), minval=-bound, maxval=bound)
     return flat.reshape(shape)
@@ -147,14 +142,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Maps) -> Maps:
         """Normalises by the running statistics."""
-        return normalise(
-            x,
-            self.running_mean[...],
-            self.running_var[...],
-            self.scale[...],
-            self.bias[...],
-            self.epsilon,
-        )
+        return self._normalised(x, self.running_mean[...], self.running_var[...])
 
     def by_batch(
         self, x: Maps, momentum: float = 0.1
@@ -166,13 +154,14 @@ class BatchNorm(nnx.Module):
         mean, variance = statistics(x)
         count = math.prod(x.shape[:-1])
         unbiased = variance * count / max(count - 1, 1)
-        moved = (
-            self.running_mean[...]
-            + momentum * jax.lax.stop_gradient(mean - self.running_mean[...]),
-            self.running_var[...]
-            + momentum * jax.lax.stop_gradient(unbiased - self.running_var[...]),
+        running_mean, running_var = (
+            old[...] + momentum * jax.lax.stop_gradient(new - old[...])
+            for old, new in ((self.running_mean, mean), (self.running_var, unbiased))
         )
-        return normalise(x, mean, variance, self.scale[...], self.bias[...], self.epsilon), *moved
+        return self._normalised(x, mean, variance), running_mean, running_var
+
+    def _normalised(self, x: Maps, mean: jax.Array, variance: jax.Array) -> Maps:
+        return normalise(x, mean, variance, self.scale[...], self.bias[...], self.epsilon)
 
 
 def statistics(x: Maps) -> tuple[Float[Array, " C"], Float[Array, " C"]]:

@@ -29,7 +29,6 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv
 from jaxdeblur.models.peers.layers import (
     TransposedConv,
@@ -107,6 +106,10 @@ class Rdn(Windowed):
     multiple = 8
     lookahead = 0
     clips_are_independent = False
+    no_tiles = (
+        "RDN normalises by the statistics of the whole frame (and batch), so a frame can't be "
+        "restored in tiles"
+    )
 
     def __init__(self, config: RdnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -213,15 +216,3 @@ class Rdn(Windowed):
         x = layers(rest(layers(highest, "u3_0_deconv"), "u3"), "u3_4_conv")
         estimate = past.estimate + x.astype(jnp.float32)
         return _Past(estimate, Skips(deep, higher, highest), jnp.bool_(False))
-
-    @property
-    def receptive_radius(self) -> int:
-        """There is none.
-
-        Raises:
-          UserError: always.
-        """
-        raise UserError(
-            "RDN normalises by the statistics of the whole frame (and batch), so a frame can't be "
-            "restored in tiles"
-        )

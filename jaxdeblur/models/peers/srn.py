@@ -31,7 +31,6 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv, ResidualBlock
 from jaxdeblur.models.peers.layers import (
     TransposedConv,
@@ -93,10 +92,14 @@ class Srn(VideoRestorer):
     """SRN: each frame by itself, so without look-ahead and without a state."""
 
     multiple = 16  # 1/4 of the size, of which the decoder begins at 1/4
+    lookahead = 0
+    no_tiles = (
+        "SRN can't restore a frame in tiles: each pixel reads about 1,300 pixels to each side; "
+        "use smaller frames or a device with more memory"
+    )
 
     def __init__(self, config: SrnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.lookahead = 0
         width, channels = config.width, 3 if config.srn == "color" else 1
         options: dict[str, Any] = {"dtype": config.dtype, "rngs": rngs}
         drawn: dict[str, Any] = {"init": xavier_uniform, **options}
@@ -196,15 +199,3 @@ class Srn(VideoRestorer):
         x = blocks(relu(net.dec2_4(x)) + e2, "dec2_3", "dec2_2", "dec2_1")
         x = blocks(relu(net.dec1_4(x)) + e1, "dec1_3", "dec1_2", "dec1_1")
         return net.dec1_0(x).astype(jnp.float32), state
-
-    @property
-    def receptive_radius(self) -> int:
-        """None that would be of use for tiles.
-
-        Raises:
-          UserError: always.
-        """
-        raise UserError(
-            "SRN can't restore a frame in tiles: each pixel reads about 1,300 pixels to each side; "
-            "use smaller frames or a device with more memory"
-        )

@@ -24,12 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv, ResidualBlock, activation
-from jaxdeblur.models.peers.filter_adaptive import filter_adaptive_convolution
-from jaxdeblur.models.peers.layers import (
-    TransposedConv,
-    clamp,
-    xavier_uniform,
-)
+from jaxdeblur.models.peers.layers import TransposedConv, clamp, xavier_uniform
 from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer
 from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Clip, Features, Frame
@@ -58,6 +53,38 @@ class StfanConfig:
         check_ranges(self)
         if self.taps % 2 == 0:
             raise UserError(f"--taps is odd, not {self.taps}")
+
+
+def filter_adaptive_convolution(
+    x: Features, filters: Float[Array, "B h w C_filters"], size: int
+) -> Features:
+    """Correlates ``x`` with filters of ``size x size`` taps that are given for each value of it.
+
+    Section 3.2 of the paper; models/FAC/kernelconv2d of the code (a CUDA layer) agrees with
+    models/submodules.py (PyTorch's operators).
+
+    Args:
+      x: ``B h w C``; beyond the border its first and last rows and columns are repeated.
+      filters: ``B h w size*size*C``; tap (row i, column j) of channel c is channel
+        ``size*size*c + size*i + j``.
+      size: of the filters, odd.
+
+    Returns:
+      ``y[h, w, c] = sum_ij x[h + i - r, w + j - r, c] filters[h, w, (c, i, j)]``, r = size // 2,
+      summed in float32, in the type of ``x``.
+    """
+    reach = size // 2
+    height, width = x.shape[1:3]
+    wide = x.astype(jnp.float32)
+    padded = jnp.pad(wide, [(0, 0), (reach, reach), (reach, reach), (0, 0)], mode="edge")
+    # All neighbours of a value in a row: as products of slices the gradient of the filters would
+    # be a sum of 25 arrays as large as they are.
+    neighbours = jnp.stack(
+        [padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)], -1
+    )
+    taps = rearrange(filters, "b h w (c k) -> b h w c k", k=size * size)
+    summed = jnp.einsum("bhwck,bhwck->bhwc", neighbours, taps.astype(jnp.float32))
+    return summed.astype(x.dtype)
 
 
 class Recurrence(NamedTuple):

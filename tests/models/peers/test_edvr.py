@@ -15,7 +15,7 @@ from flax import nnx
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import count, outline
-from jaxdeblur.models.peers.edvr import EDVR_L, EDVR_M, DeformableConv, EdvrConfig
+from jaxdeblur.models.peers.edvr import DeformableConv, EdvrConfig
 from jaxdeblur.restoration.tiling import TileGrid
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -166,9 +166,9 @@ def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None
 
 def test_parameters_of_the_published_networks() -> None:
     for config, number in (
-        (EDVR_M, 4_042_851),
+        (EdvrConfig(), 4_042_851),
         (EdvrConfig(tsa=False), 3_738_979),
-        (EDVR_L, 23_602_019),
+        (EdvrConfig(width=128, blocks=40), 23_602_019),
     ):
         _, parameters = outline(lambda config=config: models.build(config))
         assert count(parameters) == number
