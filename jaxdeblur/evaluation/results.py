@@ -163,10 +163,7 @@ def gather(files: Sequence[Path], settings: dict[str, Any]) -> Iterator[report.V
 
 
 def metrics_of(
-    loaded: LoadedModel,
-    dataset: Dataset,
-    config: EvaluationConfig,
-    videos: Sequence[VideoScores],
+    loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig, videos: Sequence[VideoScores]
 ) -> dict[str, Any]:
     """What ``metrics.json`` says.
 

@@ -18,7 +18,8 @@ from jaxdeblur.models.parameters import outline
 from jaxdeblur.options import Parser
 from jaxdeblur.weights.load import LoadedModel, check_fits
 from jaxdeblur.weights.reference_files import read_arrays
-from jaxdeblur.weights.references import REFERENCES, Arrays, Reference
+from jaxdeblur.weights.references import REFERENCES
+from jaxdeblur.weights.save import export_weights
 
 
 def main(name: str = "python -m jaxdeblur.weights.convert") -> None:
@@ -28,8 +29,7 @@ def main(name: str = "python -m jaxdeblur.weights.convert") -> None:
       UserError: OUT is no ``.safetensors``, or the weights are not those of NAME.
     """
     parser = Parser(
-        prog=name,
-        description="Brings weights of a reference implementation in (docs/peers.md).",
+        prog=name, description="Brings weights of a reference implementation in (docs/peers.md)."
     )
     parser.add_argument("name", choices=REFERENCES, metavar="NAME", help=", ".join(REFERENCES))
     parser.add_argument(
@@ -42,8 +42,6 @@ def main(name: str = "python -m jaxdeblur.weights.convert") -> None:
     if arguments.out.suffix != ".safetensors":
         raise UserError(f"{arguments.out}: the name of a weights file ends in .safetensors")
     loaded = convert(arguments.name, arguments.file)
-    from jaxdeblur.weights.save import export_weights
-
     export_weights(loaded, arguments.out)
     size = arguments.out.stat().st_size
     print(f"{arguments.out}: {size:,} bytes, {loaded.network}")
@@ -57,7 +55,10 @@ def convert(name: str, file: Path) -> LoadedModel:
     """
     known = REFERENCES[name]
     arrays = known.prepare(read_arrays(file))
-    network = _config(known, arrays)
+    try:
+        network = known.config({name: array.shape for name, array in arrays.items()})
+    except (KeyError, ValueError, IndexError, UserError):
+        network = known.default  # whose names are then compared
     rebuild, _ = outline(lambda: registry.build(network))
     names = known.names(network)
     check_fits(names, arrays, f"{file}: not the weights of {name} ({known.source})")
@@ -67,13 +68,6 @@ def convert(name: str, file: Path) -> LoadedModel:
     }
     metadata = {"converted from": file.name, "reference": known.source}
     return LoadedModel(rebuild(parameters), name, network, 0, file.name, metadata)
-
-
-def _config(known: Reference, arrays: Arrays) -> object:
-    try:
-        return known.config({name: array.shape for name, array in arrays.items()})
-    except (KeyError, ValueError, IndexError, UserError):
-        return known.default  # whose names are then compared
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
     if str(name_or_path) == PATHS_ALONE:  # float32 whatever ``dtype`` is
         config = PathsConfig()
         return LoadedModel(PathRestorer(config), PATHS_ALONE, config, 0, PATHS_ALONE, {})
-    known = ", ".join([*shipped.names(), PATHS_ALONE]) or "none are installed"
+    known = ", ".join([*shipped.names(), PATHS_ALONE])
     raise UserError(
         # Without an option's name: --ckpt, --start-from, --mix-with and others all come here.
         f"{name_or_path}: no such run folder or .safetensors file, and not the name of weights "
@@ -135,7 +136,7 @@ def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
     if found is None:
         raise UserError(f"{folder}: it has no checkpoint yet")
     step, parameters = found
-    _check_finite(parameters, str(folder))
+    check_finite(parameters, folder)
     metadata = {name: config[name] for name in ("training", "data")}
     source = f"{folder} at step {step}"
     return LoadedModel(rebuild(parameters), config["preset"], network, step, source, metadata)
@@ -158,7 +159,7 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
         if not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
             raise UserError(f"{path}: {name} is {array.dtype}, not numbers with a fraction")
     parameters = {name: jax.numpy.asarray(arrays[name], jax.numpy.float32) for name in template}
-    _check_finite(parameters, str(path))
+    check_finite(parameters, path)
     preset = str(about.get("preset", ""))
     return LoadedModel(rebuild(parameters), preset, network, about["step"], source, about)
 
@@ -179,7 +180,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         raise UserError(f"{path}: its numbers are of a type that is not read ({error})") from error
 
 
-def _check_finite(parameters: Parameters, where: str) -> None:
+def check_finite(parameters: Mapping[str, Any], where: Path) -> None:
+    """Raises :class:`UserError` where weights of the file or run ``where`` are not finite."""
     # A pixel that is not a number would come out as the one that went in, as if all were well.
     if bad := [name for name, a in parameters.items() if not np.isfinite(np.asarray(a)).all()]:
         raise UserError(f"{where}: its {bad[0]} is not finite; the weights are broken")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.weights.load import read_safetensors
+from jaxdeblur.weights.load import check_finite, read_safetensors
 from jaxdeblur.weights.references import Arrays
 
 INSTALL = 'pip install "jaxdeblur[convert]"'
@@ -54,8 +54,7 @@ def read_arrays(path: Path) -> Arrays:
     }
     while arrays and all(name.startswith(("module.", "model.")) for name in arrays):
         arrays = {name.partition(".")[2]: array for name, array in arrays.items()}
-    if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-        raise UserError(f"{path}: its {bad[0]} is not finite; the weights are broken")
+    check_finite(arrays, path)
     return arrays
 
 

@@ -92,10 +92,6 @@ def _count(shapes: Shapes, pattern: str) -> int:
     return number
 
 
-# DBN: layers named as in the authors' graph. Their own weights are a Torch 7 file of one flat
-# vector and lists of statistics: put under these names they can be read.
-
-
 def _dbn(shapes: Shapes) -> DbnConfig:
     width, stacked, *_ = shapes["blocks.F0.0.weight"]
     return DbnConfig(m=(stacked // 3 - 1) // 2, width=width)
@@ -125,13 +121,6 @@ def _ifi_rnn(shapes: Shapes) -> IfiRnnConfig:
     )
 
 
-# RDN: layers named by their scopes in the authors' graph, with PyTorch's layout of kernels.
-
-
-def _rdn(shapes: Shapes) -> RdnConfig:
-    return RdnConfig(width=shapes["d0_conv.conv.weight"][0])
-
-
 def _srn(shapes: Shapes) -> SrnConfig:
     _, _, channels, width = shapes["g_net/enc1_1/weights"]
     if channels == 6:
@@ -156,6 +145,8 @@ def _stfan(shapes: Shapes) -> StfanConfig:
 
 
 REFERENCES = {
+    # Layers named as in the authors' graph. Their own weights are a Torch 7 file of one flat vector
+    # and lists of statistics: put under these names they can be read.
     "dbn": Reference("shuochsu/DeepVideoDeblurring (MIT)", _dbn, DbnConfig(), {}),
     "edvr": Reference(
         "XPixelGroup/BasicSR (Apache-2.0)",  # for deblurring: ``hr_in`` and ``with_predeblur``
@@ -169,8 +160,12 @@ REFERENCES = {
         IfiRnnConfig(),
         {"first": "main_branch.0", "second": "main_branch.2"},
     ),
+    # Layers named by their scopes in the authors' graph, with PyTorch's layout of kernels.
     "rdn": Reference(
-        "cgtuebingen/learning-blind-motion-deblurring (Apache-2.0)", _rdn, RdnConfig(), {}
+        "cgtuebingen/learning-blind-motion-deblurring (Apache-2.0)",
+        lambda shapes: RdnConfig(width=shapes["d0_conv.conv.weight"][0]),
+        RdnConfig(),
+        {},
     ),
     "srn": Reference(
         "jiangsutx/SRN-Deblur (MIT)",

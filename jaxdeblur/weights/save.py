@@ -78,11 +78,7 @@ def given_metadata(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def export_weights(
-    loaded: LoadedModel,
-    path: Path,
-    *,
-    metadata: dict[str, Any] | None = None,
-    half: bool = False,
+    loaded: LoadedModel, path: Path, *, metadata: dict[str, Any] | None = None, half: bool = False
 ) -> None:
     """Writes a model as one safetensors file with its config and ``metadata`` in the header.
 
