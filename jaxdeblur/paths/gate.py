@@ -1,13 +1,16 @@
 """How much of the deconvolved frame is taken, in cells of 16 x 16 pixels: the gate, in [0, 1].
 
-    g = s(e; .5, 1.2) s(G; -.1, .1) (1 - .6 s(a; .2, .9)) (1 - s(r; .02, .3))
+    g = s(e; .5, 1.2) s(G; -.1, .1) (1 - .6 s(a; .2, .9)) (1 - s(r; .02, .3)) (1 - s(c; .98, .995))
 
 s: the smooth step between two numbers. e: how long the path is during the exposure, in pixels. G:
 the likelihood's gain over a path without blur. r = R / (R + E), R the energy that the reblurred
 frame leaves unexplained, E that of the change; a = A / (A + E), A that of what the neighbours'
-frame differs from its own. Where the duty cycle is found from the video, g is multiplied by
-s(b; .07, .14), b the nats a tile by which an open shutter explains the video better than sharp
-frames (shutter.py): slow motion of sharp frames is hard to distinguish from blur tile by tile.
+frame differs from its own; c = E / (E + V), V the variance of the blurred frame: a change of fifty
+times the energy of what it changes is ringing, of which the reblurred frame shows nothing.
+
+Where the duty cycle is found from the video, g is multiplied by s(b; .07, .14), b the nats a tile
+by which an open shutter explains the video better than sharp frames (shutter.py): slow motion of
+sharp frames is hard to distinguish from blur tile by tile.
 
 The base Y, which a network may have sharpened without need, is then taken by
 
@@ -53,13 +56,16 @@ def gate(
       tiling: of the frame.
     """
     squares = [(made.sharp - blurred) ** 2, made.residual**2, made.disagreement**2]
-    change, residual, apart = jnp.moveaxis(cell_means(jnp.stack(squares, -1)), -1, 0)
-    change = change + _FLOOR
+    images = jnp.stack([*squares, blurred, blurred**2], -1)
+    change, residual, apart, mean, square = jnp.moveaxis(cell_means(images), -1, 0)
+    change, variance = change + _FLOOR, jnp.maximum(square - mean**2, 0) + 2 * _FLOOR
     shape = change.shape[0], change.shape[1]
     e, g = (_at_cells(each, tiling, shape) for each in (extent, gain))
     r, a = residual / (residual + change), apart / (apart + change)
+    c = change / (change + variance)
     share = smoothstep(e, 0.5, 1.2) * smoothstep(g, -0.1, 0.1)
     share = share * (1 - 0.6 * smoothstep(a, 0.2, 0.9)) * (1 - smoothstep(r, 0.02, 0.3))
+    share = share * (1 - smoothstep(c, 0.98, 0.995))
     return jnp.stack([share, e, g], -1)
 
 

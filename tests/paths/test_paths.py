@@ -17,12 +17,13 @@ from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.estimate import estimate
 from jaxdeblur.paths.fit import Stage, fit_paths
-from jaxdeblur.paths.gate import base_share
+from jaxdeblur.paths.gate import base_share, gate
 from jaxdeblur.paths.likelihood import START, Fit, Likelihood, Observed, band, likelihood
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, spline, transfer
 from jaxdeblur.paths.restorer import PathRestorer, PathsConfig
 from jaxdeblur.paths.shutter import DUTIES, Shutter
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
+from jaxdeblur.paths.wiener import Luminance
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
 
 
@@ -242,6 +243,19 @@ def test_maps_without_a_change_are_the_gates_frame() -> None:
 
 def test_a_smooth_step_is_flat_outside_of_its_ends() -> None:
     np.testing.assert_allclose(smoothstep(jnp.array([0.0, 1.0, 3.0]), 0.5, 1.5), [0, 0.5, 1])
+
+
+def test_a_change_far_beyond_what_it_changes_is_ringing() -> None:
+    """On the right a texture: there the same change is detail."""
+    tiling = Tiling(64, 64, 32, 64, 96)
+    waves = 0.2 * jnp.cos(jnp.arange(64) * np.pi / 4)[:, None] * jnp.ones(64)
+    blurred = 0.5 + jnp.where(jnp.arange(64) < 32, 0.0, 0.1 * jnp.sin(jnp.arange(64.0)))
+    blurred = jnp.broadcast_to(blurred, (64, 64))
+    nothing, tiles = jnp.zeros((64, 64)), len(tiling.centres)
+    made = Luminance(blurred + waves, nothing, nothing, jnp.zeros((tiles, 1, 64, 64)))
+    cells = gate(made, blurred, jnp.full(tiles, 5.0), jnp.ones(tiles), tiling)
+    np.testing.assert_allclose(cells[:, :2, 0], 0, atol=1e-6)
+    np.testing.assert_allclose(cells[:, 2:, 0], 1, atol=1e-6)
 
 
 def test_the_base_is_left_where_a_video_moves_and_shows_no_blur() -> None:
