@@ -35,7 +35,10 @@ def test_gradient_equals_that_of_the_plain_convolution(
     def gradients(convolution: Callable[..., jax.Array]) -> tuple[jax.Array, jax.Array]:
         return jax.grad(lambda x, w: jnp.sum(convolution(x, w, stride) * target), (0, 1))(x, w)
 
-    for ours, xla in zip(gradients(conv2d), gradients(_convolve), strict=True):
+    def plain(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
+        return _convolve(x, w, stride, [(size // 2, size // 2) for size in kernel])
+
+    for ours, xla in zip(gradients(conv2d), gradients(plain), strict=True):
         np.testing.assert_allclose(ours, xla, atol=1e-4)
 
 
