@@ -48,7 +48,10 @@ many as docs/lab/scaling.md assumes in TF32."""
 
 
 # As a GPU trains them; the clips of others are strcnn_dtb's.
-LIKE_ALL = {"frames": 5, "crop": 160, "batch_size": 16, "optimizer": "muon", "recompute": False}
+LIKE_ALL = {
+    "frames": 5, "crop": 160, "batch_size": 16, "optimizer": "muon", "average": 0.999,
+    "recompute": False,
+}  # fmt: skip
 FSTA = {"batch_size": 8, "crop": 256}
 SMALL = {"frames": 2, "crop": 32, "batch_size": 1}
 
