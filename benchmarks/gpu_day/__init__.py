@@ -10,7 +10,8 @@ and leaves out what it finds done there on the same device. --rehearse tries it,
 
 ``kernels``: both operations at fsta's sizes by every implementation: error first, then time, share
 of a copy's bandwidth, ratio to the einsum and to torch.compile.
-``tiles``: the kernels with their pixels divided in many ways: what kernels/tiles.py is chosen by.
+``tiles``: the kernels with their pixels divided in many ways, to choose kernels/tiles.py by; it
+needs a GPU even to be rehearsed.
 ``speed``: of each preset with random weights in bfloat16, frames a second of a stream and of a
 clip, the 99th percentile, memory, the attention's share, torch's twin; a training step beside its.
 ``memory``: by XLA's compiler, for a GPU that need not be there: memory of a training step and of a
