@@ -15,7 +15,7 @@ from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.models.path_maps import CELL, smoothstep
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.displacement import displacement, phase_spectra
-from jaxdeblur.paths.fit import SMOOTH, first_fit, fit_paths, gain_over_no_blur
+from jaxdeblur.paths.fit import BEND, SMOOTH, first_fit, fit_paths, gain_over_no_blur
 from jaxdeblur.paths.gate import BLURRED, base_share, gate
 from jaxdeblur.paths.likelihood import Observed, folded_spectra
 from jaxdeblur.paths.path import FRAMES, exposed, exposures, extent, spline, through
@@ -149,10 +149,13 @@ def _restored(
     )
     bright, mean_bright = middle @ _LUMA, mean @ _LUMA
     basis, start = exposures(duty), through(moves, present)
-    seen = _observed(bright, tiling, _offsets(start), present)
-    smooth = SMOOTH * (_COARSE[0] / tiling.stride) ** 2  # As stiff over the same distance.
+    # Beyond the borders, a mirror image moves the other way.
+    seen = _observed(bright, tiling, _offsets(start), present, inward=True)
+    finer = _COARSE[0] / tiling.stride
+    smooth = SMOOTH * finer**2  # As stiff over the same distance.
+    bend = BEND._replace(weight=BEND.weight * finer**3)  # A small frame shakes by fewer pixels.
     first = first_fit(start, seen.present)
-    fit, value = fit_paths(first, seen, tiling.shape, basis, smooth=smooth)
+    fit, value = fit_paths(first, seen, tiling.shape, basis, smooth=smooth, bend=bend)
     gain = gain_over_no_blur(fit, value, seen)
     weights = seen.present * jnp.exp(fit.trust) * jnp.array(_SHARES)
     tiles = wiener.Tiles(fit, _offsets(fit.knots), weights, duty, basis)
@@ -215,8 +218,11 @@ def _observed(
     tiling: Tiling,
     offsets: Float[Array, "N 3 2"],
     present: Float[Array, 5],
+    inward: bool = False,
 ) -> Observed:
     half, whole = tiling.reduced(2), jnp.round(offsets / 2).astype(int)
+    if inward:
+        whole = whole + half.inward[:, None]
     folded = [folded_spectra(halved(y), half, whole[:, j]) for j, y in enumerate(luminance)]
     here = jnp.broadcast_to(present[1:4], (len(offsets), 3))
     return Observed(jnp.stack(folded, 1), offsets, here)

@@ -1,6 +1,6 @@
 """The path of every tile, by Gauss-Newton on the likelihood, coupled to its neighbours'.
 
-    minimise  sum over tiles of L  +  SMOOTH sum d^2 / (1 + |d|)  +  BEND sum |p'''|^2
+    minimise  sum over tiles of L  +  SMOOTH sum d^2 / (1 + |d|)  +  BEND sum |p''''|^2
 
 d: differences of neighbouring tiles' knots, which a border of an object may make large. Each step
 solves the 12 x 12 systems of all tiles at once by conjugate gradients; bands of frequencies widen
@@ -32,8 +32,19 @@ from jaxdeblur.paths.tiles import over_tiles
 SMOOTH = 0.01
 """Nats a frequency and pixel, between tiles 64 apart."""
 
-BEND = 0.002
-"""Nats a frequency and squared pixel, of third differences of the knots."""
+
+class Bend(NamedTuple):
+    """The penalty on squared differences of the knots."""
+
+    order: int
+    """Of the differences: 4 leaves cubic paths free."""
+    weight: float
+    """Nats a frequency and squared pixel."""
+
+
+BEND = Bend(4, 0.0025)
+"""Of tiles 64 apart. Without it, paths leave p(0) aside and show a shifted frame, which no blurred
+frame contradicts."""
 
 _DAMPING = 0.02  # Of the mean curvature, which keeps tiles without texture where they are.
 _CG_STEPS = 8  # Of conjugate gradients; the tile's own system is the preconditioner.
@@ -67,7 +78,7 @@ def fit_paths(
     basis: Float[Array, "3 J P"],
     stages: tuple[Stage, ...] = STAGES,
     smooth: float = SMOOTH,
-    bend: float = BEND,
+    bend: Bend = BEND,
 ) -> tuple[Fit, Float[Array, " N"]]:
     """Fits path, spectrum and trust of all tiles.
 
@@ -78,7 +89,7 @@ def fit_paths(
       basis: the spline at the samples of the exposures (``path.exposures``).
       stages: the bands and how many steps each gets.
       smooth: SMOOTH, or 0 for tiles that are no neighbours.
-      bend: BEND, or more for stiffer paths.
+      bend: BEND, or what else keeps paths from bending.
 
     Returns:
       The fit, and L of each tile at the beginning of the last step.
@@ -134,11 +145,11 @@ def _solve(
     found: Likelihood,
     shape: tuple[int, int],
     smooth: float,
-    bend: float,
+    bend: Bend,
 ) -> Float[Array, "N P 2"]:
     """The Gauss-Newton step of all tiles together."""
     flat = knots.reshape(len(knots), -1)
-    stiffness = bend * _bending()
+    stiffness = _stiffness(bend)
     couple, diagonal = _coupling(flat, shape, smooth)
     gradient = found.gradient + flat @ stiffness + couple(flat)
     mean = jnp.trace(found.curvature, axis1=1, axis2=2) / (2 * len(FREE))
@@ -183,7 +194,7 @@ def _coupling(
     return couple, scatter(weights, 1.0)
 
 
-def _bending() -> Float[np.ndarray, "Q Q"]:
-    """Second derivatives of the sum of the path's squared third differences."""
-    third = np.diff(np.eye(len(KNOTS)), 3, axis=0)[:, FREE]
-    return np.kron(2 * third.T @ third, np.eye(2)).astype(np.float32)
+def _stiffness(bend: Bend) -> Float[np.ndarray, "Q Q"]:
+    """Second derivatives of the penalty by the knots."""
+    d = np.diff(np.eye(len(KNOTS)), bend.order, axis=0)[:, FREE]
+    return np.kron(2 * bend.weight * d.T @ d, np.eye(2)).astype(np.float32)

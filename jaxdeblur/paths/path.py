@@ -69,7 +69,7 @@ def through(
     frames = jnp.array([-2.0, -1.0, 1.0, 2.0])
     mean = jnp.stack([frames, frames**2, frames**3 + frames / 4], -1)
     weight = known * jnp.array([0.25, 1.0, 1.0, 0.25])
-    normal = mean.T @ (weight[:, None] * mean) + 1e-3 * jnp.diag(jnp.array([0.1, 1.0, 10.0]))
+    normal = mean.T @ (weight[:, None] * mean) + jnp.diag(jnp.array([1e-6, 1e-2, 1e-1]))
     cubic = jnp.linalg.solve(normal, mean.T * weight)
     at = KNOTS[FREE]
     powers = jnp.asarray(np.stack([at, at**2, at**3], -1), jnp.float32)

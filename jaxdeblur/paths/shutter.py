@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdeblur.data.exposure import GAMMA
-from jaxdeblur.paths.fit import Stage, first_fit, fit_paths
+from jaxdeblur.paths.fit import Bend, Stage, first_fit, fit_paths
 from jaxdeblur.paths.likelihood import Observed, band
 from jaxdeblur.paths.path import exposures
 from jaxdeblur.paths.tiles import REACH
@@ -36,7 +36,7 @@ LEAST_MOTION = 2.0
 _PRIOR = 0.9  # Where nothing moves; of no account where something does.
 _PRIOR_WEIGHT = 0.02  # Nats a frequency.
 _FORGET = 0.9
-_BEND = 0.02  # Ten times that of a fit: else a path that slows down passes for a shorter exposure.
+_BEND = Bend(3, 0.02)  # Else a path that slows down passes for a shorter exposure.
 _MOST = 0.15  # Nats a frequency.
 _LINEAR_IF, _LINEAR_BY = 1.1, 0.02  # It must explain more: with bright objects it does by chance.
 _DOUBT = 6.0  # Tiles that are taken to be sharp until others tell.

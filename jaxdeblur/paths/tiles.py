@@ -40,6 +40,13 @@ class Tiling(NamedTuple):
         places = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
         return np.stack(places, -1).reshape(-1, 2) * self.stride
 
+    @property
+    def inward(self) -> Int[np.ndarray, "N 2"]:
+        """How far each patch moves to lie in the image, but for an eighth of its side."""
+        size = np.array([self.height, self.width])
+        border = np.minimum(3 * self.n // 8, size // 2)
+        return np.clip(self.centres, border, size - border) - self.centres
+
     def reduced(self, scale: int) -> Tiling:
         """The same tiles of the image at ``1/scale`` of the size."""
         size = -(-self.height // scale), -(-self.width // scale)
