@@ -116,6 +116,7 @@ def _ask(
 
     def told(gamma: Float[Array, ""]) -> tuple[Float[Array, "n D"], Float[Array, " n"]]:
         luminance = (frames[1:4] @ _LUMA) ** gamma
+        # Not inward: the duty is then read low more often.
         seen = _observed(luminance, tiling, _offsets(start), present)
         return evidence(start, seen, speed)
 
