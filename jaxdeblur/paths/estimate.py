@@ -17,9 +17,10 @@ from jaxdeblur.paths import wiener
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.fit import BEND, SMOOTH, first_fit, fit_paths, gain_over_no_blur
 from jaxdeblur.paths.gate import BLURRED, base_share, gate
+from jaxdeblur.paths.light import as_stored
 from jaxdeblur.paths.likelihood import Observed, folded_spectra
 from jaxdeblur.paths.path import FRAMES, exposed, exposures, extent, spline, through
-from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, TILES, Shutter, evidence
+from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, TILES, Shutter, evidence, richest
 from jaxdeblur.paths.tiles import REACH, Tiling, halved
 
 WINDOW = 5
@@ -114,14 +115,20 @@ def _ask(
     moves = _moves(frames, tiling) if moves is None else moves
     speed, start = _speed(moves) * present[2], through(moves, present)
 
-    def told(gamma: Float[Array, ""]) -> tuple[Float[Array, "n D"], Float[Array, " n"]]:
-        luminance = (frames[1:4] @ _LUMA) ** gamma
-        # Not inward: the duty is then read low more often.
-        seen = _observed(luminance, tiling, _offsets(start), present)
-        return evidence(start, seen, speed)
+    bright = frames[1:4] @ _LUMA
 
-    found, counts = lax.map(told, jnp.array(LIGHTS))
-    return shutter.add(found, counts[0])
+    def seen_in(gamma: Array | float) -> Observed:
+        # Not inward: the duty is then read low more often.
+        return _observed(bright**gamma, tiling, _offsets(start), present)
+
+    # The same tiles in each light: others would explain more or less.
+    chosen, counts = richest(seen_in(1.0), speed)
+
+    def told(gamma: Float[Array, ""]) -> Float[Array, "n D"]:
+        few = jax.tree.map(lambda leaf: leaf[chosen], seen_in(gamma))
+        return evidence(start[chosen], few)
+
+    return shutter.add(lax.map(told, jnp.array(LIGHTS)), counts)
 
 
 class _Restored(NamedTuple):
@@ -142,25 +149,23 @@ def _restored(
     duty: Float[Array, ""],
     linear: Array,
 ) -> _Restored:
-    middle, mean = lax.cond(
-        linear,
-        lambda x: (x[0] ** GAMMA, x[1] ** GAMMA),
-        lambda x: x,
-        (frames[1:4], jnp.clip(base, 0.0, 1.0)),
-    )
+    middle, mean = frames[1:4], jnp.clip(base, 0.0, 1.0)
     bright, mean_bright = middle @ _LUMA, mean @ _LUMA
     basis, start = exposures(duty), through(moves, present)
     # Beyond the borders, a mirror image moves the other way.
-    seen = _observed(bright, tiling, _offsets(start), present, inward=True)
+    light = lax.cond(linear, lambda y: y**GAMMA, lambda y: y, bright)
+    seen = _observed(light, tiling, _offsets(start), present, inward=True)
     finer = _COARSE[0] / tiling.stride
     smooth = SMOOTH * finer**2  # As stiff over the same distance.
     bend = BEND._replace(weight=BEND.weight * finer**3)  # A small frame shakes by fewer pixels.
     first = first_fit(start, seen.present)
     fit, value = fit_paths(first, seen, tiling.shape, basis, smooth=smooth, bend=bend)
     gain = gain_over_no_blur(fit, value, seen)
+
     weights = seen.present * jnp.exp(fit.trust) * jnp.array(_SHARES)
     tiles = wiener.Tiles(fit, _offsets(fit.knots), weights, duty, basis)
-    made = wiener.luminance(bright, mean_bright, tiles, tiling)
+    stored = lax.cond(linear, lambda: as_stored(bright, mean_bright, tiles, tiling), lambda: bright)
+    made = wiener.luminance(stored, mean_bright, tiles, tiling)
     colours, mean_colours = _chroma(middle, bright), _chroma(mean, mean_bright)
     sharp = wiener.chrominance(colours, mean_colours, tiles, tiling.reduced(2), made.shares)
     shape = 2, 2 * sharp.shape[1], 2 * sharp.shape[2]
@@ -168,7 +173,6 @@ def _restored(
     green = -(_LUMA[0] * red + _LUMA[2] * blue) / _LUMA[1]
     change = jnp.stack([red, green, blue], -1)[: tiling.height, : tiling.width]
     sharp = jnp.clip(middle[1] + (made.sharp - bright[1])[..., None] + change, 0.0, 1.0)
-    sharp = lax.cond(linear, lambda x: x ** (1 / GAMMA), lambda x: x, sharp)
     cells = gate(made, bright[1], extent(fit.knots, duty), gain, tiling)
     unexplained = jnp.stack([made.residual, made.disagreement], -1)
     paths = jnp.asarray(tiling.centres)[:, None] + exposed(fit.knots, duty)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths.fit import Bend, Stage, first_fit, fit_paths
@@ -38,7 +38,7 @@ _PRIOR_WEIGHT = 0.02  # Nats a frequency.
 _FORGET = 0.9
 _BEND = Bend(3, 0.02)  # Else a path that slows down passes for a shorter exposure.
 _MOST = 0.15  # Nats a frequency.
-_LINEAR_IF, _LINEAR_BY = 1.1, 0.02  # It must explain more: with bright objects it does by chance.
+_LINEAR_IF = 1.05  # It must explain more: with bright objects it does by chance.
 _DOUBT = 6.0  # Tiles that are taken to be sharp until others tell.
 _INCOMPLETE = 0.25  # What a frame at the ends of a video counts, which has one neighbour.
 _STAGES = (Stage(0.08, 3, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
@@ -89,7 +89,7 @@ class Shutter(NamedTuple):
     def linear(self) -> Float[Array, ""]:
         """1.0 if frames were averaged in linear light, else 0.0."""
         stored, linear = self._gains
-        return (linear > _LINEAR_IF * stored + _LINEAR_BY * self.tiles).astype(jnp.float32)
+        return (linear > _LINEAR_IF * stored).astype(jnp.float32)
 
     @property
     def duty(self) -> Float[Array, ""]:
@@ -105,14 +105,13 @@ class Shutter(NamedTuple):
         return jnp.clip(jnp.where(bend > 1e-6, vertex, jnp.asarray(DUTIES)[least]), 0.2, 1.0)
 
 
-def evidence(
-    knots: Float[Array, "N P 2"], seen: Observed, motion: Float[Array, " N"]
-) -> tuple[Float[Array, "n D"], Float[Array, " n"]]:
-    """L of the richest tiles that move, for each of DUTIES, and what each counts.
+def richest(
+    seen: Observed, motion: Float[Array, " N"]
+) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+    """Which tiles that move have most texture, and what each counts.
 
     Args:
-      knots: where the paths begin.
-      seen: the patches of all tiles, in the light that is tried.
+      seen: the patches of all tiles, as stored.
       motion: pixels that each tile moves per frame.
     """
     where = band(seen.spectra.shape[-2], 0.16)
@@ -120,11 +119,20 @@ def evidence(
     texture = (texture * where.weight * np.hypot(where.fy[:, None], where.fx)).sum((-2, -1))
     moves = (motion > LEAST_MOTION) & (motion < REACH)
     score, chosen = jax.lax.top_k(jnp.where(moves, texture, 0.0), min(TILES, len(motion)))
-    knots, few = knots[chosen], jax.tree.map(lambda leaf: leaf[chosen], seen)
-    counts = (score > 0) * jnp.where(few.present.min(1) > 0, 1.0, _INCOMPLETE)
+    complete = seen.present[chosen].min(1) > 0
+    return chosen, (score > 0) * jnp.where(complete, 1.0, _INCOMPLETE)
+
+
+def evidence(knots: Float[Array, "n P 2"], seen: Observed) -> Float[Array, "n D"]:
+    """L of tiles for each of DUTIES.
+
+    Args:
+      knots: where their paths begin.
+      seen: their patches, in the light that is tried.
+    """
 
     def of(duty: Float[Array, ""]) -> Float[Array, " n"]:
-        fit, alone = first_fit(knots, few.present), (len(chosen), 1)
-        return fit_paths(fit, few, alone, exposures(duty), _STAGES, smooth=0.0, bend=_BEND)[1]
+        fit, alone = first_fit(knots, seen.present), (len(knots), 1)
+        return fit_paths(fit, seen, alone, exposures(duty), _STAGES, smooth=0.0, bend=_BEND)[1]
 
-    return jax.lax.map(of, jnp.asarray(DUTIES)).T, counts
+    return jax.lax.map(of, jnp.asarray(DUTIES)).T

@@ -102,7 +102,7 @@ def luminance(
         )
         residual = terms.kernel * sharp - terms.spectrum
         parts = jnp.fft.irfft2(jnp.concatenate([sharp, residual, others - own]), s=(n, n))
-        return _inner(parts, tiling).at[0].add(terms.mean[0])
+        return inner(parts, tiling).at[0].add(terms.mean[0])
 
     made = over_tiles(one, (_patches(frames[:, None], base[None], tiles, tiling, 1), beta))
     shares = _shares(made[:, 1], tiling)
@@ -132,7 +132,7 @@ def chrominance(
         terms = _terms(patches, tiles.basis, tiling, 2)
         numerator = terms.numerator.sum(0) + terms.ratio * terms.base
         sharp = numerator / (terms.energy.sum(0) + terms.ratio)
-        return _inner(jnp.fft.irfft2(sharp, s=(n, n)), tiling) + terms.mean
+        return inner(jnp.fft.irfft2(sharp, s=(n, n)), tiling) + terms.mean
 
     made = over_tiles(one, _patches(frames, base, tiles, tiling, 2))
     return overlap_add(made * reduce(shares, "n c (y 2) (x 2) -> n c y x", "mean"), tiling)
@@ -206,6 +206,7 @@ def _patches(
     return _Patches(cuts, cut(base, tiling), tiles.fit, tiles.offsets, tiles.weights)
 
 
-def _inner(patches: Float[Array, "C n n"], tiling: Tiling) -> Float[Array, "C size size"]:
+def inner(patches: Float[Array, "C n n"], tiling: Tiling) -> Float[Array, "C size size"]:
+    """What a tile keeps of its patch."""
     margin = (tiling.n - tiling.size) // 2
     return patches[:, margin : tiling.n - margin, margin : tiling.n - margin]
