@@ -38,7 +38,7 @@ _PRIOR_WEIGHT = 0.02  # Nats a frequency.
 _FORGET = 0.9
 _BEND = Bend(3, 0.02)  # Else a path that slows down passes for a shorter exposure.
 _MOST = 0.15  # Nats a frequency.
-_LINEAR_BY = 0.01  # Nats a tile by which it must explain more.
+_LINEAR_IF, _LINEAR_BY = 1.08, 0.005  # It must explain more: with bright objects it does by chance.
 _DOUBT = 6.0  # Tiles that are taken to be sharp until others tell.
 _INCOMPLETE = 0.25  # What a frame at the ends of a video counts, which has one neighbour.
 _STAGES = (Stage(0.08, 3, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
@@ -89,7 +89,7 @@ class Shutter(NamedTuple):
     def linear(self) -> Float[Array, ""]:
         """1.0 if frames were averaged in linear light, else 0.0."""
         stored, linear = self._gains
-        return (linear > stored + _LINEAR_BY * self.tiles).astype(jnp.float32)
+        return (linear > _LINEAR_IF * stored + _LINEAR_BY * self.tiles).astype(jnp.float32)
 
     @property
     def duty(self) -> Float[Array, ""]:
