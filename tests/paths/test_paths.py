@@ -23,7 +23,7 @@ from jaxdeblur.paths.light import as_stored
 from jaxdeblur.paths.likelihood import START, Fit, Likelihood, Observed, band, likelihood
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, spline, transfer
 from jaxdeblur.paths.restorer import PathRestorer, PathsConfig
-from jaxdeblur.paths.shutter import DUTIES, Shutter
+from jaxdeblur.paths.shutter import DUTIES, Shutter, richest
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
 from jaxdeblur.paths.wiener import Luminance, Tiles
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
@@ -247,6 +247,17 @@ def test_sharp_frames_stay_as_they_are() -> None:
     share = at_pixels(found.cells[..., :1], *frames.shape[1:3])
     out = frames[2] + share * (found.sharp - frames[2])
     assert psnr(np.asarray(out), np.asarray(frames[2])) > 50
+
+
+def test_the_richest_tiles_that_move_are_asked() -> None:
+    texture = jnp.arange(1.0, 21.0)
+    spectra = jnp.ones((20, 3, 2, 32, 17)) * texture[:, None, None, None, None]
+    present = jnp.ones((20, 3)).at[18, 0].set(0.0)
+    seen = Observed(spectra, jnp.zeros((20, 3, 2)), present)
+    motion = jnp.full(20, 5.0).at[19].set(1.0)  # The richest rests.
+    chosen, counts = richest(seen, motion)
+    assert chosen.tolist() == list(range(18, 6, -1))
+    assert counts.tolist() == [0.25] + [1.0] * 11
 
 
 def test_shutter_goes_by_all_evidence_and_follows_a_change() -> None:
