@@ -114,7 +114,6 @@ def _ask(
     tiling = _tiling(frames)
     moves = _moves(frames, tiling) if moves is None else moves
     speed, start = _speed(moves) * present[2], through(moves, present)
-
     bright = frames[1:4] @ _LUMA
 
     def seen_in(gamma: Array | float) -> Observed:
@@ -152,8 +151,8 @@ def _restored(
     middle, mean = frames[1:4], jnp.clip(base, 0.0, 1.0)
     bright, mean_bright = middle @ _LUMA, mean @ _LUMA
     basis, start = exposures(duty), through(moves, present)
-    # Beyond the borders, a mirror image moves the other way.
     light = lax.cond(linear, lambda y: y**GAMMA, lambda y: y, bright)
+    # Inward, since beyond the borders a mirror image moves the other way.
     seen = _observed(light, tiling, _offsets(start), present, inward=True)
     finer = _COARSE[0] / tiling.stride
     smooth = SMOOTH * finer**2  # As stiff over the same distance.
@@ -161,7 +160,6 @@ def _restored(
     first = first_fit(start, seen.present)
     fit, value = fit_paths(first, seen, tiling.shape, basis, smooth=smooth, bend=bend)
     gain = gain_over_no_blur(fit, value, seen)
-
     weights = seen.present * jnp.exp(fit.trust) * jnp.array(_SHARES)
     tiles = wiener.Tiles(fit, _offsets(fit.knots), weights, duty, basis)
     stored = lax.cond(linear, lambda: as_stored(bright, mean_bright, tiles, tiling), lambda: bright)

@@ -19,9 +19,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.data.exposure import GAMMA
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, transfer
-from jaxdeblur.paths.tiles import Tiling, cut, over_tiles, overlap_add, taper
-from jaxdeblur.paths.wiener import Tiles, inner, luminance
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, frequencies, transfer
+from jaxdeblur.paths.tiles import Tiling, cut, inner, over_tiles, overlap_add, taper
+from jaxdeblur.paths.wiener import Tiles, luminance
 
 
 def as_stored(
@@ -53,14 +53,13 @@ def _excess(
 ) -> Float[Array, "H W"]:
     """The bracket for frame j, where it is in that frame; y is linear here."""
     n = tiling.n
-    frequencies = [f(n).astype(np.float32) for f in (np.fft.fftfreq, np.fft.rfftfreq)]
     path = jnp.einsum("jp,npc->njc", tiles.basis[j], tiles.fit.knots) - tiles.offsets[:, None, j]
     # What is at a tile in frame j was as far from it in the middle frame.
     patches = cut(sharp[None], tiling, -jnp.round(tiles.offsets[:, j]).astype(int))
 
     def one(each: tuple[jax.Array, jax.Array]) -> Float[Array, "1 size size"]:
         patch, path = each
-        kernel = transfer(path, SAMPLE_WEIGHTS[None], *frequencies)[0]
+        kernel = transfer(path, SAMPLE_WEIGHTS[None], *frequencies(n))[0]
         both = jnp.concatenate([patch, patch ** (1 / GAMMA)])
         spectra = lax.complex(kernel[0], kernel[1]) * jnp.fft.rfft2(both)
         linear, stored = jnp.fft.irfft2(spectra, s=(n, n))

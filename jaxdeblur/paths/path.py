@@ -76,6 +76,12 @@ def through(
     return jnp.einsum("pf,nfc->npc", powers @ cubic, displacements)
 
 
+def frequencies(n: int, scale: int = 1) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+    """Those of a real patch, (y, x), in cycles a pixel of the image that is ``scale`` as large."""
+    fy, fx = (f(n).astype(np.float32) / scale for f in (np.fft.fftfreq, np.fft.rfftfreq))
+    return fy, fx
+
+
 def transfer(
     path: Float[Array, "J 2"],
     weights: Float[Array, "L J"] | Float[np.ndarray, "L J"],

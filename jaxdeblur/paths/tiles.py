@@ -83,6 +83,12 @@ def cut(
     return over_tiles(one, corners)
 
 
+def inner(patches: Float[Array, "C n n"], tiling: Tiling) -> Float[Array, "C size size"]:
+    """What a tile keeps of its patch."""
+    margin = (tiling.n - tiling.size) // 2
+    return patches[:, margin : tiling.n - margin, margin : tiling.n - margin]
+
+
 def overlap_add(tiles: Float[Array, "N C size size"], tiling: Tiling) -> Float[Array, "C H W"]:
     """The sum of tiles in their places."""
     rows, columns = tiling.shape

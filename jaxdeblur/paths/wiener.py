@@ -31,8 +31,8 @@ from jax import lax
 from jaxtyping import Array, Complex, Float
 
 from jaxdeblur.paths.likelihood import Fit, radial_shares
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, extent, transfer
-from jaxdeblur.paths.tiles import Tiling, cut, over_tiles, overlap_add, taper
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, extent, frequencies, transfer
+from jaxdeblur.paths.tiles import Tiling, cut, inner, over_tiles, overlap_add, taper
 
 NEIGHBOUR = 0.5
 """Of a neighbour's trust: an error of its path hurts more than its share of the light helps."""
@@ -172,16 +172,16 @@ def _terms(patches: _Patches, basis: jax.Array, tiling: Tiling, scale: int) -> _
     """w'_j conj(K_j) B_j, w'_j |K_j|^2, l and Y at all frequencies of a tile."""
     n = tiling.n
     edge = taper(n, 3 * (n - tiling.size) // 8)
-    frequencies = [f(n).astype(np.float32) / scale for f in (np.fft.fftfreq, np.fft.rfftfreq)]
+    at = frequencies(n, scale)
     mean = patches.frames.mean((-2, -1), keepdims=True)
     spectra = jnp.fft.rfft2((patches.frames - mean) * edge)
     path = jnp.einsum("mjp,pc->mjc", basis, patches.fit.knots) - patches.offsets[:, None]
     once = SAMPLE_WEIGHTS[None]
-    kernel = jnp.stack([transfer(p, once, *frequencies)[0] for p in path])
+    kernel = jnp.stack([transfer(p, once, *at)[0] for p in path])
     energy = patches.weights[:, None, None] * (kernel**2).sum(1)
     k = lax.complex(kernel[:, 0], kernel[:, 1])
     numerator = patches.weights[:, None, None, None] * jnp.conj(k)[:, None] * spectra
-    log_ratio = jnp.einsum("r,ryx->yx", patches.fit.spectrum, radial_shares(*frequencies))
+    log_ratio = jnp.einsum("r,ryx->yx", patches.fit.spectrum, radial_shares(*at))
     base = jnp.fft.rfft2((patches.base - mean[1]) * edge)
     return _Terms(numerator, energy, LAM * jnp.exp(log_ratio), base, k[1], spectra[1], mean[1])
 
@@ -204,9 +204,3 @@ def _patches(
     whole = jnp.round(tiles.offsets / scale).astype(int)
     cuts = jnp.stack([cut(frame, tiling, whole[:, j]) for j, frame in enumerate(frames)], 1)
     return _Patches(cuts, cut(base, tiling), tiles.fit, tiles.offsets, tiles.weights)
-
-
-def inner(patches: Float[Array, "C n n"], tiling: Tiling) -> Float[Array, "C size size"]:
-    """What a tile keeps of its patch."""
-    margin = (tiling.n - tiling.size) // 2
-    return patches[:, margin : tiling.n - margin, margin : tiling.n - margin]
