@@ -15,10 +15,10 @@ from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.models.path_maps import CELL, smoothstep
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.displacement import displacement, phase_spectra
-from jaxdeblur.paths.fit import BEND, SMOOTH, first_fit, fit_paths, gain_over_no_blur
+from jaxdeblur.paths.fit import BEND, SLOW, SMOOTH, first_fit, fit_paths, gain_over_no_blur
 from jaxdeblur.paths.gate import BLURRED, base_share, gate
 from jaxdeblur.paths.light import as_stored
-from jaxdeblur.paths.likelihood import Observed, folded_spectra
+from jaxdeblur.paths.likelihood import observed
 from jaxdeblur.paths.path import FRAMES, exposed, exposures, extent, spline, through
 from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, TILES, Shutter, evidence, richest
 from jaxdeblur.paths.tiles import REACH, Tiling, halved
@@ -115,17 +115,19 @@ def _ask(
     moves = _moves(frames, tiling) if moves is None else moves
     speed, start = _speed(moves) * present[2], through(moves, present)
     bright = frames[1:4] @ _LUMA
-
-    def seen_in(gamma: Array | float) -> Observed:
-        # Not inward: the duty is then read low more often.
-        return _observed(bright**gamma, tiling, _offsets(start), present)
-
+    # Not inward: the duty is then read low more often.
+    offsets = _offsets(start)
     # The same tiles in each light: others would explain more or less.
-    chosen, counts = richest(seen_in(1.0), speed)
+    chosen, counts = richest(observed(bright, tiling, offsets, present), speed)
+    of_less = tiling._replace(n=tiling.size)  # Twice as fast at the whole size, and as good.
+    slow = (speed[chosen] < SLOW) & (counts > 0)
 
     def told(gamma: Float[Array, ""]) -> Float[Array, "n D"]:
-        few = jax.tree.map(lambda leaf: leaf[chosen], seen_in(gamma))
-        return evidence(start[chosen], few)
+        seen, fine = (
+            observed(bright**gamma, tiling, offsets, present, only=chosen, scale=scale)
+            for tiling, scale in ((tiling, 2), (of_less, 1))
+        )
+        return evidence(start[chosen], seen, fine, slow)
 
     return shutter.add(lax.map(told, jnp.array(LIGHTS)), counts)
 
@@ -153,12 +155,13 @@ def _restored(
     basis, start = exposures(duty), through(moves, present)
     light = lax.cond(linear, lambda y: y**GAMMA, lambda y: y, bright)
     # Inward, since beyond the borders a mirror image moves the other way.
-    seen = _observed(light, tiling, _offsets(start), present, inward=True)
+    seen = observed(light, tiling, _offsets(start), present, inward=True)
     finer = _COARSE[0] / tiling.stride
     smooth = SMOOTH * finer**2  # As stiff over the same distance.
     bend = BEND._replace(weight=BEND.weight * finer**3)  # A small frame shakes by fewer pixels.
     first = first_fit(start, seen.present)
-    fit, value = fit_paths(first, seen, tiling.shape, basis, smooth=smooth, bend=bend)
+    stiff = functools.partial(fit_paths, shape=tiling.shape, basis=basis, smooth=smooth, bend=bend)
+    fit, value = stiff(first, seen)
     gain = gain_over_no_blur(fit, value, seen)
     weights = seen.present * jnp.exp(fit.trust) * jnp.array(_SHARES)
     tiles = wiener.Tiles(fit, _offsets(fit.knots), weights, duty, basis)
@@ -214,21 +217,6 @@ def _moves(frames: Float[Array, "5 H W 3"], tiling: Tiling) -> Float[Array, "N 4
 
 def _speed(moves: Float[Array, "N 4 2"]) -> Float[Array, " N"]:
     return jnp.linalg.norm(moves[:, 1:3], axis=-1).max(-1)  # To the farther neighbour.
-
-
-def _observed(
-    luminance: Float[Array, "3 H W"],
-    tiling: Tiling,
-    offsets: Float[Array, "N 3 2"],
-    present: Float[Array, 5],
-    inward: bool = False,
-) -> Observed:
-    half, whole = tiling.reduced(2), jnp.round(offsets / 2).astype(int)
-    if inward:
-        whole = whole + half.inward[:, None]
-    folded = [folded_spectra(halved(y), half, whole[:, j]) for j, y in enumerate(luminance)]
-    here = jnp.broadcast_to(present[1:4], (len(offsets), 3))
-    return Observed(jnp.stack(folded, 1), offsets, here)
 
 
 def _chroma(

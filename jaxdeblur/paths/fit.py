@@ -62,6 +62,10 @@ class Stage(NamedTuple):
 
 
 STAGES = (Stage(0.08, 4, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
+"""Of patches at half size."""
+
+SLOW = 5.0
+"""Pixels a frame: the zeros of such a tile's transfer functions lie in the finest detail."""
 
 
 def first_fit(knots: Float[Array, "N P 2"], present: Float[Array, "N 3"]) -> Fit:
@@ -79,6 +83,7 @@ def fit_paths(
     stages: tuple[Stage, ...] = STAGES,
     smooth: float = SMOOTH,
     bend: Bend = BEND,
+    scale: int = 2,
 ) -> tuple[Fit, Float[Array, " N"]]:
     """Fits path, spectrum and trust of all tiles.
 
@@ -90,13 +95,14 @@ def fit_paths(
       stages: the bands and how many steps each gets.
       smooth: SMOOTH, or 0 for tiles that are no neighbours.
       bend: BEND, or what else keeps paths from bending.
+      scale: the patches are of an image at ``1/scale`` of its size.
 
     Returns:
       The fit, and L of each tile at the beginning of the last step.
     """
     value = jnp.zeros(len(fit.knots))
     for stage in stages:
-        inside, where = seen.up_to(stage.top)
+        inside, where = seen.up_to(stage.top, scale)
 
         def step(
             fit: Fit, _: None, where: Band = where, inside: Observed = inside, stage: Stage = stage

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxdeblur.paths.path import SAMPLE_WEIGHTS, transfer
-from jaxdeblur.paths.tiles import Tiling, cut, hann, over_tiles
+from jaxdeblur.paths.tiles import Tiling, cut, halved, hann, over_tiles
 
 RADII = np.array([0.012, 0.025, 0.045, 0.075, 0.12, 0.18, 0.26, 0.36], np.float32)
 """Cycles a pixel at which lam is fitted."""
@@ -56,24 +56,25 @@ class Band(NamedTuple):
     """``weight`` where the frequency belongs to the ring around that radius, else 0."""
 
 
-def band(n: int, top: float) -> Band:
+def band(n: int, top: float, scale: int = 2) -> Band:
     """The frequencies up to ``top`` that a Hann window tells from 0.
 
     Args:
-      n: rows of ``folded_spectra``, of an image at half size.
+      n: rows of ``folded_spectra``.
       top: the highest, in cycles a pixel of the whole image, as all frequencies and paths are.
+      scale: the image had ``1/scale`` of its size.
     """
-    most = min(int(top * n * 2), n // 2 - 1)
+    most = min(int(top * n * scale), n // 2 - 1)
     indices, columns = np.r_[0 : most + 1, n - most : n], np.arange(most + 1)
-    fy, fx = np.fft.fftfreq(n)[indices] / 2, columns / n / 2
+    fy, fx = np.fft.fftfreq(n)[indices] / scale, columns / n / scale
     radius = np.hypot(fy[:, None], fx)
-    inside = (radius <= top) & (radius > 0.75 / n / 2)
+    inside = (radius <= top) & (radius > 0.75 / n / scale)
     weight = inside * np.where(columns == 0, 0.5, 1.0)
     radial = radial_shares(fy, fx)
     nearest = np.rint(np.einsum("r,ryx->yx", np.arange(len(RADII)), radial))
     rings = (nearest == np.arange(len(RADII))[:, None, None]) * weight
     arrays = (array.astype(np.float32) for array in (fy, fx, weight, radial, rings))
-    floor = float((hann(2 * n) ** 2).sum()) * _ROUNDING / 4  # of means over 2 x 2 pixels
+    floor = float((hann(2 * n) ** 2).sum()) * _ROUNDING / scale**2  # of means
     return Band(indices, columns, floor, *arrays)
 
 
@@ -94,9 +95,9 @@ class Observed(NamedTuple):
     present: Float[Array, 3]
     """1 for a frame, 0 for one beyond the video's ends."""
 
-    def up_to(self, top: float) -> tuple[Observed, Band]:
-        """With the frequencies up to ``top`` alone, and which these are."""
-        where = band(self.spectra.shape[-2], top)
+    def up_to(self, top: float, scale: int = 2) -> tuple[Observed, Band]:
+        """With the frequencies up to ``top`` alone, and which these are; arguments of ``band``."""
+        where = band(self.spectra.shape[-2], top, scale)
         return self._replace(spectra=self.spectra[..., where.rows, :][..., where.columns]), where
 
 
@@ -125,9 +126,12 @@ class Likelihood(NamedTuple):
 
 
 def folded_spectra(
-    image: Float[Array, "H W"], tiling: Tiling, offsets: jax.Array
+    image: Float[Array, "H W"],
+    tiling: Tiling,
+    offsets: Int[Array, "N 2"],
+    only: Int[Array, " N"] | None = None,
 ) -> Float[Array, "N 2 h m"]:
-    """Every second frequency of the patches under a Hann window.
+    """Every second frequency of the patches under a Hann window; arguments as of ``tiles.cut``.
 
     The window ties neighbouring frequencies together, so half of them in each direction tell all:
     folding the patch before the transform keeps these, at a quarter of the work.
@@ -139,7 +143,38 @@ def folded_spectra(
         spectrum = jnp.fft.rfft2(patch.reshape(2, half, 2, half).sum((0, 2)))
         return jnp.stack([spectrum.real, spectrum.imag])
 
-    return over_tiles(one, cut(image[None], tiling, offsets))
+    return over_tiles(one, cut(image[None], tiling, offsets, only=only))
+
+
+def observed(
+    luminance: Float[Array, "3 H W"],
+    tiling: Tiling,
+    offsets: Float[Array, "N 3 2"],
+    present: Float[Array, 5],
+    inward: bool = False,
+    only: Int[Array, " n"] | None = None,
+    scale: int = 2,
+) -> Observed:
+    """What is seen of tiles.
+
+    Args:
+      luminance: of the frames before, at and after, in the light that is tried.
+      tiling: of these.
+      offsets: where the patches are cut, in even pixels.
+      present: 1 for each of five frames that is there, else 0.
+      inward: patches at the borders lie inside.
+      only: which tiles; None for all.
+      scale: 1, or 2 for the image at half of its size.
+    """
+    reduced = tiling.reduced(scale)
+    offsets = offsets if only is None else offsets[only]
+    whole = jnp.round(offsets / scale).astype(int)
+    if inward:
+        whole = whole + reduced.inward[:, None]
+    images = halved(luminance) if scale == 2 else luminance
+    folded = [folded_spectra(y, reduced, whole[:, j], only) for j, y in enumerate(images)]
+    here = jnp.broadcast_to(present[1:4], (len(offsets), 3))
+    return Observed(jnp.stack(folded, 1), offsets, here)
 
 
 def _conj_times(a: Float[Array, "... 2 Y X"], b: Float[Array, "... 2 Y X"]) -> jax.Array:

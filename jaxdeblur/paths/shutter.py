@@ -8,12 +8,13 @@ so that a change is followed.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths.fit import Bend, Stage, first_fit, fit_paths
@@ -38,10 +39,11 @@ _PRIOR_WEIGHT = 0.02  # Nats a frequency.
 _FORGET = 0.9
 _BEND = Bend(3, 0.02)  # Else a path that slows down passes for a shorter exposure.
 _MOST = 0.15  # Nats a frequency.
-_LINEAR_IF, _LINEAR_BY = 1.08, 0.005  # It must explain more: with bright objects it does by chance.
+_STANDARD_ERRORS = 2.0  # By which linear light must be ahead.
 _DOUBT = 6.0  # Tiles that are taken to be sharp until others tell.
 _INCOMPLETE = 0.25  # What a frame at the ends of a video counts, which has one neighbour.
 _STAGES = (Stage(0.08, 3, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
+_FINE_STAGES = (Stage(0.24, 2, 1.5), Stage(0.4, 2, 1.5), Stage(0.4, 1, 1.5))  # Its step is unused.
 
 
 class Shutter(NamedTuple):
@@ -51,6 +53,9 @@ class Shutter(NamedTuple):
     """L of each light and duty, added up over tiles and forgotten slowly."""
     votes: Float[Array, "2 D"]
     """The same with what a tile has above its least limited, so that no tile overrules others."""
+    apart: Float[Array, "2 D"]
+    """By how much more an open shutter explains in linear light: the sum over tiles, and that of
+    squares."""
     tiles: Float[Array, ""]
     """How many they were, forgotten alike."""
 
@@ -58,7 +63,7 @@ class Shutter(NamedTuple):
     def unknown(cls, *videos: int) -> Shutter:
         """Before the first frame; of several videos, with that leading axis."""
         nothing = jnp.zeros((*videos, len(LIGHTS), len(DUTIES)), jnp.float32)
-        return cls(nothing, nothing, jnp.zeros(videos, jnp.float32))
+        return cls(nothing, nothing, nothing, jnp.zeros(videos, jnp.float32))
 
     def add(self, seen: Float[Array, "2 N D"], counts: Float[Array, " N"]) -> Shutter:
         """With one more frame.
@@ -68,10 +73,14 @@ class Shutter(NamedTuple):
           counts: what each tile counts.
         """
         over = seen - seen.min(-1, keepdims=True)
-        votes = jnp.einsum("lnd,n->ld", jnp.minimum(over, _MOST), counts)
-        evidence = jnp.einsum("lnd,n->ld", over, counts)
+        stored, linear = seen[..., :1] - seen
+        apart = jnp.stack([linear - stored, (linear - stored) ** 2])
+        sums = (
+            jnp.einsum("lnd,n->ld", each, counts)
+            for each in (over, jnp.minimum(over, _MOST), apart)
+        )
         old = jax.tree.map(lambda kept: _FORGET * kept, self)
-        return Shutter(old.evidence + evidence, old.votes + votes, old.tiles + counts.sum())
+        return jax.tree.map(jnp.add, old, Shutter(*sums, counts.sum()))
 
     @property
     def blurred(self) -> Float[Array, ""]:
@@ -79,17 +88,17 @@ class Shutter(NamedTuple):
 
         As stored, whatever the light: sharp frames more often look blurred in linear light.
         """
-        return self._gains[0] / (self.tiles + _DOUBT)
-
-    @property
-    def _gains(self) -> Float[Array, 2]:
-        return self.evidence[:, 0] - self.evidence.min(1)
+        stored = self.evidence[0]
+        return (stored[0] - stored.min()) / (self.tiles + _DOUBT)
 
     @property
     def linear(self) -> Float[Array, ""]:
-        """1.0 if frames were averaged in linear light, else 0.0."""
-        stored, linear = self._gains
-        return (linear > _LINEAR_IF * stored + _LINEAR_BY * self.tiles).astype(jnp.float32)
+        """1.0 if frames were averaged in linear light, else 0.0.
+
+        Tiles must agree on it: a few bright objects say much, but each something else.
+        """
+        sums, squares = self.apart[:, self.evidence.sum(0).argmin()]
+        return (sums > _STANDARD_ERRORS * jnp.sqrt(squares)).astype(jnp.float32)
 
     @property
     def duty(self) -> Float[Array, ""]:
@@ -123,16 +132,26 @@ def richest(
     return chosen, (score > 0) * jnp.where(complete, 1.0, _INCOMPLETE)
 
 
-def evidence(knots: Float[Array, "n P 2"], seen: Observed) -> Float[Array, "n D"]:
-    """L of tiles for each of DUTIES.
+def evidence(
+    knots: Float[Array, "n P 2"], seen: Observed, fine: Observed, slow: Bool[Array, " n"]
+) -> Float[Array, "n D"]:
+    """L of tiles for each of DUTIES, of fine detail where tiles are slow.
 
     Args:
       knots: where their paths begin.
-      seen: their patches, in the light that is tried.
+      seen: their patches at half size, in the light that is tried.
+      fine: these at the whole size.
+      slow: which move less than SLOW.
     """
 
     def of(duty: Float[Array, ""]) -> Float[Array, " n"]:
-        fit, alone = first_fit(knots, seen.present), (len(knots), 1)
-        return fit_paths(fit, seen, alone, exposures(duty), _STAGES, smooth=0.0, bend=_BEND)[1]
+        first, alone, basis = first_fit(knots, seen.present), (len(knots), 1), exposures(duty)
+        fit = functools.partial(fit_paths, shape=alone, basis=basis, smooth=0.0, bend=_BEND)
+        coarse, value = fit(first, seen, stages=_STAGES)
+
+        def finer() -> Float[Array, " n"]:
+            return fit(coarse, fine, stages=_FINE_STAGES, scale=1)[1]
+
+        return jnp.where(slow, jax.lax.cond(slow.any(), finer, lambda: value), value)
 
     return jax.lax.map(of, jnp.asarray(DUTIES)).T

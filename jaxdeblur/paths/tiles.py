@@ -58,6 +58,7 @@ def cut(
     tiling: Tiling,
     offsets: Int[Array, "N 2"] | None = None,
     beyond: str = "symmetric",
+    only: Int[Array, " N"] | None = None,
 ) -> Float[Array, "N C n n"]:
     """The patch of each tile, moved by its whole offset, at most REACH.
 
@@ -66,6 +67,7 @@ def cut(
       tiling: where the patches are.
       offsets: (y, x) of each patch; None for none.
       beyond: what lies beyond the borders, a mode of ``jnp.pad``.
+      only: which tiles; None for all.
     """
     rows, columns = tiling.shape
     border = tiling.n // 2 + REACH
@@ -73,6 +75,8 @@ def cut(
     right = (columns - 1) * tiling.stride + border - tiling.width
     padded = jnp.pad(image, ((0, 0), (border, below), (border, right)), mode=beyond)
     corners = jnp.asarray(tiling.centres) + REACH
+    if only is not None:
+        corners = corners[only]
     if offsets is not None:
         corners = corners + jnp.clip(offsets, -REACH, REACH)
 
