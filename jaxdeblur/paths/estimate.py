@@ -15,12 +15,12 @@ from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.models.path_maps import CELL, smoothstep
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.displacement import displacement, phase_spectra
-from jaxdeblur.paths.fit import BEND, SLOW, SMOOTH, first_fit, fit_paths, gain_over_no_blur
+from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_paths, gain_over_no_blur
 from jaxdeblur.paths.gate import BLURRED, base_share, gate
 from jaxdeblur.paths.light import as_stored
 from jaxdeblur.paths.likelihood import observed
 from jaxdeblur.paths.path import FRAMES, exposed, exposures, extent, spline, through
-from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, TILES, Shutter, evidence, richest
+from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, SLOW, TILES, Shutter, evidence, richest
 from jaxdeblur.paths.tiles import REACH, Tiling, halved
 
 WINDOW = 5
@@ -156,13 +156,18 @@ def _restored(
     light = lax.cond(linear, lambda y: y**GAMMA, lambda y: y, bright)
     # Inward, since beyond the borders a mirror image moves the other way.
     seen = observed(light, tiling, _offsets(start), present, inward=True)
-    finer = _COARSE[0] / tiling.stride
-    smooth = SMOOTH * finer**2  # As stiff over the same distance.
-    bend = BEND._replace(weight=BEND.weight * finer**3)  # A small frame shakes by fewer pixels.
+    closer = _COARSE[0] / tiling.stride
+    smooth = SMOOTH * closer**2  # As stiff over the same distance.
+    bend = BEND._replace(weight=BEND.weight * closer**3)  # A small frame shakes by fewer pixels.
     first = first_fit(start, seen.present)
     stiff = functools.partial(fit_paths, shape=tiling.shape, basis=basis, smooth=smooth, bend=bend)
     fit, value = stiff(first, seen)
     gain = gain_over_no_blur(fit, value, seen)
+    if tiling.stride == _FINE[0]:
+        fine = observed(light, tiling, _offsets(start), present, inward=True, scale=1)
+        finer, _ = stiff(fit, fine, stages=FINE_STAGES, scale=1)
+        # Of real footage, the spectrum of fine detail alone promises too little noise.
+        fit = finer._replace(spectrum=0.5 * (fit.spectrum + finer.spectrum))
     weights = seen.present * jnp.exp(fit.trust) * jnp.array(_SHARES)
     tiles = wiener.Tiles(fit, _offsets(fit.knots), weights, duty, basis)
     stored = lax.cond(linear, lambda: as_stored(bright, mean_bright, tiles, tiling), lambda: bright)

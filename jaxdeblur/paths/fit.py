@@ -64,8 +64,8 @@ class Stage(NamedTuple):
 STAGES = (Stage(0.08, 4, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
 """Of patches at half size."""
 
-SLOW = 5.0
-"""Pixels a frame: the zeros of such a tile's transfer functions lie in the finest detail."""
+FINE_STAGES = (Stage(0.24, 1, 1.5), Stage(0.4, 2, 1.5))
+"""Afterwards, of patches at the whole size."""
 
 
 def first_fit(knots: Float[Array, "N P 2"], present: Float[Array, "N 3"]) -> Fit:

@@ -34,6 +34,9 @@ TILES = 12
 LEAST_MOTION = 2.0
 """Pixels a frame: what moves less tells nothing of the exposure."""
 
+SLOW = 5.0
+"""Pixels a frame: the zeros of such a tile's transfer functions lie in the finest detail."""
+
 _PRIOR = 0.9  # Where nothing moves; of no account where something does.
 _PRIOR_WEIGHT = 0.02  # Nats a frequency.
 _FORGET = 0.9
@@ -75,12 +78,12 @@ class Shutter(NamedTuple):
         over = seen - seen.min(-1, keepdims=True)
         stored, linear = seen[..., :1] - seen
         apart = jnp.stack([linear - stored, (linear - stored) ** 2])
-        sums = (
+        evidence, votes, sums = (
             jnp.einsum("lnd,n->ld", each, counts)
             for each in (over, jnp.minimum(over, _MOST), apart)
         )
-        old = jax.tree.map(lambda kept: _FORGET * kept, self)
-        return jax.tree.map(jnp.add, old, Shutter(*sums, counts.sum()))
+        new = Shutter(evidence, votes, sums, counts.sum())
+        return jax.tree.map(lambda kept, more: _FORGET * kept + more, self, new)
 
     @property
     def blurred(self) -> Float[Array, ""]:
