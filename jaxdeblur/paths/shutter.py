@@ -2,8 +2,8 @@
 
 The likelihood with a fitted spectrum tells how long the exposure was, since the zeros of the
 transfer functions lie elsewhere for each. Averaged as stored or in linear light: the kind that
-explains the blur better. Both are one for a video, so evidence is added up, and forgotten slowly,
-so that a change is followed.
+explains the blur better. What moves slowly is asked at the whole size, where its zeros lie. Both
+are one for a video, so evidence is added up, and forgotten slowly, so that a change is followed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ _STANDARD_ERRORS = 2.0  # By which linear light must be ahead.
 _DOUBT = 6.0  # Tiles that are taken to be sharp until others tell.
 _INCOMPLETE = 0.25  # What a frame at the ends of a video counts, which has one neighbour.
 _STAGES = (Stage(0.08, 3, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
-_FINE_STAGES = (Stage(0.24, 2, 1.5), Stage(0.4, 2, 1.5), Stage(0.4, 1, 1.5))  # Its step is unused.
+# Of the last step L alone is used.
+_FINE_STAGES = (Stage(0.24, 2, 1.5), Stage(0.4, 2, 1.5), Stage(0.4, 1, 1.5))
 
 
 class Shutter(NamedTuple):
