@@ -56,6 +56,7 @@ class VideoRestorer(nnx.Module):
     Attributes:
       config: the frozen dataclass that the model was built from.
       lookahead: how many frames the output of the stream is late.
+      opening: how many frames of a video are looked at (``look``) before the first is restored.
       multiple: the height and width that the network sees are multiples of this.
       channels: of a frame that comes in: RGB, or the maps of blur paths.
       feature_channels: of the features at half size that ``restore_with_features`` gives.
@@ -68,6 +69,7 @@ class VideoRestorer(nnx.Module):
 
     config: Any
     lookahead: int
+    opening: ClassVar[int] | int = 0
     multiple: ClassVar[int] | int
     channels: ClassVar[int] | int = 3
     feature_channels: ClassVar[int] | int = 0
@@ -220,6 +222,18 @@ class VideoRestorer(nnx.Module):
         state, restored = self._step(state, padded, jnp.asarray(repeated))
         check_shape(restored, (*padded.shape[:-1], 3), f"{type(self).__name__}._step")
         return state, restored[..., :height, :width, :]
+
+    def look(self, state: State) -> State:
+        """The state before the first frame, in which steps only look at the frames.
+
+        A video is at its best if its first ``opening`` frames are looked at, and all are given
+        again after ``looked``. One that ends in its opening is flushed as well.
+        """
+        return state
+
+    def looked(self, state: State) -> State:
+        """The state before the first frame, with what a look at the opening told."""
+        return state
 
     def _restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
         before, after = self.context

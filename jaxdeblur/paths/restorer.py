@@ -7,11 +7,10 @@ ones. A second network may make the frame of both (models/path_maps.py).
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,35 +19,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation
-from jaxdeblur.models.path_maps import MADE, at_pixels, path_maps, restored_of
+from jaxdeblur.models.path_maps import MADE, restored_of
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.options import Share, check_ranges
-from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, estimate
+from jaxdeblur.paths.estimate import WINDOW
 from jaxdeblur.paths.shutter import Shutter
+from jaxdeblur.paths.windows import EVERY, FIRST, PathsConfig, Told, tell, watch_clips
 from jaxdeblur.shapes import Clip, Frame
 
 StepOf: TypeAlias = Callable[[VideoRestorer, State, Frame, Bool[Array, ""]], tuple[State, Frame]]
 
 LOOKAHEAD = WINDOW // 2
-_FIRST, _EVERY = 6, 8  # Frames that are all asked for the shutter, and how often later ones are.
-
-
-@dataclasses.dataclass(frozen=True)
-class PathsConfig:
-    """The fields of a PathRestorer.
-
-    Attributes:
-      duty: the share of the time between frames that the shutter is open, above 0 and up to 1; 0
-        finds it from the video.
-      light: what the camera averaged: values as they are "stored", or "linear" light; "found" finds
-        it from the video.
-    """
-
-    duty: Share = 0.0
-    light: Literal["found", "stored", "linear"] = "found"
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 class StreamState(NamedTuple):
@@ -60,18 +40,14 @@ class StreamState(NamedTuple):
     """1 for each of these that is a frame of the video, else 0."""
     shutter: Shutter
     """What is known of each video's shutter."""
-    restored: Int[Array, ""]
-    """How many frames were."""
+    seen: Int[Array, ""]
+    """How many frames were, those of the opening counted."""
+    looking: Bool[Array, ""]
+    """Whether frames are only looked at."""
     base: State
     """The base's."""
     fusion: State
     """The second network's."""
-
-
-class _Told(NamedTuple):
-    maps: Float[Array, "*leading H W 14"]
-    gate: Float[Array, "*leading h w"]
-    paths: Float[Array, "*leading N 9 2"]
 
 
 def _gated(maps: Float[Array, "*leading H W 14"]) -> Float[Array, "*leading H W 3"]:
@@ -104,6 +80,7 @@ class PathRestorer(VideoRestorer):
         if base is not None and base.lookahead != LOOKAHEAD:
             raise UserError(f"a base restores {LOOKAHEAD} frames late, not {base.lookahead}")
         self.config = config
+        self.opening = EVERY if config.asks else 0
         self.base = base
         self.fusion = fusion
         self.multiple = math.lcm(*(net.multiple for net in (base, fusion) if net is not None))
@@ -123,6 +100,7 @@ class PathRestorer(VideoRestorer):
             jnp.zeros(WINDOW - 1, jnp.float32),
             Shutter.unknown(batch),
             jnp.int32(0),
+            jnp.bool_(False),
             base,
             fusion,
         )
@@ -145,23 +123,45 @@ class PathRestorer(VideoRestorer):
         """
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
-        if self.base is None:
-            base, below = state.base, frames[:, LOOKAHEAD]
-        else:
-            base, below = step_of(self.base, state.base, frame, repeated)
-        shutter, told = self._tell(frames, present, state.shutter, state.restored, below)
-        fusion, restored = state.fusion, below
-        if told is not None:
-            restored = _gated(told.maps)
-        if told is not None and self.fusion is not None:
-            fusion, restored = step_of(self.fusion, fusion, told.maps, jnp.bool_(False))
-        # A frame without neighbours has no path.
-        alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
-        restored = jnp.where(alone, below, restored)
+        moves, shutter = watch_clips(self.config, frames, present, state.shutter, state.seen)
         here = present[LOOKAHEAD] > 0  # Before the first frame, nothing is remembered.
-        fusion = jax.tree.map(functools.partial(jnp.where, here), fusion, state.fusion)
-        count = state.restored + here.astype(int)
-        return StreamState(frames[:, 1:], present[1:], shutter, count, base, fusion), restored
+
+        def restore() -> tuple[State, State, Frame]:
+            if self.base is None:
+                base, below = state.base, frames[:, LOOKAHEAD]
+            else:
+                base, below = step_of(self.base, state.base, frame, repeated)
+            if moves is None:
+                return base, state.fusion, below
+            maps = tell(self.config, frames, moves, present, shutter, below).maps
+            fusion, restored = state.fusion, _gated(maps)
+            if self.fusion is not None:
+                fusion, restored = step_of(self.fusion, fusion, maps, jnp.bool_(False))
+                fusion = jax.tree.map(functools.partial(jnp.where, here), fusion, state.fusion)
+            # A frame without neighbours has no path.
+            alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
+            return base, fusion, jnp.where(alone, below, restored)
+
+        def look() -> tuple[State, State, Frame]:
+            return state.base, state.fusion, jnp.zeros_like(frame)
+
+        base, fusion, restored = lax.cond(state.looking, look, restore)
+        seen = state.seen + here.astype(int)
+        kept = StreamState(frames[:, 1:], present[1:], shutter, seen, state.looking, base, fusion)
+        return kept, restored
+
+    def look(self, state: StreamState) -> StreamState:
+        """The state in which steps ask frames for the shutter, and restore none."""
+        return state._replace(looking=jnp.bool_(True))
+
+    def looked(self, state: StreamState) -> StreamState:
+        """The state before the first frame, the shutter being known."""
+        return state._replace(
+            frames=jnp.zeros_like(state.frames),
+            present=jnp.zeros_like(state.present),
+            seen=jnp.full_like(state.seen, self.opening),
+            looking=jnp.bool_(False),
+        )
 
     def _restore_clip(self, clip: Clip) -> Clip:
         below, told = self._tell_clip(clip)
@@ -174,7 +174,7 @@ class PathRestorer(VideoRestorer):
         _, told = self._tell_clip(self.pad(clip))
         return Explanation() if told is None else Explanation(gate=told.gate, paths=told.paths)
 
-    def _tell_clip(self, clip: Clip) -> tuple[Clip, _Told | None]:
+    def _tell_clip(self, clip: Clip) -> tuple[Clip, Told | None]:
         """The base of every frame, and what the paths tell of it."""
         length = clip.shape[1]
         below = clip if self.base is None else self.base.restore_clip(clip)
@@ -183,44 +183,33 @@ class PathRestorer(VideoRestorer):
         ends = [(0, 0), (LOOKAHEAD, LOOKAHEAD), *[(0, 0)] * 3]
         padded = jnp.pad(clip, ends)
         inside = jnp.pad(jnp.ones(length), LOOKAHEAD)
+        # The opening is looked at first, if not in vain; a video that ends in it, to its end.
+        looks = 0 if not self.opening else length if length < self.opening else FIRST
+        times = jnp.concatenate([jnp.arange(looks), jnp.arange(length)])
+        looking = jnp.arange(len(times)) < looks
+        seen = times + jnp.where(looking, 0, self.opening)
 
-        def step(shutter: Shutter, t: Int[Array, ""]) -> tuple[Shutter, _Told | None]:
+        def step(
+            shutter: Shutter, of: tuple[jax.Array, jax.Array, jax.Array]
+        ) -> tuple[Shutter, Told | None]:
+            t, seen, looking = of
             frames = lax.dynamic_slice_in_dim(padded, t, WINDOW, 1)
             present = lax.dynamic_slice_in_dim(inside, t, WINDOW)
-            return self._tell(frames, present, shutter, t, below[:, t])
+            moves, shutter = watch_clips(self.config, frames, present, shutter, seen)
+            if moves is None:
+                return shutter, None
 
-        _, told = lax.scan(step, Shutter.unknown(len(clip)), jnp.arange(length))
-        return below, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), told)
+            def restore() -> Told:
+                return tell(self.config, frames, moves, present, shutter, below[:, t])
 
-    def _tell(
-        self,
-        frames: Float[Array, "B 5 H W 3"],
-        present: Float[Array, 5],
-        shutter: Shutter,
-        count: Int[Array, ""],
-        below: Frame,
-    ) -> tuple[Shutter, _Told | None]:
-        """What the paths tell of the middle frames, their base being ``below``.
+            def look() -> Told:
+                shapes: Told = jax.eval_shape(restore)
+                return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-        None where frames are too small for tiles.
-        """
-        if min(frames.shape[2:4]) < LEAST_SIDE:
-            return shutter, None
-        asked = (count < _FIRST) | (count % _EVERY == 0)
-        observe = asked & (present[LOOKAHEAD] > 0)
-        light, duty = self.config.light, self.config.duty or None
-        linear = None if light == "found" else light == "linear"
+            return shutter, lax.cond(looking, look, restore)
 
-        def one(each: tuple[jax.Array, Shutter, jax.Array]) -> tuple[Shutter, _Told]:
-            window, known, base = each
-            found = estimate(window, base, present, known, observe, duty, linear)
-            evidence = at_pixels(found.cells, *base.shape[:2])
-            blurred = window[LOOKAHEAD]
-            maps = path_maps(blurred, found.base, found.sharp, found.unexplained, evidence)
-            return found.shutter, _Told(maps, found.cells[..., 0], found.paths)
-
-        told: tuple[Shutter, _Told] = lax.map(one, (frames, shutter, below))
-        return told
+        _, told = lax.scan(step, Shutter.unknown(len(clip)), (times, seen, looking))
+        return below, jax.tree.map(lambda leaf: jnp.moveaxis(leaf[looks:], 0, 1), told)
 
     def shutter_of(self, state: StreamState) -> tuple[float, str]:
         """Duty and light of a stream's first video: as found so far, or as given."""

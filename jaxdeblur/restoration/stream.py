@@ -8,8 +8,9 @@ each frame size, kept for the life of the process.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -65,16 +66,19 @@ def restore_frames(
     Raises:
       UserError: a frame is no such array, or not as the first one.
     """
-    stream: Stream | None = None
-    for frame in frames:
-        if stream is None:
-            _check_frame(frame)
-            height, width, _ = frame.shape
-            stream = open_stream(height, width, layout_of(frame.dtype))
-        restored = stream.push(frame)
-        if restored is not None:
-            yield np.array(restored[0])
-    if stream is not None:
+    rest = iter(frames)
+    for first in itertools.islice(rest, 1):
+        _check_frame(first)
+        height, width, _ = first.shape
+        stream = open_stream(height, width, layout_of(first.dtype))
+        seen = itertools.islice(itertools.chain([first], rest), max(1, stream.opening))
+        # Copied, since the caller may use their memory again.
+        opening = [frame.copy() if isinstance(frame, np.ndarray) else frame for frame in seen]
+        stream.look(opening)
+        for frame in itertools.chain(opening, rest):
+            restored = stream.push(frame)
+            if restored is not None:
+                yield np.array(restored[0])
         for restored in stream.flush():
             yield np.array(restored[0])
 
@@ -93,7 +97,11 @@ def described(given: Any) -> str:
 
 
 class Stream:
-    """One video on its way through a model; results stay on the device until they are read."""
+    """One video on its way through a model; results stay on the device until they are read.
+
+    Attributes:
+      opening: how many frames ``look`` should see before the first is pushed.
+    """
 
     def __init__(
         self,
@@ -117,6 +125,7 @@ class Stream:
         graph, self._parameters = nnx.split(model)
         self._what = Compiled(graph, layout, tiles)
         self._size = (height, width)
+        self.opening = model.opening
         self._lookahead = model.lookahead
         self._model = model
         # Everything lives where the parameters do, so that the step runs there.
@@ -124,9 +133,7 @@ class Stream:
         with jax.default_device(self._device):
             # Copied, since a model may use one array of zeros twice and this memory is used again.
             state = jax.tree.map(jnp.copy, model.initial_state(1, height, width))
-        # Committed to their place, as what a step gives back: for anything else the first step, the
-        # second and the one of ``step_memory`` would be three programs.
-        self._state = jax.device_put(state, self._device)
+        self._state = self._placed(state)
         self._strength = jax.device_put(jnp.float32(strength), self._device)
         # The frames that have gone in and not come out yet: what changes is added to them.
         self._waiting: deque[tuple[DevicePlane, ...]] = deque()
@@ -149,6 +156,31 @@ class Stream:
           UserError: the frame's arrays are not those of the stream's layout and size.
           ValueError: the stream was flushed.
         """
+        on_device = self._on_device(planes)
+        if self._ended:
+            raise ValueError("the stream was flushed; begin another one")
+        self._waiting.append(on_device)
+        return self._advance(on_device, repeated=False)
+
+    def look(self, opening: Sequence[tuple[Plane, ...] | Plane]) -> None:
+        """Looks at the first ``opening`` frames of the video, or all if there are no more.
+
+        They are to be pushed then. Blur paths learn from them how the shutter works.
+
+        Raises:
+          UserError: as of ``push``.
+        """
+        if not self.opening:
+            return
+        self._state = self._placed(self._model.look(self._state))
+        for planes in opening:
+            on_device = self._on_device(planes)
+            self._step(on_device, on_device, repeated=False)
+        for _ in range(self._lookahead if len(opening) < self.opening else 0):
+            self._step(on_device, on_device, repeated=True)
+        self._state = self._placed(self._model.looked(self._state))
+
+    def _on_device(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...]:
         if isinstance(planes, (np.ndarray, jax.Array)):
             planes = (planes,)
         layout = self._what.layout
@@ -160,11 +192,7 @@ class Stream:
             given += f" and {len(planes) - 3} more" if len(planes) > 3 else ""
             raise UserError(f"a frame of this stream is {right} in {layout.dtype}, not {given}")
         # Copied, since on a CPU the device may use the caller's memory, and a camera its own again.
-        on_device = jax.device_put(tuple(map(np.array, planes)), self._device)
-        if self._ended:
-            raise ValueError("the stream was flushed; begin another one")
-        self._waiting.append(on_device)
-        return self._advance(on_device, repeated=False)
+        return jax.device_put(tuple(map(np.array, planes)), self._device)
 
     def flush(self) -> Iterator[tuple[DevicePlane, ...]]:
         """Gives the frames that have not come out yet; the last one is repeated as look-ahead.
@@ -191,19 +219,24 @@ class Stream:
         self, planes: tuple[DevicePlane, ...], *, repeated: bool
     ) -> tuple[DevicePlane, ...] | None:
         self._steps += 1
-        self._state, restored = stream_step(
-            self._what,
-            self._parameters,
-            self._state,
-            planes,
-            repeated,
-            self._waiting[0],
-            self._strength,
-        )
+        restored = self._step(planes, self._waiting[0], repeated=repeated)
         if self._steps <= self._lookahead:
             return None
         self._waiting.popleft()
         return restored
+
+    def _step(
+        self, planes: tuple[DevicePlane, ...], due: tuple[DevicePlane, ...], *, repeated: bool
+    ) -> tuple[DevicePlane, ...]:
+        self._state, restored = stream_step(
+            self._what, self._parameters, self._state, planes, repeated, due, self._strength
+        )
+        return restored
+
+    def _placed(self, state: ModelState) -> ModelState:
+        # Committed to their place, as what a step gives back: for anything else the first step, the
+        # second and the one of ``step_memory`` would be three programs.
+        return jax.device_put(state, self._device)
 
 
 @functools.partial(jax.jit, static_argnums=0)

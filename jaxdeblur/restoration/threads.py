@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import queue
 import threading
 import time
@@ -93,7 +94,10 @@ def run_stages(
             results.put((waiting.popleft(), planes))
 
         def restored_frames() -> Iterator[Any]:
-            for picture in pictures:
+            rest = iter(pictures)
+            opening = [*itertools.islice(rest, stream.opening)]
+            stream.look([picture.planes for picture in opening])
+            for picture in itertools.chain(opening, rest):
                 waiting.append(picture)
                 restored = stream.push(picture.planes)
                 if restored is not None:

@@ -33,7 +33,7 @@ from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
 from jaxdeblur.models.path_maps import at_pixels, path_maps
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
-from jaxdeblur.paths.estimate import WINDOW, estimate
+from jaxdeblur.paths.estimate import WINDOW, estimate, moves_of
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.shapes import Video8
 from jaxdeblur.weights.load import load_model
@@ -189,8 +189,8 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     def look(
         window: jax.Array, below: jax.Array, present: jax.Array, duty: Any, linear: Any
     ) -> jax.Array:
-        never = jnp.bool_(False)
-        found = estimate(window, below, present, Shutter.unknown(), never, duty, linear)
+        moves = moves_of(window)
+        found = estimate(window, moves, below, present, Shutter.unknown(), duty, linear)
         evidence = at_pixels(found.cells, *below.shape[:2])
         blurred = window[WINDOW // 2]
         maps = path_maps(blurred, below, found.sharp, found.unexplained, evidence)

@@ -24,7 +24,8 @@ from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import as_levels, gates, level_parameters
-from jaxdeblur.paths.restorer import PathRestorer, PathsConfig
+from jaxdeblur.paths.restorer import PathRestorer
+from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.weights import shipped
 

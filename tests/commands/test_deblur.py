@@ -934,6 +934,8 @@ class Result:
 class Delayed(Stream):
     """Stands for a network with a look-ahead of one frame; says what happens in what order."""
 
+    opening = 0
+
     def __init__(self, before_push: Callable[[int], object] = lambda number: None):
         self.happened: list[str] = []
         self._before_push = before_push

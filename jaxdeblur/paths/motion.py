@@ -1,0 +1,60 @@
+"""The tiles that frames are cut into, and how these move from frame to frame."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdeblur.paths.displacement import displacement, phase_spectra
+from jaxdeblur.paths.path import FRAMES, spline
+from jaxdeblur.paths.tiles import REACH, Tiling, halved
+
+COARSE = 64, 128, 192
+"""Of a Tiling: the stride, the size and n."""
+
+FINE = 32, 64, 128
+"""Of small frames, of which a coarse tile would be the most part."""
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+_SMALL = 384  # Pixels: a shorter side is a small frame's.
+
+
+def is_small(frames: Float[Array, "5 H W 3"]) -> bool:
+    """Whether frames are cut into fine tiles."""
+    return min(frames.shape[1:3]) < _SMALL
+
+
+def tiling_of(frames: Float[Array, "5 H W 3"], tiles: tuple[int, int, int] | None = None) -> Tiling:
+    """That of frames: of these tiles, or of those that suit their size."""
+    suited = FINE if is_small(frames) else COARSE
+    return Tiling(frames.shape[1], frames.shape[2], *(tiles or suited))
+
+
+@jax.default_matmul_precision("float32")  # A GPU's TF32 would move a path by tenths of a pixel.
+def moves_of(
+    frames: Float[Array, "5 H W 3"], tiling: Tiling | None = None
+) -> Float[Array, "N 4 2"]:
+    """How far each tile moved from the middle one of five frames to the others, in pixels.
+
+    Args:
+      frames: in [0, 1].
+      tiling: by default ``tiling_of(frames)``.
+    """
+    quarter = (tiling or tiling_of(frames)).reduced(4)
+    small = jax.vmap(lambda y: halved(halved(y)))(frames @ LUMA)
+    spectra = [phase_spectra(y, quarter) for y in small]
+    return jnp.stack([4 * displacement(spectra[2], spectra[j], quarter) for j in (0, 1, 3, 4)], 1)
+
+
+def speed_of(moves: Float[Array, "N 4 2"]) -> Float[Array, " N"]:
+    """Pixels a frame, to the farther neighbour."""
+    return jnp.linalg.norm(moves[:, 1:3], axis=-1).max(-1)
+
+
+def offsets_of(knots: Float[Array, "N P 2"]) -> Float[Array, "N 3 2"]:
+    """Where the patches are cut: where the path is at each frame, in even pixels."""
+    at = jnp.einsum("jp,npc->njc", spline(jnp.array(FRAMES, jnp.float32)), knots)
+    return jnp.clip(2 * jnp.round(at / 2), -REACH, REACH)

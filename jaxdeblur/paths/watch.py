@@ -1,0 +1,67 @@
+"""What a frame tells of its video's shutter (shutter.py), asked now and then."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxdeblur.paths.likelihood import observed
+from jaxdeblur.paths.motion import COARSE, LUMA, is_small, moves_of, offsets_of, speed_of, tiling_of
+from jaxdeblur.paths.path import through
+from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, SLOW, TILES, Shutter, evidence, richest
+
+
+@jax.default_matmul_precision("float32")  # As in estimate.py.
+def watch(
+    frames: Float[Array, "5 H W 3"],
+    moves: Float[Array, "N 4 2"],
+    present: Float[Array, 5],
+    shutter: Shutter,
+    observe: Array,
+) -> Shutter:
+    """What is known of the shutter, with what the middle one of five frames tells.
+
+    Args:
+      frames: as stored, in [0, 1].
+      moves: by ``moves_of``.
+      present: 1 for a frame, 0 for one beyond the video's ends, whose pixels do not matter.
+      shutter: what the frames before told.
+      observe: whether this frame is asked though some evidence is there, a bool.
+    """
+    moving = (speed_of(moves) * present[2] > LEAST_MOTION).any()
+    ask = functools.partial(_ask, frames, None if is_small(frames) else moves, present)
+    asked = moving & (observe | (shutter.tiles < TILES))
+    known: Shutter = lax.cond(asked, ask, lambda shutter: shutter, shutter)
+    return known
+
+
+def _ask(
+    frames: Float[Array, "5 H W 3"],
+    moves: Float[Array, "N 4 2"] | None,
+    present: Float[Array, 5],
+    shutter: Shutter,
+) -> Shutter:
+    """With this frame's evidence counted in, by coarse tiles: fine ones tell too little."""
+    tiling = tiling_of(frames, COARSE)
+    moves = moves_of(frames, tiling) if moves is None else moves
+    speed, start = speed_of(moves) * present[2], through(moves, present)
+    bright = frames[1:4] @ LUMA
+    # Not inward: the duty is then read low more often.
+    offsets = offsets_of(start)
+    # The same tiles in each light: others would explain more or less.
+    chosen, counts = richest(observed(bright, tiling, offsets, present), speed)
+    of_less = tiling._replace(n=tiling.size)  # Twice as fast at the whole size, and as good.
+    slow = (speed[chosen] < SLOW) & (counts > 0)
+
+    def told(gamma: Float[Array, ""]) -> Float[Array, "n D"]:
+        seen, fine = (
+            observed(bright**gamma, tiling, offsets, present, only=chosen, scale=scale)
+            for tiling, scale in ((tiling, 2), (of_less, 1))
+        )
+        return evidence(start[chosen], seen, fine, slow)
+
+    return shutter.add(lax.map(told, jnp.array(LIGHTS)), counts)

@@ -1,0 +1,113 @@
+"""What blur paths tell of a batch of windows of five frames, each of its own video."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxdeblur.models.path_maps import at_pixels, path_maps
+from jaxdeblur.options import Share, check_ranges
+from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, estimate
+from jaxdeblur.paths.motion import moves_of
+from jaxdeblur.paths.shutter import Shutter
+from jaxdeblur.paths.watch import watch
+from jaxdeblur.shapes import Frame
+
+EVERY = 8
+"""How often a frame is asked for the shutter; the first six all are."""
+
+FIRST = EVERY - WINDOW // 2
+
+
+@dataclasses.dataclass(frozen=True)
+class PathsConfig:
+    """The fields of a PathRestorer.
+
+    Attributes:
+      duty: the share of the time between frames that the shutter is open, above 0 and up to 1; 0
+        finds it from the video.
+      light: what the camera averaged: values as they are "stored", or "linear" light; "found" finds
+        it from the video.
+    """
+
+    duty: Share = 0.0
+    light: Literal["found", "stored", "linear"] = "found"
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is left to find."""
+        return not self.duty or self.light == "found"
+
+
+class Told(NamedTuple):
+    """Of the middle frames."""
+
+    maps: Float[Array, "*leading H W 14"]
+    """By models/path_maps.py."""
+    gate: Float[Array, "*leading h w"]
+    paths: Float[Array, "*leading N 9 2"]
+
+
+def watch_clips(
+    config: PathsConfig,
+    frames: Float[Array, "B 5 H W 3"],
+    present: Float[Array, 5],
+    shutter: Shutter,
+    seen: Int[Array, ""],
+) -> tuple[Float[Array, "B N 4 2"] | None, Shutter]:
+    """How tiles move, None where frames are too small for any, and what is then known of shutters.
+
+    Args:
+      config: of the paths.
+      frames: in [0, 1].
+      present: 1 for a frame, 0 for one beyond the videos' ends.
+      shutter: what the frames before told.
+      seen: how many these were.
+    """
+    if min(frames.shape[2:4]) < LEAST_SIDE:
+        return None, shutter
+    moves = lax.map(moves_of, frames)
+    if not config.asks:
+        return moves, shutter
+    observe = ((seen < FIRST) | (seen % EVERY == EVERY - 1)) & (present[WINDOW // 2] > 0)
+    known: Shutter = lax.map(
+        lambda each: watch(each[0], each[1], present, each[2], observe),
+        (frames, moves, shutter),
+    )
+    return moves, known
+
+
+def tell(
+    config: PathsConfig,
+    frames: Float[Array, "B 5 H W 3"],
+    moves: Float[Array, "B N 4 2"],
+    present: Float[Array, 5],
+    shutter: Shutter,
+    below: Frame,
+) -> Told:
+    """What the paths tell of the middle frames.
+
+    Args:
+      config, frames, moves, present, shutter: as of ``watch_clips``, and what it gave.
+      below: the base.
+    """
+    light, duty = config.light, config.duty or None
+    linear = None if light == "found" else light == "linear"
+
+    def one(each: tuple[jax.Array, jax.Array, Shutter, jax.Array]) -> Told:
+        window, moved, known, base = each
+        found = estimate(window, moved, base, present, known, duty, linear)
+        evidence = at_pixels(found.cells, *base.shape[:2])
+        blurred = window[WINDOW // 2]
+        maps = path_maps(blurred, found.base, found.sharp, found.unexplained, evidence)
+        return Told(maps, found.cells[..., 0], found.paths)
+
+    told: Told = lax.map(one, (frames, moves, shutter, below))
+    return told
