@@ -124,6 +124,8 @@ class Deblurrer:
     def stream(self, frames: Iterable[Pixels]) -> Iterator[Pixels]:
         """Restores frames as they come: each is given back ``model.lookahead`` frames later.
 
+        The first waits for ``model.opening`` frames, which tell blur paths of the shutter.
+
         Args:
           frames: ``H W 3``, RGB, uint8 or uint16, all of one size; however many.
 
@@ -151,7 +153,10 @@ class Deblurrer:
         return tiles
 
     def open_stream(self, height: int, width: int, layout: PixelLayout = RGB8) -> Stream:
-        """The stream of one video, for callers that push frames themselves (``Stream.push``)."""
+        """The stream of one video, for callers that push frames themselves (``Stream.push``).
+
+        What is live may leave out ``Stream.look``; blur paths then learn of the shutter as they go.
+        """
         tiles = self.tiles(height, width, layout)
         return Stream(self.model, height, width, layout=layout, strength=self.strength, tiles=tiles)
 
