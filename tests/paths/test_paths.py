@@ -16,7 +16,7 @@ from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.displacement import displacement, phase_spectra
-from jaxdeblur.paths.estimate import estimate
+from jaxdeblur.paths.estimate import Estimate, estimate
 from jaxdeblur.paths.fit import Stage, fit_paths
 from jaxdeblur.paths.gate import base_share, gate
 from jaxdeblur.paths.light import as_stored
@@ -29,10 +29,12 @@ from jaxdeblur.paths.likelihood import (
     likelihood,
     observed,
 )
+from jaxdeblur.paths.motion import moves_of
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, spline, transfer
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.shutter import DUTIES, Shutter, richest
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
+from jaxdeblur.paths.watch import watch
 from jaxdeblur.paths.wiener import Luminance, Tiles
 from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
@@ -183,23 +185,33 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((np.clip(a, 0, 1) - b)[80:-80, 80:-80] ** 2) + 1e-12))
 
 
-restored = jax.jit(estimate, static_argnames=("duty", "linear"))
+@jax.jit
+def restored(frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
+    """The middle frame over itself, averaged as stored."""
+    moves, unknown = moves_of(frames), Shutter.unknown()
+    return estimate(frames, moves, frames[2], present, unknown, duty, linear=False)
+
+
+@jax.jit
+def asked(frames: jax.Array, shutter: Shutter) -> Shutter:
+    """What the middle frame tells."""
+    return watch(frames, moves_of(frames), jnp.ones(5), shutter, jnp.bool_(True))
 
 
 @pytest.mark.parametrize("duty", [pytest.param(0.5, marks=pytest.mark.stress), 1.0])
 def test_a_frame_blurred_along_a_known_path_comes_back(duty: float) -> None:
     blurred, sharp = moving((2.0, 9.0), duty)
-    frames, never = jnp.asarray(blurred, jnp.float32), jnp.asarray(False)
-    told = restored(frames, frames[2], jnp.ones(5), Shutter.unknown(), never, duty, False)
+    frames = jnp.asarray(blurred, jnp.float32)
+    told = restored(frames, jnp.ones(5), duty)
     assert psnr(np.asarray(told.sharp), sharp[2]) > max(35.0, psnr(blurred[2], sharp[2]) + 3)
     assert np.asarray(told.cells)[5:-5, 5:-5, 0].mean() > 0.5
 
 
 def test_the_first_frame_is_not_shifted_along_its_path() -> None:
     blurred, sharp = moving((2.0, 9.0), 1.0)
-    frames, never = jnp.asarray(blurred, jnp.float32), jnp.asarray(False)
+    frames = jnp.asarray(blurred, jnp.float32)
     after = jnp.array([0.0, 0.0, 1.0, 1.0, 0.0])
-    told = restored(frames, frames[2], after, Shutter.unknown(), never, 1.0, False)
+    told = restored(frames, after, 1.0)
     assert psnr(np.asarray(told.sharp), sharp[2]) > psnr(blurred[2], sharp[2]) + 3
     path = np.asarray(told.paths)
     wanted = np.linspace(-0.5, 0.5, 9)[:, None] * np.array([2.0, 9.0])
@@ -228,8 +240,8 @@ def test_frames_of_linear_light_become_those_averaged_as_stored() -> None:
 def test_large_blur_is_restored_at_half_size() -> None:
     frames = moving((3.0, 16.0), 1.0)
     blurred, sharp = (np.array(jax.image.resize(f, (5, 512, 640, 3), "cubic")) for f in frames)
-    given, never = jnp.asarray(blurred, jnp.float32), jnp.asarray(False)
-    told = restored(given, given[2], jnp.ones(5), Shutter.unknown(), never, 1.0, False)
+    given = jnp.asarray(blurred, jnp.float32)
+    told = restored(given, jnp.ones(5), 1.0)
     assert psnr(np.asarray(told.sharp), sharp[2]) > psnr(blurred[2], sharp[2]) + 2.5
     length = np.linalg.norm(np.diff(np.asarray(told.paths), axis=1), axis=-1).sum(-1)
     np.testing.assert_allclose(np.median(length), np.hypot(6, 32), atol=1)
@@ -246,8 +258,7 @@ def test_the_shutter_is_found(speed: tuple[float, float], duty: float, gamma: fl
     frames = jnp.asarray(blurred[..., :1].repeat(3, -1), jnp.float32)
     shutter = Shutter.unknown()
     for _ in range(2):  # One frame is not enough to be sure of linear light.
-        asked = restored(frames, frames[2], jnp.ones(5), shutter, jnp.asarray(True))
-        shutter = asked.shutter
+        shutter = asked(frames, shutter)
     assert abs(float(shutter.duty) - duty) <= 0.1
     assert float(shutter.linear) == (gamma > 1)
 
@@ -255,8 +266,7 @@ def test_the_shutter_is_found(speed: tuple[float, float], duty: float, gamma: fl
 def test_sharp_frames_stay_as_they_are() -> None:
     _, sharp = moving((2.0, 9.0), 1.0)
     frames = jnp.asarray(np.round(np.clip(sharp, 0, 1) * 255) / 255, jnp.float32)
-    never = jnp.asarray(False)
-    found = restored(frames, frames[2], jnp.ones(5), Shutter.unknown(), never, 1.0, False)
+    found = restored(frames, jnp.ones(5), 1.0)
     share = at_pixels(found.cells[..., :1], *frames.shape[1:3])
     out = frames[2] + share * (found.sharp - frames[2])
     assert psnr(np.asarray(out), np.asarray(frames[2])) > 50
