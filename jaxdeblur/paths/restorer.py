@@ -183,7 +183,7 @@ class PathRestorer(VideoRestorer):
         ends = [(0, 0), (LOOKAHEAD, LOOKAHEAD), *[(0, 0)] * 3]
         padded = jnp.pad(clip, ends)
         inside = jnp.pad(jnp.ones(length), LOOKAHEAD)
-        # The opening is looked at first, if not in vain; a video that ends in it, to its end.
+        # The opening is looked at first if there is anything to ask; all of a shorter video is.
         looks = 0 if not self.opening else length if length < self.opening else FIRST
         times = jnp.concatenate([jnp.arange(looks), jnp.arange(length)])
         looking = jnp.arange(len(times)) < looks
