@@ -18,9 +18,10 @@ from jaxdeblur.paths.watch import watch
 from jaxdeblur.shapes import Frame
 
 EVERY = 8
-"""How often a frame is asked for the shutter; the first six all are."""
+"""How often a frame is asked for the shutter."""
 
 FIRST = EVERY - WINDOW // 2
+"""Frames at the beginning that all are: those of an opening of EVERY that have their window."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def watch_clips(
     moves = lax.map(moves_of, frames)
     if not config.asks:
         return moves, shutter
-    observe = ((seen < FIRST) | (seen % EVERY == EVERY - 1)) & (present[WINDOW // 2] > 0)
+    observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
     known: Shutter = lax.map(
         lambda each: watch(each[0], each[1], present, each[2], observe),
         (frames, moves, shutter),

@@ -169,9 +169,12 @@ class Stream:
 
         Raises:
           UserError: as of ``push``.
+          ValueError: a frame was pushed before.
         """
         if not self.opening:
             return
+        if self._steps:
+            raise ValueError("look at the opening before the first frame is pushed")
         self._state = self._placed(self._model.look(self._state))
         for planes in opening:
             on_device = self._on_device(planes)

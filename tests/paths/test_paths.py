@@ -409,6 +409,7 @@ OVER_PATHS = StrcnnConfig(
                 (None, None, 1),
                 (None, None, 2),
                 (None, None, 5),
+                (None, None, 9),  # longer than its opening
                 (Halved(), None, 1),
                 (Halved(), None, 5),
                 (None, OVER_PATHS, 2),
@@ -428,7 +429,7 @@ def test_a_stream_equals_its_clip(
     monkeypatch.setattr(
         "jaxdeblur.paths.estimate.fit_paths", functools.partial(fit_paths, stages=few)
     )
-    blurred, _ = moving((1.0, 6.0), 1.0)
+    blurred, _ = moving((1.0, 6.0), 1.0, frames=max(5, length))
     video = np.round(np.clip(blurred[:length, :97, :141], 0, 1) * 255).astype(np.uint8)
     # Told of the shutter, it compiles in half of the time.
     config = PathsConfig(duty=1.0, light="stored") if over else PathsConfig()
@@ -440,7 +441,7 @@ def test_a_stream_equals_its_clip(
     if length == 1:  # no neighbour tells a path
         expected = video if base is None else np.round(0.5 * video)
         assert np.abs(stream - expected).max() <= 1
-    if length == 5 and base is None:
+    if length >= 5 and base is None:
         assert np.abs(stream.astype(int) - video).max() > 1
 
 

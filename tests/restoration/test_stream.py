@@ -205,6 +205,13 @@ def test_the_opening_is_seen_before_the_first_frame_comes_out(length, expected):
     np.testing.assert_array_equal(restored, np.full((length, 8, 9, 3), expected))
 
 
+def test_the_opening_is_not_looked_at_in_the_middle():
+    on_its_way = Stream(Opened(), 8, 9)
+    on_its_way.push(np.zeros((8, 9, 3), np.uint8))
+    with pytest.raises(ValueError, match="before the first frame is pushed"):
+        on_its_way.look([])
+
+
 def test_a_wrong_frame_of_the_opening_is_named():
     frames = [np.zeros((8, 9, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)]
     with pytest.raises(UserError, match="a frame of this stream is 8 9 3"):
