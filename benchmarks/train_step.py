@@ -3,16 +3,11 @@
 Run ``python -m benchmarks.train_step`` on a quiet machine. The twin has the same layers and
 weights, in channels-last order; its output is compared with ours before anything is timed, and it
 runs on a GPU where JAX does. torch comes with the extra ``benchmark``.
-
-``--memory`` runs steps of a preset as ``train.py`` does and prints the most memory that the process
-ever had; on Linux.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import resource
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -42,13 +37,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=natural, default=2, help="clips of a step")
     parser.add_argument("--frames", type=natural, default=4, help="of a clip")
     parser.add_argument("--crop", type=natural, default=96, help="pixels, even")
-    parser.add_argument("--memory", action="store_true", help="only that of the preset's own step")
     arguments = parser.parse_args()
     preset = presets.find(arguments.model)
     devices.keep_freed_memory()
-    if arguments.memory:
-        memory_of_training(preset, arguments.repeats)
-        return
     if not has_twin(preset.network):
         raise UserError(
             f"--model={arguments.model}: an STRCNN of one scale that blends in the middle or not "
@@ -66,22 +57,6 @@ def main() -> None:
         against_torch(arguments.model, preset.network, shape, arguments.repeats)
     else:
         print("  no comparison: torch is not installed (pip install 'jaxdeblur[benchmark]')")
-
-
-def memory_of_training(preset: presets.Preset, steps: int) -> None:
-    """The most resident memory of a process that trains a preset on random clips."""
-    devices.use_cores(preset.training.batch_size)
-    step = training(preset.network, preset.training)
-    batch = random_clips(preset.training, models.build(preset.network).context)
-    for number in range(1, steps + 1):
-        began = time.perf_counter()
-        loss = float(step(batch).loss)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
-        print(
-            f"step {number}: {time.perf_counter() - began:.1f} s, at most {peak / 2**20:.2f} GiB "
-            f"resident, loss {loss:.4f}",
-            flush=True,
-        )
 
 
 def scan_against_unrolled(network: StrcnnConfig, shape: tuple[int, ...], repeats: int) -> None:
