@@ -138,12 +138,13 @@ def _restored(
         fit = finer._replace(spectrum=0.5 * (fit.spectrum + finer.spectrum))
     weights = seen.present * jnp.exp(fit.trust) * jnp.array(_SHARES)
     tiles = wiener.Tiles(fit, offsets_of(fit.knots), weights, duty, basis)
-    stored = lax.cond(linear, lambda: as_stored(bright, mean_bright, tiles, tiling), lambda: bright)
-    made = wiener.luminance(stored, mean_bright, tiles, tiling)
-    colours, mean_colours = _chroma(middle, bright), _chroma(mean, mean_bright)
+    stored = lax.cond(linear, lambda: as_stored(middle, mean, tiles, tiling), lambda: middle)
+    stored_bright = stored @ LUMA
+    made = wiener.luminance(stored_bright, mean_bright, tiles, tiling)
+    colours, mean_colours = _chroma(stored, stored_bright), _chroma(mean, mean_bright)
     sharp = wiener.chrominance(colours, mean_colours, tiles, tiling.reduced(2), made.shares)
     shape = 2, 2 * sharp.shape[1], 2 * sharp.shape[2]
-    red, blue = jax.image.resize(sharp - colours[1], shape, "linear")
+    red, blue = jax.image.resize(sharp - _chroma(middle[1], bright[1]), shape, "linear")
     green = -(LUMA[0] * red + LUMA[2] * blue) / LUMA[1]
     change = jnp.stack([red, green, blue], -1)[: tiling.height, : tiling.width]
     sharp = jnp.clip(middle[1] + (made.sharp - bright[1])[..., None] + change, 0.0, 1.0)

@@ -6,8 +6,9 @@ them. So what linear light changes is taken off the frames, and all else is done
 
     B'_j = B_j - [(K_j y^g)^(1/g) - K_j y]                                        g = GAMMA
 
-with y the frame as deconvolved in linear light, on every second tile in each direction: the bracket
-is blurred, and differs little between tiles.
+for each colour. y is the base at first. Then its luminance is deconvolved from B', and makes B'
+anew. The bracket is blurred, and differs little between tiles: every second one in each direction
+is enough.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.paths.motion import LUMA
 from jaxdeblur.paths.path import SAMPLE_WEIGHTS, frequencies, transfer
 from jaxdeblur.paths.tiles import Tiling, cut, inner, over_tiles, overlap_add, taper
 from jaxdeblur.paths.wiener import Tiles, luminance
 
 
 def as_stored(
-    frames: Float[Array, "3 H W"], base: Float[Array, "H W"], tiles: Tiles, tiling: Tiling
-) -> Float[Array, "3 H W"]:
-    """The frames' luminances as if they had been averaged as stored, B'.
+    frames: Float[Array, "3 H W 3"], base: Float[Array, "H W 3"], tiles: Tiles, tiling: Tiling
+) -> Float[Array, "3 H W 3"]:
+    """The frames as if they had been averaged as stored, B'.
 
     Args:
-      frames: as stored, of the frames before, at and after.
+      frames: as stored, the ones before, at and after.
       base: the prior's mean, as stored.
       tiles: their paths, fitted in linear light.
       tiling: of the frames.
@@ -42,28 +44,34 @@ def as_stored(
     which = (rows[:, None] * tiling.shape[1] + columns).ravel()
     fit, offsets, weights = jax.tree.map(lambda x: x[which], tiles[:3])
     tiles = tiles._replace(fit=fit, offsets=offsets, weights=weights)
-    made = luminance(frames**GAMMA, base**GAMMA, tiles, few)
-    sharp = jnp.clip(made.sharp, 0.0, 1.0)
-    excess = [_excess(sharp, tiles, few, j) for j in range(len(frames))]
-    return frames - jnp.stack(excess)
+
+    def corrected(sharp: Float[Array, "H W 3"]) -> Float[Array, "3 H W 3"]:
+        y = jnp.moveaxis(jnp.clip(sharp, 0.0, 1.0), -1, 0)
+        excess = jnp.stack([_excess(y, tiles, few, j) for j in range(len(frames))])
+        return frames - jnp.moveaxis(excess, 1, -1)
+
+    bright = base @ LUMA
+    made = luminance(corrected(base) @ LUMA, bright, tiles, few)
+    return corrected(base + (made.sharp - bright)[..., None])
 
 
 def _excess(
-    sharp: Float[Array, "H W"], tiles: Tiles, tiling: Tiling, j: int
-) -> Float[Array, "H W"]:
-    """The bracket for frame j, where it is in that frame; y is linear here."""
+    y: Float[Array, "3 H W"], tiles: Tiles, tiling: Tiling, j: int
+) -> Float[Array, "3 H W"]:
+    """The bracket for frame j, where it is in that frame."""
     n = tiling.n
     path = jnp.einsum("jp,npc->njc", tiles.basis[j], tiles.fit.knots) - tiles.offsets[:, None, j]
     # What is at a tile in frame j was as far from it in the middle frame.
-    patches = cut(sharp[None], tiling, -jnp.round(tiles.offsets[:, j]).astype(int))
+    patches = cut(y, tiling, -jnp.round(tiles.offsets[:, j]).astype(int))
 
-    def one(each: tuple[jax.Array, jax.Array]) -> Float[Array, "1 size size"]:
+    def one(each: tuple[jax.Array, jax.Array]) -> Float[Array, "3 size size"]:
         patch, path = each
         kernel = transfer(path, SAMPLE_WEIGHTS[None], *frequencies(n))[0]
-        both = jnp.concatenate([patch, patch ** (1 / GAMMA)])
-        spectra = lax.complex(kernel[0], kernel[1]) * jnp.fft.rfft2(both)
+        spectra = lax.complex(kernel[0], kernel[1]) * jnp.fft.rfft2(
+            jnp.stack([patch**GAMMA, patch])
+        )
         linear, stored = jnp.fft.irfft2(spectra, s=(n, n))
-        return inner((jnp.clip(linear, 0.0, 1.0) ** (1 / GAMMA) - stored)[None], tiling)
+        return inner(jnp.clip(linear, 0.0, 1.0) ** (1 / GAMMA) - stored, tiling)
 
     made = over_tiles(one, (patches, path))
-    return overlap_add(made * taper(tiling.size, tiling.size - tiling.stride), tiling)[0]
+    return overlap_add(made * taper(tiling.size, tiling.size - tiling.stride), tiling)

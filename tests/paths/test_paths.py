@@ -220,8 +220,8 @@ def test_the_first_frame_is_not_shifted_along_its_path() -> None:
 
 def test_frames_of_linear_light_become_those_averaged_as_stored() -> None:
     speed = np.array([2.0, 12.0])
-    linear, stored = (moving(tuple(speed), 1.0, 3, gamma)[0][..., 0] for gamma in (GAMMA, 1.0))
-    tiling = Tiling(*linear.shape[1:], 64, 128, 192)
+    linear, stored = (moving(tuple(speed), 1.0, 3, gamma)[0] for gamma in (GAMMA, 1.0))
+    tiling = Tiling(*linear.shape[1:3], 64, 128, 192)
     number = len(tiling.centres)
     knots = jnp.tile(jnp.asarray(KNOTS[FREE][:, None] * speed, jnp.float32), (number, 1, 1))
     fit = Fit(knots, jnp.tile(jnp.asarray(START), (number, 1)), jnp.zeros((number, 3)))
@@ -230,7 +230,7 @@ def test_frames_of_linear_light_become_those_averaged_as_stored() -> None:
     given = jnp.asarray(linear, jnp.float32)
     found = jax.jit(as_stored, static_argnums=3)(given, given[1], tiles, tiling)
     before, after = (
-        np.abs(np.asarray(each) - stored)[:, 48:-48, 48:-48].mean((1, 2))
+        np.abs(np.asarray(each) - stored)[:, 48:-48, 48:-48].mean((1, 2))  # each colour
         for each in (linear, found)
     )
     np.testing.assert_array_less(after, 0.5 * before)  # Neighbours too, where they are.
