@@ -41,7 +41,7 @@ LAM = 0.375
 """Of the fitted ratio of noise to signal, which counts errors of the model near the borders of the
 window as noise. Chosen on validation clips (docs/lab/paths.md)."""
 
-THRESHOLD = 0.02
+THRESHOLD = 0.03
 """Gradients below it, of a range of 1, count as ringing."""
 
 _CELL, _POWER = 8, 4
