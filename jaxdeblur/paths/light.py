@@ -6,9 +6,9 @@ them. So what linear light changes is taken off the frames, and all else is done
 
     B'_j = B_j - [(K_j y^g)^(1/g) - K_j y]                                        g = GAMMA
 
-for each colour. y is the base at first. Then its luminance is deconvolved from B', and makes B'
-anew. The bracket is blurred, and differs little between tiles: every second one in each direction
-is enough.
+for each colour. The luminance is corrected with that of the base for y and deconvolved; then y is
+the base with that luminance. The bracket is blurred, and differs little between tiles: every second
+one in each direction is enough.
 """
 
 from __future__ import annotations
@@ -45,33 +45,32 @@ def as_stored(
     fit, offsets, weights = jax.tree.map(lambda x: x[which], tiles[:3])
     tiles = tiles._replace(fit=fit, offsets=offsets, weights=weights)
 
-    def corrected(sharp: Float[Array, "H W 3"]) -> Float[Array, "3 H W 3"]:
-        y = jnp.moveaxis(jnp.clip(sharp, 0.0, 1.0), -1, 0)
-        excess = jnp.stack([_excess(y, tiles, few, j) for j in range(len(frames))])
-        return frames - jnp.moveaxis(excess, 1, -1)
+    def excess(sharp: Float[Array, "C H W"]) -> Float[Array, "3 C H W"]:
+        y = jnp.clip(sharp, 0.0, 1.0)
+        return jnp.stack([_excess(y, tiles, few, j) for j in range(len(frames))])
 
     bright = base @ LUMA
-    made = luminance(corrected(base) @ LUMA, bright, tiles, few)
-    return corrected(base + (made.sharp - bright)[..., None])
+    corrected = frames @ LUMA - excess(bright[None])[:, 0]
+    change = luminance(corrected, bright, tiles, few).sharp - bright
+    return frames - jnp.moveaxis(excess(jnp.moveaxis(base, -1, 0) + change), 1, -1)
 
 
 def _excess(
-    y: Float[Array, "3 H W"], tiles: Tiles, tiling: Tiling, j: int
-) -> Float[Array, "3 H W"]:
+    y: Float[Array, "C H W"], tiles: Tiles, tiling: Tiling, j: int
+) -> Float[Array, "C H W"]:
     """The bracket for frame j, where it is in that frame."""
     n = tiling.n
     path = jnp.einsum("jp,npc->njc", tiles.basis[j], tiles.fit.knots) - tiles.offsets[:, None, j]
     # What is at a tile in frame j was as far from it in the middle frame.
-    patches = cut(y, tiling, -jnp.round(tiles.offsets[:, j]).astype(int))
+    place = -jnp.round(tiles.offsets[:, j]).astype(int)
+    patches = cut(jnp.concatenate([y**GAMMA, y]), tiling, place)
 
-    def one(each: tuple[jax.Array, jax.Array]) -> Float[Array, "3 size size"]:
-        patch, path = each
+    def one(each: tuple[jax.Array, jax.Array]) -> Float[Array, "C size size"]:
+        both, path = each
         kernel = transfer(path, SAMPLE_WEIGHTS[None], *frequencies(n))[0]
-        spectra = lax.complex(kernel[0], kernel[1]) * jnp.fft.rfft2(
-            jnp.stack([patch**GAMMA, patch])
-        )
-        linear, stored = jnp.fft.irfft2(spectra, s=(n, n))
-        return inner(jnp.clip(linear, 0.0, 1.0) ** (1 / GAMMA) - stored, tiling)
+        spectra = lax.complex(kernel[0], kernel[1]) * jnp.fft.rfft2(both)
+        linear, stored = jnp.split(inner(jnp.fft.irfft2(spectra, s=(n, n)), tiling), 2)
+        return jnp.clip(linear, 0.0, 1.0) ** (1 / GAMMA) - stored
 
     made = over_tiles(one, (patches, path))
     return overlap_add(made * taper(tiling.size, tiling.size - tiling.stride), tiling)
