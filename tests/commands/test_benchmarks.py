@@ -46,8 +46,6 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         ("evidence tint --steps=0", "--steps"),
         ("table1", "give --steps, --minutes or both"),
-        ("data --model=nope", "--model=nope: no such preset"),
-        ("data --batches=0", "--batches"),
         ("fusion --sizes=0", "--sizes"),
         ("evidence tint --only concat --picture=x.png", "--picture: concat: neither blends nor"),
         ("evidence lucky --only CNN --picture=x.png", "--only: there are CNN, m = 0"),
