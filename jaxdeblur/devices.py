@@ -238,6 +238,16 @@ def keep_freed_memory() -> None:
     mallopt(_M_ARENA_MAX, 1)
 
 
+def add_thread() -> None:
+    """Gives XLA a thread more than there are cores; call it before JAX looks for devices.
+
+    The convolutions of a base keep a thread for each core busy. Blur paths, which run beside it
+    (restoration/stream.py), hand some of their work to the same threads, and would wait for them.
+    ``NPROC`` in the environment, where XLA reads the number, stays as it is.
+    """
+    os.environ.setdefault("NPROC", str(cores() + 1))
+
+
 def keep_compiled() -> None:
     """Turns JAX's compilation cache on, unless the environment already says where it is.
 

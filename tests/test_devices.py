@@ -1,4 +1,4 @@
-"""Freed memory stays with the process (jaxdeblur/devices.py)."""
+"""Freed memory stays with the process, and XLA has a thread to spare (jaxdeblur/devices.py)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+
+from jaxdeblur import devices
 
 # Page faults of five blocks of 64 MB, one after the other, after a first one.
 _SCRIPT = """
@@ -40,3 +42,14 @@ def test_blocks_are_used_again_and_not_mapped_anew() -> None:
     assert kept < one_block // 10
     # Who has said what the allocator should do is left alone.
     assert page_faults("kept", MALLOC_MMAP_MAX_="65536") > 4 * one_block
+
+
+def test_xla_has_a_thread_more_than_cores_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NPROC", raising=False)
+    devices.add_thread()
+    assert os.environ["NPROC"] == str(devices.cores() + 1)
+    monkeypatch.setenv("NPROC", "7")
+    devices.add_thread()
+    assert os.environ["NPROC"] == "7"

@@ -26,7 +26,9 @@ from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.windows import EVERY, FIRST, PathsConfig, Told, tell, watch_clips
 from jaxdeblur.shapes import Clip, Frame
 
-StepOf: TypeAlias = Callable[[VideoRestorer, State, Frame, Bool[Array, ""]], tuple[State, Frame]]
+StepOf: TypeAlias = Callable[
+    [VideoRestorer, State, Frame, bool | Bool[Array, ""]], tuple[State, Frame]
+]
 
 LOOKAHEAD = WINDOW // 2
 
@@ -111,15 +113,21 @@ class PathRestorer(VideoRestorer):
         return self.step_over(VideoRestorer.step, state, frame, repeated)
 
     def step_over(
-        self, step_of: StepOf, state: StreamState, frame: Frame, repeated: Array
+        self,
+        step_of: StepOf,
+        state: StreamState,
+        frame: Frame,
+        repeated: Array,
+        below: Frame | None = None,
     ) -> tuple[StreamState, Frame]:
         """``step`` with the networks stepped as the caller wants.
 
         Args:
           step_of: one step of a network, over the whole frame or in tiles.
           state: of the stream.
-          frame: B H W 3, in [0, 1].
+          frame: B H W 3, in [0, 1], of a height and width that are multiples of ``multiple``.
           repeated: whether the video has ended and its last frame is given once more.
+          below: what the base makes of it, where the caller steps the base; None to step it here.
         """
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
@@ -127,20 +135,19 @@ class PathRestorer(VideoRestorer):
         here = present[LOOKAHEAD] > 0  # Before the first frame, nothing is remembered.
 
         def restore() -> tuple[State, State, Frame]:
-            if self.base is None:
-                base, below = state.base, frames[:, LOOKAHEAD]
-            else:
-                base, below = step_of(self.base, state.base, frame, repeated)
+            base, shown = state.base, frames[:, LOOKAHEAD] if below is None else below
+            if self.base is not None and below is None:
+                base, shown = step_of(self.base, base, frame, repeated)
             if moves is None:
-                return base, state.fusion, below
-            maps = tell(self.config, frames, moves, present, shutter, below).maps
+                return base, state.fusion, shown
+            maps = tell(self.config, frames, moves, present, shutter, shown).maps
             fusion, restored = state.fusion, _gated(maps)
             if self.fusion is not None:
                 fusion, restored = step_of(self.fusion, fusion, maps, jnp.bool_(False))
                 fusion = jax.tree.map(functools.partial(jnp.where, here), fusion, state.fusion)
             # A frame without neighbours has no path.
             alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
-            return base, fusion, jnp.where(alone, below, restored)
+            return base, fusion, jnp.where(alone, shown, restored)
 
         def look() -> tuple[State, State, Frame]:
             return state.base, state.fusion, jnp.zeros_like(frame)

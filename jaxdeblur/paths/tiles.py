@@ -53,6 +53,29 @@ class Tiling(NamedTuple):
         return Tiling(*size, self.stride // scale, self.size // scale, self.n // scale)
 
 
+def cutter(
+    image: Float[Array, "C H W"], tiling: Tiling, beyond: str = "symmetric"
+) -> Callable[[Int[Array, 2], Int[Array, 2] | int], Float[Array, "C n n"]]:
+    """Cuts the patch of a tile, given the tile's middle and the patch's whole offset from it.
+
+    Args:
+      image: of ``tiling``'s size.
+      tiling: where the patches are.
+      beyond: what lies beyond the borders, a mode of ``jnp.pad``.
+    """
+    rows, columns = tiling.shape
+    border = tiling.n // 2 + REACH
+    below = (rows - 1) * tiling.stride + border - tiling.height
+    right = (columns - 1) * tiling.stride + border - tiling.width
+    padded = jnp.pad(image, ((0, 0), (border, below), (border, right)), mode=beyond)
+
+    def one(centre: Int[Array, 2], offset: Int[Array, 2] | int = 0) -> Float[Array, "C n n"]:
+        corner = centre + REACH + jnp.clip(offset, -REACH, REACH)
+        return lax.dynamic_slice(padded, (0, *corner), (len(image), tiling.n, tiling.n))
+
+    return one
+
+
 def cut(
     image: Float[Array, "C H W"],
     tiling: Tiling,
@@ -63,28 +86,14 @@ def cut(
     """The patch of each tile, moved by its whole offset, at most REACH.
 
     Args:
-      image: of ``tiling``'s size.
-      tiling: where the patches are.
+      image, tiling, beyond: as of ``cutter``.
       offsets: (y, x) of each patch; None for none.
-      beyond: what lies beyond the borders, a mode of ``jnp.pad``.
       only: which tiles; None for all.
     """
-    rows, columns = tiling.shape
-    border = tiling.n // 2 + REACH
-    below = (rows - 1) * tiling.stride + border - tiling.height
-    right = (columns - 1) * tiling.stride + border - tiling.width
-    padded = jnp.pad(image, ((0, 0), (border, below), (border, right)), mode=beyond)
-    corners = jnp.asarray(tiling.centres) + REACH
-    if only is not None:
-        corners = corners[only]
-    if offsets is not None:
-        corners = corners + jnp.clip(offsets, -REACH, REACH)
-
-    def one(corner: Int[Array, 2]) -> Float[Array, "C n n"]:
-        start = (0, corner[0], corner[1])
-        return lax.dynamic_slice(padded, start, (len(image), tiling.n, tiling.n))
-
-    return over_tiles(one, corners)
+    one, centres = cutter(image, tiling, beyond), jnp.asarray(tiling.centres)
+    centres = centres if only is None else centres[only]
+    offsets = jnp.zeros_like(centres) if offsets is None else offsets
+    return over_tiles(lambda each: one(*each), (centres, offsets))
 
 
 def inner(patches: Float[Array, "C n n"], tiling: Tiling) -> Float[Array, "C size size"]:

@@ -21,6 +21,7 @@ much unexplained.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -28,11 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 from einops import reduce
 from jax import lax
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Int
 
 from jaxdeblur.paths.likelihood import Fit, radial_shares
 from jaxdeblur.paths.path import SAMPLE_WEIGHTS, extent, frequencies, transfer
-from jaxdeblur.paths.tiles import Tiling, cut, inner, over_tiles, overlap_add, taper
+from jaxdeblur.paths.tiles import Tiling, cut, cutter, inner, over_tiles, overlap_add, taper
 
 NEIGHBOUR = 0.5
 """Of a neighbour's trust: an error of its path hurts more than its share of the light helps."""
@@ -89,22 +90,27 @@ def luminance(
     roughness = (np.abs(steps[0])[:, None] ** 2 + np.abs(steps[1]) ** 2).astype(np.float32)
     beta = jnp.clip(0.01 * extent(tiles.fit.knots, tiles.duty), 0.05, 0.3)
 
-    def one(each: tuple[_Patches, jax.Array]) -> Float[Array, "3 size size"]:
-        patches, beta = each
-        terms = _terms(patches, tiles.basis, tiling, 1)
-        numerator, energy = terms.numerator.sum(0) + terms.ratio * terms.base, terms.energy.sum(0)
-        first = jnp.fft.irfft2(numerator / (energy + terms.ratio), s=(n, n))
+    terms_of = _terms_of(frames[:, None], base[None], tiles.basis, tiling, 1)
+
+    def one(each: tuple[_Tile, jax.Array]) -> Float[Array, "3 size size"]:
+        tile, beta = each
+        terms = terms_of(tile)
+        numerator = terms.numerator.sum(0) + _times(terms.base, terms.ratio)
+        denominator = terms.energy.sum(0) + terms.ratio
+        first = jnp.fft.irfft2(_times(numerator, 1 / denominator), s=(n, n))
         smooth = jnp.fft.rfft2(_without_small_gradients(first[0]))
-        sharp = (numerator + beta * smooth) / (energy + terms.ratio + beta * roughness)
-        own = terms.numerator[1] / (terms.energy[1] + terms.ratio)
-        others = (terms.numerator[0] + terms.numerator[2]) / (
-            terms.energy[0] + terms.energy[2] + terms.ratio
+        numerator = numerator + _times(smooth, beta)
+        sharp = _times(numerator, 1 / (denominator + beta * roughness))
+        own = _times(terms.numerator[1], 1 / (terms.energy[1] + terms.ratio))
+        others = _times(
+            terms.numerator[0] + terms.numerator[2],
+            1 / (terms.energy[0] + terms.energy[2] + terms.ratio),
         )
         residual = terms.kernel * sharp - terms.spectrum
         parts = jnp.fft.irfft2(jnp.concatenate([sharp, residual, others - own]), s=(n, n))
         return inner(parts, tiling).at[0].add(terms.mean[0])
 
-    made = over_tiles(one, (_patches(frames[:, None], base[None], tiles, tiling, 1), beta))
+    made = over_tiles(one, (_each(tiles, tiling), beta))
     shares = _shares(made[:, 1], tiling)
     sharp, residual, disagreement = overlap_add(made * shares, tiling)
     return Luminance(sharp, residual, disagreement, shares)
@@ -126,15 +132,15 @@ def chrominance(
       tiling: of the reduced frames.
       shares: of ``luminance``.
     """
-    n = tiling.n
+    n, terms_of = tiling.n, _terms_of(frames, base, tiles.basis, tiling, 2)
 
-    def one(patches: _Patches) -> Float[Array, "C size size"]:
-        terms = _terms(patches, tiles.basis, tiling, 2)
-        numerator = terms.numerator.sum(0) + terms.ratio * terms.base
-        sharp = numerator / (terms.energy.sum(0) + terms.ratio)
+    def one(tile: _Tile) -> Float[Array, "C size size"]:
+        terms = terms_of(tile)
+        numerator = terms.numerator.sum(0) + _times(terms.base, terms.ratio)
+        sharp = _times(numerator, 1 / (terms.energy.sum(0) + terms.ratio))
         return inner(jnp.fft.irfft2(sharp, s=(n, n)), tiling) + terms.mean
 
-    made = over_tiles(one, _patches(frames, base, tiles, tiling, 2))
+    made = over_tiles(one, _each(tiles, tiling))
     return overlap_add(made * reduce(shares, "n c (y 2) (x 2) -> n c y x", "mean"), tiling)
 
 
@@ -148,14 +154,17 @@ def _shares(residual: Float[Array, "N size size"], tiling: Tiling) -> Float[Arra
     return value / cut(total, tiling._replace(n=tiling.size))
 
 
-class _Patches(NamedTuple):
-    """Of one tile, or of N with a leading axis."""
+class _Tile(NamedTuple):
+    """One tile, or N with a leading axis."""
 
-    frames: Float[Array, "3 C n n"]
-    base: Float[Array, "C n n"]
+    centre: Int[Array, 2]
     fit: Fit
     offsets: Float[Array, "3 2"]
     weights: Float[Array, 3]
+
+
+def _each(tiles: Tiles, tiling: Tiling) -> _Tile:
+    return _Tile(jnp.asarray(tiling.centres), *tiles[:3])
 
 
 class _Terms(NamedTuple):
@@ -168,22 +177,41 @@ class _Terms(NamedTuple):
     mean: Float[Array, "C 1 1"]
 
 
-def _terms(patches: _Patches, basis: jax.Array, tiling: Tiling, scale: int) -> _Terms:
-    """w'_j conj(K_j) B_j, w'_j |K_j|^2, l and Y at all frequencies of a tile."""
+def _terms_of(
+    frames: Float[Array, "3 C H W"],
+    base: Float[Array, "C H W"],
+    basis: Float[Array, "3 J P"],
+    tiling: Tiling,
+    scale: int,
+) -> Callable[[_Tile], _Terms]:
+    """Gives w'_j conj(K_j) B_j, w'_j |K_j|^2, l and Y of a tile at all frequencies."""
     n = tiling.n
-    edge = taper(n, 3 * (n - tiling.size) // 8)
-    at = frequencies(n, scale)
-    mean = patches.frames.mean((-2, -1), keepdims=True)
-    spectra = jnp.fft.rfft2((patches.frames - mean) * edge)
-    path = jnp.einsum("mjp,pc->mjc", basis, patches.fit.knots) - patches.offsets[:, None]
-    once = SAMPLE_WEIGHTS[None]
-    kernel = jnp.stack([transfer(p, once, *at)[0] for p in path])
-    energy = patches.weights[:, None, None] * (kernel**2).sum(1)
-    k = lax.complex(kernel[:, 0], kernel[:, 1])
-    numerator = patches.weights[:, None, None, None] * jnp.conj(k)[:, None] * spectra
-    log_ratio = jnp.einsum("r,ryx->yx", patches.fit.spectrum, radial_shares(*at))
-    base = jnp.fft.rfft2((patches.base - mean[1]) * edge)
-    return _Terms(numerator, energy, LAM * jnp.exp(log_ratio), base, k[1], spectra[1], mean[1])
+    edge, at = taper(n, 3 * (n - tiling.size) // 8), frequencies(n, scale)
+    cut_base, *cut_frames = (cutter(image, tiling) for image in (base, *frames))
+
+    def terms(tile: _Tile) -> _Terms:
+        whole = jnp.round(tile.offsets / scale).astype(int)
+        patches = jnp.stack(
+            [one(tile.centre, offset) for one, offset in zip(cut_frames, whole, strict=True)]
+        )
+        mean = patches.mean((-2, -1), keepdims=True)
+        spectra = jnp.fft.rfft2((patches - mean) * edge)
+        path = jnp.einsum("mjp,pc->mjc", basis, tile.fit.knots) - tile.offsets[:, None]
+        kernel = jnp.stack([transfer(p, SAMPLE_WEIGHTS[None], *at)[0] for p in path])
+        energy = tile.weights[:, None, None] * (kernel**2).sum(1)
+        k = lax.complex(kernel[:, 0], kernel[:, 1])
+        numerator = _times(jnp.conj(k)[:, None] * spectra, tile.weights[:, None, None, None])
+        log_ratio = jnp.einsum("r,ryx->yx", tile.fit.spectrum, radial_shares(*at))
+        below = jnp.fft.rfft2((cut_base(tile.centre, 0) - mean[1]) * edge)
+        ratio = LAM * jnp.exp(log_ratio)
+        return _Terms(numerator, energy, ratio, below, k[1], spectra[1], mean[1])
+
+    return terms
+
+
+def _times(spectrum: Complex[Array, "*F"], real: jax.Array) -> Complex[Array, "*F"]:
+    """Their product, for which XLA would make a complex number of the real one."""
+    return lax.complex(spectrum.real * real, spectrum.imag * real)
 
 
 def _without_small_gradients(image: Float[Array, "n n"]) -> Float[Array, "1 n n"]:
@@ -192,15 +220,3 @@ def _without_small_gradients(image: Float[Array, "n n"]) -> Float[Array, "1 n n"
     keep = jnp.maximum(1 - THRESHOLD**2 / (dy**2 + dx**2 + 1e-12), 0)
     dy, dx = dy * keep, dx * keep
     return (dy - jnp.roll(dy, -1, 0) + dx - jnp.roll(dx, -1, 1))[None]
-
-
-def _patches(
-    frames: Float[Array, "3 C H W"],
-    base: Float[Array, "C H W"],
-    tiles: Tiles,
-    tiling: Tiling,
-    scale: int,
-) -> _Patches:
-    whole = jnp.round(tiles.offsets / scale).astype(int)
-    cuts = jnp.stack([cut(frame, tiling, whole[:, j]) for j, frame in enumerate(frames)], 1)
-    return _Patches(cuts, cut(base, tiling), tiles.fit, tiles.offsets, tiles.weights)

@@ -19,8 +19,9 @@ from jaxtyping import Array, Bool, Float
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.paths.restorer import PathRestorer, StepOf
 from jaxdeblur.restoration.tiling import TileGrid, halo_of
-from jaxdeblur.shapes import DevicePlane
+from jaxdeblur.shapes import DevicePlane, Frame
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
 Graph: TypeAlias = Any
@@ -37,6 +38,35 @@ class Compiled(NamedTuple):
     layout: PixelLayout
     tiles: TileGrid | None
 
+    @property
+    def step_of(self) -> StepOf:
+        """One step of a network."""
+        return VideoRestorer.step if self.tiles is None else self.tiles.step
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def base_step(
+    what: Compiled,
+    parameters: ModelState,
+    state: State,
+    planes: tuple[DevicePlane, ...],
+    repeated: bool | Bool[Array, ""],
+) -> tuple[State, Frame]:
+    """A step of the base of blur paths, a program of its own, which can run beside the paths'.
+
+    Args:
+      what: it is compiled for.
+      parameters: of the whole model.
+      state: of the base.
+      planes, repeated: as of ``stream_step``.
+
+    Returns:
+      The base's next state, and the frame that it restored, padded to the model's ``multiple``.
+    """
+    model: PathRestorer = nnx.merge(what.graph, parameters)
+    assert model.base is not None
+    return what.step_of(model.base, state, model.pad(what.layout.to_rgb(planes)[None]), repeated)
+
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def stream_step(
@@ -47,6 +77,7 @@ def stream_step(
     repeated: bool | Bool[Array, ""],
     due: tuple[DevicePlane, ...],
     strength: Float[Array, ""],
+    below: Frame | None = None,
 ) -> tuple[State, tuple[DevicePlane, ...]]:
     """One frame in and the one that is due out, in the arrays of their files.
 
@@ -57,10 +88,17 @@ def stream_step(
       repeated: it is the last frame, once more.
       due: the frame that comes out, to which what changes is added.
       strength: the share of the change that is added.
+      below: of blur paths over a base, what ``base_step`` made.
     """
     model: VideoRestorer = nnx.merge(what.graph, parameters)
-    step = model.step if what.tiles is None else functools.partial(what.tiles.step, model)
-    state, restored = step(state, what.layout.to_rgb(planes)[None], repeated)
+    frame = what.layout.to_rgb(planes)[None]
+    if below is None:
+        state, restored = what.step_of(model, state, frame, repeated)
+    else:
+        assert isinstance(model, PathRestorer)
+        ended = jnp.asarray(repeated)
+        state, restored = model.step_over(what.step_of, state, model.pad(frame), ended, below)
+        restored = restored[..., : frame.shape[1], : frame.shape[2], :]
     change = jnp.clip(restored[0], 0, 1) - what.layout.to_rgb(due)
     return state, what.layout.add(due, strength * change)
 
@@ -136,16 +174,28 @@ def step_memory(
     state, planes, strength = jax.tree.map(
         lambda array: devices.abstract_array(array, place), jax.eval_shape(inputs)
     )
-    what = Compiled(graph, layout, tiles)
-    lowered = stream_step.lower(what, parameters, state, planes, False, planes, strength)
-    # A stream's calls of stream_step with these shapes use what is compiled here.
-    memory: Any = lowered.compile().memory_analysis()
-    return (
+    what, below, lowered = Compiled(graph, layout, tiles), None, []
+    if has_base(model):
+        base, state = state.base, state._replace(base=())
+        lowered.append(base_step.lower(what, parameters, base, planes, False))
+        below = devices.abstract_array(lowered[0].out_info[1], place)
+    lowered.append(
+        stream_step.lower(what, parameters, state, planes, False, planes, strength, below)
+    )
+    # A stream's calls with these shapes use what is compiled here.
+    taken: list[Any] = [each.compile().memory_analysis() for each in lowered]
+    return sum(
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
+        for memory in taken
     )
+
+
+def has_base(model: VideoRestorer) -> bool:
+    """Whether a step is two programs, ``base_step`` and ``stream_step``."""
+    return isinstance(model, PathRestorer) and model.base is not None
 
 
 def free_memory(device: jax.Device) -> int:

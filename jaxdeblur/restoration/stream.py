@@ -11,6 +11,7 @@ import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -21,18 +22,22 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.restoration.placement import (
     Compiled,
     Graph,
     ModelState,
+    base_step,
     device_of,
+    has_base,
     stream_step,
 )
 from jaxdeblur.restoration.tiling import TileGrid
-from jaxdeblur.shapes import DevicePixels, DevicePlane, PixelClip, Pixels, Plane
+from jaxdeblur.shapes import DevicePixels, DevicePlane, Frame, PixelClip, Pixels, Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
+
+_BASES = ThreadPoolExecutor(1, "base of blur paths")
 
 
 def from_uint8(x: UInt8[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
@@ -133,6 +138,11 @@ class Stream:
         with jax.default_device(self._device):
             # Copied, since a model may use one array of zeros twice and this memory is used again.
             state = jax.tree.map(jnp.copy, model.initial_state(1, height, width))
+        self._base: State = None  # Of blur paths over a base: the base's state, apart.
+        if has_base(model):
+            self._base, state = self._placed(state.base), state._replace(base=())
+            padded = 1, model.round_up(height), model.round_up(width), 3
+            self._no_base = self._placed(jnp.zeros(padded))
         self._state = self._placed(state)
         self._strength = jax.device_put(jnp.float32(strength), self._device)
         # The frames that have gone in and not come out yet: what changes is added to them.
@@ -178,9 +188,9 @@ class Stream:
         self._state = self._placed(self._model.look(self._state))
         for planes in opening:
             on_device = self._on_device(planes)
-            self._step(on_device, on_device, repeated=False)
+            self._step(on_device, on_device, looks=True, repeated=False)
         for _ in range(self._lookahead if len(opening) < self.opening else 0):
-            self._step(on_device, on_device, repeated=True)
+            self._step(on_device, on_device, looks=True, repeated=True)
         self._state = self._placed(self._model.looked(self._state))
 
     def _on_device(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...]:
@@ -229,12 +239,29 @@ class Stream:
         return restored
 
     def _step(
-        self, planes: tuple[DevicePlane, ...], due: tuple[DevicePlane, ...], *, repeated: bool
+        self,
+        planes: tuple[DevicePlane, ...],
+        due: tuple[DevicePlane, ...],
+        *,
+        repeated: bool,
+        looks: bool = False,
     ) -> tuple[DevicePlane, ...]:
+        below = None
+        if self._base is not None:
+            below = self._no_base if looks else self._step_base(planes, repeated)
         self._state, restored = stream_step(
-            self._what, self._parameters, self._state, planes, repeated, due, self._strength
+            self._what, self._parameters, self._state, planes, repeated, due, self._strength, below
         )
         return restored
+
+    def _step_base(self, planes: tuple[DevicePlane, ...], repeated: bool) -> Frame:
+        # What one thread queues on a CPU runs one after the other. So another one queues this,
+        # and it runs beside the paths of the frame before.
+        queued = _BASES.submit(
+            base_step, self._what, self._parameters, self._base, planes, repeated
+        )
+        self._base, below = queued.result()
+        return below
 
     def _placed(self, state: ModelState) -> ModelState:
         # Committed to their place, as what a step gives back: for anything else the first step, the

@@ -89,10 +89,10 @@ class TileGrid:
           repeated: it is the last frame, once more.
         """
         height, width = frame.shape[-3:-1]
-        if isinstance(model, PathRestorer):  # its network in tiles; paths are of the whole frame
-            return model.step_over(self.step, state, frame, jnp.asarray(repeated))
         padded, ended = model.pad(frame), jnp.asarray(repeated)
-        if isinstance(model, ScaleChoice):
+        if isinstance(model, PathRestorer):  # its networks in tiles; paths are of the whole frame
+            state, restored = model.step_over(self.step, state, padded, ended)
+        elif isinstance(model, ScaleChoice):
             state, restored = model.step_levels(self._step_tiles, state, padded, ended)
         else:
             state, restored, _ = self._step_tiles(model, state, padded, ended)

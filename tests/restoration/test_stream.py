@@ -16,6 +16,8 @@ from jaxdeblur import devices, models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
+from jaxdeblur.paths.restorer import PathRestorer
+from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.restoration import placement
 from jaxdeblur.restoration.placement import (
     choose_tiles,
@@ -215,7 +217,8 @@ def test_the_opening_is_not_looked_at_in_the_middle():
 def test_a_wrong_frame_of_the_opening_is_named():
     frames = [np.zeros((8, 9, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)]
     with pytest.raises(UserError, match="a frame of this stream is 8 9 3"):
-        list(restore_frames(partial(Stream, Opened()), frames))
+        # Of a list, beartype would look at one and expect the others to be like it.
+        list(restore_frames(partial(Stream, Opened()), iter(frames)))
 
 
 def test_one_compilation_a_size(model, caplog):
@@ -228,6 +231,22 @@ def test_one_compilation_a_size(model, caplog):
     compiled = [r for r in caplog.messages if "XLA compilation of jit(stream_step)" in r]
     assert len(compiled) == 1, compiled
     assert stream_step._cache_size() == before + 1
+
+
+def test_a_base_and_its_paths_are_a_program_each(caplog):
+    base = Strcnn(dataclasses.replace(CONFIG, m=2), rngs=nnx.Rngs(0))
+    paths = PathRestorer(PathsConfig(), base)
+    size = (26, 34)  # of no other test
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        assert step_memory(paths, *size) > step_memory(PathRestorer(PathsConfig()), *size)
+        caplog.clear()
+        frames = video(4, *size)
+        restored = list(restore_frames(partial(Stream, paths), frames))
+    assert not [r for r in caplog.messages if "XLA compilation of jit(base_step)" in r]
+    assert not [r for r in caplog.messages if "XLA compilation of jit(stream_step)" in r]
+    # Frames of less than 64 pixels hold no tile, so the base shows.
+    of_base = restore_frames(partial(Stream, base), frames)
+    np.testing.assert_array_equal(restored, list(of_base))
 
 
 def test_frames_are_the_caller_s_own(model):
