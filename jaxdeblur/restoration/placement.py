@@ -21,7 +21,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.paths.restorer import PathRestorer, StepOf
 from jaxdeblur.restoration.tiling import TileGrid, halo_of
-from jaxdeblur.shapes import DevicePlane, Frame
+from jaxdeblur.shapes import DevicePlane, Frame, SeenFrame
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
 Graph: TypeAlias = Any
@@ -41,7 +41,13 @@ class Compiled(NamedTuple):
     @property
     def step_of(self) -> StepOf:
         """One step of a network."""
-        return VideoRestorer.step if self.tiles is None else self.tiles.step
+        return _whole_step if self.tiles is None else self.tiles.step
+
+
+def _whole_step(
+    model: VideoRestorer, state: State, frame: SeenFrame, repeated: bool | Bool[Array, ""]
+) -> tuple[State, Frame]:
+    return model.step(state, frame, repeated)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
