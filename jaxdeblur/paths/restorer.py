@@ -118,25 +118,30 @@ class PathRestorer(VideoRestorer):
         state: StreamState,
         frame: Frame,
         repeated: Array,
-        below: Frame | None = None,
+        below: Float[Array, "B Hp Wp 3"] | None = None,
     ) -> tuple[StreamState, Frame]:
         """``step`` with the networks stepped as the caller wants.
 
         Args:
           step_of: one step of a network, over the whole frame or in tiles.
           state: of the stream.
-          frame: B H W 3, in [0, 1], of a height and width that are multiples of ``multiple``.
+          frame: B H W 3, in [0, 1], of any size.
           repeated: whether the video has ended and its last frame is given once more.
-          below: what the base makes of it, where the caller steps the base; None to step it here.
+          below: what the base made of the padded frame, where the caller steps the base; None to
+            step it here.
         """
+        height, width = frame.shape[1:3]
+        frame = self.pad(frame)
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
         moves, shutter = watch_clips(self.config, frames, present, state.shutter, state.seen)
         here = present[LOOKAHEAD] > 0  # Before the first frame, nothing is remembered.
 
         def restore() -> tuple[State, State, Frame]:
-            base, shown = state.base, frames[:, LOOKAHEAD] if below is None else below
-            if self.base is not None and below is None:
+            base, shown = state.base, frames[:, LOOKAHEAD]
+            if below is not None:
+                shown = below
+            elif self.base is not None:
                 base, shown = step_of(self.base, base, frame, repeated)
             if moves is None:
                 return base, state.fusion, shown
@@ -155,7 +160,7 @@ class PathRestorer(VideoRestorer):
         base, fusion, restored = lax.cond(state.looking, look, restore)
         seen = state.seen + here.astype(int)
         kept = StreamState(frames[:, 1:], present[1:], shutter, seen, state.looking, base, fusion)
-        return kept, restored
+        return kept, restored[:, :height, :width]
 
     def look(self, state: StreamState) -> StreamState:
         """The state in which steps ask frames for the shutter, and restore none."""

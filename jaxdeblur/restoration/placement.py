@@ -83,7 +83,7 @@ def stream_step(
     repeated: bool | Bool[Array, ""],
     due: tuple[DevicePlane, ...],
     strength: Float[Array, ""],
-    below: Frame | None = None,
+    below: Float[Array, "1 Hp Wp 3"] | None = None,
 ) -> tuple[State, tuple[DevicePlane, ...]]:
     """One frame in and the one that is due out, in the arrays of their files.
 
@@ -103,8 +103,7 @@ def stream_step(
     else:
         assert isinstance(model, PathRestorer)
         ended = jnp.asarray(repeated)
-        state, restored = model.step_over(what.step_of, state, model.pad(frame), ended, below)
-        restored = restored[..., : frame.shape[1], : frame.shape[2], :]
+        state, restored = model.step_over(what.step_of, state, frame, ended, below)
     change = jnp.clip(restored[0], 0, 1) - what.layout.to_rgb(due)
     return state, what.layout.add(due, strength * change)
 

@@ -29,7 +29,7 @@ from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.options import frame_size
 from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.shapes import Features, Frame
+from jaxdeblur.shapes import Features, Frame, SeenFrame
 
 _Stepped: TypeAlias = tuple[State, Frame, Features | None]
 
@@ -77,7 +77,7 @@ class TileGrid:
         self,
         model: VideoRestorer,
         state: State,
-        frame: Frame,
+        frame: SeenFrame,
         repeated: bool | Bool[Array, ""] = False,
     ) -> tuple[State, Frame]:
         """``model.step``, tile after tile: the same result, with the memory of one tile.
@@ -85,14 +85,14 @@ class TileGrid:
         Args:
           model: the network.
           state: of the whole frame, as ``model.initial_state`` makes it; gives the next one.
-          frame: the whole frame, B H W 3 in [0, 1].
+          frame: the whole frame, B H W 3 or maps of blur paths, in [0, 1].
           repeated: it is the last frame, once more.
         """
         height, width = frame.shape[-3:-1]
         padded, ended = model.pad(frame), jnp.asarray(repeated)
         if isinstance(model, PathRestorer):  # its networks in tiles; paths are of the whole frame
-            state, restored = model.step_over(self.step, state, padded, ended)
-        elif isinstance(model, ScaleChoice):
+            return model.step_over(self.step, state, frame, ended)
+        if isinstance(model, ScaleChoice):
             state, restored = model.step_levels(self._step_tiles, state, padded, ended)
         else:
             state, restored, _ = self._step_tiles(model, state, padded, ended)
