@@ -104,6 +104,9 @@ def check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
             f"--out={out}: it holds an evaluation of other {', '.join(different)}; choose another "
             "folder with --out, or replace it with --overwrite"
         )
+    for place in (out / "videos", out / "frames"):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{place}: results go into a folder of this name, and a file is there")
 
 
 def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:

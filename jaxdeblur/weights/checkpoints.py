@@ -11,6 +11,7 @@ import gc
 import hashlib
 import itertools
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -194,8 +195,9 @@ def _one_error() -> Iterator[None]:
     "Event loop is closed" may be printed all the same, by threads of TensorStore.
     """
     log = logging.getLogger("asyncio")
-    level = log.level
+    level, hook = log.level, sys.unraisablehook
     log.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -205,6 +207,7 @@ def _one_error() -> Iterator[None]:
             finally:
                 gc.collect()
     finally:
+        sys.unraisablehook = hook
         log.setLevel(level)
 
 

@@ -330,6 +330,12 @@ class TestGoingOn:
         evaluate(model, a_dataset(), config, out, overwrite=True)
         assert (out / "metrics.json").read_bytes() != before
         assert not list(out.glob("*/009-old"))
+        whole = (out / "metrics.json").read_bytes()
+        shutil.rmtree(out / "videos")
+        (out / "videos").touch()
+        with pytest.raises(UserError, match="videos: results go into a folder of this name"):
+            evaluate(model, a_dataset(), config, out, overwrite=True)
+        assert (out / "metrics.json").read_bytes() == whole
 
     def test_a_folder_of_something_else_is_never_replaced(self, tmp_path):
         (tmp_path / "holiday.jpg").write_bytes(b"x")
