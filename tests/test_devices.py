@@ -47,9 +47,9 @@ def test_blocks_are_used_again_and_not_mapped_anew() -> None:
 def test_xla_has_a_thread_more_than_cores_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("NPROC", raising=False)
-    devices.add_thread()
-    assert os.environ["NPROC"] == str(devices.cores() + 1)
-    monkeypatch.setenv("NPROC", "7")
+    monkeypatch.setenv("NPROC", "7")  # first, so that the end of the test takes it away
     devices.add_thread()
     assert os.environ["NPROC"] == "7"
+    monkeypatch.delenv("NPROC")
+    devices.add_thread()
+    assert os.environ["NPROC"] == str(devices.cores() + 1)

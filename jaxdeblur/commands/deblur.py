@@ -87,8 +87,8 @@ def main(name: str = "deblur.py") -> None:
         load_extension(arguments.extension)
     devices.keep_freed_memory()
     devices.keep_compiled()
-    if not config.fast:
-        devices.add_thread()
+    if not config.fast and any(job.use == "video" for job in jobs):
+        devices.add_thread()  # a network alone would be slower by it
     processes = read_fields(arguments, ClusterConfig())
     devices.use_cores(1, processes)
     devices.join(processes)

@@ -88,10 +88,11 @@ class TileGrid:
           frame: the whole frame, B H W 3 or maps of blur paths, in [0, 1].
           repeated: it is the last frame, once more.
         """
-        height, width = frame.shape[-3:-1]
-        padded, ended = model.pad(frame), jnp.asarray(repeated)
+        ended = jnp.asarray(repeated)
         if isinstance(model, PathRestorer):  # its networks in tiles; paths are of the whole frame
             return model.step_over(self.step, state, frame, ended)
+        height, width = frame.shape[-3:-1]
+        padded = model.pad(frame)
         if isinstance(model, ScaleChoice):
             state, restored = model.step_levels(self._step_tiles, state, padded, ended)
         else:

@@ -5,6 +5,7 @@ What is saved carries the SHA-256 of its values, by which a damaged checkpoint i
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import gc
@@ -30,6 +31,7 @@ CHECKPOINTS_NAME = "checkpoints"
 """The folder of the checkpoints in a run's folder."""
 
 _WEIGHTS, _ABOUT = "weights", "about"
+_CLOSED = "Event loop is closed"
 
 
 class Checkpoints:
@@ -192,12 +194,17 @@ def _one_error() -> Iterator[None]:
 
     It works on the arrays side by side, raises the first error and abandons the others, of which
     asyncio and Python warn when they are collected; they add nothing to the error that is reported.
-    "Event loop is closed" may be printed all the same, by threads of TensorStore.
+    Threads of TensorStore that end later may still print "Event loop is closed".
     """
     log = logging.getLogger("asyncio")
     level, hook = log.level, sys.unraisablehook
     log.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda _: None
+
+    def tell_others(event: Any) -> None:
+        if not asyncio.iscoroutine(event.object) and str(event.exc_value) != _CLOSED:
+            hook(event)
+
+    sys.unraisablehook = tell_others
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
