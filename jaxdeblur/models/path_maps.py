@@ -68,6 +68,12 @@ def restored_of(
     return base + jnp.clip(share + made[..., 3:], 0.0, 1.0) * (sharp - base) + made[..., :3]
 
 
+def gated(maps: Float[Array, "*leading H W 14"]) -> Float[Array, "*leading H W 3"]:
+    """The frames as the gate mixes them: what is restored where the network makes nothing."""
+    base, sharp, share = maps[..., 3:6], maps[..., 6:9], maps[..., 11:12]
+    return base + share * (sharp - base)
+
+
 def smoothstep(x: jax.Array, low: float, high: float) -> jax.Array:
     """0 below ``low``, 1 above ``high``, smooth between."""
     t = jnp.clip((x - low) / (high - low), 0, 1)

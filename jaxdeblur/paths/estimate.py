@@ -29,6 +29,7 @@ from jaxdeblur.paths.motion import (
     tiling_of,
 )
 from jaxdeblur.paths.path import exposed, exposures, extent, through
+from jaxdeblur.paths.prior import Prior
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.tiles import Tiling, halved
 
@@ -62,6 +63,7 @@ def estimate(
     frames: Float[Array, "5 H W 3"],
     moves: Float[Array, "N 4 2"],
     base: Float[Array, "H W 3"],
+    last: Float[Array, "H W 3"],
     present: Float[Array, 5],
     shutter: Shutter,
     duty: float | Array | None = None,
@@ -73,6 +75,7 @@ def estimate(
       frames: as stored, in [0, 1].
       moves: by ``moves_of``.
       base: the middle one as a network restores it, or as it is.
+      last: the one before, restored.
       present: 1 for a frame, 0 for one beyond the video's ends, whose pixels do not matter.
       shutter: what is known of it.
       duty: the share of the period that the shutter is open; None for what the shutter says.
@@ -82,14 +85,14 @@ def estimate(
     is_linear = shutter.linear > 0 if linear is None else jnp.asarray(linear)
     open_for = shutter.duty if duty is None else jnp.float32(duty)
     told = (present, open_for, is_linear)
-    whole = functools.partial(_restored, frames, base, moves, tiling, *told)
+    prior = Prior(base, last, present[1])
+    whole = functools.partial(_restored, frames, prior, moves, tiling, *told)
 
     def at_half_size() -> _Restored:
-        first = (jnp.moveaxis(image, -1, -3) for image in (frames, base))
-        half, below = (jnp.moveaxis(halved(image), -3, -1) for image in first)
+        half, below = _halved(frames), prior.map(_halved)
         of_half = tiling_of(half, COARSE)
         made = _restored(half, below, moves_of(half, of_half), of_half, *told)
-        return _enlarged(made, base, below, of_half, tiling)
+        return _enlarged(made, base, below.base, of_half, tiling)
 
     large = jnp.median(speed) * open_for > _LARGE
     made: _Restored = whole() if is_small(frames) else lax.cond(large, at_half_size, whole)
@@ -111,15 +114,15 @@ class _Restored(NamedTuple):
 
 def _restored(
     frames: Float[Array, "5 H W 3"],
-    base: Float[Array, "H W 3"],
+    prior: Prior,
     moves: Float[Array, "N 4 2"],
     tiling: Tiling,
     present: Float[Array, 5],
     duty: Float[Array, ""],
     linear: Array,
 ) -> _Restored:
-    middle, mean = frames[1:4], jnp.clip(base, 0.0, 1.0)
-    bright, mean_bright = middle @ LUMA, mean @ LUMA
+    middle, prior = frames[1:4], prior.map(lambda y: jnp.clip(y, 0.0, 1.0))
+    bright, prior_bright = middle @ LUMA, prior.map(lambda y: y @ LUMA)
     basis, start = exposures(duty), through(moves, present)
     light = lax.cond(linear, lambda y: y**GAMMA, lambda y: y, bright)
     # Inward, since beyond the borders a mirror image moves the other way.
@@ -138,11 +141,12 @@ def _restored(
         fit = finer._replace(spectrum=0.5 * (fit.spectrum + finer.spectrum))
     weights = seen.present * jnp.exp(fit.trust) * jnp.array(_SHARES)
     tiles = wiener.Tiles(fit, offsets_of(fit.knots), weights, duty, basis)
-    stored = lax.cond(linear, lambda: as_stored(middle, mean, tiles, tiling), lambda: middle)
+    stored = lax.cond(linear, lambda: as_stored(middle, prior, tiles, tiling), lambda: middle)
     stored_bright = stored @ LUMA
-    made = wiener.luminance(stored_bright, mean_bright, tiles, tiling)
-    colours, mean_colours = _chroma(stored, stored_bright), _chroma(mean, mean_bright)
-    sharp = wiener.chrominance(colours, mean_colours, tiles, tiling.reduced(2), made.shares)
+    made = wiener.luminance(stored_bright, prior_bright, tiles, tiling)
+    colours = _chroma(stored, stored_bright)
+    known = prior.map(lambda y: _chroma(y, y @ LUMA))
+    sharp = wiener.chrominance(colours, known, tiles, tiling.reduced(2), made.shares)
     shape = 2, 2 * sharp.shape[1], 2 * sharp.shape[2]
     red, blue = jax.image.resize(sharp - _chroma(middle[1], bright[1]), shape, "linear")
     green = -(LUMA[0] * red + LUMA[2] * blue) / LUMA[1]
@@ -175,6 +179,10 @@ def _enlarged(
     bent = 2 * bent[rows][:, columns].reshape(len(tiling.centres), -1, 2)
     paths = jnp.asarray(tiling.centres)[:, None] + bent
     return _Restored(sharp, enlarge(made.unexplained), cells * jnp.array([1.0, 2.0, 1.0]), paths)
+
+
+def _halved(image: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading h w 3"]:
+    return jnp.moveaxis(halved(jnp.moveaxis(image, -1, -3)), -3, -1)
 
 
 def _chroma(

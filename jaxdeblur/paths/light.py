@@ -22,18 +22,19 @@ from jaxtyping import Array, Float
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths.motion import LUMA
 from jaxdeblur.paths.path import SAMPLE_WEIGHTS, frequencies, transfer
+from jaxdeblur.paths.prior import Prior
 from jaxdeblur.paths.tiles import Tiling, cut, inner, over_tiles, overlap_add, taper
 from jaxdeblur.paths.wiener import Tiles, luminance
 
 
 def as_stored(
-    frames: Float[Array, "3 H W 3"], base: Float[Array, "H W 3"], tiles: Tiles, tiling: Tiling
+    frames: Float[Array, "3 H W 3"], prior: Prior, tiles: Tiles, tiling: Tiling
 ) -> Float[Array, "3 H W 3"]:
     """The frames as if they had been averaged as stored, B'.
 
     Args:
       frames: as stored, the ones before, at and after.
-      base: the prior's mean, as stored.
+      prior: as stored, ``H W 3``.
       tiles: their paths, fitted in linear light.
       tiling: of the frames.
     """
@@ -49,9 +50,9 @@ def as_stored(
         y = jnp.clip(sharp, 0.0, 1.0)
         return jnp.stack([_excess(y, tiles, few, j) for j in range(len(frames))])
 
-    bright = base @ LUMA
+    base, bright = prior.base, prior.base @ LUMA
     corrected = frames @ LUMA - excess(bright[None])[:, 0]
-    change = luminance(corrected, bright, tiles, few).sharp - bright
+    change = luminance(corrected, prior.map(lambda y: y @ LUMA), tiles, few).sharp - bright
     return frames - jnp.moveaxis(excess(jnp.moveaxis(base, -1, 0) + change), 1, -1)
 
 

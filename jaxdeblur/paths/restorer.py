@@ -19,7 +19,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation
-from jaxdeblur.models.path_maps import MADE, restored_of
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.paths.estimate import WINDOW
 from jaxdeblur.paths.shutter import Shutter
@@ -50,11 +49,8 @@ class StreamState(NamedTuple):
     """The base's."""
     fusion: State
     """The second network's."""
-
-
-def _gated(maps: Float[Array, "*leading H W 14"]) -> Float[Array, "*leading H W 3"]:
-    """The frames as the gate mixes them."""
-    return restored_of(maps, jnp.zeros((*maps.shape[:-1], MADE)))
+    last: Frame
+    """The frame restored before, as the gate left it."""
 
 
 class PathRestorer(VideoRestorer):
@@ -105,6 +101,7 @@ class PathRestorer(VideoRestorer):
             jnp.bool_(False),
             base,
             fusion,
+            jnp.zeros((batch, height, width, 3), jnp.float32),
         )
 
     def _step(
@@ -137,29 +134,38 @@ class PathRestorer(VideoRestorer):
         moves, shutter = watch_clips(self.config, frames, present, state.shutter, state.seen)
         here = present[LOOKAHEAD] > 0  # Before the first frame, nothing is remembered.
 
-        def restore() -> tuple[State, State, Frame]:
+        def restore() -> tuple[State, State, Frame, Frame]:
             base, shown = state.base, frames[:, LOOKAHEAD]
             if below is not None:
                 shown = below
             elif self.base is not None:
                 base, shown = step_of(self.base, base, frame, repeated)
             if moves is None:
-                return base, state.fusion, shown
-            maps = tell(self.config, frames, moves, present, shutter, shown).maps
-            fusion, restored = state.fusion, _gated(maps)
+                return base, state.fusion, state.last, shown
+            told = tell(self.config, frames, moves, present, shutter, shown, state.last)
+            fusion, restored = state.fusion, told.gated
             if self.fusion is not None:
-                fusion, restored = step_of(self.fusion, fusion, maps, jnp.bool_(False))
+                fusion, restored = step_of(self.fusion, fusion, told.maps, jnp.bool_(False))
                 fusion = jax.tree.map(functools.partial(jnp.where, here), fusion, state.fusion)
             # A frame without neighbours has no path.
             alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
-            return base, fusion, jnp.where(alone, shown, restored)
+            last = jnp.where(here, told.gated, state.last)
+            return base, fusion, last, jnp.where(alone, shown, restored)
 
-        def look() -> tuple[State, State, Frame]:
-            return state.base, state.fusion, jnp.zeros_like(frame)
+        def look() -> tuple[State, State, Frame, Frame]:
+            return state.base, state.fusion, state.last, jnp.zeros_like(frame)
 
-        base, fusion, restored = lax.cond(state.looking, look, restore)
+        base, fusion, last, restored = lax.cond(state.looking, look, restore)
         seen = state.seen + here.astype(int)
-        kept = StreamState(frames[:, 1:], present[1:], shutter, seen, state.looking, base, fusion)
+        kept = state._replace(
+            frames=frames[:, 1:],
+            present=present[1:],
+            shutter=shutter,
+            seen=seen,
+            base=base,
+            fusion=fusion,
+            last=last,
+        )
         return kept, restored[:, :height, :width]
 
     def look(self, state: StreamState) -> StreamState:
@@ -179,7 +185,7 @@ class PathRestorer(VideoRestorer):
         below, told = self._tell_clip(clip)
         if told is None:
             return below
-        return _gated(told.maps) if self.fusion is None else self.fusion.restore_clip(told.maps)
+        return told.gated if self.fusion is None else self.fusion.restore_clip(told.maps)
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """The gate and the paths of every frame; nothing of what the networks do."""
@@ -202,25 +208,27 @@ class PathRestorer(VideoRestorer):
         seen = times + jnp.where(looking, 0, self.opening)
 
         def step(
-            shutter: Shutter, of: tuple[jax.Array, jax.Array, jax.Array]
-        ) -> tuple[Shutter, Told | None]:
-            t, seen, looking = of
+            known: tuple[Shutter, Frame], of: tuple[jax.Array, jax.Array, jax.Array]
+        ) -> tuple[tuple[Shutter, Frame], Told | None]:
+            (shutter, last), (t, seen, looking) = known, of
             frames = lax.dynamic_slice_in_dim(padded, t, WINDOW, 1)
             present = lax.dynamic_slice_in_dim(inside, t, WINDOW)
             moves, shutter = watch_clips(self.config, frames, present, shutter, seen)
             if moves is None:
-                return shutter, None
+                return (shutter, last), None
 
             def restore() -> Told:
-                return tell(self.config, frames, moves, present, shutter, below[:, t])
+                return tell(self.config, frames, moves, present, shutter, below[:, t], last)
 
             def look() -> Told:
                 shapes: Told = jax.eval_shape(restore)
                 return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-            return shutter, lax.cond(looking, look, restore)
+            told: Told = lax.cond(looking, look, restore)
+            return (shutter, told.gated), told
 
-        _, told = lax.scan(step, Shutter.unknown(len(clip)), (times, seen, looking))
+        nothing = Shutter.unknown(len(clip)), jnp.zeros_like(clip[:, 0])
+        _, told = lax.scan(step, nothing, (times, seen, looking))
         return below, jax.tree.map(lambda leaf: jnp.moveaxis(leaf[looks:], 0, 1), told)
 
     def shutter_of(self, state: StreamState) -> tuple[float, str]:

@@ -1,15 +1,15 @@
 """The frame without its blur: a Wiener filter over the three frames, tile by tile.
 
-    X  = (sum_j w'_j conj(K_j) B_j + l Y) / (sum_j w'_j |K_j|^2 + l)                  l = LAM lam(f)
+    X  = (sum_j w'_j conj(K_j) B_j + l Y) / (sum_j w'_j |K_j|^2 + l)
     X' = (sum_j w'_j conj(K_j) B_j + l Y + beta |grad|^2 Z)
          / (sum_j w'_j |K_j|^2 + l + beta |grad|^2)
 
-with w'_0 = 1 and w'_j = NEIGHBOUR w_j. Y is the base: the frame as a network restores it, the mean
-of the prior. Where the transfer functions are near zero, blurred frames tell nothing, and a filter
-about zero would ring; about Y it shows what the network sees there. Z has the gradients of X but
-for the small ones, which are ringing: one step of half-quadratic splitting for a sparse prior
-(Krishnan and Fergus, "Fast image deconvolution using hyper-Laplacian priors", NIPS 2009), for the
-luminance alone.
+with w'_0 = 1, w'_j = NEIGHBOUR w_j and l = (1 + m / 2) LAM lam(f). Y is the mean of the prior and m
+the share of the last frame in it (prior.py). Where the transfer functions are near zero, blurred
+frames tell nothing, and a filter about zero would ring; about Y it shows what is known otherwise.
+Z has the gradients of X but for the small ones, which are ringing: one step of half-quadratic
+splitting for a sparse prior (Krishnan and Fergus, "Fast image deconvolution using hyper-Laplacian
+priors", NIPS 2009), for the luminance alone.
 
 Each pixel lies in several tiles, whose paths differ where things move apart. A tile counts there by
 
@@ -32,7 +32,8 @@ from jax import lax
 from jaxtyping import Array, Complex, Float, Int
 
 from jaxdeblur.paths.likelihood import Fit, radial_shares
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, extent, frequencies, transfer
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, extent, frequencies, spline, transfer
+from jaxdeblur.paths.prior import Prior, mean_of
 from jaxdeblur.paths.tiles import Tiling, cut, cutter, inner, over_tiles, overlap_add, taper
 
 NEIGHBOUR = 0.5
@@ -75,13 +76,13 @@ class Tiles(NamedTuple):
 
 
 def luminance(
-    frames: Float[Array, "3 H W"], base: Float[Array, "H W"], tiles: Tiles, tiling: Tiling
+    frames: Float[Array, "3 H W"], prior: Prior, tiles: Tiles, tiling: Tiling
 ) -> Luminance:
     """The middle frame's luminance without its blur, and how well it explains the three frames.
 
     Args:
       frames: luminances of the frames before, at and after.
-      base: that of the prior's mean, Y.
+      prior: those of the prior, ``H W``.
       tiles: their paths.
       tiling: of the frames.
     """
@@ -90,12 +91,12 @@ def luminance(
     roughness = (np.abs(steps[0])[:, None] ** 2 + np.abs(steps[1]) ** 2).astype(np.float32)
     beta = jnp.clip(0.01 * extent(tiles.fit.knots, tiles.duty), 0.05, 0.3)
 
-    terms_of = _terms_of(frames[:, None], base[None], tiles.basis, tiling, 1)
+    terms_of = _terms_of(frames[:, None], prior.map(lambda y: y[None]), tiles.basis, tiling, 1)
 
     def one(each: tuple[_Tile, jax.Array]) -> Float[Array, "3 size size"]:
         tile, beta = each
         terms = terms_of(tile)
-        numerator = terms.numerator.sum(0) + _times(terms.base, terms.ratio)
+        numerator = terms.numerator.sum(0) + _times(terms.mean_of_prior, terms.ratio)
         denominator = terms.energy.sum(0) + terms.ratio
         first = jnp.fft.irfft2(_times(numerator, 1 / denominator), s=(n, n))
         smooth = jnp.fft.rfft2(_without_small_gradients(first[0]))
@@ -118,7 +119,7 @@ def luminance(
 
 def chrominance(
     frames: Float[Array, "3 C H W"],
-    base: Float[Array, "C H W"],
+    prior: Prior,
     tiles: Tiles,
     tiling: Tiling,
     shares: Float[Array, "N 1 size size"],
@@ -127,16 +128,16 @@ def chrominance(
 
     Args:
       frames: the channels of the three frames, reduced by 2.
-      base: those of the prior's mean, reduced alike.
+      prior: those of the prior, ``C H W``, reduced alike.
       tiles: the paths, in pixels of the whole frame.
       tiling: of the reduced frames.
       shares: of ``luminance``.
     """
-    n, terms_of = tiling.n, _terms_of(frames, base, tiles.basis, tiling, 2)
+    n, terms_of = tiling.n, _terms_of(frames, prior, tiles.basis, tiling, 2)
 
     def one(tile: _Tile) -> Float[Array, "C size size"]:
         terms = terms_of(tile)
-        numerator = terms.numerator.sum(0) + _times(terms.base, terms.ratio)
+        numerator = terms.numerator.sum(0) + _times(terms.mean_of_prior, terms.ratio)
         sharp = _times(numerator, 1 / (terms.energy.sum(0) + terms.ratio))
         return inner(jnp.fft.irfft2(sharp, s=(n, n)), tiling) + terms.mean
 
@@ -171,7 +172,7 @@ class _Terms(NamedTuple):
     numerator: Complex[Array, "3 C n m"]
     energy: Float[Array, "3 n m"]
     ratio: Float[Array, "n m"]
-    base: Complex[Array, "C n m"]
+    mean_of_prior: Complex[Array, "C n m"]
     kernel: Complex[Array, "n m"]
     spectrum: Complex[Array, "C n m"]
     mean: Float[Array, "C 1 1"]
@@ -179,7 +180,7 @@ class _Terms(NamedTuple):
 
 def _terms_of(
     frames: Float[Array, "3 C H W"],
-    base: Float[Array, "C H W"],
+    prior: Prior,
     basis: Float[Array, "3 J P"],
     tiling: Tiling,
     scale: int,
@@ -187,7 +188,10 @@ def _terms_of(
     """Gives w'_j conj(K_j) B_j, w'_j |K_j|^2, l and Y of a tile at all frequencies."""
     n = tiling.n
     edge, at = taper(n, 3 * (n - tiling.size) // 8), frequencies(n, scale)
-    cut_base, *cut_frames = (cutter(image, tiling) for image in (base, *frames))
+    cut_base, cut_last, *cut_frames = (
+        cutter(image, tiling) for image in (prior.base, prior.last, *frames)
+    )
+    before = spline(jnp.float32(-1.0))
 
     def terms(tile: _Tile) -> _Terms:
         whole = jnp.round(tile.offsets / scale).astype(int)
@@ -203,8 +207,13 @@ def _terms_of(
         numerator = _times(jnp.conj(k)[:, None] * spectra, tile.weights[:, None, None, None])
         log_ratio = jnp.einsum("r,ryx->yx", tile.fit.spectrum, radial_shares(*at))
         below = jnp.fft.rfft2((cut_base(tile.centre, 0) - mean[1]) * edge)
-        ratio = LAM * jnp.exp(log_ratio)
-        return _Terms(numerator, energy, ratio, below, k[1], spectra[1], mean[1])
+        last = jnp.fft.rfft2((cut_last(tile.centre, whole[0]) - mean[0]) * edge)
+        since = tile.offsets[:1] - before @ tile.fit.knots
+        shift = transfer(since, np.ones((1, 1), np.float32), *at)[0]
+        last = lax.complex(shift[0], shift[1]) * last
+        known, share = mean_of(Prior(below, last, prior.has_last), k[1], spectra[1])
+        ratio = (1 + share / 2) * LAM * jnp.exp(log_ratio)
+        return _Terms(numerator, energy, ratio, known, k[1], spectra[1], mean[1])
 
     return terms
 

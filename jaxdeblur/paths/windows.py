@@ -9,7 +9,7 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxdeblur.models.path_maps import at_pixels, path_maps
+from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
 from jaxdeblur.options import Share, check_ranges
 from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, estimate
 from jaxdeblur.paths.motion import moves_of
@@ -52,6 +52,8 @@ class Told(NamedTuple):
 
     maps: Float[Array, "*leading H W 14"]
     """By models/path_maps.py."""
+    gated: Float[Array, "*leading H W 3"]
+    """The frames as the gate mixes them."""
     gate: Float[Array, "*leading h w"]
     paths: Float[Array, "*leading N 9 2"]
 
@@ -92,23 +94,25 @@ def tell(
     present: Float[Array, 5],
     shutter: Shutter,
     below: Frame,
+    last: Frame,
 ) -> Told:
     """What the paths tell of the middle frames.
 
     Args:
       config, frames, moves, present, shutter: as of ``watch_clips``, and what it gave.
       below: the base.
+      last: ``gated`` of the frames before.
     """
     light, duty = config.light, config.duty or None
     linear = None if light == "found" else light == "linear"
 
-    def one(each: tuple[jax.Array, jax.Array, Shutter, jax.Array]) -> Told:
-        window, moved, known, base = each
-        found = estimate(window, moved, base, present, known, duty, linear)
+    def one(each: tuple[jax.Array, jax.Array, Shutter, jax.Array, jax.Array]) -> Told:
+        window, moved, known, base, before = each
+        found = estimate(window, moved, base, before, present, known, duty, linear)
         evidence = at_pixels(found.cells, *base.shape[:2])
         blurred = window[WINDOW // 2]
         maps = path_maps(blurred, found.base, found.sharp, found.unexplained, evidence)
-        return Told(maps, found.cells[..., 0], found.paths)
+        return Told(maps, gated(maps), found.cells[..., 0], found.paths)
 
-    told: Told = lax.map(one, (frames, moves, shutter, below))
+    told: Told = lax.map(one, (frames, moves, shutter, below, last))
     return told

@@ -31,7 +31,7 @@ from jaxdeblur.data.textures import open_scenes
 from jaxdeblur.data.videos import HighSpeedVideo
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
-from jaxdeblur.models.path_maps import at_pixels, path_maps
+from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
 from jaxdeblur.paths.estimate import WINDOW, estimate, moves_of
 from jaxdeblur.paths.shutter import Shutter
@@ -187,14 +187,19 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
 
     @jax.jit
     def look(
-        window: jax.Array, below: jax.Array, present: jax.Array, duty: Any, linear: Any
-    ) -> jax.Array:
+        window: jax.Array,
+        below: jax.Array,
+        last: jax.Array,
+        present: jax.Array,
+        duty: Any,
+        linear: Any,
+    ) -> tuple[jax.Array, jax.Array]:
         moves = moves_of(window)
-        found = estimate(window, moves, below, present, Shutter.unknown(), duty, linear)
+        found = estimate(window, moves, below, last, present, Shutter.unknown(), duty, linear)
         evidence = at_pixels(found.cells, *below.shape[:2])
         blurred = window[WINDOW // 2]
         maps = path_maps(blurred, below, found.sharp, found.unexplained, evidence)
-        return jnp.round(255 * maps).astype(jnp.uint8)
+        return jnp.round(255 * maps).astype(jnp.uint8), gated(maps)
 
     source = PathClipSource(config)
     line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)
@@ -210,12 +215,14 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
             first = int(rng.integers(spare + 1)) if rng.random() < 0.3 else spare // 2
             seen = clip.blurred.astype(np.float32) / 255
             under = np.asarray(below(seen[None])[0])
-            maps = []
+            # Of the frame before those that are told of, the base alone is known.
+            maps, last = [], under[max(first - 1, 0)]
             for n in range(first, min(length, first + _SCORED)):
                 around = np.arange(n - WINDOW // 2, n + WINDOW // 2 + 1)
                 present = ((around >= 0) & (around < length)).astype(np.float32)
                 window = seen[np.clip(around, 0, length - 1)]
-                maps.append(look(window, under[n], present, duty, linear))
+                told, last = look(window, under[n], last, present, duty, linear)
+                maps.append(told)
             _write(place, np.stack(maps), clip.sharp[first : first + _SCORED])
         line.update(number + 1)
     line.close()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdeblur.data.exposure import GAMMA
-from jaxdeblur.models.path_maps import at_pixels, path_maps, restored_of, smoothstep
+from jaxdeblur.models.path_maps import at_pixels, gated, path_maps, restored_of, smoothstep
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
@@ -31,6 +31,7 @@ from jaxdeblur.paths.likelihood import (
 )
 from jaxdeblur.paths.motion import moves_of
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, spline, transfer
+from jaxdeblur.paths.prior import Prior, mean_of
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.shutter import DUTIES, Shutter, richest
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
@@ -186,10 +187,13 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @jax.jit
-def restored(frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
-    """The middle frame over itself, averaged as stored."""
+def restored(
+    frames: jax.Array, present: jax.Array, duty: float, last: jax.Array | None = None
+) -> Estimate:
+    """The middle frame over itself, averaged as stored; by default, the last one is blurred."""
     moves, unknown = moves_of(frames), Shutter.unknown()
-    return estimate(frames, moves, frames[2], present, unknown, duty, linear=False)
+    before = frames[1] if last is None else last
+    return estimate(frames, moves, frames[2], before, present, unknown, duty, linear=False)
 
 
 @jax.jit
@@ -205,6 +209,35 @@ def test_a_frame_blurred_along_a_known_path_comes_back(duty: float) -> None:
     told = restored(frames, jnp.ones(5), duty)
     assert psnr(np.asarray(told.sharp), sharp[2]) > max(35.0, psnr(blurred[2], sharp[2]) + 3)
     assert np.asarray(told.cells)[5:-5, 5:-5, 0].mean() > 0.5
+
+
+def test_the_last_frame_hands_on_what_it_knows() -> None:
+    blurred, sharp = (jnp.asarray(f, jnp.float32) for f in moving((2.0, 9.0), 1.0))
+    blurred += 0.02 * jax.random.normal(jax.random.key(0), blurred.shape)
+    gains = [
+        psnr(np.asarray(restored(blurred, jnp.ones(5), 1.0, last).sharp), np.asarray(sharp[2]))
+        for last in (blurred[1], sharp[1])
+    ]
+    assert gains[1] > gains[0] + 0.4
+    first = jnp.array([0.0, 0.0, 1.0, 1.0, 1.0])
+    with_none, with_any = (restored(blurred, first, 1.0, last).sharp for last in sharp[:2])
+    np.testing.assert_array_equal(with_none, with_any)
+
+
+def test_the_prior_goes_by_what_explains_the_blurred_frame() -> None:
+    rng = np.random.default_rng(0)
+    kernel, true = (jnp.asarray(rng.normal(size=(8, 5)) + 0j, jnp.complex64) for _ in range(2))
+
+    def share(base: float, last: float, has_last: float = 1.0) -> float:
+        prior = Prior((base * true)[None], (last * true)[None], jnp.float32(has_last))
+        mean, found = mean_of(prior, kernel, (kernel * true)[None])
+        np.testing.assert_allclose(mean[0], (base + found * (last - base)) * true, rtol=1e-5)
+        return float(found)
+
+    np.testing.assert_allclose(share(1.5, 0.5), 0.5)
+    np.testing.assert_allclose(share(1.1, 1.4), 1 / 3, rtol=1e-4)  # A quarter of the amplitude.
+    assert share(1.1, 1.0) > 0.9
+    assert share(1.5, 1.0, has_last=0.0) == 0
 
 
 def test_the_first_frame_is_not_shifted_along_its_path() -> None:
@@ -228,7 +261,8 @@ def test_frames_of_linear_light_become_those_averaged_as_stored() -> None:
     offsets = jnp.tile(2 * jnp.round(jnp.arange(-1, 2)[:, None] * speed / 2), (number, 1, 1))
     tiles = Tiles(fit, offsets, jnp.ones((number, 3)), jnp.float32(1), exposures(1.0))
     given = jnp.asarray(linear, jnp.float32)
-    found = jax.jit(as_stored, static_argnums=3)(given, given[1], tiles, tiling)
+    prior = Prior(given[1], given[0], jnp.float32(1))
+    found = jax.jit(as_stored, static_argnums=3)(given, prior, tiles, tiling)
     before, after = (
         np.abs(np.asarray(each) - stored)[:, 48:-48, 48:-48].mean((1, 2))  # each colour
         for each in (linear, found)
@@ -336,6 +370,7 @@ def test_maps_without_a_change_are_the_gates_frame() -> None:
     np.testing.assert_array_less(-1e-6, maps)
     np.testing.assert_array_less(maps, 1 + 1e-6)
     expected = base + evidence[..., :1] * (sharp - base)
+    np.testing.assert_allclose(gated(maps), expected, atol=1e-6)
     np.testing.assert_allclose(restored_of(maps, jnp.zeros((16, 32, 4))), expected, atol=1e-6)
     change = jnp.broadcast_to(jnp.array([0.1, 0.0, -0.1, 2.0]), (16, 32, 4))
     moved = restored_of(maps, change)
