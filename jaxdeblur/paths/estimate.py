@@ -75,7 +75,7 @@ def estimate(
       frames: as stored, in [0, 1].
       moves: by ``moves_of``.
       base: the middle one as a network restores it, or as it is.
-      last: the one before, restored.
+      last: the one before, likewise.
       present: 1 for a frame, 0 for one beyond the video's ends, whose pixels do not matter.
       shutter: what is known of it.
       duty: the share of the period that the shutter is open; None for what the shutter says.
