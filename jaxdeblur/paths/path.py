@@ -12,9 +12,11 @@ the offset at which the patch of frame j was cut. Complex numbers are pairs (rea
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Complex, Float
 from scipy.interpolate import CubicSpline
 
 FRAMES = (-1, 0, 1)
@@ -106,3 +108,8 @@ def transfer(
     right = jnp.concatenate([jnp.cos(ax), jnp.sin(ax)])
     product = left.reshape(-1, right.shape[0]) @ right
     return product.reshape(len(weights), 2, len(fy), len(fx))
+
+
+def times(spectrum: Complex[Array, "*F"], real: jax.Array) -> Complex[Array, "*F"]:
+    """Their product, for which XLA would make a complex number of the real one."""
+    return lax.complex(spectrum.real * real, spectrum.imag * real)

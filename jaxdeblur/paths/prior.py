@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-from jax import lax
 from jaxtyping import Array, Complex, Float
+
+from jaxdeblur.paths.path import times
 
 
 class Prior(NamedTuple):
@@ -46,8 +47,7 @@ def mean_of(
     base, last, has_last = prior
     r_base, r_last = (_energy(kernel * y - blurred) for y in (base, last))
     share = has_last * r_base**0.25 / (r_base**0.25 + r_last**0.25)
-    change = last - base
-    return base + lax.complex(change.real * share, change.imag * share), share
+    return base + times(last - base, share), share
 
 
 def _energy(spectrum: Complex[Array, "C n m"]) -> Float[Array, ""]:

@@ -2,7 +2,8 @@
 
 The paths of each frame come from its neighbours, and nothing in them is learnt (estimate.py). Where
 the gate does not trust them, the base shows: the frames that a network restores, or the blurred
-ones. A second network may make the frame of both (models/path_maps.py).
+ones. A second network may make the frame of both (models/path_maps.py). What the gate left of the
+last frame helps to restore the next (prior.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation
+from jaxdeblur.models.path_maps import gated
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.paths.estimate import WINDOW
 from jaxdeblur.paths.shutter import Shutter
@@ -142,14 +144,15 @@ class PathRestorer(VideoRestorer):
                 base, shown = step_of(self.base, base, frame, repeated)
             if moves is None:
                 return base, state.fusion, state.last, shown
-            told = tell(self.config, frames, moves, present, shutter, shown, state.last)
-            fusion, restored = state.fusion, told.gated
+            maps = tell(self.config, frames, moves, present, shutter, shown, state.last).maps
+            last = gated(maps)
+            fusion, restored = state.fusion, last
             if self.fusion is not None:
-                fusion, restored = step_of(self.fusion, fusion, told.maps, jnp.bool_(False))
+                fusion, restored = step_of(self.fusion, fusion, maps, jnp.bool_(False))
                 fusion = jax.tree.map(functools.partial(jnp.where, here), fusion, state.fusion)
             # A frame without neighbours has no path.
             alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
-            last = jnp.where(here, told.gated, state.last)
+            last = jnp.where(here, last, state.last)
             return base, fusion, last, jnp.where(alone, shown, restored)
 
         def look() -> tuple[State, State, Frame, Frame]:
@@ -185,7 +188,7 @@ class PathRestorer(VideoRestorer):
         below, told = self._tell_clip(clip)
         if told is None:
             return below
-        return told.gated if self.fusion is None else self.fusion.restore_clip(told.maps)
+        return gated(told.maps) if self.fusion is None else self.fusion.restore_clip(told.maps)
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """The gate and the paths of every frame; nothing of what the networks do."""
@@ -225,7 +228,7 @@ class PathRestorer(VideoRestorer):
                 return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
             told: Told = lax.cond(looking, look, restore)
-            return (shutter, told.gated), told
+            return (shutter, gated(told.maps)), told
 
         nothing = Shutter.unknown(len(clip)), jnp.zeros_like(clip[:, 0])
         _, told = lax.scan(step, nothing, (times, seen, looking))

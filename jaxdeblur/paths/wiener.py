@@ -32,7 +32,7 @@ from jax import lax
 from jaxtyping import Array, Complex, Float, Int
 
 from jaxdeblur.paths.likelihood import Fit, radial_shares
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, extent, frequencies, spline, transfer
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, extent, frequencies, spline, times, transfer
 from jaxdeblur.paths.prior import Prior, mean_of
 from jaxdeblur.paths.tiles import Tiling, cut, cutter, inner, over_tiles, overlap_add, taper
 
@@ -96,14 +96,14 @@ def luminance(
     def one(each: tuple[_Tile, jax.Array]) -> Float[Array, "3 size size"]:
         tile, beta = each
         terms = terms_of(tile)
-        numerator = terms.numerator.sum(0) + _times(terms.mean_of_prior, terms.ratio)
+        numerator = terms.numerator.sum(0) + times(terms.mean_of_prior, terms.ratio)
         denominator = terms.energy.sum(0) + terms.ratio
-        first = jnp.fft.irfft2(_times(numerator, 1 / denominator), s=(n, n))
+        first = jnp.fft.irfft2(times(numerator, 1 / denominator), s=(n, n))
         smooth = jnp.fft.rfft2(_without_small_gradients(first[0]))
-        numerator = numerator + _times(smooth, beta)
-        sharp = _times(numerator, 1 / (denominator + beta * roughness))
-        own = _times(terms.numerator[1], 1 / (terms.energy[1] + terms.ratio))
-        others = _times(
+        numerator = numerator + times(smooth, beta)
+        sharp = times(numerator, 1 / (denominator + beta * roughness))
+        own = times(terms.numerator[1], 1 / (terms.energy[1] + terms.ratio))
+        others = times(
             terms.numerator[0] + terms.numerator[2],
             1 / (terms.energy[0] + terms.energy[2] + terms.ratio),
         )
@@ -137,8 +137,8 @@ def chrominance(
 
     def one(tile: _Tile) -> Float[Array, "C size size"]:
         terms = terms_of(tile)
-        numerator = terms.numerator.sum(0) + _times(terms.mean_of_prior, terms.ratio)
-        sharp = _times(numerator, 1 / (terms.energy.sum(0) + terms.ratio))
+        numerator = terms.numerator.sum(0) + times(terms.mean_of_prior, terms.ratio)
+        sharp = times(numerator, 1 / (terms.energy.sum(0) + terms.ratio))
         return inner(jnp.fft.irfft2(sharp, s=(n, n)), tiling) + terms.mean
 
     made = over_tiles(one, _each(tiles, tiling))
@@ -204,7 +204,7 @@ def _terms_of(
         kernel = jnp.stack([transfer(p, SAMPLE_WEIGHTS[None], *at)[0] for p in path])
         energy = tile.weights[:, None, None] * (kernel**2).sum(1)
         k = lax.complex(kernel[:, 0], kernel[:, 1])
-        numerator = _times(jnp.conj(k)[:, None] * spectra, tile.weights[:, None, None, None])
+        numerator = times(jnp.conj(k)[:, None] * spectra, tile.weights[:, None, None, None])
         log_ratio = jnp.einsum("r,ryx->yx", tile.fit.spectrum, radial_shares(*at))
         below = jnp.fft.rfft2((cut_base(tile.centre, 0) - mean[1]) * edge)
         last = jnp.fft.rfft2((cut_last(tile.centre, whole[0]) - mean[0]) * edge)
@@ -216,11 +216,6 @@ def _terms_of(
         return _Terms(numerator, energy, ratio, known, k[1], spectra[1], mean[1])
 
     return terms
-
-
-def _times(spectrum: Complex[Array, "*F"], real: jax.Array) -> Complex[Array, "*F"]:
-    """Their product, for which XLA would make a complex number of the real one."""
-    return lax.complex(spectrum.real * real, spectrum.imag * real)
 
 
 def _without_small_gradients(image: Float[Array, "n n"]) -> Float[Array, "1 n n"]:

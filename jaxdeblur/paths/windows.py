@@ -9,7 +9,7 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
+from jaxdeblur.models.path_maps import at_pixels, path_maps
 from jaxdeblur.options import Share, check_ranges
 from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, estimate
 from jaxdeblur.paths.motion import moves_of
@@ -52,8 +52,6 @@ class Told(NamedTuple):
 
     maps: Float[Array, "*leading H W 14"]
     """By models/path_maps.py."""
-    gated: Float[Array, "*leading H W 3"]
-    """The frames as the gate mixes them."""
     gate: Float[Array, "*leading h w"]
     paths: Float[Array, "*leading N 9 2"]
 
@@ -101,7 +99,7 @@ def tell(
     Args:
       config, frames, moves, present, shutter: as of ``watch_clips``, and what it gave.
       below: the base.
-      last: ``gated`` of the frames before.
+      last: the frames before, as the gate left them.
     """
     light, duty = config.light, config.duty or None
     linear = None if light == "found" else light == "linear"
@@ -112,7 +110,7 @@ def tell(
         evidence = at_pixels(found.cells, *base.shape[:2])
         blurred = window[WINDOW // 2]
         maps = path_maps(blurred, found.base, found.sharp, found.unexplained, evidence)
-        return Told(maps, gated(maps), found.cells[..., 0], found.paths)
+        return Told(maps, found.cells[..., 0], found.paths)
 
     told: Told = lax.map(one, (frames, moves, shutter, below, last))
     return told
