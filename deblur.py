@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Restores a video: ``python deblur.py INPUT OUTPUT``; timing, sound and all else are kept."""
+"""Restores a video: ``python deblur.py INPUT OUTPUT``; keeps timing, sound and all else."""
 
 from jaxdeblur.commands import run
 from jaxdeblur.commands.deblur import main

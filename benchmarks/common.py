@@ -1,4 +1,4 @@
-"""What benchmarks share: numbers on the command line, timing in turn, a training step."""
+"""Code shared by benchmarks: numbers on the command line, timing in turn, a training step."""
 
 from __future__ import annotations
 
@@ -24,47 +24,49 @@ from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_
 
 
 def whole(text: str, least: int = 0) -> int:
-    """A whole number from ``least`` on, as the type of an option."""
+    """Parses a whole number of at least ``least``, as the type of an option."""
     try:
         number = int(text)
     except ValueError:
         number = least - 1
     if number < least:
-        raise argparse.ArgumentTypeError(f"a whole number from {least} on, not {text[:50]!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number, {least} or more, not {text[:50]!r}"
+        )
     return number
 
 
 def natural(text: str) -> int:
-    """A whole number from 1 on: no measurement has no median."""
+    """Parses a whole number of at least 1: without a measurement there is no median."""
     return whole(text, 1)
 
 
 def positive(text: str) -> float:
-    """A finite number above 0."""
+    """Parses a finite number above 0."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"a number above 0, not {text[:50]!r}")
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text[:50]!r}")
     return number
 
 
 def reason(stderr: str) -> str:
-    """The last line of a failed process, without the name that its errors begin with."""
-    said = stderr.strip().splitlines() or ["it said nothing"]
+    """Returns the last line of a failed process, without the name that its errors begin with."""
+    said = stderr.strip().splitlines() or ["no error message"]
     return said[-1].partition(": error: ")[2] or said[-1]
 
 
 def machine() -> str:
-    """The device and the version of JAX, as tables name them."""
+    """Returns the device and the version of JAX, as shown in tables."""
     return f"{devices.described()}, {platform.machine()}, jax {jax.__version__}"
 
 
 def side_by_side(
     cases: Mapping[str, Callable[[], Any]], repeats: int, untimed: int = 1
 ) -> dict[str, float]:
-    """Median seconds of each case, taken in turn, so that a slow minute is slow for all."""
+    """Returns median seconds of each case, timed in turn so that a slow minute affects all."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(untimed + repeats):
         for name, run in cases.items():
@@ -75,14 +77,14 @@ def side_by_side(
 
 
 def results_so_far(out: Path | None, condition: dict[str, Any]) -> dict[str, Any]:
-    """What a benchmark that goes on where it was stopped has: ``condition`` and ``results``.
+    """Returns ``condition`` and ``results`` of a benchmark that resumes where it was stopped.
 
     Args:
-      out: the file that ``write_json`` keeps it in; None or a missing one has nothing yet.
-      condition: what results must share to stand in one table.
+      out: the file that ``write_json`` makes; if it is None or missing, there are no results yet.
+      condition: what results must share to be in one table.
 
     Raises:
-      UserError: the file holds something else.
+      UserError: the file contains something else.
     """
     if not out or not out.exists():
         return {"condition": condition, "results": {}}
@@ -90,14 +92,14 @@ def results_so_far(out: Path | None, condition: dict[str, Any]) -> dict[str, Any
         held: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         matches = held["condition"] == condition
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--out={out}: is no file of results of this program") from error
+        raise UserError(f"--out={out}: not a results file of this program") from error
     if not matches:
-        raise UserError(f"--out={out}: has other results: {held['condition']}")
+        raise UserError(f"--out={out}: contains results for other settings: {held['condition']}")
     return held
 
 
 def has_torch() -> bool:
-    """Whether torch is installed, with its CUDA where JAX runs on a GPU."""
+    """Returns whether torch is installed, with CUDA if JAX runs on a GPU."""
     if importlib.util.find_spec("torch") is None:
         return False
     import torch
@@ -106,7 +108,7 @@ def has_torch() -> bool:
 
 
 def random_clips(config: TrainingConfig, context: tuple[int, int]) -> Batch:
-    """A batch of noise of the sizes of a training step, with the window's frames around it."""
+    """Returns a batch of noise for a training step, with the window's frames around each clip."""
     before, after = context
     shape = (config.batch_size, before + config.frames + after, config.crop, config.crop, 3)
     clips = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -114,7 +116,7 @@ def random_clips(config: TrainingConfig, context: tuple[int, int]) -> Batch:
 
 
 def training(network: Any, config: TrainingConfig) -> Callable[[Batch], Any]:
-    """A training step as train.py has it: goes on from the last call's state, gives the metrics."""
+    """Returns train.py's training step: it continues from its last state and returns metrics."""
     rebuild, parameters = split(models.build(network))
     mesh = devices.make_mesh(config.batch_size)
     state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))

@@ -1,12 +1,12 @@
-"""Whether the papers' ideas do what they claim, on tasks with known bounds (benchmarks/tasks.py).
+"""Tests the claims of the papers' ideas on tasks with known bounds (benchmarks/tasks.py).
 
     python -m benchmarks.evidence tint --seeds 0 1 2 --out=tint.json
 
-Every variant of an experiment trains on the same batches (a function of seed and step) for as many
-steps and is scored on the same clips, by errors pooled over the pixels that an idea should mend.
-``--out`` keeps each training as it ends, so that the same command goes on where it was stopped.
-``--picture`` draws what the last variant blends or attends to. ``shipped`` trains nothing: it takes
-blending and recurrence out of the weights that ship.
+Every variant of an experiment trains on the same batches (a function of seed and step) for the same
+number of steps. All are scored on the same clips, by errors pooled over the pixels that an idea
+should improve. ``--out`` saves each training when it ends, so that the same command resumes where
+it was stopped. ``--picture`` draws what the last variant blends or attends to. ``shipped`` trains
+nothing: it removes blending and recurrence from the weights that ship.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ from jaxdeblur.restoration.stream import restore_clip
 from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
 from jaxdeblur.weights.load import load_model
 
-TEST_SEED = 2**20  # no training's
+TEST_SEED = 2**20  # of no training
 
 
 class Variant(NamedTuple):
-    """A network, what differs in its training, and what it starts from."""
+    """A network, its changes to the training, and its start."""
 
     network: Any
     rates: tuple[str, ...] = ()
     told: bool = False
-    """The control: what the task hides stands in two channels of the input."""
+    """The control: two channels of the input contain what the task hides."""
     without: tuple[str, ...] = ()
-    """Parameters that start at zero and stay there."""
+    """Parameters that start at zero and are not trained."""
 
 
 class Experiment(NamedTuple):
     """Variants of a task."""
 
     bound: str
-    """What theory allows whom."""
+    """The theoretical bounds of the networks."""
     task: tasks.Task
     variants: dict[str, Variant]
     training: TrainingConfig
     scored: tuple[tasks.Task, int] | None = None
-    """Another task that scores, and how many clips of it."""
+    """Another task to score on, and the number of its clips."""
 
 
-# --- The networks: small enough for minutes on one core ---
+# --- The networks: small enough to train in minutes on one core ---
 
 _TINY = FstaConfig(
     window=3,
@@ -106,7 +106,7 @@ def _tint(effect: str, frames: int, marked: str, variants: dict[str, Variant]) -
         tasks.tint, effect=effect, frames=frames, marked=marked, reach=10 + frames // 2 * 2
     )
     return Experiment(
-        f"a network that does not see the mark gains {bounds[effect]} dB at most",
+        f"a network that does not see the mark gains at most {bounds[effect]} dB",
         task,
         variants,
         _TRAINING,
@@ -189,7 +189,7 @@ EXPERIMENTS = {
     "tint_gain": _tint("gain", 3, "all", _CONTROLS | _MERGES),
     "tint_shift": _tint("shift", 3, "all", _CONTROLS | _MERGES),
     "still_noise": Experiment(
-        "PSNR: 20 dB shown; a fixed w 20 + 10 log10((2 - w) / w); the best linear mean of 1 frame "
+        "PSNR: input 20 dB; fixed w 20 + 10 log10((2 - w) / w) dB; best linear mean of 1 frame "
         "22.3, of 5 27.6, of 16 32.2, of 150 41.8 dB",
         tasks.still_noise,
         _carrying(0) | _carrying(2),
@@ -210,7 +210,7 @@ EXPERIMENTS = {
         (functools.partial(_SPRITE, frames=64), 24),
     ),
     "one_motion": Experiment(
-        "what knowing the motion is worth is the row that is told",
+        "the row that is told the motion shows what knowing it is worth",
         functools.partial(tasks.one_motion, frames=3),
         _CONTROLS | _MERGES,
         dataclasses.replace(_TRAINING, loss="log_mse", steps=3000),
@@ -219,23 +219,23 @@ EXPERIMENTS = {
 
 
 class Result(NamedTuple):
-    """One training."""
+    """The result of one training."""
 
     parameters: int
     error: dict[str, list[float]]
-    """For each region the mean squared error of what is shown and of what is restored."""
+    """For each region, the mean squared error of the input and of the output."""
     beta: float | None
     entropy: dict[str, list[float]]
-    """Of A_s, A_t and A_p, as shares of those of uniform maps."""
+    """Entropies of A_s, A_t and A_p, as shares of those of uniform maps."""
     seconds: float
     weights: dict[str, float]
-    """The mean w_n of each region, of a network that blends."""
+    """The mean w_n of each region, for a network that blends."""
 
 
 def train(
     experiment: Experiment, variant: Variant, steps: int, seed: int, picture: Path | None = None
 ) -> Result:
-    """Trains one variant from one seed and scores it; draws ``picture``, if one is asked for."""
+    """Trains one variant from one seed and scores it; draws ``picture`` if given."""
     config = dataclasses.replace(
         experiment.training,
         steps=steps,
@@ -260,7 +260,7 @@ def train(
     jax.block_until_ready(state)
     seconds = time.perf_counter() - start
     if bool(state.failed):
-        raise UserError("the loss is not finite any more")
+        raise UserError("the loss is no longer finite")
     trained = {n: jnp.asarray(a.addressable_data(0)) for n, a in state.parameters.items()}
     model = rebuild(trained)
     if picture:
@@ -271,7 +271,7 @@ def train(
 def score(
     experiment: Experiment, variant: Variant, model: Any, parameters: int, seconds: float
 ) -> Result:
-    """The errors of a trained network, pooled over clips that do not train."""
+    """Scores a trained network, with errors pooled over clips that are not trained on."""
     task, clips = experiment.scored or (experiment.task, 96)
     restore = jax.jit(model.restore_clip)
     explain = explainer(model)
@@ -302,17 +302,17 @@ def score(
 
 
 def selects(network: Any) -> bool:
-    """Whether a network has anything to draw: blending weights, or the maps of eq. 1."""
+    """Returns whether a network has anything to draw: blending weights, or the maps of eq. 1."""
     return getattr(network, "blending", "none") != "none" or "fsta" in getattr(
         network, "fusion", ""
     )
 
 
 def draw(file: Path, task: tasks.Task, model: Any, *, told: bool = False) -> None:
-    """Draws what is shown, what is restored, and w_n from 0 to 1 in each frame of a test clip.
+    """Draws the input, the output and w_n from 0 to 1 for each frame of a test clip.
 
-    Of a network that attends, the columns are the middle frames of eight clips, and below what is
-    restored stand its maps A_s, each up to its own maximum.
+    For a network that attends, the columns are the middle frames of eight clips, and below the
+    output are its maps A_s, each scaled to its own maximum.
     """
     explain, restore = jax.jit(model.explain_clip), jax.jit(model.restore_clip)
     columns = []
@@ -335,9 +335,9 @@ def draw(file: Path, task: tasks.Task, model: Any, *, told: bool = False) -> Non
 
 
 def entropies(maps: AttentionMaps) -> list[float]:
-    """Of A_s over the pixels, A_t over the window, A_p over the combinations.
+    """Returns entropies: of A_s over pixels, A_t over the window and A_p over combinations.
 
-    As shares of those of uniform maps: 1 selects nothing, 0 one place alone.
+    They are shares of those of uniform maps: 1 selects nothing, 0 a single place.
     """
 
     def share(weights: jax.Array) -> float:
@@ -358,7 +358,7 @@ SHIPPED["beta = 1, F = 0"] = {**SHIPPED["beta = 1"], "feedback": 0.0}
 
 
 def with_values(model: Any, values: Mapping[str, float]) -> Any:
-    """The model with a constant in all parameters whose names have one of ``values`` as a part."""
+    """Returns the model with parameters set to a constant if ``values`` has part of their name."""
     rebuild, parameters = split(model)
     for part, value in values.items():
         for name in parameters:
@@ -368,7 +368,7 @@ def with_values(model: Any, values: Mapping[str, float]) -> Any:
 
 
 def shipped(weights: Sequence[str], data: Sequence[str], frames: int) -> str:
-    """Gains of weights that ship as a table: means over the videos, worst video in brackets."""
+    """Returns a table of gains of shipped weights: mean over the videos, worst one in brackets."""
     lines = [f"| weights | | {' | '.join(data)} |", "|---" * (2 + len(data)) + "|"]
     for name in weights:
         model = load_model(name).model
@@ -386,7 +386,7 @@ def shipped(weights: Sequence[str], data: Sequence[str], frames: int) -> str:
 
 
 def video_gain(model: Any, video: Any, frames: int) -> float:
-    """PSNR gained over the blurred frames of a video, the mean over its first ``frames``."""
+    """Returns the PSNR gain over a video's blurred frames, the mean over its first ``frames``."""
     chosen = range(min(len(video), frames))
     blurred = np.stack([video.blurred(i) for i in chosen])
     sharp = [video.sharp(i) for i in chosen]
@@ -399,7 +399,7 @@ def video_gain(model: Any, video: Any, frames: int) -> float:
 
 
 def table(results: Mapping[str, Mapping[str, Result]]) -> str:
-    """PSNR of what is restored, and the gain, by region: mean and spread over the seeds."""
+    """Formats PSNR of the output and gain by region: mean and deviation over the seeds."""
     regions = list(next(iter(next(iter(results.values())).values())).error)
     head = [f"{region}: PSNR | gain" for region in regions]
     lines = [f"| variant | parameters | seeds | {' | '.join(head)} | beta, w | A_s, A_t, A_p | s |"]
@@ -422,13 +422,13 @@ def table(results: Mapping[str, Mapping[str, Result]]) -> str:
 
 
 def spread(values: Sequence[float] | np.ndarray, sign: str) -> str:
-    """Mean ± standard deviation."""
+    """Formats mean ± standard deviation."""
     deviation = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
     return f"{np.mean(values):{sign}.2f}{deviation}"
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Trains what ``--out`` does not hold yet; the table of all."""
+    """Trains what ``--out`` does not contain yet; returns the table of all results."""
     name, only, out = arguments.experiment, arguments.only, arguments.out
     experiment = EXPERIMENTS[name]
     steps = arguments.steps or experiment.training.steps
@@ -437,10 +437,10 @@ def run(arguments: argparse.Namespace) -> str:
     results = held["results"]
     chosen = [v for v in experiment.variants if not only or v in only]
     if not chosen:
-        raise UserError(f"--only: there are {'; '.join(experiment.variants)}")
+        raise UserError(f"--only: choose from {'; '.join(experiment.variants)}")
     if arguments.picture:
         if not selects(experiment.variants[chosen[-1]].network):
-            raise UserError(f"--picture: {chosen[-1]}: neither blends nor attends")
+            raise UserError(f"--picture: {chosen[-1]} neither blends nor attends")
         results.get(chosen[-1], {}).pop(str(arguments.seeds[-1]), None)  # Its weights are needed.
     for seed in arguments.seeds:
         for variant in chosen:
@@ -464,22 +464,26 @@ def main() -> None:
     """Reads the options, runs an experiment, prints its table."""
     parser = Parser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "shipped"])
-    parser.add_argument("--seeds", type=whole, nargs="+", default=(0, 1, 2), help="of trainings")
-    parser.add_argument("--steps", type=natural, help="of each training")
-    parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="of these alone")
-    parser.add_argument("--out", type=Path, help="a JSON file for the results; it is gone on with")
-    parser.add_argument("--picture", type=Path, help="a PNG of what the last variant selects")
-    parser.add_argument("--weights", nargs="+", default=("strcnn_dtb_choice",), help="of shipped")
     parser.add_argument(
-        "--data", nargs="+", default=("rendered:narrow", "rendered:wide"), help="of shipped"
+        "--seeds", type=whole, nargs="+", default=(0, 1, 2), help="one training each"
     )
-    parser.add_argument("--frames", type=natural, default=12, help="of each video, of shipped")
+    parser.add_argument("--steps", type=natural, help="steps per training")
+    parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="only these")
+    parser.add_argument(
+        "--out", type=Path, help="a JSON file for the results, continued if it exists"
+    )
+    parser.add_argument("--picture", type=Path, help="a PNG of what the last variant selects")
+    parser.add_argument("--weights", nargs="+", default=("strcnn_dtb_choice",), help="for shipped")
+    parser.add_argument(
+        "--data", nargs="+", default=("rendered:narrow", "rendered:wide"), help="for shipped"
+    )
+    parser.add_argument("--frames", type=natural, default=12, help="per video, for shipped")
     arguments = parser.parse_args()
     devices.keep_freed_memory()
     devices.keep_compiled()
     if arguments.experiment == "shipped":
         if arguments.picture:
-            raise UserError("--picture: is of a training, and shipped trains nothing")
+            raise UserError("--picture applies to trainings only, and shipped trains nothing")
         print(shipped(arguments.weights, arguments.data, arguments.frames))
     else:
         print(run(arguments))

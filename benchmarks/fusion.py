@@ -1,14 +1,14 @@
-"""What each way of fusing a window costs, by pixels and by frames.
+"""Measures the cost of each way to fuse a window, by pixels and by frames.
 
     python -m benchmarks.fusion
 
-One fusion block alone, without the network around it: from the features of T frames, h x w x 48, to
-what the middle frame takes from them. The full affinity is there twice: with the HW rows that the
-middle frame needs, which is how the network runs it, and with all THW rows, as published.
+Each fusion block runs alone, without the network around it: from the features of T frames,
+h x w x 48, to what the middle frame takes from them. The full affinity is measured twice: with the
+HW rows that the middle frame needs, as in the network, and with all THW rows, as published.
 
-FLOPs and peak memory are the compiler's own figures, time is the median after compilation. The full
-affinity runs in chunks, so its peak says little; what it would take in one piece stands under
-"maps": the softmax weights alone, float32, by arithmetic. A slope is the exponent of growth.
+FLOPs and peak memory are the compiler's figures; time is the median after compilation. The full
+affinity runs in chunks, so its peak says little; "maps" is the calculated size of the softmax
+weights alone, in one piece in float32. A slope is the exponent of growth.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from jaxdeblur.options import Parser
 
 CHANNELS, M, N = 48, 8, 4
 CHUNK_BYTES = 2**26
-"""What the full affinity may take at a time."""
+"""The size of a chunk of the full affinity."""
 MOST_FLOPS = 1.2e11
-"""A block that takes more is not run: seconds each time on two cores."""
+"""A block that takes more is not run: each run would take seconds on two cores."""
 SIZES = ((16, 24), (32, 48), (64, 96), (128, 192))
 WINDOWS = (3, 5, 9, 17, 33)
 
@@ -41,7 +41,7 @@ Block = Callable[[Any, jax.Array], jax.Array]
 
 
 class Cost(NamedTuple):
-    """What one block costs on one input; ``amount`` is the pixels of a frame, or the frames."""
+    """The cost of one block on one input; ``amount`` is the pixels of a frame, or the frames."""
 
     amount: int
     flops: float
@@ -51,12 +51,12 @@ class Cost(NamedTuple):
 
 
 def from_memory(fusion: Fusion, clip: jax.Array) -> jax.Array:
-    """As the network does: each frame's memory, then the fusion of the middle frame."""
+    """Runs as in the network: computes each frame's memory, then fuses the middle frame."""
     return fusion.fuse(clip[:, clip.shape[1] // 2], fusion.remember(clip))
 
 
 def from_affinity(fusion: NonLocal, clip: jax.Array, rows: int | None, *, full: bool) -> jax.Array:
-    """The non-local block; ``rows`` at a time, or all; of the middle frame's, or of all frames'."""
+    """Runs the non-local block for the middle frame or (``full``) all; ``rows`` at once, or all."""
     middle, height, width = clip.shape[1] // 2, *clip.shape[2:4]
     memory = fusion.remember(clip)
     queries = fusion.query(clip if full else clip[:, middle : middle + 1])
@@ -67,7 +67,7 @@ def from_affinity(fusion: NonLocal, clip: jax.Array, rows: int | None, *, full: 
 
 
 def blocks(window: int, height: int, width: int) -> dict[str, tuple[Fusion, Block, Block, int]]:
-    """For each name: parameters, the block in one piece and as it is run, softmax weights."""
+    """Returns by name: parameters, the block in one piece and as it is run, softmax weights."""
     rngs = nnx.Rngs(0)
     fsta = FactorisedAttention(CHANNELS, spatial=M, temporal=N, rngs=rngs)
     affinity = NonLocal(CHANNELS, limit_bytes=CHUNK_BYTES, rngs=rngs)
@@ -90,7 +90,7 @@ def blocks(window: int, height: int, width: int) -> dict[str, tuple[Fusion, Bloc
 def measure(
     amount: int, fusion: Fusion, whole: Block, run: Block, weights: int, clip: jax.Array
 ) -> Cost:
-    """Compiles the block, runs it unless it is too much work."""
+    """Compiles a block, and times it unless it is too much work."""
     graph, parameters = nnx.split(fusion)
 
     def lower(block: Block) -> Any:
@@ -108,7 +108,7 @@ def measure(
 
 
 def slope(costs: list[Cost], field: str) -> str:
-    """The exponent of growth over the three largest inputs that were measured."""
+    """Returns the exponent of growth over the three largest inputs that were measured."""
     points = [(c.amount, getattr(c, field)) for c in costs if getattr(c, field)][-3:]
     if len(points) < 2:
         return "-"
@@ -143,10 +143,8 @@ def report(title: str, unit: str, inputs: list[tuple[int, int, int, int]]) -> No
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--sizes", type=natural, default=len(SIZES), help="how many of the sizes")
-    parser.add_argument(
-        "--windows", type=natural, default=len(WINDOWS), help="how many of the windows"
-    )
+    parser.add_argument("--sizes", type=natural, default=len(SIZES), help="number of sizes")
+    parser.add_argument("--windows", type=natural, default=len(WINDOWS), help="number of windows")
     arguments = parser.parse_args()
     print(f"{machine()}; C = {CHANNELS}, (M, N) = ({M}, {N})")
     sizes = [(math.prod(size), 5, *size) for size in SIZES[: arguments.sizes]]

@@ -1,17 +1,17 @@
-"""Whether the papers' ideas help on video, by trainings that a GPU makes and scores that need none.
+"""Tests whether the papers' ideas help on video: trains on a GPU, and scores without one.
 
     python -m benchmarks.on_video train attention --steps=4000 --photos=PHOTOS --out=trained
     python -m benchmarks.on_video score trained --scenes narrow wide --highspeed X4K --taus 7
 
-``train``: the variants of an experiment train side by side for as many steps on the same batches,
-which seed and step decide and the device renders; one seed after the other. OUT gets the moving
-averages, and a variant that it has does not train again. ``attention`` is fsta_small without and
-with eq. 1-6, on narrow and wide scenes; ``blending`` is strcnn_dtb_small as a CNN, with
+``train``: the variants of an experiment train side by side for the same number of steps on the same
+batches, which the device renders from seed and step; one seed after the other. The moving averages
+are written to OUT, and variants already there are not trained again. ``attention`` is fsta_small
+without and with eq. 1-6, on narrow and wide scenes; ``blending`` is strcnn_dtb_small as a CNN, with
 recurrence, with blending, and with blending from a better start, on long clips of hand-held scenes,
 some frames of which are nearly sharp.
 
-``score``: gains and flicker as benchmarks.quality has them, means over the seeds, and what a
-variant has over the first one, seed by seed. w_n is of the sharpest and of the most blurred quarter
+``score``: gains and flicker as in benchmarks.quality, averaged over the seeds, and the gain of a
+variant over the first one, seed by seed. w_n is given for the sharpest and the most blurred quarter
 of each video's frames.
 """
 
@@ -48,16 +48,16 @@ from jaxdeblur.training.step import best_parameters, compile_train_step, initial
 from jaxdeblur.weights.load import LoadedModel, load_model
 from jaxdeblur.weights.save import export_weights
 
-REPORT_EVERY = 100  # Steps: a report waits for the device, which otherwise runs ahead.
+REPORT_EVERY = 100  # Steps; a report waits for the device, which otherwise runs ahead.
 ONE, CONDITION = ("experiment", "variant", "seed"), ("steps", "batch_size", "dtype")
-"""What tells a training from others, and what those of one table share."""
+"""What identifies a training, and what the trainings of one table share."""
 
 Variants = Mapping[str, tuple[dict[str, Any], tuple[str, ...]]]
-"""What each has otherwise than the preset: fields of the network, and ``rates`` of the training."""
+"""How each differs from the preset: in fields of the network, and in ``rates`` of the training."""
 
 
 class Experiment(NamedTuple):
-    """Variants of a preset, the first of which the others are compared with."""
+    """Variants of a preset; the others are compared with the first."""
 
     preset: str
     scenes: tuple[str, ...]
@@ -103,9 +103,13 @@ class Trainings:
         self.arguments, self.experiment = arguments, EXPERIMENTS[arguments.experiment]
         _, scenes, frames, crop, variants = self.experiment
         if unknown := set(arguments.only) - set(variants):
-            raise UserError(f"--only: {', '.join(unknown)}: there are {', '.join(variants)}")
+            raise UserError(
+                f"--only: unknown {', '.join(unknown)}; choose from {', '.join(variants)}"
+            )
         if arguments.batch_size % len(scenes):
-            raise UserError(f"--batch-size={arguments.batch_size}: {len(scenes)} kinds share it")
+            raise UserError(
+                f"--batch-size={arguments.batch_size} must be a multiple of {len(scenes)}"
+            )
         self.variants = [v for v in variants if not arguments.only or v in arguments.only]
         preset, self.mesh = PRESETS[self.experiment.preset], devices.mesh_of(jax.devices()[:1])
         self.config = dataclasses.replace(
@@ -132,17 +136,17 @@ class Trainings:
         self.clips, self.data = data.clip_options(frames, crop, context), TrainingData(data, crop)
 
     def file(self, variant: str, seed: int) -> Path:
-        """Where the weights of a training are."""
+        """Returns the file of a training's weights."""
         return (
             Path(self.arguments.out) / f"{self.arguments.experiment}_{variant}_{seed}.safetensors"
         )
 
     def missing(self, seed: int) -> list[str]:
-        """The variants that a seed lacks."""
+        """Returns the variants not yet trained for a seed."""
         return [variant for variant in self.variants if not self.file(variant, seed).exists()]
 
     def batches(self, seed: int) -> Iterator[Batch]:
-        """The batches of a seed: each kind of scenes has as many clips."""
+        """Yields the batches of a seed, with equally many clips of each kind of scenes."""
         sharding, sources = devices.clips_over(self.mesh), self.data.train
         parts = [
             render_on_device(
@@ -164,14 +168,14 @@ class Trainings:
         return itertools.starmap(joined, zip(*parts, strict=True))
 
     def start(self, variant: str, seed: int) -> tuple[Any, Any, Any]:
-        """How a training begins: its config, what rebuilds its network, and its state."""
+        """Returns a training's config, the function that rebuilds its network, and its state."""
         config = dataclasses.replace(self.config, rates=self.experiment.variants[variant][1])
         rebuild, parameters = split(models.build(self.networks[variant], seed))
         state = initial_train_state(config, parameters)
         return config, rebuild, jax.device_put(state, devices.replicated(self.mesh))
 
     def compile(self) -> None:
-        """Compiles the steps at once, and beside them what renders."""
+        """Compiles all steps and the renderer in parallel."""
         o, size = self.clips, self.config.batch_size
         batch = {
             name: jax.ShapeDtypeStruct((size, length, o.crop, o.crop, 3), jnp.uint8)
@@ -188,14 +192,14 @@ class Trainings:
             rendered.result()
 
     def train(self, seed: int, deadline: float) -> float:
-        """Trains what a seed lacks; gives the seconds that it took.
+        """Trains the missing variants of a seed; returns the seconds taken.
 
         Args:
-          seed: of the parameters and the batches.
-          deadline: by ``time.monotonic``.
+          seed: seed of the parameters and the batches.
+          deadline: latest end, in the time of ``time.monotonic``.
 
         Raises:
-          UserError: the first steps show that the last one would come too late.
+          UserError: the first steps show that the last one would end too late.
         """
         states = {variant: self.start(variant, seed)[2] for variant in self.missing(seed)}
         losses: dict[str, list[Any]] = {variant: [] for variant in states}
@@ -213,7 +217,9 @@ class Trainings:
             line = f"seed {seed}, step {number}: {shown}; {rate:.2f} steps/s"
             print(line, file=sys.stderr, flush=True)
             if number == REPORT_EVERY and began + last / rate > deadline:
-                raise UserError(f"--steps={last}: only {rate * (deadline - began):.0f} would end")
+                raise UserError(
+                    f"--steps={last}: only {rate * (deadline - began):.0f} would finish"
+                )
         for variant, state in states.items():
             if bool(state.failed):
                 print(f"{variant}, seed {seed}: the loss is not finite", file=sys.stderr)
@@ -230,7 +236,7 @@ class Trainings:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Trains what OUT does not hold, as far as the time allows."""
+    """Trains the variants missing in OUT, as far as time allows."""
     deadline, longest = time.monotonic() + 60 * (arguments.minutes or np.inf), 0.0
     trainings = Trainings(arguments)
     if any(map(trainings.missing, arguments.seeds)):
@@ -240,17 +246,17 @@ def train(arguments: argparse.Namespace) -> None:
         if time.monotonic() + longest > deadline:
             break
         longest = max(longest, trainings.train(seed, deadline))
-    left = [f"{v} of seed {s}" for s in arguments.seeds for v in trainings.missing(s)]
-    print(f"{machine()}; left: {', '.join(left) or 'nothing'}")
+    left = [f"{v} with seed {s}" for s in arguments.seeds for v in trainings.missing(s)]
+    print(f"{machine()}; remaining: {', '.join(left) or 'none'}")
 
 
 # --- Scores ---
 
 
 def weights(model: Any, test: quality.Test) -> tuple[float, float]:
-    """Mean w_n on the sharpest and on the most blurred quarter of each video's frames.
+    """Returns mean w_n on the sharpest and on the most blurred quarter of each video's frames.
 
-    PSNR before anything is restored says how sharp a frame is. The first frame's w is always 1.
+    Sharpness is PSNR before restoration. The first frame is left out, since its w is always 1.
     """
     explain, found = jax.jit(model.explain_clip), []
     for video in quality.opened(test).videos:
@@ -266,20 +272,20 @@ def weights(model: Any, test: quality.Test) -> tuple[float, float]:
 
 
 def score(arguments: argparse.Namespace) -> None:
-    """A table of each experiment: a row for each test and variant."""
+    """Prints a table for each experiment, with a row for each test and variant."""
     found: dict[str, dict[str, dict[int, Path]]] = {}
     alike: dict[str, Any] = {}
     for file in sorted(arguments.folder.glob("*.safetensors")):
         about = load_model(file).metadata.get("training")
         if not isinstance(about, dict) or about.keys() != set(CONDITION) | set(ONE):
-            raise UserError(f"{file}: is of no training of this program")
+            raise UserError(f"{file}: not trained by this program")
         name, variant, seed = (about[key] for key in ONE)
         condition = ", ".join(f"{key} {about[key]}" for key in CONDITION)
         if alike.setdefault(name, condition) != condition:
-            raise UserError(f"{file}: {condition}; others of its experiment: {alike[name]}")
+            raise UserError(f"{file}: {condition}, but others of its experiment: {alike[name]}")
         found.setdefault(name, {}).setdefault(variant, {})[seed] = file
     if not found:
-        raise UserError(f"{arguments.folder}: has no weights")
+        raise UserError(f"{arguments.folder}: contains no weights")
     for name, by_variant in found.items():
         print(f"### {name}: {alike[name]}; scored on {machine()}\n")
         variants = [v for v in EXPERIMENTS[name].variants if v in by_variant]
@@ -300,14 +306,14 @@ def row(
     first: Mapping[int, float],
     out: Path,
 ) -> dict[int, float]:
-    """Scores a variant and prints it; gives the gain of each seed.
+    """Scores a variant and prints its row; returns the gain of each seed.
 
     Args:
-      test: what is restored.
-      variant: its name.
+      test: the test to restore.
+      variant: the name of the variant.
       files: the weights of each seed.
-      first: the gains of the variant that this one is compared with.
-      out: the folder where what was scored is kept.
+      first: the gains of the variant to compare with.
+      out: the folder that keeps the scores.
     """
     gains, worst, flicker, shares = {}, np.inf, [], []
     for seed, file in files.items():
@@ -329,20 +335,22 @@ def row(
 def main() -> None:
     parser = Parser(description=__doc__.split("\n", maxsplit=1)[0])
     what = parser.add_subparsers(required=True, metavar="train | score")
-    trained = what.add_parser("train", help="variants of an experiment")
+    trained = what.add_parser("train", help="trains the variants of an experiment")
     trained.set_defaults(run=train)
     trained.add_argument("experiment", choices=EXPERIMENTS)
-    trained.add_argument("--steps", type=natural, required=True, help="of each training")
-    trained.add_argument("--batch-size", type=natural, default=16, help="clips of a step")
-    trained.add_argument("--photos", help="a folder, besides the packages' photographs")
-    trained.add_argument("--seeds", type=whole, nargs="+", default=(0, 1, 2), help="of trainings")
-    trained.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="these alone")
-    trained.add_argument("--minutes", type=positive, help="begins no seed that would end later")
+    trained.add_argument("--steps", type=natural, required=True, help="steps per training")
+    trained.add_argument("--batch-size", type=natural, default=16, help="clips per step")
+    trained.add_argument("--photos", help="a folder of more photographs")
+    trained.add_argument(
+        "--seeds", type=whole, nargs="+", default=(0, 1, 2), help="one training each"
+    )
+    trained.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="only these")
+    trained.add_argument("--minutes", type=positive, help="start no seed that would end later")
     trained.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    trained.add_argument("--out", type=Path, required=True, help="folder of the weights")
-    scored = what.add_parser("score", help="what is in a folder")
+    trained.add_argument("--out", type=Path, required=True, help="the folder for the weights")
+    scored = what.add_parser("score", help="scores the weights in a folder")
     scored.set_defaults(run=score)
-    scored.add_argument("folder", type=Path, help="--out of train")
+    scored.add_argument("folder", type=Path, help="the --out of train")
     quality.add_tests(scored)
     scored.set_defaults(blur=())
     arguments = parser.parse_args()

@@ -1,18 +1,18 @@
-"""What weights gain by the size of the blur, and what gates take of each size.
+"""Measures the gain of weights by size of blur, and the share that gates take at each scale.
 
     python -m benchmarks.quality scores --ckpt strcnn_dtb_choice runs/another
     python -m benchmarks.quality scores --ckpt RUN --highspeed X4K --only TEST03 TEST12 --taus 7 11
     python -m benchmarks.quality scores --ckpt RUN --blur --scenes --sharp phone.mp4
     python -m benchmarks.quality gates --ckpt strcnn_dtb_choice
 
-``scores``: each line is an evaluation of its own (``evaluate.py``), kept with its report below
-``--out``: a second start skips what is done. The scenes of the curve are rendered, 1280x720, from
-photographs that never train. Protocol ``jaxdeblur``: the uint8 frames that a user gets.
+``scores``: each row is a separate evaluation (``evaluate.py``), kept with its report in ``--out``:
+a second start skips finished ones. The scenes of the curve are rendered at 1280x720 from
+photographs that are never trained on. Protocol ``jaxdeblur``: the uint8 frames that a user gets.
 
-``gates``: for each size the share of its residual that is taken, mean over cells, and the root mean
-square of that residual before a share is taken, in grey levels of its size. A sharp video that is
-changed has shares above 0; how they compare with those of a blurred one says whether it is taken
-for one. The test scenes of docs/results.md, their first frames.
+``gates``: for each scale, the share of its residual that is taken, averaged over cells, and the
+root mean square of that residual before the share is taken, in grey levels at its scale. A sharp
+video that is changed has shares above 0; comparing them with those of a blurred one shows whether
+it is mistaken for one. By default on the first frames of the test scenes of docs/results.md.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ _MEANS = (
 
 
 class Test(NamedTuple):
-    """One line of the table."""
+    """One row of the table."""
 
     name: str
     config: EvaluationConfig
     sharp: bool = False
-    """The frames go in as they are, and should come out so."""
+    """Whether the input frames are sharp and should come out unchanged."""
 
 
-_BLURS = (2, 5, 10, 20, 40)  # Pixels, of the fixed scenes at 1280x720.
+_BLURS = (2, 5, 10, 20, 40)  # Pixels of blur in the fixed scenes at 1280x720.
 _SCENES = [f"rendered:{pixels}px" for pixels in (2, 10, 20, 40)]
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
     what = parser.add_subparsers(required=True, metavar="scores | gates")
-    scored = what.add_parser("scores", help="gains, and what comes out of sharp video")
+    scored = what.add_parser("scores", help="gains, and how well sharp video is preserved")
     scored.set_defaults(measure=scores)
     scored.add_argument("--ckpt", nargs="+", required=True, help="runs, files or names of weights")
-    scored.add_argument("--out", type=Path, default=Path("quality"), help="folder of the results")
+    scored.add_argument("--out", type=Path, default=Path("quality"), help="folder for the results")
     add_tests(scored)
 
-    gate = what.add_parser("gates", help="what is taken of each size")
+    gate = what.add_parser("gates", help="the share of each scale")
     gate.set_defaults(measure=gates)
     gate.add_argument("--ckpt", required=True, help="a network with gates")
     gate.add_argument("--data", nargs="+", default=_SCENES)
@@ -76,9 +76,9 @@ def main() -> None:
         "--sharp-input",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="the sharp frames go in; with --no-sharp-input the blurred ones",
+        help="restore the sharp frames; with --no-sharp-input, the blurred ones",
     )
-    gate.add_argument("--frames", type=natural, default=5, help="of each video")
+    gate.add_argument("--frames", type=natural, default=5, help="frames per video")
     arguments = parser.parse_args()
 
     devices.keep_freed_memory()
@@ -88,14 +88,14 @@ def main() -> None:
 
 
 def add_tests(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say what weights are scored on (``tests``)."""
+    """Adds the options that select what weights are scored on (``tests``)."""
     parser.add_argument(
         "--blur",
         type=int,
         nargs="*",
         choices=_BLURS,
         default=_BLURS,
-        help="pixels; nothing after it leaves the rendered scenes out",
+        help="pixels of blur in rendered scenes; without a value, they are left out",
     )
     parser.add_argument(
         "--sharp-scenes",
@@ -103,27 +103,31 @@ def add_tests(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=_BLURS,
         default=(),
-        help="pixels a frame that rendered scenes move whose sharp frames go in",
+        help="pixels per frame that scenes move whose sharp frames are restored",
     )
-    parser.add_argument("--scenes", nargs="*", default=("narrow", "wide"), help="at 192x192")
+    parser.add_argument(
+        "--scenes", nargs="*", default=("narrow", "wide"), help="rendered at 192x192"
+    )
     parser.add_argument("--highspeed", nargs="*", default=(), help="folders of high-speed frames")
-    parser.add_argument("--only", nargs="*", default=(), help="of their videos")
+    parser.add_argument("--only", nargs="*", default=(), help="only these videos")
     parser.add_argument(
         "--taus", type=natural, nargs="*", default=(7, 11, 15), help="frames averaged"
     )
-    parser.add_argument("--sharp", nargs="*", default=(), help="folders or videos, as they are")
+    parser.add_argument(
+        "--sharp", nargs="*", default=(), help="folders or videos restored as they are"
+    )
     parser.add_argument(
         "--sharp-every",
         type=natural,
         nargs="+",
         default=(1,),
-        help="of those, one frame in so many: they move as much faster and are as sharp",
+        help="take every Nth frame of those: the motion is N times as fast, as sharp",
     )
-    parser.add_argument("--max-frames", type=natural, default=8, help="of each video that is long")
+    parser.add_argument("--max-frames", type=natural, default=8, help="frames per long video")
 
 
 def scores(arguments: argparse.Namespace) -> None:
-    """A table of evaluations for each of the weights."""
+    """Prints a table of evaluations for each of the weights."""
     print(f"{machine()}\n")
     for checkpoint in arguments.ckpt:
         loaded = load_restorer(checkpoint)
@@ -137,7 +141,7 @@ def scores(arguments: argparse.Namespace) -> None:
 
 
 def tests(arguments: argparse.Namespace) -> Iterator[Test]:
-    """What is asked for, small blur first."""
+    """Yields the selected tests, small blur first."""
     for scenes in arguments.scenes:
         yield Test(f"rendered {scenes}", EvaluationConfig(f"rendered:{scenes}"))
     for light in ("stored", "linear"):
@@ -164,7 +168,7 @@ def tests(arguments: argparse.Namespace) -> Iterator[Test]:
 
 
 def opened(test: Test) -> Dataset:
-    """The videos of a test."""
+    """Returns the videos of a test."""
     return open_dataset(
         test.config.data,
         "test",
@@ -176,23 +180,23 @@ def opened(test: Test) -> Dataset:
 
 
 def score(loaded: LoadedModel, test: Test, out: Path) -> dict[str, Any]:
-    """What ``metrics.json`` says."""
+    """Evaluates weights on a test; returns the content of ``metrics.json``."""
     print(f"{test.name} ...", file=sys.stderr)
     dataset = opened(test)
     try:
         config = dataclasses.replace(test.config, single=loaded.of_photographs)
         return evaluate(loaded, dataset, config, out)
     except UserError as error:
-        raise UserError(f"{error} (of an earlier run: choose another --out)") from error
+        raise UserError(f"{error} (from an earlier run: choose another --out)") from error
 
 
 def row(test: Test, metrics: dict[str, Any]) -> str:
-    """The means over the videos, and the least gain of any."""
+    """Formats the means over the videos, and the smallest gain of any."""
     videos = metrics["videos"]
     mean = {name: sum(video[name] for video in videos) / len(videos) for name in _MEANS}
     flicker = f"{mean['temporal_error_blurred']:.2f} → {mean['temporal_error']:.2f}"
     ssim = f"{mean['ssim_blurred']:.3f} → {mean['ssim']:.3f}"
-    if test.sharp:  # There is nothing to gain: how near to what went in?
+    if test.sharp:  # Nothing to gain: how close is the output to the input?
         worst = min(video["psnr"] for video in videos)
         return f"| {test.name} | - | {mean['psnr']:.2f} | - | {worst:.2f} dB | {ssim} | {flicker} |"
     gain = mean["psnr"] - mean["psnr_blurred"]
@@ -205,7 +209,7 @@ def row(test: Test, metrics: dict[str, Any]) -> str:
 
 @nnx.jit
 def shares_and_residuals(model: ScaleChoice, clip: Clip) -> tuple[jnp.ndarray, jnp.ndarray]:
-    """For each size, coarse to fine: the mean share, and the residual's mean square."""
+    """Returns, for each scale from coarse to fine, the mean share and residual's mean square."""
     residuals, evidence = model.evidence(*model.reduce_and_restore(clip))
     shares = model.gates(evidence)
     squares = jnp.stack([jnp.mean(residual**2) for residual in residuals])
@@ -213,10 +217,10 @@ def shares_and_residuals(model: ScaleChoice, clip: Clip) -> tuple[jnp.ndarray, j
 
 
 def gates(arguments: argparse.Namespace) -> None:
-    """A row of shares and residuals for each data set."""
+    """Prints a row of shares and residuals for each data set."""
     model = load_model(arguments.ckpt).model
     if not isinstance(model, ScaleChoice):
-        raise UserError(f"--ckpt={arguments.ckpt}: has no gates: it has one scale")
+        raise UserError(f"--ckpt={arguments.ckpt}: has no gates; it has only one scale")
     print("| data |" + "".join(f" share at 1/{scale} | residual |" for scale in model.scales))
     print("|---|" + "---|" * 2 * len(model.scales))
     for spec in arguments.data:

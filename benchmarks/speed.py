@@ -1,20 +1,20 @@
-"""How fast weights restore: a frame of several side by side, a camera's frames, a whole film.
+"""Measures how fast weights restore: frames side by side, a camera's frames, a whole film.
 
     python -m benchmarks.speed frame --ckpt strcnn_dtb_choice --tile none 256x256
     python -m benchmarks.speed live --ckpt=RUN --size=640x360 --fps=30 --seconds=20
     python -m benchmarks.speed film --ckpt=RUN --size=1280x720 --frames 60 240
 
-``frame``: all streams are open at once and take a frame each in turn, so that whatever else the
-machine does slows all of them alike. Ratios are to the first one.
+``frame``: all streams are open at once and restore a frame each in turn, so that other load on the
+machine slows all of them alike. Ratios are relative to the first one.
 
-``live``: frames come at a camera's rate, and what a viewer waits is measured. The camera does not
-wait: a frame that finds the inbox full is dropped. Latency is from the moment a frame is taken to
-that when its restored pixels are in memory; it includes the frames that the network looks ahead,
-which no speed can take away.
+``live``: frames arrive at a camera's rate, and the latency for a viewer is measured. The camera
+does not wait: a frame is dropped if the inbox is full. Latency is the time from when a frame is
+captured until its restored pixels are in memory; it includes the network's look-ahead, which no
+speed can remove.
 
-``film``: two lengths by deblur.py's own stages, each in a process of its own, since peak memory
-never falls: the peak of both, and of the longer one what each stage does alone and what share of
-the network's own rate the whole reaches.
+``film``: restores two lengths with deblur.py's own stages, each in a process of its own, since peak
+memory never falls. Prints the peak of both and, for the longer one, the rate of each stage alone
+and the share of the network's own rate that the whole reaches.
 """
 
 from __future__ import annotations
@@ -57,30 +57,36 @@ _WARM = 3
 def main() -> None:
     parser = Parser(description=__doc__)
     what = parser.add_subparsers(required=True, metavar="frame | live | film")
-    frame = what.add_parser("frame", help="seconds that a frame takes, side by side")
+    frame = what.add_parser("frame", help="seconds per frame, side by side")
     frame.set_defaults(measure=frames_side_by_side)
     frame.add_argument(
         "--ckpt", nargs="+", default=shipped.names(), help="runs, files or names of weights"
     )
     frame.add_argument("--tile", nargs="+", default=("none",), help="none or HEIGHTxWIDTH")
-    frame.add_argument("--size", type=frame_size, default="1280x720", help="WIDTHxHEIGHT of frames")
-    frame.add_argument("--frames", type=natural, default=12, help="timed, of each")
+    frame.add_argument(
+        "--size", type=frame_size, default="1280x720", help="frame size, WIDTHxHEIGHT"
+    )
+    frame.add_argument("--frames", type=natural, default=12, help="frames timed for each")
 
     live = what.add_parser("live", help="latency and dropped frames at a camera's rate")
     live.set_defaults(measure=a_camera)
-    live.add_argument("--size", type=frame_size, default="160x96", help="WIDTHxHEIGHT of frames")
+    live.add_argument("--size", type=frame_size, default="160x96", help="frame size, WIDTHxHEIGHT")
     live.add_argument("--fps", type=positive, default=24.0, help="the camera's rate")
-    live.add_argument("--seconds", type=positive, default=10.0, help="how long")
-    live.add_argument("--inbox", type=natural, default=2, help="frames that may wait")
+    live.add_argument("--seconds", type=positive, default=10.0, help="duration")
+    live.add_argument("--inbox", type=natural, default=2, help="frames that may wait in the queue")
 
-    film = what.add_parser("film", help="peak memory and rates of two lengths")
+    film = what.add_parser("film", help="peak memory and rates for videos of two lengths")
     film.set_defaults(measure=a_film)
-    film.add_argument("--frames", type=natural, nargs=2, default=(200, 2000), help="two lengths")
-    film.add_argument("--size", type=frame_size, default="256x144", help="WIDTHxHEIGHT of frames")
+    film.add_argument(
+        "--frames", type=natural, nargs=2, default=(200, 2000), help="the two lengths"
+    )
+    film.add_argument("--size", type=frame_size, default="256x144", help="frame size, WIDTHxHEIGHT")
     film.add_argument("--video", type=Path, help=argparse.SUPPRESS)  # the process of one length
     for one in (live, film):
-        one.add_argument("--model", default="strcnn_dtb_small", help="a preset, random weights")
-        one.add_argument("--ckpt", help="trained weights instead of a preset")
+        one.add_argument(
+            "--model", default="strcnn_dtb_small", help="a preset, with random weights"
+        )
+        one.add_argument("--ckpt", help="trained weights, instead of a preset")
     arguments = parser.parse_args()
     arguments.measure(arguments)
 
@@ -100,7 +106,7 @@ def frames_side_by_side(arguments: argparse.Namespace) -> None:
         lookahead = max(lookahead, deblurrer.model.lookahead)
         cases[f"{checkpoint}, tiles {tile}"] = lambda stream=stream: stream.push((next(frames),))
     print(f"{machine()}; {width}x{height}")
-    # Nothing comes out before the look-ahead is full; the compiler runs at the first frame.
+    # Nothing is returned before the look-ahead is full; the first frame includes compilation.
     medians = side_by_side(cases, arguments.frames, untimed=_WARM + lookahead)
     first = next(iter(medians.values()))
     print("| | s a frame | ratio |\n|---|---|---|")
@@ -109,7 +115,7 @@ def frames_side_by_side(arguments: argparse.Namespace) -> None:
 
 
 def a_camera(arguments: argparse.Namespace) -> None:
-    """Restores what a camera takes."""
+    """Restores the frames of a simulated camera and prints their latency."""
     width, height = arguments.size
     deblurrer = Deblurrer(arguments.ckpt or models.build(presets.find(arguments.model).network))
 
@@ -138,11 +144,11 @@ def a_camera(arguments: argparse.Namespace) -> None:
 
 
 class Camera:
-    """Takes frames at a fixed rate, whether anybody is ready for them or not.
+    """Takes frames at a fixed rate, whether or not the consumer is ready for them.
 
     Attributes:
-      inbox: (time taken, frame), then None.
-      taken, dropped: how many frames.
+      inbox: queue of (time taken, frame), ended by None.
+      taken, dropped: numbers of frames.
     """
 
     def __init__(self, height: int, width: int, options: argparse.Namespace):
@@ -165,7 +171,7 @@ class Camera:
 
 
 def watch(stream: Any, camera: Camera) -> tuple[list[float], int]:
-    """Restores what the camera takes; gives the latency of each frame and their number."""
+    """Restores the camera's frames; returns latencies and the number of all restored frames."""
     taken: collections.deque[float] = collections.deque()
     latencies: list[float] = []
     thread = threading.Thread(target=camera.run, daemon=True)
@@ -183,7 +189,7 @@ def watch(stream: Any, camera: Camera) -> tuple[list[float], int]:
 
 
 def a_film(arguments: argparse.Namespace) -> None:
-    """Restores two lengths, each in a process of its own."""
+    """Restores films of two lengths, each in a process of its own."""
     if arguments.video is not None:
         print(json.dumps(measure(arguments.video, arguments.model, arguments.ckpt)))
         return
@@ -214,7 +220,7 @@ def a_film(arguments: argparse.Namespace) -> None:
 
 
 def measure(video: Path, model: str, ckpt: str | None) -> dict[str, float]:
-    """Restores a video by the command's own stages, then times each stage alone."""
+    """Restores a video with the command's own stages, then times each stage alone."""
     devices.keep_freed_memory()  # as deblur.py does
     devices.add_thread()
     weights = ckpt or models.build(presets.find(model).network)
@@ -222,7 +228,7 @@ def measure(video: Path, model: str, ckpt: str | None) -> dict[str, float]:
     output = video.with_name(f"{video.stem}-restored.mp4")
     (job,) = plan([str(video)], str(output))
     timing = deblur(deblurrer, job, DeblurConfig(quiet=True, tile="none"))
-    # Of the command alone: what follows holds frames in memory.
+    # Memory of the command alone: the timings below hold frames in memory.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if _on_mac() else 1024)
     device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
     return {
@@ -236,7 +242,7 @@ def measure(video: Path, model: str, ckpt: str | None) -> dict[str, float]:
 
 
 def reading_rate(video: Path) -> float:
-    """Frames a second of reading and decoding alone."""
+    """Returns frames per second of reading and decoding alone."""
     with VideoReader(video) as reader:
         began = time.perf_counter()
         frames = sum(1 for _ in reader)
@@ -244,7 +250,7 @@ def reading_rate(video: Path) -> float:
 
 
 def restoring_rate(deblurrer: Deblurrer, video: Path, seconds: float = 10.0) -> float:
-    """Frames a second of the network alone: the median time of a step, compiled before."""
+    """Returns frames per second of the network alone, from the median time of a compiled step."""
     with VideoReader(video) as reader:
         info, picture = reader.info, next(iter(reader))
     stream = deblurrer.open_stream(info.height, info.width, info.layout)
@@ -258,7 +264,7 @@ def restoring_rate(deblurrer: Deblurrer, video: Path, seconds: float = 10.0) -> 
 
 
 def writing_rate(video: Path, output: Path) -> float:
-    """Frames a second of encoding and writing alone."""
+    """Returns frames per second of encoding and writing alone."""
     with VideoReader(video) as reader:
         pictures = [picture for picture, _ in zip(reader, range(200), strict=False)]
         with VideoWriter(output, reader.info, source=reader) as writer:
@@ -269,7 +275,7 @@ def writing_rate(video: Path, output: Path) -> float:
 
 
 def make_video(path: Path, frames: int, height: int, width: int) -> None:
-    """A texture that drifts: neither trivial nor impossible to compress."""
+    """Writes a drifting texture, neither trivial nor impossible to compress."""
     layout = PixelLayout("yuv", 8, (2, 2), full_range=False)
     rate = Fraction(30)
     info = VideoInfo(height, width, "yuv420p", layout, False, rate, 1 / rate)

@@ -5,16 +5,16 @@
     python -m benchmarks.table1 --seeds 0 --steps=2 --crop=32 --max-frames=2 --max-videos=1
     python -m benchmarks.table1 --speed --size=full --speed-size=160x96
 
-Each system is trained by its own recipe at small width (19 to 31 GMAC a 720p frame), on clips of
-the same size with the same seeds: once for equal steps (``--steps``) and once for equal time
-(``--minutes`` of steps a training; clips are made beside them), whichever are given. Then each is
-scored on the test videos. A training or score that is done is kept: the same command goes on where
-it was stopped. Before anything is trained, a step of each is timed, and the hours that all will
-take are said. ``--speed`` times a frame of each, and trains none.
+Each system is trained with its own recipe at small width (19 to 31 GMAC per 720p frame), on clips
+of the same size with the same seeds: once for equal steps (``--steps``), once for equal time
+(``--minutes`` of steps per training; clips are made in parallel), or both. Then each is scored on
+the test videos. Finished trainings and scores are kept: the same command resumes where it was
+stopped. Before training, a step of each system is timed, and the total hours are estimated.
+``--speed`` times a frame of each system and trains none.
 
-``--out`` gets ``table1.md``, ``table1.json`` and ``table1.html``, a page with the same frames of
-all systems side by side. GMAC are multiply-adds of convolutions and matrix products, counted from
-the program of one step of the stream; memory is what the compiler says that this step takes.
+The folder ``--out`` receives ``table1.md``, ``table1.json`` and ``table1.html``, a page with the
+same frames of all systems side by side. GMAC are multiply-adds of convolutions and matrix products,
+counted in the program of one step of the stream; memory is the compiler's figure for this step.
 """
 
 from __future__ import annotations
@@ -79,29 +79,33 @@ SYSTEMS = {
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
-    parser.add_argument("--size", choices=["small", "full"], default="small", help="of networks")
-    parser.add_argument("--data", default="rendered:narrow", help="trained and scored on")
-    parser.add_argument("--steps", type=natural, help="of each training, for equal steps")
-    parser.add_argument("--minutes", type=positive, help="of each training, for equal wall-clock")
+    parser.add_argument(
+        "--size", choices=["small", "full"], default="small", help="of the networks"
+    )
+    parser.add_argument(
+        "--data", default="rendered:narrow", help="the data set to train and score on"
+    )
+    parser.add_argument("--steps", type=natural, help="steps per training, for equal steps")
+    parser.add_argument("--minutes", type=positive, help="per training, for equal wall-clock time")
     parser.add_argument(
         "--seeds", type=whole, nargs="+", default=[0, 1, 2], help="one training each"
     )
-    parser.add_argument("--crop", type=natural, default=96, help="pixels of the clips")
-    parser.add_argument("--frames", type=natural, default=4, help="of a clip")
-    parser.add_argument("--batch-size", type=natural, default=2, help="clips of a step")
-    parser.add_argument(
-        "--max-frames", type=natural, help="scores the first frames of a video alone"
-    )
-    parser.add_argument("--max-videos", type=natural, help="scores the first videos alone")
-    parser.add_argument("--protocol", default="jaxdeblur", help="of the scores")
-    parser.add_argument("--speed", action="store_true", help="of a frame alone, trains none")
+    parser.add_argument("--crop", type=natural, default=96, help="side of a clip in pixels")
+    parser.add_argument("--frames", type=natural, default=4, help="frames per clip")
+    parser.add_argument("--batch-size", type=natural, default=2, help="clips per step")
+    parser.add_argument("--max-frames", type=natural, help="score only this many frames per video")
+    parser.add_argument("--max-videos", type=natural, help="score only this many videos")
+    parser.add_argument("--protocol", default="jaxdeblur", help="protocol of the scores")
+    parser.add_argument("--speed", action="store_true", help="only time a frame, without training")
     parser.add_argument(
         "--speed-size",
         type=lambda text: frame_size(text, "WIDTHxHEIGHT", "320x180")[::-1],
         default=(180, 320),
-        help="of the frames that are timed, WIDTHxHEIGHT",
+        help="size of the timed frames, WIDTHxHEIGHT",
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/table1"), help="the folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/table1"), help="the folder for the results"
+    )
     options = parser.parse_args()
     if not options.steps and not options.minutes and not options.speed:
         raise UserError("give --steps, --minutes or both, or --speed")
@@ -121,10 +125,10 @@ def main() -> None:
         rows[system] = {"preset": name, **properties(name, *options.speed_size)}
         if options.speed:
             continue
-        # With as many steps as the first training, whose program is then compiled already.
+        # With as many steps as the first training, whose program is then already compiled.
         config_of_one = training_of(name, options.steps or 1, 0, options)
         rows[system]["seconds_a_step"] = seconds_a_step(name, config_of_one)
-        tell(f"{system}: {rows[system]['seconds_a_step']:.3f} s a training step")
+        tell(f"{system}: {rows[system]['seconds_a_step']:.3f} s per training step")
     options.out.mkdir(parents=True, exist_ok=True)
     if options.speed:
         text = speed_table(rows, options)
@@ -142,7 +146,7 @@ def main() -> None:
     dataset = dataclasses.replace(dataset, videos=dataset.videos[: options.max_videos])
     for seed, (system, row) in itertools.product(options.seeds, rows.items()):
         for budget, steps in budgets(options, row["seconds_a_step"]):
-            # The first training decides, so that other seeds and starts go on with the same.
+            # The first training sets the steps, so that other seeds and starts use the same.
             folder = options.out / f"{row['preset']}-{budget}-{seed}"
             for begun in sorted(options.out.glob(f"{row['preset']}-{budget}-*/config.json")):
                 steps = json.loads(begun.read_text(encoding="utf-8"))["training"]["steps"]
@@ -157,7 +161,7 @@ def main() -> None:
 
 
 def training_of(name: str, steps: int, seed: int, options: Any) -> TrainingConfig:
-    """A preset's recipe for clips and steps that are the same for all."""
+    """Returns a preset's recipe with the clips and steps that all systems share."""
     return dataclasses.replace(
         PRESETS[name].training,
         steps=steps,
@@ -172,7 +176,7 @@ def training_of(name: str, steps: int, seed: int, options: Any) -> TrainingConfi
 
 
 def budgets(options: Any, seconds: float) -> Iterator[tuple[str, int]]:
-    """What is equal, and how many steps that is."""
+    """Yields what is equal for all, and the number of steps."""
     if options.steps:
         yield "equal-steps", options.steps
     if options.minutes:
@@ -188,7 +192,7 @@ def train_and_score(
     config: EvaluationConfig,
     options: Any,
 ) -> dict[str, Any]:
-    """What one training scores; both go on where they were stopped."""
+    """Trains and scores once; both resume where they were stopped."""
     run = Run(
         name,
         PRESETS[name].network,
@@ -202,7 +206,7 @@ def train_and_score(
 
 
 def seconds_a_step(name: str, config: TrainingConfig) -> float:
-    """The median of three training steps as ``train.py`` does them, compiled before."""
+    """Returns the median time of three compiled training steps as in ``train.py``."""
     network = PRESETS[name].network
     batch = random_clips(config, models.build(network).context)
     step = partial(training(network, config), batch)
@@ -210,7 +214,7 @@ def seconds_a_step(name: str, config: TrainingConfig) -> float:
 
 
 def properties(name: str, height: int, width: int) -> dict[str, Any]:
-    """Parameters, multiply-adds of a 720p frame, look-ahead; time and memory of a smaller one."""
+    """Measures parameters, GMAC per 720p frame and look-ahead; time and memory at a given size."""
     model = models.build(PRESETS[name].network)
     rebuild, parameters = split(model)
     state = model.initial_state(1, height, width)
@@ -236,7 +240,7 @@ def properties(name: str, height: int, width: int) -> dict[str, Any]:
 
 
 def multiply_adds(name: str, height: int, width: int) -> int:
-    """Of the convolutions and matrix products of one step of the stream."""
+    """Counts multiply-adds of convolutions and matrix products in one step of the stream."""
     rebuild, parameters = split(models.build(PRESETS[name].network))
     state = jax.eval_shape(lambda p: rebuild(p).initial_state(1, height, width), parameters)
     frame = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
@@ -256,7 +260,7 @@ def _multiply_adds(jaxpr: Any) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += made * math.prod(shapes[0][axis] for axis in contracted)
         parts = [_multiply_adds(part) for part in _inner(equation.params.values())]
-        # Of a choice the dearer branch; of a loop every pass.
+        # The costlier branch of a conditional; every iteration of a loop.
         times = equation.params["length"] if name == "scan" else 1
         total += max(parts, default=0) if name == "cond" else times * sum(parts)
     return total
@@ -271,7 +275,7 @@ def _inner(values: Any) -> Iterator[Any]:
 
 
 def score_table(rows: dict[str, dict[str, Any]], options: Any) -> str:
-    """Markdown: a line for each system and budget, mean and deviation over the seeds."""
+    """Formats Markdown: a row per system and budget, mean and deviation over the seeds."""
     lines = [
         "| system | trained for | PSNR, dB | gain over blurred, dB | SSIM | temporal error |",
         "|---|---|---:|---:|---:|---:|",
@@ -298,7 +302,7 @@ def score_table(rows: dict[str, dict[str, Any]], options: Any) -> str:
 
 
 def speed_table(rows: dict[str, dict[str, Any]], options: Any) -> str:
-    """Markdown: what each system is, and how long it takes."""
+    """Formats Markdown: the properties and the speed of each system."""
     height, width = options.speed_size
     lines = [
         f"| system | parameters | look-ahead | GMAC at 720p | ms a frame of {width}x{height} | "
@@ -322,7 +326,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def page(rows: dict[str, dict[str, Any]], text: str, dataset: Dataset, options: Any) -> str:
-    """One page: the tables, and the middle frame of each video of every system side by side."""
+    """Formats a page: the tables, and each video's middle frame from all systems side by side."""
     parts = [f"<pre>{html.escape(text)}</pre>"]
     for i, video in enumerate(dataset.videos):
         at = min(len(video), options.max_frames or len(video)) // 2
@@ -338,7 +342,7 @@ def page(rows: dict[str, dict[str, Any]], text: str, dataset: Dataset, options: 
             for name, frame in shown.items()
         )
         parts.append(f"<h2>{html.escape(video.name)}, frame {at}</h2><div>{figures}</div>")
-    columns = math.ceil((len(rows) + 2) / 2)  # two lines, both full
+    columns = math.ceil((len(rows) + 2) / 2)  # two full rows
     style = (
         "body{font:15px sans-serif;margin:2em}figure{margin:0}img{width:100%}"
         f"div{{display:grid;gap:1em;grid-template-columns:repeat({columns},minmax(9em,1fr))}}"

@@ -1,7 +1,7 @@
-"""Small tasks with known bounds, each made for what one idea of the papers claims to do.
+"""Small tasks with known bounds, each made to test what one idea of the papers claims to do.
 
 A clip is a function of a random generator alone. Pictures are grey, in three channels, and not
-clipped. What the true answer needs to know is kept as ``code``, for a network that is told it.
+clipped. ``code`` is what the true answer depends on, for a network that receives it as input.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ Grey = Float[np.ndarray, "T H W"]
 
 
 class Clip(NamedTuple):
-    """What is shown, what should come out, and where it is scored."""
+    """The input, the target, and where it is scored."""
 
     shown: Grey
     target: Grey
     regions: dict[str, Bool[np.ndarray, "T H W"]]
     """The pixels over which errors are pooled, by name."""
     code: tuple[float, float] = (0.0, 0.0)
-    """What a pixel cannot see, about -0.5 to 0.5."""
+    """What is hidden from a single pixel, about -0.5 to 0.5."""
 
 
 Task = Callable[[np.random.Generator, Split], Clip]
 
 
 def batch(task: Task, seed: int, step: int, clips: int, *, told: bool = False) -> Batch:
-    """The clips of a training step, 0 to 255; ``told`` gives channels 1 and 2 to the code."""
+    """Makes the clips of a training step, 0 to 255; ``told`` puts the code in channels 1 and 2."""
     made = [task(np.random.default_rng((seed, step, i)), "train") for i in range(clips)]
     return {
         "blurred": np.stack([in_colour(clip.shown, clip, told) for clip in made]),
@@ -44,17 +44,17 @@ def batch(task: Task, seed: int, step: int, clips: int, *, told: bool = False) -
 
 
 def in_colour(grey: Grey, clip: Clip, told: bool) -> Float[np.ndarray, "T H W 3"]:
-    """Three equal channels, or one and the code, 0 to 255."""
+    """Returns three equal channels, or one and the code, 0 to 255."""
     channels = np.repeat(grey[..., None], 3, axis=-1)
     if told:
         channels[..., 1:] = 0.5 + np.asarray(clip.code)
     return np.float32(255 * channels)
 
 
-# --- A: what only a mark somewhere in the picture tells ---
+# --- A: what only a mark somewhere in the picture reveals ---
 
 MARK, MOST = 8, 0.15
-"""The side of the mark, pixels; how far its mean lies from grey."""
+"""The side of the mark in pixels, and the largest distance of its mean from grey."""
 
 
 def tint(
@@ -67,12 +67,12 @@ def tint(
     size: int = 48,
     reach: int = 12,
 ) -> Clip:
-    """Noise on grey of any level a, and a checkerboard whose mean is 0.5 + b; flat decoys.
+    """Makes noise on a random grey level a, a checkerboard whose mean is 0.5 + b, and flat decoys.
 
-    The target is the picture less b (of which a pixel knows a + b at best: +3.01 dB), its contrast
-    times 1 + b / 0.3 (of which it knows nothing: 0 dB), or the picture shifted by 3 pixels to the
-    side that the sign of b says (the mean of both: +6.02 dB). Scored is the middle frame, where a
-    network that reads ``reach`` pixels to each side does not see the mark.
+    The target is the picture minus b (a pixel reveals a + b at best: +3.01 dB), its contrast times
+    1 + b / 0.3 (a pixel reveals nothing: 0 dB), or the picture shifted by 3 pixels in the direction
+    given by the sign of b (the mean of both: +6.02 dB). The middle frame is scored, where a network
+    that reads ``reach`` pixels to each side does not see the mark.
     """
     a, b = rng.uniform(-MOST, MOST, 2)
     if effect == "shift":
@@ -104,9 +104,9 @@ def tint(
 def still_noise(
     rng: np.random.Generator, split: Split, *, frames: int = 24, size: int = 16, sprite: int = 0
 ) -> Clip:
-    """B: no neighbour tells of a pixel, only its past. D: before it moves an opaque ``sprite``.
+    """B: only its past tells about a pixel, no neighbour. D: an opaque ``sprite`` moves in front.
 
-    A fixed share w of the current frame leaves w / (2 - w) of the noise of 0.1.
+    A fixed share w of the current frame leaves w / (2 - w) of the power of the noise, 0.1 RMS.
     """
     target = np.repeat(0.5 + rng.normal(0, 0.12, (1, size, size)), frames, axis=0)
     covered = np.zeros_like(target, bool)
@@ -132,11 +132,11 @@ def still_noise(
 # --- C and E: photographs ---
 
 MARGIN = 8
-"""Pixels around what is shown, so that no line that blurs it reaches beyond the photograph."""
+"""Pixels around the visible part, so that no line of blur reaches beyond the photograph."""
 
 
 def lucky(rng: np.random.Generator, split: Split, *, frames: int = 12, size: int = 32) -> Clip:
-    """C: a still photograph, in each frame blurred along a line of 2 to 13 pixels; one in 8 sharp.
+    """C: a still photograph, blurred in each frame along a line of 2 to 13 pixels; 1 in 8 is sharp.
 
     The line is centred, so that nothing moves.
     """
@@ -155,10 +155,10 @@ def lucky(rng: np.random.Generator, split: Split, *, frames: int = 12, size: int
 
 
 def one_motion(rng: np.random.Generator, split: Split, *, frames: int = 1, size: int = 64) -> Clip:
-    """E: one motion of 2.5 to 7.5 pixels a frame for all of a photograph, of which half is plain.
+    """E: one motion of 2.5 to 7.5 pixels per frame for a whole photograph, half of it plain.
 
-    The shutter is open all the time, so that the blur is as long as the motion. Scored is the
-    middle frame, without its border.
+    The shutter is always open, so that the blur is as long as the motion. The middle frame is
+    scored, without its border.
     """
     side = size + 2 * MARGIN
     photograph = _cut(rng, split, side)
@@ -179,7 +179,7 @@ def _blurred(
     ways: Float[np.ndarray, "2 T"],
     places: Float[np.ndarray, "2 T"] | None = None,
 ) -> Grey:
-    """Each frame the mean of the picture along a line (its way) that is centred at a place."""
+    """Averages the picture, for each frame, along a line (its way) that is centred at a place."""
     rows, columns = np.fft.fftfreq(len(picture))[:, None], np.fft.rfftfreq(len(picture))
     along, off = (
         rows * each[0][:, None, None] + columns * each[1][:, None, None]
@@ -190,7 +190,7 @@ def _blurred(
 
 
 def _cut(rng: np.random.Generator, split: Split, side: int) -> Float[np.ndarray, "S S"]:
-    """A part of a photograph, turned and mirrored."""
+    """Returns a part of a photograph, randomly rotated and mirrored."""
     photographs = _photographs("train" if split == "train" else "test")
     photograph = photographs[rng.integers(len(photographs))]
     top, left = (rng.integers(0, length - side + 1) for length in photograph.shape)
@@ -200,7 +200,7 @@ def _cut(rng: np.random.Generator, split: Split, side: int) -> Float[np.ndarray,
 
 @functools.cache
 def _photographs(split: Split) -> list[Float[np.ndarray, "H W"]]:
-    """Those of installed packages at half of their size, in grey: theirs is compressed."""
+    """Loads photographs of installed packages in grey, at half size since they are compressed."""
     files = find_photographs(split) + (find_photographs("validation") if split == "test" else ())
     greys = [Image.open(file.path).convert("L").reduce(2) for file in files]
     return [np.asarray(grey, np.float64) / 255 for grey in greys]

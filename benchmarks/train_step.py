@@ -1,8 +1,8 @@
-"""The train step's time: inside ``lax.scan`` against unrolled, and against a torch twin.
+"""Times the training step: inside ``lax.scan`` against unrolled, and against a torch twin.
 
-Run ``python -m benchmarks.train_step`` on a quiet machine. The twin has the same layers and
+Run ``python -m benchmarks.train_step`` on an idle machine. The twin has the same layers and
 weights, in channels-last order; its output is compared with ours before anything is timed, and it
-runs on a GPU where JAX does. torch comes with the extra ``benchmark``.
+runs on a GPU if JAX does. torch comes with the extra ``benchmark``.
 """
 
 from __future__ import annotations
@@ -32,27 +32,29 @@ GOAL_SCAN, GOAL_FORWARD, GOAL_TRAINING = 1.5, 0.77, 1.0
 
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="strcnn_dtb_small", help="a preset of STRCNN")
-    parser.add_argument("--repeats", type=natural, default=7, help="timings of each, their median")
-    parser.add_argument("--batch-size", type=natural, default=2, help="clips of a step")
-    parser.add_argument("--frames", type=natural, default=4, help="of a clip")
-    parser.add_argument("--crop", type=natural, default=96, help="pixels, even")
+    parser.add_argument("--model", default="strcnn_dtb_small", help="an STRCNN preset")
+    parser.add_argument(
+        "--repeats", type=natural, default=7, help="timings of each; prints the median"
+    )
+    parser.add_argument("--batch-size", type=natural, default=2, help="clips per step")
+    parser.add_argument("--frames", type=natural, default=4, help="frames per clip")
+    parser.add_argument("--crop", type=natural, default=96, help="side of a clip in pixels, even")
     arguments = parser.parse_args()
     preset = presets.find(arguments.model)
     devices.keep_freed_memory()
     if not has_twin(preset.network):
         raise UserError(
-            f"--model={arguments.model}: an STRCNN of one scale that blends in the middle or not "
-            "at all is compared; strcnn, strcnn_dtb and strcnn_dtb_small are such"
+            f"--model={arguments.model}: must be an STRCNN of one scale that blends in the middle "
+            "or not at all, such as strcnn, strcnn_dtb or strcnn_dtb_small"
         )
     if arguments.crop % 2:
-        raise UserError(f"--crop={arguments.crop}: the network halves it; give an even number")
+        raise UserError(f"--crop={arguments.crop} must be even: the network halves it")
     devices.use_cores(arguments.batch_size)
     shape = (arguments.batch_size, arguments.frames, arguments.crop, arguments.crop, 3)
     print(f"{arguments.model}, clips {shape}; {machine()}; medians of {arguments.repeats}")
     scan_against_unrolled(preset.network, shape, arguments.repeats)
     if has_torch() and jax.device_count() > 1 and jax.default_backend() == "gpu":
-        raise UserError("torch's twin takes one GPU: set CUDA_VISIBLE_DEVICES=0")
+        raise UserError("the torch twin uses one GPU: set CUDA_VISIBLE_DEVICES=0")
     if has_torch():
         against_torch(arguments.model, preset.network, shape, arguments.repeats)
     else:
@@ -60,7 +62,7 @@ def main() -> None:
 
 
 def scan_against_unrolled(network: StrcnnConfig, shape: tuple[int, ...], repeats: int) -> None:
-    """The gradient of the recurrence: in a loop and written out, with XLA's gradient and ours."""
+    """Times the gradient of the recurrence, looped and unrolled, with XLA's gradient and ours."""
     rebuild, parameters = split(models.build(network))
     blurred = jnp.asarray(np.random.default_rng(0).random(shape, np.float32))
 
@@ -68,7 +70,7 @@ def scan_against_unrolled(network: StrcnnConfig, shape: tuple[int, ...], repeats
         def loss(parameters: Parameters) -> jax.Array:
             scan, conv = lax.scan, layers.conv2d
             try:
-                # Only while this is traced.
+                # Replaced only while this is traced.
                 if unroll:
                     lax.scan = lambda f, start, xs: scan(f, start, xs, unroll=True)
                 if plain:
@@ -94,7 +96,7 @@ def scan_against_unrolled(network: StrcnnConfig, shape: tuple[int, ...], repeats
 
 
 def has_twin(network: Any) -> bool:
-    """Whether `TorchTwin` is of this network."""
+    """Returns whether ``TorchTwin`` can build this network."""
     plain = isinstance(network, StrcnnConfig) and network.scales == (1,)
     return plain and network.blending in ("middle", "none")
 
@@ -102,22 +104,22 @@ def has_twin(network: Any) -> bool:
 def against_torch(
     name: str, network: StrcnnConfig, shape: tuple[int, ...], repeats: int
 ) -> dict[str, float]:
-    """Milliseconds of the forward pass and of a whole training step, ours and torch's.
+    """Returns milliseconds of a forward pass and of a whole training step, ours and torch's.
 
     Args:
-      name: the preset whose recipe trains.
+      name: the preset whose training recipe is used.
       network: its network, possibly in bfloat16.
       shape: ``B T H W 3`` of the clips.
       repeats: timings of each.
 
     Raises:
-      UserError: the outputs differ, so that times would mean nothing.
+      UserError: the outputs differ, so that times would be meaningless.
     """
     import torch
 
     on_gpu = jax.default_backend() == "gpu"
     device = torch.device("cuda" if on_gpu else "cpu")
-    if on_gpu:  # as XLA multiplies float32 there by default, and so that both do the same work
+    if on_gpu:  # as XLA does by default for float32, so that both do the same work
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
 
@@ -157,9 +159,9 @@ def against_torch(
         theirs = twin(theirs_in).float().cpu().numpy()
     difference = np.abs(np.asarray(ours(replicas, blurred)) - theirs).max()
     print(f"  largest difference between our output and torch's: {difference:.1e}")
-    # TF32 keeps 10 bits, bfloat16 8, and a clip's error grows from frame to frame.
+    # TF32 keeps 11 significant bits, bfloat16 8, and a clip's error grows from frame to frame.
     if difference > (1e-1 if half else 2e-2 if on_gpu else 1e-3):
-        raise UserError("the twin is not a twin; its time would mean nothing")
+        raise UserError("the torch twin computes something else; its time would mean nothing")
     optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4, weight_decay=0.0)
 
     def train_torch() -> None:
@@ -194,7 +196,7 @@ def against_torch(
 
 
 def TorchTwin(network: StrcnnConfig, parameters: Parameters) -> Any:
-    """STRCNN+DTB in torch with our weights: NHWC in and out, channels-last inside."""
+    """Builds STRCNN+DTB in torch with our weights: NHWC in and out, channels-last inside."""
     import torch
     from torch.nn import functional as F
 
@@ -220,13 +222,13 @@ def TorchTwin(network: StrcnnConfig, parameters: Parameters) -> Any:
             return x + self.conv(f"{name}/second", self.relu(self.conv(f"{name}/first", x)))
 
         def shuffle(self, x: Any) -> Any:
-            # Our depth-to-space keeps the colour last: channel = (p, q, c).
+            # Our depth-to-space has the colour last: channel = (p, q, c).
             b, c, h, w = x.shape
             x = x.view(b, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2)
             return x.reshape(b, c // 4, 2 * h, 2 * w)
 
         def enter(self, windows: Any) -> Any:
-            """What does not depend on the past: B N 2m+1 H W 3 to B N C H/2 W/2."""
+            """Computes what does not depend on the past: B N 2m+1 H W 3 to B N C H/2 W/2."""
             b, n, k, h, w, _ = windows.shape
             x = windows.permute(0, 1, 2, 5, 3, 4).reshape(b * n, 3 * k, h, w) - 0.5
             x = x.contiguous(memory_format=torch.channels_last)
@@ -234,7 +236,7 @@ def TorchTwin(network: StrcnnConfig, parameters: Parameters) -> Any:
             return x.view(b, n, *x.shape[1:])
 
         def recur(self, x: Any, past: Any, blended: Any) -> tuple[Any, Any, Any]:
-            """One step of the recurrence; None is carried into the first."""
+            """Runs one step of the recurrence; the first receives None."""
             past = torch.zeros_like(x) if past is None else past
             y = torch.cat([x, past], 1).contiguous(memory_format=torch.channels_last)
             for i in range(network.blocks):
@@ -251,7 +253,7 @@ def TorchTwin(network: StrcnnConfig, parameters: Parameters) -> Any:
             return y, self.relu(self.conv("feedback", y)), blended
 
         def leave(self, features: Any) -> Any:
-            """The image, or the residual: B N C H/2 W/2 to B N H W 3."""
+            """Returns the image, or the residual: B N C H/2 W/2 to B N H W 3."""
             b, n = features.shape[:2]
             y = features.flatten(0, 1)
             if network.head_width:

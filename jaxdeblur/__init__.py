@@ -1,4 +1,4 @@
-"""jaxdeblur: video deblurring in JAX; ``from jaxdeblur import Deblurrer`` is the way in."""
+"""jaxdeblur: video deblurring in JAX; start with ``from jaxdeblur import Deblurrer``."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 __all__ = ["VERSION", "Deblurrer"]
 
 VERSION = "0.2.0"
-"""The version of the package, as installed and as written into configs and metrics."""
+"""The version of the package, which is also written into configs and metrics."""
 
-# jaxlib 0.10 computes some jitted, vmapped reductions wrongly on CPUs (jax-ml/jax#39103). It is set
-# here, since XLA reads its flags once, when the first device is prepared.
+# jaxlib 0.10 computes some jitted, vmapped reductions wrongly on CPUs (jax-ml/jax#39103). The flag
+# is set here, since XLA reads its flags once, when the first device is initialised.
 _WITHOUT_YNN_REDUCTIONS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
-with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of which a command says more
+with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # commands report it
     _flags = os.environ.get("XLA_FLAGS", "")
     _mends = importlib.metadata.version("jaxlib").startswith("0.10.")
-    if _mends and "ynn_fusion_type" not in _flags:  # a user's own choice stays
+    if _mends and "ynn_fusion_type" not in _flags:  # keeps a user's own choice
         os.environ["XLA_FLAGS"] = f"{_flags} {_WITHOUT_YNN_REDUCTIONS}".strip()
 
 
 def __getattr__(name: str) -> type[Deblurrer]:
-    # Imported when first asked for, so that `--help` and the data tools do not wait for JAX.
+    # Imported on first use, so that `--help` and the data tools do not wait for JAX.
     if name == "Deblurrer":
         from jaxdeblur.restoration.deblurrer import Deblurrer
 

@@ -1,7 +1,7 @@
-"""Devices and processes: who takes part in a run, and how arrays are spread over the devices.
+"""Devices and processes: which take part in a run, and how arrays are spread over the devices.
 
-And what a process keeps: freed memory, which makes everything on a CPU faster, and compiled
-programs, so that a second start of a command is quick.
+Also sets what a process keeps: freed memory, which makes everything on a CPU faster, and compiled
+programs, so that a command starts quickly the second time.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from jaxdeblur.shapes import Batch
 _ALONE = ClusterConfig()
 
 # Seconds. Processes that restore videos end hours apart, and each waits for the others before it
-# leaves. One that has died is found out by its missing heartbeats, after 100 s, whatever this says.
+# exits. A dead process is detected by its missing heartbeats, after 100 s, regardless of this.
 _WAIT = 7 * 24 * 3600
 
 
 def join(config: ClusterConfig) -> None:
     """Joins the other processes, if there are any; call it before anything touches a device.
 
-    JAX finds its place by itself where SLURM, Open MPI or a Kubernetes JobSet started it.
+    JAX configures itself where SLURM, Open MPI or a Kubernetes JobSet started the process.
 
     Raises:
-      UserError: the others can't be found.
+      UserError: the other processes can't be found.
     """
     if config.coordinator is None and not _started_by_a_cluster():
         return
-    # The loop saves at SIGTERM itself; JAX's service would swallow the signal until the loop runs.
+    # The training loop saves at SIGTERM; JAX's service would swallow the signal until it runs.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -54,8 +54,8 @@ def join(config: ClusterConfig) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the other processes can't be joined ({str(error).splitlines()[0]}); say where they "
-            "are by --coordinator, --num-processes and --process-id"
+            f"cannot connect to the other processes ({str(error).splitlines()[0]}); set "
+            "--coordinator, --num-processes and --process-id"
         ) from error
 
 
@@ -66,7 +66,7 @@ def _started_by_a_cluster() -> bool:
 
 
 def _processes_of_the_environment() -> int:
-    """How many processes SLURM or Open MPI started together with this one."""
+    """Returns how many processes SLURM or Open MPI started, this one included."""
     # A shell inside a SLURM allocation has SLURM_NTASKS but no rank: it is not a task.
     for size, rank in (
         ("SLURM_NTASKS", "SLURM_PROCID"),
@@ -81,23 +81,23 @@ _barriers = itertools.count()
 
 
 def wait_for_all(where: str) -> None:
-    """Waits until every process has come to ``where``, however far behind some are.
+    """Waits until every process has reached ``where``, however far behind some are.
 
-    By way of the service that introduced them: a collective on CPUs (gloo) gives up after 30 s, so
-    one of these comes before the first collective.
+    It uses the coordination service, since a collective on CPUs (gloo) times out after 30 s. So
+    such a wait must precede the first collective.
     """
     if jax.process_count() > 1:
-        import orbax.checkpoint as ocp  # a second that one process alone need not wait
+        import orbax.checkpoint as ocp  # takes a second; one process alone skips it
 
         barrier = ocp.multihost.get_barrier_sync_fn()
         barrier(key=f"{where} {next(_barriers)}", timeout_ms=1000 * _WAIT)
 
 
 def check_same(number: int, what: str) -> None:
-    """Compares ``number`` over all processes.
+    """Checks that ``number`` is the same in all processes.
 
     Raises:
-      UserError: in every process, if it is not the same in all of them.
+      UserError: in every process, if the numbers differ.
     """
     if jax.process_count() == 1:
         return
@@ -108,7 +108,7 @@ def check_same(number: int, what: str) -> None:
 
 
 def largest_of_all(number: int) -> jax.Array:
-    """The largest of the processes' numbers; not waited for, like every other computation."""
+    """Returns the largest of the processes' numbers, dispatched asynchronously."""
     mesh = mesh_of(jax.devices())
     mine = np.full(jax.local_device_count(), number, np.int32)
     numbers = jax.make_array_from_process_local_data(clips_over(mesh), mine)
@@ -116,17 +116,17 @@ def largest_of_all(number: int) -> jax.Array:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # on Linux; containers and taskset allow some alone
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux; containers and taskset may limit it
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-_spare = False  # Whether the last CPU device is in no mesh.
+_spare = False  # Whether the last CPU device is outside the mesh.
 
 
 def use_cores(batch_size: int, config: ClusterConfig = _ALONE, *, spare: bool = False) -> None:
-    """Makes one CPU device a core, as far as the batch divides; no effect on GPUs.
+    """Makes one CPU device per core, as far as the batch divides evenly; no effect on GPUs.
 
     XLA hardly uses a second core for small convolutions; the batch over two devices is 1.4 times
     faster on two cores. Call it before anything touches a device.
@@ -134,8 +134,8 @@ def use_cores(batch_size: int, config: ClusterConfig = _ALONE, *, spare: bool = 
     Args:
       batch_size: clips over all processes.
       config: the processes.
-      spare: one device more, in no mesh, for scenes that are rendered during a step: a device runs
-        one program after another. Not where several processes train.
+      spare: whether to add a device outside the mesh, for scenes that are rendered during a step,
+        since a device runs programs in sequence; ignored where several processes train.
     """
     global _spare
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
@@ -149,7 +149,7 @@ def use_cores(batch_size: int, config: ClusterConfig = _ALONE, *, spare: bool = 
 
 
 def make_mesh(batch_size: int) -> Mesh:
-    """All devices but a spare one (:func:`use_cores`) as a mesh with the axis ``data``.
+    """Returns a mesh with the axis ``data`` over all devices but a spare one (:func:`use_cores`).
 
     Raises:
       UserError: the devices can't share the batch evenly.
@@ -166,22 +166,22 @@ def make_mesh(batch_size: int) -> Mesh:
 
 
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
-    """These devices as a mesh with the axis ``data``, over which clips are spread."""
+    """Returns a mesh of these devices with the axis ``data``, over which clips are spread."""
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Returns the sharding that puts the same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def clips_over(mesh: Mesh) -> NamedSharding:
-    """Clips ``B T H W 3``: the batch over ``data``."""
+    """Returns the sharding of clips ``B T H W 3``: the batch over ``data``."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def global_batches(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
-    """This process's clips of each batch, uint8, as arrays spread over all devices of ``mesh``."""
+    """Yields this process's clips of each batch, uint8, spread over all devices of ``mesh``."""
     sharding = clips_over(mesh)
     for batch in batches:
         yield {
@@ -191,26 +191,26 @@ def global_batches(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
 
 
 def abstract_array(array: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
-    """An array's shape and type, placed: what is restored into."""
+    """Returns an array's shape and dtype with a sharding, to restore into or compile for."""
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
-# Parameters of mallopt(3), from malloc.h of glibc.
+# Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def described(device: jax.Device | None = None) -> str:
-    """A device in words, JAX's first by default: what figures and messages name."""
+    """Describes a device, by default JAX's first, for figures and messages."""
     device = device or jax.local_devices()[0]
     number = f"{cores()} cores" if cores() != 1 else "1 core"
     return f"a CPU with {number}" if device.platform == "cpu" else str(device.device_kind)
 
 
 def free_in_container(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes below a container's limit; what it keeps of files that were read counts as free.
+    """Returns the bytes left below a container's limit; inactive page cache counts as free.
 
     Raises:
-      OSError, ValueError: this is no container, or one without a limit.
+      OSError, ValueError: this is not a container, or it has no limit.
     """
     limit, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
     stats = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
@@ -218,12 +218,12 @@ def free_in_container(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc not to give large freed blocks back to the system; call it before work begins.
+    """Tells glibc not to return large freed blocks to the system; call it before work begins.
 
     XLA allocates its buffers anew for every program. By default glibc maps each large one from the
-    system and returns it after use, so the kernel zeroes every page of every step again: a fifth of
-    a training step (docs/lab/performance.md). The process then holds the most memory that it takes
-    to its end. ``MALLOC_MMAP_MAX_`` in the environment speaks against it.
+    system and returns it after use, so the kernel zeroes all pages again in every step: a fifth of
+    a training step (docs/lab/performance.md). The process then holds its peak memory until it ends.
+    ``MALLOC_MMAP_MAX_`` in the environment disables this.
     """
     if sys.platform != "linux" or "MALLOC_MMAP_MAX_" in os.environ:
         return
@@ -234,24 +234,24 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_M_TOP_PAD, 64 * 2**20)
-    # Other arenas than the main one can't hold large blocks and would map them all the same.
+    # Arenas other than the main one can't hold large blocks and would still map them.
     mallopt(_M_ARENA_MAX, 1)
 
 
 def add_thread() -> None:
-    """Gives XLA a thread more than there are cores; call it before JAX looks for devices.
+    """Gives XLA one thread more than there are cores; call it before JAX looks for devices.
 
-    The convolutions of a base keep a thread for each core busy. Blur paths, which run beside it
-    (restoration/stream.py), hand some of their work to the same threads, and would wait for them.
-    ``NPROC`` in the environment, where XLA reads the number, stays as it is.
+    The convolutions of a base keep one thread per core busy. Blur paths, which run in parallel
+    (restoration/stream.py), hand some of their work to the same threads and would wait for them.
+    XLA reads the number from ``NPROC``; a value already in the environment is kept.
     """
     os.environ.setdefault("NPROC", str(cores() + 1))
 
 
 def keep_compiled() -> None:
-    """Turns JAX's compilation cache on, unless the environment already says where it is.
+    """Turns on JAX's compilation cache, unless the environment already says where it is.
 
-    Without a place for it, as where there is no home folder, every start compiles.
+    Without a folder for it, for example without a home folder, every start compiles.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

@@ -1,4 +1,4 @@
-"""What is said on stderr: what the user gave wrong, in one line, and how far the work is.
+"""Messages on stderr: user errors, in one line, and the progress of the work.
 
 A command ends with exit code 2 after a :class:`UserError`.
 """
@@ -15,15 +15,15 @@ from datetime import timedelta
 from typing import NoReturn
 
 LONGEST = 3000
-"""Characters of a message, which may name 20 files."""
+"""Maximum length of a message in characters; it may name 20 files."""
 
 
 ERASE_LINE = "\r\033[K"
-"""Takes a terminal to the beginning of its line and clears it."""
+"""Moves a terminal to the beginning of its line and clears the line."""
 
 
 def tell(text: str, end: str = "\n") -> None:
-    """Prints to stderr, if anybody still reads it: a closed pipe or terminal ends no work."""
+    """Prints to stderr; a closed pipe or terminal does not stop the work."""
     with contextlib.suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
 
@@ -35,16 +35,16 @@ class UserError(Exception):
 def run_command(main: Callable[[], None], name: str, *, together: bool = False) -> None:
     """Runs a command's ``main``; a :class:`UserError` becomes one line on stderr and exit code 2.
 
-    So does what the system refuses (an OSError that names a file), and memory that runs out.
-    Ctrl-C ends with exit code 130 and one line, as shells expect.
+    So does an OSError that names a file, a missing package, or running out of memory. Ctrl-C ends
+    with exit code 130 and one line, as shells expect.
 
     Args:
       main: the command.
       name: what its messages begin with.
-      together: its processes, should there be several, work on one thing: if one fails, it leaves
-        at once. At its normal end a process waits for the others, which may be waiting for it.
+      together: whether its processes, if several, share one task: one that fails then exits at
+        once. In a normal exit it would wait for the others, which may be waiting for it.
     """
-    if sys.stderr is None:  # closed (2>&-): what is said goes nowhere, and not into another file
+    if sys.stderr is None:  # closed (2>&-): messages must not go into another file
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
@@ -64,27 +64,27 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
 
 
 def message_of(error: Exception) -> str | None:
-    """What a user is told of an error that is no slip of this program; None if it is one."""
+    """Returns the message for an error that is not a bug of this program; None for a bug."""
     if isinstance(error, UserError):
         return str(error)
     package = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
     if package.partition(".")[0] not in ("", "jaxdeblur", "kernels", "benchmarks"):
-        # Another Python than that of the environment: the first thing that goes wrong.
-        environment = "run `make install` once, then start it as .venv/bin/python"
-        return f"{sys.executable} has no package {package}: {environment}"
+        # A Python other than the environment's: typically the first thing that goes wrong.
+        environment = "run `make install` once, then use .venv/bin/python"
+        return f"{sys.executable}: package {package} is not installed; {environment}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        reason = str(error).splitlines()[0][:200] if str(error) else ""
-        return f"not enough memory: {reason}"
+        reason = f": {str(error).splitlines()[0][:200]}" if str(error) else ""
+        return f"not enough memory{reason}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        # A name too long, no permission, a full disk, a file where a folder belongs: all that
-        # the system refuses, wherever it was asked.
+        # A name too long, no permission, a full disk, a file where a folder belongs: whatever
+        # the system refuses, in any call.
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return None
 
 
 def _say(name: str, message: str) -> None:
     message = " ".join(message.split())
-    if len(message) > LONGEST:  # somebody's megabyte on the command line
+    if len(message) > LONGEST:  # such as a megabyte on the command line
         message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     tell(f"{name}: error: {message}")
 
@@ -100,9 +100,9 @@ def _leave(code: int, at_once: bool) -> NoReturn:
 
 
 class ProgressLine:
-    """A line that says how far the work is, how fast it goes and how much time is left.
+    """A line that shows progress, rate and remaining time.
 
-    On a terminal it rewrites itself; elsewhere it is a line of its own now and then.
+    On a terminal the line is rewritten; elsewhere a new line is printed at most every 10 s.
     """
 
     def __init__(
@@ -118,12 +118,12 @@ class ProgressLine:
         """Prepares the line.
 
         Args:
-          what: the line begins with it.
-          total: how many there are in all, if that is known.
+          what: the beginning of the line.
+          total: how many there are in all, if known.
           unit: what is counted, in the plural.
-          quiet: nothing is said.
-          eager: the first count is said at once, not only after a while.
-          stays: the last count is said and stays there; else a terminal is left clear.
+          quiet: whether to print nothing.
+          eager: whether to print the first count at once, not only after a while.
+          stays: whether to print the last count and keep it; otherwise a terminal is left clear.
         """
         self.what = what
         self._total, self._unit, self._quiet, self._stays = total, unit, quiet, stays
@@ -134,7 +134,7 @@ class ProgressLine:
         self._first: tuple[int, float] | None = None
 
     def update(self, done: int, note: str = "") -> None:
-        """So many are done; prints if it is time, with ``note`` beside the rate."""
+        """Sets the count to ``done``; prints it if it is time, with ``note`` beside the rate."""
         now = time.monotonic()
         self._first = self._first or (done, now)
         last = self._stays and done == self._total
@@ -142,7 +142,7 @@ class ProgressLine:
             return
         self._shown = now
         text = f"{self.what}: {done}{f'/{self._total}' if self._total else ''} {self._unit}"
-        # Without the first one, which compiles: it says nothing about the rate.
+        # Excludes the first one: it compiles, so its time says nothing about the rate.
         before, began = self._first
         rate = (done - before) / max(now - began, 1e-9)
         text += f"  {rate:.2f} {self._unit}/s" if rate else ""
@@ -153,13 +153,13 @@ class ProgressLine:
         tell(f"{ERASE_LINE}{text}" if self._on_terminal else text, "" if self._is_open else "\n")
 
     def say(self, text: str) -> None:
-        """Says something else, on a line of its own."""
+        """Prints another message on its own line."""
         if not self._quiet:
             tell(f"{ERASE_LINE}{text}" if self._is_open else text)
             self._is_open = False
 
     def close(self) -> None:
-        """Leaves a terminal on a new line."""
+        """Ends the open line of a terminal if it ``stays``, else clears it."""
         if self._is_open:
             tell("" if self._stays else ERASE_LINE, "\n" if self._stays else "")
             self._is_open = False

@@ -1,7 +1,7 @@
-"""Writes trained weights as a file to pass on; OUT's ending says which.
+"""Exports trained weights to a file; the suffix of OUT selects the format.
 
 .safetensors  the weights, for this package
-.onnx         for ONNX Runtime and all that contains it: VapourSynth, chaiNNer, a page in a browser
+.onnx         for ONNX Runtime and all that embeds it: VapourSynth, chaiNNer, web pages
 .stablehlo    for JAX without this package
 """
 
@@ -21,11 +21,13 @@ from jaxdeblur.weights.load import LoadedModel, load_model
 def main(name: str = "python -m jaxdeblur.export") -> None:
     """Reads the options and writes the file."""
     parser = Parser(prog=name, description=__doc__)
-    parser.add_argument("run", help="a run folder, a .safetensors file, or weights that ship")
-    parser.add_argument("file", metavar="OUT", type=Path, help="the file to write")
-    parser.add_argument("--half", action="store_true", help="float16, half the size")
     parser.add_argument(
-        "--licence", help="of the data that it was trained on, if the weights do not say it"
+        "run", help="a run folder, a .safetensors file, or the name of shipped weights"
+    )
+    parser.add_argument("file", metavar="OUT", type=Path, help="the file to write")
+    parser.add_argument("--half", action="store_true", help="store float16, half the size")
+    parser.add_argument(
+        "--licence", help="licence of the training data, if the weights do not state it"
     )
     parser.add_argument(
         "--scores",
@@ -33,22 +35,22 @@ def main(name: str = "python -m jaxdeblur.export") -> None:
         nargs="*",
         default=[],
         metavar="METRICS",
-        help="metrics.json of evaluations, whose totals go into the file",
+        help="metrics.json files of evaluations; their totals are stored in the file",
     )
-    group = parser.add_argument_group("a file that ends in .onnx or .stablehlo (docs/deploy.md)")
+    group = parser.add_argument_group("options for .onnx and .stablehlo (docs/deploy.md)")
     group.add_argument(
         "--form",
         choices=FORMS,
         default="step",
-        help="step: frame and state in and out, exactly the stream; window: some frames in, one "
-        "out, no state; image: one in, one out",
+        help="step: one frame and the state in and out, exactly as in a stream; window: several "
+        "frames in, one out, no state; image: one image in, one out",
     )
     group.add_argument(
         "--warm-up",
         type=int,
         metavar="N",
-        help="of a window, the frames before the restored one; by default as many as the network "
-        "looks ahead, so that the middle one is restored",
+        help="for --form=window, the number of frames before the restored one; by default as many "
+        "as the network looks ahead, so that the middle frame is restored",
     )
     save.add_options(parser)
     add_extension_option(parser)
@@ -60,12 +62,12 @@ def main(name: str = "python -m jaxdeblur.export") -> None:
 
 
 def _refuse(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
-    raise UserError(f"{arguments.file}: ends in none of {', '.join(_WRITERS)}")
+    raise UserError(f"{arguments.file}: unknown suffix; use one of {', '.join(_WRITERS)}")
 
 
 def _safetensors(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
     if arguments.form != "step" or arguments.warm_up is not None:
-        raise UserError("--form and --warm-up are for .onnx and .stablehlo")
+        raise UserError("--form and --warm-up apply to .onnx and .stablehlo only")
     return save.write_safetensors(arguments)
 
 
@@ -85,7 +87,7 @@ def _onnx(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
 
 def _stablehlo(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
     if arguments.half or arguments.licence or arguments.scores:
-        raise UserError("--half, --licence and --scores are for .safetensors and .onnx")
+        raise UserError("--half, --licence and --scores apply to .safetensors and .onnx only")
     loaded = _load(arguments, parser)
     write.write_stablehlo(loaded, arguments.file, form=arguments.form, warm_up=arguments.warm_up)
     return loaded
@@ -96,11 +98,14 @@ def _load(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
     for name in save.ONLY_SAFETENSORS:
         if given.get(name) != parser.get_default(name):
             option, suffix = name.replace("_", "-"), arguments.file.suffix
-            raise UserError(f"--{option}: write a .safetensors with it, and from that the {suffix}")
+            raise UserError(
+                f"--{option} applies to .safetensors only; write such a file, then export it as "
+                f"{suffix}"
+            )
     loaded = load_model(arguments.run)
     if below := getattr(loaded.network, "over_paths", ""):
         raise UserError(
-            f"{arguments.run}: a network over blur paths runs with them alone; export {below}"
+            f"{arguments.run}: blur paths cannot be exported; export {below}, the network below"
         )
     return loaded
 

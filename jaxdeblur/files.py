@@ -1,4 +1,4 @@
-"""Files that are never half written: output goes beside its target and is renamed when whole."""
+"""Files that are never half written: output goes beside its target and is renamed when complete."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from jaxdeblur.errors import ERASE_LINE, UserError, tell
 def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a path beside ``target`` to write to; renames it to ``target`` if the body succeeds.
 
-    If the body raises (ctrl-C too), what was written is removed and ``target`` is as it was. The
-    yielded name keeps the target's suffix, by which writers choose their format. Of a link, what it
-    leads to is replaced; a file that is there hands its permissions on.
+    If the body raises (also by ctrl-C), the new file is removed and ``target`` is unchanged. The
+    yielded name keeps the target's suffix, by which writers choose their format. A link is kept,
+    and the file that it points to is replaced. The permissions of an existing file are kept.
 
     Raises:
-      UserError: nothing can be written there, or ``target`` is a folder or a device.
+      UserError: ``target`` cannot be written, or is a folder or a device.
     """
     given, target = target, Path(os.path.realpath(target))
     if os.path.lexists(target) and not target.is_file():
-        raise UserError(f"{given}: cannot be written: it is no regular file")
-    # Named before it is made, so that whoever interrupts the making leaves nothing there either.
+        raise UserError(f"{given}: cannot be written: not a regular file")
+    # Named before it is created, so that an interrupted creation leaves nothing behind.
     suffix = f".part{Path(given).suffix}"
     part = target.parent / f".{target.stem[:20]}.{secrets.token_hex(6)}{suffix}"
     with _unfinished(part):
@@ -42,7 +42,7 @@ def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             raise UserError(f"{given}: cannot be written: {error.strerror}") from error
         yield part
-        # It was private.
+        # It was private until now.
         part.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
         try:
             os.replace(part, target)
@@ -52,9 +52,9 @@ def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_folder_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """The same for a folder that does not exist yet, or is empty: yields a new folder."""
+    """Does the same for a folder that does not exist yet or is empty: yields a new folder."""
     target = Path(target)
-    # The name of a link, a mounted volume or the current folder cannot be taken: it is filled.
+    # A link, a mounted volume or the current folder cannot be replaced by name: it is filled.
     there = target.is_dir() and not any(target.iterdir())
     there = there and (target.is_symlink() or target.is_mount() or target.samefile("."))
     where = target if there else target.parent
@@ -71,7 +71,6 @@ def replace_folder_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """What is taken from the permissions of new files."""
     umask = os.umask(0)
     os.umask(umask)
     return umask
@@ -82,7 +81,7 @@ _unfinished_paths: dict[Path, None] = {}
 
 @contextlib.contextmanager
 def _unfinished(path: Path) -> Iterator[None]:
-    """Within it ``path`` may come to be; then, or when a signal ends the process, it is removed."""
+    """Removes ``path``, which the body may create, at the end or when a signal ends the process."""
     _unfinished_paths[path] = None
     try:
         yield
@@ -100,31 +99,31 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def ended_by_signals(name: str) -> Iterator[None]:
-    """Within it ctrl-C, SIGTERM and SIGHUP end the command ``name`` with code 130 and no half file.
+    """Lets ctrl-C, SIGTERM and SIGHUP end the command ``name`` cleanly, with exit code 130.
 
-    What is ignored (nohup, a shell's background) stays ignored. The handler cleans up itself, as a
-    KeyboardInterrupt would not do: callbacks of the garbage collector and of weak references lose
-    it, and Python's end crashes in threads that are still in native code.
+    Signals that are ignored (nohup, a shell's background jobs) remain ignored. The handler removes
+    unfinished files itself. A KeyboardInterrupt would not do: callbacks of the garbage collector
+    and of weak references lose it, and Python's exit crashes in threads still in native code.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         for each in before:  # a terminal that closes sends SIGHUP twice
             signal.signal(each, lambda *_: None)
-        # Not through sys.stderr, which the signal may have found in the middle of a line.
+        # Not through sys.stderr, which the signal may have interrupted in the middle of a line.
         line = f"{name}: interrupted\n"
         with contextlib.suppress(OSError):
             os.write(2, (ERASE_LINE + line if os.isatty(2) else line).encode())
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed, or in its middle too
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed, or interrupted too
             sys.stdout.flush()
         for path in list(_unfinished_paths):
             with contextlib.suppress(OSError):
-                # By this name no thread finds a folder to write another file into.
+                # Renamed first, so that no thread can write another file into a folder.
                 _remove(path.rename(path.with_name(f"{path.name}.left")))
         os._exit(130)
 
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not Python's
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not set by Python
             before[number] = signal.signal(number, end)
     try:
         yield
@@ -135,40 +134,40 @@ def ended_by_signals(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def made_once(target: Path) -> Iterator[None]:
-    """While one process makes ``target``, others that want to make it wait, and then find it there.
+    """Lets one process make ``target``, while others that need it wait and then find it there.
 
-    On a file system without locks all make it, each for itself.
+    On a file system without locks each process makes its own.
     """
     lock = target.with_name(f".{target.name}.lock")
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # whoever cannot write there says so when it does
+        with contextlib.suppress(OSError):  # the caller's own write reports the error
             file = held.enter_context(open(lock, "wb"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                tell(f"waiting for another process, which makes {target}")
+                tell(f"waiting for another process to create {target}")
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # Who waits for the removed file only looks again at what has been made.
+            # A process that waits for the removed file only checks again what has been made.
             held.enter_context(_unfinished(lock))
         yield
 
 
 def safe_name(name: str) -> str:
-    """A file name that stays in its folder, whatever a video is called."""
+    """Returns a file name that cannot leave its folder, whatever a video is called."""
     return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:80] or "unnamed"
 
 
 def write_json(target: str | os.PathLike[str], value: Any) -> None:
-    """Writes ``value`` as indented JSON, whole or not at all."""
+    """Writes ``value`` as indented JSON, completely or not at all."""
     with replace_when_whole(target) as part:
         part.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n", encoding="utf-8")
 
 
 def cache_folder() -> Path:
-    """Where what is made once is kept: ``$JAXDEBLUR_CACHE``, or jaxdeblur in ``$XDG_CACHE_HOME``.
+    """Returns the cache folder: ``$JAXDEBLUR_CACHE``, or jaxdeblur in ``$XDG_CACHE_HOME``.
 
     Raises:
-      UserError: neither is set, and there is no home either.
+      UserError: neither is set, and there is no home folder for the default, ~/.cache.
     """
     if own := os.environ.get("JAXDEBLUR_CACHE"):
         return Path(own)
@@ -176,5 +175,5 @@ def cache_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdeblur"
     except RuntimeError as error:
         raise UserError(
-            "there is no home folder; name one for the cache in JAXDEBLUR_CACHE"
+            "no home folder found; set JAXDEBLUR_CACHE to a folder for the cache"
         ) from error

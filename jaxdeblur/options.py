@@ -1,7 +1,7 @@
-"""Command-line options from frozen dataclasses: a field is an option, its docstring the help.
+"""Command-line options from frozen dataclasses: each field is an option, its docs are the help.
 
-And the two groups that all commands share: the processes that work together, and ``--extension``,
-the user's own file that adds models and presets.
+This module also has the two groups that commands share: the processes that work together, and
+``--extension``, the user's own file that adds models and presets.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from jaxdeblur.errors import UserError
 Config = TypeVar("Config")
 
 LARGEST = 2**40
-"""No option is a larger whole number; what JAX counts with 32 bits is bounded by its config."""
+"""The largest integer option; configs bound the values that JAX counts in 32 bits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers that a field takes: ``steps: Annotated[int, Range(1)]``."""
+    """The range of a numeric field: ``steps: Annotated[int, Range(1)]``."""
 
     least: int | float = -math.inf
     most: int | float = math.inf
@@ -60,14 +60,14 @@ def check_ranges(config: Any) -> None:
     """Checks the fields of a config that have a :class:`Range`, and the items of such tuples.
 
     Raises:
-      UserError: a number is out of its range; None is in every one.
+      UserError: a number is out of its range; None always passes.
     """
     for name, kind in typing.get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
             for allowed in _ranges(kind):
                 if number is not None and number not in allowed:
-                    raise UserError(f"--{name.replace('_', '-')} is {allowed}, not {number}")
+                    raise UserError(f"--{name.replace('_', '-')} must be {allowed}, not {number}")
 
 
 def _ranges(kind: Any) -> list[Range]:
@@ -76,13 +76,13 @@ def _ranges(kind: Any) -> list[Range]:
 
 
 class Time(float):
-    """A time in seconds, as an option says it: 90.5, 1:30.5 and 0:01:30.5 are the same."""
+    """A time in seconds, as written in an option: 90.5, 1:30.5 and 0:01:30.5 are the same."""
 
     def __new__(cls, value: float | str) -> Time:
-        """Reads it.
+        """Parses a number or a text.
 
         Raises:
-          ArgumentTypeError: the text is no time.
+          ArgumentTypeError: the text is not a time.
         """
         text = str(value)
         clock = re.fullmatch(
@@ -95,19 +95,20 @@ class Time(float):
             return super().__new__(cls, value)
         except ValueError:
             raise argparse.ArgumentTypeError(
-                f"{text[:50]!r} is no time: give seconds or [HOURS:]MINUTES:SECONDS, as 90.5, 1:30"
+                f"{text[:50]!r} is not a time; give seconds or [HOURS:]MINUTES:SECONDS, such as "
+                "90.5 or 1:30"
             ) from None
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line (:class:`UserError`)."""
+    """An argument parser that reports errors in one line (:class:`UserError`)."""
 
     def __init__(self, **keywords: Any) -> None:
         keywords.setdefault("formatter_class", _Formatter)
         super().__init__(allow_abbrev=False, **keywords)
 
     def error(self, message: str) -> NoReturn:
-        """Is called by argparse, which would print the usage and leave.
+        """Replaces argparse's method, which prints the usage and exits.
 
         Raises:
           UserError: always.
@@ -132,7 +133,7 @@ def add_fields(parser: argparse.ArgumentParser, config: Any, title: str) -> None
     """Adds an option for each field of the dataclass ``config``, with its values as defaults.
 
     Raises:
-      UserError: an option of ``parser`` is called like a field.
+      UserError: a field has the name of an option that ``parser`` already has.
     """
     group = parser.add_argument_group(title)
     types_of = typing.get_type_hints(type(config))
@@ -149,11 +150,11 @@ def add_fields(parser: argparse.ArgumentParser, config: Any, title: str) -> None
             )
         except argparse.ArgumentError as error:
             where = f"{type(config).__name__}.{field.name}"
-            raise UserError(f"{where}: {option} is an option already; rename the field") from error
+            raise UserError(f"{where}: {option} is already an option; rename the field") from error
 
 
 def read_fields(arguments: argparse.Namespace, config: Config) -> Config:
-    """The dataclass ``config`` with its fields replaced by the options that ``add_fields`` made."""
+    """Returns ``config`` with its fields replaced by the options that ``add_fields`` added."""
     values = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(arguments, field.name)
@@ -162,7 +163,7 @@ def read_fields(arguments: argparse.Namespace, config: Config) -> Config:
 
 
 def field_help(config: type) -> dict[str, str]:
-    """What the ``Attributes:`` sections of a dataclass and those that it extends say of fields."""
+    """Returns the help of the fields, from ``Attributes:`` of a dataclass and its base classes."""
     documented: dict[str, str] = {}
     for kind in config.__mro__:
         section = re.search(r"Attributes:\n(.*)", inspect.cleandoc(kind.__doc__ or ""), re.DOTALL)
@@ -174,7 +175,7 @@ def field_help(config: type) -> dict[str, str]:
 
 
 def differing_fields(ours: Any, theirs: Any) -> list[str]:
-    """``name: here X, there Y`` for each field in which two configs differ, or for their kinds."""
+    """Returns ``name: here X, there Y`` for each field that differs, or for differing types."""
     if type(ours) is not type(theirs):
         return [f"kind: here {type(ours).__name__}, there {type(theirs).__name__}"]
     return [
@@ -185,13 +186,13 @@ def differing_fields(ours: Any, theirs: Any) -> list[str]:
 
 
 def from_json(config: type[Config], values: Any, where: str) -> Config:
-    """A config from what JSON gave, checked against the types of its fields.
+    """Builds a config from parsed JSON, checked against the types of its fields.
 
     Raises:
-      UserError: ``where`` has unknown or missing fields, or one of another type.
+      UserError: fields in ``where`` are unknown, missing, of another type, or refused.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where}: a JSON object was expected, not {type(values).__name__}")
+        raise UserError(f"{where}: expected a JSON object, not {type(values).__name__}")
     fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(fields)):
         raise UserError(f"{where}: unknown fields {', '.join(map(str, unknown))}")
@@ -201,11 +202,11 @@ def from_json(config: type[Config], values: Any, where: str) -> Config:
     types_of = typing.get_type_hints(config)
     for name, value in values.items():
         if not _fits(value, types_of[name]):
-            raise UserError(f"{where}: {name} is {value!r}, not of type {types_of[name]}")
+            raise UserError(f"{where}: {name} is {value!r}, but must be of type {types_of[name]}")
     values = {name: _tuples(value) for name, value in values.items()}
     try:
         return config(**values)
-    except UserError as error:  # what the config itself refuses, without a word of the file
+    except UserError as error:  # the config's own message does not name the file
         raise UserError(f"{where}: {error}") from error
 
 
@@ -238,9 +239,9 @@ def _fits(value: Any, kind: Any) -> bool:
 def frame_size(
     text: str, order: str = "WIDTHxHEIGHT", example: str = "1280x720"
 ) -> tuple[int, int]:
-    """The two numbers of ``WIDTHxHEIGHT``, or of another ``order``, as the type of an option."""
+    """Parses the two numbers of ``WIDTHxHEIGHT``, or of another ``order``, as an option's type."""
     if not (found := re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)):
-        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not {order}, as {example}")
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not {order}, such as {example}")
     return int(found[1]), int(found[2])
 
 
@@ -270,7 +271,7 @@ def _whole_number(text: str) -> int:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a whole number") from None
     if abs(number) > LARGEST:
-        raise argparse.ArgumentTypeError(f"{text[:50]}... is beyond {LARGEST}")
+        raise argparse.ArgumentTypeError(f"{text[:50]}... is out of range; the limit is {LARGEST}")
     return number
 
 
@@ -280,12 +281,12 @@ def _metavar(kind: type) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ClusterConfig:
-    """Which processes work together; under SLURM, Open MPI or JobSet nothing need be said.
+    """Which processes work together; not needed under SLURM, Open MPI or JobSet.
 
     Attributes:
       coordinator: address of process 0, as host:port.
       num_processes: how many processes take part.
-      process_id: which of them this is, from 0.
+      process_id: index of this process, from 0.
     """
 
     coordinator: str | None = None
@@ -296,12 +297,16 @@ class ClusterConfig:
         check_ranges(self)
         given = [self.coordinator, self.num_processes, self.process_id]
         if any(value is not None for value in given) and None in given:
-            raise UserError("--coordinator, --num-processes and --process-id go together")
+            raise UserError(
+                "--coordinator, --num-processes and --process-id must be given together"
+            )
         if self.coordinator is not None and not re.fullmatch(r"\S+:\d{1,5}", self.coordinator):
-            raise UserError(f"--coordinator is HOST:PORT of process 0, not {self.coordinator!r}")
+            raise UserError(
+                f"--coordinator must be HOST:PORT of process 0, not {self.coordinator!r}"
+            )
         last = (self.num_processes or 1) - 1
         if self.process_id is not None and self.process_id not in Range(0, last):
-            raise UserError(f"--process-id is {Range(0, last)}, not {self.process_id}")
+            raise UserError(f"--process-id must be {Range(0, last)}, not {self.process_id}")
 
 
 def add_extension_option(parser: argparse.ArgumentParser) -> None:
@@ -314,14 +319,13 @@ def add_extension_option(parser: argparse.ArgumentParser) -> None:
 def load_extension(path: Path | str) -> None:
     """Runs the file, which calls ``models.register`` and adds to ``PRESETS``.
 
-    It is code that the user names on the command line; nothing that a config or a checkpoint says
-    ever leads here.
+    It is code that the user names on the command line; no config or checkpoint can ever lead here.
 
     Raises:
-      UserError: there is no such file, or it is no Python.
+      UserError: there is no such file, or it is not Python.
     """
     path = Path(path)
-    # A name of its own, so that a file named as a module of Python's does not take its place.
+    # A distinct name, so that the file does not replace a Python module of the same name.
     name = f"jaxdeblur_extension_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -331,4 +335,4 @@ def load_extension(path: Path | str) -> None:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise UserError(f"--extension={path}: no Python: {error}") from error
+        raise UserError(f"--extension={path}: not valid Python: {error}") from error

@@ -1,4 +1,4 @@
-"""Every named configuration, from ``presets.toml``: ``--model=`` picks one.
+"""All named configurations, from ``presets.toml``; ``--model=`` selects one.
 
 Each field of its network, training and data is an option.
 """
@@ -20,22 +20,22 @@ from jaxdeblur.training.step import TrainingConfig
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A network, how it is trained, and on what."""
+    """A network with its training and data configurations."""
 
     about: str
-    """What it is for, as ``train.py --help`` lists it."""
+    """Its purpose, as ``train.py --help`` lists it."""
     network: Any
     training: TrainingConfig
     data: DataConfig
     expect: str = ""
-    """On what hardware it trains, how long, and what it then gains; empty where nobody knows."""
+    """The hardware and duration of its training, and the gain; empty if unknown."""
     on_cores: str | None = None
-    """The preset to take on a machine without a GPU, where this one's training takes days."""
+    """The preset to use on a machine without a GPU, where training this one takes days."""
 
     def described(self, name: str) -> list[str]:
-        """What it is, the command that trains it, and what to expect, as paragraphs."""
+        """Returns its purpose, the command that trains it, and what to expect, as paragraphs."""
         hardware = "One GPU." if self.on_cores else "Two CPU cores."
-        unknown = f"{hardware} Never trained here: hours and result are not known."
+        unknown = f"{hardware} Never trained here: duration and result are unknown."
         return [self.about, f"python train.py --model={name}", self.expect or unknown]
 
 
@@ -60,11 +60,11 @@ PRESETS = _read()
 
 
 def find(name: str) -> Preset:
-    """The preset of a name.
+    """Returns the preset of this name.
 
     Raises:
-      UserError: there is none; it lists those there are.
+      UserError: there is no such preset; the message lists all presets.
     """
     if name not in PRESETS:
-        raise UserError(f"--model={name}: no such preset; there are {', '.join(sorted(PRESETS))}")
+        raise UserError(f"--model={name}: no such preset; choose from {', '.join(sorted(PRESETS))}")
     return PRESETS[name]

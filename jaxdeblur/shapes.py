@@ -1,11 +1,11 @@
-"""The legend of array shapes and their names: every annotation in the package takes them from here.
+"""Array shapes and their names, which every annotation in the package uses.
 
 B  batch          T  time (frames)      H, W  rows and columns of pixels
 h, w  rows and columns of features      C  channels
 S  channels of what a network sees: RGB, or the 14 maps of blur paths (models/path_maps.py)
 M  spatial attention maps               N  temporal attention maps          K  the M*N combinations
 
-Images are NHWC, RGB. Inside the networks they are floats in [0, 1]; at a file they are uint8.
+Images are NHWC, RGB. Networks take floats in [0, 1]; files hold integers of 8 or 16 bits.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ Kernel: TypeAlias = Float[Array, "kh kw C_in C_out"]
 """A convolution kernel, HWIO."""
 
 Parameters: TypeAlias = dict[str, Array]
-"""Parameters by the path of the attribute that holds them: ``encoder/0/first/kernel``."""
+"""Parameters, keyed by attribute path, such as ``encoder/0/first/kernel``."""
 
 Batch: TypeAlias = dict[str, Any]
 """The clips of a training step: uint8 ``blurred``, ``B before+T+after H W S``, and ``sharp``,
 ``B T H W 3``."""
 
 Frame8: TypeAlias = UInt8[np.ndarray, "H W 3"]
-"""One frame of 8 bits as it stands in a file: NumPy, 0 to 255."""
+"""One 8-bit frame as a file holds it: NumPy, 0 to 255."""
 
 Video8: TypeAlias = UInt8[np.ndarray, "T H W 3"]
-"""All frames of a video of 8 bits as they stand in files: NumPy, 0 to 255."""
+"""All frames of an 8-bit video as files hold them: NumPy, 0 to 255."""
 
 SeenVideo8: TypeAlias = UInt8[np.ndarray, "T H W S"]
 """What a network sees of all frames, as bytes."""
@@ -69,16 +69,16 @@ PixelClip: TypeAlias = UInt8[np.ndarray, "T H W 3"] | UInt16[np.ndarray, "T H W 
 """All frames of a video as a file holds them."""
 
 DevicePixels: TypeAlias = UInt8[Array, "*shape"] | UInt16[Array, "*shape"]
-"""Such integers on the device, any shape."""
+"""Integer pixels on the device, of any shape."""
 
 Plane: TypeAlias = UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]
 """One array of a frame as its file holds it: ``H W 3`` for packed RGB, else ``h w``."""
 
 DevicePlane: TypeAlias = UInt8[Array, "..."] | UInt16[Array, "..."]
-"""The same on the device."""
+"""A ``Plane`` on the device."""
 
 Image: TypeAlias = Num[np.ndarray, "H W 3"]
-"""One image of any number type in NumPy."""
+"""One NumPy image of any numeric dtype."""
 
 GreyImage: TypeAlias = Num[np.ndarray, "H W"]
-"""One image of a single channel, of any number type."""
+"""One single-channel NumPy image of any numeric dtype."""

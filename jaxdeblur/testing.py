@@ -1,6 +1,6 @@
-"""Checks that a model keeps the contract of ``VideoRestorer``: for whoever adds one.
+"""Checks that a new model fulfils the contract of ``VideoRestorer``.
 
-``check_model("my_preset")`` asks of it what the suite asks of every preset.
+``check_model("my_preset")`` runs the checks that the test suite runs for every preset.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.presets import Preset, find
 from jaxdeblur.shapes import Clip, SeenClip
 
-HEIGHT, WIDTH = 19, 26  # neither divides by two twice, one is odd
+HEIGHT, WIDTH = 19, 26  # neither is divisible by four, one is odd
 
 
 def check_model(
@@ -27,20 +27,20 @@ def check_model(
 ) -> None:
     """Checks the network of a preset, with random parameters on frames of 26 x 19 pixels.
 
-    - A clip comes out with as many frames of its size, in RGB, float32 and finite.
-    - The stream gives the frames of the clip, and its state keeps its shapes and dtypes.
+    - A restored clip has as many frames of the same size, in RGB, float32 and finite.
+    - The stream restores the same frames as the clip view; its state keeps its shapes and dtypes.
     - A video depends on its own frames, and not on its neighbours in the batch, unless the model
       says that its clips are not independent.
     - Gradients are finite and reach every parameter.
 
     Args:
-      preset: the name of a preset, or one of your own.
-      lengths: of the clips, frames; the last should exceed the network's window.
-      gradients: whether these are checked, which takes longest to compile.
+      preset: the name of a preset, or a preset of your own.
+      lengths: of the clips, in frames; the last should exceed the network's window.
+      gradients: whether to check gradients, which take longest to compile.
 
     Raises:
-      AssertionError: the network does otherwise.
-      UserError: there is no such preset, or an array of another shape comes out of a view.
+      AssertionError: the network fails a check.
+      UserError: there is no such preset, or a view returns an array of the wrong shape.
     """
     network = (find(preset) if isinstance(preset, str) else preset).network
     model = registry.build(network, seed=1)
@@ -67,14 +67,14 @@ def check_model(
     if model.clips_are_independent:
         assert apart[0] <= 1e-6, f"a video depends on its neighbour in the batch, by {apart[0]}"
     else:
-        assert apart[0] > 0.1, "clips_are_independent is False, but they are"
+        assert apart[0] > 0.1, "clips_are_independent is False, but the clips are independent"
 
     if gradients:
         _check_gradients(rebuild, parameters, random_clip(lengths[-1], channels=model.channels))
 
 
 def random_clip(length: int, batch: int = 1, seed: int = 0, channels: int = 3) -> SeenClip:
-    """A clip of uniform noise.
+    """Returns a clip of uniform noise.
 
     Args:
       length: frames.
@@ -87,15 +87,15 @@ def random_clip(length: int, batch: int = 1, seed: int = 0, channels: int = 3) -
 
 
 def assert_same_frames(model: VideoRestorer, ours: Clip, its: Clip) -> None:
-    """Raises AssertionError unless two ways to restore a clip agree but for rounding."""
-    # Statistics of the 12 pixels that so small a frame has at 1/8 make much of rounding.
+    """Raises AssertionError unless two restorations of a clip agree up to rounding."""
+    # Statistics over only 12 pixels, as in so small a frame at 1/8 size, amplify rounding.
     rounding = 1e-5 if model.clips_are_independent else 0.05
     largest = max(1.0, float(jnp.abs(its).max()))  # untrained networks may give up to 8
     chex.assert_trees_all_close(ours, its, atol=rounding * largest, rtol=0)
 
 
 def _stream(model: VideoRestorer, step: Any, clip: SeenClip) -> Clip:
-    """The clip frame by frame; the last one is repeated to get the rest out."""
+    """Restores the clip frame by frame; the last one is repeated to flush the rest."""
     batch, time, height, width, _ = clip.shape
     state = model.initial_state(batch, height, width)
     restored = []
@@ -109,7 +109,7 @@ def _stream(model: VideoRestorer, step: Any, clip: SeenClip) -> Clip:
 
 
 def _check_gradients(rebuild: Any, parameters: Any, clip: SeenClip) -> None:
-    # Where weights begin at zero, no gradient passes them at first.
+    # Moved, since weights that begin at zero pass no gradient.
     rng = np.random.default_rng(0)
     moved = {
         name: array + 0.01 * (rng.random(array.shape, np.float32) - 0.5)

@@ -5,10 +5,10 @@
 
 are eq. 1-2 and 5-6 of the attention paper, with f_s and f_p as 1x1 projections inside.
 
-Each takes `implementation`, see `Implementation`, and `sharding`, see `Sharding`. `x` and `g` are
+Each takes `implementation` (see `Implementation`) and `sharding` (see `Sharding`). `x` and `g` are
 float32, bfloat16 or float16; sums and softmaxes are float32 and nothing is TF32; the result has
-the dtype of what is summed. For a frame squeezed in pieces: `project`, `squeeze_partial`,
-`combine_partials`, `finish_partial`.
+the dtype of what is summed. `project`, `squeeze_partial`, `combine_partials` and `finish_partial`
+squeeze a frame in pieces.
 """
 
 from __future__ import annotations

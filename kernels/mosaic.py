@@ -1,9 +1,9 @@
 """What the Mosaic GPU kernels share: the plan of a call, streams of pixels, warpgroup products.
 
-One warpgroup a block. Tiles of pixels come by bulk copies (TMA) into swizzled shared memory, some
-stages ahead, and are there the operands of warpgroup products (wgmma). These take bfloat16: a
-float16 number is cut into two bfloat16 parts and a float32 number into three, which hold all of
-its bits, and the products of the parts are summed, but for those below float32's rounding.
+A block is one warpgroup. Bulk copies (TMA) bring tiles of pixels into swizzled shared memory, some
+stages ahead; there they are the operands of warpgroup products (wgmma). These take bfloat16: a
+float16 number is split into two bfloat16 parts and a float32 number into three, which hold all of
+its bits, and the products of the parts are summed, except those below float32's rounding.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Load: TypeAlias = Callable[[], Array]
 """Loads a vector into registers."""
 
 SWIZZLES = (128, 64, 32)
-"""Bytes of a row of a swizzle. The two operands of a product have the same."""
+"""Bytes in a row of a swizzle. Both operands of a product have the same."""
 
 PARTS = {"bfloat16": 1, "float16": 2, "float32": 3}
-"""Into how many bfloat16 numbers each number is cut."""
+"""How many bfloat16 parts each number is split into."""
 
 WGMMA, TRANSPOSED = gpu.Layout.WGMMA, gpu.Layout.WGMMA_TRANSPOSED
 COLUMNS = WGMMA.reduce(0)
-"""How registers hold a matrix [64 i, 8 j] of a product, and a vector of its columns."""
+"""Register layouts of a matrix [64 i, 8 j] of a product, and of a vector of its columns."""
 
 _SINCE_0_12 = hasattr(gpu, "store")
 _INDEX = inspect.signature(gpu.load).parameters.get("idx")
@@ -46,11 +46,11 @@ _NEEDS_INDEX = _INDEX is not None and _INDEX.default is _INDEX.empty  # until 0.
 
 @dataclass(frozen=True)
 class Plan:
-    """How a call divides its pixels: into chunks, one a block, and tiles.
+    """How a call divides its pixels into chunks, one for each block, and these into tiles.
 
     `maps` and `channels` are padded, to 16 and to the rows of a product. `dtype` is that of all
-    arrays of pixels, `moved` how many numbers of these are read and written for each pixel, and
-    `small` how many bytes a block moves for each number of a matrix of maps and channels.
+    arrays of pixels, `moved` the count of their numbers read and written for each pixel, and
+    `small` the bytes that a block moves for each number of a matrix of maps and channels.
     """
 
     frames: int
@@ -66,19 +66,19 @@ class Plan:
 
     @property
     def parts(self) -> int:
-        """Into how many bfloat16 numbers each number is cut."""
+        """How many bfloat16 parts each number is split into."""
         return PARTS[jnp.dtype(self.dtype).name]
 
     @property
     def tiles_a_chunk(self) -> int:
-        """Tiles of one block."""
+        """Tiles in a chunk, the work of one block."""
         pixel_bytes = self.moved * jnp.dtype(self.dtype).itemsize
         block_bytes = self.small * self.maps * self.channels
         return self.tiles.divide(self.frames, self.pixels, pixel_bytes, block_bytes)
 
     @property
     def chunks(self) -> int:
-        """Blocks of one frame."""
+        """Chunks, and so blocks, of one frame."""
         return pl.cdiv(self.pixels, self.tiles_a_chunk * self.tiles.pixels)
 
     @property
@@ -97,18 +97,18 @@ class Plan:
         return self.channels, self.maps
 
     def transforms(self, width: int, dtype: DTypeLike) -> tuple[Any, ...]:
-        """How a matrix lies in shared memory: swizzled as the operands, where it is so wide."""
+        """Returns a matrix's layout in memory: `swizzle`, or the widest that divides its rows."""
         size = jnp.dtype(dtype).itemsize
         swizzle = next(s for s in SWIZZLES if s <= self.swizzle and not width * size % s)
         return gpu.TilingTransform((8, swizzle // size)), gpu.SwizzleTransform(swizzle)
 
     def tile(self) -> Any:
-        """Shared memory for a tile of pixels that is sent away."""
+        """Returns shared memory for an outgoing tile of pixels."""
         transforms = self.transforms(self.channels, self.dtype)
         return gpu.SMEM(self.values, self.dtype, transforms=transforms)
 
     def operand(self, rows: int, columns: int) -> list[Any]:
-        """Shared memory for the parts of an operand of products."""
+        """Returns shared memory for the parts of an operand of products."""
         transforms = self.transforms(columns, jnp.bfloat16)
         return [
             gpu.SMEM((rows, columns), jnp.bfloat16, transforms=transforms)
@@ -116,17 +116,17 @@ class Plan:
         ]
 
     def cut_tile(self) -> list[Any]:
-        """The same for a tile of pixels; none where it is an operand itself."""
+        """Returns the same for a tile of pixels; none where the tile is an operand itself."""
         return self.operand(*self.values) if self.parts > 1 else []
 
     def small_matrix(self, array: Array) -> tuple[list[Array], list[Any]]:
-        """The parts of an array [maps, channels], or one of each frame, and memory for them."""
+        """Returns the parts of an array [maps, channels], or one per frame, and memory for them."""
         return self._cut(array), self.operand(self.maps, self.channels)
 
     def over_maps(self, array: Array) -> tuple[list[Array], list[Any]]:
-        """The same where products contract over the maps.
+        """Returns the same for products that contract over the maps.
 
-        Its swizzle holds no more rows than it has maps, as they demand.
+        As these require, its swizzle holds no more rows than there are maps.
         """
         transforms = self.transforms(self.maps, jnp.bfloat16)
         shape = (self.maps, self.channels)
@@ -137,21 +137,21 @@ class Plan:
         return cut(_padded(array.astype(jnp.float32), self.maps, self.channels), self.parts)
 
     def stream(self, array: Array) -> Array:
-        """An array [frames, pixels, width] as copies of tiles take it, padded where need be.
+        """Pads an array [frames, pixels, width], if necessary, for copies of tiles.
 
-        They take whole rows of a swizzle, and of these at least 16 bytes.
+        They take whole rows of a swizzle, or multiples of 16 bytes within one row.
         """
         swizzle = self.transforms(self.channels, self.dtype)[1].swizzle
         width = _width(array.shape[-1], array.dtype, swizzle)
         return _padded(array, up(array.shape[-2], 8), width)
 
     def like_stream(self, width: int) -> jax.ShapeDtypeStruct:
-        """The type of such a result."""
+        """Returns the type of a result that is padded as by `stream`."""
         shape = jax.ShapeDtypeStruct((self.frames, self.pixels, width), self.dtype)
         return jax.eval_shape(self.stream, shape)
 
     def of_blocks(self, *shape: int) -> jax.ShapeDtypeStruct:
-        """The type of a float32 result of each block, [frames, chunks, ...]."""
+        """Returns the type of a float32 result of every block, [frames, chunks, ...]."""
         return jax.ShapeDtypeStruct((self.frames, self.chunks, *shape), jnp.float32)
 
     def call(
@@ -164,20 +164,20 @@ class Plan:
         scratch: Mapping[str, Any],
         sums: Sequence[str] = (),
     ) -> dict[str, Array]:
-        """Runs `kernel(block, **everything by its name)` once for each chunk of each frame.
+        """Runs `kernel(block, **arguments)` once for each chunk of each frame.
 
         Args:
-          kernel: what a block does.
-          streams: arrays of pixels, of which `Block.over_tiles` brings the tiles.
-          matrices: the parts of small ones, with the shared memory in which the kernel has them.
-          vectors: of numbers of maps, which it has as functions that load them into registers. As
-            the matrices, of each frame if they have one more dimension, that of the frames.
-          results: the types of what it writes.
-          scratch: shared memory.
-          sums: names for accumulators [channels, maps].
+          kernel: what a block does; its other arguments are named by the keys below.
+          streams: arrays of pixels, whose tiles `Block.over_tiles` loads.
+          matrices: parts of small matrices, and the shared memory that the kernel has them in.
+          vectors: vectors over the maps, passed as functions that load them into registers. Like
+            matrices, they are per frame if they have one more dimension, that of the frames.
+          results: types of the arrays that the kernel writes.
+          scratch: other shared memory.
+          sums: names of accumulators [channels, maps].
 
         Returns:
-          The results by their names.
+          The results by name.
         """
         sources = {name: parts for name, (parts, _) in matrices.items()}
         arrays, structure = jax.tree.flatten((streams, sources, vectors))
@@ -206,8 +206,8 @@ class Plan:
             grid=(self.frames, self.chunks),
             grid_names=("frame", "chunk"),
             compiler_params=gpu.CompilerParams(
-                # The fast exponential: good to float32's last bits near 0, and to 1e-5 where its
-                # result is too small for bfloat16 to notice.
+                # The fast exponential: accurate to float32's last bits near 0, and to 1e-5 where
+                # its result is too small to matter in bfloat16.
                 approx_math=self.parts == 1,
                 lowering_semantics=gpu.LoweringSemantics.Warpgroup,
             ),
@@ -216,7 +216,7 @@ class Plan:
         return dict(zip(results, found, strict=True))
 
     def as_operand(self, tile: Ref, scratch: Sequence[Ref]) -> Sequence[Ref]:
-        """A tile of pixels as the parts that products take."""
+        """Returns a tile of pixels as the parts that products take."""
         if self.parts == 1:
             return [tile]
         values = gpu.layout_cast(tile[...], WGMMA).astype(jnp.float32)
@@ -226,11 +226,11 @@ class Plan:
         return scratch
 
     def cut(self, values: Array) -> list[Array]:
-        """The parts of float32 numbers in registers: one is rounded, more are exact."""
+        """Splits float32 numbers in registers into parts; one is rounded, more are exact."""
         return cut(values, self.parts)
 
     def product(self, shape: tuple[int, int], *terms: tuple[Sequence[Any], Sequence[Ref]]) -> Array:
-        """Sums the products of (left, right), each in parts, as float32 registers."""
+        """Sums the products of (left, right), each in parts, into float32 registers."""
 
         def multiplied(accumulator: Ref) -> Array:
             for left, right in terms:
@@ -243,7 +243,7 @@ class Plan:
         """Adds a product to an accumulator; `left` is in shared memory or in registers."""
         for i, j in _pairs(self.parts):
             if self.interpret and isinstance(left[i], jax.Array):
-                # JAX's interpreter takes this operand from shared memory alone.
+                # JAX's interpreter takes this operand only from shared memory.
                 pl.run_scoped(
                     partial(_stored_first, accumulator, left[i], right[j]),
                     gpu.SMEM(left[i].shape, left[i].dtype),
@@ -263,29 +263,29 @@ class Plan:
 
 @dataclass(frozen=True)
 class Block:
-    """One block of a call: its chunk of its frame."""
+    """One block of a call, with one chunk of one frame."""
 
     plan: Plan
     frame: Array
     chunk: Array
 
     def own(self, ref: Ref, dimensions: int) -> Ref:
-        """The frame's part of an array with more dimensions than so many; the whole of others."""
+        """Returns the frame's part of an array with more than `dimensions` axes, else the array."""
         return ref.at[self.frame] if len(ref.shape) > dimensions else ref
 
     def over_tiles(
         self, body: Callable[..., Any], streams: Sequence[Ref], carry: Any = None
     ) -> Any:
-        """Runs `carry = body(tile, *here, carry)` on each tile of the chunk, copies running ahead.
+        """Runs `carry = body(tile, *here, carry)` on each tile of the chunk; copies run ahead.
 
-        `here` is where a tile of each stream lies when it came; what there is not is 0.
+        `here` has each stream's tile in shared memory; beyond the array its values are 0.
         """
         plan = self.plan
         first = self.chunk * plan.tiles_a_chunk
         specs = [
             gpu.BlockSpec(
                 plan.values,
-                # A traced 0: a constant would be refused where the array is narrower.
+                # A traced 0: a constant is rejected where the array is narrower.
                 lambda i: (first + i, 0 * i),
                 transforms=plan.transforms(plan.channels, plan.dtype),
             )
@@ -304,11 +304,11 @@ class Block:
 
         Args:
           value: the tile.
-          buffer: shared memory of its size.
+          buffer: shared memory of the tile's size.
           stream: the array [frames, pixels, channels].
-          tile: its number.
+          tile: the tile's number.
         """
-        gpu.wait_smem_to_gmem(0, wait_read_only=True)  # for the tile before
+        gpu.wait_smem_to_gmem(0, wait_read_only=True)  # for the previous tile
         buffer[...] = value.astype(buffer.dtype)
         gpu.commit_smem()
         rows, channels = self.plan.values
@@ -316,7 +316,7 @@ class Block:
         gpu.copy_smem_to_gmem(buffer, stream.at[self.frame, pixels, width])
 
     def result(self, ref: Ref, value: Array) -> None:
-        """Writes a block's own result, of an array [frames, chunks, ...]."""
+        """Writes this block's entry of an array [frames, chunks, ...]."""
         target = ref.at[self.frame, self.chunk]
         if _SINCE_0_12:
             getattr(gpu, "store")(target, value, optimized=False)  # noqa: B009 (JAX 0.10 has none)
@@ -325,7 +325,7 @@ class Block:
 
 
 def _interpreter() -> Any:
-    """JAX's interpreter of kernels, from 0.11 on; it reports what two threads do at once."""
+    """Returns JAX's interpreter of kernels, available from 0.11; it reports data races."""
     return getattr(gpu, "InterpretGPUParams")(detect_races=True)  # noqa: B009 (0.10 has none)
 
 
@@ -342,17 +342,17 @@ def _stored_first(accumulator: Ref, left: Array, right: Ref, shared: Ref) -> Non
 
 
 def _pairs(parts: int) -> list[tuple[int, int]]:
-    """Which parts of the two operands are multiplied: not those whose product rounds away."""
+    """Returns which parts of two operands to multiply, omitting products that round away."""
     return [(i, j) for i in range(parts) for j in range(parts) if i + j < parts]
 
 
 def cut(values: Array, parts: int) -> list[Array]:
-    """Cuts float32 numbers into bfloat16 parts that sum to them; one part is rounded."""
+    """Splits float32 numbers into bfloat16 parts that sum to them; one part is rounded."""
     if parts == 1:
         return [values.astype(jnp.bfloat16)]
     found = []
     for _ in range(parts):
-        # Not by rounding and back: XLA may take that for no rounding at all.
+        # Truncates bits: XLA may remove a rounding to bfloat16 and back.
         bits = lax.bitcast_convert_type(values, jnp.int32) & jnp.int32(-65536)
         part = lax.bitcast_convert_type(bits, jnp.float32)
         found.append(part.astype(jnp.bfloat16))
@@ -361,27 +361,27 @@ def cut(values: Array, parts: int) -> list[Array]:
 
 
 def transposed(refs: Sequence[Ref]) -> list[Ref]:
-    """The transposed views of matrices in shared memory, the parts of an operand."""
+    """Returns transposed views of an operand's parts in shared memory."""
     return [ref.T for ref in refs]
 
 
 def full(shape: tuple[int, ...], value: float, layout: Any = WGMMA) -> Array:
-    """A constant in registers."""
+    """Returns a constant array in registers."""
     return gpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
 
 
 def across(vector: Array, like: Array) -> Array:
-    """A number for each column, laid over the rows."""
+    """Broadcasts a number for each column over the rows."""
     return lax.broadcast_in_dim(vector, like.shape, (1,))
 
 
 def down(vector: Array, like: Array) -> Array:
-    """A number for each row, laid over the columns."""
+    """Broadcasts a number for each row over the columns."""
     return lax.broadcast_in_dim(vector, like.shape, (0,))
 
 
 def _padded(array: Array, rows: int, width: int) -> Array:
-    """An array with its last two dimensions filled up with 0; a copy where they are smaller."""
+    """Pads the last two dimensions of an array with 0; copies only where they are smaller."""
     if array.shape[-2:] == (rows, width):
         return array
     lead = [(0, 0)] * (array.ndim - 2)
@@ -394,7 +394,7 @@ def _width(width: int, dtype: DTypeLike, swizzle: int) -> int:
 
 
 def swizzle_of(dtype: DTypeLike, *widths: int) -> int:
-    """The widest swizzle for which arrays of no width need be padded further than 16 bytes."""
+    """Returns the widest swizzle that pads no width beyond multiples of 16 bytes, else 128."""
     for swizzle in SWIZZLES:
         if all(_width(w, dtype, swizzle) == _width(w, dtype, 16) for w in widths):
             return swizzle
@@ -410,5 +410,5 @@ def first_derivative_only(values: Any) -> Any:
 @first_derivative_only.defjvp
 def _second_derivative(primals: Any, tangents: Any) -> NoReturn:
     raise NotImplementedError(
-        "the kernels have first derivatives only; implementation='einsum' has all of them"
+        "the kernels have first derivatives only; implementation='einsum' has higher ones too"
     )

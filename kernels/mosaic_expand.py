@@ -1,8 +1,8 @@
 """The expand as Mosaic GPU kernels: one read of the pixels and one write, forward and backward.
 
-The rows of all products are pixels, and all combinations of a pixel are in one row: its softmax is
-finished in registers, which are the left operand of the product with g. Backwards the maps and
-their derivatives go through shared memory too, for the products that sum over the pixels.
+The rows of all products are pixels, and one row has all combinations of a pixel: its softmax is
+completed in registers, which are the left operand of the product with g. In the backward pass, maps
+and their derivatives also go through shared memory, for the products that sum over the pixels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LOG2E = 1.4426950408889634
 def limit(x: Array, weights: Array, bias: Array, g: Array) -> str | None:
     """Says why the kernels cannot take these operands of `run`; None if they can."""
     if x.dtype != g.dtype:
-        return f"the kernels take x and g of one dtype; these are {x.dtype} and {g.dtype}"
+        return f"the kernels require x and g of the same dtype, not {x.dtype} and {g.dtype}"
     return tiles.limit(bias.size, max(x.shape[-1], g.shape[-1]), g.dtype)
 
 
@@ -50,7 +50,7 @@ def run(
     """Expands g by the softmax of x weights + bias, as `softmax_expand` does.
 
     Args:
-      sharding: how the operands lie over a mesh; None for one device.
+      sharding: how the operands are sharded over a mesh; None for one device.
       interpret: runs the kernels on a CPU.
       x: [B, P, D].
       weights: [D, K], rounded to the dtype of `x`.
@@ -73,7 +73,7 @@ def _run_backward(
 ) -> tuple[Array, ...]:
     def on_one_device(x: Array, weights: Array, bias: Array, g: Array, dy: Array) -> Any:
         dx, dweights, dbias, dg = backward(x, weights, bias, g, dy, interpret)
-        # An operand that several devices hold has on each only what that device's part adds.
+        # The derivative of a replicated operand has on each device only that device's part.
         return (
             dx,
             sum_over_devices(dweights, sharding).astype(weights.dtype),
@@ -107,7 +107,7 @@ def forward(x: Array, weights: Array, bias: Array, g: Array, interpret: bool) ->
             # The bias is loaded for each tile: kept, it would take the registers of a third block.
             a = _logits(plan, plan.as_operand(x, x_parts), weights, bias())
             highest = jnp.max(a, axis=1)
-            if plan.parts == 1:  # Exponents as one instruction, a product and a difference.
+            if plan.parts == 1:  # one instruction, multiply and subtract, per exponent
                 e = jnp.exp2(a * LOG2E - down(highest * LOG2E, a))
             else:
                 e = jnp.exp(a - down(highest, a))
@@ -135,9 +135,9 @@ def forward(x: Array, weights: Array, bias: Array, g: Array, interpret: bool) ->
 def backward(
     x: Array, weights: Array, bias: Array, g: Array, dy: Array, interpret: bool
 ) -> tuple[Array, Array, Array, Array]:
-    """Derivatives with respect to x and, in float32, weights, bias and g.
+    """Returns the derivatives with respect to x and, in float32, weights, bias and g.
 
-    The arguments are those of `run`, and dy [B, P, C], the derivative with respect to its result.
+    The arguments are those of `run` and dy [B, P, C], the derivative with respect to its result.
     """
     (pixels, depth), (combinations, channels) = x.shape[1:], g.shape[-2:]
     plan = _plan("expand backward", x, g, 2 * depth + channels, 12, interpret)
@@ -161,7 +161,7 @@ def backward(
         dweights_sum: Ref,
         dg_sum: Ref,
     ) -> None:
-        biases = bias()  # Loaded for each tile they cost more than these registers do.
+        biases = bias()  # loading them for each tile costs more than these registers
 
         def body(tile: Array, x: Ref, dy: Ref, dbias_sum: Array) -> Array:
             x_operand, dy_operand = plan.as_operand(x, x_parts), plan.as_operand(dy, dy_parts)
@@ -169,7 +169,7 @@ def backward(
             e = jnp.exp(a - down(jnp.max(a, axis=1), a))
             p = e * down(1 / jnp.sum(e, axis=1), e)
             dp = plan.product(plan.logits, (dy_operand, transposed(g)))
-            # Past the end dy is 0, so dp and da are: those pixels add nothing.
+            # Past the end dy is 0, hence dp and da too: those pixels add nothing.
             da = p * (dp - down(jnp.sum(p * dp, axis=1), dp))
             plan.store_transposed(maps_parts, p)
             plan.accumulate(dg_sum, transposed(dy_operand), transposed(maps_parts))
@@ -237,12 +237,11 @@ def _plan(
 
 
 def _bias(plan: Plan, bias: Array) -> Array:
-    """The bias, -inf for the combinations that fill a product up."""
+    """Pads the bias with -inf for the combinations that pad a product."""
     absent = (0, plan.maps - bias.size)
     return jnp.pad(bias.astype(jnp.float32), absent, constant_values=-jnp.inf)
 
 
 def _logits(plan: Plan, x: Sequence[Ref], weights: Sequence[Ref], bias: Array) -> Array:
-    """A tile's logits."""
     a = plan.product(plan.logits, (x, transposed(weights)))
     return a + across(bias, a)

@@ -1,9 +1,9 @@
 """The squeeze as Mosaic GPU kernels: one pass over the pixels, forward and backward.
 
 The rows of a product are pixels and its columns maps, so that few maps leave none of its 64 rows
-idle. The online softmax runs down the columns; its weights then go through shared memory, to be
-the right operand of x^T e, whose rows are channels. The partial results of the blocks of a frame,
-some megabytes at most, are joined by XLA.
+idle. The online softmax runs down the columns; its weights then go through shared memory to become
+the right operand of x^T e, whose rows are channels. XLA joins the partial results of a frame's
+blocks, some megabytes at most.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from kernels.tiles import up
 
 
 class Saved(NamedTuple):
-    """What the derivative keeps of a squeeze: its log-sum-exp in two parts, and G.
+    """What the derivative needs of a squeeze: its log-sum-exp in two parts, and G.
 
     exp(a - maximum) * inverse_total is accurate where a - (maximum + log(total)) is not: at a
     logit of 1e4 the nearest float32 values are 1e-3 apart.
@@ -60,7 +60,7 @@ def run(sharding: Sharding | None, interpret: bool, x: Array, weights: Array) ->
     """Squeezes x by the softmax of x weights, as `softmax_squeeze` does.
 
     Args:
-      sharding: how the operands lie over a mesh; None for one device.
+      sharding: how the operands are sharded over a mesh; None for one device.
       interpret: runs the kernels on a CPU.
       x: [B, T, P, C].
       weights: [C, M].
@@ -101,7 +101,7 @@ run.defvjp(_run_forward, _run_backward)
 
 
 def forward(x: Array, weights: Array, interpret: bool) -> Partial:
-    """Squeezes the pixels there are, as a Partial."""
+    """Squeezes the pixels of x on one device into a Partial."""
     channels, maps = weights.shape
     plan = _plan("squeeze", x, maps, moved=channels, small=6, interpret=interpret)
 
@@ -122,8 +122,8 @@ def forward(x: Array, weights: Array, interpret: bool) -> Partial:
             higher = jnp.maximum(highest, jnp.max(a, axis=0))
             e = jnp.exp(a - across(higher, a))
             cut = plan.store_transposed(e_parts, e)
-            # Rounded as the product takes them, and so summed: the weights of G then sum to 1. Else
-            # what all pixels have in common would not cancel in the logits' derivative, dG (x - G).
+            # Summed after the product's rounding, so that the weights of G sum to 1. Otherwise what
+            # all pixels have in common would not cancel in the logits' derivative, dG (x - G).
             taken = cut[0].astype(jnp.float32) if plan.parts == 1 else e
             before = jnp.exp(highest - higher)
             added = plan.product(plan.matrix, (transposed(x_operand), transposed(e_parts)))
@@ -133,7 +133,7 @@ def forward(x: Array, weights: Array, interpret: bool) -> Partial:
                 gathered * across(before, gathered) + added,
             )
 
-        # The online softmax. The totals are of each row of the tiles; they are summed at the end.
+        # The online softmax. Totals are kept for each row of the tiles and summed at the end.
         nothing = (
             full((plan.maps,), FLOOR, COLUMNS),
             full(plan.logits, 0.0),
@@ -171,13 +171,13 @@ def forward(x: Array, weights: Array, interpret: bool) -> Partial:
 def backward(
     x: Array, weights: Array, saved: Saved, dg: Array, interpret: bool
 ) -> tuple[Array, Array]:
-    """Derivatives with respect to x and, in float32, the weights.
+    """Returns the derivatives with respect to x and, in float32, the weights.
 
     Args:
       x: [B, T, P, C].
       weights: [C, M].
-      saved: by the forward pass.
-      dg: [B, T, M, C], the derivative with respect to its result.
+      saved: what the forward pass saved.
+      dg: [B, T, M, C], the derivative with respect to the forward result.
       interpret: runs the kernels on a CPU.
     """
     channels, maps = weights.shape
@@ -268,7 +268,7 @@ def _plan(
 
 
 def _logits(block: Block, tile: Array, x: Sequence[Ref], weights: Sequence[Ref]) -> Array:
-    """A tile's logits; -inf beyond the last pixel."""
+    """Computes a tile's logits, -inf beyond the last pixel."""
     plan = block.plan
     a = plan.product(plan.logits, (x, transposed(weights)))
     rows, _ = plan.logits

@@ -1,4 +1,4 @@
-"""The two operations, and which implementation of them runs: the one named, or an error."""
+"""The two operations and the choice of implementation: the one named runs, or it is an error."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from kernels.sharding import Sharding
 Implementation: TypeAlias = Literal["auto", "mosaic", "einsum"]
 """The implementations that a caller can name.
 
-"einsum" is the definition and runs anywhere. "mosaic" is the GPU kernels, for Hopper alone: their
+"einsum" is the definition and runs anywhere. "mosaic" is the GPU kernels, for Hopper only: their
 matrix products (wgmma) exist on no other GPU. "auto" is the kernels where a program is compiled
-for Hopper and they take its sizes, and the einsum elsewhere; the log says which, and why.
+for Hopper and they support its sizes, else the einsum; the log says which, and why.
 """
 
 HOPPER = ("H100", "H20", "H800")
@@ -44,12 +44,12 @@ def softmax_squeeze(
     Args:
       x: the pixels of each frame.
       weights: f_s as a 1x1 projection, rounded to the dtype of `x`. A bias would cancel.
-      implementation: what computes it.
-      sharding: how the operands lie over a mesh; XLA finds that out by itself for the einsum.
+      implementation: which implementation runs.
+      sharding: how the operands are sharded over a mesh; for the einsum XLA infers it.
 
     Raises:
-      ValueError: the shapes do not fit together, or the kernels named do not take them.
-      NotImplementedError: the kernels named do not run on this device.
+      ValueError: the shapes do not fit together, or the named kernels do not support them.
+      NotImplementedError: the named kernels do not run on this device.
     """
     _check("btpc,cm", x, weights)
     return _run("squeeze", implementation, sharding, reference.softmax_squeeze, x, weights)
@@ -69,30 +69,30 @@ def softmax_expand(
     Args:
       x: the pixels of the current frame.
       weights, bias: f_p as a 1x1 projection; the weights are rounded to the dtype of `x`.
-      g: what each combination of maps gathered.
-      implementation, sharding: as of `softmax_squeeze`.
+      g: the values gathered by each combination of maps.
+      implementation, sharding: as for `softmax_squeeze`.
 
     Raises:
-      ValueError: the shapes do not fit together, or the kernels named do not take them.
-      NotImplementedError: the kernels named do not run on this device.
+      ValueError: the shapes do not fit together, or the named kernels do not support them.
+      NotImplementedError: the named kernels do not run on this device.
     """
     _check("bpd,dk,k,bkc", x, weights, bias, g)
     return _run("expand", implementation, sharding, reference.softmax_expand, x, weights, bias, g)
 
 
 def _check(layout: str, *operands: Array) -> None:
-    """Raises ValueError unless the operands have the shapes of `layout`, an einsum's."""
+    """Raises ValueError unless the operands fit `layout`, an einsum's, and are in DTYPES."""
     sizes: dict[str, int] = {}
     for term, operand in zip(layout.split(","), operands, strict=True):
         if operand.dtype not in DTYPES:
-            raise ValueError(f"{operand.dtype} where float32, bfloat16 or float16 is taken")
+            raise ValueError(f"operands must be float32, bfloat16 or float16, not {operand.dtype}")
         fits = len(term) == operand.ndim and all(
             size > 0 and sizes.setdefault(letter, size) == size
             for letter, size in zip(term, operand.shape, strict=True)
         )
         if not fits:
             shapes = ", ".join(str(o.shape) for o in operands)
-            raise ValueError(f"the shapes {shapes} do not fit {layout!r}")
+            raise ValueError(f"the shapes {shapes} do not match {layout!r}")
 
 
 def _run(
@@ -104,18 +104,19 @@ def _run(
 ) -> Array:
     if implementation not in get_args(Implementation):
         raise ValueError(
-            f"implementation={implementation!r} is none of {', '.join(get_args(Implementation))}"
+            f"implementation={implementation!r}: must be one of "
+            f"{', '.join(get_args(Implementation))}"
         )
-    # Computed again where it is differentiated: the maps would be kept otherwise.
+    # Recomputed where it is differentiated; otherwise the maps would be kept.
     einsum = jax.checkpoint(definition)
     if implementation == "einsum":
         return einsum(*operands)
     device, hopper = _target()
     refusal = None if hopper else f"{device} is not a Hopper GPU"
     if refusal and implementation == "mosaic":
-        raise NotImplementedError(f"implementation='mosaic': {refusal}; 'auto' and 'einsum' run")
+        raise NotImplementedError(f"implementation='mosaic': {refusal}; use 'auto' or 'einsum'")
     if not refusal:
-        # Where nothing runs them, they are not imported: it takes a second.
+        # Imported only where they can run: it takes a second.
         kernels = importlib.import_module(f"kernels.mosaic_{name}")
         refusal = kernels.limit(*operands)
         mosaic = functools.partial(kernels.run, sharding, False)
@@ -124,16 +125,16 @@ def _run(
             raise ValueError(f"implementation='mosaic': {refusal}")
         return mosaic(*operands)
     if refusal:
-        _say_once(f"implementation='auto' takes the einsum: {refusal}")
+        _say_once(f"implementation='auto' uses the einsum: {refusal}")
         return einsum(*operands)
-    _say_once(f"implementation='auto' takes the Mosaic kernels on {device}")
-    # On a machine with such a GPU a program can still be for the CPU.
+    _say_once(f"implementation='auto' uses the Mosaic kernels on {device}")
+    # On a machine with such a GPU, a program can still be compiled for the CPU.
     return lax.platform_dependent(*operands, cuda=mosaic, default=einsum)
 
 
 def _target() -> tuple[str, bool]:
-    """The device that a program is compiled for, and whether it is a Hopper GPU."""
-    device = jax.sharding.get_abstract_mesh().abstract_device  # of a mesh that need not be there
+    """Returns the device that a program is compiled for, and whether it is a Hopper GPU."""
+    device = jax.sharding.get_abstract_mesh().abstract_device  # need not be present
     kind = device.device_kind if device else jax.local_devices()[0].device_kind
     return kind, any(name in kind for name in HOPPER)
 

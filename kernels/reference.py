@@ -1,4 +1,4 @@
-"""The einsum definition of the two operations, which every implementation must equal.
+"""The einsum definition of the two operations, which every implementation must match.
 
 Shapes: B videos, T frames, P pixels of a frame, C channels, M spatial maps, K combinations of
 spatial and temporal maps. Everything inside is float32 at full precision; the result has the
@@ -16,13 +16,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 
 FLOOR = float(jnp.finfo(jnp.float32).min)
-"""Stands for the maximum of nothing: finite, so that -inf - FLOOR is -inf and never nan."""
+"""Stands for the maximum of no logits: finite, so that -inf - FLOOR is -inf and never nan."""
 
 
 class Partial(NamedTuple):
-    """What some of a frame's pixels add to its squeeze; partials of other pixels join to it.
+    """What some of a frame's pixels contribute to its squeeze; `combine_partials` joins them.
 
-    With a the logits and the sums over those pixels only:
+    With logits a and sums over those pixels only:
     maximum = max_p a[m, p], total = sum_p exp(a[m, p] - maximum[m]) and
     accumulator = sum_p exp(a[m, p] - maximum[m]) x[p, c].
     """
@@ -33,7 +33,7 @@ class Partial(NamedTuple):
 
 
 def einsum(equation: str, *operands: Array) -> Array:
-    """`jnp.einsum` in float32 without TF32, whatever the dtype of the operands."""
+    """Computes `jnp.einsum` in float32 without TF32, whatever the dtype of the operands."""
     return jnp.einsum(
         equation, *(o.astype(jnp.float32) for o in operands), precision=lax.Precision.HIGHEST
     )
@@ -42,9 +42,9 @@ def einsum(equation: str, *operands: Array) -> Array:
 def project(
     x: Float[Array, "*batch P C"], weights: Float[Array, "C M"]
 ) -> Float32[Array, "*batch P M"]:
-    """Takes the logits of every pixel by a 1x1 projection, x weights, in float32.
+    """Computes the logits of every pixel by a 1x1 projection, x weights, in float32.
 
-    The weights are rounded to the dtype of `x` first, as the tensor cores of a GPU take them.
+    The weights are rounded to the dtype of `x` first, as for the tensor cores of a GPU.
     """
     return einsum("...pc,cm->...pm", x, weights.astype(x.dtype))
 
@@ -70,7 +70,7 @@ def combine_partials(a: Partial, b: Partial) -> Partial:
 
 
 def finish_partial(partial: Partial, dtype: DTypeLike = jnp.float32) -> Float[Array, "*batch M C"]:
-    """Divides by the total: the squeeze G of all pixels that were joined into `partial`."""
+    """Divides by the total, which gives the squeeze G of all pixels joined into `partial`."""
     return (partial.accumulator / partial.total[..., None]).astype(dtype)
 
 

@@ -1,4 +1,4 @@
-"""How an operation is laid over the devices of a mesh that share its batch."""
+"""How the batch of an operation is sharded over the devices of a mesh."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from jax.sharding import Mesh, PartitionSpec
 
 @dataclass(frozen=True)
 class Sharding:
-    """The axis of `mesh`, or axes, over whose devices the batch is divided evenly."""
+    """A mesh, and the axis or axes over whose devices the batch is divided evenly."""
 
     mesh: Mesh
     batch: str | tuple[str, ...]
 
     def spec(self, dimensions: str) -> PartitionSpec:
-        """Where an array lies: `dimensions` has a letter for each, b for the batch."""
+        """Returns an array's spec; `dimensions` has a letter for each axis, b for the batch."""
         return PartitionSpec(*(self.batch if letter == "b" else None for letter in dimensions))
 
 
 def sharded(function: Callable[..., Any], sharding: Sharding | None, layout: str) -> Any:
-    """Runs `function` on every device's part of its arguments; on all of them without a sharding.
+    """Makes `function` run on each device's part of its arguments; unchanged without a sharding.
 
     `layout` names the dimensions as an einsum does: "btpc,cm->btm,btmc".
     """
@@ -33,7 +33,7 @@ def sharded(function: Callable[..., Any], sharding: Sharding | None, layout: str
     taken, given = (
         tuple(sharding.spec(term) for term in side.split(",")) for side in layout.split("->")
     )
-    # The replication of what a custom call returns cannot be checked (check_vma).
+    # The replication of a custom call's results cannot be checked (check_vma).
     return jax.shard_map(
         function,
         mesh=sharding.mesh,
@@ -44,5 +44,5 @@ def sharded(function: Callable[..., Any], sharding: Sharding | None, layout: str
 
 
 def sum_over_devices(value: Array, sharding: Sharding | None) -> Array:
-    """Adds up what the devices found."""
+    """Sums a value over the devices, if there is a sharding."""
     return value if sharding is None else lax.psum(value, sharding.batch)

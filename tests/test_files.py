@@ -52,7 +52,7 @@ def test_whoever_interrupts_the_making_of_a_file_leaves_none(
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for place in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
-        with pytest.raises(UserError, match="no regular file"), replace_when_whole(place):
+        with pytest.raises(UserError, match="not a regular file"), replace_when_whole(place):
             pass
     assert (tmp_path / "pipe").is_fifo()
 
@@ -84,7 +84,7 @@ def test_what_several_want_is_made_once(tmp_path: Path, capsys: pytest.CaptureFi
             time.sleep(0.01)
         target.mkdir()
     other.join()
-    assert said == f"waiting for another process, which makes {target}\n"
+    assert said == f"waiting for another process to create {target}\n"
     assert found == [True]
     assert list(tmp_path.iterdir()) == [target]  # no lock is left
 

@@ -71,7 +71,7 @@ def test_times(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "1:", "1:60", "1:60:00", ":30", "1:2:3:4", "-1:30", "soon"])
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is no time"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a time"):
         Time(text)
 
 
@@ -173,14 +173,14 @@ def test_differing_fields_are_named() -> None:
 def test_two_options_of_one_name_are_named() -> None:
     parser = Parser()
     parser.add_argument("--count")
-    with pytest.raises(UserError, match=r"Sample\.count: --count is an option already; rename"):
+    with pytest.raises(UserError, match=r"Sample\.count: --count is already an option; rename"):
         add_fields(parser, Sample(), "sample")
 
 
 def test_an_extension_that_is_no_python_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "random.py"
     file.write_text("def broken(:")
-    with pytest.raises(UserError, match=r"random\.py: no Python: invalid syntax"):
+    with pytest.raises(UserError, match=r"random\.py: not valid Python: invalid syntax"):
         load_extension(file)
     file.write_text("")
     load_extension(file)
@@ -189,7 +189,7 @@ def test_an_extension_that_is_no_python_is_one_line(tmp_path: Path) -> None:
 
 def test_what_a_config_refuses_names_the_file() -> None:
     with pytest.raises(
-        UserError, match=r"^runs/a/config\.json: --steps is 1 to 2147483646, not 0$"
+        UserError, match=r"^runs/a/config\.json: --steps must be 1 to 2147483646, not 0$"
     ):
         from_json(TrainingConfig, {"steps": 0}, "runs/a/config.json")
 
@@ -210,15 +210,15 @@ class Ranges:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"least": 0}, "--least is 1 or more, not 0"),
-        ({"both": 1.5}, "--both is 0 to 1, not 1.5"),
-        ({"both": float("nan")}, "--both is 0 to 1, not nan"),
-        ({"least": float("inf")}, "--least is 1 or more, not inf"),
-        ({"open_ends": 0.0}, "--open-ends is above 0 and below 2, not 0.0"),
-        ({"open_ends": 2.0}, "--open-ends is above 0 and below 2, not 2.0"),
-        ({"most": 4}, "--most is 3 or less, not 4"),
-        ({"items": (3, -1)}, "--items is 0 or more, not -1"),
-        ({"perhaps": 0}, "--perhaps is 1 or more, not 0"),
+        ({"least": 0}, "--least must be 1 or more, not 0"),
+        ({"both": 1.5}, "--both must be 0 to 1, not 1.5"),
+        ({"both": float("nan")}, "--both must be 0 to 1, not nan"),
+        ({"least": float("inf")}, "--least must be 1 or more, not inf"),
+        ({"open_ends": 0.0}, "--open-ends must be above 0 and below 2, not 0.0"),
+        ({"open_ends": 2.0}, "--open-ends must be above 0 and below 2, not 2.0"),
+        ({"most": 4}, "--most must be 3 or less, not 4"),
+        ({"items": (3, -1)}, "--items must be 0 or more, not -1"),
+        ({"perhaps": 0}, "--perhaps must be 1 or more, not 0"),
     ],
 )
 def test_a_number_out_of_its_range_is_named(fields: dict[str, Any], said: str) -> None:

@@ -1,21 +1,21 @@
-"""What a GPU that is lent for minutes at a time is used for, in parts.
+"""Benchmarks for a GPU that is available for minutes at a time, in parts.
 
     python -m benchmarks.gpu_day kernels --minutes=10 --out=gpu
     python -m benchmarks.gpu_day speed --minutes=10 --out=gpu
     python -m benchmarks.gpu_day memory --preset=strcnn_dtb --out=gpu     needs no GPU
 
-Each part begins nothing that the time left is too short for, judged by the longest so far, and is
-stopped at 95 % of it; keeps OUT/PART.json after everything it did; says at the end what it left;
-and leaves out what it finds done there on the same device. --rehearse tries it, small, on a CPU.
+Each part starts no task that the time left is too short for, judged by the longest so far, and is
+stopped at 95 % of its time. It writes OUT/PART.json after each task, prints at the end what is left
+and skips tasks done there on the same device. --rehearse tries a part, small, on a CPU.
 
-``kernels``: both operations at fsta's sizes by every implementation: error first, then time, share
-of a copy's bandwidth, ratio to the einsum and to torch.compile.
-``tiles``: the kernels with their pixels divided in many ways, to choose kernels/tiles.py by; it
-needs a GPU even to be rehearsed.
-``speed``: of each preset with random weights in bfloat16, frames a second of a stream and of a
-clip, the 99th percentile, memory, the attention's share, torch's twin; a training step beside its.
-``memory``: by XLA's compiler, for a GPU that need not be there: memory of a training step and of a
-stream, FLOPs of a clip, and the steps an hour that would make at an assumed share of the peak.
+``kernels``: both operations at fsta's sizes by every implementation: first the error, then time,
+share of a copy's bandwidth, ratio to plain JAX and to torch.compile.
+``tiles``: the kernels with many divisions of their pixels, to choose those of kernels/tiles.py; it
+needs a GPU and cannot be rehearsed.
+``speed``: for each preset in bfloat16, frames per second of a stream and of a clip, the 99th
+percentile, memory, the attention's share and the torch twin's speed; a training step of both.
+``memory``: from XLA's compiler, for a GPU that need not be present: memory of a training step and
+of a stream, FLOPs of a clip, and the resulting steps per hour at an assumed share of the peak.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch takes its share too
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs memory too
 
 import jax
 
@@ -54,15 +54,17 @@ def main() -> None:
     parts = parser.add_subparsers(required=True, dest="part", metavar=" | ".join(PARTS))
     for name in PARTS:
         one = parts.add_parser(name)
-        one.add_argument("--minutes", type=positive, default=10.0, help="it ends within them")
-        one.add_argument("--out", type=Path, default=Path("gpu"), help="folder of the results")
-        one.add_argument("--rehearse", action="store_true", help="small, without a GPU")
+        one.add_argument("--minutes", type=positive, default=10.0, help="time limit")
+        one.add_argument("--out", type=Path, default=Path("gpu"), help="folder for the results")
+        one.add_argument("--rehearse", action="store_true", help="try it small, without a GPU")
         if name == "memory":
-            one.add_argument("--preset", default="strcnn_dtb", help="what is trained")
+            one.add_argument("--preset", default="strcnn_dtb", help="the preset to train")
             add_fields(one, chosen.network, "network")
             add_fields(one, chosen.training, "training")
             one.add_argument("--target", type=Path, default=memory.TARGET, help=memory.TARGET_HELP)
-            one.add_argument("--size", type=frame_size, default="1280x720", help="of the stream")
+            one.add_argument(
+                "--size", type=frame_size, default="1280x720", help="frame size of the stream"
+            )
     arguments = parser.parse_args()
     if arguments.part == "memory" and not arguments.rehearse:
         memory.find_compiler()

@@ -1,16 +1,16 @@
-"""The attention kernels beside a copy, the einsum, plain JAX under jit, and torch.compile.
+"""Compares the attention kernels with a copy, the einsum, plain JAX under jit, and torch.compile.
 
-A row is one operation at one size, forward or forward and backward, by every implementation: the
-error first, and only of what is right the time.
-  error    largest difference from the definition of float32 copies of the arguments, relative to
-           the largest value there; of results and gradients in rows with +grad, the worst of them
+A row is one operation at one size, forward or forward and backward, by every implementation. The
+error is measured first, and the time only of correct implementations.
+  error    largest difference from the definition in float32 on copies of the arguments, relative to
+           the largest value there; in rows with +grad, the worst over results and gradients
   ms       time of one call, the median of 5 runs of many calls in one compiled program
-  copy     bytes that must be moved (each pixel read and written once), in bytes a second, as a
-           share of what copying 1 GiB in such a program reaches; none ("cache") where everything
-           fits in 64 MB, about what a GPU's cache holds: its speed and not the memory's is seen
-  plain    time of the operation as one would write it in JAX, under jit, over this time
-  torch    time of the same in torch.compile over this time, where torch is installed; left out
-           where copy is, since Python starts each call of torch's, which then takes longer
+  copy     bytes that must be moved (each pixel read and written once) per second, as a share of
+           those of copying 1 GiB in such a program; none ("cache") where everything fits in 64 MB,
+           about the size of a GPU's cache, whose speed would be measured, not the memory's
+  plain    time of the operation as usually written in JAX, under jit, divided by this time
+  torch    time of the same in torch.compile divided by this time, if torch is installed; omitted
+           where copy is, since Python starts each torch call, which then takes longer
   MB       memory beyond the arguments
 """
 
@@ -39,8 +39,8 @@ from jaxdeblur.models.parameters import split
 from kernels import tiles
 
 SIZES = ((1920, 1080), (640, 360), (320, 180))
-"""What fsta's finest level has of a 3840x2160 and of a 1280x720 frame, and its second level."""
-# Channels, maps and operation: the finest level's own first, then those of the others.
+"""fsta's finest level for 3840x2160 and 1280x720 frames, and the second level for the latter."""
+# Channels, maps and operation: those of the finest level first, then those of the others.
 OF_FSTA = ((64, 16, "softmax_squeeze"), (64, 128, "softmax_expand"))
 OTHERS = (
     (96, 16, "softmax_squeeze"),
@@ -48,19 +48,19 @@ OTHERS = (
     (128, 64, "softmax_expand"),
 )
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-"""The error beyond which an implementation is not timed, however fast: with its gradients."""
+"""The error, gradients included, beyond which an implementation is not timed, however fast."""
 COPY_BYTES, COPIES = 2**30, 20
 CACHE_BYTES = 64e6
 RUNS = 5
 TILES = (64, 128, 256), (2, 3, 4), tuple(132 * blocks for blocks in (2, 3, 4, 6, 8))
-"""Pixels, stages and blocks that are tried."""
-# Calls in one program, so that 10 us of launching it do not count.
+"""Pixels, stages and blocks to try."""
+# Many calls in one program, so that its launch time of 10 us does not count.
 SECONDS_A_RUN, MOST_CALLS = 5e-3, 500
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One operation at one size, of one frame."""
+    """One operation at one size, on one frame."""
 
     operation: str
     height: int
@@ -91,23 +91,23 @@ class Case:
 
     @property
     def in_cache(self) -> bool:
-        """Whether arguments and results, with all gradients in a backward pass, fit there."""
+        """Whether arguments, results and, in a backward pass, all gradients fit in the cache."""
         numbers = sum(map(math.prod, [*self.shapes, self.result])) * (1 + self.backward)
         return numbers * jnp.dtype(self.dtype).itemsize <= CACHE_BYTES
 
     @property
     def bytes(self) -> int:
-        """The least that must move: what is as big as the pixels, once each way it is needed.
+        """The least bytes to move: arrays as large as the pixels, once for each needed transfer.
 
-        An expand's cotangent is as big: it is one of the three of its backward pass.
+        An expand's cotangent is as large: it is one of the three in its backward pass.
         """
         forward, backward = {"softmax_squeeze": (1, 2), "softmax_expand": (2, 3)}[self.operation]
         numbers = (forward + (backward if self.backward else 0)) * self.channels
         return numbers * self.height * self.width * jnp.dtype(self.dtype).itemsize
 
     def arguments(self) -> list[Array]:
-        """Standard normal arguments, with logits of a few units; last the cotangent, if any."""
-        # An argument like the others: a constant would be filled in anew, or fused away.
+        """Returns standard normal arguments, with logits of a few units, then any cotangent."""
+        # The cotangent is an argument: a constant would be filled in again, or fused away.
         shapes = [*self.shapes, self.result] if self.backward else self.shapes
         keys = jax.random.split(jax.random.key(0), len(shapes))
         made = [jax.random.normal(k, s, self.dtype) for k, s in zip(keys, shapes, strict=True)]
@@ -116,8 +116,8 @@ class Case:
 
 
 def plain(operation: str, *arguments: Array) -> Array:
-    """The operation as one would write it in JAX: softmax in float32, products in the dtype."""
-    # Float32 without TF32, as the kernels have it.
+    """Runs the operation as usually written in JAX: softmax in float32, products in the dtype."""
+    # Float32 without TF32, as in the kernels.
     product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
     def softmax(logits: Array) -> Array:
@@ -131,7 +131,7 @@ def plain(operation: str, *arguments: Array) -> Array:
 
 
 def torch_twin(operation: str, *arguments: Any) -> Any:
-    """The same in torch, for torch.compile."""
+    """Does the same in torch, for torch.compile."""
     import torch
 
     def softmax(logits: Any) -> Any:
@@ -145,7 +145,7 @@ def torch_twin(operation: str, *arguments: Any) -> Any:
 
 
 def pulled(function: Callable[..., Array]) -> Callable[..., Any]:
-    """Forward and backward: the result, and the derivatives for the cotangent, which is last."""
+    """Returns a function of the arguments and a cotangent, for the result and its derivatives."""
 
     def both(*arguments: Array) -> Any:
         *arguments, cotangent = arguments
@@ -161,21 +161,21 @@ def measure(
     calls: int,
     check: Callable[[list[Array]], bool] = lambda results: True,
 ) -> tuple[float, int] | None:
-    """Seconds of one call, and the bytes it needs beyond its arguments.
+    """Returns the seconds of one call, and the bytes it needs beyond its arguments.
 
-    None where `check`, which is given the results, says that they are not worth it.
+    Returns None if ``check`` rejects the results.
     """
 
     def many(arguments: list[Array], results: list[Array], zero: Array) -> Any:
         def once(_: Array, carry: tuple[list[Array], list[Array]]) -> Any:
             arguments, _ = carry
             results = jax.tree.leaves(lax.optimization_barrier(function(*arguments)))
-            # A barrier alone is not kept by every compiler, which then leaves out all of a call
-            # but what is looked at. So results are handed on whole, and a number of each argument
-            # waits for them: no part of a call can be left out, or be done once for all.
+            # Not every compiler keeps a mere barrier, and without one it omits all of a call but
+            # what is read. So results are handed on whole, and a number of each argument depends
+            # on them: no part of a call can be omitted, or be done once for all calls.
             seen = zero * sum(leaf[(0,) * leaf.ndim].astype(jnp.float32) for leaf in results)
-            # Behind a barrier, so that the update is a copy of one number: fused with the sum, it
-            # reads and writes the whole argument once more.
+            # After a barrier, so that the update copies one number: fused with the sum, it would
+            # read and write the whole argument again.
             firsts = [a[(0,) * a.ndim] + seen.astype(a.dtype) for a in arguments]
             moved = [
                 lax.dynamic_update_slice(a, first.reshape((1,) * a.ndim), (0,) * a.ndim)
@@ -187,7 +187,7 @@ def measure(
 
     shapes = jax.tree.leaves(jax.eval_shape(function, *arguments))
     results = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
-    # Given its own arrays back, so that it neither copies nor fills any before the first call.
+    # The program gets its own arrays back, so that it copies or fills none before the first call.
     holder = [[jnp.copy(a) for a in arguments], results]
     zero = jnp.float32(0)
     program = jax.jit(many, donate_argnums=(0, 1)).lower(*holder, zero).compile()
@@ -206,7 +206,7 @@ def measure(
 
 
 def measure_torch(case: Case, arguments: list[Array], calls: int) -> tuple[float, int]:
-    """The same of `torch_twin` under torch.compile."""
+    """Measures the same for ``torch_twin`` under torch.compile."""
     import torch
 
     on_gpu = [torch.from_dlpack(a).detach().clone() for a in arguments]
@@ -240,14 +240,14 @@ def measure_torch(case: Case, arguments: list[Array], calls: int) -> tuple[float
 
 
 def copy_speed(size: int) -> float:
-    """Bytes a second, read and written, of copying `size` bytes in the loop that kernels run in."""
-    # Negated, since a mere copy would be left out.
+    """Returns bytes read and written per second in copying ``size`` bytes in the kernels' loop."""
+    # Negated, since a mere copy would be optimised away.
     seconds, _ = measure(jnp.negative, [jnp.zeros(size // 4, jnp.float32)], COPIES)
     return 2 * size / seconds
 
 
 def largest_error(case: Case, found: Any, exact: Any) -> float:
-    """The worst of the results: the largest difference from what is exact, relative to it."""
+    """Returns the worst result's largest difference from the exact one, relative to its maximum."""
     ours, theirs = jax.tree.leaves(found), jax.tree.leaves(exact)
     return max(
         float(jnp.abs(one.astype(jnp.float32) - true).max() / jnp.abs(true).max())
@@ -258,9 +258,9 @@ def largest_error(case: Case, found: Any, exact: Any) -> float:
 def compared(
     case: Case, implementations: list[str], copied: float, torch: bool, most_calls: int = MOST_CALLS
 ) -> dict[str, Any]:
-    """Every implementation of a case; what cannot be is None.
+    """Measures every implementation of a case; what is unavailable is None.
 
-    `copied` is what a copy moves, in bytes a second.
+    ``copied`` is the speed of a copy in bytes per second.
     """
     calls = int(min(most_calls, max(1, SECONDS_A_RUN * copied // case.bytes)))
     arguments = case.arguments()
@@ -296,7 +296,7 @@ def _times(case: Case, times: tuple[float, int] | None, copied: float) -> dict[s
 
 
 def show(row: dict[str, Any]) -> str:
-    """A line for each implementation."""
+    """Formats a line for each implementation."""
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
@@ -317,7 +317,7 @@ def show(row: dict[str, Any]) -> str:
 
 
 def cases(rehearse: bool) -> Iterator[Case]:
-    """All of them, what tells most first."""
+    """Yields all cases, the most informative first."""
     if rehearse:
         for backward in (False, True):
             yield Case("softmax_expand", 8, 16, 16, 8, "float32", backward)
@@ -330,7 +330,7 @@ def cases(rehearse: bool) -> Iterator[Case]:
 
 
 def run(arguments: argparse.Namespace, report: Report) -> None:
-    """Every operation, implementation and size."""
+    """Measures every operation, implementation and size."""
     rehearse = arguments.rehearse
     copied = copy_speed(2**20 if rehearse else COPY_BYTES)
     report.found["copy"] = copied
@@ -348,11 +348,11 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
 
 
 def tiles_of(kernel: tiles.Kernel, case: Case, tried: tiles.Tiles, copied: float) -> dict[str, Any]:
-    """The time of the kernels where one of them divides the pixels otherwise; None if it can't."""
+    """Times the kernels with other tiles for one of them; the time is None if it can't run."""
     calls = int(min(MOST_CALLS, max(1, SECONDS_A_RUN * copied // case.bytes)))
     operation = partial(getattr(kernels, case.operation), implementation="mosaic")
     function = pulled(operation) if case.backward else operation
-    jax.clear_caches()  # what was traced has other tiles
+    jax.clear_caches()  # traced programs have other tiles
     kept, tiles.IN_BFLOAT16[kernel] = tiles.IN_BFLOAT16[kernel], tried
     try:
         times = attempt(measure, function, case.arguments(), calls)
@@ -362,9 +362,9 @@ def tiles_of(kernel: tiles.Kernel, case: Case, tried: tiles.Tiles, copied: float
 
 
 def sweep(arguments: argparse.Namespace, report: Report) -> None:
-    """Each kernel in bfloat16 at fsta's finest level, its pixels divided in many ways."""
+    """Times each kernel in bfloat16 at fsta's finest level, with many divisions of its pixels."""
     if arguments.rehearse:
-        raise UserError("tiles: needs a GPU; kernels --rehearse tries what it times with")
+        raise UserError("tiles needs a GPU; kernels --rehearse tries the timing without one")
     copied = copy_speed(COPY_BYTES)
     todo = []
     for channels, maps, operation in OF_FSTA:
@@ -381,7 +381,7 @@ def sweep(arguments: argparse.Namespace, report: Report) -> None:
 
 
 def network_share(preset: str, width: int, height: int) -> dict[str, float]:
-    """The milliseconds of one streamed frame in bfloat16, and of them the kernels' of eq. 1-6."""
+    """Returns the milliseconds of a streamed frame in bfloat16, and of the kernels of eq. 1-6."""
     config: Any = dataclasses.replace(presets.find(preset).network, dtype="bfloat16")
     model = models.build(config)
     rebuild, parameters = split(model)

@@ -1,9 +1,9 @@
-"""What XLA's compiler says of a GPU that need not be there: memory and FLOPs.
+"""Memory and FLOPs from XLA's compiler, for a GPU that need not be present.
 
-Compiling for it takes JAX's CUDA plugin, bare (``python tests/install_extras.py``). Memory is that
-of the programs: arguments, results and what lies between, without the scratch space that cuDNN and
-cuBLAS take beside. FLOPs are of the gradient for one clip, as XLA counts them before it optimises,
-with every loop written out: what is left to cuDNN it does not count, and a loop it counts once.
+Compiling for it needs only JAX's CUDA plugin (``python tests/install_extras.py``). Memory is that
+of the programs: arguments, results and intermediates, without the scratch space of cuDNN and
+cuBLAS. FLOPs are those of the gradient for one clip, as XLA counts them before it optimises, with
+every loop unrolled: it does not count what is left to cuDNN, and counts a loop once.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from jaxdeblur.video.pixels import PixelLayout
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "tests" / "kernels" / "targets" / "sm_90.txtpb"
-TARGET_HELP = "what XLA must know of the GPU; beside it is that of an A100, sm_80.txtpb"
+TARGET_HELP = "XLA's description of the GPU; sm_80.txtpb beside it describes an A100"
 PEAK, SHARE = 989e12, 0.15
-"""Of an H200 in bfloat16, FLOP/s without sparsity, and of that what is assumed to be reached: as
-many as docs/lab/scaling.md assumes in TF32."""
+"""FLOP/s of an H200 in bfloat16 without sparsity, and the share assumed to be reached: as many
+FLOP/s as docs/lab/scaling.md assumes in TF32."""
 
 
-# As a GPU trains them; the clips of others are strcnn_dtb's.
+# Training on a GPU; presets not listed use strcnn_dtb's clips.
 LIKE_ALL = {
     "frames": 5, "crop": 160, "batch_size": 16, "optimizer": "muon", "average": 0.999,
     "recompute": False,
@@ -57,14 +57,14 @@ SMALL = {"frames": 2, "crop": 32, "batch_size": 1}
 
 
 def chosen(name: str, rehearse: bool = False) -> Preset:
-    """A preset as a GPU trains it, in bfloat16.
+    """Returns a preset as trained on a GPU, in bfloat16.
 
     Raises:
       UserError: there is no preset of that name.
     """
     if name not in presets.PRESETS:
         there = ", ".join(sorted(presets.PRESETS))
-        raise UserError(f"--preset={name}: no such preset; there are {there}")
+        raise UserError(f"--preset={name}: no such preset; choose from {there}")
     preset = presets.PRESETS[name]
     half = {"dtype": "bfloat16"} if hasattr(preset.network, "dtype") else {}
     training = LIKE_ALL | (SMALL if rehearse else FSTA if name == "fsta_concat" else {})
@@ -76,7 +76,7 @@ def chosen(name: str, rehearse: bool = False) -> Preset:
 
 
 def run(arguments: argparse.Namespace, report: Report) -> None:
-    """The programs of a training and of a stream."""
+    """Compiles the programs of a training and of a stream, and prints their memory and FLOPs."""
     preset = chosen(arguments.preset, arguments.rehearse)
     network, config = (
         read_fields(arguments, fields) for fields in (preset.network, preset.training)
@@ -100,20 +100,20 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
             work_of, model, config
         ),
     }
-    report.rows.clear()  # a network may have changed under its name
+    report.rows.clear()  # the network of a name may have changed
     for row in report.each(named.items()):
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
 
 def find_compiler() -> None:
-    """Lets JAX find the CUDA plugin when it first looks for devices, which has to come after."""
-    # The plugin compiles without looking for a driver where JAX asks for the CPU alone.
+    """Lets JAX find the CUDA plugin; call this before JAX first looks for devices."""
+    # The plugin compiles without looking for a driver if JAX requests the CPU alone.
     jax.config.update("jax_platforms", "cpu")
     sys.path.append(str(ROOT / ".cuda-plugin" / jax.__version__))
 
 
 def one_gpu(target: Path) -> Mesh:
-    """A mesh of the one GPU that a file describes, for the compiler only."""
+    """Returns a mesh of the one GPU that a file describes, for the compiler only."""
     try:
         text = target.read_text()
     except OSError as error:
@@ -123,7 +123,7 @@ def one_gpu(target: Path) -> Mesh:
     except Exception as error:  # the plugin's own, of many types
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"nothing compiles for {target} here: {why[0]} (python tests/install_extras.py "
+            f"cannot compile for {target} here: {why[0]} (python tests/install_extras.py "
             "installs JAX's CUDA plugin)"
         ) from error
     return devices.mesh_of(topology.devices[:1])
@@ -132,7 +132,7 @@ def one_gpu(target: Path) -> Mesh:
 def training_step(
     model: VideoRestorer, config: TrainingConfig, mesh: Mesh
 ) -> tuple[Any, list[Any]]:
-    """The program that train.py runs for each batch, and what it is given."""
+    """Returns the program that train.py runs for each batch, and its arguments."""
     rebuild, parameters = split(model)
     state = jax.eval_shape(lambda given: initial_train_state(config, given), parameters)
     batch = jax.tree.map(
@@ -143,7 +143,7 @@ def training_step(
 
 
 def batch_of(model: VideoRestorer, config: TrainingConfig, clips: int) -> dict[str, Any]:
-    """The shapes of a batch: sharp frames, and blurred ones with those that the window needs."""
+    """Returns a batch's shapes: sharp frames, and blurred ones with those that the window needs."""
     lengths = {"blurred": config.frames + sum(model.context), "sharp": config.frames}
     size = (config.crop, config.crop, 3)
     return {
@@ -155,7 +155,7 @@ def batch_of(model: VideoRestorer, config: TrainingConfig, clips: int) -> dict[s
 def restoring_step(
     model: VideoRestorer, height: int, width: int, mesh: Mesh
 ) -> tuple[Any, list[Any]]:
-    """The program that deblur.py runs for each frame of a usual video, and what it is given."""
+    """Returns the program that deblur.py runs for each frame of a usual video and its arguments."""
     graph, parameters = nnx.split(model)
     layout = PixelLayout("yuv", 8, (2, 2), (0.2126, 0.0722), full_range=False)
     state = jax.eval_shape(lambda: model.initial_state(1, height, width))
@@ -168,17 +168,17 @@ def restoring_step(
 
 
 def on(mesh: Mesh, arrays: Any) -> Any:
-    """The shapes of arrays, all of them on each device."""
+    """Returns the shapes of arrays, replicated on each device."""
     there = devices.replicated(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), arrays)
 
 
 def memory_of(program: Any, given: list[Any], mesh: Mesh) -> dict[str, Any]:
-    """Compile a program; its GiB, and how many kernels of ours are in it."""
+    """Compiles a program; returns its GiB and the number of our kernels in it."""
     began = time.monotonic()
     platform = mesh.devices.flat[0].platform
-    # XLA picks Triton's matrix products by timing them; without a GPU it takes one untried,
-    # which for some sizes does not fit. So all of them are cuBLAS's here.
+    # XLA picks Triton's matrix products by timing them; without a GPU it takes one untested, which
+    # does not fit for some sizes. So all of them use cuBLAS here.
     options = {"xla_gpu_enable_triton_gemm": False} if platform != "cpu" else {}
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = program.trace(*given).lower(
@@ -199,7 +199,7 @@ def memory_of(program: Any, given: list[Any], mesh: Mesh) -> dict[str, Any]:
 
 
 def work_of(model: VideoRestorer, config: TrainingConfig) -> dict[str, Any]:
-    """TFLOP of the gradient for one clip, and steps an hour at the assumed share of the peak."""
+    """Returns TFLOP of one clip's gradient, and steps per hour at the assumed share of the peak."""
     rebuild, parameters = split(model)
 
     def loss(parameters: Any, batch: Any) -> jax.Array:
@@ -207,7 +207,7 @@ def work_of(model: VideoRestorer, config: TrainingConfig) -> dict[str, Any]:
 
     scan = lax.scan
     try:
-        # Only while this is traced.
+        # Replaced only while this is traced.
         lax.scan = lambda f, start, xs=None, **given: scan(f, start, xs, **given | {"unroll": True})
         traced = jax.jit(jax.grad(loss)).trace(parameters, batch_of(model, config, 1))
     finally:

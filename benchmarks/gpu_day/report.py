@@ -1,4 +1,4 @@
-"""What a part found, kept after everything it did, and the time that it has."""
+"""The results of a part, written after each task, and its time limit."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Work = Callable[[], dict[str, Any]]
 
 
 class Report:
-    """OUT/PART.json: ``rows`` of what was done, each with its name under ``what``, and ``left``.
+    """OUT/PART.json: ``rows`` of finished tasks, each with its name under ``what``, and ``left``.
 
-    What it finds there of the same device and JAX is not done again. Where something takes so long
-    that the minutes would end, it is left: the process writes that and ends.
+    Tasks found there from the same device and version of JAX are not repeated. If a task takes
+    longer than the minutes allow, the process records it as left and exits.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -45,7 +45,7 @@ class Report:
         self._watch.daemon = True
 
     def __enter__(self) -> Report:
-        self.keep()  # now, so that a folder that cannot be written is found out first
+        self.keep()  # first, so that an unwritable folder is noticed at once
         self._watch.start()
         return self
 
@@ -56,13 +56,13 @@ class Report:
 
     @property
     def seconds_left(self) -> float:
-        """Until it must have ended."""
+        """Seconds until the part must have ended."""
         return self._end - time.monotonic()
 
     def each(self, works: Iterable[tuple[str, Work]]) -> Iterator[dict[str, Any]]:
-        """Do what there is time for, in order, and give the rows; what fails is a row that says so.
+        """Runs tasks in order while there is time and yields their rows, which record failures.
 
-        There is time for what took longest so far, with a fifth to spare.
+        There must be time for the longest task so far, with a fifth to spare.
         """
         done = {row["what"] for row in self.rows if "failed" not in row}
         todo = [(what, work) for what, work in works if what not in done]
@@ -80,12 +80,12 @@ class Report:
             yield row
 
     def keep(self) -> None:
-        """Write what there is so far."""
+        """Writes the results so far."""
         write_json(self.file, self.found)
 
     def _say(self) -> None:
         self.keep()
-        print(f"left undone: {', '.join(self.left)}" if self.left else "nothing was left undone")
+        print(f"not done: {', '.join(self.left)}" if self.left else "all tasks are done")
 
     def _stop(self) -> None:
         self._say()
@@ -94,7 +94,7 @@ class Report:
 
 
 def attempt(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What `work` gives, or None and a line on stderr if it lacks memory or is refused."""
+    """Returns the result of ``work``, or None with a line on stderr if it raises."""
     try:
         return work(*arguments)
     except Exception as failure:

@@ -1,4 +1,4 @@
-"""Frames a second of each preset, beside its twin in torch where it has one."""
+"""Measures frames per second of each preset, and of its torch twin if it has one."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ PRESETS = ("strcnn_dtb", "fsta_concat", PATHS, PATHS_ALONE, "strcnn_dtb_choice",
 """``paths`` are blur paths without a network; they compute in float32."""
 SIZES = ((1280, 720), (3840, 2160))
 GOALS = {(1280, 720): 500, (3840, 2160): 60}
-"""Frames a second of strcnn_dtb on an H200 (docs/lab/performance.md)."""
+"""Frames per second of strcnn_dtb on an H200 (docs/lab/performance.md)."""
 
 
 def run(arguments: argparse.Namespace, report: Report) -> None:
-    """A training step beside torch's, then streams and clips of each preset at each size."""
+    """Times streams and clips of each preset at each size, and a training step beside torch's."""
     rehearse = arguments.rehearse
     names, sizes = (("strcnn_dtb_small",), ((48, 32),)) if rehearse else (PRESETS, SIZES)
     clips = (1, 2, 32, 32, 3) if rehearse else (4, 5, 128, 128, 3)
@@ -42,14 +42,14 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
         (f"{name} {w}x{h}", functools.partial(frames_of, name, w, h, 4 if rehearse else 100))
         for name, (w, h) in itertools.product(names, sizes)
     ]
-    # After the first, so that what is asked most is there first.
+    # Second, so that the most important results come first.
     todo.insert(1, (f"{names[0]} training step", lambda: training_step(names[0], clips)))
     for row in report.each(todo):
         print("  ".join(f"{name} {_short(value)}" for name, value in row.items()), flush=True)
 
 
 def training_step(name: str, clips: tuple[int, ...]) -> dict[str, Any]:
-    """Milliseconds of a step, ours and torch's."""
+    """Returns the milliseconds of a step, ours and torch's."""
     network: Any = dataclasses.replace(presets.find(name).network, dtype="bfloat16")
     if not has_torch():
         return {"torch": "is not installed here"}
@@ -57,9 +57,9 @@ def training_step(name: str, clips: tuple[int, ...]) -> dict[str, Any]:
 
 
 def frames_of(name: str, width: int, height: int, count: int) -> dict[str, Any]:
-    """How fast a preset restores frames of a size, one by one and as a clip.
+    """Measures how fast a preset restores frames of a size, one by one and as a clip.
 
-    Memory is the most that the process has held so far, of any preset.
+    Memory is the peak of the process so far, over all presets.
     """
     if name in (PATHS, PATHS_ALONE):
         network: Any = None
@@ -96,7 +96,7 @@ def _rates(
     count: int,
     untimed: int,
 ) -> dict[str, float]:
-    """Frames a second where none waits for the one before it, and milliseconds where each does."""
+    """Returns frames per second without waiting for each, and milliseconds if each is awaited."""
     for i in range(untimed + 3):
         wait(push(frames[i % len(frames)]))
     seconds = []
@@ -116,7 +116,7 @@ def _rates(
 
 
 def torch_frames_of(network: Any, model: Any, frames: np.ndarray, count: int) -> dict[str, float]:
-    """The same of the twin in torch, its weights in bfloat16 and its layout channels-last."""
+    """Measures the same for the torch twin, with bfloat16 weights and channels-last layout."""
     import torch
 
     on_gpu = jax.default_backend() == "gpu"

@@ -1,4 +1,4 @@
-"""The command ``jaxdeblur``, and how it and the scripts of a checkout run what they name."""
+"""The command ``jaxdeblur``, and the runner that it shares with the scripts of a checkout."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ COMMANDS = {
     "deblur": ("jaxdeblur.commands.deblur", "restores videos, folders of frames and images"),
     "train": ("jaxdeblur.commands.train", "trains a model"),
     "evaluate": ("jaxdeblur.commands.evaluate", "scores a model on a data set"),
-    "convert": ("jaxdeblur.weights.convert", "brings weights of a reference implementation in"),
+    "convert": ("jaxdeblur.weights.convert", "imports weights of a reference implementation"),
     "export": ("jaxdeblur.export", "writes weights as .safetensors, .onnx or .stablehlo"),
 }
-"""The module of each command, whose ``main`` takes the name that messages begin with."""
+"""Each command's module and summary; the module's ``main`` takes the name for messages."""
 
 
 def run(main: Callable[[str], None], name: str, *, together: bool = False) -> None:
-    """Runs a command until it ends, or a signal ends it; training saves first.
+    """Runs a command until it ends or a signal ends it; training saves first.
 
-    It takes the ``name`` that its help and messages have; ``together`` is of :func:`run_command`.
+    Its help and messages show ``name``; :func:`run_command` explains ``together``.
     """
     with ended_by_signals(name):
         run_command(lambda: main(name), name, together=together)
@@ -44,10 +44,12 @@ def _run_named() -> None:
         epilog="`jaxdeblur COMMAND --help` lists the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"jaxdeblur {VERSION}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those above")
+    parser.add_argument(
+        "command", choices=COMMANDS, metavar="COMMAND", help="one of the commands above"
+    )
     command = parser.parse_args(sys.argv[1:2]).command
     name = f"jaxdeblur {command}"
     sys.argv[:2] = [name]
-    # Imported when chosen: `jaxdeblur --help` does not wait for JAX.
+    # Imported when chosen, so that `jaxdeblur --help` does not wait for JAX.
     module = importlib.import_module(COMMANDS[command][0])
     run(module.main, name, together=command in ("train", "evaluate"))

@@ -46,9 +46,13 @@ def main(name: str = "deblur.py") -> None:
         help="a run folder, a .safetensors file, or the name of shipped weights",
     )
     parser.add_argument(
-        "--device", metavar="NAME", help="such as cpu, gpu or gpu:1; by default JAX's first"
+        "--device",
+        metavar="NAME",
+        help="where to compute, such as cpu, gpu or gpu:1; by default JAX's first",
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the computation")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="precision of the computation"
+    )
     add_fields(parser, DeblurConfig(), "restoration")
     add_fields(parser, ClusterConfig(), "devices and processes")
     add_extension_option(parser)
@@ -70,12 +74,13 @@ def main(name: str = "deblur.py") -> None:
     )
     if config.fast and (arguments.ckpt is not None or config.duty or config.light):
         raise UserError(
-            "--fast is of the weights that ship, without paths: not with --ckpt, --duty or --light"
+            "--fast uses the shipped weights without blur paths; it cannot be combined with "
+            "--ckpt, --duty or --light"
         )
     if config.compare is not None and len(jobs) > 1:
-        raise UserError("--compare is for one input")
+        raise UserError("--compare takes a single input")
 
-    # JAX takes seconds to import: --help and what is wrong with the options do not wait for it.
+    # JAX takes seconds to import; --help and errors in the options do not wait for it.
     import jax
 
     from jaxdeblur import devices
@@ -88,7 +93,7 @@ def main(name: str = "deblur.py") -> None:
     devices.keep_freed_memory()
     devices.keep_compiled()
     if not config.fast and any(job.use == "video" for job in jobs):
-        devices.add_thread()  # a network alone would be slower by it
+        devices.add_thread()  # this would slow down a network alone
     processes = read_fields(arguments, ClusterConfig())
     devices.use_cores(1, processes)
     devices.join(processes)

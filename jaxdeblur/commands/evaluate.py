@@ -1,4 +1,4 @@
-"""``evaluate.py`` and ``jaxdeblur evaluate``: scores a model on a data set; writes a report."""
+"""``evaluate.py`` and ``jaxdeblur evaluate``: scores a model on a data set and writes a report."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def main(name: str = "evaluate.py") -> None:
 
     parser = Parser(
         prog=name,
-        description="Restores a data set and scores it. With no other option: test videos of the "
-        "kind that the run trains on.\n\nprotocols:\n"
+        description="Restores a data set and scores it; without --data, test videos of the kind "
+        "the run was trained on.\n\nprotocols:\n"
         + "\n".join(_paragraph(name, p.summary) for name, p in PROTOCOLS.items()),
     )
     parser.add_argument(
         "--ckpt",
         nargs="?",
         required=True,
-        const=True,  # no text, so that an empty --ckpt="$RUN" is not taken for it
+        const=True,  # not text, so that it differs from an empty --ckpt="$RUN"
         metavar="RUN",
-        help="a run folder, a .safetensors file, or the name of shipped weights; without a value "
-        "the newest run in runs/",
+        help="a run folder, a .safetensors file, or the name of shipped weights; without a "
+        "value, the newest run in runs/",
     )
     parser.add_argument(
         "--out",
@@ -58,9 +58,11 @@ def main(name: str = "evaluate.py") -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the evaluation in that folder"
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the computation")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="precision of the computation"
+    )
     add_fields(parser, EvaluationConfig(), "evaluation")
-    parser.set_defaults(data="")  # the run says
+    parser.set_defaults(data="")  # by default the run's own
     add_fields(parser, ClusterConfig(), "devices and processes")
     add_extension_option(parser)
     arguments = parser.parse_args()
@@ -76,7 +78,7 @@ def main(name: str = "evaluate.py") -> None:
     if arguments.ckpt is True:
         arguments.ckpt = str(newest_run())
         if jax.process_index() == 0:
-            tell(f"scored is the newest run, {arguments.ckpt}; --ckpt=RUN names another")
+            tell(f"scoring the newest run, {arguments.ckpt}; --ckpt=RUN selects another")
     loaded = load_restorer(arguments.ckpt, dtype=arguments.dtype)
     if loaded.of_photographs and not config.single:
         config = dataclasses.replace(config, single=True)
@@ -86,7 +88,7 @@ def main(name: str = "evaluate.py") -> None:
         config = of_its_own_kind(config, loaded.metadata if Path(arguments.ckpt).is_dir() else {})
         if jax.process_index() == 0:
             which = f"--split={config.split}" if config.split != "test" else "test videos"
-            tell(f"scored on {config.data}, {which}, as trained on; --data names another data set")
+            tell(f"scoring on {config.data}, {which}, as in training; --data selects another")
     dataset = open_dataset(
         config.data,
         config.split,
@@ -108,12 +110,12 @@ def main(name: str = "evaluate.py") -> None:
 
 
 def of_its_own_kind(config: EvaluationConfig, run: dict[str, Any]) -> EvaluationConfig:
-    """``config`` with the data set of a run: test videos of its kind, or those held out.
+    """Returns ``config`` with a run's data set: test videos of its kind, or those held out.
 
-    Without a run's ``data`` these are rendered scenes. What the options say of videos stays.
+    Without a run's ``data`` these are rendered scenes. Options that select videos take precedence.
 
     Raises:
-      UserError: the run's data options cannot be read, or its folder is not there any more.
+      UserError: the run's data options cannot be read, or the data folder no longer exists.
     """
     from jaxdeblur.data.config import DataConfig
     from jaxdeblur.data.layouts import RENDERED

@@ -22,13 +22,13 @@ def main(name: str = "train.py") -> None:
     """Reads the options and trains."""
     parser = Parser(
         prog=name,
-        description="Trains a video-deblurring model. With no option: strcnn_dtb on rendered "
-        "scenes, into runs/strcnn_dtb.",
+        description="Trains a video-deblurring model; by default strcnn_dtb on rendered scenes, "
+        "in runs/strcnn_dtb.",
         add_help=False,
     )
-    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help and exit")
     parser.add_argument("--model", metavar="PRESET", help="the preset to train")
-    parser.add_argument("--out", type=Path, help="the run folder; runs/PRESET if none is given")
+    parser.add_argument("--out", type=Path, help="the run folder; by default runs/PRESET")
     going_on = parser.add_mutually_exclusive_group()
     going_on.add_argument(
         "--resume",
@@ -39,12 +39,12 @@ def main(name: str = "train.py") -> None:
     parser.add_argument(
         "--start-from",
         metavar="CKPT",
-        help="a run or weights to take the first parameters from; with --resume only while the "
+        help="a run or weights that provide the initial parameters; with --resume, only while the "
         "run has no checkpoint",
     )
     add_extension_option(parser)
 
-    # So far the options of every run. They say which others there are, and their defaults.
+    # These options are common to all runs. They determine the others and their defaults.
     chosen, _ = parser.parse_known_args()
     if not chosen.help:
         tell("loading JAX ...")  # which takes seconds
@@ -62,7 +62,7 @@ def main(name: str = "train.py") -> None:
     if chosen.resume:
         begun = Run.read(folder)
         if chosen.model not in (None, begun.preset):
-            raise UserError(f"--model={preset_name}: the run in {folder} is of {begun.preset}")
+            raise UserError(f"--model={preset_name}: the run in {folder} uses {begun.preset}")
     else:
         preset = presets.find(preset_name)
         begun = Run(preset_name, preset.network, preset.training, preset.data)
@@ -71,7 +71,7 @@ def main(name: str = "train.py") -> None:
         (begun.training, "training"),
         (begun.data, "data"),
         (ClusterConfig(), "devices and processes"),
-        # Last, so that a field of an extension's network that is called like another is named.
+        # Last, so that the error for a duplicate option names the field of an extension's network.
         (begun.network, f"network ({type(begun.network).__name__})"),
     ):
         add_fields(parser, config, title)
@@ -104,12 +104,12 @@ def main(name: str = "train.py") -> None:
             on_cores=known.on_cores if known else None,
         )
     except Stopped as stop:
-        tell(f"{stop}; go on with --resume")
+        tell(f"{stop}; continue with --resume")
         sys.exit(0 if stop.signal.name == "SIGTERM" else 128 + stop.signal)
 
 
 def _described(item: tuple[str, Any]) -> str:
-    """A preset's entry in the help."""
+    """Returns a preset's entry in the help."""
     name, preset = item
     indent = 22 * " "
     first, *others = (

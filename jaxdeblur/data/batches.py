@@ -1,8 +1,8 @@
-"""Batches of clips for training, by Grain: which clip comes when depends on seed and step alone.
+"""Batches of training clips, read with Grain; the seed and the step alone determine a batch.
 
-Element i of the mixed sources is drawn from a random generator made of (seed, i); batch k holds the
-elements k*B to (k+1)*B - 1. So any number of processes reads the same global batches (process p the
-p-th slice of each), and a run resumes by starting at its step: there is no state to save.
+Element i of the mixed sources is drawn by a random generator seeded with (seed, i). Batch k holds
+elements k*B to (k+1)*B - 1. So any number of processes read the same global batches (process p
+reads the p-th slice of each), and a run resumes at its step without any saved state.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from jaxdeblur.shapes import Batch, SeenVideo8, Video8
 
 _log = logging.getLogger(__name__)
 
-# Grain shuffles in time that falls with the number of elements, 2 ms for 20 and 10 us for 4096, so
-# a small source is shuffled several epochs at a time.
+# Grain's time to shuffle an index falls with the number of elements, from 2 ms for 20 to 10 us for
+# 4096, so several epochs of a small source are shuffled together.
 _SHUFFLED_AT_A_TIME = 4096
-_MOST_DRAWS = 5  # Of a clip with hardly any blur; the last one is taken as it is.
-_MOST_FAILURES = 20  # Bad samples in a row, drawn at random, after which the data is at fault.
+_MOST_DRAWS = 5  # Draws until a clip has enough blur; the last one is used in any case.
+_MOST_FAILURES = 20  # Bad random samples in a row after which the data is considered faulty.
 
 
 @contextlib.contextmanager
@@ -50,21 +50,21 @@ def batches(
     motion_limit: MotionLimit | None = None,
     render: bool = True,
 ) -> Iterator[Iterator[Batch]]:
-    """Gives an endless iterator over this process's part of the batches from ``start_step`` on.
+    """Yields an endless iterator over this process's part of the batches from ``start_step`` on.
 
     A batch holds ``blurred``, uint8 ``B before+T+after H W 3``, and ``sharp``, ``B T H W 3``.
-    Frames in image files are decoded into the cache folder first, once, and read from there.
+    Frames in image files are first decoded into the cache folder, once, and then read from there.
 
     Args:
-      sources: data sets and rendered scenes with their shares of the samples (in any unit, 0
-        leaves one out). Scenes are rendered anew for every clip, in the threads that read.
+      sources: data sets and rendered scenes with their shares of the samples (in any unit; 0
+        leaves one out). The reading threads render a new scene for every clip.
       batch_size: clips in the global batch; each process gets ``batch_size / process_count``.
-      workers: threads that read ahead (crops are copied and scenes rendered outside Python's lock);
-        with 0 a batch is made when it is asked for.
+      workers: threads that read ahead (they copy crops and render scenes outside Python's lock);
+        with 0, each batch is made on demand.
       max_bad_samples: how many clips with unreadable frames are replaced by others, each with a
         warning that names the frame, before the next one ends the run.
-      motion_limit: of rendered scenes at a step; that of other videos is not known.
-      render: whether scenes are rendered here; else their clips are black (``on_device``).
+      motion_limit: the limit for rendered scenes at a step; the motion of videos is unknown.
+      render: whether scenes are rendered here; otherwise their clips are black (``on_device``).
 
     Raises:
       UserError: a video is shorter or smaller than a clip, the batch does not divide among the
@@ -73,11 +73,13 @@ def batches(
     import grain  # takes a second to load
 
     if batch_size < 1 or batch_size % process_count:
-        raise UserError(f"batch size: {batch_size} does not divide among {process_count} processes")
+        raise UserError(
+            f"batch size: {batch_size} cannot be divided evenly among {process_count} processes"
+        )
     used = [(_source(data, options, render), weight) for data, weight in sources if weight]
     if not used:
         raise UserError("no data set has a share above 0")
-    if max_bad_samples == 0:  # known now, so not to be found after hours
+    if max_bad_samples == 0:  # already known, so not reported hours later
         refuse(
             "unreadable frames (see --max-bad-samples)",
             [r for source, _ in used if isinstance(source, ClipSource) for r in source.unreadable],
@@ -85,7 +87,7 @@ def batches(
     sampler = _Sampler([source for source, _ in used], options, batch_size, motion_limit)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(len(used) + 1)]
     shuffled = [
-        # Of scenes there is one clip, and each time it is another.
+        # Rendered scenes count as one clip, which differs each time.
         _shuffled(n, len(source) if isinstance(source, ClipSource) else 1, own)
         for n, ((source, _), own) in enumerate(zip(used, seeds[1:], strict=True))
     ]
@@ -107,7 +109,7 @@ def batches(
 
 
 def _readable(batches: Iterator[Batch], max_bad_samples: int) -> Iterator[Batch]:
-    """The batches, with a word on each clip that was replaced as a frame could not be read."""
+    """Yields the batches and warns of each clip replaced because of an unreadable frame."""
     bad_samples = 0
     for batch in batches:
         for problem in batch.pop("problems"):
@@ -123,11 +125,11 @@ def _readable(batches: Iterator[Batch], max_bad_samples: int) -> Iterator[Batch]
 def source_of_clips(
     clips: Int64[np.ndarray, " clips"], shares: Sequence[float]
 ) -> Int64[np.ndarray, " clips"]:
-    """Which source each clip of a run is of, by the clip's number, as ``batches`` mixes them."""
+    """Returns the source of each numbered clip of a run, as ``batches`` mixes them."""
     used = [n for n, share in enumerate(shares) if share]
     if len(used) == 1:
         return np.full(len(clips), used[0])
-    import grain  # which a machine that renders one kind of scenes need not have
+    import grain  # not needed on a machine that renders one kind of scenes
 
     each = [grain.MapDataset.source([n]).repeat() for n in used]
     mixed = grain.MapDataset.mix(each, [shares[n] for n in used])
@@ -155,14 +157,14 @@ class _Sampler:
     motion_limit: MotionLimit | None
 
     def sample(self, place: tuple[int, int, int], rng: np.random.Generator) -> dict[str, Any]:
-        """``place``: the sample's index in the run, its source, and its clip's number in that."""
+        """Makes the sample at ``place``: (index in the run, source, clip number in the source)."""
         index, source_number, number = place
         source, o = self.sources[source_number], self.options
         problems: list[str] = []
         if source is None:
             black = np.zeros((o.length, o.crop, o.crop, 3), np.uint8)
             return {"blurred": black, "sharp": black[: o.frames], "problems": problems}
-        # Not drawn where it is not asked for: else every clip after it would be another.
+        # Drawn only if the option is set: the draw would change all later random choices.
         as_it_is = bool(o.sharp_input) and rng.random() < o.sharp_input
         if isinstance(source, ClipSource):
             blurred, sharp, problems = self._read(source, number, rng, as_it_is)
@@ -178,11 +180,11 @@ class _Sampler:
     def _read(
         self, source: ClipSource, number: int, rng: np.random.Generator, as_it_is: bool
     ) -> tuple[SeenVideo8, Video8, list[str]]:
-        """(blurred, sharp) of a clip, of another one should it be too still, and the problems."""
+        """Returns (blurred, sharp) of the clip, or of another if too still, and the problems."""
         problems: list[str] = []
         draws = 1 if rng.random() < self.options.keep_still else _MOST_DRAWS
         if as_it_is:
-            draws = 1  # how far it would be blurred does not matter
+            draws = 1  # the amount of blur does not matter
         backwards = bool(self.options.augment and rng.random() < 0.5)
         while draws:
             try:
@@ -193,7 +195,7 @@ class _Sampler:
                     raise UserError(f"{_MOST_FAILURES} bad samples in a row: {error}") from error
                 number = int(rng.integers(len(source)))
                 continue
-            number = int(rng.integers(len(source)))  # another one, should this one be too still
+            number = int(rng.integers(len(source)))  # for the next draw, if this clip is too still
             draws -= 1
             if _difference(clip.blurred, clip.sharp) >= self.options.least_blur:
                 break
@@ -202,7 +204,7 @@ class _Sampler:
     def _vary(
         self, clip: SourceClip, backwards: bool, rng: np.random.Generator
     ) -> tuple[SeenVideo8, Video8]:
-        """(blurred, sharp) with the same mirroring, turning and reversal of both."""
+        """Applies the same random mirroring, rotation and reversal to blurred and sharp frames."""
         o = self.options
         down, across, turned = o.augment & (rng.random(3) < 0.5)
         way = tuple(slice(None, None, -1 if turn else 1) for turn in (backwards, down, across))
@@ -214,7 +216,7 @@ class _Sampler:
     def _with_ends(
         self, blurred: SeenVideo8, sharp: Video8, rng: np.random.Generator
     ) -> tuple[SeenVideo8, Video8]:
-        """For their share of the clips, one frame repeated, or the first or the last of a video."""
+        """Repeats one frame, or imitates the start or end of a video, in its share of the clips."""
         o = self.options
         if o.single and rng.random() < o.single:
             frame = np.full(o.length, o.before + int(rng.integers(o.frames)))
@@ -228,7 +230,7 @@ class _Sampler:
 
 
 def _shuffled(source: int, clips: int, seed: int) -> Any:
-    """Endlessly (source, number of a clip), each clip as often as any other; of Grain."""
+    """Returns an endless Grain data set of (source, clip number), with all clips equally often."""
     import grain
 
     epochs = -(-_SHUFFLED_AT_A_TIME // clips)
@@ -237,8 +239,8 @@ def _shuffled(source: int, clips: int, seed: int) -> Any:
 
 
 def _difference(blurred: SeenVideo8, sharp: Video8) -> float:
-    """The mean absolute difference in grey levels, on every second row and column."""
-    # Of the maps of blur paths, the first three are the blurred frame.
+    """Returns the mean absolute difference in grey levels over every second row and column."""
+    # In maps of blur paths, the first three channels are the blurred frame.
     a, b = (clip[:, ::2, ::2, :3].astype(np.int16) for clip in (blurred, sharp))
     return float(np.abs(a - b).mean())
 

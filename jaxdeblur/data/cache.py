@@ -1,6 +1,6 @@
-"""The cache on disk: what takes long is made once, in a folder named by all that decides it.
+"""The cache on disk: slow results are made once, each in a folder named by a hash of its recipe.
 
-:func:`in_threads` makes it on all cores.
+:func:`in_threads` makes them on all cores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxdeblur.files import cache_folder, made_once, replace_folder_when_whole, 
 Content = TypeVar("Content")
 
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
-"""What a folder that is not there, or damaged, makes its reader raise."""
+"""What a reader raises when its folder is missing or damaged."""
 
 
 def kept(
@@ -33,16 +33,16 @@ def kept(
     make: Callable[[Path], object],
     read: Callable[[Path], Content],
 ) -> Content:
-    """What a folder of the cache holds; it is made if it is not there, or damaged.
+    """Returns the content of a cache folder, which is made if it is missing or damaged.
 
     Args:
-      kind: the folder's name begins with it, and ends with a hash of the recipe.
-      recipe: all that decides the content, as JSON can hold it: ``recipe.json``.
+      kind: the start of the folder's name, which ends with a hash of the recipe.
+      recipe: everything that determines the content, as JSON values; saved as ``recipe.json``.
       make: fills a new folder.
-      read: opens one; raises OSError, ValueError, KeyError or the like if it is not whole.
+      read: reads a folder; raises OSError, ValueError, KeyError or the like if it is incomplete.
 
     Raises:
-      UserError: the folder cannot be written (a full disk), or what making it raises.
+      UserError: the folder cannot be written (a full disk), or ``make`` raises it.
     """
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder() / f"{kind}-{key}"
@@ -50,19 +50,19 @@ def kept(
         return read(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with made_once(folder):  # every process of a run on many devices is here
+        with made_once(folder):  # every process of a multi-device run gets here
             if folder.exists():
                 try:
                     return read(folder)
                 except _DAMAGED as error:
-                    message = f"{folder}: damaged ({error}), so it is made anew"
+                    message = f"{folder}: damaged ({error}); rebuilding it"
                     warnings.warn(message, RuntimeWarning, stacklevel=2)
                     shutil.rmtree(folder)
             with replace_folder_when_whole(folder) as part:
                 make(part)
                 write_json(part / "recipe.json", recipe)
     except OSError as error:
-        if not folder.exists():  # else another process was first, and made the same
+        if not folder.exists():  # otherwise another process made the same first
             raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
     return read(folder)
 
@@ -70,30 +70,30 @@ def kept(
 def kept_array(
     kind: str, recipe: dict[str, Any], shape: tuple[int, ...], make: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """A uint8 array of the cache, memory-mapped.
+    """Returns a memory-mapped uint8 array from the cache.
 
     Args:
-      kind: the folder's name begins with it.
-      recipe: all that decides the values, as JSON can hold it.
-      shape: of the array.
-      make: makes it, should it not be there.
+      kind: the start of the folder's name.
+      recipe: everything that determines the values, as JSON values.
+      shape: the array's shape.
+      make: makes the array if it is missing.
 
     Raises:
-      UserError: the cache cannot be written (a full disk), or what making it raises.
+      UserError: the cache cannot be written (a full disk), or ``make`` raises it.
     """
 
     def read(folder: Path) -> np.ndarray:
         array = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
         if array.dtype != np.uint8 or array.shape != shape:
-            raise ValueError(f"pixels.npy is {array.dtype} {array.shape}")
-        return np.asarray(array)  # a memmap's own class makes every slice slower
+            raise ValueError(f"pixels.npy is {array.dtype} {array.shape}, not uint8 {shape}")
+        return np.asarray(array)  # slicing an np.memmap is slower
 
     return kept(kind, recipe, lambda folder: np.save(folder / "pixels.npy", make()), read)
 
 
 def in_threads(make: Callable[[int], Content], count: int, line: ProgressLine) -> list[Content]:
-    """What ``make`` gives for each number from 0 to ``count`` - 1; ``line`` counts them."""
-    made = [make(0)]  # alone, so that it is compiled once
+    """Returns ``make(0)`` to ``make(count - 1)``; ``line`` shows the progress."""
+    made = [make(0)]  # alone, so that it is compiled only once
     with ThreadPoolExecutor(os.cpu_count()) as workers:  # each keeps one core busy
         for one in workers.map(make, range(1, count)):
             made.append(one)

@@ -1,4 +1,4 @@
-"""Clips of videos: what one is, and how it is cut out of frames that are on disk or in memory."""
+"""Clips of videos: their options, and how they are cut from frames on disk or in memory."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from jaxdeblur.shapes import SeenVideo8, Video8
 
 @dataclasses.dataclass(frozen=True)
 class ClipVariety:
-    """What decides which clips a data set gives.
+    """The options that determine which clips a data set yields.
 
     Attributes:
-      taus: high-speed frames: how many are averaged to a blurred one, drawn for each clip.
-      duty: high-speed frames: the range of the share of the period that the shutter is open.
-      linear: high-speed frames: the share of clips averaged in linear light.
-      least_blur: a clip of a data set is drawn again where blurred and sharp differ by less, grey
-        levels of 255.
-      keep_still: the share of clips that may be sharp all the same.
-      sharp_input: the share of clips whose sharp frames go in and are to come out as they are: they
+      taus: for high-speed frames: how many are averaged into a blurred frame, drawn for each clip.
+      duty: for high-speed frames: range of the share of the period that the shutter is open.
+      linear: for high-speed frames: share of clips averaged in linear light.
+      least_blur: a clip of a data set is drawn again if its blurred and sharp frames differ by
+        less, in grey levels of 255.
+      keep_still: share of clips exempt from --least-blur.
+      sharp_input: share of clips whose input frames are the sharp ones, returned unchanged; they
         move as fast as the blurred ones.
-      single: the share of clips of one frame, repeated, as a photograph is restored.
-      ends: the share of clips that begin or end as a video does: for what the network sees beyond
-        them, the first or last frame is repeated, as in use. Others have the frames themselves.
+      single: share of clips that repeat one frame, as when a photograph is restored.
+      ends: share of clips that imitate the start or end of a video: as in use, the first or last
+        frame is repeated as the context beyond it; other clips have their real context.
     """
 
     taus: tuple[Annotated[int, Range(1, MAX_TAU)], ...] = (5, 7, 9, 11)
@@ -57,31 +57,31 @@ class ClipVariety:
     def __post_init__(self) -> None:
         check_ranges(self)
         if not 0 < self.duty[0] <= self.duty[1] <= 1:
-            raise UserError(f"--duty is a range within (0, 1], not {self.duty}")
+            raise UserError(f"--duty must be a range within (0, 1], not {self.duty}")
         if bad := [tau for tau in self.taus if np.subtract(*self.whole_periods(tau)) > 0]:
             raise UserError(
-                f"--duty={self.duty}: no whole number of frames T lets {bad[0]} / T lie in it; "
-                f"widen it, or leave {bad[0]} out of --taus"
+                f"--duty={self.duty}: no whole number of frames T puts {bad[0]} / T in this range; "
+                f"widen the range or remove {bad[0]} from --taus"
             )
 
     def whole_periods(self, tau: int) -> tuple[int, int]:
-        """The least and the most period T that gives exposures of ``tau`` frames the duty cycle."""
+        """Returns the least and the greatest period T for which tau / T is within ``duty``."""
         rounding = 1e-9  # 7 / 0.7 is a little more than 10
         return math.ceil(tau / self.duty[1] - rounding), math.floor(tau / self.duty[0] + rounding)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipOptions(ClipVariety):
-    """What a clip is.
+    """The options of a clip.
 
     Attributes:
-      frames: that are scored: ``sharp`` of a batch.
-      before: more blurred frames before them: a network's window reaches there. Where a video does
-        not, its first frame is repeated, as in use; so is the last one after it.
-      after: and after them.
-      crop: side of the square that is cut out, pixels.
-      augment: mirrors, turns by 90 degrees and plays backwards, each half of the time: an average
-        of frames has no direction.
+      frames: scored frames: ``sharp`` of a batch.
+      before: blurred context frames before them, for a network's window. Beyond the ends of the
+        video its first or last frame is repeated, as in use.
+      after: blurred context frames after them.
+      crop: side of the square crop, pixels.
+      augment: mirrors, rotates by 90 degrees and reverses time, each for half of the clips: an
+        average of frames has no direction.
     """
 
     frames: Count = 13
@@ -93,22 +93,22 @@ class ClipOptions(ClipVariety):
 
     @property
     def length(self) -> int:
-        """The blurred frames of a clip: those that are scored and their context."""
+        """The number of blurred frames in a clip: the scored ones and their context."""
         return self.before + self.frames + self.after
 
 
 class SourceClip(NamedTuple):
-    """One clip as it lies in its source, with its context."""
+    """A clip in the order of its source, with its context."""
 
     blurred: SeenVideo8
     sharp: Video8
     sharp_backwards: Video8
-    """What is sharp if the clip is played backwards, still in its own order. Of an even tau that is
-    the other one of the two frames in the middle: so it is always the one that is played first."""
+    """The sharp frames for playing the clip backwards, still in source order. For an even tau, each
+    is the other of the two middle frames, so that it is always the one played first."""
 
 
 class ClipSource:
-    """One data set as a numbered list of clips."""
+    """A data set as a numbered list of clips."""
 
     def __init__(self, dataset: Dataset, options: ClipOptions) -> None:
         dataset = pack_dataset(dataset)
@@ -124,9 +124,9 @@ class ClipSource:
         counts = [self._count(video) for video in self.videos]
         fast = any(isinstance(video, HighSpeedVideo) for video in self.videos)
         refuse(
-            f"{dataset.name}{', taken for high-speed frames' if fast else ''}: "
-            f"clips of {options.frames} frames of "
-            f"{options.crop}x{options.crop} pixels do not fit",
+            f"{dataset.name}{', treated as high-speed frames' if fast else ''}: "
+            f"too short or too small for clips of {options.frames} frames of "
+            f"{options.crop}x{options.crop} pixels",
             [
                 f"{video.name} ({len(video_frames(video)[-1])} frames of "
                 f"{video.width}x{video.height})"
@@ -140,9 +140,9 @@ class ClipSource:
         return self.ends[-1]
 
     def clip(self, number: int, rng: np.random.Generator, backwards: bool = False) -> SourceClip:
-        """A random crop of a clip, and of high-speed video random exposures.
+        """Returns a random crop of a clip; high-speed video is given random exposures.
 
-        ``backwards``: whether it will be played so; here it is still in its own order.
+        ``backwards`` says whether the caller will reverse the clip, which is in source order.
         """
         index = bisect.bisect_right(self.ends, number)
         video = self.videos[index]
@@ -165,13 +165,13 @@ class ClipSource:
         return SourceClip(blurred, sharp, sharp)
 
     def _count(self, video: Video) -> int:
-        """How many clips a video holds; of high-speed frames, how many exposures it is worth."""
+        """Returns how many clips a video counts as; for a high-speed one, its exposures."""
         if isinstance(video, HighSpeedVideo):
             return max(1, len(video)) if self._fitting_taus(video) else 0
         return len(video) - self.options.frames + 1
 
     def _fitting_taus(self, video: HighSpeedVideo) -> list[int]:
-        """The options' taus for which the video is long enough."""
+        """Returns the options' taus for which the video is long enough."""
         beyond = self.options.frames - 1  # Exposures of a short video may overlap.
         return [tau for tau in self.options.taus if tau + beyond <= len(video.frames)]
 
@@ -191,7 +191,7 @@ class ClipSource:
         needed = tau + (o.frames - 1) * period
         start = int(rng.integers(length - needed + 1))
         linear = bool(rng.random() < o.linear)
-        # As much of the context as the video has.
+        # As much context as the video has.
         earlier = min(before, start // period)
         later = min(after, (length - needed - start) // period)
         first, count = start - earlier * period, earlier + o.frames + later
@@ -209,5 +209,5 @@ class ClipSource:
 
 
 def _repeat_ends(clip: SeenVideo8, before: int, after: int) -> UInt8[np.ndarray, "_ H W S"]:
-    """The first frame repeated so often before the clip, the last one after it."""
+    """Prepends ``before`` copies of the first frame and appends ``after`` copies of the last."""
     return np.pad(clip, ((before, after), (0, 0), (0, 0), (0, 0)), mode="edge")

@@ -1,4 +1,4 @@
-"""The options of a run's data."""
+"""The data options of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.options import Range, Share
 
 MotionLimit = Callable[[int], float]
-"""The fastest motion (pixels a frame) of rendered scenes at a step: a curriculum."""
+"""A curriculum: the fastest motion (pixels per frame) of rendered scenes at a step."""
 
 
 @dataclass(frozen=True)
@@ -24,28 +24,28 @@ class DataConfig(ClipVariety):
     """The data of a run.
 
     Attributes:
-      data: data sets to train on: rendered, or rendered:SCENES in place of what --scenes says, a
-        folder (its layout is recognised), or LAYOUT:FOLDER with LAYOUT one of gopro, dvd, bsd,
-        reds, pairs, highspeed.
-      mix: their shares of the clips, one number each; none gives them equal shares.
-      variant: of the blurred frames where a data set has several, as blur or blur_gamma of GOPRO.
-      only: trains on the videos whose names begin so; all without.
-      exclude: leaves the videos whose names begin so out of training.
-      scenes: the rendered scenes: narrow (small motion, for short trainings), small (small motion,
-        all else varied), clean (small motion, either light, little else), swift (the same with
-        motion of 1.5 to 36 pixels a frame), wide (1 to 28, all else varied), or handheld (up to
-        40, as hands do it: fast and slow phases, frames that are nearly sharp, any shutter).
-      render: where scenes are rendered, anew for every clip. host: by the threads that read.
-        device: by the device that trains. auto: by the device if that is no CPU.
-      photos: a folder of photographs for the scenes, besides those that come with packages.
-      curriculum: the motion of rendered scenes is limited at first; the limit grows over this share
-        of the steps. 0 for none.
-      curriculum_start: the first limit, pixels a frame.
+      data: data sets to train on: rendered, rendered:SCENES (overrides --scenes), a folder (its
+        layout is recognised), or LAYOUT:FOLDER with LAYOUT one of gopro, dvd, bsd, reds, pairs,
+        highspeed.
+      mix: shares of the clips, one number per data set; equal by default.
+      variant: which blurred frames to use if there are several, as blur or blur_gamma of GOPRO.
+      only: trains only on videos whose names begin with one of these; on all by default.
+      exclude: leaves videos whose names begin with one of these out of training.
+      scenes: kind of rendered scenes: narrow (small motion, for short trainings), small (small
+        motion, all else varied), clean (small motion, linear light or stored values, little else),
+        swift (the same with motion of 1.5 to 36 pixels per frame), wide (1 to 28, all else varied),
+        or handheld (up to 40: fast and slow phases, some frames nearly sharp, any shutter).
+      render: where a new scene is rendered for every clip. host: in the reading threads. device: on
+        the training device. auto: on the device unless it is a CPU.
+      photos: folder of photographs for the scenes, besides those that come with packages.
+      curriculum: share of the steps over which the motion limit of rendered scenes grows; 0 for no
+        limit.
+      curriculum_start: the first limit, pixels per frame.
       workers: threads that read ahead.
-      max_bad_samples: unreadable clips that are skipped, each with a warning, before the run stops.
-      validate_on: the data set of the validation during the run; empty: what trains, of which the
-        first data set's own validation videos, or every ninth that trains, is held out.
-      validate_only: of it, the videos whose names begin so; all without.
+      max_bad_samples: unreadable clips to skip, each with a warning, before the run stops.
+      validate_on: data set for validation during the run; by default the first training data set's
+        own validation videos, or every ninth of its training videos, held out.
+      validate_only: validates only on videos whose names begin with one of these; all by default.
     """
 
     data: tuple[str, ...] = (RENDERED,)
@@ -66,43 +66,43 @@ class DataConfig(ClipVariety):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.data:
-            raise UserError("--data names at least one data set")
+            raise UserError("--data must name at least one data set")
         if self.mix and len(self.mix) != len(self.data):
             raise UserError(f"--mix has {len(self.mix)} shares for {len(self.data)} data sets")
         if self.mix and not any(self.mix):
-            raise UserError("--mix is shares of which one is above 0")
+            raise UserError("--mix must have at least one share above 0")
         if all(map(is_rendered, self.data)) and (self.only or self.exclude):
             raise UserError(
-                "--only and --exclude choose among the videos of a folder, and "
-                f"--data={' '.join(self.data)} is rendered"
+                "--only and --exclude select videos of a folder, but "
+                f"--data={' '.join(self.data)} has only rendered scenes"
             )
         if self.photos and not any(map(is_rendered, self.data)):
             raise UserError(
-                f"--photos are for rendered scenes, and --data={' '.join(self.data)} has none"
+                f"--photos applies to rendered scenes, but --data={' '.join(self.data)} has none"
             )
 
     @property
     def on_device(self) -> bool:
-        """Whether the device that trains renders the scenes; without scenes it has nothing to."""
+        """Whether the training device renders the scenes; False without rendered scenes."""
         if self.render == "auto" and jax.default_backend() == "cpu":
             return False
         return self.render != "host" and any(map(is_rendered, self.data))
 
     def scenes_of(self, spec: str) -> SceneConfig:
-        """The configuration of the scenes that an entry of ``data`` renders."""
+        """Returns the configuration of the scenes that an entry of ``data`` renders."""
         return SCENES[spec.partition(":")[2] or self.scenes]
 
     def clip_options(
         self, frames: int, crop: int, context: tuple[int, int] = (0, 0)
     ) -> ClipOptions:
-        """What a clip of the pipeline is; ``context`` is of the network (``VideoRestorer``)."""
-        # A photograph is restored alone: the network repeats it where it wants neighbours.
+        """Returns the options of clips; ``context`` is the network's (``VideoRestorer``)."""
+        # A photograph is restored alone: the network repeats it in place of its neighbours.
         before, after = (0, 0) if self.single == 1 else context
         shared = {field.name: getattr(self, field.name) for field in fields(ClipVariety)}
         return ClipOptions(**shared, frames=frames, before=before, after=after, crop=crop)
 
     def motion_limit(self, steps: int) -> MotionLimit | None:
-        """The curriculum over a run of ``steps``: the fastest motion at each, pixels a frame."""
+        """Returns the curriculum of a run of ``steps``, or None if its motion is not limited."""
         if not self.curriculum:
             return None
         start = self.curriculum_start
@@ -117,12 +117,14 @@ class DataConfig(ClipVariety):
 
 
 def is_rendered(spec: str) -> bool:
-    """Whether an entry of ``data`` is rendered scenes.
+    """Returns whether an entry of ``data`` names rendered scenes.
 
     Raises:
-      UserError: scenes of that kind do not train.
+      UserError: there are no training scenes of that kind.
     """
     name, _, kind = spec.partition(":")
     if name == RENDERED and kind and kind not in SCENES:
-        raise UserError(f"--data={spec}: scenes to train on are {', '.join(SCENES)}, not {kind!r}")
+        raise UserError(
+            f"--data={spec}: scenes to train on must be one of {', '.join(SCENES)}, not {kind!r}"
+        )
     return name == RENDERED

@@ -1,4 +1,4 @@
-"""Opens data sets: rendered scenes and folders of every layout, checked whole when opened."""
+"""Opens data sets: rendered scenes and folders of every layout, fully checked when opened."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from jaxdeblur.video.formats import list_frames
 from jaxdeblur.video.image_file import image_size
 
 Light: TypeAlias = Literal["linear", "stored"]
-"""What an exposure averages: light (gamma 2.2), or the values as they are stored."""
+"""What an exposure averages: light (gamma 2.2) or stored values."""
 
 _AVERAGED = {"linear": "linear light", "stored": "stored values"}
 
@@ -55,36 +55,38 @@ def open_dataset(
     exclude: Sequence[str] = (),
     scored: bool = True,
 ) -> Dataset:
-    """Opens a data set and checks all of it: every frame's partner and size.
+    """Opens a data set and checks every frame's partner and size.
 
     Args:
-      spec: ``rendered``, ``rendered:KIND`` (of ``fixed_scenes.fixed_kinds``), a folder whose layout
-        is recognised, or ``LAYOUT:FOLDER``.
-      split: train, validation or test. A folder that does not tell splits apart gives the same
-        videos for each: tell them apart by ``only`` and ``exclude``.
-      variant: which blurred frames, where there are several: blur or blur_gamma (gopro), blur or
-        blur_comp (reds). Default: blur if it is there.
-      exposure: how high-speed frames are averaged; default ``Exposure()``. No other layout has any.
-      light: of high-speed frames and rendered scenes: what is averaged, in place of what
-        ``exposure`` or the scenes say.
-      sharp_input: the blurred frames are the sharp ones, which should come out as they go in.
-      only: takes the videos that are named so, or begin so, alone.
-      exclude: leaves out the videos that are named so or begin so.
-      scored: whether every video has to hold a whole exposure; to train on, clips have their own.
+      spec: ``rendered``, ``rendered:KIND`` (see ``fixed_scenes.fixed_kinds``), a folder whose
+        layout is recognised, or ``LAYOUT:FOLDER``.
+      split: train, validation or test. A folder without splits yields the same videos for each;
+        ``only`` and ``exclude`` can separate them.
+      variant: which blurred frames to use if there are several: blur or blur_gamma (gopro), blur or
+        blur_comp (reds). Default: blur if it exists.
+      exposure: how high-speed frames are averaged; default ``Exposure()``. Only for that layout.
+      light: what is averaged in high-speed frames and rendered scenes; overrides ``exposure`` or
+        the scenes.
+      sharp_input: uses the sharp frames as input, which should be returned unchanged.
+      only: keeps only videos with one of these names or prefixes.
+      exclude: leaves out videos with one of these names or prefixes.
+      scored: whether every video must hold a whole ``exposure``; training clips draw their own.
 
     Raises:
-      UserError: there is no such data set, split or variant, or a frame is missing, unmatched,
+      UserError: the data set, split or variant does not exist, or a frame is missing, unmatched,
         unreadable or of another size.
     """
     spec = resolve(spec) if isinstance(spec, str) else spec
     text, layout = spec.text, spec.layout
     spec.check_variant(variant)
     if exposure is not None and layout != HIGH_SPEED:
-        raise UserError(f"{text}: is blurred already; tau and period are for high-speed frames")
+        raise UserError(f"{text}: already blurred; tau and period apply to high-speed frames only")
     if light is not None and layout not in (RENDERED, HIGH_SPEED):
-        raise UserError(f"{text}: is blurred already; light is of rendered and high-speed frames")
+        raise UserError(
+            f"{text}: already blurred; light applies to rendered and high-speed frames only"
+        )
     if sharp_input and layout == HIGH_SPEED:
-        raise UserError(f"{text}: high-speed frames go in as they are with tau 1")
+        raise UserError(f"{text}: sharp input does not apply to high-speed frames; use tau 1")
     if layout == RENDERED:
         dataset = _rendered(text, split, light)
         kept = choose({text: [video.name for video in dataset.videos]}, only, exclude)[text]
@@ -96,14 +98,14 @@ def open_dataset(
     listing = list_videos(spec, split, variant)
     kept = choose({text: [place.name for place in listing.places]}, only, exclude)[text]
     places = [place for place in listing.places if place.name in kept]
-    with ThreadPoolExecutor(8) as readers:  # a disk answers several questions at a time
+    with ThreadPoolExecutor(8) as readers:  # a disk serves several requests at a time
         videos = list(readers.map(functools.partial(_open, exposure=exposure), places))
     if layout != HIGH_SPEED:
         return _as_asked(Dataset(listing.title, listing.variant, videos), sharp_input)
     if scored:
-        taken = ", taken for high-speed frames" if spec.is_taken_for_high_speed else ""
+        taken = ", treated as high-speed frames" if spec.is_taken_for_high_speed else ""
         refuse(
-            f"{text}{taken}: an exposure takes {exposure.tau} frames",
+            f"{text}{taken}: an exposure needs {exposure.tau} frames",
             [f"{v.name} has {len(video_frames(v)[-1])}" for v in videos if not len(v)],
         )
     averaged = f", {_AVERAGED['linear']}" if exposure.linear else ""
@@ -120,7 +122,7 @@ def _rendered(text: str, split: Split, light: Light | None) -> Dataset:
 
 
 def _as_asked(dataset: Dataset, sharp_input: bool) -> Dataset:
-    """The data set, its sharp frames in place of the blurred ones if that is asked."""
+    """Replaces the blurred frames by the sharp ones if ``sharp_input`` is set."""
     if not sharp_input:
         return dataset
     videos = [
@@ -128,14 +130,13 @@ def _as_asked(dataset: Dataset, sharp_input: bool) -> Dataset:
         for video in dataset.videos
         if isinstance(video, PairedVideo)
     ]
-    variant = ", ".join(filter(None, [dataset.variant, "sharp frames go in"]))
+    variant = ", ".join(filter(None, [dataset.variant, "sharp frames as input"]))
     return Dataset(dataset.name, variant, videos)
 
 
 def _open(place: Place, exposure: Exposure) -> Video:
-    """Opens one video."""
     if place.blurred is None:
-        if os.path.isfile(place.sharp):  # Its frames come in turn only: they are decoded first.
+        if os.path.isfile(place.sharp):  # Read only in order, so it is decoded first.
             return HighSpeedVideo(place.name, pack_video(place.sharp), exposure)
         files = list_frames(place.sharp)
         return HighSpeedVideo(place.name, FrameFiles(tuple(files), *_common_size(files)), exposure)
@@ -145,7 +146,7 @@ def _open(place: Place, exposure: Exposure) -> Video:
     for one, other, kind in ((blurred, sharp, "sharp"), (sharp, blurred, "blurred")):
         for stem, file in one.items():
             if stem not in other:
-                raise UserError(f"{file} has no {kind} frame")
+                raise UserError(f"{file}: has no matching {kind} frame")
     size = _common_size([*sharp.values(), *blurred.values()])
     halves = (FrameFiles(tuple(half[stem] for stem in blurred), *size) for half in (blurred, sharp))
     return PairedVideo(place.name, *halves)
@@ -154,30 +155,30 @@ def _open(place: Place, exposure: Exposure) -> Video:
 def _open_maps(name: str, blurred: Path, sharp: Path) -> PairedVideo:
     maps, frames = ArrayFile.open(blurred, CHANNELS), ArrayFile.open(sharp, 3)
     if (len(maps), maps.height, maps.width) != (len(frames), frames.height, frames.width):
-        raise UserError(f"{blurred}: not of the size of {sharp.name}")
+        raise UserError(f"{blurred}: differs in length or size from {sharp.name}")
     return PairedVideo(name, maps, frames)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """The frames of a folder by their names without suffix, in natural order."""
+    """Returns a folder's frames by their names without suffix, in natural order."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
     frames: dict[str, Path] = {}
     for file in list_frames(folder):
         if file.stem in frames:
-            raise UserError(f"{file} and {frames[file.stem].name} have one name")
+            raise UserError(f"{file} and {frames[file.stem].name} differ only in their suffix")
         frames[file.stem] = file
     if not frames:
-        raise UserError(f"{folder}: holds no images")
+        raise UserError(f"{folder}: contains no images")
     return frames
 
 
 def _common_size(files: Sequence[Path]) -> tuple[int, int]:
-    """The (height, width) that all images share."""
+    """Returns the (height, width) that all images share."""
     common = image_size(files[0])
     for file in files[1:]:
         if (size := image_size(file)) != common:
             raise UserError(
-                f"{file} is {size[1]}x{size[0]}, unlike the {common[1]}x{common[0]} of {files[0]}"
+                f"{file}: {size[1]}x{size[0]} pixels, but {files[0]} has {common[1]}x{common[0]}"
             )
     return common

@@ -1,10 +1,10 @@
-"""The rendered scenes that results are reported on: the same in every version, on every machine.
+"""The rendered scenes of reported results: the same in every version and on every machine.
 
-Their parameters are in ``fixed_scenes.json`` as they were drawn when the first scores were taken.
-They are rendered moment by moment: a blurred frame is the mean of moments spread evenly over the
-exposure, the sharp frame the moment in its middle. This is eq. 1 of the paper (ICCV 2017) with tau
-moments and T = tau / exposure. What trains is drawn by :mod:`jaxdeblur.data.scenes` and rendered by
-:mod:`jaxdeblur.data.render`. Nothing here may change a pixel.
+``fixed_scenes.json`` holds their parameters as drawn when the first scores were taken. They are
+rendered moment by moment: a blurred frame is the mean of moments spread evenly over the exposure,
+and the sharp frame is the middle moment. This is eq. 1 of the paper (ICCV 2017) with tau moments
+and T = tau / exposure. :mod:`jaxdeblur.data.scenes` draws training scenes instead, and
+:mod:`jaxdeblur.data.render` renders them. No edit here may change a pixel.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from jaxdeblur.data.textures import cut_textures
 from jaxdeblur.data.videos import PairedVideo
 from jaxdeblur.errors import ProgressLine, UserError
 
-_RENDERER_VERSION = 3  # Part of the cache's key: raise it if the same scenes got other pixels.
-_SEED = 2017  # Of the noise and of the textures.
-# An object is drawn in a square, whose half side must hold its largest radius, enlarged by the zoom
+_RENDERER_VERSION = 3  # Part of the cache key: raise it if the same scenes get other pixels.
+_SEED = 2017  # For the noise and the textures.
+# An object is drawn in a square whose half side must hold its largest radius, enlarged by the zoom
 # and, at a corner of the frame, by the perspective: 0.19 * 1.35 * e ** 0.08 * 1.16 ** 2 < 0.80 / 2.
-_OBJECT_BOX = 0.80  # Side of that square, of the shorter side of the frame.
+_OBJECT_BOX = 0.80  # Side of that square, as a share of the frame's shorter side.
 
 
 class SinePath(NamedTuple):
@@ -56,7 +56,7 @@ class SinePath(NamedTuple):
     phase: Float[Array, "2 sines"]
 
     def at(self, time: Float[Array, ""]) -> Float[Array, " 2"]:
-        """Where it is at ``time`` (frames; 0: the middle of the clip): rows, columns in pixels."""
+        """Returns rows, columns in pixels at ``time`` (frames; 0: the middle of the clip)."""
         sines = jnp.sin(2 * jnp.pi * self.cycles * time + self.phase)
         return self.velocity * time + jnp.sum(self.amplitude * sines, axis=-1)
 
@@ -68,15 +68,15 @@ class FixedKind(NamedTuple):
     """Height and width of the frames."""
     frames: int
     moments: int
-    """Averaged into one frame: tau of eq. 1. Odd, so that one stands in the middle."""
+    """Moments averaged into one frame: tau of eq. 1. Odd, so that one is in the middle."""
     texture_size: int
     scenes: Scene
-    """All of them: every array has them along its first axis."""
+    """All scenes, along the first axis of every array."""
 
 
 @functools.cache
 def fixed_kinds() -> dict[str, FixedKind]:
-    """The kinds of fixed scenes by their names."""
+    """Returns the kinds of fixed scenes by name."""
     text = Path(__file__).with_name("fixed_scenes.json").read_text(encoding="utf-8")
     return {name: _kind(values) for name, values in json.loads(text).items()}
 
@@ -96,7 +96,7 @@ def _kind(values: dict[str, Any]) -> FixedKind:
     outline = Outline(**{name: things.pop(name) for name in Outline._fields})
     objects = Objects(**{**things, "path": SinePath(**things["path"]), "outline": outline})
     scenes |= {"camera": SinePath(**scenes["camera"]), "objects": objects}
-    none: Any = np.zeros_like(scenes["gamma"])  # of what those that train have besides
+    none: Any = np.zeros_like(scenes["gamma"])  # fields that only training scenes use
     corner: Any = np.stack([none, none], axis=1)
     scene = Scene(**scenes, corner=corner, softness=none)
     return FixedKind(**{**values, "size": tuple(values["size"]), "scenes": scene})
@@ -108,11 +108,11 @@ def render_moment(
     time: Float[Array, ""],
     size: tuple[int, int],
 ) -> Float[Array, "3 H W"]:
-    """The scene at one moment, as stored (not linear) values in [0, 1], colours first.
+    """Renders the scene at one moment, as stored (not linear) values in [0, 1], channels first.
 
     Args:
-      scene: what is shown.
-      packed: the scene's own textures (``raster.pack_texels``), one for each layer.
+      scene: the scene.
+      packed: the scene's own textures (``raster.pack_texels``), one per layer.
       time: in frames, 0 in the middle of the clip.
       size: height and width of the frame.
     """
@@ -155,15 +155,15 @@ def render_fixed_scene(
     frames: int,
     moments: int,
 ) -> tuple[Float[Array, "T H W 3"], Float[Array, "T H W 3"]]:
-    """(blurred, sharp) of a scene, in [0, 1] and rounded to whole 255ths.
+    """Renders (blurred, sharp) of a scene, in [0, 1] and rounded to multiples of 1/255.
 
     Args:
-      key: of its noise.
-      scene: what is rendered.
+      key: random key of the noise.
+      scene: the scene.
       textures: squares as :func:`~jaxdeblur.data.textures.cut_textures` makes them.
       size: height and width of the frames.
-      frames: of the clip.
-      moments: averaged into one frame.
+      frames: number of frames in the clip.
+      moments: number of moments averaged into one frame.
     """
     packed = pack_texels(textures[scene.textures])
     middle = moments // 2
@@ -179,10 +179,10 @@ def render_fixed_scene(
         total = jax.lax.fori_loop(0, moments - 1, add, sharp)
         return _to_stored(scene, total / moments), _to_stored(scene, sharp)
 
-    # One after the other, so that each frame stays in a CPU's cache.
+    # One frame at a time, so that it remains in a CPU's cache.
     clips = jax.lax.map(frame, jnp.arange(frames) - (frames - 1) / 2)
     blurred, sharp = (jnp.moveaxis(clip, 1, -1) for clip in clips)
-    # Half of the noise's variance is the reading's, half the photons' (it grows with the light).
+    # Half of mid-grey's noise variance is read noise, half photon noise, which grows with light.
     spread = scene.noise * jnp.sqrt(0.5 + blurred)
     blurred = blurred + spread * jax.random.normal(key, blurred.shape)
     blurred = jax.lax.cond(
@@ -196,7 +196,7 @@ def _to_stored(scene: Scene, light: Array) -> Array:
 
 
 def _to_bytes(values: Array) -> Array:
-    """To the nearest of the 256 values that a file can hold, still as floats in [0, 1]."""
+    """Rounds to the nearest of the 256 values that a file can hold, as floats in [0, 1]."""
     return jnp.round(jnp.clip(values, 0, 1) * 255) / 255
 
 
@@ -207,19 +207,19 @@ def rendered_videos(
     scenes: int | None = None,
     linear: bool | None = None,
 ) -> list[PairedVideo]:
-    """The fixed scenes of a kind, rendered once and kept in the cache.
+    """Returns the fixed scenes of a kind, rendered once and kept in the cache.
 
     Args:
       split: which photographs are shown.
       kind: one of :func:`fixed_kinds`: a kind of motion, or the blur at 1280x720, as ``20px``.
-      scenes: the first so many, with so many fewer textures; default: all.
-      linear: averaged in linear light (True), as stored (False), or as each scene has it (None).
+      scenes: how many scenes, from the first, with proportionally fewer textures; default: all.
+      linear: averages linear light (True), stored values (False), or what each scene says (None).
 
     Raises:
-      UserError: no such kind, or the cache cannot be written (a full disk).
+      UserError: there is no such kind, or the cache cannot be written (a full disk).
     """
     if kind not in fixed_kinds():
-        raise UserError(f"rendered scenes are {', '.join(fixed_kinds())}, not {kind!r}")
+        raise UserError(f"rendered scenes must be one of {', '.join(fixed_kinds())}, not {kind!r}")
     chosen = fixed_kinds()[kind]
     all_scenes, name = chosen.scenes, "rendered"
     if kind.endswith("px"):
@@ -230,7 +230,7 @@ def rendered_videos(
         all_scenes = all_scenes._replace(gamma=gamma)
     drawn = len(all_scenes.gamma)
     count = drawn if scenes is None else scenes
-    # Two textures a scene: of fewer, objects show those that lie as far along the list.
+    # Two textures per scene: in a shorter list, objects show those at the same relative place.
     shown = jnp.asarray(all_scenes.textures)
     shown = shown.at[:, 1:].set(shown[:, 1:] * count // drawn)
     all_scenes = all_scenes._replace(textures=shown)

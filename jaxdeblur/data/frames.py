@@ -1,8 +1,8 @@
 """The frames of a video, read by crop: from image files, or decoded once and memory-mapped.
 
 Decoding a PNG takes a hundred times longer than reading a crop of decoded frames, and training
-reads the same frames again and again. So a video is packed: decoded once into an array on disk that
-is named by a hash of the files' names, sizes and times of change. A changed video is packed anew.
+reads the same frames repeatedly. So a video is packed: decoded once into an array on disk, named by
+a hash of the files' names, sizes and modification times. A changed video is packed again.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ ALL = slice(None)
 
 _DECODED_AT_ONCE = 16  # Frames in memory while a video is packed.
 _PIXELS = "pixels.npy"
-_PACK_VERSION = 2  # Part of a pack's name: raise it when packs change.
-_MOST_OPEN = 128  # Packs mapped at a time: each holds a file descriptor, of which there are 1024.
+_PACK_VERSION = 2  # Part of a pack's name: raise it when the content of packs changes.
+_MOST_OPEN = 128  # Packs mapped at a time: each holds one of 1024 file descriptors.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +46,16 @@ class FrameFiles:
         return len(self.files)
 
     def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> Video8:
-        """Decodes the frames and cuts the crop out of them."""
+        """Decodes the frames and returns their crop."""
         return np.stack([self._frame(file)[rows, columns] for file in self.files[times]])
 
     def pack(self) -> ArrayFile:
-        """Decodes the frames into the cache, if that has not been done before.
+        """Decodes the frames into the cache unless they are there already.
 
-        Frames that cannot be decoded are remembered in ``unreadable``.
+        Frames that cannot be decoded are recorded in ``unreadable``.
 
         Raises:
-          UserError: a file has vanished, or there is no room in the cache.
+          UserError: a file has vanished, or the cache has no room.
         """
 
         def attempt(file: Path) -> Frame8 | UserError:
@@ -73,55 +73,57 @@ class FrameFiles:
 
     def _frame(self, file: Path) -> Frame8:
         frame = read_image(file)
-        if frame.shape[:2] != (self.height, self.width):  # checked again, as files change
+        if frame.shape[:2] != (self.height, self.width):  # checked again: files may change
             raise UserError(
                 f"{file}: {frame.shape[1]}x{frame.shape[0]} pixels, "
-                f"unlike the {self.width}x{self.height} of the video"
+                f"but the other frames of the video have {self.width}x{self.height}"
             )
         return frame
 
 
 class DecodedFrames:
-    """Frames in memory or in a memory-mapped array ``T H W 3``; a crop is a copy of a few rows."""
+    """Frames in memory or in a memory-mapped array ``T H W 3``; a read copies only the crop."""
 
     files = ()
 
     def __init__(self, array: np.ndarray) -> None:
-        self.array = np.asarray(array)  # a memmap's own class makes every slice slower
+        self.array = np.asarray(array)  # slicing an np.memmap is slower
         _, self.height, self.width, _ = array.shape
 
     def __len__(self) -> int:
         return len(self.array)
 
     def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> Video8:
-        """A copy of the crop."""
+        """Returns a copy of the crop."""
         return np.array(self.array[times, rows, columns])
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayFile:
-    """Frames in a NumPy file, ``T H W C`` of bytes, which crops are read from."""
+    """Frames in a NumPy file, uint8 ``T H W C``, read by crop."""
 
     file: Path
     length: int
     height: int
     width: int
     unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict)
-    """Frames that could not be decoded, and why; there the array is black."""
+    """Reasons why frames could not be decoded, by index; these frames are black."""
 
     @classmethod
     def open(cls, file: Path, channels: int) -> ArrayFile:
-        """Reads the size.
+        """Opens a file and checks its array.
 
         Raises:
-          UserError: it is no such array of so many channels.
+          UserError: it is not a uint8 array ``T H W C`` with that number of ``channels``.
         """
         try:
             frames = _load(file)
         except _NO_ARRAY as error:
             raise UserError(f"{file}: not a readable array ({error})") from error
         if frames.ndim != 4 or frames.shape[3] != channels or frames.dtype != np.uint8:
-            raise UserError(f"{file}: {frames.dtype} {frames.shape}, not bytes T H W {channels}")
+            raise UserError(
+                f"{file}: must be a uint8 array T H W {channels}, not {frames.dtype} {frames.shape}"
+            )
         return cls(file, *frames.shape[:3])
 
     def __len__(self) -> int:
@@ -129,14 +131,14 @@ class ArrayFile:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The one file."""
+        """The file, as a tuple of one."""
         return (self.file,)
 
     def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> SeenVideo8:
-        """A copy of a crop.
+        """Returns a copy of the crop.
 
         Raises:
-          UserError: one of these frames could not be decoded, or the file is gone or damaged.
+          UserError: one of these frames could not be decoded, or the file is missing or damaged.
         """
         for index in range(*times.indices(self.length)):
             if index in self.unreadable:
@@ -144,7 +146,7 @@ class ArrayFile:
         try:
             return np.array(_mapped(self.file)[times, rows, columns])
         except _NO_ARRAY as error:
-            raise UserError(f"{self.file}: has vanished or is damaged: {error}") from error
+            raise UserError(f"{self.file}: missing or damaged: {error}") from error
 
 
 _NO_ARRAY = (OSError, EOFError, ValueError)
@@ -162,12 +164,12 @@ Frames: TypeAlias = FrameFiles | DecodedFrames | ArrayFile
 
 
 def pack_video(file: Path) -> ArrayFile:
-    """Decodes a video file into the cache, if that has not been done before.
+    """Decodes a video file into the cache unless it is there already.
 
     Raises:
-      UserError: it is no video, is damaged or cut short, or there is no room in the cache.
+      UserError: the file is not a video, is damaged or truncated, or the cache has no room.
     """
-    from jaxdeblur.video.reader import VideoReader  # PyAV is for video files alone
+    from jaxdeblur.video.reader import VideoReader  # PyAV is only needed for video files
 
     with VideoReader(file) as reader:
         layout = reader.info.layout
@@ -179,7 +181,7 @@ def pack_video(file: Path) -> ArrayFile:
 def _pack(
     files: tuple[Path, ...], height: int, width: int, decoded: Iterable[Frame8 | UserError]
 ) -> ArrayFile:
-    """The frames of ``files`` in the cache; they are decoded if they are not there."""
+    """Returns the frames of ``files`` in the cache, where ``decoded`` is written if missing."""
 
     def make(folder: Path) -> None:
         unreadable: dict[int, str] = {}
@@ -193,25 +195,25 @@ def _pack(
 
         count = _write_frames(folder / _PIXELS, frames(), height, width)
         write_json(folder / "frames.json", {"frames": count, "unreadable": unreadable})
-        _mapped.cache_clear()  # it may hold a damaged file of the same name
+        _mapped.cache_clear()  # it may hold a damaged file of that name
 
     def read(folder: Path) -> ArrayFile:
         notes = json.loads((folder / "frames.json").read_text(encoding="utf-8"))
         unreadable = {int(index): str(reason) for index, reason in notes["unreadable"].items()}
         shape = (notes["frames"], height, width, 3)
         if _load(folder / _PIXELS).shape != shape:
-            raise ValueError(f"{_PIXELS} is not {shape}")
+            raise ValueError(f"{_PIXELS} does not have the shape {shape}")
         return ArrayFile(folder / _PIXELS, *shape[:3], unreadable)
 
     return kept("frames", {"version": _PACK_VERSION, "files": stamps(files)}, make, read)
 
 
 def _write_frames(target: Path, frames: Iterable[Frame8], height: int, width: int) -> int:
-    """Writes frames one by one as one array; returns how many there were."""
+    """Writes frames one by one into one array and returns their number."""
     header: dict[str, Any] = {"descr": "|u1", "fortran_order": False}
     count = 0
     with open(target, "wb") as file:
-        # NumPy pads headers, so that their length is the same for any number of frames.
+        # NumPy pads headers, so their length is the same for any number of frames.
         np.lib.format.write_array_header_1_0(file, header | {"shape": (0, height, width, 3)})
         for frame in frames:
             file.write(np.ascontiguousarray(frame).data)
@@ -222,10 +224,10 @@ def _write_frames(target: Path, frames: Iterable[Frame8], height: int, width: in
 
 
 def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Path, size and time of change of files, by which it is known whether they are the same.
+    """Returns path, size and modification time of files, which show whether they have changed.
 
     Raises:
-      UserError: one is no longer there.
+      UserError: a file no longer exists.
     """
     try:
         found = [(file, file.stat()) for file in files]

@@ -1,6 +1,6 @@
-"""The layouts of data sets on disk: which folders hold the blurred and the sharp frames of a video.
+"""The layouts of data sets on disk: which folders hold a video's blurred and sharp frames.
 
-Symbolic links are followed, but no pattern has more than one ``*``, so that a loop of links ends.
+Symbolic links are followed; no pattern has more than one ``*``, so a loop of links ends.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.video.formats import CONTAINERS, list_frames, natural_key
 
 RENDERED = "rendered"
-"""The data set that needs no files: scenes that the package renders."""
+"""The data set without files: scenes that the package renders."""
 HIGH_SPEED = "highspeed"
-"""The layout of frames that are averaged into blur."""
+"""The layout of high-speed frames, which are averaged into blur."""
 MAPS_FILE, SHARP_FILE = "maps.npy", "sharp.npy"
-"""Of clips with maps of blur paths (training/path_clips.py): uint8 ``T H W 14``, ``T H W 3``."""
+"""Clips with maps of blur paths (training/path_clips.py): uint8 ``T H W 14``, ``T H W 3``."""
 
 
 class Patterns(NamedTuple):
-    """Where frames lie below the folder of a split; ``*`` is the name of the video."""
+    """Where frames lie below a split's folder; ``*`` is the video's name."""
 
     sharp: str
     blurred: Mapping[str, str]
-    """By variant, the default first; the one kind of a layout without variants is called ""."""
+    """By variant, the default first; a layout without variants has the single key ""."""
 
 
-PAIRED = {  # in the order in which they are looked for
+PAIRED = {  # in the order in which they are tried
     "reds": Patterns(
         "{split}_sharp/*", {"blur": "{split}_blur/*", "blur_comp": "{split}_blur_comp/*"}
     ),
-    "pairs": Patterns("sharp/*", {"": "blur/*"}),  # or the frames of one video, without its folder
+    "pairs": Patterns("sharp/*", {"": "blur/*"}),  # or one video's frames without its folder
     "gopro": Patterns("*/sharp", {"blur": "*/blur", "blur_gamma": "*/blur_gamma"}),
     "bsd": Patterns("*/Sharp/RGB", {"": "*/Blur/RGB"}),
     "dvd": Patterns("*/GT", {"": "*/input"}),
@@ -41,7 +41,7 @@ PAIRED = {  # in the order in which they are looked for
 }
 
 LAYOUTS = (*PAIRED, HIGH_SPEED)
-"""The names that may stand before a path, as in ``gopro:/data/GOPRO_Large``."""
+"""The names that may precede a path, as in ``gopro:/data/GOPRO_Large``."""
 
 SPLIT_FOLDERS = {
     "train": ("train",),
@@ -55,17 +55,17 @@ DVD_TEST_VIDEOS = (
     "720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031",
     "IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049",
 )  # fmt: skip
-"""The ten videos that its authors test on, of the 71 that lie together in one folder."""
+"""The authors' ten test videos, out of the 71 in one folder."""
 
 
 class Spec(NamedTuple):
-    """A data set as an option names it, and what that means."""
+    """A data set as an option names it, with its layout and location."""
 
     text: str
     layout: str
     """``rendered`` or one of ``LAYOUTS``."""
     root: Path
-    """The folder or video file; of no meaning for rendered scenes."""
+    """The folder or video file; meaningless for rendered scenes."""
 
     @property
     def has_variants(self) -> bool:
@@ -74,23 +74,23 @@ class Spec(NamedTuple):
 
     @property
     def is_taken_for_high_speed(self) -> bool:
-        """Whether frames count as high-speed ones without being called so."""
+        """Whether frames count as high-speed ones although the option does not say so."""
         return self.layout == HIGH_SPEED and not self.text.startswith(f"{HIGH_SPEED}:")
 
     def check_variant(self, variant: str | None) -> None:
-        """Refuses a variant of a layout that has none.
+        """Checks that a ``variant`` is given only if the layout may have several.
 
         Raises:
-          UserError: see above.
+          UserError: the layout has no variants.
         """
         if variant is not None and not self.has_variants:
             raise UserError(
-                f"{self.text}: the layout {self.layout} has no variants, so not {variant!r} either"
+                f"{self.text}: no variant {variant!r}; the layout {self.layout} has no variants"
             )
 
 
 class Place(NamedTuple):
-    """Where the frames of a video lie."""
+    """The location of a video's frames."""
 
     name: str
     blurred: Path | None
@@ -100,19 +100,19 @@ class Place(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The videos of a split, before any frame is looked at."""
+    """The videos of a split, listed without opening any frame."""
 
     title: str
-    """What results call the data set: its folder's name, and the split if it has several."""
+    """The data set's name in results: its folder's name, and the split if it has several."""
     variant: str
     places: list[Place]
 
 
 def resolve(text: str) -> Spec:
-    """The layout that ``text`` names or its folder has.
+    """Returns the data set that ``text`` names; its layout is given or recognised.
 
     Raises:
-      UserError: there is no such folder or layout, or no data set is recognised there.
+      UserError: the folder or layout does not exist, or no data set is recognised there.
     """
     layout, separator, path = text.partition(":")
     if layout == RENDERED:
@@ -121,25 +121,25 @@ def resolve(text: str) -> Spec:
         layout, path = "", text
     root = Path(path)
     if not path:
-        raise UserError(f"data set {text!r}: names no folder")
+        raise UserError(f"data set {text!r}: no folder given")
     if layout in ("", HIGH_SPEED) and os.path.isfile(root):
         return Spec(text, HIGH_SPEED, root)
     if not os.path.isdir(root):
         if separator and not layout and os.path.exists(text.partition(":")[2]):
             known = ", ".join([RENDERED, *LAYOUTS])
-            raise UserError(f"{text}: no such layout; there are {known}")
+            raise UserError(f"{text}: no such layout; the layouts are {known}")
         raise UserError(f"{text}: no such folder")
     return Spec(text, layout or _recognised(root), root)
 
 
 def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
-    """The videos of a split of a folder, in natural order.
+    """Lists the videos of a folder's split, in natural order.
 
-    A folder that has no splits gives all videos for each. ``variant`` says which blurred frames; by
-    default it is the first of the layout's that is there.
+    A folder without splits yields all its videos for each. ``variant`` selects the blurred frames;
+    the default is the layout's first variant that exists.
 
     Raises:
-      UserError: there is no such split or variant, or there are no videos.
+      UserError: the split or variant does not exist, or there are no videos.
     """
     spec.check_variant(variant)
     root = spec.root
@@ -151,9 +151,9 @@ def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
     sharp, blurred = _patterns(PAIRED[spec.layout], split)
     there = [name for name, pattern in blurred.items() if _has(folder, pattern)]
     if not there:
-        raise UserError(f"{folder}: has no folder {' or '.join(blurred.values())}")
+        raise UserError(f"{folder}: contains no folder {' or '.join(blurred.values())}")
     if variant is not None and variant not in there:
-        raise UserError(f"{spec.root}: has the variants {', '.join(there)}, not {variant!r}")
+        raise UserError(f"{spec.root}: has no variant {variant!r}, only {', '.join(there)}")
     variant = variant or there[0]
     halves = blurred[variant], sharp
     if spec.layout == "pairs" and any(list_frames(folder / half[:-2]) for half in halves):
@@ -161,12 +161,12 @@ def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
     names = {name for half in halves for name in _videos(folder, half)}
     if spec.layout == "dvd" and folder == root:
         if split == "validation":
-            raise UserError(f"{spec.root}: has the splits train, test, not validation")
+            raise UserError(f"{spec.root}: has no validation split, only train, test")
         names = {name for name in names if (name in DVD_TEST_VIDEOS) == (split == "test")}
     if spec.layout in ("dvd", "reds") and folder == root:
         title = f"{title}/{split}"
     if not names:
-        raise UserError(f"{folder}: holds no videos")
+        raise UserError(f"{folder}: contains no videos")
     places = [
         Place(printable(name), *(folder / half.replace("*", name) for half in halves))
         for name in sorted(names, key=natural_key)
@@ -175,7 +175,7 @@ def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
 
 
 def high_speed_videos(root: Path) -> list[Place]:
-    """The high-speed videos of a video file, a folder of frames, or a folder of such.
+    """Lists the high-speed videos of a video file, a folder of frames, or a folder of these.
 
     Raises:
       UserError: there are none.
@@ -189,19 +189,19 @@ def high_speed_videos(root: Path) -> list[Place]:
         and (list_frames(entry) if os.path.isdir(entry) else entry.suffix.lower() in CONTAINERS)
     ]
     if not found:
-        raise UserError(f"{root}: holds no frames, no folders of frames and no videos")
+        raise UserError(f"{root}: contains no frames, folders of frames or videos")
     return found
 
 
 def choose(
     names: Mapping[str, Sequence[str]], only: Sequence[str], exclude: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Of the ``names`` of each data set's videos those that ``only`` and ``exclude`` leave.
+    """Returns the video ``names`` of each data set that ``only`` and ``exclude`` leave.
 
-    Both hold whole names or beginnings; a name that is one of the videos means no others.
+    Both hold whole names or prefixes; a text that is a video's whole name selects no others.
 
     Raises:
-      UserError: a text fits no video of any data set, or one of them has no video left.
+      UserError: a text matches no video of any data set, or a data set has no video left.
     """
 
     def fitting(texts: Sequence[str], option: str) -> set[str]:
@@ -210,7 +210,7 @@ def choose(
         for text in texts:
             if not (fits := fitting_names(everything, text)):
                 raise UserError(
-                    f"--{option}={text}: no video of {', '.join(names)} begins so; there are "
+                    f"--{option}={text}: matches no video of {', '.join(names)}; the videos are "
                     f"{', '.join(everything[:20])}{', ...' if len(everything) > 20 else ''}"
                 )
             found |= set(fits)
@@ -223,23 +223,23 @@ def choose(
     }
     for spec, left in kept.items():
         if not left:
-            raise UserError(f"{spec}: --only and --exclude leave no video")
+            raise UserError(f"{spec}: --only and --exclude leave no videos")
     return kept
 
 
 def fitting_names(names: Sequence[str], text: str) -> list[str]:
-    """Which ``names`` the ``text`` of an option means: that very one, else all that begin so."""
-    # A whole name wins, so that video1 can be told from video10.
+    """Returns the ``names`` equal to an option's ``text``, or else all that begin with it."""
+    # A whole name wins, so that video1 does not select video10.
     return [n for n in names if n == text] or [n for n in names if n.startswith(text)]
 
 
 def printable(name: str) -> str:
-    """``name`` with what cannot be printed (bytes that are no text) written as escapes."""
+    """Returns ``name`` with unprintable parts (bytes that are not text) written as escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _recognised(root: Path) -> str:
-    """The layout of ``root``: the first of which it has blurred and sharp frames."""
+    """Returns the first layout of which ``root`` has blurred and sharp, or high-speed, frames."""
     if os.path.isdir(root / _DVD_FOLDER):
         return "dvd"
     folders = _split_folders(root) or dict.fromkeys(SPLIT_FOLDERS, root)
@@ -255,26 +255,26 @@ def _recognised(root: Path) -> str:
             continue
         return HIGH_SPEED
     raise UserError(
-        f"{root}: no data set is recognised there; layouts are {', '.join(LAYOUTS)} (docs/data.md)"
+        f"{root}: no data set recognised; the layouts are {', '.join(LAYOUTS)} (docs/data.md)"
     )
 
 
 def _patterns(layout: Patterns, split: str) -> tuple[str, dict[str, str]]:
-    """Those of the sharp and of the blurred frames, for one split."""
+    """Returns the patterns of the sharp and the blurred frames for one split."""
     short = SPLIT_FOLDERS[split][-1]
     blurred = {name: pattern.format(split=short) for name, pattern in layout.blurred.items()}
     return layout.sharp.format(split=short), blurred
 
 
 def _has(folder: Path, pattern: str) -> bool:
-    """Whether a folder fits, or would hold the videos where the pattern ends with them."""
+    """Returns whether a folder matches; a pattern that ends with ``*`` only needs the parent."""
     if pattern.endswith("/*"):
         return os.path.isdir(folder / pattern[:-2])
     return bool(_videos(folder, pattern))
 
 
 def _videos(folder: Path, pattern: str) -> list[str]:
-    """What ``*`` stands for."""
+    """Returns the names that ``*`` matches."""
     above, _, below = pattern.partition("*")
     is_there = os.path.isfile if below.endswith(".npy") else os.path.isdir
     try:
@@ -288,12 +288,12 @@ def _videos(folder: Path, pattern: str) -> list[str]:
 
 
 def _split_folder(root: Path, split: str, title: str) -> tuple[Path, str]:
-    """The folder of a split with its title, or ``root`` itself if that has no splits."""
+    """Returns a split's folder and its title, or ``root`` itself if it has no splits."""
     there = _split_folders(root)
     if not there:
         return root, title
     if split not in there:
-        raise UserError(f"{root}: has the splits {', '.join(there)}, not {split}")
+        raise UserError(f"{root}: has no {split} split, only {', '.join(there)}")
     return there[split], f"{title}/{split}"
 
 

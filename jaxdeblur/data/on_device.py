@@ -1,6 +1,6 @@
-"""Scenes rendered by the devices that train, among clips that the host has read.
+"""Renders scenes on the training devices, among clips that the host has read.
 
-For a rendered clip nothing passes through the host but a key.
+The host sends nothing but a key for a rendered clip.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxdeblur.data.scenes import SceneConfig, sample_scene
 from jaxdeblur.data.textures import RenderedScenes
 from jaxdeblur.data.videos import Dataset
 
-_OWN_DRAW = 2**31  # No clip splits its key so often, and fold_in gives the keys that split gives.
+_OWN_DRAW = 2**31  # fold_in gives the same keys as split, and no clip splits its key so often.
 
 Clips = tuple[UInt8[Array, "_ length H W 3"], UInt8[Array, "_ T H W 3"]]
 """The blurred and the sharp frames of clips."""
@@ -41,22 +41,22 @@ def render_on_device(
     start_step: int,
     motion_limit: MotionLimit | None,
 ) -> Iterator[dict[str, Array]]:
-    """The batches from ``start_step`` on, their scenes rendered where they are trained on.
+    """Yields the batches from ``start_step`` on, with scenes rendered on the training devices.
 
-    Batch k is a function of the seed and k: neither where the run began nor, on a CPU, the number
-    of devices matters. Other devices render all of their clips at once, so that how many these are
-    can change how a few pixels are rounded. A batch holds ``blurred``, uint8
+    Batch k is a function of the seed and k. It does not depend on where the run began nor, on a
+    CPU, on the number of devices. Other devices render all of their clips at once, and how many
+    these are can change the rounding of a few pixels. A batch holds ``blurred``, uint8
     ``B before+T+after H W 3``, and ``sharp``.
 
     Args:
-      feed: the batches of ``batches(..., render=False)``, on the devices; None for scenes alone.
-      sources: as ``batches`` takes them.
-      options: of the clips.
-      sharding: of the batches; its first axis shares out the clips.
+      feed: the batches of ``batches(..., render=False)``, on the devices; None if all are scenes.
+      sources: as in ``batches``.
+      options: options of the clips.
+      sharding: sharding of the batches; its first axis distributes the clips.
       batch_size: clips in a batch.
-      seed: of all that is random.
+      seed: seed of all random choices.
       start_step: number of the first batch.
-      motion_limit: of rendered scenes, pixels a frame.
+      motion_limit: limit for rendered scenes, pixels per frame.
     """
     shares = [share for _, share in sources]
     scenes = {
@@ -65,7 +65,7 @@ def render_on_device(
         if share and isinstance(data, RenderedScenes)
     }
     devices = sharding.mesh.shape[sharding.spec[0]]
-    # On a CPU each device has one clip at a time, which stays in its cache.
+    # On a CPU each device renders one clip at a time, which remains in its cache.
     at_a_time = devices if jax.default_backend() == "cpu" else batch_size
     place = jax.jit(_place, out_shardings=(sharding, sharding))
     frame = (options.crop, options.crop, 3)
@@ -87,7 +87,7 @@ def render_on_device(
             places = np.flatnonzero(source_of == number)
             for first in range(0, len(places), at_a_time):
                 some = places[first : first + at_a_time]
-                # As many for each device: some are rendered twice.
+                # All devices render equally many, so some are rendered twice.
                 some = np.resize(some, -(-len(some) // devices) * devices)
                 made = place(made, some, render(keys[some], limit))
         yield {"blurred": made[0], "sharp": made[1]}
@@ -101,7 +101,7 @@ def _place(batch: Clips, places: Int[Array, " clips"], clips: Clips) -> Clips:
 def _compiled(
     scenes: RenderedScenes, options: ClipOptions, sharding: NamedSharding
 ) -> Callable[[Key[Array, " clips"], np.float32], Clips]:
-    """The program that renders clips, each device its own."""
+    """Returns the program that renders clips, each device its own."""
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
     textures = jax.make_array_from_callback(
         scenes.textures.shape, replicated, lambda part: np.asarray(scenes.textures[part])
@@ -113,7 +113,7 @@ def _compiled(
         return jax.vmap(lambda key: _render(key, textures, scenes.config, options, limit))(keys)
 
     everywhere, mine = PartitionSpec(), PartitionSpec(sharding.spec[0])
-    # Unchecked, as the loops of the renderer start from constants, which do not vary over devices.
+    # Unchecked: the renderer's loops start from constants, which do not vary over devices.
     by_device = jax.shard_map(
         render_mine,
         mesh=sharding.mesh,
@@ -131,7 +131,7 @@ def _render(
     options: ClipOptions,
     limit: Float[Array, ""],
 ) -> tuple[UInt8[Array, "length H W 3"], UInt8[Array, "T H W 3"]]:
-    """A scene as it is, or of sharp frames, of a single one, or with an end of a video."""
+    """Renders a scene; some have sharp input, a single frame, or the start or end of a video."""
     o = options
     scene_key, noise_key = jax.random.split(key)
     count, side = textures.shape[:2]

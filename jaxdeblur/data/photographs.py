@@ -1,8 +1,8 @@
-"""Photographs for rendered scenes: those of installed packages and folders, split, cut, sharpened.
+"""Photographs for rendered scenes, from installed packages and folders, divided into splits.
 
-Splits never share a photograph. Of the packages' the split is fixed below; a folder's are split by
-a hash of their bytes (90 % train, 5 % validation, 5 % test), so that copies of one photograph under
-several names stay together and adding files moves no other; what the packages have too is theirs.
+Splits never share a photograph. The packages' splits are fixed below. A folder is split by a hash
+of each file's bytes (90 % train, 5 % validation, 5 % test): copies under several names remain
+together, and adding files moves no other. Copies of the packages' photographs are ignored.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from jaxdeblur.video.formats import list_frames
 Split: TypeAlias = Literal["train", "validation", "test"]
 """What a photograph is for."""
 
-# Photographs that are in the wheels of scikit-image 0.26 (others it fetches on demand: those are
-# not used) and scikit-learn 1.7: those with detail, and two of lettering. motorcycle_right.png is
-# the same view as the left one, so it is in no split.
+# Photographs with detail, and two of lettering, from the wheels of scikit-image 0.26 (those that it
+# downloads on demand are not used) and scikit-learn 1.7. motorcycle_right.png shows the same view
+# as the left one, so it is in no split.
 _SKIMAGE: dict[Split, str] = {
     "train": "astronaut.png brick.png chelsea.png coins.png grass.png gravel.png "
     "hubble_deep_field.jpg ihc.png page.png text.png",
@@ -35,7 +35,7 @@ _SKLEARN: dict[Split, str] = {"train": "china.jpg", "validation": "", "test": "f
 
 @dataclasses.dataclass(frozen=True)
 class Photograph:
-    """A photograph on disk: ``name`` says where it is from, ``digest`` is of its bytes."""
+    """A photograph on disk: ``name`` tells its origin, and ``digest`` is a hash of its bytes."""
 
     name: str
     path: Path
@@ -45,7 +45,7 @@ class Photograph:
 def find_photographs(
     split: Split, folder: str | os.PathLike[str] | None = None
 ) -> tuple[Photograph, ...]:
-    """The photographs of a split: the packages' and, if given, ``folder``'s share of it.
+    """Returns the photographs of a split: the packages' and, if given, those of ``folder``.
 
     Raises:
       UserError: ``folder`` cannot be read or holds no photograph of the split.
@@ -54,13 +54,13 @@ def find_photographs(
     if folder is not None:
         files = list_frames(folder)
         if not files:
-            raise UserError(f"{folder}: no photographs (folders in it are not looked into)")
+            raise UserError(f"{folder}: contains no photographs (subfolders are not searched)")
         own = [Photograph(f"folder/{path.name}", path, _digest(path)) for path in files]
         own = [p for p in own if _split_of(p.digest) == split and p.digest not in _taken()]
         if not own:
             raise UserError(
-                f"{folder}: of its {len(files)} images none falls to {split}; "
-                "90 % of a folder's photographs train, 5 % validate and 5 % test: give 100 or more"
+                f"{folder}: none of its {len(files)} images is in the {split} split (90 % are for "
+                "training, 5 % for validation and 5 % for testing); use 100 or more images"
             )
         found += own
     return tuple(found)
@@ -84,7 +84,7 @@ def _taken() -> frozenset[str]:
 
 
 def _folder_of(package: str) -> Path:
-    """Where a package is installed, without importing it."""
+    """Returns a package's installation folder without importing the package."""
     return Path(str(importlib.util.find_spec(package).origin)).parent  # type: ignore[union-attr]
 
 

@@ -1,8 +1,8 @@
-"""GOPRO, DVD and BSD as published tables score them, checked for what is missing, as a command.
+"""A command that checks GOPRO, DVD and BSD and prepares them as published tables score them.
 
 ``python -m jaxdeblur.data.prepare GOPRO SRC DST --protocol=estrnn`` reads a download and writes a
-folder that ``--data`` takes. Frames that a protocol changes are written as PNG, and all others are
-links to the download.
+folder for ``--data``. Frames that change are written as PNG, and all others are links to the
+download.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Published(NamedTuple):
     """A data set as its authors published it.
 
     Attributes:
-      folders: of a video: the blurred frames and then the sharp ones.
-      splits: the videos and the frames of each.
-      size: height and width of a frame, either way round.
+      folders: subfolders of a video: the blurred frames, then the sharp ones.
+      splits: the number of videos and of frames in each split.
+      size: height and width of a frame, in either order.
     """
 
     folders: tuple[str, ...]
@@ -46,9 +46,9 @@ PUBLISHED = {
     "GOPRO": Published(
         ("blur", "blur_gamma", "sharp"), {"train": (22, 2103), "test": (11, 1111)}, (720, 1280)
     ),
-    # Su et al. 2017: all 71 videos lie in one folder; layouts.py knows which of them test.
+    # Su et al. 2017: all 71 videos lie in one folder; layouts.py lists the test videos.
     "DVD": Published(("input", "GT"), {"quantitative_datasets": (71, 6708)}, (720, 1280)),
-    # Zhong et al. 2022, each exposure time.
+    # Zhong et al. 2022, for each exposure time.
     "BSD": Published(
         ("Blur/RGB", "Sharp/RGB"),
         {"train": (60, 6000), "valid": (20, 2000), "test": (20, 3000)},
@@ -59,15 +59,15 @@ PUBLISHED = {
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """What is made of a download.
+    """How a download is prepared.
 
     Attributes:
-      protocol: estrnn: GOPRO at 960x540; pvdnet: DVD's portrait videos turned; all others score the
-        frames as they are.
-      tau: of GOPRO_Large_all: high-speed frames to an exposure; by default GOPRO's, which the names
-        of its videos tell.
-      as_printed: of GOPRO_Large_all: the sharp frame of eq. 1 as printed, not GOPRO's middle one.
-      partial: write what is there all the same.
+      protocol: estrnn: GOPRO at 960x540; pvdnet: DVD's portrait videos rotated; all others score
+        the frames unchanged.
+      tau: for GOPRO_Large_all: high-speed frames in an exposure; by default GOPRO's, which the
+        videos' names give.
+      as_printed: for GOPRO_Large_all: the sharp frame of eq. 1 as printed, not GOPRO's middle one.
+      partial: writes what is there even if the download is incomplete.
     """
 
     protocol: Literal["estrnn", "pvdnet"] | None = None
@@ -80,9 +80,9 @@ class PrepareConfig:
 
 
 def check(name: str, source: Path) -> list[str]:
-    """What a download lacks or has otherwise than published, a line each; empty if it is whole.
+    """Lists what a download lacks or has unlike the published one, a line each; empty if whole.
 
-    Of GOPRO_Large_all the number of frames is not published, so that it is not checked.
+    The number of frames in GOPRO_Large_all is not published, so it is not checked.
 
     Raises:
       UserError: a frame's header cannot be read.
@@ -92,7 +92,7 @@ def check(name: str, source: Path) -> list[str]:
     for split, (videos, frames) in published.splits.items():
         found = _videos(source / split)
         if len(found) != videos:
-            said.append(f"{source / split}: {len(found)} videos, not {videos}")
+            said.append(f"{source / split}: {len(found)} videos, expected {videos}")
         total = 0
         for video in found:
             folders = [video / folder for folder in published.folders] if pairs else [video]
@@ -100,31 +100,37 @@ def check(name: str, source: Path) -> list[str]:
             total += len(names[-1])
             for folder, of_folder in zip(folders, names, strict=True):
                 if not of_folder or of_folder != names[-1]:
-                    said.append(f"{folder}: {len(of_folder)} frames, or other names than beside it")
+                    said.append(
+                        f"{folder}: {len(of_folder)} frames, which do not match the video's "
+                        "other folders"
+                    )
                     continue
                 size = image_size(_frames(folder)[0])
                 if size not in (published.size, published.size[::-1]):
-                    said.append(f"{folder}: {size[1]}x{size[0]} pixels")
+                    said.append(
+                        f"{folder}: {size[1]}x{size[0]} pixels, expected "
+                        f"{published.size[1]}x{published.size[0]}"
+                    )
         if pairs and total != frames:
-            said.append(f"{source / split}: {total} frames, not {frames}")
+            said.append(f"{source / split}: {total} frames, expected {frames}")
     return said
 
 
 def prepare(name: str, source: Path, target: Path, config: PrepareConfig) -> int:
-    """Writes the folder that a protocol scores, whole or not at all.
+    """Writes the folder that a protocol scores, completely or not at all.
 
     Args:
-      name: of the data set, as in ``PUBLISHED``.
+      name: the data set's name in ``PUBLISHED``.
       source: the download: GOPRO_Large or GOPRO_Large_all, DVD's folder that holds
         quantitative_datasets, or BSD's of one exposure time.
       target: the new folder.
-      config: what is made of it.
+      config: how the download is prepared.
 
     Returns:
-      How many frames the folder has.
+      The number of frames in the folder.
 
     Raises:
-      UserError: ``source`` cannot be read, or ``target`` not be written.
+      UserError: ``source`` cannot be read, or ``target`` cannot be written.
     """
     change, count = CHANGES.get((name, config.protocol)), 0
     high_speed = name == "GOPRO" and _is_high_speed(source)
@@ -150,25 +156,25 @@ def prepare(name: str, source: Path, target: Path, config: PrepareConfig) -> int
 
 
 def _pairs(name: str, video: Path) -> Iterator[tuple[str, Path | Frame8]]:
-    """The frames of a video and their places below its folder."""
+    """Yields the frames of a video with their paths below its folder."""
     for folder in PUBLISHED[name].folders:
         yield from ((f"{folder}/{file.name}", file) for file in _frames(video / folder))
 
 
 def blurred(video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Frame8]]:
-    """Frames of GOPRO_Large_all by eq. 1 (ICCV 2017), with their places.
+    """Yields frames made from GOPRO_Large_all by eq. 1 (ICCV 2017), with their paths.
 
-    Exposures follow without a pause. The sharp frame as printed is X_{nT + floor(tau/2)}, counted
-    from 1: for an odd tau the one before the middle, which GOPRO has.
+    Exposures follow without a gap. The sharp frame as printed is X_{nT + floor(tau/2)}, counted
+    from 1: for an odd tau, that is the frame before the middle one, which GOPRO uses.
 
     Raises:
-      UserError: the name says no tau, or a frame cannot be read.
+      UserError: the video's name gives no tau, or a frame cannot be read.
     """
     named = re.fullmatch(r".*_(\d\d)_\d\d", video.name)
     tau = config.tau
     if tau is None:
         if not named:
-            raise UserError(f"{video}: its name says no tau, as GOPR0372_07_00 does; give --tau")
+            raise UserError(f"{video}: no tau in the name, unlike GOPR0372_07_00; give --tau")
         tau = int(named[1])
     middle = tau // 2 - 1 if config.as_printed else (tau - 1) // 2
     files = _frames(video)
@@ -180,7 +186,7 @@ def blurred(video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Fr
 
 
 def scaled(frame: Frame8) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Three quarters of the height and width, by areas. How ESTRNN's authors do it is not known."""
+    """Scales to three quarters by area averaging. How ESTRNN's authors do it is not known."""
     shares = np.array([[3, 1, 0, 0], [0, 2, 2, 0], [0, 0, 1, 3]], np.float32) / 4
     fours = rearrange(frame.astype(np.float32), "(h i) (w j) c -> h i w j c", i=4, j=4)
     threes = np.einsum("pi,qj,hiwjc->hpwqc", shares, shares, fours, optimize=True)
@@ -188,7 +194,7 @@ def scaled(frame: Frame8) -> UInt8[np.ndarray, "rows columns 3"]:
 
 
 def turned(frame: Frame8) -> UInt8[np.ndarray, "rows columns 3"]:
-    """A portrait frame turned by 90 degrees; others as they are."""
+    """Rotates a portrait frame by 90 degrees; returns others unchanged."""
     return np.ascontiguousarray(np.rot90(frame)) if frame.shape[0] > frame.shape[1] else frame
 
 
@@ -196,11 +202,11 @@ CHANGES: dict[tuple[str, str | None], Callable[[Frame8], np.ndarray]] = {
     ("GOPRO", "estrnn"): scaled,
     ("DVD", "pvdnet"): turned,
 }
-"""What a protocol makes of a data set's frames; what is not here is scored as it lies."""
+"""How a protocol changes a data set's frames; other combinations score them unchanged."""
 
 
 def _is_high_speed(source: Path) -> bool:
-    """Whether this is GOPRO_Large_all, whose videos hold frames, not folders of them."""
+    """Returns whether this is GOPRO_Large_all, whose videos hold frames, not folders of them."""
     return any(_frames(video) for split in ("train", "test") for video in _videos(source / split))
 
 
@@ -214,32 +220,37 @@ def _frames(folder: Path) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command; see ``--help``.
+    """Runs the command; see ``--help``.
 
     Raises:
-      UserError: options that do not go together, a download that is not as published, or files
-        that cannot be read or written.
+      UserError: the options conflict, the download is not as published, or files cannot be read
+        or written.
     """
     parser = Parser(
         prog="python -m jaxdeblur.data.prepare",
-        description="Checks a download of GOPRO, DVD or BSD against what was published, and "
+        description="Checks a download of GOPRO, DVD or BSD against the published data set and "
         "writes the folder that a protocol of published tables scores.",
     )
-    parser.add_argument("name", choices=PUBLISHED, help="of the data set")
+    parser.add_argument("name", choices=PUBLISHED, help="the data set")
     parser.add_argument("source", metavar="SRC", type=Path, help="the download")
     parser.add_argument("target", metavar="DST", type=Path, help="the new folder, for --data")
-    add_fields(parser, PrepareConfig(), "what is made")
+    add_fields(parser, PrepareConfig(), "preparation")
     given = parser.parse_args(arguments)
     config = read_fields(given, PrepareConfig())
     high_speed = given.name == "GOPRO" and _is_high_speed(given.source)
     if (config.tau or config.as_printed) and not high_speed:
-        raise UserError("--tau and --as-printed are of GOPRO_Large_all, whose frames get averaged")
+        raise UserError(
+            "--tau and --as-printed apply only to GOPRO_Large_all, whose frames are averaged"
+        )
     if config.protocol and (given.name, config.protocol) not in CHANGES:
-        raise UserError(f"--protocol={config.protocol}: scores {given.name} as it lies")
+        raise UserError(f"--protocol={config.protocol}: does not change {given.name}; leave it out")
     if missing := check(given.name, given.source):
         print(*missing, sep="\n", file=sys.stderr)
         if not config.partial:
-            raise UserError(f"{given.source}: is not {given.name} as published; see --partial")
+            raise UserError(
+                f"{given.source}: differs from {given.name} as published; "
+                "use --partial to prepare it anyway"
+            )
     count = prepare(given.name, given.source, given.target, config)
     print(f"{given.target}: {count} frames")
 

@@ -1,4 +1,4 @@
-"""What rendering a scene needs at one moment: textures, the view, outlines, compression."""
+"""Parts of the renderers: textures, the camera's view, outlines, light and compression."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jaxtyping import Float, UInt8, UInt32
 
 
 def pack_texels(textures: UInt8[Array, "n S S 3"]) -> UInt32[Array, "n S*S"]:
-    """Three bytes in one word, so that a texel is one read and not three."""
+    """Packs three bytes into one word, so that a texel takes one read instead of three."""
     words = textures.astype(jnp.uint32)
     packed = words[..., 0] | words[..., 1] << 8 | words[..., 2] << 16
     return packed.reshape(packed.shape[0], -1)
 
 
 def look_up(texture: UInt32[Array, " texels"], y: Array, x: Array) -> Float[Array, "3 h w"]:
-    """The packed square ``texture`` at (y, x) by bilinear interpolation, mirrored at its edges."""
+    """Interpolates the packed square ``texture`` bilinearly at (y, x), mirrored at its edges."""
     side = math.isqrt(texture.shape[0])
     period = 2.0 * (side - 1)
 
@@ -43,7 +43,7 @@ def look_up(texture: UInt32[Array, " texels"], y: Array, x: Array) -> Float[Arra
     ]
 
     def channel(shift: int) -> Array:
-        # By way of int32, for which CPUs have a conversion to float that uint32 lacks.
+        # Via int32: CPUs have an instruction that converts it to float, but none for uint32.
         bytes_ = [((word >> shift) & 255).astype(jnp.int32) for _, word in weighted]
         terms = [w * b.astype(jnp.float32) for (w, _), b in zip(weighted, bytes_, strict=True)]
         return (terms[0] + terms[1]) + (terms[2] + terms[3])
@@ -52,7 +52,7 @@ def look_up(texture: UInt32[Array, " texels"], y: Array, x: Array) -> Float[Arra
 
 
 class View(NamedTuple):
-    """The camera at one moment: maps pixels to the plane at the background's distance."""
+    """The camera at one moment; maps pixels to the plane at the background's distance."""
 
     matrix: Float[Array, "2 2"]
     slope: Float[Array, " 2"]
@@ -60,14 +60,14 @@ class View(NamedTuple):
     centre: Float[Array, " 2"]
 
     def plane(self, y: Array, x: Array) -> tuple[Array, Array]:
-        """Where pixels lie in that plane, counted from where the camera points."""
+        """Returns where pixels lie in that plane, relative to the point the camera looks at."""
         y, x = y - self.centre[0], x - self.centre[1]
         scale = 1 / (1 + self.slope[0] * y + self.slope[1] * x)
         m = self.matrix
         return (m[0, 0] * y + m[0, 1] * x) * scale, (m[1, 0] * y + m[1, 1] * x) * scale
 
     def pixel(self, point: Float[Array, " 2"]) -> Float[Array, " 2"]:
-        """The inverse of ``plane`` for one point."""
+        """Computes the inverse of ``plane`` for one point."""
         c, s = self.matrix[0, 0], self.matrix[1, 0]
         straight = jnp.array([[c, s], [-s, c]]) @ point / (c * c + s * s)
         return straight / (1 - self.slope @ straight) + self.centre
@@ -76,11 +76,11 @@ class View(NamedTuple):
 def view_at(
     scene: Any, camera: Float[Array, " 2"], time: Float[Array, ""], size: tuple[int, int]
 ) -> View:
-    """How a camera sees a scene at one moment.
+    """Returns the camera's view of a scene at one moment.
 
     Args:
-      scene: has ``tilt``, ``turning``, ``zooming`` and ``slope``, as of ``scenes.Scene``.
-      camera: where it points: rows, columns in pixels.
+      scene: has ``tilt``, ``turning``, ``zooming`` and ``slope``, like ``scenes.Scene``.
+      camera: the point it looks at: rows, columns in pixels.
       time: in frames, 0 in the middle of the clip.
       size: height and width of the whole frame.
     """
@@ -96,30 +96,30 @@ def view_at(
 
 
 def swinging(rate_cycles_phase: Float[Array, " 3"], time: Float[Array, ""]) -> Float[Array, ""]:
-    """The integral of a rate that swings: bounded, however long the clip."""
+    """Integrates an oscillating rate; the result is bounded for clips of any length."""
     rate, cycles, phase = rate_cycles_phase
     return rate / (2 * jnp.pi * cycles) * jnp.sin(2 * jnp.pi * cycles * time + phase)
 
 
 class Outline(NamedTuple):
-    """What an object looks like from the front; lengths are in pixels."""
+    """An object's shape seen from the front; lengths are in pixels."""
 
     radius: Float[Array, ""]
     swing: Float[Array, " 3"]
-    """How far the outline strays from a circle, in three waves around it."""
+    """Deviation from a circle, as a share of the radius, in three waves around the outline."""
     swing_phase: Float[Array, " 3"]
     is_box: Float[Array, ""]
     aspect: Float[Array, ""]
-    """Width of a box as a share of its height."""
+    """Width of a box divided by its height."""
     edge: Float[Array, ""]
     """Width of the soft edge."""
 
 
 def coverage(thing: Outline, y: Array, x: Array) -> Array:
-    """How much of each pixel a thing covers, 0 to 1, its edge soft; (y, x) from its middle."""
+    """Returns an object's coverage of pixels, 0 to 1, with a soft edge; (y, x) from its centre."""
     distance = jnp.sqrt(y * y + x * x + 1e-6)
     c, s = x / distance, y / distance
-    # cos and sin of 2, 3 and 5 times the direction, by addition: no arctan.
+    # cos and sin of 2, 3 and 5 times the angle by the addition theorems, without arctan.
     c2, s2 = c * c - s * s, 2 * c * s
     c3, s3 = c * c2 - s * s2, c * s2 + s * c2
     c5, s5 = c2 * c3 - s2 * s3, c2 * s3 + s2 * c3
@@ -134,12 +134,12 @@ def coverage(thing: Outline, y: Array, x: Array) -> Array:
 
 
 def power(values: Array, exponent: Array) -> Array:
-    """Like ``**`` for values in [0, 1], in under a third of its time: without special cases."""
+    """Computes ``**`` for values in [0, 1] in under a third of its time: no special cases."""
     return jnp.exp(exponent * jnp.log(jnp.maximum(values, 1e-6)))
 
 
 def to_light(scene: Any, image: Array) -> Array:
-    """Stored values to what a scene averages: light, or these values; white may exceed 1."""
+    """Converts stored values to what a scene averages, light or themselves; white may exceed 1."""
     light = jax.lax.cond(scene.gamma > 1, lambda v: power(v, scene.gamma), lambda v: v, image)
     return light + scene.highlights * 10 * jnp.maximum(light - 0.9, 0)
 
@@ -152,10 +152,10 @@ _FROM_RGB = np.array(
 def compress(
     frames: Float[Array, "T H W 3"], strength: Float[Array, ""] | float
 ) -> Float[Array, "T H W 3"]:
-    """What a mild JPEG does: rounds the 8x8 cosine transform of luma and chroma.
+    """Imitates mild JPEG compression: rounds the 8x8 cosine transform of luma and chroma.
 
-    The steps grow with frequency, from 2 to 18 grey levels for luma at ``strength`` 1, twice that
-    for chroma (about quality 90).
+    The quantisation steps grow with frequency, from 2 to 18 grey levels for luma at ``strength`` 1
+    and twice that for chroma (about quality 90).
     """
     _, height, width, _ = frames.shape
     padding = ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0))

@@ -1,14 +1,14 @@
-"""Renders scenes by point spread functions: where things go within an exposure, and an FFT.
+"""Renders scenes with point spread functions, by FFT, from the motion within each exposure.
 
-What moves alike is blurred by one kernel: the way it goes while the shutter is open, splatted into
-an image. The background turns, zooms and lies aslant, so its motion differs over the frame: it is
-blurred by the kernels of the crop's four corners, and mixed between them. An object is blurred as
-its colour times its outline, and its outline alone, which then says how much of what is behind is
-seen. The sharp frame is the moment in the middle of the exposure, as in eq. 1 of the paper (ICCV
-2017), whose average this is the limit of.
+Everything that moves alike is blurred with one kernel: its path while the shutter is open, splatted
+into an image. The background rotates, zooms and is slanted, so its motion varies over the frame: it
+is blurred with the kernels of the crop's four corners, and the results are interpolated. For an
+object, its colour times its coverage and the coverage itself are blurred; the blurred coverage
+determines how much of what is behind is visible. The sharp frame is the middle moment of the
+exposure, as in eq. 1 of the paper (ICCV 2017); the blurred frame is the limit of its average.
 
-All of it is pure JAX. On a device a clip is one program (:func:`render_scene`); on the host it is
-put together of several (:class:`HostRenderer`), so that it takes no more than the scene needs.
+All of it is pure JAX. On a device a clip is one program (:func:`render_scene`). On the host it is
+composed of several (:class:`HostRenderer`), so that it costs no more than the scene needs.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from jaxdeblur.data.raster import (
 from jaxdeblur.data.scenes import Scene, SceneConfig, position, sample_scene
 from jaxdeblur.shapes import Video8
 
-_ALIKE = 0.15  # Where kernels of the corners differ by fewer pixels, one does for all.
-_REACHES = (0.5, 0.25)  # Of SceneConfig.reach: the lesser margins of a host's programs.
+_ALIKE = 0.15  # If the corners' paths differ by fewer pixels, one kernel is used for all.
+_REACHES = (0.5, 0.25)  # Shares of SceneConfig.reach: the smaller margins of the host's programs.
 _LEAST_REACH = 8
-_LANCZOS = 3  # Pixels to each side on which a moment is laid.
-_READ_NOISE = (0.5, 0.05)  # Of the variance at mid-grey: of stored values, and of light.
+_LANCZOS = 3  # Pixels to each side over which a moment is spread.
+_READ_NOISE = (0.5, 0.05)  # Shares of the variance at mid-grey: for stored values, for light.
 
 ClipPair = tuple[UInt8[Array, "T H W 3"], UInt8[Array, "T H W 3"]]
 """The blurred and the sharp frames of one clip."""
 
 LightClip = Float[Array, "T 3 H W"]
-"""A clip as what is averaged: light or stored values, colours first; white may exceed 1."""
+"""A clip of the values to average: light or stored, channels first; white may exceed 1."""
 
 
 class Motion(NamedTuple):
-    """Where everything goes during each exposure, in pixels from where it is in its middle."""
+    """Displacements during each exposure, in pixels, relative to the middle of the exposure."""
 
     times: Float[Array, " T"]
     background: Float[Array, "T 4 moments 2"]
-    """Which other pixel the crop's corners show."""
+    """From each corner of the crop to the pixel of the middle moment that it shows."""
     objects: Float[Array, "T n moments 2"]
-    """Where the objects' middles move to."""
+    """Displacements of the objects' centres."""
     seen: Bool[Array, " n"]
-    """Which objects are there and come near the crop."""
+    """Which objects exist and come near the crop."""
 
 
 def _view(scene: Scene, time: Float[Array, ""], size: tuple[int, int]) -> View:
@@ -67,24 +67,24 @@ def _view(scene: Scene, time: Float[Array, ""], size: tuple[int, int]) -> View:
 
 
 def _middle(scene: Scene, index: Array, view: View, time: Array) -> Float[Array, " 2"]:
-    """Where an object's middle lies in the plane, counted from where the camera points."""
+    """Returns an object's centre in the plane, relative to the point the camera looks at."""
     things = scene.objects
     own = position(things.path[index], time)
     return things.start[index] + own - things.follows[index] * view.camera
 
 
 def motion_of(scene: Scene, config: SceneConfig, frames: int, crop: int) -> Motion:
-    """The ways of a scene's layers, at moments less than a pixel apart.
+    """Returns the paths of a scene's layers, at moments less than a pixel apart.
 
     Args:
-      scene: whose they are.
-      config: that it was drawn from.
-      frames: of the clip.
+      scene: the scene.
+      config: the configuration it was drawn from.
+      frames: number of frames in the clip.
       crop: side of a frame, pixels.
     """
     times = jnp.arange(frames) - (frames - 1) / 2
     moments = 2 * config.reach + 1
-    shares = (jnp.arange(moments) - config.reach) / moments  # the middles of equal parts
+    shares = (jnp.arange(moments) - config.reach) / moments  # the centres of equal parts
     n = config.objects
     corners = scene.corner + (crop - 1) * jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]])
 
@@ -113,10 +113,10 @@ def motion_of(scene: Scene, config: SceneConfig, frames: int, crop: int) -> Moti
 
 
 def splat(ways: Float[Array, "K moments 2"], side: int) -> Float[Array, "K P P"]:
-    """Kernels of ways: each moment laid on the pixels around it; cyclic, sum 1.
+    """Makes kernels of paths by spreading each moment over the pixels around it; cyclic, sum 1.
 
-    By Lanczos' window, which keeps what lies between pixels: laid on four of them, blurred frames
-    would lose fine detail that a camera's do not, and networks would learn to make it up.
+    The Lanczos window preserves detail between pixels. Spread over only four pixels, blurred frames
+    would lose fine detail that a camera's frames keep, and networks would learn to invent it.
     """
 
     def along(axis: int) -> Float[Array, "K P moments"]:
@@ -130,13 +130,13 @@ def splat(ways: Float[Array, "K moments 2"], side: int) -> Float[Array, "K P P"]
 
 
 def _within(ways: Array, reach: int) -> Array:
-    """Ways that go too far for the margin, drawn in (hardly ever, see SceneConfig.reach)."""
+    """Shrinks paths that exceed the margin (hardly ever needed, see SceneConfig.reach)."""
     furthest = jnp.max(jnp.abs(ways), axis=-1, keepdims=True)
     return ways * jnp.minimum(1.0, (reach - _LANCZOS) / jnp.maximum(furthest, 1e-6))
 
 
 def _side(crop: int, reach: int) -> int:
-    """The side of the canvas: the crop with a margin, so large that its FFT is fast."""
+    """Returns the side of the canvas: the crop with its margins, enlarged to a fast FFT size."""
     return int(scipy.fft.next_fast_len(crop + 2 * reach, real=True))
 
 
@@ -159,10 +159,10 @@ def _plane(
 def _texture(
     scene: Scene, packed: UInt32[Array, " texels"], layer: int | Array, y: Array, x: Array
 ) -> Float[Array, "3 P P"]:
-    """What a layer shows at places of its plane, as what is averaged."""
+    """Returns what a layer shows at points of its plane, as values to average."""
     texels, origin = scene.texels[layer], scene.origin[layer] * packed.shape[0] ** 0.5
     light = to_light(scene, look_up(packed, texels * y + origin[0], texels * x + origin[1]))
-    for axis in (-1, -2):  # the lens
+    for axis in (-1, -2):  # lens blur
         beside = jnp.roll(light, 1, axis) + jnp.roll(light, -1, axis)
         light = light + scene.softness / 3 * (beside - 2 * light)
     return light
@@ -177,9 +177,9 @@ def _render_background(
     reach: int,
     corners: int = 4,
 ) -> tuple[LightClip, LightClip]:
-    """(blurred, sharp) of the background; ``reach`` is a margin as wide as its motion, in pixels.
+    """Renders (blurred, sharp) of the background; ``reach`` is a margin that holds its motion.
 
-    Of 4 ``corners`` the crop's kernels are mixed over it, 1 takes their mean.
+    With 4 ``corners`` the results of their kernels are interpolated; with 1 the mean path is used.
     """
     (packed,) = pack_texels(texture[None])
     side = _side(crop, reach)
@@ -196,7 +196,7 @@ def _render_background(
         view = _view(scene, time, size)
         y, x = _plane(scene, view, side, reach)
         sharp = _texture(scene, packed, 0, y + view.camera[0], x + view.camera[1])
-        # What is seen at a pixel is what was that far from it: a kernel at the way's reverse.
+        # A pixel shows what is at its displacement, so the kernel follows the reversed path.
         blurred = _blur(sharp, -_within(way, reach))[..., inside, inside]
         blurred = jnp.einsum("kchw,khw->chw", blurred, weights) if corners == 4 else blurred[0]
         return blurred, sharp[:, inside, inside]
@@ -214,7 +214,7 @@ def _render_object(
     crop: int,
     reach: int,
 ) -> tuple[LightClip, LightClip]:
-    """(blurred, sharp) with an object before ``clip``; ``reach`` is a margin in pixels."""
+    """Renders an object in front of ``clip``, (blurred, sharp); ``reach`` is a margin in pixels."""
     (packed,) = pack_texels(texture[None])
     side = _side(crop, reach)
     inside = slice(reach, reach + crop)
@@ -239,7 +239,7 @@ def _render_object(
 
 
 def _map(function: Callable[..., Any], values: Any) -> Any:
-    """Frames in turn on a CPU, where each stays in its cache; all at once on an accelerator."""
+    """Maps over frames: one by one on a CPU, to suit its cache; all at once on an accelerator."""
     if jax.default_backend() == "cpu":
         return jax.lax.map(function, values)
     return jax.vmap(function)(values)
@@ -248,10 +248,10 @@ def _map(function: Callable[..., Any], values: Any) -> Any:
 def _finish_clip(
     key: PRNGKeyArray, scene: Scene, blurred: LightClip, sharp: LightClip, config: SceneConfig
 ) -> ClipPair:
-    """What the sensor and the file make of it: noise, clipping, bytes, mild compression."""
+    """Imitates the sensor and the file: noise, clipping, bytes, mild compression."""
     gamma = scene.gamma
     if config.noise[1] > 0:
-        # Half of the variance or less is the reading's, the rest the photons': as much as they.
+        # At mid-grey up to half of the variance is read noise; photon noise grows with the light.
         read = jnp.where(gamma > 1, _READ_NOISE[1], _READ_NOISE[0])
         light = jnp.maximum(blurred, 0) / 0.5**gamma
         spread = scene.noise * jnp.sqrt(read + (1 - read) * light)
@@ -281,14 +281,14 @@ def render_scene(
     frames: int,
     crop: int,
 ) -> ClipPair:
-    """Renders a drawn scene: (blurred, sharp), for use inside a jitted program.
+    """Renders a drawn scene as (blurred, sharp), for use inside a jitted program.
 
     Args:
-      key: of the noise.
+      key: random key of the noise.
       scene: as :func:`~jaxdeblur.data.scenes.sample_scene` draws it.
       textures: squares that its layers show.
-      config: that it was drawn from.
-      frames: of the clip.
+      config: the configuration it was drawn from.
+      frames: number of frames in the clip.
       crop: side of a frame, pixels.
     """
     motion = motion_of(scene, config, frames, crop)
@@ -302,13 +302,13 @@ def render_scene(
 
 
 class HostRenderer:
-    """Renders on the CPU with no more work than each scene needs: what no object or turn asks for
-    is left out, and margins are as wide as its motion.
+    """Renders on the CPU with no more work than each scene needs: it skips unseen objects, uses one
+    kernel for an even motion, and makes margins as wide as the motion.
 
     Args:
       textures: squares as :func:`~jaxdeblur.data.textures.cut_textures` makes them.
-      config: of the scenes; their frames hold the crop (``SceneConfig.at_least``).
-      frames, crop: of a clip.
+      config: configuration whose frames hold the crop (``SceneConfig.at_least``).
+      frames, crop: number of frames in a clip, and their side in pixels.
     """
 
     def __init__(
@@ -319,7 +319,7 @@ class HostRenderer:
         self._device = jax.local_devices(backend="cpu")[-1]  # the spare one, if there is one
 
     def clip(self, seed: int, motion_limit: float = float("inf")) -> tuple[Video8, Video8]:
-        """(blurred, sharp) of the scene that a seed draws."""
+        """Returns (blurred, sharp) of the scene drawn with ``seed``."""
         with jax.default_device(self._device):
             key, scene, motion = self.draw(seed, motion_limit)
             return self.render(key, scene, motion)
@@ -327,7 +327,7 @@ class HostRenderer:
     def draw(
         self, seed: int, motion_limit: float = float("inf")
     ) -> tuple[PRNGKeyArray, Scene, Motion]:
-        """The scene that a seed draws, where its layers go, and the key of its noise."""
+        """Draws a scene with ``seed``; returns the key of its noise, the scene and its motion."""
         textures = self.textures.shape[:2]
         limit = np.float32(motion_limit)
         return _draw(np.uint32(seed), limit, textures, self.config, self.frames, self.crop)
@@ -346,7 +346,7 @@ class HostRenderer:
         return np.asarray(blurred), np.asarray(sharp)
 
     def reach_of(self, motion: Motion) -> int:
-        """The least margin of a few that holds the motion: every other is another program."""
+        """Returns the least of a few margins that hold the motion: each is compiled separately."""
         seen = np.asarray(motion.seen)
         others = np.abs(np.asarray(motion.objects)[:, seen]).max(initial=0)
         furthest = max(float(np.abs(motion.background).max()), float(others))
@@ -364,7 +364,7 @@ def _draw(
     frames: int,
     crop: int,
 ) -> tuple[PRNGKeyArray, Scene, Motion]:
-    """A scene, where its layers go, and the key of its noise."""
+    """Returns the key of the noise, the scene and its motion."""
     scene_key, noise_key = jax.random.split(jax.random.key(seed))
     scene = sample_scene(scene_key, textures, config, frames, crop, limit)
     return noise_key, scene, motion_of(scene, config, frames, crop)

@@ -1,9 +1,9 @@
-"""Scenes to train on: photographs and moving objects under a moving camera, and how they are drawn.
+"""Random training scenes: photographs and moving objects under a moving camera.
 
 A scene is a background and a few objects in front of it, each cut from a photograph. The camera
-goes as hands do: in fast and slow phases, with moments of rest, changing its speed within an
-exposure, trembling, turning, zooming. Objects stand nearer (and so move more: parallax) or go their
-own way, and hide what is behind them. ``SCENES`` are the named configurations.
+moves as if hand-held: in fast and slow phases, with moments of rest, changing its speed within an
+exposure, trembling, rotating, zooming. Objects are nearer (and so move more: parallax) or follow
+their own paths, and occlude what is behind them. ``SCENES`` holds the named configurations.
 """
 
 from __future__ import annotations
@@ -24,89 +24,88 @@ from jaxdeblur.data.raster import Outline
 from jaxdeblur.options import from_json
 
 STEPS_A_FRAME = 16
-"""Steps of the numeric integration of a path: between them it is straight."""
+"""Steps per frame in the numeric integration of a path, which is straight between them."""
 
-_SINES = 3  # Sines a random function of time is made of: enough that no two look alike.
-_SWAY_CYCLES = (0.03, 0.25)  # Cycles a frame: slow turns of the hand.
+_SINES = 3  # Sines in a random function of time: enough that no two look alike.
+_SWAY_CYCLES = (0.03, 0.25)  # Cycles per frame: slow turns of the hand.
 _ACCELERATION_CYCLES = (0.25, 0.8)  # Fast enough to change the speed within an exposure.
-_TREMBLE_CYCLES = (0.2, 0.6)  # Hands tremble at 6-13 Hz and more, at 30 frames/s.
-_PAUSES = 2  # In a scene that has some.
-_PAUSE_FRAMES = (0.6, 1.5)  # How long the camera nearly rests, to each side.
-_PAUSE_DEPTH = 0.97  # What a pause takes of the speed.
-_FASTEST = 1.8  # No moment is faster than so many times the scene's mean.
+_TREMBLE_CYCLES = (0.2, 0.6)  # Hands tremble at 6-13 Hz and more; for 30 frames/s.
+_PAUSES = 2  # In a path with pauses.
+_PAUSE_FRAMES = (0.6, 1.5)  # Duration of a pause to each side of its middle.
+_PAUSE_DEPTH = 0.97  # Share of the speed that a pause removes.
+_FASTEST = 1.8  # Largest speed, relative to the scene's mean.
 _EXTRA_REACH = 1.25  # Rotation, zoom and depth add to the motion at the frame's corners.
-_OBJECT_RADIUS = (0.07, 0.19)  # Range of mean radii, of the shorter side of the frame.
-_OBJECT_SWING = 0.35  # How far the outline strays from the mean radius, as a share of it.
+_OBJECT_RADIUS = (0.07, 0.19)  # Range of mean radii, relative to the frame's shorter side.
+_OBJECT_SWING = 0.35  # Largest deviation of the outline from the mean radius, as a share of it.
 _ZOOM_LIMIT = 0.08  # Largest log scale.
 _ROLL_LIMIT = 0.3  # Largest angle, radians: people hold cameras upright.
-_BRIGHT_EXPOSURE = (0.03, 0.5)  # Shares of the period, in bright light.
-_FRAMES_AHEAD = 10  # Textures hold the camera's way over so many frames; beyond is their mirror.
+_BRIGHT_EXPOSURE = (0.03, 0.5)  # Range of exposures in bright light, as shares of the period.
+_FRAMES_AHEAD = 10  # Textures hold the camera's path for this many frames, then are mirrored.
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneConfig:
-    """What scenes are rendered. Speeds are in pixels a frame; ranges are (least, most).
+    """What scenes are rendered. Speeds are in pixels per frame; ranges are (least, most).
 
-    A scene draws every quantity uniformly from its range, ``motion`` by way of ``motion_skew``.
-    ``motion`` is the mean speed of the camera and of the objects that go their own way.
+    Every quantity of a scene is drawn uniformly from its range, except ``motion``: see
+    ``motion_skew``. It is the mean speed of the camera and of objects with paths of their own.
     """
 
     size: tuple[int, int] = (192, 192)
-    """Height and width of the frames, of which a clip is a crop; larger crops have larger ones."""
+    """Height and width of the frames, from which clips are cropped; larger for larger crops."""
     motion: tuple[float, float] = (2.5, 6.0)
     motion_skew: float = 1.0
-    """Above 1, slow motion is drawn more often than fast: a uniform number to this power."""
+    """Exponent of the uniform random number for the speed: above 1, slow motion is more likely."""
     still: float = 0.0
-    """Share of the scenes in which the camera rests on a tripod (its tremble too)."""
+    """Share of scenes whose camera is on a tripod, without any tremble."""
     sway: float = 0.15
-    """How far the velocity strays slowly from its mean, as a share of it."""
+    """Slow variation of the velocity around its mean, as a share of it."""
     acceleration: float = 0.0
-    """How far it changes within an exposure, likewise."""
+    """The same for variation within an exposure."""
     phases: float = 0.0
-    """How far the logarithm of the speed rises and falls over a clip: fast and slow phases."""
+    """Variation of the logarithm of the speed over a clip: fast and slow phases."""
     brief: float = 0.0
-    """Share of the scenes with moments of rest, in which a frame is nearly sharp."""
+    """Share of paths with moments of rest, in which a frame is nearly sharp."""
     tremble: float = 0.2
     """Amplitude of the hand's tremble, pixels."""
     exposure: tuple[float, float] = (1.0, 1.0)
-    """Share of the period for which the shutter is open: tau / T of eq. 1."""
+    """Share of the period that the shutter is open: tau / T of eq. 1."""
     bright: float = 0.0
-    """Share of the scenes in bright light, with exposures from 0.03 to 0.5 of the period."""
+    """Share of scenes in bright light, with exposures from 0.03 to 0.5 of the period."""
     objects: int = 2
-    """The most objects of a scene; each number from 0 is as likely."""
+    """Largest number of objects; every number from 0 up to it is equally likely."""
     rotation: float = 0.5
-    """How fast turning moves the edge of the frame, at most, as a share of the scene's speed."""
+    """Largest speed of the frame's edge due to rotation, as a share of the scene's speed."""
     zoom: float = 0.25
-    """How fast zooming does, likewise."""
+    """The same for zooming."""
     depth: float = 0.05
-    """Largest change of scale from the middle to the edge of the frame: a slanted background."""
+    """Largest change of scale from the centre to the edge of the frame: a slanted background."""
     parallax: float = 0.3
-    """How much faster than the background the nearest standing object moves."""
+    """How much faster than the background the nearest stationary object moves, as a share."""
     linear_light: float = 0.0
-    """Share of the scenes averaged in linear light (gamma 2.2); the others as stored."""
+    """Share of scenes averaged in linear light (gamma 2.2); others average stored values."""
     highlights: float = 0.0
-    """How far white exceeds what the sensor can hold, before clipping (0: nothing is clipped)."""
+    """How far white may exceed the sensor's range before clipping (0: nothing is clipped)."""
     noise: tuple[float, float] = (0.0, 1 / 255)
-    """Standard deviation of the noise of mid-grey: reading's, and photons', which grows with light.
-    """
+    """Standard deviation at mid-grey of read noise and photon noise, which grows with light."""
     softness: float = 0.0
-    """How much of a pixel's light the lens spreads over its neighbours, at most, each way."""
+    """Largest strength of the lens blur: along each axis, a third of it goes to each neighbour."""
     compression: float = 0.0
-    """Share of the scenes whose blurred frames pass a mild JPEG-like compression."""
+    """Share of scenes whose blurred frames undergo mild JPEG-like compression."""
 
     @property
     def reach(self) -> int:
-        """How far anything moves from the middle of its exposure, at most, pixels."""
+        """Largest displacement from the middle of an exposure, with a kernel's edge, pixels."""
         fastest = _FASTEST * _EXTRA_REACH * self.motion[1]
         return math.ceil(self.exposure[1] / 2 * fastest + self.tremble) + 3  # a kernel's edge
 
     @property
     def texture_size(self) -> int:
-        """The side of textures on which the camera has room to move."""
+        """The side of textures, pixels, that gives the camera room to move."""
         return math.ceil((1.3 * max(self.size) + _FRAMES_AHEAD * self.motion[1]) / 32) * 32
 
     def at_least(self, crop: int) -> SceneConfig:
-        """The same with frames that hold a crop of ``crop`` x ``crop`` pixels."""
+        """Returns a copy whose frames hold a crop of ``crop`` x ``crop`` pixels."""
         size = (max(self.size[0], crop), max(self.size[1], crop))
         return dataclasses.replace(self, size=size)
 
@@ -126,38 +125,38 @@ SCENES = _read()
 
 
 class Objects(NamedTuple):
-    """The objects of a scene, one row an object; the first ``number`` of them are present."""
+    """The objects of a scene, one row each; the first ``number`` of them are present."""
 
     number: Int[Array, ""]
     start: Float[Array, "n 2"]
-    """Where each is in the middle of the clip, pixels from the middle of the frame."""
+    """Position in the middle of the clip, pixels from the centre of the frame."""
     follows: Float[Array, " n"]
-    """How far it moves against the camera's way, as a share of that: 0 if it goes its own way."""
+    """Motion opposite to the camera's, as a share of it: 0 for objects with their own path."""
     path: Any
-    """``n steps 2`` as of the camera; of fixed scenes a ``SinePath``."""
+    """``n steps 2``, like the camera's; in fixed scenes a ``SinePath``."""
     angle: Float[Array, " n"]
     spin: Float[Array, " n"]
-    """Radians a frame; drawn objects do not spin."""
+    """Radians per frame; 0 in scenes that :func:`sample_scene` draws."""
     outline: Outline
 
 
 class Scene(NamedTuple):
-    """All that decides a scene but its noise; :func:`sample_scene` draws it."""
+    """Everything that determines a scene except its noise; :func:`sample_scene` draws it."""
 
     textures: Int[Array, " layers"]
     """Which texture each layer shows: the background, then the objects."""
     origin: Float[Array, "layers 2"]
-    """Where in its texture a layer's middle lies, as a share of the texture's side."""
+    """Where a layer's centre lies in its texture, as a share of the texture's side."""
     texels: Float[Array, " layers"]
-    """Texels a pixel: at 1 and above the picture is as sharp as its texture or sharper."""
+    """Texels per pixel: from 1 on, the picture is at least as sharp as its texture."""
     corner: Float[Array, " 2"]
-    """Where in the frame the crop begins."""
+    """Where the crop begins in the frame."""
     camera: Any
-    """Rows and columns in pixels, 0 in the middle of the clip: ``steps 2``, ``STEPS_A_FRAME`` of
-    them; of fixed scenes a ``SinePath``."""
+    """Path in rows and columns, pixels, 0 in the middle of the clip: ``steps 2`` with
+    ``STEPS_A_FRAME`` steps per frame; in fixed scenes a ``SinePath``."""
     tilt: Float[Array, ""]
     turning: Float[Array, " 3"]
-    """Roll: the largest rate (radians a frame), cycles a frame, phase."""
+    """Roll: the largest rate (radians per frame), cycles per frame, phase."""
     zooming: Float[Array, " 3"]
     """The same for log scale."""
     slope: Float[Array, " 2"]
@@ -171,28 +170,28 @@ class Scene(NamedTuple):
 
 
 class _Draws:
-    """Uniform numbers handed out in order: one draw of many compiles faster than many draws."""
+    """Uniform random numbers, used in order: one large draw compiles faster than many small."""
 
     def __init__(self, key: PRNGKeyArray, count: int) -> None:
         self._values = jax.random.uniform(key, (count,))
         self._used = 0
 
     def __call__(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Array:
-        """The next numbers, in [low, high)."""
+        """Returns the next numbers, in [low, high)."""
         start, self._used = self._used, self._used + math.prod(shape)
         return low + (high - low) * self._values[start : self._used].reshape(shape)
 
     def swing(self, rate: Array, limit: float) -> Array:
-        """Rate, cycles and phase of a swing that is back before it exceeds ``limit``."""
+        """Returns rate, cycles and phase of an oscillation that does not exceed ``limit``."""
         rate = rate * self(low=-1.0, high=1.0)
-        # It swings as far as rate / (2 pi cycles).
+        # The amplitude is rate / (2 pi cycles).
         cycles = jnp.maximum(self(low=0.02, high=0.08), jnp.abs(rate) / (2 * math.pi * limit))
         return jnp.stack([rate, cycles, self(high=2 * math.pi)])
 
     def wave(
         self, times: Float[Array, " steps"], cycles: tuple[float, float], *many: int
     ) -> Float[Array, "*many steps"]:
-        """A smooth random function of time of unit variance, or many of them."""
+        """Returns one or many smooth random functions of time with unit variance."""
         speed = self(*many, _SINES, low=cycles[0], high=cycles[1])
         size = self(*many, _SINES, low=-1.0, high=1.0)
         phase = self(*many, _SINES, high=2 * math.pi)
@@ -203,7 +202,7 @@ class _Draws:
     def path(
         self, times: Float[Array, " steps"], speed: Float[Array, "*many"], config: SceneConfig
     ) -> Float[Array, "*many steps 2"]:
-        """Paths of mean speeds, by integrating a smooth random velocity over the steps."""
+        """Returns paths of given mean speeds, integrated from smooth random velocities."""
         many = speed.shape
         angle = self(*many, high=2 * math.pi)[..., None]
         sway = self.wave(times, _SWAY_CYCLES, *many, 2)
@@ -227,7 +226,7 @@ class _Draws:
     def rest(
         self, times: Float[Array, " steps"], share: float, *many: int
     ) -> Float[Array, "*many steps"]:
-        """What is left of the speed: 1 but in the pauses of a ``share`` of the paths."""
+        """Returns the remaining share of the speed: 1 except in pauses of a ``share`` of paths."""
         has = (self(*many, 1) < share).astype(jnp.float32)
         middle = self(*many, _PAUSES, 1, low=-1.0, high=1.0) * times[-1]
         low, high = _PAUSE_FRAMES
@@ -237,9 +236,9 @@ class _Draws:
 
 
 def step_times(frames: int) -> Float[Array, " steps"]:
-    """The times of a path's steps, in frames: from a frame before a clip's exposures to one after.
+    """Returns the times of a path's steps, in frames: a clip's exposures and one frame either side.
 
-    An odd number of them, so that the one in the middle is at 0.
+    Their number is odd, so that the middle one is 0.
     """
     steps = (frames + 2) * STEPS_A_FRAME
     return (jnp.arange(steps + 1) - steps / 2) / STEPS_A_FRAME
@@ -253,21 +252,21 @@ def sample_scene(
     crop: int,
     motion_limit: Float[Array, ""] | float | None = None,
 ) -> Scene:
-    """Draws a scene that shows some of ``textures`` (how many there are, their side).
+    """Draws a scene.
 
     Args:
-      key: of all that is random.
-      textures: how many there are, and their side in pixels.
-      config: what is drawn; its frames hold the crop (``SceneConfig.at_least``).
-      frames: of the clip.
-      crop: side of the square that is rendered, at a random place of the frame.
-      motion_limit: (it may be traced: a curriculum raises it over the steps) lowers the upper end
-        of ``config.motion``; below the lower end it lowers both.
+      key: random key of all choices.
+      textures: number of textures to choose from, and their side in pixels.
+      config: the scene's configuration; its frames hold the crop (``SceneConfig.at_least``).
+      frames: number of frames in the clip.
+      crop: side of the rendered square, at a random place in the frame.
+      motion_limit: lowers the upper end of ``config.motion``; below the lower end it lowers both.
+        It may be traced: a curriculum raises it over the steps.
     """
     n, size = config.objects, jnp.array(config.size, jnp.float32)
     shorter, longer = min(config.size), max(config.size)
     times = step_times(frames)
-    draw = _Draws(key, 192 + 96 * n)  # More than are handed out: with fewer the reshape fails.
+    draw = _Draws(key, 192 + 96 * n)  # More than are used; with fewer, a reshape fails.
 
     high = jnp.minimum(config.motion[1], jnp.inf if motion_limit is None else motion_limit)
     low = jnp.minimum(config.motion[0], high)
@@ -276,7 +275,7 @@ def sample_scene(
     tremble = moves * config.tremble * draw.wave(times, _TREMBLE_CYCLES, 2)
     camera = draw.path(times, speed, config) + tremble.T
 
-    # Half of the objects stand in the scene, nearer than the background; half go their own way.
+    # Half of the objects are stationary, nearer than the background; half have their own paths.
     number = jnp.floor(draw() * (n + 1)).astype(jnp.int32)
     stands = (draw(n) < 0.5).astype(jnp.float32)
     follows = stands * (1 + draw(n, high=config.parallax))
@@ -299,8 +298,8 @@ def sample_scene(
     )
 
     texels = draw(n + 1, low=1.0, high=1.25)
-    # The background lies so that the camera stays on it, if it is large enough; what is beyond its
-    # edge is its mirror image. Objects are cut from the inner half of their textures.
+    # The background is placed so that the camera remains on it, if it is large enough; beyond its
+    # edge it is mirrored. Objects are cut from the inner half of their textures.
     travel = jnp.max(camera, axis=0) - jnp.min(camera, axis=0) + 1.15 * size
     free = jnp.maximum(1 - texels[0] * travel / textures[1], 0.0)
     spread = jnp.concatenate([free[None], jnp.full((n, 2), 0.5)])
@@ -327,7 +326,7 @@ def sample_scene(
 
 
 def position(path: Float[Array, "steps 2"], time: Float[Array, ""]) -> Float[Array, " 2"]:
-    """Where a path is at ``time`` (frames; 0: the middle of the clip): rows, columns in pixels."""
+    """Returns a path's rows, columns in pixels at ``time`` (frames; 0: the middle of the clip)."""
     at = jnp.clip(time * STEPS_A_FRAME + (path.shape[0] - 1) / 2, 0, path.shape[0] - 1)
     before = jnp.minimum(jnp.floor(at).astype(jnp.int32), path.shape[0] - 2)
     return path[before] + (at - before) * (path[before + 1] - path[before])

@@ -1,4 +1,4 @@
-"""High-speed video into pairs of blurred and sharp frames (eq. 1), as a command.
+"""A command that turns high-speed video into pairs of blurred and sharp frames (eq. 1).
 
 ``python -m jaxdeblur.data.synthesis IN OUT --tau=11 --period=12`` writes a data set of pairs.
 """
@@ -22,18 +22,18 @@ from jaxdeblur.video.image_file import write_png
 def write_pairs(source: Path, target: Path, exposure: Exposure) -> Dataset:
     """Turns high-speed videos into the layout ``pairs``, all or nothing, and returns them.
 
-    Of a folder that has splits it is the one that trains.
+    Only the training split of a folder with splits is used.
 
     Raises:
-      UserError: a frame or video cannot be read or one is too short, ``target`` exists or cannot be
-        written, or T > tau does not hold.
+      UserError: a frame or video cannot be read, a video is too short, ``target`` exists or cannot
+        be written, or T > tau does not hold.
     """
     if exposure.period <= exposure.tau:
         raise UserError(
-            f"period: {exposure.period} must be above tau, {exposure.tau} (eq. 1 has T > tau)"
+            f"period must be above tau, {exposure.tau}, not {exposure.period} (eq. 1 has T > tau)"
         )
     if os.path.lexists(target):
-        raise UserError(f"{target}: exists; remove it or name another")
+        raise UserError(f"{target}: already exists; remove it or choose another folder")
     dataset = open_dataset(f"highspeed:{source}", "train", exposure=exposure)
     try:
         with replace_folder_when_whole(target) as part:
@@ -58,14 +58,14 @@ def _write_video(video: Video, folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command; see ``--help``."""
+    """Runs the command; see ``--help``."""
     parser = Parser(
         prog="python -m jaxdeblur.data.synthesis",
-        description="Turns high-speed video into pairs of blurred and sharp frames (eq. 1): the "
-        "mean of tau frames, every T-th frame, and the frame in the middle of each exposure.",
+        description="Turns high-speed video into pairs of blurred and sharp frames (eq. 1): "
+        "every T frames, the mean of tau frames and the frame in the middle of that exposure.",
     )
     parser.add_argument(
-        "source", metavar="IN", type=Path, help="a video, a folder of frames, or a folder of these"
+        "source", metavar="IN", type=Path, help="a video, a folder of frames, or a folder of either"
     )
     parser.add_argument(
         "target", metavar="OUT", type=Path, help="the new folder: blur/, sharp/ and manifest.json"
@@ -75,7 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--period", type=int, help="T, frames from one exposure to the next (tau + 1)"
     )
     parser.add_argument(
-        "--linear", action="store_true", help=f"average light (gamma {GAMMA}), not values as stored"
+        "--linear",
+        action="store_true",
+        help=f"average light (gamma {GAMMA}) instead of stored values",
     )
     given = parser.parse_args(arguments)
     exposure = Exposure(given.tau, given.period or given.tau + 1, given.linear)

@@ -1,6 +1,6 @@
 """Textures for rendered scenes: squares cut from photographs, made once and kept in the cache.
 
-:func:`open_scenes` gives the scenes to train on together with the textures that they show.
+:func:`open_scenes` returns the training scenes together with their textures.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.image_file import read_image
 
-_VERSION = 1  # Part of the folder's name: raise it when the same seed would cut other textures.
+_VERSION = 1  # Part of the folder's name: raise it when the same seed cuts other textures.
 
-_LEAST_TEXTURES = 96  # Few photographs give few textures that differ.
-_SCALE = (0.5, 0.95)  # Least and most by which a photograph is reduced.
-_TEXTURE_SEED = 0  # One set of textures for all runs: they are kept. Scenes have the run's seed.
+_LEAST_TEXTURES = 96  # Few photographs give few distinct textures.
+_SCALE = (0.5, 0.95)  # Range of factors by which photographs are reduced.
+_TEXTURE_SEED = 0  # All runs share one cached set of textures. Scenes use the run's seed.
 
 
 def cut_textures(
     photographs: Sequence[Photograph], count: int, size: int, seed: int
 ) -> UInt8[np.ndarray, "n S S 3"]:
-    """Cuts ``count`` square textures of ``size`` pixels; each photograph begins as many of them.
+    """Cuts ``count`` square textures of ``size`` pixels; each photograph begins equally many.
 
     A photograph is reduced by a factor within ``_SCALE``, so that the texture is sharp to the pixel
-    whatever lens and compression it has seen; of a few random cuts the one with most detail is
-    taken. It is mirrored at random, its contrast varied, and tinted if grey. Where a photograph
-    does not fill the square, others of the list are laid beside it, edge to edge, like prints on
-    a wall. The same arguments give the same textures.
+    despite its lens and compression. It is mirrored at random, its contrast is varied, and it is
+    tinted if grey. The most detailed of a few random cuts is used. Where a photograph does not fill
+    the square, others of the list are placed beside it, edge to edge, like prints on a wall. The
+    same arguments give the same textures.
 
     Args:
-      photographs: what they are cut from.
-      count: of the textures.
+      photographs: the photographs to cut from.
+      count: number of textures.
       size: side of a texture, pixels.
-      seed: of all that is random.
+      seed: seed of all random choices.
 
     Raises:
       UserError: there is no photograph, or one cannot be read.
     """
     if not photographs:
-        raise UserError("photographs: none were given")
+        raise UserError("no photographs were given")
     plan = np.random.default_rng([seed, size, 0])
     turns = -(-count // len(photographs))
     order = np.concatenate([plan.permutation(len(photographs)) for _ in range(turns)])[:count]
@@ -66,7 +66,7 @@ def cut_textures(
 def _cut(
     photographs: Sequence[Photograph], first: int, size: int, rng: np.random.Generator
 ) -> Frame8:
-    """One texture: shelves of photographs from the top, each from left to right."""
+    """Fills one texture with shelves of photographs from the top, each from left to right."""
     wall = np.empty((size, size, 3), np.uint8)
     top, chosen = 0, first
     while top < size:
@@ -95,7 +95,7 @@ def _cut(
 def _most_detailed(
     image: Frame8, height: int, width: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Of four random cuts of ``image`` the one whose neighbouring pixels differ most."""
+    """Returns the one of four random cuts of ``image`` whose neighbouring pixels differ most."""
     free = image.shape[0] - height + 1, image.shape[1] - width + 1
     corners = rng.integers(free, size=(4, 2)).tolist() if free != (1, 1) else [(0, 0)]
     cuts = [image[y : y + height, x : x + width] for y, x in corners]
@@ -111,10 +111,10 @@ def _at_least(image: Frame8, height: int, width: int) -> UInt8[np.ndarray, "h w 
 
 
 def _print(photograph: Photograph, height: int, size: int, rng: np.random.Generator) -> Frame8:
-    """A photograph reduced (to ``height`` or more where the scale allows it), mirrored, toned."""
+    """Reduces a photograph (to at least ``height`` if ``_SCALE`` allows), mirrors and tones it."""
     pixels = _decoded(photograph.path)
     factor = rng.uniform(*_SCALE)
-    # One that can fill the whole square does, else at least its shelf.
+    # A photograph fills the whole square if it can, or else at least its shelf.
     for needed in (height / pixels.shape[0], size / min(pixels.shape[:2])):
         if factor < needed <= _SCALE[1]:
             factor = needed
@@ -129,19 +129,19 @@ def _print(photograph: Photograph, height: int, size: int, rng: np.random.Genera
     return np.round(values * 255).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=32)  # the packages' photographs, 20 MB in all, laid again and again
+@functools.lru_cache(maxsize=32)  # the packages' photographs, 20 MB in all, used repeatedly
 def _decoded(path: Path) -> Frame8:
     return read_image(path)
 
 
 def _ceil(value: float) -> int:
-    """The least whole number that is not under ``value``, blind to rounding errors."""
+    """Rounds up to an integer, tolerating rounding errors."""
     return int(np.ceil(value - 1e-6))
 
 
 @dataclasses.dataclass(frozen=True)
 class RenderedScenes:
-    """What scenes are rendered, and the textures that they show."""
+    """The configuration of rendered scenes and their textures."""
 
     config: SceneConfig
     textures: UInt8[np.ndarray, "n S S 3"]
@@ -150,13 +150,13 @@ class RenderedScenes:
 def open_scenes(
     config: SceneConfig, crop: int, photos: str | os.PathLike[str] | None = None
 ) -> RenderedScenes:
-    """The scenes of a configuration whose frames hold a crop, with textures of the train split.
+    """Returns scenes whose frames hold a crop, with textures of the train split.
 
     Textures are cut once and kept in the cache. ``photos`` is a folder of photographs to add to the
     packages'.
 
     Raises:
-      UserError: the photographs cannot be read, or the cache not written.
+      UserError: the photographs cannot be read, or the cache cannot be written.
     """
     config = config.at_least(crop)
     found = find_photographs("train", photos)

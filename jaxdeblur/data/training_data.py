@@ -1,4 +1,4 @@
-"""What a run trains on and is validated on: what its options name, opened."""
+"""The training and validation data of a run, opened from its options."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jaxdeblur.data.textures import RenderedScenes, open_scenes
 from jaxdeblur.data.videos import Dataset, Video, sharp_files
 from jaxdeblur.errors import UserError
 
-# Kinds of which there are no fixed scenes, and the fixed ones that are nearest.
+# Kinds without fixed scenes, and the nearest kinds with fixed ones.
 _SCORED_AS = {"clean": "small", "swift": "wide"}
-_HELD_OUT_EVERY = 9  # GOPRO's 22 videos that train give 3 to validate on ...
-_FEWEST_TO_HOLD_OUT = 4  # ... and fewer than these have none to spare.
+_HELD_OUT_EVERY = 9  # GOPRO's 22 training videos give 3 for validation ...
+_FEWEST_TO_HOLD_OUT = 4  # ... and fewer videos than this can spare none.
 
 
 class Scored(NamedTuple):
@@ -29,9 +29,9 @@ class Scored(NamedTuple):
 
 
 class TrainingData:
-    """The data of a run; nothing is looked at before it is asked for, and then once.
+    """The data of a run; everything is opened on first use, and only once.
 
-    All of it raises UserError for what cannot be used. Rendered scenes are to hold frames of
+    All members raise UserError for unusable data. The frames of rendered scenes hold a crop of
     ``crop`` x ``crop`` pixels.
     """
 
@@ -48,21 +48,21 @@ class TrainingData:
 
     @functools.cached_property
     def folders(self) -> list[str]:
-        """The data sets that are no rendered scenes."""
+        """The data sets that are not rendered scenes."""
         return [spec for spec in self.config.data if not is_rendered(spec)]
 
     @functools.cached_property
     def train(self) -> list[tuple[Dataset | RenderedScenes, float]]:
-        """The data sets that train, without what is held out, and their shares of the clips."""
+        """The training data sets, without what is held out, and their shares of the clips."""
         shares = self.config.mix or (1.0,) * len(self.config.data)
         return list(zip(map(self._open, self.config.data), shares, strict=True))
 
     @functools.cached_property
     def validate(self) -> list[Video]:
-        """The videos of the validation during the run.
+        """The videos for validation during the run.
 
         Raises:
-          UserError: one of them would train too, or the data set cannot be read.
+          UserError: one of them is also used for training, or the data set cannot be read.
         """
         scored = self.scored("validation")
         dataset = open_dataset(
@@ -79,17 +79,17 @@ class TrainingData:
         }
         if both := [video.name for video in dataset.videos if training & sharp_files(video)]:
             raise UserError(
-                f"--validate-on={self.config.validate_on}: {', '.join(both[:20])} would train too; "
-                "leave them out of training with --exclude, or validate on others with "
-                "--validate-only"
+                f"--validate-on={self.config.validate_on}: also used for training: "
+                f"{', '.join(both[:20])}; exclude them from training with --exclude, or validate "
+                "on other videos with --validate-only"
             )
         return list(dataset.videos)
 
     def scored(self, split: Split) -> Scored:
-        """What the run is validated or tested on: videos of the kind that trains.
+        """Returns what the run is validated or tested on; validation prefers ``validate_on``.
 
-        Rendered scenes of that kind; of a folder its own videos for that, or those held out. A
-        folder without any to spare is followed by the rendered scenes of small motion.
+        Rendered scenes are scored on the same kind. A folder is scored on its own videos of the
+        split or those held out, or else on ``validate_on`` or the rendered scenes ``narrow``.
         """
         config, spec = self.config, self.config.data[0]
         named, variant = config.validate_on, self._variant(config.validate_on)
@@ -110,7 +110,7 @@ class TrainingData:
 
     @functools.cached_property
     def held_out(self) -> tuple[str, ...]:
-        """The videos of the first data set that validate in place of training."""
+        """The videos of the first data set used for validation instead of training."""
         config, spec = self.config, self.config.data[0]
         if config.validate_on or is_rendered(spec) or self._has_own("validation"):
             return ()
@@ -128,7 +128,7 @@ class TrainingData:
 
     @functools.cached_property
     def _videos(self) -> dict[str, Dataset]:
-        """The videos of each folder that train."""
+        """The training videos of each folder."""
         return {
             spec: open_dataset(
                 self._resolve(spec),
@@ -143,12 +143,12 @@ class TrainingData:
 
     @functools.cached_property
     def _chosen(self) -> dict[str, list[str]]:
-        """The names that ``only`` and ``exclude`` leave of each folder's."""
+        """The video names of each folder that ``only`` and ``exclude`` leave."""
         names = {spec: self._names(spec, "train") for spec in self.folders}
         return choose(names, self.config.only, self.config.exclude)
 
     def _variant(self, spec: str) -> str | None:
-        """The variant, where the data set has several or no other one has."""
+        """Returns the variant if the data set may have several, or if none may."""
         if not spec or self.config.variant is None:
             return None
         named = [self._resolve(each) for each in (*self.folders, self.config.validate_on) if each]
@@ -156,7 +156,7 @@ class TrainingData:
         return self.config.variant if alone or self._resolve(spec).has_variants else None
 
     def _has_own(self, split: Split) -> bool:
-        """Whether the first data set, a folder, has videos for a split that do not train."""
+        """Returns whether the first data set, a folder, has the split, without training videos."""
         spec = self.config.data[0]
         try:
             names = self._names(spec, split)

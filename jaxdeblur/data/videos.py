@@ -1,4 +1,4 @@
-"""Videos to train on and to score on: blurred frames with their sharp ones; data sets of them."""
+"""Videos for training and scoring (blurred frames with their sharp ones), and data sets of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Video(Protocol):
     """A blurred video with its sharp frames; ``len`` is the number of frames."""
 
     name: str
-    """What results call it; a folder's or file's name, never a path."""
+    """The video's name in results: a folder's or file's name, never a path."""
 
     @property
     def height(self) -> int:
@@ -33,11 +33,11 @@ class Video(Protocol):
     def __len__(self) -> int: ...
 
     def blurred(self, index: int) -> Frame8:
-        """The blurred frame at ``index``; a UserError names it if it cannot be read."""
+        """Returns the blurred frame at ``index``; a UserError names it if it cannot be read."""
         ...
 
     def sharp(self, index: int) -> Frame8:
-        """The sharp frame at ``index``; a UserError names it if it cannot be read."""
+        """Returns the sharp frame at ``index``; a UserError names it if it cannot be read."""
         ...
 
 
@@ -53,11 +53,11 @@ class PairedVideo(Video):
         return len(self.sharp_frames)
 
     def blurred(self, index: int) -> Frame8:
-        """The blurred frame at ``index``."""
+        """Returns the blurred frame at ``index``."""
         return self.blurred_frames.read(slice(index, index + 1))[0]
 
     def sharp(self, index: int) -> Frame8:
-        """The sharp frame at ``index``."""
+        """Returns the sharp frame at ``index``."""
         return self.sharp_frames.read(slice(index, index + 1))[0]
 
 
@@ -73,13 +73,13 @@ class HighSpeedVideo(Video):
         return self.exposure.count(len(self.frames))
 
     def blurred(self, index: int) -> Frame8:
-        """The average of the exposure at ``index``."""
+        """Returns the average of the exposure at ``index``."""
         start = index * self.exposure.period
         frames = self.frames.read(slice(start, start + self.exposure.tau))
         return average(frames, self.exposure.linear)
 
     def sharp(self, index: int) -> Frame8:
-        """The middle frame of the exposure at ``index``."""
+        """Returns the middle frame of the exposure at ``index``."""
         middle = index * self.exposure.period + self.exposure.middle
         return self.frames.read(slice(middle, middle + 1))[0]
 
@@ -90,12 +90,12 @@ class Dataset:
 
     name: str
     variant: str
-    """What else tells results apart: ``blur_gamma``, ``tau 11, period 12``; may be empty."""
+    """What else distinguishes results: ``blur_gamma``, ``tau 11, period 12``; may be empty."""
     videos: Sequence[Video]
 
 
 def pack_dataset(dataset: Dataset) -> Dataset:
-    """The same data set with all frames that lie in image files decoded into the cache, once."""
+    """Returns the data set with all frames in image files decoded into the cache, once."""
     line = ProgressLine("decoding", len(dataset.videos), unit="videos")
     videos: list[Video] = []
     for video in dataset.videos:
@@ -108,33 +108,33 @@ def pack_dataset(dataset: Dataset) -> Dataset:
 
 
 def video_frames(video: Any) -> list[Frames]:
-    """What a video reads its frames from, the sharp ones last."""
+    """Returns what a video reads its frames from, the sharp ones last."""
     return [frames for frames in vars(video).values() if isinstance(frames, Frames)]
 
 
 def sharp_files(video: Video) -> set[str]:
-    """The files that hold a video's sharp frames, by which it is known under any name."""
+    """Returns the files of a video's sharp frames, which identify it under any name."""
     return {os.path.realpath(file) for file in video_frames(video)[-1].files}
 
 
 def identity(video: Video) -> list[Any]:
-    """By which it is known whether a video's frames have changed; as JSON can hold it.
+    """Returns JSON values that show whether a video's frames have changed.
 
     Raises:
-      UserError: a file is no longer there.
+      UserError: a file no longer exists.
     """
     return [
-        # A pack is named by a hash of what was packed, and made anew wherever there is none.
+        # A pack is named by a hash of what was packed, and is made again wherever it is missing.
         frames.file.parent.name if isinstance(frames, ArrayFile) else stamps(frames.files)
         for frames in video_frames(video)
     ]
 
 
 def refuse(what: str, problems: Sequence[str]) -> None:
-    """Complains of all problems at once.
+    """Reports all problems at once.
 
     Raises:
-      UserError: there are any; it names the first 20, and how many more there are.
+      UserError: there are problems; it names the first 20 and says how many more there are.
     """
     if problems:
         more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []

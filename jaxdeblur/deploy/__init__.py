@@ -1,1 +1,1 @@
-"""A trained network for programs without JAX: its forms, and the files that hold them."""
+"""Export of trained networks for programs without JAX: their forms and files."""

@@ -1,8 +1,8 @@
-"""The forms in which a network leaves the repository, as functions of any height and width.
+"""The forms in which a network is exported, as functions for any height and width.
 
-A form is a function of named arrays. ``step`` takes a frame and the state and gives the restored
+A form is a function of named arrays. ``step`` takes a frame and the state and returns the restored
 frame of ``lookahead`` steps ago and the next state: exactly the stream, at constant memory.
-``window`` takes a few frames and gives one, for programs that keep no state; ``image`` takes one.
+``window`` maps a few frames to one, for programs that keep no state; ``image`` takes one frame.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from jaxdeblur.shapes import Frame
 FORMS = ("step", "window", "image")
 
 _RECIPE = (
-    "Before the first frame every state is zeros (false) of its shape. Feed the frames in order; "
-    "each output next.NAME is the input state.NAME of the next call. The outputs are {late} frames "
-    "late: drop the first {late}. After the last frame feed that frame {late} times more, with "
-    "repeated = true, to get the rest."
+    "Before the first frame, fill every state array with zeros (false). Feed the frames in order, "
+    "and pass each output next.NAME as the input state.NAME of the next call. The outputs are "
+    "{late} frames late: drop the first {late}. After the last frame, feed it {late} more times "
+    "with repeated = true to get the remaining outputs."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """A function of named arrays, and what a reader of the file should know of it."""
+    """A function of named arrays, and metadata for readers of the file."""
 
     function: Callable[..., tuple[jax.Array, ...]]
-    """Takes the inputs in their order, gives the outputs in theirs."""
+    """Takes the arrays of ``inputs`` and returns those of ``outputs``, in these orders."""
     inputs: dict[str, jax.ShapeDtypeStruct]
     outputs: tuple[str, ...]
     about: dict[str, Any]
@@ -45,30 +45,30 @@ class Form:
 def make_form(
     model: VideoRestorer, kind: str, *, warm_up: int | None = None, channels_first: bool = False
 ) -> Form:
-    """The form of a model.
+    """Builds a form of a model.
 
     Args:
       model: the network.
       kind: one of ``FORMS``.
-      warm_up: of a window, how many frames before the restored one the network passes through;
-        None for as many as it looks ahead, so that the middle frame comes out.
-      channels_first: images are ``1 3 H W``, of a window ``1 3T H W``; else ``1 H W 3``, ``1 T H W
-        3``.
+      warm_up: for a window, how many frames before the restored one pass through the network;
+        None for as many as the look-ahead, so that the middle frame is restored.
+      channels_first: images are ``1 3 H W`` and windows ``1 3T H W``; else ``1 H W 3`` and
+        ``1 T H W 3``.
 
     Returns:
-      Its inputs have the symbolic sizes ``height`` and ``width``. Images are RGB, [0, 1], float32;
-      what comes out is not clipped.
+      The form. Its inputs have the symbolic sizes ``height`` and ``width``. Images are RGB, [0, 1],
+      float32; the outputs are not clipped.
 
     Raises:
-      UserError: ``warm_up`` does not belong to the form, or the model has a ``pad`` of its own.
+      UserError: ``warm_up`` does not fit the form, or ``pad`` or the state can't be exported.
     """
     if type(model).pad is not VideoRestorer.pad:
         raise UserError(
-            f"{type(model).__name__} pads frames in a way of its own (pad), which a file for any "
-            "size does not know; it can't be exported"
+            f"{type(model).__name__} has its own pad method, which a file for frames of any size "
+            "does not support; it can't be exported"
         )
     if warm_up is not None and (kind != "window" or not 0 <= warm_up <= 64):
-        raise UserError("--warm-up is 0 to 64 frames of --form=window")
+        raise UserError("--warm-up must be 0 to 64 frames and requires --form=window")
     height, width = jax.export.symbolic_shape("height, width")
     late, layout = model.lookahead, _StateLayout(model)
     if kind == "step":
@@ -96,11 +96,11 @@ def make_form(
 
 
 class _StateLayout:
-    """The arrays of a model's state: their names, sizes and what they hold before the first frame.
+    """The names, sizes and initial values of the arrays of a model's state.
 
     Attributes:
-      shapes: of each array its sizes: a number, or ``times`` for every ``per`` pixels of a side.
-      starts: the one number that each array of the first state holds.
+      shapes: sizes of each array, each a number, or ``times`` for every ``per`` pixels of a side.
+      starts: the one value that each array of the first state holds.
     """
 
     def __init__(self, model: VideoRestorer) -> None:
@@ -119,7 +119,7 @@ class _StateLayout:
         ]
 
     def first_state(self, frame: Frame) -> State:
-        """``model.initial_state`` with its sizes taken from pixels, as converters need it."""
+        """Returns ``model.initial_state`` with sizes taken from pixels, as converters require."""
         padded = _padded(frame, self.multiple)
         leaves = []
         for start, shape, dtype in zip(self.starts, self.shapes, self.types, strict=True):
@@ -129,7 +129,7 @@ class _StateLayout:
                 continue
             strides = [1, *(self.multiple // shape[axis]["times"] for axis in axes), 1]
             pixels = lax.slice(padded, (0, 0, 0, 0), (*padded.shape[:3], 1), strides)
-            # Pixels are finite: what is left is the size.
+            # Pixels are finite: these are zeros of the right size.
             sized = lax.squeeze(pixels * 0, (0, 3)).astype(dtype)
             whole = [size if isinstance(size, int) else 0 for size in shape]
             for axis, size in zip(axes, sized.shape, strict=True):
@@ -141,7 +141,7 @@ class _StateLayout:
 def _constant(leaf: np.ndarray) -> Any:
     values = np.unique(leaf)
     if values.size != 1:
-        raise UserError("the state before the first frame is no constant; it can't be exported")
+        raise UserError("the state before the first frame is not constant; it can't be exported")
     return values[0]
 
 
@@ -188,21 +188,21 @@ def _step(
 def _step_any_size(
     model: VideoRestorer, state: State, frame: Frame, repeated: jax.Array
 ) -> tuple[State, Frame]:
-    """``model.step`` for symbolic sizes, which ``jnp.pad`` cannot pad by their edge."""
+    """Runs ``model.step`` at symbolic sizes, where ``jnp.pad`` cannot replicate edges."""
     height, width = frame.shape[1:3]
     state, restored = model.step(state, _padded(frame, model.multiple), repeated)
     return state, lax.slice(restored, (0, 0, 0, 0), (1, height, width, 3))
 
 
 def _round_up(size: Any, multiple: int) -> Any:
-    """The least multiple that is ``size`` or more; nothing negative, which ONNX divides upwards."""
+    """Rounds up to a multiple; divides no negative numbers, whose quotients ONNX rounds up."""
     return (size + multiple - 1) // multiple * multiple
 
 
 def _padded(frame: Frame, multiple: int) -> Float[Array, "B Hp Wp 3"]:
     for axis in (1, 2):
-        # One line too many rather than as many as needed: a symbolic number of copies has no
-        # operator.
+        # Appends as many lines as can be needed and cuts off the rest: no operator makes a
+        # symbolic number of copies.
         size = frame.shape[axis]
         last = lax.slice_in_dim(frame, size - 1, size, axis=axis)
         longer = lax.concatenate([frame, *[last] * (multiple - 1)], axis)
@@ -215,17 +215,19 @@ def _out(restored: Frame, channels_first: bool) -> jax.Array:
 
 
 def _shifted(leaf: jax.Array, start: Any) -> jax.Array:
-    """So that the first state is zeros outside and ``start`` inside; it undoes itself."""
+    """Makes the first state zeros outside and ``start`` inside; it is its own inverse."""
     if not start:
         return leaf
     return jnp.logical_not(leaf) if leaf.dtype == jnp.bool_ else start - leaf
 
 
 def _size(size: int, larger: int, multiple: int) -> Any:
-    """Of a square of ``multiple`` pixels, and of a frame twice as high and three times as wide."""
+    """How a size grows from a square of ``multiple`` pixels to 2x its height, 3x its width."""
     if size == larger:
         return size
     side = {2 * size: "height", 3 * size: "width"}.get(larger)
     if side is None:
-        raise UserError("the state does not grow with the frame; it can't be exported")
+        raise UserError(
+            "the size of the state is not proportional to the frame's; it can't be exported"
+        )
     return {"of": side, "times": size, "per": multiple}

@@ -1,9 +1,9 @@
-"""Evaluates a traced function in the few primitives that converters of graphs know at any size.
+"""Evaluates a traced function in the few primitives that graph converters support at any size.
 
-JAX traces indexing to ``gather``, padding to ``pad`` and conditions to ``cond``, for which a
-converter either knows no symbolic sizes or makes a graph that runtimes cannot optimise. Here the
-same values are computed by slices, concatenations and selections, constants are folded and spread
-only where something needs them at full size, and functions inside the function are taken apart. (An
+JAX traces indexing to ``gather``, padding to ``pad`` and conditions to ``cond``. For these a
+converter either supports no symbolic sizes or makes a graph that runtimes cannot optimise. Here the
+same values are computed by slices, concatenations and selections; constants are folded, and
+broadcast only where something needs them at full size; and nested functions are inlined. (It is an
 interpreter as JAX documents them: "Writing custom Jaxpr interpreters in JAX".)
 """
 
@@ -26,16 +26,16 @@ _CALLS |= {"remat2": "jaxpr", "checkpoint": "jaxpr"}
 def in_plain_primitives(
     function: Callable[..., tuple[jax.Array, ...]], *inputs: jax.ShapeDtypeStruct
 ) -> Callable[..., tuple[jax.Array, ...]]:
-    """The same function of arrays of these shapes, as plain as its trace allows."""
+    """Returns the same function for arrays of these shapes, as plain as its trace allows."""
     closed = jax.make_jaxpr(function)(*inputs)
     return lambda *arrays: tuple(map(_whole, _evaluate(closed.jaxpr, closed.consts, arrays)))
 
 
 class _Spread(NamedTuple):
-    """A constant, of as many dimensions as ``shape``, that is to be repeated to fill it.
+    """A constant, with as many dimensions as ``shape``, that is to be broadcast to it.
 
-    Arithmetic of ONNX repeats a bias by itself. Spread over a frame of any size it takes eight
-    operators, and runtimes then neither add it within the convolution nor drop the change of layout
+    ONNX arithmetic broadcasts a bias by itself. To broadcast it to a frame of any size takes eight
+    operators, and runtimes then neither fuse it into the convolution nor drop the change of layout
     between two convolutions.
     """
 
@@ -44,7 +44,7 @@ class _Spread(NamedTuple):
 
 
 def _whole(value: Any) -> Any:
-    """A value as an array of its full size."""
+    """Returns a value as an array of its full size."""
     if not isinstance(value, _Spread):
         return value
     return lax.broadcast_in_dim(value.constant, value.shape, range(value.constant.ndim))
@@ -64,7 +64,7 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> 
 
 
 def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
-    """The equations on which the outputs depend; the early steps of a window restore for nobody."""
+    """The equations on which the outputs depend; frames restored in a warm-up are unused."""
     live, needed = set(), []
     live |= {variable for variable in jaxpr.outvars if not isinstance(variable, Literal)}
     for equation in reversed(jaxpr.eqns):
@@ -80,7 +80,7 @@ def _apply(equation: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
         inner = equation.params[_CALLS[name]]
         return _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
     if name in _ARITHMETIC and any(isinstance(value, _Spread) for value in inputs):
-        # Looked up now, since a converter puts functions of its own in their place.
+        # Looked up here, since a converter replaces these functions by its own.
         return [_spread_by_operator(getattr(jnp, _ARITHMETIC[name]), *inputs)]
     inputs = [_whole(value) for value in inputs]
     rule = _RULES.get(name)
@@ -95,7 +95,7 @@ def _apply(equation: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
 
 
 def _spread_by_operator(operator: Callable[..., Any], *inputs: Any) -> Any:
-    """Of inputs of one shape, where those that are to be repeated stay as small as they are."""
+    """Applies an operator to inputs of one shape without broadcasting the constants first."""
     small = [value.constant if isinstance(value, _Spread) else value for value in inputs]
     result = operator(*small)
     shapes = [value.shape for value in inputs if isinstance(value, _Spread)]
@@ -117,14 +117,14 @@ def _is_constant(equation: JaxprEqn, inputs: list[Any]) -> bool:
 
 
 def _is_known(value: Any) -> bool:
-    """Whether it is an array or number of this moment, not of the trace and no symbolic size."""
+    """Whether it is a concrete array or number, neither traced nor a symbolic size."""
     return isinstance(value, jax.Array | np.ndarray | np.generic | int | float) and not isinstance(
         value, jax.core.Tracer
     )
 
 
 def _cond(equation: JaxprEqn, index: Any, *operands: Any) -> Sequence[Any] | None:
-    """All branches, of which one is selected: none here has an effect, and none is taken long."""
+    """Selects between both branches' results: none has side effects or saves work for long."""
     branches = equation.params["branches"]
     if _is_known(index):
         chosen = branches[int(np.clip(int(index), 0, len(branches) - 1))]
@@ -143,9 +143,7 @@ def _select(equation: JaxprEqn, condition: Any, *cases: Any) -> Sequence[Any] | 
 
 
 def _choose(condition: Any, no: Any, yes: Any) -> Any:
-    """``yes`` where ``condition`` holds; of truth values, between which ONNX Runtime can't choose,
-    by their logic.
-    """
+    """Selects by ``condition``; booleans, which ONNX Runtime can't select, by their logic."""
     if no.dtype == jnp.bool_ and np.ndim(condition) == np.ndim(no):
         return lax.bitwise_or(
             lax.bitwise_and(condition, yes), lax.bitwise_and(lax.bitwise_not(condition), no)
@@ -172,7 +170,7 @@ def _pad(equation: JaxprEqn, x: Any, value: Any) -> Sequence[Any] | None:
 
 
 def _gather(equation: JaxprEqn, x: Any, start: Any) -> Sequence[Any] | None:
-    """One window whose place is known is a slice."""
+    """Turns a gather of one window at a known position into a slice."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     if not _is_known(start) or np.ndim(start) != 1 or numbers.operand_batching_dims:
         return None
@@ -181,12 +179,12 @@ def _gather(equation: JaxprEqn, x: Any, start: Any) -> Sequence[Any] | None:
         begin[axis] = int(place)
     end = [first + size for first, size in zip(begin, sizes, strict=True)]
     window = lax.slice(x, begin, end)
-    # What is dropped is one long; the rest keeps its order.
+    # Collapsed dimensions have size 1; the others keep their order.
     return [lax.squeeze(window, numbers.collapsed_slice_dims)]
 
 
 _ARITHMETIC = {"add": "add", "sub": "subtract", "mul": "multiply", "max": "maximum"}
-"""Primitives by the functions of jax.numpy that repeat what is smaller."""
+"""Primitives and their equivalents in jax.numpy, which broadcast smaller inputs."""
 
 _RULES: dict[str, Callable[..., Sequence[Any] | None]] = {
     "broadcast_in_dim": _broadcast,

@@ -1,7 +1,7 @@
-"""Writes a form of a network as ``.onnx`` or as ``.stablehlo``, each with what it needs to be used.
+"""Writes a form of a network as ``.onnx`` or ``.stablehlo``, each with what is needed to use it.
 
-ONNX is made by jax2onnx, StableHLO by ``jax.export``; neither file needs this package or JAX's
-version of today.
+ONNX is made by jax2onnx, StableHLO by ``jax.export``. Neither file needs this package or the JAX
+version that wrote it.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.weights.load import LoadedModel
 
-# jax2onnx asks for an Orbax of last year, which it needs for its examples alone: hence --no-deps.
+# jax2onnx requires last year's Orbax, which only its examples need: hence --no-deps.
 TO_INSTALL = (
-    "pip install --editable '.[export]' && pip install --no-deps 'jax2onnx>=0.17.1,<0.18', "
-    "in the folder of the project"
+    "in the project folder, run pip install --editable '.[export]' && "
+    "pip install --no-deps 'jax2onnx>=0.17.1,<0.18'"
 )
 OPSET = 18
-"""Of ONNX: understood by every runtime since 2023."""
+"""Version of the ONNX operator set, supported by every runtime since 2023."""
 
 _WRONG = {
     "EdvrConfig": "reduce_window_max",
     "SrnConfig": "broadcast_in_dim",
     "StfanConfig": "broadcast_in_dim",
 }
-"""Operators that jax2onnx 0.17 puts wrongly for frames of any size, by the networks with them: it
-writes a file, and ONNX Runtime fails on it.
+"""Operators that jax2onnx 0.17 converts wrongly for frames of any size, by the networks that have
+them: it writes a file on which ONNX Runtime fails.
 """
 
 _KNOWN = ("licence of the data", "licence", "scores", "data", "commit", "source")
@@ -64,18 +64,20 @@ def write_onnx(
       loaded: the model.
       path: the file, replaced when the new one is whole.
       form: "step", "window" or "image" (``deploy.forms``); images are NCHW.
-      warm_up: frames before the restored one that a window's network passes through.
+      warm_up: for a window, how many frames before the restored one pass through the network.
       half: computes in float16 and stores half the size; inputs and outputs stay float32.
-      metadata: whatever else a reader should know.
+      metadata: further information for readers of the file.
 
     Raises:
-      UserError: jax2onnx is not installed, or the network has an operator that it can't put.
+      UserError: jax2onnx is not installed, or it can't convert an operator of the network.
     """
     onnx = _module("onnx")
-    with _quiet():  # it tries all its examples, and logs a traceback for each that lacks a package
+    with _quiet():  # it tries all its examples and logs a traceback for each that lacks a package
         jax2onnx = _module("jax2onnx")
     if operator := _WRONG.get(type(loaded.network).__name__):
-        raise UserError(f"{loaded.source}: cannot become ONNX: the converter gets {operator} wrong")
+        raise UserError(
+            f"{loaded.source}: cannot be converted to ONNX: the converter mistranslates {operator}"
+        )
     with _said_which_operator(loaded, "ONNX"), _quiet():
         made = make_form(_for_export(loaded), form, warm_up=warm_up, channels_first=True)
         shapes = list(made.inputs.values())
@@ -88,8 +90,8 @@ def write_onnx(
                 input_names=list(made.inputs),
                 output_names=list(made.outputs),
             )
-    # jax2onnx declares the shape of the first factor for a product, also where the second one is
-    # larger. ONNX Runtime on a desktop warns of that, in a browser it refuses the file.
+    # jax2onnx declares a product's shape as that of its first factor, even if the second one is
+    # larger. ONNX Runtime warns of that on a desktop and rejects the file in a browser.
     del model.graph.value_info[:]
     if half:
         model = _in_half(model)
@@ -109,14 +111,14 @@ def write_stablehlo(
 ) -> None:
     """Writes a model as ``jax.export`` serialises it, for cpu and cuda, any height and width.
 
-    Images are NHWC. The state of ``step`` is arguments and results one after the other, as the
-    ``Exported`` lists them (docs/deploy.md has the ten lines that run it).
+    Images are NHWC. ``step`` takes and returns each array of the state separately, in the order
+    that the ``Exported`` lists (docs/deploy.md has the ten lines that run it).
 
     Args:
       loaded: the model.
       path: the file, replaced when the new one is whole.
       form: "step", "window" or "image" (``deploy.forms``).
-      warm_up: frames before the restored one that a window's network passes through.
+      warm_up: for a window, how many frames before the restored one pass through the network.
 
     Raises:
       UserError: flatbuffers is not installed, or the network cannot be traced at symbolic sizes.
@@ -132,7 +134,7 @@ def write_stablehlo(
 
 
 def _for_export(loaded: LoadedModel) -> VideoRestorer:
-    """The network without hand-written kernels, which are for GPUs and for JAX."""
+    """Returns the network without hand-written kernels, which need a GPU and JAX."""
     if not hasattr(loaded.network, "implementation"):
         return loaded.model
     rebuild, _ = outline(
@@ -158,7 +160,7 @@ def _in_half(model: Any) -> Any:
     onnx_model = _module("onnxruntime.transformers.onnx_model").OnnxModel(model)
     with _quiet():
         onnx_model.convert_float_to_float16(keep_io_types=True)
-        onnx_model.topological_sort()  # the casts of the inputs were appended
+        onnx_model.topological_sort()  # input casts were appended at the end
     return onnx_model.model
 
 
@@ -166,7 +168,7 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{name} is not installed: {TO_INSTALL}") from error
+        raise UserError(f"{name} is not installed; {TO_INSTALL}") from error
 
 
 @contextlib.contextmanager
@@ -180,9 +182,9 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _in_linear_time() -> Iterator[None]:
-    """jax2onnx 0.17 compares each output with all nodes before it, to see that it is one of theirs.
+    """Replaces jax2onnx 0.17's search for each output's producer among all nodes before it.
 
-    Of a window of the weights that ship that is most of the time. The value knows its node.
+    For a window of the shipped weights it takes most of the time, and the value knows its node.
     """
     binding = importlib.import_module("jax2onnx.converter.output_binding")
     name = "_value_is_graph_connected"
@@ -199,7 +201,7 @@ def _in_linear_time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _said_which_operator(loaded: LoadedModel, what: str) -> Iterator[None]:
-    """One line of what JAX and jax2onnx raise at an operator that they cannot put at any size."""
+    """Turns what JAX and jax2onnx raise at an unsupported operator into a one-line error."""
     try:
         yield
     except UserError:
@@ -207,5 +209,5 @@ def _said_which_operator(loaded: LoadedModel, what: str) -> Iterator[None]:
     except (NotImplementedError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         if "no origin recorded" in reason:
-            reason = f"broadcast_in_dim fills an array of a size that no other one has ({reason})"
-        raise UserError(f"{loaded.source}: cannot become {what}: {reason}") from error
+            reason = f"broadcast_in_dim creates an array of a size that no other has ({reason})"
+        raise UserError(f"{loaded.source}: cannot be converted to {what}: {reason}") from error

@@ -16,21 +16,21 @@ class EvaluationConfig:
     """What is restored, and how it is scored and shown.
 
     Attributes:
-      data: by default what the run trains on, its test or held-out videos, and rendered for weights
-        that are no run; rendered, rendered:SCENES or rendered:20px (1280x720 with 2, 5, 10, 20 or
-        40 pixels of blur), a folder (its layout is recognised), or LAYOUT:FOLDER.
+      data: rendered, rendered:SCENES or rendered:20px (1280x720 with 2, 5, 10, 20 or 40 pixels of
+        blur), a folder (its layout is recognised), or LAYOUT:FOLDER; by default the test or
+        held-out videos of what the run trains on, and rendered for weights without a run.
       split: the part of the data set: test, or validation where no test set is published (REDS).
-      variant: which blurred frames, where a data set has several: blur or blur_gamma.
-      only: only the videos with this name or beginning; all by default.
-      exclude: leaves out the videos with this name or beginning.
-      tau: high-speed frames: how many are averaged to a blurred one.
-      period: high-speed frames: from the start of one exposure to the next.
-      light: rendered and high-speed frames: averages linear light or stored values; by default as
-        the scenes say, and high-speed frames as stored.
-      sharp_input: the sharp frames go in, which should come out as they are.
-      single: restores each frame by itself, as a photograph.
-      max_frames: restores only so many frames of each video.
-      protocol: how it is scored; docs/results.md.
+      variant: which blurred frames to use if a data set has several: blur or blur_gamma.
+      only: restores only videos with this name or prefix; by default all.
+      exclude: leaves out videos with this name or prefix.
+      tau: for high-speed frames: how many are averaged into a blurred one.
+      period: for high-speed frames: how many from the start of one exposure to the next.
+      light: for rendered and high-speed frames: averages linear light or stored values; by default
+        as the scenes define, and stored values for high-speed frames.
+      sharp_input: restores the sharp frames, which should come out unchanged.
+      single: restores each frame on its own, as a photograph.
+      max_frames: restores only this many frames of each video.
+      protocol: the protocol of the scores; see docs/results.md.
       frames: writes the restored frames as PNG.
       preview: also writes preview.webp, an animation of the first video's blurred and restored
         frames side by side.
@@ -56,7 +56,7 @@ class EvaluationConfig:
 
     @property
     def exposure(self) -> Exposure | None:
-        """Of high-speed frames; None, which other data sets take, where it is the usual one."""
+        """The exposure of high-speed frames; None, which other data sets need, if the default."""
         exposure = Exposure(self.tau, self.period)
         return exposure if exposure != Exposure() else None
 
@@ -64,4 +64,4 @@ class EvaluationConfig:
         protocol(self.protocol)
         check_ranges(self)
         if self.single and self.explain:
-            raise UserError("--explain shows what goes from frame to frame, and --single has none")
+            raise UserError("--explain shows what passes between frames; it excludes --single")

@@ -1,7 +1,7 @@
-"""Evaluation: restores a data set, scores it by a protocol, and writes metrics, frames and report.
+"""Restores a data set, scores it by a protocol, and writes metrics, frames and a report.
 
-The work is shared over processes by video, and each finished video is a file of its own: a second
-start of the same evaluation goes on where the first one stopped.
+Processes share the work by video, and each finished video has its own file: a second start of the
+same evaluation resumes where the first one stopped.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ from jaxdeblur.video.pixels import PixelLayout
 from jaxdeblur.weights.load import LoadedModel
 
 EXPLAINED_PIXELS = 2**23
-"""Of the frames that are explained together: 9 frames of 1280x720, whose features fit into a few
-gigabytes. At least 3 frames are taken, and at most ``EXPLAINED_FRAMES``."""
+"""Pixels of the frames that are explained together: 9 frames of 1280x720, whose features fit into a
+few gigabytes. At least 3 frames are explained, and at most ``EXPLAINED_FRAMES``."""
 
 EXPLAINED_FRAMES = 16
-"""What explains more frames than this only makes the page larger."""
+"""Explaining more frames than this only makes the page larger."""
 
 SHOWN_PIXELS = 50 * 1280 * 720
-"""Of the frames that the report shows, of all videos together: about 30 MB. Each shows two."""
+"""Pixels of the frames in the report, all videos together: about 30 MB. Each shows at least two."""
 
 PREVIEW_FRAMES, PREVIEW_RATE = 24, Fraction(8)
-"""What ``--preview`` shows, slowly enough for the eye to compare: three seconds."""
+"""Frames and rate of ``--preview``: three seconds, slow enough to compare by eye."""
 
 
 def evaluate(
@@ -72,22 +72,22 @@ def evaluate(
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates a model on a data set into the folder ``out``.
+    """Evaluates a model on a data set and writes the results to the folder ``out``.
 
-    Every process of ``jax.distributed`` calls it and restores its share; they need one file system.
-    Process 0 writes ``metrics.json`` and ``report.html``. The folder holds ``evaluation.json``
-    (what is evaluated), ``videos/`` (a file for each video, by which a second start goes on) and,
-    if wanted, ``frames/``.
+    Every process of ``jax.distributed`` calls this and restores its share; all need one file
+    system. Process 0 writes ``metrics.json`` and ``report.html``. The folder contains
+    ``evaluation.json`` (what is evaluated), ``videos/`` (a file for each video, from which a second
+    start resumes) and optionally ``frames/``.
 
     Args:
       loaded: the model.
       dataset: blurred and sharp videos.
       config: the options.
-      out: the folder for the results; an evaluation that was begun there goes on.
-      overwrite: replace what another evaluation left there.
+      out: the folder for the results; an unfinished evaluation there is resumed.
+      overwrite: whether to replace another evaluation there.
 
     Returns:
-      What ``metrics.json`` says.
+      The content of ``metrics.json``.
 
     Raises:
       UserError: ``out`` holds something else, the model has nothing to explain, or a video can't be
@@ -95,16 +95,16 @@ def evaluate(
     """
     if config.explain and not _explains(loaded.model):
         raise UserError(
-            f"--explain: {loaded.preset} has no paths, neither blends nor attends, and has no "
+            f"--explain: {loaded.preset} has no paths, blending or attention to show, and no "
             "explain_clip"
         )
     lengths = [min(len(video), config.max_frames or len(video)) for video in dataset.videos]
     if not lengths:
-        raise UserError(f"{config.data}: no video to evaluate")
+        raise UserError(f"{config.data}: no videos to evaluate")
     rules = protocol(config.protocol)
     pairs = zip(dataset.videos, lengths, strict=True)
     if short := [video.name for video, length in pairs if not rules.scored(length)]:
-        raise UserError(f"protocol {rules.name} scores no frame of {', '.join(short)}: too short")
+        raise UserError(f"{', '.join(short)}: too short; protocol {rules.name} scores no frame")
     for video in dataset.videos:
         rules.check_size(video.height, video.width, video.name)
 
@@ -120,7 +120,7 @@ def evaluate(
     work = [i for i in mine if read_video(files[i], settings) is None]
     line = ProgressLine("", sum(lengths[i] for i in work))
     if len(work) < len(mine):
-        line.say(f"{len(mine) - len(work)} videos were done before and are kept")
+        line.say(f"{len(mine) - len(work)} videos were already done and are kept")
     count = itertools.count(1)
     for number, i in enumerate(work, 1):
         video = dataset.videos[i]
@@ -160,16 +160,16 @@ def _evaluate_video(
     preview: Path | None,
     frame_done: Callable[[], None],
 ) -> report.VideoReport:
-    """Restores, scores and pictures one video, frame by frame."""
+    """Restores and scores one video frame by frame, and makes its pictures."""
     rules = protocol(config.protocol)
     explanation, shown = None, frames
     if config.explain:
         wanted = EXPLAINED_PIXELS // (video.height * video.width)
         shown = min(frames, EXPLAINED_FRAMES, max(3, wanted))
-        # With those that the last ones look ahead to, as the stream has them.
+        # Includes the frames that the last ones look ahead to, as in the stream.
         seen = min(frames, shown + model.lookahead)
         explanation = _explain(model, [video.blurred(i) for i in range(seen)])
-    if folder:  # of a start that ended after it was whole
+    if folder:  # left complete by a start that ended before the scores
         shutil.rmtree(folder, ignore_errors=True)
     pictured = range(0, shown, -(-shown // shots))
     pictures = []
@@ -188,7 +188,7 @@ def _evaluate_video(
         for i, (blurred, restored) in enumerate(restoration):
             sharp, written = video.sharp(i), _rounded(restored)
             if i in counted:
-                # Both at once, and both before the next frame: restoring is timed on a quiet host.
+                # Scored in parallel, but before the next frame: restoring is timed on an idle host.
                 pair = [rules.quantised(restored), blurred]
                 found = pool.map(lambda image, truth=sharp: rules.score(image, truth), pair)
                 scores.append(tuple(value for score in found for value in score))
@@ -221,11 +221,11 @@ def _evaluate_video(
 
 
 class _TimedRestoration:
-    """Gives (blurred, restored) frame by frame and times what the network takes.
+    """Yields (blurred, restored) frame by frame and times the network.
 
     Attributes:
-      wide: frames are restored at 16 bits, for protocols that do not score rounded ones.
-      single: each frame is restored by itself.
+      wide: whether frames are restored at 16 bits, for protocols that do not score rounded ones.
+      single: whether each frame is restored on its own.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class _TimedRestoration:
             yield self.waiting.popleft(), frame
 
     def seconds_per_frame(self) -> float | None:
-        """The median, without the first frame, which compiles; None if there is no other."""
+        """Returns the median, without the first frame, which compiles; None for one frame."""
         return float(np.median(self.durations[1:])) if len(self.durations) > 1 else None
 
     def _read(self) -> Iterator[Pixels]:
@@ -264,16 +264,16 @@ class _TimedRestoration:
             frame = self.video.blurred(i)
             self.waiting.append(frame)
             self.reading += time.perf_counter() - began
-            # 257 * 255 = 65535: the same number in [0, 1].
+            # 257 * 255 = 65535: the same value in [0, 1].
             yield frame.astype(np.uint16) * np.uint16(257) if self.wide else frame
 
 
 def _explains(model: VideoRestorer) -> bool:
-    """Whether the model has anything to show; nothing is computed to find out."""
+    """Returns whether the model has anything to show, without computing it."""
     explain = explainer(model)
     if explain is None:
         return False
-    clip = jax.ShapeDtypeStruct((1, 3, 64, 64, 3), np.float32)  # one frame has no path
+    clip = jax.ShapeDtypeStruct((1, 3, 64, 64, 3), np.float32)  # a single frame has no path
     return bool(jax.tree.leaves(jax.eval_shape(explain, clip)))
 
 
@@ -294,9 +294,9 @@ def _explain(model: VideoRestorer, frames: Sequence[Frame8]) -> Explanation:
 def _without_padding(
     found: Explanation, model: VideoRestorer, height: int, width: int
 ) -> Explanation:
-    """The maps of the frames alone; a model explains them padded to its ``multiple``.
+    """Cuts the maps to the frames; a model explains frames padded to its ``multiple``.
 
-    The gate and the paths have their places in pixels, so the padding does not move them.
+    The gate and the paths are located in pixels, so the padding does not move them.
     """
     shares = [size / model.round_up(size) for size in (height, width)]
 
@@ -319,7 +319,7 @@ def _without_padding(
 
 
 def _rounded(restored: Pixels) -> Frame8:
-    """The frame as it is written, 8 bits."""
+    """Returns the frame as it is written, in 8 bits."""
     if restored.dtype == np.uint8:
         return restored
     return ((restored.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -327,7 +327,7 @@ def _rounded(restored: Pixels) -> Frame8:
 
 @contextlib.contextmanager
 def _previewing(path: Path | None, video: Video) -> Iterator[Callable[[Frame8, Frame8], None]]:
-    """Takes blurred and restored frames; the first become an animation that shows both."""
+    """Yields a function that takes blurred and restored frames; the first ones are animated."""
     if path is None:
         yield lambda blurred, restored: None
         return

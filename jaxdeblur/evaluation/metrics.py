@@ -1,7 +1,7 @@
 """PSNR, SSIM, flicker, and the named protocols by which published tables were scored.
 
-Everything here is NumPy on the host and in double precision: it is the ruler, so it is kept apart
-from the code that is measured. ``docs/lab/protocols.md`` says where each protocol was read.
+Everything here is NumPy on the host in double precision, independent of the code that it measures.
+``docs/lab/protocols.md`` gives the source of each protocol.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Frame8, GreyImage, Image, Pixels
 
 PEAK = 255.0
-"""The largest value of a pixel; floats are scored on the same scale."""
+"""The largest pixel value; floats are scored on the same scale."""
 
 MAX_PSNR = 100.0
-"""What an identical frame counts in a mean, so that means stay finite and fit into JSON."""
+"""The PSNR of an identical frame in a mean, so that means are finite and fit into JSON."""
 
 SsimKind = Literal["2-D", "3-D reflect", "3-D edge"]
 
@@ -34,9 +34,9 @@ AnyImage: TypeAlias = Image | GreyImage
 
 
 def psnr(image: AnyImage, reference: AnyImage) -> float:
-    """The peak signal-to-noise ratio in dB over all pixels and channels; infinite if identical.
+    """Returns the peak signal-to-noise ratio in dB over all pixels and channels.
 
-    Both are ``H W 3`` (or one plane, ``H W``), on the scale 0 to 255.
+    Both are ``H W 3`` (or one plane, ``H W``), on the scale 0 to 255. Infinite if identical.
     """
     error = np.asarray(image, np.float64) - np.asarray(reference, np.float64)
     mean_square = float(np.mean(np.square(error)))
@@ -44,15 +44,15 @@ def psnr(image: AnyImage, reference: AnyImage) -> float:
 
 
 def ssim(image: AnyImage, reference: AnyImage, kind: SsimKind = "2-D") -> float:
-    """The mean structural similarity (Wang et al. 2004), on the scale 0 to 255.
+    """Returns the mean structural similarity (Wang et al. 2004), on the scale 0 to 255.
 
     Args:
       image: ``H W 3`` or ``H W``; at least 11 x 11 pixels for the 2-D kind.
       reference: the same shape.
-      kind: "2-D", the usual one: an 11 x 11 Gaussian window with sigma 1.5 in each channel by
-        itself, only where the window lies inside the image. The two 3-D kinds slide the window over
-        the channels too, and give about .03 more: "3-D reflect" as Shift-Net's code does (13 taps,
-        mirrored borders) and "3-D edge" as NAFNet's does (11 taps, replicated borders).
+      kind: "2-D", the usual one: an 11 x 11 Gaussian window with sigma 1.5 in each channel
+        separately, only where the window lies inside the image. The two 3-D kinds also slide the
+        window over the channels, and give about .03 more: "3-D reflect" as in Shift-Net's code (13
+        taps, mirrored borders) and "3-D edge" as in NAFNet's (11 taps, replicated borders).
 
     Raises:
       ValueError: the image is smaller than the window.
@@ -73,9 +73,9 @@ def ssim(image: AnyImage, reference: AnyImage, kind: SsimKind = "2-D") -> float:
 class Flicker:
     """The RMS difference between two videos' frame-to-frame changes, in grey levels.
 
-    The same as the RMS change of the error from frame to frame: an error that stands still costs
-    nothing, noise of standard deviation s that is new in every frame costs sqrt(2) s. A video of
-    one frame has no changes and gets 0.
+    This equals the RMS change of the error from frame to frame: a static error costs nothing, and
+    independent noise of standard deviation s in each frame costs sqrt(2) s. A video of one frame
+    has no changes and gets 0.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Flicker:
         self._squares: list[float] = []
 
     def add(self, frame: Frame8, reference: Frame8) -> None:
-        """Takes the next frame of the video and of its reference."""
+        """Adds the next frame of the video and of its reference."""
         error = frame.astype(np.int16) - reference
         if self._previous is not None:
             self._squares.append(
@@ -92,7 +92,7 @@ class Flicker:
         self._previous = error
 
     def rms(self) -> float:
-        """The flicker of the frames so far."""
+        """Returns the flicker of the frames so far."""
         return math.sqrt(math.fsum(self._squares) / len(self._squares)) if self._squares else 0.0
 
 
@@ -101,7 +101,7 @@ class Protocol:
     """How a published table was scored, step by step; ``docs/lab/protocols.md`` has the sources.
 
     Attributes:
-      name: as ``--protocol`` takes it.
+      name: the name for ``--protocol``.
       summary: one sentence for the report.
       quantise: "round" scores the uint8 that is written, "truncate" drops the fraction instead,
         "none" scores the clipped floats.
@@ -110,7 +110,7 @@ class Protocol:
       skip_last: the same at its end.
       mean: "videos" averages each video and then the videos; "frames" averages all frames alike.
       ssim: the kind of SSIM.
-      registered: score the luminance after matching intensity and whole-pixel shift.
+      registered: scores the luminance after matching intensity and whole-pixel shift.
     """
 
     name: str
@@ -125,28 +125,28 @@ class Protocol:
 
     @property
     def needs_fractions(self) -> bool:
-        """Whether frames have to be restored at 16 bits, because rounding comes later or never."""
+        """Whether frames must be restored at 16 bits, because they are not rounded for scoring."""
         return self.quantise != "round"
 
     def quantised(self, restored: Pixels) -> Image:
-        """What is scored of a restored frame, on the scale 0 to 255.
+        """Returns a restored frame as it is scored, on the scale 0 to 255.
 
-        Frames of 8 bits are already rounded. In 16 bits, 257 steps are one grey level: enough that
-        a score differs from that of the network's floats by less than 0.001 dB.
+        Frames of 8 bits are already rounded. At 16 bits, 257 steps are one grey level, so a score
+        differs from that of the network's floats by less than 0.001 dB.
         """
         if restored.dtype == np.uint8:
             return restored
         return (restored // 257).astype(np.uint8) if self.quantise == "truncate" else restored / 257
 
     def scored(self, frames: int) -> range:
-        """The indices of the frames that count in a video of ``frames`` frames."""
+        """Returns the indices of the scored frames in a video of ``frames`` frames."""
         return range(self.skip_first, max(self.skip_first, frames - self.skip_last))
 
     def check_size(self, height: int, width: int, name: str) -> None:
         """Checks that frames of ``height`` and ``width`` pixels can be scored.
 
         Raises:
-          UserError: they are too small; the message has the ``name`` of their video.
+          UserError: they are too small; the message contains ``name``, that of their video.
         """
         if min(height, width) - 2 * self.crop < 11:
             raise UserError(
@@ -155,10 +155,10 @@ class Protocol:
             )
 
     def score(self, image: Image, reference: Image) -> tuple[float, float]:
-        """PSNR and SSIM of one frame, 0 to 255; an identical frame has a PSNR of ``MAX_PSNR``.
+        """Returns PSNR, at most ``MAX_PSNR``, and SSIM of one frame, 0 to 255.
 
         Raises:
-          UserError: after cropping, less than the window of SSIM is left.
+          UserError: the cropped frame is smaller than the SSIM window.
         """
         height, width = image.shape[:2]
         self.check_size(height, width, "frames")
@@ -181,22 +181,22 @@ PROTOCOLS: dict[str, Protocol] = {
 
 @dataclass(frozen=True)
 class VideoScores:
-    """What one video scored, frame by frame.
+    """The scores of one video, frame by frame.
 
     Attributes:
-      name: of the video.
+      name: the name of the video.
       height: rows of pixels.
       width: columns of pixels.
-      frames: how many were restored.
-      scored_from: the index of the first frame that counts; the lists below begin there.
-      frame_psnr: of each restored frame that counts, in dB.
+      frames: number of restored frames.
+      scored_from: index of the first scored frame; the lists below begin there.
+      frame_psnr: PSNR of each scored frame after restoration, in dB.
       frame_ssim: the same for SSIM.
-      frame_psnr_blurred: of the frames that went in.
+      frame_psnr_blurred: PSNR of the same frames before restoration, in dB.
       frame_ssim_blurred: the same for SSIM.
       temporal_error: flicker of the restored video, in grey levels.
-      temporal_error_blurred: flicker of the video that went in.
-      seconds_per_frame: restoring alone, without reading, scoring and compiling; None of one frame.
-      shutter: duty and light, as blur paths found them; None of other models.
+      temporal_error_blurred: flicker of the blurred video, in grey levels.
+      seconds_per_frame: restoring only, without reading, scoring and compiling; None for one frame.
+      shutter: duty and light, as estimated by blur paths; None for other models.
     """
 
     name: str
@@ -214,20 +214,20 @@ class VideoScores:
     shutter: tuple[float, str] | None = None
 
     def means(self) -> dict[str, float]:
-        """The means over the frames that count: psnr, ssim, psnr_blurred, ssim_blurred."""
+        """Returns the means over the scored frames: psnr, ssim, psnr_blurred, ssim_blurred."""
         return totals([self], "frames")
 
 
 def totals(videos: Sequence[VideoScores], mean: Mean) -> dict[str, float]:
-    """A mean over a data set, under the same names as ``VideoScores.means``."""
+    """Returns the means over a data set, under the same names as ``VideoScores.means``."""
     measures = ("psnr", "ssim", "psnr_blurred", "ssim_blurred")
     return {name: average([getattr(v, f"frame_{name}") for v in videos], mean) for name in measures}
 
 
 def average(videos: Sequence[Sequence[float]], mean: Mean) -> float:
-    """The mean of one number for each frame of each video: of the videos' means, or of all frames.
+    """Averages one number per frame of each video: over the videos' means, or over all frames.
 
-    Every video needs a frame.
+    Every video needs at least one frame.
     """
     if mean == "videos":
         return math.fsum(math.fsum(video) / len(video) for video in videos) / len(videos)
@@ -235,7 +235,7 @@ def average(videos: Sequence[Sequence[float]], mean: Mean) -> float:
 
 
 def seconds_per_frame(videos: Sequence[VideoScores]) -> float | None:
-    """The mean over all frames of all videos, if it is known."""
+    """Returns the mean over all frames of all videos; None if unknown for any video."""
     known = [(v.seconds_per_frame, v.frames) for v in videos if v.seconds_per_frame is not None]
     if len(known) < len(videos):
         return None
@@ -243,17 +243,17 @@ def seconds_per_frame(videos: Sequence[VideoScores]) -> float | None:
 
 
 def protocol(name: str) -> Protocol:
-    """The protocol of that name.
+    """Returns the protocol of that name.
 
     Raises:
-      UserError: there is none; the message lists them.
+      UserError: there is none; the message lists all.
     """
     if name not in PROTOCOLS:
-        raise UserError(f"--protocol={name}: there is {', '.join(PROTOCOLS)}")
+        raise UserError(f"--protocol={name}: must be one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
-# A Gaussian of sigma 1.5; scipy.ndimage cuts it at 4 sigma, which is 6 pixels, where not told else.
+# A Gaussian with sigma 1.5; by default scipy.ndimage cuts it at 4 sigma, which is 6 pixels.
 _SMOOTH: dict[SsimKind, Callable[[np.ndarray], np.ndarray]] = {
     "2-D": lambda x: ndimage.gaussian_filter(x, 1.5, radius=5, axes=(0, 1))[5:-5, 5:-5],
     "3-D reflect": lambda x: ndimage.gaussian_filter(x, 1.5, mode="reflect"),
@@ -264,11 +264,11 @@ _SMOOTH: dict[SsimKind, Callable[[np.ndarray], np.ndarray]] = {
 def _registered_luminance(
     image: Image, reference: Image
 ) -> tuple[Float[np.ndarray, "H W"], Float[np.ndarray, "H W"]]:
-    """Both as luminance, the image matched to the reference (Köhler et al. 2012, as PVDNet has it).
+    """Returns both luminances, the image matched to the reference (Köhler et al. 2012; PVDNet).
 
-    1. The image is multiplied by the number that brings it nearest to the reference.
+    1. The image is multiplied by the factor that brings it closest to the reference.
     2. It is moved by the whole pixels at which the cross-correlation of the two grey images peaks.
-    3. What the move uncovers is black in both, and counts as correct.
+    3. Pixels uncovered by the move are black in both, and count as correct.
     """
     x, z = reference.astype(np.float64), image.astype(np.float64)
     energy = np.sum(z * z)
@@ -283,10 +283,10 @@ def _registered_luminance(
 def whole_pixel_shift(
     image: Float[np.ndarray, "H W"], reference: Float[np.ndarray, "H W"]
 ) -> tuple[int, int]:
-    """The rows and columns to move ``image`` by so that it lies on ``reference``.
+    """Returns the rows and columns by which to move ``image`` onto ``reference``.
 
-    The peak of the circular cross-correlation; of equal peaks the first in column order, as in
-    MATLAB, where this comes from (Guizar-Sicairos et al. 2008, without upsampling).
+    This is the peak of the circular cross-correlation; of equal peaks the first in column order, as
+    in the original in MATLAB (Guizar-Sicairos et al. 2008, without upsampling).
     """
     spectrum = np.fft.fft2(reference) * np.conj(np.fft.fft2(image))
     correlation = np.abs(np.fft.ifft2(spectrum))

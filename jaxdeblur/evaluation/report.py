@@ -1,8 +1,8 @@
-"""The report: one self-contained HTML page with scores, before/after frames and what explains them.
+"""The report: one self-contained HTML page with scores, before/after frames and explanations.
 
-The page opens from disk with no server and loads nothing from elsewhere. What it shows is JSON
-inside it, drawn by ``report_page.js``; ``shot`` makes the pictures of a frame for it and ``write``
-puts the parts together.
+The page opens from disk without a server and loads nothing from elsewhere. Its content is embedded
+JSON, drawn by ``report_page.js``; ``shot`` makes the pictures of a frame and ``write`` assembles
+the page.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jaxdeblur.models.path_maps import at_pixels
 from jaxdeblur.shapes import Frame8
 
 WEBP_QUALITY = 90
-"""At 90 the loss is not seen at full size, and a 1280x720 frame takes about 150 kB."""
+"""At 90 the loss is invisible at full size, and a 1280x720 frame takes about 150 kB."""
 
 PICTURE_SIDE = 1280
 """The longest side of a picture; larger frames are reduced."""
@@ -40,7 +40,7 @@ MAP_SIDE = 160
 """The longest side of a map laid over a frame; maps are smooth, and the browser enlarges them."""
 
 MIX_SIDE = 48
-"""The same for the mix over M*N combinations, of which there are many maps for each frame."""
+"""The same for the mix over M*N combinations, which has many maps for each frame."""
 
 Shot = dict[str, Any]
 """The pictures of one frame as the page's script reads them; JSON types only (see ``shot``)."""
@@ -48,7 +48,7 @@ Shot = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class VideoReport:
-    """One video in the report: its scores, and the frames that are shown."""
+    """One video in the report: its scores and the frames shown."""
 
     scores: VideoScores
     shots: Sequence[Shot]
@@ -57,13 +57,13 @@ class VideoReport:
 def write(
     path: str | os.PathLike[str], metrics: dict[str, Any], videos: Sequence[VideoReport]
 ) -> None:
-    """Writes the page of ``results.metrics_of`` and its videos, whole or not at all."""
+    """Writes the page for the metrics of ``results.metrics_of``, completely or not at all."""
     page = _part("report_page.html")
     parts = {
         "title": html.escape(metrics["title"]),
         "style": _part("report_page.css"),
         "script": _part("report_page.js"),
-        # "</" would end the script element, and "<!--" can hide its end: neither may stand in it.
+        # "</" would end the script element, and "<!--" can hide its end: neither may occur in it.
         "data": json.dumps(page_data(metrics, videos), allow_nan=False).replace("<", "\\u003c"),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], page)
@@ -72,7 +72,7 @@ def write(
 
 
 def page_data(metrics: dict[str, Any], videos: Sequence[VideoReport]) -> dict[str, Any]:
-    """The metrics, with the scores of every frame and the pictures, as the page's script has it."""
+    """Returns the metrics with every frame's scores and the pictures, for the page's script."""
     shown = [
         {**dataclasses.asdict(video.scores), "id": f"video-{i}", "shots": list(video.shots)}
         for i, video in enumerate(videos, 1)
@@ -88,21 +88,21 @@ def shot(
     sharp: Frame8,
     explanation: Explanation | None = None,
 ) -> Shot:
-    """The pictures of one frame for the page.
+    """Makes the pictures of one frame for the page.
 
     Args:
-      index: of the frame in its video, from 0.
-      blurred: what went in.
-      restored: what came out.
-      sharp: the truth.
-      explanation: of the video's first frames, this one among them.
+      index: index of the frame in its video, from 0.
+      blurred: the input.
+      restored: the output.
+      sharp: the ground truth.
+      explanation: the explanation of the video's first frames, including this one.
 
     Returns:
       ``index``; ``blurred``, ``restored`` and ``sharp`` as data URIs; ``scale``, how much smaller
       they are than the frame; ``weights`` and ``gate``, sprites or None; ``paths``, the data of an
-      SVG path in pixels of the frame, or None; ``attention``, one entry a block with
+      SVG path in pixels of the frame, or None; ``attention``, one entry per block with
       ``name``, ``offsets``, ``temporal`` (N lists of weights) and the sprites ``spatial`` (M maps,
-      1 where as much is gathered as of an even spread) and ``mix`` (M*N maps).
+      1 where the weight is that of an even spread) and ``mix`` (M*N maps).
     """
     scale = min(1.0, PICTURE_SIDE / max(blurred.shape))
     pictures = [_picture(frame, scale) for frame in (blurred, restored, sharp)]
@@ -125,7 +125,7 @@ def shot(
                 "name": block.name,
                 "offsets": list(block.offsets),
                 "temporal": [[round(weight, 5) for weight in row] for row in temporal.tolist()],
-                # In units of an even spread, which the mean over several pixels does not change.
+                # In units of an even spread, which averaging over pixels does not change.
                 "spatial": sprite(spatial * np.prod(spatial.shape[-2:]), MAP_SIDE),
                 "mix": sprite(mix, MIX_SIDE),
             }
@@ -134,7 +134,7 @@ def shot(
 
 
 def _path_data(paths: Float[np.ndarray, "N S 2"]) -> str:
-    """Lines through points (y, x) as the data of one SVG path."""
+    """Formats lines through points (y, x) as the data of one SVG path."""
     lines = (" ".join(f"{x:.1f} {y:.1f}" for y, x in path) for path in paths)
     return "".join(f"M{line}" for line in lines)
 
@@ -144,12 +144,12 @@ def sprite(
     side: int,
     limits: tuple[float | int, float | int] | None = None,
 ) -> dict[str, Any]:
-    """Maps below each other in one grey PNG, a byte b standing for low + b / 255 * (high - low).
+    """Stacks maps vertically in one grey PNG; a byte b means low + b / 255 * (high - low).
 
     Args:
-      maps: of one size; reduced by averaging until the longest side is at most ``side``.
-      side: the longest side in the sprite.
-      limits: what black and white stand for; the least and the largest value where not given.
+      maps: maps of one size; reduced by averaging until the longest side is at most ``side``.
+      side: the longest side of a map in the sprite.
+      limits: the values of black and white; by default the smallest and the largest value.
     """
     maps = np.asarray(maps, np.float32)
     factor = math.ceil(max(maps.shape[1:]) / side)

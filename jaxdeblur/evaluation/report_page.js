@@ -106,14 +106,14 @@ function header() {
   const tile = (name, value, unit, note, tone = "") =>
     h("div", { class: "tile" }, h("h3", {}, name), h("div", { class: `value ${tone}` }, value, h("small", {}, unit)), h("div", { class: "note" }, note));
   return [
-    h("p", { class: "eyebrow" }, "Video deblurring, evaluated"),
+    h("p", { class: "eyebrow" }, "Video deblurring evaluation"),
     h("h1", {}, report.title),
     h("p", { class: "lede" }, `${report.videos.length} video${report.videos.length === 1 ? "" : "s"}, ${report.scored_frames} scored frames. Protocol ${protocol.name}: ${protocol.summary}`),
     h("div", { class: "tiles" },
       tile("Gain", signed(report.gain), "dB", `${db(report.psnr_blurred)} → ${db(report.psnr)} dB PSNR`, report.gain < 0 ? "down" : "up"),
       tile("SSIM", similarity(report.ssim), "", `${similarity(report.ssim_blurred)} blurred`),
-      tile("Least gain", signed(gains[worst]), "dB", report.videos[worst].name, gains[worst] < 0 ? "down" : ""),
-      report.seconds_per_frame === null ? "" : tile("Time a frame", ...seconds(report.seconds_per_frame).split(" "), `on ${report.device}`)),
+      tile("Smallest gain", signed(gains[worst]), "dB", report.videos[worst].name, gains[worst] < 0 ? "down" : ""),
+      report.seconds_per_frame === null ? "" : tile("Time per frame", ...seconds(report.seconds_per_frame).split(" "), `on ${report.device}`)),
   ];
 }
 
@@ -156,11 +156,11 @@ function summaryTable() {
   return h("div", { class: "card" },
     h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), body, h("tfoot", {}, foot.map(cells)))),
     h("div", { class: "key" }, h("span", {}, h("i", { style: "--c: var(--blurred)" }), "blurred"), h("span", {}, h("i", { style: "--c: var(--restored)" }), "restored"),
-      h("span", { class: "wide" }, "Flicker: RMS of the change of the error between frames, in grey levels; lower is calmer.")));
+      h("span", { class: "wide" }, "Flicker: RMS change of the error between frames, in grey levels; lower is steadier.")));
 }
 
 function hint() {
-  return h("p", { class: "lede" }, "Move over a frame to compare it before and after: with the mouse, a finger, or the arrow keys on the divider. Click it for its full size.");
+  return h("p", { class: "lede" }, "Compare a frame before and after by moving over it with the mouse or a finger, or with the arrow keys on the divider. Click it to see it at full size.");
 }
 
 /* ---------------------------------------------------------------- one video */
@@ -290,7 +290,7 @@ function controls(video, state, show, place) {
   });
   const pairs = { "blurred restored": "Blurred | restored", "restored sharp": "Restored | sharp", "blurred sharp": "Blurred | sharp" };
   return h("div", { class: "bar" },
-    h("div", { class: "grow" }, shots.length > 1 ? [step(-1, "Frame before", "‹"), play, step(1, "Next frame", "›"), slider] : null, readout),
+    h("div", { class: "grow" }, shots.length > 1 ? [step(-1, "Previous frame", "‹"), play, step(1, "Next frame", "›"), slider] : null, readout),
     choice("Compare", pairs, "blurred restored", (pair) => { [state.left, state.right] = pair.split(" "); state.listeners.forEach((listener) => listener()); }),
     h("button", { type: "button", class: "icon", onclick: () => fullSize(video, state, state.right) }, "Full size"));
 }
@@ -400,24 +400,24 @@ function makeExplanation(video, state, changed) {
   const weights = async (shot, mine) => {
     const values = await readMap(shot.weights, 0);
     const legend = await lay(shot.weights, 0, [0, 1], [(low) => `${low.toFixed(2)}: least from this frame`, (high) => `${high.toFixed(2)}: most from this frame`], mine);
-    return [legend, h("p", {}, `wₙ of dynamic temporal blending (eq. 2), the mean over channels. Here the frame takes ${(100 * mean(values)).toFixed(0)} % from itself and the rest from what the frames before left behind.`)];
+    return [legend, h("p", {}, `wₙ of dynamic temporal blending (eq. 2), averaged over channels. Here ${(100 * mean(values)).toFixed(0)} % comes from the frame itself and the rest from earlier frames.`)];
   };
 
   const gate = async (shot, mine) => {
     const values = await readMap(shot.gate, 0);
     const legend = await lay(shot.gate, 0, [0, 1], [(low) => `${low.toFixed(2)}: least along the path`, (high) => `${high.toFixed(2)}: most along the path`], mine);
-    return [legend, h("p", {}, `How much is taken of the frame deconvolved along its blur paths, ${(100 * mean(values)).toFixed(0)} % on average here; the rest comes from the base, which knows no paths.`)];
+    return [legend, h("p", {}, `The share of the frame deconvolved along its blur paths, ${(100 * mean(values)).toFixed(0)} % on average here; the rest comes from the base, which does not use paths.`)];
   };
 
   const paths = (shot) => {
     state.lines.append(h("path", { class: "line under", d: shot.paths }), h("path", { class: "line", d: shot.paths }));
-    return [h("p", {}, "Each line is how the image moved there while the shutter was open, found from the frames alone and drawn at its true length; where it stood still, there is a dot.")];
+    return [h("p", {}, "Each line shows how the image moved there while the shutter was open, estimated from the frames alone and drawn at its true length; a dot means no motion.")];
   };
 
   const attention = async (shot, i, mine) => {
     const block = shot.attention[i];
     settings.map = Math.min(settings.map, block.spatial.count - 1);
-    const legend = await lay(block.spatial, settings.map, null, [() => "0", (high) => `${high.toFixed(1)} times an even spread`], mine);
+    const legend = await lay(block.spatial, settings.map, null, [() => "0", (high) => `${high.toFixed(1)} times uniform`], mine);
     const maps = h("div", { class: "maps", role: "group", "aria-label": "Spatial attention maps" });
     for (let m = 0; m < block.spatial.count; m += 1) {
       const values = await readMap(block.spatial, m);
@@ -441,11 +441,11 @@ function makeExplanation(video, state, changed) {
           h("text", { x: `${8 + (k + 0.5) * wide}%`, y: 54, "text-anchor": "middle" }, labelled[k])]));
     });
     return [
-      h("p", {}, "Each spatial map says where a frame's features are gathered (eq. 1); each temporal map, how the frames of the window are weighed (eq. 3); and every pixel mixes the combinations of both (eq. 5). On each map: its number, and how many times more than evenly spread its brightest place gets."),
+      h("p", {}, "Each spatial map shows where a frame's features are gathered (eq. 1), each temporal map how the frames of the window are weighted (eq. 3), and every pixel mixes the combinations of both (eq. 5). Each map is labelled with its number and its largest weight, as a multiple of a uniform weight."),
       legend, maps,
       h("div", { class: "panels" },
         h("div", {}, h("h3", {}, `${block.temporal.length} temporal map${block.temporal.length === 1 ? "" : "s"} over the window`), h("div", { class: "bars" }, bars)),
-        h("div", {}, h("h3", {}, "What one pixel mixes"), await pixelMix(block)))];
+        h("div", {}, h("h3", {}, "The mix at one pixel"), await pixelMix(block)))];
   };
 
   const pixelMix = async (block) => {
@@ -458,7 +458,7 @@ function makeExplanation(video, state, changed) {
         changed();
       } }));
     const chooser = h("div", { class: "legend" }, number(0, video.width, "x"), number(1, video.height, "y"));
-    if (!state.pixel) return [h("p", {}, `Click a pixel of the frame, or type its place, to see its ${M} × ${N} weights.`), chooser];
+    if (!state.pixel) return [h("p", {}, `Click a pixel of the frame, or enter its position, to see its ${M} × ${N} weights.`), chooser];
     const { width, height } = block.mix;
     const all = await readSprite(block.mix);
     const cell = Math.min(height - 1, Math.floor((state.pixel[1] * height) / video.height)) * width + Math.min(width - 1, Math.floor((state.pixel[0] * width) / video.width));
@@ -472,8 +472,8 @@ function makeExplanation(video, state, changed) {
         return h("div", { style: `background: ${css(weight / (peak || 1))}`, title: `spatial ${m + 1}, temporal ${n + 1}: ${weight.toFixed(3)}` });
       })]));
     // A map is kept in 255 steps, and where M N weights are alike each may be less than half of one.
-    const most = peak > 0 ? `Most: spatial map ${Math.floor(best / N) + 1} with temporal map ${(best % N) + 1}, weight ${peak.toFixed(3)}` : "All weights are too small to be told apart here";
-    return [chooser, grid, h("p", {}, `${most}; evenly spread each would be ${(1 / (M * N)).toFixed(M * N < 1000 ? 3 : 5)}.`)];
+    const most = peak > 0 ? `Largest: spatial map ${Math.floor(best / N) + 1} with temporal map ${(best % N) + 1}, weight ${peak.toFixed(3)}` : "All weights are too small to distinguish here";
+    return [chooser, grid, h("p", {}, `${most}; a uniform weight would be ${(1 / (M * N)).toFixed(M * N < 1000 ? 3 : 5)}.`)];
   };
 
   state.listeners.push(async () => {
@@ -503,8 +503,8 @@ function footer() {
   const versions = Object.entries(report.versions).map(([name, version]) => `${name} ${version}`).join(", ");
   const rows = { Checkpoint: checkpoint.source, "Data set": name, Protocol: protocol.name, Device: device, Versions: versions, Made: made };
   return h("footer", {}, h("dl", {}, Object.entries(rows).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-    h("p", {}, "Scores were computed on the frames themselves. The pictures on this page are compressed, and where a video has more frames than fit, evenly spaced ones are shown. ",
-      "Tables scored by different protocols do not compare."));
+    h("p", {}, "Scores were computed from the original frames. The pictures on this page are compressed, and if a video has too many frames to show, evenly spaced ones are shown. ",
+      "Scores by different protocols are not comparable."));
 }
 
 document.getElementById("page").replaceChildren(...header(), summaryTable(), hint(), ...report.videos.map(videoSection), footer());

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: its folder, by which it goes on, the scores, the report's facts."""
+"""The results of an evaluation: its folder, from which it resumes, the scores and metrics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from jaxdeblur.weights.load import LoadedModel
 
 
 def default_folder(checkpoint: str, dataset: Dataset, config: EvaluationConfig) -> Path:
-    """Where an evaluation goes without ``--out``: into the run folder, or below ``evaluations``."""
+    """Returns the folder without ``--out``: in the run folder, or else in ``evaluations``."""
     parts = [dataset.name, dataset.variant]
     if config.protocol != EvaluationConfig.protocol:
         parts.append(config.protocol)
@@ -43,7 +43,7 @@ def default_folder(checkpoint: str, dataset: Dataset, config: EvaluationConfig) 
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """The scores as text: a line for each video, and the means."""
+    """Formats the scores as text: a line for each video, and the means."""
     rows = [(video["name"], video) for video in metrics["videos"]]
     means = [("mean over videos", metrics["video_mean"]), ("mean over frames", metrics["pooled"])]
     if metrics["protocol"]["mean"] == "frames":
@@ -68,7 +68,7 @@ def table(metrics: dict[str, Any]) -> str:
 
 
 def settings_of(loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig) -> dict[str, Any]:
-    """What a video's result depends on, by which it is known whether it is done."""
+    """Returns what a video's result depends on, which determines whether it can be reused."""
     weights = hashlib.sha256(json.dumps(network_to_json(loaded.network)).encode())
     for name, array in sorted(split(loaded.model)[1].items()):
         weights.update(name.encode() + np.asarray(array).tobytes())
@@ -86,31 +86,31 @@ def settings_of(loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig)
 
 
 def check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Checks that results can go into ``out``: it is free, or holds this evaluation.
+    """Checks that results can go into ``out``: it is unused, or contains this evaluation.
 
     Raises:
-      UserError: it holds something else, which ``overwrite`` does not cover.
+      UserError: it contains something else, which ``overwrite`` does not replace.
     """
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out}: a file is there already")
+        raise UserError(f"--out={out}: is a file, not a folder")
     if not out.exists() or not any(out.iterdir()):
         return
     before = _read_json(out / "evaluation.json")
     if not isinstance(before, dict) or "weights" not in before:
-        raise UserError(f"--out={out}: the folder holds something that is no evaluation")
+        raise UserError(f"--out={out}: the folder contains something other than an evaluation")
     different = [name for name in settings if before.get(name) != settings[name]]
     if different and not overwrite:
         raise UserError(
-            f"--out={out}: it holds an evaluation of other {', '.join(different)}; choose another "
-            "folder with --out, or replace it with --overwrite"
+            f"--out={out}: contains an evaluation with different {', '.join(different)}; choose "
+            "another folder with --out, or replace it with --overwrite"
         )
     for place in (out / "videos", out / "frames"):
         if place.exists() and not place.is_dir():
-            raise UserError(f"{place}: results go into a folder of this name, and a file is there")
+            raise UserError(f"{place}: is a file, but results need a folder of this name")
 
 
 def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Makes the folder, emptied of an earlier evaluation if that is to be replaced."""
+    """Creates the folder; removes an earlier evaluation in it if ``overwrite``."""
     if overwrite:
         for name in ("videos", "frames"):
             shutil.rmtree(out / name, ignore_errors=True)
@@ -122,7 +122,7 @@ def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None
 
 
 def _read_json(path: Path) -> Any:
-    """What the file says, or None if there is none or it can't be read."""
+    """Returns the content of a JSON file, or None if it is missing or can't be read."""
     try:
         text = path.read_text(encoding="utf-8")
         return json.loads(text, parse_float=_finite, parse_constant=_finite)
@@ -131,7 +131,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _finite(text: str) -> float:
-    """A number that the report page can show: JSON has no other."""
+    """Parses a finite number: JSON, and so the report page, has no others."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text} is not finite")
@@ -139,7 +139,7 @@ def _finite(text: str) -> float:
 
 
 def read_video(path: Path, settings: dict[str, Any]) -> report.VideoReport | None:
-    """A video that is done, or None."""
+    """Returns the result of a finished video, or None."""
     value = _read_json(path)
     if not isinstance(value, dict) or value.get("settings") != settings:
         return None
@@ -152,7 +152,7 @@ def read_video(path: Path, settings: dict[str, Any]) -> report.VideoReport | Non
 
 
 def gather(files: Sequence[Path], settings: dict[str, Any]) -> Iterator[report.VideoReport]:
-    """All videos, in order; waits for those of other processes.
+    """Yields all videos in order; waits for those of other processes.
 
     Raises:
       UserError: a file was removed or changed meanwhile.
@@ -160,7 +160,7 @@ def gather(files: Sequence[Path], settings: dict[str, Any]) -> Iterator[report.V
     for path in files:
         while (video := read_video(path, settings)) is None:
             if jax.process_count() == 1:
-                raise UserError(f"{path}: was removed or changed while the evaluation went on")
+                raise UserError(f"{path}: was removed or changed during the evaluation")
             time.sleep(1)
         yield video
 
@@ -168,11 +168,11 @@ def gather(files: Sequence[Path], settings: dict[str, Any]) -> Iterator[report.V
 def metrics_of(
     loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig, videos: Sequence[VideoScores]
 ) -> dict[str, Any]:
-    """What ``metrics.json`` says.
+    """Returns the content of ``metrics.json``.
 
     Args:
-      loaded: what restored the frames.
-      dataset: whose frames they are.
+      loaded: the model that restored the frames.
+      dataset: the data set of the frames.
       config: the options.
       videos: the scores of each video, in the order of ``dataset``.
     """
@@ -219,5 +219,5 @@ def metrics_of(
 
 
 def slug(index: int, video: Video) -> str:
-    """What the files of a video are called."""
+    """Returns the base name of a video's files."""
     return f"{index:03d}-{safe_name(video.name)}"

@@ -1,4 +1,4 @@
-"""The networks; ``build`` makes one from its config, ``register`` adds one of your own.
+"""The networks: ``build`` makes one from its config, ``register`` adds one of your own.
 
 ``jaxdeblur/models/registry.py`` lists them.
 """
@@ -14,7 +14,7 @@ __all__ = ["build", "kinds", "register"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first asked for: one network does not wait for all others.
+    # Imported on first use, so that importing one network does not import all others.
     if name in __all__:
         from jaxdeblur.models import registry
 

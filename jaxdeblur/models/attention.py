@@ -3,10 +3,10 @@
 Source: "Dynamic Scene Video Deblurring using Non-local Attention" (Suin and Rajagopalan, arXiv
 2022), section 3.
 
-The functions keep the paper's order of axes and put the batch B in front and the channels C where
-they belong: pixels are one axis P = h*w, combinations one axis K = M*N with k = m*N + n. What the
-convolutions f_s, f_t and f_p give (the logits) is an argument, so that each function is exactly its
-equation. Every softmax is in float32 whatever the dtype of the features.
+The functions keep the paper's order of axes, with the batch B first and the channels C last. Pixels
+are one axis P = h*w, combinations one axis K = M*N with k = m*N + n. Each function receives the
+output of its convolution f_s, f_t or f_p (the logits) as an argument, so that it is exactly its
+equation. Every softmax runs in float32, whatever the dtype of the features.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jaxdeblur.models.fusion import Concat, Fusion
 from jaxdeblur.models.layers import LEAK, Conv, activation, normal
 from jaxdeblur.shapes import ClipFeatures, Features, Squeezed, SqueezedWindow
 
-# Without TF32, which on a GPU would leave these sums three digits.
+# Disables TF32, with which a GPU would compute these sums to only three digits.
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 # --- The six equations ---
@@ -39,7 +39,7 @@ def spatial_maps(logits: Float[Array, "B T M P"]) -> Float[Array, "B T M P"]:
 
 
 def spatial_squeeze(maps: Float[Array, "B T M P"], x: Float[Array, "B T P C"]) -> Squeezed:
-    """Eq. 2: G_s^m = S_HW(A_s^m * x). What map m gathers from each frame."""
+    """Eq. 2: G_s^m = S_HW(A_s^m * x). Each map m gathers one vector from each frame."""
     return _einsum("BTMP,BTPC->BTMC", maps, x).astype(x.dtype)
 
 
@@ -49,42 +49,42 @@ def temporal_maps(logits: Float[Array, "B N T"]) -> Float[Array, "B N T"]:
 
 
 def temporal_squeeze(squeezed: Squeezed, maps: Float[Array, "B N T"]) -> SqueezedWindow:
-    """Eq. 4: G_st = G_s A_t^Tr. All M*N ways to gather from the window, k = m*N + n."""
+    """Eq. 4: G_st = G_s A_t^Tr. Gathers from the window in all M*N ways, k = m*N + n."""
     gathered = _einsum("BTMC,BNT->BMNC", squeezed, maps)
     return rearrange(gathered, "B M N C -> B (M N) C").astype(squeezed.dtype)
 
 
 def pixel_maps(logits: Float[Array, "B P K"]) -> Float[Array, "B P K"]:
-    """Eq. 5: A_p = softmax_1(f_p(x^R)). How each pixel mixes the K = M*N combinations."""
+    """Eq. 5: A_p = softmax_1(f_p(x^R)). Each pixel's weights sum to 1 over the K combinations."""
     return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
 
 def expand(maps: Float[Array, "B P K"], squeezed_window: SqueezedWindow) -> Float[Array, "B P C"]:
-    """Eq. 6: y^R = G_st A_p. What was gathered goes back to the pixels of the current frame."""
+    """Eq. 6: y^R = G_st A_p. Mixes the gathered vectors at each pixel of the current frame."""
     return _einsum("BPK,BKC->BPC", maps, squeezed_window).astype(squeezed_window.dtype)
 
 
-_LEAST_ENERGY = 1e-4  # of features, whose deviation is about 1: below, it is noise
+_LEAST_ENERGY = 1e-4  # features have a deviation of about 1; smaller energies are noise
 
-# --- What is kept of a frame ---
+# --- The memory of a frame ---
 
 
 class FrameMemory(NamedTuple):
-    """All that a window keeps of a past frame: M*C + C numbers, whatever the size of the frame."""
+    """All that a window keeps of a past frame: M*C + C numbers, whatever the frame size."""
 
     squeezed: Squeezed
     """G_s."""
     pooled: Float[Array, "B T C"]
     """x', the mean over the pixels."""
     features: ClipFeatures | None = None
-    """The whole feature maps, which :class:`ConcatAttention` keeps besides."""
+    """The whole feature maps, which only :class:`ConcatAttention` keeps."""
 
 
 class PartialMemory(NamedTuple):
-    """What some of a frame's pixels add to its memory, in float32: that of a tile, say."""
+    """The contribution of some pixels (those of a tile, say) to a frame's memory, in float32."""
 
     squeezed: kernels.Partial
-    """Eq. 1-2 over those pixels."""
+    """Eq. 1-2 over these pixels."""
     pooled: Float[Array, "B T C"]
     """The sum of x."""
     pixels: Float[Array, ""]
@@ -92,14 +92,14 @@ class PartialMemory(NamedTuple):
 
 
 def combine_partials(a: PartialMemory, b: PartialMemory) -> PartialMemory:
-    """What the pixels of both add."""
+    """Returns the contribution of the pixels of both."""
     return PartialMemory(
         kernels.combine_partials(a.squeezed, b.squeezed), a.pooled + b.pooled, a.pixels + b.pixels
     )
 
 
 def finish_partial(partial: PartialMemory, dtype: DTypeLike) -> FrameMemory:
-    """The memory of a frame, from the partial memory of all its pixels."""
+    """Returns a frame's memory from the partial memory of all its pixels."""
     return FrameMemory(
         kernels.finish_partial(partial.squeezed, dtype),
         (partial.pooled / partial.pixels).astype(dtype),
@@ -110,24 +110,24 @@ def finish_partial(partial: PartialMemory, dtype: DTypeLike) -> FrameMemory:
 
 
 class FactorisedAttention(Fusion):
-    """The six equations with their convolutions: f_s, f_t and f_p, and M and N.
+    """The six equations with their convolutions f_s, f_t and f_p.
 
-    ``remember`` is eq. 1-2, which depend on one frame alone; ``fuse`` is eq. 3-6.
+    ``remember`` computes eq. 1-2, which depend on one frame alone; ``fuse`` computes eq. 3-6.
 
     Args:
       channels: C.
       spatial, temporal: M and N.
       temporal_kernel: size of f_t, odd; f_s and f_p are 1x1 convolutions.
-      logit_gain: times He's deviation of the kernels of all three at the start.
+      logit_gain: factor on He's deviation, from which all three kernels are initialised.
       squeeze: what eq. 1-3 see: the features, or their activations and log local energies.
       key_frames: how many frames of the window take part, chosen anew for each current frame; None
-        for all. It changes no parameter, so it can be set after training.
-      implementation: "einsum" runs the equations above as they stand; the others run eq. 1-2 and
-        5-6 in ``kernels``, where they need not write the maps A_s and A_p to memory.
+        for all. It affects no parameter, so it can be changed after training.
+      implementation: "einsum" runs the equations above as written; the others run eq. 1-2 and 5-6
+        in ``kernels``, which need not write the maps A_s and A_p to memory.
 
     Attributes:
-      sharding: how the batch is spread over a mesh, which a kernel must be told; None where one
-        device has it all. Set by ``Fsta.spread_over``.
+      sharding: how the batch is spread over a mesh, which a kernel needs to know; None if one
+        device holds the whole batch. Set by ``Fsta.spread_over``.
     """
 
     sharding: kernels.Sharding | None
@@ -146,7 +146,7 @@ class FactorisedAttention(Fusion):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        # A bias of f_s or f_t would shift all logits of a softmax alike, without effect.
+        # f_s and f_t have no bias: it would shift all logits of a softmax alike, without effect.
         made: dict[str, Any] = {"gain": logit_gain, "dtype": dtype, "rngs": rngs}
         self.f_s = Conv(channels, spatial, kernel=1, bias=None, **made)
         deviation = logit_gain * (2.0 / (temporal_kernel * channels)) ** 0.5
@@ -162,7 +162,7 @@ class FactorisedAttention(Fusion):
         self.radius = 0 if self.sharpness is None else 2  # pixels that local_energy reads
 
     def seen(self, features: ClipFeatures) -> ClipFeatures:
-        """x of eq. 1-3."""
+        """Returns x of eq. 1-3."""
         if self.sharpness is None:
             return features
         energies = jnp.log(local_energy(features.astype(jnp.float32)) + _LEAST_ENERGY)
@@ -170,7 +170,7 @@ class FactorisedAttention(Fusion):
         return self.sharpness(jnp.concatenate(both, axis=-1))
 
     def remember(self, features: ClipFeatures) -> FrameMemory:
-        """Eq. 1-2 and the pooling of eq. 3 for each frame."""
+        """Computes eq. 1-2 and the pooling of eq. 3 for each frame."""
         features = self.seen(features)
         x = rearrange(features, "B T h w C -> B T (h w) C")
         pooled = x.mean(axis=2, dtype=jnp.float32).astype(x.dtype)
@@ -181,7 +181,7 @@ class FactorisedAttention(Fusion):
         return FrameMemory(squeezed, pooled)
 
     def remember_part(self, features: ClipFeatures, inside: Bool[Array, "h w"]) -> PartialMemory:
-        """What the pixels ``inside`` add to the memory of each frame."""
+        """Returns the contribution of the pixels ``inside`` to the memory of each frame."""
         features = self.seen(features)
         x = rearrange(features, "B T h w C -> B T (h w) C").astype(jnp.float32)
         inside = inside.reshape(-1)
@@ -193,11 +193,11 @@ class FactorisedAttention(Fusion):
         )
 
     def finish(self, partial: PartialMemory, features: ClipFeatures) -> FrameMemory:
-        """The memory of a frame in tiles, from that of all its pixels and a tile's features."""
+        """Returns a tiled frame's memory, from that of all its pixels and a tile's features."""
         return finish_partial(partial, features.dtype)
 
     def fuse(self, features: Features, window: FrameMemory) -> Features:
-        """Eq. 3-6: y^R, from the current frame's features and the memory of the window's frames."""
+        """Returns y^R (eq. 3-6), from the current frame's features and the window's memory."""
         x = rearrange(features, "B h w C -> B (h w) C")
         squeezed_window = temporal_squeeze(window.squeezed, self.temporal_maps(window.pooled))
         if self.implementation == "einsum":
@@ -208,28 +208,27 @@ class FactorisedAttention(Fusion):
         return y.reshape(features.shape)
 
     def spatial_maps(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
-        """A_s of each frame (eq. 1)."""
+        """Returns A_s of each frame (eq. 1)."""
         return spatial_maps(self._spatial_logits(self.seen(features)))
 
     def temporal_maps(self, pooled: Float[Array, "B T C"]) -> Float[Array, "B N T"]:
-        """A_t over the window (eq. 3), of the key frames alone if so configured."""
+        """Returns A_t over the window (eq. 3), or over its key frames if so configured."""
         logits = self._temporal_logits(pooled)
         if self.key_frames is not None and self.key_frames < logits.shape[-1]:
             logits = keep_key_frames(logits, self.key_frames)
         return temporal_maps(logits)
 
     def pixel_maps(self, features: Features) -> Float[Array, "B P K"]:
-        """A_p of the current frame (eq. 5)."""
+        """Returns A_p of the current frame (eq. 5)."""
         x = rearrange(features, "B h w C -> B (h w) C")
         return pixel_maps(kernels.project(x, _matrix(self.f_p)) + self._pixel_bias)
 
     @property
     def _run(self) -> dict[str, Any]:
-        """What a call of a kernel is told."""
         return {"implementation": self.implementation, "sharding": self.sharding}
 
-    # The logits are float32 whoever computes them, as in the kernels: rounded to bfloat16 they
-    # would change the maps, and tiles would not give what the frame gives.
+    # The logits are always float32, as in the kernels. Rounding them to bfloat16 would change the
+    # maps, and tiles would give other results than whole frames.
 
     def _spatial_logits(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
         """f_s."""
@@ -237,7 +236,7 @@ class FactorisedAttention(Fusion):
         return rearrange(kernels.project(x, _matrix(self.f_s)), "B T P M -> B T M P")
 
     def _temporal_logits(self, pooled: Float[Array, "B T C"]) -> Float[Array, "B N T"]:
-        """f_t: a 1-D convolution over the window, zeros beyond its ends, in float32."""
+        """f_t: a 1-D convolution over the window with zero padding, in float32."""
         kernel, time = self.f_t[...], pooled.shape[1]
         margin = kernel.shape[0] // 2
         padded = jnp.pad(pooled.astype(jnp.float32), ((0, 0), (margin, margin), (0, 0)))
@@ -251,10 +250,10 @@ class FactorisedAttention(Fusion):
 
 
 class ConcatAttention(FactorisedAttention):
-    """Neighbours side by side and the attention, added: what both take from the window.
+    """The sum of concatenation fusion (``Concat``) and the attention.
 
-    Ours: ``Concat`` sees each neighbour's pixels within its 3x3 convolution, the attention what the
-    whole frames tell.
+    Ours. ``Concat`` sees each neighbour's pixels within its 3x3 convolution; the attention sees the
+    whole frames.
 
     Args:
       channels: C.
@@ -278,21 +277,21 @@ class ConcatAttention(FactorisedAttention):
         self.radius = self.beside.radius
 
     def remember(self, features: ClipFeatures) -> FrameMemory:
-        """What the attention keeps, and the whole feature maps."""
+        """Keeps what the attention keeps, and the whole feature maps."""
         return super().remember(features)._replace(features=features)
 
     def finish(self, partial: PartialMemory, features: ClipFeatures) -> FrameMemory:
-        """The same of a frame in tiles: the features are the tile's."""
+        """Does the same for a tiled frame; the features are the tile's."""
         return super().finish(partial, features)._replace(features=features)
 
     def fuse(self, features: Features, window: FrameMemory) -> Features:
-        """y^R plus the convolution over everything."""
+        """Returns y^R plus the convolution over the window's features."""
         assert window.features is not None  # remember keeps them
         return super().fuse(features, window) + self.beside.fuse(features, window.features)
 
 
 def local_energy(x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"]:
-    """The variance of each channel over 3x3 pixels, of what differs from their mean."""
+    """Returns each channel's squared deviation from its 3x3 mean, averaged over 3x3 pixels."""
     return _mean3x3((x - _mean3x3(x)) ** 2)
 
 
@@ -309,16 +308,16 @@ def _mean3x3(x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"
 
 
 def _matrix(conv: Conv) -> Float[Array, "C M"]:
-    """The kernel of a 1x1 convolution."""
+    """Returns the kernel of a 1x1 convolution as a matrix."""
     return conv.kernel[...][0, 0]
 
 
 def keep_key_frames(logits: Float[Array, "B N T"], count: int) -> Float[Array, "B N T"]:
-    """Leaves ``count`` frames of the window in eq. 3; the others get weight 0 in every map.
+    """Keeps ``count`` frames of the window in eq. 3; the others get weight 0 in every map.
 
-    The key frames are those with the highest logit in any of the N maps: choosing costs nothing,
-    and how good a choice was is learnt through the weights of the chosen. (The CVPR 2021 version
-    chooses by reinforcement learning, which its public text does not specify.)
+    The key frames are those with the highest logit in any of the N maps. This choice costs nothing
+    and is trained through the weights of the chosen frames. (The CVPR 2021 version chooses by
+    reinforcement learning, which its public text does not specify.)
     """
     _, chosen = lax.top_k(logits.max(axis=1), count)
     kept = jax.nn.one_hot(chosen, logits.shape[-1], dtype=jnp.bool_).any(axis=1)

@@ -1,8 +1,8 @@
-"""Explanation: what a model blended, attended to or followed in each frame, to look at.
+"""Explanation: maps of what a model blended, attended to or followed in each frame.
 
-A model that can explain itself has a method ``explain_clip(clip: Clip) -> Explanation``, run on a
-clip with the same padding and the same parameters as ``restore_clip``. The maps come at the size
-of the features; the report lays them over the frame. See ``jaxdeblur/evaluation/report.py``.
+A model that can explain itself has a method ``explain_clip(clip: Clip) -> Explanation``. It runs on
+a clip with the same padding and the same parameters as ``restore_clip``. The maps have the size of
+the features; the report (``jaxdeblur/evaluation/report.py``) overlays them on the frame.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from jaxdeblur.shapes import Clip
 class AttentionMaps:
     """The maps of one factorised spatio-temporal attention block (attention, eq. 1, 3 and 5).
 
-    All are softmax weights in [0, 1]. ``K = M * N``; combination ``k = m * N + n`` joins spatial
+    All are softmax weights in [0, 1]. ``K = M * N``; combination ``k = m * N + n`` pairs spatial
     map m with temporal map n.
 
     Attributes:
-      name: the block's place in the network, as the report prints it: "encoder 2".
+      name: the block's place in the network, as the report prints it: "level 1, 1/4 of the size".
       spatial_maps: A_s of each frame; each map sums to 1 over its ``h w`` pixels.
       temporal_maps: A_t of the window around each frame; sums to 1 over the window. A model whose
         temporal maps differ between the spatial maps gives their mean over M.
       pixel_mix: A_p of each frame; sums to 1 over K at every pixel.
-      offsets: which frame each place of the window is, counted from the current one: (-2, ..., 2).
+      offsets: the frame at each place of the window, relative to the current one: (-2, ..., 2).
     """
 
     name: str
@@ -42,16 +42,16 @@ class AttentionMaps:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a model can say of every frame of a clip; what it does not have stays empty.
+    """A model's maps for every frame of a clip; those that it does not have are empty.
 
     Attributes:
-      blending_weights: w_n of dynamic temporal blending (eq. 2), the mean over channels, in [0, 1]:
-        0 keeps what the past carried there, 1 takes the new frame.
+      blending_weights: w_n of dynamic temporal blending (eq. 2), averaged over channels, in [0, 1]:
+        0 keeps the blended past, 1 takes the new frame.
       attention: the maps of each attention block, first block first.
-      gate: how much is taken of the frame deconvolved along its blur paths, in [0, 1], in cells of
-        16 pixels from the frame's corner (jaxdeblur/paths/gate.py).
-      paths: for each of N tiles S points (y, x) in pixels of the frame: the tile's middle, moved as
-        the image moves there during the exposure, at times evenly apart.
+      gate: weight of the frame deconvolved along its blur paths, in [0, 1], in cells of 16 pixels
+        from the frame's corner (jaxdeblur/paths/gate.py).
+      paths: for each of N tiles, S points (y, x) in frame pixels: the tile's centre, moved as the
+        image moves there during the exposure, at evenly spaced times.
     """
 
     blending_weights: Float[Array, "B T h w"] | None = None
@@ -63,8 +63,8 @@ class Explanation:
 def _register(cls: type, arrays: tuple[str, ...], static: tuple[str, ...] = ()) -> None:
     """Makes a dataclass a pytree, so that ``explain_clip`` can be jitted.
 
-    Unflattening goes round ``__init__``: JAX puts placeholders in the fields at times, which the
-    checked annotations would refuse.
+    Unflattening bypasses ``__init__``: JAX sometimes puts placeholders in the fields, which the
+    checked annotations would reject.
     """
 
     def flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -84,5 +84,5 @@ _register(Explanation, ("blending_weights", "attention", "gate", "paths"))
 
 
 def explainer(model: Any) -> Callable[[Clip], Explanation] | None:
-    """The model's ``explain_clip``, or None if it has nothing to show."""
+    """Returns the model's ``explain_clip``, or None if it has none."""
     return getattr(model, "explain_clip", None)

@@ -1,9 +1,9 @@
 """The attention network: an encoder-decoder of dense blocks that fuses its window by factorised
-spatio-temporal attention, or by what that replaces.
+spatio-temporal attention, or by an alternative for comparison.
 
 Source: "Dynamic Scene Video Deblurring using Non-local Attention" (Suin and Rajagopalan, arXiv
-2022), section 3 and figure 1. Widths, depths, M, N and T were never published: docs/lab/papers.md
-says what was chosen and what it costs.
+2022), section 3 and figure 1. Widths, depths, M, N and T were never published; docs/lab/papers.md
+gives our choices and their cost.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from jaxdeblur.shapes import Clip, Features, Frame
 
 
 class FusionBlock(nnx.Module):
-    """Takes y^R, what the window gives, into the current frame's features: x + merge([x, y]).
+    """Merges y^R, the output of the fusion, into the current frame's features: x + merge([x, y]).
 
-    The paper ends at y^R; the merging is ours and the same for every way of fusing. As a product it
-    is x + x scale(y) + merge(y).
+    The paper ends at y^R; the merging is ours and the same for every fusion. As a product it is
+    x + x scale(y) + merge(y).
 
     Args:
-      fusion: makes y^R.
+      fusion: computes y^R.
       width: channels of the features.
-      gated: y is weighted by pixel and channel first.
-      product: merges as a product.
+      gated: whether y is first weighted per pixel and channel.
+      product: whether to merge as a product.
       dtype: of the computation.
       rngs: what the kernels are drawn from.
     """
@@ -76,7 +76,7 @@ class FusionBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "*leading h w C"], y: Float[Array, "*leading h w C"]
     ) -> Float[Array, "*leading h w C"]:
-        """The fused features."""
+        """Returns the fused features."""
         check_shape(y, x.shape, f"the fusion {type(self.fusion).__name__}")
         if self.gate is not None:
             y = y * jax.nn.sigmoid(self.gate(jnp.concatenate([x, y], axis=-1)))
@@ -86,16 +86,16 @@ class FusionBlock(nnx.Module):
 
 
 Pyramid = tuple[Float[Array, "..."], ...]
-"""Features of every level, level 0 first: ``... h w C`` each with its own h, w and C."""
+"""Features of every level, level 0 first: ``... h w C``, with h, w and C of that level."""
 
 
 class StreamState(NamedTuple):
-    """What a stream keeps. Slot ``i % slots`` of a ring holds frame i."""
+    """The state of a stream. Slot ``i % slots`` of a ring holds frame i."""
 
     seen: Int[Array, ""]
-    """Frames seen, wrapped before overflow."""
+    """Number of frames received, wrapped before overflow."""
     memory: tuple[Memory, ...]
-    """For each fusion block, a ring of what the last T frames are remembered by."""
+    """For each fusion block, a ring with the memory of the last T frames."""
     waiting: tuple[Float[Array, "B L H W 3"], Pyramid] | None
     """Rings of the frames that wait for their look-ahead, and of their features; None if causal."""
 
@@ -103,9 +103,9 @@ class StreamState(NamedTuple):
 class Fsta(VideoRestorer):
     """The attention network.
 
-    The features of a frame depend on that frame alone (``encode``), and so does what it is
-    remembered by (``remember``). ``fuse`` brings the window in, ``decode`` makes the image. A clip
-    runs each of them once on all frames; a stream runs each once a frame.
+    The features of a frame (``encode``) and its memory (``remember``) depend on that frame alone.
+    ``fuse`` merges the window into the features, ``decode`` makes the image from them. A clip runs
+    each of the four once on all frames; a stream runs each once per frame.
     """
 
     def __init__(self, config: FstaConfig, *, rngs: nnx.Rngs) -> None:
@@ -127,22 +127,22 @@ class Fsta(VideoRestorer):
 
         self.stem = Conv(12, widths[0], **options)
         self.encoder = nnx.List(map(dense_blocks, widths, growths, config.encoder_blocks))
-        # Halving and doubling move pixels into channels and back around a 1x1 convolution: on a
-        # CPU a strided convolution and above all a transposed one have very slow gradients.
+        # Sizes are halved and doubled by moving pixels into channels and back around a 1x1 kernel:
+        # strided and above all transposed convolutions have very slow gradients on a CPU.
         pairs = list(itertools.pairwise(widths))
         self.down = nnx.List([Conv(4 * fine, coarse, 1, **options) for fine, coarse in pairs])
         self.fusion_levels = () if config.fusion == "none" else tuple(config.attention_levels)
         self.fusion = nnx.List([fusion_block(widths[level]) for level in self.fusion_levels])
         self.up = nnx.List([Conv(coarse, 4 * f, 1, gain=0.5, **options) for f, coarse in pairs])
         self.decoder = nnx.List(map(dense_blocks, widths, growths, config.decoder_blocks))
-        # Near the identity at the start; with exactly zero short trainings stayed there.
+        # Starts near the identity: short trainings never left an exact zero.
         self.head = Conv(widths[0], 12, gain=0.05, **options)
 
     # --- The parts of the network ---
 
     def encode(self, frames: Float[Array, "*leading H W 3"]) -> Pyramid:
-        """The features of each frame, at every level."""
-        # Centred on zero, so that the zero padding at the border is a mid-grey, not black.
+        """Returns the features of each frame, at every level."""
+        # Centred on zero, so that the zero padding at the border is mid-grey, not black.
         x = self.stem(space_to_depth(frames.astype(self.dtype) - 0.5, 2))
         features = []
         for level, blocks in enumerate(self.encoder):
@@ -154,14 +154,14 @@ class Fsta(VideoRestorer):
         return tuple(features)
 
     def remember(self, features: Pyramid) -> tuple[Memory, ...]:
-        """What each fusion block keeps of each frame; features of ``B T`` frames."""
+        """Returns each fusion block's memory of each frame, from features of ``B T`` frames."""
         return tuple(
             block.fusion.remember(features[level])
             for level, block in zip(self.fusion_levels, self.fusion, strict=True)
         )
 
     def fuse(self, features: Pyramid, window: tuple[Memory, ...]) -> Pyramid:
-        """Brings the memory of a window into the features of its current frame, ``B h w C``."""
+        """Merges the memory of a window into the features of its current frame, ``B h w C``."""
         fused = list(features)
         for level, block, memory in zip(self.fusion_levels, self.fusion, window, strict=True):
             fused[level] = block(fused[level], block.fusion.fuse(fused[level], memory))
@@ -170,7 +170,7 @@ class Fsta(VideoRestorer):
     def decode(
         self, frames: Float[Array, "*leading H W 3"], fused: Pyramid
     ) -> Float[Array, "*leading H W 3"]:
-        """The restored frames, float32: the blurred ones plus what the decoder makes."""
+        """Returns the restored frames, float32: the blurred frames plus the decoder's residual."""
         x = fused[-1]
         for level in reversed(range(len(fused))):
             if level < len(fused) - 1:
@@ -184,12 +184,12 @@ class Fsta(VideoRestorer):
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Which frame each place of the window is, counted from the current one."""
+        """The frame at each place of the window, relative to the current one."""
         return tuple(range(self.lookahead - self.config.window + 1, self.lookahead + 1))
 
     @property
     def context(self) -> tuple[int, int]:
-        """The window but for the frame itself."""
+        """The window without the frame itself."""
         return self.config.window - 1 - self.lookahead, self.lookahead
 
     def _restore_clip(self, clip: Clip) -> Clip:
@@ -200,7 +200,7 @@ class Fsta(VideoRestorer):
         return self._restore_frames(clip, before, clip.shape[1] - after)
 
     def _restore_frames(self, clip: Float[Array, "B length H W 3"], first: int, end: int) -> Clip:
-        """Restores the frames from ``first`` to before ``end``, each with its window."""
+        """Restores frames ``first`` to ``end`` (exclusive), each with its window."""
         features = self.encode(clip)
         memory = self.remember(features)
         windows = self._windows(clip.shape[1])[first:end]
@@ -211,7 +211,7 @@ class Fsta(VideoRestorer):
         return self.decode(clip[:, first:end], tuple(fused))
 
     def _windows(self, time: int) -> Int[np.ndarray, "T window"]:
-        """The frames that each frame of a clip sees; beyond the ends, the first and the last."""
+        """Returns the frames in each frame's window; beyond the ends, the first and the last."""
         current = np.arange(time)[:, None]
         return np.clip(current + np.asarray(self.offsets), 0, time - 1)
 
@@ -232,21 +232,21 @@ class Fsta(VideoRestorer):
     def _step(
         self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
     ) -> tuple[StreamState, Frame]:
-        # A repeated frame stands for what lies beyond the end, like any other.
+        # A repeated frame stands for one beyond the end and is processed like any other.
         features = self.encode(frame[:, None])
         return self._advance(state, frame, features, self.remember(features))
 
     def _advance(
         self, state: StreamState, frame: Frame, features: Pyramid, memory: tuple[Memory, ...]
     ) -> tuple[StreamState, Frame]:
-        """The rest of a step, once the features and the memory of the new frame are known."""
+        """Completes a step, given the features and the memory of the new frame."""
         rings = _write(state.memory, state.seen % self.config.window, memory)
         current, waiting = (frame[:, None], features), None
         if self.lookahead:
             slot = state.seen % self.lookahead
             current, waiting = _read(state.waiting, slot), _write(state.waiting, slot, current)
         current_frame, current_features = jax.tree.map(lambda array: array[:, 0], current)
-        # Frames before the first are the first, which is still in its ring as long as it is needed.
+        # The first frame stands for those before it; its ring holds it as long as it is needed.
         window = jnp.maximum(state.seen - self.lookahead + jnp.asarray(self.offsets), 0)
         slots = window % self.config.window
         fused = self.fuse(current_features, jax.tree.map(lambda ring: ring[:, slots], rings))
@@ -254,31 +254,31 @@ class Fsta(VideoRestorer):
         return StreamState(seen, rings, waiting), self.decode(current_frame, fused)
 
     def _counted(self, seen: Int[Array, ""]) -> Int[Array, ""]:
-        """A count that never overflows; after the first frames its places in the rings are all."""
+        """Wraps a count before it overflows; after the first frames only ring positions matter."""
         rings = math.lcm(self.config.window, max(self.lookahead, 1))
         return jnp.where(seen < 2**30, seen, seen - 2**29 // rings * rings)
 
     def _check_fits(self, batch: int, height: int, width: int) -> None:
-        """Raises :class:`UserError` before anything is compiled if the fusion can't fit."""
+        """Raises :class:`UserError`, before anything is compiled, if the fusion can't fit."""
         for level, block in zip(self.fusion_levels, self.fusion, strict=True):
             if isinstance(block.fusion, NonLocal):
                 size = height >> (level + 1), width >> (level + 1)
                 block.fusion.rows_at_once(batch, self.config.window, *size)
 
     def _attention(self) -> list[tuple[int, FactorisedAttention]]:
-        """The attention of each block that has one, and its level."""
+        """Returns the level and the attention of each block that has one."""
         fusions = (block.fusion for block in self.fusion)
         pairs = zip(self.fusion_levels, fusions, strict=True)
         return [(level, f) for level, f in pairs if isinstance(f, FactorisedAttention)]
 
-    # --- A frame too large to hold at once (jaxdeblur/restoration/tiling.py) ---
+    # --- Frames too large to hold at once (jaxdeblur/restoration/tiling.py) ---
 
     def gather_partial(self, frame: Frame, inside: Bool[Array, "H W"]) -> tuple[PartialMemory, ...]:
-        """What some pixels add to the memory of a frame: one part for each attention block.
+        """Returns the contribution of some pixels to a frame's memory, for each attention block.
 
         Args:
           frame: ``B H W 3``.
-          inside: which pixels, whole blocks of ``multiple``.
+          inside: the mask of these pixels, in whole blocks of ``multiple``.
         """
         features = self.encode(frame[:, None])
         return tuple(
@@ -289,7 +289,7 @@ class Fsta(VideoRestorer):
     def combine_partials(
         self, a: tuple[PartialMemory, ...], b: tuple[PartialMemory, ...]
     ) -> tuple[PartialMemory, ...]:
-        """What the pixels of both add."""
+        """Returns the contribution of the pixels of both."""
         return tuple(combine_partials(*pair) for pair in zip(a, b, strict=True))
 
     def step_gathered(
@@ -299,13 +299,13 @@ class Fsta(VideoRestorer):
         frame: Frame,
         repeated: Bool[Array, ""],
     ) -> tuple[StreamState, Frame]:
-        """``_step`` on a tile.
+        """Runs ``_step`` on a tile.
 
         Args:
-          gathered: the memory of the frame over all its tiles; nothing without attention.
+          gathered: the memory of the frame over all its tiles; empty without attention.
           state: of the stream.
           frame: the tile, ``B h w 3``.
-          repeated: the frame stands for what lies beyond the end of the video.
+          repeated: whether the frame stands for one beyond the end of the video.
         """
         if not gathered:
             return self._step(state, frame, repeated)
@@ -318,7 +318,7 @@ class Fsta(VideoRestorer):
 
     @property
     def receptive_radius(self) -> int:
-        """How many pixels to each side a step reads, apart from what ``gather_partial`` does.
+        """How many pixels to each side a step reads, apart from those of ``gather_partial``.
 
         Raises:
           UserError: the fusion is nonlocal, which needs whole frames.
@@ -331,25 +331,25 @@ class Fsta(VideoRestorer):
             radius += 2 ** (level + 1) * sum(block.radius for block in blocks)
         for level, block in zip(self.fusion_levels, self.fusion, strict=True):
             radius += 2 ** (level + 1) * block.fusion.radius
-        # Halving joins blocks of pixels: a reach that ends inside a block extends to its end.
+        # Halving merges blocks of pixels: a radius that ends inside a block extends to its end.
         return radius + self.multiple
 
     # --- Several devices ---
 
     def spread_over(self, mesh: Mesh) -> None:
-        """Called when clips are sharded over ``mesh`` (``devices.clips_over``).
+        """Sets the mesh over which clips are sharded (``devices.clips_over``).
 
-        The compiler divides everything else by itself; a kernel that is not told would have the
-        whole batch brought to every device. Call it where the train step rebuilds the model.
+        The compiler divides everything else by itself; without the mesh, a kernel would gather the
+        whole batch on every device. Call this where the train step rebuilds the model.
         """
         sharding = kernels.Sharding(mesh, batch="data")
         for _, fusion in self._attention():
             fusion.sharding = sharding
 
-    # --- Pictures of the attention ---
+    # --- The attention maps ---
 
     def explain_clip(self, clip: Clip) -> Explanation:
-        """The maps of eq. 1, 3 and 5 of every attention block and frame."""
+        """Returns the maps of eq. 1, 3 and 5 for every attention block and frame."""
         features = self.encode(self.pad(clip))
         windows = self._windows(clip.shape[1])
         maps = [
@@ -388,7 +388,7 @@ class Fsta(VideoRestorer):
 
 
 def _write(rings: Any, slot: Int[Array, ""], frame: Any) -> Any:
-    """Puts the one frame of ``frame``, ``B 1 ...``, into a slot of each ring."""
+    """Writes ``frame``, ``B 1 ...``, into a slot of each ring."""
     return jax.tree.map(
         lambda ring, one: lax.dynamic_update_slice_in_dim(ring, one.astype(ring.dtype), slot, 1),
         rings,
@@ -397,5 +397,5 @@ def _write(rings: Any, slot: Int[Array, ""], frame: Any) -> Any:
 
 
 def _read(rings: Any, slot: Int[Array, ""]) -> Any:
-    """The frame in a slot of each ring, ``B 1 ...``."""
+    """Returns the frame in a slot of each ring, ``B 1 ...``."""
     return jax.tree.map(lambda ring: lax.dynamic_slice_in_dim(ring, slot, 1, axis=1), rings)

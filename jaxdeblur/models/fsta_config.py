@@ -1,4 +1,4 @@
-"""The fields of the attention network, the ways of fusing that it names, and three sizes of it."""
+"""The config of the attention network, its fusions by name, and the configs of its presets."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ Implementation = Literal["auto", "mosaic", "einsum"]
 
 @dataclasses.dataclass(frozen=True)
 class FstaConfig:
-    """The fields of the attention network.
+    """The config of the attention network.
 
     Level 0 has half the height and width of the frame, level 1 a quarter, and so on.
 
     Attributes:
-      window: T, the frames that the attention sees. Odd, the current frame in the middle, unless
-        ``causal``.
-      causal: the window is the current frame and the T-1 before it: no look-ahead.
+      window: T, the frames that the attention sees; odd, with the current frame in the middle,
+        unless ``causal``.
+      causal: the window is the current frame and the T-1 before it, without look-ahead.
       widths: channels of each level.
-      growths: channels that each convolution of a dense block adds, of each level.
+      growths: channels that each convolution of a dense block adds, for each level.
       dense_layers: 3x3 convolutions in a dense block.
       encoder_blocks, decoder_blocks: dense blocks of each level.
-      attention_levels: where the window is fused.
-      fusion: how: fsta (factorised attention), what it is compared with (nonlocal, concat, conv3d,
-        none; models/fusion.py), concat_fsta (concat and fsta added), or one of an extension
-        (``register_fusion``).
+      attention_levels: levels at which the window is fused.
+      fusion: fsta (factorised attention), an alternative to compare it with (nonlocal, concat,
+        conv3d, none; models/fusion.py), concat_fsta (the sum of concat and fsta), or a fusion that
+        an extension adds (``register_fusion``).
       spatial_maps, temporal_maps: M and N.
       temporal_kernel: size of f_t.
-      logit_gain: scale of the kernels of f_s, f_t and f_p at the start, times He's; at 1 all maps
-        begin nearly uniform and gather nearly the same.
-      squeeze: what eq. 1-3 see of the features x: "features", x itself, as the paper has it, or
-        "energy", the activations and the log of the local energy of x, mixed to as many channels.
-        Ours: means of x over a frame tell its colours, means of these how sharp it is.
-      merge: how y^R is taken in: "sum", x + W [x, y], or "product", x (1 + W1 y) + W2 y. Ours, as
-        the paper ends at y^R; a sum is nearly a bias for the frame, a product selects filters.
-      gated: what the window gives is weighted by pixel and channel before it is taken in (CVPR
-        2021; how, is our choice).
-      key_frames: how many frames of the window take part (CVPR 2021; how they are chosen, is our
-        choice); None for all. Can be changed after training.
-      nonlocal_bytes: what fusion="nonlocal" may take.
-      implementation: of eq. 1-2 and 5-6 (``kernels``).
-      dtype: of the computation; parameters and output are float32.
+      logit_gain: factor on He's initial scale for the kernels of f_s, f_t and f_p; at 1 all maps
+        start nearly uniform and gather nearly the same.
+      squeeze: what eq. 1-3 see of the features x: "features", x itself, as in the paper, or
+        "energy", the activations and the log local energy of x, mixed to as many channels (ours:
+        means of x over a frame give its colours, means of these how sharp it is).
+      merge: how y^R is merged: "sum", x + W [x, y], or "product", x (1 + W1 y) + W2 y (ours, as
+        the paper ends at y^R; a sum is nearly a bias for the frame, a product selects filters).
+      gated: weight the fusion's output per pixel and channel before it is merged (CVPR 2021; the
+        form of the gate is our choice).
+      key_frames: frames of the window that take part (CVPR 2021; how they are chosen is our
+        choice); None for all; can be changed after training.
+      nonlocal_bytes: memory limit of fusion="nonlocal", in bytes.
+      implementation: how eq. 1-2 and 5-6 are computed (``kernels``).
+      dtype: dtype of the computation; parameters and output are float32.
     """
 
     window: Count = 5
@@ -78,16 +78,16 @@ class FstaConfig:
         def require(holds: bool, field: str, what: str) -> None:
             if not holds:
                 option = "--" + field.replace("_", "-")
-                raise UserError(f"{option} is {what}, not {getattr(self, field)!r}")
+                raise UserError(f"{option} must be {what}, not {getattr(self, field)!r}")
 
         check_ranges(self)
         if not self.causal and self.window % 2 == 0:
             raise UserError(
-                f"--window is odd, to have the current frame in its middle, or --causal is given; "
-                f"not {self.window}"
+                "--window must be odd, so that the current frame is in the middle, not "
+                f"{self.window}; with --causal it may be even"
             )
         require(self.temporal_kernel % 2 == 1, "temporal_kernel", "odd")
-        require(len(self.widths) > 0, "widths", "a number of channels for each level")
+        require(len(self.widths) > 0, "widths", "the number of channels of each level")
         for field in ("growths", "encoder_blocks", "decoder_blocks"):
             require(
                 len(getattr(self, field)) == len(self.widths),
@@ -98,12 +98,12 @@ class FstaConfig:
             set(self.attention_levels) <= set(range(len(self.widths)))
             and list(self.attention_levels) == sorted(set(self.attention_levels)),
             "attention_levels",
-            f"rising levels from 0 to {len(self.widths) - 1}",
+            f"levels from 0 to {len(self.widths) - 1} in increasing order",
         )
         require(
             self.fusion == "none" or self.fusion in FUSIONS,
             "fusion",
-            f"one of {', '.join(FUSIONS)}, none or one of an extension (--extension=FILE)",
+            f"one of {', '.join(FUSIONS)}, none or a fusion from an extension (--extension=FILE)",
         )
         require(
             self.implementation in get_args(Implementation),
@@ -113,12 +113,12 @@ class FstaConfig:
         require(
             self.key_frames is None or 1 <= self.key_frames <= self.window,
             "key_frames",
-            f"1 to {self.window} (window), or none",
+            f"1 to {self.window} (the window), or none",
         )
 
 
 FusionFactory = Callable[..., Fusion]
-"""``(config, channels, rngs=rngs)`` to the way of fusing maps of ``channels`` channels."""
+"""Makes the fusion for maps of ``channels`` channels from ``(config, channels, rngs=rngs)``."""
 
 
 def _attention_of(config: FstaConfig) -> dict[str, Any]:
@@ -165,15 +165,15 @@ FUSIONS: dict[str, FusionFactory] = {
 
 
 def register_fusion(name: str, make: FusionFactory) -> None:
-    """Makes ``fusion=name`` fuse by ``make(config, channels, rngs=rngs)``: docs/architecture.md."""
+    """Makes ``fusion=name`` use ``make(config, channels, rngs=rngs)``; see docs/architecture.md."""
     FUSIONS[name] = make
 
 
 FSTA = FstaConfig()
-"""The paper's own network, in our sizes."""
+"""The paper's own network, with our sizes."""
 
 FSTA_CONCAT = FstaConfig(fusion="concat_fsta")
-"""The quality network: neighbours beside the attention."""
+"""The quality network: concatenated neighbours and the attention."""
 
 FSTA_SMALL = FstaConfig(
     fusion="concat_fsta",
@@ -186,7 +186,7 @@ FSTA_SMALL = FstaConfig(
     spatial_maps=8,
     temporal_maps=4,
 )
-"""The same for two CPU cores."""
+"""The same, small enough for two CPU cores."""
 
 FSTA_LIVE = FstaConfig(
     window=16,
@@ -200,4 +200,4 @@ FSTA_LIVE = FstaConfig(
     spatial_maps=8,
     temporal_maps=4,
 )
-"""The paper's own without look-ahead, and a tenth of the work."""
+"""The paper's own network without look-ahead, at a tenth of the work."""

@@ -1,8 +1,8 @@
-"""How the current frame takes information from its window: what attention is compared with.
+"""Ways to fuse the current frame with its window, with which the attention is compared.
 
-Each way splits in two: what a frame is remembered by, which depends on that frame alone, and the
-fusion of the current frame's features with the memory of its window. The factorised attention,
-which remembers M+1 vectors a frame, is in attention.py; those here remember whole feature maps.
+Each has two parts: the memory of a frame, which depends on that frame alone, and the fusion of the
+current frame's features with the memory of its window. The factorised attention (attention.py)
+remembers M+1 vectors per frame; the fusions here remember whole feature maps.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from jaxdeblur.models.layers import LEAK, Conv, activation
 from jaxdeblur.shapes import ClipFeatures, Features
 
 Memory = Any
-"""What a way of fusing remembers of frames: a pytree of arrays that begin with ``B T``."""
+"""What a fusion remembers of frames: a pytree of arrays whose first axes are ``B T``."""
 
 
 class Fusion(nnx.Module):
     """One way to fuse a window of frames.
 
     Attributes:
-      radius: how many pixels of features to each side an output pixel reads, where it is local.
+      radius: how many feature pixels to each side an output pixel reads, if the fusion is local.
     """
 
     radius: int
 
     def remember(self, features: ClipFeatures) -> Memory:
-        """What is kept of each frame; here the whole feature maps."""
+        """Returns the memory of each frame; here the whole feature maps."""
         return features
 
     def fuse(self, features: Features, window: Memory) -> Features:
-        """y^R: what the current frame takes from the window, which contains it."""
+        """Returns y^R, what the current frame takes from the window, which contains it."""
         raise NotImplementedError
 
     def fuse_clip(
         self, features: ClipFeatures, memory: Memory, windows: Int[np.ndarray, "T window"]
     ) -> ClipFeatures:
-        """``fuse`` for every frame of a clip at once; ``windows[t]`` are the frames that t sees."""
+        """Runs ``fuse`` on all frames of a clip at once; ``windows[t]`` are the frames t sees."""
         batch = features.shape[0]
         window = jax.tree.map(
             lambda kept: rearrange(kept[:, windows], "B T s ... -> (B T) s ..."), memory
@@ -56,7 +56,7 @@ class Fusion(nnx.Module):
 
 
 class Concat(Fusion):
-    """The usual way: the window's features laid side by side, and a 3x3 convolution.
+    """The usual fusion: a 3x3 convolution over the concatenated features of the window.
 
     Args:
       channels: C.
@@ -72,14 +72,15 @@ class Concat(Fusion):
         self.radius = self.mix.radius
 
     def fuse(self, features: Features, window: ClipFeatures) -> Features:
-        """One convolution over everything."""
+        """Convolves the concatenated features."""
         return self.mix(rearrange(window, "B T h w C -> B h w (T C)"))
 
 
 class Conv3d(Fusion):
-    """3x3x3 convolutions, without padding in time, until one frame is left of the window.
+    """3x3x3 convolutions, without padding in time, until one frame of the window is left.
 
-    A 3-D convolution is a 2-D one over the channels of three successive frames, and runs as that.
+    A 3-D convolution runs as the equivalent 2-D one over the channels of three successive frames.
+    For an even window, the last layer spans two frames.
 
     Args:
       channels: C.
@@ -99,7 +100,7 @@ class Conv3d(Fusion):
         self.radius = sum(layer.radius for layer in self.layers)
 
     def fuse(self, features: Features, window: ClipFeatures) -> Features:
-        """Each layer takes in three frames and leaves two fewer."""
+        """Applies the layers; each that spans three frames leaves two fewer."""
         for index, (span, layer) in enumerate(zip(self.spans, self.layers, strict=True)):
             if index:
                 window = activation(LEAK)(window)
@@ -109,7 +110,7 @@ class Conv3d(Fusion):
 
 
 class KeysAndValues(NamedTuple):
-    """What the non-local block remembers: the whole frame, twice."""
+    """The memory of the non-local block, at every pixel of a frame."""
 
     keys: ClipFeatures
     values: ClipFeatures
@@ -118,20 +119,19 @@ class KeysAndValues(NamedTuple):
 class NonLocal(Fusion):
     """The non-local block of Wang et al. (CVPR 2018), embedded Gaussian, over the whole window.
 
-    Its affinity is a T*H*W x T*H*W matrix. The output for the current frame needs that frame's H*W
-    rows of it, and those are what is computed, a chunk of rows at a time; the block's result for
-    the current frame is the same. Logits are scaled by 1/sqrt(channels), which the original lacks:
-    without it the softmax is saturated at the start.
+    Its affinity is a T*H*W x T*H*W matrix. Only the current frame's H*W rows are computed, a chunk
+    of rows at a time; the result for that frame is the same. Logits are divided by the square root
+    of the keys' channels, which the original omits: otherwise the softmax starts saturated.
 
     Args:
       channels: C; keys and values have half as many, as in the original.
-      limit_bytes: what the window's keys and values and the current chunk may take together.
+      limit_bytes: memory limit for the window's keys and values and the current chunk together.
       dtype: of the computation.
       rngs: what the kernels are drawn from.
     """
 
     LEAST_ROWS = 16
-    """With fewer rows at a time, reading all the keys again for each would be most of the work."""
+    """With fewer rows at a time, most of the work would be reading all keys again."""
 
     def __init__(
         self, channels: int, *, limit_bytes: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
@@ -146,11 +146,11 @@ class NonLocal(Fusion):
         self.radius = 0
 
     def remember(self, features: ClipFeatures) -> KeysAndValues:
-        """Keys and values of every pixel."""
+        """Returns the keys and values of every pixel."""
         return KeysAndValues(self.key(features), self.value(features))
 
     def fuse(self, features: Features, window: KeysAndValues) -> Features:
-        """Every pixel of the current frame looks at every pixel of the window."""
+        """Attends from every pixel of the current frame to every pixel of the window."""
         batch, height, width, _ = features.shape
         rows = self.rows_at_once(batch, window.keys.shape[1], height, width)
         gathered = nonlocal_rows(
@@ -164,7 +164,7 @@ class NonLocal(Fusion):
     def fuse_clip(
         self, features: ClipFeatures, memory: KeysAndValues, windows: Int[np.ndarray, "T window"]
     ) -> ClipFeatures:
-        """Frame after frame, so that the windows are not all in memory at once."""
+        """Runs frame after frame, so that the windows are not all in memory at once."""
 
         def fuse_frame(current: tuple[Features, Int[Array, " window"]]) -> Features:
             frame, window = current
@@ -175,7 +175,7 @@ class NonLocal(Fusion):
         return rearrange(fused, "T B h w C -> B T h w C")
 
     def rows_at_once(self, batch: int, window: int, height: int, width: int) -> int:
-        """How many rows of the affinity fit into ``limit_bytes``.
+        """Returns how many rows of the affinity fit into ``limit_bytes``.
 
         Args:
           batch: B.
@@ -193,8 +193,8 @@ class NonLocal(Fusion):
             least = kept + self.LEAST_ROWS * row
             raise UserError(
                 f"fusion='nonlocal' does not fit: a window of {window} maps of {width}x{height} "
-                f"needs {least / 2**20:.0f} MiB and nonlocal_bytes allows "
-                f"{self.limit_bytes / 2**20:.0f} MiB; raise it, or take smaller frames or 'fsta'"
+                f"needs {least / 2**20:.0f} MiB, but nonlocal_bytes allows "
+                f"{self.limit_bytes / 2**20:.0f} MiB; raise it, or use smaller frames or 'fsta'"
             )
         return min(rows, height * width)
 
@@ -205,16 +205,16 @@ def nonlocal_rows(
     values: Float[Array, "B S d"],
     rows: int,
 ) -> Float[Array, "B Q d"]:
-    """softmax(queries keys^T / sqrt(c)) values, ``rows`` rows of the affinity at a time.
+    """Computes softmax(queries keys^T / sqrt(c)) values, ``rows`` rows of the affinity at a time.
 
-    With the queries of all frames of a window this is the full THW x THW block. The gradient
+    With the queries of all frames of a window, this is the full THW x THW block. The gradient
     recomputes each chunk, so it needs no more memory.
 
     Args:
       queries: ``B Q c``.
-      keys: ``B S c`` of all pixels of the window.
-      values: ``B S d`` of the same.
-      rows: how many at a time.
+      keys: ``B S c``, of all pixels of the window.
+      values: ``B S d``, of the same pixels.
+      rows: how many rows are computed at a time.
     """
     _, count, channels = queries.shape
     chunks = -(-count // rows)

@@ -1,9 +1,9 @@
-"""Building blocks of all networks: convolution, residual and dense blocks, changes of size.
+"""Building blocks of all networks: convolution, residual and dense blocks, resizing.
 
-The convolution has its own gradient, because XLA's CPU compiler runs the standard one inside
-``lax.scan`` 10 to 60 times slower than outside of it: the kernel's gradient is a convolution whose
-operands are not in NHWC/HWIO order, and inside a loop such ones are computed naively. Here it is
-one matrix product (``benchmarks/train_step.py`` measures the difference).
+The convolution has a custom gradient because, on a CPU, XLA runs the standard one 10 to 60 times
+slower inside ``lax.scan`` than outside: the kernel's gradient is a convolution whose operands are
+not in NHWC/HWIO order, and XLA computes these naively inside a loop. Here it is one matrix product
+(``benchmarks/train_step.py`` measures the difference).
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ Init: TypeAlias = Callable[[jax.Array, tuple[int, int, int, int]], jax.Array]
 """Draws a kernel ``kh kw C_in C_out`` from a key."""
 
 LEAK = 0.1
-"""Slope of the leaky ReLU for negative values, where a preset asks for it."""
+"""Slope of the leaky ReLU for negative values, in the networks that use one."""
 
 
 def conv2d(
     x: Input, kernel: Kernel, stride: int = 1, before: tuple[int, int] | None = None
 ) -> Output:
-    """Convolution with zero padding; height and width are divided by ``stride``, rounded up.
+    """Convolves with zero padding; height and width are divided by ``stride``, rounded up.
 
     Args:
       x: ``B H W C_in``.
       kernel: ``kh kw C_in C_out``.
-      stride: pixels between the places where the kernel is applied.
-      before: zeros read above and left of the first pixel. By default half a kernel, so that an odd
-        kernel is centred for every stride and size; "SAME" would shift by a pixel between odd and
-        even sizes when the stride is 2.
+      stride: distance in pixels between the places where the kernel is applied.
+      before: zeros above and left of the first pixel. By default half a kernel, so that an odd
+        kernel is centred for every stride and size; with stride 2, "SAME" would shift by a pixel
+        between odd and even sizes.
     """
     return _conv2d(x, kernel, stride, before or (kernel.shape[0] // 2, kernel.shape[1] // 2))
 
@@ -57,7 +57,7 @@ def _conv2d(x: Input, kernel: Kernel, stride: int, before: tuple[int, int]) -> O
 def _margins(
     x: Input, kernel: Kernel, stride: int, before: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    """Zeros around x along rows and columns; fewer than none where the last pixels aren't read."""
+    """Returns the zeros to add around x per axis; negative where the last pixels aren't read."""
     return [
         (first, (-(-length // stride) - 1) * stride - first + size - length)
         for first, length, size in zip(before, x.shape[1:3], kernel.shape[:2], strict=True)
@@ -66,7 +66,7 @@ def _margins(
 
 def _convolve(x: Input, kernel: Kernel, stride: int, margins: list[tuple[int, int]]) -> Output:
     if missing := -x.shape[-1] % 4:
-        # XLA's CPU code is 2.5 times slower for 15 input channels than for 16.
+        # On a CPU, XLA is 2.5 times slower for 15 input channels than for 16.
         x = jnp.pad(x, [(0, 0)] * 3 + [(0, missing)])
         kernel = jnp.pad(kernel, [(0, 0)] * 2 + [(0, missing), (0, 0)])
     return lax.conv_general_dilated(
@@ -103,13 +103,13 @@ def _gradients_as_convolution(
 def _gradients_as_matmul(
     x: Input, kernel: Kernel, gradient: Output, *, stride: int, before: tuple[int, int]
 ) -> tuple[Input, Kernel]:
-    """dx is the convolution with the turned kernel; dW is one matrix product.
+    """Computes dx as a convolution with the flipped kernel, and dW as one matrix product.
 
-    A stride of s is none for groups of s x s pixels that are the channels of one. Then
+    With s x s pixels grouped into the channels of one, stride s becomes stride 1. Then
     dW[i, j] = sum_yx x[y+i, x+j] gradient[y, x].
     """
     pixels = before
-    groups = [-(-count // stride) for count in pixels]  # that the kernel reads before its own
+    groups = [-(-count // stride) for count in pixels]  # read before the kernel's own
 
     def in_groups(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
         if stride == 1:
@@ -134,10 +134,10 @@ def _gradients_as_matmul(
 def _kernel_gradient(
     x: Input, kernel: Kernel, gradient: Output, margins: list[tuple[int, int]]
 ) -> Kernel:
-    """One matrix product over all pixels, of copies of x and of the gradient that are shifted.
+    """Computes dW as one matrix product, over all pixels, of shifted copies of x and the gradient.
 
     Shifting x along the columns (kw copies) and the gradient along the rows (kh copies) takes kw+kh
-    copies instead of kw*kh; where the gradient has few channels, kw*kh copies of it are less.
+    copies instead of kw*kh. If the gradient has few channels, kw*kh copies of it are smaller.
     """
     rows, columns, c_in, c_out = kernel.shape
     height, width = x.shape[1:3]
@@ -166,7 +166,7 @@ _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
 def normal(key: jax.Array, shape: tuple[int, ...], deviation: float) -> jax.Array:
-    """Normal samples: the first ones of a power of two, so that most shapes share a program."""
+    """Draws a power of two of normal samples and keeps the first: most shapes share a program."""
     count = max(4096, 1 << (math.prod(shape) - 1).bit_length())
     return _first_scaled(jax.random.normal(key, (count,)), deviation, shape)
 
@@ -181,7 +181,7 @@ def _first_scaled(
 class Conv(nnx.Module):
     """A convolution with zero padding on maps with any number of leading dimensions.
 
-    ``... h w C_in`` becomes ``... ceil(h/stride) ceil(w/stride) C_out``. Parameters are float32,
+    ``... h w C_in`` becomes ``... ceil(h/stride) ceil(w/stride) C_out``. Parameters are float32;
     the computation runs in ``dtype``.
 
     Args:
@@ -189,11 +189,11 @@ class Conv(nnx.Module):
       c_out: channels of the output.
       kernel: height and width of the kernel, odd.
       stride: distance in pixels between the places where the kernel is applied.
-      padding: "centred" reads as many zeros before the first pixel as behind the last, as PyTorch
-        does with padding k // 2. "same" is TensorFlow's SAME, which reads an odd zero behind: with
-        stride 2, a 5x5 kernel reads 1 zero before an even size and 2 behind it.
+      padding: "centred" pads as many zeros before the first pixel as after the last, as PyTorch
+        does with padding k // 2. "same" is TensorFlow's SAME, which pads an odd zero at the end:
+        with stride 2, a 5x5 kernel has 1 zero before an even size and 2 after it.
       gain: scales He initialisation (He et al. 2015).
-      init: draws the kernel in its place.
+      init: draws the kernel instead.
       bias: the initial bias; None for no bias.
       dtype: of the computation.
       rngs: what the kernel is drawn from.
@@ -234,7 +234,9 @@ class Conv(nnx.Module):
     ) -> Float[Array, "*leading h2 w2 C_out"]:
         """Convolves and adds the bias."""
         if x.shape[-1] != (taken := self.kernel.shape[2]):
-            raise UserError(f"a Conv of {taken} input channels was given {x.shape[-1]}: {x.shape}")
+            raise UserError(
+                f"a Conv with {taken} input channels was given {x.shape[-1]}: {x.shape}"
+            )
         flat = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
         before = None
         if self.padding == "same":
@@ -252,16 +254,16 @@ class Conv(nnx.Module):
 def add_bias(
     y: Float[Array, "*leading h w C"], bias: Float[Array, " C"]
 ) -> Float[Array, "*leading h w C"]:
-    """y + bias."""
-    # Spread in float32: its gradient is a sum over all pixels, which bfloat16 cannot hold.
+    """Returns y + bias."""
+    # Broadcast in float32: its gradient sums over all pixels, for which bfloat16 is too coarse.
     return y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)
 
 
 def activation(leak: float) -> Callable[[jax.Array], jax.Array]:
-    """ReLU with slope ``leak`` below 0 and, as in PyTorch and TensorFlow, at 0 itself.
+    """Returns a ReLU with slope ``leak`` below 0 and, as in PyTorch and TensorFlow, at 0 itself.
 
-    The gradient of a maximum at 0 is the mean of both slopes, so on black frames biases of 0 would
-    begin to differ from a reference's.
+    With ``jnp.maximum`` the slope at 0 would be the mean of both slopes, so that on black frames
+    zero biases would diverge from those of a reference implementation.
     """
     return lambda x: jnp.where(x > 0, x, jnp.asarray(leak, x.dtype) * x)
 
@@ -270,11 +272,11 @@ class ResidualBlock(nnx.Module):
     """x + conv(activation(conv(x))), without normalisation.
 
     Args:
-      width: channels of x and in between.
+      width: channels of x and between the convolutions.
       kernel: size of both kernels.
       leak: slope of the activation below 0.
       gains: of the two convolutions.
-      options: of both (``Conv``).
+      options: other arguments of both (``Conv``).
     """
 
     def __init__(
@@ -283,8 +285,8 @@ class ResidualBlock(nnx.Module):
         kernel: int = 3,
         *,
         leak: float = 0.0,
-        # A small second convolution keeps the variance of a deep stack near that of its input,
-        # which batch normalisation would do in its place.
+        # A small second convolution keeps the variance of a deep stack near that of its input, as
+        # batch normalisation would.
         gains: tuple[float, float] = (1.0, 0.2),
         **options: Any,
     ) -> None:
@@ -299,15 +301,15 @@ class ResidualBlock(nnx.Module):
         return self.first.radius + self.second.radius
 
     def __call__(self, x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"]:
-        """Adds to x what the two convolutions make of it."""
+        """Adds the output of the two convolutions to x."""
         return x + self.second(activation(self.leak)(self.first(x)))
 
 
 class DenseBlock(nnx.Module):
-    """Convolutions that each see all that came before them, then a 1x1 back to the width, added.
+    """Convolutions that each see all previous outputs, then a residual 1x1 back to the width.
 
-    The "densely connected modules" of Suin and Rajagopalan, section 3; the 1x1 and the addition are
-    those of residual dense networks (Zhang et al., CVPR 2018), so that blocks can be stacked.
+    The "densely connected modules" of Suin and Rajagopalan, section 3. The 1x1 and the addition are
+    from residual dense networks (Zhang et al., CVPR 2018), so that blocks can be stacked.
 
     Args:
       width: channels of the features.
@@ -332,7 +334,7 @@ class DenseBlock(nnx.Module):
         return sum(layer.radius for layer in self.layers)
 
     def __call__(self, x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"]:
-        """Features to features of the same shape."""
+        """Returns features of the same shape."""
         seen = x
         for layer in self.layers:
             seen = jnp.concatenate([seen, activation(LEAK)(layer(seen))], axis=-1)
@@ -349,14 +351,14 @@ def depth_to_space(
 def space_to_depth(
     x: Float[Array, "*leading H W C"], factor: int
 ) -> Float[Array, "*leading h w C2"]:
-    """Gathers ``factor x factor`` pixels into the channels of one; the inverse of the above."""
+    """Gathers ``factor x factor`` pixels into the channels of one; inverts ``depth_to_space``."""
     return rearrange(x, "... (h p) (w q) c -> ... h w (p q c)", p=factor, q=factor)
 
 
 def reduce_size(
     images: Float[Array, "*leading H W C"], factor: int
 ) -> Float[Array, "*leading h w C"]:
-    """Means over ``factor x factor`` pixels; height and width must be multiples of ``factor``."""
+    """Averages ``factor x factor`` pixels; height and width must be multiples of ``factor``."""
     if factor == 1:
         return images
     pixels = rearrange(images, "... (h p) (w q) c -> ... h w p q c", p=factor, q=factor)
@@ -364,7 +366,7 @@ def reduce_size(
 
 
 def enlarge(images: Float[Array, "*leading h w C"], factor: int) -> Float[Array, "*leading H W C"]:
-    """Bilinear enlargement by an integer factor; pixels are areas, edges are replicated."""
+    """Enlarges bilinearly by an integer factor; pixels are areas, edges are replicated."""
     if factor == 1:
         return images
     columns_first = enlarge_along(images, images.ndim - 2, factor)
@@ -372,9 +374,9 @@ def enlarge(images: Float[Array, "*leading h w C"], factor: int) -> Float[Array,
 
 
 def enlarge_along(x: Float[Array, "*in"], axis: int, factor: int) -> Float[Array, "*out"]:
-    """``enlarge`` of one axis, which becomes ``factor`` times as long."""
-    # As weighted sums of neighbours: jax.image.resize multiplies with a matrix of size rows and
-    # size * factor columns, ten times the work on a CPU (640x360 to 1280x720).
+    """Enlarges one axis as ``enlarge`` does; it becomes ``factor`` times as long."""
+    # Computed as weighted sums of neighbours: jax.image.resize multiplies by a matrix of size rows
+    # and size * factor columns, ten times the work on a CPU (640x360 to 1280x720).
     size = x.shape[axis]
     inside = [
         lax.slice_in_dim(x, *ends, axis=axis) for ends in ((0, 1), (0, size), (size - 1, size))
@@ -383,7 +385,7 @@ def enlarge_along(x: Float[Array, "*in"], axis: int, factor: int) -> Float[Array
     before, after = (lax.slice_in_dim(padded, k, k + size, axis=axis) for k in (0, 2))
     parts = []
     for part in range(factor):
-        # From the middle of a pixel to the middle of this part of it, in pixels.
+        # From the centre of a pixel to the centre of this part of it, in pixels.
         way = (part + 0.5) / factor - 0.5
         parts.append((1 - abs(way)) * x + abs(way) * (before if way < 0 else after))
     shape = list(x.shape)

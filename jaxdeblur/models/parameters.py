@@ -1,4 +1,4 @@
-"""A model's parameters as a flat dict by name: what is trained, saved, loaded and shipped."""
+"""A model's parameters as a flat dict by name, as trained, saved, loaded and shipped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxdeblur.shapes import Parameters
 
 
 def split(model: VideoRestorer) -> tuple[Callable[[Parameters], VideoRestorer], Parameters]:
-    """Gives ``(rebuild, parameters)``: ``rebuild(parameters)`` is the model with these parameters.
+    """Returns ``(rebuild, parameters)``; ``rebuild`` makes the model with the parameters given.
 
     ``rebuild`` may be called inside ``jax.jit``, where it costs nothing at run time.
     """
@@ -29,14 +29,14 @@ def split(model: VideoRestorer) -> tuple[Callable[[Parameters], VideoRestorer], 
 
 
 def is_statistic(name: str) -> bool:
-    """Whether a parameter is a running statistic: saved like the others, but not optimised."""
+    """Returns whether a parameter is a running statistic, which is saved but not optimised."""
     return name.rsplit("/", 1)[-1] in ("running_mean", "running_var")
 
 
 def outline(
     build: Callable[[], VideoRestorer],
 ) -> tuple[Callable[[Parameters], VideoRestorer], dict[str, jax.ShapeDtypeStruct]]:
-    """:func:`split` of what ``build`` makes, with shapes for parameters: no memory is taken."""
+    """Splits the model of ``build`` like :func:`split`, with shapes instead of allocated arrays."""
     rebuilds = []
 
     def parameters() -> Parameters:
@@ -49,5 +49,5 @@ def outline(
 
 
 def count(parameters: Mapping[str, Any]) -> int:
-    """How many numbers the parameters hold, without running statistics."""
+    """Returns the number of scalars in the parameters, without running statistics."""
     return sum(array.size for name, array in parameters.items() if not is_statistic(name))

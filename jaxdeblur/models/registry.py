@@ -1,6 +1,6 @@
-"""The one place that lists the models: ``build`` makes one from its config.
+"""The list of all models; ``build`` makes one from its config.
 
-To add a model, write one file like ``strcnn.py`` and name its config and class in ``_MODELS``, or
+To add a model, write one file like ``strcnn.py`` and add its config and class to ``_MODELS``, or
 call ``register`` from your own code (docs/architecture.md).
 """
 
@@ -38,33 +38,33 @@ _MODELS: dict[type, Callable[..., VideoRestorer]] = {
 }
 
 DTYPES = ("float32", "bfloat16", "float16")
-"""What ``dtype`` may be: the computation's type; parameters and output stay float32."""
+"""Values of ``dtype``, the type of the computation; parameters and output remain float32."""
 
 
 MOST, MOST_LEVELS = 1024, 16
-"""The largest number that a network's config may hold (bytes aside), and its most levels."""
+"""The largest number in a network's config (except bytes), and the largest number of levels."""
 
 
 def register(config: type, model: Callable[..., VideoRestorer]) -> None:
-    """Makes ``build`` answer configs of class ``config`` with ``model(config, rngs=rngs)``."""
+    """Makes ``build`` return ``model(config, rngs=rngs)`` for configs of class ``config``."""
     _MODELS[config] = model
 
 
 def kinds() -> dict[str, type]:
-    """The config classes that ``build`` knows, by name: what a checkpoint's config may be."""
+    """Returns the config classes that ``build`` knows, and thus a checkpoint may have, by name."""
     return {config.__name__: config for config in _MODELS}
 
 
 def build(config: Any, seed: int = 0) -> VideoRestorer:
-    """The model of a config, with parameters drawn from ``seed``; at several scales if it says so.
+    """Builds the model of a config, with parameters drawn from ``seed``, at the config's scales.
 
     Raises:
-      UserError: a number in the config is unreasonably large, or its dtype none of ``DTYPES``.
+      UserError: a number in the config is unreasonably large, or its dtype is not in ``DTYPES``.
       KeyError: no model is registered for the config's class.
     """
     _refuse_absurd(config)
     if getattr(config, "dtype", DTYPES[0]) not in DTYPES:
-        raise UserError(f"--dtype={config.dtype}: it is one of {', '.join(DTYPES)}")
+        raise UserError(f"--dtype={config.dtype}: must be one of {', '.join(DTYPES)}")
     rngs = nnx.Rngs(seed)
     network = _MODELS[type(config)](level_config(config), rngs=rngs)
     if scales_of(config) == (1,):
@@ -73,34 +73,34 @@ def build(config: Any, seed: int = 0) -> VideoRestorer:
 
 
 def _refuse_absurd(config: Any) -> None:
-    # A damaged or hostile config must not make the building of a network take all memory or time.
+    # Building a network from a damaged or hostile config must not exhaust memory or time.
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         numbers = value if isinstance(value, tuple) else (value,)
         most = 2**40 if field.name.endswith("_bytes") else MOST
         if len(numbers) > MOST_LEVELS or any(isinstance(n, int) and abs(n) > most for n in numbers):
             raise UserError(
-                f"{field.name}={str(value)[:40]}: no network is built with numbers above {most} or "
+                f"{field.name}={str(value)[:40]}: a network cannot have numbers above {most} or "
                 f"more than {MOST_LEVELS} levels"
             )
 
 
 def network_to_json(network: Any) -> dict[str, Any]:
-    """A network's config with the name of its class under ``kind``."""
+    """Returns a network's config as a dict, with the name of its class under ``kind``."""
     return {"kind": type(network).__name__, **dataclasses.asdict(network)}
 
 
 def network_from_json(values: Any, where: str) -> Any:
-    """The config that ``network_to_json`` wrote.
+    """Reads the config that ``network_to_json`` wrote.
 
     Raises:
-      UserError: ``where`` has another kind, or what does not fit it.
+      UserError: ``where`` has an unknown kind, or fields that do not fit its kind.
     """
     kind = values.get("kind") if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in kinds():
         raise UserError(
             f"{where}: the network's kind is {kind!r}, not one of {', '.join(sorted(kinds()))}; if "
-            "it is of an extension, name its file with --extension"
+            "an extension defines it, give its file with --extension"
         )
     fields = {name: value for name, value in values.items() if name != "kind"}
     return from_json(kinds()[kind], fields, f"{where}: network")

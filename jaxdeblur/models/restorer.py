@@ -1,8 +1,8 @@
-"""VideoRestorer: the two views that every model offers, a clip at once and a stream.
+"""VideoRestorer: the two views of every model, a whole clip and a stream.
 
-The ends of a video are replicated, so N frames in are N frames out, and sizes that the network
-cannot halve evenly are padded by replication and cropped again; both happen here, once, for all
-models. ``jaxdeblur.testing`` checks for every preset that the two views agree.
+The ends of a video are replicated, so N frames in give N frames out. Sizes that the network cannot
+halve evenly are padded by replication and cropped again. Both happen here, once for all models.
+``jaxdeblur.testing`` checks for every preset that the two views agree.
 """
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 State = Any
-"""What a stream keeps from frame to frame: a pytree of arrays, of constant size."""
+"""The state of a stream: a pytree of arrays, of constant size."""
 
 
 class TrainingOutputs(NamedTuple):
-    """What a train step compares and keeps."""
+    """What the loss compares, and the statistics that a train step keeps."""
 
     restored: tuple[ReducedClip, ...]
-    """The network's outputs; the loss is the sum of what is between each and its target."""
+    """The network's outputs; the loss is summed over the pairs of output and target."""
     targets: tuple[ReducedClip, ...]
-    """What each should be, of the same shape."""
+    """The target of each output, of the same shape."""
     statistics: Parameters
-    """New values of running statistics, by name (models/parameters.py, ``is_statistic``)."""
+    """New values of the running statistics, by name (models/parameters.py, ``is_statistic``)."""
 
 
 class VideoRestorer(nnx.Module):
     """A network that restores videos.
 
     A model implements three methods, ``_restore_clip``, ``_initial_state`` and ``_step``, for sizes
-    that are multiples of ``multiple``; ``jaxdeblur.testing.check_model`` checks them.
+    that are multiples of ``multiple``. ``jaxdeblur.testing.check_model`` checks them.
 
     Attributes:
       config: the frozen dataclass that the model was built from.
-      lookahead: how many frames the output of the stream is late.
-      opening: how many frames of a video are looked at (``look``) before the first is restored.
+      lookahead: delay of the stream's output, in frames.
+      opening: how many frames of a video ``look`` should see before the first is restored.
       multiple: the height and width that the network sees are multiples of this.
-      channels: of a frame that comes in: RGB, or the maps of blur paths.
-      feature_channels: of the features at half size that ``restore_with_features`` gives.
-      scales: by what each of ``restore_levels`` is reduced.
+      channels: channels of an input frame: RGB, or the maps of blur paths.
+      feature_channels: channels of the half-size features of ``restore_with_features``.
+      scales: the factor by which each of ``restore_levels`` is reduced.
       recomputes: set by ``save_memory``.
-      no_tiles: why a frame can't be cut into tiles, where a model knows.
-      clips_are_independent: what is restored of a clip does not depend on the rest of the batch, so
-        that a batch may be taken in parts.
+      no_tiles: why a frame can't be cut into tiles, if the model gives a reason.
+      clips_are_independent: whether the result for a clip does not depend on the rest of the batch,
+        so that a batch may be processed in parts.
     """
 
     config: Any
@@ -78,7 +78,7 @@ class VideoRestorer(nnx.Module):
     no_tiles: ClassVar[str] = ""
     clips_are_independent: bool = True
 
-    # What a model implements: the rest follows from these, and is there to be replaced.
+    # A model implements these three. The rest follows from them and may be overridden.
 
     def _restore_clip(self, clip: SeenClip) -> Clip:
         """``restore_clip``."""
@@ -95,9 +95,9 @@ class VideoRestorer(nnx.Module):
         raise NotImplementedError
 
     def restore_clip(self, clip: SeenClip) -> Clip:
-        """Restores a clip of any length and size, ``B T H W 3`` in [0, 1], all frames at once.
+        """Restores a clip of any length and size, ``B T H W S`` in [0, 1], all frames at once.
 
-        What does not depend on the past runs on all frames in parallel; only the recurrence is in
+        What does not depend on the past runs on all frames in parallel; only the recurrence runs in
         ``lax.scan``. The result is float32 and not clipped.
         """
         height, width = clip.shape[-3:-1]
@@ -108,17 +108,16 @@ class VideoRestorer(nnx.Module):
 
     @property
     def context(self) -> tuple[int, int]:
-        """How many frames before and after a frame its window reaches; not counting a recurrence.
+        """How many frames before and after a frame its window reaches, not counting a recurrence.
 
-        Clips to train on are longer by it (data/clips.py). By default it is the look-ahead, to both
-        sides.
+        Training clips are longer by this (data/clips.py). Defaults to the look-ahead on both sides.
         """
         return self.lookahead, self.lookahead
 
     def restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
-        """Restores the frames of a clip that have their ``context`` in it: all between.
+        """Restores the frames of a clip whose ``context`` lies within it.
 
-        So each sees what it does in the middle of a video, where ``restore_clip`` repeats the ends.
+        Each sees what it would in the middle of a video, whereas ``restore_clip`` repeats the ends.
         """
         height, width = clip.shape[-3:-1]
         padded = self.pad(clip)
@@ -129,27 +128,27 @@ class VideoRestorer(nnx.Module):
         return restored[..., :height, :width, :]
 
     def restore_with_features(self, clip: SeenClip) -> tuple[Clip, ClipFeatures | None]:
-        """As ``restore_clip``, and features at half size of what the network knows of each frame.
+        """Restores like ``restore_clip`` and also returns half-size features of each frame.
 
-        For what is built around a network (models/scale_choice.py); None unless a model has some
-        to give. Height and width must be multiples of ``multiple``.
+        Models built around a network use the features (models/scale_choice.py); a model without
+        any returns None for them. Height and width must be multiples of ``multiple``.
         """
         return self._restore_clip(clip), None
 
     def step_with_features(
         self, state: State, frame: SeenFrame, repeated: Bool[Array, ""]
     ) -> tuple[State, Frame, Features | None]:
-        """As ``step``, with the features of the frame that comes out."""
+        """Steps like ``step`` and also returns the features of the output frame."""
         return (*self._step(state, frame, repeated), None)
 
     def restore_levels(self, clip: SeenClip) -> tuple[ReducedClip, ...]:
-        """What each scale restores, coarse to fine, for a loss at each; here there is one."""
+        """Restores the clip at each scale, coarse to fine, for a loss at each; here at one."""
         return (self.restore_clip(clip),)
 
     def levels_inside(
         self, clip: Float[Array, "B length H W S"]
     ) -> tuple[Float[Array, "B T _ _ 3"], ...]:
-        """``restore_levels`` of the frames that have their ``context`` in the clip."""
+        """Runs ``restore_levels`` for the frames whose ``context`` lies within the clip."""
         if self.scales == (1,):
             return (self.restore_inside(clip),)
         before, after = self.context
@@ -160,11 +159,11 @@ class VideoRestorer(nnx.Module):
     def training_outputs(
         self, clip: Float[Array, "B length H W S"], sharp: Clip
     ) -> TrainingOutputs:
-        """What the loss compares: by default each scale with the sharp clip reduced to it.
+        """Returns what the loss compares: by default each scale with the sharp clip reduced to it.
 
         ``clip`` is longer than ``sharp`` by the ``context``; if it is not, its ends are repeated.
 
-        A model whose training needs more says so here: several estimates, targets of its own,
+        A model overrides this if its training needs more: several estimates, targets of its own,
         a state without gradients between frames, running statistics.
         """
         whole = clip.shape[1] == sharp.shape[1]
@@ -182,40 +181,42 @@ class VideoRestorer(nnx.Module):
         """How many pixels to each side one step of the stream reads, of the frame and the state.
 
         Raises:
-          UserError: the model does not say, so that no frame can be cut into tiles.
+          UserError: the model defines no radius, so frames can't be cut into tiles.
         """
-        unknown = f"{type(self).__name__} has no receptive_radius, so no tiles can be cut"
+        unknown = (
+            f"{type(self).__name__} has no receptive_radius, so frames can't be cut into tiles"
+        )
         raise UserError(self.no_tiles or unknown)
 
     def spread_over(self, mesh: Mesh) -> None:
-        """Called when clips are sharded over ``mesh`` (``devices.clips_over``).
+        """Sets the mesh over which clips are sharded (``devices.clips_over``).
 
-        The compiler divides all work by itself but that of hand-written kernels, so a model that
-        has any passes it on.
+        The compiler divides all work except that of hand-written kernels, so a model that has any
+        passes the mesh on to them.
         """
 
     def save_memory(self) -> None:
-        """Makes the backward pass compute again what lies within a step or a block of the network.
+        """Makes the backward pass recompute what lies within a step or a block of the network.
 
-        So that of a clip only what passes between them is kept. Results stay the same.
+        Only what passes between them is then kept in memory. Results remain the same.
         """
         self.recomputes = True
 
     def rematerialised(self, part: Callable[P, R]) -> Callable[P, R]:
-        """``part`` of the network, which the backward pass runs again after ``save_memory``."""
+        """Returns ``part`` such that, after ``save_memory``, the backward pass recomputes it."""
         return jax.checkpoint(part) if self.recomputes else part
 
     def initial_state(self, batch: int, height: int, width: int) -> State:
-        """The state before the first frame of ``batch`` videos of ``height x width`` pixels."""
+        """Returns the state before the first frame of ``batch`` videos of ``height x width``."""
         return self._initial_state(batch, self.round_up(height), self.round_up(width))
 
     def step(
         self, state: State, frame: SeenFrame, repeated: bool | Bool[Array, ""] = False
     ) -> tuple[State, Frame]:
-        """Takes one frame in, gives the frame of ``lookahead`` steps ago restored.
+        """Takes one frame and returns the restored frame of ``lookahead`` steps ago.
 
-        The first ``lookahead`` outputs are to be dropped. After the last frame of a video, that
-        frame is fed ``lookahead`` times more, with ``repeated`` true, to get the rest out.
+        The caller drops the first ``lookahead`` outputs. After the last frame of a video, it passes
+        that frame ``lookahead`` times more, with ``repeated`` true, to flush the remaining outputs.
         """
         height, width = frame.shape[-3:-1]
         padded = self.pad(frame)
@@ -224,15 +225,15 @@ class VideoRestorer(nnx.Module):
         return state, restored[..., :height, :width, :]
 
     def look(self, state: State) -> State:
-        """The state before the first frame, in which steps only look at the frames.
+        """Returns the state before the first frame, in which steps only look at the frames.
 
-        A video is at its best if its first ``opening`` frames are looked at, and all are given
-        again after ``looked``. One that ends in its opening is flushed as well.
+        Results are best if the first ``opening`` frames are looked at before all frames are passed
+        after ``looked``. A video that ends within its opening is flushed in both passes.
         """
         return state
 
     def looked(self, state: State) -> State:
-        """The state before the first frame, with what a look at the opening told."""
+        """Returns the state before the first frame, with what was learnt from the opening."""
         return state
 
     def _restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
@@ -240,11 +241,11 @@ class VideoRestorer(nnx.Module):
         return self._restore_clip(clip)[:, before : clip.shape[1] - after]
 
     def round_up(self, size: int) -> int:
-        """The least multiple of ``multiple`` that is ``size`` or more."""
+        """Returns the smallest multiple of ``multiple`` that is at least ``size``."""
         return -(-size // self.multiple) * self.multiple
 
     def pad(self, images: Float[Array, "*leading H W S"]) -> Float[Array, "*leading Hp Wp S"]:
-        """Replicates the last row and column until height and width are multiples."""
+        """Replicates the last row and column up to multiples of ``multiple``."""
         height, width = images.shape[-3:-1]
         below, right = self.round_up(height) - height, self.round_up(width) - width
         if not below and not right:
@@ -254,9 +255,9 @@ class VideoRestorer(nnx.Module):
 
 
 def check_shape(made: jax.Array, expected: tuple[int, ...], maker: str) -> None:
-    """Raises :class:`UserError` where a model of one's own makes arrays of another shape."""
+    """Raises :class:`UserError` if an array that a user's model made has another shape."""
     if made.shape != expected:
-        raise UserError(f"{maker} gave an array of shape {made.shape}, not {expected}")
+        raise UserError(f"{maker} returned an array of shape {made.shape}, not {expected}")
 
 
 def replicate_ends(clip: Float[Array, "B T ..."], before: int, after: int) -> jax.Array:
@@ -268,6 +269,6 @@ def replicate_ends(clip: Float[Array, "B T ..."], before: int, after: int) -> ja
 def push(
     window: Float[Array, "B N *rest"], new: jax.Array, seen: Int[Array, ""]
 ) -> Float[Array, "B N *rest"]:
-    """A stream's window with ``new`` behind and without its oldest; the first one fills it."""
+    """Appends ``new`` to a stream's window and drops the oldest; the first one fills it."""
     shifted = jnp.concatenate([window[:, 1:], new[:, None]], axis=1)
     return jnp.where(seen == 0, new[:, None], shifted)

@@ -1,11 +1,11 @@
-"""Any network at several sizes side by side, and a small one that weighs what each restores.
+"""Any network at several sizes in parallel, and a small network that weights their residuals.
 
-Blur of d pixels is blur of d/4 pixels at a quarter of the size, where a small network reaches it. A
-network that has learnt a narrow range of blur restores it best, and harms what lies outside of that
-range (docs/lab/recipe.md). So here one network restores the same blurred frames at every size, at
-some of which the blur is of the range that it knows, and gates say, cell by cell, how much to take
-of each level's residual: of one, of several in part, or of none where nothing is blurred. A network
-of its own for each size gained less (docs/lab/recipe.md).
+Blur of d pixels is blur of d/4 pixels at a quarter of the size, where a small network can reach it.
+A network trained on a narrow range of blur restores that range best, and harms frames outside it
+(docs/lab/recipe.md). So one network restores the same blurred frames at every size, and at some of
+them the blur lies within its range. Gates set, cell by cell, the weight of each level's residual:
+one level, several in part, or none where nothing is blurred. Training a separate network for each
+size gained less (docs/lab/recipe.md).
 
 This is a mixture of experts (Jacobs et al., "Adaptive mixtures of local experts", Neural
 Computation 1991) over a pyramid. No level waits for another, so the look-ahead is that of one.
@@ -36,13 +36,13 @@ GATE_WIDTH = 48
 """Channels of the gates' features."""
 
 GATE_BLOCKS = 3
-"""Residual blocks of the gates, each of which sees two cells further to each side; after the first
-they know of the whole frame."""
+"""Residual blocks of the gates. Each sees two cells further to each side; the first is followed by
+a summary of the whole frame."""
 
-_LEAST_ENERGY = 1e-3  # Of what is in [0, 1]: a quarter of a grey level is noise.
-_EVIDENCE = 5  # Numbers about a cell and a level, besides one for each of its network's features.
-_LEAST_ACTIVITY = 1e-2  # Of features, which are ten times as large.
-_LEVEL = "level/"  # What the names of the network's parameters begin with.
+_LEAST_ENERGY = 1e-3  # For images in [0, 1]: a quarter of a grey level is noise.
+_EVIDENCE = 5  # Numbers per cell and level, besides one for each of the network's features.
+_LEAST_ACTIVITY = 1e-2  # For features, which are ten times as large.
+_LEVEL = "level/"  # Prefix of the names of the network's parameters.
 
 
 ReducedImages: TypeAlias = Float[Array, "*leading _ _ 3"]
@@ -51,14 +51,14 @@ CellMaps: TypeAlias = Float[Array, "*leading _ _ _"]
 StepOfLevel: TypeAlias = Callable[
     [VideoRestorer, State, Frame, jax.Array], tuple[State, Frame, Features | None]
 ]
-"""How a level is stepped, as by its ``step_with_features``: whole, or in tiles (tiling.py)."""
+"""Steps a level like its ``step_with_features``: on whole frames, or in tiles (tiling.py)."""
 
 
 class StreamState(NamedTuple):
-    """What a stream keeps."""
+    """The state of a stream."""
 
     levels: tuple[State, ...]
-    """The state of each level's network."""
+    """The state of the network at each level."""
     waiting: Clip
     """The frames at full size that wait for the look-ahead, oldest first."""
 
@@ -66,10 +66,10 @@ class StreamState(NamedTuple):
 class WholeFrame(nnx.Module):
     """Adds a summary of the whole frame, the mean over its cells, to every cell.
 
-    The shutter was open equally long everywhere in a frame. In one cell, a sharp frame of
-    something fast is hard to distinguish from a blurred one; many cells together tell
-    (docs/lab/recipe.md has the experiment). As the squeeze of Hu et al., "Squeeze-and-Excitation
-    Networks", CVPR 2018; here what comes of it is added.
+    The shutter was open equally long everywhere in a frame. One cell can hardly distinguish a sharp
+    frame of something fast from a blurred frame; many cells together can (the experiment is in
+    docs/lab/recipe.md). The mean is the squeeze of Hu et al.,
+    "Squeeze-and-Excitation Networks", CVPR 2018; here the result is added.
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
@@ -85,13 +85,13 @@ class WholeFrame(nnx.Module):
 
 
 class Gates(nnx.Module):
-    """How much to take of each level, in cells of twice the coarsest scale (16 pixels of 8 4 2 1).
+    """The weight of each level, in cells of twice the coarsest scale (16 pixels for 8 4 2 1).
 
     Which size fits depends on how far things moved, which hardly changes from pixel to pixel and
-    cannot be seen in one. Cells of 64 pixels would lose a tenth of a dB against cells of 16
-    (docs/lab/recipe.md). On so few cells a small network sees a hundred pixels around, and a mean
-    over the whole frame costs next to nothing. The evidence is the logarithm of energies, as their
-    ratios between the levels tell the size of the blur whatever the contrast.
+    cannot be seen in one pixel. Cells of 64 pixels would lose a tenth of a dB against cells of 16
+    (docs/lab/recipe.md). On so few cells, a small network sees a hundred pixels around, and a mean
+    over the whole frame costs next to nothing. The evidence consists of logarithms of energies:
+    their ratios between the levels give the size of the blur, whatever the contrast.
     """
 
     def __init__(self, scales: tuple[int, ...], known: int, *, rngs: nnx.Rngs) -> None:
@@ -110,12 +110,12 @@ class Gates(nnx.Module):
         residuals: list[ReducedImages],
         known: list[CellMaps | None],
     ) -> CellMaps:
-        """What the gates go by, a row of numbers for each cell.
+        """Returns the input of the gates, a row of numbers for each cell.
 
         Args:
           frames: the blurred frames at each level's size.
-          residuals: of each level's network.
-          known: the features of each level's network, at half its size, if it gives any.
+          residuals: the network's residuals at each level.
+          known: the network's features at each level, at half its size, or None.
         """
         return jnp.concatenate(
             [
@@ -136,7 +136,7 @@ class Gates(nnx.Module):
         )
         energies = jnp.concatenate([along_x, along_y, jnp.abs(change), change**2], axis=-1)
         energies = reduce_size(energies, side)
-        # The power has the unit of a square.
+        # change**2 has squared units, so its root is taken.
         energies = energies.at[..., -1].set(jnp.sqrt(energies[..., -1] + _LEAST_ENERGY**2))
         parts = [jnp.log(energies + _LEAST_ENERGY), reduce_size(grey, side)]
         if known is not None:
@@ -145,11 +145,11 @@ class Gates(nnx.Module):
         return jnp.concatenate(parts, axis=-1)
 
     def __call__(self, evidence: CellMaps) -> CellMaps:
-        """The share of each level's residual that is taken in each cell, in [0, 1]."""
+        """Returns the weight of each level's residual in each cell, in [0, 1]."""
         return self.shares(self.logits(evidence))
 
     def logits(self, evidence: CellMaps) -> CellMaps:
-        """What the shares are made of."""
+        """Returns the weights before ``shares`` maps them to [0, 1]."""
         h = self.join(evidence)
         for i, block in enumerate(self.context):
             h = block(activation(LEAK)(h))
@@ -159,33 +159,33 @@ class Gates(nnx.Module):
 
     @staticmethod
     def shares(logits: CellMaps) -> CellMaps:
-        """Any number to [0, 1], both ends included, so that a gate can leave a cell as it is.
+        """Maps any number to [0, 1], both ends included, so that a gate can leave a cell unchanged.
 
-        The sigmoid stretched and clipped, as in Louizos et al., "Learning sparse neural networks
-        through L0 regularization", ICLR 2018. The gradient is that of the sigmoid at the ends too,
-        where a gate could not open again without one.
+        The sigmoid is stretched and clipped, as in Louizos et al., "Learning sparse neural networks
+        through L0 regularization", ICLR 2018. At the ends, too, the gradient is that of the
+        stretched sigmoid; without one, a closed gate could not open again.
         """
         stretched = 1.2 * jax.nn.sigmoid(logits) - 0.1
         return stretched + lax.stop_gradient(jnp.clip(stretched, 0.0, 1.0) - stretched)
 
 
 class ScaleChoice(VideoRestorer):
-    """A network at each of ``config.scales`` and the gates that choose between them.
+    """A network applied at each of ``config.scales``, and the gates that choose between them.
 
     Attributes:
-      scales: the sizes, coarse to fine.
+      scales: the factors by which frames are reduced, coarse to fine.
       level: the network, the same at every size.
-      gates: choose between them.
+      gates: the network that chooses between the scales.
 
     Raises:
-      UserError: the scales are not powers of two that halve from one to the next and end at 1.
+      UserError: the scales do not halve from one to the next and end at 1.
     """
 
     def __init__(self, config: Any, level: VideoRestorer, *, rngs: nnx.Rngs) -> None:
         scales = config.scales
         halving = all(coarse == 2 * fine for coarse, fine in itertools.pairwise(scales))
         if not scales or scales[-1] != 1 or not halving:
-            raise UserError(f"of scales each is half of the one before, down to 1, not {scales}")
+            raise UserError(f"--scales must halve from one to the next and end at 1, not {scales}")
         self.config = config
         self.scales = scales
         self.level = level
@@ -195,21 +195,21 @@ class ScaleChoice(VideoRestorer):
 
     @property
     def context(self) -> tuple[int, int]:
-        """As far as the network's reaches."""
+        """The ``context`` of the network."""
         return self.level.context
 
     def spread_over(self, mesh: Mesh) -> None:
-        """Tells the network."""
+        """Passes the mesh on to the network."""
         self.level.spread_over(mesh)
 
     def save_memory(self) -> None:
-        """Tells the network."""
+        """Makes the network save memory."""
         self.level.save_memory()
 
     def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
-        """The frames at each size, coarse to fine, with what is taken of it and of those before."""
+        """Returns the frames at each size, coarse to fine, restored by all levels up to it."""
         height, width = clip.shape[-3:-1]
-        # The padding is computed with the clip, not cropped between the levels, as in the stream.
+        # As in the stream, the padding is restored with the clip, not cropped between levels.
         return tuple(
             level[:, :, : -(-height // scale), : -(-width // scale)]
             for scale, level in zip(self.scales, self._levels(self.pad(clip)), strict=True)
@@ -224,14 +224,14 @@ class ScaleChoice(VideoRestorer):
     def reduce_and_restore(
         self, clip: Clip
     ) -> tuple[list[jax.Array], list[tuple[jax.Array, jax.Array | None]]]:
-        """The clip at every size, and what the network restores there, with its features."""
+        """Returns the clip at every size, and the network's result and features for each."""
         reduced = [reduce_size(clip, scale) for scale in self.scales]
         return reduced, [self.level.restore_with_features(frames) for frames in reduced]
 
     def _choose(
         self, reduced: list[jax.Array], restored: list[tuple[jax.Array, jax.Array | None]]
     ) -> list[jax.Array]:
-        """The frames of every level with the residual that is chosen up to it."""
+        """Returns the frames of every level plus the weighted residuals of all levels up to it."""
         residuals, evidence = self.evidence(reduced, restored)
         shares = self.gates(evidence)
         taken = jnp.float32(0)
@@ -246,7 +246,7 @@ class ScaleChoice(VideoRestorer):
     def evidence(
         self, reduced: list[jax.Array], restored: list[tuple[jax.Array, jax.Array | None]]
     ) -> tuple[list[jax.Array], jax.Array]:
-        """Of what the levels restored: their residuals, and what the gates go by."""
+        """Returns the residuals of the restored levels, and the input of the gates."""
         residuals = [level - frames for frames, (level, _) in zip(reduced, restored, strict=True)]
         return residuals, self.gates.evidence(reduced, residuals, [known for _, known in restored])
 
@@ -267,13 +267,13 @@ class ScaleChoice(VideoRestorer):
     def step_levels(
         self, step_level: StepOfLevel, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
-        """All levels on the same frame, then the choice between them.
+        """Steps all levels on the same frame, then chooses between them.
 
         Args:
-          step_level: steps each of them.
+          step_level: steps one level.
           state: of the stream.
           frame: ``B H W 3``.
-          repeated: the frame stands for what lies beyond the end of the video.
+          repeated: whether the frame stands for one beyond the end of the video.
         """
         waiting = jnp.concatenate([state.waiting[:, 1:], frame[:, None]], axis=1)
         states, restored = [], []
@@ -287,23 +287,23 @@ class ScaleChoice(VideoRestorer):
         return StreamState(tuple(states), waiting), self._choose(reduced, restored)[-1]
 
     def explain_clip(self, clip: Clip) -> Explanation:
-        """What the finest level says of the clip."""
+        """Returns the explanation of the finest level."""
         explain = explainer(self.level)
         return explain(self.pad(clip)) if explain else Explanation()
 
 
 def scales_of(config: Any) -> tuple[int, ...]:
-    """The scales of a network's config; (1,) if it has no such field, like most."""
+    """Returns the scales of a network's config; (1,) if it has no such field, like most."""
     return getattr(config, "scales", (1,))
 
 
 def level_config(config: Any) -> Any:
-    """The config of the network that every level is."""
+    """Returns the config of the network that all levels share."""
     return dataclasses.replace(config, scales=(1,)) if scales_of(config) != (1,) else config
 
 
 def level_parameters(parameters: Parameters, config: Any) -> Parameters:
-    """The parameters of the network that every level is, named as those of one at one scale."""
+    """Returns the parameters of the network that all levels share, named as at one scale."""
     if scales_of(config) == (1,):
         return parameters
     return {
@@ -312,11 +312,11 @@ def level_parameters(parameters: Parameters, config: Any) -> Parameters:
 
 
 def as_levels(parameters: Parameters, config: Any) -> Parameters:
-    """The parameters of a network at one scale, named as in one of ``config`` (gates apart)."""
+    """Renames the parameters of a network at one scale to those of ``config`` (without gates)."""
     prefix = "" if scales_of(config) == (1,) else _LEVEL
     return {prefix + name: a for name, a in parameters.items()}
 
 
 def gates(parameters: Parameters) -> Parameters:
-    """The parameters that choose between the scales; empty where there are none."""
+    """Returns the parameters of the gates; empty if there are none."""
     return {name: array for name, array in parameters.items() if name.startswith("gates/")}

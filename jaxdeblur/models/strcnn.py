@@ -1,7 +1,7 @@
 """STRCNN and STRCNN+DTB: the spatio-temporal recurrent network with dynamic temporal blending.
 
 Source: "Online Video Deblurring via Dynamic Temporal Blending Network" (ICCV 2017), section 4 and
-figure 4. What the paper leaves open, and how it is settled here, stands in docs/lab/papers.md.
+figure 4. docs/lab/papers.md lists what the paper leaves open and what we chose.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame, SeenClip, Seen
 
 @dataclasses.dataclass(frozen=True)
 class StrcnnConfig:
-    """The fields of STRCNN; the defaults are the paper's network.
+    """The config of STRCNN; the defaults are the paper's network.
 
     Attributes:
-      m: frames before and after the current one that the network sees; m frames of look-ahead.
+      m: frames before and after the current one that the network sees; also the look-ahead.
       width: channels of the residual blocks; F_n and the stem have half as many.
       blocks: residual blocks in the encoder, and as many in the decoder.
       blending: where dynamic temporal blending sits: between encoder and decoder ("middle", the
         paper's best), halfway through the encoder or through the decoder, or nowhere (STRCNN).
-      beta0: where beta starts (eq. 3). The paper gives none; 0.5 lets a frame five back keep 3 %
-        of the blended features at most, 0.1 59 %.
-      distance: B starts as -A, so that A h~_{n-1} + B h_n is a distance from the first step on, as
-        the paper says that it should become (below eq. 3); drawn independently, it is none.
-      recurrent: F_{n-1} passes from frame to frame; without it, and without blending, this is the
+      beta0: initial beta (eq. 3), which the paper does not give; with 0.5 a frame five back makes
+        up at most 3 % of the blended features, with 0.1 at most 59 %.
+      distance: initialise B as -A, so that A h~_{n-1} + B h_n is a distance from the first step on,
+        as the paper says that it should become (below eq. 3); with independent A and B it is none.
+      recurrent: pass F_{n-1} from frame to frame; without it, and without blending, this is the
         plain CNN of figure 3, whose stem has as many channels as the blocks.
-      feedback: what F_n is: "side", a convolution of its own beside the image's, or "final", the
-        last activation, from which the image is made too, as the paper words it.
+      feedback: what F_n is: "side", the output of a separate convolution beside the image's, or
+        "final", the last activation, from which the image is made too, as the paper words it.
       first_step: what precedes the first frame: "copy" gives the first frame w = 1, so that it is
-        not dimmed; "zeros" blends with a map of zeros, as the re-implementations do.
-      head_width: channels at full size before the last convolution; 0 goes to RGB directly.
-      residual: the network's output is added to the blurred frame.
+        not dimmed; "zeros" blends it with a map of zeros, as the re-implementations do.
+      head_width: channels at full size before the last convolution; 0 goes directly to RGB.
+      residual: add the network's output to the blurred frame.
       leak: slope of the ReLU for negative values.
-      dtype: of the computation; parameters and output are float32.
-      over_paths: the shipped weights over which blur paths are found; a frame is then the 14 maps
-        that they give, and the output is added to what these make of it (models/path_maps.py).
-      scales: the sizes at which the network runs, as 8 4 2 1; of several, gates choose between
-        them cell by cell (models/scale_choice.py).
+      dtype: dtype of the computation; parameters and output are float32.
+      over_paths: shipped weights over which blur paths are found; each input frame is then the 14
+        maps from the paths, and the output corrects their restored frame (models/path_maps.py).
+      scales: factors by which frames are reduced for the network, such as 8 4 2 1; gates choose
+        between several cell by cell (models/scale_choice.py).
     """
 
     m: Annotated[int, Range(0)] = 2
@@ -76,11 +76,11 @@ class StrcnnConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.width % 2:
-            raise UserError(f"--width is an even number of channels, not {self.width}")
+            raise UserError(f"--width must be an even number of channels, not {self.width}")
         if not self.recurrent and self.blending != "none":
-            raise UserError("without recurrence (--no-recurrent) there is --blending=none only")
+            raise UserError("--no-recurrent requires --blending=none")
         if self.over_paths and (not self.residual or self.scales != (1,)):
-            raise UserError("over paths (--over-paths) a network needs --residual and one scale")
+            raise UserError("--over-paths requires --residual and a single scale")
 
 
 HalfFeatures: TypeAlias = Float[Array, "B h w C_half"]
@@ -89,11 +89,11 @@ HalfFeatures: TypeAlias = Float[Array, "B h w C_half"]
 
 LastFeatures: TypeAlias = Float[Array, "B h w C_last"]
 LastOfClip: TypeAlias = Float[Array, "B T h w C_last"]
-"""What the image is made of."""
+"""The features from which the image is made."""
 
 
 class Recurrence(NamedTuple):
-    """What passes from frame to frame."""
+    """The state that passes from frame to frame."""
 
     features: HalfFeatures
     """F_{n-1}."""
@@ -104,20 +104,20 @@ class Recurrence(NamedTuple):
 
 
 class StreamState(NamedTuple):
-    """What a stream keeps: the window of frames and the recurrence."""
+    """The state of a stream: the window of frames and the recurrence."""
 
     frames: SeenClip
     """The last 2m+1 frames."""
     seen: jax.Array
-    """How many frames came in."""
+    """Number of frames received, counted up to m+1."""
     recurrence: Recurrence
 
 
 class Strcnn(VideoRestorer):
     """STRCNN, with or without dynamic temporal blending.
 
-    Each step sees 2m+1 blurred frames and F_{n-1}, the features that the step before left at half
-    size; so the receptive field grows with time (section 4.1).
+    Each step sees 2m+1 blurred frames and F_{n-1}, the half-size features of the previous step, so
+    that the receptive field grows with time (section 4.1).
     """
 
     def __init__(self, config: StrcnnConfig, *, rngs: nnx.Rngs) -> None:
@@ -146,8 +146,8 @@ class Strcnn(VideoRestorer):
         self.decoder = residual_blocks()
         makes_features = config.recurrent or config.feedback == "final"
         self.feedback = Conv(width, half, 3, dtype=dtype, rngs=rngs) if makes_features else None
-        # The last layer starts small, near the identity with a global residual; at exactly zero
-        # short trainings stayed there. Without a residual it starts at mid-grey.
+        # The last layer starts small, which with a global residual is near the identity; short
+        # trainings never left an exact zero. Without a residual, it starts at mid-grey.
         gain, bias = (0.05, 0.0) if config.residual else (0.3, 0.45)
         full, last = config.head_width, self.feature_channels
         made = MADE if config.over_paths else 3
@@ -165,12 +165,12 @@ class Strcnn(VideoRestorer):
         return self.rematerialised(self._to_image)(features, clip[:, m : clip.shape[1] - m])
 
     def restore_with_features(self, clip: SeenClip) -> tuple[Clip, LastOfClip]:
-        """With the decoder's features, from which the image is made."""
+        """Restores a clip and also returns the features from which the images are made."""
         features, _ = self._recur_inside(replicate_ends(clip, *self.context))
         return self.rematerialised(self._to_image)(features, clip), features
 
     def explain_clip(self, clip: SeenClip) -> Explanation:
-        """The blending weights w_n of every frame, the mean over the channels, at half size."""
+        """Returns the blending weights w_n of every frame, averaged over channels, at half size."""
         _, weights = self._recur_inside(replicate_ends(self.pad(clip), *self.context))
         if self.blending is None:
             return Explanation()
@@ -179,7 +179,7 @@ class Strcnn(VideoRestorer):
     def _recur_inside(
         self, clip: Float[Array, "B length H W S"]
     ) -> tuple[LastOfClip, ClipFeatures]:
-        """The decoder's features and the blending weights of every frame with m to each side."""
+        """Returns the last features and blending weights of each frame with m to each side."""
         batch, length, height, width, _ = clip.shape
         m = self.config.m
         time = length - 2 * m
@@ -207,7 +207,7 @@ class Strcnn(VideoRestorer):
     def step_with_features(
         self, state: StreamState, frame: SeenFrame, repeated: jax.Array
     ) -> tuple[StreamState, Frame, LastFeatures]:
-        """With the decoder's features of the frame that comes out."""
+        """Steps and also returns the features from which the output frame is made."""
         m = self.config.m
         frames = push(state.frames, frame, state.seen)
 
@@ -225,7 +225,7 @@ class Strcnn(VideoRestorer):
         return state, restored, features
 
     def _recurrence(self, batch: int, height: int, width: int) -> Recurrence:
-        """Nothing precedes the first frame: F and h~ are zeros."""
+        """Returns the state before the first frame, in which F and h~ are zeros."""
         size = (batch, height // 2, width // 2)
         return Recurrence(
             features=jnp.zeros((*size, self.carried), self.dtype),
@@ -234,15 +234,15 @@ class Strcnn(VideoRestorer):
         )
 
     def _stem(self, windows: jax.Array) -> jax.Array:
-        """2m+1 stacked frames, ``... H W 3(2m+1)``, to ``... H/2 W/2 width/2`` (CNN: width)."""
+        """Maps 2m+1 frames, ``... H W S(2m+1)``, to ``... H/2 W/2 width/2`` (CNN: width)."""
         relu = activation(self.config.leak)
-        # Centred on zero, so that the zero padding at the border is a mid-grey, not black.
+        # Centred on zero, so that the zero padding at the border is mid-grey, not black.
         return relu(self.down(relu(self.stem(windows.astype(self.dtype) - 0.5))))
 
     def _recur(
         self, past: Recurrence, stem: HalfFeatures
     ) -> tuple[Recurrence, tuple[LastFeatures, Features]]:
-        """One step of the recurrence: from (F_{n-1}, h~_{n-1}) and this frame to (F_n, h~_n)."""
+        """Runs a step of the recurrence, from (F_{n-1}, h~_{n-1}) and a frame to (F_n, h~_n)."""
         blocks = self.config.blocks
         blend_at = {"encoder": blocks // 2, "middle": blocks, "decoder": blocks + blocks // 2}
         blended, weights = past.blended, jnp.ones_like(past.blended)
@@ -260,7 +260,7 @@ class Strcnn(VideoRestorer):
         return Recurrence(carried, blended, jnp.bool_(False)), (last, weights)
 
     def _to_image(self, features: jax.Array, blurred: jax.Array) -> jax.Array:
-        """Half-size features to full-size RGB, float32."""
+        """Maps half-size features to full-size RGB, float32."""
         if self.up is not None:
             relu = activation(self.config.leak)
             image = self.head(relu(depth_to_space(self.up(features), 2)))
@@ -284,5 +284,5 @@ class Strcnn(VideoRestorer):
         at_full_size = self.stem.radius + self.down.radius
         if self.up is not None:
             at_full_size += self.head.radius
-        # One pixel of a half-size map covers two, and may lie a pixel off the centre.
+        # A pixel of a half-size map covers two, and may lie one pixel off the centre.
         return at_full_size + 2 * at_half_size + (2 * CELL if self.config.over_paths else 1)

@@ -1,1 +1,1 @@
-"""Equation 1 run backwards: blur paths from neighbouring frames, and the frames without blur."""
+"""Inverts equation 1: fits blur paths to neighbouring frames and removes the blur."""

@@ -1,7 +1,7 @@
-"""Displacement: how far each tile moved from one blurred frame to another, by phase correlation.
+"""Measures how far each tile moved from one blurred frame to another, by phase correlation.
 
-Kuglin and Hines, "The phase correlation image alignment method", 1975, in tiles of frames reduced
-to a quarter, with the correlations of neighbouring tiles added before the peak is looked for.
+The method is Kuglin and Hines, "The phase correlation image alignment method", 1975, on tiles of
+frames at quarter size. The correlations of neighbouring tiles are summed before the peak search.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from jaxtyping import Array, Complex, Float
 
 from jaxdeblur.paths.tiles import Tiling, cut, hann, over_tiles
 
-_SIGMA = 0.1  # Of the low-pass, in cycles a pixel: blur leaves nothing above to correlate.
+_SIGMA = 0.1  # Of the low-pass filter, in cycles per pixel: blur leaves nothing above to correlate.
 
 
 def phase_spectra(image: Float[Array, "H W"], tiling: Tiling) -> Complex[Array, "N n m"]:
-    """The spectrum of each tile, of which ``displacement`` takes the phase."""
+    """Returns the spectrum of each tile, of which ``displacement`` uses the phase."""
     window = hann(tiling.n)
 
     def one(patch: Float[Array, "1 n n"]) -> Complex[Array, "n m"]:
         return jnp.fft.rfft2((patch[0] - patch.mean()) * window)
 
-    # Nothing beyond the borders: a mirror image there moves the other way.
+    # Zeros beyond the borders: a mirrored image moves the opposite way.
     return over_tiles(one, cut((image - image.mean())[None], tiling, beyond="constant"))
 
 
 def displacement(
     start: Complex[Array, "N n m"], end: Complex[Array, "N n m"], tiling: Tiling
 ) -> Float[Array, "N 2"]:
-    """Where the content of each tile went from ``start`` to ``end``, in pixels of these images."""
+    """Returns how far each tile's content moved from ``start`` to ``end``, in their pixels."""
     n = tiling.n
     f2 = np.fft.fftfreq(n)[:, None] ** 2 + np.fft.rfftfreq(n) ** 2
     low = (np.exp(-f2 / (2 * _SIGMA**2)) * (f2 > 0)).astype(np.float32)

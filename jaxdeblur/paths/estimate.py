@@ -1,4 +1,4 @@
-"""The middle one of five frames: its paths, the filtered frame, and the gate."""
+"""Estimates the middle of five frames: its paths, the filtered frame, and the gate."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.tiles import Tiling, halved
 
 WINDOW = 5
-"""Frames: the path is that of the middle three, the outer ones say how it bends."""
+"""Frames: the path spans the middle three, and the outer two show how it bends."""
 
 LEAST_SIDE = 64
-"""Pixels: smaller frames hold no tile."""
+"""Pixels; frames with a shorter side hold no tile."""
 
-_LARGE = 28.0  # Pixels of blur, in the median tile: a patch of the whole size is small for it.
+_LARGE = 28.0  # Pixels of blur in the median tile, above which full-size patches are too small.
 _SHARES = (wiener.NEIGHBOUR, 1.0, wiener.NEIGHBOUR)
 
 
 class Estimate(NamedTuple):
-    """What is known of a frame."""
+    """The results for one frame."""
 
     sharp: Float[Array, "H W 3"]
-    """Without its blur, in [0, 1]."""
+    """The deconvolved frame, in [0, 1]."""
     base: Float[Array, "H W 3"]
-    """The base, as far as the video is not known to be sharp (gate.py)."""
+    """The base, mixed with the blurred frame as far as the video appears sharp (gate.py)."""
     unexplained: Float[Array, "H W 2"]
-    """Of the luminance: what the reblurred frame leaves; the neighbours' X minus its own."""
+    """Luminance residual of the reblurred frame; X of the neighbours minus X of the frame alone."""
     cells: Float[Array, "h w 3"]
-    """Of cells: the gate, e and G (gate.py)."""
+    """The gate, e and G of each cell (gate.py)."""
     paths: Float[Array, "N 9 2"]
-    """Where the middle of each tile is moved during the exposure, (y, x) in pixels of the frame."""
+    """Positions of each tile's centre during the exposure, (y, x) in pixels of the frame."""
 
 
 @jax.default_matmul_precision("float32")  # A GPU's TF32 would move a path by tenths of a pixel.
@@ -69,17 +69,17 @@ def estimate(
     duty: float | Array | None = None,
     linear: bool | Array | None = None,
 ) -> Estimate:
-    """Restores the middle one of five frames.
+    """Restores the middle of five frames.
 
     Args:
       frames: as stored, in [0, 1].
-      moves: by ``moves_of``.
-      base: the middle one as a network restores it, or as it is.
-      last: the one before, likewise.
-      present: 1 for a frame, 0 for one beyond the video's ends, whose pixels do not matter.
-      shutter: what is known of it.
-      duty: the share of the period that the shutter is open; None for what the shutter says.
-      linear: averaged in linear light (True) or as stored (False); None likewise.
+      moves: from ``moves_of``.
+      base: the middle frame as a network restores it, or unchanged.
+      last: the previous frame, restored.
+      present: 1 for a frame, 0 for one beyond the video's ends, whose pixels are ignored.
+      shutter: what is known of the shutter.
+      duty: the share of the period that the shutter is open; None takes it from ``shutter``.
+      linear: whether frames are averaged in linear light or as stored; None likewise.
     """
     tiling, speed = tiling_of(frames), speed_of(moves) * present[2]
     is_linear = shutter.linear > 0 if linear is None else jnp.asarray(linear)
@@ -104,7 +104,7 @@ def estimate(
 
 
 class _Restored(NamedTuple):
-    """Of an Estimate, without what the shutter's video tells."""
+    """The fields of an Estimate before the video's evidence on the shutter is applied."""
 
     sharp: Float[Array, "H W 3"]
     unexplained: Float[Array, "H W 2"]
@@ -125,10 +125,10 @@ def _restored(
     bright, prior_bright = middle @ LUMA, prior.map(lambda y: y @ LUMA)
     basis, start = exposures(duty), through(moves, present)
     light = lax.cond(linear, lambda y: y**GAMMA, lambda y: y, bright)
-    # Inward, since beyond the borders a mirror image moves the other way.
+    # Patches are moved inward: beyond the border a mirrored image moves the opposite way.
     seen = observed(light, tiling, offsets_of(start), present, inward=True)
     closer = COARSE[0] / tiling.stride
-    smooth = SMOOTH * closer**2  # As stiff over the same distance.
+    smooth = SMOOTH * closer**2  # Equally stiff over the same distance.
     bend = BEND._replace(weight=BEND.weight * closer**3)  # A small frame shakes by fewer pixels.
     first = first_fit(start, seen.present)
     stiff = functools.partial(fit_paths, shape=tiling.shape, basis=basis, smooth=smooth, bend=bend)
@@ -137,7 +137,7 @@ def _restored(
     if tiling.stride == FINE[0]:
         fine = observed(light, tiling, offsets_of(start), present, inward=True, scale=1)
         finer, _ = stiff(fit, fine, stages=FINE_STAGES, scale=1)
-        # Of real footage, the spectrum of fine detail alone promises too little noise.
+        # On real footage, the spectrum of fine detail alone underestimates the noise.
         fit = finer._replace(spectrum=0.5 * (fit.spectrum + finer.spectrum))
     weights = seen.present * jnp.exp(fit.trust) * jnp.array(_SHARES)
     tiles = wiener.Tiles(fit, offsets_of(fit.knots), weights, duty, basis)
@@ -165,7 +165,7 @@ def _enlarged(
     small: Tiling,
     tiling: Tiling,
 ) -> _Restored:
-    """Of a frame what was made of it at half size, over ``below``: the base has the details."""
+    """Enlarges a result made at half size over ``below``. Finer details come from ``base``."""
     height, width = tiling[:2]
 
     def enlarge(image: jax.Array) -> jax.Array:
@@ -188,6 +188,6 @@ def _halved(image: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading h w
 def _chroma(
     image: Float[Array, "*leading H W 3"], bright: Float[Array, "*leading H W"]
 ) -> Float[Array, "*leading 2 h w"]:
-    """Red and blue less the luminance, at half size."""
+    """Returns red and blue minus the luminance, at half size."""
     apart = (image - bright[..., None])[..., jnp.array([0, 2])]
     return halved(jnp.moveaxis(apart, -1, -3))

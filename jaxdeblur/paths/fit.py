@@ -1,10 +1,10 @@
-"""The path of every tile, by Gauss-Newton on the likelihood, coupled to its neighbours'.
+"""Fits the paths of all tiles by Gauss-Newton on the likelihood, with neighbouring tiles coupled.
 
     minimise  sum over tiles of L  +  SMOOTH sum d^2 / (1 + |d|)  +  BEND sum |p''''|^2
 
-d: differences of neighbouring tiles' knots, which a border of an object may make large. Each step
-solves the 12 x 12 systems of all tiles at once by conjugate gradients; bands of frequencies widen
-from the first to the last, so that a path that is off by pixels still finds its way.
+where d are differences of neighbouring tiles' knots, which may be large at an object's border. Each
+step solves the 12 x 12 systems of all tiles jointly by conjugate gradients. The frequency band
+widens from stage to stage, so that a path that is off by pixels still converges.
 """
 
 from __future__ import annotations
@@ -30,46 +30,46 @@ from jaxdeblur.paths.path import FREE, KNOTS, exposures
 from jaxdeblur.paths.tiles import over_tiles
 
 SMOOTH = 0.01
-"""Nats a frequency and pixel, between tiles 64 apart."""
+"""Nats per frequency and pixel, between tiles 64 pixels apart."""
 
 
 class Bend(NamedTuple):
     """The penalty on squared differences of the knots."""
 
     order: int
-    """Of the differences: 4 leaves cubic paths free."""
+    """Order of the differences; 4 does not penalise cubic paths."""
     weight: float
-    """Nats a frequency and squared pixel."""
+    """Nats per frequency and squared pixel."""
 
 
 BEND = Bend(4, 0.0025)
-"""Of tiles 64 apart. Without it, paths leave p(0) aside and show a shifted frame, which no blurred
-frame contradicts."""
+"""For tiles 64 pixels apart. Without it, paths bypass p(0) and yield a shifted frame, which no
+blurred frame contradicts."""
 
-_DAMPING = 0.02  # Of the mean curvature, which keeps tiles without texture where they are.
-_CG_STEPS = 8  # Of conjugate gradients; the tile's own system is the preconditioner.
+_DAMPING = 0.02  # Of the mean curvature; it keeps tiles without texture in place.
+_CG_STEPS = 8  # Conjugate gradient steps, preconditioned by each tile's own system.
 _TRUST_AT_FIRST = np.log(0.5)
 
 
 class Stage(NamedTuple):
-    """A few steps on the frequencies up to one."""
+    """A few steps on the frequencies up to ``top``."""
 
     top: float
-    """Cycles a pixel."""
+    """Cycles per pixel."""
     steps: int
     limit: float
     """Pixels that a knot may move in one step."""
 
 
 STAGES = (Stage(0.08, 4, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
-"""Of patches at half size."""
+"""For patches at half size."""
 
 FINE_STAGES = (Stage(0.24, 1, 1.5), Stage(0.4, 2, 1.5))
-"""Afterwards, of patches at the whole size."""
+"""Run afterwards, on patches at full size."""
 
 
 def first_fit(knots: Float[Array, "N P 2"], present: Float[Array, "N 3"]) -> Fit:
-    """What a fit begins with, given a path for each tile."""
+    """Returns the initial fit, given a path for each tile."""
     spectrum = jnp.tile(jnp.asarray(START), (len(knots), 1))
     trust = _TRUST_AT_FIRST * jnp.array([1.0, 0.0, 1.0]) * present
     return Fit(knots, spectrum, trust)
@@ -88,17 +88,17 @@ def fit_paths(
     """Fits path, spectrum and trust of all tiles.
 
     Args:
-      fit: where to begin (``first_fit``).
+      fit: the initial fit (``first_fit``).
       seen: the patches, with all frequencies of their transform.
       shape: rows and columns of tiles.
       basis: the spline at the samples of the exposures (``path.exposures``).
-      stages: the bands and how many steps each gets.
-      smooth: SMOOTH, or 0 for tiles that are no neighbours.
-      bend: BEND, or what else keeps paths from bending.
-      scale: the patches are of an image at ``1/scale`` of its size.
+      stages: the frequency bands and the number of steps on each.
+      smooth: the weight of neighbours' differences; 0 for tiles that are not neighbours.
+      bend: the penalty on bent paths.
+      scale: the patches come from an image at ``1/scale`` of its size.
 
     Returns:
-      The fit, and L of each tile at the beginning of the last step.
+      The fit, and L of each tile before the last step.
     """
     value = jnp.zeros(len(fit.knots))
     for stage in stages:
@@ -120,12 +120,12 @@ def fit_paths(
 
 
 def gain_over_no_blur(fit: Fit, value: Float[Array, " N"], seen: Observed) -> Float[Array, " N"]:
-    """G: by how much the path explains each tile better than sharp frames that move along it.
+    """Returns G: how much better the path explains each tile than sharp frames moving along it.
 
     Args:
       fit: the fitted paths.
-      value: L of them, in the last of STAGES.
-      seen: as of ``fit_paths``.
+      value: their L, in the last of STAGES.
+      seen: as in ``fit_paths``.
     """
     basis, (inside, where) = exposures(0.0), seen.up_to(STAGES[-1].top)
 
@@ -140,7 +140,7 @@ def gain_over_no_blur(fit: Fit, value: Float[Array, " N"], seen: Observed) -> Fl
 
 
 def _refitted(fit: Fit, found: Likelihood, present: Float[Array, "*N 3"]) -> Fit:
-    """Spectrum and trust given the path."""
+    """Updates spectrum and trust, given the path."""
     trust = jnp.clip(0.5 * (fit.trust + found.trust), LEAST_TRUST, 0.0)
     trust = trust * jnp.array([1.0, 0.0, 1.0]) * present
     return fit._replace(spectrum=jnp.clip(found.spectrum, -10.0, 3.0), trust=trust)
@@ -153,7 +153,7 @@ def _solve(
     smooth: float,
     bend: Bend,
 ) -> Float[Array, "N P 2"]:
-    """The Gauss-Newton step of all tiles together."""
+    """Returns the joint Gauss-Newton step of all tiles."""
     flat = knots.reshape(len(knots), -1)
     stiffness = _stiffness(bend)
     couple, diagonal = _coupling(flat, shape, smooth)
@@ -178,7 +178,7 @@ def _solve(
 def _coupling(
     flat: Float[Array, "N Q"], shape: tuple[int, int], smooth: float
 ) -> tuple[Callable[[jax.Array], jax.Array], Float[Array, "N Q"]]:
-    """The penalty on neighbours' differences as a reweighted quadratic form, and its diagonal."""
+    """Returns the neighbour penalty as a reweighted quadratic form, and the form's diagonal."""
     grid = flat.reshape(*shape, -1)
     weights = []
     for axis in (0, 1):
@@ -201,6 +201,6 @@ def _coupling(
 
 
 def _stiffness(bend: Bend) -> Float[np.ndarray, "Q Q"]:
-    """Second derivatives of the penalty by the knots."""
+    """Returns the Hessian of the penalty with respect to the knots."""
     d = np.diff(np.eye(len(KNOTS)), bend.order, axis=0)[:, FREE]
     return np.kron(2 * bend.weight * d.T @ d, np.eye(2)).astype(np.float32)

@@ -1,23 +1,23 @@
-"""How much of the deconvolved frame is taken, in cells of 16 x 16 pixels: the gate, in [0, 1].
+"""The gate: the share of the deconvolved frame used in each cell of 16 x 16 pixels, in [0, 1].
 
     g = s(e; .5, 1.2) s(G; -.1, .1) (1 - .6 s(a; .2, .9)) (1 - s(r; .02, .3)) (1 - s(c; .98, .995))
 
-s: the smooth step between two numbers. e: how long the path is during the exposure, in pixels. G:
-the likelihood's gain over a path without blur. r = R / (R + E), R the energy that the reblurred
-frame leaves unexplained, E that of the change; a = A / (A + E), A that of what the neighbours'
-frame differs from its own; c = E / (E + V), V the variance of the blurred frame: a change of fifty
-times the energy of what it changes is ringing, of which the reblurred frame shows nothing.
+s is the smooth step between two numbers, e the path's length during the exposure in pixels, and G
+the likelihood's gain over a path without blur. r = R / (R + E), with R the energy that the
+reblurred frame leaves unexplained and E that of the change. a = A / (A + E), with A the energy of X
+of the neighbours minus X of the frame alone. c = E / (E + V), with V the variance of the blurred
+frame: a change with fifty times that energy is ringing, which reblurring does not reveal.
 
-Where the duty cycle is found from the video, g is multiplied by s(b; .07, .14), b the nats a tile
-by which an open shutter explains the video better than sharp frames (shutter.py): slow motion of
-sharp frames is hard to distinguish from blur tile by tile.
+If the duty cycle is found from the video, g is multiplied by s(b; .07, .14), where b is by how many
+nats per tile an open shutter explains the video better than sharp frames (shutter.py). In a single
+tile, slow motion of sharp frames is hard to distinguish from blur.
 
-The base Y, which a network may have sharpened without need, is then taken by
+The base Y, which a network may have sharpened needlessly, then has the share
 
     1 - s(n; 2, 8) (1 - s(b; .015, .04))
 
-and the blurred frame else, n the number of tiles that moved and were asked: a video that moves and
-shows no open shutter comes out as it went in.
+and the blurred frame the rest, where n is the number of moving tiles that were evaluated. A video
+that moves but shows no open shutter is thus returned unchanged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.wiener import Luminance
 
 BLURRED = (0.07, 0.14)
-"""Between these b opens the gate. Chosen on validation clips (docs/lab/paths.md)."""
+"""The gate opens as b rises between these. Chosen on validation clips (docs/lab/paths.md)."""
 
 _SHARP, _TOLD = (0.015, 0.04), (2.0, 8.0)  # Of b; of n.
 
@@ -46,11 +46,11 @@ def gate(
     gain: Float[Array, " N"],
     tiling: Tiling,
 ) -> Float[Array, "h w 3"]:
-    """The gate, e and G of every cell.
+    """Returns the gate, e and G of every cell.
 
     Args:
-      made: what the filter made of the luminance.
-      blurred: the luminance that came in.
+      made: the filtered luminance.
+      blurred: the blurred luminance.
       extent: e of each tile.
       gain: G of each tile.
       tiling: of the frame.
@@ -70,14 +70,14 @@ def gate(
 
 
 def base_share(shutter: Shutter) -> Float[Array, ""]:
-    """How much of the base's change is taken, in [0, 1]."""
+    """Returns the share of the base's change that is used, in [0, 1]."""
     return 1 - smoothstep(shutter.tiles, *_TOLD) * (1 - smoothstep(shutter.blurred, *_SHARP))
 
 
 def _at_cells(
     tiles: Float[Array, " N"], tiling: Tiling, shape: tuple[int, int]
 ) -> Float[Array, "h w"]:
-    """Values of tiles at the middles of cells, bilinear."""
+    """Interpolates values of tiles bilinearly to the centres of cells."""
     middles = [(np.arange(n) + 0.5) * CELL / tiling.stride for n in shape]
     rows, columns = (
         np.maximum(1 - np.abs(middle[:, None] - np.arange(count)), 0)

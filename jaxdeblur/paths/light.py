@@ -1,14 +1,14 @@
-"""Frames that were averaged in linear light, as if they had been averaged as stored.
+"""Converts frames averaged in linear light to frames as if averaged as stored.
 
-A camera averages light, and its file holds about the 1/GAMMA-th power of it. Deconvolved in linear
-light, a frame would have errors that are even there: in the dark, the conversion back multiplies
-them. So what linear light changes is taken off the frames, and all else is done as stored:
+A camera averages light, and its file holds about the 1/GAMMA-th power. Deconvolution in linear
+light leaves errors that are uniform there, but multiplied in the dark by the conversion back. So
+the effect of linear light is subtracted from the frames, and all else works on stored values:
 
     B'_j = B_j - [(K_j y^g)^(1/g) - K_j y]                                        g = GAMMA
 
-for each colour. The luminance is corrected with that of the base for y and deconvolved; then y is
-the base with that luminance. The bracket is blurred, and differs little between tiles: every second
-one in each direction is enough.
+for each colour. The luminance is first corrected with the base's luminance as y and deconvolved.
+Then y is the base with that luminance. The bracket is blurred and differs little between tiles, so
+every second tile in each direction is enough.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from jaxdeblur.paths.wiener import Tiles, luminance
 def as_stored(
     frames: Float[Array, "3 H W 3"], prior: Prior, tiles: Tiles, tiling: Tiling
 ) -> Float[Array, "3 H W 3"]:
-    """The frames as if they had been averaged as stored, B'.
+    """Returns B', the frames as if averaged as stored.
 
     Args:
-      frames: as stored, the ones before, at and after.
+      frames: the previous, middle and next frame, as stored.
       prior: as stored, ``H W 3``.
       tiles: their paths, fitted in linear light.
       tiling: of the frames.
@@ -59,10 +59,10 @@ def as_stored(
 def _excess(
     y: Float[Array, "C H W"], tiles: Tiles, tiling: Tiling, j: int
 ) -> Float[Array, "C H W"]:
-    """The bracket for frame j, where it is in that frame."""
+    """Returns the bracket for frame j, at its position in that frame."""
     n = tiling.n
     path = jnp.einsum("jp,npc->njc", tiles.basis[j], tiles.fit.knots) - tiles.offsets[:, None, j]
-    # What is at a tile in frame j was as far from it in the middle frame.
+    # Content at a tile in frame j lies at minus the offset in the middle frame.
     place = -jnp.round(tiles.offsets[:, j]).astype(int)
     patches = cut(jnp.concatenate([y**GAMMA, y]), tiling, place)
 

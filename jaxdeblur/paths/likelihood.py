@@ -1,18 +1,18 @@
-"""How likely the blurred patches of three frames are, given their path: minus log, in nats.
+"""The negative log-likelihood of three frames' blurred patches given their path, in nats.
 
     D   = lam(f) + sum_j w_j |K_j|^2
     Q_r = sum over f in ring r of [sum_j w_j |B_j|^2 - |sum_j w_j conj(K_j) B_j|^2 / D]
     L   = 1/n {sum_r m n_r log Q_r + sum_f [log D - log lam]} - sum_{j != 0} log w_j
 
-for m frames and n frequencies, n_r of them in ring r: the sharp patch X is integrated out under a
-Gaussian prior, and each ring's noise level is the best one. lam(f) is the ratio of noise to signal,
-log-linear between RADII, so the radial spectrum of X is fitted with the path: a fixed one, as of
-natural images, books all decay of the spectrum to blur and prefers longer paths. w_j is the trust
-in frame j. Given the path, lam and w follow in closed form (expectation-maximisation); given them,
+for m frames and n frequencies, n_r of them in ring r. The sharp patch X is integrated out under a
+Gaussian prior, and each ring takes its likeliest noise level. lam(f) is the noise-to-signal ratio,
+log-linear between RADII, so that the radial spectrum of X is fitted with the path: a fixed one, as
+of natural images, attributes all spectral decay to blur and prefers longer paths. w_j is the trust
+in frame j. Given the path, lam and w follow in closed form (expectation-maximisation). Given them,
 L has an analytic gradient and Gauss-Newton matrix (fit.py).
 
-Marginal likelihood and not the mode of path and X together: Levin et al., "Understanding and
-evaluating blind deconvolution algorithms", CVPR 2009.
+The marginal likelihood is used instead of the joint mode of path and X: Levin et al.,
+"Understanding and evaluating blind deconvolution algorithms", CVPR 2009.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from jaxdeblur.paths.path import SAMPLE_WEIGHTS, transfer
 from jaxdeblur.paths.tiles import Tiling, cut, halved, hann, over_tiles
 
 RADII = np.array([0.012, 0.025, 0.045, 0.075, 0.12, 0.18, 0.26, 0.36], np.float32)
-"""Cycles a pixel at which lam is fitted."""
+"""Radii at which lam is fitted, in cycles per pixel."""
 
 START = np.log(0.02 * (2 * np.sin(np.pi * RADII)) ** 2 + 1e-5).astype(np.float32)
-"""log lam before it is fitted: that of natural images, whose power falls with f^2."""
+"""Initial log lam: that of natural images, whose power falls with f^2."""
 
 LEAST_TRUST = -4.0
-"""Of log w: a frame is never forgotten, lest it could not come back."""
+"""Lower limit of log w: a frame ignored completely could not regain trust."""
 
-_ROUNDING = 1 / 12 / 255**2  # Variance of what a uint8 rounds off.
+_ROUNDING = 1 / 12 / 255**2  # Variance of rounding to uint8.
 
 
 class Band(NamedTuple):
-    """The frequencies of a patch that are compared, and what each counts."""
+    """The frequencies of a patch that are compared, and their weights."""
 
     rows: np.ndarray
     columns: np.ndarray
     floor: float
-    """The power that rounding to 8 bits alone leaves in each frequency: the least noise."""
+    """The power of rounding to 8 bits at each frequency: the least possible noise."""
     fy: Float[np.ndarray, " Y"]
     fx: Float[np.ndarray, " X"]
     weight: Float[np.ndarray, "Y X"]
@@ -57,12 +57,12 @@ class Band(NamedTuple):
 
 
 def band(n: int, top: float, scale: int = 2) -> Band:
-    """The frequencies up to ``top`` that a Hann window tells from 0.
+    """Returns the frequencies up to ``top`` that a Hann window separates from 0.
 
     Args:
       n: rows of ``folded_spectra``.
-      top: the highest, in cycles a pixel of the whole image, as all frequencies and paths are.
-      scale: the image had ``1/scale`` of its size.
+      top: the highest, in cycles per pixel of the full-size image; paths are in its pixels too.
+      scale: the image is at ``1/scale`` of its size.
     """
     most = min(int(top * n * scale), n // 2 - 1)
     indices, columns = np.r_[0 : most + 1, n - most : n], np.arange(most + 1)
@@ -74,35 +74,35 @@ def band(n: int, top: float, scale: int = 2) -> Band:
     nearest = np.rint(np.einsum("r,ryx->yx", np.arange(len(RADII)), radial))
     rings = (nearest == np.arange(len(RADII))[:, None, None]) * weight
     arrays = (array.astype(np.float32) for array in (fy, fx, weight, radial, rings))
-    floor = float((hann(2 * n) ** 2).sum()) * _ROUNDING / scale**2  # of means
+    floor = float((hann(2 * n) ** 2).sum()) * _ROUNDING / scale**2  # averaging reduces it
     return Band(indices, columns, floor, *arrays)
 
 
 def radial_shares(fy: np.ndarray, fx: np.ndarray) -> Float[np.ndarray, "R Y X"]:
-    """The share of each of RADII at frequencies in cycles a pixel, linear in their logarithm."""
+    """Returns the share of each of RADII at frequencies (cycles per pixel), linear in their log."""
     radius = np.maximum(np.hypot(fy[:, None], fx), 1e-4)
     at = np.interp(np.log(radius), np.log(RADII), np.arange(len(RADII)))
     return np.maximum(1 - np.abs(at - np.arange(len(RADII))[:, None, None]), 0).astype(np.float32)
 
 
 class Observed(NamedTuple):
-    """What is known of one tile, or of N with a leading axis."""
+    """The observations of one tile, or of N with a leading axis."""
 
     spectra: Float[Array, "3 2 Y X"]
     """B_j of the patches."""
     offsets: Float[Array, "3 2"]
-    """Where each was cut, in pixels from the tile."""
+    """Where each patch was cut, in pixels from the tile."""
     present: Float[Array, 3]
     """1 for a frame, 0 for one beyond the video's ends."""
 
     def up_to(self, top: float, scale: int = 2) -> tuple[Observed, Band]:
-        """With the frequencies up to ``top`` alone, and which these are; arguments of ``band``."""
+        """Returns only the frequencies up to ``top``, and their band; arguments as in ``band``."""
         where = band(self.spectra.shape[-2], top, scale)
         return self._replace(spectra=self.spectra[..., where.rows, :][..., where.columns]), where
 
 
 class Fit(NamedTuple):
-    """What is fitted to one tile, or to N with a leading axis."""
+    """The parameters fitted to one tile, or to N with a leading axis."""
 
     knots: Float[Array, "P 2"]
     """The path at its free knots, in pixels (y, x)."""
@@ -113,15 +113,15 @@ class Fit(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-    """L of one tile and what follows from it."""
+    """L of one tile, its derivatives, and an updated spectrum and trust."""
 
     value: Float[Array, ""]
     gradient: Float[Array, " Q"]
-    """By the knots, (y, x) of each in turn."""
+    """With respect to the knots, (y, x) of each in turn."""
     curvature: Float[Array, "Q Q"]
     """The Gauss-Newton matrix."""
     spectrum: Float[Array, " R"]
-    """Better values of log lam and log w, given the path."""
+    """Better values of log lam and, in ``trust``, of log w, given the path."""
     trust: Float[Array, 3]
 
 
@@ -131,10 +131,10 @@ def folded_spectra(
     offsets: Int[Array, "N 2"],
     only: Int[Array, " N"] | None = None,
 ) -> Float[Array, "N 2 h m"]:
-    """Every second frequency of the patches under a Hann window; arguments as of ``tiles.cut``.
+    """Returns every second frequency of Hann-windowed patches; arguments as in ``tiles.cut``.
 
-    The window ties neighbouring frequencies together, so half of them in each direction tell all:
-    folding the patch before the transform keeps these, at a quarter of the work.
+    The window correlates neighbouring frequencies, so half of them in each direction suffice.
+    Folding the patch before the transform keeps these, at a quarter of the work.
     """
     half, window = tiling.n // 2, hann(tiling.n)
 
@@ -155,16 +155,16 @@ def observed(
     only: Int[Array, " n"] | None = None,
     scale: int = 2,
 ) -> Observed:
-    """What is seen of tiles.
+    """Returns the observations of tiles.
 
     Args:
-      luminance: of the frames before, at and after, in the light that is tried.
-      tiling: of these.
+      luminance: of the previous, middle and next frame, in the light that is tried.
+      tiling: of these frames.
       offsets: where the patches are cut, in even pixels.
-      present: 1 for each of five frames that is there, else 0.
-      inward: patches at the borders lie inside.
+      present: 1 for each of the five frames that exists, else 0.
+      inward: whether patches at the borders are moved inside.
       only: which tiles; None for all.
-      scale: 1, or 2 for the image at half of its size.
+      scale: 1, or 2 for the image at half its size.
     """
     reduced = tiling.reduced(scale)
     offsets = offsets if only is None else offsets[only]
@@ -183,7 +183,7 @@ def _conj_times(a: Float[Array, "... 2 Y X"], b: Float[Array, "... 2 Y X"]) -> j
 
 
 def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "3 J P"]) -> Likelihood:
-    """L of one tile, its derivatives by the path, and the next spectrum and trust.
+    """Returns L of one tile, its path derivatives, and the next spectrum and trust.
 
     Args:
       fit: the path, spectrum and trust.
@@ -234,7 +234,7 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "3 J P
 
     curvature = gram((jnp.sqrt(w) * slopes).reshape(points, -1, *den.shape)) - gram(along)
 
-    # Expectation-maximisation: the posterior of X has the variance sigma^2 / D.
+    # Expectation-maximisation: the posterior of X has variance sigma^2 / D.
     ratio = where.weight * lam / den + precision * lam * power
     expected = jnp.einsum("yx,ryx->r", ratio * (where.weight > 0), (where.rings > 0) * 1.0)
     step = -jnp.log(expected / np.maximum(size, 1e-3) + 1e-6)[_nearest(size > 0)]
@@ -244,6 +244,6 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "3 J P
 
 
 def _nearest(measured: np.ndarray) -> np.ndarray:
-    """For each ring the nearest that has frequencies in the band, whose step it shares."""
+    """Returns for each ring the nearest one with frequencies in the band, whose step it shares."""
     known = np.flatnonzero(measured)
     return known[np.abs(np.arange(len(measured))[:, None] - known).argmin(1)]

@@ -1,4 +1,4 @@
-"""The tiles that frames are cut into, and how these move from frame to frame."""
+"""Cuts frames into tiles and measures how these move from frame to frame."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from jaxdeblur.paths.path import FRAMES, spline
 from jaxdeblur.paths.tiles import REACH, Tiling, halved
 
 COARSE = 64, 128, 192
-"""Of a Tiling: the stride, the size and n."""
+"""The stride, size and n of a Tiling."""
 
 FINE = 32, 64, 128
-"""Of small frames, of which a coarse tile would be the most part."""
+"""The same for small frames, most of which a coarse tile would cover."""
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
-_SMALL = 384  # Pixels: a shorter side is a small frame's.
+_SMALL = 384  # Pixels: a frame with a shorter side is small.
 
 
 def is_small(frames: Float[Array, "5 H W 3"]) -> bool:
-    """Whether frames are cut into fine tiles."""
+    """Returns whether frames are cut into fine tiles."""
     return min(frames.shape[1:3]) < _SMALL
 
 
 def tiling_of(frames: Float[Array, "5 H W 3"], tiles: tuple[int, int, int] | None = None) -> Tiling:
-    """That of frames: of these tiles, or of those that suit their size."""
+    """Returns the tiling for these frames; by default with tiles that suit their size."""
     suited = FINE if is_small(frames) else COARSE
     return Tiling(frames.shape[1], frames.shape[2], *(tiles or suited))
 
@@ -37,7 +37,7 @@ def tiling_of(frames: Float[Array, "5 H W 3"], tiles: tuple[int, int, int] | Non
 def moves_of(
     frames: Float[Array, "5 H W 3"], tiling: Tiling | None = None
 ) -> Float[Array, "N 4 2"]:
-    """How far each tile moved from the middle one of five frames to the others, in pixels.
+    """Returns how far each tile moved from the middle of five frames to the others, in pixels.
 
     Args:
       frames: in [0, 1].
@@ -50,11 +50,11 @@ def moves_of(
 
 
 def speed_of(moves: Float[Array, "N 4 2"]) -> Float[Array, " N"]:
-    """Pixels a frame, to the farther neighbour."""
+    """Returns the speed in pixels per frame, the larger of those to the two neighbours."""
     return jnp.linalg.norm(moves[:, 1:3], axis=-1).max(-1)
 
 
 def offsets_of(knots: Float[Array, "N P 2"]) -> Float[Array, "N 3 2"]:
-    """Where the patches are cut: where the path is at each frame, in even pixels."""
+    """Returns where the patches are cut: the path at each frame, in even pixels."""
     at = jnp.einsum("jp,npc->njc", spline(jnp.array(FRAMES, jnp.float32)), knots)
     return jnp.clip(2 * jnp.round(at / 2), -REACH, REACH)

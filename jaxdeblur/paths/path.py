@@ -1,8 +1,8 @@
-"""Paths: how the image moves within a tile, and the filter that eq. 1 makes of it.
+"""Paths: the motion of the image within a tile, and the filter that follows from it by eq. 1.
 
-A path p(t) is a natural cubic spline through KNOTS, t in frames, p(0) = 0, in pixels (y, x). A
-frame is the mean of sharp frames over its exposure (dynamic temporal blending, eq. 1): in Fourier
-space the frame at j is ``B_j = K_j X`` with the transfer function
+A path p(t) is a natural cubic spline through KNOTS, in pixels (y, x), with t in frames and
+p(0) = 0. A frame is the mean of sharp frames over its exposure (dynamic temporal blending, eq. 1).
+In Fourier space, frame j is ``B_j = K_j X`` with the transfer function
 
     K_j(f) = mean over t in [j - d/2, j + d/2] of exp(-2 pi i f.(p(t) - o_j))
 
@@ -20,20 +20,20 @@ from jaxtyping import Array, Complex, Float
 from scipy.interpolate import CubicSpline
 
 FRAMES = (-1, 0, 1)
-"""The frames that tell a path, from the one that is restored."""
+"""The frames that a path is fitted to, relative to the restored one."""
 
 KNOTS = np.linspace(-1.5, 1.5, 7)
 FREE = np.array([0, 1, 2, 4, 5, 6])  # All but p(0).
 
 _SAMPLES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 SAMPLE_WEIGHTS = (_WEIGHTS / 2).astype(np.float32)
-"""What each node of an exposure counts; they add up to one."""
+"""The weights of the nodes of an exposure, which sum to one."""
 
 _PIECES = CubicSpline(KNOTS, np.eye(len(KNOTS))[:, FREE], bc_type="natural").c.astype(np.float32)
 
 
 def spline(times: Float[Array, "*S"]) -> Float[Array, "*S P"]:
-    """The share of each free knot in the path at ``times``, frames from the middle one."""
+    """Returns the share of each free knot in the path at ``times``, in frames from the middle."""
     piece = jnp.clip(jnp.floor((times - KNOTS[0]) * 2).astype(int), 0, len(KNOTS) - 2)
     since = times - jnp.asarray(KNOTS, jnp.float32)[piece]
     powers = jnp.stack([since**3, since**2, since, jnp.ones_like(since)], -1)
@@ -41,7 +41,7 @@ def spline(times: Float[Array, "*S"]) -> Float[Array, "*S P"]:
 
 
 def exposures(duty: Float[Array, ""] | float) -> Float[Array, "3 J P"]:
-    """The spline at the J Gauss-Legendre nodes of each frame's exposure."""
+    """Returns the spline at the J Gauss-Legendre nodes of each frame's exposure."""
     times = np.array(FRAMES)[:, None] + duty * jnp.asarray(_SAMPLES / 2, jnp.float32)
     return spline(jnp.asarray(times))
 
@@ -49,23 +49,23 @@ def exposures(duty: Float[Array, ""] | float) -> Float[Array, "3 J P"]:
 def exposed(
     knots: Float[Array, "*N P 2"], duty: Float[Array, ""] | float
 ) -> Float[Array, "*N 9 2"]:
-    """The path during the middle exposure, at times evenly apart."""
+    """Returns the path at evenly spaced times of the middle exposure."""
     return jnp.einsum("sp,...pc->...sc", spline(duty * jnp.linspace(-0.5, 0.5, 9)), knots)
 
 
 def extent(knots: Float[Array, "*N P 2"], duty: Float[Array, ""] | float) -> Float[Array, "*N"]:
-    """How long the path is during the middle exposure, in pixels."""
+    """Returns the length of the path during the middle exposure, in pixels."""
     return jnp.linalg.norm(jnp.diff(exposed(knots, duty), axis=-2), axis=-1).sum(-1)
 
 
 def through(
     displacements: Float[Array, "N 4 2"], present: Float[Array, 5]
 ) -> Float[Array, "N P 2"]:
-    """The cubic through the displacements of frames -2, -1, 1 and 2: where a fit begins.
+    """Fits a cubic to the displacements of frames -2, -1, 1 and 2, as the initial path.
 
     Displacements of blurred frames are those of the means of their exposures, here whole periods.
-    The outer ones count half, frames that are not ``present`` (of the five) nothing; where few are,
-    the degree falls, down to a straight path from one displacement.
+    Residuals of the outer frames count half, and frames of the five that are not ``present`` do not
+    count. With few frames the degree falls, down to a straight path from one displacement.
     """
     known = present[jnp.array([0, 1, 3, 4])]
     frames = jnp.array([-2.0, -1.0, 1.0, 2.0])
@@ -79,7 +79,7 @@ def through(
 
 
 def frequencies(n: int, scale: int = 1) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-    """Those of a real patch, (y, x), in cycles a pixel of the image that is ``scale`` as large."""
+    """Returns rFFT frequencies (y, x), in cycles per pixel of an image ``scale`` times as large."""
     fy, fx = (f(n).astype(np.float32) / scale for f in (np.fft.fftfreq, np.fft.rfftfreq))
     return fy, fx
 
@@ -90,15 +90,15 @@ def transfer(
     fy: Float[np.ndarray, " Y"],
     fx: Float[np.ndarray, " X"],
 ) -> Float[Array, "L 2 Y X"]:
-    """Sums over the path's samples of exp(-2 pi i f.p), with L sets of weights.
+    """Sums exp(-2 pi i f.p) over the path's samples, with L sets of weights.
 
-    Separable in y and x, so it is one real matrix product.
+    The exponential is separable in y and x, so the sums are one real matrix product.
 
     Args:
       path: samples of the path minus the patch's offset, in pixels.
-      weights: of the samples; the mean gives K, the mean times the spline its derivatives by the
-        knots but for the factor -2 pi i f.
-      fy, fx: the frequencies, in cycles a pixel.
+      weights: of the samples; those of the mean give K, and these times the spline its derivatives
+        with respect to the knots, up to the factor -2 pi i f.
+      fy, fx: the frequencies, in cycles per pixel.
     """
     ay = 2 * np.pi * fy[:, None] * path[:, 0]
     ax = 2 * np.pi * path[:, 1, None] * fx
@@ -111,5 +111,5 @@ def transfer(
 
 
 def times(spectrum: Complex[Array, "*F"], real: jax.Array) -> Complex[Array, "*F"]:
-    """Their product, for which XLA would make a complex number of the real one."""
+    """Returns the product; XLA would convert the real factor to a complex one."""
     return lax.complex(spectrum.real * real, spectrum.imag * real)

@@ -1,11 +1,11 @@
-"""The mean of the prior: what is known of the middle frame beside the three blurred ones.
+"""The mean of the prior: what is known of the middle frame besides the three blurred frames.
 
     Y = Y' + m (conj(S) L - Y'),    m = r_Y'^(1/4) / (r_Y'^(1/4) + r_L^(1/4))
 
 Y' is the base: the frame as a network restores it. L is the last frame as the gate left it, which
-conj(S), the shift along the path, takes to this one: it hands on what the frames before these three
-have told. r is the energy of K_0 (.) - B_0: what explains the blurred frame better counts more, in
-each tile.
+conj(S), the shift along the path, moves to the middle frame. L passes on information from frames
+before these three. r is the energy of K_0 (.) - B_0: in each tile, the image that explains the
+blurred frame better has more weight.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ class Prior(NamedTuple):
     """Two images of one shape."""
 
     base: jax.Array
-    """Y': the middle frame as a network restores it, or as it is."""
+    """Y': the middle frame as a network restores it, or unchanged."""
     last: jax.Array
-    """L: the frame before, restored."""
+    """L: the previous frame, restored."""
     has_last: Float[Array, ""]
-    """1, or 0 where there is none."""
+    """1, or 0 without a previous frame."""
 
     def map(self, of: Callable[[jax.Array], jax.Array]) -> Prior:
-        """The same of other images."""
+        """Returns the prior with ``of`` applied to both images."""
         return Prior(of(self.base), of(self.last), self.has_last)
 
 
 def mean_of(
     prior: Prior, kernel: Complex[Array, "n m"], blurred: Complex[Array, "C n m"]
 ) -> tuple[Complex[Array, "C n m"], Float[Array, ""]]:
-    """Y, and m.
+    """Returns Y and m.
 
     Args:
-      prior: the spectra of a tile, ``C n m``, the last frame's shifted.
+      prior: the spectra of a tile, ``C n m``, with the last frame's already shifted.
       kernel: K_0.
       blurred: the spectrum of the blurred frame, B_0.
     """
@@ -51,4 +51,4 @@ def mean_of(
 
 
 def _energy(spectrum: Complex[Array, "C n m"]) -> Float[Array, ""]:
-    return (spectrum.real**2 + spectrum.imag**2).sum() + 1e-6  # Not 0 / 0 of a black patch.
+    return (spectrum.real**2 + spectrum.imag**2).sum() + 1e-6  # Avoids 0 / 0 for a black patch.

@@ -1,9 +1,9 @@
-"""PathRestorer: frames restored by their blur paths, over what a network makes of the rest.
+"""PathRestorer: restores frames by their blur paths, on top of a network's result.
 
-The paths of each frame come from its neighbours, and nothing in them is learnt (estimate.py). Where
-the gate does not trust them, the base shows: the frames that a network restores, or the blurred
-ones. A second network may make the frame of both (models/path_maps.py). What the gate left of the
-last frame helps to restore the next (prior.py).
+A frame's paths are estimated from its neighbours, and nothing in them is learnt (estimate.py).
+Where the gate does not trust them, the result is the base: the frame as a network restores it, or
+the blurred frame. A second network may combine the two (models/path_maps.py). The last frame, as
+the gate left it, helps to restore the next (prior.py).
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ LOOKAHEAD = WINDOW // 2
 
 
 class StreamState(NamedTuple):
-    """What a stream keeps."""
+    """The state of a stream."""
 
     frames: Clip
     """The last four frames, oldest first."""
     present: Float[Array, 4]
-    """1 for each of these that is a frame of the video, else 0."""
+    """1 for each of these that belongs to the video, else 0."""
     shutter: Shutter
     """What is known of each video's shutter."""
     seen: Int[Array, ""]
-    """How many frames were, those of the opening counted."""
+    """The number of frames processed, including those of the opening."""
     looking: Bool[Array, ""]
-    """Whether frames are only looked at."""
+    """Whether frames are only looked at, to find the shutter, and not restored."""
     base: State
-    """The base's."""
+    """The state of the base."""
     fusion: State
-    """The second network's."""
+    """The state of the second network."""
     last: Frame
-    """The frame restored before, as the gate left it."""
+    """The previous frame, as the gate left it."""
 
 
 class PathRestorer(VideoRestorer):
-    """Restores by paths, over a network (``base``) or the blurred frames (None).
+    """Restores frames by their paths, on top of a network (``base``) or of the blurred frames.
 
     Args:
       config: of the paths.
-      base: restores the frames that are the base.
-      fusion: makes frames of the maps of models/path_maps.py; None for the gate alone.
+      base: the network that restores the base; None for the blurred frames.
+      fusion: makes frames from the maps of models/path_maps.py; None for the gate alone.
 
     Raises:
-      UserError: the base's look-ahead is not two frames, or that of ``fusion`` is not none.
+      UserError: the base's look-ahead is not two frames, or that of ``fusion`` is not zero.
     """
 
     lookahead = LOOKAHEAD
@@ -76,9 +76,11 @@ class PathRestorer(VideoRestorer):
         fusion: VideoRestorer | None = None,
     ) -> None:
         if fusion is not None and fusion.lookahead:
-            raise UserError(f"a network over paths looks no frames ahead, not {fusion.lookahead}")
+            raise UserError(
+                f"a network over paths must not look ahead, but looks {fusion.lookahead} frames"
+            )
         if base is not None and base.lookahead != LOOKAHEAD:
-            raise UserError(f"a base restores {LOOKAHEAD} frames late, not {base.lookahead}")
+            raise UserError(f"a base must look {LOOKAHEAD} frames ahead, not {base.lookahead}")
         self.config = config
         self.opening = EVERY if config.asks else 0
         self.base = base
@@ -87,7 +89,7 @@ class PathRestorer(VideoRestorer):
 
     @property
     def receptive_radius(self) -> int:
-        """The whole frame, since the shutter is one for all of it."""
+        """The whole frame, since all of it shares one shutter."""
         return 2**16
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
@@ -119,22 +121,22 @@ class PathRestorer(VideoRestorer):
         repeated: Array,
         below: Float[Array, "B Hp Wp 3"] | None = None,
     ) -> tuple[StreamState, Frame]:
-        """``step`` with the networks stepped as the caller wants.
+        """Runs ``step`` with the networks stepped by ``step_of``.
 
         Args:
-          step_of: one step of a network, over the whole frame or in tiles.
+          step_of: runs one step of a network, on the whole frame or in tiles.
           state: of the stream.
           frame: B H W 3, in [0, 1], of any size.
-          repeated: whether the video has ended and its last frame is given once more.
-          below: what the base made of the padded frame, where the caller steps the base; None to
-            step it here.
+          repeated: whether the video has ended and its last frame is passed again.
+          below: the base's result for the padded frame, if the caller steps the base; None steps it
+            here.
         """
         height, width = frame.shape[1:3]
         frame = self.pad(frame)
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
         moves, shutter = watch_clips(self.config, frames, present, state.shutter, state.seen)
-        here = present[LOOKAHEAD] > 0  # Before the first frame, nothing is remembered.
+        here = present[LOOKAHEAD] > 0  # Before the first frame, no state is kept.
 
         def restore() -> tuple[State, State, Frame, Frame]:
             base, shown = state.base, frames[:, LOOKAHEAD]
@@ -172,11 +174,11 @@ class PathRestorer(VideoRestorer):
         return kept, restored[:, :height, :width]
 
     def look(self, state: StreamState) -> StreamState:
-        """The state in which steps ask frames for the shutter, and restore none."""
+        """Returns the state in which steps look for the shutter and restore no frames."""
         return state._replace(looking=jnp.bool_(True))
 
     def looked(self, state: StreamState) -> StreamState:
-        """The state before the first frame, the shutter being known."""
+        """Returns the state before the first frame, with the shutter known."""
         return state._replace(
             frames=jnp.zeros_like(state.frames),
             present=jnp.zeros_like(state.present),
@@ -191,12 +193,12 @@ class PathRestorer(VideoRestorer):
         return gated(told.maps) if self.fusion is None else self.fusion.restore_clip(told.maps)
 
     def explain_clip(self, clip: Clip) -> Explanation:
-        """The gate and the paths of every frame; nothing of what the networks do."""
+        """Returns the gate and the paths of every frame, and nothing from the networks."""
         _, told = self._tell_clip(self.pad(clip))
         return Explanation() if told is None else Explanation(gate=told.gate, paths=told.paths)
 
     def _tell_clip(self, clip: Clip) -> tuple[Clip, Told | None]:
-        """The base of every frame, and what the paths tell of it."""
+        """Returns the base of every frame, and the results of its paths."""
         length = clip.shape[1]
         below = clip if self.base is None else self.base.restore_clip(clip)
         if length == 1:  # A frame without neighbours has no path.
@@ -204,7 +206,7 @@ class PathRestorer(VideoRestorer):
         ends = [(0, 0), (LOOKAHEAD, LOOKAHEAD), *[(0, 0)] * 3]
         padded = jnp.pad(clip, ends)
         inside = jnp.pad(jnp.ones(length), LOOKAHEAD)
-        # The opening is looked at first if there is anything to ask; all of a shorter video is.
+        # The shutter, unless given, is found first: from the opening, or all of a shorter video.
         looks = 0 if not self.opening else length if length < self.opening else FIRST
         times = jnp.concatenate([jnp.arange(looks), jnp.arange(length)])
         looking = jnp.arange(len(times)) < looks
@@ -235,7 +237,7 @@ class PathRestorer(VideoRestorer):
         return below, jax.tree.map(lambda leaf: jnp.moveaxis(leaf[looks:], 0, 1), told)
 
     def shutter_of(self, state: StreamState) -> tuple[float, str]:
-        """Duty and light of a stream's first video: as found so far, or as given."""
+        """Returns duty and light of a stream's first video, as found so far or as given."""
         known = jax.tree.map(lambda leaf: leaf[0], state.shutter)
         found = "linear" if float(known.linear) > 0 else "stored"
         light = found if self.config.light == "found" else self.config.light

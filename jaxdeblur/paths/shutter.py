@@ -1,9 +1,9 @@
-"""The shutter of a video: its duty cycle and its light, read off the likelihood as frames come.
+"""Estimates a video's shutter, its duty cycle and light, from the likelihood as frames arrive.
 
-The likelihood with a fitted spectrum tells how long the exposure was, since the zeros of the
-transfer functions lie elsewhere for each. Averaged as stored or in linear light: the kind that
-explains the blur better. What moves slowly is asked at the whole size, where its zeros lie. Both
-are one for a video, so evidence is added up, and forgotten slowly, so that a change is followed.
+The likelihood with a fitted spectrum reveals the length of the exposure, on which the zeros of the
+transfer functions depend. The light, as stored or linear, is the one that explains the blur better.
+Slow tiles are evaluated at full size, where their zeros lie. A video has one duty cycle and light,
+so evidence is summed over frames; it is forgotten slowly, so that changes are followed.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from jaxdeblur.paths.path import exposures
 from jaxdeblur.paths.tiles import REACH
 
 DUTIES = np.array([0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0], np.float32)
-"""The candidates; 0 is a sharp frame."""
+"""The candidate duty cycles; 0 is a sharp frame."""
 
 LIGHTS = (1.0, GAMMA)
-"""Exponents that take stored values to what the exposure averaged."""
+"""Exponents that convert stored values to those that the exposure averaged."""
 
 TILES = 12
-"""Of the richest that move, which a frame's evidence comes from."""
+"""The number of moving tiles, those richest in texture, that provide a frame's evidence."""
 
 LEAST_MOTION = 2.0
-"""Pixels a frame: what moves less tells nothing of the exposure."""
+"""Pixels per frame: slower tiles carry no information on the exposure."""
 
 SLOW = 5.0
-"""Pixels a frame: the zeros of such a tile's transfer functions lie in the finest detail."""
+"""Pixels per frame: slower tiles' transfer functions have their zeros in the finest detail."""
 
-_PRIOR = 0.9  # Where nothing moves; of no account where something does.
-_PRIOR_WEIGHT = 0.02  # Nats a frequency.
+_PRIOR = 0.9  # The duty if nothing moves; negligible otherwise.
+_PRIOR_WEIGHT = 0.02  # Nats per frequency.
 _FORGET = 0.9
-_BEND = Bend(3, 0.02)  # Else a path that slows down passes for a shorter exposure.
-_MOST = 0.15  # Nats a frequency.
-_STANDARD_ERRORS = 2.0  # By which linear light must be ahead.
-_DOUBT = 6.0  # Tiles that are taken to be sharp until others tell.
-_INCOMPLETE = 0.25  # What a frame at the ends of a video counts, which has one neighbour.
+_BEND = Bend(3, 0.02)  # Without it, a path that slows down passes for a shorter exposure.
+_MOST = 0.15  # Nats per frequency, at most, in a tile's vote.
+_STANDARD_ERRORS = 2.0  # The lead that linear light needs.
+_DOUBT = 6.0  # Tiles assumed to be sharp before there is evidence.
+_INCOMPLETE = 0.25  # The weight of a frame at the ends of a video, which has one neighbour.
 _STAGES = (Stage(0.08, 3, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
-# Of the last step L alone is used.
+# Only L of the last step is used.
 _FINE_STAGES = (Stage(0.24, 2, 1.5), Stage(0.4, 2, 1.5), Stage(0.4, 1, 1.5))
 
 
@@ -54,27 +54,27 @@ class Shutter(NamedTuple):
     """What is known of the shutter so far."""
 
     evidence: Float[Array, "2 D"]
-    """L of each light and duty, added up over tiles and forgotten slowly."""
+    """L of each light and duty, minus the best duty's, summed over tiles and slowly forgotten."""
     votes: Float[Array, "2 D"]
-    """The same with what a tile has above its least limited, so that no tile overrules others."""
+    """The same with each tile's part limited, so that no tile overrules the others."""
     apart: Float[Array, "2 D"]
-    """By how much more an open shutter explains in linear light: the sum over tiles, and that of
-    squares."""
+    """How much more an open shutter explains in linear light than as stored: the sum over tiles,
+    and the sum of squares."""
     tiles: Float[Array, ""]
-    """How many they were, forgotten alike."""
+    """The weighted number of tiles, forgotten alike."""
 
     @classmethod
     def unknown(cls, *videos: int) -> Shutter:
-        """Before the first frame; of several videos, with that leading axis."""
+        """Returns the state before the first frame; for several videos, with that leading axis."""
         nothing = jnp.zeros((*videos, len(LIGHTS), len(DUTIES)), jnp.float32)
         return cls(nothing, nothing, nothing, jnp.zeros(videos, jnp.float32))
 
     def add(self, seen: Float[Array, "2 N D"], counts: Float[Array, " N"]) -> Shutter:
-        """With one more frame.
+        """Returns the shutter with one more frame's evidence.
 
         Args:
           seen: L of its tiles for each light and duty.
-          counts: what each tile counts.
+          counts: the weight of each tile.
         """
         over = seen - seen.min(-1, keepdims=True)
         stored, linear = seen[..., :1] - seen
@@ -88,9 +88,9 @@ class Shutter(NamedTuple):
 
     @property
     def blurred(self) -> Float[Array, ""]:
-        """By how much an open shutter explains the video better than sharp frames, nats a tile.
+        """How much better an open shutter explains the video than sharp frames, nats per tile.
 
-        As stored, whatever the light: sharp frames more often look blurred in linear light.
+        As stored, whatever the light: in linear light, sharp frames more often look blurred.
         """
         stored = self.evidence[0]
         return (stored[0] - stored.min()) / (self.tiles + _DOUBT)
@@ -99,14 +99,14 @@ class Shutter(NamedTuple):
     def linear(self) -> Float[Array, ""]:
         """1.0 if frames were averaged in linear light, else 0.0.
 
-        Tiles must agree on it: a few bright objects say much, but each something else.
+        Tiles must agree: a few bright objects give strong but contradictory evidence.
         """
         sums, squares = self.apart[:, self.evidence.sum(0).argmin()]
         return (sums > _STANDARD_ERRORS * jnp.sqrt(squares)).astype(jnp.float32)
 
     @property
     def duty(self) -> Float[Array, ""]:
-        """The likeliest share of the period that the shutter is open: a parabola's vertex."""
+        """The likeliest share of the period that the shutter is open, at a parabola's vertex."""
         chosen = self.votes[self.linear.astype(int)]
         chosen = chosen + _PRIOR_WEIGHT * (jnp.asarray(DUTIES) - _PRIOR) ** 2
         least = jnp.argmin(chosen)
@@ -121,7 +121,7 @@ class Shutter(NamedTuple):
 def richest(
     seen: Observed, motion: Float[Array, " N"]
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-    """Which tiles that move have most texture, and what each counts.
+    """Returns the moving tiles with the most texture, and their weights.
 
     Args:
       seen: the patches of all tiles, as stored.
@@ -139,13 +139,13 @@ def richest(
 def evidence(
     knots: Float[Array, "n P 2"], seen: Observed, fine: Observed, slow: Bool[Array, " n"]
 ) -> Float[Array, "n D"]:
-    """L of tiles for each of DUTIES, of fine detail where tiles are slow.
+    """Returns L of tiles for each of DUTIES, from fine detail for slow tiles.
 
     Args:
-      knots: where their paths begin.
+      knots: their initial paths.
       seen: their patches at half size, in the light that is tried.
-      fine: these at the whole size.
-      slow: which move less than SLOW.
+      fine: the same at full size.
+      slow: which tiles move less than SLOW.
     """
 
     def of(duty: Float[Array, ""]) -> Float[Array, " n"]:

@@ -1,7 +1,7 @@
-"""Tiles: an image cut into overlapping patches, each worked on by itself, and put together again.
+"""Cuts an image into overlapping patches, applies work to each, and reassembles the image.
 
-Shapes: N tiles in rows and columns, ``n`` pixels the side of a patch, P free knots, Q = 2 P numbers
-of a path; all coordinates are (y, x).
+Shapes: N tiles in rows and columns, patches of ``n`` x ``n`` pixels, P free knots, Q = 2 P numbers
+per path. All coordinates are (y, x).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 REACH = 64
-"""The farthest, in pixels of the image cut, that a patch lies from its tile."""
+"""The largest offset of a patch from its tile, in pixels of the image that is cut."""
 
 
 class Tiling(NamedTuple):
-    """Tiles ``size`` pixels wide, ``stride`` apart, in patches that reach ``n`` pixels."""
+    """Tiles ``size`` pixels wide and ``stride`` pixels apart, in patches ``n`` pixels wide."""
 
     height: int
     width: int
@@ -30,25 +30,25 @@ class Tiling(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many tiles there are in a column and in a row."""
+        """The number of tiles in a column and in a row."""
         return -(-self.height // self.stride) + 1, -(-self.width // self.stride) + 1
 
     @property
     def centres(self) -> Int[np.ndarray, "N 2"]:
-        """The middle of each tile, row by row."""
+        """The centre of each tile, row by row."""
         rows, columns = self.shape
         places = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
         return np.stack(places, -1).reshape(-1, 2) * self.stride
 
     @property
     def inward(self) -> Int[np.ndarray, "N 2"]:
-        """How far each patch moves to lie in the image, but for an eighth of its side."""
+        """The offset that moves each patch into the image, except for an eighth of its side."""
         size = np.array([self.height, self.width])
         border = np.minimum(3 * self.n // 8, size // 2)
         return np.clip(self.centres, border, size - border) - self.centres
 
     def reduced(self, scale: int) -> Tiling:
-        """The same tiles of the image at ``1/scale`` of the size."""
+        """Returns the same tiles for the image at ``1/scale`` of its size."""
         size = -(-self.height // scale), -(-self.width // scale)
         return Tiling(*size, self.stride // scale, self.size // scale, self.n // scale)
 
@@ -56,12 +56,12 @@ class Tiling(NamedTuple):
 def cutter(
     image: Float[Array, "C H W"], tiling: Tiling, beyond: str = "symmetric"
 ) -> Callable[[Int[Array, 2], Int[Array, 2] | int], Float[Array, "C n n"]]:
-    """Cuts the patch of a tile, given the tile's middle and the patch's whole offset from it.
+    """Returns a function from a tile's centre and the patch's integer offset to the patch.
 
     Args:
       image: of ``tiling``'s size.
       tiling: where the patches are.
-      beyond: what lies beyond the borders, a mode of ``jnp.pad``.
+      beyond: the padding beyond the borders, a mode of ``jnp.pad``.
     """
     rows, columns = tiling.shape
     border = tiling.n // 2 + REACH
@@ -83,11 +83,11 @@ def cut(
     beyond: str = "symmetric",
     only: Int[Array, " N"] | None = None,
 ) -> Float[Array, "N C n n"]:
-    """The patch of each tile, moved by its whole offset, at most REACH.
+    """Cuts the patch of each tile, moved by an integer offset of at most REACH.
 
     Args:
-      image, tiling, beyond: as of ``cutter``.
-      offsets: (y, x) of each patch; None for none.
+      image, tiling, beyond: as in ``cutter``.
+      offsets: (y, x) of each patch; None for zero.
       only: which tiles; None for all.
     """
     one, centres = cutter(image, tiling, beyond), jnp.asarray(tiling.centres)
@@ -97,13 +97,13 @@ def cut(
 
 
 def inner(patches: Float[Array, "C n n"], tiling: Tiling) -> Float[Array, "C size size"]:
-    """What a tile keeps of its patch."""
+    """Crops a patch to its tile."""
     margin = (tiling.n - tiling.size) // 2
     return patches[:, margin : tiling.n - margin, margin : tiling.n - margin]
 
 
 def overlap_add(tiles: Float[Array, "N C size size"], tiling: Tiling) -> Float[Array, "C H W"]:
-    """The sum of tiles in their places."""
+    """Sums overlapping tiles at their positions."""
     rows, columns = tiling.shape
     stride, over = tiling.stride, -(-tiling.size // tiling.stride)
     channels, spare = tiles.shape[1], over * tiling.stride - tiling.size
@@ -120,7 +120,7 @@ def overlap_add(tiles: Float[Array, "N C size size"], tiling: Tiling) -> Float[A
 
 
 def halved(image: Float[Array, "*leading H W"]) -> Float[Array, "*leading h w"]:
-    """Means over 2 x 2 pixels; an odd border is repeated."""
+    """Averages 2 x 2 pixels; an odd border is repeated."""
     height, width = image.shape[-2:]
     ends = [(0, 0)] * (image.ndim - 2) + [(0, height % 2), (0, width % 2)]
     image = jnp.pad(image, ends, mode="edge")
@@ -128,12 +128,12 @@ def halved(image: Float[Array, "*leading H W"]) -> Float[Array, "*leading h w"]:
 
 
 def hann(n: int) -> Float[np.ndarray, "n n"]:
-    """A squared sine over the whole patch."""
+    """Returns a window that is a squared sine over the whole patch."""
     return _outer(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2)
 
 
 def taper(n: int, ramp: int) -> Float[np.ndarray, "n n"]:
-    """One, with ramps of a squared sine at the borders."""
+    """Returns a window of ones with squared-sine ramps at the borders."""
     rise = np.sin(0.5 * np.pi * (np.arange(ramp) + 0.5) / ramp) ** 2
     return _outer(np.concatenate([rise, np.ones(n - 2 * ramp), rise[::-1]]))
 
@@ -143,7 +143,7 @@ def _outer(v: np.ndarray) -> Float[np.ndarray, "n n"]:
 
 
 def over_tiles(work: Callable[[Any], Any], tiles: Any) -> Any:
-    """``work`` on each tile: one after the other on a CPU, whose caches hold one; else at once."""
+    """Applies ``work`` to each tile: in turn on a CPU, whose caches hold one, else all at once."""
     return lax.platform_dependent(
         tiles, cpu=lambda each: lax.map(work, each), default=jax.vmap(work)
     )

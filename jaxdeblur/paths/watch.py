@@ -1,4 +1,4 @@
-"""What a frame tells of its video's shutter (shutter.py), asked now and then."""
+"""Updates what is known of a video's shutter (shutter.py), from some of its frames."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def watch(
     shutter: Shutter,
     observe: Array,
 ) -> Shutter:
-    """What is known of the shutter, with what the middle one of five frames tells.
+    """Updates what is known of the shutter from the middle of five frames.
 
     Args:
       frames: as stored, in [0, 1].
-      moves: by ``moves_of``.
-      present: 1 for a frame, 0 for one beyond the video's ends, whose pixels do not matter.
-      shutter: what the frames before told.
-      observe: whether this frame is asked though some evidence is there, a bool.
+      moves: from ``moves_of``.
+      present: 1 for a frame, 0 for one beyond the video's ends, whose pixels are ignored.
+      shutter: what is known from previous frames.
+      observe: whether to use this frame even if there is enough evidence, a bool.
     """
     moving = (speed_of(moves) * present[2] > LEAST_MOTION).any()
     ask = functools.partial(_ask, frames, None if is_small(frames) else moves, present)
@@ -45,16 +45,16 @@ def _ask(
     present: Float[Array, 5],
     shutter: Shutter,
 ) -> Shutter:
-    """With this frame's evidence counted in, by coarse tiles: fine ones tell too little."""
+    """Adds this frame's evidence, from coarse tiles: fine ones carry too little information."""
     tiling = tiling_of(frames, COARSE)
     moves = moves_of(frames, tiling) if moves is None else moves
     speed, start = speed_of(moves) * present[2], through(moves, present)
     bright = frames[1:4] @ LUMA
-    # Not inward: the duty is then read low more often.
+    # Not moved inward, which underestimates the duty more often.
     offsets = offsets_of(start)
-    # The same tiles in each light: others would explain more or less.
+    # The same tiles in each light, since others would explain more or less.
     chosen, counts = richest(observed(bright, tiling, offsets, present), speed)
-    of_less = tiling._replace(n=tiling.size)  # Twice as fast at the whole size, and as good.
+    of_less = tiling._replace(n=tiling.size)  # At full size twice as fast, and as good.
     slow = (speed[chosen] < SLOW) & (counts > 0)
 
     def told(gamma: Float[Array, ""]) -> Float[Array, "n D"]:

@@ -1,21 +1,21 @@
-"""The frame without its blur: a Wiener filter over the three frames, tile by tile.
+"""Restores a frame with a Wiener filter over three frames, tile by tile.
 
     X  = (sum_j w'_j conj(K_j) B_j + l Y) / (sum_j w'_j |K_j|^2 + l)
     X' = (sum_j w'_j conj(K_j) B_j + l Y + beta |grad|^2 Z)
          / (sum_j w'_j |K_j|^2 + l + beta |grad|^2)
 
-with w'_0 = 1, w'_j = NEIGHBOUR w_j and l = (1 + m / 2) LAM lam(f). Y is the mean of the prior and m
-the share of the last frame in it (prior.py). Where the transfer functions are near zero, blurred
-frames tell nothing, and a filter about zero would ring; about Y it shows what is known otherwise.
-Z has the gradients of X but for the small ones, which are ringing: one step of half-quadratic
+where w'_0 = 1, w'_j = NEIGHBOUR w_j and l = (1 + m / 2) LAM lam(f). Y is the mean of the prior, and
+m the share of the last frame in it (prior.py). Where the transfer functions are near zero, blurred
+frames carry no information: a filter with prior mean 0 would ring, and one with mean Y yields Y. Z
+has the gradients of X except the small ones, which are ringing. This is one step of half-quadratic
 splitting for a sparse prior (Krishnan and Fergus, "Fast image deconvolution using hyper-Laplacian
-priors", NIPS 2009), for the luminance alone.
+priors", NIPS 2009), for the luminance only.
 
-Each pixel lies in several tiles, whose paths differ where things move apart. A tile counts there by
+Each pixel lies in several tiles, whose paths differ where objects move apart. A tile has the weight
 
     v = window / R^4
 
-with R the mean over a cell of 8 x 8 pixels of (K_0 X - B)^2: a path that is another thing's leaves
+where R is the mean of (K_0 X - B)^2 over a cell of 8 x 8 pixels: the path of another object leaves
 much unexplained.
 """
 
@@ -37,21 +37,21 @@ from jaxdeblur.paths.prior import Prior, mean_of
 from jaxdeblur.paths.tiles import Tiling, cut, cutter, inner, over_tiles, overlap_add, taper
 
 NEIGHBOUR = 0.5
-"""Of a neighbour's trust: an error of its path hurts more than its share of the light helps."""
+"""Factor of a neighbour's trust: errors of its path hurt more than its share of the light helps."""
 
 LAM = 0.375
-"""Of the fitted ratio of noise to signal, which counts errors of the model near the borders of the
+"""Factor of the fitted noise-to-signal ratio, which counts model errors near the borders of the
 window as noise. Chosen on validation clips (docs/lab/paths.md)."""
 
 THRESHOLD = 0.03
-"""Gradients below it, of a range of 1, count as ringing."""
+"""Gradients below it, for values in [0, 1], count as ringing."""
 
 _CELL, _POWER = 8, 4
-_FLOOR, _TYPICAL = 1e-6, 1e-4  # Of R; the latter only keeps its power in the range of float32.
+_FLOOR, _TYPICAL = 1e-6, 1e-4  # Of R; the latter only keeps R^4 in the range of float32.
 
 
 class Luminance(NamedTuple):
-    """What the filter makes of the luminance, images ``H W``."""
+    """The filter's results for the luminance."""
 
     sharp: Float[Array, "H W"]
     residual: Float[Array, "H W"]
@@ -59,15 +59,15 @@ class Luminance(NamedTuple):
     disagreement: Float[Array, "H W"]
     """X of the neighbours alone minus X of the frame alone."""
     shares: Float[Array, "N 1 size size"]
-    """v of each tile, such that they add up to one."""
+    """v of each tile, normalised to sum to one."""
 
 
 class Tiles(NamedTuple):
-    """What is known of N tiles before they are filtered."""
+    """The parameters of N tiles to be filtered."""
 
     fit: Fit
     offsets: Float[Array, "N 3 2"]
-    """Where the patches are cut, in even pixels of the whole image, (y, x)."""
+    """Where the patches are cut, in even pixels of the full-size image, (y, x)."""
     weights: Float[Array, "N 3"]
     """w'_j, 0 for a frame beyond the video's ends."""
     duty: Float[Array, ""]
@@ -78,10 +78,10 @@ class Tiles(NamedTuple):
 def luminance(
     frames: Float[Array, "3 H W"], prior: Prior, tiles: Tiles, tiling: Tiling
 ) -> Luminance:
-    """The middle frame's luminance without its blur, and how well it explains the three frames.
+    """Restores the middle frame's luminance, and rates how well it explains the three frames.
 
     Args:
-      frames: luminances of the frames before, at and after.
+      frames: luminances of the previous, middle and next frame.
       prior: those of the prior, ``H W``.
       tiles: their paths.
       tiling: of the frames.
@@ -124,14 +124,14 @@ def chrominance(
     tiling: Tiling,
     shares: Float[Array, "N 1 size size"],
 ) -> Float[Array, "C H W"]:
-    """Channels at half size without their blur: X.
+    """Restores channels at half size: X.
 
     Args:
       frames: the channels of the three frames, reduced by 2.
       prior: those of the prior, ``C H W``, reduced alike.
-      tiles: the paths, in pixels of the whole frame.
+      tiles: the paths, in pixels of the full-size frame.
       tiling: of the reduced frames.
-      shares: of ``luminance``.
+      shares: from ``luminance``.
     """
     n, terms_of = tiling.n, _terms_of(frames, prior, tiles.basis, tiling, 2)
 
@@ -146,7 +146,7 @@ def chrominance(
 
 
 def _shares(residual: Float[Array, "N size size"], tiling: Tiling) -> Float[Array, "N 1 size size"]:
-    """v of each tile from what its path leaves unexplained."""
+    """Returns v of each tile, from what its path leaves unexplained."""
     cells = reduce(residual**2, "n (y a) (x b) -> n y x", "mean", a=_CELL, b=_CELL)
     value = (_TYPICAL / (cells + _FLOOR)) ** _POWER
     value = jax.image.resize(value, residual.shape, "linear")
@@ -185,7 +185,7 @@ def _terms_of(
     tiling: Tiling,
     scale: int,
 ) -> Callable[[_Tile], _Terms]:
-    """Gives w'_j conj(K_j) B_j, w'_j |K_j|^2, l and Y of a tile at all frequencies."""
+    """Returns a function from a tile to w'_j conj(K_j) B_j, w'_j |K_j|^2, l and Y at each f."""
     n = tiling.n
     edge, at = taper(n, 3 * (n - tiling.size) // 8), frequencies(n, scale)
     cut_base, cut_last, *cut_frames = (
@@ -219,7 +219,7 @@ def _terms_of(
 
 
 def _without_small_gradients(image: Float[Array, "n n"]) -> Float[Array, "1 n n"]:
-    """Minus the divergence of what a shrinkage leaves of the gradients."""
+    """Returns minus the divergence of the gradients after shrinkage."""
     dy, dx = image - jnp.roll(image, 1, 0), image - jnp.roll(image, 1, 1)
     keep = jnp.maximum(1 - THRESHOLD**2 / (dy**2 + dx**2 + 1e-12), 0)
     dy, dx = dy * keep, dx * keep

@@ -1,4 +1,4 @@
-"""What blur paths tell of a batch of windows of five frames, each of its own video."""
+"""Estimates blur paths for a batch of windows of five frames, each of its own video."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from jaxdeblur.paths.watch import watch
 from jaxdeblur.shapes import Frame
 
 EVERY = 8
-"""How often a frame is asked for the shutter."""
+"""Interval, in frames, at which frames give evidence on the shutter."""
 
 FIRST = EVERY - WINDOW // 2
-"""Frames at the beginning that all are: those of an opening of EVERY that have their window."""
+"""The first frames, which all do: those with their whole window in an opening of EVERY frames."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PathsConfig:
-    """The fields of a PathRestorer.
+    """The configuration of a PathRestorer.
 
     Attributes:
       duty: the share of the time between frames that the shutter is open, above 0 and up to 1; 0
         finds it from the video.
-      light: what the camera averaged: values as they are "stored", or "linear" light; "found" finds
-        it from the video.
+      light: what the camera averaged, "stored" values or "linear" light; "found" finds it from the
+        video.
     """
 
     duty: Share = 0.0
@@ -43,15 +43,15 @@ class PathsConfig:
 
     @property
     def asks(self) -> bool:
-        """Whether anything is left to find."""
+        """Whether the duty or the light is to be found from the video."""
         return not self.duty or self.light == "found"
 
 
 class Told(NamedTuple):
-    """Of the middle frames."""
+    """The results for the middle frames."""
 
     maps: Float[Array, "*leading H W 14"]
-    """By models/path_maps.py."""
+    """The maps of models/path_maps.py."""
     gate: Float[Array, "*leading h w"]
     paths: Float[Array, "*leading N 9 2"]
 
@@ -63,14 +63,14 @@ def watch_clips(
     shutter: Shutter,
     seen: Int[Array, ""],
 ) -> tuple[Float[Array, "B N 4 2"] | None, Shutter]:
-    """How tiles move, None where frames are too small for any, and what is then known of shutters.
+    """Returns how tiles move, or None if frames are too small for tiles, and the updated shutters.
 
     Args:
       config: of the paths.
       frames: in [0, 1].
       present: 1 for a frame, 0 for one beyond the videos' ends.
-      shutter: what the frames before told.
-      seen: how many these were.
+      shutter: what is known from previous frames.
+      seen: the number of previous frames.
     """
     if min(frames.shape[2:4]) < LEAST_SIDE:
         return None, shutter
@@ -94,12 +94,12 @@ def tell(
     below: Frame,
     last: Frame,
 ) -> Told:
-    """What the paths tell of the middle frames.
+    """Returns the results of the paths for the middle frames.
 
     Args:
-      config, frames, moves, present, shutter: as of ``watch_clips``, and what it gave.
+      config, frames, moves, present, shutter: as in ``watch_clips``, and its results.
       below: the base.
-      last: the frames before, as the gate left them.
+      last: the previous frames, as the gate left them.
     """
     light, duty = config.light, config.duty or None
     linear = None if light == "found" else light == "linear"

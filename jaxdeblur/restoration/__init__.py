@@ -1,1 +1,1 @@
-"""Restoring: streams and clips, tiles, the threads around them, and what deblur.py does."""
+"""Restoration of streams and clips: tiling, threads, and the work of deblur.py."""

@@ -1,4 +1,4 @@
-"""Deblurrer: restoring videos from Python with trained weights."""
+"""Deblurrer: restores videos from Python with trained weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Deblurrer:
 
         from jaxdeblur import Deblurrer
 
-        deblurrer = Deblurrer("runs/first")   # or no argument: the weights that ship
+        deblurrer = Deblurrer("runs/first")   # no argument: the shipped weights
         sharp = deblurrer(blurred)            # T H W 3, uint8 or uint16, RGB
         for frame in deblurrer.stream(camera):
             show(frame)                       # H W 3, a few frames late
@@ -36,9 +36,9 @@ class Deblurrer:
 
     Attributes:
       model: the network.
-      source: where its weights come from, in words.
+      source: a description of where its weights come from.
       of_photographs: whether its weights were trained on single images.
-      strength: how much of the restoration is mixed with what went in, 0 to 1.
+      strength: how much of the restoration is mixed into the input, 0 to 1.
     """
 
     def __init__(
@@ -55,28 +55,28 @@ class Deblurrer:
         """Loads the weights.
 
         Args:
-          weights: a run folder, a ``.safetensors`` file, the name of weights that ship, or a model;
-            None for the weights that ship.
-          strength: 1 gives the restored frames, 0 what went in, between them a mixture.
-          tile: "none" restores a frame at once; "HxW" in tiles of that size, for frames that need
-            more memory than there is; "auto" decides by the free memory of the device.
-          device: where to compute, as "cpu", "gpu" or "gpu:1"; None for JAX's first.
+          weights: a run folder, a ``.safetensors`` file, the name of shipped weights, or a model;
+            None for the default shipped weights.
+          strength: 1 gives the restored frames, 0 the input, values between them a mixture.
+          tile: "none" restores whole frames; "HxW" restores tiles of that size, for frames that do
+            not fit into memory; "auto" decides by the free memory of the device.
+          device: where to compute, as "cpu", "gpu" or "gpu:1"; None for JAX's first device.
           dtype: of the computation, "float32" or "bfloat16"; None for the network's own.
-          duty: for blur paths, the share of the time between frames that the shutter was open,
-            above 0 and up to 1; None finds it.
-          light: for blur paths, "stored" or "linear", what the camera averaged; None finds it.
+          duty: for blur paths, the share of the time between frames in which the shutter was open,
+            above 0 and up to 1; None to estimate it.
+          light: for blur paths, "stored" or "linear", what the camera averaged; None estimates it.
 
         Raises:
-          UserError: there are no such weights, or an argument is out of its range.
+          UserError: the weights do not exist, or an argument is out of range.
         """
         if not 0 <= strength <= 1:
-            raise UserError(f"--strength is between 0 and 1, not {strength:g}")
+            raise UserError(f"--strength must be between 0 and 1, not {strength:g}")
         self.strength = strength
         self._chooses_tiles = tile == "auto"
         self._given_tiles = None if self._chooses_tiles else parse_tiles(tile)
         if isinstance(weights, VideoRestorer):
             if dtype is not None:
-                raise UserError("dtype is for weights that are loaded; a model has its own")
+                raise UserError("dtype applies to loaded weights only; a model has its own")
             self.model, self.source = weights, type(weights).__name__
             self.of_photographs = False
         else:
@@ -96,48 +96,48 @@ class Deblurrer:
 
     @property
     def device(self) -> str:
-        """What computes, in words."""
+        """Description of the device that computes."""
         return devices.described(device_of(nnx.state(self.model)))
 
     def __call__(self, clip: PixelClip) -> PixelClip:
-        """Restores all frames of a clip, at the memory of a stream.
+        """Restores all frames of a clip, as a stream does, in constant device memory.
 
         Args:
           clip: ``T H W 3``, RGB, uint8 or uint16; any length and size.
 
         Returns:
-          As many frames of the same size and dtype.
+          The restored clip, of the same shape and dtype.
 
         Raises:
-          UserError: ``clip`` is no such array.
+          UserError: ``clip`` is not such an array.
         """
         if not isinstance(clip, np.ndarray | jax.Array) or clip.ndim != 4:
             given = described(clip)
             if getattr(clip, "ndim", 0) == 3:
-                given += "; of one frame alone, clip[None] is a clip"
-            raise UserError(f"a clip is an array T H W 3 in uint8 or uint16, not {given}")
+                given += "; to restore a single frame, pass clip[None]"
+            raise UserError(f"a clip must be an array T H W 3 in uint8 or uint16, not {given}")
         restored = np.empty_like(clip)
         for t, frame in enumerate(self.stream(clip)):
             restored[t] = frame
         return restored
 
     def stream(self, frames: Iterable[Pixels]) -> Iterator[Pixels]:
-        """Restores frames as they come: each is given back ``model.lookahead`` frames later.
+        """Restores frames as they arrive; each is returned ``model.lookahead`` frames later.
 
-        The first waits for ``model.opening`` frames, which tell blur paths of the shutter.
+        The first waits for ``model.opening`` frames, from which blur paths estimate the shutter.
 
         Args:
-          frames: ``H W 3``, RGB, uint8 or uint16, all of one size; however many.
+          frames: ``H W 3``, RGB, uint8 or uint16, all of one size; any number of them.
 
         Yields:
-          As many frames of the same size and dtype, the caller's to write into. Memory does not
-          grow with their number.
+          As many frames of the same size and dtype, which the caller may write into. Memory does
+          not grow with their number.
 
         Raises:
-          UserError: ``frames`` are none, a frame is no such array, or not as the first one.
+          UserError: ``frames`` is not iterable, or a frame is no such array or unlike the first.
         """
         if not isinstance(frames, Iterable):
-            raise UserError(f"frames are arrays H W 3 one after the other, not {described(frames)}")
+            raise UserError(f"frames must be an iterable of arrays H W 3, not {described(frames)}")
         return restore_frames(self.open_stream, frames)
 
     def warm_up(self, height: int, width: int, dtype: type = np.uint8) -> None:
@@ -145,23 +145,23 @@ class Deblurrer:
         self(np.zeros((1, height, width, 3), dtype))
 
     def compile(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
-        """Compiles for frames of a size and layout; gives their tiles, as ``tiles``."""
+        """Compiles for a frame size and layout; returns the tiling, as ``tiles`` does."""
         tiles = self.tiles(height, width, layout)
-        # To choose tiles is to compile: what is chosen is what the compiler says that fits.
+        # Choosing tiles already compiles the step, since the compiler says what fits.
         if not self._chooses_tiles:
             step_memory(self.model, height, width, layout=layout, tiles=tiles)
         return tiles
 
     def open_stream(self, height: int, width: int, layout: PixelLayout = RGB8) -> Stream:
-        """The stream of one video, for callers that push frames themselves (``Stream.push``).
+        """Opens the stream of one video, for callers that push frames (``Stream.push``).
 
-        What is live may leave out ``Stream.look``; blur paths then learn of the shutter as they go.
+        Live input may skip ``Stream.look``; blur paths then estimate the shutter as they go.
         """
         tiles = self.tiles(height, width, layout)
         return Stream(self.model, height, width, layout=layout, strength=self.strength, tiles=tiles)
 
     def tiles(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
-        """The tiles in which frames of a size are restored; None for the whole frame at once."""
+        """Returns the tiling for a frame size; None to restore the whole frame at once."""
         if not self._chooses_tiles:
             return self._given_tiles
         key = (height, width, layout)
@@ -172,9 +172,9 @@ class Deblurrer:
 
 def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -> VideoRestorer:
     if not isinstance(model, PathRestorer):
-        raise UserError("--duty and --light are of blur paths; --ckpt=paths has them")
+        raise UserError("--duty and --light need weights with blur paths, such as --ckpt=paths")
     if duty is not None and not 0 < duty <= 1:
-        raise UserError(f"--duty is a share of the period, above 0 and up to 1, not {duty:g}")
+        raise UserError(f"--duty must be a share of the period, above 0 and up to 1, not {duty:g}")
     given = {"duty": duty, "light": light}
     told = {name: value for name, value in given.items() if value is not None}
     config = dataclasses.replace(model.config, **told)
@@ -182,10 +182,10 @@ def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -
 
 
 def find_device(name: str) -> jax.Device:
-    """The device of a name like ``cpu``, ``gpu`` or ``gpu:1``.
+    """Returns the device with a name like ``cpu``, ``gpu`` or ``gpu:1``.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: there is no such device.
     """
     kind, _, index = name.partition(":")
     try:
@@ -195,5 +195,5 @@ def find_device(name: str) -> jax.Device:
     position = int(index) if index.isdecimal() else 0 if not index else -1
     if not 0 <= position < len(devices):
         present = ", ".join(f"{d.platform}:{i}" for i, d in enumerate(jax.local_devices()))
-        raise UserError(f"--device={name}: there is no such device; there are {present}")
+        raise UserError(f"--device={name}: no such device; choose from {present}")
     return devices[position]

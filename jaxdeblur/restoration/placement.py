@@ -1,6 +1,6 @@
-"""A stream's step as it is compiled: whole or in tiles.
+"""Compiled steps of a stream, over the whole frame or in tiles.
 
-And which of these a frame needs: the memory that a step takes is what the compiler says.
+Which of the two a frame needs depends on the memory that the compiler reports for a step.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from jaxdeblur.shapes import DevicePlane, Frame, SeenFrame
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
 Graph: TypeAlias = Any
-"""A model without its parameters, as ``nnx.split`` gives it."""
+"""A model without its parameters, as returned by ``nnx.split``."""
 
 ModelState: TypeAlias = Any
-"""A model's parameters, as ``nnx.split`` gives them."""
+"""A model's parameters, as returned by ``nnx.split``."""
 
 
 class Compiled(NamedTuple):
-    """What a step is compiled for, beside the size of the frame."""
+    """What a step is compiled for, besides the frame size."""
 
     graph: Graph
     layout: PixelLayout
@@ -40,7 +40,7 @@ class Compiled(NamedTuple):
 
     @property
     def step_of(self) -> StepOf:
-        """One step of a network."""
+        """The function that steps a network, over the whole frame or in tiles."""
         return _whole_step if self.tiles is None else self.tiles.step
 
 
@@ -58,16 +58,16 @@ def base_step(
     planes: tuple[DevicePlane, ...],
     repeated: bool | Bool[Array, ""],
 ) -> tuple[State, Frame]:
-    """A step of the base of blur paths, a program of its own, which can run beside the paths'.
+    """Steps the base of blur paths, as a separate program that can run in parallel with the paths.
 
     Args:
-      what: it is compiled for.
+      what: what the step is compiled for.
       parameters: of the whole model.
-      state: of the base.
-      planes, repeated: as of ``stream_step``.
+      state: of the base; its memory is reused.
+      planes, repeated: as for ``stream_step``.
 
     Returns:
-      The base's next state, and the frame that it restored, padded to the model's ``multiple``.
+      The base's next state and its restored frame, padded to the model's ``multiple``.
     """
     model: PathRestorer = nnx.merge(what.graph, parameters)
     assert model.base is not None
@@ -85,16 +85,16 @@ def stream_step(
     strength: Float[Array, ""],
     below: Float[Array, "1 Hp Wp 3"] | None = None,
 ) -> tuple[State, tuple[DevicePlane, ...]]:
-    """One frame in and the one that is due out, in the arrays of their files.
+    """Takes one frame in and returns the one that is due, as arrays in the layout of their file.
 
     Args:
-      what: it is compiled for.
-      parameters, state: of the model; the state's memory is used again.
+      what: what the step is compiled for.
+      parameters, state: of the model; the state's memory is reused.
       planes: the frame that comes in.
-      repeated: it is the last frame, once more.
-      due: the frame that comes out, to which what changes is added.
+      repeated: whether it is the last frame, given once more.
+      due: the frame that comes out, to which the network's change is added.
       strength: the share of the change that is added.
-      below: of blur paths over a base, what ``base_step`` made.
+      below: for blur paths over a base, the frame from ``base_step``.
     """
     model: VideoRestorer = nnx.merge(what.graph, parameters)
     frame = what.layout.to_rgb(planes)[None]
@@ -116,16 +116,16 @@ def choose_tiles(
     layout: PixelLayout = RGB8,
     budget: int | None = None,
 ) -> TileGrid | None:
-    """The largest tiles with which a step fits into memory; None if the whole frame does.
+    """Returns the largest tiles with which a step fits into memory; None if the whole frame fits.
 
-    The memory is what the compiler says that the compiled step takes.
+    The memory is what the compiler reports for the compiled step.
 
     Args:
       model: the network.
       height, width: of the frame, in pixels.
       layout: of the planes that come in and go out.
-      budget: bytes to stay within; by default 0.8 of what is free on the model's device, so that
-        the convolutions' scratch space, which the compiler does not count, fits too.
+      budget: limit in bytes; by default 0.8 of the free memory on the model's device, so that the
+        convolutions' scratch space, which the compiler does not count, fits too.
 
     Raises:
       UserError: not even the smallest useful tiles fit.
@@ -147,8 +147,8 @@ def choose_tiles(
         if step_memory(model, height, width, layout=layout, tiles=grid) <= budget:
             return grid
     raise UserError(
-        f"a frame of {width}x{height} takes {needed / 2**30:.1f} GiB at once and does not fit into "
-        f"{budget / 2**30:.1f} GiB in tiles either; use a smaller model or frame"
+        f"a frame of {width}x{height} needs {needed / 2**30:.1f} GiB and does not fit into "
+        f"{budget / 2**30:.1f} GiB even in tiles; use a smaller model or frame"
     )
 
 
@@ -160,13 +160,13 @@ def step_memory(
     layout: PixelLayout = RGB8,
     tiles: TileGrid | None = None,
 ) -> int:
-    """Bytes that one step of the stream takes on the device: state, frames and intermediates.
+    """Returns the bytes that one stream step takes on the device: state, frames, intermediates.
 
     Args:
       model: the network.
       height, width: of the frame, in pixels.
       layout: of the planes that come in and go out.
-      tiles: in which the step runs; None for the whole frame.
+      tiles: the tiling of the step; None for the whole frame.
     """
     graph, parameters = nnx.split(model)
     place = SingleDeviceSharding(device_of(parameters))
@@ -187,7 +187,7 @@ def step_memory(
     lowered.append(
         stream_step.lower(what, parameters, state, planes, False, planes, strength, below)
     )
-    # A stream's calls with these shapes use what is compiled here.
+    # A stream with these shapes reuses what is compiled here.
     taken: list[Any] = [each.compile().memory_analysis() for each in lowered]
     return sum(
         memory.argument_size_in_bytes
@@ -199,12 +199,12 @@ def step_memory(
 
 
 def has_base(model: VideoRestorer) -> bool:
-    """Whether a step is two programs, ``base_step`` and ``stream_step``."""
+    """Returns whether a step is two programs, ``base_step`` and ``stream_step``."""
     return isinstance(model, PathRestorer) and model.base is not None
 
 
 def free_memory(device: jax.Device) -> int:
-    """Bytes that are free on ``device``; for the CPU, what the system can still give."""
+    """Returns the free bytes on ``device``; for a CPU, the memory available from the system."""
     stats = device.memory_stats()
     if stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
@@ -212,14 +212,14 @@ def free_memory(device: jax.Device) -> int:
         with open("/proc/meminfo", encoding="ascii") as lines:
             fields = dict(line.split(":") for line in lines)
         free = int(fields["MemAvailable"].split()[0]) * 1024
-    except OSError:  # not Linux: half of what the machine has
+    except OSError:  # not Linux: half of the machine's memory
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    with contextlib.suppress(OSError, ValueError):  # no limit on this container
+    with contextlib.suppress(OSError, ValueError):  # no container, or no limit
         free = min(free, devices.free_in_container())
     return free
 
 
 def device_of(parameters: ModelState) -> jax.Device:
-    """The device on which a model's parameters lie, JAX's first for a model without any."""
+    """Returns the device of a model's parameters; JAX's first for a model without any."""
     leaves = jax.tree.leaves(parameters)
     return next(iter(leaves[0].devices())) if leaves else jax.devices()[0]

@@ -1,6 +1,6 @@
-"""What deblur.py restores into what: its options, the inputs and outputs that they name.
+"""The options of deblur.py, and the inputs and outputs that they name.
 
-Only names and folders are looked at; neither JAX nor FFmpeg is imported.
+This module looks at names and folders only; it imports neither JAX nor FFmpeg.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class DeblurConfig:
       start: where in the video to begin, in seconds or as [H:]MM:SS.
       end: where in the video to end, likewise.
       duration: how much of the video to restore, instead of an end.
-      codec: FFmpeg's name of the video encoder; by default the input's codec, else libx264.
-      crf: quality of the video, smaller is better; by default the loss is about invisible.
-      fps: frame rate of images or of frames from a pipe, by default 25, or to ask a camera for.
-      size: WIDTHxHEIGHT of the raw rgb24 frames from a pipe, or to ask a camera for.
+      codec: FFmpeg's name for the video encoder; by default the input's codec, else libx264.
+      crf: quality of the video, smaller is better; by default the loss is barely visible.
+      fps: frame rate of images or piped frames, by default 25; of a camera, the rate to request.
+      size: WIDTHxHEIGHT of the raw rgb24 frames from a pipe; of a camera, the size to request.
       single: restore each image by itself, as a photograph, not as a frame of a video.
-      fast: restore video by a network alone, without blur paths: less gain, in half of the time.
+      fast: restore video with a network alone, without blur paths: less gain in half the time.
       compare: also write a video, or a small GIF or WebP, that shows input and result side by side.
-      duty: for blur paths, the share of the time between frames that the shutter was open, up to 1;
-        found from the video by default.
-      light: for blur paths, what the camera averaged; found from the video by default.
-      tile: auto, none or HEIGHTxWIDTH: restore large frames in pieces; auto goes by free memory.
+      duty: for blur paths, the share of the time between frames in which the shutter was open, up
+        to 1; estimated from the video by default.
+      light: for blur paths, what the camera averaged; estimated from the video by default.
+      tile: auto, none or HEIGHTxWIDTH: restore large frames in tiles; auto goes by free memory.
       max_pixels: frames with more pixels are refused.
       skip_done: skip inputs whose output exists and is newer.
       overwrite: replace files that exist.
@@ -80,14 +80,14 @@ class DeblurConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.end is not None and self.duration is not None:
-            raise UserError("--end and --duration say the same; give one of them")
+            raise UserError("--end and --duration cannot be combined; give one of them")
         if self.end is not None and not self.start < self.end:
-            raise UserError(f"--end is a time after --start={self.start:g}, not {self.end:g}")
+            raise UserError(f"--end must be after --start={self.start:g}, not {self.end:g}")
         self.raw_size  # noqa: B018  # complains if it is not a size
 
     @property
     def length(self) -> float | None:
-        """Seconds of the video to restore, by ``duration`` or ``end``; None for all that follow."""
+        """Seconds of the video to restore, from ``duration`` or ``end``; None for the rest."""
         return self.duration if self.end is None else self.end - self.start
 
     @property
@@ -95,7 +95,7 @@ class DeblurConfig:
         """Height and width from ``size``, in pixels.
 
         Raises:
-          UserError: it is no size, or has more than ``max_pixels`` pixels.
+          UserError: it is not a size, or has more than ``max_pixels`` pixels.
         """
         if self.size is None:
             return None
@@ -104,7 +104,7 @@ class DeblurConfig:
         except argparse.ArgumentTypeError as error:
             raise UserError(f"--size={self.size}: {error}") from None
         if width * height > self.max_pixels:
-            raise UserError(f"--size={self.size} is over --max-pixels={self.max_pixels}")
+            raise UserError(f"--size={self.size} exceeds --max-pixels={self.max_pixels}")
         return height, width
 
     @property
@@ -125,8 +125,8 @@ class Job:
       kind: what the input is.
       paths: the video, or the images in their order; empty for a pipe or a camera.
       output: a file, a folder, or None for a pipe.
-      name: of the input, in messages.
-      into_folder: the output is a folder, whatever suffix its name seems to have.
+      name: the input's name in messages.
+      into_folder: whether the output is a folder, even if its name seems to have a suffix.
     """
 
     kind: Literal["video", "images", "pipe", "camera"]
@@ -137,14 +137,14 @@ class Job:
 
     @property
     def suffix(self) -> str:
-        """Of the file that the output is; empty for a folder."""
+        """The output file's suffix in lower case; empty for a folder or a pipe."""
         if self.output is None or self.into_folder or os.path.isdir(self.output):
             return ""
         return self.output.suffix.lower()
 
     @property
     def use(self) -> Use:
-        """What weights it needs."""
+        """The kind of weights that the job needs."""
         if self.kind == "camera":
             return "camera"
         return "photograph" if self.kind == "images" and len(self.paths) == 1 else "video"
@@ -169,16 +169,16 @@ def plan(
     skip_done: bool = False,
     overwrite: bool = False,
 ) -> list[Job]:
-    """What is to be restored into what.
+    """Plans the jobs: which input is restored into which output.
 
     Args:
       inputs: videos, folders of frames, images, globs, ``camera:0``, or ``-``.
       output: for one input, the file or folder of the result, or ``-``.
       out_dir: for any number of inputs, the folder of the results, which get the inputs' names.
-      single: each image is an input of its own.
-      skip_done: the output of a job that is done is no obstacle.
-      overwrite: nor is any other file; without it, two videos that ``*.mp4`` stands for, or a
-        result that is wanted, are safe.
+      single: whether each image is a separate input.
+      skip_done: whether outputs of jobs that are done may exist.
+      overwrite: whether any other output file may exist; the default protects earlier results,
+        and the second of two videos to which ``*.mp4`` expands.
 
     Raises:
       UserError: something is missing or ambiguous, or a file would be replaced.
@@ -187,7 +187,7 @@ def plan(
     if single:
         for job in jobs:
             if job.kind != "images":
-                raise UserError(f"{job.name}: --single is for images, and this is a {job.kind}")
+                raise UserError(f"{job.name}: --single takes images, but this is a {job.kind}")
         jobs = [Job("images", (path,), None, str(path)) for job in jobs for path in job.paths]
     if out_dir is not None:
         folder = Path(out_dir)
@@ -198,7 +198,7 @@ def plan(
         jobs = [_named_into(job, folder) for job in jobs]
         names = collections.Counter(job.output for job in jobs)
         if twice := [str(path) for path, count in names.items() if count > 1]:
-            raise UserError(f"--out-dir={out_dir}: several inputs would become {twice[0]}")
+            raise UserError(f"--out-dir={out_dir}: several inputs would be written to {twice[0]}")
     elif len(jobs) > 1:
         raise UserError(f"{len(jobs)} inputs need --out-dir=FOLDER for their results")
     elif output != "-":
@@ -213,20 +213,20 @@ def plan(
 
 
 def _find(text: str) -> list[Job]:
-    """The inputs that a word of the command line names."""
+    """Returns the inputs that one command-line argument names."""
     if text == "-":
         return [Job("pipe", (), None, "-")]
     if text.startswith(CAMERA):
         if not text.removeprefix(CAMERA):
-            raise UserError(f"{text}: which camera? as {CAMERA}0")
+            raise UserError(f"{text}: names no camera; use {CAMERA}0 for the first one")
         return [Job("camera", (), None, text)]
-    # os.path, unlike Path, answers names that the system refuses (too long, looping) with no.
+    # os.path, unlike Path, returns False for names that the system refuses (too long, looping).
     path = Path(text)
     if os.path.isdir(text):
         frames = list_frames(path)
         if not frames:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise UserError(f"{text}: a folder without images ({kinds})")
+            raise UserError(f"{text}: contains no images ({kinds})")
         return [Job("images", tuple(frames), None, text)]
     if os.path.exists(text):
         if is_image(path):
@@ -237,13 +237,15 @@ def _find(text: str) -> list[Job]:
         files = [path for path in found if os.path.isfile(path)]
         images = [path for path in files if is_image(path)]
         if not files:
-            raise UserError(f"{text}: no file has such a name")
+            raise UserError(f"{text}: no file matches this pattern")
         if len(images) == len(files):
             if len({path.name for path in images}) < len(images):
-                raise UserError(f"{text}: images of one name in several folders; give the folders")
+                raise UserError(
+                    f"{text}: several folders contain images of the same name; give the folders"
+                )
             return [Job("images", tuple(images), None, text)]
         if images:
-            raise UserError(f"{text}: names images and videos; give them apart")
+            raise UserError(f"{text}: matches both images and videos; give them separately")
         return [_video(path) for path in files]
     raise UserError(f"{text}: no such file or folder")
 
@@ -251,13 +253,13 @@ def _find(text: str) -> list[Job]:
 def _video(path: Path) -> Job:
     if (suffix := path.suffix.lower()) in UNREADABLE_SUFFIXES:
         kind = suffix[1:].upper()
-        raise UserError(f"{path}: {kind} cannot be read here; convert it to PNG or JPEG first")
+        raise UserError(f"{path}: {kind} is not supported; convert it to PNG or JPEG first")
     return Job("video", (path,), None, str(path))
 
 
 def _named_into(job: Job, folder: Path) -> Job:
     if job.kind in ("pipe", "camera"):
-        raise UserError(f"{job.name}: a {job.kind} has no name for --out-dir; give OUTPUT")
+        raise UserError(f"{job.name}: a {job.kind} has no file name for --out-dir; give OUTPUT")
     if job.kind == "video":
         (path,) = job.paths
         name = path.name if path.suffix.lower() in CONTAINERS else f"{path.stem}.mkv"
@@ -270,54 +272,58 @@ def _named_into(job: Job, folder: Path) -> Job:
 
 
 def _check_output(job: Job, output: Path, out_dir: Path | None) -> None:
-    # --out-dir itself is made when the first result is written; any other may be misspelt.
+    # --out-dir is created when the first result is written; any other folder may be misspelt.
     if output.parent != out_dir and not os.path.isdir(output.absolute().parent):
         raise UserError(f"{output}: the folder {output.parent} does not exist")
     inputs = {os.path.realpath(path) for path in job.paths}
     folders = {os.path.dirname(path) for path in inputs} if os.path.isdir(job.name) else set()
     if os.path.realpath(output) in inputs | folders:
-        raise UserError(f"{output}: is the input; give the output another name")
+        raise UserError(f"{output}: is also the input; choose another name")
     suffix = job.suffix
     is_folder = os.path.isdir(output)
     if not suffix:
         if is_folder and os.listdir(output):
             raise UserError(f"{output}: the folder is not empty; name a new one")
         if os.path.exists(output) and not is_folder:
-            raise UserError(f"{output}: is a file; where it stands a folder of frames would come")
+            raise UserError(
+                f"{output}: is a file, but frames are written to a folder; choose another name"
+            )
     elif suffix not in CONTAINERS and suffix not in IMAGE_SUFFIXES:
         raise UserError(
-            f"{output}: no format that can be written; use a video ({', '.join(CONTAINERS)}), an "
+            f"{output}: unsupported output format; use a video ({', '.join(CONTAINERS)}), an "
             f"image ({', '.join(sorted(IMAGE_SUFFIXES))}), or a folder (its name ends in "
             f"{os.sep} or has no dot)"
         )
     elif is_image(output) and job.use != "photograph":
-        raise UserError(f"{output}: one image cannot hold a video; give a folder or a video file")
+        raise UserError(f"{output}: an image cannot hold a video; give a folder or a video file")
 
 
 def _refuse_existing(path: Path, name: str) -> None:
     if os.path.isfile(path):
-        raise UserError(f"{name}: exists (--overwrite replaces it)")
+        raise UserError(f"{name}: already exists (--overwrite replaces it)")
 
 
 def check_compare(job: Job, compare: str, overwrite: bool) -> None:
     """Checks that the file of ``--compare`` can be written.
 
     Raises:
-      UserError: its kind is unknown, its folder is missing, or the place is taken.
+      UserError: its format is unknown, its folder is missing, or its path is taken.
     """
     path = Path(compare)
     if path.suffix.lower() not in CONTAINERS.keys() | ANIMATED_SUFFIXES:
         kinds = ", ".join([*CONTAINERS, *sorted(ANIMATED_SUFFIXES)])
-        raise UserError(f"--compare={compare}: a video or an animation, with the suffix {kinds}")
+        raise UserError(f"--compare={compare}: must be a video or an animation ({kinds})")
     if not os.path.isdir(path.absolute().parent):
         raise UserError(f"--compare={compare}: the folder {path.parent} does not exist")
     if job.output is not None and not job.suffix:
         folder, file = (Path(os.path.realpath(each)) for each in (job.output, path))
         if file.is_relative_to(folder):
-            raise UserError(f"--compare={compare}: lies in the output's folder; name another place")
+            raise UserError(
+                f"--compare={compare}: is inside the output folder; choose another place"
+            )
     others = [*job.paths, *([] if job.output is None else [job.output])]
     taken = {os.path.realpath(other) for other in others}
     if os.path.isdir(path) or os.path.realpath(path) in taken:
-        raise UserError(f"--compare={compare}: is the input or the output; give it its own name")
+        raise UserError(f"--compare={compare}: is also the input or output; choose another name")
     if not overwrite:
         _refuse_existing(path, f"--compare={compare}")

@@ -1,4 +1,4 @@
-"""What deblur.py does: reads, restores and writes at once, and replaces files only when whole."""
+"""The work of deblur.py: reads, restores and writes in parallel; replaces files when complete."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ from jaxdeblur.video.pipes import RawReader, RawWriter
 from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.video.writer import VideoWriter
 
-# Seconds after which the wait for the compiler is explained.
+# Seconds of compilation after which a message explains the wait.
 _LONG_S = 3.0
 
-# Of the values that a plane can hold: a single image that changes less looks as it was.
+# As a share of a plane's value range: a single image that changes less looks unchanged.
 _VISIBLE = 0.25 / 255
 
 
 Restored = tuple[Picture, tuple[Plane, ...]]
-"""A picture that was read, and its restored planes."""
+"""A picture as read, and its restored planes."""
 
 PictureView = Callable[[Picture, tuple[Plane, ...]], Picture]
-"""Makes of both the picture that is written."""
+"""Makes the picture to write from both."""
 
 
 def restore_all(
     deblurrer_of: Callable[[Job], Deblurrer], jobs: list[Job], config: DeblurConfig
 ) -> None:
-    """Restores one job after the other; one that fails does not keep the rest from it.
+    """Restores the jobs in order; a job that fails does not stop the rest.
 
     Raises:
-      UserError: jobs failed; of several, each has said so.
+      UserError: an option does not suit the inputs, or jobs failed; each of several is reported.
     """
     kinds = {job.kind for job in jobs}
     if config.fps is not None and kinds == {"video"}:
-        raise UserError("--fps is for images and pipes; videos keep their own")
+        raise UserError("--fps applies to images, pipes and cameras only; videos keep their own")
     if config.size is not None and not kinds & {"pipe", "camera"}:
-        raise UserError("--size is for a pipe or a camera; files say how large they are")
+        raise UserError("--size applies to pipes and cameras only; files state their own size")
     failed = []
     for job in jobs:
         try:
@@ -72,10 +72,10 @@ def restore_all(
 
 
 def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
-    """Restores one input into its output, which is replaced only when the new one is whole.
+    """Restores one input into its output, which is replaced only when the new one is complete.
 
     Raises:
-      UserError: the input cannot be read or the output not written; the old output is as it was.
+      UserError: the input cannot be read or the output not written; an old output is unchanged.
     """
     say: Callable[[str], None] = (lambda text: None) if config.quiet else tell
     began = time.monotonic()
@@ -91,7 +91,7 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             writer, comparison = stack.enter_context(_open_comparison(config.compare, info, config))
             results.add(config.compare, writer, comparison)
         results.say_what_is_lost()
-        # After the targets, so that nobody waits for the compiler to hear of a wrong option.
+        # After the targets are opened, so that a wrong option is reported before compilation.
         _compile(deblurrer, job, info, config, say)
         progress = ProgressLine(job.name, info.frames, quiet=config.quiet)
         camera = source if isinstance(source, CameraReader) else None
@@ -112,7 +112,7 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             write_patience=1.0 if job.output is None else None,
         )
         if not timing.frames:
-            raise UserError(f"{job.name}: has no frame")
+            raise UserError(f"{job.name}: contains no frames")
         if camera is not None:
             say(f"{job.name}: {camera.summary}")
         target.copy(source.trailing)
@@ -123,20 +123,20 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         say(f"{job.name}: the shutter was open {duty:.0%} of the time, in {light} light")
     if results.change < _VISIBLE and config.strength:
         why = (
-            "no blur was found in it"
+            "no blur was found"
             if deblurrer.of_photographs
-            else "these weights find the blur of a frame by the frames around it, so give those "
-            "too, as a folder or a video"
+            else "these weights find blur by comparing neighbouring frames; give those too, as a "
+            "folder or a video"
         )
         say(f"{job.name}: hardly changed: {why}")
     return timing
 
 
 class _Results:
-    """Writes what is restored, to each target as a view of its own, and says what is lost there.
+    """Writes the results to all targets, each with its own view, and reports what they lose.
 
     Attributes:
-      change: of a single image, by how much it changed (``_change``); 1 for all else.
+      change: how much a single image changed (``_change``); 1 for all other inputs.
     """
 
     def __init__(self, info: VideoInfo, say: Callable[[str], None]) -> None:
@@ -147,7 +147,7 @@ class _Results:
         self._said: set[str] = set()
 
     def add(self, name: str, target: PictureTarget, view: PictureView) -> None:
-        """Adds a target, in messages called ``name``; ``view`` makes the pictures for it."""
+        """Adds a target, called ``name`` in messages; ``view`` makes its pictures."""
         self._targets.append((name, target, view))
 
     def write(self, result: Restored) -> None:
@@ -158,7 +158,7 @@ class _Results:
             target.write(view(*result))
 
     def say_what_is_lost(self) -> None:
-        """Says what the targets do not keep, each thing once."""
+        """Reports what the targets do not keep, each item once."""
         for name, target, _ in self._targets:
             for what in target.lost:
                 line = f"{name}: not kept: {what}"
@@ -174,7 +174,7 @@ def _compile(
     config: DeblurConfig,
     say: Callable[[str], None],
 ) -> None:
-    what = f"compiling for {info.width}x{info.height}, or loading what an earlier start compiled"
+    what = f"compiling for {info.width}x{info.height}, or loading an earlier compilation"
     timer = threading.Timer(_LONG_S, say, [f"{job.name}: {what} ..."])
     timer.daemon = True
     timer.start()
@@ -183,11 +183,11 @@ def _compile(
     finally:
         timer.cancel()
     if config.tile == "auto" and tiles is not None:
-        say(f"{job.name}: frames are restored in tiles of {tiles}, by the free memory")
+        say(f"{job.name}: restoring frames in tiles of {tiles} to fit the free memory")
 
 
 def _change(picture: Picture, restored: tuple[Plane, ...]) -> float:
-    """Mean change of an image's values, as a share of the range of its type."""
+    """Returns the mean change of an image's values, as a share of the range of its dtype."""
     before, after = picture.planes[0], restored[0]
     difference = np.abs(before.astype(np.float32) - after.astype(np.float32)).mean()
     return float(difference) / np.iinfo(before.dtype).max
@@ -201,7 +201,7 @@ def _open_source(job: Job, config: DeblurConfig) -> PictureSource:
     cut = bool(config.start or config.length is not None)
     if job.kind == "camera":
         if config.start:
-            raise UserError(f"--start is for video files; {job.name} begins now")
+            raise UserError(f"--start applies to video files only; {job.name} starts now")
         return CameraReader(
             job.name,
             size=config.raw_size,
@@ -217,9 +217,7 @@ def _open_source(job: Job, config: DeblurConfig) -> PictureSource:
             duration=config.length,
         )
     if cut:
-        raise UserError(
-            f"--start, --end and --duration are for video files, and {job.name} is none"
-        )
+        raise UserError(f"--start, --end and --duration apply to videos, but {job.name} is not one")
     if job.kind == "images":
         return ImageReader(job.paths, rate=config.rate, max_pixels=config.max_pixels)
     if config.raw_size is None:
@@ -228,7 +226,7 @@ def _open_source(job: Job, config: DeblurConfig) -> PictureSource:
 
 
 def _descriptor(stream: Any, what: str) -> int:
-    if stream is None:  # so Python starts where it is closed
+    if stream is None:  # Python sets None when it is closed
         raise UserError(f"-: standard {what} is closed")
     return stream.fileno()
 
@@ -239,7 +237,7 @@ def _open_target(job: Job, source: PictureSource, config: DeblurConfig) -> Itera
     encoding = config.codec is not None or config.crf is not None
     compared = config.compare is not None and not _is_animation(config.compare)
     if encoding and suffix not in CONTAINERS and not compared:
-        raise UserError(f"--codec and --crf are for videos, and {output or '-'} is none")
+        raise UserError(f"--codec and --crf apply to videos, but {output or '-'} is not one")
     if output is None:
         if sys.stdout is not None and sys.stdout.isatty():
             raise UserError("-: standard output is a terminal; send raw frames into a pipe or file")
@@ -271,7 +269,7 @@ def _open_target(job: Job, source: PictureSource, config: DeblurConfig) -> Itera
 def _open_comparison(
     path: str, info: VideoInfo, config: DeblurConfig
 ) -> Iterator[tuple[PictureTarget, Comparison]]:
-    """The file of ``--compare``, and what makes its pictures."""
+    """Opens the file of ``--compare``; yields its writer and what makes its pictures."""
     writer: PictureTarget
     with replace_when_whole(path) as part:
         if _is_animation(path):

@@ -1,8 +1,8 @@
 """Clips and streams of any length and size, from pixels as files hold them to restored pixels.
 
-Everything that is not the network is here once: integers to floats and back (on the device, so
-that only integers cross to it), the look-ahead of a stream and its flush, and one compilation for
-each frame size, kept for the life of the process.
+This module has everything except the network: conversion between integers and floats (on the
+device, so that only integers are transferred), a stream's look-ahead and flush, and one compilation
+for each frame size, kept for the life of the process.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _BASES = ThreadPoolExecutor(1, "base of blur paths")
 
 
 def from_uint8(x: UInt8[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
-    """0..255 to float32 in [0, 1]."""
+    """Converts 0..255 to float32 in [0, 1]."""
     return _to_floats(jnp.asarray(x))
 
 
 def restore_clip(model: VideoRestorer, video: PixelClip) -> PixelClip:
-    """Restores a whole clip by the model's clip view, all frames at once, in the clip's own dtype.
+    """Restores all frames of a clip at once with the model's clip view; keeps the clip's dtype.
 
-    Device memory grows with the number of frames; ``restore_frames`` gives the same result to one
-    grey level at constant memory.
+    Device memory grows with the number of frames; ``restore_frames`` gives the same result to
+    within one grey level in constant memory.
     """
     graph, state = nnx.split(model)
     return np.asarray(_restore_clip(graph, state, video))
@@ -58,18 +58,18 @@ def restore_clip(model: VideoRestorer, video: PixelClip) -> PixelClip:
 def restore_frames(
     open_stream: Callable[[int, int, PixelLayout], Stream], frames: Iterable[Pixels]
 ) -> Iterator[Pixels]:
-    """Restores frames one by one: as many come out as went in, the model's look-ahead late.
+    """Restores frames one by one; as many come out as went in, the model's look-ahead later.
 
     Args:
-      open_stream: gives the stream for a height, width and layout, which are the first frame's.
-      frames: ``H W 3``, RGB, uint8 or uint16, all of one size; however many.
+      open_stream: opens the stream for the height, width and layout of the first frame.
+      frames: ``H W 3``, RGB, uint8 or uint16, all of one size; any number of them.
 
     Yields:
-      Frames of the same size and dtype, the caller's to write into. Memory does not grow with their
-      number.
+      Frames of the same size and dtype, which the caller may write into. Memory does not grow with
+      their number.
 
     Raises:
-      UserError: a frame is no such array, or not as the first one.
+      UserError: a frame is no such array, or unlike the first.
     """
     rest = iter(frames)
     for first in itertools.islice(rest, 1):
@@ -77,7 +77,7 @@ def restore_frames(
         height, width, _ = first.shape
         stream = open_stream(height, width, layout_of(first.dtype))
         seen = itertools.islice(itertools.chain([first], rest), max(1, stream.opening))
-        # Copied, since the caller may use their memory again.
+        # Copied, since the caller may reuse their memory.
         opening = [frame.copy() if isinstance(frame, np.ndarray) else frame for frame in seen]
         stream.look(opening)
         for frame in itertools.chain(opening, rest):
@@ -91,18 +91,20 @@ def restore_frames(
 def _check_frame(frame: Any) -> None:
     right = isinstance(frame, np.ndarray | jax.Array) and frame.ndim == 3 and frame.shape[2] == 3
     if not right or frame.dtype not in ("uint8", "uint16"):
-        raise UserError(f"a frame is an array H W 3 in uint8 or uint16, not {described(frame)}")
+        raise UserError(
+            f"a frame must be an array H W 3 in uint8 or uint16, not {described(frame)}"
+        )
 
 
 def described(given: Any) -> str:
-    """What was given in place of frames."""
+    """Describes the wrong argument, for an error message."""
     if hasattr(given, "shape") and hasattr(given, "dtype"):
         return f"{' '.join(map(str, given.shape))} in {given.dtype}"
     return type(given).__name__
 
 
 class Stream:
-    """One video on its way through a model; results stay on the device until they are read.
+    """Restores one video frame by frame; results remain on the device until they are read.
 
     Attributes:
       opening: how many frames ``look`` should see before the first is pushed.
@@ -123,9 +125,9 @@ class Stream:
         Args:
           model: the network.
           height, width: of every frame, in pixels.
-          layout: what the arrays of a frame mean; packed RGB of 8 bits by default.
-          strength: 1 gives the restored frame, 0 the frame that went in, between them a mixture.
-          tiles: restores each frame in these tiles, which takes less memory; None for all at once.
+          layout: pixel layout of a frame's arrays; packed 8-bit RGB by default.
+          strength: 1 gives the restored frame, 0 the input, values between them a mixture.
+          tiles: tiling of each frame, which takes less memory; None for the whole frame at once.
         """
         graph, self._parameters = nnx.split(model)
         self._what = Compiled(graph, layout, tiles)
@@ -133,58 +135,58 @@ class Stream:
         self.opening = model.opening
         self._lookahead = model.lookahead
         self._model = model
-        # Everything lives where the parameters do, so that the step runs there.
+        # All arrays are placed on the parameters' device, so that the step runs there.
         self._device = device_of(self._parameters)
         with jax.default_device(self._device):
-            # Copied, since a model may use one array of zeros twice and this memory is used again.
+            # Copied, since a model may use one array of zeros twice and steps reuse this memory.
             state = jax.tree.map(jnp.copy, model.initial_state(1, height, width))
-        self._base: State = None  # Of blur paths over a base: the base's state, apart.
+        self._base: State = None  # For blur paths over a base, the base's separate state.
         if has_base(model):
             self._base, state = self._placed(state.base), state._replace(base=())
             padded = 1, model.round_up(height), model.round_up(width), 3
             self._no_base = self._placed(jnp.zeros(padded))
         self._state = self._placed(state)
         self._strength = jax.device_put(jnp.float32(strength), self._device)
-        # The frames that have gone in and not come out yet: what changes is added to them.
+        # Frames that have gone in and not come out yet; the network's change is added to them.
         self._waiting: deque[tuple[DevicePlane, ...]] = deque()
         self._steps = 0
         self._ended = False
 
     def push(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...] | None:
-        """Takes one frame in; gives the one of ``lookahead`` frames ago, or None at the start.
+        """Takes a frame and returns the one from ``lookahead`` frames ago, or None at the start.
 
         Returns as soon as the work is queued; reading the result waits for it.
 
         Args:
-          planes: the frame's arrays, as the stream's layout says; one alone, as of packed RGB, may
-            be given without a tuple.
+          planes: the frame's arrays in the stream's layout; a single one, such as packed RGB,
+            needs no tuple.
 
         Returns:
-          A tuple of as many arrays, on the device, whichever way the frame was given.
+          Always a tuple, of as many arrays, on the device.
 
         Raises:
-          UserError: the frame's arrays are not those of the stream's layout and size.
+          UserError: the frame's arrays do not match the stream's layout and size.
           ValueError: the stream was flushed.
         """
         on_device = self._on_device(planes)
         if self._ended:
-            raise ValueError("the stream was flushed; begin another one")
+            raise ValueError("the stream was already flushed; open another one")
         self._waiting.append(on_device)
         return self._advance(on_device, repeated=False)
 
     def look(self, opening: Sequence[tuple[Plane, ...] | Plane]) -> None:
-        """Looks at the first ``opening`` frames of the video, or all if there are no more.
+        """Looks at the first ``opening`` frames of a video, or at all frames of a shorter one.
 
-        They are to be pushed then. Blur paths learn from them how the shutter works.
+        They must still be pushed afterwards. Blur paths estimate the shutter from them.
 
         Raises:
-          UserError: as of ``push``.
-          ValueError: a frame was pushed before.
+          UserError: as for ``push``.
+          ValueError: a frame was already pushed.
         """
         if not self.opening:
             return
         if self._steps:
-            raise ValueError("look at the opening before the first frame is pushed")
+            raise ValueError("call look before the first frame is pushed")
         self._state = self._placed(self._model.look(self._state))
         for planes in opening:
             on_device = self._on_device(planes)
@@ -203,14 +205,16 @@ class Stream:
             right = ", ".join(" ".join(map(str, shape)) for shape in shapes)
             given = ", ".join(described(plane) for plane in planes[:3])
             given += f" and {len(planes) - 3} more" if len(planes) > 3 else ""
-            raise UserError(f"a frame of this stream is {right} in {layout.dtype}, not {given}")
-        # Copied, since on a CPU the device may use the caller's memory, and a camera its own again.
+            raise UserError(
+                f"a frame of this stream must be {right} in {layout.dtype}, not {given}"
+            )
+        # Copied, since a CPU device may use the caller's memory, which a camera may reuse.
         return jax.device_put(tuple(map(np.array, planes)), self._device)
 
     def flush(self) -> Iterator[tuple[DevicePlane, ...]]:
-        """Gives the frames that have not come out yet; the last one is repeated as look-ahead.
+        """Yields the frames that have not come out yet; the last one is repeated as look-ahead.
 
-        No frame can follow.
+        No frame can be pushed afterwards.
         """
         if not self._waiting:
             return
@@ -223,7 +227,7 @@ class Stream:
 
     @property
     def shutter(self) -> tuple[float, str] | None:
-        """Duty and light that blur paths found so far; None of a model without paths."""
+        """Duty and light of blur paths, as given or estimated so far; None without paths."""
         if not isinstance(self._model, PathRestorer):
             return None
         return self._model.shutter_of(self._state)
@@ -255,8 +259,8 @@ class Stream:
         return restored
 
     def _step_base(self, planes: tuple[DevicePlane, ...], repeated: bool) -> Frame:
-        # What one thread queues on a CPU runs one after the other. So another one queues this,
-        # and it runs beside the paths of the frame before.
+        # On a CPU, programs that one thread queues run in sequence. Another thread queues this one,
+        # so that it runs in parallel with the paths of the frame before.
         queued = _BASES.submit(
             base_step, self._what, self._parameters, self._base, planes, repeated
         )
@@ -264,8 +268,8 @@ class Stream:
         return below
 
     def _placed(self, state: ModelState) -> ModelState:
-        # Committed to their place, as what a step gives back: for anything else the first step, the
-        # second and the one of ``step_memory`` would be three programs.
+        # Committed to the device, like the results of a step: otherwise the first step, the second
+        # and that of ``step_memory`` would be three programs.
         return jax.device_put(state, self._device)
 
 

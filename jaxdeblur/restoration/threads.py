@@ -1,7 +1,7 @@
-"""Three stages at once: a thread reads, this thread feeds the network, a thread writes.
+"""Three parallel stages: a thread reads, the calling thread feeds the network, a thread writes.
 
-Queues of a few frames lie between them, so memory does not grow with the video, and the rate is
-that of the slowest stage, not of the sum.
+Queues of a few frames connect them, so memory does not grow with the video, and the slowest stage
+alone determines the rate.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from jaxdeblur.video.picture import Picture
 
 T = TypeVar("T")
 
-# Frames that may wait between two stages: enough to level out encoders, which take several frames
-# before they give any, and few enough that 8K frames do not fill the memory.
+# Frames that may wait between two stages: enough to even out encoders, which take several frames
+# before they return any, and few enough that 8K frames do not fill the memory.
 _DEPTH = 3
 
 
@@ -37,7 +37,7 @@ class Timing:
     Attributes:
       frames: how many were restored.
       seconds: from the start to the end.
-      first_frame: from the start until the first frame was restored: mostly compilation.
+      first_frame: from the start until the first frame was restored; mostly compilation.
     """
 
     frames: int = 0
@@ -63,16 +63,16 @@ def run_stages(
     patience: float | None = None,
     write_patience: float | None = None,
 ) -> Timing:
-    """Reads, restores and writes at once until the source ends; gives how long it took.
+    """Reads, restores and writes in parallel until the source ends; returns the timing.
 
     Args:
       source: pictures in the layout of the stream.
       stream: restores them.
       write: takes each picture with its restored planes, in another thread.
-      progress: is told of each frame.
-      began: the ``time.monotonic()`` from which to count, if something came before.
-      patience: how many seconds to wait for the source to stop if something fails; a source that
-        waits for a pipe cannot be woken.
+      progress: is updated after each frame.
+      began: the ``time.monotonic()`` to count from, if work began earlier; by default now.
+      patience: how many seconds to wait for the source to stop after a failure, since a source
+        that waits for a pipe cannot be woken.
       write_patience: the same for ``write``.
     """
     timing = Timing()
@@ -85,7 +85,7 @@ def run_stages(
     ):
 
         def hand_on(restored: Any) -> None:
-            # Reading the result waits for the device, which by now has the next frame to do.
+            # Reading the result waits for the device, which by now has the next frame queued.
             planes = tuple(np.asarray(plane) for plane in restored)
             timing.frames += 1
             if timing.frames == 1:
@@ -109,7 +109,7 @@ def run_stages(
             if in_flight is not None:
                 hand_on(in_flight)
             in_flight = restored
-            if pictures.starved:  # of a camera nobody knows when the next frame comes
+            if pictures.starved:  # a camera's next frame comes at an unknown time
                 hand_on(in_flight)
                 in_flight = None
         if in_flight is not None:
@@ -120,7 +120,7 @@ def run_stages(
 
 
 class _Stage:
-    """A thread with a queue of a few items, which ends with the ``with`` block."""
+    """A thread with a queue of a few items; it ends with the ``with`` block."""
 
     def __init__(self, run: Callable[[], None], name: str, patience: float | None) -> None:
         self._patience = patience
@@ -149,7 +149,7 @@ class _Stage:
 
 
 class Reading(_Stage, Iterable[T]):
-    """Runs an iterable in a thread, a few items ahead; its error is raised where it is iterated."""
+    """Runs an iterable in a thread, a few items ahead; iteration raises its error."""
 
     def __init__(self, items: Iterable[T], *, patience: float | None = None) -> None:
         super().__init__(self._run, "reading", patience)
@@ -157,11 +157,11 @@ class Reading(_Stage, Iterable[T]):
 
     @property
     def starved(self) -> bool:
-        """Whether nothing is ready, and there may be more to come."""
+        """Whether no item is ready while more may come."""
         return self._queue.empty() and self._thread.is_alive()
 
     def __iter__(self) -> Iterator[T]:
-        while (item := self._queue.get()) is not self:  # which stands for the end
+        while (item := self._queue.get()) is not self:  # which marks the end
             yield item
         self._raise_error()
 
@@ -177,14 +177,14 @@ class Reading(_Stage, Iterable[T]):
 
 
 class Writing(_Stage):
-    """Calls a function in a thread, a few items behind; its error is raised at the next ``put``."""
+    """Calls a function in a thread, a few items behind; the next ``put`` raises its error."""
 
     def __init__(self, function: Callable[[Any], None], *, patience: float | None = None) -> None:
         super().__init__(self._run, "writing", patience)
         self._function = function
 
     def put(self, item: Any) -> None:
-        """Hands on an item; raises what the function raised for an earlier one."""
+        """Queues an item; raises what the function raised for an earlier one."""
         self._put(item)
         self._raise_error()
 

@@ -1,15 +1,15 @@
-"""Tiles: one step of a stream computed piece by piece, for frames too large for the device.
+"""Tiling: computes a stream's step tile by tile, for frames too large for the device.
 
 The state is kept for the whole frame. Each tile reads the frame and the state with a halo of the
-model's ``receptive_radius``, so its inside is what the whole frame would have given; the tiles'
-insides make up the new state and the restored frame. No seams, no blending between tiles.
+model's ``receptive_radius``, so its interior equals the result for the whole frame. The interiors
+make up the new state and the restored frame, without seams and without blending between tiles.
 
-The attention network also gathers from the whole frame, and has ``gather_partial`` and
-``step_gathered`` for it (models/fsta.py): each of its squeezes is first combined over all tiles
-(the maximum, the sum and the accumulator of a softmax), and only then is anything expanded from it.
+The attention network also gathers from the whole frame, with ``gather_partial`` and
+``step_gathered`` (models/fsta.py): each of its squeezes is first combined over all tiles (the
+maximum, the sum and the accumulator of a softmax), and only then expanded.
 
 A network at several scales has its levels tiled, each on its own frames and with its own small
-halo; what comes between the levels takes little memory and is done for the whole frame.
+halo; the computation between the levels takes little memory and runs on the whole frame.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _Stepped: TypeAlias = tuple[State, Frame, Features | None]
 
 
 def parse_tiles(text: str) -> TileGrid | None:
-    """``HxW`` as a grid, ``none`` as None.
+    """Parses ``HxW`` into a grid and ``none`` into None.
 
     Raises:
-      UserError: it is neither.
+      UserError: the text is neither.
     """
     if text == "none":
         return None
@@ -49,9 +49,9 @@ def parse_tiles(text: str) -> TileGrid | None:
 
 
 def halo_of(model: VideoRestorer) -> int:
-    """Pixels that a tile reads beyond each of its sides: a step's receptive field, rounded up.
+    """Returns how many pixels a tile reads beyond each side: a step's receptive radius, rounded up.
 
-    Of a network at several scales, that of every level, in pixels of its own frames.
+    For a network at several scales this is the halo of every level, in pixels of its own frames.
 
     Raises:
       UserError: the model cannot run in tiles.
@@ -65,7 +65,7 @@ def halo_of(model: VideoRestorer) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class TileGrid:
-    """Tiles of ``height x width`` pixels, without their halo; the last ones overlap the others."""
+    """Tiles of ``height x width`` pixels, without their halo; the last ones may overlap others."""
 
     height: int
     width: int
@@ -80,16 +80,16 @@ class TileGrid:
         frame: SeenFrame,
         repeated: bool | Bool[Array, ""] = False,
     ) -> tuple[State, Frame]:
-        """``model.step``, tile after tile: the same result, with the memory of one tile.
+        """Computes ``model.step`` tile by tile: the same result, with the memory of one tile.
 
         Args:
           model: the network.
-          state: of the whole frame, as ``model.initial_state`` makes it; gives the next one.
-          frame: the whole frame, B H W 3 or maps of blur paths, in [0, 1].
-          repeated: it is the last frame, once more.
+          state: of the whole frame, from ``model.initial_state`` or the step before.
+          frame: the whole frame, B H W 3 or the maps of blur paths, in [0, 1].
+          repeated: whether it is the last frame, given once more.
         """
         ended = jnp.asarray(repeated)
-        if isinstance(model, PathRestorer):  # its networks in tiles; paths are of the whole frame
+        if isinstance(model, PathRestorer):  # tiles its networks; paths need the whole frame
             return model.step_over(self.step, state, frame, ended)
         height, width = frame.shape[-3:-1]
         padded = model.pad(frame)
@@ -102,7 +102,7 @@ class TileGrid:
     def _step_tiles(
         self, level: Any, state: State, frame: Frame, repeated: Bool[Array, ""]
     ) -> _Stepped:
-        """``step_with_features`` of the model ``level``, for sizes that need no padding."""
+        """Computes ``level.step_with_features`` tile by tile, for sizes that need no padding."""
         step: Callable[..., _Stepped] = level.step_with_features
         whole = jax.eval_shape(step, state, frame, repeated)
         tiles = _Tiles.over(self, level, frame, whole[-1])
@@ -122,7 +122,7 @@ class TileGrid:
 
 
 def _gather(model: Any, tiles: _Tiles, state: State, frame: Frame) -> Any:
-    """What ``model`` gathers from the whole frame."""
+    """Returns what ``model`` gathers from the whole frame."""
 
     def partial(i: Int[Array, ""] | int) -> Any:
         window = tiles.window(i)
@@ -135,9 +135,9 @@ def _gather(model: Any, tiles: _Tiles, state: State, frame: Frame) -> Any:
 
 
 class _Window(NamedTuple):
-    """Which tile it is, where it lies in the frame, and where what it reads begins.
+    """A tile's position in the grid, its origin in the frame, and the start of what it reads.
 
-    (Row, column) pairs, the last two in pixels.
+    All are (row, column) pairs, the last two in pixels.
     """
 
     position: tuple[Int[Array, ""], Int[Array, ""]]
@@ -146,17 +146,17 @@ class _Window(NamedTuple):
 
 
 class _Axis(NamedTuple):
-    """How an array follows the frame along rows or columns."""
+    """How one dimension of an array follows the frame's rows or columns."""
 
     dimension: int
-    """Of the array."""
+    """Index of the dimension."""
     samples: int
-    """Samples of the array for each ``multiple`` pixels of the frame."""
+    """Samples of the array per ``multiple`` pixels of the frame."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tiles:
-    """The tiles of one frame size for one model; all windows have one size, so compile once."""
+    """The tiles of one frame size for one model; equal windows allow a single compilation."""
 
     multiple: int
     frame: tuple[int, int]
@@ -164,7 +164,7 @@ class _Tiles:
     read: tuple[int, int]
     """The size of a window: tile and halo, at most the frame."""
     axes: tuple[tuple[_Axis, _Axis] | None, ...]
-    """For each leaf of state, frame and features its row and column axes; None if it has none."""
+    """Row and column axes of each leaf of state, frame and features; None for a leaf without."""
 
     @classmethod
     def over(cls, grid: TileGrid, model: VideoRestorer, frame: Frame, features: Any) -> _Tiles:
@@ -196,13 +196,13 @@ class _Tiles:
         return -(-height // tile_height), -(-width // tile_width)
 
     def window(self, i: Int[Array, ""] | int) -> _Window:
-        """The window of tile ``i``, inside the frame, so that its borders are the real ones."""
+        """Returns the window of tile ``i``, kept inside the frame so that it shares its borders."""
         row, column = jnp.divmod(jnp.asarray(i, jnp.int32), self._grid[1])
         (top, read_top), (left, read_left) = self._along(0, row), self._along(1, column)
         return _Window((row, column), (top, left), (read_top, read_left))
 
     def _along(self, axis: int, position: Int[Array, ""]) -> tuple[Array, Array]:
-        """Along rows or columns: where a tile begins, and where its window does."""
+        """Returns where a tile and its window begin along rows (0) or columns (1)."""
         whole, tile, read = self.frame[axis], self.tile[axis], self.read[axis]
         begin = jnp.minimum(position * tile, whole - tile)
         # The halo is half of what a window reads beyond the tile, unless the frame cuts it.
@@ -210,7 +210,7 @@ class _Tiles:
         return begin, jnp.clip(begin - halo, 0, whole - read)
 
     def first_cover(self, window: _Window) -> Bool[Array, "H W"]:
-        """Which pixels of the window its tile counts: its own, less those of earlier tiles."""
+        """Returns a mask of the window's pixels that belong to its tile and to no earlier one."""
         inside = []
         for axis in range(2):
             pixels = window.start[axis] + jnp.arange(self.read[axis])
@@ -219,7 +219,7 @@ class _Tiles:
         return inside[0][:, None] & inside[1][None, :]
 
     def cut(self, arrays: Any, window: _Window) -> Any:
-        """The part of each array of (state, frame) that the window reads."""
+        """Returns the part of each array of (state, frame) that the window reads."""
 
         def cut_leaf(leaf: Array, axes: tuple[_Axis, _Axis] | None) -> Array:
             for which, axis in enumerate(axes or ()):
@@ -234,10 +234,10 @@ class _Tiles:
         return self._map(cut_leaf, arrays)
 
     def paste(self, new: Any, whole: Any, window: _Window) -> Any:
-        """Puts the tile inside ``new``, the arrays of a window, at its place in ``whole``."""
+        """Copies the tile from ``new``, the arrays of a window, to its place in ``whole``."""
 
         def paste_leaf(new: Array, axes: tuple[_Axis, _Axis] | None, whole: Array) -> Array:
-            if axes is None:  # counters: every tile gives the same
+            if axes is None:  # counters: every tile returns the same
                 return new
             place = [jnp.int32(0)] * whole.ndim
             for which, axis in enumerate(axes):
@@ -258,7 +258,7 @@ class _Tiles:
     def _map(self, f: Callable[..., Array], arrays: Any, *rest: Any) -> Any:
         leaves, tree = jax.tree.flatten(arrays)
         others = [jax.tree.leaves(other) for other in rest]
-        # What is cut has no features, which come last.
+        # Arrays to cut include no features, which come last.
         mapped = [
             f(leaf, axes, *other)
             for leaf, axes, *other in zip(leaves, self.axes[: len(leaves)], *others, strict=True)
@@ -269,7 +269,7 @@ class _Tiles:
 def _axes_of_state(
     model: VideoRestorer, height: int, width: int
 ) -> list[tuple[_Axis, _Axis] | None]:
-    """For each array of the state its axes of rows and columns, which grow with the frame."""
+    """Returns each state array's row and column axes, which are those that grow with the frame."""
 
     def shapes(height: int, width: int) -> list[tuple[int, ...]]:
         state = jax.eval_shape(lambda: model.initial_state(1, height, width))
@@ -281,6 +281,8 @@ def _axes_of_state(
         pairs = enumerate(zip(here, there, strict=True))
         grown = [_Axis(index, b - a) for index, (a, b) in pairs if b != a]
         if len(grown) not in (0, 2):
-            raise ValueError(f"a state of shape {here} does not follow the frame like an image")
+            raise ValueError(
+                f"a state of shape {here} does not scale with the frame as an image does"
+            )
         axes.append((grown[0], grown[1]) if grown else None)
     return axes

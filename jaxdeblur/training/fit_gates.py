@@ -2,11 +2,11 @@
 
 ``python -m jaxdeblur.training.fit_gates CKPT FILE`` writes them as a weights file.
 
-What the levels restore does not depend on the gates, and the squared error of a cell is a quadratic
-form in its shares. So every clip goes through the levels once; what is kept of it is what the gates
-see and that form, some hundred numbers a cell, and thousands of steps on them take a minute where
-training them would run the levels in each. The form takes the shares as constant in a cell, which
-the network, which enlarges them, does not.
+The levels' results do not depend on the gates, and the squared error of a cell is a quadratic form
+in its shares. So every clip goes through the levels once, and only the gates' input and that form
+are kept, some hundred numbers per cell. Thousands of steps on them take a minute, where training
+would run the levels in each step. The form assumes constant shares within a cell, whereas the
+network enlarges them bilinearly.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from jaxdeblur.weights.load import LoadedModel, load_model, starting_parameters
 from jaxdeblur.weights.save import export_weights
 
 _CLIPS_AT_ONCE = 2
-_FRAMES_AT_ONCE = 2  # At most: frames of one clip tell nearly the same.
-_LARGEST_LOGIT = 4.0  # Beyond it a share is shut or open, without a gradient, and is pulled back.
+_FRAMES_AT_ONCE = 2  # At most: frames of one clip carry nearly the same information.
+_LARGEST_LOGIT = 4.0  # Beyond it a share is shut or open with little gradient, and is pulled back.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +58,12 @@ class FitConfig:
     """How the gates are fitted.
 
     Attributes:
-      clips: how many clips go through the levels.
-      frames: of a clip.
+      clips: number of clips that go through the levels.
+      frames: frames per clip.
       crop: side of the square crops, pixels; a multiple of twice the coarsest scale.
-      steps: of AdamW, on the numbers that are kept; its rate falls to 0 as a cosine.
-      batch_size: clips a step, of two frames each, or of the one that there is.
-      seed: of clips, parameters and steps.
+      steps: steps of AdamW on the kept numbers; its rate falls to 0 along a cosine.
+      batch_size: clips per step, with two frames of each, or one if clips have only one.
+      seed: seed of clips, parameters and steps.
     """
 
     clips: Count = 2000
@@ -78,39 +78,41 @@ class FitConfig:
 
 
 class Sample(NamedTuple):
-    """What is kept of clips."""
+    """The data kept of clips."""
 
     evidence: Float[Array | np.ndarray, "B T h w C"]
-    """What the gates go by."""
+    """The gates' input."""
     form: Float[Array | np.ndarray, "B T h w L+1 L+1"]
-    """Mean products, in each cell, of what the levels add at full size and of what is missing."""
+    """Mean products, in each cell, of the levels' residuals at full size and of sharp - blurred."""
 
 
 def main() -> None:
-    """Reads the options, fits and writes the file.
+    """Reads the options, fits the gates and writes the file.
 
     Raises:
-      UserError: options, weights or data that cannot be used.
+      UserError: options, weights or data cannot be used.
     """
     preset = presets.PRESETS["strcnn_dtb_choice"]
     parser = Parser(
         prog="python -m jaxdeblur.training.fit_gates", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument(
-        "start", metavar="CKPT", help="the network of one scale, or with gates, which it gets anew"
+        "start",
+        metavar="CKPT",
+        help="a network of one scale, or one with gates, which are replaced",
     )
-    parser.add_argument("file", type=Path, help="the .safetensors file that is written")
+    parser.add_argument("file", type=Path, help="the .safetensors file to write")
     add_fields(parser, FitConfig(), "fitting")
     add_fields(parser, preset.data, "data")
     arguments = parser.parse_args()
     if arguments.file.suffix != ".safetensors":
-        raise UserError(f"{arguments.file}: the name of a weights file ends in .safetensors")
-    if not arguments.file.absolute().parent.is_dir():  # known now, so not to be found after minutes
-        raise UserError(f"{arguments.file}: there is no folder {arguments.file.parent}")
+        raise UserError(f"{arguments.file}: the name of a weights file must end in .safetensors")
+    if not arguments.file.absolute().parent.is_dir():  # checked now, not after minutes
+        raise UserError(f"{arguments.file}: the folder {arguments.file.parent} does not exist")
     config, data = read_fields(arguments, FitConfig()), read_fields(arguments, preset.data)
     for option in ("render", "curriculum", "validate_on", "validate_only"):
         if getattr(data, option) != getattr(preset.data, option):
-            raise UserError(f"--{option.replace('_', '-')} is of train.py; here it does nothing")
+            raise UserError(f"--{option.replace('_', '-')} applies to train.py only")
     devices.keep_freed_memory()
     devices.keep_compiled()
     devices.use_cores(_CLIPS_AT_ONCE, ClusterConfig())
@@ -118,13 +120,13 @@ def main() -> None:
     loaded = load_model(arguments.start)
     if not isinstance(loaded.network, StrcnnConfig):
         kind = type(loaded.network).__name__
-        raise UserError(f"{arguments.start}: gates choose between the sizes of STRCNNs, not {kind}")
+        raise UserError(f"{arguments.start}: only an STRCNN can have gates, not {kind}")
     network = dataclasses.replace(loaded.network, scales=preset.network.scales)
     model = build(network, seed=config.seed)
     rebuild, drawn = split(model)
     if config.crop % model.multiple:
-        raise UserError(f"--crop={config.crop}: a multiple of {model.multiple} is needed")
-    # Gates run on evidence as it is and are fitted on what is made alike of it, so not from others.
+        raise UserError(f"--crop={config.crop} must be a multiple of {model.multiple}")
+    # Fitted from new gates: existing ones are for raw evidence, the fit is on normalised.
     parameters = starting_parameters(model, drawn, arguments.start, "CKPT")
     parameters |= gates(drawn)
     model = rebuild(parameters)
@@ -162,7 +164,7 @@ def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig) -> S
         for step, batch in zip(range(steps), devices.global_batches(feed, mesh), strict=False):
             found = look(parameters, from_bytes(batch["blurred"]), from_bytes(batch["sharp"]))
             missing = jnp.sqrt(found.form[..., -1, -1].mean())
-            # Halves are enough for what the gates see, and half the memory.
+            # float16 is precise enough for the gates' input, at half the memory.
             kept.append(Sample(np.asarray(found.evidence, np.float16), np.asarray(found.form)))
             line.update(step + 1, note=f"blur (RMS) {float(missing):.4f}")
     line.close()
@@ -170,7 +172,7 @@ def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig) -> S
 
 
 def sample(model: VideoRestorer, blurred: Clip, sharp: Clip) -> Sample:
-    """What the gates see of clips, and what comes of their shares."""
+    """Returns the gates' input for clips, and the quadratic form of the error."""
     assert isinstance(model, ScaleChoice)
     residuals, evidence = model.evidence(*model.reduce_and_restore(blurred))
     columns = []
@@ -192,21 +194,21 @@ def sample(model: VideoRestorer, blurred: Clip, sharp: Clip) -> Sample:
 def squared_error(
     shares: Float[Array, "*leading L"], form: Float[Array, "*leading L+1 L+1"]
 ) -> Float[Array, "*leading"]:
-    """Mean squared error of each cell at full size, from what was kept of it."""
-    # Each level is added times its share; what is missing is taken away.
+    """Returns the mean squared error of each cell at full size, from its quadratic form."""
+    # The error is the levels' residuals times their shares, minus (sharp - blurred).
     factors = jnp.concatenate([shares, -jnp.ones_like(shares[..., :1])], axis=-1)
     return jnp.maximum(jnp.einsum("...k,...kl,...l->...", factors, form, factors), 0.0)
 
 
 def fit(model: VideoRestorer, samples: Sample, config: FitConfig) -> Parameters:
-    """The parameters of the gates that take the right shares, named as those of ``model``."""
+    """Returns the parameters of the fitted gates, named as in ``model``."""
     rebuild, parameters = split(model)
     start = gates(parameters)
     every = samples.evidence[:: max(1, len(samples.evidence) // 200)].astype(np.float32)
     center, spread = every.mean((0, 1, 2, 3)), every.std((0, 1, 2, 3)) + 1e-3
 
     def as_they_run(trained: Parameters) -> Parameters:
-        # Trained on evidence of mean 0 and deviation 1, run on evidence as it is.
+        # Trained for evidence of mean 0 and standard deviation 1, run on raw evidence.
         kernel = trained["gates/join/kernel"] / spread[:, None]
         bias = trained["gates/join/bias"] - jnp.einsum("i,hwio->o", center, kernel)
         return trained | {"gates/join/kernel": kernel, "gates/join/bias": bias}
@@ -216,7 +218,7 @@ def fit(model: VideoRestorer, samples: Sample, config: FitConfig) -> Parameters:
         assert isinstance(choice, ScaleChoice)
         fitted = choice.gates
         logits = fitted.logits(evidence.astype(jnp.float32))
-        # Charbonnier's, of the root of each cell's mean squared error, as step.clip_loss has it.
+        # Charbonnier loss of the root of each cell's mean squared error, as in step.clip_loss.
         loss = jnp.mean(jnp.sqrt(squared_error(fitted.shares(logits), form) + 1e-6))
         return loss + 1e-5 * jnp.mean(jnp.maximum(jnp.abs(logits) - _LARGEST_LOGIT, 0.0) ** 2)
 

@@ -1,4 +1,4 @@
-"""The loop around the train step: checkpoints, validation, signals, a loss that is not finite."""
+"""The loop around the train step: checkpoints, validation, signals and non-finite losses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxdeblur.training.step import Metrics, TrainingConfig, TrainState, best_pa
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has saved its state."""
+    """A signal stopped the run, after its state was saved."""
 
     def __init__(self, step: int, by: signal.Signals) -> None:
         super().__init__(f"stopped by {by.name} after step {step}")
@@ -34,7 +34,7 @@ class NonFiniteError(Exception):
         self.state = state
 
 
-# A step's result is looked at this many steps later, so that the device never waits for the host.
+# A step's result is read this many steps later, so that the device never waits for the host.
 _LAG = 2
 
 
@@ -51,16 +51,16 @@ def run_steps(
     """Trains from ``state`` to ``config.steps``.
 
     Args:
-      state: to go on from.
+      state: the state to continue from.
       batches: uint8 clips, from the state's step on.
       step_function: the train step, which donates the state (``compile_train_step``).
       config: of the training.
-      save: keeps a state as the checkpoint of its step; a second one of a step may be left out.
-      watch: is told of each step that is done.
+      save: saves a state as the checkpoint of its step; it may skip a step already saved.
+      watch: receives the number and metrics of each completed step.
       validate: scores the parameters after a step; None for no validation.
 
     Raises:
-      Stopped: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
+      Stopped: on SIGINT, SIGTERM or SIGHUP, after the state is saved.
       NonFiniteError: with the first batch whose loss or gradient is not finite.
     """
     pending: collections.deque[tuple[int, Metrics, Batch]] = collections.deque()
@@ -96,9 +96,9 @@ def run_steps(
 
 
 class _StopSignals:
-    """Within it, SIGINT, SIGTERM and SIGHUP are remembered instead of ending the process.
+    """Within this context, SIGINT, SIGTERM and SIGHUP are recorded and do not end the process.
 
-    A second ctrl-C ends it at once. Of several processes, all stop after the same step.
+    A second ctrl-C ends it at once. Several processes all stop after the same step.
     """
 
     def __init__(self) -> None:
@@ -108,8 +108,8 @@ class _StopSignals:
 
     def __enter__(self) -> _StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # nohup has it ignored. (Shells have SIGINT ignored by what they start in the
-            # background, but whoever sends it there means it.)
+            # SIGHUP ignored under nohup remains so. (Shells make background jobs ignore SIGINT,
+            # but it is handled here: whoever sends it there means it.)
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             self._before[number] = signal.signal(number, self._handle)
@@ -120,11 +120,11 @@ class _StopSignals:
             signal.signal(number, before)
 
     def asked(self) -> signal.Signals | None:
-        """By which signal to stop after this step, if any; the same in all processes."""
+        """Returns the signal to stop for after this step, if any; the same in all processes."""
         if jax.process_count() == 1:
             return self._came
-        # What the processes told one another after the step before: it has arrived by now, so
-        # asking delays no step.
+        # What the processes exchanged after the previous step has arrived by now, so reading it
+        # delays no step.
         told, self._told = self._told, devices.largest_of_all(self._came or 0)
         return signal.Signals(int(told)) if told is not None and int(told) else None
 

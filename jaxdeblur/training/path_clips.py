@@ -1,11 +1,11 @@
-"""Draws the clips that a network over blur paths trains on, with what the paths tell of each frame.
+"""Draws the clips that train a network over blur paths, with the path maps of each frame.
 
 ``python -m jaxdeblur.training.path_clips FOLDER`` fills a folder for ``--data=paths:FOLDER``.
 
-Finding the paths takes longer than a step of training, so it is done once. Rendered scenes and
-exposures of high-speed frames (eq. 1 of the paper, ICCV 2017) are restored as in use, with the same
-tiles and constants; but a clip of a few small frames tells little of the shutter, so the duty cycle
-and the light are told, with errors. A folder whose drawing was stopped goes on where it was.
+Fitting the paths takes longer than a training step, so it is done once. Rendered scenes and
+averaged high-speed frames (eq. 1 of the paper, ICCV 2017) are restored as in use, with the same
+tiles and constants. But a clip of a few small frames reveals little of the shutter, so the duty
+cycle and the light are given, with errors. Drawing that was stopped resumes in the same folder.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.shapes import Video8
 from jaxdeblur.weights.load import load_model
 
-_FRAMES, _SCORED = 7, 5  # Of a clip: seen, and kept, so that most frames have all neighbours.
-_LEAST_FRAMES = 4  # What training takes of a clip; a short video allows no more.
+_FRAMES, _SCORED = 7, 5  # Frames of a clip, drawn and kept: most of those kept have all neighbours.
+_LEAST_FRAMES = 4  # Frames that training takes of a clip; a short video allows no more.
 _SHARES = {"handheld": 7, "wide": 3, "swift": 2, "narrow": 2, "small": 2, "": 4}  # "": high-speed
 _TAUS = (3, 5, 7, 9, 11, 13)
 _LEAST_DUTY = 0.6
-_LINEAR = 0.3  # Of the high-speed clips.
+_LINEAR = 0.3  # The share of linear light among high-speed clips.
 _DUTY_ERROR, _DUTY_RIGHT, _LIGHT_WRONG = 0.06, 0.3, 0.07
 _SHARP, _NOISY, _COMPRESSED = 0.06, 0.12, 0.15
-_LEAST_BLUR, _STILL, _DRAWS = 1.0, 0.15, 8  # Grey levels; the share kept below; how often drawn.
+_LEAST_BLUR, _STILL, _DRAWS = 1.0, 0.15, 8  # Grey levels; the share kept below; number of tries.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +54,13 @@ class PathClipsConfig:
     """Which clips are drawn.
 
     Attributes:
-      clips: how many.
-      crop: side of the rendered ones, pixels; others have what their frames hold.
-      base: the network below, by the name of weights that ship.
+      clips: number of clips.
+      crop: side of rendered clips, pixels; others have up to 256, as their frames allow.
+      base: the base network, by the name of shipped weights.
       photos: a folder of photographs for the scenes, besides those of the packages.
-      highspeed: a folder of high-speed videos; without it, scenes alone.
-      exclude: its videos that are named so or begin so are left out.
-      seed: of all of it.
+      highspeed: a folder of high-speed videos; without it, only scenes are drawn.
+      exclude: leaves out its videos with these names or prefixes.
+      seed: seed of everything that is drawn.
     """
 
     clips: Count = 1000
@@ -85,7 +85,7 @@ class _Drawn(NamedTuple):
 
 
 class PathClipSource:
-    """Draws clips, each from a seed of its own."""
+    """Draws clips, each from its own seed."""
 
     def __init__(self, config: PathClipsConfig) -> None:
         self.config = config
@@ -104,7 +104,7 @@ class PathClipSource:
         self._kinds = [kind for kind, n in shares.items() for _ in range(n)]
 
     def draw(self, number: int) -> tuple[_Drawn, np.random.Generator]:
-        """The clip of a number, and the generator that goes on with it."""
+        """Draws the clip of a number; also returns its random generator, for further draws."""
         rng = np.random.default_rng((self.config.seed, number))
         kind = self._kinds[rng.integers(len(self._kinds))]
         for _ in range(_DRAWS):
@@ -133,7 +133,7 @@ class PathClipSource:
         return _Drawn(blurred, sharp, float(scene.exposure), bool(scene.gamma > 1))
 
     def averaged(self, rng: np.random.Generator) -> _Drawn:
-        """Exposures of high-speed frames."""
+        """Draws a clip whose exposures are averages of high-speed frames."""
         video = self.videos[rng.integers(len(self.videos))]
         tau = int(rng.choice([n for n in _TAUS if _LEAST_FRAMES * n <= len(video.frames)]))
         longest = (len(video.frames) - tau) // (_LEAST_FRAMES - 1)
@@ -166,7 +166,7 @@ def main() -> None:
     parser = Parser(
         prog="python -m jaxdeblur.training.path_clips", description=__doc__.split("\n\n")[0]
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the clips go")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder for the clips")
     add_fields(parser, PathClipsConfig(), "clips")
     arguments = parser.parse_args()
     config = read_fields(arguments, PathClipsConfig())
@@ -179,7 +179,7 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     """Draws the clips that are not in the folder yet.
 
     Raises:
-      UserError: a folder of the options cannot be read or written, or its clips are others.
+      UserError: a folder cannot be read or written, or has clips of other settings.
     """
     keep_settings(folder, config)
     base = load_model(config.base).model if config.base else None
@@ -215,7 +215,7 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
             first = int(rng.integers(spare + 1)) if rng.random() < 0.3 else spare // 2
             seen = clip.blurred.astype(np.float32) / 255
             under = np.asarray(below(seen[None])[0])
-            # Of the frame before those that are told of, the base alone is known.
+            # Of the frame before the first one kept, only the base is known.
             maps, last = [], under[max(first - 1, 0)]
             for n in range(first, min(length, first + _SCORED)):
                 around = np.arange(n - WINDOW // 2, n + WINDOW // 2 + 1)
@@ -229,12 +229,12 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
 
 
 def keep_settings(folder: Path, config: PathClipsConfig) -> None:
-    """Writes what decides the clips in a new folder, or checks that they were drawn with the same.
+    """Writes the settings to a new folder, or checks that its clips were drawn with the same.
 
     Raises:
       UserError: the folder holds something else, or cannot be read or written.
     """
-    settings = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples are lists there
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
     del settings["clips"]  # More may be drawn.
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -243,11 +243,13 @@ def keep_settings(folder: Path, config: PathClipsConfig) -> None:
         there = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         other = [name for name, value in settings.items() if there[name] != value]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: not a folder of clips of path_clips ({error!r})") from error
+        raise UserError(
+            f"{folder}: not a folder of clips drawn by path_clips ({error!r})"
+        ) from error
     if other:
         raise UserError(
-            f"{folder}: its clips were drawn with another {', '.join(other)}; go on with the "
-            "same, remove the folder, or name another"
+            f"{folder}: its clips were drawn with a different {', '.join(other)}; keep the "
+            "settings, remove the folder, or choose another"
         )
 
 

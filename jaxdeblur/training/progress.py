@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a progress line, and TensorBoard."""
+"""Shows the progress of a training run: a progress line, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TENSORBOARD_NAME = "tensorboard"
 
 
 def how_to_score(folder: Path) -> str:
-    """The command that scores a run."""
+    """Returns a message with the command that scores a run."""
     return f"score it: python evaluate.py --ckpt={shlex.quote(str(folder))}"
 
 
 class RunWatcher:
-    """The progress line and TensorBoard of process 0; nothing on the others.
+    """Shows a progress line and writes for TensorBoard, on process 0 only.
 
-    What an earlier start wrote there of steps after ``first``, which are done again, is not shown.
+    TensorBoard hides what an earlier start wrote for steps after ``first``, which are repeated.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class RunWatcher:
         self.board = None if quiet else _board(folder / TENSORBOARD_NAME, first + 1)
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """A step is done."""
+        """Shows a completed step."""
         self.losses.append(float(metrics.loss))
         note = f"loss {sum(self.losses) / len(self.losses):.4f}"
         if self.scores:
@@ -68,7 +68,7 @@ class RunWatcher:
             self.board.add_image("blurred, restored, sharp", image, step, dataformats="HWC")
 
     def done(self) -> None:
-        """Says where the run is, what it gained and how it is scored."""
+        """Reports the run's folder, its gain and how to score it."""
         gain = ""
         if self.validation and self.scores:
             before, after = self.scores["psnr_blurred"], self.scores["psnr"]
@@ -79,17 +79,17 @@ class RunWatcher:
         self.line.say(how_to_score(self.folder))
 
     def close(self) -> None:
-        """Leaves the terminal on a new line, and writes what is left."""
+        """Leaves the terminal on a new line, and writes pending TensorBoard data."""
         self.line.close()
         if self.board:
             self.board.close()
 
 
 def _board(folder: Path, purge_step: int) -> Any:
-    """Writes for TensorBoard; None, and a line that says so, where it is not installed."""
+    """Returns a TensorBoard writer, or prints a message and returns None if it is not installed."""
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError:  # GPU machines on loan have JAX and little else.
-        tell(f"{folder} is not written: pip install tensorboardX")
+        tell(f"{folder}: not written (pip install tensorboardX)")
         return None
     return SummaryWriter(str(folder), flush_secs=10, purge_step=purge_step)

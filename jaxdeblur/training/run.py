@@ -47,22 +47,22 @@ def train(
 ) -> TrainState:
     """Trains ``run`` in ``folder`` to its last step.
 
-    Everything that can be wrong with the options and the data is found before the folder is made.
+    Errors in the options and the data are found before the folder is made.
 
     Args:
-      run: preset, network, training, data and, of a new run, where its first parameters are: a run
-        folder or weights, of these or other scales (``starting_parameters``).
-      folder: of the run; new, or one that ``resume`` or ``overwrite`` allow.
-      resume: goes on from the newest checkpoint that can be read.
+      run: preset, network, training, data and, for a new run, the source of its first parameters: a
+        run folder or weights, of the same or other scales (``starting_parameters``).
+      folder: of the run; new, or one that ``resume`` or ``overwrite`` allows.
+      resume: continues from the newest checkpoint that can be read.
       overwrite: replaces the run in the folder.
-      on_cores: the preset to name where this run would take days for want of a GPU.
+      on_cores: the preset to suggest if this run would take days without a GPU.
 
     Raises:
-      UserError: options, data or checkpoints that can't be used, or a loss that is not finite.
-      Stopped: after SIGINT or SIGTERM, once the state is saved.
+      UserError: options, data or checkpoints cannot be used, or a loss is not finite.
+      Stopped: on SIGINT, SIGTERM or SIGHUP, after the state is saved.
     """
     if getattr(run.network, "dtype", "") == "float16":
-        raise UserError("--dtype=float16: most gradients are too small for it; bfloat16 holds them")
+        raise UserError("--dtype=float16: most gradients are too small for it; use bfloat16")
     check_folder(run, folder, resume=resume, overwrite=overwrite)
     config = run.training
     mesh = devices.make_mesh(config.batch_size)
@@ -73,7 +73,7 @@ def train(
         run = dataclasses.replace(run, start_from=Run.read(folder).start_from)
     elif run.start_from is not None:
         parameters = starting_parameters(model, parameters, run.start_from)
-    micro_batch_count(config, model, mesh)  # complains before the folder is made
+    micro_batch_count(config, model, mesh)  # raises before the folder is made
     state = initial_train_state(config, parameters)
     devices.wait_for_all("the network is built")
     state = jax.device_put(state, devices.replicated(mesh))
@@ -81,7 +81,7 @@ def train(
         checkpoints = RunCheckpoints(folder, config.keep)
         resources.callback(checkpoints.close)
         if resume:
-            # Without a checkpoint the run had not come to its first one: it starts again.
+            # A run without a checkpoint stopped before its first one: it starts again.
             state = checkpoints.restore_state(state, devices.replicated(mesh)) or state
             devices.check_same(int(state.step), f"steps of the checkpoints read in {folder}")
         first = int(state.step)
@@ -97,7 +97,7 @@ def train(
         )
         for spec in data.folders:
             if resolve(spec).is_taken_for_high_speed:
-                _say(f"{spec}: taken for high-speed frames, which are averaged into blur")
+                _say(f"{spec}: treated as high-speed frames, which are averaged into blur")
         if first >= config.steps:
             _say(how_to_score(folder))
             return state
@@ -106,7 +106,7 @@ def train(
                 f"{run.preset} is made for a GPU; --model={on_cores} trains on CPU cores in minutes"
             )
         checkpoints.go_on_after(first)
-        if not has_begun and run.start_from is not None:  # whatever becomes of what that names
+        if not has_begun and run.start_from is not None:  # its source may disappear
             checkpoints.save(state)
         watcher = RunWatcher(folder, config, first, validation)
         resources.callback(watcher.close)
@@ -132,7 +132,7 @@ def train(
 def _batches(
     run: Run, data: TrainingData, context: tuple[int, int], mesh: jax.sharding.Mesh, first: int
 ) -> Iterator[Iterator[Batch]]:
-    """The global batches from step ``first`` on; batch k is a function of the seed and k alone."""
+    """Opens the global batches from step ``first`` on; batch k depends only on the seed and k."""
     config, on_device = run.training, run.data.on_device
     options = run.data.clip_options(config.frames, config.crop, context)
     limit = run.data.motion_limit(config.steps)

@@ -1,7 +1,7 @@
-"""A run's folder: ``config.json`` says what is trained on what, ``checkpoints/STEP/`` how far.
+"""A run's folder: the configuration in ``config.json``, the states in ``checkpoints/STEP/``.
 
-Reading it runs no code from a file: the config is JSON checked field by field, states are plain
-arrays.
+Reading it runs no code from a file: the config is JSON that is checked field by field, and states
+are plain arrays.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _STATE = "state"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run folder's ``config.json`` says."""
+    """The contents of a run folder's ``config.json``."""
 
     preset: str
     network: Any
     training: TrainingConfig
     data: DataConfig
     start_from: str | None = None
-    """The run folder or weights that its first parameters are of; None: they are drawn."""
+    """The run folder or weights that provide its first parameters; None draws them."""
 
     def write(self, folder: Path) -> None:
         """Writes ``config.json``."""
@@ -61,13 +61,13 @@ class Run:
         """Reads ``config.json``.
 
         Raises:
-          UserError: it names the file and what is wrong in it.
+          UserError: it is missing or invalid; the message names the file and what is wrong.
         """
         path = folder / CONFIG_NAME
         values = read_config(folder)
         start_from = values.get("start_from")
         if not isinstance(start_from, str | None):
-            raise UserError(f"{path}: start_from is a run folder, weights or null")
+            raise UserError(f"{path}: start_from must be a run folder, weights or null")
         return Run(
             preset=values["preset"],
             network=network_from_json(values["network"], str(path)),
@@ -78,19 +78,19 @@ class Run:
 
 
 class RunCheckpoints(Checkpoints):
-    """The checkpoints of a run: the state, from which it goes on, and the weights to use."""
+    """The checkpoints of a run: the state to resume from, and the weights to use."""
 
     def save(self, state: TrainState) -> None:
         """Saves ``state`` as the checkpoint of its step; an existing one of that step is kept.
 
         Raises:
-          UserError: it cannot be written, or the one before, of which that is known only now.
+          UserError: it cannot be written, or the previous one could not, which is known only now.
         """
         items = {_STATE: state._asdict(), "weights": best_parameters(state)}
         self.save_items(int(state.step), items)
 
     def restore_state(self, template: TrainState, sharding: Sharding) -> TrainState | None:
-        """The newest state that can be read whole, or None if there is no checkpoint at all.
+        """Returns the newest state that can be read whole, or None if there is no checkpoint.
 
         Damaged checkpoints are skipped with a warning.
         """
@@ -100,20 +100,20 @@ class RunCheckpoints(Checkpoints):
 
 
 def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuses a folder in which ``run`` can't be written, before anything is done.
+    """Rejects a folder to which ``run`` cannot be written, before anything is done.
 
     Args:
-      run: that is to be written.
+      run: the run to be written.
       folder: of the run.
-      resume: the run in it is to go on.
-      overwrite: the run in it may be replaced.
+      resume: whether the run in it is to continue.
+      overwrite: whether the run in it may be replaced.
 
     Raises:
-      UserError: the folder exists and is not to be overwritten, is no run folder, or holds a run of
-        another network or optimiser.
+      UserError: the folder exists and is not to be overwritten, is not a run folder, or holds a run
+        of another network or optimiser.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out={folder}: it is a file; a run needs a folder")
+        raise UserError(f"--out={folder}: is a file, not a folder")
     occupied = folder.is_dir() and any(folder.iterdir())
     if resume:
         if not occupied:
@@ -121,29 +121,31 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
         there = Run.read(folder)
         if differences := differing_fields(run.network, there.network):
             raise UserError(
-                f"--resume: {folder}: a checkpoint of another network: {'; '.join(differences)}"
+                f"--resume: the run in {folder} has another network: {'; '.join(differences)}"
             )
         for option in ("optimizer", "average"):  # whose state is in the checkpoints
             here, then = getattr(run.training, option), getattr(there.training, option)
             if here != then and (option == "optimizer" or not (here and then)):
                 raise UserError(
-                    f"--resume: {folder}: it was begun with --{option}={then}, whose state "
-                    f"--{option}={here} cannot go on with; to change it, begin another run with "
+                    f"--resume: the run in {folder} began with --{option}={then}, whose state "
+                    f"--{option}={here} cannot continue; to change it, start another run with "
                     "--start-from"
                 )
     elif occupied and not overwrite:
-        raise UserError(f"--out={folder} exists; go on with --resume or replace it by --overwrite")
+        raise UserError(
+            f"--out={folder} exists; continue with --resume or replace it with --overwrite"
+        )
     elif occupied:
         try:
             Run.read(folder)
         except UserError as error:
             raise UserError(
-                f"--overwrite: {folder} is no run folder and left as it is ({error})"
+                f"--overwrite: {folder} is not a run folder and was left unchanged ({error})"
             ) from error
 
 
 def make_folder(run: Run, folder: Path, resume: bool) -> None:
-    """Empties the folder unless its run goes on, and writes the config.
+    """Removes the folder's previous run unless it is resumed, and writes the config.
 
     Raises:
       UserError: it cannot be written.
@@ -152,7 +154,7 @@ def make_folder(run: Run, folder: Path, resume: bool) -> None:
     if jax.process_index() == 0:
         try:
             if folder.is_dir() and not resume:
-                # What else lies in it stays.
+                # Other files in it are kept.
                 (folder / CONFIG_NAME).unlink(missing_ok=True)
                 for name in (CHECKPOINTS_NAME, TENSORBOARD_NAME):
                     shutil.rmtree(folder / name, ignore_errors=True)
@@ -160,7 +162,7 @@ def make_folder(run: Run, folder: Path, resume: bool) -> None:
                     failure.unlink()
             if folder.is_dir() and any(folder.iterdir()):
                 run.write(folder)
-            else:  # with its config or not at all, so that a kill here leaves no half of a run
+            else:  # with its config or not at all, so that a kill here leaves no partial run
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 with replace_folder_when_whole(folder) as part:
                     run.write(part)
@@ -170,7 +172,7 @@ def make_folder(run: Run, folder: Path, resume: bool) -> None:
 
 
 def save_failure(folder: Path, error: NonFiniteError) -> Path:
-    """Writes the batch that was not finite, and the parameters that met it, as safetensors."""
+    """Writes the batch that failed, and the parameters before it, as safetensors."""
     path = folder / f"failure-{error.step:06d}-process-{jax.process_index()}.safetensors"
     arrays = {f"batch/{name}": _local(array) for name, array in error.batch.items()}
     arrays |= {f"parameters/{name}": _local(a) for name, a in error.state.parameters.items()}
@@ -180,7 +182,7 @@ def save_failure(folder: Path, error: NonFiniteError) -> Path:
 
 
 def _local(array: Any) -> np.ndarray:
-    """This process's part of an array: of a batch its clips, in their order."""
+    """Returns this process's part of an array; of a batch, its clips in order."""
     if isinstance(array, np.ndarray) or array.is_fully_replicated:
         return np.asarray(array)
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)

@@ -1,4 +1,4 @@
-"""A train step: the loss, the optimiser, and the two together as one pure function."""
+"""The train step: the loss, the optimiser, and both combined in one pure function."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ class TrainingConfig:
     """How a model is trained.
 
     Attributes:
-      steps: train steps in all.
-      batch_size: clips a step, over all devices and processes.
-      frames: frames of a clip.
+      steps: total number of train steps.
+      batch_size: clips per step, over all devices and processes.
+      frames: frames per clip.
       crop: height and width of a clip, pixels.
       optimizer: adam, or muon on the convolution kernels with adam on everything else.
-      learning_rate: at its highest.
+      learning_rate: peak learning rate.
       beta2: adam's decay of the second moment.
-      rates: NAME=FACTOR for parameters that need a rate of their own, times the learning rate: all
-        whose name has NAME as a part, as beta_logit=30 or f_s=30; 0 leaves them as they are. Ours:
-        beta and the kernels of the maps must go further than what keeps its scale.
-      weight_decay: times half the sum of the squared convolution kernels, added to the loss; biases
-        and beta of the blending are left alone.
+      rates: NAME=FACTOR multiplies the learning rate of all parameters whose name has NAME as a
+        part, as in beta_logit=30 or f_s=30; 0 freezes them. Ours: beta and the kernels of the maps
+        must move further than parameters that keep their scale.
+      weight_decay: factor of half the sum of the squared convolution kernels, added to the loss;
+        biases and the blending's beta are exempt.
       warmup: steps over which the learning rate rises from zero.
-      schedule: after the warm-up: falling along a cosine to zero, halved every halve_every steps,
+      schedule: after the warm-up: falling along a cosine to zero, halved every halve_every clips,
         or constant.
-      halve_every: clips between halvings, so that no batch size changes how many epochs that is.
+      halve_every: clips between halvings; in epochs, this does not depend on the batch size.
       clip_norm: largest norm of the gradient; larger ones are scaled down.
       loss: mse and charbonnier weigh every pixel alike; log_mse is the mean over clips of log(MSE),
-        that is PSNR, so that hopelessly blurred clips do not outweigh all others.
+        that is, PSNR, so that hopelessly blurred clips do not outweigh all others.
       average: decay of the moving average of the parameters that is validated and
         saved; 0 for none.
-      micro_batch: clips whose gradients a device computes at once, and then sums over its share of
-        the batch: less memory, the same step. 0 is the whole share, and on a CPU, where several at
+      micro_batch: clips whose gradients a device computes at once, then summed over its share of
+        the batch: less memory, the same step. 0 is the whole share, or on a CPU, where several at
         once are no faster, one clip.
-      recompute: the backward pass computes again what lies within each step of a recurrence: a
-        third more work, half of the memory or less.
-      seed: of the parameters and the order of the data.
+      recompute: the backward pass recomputes the inside of each step of a recurrence: a third more
+        work, half the memory or less.
+      seed: seed of the parameters and the order of the data.
       validate_every: steps between validations; 0 for none.
       save_every: steps between checkpoints; the last step is always saved.
-      keep: checkpoints kept.
+      keep: number of checkpoints kept.
     """
 
     steps: Annotated[int, Range(1, 2**31 - 2)] = 400_000
@@ -92,7 +92,7 @@ class TrainingConfig:
 
 
 def rate_factors(rates: tuple[str, ...]) -> dict[str, float]:
-    """``rates`` by name.
+    """Returns the factors of ``rates`` by name.
 
     Raises:
       UserError: one is not NAME=FACTOR.
@@ -101,7 +101,7 @@ def rate_factors(rates: tuple[str, ...]) -> dict[str, float]:
     for rate in rates:
         name, _, factor = rate.partition("=")
         if not name or not re.fullmatch(r"\d+(\.\d*)?", factor):
-            raise UserError(f"--rates: {rate!r} is not NAME=FACTOR, as beta_logit=30")
+            raise UserError(f"--rates: {rate!r} is not NAME=FACTOR, such as beta_logit=30")
         factors[name] = float(factor)
     return factors
 
@@ -110,13 +110,13 @@ def rate_factors(rates: tuple[str, ...]) -> dict[str, float]:
 
 
 def clip_loss(restored: Clip, sharp: Clip, kind: Loss) -> Float[Array, ""]:
-    """How far restored clips are from the sharp ones, in [0, 1] units."""
+    """Returns the loss of restored clips against the sharp ones, both in [0, 1] units."""
     error = restored - sharp
     if kind == "mse":
         return jnp.mean(error**2)
     if kind == "charbonnier":  # Charbonnier et al. 1994, with epsilon = 1e-3
         return jnp.mean(jnp.sqrt(error**2 + 1e-6))
-    # 1e-4 is 40 dB: nothing is gained by polishing a clip beyond it. With 1e-5 the gradients of
+    # 1e-4 is 40 dB: nothing is gained by improving a clip beyond it. With 1e-5 the gradients of
     # clips that are nearly sharp are two to six times those of blurred ones (docs/lab/recipe.md).
     return jnp.mean(jnp.log(jnp.mean(error**2, axis=(1, 2, 3, 4)) + 1e-4))
 
@@ -124,7 +124,7 @@ def clip_loss(restored: Clip, sharp: Clip, kind: Loss) -> Float[Array, ""]:
 def loss_and_statistics(
     model: VideoRestorer, batch: Batch, kind: Loss
 ) -> tuple[Float[Array, ""], Parameters]:
-    """The sum over the model's outputs of the loss, and its new running statistics."""
+    """Returns the loss, summed over the model's outputs, and the new running statistics."""
     outputs = model.training_outputs(from_bytes(batch["blurred"]), from_bytes(batch["sharp"]))
     pairs = zip(outputs.restored, outputs.targets, strict=True)
     losses = (clip_loss(restored, target, kind) for restored, target in pairs)
@@ -132,7 +132,7 @@ def loss_and_statistics(
 
 
 def from_bytes(clip: Num[Array, "B T H W S"]) -> SeenClip:
-    """0..255 to [0, 1]."""
+    """Converts 0..255 to [0, 1]."""
     return clip.astype(jnp.float32) / 255
 
 
@@ -140,7 +140,7 @@ def from_bytes(clip: Num[Array, "B T H W S"]) -> SeenClip:
 
 
 def learning_rate(config: TrainingConfig) -> optax.Schedule:
-    """The learning rate at each step."""
+    """Returns the learning rate as a function of the step."""
 
     def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
@@ -160,7 +160,7 @@ _MUON_RMS = 0.4  # Root mean square of its update, in units of the learning rate
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015), or Muon (Jordan 2024) on the convolution kernels."""
+    """Returns Adam (Kingma & Ba 2015), or Muon (Jordan 2024) on the convolution kernels."""
     rate = learning_rate(config)
     clip = optax.clip_by_global_norm(config.clip_norm)
     if config.optimizer == "adam":
@@ -185,9 +185,9 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 
 
 def _kernels_as_matrices(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Kernels that lead to features are matrices for Muon; those that lead to RGB are Adam's."""
+    """Selects the kernels that output features, as matrices for Muon; those to RGB use Adam."""
     as_matrix = contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=(3,))
-    # Optax asks again with what is Adam's masked out, which has no ndim.
+    # Optax calls this again with Adam's parameters masked out, which have no ndim.
     return {
         name: as_matrix if getattr(array, "ndim", 0) == 4 and "head" not in name else None
         for name, array in parameters.items()
@@ -198,7 +198,7 @@ def _kernels_as_matrices(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on; what a checkpoint holds."""
+    """Everything that a run needs to resume, as stored in a checkpoint."""
 
     step: Int[Array, ""]
     parameters: Parameters
@@ -206,11 +206,11 @@ class TrainState(NamedTuple):
     average: Parameters
     """The moving average of the parameters; empty without one."""
     failed: Bool[Array, ""]
-    """A loss or gradient was not finite: nothing is changed from then on."""
+    """Whether a loss or gradient was not finite; nothing changes from then on."""
 
 
 class Metrics(NamedTuple):
-    """What one step tells."""
+    """The metrics of one step."""
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
@@ -218,7 +218,7 @@ class Metrics(NamedTuple):
 
 
 def initial_train_state(config: TrainingConfig, parameters: Parameters) -> TrainState:
-    """The state before the first step."""
+    """Returns the state before the first step."""
     return TrainState(
         step=jnp.int32(0),
         parameters=parameters,
@@ -229,7 +229,7 @@ def initial_train_state(config: TrainingConfig, parameters: Parameters) -> Train
 
 
 def trained_parameters(parameters: Parameters) -> Parameters:
-    """All but running statistics, which follow the data by themselves."""
+    """Returns all parameters but running statistics, which follow the data by themselves."""
     return {name: array for name, array in parameters.items() if not is_statistic(name)}
 
 
@@ -242,15 +242,15 @@ def train_step(
     parts: int = 1,
     shares: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One pure step: gradient of the loss, update, moving average.
+    """Performs one pure step: gradient of the loss, update, moving average.
 
     Args:
       state: before the step.
       batch: ``blurred`` and ``sharp`` clips, 0 to 255.
       config: of the training.
-      rebuild: makes the network of its parameters.
-      parts: the micro-batches that the batch is taken in (:func:`micro_batch_count`).
-      shares: the devices that the batch lies over, which each take their part of every micro-batch.
+      rebuild: builds the network from its parameters.
+      parts: the number of micro-batches (:func:`micro_batch_count`).
+      shares: the number of devices that share the batch; each takes part of every micro-batch.
     """
 
     trained = trained_parameters(state.parameters)
@@ -286,37 +286,37 @@ def train_step(
     parameters = state.parameters | updated | statistics
     average = state.average
     if config.average:
-        # Short at first, so that the first random parameters are soon forgotten.
+        # Short at first, so that the initial random parameters are soon forgotten.
         decay = jnp.minimum(config.average, (1 + state.step) / (10 + state.step))
-        # What is not trained stays as it was to the bit.
+        # Parameters that are not trained remain bit-identical.
         average = average | {
             name: decay * average[name] + (1 - decay) * array for name, array in updated.items()
         }
         average |= statistics  # themselves averages
     new = TrainState(state.step + 1, parameters, optimizer, average, failed)
-    # After a failure the state stays as it was before the batch that caused it.
+    # After a failure the state remains as it was before the batch that caused it.
     kept = jax.tree.map(lambda before, after: jnp.where(failed, before, after), state, new)
     return kept._replace(failed=failed), Metrics(loss, gradient_norm, failed)
 
 
 def half_squares(parameters: Parameters) -> Float[Array, ""]:
-    """Half the sum of the squared convolution kernels, which weight decay adds to the loss."""
+    """Returns half the sum of squared convolution kernels, which weight decay adds to the loss."""
     kernels = [a for name, a in parameters.items() if name.endswith("kernel")]
     return 0.5 * sum((jnp.sum(a**2) for a in kernels), jnp.float32(0))
 
 
 def micro_batches(batch: Batch, parts: int, shares: int) -> Batch:
-    """``B T H W 3`` to ``parts B/parts T H W 3``; clips stay on the device that has them."""
+    """Splits ``B T H W 3`` into ``parts B/parts T H W 3``; clips remain on their device."""
     return jax.tree.map(
         lambda a: rearrange(a, "(d k m) ... -> k (d m) ...", d=shares, k=parts), batch
     )
 
 
 def micro_batch_count(config: TrainingConfig, model: VideoRestorer, mesh: Mesh) -> int:
-    """How many micro-batches a step of ``config`` takes its batch in.
+    """Returns the number of micro-batches in a step of ``config``.
 
     Raises:
-      UserError: they are not of one size, or the network normalises by its whole batch.
+      UserError: their sizes would differ, or the network normalises by its whole batch.
     """
     share = config.batch_size // mesh.size
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -324,18 +324,18 @@ def micro_batch_count(config: TrainingConfig, model: VideoRestorer, mesh: Mesh) 
     at_once = config.micro_batch or (1 if on_cpu and not whole else share)
     if share % at_once:
         raise UserError(
-            f"--micro-batch={at_once} does not divide the {share} clips that each of {mesh.size} "
-            "devices has of a batch"
+            f"--micro-batch={at_once} must divide the {share} clips per batch on each of "
+            f"{mesh.size} devices"
         )
     if whole and at_once < share:
-        raise UserError(f"--micro-batch={at_once}: this network normalises by its whole batch")
+        raise UserError(f"--micro-batch={at_once}: this network normalises over the whole batch")
     return share // at_once
 
 
 def compile_train_step(
     config: TrainingConfig, rebuild: Callable[[Parameters], VideoRestorer], mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The train step under jit: parameters on every device, the batch shared out over ``mesh``."""
+    """Compiles the train step: parameters on every device, the batch sharded over ``mesh``."""
     everywhere, shared = devices.replicated(mesh), devices.clips_over(mesh)
 
     def rebuild_here(parameters: Parameters) -> VideoRestorer:
@@ -358,5 +358,5 @@ def compile_train_step(
 
 
 def best_parameters(state: TrainState) -> Parameters:
-    """The moving average if there is one, else the parameters."""
+    """Returns the moving average if there is one, else the parameters."""
     return state.average or state.parameters

@@ -1,4 +1,4 @@
-"""Validation during a run, on videos that never train."""
+"""Validation during a run, on videos that are never trained on."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _FRAMES = 8  # Of each video.
 
 
 class Validation:
-    """PSNR on videos that never train, on the uint8 frames that a user would get."""
+    """Computes PSNR on videos never trained on, from the uint8 frames that a user would get."""
 
     def __init__(self, data: TrainingData, rebuild: Callable[[Parameters], VideoRestorer]) -> None:
         self.rebuild = rebuild
         self.name = data.scored("validation").spec
-        """What the videos are of."""
+        """The source of the videos."""
         self.single = data.config.single == 1
-        """Whether each frame is restored by itself, as in the training."""
+        """Whether each frame is restored by itself, as in training."""
         self.image: UInt8[np.ndarray, "H W 3"] = np.zeros((1, 1, 3), np.uint8)
-        """Blurred, restored and sharp, of the first video's middle frame."""
+        """The first video's middle frame: blurred, restored and sharp, side by side."""
         self.clips = []
-        # Process 0 alone scores, so the others need not read or render what it scores on.
+        # Only process 0 scores, so the others need not read or render the videos.
         for video in data.validate if jax.process_index() == 0 else ():
             frames = range(min(len(video), _FRAMES))
             self.clips.append(
@@ -41,8 +41,8 @@ class Validation:
             )
 
     def __call__(self, parameters: Parameters) -> dict[str, float]:
-        """The scores of these parameters, means over videos, in dB; empty but on process 0."""
-        # With its own copy: the others wait at their next step.
+        """Returns means over videos and the least gain, in dB; empty except on process 0."""
+        # Process 0 uses its own copy of the parameters; the others wait at their next step.
         if jax.process_index() != 0:
             return {}
         local = {name: jnp.asarray(array.addressable_data(0)) for name, array in parameters.items()}
@@ -70,6 +70,6 @@ class Validation:
 
 
 def _mean_psnr(frames: PixelClip, sharp: PixelClip) -> float:
-    """As scores are averaged everywhere: an identical frame counts ``MAX_PSNR``."""
+    """Returns the mean PSNR as in all scores, where an identical frame counts ``MAX_PSNR``."""
     pairs = zip(frames, sharp, strict=True)
     return float(np.mean([min(psnr(a, b), MAX_PSNR) for a, b in pairs]))

@@ -1,1 +1,1 @@
-"""Videos, images and raw pipes in and out, in the arrays that files hold."""
+"""Reads and writes videos, images and raw pipes, as the arrays that their files hold."""

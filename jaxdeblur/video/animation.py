@@ -1,4 +1,4 @@
-"""Small animations in GIF and WebP, by imageio: before and after for a page or a message."""
+"""Writes small GIF and WebP animations with imageio: before and after for a page or a message."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from jaxdeblur.video.picture import Picture, PictureTarget, VideoInfo
 from jaxdeblur.video.pixels import to_packed_rgb
 
 MAX_WIDTH = 640
-"""Wider pictures are reduced to this: a second of 30 frames takes about 1 MB as WebP."""
+"""Wider pictures are reduced to this width: a second of 30 frames takes about 1 MB as WebP."""
 
 MAX_FRAMES = 300
-"""More are left out: all lie in memory until the file is written."""
+"""Further frames are dropped: all are held in memory until the file is written."""
 
 
 class AnimationWriter(PictureTarget):
-    """Writes pictures as an animation that plays for ever, at most ``MAX_WIDTH`` wide."""
+    """Writes pictures as an animation that loops forever, at most ``MAX_WIDTH`` wide."""
 
     def __init__(
         self, path: Path, info: VideoInfo, *, max_frames: int = MAX_FRAMES, name: str = ""
     ):
-        """Prepares to write; the file is made when all pictures are there.
+        """Prepares to write; the file is created after the last picture.
 
         Args:
-          path: the file, whose suffix names the format.
-          info: what the pictures are.
-          max_frames: pictures that are taken; those after them are lost.
-          name: of the file, in messages; by default ``path``.
+          path: the file; its suffix selects the format.
+          info: the format of the pictures.
+          max_frames: how many pictures are kept; later ones are dropped and noted in ``lost``.
+          name: the file's name in messages; by default ``path``.
         """
         self._path, self._info, self._max_frames = path, info, max_frames
         self._name = name or str(path)
@@ -47,7 +47,7 @@ class AnimationWriter(PictureTarget):
             self._save()
 
     def write(self, picture: Picture) -> None:
-        """Takes one picture."""
+        """Adds one picture."""
         info = self._info
         if len(self._frames) == self._max_frames:
             self.lost = [f"frames after the first {self._max_frames}"]
@@ -62,16 +62,16 @@ class AnimationWriter(PictureTarget):
     def _save(self) -> None:
         times = self._milliseconds
         try:
-            # Not by imageio into the file: on a full disk its last bytes may be lost silently.
+            # Encoded to bytes first: imageio may silently lose a file's last bytes on a full disk.
             encoded = iio.imwrite(
                 "<bytes>",
                 np.stack(self._frames),
                 plugin="pillow",
                 extension=self._path.suffix.lower(),
                 is_batch=True,
-                duration=times if len(times) > 1 else times[0],  # of one, Pillow takes no list
+                duration=times if len(times) > 1 else times[0],  # Pillow takes no list of one
                 loop=0,
-                quality=80,  # of WebP; GIF has none
+                quality=80,  # WebP only; GIF has none
             )
             self._path.write_bytes(encoded)
         except (OSError, ValueError) as error:
@@ -79,7 +79,7 @@ class AnimationWriter(PictureTarget):
 
 
 def _small(frame: Frame8, aspect: float) -> UInt8[np.ndarray, "h w 3"]:
-    """The frame in square pixels, at most ``MAX_WIDTH`` wide."""
+    """Resamples a frame to square pixels, at most ``MAX_WIDTH`` wide."""
     height, width = frame.shape[0], frame.shape[1] * aspect
     scale = min(1.0, MAX_WIDTH / width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

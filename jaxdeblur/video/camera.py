@@ -1,4 +1,4 @@
-"""A camera as a source of pictures: what cannot be restored in time is dropped, not piled up."""
+"""A camera as a source of pictures; frames that cannot be restored in time are dropped."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TICK = Fraction(1, 1000)
 
 
 def open_device(name: str, options: dict[str, str]) -> Any:
-    """The container of a camera, by V4L2, AVFoundation or DirectShow, whichever the system has.
+    """Opens a camera by the system's interface: V4L2, AVFoundation or DirectShow.
 
     Raises:
-      OSError, ValueError: there is no such camera, or this FFmpeg cannot open any.
+      OSError, ValueError: there is no such camera, or this FFmpeg cannot open cameras.
     """
     if sys.platform == "darwin":
         return av.open(f"{name}:none", format="avfoundation", options=options)
@@ -36,13 +36,13 @@ def open_device(name: str, options: dict[str, str]) -> Any:
 
 
 class CameraReader(PictureSource):
-    """Reads a camera until it ends, ``duration`` is over or somebody stops it (ctrl-C).
+    """Reads a camera until it ends, ``duration`` has passed or the user stops it (ctrl-C).
 
-    A thread takes every frame from the device and keeps the newest; whoever is slower than the
-    camera gets that one. Timestamps are those of the clock, so the video plays at real speed.
+    A thread takes every frame from the device and keeps only the newest, which a slower consumer
+    receives. Timestamps come from the clock, so the video plays at real speed.
 
     Attributes:
-      dropped: how many frames were taken and not handed on.
+      dropped: number of frames that were captured but not handed on.
     """
 
     def __init__(
@@ -54,18 +54,18 @@ class CameraReader(PictureSource):
         duration: float | None = None,
         max_pixels: int,
     ):
-        """Opens the camera and takes its first frame.
+        """Opens the camera and waits for its first frame.
 
         Args:
-          name: as on the command line, with its prefix.
-          size: height and width to ask the camera for; None for its own.
-          rate: frames a second to ask it for.
-          duration: seconds after which to end; None for never.
+          name: the camera as on the command line, with its prefix.
+          size: height and width to request; None for the camera's default.
+          rate: frames per second to request; None for the camera's default.
+          duration: seconds after which to stop; None for no limit.
           max_pixels: larger frames are refused.
 
         Raises:
-          UserError: there is no such camera, or it gives no frame of a size and format that can be
-            restored.
+          UserError: there is no such camera, or it delivers no frame of a supported size and
+            format.
         """
         self.name, self.dropped = name, 0
         self._duration = duration
@@ -79,29 +79,29 @@ class CameraReader(PictureSource):
         try:
             container = open_device(name.removeprefix(CAMERA), options)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise UserError(f"{name}: no camera can be opened by it: {reason(error)}") from error
+            raise UserError(f"{name}: cannot open the camera: {reason(error)}") from error
         self._thread = threading.Thread(
             target=self._take, args=(container,), name="camera", daemon=True
         )
         self._thread.start()
         first = self._next()
         if first is None:
-            raise UserError(f"{name}: the camera gives no frame")
+            raise UserError(f"{name}: the camera delivers no frames")
         frame = first[1]
         if frame.width * frame.height > max_pixels:
             self.stop()
             given = f"{frame.width}x{frame.height}"
-            raise UserError(f"{name}: gives {given}, over --max-pixels={max_pixels}")
+            raise UserError(f"{name}: frames of {given} exceed --max-pixels={max_pixels}")
         track = container.streams.video[0]
         rate_given = Fraction(track.average_rate or track.guessed_rate or 30)
         found = describe(frame, track, Path(name), rate=rate_given, time_base=_TICK)
-        # What a camera sends is no codec to keep a video in.
+        # A camera's codec is not one to store a video in.
         self.info = dataclasses.replace(found, codec=None)
         self._began = time.monotonic()
         self._longest_delay = 0.0
 
     def __enter__(self) -> CameraReader:
-        # Ctrl-C ends the recording, not the program: what was recorded is written to its end.
+        # Ctrl-C ends the recording, not the program: all recorded frames are still written.
         self._before: Any = None
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, lambda *_: self.stop())
@@ -114,14 +114,14 @@ class CameraReader(PictureSource):
             signal.signal(signal.SIGINT, self._before)
 
     def stop(self) -> None:
-        """Ends the reading; the frames that were handed on are still restored."""
+        """Stops reading; frames already handed on are still restored."""
         with self._news:
             self._stopping = True
             self._news.notify_all()
 
     def __iter__(self) -> Iterator[Picture]:
-        """The newest frame each time; UserError if the camera fails."""
-        # The first frame told the size; by now, with everything compiled, there is a newer one.
+        """Yields the newest frame each time; raises UserError if the camera fails."""
+        # The first frame only gave the size; now that everything is compiled, a newer one exists.
         given, last = self._next(), -1
         self._began = given[0] if given else self._began
         self.dropped = 0
@@ -131,23 +131,23 @@ class CameraReader(PictureSource):
             if self._duration is not None and since >= self._duration:
                 return
             if (frame.height, frame.width) != (self.info.height, self.info.width):
-                raise UserError(f"{self.name}: the size of its frames changed")
+                raise UserError(f"{self.name}: the frame size changed")
             last = max(last + 1, round(since / _TICK))
             yield Picture(*frame_planes(frame, self.info.pixel_format), pts=last)
             given = self._next()
 
     def delay(self, picture: Picture) -> float:
-        """Seconds since a picture was taken."""
+        """Returns the seconds since a picture was taken."""
         return time.monotonic() - self._began - float(picture.pts * _TICK)
 
     def note_written(self, picture: Picture) -> None:
-        """Told of each picture that has been written, for the ``summary``."""
+        """Records the delay of a written picture for ``summary``."""
         self._longest_delay = max(self._longest_delay, self.delay(picture))
 
     @property
     def summary(self) -> str:
-        """How late frames were written, and how many never."""
-        return f"{1000 * self._longest_delay:.0f} ms late at most, {self.dropped} frames dropped"
+        """The longest delay until a frame was written, and the number of dropped frames."""
+        return f"at most {1000 * self._longest_delay:.0f} ms late, {self.dropped} frames dropped"
 
     def _take(self, container: Any) -> None:
         try:
@@ -165,7 +165,7 @@ class CameraReader(PictureSource):
     def _next(self) -> tuple[float, Any] | None:
         with self._news:
             while self._newest is None and self._thread.is_alive() and not self._stopping:
-                self._news.wait(0.1)  # so that ctrl-C or an end is noticed where no frame comes
+                self._news.wait(0.1)  # notices ctrl-C or the end even if no frame comes
             given, self._newest = self._newest, None
         if given is None and self._error is not None and not self._stopping:
             raise UserError(f"{self.name}: the camera failed: {reason(self._error)}")

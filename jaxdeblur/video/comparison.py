@@ -16,24 +16,24 @@ from jaxdeblur.video.picture import Picture, VideoInfo, without_alpha
 LABELS = ("input", "restored")
 
 _BOX, _TEXT = 1, 2
-_READABLE = 12  # pixels of a font, as it is shown
+_READABLE = 12  # font size in pixels, as displayed
 
 
 class Comparison:
-    """Makes the pictures, in the arrays that the input has.
+    """Makes the pictures, in the pixel layout of the input.
 
     Attributes:
-      info: what the pictures are.
+      info: the format of the pictures.
     """
 
     def __init__(self, info: VideoInfo, shown_width: int | None = None) -> None:
-        """Prepares pictures of ``info``, to be looked at ``shown_width`` wide if that is less."""
-        # Players turn the picture: by a quarter, what is side by side lies one above the other in
-        # the file, and by two or three the second half of the file comes out on the left.
+        """Prepares pictures for ``info``, viewed at a width of ``shown_width`` if that is less."""
+        # Players rotate the picture. With one or three quarter turns the halves are stacked in the
+        # file; with two or three the file's second half is displayed on the left.
         self._turns = info.quarter_turns
         self._axis = 1 - self._turns % 2
         size = [info.height, info.width]
-        # Halves of such a size that no chroma sample belongs to both (RGB may become 4:2:0).
+        # The halves are sized so that they share no chroma sample (RGB may become 4:2:0).
         unit = max(2, info.layout.chroma[self._axis])
         size[self._axis] = 2 * -(-size[self._axis] // unit) * unit
         self.info = dataclasses.replace(without_alpha(info), height=size[0], width=size[1], lost=())
@@ -41,7 +41,7 @@ class Comparison:
         self._labels = [self._label(text, info.height, info.width, reduced) for text in LABELS]
 
     def __call__(self, picture: Picture, restored: tuple[Plane, ...]) -> Picture:
-        """The picture that shows both; ``picture`` is the input with its timestamps."""
+        """Returns a picture that shows both; ``picture`` is the input with its timestamps."""
         halves = [
             self._labelled(planes, label)
             for planes, label in zip((picture.planes, restored), self._labels, strict=True)
@@ -63,7 +63,7 @@ class Comparison:
     def _labelled(
         self, planes: tuple[Plane, ...], label: UInt8[np.ndarray, "H W"]
     ) -> tuple[Plane, ...]:
-        """White on black; in luma and chroma, black and white have no colour."""
+        """Draws the label in white on black; with luma and chroma, both have neutral chroma."""
         layout = self.info.layout
         top, grey = 2**layout.bits - 1, 2 ** (layout.bits - 1)
         shown = []
@@ -80,13 +80,13 @@ class Comparison:
     def _label(
         self, text: str, height: int, width: int, reduced: float
     ) -> UInt8[np.ndarray, "H W"]:
-        """Where in a stored frame box and text lie, so that a player shows them at the top left.
+        """Returns where box and text are in a stored frame, to be displayed at the top left.
 
-        A frame of which they would take more than half the width has neither.
+        A frame has neither if they would take more than half of its width or height.
         """
         size = (height, width) if self._turns % 2 else (width, height)
         font = ImageFont.load_default(max(10, min(size) // 24, round(_READABLE * reduced)))
-        _, upper, _, lower = font.getbbox("".join(LABELS))  # both of one height
+        _, upper, _, lower = font.getbbox("".join(LABELS))  # one height for both
         left, _, right, _ = font.getbbox(text)
         pad = (lower - upper) // 2
         wide, high = right - left + 2 * pad, lower - upper + 2 * pad

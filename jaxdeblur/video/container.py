@@ -1,4 +1,4 @@
-"""PyAV, and what reading and writing have in common: tags, FFmpeg's errors and priorities."""
+"""PyAV, and what reading and writing share: tags, FFmpeg's errors and thread priorities."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ class _WhenUsed:
             return getattr(importlib.import_module("av"), name)
         except ModuleNotFoundError as error:
             raise UserError(
-                "video is read and written by PyAV: pip install 'av>=18,<20'"
+                "reading and writing video needs PyAV: pip install 'av>=18,<20'"
             ) from error
 
 
 av: Any = _WhenUsed()
-"""PyAV, imported when something of it is used: a machine that reads no video may lack it."""
+"""PyAV, imported on first use: a machine that reads no video may lack it."""
 
 
 def any_tags() -> dict[str, Any]:
-    """Options of ``av.open`` with which any tags can be read and written."""
-    # Tags that are not UTF-8 are copied byte for byte. PyAV does so from version 19 on, which knows
-    # no such option any more; version 18 raises UnicodeDecodeError unless it is asked to.
+    """Returns the options of ``av.open`` for tags in any encoding."""
+    # Tags that are not UTF-8 are copied byte for byte. PyAV 19 does so by default and no longer has
+    # the option; version 18 raises UnicodeDecodeError without it.
     before_19 = int(av.__version__.partition(".")[0]) < 19
     return {"metadata_errors": "surrogateescape"} if before_19 else {}
 
 
-# Metadata that describes the old file, or that MP4 holds without being asked to hold any key.
+# Metadata that describes the old file, or that MP4 holds even without ``use_metadata_tags``.
 _OF_THE_FILE = {
     *("major_brand", "minor_version", "compatible_brands", "encoder", "duration"),
-    # What mkvmerge counts of each track.
+    # mkvmerge's statistics of each track.
     *("bps", "number_of_frames", "number_of_bytes", "_statistics_tags"),
     *("_statistics_writing_app", "_statistics_writing_date_utc"),
 }
 
 
 def of_the_content(metadata: dict[str, str]) -> dict[str, str]:
-    """Tags without those that describe the file itself."""
-    # MP4's demuxer gives texts twice, the second time with their language at the end of the key.
+    """Returns the tags without those that describe the file itself."""
+    # MP4's demuxer returns texts twice, the second time with the language at the end of the key.
     twice = {key for key in metadata if key[:-4] in metadata and key[-4:] in ("-eng", "-und")}
     return {
         key: value
@@ -55,16 +55,16 @@ def of_the_content(metadata: dict[str, str]) -> dict[str, str]:
 
 
 def reason(error: Exception) -> str:
-    """What FFmpeg or the system says of an error."""
+    """Returns the message of FFmpeg or the system for an error."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @contextlib.contextmanager
 def ordinary_priority() -> Iterator[None]:
-    """Within it a video may be encoded without the process becoming a real-time one.
+    """Undoes the real-time priority that an encoder takes within this context.
 
-    SVT-AV1 gives its threads and the one that opens it the highest real-time priority where it is
-    run by root, as in most containers: all other work on those cores then waits.
+    If run by root, as in most containers, SVT-AV1 gives its threads and the thread that opens it
+    the highest real-time priority: all other work on those cores then waits.
     """
     ordinary = sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER
     try:
@@ -72,5 +72,5 @@ def ordinary_priority() -> Iterator[None]:
     finally:
         if ordinary and os.sched_getscheduler(0) != os.SCHED_OTHER:
             for thread in map(int, os.listdir("/proc/self/task")):
-                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                with contextlib.suppress(ProcessLookupError):  # the thread has ended
                     os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))

@@ -1,4 +1,4 @@
-"""FFmpeg's frames to the arrays that a pixel layout describes, and back."""
+"""Converts FFmpeg's frames to the arrays that a pixel layout describes, and back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MATRICES = {
     9: (0.2627, 0.0593),
     10: (0.2627, 0.0593),
 }
-# What may stand beside the pixels of a frame and is not written again, by PyAV's name of its kind.
+# Side data of frames that is not written again, by PyAV's name of its type.
 _BESIDE_PIXELS = {
     "MASTERING_DISPLAY_METADATA": "HDR mastering metadata",
     "CONTENT_LIGHT_LEVEL": "HDR mastering metadata",
@@ -36,7 +36,7 @@ _BESIDE_PIXELS = {
     "DOVI_METADATA": "Dolby Vision metadata",
     "ICC_PROFILE": "colour profile",
     "SPHERICAL": "projection of a 360-degree video",
-    "A53_CC": "closed captions inside the frames",
+    "A53_CC": "embedded closed captions",
 }
 SUBSAMPLINGS = {
     (1, 1): "444",
@@ -51,17 +51,17 @@ SUBSAMPLINGS = {
 def describe(
     frame: Any, track: Any, path: Path, *, rate: Fraction, time_base: Fraction
 ) -> VideoInfo:
-    """What a video is: some facts stand in its frames alone, some in the container alone.
+    """Describes a video; some facts are only in its frames, some only in the container.
 
     Args:
-      frame: its first frame, decoded.
-      track: the track that the frame is of, as PyAV has it.
-      path: of the file, for messages.
-      rate: average frames a second.
+      frame: the first decoded frame.
+      track: PyAV's track that the frame belongs to.
+      path: the file, for messages.
+      rate: average frames per second.
       time_base: the unit of timestamps, in seconds.
 
     Raises:
-      UserError: such pixels are not supported.
+      UserError: the pixel format is not supported.
     """
     pixel_format, layout, has_alpha = pixel_layout(frame, path)
     context, aspect = track.codec_context, track.sample_aspect_ratio
@@ -87,17 +87,17 @@ def describe(
 
 
 def pixel_layout(frame: Any, path: Path) -> tuple[str, PixelLayout, bool]:
-    """The format in which frames like this one are handed over, its layout, and if it has alpha.
+    """Returns the format in which such frames are handed on, its layout, and if it has alpha.
 
     Raises:
-      UserError: such pixels are not supported; the message names ``path``.
+      UserError: the pixel format is not supported; the message names ``path``.
     """
     pixel_format = frame.format
     components = pixel_format.components
     bits, has_alpha = components[0].bits, any(c.is_alpha for c in components)
     a = "a" if has_alpha else ""
     if bits > 16 or pixel_format.name.endswith(("f16le", "f16be")):
-        raise UserError(f"{path}: pixels of format {pixel_format.name} are not supported")
+        raise UserError(f"{path}: pixel format {pixel_format.name} is not supported")
     deep = f"{bits}le" if bits > 8 else ""
     if pixel_format.has_palette:
         return "rgba", PixelLayout("rgb"), True
@@ -117,7 +117,7 @@ def pixel_layout(frame: Any, path: Path) -> tuple[str, PixelLayout, bool]:
     sized = av.VideoFormat(pixel_format.name, 16, 16).components[1]
     chroma = (16 // sized.height, 16 // sized.width)
     if chroma not in SUBSAMPLINGS:
-        raise UserError(f"{path}: pixels of format {pixel_format.name} are not supported")
+        raise UserError(f"{path}: pixel format {pixel_format.name} is not supported")
     full = pixel_format.name.startswith("yuvj") or frame.color_range == FULL_RANGE
     assumed = _MATRICES[1] if frame.height >= 720 else _MATRICES[6]
     weights = _MATRICES.get(int(frame.colorspace), assumed)
@@ -126,8 +126,8 @@ def pixel_layout(frame: Any, path: Path) -> tuple[str, PixelLayout, bool]:
 
 
 def frame_planes(frame: Any, pixel_format: str) -> tuple[tuple[Plane, ...], Plane | None]:
-    """The arrays of a decoded frame, and its alpha."""
-    # FFmpeg's yuvj420p is yuv420p of full range, which the layout says.
+    """Returns the arrays of a decoded frame, and its alpha."""
+    # FFmpeg's yuvj420p is yuv420p with full range, which the layout records.
     if frame.format.name.replace("yuvj", "yuv") != pixel_format:
         frame = frame.reformat(format=pixel_format)
     components = frame.format.components
@@ -145,7 +145,7 @@ def frame_planes(frame: Any, pixel_format: str) -> tuple[tuple[Plane, ...], Plan
 
 
 def build_frame(picture: Picture, info: VideoInfo) -> Any:
-    """A frame for the encoder from a picture's arrays."""
+    """Builds a frame for the encoder from a picture's arrays."""
     frame: Any = av.VideoFrame(info.width, info.height, info.pixel_format)
     arrays = list(picture.planes)
     if info.has_alpha:
@@ -163,21 +163,21 @@ def build_frame(picture: Picture, info: VideoInfo) -> Any:
 
 
 def _display_matrix(frame: Any) -> tuple[int, ...] | None:
-    """How a frame is turned and flipped (``VideoInfo``); None if not at all."""
+    """Returns a frame's rotation and flips (``VideoInfo``); None if there are none."""
     if (side := _side_data(frame).get("DISPLAYMATRIX")) is not None:
         return tuple(int(x) for x in np.frombuffer(side, np.int32))
     if not frame.rotation:
         return None
-    angle = math.radians(frame.rotation)  # beside a kind of side data that has no name
+    angle = math.radians(frame.rotation)  # the matrix follows unnamed side data
     cosine, sine = round(65536 * math.cos(angle)), round(65536 * math.sin(angle))
     return (cosine, -sine, 0, sine, cosine, 0, 0, 0, 1 << 30)
 
 
 def _side_data(frame: Any) -> dict[str, Any]:
-    """What stands beside the pixels of a frame, by PyAV's name of its kind."""
+    """Returns the side data of a frame by PyAV's name of its type."""
     found = {}
-    # By number up to the last: PyAV 18 and 19 differ in what iterating gives and in what counts.
-    # A kind without a name, as EXIF in version 18, is a ValueError there.
+    # Indexed up to the last: PyAV 18 and 19 differ in what iteration yields and in the length.
+    # A type without a name, such as EXIF in version 18, raises ValueError.
     with contextlib.suppress(IndexError, ValueError):
         for number in itertools.count():
             side = frame.side_data[number]
@@ -186,7 +186,7 @@ def _side_data(frame: Any) -> dict[str, Any]:
 
 
 def _lost_with(frame: Any) -> tuple[str, ...]:
-    """What a decoded frame says that no frame is written with, in words."""
+    """Returns, in words, what a decoded frame carries that is not written."""
     lost = [_BESIDE_PIXELS[kind] for kind in _side_data(frame) if kind in _BESIDE_PIXELS]
     if frame.interlaced_frame:
         lost.append("interlacing (frames are written as progressive)")
@@ -194,5 +194,5 @@ def _lost_with(frame: Any) -> tuple[str, ...]:
 
 
 def specified(of_frame: int, of_container: int) -> int:
-    """A colour property as the frame has it, where it has none as the container does."""
+    """Returns the frame's colour property, or the container's if the frame has none."""
     return int(of_container if of_frame == UNSPECIFIED else of_frame)

@@ -1,6 +1,6 @@
-"""What is read and written, by the names of files: suffixes, folders of frames in natural order.
+"""Supported formats by file name: suffixes, and folders of frames in natural order.
 
-Nothing is opened here, and neither JAX nor FFmpeg is imported.
+No file is opened here, and neither JAX nor FFmpeg is imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONTAINERS = {
     ".mts": "mpegts",
     ".nut": "nut",
 }
-"""The suffixes of the videos that can be written, with FFmpeg's name of their container."""
+"""The suffixes of writable videos, with FFmpeg's name of the container."""
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
@@ -37,17 +37,17 @@ ANIMATED_SUFFIXES = frozenset({".gif", ".webp"})
 """The suffixes, in lower case, of the animations that show before and after."""
 
 CAMERA = "camera:"
-"""What the name of a camera begins with: ``camera:0``, or ``camera:`` and the device's name."""
+"""The prefix of a camera's name: ``camera:0``, or ``camera:`` and the device's name."""
 
 MAX_PIXELS = 8192 * 8192
-"""The default bound on the pixels of an image: an 8K frame has half as many (200 MB as RGB)."""
+"""The default limit on the pixels of an image (200 MB as RGB): an 8K frame has half as many."""
 
 
 def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files of ``folder`` in natural order (frame2 before frame10); hidden ones are not.
+    """Returns the image files of ``folder`` in natural order (frame2 before frame10).
 
-    Sub-folders are not entered. The list is empty if there is no image. Links that lead nowhere are
-    listed too, so that reading them says so.
+    Hidden files and sub-folders are skipped. The list is empty if there is no image. Broken links
+    are listed, so that reading them reports the error.
 
     Raises:
       UserError: ``folder`` is not a folder or cannot be read.
@@ -65,11 +65,11 @@ def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
-    """A sort key by which numbers inside names count as numbers: frame2 before frame10."""
+    """Returns a sort key that orders numbers inside names by value: frame2 before frame10."""
     pieces = re.findall(r"([0-9]+)|([^0-9]+)", name)
     return [(int(digits), "") if digits else (-1, text) for digits, text in pieces], name
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's suffix is that of an image."""
+    """Returns whether a file has the suffix of an image."""
     return path.suffix.lower() in IMAGE_SUFFIXES

@@ -1,7 +1,7 @@
-"""Image files, by imageio: read within a bound on their size, in 8 bits or in 16, and written.
+"""Reads and writes image files with imageio, in 8 or 16 bits, within a limit on their size.
 
-One alone, and many as a source and a target of pictures, which offer what ``VideoReader`` and
-``VideoWriter`` do.
+Handles single images, and series of images as a source and a target of pictures with the interface
+of ``VideoReader`` and ``VideoWriter``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.picture import Picture, PictureSource, PictureTarget, VideoInfo, rgb8_info
 from jaxdeblur.video.pixels import PixelLayout, to_packed_rgb
 
-# FFmpeg's name of the pixels of an image, by its mode and bits (``_Header``).
+# FFmpeg's pixel format of an image, by its mode and bits (``_Header``).
 _PIXEL_FORMATS = {
     ("L", 8): "gray",
     ("RGB", 8): "rgb24",
@@ -37,18 +37,18 @@ _PIXEL_FORMATS = {
     ("RGB", 16): "rgb48le",
     ("RGBA", 16): "rgba64le",
 }
-# The formats that can be written with 16 bits, those without alpha, and those that hold no EXIF and
-# colour profile.
+# The formats that can be written with 16 bits, those without alpha, and those without EXIF and
+# colour profiles.
 _DEEP = {".png", ".tif", ".tiff"}
 _OPAQUE = {".jpg", ".jpeg", ".bmp", ".ppm"}
 _PLAIN = {".bmp", ".ppm"}
-_ORIENTATION = 0x0112  # EXIF's tag of how a picture is to be turned and mirrored
-# Only these decoders may run, whatever a file's suffix says: others (EPS) start programs.
+_ORIENTATION = 0x0112  # EXIF's tag for rotation and mirroring
+# Only these decoders may run, whatever a file's suffix: others (EPS) start programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
-# FFmpeg's demuxers for what Pillow, and imageio by it, cannot read whole: 16 bits.
+# FFmpeg's demuxers for images of 16 bits, which Pillow, and so imageio, cannot read in full.
 _DEEP_DEMUXERS = {"PNG": "png_pipe", "TIFF": "tiff_pipe", "PPM": "ppm_pipe"}
-# Frames are written without visible loss; PNG at level 1 is four times faster than at 6 and 13 %
-# larger.
+# Frames are written without visible loss. PNG at level 1 is four times faster than at level 6 and
+# 13 % larger.
 _OPTIONS: dict[str, dict[str, Any]] = {
     ".png": {"compress_level": 1},
     ".jpg": {"quality": 95, "subsampling": 0},
@@ -61,7 +61,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def image_size(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """The stored (height, width) of an image, from its header.
+    """Returns the stored (height, width) of an image, from its header.
 
     Raises:
       UserError: as :func:`read_image`.
@@ -73,12 +73,12 @@ def image_size(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tu
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Frame8:
     """Reads an image as RGB, ``H W 3`` uint8; the size in its header is checked first.
 
-    Grey images become three equal channels, transparency is dropped, of 16 bits the upper 8 are
-    kept, of an animation the first picture. EXIF orientation is not applied.
+    Grey images become three equal channels, transparency is dropped, 16 bits are reduced to the
+    upper 8, and an animation to its first picture. EXIF orientation is not applied.
 
     Raises:
-      UserError: there is no such file, it is not an image, it is damaged or cut short, its pixels
-        are floats, or it has more than ``max_pixels`` pixels (nothing is decoded then).
+      UserError: the file is missing, not an image, damaged or truncated, its pixels are floats, or
+        it has more than ``max_pixels`` pixels (nothing is decoded then).
     """
     with _opened(Path(path), max_pixels) as (image, file):
         if image.mode.startswith("I"):  # 16-bit grey, which a conversion would clip, not scale
@@ -90,7 +90,7 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Fr
 def write_png(
     path: str | os.PathLike[str], image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"]
 ) -> None:
-    """Writes an RGB or grey image as PNG, whole or not at all.
+    """Writes an RGB or grey image as PNG, completely or not at all.
 
     Raises:
       UserError: the file cannot be written.
@@ -103,16 +103,16 @@ def write_png(
 
 
 class ImageReader(PictureSource):
-    """Reads image files as the frames of a video, in the order given, the right way up.
+    """Reads image files as the frames of a video, upright by EXIF, in the given order.
 
-    Grey images among others become RGB, and those without alpha among others are opaque.
+    Grey images among colour images become RGB; those without alpha among others become opaque.
     """
 
     def __init__(self, paths: Sequence[Path], *, rate: Fraction, max_pixels: int):
-        """Reads the headers of all images, of which there is one at least.
+        """Reads the headers of all images; there must be at least one.
 
         Raises:
-          UserError: one is no image, or their sizes or bits differ.
+          UserError: a file is not an image, or the sizes or bits differ.
         """
         self._paths, self._max_pixels = paths, max_pixels
         headers = [_header(path, max_pixels) for path in paths]
@@ -120,13 +120,13 @@ class ImageReader(PictureSource):
         for path, header in zip(paths, headers, strict=True):
             if header[:2] != (height, width):
                 raise UserError(
-                    f"{path}: {header.width}x{header.height}, but {paths[0].name} is "
-                    f"{width}x{height}; the frames of a video have one size"
+                    f"{path}: {header.width}x{header.height} pixels, but {paths[0].name} has "
+                    f"{width}x{height}; all frames of a video must have the same size"
                 )
             if header.bits != bits:
                 raise UserError(
-                    f"{path}: {header.bits} bits, but {paths[0].name} has {bits}; the frames of a "
-                    "video have one format"
+                    f"{path}: {header.bits} bits, but {paths[0].name} has {bits}; all frames "
+                    "of a video must have the same bit depth"
                 )
         # The longest name has all channels: L, RGB, RGBA.
         self._mode = max((header.mode for header in headers), key=len)
@@ -139,7 +139,7 @@ class ImageReader(PictureSource):
         )
 
     def __iter__(self) -> Iterator[Picture]:
-        """The pictures; UserError if one is damaged, or is gone."""
+        """Yields the pictures; raises UserError if one is damaged or missing."""
         for index, path in enumerate(self._paths):
             picture = _read_picture(path, self._mode, self._max_pixels)
             picture.pts, picture.duration = index, 1
@@ -147,23 +147,23 @@ class ImageReader(PictureSource):
 
 
 class ImageWriter(PictureTarget):
-    """Writes pictures as image files, under their own names or numbered, or one image."""
+    """Writes pictures as image files, under their own names or numbered, or as a single image."""
 
     def __init__(self, target: Path, info: VideoInfo, *, single: bool, name: str):
-        """Prepares to write; nothing is made yet.
+        """Prepares to write; no file is created yet.
 
         Args:
-          target: the folder, or the one image.
-          info: what the pictures are.
-          single: ``target`` is an image, not a folder.
-          name: of ``target``, in messages.
+          target: the folder, or the single image.
+          info: the format of the pictures.
+          single: whether ``target`` is an image, not a folder.
+          name: the name of ``target`` in messages.
         """
         self._target, self._info, self._single, self._name = target, info, single, name
         self._count = 0
         self.lost = list(info.lost)
 
     def write(self, picture: Picture) -> None:
-        """Writes one image; UserError if it cannot be written."""
+        """Writes one image; raises UserError if it cannot be written."""
         self.copy(picture.packets)
         self._count += 1
         path, name = self._target, Path(self._name)
@@ -173,20 +173,20 @@ class ImageWriter(PictureTarget):
         suffix = path.suffix.lower()
         try:
             _write(path, self._shown(picture, suffix), suffix, picture.extra)
-        except (OSError, ValueError) as error:  # ValueError: what a format cannot hold
+        except (OSError, ValueError) as error:  # ValueError: the format cannot hold it
             raise UserError(f"{name}: cannot be written: {reason(error)}") from error
 
     def _shown(self, picture: Picture, suffix: str) -> Plane:
-        """The pixels of the image; what it cannot hold is put down in ``lost``."""
+        """Returns the pixels of the image; records in ``lost`` what the format cannot hold."""
         layout, alpha, extra = self._info.layout, picture.alpha, picture.extra
         bits = 16 if layout.bits > 8 and suffix in _DEEP else 8
         for what, is_lost in {
-            "more than 8 bits": layout.bits > 8 and bits == 8,
+            "bit depth above 8": layout.bits > 8 and bits == 8,
             "alpha": alpha is not None and suffix in _OPAQUE,
             "EXIF": "exif" in extra and suffix in _PLAIN,
             "colour profile": "icc_profile" in extra and suffix in _PLAIN,
         }.items():
-            line = f"{what} ({suffix} has no place for it)"
+            line = f"{what} (not supported by {suffix})"
             if is_lost and line not in self.lost:
                 self.lost.append(line)
         pixels = to_packed_rgb(picture.planes, layout, bits)
@@ -199,12 +199,12 @@ class ImageWriter(PictureTarget):
 
 
 class _Header(NamedTuple):
-    """What the header of an image says.
+    """The properties in an image's header.
 
     Attributes:
-      height, width: of the picture as it is shown, by its EXIF orientation.
-      mode: L (grey), RGB or RGBA, in Pillow's words.
-      bits: of a sample, 8 or 16.
+      height, width: size of the picture as displayed, with EXIF orientation applied.
+      mode: Pillow's mode: L (grey), RGB or RGBA.
+      bits: bits per sample, 8 or 16.
     """
 
     height: int
@@ -223,11 +223,11 @@ def _header(path: Path, max_pixels: int) -> _Header:
 
 
 def _read_picture(path: Path, mode: str, max_pixels: int) -> Picture:
-    """Reads an image the right way up, with the channels of ``mode`` and its own bits."""
+    """Reads an image upright by EXIF, with the channels of ``mode`` and its own bits."""
     with _opened(path, max_pixels) as (image, file):
         if _is_deep(image):
             file.seek(0)
-            # Named, since FFmpeg takes a .ppm for one of a numbered series.
+            # The format is named, since FFmpeg takes a .ppm for one of a numbered series.
             with av.open(file, "r", format=_DEEP_DEMUXERS[str(image.format)]) as container:
                 frame = next(container.decode(video=0))
                 return Picture(*frame_planes(frame, _PIXEL_FORMATS[mode, 16]), name=path.name)
@@ -236,7 +236,7 @@ def _read_picture(path: Path, mode: str, max_pixels: int) -> Picture:
         others = exif.tobytes() if exif else None
         pixels = iio.imread(file, plugin="pillow", index=0, mode=mode, rotate=turn)
         extra = {"exif": others if turn else image.info.get("exif")}
-        # Profiles of inks, and of grey among colours, would be wrong on what is written.
+        # CMYK profiles, and grey profiles among colour images, would be wrong for the output.
         if image.mode == mode or image.mode[0] in "RP":
             extra["icc_profile"] = image.info.get("icc_profile")
     alpha = np.ascontiguousarray(pixels[..., 3]) if mode == "RGBA" else None
@@ -247,28 +247,27 @@ def _read_picture(path: Path, mode: str, max_pixels: int) -> Picture:
 
 @contextlib.contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[tuple[Image.Image, BinaryIO]]:
-    """An image within the bound, its header read; whatever goes wrong becomes a UserError."""
-    if not os.path.isfile(path):  # neither a folder, nor a pipe that would never end
+    """Opens an image within the limit and reads its header; any failure becomes a UserError."""
+    if not os.path.isfile(path):  # excludes folders, and pipes that would never end
         raise UserError(f"{path}: no such image file")
     try:
-        # A file object, not a name: to imageio a name may also be an address or inside a .zip.
+        # A file object, not a name: imageio takes some names for URLs or for members of a .zip.
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise UserError(
-                    f"{path}: {image.width}x{image.height} pixels are over "
-                    f"--max-pixels={max_pixels}"
+                    f"{path}: {image.width}x{image.height} pixels exceed --max-pixels={max_pixels}"
                 )
-            if image.mode == "F":  # of whatever range; a conversion takes them for 0 to 255
-                raise UserError(f"{path}: its pixels are floats; give it 8 or 16 bits")
+            if image.mode == "F":  # of any range; a conversion would assume 0 to 255
+                raise UserError(f"{path}: floating-point pixels; convert it to 8 or 16 bits")
             yield image, file
     except UserError:
         raise
-    except Image.DecompressionBombError as error:  # Pillow's own bound, 179 million pixels
+    except Image.DecompressionBombError as error:  # Pillow's own limit, 179 million pixels
         raise UserError(f"{path}: too large to decode: {error}") from error
     except Image.UnidentifiedImageError as error:
         kinds = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
         raise UserError(f"{path}: not a readable image: not a {kinds} file") from error
-    except Exception as error:  # on damaged files Pillow's parsers raise nearly every type there is
+    except Exception as error:  # on damaged files Pillow's parsers raise nearly any type
         raise UserError(f"{path}: not a readable image: {reason(error)}") from error
 
 
@@ -280,10 +279,10 @@ def _exif_of(image: Image.Image) -> Image.Exif:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether the file has 16 bits a sample, of which Pillow would keep 8."""
+    """Returns whether the file has 16 bits per sample, of which Pillow would keep 8."""
     tile = image.tile[0] if image.tile else None  # type: ignore[attr-defined]
     how = tile and tile[3]
-    if image.format == "PPM" and isinstance(how, tuple):  # the mode and its largest value
+    if image.format == "PPM" and isinstance(how, tuple):  # the mode and the largest value
         return how[-1] > 255
     return image.mode.startswith("I") or ";16" in str(how)
 
@@ -292,19 +291,19 @@ def _write(path: Path, pixels: Plane, suffix: str, extra: dict[str, Any]) -> Non
     """Writes an image file.
 
     Args:
-      path: where to.
-      pixels: ``H W`` or ``H W 3|4``, uint8, or uint16 where ``_DEEP`` has the suffix.
-      suffix: of the format, in lower case.
-      extra: what else the file holds, ``exif`` and ``icc_profile``, if it has 8 bits and a place.
+      path: the file to write.
+      pixels: ``H W`` or ``H W 3|4``, uint8, or uint16 if ``_DEEP`` contains the suffix.
+      suffix: the suffix of the format, in lower case.
+      extra: ``exif`` and ``icc_profile`` to store, if the file has 8 bits and the format has them.
 
     Raises:
-      OSError, ValueError: it cannot be written, or the format cannot hold it.
+      OSError, ValueError: the file cannot be written, or the format cannot hold the image.
     """
     if pixels.dtype == np.uint16:
         path.write_bytes(_encoded_deeply(pixels, suffix))
         return
     options = _OPTIONS.get(suffix, {}) | ({} if suffix in _PLAIN else extra)
-    # Not by imageio into the file, whose last bytes it may lose without an error on a full disk.
+    # Encoded to bytes first: imageio may silently lose a file's last bytes on a full disk.
     encoded = iio.imwrite(
         "<bytes>", pixels, plugin="pillow", extension=suffix, is_batch=False, **options
     )
@@ -312,7 +311,7 @@ def _write(path: Path, pixels: Plane, suffix: str, extra: dict[str, Any]) -> Non
 
 
 def _encoded_deeply(pixels: Plane, suffix: str) -> bytes:
-    """PNG or TIFF of 16 bits, by FFmpeg."""
+    """Encodes PNG or TIFF of 16 bits with FFmpeg."""
     encoder, order = ("png", "be") if suffix == ".png" else ("tiff", "le")
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
     name = {1: "gray16", 3: "rgb48", 4: "rgba64"}[channels] + order

@@ -1,4 +1,4 @@
-"""The part of a file that is read, and the timestamps of all that lies in it."""
+"""The part of a file that is read, and the timestamps in it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 @dataclasses.dataclass
 class Part:
-    """A part of a file, or the whole of it; times are in seconds.
+    """A part of a file, or the whole file; times are in seconds.
 
     Attributes:
-      start: where it begins, from the beginning of the file.
-      duration: how long it is; None up to the end.
-      shift: what is taken from every time in the file, so that the part begins at 0.
+      start: its beginning, from the beginning of the file.
+      duration: its length; None for everything up to the end.
+      shift: subtracted from every time in the file, so that the part begins at 0.
     """
 
     start: Fraction
@@ -24,23 +24,23 @@ class Part:
 
     @property
     def is_whole(self) -> bool:
-        """All of the file is read."""
+        """Whether the whole file is read."""
         return not self.start and self.duration is None
 
     def moved(self, time: Fraction) -> Fraction:
-        """A time of the file as one of the part."""
+        """Converts a time of the file to a time of the part."""
         return time - self.shift
 
     def ends_before(self, time: Fraction) -> bool:
-        """Whether a time of the part lies behind its end."""
+        """Returns whether a time of the part is at or after its end."""
         return self.duration is not None and time >= self.duration
 
     def taken(self, packets: Iterable[Any]) -> list[Any]:
-        """Those packets that lie in the part, moved into its time."""
+        """Returns the packets that lie in the part, with times moved into it."""
         return [self._move(packet) for packet in packets if self._holds(packet)]
 
     def chapters(self, chapters: list[Any]) -> list[Any]:
-        """Those chapters that reach into the part, cut to it."""
+        """Returns the chapters that overlap the part, cut to it."""
         if self.is_whole:
             return chapters
         kept = []
@@ -59,7 +59,7 @@ class Part:
         return time >= 0 and not self.ends_before(time)
 
     def _move(self, packet: Any) -> Any:
-        # A packet that stays where it is is not touched: some have no timestamps that can be set.
+        # Without a shift, packets are left alone: some have timestamps that cannot be set.
         if self.shift:
             shift = round(self.shift / packet.time_base)
             packet.pts = None if packet.pts is None else packet.pts - shift

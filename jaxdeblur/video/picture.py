@@ -1,4 +1,4 @@
-"""What a video is apart from its frames, and one frame on its way from a source to a target."""
+"""The properties of a video, one frame of it, and the interfaces of sources and targets."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from jaxdeblur.shapes import Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
 UNSPECIFIED = 2
-"""FFmpeg's number of a matrix, primaries or transfer function that is not known."""
+"""FFmpeg's number of an unknown matrix, primaries or transfer function."""
 
 LIMITED_RANGE, FULL_RANGE = 1, 2
-"""FFmpeg's numbers of the ranges: luma of 8 bits from 16 to 235, or from 0 to 255."""
+"""FFmpeg's numbers of the ranges: 8-bit luma from 16 to 235, or from 0 to 255."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """What a video is, apart from its frames.
+    """The properties of a video, apart from its frames.
 
     Attributes:
-      height, width: of the frames as they are stored.
-      pixel_format: FFmpeg's name of the format in which frames are handed over.
-      layout: what the arrays of such a frame mean.
-      has_alpha: frames carry alpha.
-      rate: average frames a second.
+      height, width: size of the frames as stored.
+      pixel_format: FFmpeg's name of the format in which frames are handed on.
+      layout: the meaning of the arrays of such a frame.
+      has_alpha: whether frames have alpha.
+      rate: average frames per second.
       time_base: the unit of timestamps, in seconds.
       codec: FFmpeg's name of the codec; None if the frames did not come from a video.
-      sample_aspect: the shape of a pixel, width over height.
+      sample_aspect: width of a pixel over its height.
       colour: FFmpeg's numbers of range, matrix, primaries and transfer function.
       display_matrix: rotation and flips, as nine integers.
-      frames: how many frames there are, if the file says.
-      lost: what of the source no file can take over, in words.
+      frames: number of frames, if the file states it.
+      lost: what is lost from the source in any target, in words.
     """
 
     height: int
@@ -53,7 +53,7 @@ class VideoInfo:
 
     @property
     def quarter_turns(self) -> int:
-        """By how many quarters, counter-clockwise, a player turns the frames: 0 to 3."""
+        """The counter-clockwise quarter turns by which a player rotates the frames: 0 to 3."""
         if self.display_matrix is None:
             return 0
         cosine, sine = self.display_matrix[:2]
@@ -61,7 +61,7 @@ class VideoInfo:
 
 
 def rgb8_info(height: int, width: int, rate: Fraction) -> VideoInfo:
-    """Frames of packed RGB, 8 bits, at a constant rate."""
+    """Returns the properties of a video of packed 8-bit RGB at a constant rate."""
     return VideoInfo(height, width, "rgb24", RGB8, False, rate, time_base=1 / rate)
 
 
@@ -70,13 +70,13 @@ class Picture:
     """One frame on its way from a source to a target.
 
     Attributes:
-      planes: its arrays, as the layout says.
+      planes: its arrays, in the order of the layout.
       alpha: ``H W``, or None.
-      pts: when it is shown, in units of the source's time base.
-      duration: how long, in the same units; 0 if unknown.
-      name: the file that it came from and the name of the one it goes to, for images.
-      packets: of other tracks, that stand before it in the file.
-      extra: what an image file says beside its pixels, to be written again.
+      pts: presentation time, in units of the source's time base.
+      duration: how long it is shown, in the same units; 0 if unknown.
+      name: for images, the name of the source file and of the target file.
+      packets: packets of other tracks that precede it in the file.
+      extra: metadata of an image file, to be written again.
     """
 
     planes: tuple[Plane, ...]
@@ -89,11 +89,11 @@ class Picture:
 
 
 class PictureSource:
-    """Where pictures come from: a video, images, a pipe or a camera; used in a ``with`` block.
+    """A source of pictures: a video, images, a pipe or a camera; used in a ``with`` block.
 
     Attributes:
-      info: what the pictures are.
-      trailing: packets of other tracks that follow on the last picture.
+      info: the format of the pictures.
+      trailing: packets of other tracks that follow the last picture.
     """
 
     info: VideoInfo
@@ -110,10 +110,10 @@ class PictureSource:
 
 
 class PictureTarget:
-    """Where pictures go: a video, images, an animation or a pipe; used in a ``with`` block.
+    """A target of pictures: a video, images, an animation or a pipe; used in a ``with`` block.
 
     Attributes:
-      lost: what it does not hold, in words.
+      lost: what the target does not hold, in words.
     """
 
     lost: list[str]
@@ -125,17 +125,17 @@ class PictureTarget:
         pass
 
     def write(self, picture: Picture) -> None:
-        """Writes one picture; UserError if it cannot be written."""
+        """Writes one picture; raises UserError if it cannot be written."""
         raise NotImplementedError
 
     def copy(self, packets: Sequence[Any]) -> None:
-        """Takes packets of other tracks; most targets hold none."""
-        if packets and "sound and other tracks" not in self.lost:
-            self.lost.append("sound and other tracks")
+        """Accepts packets of other tracks; most targets cannot hold any."""
+        if packets and "audio and other tracks" not in self.lost:
+            self.lost.append("audio and other tracks")
 
 
 def without_alpha(info: VideoInfo) -> VideoInfo:
-    """The same video without alpha."""
+    """Returns the properties of the same video without alpha."""
     if not info.has_alpha:
         return info
     packed = {"rgba": "rgb24", "rgba64le": "rgb48le"}

@@ -1,4 +1,4 @@
-"""Raw frames of packed RGB from and to file descriptors, as a source and a target of pictures."""
+"""A source and a target of pictures for raw frames of packed RGB through file descriptors."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from jaxdeblur.video.pixels import to_packed_rgb
 
 
 class RawReader(PictureSource):
-    """Reads frames of packed RGB, 8 bits, from a file descriptor."""
+    """Reads frames of packed 8-bit RGB from a file descriptor."""
 
     def __init__(self, descriptor: int, height: int, width: int, rate: Fraction):
         """Prepares to read.
 
         Args:
-          descriptor: of the open file.
-          height, width: of every frame, in pixels.
+          descriptor: descriptor of the open file.
+          height, width: size of every frame, in pixels.
           rate: frames per second.
         """
         self._descriptor = descriptor
         self.info = rgb8_info(height, width, rate)
 
     def __iter__(self) -> Iterator[Picture]:
-        """The pictures; UserError if the input cannot be read, or its last frame is not whole."""
+        """Yields pictures; raises UserError if reading fails or the last frame is incomplete."""
         shape = (self.info.height, self.info.width, 3)
         index = 0
         while True:
@@ -38,14 +38,14 @@ class RawReader(PictureSource):
                 return
             if got < pixels.nbytes:
                 raise UserError(
-                    f"-: the input ends inside frame {index}, after {got} of its {pixels.nbytes} "
-                    "bytes; --size must be that of the frames"
+                    f"-: the input ends within frame {index}, after {got} of its {pixels.nbytes} "
+                    "bytes; --size must match the frames"
                 )
             yield Picture((pixels,), pts=index, duration=1)
             index += 1
 
     def _fill(self, buffer: memoryview) -> int:
-        # Straight from the descriptor: a buffered file could not be left while it waits.
+        # Reads from the descriptor itself: a buffered file could not be abandoned while it waits.
         got = 0
         while got < len(buffer):
             try:
@@ -59,7 +59,7 @@ class RawReader(PictureSource):
 
 
 class RawWriter(PictureTarget):
-    """Writes frames of packed RGB, 8 bits, to a file descriptor."""
+    """Writes frames of packed 8-bit RGB to a file descriptor."""
 
     def __init__(self, descriptor: int, info: VideoInfo):
         self._descriptor, self._info = descriptor, info
@@ -69,10 +69,10 @@ class RawWriter(PictureTarget):
         if info.has_alpha:
             self.lost.append("alpha")
         if info.layout.bits > 8:
-            self.lost.append("more than 8 bits")
+            self.lost.append("bit depth above 8")
 
     def write(self, picture: Picture) -> None:
-        """Writes one frame; UserError if it cannot be written, or nobody reads."""
+        """Writes one frame; raises UserError if it cannot be written or nobody reads it."""
         self.copy(picture.packets)
         rgb = np.ascontiguousarray(to_packed_rgb(picture.planes, self._info.layout, 8))
         rest = memoryview(rgb.data).cast("B")
@@ -80,6 +80,6 @@ class RawWriter(PictureTarget):
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
         except BrokenPipeError as error:
-            raise UserError("-: nobody reads the output any more") from error
+            raise UserError("-: the reader closed the output pipe") from error
         except OSError as error:
             raise UserError(f"-: cannot be written: {error.strerror}") from error

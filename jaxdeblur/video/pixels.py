@@ -1,9 +1,9 @@
-"""Pixel layouts: the samples of a frame as its file holds them, to RGB in [0, 1] and back.
+"""Pixel layouts: convert the samples of a frame as stored in its file to RGB in [0, 1] and back.
 
-A frame is restored in the arrays ("planes") that its file holds: grey, RGB, or luma and chroma of
-any sub-sampling, 8 to 16 bits. They are turned into RGB for the network, and what the network
-changes is turned back and added to them. So there is no rounding on the way, and samples that the
-network leaves alone come out bit for bit as they went in. All of it runs on the device.
+A frame is restored in the arrays ("planes") of its file: grey, RGB, or luma and chroma with any
+sub-sampling, 8 to 16 bits. They are converted to RGB for the network, and the network's change is
+converted back and added to them. So nothing is rounded on the way, and samples that the network
+does not change are reproduced bit for bit. All of this runs on the device.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from jaxdeblur.shapes import DevicePlane, Plane
 
 @dataclasses.dataclass(frozen=True)
 class PixelLayout:
-    """What the samples of a frame mean.
+    """The meaning of a frame's samples.
 
     Attributes:
       kind: "rgb" is one array of packed RGB; "gbr" three arrays in that order; "yuv" luma and
         two chroma arrays; "grey" luma alone.
       bits: significant bits of a sample, in uint8 or uint16.
       chroma: rows and columns of pixels that share a chroma sample: (2, 2) is 4:2:0.
-      weights: what red and blue weigh in luma, which fixes the YUV matrix.
-      full_range: luma is 0 to 255 (for 8 bits), else 16 to 235 and chroma 16 to 240.
+      weights: weights of red and blue in luma, which determine the YUV matrix.
+      full_range: whether 8-bit luma is 0 to 255; else it is 16 to 235, and chroma 16 to 240.
     """
 
     kind: Literal["rgb", "gbr", "yuv", "grey"] = "rgb"
@@ -42,11 +42,11 @@ class PixelLayout:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the samples."""
+        """The dtype of the samples."""
         return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
 
     def plane_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
-        """The shapes of the arrays of a frame."""
+        """Returns the shapes of the arrays of a frame."""
         if self.kind == "rgb":
             return [(height, width, 3)]
         if self.kind == "gbr":
@@ -58,7 +58,7 @@ class PixelLayout:
         return [(height, width), chroma, chroma]
 
     def to_rgb(self, planes: tuple[DevicePlane, ...]) -> Float[Array, "H W 3"]:
-        """The frame as RGB, float32, clipped to [0, 1]."""
+        """Converts a frame to float32 RGB, clipped to [0, 1]."""
         if self.kind == "rgb":
             return self._unit(planes[0])
         if self.kind == "gbr":
@@ -83,7 +83,7 @@ class PixelLayout:
     def add(
         self, planes: tuple[DevicePlane, ...], change: Float[Array, "H W 3"]
     ) -> tuple[DevicePlane, ...]:
-        """The frame changed by ``change``, in units of RGB; rounded and clipped to the bits."""
+        """Adds ``change``, in units of RGB, to a frame; rounds and clips to the bit depth."""
         top = float(2**self.bits - 1)
         if self.kind == "rgb":
             return (self._quantised(planes[0], change * top),)
@@ -106,7 +106,7 @@ class PixelLayout:
 
     @property
     def _levels(self) -> tuple[float, float, float]:
-        """The code of black, and how many codes luma and chroma span."""
+        """The code of black, and the numbers of codes that luma and chroma span."""
         if self.full_range:
             return 0.0, float(2**self.bits - 1), float(2**self.bits - 1)
         unit = float(2 ** (self.bits - 8))
@@ -116,24 +116,24 @@ class PixelLayout:
         return plane.astype(jnp.float32) / (2**self.bits - 1)
 
     def _quantised(self, plane: DevicePlane, change: Float[Array, "*shape"]) -> DevicePlane:
-        # The sample is an integer, so only the change is rounded: exact at 16 bits too.
+        # Samples are integers, so only the change is rounded, which is exact at 16 bits too.
         changed = plane.astype(jnp.int32) + jnp.round(change).astype(jnp.int32)
         return jnp.clip(changed, 0, 2**self.bits - 1).astype(plane.dtype)
 
 
 RGB8 = PixelLayout()
-"""Packed RGB of 8 bits."""
+"""Packed 8-bit RGB."""
 
 
 def layout_of(dtype: np.dtype) -> PixelLayout:
-    """The layout of packed RGB in uint8 or uint16."""
+    """Returns the layout of packed RGB in uint8 or uint16."""
     return PixelLayout("rgb", 8 * dtype.itemsize)
 
 
 def _upsample(
     chroma: Float[Array, "h w"], factors: tuple[int, int], shape: tuple[int, ...]
 ) -> Float[Array, "H W"]:
-    """Chroma at full size: linear between samples amid two pixels, those of more repeated."""
+    """Enlarges chroma: by 2 linearly, with samples midway between pixels; by more, by repeating."""
     for axis, factor in enumerate(factors):
         if factor == 2:
             chroma = enlarge_along(chroma, axis, factor)
@@ -143,7 +143,7 @@ def _upsample(
 
 
 def _downsample(colour: Float[Array, "H W"], factors: tuple[int, int]) -> Float[Array, "h w"]:
-    """The mean over the pixels of a chroma sample; at odd ends the last pixel counts again."""
+    """Averages over the pixels of each chroma sample; at odd ends the last pixel is repeated."""
     (rows, columns), (height, width) = factors, colour.shape
     padded = jnp.pad(colour, [(0, -height % rows), (0, -width % columns)], mode="edge")
     blocks = padded.reshape(padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)
@@ -151,7 +151,7 @@ def _downsample(colour: Float[Array, "H W"], factors: tuple[int, int]) -> Float[
 
 
 def to_packed_rgb(planes: tuple[Plane, ...], layout: PixelLayout, bits: int) -> Plane:
-    """Packed RGB of 8 or 16 bits from the arrays of any layout."""
+    """Converts the arrays of any layout to packed RGB of 8 or 16 bits."""
     if layout == PixelLayout("rgb", bits):
         return planes[0]
     return np.asarray(_packed_rgb(layout, bits, planes))

@@ -1,7 +1,7 @@
-"""Videos in by PyAV: frames, timestamps, the packets of all other tracks, tags and chapters.
+"""Reads videos with PyAV: frames, timestamps, packets of all other tracks, tags and chapters.
 
-Frames are handed on in the arrays that the file's pixel format has (video/pixels.py), so that
-8 to 16 bits, grey, alpha, sub-sampling, colour matrix and range are kept.
+Frames are handed on in the arrays of the file's pixel format (video/pixels.py), so that 8 to 16
+bits, grey, alpha, sub-sampling, colour matrix and range are kept.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.part import Part
 from jaxdeblur.video.picture import Picture, PictureSource
 
-# Demuxers that read the file they are given and nothing else: playlists can name other files.
+# Demuxers that read only the given file: playlists can name other files.
 _OPTIONS = {
     "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif,m4v,h264,hevc,obu,ivf,nut,"
     "mxf,dv,yuv4mpegpipe"
 }
-# Seconds by which packets of one moment may lie apart in a file: as much as FFmpeg's muxer lets.
+# Seconds by which packets of one time may be apart in a file: as much as FFmpeg's muxer allows.
 _INTERLEAVED_S = 10
 
 
 class VideoReader(PictureSource):
-    """Reads the first video track of a file, and the packets of all others.
+    """Reads the first video track of a file, and the packets of all other tracks.
 
     Attributes:
-      container: the open file, as PyAV has it.
+      container: PyAV's container of the open file.
       track: the video track.
-      others: the tracks that are copied.
+      others: the other tracks, which are copied.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class VideoReader(PictureSource):
           start, duration: the part to read, in seconds; timestamps then begin at 0.
 
         Raises:
-          UserError: it is not a readable video, has no frame, or a frame is too large.
+          UserError: the file is not a readable video, has no frame, or a frame is too large.
         """
         self.path = Path(path)
-        # As fractions, so that a frame exactly at the end is recognised.
+        # Fractions, so that a frame exactly at the end is recognised.
         length = None if duration is None else Fraction(duration).limit_denominator(10**6)
         self._part = Part(Fraction(start).limit_denominator(10**6), length)
         with contextlib.ExitStack() as opened:
@@ -71,7 +71,7 @@ class VideoReader(PictureSource):
         self._open.close()
 
     def __iter__(self) -> Iterator[Picture]:
-        """The frames in the order in which they are shown.
+        """Yields the frames in display order.
 
         Raises:
           UserError: a frame cannot be decoded, or the file ends before its last frame.
@@ -82,8 +82,8 @@ class VideoReader(PictureSource):
     def _prepare(self, opened: contextlib.ExitStack, max_pixels: int) -> None:
         if not os.path.isfile(self.path):
             raise UserError(f"{self.path}: no such video file")
-        with self._explained("is not a video that can be read"):
-            # A file object, not a name: to FFmpeg a name may also be an address or a pipe.
+        with self._explained("not a readable video"):
+            # A file object, not a name: FFmpeg takes some names for URLs or pipes.
             file = opened.enter_context(self.path.open("rb"))
             container: Any = opened.enter_context(
                 av.open(file, "r", container_options=_OPTIONS, **any_tags())
@@ -103,8 +103,8 @@ class VideoReader(PictureSource):
         codec = self.track.codec_context
         if codec.width * codec.height > max_pixels:
             size = f"{codec.width}x{codec.height}"
-            raise UserError(f"{self.path}: frames of {size} are over --max-pixels={max_pixels}")
-        # The decoder itself refuses larger frames, should one come later.
+            raise UserError(f"{self.path}: frames of {size} exceed --max-pixels={max_pixels}")
+        # The decoder itself refuses larger frames that come later.
         codec.options = {"max_pixels": str(max_pixels)}
         codec.thread_type = "AUTO"
         self._time_base = Fraction(self.track.time_base or Fraction(1, 1_000_000))
@@ -121,38 +121,40 @@ class VideoReader(PictureSource):
             part.shift = part.start + begins
         where = f" at --start={float(part.start):g}" if part.start else ""
         if part.start:
-            with self._explained(f"has no frame{where}"):
+            with self._explained(f"contains no frames{where}"):
                 self._seek(begins)
         with self._explained():
             pictures = self._decode()
             first = next(pictures, None)
         if first is None:
-            raise UserError(f"{self.path}: has no frame{where}")
+            raise UserError(f"{self.path}: contains no frames{where}")
         self._pictures = itertools.chain([first], pictures)
 
     def _seek(self, begins: Fraction) -> None:
-        """Goes to a frame from which all that are shown from the start on can be decoded.
+        """Seeks to a frame from which all frames of the part can be decoded.
 
-        ``begins`` is the time of the file's own beginning.
+        ``begins`` is the time at which the file begins.
         """
         back = 0
         while True:
-            # Not every demuxer comes out before the time that it is given (MPEG-TS does not), and
-            # the first frames of an open group of pictures need the group before it.
+            # Not every demuxer lands before the requested time (MPEG-TS does not), and the first
+            # frames of an open group of pictures need the group before it.
             time = self._part.shift - back
             try:
                 self.container.seek(round(time * 1_000_000), backward=True, any_frame=False)
             except av.FFmpegError as error:
-                raise UserError(f"{self.path}: --start: has no times to search by") from error
-            # From before the beginning too: the first times, MPEG-TS comes out too late even there.
+                raise UserError(
+                    f"{self.path}: cannot seek to --start; the file has no timestamps"
+                ) from error
+            # Times before the beginning are tried too: MPEG-TS at first lands too late even there.
             if self._read_to_first_frame() <= self._part.shift or time < begins - 8:
                 return
             back = 2 * back or 1
 
     def _read_to_first_frame(self) -> float | Fraction:
-        """When the first frame from here on is shown; infinity if there is none.
+        """Returns when the first frame from here on is shown; infinity if there is none.
 
-        What is read for it is kept: a second seek to the same place may end elsewhere.
+        What is read for this is kept: a second seek to the same time may land elsewhere.
         """
         self._read, self._packets = [], self._demuxed()
         for packet, frames in self._packets:
@@ -162,7 +164,7 @@ class VideoReader(PictureSource):
         return math.inf
 
     def _demuxed(self) -> Iterator[tuple[Any, list[Any]]]:
-        """The packets of all tracks, those of the video with the frames that they complete."""
+        """Yields the packets of all tracks, those of the video with the frames they complete."""
         for packet in self.container.demux(self.track, *self.others):
             if packet.pts is not None:
                 begin, end = packet.pts, packet.pts + (packet.duration or 0)
@@ -175,18 +177,18 @@ class VideoReader(PictureSource):
             if packet.is_corrupt:
                 yield packet, decode(None)  # the frames that the decoder still holds
                 if self._part.ends_before(self._count / self._rate):
-                    return  # all of the part is there
+                    return  # the part is complete
                 raise self._cut_short()
             self._video_packets += packet.size > 0
             yield packet, decode(packet if packet.size else None)
 
     @property
     def chapters(self) -> list[Any]:
-        """Of the whole file, moved with the part that is read."""
+        """The chapters that overlap the part that is read, cut to it."""
         return self._part.chapters(self.container.chapters())
 
     def _decode(self) -> Iterator[Picture]:
-        """The pictures of the part, each with the packets that stand before it in the file."""
+        """Yields the pictures of the part, each with the packets that precede it in the file."""
         last = None
         for time, frame in self._timed(self._frames()):
             if time < 0 and not self._part.is_whole:
@@ -196,7 +198,7 @@ class VideoReader(PictureSource):
                 return
             pts = round(time / self._time_base)
             if last is not None:
-                pts = max(pts, last + 1)  # a frame cannot be shown before another
+                pts = max(pts, last + 1)  # a frame cannot precede the last one
             last = pts
             if not self._count:
                 given = describe(
@@ -210,17 +212,17 @@ class VideoReader(PictureSource):
             self._refuse_if_cut_short(last * self._time_base)
 
     def _frames(self) -> Iterator[Any]:
-        """The frames of the track; meanwhile packets of the others gather in ``_waiting``."""
+        """Yields the frames of the track; collects packets of the others in ``_waiting``."""
         for packet, frames in itertools.chain(self._read, self._packets):
             if packet.stream is self.track:
                 yield from frames
-            elif packet.size or packet.dts is not None:  # else it is the end of a track
+            elif packet.size or packet.dts is not None:  # else: the end of a track
                 self._waiting.append(packet)
 
     def _timed(self, frames: Iterator[Any]) -> Iterator[tuple[Fraction, Any]]:
-        """Each frame with its time in the part."""
+        """Yields each frame with its time in the part."""
         last = None
-        ticks = max(1, round(1 / (self._rate * self._time_base)))  # of a frame, on average
+        ticks = max(1, round(1 / (self._rate * self._time_base)))  # per frame, on average
         for frame in frames:
             pts = frame.pts
             if pts is None:  # raw streams have no timestamps
@@ -228,28 +230,28 @@ class VideoReader(PictureSource):
             time = pts * self._time_base
             if self._part.is_whole:
                 if last is None and pts < 0:
-                    # Before zero MP4 shows no frame, and Matroska gives none a time.
+                    # MP4 shows no frame before time 0, and Matroska cannot store such times.
                     self._part.shift = time
                 if last is not None and last * self._time_base - time > 1:
                     raise UserError(
-                        f"{self.path}: its timestamps start again after {self._count} frames, as "
-                        "where files were joined as they are; write it anew with FFmpeg, which "
-                        "gives them an order"
+                        f"{self.path}: the timestamps start over after {self._count} frames, as in "
+                        "files that were simply concatenated; rewrite it with FFmpeg, which puts "
+                        "them in order"
                     )
             last = pts
             yield self._part.moved(time), frame
 
     def _taken(self) -> list[Any]:
-        """The packets that wait, as far as they lie in the part."""
+        """Returns the waiting packets that lie in the part; none wait any longer."""
         packets, self._waiting = self._waiting, []
         return self._part.taken(packets)
 
     def _rest_of_part(self) -> list[Any]:
-        """The packets of other tracks that belong to the part and stand behind its last frame."""
+        """Returns the packets of other tracks in the part that follow its last frame."""
         rest: list[Any] = []
         if not self.others:
             return rest
-        with contextlib.suppress(av.FFmpegError, OSError):  # damage behind the part is none of it
+        with contextlib.suppress(av.FFmpegError, OSError):  # damage after the part is ignored
             for packet in self.container.demux(self.track, *self.others):
                 if packet.dts is None:
                     continue
@@ -261,13 +263,13 @@ class VideoReader(PictureSource):
         return rest
 
     def _refuse_if_cut_short(self, last: Fraction) -> None:
-        """Raises UserError if the file says that it goes on behind its ``last`` frame's time."""
+        """Raises UserError if the file states that it continues after its ``last`` frame's time."""
         missing = Fraction(0)
-        # Fewer packets alone say nothing: of a trimmed video those before the cut are not given.
+        # Fewer packets alone prove nothing: a trimmed video lacks those before the cut.
         if self._video_packets < self.track.frames:
             missing = (self._length() or last) - last
-        # Matroska's demuxer takes the end of the file for that of the video. The header says how
-        # long the longest track is, the lead-in of its sound included, but for live recordings.
+        # Matroska's demuxer takes the end of the file for the end of the video. Except in live
+        # recordings, the header states the length of the longest track, with its audio lead-in.
         if "matroska" in self.container.format.name and self.container.duration:
             said = Fraction(self.container.duration, 1_000_000)
             missing = max(missing, said - (self._ended - self._begun))
@@ -275,14 +277,14 @@ class VideoReader(PictureSource):
             raise self._cut_short()
 
     def _frame_count(self) -> int | None:
-        """How many frames will be read, if the file says so or how long it is."""
+        """Returns the number of frames to read, if the file states it or its own length."""
         if self.track.frames and self._part.is_whole:
             return self.track.frames
         length = self._length()
         return None if length is None else max(1, round(length * self._rate))
 
     def _length(self) -> Fraction | None:
-        """How many seconds will be read, if the file says how long it is."""
+        """Returns the number of seconds to read, if the file states its length."""
         if self.track.duration:
             length = self.track.duration * self._time_base
         elif self.container.duration:
@@ -296,14 +298,14 @@ class VideoReader(PictureSource):
         info = self.info
         if (frame.height, frame.width) != (info.height, info.width):
             raise UserError(
-                f"{self.path}: changes its size from {info.width}x{info.height} to "
-                f"{frame.width}x{frame.height} at frame {self._count}; restore the parts apart"
+                f"{self.path}: the frame size changes from {info.width}x{info.height} to "
+                f"{frame.width}x{frame.height} at frame {self._count}; restore the parts separately"
             )
         planes, alpha = frame_planes(frame, info.pixel_format)
         return Picture(planes, alpha, pts, frame.duration or 0, packets=self._taken())
 
     def _cut_short(self) -> UserError:
-        message = f"{self.path}: is cut short or damaged after {self._count} frames"
+        message = f"{self.path}: truncated or damaged after {self._count} frames"
         if self._count:
             seconds = math.floor(1000 * self._count / self._rate) / 1000
             message += f" (--duration={seconds:.10g} restores them)"
@@ -311,11 +313,11 @@ class VideoReader(PictureSource):
 
     @contextlib.contextmanager
     def _explained(self, otherwise: str = "") -> Iterator[None]:
-        """Turns what FFmpeg and the system say into one line."""
+        """Turns errors of FFmpeg and the system into a UserError of one line."""
         try:
             yield
         except PermissionError as error:
-            raise UserError(f"{self.path}: may not be read (permission denied)") from error
+            raise UserError(f"{self.path}: cannot be read (permission denied)") from error
         except (av.FFmpegError, OSError) as error:
             what = otherwise or f"cannot be decoded after frame {self._count}"
             raise UserError(f"{self.path}: {what}: {reason(error)}") from error

@@ -1,6 +1,6 @@
-"""Videos out by PyAV: frames encoded again, everything else packet by packet as it was.
+"""Writes videos with PyAV: encodes the frames again and copies all other packets unchanged.
 
-What a container cannot hold is said in ``VideoWriter.lost``.
+``VideoWriter.lost`` lists what a container cannot hold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxdeblur.video.formats import CONTAINERS
 from jaxdeblur.video.picture import FULL_RANGE, LIMITED_RANGE, Picture, PictureTarget, VideoInfo
 from jaxdeblur.video.reader import VideoReader
 
-# The encoder for each codec that is written again as it was read.
+# The encoder for each codec that the output keeps from the input.
 _ENCODERS = {
     "h264": "libx264",
     "hevc": "libx265",
@@ -30,7 +30,7 @@ _ENCODERS = {
     "mjpeg": "mjpeg",
     "png": "png",
 }
-# Quality that hides the second compression; the scales of the encoders differ.
+# Quality that hides the second compression; the encoders' scales differ.
 _CRF = {"libx264": 17, "libx265": 19, "libvpx-vp9": 22, "libsvtav1": 22}
 _OPTIONS = {
     "libx265": {"x265-params": "log-level=none"},
@@ -38,9 +38,9 @@ _OPTIONS = {
     "libsvtav1": {"preset": "8"},
     "mjpeg": {"qmin": "1", "qmax": "3", "huffman": "optimal"},
 }
-# The encoder where H.264 would be taken and frames have alpha, of which it has none.
+# The encoder in place of H.264, which has no alpha, for frames with alpha.
 _WITH_ALPHA = {"matroska": "ffv1", "nut": "ffv1", "avi": "ffv1", "mov": "prores_ks"}
-# Containers that count time in fixed steps, and how many a second has.
+# Containers that count time in fixed steps, and the steps per second.
 _TICKS = {"matroska": 1000, "webm": 1000, "mpegts": 90000}
 _IN_TRANSPORT_STREAMS = {
     *("aac", "aac_latm", "mp1", "mp2", "mp3", "ac3", "eac3", "dts", "truehd", "opus"),
@@ -54,11 +54,11 @@ _KNOWN_TO_MP4 = {
 
 
 class VideoWriter(PictureTarget):
-    """Writes a video: frames encoded again, everything else as it was.
+    """Writes a video: encodes the frames again and copies everything else.
 
     Attributes:
       encoder: FFmpeg's name of the encoder.
-      pixel_format: FFmpeg's name of the format in the file.
+      pixel_format: FFmpeg's name of the pixel format in the file.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class VideoWriter(PictureTarget):
 
         Args:
           path: where to write; its suffix, one of ``CONTAINERS``, chooses the container.
-          info: what the frames are.
-          source: whose other tracks, metadata and chapters are taken over.
-          codec: FFmpeg's name of an encoder; by default the source's codec if the container takes
-            it, else H.264, or VP9 in WebM.
-          crf: constant quality, smaller is better; by default about invisible.
+          info: the format of the frames.
+          source: the video whose other tracks, metadata and chapters are copied.
+          codec: FFmpeg's name of an encoder; by default the source's codec if the container
+            supports it, else H.264, or VP9 in WebM.
+          crf: constant quality, smaller is better; by default the loss is about invisible.
           name: the file's name in messages, if it differs from ``path``.
 
         Raises:
-          UserError: the options do not go together, or the file cannot be written.
+          UserError: the options are incompatible, or the file cannot be written.
         """
         self.path = Path(path)
         self._name = name or str(path)
@@ -101,7 +101,7 @@ class VideoWriter(PictureTarget):
                 self._finish()
 
     def write(self, picture: Picture) -> None:
-        """Encodes a frame, after the packets that stand before it; UserError if it cannot."""
+        """Encodes a frame after the packets that precede it; raises UserError on failure."""
         with self._explained(), ordinary_priority():
             self._count += 1
             self.copy(picture.packets)
@@ -123,7 +123,7 @@ class VideoWriter(PictureTarget):
             self._mux(self._track.encode(frame))
 
     def copy(self, packets: Sequence[Any]) -> None:
-        """Copies packets of other tracks, bit for bit; UserError if they cannot be written."""
+        """Copies packets of other tracks, bit for bit; raises UserError on failure."""
         with self._explained():
             for packet in packets:
                 target = self._copies.get(packet.stream.index)
@@ -135,7 +135,7 @@ class VideoWriter(PictureTarget):
         with self._explained():
             packets = self._track.encode(None)
             if self.encoder == "libx265" and self._count < 3:
-                # It leaves their times of decoding to chance; so few frames have one order.
+                # x265 leaves their decoding times to chance; so few frames are not reordered.
                 for packet in packets:
                     packet.dts = packet.pts
             self._mux(packets)
@@ -150,7 +150,7 @@ class VideoWriter(PictureTarget):
         codec: str | None,
         crf: int | None,
     ) -> None:
-        # Through a file of our own, every failed write is an exception; FFmpeg may lose the last.
+        # With a file of our own, every failed write is an exception; FFmpeg may miss the last.
         self._file: BinaryIO = self.path.open("wb")
         opened.callback(_close_quietly, self._file)
         options = {"avoid_negative_ts": "disabled"}  # a shift would move every timestamp
@@ -176,22 +176,22 @@ class VideoWriter(PictureTarget):
         if self._info.has_alpha and encoder == "libx264":
             return _WITH_ALPHA.get(self._format, encoder)
         if self._format == "mov" and encoder in ("libvpx-vp9", "libsvtav1"):
-            return "libx264"  # FFmpeg lists them for QuickTime, and then refuses them
+            return "libx264"  # FFmpeg lists them for QuickTime but refuses them
         return encoder if encoder in self._container.supported_codecs else "libx264"
 
     def _add_video(self, codec: str | None, crf: int | None) -> Any:
         info = self._info
         wanted = self._default_encoder() if codec is None else codec
         who = f"{self._name}: {wanted}" if codec is None else f"--codec={codec}"
-        try:  # FFmpeg takes the name of a codec for that of its encoder: h264 is libx264
+        try:  # FFmpeg also accepts the name of a codec: h264 is libx264
             found = av.codec.Codec(wanted, "w")
         except ValueError as error:
             raise UserError(f"{who}: no such encoder; try libx264") from error
         encoder = self.encoder = found.name
         formats = [each.name for each in found.video_formats or ()]
         if not formats:
-            raise UserError(f"{who}: not an encoder of videos; try libx264")
-        if encoder == "libvpx-vp9":  # what it writes with alpha, FFmpeg's own decoder reads without
+            raise UserError(f"{who}: not a video encoder; try libx264")
+        if encoder == "libvpx-vp9":  # FFmpeg's own decoder ignores the alpha that it writes
             formats = [name for name in formats if not _has_alpha(name)]
         options = dict(_OPTIONS.get(encoder, {}))
         os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints a page otherwise
@@ -213,7 +213,7 @@ class VideoWriter(PictureTarget):
         context.time_base = info.time_base
         context.thread_count = 0
         if encoder == "libx265" and self._format in ("mp4", "mov"):
-            context.codec_tag = "hvc1"  # as cameras write it: Apple's players know no other
+            context.codec_tag = "hvc1"  # as cameras write it: Apple's players accept no other
         if self._format == "avi":
             context.max_b_frames = 0  # AVI has no timestamps, so frames cannot be reordered
         if info.sample_aspect:
@@ -224,16 +224,16 @@ class VideoWriter(PictureTarget):
         if info.display_matrix:
             track.set_display_matrix(info.display_matrix)
             if self._format not in ("mp4", "mov", "matroska", "webm"):
-                self.lost.append(f"rotation ({self._format} has none)")
+                self.lost.append(f"rotation (not supported by {self._format})")
         if self._format == "avi":
-            self.lost.append("timestamps, other than the average rate (AVI has none)")
+            self.lost.append("timestamps (AVI stores only the average frame rate)")
         elif (info.time_base * _TICKS.get(self._format, 0)).denominator > 1:
             unit = f"1/{_TICKS[self._format]} s"
-            self.lost.append(f"timestamps finer than {unit} ({self._format} counts in it)")
+            self.lost.append(f"timestamps finer than {unit} (the resolution of {self._format})")
         return track
 
     def _choose_format(self, formats: list[str]) -> str:
-        """The pixel format in the file: that of the frames, or the nearest that loses least."""
+        """Returns the file's pixel format: the wanted one, or the one that loses least."""
         choice = self._wanted_format()
         if choice not in formats:
             best: Any
@@ -242,35 +242,35 @@ class VideoWriter(PictureTarget):
         given, chosen = (av.VideoFormat(f, 16, 16) for f in (self._info.pixel_format, choice))
         self._colour, self._convert = self._colours_in(chosen)
         if self._info.has_alpha and not _has_alpha(choice):
-            self.lost.append(f"alpha ({self.encoder} has none here)")
+            self.lost.append(f"alpha (not supported with {self.encoder})")
         if chosen.components[0].bits < given.components[0].bits:
-            self.lost.append(f"more than {chosen.components[0].bits} bits")
+            self.lost.append(f"bit depth above {chosen.components[0].bits}")
         return choice
 
     def _wanted_format(self) -> str:
-        """The pixel format that is best for these frames and whoever plays them."""
+        """Returns the best pixel format for these frames and for players."""
         info = self._info
         rows, columns = info.layout.chroma
         is_odd = info.height % 2 or info.width % 2
         if info.layout.kind in ("rgb", "gbr") and not is_odd and self.encoder in _CRF:
-            # What players show: they rarely take RGB or 4:4:4.
+            # Players rarely support RGB or 4:4:4.
             return "yuv420p10le" if info.layout.bits > 8 else "yuv420p"
         if self.encoder in ("libx264", "libx265") and (
             (rows > 1 and info.height % 2) or (columns > 1 and info.width % 2)
         ):
-            # These encoders refuse odd sizes with chroma shared between pixels.
+            # These encoders refuse odd sizes with sub-sampled chroma.
             return info.pixel_format.replace(SUBSAMPLINGS[(rows, columns)], "444", 1)
         return info.pixel_format
 
     def _colours_in(self, chosen: Any) -> tuple[tuple[int, int, int, int], dict[str, int]]:
-        """The colours that the file is tagged with, and those that a conversion goes by."""
+        """Returns the colour tags of the file, and the colours for a conversion."""
         info = self._info
         if info.layout.kind not in ("rgb", "gbr") or not chosen.components[0].is_luma:
-            # Whatever the conversion, it is no conversion of the range.
+            # No conversion changes the range.
             scale = FULL_RANGE if info.layout.full_range else LIMITED_RANGE
             return info.colour, {"src_color_range": scale, "dst_color_range": scale}
-        # RGB becomes YUV: by the matrix and range that players assume. What is known of its
-        # primaries and transfer function stays, as of HDR, whose primaries have their matrix.
+        # RGB becomes YUV with the matrix and range that players assume. Known primaries and
+        # transfer functions are kept, as for HDR, whose primaries have their own matrix.
         _, _, primaries, transfer = info.colour
         matrix = 9 if primaries == 9 else 1 if info.height >= 720 else 6
         colour = (
@@ -297,7 +297,7 @@ class VideoWriter(PictureTarget):
             else:
                 self.lost.append("chapters")
         for stream in source.others:
-            # MP4's track of the time code is written again from the video track's metadata.
+            # MP4's time-code track is recreated from the video track's metadata.
             if stream.type == "data" and "timecode" in stream.metadata:
                 continue
             codec = stream.codec_context.name if stream.codec_context else stream.type
@@ -320,7 +320,7 @@ class VideoWriter(PictureTarget):
     def _can_hold(self, stream: Any) -> bool:
         if stream.type == "attachment":
             return self._format == "matroska"
-        if stream.codec_context is None:  # FFmpeg knows no codec by which to write it
+        if stream.codec_context is None:  # FFmpeg has no codec to write it with
             return False
         codec = stream.codec_context.codec
         if self._format == "mpegts":  # FFmpeg does not list what transport streams hold
@@ -329,7 +329,7 @@ class VideoWriter(PictureTarget):
 
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
-            # Encoders pass on timestamps, but not how long the last frame lasts.
+            # Encoders pass on timestamps, but not the duration of the last frame.
             duration = self._durations.pop(packet.pts, None)
             if duration is not None:
                 packet.duration = duration

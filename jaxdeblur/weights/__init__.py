@@ -1,1 +1,1 @@
-"""Trained weights: those that ship, as safetensors files beside this one, loading and saving."""
+"""Trained weights: loading, saving, and those that ship as safetensors files beside this one."""

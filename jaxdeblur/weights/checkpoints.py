@@ -1,6 +1,6 @@
-"""Orbax checkpoints: arrays by step, written in the background and never read half or damaged.
+"""Orbax checkpoints: arrays by step, written in the background and read only if undamaged.
 
-What is saved carries the SHA-256 of its values, by which a damaged checkpoint is known and skipped.
+A checkpoint contains the SHA-256 of its values, by which damaged ones are detected and skipped.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Parameters
 
 CHECKPOINTS_NAME = "checkpoints"
-"""The folder of the checkpoints in a run's folder."""
+"""The name of the checkpoint folder in a run folder."""
 
 _WEIGHTS, _ABOUT = "weights", "about"
 _CLOSED = "Event loop is closed"
 
 
 class Checkpoints:
-    """The checkpoints of a run, one folder a step, written by Orbax in the background.
+    """The checkpoints of a run, one folder per step, written by Orbax in the background.
 
-    Every process of a run takes part in saving and in restoring its state. Reading changes nothing
-    in the folder, so that a run that is going on can be read.
+    Every process of a run takes part in saving and restoring its state. Reading changes nothing in
+    the folder, so a run in progress can be read.
     """
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each save
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs each save
         self.folder = folder
         self.keep = keep
 
     @functools.cached_property
     def manager(self) -> Any:
-        """What saves; it removes half-written checkpoints of an earlier start."""
+        """The Orbax manager that saves; it removes half-written checkpoints of earlier starts."""
         return ocp.CheckpointManager(
             self._place.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -61,18 +61,18 @@ class Checkpoints:
         return self.folder / CHECKPOINTS_NAME
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, the newest first."""
+        """Returns the steps of the existing checkpoints, newest first."""
         names = [path.name for path in self._place.glob("*") if path.is_dir()]
         return sorted((int(n) for n in names if n.isascii() and n.isdigit()), reverse=True)
 
     def newest(self) -> Path | None:
-        """The folder of the newest checkpoint; None if there is none."""
+        """Returns the folder of the newest checkpoint; None if there is none."""
         return next((self._place / str(step) for step in self.steps()), None)
 
     def go_on_after(self, step: int) -> None:
         """Moves aside checkpoints newer than ``step``, to which a run has gone back.
 
-        Damaged ones are renamed, not removed; a name says what they are.
+        Damaged checkpoints are not removed but renamed to ``damaged-...``.
         """
         devices.wait_for_all("the state is restored")
         if jax.process_index() == 0:
@@ -101,11 +101,11 @@ class Checkpoints:
         The item ``weights`` is a network's parameters.
 
         Raises:
-          UserError: it cannot be written, or the one before, of which that is known only now.
+          UserError: it cannot be written, or the previous one could not, which is known only now.
         """
         manager = self.manager
-        if not self._place.is_dir():  # Orbax would make it again, without the run's config
-            raise UserError(f"{self._place} is gone: a run's folder stays in place while it trains")
+        if not self._place.is_dir():  # Orbax would recreate it without the run's config
+            raise UserError(f"{self._place} is gone; do not move or remove a run while it trains")
         if step in manager.all_steps():
             return
         saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
@@ -116,14 +116,14 @@ class Checkpoints:
     def restore_item(
         self, name: str, abstract: Any, *, alone: bool = False
     ) -> tuple[int, Any] | None:
-        """The newest item of a name that can be read whole, and its step, or None if there is none.
+        """Returns the step and the newest undamaged item of a name; None without checkpoints.
 
-        Damaged checkpoints are skipped with a warning.
+        Skips damaged checkpoints with a warning; raises UserError if all are damaged.
 
         Args:
-          name: as it was saved.
-          abstract: a tree like it, of ``jax.ShapeDtypeStruct`` with a sharding.
-          alone: each process reads by itself, whatever the others do; else all take part.
+          name: the name under which the item was saved.
+          abstract: a tree like the item, of ``jax.ShapeDtypeStruct`` with a sharding.
+          alone: whether each process reads on its own; else all take part.
         """
         processes = ocp.options.MultiprocessingOptions()
         if alone:
@@ -145,11 +145,11 @@ class Checkpoints:
                     with ocp.Checkpointer(handler, multiprocessing_options=processes) as reader:
                         found = reader.restore(place, args=wanted)
                     if found[_ABOUT].get(name) != digest(found[name]):
-                        raise ValueError("the values are not those that were saved")
+                        raise ValueError("the values differ from those that were saved")
                     return step, found[name]
                 except Exception as error:
                     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-                        raise  # it says nothing about the file
+                        raise  # no sign of a damaged file
                     # Whatever a damaged file makes Orbax, TensorStore or JSON raise.
                     reason = " ".join(str(error).split())[:200]
             warnings.warn(f"{place} can't be read and is skipped: {reason}", stacklevel=2)
@@ -158,7 +158,7 @@ class Checkpoints:
         return None
 
     def restore_weights(self, template: dict[str, Any]) -> tuple[int, Parameters] | None:
-        """The newest weights that can be read whole and their step, or None, by each process."""
+        """Returns the step and the newest undamaged weights, or None; each process reads alone."""
         here = SingleDeviceSharding(jax.local_devices()[0])
         abstract = {name: devices.abstract_array(array, here) for name, array in template.items()}
         return self.restore_item(_WEIGHTS, abstract, alone=True)
@@ -169,20 +169,22 @@ class Checkpoints:
             self.manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save and frees the manager."""
+        """Waits for the last save and closes the manager."""
         if "manager" in self.__dict__:
             with self._writing():
                 self.manager.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Makes one line of what Orbax and TensorStore raise when a disk is full."""
+        """Turns what Orbax and TensorStore raise on a full disk into a UserError of one line."""
         with _one_error():
             try:
                 yield
             except (OSError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:200]
-                whole = next((f"; the last whole one is of step {s}" for s in self.steps()), "")
+                whole = next(
+                    (f"; the last complete one is from step {s}" for s in self.steps()), ""
+                )
                 raise UserError(
                     f"{self._place}: a checkpoint cannot be written: {reason}{whole}"
                 ) from error
@@ -190,11 +192,11 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _one_error() -> Iterator[None]:
-    """Keeps stderr clear of what Orbax leaves behind when an array can't be read or written.
+    """Suppresses Orbax's follow-up warnings when an array can't be read or written.
 
-    It works on the arrays side by side, raises the first error and abandons the others, of which
-    asyncio and Python warn when they are collected; they add nothing to the error that is reported.
-    Threads of TensorStore that end later may still print "Event loop is closed".
+    Orbax handles arrays concurrently, raises the first error and abandons the others. When these
+    are collected, asyncio and Python print warnings that add nothing to the reported error.
+    TensorStore threads that end later may still print "Event loop is closed".
     """
     log = logging.getLogger("asyncio")
     level, hook = log.level, sys.unraisablehook
@@ -219,7 +221,7 @@ def _one_error() -> Iterator[None]:
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of the places, shapes and values of a tree's arrays: TensorStore checks no values."""
+    """Returns the SHA-256 of a tree's paths, shapes and values: TensorStore checks no values."""
     sha = hashlib.sha256()
     for path, array in jax.tree.leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

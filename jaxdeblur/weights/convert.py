@@ -1,9 +1,9 @@
-"""Brings weights of reference implementations in: ``python -m jaxdeblur.weights.convert``.
+"""Converts weights of reference implementations: ``python -m jaxdeblur.weights.convert``.
 
-NAME is the system, FILE holds its weights under the reference's names, OUT.safetensors is what
-``deblur.py --ckpt`` and ``evaluate.py --ckpt`` take. FILE is safetensors, PyTorch's .pth or
-.pth.tar, or the .index of a TensorFlow V2 checkpoint, for which the extra ``convert`` installs
-PyTorch and TensorFlow. Widths and variants are read from the shapes.
+NAME is the system, FILE holds its weights under the reference's names, and OUT.safetensors is for
+``deblur.py --ckpt`` and ``evaluate.py --ckpt``. FILE is a safetensors file, PyTorch's .pth or
+.pth.tar, or the .index of a TensorFlow V2 checkpoint; the extra ``convert`` installs PyTorch and
+TensorFlow for these. Widths and variants are inferred from the shapes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def main(name: str = "python -m jaxdeblur.weights.convert") -> None:
     """Reads the options and writes the file.
 
     Raises:
-      UserError: OUT is no ``.safetensors``, or the weights are not those of NAME.
+      UserError: OUT does not end in ``.safetensors``, or the weights are not those of NAME.
     """
     parser = Parser(
-        prog=name, description="Brings weights of a reference implementation in (docs/peers.md)."
+        prog=name, description="Imports weights of a reference implementation (docs/peers.md)."
     )
     parser.add_argument("name", choices=REFERENCES, metavar="NAME", help=", ".join(REFERENCES))
     parser.add_argument(
@@ -40,7 +40,7 @@ def main(name: str = "python -m jaxdeblur.weights.convert") -> None:
     parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="the file to write")
     arguments = parser.parse_args()
     if arguments.out.suffix != ".safetensors":
-        raise UserError(f"{arguments.out}: the name of a weights file ends in .safetensors")
+        raise UserError(f"{arguments.out}: the name of a weights file must end in .safetensors")
     loaded = convert(arguments.name, arguments.file)
     export_weights(loaded, arguments.out)
     size = arguments.out.stat().st_size
@@ -48,10 +48,10 @@ def main(name: str = "python -m jaxdeblur.weights.convert") -> None:
 
 
 def convert(name: str, file: Path) -> LoadedModel:
-    """The network of a system, one of ``REFERENCES``, with the weights of ``file``.
+    """Returns the network of a system, one of ``REFERENCES``, with the weights of ``file``.
 
     Raises:
-      UserError: it can't be read, or its names and shapes are not the system's; all are listed.
+      UserError: the file can't be read, or its names and shapes are not the system's (listed).
     """
     known = REFERENCES[name]
     arrays = known.prepare(read_arrays(file))

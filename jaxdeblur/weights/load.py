@@ -1,9 +1,9 @@
-"""Loading a model: from a run folder, a ``.safetensors`` file, or the weights that ship.
+"""Loads models from run folders, ``.safetensors`` files and the weights that ship.
 
-And the first parameters of a run from any of these, which may be of other scales.
+Any of these can also give a run its first parameters, even if they are for other scales.
 
 Loading runs no code from a file: configs are JSON checked field by field, weights are plain arrays.
-Of training nothing is imported, and Orbax only where a run folder is read.
+No training code is imported, and Orbax only if a run folder is read.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from jaxdeblur.weights import shipped
 
 CONFIG_NAME = "config.json"
 PATHS_ALONE = "paths"
-"""What ``--ckpt`` calls blur paths without a network."""
+"""The name for ``--ckpt`` of blur paths without a network."""
 
 RUNS = Path("runs")
-"""Where runs are, unless their command says otherwise."""
+"""The default folder of runs."""
 
 
 class LoadedModel(NamedTuple):
-    """A model with trained parameters, and where they come from."""
+    """A model with trained parameters, and their origin."""
 
     model: VideoRestorer
     preset: str
@@ -47,24 +47,24 @@ class LoadedModel(NamedTuple):
     source: str
     """The run folder and step, the file, or the name of shipped weights."""
     metadata: dict[str, Any]
-    """What is known of the training: the data, the options, scores."""
+    """What is known about the training: data, options, scores."""
 
     @property
     def of_photographs(self) -> bool:
-        """Whether it was trained on nothing but single frames."""
+        """Whether it was trained on single frames only."""
         data = self.metadata.get("data")
         return isinstance(data, dict) and data.get("single") == 1
 
 
 def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedModel:
-    """Loads the model of a run folder, a ``.safetensors`` file, or the name of shipped weights.
+    """Loads a model from a run folder, a ``.safetensors`` file or by the name of shipped weights.
 
     Args:
-      name_or_path: a folder or file, or else one of ``jaxdeblur.weights.shipped.names()``.
-      dtype: of the computation, in place of the config's.
+      name_or_path: a folder or file, else ``PATHS_ALONE`` or one of ``shipped.names()``.
+      dtype: dtype of the computation, in place of the config's.
 
     Raises:
-      UserError: there is no such thing, it is damaged, or it does not fit its own config.
+      UserError: nothing has this name, or it is damaged or does not fit its own config.
     """
     path = Path(name_or_path)
     if path.is_dir():
@@ -73,33 +73,33 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
         return _load_file(path, path.name, dtype)
     if str(name_or_path) in shipped.names():
         return _load_file(shipped.path(str(name_or_path)), str(name_or_path), dtype)
-    if str(name_or_path) == PATHS_ALONE:  # float32 whatever ``dtype`` is
+    if str(name_or_path) == PATHS_ALONE:  # always float32
         config = PathsConfig()
         return LoadedModel(PathRestorer(config), PATHS_ALONE, config, 0, PATHS_ALONE, {})
     known = ", ".join([*shipped.names(), PATHS_ALONE])
     raise UserError(
-        # Without an option's name: --ckpt, --start-from, --mix-with and others all come here.
-        f"{name_or_path}: no such run folder or .safetensors file, and not the name of weights "
-        f"that ship ({known})"
+        # Names no option: --ckpt, --start-from, --mix-with and others all lead here.
+        f"{name_or_path}: no such run folder or .safetensors file, nor the name of shipped "
+        f"weights ({known})"
     )
 
 
 def starting_parameters(
     model: VideoRestorer, drawn: Parameters, source: str, option: str = "--start-from"
 ) -> Parameters:
-    """The parameters of ``source`` for ``model``, which may run at other scales than it.
+    """Returns the parameters of ``source`` for ``model``, which may run at other scales.
 
-    Blur looks alike at every size, so the network of one scale starts that of several, and the
-    other way round. Gates come from a source of the same scales, and are else as drawn.
+    Blur looks alike at every size, so a network at one scale can start one at several scales, and
+    vice versa. Gates come from a source with the same scales, else from ``drawn``.
 
     Args:
       model: the network.
-      drawn: its random parameters.
-      source: a run, a file, or the name of weights that ship.
-      option: that named the source.
+      drawn: its random initial parameters.
+      source: a run, a file, or the name of shipped weights.
+      option: the option that named the source.
 
     Raises:
-      UserError: they do not fit the network; it names the option.
+      UserError: the parameters do not fit the network; the message names the option.
     """
     loaded = load_model(source)
     whole = split(loaded.model)[1]
@@ -111,10 +111,10 @@ def starting_parameters(
 
 
 def load_restorer(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedModel:
-    """As :func:`load_model`; a network over blur paths comes with the paths, to restore frames.
+    """Like :func:`load_model`, but adds blur paths to a network over them, to restore frames.
 
     Raises:
-      UserError: as ``load_model``, or the weights that the network is over do not ship.
+      UserError: as ``load_model``, or the weights below the network over paths do not ship.
     """
     loaded = load_model(name_or_path, dtype=dtype)
     if not (below := getattr(loaded.network, "over_paths", "")):
@@ -129,13 +129,13 @@ def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
     config = read_config(folder)
     network = network_from_json(config["network"], str(folder / CONFIG_NAME))
     if not (folder / CHECKPOINTS_NAME).is_dir():
-        raise UserError(f"{folder}: it has no {CHECKPOINTS_NAME}/ yet")
+        raise UserError(f"{folder}: contains no {CHECKPOINTS_NAME}/ yet")
     if dtype is not None:
         network = dataclasses.replace(network, dtype=dtype)
     rebuild, template = outline(lambda: registry.build(network))
     found = Checkpoints(folder).restore_weights(template)
     if found is None:
-        raise UserError(f"{folder}: it has no checkpoint yet")
+        raise UserError(f"{folder}: contains no checkpoint yet")
     step, parameters = found
     check_finite(parameters, folder)
     metadata = {name: config[name] for name in ("training", "data")}
@@ -158,7 +158,7 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
     check_fits(template, arrays, f"{path}: weights of another network")
     for name, array in arrays.items():
         if not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
-            raise UserError(f"{path}: {name} is {array.dtype}, not numbers with a fraction")
+            raise UserError(f"{path}: {name} is {array.dtype}, but must be floating point")
     parameters = {name: jax.numpy.asarray(arrays[name], jax.numpy.float32) for name in template}
     check_finite(parameters, path)
     preset = str(about.get("preset", ""))
@@ -166,10 +166,10 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a safetensors file by name, and its metadata.
+    """Returns the arrays of a safetensors file by name, and its metadata.
 
     Raises:
-      UserError: it is damaged, or holds numbers that NumPy has no type for.
+      UserError: the file is damaged, or holds numbers that NumPy has no type for.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -178,28 +178,28 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
     except AttributeError as error:
-        raise UserError(f"{path}: its numbers are of a type that is not read ({error})") from error
+        raise UserError(f"{path}: contains an unsupported number type ({error})") from error
 
 
 def check_finite(parameters: Mapping[str, Any], where: Path) -> None:
-    """Raises :class:`UserError` where weights of the file or run ``where`` are not finite."""
-    # A pixel that is not a number would come out as the one that went in, as if all were well.
+    """Raises :class:`UserError` if weights of the file or run ``where`` are not finite."""
+    # A pixel that is not a number would be output as the unchanged input, hiding the error.
     if bad := [name for name, a in parameters.items() if not np.isfinite(np.asarray(a)).all()]:
-        raise UserError(f"{where}: its {bad[0]} is not finite; the weights are broken")
+        raise UserError(f"{where}: {bad[0]} is not finite; the weights are broken")
 
 
 def check_fits(template: dict[str, Any], arrays: dict[str, Any], message: str) -> None:
     """Compares names and shapes of arrays with those of ``template``.
 
     Raises:
-      UserError: they differ; after ``message`` it lists what is missing, unknown or of another
-        shape, ten of each.
+      UserError: they differ; after ``message`` the error lists what is missing, unknown or of
+        another shape, at most ten of each.
     """
     kinds = {
         "missing": [name for name in template if name not in arrays],
         "unknown": [name for name in arrays if name not in template],
-        "of another shape": [
-            f"{name} {tuple(arrays[name].shape)}, which should be {tuple(array.shape)}"
+        "wrong shape": [
+            f"{name} {tuple(arrays[name].shape)} instead of {tuple(array.shape)}"
             for name, array in template.items()
             if name in arrays and tuple(arrays[name].shape) != tuple(array.shape)
         ],
@@ -214,30 +214,30 @@ def check_fits(template: dict[str, Any], arrays: dict[str, Any], message: str) -
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What a run folder's ``config.json`` says, with the kinds of values that every one has.
+    """Reads a run folder's ``config.json`` and checks the kinds of values that every run has.
 
     Raises:
-      UserError: there is none, or it is no run's; the message names the file and what is wrong.
+      UserError: it is missing or not a run's; the message names the file and what is wrong.
     """
     path = folder / CONFIG_NAME
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: no run folder (it has no {CONFIG_NAME})") from error
+        raise UserError(f"{folder}: not a run folder (it has no {CONFIG_NAME})") from error
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, too many digits
         raise UserError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a JSON object was expected")
+        raise UserError(f"{path}: expected a JSON object")
     missing = [name for name in ("preset", "network", "training", "data") if name not in values]
     if missing:
-        raise UserError(f"{path}: {', '.join(missing)} is missing; this is no run folder")
+        raise UserError(f"{path}: missing {', '.join(missing)}; this is not a run folder")
     if not isinstance(values["preset"], str) or not isinstance(values["data"], dict):
-        raise UserError(f"{path}: preset is a name and data an object")
+        raise UserError(f"{path}: preset must be a name and data an object")
     return values
 
 
 def newest_run(runs: Path = RUNS) -> Path:
-    """The run folder in ``runs`` whose newest checkpoint was written last.
+    """Returns the run folder in ``runs`` whose newest checkpoint was written last.
 
     Raises:
       UserError: no folder in ``runs`` has a checkpoint.
@@ -250,5 +250,5 @@ def newest_run(runs: Path = RUNS) -> Path:
         if (newest := Checkpoints(folder).newest()) is not None
     }
     if not written:
-        raise UserError(f"--ckpt: no run with a checkpoint is in {runs}/; name one by --ckpt=RUN")
+        raise UserError(f"--ckpt: no run in {runs}/ has a checkpoint; give one with --ckpt=RUN")
     return written[max(written)]

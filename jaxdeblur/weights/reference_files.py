@@ -1,4 +1,4 @@
-"""Reads the files in which reference implementations keep their weights: arrays by name.
+"""Reads the weight files of reference implementations: arrays by name.
 
 Nothing is unpickled: a ``.pth`` is read by ``torch.load(weights_only=True)``.
 """
@@ -25,14 +25,14 @@ _INSIDE = (
     "deblurnet_state_dict",
     "model",
 )
-"""Where training programs keep the network in a checkpoint, the one to prefer first."""
+"""The keys of the network in checkpoints of training programs, the preferred ones first."""
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Every array of a file, float32, without the prefixes that wrappers of a network add.
+    """Reads the weights of a file as float32, without the prefixes that wrappers of networks add.
 
     Raises:
-      UserError: it is missing, damaged, or of a kind that is not read.
+      UserError: the file is missing, damaged or of an unsupported kind.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -44,8 +44,8 @@ def read_arrays(path: Path) -> Arrays:
         arrays = _read_torch(path)
     else:
         raise UserError(
-            f"{path}: weights are read from .safetensors, from PyTorch's .pth and .pth.tar, and "
-            "from the .index of a TensorFlow checkpoint"
+            f"{path}: unsupported weights file; use .safetensors, PyTorch's .pth or .pth.tar, or "
+            "the .index of a TensorFlow checkpoint"
         )
     arrays = {
         name: np.asarray(array, np.float32)
@@ -69,11 +69,11 @@ def _read_tensorflow(prefix: Path) -> Arrays:
         reader = tf.train.load_checkpoint(str(prefix))
         names = reader.get_variable_to_shape_map()
         arrays = {name: np.asarray(reader.get_tensor(name)) for name in names}
-    except Exception as error:  # whatever its reader says
+    except Exception as error:  # whatever its reader raises
         raise UserError(
             f"{prefix}.index: not readable by tf.train.load_checkpoint: {_first_line(error)}"
         ) from error
-    # A checkpoint of TensorFlow 2 also holds a description of its objects as a text.
+    # A TensorFlow 2 checkpoint also holds a description of its objects as text.
     return {name: array for name, array in arrays.items() if array.dtype.kind in "fiu"}
 
 
@@ -88,8 +88,8 @@ def _read_torch(path: Path) -> Arrays:
         raise UserError(f"{path}: reading it needs PyTorch; install it with {INSTALL}") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever its reader or unpickler says
-        # Its first sentence: what follows advises to run the file's code after all.
+    except Exception as error:  # whatever its reader or unpickler raises
+        # Only the first sentence: the rest advises running the file's code after all.
         reason = _first_line(error).partition(". ")[0]
         raise UserError(
             f"{path}: not readable by torch.load(weights_only=True): {reason}"
@@ -99,7 +99,7 @@ def _read_torch(path: Path) -> Arrays:
 
 
 def _network_in(content: Any, path: Path) -> Mapping[str, Any]:
-    """The tensors by name, from a state dict or from a checkpoint that holds one."""
+    """Returns the tensors by name, from a state dict or from a checkpoint that holds one."""
 
     def is_network(value: Any) -> bool:
         return (
@@ -109,9 +109,9 @@ def _network_in(content: Any, path: Path) -> Mapping[str, Any]:
         )
 
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: it holds no network's weights by name")
+        raise UserError(f"{path}: contains no network weights by name")
     for found in (content, *(content[key] for key in _INSIDE if key in content)):
         if is_network(found):
             return found
     holds = ", ".join(map(str, list(content)[:10]))
-    raise UserError(f"{path}: it holds no network's weights by name, but {holds}")
+    raise UserError(f"{path}: contains no network weights by name, only {holds}")

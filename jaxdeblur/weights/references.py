@@ -1,8 +1,8 @@
-"""What reference implementations call their weights, and how the numbers lie there.
+"""The names and axis orders of weights in reference implementations.
 
-The networks of ``models/peers/`` bear their reference's names, so a parameter's path is its name
-there but for a few words, and the type of its layer says how its axes are ordered. To add a system:
-an entry of ``REFERENCES``.
+The networks of ``models/peers/`` use their reference's names, so a parameter's path is its name
+there except for a few words, and the type of its layer determines the order of its axes. To add a
+system, add an entry to ``REFERENCES``.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ TENSORFLOW = {"kernel": "weights", "bias": "biases"}
 
 
 class Weight(NamedTuple):
-    """A parameter of ours and how it lies in the reference."""
+    """One of our parameters and its layout in the reference."""
 
     ours: str
-    """Its name, as ``models/parameters.py`` makes it."""
+    """Its name here, as ``models/parameters.py`` makes it."""
     axes: tuple[int, ...]
-    """For each of our axes the reference's."""
+    """For each of our axes, the reference's axis."""
     shape: tuple[int, ...]
-    """The reference's."""
+    """The shape in the reference."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What is known of the weights of a reference implementation."""
+    """The weight format of a reference implementation."""
 
     source: str
     """The repository and its licence."""
     config: Callable[[Shapes], Any]
-    """The config of the network whose weights have these shapes; KeyError if names are missing."""
+    """Makes a network's config from its weights' shapes; raises KeyError if names are missing."""
     default: Any
     """The config of the published network."""
     words: Mapping[str, str]
-    """What it calls the parts of a path that have other names here; empty: it has no such part."""
+    """Its names for parts of a path that are named differently here; empty: it has no such part."""
     tensorflow: bool = False
-    """The names and the order of axes are TensorFlow's, not PyTorch's."""
+    """Whether the names and the order of axes are TensorFlow's, not PyTorch's."""
     prepare: Callable[[Arrays], Arrays] = dict
-    """Leaves out or renames, before anything else, what a file may hold."""
+    """Drops or renames arrays of a file before anything else is done."""
 
     def names(self, network: Any) -> dict[str, Weight]:
-        """The weights of a network by the reference's names."""
+        """Returns the weights of a network by the reference's names."""
         found = {}
         words = {**(TENSORFLOW if self.tensorflow else TORCH), **self.words}
         for path, module in nnx.iter_modules(nnx.eval_shape(lambda: registry.build(network))):
@@ -74,18 +74,18 @@ class Reference:
         return found
 
     def _axes(self, module: nnx.Module, rank: int) -> tuple[int, ...]:
-        """Kernels are ``kh kw C_in C_out`` here."""
+        """Returns ``Weight.axes``; kernels are ``kh kw C_in C_out`` here."""
         if rank != 4:
             return tuple(range(rank))
         transposed = isinstance(module, TransposedConv)
-        if self.tensorflow:  # kh kw C_in C_out; of a transposed convolution kh kw C_out C_in
+        if self.tensorflow:  # kh kw C_in C_out; for transposed convolutions kh kw C_out C_in
             return (0, 1, 3, 2) if transposed else (0, 1, 2, 3)
-        # PyTorch: C_out C_in kh kw; of a transposed convolution C_in C_out kh kw
+        # PyTorch: C_out C_in kh kw; for transposed convolutions C_in C_out kh kw
         return (2, 3, 0, 1) if transposed else (2, 3, 1, 0)
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many of ``pattern.format(0)``, ``pattern.format(1)``, ... there are."""
+    """Counts how many of ``pattern.format(0)``, ``pattern.format(1)``, ... exist."""
     number = 0
     while pattern.format(number) in shapes:
         number += 1
@@ -129,7 +129,7 @@ def _srn(shapes: Shapes) -> SrnConfig:
 
 
 def _without_training(arrays: Arrays) -> Arrays:
-    """Without Adam's moments and the number of the step, which a checkpoint of TensorFlow holds."""
+    """Drops Adam's moments and the step number, which TensorFlow checkpoints contain."""
     named = {name.removesuffix(":0"): array for name, array in arrays.items()}
     return {
         name: array
@@ -145,8 +145,8 @@ def _stfan(shapes: Shapes) -> StfanConfig:
 
 
 REFERENCES = {
-    # Layers named as in the authors' graph. Their own weights are a Torch 7 file of one flat vector
-    # and lists of statistics: put under these names they can be read.
+    # Layers are named as in the authors' graph. Their weights are a Torch 7 file of one flat vector
+    # and lists of statistics; stored under these names, they can be read.
     "dbn": Reference("shuochsu/DeepVideoDeblurring (MIT)", _dbn, DbnConfig(), {}),
     "edvr": Reference(
         "XPixelGroup/BasicSR (Apache-2.0)",  # for deblurring: ``hr_in`` and ``with_predeblur``
@@ -160,7 +160,7 @@ REFERENCES = {
         IfiRnnConfig(),
         {"first": "main_branch.0", "second": "main_branch.2"},
     ),
-    # Layers named by their scopes in the authors' graph, with PyTorch's layout of kernels.
+    # Layers are named by their scopes in the authors' graph, with PyTorch's kernel layout.
     "rdn": Reference(
         "cgtuebingen/learning-blind-motion-deblurring (Apache-2.0)",
         lambda shapes: RdnConfig(width=shapes["d0_conv.conv.weight"][0]),

@@ -1,6 +1,6 @@
-"""Writes a run as one safetensors file to pass on: ``jaxdeblur.export RUN OUT.safetensors``.
+"""Writes a run as one safetensors file to share: ``jaxdeblur.export RUN OUT.safetensors``.
 
-Beside the arrays the file says which network they are of, and what a reader should know of them.
+Besides the arrays, the file describes their network and what a reader should know about them.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from jaxdeblur.options import differing_fields
 from jaxdeblur.weights.load import LoadedModel, check_fits, load_model
 
 ONLY_SAFETENSORS = ("after", "mix_with")
-"""What ``add_options`` adds."""
+"""The options that ``add_options`` adds."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that only a ``.safetensors`` file has."""
-    group = parser.add_argument_group("a file that ends in .safetensors")
+    group = parser.add_argument_group("options for .safetensors")
     group.add_argument(
         "--after",
         type=Path,
         nargs="*",
         default=[],
         metavar="RUN",
-        help="the runs that it comes from, the first one first",
+        help="the earlier runs that the weights come from, oldest first",
     )
     group.add_argument(
         "--mix-with",
         nargs=2,
         metavar=("RUN", "SHARE"),
-        help="writes the mean of the run's parameters and of another's of the same origin, which "
-        "has this share: a fine-tuned network keeps more of what it could before (Wortsman et al. "
-        "2022, arXiv:2109.01903)",
+        help="average the parameters with those of another run of the same origin, which gets this "
+        "share: a fine-tuned network keeps more of its earlier abilities (Wortsman et al. 2022, "
+        "arXiv:2109.01903)",
     )
 
 
 def write_safetensors(arguments: argparse.Namespace) -> LoadedModel:
-    """Writes the file that the options say; gives what went into it.
+    """Writes the file that the options describe; returns the model written to it.
 
     Raises:
       UserError: --licence is missing, or a run cannot be read or does not fit the others.
     """
     if arguments.licence is None:
-        raise UserError("--licence says the licence of the data that it was trained on; give it")
+        raise UserError("--licence is missing; give the licence of the data that it was trained on")
     loaded = load_model(arguments.run)
     metadata = given_metadata(arguments)
     metadata["data"] = _data_of(loaded)
@@ -69,7 +69,7 @@ def write_safetensors(arguments: argparse.Namespace) -> LoadedModel:
 
 
 def given_metadata(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the options say of the weights: licence, scores, and the commit that writes them."""
+    """Returns metadata of the weights: licence and scores from the options, and the commit."""
     return {
         "licence of the data": arguments.licence,
         "commit": _commit(),
@@ -84,9 +84,9 @@ def export_weights(
 
     Args:
       loaded: the model.
-      path: the file, replaced when the new one is whole.
-      metadata: training data and licence, scores, commit: whatever a reader should know.
-      half: stores float16, half the size; the computation stays as configured.
+      path: the file, replaced once the new one is complete.
+      metadata: what a reader should know: training data and licence, scores, commit.
+      half: stores float16, half the size; the dtype of the computation does not change.
     """
     _, parameters = split(loaded.model)
     kind = np.float16 if half else np.float32
@@ -104,7 +104,7 @@ def export_weights(
 
 
 def _about(run: LoadedModel) -> dict[str, Any]:
-    """What the weights say of another run that they come from."""
+    """Returns the metadata of another run that the weights come from."""
     training = run.metadata.get("training")
     if not isinstance(training, dict):
         raise UserError(f"{run.source}: does not say how it was trained")
@@ -112,25 +112,25 @@ def _about(run: LoadedModel) -> dict[str, Any]:
 
 
 def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
-    """The model with the mean of two networks' parameters."""
+    """Returns the model with the weighted mean of two networks' parameters."""
     try:
         part = float(share)
     except ValueError:
         part = math.nan
     if not 0 <= part <= 1:
-        raise UserError(f"--mix-with: the share is 0 to 1, not {share}")
+        raise UserError(f"--mix-with: the share must be 0 to 1, not {share}")
     rebuild, ours = split(loaded.model)
     there = load_model(source, dtype=getattr(loaded.network, "dtype", None))
     theirs = split(there.model)[1]
     check_fits(ours, theirs, f"--mix-with={source}: weights of another network")
     if differences := differing_fields(loaded.network, there.network):
-        raise UserError(f"--mix-with={source}: another network: {'; '.join(differences)}")
+        raise UserError(f"--mix-with={source}: the networks differ: {'; '.join(differences)}")
     mean = {name: (1 - part) * ours[name] + part * theirs[name] for name in ours}
     return loaded._replace(model=rebuild(mean))
 
 
 def _data_of(run: LoadedModel) -> dict[str, Any]:
-    """The data options with names for the folders, whose paths are those of one machine."""
+    """Returns the data options with folder names in place of machine-specific paths."""
     values = run.metadata.get("data")
     if not isinstance(values, dict):
         raise UserError(f"{run.source}: does not say how it was trained")
@@ -155,13 +155,15 @@ def _totals(path: Path) -> dict[str, Any]:
         totals = {name: metrics[name] for name in ("psnr", "psnr_blurred", "ssim", "ssim_blurred")}
         totals = {name: round(value, 4) for name, value in totals.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--scores={path}: no metrics.json of an evaluation ({error})") from error
+        raise UserError(
+            f"--scores={path}: not the metrics.json of an evaluation ({error})"
+        ) from error
     return {**where, **totals}
 
 
 def _commit() -> str:
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():  # installed, perhaps below a repository of something else
+    if not (root / ".git").exists():  # installed, perhaps inside an unrelated repository
         return "unknown"
     command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
     try:

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 _FOLDER = Path(__file__).parent
 
 Use: TypeAlias = Literal["video", "fast video", "photograph", "camera"]
-"""What is restored: a photograph has no frames around it, a camera does not wait."""
+"""What is restored: a photograph has no neighbouring frames, a camera does not wait."""
 
 _BEST: dict[Use, str] = {
     "video": "strcnn_dtb_paths",
@@ -19,15 +19,15 @@ _BEST: dict[Use, str] = {
 
 
 def names() -> list[str]:
-    """The names that ``--ckpt`` takes."""
+    """Returns the names of shipped weights that ``--ckpt`` accepts."""
     return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
 
 
 def path(name: str) -> Path:
-    """The file of shipped weights."""
+    """Returns the file of shipped weights."""
     return _FOLDER / f"{name}.safetensors"
 
 
 def default_name(use: Use = "video") -> str:
-    """The best weights that ship for this use, on any device."""
+    """Returns the name of the best shipped weights for this use, on any device."""
     return _BEST[use]

@@ -47,37 +47,40 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("evidence tint --steps=0", "--steps"),
         ("table1", "give --steps, --minutes or both"),
         ("fusion --sizes=0", "--sizes"),
-        ("evidence tint --only concat --picture=x.png", "--picture: concat: neither blends nor"),
-        ("evidence lucky --only CNN --picture=x.png", "--only: there are CNN, m = 0"),
-        ("evidence shipped --picture=x.png", "--picture: is of a training"),
-        ("evidence tint --only nothing", "--only: there are none; none, told"),
+        ("evidence tint --only concat --picture=x.png", "--picture: concat neither blends nor"),
+        ("evidence lucky --only CNN --picture=x.png", "--only: choose from CNN, m = 0"),
+        ("evidence shipped --picture=x.png", "--picture applies to trainings only"),
+        ("evidence tint --only nothing", "--only: choose from none; none, told"),
         (
             "on_video train attention --steps=1 --batch-size=3 --out={out}",
-            "--batch-size=3: 2 kinds",
+            "--batch-size=3 must be a multiple of 2",
         ),
-        ("on_video train blending --steps=1 --only F --out={out}", "--only: F: there are cnn, rec"),
-        ("on_video score {out}", "has no weights"),
+        (
+            "on_video train blending --steps=1 --only F --out={out}",
+            "--only: unknown F; choose from cnn, rec",
+        ),
+        ("on_video score {out}", "contains no weights"),
         ("gpu_day memory --preset=nope", "--preset=nope: no such preset"),
         ("gpu_day memory --target=nope --out={out}", "--target=nope: cannot be read: No such file"),
-        ("gpu_day kernels --minutes=0", "--minutes: a number above 0, not '0'"),
+        ("gpu_day kernels --minutes=0", "--minutes: must be a number above 0, not '0'"),
         ("gpu_day kernels --rehearse --out=/dev/null/x", "/dev/null/x"),
         pytest.param(
             "gpu_day kernels",
             "JAX finds no GPU here",
             marks=pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU"),
         ),
-        ("speed live --fps=nan", "--fps: a number above 0, not 'nan'"),
+        ("speed live --fps=nan", "--fps: must be a number above 0, not 'nan'"),
         ("speed live --fps=0", "--fps"),
         ("speed live --inbox=0", "--inbox"),
         ("quality scores --ckpt=x --taus 0", "--taus"),
         ("quality scores --ckpt=x --blur 8", "--blur"),
         ("quality gates --ckpt=nowhere", "nowhere: no such run"),
-        ("table1 --steps=1 --seeds -1", "--seeds: a whole number from 0 on, not '-1'"),
+        ("table1 --steps=1 --seeds -1", "--seeds: must be a whole number, 0 or more, not '-1'"),
         ("speed frame --frames=0", "--frames"),
         ("speed film --model=nope", "--model=nope: no such preset"),
         ("speed film --frames 0 5", "--frames"),
         ("train_step --model=nope", "--model=nope: no such preset"),
-        ("train_step --model=fsta", "--model=fsta: an STRCNN"),
+        ("train_step --model=fsta", "--model=fsta: must be an STRCNN"),
         ("train_step --repeats=0", "--repeats"),
     ],
 )
@@ -114,7 +117,7 @@ def test_why_a_process_failed_is_said_without_its_name(benchmark: Any) -> None:
     reason = benchmark("common").reason
     assert reason("a warning\nbenchmarks.speed: error: --ckpt=x: no run\n") == "--ckpt=x: no run"
     assert reason("Traceback\nKeyError: 'x'\n") == "KeyError: 'x'"
-    assert reason("") == "it said nothing"
+    assert reason("") == "no error message"
 
 
 def test_the_error_of_a_gradient_is_seen(benchmark: Any) -> None:
@@ -179,11 +182,11 @@ def test_a_part_goes_on_where_it_was_and_says_what_it_left(
     assert "ZeroDivisionError: division by zero" in capsys.readouterr().err
     with report(given) as second:
         assert list(second.each(works(a=1, b=2))) == [{"what": "b", "is": 0.5}]
-    assert "nothing was left undone" in capsys.readouterr().out
+    assert "all tasks are done" in capsys.readouterr().out
     given.minutes = 0.01
     with report(given) as third:
         assert list(third.each(works(c=1))) == []
-    assert "left undone: c" in capsys.readouterr().out
+    assert "not done: c" in capsys.readouterr().out
     kept = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
     assert [row["what"] for row in kept["rows"]] == ["a", "b"]
     assert kept["left"] == ["c"]
@@ -263,10 +266,10 @@ def test_an_experiment_goes_on_where_it_was_stopped(
     module.main()
     assert trained == [("fsta", 1)] * 2  # the last one again, for its weights
     benchmark(f"{command} --steps=3")
-    with pytest.raises(UserError, match="has other results"):
+    with pytest.raises(UserError, match="results for other settings"):
         module.main()
     out.write_text("[]", encoding="utf-8")
-    with pytest.raises(UserError, match="is no file of results"):
+    with pytest.raises(UserError, match="not a results file"):
         module.main()
 
 
@@ -318,12 +321,12 @@ def test_variants_train_on_the_same_batches_as_far_as_the_time_allows(
     benchmark(f"{command} --minutes=60")
     module.main()
     assert begun == [0]
-    assert "left: without of seed 1, with of seed 1" in capsys.readouterr().out
+    assert "remaining: without with seed 1, with with seed 1" in capsys.readouterr().out
     (tmp_path / "small_with_0.safetensors").unlink()
     for _ in "ab":
         benchmark(command)
         module.main()
-        assert "left: nothing" in capsys.readouterr().out
+        assert "remaining: none" in capsys.readouterr().out
     assert begun == [0, 0, 1]
     loaded = module.load_model(tmp_path / "small_with_1.safetensors").model
     assert float(loaded.blending.beta) == 0.5  # its rate is 0

@@ -101,7 +101,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     took = time.monotonic() - asked
     assert [process.returncode for process in started] == [0, 0], said
     for text in said:
-        stopped = re.search(r"stopped by SIGTERM after step (\d+); go on with --resume", text)
+        stopped = re.search(r"stopped by SIGTERM after step (\d+); continue with --resume", text)
         assert stopped, said
         assert int(stopped[1]) < 120
         assert [path.name for path in (folder / "checkpoints").glob("[0-9]*")] == [stopped[1]]
@@ -191,10 +191,10 @@ def test_restoration_is_shared_by_file(by_one: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"coordinator": "host:1"}, "go together"),
+        ({"coordinator": "host:1"}, "must be given together"),
         ({"coordinator": "host", "num_processes": 2, "process_id": 0}, "HOST:PORT"),
         ({"coordinator": "h:1", "num_processes": 0, "process_id": 0}, "--num-processes"),
-        ({"coordinator": "h:1", "num_processes": 2, "process_id": 2}, "--process-id is 0 to 1"),
+        ({"coordinator": "h:1", "num_processes": 2, "process_id": 2}, "--process-id must be 0 to"),
     ],
 )
 def test_wrong_places_are_refused(fields: dict[str, object], named: str) -> None:

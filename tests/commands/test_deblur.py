@@ -167,7 +167,7 @@ def test_one_image_has_weights_of_its_own(command, tmp_path):
     code, said = command("frames", "fast", "--fast", ckpt=False)
     assert (code, re.findall(r"weights: (\w+)", said)) == (0, ["strcnn_dtb_choice"]), said
     code, said = command("frames", "other", "--fast")
-    assert (code, "--fast is of the weights that ship" in said) == (2, True), said
+    assert (code, "--fast uses the shipped weights" in said) == (2, True), said
     assert (tmp_path / "both" / "photo.png").read_bytes() == (tmp_path / "out.png").read_bytes()
 
 
@@ -185,7 +185,7 @@ def test_photographs_of_a_folder_can_go_in_one_by_one(command, tmp_path):
     assert all(job.use == "photograph" for job in plan(["photos"], None, "new", single=True))
     make_video(tmp_path / "in.mkv")
     for wrong, named in (
-        (["in.mkv", "out.mkv"], "in.mkv: --single is for images, and this is a video"),
+        (["in.mkv", "out.mkv"], "in.mkv: --single takes images, but this is a video"),
         (["photos", "out2"], "2 inputs need --out-dir=FOLDER"),
     ):
         code, said = command(*wrong, "--single")
@@ -248,7 +248,7 @@ def test_what_an_image_cannot_take_over(command, tmp_path):
         assert (image.mode, "icc_profile" in image.info) == ("RGB", False)
     Image.fromarray(pictures(1)[0][..., 0] / np.float32(255)).save("floats.tif")
     code, said = command("floats.tif", "out.tif")
-    assert (code, "floats.tif: its pixels are floats" in said) == (2, True)
+    assert (code, "floats.tif: floating-point pixels" in said) == (2, True)
     Image.new("RGB", (17000, 8)).save("wide.png")
     code, said = command("wide.png", "wide.webp")
     assert (code, "wide.webp: cannot be written: " in said) == (2, True)
@@ -423,7 +423,7 @@ def test_many_inputs_into_a_folder_and_only_once(command, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     code, said = command("a.mkv", "b.mp4", "bad.mp4", "--out-dir=out")
     assert code == 2
-    assert "bad.mp4: is not a video" in said
+    assert "bad.mp4: not a readable video" in said
     assert said.endswith("1 of 3 inputs could not be restored: bad.mp4\n")
     assert sorted(os.listdir("out")) == ["a.mkv", "b.mp4"]
     code, said = command("a.mkv", "misspelt.mkv", "--out-dir=other")
@@ -568,7 +568,7 @@ def test_tiles_and_start_and_duration(command, tmp_path):
     code, said = command("in.mkv", "whole.mkv", "--start=0.08", "--duration=0.16", "--tile=none")
     assert code == 0, said
     code, said = command("in.mkv", "tiles.mkv", "--start=0.08", "--duration=0.16", "--tile=8x16")
-    assert (code, "by the free memory" in said) == (0, False)
+    assert (code, "to fit the free memory" in said) == (0, False)
     whole, tiles = rgb_of(Path("whole.mkv")), rgb_of(Path("tiles.mkv"))
     assert len(whole) == 4
     assert np.abs(whole.astype(int) - tiles).max() <= 1
@@ -589,52 +589,52 @@ def test_a_part_may_be_given_as_the_clock_shows_it(command, tmp_path):
     ("options", "message"),
     [
         (["missing.mp4", "out.mp4"], "missing.mp4: no such file"),
-        (["nothing*.mp4", "out.mp4"], "no file has such a name"),
+        (["nothing*.mp4", "out.mp4"], "no file matches this pattern"),
         (["n" * 300 + ".mp4", "out.mp4"], "no such file"),
-        (["in.mkv", "in.mkv"], "in.mkv: is the input"),
+        (["in.mkv", "in.mkv"], "in.mkv: is also the input"),
         (["loop.mp4", "out.mp4"], "no such file"),
-        (["*/1.png", "out"], "images of one name"),
+        (["*/1.png", "out"], "images of the same name"),
         (["in.mkv", "no/where/out.mkv"], "no/where does not exist"),
         (["in.mkv", "misspelt/out.mkv"], "out.mkv: the folder misspelt does not exist"),
         (["in.mkv", "misspelt/frames"], "frames: the folder misspelt does not exist"),
-        (["in.mkv", "out.txt"], "no format that can be written"),
-        (["in.mkv", "out.png"], "one image cannot hold a video"),
+        (["in.mkv", "out.txt"], "unsupported output format"),
+        (["in.mkv", "out.png"], "an image cannot hold a video"),
         (["in.mkv", "full"], "the folder is not empty"),
-        (["in.mkv", "mine.mkv"], "mine.mkv: exists (--overwrite replaces it)"),
-        (["in.mkv", "--out-dir=full"], "in.mkv: exists (--overwrite replaces it)"),
-        (["in.mkv", "out.mkv", "--compare=mine.mkv"], "--compare=mine.mkv: exists (--overwrite"),
-        (["empty", "out"], "a folder without images ("),
-        (["photo.HEIC", "out.png"], "photo.HEIC: HEIC cannot be read here; convert it to PNG or"),
-        (["*.HEIC", "out.png"], "photo.HEIC: HEIC cannot be read here; convert it to PNG or"),
+        (["in.mkv", "mine.mkv"], "mine.mkv: already exists (--overwrite replaces it)"),
+        (["in.mkv", "--out-dir=full"], "in.mkv: already exists (--overwrite replaces it)"),
+        (["in.mkv", "out.mkv", "--compare=mine.mkv"], "--compare=mine.mkv: already exists ("),
+        (["empty", "out"], "empty: contains no images ("),
+        (["photo.HEIC", "out.png"], "photo.HEIC: HEIC is not supported; convert it to PNG or"),
+        (["*.HEIC", "out.png"], "photo.HEIC: HEIC is not supported; convert it to PNG or"),
         (["in.mkv"], "give an OUTPUT"),
         (["in.mkv", "in.mkv", "out.mkv"], "need --out-dir"),
-        (["in.mkv", "full/../in.mkv", "--out-dir=out"], "several inputs would become"),
+        (["in.mkv", "full/../in.mkv", "--out-dir=out"], "several inputs would be written to"),
         (["in.mkv", "--out-dir=no/where/at/all"], "parent folder does not exist"),
         (["-", "out.mkv"], "--size=WIDTHxHEIGHT"),
-        (["in.mkv", "out.mkv", "--strength=2"], "--strength is 0 to 1, not 2.0"),
+        (["in.mkv", "out.mkv", "--strength=2"], "--strength must be 0 to 1, not 2.0"),
         (["in.mkv", "out.mkv", "--tile=big"], "--tile=big"),
-        (["in.mkv", "out.mkv", "--start=-1"], "--start is 0 or more and below"),
-        (["in.mkv", "out.mkv", "--start=99"], "has no frame at --start=99"),
-        (["in.mkv", "out.mkv", "--duration=0"], "--duration is above 0"),
-        (["in.mkv", "out.mkv", "--start=1:75"], "--start: '1:75' is no time: give seconds or"),
-        (["in.mkv", "out.mkv", "--start=2", "--end=0:02"], "--end is a time after --start=2, not"),
+        (["in.mkv", "out.mkv", "--start=-1"], "--start must be 0 or more and below"),
+        (["in.mkv", "out.mkv", "--start=99"], "contains no frames at --start=99"),
+        (["in.mkv", "out.mkv", "--duration=0"], "--duration must be above 0"),
+        (["in.mkv", "out.mkv", "--start=1:75"], "--start: '1:75' is not a time; give seconds"),
+        (["in.mkv", "out.mkv", "--start=2", "--end=0:02"], "--end must be after --start=2, not 2"),
         (["in.mkv", "out.mkv", "--end=1", "--duration=1"], "give one of them"),
         (["in.mkv", "out.mkv", "--size=axb"], "--size=axb"),
-        (["in.mkv", "out.mkv", "--crf=99"], "--crf is 0"),
-        (["in.mkv", "out.mkv", "--fps=0"], "--fps is 0.01 to 10000"),
+        (["in.mkv", "out.mkv", "--crf=99"], "--crf must be 0"),
+        (["in.mkv", "out.mkv", "--fps=0"], "--fps must be 0.01 to 10000"),
         (["in.mkv", "out.mkv", "--codec=nonsense"], "no such encoder"),
-        (["in.mkv", "frames", "--codec=libx264"], "--codec and --crf are for videos"),
+        (["in.mkv", "frames", "--codec=libx264"], "--codec and --crf apply to videos"),
         (["in.mkv", "out.mkv", "--device=abacus"], "no such device"),
-        (["in.mkv", "out.mkv", "--max-pixels=700"], "over --max-pixels"),
-        (["in.mkv", "out.mkv", "--compare=in.mkv"], "is the input or the output"),
-        (["in.mkv", "out.mkv", "--compare=x.png"], "a video or an animation, with the suffix"),
-        (["in.mkv", "out", "--compare=x.gif", "--crf=9"], "--codec and --crf are for videos"),
-        (["full", "empty", "--compare=empty/both.mkv"], "lies in the output's folder"),
-        (["camera:0", "--out-dir=out"], "a camera has no name for --out-dir"),
-        (["in.mkv", "out.mkv", "--fps=5"], "--fps is for images and pipes"),
-        (["in.mkv", "out.mkv", "--size=32x24"], "--size is for a pipe"),
-        (["in.mkv", "-", "--codec=libx264"], "--codec and --crf are for videos, and - is none"),
-        (["full", "out", "--duration=1"], "for video files"),
+        (["in.mkv", "out.mkv", "--max-pixels=700"], "exceed --max-pixels"),
+        (["in.mkv", "out.mkv", "--compare=in.mkv"], "is also the input or output"),
+        (["in.mkv", "out.mkv", "--compare=x.png"], "must be a video or an animation (.mp4"),
+        (["in.mkv", "out", "--compare=x.gif", "--crf=9"], "--codec and --crf apply to videos"),
+        (["full", "empty", "--compare=empty/both.mkv"], "is inside the output folder"),
+        (["camera:0", "--out-dir=out"], "a camera has no file name for --out-dir"),
+        (["in.mkv", "out.mkv", "--fps=5"], "--fps applies to images, pipes"),
+        (["in.mkv", "out.mkv", "--size=32x24"], "--size applies to pipes"),
+        (["in.mkv", "-", "--codec=libx264"], "apply to videos, but - is not one"),
+        (["full", "out", "--duration=1"], "apply to videos, but full is not"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(options, message, command, tmp_path):
@@ -870,7 +870,7 @@ def test_a_python_without_the_packages_is_one_line(script, tmp_path):
         [sys.executable, "-S", "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 2, done.stderr
-    assert "run `make install` once, then start it as .venv/bin/python" in done.stderr
+    assert "run `make install` once, then use .venv/bin/python" in done.stderr
     assert done.stderr.removeprefix("loading JAX ...\n").count("\n") == 1
 
 
@@ -901,7 +901,7 @@ def test_a_pipe_that_is_no_pipe_is_one_line(arguments, message, weights, tmp_pat
     assert (done.returncode, done.stderr) == (2, f"deblur.py: error: {message}\n")
 
 
-@pytest.mark.parametrize(("cut", "message"), [(100, "ends inside frame 3"), (None, "has no frame")])
+@pytest.mark.parametrize(("cut", "message"), [(100, "ends within frame 3"), (None, "no frames")])
 def test_a_pipe_that_ends_too_soon(cut, message, command, monkeypatch, tmp_path):
     data = pictures(4).tobytes()[:-cut] if cut else b""
     with Pipes(data) as pipes, monkeypatch.context() as patched:
@@ -1121,7 +1121,7 @@ def test_images_with_alpha_become_a_video_that_has_none(command, tmp_path):
         with_alpha = np.dstack([pictures(1)[0], np.full((24, 32), 99, np.uint8)])
         Image.fromarray(with_alpha).save(f"in/{number}.png")
     code, said = command("in", "out.mp4", "--strength=0")
-    assert (code, "in: not kept: alpha (libx264 has none here)" in said) == (0, True), said
+    assert (code, "in: not kept: alpha (not supported with libx264)" in said) == (0, True), said
     assert len(rgb_of(Path("out.mp4"))) == 2
     code, said = command("in", "other.mp4", "--strength=0", "--codec=prores")
     assert (code, "--codec=prores: mp4 cannot hold it" in said) == (2, True), said

@@ -72,7 +72,7 @@ def test_nothing_that_is_read_can_run(path: Path) -> None:
 @pytest.mark.parametrize("field", ["width", "blocks", "m"])
 def test_an_unreasonably_large_network_is_refused_before_it_takes_memory(field: str) -> None:
     config = dataclasses.replace(StrcnnConfig(m=1, width=4, blocks=1), **{field: 10**9})
-    with pytest.raises(UserError, match=f"{field}=1000000000: no network is built with numbers"):
+    with pytest.raises(UserError, match=f"{field}=1000000000: a network cannot have numbers"):
         models.build(config)
 
 
@@ -102,7 +102,7 @@ def test_numbers_on_the_command_line_are_whole_and_bounded() -> None:
 
 def test_a_folder_where_a_file_is_to_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").mkdir()
-    with pytest.raises(UserError, match=r"metrics\.json: cannot be written: it is no regular file"):
+    with pytest.raises(UserError, match=r"metrics\.json: cannot be written: not a regular file"):
         write_json(tmp_path / "metrics.json", {})
     with pytest.raises(UserError, match=r"nowhere.*cannot be written"):
         write_json(tmp_path / "nowhere" / "metrics.json", {})

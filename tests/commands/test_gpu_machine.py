@@ -53,7 +53,7 @@ def test_training_on_rendered_scenes_and_scoring_a_folder_of_images(tmp_path: Pa
         )
         + command("evaluate.py", f"--ckpt={run}", f"--data={tmp_path / 'data'}", f"--out={scored}")
     )  # fmt: skip
-    assert "tensorboard is not written: pip install tensorboardX" in said
+    assert "tensorboard: not written (pip install tensorboardX)" in said
     assert (tmp_path / "scored" / "metrics.json").is_file()
 
 

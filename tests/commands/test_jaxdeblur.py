@@ -51,7 +51,7 @@ def test_says_its_version_and_commands(monkeypatch, capsys):
             "jaxdeblur evaluate: error: the following arguments are required: --ckpt",
         ),
         (["convert", "rdn"], "jaxdeblur convert: error: the following arguments are required"),
-        (["export", "x", "x.zip"], "jaxdeblur export: error: x.zip: ends in none of"),
+        (["export", "x", "x.zip"], "jaxdeblur export: error: x.zip: unknown suffix; use one of"),
     ],
 )
 def test_what_is_wrong_is_one_line_in_the_name_of_the_command(

@@ -125,7 +125,7 @@ def test_asked_to_stop_it_saves_and_can_be_resumed(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, (lines, errors)
-    stopped = re.search(r"stopped by SIGTERM after step (\d+); go on with --resume", errors)
+    stopped = re.search(r"stopped by SIGTERM after step (\d+); continue with --resume", errors)
     assert stopped, errors
     steps = [int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")]
     assert steps == [int(stopped[1])]
@@ -150,7 +150,7 @@ def test_a_folder_that_is_no_run_is_never_overwritten(
 ) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     (tmp_path / "config.json").write_text('{"a": 1}')  # many projects have one
-    assert "no run folder" in refused(*TINY, f"--out={tmp_path}", "--overwrite")
+    assert "not a run folder" in refused(*TINY, f"--out={tmp_path}", "--overwrite")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -172,7 +172,7 @@ def test_a_run_that_is_done_can_be_resumed_and_stays_as_it_is(
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     assert "step 12 of 12" in run(f"--out={whole}", "--resume")
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
-    assert f"the run in {whole} is of strcnn_dtb_small" in refused(
+    assert f"the run in {whole} uses strcnn_dtb_small" in refused(
         f"--out={whole}", "--resume", "--model=strcnn_dtb"
     )
 
@@ -189,7 +189,7 @@ def test_resuming_with_another_state_names_the_option(
     option: str, whole: Path, refused: Callable[..., str]
 ) -> None:
     message = refused("--model=strcnn_dtb_small", f"--out={whole}", "--resume", option)
-    assert f"--resume: {whole}: it was begun with {option.split('=')[0]}=" in message
+    assert f"--resume: the run in {whole} began with {option.split('=')[0]}=" in message
 
 
 @pytest.mark.parametrize(
@@ -198,17 +198,17 @@ def test_resuming_with_another_state_names_the_option(
         (["--model=nope"], "--model=nope"),
         (["--steps=0"], "--steps"),
         (["--steps=many"], "--steps"),
-        (["--crop=100000"], "--crop is 16 to 2048, not 100000"),
+        (["--crop=100000"], "--crop must be 16 to 2048, not 100000"),
         (["--stpes=3"], "--stpes=3"),
         (["--data=/nowhere"], "/nowhere"),
-        (["--exclude=TEST03"], "--only and --exclude choose among"),
+        (["--exclude=TEST03"], "--only and --exclude select videos"),
         (["--dtype=float8"], "--dtype=float8"),
         (["--dtype=float16"], "--dtype=float16: most gradients are too small for it"),
         (["--start-from=nowhere"], "nowhere"),
-        (["--resume"], "no run folder"),
+        (["--resume"], "not a run folder"),
         (["--process-id=1"], "--coordinator"),
         (["--extension=nowhere.py"], "nowhere.py"),
-        (["--micro-batch=3"], "--micro-batch=3 does not divide the 1 clips that each of 8 dev"),
+        (["--micro-batch=3"], "--micro-batch=3 must divide the 1 clips per batch on each of 8 dev"),
     ],
 )
 def test_bad_options_are_one_line(
@@ -279,7 +279,7 @@ def test_exported_weights_can_be_a_mean(
         export.main()
     for share in ("2", "half"):
         monkeypatch.setattr(sys, "argv", ["export", *arguments, str(whole), share])
-        with pytest.raises(UserError, match="--mix-with: the share is 0 to 1"):
+        with pytest.raises(UserError, match="--mix-with: the share must be 0 to 1"):
             export.main()
     assert not file.exists()
     source = str(tmp_path / "other.safetensors")
@@ -315,7 +315,7 @@ def test_weights_that_are_no_numbers_are_refused(whole: Path, tmp_path: Path) ->
     name = sorted(arrays)[0]
     broken = arrays | {name: np.nan * arrays[name]}
     export_weights(loaded._replace(model=rebuild(broken)), file)
-    with pytest.raises(UserError, match=f"its {name} is not finite"):
+    with pytest.raises(UserError, match=f": {name} is not finite"):
         load_model(file)
     raw = file.read_bytes()
     file.write_bytes(raw.replace(b'"F32"', b'"I32"'))

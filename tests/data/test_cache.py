@@ -46,7 +46,7 @@ def test_a_damaged_folder_is_made_anew(tmp_path: Path, damaged: bytes | None) ->
     kept_values(made)
     (file,) = tmp_path.glob("*/pixels.npy")
     file.write_bytes(file.read_bytes()[:-2] if damaged is None else damaged)
-    with pytest.warns(RuntimeWarning, match="damaged .* made anew"):
+    with pytest.warns(RuntimeWarning, match="damaged .* rebuilding it"):
         assert (kept_values(made) == 1).all()
     assert len(made) == 2
     assert len(list(tmp_path.iterdir())) == 1

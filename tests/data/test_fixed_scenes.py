@@ -261,7 +261,7 @@ def test_rendered_videos_are_named_and_averaged_as_asked(tmp_path):
     assert (stored.name, linear.name) == ("rendered_stored_00", "rendered_linear_00")
     np.testing.assert_array_equal(stored.blurred(1), video.blurred(1))  # as tiny scenes are
     assert np.mean(linear.blurred(1) != video.blurred(1)) > 0.1
-    with pytest.raises(UserError, match=r"rendered scenes are narrow, small,.* 40px, not '8px'"):
+    with pytest.raises(UserError, match=r"must be one of narrow, small,.* 40px, not '8px'"):
         rendered_videos("test", "8px")
 
 

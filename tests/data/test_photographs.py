@@ -71,10 +71,10 @@ def test_split_of_a_file_does_not_depend_on_the_others(folder, tmp_path):
 def test_bad_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         find_photographs("train", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="folders in it are not looked into"):
+    with pytest.raises(UserError, match="subfolders are not searched"):
         find_photographs("test", tmp_path)
     write_png(tmp_path / "one.png", np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(UserError, match="of its 1 images none falls to test"):
+    with pytest.raises(UserError, match="none of its 1 images is in the test split"):
         find_photographs("test", tmp_path)
 
 
@@ -116,5 +116,5 @@ def test_textures_are_sharper_than_their_photographs():
 
 
 def test_no_photograph_is_an_error():
-    with pytest.raises(UserError, match="none were given"):
+    with pytest.raises(UserError, match="no photographs were given"):
         cut_textures([], 1, 32, seed=0)

@@ -69,15 +69,15 @@ def test_what_is_missing_is_said_and_stops_the_command(
     write_png(video / "sharp/000001.png", np.zeros((24, 30, 3), np.uint8))
     (tmp_path / "GOPRO/test").rename(tmp_path / "GOPRO/tests")
     assert check("GOPRO", tmp_path / "GOPRO") == [
-        f"{video}/blur: 1 frames, or other names than beside it",
-        f"{video}/sharp: 30x24 pixels",
-        f"{tmp_path}/GOPRO/test: 0 videos, not 1",
-        f"{tmp_path}/GOPRO/test: 0 frames, not 2",
+        f"{video}/blur: 1 frames, which do not match the video's other folders",
+        f"{video}/sharp: 30x24 pixels, expected 32x24",
+        f"{tmp_path}/GOPRO/test: 0 videos, expected 1",
+        f"{tmp_path}/GOPRO/test: 0 frames, expected 2",
     ]
     command = ["GOPRO", str(tmp_path / "GOPRO"), str(tmp_path / "made")]
-    with pytest.raises(UserError, match="is not GOPRO as published"):
+    with pytest.raises(UserError, match="differs from GOPRO as published"):
         main(command)
-    assert "test: 0 videos, not 1" in capsys.readouterr().err
+    assert "test: 0 videos, expected 1" in capsys.readouterr().err
     assert not (tmp_path / "made").exists()
     main([*command, "--partial"])
     assert (tmp_path / "made/train/GOPR0374_11_00/sharp/000002.png").exists()
@@ -129,10 +129,10 @@ def test_equation_1_of_the_high_speed_frames(
 def test_options_of_another_data_set_are_refused(tmp_path: Path) -> None:
     write_gopro(tmp_path / "GOPRO")
     paths = [str(tmp_path / "GOPRO"), str(tmp_path / "made")]
-    with pytest.raises(UserError, match="--tau and --as-printed are of GOPRO_Large_all"):
+    with pytest.raises(UserError, match="--tau and --as-printed apply only to GOPRO_Large_all"):
         main(["GOPRO", *paths, "--tau=7"])
-    with pytest.raises(UserError, match="--protocol=pvdnet: scores GOPRO as it lies"):
+    with pytest.raises(UserError, match="--protocol=pvdnet: does not change GOPRO"):
         main(["GOPRO", *paths, "--protocol=pvdnet"])
     write(tmp_path / "all/train/clip", 7)
-    with pytest.raises(UserError, match="its name says no tau"):
+    with pytest.raises(UserError, match="no tau in the name"):
         main(["GOPRO", str(tmp_path / "all"), paths[1], "--partial"])

@@ -280,7 +280,9 @@ class TestProtocols:
 
     def test_a_video_without_a_scored_frame(self, tmp_path):
         config = EvaluationConfig(protocol="cdvd-tsp", max_frames=4)
-        with pytest.raises(UserError, match=r"cdvd-tsp scores no frame of walk, .*: too short"):
+        with pytest.raises(
+            UserError, match=r"walk, .*: too short; protocol cdvd-tsp scores no frame"
+        ):
             evaluate(loaded(), a_dataset(), config, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
@@ -305,14 +307,14 @@ class TestGoingOn:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            (lambda c: (c, loaded(Brighten(1.5))), "of other weights"),
+            (lambda c: (c, loaded(Brighten(1.5))), "with different weights"),
             (
                 lambda c: (dataclasses.replace(c, protocol="nafnet"), loaded()),
-                "of other protocol",
+                "with different protocol",
             ),
             (
                 lambda c: (dataclasses.replace(c, max_frames=3), loaded()),
-                "of other max_frames",
+                "with different max_frames",
             ),
         ],
     )
@@ -333,16 +335,16 @@ class TestGoingOn:
         whole = (out / "metrics.json").read_bytes()
         shutil.rmtree(out / "videos")
         (out / "videos").touch()
-        with pytest.raises(UserError, match="videos: results go into a folder of this name"):
+        with pytest.raises(UserError, match="videos: is a file, but results need a folder"):
             evaluate(model, a_dataset(), config, out, overwrite=True)
         assert (out / "metrics.json").read_bytes() == whole
 
     def test_a_folder_of_something_else_is_never_replaced(self, tmp_path):
         (tmp_path / "holiday.jpg").write_bytes(b"x")
         for overwrite in (False, True):
-            with pytest.raises(UserError, match="holds something that is no evaluation"):
+            with pytest.raises(UserError, match="contains something other than an evaluation"):
                 evaluate(loaded(), a_dataset(), EvaluationConfig(), tmp_path, overwrite=overwrite)
-        with pytest.raises(UserError, match="a file is there already"):
+        with pytest.raises(UserError, match="is a file, not a folder"):
             evaluate(loaded(), a_dataset(), EvaluationConfig(), tmp_path / "holiday.jpg")
         assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
@@ -350,8 +352,8 @@ class TestGoingOn:
 class TestRefusals:
     def test_options(self):
         for options, message in (
-            ({"protocol": "matlab"}, "--protocol=matlab: there is jaxdeblur"),
-            ({"max_frames": 0}, "--max-frames is 1 or more"),
+            ({"protocol": "matlab"}, "--protocol=matlab: must be one of jaxdeblur"),
+            ({"max_frames": 0}, "--max-frames must be 1 or more"),
         ):
             with pytest.raises(UserError, match=message):
                 EvaluationConfig(**options)
@@ -365,7 +367,9 @@ class TestRefusals:
                 return Explanation()
 
         for model in (Plain(), Empty()):
-            with pytest.raises(UserError, match="--explain: brighten has no paths, neither blends"):
+            with pytest.raises(
+                UserError, match="--explain: brighten has no paths, blending or attention"
+            ):
                 evaluate(loaded(model), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
 
     def test_paths_are_something_to_explain(self):
@@ -439,7 +443,7 @@ class TestRefusals:
             frame = np.asarray(Image.open(path)).astype(int)
             assert np.abs(frame - restore_clip(model, clip[index : index + 1])[0]).max() <= 1
             assert np.abs(frame - together[index]).max() > 1
-        with pytest.raises(UserError, match="--explain shows what goes from frame to frame"):
+        with pytest.raises(UserError, match="--explain shows what passes between frames"):
             EvaluationConfig(single=True, explain=True)
 
     def test_the_time_of_a_frame_is_without_reading_it(self, monkeypatch):
@@ -464,7 +468,7 @@ class TestRefusals:
             evaluate(broken, a_dataset(), config, tmp_path / "out")
 
     def test_no_videos(self, tmp_path):
-        with pytest.raises(UserError, match="no video to evaluate"):
+        with pytest.raises(UserError, match="no videos to evaluate"):
             evaluate(loaded(), Dataset("empty", "", []), EvaluationConfig(), tmp_path / "o")
 
 
@@ -543,7 +547,7 @@ class TestCommand:
         given = (f"--data=pairs:{data}", "--only", "one", "--max-frames=3")
         with pytest.raises(SystemExit):
             command("--ckpt", *given, monkeypatch=monkeypatch)
-        assert "no run with a checkpoint is in runs/" in capsys.readouterr().err
+        assert "no run in runs/ has a checkpoint" in capsys.readouterr().err
         for second, (name, step) in enumerate([("old", 9), ("new", 3), ("begun", None)]):
             folder = Path("runs", name)
             folder.mkdir(parents=True)
@@ -555,7 +559,7 @@ class TestCommand:
                 os.utime(folder / "checkpoints" / str(step), (second, second))
         command("--ckpt", *given, monkeypatch=monkeypatch)
         said = capsys.readouterr()
-        assert "scored is the newest run, runs/new; --ckpt=RUN names another\n" in said.err
+        assert "scoring the newest run, runs/new; --ckpt=RUN selects another\n" in said.err
         (metrics,) = Path("runs").glob("*/*/metrics.json")
         assert metrics.parents[1] == Path("runs/new")
         assert json.loads(metrics.read_text())["checkpoint"]["step"] == 3
@@ -589,11 +593,11 @@ class TestCommand:
         given = (f"--ckpt={weights}", f"--data=pairs:{there}", f"--out={tmp_path / 'out'}")
         for _ in range(2):
             command(*given, monkeypatch=monkeypatch)
-        assert "3 videos were done before" in capsys.readouterr().err
+        assert "3 videos were already done" in capsys.readouterr().err
         shutil.copy(there / "sharp" / "one" / "000.png", there / "blur" / "one")
         with pytest.raises(SystemExit):
             command(*given, monkeypatch=monkeypatch)
-        assert "an evaluation of other files" in capsys.readouterr().err
+        assert "an evaluation with different files" in capsys.readouterr().err
         shutil.copy(data / "blur" / "one" / "000.png", there / "blur" / "one")
         with pytest.raises(SystemExit):
             command(*given, "--explain", "--max-frames=3", monkeypatch=monkeypatch)

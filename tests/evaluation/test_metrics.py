@@ -158,7 +158,7 @@ class TestProtocols:
     def test_all_of_them_are_there(self):
         names = "jaxdeblur basicsr cdvd-tsp estrnn deepdeblur shift-net nafnet pvdnet"
         assert list(PROTOCOLS) == names.split()
-        with pytest.raises(UserError, match="--protocol=matlab: there is jaxdeblur, basicsr"):
+        with pytest.raises(UserError, match="--protocol=matlab: must be one of jaxdeblur, basicsr"):
             protocol("matlab")
 
     def test_quantised(self):

@@ -268,7 +268,7 @@ class TestBrowser:
         assert readout.inner_text().startswith("Frame 2 of 4, 27.30 dB (+2.30)")
         scrubber.press("End")
         assert readout.inner_text().startswith("Frame 4 of 4, 27.90 dB (+2.90)")
-        desktop.first.get_by_role("button", name="Frame before").click()
+        desktop.first.get_by_role("button", name="Previous frame").click()
         assert readout.inner_text().startswith("Frame 3 of 4")
         # A click on the curve goes to the frame there.
         curve = desktop.first.locator(".plot svg")
@@ -300,7 +300,7 @@ class TestBrowser:
         desktop.first.get_by_role("button", name="Blending weights").click()
         legend = desktop.first.locator(".explain")
         legend.get_by_text("0.90: most from this frame").wait_for()
-        assert "55 % from itself" in legend.inner_text()
+        assert "55 % comes from the frame itself" in legend.inner_text()
         pixels = desktop.stage()
         assert np.abs(pixels.astype(int) - before)[20:60].mean() > 10
         # The weights grow to the right, and so does the brightness of the colours.
@@ -415,7 +415,7 @@ class TestBrowser:
         panel = opened.first.locator(".explain")
         panel.get_by_role("spinbutton", name="Pixel x").fill("100")
         panel.get_by_role("spinbutton", name="Pixel x").press("Enter")
-        panel.get_by_text("too small to be told apart").wait_for()
+        panel.get_by_text("too small to distinguish").wait_for()
         assert panel.locator(".mix div[title]").count() == 512
         opened.context.close()
         assert opened.complaints == []

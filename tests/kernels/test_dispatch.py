@@ -83,7 +83,7 @@ def test_no_map_is_written(name: str) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_cpu_is_refused(name: str) -> None:
     arguments = [jnp.zeros(a.shape, a.dtype) for a in OPERATIONS[name]]
-    with pytest.raises(NotImplementedError, match="cpu is not a Hopper GPU; 'auto' and 'einsum'"):
+    with pytest.raises(NotImplementedError, match="not a Hopper GPU; use 'auto' or 'einsum'"):
         getattr(kernels, name)(*arguments, implementation="mosaic")
 
 
@@ -105,10 +105,10 @@ def test_a_limit_is_named_and_auto_takes_the_einsum_beyond_it(
 ) -> None:
     monkeypatch.setattr(operations, "_target", lambda: ("NVIDIA H200", True))
     x, weights = jnp.zeros((1, 1, 3, channels), dtype), jnp.zeros((channels, maps))
-    with pytest.raises(ValueError, match=f"take up to.*{named}"):
+    with pytest.raises(ValueError, match=f"support up to.*{named}"):
         kernels.softmax_squeeze(x, weights, implementation="mosaic")
     assert kernels.softmax_squeeze(x, weights).shape == (1, 1, maps, channels)
-    assert "takes the einsum: the kernels take up to" in said.text
+    assert "uses the einsum: the kernels support up to" in said.text
 
 
 def test_a_limit_counts_the_wider_of_what_goes_in_and_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,20 +125,20 @@ def test_the_choice_is_logged_once(said: pytest.LogCaptureFixture) -> None:
         lowered(name, "auto", "cuda", grad=False)
         kernels.softmax_squeeze(jnp.ones((1, 1, 3, 4)), jnp.ones((4, 2)))
     assert sorted(record.message for record in said.records) == [
-        "implementation='auto' takes the Mosaic kernels on NVIDIA H200",
-        "implementation='auto' takes the einsum: NVIDIA L4 is not a Hopper GPU",
-        "implementation='auto' takes the einsum: cpu is not a Hopper GPU",
+        "implementation='auto' uses the Mosaic kernels on NVIDIA H200",
+        "implementation='auto' uses the einsum: NVIDIA L4 is not a Hopper GPU",
+        "implementation='auto' uses the einsum: cpu is not a Hopper GPU",
     ]
 
 
 def test_what_does_not_fit_is_refused() -> None:
     """Also where no type checker stands before the public functions, as it does in the tests."""
     check = partial(operations._check, "btpc,cm")
-    with pytest.raises(ValueError, match=r"\(1, 2, 30, 3\), \(4, 5\) do not fit 'btpc,cm'"):
+    with pytest.raises(ValueError, match=r"\(1, 2, 30, 3\), \(4, 5\) do not match 'btpc,cm'"):
         check(jnp.ones((1, 2, 30, 3)), jnp.ones((4, 5)))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         check(jnp.ones((1, 2, 0, 3)), jnp.ones((3, 5)))
-    with pytest.raises(ValueError, match="int32 where float32, bfloat16 or float16"):
+    with pytest.raises(ValueError, match="must be float32, bfloat16 or float16, not int32"):
         check(jnp.ones((1, 2, 3, 4), int), jnp.ones((4, 4)))
     with pytest.raises((TypeError, ValueError), match="fast"):
         operations._run("expand", "fast", None, abs, jnp.ones(1))  # type: ignore[arg-type]

@@ -78,7 +78,7 @@ def test_every_level_is_the_same_network() -> None:
 
 @pytest.mark.parametrize("scales", [(), (2,), (1, 2), (4, 1), (6, 3, 1), (4, 4, 2, 1), (0, 1)])
 def test_each_scale_is_half_of_the_one_before(scales: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match="each is half"):
+    with pytest.raises(UserError, match="--scales must halve"):
         models.build(dataclasses.replace(CHOICE, scales=scales))
 
 

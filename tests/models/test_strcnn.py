@@ -256,7 +256,7 @@ def test_the_plain_network_remembers_nothing_beyond_its_window() -> None:
 
     assert changed(PLAIN) == [True, True, False, False]
     assert changed(dataclasses.replace(SMALL, blending="none")) == [True] * 4
-    with pytest.raises(UserError, match="--blending=none only"):
+    with pytest.raises(UserError, match="--no-recurrent requires --blending=none"):
         StrcnnConfig(recurrent=False)
 
 

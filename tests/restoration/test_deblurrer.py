@@ -124,11 +124,11 @@ def test_wrong_arguments(options, message, model):
 
 def test_what_is_no_frame_is_one_clear_line(model):
     for wrong in (BLURRED / 255.0, BLURRED.astype(np.int64), BLURRED[..., 0], BLURRED[0]):
-        with pytest.raises(UserError, match="a frame is an array H W 3 in uint8 or uint16, not"):
+        with pytest.raises(UserError, match="a frame must be an array H W 3 in uint8 or uint16"):
             list(Deblurrer(model).stream(iter(wrong)))
     # A later one is the same kind of error. (That tests check types keeps floats from here.)
     for wrong in (BLURRED[1].astype(np.uint16), BLURRED[1, :8], BLURRED[1, ..., 0]):
-        right = "a frame of this stream is 16 18 3 in uint8, not "
+        right = "a frame of this stream must be 16 18 3 in uint8, not "
         with pytest.raises(UserError, match=right) as caught:
             list(Deblurrer(model).stream(iter([BLURRED[0], wrong])))
         assert len(str(caught.value)) < 200
@@ -139,14 +139,14 @@ def test_what_is_no_clip_is_one_clear_line(model, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     for wrong, what in (
         (None, "not NoneType"),
-        (BLURRED[0], r"not 16 18 3 in uint8; of one frame alone, clip\[None\] is a clip"),
+        (BLURRED[0], r"not 16 18 3 in uint8; to restore a single frame, pass clip\[None\]"),
         ([BLURRED[0]], "not list"),
     ):
-        with pytest.raises(UserError, match=f"a clip is an array T H W 3 .*{what}"):
+        with pytest.raises(UserError, match=f"a clip must be an array T H W 3 .*{what}"):
             Deblurrer(model)(wrong)
-    with pytest.raises(UserError, match=r"a frame is an array H W 3 .*not Image"):
+    with pytest.raises(UserError, match=r"a frame must be an array H W 3 .*not Image"):
         list(Deblurrer(model).stream(iter([Image.fromarray(BLURRED[0])])))
-    with pytest.raises(UserError, match="frames are arrays H W 3 one after the other, not NoneTyp"):
+    with pytest.raises(UserError, match="frames must be an iterable of arrays H W 3, not NoneType"):
         Deblurrer(model).stream(None)
 
 

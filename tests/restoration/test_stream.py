@@ -105,7 +105,7 @@ def test_a_stream_refuses_another_size(model):
     assert list(restoration.flush()) == []
     assert restoration.push((frames[0],)) is None
     for wrong in (frames[1][:8], (frames[1][:8],)):
-        with pytest.raises(UserError, match="is 16 18 3 in uint8, not 8 18 3 in uint8"):
+        with pytest.raises(UserError, match="be 16 18 3 in uint8, not 8 18 3 in uint8"):
             restoration.push(wrong)
     assert len(list(restoration.flush())) == 1
 
@@ -216,7 +216,7 @@ def test_the_opening_is_not_looked_at_in_the_middle():
 
 def test_a_wrong_frame_of_the_opening_is_named():
     frames = [np.zeros((8, 9, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)]
-    with pytest.raises(UserError, match="a frame of this stream is 8 9 3"):
+    with pytest.raises(UserError, match="a frame of this stream must be 8 9 3"):
         # Of a list, beartype would look at one and expect the others to be like it.
         list(restore_frames(partial(Stream, Opened()), iter(frames)))
 
@@ -261,7 +261,7 @@ def test_no_frame_follows_the_last_one(model):
     on_its_way = Stream(model, 16, 18)
     on_its_way.push((video(1)[0],))
     assert len(list(on_its_way.flush())) == 1
-    with pytest.raises(ValueError, match="was flushed"):
+    with pytest.raises(ValueError, match="was already flushed"):
         on_its_way.push((video(1)[0],))
 
 

@@ -141,11 +141,11 @@ def test_what_cannot_be_fitted_is_refused_at_once(
     export_weights(LoadedModel(models.build(config), "test", config, 7, "test", {}), start)
     file = str(tmp_path / "choice.safetensors")
     for arguments, said in (
-        ([str(start), "choice.npz"], r"ends in \.safetensors"),
-        ([str(start), str(tmp_path / "no" / "choice.safetensors")], "there is no folder"),
-        ([str(start), file, "--curriculum=0.5"], "--curriculum is of train.py"),
-        ([str(start), file, "--render=device", "--data=rendered"], "--render is of train.py"),
-        ([str(start), file], "of STRCNNs, not FstaConfig"),
+        ([str(start), "choice.npz"], r"must end in \.safetensors"),
+        ([str(start), str(tmp_path / "no" / "choice.safetensors")], "does not exist"),
+        ([str(start), file, "--curriculum=0.5"], "--curriculum applies to train.py"),
+        ([str(start), file, "--render=device", "--data=rendered"], "--render applies to train.py"),
+        ([str(start), file], "only an STRCNN can have gates, not FstaConfig"),
     ):
         monkeypatch.setattr(sys, "argv", ["fit_gates", *arguments])
         with pytest.raises(UserError, match=said):
@@ -156,7 +156,7 @@ def test_options_out_of_range_are_refused() -> None:
     for wrong in ({"clips": 0}, {"frames": 0}, {"batch_size": 0}):
         with pytest.raises(UserError, match="not"):
             FitConfig(**wrong)
-    with pytest.raises(UserError, match="is 0 to 4294967295, not"):
+    with pytest.raises(UserError, match="must be 0 to 4294967295, not"):
         FitConfig(seed=-1)
 
 

@@ -78,7 +78,7 @@ def test_a_cpu_takes_a_clip_at_a_time_and_options_are_obeyed() -> None:
     assert [count(shares) for shares in (1, 2, 4)] == [4, 2, 1]
     assert count(1, micro_batch=2) == 2
     assert count(2, micro_batch=2) == 1
-    with pytest.raises(UserError, match="--micro-batch=3 does not divide the 4 clips"):
+    with pytest.raises(UserError, match="--micro-batch=3 must divide the 4 clips"):
         count(1, micro_batch=3)
 
 

@@ -336,7 +336,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
         checkpoints.save(state._replace(step=jnp.int32(1)))  # in the background
-        with pytest.raises(UserError, match=r"checkpoints: a .* cannot be written: .* of step 0"):
+        with pytest.raises(UserError, match=r"checkpoints: a .* cannot be written: .* from step 0"):
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -475,7 +475,7 @@ def test_a_run_s_weights_are_finite_and_compute_as_asked_for(tmp_path: Path) -> 
         )
     )
     checkpoints.close()
-    with pytest.raises(UserError, match=f"{tmp_path}: its .* is not finite"):
+    with pytest.raises(UserError, match=f"{tmp_path}: .* is not finite"):
         load_model(tmp_path)
 
 

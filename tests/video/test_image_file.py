@@ -56,7 +56,7 @@ def test_other_kinds_of_pixels_become_rgb(tmp_path, picture):
 def test_floats_are_refused_rather_than_read_as_black(tmp_path, picture):
     Image.fromarray(picture[..., 0] / np.float32(255)).save(tmp_path / "floats.tif")
     with pytest.raises(
-        UserError, match=r"floats\.tif: its pixels are floats; give it 8 or 16 bits"
+        UserError, match=r"floats\.tif: floating-point pixels; convert it to 8 or 16 bits"
     ):
         read_image(tmp_path / "floats.tif")
 
@@ -117,7 +117,7 @@ def test_bombs_are_refused_with_their_size(tmp_path, read):
     with pytest.raises(UserError, match=r"bomb\.png: too large"):
         read(bomb)
     bomb.write_bytes(png_with_header(20, 20))
-    with pytest.raises(UserError, match="over --max-pixels=399"):
+    with pytest.raises(UserError, match="exceed --max-pixels=399"):
         read(bomb, max_pixels=399)
 
 

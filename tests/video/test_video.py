@@ -209,7 +209,7 @@ KEPT = {
     "grey, 16 bit": (".mkv", Recipe("ffv1", "gray16le")),
     "alpha": (".mkv", Recipe("ffv1", "bgra", colour=(2, 0, 2, 2))),
     "alpha, yuv": (".mkv", Recipe("ffv1", "yuva420p")),
-    "alpha, 10 bit": (".mov", Recipe("prores_ks", "yuva444p10le", lost=("more than 10 bits",))),
+    "alpha, 10 bit": (".mov", Recipe("prores_ks", "yuva444p10le", lost=("bit depth above 10",))),
     "rgb": (".mkv", Recipe("ffv1", "gbrp10le", colour=(2, 0, 2, 2))),
     "av1": (".mp4", Recipe("libsvtav1", size=(64, 64), frames=3)),
     "transport stream": (".ts", Recipe(sounds=1, frames=12)),
@@ -404,7 +404,7 @@ def test_timestamps_that_start_again_are_an_error(tmp_path):
     part = recipe.make(tmp_path / "part.ts").read_bytes()
     (tmp_path / "joined.ts").write_bytes(joined(part, part))
     with (
-        pytest.raises(UserError, match="its timestamps start again after 50 frames"),
+        pytest.raises(UserError, match="the timestamps start over after 50 frames"),
         VideoReader(tmp_path / "joined.ts") as reader,
     ):
         list(reader)
@@ -419,7 +419,7 @@ def test_matroska_that_is_cut_short_is_an_error(suffix, tmp_path):
     with VideoReader(whole) as reader:
         assert len(list(reader)) == 40
     with (
-        pytest.raises(UserError, match=r"cut short or damaged after \d+ frames"),
+        pytest.raises(UserError, match=r"truncated or damaged after \d+ frames"),
         VideoReader(cut) as reader,
     ):
         list(reader)
@@ -490,7 +490,7 @@ def test_a_gif_is_a_video_with_alpha(tmp_path):
     pictures[0].save(tmp_path / "in.gif", save_all=True, **rest)
     assert rewrite(tmp_path / "in.gif", tmp_path / "out.mkv").encoder == "ffv1"
     writer = rewrite(tmp_path / "in.gif", tmp_path / "out.mp4")
-    assert (writer.encoder, writer.lost) == ("libx264", ["alpha (libx264 has none here)"])
+    assert (writer.encoder, writer.lost) == ("libx264", ["alpha (not supported with libx264)"])
     with VideoReader(tmp_path / "out.mp4") as reader:
         unit = reader.info.time_base
         assert [p.pts * unit for p in reader] == [Fraction(i, 25) for i in range(3)]
@@ -561,10 +561,10 @@ def test_encoders_that_share_chroma_get_a_size_they_take(codec, tmp_path):
     ("recipe", "suffix", "lost"),
     [
         (Recipe(sounds=1, subtitles="ass"), ".mp4", ["subtitle track 2 (ssa)"]),
-        (Recipe(matrix=ROTATED, sounds=1), ".ts", ["rotation (mpegts has none)"]),
-        (Recipe("ffv1", "bgra"), ".webm", ["alpha (libvpx-vp9 has none here)"]),
-        (Recipe("libx265", "yuv420p12le"), ".webm", ["more than 8 bits"]),
-        (Recipe("ffv1", "bgra"), ".ts", ["alpha (libx264 has none here)"]),
+        (Recipe(matrix=ROTATED, sounds=1), ".ts", ["rotation (not supported by mpegts)"]),
+        (Recipe("ffv1", "bgra"), ".webm", ["alpha (not supported with libvpx-vp9)"]),
+        (Recipe("libx265", "yuv420p12le"), ".webm", ["bit depth above 8"]),
+        (Recipe("ffv1", "bgra"), ".ts", ["alpha (not supported with libx264)"]),
     ],
 )
 def test_what_a_container_cannot_hold_is_said(recipe, suffix, lost, tmp_path):
@@ -601,7 +601,7 @@ def test_what_stands_beside_the_pixels_is_said(tmp_path):
     place = raw.index(b"\0\0\1\x65")
     (tmp_path / "in.h264").write_bytes(raw[:place] + message[1:] + raw[place:])
     with VideoReader(tmp_path / "in.h264") as reader:
-        assert reader.info.lost == ("closed captions inside the frames",)
+        assert reader.info.lost == ("embedded closed captions",)
 
 
 def test_rgb_of_hdr_stays_hdr(tmp_path):
@@ -632,7 +632,7 @@ def test_what_mkvmerge_counted_of_the_old_track_is_not_said_of_the_new(tmp_path)
 def test_finer_timestamps_than_the_container_has_are_said(tmp_path):
     source = Recipe().make(tmp_path / "in.mp4")
     writer = rewrite(source, tmp_path / "out.mkv")
-    assert writer.lost == ["timestamps finer than 1/1000 s (matroska counts in it)"]
+    assert writer.lost == ["timestamps finer than 1/1000 s (the resolution of matroska)"]
 
 
 def no_video(path: Path) -> None:
@@ -684,15 +684,15 @@ def playlist(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (no_video, "is not a video"),
-        (truncated, "is not a video"),
-        (truncated_after_its_index, "cut short|cannot be decoded"),
+        (no_video, "not a readable video"),
+        (truncated, "not a readable video"),
+        (truncated_after_its_index, "truncated|cannot be decoded"),
         (only_sound, "has no video track"),
-        (no_frames, "is not a video|has no frame"),
-        (playlist, "is not a video"),
+        (no_frames, "not a readable video|contains no frames"),
+        (playlist, "not a readable video"),
         (lambda path: None, "no such video"),
         (lambda path: path.mkdir(), "no such video"),
-        (lambda path: path.touch(), "is not a video"),
+        (lambda path: path.touch(), "not a readable video"),
     ],
 )
 def test_what_is_no_video_is_named_in_one_line(make, message, tmp_path):
@@ -706,7 +706,7 @@ def test_what_is_no_video_is_named_in_one_line(make, message, tmp_path):
 
 def test_large_frames_are_refused_before_they_are_decoded(tmp_path):
     source = Recipe().make(tmp_path / "in.mp4")
-    with pytest.raises(UserError, match="32x24 are over --max-pixels=700"):
+    with pytest.raises(UserError, match="32x24 exceed --max-pixels=700"):
         VideoReader(source, max_pixels=700)
 
 
@@ -714,7 +714,7 @@ def test_large_frames_are_refused_before_they_are_decoded(tmp_path):
     ("options", "message"),
     [
         ({"codec": "nonsense"}, "no such encoder"),
-        ({"codec": "aac"}, "not an encoder of videos"),
+        ({"codec": "aac"}, "not a video encoder"),
         ({"codec": "ffv1", "crf": 3}, "no such setting"),
         ({"codec": "png"}, "--codec=png: matroska cannot hold it"),
     ],

@@ -85,7 +85,7 @@ def test_what_has_the_same_shapes_and_computes_something_else_is_refused(
 ) -> None:
     one = weights("one", 1)
     other = weights("other", 2, residual=True, blending="encoder")
-    with pytest.raises(UserError, match=r"another network: .*blending: here middle"):
+    with pytest.raises(UserError, match=r"networks differ: .*blending: here middle"):
         exported(monkeypatch, one, "--mix-with", str(other), "0.5")
     alike = weights("alike", 2, dtype="bfloat16")
     mean = parameters(exported(monkeypatch, one, "--mix-with", str(alike), "0.5").model)

@@ -1,22 +1,22 @@
-"""DBN (DeBlurNet): five frames in, the middle one restored by an encoder-decoder with skips.
+"""DBN (DeBlurNet): restores the middle of five frames by an encoder-decoder with skips.
 
 Source: "Deep Video Deblurring for Hand-held Cameras" (Su et al., CVPR 2017); the network as in
 shuochsu/DeepVideoDeblurring @ c23eeac (MIT), models/model2_symskip_nngraph2_deeper.lua. Written
-from a description of its layers; no code is taken over.
+from a description of its layers; no code is copied.
 
 What differs between paper, code and re-implementations:
-  - The output is a sigmoid of the middle frame plus the last layer, so what the last layer adds is
-    no residual in intensity: with zeros there, 0 comes out as 0.5 and 1 as 0.73. ESTRNN's and
+  - The output is a sigmoid of the sum of middle frame and last layer, so the last layer is not a
+    residual in intensity: where it is zero, 0 becomes 0.5 and 1 becomes 0.73. ESTRNN's and
     SimDeblur's versions have no sigmoid (``sigmoid=False``).
-  - Epsilon of the batch normalisation is 1e-3; ESTRNN's version has 1e-5. SimDeblur's applies the
-    ReLU to the enlarged branch before the skip is added, not after.
-  - The frames can be aligned first (TV-L1 flow or homographies, in MATLAB); here as in the
-    authors' "nowarp" they are not.
-  - Sizes are made multiples of 8 with zeros below and to the right, as the authors' inference does.
-  - The training was never published: the recipe of the preset is SimDeblur's.
+  - The batch normalisation's epsilon is 1e-3; ESTRNN's version has 1e-5. SimDeblur's applies the
+    ReLU to the enlarged branch before it adds the skip, not after.
+  - The authors can align the frames first (TV-L1 flow or homographies, in MATLAB). Here, as in
+    their "nowarp", frames are not aligned.
+  - Frames are padded to multiples of 8 with zeros below and right, as in the authors' inference.
+  - The training was never published; the preset's recipe is SimDeblur's.
 
-Biases of convolutions before a batch normalisation get no gradient in training, where the mean of
-the batch takes them out again; in use they matter, since the running mean is fixed.
+In training, biases of convolutions before a batch normalisation get no gradient, because
+subtracting the batch mean cancels them. At inference they matter, since the running mean is fixed.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class DbnConfig:
     Attributes:
       m: frames before and after the current one that the network sees; m frames of look-ahead.
       width: channels at full size; 2, 4 and 8 times as many at 1/2, 1/4 and 1/8.
-      sigmoid: the output passes through a sigmoid, as the authors' does.
-      epsilon: of the batch normalisation.
-      dtype: of the computation; parameters and output are float32.
+      sigmoid: the output passes through a sigmoid, as in the authors' network.
+      epsilon: added to the variance in batch normalisation.
+      dtype: type of the computation; parameters and output are float32.
     """
 
     m: Annotated[int, Range(0)] = 2
@@ -67,15 +67,15 @@ LAYERS = {
     "U2": (4, 0, 4, 2), "F12": (3, 1, 2, 2), "F13": (3, 1, 2, 1),
     "U3": (4, 0, 1, 1), "F14": (3, 1, 1, 0), "F15": (3, 1, 0, 0),
 }  # fmt: skip
-"""Kernel, stride (0: transposed, twice the size) and widths in and out in units of ``width``.
+"""Kernel, stride (0: transposed, twice the size), input and output width in units of ``width``.
 
-F and D are convolutions, U transposed ones. A width of 0 is that of the stacked frames, 3 (2m+1),
-and 3 for the last layer's.
+F and D are convolutions, U transposed ones. A width of 0 stands for that of the stacked frames,
+3 (2m+1); as the last layer's output width it stands for 3.
 """
 
 
 class Dbn(Windowed):
-    """DBN: five frames side by side, and nothing that passes from frame to frame."""
+    """DBN: restores a frame from the frames around it, stacked as channels, without recurrence."""
 
     multiple = 8
 
@@ -97,7 +97,7 @@ class Dbn(Windowed):
         self.blocks: Any = nnx.Dict(blocks)
 
     def pad(self, images: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading Hp Wp 3"]:
-        """Zeros below and to the right, as the authors' inference.lua."""
+        """Pads with zeros below and to the right, as the authors' inference.lua does."""
         height, width = images.shape[-3:-1]
         ends = [(0, 0)] * (images.ndim - 3)
         below, right = self.round_up(height) - height, self.round_up(width) - width
@@ -106,7 +106,7 @@ class Dbn(Windowed):
     def training_outputs(
         self, clip: Float[Array, "B length H W 3"], sharp: Clip
     ) -> TrainingOutputs:
-        """Normalises by the batch at hand, and moves the running statistics towards it."""
+        """Normalises by the current batch and moves the running statistics towards its own."""
         moved: Parameters = {}
         restored = self._restore(self.with_context(clip, sharp), moved, train=True)
         height, width = clip.shape[-3:-1]
@@ -118,7 +118,7 @@ class Dbn(Windowed):
     def _restore(
         self, clip: Float[Array, "B length H W 3"], moved: Parameters, *, train: bool
     ) -> Clip:
-        """Every frame with m to each side; in training, ``moved`` gets the new statistics."""
+        """Restores every frame with m to each side; training writes new statistics to ``moved``."""
 
         def layer(name: str, x: jax.Array) -> jax.Array:
             conv, norm = self.blocks[name]
@@ -135,7 +135,7 @@ class Dbn(Windowed):
 
         m = self.config.m
         time = clip.shape[1] - 2 * m
-        # The frames around each one side by side, the oldest first.
+        # The frames around each one, stacked as channels, oldest first.
         stacked = jnp.concatenate([clip[:, i : i + time] for i in range(2 * m + 1)], axis=-1)
         f0 = layers(stacked, "F0")
         f2 = layers(f0, "D1", "F1", "F2")
@@ -150,8 +150,8 @@ class Dbn(Windowed):
 
     @property
     def receptive_radius(self) -> int:
-        """How many pixels to each side a restored pixel reads, 81."""
-        # The 3x3 convolutions on the way down and up; F0 has 5x5, and D1 to D3 read the finer size.
+        """How many pixels to each side a restored pixel reads: 81."""
+        # The 3x3 convolutions of encoder and decoder; F0 is 5x5, and D1 to D3 read the finer size.
         full, half, quarter, eighth = 1 + 4, 2 * (1 + 4), 4 * (1 + 6), 8 * 3
         transposed = 2 + 4 + 8  # each reads two pixels of the coarser size
         return full + half + quarter + eighth + transposed

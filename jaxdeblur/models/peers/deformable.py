@@ -1,8 +1,8 @@
 """Modulated deformable convolution: each tap of a kernel reads where an offset sends it.
 
 Source: "Deformable ConvNets v2" (Zhu et al., CVPR 2019), section 3.1; offsets and masks ordered as
-in the operators of mmcv, BasicSR (Apache-2.0) and torchvision. A gather and one contraction, with
-no operator to build; ``tests/models/peers/test_deformable.py`` has it as loops.
+in the operators of mmcv, BasicSR (Apache-2.0) and torchvision. It is a gather and a contraction, so
+no operator has to be built; ``tests/models/peers/test_deformable.py`` has a version with loops.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def deformable_conv2d(
     mask: Float[Array, "B h w groups taps"],
     kernel: Kernel,
 ) -> Float[Array, "B h w C_out"]:
-    """y(p) = sum over taps k of w_k . mask_k(p) x(p + k + offset_k(p)), without bias.
+    """Computes y(p) = sum over taps k of w_k . mask_k(p) x(p + k + offset_k(p)), without bias.
 
     Args:
-      x: the features, whose channels are shared out evenly over the groups.
-      offsets: in pixels, rows then columns, for each tap of each group of channels; a tap is
-        counted row by row, and read at its usual place where its offset is 0.
-      mask: what each tap's value is multiplied with.
-      kernel: of odd size, centred.
+      x: features; their channels are divided evenly among the groups.
+      offsets: in pixels, (row, column), for each tap of each group of channels. Taps are numbered
+        row by row; an offset of 0 reads a tap at its regular position.
+      mask: factor of each tap's value.
+      kernel: kernel of odd size, centred.
 
     Returns:
-      The sum, computed in x's type. Between pixels, values are bilinear, and outside they are 0.
+      The sum, computed in the dtype of ``x``. Values are bilinear between pixels and 0 outside.
     """
     rows, columns = kernel.shape[:2]
     height, width = x.shape[1:3]
@@ -46,7 +46,7 @@ def deformable_conv2d(
         jnp.float32,
     )
     here = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
-    # In float32: bfloat16 has no pixel's place beyond 256.
+    # In float32: bfloat16 cannot represent every pixel position beyond 256.
     places = here[:, :, None, None].astype(jnp.float32) + taps + offsets.astype(jnp.float32)
     sampled = (_sample(x, places) * mask.astype(jnp.float32)[..., None]).astype(x.dtype)
     columns_of = rearrange(sampled, "b h w g k c -> b h w (g k c)")
@@ -57,16 +57,16 @@ def deformable_conv2d(
 def _sample(
     x: Features, places: Float[Array, "B h w groups taps 2"]
 ) -> Float[Array, "B h w groups taps c"]:
-    """Bilinear values of each group's channels at (row, column), float32; 0 outside x."""
+    """Samples each group's channels bilinearly at (row, column), in float32; 0 outside x."""
     height, width = x.shape[1:3]
     groups = places.shape[3]
-    # Far outside everything is 0: so whole numbers stay within int32 and on the zeros around.
+    # Everything far outside is 0. Clipping keeps indices within int32 and in the zero padding.
     places = jnp.clip(places, -2.0, jnp.asarray([height + 1.0, width + 1.0]))
     low = jnp.floor(places)
     down, right = jnp.moveaxis(places - low, -1, 0)[..., None]
     row, column = jnp.moveaxis(low.astype(jnp.int32) + 2, -1, 0)
-    # The four pixels around a place are a row of one table: on a CPU the gradient of a gather takes
-    # its rows one by one, and so there are a quarter of them.
+    # The four pixels around a position form one row of a table: on a CPU the gradient of a gather
+    # processes rows one by one, and this way it has a quarter as many.
     padded = jnp.pad(x, [(0, 0), (2, 3), (2, 3), (0, 0)])
     table = jnp.stack(
         [

@@ -1,20 +1,20 @@
-"""EDVR: five frames aligned by deformable convolutions, fused by attention, restored by a deep net.
+"""EDVR: aligns five frames by deformable convolution, fuses by attention, restores by a deep net.
 
 Source: "EDVR: Video Restoration with Enhanced Deformable Convolutional Networks" (Wang et al., CVPR
 Workshops 2019); the network as in XPixelGroup/BasicSR (Apache-2.0), basicsr/archs/edvr_arch.py,
 with ``hr_in`` and ``with_predeblur``, as for deblurring. Written from a description of its layers;
-no code is taken over.
+no code is copied.
 
 What differs between paper, code and re-implementations:
-  - The first code (xinntao/EDVR) computes the same under other names, where the two convolutions of
-    the temporal attention change places. Names here are BasicSR's.
-  - Each frame is aligned with the centre, and the centre with itself.
-  - Offsets are not limited. The first code and BasicSR warn when their mean is over 50 pixels of
-    the features: the training has then failed, and is taken up again at an earlier state.
-  - At the ends of a video frames are replicated (BasicSR's test option ``padding: replicate``).
-  - Sizes other than multiples of 16 are refused there, and here filled up by replication.
-  - The authors published no recipe for deblurring. Theirs for super-resolution sums the loss over
-    the pixels, trains the network without its attention first and starts from that.
+  - The first code (xinntao/EDVR) computes the same under other names, with the two convolutions of
+    the temporal attention swapped. Names here are BasicSR's.
+  - Every frame is aligned to the centre, the centre itself included.
+  - Offsets are not limited. The first code and BasicSR warn when their mean exceeds 50 pixels of
+    the features: training has then failed and is resumed from an earlier checkpoint.
+  - Frames are replicated at the ends of a video (BasicSR's test option ``padding: replicate``).
+  - BasicSR rejects sizes that are not multiples of 16; here frames are padded by replication.
+  - The authors published no recipe for deblurring. Their recipe for super-resolution sums the loss
+    over the pixels, trains the network without attention first and starts from that.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class EdvrConfig:
     Attributes:
       m: frames before and after the current one that the network sees; m frames of look-ahead.
       width: channels of the features.
-      groups: of the channels of a deformable convolution, each with offsets of its own.
-      extract_blocks: residual blocks that make a frame's features.
-      blocks: residual blocks that restore what is fused.
+      groups: channel groups of a deformable convolution, each with its own offsets.
+      extract_blocks: residual blocks that extract a frame's features.
+      blocks: residual blocks that restore the frame from the fused features.
       head_width: channels at full size.
-      tsa: frames are fused by temporal and spatial attention; else by one convolution.
-      dtype: of the computation; parameters and output are float32.
+      tsa: frames are fused by temporal and spatial attention, else by one convolution.
+      dtype: type of the computation; parameters and output are float32.
     """
 
     m: Annotated[int, Range(0)] = 2
@@ -73,11 +73,13 @@ class EdvrConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.width % self.groups:
-            raise UserError(f"--width is a multiple of the {self.groups} groups, not {self.width}")
+            raise UserError(
+                f"--width must be a multiple of --groups={self.groups}, not {self.width}"
+            )
 
 
 def _conv(c_in: int, c_out: int, kernel: int = 3, **options: Any) -> Conv:
-    """A convolution that begins as PyTorch's."""
+    """Returns a convolution with PyTorch's initialisation."""
     return Conv(c_in, c_out, kernel, init=torch_default, **options)
 
 
@@ -94,31 +96,31 @@ def _twice(x: Features) -> Float[Array, "B H W C"]:
 
 
 def _pixel_shuffle(x: Features) -> Float[Array, "B H W C2"]:
-    """PyTorch's, in whose order of channels the weights are published."""
+    """Shuffles pixels in PyTorch's channel order, that of the published weights."""
     return rearrange(x, "b h w (c p q) -> b (h p) (w q) c", p=2, q=2)
 
 
 class DeformableConv(nnx.Module):
-    """A 3x3 modulated deformable convolution whose offsets and mask are made of other features.
+    """A 3x3 modulated deformable convolution; other features determine its offsets and mask.
 
     Args:
-      width: channels of both and of the result.
-      groups: of the channels, each with offsets and a mask of its own.
-      dtype: of the computation.
-      rngs: what the kernels are drawn from.
+      width: channels of both inputs and of the result.
+      groups: number of channel groups, each with its own offsets and mask.
+      dtype: type of the computation.
+      rngs: source of random numbers for the kernels.
     """
 
     def __init__(self, width: int, groups: int, *, dtype: str, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(torch_default(rngs.params(), (3, 3, width, width)))
         self.bias = nnx.Param(jnp.zeros(width))
-        # Zeros at first: every tap at its place, and a mask of 1/2.
+        # Initially zero: every tap reads its regular position, and the mask is 1/2.
         self.conv_offset = Conv(width, 3 * groups * 9, gain=0.0, dtype=dtype, rngs=rngs)
         self.groups = groups
 
     def __call__(self, x: Features, features: Features) -> Features:
-        """Convolves ``x``, sampled where ``features`` say."""
+        """Convolves ``x`` with the offsets and mask computed from ``features``."""
         made = self.conv_offset(features)
-        # Three thirds: the first two together are the offsets, read as (group, tap, (row, column)).
+        # The first two thirds are the offsets, ordered as (group, tap, (row, column)).
         offsets, mask = made[..., : -9 * self.groups], made[..., -9 * self.groups :]
         y = deformable_conv2d(
             x,
@@ -130,7 +132,7 @@ class DeformableConv(nnx.Module):
 
 
 class Predeblur(nnx.Module):
-    """A frame to features at 1/4 of its size, cleared a little by a pyramid of three sizes."""
+    """Maps a frame to features at 1/4 size, slightly deblurred by a pyramid of three sizes."""
 
     def __init__(self, width: int, **options: Any) -> None:
         conv: Callable[..., Conv] = functools.partial(_conv, c_out=width, stride=2, **options)
@@ -143,7 +145,7 @@ class Predeblur(nnx.Module):
         self.resblock_l1 = _blocks(5, width, **options)
 
     def __call__(self, frames: Float[Array, "B H W 3"]) -> Features:
-        """Features without an activation at their end."""
+        """Returns the features, without a final activation."""
         l1 = lrelu(self.stride_conv_hr1(lrelu(self.conv_first(frames))))
         l1 = lrelu(self.stride_conv_hr2(l1))
         l2 = lrelu(self.stride_conv_l2(l1))
@@ -155,7 +157,7 @@ class Predeblur(nnx.Module):
 
 
 class PcdAlignment(nnx.Module):
-    """Pyramid, cascading and deformable: a frame's features moved onto those of the centre."""
+    """Pyramid, cascading and deformable alignment of a frame's features to the centre's."""
 
     def __init__(self, width: int, groups: int, **options: Any) -> None:
         conv: Callable[..., Conv] = functools.partial(_conv, c_out=width, **options)
@@ -169,7 +171,7 @@ class PcdAlignment(nnx.Module):
         self.cas_dcnpack = deformable()
 
     def __call__(self, neighbour: Pyramid, centre: Pyramid) -> Features:
-        """The neighbour's features where the centre has them."""
+        """Returns the neighbour's features aligned to the centre."""
         offset = lrelu(self.offset_conv1["l3"](jnp.concatenate([neighbour[2], centre[2]], -1)))
         offset = lrelu(self.offset_conv2["l3"](offset))
         aligned = lrelu(self.dcn_pack["l3"](neighbour[2], offset))
@@ -177,7 +179,7 @@ class PcdAlignment(nnx.Module):
             ("l2", neighbour[1], centre[1]),
             ("l1", neighbour[0], centre[0]),
         ):
-            # A pixel below is two here.
+            # One pixel of the coarser level is two of this level.
             below = 2 * _twice(offset)
             offset = lrelu(self.offset_conv1[level](jnp.concatenate([x, reference], -1)))
             offset = lrelu(self.offset_conv2[level](jnp.concatenate([offset, below], -1)))
@@ -191,7 +193,7 @@ class PcdAlignment(nnx.Module):
 
 
 class TsaFusion(nnx.Module):
-    """Temporal and spatial attention: aligned frames weighed pixel by pixel, and fused."""
+    """Temporal and spatial attention: weights aligned frames pixel by pixel and fuses them."""
 
     def __init__(self, width: int, m: int, **options: Any) -> None:
         conv: Callable[..., Conv] = functools.partial(_conv, c_out=width, **options)
@@ -209,8 +211,8 @@ class TsaFusion(nnx.Module):
         self.m = m
 
     def __call__(self, aligned: Float[Array, "B N h w C"]) -> Features:
-        """The frames' features made one."""
-        # How alike each frame's embedding is to the centre's, 0 to 1.
+        """Fuses the features of all frames."""
+        # Similarity of each frame's embedding to the centre's, 0 to 1.
         query, key = self.temporal_attn1(aligned[:, self.m]), self.temporal_attn2(aligned)
         alike = jnp.einsum("bhwc,bnhwc->bnhw", query, key, preferred_element_type=jnp.float32)
         share = jax.nn.sigmoid(alike)[..., None].astype(aligned.dtype)
@@ -222,12 +224,12 @@ class TsaFusion(nnx.Module):
         attention = lrelu(self.spatial_attn3(attention)) + _twice(level)
         attention = self.spatial_attn5(_twice(lrelu(self.spatial_attn4(attention))))
         added = self.spatial_attn_add2(lrelu(self.spatial_attn_add1(attention)))
-        # Twice, since sigmoid(0) is 1/2.
+        # Times 2, since sigmoid(0) is 1/2.
         return fused * jax.nn.sigmoid(attention) * 2 + added
 
 
 def _pools(x: Features) -> Float[Array, "B h2 w2 2*C"]:
-    """Maximum and mean of 3x3 at half the size, side by side; the mean counts zeros outside."""
+    """Concatenates 3x3 max and mean pooling with stride 2; the mean counts zeros outside."""
     window, strides, ends = (1, 3, 3, 1), (1, 2, 2, 1), [(0, 0), (1, 1), (1, 1), (0, 0)]
     least = np.asarray(-np.inf, x.dtype)
     largest = lax.reduce_window(x, least, lax.max, window, strides, ends)
@@ -236,12 +238,13 @@ def _pools(x: Features) -> Float[Array, "B h2 w2 2*C"]:
 
 
 class Edvr(Windowed):
-    """EDVR: the features of the frames in the window, made once, and no other state."""
+    """EDVR: its only state is the window's frames and their features, computed once."""
 
     multiple = 16  # L3 is at 1/16
     no_tiles = (
         "EDVR can't restore a frame in tiles: the offsets of its deformable convolutions are not "
-        "limited, so a pixel may read any other; use smaller frames or a device with more memory"
+        "limited, so a pixel may depend on any other; use smaller frames or a device with more "
+        "memory"
     )
 
     def __init__(self, config: EdvrConfig, *, rngs: nnx.Rngs) -> None:
@@ -278,15 +281,15 @@ class Edvr(Windowed):
             window = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, at, length, axis=1), kept)
             return None, self._restore(*window)
 
-        # One window after the other: their samples take nine times the memory of the features.
+        # One window at a time: the sampled values take nine times the memory of the features.
         _, restored = lax.scan(restore, None, jnp.arange(kept[0].shape[1] - length + 1))
         return rearrange(restored, "t b ... -> b t ...")
 
     def _restore(self, frames: Clip, pyramids: Any) -> Frame:
-        """The centre frame, from the window's frames and features ``B N h w C`` at each size."""
+        """Restores the centre frame from the window's frames and features ``B N h w C``."""
         centre = tuple(x[:, self.config.m] for x in pyramids)
         by_frame = tuple(rearrange(x, "b n ... -> n b ...") for x in pyramids)
-        # One neighbour after the other, for the same reason.
+        # One neighbour at a time, for the same reason.
         aligned = lax.map(lambda neighbour: self.pcd_align(neighbour, centre), by_frame)
         if isinstance(self.fusion, TsaFusion):
             x = self.fusion(rearrange(aligned, "n b ... -> b n ..."))

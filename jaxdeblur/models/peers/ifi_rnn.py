@@ -2,14 +2,14 @@
 
 Source: Nah, Son and Lee, "Recurrent Neural Networks with Intra-frame Iterations for Video
 Deblurring" (CVPR 2019), the model C2H3: cell 0 once and cell 1 three times a frame. Its authors
-published neither code nor weights, so the re-implementation of zzh-tech/ESTRNN (model/IFIRNN.py,
-MIT) stands for it, with 1,635,683 parameters: 5x5 kernels around the picture, frames centred on
-zero, and a hidden state of 20 channels that begins with zeros.
+published neither code nor weights, so this is the re-implementation of zzh-tech/ESTRNN
+(model/IFIRNN.py, MIT) with 1,635,683 parameters: 5x5 kernels in the layers next to the picture,
+frames centred on zero, and a hidden state of 20 channels, initially zero.
 
-What differs: ljzycmd/SimDeblur's has 3x3 kernels alone, a wider state that begins with the first
-frame's features, and frames as they are. The paper alone has a random number of iterations and a
-regularisation of the state in training. ESTRNN's computes the features of a frame anew in each pass
-of cell 1; here they are computed once, which is the same.
+What differs: ljzycmd/SimDeblur has only 3x3 kernels, a wider state that starts from the first
+frame's features, and no centring. Only the paper has a random number of iterations and a
+regularisation of the state in training. ESTRNN recomputes a frame's features in each pass of cell
+1; here they are computed once, with the same result.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class IfiRnnConfig:
     """The fields of IFI-RNN; the defaults are ESTRNN's network.
 
     Attributes:
-      widths: channels of a frame's features at full, 1/2 and 1/4 of the size.
-      hidden: channels of the state, at 1/4.
-      up_widths: channels on the way back, at 1/2 and full size.
+      widths: channels of a frame's features at full, 1/2 and 1/4 size.
+      hidden: channels of the state, at 1/4 size.
+      up_widths: channels of the decoder, at 1/2 and full size.
       blocks: residual blocks of a cell, as wide as features and state together.
       iterations: passes of cell 1 over each frame.
-      dtype: of the computation; parameters and output are float32.
+      dtype: type of the computation; parameters and output are float32.
     """
 
     widths: tuple[Count, ...] = (20, 40, 60)
@@ -57,7 +57,7 @@ class IfiRnnConfig:
         for name, count in (("widths", 3), ("up_widths", 2)):
             if len(getattr(self, name)) != count:
                 option = "--" + name.replace("_", "-")
-                raise UserError(f"{option} is {count} numbers, not {getattr(self, name)}")
+                raise UserError(f"{option} must be {count} numbers, not {getattr(self, name)}")
 
 
 CENTRE = 0.5
@@ -67,11 +67,11 @@ Hidden: TypeAlias = Float[Array, "B h w C_hidden"]
 """The state, at 1/4 of the size."""
 
 Known: TypeAlias = Float[Array, "B h w C_known"]
-"""What a pass makes of a frame's features and the state together."""
+"""What a pass computes from a frame's features and the state together."""
 
 
 class Cell(nnx.Module):
-    """F_B, F_R and F_h of the paper's figure 2: features of a frame, and a pass with the state."""
+    """F_B, F_R and F_h of the paper's figure 2: a frame's features, and one pass with the state."""
 
     def __init__(self, config: IfiRnnConfig, **options: Any) -> None:
         full, half, quarter = config.widths
@@ -90,13 +90,13 @@ class Cell(nnx.Module):
         )
 
     def __call__(self, features: Features, hidden: Hidden) -> tuple[Known, Hidden]:
-        """One pass: what is known of the frame, and the new state."""
+        """Runs one pass; returns its features of the frame and the new state."""
         known = self.F_R(jnp.concatenate([features, hidden], -1))
         return known, self.F_h(known)
 
 
 class LastCell(Cell):
-    """Cell 1, which also has F_L: from what is known to the picture, no activation in between."""
+    """Cell 1, which also has F_L: maps a pass's features to the picture, without activations."""
 
     def __init__(self, config: IfiRnnConfig, **options: Any) -> None:
         super().__init__(config, **options)
@@ -110,7 +110,7 @@ class LastCell(Cell):
 
 
 class IfiRnn(VideoRestorer):
-    """The dual-cell network: cell 0 takes the past in, cell 1 goes over the frame again."""
+    """The dual-cell network: cell 0 takes in the past, cell 1 iterates over the frame."""
 
     multiple = 4
     lookahead = 0
@@ -138,12 +138,12 @@ class IfiRnn(VideoRestorer):
         return state, self._to_image(known)
 
     def _features(self, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """F_B of both cells, ``... H W 3`` to ``... H/4 W/4 C``; no activation in between."""
+        """Applies F_B of both cells, ``... H W 3`` to ``... H/4 W/4 C``, without activations."""
         centred = frames - CENTRE
         return self.rnncell0.F_B(centred), self.rnncell1.F_B(centred)
 
     def _recur(self, hidden: Hidden, once: Features, again: Features) -> tuple[Hidden, Known]:
-        """All passes over one frame, whose features are ``once`` to cell 0, ``again`` to cell 1."""
+        """Runs all passes over a frame, with features ``once`` in cell 0, ``again`` in cell 1."""
         known, hidden = self.rnncell0(once, hidden)
 
         def pass_again(carry: tuple[Known, Hidden], _: None) -> tuple[tuple[Known, Hidden], None]:
@@ -153,13 +153,13 @@ class IfiRnn(VideoRestorer):
         return hidden, known
 
     def _to_image(self, known: jax.Array) -> jax.Array:
-        """``... h w C`` to RGB at full size, float32."""
+        """Maps ``... h w C`` to RGB at full size, float32."""
         return self.rnncell1.F_L(known).astype(jnp.float32) + CENTRE
 
     @property
     def receptive_radius(self) -> int:
-        """How many pixels to each side one step reads, for the state, which reads farther."""
-        # Each pass: the residual blocks, and the four convolutions that lead to the state.
+        """How many pixels to each side the new state reads in one step, more than the picture."""
+        # Each pass: the residual blocks and the four convolutions of F_h.
         passes = (1 + self.config.iterations) * (2 * self.config.blocks + 4)
-        # The features' three kernels, at full size, full size and a half; a value covers 4 pixels.
+        # The three kernels of F_B, at full, full and half size; a value covers 4 pixels.
         return 4 * passes + 4 * 2 + 3

@@ -1,8 +1,8 @@
-"""What the systems of Table 1 are made of beyond ``models/layers.py``.
+"""Building blocks of the systems of Table 1 beyond ``models/layers.py``.
 
-Their weights begin in other ways, they enlarge by transposed convolutions, and two of them
-normalise. All kernels are kept as ``kh kw C_in C_out``, a transposed one as it scatters, so that a
-reference's weights come in by moving axes alone.
+These systems initialise weights in other ways and enlarge by transposed convolutions; two of them
+normalise. All kernels are stored as ``kh kw C_in C_out``, transposed ones in the orientation in
+which they scatter, so that converting a reference's weights only moves axes.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ Maps: TypeAlias = Float[Array, "*leading h w C_in"]
 NewMaps: TypeAlias = Float[Array, "*leading h2 w2 C_out"]
 
 
-# How weights begin.
+# Initialisation.
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
-    """Glorot and Bengio 2010: uniform within sqrt(6 / (fan in + fan out))."""
+    """Draws uniformly within ±sqrt(6 / (fan in + fan out)) (Glorot and Bengio 2010)."""
     rows, columns, c_in, c_out = shape
     return _uniform(key, shape, (6 / (rows * columns * (c_in + c_out))) ** 0.5)
 
 
 def torch_default(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
-    """PyTorch's: uniform within 1 / sqrt(fan in)."""
+    """Draws as PyTorch does: uniformly within ±1 / sqrt(fan in)."""
     return _uniform(key, shape, math.prod(shape[:3]) ** -0.5)
 
 
 def torch_transposed(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
-    """PyTorch's of a transposed convolution, which takes its outputs for the fan in."""
+    """Draws as PyTorch does for a transposed convolution, whose fan in counts the outputs."""
     return _uniform(key, shape, (shape[0] * shape[1] * shape[3]) ** -0.5)
 
 
 def variance_scaling(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
-    """TensorFlow 1's with factor 2 and fan in: truncated, of variance 2 / fan in."""
-    # TensorFlow 1 widens by 1.3 what cutting at two deviations narrows.
+    """Draws as TensorFlow 1 with factor 2 and fan in: truncated normal, variance 2 / fan in."""
+    # Factor 1.3, as in TensorFlow 1: truncation at two deviations reduces the variance.
     return truncated_normal((1.3 * 2 / math.prod(shape[:3])) ** 0.5)(key, shape)
 
 
 def truncated_normal(deviation: float) -> Init:
-    """Normal, drawn again beyond two deviations, as TensorFlow's."""
+    """Returns an initialiser: normal, redrawn beyond two deviations, as in TensorFlow."""
 
     def draw(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
         flat = jax.random.truncated_normal(key, -2.0, 2.0, (math.prod(shape),))
@@ -67,23 +67,23 @@ def _uniform(key: jax.Array, shape: tuple[int, int, int, int], bound: float) -> 
 
 
 def clamp(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Cut to 0 ... 1; the gradient passes from 0 to 1, both included, as in PyTorch."""
+    """Clips to [0, 1]; the gradient passes within, both ends included, as in PyTorch."""
     return jnp.where((x >= 0) & (x <= 1), x, jnp.clip(jax.lax.stop_gradient(x), 0, 1))
 
 
 class TransposedConv(nnx.Module):
     """A transposed convolution of stride 2, which doubles the size.
 
-    Pixel i adds w[k] times itself to pixel 2i - 1 + k. With 4x4 kernels that is PyTorch's padding
-    1 and TensorFlow's SAME; with 3x3 ones it is PyTorch's padding 1 and output padding 1.
+    Pixel i adds w[k] times itself to pixel 2i - 1 + k. With 4x4 kernels this is PyTorch's padding
+    1 and TensorFlow's SAME; with 3x3 ones, PyTorch's padding 1 and output padding 1.
 
     Args:
       c_in: channels of the input.
       c_out: channels of the output.
       kernel: height and width of the kernel, 3 or 4.
       init: draws the kernel.
-      dtype: of the computation.
-      rngs: what the kernel is drawn from.
+      dtype: type of the computation.
+      rngs: source of random numbers for the kernel.
     """
 
     def __init__(
@@ -97,40 +97,40 @@ class TransposedConv(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         if kernel not in (3, 4):
-            raise ValueError(f"a transposed kernel is 3x3 or 4x4 here, not {kernel}x{kernel}")
+            raise ValueError(f"a transposed kernel must be 3x3 or 4x4, not {kernel}x{kernel}")
         self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, c_in, c_out)))
         self.bias = nnx.Param(jnp.zeros(c_out))
         self.dtype = jnp.dtype(dtype)
 
     def __call__(self, x: Maps) -> NewMaps:
-        """Enlarges and adds the bias."""
+        """Applies the transposed convolution and adds the bias."""
         flat = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
         y = transposed_conv2d(flat, self.kernel[...].astype(self.dtype))
         return add_bias(y, self.bias[...]).reshape(*x.shape[:-3], *y.shape[1:])
 
 
 def transposed_conv2d(x: Float[Array, "B h w C_in"], kernel: Kernel) -> Float[Array, "B H W C_out"]:
-    """The transposed convolution of stride 2 above, as a convolution that gives 2x2 pixels at once.
+    """Computes the transposed convolution above by a convolution that outputs 2x2 pixels at once.
 
-    XLA's own is slow on a CPU: the gradient of its kernel is computed naively.
+    XLA's own is slow on a CPU, where it computes the kernel's gradient naively.
     """
     missing = 4 - kernel.shape[0]
     kernel = jnp.pad(kernel, [(0, missing), (0, missing), (0, 0), (0, 0)])
-    # Around a corner between pixels i-1 and i lie the new pixels 2i-1 and 2i, which read just these
+    # The new pixels 2i-1 and 2i lie around the corner between pixels i-1 and i and read only these
     # two: new pixel 2i-1+p reads pixel i-1+r with w[2 (1-r) + p].
     _, _, c_in, c_out = kernel.shape
     corners = kernel.reshape(2, 2, 2, 2, c_in, c_out)[::-1, :, ::-1]  # r p, c q, C_in, C_out
     corners = corners.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c_in, 4 * c_out)
-    padded = jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])  # h + 1 corners lie around h pixels
+    padded = jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])  # h pixels have h + 1 corners
     return depth_to_space(conv2d(padded, corners, 1, (1, 1)), 2)[:, 1:-1, 1:-1]
 
 
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe and Szegedy 2015) with the running statistics as arrays.
 
-    ``running_mean`` and ``running_var`` are kept beside the parameters, so they are saved, loaded
-    and converted as these are; ``models/parameters.py`` tells them apart by their names, and no
-    optimiser changes them.
+    ``running_mean`` and ``running_var`` are stored beside the parameters, so they are saved, loaded
+    and converted with them. ``models/parameters.py`` tells them apart by name, and no optimiser
+    changes them.
     """
 
     def __init__(self, width: int, *, epsilon: float = 1e-5) -> None:
@@ -147,7 +147,7 @@ class BatchNorm(nnx.Module):
     def by_batch(
         self, x: Maps, momentum: float = 0.1
     ) -> tuple[Maps, Float[Array, " C"], Float[Array, " C"]]:
-        """Normalises by the statistics of ``x`` itself; also gives the running ones moved to them.
+        """Normalises by the statistics of ``x`` itself; also returns the updated running ones.
 
         These move by ``momentum`` of the way, the variance to the unbiased one, as in PyTorch.
         """
@@ -165,7 +165,7 @@ class BatchNorm(nnx.Module):
 
 
 def statistics(x: Maps) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
-    """Mean and (biased) variance of each channel over the batch and all pixels, in float32."""
+    """Returns each channel's mean and (biased) variance over batch and pixels, in float32."""
     pixels = x.astype(jnp.float32).reshape(-1, x.shape[-1])
     mean = pixels.mean(0)
     return mean, ((pixels - mean) ** 2).mean(0)
@@ -179,36 +179,36 @@ def normalise(
     bias: Float[Array, " C_in"],
     epsilon: float,
 ) -> Maps:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias, in float32.
+    """Computes (x - mean) / sqrt(variance + epsilon) * scale + bias, in float32.
 
     Args:
-      x: maps ``... h w C``; the result has their type.
-      mean, variance: of each channel.
-      scale, bias: of each channel, learnt.
+      x: maps ``... h w C``; the result has the same dtype.
+      mean, variance: statistics of each channel.
+      scale, bias: learnt parameters of each channel.
       epsilon: added to the variance.
     """
     factor = scale * jax.lax.rsqrt(variance + epsilon)
     return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
 
 
-# Sizes, as TensorFlow 1 changes them.
+# Resizing as in TensorFlow 1.
 
 
 def halve(x: Maps, times: int = 1) -> NewMaps:
-    """TensorFlow 1's ``resize_images`` to 1/2**times: every 2**times-th pixel, from the first on.
+    """Keeps every 2**times-th pixel, from the first, as TensorFlow 1's ``resize_images`` does.
 
-    With align_corners off, output pixel i is read at i * 2**times, where no neighbour has a share.
+    With align_corners off, output pixel i is read at i * 2**times, exactly on an input pixel.
     """
     step = 2**times
     return x[..., ::step, ::step, :]
 
 
 def double(x: Maps) -> NewMaps:
-    """TensorFlow 1's ``resize_images`` to twice the size, bilinear with align_corners off.
+    """Doubles the size as TensorFlow 1's ``resize_images`` does, bilinear with align_corners off.
 
-    Output pixel i is read at i / 2: the pixel itself or half of it and half of the next; behind
-    the last pixel comes the last one again. So the picture moves by a quarter of an input pixel
-    from where today's resizing puts it.
+    Output pixel i is read at i / 2: it is an input pixel or the mean of two. The last pixel is
+    repeated beyond the border. So the picture is shifted by a quarter of an input pixel from where
+    today's resizing puts it.
     """
     for axis in (x.ndim - 3, x.ndim - 2):
         ends = [(0, 0)] * x.ndim

@@ -1,17 +1,17 @@
-"""RDN: a recurrent deblurring network that takes in one more frame of a window at a time.
+"""RDN: a recurrent deblurring network that takes in the frames of a window one at a time.
 
 Source: Wieschollek, Hirsch, Schölkopf and Lensch, "Learning Blind Motion Deblurring" (ICCV 2017);
 cgtuebingen/learning-blind-motion-deblurring (learning_blind_motion_deblurring.py, on tensorpack),
 Apache-2.0. The repository calls its code a re-implementation of the paper's, which ran on another
-library; the weights that it names are of a somewhat larger network and fit neither. The network
+library; the weights that it names belong to a somewhat larger network and fit neither. The network
 here is the code's, 3,671,517 parameters, with its padding (TensorFlow's SAME), its colours (BGR,
-pixels / 128 - 1) and its normalisation: by the statistics of the batch at hand, also in use.
+pixels / 128 - 1) and its normalisation: by the statistics of the current batch, also at inference.
 
 So a result depends on the whole frame and on the other videos of the batch, and frames can't be
-restored in tiles. The statistics are taken at each time alone, over the batch and all pixels, as
-the code takes them of a batch of windows: thus a stream and a clip of the same videos agree. What
-the frame is padded with, to a multiple of 8, counts too. Running statistics would give another
-network. The biases before a normalisation are the code's; none has an effect, or a gradient beyond
+restored in tiles. Statistics are computed separately at each time, over the batch and all pixels,
+as the code computes them over a batch of windows; thus a stream and a clip of the same videos
+agree. They include the padding to a multiple of 8. Running statistics would give another network.
+The biases before a normalisation are the code's; they have no effect, and no gradient beyond
 rounding.
 
 What differs: the code trains on windows of five frames; here the loss is over all frames of a clip,
@@ -43,10 +43,10 @@ from jaxdeblur.options import Count, check_ranges
 from jaxdeblur.shapes import Clip, ClipFeatures
 
 BEFORE = 4
-"""Frames before the current one that the network takes in, the nearest first."""
+"""Number of frames before the current one that the network takes in, the nearest first."""
 
 EPSILON = 1.001e-5
-"""Added to the variance: the least that TensorFlow's fused normalisation takes."""
+"""Added to the variance: the smallest that TensorFlow's fused normalisation accepts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RdnConfig:
 
     Attributes:
       width: channels at full size on the way down; 2, 4 and 8 times as many at 1/2, 1/4 and 1/8.
-      dtype: of the computation; statistics, parameters and output are float32.
+      dtype: type of the computation; statistics, parameters and output are float32.
     """
 
     width: Count = 32
@@ -66,7 +66,7 @@ class RdnConfig:
 
 
 class Skips(NamedTuple):
-    """What passes from one step to the next within a window: features at 1/8, 1/4 and 1/2."""
+    """Features at 1/8, 1/4 and 1/2 that pass from one step to the next within a window."""
 
     eighth: ClipFeatures
     quarter: ClipFeatures
@@ -74,16 +74,16 @@ class Skips(NamedTuple):
 
 
 class _Past(NamedTuple):
-    """What a step within a window starts from."""
+    """The state from which a step within a window starts."""
 
     estimate: Clip
     skips: Skips
     first: Bool[Array, ""]
-    """True in the first step, which has nothing to merge."""
+    """True in the first step, which has no skips to merge."""
 
 
 class Layer(nnx.Module):
-    """ReLU, a convolution or a transposed one, and normalisation by the batch at hand."""
+    """ReLU, a convolution or transposed convolution, and normalisation by the current batch."""
 
     def __init__(self, conv: Conv | TransposedConv, width: int) -> None:
         self.conv = conv
@@ -91,7 +91,7 @@ class Layer(nnx.Module):
         self.beta = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: Float[Array, "B T h w C_in"]) -> Float[Array, "B T h2 w2 C_out"]:
-        """Each time is normalised by itself, over the batch and all pixels."""
+        """Applies the layer; normalises each time separately, over the batch and all pixels."""
 
         def of_one_time(x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
             mean, variance = statistics(x)
@@ -101,7 +101,7 @@ class Layer(nnx.Module):
 
 
 class Rdn(Windowed):
-    """From the frames t-4..t to frame t, in four steps of one block."""
+    """RDN: restores frame t from frames t-4..t in four steps of one block."""
 
     multiple = 8
     lookahead = 0
@@ -151,13 +151,13 @@ class Rdn(Windowed):
 
     @property
     def context(self) -> tuple[int, int]:
-        """The four frames before."""
+        """The four frames before, and none after."""
         return BEFORE, 0
 
     def training_outputs(
         self, clip: Float[Array, "B length H W 3"], sharp: Clip
     ) -> TrainingOutputs:
-        """All four estimates of every frame, each against the sharp one."""
+        """Returns all four estimates of every frame, each with the sharp one as target."""
         height, width = clip.shape[2:4]
         estimates = self._estimates(self.with_context(clip, sharp))
         restored = tuple(each[:, :, :height, :width] for each in estimates)
@@ -167,7 +167,7 @@ class Rdn(Windowed):
         return self._estimates(kept)[-1]
 
     def _estimates(self, clip: Float[Array, "B length H W 3"]) -> Float[Array, "n B T H W 3"]:
-        """Those of every frame that has four before it, after each of these, the nearest first."""
+        """Estimates each frame with four before it, once after each of these, nearest first."""
         frames = clip[..., ::-1] * (255 / 128) - 1
         observations = jnp.stack(
             [frames[:, BEFORE - k : frames.shape[1] - k] for k in range(1, BEFORE + 1)]
@@ -189,7 +189,7 @@ class Rdn(Windowed):
         return (estimates + 1)[..., ::-1] * (128 / 255)
 
     def _improve(self, past: _Past, observation: Clip) -> _Past:
-        """One step: a better estimate from one more observation, both BGR, centred, float32."""
+        """Improves the estimate by one more observation, both BGR, centred, float32."""
 
         def layers(x: jax.Array, *names: str) -> jax.Array:
             for name in names:

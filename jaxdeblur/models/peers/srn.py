@@ -1,23 +1,23 @@
-"""SRN: one picture at 1/4, 1/2 and full size in turn, with the same weights at each.
+"""SRN: restores a picture at 1/4, 1/2 and full size in turn, with the same weights at each.
 
 Source: "Scale-Recurrent Network for Deep Image Deblurring" (Tao et al., CVPR 2018); the network as
 in jiangsutx/SRN-Deblur @ 2caaa85 (MIT), models/model.py and util/BasicConvLSTMCell.py. Written from
-a description of its layers; no code is taken over.
+a description of its layers; no code is copied.
 
 What differs between paper, code and re-implementations:
-  - The authors published three variants: ``lstm`` has a ConvLSTM whose state goes from size to
-    size; ``gray`` is that without it; ``color`` has none and takes the three colours together,
-    where the others take them as three pictures of one channel. Those two are trained on grey ones.
-  - The picture is restored, not a residual, and each finer size begins from the coarser one's
-    picture, through which no gradient goes (it does through the LSTM's state).
-  - Pictures change size as TensorFlow 1 does it: halving takes every other pixel, and doubling
-    moves the picture by a quarter of a pixel. Today's resizing in its place gives another network.
-  - Convolutions of stride 2 are TensorFlow's SAME: 1 zero before and 2 behind an even size.
+  - The authors published three variants. ``lstm`` has a ConvLSTM whose state passes from size to
+    size; ``gray`` is the same without it. Both take the colours as three pictures of one channel
+    and are trained on grey pictures. ``color``, without an LSTM, takes the three colours together.
+  - The network outputs the picture, not a residual. Each finer size starts from the coarser
+    picture, through which no gradient passes (it does pass through the LSTM's state).
+  - Pictures are resized as in TensorFlow 1: halving takes every other pixel, and doubling shifts
+    the picture by a quarter of a pixel. With today's resizing it would be another network.
+  - Convolutions of stride 2 use TensorFlow's SAME: 1 zero before and 2 after an even size.
   - ESTRNN's and SimDeblur's versions have another LSTM (5x5, no bias of 1 at the forget gate, its
-    cell goes on to the decoder), symmetric padding and other resizing; neither reads the authors'
-    weights.
-  - The authors' program restores 720x1280 pixels, fills up smaller pictures by their edges, and
-    SHRINKS larger ones; here a picture of any size is filled up to a multiple of 16.
+    cell passed on to the decoder), symmetric padding and other resizing; neither can use the
+    authors' weights.
+  - The authors' program restores 720x1280 pixels: it pads smaller pictures with their edges and
+    SHRINKS larger ones. Here a picture of any size is padded to a multiple of 16.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from jaxdeblur.options import Count, check_ranges
 from jaxdeblur.shapes import Clip, Features, Frame
 
 LEVELS = 3
-"""Sizes: 1/4, 1/2 and 1."""
+"""Number of sizes: 1/4, 1/2 and 1."""
 
 GREY = (0.2989, 0.587, 0.114)
-"""Shares of red, green and blue in TensorFlow's grey."""
+"""Weights of red, green and blue in TensorFlow's grey."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,10 @@ class SrnConfig:
     """The fields of SRN; the defaults are the authors' network for colour pictures.
 
     Attributes:
-      srn: color takes the three colours together; gray and lstm take each by itself, and lstm
-        passes the state of a ConvLSTM from size to size.
+      srn: color restores the three colours together, gray and lstm each separately; lstm passes
+        the state of a ConvLSTM from size to size.
       width: channels at a level's own size; 2 and 4 times as many at 1/2 and 1/4 of it.
-      dtype: of the computation; parameters and output are float32.
+      dtype: type of the computation; parameters and output are float32.
     """
 
     srn: Literal["color", "gray", "lstm"] = "color"
@@ -70,7 +70,7 @@ class SrnConfig:
 
 
 class ConvLstm(nnx.Module):
-    """A long short-term memory whose gates are one 3x3 convolution; state is [c, h]."""
+    """A convolutional LSTM whose gates come from one 3x3 convolution; its state is [c, h]."""
 
     def __init__(self, width: int, **options: Any) -> None:
         draw = truncated_normal(1e-3)
@@ -79,7 +79,7 @@ class ConvLstm(nnx.Module):
     def __call__(
         self, x: Features, state: Float[Array, "B h w 2*C"]
     ) -> tuple[Features, Float[Array, "B h w 2*C"]]:
-        """Gives h', and the state [c', h']."""
+        """Returns h' and the state [c', h']."""
         c, h = jnp.split(state, 2, axis=-1)
         i, j, f, o = jnp.split(self.LSTM_conv(jnp.concatenate([x, h], axis=-1)), 4, axis=-1)
         # c' = c sigmoid(f + 1) + sigmoid(i) tanh(j);  h' = tanh(c') sigmoid(o)
@@ -89,13 +89,13 @@ class ConvLstm(nnx.Module):
 
 
 class Srn(VideoRestorer):
-    """SRN: each frame by itself, so without look-ahead and without a state."""
+    """SRN: restores each frame by itself, without look-ahead or state."""
 
-    multiple = 16  # 1/4 of the size, of which the decoder begins at 1/4
+    multiple = 16  # the coarsest level is 1/4 of the size, and is reduced to 1/4 again
     lookahead = 0
     no_tiles = (
-        "SRN can't restore a frame in tiles: each pixel reads about 1,300 pixels to each side; "
-        "use smaller frames or a device with more memory"
+        "SRN can't restore a frame in tiles: each pixel depends on about 1,300 pixels to each "
+        "side; use smaller frames or a device with more memory"
     )
 
     def __init__(self, config: SrnConfig, *, rngs: nnx.Rngs) -> None:
@@ -137,9 +137,9 @@ class Srn(VideoRestorer):
         return rearrange(self._pyramid(pictures)[-1], "(b t c) h w 1 -> b t h w c", b=batch, c=3)
 
     def training_outputs(self, clip: Clip, sharp: Clip) -> TrainingOutputs:
-        """All three sizes, against the sharp clip with every fourth, every other and every pixel.
+        """Returns all three sizes; targets are every fourth, every other and every sharp pixel.
 
-        What is trained on grey pictures gives three equal colours here.
+        Variants that are trained on grey pictures return three equal colours.
         """
         clip, sharp = self.pad(clip), self.pad(sharp)
         if self.config.srn != "color":
@@ -160,7 +160,7 @@ class Srn(VideoRestorer):
     def _pyramid(
         self, blurred: Float[Array, "N H W channels"]
     ) -> list[Float[Array, "N _ _ channels"]]:
-        """What each size restores, coarse to fine."""
+        """Returns the restored picture at each size, coarse to fine."""
         batch, height, width, _ = blurred.shape
         at_first = (batch, height // 16, width // 16, 8 * self.config.width)
         restored: list[jax.Array] = []
@@ -180,7 +180,7 @@ class Srn(VideoRestorer):
         coarser: Float[Array, "N rows columns channels"],
         state: Features,
     ) -> tuple[Float[Array, "N rows columns channels"], Features]:
-        """One size: encoder, memory, decoder."""
+        """Runs encoder, ConvLSTM and decoder at one size."""
         net: Any = self.g_net
 
         def blocks(x: Features, *names: str) -> Features:

@@ -1,14 +1,14 @@
-"""STFAN: a spatio-temporal filter adaptive network, which aligns and deblurs by predicted filters.
+"""STFAN: a spatio-temporal filter adaptive network that aligns and deblurs by predicted filters.
 
 Source: Zhou et al., "Spatio-Temporal Filter Adaptive Network for Video Deblurring" (ICCV 2019);
 sczhou/STFAN (models/DeblurNet.py, models/submodules.py, core/train.py), MIT. The network is the
-code's, 5,372,547 parameters, and takes the code's weights: colours go in as BGR, every convolution
-outside a residual block is followed by a leaky ReLU, also those that predict filters and the last
-one, and what is fed back of the restored frame is clamped to [0, 1].
+code's, 5,372,547 parameters, and takes the code's weights: the input is BGR, a leaky ReLU follows
+every convolution outside a residual block, including the last one and those that predict filters,
+and the restored frame is clamped to [0, 1] before it is fed back.
 
-What differs: the code updates its parameters after every frame of a sequence, here a train step
-sums the gradients of a clip's frames; both detach what passes from frame to frame. The code's loss
-adds features of VGG19 trained on ImageNet; the preset trains by the MSE alone.
+What differs: the code updates its parameters after every frame of a sequence; here a train step
+sums the gradients of a clip's frames. Both detach what passes from frame to frame. The code's loss
+adds features of VGG19 trained on ImageNet; the preset trains with the MSE alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StfanConfig:
       width: channels at full size; twice as many at 1/2, four times as many at 1/4.
       taps: height and width of the predicted filters, odd.
       detach: in training no gradient passes from frame to frame, as in the authors' code.
-      dtype: of the computation; parameters and output are float32.
+      dtype: type of the computation; parameters and output are float32.
     """
 
     width: Count = 32
@@ -52,33 +52,33 @@ class StfanConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.taps % 2 == 0:
-            raise UserError(f"--taps is odd, not {self.taps}")
+            raise UserError(f"--taps must be odd, not {self.taps}")
 
 
 def filter_adaptive_convolution(
     x: Features, filters: Float[Array, "B h w C_filters"], size: int
 ) -> Features:
-    """Correlates ``x`` with filters of ``size x size`` taps that are given for each value of it.
+    """Correlates each value of ``x`` with its own filter of ``size x size`` taps.
 
-    Section 3.2 of the paper; models/FAC/kernelconv2d of the code (a CUDA layer) agrees with
+    Section 3.2 of the paper. In the code, models/FAC/kernelconv2d (a CUDA layer) agrees with
     models/submodules.py (PyTorch's operators).
 
     Args:
-      x: ``B h w C``; beyond the border its first and last rows and columns are repeated.
+      x: ``B h w C``; its first and last rows and columns are repeated beyond the border.
       filters: ``B h w size*size*C``; tap (row i, column j) of channel c is channel
         ``size*size*c + size*i + j``.
-      size: of the filters, odd.
+      size: height and width of the filters, odd.
 
     Returns:
       ``y[h, w, c] = sum_ij x[h + i - r, w + j - r, c] filters[h, w, (c, i, j)]``, r = size // 2,
-      summed in float32, in the type of ``x``.
+      summed in float32, returned in the dtype of ``x``.
     """
     reach = size // 2
     height, width = x.shape[1:3]
     wide = x.astype(jnp.float32)
     padded = jnp.pad(wide, [(0, 0), (reach, reach), (reach, reach), (0, 0)], mode="edge")
-    # All neighbours of a value in a row: as products of slices the gradient of the filters would
-    # be a sum of 25 arrays as large as they are.
+    # All neighbours of a value along the last axis: with products of slices, the filters' gradient
+    # would be a sum of 25 arrays as large as the filters.
     neighbours = jnp.stack(
         [padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)], -1
     )
@@ -88,20 +88,20 @@ def filter_adaptive_convolution(
 
 
 class Recurrence(NamedTuple):
-    """What passes from frame to frame."""
+    """The state that passes from frame to frame."""
 
     blurred: Frame
-    """The last frame that came in."""
+    """The previous input frame."""
     restored: Frame
-    """What came out for it, clamped to [0, 1]."""
+    """The previous output frame, clamped to [0, 1]."""
     features: Features
-    """The last frame's features, adapted, at 1/4 of the size."""
+    """The previous frame's features, adapted, at 1/4 size."""
     first: Bool[Array, ""]
     """True before the first frame."""
 
 
 class Stfan(VideoRestorer):
-    """One frame at a time, from this frame, the last one, and what was restored of it."""
+    """STFAN: restores each frame from itself, the previous frame and its restoration."""
 
     multiple = 4
     lookahead = 0
@@ -148,7 +148,7 @@ class Stfan(VideoRestorer):
         return self._recur_over(clip, detach=False)
 
     def training_outputs(self, clip: Clip, sharp: Clip) -> TrainingOutputs:
-        """The clip alone, without gradients from frame to frame if ``detach`` says so."""
+        """Returns the restored clip; with ``detach``, no gradient passes from frame to frame."""
         height, width = clip.shape[2:4]
         restored = self._recur_over(self.pad(clip), detach=self.config.detach)
         return TrainingOutputs((restored[:, :, :height, :width],), (sharp,), {})
@@ -177,14 +177,14 @@ class Stfan(VideoRestorer):
         return self._recur(state, frame, self._encode(frame[..., ::-1]))
 
     def _encode(self, x: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading h w C"]:
-        """E3: the features of BGR frames at 1/4."""
+        """Encodes BGR frames to features at 1/4 size (E3)."""
         x = self.conv1_3(self.conv1_2(self.conv1_1(x)))
         x = self.conv2_3(self.conv2_2(self.conv2_1(x)))
         return self.conv3_3(self.conv3_2(self.conv3_1(x)))
 
     def _recur(self, past: Recurrence, frame: Frame, encoded: Features) -> tuple[Recurrence, Frame]:
-        """One frame (``frame``, and ``encoded``, its features at 1/4) with what passed so far."""
-        # The first frame is its own past: three times the frame, twice its features.
+        """Restores ``frame`` from itself, its features at 1/4 size (``encoded``) and the state."""
+        # The first frame serves as its own past: the frame three times, its features twice.
         blurred = jnp.where(past.first, frame, past.blurred)
         restored = jnp.where(past.first, frame, past.restored)
         twice = jnp.concatenate([encoded, encoded], -1)
@@ -212,8 +212,8 @@ class Stfan(VideoRestorer):
 
     @property
     def receptive_radius(self) -> int:
-        """How many pixels to each side one step reads: by way of the filters, which is farthest."""
-        level, reach = 5, self.config.taps // 2  # of a convolution and two residual blocks
+        """How many pixels to each side one step reads, by way of the filters, which is farthest."""
+        level, reach = 5, self.config.taps // 2  # level: a convolution and two residual blocks
         encoder = level + 2 * (level - 1) + 1 + 4 * (level - 1) + 2
         filters = 4 * 2 * level
         decoder = 4 + 2 * (level - 1) + 2 + (level - 1) + 1

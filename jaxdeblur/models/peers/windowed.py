@@ -1,4 +1,4 @@
-"""The networks without a state beyond their window of frames: DBN, EDVR and RDN."""
+"""Networks whose only state is their window of frames: DBN, EDVR and RDN."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from jaxdeblur.models.restorer import VideoRestorer, push, replicate_ends
 from jaxdeblur.shapes import Clip, Frame
 
 Kept: TypeAlias = Any
-"""What is made of each frame by itself: arrays ``B T ...`` in any pytree."""
+"""What is computed from each frame alone: arrays ``B T ...`` in any pytree."""
 
 
 class WindowState(NamedTuple):
-    """What a stream keeps."""
+    """The state of a stream."""
 
     window: Kept
-    """Of the frames in the window, the oldest first."""
+    """``Kept`` of the frames in the window, oldest first."""
     seen: Int[Array, ""]
-    """How many frames came in, counted to ``lookahead`` + 1."""
+    """How many frames have come in, counted up to ``lookahead`` + 1."""
 
 
 class Windowed(VideoRestorer):
     """Restores each frame from its ``context``; a subclass implements ``_restore_windows``."""
 
     def _of_frames(self, frames: Float[Array, "B H W 3"]) -> Kept:
-        """What is made of each frame by itself, once; here it is the frame."""
+        """Computes, once, what depends on a single frame; by default the frame itself."""
         return frames
 
     def _restore_windows(self, kept: Kept) -> Clip:
-        """``B T H W 3`` from ``B length ...``, longer by the context."""
+        """Maps ``B length ...``, longer by the context, to ``B T H W 3``."""
         raise NotImplementedError
 
     def with_context(self, clip: Float[Array, "B length H W 3"], sharp: Clip) -> jax.Array:
-        """A clip to train on, padded, its ends repeated if it has no context of its own."""
+        """Returns the padded training clip; its ends are repeated if it comes without context."""
         whole = clip.shape[1] == sharp.shape[1]
         return self.pad(replicate_ends(clip, *self.context) if whole else clip)
 
