@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -226,11 +227,17 @@ def _read_picture(path: Path, mode: str, max_pixels: int) -> Picture:
     """Reads an image upright by EXIF, with the channels of ``mode`` and its own bits."""
     with _opened(path, max_pixels) as (image, file):
         if _is_deep(image):
+            # Pillow reads a TIFF's orientation from its own tags, and reports its size upright.
+            tags = image.getexif() if image.format == "TIFF" else _exif_of(image)
+            orientation = tags.get(_ORIENTATION, 1)
             file.seek(0)
             # The format is named, since FFmpeg takes a .ppm for one of a numbered series.
             with av.open(file, "r", format=_DEEP_DEMUXERS[str(image.format)]) as container:
                 frame = next(container.decode(video=0))
-                return Picture(*frame_planes(frame, _PIXEL_FORMATS[mode, 16]), name=path.name)
+            planes, alpha = frame_planes(frame, _PIXEL_FORMATS[mode, 16])
+            upright = functools.partial(_upright, orientation=orientation)
+            alpha = None if alpha is None else upright(alpha)
+            return Picture(tuple(map(upright, planes)), alpha, name=path.name)
         exif = _exif_of(image)
         turn = exif.pop(_ORIENTATION, 1) != 1
         others = exif.tobytes() if exif else None
@@ -276,6 +283,16 @@ def _exif_of(image: Image.Image) -> Image.Exif:
     with contextlib.suppress(Exception):  # damaged EXIF: Pillow's parser raises many types
         exif.load(image.info.get("exif", b""))
     return exif
+
+
+def _upright(plane: Plane, orientation: int) -> Plane:
+    """Rotates and mirrors a stored plane as EXIF's orientation, 1 to 8, says."""
+    if orientation not in range(2, 9):
+        return plane
+    if orientation > 4:
+        plane = plane.swapaxes(0, 1)
+    upside_down, mirrored = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(plane[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
 
 
 def _is_deep(image: Image.Image) -> bool:

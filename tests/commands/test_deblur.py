@@ -192,6 +192,17 @@ def test_photographs_of_a_folder_can_go_in_one_by_one(command, tmp_path):
         assert (code, named in said) == (2, True), said
 
 
+EXIF_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def with_orientation(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -227,6 +238,18 @@ def test_an_image_stays_the_right_way_up(orientation, command, tmp_path):
         with Image.open(name) as image:
             np.testing.assert_array_equal(np.asarray(image), shown)
             assert image.getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("orientation", EXIF_TRANSPOSES)
+def test_so_does_an_image_of_16_bits(orientation, suffix, command, tmp_path):
+    stored = pictures(1, dtype=np.uint16)[0, ..., 0]
+    Image.fromarray(stored).save(f"in{suffix}", exif=with_orientation(orientation))
+    shown = np.asarray(Image.fromarray(stored).transpose(EXIF_TRANSPOSES[orientation]))
+    code, said = command(f"in{suffix}", f"out{suffix}", "--strength=0")
+    assert code == 0, said
+    with Image.open(f"out{suffix}") as image:
+        np.testing.assert_array_equal(np.asarray(image), shown)
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, -90])
