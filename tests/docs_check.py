@@ -1,14 +1,13 @@
-"""Checks that what README.md and the guides show is there and runs.
+"""Checks that files, links and commands in README.md and the guides exist and work.
 
-    python tests/docs_check.py            every command's options, every file, module and link
+    python tests/docs_check.py            checks every option, file, module and link
     python tests/docs_check.py --run      also runs the commands, on tiny inputs, and the notebook
                                            (make docs-check)
 
-A command is a line of a fenced block without a language, or with ``sh``, that begins with one of
-``STARTS``. It is run, made small by ``SMALL``, in a new folder that holds the inputs which the
-guides name; the commands of a page run one after the other, so that each may use what those before
-it made. A page says ``<!-- not run: reason -->`` before a block that cannot run here: its options
-are parsed all the same.
+A command is a line that begins with one of ``STARTS``, in a fenced block marked ``sh``, ``bash`` or
+nothing. ``SMALL`` makes it small. The commands of a page run one after another in a new folder with
+the inputs that the guides name, so that each may use what earlier ones made. A page marks a block
+that cannot run here with ``<!-- not run: reason -->``; its options are still parsed.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOUR = ROOT / "examples" / "tour.ipynb"
 LIMIT_S = 900
-"""What the tour may take: several times what it takes on one core."""
+"""Time limit for the tour: several times what it takes on one core."""
 LAB = sorted((ROOT / "docs" / "lab").glob("*.md"))
 STARTS = (
     "python ",
@@ -59,7 +58,7 @@ SMALL = {
     "benchmarks.speed live": "--size=64x48 --seconds=2 --fps=5",
     "benchmarks.fusion": "--sizes=1 --windows=1",
 }
-"""What makes a command small, by its program; ``benchmarks`` that are not named are parsed only."""
+"""Options that make a command small, by program. Other ``benchmarks`` are only parsed."""
 
 
 class Command(NamedTuple):
@@ -72,17 +71,17 @@ class Command(NamedTuple):
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """The command with its place, for messages."""
         return f"{self.page.relative_to(ROOT)}:{self.line}: {self.text}"
 
     @property
     def words(self) -> list[str]:
-        """What a shell would make of it, without comments and dots that stand for more."""
+        """The words that a shell would pass, without comments and the placeholder ``...``."""
         return [word for word in shlex.split(self.text, comments=True) if word != "..."]
 
     @property
     def program(self) -> str:
-        """``train.py``, ``benchmarks.speed live``, ``make`` ..."""
+        """What the command runs: ``train.py``, ``benchmarks.speed live``, ``make`` ..."""
         words = self.words
         if words[0] != "python":
             return words[0]
@@ -93,7 +92,7 @@ class Command(NamedTuple):
 
 
 def commands(page: Path) -> Iterator[Command]:
-    """The commands of a page, in order."""
+    """Yields the commands of a page, in order."""
     text = page.read_text(encoding="utf-8")
     for block in re.finditer(
         r"(<!-- not run:[^\n]*-->\n+)?^```(\w*)\n(.*?)^```", text, re.M | re.S
@@ -109,18 +108,18 @@ def commands(page: Path) -> Iterator[Command]:
 
 
 class Parsed(Exception):
-    """The options are right: nothing is done after that."""
+    """Raised when a program's options are right, to stop it."""
 
 
 def parse(command: Command) -> None:
-    """Raises what the program says of its options, which it reads and then stops."""
+    """Lets a program parse its options and stops it; raises SystemExit if they are wrong."""
     from jaxdeblur.errors import UserError
     from jaxdeblur.options import Parser
 
     words = command.words
     if words[0] != "python" or words[1:3] == ["-m", "pytest"]:
         return
-    # What goes on needs a run that is there.
+    # --resume would need an existing run.
     given = [word for word in words if word != "--resume"]
     if given[1] == "-m":
         name, rest = given[2], given[3:]
@@ -151,13 +150,13 @@ def parse(command: Command) -> None:
 
 
 def missing(page: Path) -> Iterator[str]:
-    """Links, files and modules that a page names and that are not there."""
+    """Yields links, files and modules that a page names but that do not exist."""
     text = page.read_text(encoding="utf-8")
     prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", prose):
         if not link.startswith("http") and not (page.parent / link).exists():
             yield f"{page.relative_to(ROOT)}: no {link}"
-    # docs/lab tells of what was; what the pages name has to be.
+    # docs/lab describes the past: only its links and the files of docs must exist.
     for name in re.findall(r"(docs/[\w/]+\.(?:md|slurm|yaml))", text):
         if not (ROOT / name).exists():
             yield f"{page.relative_to(ROOT)}: no {name}"
@@ -182,7 +181,7 @@ FOLDERS = {
 
 
 def make_inputs(folder: Path) -> None:
-    """What the guides' commands take, tiny."""
+    """Makes tiny versions of the inputs that the guides' commands take."""
     import numpy as np
     from PIL import Image
 
@@ -217,7 +216,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def write_weights(path: Path) -> None:
-    """A network so small that it compiles in seconds."""
+    """Writes weights of a network so small that it compiles in seconds."""
     from jaxdeblur import models
     from jaxdeblur.models.strcnn import StrcnnConfig
     from jaxdeblur.weights.load import LoadedModel
@@ -228,7 +227,7 @@ def write_weights(path: Path) -> None:
 
 
 def write_video(path: Path, picture: Any) -> None:
-    """Six frames of 64x48 that move."""
+    """Writes six moving frames of 64x48."""
     import av
     import numpy as np
 
@@ -243,7 +242,7 @@ def write_video(path: Path, picture: Any) -> None:
 
 
 def run(command: Command, folder: Path) -> str | None:
-    """Runs a command small; what is wrong, or None."""
+    """Runs a command, made small; returns what went wrong, or None."""
     program = command.program
     if program not in SMALL and program.partition(".")[0] == "benchmarks":
         return None
@@ -275,7 +274,7 @@ def run(command: Command, folder: Path) -> str | None:
 
 
 def lacks(command: Command) -> bool:
-    """Whether it needs what the tests do without, and that is not there."""
+    """Returns whether a command needs an optional package that is not installed."""
     needs = {".onnx": "jax2onnx", ".stablehlo": "flatbuffers"}
     return any(
         suffix in command.text and importlib.util.find_spec(package) is None
@@ -290,7 +289,7 @@ def _environment() -> dict[str, str]:
 
 
 def run_notebook(folder: Path) -> str:
-    """Runs the tour as Jupyter would; what is wrong, or nothing."""
+    """Runs the tour as Jupyter would; returns what went wrong, or an empty string."""
     line = [sys.executable, str(ROOT / "tests" / "notebook.py"), str(TOUR)]
     try:
         done = subprocess.run(
@@ -302,7 +301,7 @@ def run_notebook(folder: Path) -> str:
 
 
 def main() -> None:
-    """Checks, and says what is wrong."""
+    """Runs the checks and exits with the problems found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", action="store_true", help="runs the commands and the notebook")
     parser.add_argument("--only", help="of the pages and the notebook, that of this name")

@@ -1,9 +1,9 @@
-"""Installs what lets the tests compile GPU kernels without a GPU: JAX's CUDA plugin, bare.
+"""Installs JAX's CUDA plugin, with which the tests compile GPU kernels without a GPU.
 
-Without the rest of its dependencies, gigabytes of CUDA libraries that compiling does not need, and
-into a folder of its own, since JAX would try to start it, and complain, wherever it finds it. Each
-version of JAX has its own: with the plugin of another one it ends in a segmentation fault. Where it
-can't be had, those tests skip and say so; everything else runs.
+Most of its dependencies are left out: gigabytes of CUDA libraries that compiling does not need. The
+plugin has its own folder, since JAX tries to start it, and complains, wherever it finds it. Each
+version of JAX has its own plugin: with another one, JAX ends in a segmentation fault. Where the
+plugin can't be installed, those tests are skipped with the reason; everything else runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).resolve().parent.parent / ".cuda-plugin" / jax.__version
 PACKAGES = [
     f"jax-cuda12-plugin=={jax.__version__}",
     f"jax-cuda12-pjrt=={jax.__version__}",
-    "nvidia-cuda-nvcc-cu12>=12.9,<13",  # the compiler of PTX, which JAX 0.12 looks for beside it
+    "nvidia-cuda-nvcc-cu12>=12.9,<13",  # the PTX compiler, which JAX 0.12 looks for beside it
 ]
 
 if __name__ == "__main__":

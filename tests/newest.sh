@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs the suite on the newest Python of Debian, in a root that debootstrap makes for it.
+# Runs the tests on Debian's newest Python, in a root directory made by debootstrap.
 #
-#   tests/newest.sh              installs and runs `make test` there
-#   tests/newest.sh COMMAND      runs that instead of `make test`, once all is installed
+#   tests/newest.sh              installs all packages there and runs `make test`
+#   tests/newest.sh COMMAND      runs COMMAND instead of `make test`
 #
-# Ends with the exit code of what ran there, with 77 where it could not run, and says why.
+# Exits with the exit code of what ran there, or with 77 and the reason if nothing could run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 suite=trixie
@@ -15,7 +15,7 @@ cannot() {
   exit 77
 }
 
-# The root without its mounts: these are made in a namespace, which ends with its last process.
+# Makes the root without mounts: these are made in a namespace, which ends with its last process.
 make_root() {
   timeout --foreground 15m debootstrap --variant=minbase --include=python3,python3-venv,make,ca-certificates \
     "$suite" "$root" >"$log" 2>&1 || cannot "debootstrap failed: $(tail -n 1 "$log")"
@@ -26,7 +26,7 @@ make_root() {
   cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
 }
 
-# The host's configuration of pip, with the folders and certificates that it names.
+# Copies the host's pip configuration, with the folders and certificates that it names.
 copy_pip_configuration() {
   local files=() file path
   for file in /etc/pip.conf /etc/xdg/pip/pip.conf ~/.pip/pip.conf ~/.config/pip/pip.conf \
@@ -44,7 +44,7 @@ copy_pip_configuration() {
         mkdir -p "$root$(dirname "$path")"
         cp -L "$path" "$root$path"
       elif [ -d "$path" ] && [ "$path" != / ]; then
-        # An index links to the wheels beside it.
+        # A package index links to wheels beside it, so its parent is mounted.
         case $path in /*/*) path=$(dirname "$path") ;; esac
         mkdir -p "$root$path"
         mount --rbind "$path" "$root$path" || cannot "$path can't be mounted there"
@@ -57,7 +57,7 @@ inside() {
     LC_ALL=C.UTF-8 TMPDIR=/tmp PYTHON=python3 PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"
 }
 
-# Runs in the namespace: the second half of this file's work.
+# Runs in the namespace: makes the root, installs the packages and runs the command.
 run_suite() {
   make_root
   { mount -t proc proc "$root/proc" 2>/dev/null || mount --rbind /proc "$root/proc"; } &&

@@ -2,7 +2,7 @@
 
     python tests/notebook.py examples/tour.ipynb
 
-As in Jupyter, an event loop is running meanwhile, and what a cell ends with is drawn.
+As in Jupyter, an event loop is running, and the value at the end of a cell is drawn.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 
 def code_cells(path: Path) -> list[str]:
-    """The sources of the code cells."""
+    """Returns the source of each code cell."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
 async def run(cells: list[str]) -> None:
-    """Runs the cells and prints how long each took, and the size of what it draws."""
+    """Runs the cells; prints how long each took and the size of the picture that it draws."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, source in enumerate(cells, 1):
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""The tree: folders by topic, imports one way, no large module, and what starts quickly."""
+"""The source tree: folders by topic, one-way imports, no large module, and a quick start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import jaxdeblur
 
 PACKAGE = Path(jaxdeblur.__file__).parent
 ROOT = PACKAGE.parent
-# Each folder imports from those before it alone.
+# Each folder imports only from those before it.
 ORDER = (
     "models",
     "video",
@@ -41,7 +41,7 @@ MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports_of(path: Path) -> set[str]:
-    """The modules of the package that a file names, wherever in it."""
+    """Returns the package's modules that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -53,7 +53,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def rank(name: str) -> int:
-    """Where a module stands: below the folders, in one of them, or above."""
+    """Returns a module's place in the order: below the folders, in one of them, or above."""
     room = ([*name.split("."), ""])[1]
     if room in ("presets", "export", "testing", "commands"):
         return len(ORDER) + (room == "commands")
@@ -63,13 +63,13 @@ def rank(name: str) -> int:
 def test_imports_run_one_way() -> None:
     graph = {name: imports_of(path) for name, path in MODULES.items()}
     for lazy in ("jaxdeblur", "jaxdeblur.models"):
-        graph[lazy] = set()  # what they offer is imported when it is asked for
+        graph[lazy] = set()  # their members are imported on first use
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
     backwards = [
         f"{name} imports {other}"
         for name, others in graph.items()
         for other in others
-        # That program goes with the networks at several sizes.
+        # This program belongs to the networks at several sizes.
         if name != "jaxdeblur.training.fit_gates" and rank(other) > rank(name)
     ]
     assert not backwards
@@ -91,7 +91,7 @@ def test_no_module_calls_what_another_keeps_for_itself() -> None:
 
 
 def defined_by(path: Path) -> Iterator[str]:
-    """The public classes and aliases of a module."""
+    """Yields the names of a module's classes and top-level variables."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         targets: list[ast.expr] = []
         if isinstance(node, ast.Assign):
@@ -106,12 +106,12 @@ def defined_by(path: Path) -> Iterator[str]:
 def test_a_name_means_one_thing() -> None:
     meanings = defaultdict(list)
     for name, path in MODULES.items():
-        # Each published network has blocks of its own.
+        # Each published network has its own blocks.
         if ".peers." not in name:
             for defined in defined_by(path):
                 if defined[0].isupper():
                     meanings[defined].append(name)
-    # What a stream keeps is each network's own.
+    # Each network has its own stream state.
     several = {name: where for name, where in meanings.items() if len(where) > 1}
     assert several.keys() <= {"StreamState"}, several
 
@@ -126,7 +126,7 @@ def test_a_name_means_one_thing() -> None:
 def test_there_is_one(what: str, written: str) -> None:
     programs = [*MODULES.values(), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("*.py")]
     places = [path for path in programs if re.search(written, path.read_text(encoding="utf-8"))]
-    places = [path for path in places if path.name != "fuzz.py"]  # it writes damaged PNG
+    places = [path for path in places if path.name != "fuzz.py"]  # it writes damaged PNG files
     assert len(places) == 1, f"{what}: {places}"
 
 
@@ -137,7 +137,7 @@ def test_modules_are_few_and_short() -> None:
 
 
 def loaded_by(code: str) -> set[str]:
-    """The modules that a new process has imported after ``code``."""
+    """Returns the modules that a new process has imported after running ``code``."""
     shown = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
         cwd=ROOT,
@@ -159,13 +159,13 @@ def test_loading_weights_imports_no_training_code() -> None:
     loaded = loaded_by("import jaxdeblur.weights.load")
     assert "orbax.checkpoint" not in loaded
     assert not [name for name in loaded if name.startswith("jaxdeblur.training")]
-    # Optax is loaded by flax.nnx itself; no module on the way names it.
+    # flax.nnx itself loads Optax; none of our loaded modules mentions it.
     ours = [MODULES[name] for name in loaded & MODULES.keys()]
     assert not [path for path in ours if "optax" in path.read_text()]
 
 
 def test_what_folders_offer_is_there() -> None:
-    """``__getattr__`` of a folder names the right module, for each name that it lists."""
+    """A folder's ``__getattr__`` finds every name that its ``__all__`` lists."""
     for name in ("jaxdeblur", "jaxdeblur.models"):
         folder = importlib.import_module(name)
         assert [offered for offered in folder.__all__ if not hasattr(folder, offered)] == []

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, and XLA has a thread to spare (jaxdeblur/devices.py)."""
+"""The process keeps freed memory, and XLA has a spare thread (jaxdeblur/devices.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from jaxdeblur import devices
 
-# Page faults of five blocks of 64 MB, one after the other, after a first one.
+# Counts the page faults of five 64 MB blocks, allocated in turn after a first one.
 _SCRIPT = """
 import resource, sys
 import numpy as np
@@ -27,7 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(how: str, **environment: str) -> int:
-    # numpy would ask for large pages, of which 64 MB takes few faults.
+    # NumPy would request huge pages, with which 64 MB causes few faults.
     environment = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0", **environment}
     command = [sys.executable, "-c", _SCRIPT, how]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
@@ -40,14 +40,14 @@ def test_blocks_are_used_again_and_not_mapped_anew() -> None:
     as_it_is, kept = page_faults("as it is"), page_faults("kept")
     assert as_it_is > 4 * one_block
     assert kept < one_block // 10
-    # Who has said what the allocator should do is left alone.
+    # A user's own setting of the allocator is respected.
     assert page_faults("kept", MALLOC_MMAP_MAX_="65536") > 4 * one_block
 
 
 def test_xla_has_a_thread_more_than_cores_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("NPROC", "7")  # first, so that the end of the test takes it away
+    monkeypatch.setenv("NPROC", "7")  # first, so that it is removed after the test
     devices.add_thread()
     assert os.environ["NPROC"] == "7"
     monkeypatch.delenv("NPROC")

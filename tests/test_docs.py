@@ -1,4 +1,4 @@
-"""README and guides show what is there: the quick part of ``tests/docs_check.py``."""
+"""README and guides agree with the code: the quick part of ``tests/docs_check.py``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_wrong_option_and_a_lost_file_are_found(check: Any, tmp_path: Path) ->
 
 
 def test_the_two_ways_are_those_of_the_code() -> None:
-    """The figures of docs/architecture.md: each module is there and has what stands last."""
+    """Figures of docs/architecture.md: each line's module exists and defines its last word."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     figures = re.findall(r"^```\n(commands/\w+ .*?)^```", text, re.M | re.S)
     assert [len(figure.splitlines()) for figure in figures] == [10, 10]
@@ -78,7 +78,7 @@ def test_the_map_has_every_module_in_its_folder() -> None:
             room, *names = parts[1:] if is_in_wing else parts[:2]
             for name in set(names) - {"__init__"}:
                 assert re.search(rf"\b{name}\b", rooms[room]), path
-    rooms.pop("benchmarks")  # programs, which say themselves what they measure
+    rooms.pop("benchmarks")  # programs whose docstrings say what they measure
     for room, lines in rooms.items():
         folder = next(place for place in (ROOT / "jaxdeblur" / room, ROOT / room) if place.is_dir())
         for names in re.findall(r"^  (\S.*?)  ", lines, re.M):

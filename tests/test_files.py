@@ -1,4 +1,4 @@
-"""Files are replaced when they are whole, and are what they were before in all else."""
+"""Files are replaced only when complete, and keep their links and permissions."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_where_nothing_can_be_locked_all_make_it(
     monkeypatch.setattr("fcntl.flock", no_locks)
     with made_once(tmp_path / "pool"), made_once(tmp_path / "pool"):
         pass
-    with made_once(tmp_path / "nowhere" / "pool"):  # whoever makes it says why it can't be
+    with made_once(tmp_path / "nowhere" / "pool"):  # whoever creates it reports the error
         pass
 
 
@@ -106,7 +106,7 @@ def test_where_nothing_can_be_locked_all_make_it(
 def test_a_signal_ends_a_command_even_where_exceptions_are_lost(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    """As in JAX's callbacks at garbage collection; and threads go on writing meanwhile."""
+    """As in JAX's callbacks during garbage collection, while threads go on writing."""
     program = f"""
 import itertools, os, signal, threading, time
 from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, replace_when_whole

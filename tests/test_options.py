@@ -1,4 +1,4 @@
-"""Options: every field of a config becomes one, and JSON gives back what was written."""
+"""Options: every config field becomes an option, and configs survive a round trip by JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from jaxdeblur.training.step import TrainingConfig
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What another config extends.
+    """A config that another one extends.
 
     Attributes:
       below: documented in the base.

@@ -1,4 +1,4 @@
-"""What every preset says of itself, as ``train.py --help`` prints it."""
+"""The description of every preset, as printed by ``train.py --help``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_help_prints_the_command_and_what_to_expect_of_every_preset(
 
 @pytest.mark.stress  # It builds every network.
 def test_parameters_are_as_many_as_presets_and_readme_say() -> None:
-    # Other tests load the examples, each of which adds a preset of its own name.
+    # Other tests load the examples, each of which adds a preset with its own name.
     examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
     ours = {name: preset for name, preset in PRESETS.items() if name not in examples}
     said: dict[str, set[str]] = {name: set() for name in ours}

@@ -1,4 +1,4 @@
-"""Jitted reductions on a CPU are those without jit, by jaxdeblur's flag (jax-ml/jax#39103)."""
+"""With jaxdeblur's flag, reductions on a CPU are the same with jit (jax-ml/jax#39103)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ for n in (1, 129, 32769, 40001):
 
 
 def _run(code: str, flags: str | None) -> subprocess.CompletedProcess[str]:
-    """In a process that compiles as users do."""
+    """Runs code in a new process that compiles as users do."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
     if flags is not None:
         environment["XLA_FLAGS"] = flags
@@ -29,7 +29,7 @@ def _run(code: str, flags: str | None) -> subprocess.CompletedProcess[str]:
 
 
 def test_jitted_reductions_are_those_without_jit() -> None:
-    """Rows that fill no whole number of vectors, in a process that imports jaxdeblur first."""
+    """Also with rows that do not fill whole vectors. The process imports jaxdeblur first."""
     result = _run(_COMPARE, None)
     assert result.returncode == 0, result.stderr
 
@@ -48,6 +48,6 @@ def test_jitted_reductions_are_those_without_jit() -> None:
     ],
 )
 def test_a_users_flags_stay(flags: str, expected: str) -> None:
-    """The flag is appended; a user's own choice of the same flag stays."""
+    """The flag is appended; a user's own value of the same flag is kept."""
     result = _run("import jaxdeblur, os; print(os.environ['XLA_FLAGS'])", flags)
     assert result.stdout.strip() == expected

@@ -1,4 +1,4 @@
-"""The benchmarks' options, and what the kernels' benchmark compares; no test measures time."""
+"""The benchmarks' options, comparisons and experiments; no test measures time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a benchmark, with the options that it is started with."""
+    """Imports a benchmark, with its options on the command line."""
     monkeypatch.syspath_prepend(str(ROOT))
 
     def start(command: str) -> Any:
@@ -125,7 +125,7 @@ def test_the_error_of_a_gradient_is_seen(benchmark: Any) -> None:
     case = module.Case("softmax_expand", 3, 4, 5, 6, "float32", True)
     right = partial(kernels.softmax_expand, implementation="einsum")
 
-    def wrong(*arguments: Any) -> Any:  # but its result is right
+    def wrong(*arguments: Any) -> Any:  # only its gradient is wrong
         result = right(*arguments)
         return 2 * result - lax.stop_gradient(result)
 
@@ -145,7 +145,7 @@ def test_bytes_are_those_of_the_pixels(benchmark: Any) -> None:
 
 def test_small_cases_are_known_to_fit_in_the_cache(benchmark: Any) -> None:
     case = benchmark("gpu_day").kernels.Case
-    # 65536 pixels of 32 bfloat16 are 4 MB; eight million of 128 are 2 GB.
+    # 65536 pixels of 32 bfloat16 take 4 MB; eight million of 128 take 2 GB.
     assert case("softmax_squeeze", 256, 256, 32, 8, "bfloat16", True).in_cache
     assert not case("softmax_squeeze", 2160, 3840, 128, 64, "bfloat16", False).in_cache
 
@@ -195,7 +195,7 @@ def test_a_part_goes_on_where_it_was_and_says_what_it_left(
 def test_a_part_is_stopped_before_its_minutes_end(
     benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where one thing never ends."""
+    """Even if one task never ends."""
     stopped = threading.Event()
     monkeypatch.setattr(os, "_exit", lambda code: stopped.set())
     given = SimpleNamespace(part="speed", out=tmp_path, minutes=0.001, rehearse=True)
@@ -221,7 +221,7 @@ def test_the_kernels_part_is_rehearsed(
 def test_table_1_from_training_to_its_page(
     benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One small system, two steps; the second start trains and scores nothing again."""
+    """Trains one small system for two steps; a second start repeats no training or scoring."""
     module = benchmark(
         "table1 --only STRCNN+DTB --seeds 0 --steps=2 --crop=32 --frames=2 --max-frames=2 "
         f"--batch-size=8 --max-videos=1 --speed-size=64x48 --out={tmp_path / 'out'}"
@@ -264,7 +264,7 @@ def test_an_experiment_goes_on_where_it_was_stopped(
     assert row in capsys.readouterr().out.splitlines()
     benchmark(f"{command} --steps=2 --picture={tmp_path / 'a.png'}")
     module.main()
-    assert trained == [("fsta", 1)] * 2  # the last one again, for its weights
+    assert trained == [("fsta", 1)] * 2  # the last one is trained again, for its weights
     benchmark(f"{command} --steps=3")
     with pytest.raises(UserError, match="results for other settings"):
         module.main()
@@ -280,13 +280,13 @@ def test_an_experiment_trains_what_it_is_told_to(benchmark: Any, tmp_path: Path)
     variant = experiment.variants["fsta, rates x30, f_s = 0"]
     picture = tmp_path / "maps.png"
     result = module.train(experiment, variant, 2, 0, picture)
-    with Image.open(picture) as drawn:  # Eight clips; what is shown, restored, and four maps.
+    with Image.open(picture) as drawn:  # Eight clips: the input, the result and four maps.
         assert drawn.size == (8 * 3 * 50, 6 * 3 * 50)
         rows = np.asarray(drawn).reshape(6, 150, -1)
-    assert (rows[2:] == 255).all()  # Maps of f_s = 0 are even: everywhere at their maximum.
+    assert (rows[2:] == 255).all()  # Maps are uniform for f_s = 0: at their maximum everywhere.
     assert rows[:2].std() > 5
     (entropy,) = result.entropy.values()
-    assert entropy[0] == pytest.approx(1.0, abs=1e-6)  # f_s stayed 0: A_s is uniform
+    assert entropy[0] == pytest.approx(1.0, abs=1e-6)  # f_s is still 0: A_s is uniform
     shown, restored = result.error["far from the mark"]
     assert 0 < restored < 2 * shown
     networks = [(v.network, v.rates, v.told, v.without) for v in experiment.variants.values()]
@@ -343,7 +343,7 @@ def test_variants_train_on_the_same_batches_as_far_as_the_time_allows(
 def test_who_does_not_see_the_mark_gains_no_more_than_the_bound(
     benchmark: Any, effect: str, bound: float
 ) -> None:
-    """The best guess of what a pixel knows: the share of b in a + b, nothing, or both shifts."""
+    """Best guesses without the mark: b as half of a + b, no change, or the mean of both shifts."""
     benchmark("evidence")
     tasks = importlib.import_module("benchmarks.tasks")
     errors = np.zeros(2)
@@ -417,5 +417,5 @@ def test_a_lent_gpu_is_rehearsed(tmp_path: Path) -> None:
     assert ("torch" in frames) is bool(torch)
     training, stream, work = found("memory", "--preset=strcnn_dtb_small")["rows"]
     assert training["GiB"] >= stream["GiB"] > 0
-    # By hand: 26.3 GMAC of a 1280x720 frame, three times over, for 2 frames of 32x32.
+    # By hand: 26.3 GMAC per 1280x720 frame, three times over, for 2 frames of 32x32.
     assert work["TFLOP"] == pytest.approx(2 * 3 * 26.3e9 * 2 * 32**2 / (1280 * 720) / 1e12, rel=0.3)

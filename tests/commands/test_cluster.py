@@ -60,7 +60,7 @@ def start(
 
 
 def ends(started: list[subprocess.Popen[str]], timeout: float = 300) -> list[str]:
-    """What each process said, once all have ended."""
+    """Returns the output of each process once all have ended."""
     try:
         return ["".join(process.communicate(timeout=timeout)) for process in started]
     finally:
@@ -81,7 +81,7 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def by_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one process, never disturbed."""
+    """An undisturbed run of one process."""
     folder = tmp_path_factory.mktemp("runs") / "one"
     run("train.py", 1, *TINY, "--steps=120", f"--out={folder}")
     return folder
@@ -105,7 +105,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert stopped, said
         assert int(stopped[1]) < 120
         assert [path.name for path in (folder / "checkpoints").glob("[0-9]*")] == [stopped[1]]
-    assert took < 60  # two seconds to agree, the save, and whatever else runs on this machine
+    assert took < 60  # two seconds to agree, the save, and other load on this machine
     errors_of_one = run("train.py", 1, "--model=strcnn_dtb_small", f"--out={folder}", "--resume")
     assert f"step {stopped[1]} of 120" in errors_of_one[0]
     return folder
@@ -179,7 +179,7 @@ def test_restoration_is_shared_by_file(by_one: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["a.png", "b.png"]
     assert "a.png" in said[0]
     assert "a.png" not in said[1].replace(str(inputs), "")
-    # A share may be empty, and what is done is not done again.
+    # A process may have no share, and finished files are not restored again.
     (out / "a.png").unlink()
     before = (out / "b.png").stat().st_mtime_ns
     said = run("deblur.py", 2, *inputs, f"--out-dir={out}", f"--ckpt={by_one}", "--skip-done")
@@ -275,7 +275,7 @@ def test_the_job_set_gives_each_pod_its_place(stopped: bool, tmp_path: Path) -> 
     (job,) = manifest["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     (container,) = spec["template"]["spec"]["containers"]
-    # In python's place, something that shows its arguments, and takes SIGTERM as train.py does.
+    # A stand-in for python, which prints its arguments and handles SIGTERM as train.py does.
     fake = tmp_path / "python"
     fake.write_text(
         "#!/bin/bash\ntrap 'exit 0' TERM\necho \"$@\"\n"
@@ -300,7 +300,7 @@ def test_the_job_set_gives_each_pod_its_place(stopped: bool, tmp_path: Path) -> 
     assert f"--num-processes={spec['completions']}" in arguments
     assert "--process-id=1" in arguments
     assert spec["completions"] == spec["parallelism"]
-    # Kubernetes must not take a run that was asked to stop for one that is done.
+    # Kubernetes must not mistake a run that was stopped for one that is done.
     assert process.returncode == (143 if stopped else 3)
 
 

@@ -1,4 +1,4 @@
-"""deblur.py end to end: odd inputs, what is kept, and that no existing file is ever damaged."""
+"""deblur.py end to end: unusual inputs, what is kept, and that no existing file is damaged."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NETWORK = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A small network with random weights, as a file."""
+    """The file of a small network with random weights."""
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     loaded = LoadedModel(models.build(NETWORK), "small", NETWORK, 0, "test", {})
     export_weights(loaded, path)
@@ -55,7 +55,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def command(weights, monkeypatch, capsys, tmp_path):
-    """Runs deblur.py in this process; gives its exit code and what it said."""
+    """Runs deblur.py in this process; returns its exit code and output."""
     monkeypatch.chdir(tmp_path)
     spec = runpy.run_path(str(ROOT / "deblur.py"), run_name="deblur")
 
@@ -142,7 +142,7 @@ def test_one_image_comes_out_the_right_way_up_with_its_exif_and_profile(command,
 
 
 def test_one_image_that_comes_back_as_it_was_is_said_to(command, tmp_path):
-    """Nobody would know why."""
+    """Otherwise users would not know why."""
     flat = np.full((24, 32, 3), 128, np.uint8)
     Image.fromarray(flat).save("flat.png")
     code, said = command("flat.png", "out.png", ckpt=False)
@@ -172,7 +172,7 @@ def test_one_image_has_weights_of_its_own(command, tmp_path):
 
 
 def test_photographs_of_a_folder_can_go_in_one_by_one(command, tmp_path):
-    """As frames of a video they would have to be of one size, and would be mixed."""
+    """As frames of a video, they would need the same size and would be mixed."""
     (tmp_path / "photos").mkdir()
     for name, height in (("a", 24), ("b", 40)):
         Image.fromarray(pictures(1, height)[0]).save(tmp_path / "photos" / f"{name}.png")
@@ -216,7 +216,7 @@ def with_maker() -> Image.Exif:
 
 
 def make_turned_video(path: Path, degrees: int) -> None:
-    """One frame, lossless, which players turn counter-clockwise."""
+    """Writes one lossless frame that players turn counter-clockwise."""
     with av.open(str(path), "w") as out:
         video = out.add_stream("ffv1", rate=25)
         video.width, video.height, video.pix_fmt = 32, 24, "bgr0"
@@ -451,7 +451,7 @@ def test_many_inputs_into_a_folder_and_only_once(command, tmp_path):
     assert sorted(os.listdir("out")) == ["a.mkv", "b.mp4"]
     code, said = command("a.mkv", "misspelt.mkv", "--out-dir=other")
     assert (code, "misspelt.mkv: no such file" in said) == (2, True)
-    assert not os.path.exists("other")  # nothing is restored before all inputs are there
+    assert not os.path.exists("other")  # nothing is restored unless all inputs exist
     before = {name: os.stat(f"out/{name}").st_mtime_ns for name in os.listdir("out")}
     code, said = command("*.mkv", "b.mp4", "--out-dir=out", "--skip-done")
     assert (code, "nothing left" in said) == (0, True)
@@ -468,7 +468,7 @@ def test_a_folder_may_be_named_by_its_place(command, tmp_path, monkeypatch):
 
 
 def test_nobody_needs_to_read_what_it_says(weights, tmp_path):
-    """As after ``2>&1 | head -1``: the work goes on."""
+    """As after ``2>&1 | head -1``: the command continues."""
     Image.fromarray(pictures(1)[0]).convert("RGBA").save(tmp_path / "in.png")
     begun = [sys.executable, str(ROOT / "deblur.py"), "in.png", "out.mp4", f"--ckpt={weights}"]
     process = subprocess.Popen(begun, cwd=tmp_path, stderr=subprocess.PIPE)
@@ -505,7 +505,7 @@ def test_compare_shows_before_and_after(command, weights, tmp_path):
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 @pytest.mark.parametrize("source", ["in.mkv", "frames", "frames/0.png"])
 def test_compare_makes_an_animation(source, suffix, command, tmp_path):
-    """Half black, half white: restored by nothing, so that both sides are known."""
+    """Black and white frames at strength 0, so that both sides are known."""
     (tmp_path / "frames").mkdir()
     for i in range(3):
         frame = np.full((48, 400, 3), 255 * (i % 2), np.uint8)
@@ -755,7 +755,7 @@ def test_other_bits_and_another_size_are_said_before_anything_is_restored(
     for i, frame in enumerate(pictures(3)):
         Image.fromarray(frame).save(tmp_path / "in" / f"{i}.png")
     Image.fromarray(pictures(1)[0, ..., 0].astype(np.uint16)).save(tmp_path / "in" / "1.png")
-    monkeypatch.setattr(Deblurrer, "compile", None)  # nothing gets so far
+    monkeypatch.setattr(Deblurrer, "compile", None)  # it is never called
     code, said = command("in", "out")
     assert (code, "1.png: 16 bits, but 0.png has 8" in said) == (2, True), said
     Image.fromarray(pictures(1)[0]).save(tmp_path / "in" / "1.png")
@@ -800,7 +800,7 @@ def test_ctrl_c_leaves_no_part_and_the_old_output(output, command, monkeypatch, 
 
 @contextlib.contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """No file may grow over ``size`` bytes: what a full disk looks like to a program."""
+    """Limits files to ``size`` bytes, which to a program looks like a full disk."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
@@ -826,7 +826,7 @@ def test_a_full_disk_is_one_line_and_the_old_output_stays(size, command, tmp_pat
 
 
 class Pipes:
-    """Stands for standard input and output: one gives bytes, the other keeps what it gets."""
+    """Stand-ins for standard input, which gives bytes, and output, which keeps what it gets."""
 
     def __init__(self, data: bytes):
         self._in, feed = os.pipe()
@@ -944,7 +944,7 @@ def test_a_pipe_that_nobody_reads_does_not_keep_a_command_that_ends():
 
 
 class Result:
-    """Stands for an array on the device: reading it waits for the device."""
+    """A stand-in for an array on the device: reading it waits for the device."""
 
     def __init__(self, plane: np.ndarray, happened: list[str]):
         self._plane, self._happened = plane, happened
@@ -955,7 +955,7 @@ class Result:
 
 
 class Delayed(Stream):
-    """Stands for a network with a look-ahead of one frame; says what happens in what order."""
+    """A stand-in for a network with a look-ahead of one frame; records the order of events."""
 
     opening = 0
 
@@ -983,7 +983,7 @@ def numbered(number: int) -> Picture:
 
 
 def test_of_a_slow_camera_each_frame_comes_with_the_look_ahead():
-    """Not when one more has come: the next frame is taken only after the one due is written."""
+    """Not one frame later: the camera gives the next only after the frame due is written."""
     written = [threading.Event() for _ in range(4)]
     came = []
 
@@ -1007,7 +1007,7 @@ def test_where_frames_come_fast_the_next_is_queued_before_a_result_is_read():
     def file():
         for number, event in enumerate(ready):
             yield numbered(number)
-            event.set()  # who asks for the next one has put this one into the queue
+            event.set()  # whoever takes the next frame has queued this one
 
     network = Delayed(lambda number: ready[min(number + 1, 4)].wait(20))
     run_stages(file(), network, lambda result: None, ProgressLine("file", None, quiet=True))
@@ -1018,8 +1018,8 @@ def test_where_frames_come_fast_the_next_is_queued_before_a_result_is_read():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_a_command_that_waits_for_its_pipe(number, weights, tmp_path, request):
-    """As a batch system or a closed terminal ends it: no part file, the old output untouched."""
-    # Under nohup the command would inherit that SIGHUP is ignored, and respect it.
+    """As from a batch system or a closed terminal: no part file, and the old output untouched."""
+    # Under nohup the command would inherit, and respect, that SIGHUP is ignored.
     request.addfinalizer(functools.partial(signal.signal, number, signal.getsignal(number)))
     signal.signal(number, signal.SIG_DFL)
     (tmp_path / "out.mkv").write_bytes(b"old")
@@ -1087,14 +1087,14 @@ def test_no_permission_as_the_system_says_it(command, monkeypatch, tmp_path):
 
 
 def test_an_image_that_is_newer_than_the_result_is_not_done(tmp_path):
-    """Of a folder the newest image counts: one that was taken again must be restored again."""
+    """In a folder the newest image counts: if it was replaced, it must be restored again."""
     images = tuple(tmp_path / f"{i}.png" for i in range(2))
     for path, time_of_change in zip((*images, tmp_path / "out.mkv"), (100, 300, 200), strict=True):
         path.write_bytes(b"x")
         os.utime(path, (time_of_change, time_of_change))
     job = Job("images", images, tmp_path / "out.mkv", "in")
     assert not job.is_done
-    os.utime(images[1], (200, 200))  # as clocks that tick slowly have it: perhaps newer
+    os.utime(images[1], (200, 200))  # equal times, as from a coarse clock: perhaps newer
     assert not job.is_done
     os.utime(images[1], (150, 150))
     assert job.is_done
@@ -1108,7 +1108,7 @@ def test_a_video_whose_format_cannot_be_written_becomes_matroska(tmp_path):
 
 
 def test_progress_tells_the_rate_and_the_time_left(monkeypatch, capsys):
-    """Both without the first frame, which compiles."""
+    """Neither counts the first frame, for which the network is compiled."""
     now = 0.0
     monkeypatch.setattr(errors, "time", types.SimpleNamespace(monotonic=lambda: now))
     for quiet in (False, True):
@@ -1123,7 +1123,7 @@ def test_progress_tells_the_rate_and_the_time_left(monkeypatch, capsys):
 
 
 def test_only_a_job_that_is_done_may_find_its_output_there(tmp_path):
-    """--skip-done is no --overwrite: an older output may be anything."""
+    """--skip-done does not imply --overwrite: an older output may be anything."""
     source, output = tmp_path / "in.mkv", tmp_path / "out.mkv"
     for path, time_of_change in ((source, 200), (output, 100)):
         path.write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""A few random damages (``tests/stress/fuzz.py``), and what is dangerous in reading files."""
+"""A few cases of ``tests/stress/fuzz.py``, and a search for unsafe ways to read files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_nothing_that_is_read_can_run(path: Path) -> None:
                 assert node.value.value is False
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            # np.load reads pickles only if it is told to; yaml.load and the rest always may.
+            # np.load reads pickles only on request; yaml.load and the others always may.
             assert called not in {"eval", "exec", "compile", "os.system", "yaml.load"}
             if called == "torch.load":
                 assert "weights_only=True" in map(ast.unparse, node.keywords)
@@ -66,7 +66,7 @@ def test_nothing_that_is_read_can_run(path: Path) -> None:
                 )
 
 
-# What the damage found.
+# Errors found by fuzzing.
 
 
 @pytest.mark.parametrize("field", ["width", "blocks", "m"])

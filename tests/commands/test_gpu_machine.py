@@ -24,7 +24,7 @@ sys.meta_path.insert(0, Hidden())
 
 
 def without_them(code: str) -> str:
-    """Runs code where they cannot be imported; returns what it says on stderr."""
+    """Runs code where those packages cannot be imported; returns its stderr."""
     done = subprocess.run(
         [sys.executable, "-c", HIDDEN + code], cwd=ROOT, capture_output=True, text=True
     )

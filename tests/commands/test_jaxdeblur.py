@@ -1,4 +1,4 @@
-"""The command ``jaxdeblur``: in this process, and from a wheel in an environment of its own."""
+"""The command ``jaxdeblur``: in this process, and from a wheel in its own environment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of ``jaxdeblur`` with these arguments, which has to exit."""
+    """Runs ``jaxdeblur``, which must exit; returns its exit code, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["/usr/bin/jaxdeblur", *arguments])
     with pytest.raises(SystemExit) as ended:
         commands.main()
@@ -72,12 +72,12 @@ def test_help_calls_a_command_as_it_was_called(monkeypatch, capsys):
 
 @pytest.mark.stress
 def test_a_wheel_works_where_there_is_no_checkout(tmp_path: Path) -> None:
-    """Built from a copy of the package's files and installed into a new virtual environment.
+    """It is built from a copy of the package's files and installed into a new virtual environment.
 
-    The environment is empty: the wheel is installed without dependencies, which come from this
-    Python's packages by a ``.pth`` file, so nothing large is fetched. They stand behind the wheel
-    on the path, and ``.pth`` files among them (this checkout's, if it is editable) have no effect
-    there. pip fetches setuptools to build with.
+    The environment is empty: the wheel is installed without dependencies. A ``.pth`` file adds this
+    Python's packages, so nothing large is fetched. They come after the wheel on the path, where
+    their own ``.pth`` files (this checkout's, if it is editable) have no effect. pip fetches
+    setuptools for the build.
     """
     for name in ("jaxdeblur", "kernels"):
         shutil.copytree(
@@ -120,7 +120,7 @@ def test_a_wheel_works_where_there_is_no_checkout(tmp_path: Path) -> None:
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """What a command prints; it has to succeed, and no path leads it to this checkout."""
+    """Returns what a command prints. It must succeed, and no path leads it to this checkout."""
     left_out = ("PYTHONPATH", "VIRTUAL_ENV")
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Kills at random moments, and memory over many steps: ``tests/stress/soak.py``, small."""
+"""A short run of ``tests/stress/soak.py``: kills at random moments."""
 
 from __future__ import annotations
 

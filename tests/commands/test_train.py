@@ -1,4 +1,4 @@
-"""``python train.py`` as a user runs it, in processes of their own: kills, resumes and refusals."""
+"""``python train.py`` as users run it, in its own processes: kills, resumes and refusals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TINY = [
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    # Most of its time would go into compiling the same small programs.
+    # Caches all programs: otherwise most time would go into compiling the same small ones.
     environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *arguments],
@@ -56,12 +56,12 @@ def run(*arguments: str, code: int = 0) -> str:
 def refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Runs train.py in this process: it has to end with one line and exit code 2."""
+    """Runs train.py in this process; it must end with one line and exit code 2."""
     for name in ("keep_freed_memory", "keep_compiled"):
         monkeypatch.setattr(devices, name, lambda: None)
 
     def refuse(*arguments: str) -> str:
-        # The tests have eight devices, which share out a batch.
+        # The tests have eight devices, which share a batch.
         monkeypatch.setattr(sys, "argv", ["train.py", "--batch-size=8", *arguments])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
@@ -86,7 +86,7 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 12 steps that nothing disturbed."""
+    """An undisturbed run of 12 steps."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     run(*TINY, "--steps=12", f"--out={folder}")
     return folder
@@ -112,7 +112,7 @@ def test_killed_and_resumed_the_parameters_are_bit_identical(whole: Path, tmp_pa
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-@pytest.mark.stress  # tests/training has signals within one process
+@pytest.mark.stress  # tests/training covers signals within one process
 def test_asked_to_stop_it_saves_and_can_be_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     process = start(*TINY, "--steps=100000", "--save-every=100000", f"--out={folder}")
@@ -232,13 +232,13 @@ def test_weights_start_another_run_at_every_scale(whole: Path, tmp_path: Path) -
             aside = weights.rename(tmp_path / "aside")
             assert "step 0 of 1" in run(f"--out={folder}", "--resume")
             aside.rename(weights)
-        elif stage == "begun anew":  # as if killed before it had even kept what it begins with
+        elif stage == "begun anew":  # as if killed before it kept its initial state
             shutil.rmtree(folder / "checkpoints")
             assert "step 0 of 1" in run(f"--out={folder}", "--resume")
         start_of, now = parameters(whole), parameters(folder)
         for name, array in start_of.items():
             np.testing.assert_allclose(now[f"level/{name}"], array, atol=1e-3)
-    # A job that is started again with all its options goes on; what it began with is not needed.
+    # A job restarted with all its options continues; the weights it began with are not needed.
     weights.unlink()
     assert "step 1 of 1" in run(f"--out={folder}", "--resume", "--start-from=gone")
     assert Run.read(folder).start_from == str(weights)
@@ -309,7 +309,7 @@ def test_weights_that_do_not_say_how_they_were_trained_are_named(
 
 
 def test_weights_that_are_no_numbers_are_refused(whole: Path, tmp_path: Path) -> None:
-    """A pixel that is not a number would come out as the one that went in."""
+    """Otherwise a pixel that is not a number would come out as the input pixel."""
     loaded, file = load_model(whole), tmp_path / "broken.safetensors"
     rebuild, arrays = split(loaded.model)
     name = sorted(arrays)[0]

@@ -1,4 +1,4 @@
-"""The pipeline: data order is a function of seed and step alone, and pairs stay pairs."""
+"""The pipeline: data order is a function of seed and step alone, and pairs remain pairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = ClipOptions(frames=3, crop=16)
 
 
 def numbered_frames(video: int, frames: int, height: int = 20, width: int = 24) -> np.ndarray:
-    """Frames whose pixels say where they come from: video, row and column with the time."""
+    """Returns frames whose pixels encode video, row and column; the latter two with the time."""
     t, y, x = np.mgrid[:frames, :height, :width]
     return np.stack([np.full_like(t, video), 8 * y + t % 8, 8 * x + t // 8], -1).astype(np.uint8)
 
@@ -57,7 +57,7 @@ def test_a_batch_holds_pairs_of_clips_of_the_options():
         assert set(batch) == {"blurred", "sharp"}
         assert batch["blurred"].shape == (4, 3, 16, 16, 3)
         assert batch["blurred"].dtype == np.uint8
-        # The pixels are equal only if both were cut, turned and reversed alike.
+        # The pixels are equal only if both were cropped, turned and reversed alike.
         np.testing.assert_array_equal(batch["blurred"], batch["sharp"])
 
 
@@ -117,7 +117,7 @@ def test_sources_are_mixed_by_their_shares_and_seen_whole(monkeypatch):
 
 
 def orientations(options: ClipOptions) -> set[tuple[int, int, int, bool]]:
-    """The (time, row, column) directions seen, and whether rows and columns are exchanged."""
+    """Returns the (time, row, column) directions seen, and whether rows and columns are swapped."""
     found = set()
     for batch in take(40, [(paired(1, frames=6), 1.0)], options, batch_size=2, seed=1):
         for clip in batch["sharp"].astype(int):
@@ -147,16 +147,16 @@ def test_high_speed_clips_are_averages_around_their_sharp_frames():
         steps = np.diff(batch["sharp"][:, :, 0, 0, 0].astype(int))
         assert (steps == steps[:, :1]).all()
         periods |= set(steps[:, 0].tolist())
-    # 3 averaged: periods 3 to 5; 5 averaged: 5 to 8; 11 averaged: the video holds 4 only at 7.
+    # tau 3: periods 3 to 5; tau 5: 5 to 8; tau 11: four exposures would fit only at period 7.
     assert periods == {3, 4, 5, 6, 7, 8}
     with pytest.raises(UserError, match=r"v \(33 frames of 24x20\)"):
         take(1, [(data, 1.0)], ClipOptions(frames=4, crop=16, taus=(31,)), batch_size=1, seed=0)
 
 
 def blinking(still: int, moving: int) -> Dataset:
-    """Videos with hardly any blur, a grey level, numbered from 1, and others with, from 100.
+    """Returns grey videos: levels from 1 with hardly any blur, and levels from 100 with blur.
 
-    As blur does, it makes some pixels darker and some brighter.
+    Like real blur, theirs makes some pixels darker and some brighter.
     """
     sides = np.where(np.arange(16) < 8, 1, -1)[:, None]
     videos = [
@@ -199,7 +199,7 @@ def test_a_share_of_the_clips_goes_in_as_it_is_to_come_out():
     assert sharp_share(taken(sharp_input=1.0)) == 1
     some = taken(sharp_input=0.25)
     assert sharp_share(some) == pytest.approx(0.25, abs=0.06)
-    # The same comes at every start.
+    # A later start gives the same batches.
     with batches(
         data,
         ClipOptions(frames=3, crop=16, augment=False, sharp_input=0.25),
@@ -208,14 +208,14 @@ def test_a_share_of_the_clips_goes_in_as_it_is_to_come_out():
         start_step=30,
     ) as iterator:
         assert_same(list(itertools.islice(iterator, 30)), some[30:])
-    # None is drawn anew, however little it would be blurred.
+    # None is drawn again, however little it would be blurred.
     data = [(blinking(still=20, moving=20), 1.0)]
     seen = np.concatenate([b["blurred"] for b in taken(sharp_input=1.0, keep_still=0.0)])
     assert np.mean(seen[:, 0, 0, 0, 0] < 100) == pytest.approx(0.5, abs=0.05)
 
 
 def ramp_pairs(frames: int) -> Dataset:
-    """A video whose pixels are the numbers of its frames, blurred ones from 100."""
+    """Returns a video whose pixels are the frame numbers, plus 100 in blurred frames."""
     clip = np.broadcast_to(
         np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 16, 16, 3)
     )
@@ -268,13 +268,13 @@ def test_shares_of_clips_of_one_frame_and_of_a_video_s_ends():
     np.testing.assert_array_equal(sharp, blurred[:, 2:5] - 100)
     begins = (np.diff(blurred)[:, :2] == 0).all(axis=1)
     ends = np.diff(blurred)[:, -1] == 0
-    # Some lie at the ends of the video by themselves.
+    # Some clips lie at the ends of the video by chance.
     assert begins.mean() == pytest.approx(0.36, abs=0.1)
     assert ends.mean() == pytest.approx(0.2, abs=0.1)
 
 
 class Broken(DecodedFrames):
-    """Frames of which one cannot be read."""
+    """Frames, one of which cannot be read."""
 
     def read(self, times, rows=slice(None), columns=slice(None)):
         if 2 in range(*times.indices(len(self))):
@@ -340,7 +340,7 @@ AS_THEY_LIE = ClipOptions(frames=3, crop=16, augment=False, keep_still=1.0)
 
 
 def test_clips_come_from_all_of_a_video():
-    """From each place of its frames, which are wider than high, and from each of its times."""
+    """From every position in its frames, which are wider than high, and from every time."""
     seen = take(100, [(paired(1, frames=10), 1.0)], AS_THEY_LIE, batch_size=4, seed=0)
     rows, columns = np.concatenate([batch["sharp"][:, 0, 0, 0, 1:] for batch in seen]).T
     assert set(rows // 8) == set(range(20 - 16 + 1))
@@ -349,7 +349,7 @@ def test_clips_come_from_all_of_a_video():
 
 
 def ramp_of(frames: int, step: int) -> Dataset:
-    """A high-speed video that grows brighter by ``step`` levels a frame."""
+    """Returns a high-speed video that brightens by ``step`` levels a frame."""
     levels = (step * np.arange(frames)).astype(np.uint8)[:, None, None, None]
     ramp = np.broadcast_to(levels, (frames, 16, 16, 3))
     return Dataset("ramp", "", [HighSpeedVideo("v", DecodedFrames(ramp), Exposure(5, 6))])
@@ -357,7 +357,7 @@ def ramp_of(frames: int, step: int) -> Dataset:
 
 def test_exposures_begin_at_every_frame_of_a_high_speed_video():
     options = dataclasses.replace(AS_THEY_LIE, taus=(3,), duty=(1.0, 1.0))
-    # A limit of motion takes none away: how fast these move is not known.
+    # A motion limit excludes none: the speed of this motion is unknown.
     seen = take(
         *(100, [(ramp_of(20, 1), 1.0)], options),
         batch_size=4,
@@ -369,14 +369,14 @@ def test_exposures_begin_at_every_frame_of_a_high_speed_video():
 
 
 def test_of_an_even_number_of_frames_the_earlier_middle_one_is_sharp():
-    """As in evaluation (``Exposure.middle``): else it would train for half a frame's shift."""
+    """As in evaluation (``Exposure.middle``); otherwise training would aim half a frame off."""
     options = dataclasses.replace(AS_THEY_LIE, taus=(2, 4), duty=(0.8, 1.0))
     for batch in take(20, [(ramp_of(40, 2), 1.0)], options, batch_size=2, seed=0):
         np.testing.assert_array_equal(batch["blurred"], batch["sharp"] + 1)
 
 
 def test_played_backwards_it_is_the_earlier_one_as_it_is_played():
-    """Else half of the clips would train for one of the two middle frames, half for the other."""
+    """Otherwise half of the clips would train for one middle frame and half for the other."""
     options = dataclasses.replace(AS_THEY_LIE, taus=(2, 4), duty=(0.8, 1.0), augment=True)
     ways = set()
     for share in (0.0, 1.0):
@@ -407,7 +407,7 @@ def test_the_share_of_clips_averaged_in_linear_light():
 
 
 def test_the_seed_is_of_the_order_and_of_the_crops():
-    # Of one clip alone, whose order no seed can change; of many, each of them a video.
+    # First a single clip, whose order no seed can change; then many, each of them a video.
     for videos, what in ((1, slice(1, None)), (8, slice(0, 1))):
         one, other = (
             take(3, [(paired(videos, frames=3), 1.0)], AS_THEY_LIE, batch_size=4, seed=seed)

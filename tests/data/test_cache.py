@@ -1,4 +1,4 @@
-"""The cache: made once, opened after, healed if damaged, and named by all that decides it."""
+"""The cache: made once, then opened, rebuilt if damaged, and named by all that it depends on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets on disk: every layout opens, all that is wrong is named at once, frames pack once."""
+"""Data sets on disk: every layout opens, all errors are named at once, frames are packed once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def root(tmp_path):
 
 
 def write(root: Path, folders: dict[str, int], size: tuple[int, int] = (16, 20)) -> None:
-    """Writes so many frames into each folder, all different."""
+    """Writes the given number of frames, all different, into each folder."""
     rng = np.random.default_rng(abs(hash(tuple(folders))) % 2**32)
     for folder, count in folders.items():
         (root / folder).mkdir(parents=True)
@@ -196,7 +196,7 @@ def test_what_is_wrong_with_a_frame_is_named(root):
     named(r"GOPR1/sharp/000000\.png and 000000\.jpg differ only in their suffix")
     shutil.rmtree(train / "GOPR1" / "sharp")
     named("GOPR1/sharp: no such folder")
-    assert len(names(open_dataset(str(root), "test"))) == 1  # the other split is whole
+    assert len(names(open_dataset(str(root), "test"))) == 1  # the other split is intact
 
 
 def test_what_is_not_a_data_set_is_refused_in_one_line(root, tmp_path):
@@ -305,7 +305,7 @@ def test_rendered_scenes_by_their_light():
     assert (stored.name, stored.variant) == ("rendered/test", "tiny, stored values")
     assert names(stored)[0] == "rendered_stored_00"
     video, bright = stored.videos[0], linear.videos[0]
-    # The same scene, but for the light.
+    # The scenes differ only in their light.
     dark = video.sharp(1) < 150
     assert np.abs(video.sharp(1)[dark].astype(int) - bright.sharp(1)[dark]).max() <= 1
     assert (video.blurred(1) != bright.blurred(1)).mean() > 0.1
@@ -372,7 +372,7 @@ def test_damaged_packs_are_made_again(root, cache):
 
 
 def damage(file: Path) -> None:
-    """Cuts the file's pixels short; its header stays whole, so that opening does not notice."""
+    """Cuts the file's pixels short. Its header remains intact, so opening raises no error."""
     data = file.read_bytes()
     file.write_bytes(data[: len(data) * 2 // 3])
 
@@ -394,7 +394,7 @@ def test_frames_cut_short_are_found_before_training_and_named(root, caplog):
     ):
         seen = [next(iterator) for _ in range(10)]
     assert "a/000002.png" in caplog.text
-    # No black stand-in is among them.
+    # None of the clips is a black placeholder.
     assert all(batch[half].any(axis=(2, 3, 4)).all() for batch in seen for half in batch)
 
 

@@ -1,4 +1,4 @@
-"""The scenes that results are reported on: eq. 1 holds, and no pixel changes."""
+"""The scenes on which results are reported: eq. 1 holds, and no pixel changes."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ PIXELS = {
     "wide": (72.435, 106.947),
     "5px": (-38.863, -40.474),
 }
-"""A weighted sum of the blurred and of the sharp frames of the first test scene of a kind."""
+"""Weighted sums of the blurred and of the sharp frames of each kind's first test scene."""
 
 
 @pytest.fixture(scope="module")
 def photographs():
-    """Blocky noise with pure black and white in it: detail at every place, highlights too."""
+    """Blocky noise from pure black to pure white: detail everywhere, and highlights."""
     values = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3)).astype(np.uint8)
     values[:, ::5] = 255
     return jnp.asarray(values.repeat(3, axis=1).repeat(3, axis=2))
@@ -48,12 +48,12 @@ def photographs():
 
 @functools.cache
 def compiled(function, *options):
-    """``function`` compiled once, its last arguments fixed."""
+    """Compiles ``function`` once, with fixed last arguments."""
     return jax.jit(lambda *arguments: function(*arguments, *options))
 
 
 def plain(scene, gamma=1.0, highlights=0.0):
-    """The scene with nothing between the mean of its moments and the frame but rounding."""
+    """Returns the scene without noise and compression: frames are rounded means of moments."""
     zero = jnp.zeros(())
     return scene._replace(
         gamma=jnp.float32(gamma), highlights=jnp.float32(highlights), noise=zero, compression=zero
@@ -61,13 +61,13 @@ def plain(scene, gamma=1.0, highlights=0.0):
 
 
 def nth(kind, index):
-    """One scene of a kind."""
+    """Returns one scene of a kind."""
     return jax.tree.map(lambda values: jnp.asarray(values[index]), kind.scenes)
 
 
 @pytest.fixture(scope="module")
 def scene():
-    """One with objects in it that move."""
+    """A scene with objects that move."""
     scenes = (nth(TINY, index) for index in range(6))
     return next(s for s in scenes if s.objects.number == 2 and not s.objects.follows.all())
 
@@ -79,7 +79,7 @@ def render(key, scene, photographs):
 
 
 def moments_of(scene, photographs):
-    """Every averaged moment of a clip as (T, moments, H, W, 3), rendered one at a time."""
+    """Renders every averaged moment of a clip, one at a time, as (T, moments, H, W, 3)."""
     packed = pack_texels(photographs[scene.textures])
     offsets = ((np.arange(TINY.moments) + 0.5) / TINY.moments - 0.5) * scene.exposure
     times = np.arange(TINY.frames) - (TINY.frames - 1) / 2
@@ -92,11 +92,11 @@ def test_blurred_is_the_mean_of_the_moments_and_sharp_the_middle_one(scene, phot
     moments = moments_of(scene, photographs)
     np.testing.assert_allclose(blurred, moments.mean(axis=1), atol=0.51 / 255)
     np.testing.assert_allclose(sharp, moments[:, 1], atol=0.51 / 255)
-    assert np.abs(blurred - sharp).mean() > 0.02  # else the test would show nothing
+    assert np.abs(blurred - sharp).mean() > 0.02  # otherwise the test would show nothing
 
 
 def test_a_short_exposure_is_a_share_of_the_period(scene, photographs):
-    """Most presets draw it; taken for the whole period, every clip would be blurred too far."""
+    """Most presets draw one. Taken as the whole period, it would blur every clip too much."""
     short = plain(scene)._replace(exposure=jnp.float32(0.3))
     blurred, sharp = render(KEY, short, photographs)
     moments = moments_of(short, photographs)
@@ -113,8 +113,8 @@ def test_linear_light_averages_light_and_clips_highlights(scene, photographs):
     moments = moments_of(scene, photographs)
     light = moments**2.2
     light = light + 0.8 * 10 * np.maximum(light - 0.9, 0)
-    assert light.max() > 1.1  # some of it is more than the sensor holds
-    # The deepest shadows are steep in light ** (1 / 2.2), and rounding is not all there is.
+    assert light.max() > 1.1  # some of it exceeds the sensor's range
+    # light ** (1 / 2.2) is steep in the deepest shadows: errors there exceed rounding.
     expected = np.clip(light.mean(axis=1), 0, 1) ** (1 / 2.2)
     np.testing.assert_allclose(blurred, expected, atol=1.1 / 255)
     np.testing.assert_allclose(sharp, np.clip(light[:, 1], 0, 1) ** (1 / 2.2), atol=1.1 / 255)
@@ -140,7 +140,7 @@ def test_a_scene_that_stands_still_is_sharp(scene, photographs, gamma, highlight
 
 
 def shifts_between(image, other, reach):
-    """The whole-pixel shift at which two grey images agree best, by trying them all."""
+    """Returns the integer shift at which two grey images agree best, by exhaustive search."""
     inner = image[reach:-reach, reach:-reach]
     h, w = inner.shape
     candidates = [(y, x) for y in range(2 * reach + 1) for x in range(2 * reach + 1)]
@@ -149,7 +149,7 @@ def shifts_between(image, other, reach):
 
 
 def test_the_picture_moves_as_the_path_says(scene, photographs):
-    """One frame to the next the background moves by the camera's path, to the pixel."""
+    """From one frame to the next, the background moves by the camera's path, to the pixel."""
     straight = plain(scene)._replace(
         tilt=jnp.zeros(()),
         texels=jnp.ones(3),
@@ -170,7 +170,7 @@ def test_compression_is_mild_and_grows_with_strength(photographs):
     frames = jnp.asarray(photographs[:2, :30, :44], jnp.float32) / 255  # not multiples of 8
     squeeze = jax.jit(compress)
     errors = [float(jnp.abs(squeeze(frames, s) - frames).mean()) for s in (0.1, 0.5, 1.0)]
-    assert 0 < errors[0] < errors[1] < errors[2] < 8 / 255  # of noise, the worst there is
+    assert 0 < errors[0] < errors[1] < errors[2] < 8 / 255  # for noise, the worst case
     flat = jnp.full((1, 16, 16, 3), 0.5)
     np.testing.assert_allclose(compress(flat, 1.0), flat, atol=1.5 / 255)
 
@@ -202,8 +202,8 @@ def test_the_parameters_are_those_of_the_first_scores():
     ["tiny", *(pytest.param(k, marks=pytest.mark.stress) for k in ("narrow", "wide", "5px"))],
 )
 def test_no_pixel_has_changed_since(kind):
-    """Digests of the code that drew and rendered them first. Pixels that round the other way on
-    another machine do not show in a weighted sum, but another scene, noise or compression does."""
+    """Digests come from the code that drew and rendered these first. A weighted sum hides pixels
+    that round differently on another machine, but not another scene, noise or compression."""
     (video, *_) = rendered_videos("test", kind)
     weights = np.random.default_rng(0).standard_normal(video.blurred_frames.array.shape)
     found = [
@@ -229,7 +229,7 @@ def test_scenes_are_rendered_once_then_opened(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAXDEBLUR_CACHE", str(tmp_path))
     videos = rendered_videos("train", "tiny", scenes=3)
     assert "3/3 scenes" in capsys.readouterr().err
-    (folder,) = tmp_path.iterdir()  # whole, and nothing beside it
+    (folder,) = tmp_path.iterdir()  # complete, with nothing beside it
     assert json.loads((folder / "recipe.json").read_text())["kind"] == "tiny"
     with monkeypatch.context() as patch:
         patch.setattr(fixed_scenes, "render_fixed_scene", None)
@@ -274,7 +274,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 
 def test_between_texels_the_picture_is_linear():
-    """A ramp along each side, looked up off the texels and beyond an edge, where it is mirrored."""
+    """Looks up ramps between the texels and beyond an edge, where they are mirrored."""
     y, x = np.mgrid[:8, :8]
     ramp = np.stack([10 * y, 20 * x, 0 * x], axis=-1).astype(np.uint8)
     packed = pack_texels(jnp.asarray(ramp)[None])[0]
@@ -286,7 +286,7 @@ def test_between_texels_the_picture_is_linear():
 
 
 def test_what_stands_nearer_moves_the_same_way_and_further():
-    """Parallax: by ``follows`` times the camera's way, against it, as the background does."""
+    """Parallax: motion is ``follows`` times the camera's and opposite, like the background's."""
     size = (64, 96)
     black_white = np.stack([np.zeros((64, 64, 3)), np.full((64, 64, 3), 255)]).astype(np.uint8)
     packed = pack_texels(jnp.asarray(black_white))

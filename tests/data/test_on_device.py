@@ -1,4 +1,4 @@
-"""Scenes rendered on the device: the renderer's values, and the order of the pipeline."""
+"""Scenes rendered on the device have the renderer's values and the pipeline's order."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def draw_and_render(
 
 
 def numbered(video: int, frames: int, height: int = 20, width: int = 24) -> np.ndarray:
-    """Frames whose pixels say where they come from: video and frame, row, column."""
+    """Returns frames whose pixels encode where they come from: video and frame, row, column."""
     t, y, x = np.mgrid[:frames, :height, :width]
     return np.stack([40 * video + t, y, x], axis=-1).astype(np.uint8)
 
@@ -100,7 +100,7 @@ def assert_same(one: Sequence[dict[str, np.ndarray]], other: Sequence[dict[str, 
 
 
 def is_real(clip: np.ndarray) -> bool:
-    """Whether a clip is of a numbered video: its first channel is the same over each frame."""
+    """Returns whether a clip is from a numbered video: its first channel is constant per frame."""
     return bool((clip[..., 0] == clip[:, :1, :1, 0]).all())
 
 
@@ -160,7 +160,7 @@ def test_a_share_of_the_clips_goes_in_as_it_is_to_come_out() -> None:
     some = dataclasses.replace(config, sharp_input=0.3)
     straight = take(10, some)
     as_they_are = []
-    # All else is as it was: the same targets, and the same blur where there is any.
+    # All else is unchanged: the same targets, and the same blur where there is any.
     for other, one in zip(take(10, config), straight, strict=True):
         np.testing.assert_array_equal(one["sharp"], other["sharp"])
         for clip, target, blurred in zip(
@@ -177,7 +177,7 @@ def test_clips_made_all_at_once_are_the_same(monkeypatch: pytest.MonkeyPatch) ->
     one_by_one = take(1, DataConfig(render="device"))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     (at_once,) = take(1, DataConfig(render="device"))
-    for name in ("blurred", "sharp"):  # but for a few pixels that another program rounds
+    for name in ("blurred", "sharp"):  # but for a few pixels that round differently
         difference = np.abs(at_once[name].astype(int) - one_by_one[0][name])
         assert difference.max() <= 1
         assert np.mean(difference > 0) < 1e-3
@@ -185,7 +185,7 @@ def test_clips_made_all_at_once_are_the_same(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.stress
 def test_the_motion_limit_is_asked_for_at_every_step() -> None:
-    """A curriculum: nothing but the hand's tremor moves at step 0, and all that can afterwards."""
+    """A curriculum: at step 0 only the hand's tremor moves, afterwards everything that can."""
     made = take(
         5,
         DataConfig(render="device"),

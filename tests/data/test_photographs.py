@@ -49,7 +49,7 @@ def test_splits_share_no_photograph(folder):
 
 
 def test_a_copy_of_a_packaged_photograph_is_left_out(folder, tmp_path):
-    """It would train what is validated or tested on."""
+    """Otherwise training could include a photograph of validation or test."""
     for path in folder.iterdir():
         shutil.copy(path, tmp_path)
     for split in SPLITS:
@@ -95,7 +95,7 @@ def test_small_photographs_are_laid_side_by_side_without_holes(tmp_path, monkeyp
     monkeypatch.setattr(textures, "_print", lambda *a: laid.append(a[0].name) or lay(*a))
     texture = cut_textures(photographs, 1, 150, seed=0)
     assert len(set(laid)) >= 6
-    # Reduction overshoots, contrast is varied; what was never written would be 0 or arbitrary.
+    # Reduction overshoots and contrast varies; pixels never written would be 0 or arbitrary.
     assert (texture.mean(axis=-1) < 20).mean() < 0.001
 
 

@@ -1,4 +1,4 @@
-"""What published tables score, made of small folders that are laid out as the real ones."""
+"""The data that published tables score, made from small folders laid out like the real ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = (24, 32)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As published, but with few and small videos."""
+    """Expects the published folders, but with few and small videos."""
     few = {
         "GOPRO": {"train": (2, 4), "test": (1, 2)},
         "DVD": {"quantitative_datasets": (2, 4)},
@@ -90,7 +90,7 @@ def test_estrnn_scores_three_quarters_of_the_size(tmp_path: Path) -> None:
         place = f"test/GOPR0384_11_00/{folder}/000001.png"
         before, after = (read_image(tmp_path / root / place) for root in ("GOPRO", "made"))
         assert after.shape == (18, 24, 3)
-        # A pixel covers one and a third of those before, to each side.
+        # An output pixel covers one and a third input pixels along each side.
         weights = np.array([3, 1, 0]) / 4
         corner = np.einsum("i,j,ijc->c", weights, weights, before[:3, :3].astype(float))
         assert np.abs(after[0, 0] - corner).max() <= 0.6

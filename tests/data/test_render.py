@@ -1,4 +1,4 @@
-"""Rendered scenes to train on: blur is the average of eq. 1, and scenes keep their limits."""
+"""Scenes rendered for training: blur is the average of eq. 1, and scenes keep their limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEY = jax.random.key(7)
 
 @pytest.fixture(scope="module")
 def pictures() -> np.ndarray:
-    """Smooth random textures: between pixels there is nothing to miss."""
+    """Smooth random textures, without detail between pixels."""
     rng = np.random.default_rng(0)
     values = rng.random((4, 12, 12, 3)).repeat(8, axis=1).repeat(8, axis=2)
     for _ in range(4):
@@ -45,7 +45,7 @@ def drawn(config: SceneConfig, seed: int = 7) -> Scene:
 
 
 def sharp_at(scene: Scene, textures: np.ndarray, config: SceneConfig, shift: float) -> np.ndarray:
-    """The sharp frames of the scene with all times later by ``shift`` frames."""
+    """Renders the sharp frames of the scene with all times later by ``shift`` frames."""
 
     def later(path: jax.Array) -> jax.Array:
         steps = path.shape[-2]
@@ -73,14 +73,14 @@ _render = jax.jit(
 
 @pytest.mark.parametrize("seed", [1, 7])
 def test_blurred_is_the_average_of_the_exposure(pictures: np.ndarray, seed: int) -> None:
-    """Eq. 1: of many moments, each rendered sharp, with turning, zoom, depth and an object."""
+    """Eq. 1 over many moments, each rendered sharp, with rotation, zoom, depth and an object."""
     scene = drawn(TINY, seed)._replace(exposure=jnp.float32(0.8))
     blurred, sharp = (np.asarray(v, np.float64) for v in _render(KEY, scene, pictures, TINY))
     moments = [sharp_at(scene, pictures, TINY, 0.8 * n / 17) for n in range(-8, 9)]
     average = np.mean(moments, axis=0)
     np.testing.assert_array_equal(moments[8], sharp)
     missing = np.mean((average - sharp) ** 2)
-    assert missing > 15  # else the test would show nothing
+    assert missing > 15  # otherwise the test would show nothing
     assert np.mean((blurred - average) ** 2) < 0.08 * missing
 
 
@@ -98,7 +98,7 @@ def test_a_way_shifts_by_whole_pixels_and_keeps_fine_detail_between() -> None:
     moved = [np.roll(image, (int(y), int(x)), axis=(0, 1)) for y, x in way]
     found = np.asarray(_blur(jnp.asarray(image)[None], jnp.asarray(way)[None]))[0, 0]
     np.testing.assert_allclose(found, np.mean(moved, axis=0), atol=1e-4)
-    # Half a pixel each way weakens a wave by a cosine. On four pixels it would be its square: 0.5.
+    # Half a pixel each way weakens a wave by a cosine; spread over four pixels, by its square: 0.5.
     wave = np.cos(2 * np.pi * columns / 4)
     half = jnp.array([[[0.0, 0.5], [0.0, -0.5]]])
     found = np.asarray(_blur(jnp.asarray(wave)[None], half))[0, 0]
@@ -107,7 +107,7 @@ def test_a_way_shifts_by_whole_pixels_and_keeps_fine_detail_between() -> None:
 
 @pytest.mark.stress
 def test_the_host_leaves_out_what_a_scene_does_not_need(pictures: np.ndarray) -> None:
-    """Narrower margins, one kernel where four are alike, no absent object: the same frames."""
+    """Narrower margins, one kernel for four equal ones, no absent object: equal frames."""
     host = HostRenderer(pictures, VARIED, FRAMES, CROP)
     reaches = set()
     for seed in range(3):
@@ -142,7 +142,7 @@ def test_speeds_fill_the_range_and_no_more() -> None:
 
 def test_hands_rest_and_change_their_speed_within_an_exposure() -> None:
     def unevenness(config: SceneConfig) -> tuple[float, float]:
-        """How the speed of neighbouring halves of a frame differs; the slowest frame's share."""
+        """Returns how much the speeds of a frame's halves differ, and the slowest frame's share."""
         draw = jax.vmap(lambda key: sample_scene(key, (4, 320), config, 9, 96))
         scene = jax.jit(draw)(jax.random.split(KEY, 100))
         path = np.asarray(scene.camera)[:, 16:-16].reshape(100, -1, 2)

@@ -42,7 +42,7 @@ def synthesise(frames, exposure):
 @pytest.mark.parametrize(("tau", "period"), [(1, 2), (4, 5), (5, 7), (11, 12), (7, 7)])
 @pytest.mark.parametrize("linear", [False, True])
 def test_equation_1(high_speed, tau, period, linear):
-    # Of 26 frames the last ones may hold an exposure but not the pause after it: (5, 7).
+    # The last of 26 frames may hold an exposure but not the pause after it, as with (5, 7).
     pairs = synthesise(high_speed, Exposure(tau, period, linear))
     assert len(pairs) == Exposure(tau, period).count(26)
     curve = GAMMA if linear else 1.0
@@ -51,7 +51,7 @@ def test_equation_1(high_speed, tau, period, linear):
         exposure = [high_speed[n * period + j - 1] for j in range(1, tau + 1)]
         light = sum((x / 255.0) ** curve for x in exposure) / tau
         expected = 255 * light ** (1 / curve)
-        # Halves are rounded up; in light, float32 decides them.
+        # Halves are rounded up; in linear light, float32 decides them.
         assert np.abs(blurred - expected).max() <= 0.5 + 1e-4
         np.testing.assert_array_equal(sharp, exposure[(tau + 1) // 2 - 1])
         np.testing.assert_array_equal(average(np.stack(exposure), linear), blurred)
@@ -70,7 +70,7 @@ def test_light_is_brighter_than_stored_values():
 
 
 def test_a_perfect_middle_frame_is_the_sharp_frame(high_speed):
-    # facts of the trade: eq. 1 as printed takes one frame earlier when tau is odd.
+    # Eq. 1 as printed takes one frame earlier when tau is odd.
     ramp = np.broadcast_to(np.arange(0, 24, 2, dtype=np.uint8)[:, None, None, None], (12, 4, 4, 3))
     for blurred, sharp in synthesise(ramp, Exposure(5, 6)):
         np.testing.assert_array_equal(blurred, sharp)
@@ -122,7 +122,7 @@ def test_a_video_file_is_read(tmp_path, high_speed):
 
 
 def test_a_video_is_not_darkened(tmp_path):
-    """Grey 5 is code 20 of YUV, and that 4.66: to be rounded, not cut off."""
+    """Grey 5 is code 20 in YUV, which decodes to 4.66: it must be rounded, not truncated."""
     write_video(tmp_path / "in.mkv", np.full((4, 16, 16, 3), 5, np.uint8), pixels="yuv420p")
     main([str(tmp_path / "in.mkv"), str(tmp_path / "out"), "--tau=3"])
     assert (read_image(tmp_path / "out" / "sharp" / "in.mkv" / "000000.png") == 5).all()

@@ -1,4 +1,4 @@
-"""What trains never validates."""
+"""Training data are never used for validation."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def test_a_video_that_trains_is_refused_for_validation(folder: Path) -> None:
 
 
 def test_validation_follows_what_trains(folder: Path) -> None:
-    """Of GOPRO, which has no such split, some videos that would train; scenes of the same kind."""
+    """It takes scenes of the same kind; of GOPRO, which has no such split, some training videos."""
     assert TrainingData(DataConfig(scenes="wide")).scored("validation").spec == "rendered:wide"
-    for kind in SCENES:  # Every kind that trains is scored on fixed scenes that there are.
+    for kind in SCENES:  # Every kind that trains is scored on an existing kind of fixed scenes.
         scored = TrainingData(DataConfig(data=(f"rendered:{kind}",))).scored("validation").spec
         assert scored.removeprefix("rendered:") in fixed_kinds()
     assert TrainingData(DataConfig(scenes="clean")).scored("test").spec == "rendered:small"
@@ -80,11 +80,11 @@ def test_validation_follows_what_trains(folder: Path) -> None:
     ((trained, _),) = TrainingData(gopro).train
     assert [v.name for v in trained.videos] == list("cdefghij")  # type: ignore[union-attr]
     assert TrainingData(gopro).scored("test")[:2] == (gopro.data[0], "test")
-    # Named, they are held out as well; of a named data set nothing is.
+    # Videos given by name are held out too; with another data set to validate on, none is.
     named = dataclasses.replace(gopro, validate_only=("c", "d"))
     assert TrainingData(named).held_out == ("c", "d")
     assert not TrainingData(dataclasses.replace(gopro, validate_on="rendered:tiny")).held_out
-    # Too few to spare any: what is scored is not what trains.
+    # Too few videos to hold any out: rendered scenes are scored instead.
     few = DataConfig(data=(f"highspeed:{folder / 'fast'}",))
     assert not TrainingData(few).held_out
     assert (
@@ -106,7 +106,7 @@ def test_an_option_chooses_among_the_videos_of_all_folders(folder: Path) -> None
     everything = (fast, slow, pairs)
     left = [["TEST01"], ["TEST01_still", "other"], ["walk"]]
     assert trained(data=everything, exclude=("TEST03",)) == left
-    # A whole name in one folder is not the beginning of another's.
+    # A complete name in one folder does not count as a prefix in another.
     assert trained(data=(fast, slow), exclude=("TEST01",)) == [
         ["TEST03"],
         ["TEST01_still", "other"],
@@ -121,7 +121,7 @@ def test_an_option_chooses_among_the_videos_of_all_folders(folder: Path) -> None
 
 
 def test_videos_shorter_than_the_usual_exposure_can_train(folder: Path) -> None:
-    """Clips draw their own exposures; that of an evaluation says nothing about them."""
+    """Clips draw their own exposures; the exposure of an evaluation does not apply to them."""
     for number in (9, 10, 11):
         (folder / "fast" / "TEST01" / f"{number:03d}.png").unlink()
     fast = f"highspeed:{folder / 'fast'}"
@@ -198,7 +198,7 @@ def test_the_curriculum_ends_at_the_fastest_scenes_that_train(data: dict[str, An
 
 
 def test_every_preset_trains_on_any_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``train.py --model=... --data=/data/GOPRO_Large`` as the README has it."""
+    """``train.py --model=... --data=/data/GOPRO_Large``, as in the README."""
     for preset in PRESETS.values():
         paired = dataclasses.replace(preset.data, data=("/data/GOPRO_Large",))
         assert not paired.on_device
@@ -266,7 +266,7 @@ def test_a_photograph_is_drawn_without_frames_around_it(
 
 
 class Grey(VideoRestorer):
-    """Gives the same grey for every pixel, by its one parameter."""
+    """A network that gives every pixel the same grey, its one parameter."""
 
     multiple, lookahead = 1, 0
 
@@ -278,7 +278,7 @@ class Grey(VideoRestorer):
 
 
 def test_validation_compares_with_the_sharp_frames(folder: Path) -> None:
-    """On two videos, one of which is hardly blurred: there a grey picture loses."""
+    """On two videos, one of which is hardly blurred: there a grey picture scores worse."""
     shutil.copytree(folder / "pairs" / "sharp" / "walk", folder / "pairs" / "sharp" / "run")
     (folder / "pairs" / "blur" / "run").mkdir()
     for file in (folder / "pairs" / "sharp" / "run").iterdir():

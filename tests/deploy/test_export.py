@@ -1,4 +1,4 @@
-"""The files for programs without JAX, run by ONNX Runtime and ``jax.export``: as the stream."""
+"""Exported files, run by ONNX Runtime and ``jax.export``, give the frames of the stream."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ NO_ONNX: dict[str, Any] = {
     "stfan": StfanConfig(width=2),
 }
 STOPPED_BY = {"edvr": "reduce_window_max"}
-"""The operator that stands in the way of ONNX, where it is not broadcast_in_dim."""
+"""The operator that cannot be converted to ONNX, where it is not broadcast_in_dim."""
 NETWORKS: dict[str, Any] = {
     **PEERS,
     **NO_ONNX,
@@ -99,7 +99,7 @@ def random_video(height: int, width: int, frames: int = FRAMES) -> np.ndarray:
 
 
 def moving_video(height: int, width: int, frames: int = FRAMES) -> np.ndarray:
-    """Patches that move by 5 pixels in every exposure: blur that opens the gates."""
+    """Returns patches that move by 5 pixels per exposure, a blur that opens the gates."""
     rows, columns = height // 4 + 1, (width + 5 * frames) // 4 + 1
     small = np.random.default_rng(0).integers(0, 256, (rows, columns, 3), np.uint8)
     large = small.repeat(4, axis=0).repeat(4, axis=1)[:height].astype(np.float32)
@@ -112,7 +112,7 @@ def to_floats(video: np.ndarray) -> np.ndarray:
 
 
 def fed(video: np.ndarray, lookahead: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """The frames as the recipe feeds them, ``1 H W 3``, and whether they are repeated."""
+    """Yields frames as the recipe feeds them, ``1 H W 3``, and whether they are repeated."""
     for frame in video:
         yield frame[None], False
     for _ in range(lookahead):
@@ -120,7 +120,7 @@ def fed(video: np.ndarray, lookahead: int) -> Iterator[tuple[np.ndarray, bool]]:
 
 
 def streamed(model: VideoRestorer, video: np.ndarray) -> np.ndarray:
-    """What the project's own stream gives, in floats."""
+    """Returns what the project's own stream gives, in floats."""
     step = nnx.jit(lambda model, *arguments: model.step(*arguments))
     state, restored = model.initial_state(1, *video.shape[1:3]), []
     for frame, repeated in fed(video, model.lookahead):
@@ -142,7 +142,7 @@ def session_of(path: Path) -> Any:
 
 
 def size_of(told: int | dict[str, Any], height: int, width: int) -> int:
-    """A size of the state for frames of ``height x width`` pixels."""
+    """Returns a dimension of the state for frames of ``height x width`` pixels."""
     if isinstance(told, int):
         return told
     side = {"height": height, "width": width}[told["of"]]
@@ -150,7 +150,7 @@ def size_of(told: int | dict[str, Any], height: int, width: int) -> int:
 
 
 def run_step(session: Any, video: np.ndarray) -> np.ndarray:
-    """By the recipe in the file's metadata alone."""
+    """Restores a video by the recipe in the file's metadata alone."""
     told = about(session)
     size = video.shape[1:3]
     state = {
@@ -167,7 +167,7 @@ def run_step(session: Any, video: np.ndarray) -> np.ndarray:
 
 
 def run_windows(session: Any, video: np.ndarray) -> np.ndarray:
-    """Each frame from a window of its own; beyond the ends, the first and the last frame."""
+    """Restores each frame from its own window; the end frames are repeated beyond the ends."""
     told, restored = about(session), []
     for i in range(len(video)):
         places = np.clip(i - told["restored"] + np.arange(told["frames"]), 0, len(video) - 1)
@@ -190,19 +190,19 @@ WRITTEN = {
     "image.onnx": ["blending", "--form=image"],
     "half.onnx": ["blending", "--half", "--licence=mine"],
 }
-"""The weights and options of each file that the tests look at."""
+"""The weights and options of each file that the tests check."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files, all written by one process."""
+    """Returns the folder of the files, all written by one process."""
     folder = tmp_path_factory.mktemp("exported")
     write_all(folder, WRITTEN)
     return folder
 
 
 def write_all(folder: Path, files: dict[str, list[str]]) -> None:
-    """By a process of its own: here annotations are checked, and sizes that are symbols are not."""
+    """Exports in its own process: the tests check annotations, which symbolic sizes violate."""
     for name in {weights for weights, *_ in files.values()}:
         export_weights(loaded(name), folder / f"{name}.safetensors")
     commands = [
@@ -237,7 +237,7 @@ def test_several_sizes_and_neighbours_side_by_side_too(name: str, tmp_path: Path
 @needs_onnx
 @pytest.mark.stress
 def test_the_weights_that_ship(tmp_path: Path) -> None:
-    """At a size where all of the four scales have something to do, and at the tests' sizes."""
+    """Adds to the tests' sizes one where all four scales have something to restore."""
     name = shipped.default_name("fast video")
     command = [sys.executable, "-m", "jaxdeblur.export", name, str(tmp_path / "step.onnx")]
     subprocess.run(command, check=True)
@@ -248,7 +248,7 @@ def test_the_weights_that_ship(tmp_path: Path) -> None:
 @needs_onnx
 @pytest.mark.stress
 def test_a_window_of_the_weights_that_ship(tmp_path: Path) -> None:
-    """Four networks three times: what took the converter too long."""
+    """Four networks run three times each, which used to take the converter too long."""
     name = shipped.default_name("fast video")
     command = [sys.executable, "-m", "jaxdeblur.export", name, str(tmp_path / "window.onnx")]
     subprocess.run([*command, "--form=window"], check=True)
@@ -283,7 +283,7 @@ def test_those_that_cannot_become_onnx_say_why(name: str, tmp_path: Path) -> Non
 
 
 def test_a_network_that_pads_in_its_own_way_is_refused() -> None:
-    """DBN pads by zeros; its file, padded by the edge as all are, gave other pixels."""
+    """DBN pads with zeros; its file, padded with the edge like all files, gave other pixels."""
     with pytest.raises(UserError, match=r"Dbn has its own pad method"):
         make_form(loaded("dbn").model, "step")
 
@@ -336,7 +336,7 @@ def test_a_file_says_what_it_is(folder: Path) -> None:
 
 @needs_onnx
 def test_a_bias_is_added_as_it_is(folder: Path) -> None:
-    """Spread over the frame first, it kept runtimes from joining it with its convolution."""
+    """If it is spread over the frame first, runtimes do not fuse it with its convolution."""
     import onnx
 
     nodes = onnx.load(folder / "blending.onnx").graph.node
@@ -387,7 +387,7 @@ def test_stablehlo_runs_without_this_package(folder: Path, tmp_path: Path) -> No
 
 
 def check_stablehlo(file: Path, model: VideoRestorer, tmp_path: Path) -> None:
-    """The lines of docs/deploy.md, in a process that cannot import the package."""
+    """Runs the lines of docs/deploy.md in a process that cannot import the package."""
     frames, out = (tmp_path / n for n in ("frames.npy", "restored.npy"))
     video = to_floats(random_video(7, 9))
     np.save(frames, video)
@@ -448,7 +448,7 @@ def test_without_the_packages_it_says_what_installs_them(
 def test_blur_paths_are_not_exported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their network alone would be of no use."""
+    """Without the paths, their network would be of no use."""
     with pytest.raises(UserError, match="blur paths cannot be exported; export strcnn_dtb_"):
         exported(monkeypatch, "strcnn_dtb_paths", str(tmp_path / name))
     assert not (tmp_path / name).exists()

@@ -1,4 +1,4 @@
-"""The scripts of examples/deploy, as far as their programs are at hand."""
+"""The scripts of examples/deploy, where their programs are installed."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def test_vapoursynth_restores_by_windows(tmp_path: Path) -> None:
 
 
 def test_the_script_of_vapoursynth_is_python() -> None:
-    """Where VapourSynth is missing, that far it is tried."""
+    """Without VapourSynth this is all that can be tested."""
     ast.parse((ROOT / "examples/deploy/window.vpy").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""web/index.html in a headless Chromium: the pixels that deblur.py gives, from the same frames."""
+"""web/index.html in a headless Chromium gives the pixels of deblur.py from the same frames."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jaxdeblur.weights.save import export_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH, FRAMES = 54, 91, 5
-# 54 rows and 91 columns are no multiples of what the network needs: the file pads them.
+# 54 and 91 are not multiples of what the network needs: the exported file pads them.
 NETWORK = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
 
 pytestmark = pytest.mark.stress
@@ -40,7 +40,7 @@ def serve_module() -> Any:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The address of a served page with a small network, and the folder of its weights."""
+    """Yields the address of a served page with a small network, and its weights' folder."""
     for package in ("jax2onnx", "onnx"):
         pytest.importorskip(package, reason="the page needs an exported network (docs/deploy.md)")
     if shutil.which("npm") is None:
@@ -91,7 +91,7 @@ def page(site: tuple[str, Path]) -> Iterator[Any]:
 
 
 def write_clip(folder: Path) -> list[str]:
-    """A drifting pattern with some noise, as PNG."""
+    """Writes a drifting pattern with some noise, as PNG."""
     folder.mkdir()
     rng, names = np.random.default_rng(0), []
     y, x = np.mgrid[:HEIGHT, :WIDTH]
@@ -162,7 +162,7 @@ def test_what_is_no_picture_is_said(page: Any, tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
-    """Without npm nothing is half made."""
+    """Without npm no unfinished file is left."""
     code = (
         "import sys; sys.path.insert(0, 'web'); import serve; serve.shutil.which = lambda n: None"
     )

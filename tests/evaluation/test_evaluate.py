@@ -1,4 +1,4 @@
-"""Evaluation: scores of a known restorer, the files it writes, going on, sharing, and refusals."""
+"""Evaluation: scores of a known restorer, written files, resuming, sharing and refusals."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ from jaxdeblur.weights.load import LoadedModel, load_restorer
 from jaxdeblur.weights.save import export_weights
 
 ROOT = Path(__file__).parents[2]
-GAIN = 1.2347  # no grey level times this ends in exactly one half
+GAIN = 1.2347  # no grey level times this ends in exactly .5
 CONFIG = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True)
 
 
 class Brighten(VideoRestorer):
-    """Multiplies by a parameter, one frame late: what comes out is known without a network."""
+    """Multiplies frames by a parameter, one frame late, so that the output is known exactly."""
 
     multiple = 1
     lookahead = 1
@@ -191,7 +191,7 @@ class TestScores:
         )
 
     def test_each_frame_shows_its_own_weights(self, finished):
-        """Brighten's are the frame that went in, at half size."""
+        """Brighten's weights are the input frame at half size."""
         out, dataset, _ = finished
         text = (out / "report.html").read_text()
         data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
@@ -228,7 +228,7 @@ class TestScores:
 def test_a_preview_shows_the_first_video_before_and_after(preview, tmp_path):
     wide = MemoryVideo("wide", 30, 1)
     wide.sharp_frames = np.full((30, 60, 400, 3), 120, np.uint8)
-    levels = 90 + np.arange(30) % 2 * 20  # frames that are equal become one
+    levels = 90 + np.arange(30) % 2 * 20  # equal frames would be merged
     wide.blurred_frames = np.broadcast_to(levels[:, None, None, None], (30, 60, 400, 3))
     wide.blurred_frames = wide.blurred_frames.astype(np.uint8)
     dataset = Dataset("memory", "", [wide, MemoryVideo("other", 3, 2)])
@@ -255,7 +255,7 @@ class TestProtocols:
         ]
         assert found["psnr"] == found["pooled"]["psnr"] == pytest.approx(np.mean(scores))
         kept = json.loads((tmp_path / "o" / "videos" / "000-walk.json").read_text())
-        assert kept["scores"]["scored_from"] == 2  # by which the report page gives a frame its own
+        assert kept["scores"]["scored_from"] == 2  # the report page aligns scores by it
 
     @pytest.mark.parametrize("name", ["estrnn", "shift-net"])
     def test_fractions(self, name, tmp_path):
@@ -294,7 +294,7 @@ class TestGoingOn:
         dataset = a_dataset()
         found = evaluate(loaded(), dataset, config, out)
         assert [video.reads for video in dataset.videos] == [3, 3]
-        # The second video is lost, as if the first start had been killed in it.
+        # The second video is damaged, as if the first run had been killed during it.
         second = out / "videos" / "001-up-and-away.json"
         second.write_text(second.read_text()[:-100])
         (out / "metrics.json").unlink()
@@ -326,7 +326,7 @@ class TestGoingOn:
         with pytest.raises(UserError, match=f"an evaluation {named}; .*--overwrite"):
             evaluate(model, a_dataset(), config, out)
         assert (out / "metrics.json").read_bytes() == before
-        for folder in ("videos", "frames"):  # of a data set that had more videos
+        for folder in ("videos", "frames"):  # left by a data set with more videos
             (out / folder).mkdir(exist_ok=True)
             (out / folder / "009-old").touch()
         evaluate(model, a_dataset(), config, out, overwrite=True)
@@ -427,7 +427,7 @@ class TestRefusals:
         assert metrics["videos"][0]["seconds_per_frame"] is None
         assert "-" in table(metrics).splitlines()[1]
         timed = _TimedRestoration(Brighten(), dataset.videos[0], 1, wide=False)
-        timed.durations = [9.0, 1.0, 2.0, 4.0]  # of several, the first one compiles
+        timed.durations = [9.0, 1.0, 2.0, 4.0]  # of several, the first one includes compilation
         assert timed.seconds_per_frame() == 2
 
     def test_frames_that_are_restored_by_themselves_know_nothing_of_each_other(self, tmp_path):
@@ -563,13 +563,13 @@ class TestCommand:
         (metrics,) = Path("runs").glob("*/*/metrics.json")
         assert metrics.parents[1] == Path("runs/new")
         assert json.loads(metrics.read_text())["checkpoint"]["step"] == 3
-        with pytest.raises(SystemExit):  # as --ckpt="$UNSET" gives it
+        with pytest.raises(SystemExit):  # as from --ckpt="$UNSET"
             command("--ckpt=", *given, monkeypatch=monkeypatch)
 
     def test_split_and_exposure_are_those_that_were_asked_for(
         self, weights_and_data, tmp_path, monkeypatch
     ):
-        """Scores of other frames, or of less blur, would stand under the same name."""
+        """Otherwise scores of other frames, or of less blur, would appear under the same name."""
         weights, _ = weights_and_data
         for split, frames in (("train", 12), ("test", 8)):
             (tmp_path / "fast" / split / "walk").mkdir(parents=True)
@@ -648,7 +648,7 @@ def test_two_processes_share_the_videos(weights_and_data, tmp_path):
     ]
     said = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0, 0], said
-    # Each restored its own: process 0 the first and the third, process 1 the second.
+    # Each restores its own videos: process 0 the first and third, process 1 the second.
     names = ("one", "three", "two")
     share = [[name for name in names if f" {name}: " in err] for _, err in said]
     assert sorted(map(len, share)) == [1, 2]

@@ -1,4 +1,4 @@
-"""The ruler: PSNR, SSIM, flicker and every protocol against figures computed independently."""
+"""PSNR, SSIM, flicker and every protocol against independently computed figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jaxdeblur.evaluation.metrics import (
 
 @pytest.fixture
 def pair() -> tuple[np.ndarray, np.ndarray]:
-    """A smooth colour picture and a blurred, noisy version of it; sides odd and different."""
+    """Returns a blurred, noisy colour picture and its smooth original; sides are odd and differ."""
     rng = np.random.default_rng(3)
     sharp = ndimage.gaussian_filter(rng.uniform(0, 255, (47, 61, 3)), (1.5, 1.5, 0))
     sharp = (sharp - sharp.min()) / np.ptp(sharp) * 255
@@ -91,13 +91,13 @@ class TestSsim:
         assert ssim(*pair) == pytest.approx(expected, abs=1e-9)
 
     def test_3d_reflect_is_scipy(self, pair):
-        # As Shift-Net's code has it: channels first, [0, 1], gaussian_filter over all three axes.
+        # As in Shift-Net's code: channels first, [0, 1], gaussian_filter over all three axes.
         a, b = (image.transpose(2, 0, 1).astype(np.float64) / 255 for image in pair)
         expected = formula(a, b, lambda x: ndimage.gaussian_filter(x, 1.5))
         assert ssim(*pair, "3-D reflect") == pytest.approx(expected, abs=1e-9)
 
     def test_3d_edge_is_a_full_3d_convolution(self, pair):
-        # As NAFNet's code has it: one 11 x 11 x 11 kernel, borders replicated.
+        # As in NAFNet's code: one 11 x 11 x 11 kernel, borders replicated.
         line = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
         line /= line.sum()
         kernel = np.einsum("i,j,k->ijk", line, line, line)
@@ -118,7 +118,7 @@ class TestSsim:
 
 
 def formula(a: np.ndarray, b: np.ndarray, smooth) -> float:
-    """SSIM written out with the two products of the paper, for images in [0, 1]."""
+    """Computes SSIM by the two products of the paper, for images in [0, 1]."""
     ma, mb = smooth(a), smooth(b)
     va, vb, cov = smooth(a * a) - ma**2, smooth(b * b) - mb**2, smooth(a * b) - ma * mb
     top = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4)
@@ -136,11 +136,11 @@ class TestFlicker:
     def test_by_hand(self):
         sharp = np.stack([grey(100), grey(120), grey(100)])
         assert flicker(sharp, sharp) == 0
-        # A constant offset does not flicker; one that comes and goes by 6 does, by 6.
+        # A constant offset does not flicker; an offset that goes 0, 6, 0 does, by 6.
         assert flicker(sharp + np.uint8(9), sharp) == 0
         flickering = np.stack([grey(100), grey(126), grey(100)])
         assert flicker(flickering, sharp) == pytest.approx(6)
-        # The error goes 0, 3, 3: changes of 3 and 0.
+        # The error goes 0, 3, 3, with changes of 3 and 0.
         settling = np.stack([grey(100), grey(123), grey(103)])
         assert flicker(settling, sharp) == pytest.approx(math.sqrt((9 + 0) / 2))
 
@@ -162,7 +162,7 @@ class TestProtocols:
             protocol("matlab")
 
     def test_quantised(self):
-        # 16 bits: 257 steps are one grey level.
+        # In 16 bits, 257 steps are one grey level.
         values = np.array([0, 256, 257, 257 * 99 + 200, 65535], np.uint16)
         frame = np.broadcast_to(values[:, None, None], (5, 1, 3))
         truncated = PROTOCOLS["estrnn"].quantised(frame)
@@ -213,7 +213,7 @@ class TestProtocols:
     def test_cdvd_tsp(self, pair):
         a, b = (image[4:-4, 4:-4] for image in pair)
         assert PROTOCOLS["cdvd-tsp"].score(*pair) == pytest.approx(reference_scores(a, b))
-        # What lies in the border does not count.
+        # Pixels in the border do not count.
         spoilt = pair[0].copy()
         spoilt[:4] = spoilt[-4:] = spoilt[:, :4] = spoilt[:, -4:] = 0
         assert PROTOCOLS["cdvd-tsp"].score(spoilt, pair[1]) == PROTOCOLS["cdvd-tsp"].score(*pair)
@@ -264,14 +264,14 @@ class TestPvdnet:
         sharp = scene[10:80, 10:90].round().astype(np.uint8)
         moved = scene[12:82, 9:89].round().astype(np.uint8)
         assert psnr(moved, sharp) < 35
-        # The intensity is matched before the shift, on pictures that do not lie on each other yet.
+        # The intensity is matched before the shift, while the pictures are not yet aligned.
         assert self.pvdnet.score(moved, sharp)[0] > 42
         dimmed = (sharp * 0.9).round().astype(np.uint8)
         assert psnr(dimmed, sharp) < 30
         assert self.pvdnet.score(dimmed, sharp)[0] > 55
 
     def test_against_a_computation_of_its_own(self, pair):
-        # A shift with zeros by scipy, luminance by einsum, scores by scikit-image.
+        # Zero-filled shift by scipy, luminance by einsum, scores by scikit-image.
         image = np.roll(pair[0], (1, -2), (0, 1))
         a, b = (x[16:-16, 16:-16].astype(np.float64) for x in (image, pair[1]))
         a = a * (a.ravel() @ b.ravel()) / (a.ravel() @ a.ravel())
@@ -295,7 +295,7 @@ class TestPvdnet:
 
 
 def reference_scores(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """PSNR and 2-D SSIM by scikit-image."""
+    """Computes PSNR and 2-D SSIM by scikit-image."""
     return (
         skimage_metrics.peak_signal_noise_ratio(b, a, data_range=255),
         skimage_metrics.structural_similarity(

@@ -1,4 +1,4 @@
-"""evaluate.py without --data: the kind of videos that the run trains on."""
+"""evaluate.py without --data scores the kind of videos that the run trains on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_run_is_scored_on_its_own_kind(tmp_path: Path) -> None:
     config = of_its_own_kind(EvaluationConfig(only=("rendered_00",)), run)
     assert (config.data, config.split, config.only) == ("rendered:wide", "test", ("rendered_00",))
     assert of_its_own_kind(EvaluationConfig(), {}).data == "rendered"
-    # The variant is of the data set that trained, and rendered scenes have none.
+    # The variant belongs to the training data set; rendered scenes have none.
     (tmp_path / "train/a/blur_gamma").mkdir(parents=True)
     mixed = DataConfig(data=("rendered", f"gopro:{tmp_path}"), variant="blur_gamma")
     assert of_its_own_kind(EvaluationConfig(), {"data": dataclasses.asdict(mixed)}).variant is None

@@ -1,4 +1,4 @@
-"""The report in a real browser: no error on the console, and every control does what it says."""
+"""The report in a real browser: no errors on the console, and every control works."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ARGUMENTS = (
 
 
 def a_shot(index: int, explained: bool) -> report.Shot:
-    """Blurred is dark, restored grey, sharp bright, so that pixels tell them apart."""
+    """Makes the blurred frame dark, the restored grey and the sharp bright, to tell them apart."""
     frames = [np.full((HEIGHT, WIDTH, 3), value, np.uint8) for value in (40, 120, 220)]
     explanation = an_explanation(index) if explained else None
     return {**report.shot(0, *frames, explanation), "index": index}
@@ -58,7 +58,7 @@ def an_explanation(seed: int) -> Explanation:
     )
     ramp = np.linspace(0.2, 0.9, w, dtype=np.float32)
     weights = jnp.asarray(np.broadcast_to(ramp, (1, 1, h, w)))
-    # Six cells of 16 pixels reach below the 90 rows; all but the uppermost take nothing.
+    # Six rows of 16-pixel cells reach below the 90 rows; only the topmost gates are open.
     gate = jnp.zeros((1, 1, 6, 10)).at[:, :, 0].set(1.0)
     paths = jnp.array([[[[[45.0, 40.0], [45.0, 120.0]], [[70.0, 20.0], [70.0, 20.0]]]]])
     return Explanation(weights, (block,), gate, paths)
@@ -86,14 +86,14 @@ def a_video(name: str, psnr: float, *, explained: bool, shots: int = FRAMES) -> 
 def an_evaluation(
     *videos: report.VideoReport, protocol: str = "jaxdeblur"
 ) -> tuple[dict[str, Any], Sequence[report.VideoReport]]:
-    """What ``report.write`` takes: the metrics, and three videos unless others are given."""
+    """Returns what ``report.write`` takes: metrics and videos, by default three."""
     videos = videos or (
         a_video("walk </script><!-- café", 27.0, explained=True),
         a_video("street", 24.5, explained=False),
         a_video("one shot", 26.0, explained=False, shots=1),
     )
     source = "runs/strcnn_dtb at step 7"
-    model: Any = None  # of which nothing is said
+    model: Any = None  # not used by the report
     loaded = LoadedModel(model, "strcnn_dtb", StrcnnConfig(), 7, source, {})
     config = EvaluationConfig(protocol=protocol)
     scores = [video.scores for video in videos]
@@ -147,7 +147,7 @@ def browser() -> Iterator[object]:
 
 
 class Opened:
-    """The page in a tab, with what it complained about and asked the network for."""
+    """The page in a tab, with its console messages, errors and network requests."""
 
     def __init__(self, browser, path: Path, **options) -> None:
         self.context = browser.new_context(**options)
@@ -165,7 +165,7 @@ class Opened:
         return self.page.locator("section.video").first
 
     def stage(self) -> np.ndarray:
-        """What the first video's stage looks like once its pictures are decoded."""
+        """Returns a screenshot of the first video's stage, with its pictures decoded."""
         self.page.evaluate(
             "Promise.all([...document.querySelectorAll('.stage img[src]')].map(i => i.decode()))"
         )
@@ -230,7 +230,7 @@ class TestBrowser:
         for part in (0.25, 0.8):
             desktop.page.mouse.move(box["x"] + part * box["width"], y)
             assert desktop.at() == pytest.approx(100 * part, abs=1)
-            # Left of the divider is what went in (dark), right of it what came out (grey).
+            # The blurred frame (dark) is left of the divider, the restored one (grey) right of it.
             pixels = desktop.stage()
             row, divider = pixels[len(pixels) // 4], round(part * box["width"])
             assert row[divider - 40].mean() == pytest.approx(40, abs=3)
@@ -270,7 +270,7 @@ class TestBrowser:
         assert readout.inner_text().startswith("Frame 4 of 4, 27.90 dB (+2.90)")
         desktop.first.get_by_role("button", name="Previous frame").click()
         assert readout.inner_text().startswith("Frame 3 of 4")
-        # A click on the curve goes to the frame there.
+        # A click on the curve selects the frame there.
         curve = desktop.first.locator(".plot svg")
         curve.click(position={"x": 50, "y": 60})
         assert readout.inner_text().startswith("Frame 1 of 4")
@@ -291,7 +291,7 @@ class TestBrowser:
         desktop.page.keyboard.press("3")
         assert image.get_attribute("alt").startswith("Sharp frame 2")
         desktop.page.keyboard.press("Escape")
-        # "close" is sent after the key press has been handled.
+        # The "close" event follows once the key press has been handled.
         desktop.page.locator("dialog").wait_for(state="detached")
 
     @pytest.mark.stress
@@ -303,7 +303,7 @@ class TestBrowser:
         assert "55 % comes from the frame itself" in legend.inner_text()
         pixels = desktop.stage()
         assert np.abs(pixels.astype(int) - before)[20:60].mean() > 10
-        # The weights grow to the right, and so does the brightness of the colours.
+        # The weights increase to the right, and so does the brightness of the colours.
         assert pixels[-20, -30].sum() > pixels[-20, 180].sum()
         desktop.first.get_by_role("button", name="Nothing").click()
         after = desktop.stage()
@@ -323,7 +323,7 @@ class TestBrowser:
             assert at(shown, y, x).min() > 230, (y, x)
         row, column = round(70 / HEIGHT * height), round(20 / WIDTH * width)
         dot = shown[row - 2 : row + 3, column - 2 : column + 3]
-        assert dot.max() > 150  # small, so its white is mixed with the rim
+        assert dot.max() > 150  # small, so its white blends with the rim
         for y, x in ((45, 30), (45, 130), (20, 60)):
             np.testing.assert_array_equal(at(shown, y, x), at(before, y, x))
         desktop.first.get_by_role("button", name="Gate").click()
@@ -342,7 +342,7 @@ class TestBrowser:
         panel.get_by_role("button", name="Spatial map 3", pressed=True).wait_for()
         assert panel.locator(".bars svg").count() == 2
         assert panel.locator(".bars rect").count() == 2 * 5
-        # A click chooses a pixel: its 3 x 2 weights are those of A_p in that place.
+        # A click selects a pixel: its 3 x 2 weights are those of A_p at that place.
         box = desktop.first.locator(".stage").bounding_box()
         x, y = 0.83, 0.3
         desktop.first.locator(".stage").click(
@@ -361,7 +361,7 @@ class TestBrowser:
                 assert float(weight) == pytest.approx(expected, abs=0.006), text
 
         eventually(check_mix)
-        # The same by typing.
+        # Typing selects a pixel too.
         panel.get_by_role("spinbutton", name="Pixel x").fill("3")
         panel.get_by_role("spinbutton", name="Pixel x").press("Enter")
         assert panel.get_by_role("spinbutton", name="Pixel x").input_value() == "3"
@@ -375,7 +375,7 @@ class TestBrowser:
     @pytest.mark.stress
     def test_a_long_video_of_reduced_pictures_and_many_maps(self, browser, tmp_path, monkeypatch):
         monkeypatch.setattr(report, "PICTURE_SIDE", WIDTH // 2)
-        # The weights of an even mix of 512 are below half a step of a map that holds a 1 as well.
+        # An even mix of 512 has weights below half a grey step of a map that also contains a 1.
         mix = np.full((1, 1, 12, 20, 512), 1 / 512, np.float32)
         mix[..., 0, 0, :] = np.eye(512, dtype=np.float32)[0]
         block = dataclasses.replace(
@@ -387,7 +387,7 @@ class TestBrowser:
         noise = np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH, 3), dtype=np.uint8)
         explanation = Explanation(attention=(block,))
         shot = report.shot(0, *noise, explanation)
-        count = 70_000  # a browser's call takes no 140,000 arguments
+        count = 70_000  # no JavaScript call takes 140,000 arguments
         scores = dataclasses.replace(
             a_video("walk", 27.0, explained=False, shots=0).scores,
             frames=count,
@@ -461,7 +461,7 @@ class TestBrowser:
         touch("touchEnd")
         assert opened.at() == pytest.approx(25, abs=2)
         assert opened.page.locator("dialog").count() == 0
-        # A tap opens the full size; soon after a drag it would be part of a gesture.
+        # A tap opens the full size; right after a drag it would be part of that gesture.
         opened.page.wait_for_timeout(500)
         opened.page.touchscreen.tap(box["x"] + 0.8 * box["width"], y)
         opened.page.locator("dialog img").wait_for()
@@ -484,7 +484,7 @@ class TestFile:
     def test_one_file_with_no_address_in_it(self, page_path):
         text = page_path.read_text(encoding="utf-8")
         addresses = set(re.findall(r"https?://[^\"'\s]*", text))
-        assert addresses == {"http://www.w3.org/2000/svg"}  # the name of SVG, not a place
+        assert addresses == {"http://www.w3.org/2000/svg"}  # SVG's namespace, not a link
         assert "{{" not in text
         assert "<title>strcnn_dtb on &lt;rendered&gt; &amp; more</title>" in text
 
@@ -580,12 +580,12 @@ def test_a_shot_shows_the_maps_of_its_place_in_the_clip() -> None:
     mix = np.moveaxis(np.asarray(block.pixel_mix[0, 2]), -1, 0)
     for sprite, expected in (
         (shot["weights"], np.asarray(explanation.blending_weights[0, 2])[None]),
-        (shown["spatial"], 6 * 8 * np.asarray(block.spatial_maps[0, 2])),  # of an even spread
+        (shown["spatial"], 6 * 8 * np.asarray(block.spatial_maps[0, 2])),  # over an even spread
         (shown["mix"], mix),
     ):
         values = decoded(sprite["src"]).reshape(expected.shape) / 255
         values = sprite["low"] + values * (sprite["high"] - sprite["low"])
         np.testing.assert_allclose(values, expected, atol=0.01 * expected.max())
-    # Of every frame on one scale, so that frames compare.
+    # All frames share one scale, so that they can be compared.
     assert (shot["weights"]["low"], shot["weights"]["high"]) == (0, 1)
     np.testing.assert_allclose(shown["temporal"], block.temporal_maps[0, 2], atol=1e-5)

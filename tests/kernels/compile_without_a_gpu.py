@@ -1,10 +1,10 @@
-"""Compiles every kernel at the largest sizes it takes for one GPU, on a machine that has none.
+"""Compiles every kernel for one GPU at its largest supported sizes, on a machine without a GPU.
 
     cd tests/kernels; JAX_PLATFORMS=cpu python compile_without_a_gpu.py targets/sm_90.txtpb
 
-prints one line of JSON for each: its name and error, null if it compiled. Names after the target
-leave out all others. Needs the plugin wheels, jax-cuda12-plugin and jax-cuda12-pjrt or the same of
-cuda13.
+prints one line of JSON per kernel: its name and error, null if it compiled. Names after the target
+restrict it to these kernels. It needs the plugin wheels jax-cuda12-plugin and jax-cuda12-pjrt, or
+those of cuda13.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PIXELS = 1000  # an odd number of tiles, the last one partly masked
 
 
 def cases() -> Iterator[tuple[str, Any, list[Any]]]:
-    """Each kernel in each dtype, with the shapes of its arguments."""
+    """Yields each kernel in each dtype, with the shapes of its arguments."""
     for dtype, numbers in tiles.NUMBERS.items():
         c = tiles.WIDEST[dtype]
         m, p = numbers // c, PIXELS

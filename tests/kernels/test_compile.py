@@ -1,6 +1,6 @@
-"""Each kernel compiles for Hopper at the largest sizes it takes, without a GPU.
+"""Each kernel compiles for Hopper at its largest supported sizes, without a GPU.
 
-And whole programs do, in which the kernels, their gradients and the mesh come together.
+So do whole programs that combine the kernels, their gradients and the mesh.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ PLUGIN = ROOT / ".cuda-plugin" / jax.__version__
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    """Of a process in which JAX finds the CUDA plugin."""
-    # JAX_PLATFORMS=cpu: the plugin then compiles without looking for a driver.
+    """Returns the environment of a process in which JAX finds the CUDA plugin."""
+    # With JAX_PLATFORMS=cpu the plugin compiles without looking for a driver.
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -44,7 +44,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def compiled(environment: dict[str, str]) -> Callable[..., dict[str, str | None]]:
-    """What becomes of kernels for a target, in a process with the plugin from its start."""
+    """Compiles kernels for a target in a new process with the plugin; returns their errors."""
 
     def compiled(target: str, *only: str) -> dict[str, str | None]:
         file = HERE / "targets" / f"{target}.txtpb"
@@ -71,7 +71,7 @@ def test_every_kernel_compiles_for_hopper(
 
 @pytest.mark.stress
 def test_none_compiles_for_ampere(compiled: Callable[..., dict[str, str | None]]) -> None:
-    """So "auto" is right to take the einsum there."""
+    """This is why "auto" takes the einsum there."""
     (error,) = compiled("sm_80", "squeeze bfloat16").values()
     assert error is not None
     assert "Pass pipeline failed" in error
@@ -79,9 +79,9 @@ def test_none_compiles_for_ampere(compiled: Callable[..., dict[str, str | None]]
 
 @pytest.mark.stress
 def test_a_training_step_and_a_stream_compile(environment: dict[str, str], tmp_path: Path) -> None:
-    """The attention network, by the benchmark that says what memory it takes.
+    """Compiles the attention network by the benchmark that reports its memory.
 
-    It finds the plugin by itself: as users start it, nothing else does.
+    The benchmark has to find the plugin by itself, as it does when users start it.
     """
     for name in ("JAX_PLATFORMS", "PYTHONPATH"):
         del environment[name]
@@ -98,7 +98,7 @@ def test_a_training_step_and_a_stream_compile(environment: dict[str, str], tmp_p
     assert done.returncode == 0, done.stderr[-2000:]
     training, stream, work = json.loads((tmp_path / "memory.json").read_text())["rows"]
     assert training["what"] == "fsta_small, bfloat16: training step of 2 x 3 x 32 x 32"
-    # At least a squeeze and an expand, and their gradients where it trains.
+    # At least a squeeze and an expand, plus their gradients in training.
     assert training["our_kernels"] >= 4
     assert stream["our_kernels"] >= 2
     assert work["TFLOP"] > 0

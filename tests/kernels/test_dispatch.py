@@ -1,4 +1,4 @@
-"""What runs is what was named: the choice, its log line, its refusals, and the lowered program."""
+"""The named implementation runs: the choice, its log line, refusals and the lowered program."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_auto_is_the_kernels_on_hopper_and_the_einsum_elsewhere(name: str) -> No
     for implementation in ("auto", "mosaic"):
         assert lowered(name, implementation, "cuda", grad=False).count(MOSAIC) == 1
         assert lowered(name, implementation, "cuda").count(MOSAIC) == 2
-    # A program for the CPU of a machine that has such a GPU.
+    # A program for the CPU of a machine with such a GPU.
     on_cpu = lowered(name, "auto", "cpu")
     assert MOSAIC not in on_cpu
     assert "dot_general" in on_cpu
@@ -65,7 +65,7 @@ def test_auto_is_the_kernels_on_hopper_and_the_einsum_elsewhere(name: str) -> No
 
 @pytest.mark.parametrize("device", GPUS + OTHERS)
 def test_only_hopper_runs_the_kernels(device: str) -> None:
-    """wgmma exists nowhere else: tests/kernels/test_compile.py."""
+    """wgmma exists only there; see tests/kernels/test_compile.py."""
     program = lowered("softmax_expand", "auto", "cuda", device, grad=False)
     assert (MOSAIC in program) is (device in GPUS)
     if device in OTHERS:
@@ -75,7 +75,7 @@ def test_only_hopper_runs_the_kernels(device: str) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_no_map_is_written(name: str) -> None:
-    """No array of the maps' size, padded or not, in any layout."""
+    """The program has no array of the maps' size, padded or not, in any layout."""
     text = lowered(name, "mosaic", "cuda")
     assert not any(size in text for size in ("x5x300x", "x300x5x", "x16x300x", "x300x16x"))
 
@@ -132,7 +132,7 @@ def test_the_choice_is_logged_once(said: pytest.LogCaptureFixture) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    """Also where no type checker stands before the public functions, as it does in the tests."""
+    """Calls the checks directly: the tests' type checker would stop the public functions first."""
     check = partial(operations._check, "btpc,cm")
     with pytest.raises(ValueError, match=r"\(1, 2, 30, 3\), \(4, 5\) do not match 'btpc,cm'"):
         check(jnp.ones((1, 2, 30, 3)), jnp.ones((4, 5)))

@@ -18,7 +18,7 @@ from kernels import mosaic_expand, mosaic_squeeze, reference
 
 MOSAIC = {"softmax_squeeze": mosaic_squeeze, "softmax_expand": mosaic_expand}
 OPERATIONS = tuple(MOSAIC)
-# The kernels in JAX's interpreter, on any device: correct and slow.
+# The kernels in JAX's interpreter: correct on any device, but slow.
 INTERPRETED = pytest.param(
     "interpreted",
     marks=pytest.mark.skipif(
@@ -29,20 +29,20 @@ INTERPRETED = pytest.param(
 )
 IMPLEMENTATIONS = (
     "einsum",
-    # On a CPU the einsum; test_dispatch.py proves what it chooses.
+    # On a CPU this is the einsum; test_dispatch.py tests the choice.
     pytest.param("auto", marks=pytest.mark.stress),
     INTERPRETED,
     pytest.param("mosaic", marks=pytest.mark.gpu),
 )
-# float16 goes the way of float32, in fewer parts.
+# float16 takes the code path of float32, in fewer parts.
 DTYPES = ("float32", "bfloat16", pytest.param("float16", marks=pytest.mark.stress))
-# Relative to the largest value there is. Half precision rounds each weight to 8 or 11 bits.
+# Relative to the largest value. Half precision rounds each weight to 8 or 11 bits.
 FORWARD = {"float32": 2e-6, "bfloat16": 1e-2, "float16": 2e-3}
 BACKWARD = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 1e-2}
 
 
 def margin(implementation: str) -> int:
-    """On an H100 errors in float32 are up to 1.7 times these."""
+    """On an H100 errors in float32 are up to 1.7 times the bounds above."""
     return 2 if implementation == "mosaic" else 1
 
 
@@ -67,7 +67,7 @@ def softmax64(a: np.ndarray, axis: int) -> np.ndarray:
 
 
 def definition(name: str, *operands: np.ndarray) -> np.ndarray:
-    """The two operations in float64, each as its equation is printed."""
+    """Computes an operation in float64, as its equation is printed."""
     a = [o.astype(np.float64) for o in operands]
     if name == "softmax_squeeze":
         logits = np.einsum("btpc,cm->btmp", a[0], a[1])
@@ -120,7 +120,7 @@ def test_forward_is_the_definition(
 ) -> None:
     arguments = operands(name, shape, dtype)
     if (name, implementation, dtype, shape[-1]) == ("softmax_expand", "mosaic", "float32", 64):
-        with pytest.raises(ValueError, match="64 channels"):  # and the bias is one more
+        with pytest.raises(ValueError, match="64 channels"):  # the bias counts as one more
             run(name, implementation, *arguments)
         return
     found = jax.jit(partial(run, name, implementation))(*arguments)
@@ -136,7 +136,7 @@ def test_forward_is_the_definition(
 def test_gradients_are_those_of_the_definition(
     name: str, implementation: str, dtype: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In float32, by JAX; the interpreter also reports what its clocks find."""
+    """The expected ones are JAX's in float32; the interpreter also reports races it detects."""
     arguments = operands(name, SHAPE, dtype)
     whole = [a.astype(jnp.float32) for a in arguments]
     cotangent = jax.random.normal(jax.random.key(9), shape_of(name, whole))
@@ -197,7 +197,7 @@ def test_any_shape(implementation: str) -> None:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_logits_of_ten_thousand(name: str, implementation: str) -> None:
-    """Of whole numbers, so that float32 sums them without rounding."""
+    """They are sums of whole numbers, which float32 does not round."""
     rng = np.random.default_rng(0)
     arguments = [
         jnp.asarray(rng.integers(-20, 21, o.shape), jnp.float32)
@@ -213,7 +213,7 @@ def test_logits_of_ten_thousand(name: str, implementation: str) -> None:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_what_all_pixels_share_moves_no_logit(implementation: str, dtype: str) -> None:
-    """A channel that is alike everywhere is gathered as it is, and no map can better that."""
+    """A constant channel is gathered unchanged by any map, so no map can improve on that."""
     x = jax.random.normal(jax.random.key(0), (1, 1, 500, 4), dtype).at[..., 0].set(100)
     weights = jax.random.normal(jax.random.key(1), (4, 3)).at[0].set(0)
 
@@ -223,7 +223,7 @@ def test_what_all_pixels_share_moves_no_logit(implementation: str, dtype: str) -
 
     value, gradient = jax.value_and_grad(total)(weights)
     assert value == 300
-    # The logits' derivatives are 0 but for rounding, 100 times the pixel's share of it.
+    # The logits' derivatives are 0 but for the rounding of 100 times the pixel's share.
     assert jnp.max(jnp.abs(gradient[1:])) < 1e-3 * margin(implementation)
 
 
@@ -256,7 +256,7 @@ def test_inside_scan_and_checkpoint(implementation: str) -> None:
         return jnp.sum(jax.lax.scan(step, x, None, length=3)[0] ** 2)
 
     found = jax.jit(jax.grad(loss), static_argnums=1)(x, implementation)
-    # Three steps, each of which may be off.
+    # The errors of three steps add up.
     rtol = 1e-5 if implementation == "auto" else 3e-4
     chex.assert_trees_all_close(found, jax.grad(loss)(x, "einsum"), rtol=rtol, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Under a mesh each operation and its gradients are what they are on one device."""
+"""Each operation and its gradients are the same under a mesh as on one device."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CASES = {
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The einsum for what a device's kernels give: the interpreter knows one device alone."""
+    """Replaces each device's kernels with the einsum: the interpreter supports one device only."""
 
     def squeeze(x: jax.Array, weights: jax.Array, interpret: bool) -> reference.Partial:
         return reference.squeeze_partial(jnp.swapaxes(reference.project(x, weights), -1, -2), x)

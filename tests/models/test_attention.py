@@ -1,4 +1,4 @@
-"""The six equations against loops written from the paper; the block; what it is compared with."""
+"""The six equations against loops written from the paper; the block; its alternatives."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def draw(*shape):
 
 
 def softmax(values):
-    """softmax of a list of numbers, in plain Python."""
+    """Returns the softmax of a list of numbers, in plain Python."""
     exponentials = [math.exp(value) for value in values]
     return [value / sum(exponentials) for value in exponentials]
 
 
-# --- The equations as loops. Channels and batch are one, as in the paper: looped over outside. ---
+# --- The equations as loops, for one channel of one clip as in the paper; callers loop. ---
 
 
 def loop_eq_1(logits):
@@ -177,7 +177,7 @@ def test_temporal_logits_are_a_convolution_over_the_window():
 
 
 def test_temporal_kernels_begin_as_the_others():
-    """A deviation of sqrt(2 / numbers that are read), as those of ``Conv``."""
+    """Their deviation is sqrt(2 / number of inputs), as in ``Conv``."""
     kernel = FactorisedAttention(64, spatial=1, temporal=32, rngs=nnx.Rngs(0)).f_t[...]
     assert float(jnp.std(kernel)) == pytest.approx((2 / (3 * 64)) ** 0.5, rel=0.05)
 
@@ -265,7 +265,7 @@ def test_all_frames_as_key_frames_changes_nothing():
     chex.assert_trees_all_equal(every.temporal_maps(pooled), chosen.temporal_maps(pooled))
 
 
-# --- What it is compared with ---
+# --- Its alternatives ---
 
 
 @pytest.mark.parametrize("rows", [1, 4, 7])

@@ -1,4 +1,4 @@
-"""Clips to train on bring the frames around them: what is restored inside sees whole windows."""
+"""Training clips include the frames around them, so that restored frames see whole windows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_with_repeated_ends_around_it_a_clip_is_restored_as_a_video(network: Any
 
 @pytest.mark.parametrize(("network", "time"), [(STRCNN, 2), (FSTA, 2), (LIVE, 3)])
 def test_what_is_inside_sees_the_frames_around_it(network: Any, time: int) -> None:
-    """The first frame inside changes with the first of its context, as in the middle of a video."""
+    """The first restored frame depends on the first context frame, as in the middle of a video."""
     model = models.build(network)
     clip = random_clip(5 + (time == 3))
     restore = jax.jit(model.restore_inside)
@@ -72,7 +72,7 @@ def test_the_loss_compares_what_is_inside_alone(network: Any, context: tuple[int
 
 @pytest.mark.parametrize("network", [FSTA, STRCNN])
 def test_a_photograph_trains_alike_with_and_without_copies_around_it(network: Any) -> None:
-    """data/config.py asks for no copies, since the ends of a clip are repeated."""
+    """data/config.py requests no copies, since the model repeats the ends of a clip."""
     model = models.build(network)
     photograph, sharp = random_clip(1), random_clip(1)
     copies = replicate_ends(photograph, *model.context)

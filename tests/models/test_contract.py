@@ -1,9 +1,9 @@
-"""What every model promises, proven for every preset: a new preset is covered with no new line.
+"""The contract of models, tested for every preset; new presets are covered automatically.
 
-``jaxdeblur.testing`` has the checks of the two views, as authors of extensions run them.
+``jaxdeblur.testing`` has the checks of the two views, which authors of extensions run too.
 
-``make test`` proves it for our networks with fewer channels, blocks and scales, which compile in a
-fraction of the time; ``make stress`` for every network as it is, the peers among them.
+``make test`` runs them on our networks with fewer channels, blocks and scales, which compile in a
+fraction of the time; ``make stress`` runs them on every network at full size, including the peers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from jaxdeblur.weights.save import export_weights
 
 LONGEST = 7
 
-# The example extensions have to keep the contract too: loading them adds their presets.
+# Loading the example extensions adds their presets: they have to keep the contract too.
 for _example in ("temporal_mean", "window_max"):
     load_extension(Path(__file__).parents[2] / "examples" / f"{_example}.py")
 
@@ -45,7 +45,7 @@ PEERS = ("dbn", "edvr", "ifi_rnn", "rdn", "srn", "stfan")
 
 
 def _needs_stress(name: str) -> bool:
-    """A peer, or one of our networks again with another size, recipe or fusion."""
+    """Returns whether it is a peer, or a variant of our networks in size, recipe or fusion."""
     return name.startswith(PEERS) or name.endswith(("_gopro", "_small", "_concat"))
 
 
@@ -60,7 +60,7 @@ narrow_and_full = pytest.mark.parametrize(
     "size", ["narrow", pytest.param("full", marks=pytest.mark.stress)]
 )
 
-# What a field of our networks is reduced to where it holds more.
+# The upper limits of ``narrow`` for fields of our networks.
 NARROW = {
     "width": 8,
     "extract_blocks": 1,
@@ -79,7 +79,7 @@ NARROW = {
 
 
 def narrow(network: Any) -> Any:
-    """The network of a config with fewer channels, blocks and scales, and else the same."""
+    """Returns the config with fewer channels, blocks and scales, otherwise unchanged."""
 
     if not type(network).__module__.startswith("jaxdeblur."):
         return network
@@ -101,7 +101,7 @@ def test_a_preset_keeps_the_contract(name: str, size: str) -> None:
         check_model(name, lengths=(1, 2, LONGEST))
     else:
         preset = dataclasses.replace(PRESETS[name], network=narrow(PRESETS[name].network))
-        # Of other peers those are compiled at full size alone.
+        # Gradients of the other peers are compiled at full size only.
         quick = ("dbn_small", "ifi_rnn_small", "srn_small", "stfan_small")
         gradients = name in quick or not name.startswith(PEERS)
         check_model(preset, lengths=(1, LONGEST), gradients=gradients)
@@ -134,7 +134,7 @@ def test_the_example_extension_is_covered() -> None:
 
 @every_preset
 def test_no_gradient_is_summed_in_bfloat16(name: str) -> None:
-    """The sum over all pixels that the gradient of a bias is: bfloat16 stops counting at 256."""
+    """The gradient of a bias is a sum over all pixels; in bfloat16 counting stops at 256."""
     network = narrow(PRESETS[name].network)
     if not hasattr(network, "dtype"):
         pytest.skip("it computes in float32 alone")
@@ -151,11 +151,11 @@ def test_no_gradient_is_summed_in_bfloat16(name: str) -> None:
     for equation in in_half:
         if equation.primitive.name == "reduce_sum":
             summed, sums = equation.invars[0].aval.size, equation.outvars[0].aval.size
-            assert summed <= 16 * sums, equation  # a few frames or channels may be
+            assert summed <= 16 * sums, equation  # a few frames or channels are fine
 
 
 def every_equation(program: Any) -> Iterator[Any]:
-    """The equations of a jaxpr, and of those inside."""
+    """Yields the equations of a jaxpr and of the jaxprs inside."""
     for equation in program.eqns:
         yield equation
         for value in equation.params.values():
@@ -166,7 +166,7 @@ def every_equation(program: Any) -> Iterator[Any]:
 
 
 class Kept(VideoRestorer):
-    """A model that keeps the contract, and can be told to break it."""
+    """A model that keeps the contract unless its config names a breach."""
 
     lookahead, multiple = 0, 1
 
@@ -228,7 +228,7 @@ def test_check_model_finds_what_breaks_the_contract(
 
 
 class OneChannel(VideoRestorer):
-    """A model of one's own with a mistake that broadcasting would hide."""
+    """A user's model with a mistake that broadcasting would hide."""
 
     lookahead, multiple = 0, 1
 
@@ -241,13 +241,13 @@ class OneChannel(VideoRestorer):
 
 @dataclasses.dataclass(frozen=True)
 class LeastConfig:
-    """A config of one's own without scales and dtype."""
+    """A user's config without scales and dtype."""
 
     width: int = 4
 
 
 class Least(VideoRestorer):
-    """A network that knows neither."""
+    """A network that uses neither."""
 
     lookahead, multiple = 0, 1
 
@@ -289,7 +289,7 @@ def test_a_fusion_that_makes_the_wrong_shape_is_named(monkeypatch: pytest.Monkey
     model = models.build(PRESETS["window_max"].network)
     fusion = type(model.fusion[0].fusion)
     monkeypatch.setattr(fusion, "fuse", lambda self, features, window: features[..., :1])
-    # Users' runs do not check types as this one does.
+    # Users' runs do not check types, unlike the tests.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     clip = jnp.zeros((1, 2, 16, 16, 3))
     with pytest.raises(UserError, match=r"the fusion WindowMax returned .*, 1\), not .*, 24\)"):

@@ -1,4 +1,4 @@
-"""The attention network: what its window reaches, what its stream keeps, tiles, bad configs."""
+"""The attention network: the reach of its window, its stream's state, tiles, bad configs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def restore(model, clip):
 
 
 def stream(model, clip):
-    """All frames of a clip through the stream view, the state handed on without a copy."""
+    """Restores a clip by the stream view; each step reuses the memory of the last state."""
     graph, parameters = nnx.split(model)
     step = jax.jit(lambda p, state, frame: nnx.merge(graph, p).step(state, frame), donate_argnums=1)
     state = model.initial_state(1, *clip.shape[2:4])
@@ -150,7 +150,7 @@ def test_a_few_steps_of_training_in_bfloat16_lower_the_loss():
     assert float(loss) < 0.9 * float(jnp.mean((blurred - sharp) ** 2))
 
 
-# --- What a stream keeps ---
+# --- The state of a stream ---
 
 
 def state_bytes(config, height, width):
@@ -166,7 +166,7 @@ def test_a_long_causal_window_costs_a_few_hundred_kilobytes_at_any_size(size):
         return state_bytes(dataclasses.replace(FSTA_LIVE, window=window), *size)
 
     assert state(256) - state(5) < 500_000
-    # Nothing but the vectors of eq. 2-3 grows with the window, by so much a frame.
+    # Only the vectors of eq. 2-3 grow with the window, by this much per frame.
     a_frame = (FSTA_LIVE.spatial_maps + 1) * FSTA_LIVE.widths[1] * 4
     assert state(256) - state(5) == 251 * a_frame
 
@@ -178,7 +178,7 @@ def test_look_ahead_alone_keeps_features():
 
 
 def test_the_first_frame_leaves_the_window_as_any_other():
-    # Frame 0 stands for all before it as long as they are in the window, and no longer.
+    # Frame 0 stands in for the frames before it only while they are in the window.
     model = make(window=3, causal=True)
     clip = draw_clip(8)
     changed = stream(model, clip.at[:, 0].add(0.3)) - stream(model, clip)
@@ -227,7 +227,7 @@ def test_nothing_local_reaches_beyond_the_receptive_radius():
     rows, columns = np.nonzero(np.abs(changed).max(axis=(0, 1, 4)) > 0)
     reach = max(np.abs(rows - 48).max(), np.abs(columns - 48).max())
     assert reach <= radius
-    assert reach >= radius // 2  # the bound is not a loose one
+    assert reach >= radius // 2  # the bound is not loose
 
 
 def test_the_full_affinity_does_not_run_in_tiles():
@@ -237,7 +237,7 @@ def test_the_full_affinity_does_not_run_in_tiles():
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_stream_of_years_goes_on_as_it_began(causal):
-    """A camera of 60 frames a second has sent 2 ** 30 after seven months."""
+    """A camera at 60 frames per second reaches 2 ** 30 frames after seven months."""
     model = make(causal=causal)
     clip = draw_clip(20)
     step = jax.jit(model.step)
@@ -298,7 +298,7 @@ def test_four_devices_give_the_result_of_one():
     assert done.returncode == 0, done.stderr.decode()[-2000:]
 
 
-# --- Pictures of the attention ---
+# --- Maps of the attention ---
 
 
 def test_explanation_has_the_maps_of_every_block():
@@ -329,7 +329,7 @@ def test_a_logit_gain_scales_the_logits_of_all_maps_at_the_start():
 
 
 def test_the_maps_explain_what_the_network_does():
-    # y^R, rebuilt from the maps alone, is what the block gave.
+    # y^R rebuilt from the maps alone equals the block's output.
     model = make(window=3)
     clip = draw_clip(3)
     maps = model.explain_clip(clip).attention[0]
@@ -364,7 +364,7 @@ def test_the_maps_explain_what_the_network_does():
     ids=str,
 )
 def test_a_bad_configuration_is_refused_in_one_line(fields, message):
-    # Past __init__, whose types are checked while the tests run, before these checks.
+    # Bypasses __init__: the tests check its argument types before these checks run.
     config = object.__new__(FstaConfig)
     for name, value in {**dataclasses.asdict(TINY), **fields}.items():
         object.__setattr__(config, name, value)
@@ -433,6 +433,6 @@ def test_as_many_key_frames_take_part_as_was_asked_for():
 
 
 def test_what_lies_beyond_the_border_is_mid_grey():
-    """Zeros beyond it are black to a network that does not centre its frames: a dark rim."""
-    grey = jnp.full((1, 2, 8, 12, 3), 0.5)  # no feature but by a bias, which are all 0 at first
+    """Without centred frames, zeros beyond the border mean black and cause a dark rim."""
+    grey = jnp.full((1, 2, 8, 12, 3), 0.5)  # all features are 0, as biases start at 0
     np.testing.assert_allclose(restore(make(fusion="none"), grey), grey, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The layers: the convolution's own gradient equals XLA's, and maps keep their geometry."""
+"""Layers: the convolution's custom gradient equals XLA's, and maps keep their geometry."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_any_number_of_leading_dimensions() -> None:
 
 
 def test_kernels_begin_as_he_et_al_have_them() -> None:
-    """A deviation of sqrt(2 / numbers that are read), so that deep stacks keep their variance."""
+    """Their deviation is sqrt(2 / number of inputs), so that deep stacks keep their variance."""
     kernel = Conv(16, 128, 3, gain=0.5, rngs=nnx.Rngs(0)).kernel[...]
     assert float(jnp.std(kernel)) == pytest.approx(0.5 * (2 / (9 * 16)) ** 0.5, rel=0.02)
 

@@ -1,4 +1,4 @@
-"""The attention network runs the Pallas kernels on a GPU: proved from its lowered program."""
+"""The attention network runs the Pallas kernels on a GPU, as its lowered program shows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lowered(implementation: str, platform: str, *, train: bool) -> str:
 @pytest.mark.parametrize("train", [False, True])
 def test_the_network_calls_the_kernels_on_cuda(train: bool) -> None:
     blocks = len(FSTA_SMALL.attention_levels)
-    # A squeeze and an expand in each block, and their gradients when it trains.
+    # A squeeze and an expand in each block, plus their gradients in training.
     least = blocks * (4 if train else 2)
     for implementation in ("auto", "mosaic"):
         assert lowered(implementation, "cuda", train=train).count(MOSAIC) >= least

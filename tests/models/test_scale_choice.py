@@ -1,4 +1,4 @@
-"""Networks side by side at several sizes, and the gates that choose between them."""
+"""Parallel networks at several scales, and the gates that choose between them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHOICE = StrcnnConfig(
     m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1, scales=(4, 2, 1)
 )
 ONE_SCALE = dataclasses.replace(CHOICE, scales=(1,))
-FIRM = 30.0  # A gate's logit at which it takes all, or with a minus nothing.
+FIRM = 30.0  # A logit that opens a gate fully; its negative closes it.
 
 
 def draw_clip(height: int = 24, width: int = 32) -> jax.Array:
@@ -33,7 +33,7 @@ def draw_clip(height: int = 24, width: int = 32) -> jax.Array:
 
 
 def firmly(parameters: Parameters, *logits: float) -> Parameters:
-    """The gates decide the same everywhere, for each level, coarse to fine."""
+    """Returns parameters whose gates have one logit per level everywhere, coarse to fine."""
     return parameters | {
         "gates/head/kernel": 0 * parameters["gates/head/kernel"],
         "gates/head/bias": jnp.array(logits),
@@ -87,15 +87,15 @@ def test_a_gate_knows_of_the_whole_frame_and_of_no_other() -> None:
     channels = gates.join.kernel.shape[2]
     evidence = np.random.default_rng(0).standard_normal((1, 2, 4, 60, channels)).astype(np.float32)
     changed = evidence.copy()
-    changed[:, 0, :, 40:] += 3.0  # further than the convolutions see
+    changed[:, 0, :, 40:] += 3.0  # beyond the reach of the convolutions
     difference = np.abs(gates.logits(jnp.asarray(changed)) - gates.logits(jnp.asarray(evidence)))
     assert difference[:, 0, :, 0].min() > 1e-5
     assert difference[:, 1].max() == 0
 
 
 def test_what_the_gates_go_by() -> None:
-    """Of two cells of 8 pixels: edges across and down, change and its power, grey, features."""
-    # No parameter takes part.
+    """Tests two cells of 8 pixels: edges across and down, change and its power, grey, features."""
+    # The evidence depends on no parameter.
     gates = nnx.eval_shape(lambda: Gates(CHOICE.scales, 2, rngs=nnx.Rngs(0)))
     frames = jnp.broadcast_to(0.02 * jnp.arange(16.0)[:, None], (1, 8, 16, 3))
     residual = jnp.full_like(frames, -0.1).at[:, 4:].set(0.3)
@@ -104,16 +104,16 @@ def test_what_the_gates_go_by() -> None:
     power = (0.5 * 0.1**2 + 0.5 * 0.3**2 + 1e-6) ** 0.5
     expected = [
         [*np.log(np.array([across, 0, 0.2, power]) + 1e-3), grey, *[np.log(3.01)] * 2]
-        for across, grey in ((0.02, 0.07), (0.02 * 7 / 8, 0.23))  # nothing is beyond the border
+        for across, grey in ((0.02, 0.07), (0.02 * 7 / 8, 0.23))  # no edge at the border
     ]
     np.testing.assert_allclose(found[0, 0], expected, rtol=1e-4)
-    # Undecided takes half; at 1/12 of the sigmoid's way from an end, it is there.
+    # A sigmoid of 1/2 gives a share of 1/2; 1/12 and 11/12 already give 0 and 1.
     shares = gates.shares(jnp.log(jnp.array([1 / 11, 1.0, 11.0]))[None, None])
     np.testing.assert_allclose(shares[0, 0], [0, 0.5, 1], atol=1e-6)
 
 
 def test_it_starts_from_other_scales(tmp_path: Path) -> None:
-    """The network comes from there; the gates are new, unless the scales are the same."""
+    """The network is taken over; the gates are new unless the scales are the same."""
     _, drawn = split(models.build(CHOICE, seed=1))
     for config in (ONE_SCALE, dataclasses.replace(CHOICE, scales=(2, 1)), CHOICE):
         there = models.build(config, seed=2)

@@ -132,7 +132,7 @@ def test_the_blended_features_feed_what_comes_after(placement: str) -> None:
 
 
 def test_the_receptive_field_grows_with_time() -> None:
-    """With m = 1 a frame sees only the next one, but all past ones through F and h~."""
+    """With m = 1 a frame sees only one future frame, but all past ones through F and h~."""
     rebuild, parameters = split(models.build(SMALL))
     restore = jax.jit(lambda clip: rebuild(parameters).restore_clip(clip))
     clip = jnp.asarray(np.random.default_rng(0).random((1, 9, 16, 16, 3)), jnp.float32)
@@ -145,7 +145,7 @@ def test_the_receptive_field_grows_with_time() -> None:
 
 def test_without_the_recurrence_the_past_ends_at_the_window() -> None:
     rebuild, parameters = split(models.build(StrcnnConfig(m=1, width=4, blocks=1, blending="none")))
-    # F_{n-1} is all that STRCNN carries: cut its way in and nothing passes on.
+    # STRCNN carries only F_{n-1}: with the weights that read it at 0, nothing passes on.
     name = "encoder/0/first/kernel"
     parameters[name] = parameters[name].at[:, :, 2:].set(0)
     for kernel in ("encoder/0/second/kernel", "encoder/0/second/bias"):
@@ -179,14 +179,14 @@ def test_a_bad_config_is_named(field: str, value: int) -> None:
 
 @pytest.mark.parametrize("head_width", [0, 4])
 def test_one_step_reads_as_far_as_it_says(head_width: int) -> None:
-    """``receptive_radius`` decides the halo of tiles: too small a one would show seams."""
+    """``receptive_radius`` sets the halo of tiles; a halo that is too small would show seams."""
     config = dataclasses.replace(SMALL, m=0, head_width=head_width)
     model = models.build(config)
     frame = jnp.asarray(np.random.default_rng(0).random((1, 8, 160, 3)), jnp.float32)
     rebuild, parameters = split(model)
-    # Positive and small: nothing is cut off by a ReLU or saturated by tanh, so all of it shows.
+    # Small positive weights show the whole reach: no ReLU clips and no tanh saturates.
     parameters = {name: 0.1 * jnp.abs(array) + 0.01 for name, array in parameters.items()}
-    # The second frame: the first one is not blended, and reads less far.
+    # Tests the second frame: the first one is not blended and reads less far.
     state, _ = rebuild(parameters).step(model.initial_state(1, 8, 160), frame)
     restore = jax.jit(lambda f: rebuild(parameters).step(state, f)[1])
     reach = []
@@ -214,8 +214,8 @@ def test_bfloat16_computes_in_it_and_gives_float32() -> None:
 
 
 def test_what_lies_beyond_the_border_is_mid_grey() -> None:
-    """Zeros beyond it are black to a network that does not centre its frames: a dark rim."""
-    grey = jnp.full((1, 2, 16, 16, 3), 0.5)  # no feature but by a bias, which are all 0 at first
+    """Without centred frames, zeros beyond the border mean black and cause a dark rim."""
+    grey = jnp.full((1, 2, 16, 16, 3), 0.5)  # all features are 0, as biases start at 0
     restored = jax.jit(models.build(SMALL).restore_clip)(grey)
     np.testing.assert_allclose(restored, grey, atol=1e-6)
 
@@ -246,7 +246,7 @@ def test_the_variants_keep_the_contract(config: StrcnnConfig) -> None:
 
 
 def test_the_plain_network_remembers_nothing_beyond_its_window() -> None:
-    """With m = 1 frames 0 and 1 see frame 0, frames 2 and 3 do not; a recurrence carries it on."""
+    """With m = 1 frames 0 and 1 see frame 0; frames 2 and 3 see it only by a recurrence."""
     clip = jnp.asarray(np.random.default_rng(0).random((1, 4, 8, 8, 3), np.float32))
     other = clip.at[:, 0].set(0.5)
 
@@ -261,7 +261,7 @@ def test_the_plain_network_remembers_nothing_beyond_its_window() -> None:
 
 
 def test_the_image_is_made_of_the_final_activation() -> None:
-    """Where F_n is zero everywhere, the global residual is all that is left (a bias of zero)."""
+    """Where F_n is zero everywhere, only the global residual is left (the bias is zero)."""
     for feedback, nothing in (("final", True), ("side", False)):
         config = dataclasses.replace(SMALL, feedback=feedback)
         rebuild, parameters = split(models.build(config))

@@ -54,7 +54,7 @@ def test_a_patch_is_cut_where_its_offset_says() -> None:
     image = np.random.default_rng(1).random((1, 96, 96), np.float32)
     tiling = Tiling(96, 96, 32, 32, 16)
     offsets = np.tile(np.array([3, -5]), (len(tiling.centres), 1))
-    tile = tiling.shape[1] + 1  # the second of the second row, whose middle is (32, 32)
+    tile = tiling.shape[1] + 1  # the second tile of the second row, centred at (32, 32)
     np.testing.assert_array_equal(
         cut(jnp.asarray(image), tiling, jnp.asarray(offsets))[tile, 0], image[0, 27:43, 19:35]
     )
@@ -65,7 +65,7 @@ def test_patches_move_inward_but_for_an_eighth() -> None:
     corners = tiling.centres + tiling.inward - 48
     assert corners.min() == -12
     assert (corners + 96).max(0).tolist() == [212, 312]
-    small = Tiling(64, 70, 32, 64, 128)  # Smaller than a patch: all look at the middle.
+    small = Tiling(64, 70, 32, 64, 128)  # Smaller than a patch: all are centred.
     assert np.unique(small.centres + small.inward, axis=0).tolist() == [[32, 35]]
 
 
@@ -93,7 +93,7 @@ def test_transfer_function_is_the_mean_of_shifts() -> None:
 
 @pytest.fixture(name="tile")
 def a_tile() -> tuple[Fit, Observed]:
-    """Spectra of noise blurred along one path, and a fit to another."""
+    """Returns a fit with a random path, and spectra of noise."""
     rng = np.random.default_rng(3)
     where = band(48, 0.24)
     shape = (3, 2, len(where.fy), len(where.fx))
@@ -140,7 +140,7 @@ def test_a_frame_that_is_not_there_changes_nothing(tile: tuple[Fit, Observed]) -
 
 
 def textured(height: int, width: int) -> np.ndarray:
-    """Noise whose amplitude falls with the square of the frequency: soft, in [0, 1], H W 3."""
+    """Draws soft noise H W 3 in [0, 1], whose amplitude falls with the square of the frequency."""
     white = np.random.default_rng(4).normal(size=(height, width, 3))
     fy, fx = np.fft.fftfreq(height)[:, None, None], np.fft.rfftfreq(width)[:, None]
     shaped = np.fft.rfft2(white, axes=(0, 1)) / np.maximum(np.hypot(fy, fx), 0.02) ** 2
@@ -151,9 +151,9 @@ def textured(height: int, width: int) -> np.ndarray:
 def moving(
     speed: tuple[float, float], duty: float, frames: int = 5, gamma: float = 1.0
 ) -> tuple[np.ndarray, ...]:
-    """Frames of a picture that moves uniformly, blurred and sharp, T H W 3 in [0, 1].
+    """Returns blurred and sharp frames of a uniformly moving picture, T H W 3 in [0, 1].
 
-    ``gamma`` takes stored values to what the exposure averages.
+    The exposure averages stored values to the power of ``gamma``.
     """
     height, width, border = 256, 320, 64
     picture = textured(height + 2 * border, width + 2 * border) ** gamma
@@ -182,7 +182,7 @@ def test_displacement_of_a_moved_picture() -> None:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Inside, away from what comes in at the borders."""
+    """Compares the interior, away from content that enters at the borders."""
     return float(-10 * np.log10(np.mean((np.clip(a, 0, 1) - b)[80:-80, 80:-80] ** 2) + 1e-12))
 
 
@@ -190,7 +190,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def restored(
     frames: jax.Array, present: jax.Array, duty: float, last: jax.Array | None = None
 ) -> Estimate:
-    """The middle frame over itself, averaged as stored; by default, the last one is blurred."""
+    """Restores the middle frame over itself, averaged as stored; ``last`` is by default blurred."""
     moves, unknown = moves_of(frames), Shutter.unknown()
     before = frames[1] if last is None else last
     return estimate(frames, moves, frames[2], before, present, unknown, duty, linear=False)
@@ -198,7 +198,7 @@ def restored(
 
 @jax.jit
 def asked(frames: jax.Array, shutter: Shutter) -> Shutter:
-    """What the middle frame tells."""
+    """Adds the middle frame's evidence to the shutter."""
     return watch(frames, moves_of(frames), jnp.ones(5), shutter, jnp.bool_(True))
 
 
@@ -235,7 +235,7 @@ def test_the_prior_goes_by_what_explains_the_blurred_frame() -> None:
         return float(found)
 
     np.testing.assert_allclose(share(1.5, 0.5), 0.5)
-    np.testing.assert_allclose(share(1.1, 1.4), 1 / 3, rtol=1e-4)  # A quarter of the amplitude.
+    np.testing.assert_allclose(share(1.1, 1.4), 1 / 3, rtol=1e-4)  # Errors of 1 to 4 in amplitude.
     assert share(1.1, 1.0) > 0.9
     assert share(1.5, 1.0, has_last=0.0) == 0
 
@@ -264,13 +264,13 @@ def test_frames_of_linear_light_become_those_averaged_as_stored() -> None:
     prior = Prior(given[1], given[0], jnp.float32(1))
     found = jax.jit(as_stored, static_argnums=3)(given, prior, tiles, tiling)
     before, after = (
-        np.abs(np.asarray(each) - stored)[:, 48:-48, 48:-48].mean((1, 2))  # each colour
+        np.abs(np.asarray(each) - stored)[:, 48:-48, 48:-48].mean((1, 2))  # per colour
         for each in (linear, found)
     )
-    np.testing.assert_array_less(after, 0.5 * before)  # Neighbours too, where they are.
+    np.testing.assert_array_less(after, 0.5 * before)  # In neighbouring frames too.
 
 
-@pytest.mark.stress  # Two sizes are two programs.
+@pytest.mark.stress  # Two sizes compile two programs.
 def test_large_blur_is_restored_at_half_size() -> None:
     frames = moving((3.0, 16.0), 1.0)
     blurred, sharp = (np.array(jax.image.resize(f, (5, 512, 640, 3), "cubic")) for f in frames)
@@ -283,15 +283,15 @@ def test_large_blur_is_restored_at_half_size() -> None:
     np.testing.assert_array_equal(told.cells[::2, ::2], told.cells[1::2, 1::2])
 
 
-@pytest.mark.stress  # Asking is a program of its own.
+@pytest.mark.stress  # The query compiles its own program.
 @pytest.mark.parametrize(("duty", "gamma"), [(0.5, 1.0), (1.0, 1.0), (1.0, GAMMA)])
-@pytest.mark.parametrize("speed", [(2.0, 9.0), (1.0, 3.5)])  # The latter shows in fine detail.
+@pytest.mark.parametrize("speed", [(2.0, 9.0), (1.0, 3.5)])  # The second shows in fine detail.
 def test_the_shutter_is_found(speed: tuple[float, float], duty: float, gamma: float) -> None:
     blurred, _ = moving(speed, duty, gamma=gamma)
-    # Grey, since the luminance of colours that differ is no average of light.
+    # Grey, since the luminance of differing colours is no average of light.
     frames = jnp.asarray(blurred[..., :1].repeat(3, -1), jnp.float32)
     shutter = Shutter.unknown()
-    for _ in range(2):  # One frame is not enough to be sure of linear light.
+    for _ in range(2):  # One frame is too little evidence for linear light.
         shutter = asked(frames, shutter)
     assert abs(float(shutter.duty) - duty) <= 0.1
     assert float(shutter.linear) == (gamma > 1)
@@ -311,7 +311,7 @@ def test_the_richest_tiles_that_move_are_asked() -> None:
     spectra = jnp.ones((20, 3, 2, 32, 17)) * texture[:, None, None, None, None]
     present = jnp.ones((20, 3)).at[18, 0].set(0.0)
     seen = Observed(spectra, jnp.zeros((20, 3, 2)), present)
-    motion = jnp.full(20, 5.0).at[19].set(1.0)  # The richest rests.
+    motion = jnp.full(20, 5.0).at[19].set(1.0)  # The richest tile does not move.
     chosen, counts = richest(seen, motion)
     assert chosen.tolist() == list(range(18, 6, -1))
     assert counts.tolist() == [0.25] + [1.0] * 11
@@ -336,7 +336,7 @@ def test_shutter_goes_by_all_evidence_and_follows_a_change() -> None:
 
 
 def test_tiles_must_agree_that_light_is_linear() -> None:
-    """Twelve that say the same, or one that says as much as these together."""
+    """Twelve tiles that agree suffice; one with as much evidence as all of them does not."""
     curve = -jnp.asarray(DUTIES)
     for more, linear in ((jnp.full(12, 0.1), 1), (jnp.zeros(12).at[3].set(1.2), 0)):
         seen = jnp.stack([jnp.tile(curve, (12, 1)), (1 + more[:, None]) * curve])
@@ -355,10 +355,10 @@ def test_patches_at_both_sizes_have_the_same_frequencies() -> None:
     np.testing.assert_allclose(at.fy, same.fy)
     np.testing.assert_allclose(at.weight, same.weight)
     inside = at.weight > 0
-    # A mean of 2 x 2 pixels lies half a pixel further, which turns the phase alone.
+    # A mean of 2 x 2 pixels lies half a pixel further, which changes only the phase.
     small, large = (jnp.hypot(*each.spectra[0, 0])[inside] for each in (low, high))
     assert np.corrcoef(small, large)[0, 1] > 0.99
-    np.testing.assert_allclose(np.median(large / small), 4, rtol=0.1)  # Pixels for a mean.
+    np.testing.assert_allclose(np.median(large / small), 4, rtol=0.1)  # Pixels per mean.
 
 
 def test_maps_without_a_change_are_the_gates_frame() -> None:
@@ -375,10 +375,10 @@ def test_maps_without_a_change_are_the_gates_frame() -> None:
     change = jnp.broadcast_to(jnp.array([0.1, 0.0, -0.1, 2.0]), (16, 32, 4))
     moved = restored_of(maps, change)
     np.testing.assert_allclose(moved, sharp + change[..., :3], atol=0.01)
-    # Where base and gate leave the blurred frame as it is, so does the network.
+    # Where base and gate leave the blurred frame unchanged, so does the network.
     still = path_maps(blurred, blurred, sharp, jnp.zeros((16, 32, 2)), 0 * evidence)
     np.testing.assert_allclose(restored_of(still, change), blurred, atol=1e-6)
-    # A path of 40 pixels is the physics' alone.
+    # A path of 40 pixels is left to the physics: the network changes nothing.
     far = path_maps(blurred, base, sharp, jnp.zeros((16, 32, 2)), evidence.at[..., 1].set(40.0))
     np.testing.assert_allclose(restored_of(far, change), expected, atol=1e-6)
 
@@ -388,7 +388,7 @@ def test_a_smooth_step_is_flat_outside_of_its_ends() -> None:
 
 
 def test_a_change_far_beyond_what_it_changes_is_ringing() -> None:
-    """On the right a texture: there the same change is detail."""
+    """In the texture on the right, the same change is detail."""
     tiling = Tiling(64, 64, 32, 64, 96)
     waves = 0.2 * jnp.cos(jnp.arange(64) * np.pi / 4)[:, None] * jnp.ones(64)
     blurred = 0.5 + jnp.where(jnp.arange(64) < 32, 0.0, 0.1 * jnp.sin(jnp.arange(64.0)))
@@ -402,7 +402,7 @@ def test_a_change_far_beyond_what_it_changes_is_ringing() -> None:
 
 def test_the_base_is_left_where_a_video_moves_and_shows_no_blur() -> None:
     def share(gain: float, tiles: int) -> float:
-        """With ``gain`` nats a tile for an open shutter."""
+        """Returns the base's share after ``gain`` nats per tile for an open shutter."""
         duties = jnp.where(jnp.arange(len(DUTIES)) == 3, 0.0, gain)
         seen = jnp.broadcast_to(duties, (2, 12, len(DUTIES)))
         shutter = Shutter.unknown().add(seen, jnp.asarray(np.arange(12) < tiles, jnp.float32))
@@ -415,7 +415,7 @@ def test_the_base_is_left_where_a_video_moves_and_shows_no_blur() -> None:
 
 
 class Halved(VideoRestorer):
-    """A base two frames late, which halves what it sees."""
+    """A base that halves its frames, two frames late."""
 
     lookahead, multiple = 2, 4
 
@@ -439,7 +439,7 @@ OVER_PATHS = StrcnnConfig(
     [
         (Halved(), OVER_PATHS, 5),
         *(
-            pytest.param(base, over, length, marks=pytest.mark.stress)  # a program each
+            pytest.param(base, over, length, marks=pytest.mark.stress)  # each compiles a program
             for base, over, length in (
                 (None, None, 1),
                 (None, None, 2),
@@ -458,7 +458,7 @@ def test_a_stream_equals_its_clip(
     length: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # One stage of the fit, as each is a program of its own.
+    # One stage of the fit, as each compiles its own program.
     few = (Stage(0.24, 3, 3.0),)
     monkeypatch.setattr("jaxdeblur.paths.fit.STAGES", few)
     monkeypatch.setattr(
@@ -466,14 +466,14 @@ def test_a_stream_equals_its_clip(
     )
     blurred, _ = moving((1.0, 6.0), 1.0, frames=max(5, length))
     video = np.round(np.clip(blurred[:length, :97, :141], 0, 1) * 255).astype(np.uint8)
-    # Told of the shutter, it compiles in half of the time.
+    # With a known shutter it compiles in half the time.
     config = PathsConfig(duty=1.0, light="stored") if over else PathsConfig()
     model = PathRestorer(config, base, build(over) if over else None)
     stream = np.stack(list(restore_frames(functools.partial(Stream, model), video)))
     clip = restore_clip(model, video)
     assert stream.shape == video.shape
     assert np.abs(stream.astype(int) - clip).max() <= 1
-    if length == 1:  # no neighbour tells a path
+    if length == 1:  # without neighbours no path is known
         expected = video if base is None else np.round(0.5 * video)
         assert np.abs(stream - expected).max() <= 1
     if length >= 5 and base is None:
@@ -488,18 +488,18 @@ def test_a_sharp_video_that_moves_is_left_as_it_is() -> None:
     np.testing.assert_array_equal(out, video)
 
 
-@pytest.mark.stress  # a program of its own
+@pytest.mark.stress  # compiles its own program
 def test_an_explanation_draws_the_motion_of_the_exposure() -> None:
     blurred, _ = moving((6.0, 20.0), 0.8, frames=3)
     clip = jnp.asarray(np.clip(blurred[None, :, :190, :254], 0, 1), jnp.float32)
     model = PathRestorer(PathsConfig(duty=0.8, light="stored"), Halved())  # pads to 192 x 256
     found = jax.jit(model.explain_clip)(clip)
-    tiling = Tiling(192, 256, 32, 64, 128)  # that of small frames
+    tiling = Tiling(192, 256, 32, 64, 128)  # the tiling of small frames
     chex.assert_shape(found.gate, (1, 3, 12, 16))
     chex.assert_shape(found.paths, (1, 3, len(tiling.centres), 9, 2))
     assert 0 <= found.gate.min() < found.gate.max() <= 1
     np.testing.assert_allclose(found.paths[0, :, :, 4] - tiling.centres, 0, atol=1e-3)
-    inside = found.paths[0, 1, 2 * tiling.shape[1] + 4]  # the tile about (64, 128)
+    inside = found.paths[0, 1, 2 * tiling.shape[1] + 4]  # the tile centred at (64, 128)
     np.testing.assert_allclose(inside[-1] - inside[0], [4.8, 16.0], atol=0.5)
 
 

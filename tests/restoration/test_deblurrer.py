@@ -1,4 +1,4 @@
-"""Deblurrer, the way in from Python: its example, its two views, devices and types."""
+"""Deblurrer, the Python entry point: its examples, its two views, devices and types."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_after_the_warm_up_nothing_is_compiled(model):
 
 
 @pytest.mark.parametrize(
-    ("height", "options", "layout"),  # heights of no other test
+    ("height", "options", "layout"),  # heights that no other test uses
     [
         (22, {}, RGB8),
         (24, {"tile": "none"}, RGB8),
@@ -126,7 +126,7 @@ def test_what_is_no_frame_is_one_clear_line(model):
     for wrong in (BLURRED / 255.0, BLURRED.astype(np.int64), BLURRED[..., 0], BLURRED[0]):
         with pytest.raises(UserError, match="a frame must be an array H W 3 in uint8 or uint16"):
             list(Deblurrer(model).stream(iter(wrong)))
-    # A later one is the same kind of error. (That tests check types keeps floats from here.)
+    # A wrong later frame gives the same kind of error. (The tests' type checks exclude floats.)
     for wrong in (BLURRED[1].astype(np.uint16), BLURRED[1, :8], BLURRED[1, ..., 0]):
         right = "a frame of this stream must be 16 18 3 in uint8, not "
         with pytest.raises(UserError, match=right) as caught:
@@ -135,7 +135,7 @@ def test_what_is_no_frame_is_one_clear_line(model):
 
 
 def test_what_is_no_clip_is_one_clear_line(model, monkeypatch):
-    # Users' runs do not check types as this one does.
+    # Users' runs do not check types, unlike the tests.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     for wrong, what in (
         (None, "not NoneType"),

@@ -1,4 +1,4 @@
-"""Clips and streams: any length and size, the two views equal, memory that does not grow."""
+"""Clips and streams: any length and size, equal results in both views, bounded memory."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_stream_equals_clip_to_one_grey_level(model, frames):
 
 
 def test_frames_that_do_not_divide_are_padded_with_their_own_border():
-    """1080 rows are no multiple of 16: beyond them it must not be black."""
+    """1080 rows are not a multiple of 16; the rows beyond them must not be black."""
     model = models.build(dataclasses.replace(CONFIG, scales=(4, 2, 1)))
     assert model.multiple == 8
     odd = video(3, 19, 26)
@@ -90,7 +90,7 @@ def test_16_bits_are_kept(model):
     deep = video(3, dtype=np.uint16)
     restored = np.stack(list(restore_frames(partial(Stream, model), deep)))
     assert restored.dtype == np.uint16
-    # What 8 bits give is the same to half a step of 8 bits: nothing between is 8 bits wide.
+    # Any stage in 8 bits would cause errors of up to half an 8-bit step, or 128 levels.
     clip = np.asarray(model.restore_clip(jnp.asarray(deep / 65535, jnp.float32)[None])[0])
     assert np.abs(restored - np.clip(clip, 0, 1) * 65535).max() <= 2
 
@@ -134,7 +134,7 @@ def test_strength_mixes_with_the_frame_that_went_in(model):
 
 
 def test_a_mixture_is_of_what_would_be_written():
-    """What the network gives beyond white is white before it is mixed."""
+    """The network's output is clipped at white before it is mixed."""
     bright = Strcnn(CONFIG, rngs=nnx.Rngs(0))
     bright.head.kernel[...] = 0 * bright.head.kernel[...]
     bright.head.bias[...] = 0 * bright.head.bias[...] + 2.0
@@ -148,7 +148,7 @@ def test_a_mixture_is_of_what_would_be_written():
 
 def test_a_camera_may_use_its_memory_again(model):
     blurred = video(4)
-    # At such a place a device that is a CPU may use the memory as it is.
+    # With this alignment a CPU device may use the memory without copying it.
     memory = np.empty(blurred[0].nbytes + 64, np.uint8)
     begin = -memory.ctypes.data % 64
     buffer = memory[begin : begin + blurred[0].nbytes].reshape(blurred[0].shape)
@@ -162,7 +162,7 @@ def test_a_camera_may_use_its_memory_again(model):
         list(restore_frames(partial(Stream, model), camera())),
         list(restore_frames(partial(Stream, model), blurred)),
     )
-    # What went in is what is mixed, though its memory holds another frame by then.
+    # The original input is mixed in, although its memory holds another frame by then.
     as_it_was = Stream(model, 16, 18, strength=0.0)
     frames = [frame for frame in map(as_it_was.push, camera()) if frame is not None]
     frames += as_it_was.flush()
@@ -170,7 +170,7 @@ def test_a_camera_may_use_its_memory_again(model):
 
 
 class Opened(VideoRestorer):
-    """Gives each frame as bright as the opening is in the mean, one frame late."""
+    """Returns each frame with the opening's mean brightness, one frame late."""
 
     lookahead, multiple, opening = 1, 1, 3
 
@@ -200,7 +200,7 @@ def test_the_opening_is_seen_before_the_first_frame_comes_out(length, expected):
 
     def camera():
         for frame in frames[:length]:
-            buffer[:] = frame  # its own memory, used again
+            buffer[:] = frame  # the same memory for all frames
             yield buffer
 
     restored = list(restore_frames(partial(Stream, Opened()), camera()))
@@ -217,12 +217,12 @@ def test_the_opening_is_not_looked_at_in_the_middle():
 def test_a_wrong_frame_of_the_opening_is_named():
     frames = [np.zeros((8, 9, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)]
     with pytest.raises(UserError, match="a frame of this stream must be 8 9 3"):
-        # Of a list, beartype would look at one and expect the others to be like it.
+        # With a list, beartype would check one frame and expect the others to match it.
         list(restore_frames(partial(Stream, Opened()), iter(frames)))
 
 
 def test_one_compilation_a_size(model, caplog):
-    size = (24, 30)  # of no other test
+    size = (24, 30)  # a size that no other test uses
     before = stream_step._cache_size()
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         assert choose_tiles(model, *size) is None
@@ -237,7 +237,7 @@ def test_one_compilation_a_size(model, caplog):
 def test_a_base_and_its_paths_are_a_program_each(tiles, caplog):
     base = Strcnn(dataclasses.replace(CONFIG, m=2), rngs=nnx.Rngs(0))
     paths = PathRestorer(PathsConfig(), base)
-    size = (27, 35)  # of no other test
+    size = (27, 35)  # a size that no other test uses
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         assert step_memory(paths, *size, tiles=tiles) > step_memory(
             PathRestorer(PathsConfig()), *size, tiles=tiles
@@ -247,14 +247,14 @@ def test_a_base_and_its_paths_are_a_program_each(tiles, caplog):
         restored = list(restore_frames(partial(Stream, paths, tiles=tiles), frames))
     assert not [r for r in caplog.messages if "XLA compilation of jit(base_step)" in r]
     assert not [r for r in caplog.messages if "XLA compilation of jit(stream_step)" in r]
-    # Frames of less than 64 pixels hold no tile, so the base shows.
+    # Frames below 64 pixels hold no tile, so the output is the base's.
     of_base = restore_frames(partial(Stream, base), frames)
     np.testing.assert_allclose(restored, list(of_base), atol=0 if tiles is None else 1)
 
 
 def test_frames_are_the_caller_s_own(model):
     for frame in restore_frames(partial(Stream, model), video(3)):
-        frame[:4] = 0  # a mark that somebody draws on a live picture
+        frame[:4] = 0  # as someone may draw on a live picture
 
 
 def test_no_frame_follows_the_last_one(model):
@@ -282,7 +282,7 @@ def test_tiles_fit_by_what_the_compiler_says_not_by_the_guess_before(model, monk
         return 900 if tiles.height * tiles.width > 128 * 256 else 400
 
     monkeypatch.setattr(placement, "step_memory", step_memory)
-    # By its pixels a tile of 256x256 would take less than half of the whole.
+    # By its pixels alone, a tile of 256x256 would take less than half the memory of the frame.
     assert choose_tiles(model, 512, 512, budget=500) == TileGrid(128, 256)
 
 

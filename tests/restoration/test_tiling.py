@@ -1,4 +1,4 @@
-"""Tiles: the same frames as the whole frame at once, with the halo that this takes and no more."""
+"""Tiles restore the same frames as whole frames do, with no more halo than needed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ATTENTION = FstaConfig(
 
 @functools.cache
 def model_of(config):
-    """A model whose last layers are large enough for any error to show."""
+    """Returns a model whose parameters are large enough for any error to show."""
     model = models.build(config)
     state = nnx.state(model, nnx.Param)
     nnx.update(model, jax.tree.map(lambda leaf: 1.5 * leaf, state))
@@ -71,7 +71,7 @@ def test_tiles_equal_the_whole_frame(config, size, tile):
 
 
 def test_the_halo_covers_what_a_step_reads_and_little_more():
-    """The gradient of a block of outputs reaches exactly the inputs that it reads."""
+    """The gradient of a block of outputs is non-zero exactly at the inputs that it reads."""
     model = model_of(STRCNN)
     halo, cell = halo_of(model), model.multiple
     width = 2 * halo + 9 * cell
@@ -124,7 +124,7 @@ def test_the_halo_covers_what_a_step_reads_and_little_more():
         pixels = width // gradient.shape[-2]
         other = tuple(i for i in range(gradient.ndim) if i != gradient.ndim - 2)
         columns = np.flatnonzero(np.abs(np.asarray(gradient)).max(other)) * pixels
-        if not columns.size:  # frames that this step pushes out of the window
+        if not columns.size:  # frames that leave the window in this step
             continue
         reach = max(reach, middle - columns.min(), columns.max() + pixels - middle - cell)
     assert reach <= halo

@@ -1,13 +1,13 @@
-"""Random damage to all that the three commands read: a case ends well, or in one clear line.
+"""Damages the inputs of the three commands at random: a case ends well, or in one clear line.
 
     python -m tests.stress.fuzz --cases=2000     exit code 1 if a goal is missed
-    python -m tests.stress.fuzz --case=1234      one case again, with what it said
+    python -m tests.stress.fuzz --case=1234      runs one case again and prints its output
 
 A case copies small valid inputs (a run, weights, data sets, images, videos, an evaluation), damages
 them or the options, and runs one command on them in process. It must end with exit code 0, or with
-exit code 2 and one line ``COMMAND: error: ...``. With code 2 every file that was there must be as
-it was, and no half-written file may be left; with code 0 every input must be as it was. Processes
-of their own run the cases, so that a crash or an endless loop is counted too.
+exit code 2 and one line ``COMMAND: error: ...``. With code 2 no existing file may have changed, and
+no half-written file may be left; with code 0 no input may have changed. Worker processes run the
+cases, so that a crash or an endless loop is counted too.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="jaxdeblur-fuzz-") as folder:
         os.environ["JAXDEBLUR_CACHE"] = f"{folder}/cache"
-        os.environ["JAX_PLATFORMS"] = "cpu"  # the workers would each take the whole of one GPU
+        os.environ["JAX_PLATFORMS"] = "cpu"  # each worker would take a whole GPU
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        os.environ["HOME"] = folder  # nothing of the user's own is read or written
+        os.environ["HOME"] = folder  # no file of the user's is read or written
         inputs = Path(folder) / "inputs"
         prepare()
         make_inputs(inputs)
@@ -95,7 +95,7 @@ def main() -> None:
         print(json.dumps(dataclasses.asdict(run_case(arguments.seed, arguments.case, inputs))))
 
 
-# Running cases, and counting.
+# Running and counting cases.
 
 
 @dataclasses.dataclass
@@ -114,7 +114,7 @@ class Outcome:
 
 
 def run_all(arguments: argparse.Namespace, inputs: Path) -> bool:
-    """Shares the cases over workers and prints what came out; True if a goal is missed."""
+    """Spreads the cases over workers and prints the results; returns whether a goal is missed."""
     began = time.monotonic()
     outcomes: list[Outcome] = []
 
@@ -146,7 +146,7 @@ def run_all(arguments: argparse.Namespace, inputs: Path) -> bool:
 def run_worker(
     arguments: argparse.Namespace, inputs: Path, numbers: range, outcomes: list[Outcome]
 ) -> int:
-    """Runs cases in one process until it dies or hangs; gives how many it has begun."""
+    """Runs cases in one process until it dies or hangs; returns how many it began."""
     share = [str(number) for number in (numbers.start, numbers.stop, numbers.step)]
     command = [sys.executable, "-m", "tests.stress.fuzz", f"--inputs={inputs}"]
     command += [f"--seed={arguments.seed}", "--share", *share]
@@ -179,11 +179,11 @@ def run_worker(
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """A worker: runs its share of the cases, writes their outcomes as JSON lines."""
+    """Runs a worker's share of the cases and writes their outcomes as JSON lines."""
     prepare()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not come between
-    # A bound on what one case may take, so that taking too much is an error and not the end of all.
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    # Limits the memory of a case: exceeding it is then an error and does not end all processes.
     resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
     for number in range(*arguments.share):
         outcome = run_case(arguments.seed, number, arguments.inputs)
@@ -191,11 +191,11 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def prepare() -> None:
-    """Imports the commands; one CPU device, so that each step is compiled once."""
+    """Imports the commands and sets up one CPU device, so that each step is compiled once."""
     import jax
 
     sys.path.insert(0, str(ROOT))
-    for command in COMMANDS:  # now, so that what they import keeps the real stderr for its logs
+    for command in COMMANDS:  # now, so that their imports keep the real stderr for logs
         importlib.import_module(command)
     importlib.import_module("jaxdeblur.training.run")
     jax.config.update("jax_num_cpu_devices", 1)
@@ -206,7 +206,7 @@ def run_case(seed: int, number: int, inputs: Path) -> Outcome:
     rng = np.random.default_rng([seed, number])
     outcome = Outcome(number)
     with tempfile.TemporaryDirectory(prefix="jaxdeblur-case-") as name:
-        folder = Path(name) / "deep" / "down"  # so that ../../x is still ours
+        folder = Path(name) / "deep" / "down"  # so that ../../x lies within it
         folder.mkdir(parents=True)
         case = CASES[rng.integers(len(CASES))](Bench(rng, inputs, folder))
         outcome.command, outcome.damage = f"{case.command}.py", case.damage
@@ -220,7 +220,7 @@ def run_case(seed: int, number: int, inputs: Path) -> Outcome:
 
 
 def run_command_here(command: str, arguments: list[str], folder: Path) -> tuple[int, str]:
-    """Runs a command; gives its exit code (1 after a traceback) and all that it said."""
+    """Runs a command; returns its exit code (1 after a traceback) and all its output."""
     module = importlib.import_module(command)
     with (
         tempfile.TemporaryFile() as raw_out,
@@ -254,7 +254,7 @@ def run_command_here(command: str, arguments: list[str], folder: Path) -> tuple[
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """What every file below ``folder`` is: its contents' hash, or where a link leads."""
+    """Maps each path below ``folder`` to the hash of its contents, or to a link's target."""
     found = {}
     for place, folders, files in os.walk(folder):
         for name in [*folders, *files]:
@@ -270,11 +270,11 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def judge(outcome: Outcome, case: Case, before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """What is wrong with how a case ended."""
+    """Returns what is wrong with how a case ended."""
     problems = []
     lines = outcome.said.splitlines()
     errors = [line for line in lines if line.startswith(f"{outcome.command}: error: ")]
-    # Threads that Orbax abandons where a checkpoint is damaged say this, and mix their lines.
+    # Threads that Orbax abandons at a damaged checkpoint print these, with mixed lines.
     tracebacks = outcome.said.count("Traceback (most recent call last)")
     abandoned = outcome.said.count(", in call_soon_threadsafe\n")
     if tracebacks > abandoned or outcome.code == 1:
@@ -302,7 +302,7 @@ def judge(outcome: Outcome, case: Case, before: dict[str, str], after: dict[str,
 
 
 def make_inputs(folder: Path) -> None:
-    """A run of two checkpoints, weights, data sets, images, videos and an evaluation, all tiny."""
+    """Makes tiny inputs: a run of two checkpoints, weights, data, images, videos, an evaluation."""
     import av
     from PIL import Image
 
@@ -361,7 +361,7 @@ def any_of(rng: Rng, values: Any) -> Any:
 
 
 def damaged_bytes(rng: Rng, data: bytes, kind: str) -> bytes:
-    """Bytes flipped (all over, or in the header), cut off, added, or replaced."""
+    """Returns the bytes flipped (anywhere, or in the header), cut, extended or replaced."""
     if kind in ("flip", "flip early"):
         most = len(data) if kind == "flip" else min(len(data), 64)
         changed = bytearray(data)
@@ -380,7 +380,7 @@ def damaged_bytes(rng: Rng, data: bytes, kind: str) -> bytes:
 
 
 def replace(rng: Rng, path: Path, kind: str) -> None:
-    """No file, a link that leads nowhere, a folder, or another name in its place."""
+    """Removes or renames a file, or puts a broken link or a folder in its place."""
     if kind == "odd name":
         path.rename(path.with_name(any_of(rng, ODD_NAMES) + path.suffix))
         return
@@ -394,7 +394,7 @@ def replace(rng: Rng, path: Path, kind: str) -> None:
 
 
 def bomb(rng: Rng, path: Path) -> None:
-    """A PNG or BMP whose header promises gigapixels."""
+    """Writes a PNG or BMP whose header claims gigapixels."""
     side = int(rng.choice([20000, 65535, 2**31 - 1]))
     if rng.random() < 0.5:
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
@@ -419,7 +419,7 @@ def other_size(rng: Rng, path: Path) -> None:
 
 
 def mutate_json(rng: Rng, path: Path) -> None:
-    """Another value, a key less or a key more somewhere in a JSON file or safetensors header."""
+    """Changes a value, or removes or adds a key, in a JSON file or a safetensors header."""
     data = path.read_bytes()
     with contextlib.suppress(ValueError, struct.error, UnicodeDecodeError, RecursionError):
         if path.suffix == ".safetensors":
@@ -462,7 +462,7 @@ PLACES = ("vanish", "loop", "dangle", "folder", "odd name")
 
 
 def damage_file(rng: Rng, path: Path) -> str:
-    """Damages one file as fits its kind; says how."""
+    """Damages one file as fits its kind; returns a description."""
     kinds: list[str | Callable[[Rng, Path], None]] = [*BYTES, *PLACES]
     if path.suffix in (".png", ".jpg", ".webp", ".bmp", ".tif", ".ppm"):
         kinds += [bomb, other_size, "flip early"]
@@ -480,7 +480,7 @@ def damage_file(rng: Rng, path: Path) -> str:
 
 
 def damage_folder(rng: Rng, folder: Path) -> str:
-    """Damages the tree below ``folder`` in one place; says how."""
+    """Damages the tree below ``folder`` in one place; returns a description."""
     inside = sorted(p for p in folder.rglob("*") if not p.is_symlink())
     files = [p for p in inside if p.is_file()]
     folders = [folder, *(p for p in inside if p.is_dir())]
@@ -512,7 +512,7 @@ def damage_folder(rng: Rng, folder: Path) -> str:
     return f"{place.name!r} named {name!r}"
 
 
-# The cases. Each puts inputs into a folder and says what is to run there.
+# The cases. Each puts inputs into a folder and returns the command to run there.
 
 
 @dataclasses.dataclass
@@ -522,24 +522,24 @@ class Case:
     command: str
     arguments: list[str]
     may_change: list[Path] = dataclasses.field(default_factory=list)
-    """What a run that ends well may change."""
+    """The paths that a run that ends well may change."""
     damage: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
 class Bench:
-    """Where a case is made."""
+    """Builds a case in a folder, from valid inputs and random numbers."""
 
     rng: Rng
     inputs: Path
     folder: Path
 
     def choose(self, *values: str) -> str:
-        """One of them."""
+        """Returns one of the values."""
         return any_of(self.rng, values)
 
     def some(self) -> int:
-        """One, or a few."""
+        """Returns one, or a few."""
         return any_of(self.rng, (1, 1, 1, 2, 3))
 
     def take(self, *names: str) -> None:
@@ -552,7 +552,7 @@ class Bench:
             )
 
     def damage(self, name: str) -> list[str]:
-        """Copies an input and damages it, a folder in up to three places; says how."""
+        """Copies an input and damages it, a folder in up to three places; returns descriptions."""
         self.take(name)
         target = self.folder / name
         if target.is_dir():
@@ -562,7 +562,7 @@ class Bench:
         return [damage_file(self.rng, target)]
 
     def odd_options(self, configs: list[Any], more: list[str]) -> list[str]:
-        """One to three options with values that do not belong there."""
+        """Returns one to three options with unsuitable values."""
         fields = [field.name for config in configs for field in dataclasses.fields(config)]
         names = [f"--{name.replace('_', '-')}" for name in fields] + more
         chosen = [any_of(self.rng, names) for _ in range(self.some())]
@@ -590,7 +590,7 @@ def deblur_media(bench: Bench) -> Case:
     bench.take("w.safetensors")
     out = f"out.{bench.choose(*outs)}".rstrip(".")
     target = bench.folder / out
-    if bench.rng.random() < 0.3 and target.suffix:  # there may be something already
+    if bench.rng.random() < 0.3 and target.suffix:  # an output may exist already
         target.write_bytes(b"an older result")
     return Case("deblur", [name, out, *DEBLUR], [target], damage)
 
@@ -661,7 +661,7 @@ def train_data(bench: Bench) -> Case:
 def train_resume(bench: Bench) -> Case:
     damage = bench.damage("run")
     bench.take("pairs")
-    # Its number of steps is said again, since one that was made larger would be trained.
+    # --steps is given again: if the damage had raised it, the run would train on.
     arguments = ["--model=strcnn_dtb_small", "--out=run", "--resume", "--steps=2"]
     return Case("train", arguments, [bench.folder / "run"], damage)
 
@@ -685,7 +685,7 @@ def train_options(bench: Bench) -> Case:
     return Case("train", [*TRAINING, *EVALUATE, "--steps=1", *options])
 
 
-# A case of train.py that ends well compiles anew and takes five times as long as others.
+# A case of train.py that ends well compiles anew and takes five times as long as the others.
 CASES: tuple[Callable[[Bench], Case], ...] = (
     *9 * (deblur_media,), *3 * (deblur_weights, deblur_options),
     *2 * (evaluate_data, evaluate_data, evaluate_weights, evaluate_again, evaluate_options),

@@ -1,13 +1,13 @@
-"""A run that is killed again and again, and one that is watched for leaks.
+"""Kills and resumes a run again and again, or watches a run for memory leaks.
 
     python -m tests.stress.soak --kills=20       kill -9 at random moments, each time resumed
     python -m tests.stress.soak --memory         the resident memory of 2,000 small steps
 
-A run is trained once without disturbance and once with kills. Half of the kills come at a moment
-drawn evenly from the start of a process to its first step (it loads, restores, compiles), half from
-then on (it trains and saves). At the end the parameters of both must be the same bit for bit. Steps
-lost are those that a killed process had done and its successor did again: at most ``--save-every``
-by one kill, and those of a save that was on its way.
+The same run is trained once undisturbed and once with kills. Half of the kills come at a uniformly
+drawn moment between the start of a process and its first step (it loads, restores, compiles), half
+after that (it trains and saves). Both runs must end with the same parameters, bit for bit. Steps
+lost are those that a killed process had done and its successor repeats: at most ``--save-every``
+per kill, plus those of a save in progress.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TINY = [
     "--batch-size=2", "--validate-every=0", "--warmup=1", "--learning-rate=1e-4",
 ]  # fmt: skip
 FLAT = 0.03
-"""By how much the resident memory may rise from the first fifth of the steps to the last."""
+"""The largest relative rise of resident memory from the first fifth of the steps to the last."""
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def kill_and_resume(arguments: argparse.Namespace, folder: Path) -> bool:
-    """Kills a run again and again; True if its end is that of the undisturbed one."""
+    """Kills a run again and again; returns whether it ends as the undisturbed one does."""
     options = [*TINY, f"--steps={arguments.steps}", f"--save-every={arguments.save_every}"]
     train(*options, "--steps=1", f"--out={folder / 'first'}").wait()  # renders, compiles
     whole, killed = folder / "whole", folder / "killed"
@@ -64,8 +64,8 @@ def kill_and_resume(arguments: argparse.Namespace, folder: Path) -> bool:
     to_first = time.monotonic() - began
     if process.wait():
         raise RuntimeError("the undisturbed run failed")
-    # The processes that are killed while they train do three quarters of the steps in all; of few
-    # kills none may come so late that the run has ended.
+    # Processes that are killed while training do three quarters of the steps in total. With few
+    # kills, none may come so late that the run has ended.
     longest = min(3 / max(arguments.kills, 1), 0.25) * (time.monotonic() - began - to_first)
 
     moments = random.Random(arguments.seed)
@@ -113,7 +113,7 @@ def kill_and_resume(arguments: argparse.Namespace, folder: Path) -> bool:
 
 
 def watch_memory(arguments: argparse.Namespace, folder: Path) -> bool:
-    """Prints the resident memory over a run's steps; True if it stays flat."""
+    """Prints the resident memory over a run's steps; returns whether it stays flat."""
     out = folder / "run"
     saves = [f"--save-every={max(arguments.steps // 10, 1)}", f"--steps={arguments.steps}"]
     process = train(*TINY, *saves, f"--out={out}")
@@ -141,13 +141,13 @@ def watch_memory(arguments: argparse.Namespace, folder: Path) -> bool:
 
 
 def train(*options: str) -> subprocess.Popen[bytes]:
-    """Starts train.py, its steps on one line each in ``steps.log`` of the run's folder."""
+    """Starts train.py, which writes each step as a line of ``steps.log`` in the run's folder."""
     command = [sys.executable, "-c", WITH_STEPS, *options]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-# train.py as it is, but each step that the host has seen is noted: the progress line comes too
-# seldom to tell how far a killed process was.
+# train.py, but each step that the host has seen is written to a file: the progress line is too
+# rare to tell how far a killed process was.
 WITH_STEPS = """
 import sys
 import train
@@ -166,7 +166,7 @@ run_command(train.main, "train.py", together=True)
 
 
 def last_step(run: Path) -> int:
-    """The last step that a process has noted; 0 if it came to none."""
+    """Returns the last step that a process has written; 0 if there is none."""
     try:
         lines = re.findall(r"^(\d+)\n", (run / "steps.log").read_text(), re.MULTILINE)
     except FileNotFoundError:
@@ -175,7 +175,7 @@ def last_step(run: Path) -> int:
 
 
 def newest(run: Path) -> int:
-    """The newest whole checkpoint's step, or 0."""
+    """Returns the step of the newest complete checkpoint, or 0."""
     return max((int(p.name) for p in run.glob("checkpoints/*") if p.name.isdigit()), default=0)
 
 
@@ -185,7 +185,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def resident(pid: int) -> float:
-    """Resident memory of a process, MB; 0 when it is gone."""
+    """Returns the resident memory of a process in MB; 0 if it has ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (FileNotFoundError, ProcessLookupError, IndexError):
@@ -194,7 +194,7 @@ def resident(pid: int) -> float:
 
 
 def identical(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same parameters, bit for bit."""
+    """Returns whether two runs ended with the same parameters, bit for bit."""
     from jaxdeblur.models.parameters import split
     from jaxdeblur.weights.load import load_model
 

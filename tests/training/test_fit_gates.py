@@ -1,4 +1,4 @@
-"""Fitting the gates to what was kept of clips."""
+"""Fitting the gates to the data kept from clips."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jaxdeblur.training.fit_gates import FitConfig, Sample, squared_error
 from jaxdeblur.weights.load import LoadedModel, load_model
 from jaxdeblur.weights.save import export_weights
 
-# One of the networks at several sizes, whose fate is open.
+# For the networks at several sizes, whose future is undecided.
 pytestmark = pytest.mark.stress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,14 +42,14 @@ def _two_scales(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_one_scale(file: Path) -> VideoRestorer:
-    """Weights of one size, as a training leaves them."""
+    """Writes the weights of a network at one scale, as training leaves them."""
     model = models.build(ONE_SCALE, seed=3)
     export_weights(LoadedModel(model, "test", ONE_SCALE, 7, "test", {}), file)
     return model
 
 
 def fitting(start: Path, file: Path, *options: str) -> list[str]:
-    """The command for a few steps on a few small clips."""
+    """Returns the command for a few steps on a few small clips."""
     command = ["fit_gates", str(start), str(file), "--data", "rendered:tiny"]
     return [*command, "--clips=4", "--crop=32", "--steps=5", *options]
 
@@ -75,9 +75,9 @@ def test_what_is_kept_gives_the_error_of_the_network() -> None:
 
 
 def test_the_gates_learn_which_level_to_take() -> None:
-    """One number of the evidence tells whether the coarse level is right, the fine one, or none.
+    """One channel of the evidence tells whether the coarse level is right, the fine one or neither.
 
-    It tells in two columns of cells alone: all others have to learn it of the whole frame.
+    Only two columns of cells contain it: all others must learn it from the whole frame.
     """
     columns = 2
     model = models.build(CHOICE)
@@ -88,7 +88,7 @@ def test_the_gates_learn_which_level_to_take() -> None:
         right = rng.integers(0, 3, (clips, 2, 1, 1)) * np.ones((1, 1, 4, 24), int)
         evidence = 5 + 0.1 * rng.standard_normal((clips, 2, 4, 24, channels))
         evidence[..., :columns, 0] += right[..., :columns]
-        # What the two levels add, and what is missing: independent but for the level that is right.
+        # The levels' residuals are independent of sharp - blurred, except that of the right level.
         added = np.stack([right == 0, right == 1], axis=-1).astype(float)
         factors = np.concatenate([added, np.ones_like(added[..., :1])], axis=-1)
         form = factors[..., :, None] * factors[..., None, :]

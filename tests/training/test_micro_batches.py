@@ -1,4 +1,4 @@
-"""A batch taken in parts: the same step, with less memory."""
+"""Micro-batches: the same step as with the whole batch, with less memory."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def mesh_of(shares: int) -> jax.sharding.Mesh:
     ],
 )
 def test_in_parts_a_step_is_the_same(network: Any, parts: dict[str, Any]) -> None:
-    """And on two devices, which each have two of the four clips."""
+    """Also on two devices, each of which has two of the four clips."""
     rng = np.random.default_rng(0)
     sharp = rng.integers(0, 256, (4, 3, 16, 16, 3), dtype=np.uint8)
-    # Clips that differ in their loss: parts that were weighed unevenly would show.
+    # The clips differ in their loss, so that unevenly weighted parts would show.
     blurred = (sharp * np.array([0.1, 0.3, 0.6, 1.0]).reshape(4, 1, 1, 1, 1)).astype(np.uint8)
     found = []
     for config, mesh in (
@@ -61,7 +61,7 @@ def test_in_parts_a_step_is_the_same(network: Any, parts: dict[str, Any]) -> Non
         step = compile_train_step(config, rebuild, mesh)
         batch = jax.device_put({"blurred": blurred, "sharp": sharp}, devices.clips_over(mesh))
         state, metrics = step(state, batch)
-        # Adam's first moment is a tenth of the gradient; its step hardly tells of how large.
+        # Adam's first moment is a tenth of the gradient; its step hardly depends on the size.
         found.append((state.optimizer[1][0].mu, metrics.loss, metrics.gradient_norm))
     whole, in_parts = jax.device_get(found)
     largest = max(float(np.abs(moment).max()) for moment in whole[0].values())

@@ -1,4 +1,4 @@
-"""Clips with the maps of blur paths: drawn once, read by crop, and what a network trains on."""
+"""Clips with the maps of blur paths: they are drawn once, read by crop, and train a network."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_a_network_over_paths_trains_on_them_and_restores_over_them(
     assert int(state.step) == 2
     assert not bool(state.failed)
     restorer = load_restorer(tmp_path / "run").model
-    assert restorer.lookahead == 2  # that of the paths
-    # Frames too small for tiles are the base's.
+    assert restorer.lookahead == 2  # the look-ahead of the paths
+    # Frames too small for tiles come from the base network.
     restored = jax.eval_shape(restorer.restore_clip, jnp.zeros((1, 2, 32, 32, 3)))
     assert restored.shape == (1, 2, 32, 32, 3)
 
@@ -85,7 +85,7 @@ def test_a_folder_of_other_clips_is_not_added_to(tmp_path: Path) -> None:
 
 
 def test_clips_of_high_speed_video_are_as_long_as_training_takes(tmp_path: Path) -> None:
-    for name, frames in (("short", 11), ("long", 33)):  # Three frames of 3, four of 7.
+    for name, frames in (("short", 11), ("long", 33)):  # Exposures that fit: three of 3, four of 7.
         (tmp_path / name).mkdir()
         for number in range(frames):
             image = np.full((32, 48, 3), 7 * number, np.uint8)

@@ -1,4 +1,4 @@
-"""What a run says of itself: how long it will take, and at its end what came of it."""
+"""What a run prints at its end: the result, and the command that scores it."""
 
 from __future__ import annotations
 

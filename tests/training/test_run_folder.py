@@ -1,4 +1,4 @@
-"""A run's config: what is written is read again, and what is wrong in it is named."""
+"""A run's config is read as it was written, and what is wrong in it is named."""
 
 from __future__ import annotations
 

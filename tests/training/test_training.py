@@ -1,4 +1,4 @@
-"""Training: the step is pure and shared out evenly, runs stop and resume exactly."""
+"""Training: steps are pure and shared evenly by devices, runs stop and resume exactly."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def feed(mesh: jax.sharding.Mesh, start: int = 0) -> Iterator[Batch]:
 
 
 class Recorder:
-    """Remembers what is saved and watched."""
+    """Records the saved states and the losses."""
 
     def __init__(self) -> None:
         self.saved: dict[int, TrainState] = {}
@@ -114,13 +114,13 @@ def test_many_devices_do_what_one_does(several: int) -> None:
         results.append((jax.tree.map(np.asarray, state.parameters), float(metrics.loss)))
     (one, loss_of_one), (many, loss_of_many) = results
     assert loss_of_many == pytest.approx(loss_of_one, rel=1e-5)
-    # Adam divides by the root of a square: where a gradient is all but zero, its sign decides.
+    # Adam divides by a root mean square: where a gradient is nearly zero, its sign decides.
     chex.assert_trees_all_close(many, one, atol=1e-4)
 
 
 @pytest.mark.parametrize("part", ["parameters", "optimizer", "average", "step"])
 def test_a_checkpoint_is_known_by_all_of_its_state(part: str) -> None:
-    """A flipped bit of the optimiser's state would else go on as if nothing were."""
+    """Otherwise a flipped bit in the optimiser's state would go unnoticed."""
     config = dataclasses.replace(CONFIG, average=0.9)
     _, parameters = split(models.build(NETWORK))
     state = initial_train_state(config, parameters)
@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path) -> None:
         restored = checkpoints.restore_state(state, devices.replicated(mesh))
     assert restored is not None
     assert int(restored.step) == 1
-    # What is saved next must not stop at the damaged one, which stays beside it.
+    # The next save must not fail because of the damaged checkpoint, which is kept beside it.
     checkpoints.go_on_after(1)
     checkpoints.save(state._replace(step=jnp.int32(2)))
     checkpoints.close()
@@ -222,7 +222,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path) -> None:
         RunCheckpoints(tmp_path).restore_state(state, devices.replicated(mesh))
 
 
-# Orbax abandons the readers of the other arrays, and Python says so whenever they are collected.
+# Orbax abandons the readers of the other arrays; Python reports them when they are collected.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.stress
 def test_a_damaged_array_is_one_warning(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_damaged_array_is_one_warning(tmp_path: Path) -> None:
                 checkpoints.restore_weights(template)
             except UserError:
                 damaged += 1
-                # Python's own warnings of what is left open come when they like.
+                # Python's own warnings about open resources may come at any time.
                 ours = [entry for entry in warned if issubclass(entry.category, UserWarning)]
                 assert len(ours) == 1
         path.write_bytes(content)
@@ -251,12 +251,12 @@ def test_a_damaged_array_is_one_warning(tmp_path: Path) -> None:
     assert damaged >= 2
 
 
-# Of what the test before this one left.
+# The previous test leaves such readers.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_reader_that_orbax_abandons_is_not_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it leaves any is a matter of timing; here it leaves two, and something else goes."""
+    """Orbax abandons readers depending on timing. Here it leaves two, and an unrelated object."""
     _, state = begin(CONFIG, mesh_of(1))
     checkpoints = RunCheckpoints(tmp_path)
     checkpoints.save(state._replace(step=jnp.int32(1)))
@@ -369,7 +369,7 @@ def test_a_progress_line_that_nobody_reads_ends_nothing(monkeypatch: pytest.Monk
 
 @pytest.fixture
 def handled(request: pytest.FixtureRequest) -> Iterator[None]:
-    """SIGHUP as the test asks for it, whether or not the tests run under nohup."""
+    """Sets the SIGHUP handler that a test needs, whether or not the tests run under nohup."""
     before = signal.signal(signal.SIGHUP, getattr(request, "param", signal.SIG_DFL))
     yield
     signal.signal(signal.SIGHUP, before)
@@ -440,7 +440,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_and_the_state_before_it(
 
 
 def test_a_gradient_that_is_not_finite_is_a_failure_too() -> None:
-    """Of a loss that is: the root of the factor has no slope at 0."""
+    """The loss is finite, but the square root of the factor has no finite slope at 0."""
     state = initial_train_state(CONFIG, {"factor": jnp.float32(0)})
     state, metrics = train_step(
         state, flat_batch(51, 102), config=CONFIG, rebuild=lambda p: Times(jnp.sqrt(p["factor"]))
@@ -514,7 +514,7 @@ def test_validation_sees_the_moving_average() -> None:
     end = run_steps(
         state, feed(mesh), step, config, save=recorder.save, watch=recorder.step, validate=validate
     )
-    # The last step is validated and saved, whether or not it is its turn.
+    # The last step is always validated and saved, even if neither is due.
     assert sorted(seen) == sorted(recorder.saved) == [3, 6, 7]
     chex.assert_trees_all_equal(seen[7], end.average)
     assert any(np.any(seen[7][name] != end.parameters[name]) for name in end.parameters)
@@ -574,7 +574,7 @@ def test_muon_takes_the_kernels_and_adam_the_rest() -> None:
     updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(parameters), parameters)
     update = updates[kernel]
     # An orthogonal matrix times sqrt(its longer side) * 0.4 has root mean square 0.4; Muon's few
-    # iterations bring the singular values of a random one to 0.7 to 1.2 times that.
+    # iterations bring the singular values of a random matrix to 0.7 to 1.2 times that.
     assert 0.28 < float(jnp.sqrt(jnp.mean(update**2))) < 0.48
     # Adam's first step (here with Nesterov's momentum) is the same in every element.
     for name in ("head/kernel", "stem/bias", "blending/beta_logit"):
@@ -607,7 +607,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 @pytest.mark.stress
 def test_a_train_step_of_the_attention_network_over_a_mesh() -> None:
-    """Its kernels are told how the clips lie; the result is what one device gives."""
+    """Its kernels receive the clips' sharding; the result equals that of one device."""
     config = dataclasses.replace(CONFIG, batch_size=2)
     network = FstaConfig(
         window=3,
@@ -636,12 +636,12 @@ def test_a_failure_keeps_the_clips_that_devices_share() -> None:
     batch = np.arange(4 * 3 * 8 * 4 * 3, dtype=np.uint8).reshape(4, 3, 8, 4, 3)
     shared = jax.device_put(batch, devices.clips_over(mesh_of(2)))
     assert len(shared.addressable_shards) == 2
-    # One process addresses all; the path of several is that of the shards.
+    # This process addresses all shards; with several processes, each joins its own shards.
     np.testing.assert_array_equal(_local(shared), batch)
 
 
 class Times(VideoRestorer):
-    """Multiplies by its one parameter, at each of its scales."""
+    """A network that multiplies by its one parameter, at each of its scales."""
 
     multiple = 1
 
@@ -661,7 +661,7 @@ def flat_batch(blurred: int, sharp: int) -> Batch:
 
 
 def test_the_network_sees_the_blurred_frames_and_is_to_give_the_sharp_ones() -> None:
-    """The other way round it would learn to blur, and its loss would fall all the same."""
+    """If they were swapped, it would learn to blur, and its loss would fall just as well."""
     losses = [
         float(loss_and_statistics(Times(2.0), flat_batch(*pair), "mse")[0])
         for pair in ((51, 102), (102, 51))
@@ -675,7 +675,7 @@ def test_every_scale_counts_in_the_loss() -> None:
 
 
 class Estimates(VideoRestorer):
-    """Two estimates with targets of their own, and a running mean of what goes in."""
+    """A network of two estimates with their own targets and a running mean of the input."""
 
     def __init__(self, factor: float, mean: float) -> None:
         self.factor = nnx.Param(jnp.asarray(factor))
@@ -712,11 +712,11 @@ FEW = {
     "stem/bias": jnp.array([0.5, -2.0, 1.0, 3.0]),
     "head/kernel": jnp.ones((1, 1, 4, 3)),
 }
-"""Parameters that Muon takes and that Adam does."""
+"""Some parameters that Muon updates and some that Adam updates."""
 
 
 def test_weight_decay_is_in_the_loss_and_of_the_kernels_alone() -> None:
-    """Half the decay times the sum of their squares; biases and beta are left alone."""
+    """It is half the decay times the kernels' sum of squares; biases and beta are left out."""
     assert float(half_squares(FEW | {"beta_logit": jnp.float32(9)})) == 0.5 * (650 + 12)
     network = dataclasses.replace(NETWORK, blending="middle")
     rebuild, parameters = split(models.build(network))
@@ -733,7 +733,7 @@ def test_weight_decay_is_in_the_loss_and_of_the_kernels_alone() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_gradient_above_the_norm_is_scaled_down_to_it(optimizer: Any) -> None:
-    """Adam's step hardly tells, for it divides by what it remembers: so by what it remembers."""
+    """Compares the optimisers' states: Adam divides by its own, so its step hardly changes."""
     config = dataclasses.replace(CONFIG, optimizer=optimizer, clip_norm=0.5)
     rule = make_optimizer(config)
     start, length = rule.init(FEW), optax.tree.norm(FEW)
@@ -766,7 +766,7 @@ def test_beta2_is_the_decay_of_adams_second_moment(optimizer: Any) -> None:
 
 
 def test_the_moving_average_by_hand() -> None:
-    """What is validated and saved: short at first, then of the decay that was asked for."""
+    """It is validated and saved. Its decay is small at first, then as configured."""
     config = dataclasses.replace(CONFIG, average=0.15, learning_rate=0.1, warmup=0)
     state = initial_train_state(config, {"factor": jnp.float32(0.5)})
     average = 0.5
@@ -781,7 +781,7 @@ def test_the_moving_average_by_hand() -> None:
 
 
 def test_the_weights_of_a_checkpoint_are_the_moving_average(tmp_path: Path) -> None:
-    """They are what is scored, exported and used; the parameters are for going on."""
+    """The average is scored, exported and used; the parameters are needed to resume."""
     _, state = begin(dataclasses.replace(CONFIG, average=0.9), mesh_of(1))
     average = jax.tree.map(lambda array: array + 1, state.average)
     checkpoints = RunCheckpoints(tmp_path)
@@ -805,8 +805,8 @@ def test_as_many_checkpoints_are_kept_as_was_asked_for(tmp_path: Path) -> None:
 def test_a_run_tells_whoever_makes_its_batches_all_that_they_depend_on(
     render: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told a wrong first step a resumed run would see the same clips again; told no limit of
-    motion, there would be no curriculum."""
+    """With a wrong first step, a resumed run would see the same clips again; without a motion
+    limit, there would be no curriculum."""
     told: dict[str, Any] = {}
 
     @contextlib.contextmanager

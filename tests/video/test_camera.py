@@ -1,4 +1,4 @@
-"""A camera, played by FFmpeg's test pattern at real speed."""
+"""A camera, simulated by FFmpeg's test pattern in real time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RATE = 50
 
 @pytest.fixture
 def pattern(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, str]]]:
-    """A pattern without end, in real time; what the device was asked for."""
+    """Plays an endless pattern in real time; returns the requests to the device."""
     asked: list[tuple[str, dict[str, str]]] = []
 
     def open_pattern(name: str, options: dict[str, str]) -> Any:
@@ -53,7 +53,7 @@ def test_a_slow_reader_gets_the_newest_frames_and_loses_the_rest(pattern: Any) -
     assert places[0] == 0
     assert all(b - a >= 60 for a, b in itertools.pairwise(places)), "milliseconds"
     assert reader.dropped >= 2 * len(places)
-    # However long it runs, the frame that is read is a new one.
+    # However long it runs, each frame that is read is recent.
     assert np.median(ages) < 0.3
     assert pattern == [("0", {})]
 

@@ -1,4 +1,4 @@
-"""The labels of ``--compare``: on both halves, the right way up, in no colour."""
+"""The labels of ``--compare``: on both halves, upright, without colour."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jaxdeblur.video.pixels import RGB8, PixelLayout
 GREY = 90
 
 
-# How players show what is stored, by quarter turns counter-clockwise: cosine and sine of the angle.
+# Cosine and sine of the players' rotation, by quarter turns counter-clockwise.
 COSINE_SINE = {0: (1, 0), 1: (0, -1), 2: (-1, 0), 3: (0, 1)}
 
 
 def compared(layout: PixelLayout, turns: int = 0) -> list[np.ndarray]:
-    """The planes that show a grey frame of 320x240 beside itself."""
+    """Returns the planes that show a grey frame of 320x240 beside itself."""
     rate = Fraction(25)
     cosine, sine = (65536 * value for value in COSINE_SINE[turns])
     matrix = (cosine, sine, 0, -sine, cosine, 0, 0, 0, 1 << 30)

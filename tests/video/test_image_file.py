@@ -1,4 +1,4 @@
-"""Image files: every format reads back, order is natural, bad files and bombs are named."""
+"""Image files: every format reads back, order is natural, errors name bad files and bombs."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_natural_order_and_what_counts_as_a_frame(tmp_path, picture):
 
 
 def png_with_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds hardly any pixels: a decompression bomb's header."""
+    """Returns a PNG that claims a size but holds hardly any pixels, like a decompression bomb."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (

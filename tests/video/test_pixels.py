@@ -1,4 +1,4 @@
-"""Pixel layouts: RGB and back for each, by the definitions, and nothing lost on the way."""
+"""Pixel layouts: conversion to RGB and back, by the definitions and without loss."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_no_change_is_no_change_bit_for_bit(name):
 
 
 # Rec. 709, limited range, 8 bits: white, black and the colour bars of ITU-R BT.709 at 75 %, whose
-# colours nothing clips.
+# colours are not clipped.
 @pytest.mark.parametrize(
     ("codes", "colour"),
     [
@@ -66,7 +66,7 @@ def test_codes_of_the_colour_bars(codes, colour):
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "grey"])
 def test_a_change_of_colour_arrives(name):
-    """Of a flat frame, so that sub-sampling does not matter; to a level of the samples."""
+    """Tests a flat frame, where subsampling does not matter, to about a level of the samples."""
     layout = LAYOUTS[name]
     middle = 2 ** (layout.bits - 1)
     planes = tuple(jnp.full(s, middle, layout.dtype) for s in layout.plane_shapes(7, 9))
@@ -79,7 +79,7 @@ def test_a_change_of_colour_arrives(name):
 def test_a_change_of_grey_is_its_luma():
     layout = PixelLayout("grey", 8, weights=REC_709, full_range=True)
     planes = (jnp.full((1, 2), 100, jnp.uint8),)
-    red = jnp.array([[0.55, -0.55]])  # 29.8 grey levels, to be rounded, not cut off
+    red = jnp.array([[0.55, -0.55]])  # 29.8 grey levels, to be rounded, not truncated
     (after,) = layout.add(planes, red[..., None] * jnp.array([1.0, 0, 0]))
     assert after.tolist() == [[100 + round(0.55 * 0.2126 * 255), 100 - round(0.55 * 0.2126 * 255)]]
 
@@ -106,5 +106,5 @@ def test_a_change_of_chroma_is_the_mean_of_its_pixels():
     planes = tuple(jnp.full(shape, 128, jnp.uint8) for shape in layout.plane_shapes(2, 2))
     for pixel in np.ndindex(2, 2):
         blue = jnp.zeros((2, 2, 3)).at[(*pixel, 2)].set(0.4)
-        # (B - Y) / (2 - 2 kb) is half of B - kb B over 1 - kb; a quarter of that is 12.75 codes.
+        # (B - Y) / (2 - 2 kb), with Y = kb B, is half of B; a quarter of that is 12.75 codes.
         assert layout.add(planes, blue)[1].tolist() == [[128 + 13]]

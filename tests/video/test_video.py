@@ -1,4 +1,4 @@
-"""Video files in and out: what goes in comes out, as read back with PyAV, or is said to be lost."""
+"""Video files in and out: PyAV reads back what went in, or the writer reports it as lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROTATED = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
 
 @dataclasses.dataclass
 class Recipe:
-    """A video to be made by PyAV alone."""
+    """A video to be made with PyAV alone."""
 
     codec: str = "libx264"
     pixel_format: str = "yuv420p"
@@ -111,7 +111,7 @@ class Recipe:
 
 
 def facts(path: Path) -> dict[str, Any]:
-    """What can be read back from a video."""
+    """Returns what can be read back from a video."""
     with av.open(str(path)) as container:
         video = container.streams.video[0]
         frames = list(container.decode(video))
@@ -152,7 +152,7 @@ def facts(path: Path) -> dict[str, Any]:
 
 
 def rewrite(source: Path, target: Path, **options: Any) -> VideoWriter:
-    """Reads and writes with nothing between."""
+    """Reads a video and writes it without restoring it."""
     part = {name: options.pop(name) for name in ("start", "duration") if name in options}
     with (
         VideoReader(source, **part) as reader,
@@ -234,7 +234,7 @@ def test_what_goes_in_comes_out(name, tmp_path):
 
 
 def test_packets_that_a_stream_cannot_shift_keep_their_times(tmp_path):
-    """MP4 shows sound from before 0 by an edit list; the whole file must not be moved by it."""
+    """MP4 places sound before time 0 by an edit list, which must not shift the whole file."""
     source = Recipe(sounds=1).make(tmp_path / "in.mp4")
     assert facts(source)["packets"][0][1] < 0
     rewrite(source, tmp_path / "out.mp4")
@@ -242,7 +242,7 @@ def test_packets_that_a_stream_cannot_shift_keep_their_times(tmp_path):
 
 
 def test_a_trimmed_video_keeps_its_trim(tmp_path):
-    """Its file holds frames from before the cut, which no player shows."""
+    """The file holds frames from before the cut, which no player shows."""
     unit = Fraction(1, 90000)
     recipe = Recipe(frames=9, time_base=unit, durations=(3000,) * 9, first_pts=-9000)
     source = recipe.make(tmp_path / "in.mp4")
@@ -277,7 +277,7 @@ def test_a_part_begins_at_zero_and_takes_its_sound_along(tmp_path):
     assert part["pts"] == [Fraction(i, 25) for i in range(5)]
     inside = [data for _, pts, data in whole["packets"] if 0.16 <= pts < 0.36]
     assert [data for _, _, data in part["packets"]] == inside != []
-    # It sounds with the frames that it sounded with.
+    # The sound keeps its place relative to the frames.
     times = [pts - Fraction(16, 100) for _, pts, _ in whole["packets"] if 0.16 <= pts < 0.36]
     assert [pts for _, pts, _ in part["packets"]] == times
     assert part["chapters"] == [(0, Fraction(4, 100), {"title": "end"})]
@@ -290,7 +290,7 @@ def test_a_part_begins_at_zero_and_takes_its_sound_along(tmp_path):
 
 
 def test_a_part_takes_sound_along_that_stands_behind_it_in_the_file(tmp_path):
-    """In a fragment of MP4 the sound of a second follows on the frames of that second."""
+    """In a fragment of MP4 the sound of a second follows the frames of that second."""
     with av.open(
         str(tmp_path / "in.mp4"),
         "w",
@@ -317,7 +317,7 @@ NUMBERED_BY_COLUMN = 20
 
 
 def numbered_video(path: Path, codec: str, frames: int, options: dict[str, str]) -> Path:
-    """Frames of noise, so that the file is large, with their number in binary at the top."""
+    """Writes frames of noise, for a large file, with their number in binary at the top."""
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as out:
         video = out.add_stream(codec, rate=25, options=options)
@@ -344,7 +344,7 @@ def number_of(picture: Picture) -> int:
 @pytest.mark.parametrize(
     ("name", "codec", "options"),
     [
-        ("in.ts", "libx264", {"g": "48"}),  # its demuxer comes out behind the time asked for
+        ("in.ts", "libx264", {"g": "48"}),  # its demuxer seeks past the requested time
         pytest.param(
             "in.mp4",
             "libx265",
@@ -362,7 +362,7 @@ def test_a_part_begins_at_the_frame_that_was_asked_for(name, codec, options, tmp
 
 
 def test_frames_from_before_zero_are_frames(tmp_path):
-    """As of a recording whose first frames came before its clock's zero."""
+    """As in a recording whose first frames precede its clock's zero."""
     unit = Fraction(1, 25)
     recipe = Recipe(frames=9, rate=Fraction(25), time_base=unit, first_pts=-4)
     source = recipe.make(tmp_path / "in.ts")
@@ -375,7 +375,7 @@ def test_frames_from_before_zero_are_frames(tmp_path):
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
 def test_frames_from_before_zero_come_out_at_their_distances(name, tmp_path):
-    """MP4 would hide them, and Matroska give them no time."""
+    """MP4 would hide them, and Matroska would give them no time."""
     unit = Fraction(1, 25)
     recipe = Recipe(frames=9, rate=Fraction(25), time_base=unit, first_pts=-4, sounds=1)
     source = recipe.make(tmp_path / "in.ts")
@@ -387,7 +387,7 @@ def test_frames_from_before_zero_come_out_at_their_distances(name, tmp_path):
 
 
 def joined(one: bytes, two: bytes) -> bytes:
-    """Two transport streams as one: the packets of each track are counted on."""
+    """Joins two transport streams; the packet counter of each track continues."""
     counts: dict[int, int] = {}
     packets = bytearray(one + two)
     for place in range(0, len(packets), 188):
@@ -441,7 +441,7 @@ def test_of_a_file_that_is_cut_short_what_is_said_to_be_good_can_be_read(name, t
         out.mux(video.encode(None))
     data = path.read_bytes()
     place = len(data) // 2 // 188 * 188 + 188 * 3
-    # Of a transport stream nothing says how long it is, so packets are taken from its middle.
+    # Nothing states a transport stream's length, so packets are removed from its middle.
     path.write_bytes(data[:place] + (data[place + 188 * 5 :] if name == "in.ts" else b""))
     with pytest.raises(UserError, match="--duration") as caught, VideoReader(path) as reader:
         list(reader)
@@ -469,7 +469,7 @@ def test_a_live_recording_says_no_length(tmp_path):
     [
         ("libx265", ".mp4", "hvc1", "hevc"),  # the tag that Apple's players know
         ("libx265", ".mov", "hvc1", "hevc"),
-        ("libvpx-vp9", ".mov", "avc1", "h264"),  # QuickTime has no place for VP9
+        ("libvpx-vp9", ".mov", "avc1", "h264"),  # QuickTime cannot hold VP9
     ],
 )
 def test_what_apples_players_take(codec, suffix, tag, name, tmp_path):
@@ -483,7 +483,7 @@ def test_what_apples_players_take(codec, suffix, tag, name, tmp_path):
 
 
 def test_a_gif_is_a_video_with_alpha(tmp_path):
-    """Its comment is in Latin-1, as no other tag may be."""
+    """Its comment is in Latin-1, which no other tag may be."""
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)) for _ in range(3)]
     rest = {"append_images": pictures[1:], "duration": 40, "comment": b"caf\xe9"}
@@ -498,13 +498,13 @@ def test_a_gif_is_a_video_with_alpha(tmp_path):
 
 @pytest.mark.parametrize(("name", "encoder"), [("h264", "libx264"), ("hevc", "libx265")])
 def test_the_name_of_a_codec_stands_for_its_encoder(name, encoder, tmp_path):
-    """With all that goes with the encoder: its quality, its tag, the sizes that it takes."""
+    """The encoder's quality, tag and permitted sizes apply under either name."""
     source = Recipe("ffv1", size=(23, 31)).make(tmp_path / "in.mkv")
     for codec in (name, encoder):
         writer = rewrite(source, tmp_path / f"{codec}.mp4", codec=codec, crf=20)
         assert (writer.encoder, writer.pixel_format) == (encoder, "yuv444p")
     one, other = (tmp_path / f"{codec}.mp4" for codec in (name, encoder))
-    # Not packet by packet: an encoder's choices inside a frame may differ from run to run.
+    # Packets are not compared: an encoder's choices inside a frame may differ between runs.
     assert settings_of(one) == settings_of(other)
     assert facts(one) == facts(other)
 
@@ -531,7 +531,7 @@ def test_writing_av1_as_root_is_no_real_time_work(with_the_rest: bool, tmp_path:
 
 
 def settings_of(path: Path) -> tuple[str, bytes]:
-    """The codec's tag, and the options that libx264 and libx265 write into the stream."""
+    """Returns the codec's tag, and the options that libx264 and libx265 write into the stream."""
     with av.open(str(path)) as container:
         video = container.streams.video[0]
         written = (video.codec_context.extradata or b"") + packets_of(path)[0]
@@ -542,7 +542,7 @@ def settings_of(path: Path) -> tuple[str, bytes]:
 
 @pytest.mark.parametrize("frames", [1, 2, 3])
 def test_hevc_of_few_frames_is_written(frames, tmp_path):
-    """Its encoder leaves times of one or two frames unset, and MP4 refused what it found there."""
+    """Its encoder leaves times of one or two frames unset, and MP4 refused these."""
     source = Recipe("ffv1", size=(64, 64), frames=frames).make(tmp_path / "in.mkv")
     for crf in (17, 24):
         rewrite(source, tmp_path / "out.mp4", codec="libx265", crf=crf)
@@ -574,9 +574,9 @@ def test_what_a_container_cannot_hold_is_said(recipe, suffix, lost, tmp_path):
 
 
 def test_frames_with_exif_are_read(tmp_path):
-    """FFmpeg gives it with each frame of Motion JPEG, as a kind that PyAV 18 has no name for."""
+    """FFmpeg attaches it to each frame of Motion JPEG, as a type that PyAV 18 has no name for."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # to be rotated by a quarter turn
     file = io.BytesIO()
     Image.new("RGB", (32, 24), "red").save(file, "JPEG", exif=exif)
     with av.open(str(tmp_path / "in.mov"), "w") as out:
@@ -594,7 +594,7 @@ def test_frames_with_exif_are_read(tmp_path):
 
 
 def test_what_stands_beside_the_pixels_is_said(tmp_path):
-    # A message of closed captions (ATSC A/53, part 4) before the first picture.
+    # A closed-caption message (ATSC A/53, part 4) before the first picture.
     caption = b"\xb5\0\x31GA94\x03\xc1\xff\xfc\x94\x2c\xff"
     message = b"\0\0\0\1\x06\x04" + bytes([len(caption)]) + caption + b"\x80"
     raw = Recipe(options={"bf": "0"}).make(tmp_path / "in.h264").read_bytes()
@@ -745,7 +745,7 @@ def test_crf_sets_the_quality(tmp_path):
 
 
 def test_a_picture_knows_how_long_it_is_shown(tmp_path):
-    """So that the last frame of a video of variable rate can be written as long as it was."""
+    """So the last frame of a video of variable rate can be written with its duration."""
     recipe = Recipe("ffv1", time_base=Fraction(1, 1000), durations=(33, 100, 17, 50, 33))
     source = recipe.make(tmp_path / "in.mkv")
     with av.open(str(source)) as container:
@@ -763,7 +763,7 @@ def test_of_untagged_video_the_matrix_is_what_players_assume(height, weights):
 
 
 def test_tags_that_are_not_utf_8_are_copied_byte_for_byte(tmp_path):
-    """As editors of the nineties wrote them; what cannot be decoded stops no restoration."""
+    """Editors of the nineties wrote such tags; a tag that cannot be decoded is no error."""
     source = Recipe(metadata={"title": "XXYYZZ"}).make(tmp_path / "in.mkv")
     source.write_bytes(source.read_bytes().replace(b"XXYYZZ", b"XX\xff\xfeZZ"))
     rewrite(source, tmp_path / "out.mkv")

@@ -1,4 +1,4 @@
-"""Weights of reference implementations: what is read, and what is said of files that do not fit."""
+"""Weights of reference implementations: what is read, and the errors for unsuitable files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def dbn_arrays() -> dict[str, np.ndarray]:
 
 @functools.cache
 def published(system: str) -> dict[str, Any]:
-    """Names of the published network's parameters."""
+    """Returns the published network's parameters by name."""
     return REFERENCES[system].names(REFERENCES[system].default)
 
 
@@ -87,7 +87,7 @@ def test_names_and_shapes_are_those_that_were_published(
     ],
 )
 def test_a_number_lies_where_the_reference_has_it(system: str, theirs: str, place: Any) -> None:
-    """By row, column, input and output."""
+    """Compares all numbers by row, column, input and output."""
     network = SMALL if system == "dbn" else SrnConfig(width=1)
     weight = REFERENCES[system].names(network)[theirs]
     array = np.arange(np.prod(weight.shape)).reshape(weight.shape)
@@ -165,7 +165,7 @@ def test_pytorchs_files_need_pytorch_and_say_so(
 
 
 class Tensor:
-    """As much of PyTorch's as is read."""
+    """The part of PyTorch's tensor that is used."""
 
     def __init__(self, array: Any) -> None:
         self.array = np.asarray(array)
@@ -217,7 +217,7 @@ def test_the_network_is_found_in_a_checkpoint(
 
 
 def tensorflow(prefix: Path, arrays: dict[str, np.ndarray]) -> Any:
-    """As much of TensorFlow's as is called, where the checkpoint ``prefix`` holds ``arrays``."""
+    """Returns the part of TensorFlow that is used; its checkpoint ``prefix`` holds ``arrays``."""
 
     class Reader:
         def get_variable_to_shape_map(self) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""The weights that ship: they load, say where they come from, and score what the docs say."""
+"""The shipped weights load, state their origin and reach the documented scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def all_data(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    """What every run had that the weights come from."""
+    """Returns the data settings of every run that contributed to the weights."""
     return [run["data"] for run in (metadata, *metadata["after"])]
 
 
@@ -61,7 +61,7 @@ def test_every_use_has_weights(use: shipped.Use) -> None:
 
 
 def test_they_compute_in_the_type_that_is_asked_for() -> None:
-    """``--dtype=bfloat16``: half the memory on a GPU."""
+    """``--dtype=bfloat16`` halves the memory on a GPU."""
     name = shipped.default_name("fast video")
     assert load_model(name).network.dtype == "float32"
     half = load_model(name, dtype="bfloat16")
@@ -85,7 +85,7 @@ def test_they_sharpen(use: shipped.Use) -> None:
 @every_weights
 @pytest.mark.parametrize("scenes", ["narrow", "wide"])
 def test_the_score_is_the_documented_one(name: str, scenes: str) -> None:
-    """docs/results.md: two validation scenes of each kind, to 0.05 dB."""
+    """Compares with docs/results.md: two validation scenes of each kind, to 0.05 dB."""
     table = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     row = re.search(rf"^\| `{name}` \| {scenes} \| [\d.]+ \| ([\d.]+) \|", table, re.MULTILINE)
     assert row, f"docs/results.md has no row for {name} on {scenes}"
@@ -107,7 +107,7 @@ def test_the_demo_restores_a_clip_and_may_be_run_twice(
     demo = runpy.run_path(str(ROOT / "examples" / "demo.py"))
     monkeypatch.chdir(tmp_path)
     clip = tmp_path / "runs" / "demo-clip"
-    for name in ("blurred", "restored"):  # An earlier demo, of another clip, was stopped halfway.
+    for name in ("blurred", "restored"):  # An earlier demo of another clip stopped halfway.
         (clip / name).mkdir(parents=True)
     (clip / "restored" / "9999.png").touch()
     demo["restore_with_shipped_weights"]()

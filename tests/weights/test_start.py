@@ -1,4 +1,4 @@
-"""What a network begins with, or is put together from, where another one was trained before."""
+"""Networks that start from, or are mixed with, weights that were trained before."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parameters(model: VideoRestorer) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Any:
-    """Writes the weights of a network that says how it was trained; gives the file."""
+    """Writes a network's weights with the settings of its training; returns the file."""
 
     def write(name: str, seed: int, **fields: Any) -> Path:
         network = dataclasses.replace(TINY, **fields)
@@ -47,7 +47,7 @@ def weights(tmp_path: Path) -> Any:
 
 
 def begun(path: Path, **fields: Any) -> VideoRestorer:
-    """The network of ``fields`` as ``train.py --start-from`` begins with it."""
+    """Returns the network of ``fields`` as ``train.py --start-from`` begins with it."""
     model = models.build(dataclasses.replace(TINY, **fields), 99)
     rebuild, drawn = split(model)
     return rebuild(starting_parameters(model, drawn, str(path)))
@@ -103,7 +103,7 @@ def test_without_git_no_commit_is_known(weights: Any, monkeypatch: pytest.Monkey
 def test_exported_weights_name_no_folder_and_have_their_scores(
     weights: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Paths are those of one machine, and tell who trained there."""
+    """Paths belong to one machine and reveal who trained there."""
     run = load_model(weights("one", 1))
     trained_on = {"data": ["highspeed:/nowhere/fast", "rendered"], "photos": "/nowhere/pictures"}
     data = {**run.metadata["data"], **trained_on, "validate_on": "pairs:/nowhere/held"}

@@ -1,4 +1,4 @@
-"""Plain NumPy for what the reference implementations are made of, and weights that come in."""
+"""Layers of the reference implementations in plain NumPy, and imported weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Plain:
 
     @staticmethod
     def transposed(x: Any, weight: Any, bias: Any) -> np.ndarray:
-        """Stride 2 and padding 1 of a kernel C_in C_out 4 4, or 3 3 with output padding 1."""
+        """Applies a kernel C_in C_out 4 4, or 3 3 with output padding 1, at stride 2, padding 1."""
         _, height, width = x.shape
         size = weight.shape[-1]
         y = np.zeros((weight.shape[1], 2 * height + 3, 2 * width + 3))
@@ -51,7 +51,7 @@ class Plain:
 
     @staticmethod
     def up(x: Any) -> np.ndarray:
-        """Bilinear to twice the size, where pixels are areas."""
+        """Doubles the size bilinearly; pixels are areas, not points."""
         for axis in (1, 2):
             x = np.moveaxis(np.float64(x), axis, -1)
             padded = np.concatenate([x[..., :1], x, x[..., -1:]], -1)
@@ -75,7 +75,7 @@ def plain() -> type[Plain]:
 
 
 def random_reference(name: str, network: Any, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights of a network under its reference's names, which keep maps about their size."""
+    """Draws weights, by the reference's names, that keep the magnitude of maps about the same."""
     rng = np.random.default_rng(seed)
     _, template = outline(lambda: models.build(network))
     names = REFERENCES[name].names(network)
@@ -92,7 +92,7 @@ def random_reference(name: str, network: Any, seed: int = 0) -> dict[str, np.nda
 
 @pytest.fixture
 def imported(tmp_path: Path) -> Callable[..., tuple[LoadedModel, dict[str, np.ndarray]]]:
-    """Random weights under the reference's names, written to a file and converted."""
+    """Writes random weights under the reference's names to a file and converts it."""
 
     def make(name: str, network: Any, seed: int = 0) -> tuple[LoadedModel, dict[str, np.ndarray]]:
         arrays = random_reference(name, network, seed)
@@ -115,10 +115,10 @@ def _exact() -> Any:
 def check_gradient(imported: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Compares gradients with the reference's: ``check(name, network, clip, reference)``.
 
-    It is the slope of a weighed sum of the restored clip along a random change of all weights and
-    pixels: ours from the gradient, that of ``reference(weights, clip)`` from two of its results.
-    One direction tells, as every weight has a share in it. All is in float64, where float32 stands
-    too: its rounding carries units over the kink of a ReLU, where the slope jumps.
+    Compares the slope of a weighted sum of the restored clip along a random change of all weights
+    and pixels: ours from the gradient, that of ``reference(weights, clip)`` from two of its values.
+    One direction suffices, as every weight contributes. Even the float32 parts run in float64:
+    rounding in float32 moves units across the kink of a ReLU, where the slope jumps.
     """
 
     def check(name: str, network: Any, clip: np.ndarray, restore: Callable[..., Any]) -> None:

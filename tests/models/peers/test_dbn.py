@@ -1,4 +1,4 @@
-"""DBN: against plain NumPy with the authors' layers, and the details that a port must have."""
+"""DBN against the authors' layers in plain NumPy, and the details that a port must have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL = DbnConfig(width=2)
 
 
 def reference(plain: Any, w: dict[str, np.ndarray], window: np.ndarray) -> np.ndarray:
-    """The graph of the authors' model file: five frames ``5 H W 3``, the oldest first."""
+    """Runs the graph of the authors' model file on five frames ``5 H W 3``, oldest first."""
 
     def layer(name: str, x: np.ndarray, conv: Any, **options: Any) -> np.ndarray:
         y = conv(x, w[f"blocks.{name}.0.weight"], w[f"blocks.{name}.0.bias"], **options)
@@ -45,7 +45,7 @@ def reference(plain: Any, w: dict[str, np.ndarray], window: np.ndarray) -> np.nd
 
 
 def test_it_is_the_authors_network(plain: Any, imported: Any) -> None:
-    """Also: sizes that 8 does not divide get zeros below and to the right."""
+    """Also tests sizes that are not multiples of 8: they get zeros below and to the right."""
     loaded, weights = imported("dbn", SMALL)
     clip = np.random.default_rng(1).random((3, 10, 13, 3), np.float32)
     restored = jax.jit(loaded.model.restore_clip)(jnp.asarray(clip)[None])[0]
@@ -80,7 +80,7 @@ def test_in_training_it_normalises_by_the_batch_and_remembers() -> None:
     assert outputs.statistics.keys() == {name for name in parameters if is_statistic(name)}
     mean = "blocks/F15/1/running_mean"
     assert not np.allclose(outputs.statistics[mean], parameters[mean])
-    # By the batch, what F15 adds has deviation 1; by running statistics of 0 and 1 it has not.
+    # Normalised by the batch, F15's output has deviation 1; by running statistics it has not.
     added = jax.scipy.special.logit(outputs.restored[0]) - clip
     np.testing.assert_allclose(added.std((0, 1, 2, 3)), 1, atol=0.02)
     used = jax.scipy.special.logit(jax.jit(model.restore_clip)(clip)) - clip
@@ -88,7 +88,7 @@ def test_in_training_it_normalises_by_the_batch_and_remembers() -> None:
 
 
 def test_a_pixel_reads_no_further_than_the_radius() -> None:
-    """What is not a number spreads to all that reads it."""
+    """A NaN spreads to every pixel that reads it."""
     model = models.build(SMALL)
     clip = jnp.full((1, 1, 8, 200, 3), 0.5).at[0, 0, 4, 100].set(jnp.nan)
     restored = jax.jit(model.restore_clip)(clip)

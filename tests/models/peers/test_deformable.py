@@ -12,7 +12,7 @@ from jaxdeblur.models.peers.deformable import deformable_conv2d
 
 
 def loops(x: np.ndarray, offsets: np.ndarray, mask: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Tap by tap and corner by corner."""
+    """Computes the convolution tap by tap and corner by corner."""
     height, width, channels = x.shape
     groups = offsets.shape[2]
     each = channels // groups
@@ -67,7 +67,7 @@ def test_without_offsets_it_is_a_convolution() -> None:
 def test_gradients_are_those_of_small_changes() -> None:
     given = drawn(1)
     given[1] = np.where(np.abs(given[1]) > 100, 0.3, given[1])
-    given[1] += 0.01 * (np.abs(given[1] - np.round(given[1])) < 0.01)  # off the kinks
+    given[1] += 0.01 * (np.abs(given[1] - np.round(given[1])) < 0.01)  # away from the kinks
     weight = np.random.default_rng(2).normal(size=(5, 6, 3))
 
     def loss(*given: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""EDVR: against plain NumPy with BasicSR's layers, and the details that a port must have."""
+"""EDVR against BasicSR's layers in plain NumPy, and the details that a port must have."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = EdvrConfig(m=1, width=4, groups=2, extract_blocks=1, blocks=1, head_widt
 
 
 def reference(plain: Any, w: dict[str, np.ndarray], window: np.ndarray, groups: int) -> np.ndarray:
-    """BasicSR's EDVR on frames N C H W, with its names."""
+    """Runs BasicSR's EDVR on frames N C H W, with weights by its names."""
 
     def lrelu(x: np.ndarray) -> np.ndarray:
         return plain.relu(x, 0.1)

@@ -1,4 +1,4 @@
-"""IFI-RNN against ESTRNN's in plain NumPy, with weights under its names."""
+"""IFI-RNN against ESTRNN's re-implementation in plain NumPy, with weights by its names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_parameters_are_counted_as_published() -> None:
 
 
 def forward(plain: Any, w: dict[str, Any], clip: np.ndarray) -> np.ndarray:
-    """The re-implementation, top to bottom, on frames whose sizes are multiples of four."""
+    """Runs the re-implementation on frames whose sizes are multiples of four."""
 
     def conv(name: str, x: Any, stride: int = 1) -> np.ndarray:
         return plain.conv(x, w[f"{name}.weight"], w[f"{name}.bias"], stride)
@@ -55,7 +55,7 @@ def forward(plain: Any, w: dict[str, Any], clip: np.ndarray) -> np.ndarray:
 
 
 def test_it_is_what_the_reference_is(plain: Any, imported: Any) -> None:
-    """Padding, what stands for the first state, four passes a frame, the way back up."""
+    """Covers padding, the initial state, four passes per frame and upsampling."""
     loaded, weights = imported("ifi_rnn", SMALL)
     clip = np.random.default_rng(1).random((3, 10, 13, 3), np.float32)
     padded = np.pad(clip, ((0, 0), (0, 2), (0, 3), (0, 0)), mode="edge")
@@ -75,7 +75,7 @@ def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None
 
 
 def test_a_step_reads_no_further_than_the_radius() -> None:
-    """What is not a number spreads to all that reads it."""
+    """A NaN spreads to every pixel that reads it."""
     model = models.build(dataclasses.replace(SMALL, blocks=1, iterations=1))
     frame = jnp.full((1, 4, 256, 3), 0.5)
     restored = jax.vmap(lambda column: step(model, frame.at[0, 0, column].set(jnp.nan)))
@@ -87,7 +87,7 @@ def test_a_step_reads_no_further_than_the_radius() -> None:
 
 
 def step(model: Any, frame: jax.Array) -> jax.Array:
-    """The restored frame and the new state, each value of which covers 4 x 4 pixels."""
+    """Returns the restored frame and the new state, each value repeated over its 4 x 4 pixels."""
     state, restored = model.step(model.initial_state(*frame.shape[:3]), frame)
     return jnp.concatenate([restored, jnp.repeat(state, 4, axis=2).repeat(4, axis=1)], -1)
 

@@ -57,7 +57,7 @@ def test_slopes_where_pytorch_and_a_maximum_differ() -> None:
 
 
 def test_same_padding_has_one_more_behind_than_before() -> None:
-    """5x5 with stride 2: of an even size 1 zero before and 2 behind, of an odd one 2 and 2."""
+    """5x5 with stride 2 pads even sizes by 1 zero before and 2 behind, odd sizes by 2 and 2."""
     conv = Conv(1, 1, 5, stride=2, padding="same", rngs=nnx.Rngs(0))
     kernel = np.asarray(conv.kernel[...])[..., 0, 0]
     x = random(1, 6, 7, 1)

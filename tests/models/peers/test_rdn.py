@@ -1,4 +1,4 @@
-"""RDN against its authors' graph in plain NumPy, and what its normalisation means."""
+"""RDN against its authors' graph in plain NumPy, and the effects of its normalisation."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def test_parameters_are_counted_as_published() -> None:
 
 
 def forward(plain: Any, w: dict[str, Any], windows: np.ndarray) -> list[np.ndarray]:
-    """The authors' graph on ``B 5 H W 3``, sizes that are multiples of 8: all four estimates."""
+    """Returns all four estimates of the authors' graph; ``B 5 H W 3``, sizes multiples of 8."""
 
     def layer(name: str, x: np.ndarray, stride: int = 1) -> np.ndarray:
         kernel, bias = w[f"{name}.conv.weight"], w[f"{name}.conv.bias"]
         if name.endswith("deconv"):
             maps = [plain.transposed(plain.relu(each), kernel, bias) for each in x]
-        else:  # TensorFlow's SAME: of an even size, stride 2 reads no zero before and one behind
+        else:  # TensorFlow's SAME: at even sizes, stride 2 pads no zero before and one behind
             pad = (0, 1) if stride == 2 else (kernel.shape[-1] // 2,) * 2
             maps = [plain.conv(plain.relu(each), kernel, bias, stride, (pad, pad)) for each in x]
         y = np.stack(maps)
@@ -74,8 +74,8 @@ def forward(plain: Any, w: dict[str, Any], windows: np.ndarray) -> list[np.ndarr
 
 @pytest.mark.stress  # The reference in NumPy is slow.
 def test_it_is_what_the_reference_is_and_depends_on_the_batch(plain: Any, imported: Any) -> None:
-    """SAME padding, the order of the frames, merging, statistics of the batch, all estimates."""
-    # With most random weights the normalisation makes more of rounding than is allowed here.
+    """Covers SAME padding, the order of frames, merging, batch statistics and all estimates."""
+    # With most random weights the normalisation amplifies rounding beyond these tolerances.
     loaded, weights = imported("rdn", SMALL, seed=6)
     model: Any = loaded.model
     clip = np.random.default_rng(1).random((2, 6, HEIGHT, WIDTH, 3), np.float32)
@@ -95,7 +95,7 @@ def test_it_is_what_the_reference_is_and_depends_on_the_batch(plain: Any, import
         for estimate, exact in zip(outputs.restored, expected, strict=True):
             exact = exact[:, :HEIGHT, :WIDTH]
             np.testing.assert_allclose(estimate[:, t - 4], exact, atol=1e-4 * np.ptp(exact))
-    # The first frame, five times: what precedes a video is its first frame.
+    # The first frame five times: before a video its first frame is repeated.
     exact = forward(plain, weights, padded[:, [0] * 5])[-1][:, :HEIGHT, :WIDTH]
     np.testing.assert_allclose(restored[:, 0], exact, atol=1e-4 * np.ptp(exact))
     np.testing.assert_allclose(restored[:, 4:], outputs.restored[-1], atol=1e-3)

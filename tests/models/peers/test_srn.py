@@ -1,4 +1,4 @@
-"""SRN: against plain NumPy with the authors' layers, and the details that a port must have."""
+"""SRN against the authors' layers in plain NumPy, and the details that a port must have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxdeblur.restoration.tiling import TileGrid
 
 
 def without_weights(config: SrnConfig) -> Srn:
-    """The network with zeros for weights, which takes no time to draw."""
+    """Returns the network with zeros for weights, which saves the time to draw them."""
     rebuild, template = outline(lambda: models.build(config))
     return rebuild({name: jnp.zeros(array.shape) for name, array in template.items()})
 
@@ -36,14 +36,14 @@ def resized(x: np.ndarray, height: int, width: int) -> np.ndarray:
 def reference(
     plain: Any, w: dict[str, np.ndarray], blurred: np.ndarray, fed: Any = None
 ) -> list[np.ndarray]:
-    """The authors' graph on a picture C H W: what the three sizes restore.
+    """Returns what the three sizes of the authors' graph restore from a picture C H W.
 
-    ``fed`` are pictures that each size begins from, in place of the coarser one's.
+    ``fed`` holds the picture that each size starts from, in place of the coarser result.
     """
 
     def conv(x: np.ndarray, name: str, stride: int = 1) -> np.ndarray:
         kernel = w[f"g_net/{name}/weights"].transpose(3, 2, 0, 1)
-        zeros = kernel.shape[-1] - stride  # of an even size
+        zeros = kernel.shape[-1] - stride  # for an even size
         pad = (zeros // 2, zeros - zeros // 2)
         return plain.conv(x, kernel, w[f"g_net/{name}/biases"], stride, (pad, pad))
 
@@ -97,7 +97,7 @@ def test_it_is_the_authors_network(plain: Any, imported: Any, variant: Any) -> N
 
 @pytest.mark.stress
 def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None:
-    """None passes what a size begins from."""
+    """No gradient passes through the picture that a size starts from."""
     fed: list[Any] = []
 
     def restore(weights: Any, clip: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None
         restored = []
         for i in range(3):
             picture = padded[i : i + 1]
-            if len(fed) == i:  # at the first call, where nothing is moved yet
+            if len(fed) == i:  # in the first call, before any change
                 made = reference(plain, weights, picture)
                 fed.append([picture, *made[:2]])
             restored.append(reference(plain, weights, picture, fed[i])[-1])
@@ -151,9 +151,9 @@ def test_no_gradient_passes_the_picture_but_it_does_the_state(
 
         return float(jax.jit(jax.grad(loss))(jnp.float32(2)))
 
-    # p^3, of which what the first two sizes gave is taken as it is: p^2, not three times that.
+    # The result is p^3, but the coarser p^2 counts as constant: the slope is p^2, not 3 p^2.
     assert gradient(lambda p, blurred, coarser, state: (p * coarser, state)) == 4
-    # What two sizes put into the state comes back with its gradient.
+    # Gradients do pass through what two sizes add to the state.
     assert gradient(lambda p, b, coarser, state: (0 * b + state.mean(), state + p)) == 2
 
 

@@ -46,7 +46,7 @@ def test_filter_adaptive_convolution(size: int) -> None:
 
 
 def forward(plain: Any, w: dict[str, Any], taps: int, clip: np.ndarray) -> np.ndarray:
-    """The authors' network, top to bottom, on frames whose sizes are multiples of four."""
+    """Runs the authors' network on frames whose sizes are multiples of four."""
 
     def leaky(x: np.ndarray) -> np.ndarray:
         return plain.relu(x, 0.1)
@@ -95,19 +95,19 @@ def forward(plain: Any, w: dict[str, Any], taps: int, clip: np.ndarray) -> np.nd
 
 
 def test_it_is_what_the_reference_is(plain: Any, imported: Any) -> None:
-    """BGR, leaky ReLUs also after filters and last layer, the first frame, the clamp, the order."""
+    """Covers BGR, leaky ReLUs after filters and last layer too, first frame, clamp and order."""
     loaded, weights = imported("stfan", SMALL)
     clip = np.random.default_rng(1).random((3, 6, 9, 3), np.float32)
     padded = np.pad(clip, ((0, 0), (0, 2), (0, 3), (0, 0)), mode="edge")
     expected = forward(plain, weights, SMALL.taps, padded)[:, :6, :9]
-    assert expected[:-1].max() > 1.1  # or expected[:-1].min() < -0.1: the clamp matters
+    assert expected[:-1].max() > 1.1  # min() < -0.1 would do too: the clamp matters
     restored = jax.jit(loaded.model.restore_clip)(jnp.asarray(clip[None]))[0]
     np.testing.assert_allclose(restored, expected, atol=1e-5 * np.ptp(expected))
 
 
 @pytest.mark.stress
 def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None:
-    """Through the frames, where nothing is detached."""
+    """Gradients pass from frame to frame: nothing is detached here."""
 
     def restore(weights: Any, clip: np.ndarray) -> np.ndarray:
         padded = np.pad(clip, ((0, 0), (0, 2), (0, 3), (0, 0)), mode="edge")
@@ -136,7 +136,7 @@ def test_training_detaches_what_passes_from_frame_to_frame() -> None:
 
 
 def test_a_step_reads_no_further_than_the_radius() -> None:
-    """What is not a number spreads to all that reads it."""
+    """A NaN spreads to every pixel that reads it."""
     model = models.build(dataclasses.replace(SMALL, width=1, taps=5))
     frame = jnp.full((1, 4, 256, 3), 0.5)
     restored = jax.vmap(lambda column: step(model, frame.at[0, 0, column].set(jnp.nan)))
