@@ -1,21 +1,21 @@
-# make install   makes .venv with everything needed to train, evaluate and deblur
-# make demo      restores a clip, trains a small network from scratch and shows what it gained
-# make web       serves a page on this machine that deblurs in the browser (docs/deploy.md)
-# make test      lint, types and tests
-# make stress    the tests that make test leaves out: they run long
-# make docs-check  runs the commands that README and guides show, on tiny inputs, and the notebook
+# make install     creates .venv with everything needed to train, evaluate and deblur
+# make demo        restores a clip, trains a small network from scratch and prints its gain
+# make web         serves a page on this machine that deblurs in the browser (docs/deploy.md)
+# make test        runs lint, types and tests
+# make stress      runs the long tests that make test leaves out
+# make docs-check  runs the commands of README and guides on tiny inputs, and the notebook
 PYTHON ?= python3
-# An active virtual environment is used as it is; otherwise .venv is made.
+# An active virtual environment is used as it is; otherwise .venv is created.
 VENV := $(or $(VIRTUAL_ENV),.venv)
 ifneq ($(words $(VENV)),1)
-$(error make cannot use $(VENV), a virtual environment with a space in its path: deactivate it)
+$(error $(VENV): the path of a virtual environment must not contain spaces; deactivate it)
 endif
 BIN := $(VENV)/bin
 CHECK := import sys; sys.exit('Python 3.11 or newer is needed, as in: make PYTHON=python3.12' if sys.version_info < (3, 11) else 0)
-# One environment may serve several clones, of which it holds the one that was installed last.
+# Several clones may share an environment, which holds the one installed last.
 STALE := $(shell test "$$(cat $(VENV)/.installed 2>/dev/null)" = "$$(pwd)" || echo stale)
 
-# Without setuptools' advice on editable installs, which reads like a fault.
+# Hides setuptools' advice on editable installs, which looks like an error.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
 .PHONY: install demo converter web test stress docs-check clean FORCE
@@ -26,7 +26,7 @@ ifeq ($(VENV),.venv)
 	@test -x $(BIN)/python || $(PYTHON) -c "$(CHECK)"
 	@test -x $(BIN)/python || { new=$$(test -e .venv || echo new); $(PYTHON) -m venv .venv || { test -z "$$new" || rm -rf .venv; exit 1; }; }
 endif
-	@test -x $(BIN)/python || { echo "$(VENV) has no bin/python: deactivate it, or make it anew" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "$(VENV): contains no bin/python; deactivate or recreate it" >&2; exit 1; }
 	@$(BIN)/python -c "$(CHECK)"
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip > /dev/null
 	$(PIP) --upgrade pip
@@ -38,7 +38,7 @@ demo: install
 
 PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=worksteal
 
-# To ONNX: without its dependencies, of which it asks for an older Orbax (docs/deploy.md).
+# The converter to ONNX, without its dependencies: they include an older Orbax (docs/deploy.md).
 converter: install
 	$(PIP) --editable '.[export]'
 	$(PIP) --no-deps 'jax2onnx>=0.17.1,<0.18'
@@ -52,7 +52,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(PYTEST) -m "not stress" --durations=15
 
-# Without the converter, what it makes is not tested, and says so.
+# Without the converter, the tests that need it are skipped and say so.
 stress: $(VENV)/.installed-test
 	-$(MAKE) converter
 	$(PYTEST) -m stress --durations=15

@@ -104,7 +104,7 @@ class Trainings:
         _, scenes, frames, crop, variants = self.experiment
         if unknown := set(arguments.only) - set(variants):
             raise UserError(
-                f"--only: unknown {', '.join(unknown)}; choose from {', '.join(variants)}"
+                f"--only: unknown {', '.join(sorted(unknown))}; choose from {', '.join(variants)}"
             )
         if arguments.batch_size % len(scenes):
             raise UserError(

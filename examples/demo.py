@@ -1,8 +1,8 @@
-"""``make demo``: restores a clip with the weights that ship, then trains a small network from
-scratch on scenes that it renders itself, scores it on scenes it never saw, and shows the result.
+"""``make demo``: restores a clip with the shipped weights, then trains a small network from scratch
+on rendered scenes, scores it on scenes not used in training, and prints the gain.
 
-Takes under ten minutes on two cores. The number of steps is fixed, so the result does not depend
-on the machine's speed.
+It takes less than ten minutes on two cores. The number of steps is fixed, so the result does not
+depend on the machine's speed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from jaxdeblur.weights import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("runs/demo")
-FRESH = ("--overwrite",)  # a demo may be run twice
+FRESH = ("--overwrite",)  # the demo may run again
 STEPS = 1400
-LEAST_MEAN_GAIN, LEAST_GAIN = 1.0, 0.5  # dB; a run that falls short has a fault somewhere
+LEAST_MEAN_GAIN, LEAST_GAIN = 1.0, 0.5  # dB; a run that gains less points to a bug
 
 
 def main() -> None:
-    """Runs the commands one after another, as a user would, and prints them."""
+    """Prints and runs the commands that a user would run."""
     began = time.monotonic()
     if shipped.names():
         restore_with_shipped_weights()
@@ -39,18 +39,18 @@ def main() -> None:
     gains = [video["psnr"] - video["psnr_blurred"] for video in metrics["videos"]]
     mean, least = sum(gains) / len(gains), min(gains)
     minutes = (time.monotonic() - began) / 60
-    print(f"\nAfter {STEPS} steps ({minutes:.1f} minutes in all) the network gains {mean:+.2f} dB")
-    print(f"on {len(gains)} scenes that it never saw, and {least:+.2f} dB on the worst of them.")
-    print(f"Look at it: open {evaluation / 'report.html'} in a browser.")
+    print(f"\nAfter {STEPS} steps, the network gains {mean:+.2f} dB on {len(gains)} unseen scenes,")
+    print(f"and {least:+.2f} dB on the worst of them. The demo took {minutes:.1f} minutes.")
+    print(f"To see the results, open {evaluation / 'report.html'} in a browser.")
     if mean < LEAST_MEAN_GAIN or least < LEAST_GAIN:
-        sys.exit(f"that is less than +{LEAST_MEAN_GAIN} and +{LEAST_GAIN} dB: something is wrong")
+        sys.exit(f"expected at least +{LEAST_MEAN_GAIN} and +{LEAST_GAIN} dB: something is wrong")
 
 
 def restore_with_shipped_weights() -> None:
-    """Seconds: a rendered clip becomes sharp with the weights that come with the package."""
+    """Restores a rendered clip with the shipped weights, in seconds."""
     (video,) = rendered_videos("test", scenes=1)
     clip = FOLDER.parent / "demo-clip"
-    shutil.rmtree(clip, ignore_errors=True)  # of an earlier demo
+    shutil.rmtree(clip, ignore_errors=True)  # left by an earlier demo
     blurred, restored = clip / "blurred", clip / "restored"
     blurred.mkdir(parents=True)
     restored.mkdir()
@@ -60,7 +60,7 @@ def restore_with_shipped_weights() -> None:
 
 
 def run(command: str, *arguments: str) -> None:
-    """Prints a command and runs it; a failure ends the demo with its exit code."""
+    """Prints and runs a command; if it fails, the demo exits with its code."""
     print(f"\n$ python {command} {shlex.join(arguments)}", flush=True)
     code = subprocess.run([sys.executable, str(ROOT / command), *arguments], check=False).returncode
     if code:

@@ -1,9 +1,9 @@
-"""An example extension: a model of one's own in one file, with a preset, trained like the others.
+"""An example extension: your own model in one file, with a preset, trained like any other.
 
     python train.py --extension=examples/temporal_mean.py --model=temporal_mean
 
-The model is deliberately small: one convolution over the current frame and a running mean of all
-past features. ``docs/architecture.md`` goes through it.
+The model is deliberately small: a convolution over the features of the current frame and the
+running mean of all features so far. ``docs/architecture.md`` explains it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from jaxdeblur.training.step import TrainingConfig
 
 @dataclasses.dataclass(frozen=True)
 class TemporalMeanConfig:
-    """The fields of the model.
+    """The config of the model.
 
     Attributes:
       width: channels.
-      memory: the share of the past in the running mean.
-      dtype: of the computation.
-      scales: the sizes at which the network runs; of several, gates choose between them.
+      memory: weight of the past in the running mean.
+      dtype: dtype of the computation.
+      scales: factors by which frames are reduced for the network; gates choose between several.
     """
 
     width: int = 16
@@ -44,14 +44,14 @@ class TemporalMeanConfig:
 
 
 class StreamState(NamedTuple):
-    """What a stream keeps from frame to frame."""
+    """The state of a stream."""
 
     mean: Features
     first: jax.Array
 
 
 class TemporalMean(VideoRestorer):
-    """Features of each frame, a running mean of them, and both together make the residual."""
+    """Predicts a residual from the features of a frame and their running mean."""
 
     lookahead = 0
     multiple = 1
@@ -63,7 +63,7 @@ class TemporalMean(VideoRestorer):
         self.head = Conv(2 * config.width, 3, gain=0.05, dtype=self.dtype, rngs=rngs)
 
     def _restore_clip(self, clip: Clip) -> Clip:
-        # Whatever does not depend on the past runs on all frames at once ...
+        # What does not depend on the past runs on all frames at once ...
         features = activation(LEAK)(self.encoder(clip - 0.5))
         # ... and only the recurrence is in the scan.
         start = StreamState(jnp.zeros_like(features[:, 0]), jnp.bool_(True))

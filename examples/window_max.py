@@ -1,9 +1,8 @@
-"""An example extension: a way of fusing of one's own, in the attention network.
+"""An example extension: your own fusion in the attention network.
 
     python train.py --extension=examples/window_max.py --model=fsta_small --fusion=window_max
 
-Each pixel takes the largest value of each channel in the window.
-``docs/architecture.md`` goes through it.
+Each pixel takes the maximum of each channel over the window. ``docs/architecture.md`` explains it.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from jaxdeblur.shapes import ClipFeatures, Features
 
 
 class WindowMax(Fusion):
-    """The largest values of the window, through a 1x1 convolution."""
+    """A 1x1 convolution of the maxima over the window."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.mix = Conv(channels, channels, 1, dtype=dtype, rngs=rngs)
         self.radius = self.mix.radius
 
     def remember(self, features: ClipFeatures) -> ClipFeatures:
-        """What is kept of each frame: all of its features."""
+        """Returns the memory of each frame: all of its features."""
         return features
 
     def fuse(self, features: Features, window: ClipFeatures) -> Features:
-        """What the current frame takes from its window, ``B T h w C``."""
+        """Returns what the current frame takes from its window, ``B T h w C``."""
         return self.mix(window.max(axis=1))
 
 
@@ -42,9 +41,9 @@ def _make(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> WindowMax:
 
 
 register_fusion("window_max", _make)
-# A preset is not needed to train it; with one it keeps the contract of all models.
+# Training needs no preset; with one, the contract tests cover the fusion.
 PRESETS["window_max"] = dataclasses.replace(
     PRESETS["fsta_small"],
-    about="The example of a fusion: the largest values of the window.",
+    about="The example fusion: the maxima of the window.",
     network=dataclasses.replace(PRESETS["fsta_small"].network, fusion="window_max"),
 )

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Prepares the page and serves it on this machine: ``python web/serve.py``, or ``make web``.
 
-ONNX Runtime Web comes by npm, the networks by ``jaxdeblur.export``; what is there already stays.
-Any static server will do; this one sends two headers more, with which WebAssembly has threads.
+It fetches ONNX Runtime Web with npm and exports the networks, unless they exist. Any static server
+will do; this one also sends the two headers that WebAssembly needs for threads.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def main() -> None:
     """Reads the options, prepares and serves."""
     parser = Parser(prog="web/serve.py", description=__doc__)
     parser.add_argument(
-        "--ckpt", help="the weights; by default those that ship, for video and for one picture"
+        "--ckpt", help="weights; by default the shipped ones for video, one picture and a camera"
     )
-    parser.add_argument("--port", type=int, default=8000, help="of http://127.0.0.1")
-    parser.add_argument("--folder", type=Path, default=HERE, help="what is prepared and served")
-    parser.add_argument("--prepare-only", action="store_true", help="does not serve")
+    parser.add_argument("--port", type=int, default=8000, help="port on http://127.0.0.1")
+    parser.add_argument("--folder", type=Path, default=HERE, help="folder to prepare and serve")
+    parser.add_argument("--prepare-only", action="store_true", help="do not serve")
     arguments = parser.parse_args()
     prepare(arguments.folder, arguments.ckpt)
     if not arguments.prepare_only:
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def prepare(folder: Path, weights: str | None = None) -> None:
-    """Puts the page, the runtime and the networks into a folder, unless they are there."""
+    """Puts the page, the runtime and the networks into a folder, unless they exist."""
     folder.mkdir(exist_ok=True)
     if folder.resolve() != HERE:
         shutil.copy(HERE / "index.html", folder)
@@ -59,7 +59,7 @@ def prepare(folder: Path, weights: str | None = None) -> None:
 
 
 def export(weights: str, model: Path) -> None:
-    """Writes the network and, beside it, what the page has to know of it.
+    """Writes the network and, beside it, its metadata for the page.
 
     Raises:
       UserError: the network cannot be exported.
@@ -78,14 +78,14 @@ def export(weights: str, model: Path) -> None:
 
 
 def fetch_runtime(target: Path) -> None:
-    """The parts of ONNX Runtime Web that the page loads.
+    """Fetches the parts of ONNX Runtime Web that the page loads.
 
     Raises:
       UserError: npm is not installed or fails.
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError(f"npm is not installed; it fetches {RUNTIME}")
+        raise UserError(f"npm is not installed; it is needed to fetch {RUNTIME}")
     tell(f"fetching {RUNTIME} ...")
     with tempfile.TemporaryDirectory() as scratch:
         command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", RUNTIME]
@@ -103,26 +103,26 @@ def fetch_runtime(target: Path) -> None:
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Files, with the headers that allow threads to share memory."""
+    """Serves files with the headers that allow threads to share memory."""
 
-    extensions_map = {  # noqa: RUF012  # as the class above has it
+    extensions_map = {  # noqa: RUF012  # as in the base class
         **http.server.SimpleHTTPRequestHandler.extensions_map,
         ".mjs": "text/javascript",
         ".wasm": "application/wasm",
     }
 
     def end_headers(self) -> None:
-        """Adds them."""
+        """Adds these headers."""
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         super().end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing of each file."""
+        """Logs nothing."""
 
 
 def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
-    """Serves a folder on this machine alone; port 0 takes any that is free.
+    """Returns a server of a folder, for this machine only; port 0 takes any free port.
 
     Raises:
       UserError: the port is taken.
@@ -137,7 +137,7 @@ def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
 def serve(folder: Path, port: int) -> None:
     """Serves until ctrl-C."""
     with server(folder, port) as running:
-        tell(f"http://127.0.0.1:{running.server_port} (ctrl-C ends it)")
+        tell(f"serving http://127.0.0.1:{running.server_port} (ctrl-C to stop)")
         running.serve_forever()
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Restores whatever FFmpeg reads into whatever it writes: examples/deploy/ffmpeg_pipe.sh IN OUT
-# Frames pass as raw rgb24; sound comes from IN. Run it in the folder of the project.
+# Restores any video that FFmpeg reads: examples/deploy/ffmpeg_pipe.sh IN OUT
+# Frames are piped as raw rgb24; sound is copied from IN. Run it in the project's folder.
 set -eu
 of_video() { ffprobe -v error -select_streams v:0 -show_entries "stream=$1" -of csv=p=0:s=x "$2"; }
 size=$(of_video width,height "$1")

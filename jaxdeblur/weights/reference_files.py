@@ -113,5 +113,5 @@ def _network_in(content: Any, path: Path) -> Mapping[str, Any]:
     for found in (content, *(content[key] for key in _INSIDE if key in content)):
         if is_network(found):
             return found
-    holds = ", ".join(map(str, list(content)[:10]))
+    holds = ", ".join(map(str, list(content)[:10])) or "an empty dict"
     raise UserError(f"{path}: contains no network weights by name, only {holds}")

@@ -149,7 +149,7 @@ def test_high_speed_frames_are_exposed(root):
     assert single.variant == "tau 11, period 12"
     linear = open_dataset(str(root), "train", exposure=Exposure(5, 6, linear=True))
     assert linear.variant == "tau 5, period 6, linear light"
-    with pytest.raises(UserError, match="takes 13 frames: TEST01_003 has 12"):
+    with pytest.raises(UserError, match="an exposure needs 13 frames: TEST01_003 has 12"):
         open_dataset(str(root), "test", exposure=Exposure(13, 14))
 
 
