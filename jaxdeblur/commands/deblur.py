@@ -101,7 +101,8 @@ def main(name: str = "deblur.py") -> None:
     if config.skip_done:
         jobs = [job for job in jobs if not job.is_done]
     if not jobs:
-        tell(f"{name}: nothing left to do")
+        if not config.quiet:
+            tell(f"{name}: nothing left to do")
         return
 
     def weights_of(job: Job) -> str:

@@ -141,7 +141,7 @@ class _Results:
 
     def __init__(self, info: VideoInfo, say: Callable[[str], None]) -> None:
         self.change = 1.0
-        self._is_one = info.frames == 1
+        self._is_one, self._bits = info.frames == 1, info.layout.bits
         self._say = say
         self._targets: list[tuple[str, PictureTarget, PictureView]] = []
         self._said: set[str] = set()
@@ -153,7 +153,7 @@ class _Results:
     def write(self, result: Restored) -> None:
         """Writes one frame to all targets."""
         if self._is_one:
-            self.change = _change(*result)
+            self.change = _change(*result, self._bits)
         for _, target, view in self._targets:
             target.write(view(*result))
 
@@ -186,11 +186,11 @@ def _compile(
         say(f"{job.name}: restoring frames in tiles of {tiles} to fit the free memory")
 
 
-def _change(picture: Picture, restored: tuple[Plane, ...]) -> float:
-    """Returns the mean change of an image's values, as a share of the range of its dtype."""
+def _change(picture: Picture, restored: tuple[Plane, ...], bits: int) -> float:
+    """Returns the mean change of an image's values, as a share of the range of its bits."""
     before, after = picture.planes[0], restored[0]
     difference = np.abs(before.astype(np.float32) - after.astype(np.float32)).mean()
-    return float(difference) / np.iinfo(before.dtype).max
+    return float(difference) / (2**bits - 1)
 
 
 def _restored(picture: Picture, restored: tuple[Plane, ...]) -> Picture:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from fractions import Fraction
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -21,6 +23,10 @@ MAX_WIDTH = 640
 MAX_FRAMES = 300
 """Further frames are dropped: all are held in memory until the file is written."""
 
+# The unit of a format's delays and the shortest delay, in milliseconds. Browsers show frames of
+# 10 ms and less for 100 ms.
+_DELAYS = {".gif": (10, 20), ".webp": (1, 11)}
+
 
 class AnimationWriter(PictureTarget):
     """Writes pictures as an animation that loops forever, at most ``MAX_WIDTH`` wide."""
@@ -37,9 +43,10 @@ class AnimationWriter(PictureTarget):
           name: the file's name in messages; by default ``path``.
         """
         self._path, self._info, self._max_frames = path, info, max_frames
-        self._name = name or str(path)
+        self._name, self._suffix = name or str(path), path.suffix.lower()
         self._frames: list[Frame8] = []
-        self._milliseconds: list[int] = []
+        self._begins: list[Fraction] = []  # of the frames, in milliseconds
+        self._last = self._end = Fraction(0)  # of the last picture, kept or not
         self.lost: list[str] = []
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -47,29 +54,43 @@ class AnimationWriter(PictureTarget):
             self._save()
 
     def write(self, picture: Picture) -> None:
-        """Adds one picture."""
-        info = self._info
+        """Adds one picture, unless it follows the last one sooner than the format can show."""
+        info, shortest = self._info, _DELAYS[self._suffix][1]
         if len(self._frames) == self._max_frames:
-            self.lost = [f"frames after the first {self._max_frames}"]
+            self._lose(f"frames after the first {self._max_frames}")
+            return
+        begin = 1000 * picture.pts * info.time_base
+        if self._frames and begin <= self._last:  # there are no timestamps
+            begin = self._end
+        self._last = begin
+        self._end = begin + 1000 * (picture.duration * info.time_base or 1 / info.rate)
+        if self._frames and begin - self._begins[-1] < shortest:
+            self._lose(f"frames less than {shortest} ms apart (not supported by {self._suffix})")
             return
         rgb = to_packed_rgb(picture.planes, info.layout, 8)
         aspect = float(info.sample_aspect or 1)
         shown = np.rot90(rgb, info.quarter_turns)
         self._frames.append(_small(shown, 1 / aspect if info.quarter_turns % 2 else aspect))
-        seconds = picture.duration * info.time_base or 1 / info.rate
-        self._milliseconds.append(round(1000 * seconds))
+        self._begins.append(begin)
+
+    def _lose(self, what: str) -> None:
+        if what not in self.lost:
+            self.lost.append(what)
 
     def _save(self) -> None:
-        times = self._milliseconds
+        unit, shortest = _DELAYS[self._suffix]
+        # Each time is rounded, not each delay, so that errors do not add up.
+        times = [int(time / unit) * unit for time in (*self._begins, self._end)]
+        delays = [max(shortest, after - before) for before, after in itertools.pairwise(times)]
         try:
             # Encoded to bytes first: imageio may silently lose a file's last bytes on a full disk.
             encoded = iio.imwrite(
                 "<bytes>",
                 np.stack(self._frames),
                 plugin="pillow",
-                extension=self._path.suffix.lower(),
+                extension=self._suffix,
                 is_batch=True,
-                duration=times if len(times) > 1 else times[0],  # Pillow takes no list of one
+                duration=delays if len(delays) > 1 else delays[0],  # Pillow takes no list of one
                 loop=0,
                 quality=80,  # WebP only; GIF has none
             )

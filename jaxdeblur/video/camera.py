@@ -22,15 +22,13 @@ _TICK = Fraction(1, 1000)
 
 
 def open_device(name: str, options: dict[str, str]) -> Any:
-    """Opens a camera by the system's interface: V4L2, AVFoundation or DirectShow.
+    """Opens a camera by the system's interface: V4L2 or AVFoundation.
 
     Raises:
       OSError, ValueError: there is no such camera, or this FFmpeg cannot open cameras.
     """
     if sys.platform == "darwin":
         return av.open(f"{name}:none", format="avfoundation", options=options)
-    if sys.platform == "win32":
-        return av.open(f"video={name}", format="dshow", options=options)
     device = f"/dev/video{name}" if name.isdigit() else name
     return av.open(device, format="v4l2", options=options)
 
@@ -152,10 +150,17 @@ class CameraReader(PictureSource):
     def _take(self, container: Any) -> None:
         try:
             with container:
-                for frame in container.decode(video=0):
+                frames = container.decode(video=0)
+                while not self._stopping:
+                    try:
+                        frame = next(frames)
+                    except StopIteration:
+                        break
+                    except BlockingIOError:  # AVFoundation has no frame yet
+                        time.sleep(0.005)
+                        frames = container.decode(video=0)
+                        continue
                     with self._news:
-                        if self._stopping:
-                            break
                         self.dropped += self._newest is not None
                         self._newest = (time.monotonic(), frame)
                         self._news.notify_all()

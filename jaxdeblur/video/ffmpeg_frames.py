@@ -14,7 +14,7 @@ import numpy as np
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.container import av
-from jaxdeblur.video.picture import FULL_RANGE, UNSPECIFIED, Picture, VideoInfo
+from jaxdeblur.video.picture import FULL_RANGE, LIMITED_RANGE, UNSPECIFIED, Picture, VideoInfo
 from jaxdeblur.video.pixels import PixelLayout
 
 # Kr and Kb of the colour matrices, by FFmpeg's numbers (H.273, table 4).
@@ -38,6 +38,9 @@ _BESIDE_PIXELS = {
     "SPHERICAL": "projection of a 360-degree video",
     "A53_CC": "embedded closed captions",
 }
+# Encoders whose video has one range, and JPEG also one matrix, whatever the tags say.
+_RANGES = {"prores_ks": LIMITED_RANGE, "mjpeg": FULL_RANGE}
+_JPEG_MATRIX = 5
 SUBSAMPLINGS = {
     (1, 1): "444",
     (1, 2): "422",
@@ -160,6 +163,42 @@ def build_frame(picture: Picture, info: VideoInfo) -> Any:
         target[:, : rows.shape[1]] = rows
     frame.color_range, frame.colorspace, frame.color_primaries, frame.color_trc = info.colour
     return frame
+
+
+def colours_in(
+    pixel_format: Any, encoder: str, info: VideoInfo
+) -> tuple[tuple[int, int, int, int], dict[str, int]]:
+    """Returns the colour tags of a file, and the colours for a conversion.
+
+    Args:
+      pixel_format: PyAV's pixel format of the file.
+      encoder: FFmpeg's name of the encoder.
+      info: the format of the frames.
+    """
+    is_rgb, is_jpeg = info.layout.kind in ("rgb", "gbr"), encoder == "mjpeg"
+    _, matrix, primaries, transfer = info.colour
+    given = FULL_RANGE if info.layout.full_range else LIMITED_RANGE
+    assumed = 1 if info.height >= 720 else 6  # by players
+    if not pixel_format.components[0].is_luma:  # RGB, always of full range
+        convert = {"src_color_range": given, "dst_color_range": FULL_RANGE}
+        if is_rgb:
+            return info.colour, convert
+        convert["src_colorspace"] = specified(matrix, assumed)
+        return (FULL_RANGE, 0, primaries, transfer), convert
+    scale = _RANGES.get(encoder, LIMITED_RANGE if is_rgb else given)
+    convert = {"src_color_range": given, "dst_color_range": scale}
+    if is_rgb:
+        # RGB becomes YUV with the matrix and range that players assume. Known primaries and
+        # transfer functions are kept, as for HDR, whose primaries have their own matrix.
+        matrix = _JPEG_MATRIX if is_jpeg else 9 if primaries == 9 else assumed
+        convert["dst_colorspace"] = matrix
+        primaries, transfer = specified(primaries, assumed), specified(transfer, assumed)
+    elif is_jpeg:
+        convert["src_colorspace"] = specified(matrix, assumed)
+        convert["dst_colorspace"] = matrix = _JPEG_MATRIX
+    elif scale == given:
+        return info.colour, convert
+    return (scale, matrix, primaries, transfer), convert
 
 
 def _display_matrix(frame: Any) -> tuple[int, ...] | None:

@@ -26,7 +26,15 @@ from jaxdeblur.shapes import Frame8, Plane
 from jaxdeblur.video.container import av, reason
 from jaxdeblur.video.ffmpeg_frames import frame_planes
 from jaxdeblur.video.formats import MAX_PIXELS
-from jaxdeblur.video.picture import Picture, PictureSource, PictureTarget, VideoInfo, rgb8_info
+from jaxdeblur.video.picture import (
+    FULL_RANGE,
+    UNSPECIFIED,
+    Picture,
+    PictureSource,
+    PictureTarget,
+    VideoInfo,
+    rgb8_info,
+)
 from jaxdeblur.video.pixels import PixelLayout, to_packed_rgb
 
 # FFmpeg's pixel format of an image, by its mode and bits (``_Header``).
@@ -44,6 +52,10 @@ _DEEP = {".png", ".tif", ".tiff"}
 _OPAQUE = {".jpg", ".jpeg", ".bmp", ".ppm"}
 _PLAIN = {".bmp", ".ppm"}
 _ORIENTATION = 0x0112  # EXIF's tag for rotation and mirroring
+# Of a TIFF's tags, those that EXIF has and that do not describe the file: description, maker,
+# model, software, date, artist, copyright, and the tables of the exposure and of GPS.
+_IN_TIFF = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298, 0x8769, 0x8825}
+_EXIF_PREFIX = b"Exif\0\0"
 # Only these decoders may run, whatever a file's suffix: others (EPS) start programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 # FFmpeg's demuxers for images of 16 bits, which Pillow, and so imageio, cannot read in full.
@@ -136,6 +148,8 @@ class ImageReader(PictureSource):
             pixel_format=_PIXEL_FORMATS[self._mode, bits],
             layout=PixelLayout("grey" if self._mode == "L" else "rgb", bits),
             has_alpha=self._mode == "RGBA",
+            # Untagged grey would be taken for limited range.
+            colour=(FULL_RANGE * (self._mode == "L"), UNSPECIFIED, UNSPECIFIED, UNSPECIFIED),
             frames=len(paths),
         )
 
@@ -174,7 +188,8 @@ class ImageWriter(PictureTarget):
         suffix = path.suffix.lower()
         try:
             _write(path, self._shown(picture, suffix), suffix, picture.extra)
-        except (OSError, ValueError) as error:  # ValueError: the format cannot hold it
+        # ValueError: the format cannot hold it; RuntimeError: libtiff cannot write a tag.
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{name}: cannot be written: {reason(error)}") from error
 
     def _shown(self, picture: Picture, suffix: str) -> Plane:
@@ -238,11 +253,14 @@ def _read_picture(path: Path, mode: str, max_pixels: int) -> Picture:
             upright = functools.partial(_upright, orientation=orientation)
             alpha = None if alpha is None else upright(alpha)
             return Picture(tuple(map(upright, planes)), alpha, name=path.name)
-        exif = _exif_of(image)
+        exif, stored = _exif_of(image), image.info.get("exif")
         turn = exif.pop(_ORIENTATION, 1) != 1
-        others = exif.tobytes() if exif else None
+        if turn or image.format == "TIFF":  # whose EXIF consists of tags of the file
+            stored = exif.tobytes() if exif else None
+        elif stored and not stored.startswith(_EXIF_PREFIX):  # WebP's, but JPEG needs it
+            stored = _EXIF_PREFIX + stored
         pixels = iio.imread(file, plugin="pillow", index=0, mode=mode, rotate=turn)
-        extra = {"exif": others if turn else image.info.get("exif")}
+        extra = {"exif": stored}
         # CMYK profiles, and grey profiles among colour images, would be wrong for the output.
         if image.mode == mode or image.mode[0] in "RP":
             extra["icc_profile"] = image.info.get("icc_profile")
@@ -279,9 +297,15 @@ def _opened(path: Path, max_pixels: int) -> Iterator[tuple[Image.Image, BinaryIO
 
 
 def _exif_of(image: Image.Image) -> Image.Exif:
+    """Returns the EXIF tags of an image; of a TIFF, which Pillow turns upright, ``_IN_TIFF``."""
     exif = Image.Exif()
     with contextlib.suppress(Exception):  # damaged EXIF: Pillow's parser raises many types
-        exif.load(image.info.get("exif", b""))
+        if image.format == "TIFF":
+            exif = image.getexif()
+            for tag in set(exif) - _IN_TIFF:
+                del exif[tag]
+        else:
+            exif.load(image.info.get("exif", b""))
     return exif
 
 
@@ -320,6 +344,8 @@ def _write(path: Path, pixels: Plane, suffix: str, extra: dict[str, Any]) -> Non
         path.write_bytes(_encoded_deeply(pixels, suffix))
         return
     options = _OPTIONS.get(suffix, {}) | ({} if suffix in _PLAIN else extra)
+    if "exif" in extra:
+        options.pop("compression", None)  # libtiff, which compresses, refuses EXIF's own tables
     # Encoded to bytes first: imageio may silently lose a file's last bytes on a full disk.
     encoded = iio.imwrite(
         "<bytes>", pixels, plugin="pillow", extension=suffix, is_batch=False, **options

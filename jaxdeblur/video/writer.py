@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import any_tags, av, of_the_content, ordinary_priority, reason
-from jaxdeblur.video.ffmpeg_frames import SUBSAMPLINGS, build_frame, specified
+from jaxdeblur.video.ffmpeg_frames import SUBSAMPLINGS, build_frame, colours_in
 from jaxdeblur.video.formats import CONTAINERS
-from jaxdeblur.video.picture import FULL_RANGE, LIMITED_RANGE, Picture, PictureTarget, VideoInfo
+from jaxdeblur.video.picture import Picture, PictureTarget, VideoInfo
 from jaxdeblur.video.reader import VideoReader
 
 # The encoder for each codec that the output keeps from the input.
@@ -90,6 +91,9 @@ class VideoWriter(PictureTarget):
         self.lost = list(info.lost)
         self._count = 0
         self._info = info
+        # AVI begins at zero, but all tracks of a transport stream begin at some other time.
+        begin = source.container.start_time if source else None
+        self._begin, self._last = Fraction(max(0, begin or 0), 1_000_000), -1
         self._format = CONTAINERS[self.path.suffix.lower()]
         with contextlib.ExitStack() as opened, self._explained(), ordinary_priority():
             self._prepare(opened, source, codec, crf)
@@ -106,19 +110,22 @@ class VideoWriter(PictureTarget):
             self._count += 1
             self.copy(picture.packets)
             frame = build_frame(picture, self._info)
-            if frame.format.name != self.pixel_format:
-                # With these flags the conversion has no bias; by default it darkens by 0.7 levels.
-                exact = (
-                    av.video.reformatter.Interpolation.BICUBIC
-                    | av.video.reformatter.Interpolation.ACCURATE_RND
-                    | av.video.reformatter.Interpolation.FULL_CHR_H_INT
-                    | av.video.reformatter.Interpolation.FULL_CHR_H_INP
-                )
-                frame = frame.reformat(
-                    format=self.pixel_format, interpolation=exact, **self._convert
-                )
+            # With these flags the conversion has no bias; by default it darkens by 0.7 levels.
+            exact = (
+                av.video.reformatter.Interpolation.BICUBIC
+                | av.video.reformatter.Interpolation.ACCURATE_RND
+                | av.video.reformatter.Interpolation.FULL_CHR_H_INT
+                | av.video.reformatter.Interpolation.FULL_CHR_H_INP
+            )
+            # If nothing is to be converted, this is the same frame.
+            frame = frame.reformat(format=self.pixel_format, interpolation=exact, **self._convert)
             frame.pts, frame.time_base = picture.pts, self._info.time_base
-            if picture.duration:
+            if self._format == "avi":
+                time = picture.pts * self._info.time_base
+                self._begin = min(self._begin, time)
+                self._last = max(self._last + 1, round((time - self._begin) / self._unit))
+                frame.pts, frame.time_base = self._last, self._unit
+            elif picture.duration:
                 self._durations[picture.pts] = picture.duration
             self._mux(self._track.encode(frame))
 
@@ -154,6 +161,8 @@ class VideoWriter(PictureTarget):
         self._file: BinaryIO = self.path.open("wb")
         opened.callback(_close_quietly, self._file)
         options = {"avoid_negative_ts": "disabled"}  # a shift would move every timestamp
+        if self._format == "nut" and source and source.others:
+            options = {}  # NUT holds no times before zero, where the sound of MP4 begins
         metadata = of_the_content(source.container.metadata) if source else {}
         if self._format in ("mp4", "mov") and not metadata.keys() <= _KNOWN_TO_MP4:
             options["movflags"] = "use_metadata_tags"
@@ -163,7 +172,7 @@ class VideoWriter(PictureTarget):
             self._file, "w", format=self._format, container_options=options, **any_tags()
         )
         opened.callback(_close_quietly, self._container)
-        self._track = self._add_video(codec, crf)
+        self._track: Any = self._add_video(codec, crf)
         self._durations: dict[int, int] = {}
         self._copies: dict[int, Any] = {}
         if source is not None:
@@ -188,10 +197,13 @@ class VideoWriter(PictureTarget):
         except ValueError as error:
             raise UserError(f"{who}: no such encoder; try libx264") from error
         encoder = self.encoder = found.name
+        if found.type != "video":
+            raise UserError(f"{who}: not a video encoder; try libx264")
         formats = [each.name for each in found.video_formats or ()]
         if not formats:
-            raise UserError(f"{who}: not a video encoder; try libx264")
-        if encoder == "libvpx-vp9":  # FFmpeg's own decoder ignores the alpha that it writes
+            raise UserError(f"{who}: not supported; ffv1 compresses without loss")
+        # FFmpeg's own decoder ignores the alpha of VP9, and x265 refuses it.
+        if encoder in ("libvpx-vp9", "libx265"):
             formats = [name for name in formats if not _has_alpha(name)]
         options = dict(_OPTIONS.get(encoder, {}))
         os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints a page otherwise
@@ -210,7 +222,9 @@ class VideoWriter(PictureTarget):
             ) from error
         track.width, track.height, track.pix_fmt = info.width, info.height, self.pixel_format
         context = track.codec_context
-        context.time_base = info.time_base
+        # AVI counts frames, and FFmpeg fills each unit without one with an empty frame.
+        self._unit = 1 / info.rate if self._format == "avi" else info.time_base
+        context.time_base = self._unit
         context.thread_count = 0
         if encoder == "libx265" and self._format in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # as cameras write it: Apple's players accept no other
@@ -240,9 +254,11 @@ class VideoWriter(PictureTarget):
             best, _ = av.codec.codec.find_best_pix_fmt_of_list(formats, choice, has_alpha=True)
             choice = best.name
         given, chosen = (av.VideoFormat(f, 16, 16) for f in (self._info.pixel_format, choice))
-        self._colour, self._convert = self._colours_in(chosen)
+        self._colour, self._convert = colours_in(chosen, self.encoder, self._info)
         if self._info.has_alpha and not _has_alpha(choice):
             self.lost.append(f"alpha (not supported with {self.encoder})")
+        if self._info.layout.kind == "yuv" and _chroma(chosen) < _chroma(given):
+            self.lost.append(f"chroma resolution (not supported with {self.encoder})")
         if chosen.components[0].bits < given.components[0].bits:
             self.lost.append(f"bit depth above {chosen.components[0].bits}")
         return choice
@@ -252,38 +268,20 @@ class VideoWriter(PictureTarget):
         info = self._info
         rows, columns = info.layout.chroma
         is_odd = info.height % 2 or info.width % 2
-        if info.layout.kind in ("rgb", "gbr") and not is_odd and self.encoder in _CRF:
-            # Players rarely support RGB or 4:4:4.
-            return "yuv420p10le" if info.layout.bits > 8 else "yuv420p"
+        is_rgb = info.layout.kind in ("rgb", "gbr")
+        deep = "10le" if info.layout.bits > 8 else ""
+        if is_rgb and self.encoder in _CRF:
+            # Players rarely support RGB or 4:4:4; of odd sizes these two take nothing else.
+            is_whole = is_odd and self.encoder in ("libx264", "libx265")
+            return f"yuv{'444' if is_whole else '420'}p{deep}"
+        if info.layout.kind == "grey" and self.encoder == "libvpx-vp9":  # it has no grey
+            return f"yuv420p{deep}"
         if self.encoder in ("libx264", "libx265") and (
             (rows > 1 and info.height % 2) or (columns > 1 and info.width % 2)
         ):
             # These encoders refuse odd sizes with sub-sampled chroma.
             return info.pixel_format.replace(SUBSAMPLINGS[(rows, columns)], "444", 1)
         return info.pixel_format
-
-    def _colours_in(self, chosen: Any) -> tuple[tuple[int, int, int, int], dict[str, int]]:
-        """Returns the colour tags of the file, and the colours for a conversion."""
-        info = self._info
-        if info.layout.kind not in ("rgb", "gbr") or not chosen.components[0].is_luma:
-            # No conversion changes the range.
-            scale = FULL_RANGE if info.layout.full_range else LIMITED_RANGE
-            return info.colour, {"src_color_range": scale, "dst_color_range": scale}
-        # RGB becomes YUV with the matrix and range that players assume. Known primaries and
-        # transfer functions are kept, as for HDR, whose primaries have their own matrix.
-        _, _, primaries, transfer = info.colour
-        matrix = 9 if primaries == 9 else 1 if info.height >= 720 else 6
-        colour = (
-            LIMITED_RANGE,
-            matrix,
-            specified(primaries, matrix),
-            specified(transfer, matrix),
-        )
-        return colour, {
-            "src_color_range": FULL_RANGE,
-            "dst_color_range": LIMITED_RANGE,
-            "dst_colorspace": matrix,
-        }
 
     def _take_over(self, source: VideoReader) -> None:
         container = self._container
@@ -341,6 +339,11 @@ class VideoWriter(PictureTarget):
             yield
         except (av.FFmpegError, OSError) as error:
             raise UserError(f"{self._name}: cannot be written: {reason(error)}") from error
+
+
+def _chroma(pixel_format: Any) -> list[int]:
+    """Returns the numbers of chroma samples of a picture."""
+    return [c.width * c.height for c in pixel_format.components[1:3]]
 
 
 def _has_alpha(pixel_format: str) -> bool:

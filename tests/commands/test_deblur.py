@@ -154,6 +154,13 @@ def test_one_image_that_comes_back_as_it_was_is_said_to(command, tmp_path):
     assert (code, "hardly changed" in said) == (0, False), said
 
 
+def test_so_is_one_frame_of_10_bits_only_if_it_was(command, tmp_path):
+    """A frame of 10 bits uses a 64th of the range of its 16-bit array."""
+    make_video(tmp_path / "in.mkv", 1, pixel_format="gbrp10le")
+    code, said = command("in.mkv", "out.mkv")
+    assert (code, "hardly changed" in said) == (0, False), said
+
+
 def test_one_image_has_weights_of_its_own(command, tmp_path):
     (tmp_path / "frames").mkdir()
     for i, frame in enumerate(pictures(2)):
@@ -455,6 +462,8 @@ def test_many_inputs_into_a_folder_and_only_once(command, tmp_path):
     before = {name: os.stat(f"out/{name}").st_mtime_ns for name in os.listdir("out")}
     code, said = command("*.mkv", "b.mp4", "--out-dir=out", "--skip-done")
     assert (code, "nothing left" in said) == (0, True)
+    again = command("*.mkv", "b.mp4", "--out-dir=out", "--skip-done", "--quiet")
+    assert again == (0, "")
     assert before == {name: os.stat(f"out/{name}").st_mtime_ns for name in os.listdir("out")}
 
 
@@ -761,7 +770,7 @@ def test_other_bits_and_another_size_are_said_before_anything_is_restored(
     Image.fromarray(pictures(1)[0]).save(tmp_path / "in" / "1.png")
     Image.fromarray(pictures(1, 16)[0]).save(tmp_path / "in" / "2.png")
     code, said = command("in", "out")
-    assert (code, "2.png: 32x16, but 0.png is 32x24" in said) == (2, True), said
+    assert (code, "2.png: 32x16 pixels, but 0.png has 32x24" in said) == (2, True), said
 
 
 def test_a_damaged_frame_or_another_size_leaves_the_old_output(command, tmp_path):
@@ -771,7 +780,7 @@ def test_a_damaged_frame_or_another_size_leaves_the_old_output(command, tmp_path
     (tmp_path / "out.mkv").write_bytes(b"old")
     Image.fromarray(pictures(1, 16)[0]).save(tmp_path / "in" / "2.png")
     code, said = command("in", "out.mkv", "--overwrite")
-    assert (code, "2.png: 32x16, but 0.png is 32x24" in said) == (2, True)
+    assert (code, "2.png: 32x16 pixels, but 0.png has 32x24" in said) == (2, True)
     (tmp_path / "in" / "2.png").write_bytes((tmp_path / "in" / "1.png").read_bytes()[:60])
     code, said = command("in", "out.mkv", "--overwrite")
     assert (code, "2.png: not a readable image" in said) == (2, True)

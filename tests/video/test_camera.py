@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,35 @@ def test_stop_ends_it(pattern: Any) -> None:
 def test_too_large_frames_are_refused(pattern: Any) -> None:
     with pytest.raises(UserError, match="frames of 48x32 exceed --max-pixels=1000"):
         CameraReader("camera:0", max_pixels=1000)
+
+
+class NotReady:
+    """A camera as of macOS: each frame is preceded by an error, as long as none is ready."""
+
+    def __init__(self, container: Any):
+        self.streams, self._container, self._asked = container.streams, container, 0
+
+    def __enter__(self) -> NotReady:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def decode(self, video: int) -> Iterator[Any]:
+        self._asked += 1
+        if self._asked % 2:
+            raise av.BlockingIOError(35, "Resource temporarily unavailable")
+        yield next(self._container.decode(video=video))
+        raise av.BlockingIOError(35, "Resource temporarily unavailable")
+
+
+def test_a_camera_without_a_frame_yet_is_asked_again(
+    pattern: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = camera.open_device
+    monkeypatch.setattr(camera, "open_device", lambda *given: NotReady(opened(*given)))
+    with CameraReader("camera:0", max_pixels=10**6, duration=0.3) as reader:
+        assert len(list(reader)) > 2
 
 
 def a_deblurrer() -> Deblurrer:

@@ -15,8 +15,15 @@ import pytest
 from PIL import Image, features
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.video import image_file
 from jaxdeblur.video.formats import MAX_PIXELS, list_frames
-from jaxdeblur.video.image_file import ImageWriter, image_size, read_image, write_png
+from jaxdeblur.video.image_file import (
+    ImageReader,
+    ImageWriter,
+    image_size,
+    read_image,
+    write_png,
+)
 from jaxdeblur.video.picture import Picture, rgb8_info
 
 
@@ -154,6 +161,49 @@ def test_any_flipped_byte_gives_an_image_or_one_error(tmp_path, picture):
             bad.write_bytes(flipped)
             with contextlib.suppress(UserError):
                 assert read_image(bad).dtype == np.uint8
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_exif_of_a_camera_is_kept_in_every_format(suffix, tmp_path, picture):
+    """Its exposure and place are tables inside the table."""
+    exif = Image.Exif()
+    exif[0x010F] = "the maker"
+    exif.get_ifd(0x8769)[0x829A] = 0.01
+    exif.get_ifd(0x8825)[1] = "N"
+    source = tmp_path / f"in.{suffix}"
+    Image.fromarray(picture).save(source, exif=exif.tobytes())
+    reader = ImageReader([source], rate=Fraction(25), max_pixels=MAX_PIXELS)
+    (read,) = list(reader)
+    for target in ("a.jpg", "a.png", "a.webp", "a.tif"):
+        ImageWriter(tmp_path / target, reader.info, single=True, name=target).write(read)
+        with Image.open(tmp_path / target) as image:
+            found = image.getexif()
+            assert found[0x010F] == "the maker", target
+            assert (found.get_ifd(0x8769), found.get_ifd(0x8825)) == ({0x829A: 0.01}, {1: "N"})
+
+
+def test_of_a_tiff_only_what_describes_the_picture_goes_into_another_file(tmp_path, picture):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "the maker", 6
+    Image.fromarray(picture).save(tmp_path / "in.tif", exif=exif)
+    reader = ImageReader([tmp_path / "in.tif"], rate=Fraction(25), max_pixels=MAX_PIXELS)
+    (read,) = list(reader)
+    np.testing.assert_array_equal(read.planes[0], np.rot90(picture, -1))
+    ImageWriter(tmp_path / "a.jpg", reader.info, single=True, name="a.jpg").write(read)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert dict(image.getexif()) == {0x010F: "the maker"}
+
+
+def test_any_failure_of_pillow_is_one_line(tmp_path, picture, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Error setting from dictionary")
+
+    monkeypatch.setattr(image_file.iio, "imwrite", fail)
+    writer = ImageWriter(
+        tmp_path / "a.tif", rgb8_info(18, 25, Fraction(25)), single=True, name="a.tif"
+    )
+    with pytest.raises(UserError, match=r"a\.tif: cannot be written: Error setting"):
+        writer.write(Picture((picture,)))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.bmp", "a.ppm", "a.png"])

@@ -19,7 +19,9 @@ from PIL import Image
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.container import ordinary_priority
 from jaxdeblur.video.ffmpeg_frames import frame_planes, pixel_layout
+from jaxdeblur.video.image_file import ImageReader
 from jaxdeblur.video.picture import Picture
+from jaxdeblur.video.pixels import to_packed_rgb
 from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.video.writer import VideoWriter
 
@@ -604,6 +606,103 @@ def test_what_stands_beside_the_pixels_is_said(tmp_path):
         assert reader.info.lost == ("embedded closed captions",)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_avi_counts_frames_at_their_rate(suffix, tmp_path):
+    """In finer steps, its muxer would fill each step between two frames with an empty one."""
+    recipe = Recipe(frames=6, sounds=0 if suffix == ".ts" else 1, options={"bf": "0"})
+    source = recipe.make(tmp_path / f"in{suffix}")
+    rewrite(source, tmp_path / "out.avi")
+    with av.open(str(tmp_path / "out.avi")) as container:
+        video = container.streams.video[0]
+        assert (video.frames, video.average_rate) == (6, recipe.rate)
+    with VideoReader(tmp_path / "out.avi") as reader:
+        assert len(list(reader)) == 6
+
+
+def test_avi_holds_all_frames_of_a_variable_rate(tmp_path):
+    recipe = Recipe(time_base=Fraction(1, 90000), durations=(3000, 9000, 100, 100, 3000))
+    source = recipe.make(tmp_path / "in.mp4")
+    rewrite(source, tmp_path / "out.avi")
+    with VideoReader(tmp_path / "out.avi") as reader:
+        assert len(list(reader)) == 5
+
+
+def test_nut_holds_sound_from_before_zero(tmp_path):
+    """As in MP4, where the encoder's lead-in precedes the first frame."""
+    source = Recipe(sounds=1).make(tmp_path / "in.mp4")
+    rewrite(source, tmp_path / "out.nut")
+    before, after = facts(source), facts(tmp_path / "out.nut")
+    shift = after["pts"][0] - before["pts"][0]
+    assert len(after["packets"]) == len(before["packets"])
+    assert after["packets"][0][1] - shift == before["packets"][0][1] < 0
+
+
+@pytest.mark.parametrize(
+    ("codec", "name", "height", "colour"),
+    [
+        ("libx264rgb", "out.mkv", 24, (1, 1, 1, 1)),
+        ("png", "out.mov", 720, (1, 2, 2, 2)),
+        ("prores_ks", "out.mov", 24, (2, 1, 1, 1)),
+        ("mjpeg", "out.avi", 24, (1, 1, 1, 1)),
+        ("mjpeg", "out.mov", 720, (2, 2, 2, 2)),
+    ],
+)
+def test_colours_stay_where_an_encoder_has_its_own_range_and_matrix(
+    codec, name, height, colour, tmp_path
+):
+    colours = []
+    source = tmp_path / "in.mkv"
+    with av.open(str(source), "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 16, height, "yuv420p"
+        video.codec_context.color_range, video.codec_context.colorspace = colour[:2]
+        frame = av.VideoFrame(16, height, "yuv420p")
+        for plane, value in zip(frame.planes, (120, 100, 160), strict=True):
+            np.frombuffer(plane, np.uint8)[:] = value
+        out.mux([*video.encode(frame), *video.encode(None)])
+    rewrite(source, tmp_path / name, codec=codec)
+    for path in (source, tmp_path / name):
+        with VideoReader(path) as reader:
+            (picture,) = list(reader)
+            colours.append(to_packed_rgb(picture.planes, reader.info.layout, 8).astype(int))
+    assert np.abs(colours[0] - colours[1]).max() <= 3
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_grey_images_keep_their_contrast(suffix, tmp_path):
+    ramp = np.tile(np.arange(0, 256, 4, np.uint8), (32, 1))
+    Image.fromarray(ramp).save(tmp_path / "in.png")
+    reader = ImageReader([tmp_path / "in.png"] * 2, rate=Fraction(25), max_pixels=10**6)
+    with VideoWriter(tmp_path / f"out{suffix}", reader.info) as writer:
+        for picture in reader:
+            writer.write(picture)
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        shown = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert np.abs(shown.astype(int) - ramp[..., None]).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "suffix", "codec", "written", "lost"),
+    [
+        ("gray", (24, 32), ".webm", None, "yuv420p", []),
+        ("bgr0", (23, 31), ".webm", None, "yuv420p", []),
+        ("bgr0", (23, 31), ".mkv", "libx265", "yuv444p", []),
+        ("bgra", (23, 31), ".mkv", "libx265", "yuv444p", ["alpha (not supported with libx265)"]),
+        (
+            *("yuv444p", (64, 64), ".mkv", "libsvtav1", "yuv420p"),
+            ["chroma resolution (not supported with libsvtav1)"],
+        ),
+    ],
+)
+def test_pixel_formats_are_those_that_players_show(
+    given, size, suffix, codec, written, lost, tmp_path
+):
+    source = Recipe("ffv1", given, size=size, frames=2).make(tmp_path / "in.mkv")
+    writer = rewrite(source, tmp_path / f"out{suffix}", codec=codec)
+    assert (writer.pixel_format, writer.lost) == (written, lost)
+    assert len(facts(tmp_path / f"out{suffix}")["pts"]) == 2
+
+
 def test_rgb_of_hdr_stays_hdr(tmp_path):
     recipe = Recipe("ffv1", "gbrp10le", colour=(2, 0, 9, 16))
     rewrite(recipe.make(tmp_path / "in.mkv"), tmp_path / "out.mp4", codec="libx265")
@@ -715,6 +814,7 @@ def test_large_frames_are_refused_before_they_are_decoded(tmp_path):
     [
         ({"codec": "nonsense"}, "no such encoder"),
         ({"codec": "aac"}, "not a video encoder"),
+        ({"codec": "rawvideo"}, "--codec=rawvideo: not supported"),
         ({"codec": "ffv1", "crf": 3}, "no such setting"),
         ({"codec": "png"}, "--codec=png: matroska cannot hold it"),
     ],
