@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
@@ -70,11 +71,14 @@ def replace_folder_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
         os.rename(part, target)
 
 
+@functools.cache
 def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
 
+
+_umask()  # Called at import, since reading it changes it for the files of other threads.
 
 _unfinished_paths: dict[Path, None] = {}
 

@@ -30,6 +30,17 @@ def test_what_a_link_leads_to_is_replaced_and_keeps_its_permissions(tmp_path: Pa
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_new_file_gets_the_usual_permissions_without_a_change_to_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The umask is of the whole process, so that other threads would see a change."""
+    (tmp_path / "usual").touch()
+    monkeypatch.setattr(os, "umask", None)
+    with replace_when_whole(tmp_path / "new"):
+        pass
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
     target = tmp_path / ("動" * 83 + ".mp4")  # 253 bytes; 255 are allowed
     with replace_when_whole(target) as part:

@@ -71,10 +71,20 @@ class DataConfig(ClipVariety):
             raise UserError(f"--mix has {len(self.mix)} shares for {len(self.data)} data sets")
         if self.mix and not any(self.mix):
             raise UserError("--mix must have at least one share above 0")
-        if all(map(is_rendered, self.data)) and (self.only or self.exclude):
+        only_rendered = all(map(is_rendered, self.data))
+        if only_rendered and (self.only or self.exclude):
             raise UserError(
                 "--only and --exclude select videos of a folder, but "
                 f"--data={' '.join(self.data)} has only rendered scenes"
+            )
+        if only_rendered and self.variant is not None and not self.validate_on:
+            raise UserError(
+                f"--variant={self.variant}: --data={' '.join(self.data)} has only rendered scenes"
+            )
+        if is_rendered(self.data[0]) and self.validate_only and not self.validate_on:
+            raise UserError(
+                "--validate-only selects videos of a folder, but a run whose first data set is "
+                f"{self.data[0]} validates on rendered scenes; name the folder with --validate-on"
             )
         if self.photos and not any(map(is_rendered, self.data)):
             raise UserError(

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -52,7 +52,8 @@ class FrameFiles:
     def pack(self) -> ArrayFile:
         """Decodes the frames into the cache unless they are there already.
 
-        Frames that cannot be decoded are recorded in ``unreadable``.
+        Frames that cannot be decoded are recorded in ``unreadable``. If one of these can be read
+        at a later call, the disk's error has passed, and all are decoded anew.
 
         Raises:
           UserError: a file has vanished, or the cache has no room.
@@ -69,7 +70,10 @@ class FrameFiles:
                 for first in range(0, len(self), _DECODED_AT_ONCE):
                     yield from decoders.map(attempt, self.files[first : first + _DECODED_AT_ONCE])
 
-        return _pack(self.files, self.height, self.width, decoded())
+        def readable(index: int) -> bool:
+            return not isinstance(attempt(self.files[index]), UserError)
+
+        return _pack(self.files, self.height, self.width, decoded(), readable=readable)
 
     def _frame(self, file: Path) -> Frame8:
         frame = read_image(file)
@@ -172,29 +176,38 @@ def pack_video(file: Path) -> ArrayFile:
     from jaxdeblur.video.reader import VideoReader  # PyAV is only needed for video files
 
     with VideoReader(file) as reader:
-        layout = reader.info.layout
-        to_rgb = jax.jit(lambda planes: jnp.round(255 * layout.to_rgb(planes)))
-        decoded = (np.asarray(to_rgb(picture.planes)).astype(np.uint8) for picture in reader)
-        return _pack((file,), reader.info.height, reader.info.width, decoded)
+        info, turns = reader.info, reader.info.quarter_turns
+        to_rgb = jax.jit(lambda planes: jnp.round(255 * info.layout.to_rgb(planes)))
+        decoded = (
+            np.rot90(np.asarray(to_rgb(picture.planes)).astype(np.uint8), turns)
+            for picture in reader
+        )
+        size = (info.width, info.height) if turns % 2 else (info.height, info.width)
+        return _pack((file,), *size, decoded, turns=turns)
 
 
 def _pack(
-    files: tuple[Path, ...], height: int, width: int, decoded: Iterable[Frame8 | UserError]
+    files: tuple[Path, ...],
+    height: int,
+    width: int,
+    decoded: Iterable[Frame8 | UserError],
+    *,
+    turns: int = 0,
+    readable: Callable[[int], bool] = lambda index: False,
 ) -> ArrayFile:
     """Returns the frames of ``files`` in the cache, where ``decoded`` is written if missing."""
+    failed: dict[int, str] = {}
 
     def make(folder: Path) -> None:
-        unreadable: dict[int, str] = {}
-
         def frames() -> Iterator[Frame8]:
             for index, frame in enumerate(decoded):
                 if isinstance(frame, UserError):
-                    unreadable[index] = str(frame)
+                    failed[index] = str(frame)
                     frame = np.zeros((height, width, 3), np.uint8)
                 yield frame
 
         count = _write_frames(folder / _PIXELS, frames(), height, width)
-        write_json(folder / "frames.json", {"frames": count, "unreadable": unreadable})
+        write_json(folder / "frames.json", {"frames": count, "unreadable": failed})
         _mapped.cache_clear()  # it may hold a damaged file of that name
 
     def read(folder: Path) -> ArrayFile:
@@ -203,9 +216,15 @@ def _pack(
         shape = (notes["frames"], height, width, 3)
         if _load(folder / _PIXELS).shape != shape:
             raise ValueError(f"{_PIXELS} does not have the shape {shape}")
+        for index in unreadable.keys() - failed.keys():
+            if readable(index):
+                raise ValueError(f"frame {index} can be read now")
         return ArrayFile(folder / _PIXELS, *shape[:3], unreadable)
 
-    return kept("frames", {"version": _PACK_VERSION, "files": stamps(files)}, make, read)
+    recipe: dict[str, Any] = {"version": _PACK_VERSION, "files": stamps(files)}
+    if turns:  # packs of version 2 ignored them
+        recipe["turns"] = turns
+    return kept("frames", recipe, make, read)
 
 
 def _write_frames(target: Path, frames: Iterable[Frame8], height: int, width: int) -> int:

@@ -307,4 +307,5 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _title(root: Path) -> str:
-    return printable(root.absolute().name or root.absolute().anchor)
+    root = Path(os.path.abspath(root))  # without ".."
+    return printable(root.name or root.anchor)

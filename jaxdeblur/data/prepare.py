@@ -8,6 +8,7 @@ download.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -130,11 +131,13 @@ def prepare(name: str, source: Path, target: Path, config: PrepareConfig) -> int
       The number of frames in the folder.
 
     Raises:
-      UserError: ``source`` cannot be read, or ``target`` cannot be written.
+      UserError: ``source`` cannot be read, or ``target`` exists or cannot be written.
     """
     change, count = CHANGES.get((name, config.protocol)), 0
     high_speed = name == "GOPRO" and _is_high_speed(source)
     try:
+        if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+            raise UserError(f"{target}: already exists; remove it or choose another folder")
         with replace_folder_when_whole(target) as part:
             for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
                 line = ProgressLine(video.name, None, stays=True)
@@ -186,7 +189,16 @@ def blurred(video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Fr
 
 
 def scaled(frame: Frame8) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Scales to three quarters by area averaging. How ESTRNN's authors do it is not known."""
+    """Scales to three quarters by area averaging. How ESTRNN's authors do it is not known.
+
+    Raises:
+      UserError: height or width is not a multiple of 4.
+    """
+    height, width, _ = frame.shape
+    if height % 4 or width % 4:
+        raise UserError(
+            f"--protocol=estrnn: the frames' sides must be multiples of 4, not {width}x{height}"
+        )
     shares = np.array([[3, 1, 0, 0], [0, 2, 2, 0], [0, 0, 1, 3]], np.float32) / 4
     fours = rearrange(frame.astype(np.float32), "(h i) (w j) c -> h i w j c", i=4, j=4)
     threes = np.einsum("pi,qj,hiwjc->hpwqc", shares, shares, fours, optimize=True)

@@ -80,7 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
         help=f"average light (gamma {GAMMA}) instead of stored values",
     )
     given = parser.parse_args(arguments)
-    exposure = Exposure(given.tau, given.period or given.tau + 1, given.linear)
+    period = given.tau + 1 if given.period is None else given.period
+    exposure = Exposure(given.tau, period, given.linear)
     dataset = write_pairs(given.source, given.target, exposure)
     frames = sum(map(len, dataset.videos))
     print(f"{given.target}: {frames} frames of {len(dataset.videos)} video(s), {dataset.variant}")

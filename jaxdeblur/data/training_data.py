@@ -39,11 +39,8 @@ class TrainingData:
         self.config = config
         self._crop = crop
         self._resolve = functools.cache(resolve)
-        self._names = functools.cache(
-            lambda spec, split: [
-                place.name
-                for place in list_videos(self._resolve(spec), split, self._variant(spec)).places
-            ]
+        self._places = functools.cache(
+            lambda spec, split: list_videos(self._resolve(spec), split, self._variant(spec)).places
         )
 
     @functools.cached_property
@@ -116,10 +113,17 @@ class TrainingData:
             return ()
         if config.validate_only:
             names = self._names(spec, "train")
-            fitting = {n for text in config.validate_only for n in fitting_names(names, text)}
+            fitting: set[str] = set()
+            for text in config.validate_only:
+                if not (fits := fitting_names(names, text)):
+                    raise UserError(f"--validate-only={text}: matches no video of {spec}")
+                fitting |= set(fits)
             return tuple(name for name in names if name in fitting)
         names = self._chosen[spec]
         return tuple(names[::_HELD_OUT_EVERY]) if len(names) >= _FEWEST_TO_HOLD_OUT else ()
+
+    def _names(self, spec: str, split: Split) -> list[str]:
+        return [place.name for place in self._places(spec, split)]
 
     def _open(self, spec: str) -> Dataset | RenderedScenes:
         if is_rendered(spec):
@@ -159,7 +163,9 @@ class TrainingData:
         """Returns whether the first data set, a folder, has the split, without training videos."""
         spec = self.config.data[0]
         try:
-            names = self._names(spec, split)
+            own = self._places(spec, split)
         except UserError:  # it has no such split
             return False
-        return not set(names) & set(self._names(spec, "train"))
+        # By folder, since REDS numbers the videos of each split from 000.
+        training = {place.sharp for place in self._places(spec, "train")}
+        return not any(place.sharp in training for place in own)

@@ -121,6 +121,8 @@ def main() -> None:
     if not isinstance(loaded.network, StrcnnConfig):
         kind = type(loaded.network).__name__
         raise UserError(f"{arguments.start}: only an STRCNN can have gates, not {kind}")
+    if loaded.network.over_paths:
+        raise UserError(f"{arguments.start}: a network over blur paths cannot have gates")
     network = dataclasses.replace(loaded.network, scales=preset.network.scales)
     model = build(network, seed=config.seed)
     rebuild, drawn = split(model)

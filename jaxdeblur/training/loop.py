@@ -20,7 +20,6 @@ class Stopped(Exception):
 
     def __init__(self, step: int, by: signal.Signals) -> None:
         super().__init__(f"stopped by {by.name} after step {step}")
-        self.step = step
         self.signal = by
 
 

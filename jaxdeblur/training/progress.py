@@ -55,7 +55,8 @@ class RunWatcher:
         if self.board and step % _BOARD_EVERY == 0:
             self.board.add_scalar("train/loss", float(metrics.loss), step)
             self.board.add_scalar("train/gradient_norm", float(metrics.gradient_norm), step)
-            self.board.add_scalar("train/learning_rate", float(self.rate(step)), step)
+            # Optax counts steps from 0.
+            self.board.add_scalar("train/learning_rate", float(self.rate(step - 1)), step)
 
     def validate(self, step: int, parameters: Parameters) -> None:
         """Scores the parameters of a step; the gain is shown from now on."""

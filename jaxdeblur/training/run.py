@@ -17,7 +17,11 @@ from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import UserError, tell
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import count, split
-from jaxdeblur.shapes import Batch
+from jaxdeblur.models.path_maps import CHANNELS
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.paths.restorer import PathRestorer
+from jaxdeblur.paths.windows import PathsConfig
+from jaxdeblur.shapes import Batch, Parameters
 from jaxdeblur.training.loop import NonFiniteError, run_steps
 from jaxdeblur.training.progress import RunWatcher, how_to_score
 from jaxdeblur.training.run_folder import (
@@ -32,9 +36,11 @@ from jaxdeblur.training.step import (
     compile_train_step,
     initial_train_state,
     micro_batch_count,
+    rate_factors,
+    trained_parameters,
 )
 from jaxdeblur.training.validation import Validation
-from jaxdeblur.weights.load import starting_parameters
+from jaxdeblur.weights.load import load_model, starting_parameters
 
 
 def train(
@@ -68,6 +74,7 @@ def train(
     mesh = devices.make_mesh(config.batch_size)
     model = registry.build(run.network, config.seed)
     rebuild, parameters = split(model)
+    _check_options(run, model, parameters)
     has_begun = resume and bool(RunCheckpoints(folder).steps())
     if has_begun:
         run = dataclasses.replace(run, start_from=Run.read(folder).start_from)
@@ -126,6 +133,30 @@ def train(
             raise UserError(f"{error}; the batch and the parameters are in {path}") from error
         watcher.done()
         return state
+
+
+def _check_options(run: Run, model: VideoRestorer, parameters: Parameters) -> None:
+    """Checks the options that depend on the network.
+
+    Raises:
+      UserError: the network cannot read the data or run over its base, or a rate names no
+        parameter.
+    """
+    over_paths = model.channels == CHANNELS
+    if any((resolve(spec).layout == "paths") != over_paths for spec in run.data.data):
+        raise UserError(
+            "--data: a network over blur paths trains on paths:FOLDER, all others on frames"
+        )
+    if over_paths:  # raises if the base is missing or does not fit
+        PathRestorer(PathsConfig(), load_model(run.network.over_paths).model, model)
+    if over_paths and run.training.validate_every:
+        raise UserError("--validate-every must be 0 on maps of blur paths, which cannot be scored")
+    if over_paths and run.data.sharp_input:
+        raise UserError("--sharp-input must be 0 on maps of blur paths")
+    parts = {part for name in trained_parameters(parameters) for part in name.split("/")}
+    for name in rate_factors(run.training.rates):
+        if name not in parts:
+            raise UserError(f"--rates: no parameter has {name!r} as a part of its name")
 
 
 @contextlib.contextmanager

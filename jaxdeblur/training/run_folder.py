@@ -123,8 +123,10 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
             raise UserError(
                 f"--resume: the run in {folder} has another network: {'; '.join(differences)}"
             )
-        for option in ("optimizer", "average"):  # whose state is in the checkpoints
+        for option in ("optimizer", "average", "rates"):  # whose state is in the checkpoints
             here, then = getattr(run.training, option), getattr(there.training, option)
+            if option == "rates":
+                here, then = " ".join(here), " ".join(then)
             if here != then and (option == "optimizer" or not (here and then)):
                 raise UserError(
                     f"--resume: the run in {folder} began with --{option}={then}, whose state "

@@ -66,7 +66,7 @@ class TrainingConfig:
 
     steps: Annotated[int, Range(1, 2**31 - 2)] = 400_000
     batch_size: Annotated[int, Range(1, 2**16)] = 8
-    frames: Count = 13
+    frames: Annotated[int, Range(1, 2**16)] = 13
     crop: Annotated[int, Range(16, 2048)] = 128
     optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: Annotated[float, Range(above=0)] = 1e-4

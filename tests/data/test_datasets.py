@@ -174,6 +174,21 @@ def test_high_speed_video_files(root, cache):
         open_dataset(str(root), "test", exposure=Exposure(3, 3))
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_high_speed_video_files_are_upright(root, turns):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 16, 20, 3), np.uint8)
+    root.mkdir()
+    with av.open(str(root / "clip.mov"), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=240, options={"qp": "0"})
+        stream.height, stream.width, stream.pix_fmt = 16, 20, "rgb24"
+        stream.set_display_rotation(90 * turns)
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    (video,) = open_dataset(str(root), "test", exposure=Exposure(1, 1)).videos
+    np.testing.assert_array_equal(video.sharp(1), np.rot90(frames[1], turns))
+
+
 def test_what_is_wrong_with_a_frame_is_named(root):
     write(root, GOPRO)
     train = root / "train"
@@ -240,6 +255,12 @@ def test_names_that_make_trouble(root):
     dataset = open_dataset(str(root), "test", exclude=("loop", "\\udcff"))
     assert sorted(names(dataset)) == sorted(odd)
     assert names(dataset).index("9") < names(dataset).index("10")
+
+
+def test_a_data_set_above_has_its_folder_s_name(root, monkeypatch):
+    write(root, {"blur/a": 2, "sharp/a": 2})
+    monkeypatch.chdir(root / "blur")
+    assert open_dataset("..", "test").name == "data"
 
 
 def test_links_to_videos_elsewhere_are_followed(root, tmp_path):
@@ -347,6 +368,24 @@ def test_packed_frames_are_the_files_and_are_decoded_once(root, cache, monkeypat
     assert again.file != packed.file
     assert not again.read(slice(2, 3)).any()
     assert len(decoded) == 5
+
+
+def test_a_frame_that_can_be_read_again_is_packed_again(root, cache, monkeypatch):
+    write(root, {"video": 3})
+    files = opened(root)
+
+    def fails(file):
+        if file.name == "000001.png":
+            raise UserError(f"{file}: Input/output error")
+        return read_image(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frames, "read_image", fails)
+        assert list(files.pack().unreadable) == list(files.pack().unreadable) == [1]
+    with pytest.warns(RuntimeWarning, match="frame 1 can be read now.*rebuilding it"):
+        packed = files.pack()
+    assert not packed.unreadable
+    np.testing.assert_array_equal(packed.read(slice(None)), files.read(slice(None)))
 
 
 def test_damaged_packs_are_made_again(root, cache):

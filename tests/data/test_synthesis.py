@@ -150,6 +150,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, high_speed):
     ("options", "message"),
     [
         (["--tau=5", "--period=5"], "must be above tau"),
+        (["--tau=5", "--period=0"], "period must be positive, not 0"),
         (["--tau=27"], "an exposure needs 27 frames: in has 26"),
         (["--tau=many"], "--tau"),
     ],

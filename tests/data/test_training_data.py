@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from jaxdeblur.data.fixed_scenes import fixed_kinds, rendered_videos
 from jaxdeblur.data.scenes import SCENES
 from jaxdeblur.data.textures import RenderedScenes
 from jaxdeblur.data.training_data import TrainingData
+from jaxdeblur.data.videos import sharp_files
 from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.models.parameters import split
@@ -92,6 +94,42 @@ def test_validation_follows_what_trains(folder: Path) -> None:
         == TrainingData(few).scored("validation").spec
         == "rendered:narrow"
     )
+
+
+@pytest.mark.parametrize("names", [("typo",), ("a", "typo")])
+def test_a_name_to_validate_on_must_be_one_of_a_video(folder: Path, names: tuple[str, ...]) -> None:
+    for video, half in itertools.product("abcde", ("blur", "sharp")):
+        shutil.copytree(folder / "pairs/sharp/walk", folder / "five" / half / video)
+    config = DataConfig(data=(str(folder / "five"),), validate_only=names)
+    with pytest.raises(UserError, match=r"--validate-only=typo: matches no video of .*five"):
+        list(TrainingData(config).train)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"variant": "fog"},
+        {"validate_only": ("a",)},
+        {"validate_only": ("a",), "data": ("rendered", "/data/GOPRO_Large")},
+    ],
+)
+def test_options_of_folders_are_not_ignored_with_rendered_scenes(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"--{min(wrong.keys() - {'data'}).replace('_', '-')}"):
+        DataConfig(**wrong)
+    DataConfig(**wrong, validate_on="/data/GOPRO_Large")
+
+
+def test_a_split_that_numbers_its_videos_alike_is_its_own(folder: Path) -> None:
+    """REDS counts the videos of each split from 000."""
+    for part, count in (("train", 4), ("val", 1)):
+        for number, half in itertools.product(range(count), ("sharp", "blur")):
+            place = folder / "reds" / part / f"{part}_{half}" / f"{number:03d}"
+            shutil.copytree(folder / "pairs/sharp/walk", place)
+    reds = DataConfig(data=(f"reds:{folder / 'reds'}",))
+    assert TrainingData(reds).scored("validation")[:3] == (reds.data[0], "validation", ())
+    assert not TrainingData(reds).held_out
+    (video,) = TrainingData(reds).validate
+    assert "val_sharp" in str(min(sharp_files(video)))
 
 
 def test_an_option_chooses_among_the_videos_of_all_folders(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import jax
@@ -62,6 +64,29 @@ def test_a_network_over_paths_trains_on_them_and_restores_over_them(
     assert restored.shape == (1, 2, 32, 32, 3)
 
 
+@pytest.mark.parametrize(
+    ("over_paths", "options", "message"),
+    [
+        ("strcnn_dtb_live", {"validate_every": 1}, "--validate-every must be 0 on maps"),
+        ("strcnn_dtb_live", {"sharp_input": 0.5}, "--sharp-input must be 0 on maps"),
+        ("strcnn_dtb_live", {"data": ("rendered:tiny",)}, "--data: a network over blur paths"),
+        ("", {}, "--data: .*, all others on frames"),
+        ("a typo", {}, "a typo: no such run folder"),
+    ],
+)
+def test_data_that_the_network_cannot_read_is_refused_before_the_run_is_made(
+    folder: Path, tmp_path: Path, over_paths: str, options: dict[str, Any], message: str
+) -> None:
+    training = TrainingConfig(
+        steps=1, batch_size=8, frames=2, crop=32, validate_every=options.pop("validate_every", 0)
+    )
+    data = DataConfig(**{"data": (f"paths:{folder}",), "least_blur": 0.0, **options})
+    network = dataclasses.replace(NETWORK, over_paths=over_paths)
+    with pytest.raises(UserError, match=message):
+        train(Run("test", network, training, data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_clips_that_do_not_belong_together_are_refused(folder: Path) -> None:
     video = open_dataset(f"paths:{folder}", "train").videos[0]
     assert (len(video), video.height, video.width) == (3, 40, 48)
@@ -75,7 +100,9 @@ def test_clips_that_do_not_belong_together_are_refused(folder: Path) -> None:
 
 
 def test_a_folder_of_other_clips_is_not_added_to(tmp_path: Path) -> None:
+    keep_settings(tmp_path, PathClipsConfig(base="a typo"))  # no clip was drawn with it
     keep_settings(tmp_path, PathClipsConfig(clips=1))
+    (tmp_path / "000000").mkdir()
     keep_settings(tmp_path, PathClipsConfig(clips=2))
     with pytest.raises(UserError, match="drawn with a different seed; keep the settings, remove"):
         keep_settings(tmp_path, PathClipsConfig(seed=1))

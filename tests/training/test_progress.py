@@ -7,9 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxdeblur.training.progress import RunWatcher
-from jaxdeblur.training.step import Metrics, TrainingConfig
+from jaxdeblur.training.step import Metrics, TrainingConfig, make_optimizer
 from jaxdeblur.training.validation import Validation
 
 METRICS = Metrics(jnp.float32(1), jnp.float32(1), jnp.bool_(False))
@@ -33,3 +34,22 @@ def test_a_run_ends_with_what_to_do_next(tmp_path: Path, capsys: Any) -> None:
         f"{tmp_path}: trained for 7 steps, +2.25 dB (28.00 to 30.25) on rendered:wide",
         f"score it: python evaluate.py --ckpt={tmp_path}",
     ]
+
+
+def test_the_board_shows_the_rate_of_the_step(tmp_path: Path) -> None:
+    config = TrainingConfig(steps=100, warmup=40)
+    watcher = RunWatcher(tmp_path, config, 0, None)
+    shown: dict[str, float] = {}
+
+    class Board:
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            shown[name] = value
+
+    watcher.board = Board()
+    watcher.step(20, METRICS)
+    rule = make_optimizer(config)
+    parameters = {"w": jnp.zeros(1)}
+    state = rule.init(parameters)
+    for _ in range(20):  # a constant gradient, which Adam scales to the rate
+        updates, state = rule.update({"w": jnp.ones(1)}, state, parameters)
+    assert shown["train/learning_rate"] == pytest.approx(-float(updates["w"][0]), rel=1e-4)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.training.run_folder import Run
+from jaxdeblur.training.run_folder import Run, check_folder
 from jaxdeblur.training.step import TrainingConfig
 
 RUN = Run(
@@ -43,3 +44,34 @@ def test_what_does_not_fit_is_named_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=r"config\.json: data: workers is 'many'"):
         Run.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "then", "here"),
+    [
+        ("optimizer", "adam", "muon"),
+        ("average", 0.0, 0.9),
+        ("rates", (), ("beta_logit=30",)),
+        ("rates", ("beta_logit=30", "head=2"), ()),
+    ],
+)
+def test_what_the_checkpoints_cannot_continue_is_named(
+    tmp_path: Path, field: str, then: Any, here: Any
+) -> None:
+    begun, run = (
+        dataclasses.replace(RUN, training=dataclasses.replace(RUN.training, **{field: value}))
+        for value in (then, here)
+    )
+    begun.write(tmp_path)
+    check_folder(begun, tmp_path, resume=True, overwrite=False)
+    with pytest.raises(UserError, match=f"began with --{field}=.*--start-from"):
+        check_folder(run, tmp_path, resume=True, overwrite=False)
+
+
+def test_rates_that_the_run_has_may_change(tmp_path: Path) -> None:
+    one, two = (
+        dataclasses.replace(RUN, training=dataclasses.replace(RUN.training, rates=(rate,)))
+        for rate in ("beta_logit=30", "head=2")
+    )
+    one.write(tmp_path)
+    check_folder(two, tmp_path, resume=True, overwrite=False)

@@ -414,8 +414,9 @@ def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     with pytest.raises(Stopped) as stop:
         run_steps(state, interrupted(), step, CONFIG, save=recorder.save, watch=recorder.step)
     assert stop.value.signal == number
-    assert stop.value.step == max(recorder.saved)
-    assert int(recorder.saved[stop.value.step].step) == stop.value.step
+    last = max(recorder.saved)
+    assert str(stop.value) == f"stopped by {number.name} after step {last}"
+    assert int(recorder.saved[last].step) == last
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -559,6 +560,13 @@ def test_rates_are_of_the_parameters_that_they_name(optimizer: str) -> None:
         dataclasses.replace(CONFIG, rates=("beta",))
 
 
+def test_a_rate_of_no_parameter_is_refused(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, rates=("beta_logit=30", "beta_logits=30"))
+    with pytest.raises(UserError, match="--rates: no parameter has 'beta_logits'"):
+        train(Run("test", NETWORK, config, DataConfig()), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_muon_takes_the_kernels_and_adam_the_rest() -> None:
     _, parameters = split(models.build(NETWORK))
     config = dataclasses.replace(
@@ -587,6 +595,7 @@ def test_muon_takes_the_kernels_and_adam_the_rest() -> None:
     [
         ("steps", 0),
         ("batch_size", 0),
+        ("frames", 300_000_000),
         ("crop", 8),
         ("crop", 4096),
         ("learning_rate", -1.0),
