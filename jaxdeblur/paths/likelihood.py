@@ -130,6 +130,7 @@ def folded_spectra(
     tiling: Tiling,
     offsets: Int[Array, "N 2"],
     only: Int[Array, " N"] | None = None,
+    inward: bool = False,
 ) -> Float[Array, "N 2 h m"]:
     """Returns every second frequency of Hann-windowed patches; arguments as in ``tiles.cut``.
 
@@ -143,7 +144,7 @@ def folded_spectra(
         spectrum = jnp.fft.rfft2(patch.reshape(2, half, 2, half).sum((0, 2)))
         return jnp.stack([spectrum.real, spectrum.imag])
 
-    return over_tiles(one, cut(image[None], tiling, offsets, only=only))
+    return over_tiles(one, cut(image[None], tiling, offsets, only=only, inward=inward))
 
 
 def observed(
@@ -169,10 +170,8 @@ def observed(
     reduced = tiling.reduced(scale)
     offsets = offsets if only is None else offsets[only]
     whole = jnp.round(offsets / scale).astype(int)
-    if inward:
-        whole = whole + reduced.inward[:, None]
     images = halved(luminance) if scale == 2 else luminance
-    folded = [folded_spectra(y, reduced, whole[:, j], only) for j, y in enumerate(images)]
+    folded = [folded_spectra(y, reduced, whole[:, j], only, inward) for j, y in enumerate(images)]
     here = jnp.broadcast_to(present[1:4], (len(offsets), 3))
     return Observed(jnp.stack(folded, 1), offsets, here)
 

@@ -87,11 +87,6 @@ class PathRestorer(VideoRestorer):
         self.fusion = fusion
         self.multiple = math.lcm(*(net.multiple for net in (base, fusion) if net is not None))
 
-    @property
-    def receptive_radius(self) -> int:
-        """The whole frame, since all of it shares one shutter."""
-        return 2**16
-
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
         base, fusion = (
             () if net is None else net.initial_state(batch, height, width)
@@ -236,9 +231,14 @@ class PathRestorer(VideoRestorer):
         _, told = lax.scan(step, nothing, (times, seen, looking))
         return below, jax.tree.map(lambda leaf: jnp.moveaxis(leaf[looks:], 0, 1), told)
 
-    def shutter_of(self, state: StreamState) -> tuple[float, str]:
-        """Returns duty and light of a stream's first video, as found so far or as given."""
+    def shutter_of(self, state: StreamState) -> tuple[float, str] | None:
+        """Returns duty and light of a stream's first video, as found so far or as given.
+
+        Without moving tiles nothing was found, and it returns None.
+        """
         known = jax.tree.map(lambda leaf: leaf[0], state.shutter)
+        if self.config.asks and not float(known.tiles):
+            return None
         found = "linear" if float(known.linear) > 0 else "stored"
         light = found if self.config.light == "found" else self.config.light
         return self.config.duty or round(float(known.duty), 3), light

@@ -82,6 +82,7 @@ def cut(
     offsets: Int[Array, "N 2"] | None = None,
     beyond: str = "symmetric",
     only: Int[Array, " N"] | None = None,
+    inward: bool = False,
 ) -> Float[Array, "N C n n"]:
     """Cuts the patch of each tile, moved by an integer offset of at most REACH.
 
@@ -89,8 +90,10 @@ def cut(
       image, tiling, beyond: as in ``cutter``.
       offsets: (y, x) of each patch; None for zero.
       only: which tiles; None for all.
+      inward: whether patches at the borders are moved inside (``Tiling.inward``), besides.
     """
     one, centres = cutter(image, tiling, beyond), jnp.asarray(tiling.centres)
+    centres = centres + tiling.inward if inward else centres
     centres = centres if only is None else centres[only]
     offsets = jnp.zeros_like(centres) if offsets is None else offsets
     return over_tiles(lambda each: one(*each), (centres, offsets))

@@ -69,6 +69,11 @@ class Deblurrer:
         Raises:
           UserError: the weights do not exist, or an argument is out of range.
         """
+        if jax.config.read("jax_enable_x64"):
+            raise UserError(
+                "JAX's 64-bit mode is on, but networks compute in float32; switch it off: "
+                "jax.config.update('jax_enable_x64', False)"
+            )
         if not 0 <= strength <= 1:
             raise UserError(f"--strength must be between 0 and 1, not {strength:g}")
         self.strength = strength
@@ -88,16 +93,16 @@ class Deblurrer:
                 self.source += f" ({loaded.preset})"
         if duty is not None or light is not None:
             self.model = _with_shutter(self.model, duty, light)
-        if device is not None:
-            chosen = find_device(device) if isinstance(device, str) else device
+        self._device = find_device(device) if isinstance(device, str) else device
+        if self._device is not None:
             graph, state = nnx.split(self.model)
-            self.model = nnx.merge(graph, jax.device_put(state, chosen))
+            self.model = nnx.merge(graph, jax.device_put(state, self._device))
         self._tiles: dict[tuple[int, int, PixelLayout], TileGrid | None] = {}
 
     @property
     def device(self) -> str:
         """Description of the device that computes."""
-        return devices.described(device_of(nnx.state(self.model)))
+        return devices.described(self._device or device_of(nnx.state(self.model)))
 
     def __call__(self, clip: PixelClip) -> PixelClip:
         """Restores all frames of a clip, as a stream does, in constant device memory.
@@ -149,7 +154,8 @@ class Deblurrer:
         tiles = self.tiles(height, width, layout)
         # Choosing tiles already compiles the step, since the compiler says what fits.
         if not self._chooses_tiles:
-            step_memory(self.model, height, width, layout=layout, tiles=tiles)
+            on = self._device
+            step_memory(self.model, height, width, layout=layout, tiles=tiles, device=on)
         return tiles
 
     def open_stream(self, height: int, width: int, layout: PixelLayout = RGB8) -> Stream:
@@ -158,7 +164,10 @@ class Deblurrer:
         Live input may skip ``Stream.look``; blur paths then estimate the shutter as they go.
         """
         tiles = self.tiles(height, width, layout)
-        return Stream(self.model, height, width, layout=layout, strength=self.strength, tiles=tiles)
+        strength, device = self.strength, self._device
+        return Stream(
+            self.model, height, width, layout, strength=strength, tiles=tiles, device=device
+        )
 
     def tiles(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
         """Returns the tiling for a frame size; None to restore the whole frame at once."""
@@ -166,7 +175,8 @@ class Deblurrer:
             return self._given_tiles
         key = (height, width, layout)
         if key not in self._tiles:
-            self._tiles[key] = choose_tiles(self.model, height, width, layout=layout)
+            found = choose_tiles(self.model, height, width, layout=layout, device=self._device)
+            self._tiles[key] = found
         return self._tiles[key]
 
 
@@ -175,6 +185,8 @@ def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -
         raise UserError("--duty and --light need weights with blur paths, such as --ckpt=paths")
     if duty is not None and not 0 < duty <= 1:
         raise UserError(f"--duty must be a share of the period, above 0 and up to 1, not {duty:g}")
+    if light not in (None, "stored", "linear"):
+        raise UserError(f"--light must be stored or linear, not {light}")
     given = {"duty": duty, "light": light}
     told = {name: value for name, value in given.items() if value is not None}
     config = dataclasses.replace(model.config, **told)

@@ -115,6 +115,7 @@ def choose_tiles(
     *,
     layout: PixelLayout = RGB8,
     budget: int | None = None,
+    device: jax.Device | None = None,
 ) -> TileGrid | None:
     """Returns the largest tiles with which a step fits into memory; None if the whole frame fits.
 
@@ -126,13 +127,14 @@ def choose_tiles(
       layout: of the planes that come in and go out.
       budget: limit in bytes; by default 0.8 of the free memory on the model's device, so that the
         convolutions' scratch space, which the compiler does not count, fits too.
+      device: where to compute; None for the device of the model's parameters.
 
     Raises:
       UserError: not even the smallest useful tiles fit.
     """
     if budget is None:
-        budget = int(0.8 * free_memory(device_of(nnx.state(model))))
-    needed = step_memory(model, height, width, layout=layout)
+        budget = int(0.8 * free_memory(device or device_of(nnx.state(model))))
+    needed = step_memory(model, height, width, layout=layout, device=device)
     if needed <= budget:
         return None
     halo, per_pixel = halo_of(model), needed / (height * width)
@@ -159,6 +161,7 @@ def step_memory(
     *,
     layout: PixelLayout = RGB8,
     tiles: TileGrid | None = None,
+    device: jax.Device | None = None,
 ) -> int:
     """Returns the bytes that one stream step takes on the device: state, frames, intermediates.
 
@@ -167,9 +170,10 @@ def step_memory(
       height, width: of the frame, in pixels.
       layout: of the planes that come in and go out.
       tiles: the tiling of the step; None for the whole frame.
+      device: where to compute; None for the device of the model's parameters.
     """
     graph, parameters = nnx.split(model)
-    place = SingleDeviceSharding(device_of(parameters))
+    place = SingleDeviceSharding(device or device_of(parameters))
 
     def inputs() -> tuple[State, tuple[DevicePlane, ...], Float[Array, ""]]:
         shapes = layout.plane_shapes(height, width)
@@ -220,6 +224,6 @@ def free_memory(device: jax.Device) -> int:
 
 
 def device_of(parameters: ModelState) -> jax.Device:
-    """Returns the device of a model's parameters; JAX's first for a model without any."""
+    """Returns the device of a model's parameters; this process's first for a model without any."""
     leaves = jax.tree.leaves(parameters)
-    return next(iter(leaves[0].devices())) if leaves else jax.devices()[0]
+    return next(iter(leaves[0].devices())) if leaves else jax.local_devices()[0]

@@ -71,9 +71,8 @@ def restore_frames(
     Raises:
       UserError: a frame is no such array, or unlike the first.
     """
-    rest = iter(frames)
+    rest = map(_checked, frames)
     for first in itertools.islice(rest, 1):
-        _check_frame(first)
         height, width, _ = first.shape
         stream = open_stream(height, width, layout_of(first.dtype))
         seen = itertools.islice(itertools.chain([first], rest), max(1, stream.opening))
@@ -88,12 +87,13 @@ def restore_frames(
             yield np.array(restored[0])
 
 
-def _check_frame(frame: Any) -> None:
+def _checked(frame: Any) -> Pixels:
     right = isinstance(frame, np.ndarray | jax.Array) and frame.ndim == 3 and frame.shape[2] == 3
     if not right or frame.dtype not in ("uint8", "uint16"):
         raise UserError(
             f"a frame must be an array H W 3 in uint8 or uint16, not {described(frame)}"
         )
+    return frame
 
 
 def described(given: Any) -> str:
@@ -119,6 +119,7 @@ class Stream:
         *,
         strength: float = 1.0,
         tiles: TileGrid | None = None,
+        device: jax.Device | None = None,
     ):
         """Prepares the state before the first frame.
 
@@ -128,6 +129,7 @@ class Stream:
           layout: pixel layout of a frame's arrays; packed 8-bit RGB by default.
           strength: 1 gives the restored frame, 0 the input, values between them a mixture.
           tiles: tiling of each frame, which takes less memory; None for the whole frame at once.
+          device: where to compute; None for the device of the model's parameters.
         """
         graph, self._parameters = nnx.split(model)
         self._what = Compiled(graph, layout, tiles)
@@ -136,7 +138,7 @@ class Stream:
         self._lookahead = model.lookahead
         self._model = model
         # All arrays are placed on the parameters' device, so that the step runs there.
-        self._device = device_of(self._parameters)
+        self._device = device or device_of(self._parameters)
         with jax.default_device(self._device):
             # Copied, since a model may use one array of zeros twice and steps reuse this memory.
             state = jax.tree.map(jnp.copy, model.initial_state(1, height, width))
@@ -187,6 +189,8 @@ class Stream:
             return
         if self._steps:
             raise ValueError("call look before the first frame is pushed")
+        if not opening:
+            return
         self._state = self._placed(self._model.look(self._state))
         for planes in opening:
             on_device = self._on_device(planes)

@@ -100,7 +100,7 @@ class TileGrid:
         return state, restored[..., :height, :width, :]
 
     def _step_tiles(
-        self, level: Any, state: State, frame: Frame, repeated: Bool[Array, ""]
+        self, level: Any, state: State, frame: SeenFrame, repeated: Bool[Array, ""]
     ) -> _Stepped:
         """Computes ``level.step_with_features`` tile by tile, for sizes that need no padding."""
         step: Callable[..., _Stepped] = level.step_with_features
@@ -117,11 +117,11 @@ class TileGrid:
             window = tiles.window(i)
             return tiles.paste(step(*tiles.cut((state, frame), window), repeated), whole, window)
 
-        start = state, frame, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), whole[-1])
+        start = state, *jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), whole[1:])
         return lax.fori_loop(0, tiles.count, restore_tile, start)
 
 
-def _gather(model: Any, tiles: _Tiles, state: State, frame: Frame) -> Any:
+def _gather(model: Any, tiles: _Tiles, state: State, frame: SeenFrame) -> Any:
     """Returns what ``model`` gathers from the whole frame."""
 
     def partial(i: Int[Array, ""] | int) -> Any:
@@ -167,7 +167,7 @@ class _Tiles:
     """Row and column axes of each leaf of state, frame and features; None for a leaf without."""
 
     @classmethod
-    def over(cls, grid: TileGrid, model: VideoRestorer, frame: Frame, features: Any) -> _Tiles:
+    def over(cls, grid: TileGrid, model: VideoRestorer, frame: SeenFrame, features: Any) -> _Tiles:
         height, width = frame.shape[-3:-1]
         halo = halo_of(model)
         tile = (

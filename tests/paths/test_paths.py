@@ -50,6 +50,18 @@ def test_tiles_add_up_to_the_image() -> None:
     np.testing.assert_allclose(whole, image, atol=1e-6)
 
 
+def test_patches_at_the_borders_are_cut_inside() -> None:
+    """However far that is: at the last row it adds up to more than REACH."""
+    image = np.random.default_rng(1).random((1, 98, 130), np.float32)
+    tiling = Tiling(98, 130, 32, 64, 128)
+    offsets = np.tile(np.array([40, -50]), (len(tiling.centres), 1))
+    patches = cut(jnp.asarray(image), tiling, jnp.asarray(offsets), inward=True)
+    around = np.pad(image, ((0, 0), (200, 200), (200, 200)), "symmetric")
+    for patch, corner in zip(patches, tiling.centres + tiling.inward + offsets + 136, strict=True):
+        y, x = corner
+        np.testing.assert_array_equal(patch, around[:, y : y + 128, x : x + 128])
+
+
 def test_a_patch_is_cut_where_its_offset_says() -> None:
     image = np.random.default_rng(1).random((1, 96, 96), np.float32)
     tiling = Tiling(96, 96, 32, 32, 16)

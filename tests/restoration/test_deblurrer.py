@@ -20,6 +20,8 @@ import jaxdeblur
 from jaxdeblur import Deblurrer, models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.paths.restorer import PathRestorer
+from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.restoration.placement import stream_step
 from jaxdeblur.restoration.stream import restore_clip
 from jaxdeblur.video.pixels import RGB8, PixelLayout
@@ -107,6 +109,18 @@ def test_device_strength_and_tiles(model):
     np.testing.assert_array_equal(Deblurrer(model, strength=0.0)(BLURRED), BLURRED)
 
 
+def test_blur_paths_without_a_network_run_on_the_device_too():
+    stream = Deblurrer(PathRestorer(PathsConfig()), device="cpu:1").open_stream(16, 18)
+    stream.push(BLURRED[0])
+    assert next(stream.flush())[0].device == jax.devices()[1]
+    assert stream.shutter is None, "frames of 16x18 pixels hold no tile"
+
+
+def test_the_light_of_blur_paths_is_one_of_two():
+    with pytest.raises(UserError, match="--light must be stored or linear, not Linear"):
+        Deblurrer(PathRestorer(PathsConfig()), light="Linear")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -127,7 +141,9 @@ def test_what_is_no_frame_is_one_clear_line(model):
         with pytest.raises(UserError, match="a frame must be an array H W 3 in uint8 or uint16"):
             list(Deblurrer(model).stream(iter(wrong)))
     # A wrong later frame gives the same kind of error. (The tests' type checks exclude floats.)
-    for wrong in (BLURRED[1].astype(np.uint16), BLURRED[1, :8], BLURRED[1, ..., 0]):
+    with pytest.raises(UserError, match=r"a frame must be an array H W 3 .*, not 16 18 in uint8"):
+        list(Deblurrer(model).stream(iter([BLURRED[0], BLURRED[1, ..., 0]])))
+    for wrong in (BLURRED[1].astype(np.uint16), BLURRED[1, :8]):
         right = "a frame of this stream must be 16 18 3 in uint8, not "
         with pytest.raises(UserError, match=right) as caught:
             list(Deblurrer(model).stream(iter([BLURRED[0], wrong])))

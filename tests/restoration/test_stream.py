@@ -214,6 +214,10 @@ def test_the_opening_is_not_looked_at_in_the_middle():
         on_its_way.look([])
 
 
+def test_a_video_without_frames_has_no_opening():
+    Stream(Opened(), 8, 9).look([])
+
+
 def test_a_wrong_frame_of_the_opening_is_named():
     frames = [np.zeros((8, 9, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)]
     with pytest.raises(UserError, match="a frame of this stream must be 8 9 3"):

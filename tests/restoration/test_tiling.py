@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,8 @@ from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.paths.restorer import PathRestorer
+from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.restoration.placement import step_memory
 from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.restoration.tiling import TileGrid, halo_of, parse_tiles
@@ -68,6 +71,16 @@ def test_tiles_equal_the_whole_frame(config, size, tile):
     whole = restored(model, blurred, None)
     assert np.abs(restored(model, blurred, TileGrid(*tile)) - whole).max() <= 1
     assert np.abs(whole - blurred).max() > 8, "the model changes too little to show an error"
+
+
+def test_the_networks_of_blur_paths_run_in_tiles():
+    base = model_of(dataclasses.replace(STRCNN, m=2))
+    fusion = model_of(dataclasses.replace(STRCNN, m=0, head_width=0, over_paths="base"))
+    model = PathRestorer(PathsConfig(duty=0.8, light="stored"), base, fusion)
+    state = jax.eval_shape(lambda: model.initial_state(1, 96, 128))
+    frame = jax.ShapeDtypeStruct((1, 96, 128, 3), jnp.float32)
+    stepped = jax.eval_shape(lambda *given: TileGrid(48, 64).step(model, *given), state, frame)
+    chex.assert_trees_all_equal_shapes_and_dtypes(stepped, (state, frame))
 
 
 def test_the_halo_covers_what_a_step_reads_and_little_more():
