@@ -14,6 +14,7 @@ from jaxdeblur.deploy import write
 from jaxdeblur.deploy.forms import FORMS
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser, add_extension_option, load_extension
+from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.weights import save
 from jaxdeblur.weights.load import LoadedModel, load_model
 
@@ -73,14 +74,13 @@ def _safetensors(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
 
 def _onnx(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
     loaded = _load(arguments, parser)
-    given = {name: value for name, value in save.given_metadata(arguments).items() if value}
     write.write_onnx(
         loaded,
         arguments.file,
         form=arguments.form,
         warm_up=arguments.warm_up,
         half=arguments.half,
-        metadata=given,
+        metadata=save.given_metadata(arguments, loaded),
     )
     return loaded
 
@@ -107,6 +107,8 @@ def _load(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
         raise UserError(
             f"{arguments.run}: blur paths cannot be exported; export {below}, the network below"
         )
+    if isinstance(loaded.model, PathRestorer):
+        raise UserError(f"{arguments.run}: blur paths cannot be exported")
     return loaded
 
 

@@ -41,7 +41,10 @@ def main() -> None:
 
 
 def prepare(folder: Path, weights: str | None = None) -> None:
-    """Puts the page, the runtime and the networks into a folder, unless they exist."""
+    """Puts the page, the runtime and the networks into a folder.
+
+    The shipped weights are exported once. ``weights`` replace all that are there.
+    """
     folder.mkdir(exist_ok=True)
     if folder.resolve() != HERE:
         shutil.copy(HERE / "index.html", folder)
@@ -55,7 +58,13 @@ def prepare(folder: Path, weights: str | None = None) -> None:
             "live": default_name("camera"),
         }
     for name, source in networks.items():
-        export(str(source), folder / f"{name}.onnx")
+        model = folder / f"{name}.onnx"
+        if weights or not model.with_suffix(".json").is_file():
+            export(str(source), model)
+    if weights:  # else a single picture and a camera would use others
+        for name in ("photo", "live"):
+            for suffix in (".json", ".onnx"):
+                (folder / name).with_suffix(suffix).unlink(missing_ok=True)
 
 
 def export(weights: str, model: Path) -> None:
@@ -65,10 +74,10 @@ def export(weights: str, model: Path) -> None:
       UserError: the network cannot be exported.
     """
     about = model.with_suffix(".json")
-    if about.is_file():
-        return
+    if Path(weights).exists():  # the export runs in another folder
+        weights = str(Path(weights).resolve())
     tell(f"exporting {weights} ...")
-    command = [sys.executable, "-m", "jaxdeblur.export", weights, str(model)]
+    command = [sys.executable, "-m", "jaxdeblur.export", weights, str(model.resolve())]
     if subprocess.run(command, check=False, cwd=HERE.parent).returncode:
         raise UserError(f"{weights} cannot be exported; see above")
     import onnx
@@ -125,13 +134,14 @@ def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
     """Returns a server of a folder, for this machine only; port 0 takes any free port.
 
     Raises:
-      UserError: the port is taken.
+      UserError: the port is taken or none.
     """
     handler = functools.partial(Handler, directory=str(folder))
     try:
         return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
-    except OSError as error:
-        raise UserError(f"--port={port}: {error.strerror}") from error
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--port={port}: {reason}") from error
 
 
 def serve(folder: Path, port: int) -> None:

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxdeblur.errors import tell
+from jaxdeblur.errors import UserError, tell
 from jaxdeblur.options import (
     Parser,
     add_extension_option,
@@ -112,19 +112,25 @@ def main(name: str = "evaluate.py") -> None:
 def of_its_own_kind(config: EvaluationConfig, run: dict[str, Any]) -> EvaluationConfig:
     """Returns ``config`` with a run's data set: test videos of its kind, or those held out.
 
-    Without a run's ``data`` these are rendered scenes. Options that select videos take precedence.
+    Without a run's ``data`` these are rendered scenes, and for the maps of blur paths too. Options
+    that select videos take precedence.
 
     Raises:
-      UserError: the run's data options cannot be read, or the data folder no longer exists.
+      UserError: the run's data options cannot be read, the data folder no longer exists, or the
+        split is that of training.
     """
-    from jaxdeblur.data.config import DataConfig
-    from jaxdeblur.data.layouts import RENDERED
+    from jaxdeblur.data.config import DataConfig, is_rendered
+    from jaxdeblur.data.layouts import RENDERED, resolve
     from jaxdeblur.data.training_data import TrainingData
 
     if "data" not in run:
         return dataclasses.replace(config, data=RENDERED)
     data = TrainingData(from_json(DataConfig, run["data"], "data of the run"))
-    spec, split, only, variant = data.scored("test")
+    if config.split == "train":
+        raise UserError("--split=train needs --data")
+    spec, split, only, variant = data.scored(config.split)
+    if not is_rendered(spec) and resolve(spec).layout == "paths":
+        spec, split, only, variant = f"{RENDERED}:narrow", config.split, (), None
     return dataclasses.replace(
         config,
         data=spec,

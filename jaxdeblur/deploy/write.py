@@ -28,6 +28,7 @@ from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.save import data_of
 
 # jax2onnx requires last year's Orbax, which only its examples need: hence --no-deps.
 TO_INSTALL = (
@@ -45,6 +46,16 @@ _WRONG = {
 """Operators that jax2onnx 0.17 converts wrongly for frames of any size, by the networks that have
 them: it writes a file on which ONNX Runtime fails.
 """
+
+_RAISED = (
+    NotImplementedError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    jax.errors.InconclusiveDimensionOperation,
+)
+"""What JAX and jax2onnx raise at an operator that they cannot convert."""
 
 _KNOWN = ("licence of the data", "licence", "scores", "data", "commit", "source")
 
@@ -79,7 +90,9 @@ def write_onnx(
             f"{loaded.source}: cannot be converted to ONNX: the converter mistranslates {operator}"
         )
     with _said_which_operator(loaded, "ONNX"), _quiet():
-        made = make_form(_for_export(loaded), form, warm_up=warm_up, channels_first=True)
+        # ONNX has no convolution of bfloat16; the parameters are float32 in any case.
+        model = _for_export(loaded, dtype="float32")
+        made = make_form(model, form, warm_up=warm_up, channels_first=True)
         shapes = list(made.inputs.values())
         with _in_linear_time():
             model = jax2onnx.to_onnx(
@@ -133,18 +146,20 @@ def write_stablehlo(
         part.write_bytes(exported.serialize())
 
 
-def _for_export(loaded: LoadedModel) -> VideoRestorer:
+def _for_export(loaded: LoadedModel, **changed: str) -> VideoRestorer:
     """Returns the network without hand-written kernels, which need a GPU and JAX."""
-    if not hasattr(loaded.network, "implementation"):
+    changed["implementation"] = "einsum"
+    known = {name: value for name, value in changed.items() if hasattr(loaded.network, name)}
+    if not known:
         return loaded.model
-    rebuild, _ = outline(
-        lambda: build(dataclasses.replace(loaded.network, implementation="einsum"))
-    )
+    rebuild, _ = outline(lambda: build(dataclasses.replace(loaded.network, **known)))
     return rebuild(split(loaded.model)[1])
 
 
 def _about(loaded: LoadedModel, made: Form, metadata: dict[str, Any] | None) -> dict[str, Any]:
     known = {name: loaded.metadata[name] for name in _KNOWN if name in loaded.metadata}
+    if isinstance(known.get("data"), dict):
+        known["data"] = data_of(loaded)
     return {
         "jaxdeblur": VERSION,
         "preset": loaded.preset,
@@ -201,12 +216,12 @@ def _in_linear_time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _said_which_operator(loaded: LoadedModel, what: str) -> Iterator[None]:
-    """Turns what JAX and jax2onnx raise at an unsupported operator into a one-line error."""
+    """Turns ``_RAISED`` into a one-line error."""
     try:
         yield
     except UserError:
         raise
-    except (NotImplementedError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except _RAISED as error:
         reason = " ".join(str(error).split())[:300]
         if "no origin recorded" in reason:
             reason = f"broadcast_in_dim creates an array of a size that no other has ({reason})"

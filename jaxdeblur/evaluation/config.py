@@ -64,4 +64,6 @@ class EvaluationConfig:
         protocol(self.protocol)
         check_ranges(self)
         if self.single and self.explain:
-            raise UserError("--explain shows what passes between frames; it excludes --single")
+            raise UserError(
+                "--explain shows what passes between frames, but each is restored alone"
+            )

@@ -130,8 +130,7 @@ def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
     network = network_from_json(config["network"], str(folder / CONFIG_NAME))
     if not (folder / CHECKPOINTS_NAME).is_dir():
         raise UserError(f"{folder}: contains no {CHECKPOINTS_NAME}/ yet")
-    if dtype is not None:
-        network = dataclasses.replace(network, dtype=dtype)
+    network = _for_here(network, dtype)
     rebuild, template = outline(lambda: registry.build(network))
     found = Checkpoints(folder).restore_weights(template)
     if found is None:
@@ -143,6 +142,17 @@ def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
     return LoadedModel(rebuild(parameters), config["preset"], network, step, source, metadata)
 
 
+def _for_here(network: Any, dtype: str | None) -> Any:
+    """Returns the config with this dtype, and without a demand for the kernels of one GPU."""
+    if getattr(network, "implementation", "") == "mosaic":
+        network = dataclasses.replace(network, implementation="auto")
+    if dtype is None:
+        return network
+    if not hasattr(network, "dtype"):
+        raise UserError(f"--dtype={dtype}: this network always computes in its own dtype")
+    return dataclasses.replace(network, dtype=dtype)
+
+
 def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
     arrays, header = read_safetensors(path)
     try:
@@ -152,8 +162,7 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
     if not isinstance(about, dict) or not isinstance(about.get("step"), int):
         raise UserError(f"{path}: its header does not say which network it is for")
     network = network_from_json(about.get("network"), str(path))
-    if dtype is not None:
-        network = dataclasses.replace(network, dtype=dtype)
+    network = _for_here(network, dtype)
     rebuild, template = outline(lambda: registry.build(network))
     check_fits(template, arrays, f"{path}: weights of another network")
     for name, array in arrays.items():

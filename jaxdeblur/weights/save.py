@@ -54,12 +54,13 @@ def write_safetensors(arguments: argparse.Namespace) -> LoadedModel:
     Raises:
       UserError: --licence is missing, or a run cannot be read or does not fit the others.
     """
-    if arguments.licence is None:
-        raise UserError("--licence is missing; give the licence of the data that it was trained on")
     loaded = load_model(arguments.run)
-    metadata = given_metadata(arguments)
-    metadata["data"] = _data_of(loaded)
-    metadata["after"] = [_about(load_model(run)) for run in arguments.after]
+    metadata = given_metadata(arguments, loaded)
+    if "licence of the data" not in loaded.metadata | metadata:
+        raise UserError("--licence is missing; give the licence of the data that it was trained on")
+    metadata["data"] = data_of(loaded)
+    if arguments.after or "after" not in loaded.metadata:
+        metadata["after"] = [_about(load_model(run)) for run in arguments.after]
     if arguments.mix_with:
         source, share = arguments.mix_with
         loaded = _mixed(loaded, source, share)
@@ -68,13 +69,14 @@ def write_safetensors(arguments: argparse.Namespace) -> LoadedModel:
     return loaded
 
 
-def given_metadata(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns metadata of the weights: licence and scores from the options, and the commit."""
-    return {
+def given_metadata(arguments: argparse.Namespace, loaded: LoadedModel) -> dict[str, Any]:
+    """Returns the licence and scores that the options give, and a commit unless one is known."""
+    given = {
         "licence of the data": arguments.licence,
-        "commit": _commit(),
+        "commit": None if "commit" in loaded.metadata else _commit(),
         "scores": [_totals(path) for path in arguments.scores],
     }
+    return {name: value for name, value in given.items() if value}
 
 
 def export_weights(
@@ -108,7 +110,7 @@ def _about(run: LoadedModel) -> dict[str, Any]:
     training = run.metadata.get("training")
     if not isinstance(training, dict):
         raise UserError(f"{run.source}: does not say how it was trained")
-    return {"preset": run.preset, "step": run.step, "training": training, "data": _data_of(run)}
+    return {"preset": run.preset, "step": run.step, "training": training, "data": data_of(run)}
 
 
 def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
@@ -129,7 +131,7 @@ def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
     return loaded._replace(model=rebuild(mean))
 
 
-def _data_of(run: LoadedModel) -> dict[str, Any]:
+def data_of(run: LoadedModel) -> dict[str, Any]:
     """Returns the data options with folder names in place of machine-specific paths."""
     values = run.metadata.get("data")
     if not isinstance(values, dict):

@@ -422,7 +422,7 @@ def test_bad_input_writes_nothing(
     name: str, options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, out = tmp_path / "weights.safetensors", tmp_path / name
-    export_weights(loaded("blending"), weights)
+    export_weights(loaded("blending")._replace(metadata={}), weights)
     out.write_text("old")
     monkeypatch.setattr(write, "_module", lambda name: None)
     with pytest.raises(UserError, match=said):
@@ -464,3 +464,21 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
     assert "nonlocal.safetensors: cannot be converted to StableHLO" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["nonlocal.safetensors"]
+
+
+def test_blur_paths_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="paths: blur paths cannot be exported"):
+        exported(monkeypatch, "paths", str(tmp_path / "out.onnx"))
+
+
+@needs_onnx
+def test_a_network_in_bfloat16_is_written_in_float32_without_folders(tmp_path: Path) -> None:
+    run, file = loaded("blending"), tmp_path / "weights.safetensors"
+    config = dataclasses.replace(SMALL, dtype="bfloat16")
+    about_run = {"data": {"data": ["highspeed:/nowhere/fast"], "photos": "/nowhere/pictures"}}
+    run = run._replace(model=build(config, seed=3), network=config, metadata=about_run)
+    export_weights(run, file)
+    done = export_in_process(file, tmp_path / "out.onnx")
+    assert done.returncode == 0, done.stderr
+    told = about(session_of(tmp_path / "out.onnx"))
+    assert told["data"] == {"data": ["highspeed:fast"], "photos": "pictures", "validate_on": ""}

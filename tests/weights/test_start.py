@@ -100,6 +100,21 @@ def test_without_git_no_commit_is_known(weights: Any, monkeypatch: pytest.Monkey
     assert exported(monkeypatch, one).metadata["commit"] == "unknown"
 
 
+def test_what_is_exported_again_keeps_its_origin(
+    weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load_model(weights("one", 1))
+    known = {"licence of the data": "mine", "commit": "abcdef", "scores": [1], "after": [2]}
+    file = weights("one", 1).with_name("known.safetensors")
+    export_weights(run._replace(metadata={**run.metadata, **known}), file)
+    monkeypatch.setattr(
+        sys, "argv", ["export", str(file), str(file.with_name("again.safetensors"))]
+    )
+    export.main()
+    again = load_model(file.with_name("again.safetensors")).metadata
+    assert {name: again[name] for name in known} == known
+
+
 def test_exported_weights_name_no_folder_and_have_their_scores(
     weights: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
