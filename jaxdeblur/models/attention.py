@@ -11,7 +11,9 @@ equation. Every softmax runs in float32, whatever the dtype of the features.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,6 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 import kernels
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.fusion import Concat, Fusion
 from jaxdeblur.models.layers import LEAK, Conv, activation, normal
 from jaxdeblur.shapes import ClipFeatures, Features, Squeezed, SqueezedWindow
@@ -177,7 +180,8 @@ class FactorisedAttention(Fusion):
         if self.implementation == "einsum":
             maps = spatial_maps(self._spatial_logits(features))
             return FrameMemory(spatial_squeeze(maps, x), pooled)
-        squeezed = kernels.softmax_squeeze(x, _matrix(self.f_s), **self._run)
+        with _one_line():
+            squeezed = kernels.softmax_squeeze(x, _matrix(self.f_s), **self._run)
         return FrameMemory(squeezed, pooled)
 
     def remember_part(self, features: ClipFeatures, inside: Bool[Array, "h w"]) -> PartialMemory:
@@ -204,7 +208,8 @@ class FactorisedAttention(Fusion):
             y = expand(self.pixel_maps(features), squeezed_window)
         else:
             weights, bias = _matrix(self.f_p), self._pixel_bias
-            y = kernels.softmax_expand(x, weights, bias, squeezed_window, **self._run)
+            with _one_line():
+                y = kernels.softmax_expand(x, weights, bias, squeezed_window, **self._run)
         return y.reshape(features.shape)
 
     def spatial_maps(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
@@ -305,6 +310,15 @@ def _mean3x3(x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"
         )
         x = (before + here + after) / 3.0
     return x
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Names the option in the errors of kernels that cannot run here or at these sizes."""
+    try:
+        yield
+    except (NotImplementedError, ValueError) as error:
+        raise UserError(f"--implementation: {error}") from error
 
 
 def _matrix(conv: Conv) -> Float[Array, "C M"]:

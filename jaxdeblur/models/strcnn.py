@@ -79,8 +79,8 @@ class StrcnnConfig:
             raise UserError(f"--width must be an even number of channels, not {self.width}")
         if not self.recurrent and self.blending != "none":
             raise UserError("--no-recurrent requires --blending=none")
-        if self.over_paths and (not self.residual or self.scales != (1,)):
-            raise UserError("--over-paths requires --residual and a single scale")
+        if self.over_paths and (self.m or not self.residual or self.scales != (1,)):
+            raise UserError("--over-paths requires --m=0, --residual and a single scale")
 
 
 HalfFeatures: TypeAlias = Float[Array, "B h w C_half"]

@@ -282,7 +282,8 @@ class Edvr(Windowed):
             return None, self._restore(*window)
 
         # One window at a time: the sampled values take nine times the memory of the features.
-        _, restored = lax.scan(restore, None, jnp.arange(kept[0].shape[1] - length + 1))
+        starts = jnp.arange(kept[0].shape[1] - length + 1)
+        _, restored = lax.scan(self.rematerialised(restore), None, starts)
         return rearrange(restored, "t b ... -> b t ...")
 
     def _restore(self, frames: Clip, pyramids: Any) -> Frame:
@@ -290,7 +291,8 @@ class Edvr(Windowed):
         centre = tuple(x[:, self.config.m] for x in pyramids)
         by_frame = tuple(rearrange(x, "b n ... -> n b ...") for x in pyramids)
         # One neighbour at a time, for the same reason.
-        aligned = lax.map(lambda neighbour: self.pcd_align(neighbour, centre), by_frame)
+        align = self.rematerialised(lambda neighbour: self.pcd_align(neighbour, centre))
+        aligned = lax.map(align, by_frame)
         if isinstance(self.fusion, TsaFusion):
             x = self.fusion(rearrange(aligned, "n b ... -> b n ..."))
         else:

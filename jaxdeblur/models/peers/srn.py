@@ -170,7 +170,8 @@ class Srn(VideoRestorer):
             if level:
                 state = double(state)
             coarser = double(restored[-1]) if level else here
-            picture, state = self._level(here, jax.lax.stop_gradient(coarser), state)
+            restore = self.rematerialised(self._level)
+            picture, state = restore(here, jax.lax.stop_gradient(coarser), state)
             restored.append(picture)
         return restored
 
