@@ -464,14 +464,10 @@ def main() -> None:
     """Reads the options, runs an experiment, prints its table."""
     parser = Parser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "shipped"])
-    parser.add_argument(
-        "--seeds", type=whole, nargs="+", default=(0, 1, 2), help="one training each"
-    )
+    parser.add_argument("--seeds", type=whole, nargs="+", default=(0, 1, 2), help="random seeds")
     parser.add_argument("--steps", type=natural, help="steps per training")
     parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="only these")
-    parser.add_argument(
-        "--out", type=Path, help="a JSON file for the results, continued if it exists"
-    )
+    parser.add_argument("--out", type=Path, help="JSON file of results; resumed")
     parser.add_argument("--picture", type=Path, help="a PNG of what the last variant selects")
     parser.add_argument("--weights", nargs="+", default=("strcnn_dtb_choice",), help="for shipped")
     parser.add_argument(

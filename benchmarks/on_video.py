@@ -103,13 +103,9 @@ class Trainings:
         self.arguments, self.experiment = arguments, EXPERIMENTS[arguments.experiment]
         _, scenes, frames, crop, variants = self.experiment
         if unknown := set(arguments.only) - set(variants):
-            raise UserError(
-                f"--only: unknown {', '.join(sorted(unknown))}; choose from {', '.join(variants)}"
-            )
+            raise UserError(f"--only={' '.join(sorted(unknown))}: use {', '.join(variants)}")
         if arguments.batch_size % len(scenes):
-            raise UserError(
-                f"--batch-size={arguments.batch_size} must be a multiple of {len(scenes)}"
-            )
+            raise UserError(f"--batch-size: must be a multiple of {len(scenes)}")
         self.variants = [v for v in variants if not arguments.only or v in arguments.only]
         preset, self.mesh = PRESETS[self.experiment.preset], devices.mesh_of(jax.devices()[:1])
         self.config = dataclasses.replace(
@@ -217,9 +213,7 @@ class Trainings:
             line = f"seed {seed}, step {number}: {shown}; {rate:.2f} steps/s"
             print(line, file=sys.stderr, flush=True)
             if number == REPORT_EVERY and began + last / rate > deadline:
-                raise UserError(
-                    f"--steps={last}: only {rate * (deadline - began):.0f} would finish"
-                )
+                raise UserError(f"--steps={last}: time for {rate * (deadline - began):.0f} only")
         for variant, state in states.items():
             if bool(state.failed):
                 print(f"{variant}, seed {seed}: the loss is not finite", file=sys.stderr)
@@ -341,9 +335,7 @@ def main() -> None:
     trained.add_argument("--steps", type=natural, required=True, help="steps per training")
     trained.add_argument("--batch-size", type=natural, default=16, help="clips per step")
     trained.add_argument("--photos", help="a folder of more photographs")
-    trained.add_argument(
-        "--seeds", type=whole, nargs="+", default=(0, 1, 2), help="one training each"
-    )
+    trained.add_argument("--seeds", type=whole, nargs="+", default=(0, 1, 2), help="random seeds")
     trained.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="only these")
     trained.add_argument("--minutes", type=positive, help="start no seed that would end later")
     trained.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

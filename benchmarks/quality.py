@@ -105,17 +105,13 @@ def add_tests(parser: argparse.ArgumentParser) -> None:
         default=(),
         help="pixels per frame that scenes move whose sharp frames are restored",
     )
-    parser.add_argument(
-        "--scenes", nargs="*", default=("narrow", "wide"), help="rendered at 192x192"
-    )
+    parser.add_argument("--scenes", nargs="*", default=("narrow", "wide"), help="at 192x192")
     parser.add_argument("--highspeed", nargs="*", default=(), help="folders of high-speed frames")
     parser.add_argument("--only", nargs="*", default=(), help="only these videos")
     parser.add_argument(
         "--taus", type=natural, nargs="*", default=(7, 11, 15), help="frames averaged"
     )
-    parser.add_argument(
-        "--sharp", nargs="*", default=(), help="folders or videos restored as they are"
-    )
+    parser.add_argument("--sharp", nargs="*", default=(), help="sharp folders or videos")
     parser.add_argument(
         "--sharp-every",
         type=natural,

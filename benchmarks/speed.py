@@ -63,9 +63,7 @@ def main() -> None:
         "--ckpt", nargs="+", default=shipped.names(), help="runs, files or names of weights"
     )
     frame.add_argument("--tile", nargs="+", default=("none",), help="none or HEIGHTxWIDTH")
-    frame.add_argument(
-        "--size", type=frame_size, default="1280x720", help="frame size, WIDTHxHEIGHT"
-    )
+    frame.add_argument("--size", type=frame_size, default="1280x720", help="WIDTHxHEIGHT")
     frame.add_argument("--frames", type=natural, default=12, help="frames timed for each")
 
     live = what.add_parser("live", help="latency and dropped frames at a camera's rate")
@@ -77,9 +75,7 @@ def main() -> None:
 
     film = what.add_parser("film", help="peak memory and rates for videos of two lengths")
     film.set_defaults(measure=a_film)
-    film.add_argument(
-        "--frames", type=natural, nargs=2, default=(200, 2000), help="the two lengths"
-    )
+    film.add_argument("--frames", type=natural, nargs=2, default=(200, 2000), help="two lengths")
     film.add_argument("--size", type=frame_size, default="256x144", help="frame size, WIDTHxHEIGHT")
     film.add_argument("--video", type=Path, help=argparse.SUPPRESS)  # the process of one length
     for one in (live, film):

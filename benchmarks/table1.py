@@ -82,9 +82,7 @@ def main() -> None:
     parser.add_argument(
         "--size", choices=["small", "full"], default="small", help="of the networks"
     )
-    parser.add_argument(
-        "--data", default="rendered:narrow", help="the data set to train and score on"
-    )
+    parser.add_argument("--data", default="rendered:narrow", help="trains and scores")
     parser.add_argument("--steps", type=natural, help="steps per training, for equal steps")
     parser.add_argument("--minutes", type=positive, help="per training, for equal wall-clock time")
     parser.add_argument(
@@ -103,9 +101,7 @@ def main() -> None:
         default=(180, 320),
         help="size of the timed frames, WIDTHxHEIGHT",
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/table1"), help="the folder for the results"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/table1"), help="the folder")
     options = parser.parse_args()
     if not options.steps and not options.minutes and not options.speed:
         raise UserError("give --steps, --minutes or both, or --speed")

@@ -33,9 +33,7 @@ GOAL_SCAN, GOAL_FORWARD, GOAL_TRAINING = 1.5, 0.77, 1.0
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="strcnn_dtb_small", help="an STRCNN preset")
-    parser.add_argument(
-        "--repeats", type=natural, default=7, help="timings of each; prints the median"
-    )
+    parser.add_argument("--repeats", type=natural, default=7, help="timings for the median")
     parser.add_argument("--batch-size", type=natural, default=2, help="clips per step")
     parser.add_argument("--frames", type=natural, default=4, help="frames per clip")
     parser.add_argument("--crop", type=natural, default=96, help="side of a clip in pixels, even")

@@ -62,9 +62,7 @@ def main() -> None:
             add_fields(one, chosen.network, "network")
             add_fields(one, chosen.training, "training")
             one.add_argument("--target", type=Path, default=memory.TARGET, help=memory.TARGET_HELP)
-            one.add_argument(
-                "--size", type=frame_size, default="1280x720", help="frame size of the stream"
-            )
+            one.add_argument("--size", type=frame_size, default="1280x720", help="frame size")
     arguments = parser.parse_args()
     if arguments.part == "memory" and not arguments.rehearse:
         memory.find_compiler()

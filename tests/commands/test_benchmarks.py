@@ -53,11 +53,11 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("evidence tint --only nothing", "--only: choose from none; none, told"),
         (
             "on_video train attention --steps=1 --batch-size=3 --out={out}",
-            "--batch-size=3 must be a multiple of 2",
+            "--batch-size: must be a multiple of 2",
         ),
         (
             "on_video train blending --steps=1 --only F --out={out}",
-            "--only: unknown F; choose from cnn, rec",
+            "--only=F: use cnn, rec",
         ),
         ("on_video score {out}", "contains no weights"),
         ("gpu_day memory --preset=nope", "--preset=nope: no such preset"),
