@@ -294,3 +294,15 @@ def test_a_fusion_that_makes_the_wrong_shape_is_named(monkeypatch: pytest.Monkey
     clip = jnp.zeros((1, 2, 16, 16, 3))
     with pytest.raises(UserError, match=r"the fusion WindowMax returned .*, 1\), not .*, 24\)"):
         jax.eval_shape(model.restore_clip, clip)
+
+
+@pytest.mark.parametrize("name", ["edvr_small", "rdn_small", "srn_small", "strcnn_dtb_small"])
+def test_a_network_that_saves_memory_recomputes(name: str) -> None:
+    model = models.build(PRESETS[name].network)
+    model.save_memory()
+    clip = jax.ShapeDtypeStruct((1, 5, 64, 64, 3), jnp.float32)
+
+    def loss(clip: jax.Array) -> jax.Array:
+        return model.restore_clip(clip).sum()
+
+    assert "remat" in str(jax.make_jaxpr(jax.grad(loss))(clip))

@@ -116,6 +116,15 @@ def test_blur_paths_without_a_network_run_on_the_device_too():
     assert stream.shutter is None, "frames of 16x18 pixels hold no tile"
 
 
+def test_the_64_bit_mode_of_jax_is_refused(model):
+    jax.config.update("jax_enable_x64", True)
+    try:
+        with pytest.raises(UserError, match="JAX's 64-bit mode is on"):
+            Deblurrer(model)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
 def test_the_light_of_blur_paths_is_one_of_two():
     with pytest.raises(UserError, match="--light must be stored or linear, not Linear"):
         Deblurrer(PathRestorer(PathsConfig()), light="Linear")

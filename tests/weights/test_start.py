@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from jaxdeblur import export, models
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.fsta_config import FSTA_SMALL
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
@@ -98,6 +99,13 @@ def test_without_git_no_commit_is_known(weights: Any, monkeypatch: pytest.Monkey
     one = weights("one", 1)
     monkeypatch.setenv("PATH", "/nowhere")
     assert exported(monkeypatch, one).metadata["commit"] == "unknown"
+
+
+def test_weights_trained_with_the_kernels_load_without_them(tmp_path: Path) -> None:
+    config = dataclasses.replace(FSTA_SMALL, implementation="mosaic")
+    file = tmp_path / "kernels.safetensors"
+    export_weights(LoadedModel(models.build(config), "fsta_small", config, 0, "test", {}), file)
+    assert load_model(file).network.implementation == "auto"
 
 
 def test_what_is_exported_again_keeps_its_origin(
