@@ -238,7 +238,8 @@ def keep_settings(folder: Path, config: PathClipsConfig) -> None:
     del settings["clips"]  # More may be drawn.
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not any(folder.glob("[0-9]*")):  # else a mistake at the first start would remain
+        # Settings without clips are replaced: a mistake at the first start must not remain.
+        if all(entry.name == "settings.json" for entry in folder.iterdir()):
             write_json(folder / "settings.json", settings)
         there = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         other = [name for name, value in settings.items() if there[name] != value]
