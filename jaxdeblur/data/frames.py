@@ -216,6 +216,7 @@ def _pack(
         shape = (notes["frames"], height, width, 3)
         if _load(folder / _PIXELS).shape != shape:
             raise ValueError(f"{_PIXELS} does not have the shape {shape}")
+        # An earlier start could not read these. If one is readable now, the pack is made anew.
         for index in unreadable.keys() - failed.keys():
             if readable(index):
                 raise ValueError(f"frame {index} can be read now")

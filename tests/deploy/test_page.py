@@ -161,6 +161,27 @@ def test_what_is_no_picture_is_said(page: Any, tmp_path: Path) -> None:
     page.wait_for_function("document.getElementById('status').textContent.includes('broken.png')")
 
 
+def test_networks_are_exported_once_but_given_weights_replace_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve, exported = serve_module(), []
+
+    def export(weights: str, model: Path) -> None:
+        exported.append(model.stem)
+        for suffix in (".onnx", ".json"):
+            model.with_suffix(suffix).touch()
+
+    monkeypatch.setattr(serve, "export", export)
+    (tmp_path / "runtime").mkdir()
+    for _ in range(2):
+        serve.prepare(tmp_path)
+    assert exported == ["model", "photo", "live"]
+    serve.prepare(tmp_path, "mine")
+    assert exported[3:] == ["model"]
+    # Otherwise a single picture and a camera would use the shipped weights.
+    assert sorted(path.stem for path in tmp_path.glob("*.onnx")) == ["model"]
+
+
 def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
     """Without npm no unfinished file is left."""
     code = (
