@@ -52,9 +52,14 @@ def path_maps(
     """
     share, extent, gain = jnp.split(evidence, 3, -1)
     gain = jnp.maximum(gain, 0.0)
-    told = [share, extent / (extent + _EXTENT), gain / (gain + _GAIN)]
+    told = [share, mapped_extent(extent), gain / (gain + _GAIN)]
     maps = jnp.concatenate([blurred, base, sharp, 0.5 + _SLOPE * unexplained, *told], -1)
     return jnp.clip(maps, 0.0, 1.0)
+
+
+def mapped_extent(extent: Array | float) -> Array | float:
+    """Maps the length of a path in pixels to [0, 1)."""
+    return extent / (extent + _EXTENT)
 
 
 def restored_of(

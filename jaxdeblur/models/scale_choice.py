@@ -14,6 +14,7 @@ Computation 1991) over a pyramid. No level waits for another, so the look-ahead 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation, explainer
@@ -61,6 +62,8 @@ class StreamState(NamedTuple):
     """The state of the network at each level."""
     waiting: Clip
     """The frames at full size that wait for the look-ahead, oldest first."""
+    rests: Bool[Array, ""] | None = None
+    """Whether the finest level rests in this step; None if it never does."""
 
 
 class WholeFrame(nnx.Module):
@@ -229,10 +232,19 @@ class ScaleChoice(VideoRestorer):
         return reduced, [self.level.restore_with_features(frames) for frames in reduced]
 
     def _choose(
-        self, reduced: list[jax.Array], restored: list[tuple[jax.Array, jax.Array | None]]
+        self,
+        reduced: list[jax.Array],
+        restored: list[tuple[jax.Array, jax.Array | None]],
+        rests: Bool[Array, ""] | None = None,
     ) -> list[jax.Array]:
         """Returns the frames of every level plus the weighted residuals of all levels up to it."""
         residuals, evidence = self.evidence(reduced, restored)
+        if rests is not None:
+            residuals[-1] = jnp.where(rests, 0.0, residuals[-1])
+            # The gates were trained with every level. The next coarser one stands for the finest.
+            *_, coarser, finest = jnp.split(evidence, len(self.scales), axis=-1)
+            finest = jnp.where(rests, coarser, finest)
+            evidence = evidence.at[..., -finest.shape[-1] :].set(finest)
         shares = self.gates(evidence)
         taken = jnp.float32(0)
         chosen = []
@@ -276,15 +288,32 @@ class ScaleChoice(VideoRestorer):
           repeated: whether the frame stands for one beyond the end of the video.
         """
         waiting = jnp.concatenate([state.waiting[:, 1:], frame[:, None]], axis=1)
-        states, restored = [], []
+        states, restored, rests = [], [], state.rests
         for scale, before in zip(self.scales, state.levels, strict=True):
+            if scale == 1 and rests is not None:
+                before = jax.tree.map(
+                    functools.partial(jnp.where, rests), self.level.resting(before), before
+                )
             after, frame_of_level, known = step_level(
                 self.level, before, reduce_size(frame, scale), repeated
             )
             states.append(after)
             restored.append((frame_of_level, known))
         reduced = [reduce_size(waiting[:, 0], scale) for scale in self.scales]
-        return StreamState(tuple(states), waiting), self._choose(reduced, restored)[-1]
+        restored_frame = self._choose(reduced, restored, rests)[-1]
+        return StreamState(tuple(states), waiting, rests), restored_frame
+
+    def may_rest(self, state: StreamState) -> StreamState:
+        """Returns the state in which ``rest`` has an effect, if the network can rest."""
+        can = len(self.scales) > 1 and self.level.resting(state.levels[-1]) is not None
+        return state._replace(rests=jnp.bool_(False) if can else None)
+
+    def rest(self, state: StreamState, rests: Bool[Array, ""]) -> StreamState:
+        """Returns the state whose next step leaves out the finest level if ``rests``.
+
+        That level is most of the work. Its recurrence starts anew afterwards.
+        """
+        return state if state.rests is None else state._replace(rests=rests)
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """Returns the explanation of the finest level."""

@@ -95,7 +95,9 @@ def estimate(
         return _enlarged(made, base, below.base, of_half, tiling)
 
     large = jnp.median(speed) * open_for > _LARGE
-    made: _Restored = whole() if is_small(frames) else lax.cond(large, at_half_size, whole)
+    made: _Restored = (
+        whole() if is_small(*frames.shape[1:3]) else lax.cond(large, at_half_size, whole)
+    )
     cells = made.cells
     if duty is None:
         cells = cells.at[..., 0].multiply(smoothstep(shutter.blurred, *BLURRED))

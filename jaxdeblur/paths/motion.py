@@ -22,14 +22,14 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _SMALL = 384  # Pixels: a frame with a shorter side is small.
 
 
-def is_small(frames: Float[Array, "5 H W 3"]) -> bool:
-    """Returns whether frames are cut into fine tiles."""
-    return min(frames.shape[1:3]) < _SMALL
+def is_small(height: int, width: int) -> bool:
+    """Returns whether frames of this size are cut into fine tiles."""
+    return min(height, width) < _SMALL
 
 
 def tiling_of(frames: Float[Array, "5 H W 3"], tiles: tuple[int, int, int] | None = None) -> Tiling:
     """Returns the tiling for these frames; by default with tiles that suit their size."""
-    suited = FINE if is_small(frames) else COARSE
+    suited = FINE if is_small(*frames.shape[1:3]) else COARSE
     return Tiling(frames.shape[1], frames.shape[2], *(tiles or suited))
 
 

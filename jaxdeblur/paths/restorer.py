@@ -4,6 +4,11 @@ A frame's paths are estimated from its neighbours, and nothing in them is learnt
 Where the gate does not trust them, the result is the base: the frame as a network restores it, or
 the blurred frame. A second network may combine the two (models/path_maps.py). The last frame, as
 the gate left it, helps to restore the next (prior.py).
+
+A step has three parts, which a stream runs as separate programs, so that a CPU's cores work on
+several frames: the base of a frame, the paths of the one before, and the second network's part in
+the one before that (restoration/placement.py). While long paths restore most of the frame, the
+base rests at its finest size, where they leave it nothing to add (docs/lab/paths.md).
 """
 
 from __future__ import annotations
@@ -11,20 +16,23 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation
-from jaxdeblur.models.path_maps import gated
+from jaxdeblur.models.path_maps import gated, mapped_extent
 from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.paths.estimate import WINDOW
+from jaxdeblur.paths.motion import is_small
 from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.windows import EVERY, FIRST, PathsConfig, Told, tell, watch_clips
+from jaxdeblur.paths.windows import EVERY, PathsConfig, Told, tell, watch_clips
 from jaxdeblur.shapes import Clip, Frame
 
 StepOf: TypeAlias = Callable[
@@ -32,6 +40,10 @@ StepOf: TypeAlias = Callable[
 ]
 
 LOOKAHEAD = WINDOW // 2
+
+_LONG = 6.0  # Pixels: in frames full of longer paths, the base's finest size adds nothing.
+_SHAKY = 0.4  # The share of the frame that such paths have restored lately, above which it rests.
+_LATELY = 0.25  # The last frame's share in that average.
 
 
 class StreamState(NamedTuple):
@@ -47,12 +59,30 @@ class StreamState(NamedTuple):
     """The number of frames processed, including those of the opening."""
     looking: Bool[Array, ""]
     """Whether frames are only looked at, to find the shutter, and not restored."""
+    shaky: Float[Array, 2]
+    """The share of the frame that long paths restored lately, a step ago and now."""
     base: State
     """The state of the base."""
     fusion: State
     """The state of the second network."""
     last: Frame
     """The previous frame, as the gate left it."""
+
+    def without_networks(self) -> StreamState:
+        """Returns the state that ``step_paths`` needs."""
+        return self._replace(base=(), fusion=())
+
+
+class OverPaths(NamedTuple):
+    """What the second network restores a frame from."""
+
+    told: Told | None
+    """The results of the paths; None for frames too small for any."""
+    base: Frame
+    here: Bool[Array, ""]
+    """Whether the frame belongs to the video."""
+    alone: Bool[Array, ""]
+    """Whether it has no neighbours, and so no path."""
 
 
 class PathRestorer(VideoRestorer):
@@ -88,16 +118,21 @@ class PathRestorer(VideoRestorer):
         self.multiple = math.lcm(*(net.multiple for net in (base, fusion) if net is not None))
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
+        base: Any
         base, fusion = (
             () if net is None else net.initial_state(batch, height, width)
             for net in (self.base, self.fusion)
         )
+        # A batch has videos that shake and videos that do not, and small frames take little time.
+        if isinstance(self.base, ScaleChoice) and batch == 1 and not is_small(height, width):
+            base = self.base.may_rest(base)
         return StreamState(
             jnp.zeros((batch, WINDOW - 1, height, width, 3), jnp.float32),
             jnp.zeros(WINDOW - 1, jnp.float32),
             Shutter.unknown(batch),
             jnp.int32(0),
             jnp.bool_(False),
+            jnp.zeros(2, jnp.float32),
             base,
             fusion,
             jnp.zeros((batch, height, width, 3), jnp.float32),
@@ -106,67 +141,106 @@ class PathRestorer(VideoRestorer):
     def _step(
         self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
     ) -> tuple[StreamState, Frame]:
-        return self.step_over(VideoRestorer.step, state, frame, repeated)
+        state, restored, _ = self._step_and_tell(state, frame, repeated)
+        return state, restored
 
-    def step_over(
+    def _step_and_tell(
+        self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
+    ) -> tuple[StreamState, Frame, Told | None]:
+        """Runs the three parts of a step, the networks' only if frames are restored."""
+        base, below = state.base, None
+        if self.base is not None:
+            base, below = lax.cond(
+                state.looking,
+                lambda: (state.base, jnp.zeros_like(frame)),
+                lambda: self.step_base(VideoRestorer.step, base, frame, repeated, state.shaky[0]),
+            )
+        state, over = self.step_paths(state, frame, repeated, below)
+        fusion, restored = lax.cond(
+            state.looking,
+            lambda: (state.fusion, jnp.zeros_like(frame)),
+            lambda: self.step_fusion(VideoRestorer.step, state.fusion, over),
+        )
+        return state._replace(base=base, fusion=fusion), restored, over.told
+
+    def step_base(
         self,
         step_of: StepOf,
-        state: StreamState,
+        state: State,
         frame: Frame,
-        repeated: Array,
-        below: Float[Array, "B Hp Wp 3"] | None = None,
-    ) -> tuple[StreamState, Frame]:
-        """Runs ``step`` with the networks stepped by ``step_of``.
+        repeated: bool | Bool[Array, ""],
+        shaky: Float[Array, ""],
+    ) -> tuple[State, Frame]:
+        """Runs the base's part of a step, which can run beside the paths of the frame before.
 
         Args:
           step_of: runs one step of a network, on the whole frame or in tiles.
-          state: of the stream.
-          frame: B H W 3, in [0, 1], of any size.
+          state: of the base.
+          frame: B H W 3, in [0, 1], padded.
           repeated: whether the video has ended and its last frame is passed again.
-          below: the base's result for the padded frame, if the caller steps the base; None steps it
-            here.
+          shaky: the stream's ``shaky`` after the step before the last one.
         """
-        height, width = frame.shape[1:3]
-        frame = self.pad(frame)
+        assert self.base is not None
+        if isinstance(self.base, ScaleChoice):
+            state = self.base.rest(state, shaky > _SHAKY)
+        return step_of(self.base, state, frame, repeated)
+
+    def step_paths(
+        self, state: StreamState, frame: Frame, repeated: bool | Array, below: Frame | None
+    ) -> tuple[StreamState, OverPaths]:
+        """Runs the part of a step between the networks.
+
+        Args:
+          state: of the stream; the networks' states are not used.
+          frame, repeated: as in ``step_base``.
+          below: the base's result; None without a base.
+        """
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
         moves, shutter = watch_clips(self.config, frames, present, state.shutter, state.seen)
         here = present[LOOKAHEAD] > 0  # Before the first frame, no state is kept.
+        shown = frames[:, LOOKAHEAD] if below is None else below
+        told, last, shaky = None, state.last, state.shaky[1]
+        if moves is not None:
 
-        def restore() -> tuple[State, State, Frame, Frame]:
-            base, shown = state.base, frames[:, LOOKAHEAD]
-            if below is not None:
-                shown = below
-            elif self.base is not None:
-                base, shown = step_of(self.base, base, frame, repeated)
-            if moves is None:
-                return base, state.fusion, state.last, shown
-            maps = tell(self.config, frames, moves, present, shutter, shown, state.last).maps
-            last = gated(maps)
-            fusion, restored = state.fusion, last
-            if self.fusion is not None:
-                fusion, restored = step_of(self.fusion, fusion, maps, jnp.bool_(False))
-                fusion = jax.tree.map(functools.partial(jnp.where, here), fusion, state.fusion)
-            # A frame without neighbours has no path.
-            alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
-            last = jnp.where(here, last, state.last)
-            return base, fusion, last, jnp.where(alone, shown, restored)
+            def tells() -> Told:
+                return tell(self.config, frames, moves, present, shutter, shown, state.last)
 
-        def look() -> tuple[State, State, Frame, Frame]:
-            return state.base, state.fusion, state.last, jnp.zeros_like(frame)
+            def looks() -> Told:
+                shapes: Told = jax.eval_shape(tells)
+                return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-        base, fusion, last, restored = lax.cond(state.looking, look, restore)
-        seen = state.seen + here.astype(int)
-        kept = state._replace(
+            told = lax.cond(state.looking, looks, tells)
+            restores = here & ~state.looking
+            last = jnp.where(restores, gated(told.maps), last)
+            long = jnp.mean(told.maps[..., 11] * (told.maps[..., 12] > mapped_extent(_LONG)))
+            shaky = jnp.where(restores, shaky + _LATELY * (long - shaky), shaky)
+        alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
+        state = state._replace(
             frames=frames[:, 1:],
             present=present[1:],
             shutter=shutter,
-            seen=seen,
-            base=base,
-            fusion=fusion,
+            seen=state.seen + here.astype(int),
+            shaky=jnp.stack([state.shaky[1], shaky]),
             last=last,
         )
-        return kept, restored[:, :height, :width]
+        return state, OverPaths(told, shown, here, alone)
+
+    def step_fusion(self, step_of: StepOf, state: State, over: OverPaths) -> tuple[State, Frame]:
+        """Runs the second network's part of a step.
+
+        Args:
+          step_of: as in ``step_base``.
+          state: of the second network.
+          over: from ``step_paths``.
+        """
+        if over.told is None:
+            return state, over.base
+        restored = gated(over.told.maps)
+        if self.fusion is not None:
+            after, restored = step_of(self.fusion, state, over.told.maps, jnp.bool_(False))
+            state = jax.tree.map(functools.partial(jnp.where, over.here), after, state)
+        return state, jnp.where(over.alone, over.base, restored)
 
     def look(self, state: StreamState) -> StreamState:
         """Returns the state in which steps look for the shutter and restore no frames."""
@@ -182,54 +256,39 @@ class PathRestorer(VideoRestorer):
         )
 
     def _restore_clip(self, clip: Clip) -> Clip:
-        below, told = self._tell_clip(clip)
-        if told is None:
-            return below
-        return gated(told.maps) if self.fusion is None else self.fusion.restore_clip(told.maps)
+        return self._stream(clip)[0]
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """Returns the gate and the paths of every frame, and nothing from the networks."""
-        _, told = self._tell_clip(self.pad(clip))
-        return Explanation() if told is None else Explanation(gate=told.gate, paths=told.paths)
+        _, told = self._stream(self.pad(clip))
+        if told is None or clip.shape[1] == 1:  # A frame without neighbours has no path.
+            return Explanation()
+        return Explanation(gate=told.gate, paths=told.paths)
 
-    def _tell_clip(self, clip: Clip) -> tuple[Clip, Told | None]:
-        """Returns the base of every frame, and the results of its paths."""
-        length = clip.shape[1]
-        below = clip if self.base is None else self.base.restore_clip(clip)
-        if length == 1:  # A frame without neighbours has no path.
-            return below, None
-        ends = [(0, 0), (LOOKAHEAD, LOOKAHEAD), *[(0, 0)] * 3]
-        padded = jnp.pad(clip, ends)
-        inside = jnp.pad(jnp.ones(length), LOOKAHEAD)
+    def _stream(self, clip: Clip) -> tuple[Clip, Told | None]:
+        """Passes a clip through a stream; returns its restored frames and the paths' results."""
+        batch, length, height, width, _ = clip.shape
         # The shutter, unless given, is found first: from the opening, or all of a shorter video.
-        looks = 0 if not self.opening else length if length < self.opening else FIRST
-        times = jnp.concatenate([jnp.arange(looks), jnp.arange(length)])
-        looking = jnp.arange(len(times)) < looks
-        seen = times + jnp.where(looking, 0, self.opening)
+        looks = self.opening if length >= self.opening else length + LOOKAHEAD
+        times = np.concatenate([np.arange(looks), np.arange(length + LOOKAHEAD)])
+        starts = np.arange(len(times)) == looks
 
         def step(
-            known: tuple[Shutter, Frame], of: tuple[jax.Array, jax.Array, jax.Array]
-        ) -> tuple[tuple[Shutter, Frame], Told | None]:
-            (shutter, last), (t, seen, looking) = known, of
-            frames = lax.dynamic_slice_in_dim(padded, t, WINDOW, 1)
-            present = lax.dynamic_slice_in_dim(inside, t, WINDOW)
-            moves, shutter = watch_clips(self.config, frames, present, shutter, seen)
-            if moves is None:
-                return (shutter, last), None
+            state: StreamState, at: tuple[jax.Array, jax.Array, jax.Array]
+        ) -> tuple[StreamState, tuple[Frame, Told | None]]:
+            frame, repeated, start = at
+            state = jax.tree.map(functools.partial(jnp.where, start), self.looked(state), state)
+            state, restored, told = self._step_and_tell(state, frame, repeated)
+            return state, (restored, told)
 
-            def restore() -> Told:
-                return tell(self.config, frames, moves, present, shutter, below[:, t], last)
-
-            def look() -> Told:
-                shapes: Told = jax.eval_shape(restore)
-                return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-            told: Told = lax.cond(looking, look, restore)
-            return (shutter, gated(told.maps)), told
-
-        nothing = Shutter.unknown(len(clip)), jnp.zeros_like(clip[:, 0])
-        _, told = lax.scan(step, nothing, (times, seen, looking))
-        return below, jax.tree.map(lambda leaf: jnp.moveaxis(leaf[looks:], 0, 1), told)
+        state = self.look(self._initial_state(batch, height, width))
+        frames = jnp.moveaxis(clip, 1, 0)[np.minimum(times, length - 1)]
+        given = frames, jnp.asarray(times >= length), jnp.asarray(starts)
+        _, made = lax.scan(step, state, given)
+        restored, told = jax.tree.map(
+            lambda leaf: jnp.moveaxis(leaf[looks + LOOKAHEAD :], 0, 1), made
+        )
+        return restored, told
 
     def shutter_of(self, state: StreamState) -> tuple[float, str] | None:
         """Returns duty and light of a stream's first video, as found so far or as given.

@@ -33,7 +33,7 @@ def watch(
       observe: whether to use this frame even if there is enough evidence, a bool.
     """
     moving = (speed_of(moves) * present[2] > LEAST_MOTION).any()
-    ask = functools.partial(_ask, frames, None if is_small(frames) else moves, present)
+    ask = functools.partial(_ask, frames, None if is_small(*frames.shape[1:3]) else moves, present)
     asked = moving & (observe | (shutter.tiles < TILES))
     known: Shutter = lax.cond(asked, ask, lambda shutter: shutter, shutter)
     return known

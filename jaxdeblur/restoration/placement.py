@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.paths.restorer import PathRestorer, StepOf
+from jaxdeblur.paths.restorer import OverPaths, PathRestorer, StepOf
 from jaxdeblur.restoration.tiling import TileGrid, halo_of
 from jaxdeblur.shapes import DevicePlane, Frame, SeenFrame
 from jaxdeblur.video.pixels import RGB8, PixelLayout
@@ -57,21 +57,72 @@ def base_step(
     state: State,
     planes: tuple[DevicePlane, ...],
     repeated: bool | Bool[Array, ""],
+    shaky: Float[Array, ""],
 ) -> tuple[State, Frame]:
-    """Steps the base of blur paths, as a separate program that can run in parallel with the paths.
+    """Runs the first part of a step of blur paths: their base (``PathRestorer.step_base``).
 
     Args:
       what: what the step is compiled for.
       parameters: of the whole model.
       state: of the base; its memory is reused.
       planes, repeated: as for ``stream_step``.
+      shaky: as for ``PathRestorer.step_base``.
 
     Returns:
       The base's next state and its restored frame, padded to the model's ``multiple``.
     """
     model: PathRestorer = nnx.merge(what.graph, parameters)
-    assert model.base is not None
-    return what.step_of(model.base, state, model.pad(what.layout.to_rgb(planes)[None]), repeated)
+    frame = model.pad(what.layout.to_rgb(planes)[None])
+    return model.step_base(what.step_of, state, frame, repeated, shaky)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def paths_step(
+    what: Compiled,
+    parameters: ModelState,
+    state: State,
+    planes: tuple[DevicePlane, ...],
+    repeated: bool | Bool[Array, ""],
+    below: Float[Array, "1 Hp Wp 3"] | None,
+) -> tuple[State, OverPaths]:
+    """Runs the second part: the paths themselves (``PathRestorer.step_paths``).
+
+    Args:
+      what: what the step is compiled for.
+      parameters: of the whole model.
+      state: of the model, without its networks'; its memory is reused.
+      planes, repeated: as for ``stream_step``.
+      below: the frame from ``base_step``; None without a base.
+    """
+    model: PathRestorer = nnx.merge(what.graph, parameters)
+    frame = model.pad(what.layout.to_rgb(planes)[None])
+    return model.step_paths(state, frame, repeated, below)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def fusion_step(
+    what: Compiled,
+    parameters: ModelState,
+    state: State,
+    over: OverPaths,
+    due: tuple[DevicePlane, ...],
+    strength: Float[Array, ""],
+) -> tuple[State, tuple[DevicePlane, ...]]:
+    """Runs the third part: the network over the paths (``PathRestorer.step_fusion``).
+
+    Args:
+      what: what the step is compiled for.
+      parameters: of the whole model.
+      state: of that network; its memory is reused.
+      over: from ``paths_step``.
+      due, strength: as for ``stream_step``.
+
+    Returns:
+      The network's next state, and the frame as ``stream_step`` returns it.
+    """
+    model: PathRestorer = nnx.merge(what.graph, parameters)
+    state, restored = model.step_fusion(what.step_of, state, over)
+    return state, _changed(what.layout, due, restored, strength)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -83,7 +134,6 @@ def stream_step(
     repeated: bool | Bool[Array, ""],
     due: tuple[DevicePlane, ...],
     strength: Float[Array, ""],
-    below: Float[Array, "1 Hp Wp 3"] | None = None,
 ) -> tuple[State, tuple[DevicePlane, ...]]:
     """Takes one frame in and returns the one that is due, as arrays in the layout of their file.
 
@@ -94,18 +144,22 @@ def stream_step(
       repeated: whether it is the last frame, given once more.
       due: the frame that comes out, to which the network's change is added.
       strength: the share of the change that is added.
-      below: for blur paths over a base, the frame from ``base_step``.
     """
     model: VideoRestorer = nnx.merge(what.graph, parameters)
-    frame = what.layout.to_rgb(planes)[None]
-    if below is None:
-        state, restored = what.step_of(model, state, frame, repeated)
-    else:
-        assert isinstance(model, PathRestorer)
-        ended = jnp.asarray(repeated)
-        state, restored = model.step_over(what.step_of, state, frame, ended, below)
-    change = jnp.clip(restored[0], 0, 1) - what.layout.to_rgb(due)
-    return state, what.layout.add(due, strength * change)
+    state, restored = what.step_of(model, state, what.layout.to_rgb(planes)[None], repeated)
+    return state, _changed(what.layout, due, restored, strength)
+
+
+def _changed(
+    layout: PixelLayout,
+    due: tuple[DevicePlane, ...],
+    restored: Float[Array, "1 Hp Wp 3"],
+    strength: Float[Array, ""],
+) -> tuple[DevicePlane, ...]:
+    """Adds the network's change to the frame that is due."""
+    shown = layout.to_rgb(due)
+    height, width, _ = shown.shape
+    return layout.add(due, strength * (jnp.clip(restored[0, :height, :width], 0, 1) - shown))
 
 
 def choose_tiles(
@@ -183,14 +237,20 @@ def step_memory(
     state, planes, strength = jax.tree.map(
         lambda array: devices.abstract_array(array, place), jax.eval_shape(inputs)
     )
-    what, below, lowered = Compiled(graph, layout, tiles), None, []
-    if has_base(model):
-        base, state = state.base, state._replace(base=())
-        lowered.append(base_step.lower(what, parameters, base, planes, False))
-        below = devices.abstract_array(lowered[0].out_info[1], place)
-    lowered.append(
-        stream_step.lower(what, parameters, state, planes, False, planes, strength, below)
-    )
+    what, lowered = Compiled(graph, layout, tiles), []
+    if isinstance(model, PathRestorer):
+        base, fusion, state = state.base, state.fusion, state.without_networks()
+        below = None
+        if model.base is not None:
+            lowered.append(base_step.lower(what, parameters, base, planes, False, strength))
+            below = devices.abstract_array(lowered[0].out_info[1], place)
+        lowered.append(paths_step.lower(what, parameters, state, planes, False, below))
+        over = jax.tree.map(
+            lambda array: devices.abstract_array(array, place), lowered[-1].out_info[1]
+        )
+        lowered.append(fusion_step.lower(what, parameters, fusion, over, planes, strength))
+    else:
+        lowered.append(stream_step.lower(what, parameters, state, planes, False, planes, strength))
     # A stream with these shapes reuses what is compiled here.
     taken: list[Any] = [each.compile().memory_analysis() for each in lowered]
     return sum(
@@ -200,11 +260,6 @@ def step_memory(
         - memory.alias_size_in_bytes
         for memory in taken
     )
-
-
-def has_base(model: VideoRestorer) -> bool:
-    """Returns whether a step is two programs, ``base_step`` and ``stream_step``."""
-    return isinstance(model, PathRestorer) and model.base is not None
 
 
 def free_memory(device: jax.Device) -> int:

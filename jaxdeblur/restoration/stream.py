@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.restoration.placement import (
     Compiled,
@@ -30,14 +30,16 @@ from jaxdeblur.restoration.placement import (
     ModelState,
     base_step,
     device_of,
-    has_base,
+    fusion_step,
+    paths_step,
     stream_step,
 )
 from jaxdeblur.restoration.tiling import TileGrid
-from jaxdeblur.shapes import DevicePixels, DevicePlane, Frame, PixelClip, Pixels, Plane
+from jaxdeblur.shapes import DevicePixels, DevicePlane, PixelClip, Pixels, Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
 
 _BASES = ThreadPoolExecutor(1, "base of blur paths")
+_FUSIONS = ThreadPoolExecutor(1, "network over blur paths")
 
 
 def from_uint8(x: UInt8[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
@@ -142,11 +144,12 @@ class Stream:
         with jax.default_device(self._device):
             # Copied, since a model may use one array of zeros twice and steps reuse this memory.
             state = jax.tree.map(jnp.copy, model.initial_state(1, height, width))
-        self._base: State = None  # For blur paths over a base, the base's separate state.
-        if has_base(model):
-            self._base, state = self._placed(state.base), state._replace(base=())
+        if isinstance(model, PathRestorer):
+            self._networks = self._placed((state.base, state.fusion))
+            state = state.without_networks()
+            self._shaky = self._placed(state.shaky[1])
             padded = 1, model.round_up(height), model.round_up(width), 3
-            self._no_base = self._placed(jnp.zeros(padded))
+            self._no_base = None if model.base is None else self._placed(jnp.zeros(padded))
         self._state = self._placed(state)
         self._strength = jax.device_put(jnp.float32(strength), self._device)
         # Frames that have gone in and not come out yet; the network's change is added to them.
@@ -194,9 +197,9 @@ class Stream:
         self._state = self._placed(self._model.look(self._state))
         for planes in opening:
             on_device = self._on_device(planes)
-            self._step(on_device, on_device, looks=True, repeated=False)
+            self._look(on_device, repeated=False)
         for _ in range(self._lookahead if len(opening) < self.opening else 0):
-            self._step(on_device, on_device, looks=True, repeated=True)
+            self._look(on_device, repeated=True)
         self._state = self._placed(self._model.looked(self._state))
 
     def _on_device(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...]:
@@ -247,29 +250,40 @@ class Stream:
         return restored
 
     def _step(
-        self,
-        planes: tuple[DevicePlane, ...],
-        due: tuple[DevicePlane, ...],
-        *,
-        repeated: bool,
-        looks: bool = False,
+        self, planes: tuple[DevicePlane, ...], due: tuple[DevicePlane, ...], *, repeated: bool
     ) -> tuple[DevicePlane, ...]:
-        below = None
-        if self._base is not None:
-            below = self._no_base if looks else self._step_base(planes, repeated)
+        if isinstance(self._model, PathRestorer):
+            return self._step_with_paths(planes, due, repeated)
         self._state, restored = stream_step(
-            self._what, self._parameters, self._state, planes, repeated, due, self._strength, below
+            self._what, self._parameters, self._state, planes, repeated, due, self._strength
         )
         return restored
 
-    def _step_base(self, planes: tuple[DevicePlane, ...], repeated: bool) -> Frame:
-        # On a CPU, programs that one thread queues run in sequence. Another thread queues this one,
-        # so that it runs in parallel with the paths of the frame before.
-        queued = _BASES.submit(
-            base_step, self._what, self._parameters, self._base, planes, repeated
-        )
-        self._base, below = queued.result()
-        return below
+    def _step_with_paths(
+        self, planes: tuple[DevicePlane, ...], due: tuple[DevicePlane, ...], repeated: bool
+    ) -> tuple[DevicePlane, ...]:
+        # On a CPU, programs that one thread queues run in sequence. Other threads queue the
+        # networks' parts, so that they run beside the paths of a frame before or after.
+        given, (base, fusion), below = (self._what, self._parameters), self._networks, None
+        if self._no_base is not None:
+            queued = _BASES.submit(base_step, *given, base, planes, repeated, self._shaky)
+            base, below = queued.result()
+        # Copied, since the next step reuses the state's memory.
+        self._shaky = jnp.copy(self._state.shaky[1])
+        self._state, over = paths_step(*given, self._state, planes, repeated, below)
+        fusion, restored = _FUSIONS.submit(
+            fusion_step, *given, fusion, over, due, self._strength
+        ).result()
+        self._networks = base, fusion
+        return restored
+
+    def _look(self, planes: tuple[DevicePlane, ...], *, repeated: bool) -> None:
+        if isinstance(self._model, PathRestorer):
+            self._state, _ = paths_step(
+                self._what, self._parameters, self._state, planes, repeated, self._no_base
+            )
+        else:
+            self._step(planes, planes, repeated=repeated)
 
     def _placed(self, state: ModelState) -> ModelState:
         # Committed to the device, like the results of a step: otherwise the first step, the second

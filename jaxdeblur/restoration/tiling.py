@@ -89,8 +89,6 @@ class TileGrid:
           repeated: whether it is the last frame, given once more.
         """
         ended = jnp.asarray(repeated)
-        if isinstance(model, PathRestorer):  # tiles its networks; paths need the whole frame
-            return model.step_over(self.step, state, frame, ended)
         height, width = frame.shape[-3:-1]
         padded = model.pad(frame)
         if isinstance(model, ScaleChoice):

@@ -65,6 +65,35 @@ def test_gates_open_for_one_level_give_what_it_restores_by_itself(scale: int) ->
     np.testing.assert_allclose(restored, clip + residual, atol=1e-6)
 
 
+def test_the_finest_level_rests() -> None:
+    model = models.build(CHOICE)
+    rebuild, parameters = split(model)
+    clip = draw_clip()
+
+    @jax.jit
+    def stepped(rests: jax.Array, *logits: jax.Array) -> tuple:
+        model = rebuild(firmly(parameters, *logits))
+        state, made = model.may_rest(model.initial_state(1, 24, 32)), []
+        for t in range(4):
+            state, frame = model.step(model.rest(state, rests[t]), clip[:, t])
+            made.append(frame)
+        return state, made
+
+    never, twice = jnp.zeros(4, bool), jnp.arange(4) < 2
+    state, rested = stepped(twice, -FIRM, FIRM, FIRM)
+    _, coarse = stepped(never, -FIRM, FIRM, -FIRM)
+    _, whole = stepped(never, -FIRM, FIRM, FIRM)
+    np.testing.assert_allclose(rested[1], coarse[1], atol=1e-6)
+    assert float(jnp.abs(rested[2] - coarse[2]).max()) > 1e-3
+    assert float(jnp.abs(rested[2] - whole[2]).max()) > 1e-5  # without F of the frames before
+    # The finest gate goes by the evidence of the level above it, and any frame may be the first.
+    model = rebuild(parameters)
+    assert model.rest(model.initial_state(1, 24, 32), jnp.bool_(True)).rests is None
+    resting = model.level.resting(state.levels[-1])
+    assert bool(resting.recurrence.first)
+    assert not bool(state.levels[-1].recurrence.first)
+
+
 def test_no_level_waits_for_another() -> None:
     assert models.build(CHOICE).lookahead == CHOICE.m
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import chex
@@ -490,6 +491,24 @@ def test_a_stream_equals_its_clip(
         assert np.abs(stream - expected).max() <= 1
     if length >= 5 and base is None:
         assert np.abs(stream.astype(int) - video).max() > 1
+
+
+@pytest.mark.stress  # compiles its own program
+def test_the_base_rests_while_long_paths_restore_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxdeblur.paths.motion._SMALL", 64)  # makes these frames large
+    blurred, _ = moving((2.0, 12.0), 1.0, frames=9)
+    video = np.round(np.clip(blurred[:, :, :256], 0, 1) * 255).astype(np.uint8)
+    base = build(dataclasses.replace(OVER_PATHS, m=2, over_paths="", scales=(2, 1)))
+    model = PathRestorer(PathsConfig(duty=1.0, light="stored"), base)
+    stream = Stream(model, 256, 256)
+    rests, restored = [], []
+    for frame in video:
+        restored.append(stream.push(frame))
+        rests.append(bool(stream._networks[0].rests))
+    assert rests[:4] == [False] * 4
+    assert rests[-1]
+    restored = np.stack([frame[0] for frame in [*restored[2:], *stream.flush()]])
+    assert np.abs(restored.astype(int) - restore_clip(model, video)).max() <= 1
 
 
 @pytest.mark.stress  # half a minute

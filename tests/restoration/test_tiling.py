@@ -16,8 +16,8 @@ from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.windows import PathsConfig
+from jaxdeblur.paths.restorer import OverPaths, PathRestorer
+from jaxdeblur.paths.windows import PathsConfig, Told
 from jaxdeblur.restoration.placement import step_memory
 from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.restoration.tiling import TileGrid, halo_of, parse_tiles
@@ -74,13 +74,27 @@ def test_tiles_equal_the_whole_frame(config, size, tile):
 
 
 def test_the_networks_of_blur_paths_run_in_tiles():
-    base = model_of(dataclasses.replace(STRCNN, m=2))
+    base = model_of(dataclasses.replace(CHOICE, m=2))
     fusion = model_of(dataclasses.replace(STRCNN, m=0, head_width=0, over_paths="base"))
     model = PathRestorer(PathsConfig(duty=0.8, light="stored"), base, fusion)
-    state = jax.eval_shape(lambda: model.initial_state(1, 96, 128))
-    frame = jax.ShapeDtypeStruct((1, 96, 128, 3), jnp.float32)
-    stepped = jax.eval_shape(lambda *given: TileGrid(48, 64).step(model, *given), state, frame)
-    chex.assert_trees_all_equal_shapes_and_dtypes(stepped, (state, frame))
+    random = np.random.default_rng(0)
+    frame, maps = (
+        jnp.asarray(random.random((1, 96, 128, n), np.float32)) for n in (3, fusion.channels)
+    )
+    told = Told(maps, jnp.zeros((1, 6, 8)), jnp.zeros((1, 20, 9, 2)))
+    over = OverPaths(told, frame, jnp.bool_(True), jnp.bool_(False))
+    state = model.initial_state(1, 96, 128)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def steps(step_of):
+        of_base = state.base
+        for _ in range(3):  # the first two frames come out unrestored
+            of_base, below = model.step_base(step_of, of_base, frame, False, jnp.float32(0))
+        return below, model.step_fusion(step_of, state.fusion, over)[1]
+
+    whole = steps(lambda model, *given: model.step(*given))
+    chex.assert_trees_all_close(steps(TileGrid(48, 64).step), whole, atol=1e-5)
+    assert min(float(jnp.abs(made - frame).max()) for made in whole) > 0.01
 
 
 def test_the_halo_covers_what_a_step_reads_and_little_more():
