@@ -17,6 +17,8 @@ harms long blur of real video, where the physics alone is better (docs/lab/paths
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -52,14 +54,9 @@ def path_maps(
     """
     share, extent, gain = jnp.split(evidence, 3, -1)
     gain = jnp.maximum(gain, 0.0)
-    told = [share, mapped_extent(extent), gain / (gain + _GAIN)]
+    told = [share, _mapped(extent), gain / (gain + _GAIN)]
     maps = jnp.concatenate([blurred, base, sharp, 0.5 + _SLOPE * unexplained, *told], -1)
     return jnp.clip(maps, 0.0, 1.0)
-
-
-def mapped_extent(extent: Array | float) -> Array | float:
-    """Maps the length of a path in pixels to [0, 1)."""
-    return extent / (extent + _EXTENT)
 
 
 def restored_of(
@@ -77,6 +74,15 @@ def gated(maps: Float[Array, "*leading H W 14"]) -> Float[Array, "*leading H W 3
     """Returns the frames as the gate mixes them: the result if the network outputs zero."""
     base, sharp, share = maps[..., 3:6], maps[..., 6:9], maps[..., 11:12]
     return base + share * (sharp - base)
+
+
+def share_of_longer(maps: Float[Array, "*B H W 14"], extent: float) -> Float[Array, "*B"]:
+    """Returns the share of each frame that paths longer than ``extent`` pixels restore."""
+    return (maps[..., 11] * (maps[..., 12] > _mapped(extent))).mean((-2, -1))
+
+
+def _mapped(extent: Any) -> Any:
+    return extent / (extent + _EXTENT)
 
 
 def smoothstep(x: jax.Array, low: float, high: float) -> jax.Array:

@@ -76,12 +76,12 @@ def estimate(
       moves: from ``moves_of``.
       base: the middle frame as a network restores it, or unchanged.
       last: the previous frame, restored.
-      present: 1 for a frame, 0 for one beyond the video's ends, whose pixels are ignored.
+      present: 1 for a frame, 0 for one beyond the video's ends or a jump, which is ignored.
       shutter: what is known of the shutter.
       duty: the share of the period that the shutter is open; None takes it from ``shutter``.
       linear: whether frames are averaged in linear light or as stored; None likewise.
     """
-    tiling, speed = tiling_of(frames), speed_of(moves) * present[2]
+    tiling, speed = tiling_of(frames), speed_of(moves, present)
     is_linear = shutter.linear > 0 if linear is None else jnp.asarray(linear)
     open_for = shutter.duty if duty is None else jnp.float32(duty)
     told = (present, open_for, is_linear)

@@ -49,9 +49,32 @@ def moves_of(
     return jnp.stack([4 * displacement(spectra[2], spectra[j], quarter) for j in (0, 1, 3, 4)], 1)
 
 
-def speed_of(moves: Float[Array, "N 4 2"]) -> Float[Array, " N"]:
-    """Returns the speed in pixels per frame, the larger of those to the two neighbours."""
-    return jnp.linalg.norm(moves[:, 1:3], axis=-1).max(-1)
+def speed_of(moves: Float[Array, "N 4 2"], present: Float[Array, 5]) -> Float[Array, " N"]:
+    """Returns the speed in pixels per frame, the larger of those to the neighbours present."""
+    speeds = jnp.linalg.norm(moves[:, 1:3], axis=-1) * present[jnp.array([1, 3])]
+    return speeds.max(-1) * present[2]
+
+
+def connected(moves: Float[Array, "N 4 2"], present: Float[Array, 5]) -> Float[Array, 5]:
+    """Returns ``present`` without the frames beyond a jump, which tell nothing of the path.
+
+    A jump cut within a scene moves the median tile much farther than before and afterwards; a
+    camera gathers speed over several frames.
+
+    Args:
+      moves: from ``moves_of``.
+      present: 1 for a frame, 0 for one beyond the video's ends.
+    """
+    places = jnp.insert(moves, 2, 0.0, axis=1)
+    steps = jnp.median(jnp.linalg.norm(jnp.diff(places, axis=1), axis=-1), 0)
+    known = present[1:] * present[:-1] > 0
+    beside = jnp.pad(jnp.where(known, steps, -jnp.inf), 1, constant_values=-jnp.inf)
+    beside = jnp.maximum(beside[:-2], beside[2:])
+    most = jnp.minimum(4 * beside + 6, 2 * beside + 20)
+    joined = jnp.where(jnp.isfinite(beside) & (steps > most), 0.0, 1.0)
+    before, after = joined[:2][::-1], joined[2:]
+    near = jnp.concatenate([jnp.cumprod(before)[::-1], jnp.ones(1), jnp.cumprod(after)])
+    return present * near
 
 
 def offsets_of(knots: Float[Array, "N P 2"]) -> Float[Array, "N 3 2"]:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation
-from jaxdeblur.models.path_maps import gated, mapped_extent
+from jaxdeblur.models.path_maps import gated, share_of_longer
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.paths.estimate import WINDOW
@@ -150,10 +150,13 @@ class PathRestorer(VideoRestorer):
         """Runs the three parts of a step, the networks' only if frames are restored."""
         base, below = state.base, None
         if self.base is not None:
+
+            def restored_base() -> tuple[State, Frame]:
+                shaky = state.shaky[0]
+                return self.step_base(VideoRestorer.step, state.base, frame, repeated, shaky)
+
             base, below = lax.cond(
-                state.looking,
-                lambda: (state.base, jnp.zeros_like(frame)),
-                lambda: self.step_base(VideoRestorer.step, base, frame, repeated, state.shaky[0]),
+                state.looking, lambda: (state.base, jnp.zeros_like(frame)), restored_base
             )
         state, over = self.step_paths(state, frame, repeated, below)
         fusion, restored = lax.cond(
@@ -197,14 +200,14 @@ class PathRestorer(VideoRestorer):
         """
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
-        moves, shutter = watch_clips(self.config, frames, present, state.shutter, state.seen)
+        motion, shutter = watch_clips(self.config, frames, present, state.shutter, state.seen)
         here = present[LOOKAHEAD] > 0  # Before the first frame, no state is kept.
         shown = frames[:, LOOKAHEAD] if below is None else below
         told, last, shaky = None, state.last, state.shaky[1]
-        if moves is not None:
+        if motion is not None:
 
             def tells() -> Told:
-                return tell(self.config, frames, moves, present, shutter, shown, state.last)
+                return tell(self.config, frames, motion, shutter, shown, state.last)
 
             def looks() -> Told:
                 shapes: Told = jax.eval_shape(tells)
@@ -213,7 +216,7 @@ class PathRestorer(VideoRestorer):
             told = lax.cond(state.looking, looks, tells)
             restores = here & ~state.looking
             last = jnp.where(restores, gated(told.maps), last)
-            long = jnp.mean(told.maps[..., 11] * (told.maps[..., 12] > mapped_extent(_LONG)))
+            long = share_of_longer(told.maps, _LONG).mean()
             shaky = jnp.where(restores, shaky + _LATELY * (long - shaky), shaky)
         alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
         state = state._replace(

@@ -28,11 +28,11 @@ def watch(
     Args:
       frames: as stored, in [0, 1].
       moves: from ``moves_of``.
-      present: 1 for a frame, 0 for one beyond the video's ends, whose pixels are ignored.
+      present: 1 for a frame, 0 for one beyond the video's ends or a jump, which is ignored.
       shutter: what is known from previous frames.
       observe: whether to use this frame even if there is enough evidence, a bool.
     """
-    moving = (speed_of(moves) * present[2] > LEAST_MOTION).any()
+    moving = (speed_of(moves, present) > LEAST_MOTION).any()
     ask = functools.partial(_ask, frames, None if is_small(*frames.shape[1:3]) else moves, present)
     asked = moving & (observe | (shutter.tiles < TILES))
     known: Shutter = lax.cond(asked, ask, lambda shutter: shutter, shutter)
@@ -48,7 +48,7 @@ def _ask(
     """Adds this frame's evidence, from coarse tiles: fine ones carry too little information."""
     tiling = tiling_of(frames, COARSE)
     moves = moves_of(frames, tiling) if moves is None else moves
-    speed, start = speed_of(moves) * present[2], through(moves, present)
+    speed, start = speed_of(moves, present), through(moves, present)
     bright = frames[1:4] @ LUMA
     # Not moved inward, which underestimates the duty more often.
     offsets = offsets_of(start)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxdeblur.models.path_maps import at_pixels, path_maps
 from jaxdeblur.options import Share, check_ranges
 from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, estimate
-from jaxdeblur.paths.motion import moves_of
+from jaxdeblur.paths.motion import connected, moves_of
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.watch import watch
 from jaxdeblur.shapes import Frame
@@ -56,13 +56,22 @@ class Told(NamedTuple):
     paths: Float[Array, "*leading N 9 2"]
 
 
+class Movement(NamedTuple):
+    """How the tiles of windows of five frames move."""
+
+    moves: Float[Array, "B N 4 2"]
+    """From ``moves_of``."""
+    present: Float[Array, "B 5"]
+    """1 for each frame with the scene of the middle one, without a jump between (``connected``)."""
+
+
 def watch_clips(
     config: PathsConfig,
     frames: Float[Array, "B 5 H W 3"],
     present: Float[Array, 5],
     shutter: Shutter,
     seen: Int[Array, ""],
-) -> tuple[Float[Array, "B N 4 2"] | None, Shutter]:
+) -> tuple[Movement | None, Shutter]:
     """Returns how tiles move, or None if frames are too small for tiles, and the updated shutters.
 
     Args:
@@ -75,21 +84,20 @@ def watch_clips(
     if min(frames.shape[2:4]) < LEAST_SIDE:
         return None, shutter
     moves = lax.map(moves_of, frames)
+    motion = Movement(moves, jax.vmap(connected, (0, None))(moves, present))
     if not config.asks:
-        return moves, shutter
+        return motion, shutter
     observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
     known: Shutter = lax.map(
-        lambda each: watch(each[0], each[1], present, each[2], observe),
-        (frames, moves, shutter),
+        lambda each: watch(each[0], *each[1], each[2], observe), (frames, motion, shutter)
     )
-    return moves, known
+    return motion, known
 
 
 def tell(
     config: PathsConfig,
     frames: Float[Array, "B 5 H W 3"],
-    moves: Float[Array, "B N 4 2"],
-    present: Float[Array, 5],
+    motion: Movement,
     shutter: Shutter,
     below: Frame,
     last: Frame,
@@ -97,20 +105,21 @@ def tell(
     """Returns the results of the paths for the middle frames.
 
     Args:
-      config, frames, moves, present, shutter: as in ``watch_clips``, and its results.
+      config, frames: as in ``watch_clips``.
+      motion, shutter: its results.
       below: the base.
       last: the previous frames, as the gate left them.
     """
     light, duty = config.light, config.duty or None
     linear = None if light == "found" else light == "linear"
 
-    def one(each: tuple[jax.Array, jax.Array, Shutter, jax.Array, jax.Array]) -> Told:
-        window, moved, known, base, before = each
-        found = estimate(window, moved, base, before, present, known, duty, linear)
+    def one(each: tuple[jax.Array, Movement, Shutter, jax.Array, jax.Array]) -> Told:
+        window, (moves, present), known, base, before = each
+        found = estimate(window, moves, base, before, present, known, duty, linear)
         evidence = at_pixels(found.cells, *base.shape[:2])
         blurred = window[WINDOW // 2]
         maps = path_maps(blurred, found.base, found.sharp, found.unexplained, evidence)
         return Told(maps, found.cells[..., 0], found.paths)
 
-    told: Told = lax.map(one, (frames, moves, shutter, below, last))
+    told: Told = lax.map(one, (frames, motion, shutter, below, last))
     return told

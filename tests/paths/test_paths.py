@@ -30,7 +30,7 @@ from jaxdeblur.paths.likelihood import (
     likelihood,
     observed,
 )
-from jaxdeblur.paths.motion import moves_of
+from jaxdeblur.paths.motion import connected, moves_of
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, spline, transfer
 from jaxdeblur.paths.prior import Prior, mean_of
 from jaxdeblur.paths.restorer import PathRestorer
@@ -38,7 +38,7 @@ from jaxdeblur.paths.shutter import DUTIES, Shutter, richest
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
 from jaxdeblur.paths.watch import watch
 from jaxdeblur.paths.wiener import Luminance, Tiles
-from jaxdeblur.paths.windows import PathsConfig
+from jaxdeblur.paths.windows import PathsConfig, tell, watch_clips
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
 
 
@@ -532,6 +532,41 @@ def test_an_explanation_draws_the_motion_of_the_exposure() -> None:
     np.testing.assert_allclose(found.paths[0, :, :, 4] - tiling.centres, 0, atol=1e-3)
     inside = found.paths[0, 1, 2 * tiling.shape[1] + 4]  # the tile centred at (64, 128)
     np.testing.assert_allclose(inside[-1] - inside[0], [4.8, 16.0], atol=0.5)
+
+
+def test_frames_beyond_a_jump_are_absent() -> None:
+    def near(*steps: float, present: tuple[int, ...] = (1, 1, 1, 1, 1)) -> list[float]:
+        """Returns what is connected if the scene moves by ``steps`` from frame to frame."""
+        places = np.cumsum([0.0, *steps])
+        moves = np.zeros((9, 4, 2), np.float32)
+        moves[:, :, 1] = np.delete(places - places[2], 2)
+        moves[:2] = 50.0  # two tiles of something else
+        return connected(jnp.asarray(moves), jnp.array(present, jnp.float32)).tolist()
+
+    assert near(14, 16, 60, 6) == [1, 1, 1, 0, 0]
+    assert near(17, 60, 6, 14) == [0, 0, 1, 1, 1]
+    assert near(60, 6, 14, 27) == [0, 1, 1, 1, 1]
+    assert near(0, 0, 9, 0) == [1, 1, 1, 0, 0]
+    assert near(8, 22, 8, 13) == near(0, 2, 9, 20) == near(20, -20, 20, -20) == [1] * 5
+    # At an end, beside a single step, nothing says that it is a jump.
+    assert near(0, 0, 60, 6, present=(0, 0, 1, 1, 0)) == [0, 0, 1, 1, 0]
+
+
+def test_a_jump_leaves_the_frame_before_it_one_neighbour() -> None:
+    blurred, _ = moving((0.0, 6.0), 1.0)
+    cut = np.roll(blurred[:, :, :256], 40, axis=2)[3:]
+    frames = jnp.asarray(np.clip(np.concatenate([blurred[:3, :, :256], cut]), 0, 1), jnp.float32)
+    config, shown = PathsConfig(duty=1.0, light="stored"), frames[2][None]
+    present = jnp.array([1.0, 1.0, 1.0, 1.0, 1.0])
+
+    def told(frames: jax.Array, present: jax.Array) -> jax.Array:
+        motion, shutter = watch_clips(
+            config, frames[None], present, Shutter.unknown(1), jnp.int32(0)
+        )
+        return tell(config, frames[None], motion, shutter, shown, shown).maps
+
+    alike = told(frames.at[3:].set(0.0), present.at[3:].set(0.0))
+    np.testing.assert_allclose(told(frames, present), alike, atol=1e-5)
 
 
 def test_frames_that_hold_no_tile_go_through() -> None:
