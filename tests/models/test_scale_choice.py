@@ -86,12 +86,25 @@ def test_the_finest_level_rests() -> None:
     np.testing.assert_allclose(rested[1], coarse[1], atol=1e-6)
     assert float(jnp.abs(rested[2] - coarse[2]).max()) > 1e-3
     assert float(jnp.abs(rested[2] - whole[2]).max()) > 1e-5  # without F of the frames before
-    # The finest gate goes by the evidence of the level above it, and any frame may be the first.
     model = rebuild(parameters)
     assert model.rest(model.initial_state(1, 24, 32), jnp.bool_(True)).rests is None
     resting = model.level.resting(state.levels[-1])
     assert bool(resting.recurrence.first)
     assert not bool(state.levels[-1].recurrence.first)
+
+
+def test_what_a_resting_level_gives_is_not_used() -> None:
+    """Neither its frames nor, in any gate, its evidence."""
+    model = models.build(CHOICE)
+    reduced, restored = model.reduce_and_restore(draw_clip())
+    frames, features = restored[-1]
+    others = [*restored[:-1], (1 - frames, features + 1)]
+    for rests in (True, False):
+        made, other = (
+            model._choose(reduced, each, jnp.bool_(rests)) for each in (restored, others)
+        )
+        change = max(float(jnp.abs(a - b).max()) for a, b in zip(made, other, strict=True))
+        assert change == 0 if rests else change > 1e-3
 
 
 def test_no_level_waits_for_another() -> None:
