@@ -191,14 +191,15 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "3 J P
       basis: the spline at the samples of the exposures (``path.exposures``).
     """
     points = basis.shape[-1]
-    path = jnp.einsum("mjp,pc->mjc", basis, fit.knots) - seen.offsets[:, None]
-    sums = jnp.concatenate([jnp.ones_like(basis[..., :1]), basis], -1) * SAMPLE_WEIGHTS[:, None]
-    moments = jnp.stack(
-        [transfer(p, s.T, where.fy, where.fx) for p, s in zip(path, sums, strict=True)]
-    )
-    kernel, slopes = moments[:, 0], jnp.moveaxis(moments[:, 1:], 1, 0)  # 3 2 Y X; P 3 2 Y X
-    trust = seen.present * jnp.exp(fit.trust)
-    w = trust[:, None, None, None]
+
+    def transfers(knots: Float[Array, "P 2"], weights: jax.Array) -> Float[Array, "L 3 2 Y X"]:
+        path = jnp.einsum("mjp,pc->mjc", basis, knots) - seen.offsets[:, None]
+        each = [transfer(p, w, where.fy, where.fx) for p, w in zip(path, weights, strict=True)]
+        return jnp.stack(each, 1)
+
+    once = jnp.tile(SAMPLE_WEIGHTS, (3, 1, 1))
+    kernel, gradient_of = jax.vjp(lambda knots: transfers(knots, once)[0], fit.knots)
+    w = (seen.present * jnp.exp(fit.trust))[:, None, None, None]
     log_lam = jnp.einsum("r,ryx->yx", fit.spectrum, where.radial)
     lam = jnp.exp(log_lam)
     den = lam + (w * kernel**2).sum((0, 1))
@@ -220,10 +221,11 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "3 J P
     predicted = _conj_times(conj_sharp, kernel)  # K X
     residual = seen.spectra - predicted
     by_kernel = w * (where.weight * kernel / den - precision * _conj_times(sharp, residual))
+    gradient = gradient_of(2 / n * by_kernel)[0].reshape(-1)
+
+    # d K / d knot = -2 pi i f M, where M weighs the samples by the spline.
+    slopes = transfers(fit.knots, jnp.swapaxes(basis * SAMPLE_WEIGHTS[:, None], 1, 2))
     f = 2 * np.pi * jnp.stack(jnp.broadcast_arrays(where.fy[:, None], where.fx))
-    # d K = -2 pi i f M: the real part of conj(d K) times the cotangent.
-    turned = (slopes[:, :, 1] * by_kernel[:, 0] - slopes[:, :, 0] * by_kernel[:, 1]).sum(1)
-    gradient = 2 * jnp.einsum("pyx,cyx->pc", turned, f).reshape(-1) / n
     along = (w * _conj_times(kernel, slopes)).sum(1) / jnp.sqrt(den)
     rate = f * jnp.sqrt(2 / n * precision * power)
 
