@@ -218,7 +218,7 @@ def a_film(arguments: argparse.Namespace) -> None:
 def measure(video: Path, model: str, ckpt: str | None) -> dict[str, float]:
     """Restores a video with the command's own stages, then times each stage alone."""
     devices.keep_freed_memory()  # as deblur.py does
-    devices.add_thread()
+    devices.add_threads()
     weights = ckpt or models.build(presets.find(model).network)
     deblurrer = Deblurrer(weights, tile="none")
     output = video.with_name(f"{video.stem}-restored.mp4")

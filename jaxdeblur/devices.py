@@ -238,14 +238,14 @@ def keep_freed_memory() -> None:
     mallopt(_M_ARENA_MAX, 1)
 
 
-def add_thread() -> None:
-    """Gives XLA one thread more than there are cores; call it before JAX looks for devices.
+def add_threads() -> None:
+    """Gives XLA two threads more than there are cores; call it before JAX looks for devices.
 
-    The convolutions of a base keep one thread per core busy. Blur paths, which run in parallel
-    (restoration/stream.py), hand some of their work to the same threads and would wait for them.
+    The parts of blur paths run in parallel (restoration/stream.py). Each keeps a thread, and hands
+    some of its work to others, for which it would wait.
     XLA reads the number from ``NPROC``; a value already in the environment is kept.
     """
-    os.environ.setdefault("NPROC", str(cores() + 1))
+    os.environ.setdefault("NPROC", str(cores() + 2))
 
 
 def keep_compiled() -> None:

@@ -44,12 +44,12 @@ def test_blocks_are_used_again_and_not_mapped_anew() -> None:
     assert page_faults("kept", MALLOC_MMAP_MAX_="65536") > 4 * one_block
 
 
-def test_xla_has_a_thread_more_than_cores_unless_told_otherwise(
+def test_xla_has_two_threads_more_than_cores_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NPROC", "7")  # first, so that it is removed after the test
-    devices.add_thread()
+    devices.add_threads()
     assert os.environ["NPROC"] == "7"
     monkeypatch.delenv("NPROC")
-    devices.add_thread()
-    assert os.environ["NPROC"] == str(devices.cores() + 1)
+    devices.add_threads()
+    assert os.environ["NPROC"] == str(devices.cores() + 2)

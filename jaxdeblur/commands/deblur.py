@@ -93,7 +93,7 @@ def main(name: str = "deblur.py") -> None:
     devices.keep_freed_memory()
     devices.keep_compiled()
     if not config.fast and any(job.use == "video" for job in jobs):
-        devices.add_thread()  # this would slow down a network alone
+        devices.add_threads()  # this would slow down a network alone
     processes = read_fields(arguments, ClusterConfig())
     devices.use_cores(1, processes)
     devices.join(processes)

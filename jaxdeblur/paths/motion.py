@@ -27,7 +27,7 @@ def is_small(height: int, width: int) -> bool:
     return min(height, width) < _SMALL
 
 
-def tiling_of(frames: Float[Array, "5 H W 3"], tiles: tuple[int, int, int] | None = None) -> Tiling:
+def tiling_of(frames: Float[Array, "T H W 3"], tiles: tuple[int, int, int] | None = None) -> Tiling:
     """Returns the tiling for these frames; by default with tiles that suit their size."""
     suited = FINE if is_small(*frames.shape[1:3]) else COARSE
     return Tiling(frames.shape[1], frames.shape[2], *(tiles or suited))

@@ -1,14 +1,15 @@
 """PathRestorer: restores frames by their blur paths, on top of a network's result.
 
-A frame's paths are estimated from its neighbours, and nothing in them is learnt (estimate.py).
-Where the gate does not trust them, the result is the base: the frame as a network restores it, or
-the blurred frame. A second network may combine the two (models/path_maps.py). The last frame, as
-the gate left it, helps to restore the next (prior.py).
+A frame's paths are fitted to its neighbours, and nothing in them is learnt (window_fit.py). The
+frame is filtered along them (estimate.py). Where the gate does not trust them, the result is the
+base: the frame as a network restores it, or the blurred frame. A second network may combine the two
+(models/path_maps.py). The last frame, as the gate left it, helps to restore the next (prior.py).
 
-A step has three parts, which a stream runs as separate programs, so that a CPU's cores work on
-several frames: the base of a frame, the paths of the one before, and the second network's part in
-the one before that (restoration/placement.py). While long paths restore most of the frame, the
-base rests at its finest size, where they leave it nothing to add (docs/lab/paths.md).
+A step has four parts, which a stream runs as separate programs, so that a CPU's cores work on
+several frames: the base of a frame, the fit of its paths, the filter along them, and the second
+network. Each needs the results of the parts before it and its own state from the last frame
+(restoration/placement.py). While long paths restore most of the frame, the base rests at its finest
+size, where they leave it nothing to add (docs/lab/paths.md).
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.models.path_maps import gated, share_of_longer
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
-from jaxdeblur.paths.estimate import WINDOW
 from jaxdeblur.paths.motion import is_small
 from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.windows import EVERY, PathsConfig, Told, tell, watch_clips
+from jaxdeblur.paths.window_fit import WINDOW, WindowFit
+from jaxdeblur.paths.windows import EVERY, PathsConfig, Told, fit_clips, tell, watch_clips
 from jaxdeblur.shapes import Clip, Frame
 
 StepOf: TypeAlias = Callable[
@@ -44,6 +45,15 @@ LOOKAHEAD = WINDOW // 2
 _LONG = 6.0  # Pixels: in frames full of longer paths, the base's finest size adds nothing.
 _SHAKY = 0.4  # The share of the frame that such paths have restored lately, above which it rests.
 _LATELY = 0.25  # The last frame's share in that average.
+
+
+class FilterState(NamedTuple):
+    """The state of the filter."""
+
+    last: Frame
+    """The previous frame, as the gate left it."""
+    shaky: Float[Array, 2]
+    """The share of the frame that long paths restored lately, a step ago and now."""
 
 
 class StreamState(NamedTuple):
@@ -59,18 +69,29 @@ class StreamState(NamedTuple):
     """The number of frames processed, including those of the opening."""
     looking: Bool[Array, ""]
     """Whether frames are only looked at, to find the shutter, and not restored."""
-    shaky: Float[Array, 2]
-    """The share of the frame that long paths restored lately, a step ago and now."""
     base: State
     """The state of the base."""
+    filter: State
+    """The state of the filter, a FilterState."""
     fusion: State
     """The state of the second network."""
-    last: Frame
-    """The previous frame, as the gate left it."""
 
-    def without_networks(self) -> StreamState:
-        """Returns the state that ``step_paths`` needs."""
-        return self._replace(base=(), fusion=())
+    def of_fit(self) -> StreamState:
+        """Returns the part of the state that ``step_fit`` needs."""
+        return self._replace(base=(), filter=(), fusion=())
+
+
+class Fitted(NamedTuple):
+    """What a frame is filtered from."""
+
+    frames: Float[Array, "B 3 H W 3"]
+    """The frame, between the one before and the one after."""
+    fit: WindowFit | None
+    """Its paths; None for frames too small for any."""
+    here: Bool[Array, ""]
+    """Whether the frame belongs to the video."""
+    alone: Bool[Array, ""]
+    """Whether it has no neighbours, and so no path."""
 
 
 class OverPaths(NamedTuple):
@@ -80,9 +101,10 @@ class OverPaths(NamedTuple):
     """The results of the paths; None for frames too small for any."""
     base: Frame
     here: Bool[Array, ""]
-    """Whether the frame belongs to the video."""
     alone: Bool[Array, ""]
-    """Whether it has no neighbours, and so no path."""
+    """Both as in ``Fitted``."""
+    shaky: Float[Array, ""]
+    """The share of the frame that long paths restored lately."""
 
 
 class PathRestorer(VideoRestorer):
@@ -132,10 +154,11 @@ class PathRestorer(VideoRestorer):
             Shutter.unknown(batch),
             jnp.int32(0),
             jnp.bool_(False),
-            jnp.zeros(2, jnp.float32),
             base,
+            FilterState(
+                jnp.zeros((batch, height, width, 3), jnp.float32), jnp.zeros(2, jnp.float32)
+            ),
             fusion,
-            jnp.zeros((batch, height, width, 3), jnp.float32),
         )
 
     def _step(
@@ -147,24 +170,23 @@ class PathRestorer(VideoRestorer):
     def _step_and_tell(
         self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
     ) -> tuple[StreamState, Frame, Told | None]:
-        """Runs the three parts of a step, the networks' only if frames are restored."""
-        base, below = state.base, None
-        if self.base is not None:
+        """Runs the four parts of a step; if frames are only looked at, that of the fit."""
+        after, fitted = self.step_fit(state, frame, repeated)
 
-            def restored_base() -> tuple[State, Frame]:
-                shaky = state.shaky[0]
-                return self.step_base(VideoRestorer.step, state.base, frame, repeated, shaky)
+        def restores() -> tuple[StreamState, Frame, Told | None]:
+            step, base, below = VideoRestorer.step, state.base, None
+            if self.base is not None:
+                shaky = state.filter.shaky[0]
+                base, below = self.step_base(step, base, frame, repeated, shaky)
+            filtered, over = self.step_filter(state.filter, fitted, below)
+            fusion, restored = self.step_fusion(step, state.fusion, over)
+            return after._replace(base=base, filter=filtered, fusion=fusion), restored, over.told
 
-            base, below = lax.cond(
-                state.looking, lambda: (state.base, jnp.zeros_like(frame)), restored_base
-            )
-        state, over = self.step_paths(state, frame, repeated, below)
-        fusion, restored = lax.cond(
-            state.looking,
-            lambda: (state.fusion, jnp.zeros_like(frame)),
-            lambda: self.step_fusion(VideoRestorer.step, state.fusion, over),
-        )
-        return state._replace(base=base, fusion=fusion), restored, over.told
+        def looks() -> tuple[StreamState, Frame, Told | None]:
+            told = _zeros_of(lambda: self.step_filter(state.filter, fitted, frame)[1].told)
+            return after, jnp.zeros_like(frame), told
+
+        return lax.cond(state.looking, looks, restores)
 
     def step_base(
         self,
@@ -188,46 +210,55 @@ class PathRestorer(VideoRestorer):
             state = self.base.rest(state, shaky > _SHAKY)
         return step_of(self.base, state, frame, repeated)
 
-    def step_paths(
-        self, state: StreamState, frame: Frame, repeated: bool | Array, below: Frame | None
-    ) -> tuple[StreamState, OverPaths]:
-        """Runs the part of a step between the networks.
+    def step_fit(
+        self, state: StreamState, frame: Frame, repeated: bool | Array
+    ) -> tuple[StreamState, Fitted]:
+        """Fits paths, which can run beside the filter of the frame before.
 
         Args:
-          state: of the stream; the networks' states are not used.
+          state: of the stream; only the fields of ``of_fit`` are used.
           frame, repeated: as in ``step_base``.
-          below: the base's result; None without a base.
         """
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
         motion, shutter = watch_clips(self.config, frames, present, state.shutter, state.seen)
         here = present[LOOKAHEAD] > 0  # Before the first frame, no state is kept.
-        shown = frames[:, LOOKAHEAD] if below is None else below
-        told, last, shaky = None, state.last, state.shaky[1]
+        fit = None
         if motion is not None:
 
-            def tells() -> Told:
-                return tell(self.config, frames, motion, shutter, shown, state.last)
+            def fits() -> WindowFit:
+                return fit_clips(self.config, frames, motion, shutter)
 
-            def looks() -> Told:
-                shapes: Told = jax.eval_shape(tells)
-                return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-            told = lax.cond(state.looking, looks, tells)
-            restores = here & ~state.looking
-            last = jnp.where(restores, gated(told.maps), last)
-            long = share_of_longer(told.maps, _LONG).mean()
-            shaky = jnp.where(restores, shaky + _LATELY * (long - shaky), shaky)
+            fit = lax.cond(state.looking, lambda: _zeros_of(fits), fits)
         alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
         state = state._replace(
             frames=frames[:, 1:],
             present=present[1:],
             shutter=shutter,
             seen=state.seen + here.astype(int),
-            shaky=jnp.stack([state.shaky[1], shaky]),
-            last=last,
         )
-        return state, OverPaths(told, shown, here, alone)
+        return state, Fitted(frames[:, LOOKAHEAD - 1 : LOOKAHEAD + 2], fit, here, alone)
+
+    def step_filter(
+        self, state: FilterState, fitted: Fitted, below: Frame | None
+    ) -> tuple[FilterState, OverPaths]:
+        """Filters a frame along its paths.
+
+        Args:
+          state: of the filter.
+          fitted: from ``step_fit``.
+          below: the base's result; None without a base.
+        """
+        frames, fit, here, alone = fitted
+        shown = frames[:, 1] if below is None else below
+        if fit is None:
+            return state, OverPaths(None, shown, here, alone, state.shaky[1])
+        told = tell(frames, fit, shown, state.last)
+        last = jnp.where(here, gated(told.maps), state.last)
+        long = share_of_longer(told.maps, _LONG).mean()
+        shaky = state.shaky[1] + _LATELY * jnp.where(here, long - state.shaky[1], 0.0)
+        state = FilterState(last, jnp.stack([state.shaky[1], shaky]))
+        return state, OverPaths(told, shown, here, alone, shaky)
 
     def step_fusion(self, step_of: StepOf, state: State, over: OverPaths) -> tuple[State, Frame]:
         """Runs the second network's part of a step.
@@ -235,7 +266,7 @@ class PathRestorer(VideoRestorer):
         Args:
           step_of: as in ``step_base``.
           state: of the second network.
-          over: from ``step_paths``.
+          over: from ``step_filter``.
         """
         if over.told is None:
             return state, over.base
@@ -304,3 +335,8 @@ class PathRestorer(VideoRestorer):
         found = "linear" if float(known.linear) > 0 else "stored"
         light = found if self.config.light == "found" else self.config.light
         return self.config.duty or round(float(known.duty), 3), light
+
+
+def _zeros_of(work: Callable[[], Any]) -> Any:
+    """Returns zeros in the shapes of the results of ``work``."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(work))

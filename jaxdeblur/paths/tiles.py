@@ -130,6 +130,11 @@ def halved(image: Float[Array, "*leading H W"]) -> Float[Array, "*leading h w"]:
     return image.reshape(*image.shape[:-2], -(-height // 2), 2, -(-width // 2), 2).mean((-3, -1))
 
 
+def halved_pixels(image: Float[Array, "*leading H W C"]) -> Float[Array, "*leading h w C"]:
+    """Does the same for pixels of several channels."""
+    return jnp.moveaxis(halved(jnp.moveaxis(image, -1, -3)), -3, -1)
+
+
 def hann(n: int) -> Float[np.ndarray, "n n"]:
     """Returns a window that is a squared sine over the whole patch."""
     return _outer(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2)

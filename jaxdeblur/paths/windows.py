@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax import lax
@@ -11,10 +12,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxdeblur.models.path_maps import at_pixels, path_maps
 from jaxdeblur.options import Share, check_ranges
-from jaxdeblur.paths.estimate import LEAST_SIDE, WINDOW, estimate
+from jaxdeblur.paths.estimate import LEAST_SIDE, filtered
 from jaxdeblur.paths.motion import connected, moves_of
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.watch import watch
+from jaxdeblur.paths.window_fit import WINDOW, WindowFit, fit_window
 from jaxdeblur.shapes import Frame
 
 EVERY = 8
@@ -83,43 +85,61 @@ def watch_clips(
     """
     if min(frames.shape[2:4]) < LEAST_SIDE:
         return None, shutter
-    moves = lax.map(moves_of, frames)
+    moves = _for_each(moves_of, frames)
     motion = Movement(moves, jax.vmap(connected, (0, None))(moves, present))
     if not config.asks:
         return motion, shutter
     observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
-    known: Shutter = lax.map(
+    known: Shutter = _for_each(
         lambda each: watch(each[0], *each[1], each[2], observe), (frames, motion, shutter)
     )
     return motion, known
 
 
-def tell(
-    config: PathsConfig,
-    frames: Float[Array, "B 5 H W 3"],
-    motion: Movement,
-    shutter: Shutter,
-    below: Frame,
-    last: Frame,
-) -> Told:
-    """Returns the results of the paths for the middle frames.
+def fit_clips(
+    config: PathsConfig, frames: Float[Array, "B 5 H W 3"], motion: Movement, shutter: Shutter
+) -> WindowFit:
+    """Returns the paths of the middle frames.
 
     Args:
       config, frames: as in ``watch_clips``.
       motion, shutter: its results.
-      below: the base.
-      last: the previous frames, as the gate left them.
     """
     light, duty = config.light, config.duty or None
     linear = None if light == "found" else light == "linear"
 
-    def one(each: tuple[jax.Array, Movement, Shutter, jax.Array, jax.Array]) -> Told:
-        window, (moves, present), known, base, before = each
-        found = estimate(window, moves, base, before, present, known, duty, linear)
+    def one(each: tuple[jax.Array, Movement, Shutter]) -> WindowFit:
+        window, (moves, present), known = each
+        return fit_window(window, moves, present, known, duty, linear)
+
+    fit: WindowFit = _for_each(one, (frames, motion, shutter))
+    return fit
+
+
+def tell(frames: Float[Array, "B 3 H W 3"], fit: WindowFit, below: Frame, last: Frame) -> Told:
+    """Returns the results of the paths for the middle frames.
+
+    Args:
+      frames: the middle three of each window, in [0, 1].
+      fit: from ``fit_clips``.
+      below: the base.
+      last: the previous frames, as the gate left them.
+    """
+
+    def one(each: tuple[jax.Array, WindowFit, jax.Array, jax.Array]) -> Told:
+        window, fit, base, before = each
+        found = filtered(window, fit, base, before)
         evidence = at_pixels(found.cells, *base.shape[:2])
-        blurred = window[WINDOW // 2]
-        maps = path_maps(blurred, found.base, found.sharp, found.unexplained, evidence)
+        maps = path_maps(window[1], found.base, found.sharp, found.unexplained, evidence)
         return Told(maps, found.cells[..., 0], found.paths)
 
-    told: Told = lax.map(one, (frames, motion, shutter, below, last))
+    told: Told = _for_each(one, (frames, fit, below, last))
     return told
+
+
+def _for_each(work: Callable[[Any], Any], videos: Any) -> Any:
+    """Applies ``work`` to each video in turn; for one, without a loop, which would copy frames."""
+    if len(jax.tree.leaves(videos)[0]) > 1:
+        return lax.map(work, videos)
+    made = work(jax.tree.map(lambda leaf: leaf[0], videos))
+    return jax.tree.map(lambda leaf: leaf[None], made)

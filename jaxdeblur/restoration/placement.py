@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.paths.restorer import OverPaths, PathRestorer, StepOf
+from jaxdeblur.paths.restorer import Fitted, OverPaths, PathRestorer, StepOf
 from jaxdeblur.restoration.tiling import TileGrid, halo_of
 from jaxdeblur.shapes import DevicePlane, Frame, SeenFrame
 from jaxdeblur.video.pixels import RGB8, PixelLayout
@@ -77,26 +77,45 @@ def base_step(
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def paths_step(
+def fit_step(
     what: Compiled,
     parameters: ModelState,
     state: State,
     planes: tuple[DevicePlane, ...],
     repeated: bool | Bool[Array, ""],
-    below: Float[Array, "1 Hp Wp 3"] | None,
-) -> tuple[State, OverPaths]:
-    """Runs the second part: the paths themselves (``PathRestorer.step_paths``).
+) -> tuple[State, Fitted]:
+    """Runs the second part: the fit of the paths (``PathRestorer.step_fit``).
 
     Args:
       what: what the step is compiled for.
       parameters: of the whole model.
-      state: of the model, without its networks'; its memory is reused.
+      state: of the fit; its memory is reused.
       planes, repeated: as for ``stream_step``.
-      below: the frame from ``base_step``; None without a base.
     """
     model: PathRestorer = nnx.merge(what.graph, parameters)
     frame = model.pad(what.layout.to_rgb(planes)[None])
-    return model.step_paths(state, frame, repeated, below)
+    return model.step_fit(state, frame, repeated)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def filter_step(
+    what: Compiled,
+    parameters: ModelState,
+    state: State,
+    fitted: Fitted,
+    below: Float[Array, "1 Hp Wp 3"] | None,
+) -> tuple[State, OverPaths]:
+    """Runs the third part: the filter along the paths (``PathRestorer.step_filter``).
+
+    Args:
+      what: what the step is compiled for.
+      parameters: of the whole model.
+      state: of the filter; its memory is reused.
+      fitted: from ``fit_step``.
+      below: the frame from ``base_step``; None without a base.
+    """
+    model: PathRestorer = nnx.merge(what.graph, parameters)
+    return model.step_filter(state, fitted, below)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -108,13 +127,13 @@ def fusion_step(
     due: tuple[DevicePlane, ...],
     strength: Float[Array, ""],
 ) -> tuple[State, tuple[DevicePlane, ...]]:
-    """Runs the third part: the network over the paths (``PathRestorer.step_fusion``).
+    """Runs the last part: the network over the paths (``PathRestorer.step_fusion``).
 
     Args:
       what: what the step is compiled for.
       parameters: of the whole model.
       state: of that network; its memory is reused.
-      over: from ``paths_step``.
+      over: from ``filter_step``.
       due, strength: as for ``stream_step``.
 
     Returns:
@@ -237,18 +256,22 @@ def step_memory(
     state, planes, strength = jax.tree.map(
         lambda array: devices.abstract_array(array, place), jax.eval_shape(inputs)
     )
-    what, lowered = Compiled(graph, layout, tiles), []
+    what = Compiled(graph, layout, tiles)
+    lowered: list[Any] = []
     if isinstance(model, PathRestorer):
-        base, fusion, state = state.base, state.fusion, state.without_networks()
+
+        def made() -> Any:
+            return jax.tree.map(
+                lambda array: devices.abstract_array(array, place), lowered[-1].out_info[1]
+            )
+
         below = None
         if model.base is not None:
-            lowered.append(base_step.lower(what, parameters, base, planes, False, strength))
-            below = devices.abstract_array(lowered[0].out_info[1], place)
-        lowered.append(paths_step.lower(what, parameters, state, planes, False, below))
-        over = jax.tree.map(
-            lambda array: devices.abstract_array(array, place), lowered[-1].out_info[1]
-        )
-        lowered.append(fusion_step.lower(what, parameters, fusion, over, planes, strength))
+            lowered.append(base_step.lower(what, parameters, state.base, planes, False, strength))
+            below = made()
+        lowered.append(fit_step.lower(what, parameters, state.of_fit(), planes, False))
+        lowered.append(filter_step.lower(what, parameters, state.filter, made(), below))
+        lowered.append(fusion_step.lower(what, parameters, state.fusion, made(), planes, strength))
     else:
         lowered.append(stream_step.lower(what, parameters, state, planes, False, planes, strength))
     # A stream with these shapes reuses what is compiled here.

@@ -30,16 +30,18 @@ from jaxdeblur.restoration.placement import (
     ModelState,
     base_step,
     device_of,
+    filter_step,
+    fit_step,
     fusion_step,
-    paths_step,
     stream_step,
 )
 from jaxdeblur.restoration.tiling import TileGrid
 from jaxdeblur.shapes import DevicePixels, DevicePlane, PixelClip, Pixels, Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
 
-_BASES = ThreadPoolExecutor(1, "base of blur paths")
-_FUSIONS = ThreadPoolExecutor(1, "network over blur paths")
+_BASES, _FILTERS, _FUSIONS = (
+    ThreadPoolExecutor(1, f"{part} of blur paths") for part in ("base", "filter", "fusion")
+)
 
 
 def from_uint8(x: UInt8[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
@@ -145,11 +147,10 @@ class Stream:
             # Copied, since a model may use one array of zeros twice and steps reuse this memory.
             state = jax.tree.map(jnp.copy, model.initial_state(1, height, width))
         if isinstance(model, PathRestorer):
-            self._networks = self._placed((state.base, state.fusion))
-            state = state.without_networks()
-            self._shaky = self._placed(state.shaky[1])
-            padded = 1, model.round_up(height), model.round_up(width), 3
-            self._no_base = None if model.base is None else self._placed(jnp.zeros(padded))
+            self._parts = self._placed((state.base, state.filter, state.fusion))
+            # What the base takes from the filter, two steps later.
+            self._shaky = [self._placed(jnp.float32(0))] * 2
+            state = state.of_fit()
         self._state = self._placed(state)
         self._strength = jax.device_put(jnp.float32(strength), self._device)
         # Frames that have gone in and not come out yet; the network's change is added to them.
@@ -253,35 +254,38 @@ class Stream:
         self, planes: tuple[DevicePlane, ...], due: tuple[DevicePlane, ...], *, repeated: bool
     ) -> tuple[DevicePlane, ...]:
         if isinstance(self._model, PathRestorer):
-            return self._step_with_paths(planes, due, repeated)
+            return self._step_with_paths(self._model, planes, due, repeated)
         self._state, restored = stream_step(
             self._what, self._parameters, self._state, planes, repeated, due, self._strength
         )
         return restored
 
     def _step_with_paths(
-        self, planes: tuple[DevicePlane, ...], due: tuple[DevicePlane, ...], repeated: bool
+        self,
+        model: PathRestorer,
+        planes: tuple[DevicePlane, ...],
+        due: tuple[DevicePlane, ...],
+        repeated: bool,
     ) -> tuple[DevicePlane, ...]:
-        # On a CPU, programs that one thread queues run in sequence. Other threads queue the
-        # networks' parts, so that they run beside the paths of a frame before or after.
-        given, (base, fusion), below = (self._what, self._parameters), self._networks, None
-        if self._no_base is not None:
-            queued = _BASES.submit(base_step, *given, base, planes, repeated, self._shaky)
+        # On a CPU, programs that one thread queues run in sequence. So each part has a thread that
+        # queues it, and parts of several frames run side by side.
+        given, (base, filtered, fusion), below = (self._what, self._parameters), self._parts, None
+        shaky = self._shaky.pop(0)
+        if model.base is not None:
+            queued = _BASES.submit(base_step, *given, base, planes, repeated, shaky)
             base, below = queued.result()
-        # Copied, since the next step reuses the state's memory.
-        self._shaky = jnp.copy(self._state.shaky[1])
-        self._state, over = paths_step(*given, self._state, planes, repeated, below)
+        self._state, fitted = fit_step(*given, self._state, planes, repeated)
+        filtered, over = _FILTERS.submit(filter_step, *given, filtered, fitted, below).result()
+        self._shaky.append(over.shaky)
         fusion, restored = _FUSIONS.submit(
             fusion_step, *given, fusion, over, due, self._strength
         ).result()
-        self._networks = base, fusion
+        self._parts = base, filtered, fusion
         return restored
 
     def _look(self, planes: tuple[DevicePlane, ...], *, repeated: bool) -> None:
         if isinstance(self._model, PathRestorer):
-            self._state, _ = paths_step(
-                self._what, self._parameters, self._state, planes, repeated, self._no_base
-            )
+            self._state, _ = fit_step(self._what, self._parameters, self._state, planes, repeated)
         else:
             self._step(planes, planes, repeated=repeated)
 

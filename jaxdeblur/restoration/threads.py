@@ -29,6 +29,10 @@ T = TypeVar("T")
 # before they return any, and few enough that 8K frames do not fill the memory.
 _DEPTH = 3
 
+# Frames whose work is queued on the device before the result of one is read: the parts of blur
+# paths work on several frames at once.
+_AHEAD = 2
+
 
 @dataclasses.dataclass
 class Timing:
@@ -85,7 +89,7 @@ def run_stages(
     ):
 
         def hand_on(restored: Any) -> None:
-            # Reading the result waits for the device, which by now has the next frame queued.
+            # Reading the result waits for the device, which by now has later frames queued.
             planes = tuple(np.asarray(plane) for plane in restored)
             timing.frames += 1
             if timing.frames == 1:
@@ -104,16 +108,14 @@ def run_stages(
                     yield restored
             yield from stream.flush()
 
-        in_flight = None
+        in_flight: collections.deque[Any] = collections.deque()
         for restored in restored_frames():
-            if in_flight is not None:
-                hand_on(in_flight)
-            in_flight = restored
-            if pictures.starved:  # a camera's next frame comes at an unknown time
-                hand_on(in_flight)
-                in_flight = None
-        if in_flight is not None:
-            hand_on(in_flight)
+            in_flight.append(restored)
+            # A camera's next frame comes at an unknown time.
+            while len(in_flight) > (0 if pictures.starved else _AHEAD):
+                hand_on(in_flight.popleft())
+        for restored in in_flight:
+            hand_on(restored)
         results.finish()
     timing.seconds = time.monotonic() - began
     return timing

@@ -33,8 +33,10 @@ from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
 from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
-from jaxdeblur.paths.estimate import WINDOW, estimate, moves_of
+from jaxdeblur.paths.estimate import estimate
+from jaxdeblur.paths.motion import moves_of
 from jaxdeblur.paths.shutter import Shutter
+from jaxdeblur.paths.window_fit import WINDOW
 from jaxdeblur.shapes import Video8
 from jaxdeblur.weights.load import load_model
 

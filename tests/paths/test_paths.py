@@ -38,7 +38,7 @@ from jaxdeblur.paths.shutter import DUTIES, Shutter, richest
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
 from jaxdeblur.paths.watch import watch
 from jaxdeblur.paths.wiener import Luminance, Tiles
-from jaxdeblur.paths.windows import PathsConfig, tell, watch_clips
+from jaxdeblur.paths.windows import PathsConfig, fit_clips, tell, watch_clips
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
 
 
@@ -475,7 +475,7 @@ def test_a_stream_equals_its_clip(
     few = (Stage(0.24, 3, 3.0),)
     monkeypatch.setattr("jaxdeblur.paths.fit.STAGES", few)
     monkeypatch.setattr(
-        "jaxdeblur.paths.estimate.fit_paths", functools.partial(fit_paths, stages=few)
+        "jaxdeblur.paths.window_fit.fit_paths", functools.partial(fit_paths, stages=few)
     )
     blurred, _ = moving((1.0, 6.0), 1.0, frames=max(5, length))
     video = np.round(np.clip(blurred[:length, :97, :141], 0, 1) * 255).astype(np.uint8)
@@ -563,7 +563,8 @@ def test_a_jump_leaves_the_frame_before_it_one_neighbour() -> None:
         motion, shutter = watch_clips(
             config, frames[None], present, Shutter.unknown(1), jnp.int32(0)
         )
-        return tell(config, frames[None], motion, shutter, shown, shown).maps
+        fit = fit_clips(config, frames[None], motion, shutter)
+        return tell(frames[None, 1:4], fit, shown, shown).maps
 
     alike = told(frames.at[3:].set(0.0), present.at[3:].set(0.0))
     np.testing.assert_allclose(told(frames, present), alike, atol=1e-5)

@@ -82,7 +82,7 @@ def test_the_networks_of_blur_paths_run_in_tiles():
         jnp.asarray(random.random((1, 96, 128, n), np.float32)) for n in (3, fusion.channels)
     )
     told = Told(maps, jnp.zeros((1, 6, 8)), jnp.zeros((1, 20, 9, 2)))
-    over = OverPaths(told, frame, jnp.bool_(True), jnp.bool_(False))
+    over = OverPaths(told, frame, jnp.bool_(True), jnp.bool_(False), jnp.float32(0))
     state = model.initial_state(1, 96, 128)
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -1,0 +1,125 @@
+"""Fits the paths of the middle of five frames, at half size if blur is large."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.models.path_maps import smoothstep
+from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_paths, gain_over_no_blur
+from jaxdeblur.paths.gate import BLURRED, base_share
+from jaxdeblur.paths.likelihood import Fit, observed
+from jaxdeblur.paths.motion import (
+    COARSE,
+    FINE,
+    LUMA,
+    is_small,
+    moves_of,
+    offsets_of,
+    speed_of,
+    tiling_of,
+)
+from jaxdeblur.paths.path import exposures, through
+from jaxdeblur.paths.shutter import Shutter
+from jaxdeblur.paths.tiles import Tiling, halved_pixels
+
+WINDOW = 5
+"""Frames: the path spans the middle three, and the outer two show how it bends."""
+
+_LARGE = 28.0  # Pixels of blur in the median tile, above which full-size patches are too small.
+
+
+class WindowFit(NamedTuple):
+    """The paths of the middle of five frames, and what else is known before it is filtered."""
+
+    fit: Fit
+    """Of N tiles. Those of a frame at half size come first, and zeros fill the rest."""
+    gain: Float[Array, " N"]
+    """G of each tile (gate.py)."""
+    present: Float[Array, 5]
+    duty: Float[Array, ""]
+    linear: Bool[Array, ""]
+    large: Bool[Array, ""]
+    """Whether the frame is fitted and filtered at half size."""
+    trusted: Float[Array, ""]
+    """How far the video appears blurred: a factor of the gate."""
+    base_share: Float[Array, ""]
+    """The share of the base's change that is used."""
+
+
+@jax.default_matmul_precision("float32")  # A GPU's TF32 would move a path by tenths of a pixel.
+def fit_window(
+    frames: Float[Array, "5 H W 3"],
+    moves: Float[Array, "N 4 2"],
+    present: Float[Array, 5],
+    shutter: Shutter,
+    duty: float | Array | None = None,
+    linear: bool | Array | None = None,
+) -> WindowFit:
+    """Fits the paths of the middle of five frames.
+
+    Args:
+      frames: as stored, in [0, 1].
+      moves: from ``moves_of``.
+      present: 1 for a frame, 0 for one beyond the video's ends or a jump, which is ignored.
+      shutter: what is known of the shutter.
+      duty: the share of the period that the shutter is open; None takes it from ``shutter``.
+      linear: whether frames are averaged in linear light or as stored; None likewise.
+    """
+    tiling = tiling_of(frames)
+    is_linear = jnp.asarray(shutter.linear > 0 if linear is None else linear)
+    open_for = shutter.duty if duty is None else jnp.float32(duty)
+    told = present, open_for, is_linear
+
+    def at_half_size() -> tuple[Fit, jax.Array]:
+        half = halved_pixels(frames)
+        small = tiling_of(half, COARSE)
+        found = _fit(half, moves_of(half, small), small, *told)
+        spare = len(tiling.centres) - len(small.centres)
+        return jax.tree.map(
+            lambda leaf: jnp.concatenate([leaf, jnp.zeros((spare, *leaf.shape[1:]))]), found
+        )
+
+    whole = functools.partial(_fit, frames, moves, tiling, *told)
+    if is_small(*frames.shape[1:3]):
+        large, (fit, gain) = jnp.bool_(False), whole()
+    else:
+        large = jnp.median(speed_of(moves, present)) * open_for > _LARGE
+        fit, gain = lax.cond(large, at_half_size, whole)
+    trusted = smoothstep(shutter.blurred, *BLURRED) if duty is None else jnp.float32(1)
+    share = base_share(shutter) if duty is None else jnp.float32(1)
+    return WindowFit(fit, gain, *told, large, trusted, share)
+
+
+def _fit(
+    frames: Float[Array, "5 H W 3"],
+    moves: Float[Array, "N 4 2"],
+    tiling: Tiling,
+    present: Float[Array, 5],
+    duty: Float[Array, ""],
+    linear: Array,
+) -> tuple[Fit, Float[Array, " N"]]:
+    """Returns the fit of each tile, and G."""
+    basis, start = exposures(duty), through(moves, present)
+    light = lax.cond(linear, lambda y: y**GAMMA, lambda y: y, frames[1:4] @ LUMA)
+    # Patches are moved inward: beyond the border a mirrored image moves the opposite way.
+    seen = observed(light, tiling, offsets_of(start), present, inward=True)
+    closer = COARSE[0] / tiling.stride
+    smooth = SMOOTH * closer**2  # Equally stiff over the same distance.
+    bend = BEND._replace(weight=BEND.weight * closer**3)  # A small frame shakes by fewer pixels.
+    first = first_fit(start, seen.present)
+    stiff = functools.partial(fit_paths, shape=tiling.shape, basis=basis, smooth=smooth, bend=bend)
+    fit, value = stiff(first, seen)
+    gain = gain_over_no_blur(fit, value, seen)
+    if tiling.stride == FINE[0]:
+        fine = observed(light, tiling, offsets_of(start), present, inward=True, scale=1)
+        finer, _ = stiff(fit, fine, stages=FINE_STAGES, scale=1)
+        # On real footage, the spectrum of fine detail alone underestimates the noise.
+        fit = finer._replace(spectrum=0.5 * (fit.spectrum + finer.spectrum))
+    return fit, gain
