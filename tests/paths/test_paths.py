@@ -504,7 +504,7 @@ def test_the_base_rests_while_long_paths_restore_the_frame(monkeypatch: pytest.M
     rests, restored = [], []
     for frame in video:
         restored.append(stream.push(frame))
-        rests.append(bool(stream._networks[0].rests))
+        rests.append(bool(stream._parts[0].rests))
     assert rests[:4] == [False] * 4
     assert rests[-1]
     restored = np.stack([frame[0] for frame in [*restored[2:], *stream.flush()]])
