@@ -30,7 +30,7 @@ from jaxdeblur.paths.path import FREE, KNOTS, exposures
 from jaxdeblur.paths.tiles import over_tiles
 
 SMOOTH = 0.01
-"""Nats per frequency and pixel, between tiles 64 pixels apart."""
+"""Nats per frequency and pixel, between neighbouring tiles of 128 pixels."""
 
 
 class Bend(NamedTuple):
@@ -43,7 +43,7 @@ class Bend(NamedTuple):
 
 
 BEND = Bend(4, 0.0025)
-"""For tiles 64 pixels apart. Without it, paths bypass p(0) and yield a shifted frame, which no
+"""For tiles of 128 pixels. Without it, paths bypass p(0) and yield a shifted frame, which no
 blurred frame contradicts."""
 
 _DAMPING = 0.02  # Of the mean curvature; it keeps tiles without texture in place.

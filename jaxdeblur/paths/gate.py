@@ -8,9 +8,15 @@ reblurred frame leaves unexplained and E that of the change. a = A / (A + E), wi
 of the neighbours minus X of the frame alone. c = E / (E + V), with V the variance of the blurred
 frame: a change with fifty times that energy is ringing, which reblurring does not reveal.
 
-If the duty cycle is found from the video, g is multiplied by s(b; .07, .14), where b is by how many
-nats per tile an open shutter explains the video better than sharp frames (shutter.py). In a single
-tile, slow motion of sharp frames is hard to distinguish from blur.
+If the duty cycle is found from the video, g is multiplied by
+
+    t = s(b; .07, .14) (1 - s(q; .055, .07) (1 - s(v; 1, 3)))
+
+where b is by how many nats per tile an open shutter explains the video better than sharp frames
+(shutter.py). In a single tile, slow motion of sharp frames is hard to distinguish from blur. q is
+the mean vote of a tile against the duty cycle that was found, and v the median tile's speed in
+pixels per frame. Where objects move before a still background, what they cover and mirror lets
+tiles contradict each other, and a wrong duty cycle makes edges ring.
 
 The base Y, which a network may have sharpened needlessly, then has the share
 
@@ -31,9 +37,9 @@ from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.wiener import Luminance
 
-BLURRED = (0.07, 0.14)
-"""The gate opens as b rises between these. Chosen on validation clips (docs/lab/paths.md)."""
-
+_BLURRED = (0.07, 0.14)  # Of b; chosen on validation clips (docs/lab/paths.md).
+_DISPUTED = (0.055, 0.07)  # Of q: 0.08 in a video of a shiny kettle.
+_STILL = (1.0, 3.0)  # Of v.
 _SHARP, _TOLD = (0.015, 0.04), (2.0, 8.0)  # Of b; of n.
 
 _FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing.
@@ -67,6 +73,17 @@ def gate(
     share = share * (1 - 0.6 * smoothstep(a, 0.2, 0.9)) * (1 - smoothstep(r, 0.02, 0.3))
     share = share * (1 - smoothstep(c, 0.98, 0.995))
     return jnp.stack([share, e, g], -1)
+
+
+def trusted(shutter: Shutter, speed: Float[Array, ""]) -> Float[Array, ""]:
+    """Returns t, in [0, 1]: how far the video appears blurred, and by one shutter.
+
+    Args:
+      shutter: what is known of it.
+      speed: v.
+    """
+    disputed = smoothstep(shutter.disputed, *_DISPUTED) * (1 - smoothstep(speed, *_STILL))
+    return smoothstep(shutter.blurred, *_BLURRED) * (1 - disputed)
 
 
 def base_share(shutter: Shutter) -> Float[Array, ""]:

@@ -11,7 +11,7 @@ from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.path import FRAMES, spline
 from jaxdeblur.paths.tiles import REACH, Tiling, halved
 
-COARSE = 64, 128, 192
+COARSE = 80, 128, 192
 """The stride, size and n of a Tiling."""
 
 FINE = 32, 64, 128

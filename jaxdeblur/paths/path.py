@@ -31,6 +31,13 @@ SAMPLE_WEIGHTS = (_WEIGHTS / 2).astype(np.float32)
 
 _PIECES = CubicSpline(KNOTS, np.eye(len(KNOTS))[:, FREE], bc_type="natural").c.astype(np.float32)
 
+_TURNS = np.linspace(1e-4, 0.25, 1000)
+_COS, _SIN = (
+    np.polyfit(_TURNS**2, values, 6).astype(np.float32)
+    for values in (np.cos(2 * np.pi * _TURNS), np.sin(2 * np.pi * _TURNS) / _TURNS)
+)
+"""Cosine, and sine over its argument, as polynomials in the square of up to a quarter turn."""
+
 
 def spline(times: Float[Array, "*S"]) -> Float[Array, "*S P"]:
     """Returns the share of each free knot in the path at ``times``, in frames from the middle."""
@@ -84,6 +91,23 @@ def frequencies(n: int, scale: int = 1) -> tuple[Float[np.ndarray, " n"], Float[
     return fy, fx
 
 
+@jax.custom_jvp
+def cos_sin(turns: Float[Array, "*S"]) -> tuple[Float[Array, "*S"], Float[Array, "*S"]]:
+    """Returns cosine and sine of ``2 pi turns``; on a CPU, XLA's own take many times as long."""
+    turns = turns - jnp.round(turns)
+    far = jnp.abs(turns) > 0.25
+    near = jnp.where(far, jnp.sign(turns) * 0.5 - turns, turns)
+    cos, sin = (jnp.polyval(each, near**2, unroll=len(each)) for each in (_COS, _SIN))
+    return jnp.where(far, -cos, cos), near * sin
+
+
+@cos_sin.defjvp
+def _turned(primals, tangents):  # type: ignore[no-untyped-def]
+    cos, sin = cos_sin(*primals)
+    rate = 2 * np.pi * tangents[0]
+    return (cos, sin), (-sin * rate, cos * rate)
+
+
 def transfer(
     path: Float[Array, "J 2"],
     weights: Float[Array, "L J"] | Float[np.ndarray, "L J"],
@@ -100,12 +124,10 @@ def transfer(
         with respect to the knots, up to the factor -2 pi i f.
       fy, fx: the frequencies, in cycles per pixel.
     """
-    ay = 2 * np.pi * fy[:, None] * path[:, 0]
-    ax = 2 * np.pi * path[:, 1, None] * fx
-    cos, sin = jnp.cos(ay), jnp.sin(ay)
+    cos, sin = cos_sin(fy[:, None] * path[:, 0])
     left = jnp.stack([jnp.concatenate([cos, -sin], 1), jnp.concatenate([-sin, -cos], 1)])  # 2 Y 2J
     left = left * jnp.concatenate([weights, weights], -1)[:, None, None]
-    right = jnp.concatenate([jnp.cos(ax), jnp.sin(ax)])
+    right = jnp.concatenate(cos_sin(path[:, 1, None] * fx))
     product = left.reshape(-1, right.shape[0]) @ right
     return product.reshape(len(weights), 2, len(fy), len(fx))
 

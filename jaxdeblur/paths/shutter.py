@@ -96,6 +96,11 @@ class Shutter(NamedTuple):
         return (stored[0] - stored.min()) / (self.tiles + _DOUBT)
 
     @property
+    def disputed(self) -> Float[Array, ""]:
+        """The mean vote of a tile against the likeliest duty, at most _MOST nats per frequency."""
+        return self._chosen.min() / jnp.maximum(self.tiles, 1.0)
+
+    @property
     def linear(self) -> Float[Array, ""]:
         """1.0 if frames were averaged in linear light, else 0.0.
 
@@ -107,8 +112,7 @@ class Shutter(NamedTuple):
     @property
     def duty(self) -> Float[Array, ""]:
         """The likeliest share of the period that the shutter is open, at a parabola's vertex."""
-        chosen = self.votes[self.linear.astype(int)]
-        chosen = chosen + _PRIOR_WEIGHT * (jnp.asarray(DUTIES) - _PRIOR) ** 2
+        chosen = self._chosen + _PRIOR_WEIGHT * (jnp.asarray(DUTIES) - _PRIOR) ** 2
         least = jnp.argmin(chosen)
         around = jnp.clip(least, 1, len(DUTIES) - 2) + jnp.arange(-1, 2)
         x, y = jnp.asarray(DUTIES)[around], chosen[around]
@@ -116,6 +120,10 @@ class Shutter(NamedTuple):
         bend = (slopes[1] - slopes[0]) / (x[2] - x[0])
         vertex = 0.5 * (x[0] + x[1]) - 0.5 * slopes[0] / jnp.maximum(bend, 1e-6)
         return jnp.clip(jnp.where(bend > 1e-6, vertex, jnp.asarray(DUTIES)[least]), 0.2, 1.0)
+
+    @property
+    def _chosen(self) -> Float[Array, " D"]:
+        return self.votes[self.linear.astype(int)]
 
 
 def richest(

@@ -11,9 +11,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.data.exposure import GAMMA
-from jaxdeblur.models.path_maps import smoothstep
 from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_paths, gain_over_no_blur
-from jaxdeblur.paths.gate import BLURRED, base_share
+from jaxdeblur.paths.gate import base_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.motion import (
     COARSE,
@@ -48,7 +47,7 @@ class WindowFit(NamedTuple):
     large: Bool[Array, ""]
     """Whether the frame is fitted and filtered at half size."""
     trusted: Float[Array, ""]
-    """How far the video appears blurred: a factor of the gate."""
+    """t: a factor of the gate (gate.py)."""
     base_share: Float[Array, ""]
     """The share of the base's change that is used."""
 
@@ -87,14 +86,15 @@ def fit_window(
         )
 
     whole = functools.partial(_fit, frames, moves, tiling, *told)
+    speed = jnp.median(speed_of(moves, present))
     if is_small(*frames.shape[1:3]):
         large, (fit, gain) = jnp.bool_(False), whole()
     else:
-        large = jnp.median(speed_of(moves, present)) * open_for > _LARGE
+        large = speed * open_for > _LARGE
         fit, gain = lax.cond(large, at_half_size, whole)
-    trusted = smoothstep(shutter.blurred, *BLURRED) if duty is None else jnp.float32(1)
+    trust = trusted(shutter, speed) if duty is None else jnp.float32(1)
     share = base_share(shutter) if duty is None else jnp.float32(1)
-    return WindowFit(fit, gain, *told, large, trusted, share)
+    return WindowFit(fit, gain, *told, large, trust, share)
 
 
 def _fit(
@@ -110,7 +110,7 @@ def _fit(
     light = lax.cond(linear, lambda y: y**GAMMA, lambda y: y, frames[1:4] @ LUMA)
     # Patches are moved inward: beyond the border a mirrored image moves the opposite way.
     seen = observed(light, tiling, offsets_of(start), present, inward=True)
-    closer = COARSE[0] / tiling.stride
+    closer = COARSE[1] / tiling.size
     smooth = SMOOTH * closer**2  # Equally stiff over the same distance.
     bend = BEND._replace(weight=BEND.weight * closer**3)  # A small frame shakes by fewer pixels.
     first = first_fit(start, seen.present)

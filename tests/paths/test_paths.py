@@ -19,7 +19,7 @@ from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.estimate import Estimate, estimate
 from jaxdeblur.paths.fit import Stage, fit_paths
-from jaxdeblur.paths.gate import base_share, gate
+from jaxdeblur.paths.gate import base_share, gate, trusted
 from jaxdeblur.paths.light import as_stored
 from jaxdeblur.paths.likelihood import (
     START,
@@ -31,7 +31,7 @@ from jaxdeblur.paths.likelihood import (
     observed,
 )
 from jaxdeblur.paths.motion import connected, moves_of
-from jaxdeblur.paths.path import FREE, KNOTS, exposures, extent, spline, transfer
+from jaxdeblur.paths.path import FREE, KNOTS, cos_sin, exposures, extent, spline, transfer
 from jaxdeblur.paths.prior import Prior, mean_of
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.shutter import DUTIES, Shutter, richest
@@ -90,6 +90,15 @@ def test_splines_pass_through_their_knots_and_are_still_at_zero() -> None:
 def test_extent_of_uniform_motion() -> None:
     knots = jnp.asarray(KNOTS[FREE, None] * np.array([3.0, 4.0]), jnp.float32)
     np.testing.assert_allclose(extent(knots, 0.5), 2.5, rtol=1e-4)
+
+
+def test_cosine_and_sine_of_turns_are_exact_to_rounding() -> None:
+    turns = np.random.default_rng(1).uniform(-60, 60, 10_000).astype(np.float32)
+    rate = 2 * np.pi * turns.astype(np.float64)
+    found, slopes = jax.jvp(cos_sin, (jnp.asarray(turns),), (jnp.ones(turns.shape),))
+    np.testing.assert_allclose(found, (np.cos(rate), np.sin(rate)), atol=3e-7)
+    expected = -2 * np.pi * np.sin(rate), 2 * np.pi * np.cos(rate)
+    np.testing.assert_allclose(slopes, expected, atol=2e-6)
 
 
 def test_transfer_function_is_the_mean_of_shifts() -> None:
@@ -411,6 +420,16 @@ def test_a_change_far_beyond_what_it_changes_is_ringing() -> None:
     cells = gate(made, blurred, jnp.full(tiles, 5.0), jnp.ones(tiles), tiling)
     np.testing.assert_allclose(cells[:, :2, 0], 0, atol=1e-6)
     np.testing.assert_allclose(cells[:, 2:, 0], 1, atol=1e-6)
+
+
+def test_paths_are_not_trusted_where_objects_dispute_the_shutter() -> None:
+    """Each tile is as certain, of one duty cycle or of different ones."""
+    agreed, apart = (5,) * 12, (1, 3, 6) * 4
+    for best, speed, expected in ((agreed, 0.0, 1.0), (apart, 0.0, 0.0), (apart, 5.0, 1.0)):
+        away = np.abs(np.arange(len(DUTIES)) - np.array(best)[:, None])
+        seen = jnp.asarray(np.stack([0.3 * away, 0.3 * away]), jnp.float32)
+        shutter = Shutter.unknown().add(seen, jnp.ones(12))
+        np.testing.assert_allclose(trusted(shutter, jnp.float32(speed)), expected, atol=1e-6)
 
 
 def test_the_base_is_left_where_a_video_moves_and_shows_no_blur() -> None:
