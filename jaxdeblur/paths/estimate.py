@@ -15,7 +15,7 @@ from jaxdeblur.models.path_maps import CELL
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.gate import gate
 from jaxdeblur.paths.light import as_stored
-from jaxdeblur.paths.motion import COARSE, LUMA, is_small, offsets_of, tiling_of
+from jaxdeblur.paths.motion import CLOSE, LUMA, is_small, offsets_of, tiling_of
 from jaxdeblur.paths.path import exposed, exposures, extent
 from jaxdeblur.paths.prior import Prior
 from jaxdeblur.paths.shutter import Shutter
@@ -79,7 +79,7 @@ def filtered(
 
     def at_half_size() -> _Filtered:
         half, below = halved_pixels(frames), prior.map(halved_pixels)
-        small = tiling_of(half, COARSE)
+        small = tiling_of(half, CLOSE)
         those = slice(len(small.centres))
         fit, gain = jax.tree.map(lambda leaf: leaf[those], (found.fit, found.gain))
         made = _filtered(half, below, found._replace(fit=fit, gain=gain), small)
@@ -143,7 +143,10 @@ def _enlarged(
 
     sharp = jnp.clip(base + enlarge(made.sharp - below), 0.0, 1.0)
     cells = made.cells.repeat(2, 0).repeat(2, 1)[: -(-height // CELL), : -(-width // CELL)]
-    rows, columns = (np.arange(n) // 2 for n in tiling.shape)
+    rows, columns = (
+        np.minimum(np.rint(np.arange(n) * tiling.stride / (2 * small.stride)), m - 1).astype(int)
+        for n, m in zip(tiling.shape, small.shape, strict=True)
+    )
     bent = (made.paths - jnp.asarray(small.centres)[:, None]).reshape(*small.shape, -1, 2)
     bent = 2 * bent[rows][:, columns].reshape(len(tiling.centres), -1, 2)
     paths = jnp.asarray(tiling.centres)[:, None] + bent

@@ -14,6 +14,10 @@ from jaxdeblur.paths.tiles import REACH, Tiling, halved
 COARSE = 80, 128, 192
 """The stride, size and n of a Tiling."""
 
+CLOSE = 64, 128, 192
+"""The same where an image has few coarse tiles: frames at half size, and the shutter of small
+ones."""
+
 FINE = 32, 64, 128
 """The same for small frames, most of which a coarse tile would cover."""
 

@@ -10,11 +10,18 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.paths.likelihood import observed
-from jaxdeblur.paths.motion import COARSE, LUMA, is_small, moves_of, offsets_of, speed_of, tiling_of
+from jaxdeblur.paths.motion import (
+    CLOSE,
+    COARSE,
+    LUMA,
+    is_small,
+    moves_of,
+    offsets_of,
+    speed_of,
+    tiling_of,
+)
 from jaxdeblur.paths.path import through
 from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, SLOW, TILES, Shutter, evidence, richest
-
-_TILES = 64, 128, 192  # As COARSE, but closer: small frames offer few to choose from.
 
 
 @jax.default_matmul_precision("float32")  # As in estimate.py.
@@ -49,7 +56,7 @@ def _ask(
 ) -> Shutter:
     """Adds this frame's evidence. Small frames, without ``moves``, have large tiles here, too: fine
     ones carry too little information."""
-    tiling = tiling_of(frames, _TILES if moves is None else COARSE)
+    tiling = tiling_of(frames, CLOSE if moves is None else COARSE)
     moves = moves_of(frames, tiling) if moves is None else moves
     speed, start = speed_of(moves, present), through(moves, present)
     bright = frames[1:4] @ LUMA

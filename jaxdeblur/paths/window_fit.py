@@ -15,6 +15,7 @@ from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_paths,
 from jaxdeblur.paths.gate import base_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.motion import (
+    CLOSE,
     COARSE,
     FINE,
     LUMA,
@@ -78,7 +79,7 @@ def fit_window(
 
     def at_half_size() -> tuple[Fit, jax.Array]:
         half = halved_pixels(frames)
-        small = tiling_of(half, COARSE)
+        small = tiling_of(half, CLOSE)
         found = _fit(half, moves_of(half, small), small, *told)
         spare = len(tiling.centres) - len(small.centres)
         return jax.tree.map(

@@ -298,7 +298,7 @@ def test_large_blur_is_restored_at_half_size() -> None:
     blurred, sharp = (np.array(jax.image.resize(f, (5, 512, 640, 3), "cubic")) for f in frames)
     given = jnp.asarray(blurred, jnp.float32)
     told = restored(given, jnp.ones(5), 1.0)
-    assert psnr(np.asarray(told.sharp), sharp[2]) > psnr(blurred[2], sharp[2]) + 2.0
+    assert psnr(np.asarray(told.sharp), sharp[2]) > psnr(blurred[2], sharp[2]) + 2.5
     length = np.linalg.norm(np.diff(np.asarray(told.paths), axis=1), axis=-1).sum(-1)
     np.testing.assert_allclose(np.median(length), np.hypot(6, 32), atol=1)
     chex.assert_shape(told.cells, (32, 40, 3))
