@@ -29,7 +29,7 @@ from jaxdeblur.paths.likelihood import (
 from jaxdeblur.paths.path import FREE, KNOTS, exposures
 from jaxdeblur.paths.tiles import over_tiles
 
-SMOOTH = 0.01
+SMOOTH = 0.0025
 """Nats per frequency and pixel, between neighbouring tiles of 128 pixels."""
 
 
