@@ -10,17 +10,20 @@ frame: a change with fifty times that energy is ringing, which reblurring does n
 
 If the duty cycle is found from the video, g is multiplied by
 
-    t = s(b; .07, .14) (1 - s(q; .055, .07) (1 - s(v; 1, 3)))
+    t = s(b; .07, .14) (1 - D) (1 - s(q; .055, .07) (1 - s(v; 1, 3)))
+    D = s(q; .035, .045) (1 - s(b / q; 2.4, 3.2))
 
 where b is by how many nats per tile an open shutter explains the video better than sharp frames
 (shutter.py). In a single tile, slow motion of sharp frames is hard to distinguish from blur. q is
 the mean vote of a tile against the duty cycle that was found, and v the median tile's speed in
 pixels per frame. Where objects move before a still background, what they cover and mirror lets
-tiles contradict each other, and a wrong duty cycle makes edges ring.
+tiles contradict each other, and a wrong duty cycle makes edges ring. D is the doubt whether the
+video is blurred: 1 where tiles contradict each other nearly as much as all of them together speak
+for an open shutter.
 
 The base Y, which a network may have sharpened needlessly, then has the share
 
-    1 - s(n; 2, 8) (1 - s(b; .015, .04))
+    1 - s(n; 2, 8) (1 - s(b; .015, .04) (1 - D))
 
 and the blurred frame the rest, where n is the number of moving tiles that were evaluated. A video
 that moves but shows no open shutter is thus returned unchanged.
@@ -41,6 +44,7 @@ _BLURRED = (0.07, 0.14)  # Of b; chosen on validation clips (docs/lab/paths.md).
 _DISPUTED = (0.055, 0.07)  # Of q: 0.08 in a video of a shiny kettle.
 _STILL = (1.0, 3.0)  # Of v.
 _SHARP, _TOLD = (0.015, 0.04), (2.0, 8.0)  # Of b; of n.
+_UNCERTAIN, _WEAK = (0.035, 0.045), (2.4, 3.2)  # Of q; of b / q.
 
 _FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing.
 
@@ -83,12 +87,19 @@ def trusted(shutter: Shutter, speed: Float[Array, ""]) -> Float[Array, ""]:
       speed: v.
     """
     disputed = smoothstep(shutter.disputed, *_DISPUTED) * (1 - smoothstep(speed, *_STILL))
-    return smoothstep(shutter.blurred, *_BLURRED) * (1 - disputed)
+    return smoothstep(shutter.blurred, *_BLURRED) * (1 - _doubt(shutter)) * (1 - disputed)
 
 
 def base_share(shutter: Shutter) -> Float[Array, ""]:
     """Returns the share of the base's change that is used, in [0, 1]."""
-    return 1 - smoothstep(shutter.tiles, *_TOLD) * (1 - smoothstep(shutter.blurred, *_SHARP))
+    blurred = smoothstep(shutter.blurred, *_SHARP) * (1 - _doubt(shutter))
+    return 1 - smoothstep(shutter.tiles, *_TOLD) * (1 - blurred)
+
+
+def _doubt(shutter: Shutter) -> Float[Array, ""]:
+    """Returns D."""
+    lead = shutter.blurred / jnp.maximum(shutter.disputed, 1e-6)
+    return smoothstep(shutter.disputed, *_UNCERTAIN) * (1 - smoothstep(lead, *_WEAK))
 
 
 def _at_cells(

@@ -432,6 +432,19 @@ def test_paths_are_not_trusted_where_objects_dispute_the_shutter() -> None:
         np.testing.assert_allclose(trusted(shutter, jnp.float32(speed)), expected, atol=1e-6)
 
 
+def test_weak_evidence_that_tiles_dispute_is_none() -> None:
+    """In both videos, tiles prefer an open shutter by as much; in the second, different ones."""
+    agreed, apart = (3,) * 12, (1, 3, 6) * 4
+    for best, expected in ((agreed, 1.0), (apart, 0.0)):
+        others = np.arange(len(DUTIES)) != np.array(best)[:, None]
+        seen = jnp.asarray(np.stack([0.15 * others, 0.15 * others]), jnp.float32)
+        seen = seen.at[..., 0].add(0.1)
+        shutter = Shutter.unknown().add(seen, jnp.ones(12)).add(seen, jnp.ones(12))
+        assert float(shutter.blurred) > 0.1
+        np.testing.assert_allclose(trusted(shutter, jnp.float32(9.0)), expected, atol=1e-6)
+        np.testing.assert_allclose(base_share(shutter), expected, atol=1e-6)
+
+
 def test_the_base_is_left_where_a_video_moves_and_shows_no_blur() -> None:
     def share(gain: float, tiles: int) -> float:
         """Returns the base's share after ``gain`` nats per tile for an open shutter."""
