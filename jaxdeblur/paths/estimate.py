@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -143,12 +142,7 @@ def _enlarged(
 
     sharp = jnp.clip(base + enlarge(made.sharp - below), 0.0, 1.0)
     cells = made.cells.repeat(2, 0).repeat(2, 1)[: -(-height // CELL), : -(-width // CELL)]
-    rows, columns = (
-        np.minimum(np.rint(np.arange(n) * tiling.stride / (2 * small.stride)), m - 1).astype(int)
-        for n, m in zip(tiling.shape, small.shape, strict=True)
-    )
-    bent = (made.paths - jnp.asarray(small.centres)[:, None]).reshape(*small.shape, -1, 2)
-    bent = 2 * bent[rows][:, columns].reshape(len(tiling.centres), -1, 2)
+    bent = 2 * (made.paths - jnp.asarray(small.centres)[:, None])[tiling.nearest(small, scale=2)]
     paths = jnp.asarray(tiling.centres)[:, None] + bent
     return _Filtered(sharp, enlarge(made.unexplained), cells * jnp.array([1.0, 2.0, 1.0]), paths)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -39,11 +38,7 @@ def as_stored(
       tiling: of the frames.
     """
     few = tiling._replace(stride=tiling.size, size=5 * tiling.size // 4)
-    rows, columns = (
-        np.minimum(np.rint(np.arange(n) * few.stride / tiling.stride), m - 1).astype(int)
-        for n, m in zip(few.shape, tiling.shape, strict=True)
-    )
-    which = (rows[:, None] * tiling.shape[1] + columns).ravel()
+    which = few.nearest(tiling)
     fit, offsets, weights = jax.tree.map(lambda x: x[which], tiles[:3])
     tiles = tiles._replace(fit=fit, offsets=offsets, weights=weights)
 

@@ -52,6 +52,14 @@ class Tiling(NamedTuple):
         size = -(-self.height // scale), -(-self.width // scale)
         return Tiling(*size, self.stride // scale, self.size // scale, self.n // scale)
 
+    def nearest(self, other: Tiling, scale: int = 1) -> Int[np.ndarray, " N"]:
+        """Returns the tiles of ``other``, which cuts the image at ``1/scale``, nearest to these."""
+        rows, columns = (
+            np.minimum(np.rint(np.arange(n) * self.stride / (scale * other.stride)), m - 1)
+            for n, m in zip(self.shape, other.shape, strict=True)
+        )
+        return (rows[:, None] * other.shape[1] + columns).ravel().astype(int)
+
 
 def cutter(
     image: Float[Array, "C H W"], tiling: Tiling, beyond: str = "symmetric"

@@ -87,6 +87,14 @@ def test_splines_pass_through_their_knots_and_are_still_at_zero() -> None:
     np.testing.assert_allclose(spline(jnp.float32(0)), np.zeros(6), atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1, 2])
+def test_nearest_tile_of_another_grid(scale: int) -> None:
+    tiling, other = Tiling(360, 500, 80, 128, 192), Tiling(360 // scale, 500 // scale, 64, 128, 192)
+    apart = np.linalg.norm(tiling.centres[:, None] - scale * other.centres, axis=-1)
+    found = apart[np.arange(len(apart)), tiling.nearest(other, scale)]
+    np.testing.assert_allclose(found, apart.min(1))
+
+
 def test_extent_of_uniform_motion() -> None:
     knots = jnp.asarray(KNOTS[FREE, None] * np.array([3.0, 4.0]), jnp.float32)
     np.testing.assert_allclose(extent(knots, 0.5), 2.5, rtol=1e-4)
