@@ -108,11 +108,12 @@ def _turned(primals, tangents):  # type: ignore[no-untyped-def]
     return (cos, sin), (-sin * rate, cos * rate)
 
 
+@jax.jit  # It is called in many places; only the first is traced.
 def transfer(
     path: Float[Array, "J 2"],
-    weights: Float[Array, "L J"] | Float[np.ndarray, "L J"],
-    fy: Float[np.ndarray, " Y"],
-    fx: Float[np.ndarray, " X"],
+    weights: Float[Array, "L J"],
+    fy: Float[Array, " Y"],
+    fx: Float[Array, " X"],
 ) -> Float[Array, "L 2 Y X"]:
     """Sums exp(-2 pi i f.p) over the path's samples, with L sets of weights.
 

@@ -173,6 +173,7 @@ class PathRestorer(VideoRestorer):
         """Runs the four parts of a step; if frames are only looked at, that of the fit."""
         after, fitted = self.step_fit(state, frame, repeated)
 
+        @jax.jit  # Traced once for both.
         def restores() -> tuple[StreamState, Frame, Told | None]:
             step, base, below = VideoRestorer.step, state.base, None
             if self.base is not None:
@@ -183,8 +184,7 @@ class PathRestorer(VideoRestorer):
             return after._replace(base=base, filter=filtered, fusion=fusion), restored, over.told
 
         def looks() -> tuple[StreamState, Frame, Told | None]:
-            told = _zeros_of(lambda: self.step_filter(state.filter, fitted, frame)[1].told)
-            return after, jnp.zeros_like(frame), told
+            return after, *_zeros_of(restores)[1:]
 
         return lax.cond(state.looking, looks, restores)
 
@@ -226,6 +226,7 @@ class PathRestorer(VideoRestorer):
         fit = None
         if motion is not None:
 
+            @jax.jit  # Likewise.
             def fits() -> WindowFit:
                 return fit_clips(self.config, frames, motion, shutter)
 

@@ -160,6 +160,7 @@ def _outer(v: np.ndarray) -> Float[np.ndarray, "n n"]:
 
 def over_tiles(work: Callable[[Any], Any], tiles: Any) -> Any:
     """Applies ``work`` to each tile: in turn on a CPU, whose caches hold one, else all at once."""
+    traced_once = jax.jit(work)
     return lax.platform_dependent(
-        tiles, cpu=lambda each: lax.map(work, each), default=jax.vmap(work)
+        tiles, cpu=lambda each: lax.map(traced_once, each), default=jax.vmap(traced_once)
     )
