@@ -302,9 +302,7 @@ def test_a_network_that_saves_memory_recomputes(name: str) -> None:
     clip = jax.ShapeDtypeStruct((1, 2, 64, 64, 3), jnp.float32)
 
     def recomputes() -> bool:
-        return "remat" in str(
-            jax.make_jaxpr(jax.grad(lambda clip: model.restore_clip(clip).sum()))(clip)
-        )
+        return "remat" in str(jax.make_jaxpr(model.restore_clip)(clip))
 
     assert not recomputes()
     model.save_memory()
