@@ -17,13 +17,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation
@@ -31,80 +31,14 @@ from jaxdeblur.models.path_maps import gated, share_of_longer
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.paths.motion import is_small
-from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.window_fit import WINDOW, WindowFit
+from jaxdeblur.paths.states import LOOKAHEAD, FilterState, Fitted, OverPaths, StepOf, StreamState
+from jaxdeblur.paths.window_fit import WindowFit
 from jaxdeblur.paths.windows import EVERY, PathsConfig, Told, fit_clips, tell, watch_clips
 from jaxdeblur.shapes import Clip, Frame
-
-StepOf: TypeAlias = Callable[
-    [VideoRestorer, State, Frame, bool | Bool[Array, ""]], tuple[State, Frame]
-]
-
-LOOKAHEAD = WINDOW // 2
 
 _LONG = 6.0  # Pixels: in frames full of longer paths, the base's finest size adds nothing.
 _SHAKY = 0.4  # The share of the frame that such paths have restored lately, above which it rests.
 _LATELY = 0.25  # The last frame's share in that average.
-
-
-class FilterState(NamedTuple):
-    """The state of the filter."""
-
-    last: Frame
-    """The previous frame, as the gate left it."""
-    shaky: Float[Array, 2]
-    """The share of the frame that long paths restored lately, a step ago and now."""
-
-
-class StreamState(NamedTuple):
-    """The state of a stream."""
-
-    frames: Clip
-    """The last four frames, oldest first."""
-    present: Float[Array, 4]
-    """1 for each of these that belongs to the video, else 0."""
-    shutter: Shutter
-    """What is known of each video's shutter."""
-    seen: Int[Array, ""]
-    """The number of frames processed, including those of the opening."""
-    looking: Bool[Array, ""]
-    """Whether frames are only looked at, to find the shutter, and not restored."""
-    base: State
-    """The state of the base."""
-    filter: State
-    """The state of the filter, a FilterState."""
-    fusion: State
-    """The state of the second network."""
-
-    def of_fit(self) -> StreamState:
-        """Returns the part of the state that ``step_fit`` needs."""
-        return self._replace(base=(), filter=(), fusion=())
-
-
-class Fitted(NamedTuple):
-    """What a frame is filtered from."""
-
-    frames: Float[Array, "B 3 H W 3"]
-    """The frame, between the one before and the one after."""
-    fit: WindowFit | None
-    """Its paths; None for frames too small for any."""
-    here: Bool[Array, ""]
-    """Whether the frame belongs to the video."""
-    alone: Bool[Array, ""]
-    """Whether it has no neighbours, and so no path."""
-
-
-class OverPaths(NamedTuple):
-    """What the second network restores a frame from."""
-
-    told: Told | None
-    """The results of the paths; None for frames too small for any."""
-    base: Frame
-    here: Bool[Array, ""]
-    alone: Bool[Array, ""]
-    """Both as in ``Fitted``."""
-    shaky: Float[Array, ""]
-    """The share of the frame that long paths restored lately."""
 
 
 class PathRestorer(VideoRestorer):
@@ -135,8 +69,7 @@ class PathRestorer(VideoRestorer):
             raise UserError(f"a base must look {LOOKAHEAD} frames ahead, not {base.lookahead}")
         self.config = config
         self.opening = EVERY if config.asks else 0
-        self.base = base
-        self.fusion = fusion
+        self.base, self.fusion = base, fusion
         self.multiple = math.lcm(*(net.multiple for net in (base, fusion) if net is not None))
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
@@ -148,18 +81,7 @@ class PathRestorer(VideoRestorer):
         # A batch has videos that shake and videos that do not, and small frames take little time.
         if isinstance(self.base, ScaleChoice) and batch == 1 and not is_small(height, width):
             base = self.base.may_rest(base)
-        return StreamState(
-            jnp.zeros((batch, WINDOW - 1, height, width, 3), jnp.float32),
-            jnp.zeros(WINDOW - 1, jnp.float32),
-            Shutter.unknown(batch),
-            jnp.int32(0),
-            jnp.bool_(False),
-            base,
-            FilterState(
-                jnp.zeros((batch, height, width, 3), jnp.float32), jnp.zeros(2, jnp.float32)
-            ),
-            fusion,
-        )
+        return StreamState.before_first(batch, height, width, base, fusion)
 
     def _step(
         self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
@@ -173,7 +95,7 @@ class PathRestorer(VideoRestorer):
         """Runs the four parts of a step; if frames are only looked at, that of the fit."""
         after, fitted = self.step_fit(state, frame, repeated)
 
-        @jax.jit  # Traced once for both.
+        @jax.jit  # Traced once for both branches.
         def restores() -> tuple[StreamState, Frame, Told | None]:
             step, base, below = VideoRestorer.step, state.base, None
             if self.base is not None:
@@ -183,10 +105,7 @@ class PathRestorer(VideoRestorer):
             fusion, restored = self.step_fusion(step, state.fusion, over)
             return after._replace(base=base, filter=filtered, fusion=fusion), restored, over.told
 
-        def looks() -> tuple[StreamState, Frame, Told | None]:
-            return after, *_zeros_of(restores)[1:]
-
-        return lax.cond(state.looking, looks, restores)
+        return lax.cond(state.looking, lambda: (after, *_zeros_of(restores)[1:]), restores)
 
     def step_base(
         self,
@@ -226,7 +145,7 @@ class PathRestorer(VideoRestorer):
         fit = None
         if motion is not None:
 
-            @jax.jit  # Likewise.
+            @jax.jit  # Traced once for both branches.
             def fits() -> WindowFit:
                 return fit_clips(self.config, frames, motion, shutter)
 
@@ -324,18 +243,6 @@ class PathRestorer(VideoRestorer):
             lambda leaf: jnp.moveaxis(leaf[looks + LOOKAHEAD :], 0, 1), made
         )
         return restored, told
-
-    def shutter_of(self, state: StreamState) -> tuple[float, str] | None:
-        """Returns duty and light of a stream's first video, as found so far or as given.
-
-        Without moving tiles nothing was found, and it returns None.
-        """
-        known = jax.tree.map(lambda leaf: leaf[0], state.shutter)
-        if self.config.asks and not float(known.tiles):
-            return None
-        found = "linear" if float(known.linear) > 0 else "stored"
-        light = found if self.config.light == "found" else self.config.light
-        return self.config.duty or round(float(known.duty), 3), light
 
 
 def _zeros_of(work: Callable[[], Any]) -> Any:

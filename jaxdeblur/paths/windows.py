@@ -48,6 +48,18 @@ class PathsConfig:
         """Whether the duty or the light is to be found from the video."""
         return not self.duty or self.light == "found"
 
+    def found(self, shutters: Shutter) -> tuple[float, str] | None:
+        """Returns duty and light of the first video, as given or as ``shutters`` know it.
+
+        Without moving tiles nothing was found, and it returns None.
+        """
+        known = jax.tree.map(lambda leaf: leaf[0], shutters)
+        if self.asks and not float(known.tiles):
+            return None
+        light = "linear" if float(known.linear) > 0 else "stored"
+        light = light if self.light == "found" else self.light
+        return self.duty or round(float(known.duty), 3), light
+
 
 class Told(NamedTuple):
     """The results for the middle frames."""

@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.paths.restorer import Fitted, OverPaths, PathRestorer, StepOf
+from jaxdeblur.paths.restorer import PathRestorer
+from jaxdeblur.paths.states import Fitted, OverPaths, StepOf
 from jaxdeblur.restoration.tiling import TileGrid, halo_of
 from jaxdeblur.shapes import DevicePlane, Frame, SeenFrame
 from jaxdeblur.video.pixels import RGB8, PixelLayout

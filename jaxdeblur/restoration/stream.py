@@ -238,7 +238,7 @@ class Stream:
         """Duty and light of blur paths, as given or estimated so far; None without paths."""
         if not isinstance(self._model, PathRestorer):
             return None
-        return self._model.shutter_of(self._state)
+        return self._model.config.found(self._state.shutter)
 
     def _advance(
         self, planes: tuple[DevicePlane, ...], *, repeated: bool

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.data.fixed_scenes import fixed_kinds, render_fixed_scene
+from jaxdeblur.data.photographs import find_photographs
+from jaxdeblur.data.textures import cut_textures
 from jaxdeblur.models.path_maps import at_pixels, gated, path_maps, restored_of, smoothstep
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
@@ -327,6 +330,24 @@ def test_the_shutter_is_found(speed: tuple[float, float], duty: float, gamma: fl
         shutter = asked(frames, shutter)
     assert abs(float(shutter.duty) - duty) <= 0.1
     assert float(shutter.linear) == (gamma > 1)
+
+
+@pytest.mark.stress  # Renders frames of 1280x720.
+@pytest.mark.parametrize("duty", [0.375, 0.625, 0.875, 1.0])
+def test_the_duty_cycle_of_rendered_scenes_is_found(duty: float) -> None:
+    kind = fixed_kinds()["10px"]
+    shown = cut_textures(find_photographs("test"), 2, kind.texture_size, seed=0)
+    scene = jax.tree.map(lambda values: jnp.asarray(values[0]), kind.scenes)
+    scene = scene._replace(
+        exposure=jnp.float32(duty), gamma=jnp.float32(1), textures=scene.textures % 2
+    )
+    frames, _ = render_fixed_scene(
+        jax.random.key(0), scene, jnp.asarray(shown), size=kind.size, frames=7, moments=kind.moments
+    )
+    shutter = Shutter.unknown()
+    for first in range(3):
+        shutter = asked(frames[first : first + 5], shutter)
+    assert abs(float(shutter.duty) - duty) <= 0.1
 
 
 def test_sharp_frames_stay_as_they_are() -> None:

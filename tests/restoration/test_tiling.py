@@ -16,7 +16,8 @@ from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.paths.restorer import OverPaths, PathRestorer
+from jaxdeblur.paths.restorer import PathRestorer
+from jaxdeblur.paths.states import OverPaths
 from jaxdeblur.paths.windows import PathsConfig, Told
 from jaxdeblur.restoration.placement import step_memory
 from jaxdeblur.restoration.stream import Stream
