@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -437,7 +438,8 @@ def test_without_the_packages_it_says_what_installs_them(
     def absent(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(write.importlib, "import_module", absent)
+    # Not the module's own function, by which JAX itself imports lazily.
+    monkeypatch.setattr(write, "importlib", types.SimpleNamespace(import_module=absent))
     out = tmp_path / name
     with pytest.raises(UserError, match=r"not installed; .* pip install --editable '.\[export\]'"):
         exported(monkeypatch, "strcnn_dtb_choice", str(out))
