@@ -220,15 +220,15 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @jax.jit
-def over(frames: jax.Array, present: jax.Array, duty: float, last: jax.Array) -> Estimate:
-    """Restores the middle frame over itself, averaged as stored."""
+def restored_after(last: jax.Array, frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
+    """Restores the middle frame over itself and the restored frame before, averaged as stored."""
     moves, unknown = moves_of(frames), Shutter.unknown()
     return estimate(frames, moves, frames[2], last, present, unknown, duty, linear=False)
 
 
 def restored(frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
-    """Does the same with the blurred frame before as the last one; no other program is needed."""
-    return over(frames, present, duty, frames[1])
+    """Restores the middle frame likewise, with the blurred frame before in place of a restored."""
+    return restored_after(frames[1], frames, present, duty)
 
 
 @jax.jit
@@ -250,12 +250,14 @@ def test_the_last_frame_hands_on_what_it_knows() -> None:
     blurred, sharp = (jnp.asarray(f, jnp.float32) for f in moving((2.0, 9.0), 1.0))
     blurred += 0.02 * jax.random.normal(jax.random.key(0), blurred.shape)
     gains = [
-        psnr(np.asarray(over(blurred, jnp.ones(5), 1.0, last).sharp), np.asarray(sharp[2]))
+        psnr(
+            np.asarray(restored_after(last, blurred, jnp.ones(5), 1.0).sharp), np.asarray(sharp[2])
+        )
         for last in (blurred[1], sharp[1])
     ]
     assert gains[1] > gains[0] + 0.4
     first = jnp.array([0.0, 0.0, 1.0, 1.0, 1.0])
-    with_none, with_any = (over(blurred, first, 1.0, last).sharp for last in sharp[:2])
+    with_none, with_any = (restored_after(last, blurred, first, 1.0).sharp for last in sharp[:2])
     np.testing.assert_array_equal(with_none, with_any)
 
 
