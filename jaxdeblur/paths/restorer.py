@@ -30,6 +30,7 @@ from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.models.path_maps import gated, share_of_longer
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
+from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.motion import is_small
 from jaxdeblur.paths.states import LOOKAHEAD, FilterState, Fitted, OverPaths, StepOf, StreamState
 from jaxdeblur.paths.window_fit import WindowFit
@@ -74,10 +75,8 @@ class PathRestorer(VideoRestorer):
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
         base: Any
-        base, fusion = (
-            () if net is None else net.initial_state(batch, height, width)
-            for net in (self.base, self.fusion)
-        )
+        start = functools.partial(self_ensemble.initial_state, batch, height, width)
+        base, fusion = (start(net) if net else () for net in (self.base, self.fusion))
         # A batch has videos that shake and videos that do not, and small frames take little time.
         if isinstance(self.base, ScaleChoice) and batch == 1 and not is_small(height, width):
             base = self.base.may_rest(base)
@@ -127,7 +126,7 @@ class PathRestorer(VideoRestorer):
         assert self.base is not None
         if isinstance(self.base, ScaleChoice):
             state = self.base.rest(state, shaky > _SHAKY)
-        return step_of(self.base, state, frame, repeated)
+        return self_ensemble.step(step_of, self.base, state, frame, repeated)
 
     def step_fit(
         self, state: StreamState, frame: Frame, repeated: bool | Array
@@ -192,7 +191,8 @@ class PathRestorer(VideoRestorer):
             return state, over.base
         restored = gated(over.told.maps)
         if self.fusion is not None:
-            after, restored = step_of(self.fusion, state, over.told.maps, jnp.bool_(False))
+            given = state, over.told.maps, jnp.bool_(False)
+            after, restored = self_ensemble.step(step_of, self.fusion, *given)
             state = jax.tree.map(functools.partial(jnp.where, over.here), after, state)
         return state, jnp.where(over.alone, over.base, restored)
 

@@ -11,6 +11,7 @@ cycle and the light are given, with errors. Drawing that was stopped resumes in 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 from pathlib import Path
@@ -35,6 +36,7 @@ from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
 from jaxdeblur.paths.estimate import estimate
 from jaxdeblur.paths.motion import moves_of
+from jaxdeblur.paths.self_ensemble import restore_clip
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.window_fit import WINDOW
 from jaxdeblur.shapes import Video8
@@ -185,7 +187,7 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     """
     keep_settings(folder, config)
     base = load_model(config.base).model if config.base else None
-    below = jax.jit(base.restore_clip) if base else lambda clip: clip
+    below = jax.jit(functools.partial(restore_clip, base)) if base else lambda clip: clip
 
     @jax.jit
     def look(

@@ -19,6 +19,7 @@ from jaxdeblur.models.path_maps import at_pixels, gated, path_maps, restored_of,
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.displacement import displacement, phase_spectra
 from jaxdeblur.paths.estimate import Estimate, estimate
 from jaxdeblur.paths.fit import Stage, fit_paths
@@ -564,6 +565,35 @@ def test_a_stream_equals_its_clip(
         assert np.abs(stream.astype(int) - video).max() > 1
 
 
+@pytest.mark.parametrize("small", [True, False])
+def test_networks_see_small_frames_mirrored_too(
+    small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not small:
+        monkeypatch.setattr("jaxdeblur.paths.motion._SMALL", 16)
+    network = build(dataclasses.replace(OVER_PATHS, m=2, over_paths=""))
+    video = np.random.default_rng(8).random((4, 2, 16, 24, 3), np.float32)
+
+    def mirrored(axes: tuple[int, ...]) -> np.ndarray:
+        state, restored = network.initial_state(2, 16, 24), []
+        for frame in np.flip(video, axes):
+            state, made = network.step(state, jnp.asarray(frame))
+            restored.append(np.asarray(made))
+        return np.flip(np.stack(restored), axes)
+
+    whole_step = type(network).step
+    state, restored = self_ensemble.initial_state(2, 16, 24, network), []
+    for frame in video:
+        state, made = self_ensemble.step(whole_step, network, state, jnp.asarray(frame), False)
+        restored.append(made)
+    axes = [(), (2,), (3,), (2, 3)] if small else [()]
+    each = np.stack([mirrored(those) for those in axes])
+    np.testing.assert_allclose(np.stack(restored), each.mean(0), atol=1e-6)
+    clip = self_ensemble.restore_clip(network, jnp.moveaxis(jnp.asarray(video), 0, 1))
+    np.testing.assert_allclose(np.moveaxis(clip, 1, 0)[0], restored[2], atol=1e-5)
+    assert not small or np.ptp(each, axis=0).max() > 1e-3
+
+
 @pytest.mark.stress  # compiles its own program
 def test_the_base_rests_while_long_paths_restore_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxdeblur.paths.motion._SMALL", 64)  # makes these frames large
@@ -623,6 +653,7 @@ def test_frames_beyond_a_jump_are_absent() -> None:
     assert near(0, 0, 60, 6, present=(0, 0, 1, 1, 0)) == [0, 0, 1, 1, 0]
 
 
+@pytest.mark.stress  # compiles its own program
 def test_a_jump_leaves_the_frame_before_it_one_neighbour(one_stage: None) -> None:
     blurred = moving((0.0, 6.0), 1.0)[0][:, :128, :128]
     cut = np.roll(blurred, 40, axis=2)[3:]
