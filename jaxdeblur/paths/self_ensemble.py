@@ -2,26 +2,28 @@
 
 The mean of a network's results for a frame and for its mirror images, mirrored back, keeps less of
 the network's errors. Source: Lim et al., "Enhanced deep residual networks for single image
-super-resolution", CVPR Workshops 2017; here without rotations. It takes four times as long, so
-large frames go without.
+super-resolution", CVPR Workshops 2017; here without rotations. The networks then take four times as
+long, so larger frames go without.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.paths.motion import is_small
 from jaxdeblur.paths.states import StepOf
 from jaxdeblur.shapes import Clip, Frame, SeenFrame
 
+_MOST = 160_000  # Pixels: such frames then take as long as those of 1280x720.
 _MIRRORED = ((), (-2,), (-3,), (-3, -2))  # The axes of ``... H W C`` that are reversed.
 
 
 def initial_state(batch: int, height: int, width: int, net: VideoRestorer) -> State:
     """Returns the state of ``net`` before the first frame of ``batch`` videos."""
-    images = len(_MIRRORED) if is_small(height, width) else 1
+    images = len(_MIRRORED) if height * width <= _MOST else 1
     return net.initial_state(images * batch, height, width)
 
 
@@ -41,7 +43,7 @@ def step(
       frame: B H W 3 or the maps of blur paths, in [0, 1], padded.
       repeated: whether the video has ended and its last frame is passed again.
     """
-    if not is_small(*frame.shape[1:3]):
+    if math.prod(frame.shape[1:3]) > _MOST:
         return step_of(net, state, frame, repeated)
     state, restored = step_of(net, state, _mirrored(frame), repeated)
     return state, _mean_of_mirrored(restored)
@@ -49,7 +51,7 @@ def step(
 
 def restore_clip(net: VideoRestorer, clip: Clip) -> Clip:
     """Restores a clip with the network, as a stream of steps would."""
-    if not is_small(*clip.shape[2:4]):
+    if math.prod(clip.shape[2:4]) > _MOST:
         return net.restore_clip(clip)
     return _mean_of_mirrored(net.restore_clip(_mirrored(clip)))
 

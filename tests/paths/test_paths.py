@@ -570,7 +570,7 @@ def test_networks_see_small_frames_mirrored_too(
     small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not small:
-        monkeypatch.setattr("jaxdeblur.paths.motion._SMALL", 16)
+        monkeypatch.setattr("jaxdeblur.paths.self_ensemble._MOST", 383)  # of 384
     network = build(dataclasses.replace(OVER_PATHS, m=2, over_paths=""))
     video = np.random.default_rng(8).random((4, 2, 16, 24, 3), np.float32)
 
@@ -597,6 +597,7 @@ def test_networks_see_small_frames_mirrored_too(
 @pytest.mark.stress  # compiles its own program
 def test_the_base_rests_while_long_paths_restore_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxdeblur.paths.motion._SMALL", 64)  # makes these frames large
+    monkeypatch.setattr("jaxdeblur.paths.self_ensemble._MOST", 0)
     blurred, _ = moving((2.0, 12.0), 1.0, frames=9)
     video = np.round(np.clip(blurred[:, :, :256], 0, 1) * 255).astype(np.uint8)
     base = build(dataclasses.replace(OVER_PATHS, m=2, over_paths="", scales=(2, 1)))

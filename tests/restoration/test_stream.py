@@ -239,7 +239,7 @@ def test_one_compilation_a_size(model, caplog):
 
 @pytest.mark.parametrize("tiles", [None, TileGrid(16, 16)])
 def test_a_base_and_its_paths_are_a_program_each(tiles, caplog, monkeypatch):
-    monkeypatch.setattr("jaxdeblur.paths.motion._SMALL", 16)  # no mirror images
+    monkeypatch.setattr("jaxdeblur.paths.self_ensemble._MOST", 0)
     base = Strcnn(dataclasses.replace(CONFIG, m=2), rngs=nnx.Rngs(0))
     paths = PathRestorer(PathsConfig(), base)
     size = (27, 35)  # a size that no other test uses
