@@ -76,7 +76,7 @@ class PathRestorer(VideoRestorer):
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
         base: Any
         start = functools.partial(self_ensemble.initial_state, batch, height, width)
-        base, fusion = (start(net) if net else () for net in (self.base, self.fusion))
+        base, fusion = (() if net is None else start(net) for net in (self.base, self.fusion))
         # A batch has videos that shake and videos that do not, and small frames take little time.
         if isinstance(self.base, ScaleChoice) and batch == 1 and not is_small(height, width):
             base = self.base.may_rest(base)
