@@ -8,8 +8,6 @@ long, so larger frames go without.
 
 from __future__ import annotations
 
-import math
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -23,7 +21,7 @@ _MIRRORED = ((), (-2,), (-3,), (-3, -2))  # The axes of ``... H W C`` that are r
 
 def initial_state(batch: int, height: int, width: int, net: VideoRestorer) -> State:
     """Returns the state of ``net`` before the first frame of ``batch`` videos."""
-    images = len(_MIRRORED) if height * width <= _MOST else 1
+    images = len(_MIRRORED) if _is_mirrored(height, width) else 1
     return net.initial_state(images * batch, height, width)
 
 
@@ -43,7 +41,7 @@ def step(
       frame: B H W 3 or the maps of blur paths, in [0, 1], padded.
       repeated: whether the video has ended and its last frame is passed again.
     """
-    if math.prod(frame.shape[1:3]) > _MOST:
+    if not _is_mirrored(*frame.shape[1:3]):
         return step_of(net, state, frame, repeated)
     state, restored = step_of(net, state, _mirrored(frame), repeated)
     return state, _mean_of_mirrored(restored)
@@ -51,9 +49,13 @@ def step(
 
 def restore_clip(net: VideoRestorer, clip: Clip) -> Clip:
     """Restores a clip with the network, as a stream of steps would."""
-    if math.prod(clip.shape[2:4]) > _MOST:
+    if not _is_mirrored(*clip.shape[2:4]):
         return net.restore_clip(clip)
     return _mean_of_mirrored(net.restore_clip(_mirrored(clip)))
+
+
+def _is_mirrored(height: int, width: int) -> bool:
+    return height * width <= _MOST
 
 
 def _mirrored(frames: Float[Array, "B *rest H W C"]) -> Float[Array, "B4 *rest H W C"]:
