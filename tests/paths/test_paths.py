@@ -583,6 +583,8 @@ def test_networks_see_small_frames_mirrored_too(
 
     whole_step = type(network).step
     state, restored = self_ensemble.initial_state(2, 16, 24, network), []
+    of_paths = PathRestorer(PathsConfig(), network).initial_state(2, 16, 24)
+    chex.assert_trees_all_equal_shapes(of_paths.base, state)
     for frame in video:
         state, made = self_ensemble.step(whole_step, network, state, jnp.asarray(frame), False)
         restored.append(made)
