@@ -3,7 +3,8 @@
 The likelihood with a fitted spectrum reveals the length of the exposure, on which the zeros of the
 transfer functions depend. The light, as stored or linear, is the one that explains the blur better.
 Slow tiles are evaluated at full size, where their zeros lie. A video has one duty cycle and light,
-so evidence is summed over frames; it is forgotten slowly, so that changes are followed.
+so evidence is summed over frames. That on the duty cycle is forgotten slowly, so that changes are
+followed; the light is the camera's, and its evidence is kept.
 """
 
 from __future__ import annotations
@@ -58,10 +59,10 @@ class Shutter(NamedTuple):
     votes: Float[Array, "2 D"]
     """The same with each tile's part limited, so that no tile overrules the others."""
     apart: Float[Array, "2 D"]
-    """How much more an open shutter explains in linear light than as stored: the sum over tiles,
-    and the sum of squares."""
+    """How much more an open shutter explains in linear light than as stored: the sum over all tiles
+    so far, and the sum of squares. Not forgotten."""
     tiles: Float[Array, ""]
-    """The weighted number of tiles, forgotten alike."""
+    """The weighted number of tiles, forgotten like ``votes``."""
 
     @classmethod
     def unknown(cls, *videos: int) -> Shutter:
@@ -83,8 +84,12 @@ class Shutter(NamedTuple):
             jnp.einsum("lnd,n->ld", each, counts)
             for each in (over, jnp.minimum(over, _MOST), apart)
         )
-        new = Shutter(evidence, votes, sums, counts.sum())
-        return jax.tree.map(lambda kept, more: _FORGET * kept + more, self, new)
+        return Shutter(
+            _FORGET * self.evidence + evidence,
+            _FORGET * self.votes + votes,
+            self.apart + sums,
+            _FORGET * self.tiles + counts.sum(),
+        )
 
     @property
     def blurred(self) -> Float[Array, ""]:

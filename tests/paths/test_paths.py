@@ -399,6 +399,15 @@ def test_tiles_must_agree_that_light_is_linear() -> None:
         assert float(Shutter.unknown().add(seen, jnp.ones(12)).linear) == linear
 
 
+def test_a_cameras_light_is_remembered() -> None:
+    """Twenty frames in linear light outweigh the six after them, which look more like stored."""
+    shutter, curve = Shutter.unknown(), -jnp.asarray(DUTIES)
+    for more in (0.1,) * 20 + (-0.15,) * 6:
+        seen = jnp.stack([jnp.tile(curve, (12, 1)), jnp.tile((1 + more) * curve, (12, 1))])
+        shutter = shutter.add(seen, jnp.ones(12))
+    assert float(shutter.linear) == 1
+
+
 def test_patches_at_both_sizes_have_the_same_frequencies() -> None:
     image = jnp.asarray(textured(256, 320)[..., 0], jnp.float32)
     tiling, centre = Tiling(256, 320, 64, 128, 128), jnp.array([14])
