@@ -24,7 +24,7 @@ def phase_spectra(image: Float[Array, "H W"], tiling: Tiling) -> Complex[Array, 
         return jnp.fft.rfft2((patch[0] - patch.mean()) * window)
 
     # Zeros beyond the borders: a mirrored image moves the opposite way.
-    return over_tiles(one, cut((image - image.mean())[None], tiling, beyond="constant"))
+    return over_tiles(one, cut((image - image.mean())[None], tiling, mirrored=False))
 
 
 def displacement(

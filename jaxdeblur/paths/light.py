@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths.motion import LUMA
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, frequencies, transfer
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, frequencies, power, transfer
 from jaxdeblur.paths.prior import Prior
 from jaxdeblur.paths.tiles import Tiling, cut, inner, over_tiles, overlap_add, taper
 from jaxdeblur.paths.wiener import Tiles, luminance
@@ -60,14 +60,14 @@ def _excess(
     path = jnp.einsum("jp,npc->njc", tiles.basis[j], tiles.fit.knots) - tiles.offsets[:, None, j]
     # Content at a tile in frame j lies at minus the offset in the middle frame.
     place = -jnp.round(tiles.offsets[:, j]).astype(int)
-    patches = cut(jnp.concatenate([y**GAMMA, y]), tiling, place)
+    patches = cut(jnp.concatenate([power(y, GAMMA), y]), tiling, place)
 
     def one(each: tuple[jax.Array, jax.Array]) -> Float[Array, "C size size"]:
         both, path = each
         kernel = transfer(path, SAMPLE_WEIGHTS[None], *frequencies(n))[0]
         spectra = lax.complex(kernel[0], kernel[1]) * jnp.fft.rfft2(both)
         linear, stored = jnp.split(inner(jnp.fft.irfft2(spectra, s=(n, n)), tiling), 2)
-        return jnp.clip(linear, 0.0, 1.0) ** (1 / GAMMA) - stored
+        return power(jnp.clip(linear, 0.0, 1.0), 1 / GAMMA) - stored
 
     made = over_tiles(one, (patches, path))
     return overlap_add(made * taper(tiling.size, tiling.size - tiling.stride), tiling)

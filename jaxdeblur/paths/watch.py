@@ -20,7 +20,7 @@ from jaxdeblur.paths.motion import (
     speed_of,
     tiling_of,
 )
-from jaxdeblur.paths.path import through
+from jaxdeblur.paths.path import power, through
 from jaxdeblur.paths.shutter import LEAST_MOTION, LIGHTS, SLOW, TILES, Shutter, evidence, richest
 
 
@@ -69,7 +69,7 @@ def _ask(
 
     def told(gamma: Float[Array, ""]) -> Float[Array, "n D"]:
         seen, fine = (
-            observed(bright**gamma, tiling, offsets, present, only=chosen, scale=scale)
+            observed(power(bright, gamma), tiling, offsets, present, only=chosen, scale=scale)
             for tiling, scale in ((tiling, 2), (of_less, 1))
         )
         return evidence(start[chosen], seen, fine, slow)

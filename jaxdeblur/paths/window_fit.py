@@ -25,7 +25,7 @@ from jaxdeblur.paths.motion import (
     speed_of,
     tiling_of,
 )
-from jaxdeblur.paths.path import exposures, through
+from jaxdeblur.paths.path import exposures, power, through
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.tiles import Tiling, halved_pixels
 
@@ -108,7 +108,7 @@ def _fit(
 ) -> tuple[Fit, Float[Array, " N"]]:
     """Returns the fit of each tile, and G."""
     basis, start = exposures(duty), through(moves, present)
-    light = lax.cond(linear, lambda y: y**GAMMA, lambda y: y, frames[1:4] @ LUMA)
+    light = lax.cond(linear, lambda y: power(y, GAMMA), lambda y: y, frames[1:4] @ LUMA)
     # Patches are moved inward: beyond the border a mirrored image moves the opposite way.
     seen = observed(light, tiling, offsets_of(start), present, inward=True)
     closer = COARSE[1] / tiling.size

@@ -35,7 +35,16 @@ from jaxdeblur.paths.likelihood import (
     observed,
 )
 from jaxdeblur.paths.motion import connected, moves_of
-from jaxdeblur.paths.path import FREE, KNOTS, cos_sin, exposures, extent, spline, transfer
+from jaxdeblur.paths.path import (
+    FREE,
+    KNOTS,
+    cos_sin,
+    exposures,
+    extent,
+    power,
+    spline,
+    transfer,
+)
 from jaxdeblur.paths.prior import Prior, mean_of
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.shutter import DUTIES, Shutter, richest
@@ -111,6 +120,13 @@ def test_cosine_and_sine_of_turns_are_exact_to_rounding() -> None:
     np.testing.assert_allclose(found, (np.cos(rate), np.sin(rate)), atol=3e-7)
     expected = -2 * np.pi * np.sin(rate), 2 * np.pi * np.cos(rate)
     np.testing.assert_allclose(slopes, expected, atol=2e-6)
+
+
+def test_powers_are_exact_to_rounding_down_to_zero() -> None:
+    base = np.linspace(0, 1, 1001, dtype=np.float32)
+    for exponent in (1.0, GAMMA, 1 / GAMMA):
+        found = power(jnp.asarray(base), exponent)
+        np.testing.assert_allclose(found, base.astype(np.float64) ** exponent, rtol=3e-6)
 
 
 def test_transfer_function_is_the_mean_of_shifts() -> None:
