@@ -16,7 +16,7 @@ from jaxdeblur.paths.gate import gate
 from jaxdeblur.paths.light import as_stored
 from jaxdeblur.paths.motion import CLOSE, LUMA, is_small, offsets_of, tiling_of
 from jaxdeblur.paths.path import exposed, exposures, extent
-from jaxdeblur.paths.prior import Prior
+from jaxdeblur.paths.prior import Past, Prior
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.tiles import Tiling, halved, halved_pixels
 from jaxdeblur.paths.window_fit import WindowFit, fit_window
@@ -40,13 +40,15 @@ class Estimate(NamedTuple):
     """The gate, e and G of each cell (gate.py)."""
     paths: Float[Array, "N 9 2"]
     """Positions of each tile's centre during the exposure, (y, x) in pixels of the frame."""
+    excess: Float[Array, "H W 3"]
+    """What averaging in linear light added to the frame (light.py)."""
 
 
 def estimate(
     frames: Float[Array, "5 H W 3"],
     moves: Float[Array, "N 4 2"],
     base: Float[Array, "H W 3"],
-    last: Float[Array, "H W 3"],
+    past: Past,
     present: Float[Array, 5],
     shutter: Shutter,
     duty: float | Array | None = None,
@@ -54,7 +56,7 @@ def estimate(
 ) -> Estimate:
     """Restores the middle of five frames; arguments as in ``fit_window`` and ``filtered``."""
     found = fit_window(frames, moves, present, shutter, duty, linear)
-    return filtered(frames[1:4], found, base, last)
+    return filtered(frames[1:4], found, base, past)
 
 
 @jax.default_matmul_precision("float32")
@@ -62,7 +64,7 @@ def filtered(
     frames: Float[Array, "3 H W 3"],
     found: WindowFit,
     base: Float[Array, "H W 3"],
-    last: Float[Array, "H W 3"],
+    past: Past,
 ) -> Estimate:
     """Restores the middle of three frames along its paths.
 
@@ -70,18 +72,19 @@ def filtered(
       frames: as stored, in [0, 1]: the middle three of ``fit_window``.
       found: from ``fit_window``.
       base: the middle frame as a network restores it, or unchanged.
-      last: the previous frame, restored.
+      past: what the previous frame passes on.
     """
     tiling = tiling_of(frames)
-    prior = Prior(base, last, found.present[1])
-    whole = functools.partial(_filtered, frames, prior, found, tiling)
+    prior = Prior(base, past.restored, found.present[1])
+    whole = functools.partial(_filtered, frames, past.excess, prior, found, tiling)
 
     def at_half_size() -> _Filtered:
         half, below = halved_pixels(frames), prior.map(halved_pixels)
         small = tiling_of(half, CLOSE)
         those = slice(len(small.centres))
         fit, gain = jax.tree.map(lambda leaf: leaf[those], (found.fit, found.gain))
-        made = _filtered(half, below, found._replace(fit=fit, gain=gain), small)
+        excess = halved_pixels(past.excess)
+        made = _filtered(half, excess, below, found._replace(fit=fit, gain=gain), small)
         return _enlarged(made, base, below.base, small, tiling)
 
     made: _Filtered = (
@@ -89,7 +92,7 @@ def filtered(
     )
     cells = made.cells.at[..., 0].multiply(found.trusted)
     base = frames[1] + found.base_share * (base - frames[1])
-    return Estimate(made.sharp, base, made.unexplained, cells, made.paths)
+    return Estimate(made.sharp, base, made.unexplained, cells, made.paths, made.excess)
 
 
 class _Filtered(NamedTuple):
@@ -99,17 +102,24 @@ class _Filtered(NamedTuple):
     unexplained: Float[Array, "H W 2"]
     cells: Float[Array, "h w 3"]
     paths: Float[Array, "N 9 2"]
+    excess: Float[Array, "H W 3"]
 
 
 def _filtered(
-    frames: Float[Array, "3 H W 3"], prior: Prior, found: WindowFit, tiling: Tiling
+    frames: Float[Array, "3 H W 3"],
+    excess: Float[Array, "H W 3"],
+    prior: Prior,
+    found: WindowFit,
+    tiling: Tiling,
 ) -> _Filtered:
     prior, fit, duty = prior.map(lambda y: jnp.clip(y, 0.0, 1.0)), found.fit, found.duty
     blurred = frames[1]
     bright, prior_bright = blurred @ LUMA, prior.map(lambda y: y @ LUMA)
     weights = found.present[1:4] * jnp.exp(fit.trust) * jnp.array(_SHARES)
     tiles = wiener.Tiles(fit, offsets_of(fit.knots), weights, duty, exposures(duty))
-    stored = lax.cond(found.linear, lambda: as_stored(frames, prior, tiles, tiling), lambda: frames)
+    stored = lax.cond(
+        found.linear, lambda: as_stored(frames, excess, prior, tiles, tiling), lambda: frames
+    )
     stored_bright = stored @ LUMA
     made = wiener.luminance(stored_bright, prior_bright, tiles, tiling)
     colours = _chroma(stored, stored_bright)
@@ -123,7 +133,7 @@ def _filtered(
     cells = gate(made, bright, extent(fit.knots, duty), found.gain, tiling)
     unexplained = jnp.stack([made.residual, made.disagreement], -1)
     paths = jnp.asarray(tiling.centres)[:, None] + exposed(fit.knots, duty)
-    return _Filtered(sharp, unexplained, cells, paths)
+    return _Filtered(sharp, unexplained, cells, paths, blurred - stored[1])
 
 
 def _enlarged(
@@ -144,7 +154,8 @@ def _enlarged(
     cells = made.cells.repeat(2, 0).repeat(2, 1)[: -(-height // CELL), : -(-width // CELL)]
     bent = 2 * (made.paths - jnp.asarray(small.centres)[:, None])[tiling.nearest(small, scale=2)]
     paths = jnp.asarray(tiling.centres)[:, None] + bent
-    return _Filtered(sharp, enlarge(made.unexplained), cells * jnp.array([1.0, 2.0, 1.0]), paths)
+    cells = cells * jnp.array([1.0, 2.0, 1.0])
+    return _Filtered(sharp, enlarge(made.unexplained), cells, paths, enlarge(made.excess))
 
 
 def _chroma(

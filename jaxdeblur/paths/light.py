@@ -6,7 +6,8 @@ the effect of linear light is subtracted from the frames, and all else works on 
 
     B'_j = B_j - [(K_j y^g)^(1/g) - K_j y]                                        g = GAMMA
 
-for each colour. The luminance is first corrected with the base's luminance as y and deconvolved.
+for each colour. The previous frame keeps the bracket found when it was the middle one, from its
+own base and path. The luminance is first corrected with the base's luminance as y and deconvolved.
 Then y is the base with that luminance. The bracket is blurred and differs little between tiles, so
 tiles that hardly overlap are enough. Each takes the nearest path.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths.motion import LUMA
@@ -27,12 +28,17 @@ from jaxdeblur.paths.wiener import Tiles, luminance
 
 
 def as_stored(
-    frames: Float[Array, "3 H W 3"], prior: Prior, tiles: Tiles, tiling: Tiling
+    frames: Float[Array, "3 H W 3"],
+    known: Float[Array, "H W 3"],
+    prior: Prior,
+    tiles: Tiles,
+    tiling: Tiling,
 ) -> Float[Array, "3 H W 3"]:
     """Returns B', the frames as if averaged as stored.
 
     Args:
       frames: the previous, middle and next frame, as stored.
+      known: the bracket of the previous frame, from when it was the middle one; zeros if unknown.
       prior: as stored, ``H W 3``.
       tiles: their paths, fitted in linear light.
       tiling: of the frames.
@@ -42,18 +48,28 @@ def as_stored(
     fit, offsets, weights = jax.tree.map(lambda x: x[which], tiles[:3])
     tiles = tiles._replace(fit=fit, offsets=offsets, weights=weights)
 
-    def excess(sharp: Float[Array, "C H W"]) -> Float[Array, "3 C H W"]:
-        y = jnp.clip(sharp, 0.0, 1.0)
-        return jnp.stack([_excess(y, tiles, few, j) for j in range(len(frames))])
+    # Without a previous frame, its bracket is not needed.
+    first = jnp.where(jnp.any(known != 0) | (prior.has_last == 0), 1, 0)
 
-    base, bright = prior.base, prior.base @ LUMA
-    corrected = frames @ LUMA - excess(bright[None])[:, 0]
+    def excess(
+        sharp: Float[Array, "C H W"], known: Float[Array, "C H W"]
+    ) -> Float[Array, "3 C H W"]:
+        y = jnp.clip(sharp, 0.0, 1.0)
+
+        def with_frame(j: Int[Array, ""], made: Float[Array, "3 C H W"]) -> Float[Array, "3 C H W"]:
+            return made.at[j].set(_excess(y, tiles, few, j))
+
+        start = jnp.zeros((len(frames), *y.shape)).at[0].set(known)
+        return lax.fori_loop(first, len(frames), with_frame, start)
+
+    base, bright = jnp.moveaxis(prior.base, -1, 0), prior.base @ LUMA
+    corrected = frames @ LUMA - excess(bright[None], (known @ LUMA)[None])[:, 0]
     change = luminance(corrected, prior.map(lambda y: y @ LUMA), tiles, few).sharp - bright
-    return frames - jnp.moveaxis(excess(jnp.moveaxis(base, -1, 0) + change), 1, -1)
+    return frames - jnp.moveaxis(excess(base + change, jnp.moveaxis(known, -1, 0)), 1, -1)
 
 
 def _excess(
-    y: Float[Array, "C H W"], tiles: Tiles, tiling: Tiling, j: int
+    y: Float[Array, "C H W"], tiles: Tiles, tiling: Tiling, j: Int[Array, ""]
 ) -> Float[Array, "C H W"]:
     """Returns the bracket for frame j, at its position in that frame."""
     n = tiling.n

@@ -19,6 +19,15 @@ from jaxtyping import Array, Complex, Float
 from jaxdeblur.paths.path import times
 
 
+class Past(NamedTuple):
+    """What a frame passes on to the next."""
+
+    restored: Float[Array, "*leading H W 3"]
+    """The frame as the gate left it."""
+    excess: Float[Array, "*leading H W 3"]
+    """What averaging in linear light added to it (light.py); zeros if it was averaged as stored."""
+
+
 class Prior(NamedTuple):
     """Two images of one shape."""
 

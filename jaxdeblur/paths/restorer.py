@@ -172,11 +172,11 @@ class PathRestorer(VideoRestorer):
         shown = frames[:, 1] if below is None else below
         if fit is None:
             return state, OverPaths(None, shown, here, alone, state.shaky[1])
-        told = tell(frames, fit, shown, state.last)
-        last = jnp.where(here, gated(told.maps), state.last)
+        told, past = tell(frames, fit, shown, state.past)
+        past = jax.tree.map(functools.partial(jnp.where, here), past, state.past)
         long = share_of_longer(told.maps, _LONG).mean()
         shaky = state.shaky[1] + _LATELY * jnp.where(here, long - state.shaky[1], 0.0)
-        state = FilterState(last, jnp.stack([state.shaky[1], shaky]))
+        state = FilterState(past, jnp.stack([state.shaky[1], shaky]))
         return state, OverPaths(told, shown, here, alone, shaky)
 
     def step_fusion(self, step_of: StepOf, state: State, over: OverPaths) -> tuple[State, Frame]:

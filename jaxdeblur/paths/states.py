@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.paths.prior import Past
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.window_fit import WINDOW, WindowFit
 from jaxdeblur.paths.windows import Told
@@ -25,8 +26,8 @@ StepOf: TypeAlias = Callable[
 class FilterState(NamedTuple):
     """The state of the filter."""
 
-    last: Frame
-    """The previous frame, as the gate left it."""
+    past: Past
+    """What the previous frame passes on."""
     shaky: Float[Array, 2]
     """The share of the frame that long paths restored lately, a step ago and now."""
 
@@ -61,6 +62,7 @@ class StreamState(NamedTuple):
           batch, height, width: of the frames, in pixels.
           base, fusion: the states of these networks.
         """
+        nothing = jnp.zeros((batch, height, width, 3), jnp.float32)
         return cls(
             jnp.zeros((batch, WINDOW - 1, height, width, 3), jnp.float32),
             jnp.zeros(WINDOW - 1, jnp.float32),
@@ -68,9 +70,7 @@ class StreamState(NamedTuple):
             jnp.int32(0),
             jnp.bool_(False),
             base,
-            FilterState(
-                jnp.zeros((batch, height, width, 3), jnp.float32), jnp.zeros(2, jnp.float32)
-            ),
+            FilterState(Past(nothing, nothing), jnp.zeros(2, jnp.float32)),
             fusion,
         )
 

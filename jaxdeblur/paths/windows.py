@@ -10,10 +10,11 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxdeblur.models.path_maps import at_pixels, path_maps
+from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
 from jaxdeblur.options import Share, check_ranges
 from jaxdeblur.paths.estimate import LEAST_SIDE, filtered
 from jaxdeblur.paths.motion import connected, moves_of
+from jaxdeblur.paths.prior import Past
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.watch import watch
 from jaxdeblur.paths.window_fit import WINDOW, WindowFit, fit_window
@@ -128,25 +129,28 @@ def fit_clips(
     return fit
 
 
-def tell(frames: Float[Array, "B 3 H W 3"], fit: WindowFit, below: Frame, last: Frame) -> Told:
-    """Returns the results of the paths for the middle frames.
+def tell(
+    frames: Float[Array, "B 3 H W 3"], fit: WindowFit, below: Frame, past: Past
+) -> tuple[Told, Past]:
+    """Returns the results of the paths for the middle frames, and what these pass on.
 
     Args:
       frames: the middle three of each window, in [0, 1].
       fit: from ``fit_clips``.
       below: the base.
-      last: the previous frames, as the gate left them.
+      past: what the previous frames pass on.
     """
 
-    def one(each: tuple[jax.Array, WindowFit, jax.Array, jax.Array]) -> Told:
+    def one(each: tuple[jax.Array, WindowFit, jax.Array, Past]) -> tuple[Told, Past]:
         window, fit, base, before = each
         found = filtered(window, fit, base, before)
         evidence = at_pixels(found.cells, *base.shape[:2])
         maps = path_maps(window[1], found.base, found.sharp, found.unexplained, evidence)
-        return Told(maps, found.cells[..., 0], found.paths)
+        told = Told(maps, found.cells[..., 0], found.paths)
+        return told, Past(gated(maps), found.excess)
 
-    told: Told = _for_each(one, (frames, fit, below, last))
-    return told
+    made: tuple[Told, Past] = _for_each(one, (frames, fit, below, past))
+    return made
 
 
 def _for_each(work: Callable[[Any], Any], videos: Any) -> Any:

@@ -36,6 +36,7 @@ from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
 from jaxdeblur.paths.estimate import estimate
 from jaxdeblur.paths.motion import moves_of
+from jaxdeblur.paths.prior import Past
 from jaxdeblur.paths.self_ensemble import restore_clip
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.window_fit import WINDOW
@@ -193,17 +194,17 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     def look(
         window: jax.Array,
         below: jax.Array,
-        last: jax.Array,
+        past: Past,
         present: jax.Array,
         duty: Any,
         linear: Any,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, Past]:
         moves = moves_of(window)
-        found = estimate(window, moves, below, last, present, Shutter.unknown(), duty, linear)
+        found = estimate(window, moves, below, past, present, Shutter.unknown(), duty, linear)
         evidence = at_pixels(found.cells, *below.shape[:2])
         blurred = window[WINDOW // 2]
         maps = path_maps(blurred, below, found.sharp, found.unexplained, evidence)
-        return jnp.round(255 * maps).astype(jnp.uint8), gated(maps)
+        return jnp.round(255 * maps).astype(jnp.uint8), Past(gated(maps), found.excess)
 
     source = PathClipSource(config)
     line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)
@@ -220,12 +221,13 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
             seen = clip.blurred.astype(np.float32) / 255
             under = np.asarray(below(seen[None])[0])
             # Of the frame before the first one kept, only the base is known.
-            maps, last = [], under[max(first - 1, 0)]
+            past = Past(under[max(first - 1, 0)], np.zeros_like(under[0]))
+            maps = []
             for n in range(first, min(length, first + _SCORED)):
                 around = np.arange(n - WINDOW // 2, n + WINDOW // 2 + 1)
                 present = ((around >= 0) & (around < length)).astype(np.float32)
                 window = seen[np.clip(around, 0, length - 1)]
-                told, last = look(window, under[n], last, present, duty, linear)
+                told, past = look(window, under[n], past, present, duty, linear)
                 maps.append(told)
             _write(place, np.stack(maps), clip.sharp[first : first + _SCORED])
         line.update(number + 1)
