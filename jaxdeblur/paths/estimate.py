@@ -17,9 +17,8 @@ from jaxdeblur.paths.light import as_stored
 from jaxdeblur.paths.motion import CLOSE, LUMA, is_small, offsets_of, tiling_of
 from jaxdeblur.paths.path import exposed, exposures, extent
 from jaxdeblur.paths.prior import Past, Prior
-from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.tiles import Tiling, halved, halved_pixels
-from jaxdeblur.paths.window_fit import WindowFit, fit_window
+from jaxdeblur.paths.window_fit import WindowFit
 
 LEAST_SIDE = 64
 """Pixels; frames with a shorter side hold no tile."""
@@ -44,21 +43,6 @@ class Estimate(NamedTuple):
     """What averaging in linear light added to the frame (light.py)."""
 
 
-def estimate(
-    frames: Float[Array, "5 H W 3"],
-    moves: Float[Array, "N 4 2"],
-    base: Float[Array, "H W 3"],
-    past: Past,
-    present: Float[Array, 5],
-    shutter: Shutter,
-    duty: float | Array | None = None,
-    linear: bool | Array | None = None,
-) -> Estimate:
-    """Restores the middle of five frames; arguments as in ``fit_window`` and ``filtered``."""
-    found = fit_window(frames, moves, present, shutter, duty, linear)
-    return filtered(frames[1:4], found, base, past)
-
-
 @jax.default_matmul_precision("float32")
 def filtered(
     frames: Float[Array, "3 H W 3"],
@@ -74,13 +58,13 @@ def filtered(
       base: the middle frame as a network restores it, or unchanged.
       past: what the previous frame passes on.
     """
-    tiling = tiling_of(frames)
+    tiling = tiling_of(frames.shape[1:3])
     prior = Prior(base, past.restored, found.present[1])
     whole = functools.partial(_filtered, frames, past.excess, prior, found, tiling)
 
     def at_half_size() -> _Filtered:
         half, below = halved_pixels(frames), prior.map(halved_pixels)
-        small = tiling_of(half, CLOSE)
+        small = tiling_of(half.shape[1:3], CLOSE)
         those = slice(len(small.centres))
         fit, gain = jax.tree.map(lambda leaf: leaf[those], (found.fit, found.gain))
         excess = halved_pixels(past.excess)

@@ -1,8 +1,10 @@
 """Fits the paths of all tiles by Gauss-Newton on the likelihood, with neighbouring tiles coupled.
 
     minimise  sum over tiles of L  +  SMOOTH sum d^2 / (1 + |d|)  +  BEND sum |p''''|^2
+              +  KEEP sum [log(1 + |e|) + 1 / (1 + |e|)],    e = p(t) - p(-1) - q(t + 1)
 
-where d are differences of neighbouring tiles' knots, which may be large at an object's border. Each
+where d are differences of neighbouring tiles' knots, which may be large at an object's border, and
+q is the path found at the tile in the previous frame, which covers some of the same motion. Each
 step solves the 12 x 12 systems of all tiles jointly by conjugate gradients. The frequency band
 widens from stage to stage, so that a path that is off by pixels still converges.
 """
@@ -33,6 +35,10 @@ SMOOTH = 0.0025
 """Nats per frequency and pixel, between neighbouring tiles of 128 pixels."""
 
 
+KEEP = 0.25
+"""Nats per frequency and pixel, between a path and that of the previous frame."""
+
+
 class Bend(NamedTuple):
     """The penalty on squared differences of the knots."""
 
@@ -45,6 +51,12 @@ class Bend(NamedTuple):
 BEND = Bend(4, 0.0025)
 """For tiles of 128 pixels. Without it, paths bypass p(0) and yield a shifted frame, which no
 blurred frame contradicts."""
+
+_AT_KNOTS = np.eye(len(KNOTS), dtype=np.float32)[:, FREE]
+_MOVED = _AT_KNOTS[[0, 2, 3, 4]] - _AT_KNOTS[1]
+"""p(t) - p(-1) at t = -1.5, -0.5, 0 and 0.5, from the free knots."""
+_MOVED_BEFORE = _AT_KNOTS[[2, 4, 5, 6]]
+"""q(t + 1) at these t."""
 
 _DAMPING = 0.02  # Of the mean curvature; it keeps tiles without texture in place.
 _CG_STEPS = 8  # Conjugate gradient steps, preconditioned by each tile's own system.
@@ -84,6 +96,7 @@ def fit_paths(
     smooth: float = SMOOTH,
     bend: Bend = BEND,
     scale: int = 2,
+    before: Float[Array, "N P 2"] | None = None,
 ) -> tuple[Fit, Float[Array, " N"]]:
     """Fits path, spectrum and trust of all tiles.
 
@@ -96,6 +109,7 @@ def fit_paths(
       smooth: the weight of neighbours' differences; 0 for tiles that are not neighbours.
       bend: the penalty on bent paths.
       scale: the patches come from an image at ``1/scale`` of its size.
+      before: the paths of the previous frame, zeros where unknown; None for none.
 
     Returns:
       The fit, and L of each tile before the last step.
@@ -110,7 +124,7 @@ def fit_paths(
             found: Likelihood = over_tiles(
                 lambda tile: likelihood(tile[0], tile[1], where, basis), (fit, inside)
             )
-            change = _solve(fit.knots, found, shape, smooth, bend)
+            change = _solve(fit.knots, found, shape, smooth, bend, before)
             knots = fit.knots + jnp.clip(change, -stage.limit, stage.limit)
             return _refitted(fit, found, seen.present)._replace(knots=knots), found.value
 
@@ -152,6 +166,7 @@ def _solve(
     shape: tuple[int, int],
     smooth: float,
     bend: Bend,
+    before: Float[Array, "N P 2"] | None,
 ) -> Float[Array, "N P 2"]:
     """Returns the joint Gauss-Newton step of all tiles."""
     flat = knots.reshape(len(knots), -1)
@@ -161,6 +176,9 @@ def _solve(
     mean = jnp.trace(found.curvature, axis1=1, axis2=2) / (2 * len(FREE))
     damping = _DAMPING * (mean + 1e-3)[:, None, None] * jnp.eye(2 * len(FREE))
     own = found.curvature + stiffness + damping
+    if before is not None:
+        slope, kept = _keeping(knots, before)
+        gradient, own = gradient + slope, own + kept
     inverse = jnp.linalg.inv(own + jax.vmap(jnp.diag)(diagonal))
 
     def product(matrices: jax.Array, v: jax.Array) -> jax.Array:
@@ -173,6 +191,22 @@ def _solve(
         maxiter=_CG_STEPS,
     )
     return change.reshape(knots.shape)
+
+
+def _keeping(
+    knots: Float[Array, "N P 2"], before: Float[Array, "N P 2"]
+) -> tuple[Float[Array, "N Q"], Float[Array, "N Q Q"]]:
+    """Returns gradient and curvature of the penalty on leaving the previous frame's path."""
+    moved, before = (
+        jnp.einsum("kp,npc->nkc", at, path)
+        for at, path in ((_MOVED, knots), (_MOVED_BEFORE, before))
+    )
+    known = jnp.any(before != 0, axis=(1, 2))
+    e = moved - before
+    weight = KEEP * known[:, None] / (1 + jnp.linalg.norm(e, axis=-1)) ** 2  # of |e|^2 / 2
+    gradient = jnp.einsum("nk,kp,nkc->npc", weight, _MOVED, e)
+    curvature = jnp.einsum("nk,kp,kq->npq", weight, _MOVED, _MOVED)
+    return gradient.reshape(len(knots), -1), jnp.kron(curvature, jnp.eye(2))
 
 
 def _coupling(

@@ -31,10 +31,11 @@ def is_small(height: int, width: int) -> bool:
     return min(height, width) < _SMALL
 
 
-def tiling_of(frames: Float[Array, "T H W 3"], tiles: tuple[int, int, int] | None = None) -> Tiling:
-    """Returns the tiling for these frames; by default with tiles that suit their size."""
-    suited = FINE if is_small(*frames.shape[1:3]) else COARSE
-    return Tiling(frames.shape[1], frames.shape[2], *(tiles or suited))
+def tiling_of(size: tuple[int, ...], tiles: tuple[int, int, int] | None = None) -> Tiling:
+    """Returns the tiling for frames of this height and width; by default with suitable tiles."""
+    height, width = size
+    suited = FINE if is_small(height, width) else COARSE
+    return Tiling(height, width, *(tiles or suited))
 
 
 @jax.default_matmul_precision("float32")  # A GPU's TF32 would move a path by tenths of a pixel.
@@ -45,9 +46,9 @@ def moves_of(
 
     Args:
       frames: in [0, 1].
-      tiling: by default ``tiling_of(frames)``.
+      tiling: by default ``tiling_of(frames.shape[1:3])``.
     """
-    quarter = (tiling or tiling_of(frames)).reduced(4)
+    quarter = (tiling or tiling_of(frames.shape[1:3])).reduced(4)
     small = jax.vmap(lambda y: halved(halved(y)))(frames @ LUMA)
     spectra = [phase_spectra(y, quarter) for y in small]
     return jnp.stack([4 * displacement(spectra[2], spectra[j], quarter) for j in (0, 1, 3, 4)], 1)

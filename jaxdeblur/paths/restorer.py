@@ -7,9 +7,9 @@ base: the frame as a network restores it, or the blurred frame. A second network
 
 A step has four parts, which a stream runs as separate programs, so that a CPU's cores work on
 several frames: the base of a frame, the fit of its paths, the filter along them, and the second
-network. Each needs the results of the parts before it and its own state from the last frame
-(restoration/placement.py). While long paths restore most of the frame, the base rests at its finest
-size, where they leave it nothing to add (docs/lab/paths.md).
+network. Each needs the results of the parts before it and its own state (restoration/placement.py).
+While long paths restore most of the frame, the base rests at its finest size, where they leave it
+nothing to add (docs/lab/paths.md).
 """
 
 from __future__ import annotations
@@ -146,15 +146,13 @@ class PathRestorer(VideoRestorer):
 
             @jax.jit  # Traced once for both branches.
             def fits() -> WindowFit:
-                return fit_clips(self.config, frames, motion, shutter)
+                return fit_clips(self.config, frames, motion, shutter, state.paths)
 
             fit = lax.cond(state.looking, lambda: _zeros_of(fits), fits)
         alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
+        seen, paths = state.seen + here.astype(int), state.paths if fit is None else fit.passed_on
         state = state._replace(
-            frames=frames[:, 1:],
-            present=present[1:],
-            shutter=shutter,
-            seen=state.seen + here.astype(int),
+            frames=frames[:, 1:], present=present[1:], shutter=shutter, seen=seen, paths=paths
         )
         return state, Fitted(frames[:, LOOKAHEAD - 1 : LOOKAHEAD + 2], fit, here, alone)
 

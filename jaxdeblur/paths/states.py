@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.paths.prior import Past
 from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.window_fit import WINDOW, WindowFit
+from jaxdeblur.paths.window_fit import WINDOW, PastPaths, WindowFit
 from jaxdeblur.paths.windows import Told
 from jaxdeblur.shapes import Clip, Frame
 
@@ -43,6 +44,8 @@ class StreamState(NamedTuple):
     """What is known of each video's shutter."""
     seen: Int[Array, ""]
     """The number of frames processed, including those of the opening."""
+    paths: PastPaths
+    """The paths of the previous frame."""
     looking: Bool[Array, ""]
     """Whether frames are only looked at, to find the shutter, and not restored."""
     base: State
@@ -68,6 +71,7 @@ class StreamState(NamedTuple):
             jnp.zeros(WINDOW - 1, jnp.float32),
             Shutter.unknown(batch),
             jnp.int32(0),
+            jax.tree.map(lambda x: jnp.stack([x] * batch), PastPaths.unknown((height, width))),
             jnp.bool_(False),
             base,
             FilterState(Past(nothing, nothing), jnp.zeros(2, jnp.float32)),

@@ -56,7 +56,7 @@ def _ask(
 ) -> Shutter:
     """Adds this frame's evidence. Small frames, without ``moves``, have large tiles here, too: fine
     ones carry too little information."""
-    tiling = tiling_of(frames, CLOSE if moves is None else COARSE)
+    tiling = tiling_of(frames.shape[1:3], CLOSE if moves is None else COARSE)
     moves = moves_of(frames, tiling) if moves is None else moves
     speed, start = speed_of(moves, present), through(moves, present)
     bright = frames[1:4] @ LUMA

@@ -25,7 +25,7 @@ from jaxdeblur.paths.motion import (
     speed_of,
     tiling_of,
 )
-from jaxdeblur.paths.path import exposures, power, through
+from jaxdeblur.paths.path import FREE, exposures, power, through
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.tiles import Tiling, halved_pixels
 
@@ -33,6 +33,21 @@ WINDOW = 5
 """Frames: the path spans the middle three, and the outer two show how it bends."""
 
 _LARGE = 28.0  # Pixels of blur in the median tile, above which full-size patches are too small.
+
+
+class PastPaths(NamedTuple):
+    """The paths of the previous frame."""
+
+    knots: Float[Array, "*leading N P 2"]
+    """As in ``WindowFit.fit``; zeros if unknown."""
+    large: Bool[Array, "*leading"]
+    """As in ``WindowFit``."""
+
+    @classmethod
+    def unknown(cls, size: tuple[int, ...]) -> PastPaths:
+        """Returns the paths before the first frame, of this height and width."""
+        tiles = len(tiling_of(size).centres)
+        return cls(jnp.zeros((tiles, len(FREE), 2)), jnp.bool_(False))
 
 
 class WindowFit(NamedTuple):
@@ -52,6 +67,11 @@ class WindowFit(NamedTuple):
     base_share: Float[Array, ""]
     """The share of the base's change that is used."""
 
+    @property
+    def passed_on(self) -> PastPaths:
+        """What helps to fit the next frame."""
+        return PastPaths(self.fit.knots, self.large)
+
 
 @jax.default_matmul_precision("float32")  # A GPU's TF32 would move a path by tenths of a pixel.
 def fit_window(
@@ -59,6 +79,7 @@ def fit_window(
     moves: Float[Array, "N 4 2"],
     present: Float[Array, 5],
     shutter: Shutter,
+    past: PastPaths,
     duty: float | Array | None = None,
     linear: bool | Array | None = None,
 ) -> WindowFit:
@@ -69,30 +90,30 @@ def fit_window(
       moves: from ``moves_of``.
       present: 1 for a frame, 0 for one beyond the video's ends or a jump, which is ignored.
       shutter: what is known of the shutter.
+      past: the paths of the previous frame.
       duty: the share of the period that the shutter is open; None takes it from ``shutter``.
       linear: whether frames are averaged in linear light or as stored; None likewise.
     """
-    tiling = tiling_of(frames)
+    tiling = tiling_of(frames.shape[1:3])
     is_linear = jnp.asarray(shutter.linear > 0 if linear is None else linear)
     open_for = shutter.duty if duty is None else jnp.float32(duty)
     told = present, open_for, is_linear
+    speed = jnp.median(speed_of(moves, present))
+    small_frames = is_small(*frames.shape[1:3])
+    large = jnp.bool_(False) if small_frames else speed * open_for > _LARGE
+    before = jnp.where((past.large == large) & (present[1] > 0), past.knots, 0.0)
 
     def at_half_size() -> tuple[Fit, jax.Array]:
         half = halved_pixels(frames)
-        small = tiling_of(half, CLOSE)
-        found = _fit(half, moves_of(half, small), small, *told)
+        small = tiling_of(half.shape[1:3], CLOSE)
+        found = _fit(half, moves_of(half, small), small, *told, before[: len(small.centres)])
         spare = len(tiling.centres) - len(small.centres)
         return jax.tree.map(
             lambda leaf: jnp.concatenate([leaf, jnp.zeros((spare, *leaf.shape[1:]))]), found
         )
 
-    whole = functools.partial(_fit, frames, moves, tiling, *told)
-    speed = jnp.median(speed_of(moves, present))
-    if is_small(*frames.shape[1:3]):
-        large, (fit, gain) = jnp.bool_(False), whole()
-    else:
-        large = speed * open_for > _LARGE
-        fit, gain = lax.cond(large, at_half_size, whole)
+    whole = functools.partial(_fit, frames, moves, tiling, *told, before)
+    fit, gain = whole() if small_frames else lax.cond(large, at_half_size, whole)
     trust = trusted(shutter, speed) if duty is None else jnp.float32(1)
     share = base_share(shutter) if duty is None else jnp.float32(1)
     return WindowFit(fit, gain, *told, large, trust, share)
@@ -105,6 +126,7 @@ def _fit(
     present: Float[Array, 5],
     duty: Float[Array, ""],
     linear: Array,
+    before: Float[Array, "N P 2"],
 ) -> tuple[Fit, Float[Array, " N"]]:
     """Returns the fit of each tile, and G."""
     basis, start = exposures(duty), through(moves, present)
@@ -115,7 +137,9 @@ def _fit(
     smooth = SMOOTH * closer**2  # Equally stiff over the same distance.
     bend = BEND._replace(weight=BEND.weight * closer**3)  # A small frame shakes by fewer pixels.
     first = first_fit(start, seen.present)
-    stiff = functools.partial(fit_paths, shape=tiling.shape, basis=basis, smooth=smooth, bend=bend)
+    stiff = functools.partial(
+        fit_paths, shape=tiling.shape, basis=basis, smooth=smooth, bend=bend, before=before
+    )
     fit, value = stiff(first, seen)
     gain = gain_over_no_blur(fit, value, seen)
     if tiling.stride == FINE[0]:

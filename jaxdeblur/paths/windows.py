@@ -17,7 +17,7 @@ from jaxdeblur.paths.motion import connected, moves_of
 from jaxdeblur.paths.prior import Past
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.watch import watch
-from jaxdeblur.paths.window_fit import WINDOW, WindowFit, fit_window
+from jaxdeblur.paths.window_fit import WINDOW, PastPaths, WindowFit, fit_window
 from jaxdeblur.shapes import Frame
 
 EVERY = 8
@@ -110,22 +110,27 @@ def watch_clips(
 
 
 def fit_clips(
-    config: PathsConfig, frames: Float[Array, "B 5 H W 3"], motion: Movement, shutter: Shutter
+    config: PathsConfig,
+    frames: Float[Array, "B 5 H W 3"],
+    motion: Movement,
+    shutter: Shutter,
+    past: PastPaths,
 ) -> WindowFit:
     """Returns the paths of the middle frames.
 
     Args:
       config, frames: as in ``watch_clips``.
       motion, shutter: its results.
+      past: the paths of the previous frames.
     """
     light, duty = config.light, config.duty or None
     linear = None if light == "found" else light == "linear"
 
-    def one(each: tuple[jax.Array, Movement, Shutter]) -> WindowFit:
-        window, (moves, present), known = each
-        return fit_window(window, moves, present, known, duty, linear)
+    def one(each: tuple[jax.Array, Movement, Shutter, PastPaths]) -> WindowFit:
+        window, (moves, present), known, before = each
+        return fit_window(window, moves, present, known, before, duty, linear)
 
-    fit: WindowFit = _for_each(one, (frames, motion, shutter))
+    fit: WindowFit = _for_each(one, (frames, motion, shutter, past))
     return fit
 
 

@@ -34,12 +34,12 @@ from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
 from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
-from jaxdeblur.paths.estimate import estimate
+from jaxdeblur.paths.estimate import filtered
 from jaxdeblur.paths.motion import moves_of
 from jaxdeblur.paths.prior import Past
 from jaxdeblur.paths.self_ensemble import restore_clip
 from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.window_fit import WINDOW
+from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
 from jaxdeblur.shapes import Video8
 from jaxdeblur.weights.load import load_model
 
@@ -195,16 +195,22 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
         window: jax.Array,
         below: jax.Array,
         past: Past,
+        paths: PastPaths,
         present: jax.Array,
         duty: Any,
         linear: Any,
-    ) -> tuple[jax.Array, Past]:
-        moves = moves_of(window)
-        found = estimate(window, moves, below, past, present, Shutter.unknown(), duty, linear)
+    ) -> tuple[jax.Array, Past, PastPaths]:
+        moves, unknown = moves_of(window), Shutter.unknown()
+        fit = fit_window(window, moves, present, unknown, paths, duty, linear)
+        found = filtered(window[1:4], fit, below, past)
         evidence = at_pixels(found.cells, *below.shape[:2])
         blurred = window[WINDOW // 2]
         maps = path_maps(blurred, below, found.sharp, found.unexplained, evidence)
-        return jnp.round(255 * maps).astype(jnp.uint8), Past(gated(maps), found.excess)
+        return (
+            jnp.round(255 * maps).astype(jnp.uint8),
+            Past(gated(maps), found.excess),
+            fit.passed_on,
+        )
 
     source = PathClipSource(config)
     line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)
@@ -222,12 +228,13 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
             under = np.asarray(below(seen[None])[0])
             # Of the frame before the first one kept, only the base is known.
             past = Past(under[max(first - 1, 0)], np.zeros_like(under[0]))
+            paths = PastPaths.unknown(seen.shape[1:3])
             maps = []
             for n in range(first, min(length, first + _SCORED)):
                 around = np.arange(n - WINDOW // 2, n + WINDOW // 2 + 1)
                 present = ((around >= 0) & (around < length)).astype(np.float32)
                 window = seen[np.clip(around, 0, length - 1)]
-                told, past = look(window, under[n], past, present, duty, linear)
+                told, past, paths = look(window, under[n], past, paths, present, duty, linear)
                 maps.append(told)
             _write(place, np.stack(maps), clip.sharp[first : first + _SCORED])
         line.update(number + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Literal
 
 import chex
 import jax
@@ -21,8 +22,8 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.displacement import displacement, phase_spectra
-from jaxdeblur.paths.estimate import Estimate, estimate
-from jaxdeblur.paths.fit import Stage, fit_paths
+from jaxdeblur.paths.estimate import Estimate, filtered
+from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_paths
 from jaxdeblur.paths.gate import base_share, gate, trusted
 from jaxdeblur.paths.light import as_stored
 from jaxdeblur.paths.likelihood import (
@@ -51,8 +52,10 @@ from jaxdeblur.paths.shutter import DUTIES, Shutter, richest
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
 from jaxdeblur.paths.watch import watch
 from jaxdeblur.paths.wiener import Luminance, Tiles
+from jaxdeblur.paths.window_fit import PastPaths, fit_window
 from jaxdeblur.paths.windows import PathsConfig, fit_clips, tell, watch_clips
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
+from jaxdeblur.video.pixels import PixelLayout
 
 
 def test_tiles_add_up_to_the_image() -> None:
@@ -237,11 +240,19 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @jax.jit
-def restored_after(last: jax.Array, frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
-    """Restores the middle frame over itself and the restored frame before, averaged as stored."""
+def restored_with(
+    past: Past, paths: PastPaths, frames: jax.Array, present: jax.Array, duty: float
+) -> tuple[Estimate, PastPaths]:
+    """Restores the middle frame over itself and the frame before, averaged as stored."""
     moves, unknown = moves_of(frames), Shutter.unknown()
-    past = Past(last, jnp.zeros_like(last))
-    return estimate(frames, moves, frames[2], past, present, unknown, duty, linear=False)
+    fit = fit_window(frames, moves, present, unknown, paths, duty, linear=False)
+    return filtered(frames[1:4], fit, frames[2], past), fit.passed_on
+
+
+def restored_after(last: jax.Array, frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
+    """Restores the middle frame likewise, with nothing known but the restored frame before."""
+    past, paths = Past(last, jnp.zeros_like(last)), PastPaths.unknown(last.shape[:2])
+    return restored_with(past, paths, frames, present, duty)[0]
 
 
 def restored(frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
@@ -277,6 +288,46 @@ def test_the_last_frame_hands_on_what_it_knows() -> None:
     first = jnp.array([0.0, 0.0, 1.0, 1.0, 1.0])
     with_none, with_any = (restored_after(last, blurred, first, 1.0).sharp for last in sharp[:2])
     np.testing.assert_array_equal(with_none, with_any)
+
+
+def test_the_last_path_helps_to_find_the_next() -> None:
+    speed = np.array([2.0, 9.0])
+    frames = jnp.asarray(moving(tuple(speed), 1.0)[0], jnp.float32)
+    frames = frames + 0.05 * jax.random.normal(jax.random.key(0), frames.shape)
+    past, unknown = Past(frames[1], jnp.zeros_like(frames[1])), PastPaths.unknown((256, 320))
+    true = KNOTS[FREE][:, None] * speed
+    known = PastPaths(jnp.broadcast_to(true, unknown.knots.shape), jnp.bool_(False))
+
+    def error(paths: PastPaths, present: jax.Array) -> float:
+        found = restored_with(past, paths, frames, present, 1.0)[1]
+        return float(np.sqrt(((np.asarray(found.knots) - true) ** 2).mean()))
+
+    every = jnp.ones(5)
+    assert error(known, every) < 0.7 * error(unknown, every)
+    after_a_cut = every.at[:2].set(0.0)
+    assert error(known, after_a_cut) == error(unknown, after_a_cut)
+
+
+def test_leaving_the_last_path_is_penalised() -> None:
+    rng = np.random.default_rng(0)
+    knots, before = (jnp.asarray(rng.normal(size=(3, len(FREE), 2)), jnp.float32) for _ in range(2))
+    before = before.at[2].set(0.0)  # unknown
+
+    def penalty(flat: jax.Array) -> jax.Array:
+        at = jnp.asarray([-1.5, -1.0, -0.5, 0.0, 0.5])
+        path = jnp.einsum("tp,npc->ntc", spline(at), flat.reshape(knots.shape))
+        past = jnp.einsum("tp,npc->ntc", spline(at + 1), before)
+        e = jnp.linalg.norm((path - path[:, 1:2] - past)[:2, jnp.array([0, 2, 3, 4])], axis=-1)
+        return KEEP * (jnp.log1p(e) + 1 / (1 + e)).sum()
+
+    gradient, curvature = _keeping(knots, before)
+    wanted = jax.grad(penalty)(knots.reshape(3, -1))
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-6)
+    # The curvature is that of the squared norm, which lies above the penalty.
+    of_penalty = jax.hessian(penalty)(knots.reshape(3, -1))
+    for n in range(2):
+        assert np.linalg.eigvalsh(curvature[n] - of_penalty[n, :, n]).min() > -1e-5
+    assert not np.asarray(curvature[2]).any()
 
 
 def test_the_prior_goes_by_what_explains_the_blurred_frame() -> None:
@@ -584,9 +635,20 @@ def test_a_stream_equals_its_clip(
     blurred, _ = moving((1.0, 6.0), 1.0, frames=max(5, length))
     video = np.round(np.clip(blurred[:length, :67, :93], 0, 1) * 255).astype(np.uint8)
     # With a known shutter it compiles in half the time.
-    config = PathsConfig(duty=1.0, light="stored") if over else PathsConfig()
+    light: Literal["stored", "linear"] = "stored" if over else "linear"
+    config = PathsConfig(duty=1.0, light=light) if base else PathsConfig()
     model = PathRestorer(config, base, build(over) if over else None)
-    stream = np.stack(list(restore_frames(functools.partial(Stream, model), video)))
+    streams: list[Stream] = []
+
+    def opened(height: int, width: int, layout: PixelLayout) -> Stream:
+        streams.append(Stream(model, height, width, layout))
+        return streams[0]
+
+    stream = np.stack(list(restore_frames(opened, video)))
+    if base and length > 1:
+        assert np.asarray(streams[0]._state.paths.knots).any()
+        assert np.asarray(streams[0]._parts[1].past.restored).any()
+        assert np.asarray(streams[0]._parts[1].past.excess).any() == (light == "linear")
     clip = restore_clip(model, video)
     assert stream.shape == video.shape
     assert np.abs(stream.astype(int) - clip).max() <= 1
@@ -701,8 +763,9 @@ def test_a_jump_leaves_the_frame_before_it_one_neighbour(one_stage: None) -> Non
         motion, shutter = watch_clips(
             config, frames[None], present, Shutter.unknown(1), jnp.int32(0)
         )
-        fit = fit_clips(config, frames[None], motion, shutter)
-        return tell(frames[None, 1:4], fit, shown, shown).maps
+        paths = jax.tree.map(lambda x: x[None], PastPaths.unknown(frames.shape[1:3]))
+        fit = fit_clips(config, frames[None], motion, shutter, paths)
+        return tell(frames[None, 1:4], fit, shown, Past(shown, jnp.zeros_like(shown)))[0].maps
 
     alike = told(frames.at[3:].set(0.0), present.at[3:].set(0.0))
     np.testing.assert_allclose(told(frames, present), alike, atol=1e-5)
