@@ -70,7 +70,8 @@ class WindowFit(NamedTuple):
     @property
     def passed_on(self) -> PastPaths:
         """What helps to fit the next frame."""
-        return PastPaths(self.fit.knots, self.large)
+        # Copies: the next fit reuses the memory of its state, and would wait for the filter's.
+        return jax.tree.map(jnp.copy, PastPaths(self.fit.knots, self.large))
 
 
 @jax.default_matmul_precision("float32")  # A GPU's TF32 would move a path by tenths of a pixel.
