@@ -52,14 +52,14 @@ def as_stored(
     first = jnp.where(jnp.any(known != 0) | (prior.has_last == 0), 1, 0)
 
     def excess(
-        sharp: Float[Array, "C H W"], known: Float[Array, "C H W"]
+        sharp: Float[Array, "C H W"], of_previous: Float[Array, "C H W"]
     ) -> Float[Array, "3 C H W"]:
         y = jnp.clip(sharp, 0.0, 1.0)
 
         def with_frame(j: Int[Array, ""], made: Float[Array, "3 C H W"]) -> Float[Array, "3 C H W"]:
             return made.at[j].set(_excess(y, tiles, few, j))
 
-        start = jnp.zeros((len(frames), *y.shape)).at[0].set(known)
+        start = jnp.zeros((len(frames), *y.shape)).at[0].set(of_previous)
         return lax.fori_loop(first, len(frames), with_frame, start)
 
     base, bright = jnp.moveaxis(prior.base, -1, 0), prior.base @ LUMA

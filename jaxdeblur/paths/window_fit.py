@@ -70,7 +70,7 @@ class WindowFit(NamedTuple):
     @property
     def passed_on(self) -> PastPaths:
         """What helps to fit the next frame."""
-        # Copies: the next fit reuses the memory of its state, and would wait for the filter's.
+        # Copies: the next fit reuses their memory, and would wait until the filter has read it.
         return jax.tree.map(jnp.copy, PastPaths(self.fit.knots, self.large))
 
 
