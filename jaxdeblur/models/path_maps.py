@@ -76,11 +76,6 @@ def gated(maps: Float[Array, "*leading H W 14"]) -> Float[Array, "*leading H W 3
     return base + share * (sharp - base)
 
 
-def share_of_longer(maps: Float[Array, "*B H W 14"], extent: float) -> Float[Array, "*B"]:
-    """Returns the share of each frame that paths longer than ``extent`` pixels restore."""
-    return (maps[..., 11] * (maps[..., 12] > _mapped(extent))).mean((-2, -1))
-
-
 def _mapped(extent: Any) -> Any:
     return extent / (extent + _EXTENT)
 

@@ -141,13 +141,6 @@ class VideoRestorer(nnx.Module):
         """Steps like ``step`` and also returns the features of the output frame."""
         return (*self._step(state, frame, repeated), None)
 
-    def resting(self, state: State) -> State | None:
-        """Returns the state whose next step takes a frame in and restores none; None if it can't.
-
-        The model's result for that step is of no use, and comes at hardly any cost.
-        """
-        return None
-
     def restore_levels(self, clip: SeenClip) -> tuple[ReducedClip, ...]:
         """Restores the clip at each scale, coarse to fine, for a loss at each; here at one."""
         return (self.restore_clip(clip),)

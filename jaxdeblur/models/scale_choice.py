@@ -14,7 +14,6 @@ Computation 1991) over a pyramid. No level waits for another, so the look-ahead 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation, explainer
@@ -59,11 +58,9 @@ class StreamState(NamedTuple):
     """The state of a stream."""
 
     levels: tuple[State, ...]
-    """The state of the network at each level."""
+    """The state of the network at each level; without the last, the finest level is left out."""
     waiting: Clip
     """The frames at full size that wait for the look-ahead, oldest first."""
-    rests: Bool[Array, ""] | None = None
-    """Whether the finest level rests in this step; None if it never does."""
 
 
 class WholeFrame(nnx.Module):
@@ -123,7 +120,7 @@ class Gates(nnx.Module):
         return jnp.concatenate(
             [
                 self._evidence(*level)
-                for level in zip(self.scales, frames, residuals, known, strict=True)
+                for level in zip(self.scales, frames, residuals, known, strict=False)
             ],
             axis=-1,
         )
@@ -221,46 +218,55 @@ class ScaleChoice(VideoRestorer):
     def _restore_clip(self, clip: Clip) -> Clip:
         return self._levels(clip)[-1]
 
+    def restore_coarsely(self, clip: Clip) -> Clip:
+        """Restores a clip without the finest level, like a stream of ``without_finest``."""
+        height, width = clip.shape[-3:-1]
+        reduced, restored = self.reduce_and_restore(self.pad(clip), levels=len(self.scales) - 1)
+        return self._choose(reduced, restored)[-1][..., :height, :width, :]
+
     def _levels(self, clip: Clip) -> list[ReducedClip]:
         return self._choose(*self.reduce_and_restore(clip))
 
     def reduce_and_restore(
-        self, clip: Clip
+        self, clip: Clip, levels: int | None = None
     ) -> tuple[list[jax.Array], list[tuple[jax.Array, jax.Array | None]]]:
-        """Returns the clip at every size, and the network's result and features for each."""
+        """Returns the clip at every size, and the network's result and features for each level."""
         reduced = [reduce_size(clip, scale) for scale in self.scales]
-        return reduced, [self.level.restore_with_features(frames) for frames in reduced]
+        return reduced, [self.level.restore_with_features(frames) for frames in reduced[:levels]]
 
     def _choose(
         self,
         reduced: list[jax.Array],
         restored: list[tuple[jax.Array, jax.Array | None]],
-        rests: Bool[Array, ""] | None = None,
     ) -> list[jax.Array]:
         """Returns the frames of every level plus the weighted residuals of all levels up to it."""
-        residuals, evidence = self.evidence(reduced, restored)
-        if rests is not None:
-            residuals[-1] = jnp.where(rests, 0.0, residuals[-1])
-            # The gates were trained with every level. The next coarser one stands for the finest.
-            *_, coarser, finest = jnp.split(evidence, len(self.scales), axis=-1)
-            finest = jnp.where(rests, coarser, finest)
-            evidence = evidence.at[..., -finest.shape[-1] :].set(finest)
+        residuals, evidence = self.evidence(reduced[: len(restored)], restored)
         shares = self.gates(evidence)
         taken = jnp.float32(0)
         chosen = []
         for i, (scale, frames) in enumerate(zip(self.scales, reduced, strict=True)):
-            share = enlarge(shares[..., i : i + 1], self.gates.cell // scale)
-            coarser = enlarge(taken, 2) if i else taken
-            taken = share * residuals[i] + coarser
+            if i:
+                taken = enlarge(taken, 2)
+            if i < len(residuals):
+                share = enlarge(shares[..., i : i + 1], self.gates.cell // scale)
+                taken = share * residuals[i] + taken
             chosen.append(frames + taken)
         return chosen
 
     def evidence(
         self, reduced: list[jax.Array], restored: list[tuple[jax.Array, jax.Array | None]]
     ) -> tuple[list[jax.Array], jax.Array]:
-        """Returns the residuals of the restored levels, and the input of the gates."""
+        """Returns the residuals of the restored levels, and the input of the gates.
+
+        Without the finest level, the next coarser one's evidence stands for its own, since the
+        gates were trained with every level.
+        """
         residuals = [level - frames for frames, (level, _) in zip(reduced, restored, strict=True)]
-        return residuals, self.gates.evidence(reduced, residuals, [known for _, known in restored])
+        evidence = self.gates.evidence(reduced, residuals, [known for _, known in restored])
+        if len(restored) < len(self.scales):
+            last = evidence[..., -(evidence.shape[-1] // len(restored)) :]
+            evidence = jnp.concatenate([evidence, last], axis=-1)
+        return residuals, evidence
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
         return StreamState(
@@ -279,7 +285,7 @@ class ScaleChoice(VideoRestorer):
     def step_levels(
         self, step_level: StepOfLevel, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
-        """Steps all levels on the same frame, then chooses between them.
+        """Steps the state's levels on the same frame, then chooses between them.
 
         Args:
           step_level: steps one level.
@@ -288,32 +294,19 @@ class ScaleChoice(VideoRestorer):
           repeated: whether the frame stands for one beyond the end of the video.
         """
         waiting = jnp.concatenate([state.waiting[:, 1:], frame[:, None]], axis=1)
-        states, restored, rests = [], [], state.rests
-        for scale, before in zip(self.scales, state.levels, strict=True):
-            if scale == 1 and rests is not None:
-                before = jax.tree.map(
-                    functools.partial(jnp.where, rests), self.level.resting(before), before
-                )
+        states, restored = [], []
+        for scale, before in zip(self.scales, state.levels, strict=False):
             after, frame_of_level, known = step_level(
                 self.level, before, reduce_size(frame, scale), repeated
             )
             states.append(after)
             restored.append((frame_of_level, known))
         reduced = [reduce_size(waiting[:, 0], scale) for scale in self.scales]
-        restored_frame = self._choose(reduced, restored, rests)[-1]
-        return StreamState(tuple(states), waiting, rests), restored_frame
+        return StreamState(tuple(states), waiting), self._choose(reduced, restored)[-1]
 
-    def may_rest(self, state: StreamState) -> StreamState:
-        """Returns the state in which ``rest`` has an effect, if the network can rest."""
-        can = len(self.scales) > 1 and self.level.resting(state.levels[-1]) is not None
-        return state._replace(rests=jnp.bool_(False) if can else None)
-
-    def rest(self, state: StreamState, rests: Bool[Array, ""]) -> StreamState:
-        """Returns the state whose next step leaves out the finest level if ``rests``.
-
-        That level is most of the work. Its recurrence starts anew afterwards.
-        """
-        return state if state.rests is None else state._replace(rests=rests)
+    def without_finest(self, state: StreamState) -> StreamState:
+        """Returns the state whose steps leave out the finest level, three quarters of the work."""
+        return state._replace(levels=state.levels[: max(1, len(self.scales) - 1)])
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """Returns the explanation of the finest level."""

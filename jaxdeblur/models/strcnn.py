@@ -224,15 +224,6 @@ class Strcnn(VideoRestorer):
         state = StreamState(frames, jnp.minimum(state.seen + 1, m + 1), recurrence)
         return state, restored, features
 
-    def resting(self, state: StreamState) -> StreamState:
-        """Returns the state whose next step takes a frame in and restores none.
-
-        The recurrence starts anew with the next frame that is restored.
-        """
-        batch, _, height, width, _ = state.frames.shape
-        seen = jnp.minimum(state.seen, self.config.m - 1)
-        return StreamState(state.frames, seen, self._recurrence(batch, height, width))
-
     def _recurrence(self, batch: int, height: int, width: int) -> Recurrence:
         """Returns the state before the first frame, in which F and h~ are zeros."""
         size = (batch, height // 2, width // 2)

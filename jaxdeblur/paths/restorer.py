@@ -8,8 +8,8 @@ base: the frame as a network restores it, or the blurred frame. A second network
 A step has four parts, which a stream runs as separate programs, so that a CPU's cores work on
 several frames: the base of a frame, the fit of its paths, the filter along them, and the second
 network. Each needs the results of the parts before it and its own state (restoration/placement.py).
-While long paths restore most of the frame, the base rests at its finest size, where they leave it
-nothing to add (docs/lab/paths.md).
+Large frames do without the base's finest size, three quarters of its work: the second network sees
+the frame at that size, too (docs/lab/paths.md).
 """
 
 from __future__ import annotations
@@ -23,23 +23,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation
-from jaxdeblur.models.path_maps import gated, share_of_longer
+from jaxdeblur.models.path_maps import gated
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.motion import is_small
-from jaxdeblur.paths.states import LOOKAHEAD, FilterState, Fitted, OverPaths, StepOf, StreamState
+from jaxdeblur.paths.prior import Past
+from jaxdeblur.paths.states import LOOKAHEAD, Fitted, OverPaths, StepOf, StreamState
 from jaxdeblur.paths.window_fit import WindowFit
 from jaxdeblur.paths.windows import EVERY, PathsConfig, Told, fit_clips, tell, watch_clips
 from jaxdeblur.shapes import Clip, Frame
-
-_LONG = 6.0  # Pixels: in frames full of longer paths, the base's finest size adds nothing.
-_SHAKY = 0.4  # The share of the frame that such paths have restored lately, above which it rests.
-_LATELY = 0.25  # The last frame's share in that average.
 
 
 class PathRestorer(VideoRestorer):
@@ -77,9 +74,8 @@ class PathRestorer(VideoRestorer):
         base: Any
         start = functools.partial(self_ensemble.initial_state, batch, height, width)
         base, fusion = (() if net is None else start(net) for net in (self.base, self.fusion))
-        # A batch has videos that shake and videos that do not, and small frames take little time.
-        if isinstance(self.base, ScaleChoice) and batch == 1 and not is_small(height, width):
-            base = self.base.may_rest(base)
+        if isinstance(self.base, ScaleChoice) and not is_small(height, width):
+            base = self.base.without_finest(base)
         return StreamState.before_first(batch, height, width, base, fusion)
 
     def _step(
@@ -98,8 +94,7 @@ class PathRestorer(VideoRestorer):
         def restores() -> tuple[StreamState, Frame, Told | None]:
             step, base, below = VideoRestorer.step, state.base, None
             if self.base is not None:
-                shaky = state.filter.shaky[0]
-                base, below = self.step_base(step, base, frame, repeated, shaky)
+                base, below = self.step_base(step, base, frame, repeated)
             filtered, over = self.step_filter(state.filter, fitted, below)
             fusion, restored = self.step_fusion(step, state.fusion, over)
             return after._replace(base=base, filter=filtered, fusion=fusion), restored, over.told
@@ -107,12 +102,7 @@ class PathRestorer(VideoRestorer):
         return lax.cond(state.looking, lambda: (after, *_zeros_of(restores)[1:]), restores)
 
     def step_base(
-        self,
-        step_of: StepOf,
-        state: State,
-        frame: Frame,
-        repeated: bool | Bool[Array, ""],
-        shaky: Float[Array, ""],
+        self, step_of: StepOf, state: State, frame: Frame, repeated: bool | Bool[Array, ""]
     ) -> tuple[State, Frame]:
         """Runs the base's part of a step, which can run beside the paths of the frame before.
 
@@ -121,11 +111,8 @@ class PathRestorer(VideoRestorer):
           state: of the base.
           frame: B H W 3, in [0, 1], padded.
           repeated: whether the video has ended and its last frame is passed again.
-          shaky: the stream's ``shaky`` after the step before the last one.
         """
         assert self.base is not None
-        if isinstance(self.base, ScaleChoice):
-            state = self.base.rest(state, shaky > _SHAKY)
         return self_ensemble.step(step_of, self.base, state, frame, repeated)
 
     def step_fit(
@@ -157,25 +144,22 @@ class PathRestorer(VideoRestorer):
         return state, Fitted(frames[:, LOOKAHEAD - 1 : LOOKAHEAD + 2], fit, here, alone)
 
     def step_filter(
-        self, state: FilterState, fitted: Fitted, below: Frame | None
-    ) -> tuple[FilterState, OverPaths]:
+        self, state: Past, fitted: Fitted, below: Frame | None
+    ) -> tuple[Past, OverPaths]:
         """Filters a frame along its paths.
 
         Args:
-          state: of the filter.
+          state: what the previous frame passes on.
           fitted: from ``step_fit``.
           below: the base's result; None without a base.
         """
         frames, fit, here, alone = fitted
         shown = frames[:, 1] if below is None else below
         if fit is None:
-            return state, OverPaths(None, shown, here, alone, state.shaky[1])
-        told, past = tell(frames, fit, shown, state.past)
-        past = jax.tree.map(functools.partial(jnp.where, here), past, state.past)
-        long = share_of_longer(told.maps, _LONG).mean()
-        shaky = state.shaky[1] + _LATELY * jnp.where(here, long - state.shaky[1], 0.0)
-        state = FilterState(past, jnp.stack([state.shaky[1], shaky]))
-        return state, OverPaths(told, shown, here, alone, shaky)
+            return state, OverPaths(None, shown, here, alone)
+        told, past = tell(frames, fit, shown, state)
+        past = jax.tree.map(functools.partial(jnp.where, here), past, state)
+        return past, OverPaths(told, shown, here, alone)
 
     def step_fusion(self, step_of: StepOf, state: State, over: OverPaths) -> tuple[State, Frame]:
         """Runs the second network's part of a step.

@@ -24,15 +24,6 @@ StepOf: TypeAlias = Callable[
 """Runs one step of a network, on the whole frame or in tiles."""
 
 
-class FilterState(NamedTuple):
-    """The state of the filter."""
-
-    past: Past
-    """What the previous frame passes on."""
-    shaky: Float[Array, 2]
-    """The share of the frame that long paths restored lately, a step ago and now."""
-
-
 class StreamState(NamedTuple):
     """The state of a stream."""
 
@@ -51,7 +42,7 @@ class StreamState(NamedTuple):
     base: State
     """The state of the base."""
     filter: State
-    """The state of the filter, a FilterState."""
+    """The state of the filter: what the previous frame passes on, a Past."""
     fusion: State
     """The state of the second network."""
 
@@ -74,7 +65,7 @@ class StreamState(NamedTuple):
             jax.tree.map(lambda x: jnp.stack([x] * batch), PastPaths.unknown((height, width))),
             jnp.bool_(False),
             base,
-            FilterState(Past(nothing, nothing), jnp.zeros(2, jnp.float32)),
+            Past(nothing, nothing),
             fusion,
         )
 
@@ -105,5 +96,3 @@ class OverPaths(NamedTuple):
     here: Bool[Array, ""]
     alone: Bool[Array, ""]
     """Both as in ``Fitted``."""
-    shaky: Float[Array, ""]
-    """The share of the frame that long paths restored lately."""

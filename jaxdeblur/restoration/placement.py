@@ -58,7 +58,6 @@ def base_step(
     state: State,
     planes: tuple[DevicePlane, ...],
     repeated: bool | Bool[Array, ""],
-    shaky: Float[Array, ""],
 ) -> tuple[State, Frame]:
     """Runs the first part of a step of blur paths: their base (``PathRestorer.step_base``).
 
@@ -67,14 +66,13 @@ def base_step(
       parameters: of the whole model.
       state: of the base; its memory is reused.
       planes, repeated: as for ``stream_step``.
-      shaky: as for ``PathRestorer.step_base``.
 
     Returns:
       The base's next state and its restored frame, padded to the model's ``multiple``.
     """
     model: PathRestorer = nnx.merge(what.graph, parameters)
     frame = model.pad(what.layout.to_rgb(planes)[None])
-    return model.step_base(what.step_of, state, frame, repeated, shaky)
+    return model.step_base(what.step_of, state, frame, repeated)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -268,7 +266,7 @@ def step_memory(
 
         below = None
         if model.base is not None:
-            lowered.append(base_step.lower(what, parameters, state.base, planes, False, strength))
+            lowered.append(base_step.lower(what, parameters, state.base, planes, False))
             below = made()
         lowered.append(fit_step.lower(what, parameters, state.of_fit(), planes, False))
         lowered.append(filter_step.lower(what, parameters, state.filter, made(), below))

@@ -148,8 +148,6 @@ class Stream:
             state = jax.tree.map(jnp.copy, model.initial_state(1, height, width))
         if isinstance(model, PathRestorer):
             self._parts = self._placed((state.base, state.filter, state.fusion))
-            # What the base takes from the filter, two steps later.
-            self._shaky = [self._placed(jnp.float32(0))] * 2
             state = state.of_fit()
         self._state = self._placed(state)
         self._strength = jax.device_put(jnp.float32(strength), self._device)
@@ -270,13 +268,11 @@ class Stream:
         # On a CPU, programs that one thread queues run in sequence. So each part has a thread that
         # queues it, and parts of several frames run side by side.
         given, (base, filtered, fusion), below = (self._what, self._parameters), self._parts, None
-        shaky = self._shaky.pop(0)
         if model.base is not None:
-            queued = _BASES.submit(base_step, *given, base, planes, repeated, shaky)
+            queued = _BASES.submit(base_step, *given, base, planes, repeated)
             base, below = queued.result()
         self._state, fitted = fit_step(*given, self._state, planes, repeated)
         filtered, over = _FILTERS.submit(filter_step, *given, filtered, fitted, below).result()
-        self._shaky.append(over.shaky)
         fusion, restored = _FUSIONS.submit(
             fusion_step, *given, fusion, over, due, self._strength
         ).result()

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -33,6 +34,8 @@ from jaxdeblur.data.videos import HighSpeedVideo
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
 from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
 from jaxdeblur.paths.estimate import filtered
 from jaxdeblur.paths.motion import moves_of
@@ -40,7 +43,7 @@ from jaxdeblur.paths.prior import Past
 from jaxdeblur.paths.self_ensemble import restore_clip
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
-from jaxdeblur.shapes import Video8
+from jaxdeblur.shapes import Clip, Video8
 from jaxdeblur.weights.load import load_model
 
 _FRAMES, _SCORED = 7, 5  # Frames of a clip, drawn and kept: most of those kept have all neighbours.
@@ -51,6 +54,7 @@ _LEAST_DUTY = 0.6
 _LINEAR = 0.3  # The share of linear light among high-speed clips.
 _DUTY_ERROR, _DUTY_RIGHT, _LIGHT_WRONG = 0.06, 0.3, 0.07
 _SHARP, _NOISY, _COMPRESSED = 0.06, 0.12, 0.15
+_LARGE = 0.6  # The share of clips whose base is that of large frames.
 _LEAST_BLUR, _STILL, _DRAWS = 1.0, 0.15, 8  # Grey levels; the share kept below; number of tries.
 
 
@@ -188,7 +192,7 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     """
     keep_settings(folder, config)
     base = load_model(config.base).model if config.base else None
-    below = jax.jit(functools.partial(restore_clip, base)) if base else lambda clip: clip
+    of_small, of_large = _bases(base)
 
     @jax.jit
     def look(
@@ -225,6 +229,7 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
             spare = max(0, length - _SCORED)
             first = int(rng.integers(spare + 1)) if rng.random() < 0.3 else spare // 2
             seen = clip.blurred.astype(np.float32) / 255
+            below = of_large if rng.random() < _LARGE else of_small
             under = np.asarray(below(seen[None])[0])
             # Of the frame before the first one kept, only the base is known.
             past = Past(under[max(first - 1, 0)], np.zeros_like(under[0]))
@@ -239,6 +244,14 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
             _write(place, np.stack(maps), clip.sharp[first : first + _SCORED])
         line.update(number + 1)
     line.close()
+
+
+def _bases(base: VideoRestorer | None) -> tuple[Callable[..., Clip], Callable[..., Clip]]:
+    """Returns what restores the base of small frames, and what restores that of large ones."""
+    if base is None:
+        return (lambda clip: clip,) * 2
+    of_small = jax.jit(functools.partial(restore_clip, base))
+    return of_small, jax.jit(base.restore_coarsely) if isinstance(base, ScaleChoice) else of_small
 
 
 def keep_settings(folder: Path, config: PathClipsConfig) -> None:

@@ -65,46 +65,36 @@ def test_gates_open_for_one_level_give_what_it_restores_by_itself(scale: int) ->
     np.testing.assert_allclose(restored, clip + residual, atol=1e-6)
 
 
-def test_the_finest_level_rests() -> None:
-    model = models.build(CHOICE)
-    rebuild, parameters = split(model)
+def test_a_stream_without_the_finest_level() -> None:
+    """It restores as if the finest level's gate were shut, but from other evidence."""
+    rebuild, parameters = split(models.build(CHOICE))
     clip = draw_clip()
 
     @jax.jit
-    def stepped(rests: jax.Array, *logits: jax.Array) -> tuple:
+    def both(*logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         model = rebuild(firmly(parameters, *logits))
-        state, made = model.may_rest(model.initial_state(1, 24, 32)), []
-        for t in range(4):
-            state, frame = model.step(model.rest(state, rests[t]), clip[:, t])
+        state, made = model.without_finest(model.initial_state(1, 24, 32)), []
+        for t in [*range(clip.shape[1]), *[clip.shape[1] - 1] * model.lookahead]:
+            state, frame = model.step(state, clip[:, t], len(made) >= clip.shape[1])
             made.append(frame)
-        return state, made
+        streamed = jnp.stack(made[model.lookahead :], 1)
+        return model.restore_clip(clip), model.restore_coarsely(clip), streamed
 
-    never, twice = jnp.zeros(4, bool), jnp.arange(4) < 2
-    state, rested = stepped(twice, -FIRM, FIRM, FIRM)
-    _, coarse = stepped(never, -FIRM, FIRM, -FIRM)
-    _, whole = stepped(never, -FIRM, FIRM, FIRM)
-    np.testing.assert_allclose(rested[1], coarse[1], atol=1e-6)
-    assert float(jnp.abs(rested[2] - coarse[2]).max()) > 1e-3
-    assert float(jnp.abs(rested[2] - whole[2]).max()) > 1e-5  # without F of the frames before
-    model = rebuild(parameters)
-    assert model.rest(model.initial_state(1, 24, 32), jnp.bool_(True)).rests is None
-    resting = model.level.resting(state.levels[-1])
-    assert bool(resting.recurrence.first)
-    assert not bool(state.levels[-1].recurrence.first)
+    whole, coarse, streamed = both(-FIRM, FIRM, FIRM)
+    shut, _, _ = both(-FIRM, FIRM, -FIRM)
+    np.testing.assert_allclose(coarse, streamed, atol=1e-5)
+    np.testing.assert_allclose(coarse, shut, atol=1e-5)
+    assert float(jnp.abs(coarse - whole).max()) > 1e-3
+    assert float(jnp.abs(coarse - clip).max()) > 1e-3
 
 
-def test_what_a_resting_level_gives_is_not_used() -> None:
-    """Neither its frames nor, in any gate, its evidence."""
+def test_the_next_coarser_evidence_stands_for_the_finest() -> None:
     model = models.build(CHOICE)
     reduced, restored = model.reduce_and_restore(draw_clip())
-    frames, features = restored[-1]
-    others = [*restored[:-1], (1 - frames, features + 1)]
-    for rests in (True, False):
-        made, other = (
-            model._choose(reduced, each, jnp.bool_(rests)) for each in (restored, others)
-        )
-        change = max(float(jnp.abs(a - b).max()) for a, b in zip(made, other, strict=True))
-        assert change == 0 if rests else change > 1e-3
+    _, whole = model.evidence(reduced, restored)
+    _, coarse = model.evidence(reduced[:-1], restored[:-1])
+    *above, coarser, _ = jnp.split(whole, len(CHOICE.scales), axis=-1)
+    np.testing.assert_array_equal(coarse, jnp.concatenate([*above, coarser, coarser], -1))
 
 
 def test_no_level_waits_for_another() -> None:
