@@ -17,7 +17,7 @@ from jaxdeblur.errors import ProgressLine, UserError, message_of, tell
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.plan import DeblurConfig, Job, check_compare
-from jaxdeblur.restoration.threads import Timing, run_stages
+from jaxdeblur.restoration.threads import Restored, Timing, run_stages
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.animation import MAX_WIDTH, AnimationWriter
 from jaxdeblur.video.camera import CameraReader
@@ -36,11 +36,8 @@ _LONG_S = 3.0
 _VISIBLE = 0.25 / 255
 
 
-Restored = tuple[Picture, tuple[Plane, ...]]
-"""A picture as read, and its restored planes."""
-
 PictureView = Callable[[Picture, tuple[Plane, ...]], Picture]
-"""Makes the picture to write from both."""
+"""Makes the picture to write from one as read and its restored planes."""
 
 
 def restore_all(
@@ -84,44 +81,41 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open_source(job, config))
         info = source.info
-        results = _Results(info, say)
         target = stack.enter_context(_open_target(job, source, config))
-        results.add(job.name, target, _restored)
+        targets: list[tuple[str, PictureTarget, PictureView]] = [(job.name, target, _restored)]
         if config.compare is not None:
             writer, comparison = stack.enter_context(_open_comparison(config.compare, info, config))
-            results.add(config.compare, writer, comparison)
-        results.say_what_is_lost()
+            targets.append((config.compare, writer, comparison))
+        said = _say_what_is_lost(targets, say)
         # After the targets are opened, so that a wrong option is reported before compilation.
         _compile(deblurrer, job, info, config, say)
-        progress = ProgressLine(job.name, info.frames, quiet=config.quiet)
         camera = source if isinstance(source, CameraReader) else None
+        change = 1.0
 
         def write(result: Restored) -> None:
-            results.write(result)
+            nonlocal change
+            for _, target, view in targets:
+                target.write(view(*result))
             if camera is not None:
                 camera.note_written(result[0])
+            if info.frames == 1:
+                change = _change(*result, info.layout.bits)
 
         stream = deblurrer.open_stream(info.height, info.width, info.layout)
-        timing = run_stages(
-            source,
-            stream,
-            write,
-            progress,
-            began=began,
-            patience=1.0 if job.kind == "pipe" else None,
-            write_patience=1.0 if job.output is None else None,
-        )
+        progress = ProgressLine(job.name, info.frames, quiet=config.quiet)
+        patience = 1.0 if job.kind == "pipe" else None
+        timing = run_stages(source, stream, write, progress, began=began, patience=patience)
         if not timing.frames:
             raise UserError(f"{job.name}: contains no frames")
         if camera is not None:
             say(f"{job.name}: {camera.summary}")
         target.copy(source.trailing)
-        results.say_what_is_lost()
+        _say_what_is_lost(targets, say, said)
     say(f"{job.name}: {timing}")
     if stream.shutter is not None:
         duty, light = stream.shutter
         say(f"{job.name}: the shutter was open {duty:.0%} of the time, in {light} light")
-    if results.change < _VISIBLE and config.strength:
+    if change < _VISIBLE and config.strength:
         why = (
             "no blur was found"
             if deblurrer.of_photographs
@@ -132,39 +126,17 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
     return timing
 
 
-class _Results:
-    """Writes the results to all targets, each with its own view, and reports what they lose.
-
-    Attributes:
-      change: how much a single image changed (``_change``); 1 for all other inputs.
-    """
-
-    def __init__(self, info: VideoInfo, say: Callable[[str], None]) -> None:
-        self.change = 1.0
-        self._is_one, self._bits = info.frames == 1, info.layout.bits
-        self._say = say
-        self._targets: list[tuple[str, PictureTarget, PictureView]] = []
-        self._said: set[str] = set()
-
-    def add(self, name: str, target: PictureTarget, view: PictureView) -> None:
-        """Adds a target, called ``name`` in messages; ``view`` makes its pictures."""
-        self._targets.append((name, target, view))
-
-    def write(self, result: Restored) -> None:
-        """Writes one frame to all targets."""
-        if self._is_one:
-            self.change = _change(*result, self._bits)
-        for _, target, view in self._targets:
-            target.write(view(*result))
-
-    def say_what_is_lost(self) -> None:
-        """Reports what the targets do not keep, each item once."""
-        for name, target, _ in self._targets:
-            for what in target.lost:
-                line = f"{name}: not kept: {what}"
-                if line not in self._said:
-                    self._said.add(line)
-                    self._say(line)
+def _say_what_is_lost(
+    targets: list[tuple[str, PictureTarget, PictureView]],
+    say: Callable[[str], None],
+    said: frozenset[str] = frozenset(),
+) -> frozenset[str]:
+    """Reports what the targets do not keep, unless it is in ``said``; returns what they do not."""
+    lost = [f"{name}: not kept: {what}" for name, target, _ in targets for what in target.lost]
+    for line in dict.fromkeys(lost):
+        if line not in said:
+            say(line)
+    return frozenset(lost)
 
 
 def _compile(

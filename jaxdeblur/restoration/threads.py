@@ -1,4 +1,4 @@
-"""Three parallel stages: a thread reads, the calling thread feeds the network, a thread writes.
+"""Three stages at once: one thread reads, one feeds the network, and the caller's thread writes.
 
 Queues of a few frames connect them, so memory does not grow with the video, and the slowest stage
 alone determines the rate.
@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from jaxdeblur.shapes import Plane
 from jaxdeblur.video.picture import Picture
 
 T = TypeVar("T")
+
+Restored = tuple[Picture, tuple[Plane, ...]]
+"""A picture as read, and its restored planes."""
 
 # Frames that may wait between two stages: enough to even out encoders, which take several frames
 # before they return any, and few enough that 8K frames do not fill the memory.
@@ -60,78 +63,81 @@ class Timing:
 def run_stages(
     source: Iterable[Picture],
     stream: Stream,
-    write: Callable[[tuple[Picture, tuple[Plane, ...]]], None],
+    write: Callable[[Restored], None],
     progress: ProgressLine,
     *,
-    began: float | None = None,
+    began: float,
     patience: float | None = None,
-    write_patience: float | None = None,
 ) -> Timing:
     """Reads, restores and writes in parallel until the source ends; returns the timing.
 
     Args:
       source: pictures in the layout of the stream.
       stream: restores them.
-      write: takes each picture with its restored planes, in another thread.
+      write: takes each picture with its restored planes.
       progress: is updated after each frame.
-      began: the ``time.monotonic()`` to count from, if work began earlier; by default now.
+      began: the ``time.monotonic()`` to count from.
       patience: how many seconds to wait for the source to stop after a failure, since a source
         that waits for a pipe cannot be woken.
-      write_patience: the same for ``write``.
     """
     timing = Timing()
-    began = time.monotonic() if began is None else began
-    waiting: collections.deque[Picture] = collections.deque()
+    stop = threading.Event()
     with (
         contextlib.closing(progress),
-        Reading(source, patience=patience) as pictures,
-        Writing(write, patience=write_patience) as results,
+        _InThread(source, stop, patience) as pictures,
+        _InThread(_restored(pictures, stream), stop) as results,
     ):
-
-        def hand_on(restored: Any) -> None:
-            # Reading the result waits for the device, which by now has later frames queued.
-            planes = tuple(np.asarray(plane) for plane in restored)
+        for result in results:
             timing.frames += 1
             if timing.frames == 1:
                 timing.first_frame = time.monotonic() - began
             progress.update(timing.frames)
-            results.put((waiting.popleft(), planes))
-
-        def restored_frames() -> Iterator[Any]:
-            rest = iter(pictures)
-            opening = [*itertools.islice(rest, stream.opening)]
-            stream.look([picture.planes for picture in opening])
-            for picture in itertools.chain(opening, rest):
-                waiting.append(picture)
-                restored = stream.push(picture.planes)
-                if restored is not None:
-                    yield restored
-            yield from stream.flush()
-
-        in_flight: collections.deque[Any] = collections.deque()
-        for restored in restored_frames():
-            in_flight.append(restored)
-            # A camera's next frame comes at an unknown time.
-            while len(in_flight) > (0 if pictures.starved else _AHEAD):
-                hand_on(in_flight.popleft())
-        for restored in in_flight:
-            hand_on(restored)
-        results.finish()
+            write(result)
     timing.seconds = time.monotonic() - began
     return timing
 
 
-class _Stage:
-    """A thread with a queue of a few items; it ends with the ``with`` block."""
+def _restored(pictures: _InThread[Picture], stream: Stream) -> Iterator[Restored]:
+    waiting: collections.deque[Picture] = collections.deque()
+    in_flight: collections.deque[Any] = collections.deque()
 
-    def __init__(self, run: Callable[[], None], name: str, patience: float | None) -> None:
-        self._patience = patience
+    def all_but(number: int) -> Iterator[Restored]:
+        # Reading a result waits for the device, which by now has later frames queued.
+        while len(in_flight) > number:
+            yield waiting.popleft(), tuple(np.asarray(plane) for plane in in_flight.popleft())
+
+    rest = iter(pictures)
+    opening = [*itertools.islice(rest, stream.opening)]
+    stream.look([picture.planes for picture in opening])
+    for picture in itertools.chain(opening, rest):
+        waiting.append(picture)
+        restored = stream.push(picture.planes)
+        if restored is not None:
+            in_flight.append(restored)
+        # A camera's next frame comes at an unknown time.
+        yield from all_but(0 if pictures.is_starved else _AHEAD)
+    for restored in stream.flush():
+        in_flight.append(restored)
+        yield from all_but(_AHEAD)
+    yield from all_but(0)
+
+
+class _InThread(Generic[T]):
+    """Runs an iterable in a thread, a few items ahead; iteration raises its error.
+
+    The end of the ``with`` block sets ``stop`` and waits for the thread, ``patience`` seconds if
+    given.
+    """
+
+    def __init__(
+        self, items: Iterable[T], stop: threading.Event, patience: float | None = None
+    ) -> None:
+        self._items, self._stop, self._patience = items, stop, patience
         self._queue: queue.Queue[Any] = queue.Queue(_DEPTH)
         self._error: BaseException | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Any:  # itself
+    def __enter__(self) -> _InThread[T]:
         self._thread.start()
         return self
 
@@ -139,33 +145,22 @@ class _Stage:
         self._stop.set()
         self._thread.join(self._patience)
 
-    def _put(self, item: Any) -> None:
-        while not self._stop.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=0.1)
-                return
-
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-
-class Reading(_Stage, Iterable[T]):
-    """Runs an iterable in a thread, a few items ahead; iteration raises its error."""
-
-    def __init__(self, items: Iterable[T], *, patience: float | None = None) -> None:
-        super().__init__(self._run, "reading", patience)
-        self._items = items
-
     @property
-    def starved(self) -> bool:
+    def is_starved(self) -> bool:
         """Whether no item is ready while more may come."""
         return self._queue.empty() and self._thread.is_alive()
 
     def __iter__(self) -> Iterator[T]:
-        while (item := self._queue.get()) is not self:  # which marks the end
+        while not self._stop.is_set():
+            try:
+                item = self._queue.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if item is self:  # which marks the end
+                break
             yield item
-        self._raise_error()
+        if self._error is not None:
+            raise self._error
 
     def _run(self) -> None:
         try:
@@ -177,31 +172,8 @@ class Reading(_Stage, Iterable[T]):
             self._error = error
         self._put(self)
 
-
-class Writing(_Stage):
-    """Calls a function in a thread, a few items behind; the next ``put`` raises its error."""
-
-    def __init__(self, function: Callable[[Any], None], *, patience: float | None = None) -> None:
-        super().__init__(self._run, "writing", patience)
-        self._function = function
-
-    def put(self, item: Any) -> None:
-        """Queues an item; raises what the function raised for an earlier one."""
-        self._put(item)
-        self._raise_error()
-
-    def finish(self) -> None:
-        """Waits until all items are done; raises what the function raised."""
-        while self._queue.unfinished_tasks and not self._stop.is_set():
-            time.sleep(0.002)
-        self._raise_error()
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                with contextlib.suppress(queue.Empty):
-                    self._function(self._queue.get(timeout=0.1))
-                    self._queue.task_done()
-        except BaseException as error:
-            self._error = error
-            self._stop.set()
+    def _put(self, item: Any) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=0.1)
+                return

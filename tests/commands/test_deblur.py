@@ -32,7 +32,7 @@ from jaxdeblur.restoration import restore
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.plan import Job, plan
 from jaxdeblur.restoration.stream import Stream, restore_clip
-from jaxdeblur.restoration.threads import Writing, run_stages
+from jaxdeblur.restoration.threads import run_stages
 from jaxdeblur.video.animation import MAX_WIDTH
 from jaxdeblur.video.picture import Picture
 from jaxdeblur.video.reader import VideoReader
@@ -943,15 +943,6 @@ def test_a_pipe_that_ends_too_soon(cut, message, command, monkeypatch, tmp_path)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_pipe_that_nobody_reads_does_not_keep_a_command_that_ends():
-    read = threading.Event()
-    began = time.monotonic()
-    with Writing(lambda item: read.wait(60), patience=0.1) as results:
-        results.put("a frame")
-    assert time.monotonic() - began < 30
-    read.set()
-
-
 class Result:
     """A stand-in for an array on the device: reading it waits for the device."""
 
@@ -1005,7 +996,8 @@ def test_of_a_slow_camera_each_frame_comes_with_the_look_ahead():
     def write(result):
         written[result[1][0][0]].set()
 
-    timing = run_stages(camera(), Delayed(), write, ProgressLine("camera", None, quiet=True))
+    line = ProgressLine("camera", None, quiet=True)
+    timing = run_stages(camera(), Delayed(), write, line, began=time.monotonic())
     assert (timing.frames, came) == (4, [True, True])
     assert 0 < timing.first_frame <= timing.seconds
 
@@ -1019,7 +1011,8 @@ def test_where_frames_come_fast_the_next_is_queued_before_a_result_is_read():
             event.set()  # whoever takes the next frame has queued this one
 
     network = Delayed(lambda number: ready[min(number + 1, 4)].wait(20))
-    run_stages(file(), network, lambda result: None, ProgressLine("file", None, quiet=True))
+    line = ProgressLine("file", None, quiet=True)
+    run_stages(file(), network, lambda result: None, line, began=time.monotonic())
     for number in range(3):
         queued = network.happened.index(f"push {number + 2}")
         assert queued < network.happened.index(f"read {number}")
