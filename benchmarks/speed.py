@@ -222,8 +222,9 @@ def measure(video: Path, model: str, ckpt: str | None) -> dict[str, float]:
     weights = ckpt or models.build(presets.find(model).network)
     deblurrer = Deblurrer(weights, tile="none")
     output = video.with_name(f"{video.stem}-restored.mp4")
-    (job,) = plan([str(video)], str(output))
-    timing = deblur(deblurrer, job, DeblurConfig(quiet=True, tile="none"))
+    config = DeblurConfig(quiet=True, tile="none")
+    (job,) = plan([str(video), str(output)], config)
+    timing = deblur(deblurrer, job, config)
     # Memory of the command alone: the timings below hold frames in memory.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if _on_mac() else 1024)
     device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)

@@ -6,7 +6,6 @@ programs, so that a command starts quickly the second time.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import itertools
 import os
@@ -249,11 +248,6 @@ def add_threads() -> None:
 
 
 def keep_compiled() -> None:
-    """Turns on JAX's compilation cache, unless the environment already says where it is.
-
-    Without a folder for it, for example without a home folder, every start compiles.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    with contextlib.suppress(UserError):
+    """Turns on JAX's compilation cache, unless the environment already says where it is."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

@@ -14,10 +14,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import NoReturn
 
-LONGEST = 3000
-"""Maximum length of a message in characters; it may name 20 files."""
-
-
 ERASE_LINE = "\r\033[K"
 """Moves a terminal to the beginning of its line and clears the line."""
 
@@ -44,10 +40,6 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
       together: whether its processes, if several, share one task: one that fails then exits at
         once. In a normal exit it would wait for the others, which may be waiting for it.
     """
-    if sys.stderr is None:  # closed (2>&-): messages must not go into another file
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     try:
         main()
     except KeyboardInterrupt:
@@ -55,7 +47,7 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
         _leave(130, together)
     except Exception as error:
         if (message := message_of(error)) is not None:
-            _say(name, message)
+            tell(f"{name}: error: {message}")
             _leave(2, together)
         if not together:
             raise
@@ -64,9 +56,9 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
 
 
 def message_of(error: Exception) -> str | None:
-    """Returns the message for an error that is not a bug of this program; None for a bug."""
+    """Returns one line for an error that is not a bug of this program; None for a bug."""
     if isinstance(error, UserError):
-        return str(error)
+        return " ".join(str(error).split())
     package = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
     if package.partition(".")[0] not in ("", "jaxdeblur", "kernels", "benchmarks"):
         # A Python other than the environment's: typically the first thing that goes wrong.
@@ -80,13 +72,6 @@ def message_of(error: Exception) -> str | None:
         # the system refuses, in any call.
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return None
-
-
-def _say(name: str, message: str) -> None:
-    message = " ".join(message.split())
-    if len(message) > LONGEST:  # such as a megabyte on the command line
-        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
-    tell(f"{name}: error: {message}")
 
 
 def _leave(code: int, at_once: bool) -> NoReturn:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import json
 import os
 import re
@@ -39,12 +38,12 @@ def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
     part = target.parent / f".{target.stem[:20]}.{secrets.token_hex(6)}{suffix}"
     with _unfinished(part):
         try:
-            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            part.touch(exist_ok=False)
+            if target.exists():
+                shutil.copymode(target, part)
         except OSError as error:
             raise UserError(f"{given}: cannot be written: {error.strerror}") from error
         yield part
-        # It was private until now.
-        part.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
         try:
             os.replace(part, target)
         except OSError as error:
@@ -61,24 +60,14 @@ def replace_folder_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
     where = target if there else target.parent
     part = where / f".{target.name[:20]}.part{secrets.token_hex(6)}"
     with _unfinished(part):
-        part.mkdir(mode=0o700)
+        part.mkdir()
         yield part
         if there:
             for entry in list(part.iterdir()):
                 os.rename(entry, target / entry.name)
             return
-        part.chmod(0o777 & ~_umask())
         os.rename(part, target)
 
-
-@functools.cache
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
-_umask()  # Called at import, since reading it changes it for the files of other threads.
 
 _unfinished_paths: dict[Path, None] = {}
 
@@ -168,16 +157,7 @@ def write_json(target: str | os.PathLike[str], value: Any) -> None:
 
 
 def cache_folder() -> Path:
-    """Returns the cache folder: ``$JAXDEBLUR_CACHE``, or jaxdeblur in ``$XDG_CACHE_HOME``.
-
-    Raises:
-      UserError: neither is set, and there is no home folder for the default, ~/.cache.
-    """
+    """Returns ``$JAXDEBLUR_CACHE``, or jaxdeblur in ``$XDG_CACHE_HOME``, by default ~/.cache."""
     if own := os.environ.get("JAXDEBLUR_CACHE"):
         return Path(own)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdeblur"
-    except RuntimeError as error:
-        raise UserError(
-            "no home folder found; set JAXDEBLUR_CACHE to a folder for the cache"
-        ) from error
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdeblur"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.files import cache_folder, made_once, replace_when_whole
+from jaxdeblur.files import made_once, replace_when_whole
 
 
 def test_what_a_link_leads_to_is_replaced_and_keeps_its_permissions(tmp_path: Path) -> None:
@@ -66,17 +66,6 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="not a regular file"), replace_when_whole(place):
             pass
     assert (tmp_path / "pipe").is_fifo()
-
-
-def test_without_a_home_the_cache_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nowhere() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("JAXDEBLUR_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", nowhere)
-    with pytest.raises(UserError, match="JAXDEBLUR_CACHE"):
-        cache_folder()
 
 
 def test_what_several_want_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

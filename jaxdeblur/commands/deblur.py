@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxdeblur.errors import UserError, tell
+from jaxdeblur.errors import tell
 from jaxdeblur.options import (
     ClusterConfig,
     Parser,
@@ -37,48 +37,12 @@ def main(name: str = "deblur.py") -> None:
     parser.add_argument(
         "paths", nargs="+", metavar="INPUT", help="inputs, then OUTPUT unless --out-dir is given"
     )
-    parser.add_argument(
-        "--out-dir", metavar="FOLDER", help="the folder for the results of all inputs"
-    )
-    parser.add_argument(
-        "--ckpt",
-        metavar="RUN",
-        help="a run folder, a .safetensors file, or the name of shipped weights",
-    )
-    parser.add_argument(
-        "--device",
-        metavar="NAME",
-        help="where to compute, such as cpu, gpu or gpu:1; by default JAX's first",
-    )
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="precision of the computation"
-    )
     add_fields(parser, DeblurConfig(), "restoration")
     add_fields(parser, ClusterConfig(), "devices and processes")
     add_extension_option(parser)
     arguments = parser.parse_args()
     config = read_fields(arguments, DeblurConfig())
-
-    inputs, output = arguments.paths, None
-    if arguments.out_dir is None:
-        if len(inputs) < 2:
-            raise UserError(f"give an OUTPUT for {inputs[0]}, or --out-dir=FOLDER")
-        inputs, output = inputs[:-1], inputs[-1]
-    jobs = plan(
-        inputs,
-        output,
-        arguments.out_dir,
-        single=config.single,
-        skip_done=config.skip_done,
-        overwrite=config.overwrite,
-    )
-    if config.fast and (arguments.ckpt is not None or config.duty or config.light):
-        raise UserError(
-            "--fast uses the shipped weights without blur paths; it cannot be combined with "
-            "--ckpt, --duty or --light"
-        )
-    if config.compare is not None and len(jobs) > 1:
-        raise UserError("--compare takes a single input")
+    jobs = plan(arguments.paths, config)
 
     # JAX takes seconds to import; --help and errors in the options do not wait for it.
     import jax
@@ -106,8 +70,8 @@ def main(name: str = "deblur.py") -> None:
         return
 
     def weights_of(job: Job) -> str:
-        if arguments.ckpt is not None:
-            return arguments.ckpt
+        if config.ckpt is not None:
+            return config.ckpt
         return shipped.default_name("fast video" if config.fast and job.use == "video" else job.use)
 
     deblurrers = {}
@@ -116,11 +80,11 @@ def main(name: str = "deblur.py") -> None:
             weights,
             strength=config.strength,
             tile=config.tile,
-            device=arguments.device,
-            dtype=arguments.dtype,
+            device=config.device,
+            dtype=config.dtype,
             duty=config.duty,
             light=config.light,
         )
-        if arguments.ckpt is None and not config.quiet:
+        if config.ckpt is None and not config.quiet:
             tell(f"weights: {deblurrer.source}, on {deblurrer.device}")
     restore_all(lambda job: deblurrers[weights_of(job)], jobs, config)

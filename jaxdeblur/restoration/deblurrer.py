@@ -77,8 +77,8 @@ class Deblurrer:
         if not 0 <= strength <= 1:
             raise UserError(f"--strength must be between 0 and 1, not {strength:g}")
         self.strength = strength
-        self._chooses_tiles = tile == "auto"
-        self._given_tiles = None if self._chooses_tiles else parse_tiles(tile)
+        self._choose = tile == "auto"
+        self._given_tiles = None if self._choose else parse_tiles(tile)
         if isinstance(weights, VideoRestorer):
             if dtype is not None:
                 raise UserError("dtype applies to loaded weights only; a model has its own")
@@ -93,7 +93,7 @@ class Deblurrer:
                 self.source += f" ({loaded.preset})"
         if duty is not None or light is not None:
             self.model = _with_shutter(self.model, duty, light)
-        self._device = find_device(device) if isinstance(device, str) else device
+        self._device = _device_named(device) if isinstance(device, str) else device
         if self._device is not None:
             graph, state = nnx.split(self.model)
             self.model = nnx.merge(graph, jax.device_put(state, self._device))
@@ -139,10 +139,8 @@ class Deblurrer:
           not grow with their number.
 
         Raises:
-          UserError: ``frames`` is not iterable, or a frame is no such array or unlike the first.
+          UserError: a frame is no such array or unlike the first.
         """
-        if not isinstance(frames, Iterable):
-            raise UserError(f"frames must be an iterable of arrays H W 3, not {described(frames)}")
         return restore_frames(self.open_stream, frames)
 
     def warm_up(self, height: int, width: int, dtype: type = np.uint8) -> None:
@@ -150,41 +148,30 @@ class Deblurrer:
         self(np.zeros((1, height, width, 3), dtype))
 
     def compile(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
-        """Compiles for a frame size and layout; returns the tiling, as ``tiles`` does."""
-        tiles = self.tiles(height, width, layout)
-        # Choosing tiles already compiles the step, since the compiler says what fits.
-        if not self._chooses_tiles:
-            on = self._device
-            step_memory(self.model, height, width, layout=layout, tiles=tiles, device=on)
-        return tiles
+        """Compiles for a frame size and layout, once; returns the tiling, None for whole frames."""
+        key, on = (height, width, layout), self._device
+        if key not in self._tiles:
+            tiles = self._given_tiles
+            if self._choose:
+                tiles = choose_tiles(self.model, height, width, layout=layout, device=on)
+            else:
+                step_memory(self.model, height, width, layout=layout, tiles=tiles, device=on)
+            self._tiles[key] = tiles
+        return self._tiles[key]
 
     def open_stream(self, height: int, width: int, layout: PixelLayout = RGB8) -> Stream:
         """Opens the stream of one video, for callers that push frames (``Stream.push``).
 
         Live input may skip ``Stream.look``; blur paths then estimate the shutter as they go.
         """
-        tiles = self.tiles(height, width, layout)
-        strength, device = self.strength, self._device
-        return Stream(
-            self.model, height, width, layout, strength=strength, tiles=tiles, device=device
-        )
-
-    def tiles(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
-        """Returns the tiling for a frame size; None to restore the whole frame at once."""
-        if not self._chooses_tiles:
-            return self._given_tiles
-        key = (height, width, layout)
-        if key not in self._tiles:
-            found = choose_tiles(self.model, height, width, layout=layout, device=self._device)
-            self._tiles[key] = found
-        return self._tiles[key]
+        tiles = self.compile(height, width, layout)
+        strength, on = self.strength, self._device
+        return Stream(self.model, height, width, layout, strength=strength, tiles=tiles, device=on)
 
 
 def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -> VideoRestorer:
     if not isinstance(model, PathRestorer):
         raise UserError("--duty and --light need weights with blur paths, such as --ckpt=paths")
-    if duty is not None and not 0 < duty <= 1:
-        raise UserError(f"--duty must be a share of the period, above 0 and up to 1, not {duty:g}")
     if light not in (None, "stored", "linear"):
         raise UserError(f"--light must be stored or linear, not {light}")
     given = {"duty": duty, "light": light}
@@ -193,19 +180,10 @@ def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -
     return PathRestorer(config, model.base, model.fusion)
 
 
-def find_device(name: str) -> jax.Device:
-    """Returns the device with a name like ``cpu``, ``gpu`` or ``gpu:1``.
-
-    Raises:
-      UserError: there is no such device.
-    """
+def _device_named(name: str) -> jax.Device:
     kind, _, index = name.partition(":")
     try:
-        devices = jax.local_devices(backend=kind)
-    except RuntimeError:
-        devices = []
-    position = int(index) if index.isdecimal() else 0 if not index else -1
-    if not 0 <= position < len(devices):
+        return jax.local_devices(backend=kind)[int(index or 0)]
+    except (RuntimeError, ValueError, IndexError) as error:
         present = ", ".join(f"{d.platform}:{i}" for i, d in enumerate(jax.local_devices()))
-        raise UserError(f"--device={name}: no such device; choose from {present}")
-    return devices[position]
+        raise UserError(f"--device={name}: no such device; choose from {present}") from error

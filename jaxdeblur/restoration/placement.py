@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -22,7 +24,7 @@ from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.states import Fitted, OverPaths, StepOf
 from jaxdeblur.restoration.tiling import TileGrid, halo_of
-from jaxdeblur.shapes import DevicePlane, Frame, SeenFrame
+from jaxdeblur.shapes import DevicePlane, Frame
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
 Graph: TypeAlias = Any
@@ -42,108 +44,14 @@ class Compiled(NamedTuple):
     @property
     def step_of(self) -> StepOf:
         """The function that steps a network, over the whole frame or in tiles."""
-        return _whole_step if self.tiles is None else self.tiles.step
+        return VideoRestorer.step if self.tiles is None else self.tiles.step
 
 
-def _whole_step(
-    model: VideoRestorer, state: State, frame: SeenFrame, repeated: bool | Bool[Array, ""]
-) -> tuple[State, Frame]:
-    return model.step(state, frame, repeated)
+_program = functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+"""Compiles a function of a ``Compiled``, a model's parameters, a state to be reused, and more."""
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def base_step(
-    what: Compiled,
-    parameters: ModelState,
-    state: State,
-    planes: tuple[DevicePlane, ...],
-    repeated: bool | Bool[Array, ""],
-) -> tuple[State, Frame]:
-    """Runs the first part of a step of blur paths: their base (``PathRestorer.step_base``).
-
-    Args:
-      what: what the step is compiled for.
-      parameters: of the whole model.
-      state: of the base; its memory is reused.
-      planes, repeated: as for ``stream_step``.
-
-    Returns:
-      The base's next state and its restored frame, padded to the model's ``multiple``.
-    """
-    model: PathRestorer = nnx.merge(what.graph, parameters)
-    frame = model.pad(what.layout.to_rgb(planes)[None])
-    return model.step_base(what.step_of, state, frame, repeated)
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def fit_step(
-    what: Compiled,
-    parameters: ModelState,
-    state: State,
-    planes: tuple[DevicePlane, ...],
-    repeated: bool | Bool[Array, ""],
-) -> tuple[State, Fitted]:
-    """Runs the second part: the fit of the paths (``PathRestorer.step_fit``).
-
-    Args:
-      what: what the step is compiled for.
-      parameters: of the whole model.
-      state: of the fit; its memory is reused.
-      planes, repeated: as for ``stream_step``.
-    """
-    model: PathRestorer = nnx.merge(what.graph, parameters)
-    frame = model.pad(what.layout.to_rgb(planes)[None])
-    return model.step_fit(state, frame, repeated)
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def filter_step(
-    what: Compiled,
-    parameters: ModelState,
-    state: State,
-    fitted: Fitted,
-    below: Float[Array, "1 Hp Wp 3"] | None,
-) -> tuple[State, OverPaths]:
-    """Runs the third part: the filter along the paths (``PathRestorer.step_filter``).
-
-    Args:
-      what: what the step is compiled for.
-      parameters: of the whole model.
-      state: of the filter; its memory is reused.
-      fitted: from ``fit_step``.
-      below: the frame from ``base_step``; None without a base.
-    """
-    model: PathRestorer = nnx.merge(what.graph, parameters)
-    return model.step_filter(state, fitted, below)
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def fusion_step(
-    what: Compiled,
-    parameters: ModelState,
-    state: State,
-    over: OverPaths,
-    due: tuple[DevicePlane, ...],
-    strength: Float[Array, ""],
-) -> tuple[State, tuple[DevicePlane, ...]]:
-    """Runs the last part: the network over the paths (``PathRestorer.step_fusion``).
-
-    Args:
-      what: what the step is compiled for.
-      parameters: of the whole model.
-      state: of that network; its memory is reused.
-      over: from ``filter_step``.
-      due, strength: as for ``stream_step``.
-
-    Returns:
-      The network's next state, and the frame as ``stream_step`` returns it.
-    """
-    model: PathRestorer = nnx.merge(what.graph, parameters)
-    state, restored = model.step_fusion(what.step_of, state, over)
-    return state, _changed(what.layout, due, restored, strength)
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@_program
 def stream_step(
     what: Compiled,
     parameters: ModelState,
@@ -153,19 +61,118 @@ def stream_step(
     due: tuple[DevicePlane, ...],
     strength: Float[Array, ""],
 ) -> tuple[State, tuple[DevicePlane, ...]]:
-    """Takes one frame in and returns the one that is due, as arrays in the layout of their file.
-
-    Args:
-      what: what the step is compiled for.
-      parameters, state: of the model; the state's memory is reused.
-      planes: the frame that comes in.
-      repeated: whether it is the last frame, given once more.
-      due: the frame that comes out, to which the network's change is added.
-      strength: the share of the change that is added.
-    """
+    """Runs a step of a network (``step_with``)."""
     model: VideoRestorer = nnx.merge(what.graph, parameters)
     state, restored = what.step_of(model, state, what.layout.to_rgb(planes)[None], repeated)
     return state, _changed(what.layout, due, restored, strength)
+
+
+@_program
+def base_step(
+    what: Compiled,
+    parameters: ModelState,
+    state: State,
+    planes: tuple[DevicePlane, ...],
+    repeated: bool | Bool[Array, ""],
+) -> tuple[State, Frame]:
+    """Runs the first part of a step of blur paths: their base."""
+    model: PathRestorer = nnx.merge(what.graph, parameters)
+    frame = model.pad(what.layout.to_rgb(planes)[None])
+    return model.step_base(what.step_of, state, frame, repeated)
+
+
+@_program
+def fit_step(
+    what: Compiled,
+    parameters: ModelState,
+    state: State,
+    planes: tuple[DevicePlane, ...],
+    repeated: bool | Bool[Array, ""],
+) -> tuple[State, Fitted]:
+    """Runs the second part: the fit of the paths."""
+    model: PathRestorer = nnx.merge(what.graph, parameters)
+    frame = model.pad(what.layout.to_rgb(planes)[None])
+    return model.step_fit(state, frame, repeated)
+
+
+@_program
+def filter_step(
+    what: Compiled,
+    parameters: ModelState,
+    state: State,
+    fitted: Fitted,
+    below: Float[Array, "1 Hp Wp 3"] | None,
+) -> tuple[State, OverPaths]:
+    """Runs the third part: the filter along the paths, on what the base made of the frame."""
+    model: PathRestorer = nnx.merge(what.graph, parameters)
+    return model.step_filter(state, fitted, below)
+
+
+@_program
+def fusion_step(
+    what: Compiled,
+    parameters: ModelState,
+    state: State,
+    over: OverPaths,
+    due: tuple[DevicePlane, ...],
+    strength: Float[Array, ""],
+) -> tuple[State, tuple[DevicePlane, ...]]:
+    """Runs the last part: the network over the paths."""
+    model: PathRestorer = nnx.merge(what.graph, parameters)
+    state, restored = model.step_fusion(what.step_of, state, over)
+    return state, _changed(what.layout, due, restored, strength)
+
+
+# On a CPU, programs that one thread queues run in sequence. So each part has a thread that queues
+# it (the fit, that of the caller), and parts of several frames run side by side.
+_THREADS = {
+    part: ThreadPoolExecutor(1, part.__name__) for part in (base_step, filter_step, fusion_step)
+}
+
+
+def queue(program: Any, *given: Any) -> Any:
+    """Queues a program on the device, from a thread of its own if it has one."""
+    if program in _THREADS:
+        return _THREADS[program].submit(program, *given).result()
+    return program(*given)
+
+
+def step_with(
+    run: Callable[..., Any],
+    model: VideoRestorer,
+    what: Compiled,
+    parameters: ModelState,
+    state: State,
+    planes: Any,
+    due: Any,
+    strength: Any,
+    *,
+    repeated: bool,
+) -> tuple[State, Any]:
+    """Takes one frame in and returns the one that is due, as arrays in the layout of their file.
+
+    A ``run`` that only compiles takes and returns ``ShapeDtypeStruct`` in place of arrays.
+
+    Args:
+      run: runs a program: ``queue``, or what only compiles it.
+      model: the network.
+      what: what its step is compiled for.
+      parameters, state: of the model; the state's memory is reused.
+      planes: the frame that comes in.
+      due: the frame that comes out, to which the network's change is added.
+      strength: the share of the change that is added.
+      repeated: whether ``planes`` is the last frame, given once more.
+    """
+    given = what, parameters
+    if not isinstance(model, PathRestorer):
+        return run(stream_step, *given, state, planes, repeated, due, strength)
+    base, below = state.base, None
+    if model.base is not None:
+        base, below = run(base_step, *given, base, planes, repeated)
+    after, fitted = run(fit_step, *given, state.of_fit(), planes, repeated)
+    filtered, over = run(filter_step, *given, state.filter, fitted, below)
+    fusion, restored = run(fusion_step, *given, state.fusion, over, due, strength)
+    return after._replace(base=base, filter=filtered, fusion=fusion), restored
 
 
 def _changed(
@@ -246,33 +253,22 @@ def step_memory(
     """
     graph, parameters = nnx.split(model)
     place = SingleDeviceSharding(device or device_of(parameters))
+    placed = functools.partial(jax.tree.map, lambda array: devices.abstract_array(array, place))
 
     def inputs() -> tuple[State, tuple[DevicePlane, ...], Float[Array, ""]]:
         shapes = layout.plane_shapes(height, width)
         planes = tuple(jnp.zeros(shape, layout.dtype) for shape in shapes)
         return model.initial_state(1, height, width), planes, jnp.float32(1)
 
-    state, planes, strength = jax.tree.map(
-        lambda array: devices.abstract_array(array, place), jax.eval_shape(inputs)
-    )
-    what = Compiled(graph, layout, tiles)
+    state, planes, strength = placed(jax.eval_shape(inputs))
     lowered: list[Any] = []
-    if isinstance(model, PathRestorer):
 
-        def made() -> Any:
-            return jax.tree.map(
-                lambda array: devices.abstract_array(array, place), lowered[-1].out_info[1]
-            )
+    def lower(program: Any, *given: Any) -> Any:
+        lowered.append(program.lower(*given))
+        return placed(lowered[-1].out_info)
 
-        below = None
-        if model.base is not None:
-            lowered.append(base_step.lower(what, parameters, state.base, planes, False))
-            below = made()
-        lowered.append(fit_step.lower(what, parameters, state.of_fit(), planes, False))
-        lowered.append(filter_step.lower(what, parameters, state.filter, made(), below))
-        lowered.append(fusion_step.lower(what, parameters, state.fusion, made(), planes, strength))
-    else:
-        lowered.append(stream_step.lower(what, parameters, state, planes, False, planes, strength))
+    what = Compiled(graph, layout, tiles)
+    step_with(lower, model, what, parameters, state, planes, planes, strength, repeated=False)
     # A stream with these shapes reuses what is compiled here.
     taken: list[Any] = [each.compile().memory_analysis() for each in lowered]
     return sum(

@@ -37,6 +37,10 @@ class DeblurConfig:
     """The options of deblur.py.
 
     Attributes:
+      out_dir: the folder for the results of all inputs, in place of OUTPUT.
+      ckpt: a run folder, a .safetensors file, or the name of shipped weights.
+      device: where to compute, such as cpu, gpu or gpu:1; by default JAX's first.
+      dtype: precision of the computation; by default the network's own.
       strength: 1 gives the restored frames, 0 the input, values between them a mixture.
       start: where in the video to begin, in seconds or as [H:]MM:SS.
       end: where in the video to end, likewise.
@@ -58,6 +62,10 @@ class DeblurConfig:
       quiet: print errors only.
     """
 
+    out_dir: str | None = None
+    ckpt: str | None = None
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
     strength: Share = 1.0
     start: Annotated[Time, Range(0, below=10**9)] = _BEGINNING
     end: Annotated[Time, Range(above=0, below=10**9)] | None = None
@@ -83,6 +91,11 @@ class DeblurConfig:
             raise UserError("--end and --duration cannot be combined; give one of them")
         if self.end is not None and not self.start < self.end:
             raise UserError(f"--end must be after --start={self.start:g}, not {self.end:g}")
+        if self.fast and (self.ckpt is not None or self.duty or self.light):
+            raise UserError(
+                "--fast uses the shipped weights without blur paths; it cannot be combined with "
+                "--ckpt, --duty or --light"
+            )
         self.raw_size  # noqa: B018  # complains if it is not a size
 
     @property
@@ -160,55 +173,48 @@ class Job:
         return self.output.stat().st_mtime > newest
 
 
-def plan(
-    inputs: list[str],
-    output: str | None,
-    out_dir: str | None = None,
-    *,
-    single: bool = False,
-    skip_done: bool = False,
-    overwrite: bool = False,
-) -> list[Job]:
+def plan(paths: list[str], config: DeblurConfig) -> list[Job]:
     """Plans the jobs: which input is restored into which output.
 
-    Args:
-      inputs: videos, folders of frames, images, globs, ``camera:0``, or ``-``.
-      output: for one input, the file or folder of the result, or ``-``.
-      out_dir: for any number of inputs, the folder of the results, which get the inputs' names.
-      single: whether each image is a separate input.
-      skip_done: whether outputs of jobs that are done may exist.
-      overwrite: whether any other output file may exist; the default protects earlier results,
-        and the second of two videos to which ``*.mp4`` expands.
+    ``paths`` are inputs (videos, folders of frames, images, globs, ``camera:0``, or ``-``), then
+    the file or folder of the result, or ``-``; without it if ``config.out_dir`` is given. Existing
+    outputs are refused without ``overwrite``, unless ``skip_done`` is given and the job is done:
+    also the second of two videos to which ``*.mp4`` expands.
 
     Raises:
-      UserError: something is missing or ambiguous, or a file would be replaced.
+      UserError: something is missing or ambiguous, a file would be replaced, or an option does not
+        suit the inputs.
     """
-    jobs = [job for text in inputs for job in _find(text)]
-    if single:
+    folder = None if config.out_dir is None else Path(config.out_dir)
+    if folder is None and len(paths) < 2:
+        raise UserError(f"give an OUTPUT for {paths[0]}, or --out-dir=FOLDER")
+    jobs = [job for text in (paths if folder else paths[:-1]) for job in _find(text)]
+    if config.single:
         for job in jobs:
             if job.kind != "images":
                 raise UserError(f"{job.name}: --single takes images, but this is a {job.kind}")
         jobs = [Job("images", (path,), None, str(path)) for job in jobs for path in job.paths]
-    if out_dir is not None:
-        folder = Path(out_dir)
-        if not os.path.isdir(folder) and not os.path.isdir(folder.absolute().parent):
-            raise UserError(f"--out-dir={out_dir}: its parent folder does not exist")
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            raise UserError(f"--out-dir={out_dir}: is a file, not a folder")
-        jobs = [_named_into(job, folder) for job in jobs]
-        names = collections.Counter(job.output for job in jobs)
-        if twice := [str(path) for path, count in names.items() if count > 1]:
-            raise UserError(f"--out-dir={out_dir}: several inputs would be written to {twice[0]}")
+    if folder is not None:
+        jobs = _into_folder(jobs, folder)
     elif len(jobs) > 1:
         raise UserError(f"{len(jobs)} inputs need --out-dir=FOLDER for their results")
-    elif output != "-":
-        named_as_folder = str(output).endswith(os.sep)
-        jobs = [dataclasses.replace(jobs[0], output=Path(str(output)), into_folder=named_as_folder)]
+    elif (output := paths[-1]) != "-":
+        is_folder = output.endswith(os.sep)
+        jobs = [dataclasses.replace(jobs[0], output=Path(output), into_folder=is_folder)]
     for job in jobs:
-        if job.output is not None and not (skip_done and job.is_done):
-            _check_output(job, job.output, Path(out_dir) if out_dir is not None else None)
-            if not overwrite:
+        if job.output is not None and not (config.skip_done and job.is_done):
+            _check_output(job, job.output, folder)
+            if not config.overwrite:
                 _refuse_existing(job.output, str(job.output))
+    if config.compare is not None:
+        if len(jobs) > 1:
+            raise UserError("--compare takes a single input")
+        _check_compare(jobs[0], config.compare, config.overwrite)
+    kinds = {job.kind for job in jobs}
+    if config.fps is not None and kinds == {"video"}:
+        raise UserError("--fps applies to images, pipes and cameras only; videos keep their own")
+    if config.size is not None and not kinds & {"pipe", "camera"}:
+        raise UserError("--size applies to pipes and cameras only; files state their own size")
     return jobs
 
 
@@ -217,8 +223,6 @@ def _find(text: str) -> list[Job]:
     if text == "-":
         return [Job("pipe", (), None, "-")]
     if text.startswith(CAMERA):
-        if not text.removeprefix(CAMERA):
-            raise UserError(f"{text}: names no camera; use {CAMERA}0 for the first one")
         return [Job("camera", (), None, text)]
     # os.path, unlike Path, returns False for names that the system refuses (too long, looping).
     path = Path(text)
@@ -257,18 +261,27 @@ def _video(path: Path) -> Job:
     return Job("video", (path,), None, str(path))
 
 
-def _named_into(job: Job, folder: Path) -> Job:
-    if job.kind in ("pipe", "camera"):
-        raise UserError(f"{job.name}: a {job.kind} has no file name for --out-dir; give OUTPUT")
-    if job.kind == "video":
-        (path,) = job.paths
-        name = path.name if path.suffix.lower() in CONTAINERS else f"{path.stem}.mkv"
-    elif len(job.paths) == 1 and os.path.isfile(job.name):
-        name = job.paths[0].name
-    else:
-        name = Path(os.path.abspath(job.paths[0])).parent.name  # without a ".."
-        return dataclasses.replace(job, output=folder / name, into_folder=True)
-    return dataclasses.replace(job, output=folder / name)
+def _into_folder(jobs: list[Job], folder: Path) -> list[Job]:
+    """Returns the jobs with outputs in a folder, which get the inputs' names."""
+    if not os.path.isdir(folder) and not os.path.isdir(folder.absolute().parent):
+        raise UserError(f"--out-dir={folder}: its parent folder does not exist")
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"--out-dir={folder}: is a file, not a folder")
+    named = []
+    for job in jobs:
+        if not job.paths:
+            raise UserError(f"{job.name}: a {job.kind} has no file name for --out-dir; give OUTPUT")
+        first, is_folder = job.paths[0], False
+        name = first.name
+        if job.kind == "video" and first.suffix.lower() not in CONTAINERS:
+            name = f"{first.stem}.mkv"
+        elif len(job.paths) > 1 or not os.path.isfile(job.name):
+            name, is_folder = Path(os.path.abspath(first)).parent.name, True  # without a ".."
+        named.append(dataclasses.replace(job, output=folder / name, into_folder=is_folder))
+    names = collections.Counter(job.output for job in named)
+    if twice := [str(path) for path, count in names.items() if count > 1]:
+        raise UserError(f"--out-dir={folder}: several inputs would be written to {twice[0]}")
+    return named
 
 
 def _check_output(job: Job, output: Path, out_dir: Path | None) -> None:
@@ -303,26 +316,14 @@ def _refuse_existing(path: Path, name: str) -> None:
         raise UserError(f"{name}: already exists (--overwrite replaces it)")
 
 
-def check_compare(job: Job, compare: str, overwrite: bool) -> None:
-    """Checks that the file of ``--compare`` can be written.
-
-    Raises:
-      UserError: its format is unknown, its folder is missing, or its path is taken.
-    """
+def _check_compare(job: Job, compare: str, overwrite: bool) -> None:
     path = Path(compare)
     if path.suffix.lower() not in CONTAINERS.keys() | ANIMATED_SUFFIXES:
         kinds = ", ".join([*CONTAINERS, *sorted(ANIMATED_SUFFIXES)])
         raise UserError(f"--compare={compare}: must be a video or an animation ({kinds})")
     if not os.path.isdir(path.absolute().parent):
         raise UserError(f"--compare={compare}: the folder {path.parent} does not exist")
-    if job.output is not None and not job.suffix:
-        folder, file = (Path(os.path.realpath(each)) for each in (job.output, path))
-        if file.is_relative_to(folder):
-            raise UserError(
-                f"--compare={compare}: is inside the output folder; choose another place"
-            )
-    others = [*job.paths, *([] if job.output is None else [job.output])]
-    taken = {os.path.realpath(other) for other in others}
+    taken = {os.path.realpath(other) for other in (*job.paths, job.output) if other is not None}
     if os.path.isdir(path) or os.path.realpath(path) in taken:
         raise UserError(f"--compare={compare}: is also the input or output; choose another name")
     if not overwrite:

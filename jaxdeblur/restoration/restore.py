@@ -16,7 +16,7 @@ import numpy as np
 from jaxdeblur.errors import ProgressLine, UserError, message_of, tell
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.restoration.deblurrer import Deblurrer
-from jaxdeblur.restoration.plan import DeblurConfig, Job, check_compare
+from jaxdeblur.restoration.plan import DeblurConfig, Job
 from jaxdeblur.restoration.threads import Restored, Timing, run_stages
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.animation import MAX_WIDTH, AnimationWriter
@@ -46,13 +46,8 @@ def restore_all(
     """Restores the jobs in order; a job that fails does not stop the rest.
 
     Raises:
-      UserError: an option does not suit the inputs, or jobs failed; each of several is reported.
+      UserError: jobs failed; each of several is reported.
     """
-    kinds = {job.kind for job in jobs}
-    if config.fps is not None and kinds == {"video"}:
-        raise UserError("--fps applies to images, pipes and cameras only; videos keep their own")
-    if config.size is not None and not kinds & {"pipe", "camera"}:
-        raise UserError("--size applies to pipes and cameras only; files state their own size")
     failed = []
     for job in jobs:
         try:
@@ -62,7 +57,7 @@ def restore_all(
             if len(jobs) == 1 or message is None:
                 raise
             failed.append(job.name)
-            tell(f"error: {' '.join(message.split())}")
+            tell(f"error: {message}")
     if failed:
         names = ", ".join(failed)
         raise UserError(f"{len(failed)} of {len(jobs)} inputs could not be restored: {names}")
@@ -76,8 +71,6 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
     """
     say: Callable[[str], None] = (lambda text: None) if config.quiet else tell
     began = time.monotonic()
-    if config.compare is not None:
-        check_compare(job, config.compare, config.overwrite)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open_source(job, config))
         info = source.info

@@ -11,7 +11,6 @@ import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -28,20 +27,14 @@ from jaxdeblur.restoration.placement import (
     Compiled,
     Graph,
     ModelState,
-    base_step,
     device_of,
-    filter_step,
     fit_step,
-    fusion_step,
-    stream_step,
+    queue,
+    step_with,
 )
 from jaxdeblur.restoration.tiling import TileGrid
 from jaxdeblur.shapes import DevicePixels, DevicePlane, PixelClip, Pixels, Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
-
-_BASES, _FILTERS, _FUSIONS = (
-    ThreadPoolExecutor(1, f"{part} of blur paths") for part in ("base", "filter", "fusion")
-)
 
 
 def from_uint8(x: UInt8[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
@@ -79,15 +72,7 @@ def restore_frames(
     for first in itertools.islice(rest, 1):
         height, width, _ = first.shape
         stream = open_stream(height, width, layout_of(first.dtype))
-        seen = itertools.islice(itertools.chain([first], rest), max(1, stream.opening))
-        # Copied, since the caller may reuse their memory.
-        opening = [frame.copy() if isinstance(frame, np.ndarray) else frame for frame in seen]
-        stream.look(opening)
-        for frame in itertools.chain(opening, rest):
-            restored = stream.push(frame)
-            if restored is not None:
-                yield np.array(restored[0])
-        for restored in stream.flush():
+        for restored in stream.restore(itertools.chain([first], rest)):
             yield np.array(restored[0])
 
 
@@ -139,22 +124,34 @@ class Stream:
         self._what = Compiled(graph, layout, tiles)
         self._size = (height, width)
         self.opening = model.opening
-        self._lookahead = model.lookahead
         self._model = model
         # All arrays are placed on the parameters' device, so that the step runs there.
         self._device = device or device_of(self._parameters)
         with jax.default_device(self._device):
             # Copied, since a model may use one array of zeros twice and steps reuse this memory.
             state = jax.tree.map(jnp.copy, model.initial_state(1, height, width))
-        if isinstance(model, PathRestorer):
-            self._parts = self._placed((state.base, state.filter, state.fusion))
-            state = state.of_fit()
         self._state = self._placed(state)
         self._strength = jax.device_put(jnp.float32(strength), self._device)
         # Frames that have gone in and not come out yet; the network's change is added to them.
         self._waiting: deque[tuple[DevicePlane, ...]] = deque()
         self._steps = 0
         self._ended = False
+
+    def restore(
+        self, frames: Iterable[tuple[Plane, ...] | Plane]
+    ) -> Iterator[tuple[DevicePlane, ...]]:
+        """Restores a whole video: looks at its opening, pushes all frames and flushes."""
+        rest = iter(frames)
+        # Copied, since the caller may reuse their memory.
+        opening = [
+            jax.tree.map(np.array, planes) for planes in itertools.islice(rest, self.opening)
+        ]
+        self.look(opening)
+        for planes in itertools.chain(opening, rest):
+            restored = self.push(planes)
+            if restored is not None:
+                yield restored
+        yield from self.flush()
 
     def push(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...] | None:
         """Takes a frame and returns the one from ``lookahead`` frames ago, or None at the start.
@@ -197,7 +194,7 @@ class Stream:
         for planes in opening:
             on_device = self._on_device(planes)
             self._look(on_device, repeated=False)
-        for _ in range(self._lookahead if len(opening) < self.opening else 0):
+        for _ in range(self._model.lookahead if len(opening) < self.opening else 0):
             self._look(on_device, repeated=True)
         self._state = self._placed(self._model.looked(self._state))
 
@@ -210,7 +207,6 @@ class Stream:
         if [plane.shape for plane in planes] != shapes or dtypes != {layout.dtype}:
             right = ", ".join(" ".join(map(str, shape)) for shape in shapes)
             given = ", ".join(described(plane) for plane in planes[:3])
-            given += f" and {len(planes) - 3} more" if len(planes) > 3 else ""
             raise UserError(
                 f"a frame of this stream must be {right} in {layout.dtype}, not {given}"
             )
@@ -243,7 +239,7 @@ class Stream:
     ) -> tuple[DevicePlane, ...] | None:
         self._steps += 1
         restored = self._step(planes, self._waiting[0], repeated=repeated)
-        if self._steps <= self._lookahead:
+        if self._steps <= self._model.lookahead:
             return None
         self._waiting.popleft()
         return restored
@@ -251,37 +247,16 @@ class Stream:
     def _step(
         self, planes: tuple[DevicePlane, ...], due: tuple[DevicePlane, ...], *, repeated: bool
     ) -> tuple[DevicePlane, ...]:
-        if isinstance(self._model, PathRestorer):
-            return self._step_with_paths(self._model, planes, due, repeated)
-        self._state, restored = stream_step(
-            self._what, self._parameters, self._state, planes, repeated, due, self._strength
-        )
-        return restored
-
-    def _step_with_paths(
-        self,
-        model: PathRestorer,
-        planes: tuple[DevicePlane, ...],
-        due: tuple[DevicePlane, ...],
-        repeated: bool,
-    ) -> tuple[DevicePlane, ...]:
-        # On a CPU, programs that one thread queues run in sequence. So each part has a thread that
-        # queues it, and parts of several frames run side by side.
-        given, (base, filtered, fusion), below = (self._what, self._parameters), self._parts, None
-        if model.base is not None:
-            queued = _BASES.submit(base_step, *given, base, planes, repeated)
-            base, below = queued.result()
-        self._state, fitted = fit_step(*given, self._state, planes, repeated)
-        filtered, over = _FILTERS.submit(filter_step, *given, filtered, fitted, below).result()
-        fusion, restored = _FUSIONS.submit(
-            fusion_step, *given, fusion, over, due, self._strength
-        ).result()
-        self._parts = base, filtered, fusion
+        given = self._what, self._parameters, self._state, planes, due, self._strength
+        self._state, restored = step_with(queue, self._model, *given, repeated=repeated)
         return restored
 
     def _look(self, planes: tuple[DevicePlane, ...], *, repeated: bool) -> None:
+        state = self._state
         if isinstance(self._model, PathRestorer):
-            self._state, _ = fit_step(self._what, self._parameters, self._state, planes, repeated)
+            given = self._what, self._parameters, state.of_fit()
+            after, _ = fit_step(*given, planes, repeated)
+            self._state = after._replace(base=state.base, filter=state.filter, fusion=state.fusion)
         else:
             self._step(planes, planes, repeated=repeated)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import itertools
 import queue
 import threading
 import time
@@ -106,19 +105,15 @@ def _restored(pictures: _InThread[Picture], stream: Stream) -> Iterator[Restored
         while len(in_flight) > number:
             yield waiting.popleft(), tuple(np.asarray(plane) for plane in in_flight.popleft())
 
-    rest = iter(pictures)
-    opening = [*itertools.islice(rest, stream.opening)]
-    stream.look([picture.planes for picture in opening])
-    for picture in itertools.chain(opening, rest):
-        waiting.append(picture)
-        restored = stream.push(picture.planes)
-        if restored is not None:
-            in_flight.append(restored)
+    def planes() -> Iterator[tuple[Plane, ...]]:
+        for picture in pictures:
+            waiting.append(picture)
+            yield picture.planes
+
+    for restored in stream.restore(planes()):
+        in_flight.append(restored)
         # A camera's next frame comes at an unknown time.
         yield from all_but(0 if pictures.is_starved else _AHEAD)
-    for restored in stream.flush():
-        in_flight.append(restored)
-        yield from all_but(_AHEAD)
     yield from all_but(0)
 
 

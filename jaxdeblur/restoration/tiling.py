@@ -43,9 +43,9 @@ def parse_tiles(text: str) -> TileGrid | None:
     if text == "none":
         return None
     try:
-        return TileGrid(*frame_size(text, "auto, none or HEIGHTxWIDTH", "512x512"))
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"--tile={text}: {error}") from None
+        return TileGrid(*frame_size(text))
+    except argparse.ArgumentTypeError:
+        raise UserError(f"--tile={text}: must be auto, none or HEIGHTxWIDTH") from None
 
 
 def halo_of(model: VideoRestorer) -> int:

@@ -192,7 +192,6 @@ def test_restoration_is_shared_by_file(by_one: Path, tmp_path: Path) -> None:
     ("fields", "named"),
     [
         ({"coordinator": "host:1"}, "must be given together"),
-        ({"coordinator": "host", "num_processes": 2, "process_id": 0}, "HOST:PORT"),
         ({"coordinator": "h:1", "num_processes": 0, "process_id": 0}, "--num-processes"),
         ({"coordinator": "h:1", "num_processes": 2, "process_id": 2}, "--process-id must be 0 to"),
     ],

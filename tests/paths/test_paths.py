@@ -647,8 +647,8 @@ def test_a_stream_equals_its_clip(
     stream = np.stack(list(restore_frames(opened, video)))
     if base and length > 1:
         assert np.asarray(streams[0]._state.paths.knots).any()
-        assert np.asarray(streams[0]._parts[1].past.restored).any()
-        assert np.asarray(streams[0]._parts[1].past.excess).any() == (light == "linear")
+        assert np.asarray(streams[0]._state.filter.restored).any()
+        assert np.asarray(streams[0]._state.filter.excess).any() == (light == "linear")
     clip = restore_clip(model, video)
     assert stream.shape == video.shape
     assert np.abs(stream.astype(int) - clip).max() <= 1
@@ -702,7 +702,7 @@ def test_large_frames_do_without_the_finest_size_of_the_base(
     model = PathRestorer(PathsConfig(duty=1.0, light="stored"), base)
     stream = Stream(model, 256, 256)
     restored = [stream.push(frame) for frame in video]
-    assert len(stream._parts[0].levels) == 1
+    assert len(stream._state.base.levels) == 1
     restored = np.stack([frame[0] for frame in [*restored[2:], *stream.flush()]])
     assert np.abs(restored.astype(int) - restore_clip(model, video)).max() <= 1
 

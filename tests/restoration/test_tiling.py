@@ -83,14 +83,14 @@ def test_the_networks_of_blur_paths_run_in_tiles():
         jnp.asarray(random.random((1, 96, 128, n), np.float32)) for n in (3, fusion.channels)
     )
     told = Told(maps, jnp.zeros((1, 6, 8)), jnp.zeros((1, 20, 9, 2)))
-    over = OverPaths(told, frame, jnp.bool_(True), jnp.bool_(False), jnp.float32(0))
+    over = OverPaths(told, frame, jnp.bool_(True), jnp.bool_(False))
     state = model.initial_state(1, 96, 128)
 
     @functools.partial(jax.jit, static_argnums=0)
     def steps(step_of):
         of_base = state.base
         for _ in range(3):  # the first two frames come out unrestored
-            of_base, below = model.step_base(step_of, of_base, frame, False, jnp.float32(0))
+            of_base, below = model.step_base(step_of, of_base, frame, False)
         return below, model.step_fusion(step_of, state.fusion, over)[1]
 
     whole = steps(lambda model, *given: model.step(*given))

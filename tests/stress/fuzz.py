@@ -607,7 +607,7 @@ def deblur_options(bench: Bench) -> Case:
 
     name = bench.choose("videos/a.mp4", "images/a.png", "frames", "-")
     bench.take("w.safetensors", *(() if name == "-" else (name,)))
-    options = bench.odd_options([DeblurConfig()], ["--out-dir", "--ckpt", "--device", "--dtype"])
+    options = bench.odd_options([DeblurConfig()], [])
     words = [name, bench.choose("out.mp4", "out.png", "out", *ODD_NAMES)]
     if bench.rng.random() < 0.2:
         words[bench.rng.integers(2)] = bench.choose(*ODD_TEXTS, *ODD_NAMES)

@@ -118,7 +118,7 @@ def test_a_camera_is_restored_into_a_video(
 ) -> None:
     out = tmp_path / "out.mkv"
     config = DeblurConfig(duration=Time(1.0), tile="none", fps=25.0)
-    jobs = plan(["camera:0"], str(out))
+    jobs = plan(["camera:0", str(out)], config)
     assert jobs[0].use == "camera"
     restore_all(lambda _: a_deblurrer(), jobs, config)
     assert pattern == [("0", {"framerate": "25"})]
@@ -135,7 +135,6 @@ def test_a_camera_is_restored_into_a_video(
 @pytest.mark.parametrize(
     ("given", "config", "said"),
     [
-        ("camera:", DeblurConfig(), "names no camera"),
         ("camera:nowhere", DeblurConfig(), "camera:nowhere: cannot open the camera"),
         ("camera:0", DeblurConfig(start=Time(1.0)), "--start applies to video files only"),
     ],
@@ -143,5 +142,5 @@ def test_a_camera_is_restored_into_a_video(
 def test_bad_input_is_one_line(given: str, config: DeblurConfig, said: str, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     with pytest.raises(UserError, match=said):
-        restore_all(lambda _: a_deblurrer(), plan([given], str(out)), config)
+        restore_all(lambda _: a_deblurrer(), plan([given, str(out)], config), config)
     assert not list(tmp_path.iterdir())
