@@ -37,7 +37,7 @@ from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.evaluate import evaluate
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.options import ClusterConfig, Parser
-from jaxdeblur.restoration.stream import from_uint8
+from jaxdeblur.restoration.stream import to_floats
 from jaxdeblur.shapes import Clip
 from jaxdeblur.weights.load import LoadedModel, load_model, load_restorer
 
@@ -227,7 +227,7 @@ def gates(arguments: argparse.Namespace) -> None:
         ).videos:
             frames = [video.blurred(i) for i in range(min(arguments.frames, len(video)))]
             height, width = (side - side % model.multiple for side in frames[0].shape[:2])
-            clip = from_uint8(jnp.asarray(np.stack(frames)[None, :, :height, :width]))
+            clip = to_floats(jnp.asarray(np.stack(frames)[None, :, :height, :width]))
             found.append(shares_and_residuals(model, clip))
         shares, squares = (np.mean([np.asarray(part) for part in parts], axis=0)
                            for parts in zip(*found, strict=True))  # fmt: skip

@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true", help="only time a frame, without training")
     parser.add_argument(
         "--speed-size",
-        type=lambda text: frame_size(text, "WIDTHxHEIGHT", "320x180")[::-1],
+        type=lambda text: frame_size(text)[::-1],
         default=(180, 320),
         help="size of the timed frames, WIDTHxHEIGHT",
     )

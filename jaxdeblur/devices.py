@@ -40,7 +40,8 @@ def join(config: ClusterConfig) -> None:
     Raises:
       UserError: the other processes can't be found.
     """
-    if config.coordinator is None and not _started_by_a_cluster():
+    in_job_set = "JOBSET_NAME" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+    if config.coordinator is None and _processes_of_the_environment() == 1 and not in_job_set:
         return
     # The training loop saves at SIGTERM; JAX's service would swallow the signal until it runs.
     jax.config.update("jax_enable_preemption_service", False)
@@ -56,12 +57,6 @@ def join(config: ClusterConfig) -> None:
             f"cannot connect to the other processes ({str(error).splitlines()[0]}); set "
             "--coordinator, --num-processes and --process-id"
         ) from error
-
-
-def _started_by_a_cluster() -> bool:
-    return _processes_of_the_environment() > 1 or (
-        "JOBSET_NAME" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
-    )
 
 
 def _processes_of_the_environment() -> int:

@@ -100,8 +100,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that reports errors in one line (:class:`UserError`)."""
 
     def __init__(self, **keywords: Any) -> None:
-        keywords.setdefault("formatter_class", _Formatter)
-        super().__init__(allow_abbrev=False, **keywords)
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **keywords)
 
     def error(self, message: str) -> NoReturn:
         """Replaces argparse's method, which prints the usage and exits.
@@ -126,27 +125,18 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def add_fields(parser: argparse.ArgumentParser, config: Any, title: str) -> None:
-    """Adds an option for each field of the dataclass ``config``, with its values as defaults.
-
-    Raises:
-      UserError: a field has the name of an option that ``parser`` already has.
-    """
+    """Adds an option for each field of the dataclass ``config``, with its values as defaults."""
     group = parser.add_argument_group(title)
     types_of = typing.get_type_hints(type(config))
     help_of = field_help(type(config))
     for field in dataclasses.fields(config):
-        option = "--" + field.name.replace("_", "-")
-        try:
-            group.add_argument(
-                option,
-                dest=field.name,
-                default=getattr(config, field.name),
-                help=help_of.get(field.name, " "),
-                **_how_to_parse(types_of[field.name]),
-            )
-        except argparse.ArgumentError as error:
-            where = f"{type(config).__name__}.{field.name}"
-            raise UserError(f"{where}: {option} is already an option; rename the field") from error
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            dest=field.name,
+            default=getattr(config, field.name),
+            help=help_of.get(field.name, " "),
+            **_how_to_parse(types_of[field.name]),
+        )
 
 
 def read_fields(arguments: argparse.Namespace, config: Config) -> Config:
@@ -211,31 +201,31 @@ def _tuples(value: Any) -> Any:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    origin = get_origin(kind)
+    origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
+        return value in parts
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in get_args(kind))
+        return any(_fits(value, part) for part in parts)
     if origin is tuple:
-        items = get_args(kind)
         if not isinstance(value, list | tuple):
             return False
-        if items[-1] is Ellipsis:
-            return all(_fits(item, items[0]) for item in value)
-        return len(items) == len(value) and all(map(_fits, value, items))
-    if kind is type(None):
-        return value is None
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if kind is int:
+        return type(value) is int and abs(value) <= LARGEST
     if kind is float:
         return isinstance(value, float) or _fits(value, int)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
     return isinstance(value, kind)
 
 
-def frame_size(text: str) -> tuple[int, int]:
-    """Parses the two numbers of ``WIDTHxHEIGHT``, as an option's type."""
+def frame_size(text: str, option: str = "--size", form: str = "WIDTHxHEIGHT") -> tuple[int, int]:
+    """Parses the two numbers of ``WIDTHxHEIGHT``.
+
+    Raises:
+      UserError: the text has another form.
+    """
     if not (found := re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)):
-        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not WIDTHxHEIGHT, such as 1280x720")
+        raise UserError(f"{option}={text[:50]}: must be {form}")
     return int(found[1]), int(found[2])
 
 

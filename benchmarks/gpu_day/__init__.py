@@ -20,7 +20,6 @@ of a stream, FLOPs of a clip, and the resulting steps per hour at an assumed sha
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -50,7 +49,7 @@ def main() -> None:
     look.add_argument("--rehearse", action="store_true")
     known, _ = look.parse_known_args()
     chosen = memory.chosen(known.preset, known.rehearse)
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parts = parser.add_subparsers(required=True, dest="part", metavar=" | ".join(PARTS))
     for name in PARTS:
         one = parts.add_parser(name)

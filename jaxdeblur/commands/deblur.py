@@ -80,7 +80,6 @@ def main(name: str = "deblur.py") -> None:
             weights,
             strength=config.strength,
             tile=config.tile,
-            device=config.device,
             dtype=config.dtype,
             duty=config.duty,
             light=config.light,

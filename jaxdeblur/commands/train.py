@@ -71,7 +71,6 @@ def main(name: str = "train.py") -> None:
         (begun.training, "training"),
         (begun.data, "data"),
         (ClusterConfig(), "devices and processes"),
-        # Last, so that the error for a duplicate option names the field of an extension's network.
         (begun.network, f"network ({type(begun.network).__name__})"),
     ):
         add_fields(parser, config, title)

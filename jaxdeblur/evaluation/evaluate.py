@@ -41,7 +41,7 @@ from jaxdeblur.files import replace_folder_when_whole, replace_when_whole, write
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.restoration.stream import Stream, from_uint8, restore_frames
+from jaxdeblur.restoration.stream import Stream, restore_frames, to_floats
 from jaxdeblur.shapes import Frame8, Pixels
 from jaxdeblur.video.animation import MAX_WIDTH, AnimationWriter
 from jaxdeblur.video.comparison import Comparison
@@ -285,7 +285,8 @@ def _explain(model: VideoRestorer, frames: Sequence[Frame8]) -> Explanation:
         found = rebuild(parameters).explain_clip(clip)  # type: ignore[attr-defined]
         return _without_padding(found, model, *clip.shape[2:4])
 
-    found: Explanation = jax.device_get(explain(parameters, from_uint8(np.stack(frames))[None]))
+    clip = to_floats(jax.device_put(np.stack(frames)))[None]
+    found: Explanation = jax.device_get(explain(parameters, clip))
     if not all(np.isfinite(array).all() for array in jax.tree.leaves(found)):
         raise UserError("--explain: the model's maps are not finite; its weights are broken")
     return found

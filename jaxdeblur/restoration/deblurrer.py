@@ -47,7 +47,6 @@ class Deblurrer:
         *,
         strength: float = 1.0,
         tile: str = "auto",
-        device: str | jax.Device | None = None,
         dtype: str | None = None,
         duty: float | None = None,
         light: str | None = None,
@@ -60,7 +59,6 @@ class Deblurrer:
           strength: 1 gives the restored frames, 0 the input, values between them a mixture.
           tile: "none" restores whole frames; "HxW" restores tiles of that size, for frames that do
             not fit into memory; "auto" decides by the free memory of the device.
-          device: where to compute, as "cpu", "gpu" or "gpu:1"; None for JAX's first device.
           dtype: of the computation, "float32" or "bfloat16"; None for the network's own.
           duty: for blur paths, the share of the time between frames in which the shutter was open,
             above 0 and up to 1; None to estimate it.
@@ -77,8 +75,8 @@ class Deblurrer:
         if not 0 <= strength <= 1:
             raise UserError(f"--strength must be between 0 and 1, not {strength:g}")
         self.strength = strength
-        self._choose = tile == "auto"
-        self._given_tiles = None if self._choose else parse_tiles(tile)
+        self._chooses_tiles = tile == "auto"
+        self._given_tiles = None if self._chooses_tiles else parse_tiles(tile)
         if isinstance(weights, VideoRestorer):
             if dtype is not None:
                 raise UserError("dtype applies to loaded weights only; a model has its own")
@@ -93,16 +91,12 @@ class Deblurrer:
                 self.source += f" ({loaded.preset})"
         if duty is not None or light is not None:
             self.model = _with_shutter(self.model, duty, light)
-        self._device = _device_named(device) if isinstance(device, str) else device
-        if self._device is not None:
-            graph, state = nnx.split(self.model)
-            self.model = nnx.merge(graph, jax.device_put(state, self._device))
         self._tiles: dict[tuple[int, int, PixelLayout], TileGrid | None] = {}
 
     @property
     def device(self) -> str:
         """Description of the device that computes."""
-        return devices.described(self._device or device_of(nnx.state(self.model)))
+        return devices.described(device_of(nnx.state(self.model)))
 
     def __call__(self, clip: PixelClip) -> PixelClip:
         """Restores all frames of a clip, as a stream does, in constant device memory.
@@ -143,19 +137,19 @@ class Deblurrer:
         """
         return restore_frames(self.open_stream, frames)
 
-    def warm_up(self, height: int, width: int, dtype: type = np.uint8) -> None:
+    def warm_up(self, height: int, width: int) -> None:
         """Compiles for a frame size, so that the first frame of a stream does not wait for it."""
-        self(np.zeros((1, height, width, 3), dtype))
+        self(np.zeros((1, height, width, 3), np.uint8))
 
     def compile(self, height: int, width: int, layout: PixelLayout = RGB8) -> TileGrid | None:
         """Compiles for a frame size and layout, once; returns the tiling, None for whole frames."""
-        key, on = (height, width, layout), self._device
+        key = height, width, layout
         if key not in self._tiles:
             tiles = self._given_tiles
-            if self._choose:
-                tiles = choose_tiles(self.model, height, width, layout=layout, device=on)
+            if self._chooses_tiles:
+                tiles = choose_tiles(self.model, height, width, layout=layout)
             else:
-                step_memory(self.model, height, width, layout=layout, tiles=tiles, device=on)
+                step_memory(self.model, height, width, layout=layout, tiles=tiles)
             self._tiles[key] = tiles
         return self._tiles[key]
 
@@ -165,8 +159,7 @@ class Deblurrer:
         Live input may skip ``Stream.look``; blur paths then estimate the shutter as they go.
         """
         tiles = self.compile(height, width, layout)
-        strength, on = self.strength, self._device
-        return Stream(self.model, height, width, layout, strength=strength, tiles=tiles, device=on)
+        return Stream(self.model, height, width, layout, strength=self.strength, tiles=tiles)
 
 
 def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -> VideoRestorer:
@@ -178,12 +171,3 @@ def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -
     told = {name: value for name, value in given.items() if value is not None}
     config = dataclasses.replace(model.config, **told)
     return PathRestorer(config, model.base, model.fusion)
-
-
-def _device_named(name: str) -> jax.Device:
-    kind, _, index = name.partition(":")
-    try:
-        return jax.local_devices(backend=kind)[int(index or 0)]
-    except (RuntimeError, ValueError, IndexError) as error:
-        present = ", ".join(f"{d.platform}:{i}" for i, d in enumerate(jax.local_devices()))
-        raise UserError(f"--device={name}: no such device; choose from {present}") from error

@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +27,11 @@ from jaxdeblur.restoration.tiling import TileGrid, halo_of
 from jaxdeblur.shapes import DevicePlane, Frame
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
-Graph: TypeAlias = Any
-"""A model without its parameters, as returned by ``nnx.split``."""
-
-ModelState: TypeAlias = Any
-"""A model's parameters, as returned by ``nnx.split``."""
-
 
 class Compiled(NamedTuple):
     """What a step is compiled for, besides the frame size."""
 
-    graph: Graph
+    graph: nnx.GraphDef[VideoRestorer]
     layout: PixelLayout
     tiles: TileGrid | None
 
@@ -54,7 +48,7 @@ _program = functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 @_program
 def stream_step(
     what: Compiled,
-    parameters: ModelState,
+    parameters: nnx.State,
     state: State,
     planes: tuple[DevicePlane, ...],
     repeated: bool | Bool[Array, ""],
@@ -70,7 +64,7 @@ def stream_step(
 @_program
 def base_step(
     what: Compiled,
-    parameters: ModelState,
+    parameters: nnx.State,
     state: State,
     planes: tuple[DevicePlane, ...],
     repeated: bool | Bool[Array, ""],
@@ -84,7 +78,7 @@ def base_step(
 @_program
 def fit_step(
     what: Compiled,
-    parameters: ModelState,
+    parameters: nnx.State,
     state: State,
     planes: tuple[DevicePlane, ...],
     repeated: bool | Bool[Array, ""],
@@ -98,7 +92,7 @@ def fit_step(
 @_program
 def filter_step(
     what: Compiled,
-    parameters: ModelState,
+    parameters: nnx.State,
     state: State,
     fitted: Fitted,
     below: Float[Array, "1 Hp Wp 3"] | None,
@@ -111,7 +105,7 @@ def filter_step(
 @_program
 def fusion_step(
     what: Compiled,
-    parameters: ModelState,
+    parameters: nnx.State,
     state: State,
     over: OverPaths,
     due: tuple[DevicePlane, ...],
@@ -141,7 +135,7 @@ def step_with(
     run: Callable[..., Any],
     model: VideoRestorer,
     what: Compiled,
-    parameters: ModelState,
+    parameters: nnx.State,
     state: State,
     planes: Any,
     due: Any,
@@ -194,7 +188,6 @@ def choose_tiles(
     *,
     layout: PixelLayout = RGB8,
     budget: int | None = None,
-    device: jax.Device | None = None,
 ) -> TileGrid | None:
     """Returns the largest tiles with which a step fits into memory; None if the whole frame fits.
 
@@ -206,14 +199,13 @@ def choose_tiles(
       layout: of the planes that come in and go out.
       budget: limit in bytes; by default 0.8 of the free memory on the model's device, so that the
         convolutions' scratch space, which the compiler does not count, fits too.
-      device: where to compute; None for the device of the model's parameters.
 
     Raises:
       UserError: not even the smallest useful tiles fit.
     """
     if budget is None:
-        budget = int(0.8 * free_memory(device or device_of(nnx.state(model))))
-    needed = step_memory(model, height, width, layout=layout, device=device)
+        budget = int(0.8 * free_memory(device_of(nnx.state(model))))
+    needed = step_memory(model, height, width, layout=layout)
     if needed <= budget:
         return None
     halo, per_pixel = halo_of(model), needed / (height * width)
@@ -240,7 +232,6 @@ def step_memory(
     *,
     layout: PixelLayout = RGB8,
     tiles: TileGrid | None = None,
-    device: jax.Device | None = None,
 ) -> int:
     """Returns the bytes that one stream step takes on the device: state, frames, intermediates.
 
@@ -249,10 +240,9 @@ def step_memory(
       height, width: of the frame, in pixels.
       layout: of the planes that come in and go out.
       tiles: the tiling of the step; None for the whole frame.
-      device: where to compute; None for the device of the model's parameters.
     """
     graph, parameters = nnx.split(model)
-    place = SingleDeviceSharding(device or device_of(parameters))
+    place = SingleDeviceSharding(device_of(parameters))
     placed = functools.partial(jax.tree.map, lambda array: devices.abstract_array(array, place))
 
     def inputs() -> tuple[State, tuple[DevicePlane, ...], Float[Array, ""]]:
@@ -296,7 +286,7 @@ def free_memory(device: jax.Device) -> int:
     return free
 
 
-def device_of(parameters: ModelState) -> jax.Device:
+def device_of(parameters: nnx.State) -> jax.Device:
     """Returns the device of a model's parameters; this process's first for a model without any."""
     leaves = jax.tree.leaves(parameters)
     return next(iter(leaves[0].devices())) if leaves else jax.local_devices()[0]

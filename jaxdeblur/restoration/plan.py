@@ -5,7 +5,6 @@ This module looks at names and folders only; it imports neither JAX nor FFmpeg.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import dataclasses
 import glob
@@ -39,7 +38,6 @@ class DeblurConfig:
     Attributes:
       out_dir: the folder for the results of all inputs, in place of OUTPUT.
       ckpt: a run folder, a .safetensors file, or the name of shipped weights.
-      device: where to compute, such as cpu, gpu or gpu:1; by default JAX's first.
       dtype: precision of the computation; by default the network's own.
       strength: 1 gives the restored frames, 0 the input, values between them a mixture.
       start: where in the video to begin, in seconds or as [H:]MM:SS.
@@ -64,7 +62,6 @@ class DeblurConfig:
 
     out_dir: str | None = None
     ckpt: str | None = None
-    device: str | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     strength: Share = 1.0
     start: Annotated[Time, Range(0, below=10**9)] = _BEGINNING
@@ -112,10 +109,7 @@ class DeblurConfig:
         """
         if self.size is None:
             return None
-        try:
-            width, height = frame_size(self.size)
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"--size={self.size}: {error}") from None
+        width, height = frame_size(self.size)
         if width * height > self.max_pixels:
             raise UserError(f"--size={self.size} exceeds --max-pixels={self.max_pixels}")
         return height, width
@@ -211,6 +205,9 @@ def plan(paths: list[str], config: DeblurConfig) -> list[Job]:
             raise UserError("--compare takes a single input")
         _check_compare(jobs[0], config.compare, config.overwrite)
     kinds = {job.kind for job in jobs}
+    allowed = {"video"} if config.start else {"video", "camera"}
+    if (config.start or config.length is not None) and kinds - allowed:
+        raise UserError("--start applies to video files, --end and --duration also to cameras")
     if config.fps is not None and kinds == {"video"}:
         raise UserError("--fps applies to images, pipes and cameras only; videos keep their own")
     if config.size is not None and not kinds & {"pipe", "camera"}:
@@ -225,33 +222,31 @@ def _find(text: str) -> list[Job]:
     if text.startswith(CAMERA):
         return [Job("camera", (), None, text)]
     # os.path, unlike Path, returns False for names that the system refuses (too long, looping).
-    path = Path(text)
     if os.path.isdir(text):
-        frames = list_frames(path)
+        frames = list_frames(Path(text))
         if not frames:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise UserError(f"{text}: contains no images ({kinds})")
         return [Job("images", tuple(frames), None, text)]
     if os.path.exists(text):
-        if is_image(path):
-            return [Job("images", (path,), None, text)]
-        return [_video(path)]
-    if glob.has_magic(text):
-        found = sorted((Path(name) for name in glob.glob(text)), key=lambda p: natural_key(str(p)))
-        files = [path for path in found if os.path.isfile(path)]
-        images = [path for path in files if is_image(path)]
+        files = [Path(text)]
+    elif glob.has_magic(text):
+        found = sorted(filter(os.path.isfile, glob.glob(text)), key=natural_key)
+        files = [Path(name) for name in found]
         if not files:
             raise UserError(f"{text}: no file matches this pattern")
-        if len(images) == len(files):
-            if len({path.name for path in images}) < len(images):
-                raise UserError(
-                    f"{text}: several folders contain images of the same name; give the folders"
-                )
-            return [Job("images", tuple(images), None, text)]
-        if images:
-            raise UserError(f"{text}: matches both images and videos; give them separately")
+    else:
+        raise UserError(f"{text}: no such file or folder")
+    images = [path for path in files if is_image(path)]
+    if not images:
         return [_video(path) for path in files]
-    raise UserError(f"{text}: no such file or folder")
+    if len(images) < len(files):
+        raise UserError(f"{text}: matches both images and videos; give them separately")
+    if len({path.name for path in images}) < len(images):
+        raise UserError(
+            f"{text}: several folders contain images of the same name; give the folders"
+        )
+    return [Job("images", tuple(images), None, text)]
 
 
 def _video(path: Path) -> Job:

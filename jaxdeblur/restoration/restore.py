@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -69,7 +68,19 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
     Raises:
       UserError: the input cannot be read or the output not written; an old output is unchanged.
     """
-    say: Callable[[str], None] = (lambda text: None) if config.quiet else tell
+
+    def say(text: str, about: str = job.name) -> None:
+        if not config.quiet:
+            tell(f"{about}: {text}")
+
+    def say_what_is_lost() -> None:
+        for name, target, _ in targets:
+            for what in target.lost:
+                if (name, what) not in said:
+                    said.add((name, what))
+                    say(f"not kept: {what}", name)
+
+    said: set[tuple[str, str]] = set()
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open_source(job, config))
@@ -79,9 +90,12 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         if config.compare is not None:
             writer, comparison = stack.enter_context(_open_comparison(config.compare, info, config))
             targets.append((config.compare, writer, comparison))
-        said = _say_what_is_lost(targets, say)
+        say_what_is_lost()
         # After the targets are opened, so that a wrong option is reported before compilation.
-        _compile(deblurrer, job, info, config, say)
+        with _explained_wait(say, f"compiling for {info.width}x{info.height}"):
+            tiles = deblurrer.compile(info.height, info.width, info.layout)
+        if config.tile == "auto" and tiles is not None:
+            say(f"restoring frames in tiles of {tiles} to fit the free memory")
         camera = source if isinstance(source, CameraReader) else None
         change = 1.0
 
@@ -101,13 +115,13 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         if not timing.frames:
             raise UserError(f"{job.name}: contains no frames")
         if camera is not None:
-            say(f"{job.name}: {camera.summary}")
+            say(camera.summary)
         target.copy(source.trailing)
-        _say_what_is_lost(targets, say, said)
-    say(f"{job.name}: {timing}")
+        say_what_is_lost()
+    say(str(timing))
     if stream.shutter is not None:
         duty, light = stream.shutter
-        say(f"{job.name}: the shutter was open {duty:.0%} of the time, in {light} light")
+        say(f"the shutter was open {duty:.0%} of the time, in {light} light")
     if change < _VISIBLE and config.strength:
         why = (
             "no blur was found"
@@ -115,40 +129,20 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             else "these weights find blur by comparing neighbouring frames; give those too, as a "
             "folder or a video"
         )
-        say(f"{job.name}: hardly changed: {why}")
+        say(f"hardly changed: {why}")
     return timing
 
 
-def _say_what_is_lost(
-    targets: list[tuple[str, PictureTarget, PictureView]],
-    say: Callable[[str], None],
-    said: frozenset[str] = frozenset(),
-) -> frozenset[str]:
-    """Reports what the targets do not keep, unless it is in ``said``; returns what they do not."""
-    lost = [f"{name}: not kept: {what}" for name, target, _ in targets for what in target.lost]
-    for line in dict.fromkeys(lost):
-        if line not in said:
-            say(line)
-    return frozenset(lost)
-
-
-def _compile(
-    deblurrer: Deblurrer,
-    job: Job,
-    info: VideoInfo,
-    config: DeblurConfig,
-    say: Callable[[str], None],
-) -> None:
-    what = f"compiling for {info.width}x{info.height}, or loading an earlier compilation"
-    timer = threading.Timer(_LONG_S, say, [f"{job.name}: {what} ..."])
+@contextlib.contextmanager
+def _explained_wait(say: Callable[[str], None], what: str) -> Iterator[None]:
+    """Says what the body does if it takes long."""
+    timer = threading.Timer(_LONG_S, say, [f"{what}, or loading an earlier compilation ..."])
     timer.daemon = True
     timer.start()
     try:
-        tiles = deblurrer.compile(info.height, info.width, info.layout)
+        yield
     finally:
         timer.cancel()
-    if config.tile == "auto" and tiles is not None:
-        say(f"{job.name}: restoring frames in tiles of {tiles} to fit the free memory")
 
 
 def _change(picture: Picture, restored: tuple[Plane, ...], bits: int) -> float:
@@ -163,10 +157,7 @@ def _restored(picture: Picture, restored: tuple[Plane, ...]) -> Picture:
 
 
 def _open_source(job: Job, config: DeblurConfig) -> PictureSource:
-    cut = bool(config.start or config.length is not None)
     if job.kind == "camera":
-        if config.start:
-            raise UserError(f"--start applies to video files only; {job.name} starts now")
         return CameraReader(
             job.name,
             size=config.raw_size,
@@ -181,19 +172,11 @@ def _open_source(job: Job, config: DeblurConfig) -> PictureSource:
             start=config.start,
             duration=config.length,
         )
-    if cut:
-        raise UserError(f"--start, --end and --duration apply to videos, but {job.name} is not one")
     if job.kind == "images":
         return ImageReader(job.paths, rate=config.rate, max_pixels=config.max_pixels)
     if config.raw_size is None:
         raise UserError("-: give the --size=WIDTHxHEIGHT of the frames in the pipe")
-    return RawReader(_descriptor(sys.stdin, "input"), *config.raw_size, config.rate)
-
-
-def _descriptor(stream: Any, what: str) -> int:
-    if stream is None:  # Python sets None when it is closed
-        raise UserError(f"-: standard {what} is closed")
-    return stream.fileno()
+    return RawReader(sys.stdin.fileno(), *config.raw_size, config.rate)
 
 
 @contextlib.contextmanager
@@ -204,9 +187,9 @@ def _open_target(job: Job, source: PictureSource, config: DeblurConfig) -> Itera
     if encoding and suffix not in CONTAINERS and not compared:
         raise UserError(f"--codec and --crf apply to videos, but {output or '-'} is not one")
     if output is None:
-        if sys.stdout is not None and sys.stdout.isatty():
+        if sys.stdout.isatty():
             raise UserError("-: standard output is a terminal; send raw frames into a pipe or file")
-        yield RawWriter(_descriptor(sys.stdout, "output"), info)
+        yield RawWriter(sys.stdout.fileno(), info)
         return
     try:
         output.parent.mkdir(exist_ok=True)

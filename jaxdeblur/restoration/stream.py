@@ -18,28 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.restoration.placement import (
     Compiled,
-    Graph,
-    ModelState,
     device_of,
     fit_step,
     queue,
     step_with,
 )
 from jaxdeblur.restoration.tiling import TileGrid
-from jaxdeblur.shapes import DevicePixels, DevicePlane, PixelClip, Pixels, Plane
+from jaxdeblur.shapes import DevicePlane, PixelClip, Pixels, Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
-
-
-def from_uint8(x: UInt8[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
-    """Converts 0..255 to float32 in [0, 1]."""
-    return _to_floats(jnp.asarray(x))
 
 
 def restore_clip(model: VideoRestorer, video: PixelClip) -> PixelClip:
@@ -108,7 +101,6 @@ class Stream:
         *,
         strength: float = 1.0,
         tiles: TileGrid | None = None,
-        device: jax.Device | None = None,
     ):
         """Prepares the state before the first frame.
 
@@ -118,7 +110,6 @@ class Stream:
           layout: pixel layout of a frame's arrays; packed 8-bit RGB by default.
           strength: 1 gives the restored frame, 0 the input, values between them a mixture.
           tiles: tiling of each frame, which takes less memory; None for the whole frame at once.
-          device: where to compute; None for the device of the model's parameters.
         """
         graph, self._parameters = nnx.split(model)
         self._what = Compiled(graph, layout, tiles)
@@ -126,7 +117,7 @@ class Stream:
         self.opening = model.opening
         self._model = model
         # All arrays are placed on the parameters' device, so that the step runs there.
-        self._device = device or device_of(self._parameters)
+        self._device = device_of(self._parameters)
         with jax.default_device(self._device):
             # Copied, since a model may use one array of zeros twice and steps reuse this memory.
             state = jax.tree.map(jnp.copy, model.initial_state(1, height, width))
@@ -260,23 +251,24 @@ class Stream:
         else:
             self._step(planes, planes, repeated=repeated)
 
-    def _placed(self, state: ModelState) -> ModelState:
+    def _placed(self, state: State) -> State:
         # Committed to the device, like the results of a step: otherwise the first step, the second
         # and that of ``step_memory`` would be three programs.
         return jax.device_put(state, self._device)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _restore_clip(graph: Graph, parameters: ModelState, video: DevicePixels) -> DevicePixels:
+def _restore_clip(
+    graph: nnx.GraphDef[VideoRestorer], parameters: nnx.State, video: Num[Array, "T H W 3"]
+) -> Num[Array, "T H W 3"]:
     model: VideoRestorer = nnx.merge(graph, parameters)
-    return _to_integers(model.restore_clip(_to_floats(video)[None])[0], video.dtype)
+    return _to_integers(model.restore_clip(to_floats(video)[None])[0], video.dtype)
 
 
-def _to_floats(x: DevicePixels) -> Float[Array, "*shape"]:
+def to_floats(x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Converts integers of 8 or 16 bits to float32 in [0, 1]."""
     return x.astype(jnp.float32) / jnp.iinfo(x.dtype).max
 
 
-def _to_integers(
-    x: Float[np.ndarray, "*shape"] | Float[Array, "*shape"], dtype: DTypeLike
-) -> DevicePixels:
+def _to_integers(x: Float[Array, "*shape"], dtype: DTypeLike) -> Num[Array, "*shape"]:
     return jnp.round(jnp.clip(x, 0, 1) * jnp.iinfo(dtype).max).astype(dtype)

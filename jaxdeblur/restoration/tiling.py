@@ -14,17 +14,16 @@ halo; the computation between the levels takes little memory and runs on the who
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.options import frame_size
@@ -42,10 +41,7 @@ def parse_tiles(text: str) -> TileGrid | None:
     """
     if text == "none":
         return None
-    try:
-        return TileGrid(*frame_size(text))
-    except argparse.ArgumentTypeError:
-        raise UserError(f"--tile={text}: must be auto, none or HEIGHTxWIDTH") from None
+    return TileGrid(*frame_size(text, "--tile", "auto, none or HEIGHTxWIDTH"))
 
 
 def halo_of(model: VideoRestorer) -> int:
@@ -116,7 +112,7 @@ class TileGrid:
             return tiles.paste(step(*tiles.cut((state, frame), window), repeated), whole, window)
 
         start = state, *jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), whole[1:])
-        return lax.fori_loop(0, tiles.count, restore_tile, start)
+        return lax.fori_loop(0, int(tiles.grid.prod()), restore_tile, start)
 
 
 def _gather(model: Any, tiles: _Tiles, state: State, frame: SeenFrame) -> Any:
@@ -127,20 +123,21 @@ def _gather(model: Any, tiles: _Tiles, state: State, frame: SeenFrame) -> Any:
         _, pixels = tiles.cut((state, frame), window)
         return model.gather_partial(pixels, tiles.first_cover(window))
 
-    return lax.fori_loop(
-        1, tiles.count, lambda i, total: model.combine_partials(total, partial(i)), partial(0)
-    )
+    def combine(i: Int[Array, ""], total: Any) -> Any:
+        return model.combine_partials(total, partial(i))
+
+    return lax.fori_loop(1, int(tiles.grid.prod()), combine, partial(0))
 
 
 class _Window(NamedTuple):
-    """A tile's position in the grid, its origin in the frame, and the start of what it reads.
+    """Where a tile lies in the frame: pairs of row and column, in pixels."""
 
-    All are (row, column) pairs, the last two in pixels.
-    """
-
-    position: tuple[Int[Array, ""], Int[Array, ""]]
-    origin: tuple[Int[Array, ""], Int[Array, ""]]
-    start: tuple[Int[Array, ""], Int[Array, ""]]
+    first: Int[Array, 2]
+    """Its first pixel that belongs to no earlier tile."""
+    origin: Int[Array, 2]
+    """Its first pixel; the last tiles begin earlier, so that they lie inside the frame."""
+    start: Int[Array, 2]
+    """The first pixel that it reads, with its halo."""
 
 
 class _Axis(NamedTuple):
@@ -157,22 +154,18 @@ class _Tiles:
     """The tiles of one frame size for one model; equal windows allow a single compilation."""
 
     multiple: int
-    frame: tuple[int, int]
-    tile: tuple[int, int]
-    read: tuple[int, int]
+    frame: np.ndarray
+    """Height and width, as for the next two."""
+    tile: np.ndarray
+    read: np.ndarray
     """The size of a window: tile and halo, at most the frame."""
     axes: tuple[tuple[_Axis, _Axis] | None, ...]
     """Row and column axes of each leaf of state, frame and features; None for a leaf without."""
 
     @classmethod
     def over(cls, grid: TileGrid, model: VideoRestorer, frame: SeenFrame, features: Any) -> _Tiles:
-        height, width = frame.shape[-3:-1]
-        halo = halo_of(model)
-        tile = (
-            min(model.round_up(grid.height), height),
-            min(model.round_up(grid.width), width),
-        )
-        read = (min(tile[0] + 2 * halo, height), min(tile[1] + 2 * halo, width))
+        size = height, width = frame.shape[-3:-1]
+        tile = np.minimum([model.round_up(grid.height), model.round_up(grid.width)], size)
         of_images = [
             (
                 _Axis(1, model.multiple * x.shape[1] // height),
@@ -180,56 +173,41 @@ class _Tiles:
             )
             for x in jax.tree.leaves((frame, features))
         ]
-        axes = (*_axes_of_state(model, height, width), *of_images)
-        return cls(model.multiple, (height, width), tile, read, axes)
+        return cls(
+            model.multiple,
+            frame=np.array(size),
+            tile=tile,
+            read=np.minimum(tile + 2 * halo_of(model), size),
+            axes=(*_axes_of_state(model, height, width), *of_images),
+        )
 
     @property
-    def count(self) -> int:
-        rows, columns = self._grid
-        return rows * columns
-
-    @property
-    def _grid(self) -> tuple[int, int]:
-        (height, width), (tile_height, tile_width) = self.frame, self.tile
-        return -(-height // tile_height), -(-width // tile_width)
+    def grid(self) -> np.ndarray:
+        """How many tiles there are one above the other, and side by side."""
+        return -(-self.frame // self.tile)
 
     def window(self, i: Int[Array, ""] | int) -> _Window:
         """Returns the window of tile ``i``, kept inside the frame so that it shares its borders."""
-        row, column = jnp.divmod(jnp.asarray(i, jnp.int32), self._grid[1])
-        (top, read_top), (left, read_left) = self._along(0, row), self._along(1, column)
-        return _Window((row, column), (top, left), (read_top, read_left))
-
-    def _along(self, axis: int, position: Int[Array, ""]) -> tuple[Array, Array]:
-        """Returns where a tile and its window begin along rows (0) or columns (1)."""
-        whole, tile, read = self.frame[axis], self.tile[axis], self.read[axis]
-        begin = jnp.minimum(position * tile, whole - tile)
+        position = jnp.stack(jnp.divmod(jnp.asarray(i, jnp.int32), int(self.grid[1])))
+        first = position * self.tile
+        origin = jnp.minimum(first, self.frame - self.tile)
         # The halo is half of what a window reads beyond the tile, unless the frame cuts it.
-        halo = (read - tile) // 2 if read < whole else 0
-        return begin, jnp.clip(begin - halo, 0, whole - read)
+        halo = np.where(self.read < self.frame, (self.read - self.tile) // 2, 0)
+        return _Window(first, origin, jnp.clip(origin - halo, 0, self.frame - self.read))
 
     def first_cover(self, window: _Window) -> Bool[Array, "H W"]:
         """Returns a mask of the window's pixels that belong to its tile and to no earlier one."""
-        inside = []
-        for axis in range(2):
-            pixels = window.start[axis] + jnp.arange(self.read[axis])
-            first = window.position[axis] * self.tile[axis]
-            inside.append((pixels >= first) & (pixels < first + self.tile[axis]))
-        return inside[0][:, None] & inside[1][None, :]
+        rows, columns = (
+            (jnp.arange(read) + start >= first) & (jnp.arange(read) + start < first + tile)
+            for read, start, first, tile in zip(
+                self.read, window.start, window.first, self.tile, strict=True
+            )
+        )
+        return rows[:, None] & columns[None, :]
 
     def cut(self, arrays: Any, window: _Window) -> Any:
         """Returns the part of each array of (state, frame) that the window reads."""
-
-        def cut_leaf(leaf: Array, axes: tuple[_Axis, _Axis] | None) -> Array:
-            for which, axis in enumerate(axes or ()):
-                leaf = lax.dynamic_slice_in_dim(
-                    leaf,
-                    self._samples(window.start[which], axis),
-                    self._samples(self.read[which], axis),
-                    axis.dimension,
-                )
-            return leaf
-
-        return self._map(cut_leaf, arrays)
+        return self._map(lambda leaf, axes: self._part(leaf, axes, window.start, self.read), arrays)
 
     def paste(self, new: Any, whole: Any, window: _Window) -> Any:
         """Copies the tile from ``new``, the arrays of a window, to its place in ``whole``."""
@@ -238,30 +216,30 @@ class _Tiles:
             if axes is None:  # counters: every tile returns the same
                 return new
             place = [jnp.int32(0)] * whole.ndim
-            for which, axis in enumerate(axes):
-                new = lax.dynamic_slice_in_dim(
-                    new,
-                    self._samples(window.origin[which] - window.start[which], axis),
-                    self._samples(self.tile[which], axis),
-                    axis.dimension,
-                )
-                place[axis.dimension] = self._samples(window.origin[which], axis)
-            return lax.dynamic_update_slice(whole, new, place)
+            for axis, origin in zip(axes, window.origin, strict=True):
+                place[axis.dimension] = self._samples(origin, axis)
+            inside = self._part(new, axes, window.origin - window.start, self.tile)
+            return lax.dynamic_update_slice(whole, inside, place)
 
         return self._map(paste_leaf, new, whole)
+
+    def _part(
+        self, leaf: Array, axes: tuple[_Axis, _Axis] | None, start: Array, size: np.ndarray
+    ) -> Array:
+        """Cuts an array, from pixel ``start`` of what it shows and for ``size`` pixels."""
+        for axis, begin, pixels in zip(axes or (), start, size, strict=False):
+            begin, length = self._samples(begin, axis), self._samples(pixels, axis)
+            leaf = lax.dynamic_slice_in_dim(leaf, begin, length, axis.dimension)
+        return leaf
 
     def _samples(self, pixels: Any, axis: _Axis) -> Any:
         return pixels // self.multiple * axis.samples
 
     def _map(self, f: Callable[..., Array], arrays: Any, *rest: Any) -> Any:
         leaves, tree = jax.tree.flatten(arrays)
-        others = [jax.tree.leaves(other) for other in rest]
         # Arrays to cut include no features, which come last.
-        mapped = [
-            f(leaf, axes, *other)
-            for leaf, axes, *other in zip(leaves, self.axes[: len(leaves)], *others, strict=True)
-        ]
-        return jax.tree.unflatten(tree, mapped)
+        given = leaves, self.axes[: len(leaves)], *map(jax.tree.leaves, rest)
+        return tree.unflatten(f(*each) for each in zip(*given, strict=True))
 
 
 def _axes_of_state(
@@ -276,8 +254,7 @@ def _axes_of_state(
     larger = shapes(height + model.multiple, width + model.multiple)
     axes: list[tuple[_Axis, _Axis] | None] = []
     for here, there in zip(shapes(height, width), larger, strict=True):
-        pairs = enumerate(zip(here, there, strict=True))
-        grown = [_Axis(index, b - a) for index, (a, b) in pairs if b != a]
+        grown = [_Axis(i, b - a) for i, (a, b) in enumerate(zip(here, there, strict=True)) if b > a]
         if len(grown) not in (0, 2):
             raise ValueError(
                 f"a state of shape {here} does not scale with the frame as an image does"

@@ -13,7 +13,6 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 import jaxdeblur
@@ -102,17 +101,16 @@ def test_a_stream_gives_frames_before_it_has_all(model):
     assert given == 1 + model.lookahead
 
 
-def test_device_strength_and_tiles(model):
-    second = Deblurrer(model, device="cpu:1", tile="8x16")
-    assert {leaf.device for leaf in jax.tree.leaves(nnx.state(second.model))} == {jax.devices()[1]}
-    assert np.abs(second(BLURRED).astype(int) - Deblurrer(model)(BLURRED)).max() <= 1
+def test_strength_and_tiles(model):
+    tiled = Deblurrer(model, tile="8x16")
+    assert np.abs(tiled(BLURRED).astype(int) - Deblurrer(model)(BLURRED)).max() <= 1
     np.testing.assert_array_equal(Deblurrer(model, strength=0.0)(BLURRED), BLURRED)
 
 
-def test_blur_paths_without_a_network_run_on_the_device_too():
-    stream = Deblurrer(PathRestorer(PathsConfig()), device="cpu:1").open_stream(16, 18)
+def test_blur_paths_without_a_network_run_too():
+    stream = Deblurrer(PathRestorer(PathsConfig())).open_stream(16, 18)
     stream.push(BLURRED[0])
-    assert next(stream.flush())[0].device == jax.devices()[1]
+    assert next(stream.flush())[0].shape == BLURRED[0].shape
     assert stream.shutter is None, "frames of 16x18 pixels hold no tile"
 
 
@@ -135,8 +133,6 @@ def test_the_light_of_blur_paths_is_one_of_two():
     [
         ({"strength": 1.5}, "--strength"),
         ({"tile": "large"}, "--tile"),
-        ({"device": "cpu:99"}, "--device=cpu:99"),
-        ({"device": "cpu:x"}, "--device=cpu:x"),
         ({"dtype": "bfloat16"}, "a model has its own"),
     ],
 )

@@ -28,9 +28,9 @@ from jaxdeblur.restoration.placement import (
 from jaxdeblur.restoration.stream import (
     Stream,
     _to_integers,
-    from_uint8,
     restore_clip,
     restore_frames,
+    to_floats,
 )
 from jaxdeblur.restoration.tiling import TileGrid
 
@@ -48,13 +48,13 @@ def video(frames: int, height: int = 16, width: int = 18, dtype=np.uint8) -> np.
 
 
 def test_a_clip_goes_to_floats_and_back_unchanged():
-    levels = np.arange(256, dtype=np.uint8)
-    assert from_uint8(levels).dtype == jnp.float32
-    np.testing.assert_array_equal(_to_integers(from_uint8(levels), jnp.uint8), levels)
+    levels = jnp.arange(256, dtype=jnp.uint8)
+    assert to_floats(levels).dtype == jnp.float32
+    np.testing.assert_array_equal(_to_integers(to_floats(levels), jnp.uint8), levels)
 
 
 def test_a_clip_is_clipped_and_rounded():
-    values = np.array([-0.5, 0.0, 0.49 / 255, 0.51 / 255, 1.0, 7.0], np.float32)
+    values = jnp.array([-0.5, 0.0, 0.49 / 255, 0.51 / 255, 1.0, 7.0], jnp.float32)
     levels = _to_integers(values, jnp.uint8)
     np.testing.assert_array_equal(levels, [0, 0, 0, 1, 255, 255])
 

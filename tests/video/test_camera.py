@@ -136,7 +136,7 @@ def test_a_camera_is_restored_into_a_video(
     ("given", "config", "said"),
     [
         ("camera:nowhere", DeblurConfig(), "camera:nowhere: cannot open the camera"),
-        ("camera:0", DeblurConfig(start=Time(1.0)), "--start applies to video files only"),
+        ("camera:0", DeblurConfig(start=Time(1.0)), "--start applies to video files, "),
     ],
 )
 def test_bad_input_is_one_line(given: str, config: DeblurConfig, said: str, tmp_path: Path) -> None:
