@@ -44,10 +44,7 @@ def replace_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             raise UserError(f"{given}: cannot be written: {error.strerror}") from error
         yield part
-        try:
-            os.replace(part, target)
-        except OSError as error:
-            raise UserError(f"{given}: cannot be written: {error.strerror}") from error
+        os.replace(part, target)
 
 
 @contextlib.contextmanager

@@ -85,5 +85,5 @@ def main(name: str = "deblur.py") -> None:
             light=config.light,
         )
         if config.ckpt is None and not config.quiet:
-            tell(f"weights: {deblurrer.source}, on {deblurrer.device}")
+            tell(f"weights: {deblurrer.source}, on {devices.described()}")
     restore_all(lambda job: deblurrers[weights_of(job)], jobs, config)

@@ -75,22 +75,20 @@ def main(name: str = "evaluate.py") -> None:
     processes = read_fields(arguments, ClusterConfig())
     devices.use_cores(1, processes)
     devices.join(processes)
-
-    def say(text: str) -> None:
-        if jax.process_index() == 0:
-            tell(text)
-
     if arguments.ckpt is True:
         arguments.ckpt = str(newest_run())
-        say(f"scoring the newest run, {arguments.ckpt}; --ckpt=RUN selects another")
+        if jax.process_index() == 0:
+            tell(f"scoring the newest run, {arguments.ckpt}; --ckpt=RUN selects another")
     loaded = load_restorer(arguments.ckpt, dtype=arguments.dtype)
     if loaded.of_photographs and not config.single:
         config = dataclasses.replace(config, single=True)
-        say("each frame is restored by itself: the network was trained on photographs")
+        if jax.process_index() == 0:
+            tell("each frame is restored by itself: the network was trained on photographs")
     if not config.data:
         config = of_its_own_kind(config, loaded.metadata if Path(arguments.ckpt).is_dir() else {})
-        which = f"--split={config.split}" if config.split != "test" else "test videos"
-        say(f"scoring on {config.data}, {which}, as in training; --data selects another")
+        if jax.process_index() == 0:
+            which = f"--split={config.split}" if config.split != "test" else "test videos"
+            tell(f"scoring on {config.data}, {which}, as in training; --data selects another")
     dataset = open_dataset(
         config.data,
         config.split,

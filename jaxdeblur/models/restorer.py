@@ -224,18 +224,6 @@ class VideoRestorer(nnx.Module):
         check_shape(restored, (*padded.shape[:-1], 3), f"{type(self).__name__}._step")
         return state, restored[..., :height, :width, :]
 
-    def look(self, state: State) -> State:
-        """Returns the state before the first frame, in which steps only look at the frames.
-
-        Results are best if the first ``opening`` frames are looked at before all frames are passed
-        after ``looked``. A video that ends within its opening is flushed in both passes.
-        """
-        return state
-
-    def looked(self, state: State) -> State:
-        """Returns the state before the first frame, with what was learnt from the opening."""
-        return state
-
     def _restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
         before, after = self.context
         return self._restore_clip(clip)[:, before : clip.shape[1] - after]

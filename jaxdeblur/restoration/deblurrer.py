@@ -8,13 +8,11 @@ from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
-from flax import nnx
 
-from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.restoration.placement import choose_tiles, device_of, step_memory
+from jaxdeblur.restoration.placement import choose_tiles, step_memory
 from jaxdeblur.restoration.stream import Stream, described, restore_frames
 from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
 from jaxdeblur.shapes import PixelClip, Pixels
@@ -92,11 +90,6 @@ class Deblurrer:
         if duty is not None or light is not None:
             self.model = _with_shutter(self.model, duty, light)
         self._tiles: dict[tuple[int, int, PixelLayout], TileGrid | None] = {}
-
-    @property
-    def device(self) -> str:
-        """Description of the device that computes."""
-        return devices.described(device_of(nnx.state(self.model)))
 
     def __call__(self, clip: PixelClip) -> PixelClip:
         """Restores all frames of a clip, as a stream does, in constant device memory.

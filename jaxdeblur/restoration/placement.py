@@ -31,7 +31,7 @@ from jaxdeblur.video.pixels import RGB8, PixelLayout
 class Compiled(NamedTuple):
     """What a step is compiled for, besides the frame size."""
 
-    graph: nnx.GraphDef[VideoRestorer]
+    graph: nnx.GraphDef[Any]
     layout: PixelLayout
     tiles: TileGrid | None
 
@@ -119,9 +119,7 @@ def fusion_step(
 
 # On a CPU, programs that one thread queues run in sequence. So each part has a thread that queues
 # it (the fit, that of the caller), and parts of several frames run side by side.
-_THREADS = {
-    part: ThreadPoolExecutor(1, part.__name__) for part in (base_step, filter_step, fusion_step)
-}
+_THREADS = {part: ThreadPoolExecutor(1) for part in (base_step, filter_step, fusion_step)}
 
 
 def queue(program: Any, *given: Any) -> Any:

@@ -16,7 +16,7 @@ from jaxdeblur.errors import ProgressLine, UserError, message_of, tell
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.plan import DeblurConfig, Job
-from jaxdeblur.restoration.threads import Restored, Timing, run_stages
+from jaxdeblur.restoration.threads import in_stages
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.animation import MAX_WIDTH, AnimationWriter
 from jaxdeblur.video.camera import CameraReader
@@ -37,6 +37,29 @@ _VISIBLE = 0.25 / 255
 
 PictureView = Callable[[Picture, tuple[Plane, ...]], Picture]
 """Makes the picture to write from one as read and its restored planes."""
+
+
+@dataclasses.dataclass
+class Timing:
+    """How long a restoration took, in seconds.
+
+    Attributes:
+      frames: how many were restored.
+      seconds: from the start to the end.
+      first_frame: from the start until the first frame was restored; mostly compilation.
+    """
+
+    frames: int = 0
+    seconds: float = 0.0
+    first_frame: float = 0.0
+
+    def __str__(self) -> str:
+        rate = self.frames / max(self.seconds, 1e-9)
+        frames = "1 frame" if self.frames == 1 else f"{self.frames} frames"
+        return (
+            f"{frames} in {self.seconds:.1f} s, {rate:.2f} frames/s "
+            f"(first after {self.first_frame:.1f} s)"
+        )
 
 
 def restore_all(
@@ -97,21 +120,22 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         if config.tile == "auto" and tiles is not None:
             say(f"restoring frames in tiles of {tiles} to fit the free memory")
         camera = source if isinstance(source, CameraReader) else None
-        change = 1.0
-
-        def write(result: Restored) -> None:
-            nonlocal change
-            for _, target, view in targets:
-                target.write(view(*result))
-            if camera is not None:
-                camera.note_written(result[0])
-            if info.frames == 1:
-                change = _change(*result, info.layout.bits)
-
         stream = deblurrer.open_stream(info.height, info.width, info.layout)
+        stages = in_stages(source, stream, patience=1.0 if job.kind == "pipe" else None)
         progress = ProgressLine(job.name, info.frames, quiet=config.quiet)
-        patience = 1.0 if job.kind == "pipe" else None
-        timing = run_stages(source, stream, write, progress, began=began, patience=patience)
+        timing, change = Timing(), 1.0
+        with contextlib.closing(progress), contextlib.closing(stages):
+            for picture, planes in stages:
+                timing.frames += 1
+                timing.first_frame = timing.first_frame or time.monotonic() - began
+                progress.update(timing.frames)
+                for _, target, view in targets:
+                    target.write(view(picture, planes))
+                if camera is not None:
+                    camera.note_written(picture)
+                if info.frames == 1:
+                    change = _change(picture, planes, info.layout.bits)
+        timing.seconds = time.monotonic() - began
         if not timing.frames:
             raise UserError(f"{job.name}: contains no frames")
         if camera is not None:

@@ -175,19 +175,18 @@ class Stream:
           UserError: as for ``push``.
           ValueError: a frame was already pushed.
         """
-        if not self.opening:
+        if not isinstance(self._model, PathRestorer) or not (self.opening and len(opening)):
             return
         if self._steps:
             raise ValueError("call look before the first frame is pushed")
-        if not opening:
-            return
-        self._state = self._placed(self._model.look(self._state))
-        for planes in opening:
-            on_device = self._on_device(planes)
-            self._look(on_device, repeated=False)
-        for _ in range(self._model.lookahead if len(opening) < self.opening else 0):
-            self._look(on_device, repeated=True)
-        self._state = self._placed(self._model.looked(self._state))
+        before, state = self._state, self._model.look(self._state).of_fit()
+        last, ends = opening[-1], len(opening) < self.opening
+        flushed = [last] * self._model.lookahead if ends else []
+        for index, planes in enumerate([*opening, *flushed]):
+            given = self._placed(state), self._on_device(planes), index >= len(opening)
+            state, _ = fit_step(self._what, self._parameters, *given)
+        after = self._placed(self._model.looked(state))
+        self._state = after._replace(base=before.base, filter=before.filter, fusion=before.fusion)
 
     def _on_device(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...]:
         if isinstance(planes, (np.ndarray, jax.Array)):
@@ -229,27 +228,12 @@ class Stream:
         self, planes: tuple[DevicePlane, ...], *, repeated: bool
     ) -> tuple[DevicePlane, ...] | None:
         self._steps += 1
-        restored = self._step(planes, self._waiting[0], repeated=repeated)
+        given = self._what, self._parameters, self._state, planes, self._waiting[0], self._strength
+        self._state, restored = step_with(queue, self._model, *given, repeated=repeated)
         if self._steps <= self._model.lookahead:
             return None
         self._waiting.popleft()
         return restored
-
-    def _step(
-        self, planes: tuple[DevicePlane, ...], due: tuple[DevicePlane, ...], *, repeated: bool
-    ) -> tuple[DevicePlane, ...]:
-        given = self._what, self._parameters, self._state, planes, due, self._strength
-        self._state, restored = step_with(queue, self._model, *given, repeated=repeated)
-        return restored
-
-    def _look(self, planes: tuple[DevicePlane, ...], *, repeated: bool) -> None:
-        state = self._state
-        if isinstance(self._model, PathRestorer):
-            given = self._what, self._parameters, state.of_fit()
-            after, _ = fit_step(*given, planes, repeated)
-            self._state = after._replace(base=state.base, filter=state.filter, fusion=state.fusion)
-        else:
-            self._step(planes, planes, repeated=repeated)
 
     def _placed(self, state: State) -> State:
         # Committed to the device, like the results of a step: otherwise the first step, the second
@@ -259,7 +243,7 @@ class Stream:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _restore_clip(
-    graph: nnx.GraphDef[VideoRestorer], parameters: nnx.State, video: Num[Array, "T H W 3"]
+    graph: nnx.GraphDef[Any], parameters: nnx.State, video: Num[Array, "T H W 3"]
 ) -> Num[Array, "T H W 3"]:
     model: VideoRestorer = nnx.merge(graph, parameters)
     return _to_integers(model.restore_clip(to_floats(video)[None])[0], video.dtype)

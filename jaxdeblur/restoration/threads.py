@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from jaxdeblur.errors import ProgressLine
 from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.picture import Picture
@@ -36,64 +33,20 @@ _DEPTH = 3
 _AHEAD = 2
 
 
-@dataclasses.dataclass
-class Timing:
-    """How long a restoration took, in seconds.
+def in_stages(
+    source: Iterable[Picture], stream: Stream, patience: float | None = None
+) -> Generator[Restored, None, None]:
+    """Yields each picture with its restored planes, while threads read and restore the next ones.
 
-    Attributes:
-      frames: how many were restored.
-      seconds: from the start to the end.
-      first_frame: from the start until the first frame was restored; mostly compilation.
+    ``patience`` is how many seconds to wait for the source to stop after a failure, since a source
+    that waits for a pipe cannot be woken.
     """
-
-    frames: int = 0
-    seconds: float = 0.0
-    first_frame: float = 0.0
-
-    def __str__(self) -> str:
-        rate = self.frames / max(self.seconds, 1e-9)
-        frames = "1 frame" if self.frames == 1 else f"{self.frames} frames"
-        return (
-            f"{frames} in {self.seconds:.1f} s, {rate:.2f} frames/s "
-            f"(first after {self.first_frame:.1f} s)"
-        )
-
-
-def run_stages(
-    source: Iterable[Picture],
-    stream: Stream,
-    write: Callable[[Restored], None],
-    progress: ProgressLine,
-    *,
-    began: float,
-    patience: float | None = None,
-) -> Timing:
-    """Reads, restores and writes in parallel until the source ends; returns the timing.
-
-    Args:
-      source: pictures in the layout of the stream.
-      stream: restores them.
-      write: takes each picture with its restored planes.
-      progress: is updated after each frame.
-      began: the ``time.monotonic()`` to count from.
-      patience: how many seconds to wait for the source to stop after a failure, since a source
-        that waits for a pipe cannot be woken.
-    """
-    timing = Timing()
     stop = threading.Event()
     with (
-        contextlib.closing(progress),
         _InThread(source, stop, patience) as pictures,
         _InThread(_restored(pictures, stream), stop) as results,
     ):
-        for result in results:
-            timing.frames += 1
-            if timing.frames == 1:
-                timing.first_frame = time.monotonic() - began
-            progress.update(timing.frames)
-            write(result)
-    timing.seconds = time.monotonic() - began
-    return timing
+        yield from results
 
 
 def _restored(pictures: _InThread[Picture], stream: Stream) -> Iterator[Restored]:

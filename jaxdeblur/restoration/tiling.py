@@ -239,7 +239,7 @@ class _Tiles:
         leaves, tree = jax.tree.flatten(arrays)
         # Arrays to cut include no features, which come last.
         given = leaves, self.axes[: len(leaves)], *map(jax.tree.leaves, rest)
-        return tree.unflatten(f(*each) for each in zip(*given, strict=True))
+        return jax.tree.unflatten(tree, [f(*each) for each in zip(*given, strict=True)])
 
 
 def _axes_of_state(

@@ -14,7 +14,6 @@ from flax import nnx
 
 from jaxdeblur import devices, models
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.windows import PathsConfig
@@ -167,62 +166,6 @@ def test_a_camera_may_use_its_memory_again(model):
     frames = [frame for frame in map(as_it_was.push, camera()) if frame is not None]
     frames += as_it_was.flush()
     np.testing.assert_array_equal([np.asarray(frame[0]) for frame in frames], blurred)
-
-
-class Opened(VideoRestorer):
-    """Returns each frame with the opening's mean brightness, one frame late."""
-
-    lookahead, multiple, opening = 1, 1, 3
-
-    def _initial_state(self, batch, height, width):
-        return {"looking": jnp.bool_(False), "sum": jnp.zeros(batch), "seen": jnp.float32(0)}
-
-    def look(self, state):
-        return state | {"looking": jnp.bool_(True)}
-
-    def looked(self, state):
-        return state | {"looking": jnp.bool_(False)}
-
-    def _step(self, state, frame, repeated):
-        more = jnp.where(state["looking"] & ~repeated, 1.0, 0.0)
-        known = state | {
-            "sum": state["sum"] + more * frame.mean((1, 2, 3)),
-            "seen": state["seen"] + more,
-        }
-        mean = known["sum"] / jnp.maximum(known["seen"], 1)
-        return known, jnp.broadcast_to(mean[:, None, None, None], frame.shape)
-
-
-@pytest.mark.parametrize(("length", "expected"), [(1, 50), (2, 75), (3, 100), (5, 100)])
-def test_the_opening_is_seen_before_the_first_frame_comes_out(length, expected):
-    frames = np.broadcast_to(np.arange(50, 251, 50, np.uint8)[:, None, None, None], (5, 8, 9, 3))
-    buffer = np.empty((8, 9, 3), np.uint8)
-
-    def camera():
-        for frame in frames[:length]:
-            buffer[:] = frame  # the same memory for all frames
-            yield buffer
-
-    restored = list(restore_frames(partial(Stream, Opened()), camera()))
-    np.testing.assert_array_equal(restored, np.full((length, 8, 9, 3), expected))
-
-
-def test_the_opening_is_not_looked_at_in_the_middle():
-    on_its_way = Stream(Opened(), 8, 9)
-    on_its_way.push(np.zeros((8, 9, 3), np.uint8))
-    with pytest.raises(ValueError, match="before the first frame is pushed"):
-        on_its_way.look([])
-
-
-def test_a_video_without_frames_has_no_opening():
-    Stream(Opened(), 8, 9).look([])
-
-
-def test_a_wrong_frame_of_the_opening_is_named():
-    frames = [np.zeros((8, 9, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)]
-    with pytest.raises(UserError, match="a frame of this stream must be 8 9 3"):
-        # With a list, beartype would check one frame and expect the others to match it.
-        list(restore_frames(partial(Stream, Opened()), iter(frames)))
 
 
 def test_one_compilation_a_size(model, caplog):
