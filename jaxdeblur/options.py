@@ -15,16 +15,12 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar, get_args, get_origin
 
 from jaxdeblur.errors import UserError
 
 Config = TypeVar("Config")
-
-LARGEST = 2**40
-"""The largest integer option; configs bound the values that JAX counts in 32 bits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +48,15 @@ class Range:
         return " and ".join(text for text, bound in bounds.items() if math.isfinite(bound))
 
 
+# Of all integers; configs bound further those that JAX counts in 32 bits.
+_INTEGERS = Range(-(2**40), 2**40)
+
 Count: TypeAlias = Annotated[int, Range(1)]
 Share: TypeAlias = Annotated[float, Range(0, 1)]
 
 
 def check_ranges(config: Any) -> None:
-    """Checks the fields of a config that have a :class:`Range`, and the items of such tuples.
+    """Checks the numbers of a config, also in tuples, against the :class:`Range` of each field.
 
     Raises:
       UserError: a number is out of its range; None always passes.
@@ -65,7 +64,8 @@ def check_ranges(config: Any) -> None:
     for name, kind in typing.get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
-            for allowed in _ranges(kind):
+            bounds = [_INTEGERS] if isinstance(number, int) else []
+            for allowed in [*_ranges(kind), *bounds]:
                 if number is not None and number not in allowed:
                     raise UserError(f"--{name.replace('_', '-')} must be {allowed}, not {number}")
 
@@ -179,20 +179,13 @@ def from_json(config: type[Config], values: Any, where: str) -> Config:
     """
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a JSON object, not {type(values).__name__}")
-    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - set(fields)):
-        raise UserError(f"{where}: unknown fields {', '.join(map(str, unknown))}")
-    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    if missing := sorted(needed - set(values)):
-        raise UserError(f"{where}: missing fields {', '.join(missing)}")
     types_of = typing.get_type_hints(config)
     for name, value in values.items():
-        if not _fits(value, types_of[name]):
+        if name in types_of and not _fits(value, types_of[name]):
             raise UserError(f"{where}: {name} is {value!r}, but must be of type {types_of[name]}")
-    values = {name: _tuples(value) for name, value in values.items()}
     try:
-        return config(**values)
-    except UserError as error:  # the config's own message does not name the file
+        return config(**{name: _tuples(value) for name, value in values.items()})
+    except (TypeError, UserError) as error:  # TypeError: of unknown and missing fields
         raise UserError(f"{where}: {error}") from error
 
 
@@ -212,7 +205,7 @@ def _fits(value: Any, kind: Any) -> bool:
         kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         return len(kinds) == len(value) and all(map(_fits, value, kinds))
     if kind is int:
-        return type(value) is int and abs(value) <= LARGEST
+        return type(value) is int
     if kind is float:
         return isinstance(value, float) or _fits(value, int)
     return isinstance(value, kind)
@@ -241,22 +234,8 @@ def _how_to_parse(kind: Any) -> dict[str, Any]:
     if origin is tuple:
         items = get_args(kind)
         count = "+" if items[-1] is Ellipsis else len(items)
-        return {"nargs": count, "type": _reader(items[0]), "metavar": _metavar(items[0])}
-    return {"type": _reader(kind), "metavar": _metavar(kind)}
-
-
-def _reader(kind: type) -> Callable[[str], Any]:
-    return _whole_number if kind is int else kind
-
-
-def _whole_number(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a whole number") from None
-    if abs(number) > LARGEST:
-        raise argparse.ArgumentTypeError(f"{text[:50]}... is out of range; the limit is {LARGEST}")
-    return number
+        return {"nargs": count, "type": items[0], "metavar": _metavar(items[0])}
+    return {"type": kind, "metavar": _metavar(kind)}
 
 
 def _metavar(kind: type) -> str:

@@ -13,7 +13,6 @@ import pytest
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import (
-    LARGEST,
     Count,
     Parser,
     Range,
@@ -110,8 +109,6 @@ def test_help_comes_from_the_docstrings() -> None:
     ("arguments", "named"),
     [
         (["--count=x"], "--count"),
-        ([f"--count={LARGEST + 1}"], "--count"),
-        ([f"--count={-LARGEST - 1}"], "--count"),
         (["--kind=c"], "--kind"),
         (["--cuont=1"], "--cuont=1"),
         (["--pair", "1"], "--pair"),
@@ -140,8 +137,6 @@ def test_json_round_trip() -> None:
         {"count": "1"},
         {"count": True},
         {"count": 1.5},
-        {"count": -LARGEST - 1},
-        {"low": LARGEST + 1},
         {"kind": "c"},
         {"flag": 1},
         {"name": 3},
@@ -162,7 +157,7 @@ def test_a_field_without_a_default_has_to_be_there() -> None:
         name: str
         count: int = 1
 
-    with pytest.raises(UserError, match="here: missing fields name"):
+    with pytest.raises(UserError, match=r"here: .* missing 1 required .*'name'"):
         from_json(Named, {"count": 2}, "here")
 
 
@@ -204,6 +199,7 @@ class Ranges:
         ({"both": 1.5}, "--both must be 0 to 1, not 1.5"),
         ({"both": float("nan")}, "--both must be 0 to 1, not nan"),
         ({"least": float("inf")}, "--least must be 1 or more, not inf"),
+        ({"least": 10**30}, f"--least must be -{2**40} to {2**40}, not {10**30}"),
         ({"open_ends": 0.0}, "--open-ends must be above 0 and below 2, not 0.0"),
         ({"open_ends": 2.0}, "--open-ends must be above 0 and below 2, not 2.0"),
         ({"most": 4}, "--most must be 3 or less, not 4"),
