@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Scores a model on a data set: ``python evaluate.py --ckpt=RUN``; writes metrics and a report."""
 
-from jaxdeblur.commands import run
 from jaxdeblur.commands.evaluate import main
+from jaxdeblur.errors import run_command
 
 if __name__ == "__main__":
-    run(main, "evaluate.py", together=True)
+    run_command(main, "evaluate.py", together=True)

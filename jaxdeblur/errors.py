@@ -1,21 +1,25 @@
-"""Messages on stderr: user errors, in one line, and the progress of the work.
-
-A command ends with exit code 2 after a :class:`UserError`.
-"""
+"""How a command ends, and its messages on stderr: user errors, in one line, and progress."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
-ERASE_LINE = "\r\033[K"
-"""Moves a terminal to the beginning of its line and clears the line."""
+# Moves a terminal to the beginning of its line and clears the line.
+_ERASE_LINE = "\r\033[K"
+
+UNFINISHED: list[Path] = []
+"""What files.py writes and has not renamed yet; a signal that ends the command removes it."""
 
 
 def tell(text: str, end: str = "\n") -> None:
@@ -31,8 +35,8 @@ class UserError(Exception):
 def run_command(main: Callable[[], None], name: str, *, together: bool = False) -> None:
     """Runs a command's ``main``; a :class:`UserError` becomes one line on stderr and exit code 2.
 
-    So does an OSError that names a file, a missing package, or running out of memory. Ctrl-C ends
-    with exit code 130 and one line, as shells expect.
+    So does an OSError that names a file, a missing package, or running out of memory. A signal ends
+    with exit code 130 and one line, as shells expect; training saves first.
 
     Args:
       main: the command.
@@ -41,7 +45,8 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
         once. In a normal exit it would wait for the others, which may be waiting for it.
     """
     try:
-        main()
+        with _ended_by_signals(name):
+            main()
     except KeyboardInterrupt:
         tell(f"{name}: interrupted")
         _leave(130, together)
@@ -53,6 +58,49 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
             raise
         traceback.print_exc()
         _leave(1, together)
+
+
+@contextlib.contextmanager
+def _ended_by_signals(name: str) -> Iterator[None]:
+    """Lets ctrl-C, SIGTERM and SIGHUP end the command ``name`` cleanly, with exit code 130.
+
+    Signals that are ignored (nohup, a shell's background jobs) remain ignored. The handler removes
+    unfinished files itself. A KeyboardInterrupt would not do: callbacks of the garbage collector
+    and of weak references lose it, and Python's exit crashes in threads still in native code.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in before:  # a terminal that closes sends SIGHUP twice
+            signal.signal(each, lambda *_: None)
+        # Not through sys.stderr, which the signal may have interrupted in the middle of a line.
+        line = f"{name}: interrupted\n"
+        with contextlib.suppress(OSError):
+            os.write(2, (_ERASE_LINE + line if os.isatty(2) else line).encode())
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed, or interrupted too
+            sys.stdout.flush()
+        for path in list(UNFINISHED):
+            with contextlib.suppress(OSError):
+                # Renamed first, so that no thread can write another file into a folder.
+                remove(path.rename(path.with_name(f"{path.name}.left")))
+        os._exit(130)
+
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not set by Python
+            before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with its content."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def message_of(error: Exception) -> str | None:
@@ -135,16 +183,16 @@ class ProgressLine:
         if rate and self._total and self._total > done:
             text += f"  {timedelta(seconds=int((self._total - done) / rate))} left"
         self._is_open = self._on_terminal and not last
-        tell(f"{ERASE_LINE}{text}" if self._on_terminal else text, "" if self._is_open else "\n")
+        tell(f"{_ERASE_LINE}{text}" if self._on_terminal else text, "" if self._is_open else "\n")
 
     def say(self, text: str) -> None:
         """Prints another message on its own line."""
         if not self._quiet:
-            tell(f"{ERASE_LINE}{text}" if self._is_open else text)
+            tell(f"{_ERASE_LINE}{text}" if self._is_open else text)
             self._is_open = False
 
     def close(self) -> None:
         """Ends the open line of a terminal if it ``stays``, else clears it."""
         if self._is_open:
-            tell("" if self._stays else ERASE_LINE, "\n" if self._stays else "")
+            tell("" if self._stays else _ERASE_LINE, "\n" if self._stays else "")
             self._is_open = False

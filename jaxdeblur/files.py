@@ -9,14 +9,11 @@ import os
 import re
 import secrets
 import shutil
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from jaxdeblur.errors import ERASE_LINE, UserError, tell
+from jaxdeblur.errors import UNFINISHED, UserError, remove, tell
 
 
 @contextlib.contextmanager
@@ -66,60 +63,15 @@ def replace_folder_when_whole(target: str | os.PathLike[str]) -> Iterator[Path]:
         os.rename(part, target)
 
 
-_unfinished_paths: dict[Path, None] = {}
-
-
 @contextlib.contextmanager
 def _unfinished(path: Path) -> Iterator[None]:
     """Removes ``path``, which the body may create, at the end or when a signal ends the process."""
-    _unfinished_paths[path] = None
+    UNFINISHED.append(path)
     try:
         yield
     finally:
-        _remove(path)
-        del _unfinished_paths[path]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def ended_by_signals(name: str) -> Iterator[None]:
-    """Lets ctrl-C, SIGTERM and SIGHUP end the command ``name`` cleanly, with exit code 130.
-
-    Signals that are ignored (nohup, a shell's background jobs) remain ignored. The handler removes
-    unfinished files itself. A KeyboardInterrupt would not do: callbacks of the garbage collector
-    and of weak references lose it, and Python's exit crashes in threads still in native code.
-    """
-
-    def end(number: int, frame: FrameType | None) -> None:
-        for each in before:  # a terminal that closes sends SIGHUP twice
-            signal.signal(each, lambda *_: None)
-        # Not through sys.stderr, which the signal may have interrupted in the middle of a line.
-        line = f"{name}: interrupted\n"
-        with contextlib.suppress(OSError):
-            os.write(2, (ERASE_LINE + line if os.isatty(2) else line).encode())
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed, or interrupted too
-            sys.stdout.flush()
-        for path in list(_unfinished_paths):
-            with contextlib.suppress(OSError):
-                # Renamed first, so that no thread can write another file into a folder.
-                _remove(path.rename(path.with_name(f"{path.name}.left")))
-        os._exit(130)
-
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not set by Python
-            before[number] = signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        remove(path)
+        UNFINISHED.remove(path)
 
 
 @contextlib.contextmanager

@@ -109,7 +109,8 @@ def test_a_signal_ends_a_command_even_where_exceptions_are_lost(
     """As in JAX's callbacks during garbage collection, while threads go on writing."""
     program = f"""
 import itertools, os, signal, threading, time
-from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, replace_when_whole
+from jaxdeblur.errors import run_command
+from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 
 class Collected:
     def __del__(self):
@@ -121,12 +122,14 @@ def write(folder):
             part.write_text("frame")
 
 signal.signal({int(number)}, signal.SIG_DFL)  # nohup would have it ignored
-with ended_by_signals("command"):
+def main():
     with replace_folder_when_whole("frames") as part, replace_when_whole("out.mkv"):
         threading.Thread(target=write, args=[part], daemon=True).start()
         time.sleep(0.1)
         Collected()
         time.sleep(60)
+
+run_command(main, "command")
 """
     (tmp_path / "out.mkv").write_text("old")
     ended = subprocess.run(

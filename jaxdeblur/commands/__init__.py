@@ -1,14 +1,12 @@
-"""The command ``jaxdeblur``, and the runner that it shares with the scripts of a checkout."""
+"""The command ``jaxdeblur``, which runs those of the scripts of a checkout, and two more."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
 
 from jaxdeblur import VERSION
 from jaxdeblur.errors import run_command
-from jaxdeblur.files import ended_by_signals
 from jaxdeblur.options import Parser
 
 COMMANDS = {
@@ -19,15 +17,6 @@ COMMANDS = {
     "export": ("jaxdeblur.export", "writes weights as .safetensors, .onnx or .stablehlo"),
 }
 """Each command's module and summary; the module's ``main`` takes the name for messages."""
-
-
-def run(main: Callable[[str], None], name: str, *, together: bool = False) -> None:
-    """Runs a command until it ends or a signal ends it; training saves first.
-
-    Its help and messages show ``name``; :func:`run_command` explains ``together``.
-    """
-    with ended_by_signals(name):
-        run_command(lambda: main(name), name, together=together)
 
 
 def main() -> None:
@@ -52,4 +41,5 @@ def _run_named() -> None:
     sys.argv[:2] = [name]
     # Imported when chosen, so that `jaxdeblur --help` does not wait for JAX.
     module = importlib.import_module(COMMANDS[command][0])
-    run(module.main, name, together=command in ("train", "evaluate"))
+    together = command in ("train", "evaluate")
+    run_command(lambda: module.main(name), name, together=together)

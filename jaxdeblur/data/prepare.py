@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from jaxdeblur.data.exposure import average
 from jaxdeblur.errors import ProgressLine, UserError, run_command
-from jaxdeblur.files import ended_by_signals, replace_folder_when_whole
+from jaxdeblur.files import replace_folder_when_whole
 from jaxdeblur.options import Parser, Range, add_fields, check_ranges, read_fields
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.formats import list_frames, natural_key
@@ -268,5 +268,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with ended_by_signals("prepare"):
-        run_command(main, "prepare")
+    run_command(main, "prepare")

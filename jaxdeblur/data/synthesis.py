@@ -14,7 +14,7 @@ from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import GAMMA, Exposure
 from jaxdeblur.data.videos import Dataset, Video
 from jaxdeblur.errors import ProgressLine, UserError, run_command
-from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
+from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.options import Parser
 from jaxdeblur.video.image_file import write_png
 
@@ -88,5 +88,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with ended_by_signals("synthesis"):
-        run_command(main, "synthesis")
+    run_command(main, "synthesis")

@@ -27,7 +27,6 @@ from jaxdeblur.data.batches import batches
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import ProgressLine, UserError, run_command
-from jaxdeblur.files import ended_by_signals
 from jaxdeblur.models.layers import enlarge
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import build
@@ -252,5 +251,4 @@ def fit(model: VideoRestorer, samples: Sample, config: FitConfig) -> Parameters:
 
 
 if __name__ == "__main__":
-    with ended_by_signals("jaxdeblur.training.fit_gates"):
-        run_command(main, "jaxdeblur.training.fit_gates")
+    run_command(main, "jaxdeblur.training.fit_gates")

@@ -32,7 +32,7 @@ from jaxdeblur.data.scenes import SCENES
 from jaxdeblur.data.textures import open_scenes
 from jaxdeblur.data.videos import HighSpeedVideo
 from jaxdeblur.errors import ProgressLine, UserError, run_command
-from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
+from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
@@ -290,5 +290,4 @@ def _write(place: Path, maps: np.ndarray, sharp: Video8) -> None:
 
 
 if __name__ == "__main__":
-    with ended_by_signals("jaxdeblur.training.path_clips"):
-        run_command(main, "jaxdeblur.training.path_clips")
+    run_command(main, "jaxdeblur.training.path_clips")
