@@ -212,12 +212,11 @@ def free_in_container(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc not to return large freed blocks to the system; call it before work begins.
+    """Tells glibc to keep large freed blocks; call it before work begins.
 
-    XLA allocates its buffers anew for every program. By default glibc maps each large one from the
-    system and returns it after use, so the kernel zeroes all pages again in every step: a fifth of
-    a training step (docs/lab/performance.md). The process then holds its peak memory until it ends.
-    ``MALLOC_MMAP_MAX_`` in the environment disables this.
+    XLA allocates its buffers anew for every program. By default glibc returns each large one to the
+    system, so that the kernel zeroes all pages again in every step: a fifth of a training step
+    (docs/lab/performance.md). ``MALLOC_MMAP_MAX_`` in the environment disables this.
     """
     if sys.platform != "linux" or "MALLOC_MMAP_MAX_" in os.environ:
         return
@@ -235,9 +234,8 @@ def keep_freed_memory() -> None:
 def add_threads() -> None:
     """Gives XLA two threads more than there are cores; call it before JAX looks for devices.
 
-    The parts of blur paths run in parallel (restoration/stream.py). Each keeps a thread, and hands
-    some of its work to others, for which it would wait.
-    XLA reads the number from ``NPROC``; a value already in the environment is kept.
+    Each part of blur paths that runs keeps a thread, and hands some of its work to others, for
+    which it would wait. A value of ``NPROC`` in the environment is kept.
     """
     os.environ.setdefault("NPROC", str(cores() + 2))
 

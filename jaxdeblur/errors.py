@@ -133,10 +133,7 @@ def _leave(code: int, at_once: bool) -> NoReturn:
 
 
 class ProgressLine:
-    """A line that shows progress, rate and remaining time.
-
-    On a terminal the line is rewritten; elsewhere a new line is printed at most every 10 s.
-    """
+    """A line with progress, rate and remaining time: rewritten on a terminal, else every 10 s."""
 
     def __init__(
         self,

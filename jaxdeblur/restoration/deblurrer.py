@@ -92,13 +92,7 @@ class Deblurrer:
         self._tiles: dict[tuple[int, int, PixelLayout], TileGrid | None] = {}
 
     def __call__(self, clip: PixelClip) -> PixelClip:
-        """Restores all frames of a clip, as a stream does, in constant device memory.
-
-        Args:
-          clip: ``T H W 3``, RGB, uint8 or uint16; any length and size.
-
-        Returns:
-          The restored clip, of the same shape and dtype.
+        """Restores a clip of any length and size, as a stream does, in constant device memory.
 
         Raises:
           UserError: ``clip`` is not such an array.
@@ -114,19 +108,9 @@ class Deblurrer:
         return restored
 
     def stream(self, frames: Iterable[Pixels]) -> Iterator[Pixels]:
-        """Restores frames as they arrive; each is returned ``model.lookahead`` frames later.
+        """Restores frames as they arrive (``restore_frames``), ``model.lookahead`` frames late.
 
         The first waits for ``model.opening`` frames, from which blur paths estimate the shutter.
-
-        Args:
-          frames: ``H W 3``, RGB, uint8 or uint16, all of one size; any number of them.
-
-        Yields:
-          As many frames of the same size and dtype, which the caller may write into. Memory does
-          not grow with their number.
-
-        Raises:
-          UserError: a frame is no such array or unlike the first.
         """
         return restore_frames(self.open_stream, frames)
 

@@ -48,15 +48,11 @@ def restore_clip(model: VideoRestorer, video: PixelClip) -> PixelClip:
 def restore_frames(
     open_stream: Callable[[int, int, PixelLayout], Stream], frames: Iterable[Pixels]
 ) -> Iterator[Pixels]:
-    """Restores frames one by one; as many come out as went in, the model's look-ahead later.
+    """Restores frames as they arrive; as many come out as went in, the model's look-ahead later.
 
-    Args:
-      open_stream: opens the stream for the height, width and layout of the first frame.
-      frames: ``H W 3``, RGB, uint8 or uint16, all of one size; any number of them.
-
-    Yields:
-      Frames of the same size and dtype, which the caller may write into. Memory does not grow with
-      their number.
+    They are ``H W 3``, RGB, uint8 or uint16, all of one size, as are the results, which the caller
+    may write into. ``open_stream`` gets the height, width and layout of the first. Memory does not
+    grow with their number.
 
     Raises:
       UserError: a frame is no such array, or unlike the first.
@@ -147,17 +143,12 @@ class Stream:
     def push(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...] | None:
         """Takes a frame and returns the one from ``lookahead`` frames ago, or None at the start.
 
-        Returns as soon as the work is queued; reading the result waits for it.
-
-        Args:
-          planes: the frame's arrays in the stream's layout; a single one, such as packed RGB,
-            needs no tuple.
-
-        Returns:
-          Always a tuple, of as many arrays, on the device.
+        ``planes`` are the frame's arrays in the stream's layout; a single one, such as packed RGB,
+        needs no tuple. The result is always a tuple, on the device. It is returned as soon as the
+        work is queued; reading it waits.
 
         Raises:
-          UserError: the frame's arrays do not match the stream's layout and size.
+          UserError: the arrays do not match the stream's layout and size.
           ValueError: the stream was flushed.
         """
         on_device = self._on_device(planes)
