@@ -41,7 +41,7 @@ import numpy as np
 from benchmarks.common import machine, natural, positive, reason, side_by_side
 from jaxdeblur import devices, models, presets
 from jaxdeblur.errors import UserError, run_command
-from jaxdeblur.options import Parser, frame_size
+from jaxdeblur.options import FrameSize, Parser
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.plan import DeblurConfig, plan
 from jaxdeblur.restoration.restore import deblur
@@ -63,12 +63,12 @@ def main() -> None:
         "--ckpt", nargs="+", default=shipped.names(), help="runs, files or names of weights"
     )
     frame.add_argument("--tile", nargs="+", default=("none",), help="none or HEIGHTxWIDTH")
-    frame.add_argument("--size", type=frame_size, default="1280x720", help="WIDTHxHEIGHT")
+    frame.add_argument("--size", type=FrameSize, default="1280x720", help="WIDTHxHEIGHT")
     frame.add_argument("--frames", type=natural, default=12, help="frames timed for each")
 
     live = what.add_parser("live", help="latency and dropped frames at a camera's rate")
     live.set_defaults(measure=a_camera)
-    live.add_argument("--size", type=frame_size, default="160x96", help="frame size, WIDTHxHEIGHT")
+    live.add_argument("--size", type=FrameSize, default="160x96", help="frame size, WIDTHxHEIGHT")
     live.add_argument("--fps", type=positive, default=24.0, help="the camera's rate")
     live.add_argument("--seconds", type=positive, default=10.0, help="duration")
     live.add_argument("--inbox", type=natural, default=2, help="frames that may wait in the queue")
@@ -76,7 +76,7 @@ def main() -> None:
     film = what.add_parser("film", help="peak memory and rates for videos of two lengths")
     film.set_defaults(measure=a_film)
     film.add_argument("--frames", type=natural, nargs=2, default=(200, 2000), help="two lengths")
-    film.add_argument("--size", type=frame_size, default="256x144", help="frame size, WIDTHxHEIGHT")
+    film.add_argument("--size", type=FrameSize, default="256x144", help="frame size, WIDTHxHEIGHT")
     film.add_argument("--video", type=Path, help=argparse.SUPPRESS)  # the process of one length
     for one in (live, film):
         one.add_argument(

@@ -55,7 +55,7 @@ from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.evaluate import evaluate
 from jaxdeblur.files import write_json
 from jaxdeblur.models.parameters import count, split
-from jaxdeblur.options import Parser, frame_size
+from jaxdeblur.options import FrameSize, Parser
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.training.run import train
 from jaxdeblur.training.run_folder import Run
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true", help="only time a frame, without training")
     parser.add_argument(
         "--speed-size",
-        type=lambda text: frame_size(text)[::-1],
+        type=lambda text: FrameSize(text)[::-1],
         default=(180, 320),
         help="size of the timed frames, WIDTHxHEIGHT",
     )

@@ -96,6 +96,20 @@ class Time(float):
             ) from None
 
 
+class FrameSize(tuple[int, int]):
+    """Two numbers, as written in an option: WIDTHxHEIGHT."""
+
+    def __new__(cls, text: str, option: str = "--size", form: str = "WIDTHxHEIGHT") -> FrameSize:
+        """Parses a text.
+
+        Raises:
+          UserError: it has another form.
+        """
+        if not (found := re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)):
+            raise UserError(f"{option}={text[:50]}: must be {form}")
+        return super().__new__(cls, map(int, found.groups()))
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports errors in one line (:class:`UserError`)."""
 
@@ -209,17 +223,6 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, float) or _fits(value, int)
     return isinstance(value, kind)
-
-
-def frame_size(text: str, option: str = "--size", form: str = "WIDTHxHEIGHT") -> tuple[int, int]:
-    """Parses the two numbers of ``WIDTHxHEIGHT``.
-
-    Raises:
-      UserError: the text has another form.
-    """
-    if not (found := re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)):
-        raise UserError(f"{option}={text[:50]}: must be {form}")
-    return int(found[1]), int(found[2])
 
 
 def _how_to_parse(kind: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import (
     Count,
+    FrameSize,
     Parser,
     Range,
     Share,
@@ -22,7 +23,6 @@ from jaxdeblur.options import (
     check_ranges,
     differing_fields,
     field_help,
-    frame_size,
     from_json,
     load_extension,
     read_fields,
@@ -75,9 +75,9 @@ def test_what_is_no_time(text: str) -> None:
 
 
 def test_a_size_is_width_by_height() -> None:
-    assert frame_size("1280x720") == (1280, 720)
+    assert FrameSize("1280x720") == (1280, 720)
     with pytest.raises(UserError, match="--size=0x720: must be WIDTHxHEIGHT"):
-        frame_size("0x720")
+        FrameSize("0x720")
 
 
 def parse(*arguments: str) -> Sample:

@@ -33,7 +33,7 @@ from benchmarks.gpu_day import kernels, memory, speed
 from benchmarks.gpu_day.report import Report
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
-from jaxdeblur.options import Parser, add_fields, frame_size
+from jaxdeblur.options import FrameSize, Parser, add_fields
 
 PARTS = {
     "kernels": kernels.run,
@@ -61,7 +61,7 @@ def main() -> None:
             add_fields(one, chosen.network, "network")
             add_fields(one, chosen.training, "training")
             one.add_argument("--target", type=Path, default=memory.TARGET, help=memory.TARGET_HELP)
-            one.add_argument("--size", type=frame_size, default="1280x720", help="frame size")
+            one.add_argument("--size", type=FrameSize, default="1280x720", help="frame size")
     arguments = parser.parse_args()
     if arguments.part == "memory" and not arguments.rehearse:
         memory.find_compiler()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.options import Count, Range, Share, Time, check_ranges, frame_size
+from jaxdeblur.options import Count, FrameSize, Range, Share, Time, check_ranges
 from jaxdeblur.video.formats import (
     ANIMATED_SUFFIXES,
     CAMERA,
@@ -70,7 +70,7 @@ class DeblurConfig:
     codec: str | None = None
     crf: Annotated[int, Range(0, 63)] | None = None
     fps: Annotated[float, Range(0.01, 10_000)] | None = None
-    size: str | None = None
+    size: FrameSize | None = None
     single: bool = False
     fast: bool = False
     compare: str | None = None
@@ -93,26 +93,13 @@ class DeblurConfig:
                 "--fast uses the shipped weights without blur paths; it cannot be combined with "
                 "--ckpt, --duty or --light"
             )
-        self.raw_size  # noqa: B018  # complains if it is not a size
+        if self.size is not None and self.size[0] * self.size[1] > self.max_pixels:
+            raise UserError(f"--size exceeds --max-pixels={self.max_pixels}")
 
     @property
     def length(self) -> float | None:
         """Seconds of the video to restore, from ``duration`` or ``end``; None for the rest."""
         return self.duration if self.end is None else self.end - self.start
-
-    @property
-    def raw_size(self) -> tuple[int, int] | None:
-        """Height and width from ``size``, in pixels.
-
-        Raises:
-          UserError: it is not a size, or has more than ``max_pixels`` pixels.
-        """
-        if self.size is None:
-            return None
-        width, height = frame_size(self.size)
-        if width * height > self.max_pixels:
-            raise UserError(f"--size={self.size} exceeds --max-pixels={self.max_pixels}")
-        return height, width
 
     @property
     def rate(self) -> Fraction:

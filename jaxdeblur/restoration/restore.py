@@ -181,10 +181,11 @@ def _restored(picture: Picture, restored: tuple[Plane, ...]) -> Picture:
 
 
 def _open_source(job: Job, config: DeblurConfig) -> PictureSource:
+    size = None if config.size is None else config.size[::-1]  # height and width
     if job.kind == "camera":
         return CameraReader(
             job.name,
-            size=config.raw_size,
+            size=size,
             rate=config.rate if config.fps else None,
             duration=config.length,
             max_pixels=config.max_pixels,
@@ -198,9 +199,9 @@ def _open_source(job: Job, config: DeblurConfig) -> PictureSource:
         )
     if job.kind == "images":
         return ImageReader(job.paths, rate=config.rate, max_pixels=config.max_pixels)
-    if config.raw_size is None:
+    if size is None:
         raise UserError("-: give the --size=WIDTHxHEIGHT of the frames in the pipe")
-    return RawReader(sys.stdin.fileno(), *config.raw_size, config.rate)
+    return RawReader(sys.stdin.fileno(), *size, config.rate)
 
 
 @contextlib.contextmanager

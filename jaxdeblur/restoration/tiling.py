@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
-from jaxdeblur.options import frame_size
+from jaxdeblur.options import FrameSize
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.shapes import Features, Frame, SeenFrame
 
@@ -41,7 +41,7 @@ def parse_tiles(text: str) -> TileGrid | None:
     """
     if text == "none":
         return None
-    return TileGrid(*frame_size(text, "--tile", "auto, none or HEIGHTxWIDTH"))
+    return TileGrid(*FrameSize(text, "--tile", "auto, none or HEIGHTxWIDTH"))
 
 
 def halo_of(model: VideoRestorer) -> int:
