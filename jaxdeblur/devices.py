@@ -11,7 +11,6 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -198,17 +197,6 @@ def described(device: jax.Device | None = None) -> str:
     device = device or jax.local_devices()[0]
     number = f"{cores()} cores" if cores() != 1 else "1 core"
     return f"a CPU with {number}" if device.platform == "cpu" else str(device.device_kind)
-
-
-def free_in_container(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Returns the bytes left below a container's limit; inactive page cache counts as free.
-
-    Raises:
-      OSError, ValueError: this is not a container, or it has no limit.
-    """
-    limit, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
-    stats = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-    return limit - used + int(stats["inactive_file"])
 
 
 def keep_freed_memory() -> None:

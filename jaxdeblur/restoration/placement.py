@@ -10,6 +10,7 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -268,19 +269,20 @@ def step_memory(
     )
 
 
-def free_memory(device: jax.Device) -> int:
-    """Returns the free bytes on ``device``; for a CPU, the memory available from the system."""
-    stats = device.memory_stats()
-    if stats:
+def free_memory(device: jax.Device, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns the free bytes on ``device``; for a CPU, those of the system or its container."""
+    if stats := device.memory_stats():
         return stats["bytes_limit"] - stats["bytes_in_use"]
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            fields = dict(line.split(":") for line in lines)
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
     except OSError:  # not Linux: half of the machine's memory
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     with contextlib.suppress(OSError, ValueError):  # no container, or no limit
-        free = min(free, devices.free_in_container())
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        pages = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        # The cache of files that were read counts as free.
+        free = min(free, limit - used + int(pages["inactive_file"]))
     return free
 
 

@@ -226,7 +226,11 @@ def _find(text: str) -> list[Job]:
         raise UserError(f"{text}: no such file or folder")
     images = [path for path in files if is_image(path)]
     if not images:
-        return [_video(path) for path in files]
+        for path in files:
+            if (suffix := path.suffix.lower()) in UNREADABLE_SUFFIXES:
+                kind = suffix[1:].upper()
+                raise UserError(f"{path}: {kind} is not supported; convert it to PNG or JPEG first")
+        return [Job("video", (path,), None, str(path)) for path in files]
     if len(images) < len(files):
         raise UserError(f"{text}: matches both images and videos; give them separately")
     if len({path.name for path in images}) < len(images):
@@ -234,13 +238,6 @@ def _find(text: str) -> list[Job]:
             f"{text}: several folders contain images of the same name; give the folders"
         )
     return [Job("images", tuple(images), None, text)]
-
-
-def _video(path: Path) -> Job:
-    if (suffix := path.suffix.lower()) in UNREADABLE_SUFFIXES:
-        kind = suffix[1:].upper()
-        raise UserError(f"{path}: {kind} is not supported; convert it to PNG or JPEG first")
-    return Job("video", (path,), None, str(path))
 
 
 def _into_folder(jobs: list[Job], folder: Path) -> list[Job]:

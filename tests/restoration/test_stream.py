@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdeblur import devices, models
+from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.paths.restorer import PathRestorer
@@ -241,7 +241,7 @@ def test_memory_of_a_container_is_free_where_it_holds_files_that_were_read(tmp_p
         ("memory.stat", "anon 200\nfile 700\ninactive_file 600\n"),
     ):
         (tmp_path / name).write_text(text)
-    assert devices.free_in_container(tmp_path) == 700
+    assert free_memory(jax.devices()[0], tmp_path) == 700
 
 
 def test_free_memory_is_that_of_the_machine():
