@@ -97,8 +97,8 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             tell(f"{about}: {text}")
 
     def say_what_is_lost() -> None:
-        for name, target, _ in targets:
-            for what in target.lost:
+        for name, each, _ in targets:
+            for what in each.lost:
                 if (name, what) not in said:
                     said.add((name, what))
                     say(f"not kept: {what}", name)
@@ -129,8 +129,8 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
                 timing.frames += 1
                 timing.first_frame = timing.first_frame or time.monotonic() - began
                 progress.update(timing.frames)
-                for _, target, view in targets:
-                    target.write(view(picture, planes))
+                for _, each, view in targets:
+                    each.write(view(picture, planes))
                 if camera is not None:
                     camera.note_written(picture)
                 if info.frames == 1:
