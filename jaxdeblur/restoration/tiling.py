@@ -159,18 +159,15 @@ class _Tiles:
     tile: np.ndarray
     read: np.ndarray
     """The size of a window: tile and halo, at most the frame."""
-    axes: tuple[tuple[_Axis, _Axis] | None, ...]
-    """Row and column axes of each leaf of state, frame and features; None for a leaf without."""
+    axes: tuple[tuple[_Axis, ...], ...]
+    """Row and column axes of each leaf of state, frame and features; none for a leaf without."""
 
     @classmethod
     def over(cls, grid: TileGrid, model: VideoRestorer, frame: SeenFrame, features: Any) -> _Tiles:
         size = height, width = frame.shape[-3:-1]
         tile = np.minimum([model.round_up(grid.height), model.round_up(grid.width)], size)
         of_images = [
-            (
-                _Axis(1, model.multiple * x.shape[1] // height),
-                _Axis(2, model.multiple * x.shape[2] // width),
-            )
+            tuple(_Axis(k, model.multiple * x.shape[k] // size[k - 1]) for k in (1, 2))
             for x in jax.tree.leaves((frame, features))
         ]
         return cls(
@@ -212,8 +209,8 @@ class _Tiles:
     def paste(self, new: Any, whole: Any, window: _Window) -> Any:
         """Copies the tile from ``new``, the arrays of a window, to its place in ``whole``."""
 
-        def paste_leaf(new: Array, axes: tuple[_Axis, _Axis] | None, whole: Array) -> Array:
-            if axes is None:  # counters: every tile returns the same
+        def paste_leaf(new: Array, axes: tuple[_Axis, ...], whole: Array) -> Array:
+            if not axes:  # counters: every tile returns the same
                 return new
             place = [jnp.int32(0)] * whole.ndim
             for axis, origin in zip(axes, window.origin, strict=True):
@@ -223,11 +220,9 @@ class _Tiles:
 
         return self._map(paste_leaf, new, whole)
 
-    def _part(
-        self, leaf: Array, axes: tuple[_Axis, _Axis] | None, start: Array, size: np.ndarray
-    ) -> Array:
+    def _part(self, leaf: Array, axes: tuple[_Axis, ...], start: Array, size: np.ndarray) -> Array:
         """Cuts an array, from pixel ``start`` of what it shows and for ``size`` pixels."""
-        for axis, begin, pixels in zip(axes or (), start, size, strict=False):
+        for axis, begin, pixels in zip(axes, start, size, strict=False):
             begin, length = self._samples(begin, axis), self._samples(pixels, axis)
             leaf = lax.dynamic_slice_in_dim(leaf, begin, length, axis.dimension)
         return leaf
@@ -242,9 +237,7 @@ class _Tiles:
         return jax.tree.unflatten(tree, [f(*each) for each in zip(*given, strict=True)])
 
 
-def _axes_of_state(
-    model: VideoRestorer, height: int, width: int
-) -> list[tuple[_Axis, _Axis] | None]:
+def _axes_of_state(model: VideoRestorer, height: int, width: int) -> list[tuple[_Axis, ...]]:
     """Returns each state array's row and column axes, which are those that grow with the frame."""
 
     def shapes(height: int, width: int) -> list[tuple[int, ...]]:
@@ -252,12 +245,9 @@ def _axes_of_state(
         return [leaf.shape for leaf in jax.tree.leaves(state)]
 
     larger = shapes(height + model.multiple, width + model.multiple)
-    axes: list[tuple[_Axis, _Axis] | None] = []
+    axes = []
     for here, there in zip(shapes(height, width), larger, strict=True):
         grown = [_Axis(i, b - a) for i, (a, b) in enumerate(zip(here, there, strict=True)) if b > a]
-        if len(grown) not in (0, 2):
-            raise ValueError(
-                f"a state of shape {here} does not scale with the frame as an image does"
-            )
-        axes.append((grown[0], grown[1]) if grown else None)
+        assert len(grown) in (0, 2), f"a state of shape {here} does not grow as an image does"
+        axes.append(tuple(grown))
     return axes
