@@ -18,7 +18,7 @@ from jaxdeblur.evaluation.results import read_video
 from jaxdeblur.files import write_json
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.options import Parser, add_fields, from_json
+from jaxdeblur.options import Parser, add_fields, from_json, read_fields
 from jaxdeblur.training.step import TrainingConfig
 from jaxdeblur.weights.load import load_model
 
@@ -97,7 +97,7 @@ def test_numbers_on_the_command_line_are_whole_and_bounded() -> None:
     add_fields(parser, TrainingConfig(), "training")
     for text in ("9" * 25, "9" * 5000, "1e3", "0x10", ""):
         with pytest.raises(UserError, match="--steps"):
-            parser.parse_args([f"--steps={text}"])
+            read_fields(parser.parse_args([f"--steps={text}"]), TrainingConfig())
 
 
 def test_a_folder_where_a_file_is_to_be_written_is_one_line(tmp_path: Path) -> None:
