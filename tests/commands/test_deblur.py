@@ -506,6 +506,28 @@ def test_compare_shows_before_and_after(command, weights, tmp_path):
     np.testing.assert_array_equal(both[:, :, 32:], after)
 
 
+def test_sound_after_the_last_frame_is_kept_beside_a_comparison(command, tmp_path):
+    with av.open("in.mkv", "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 24, "bgr0"
+        sound = out.add_stream("pcm_s16le", rate=8000, layout="mono")
+        for pixels in pictures(2):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(format="bgr0")
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
+        silence.rate = 8000
+        out.mux([*sound.encode(silence), *sound.encode(None)])
+    code, said = command("in.mkv", "out.mkv", "--compare=both.mkv")
+    assert (code, "audio" in said) == (0, False), said
+
+    def samples(name: str) -> int:
+        with av.open(name) as container:
+            return sum(packet.size for packet in container.demux(audio=0))
+
+    assert samples("out.mkv") == samples("in.mkv") == 16000
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 @pytest.mark.parametrize("source", ["in.mkv", "frames", "frames/0.png"])
 def test_compare_makes_an_animation(source, suffix, command, tmp_path):
