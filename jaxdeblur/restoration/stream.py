@@ -166,7 +166,7 @@ class Stream:
           UserError: as for ``push``.
           ValueError: a frame was already pushed.
         """
-        if not isinstance(self._model, PathRestorer) or not (self.opening and len(opening)):
+        if not (self.opening and len(opening)) or not isinstance(self._model, PathRestorer):
             return
         if self._steps:
             raise ValueError("call look before the first frame is pushed")
