@@ -86,6 +86,8 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         info = source.info
         results = _Results(info, say)
         target = stack.enter_context(_open_target(job, source, config))
+        if isinstance(source, VideoReader) and not isinstance(target, VideoWriter):
+            target.lost += ["audio and other tracks"] if source.others else []
         results.add(job.name, target, _restored)
         if config.compare is not None:
             writer, comparison = stack.enter_context(_open_comparison(config.compare, info, config))
@@ -115,7 +117,6 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             raise UserError(f"{job.name}: contains no frames")
         if camera is not None:
             say(f"{job.name}: {camera.summary}")
-        target.copy(source.trailing)
         results.say_what_is_lost()
     say(f"{job.name}: {timing}")
     if stream.shutter is not None:

@@ -52,7 +52,7 @@ class Comparison:
             self._beside(first, second, shape)
             for (first, second), shape in zip(pairs, shapes, strict=True)
         )
-        return dataclasses.replace(picture, planes=planes, alpha=None, packets=[])
+        return dataclasses.replace(picture, planes=planes, alpha=None)
 
     def _beside(self, first: Plane, second: Plane, shape: tuple[int, ...]) -> Plane:
         margin = [(0, 0)] * first.ndim

@@ -1,12 +1,8 @@
-"""PyAV, and what reading and writing share: tags, FFmpeg's errors and thread priorities."""
+"""PyAV, and what reading and writing share: tags and FFmpeg's errors."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 from jaxdeblur.errors import UserError
@@ -34,7 +30,7 @@ def any_tags() -> dict[str, Any]:
     return {"metadata_errors": "surrogateescape"} if before_19 else {}
 
 
-# Metadata that describes the old file, or that MP4 holds even without ``use_metadata_tags``.
+# Metadata that describes the old file.
 _OF_THE_FILE = {
     *("major_brand", "minor_version", "compatible_brands", "encoder", "duration"),
     # mkvmerge's statistics of each track.
@@ -57,20 +53,3 @@ def of_the_content(metadata: dict[str, str]) -> dict[str, str]:
 def reason(error: Exception) -> str:
     """Returns the message of FFmpeg or the system for an error."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-@contextlib.contextmanager
-def ordinary_priority() -> Iterator[None]:
-    """Undoes the real-time priority that an encoder takes within this context.
-
-    If run by root, as in most containers, SVT-AV1 gives its threads and the thread that opens it
-    the highest real-time priority: all other work on those cores then waits.
-    """
-    ordinary = sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER
-    try:
-        yield
-    finally:
-        if ordinary and os.sched_getscheduler(0) != os.SCHED_OTHER:
-            for thread in map(int, os.listdir("/proc/self/task")):
-                with contextlib.suppress(ProcessLookupError):  # the thread has ended
-                    os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))

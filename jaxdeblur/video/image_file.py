@@ -179,7 +179,6 @@ class ImageWriter(PictureTarget):
 
     def write(self, picture: Picture) -> None:
         """Writes one image; raises UserError if it cannot be written."""
-        self.copy(picture.packets)
         self._count += 1
         path, name = self._target, Path(self._name)
         if not self._single:

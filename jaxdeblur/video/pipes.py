@@ -73,7 +73,6 @@ class RawWriter(PictureTarget):
 
     def write(self, picture: Picture) -> None:
         """Writes one frame; raises UserError if it cannot be written or nobody reads it."""
-        self.copy(picture.packets)
         rgb = np.ascontiguousarray(to_packed_rgb(picture.planes, self._info.layout, 8))
         rest = memoryview(rgb.data).cast("B")
         try:

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.container import any_tags, av, of_the_content, ordinary_priority, reason
+from jaxdeblur.video.container import any_tags, av, of_the_content, reason
 from jaxdeblur.video.ffmpeg_frames import SUBSAMPLINGS, build_frame, colours_in
 from jaxdeblur.video.formats import CONTAINERS
 from jaxdeblur.video.picture import Picture, PictureTarget, VideoInfo
@@ -40,17 +41,10 @@ _OPTIONS = {
     "mjpeg": {"qmin": "1", "qmax": "3", "huffman": "optimal"},
 }
 # The encoder in place of H.264, which has no alpha, for frames with alpha.
-_WITH_ALPHA = {"matroska": "ffv1", "nut": "ffv1", "avi": "ffv1", "mov": "prores_ks"}
-# Containers that count time in fixed steps, and the steps per second.
-_TICKS = {"matroska": 1000, "webm": 1000, "mpegts": 90000}
+_WITH_ALPHA = {"matroska": "ffv1", "avi": "ffv1", "mov": "prores_ks"}
 _IN_TRANSPORT_STREAMS = {
     *("aac", "aac_latm", "mp1", "mp2", "mp3", "ac3", "eac3", "dts", "truehd", "opus"),
     *("dvb_subtitle", "dvb_teletext", "hdmv_pgs_subtitle", "h264", "hevc", "mpeg2video"),
-}
-_KNOWN_TO_MP4 = {
-    *("title", "artist", "album_artist", "composer", "album", "date", "comment", "genre"),
-    *("copyright", "grouping", "lyrics", "description", "synopsis", "show", "episode_id"),
-    *("network", "keywords", "creation_time", "location", "language", "handler_name", "vendor_id"),
 }
 
 
@@ -86,29 +80,51 @@ class VideoWriter(PictureTarget):
         Raises:
           UserError: the options are incompatible, or the file cannot be written.
         """
-        self.path = Path(path)
         self._name = name or str(path)
         self.lost = list(info.lost)
-        self._count = 0
-        self._info = info
-        # AVI begins at zero, but all tracks of a transport stream begin at some other time.
-        begin = source.container.start_time if source else None
-        self._begin, self._last = Fraction(max(0, begin or 0), 1_000_000), -1
-        self._format = CONTAINERS[self.path.suffix.lower()]
-        with contextlib.ExitStack() as opened, self._explained(), ordinary_priority():
-            self._prepare(opened, source, codec, crf)
+        self._info, self._count = info, 0
+        self._path = Path(path)
+        suffix = self._path.suffix.lower()
+        self._format = CONTAINERS[suffix]
+        options = {"avoid_negative_ts": "disabled"}  # a shift would move every timestamp
+        if self._format in ("mp4", "mov"):
+            options["movflags"] = "use_metadata_tags"  # holds tags of any name
+        if suffix in (".m2ts", ".mts"):  # as camcorders and Blu-ray write it
+            options["mpegts_m2ts_mode"] = "1"
+        with contextlib.ExitStack() as opened, self._explained():
+            # With a file of our own, every failed write is an exception; FFmpeg may miss the last.
+            self._file: BinaryIO = self._path.open("wb")
+            opened.callback(_close_quietly, self._file)
+            self._container: Any = av.open(
+                self._file, "w", format=self._format, container_options=options, **any_tags()
+            )
+            opened.callback(_close_quietly, self._container)
+            self._track: Any = self._add_video(codec, crf)
+            self._copies: dict[int, Any] = {}
+            # The packets still to be copied, and the time of the last that was.
+            self._packets, self._copied = iter(()), -math.inf
+            if source is not None:
+                self._take_over(source)
             self._open = opened.pop_all()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._open:
+        with self._open, self._explained():
             if kind is None:
-                self._finish()
+                packets = self._track.encode(None)
+                if self.encoder == "libx265" and self._count < 3:
+                    # x265 leaves their decoding times to chance; so few frames are not reordered.
+                    for packet in packets:
+                        packet.dts = packet.pts
+                self._container.mux(packets)
+                self._copy_until(math.inf)
+                self._container.close()
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
     def write(self, picture: Picture) -> None:
         """Encodes a frame after the packets that precede it; raises UserError on failure."""
-        with self._explained(), ordinary_priority():
-            self._count += 1
-            self.copy(picture.packets)
+        with self._explained():
+            self._copy_until(picture.pts * self._info.time_base)
             frame = build_frame(picture, self._info)
             # With these flags the conversion has no bias; by default it darkens by 0.7 levels.
             exact = (
@@ -119,64 +135,21 @@ class VideoWriter(PictureTarget):
             )
             # If nothing is to be converted, this is the same frame.
             frame = frame.reformat(format=self.pixel_format, interpolation=exact, **self._convert)
-            frame.pts, frame.time_base = picture.pts, self._info.time_base
             if self._format == "avi":
-                time = picture.pts * self._info.time_base
-                self._begin = min(self._begin, time)
-                self._last = max(self._last + 1, round((time - self._begin) / self._unit))
-                frame.pts, frame.time_base = self._last, self._unit
-            elif picture.duration:
-                self._durations[picture.pts] = picture.duration
-            self._mux(self._track.encode(frame))
+                frame.pts, frame.duration = self._count, 1
+            else:
+                frame.pts, frame.duration = picture.pts, picture.duration
+            frame.time_base = self._track.codec_context.time_base
+            self._count += 1
+            self._container.mux(self._track.encode(frame))
 
-    def copy(self, packets: Sequence[Any]) -> None:
-        """Copies packets of other tracks, bit for bit; raises UserError on failure."""
-        with self._explained():
-            for packet in packets:
-                target = self._copies.get(packet.stream.index)
-                if target is not None:
-                    packet.stream = target
-                    self._container.mux(packet)
-
-    def _finish(self) -> None:
-        with self._explained():
-            packets = self._track.encode(None)
-            if self.encoder == "libx265" and self._count < 3:
-                # x265 leaves their decoding times to chance; so few frames are not reordered.
-                for packet in packets:
-                    packet.dts = packet.pts
-            self._mux(packets)
-            self._container.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def _prepare(
-        self,
-        opened: contextlib.ExitStack,
-        source: VideoReader | None,
-        codec: str | None,
-        crf: int | None,
-    ) -> None:
-        # With a file of our own, every failed write is an exception; FFmpeg may miss the last.
-        self._file: BinaryIO = self.path.open("wb")
-        opened.callback(_close_quietly, self._file)
-        options = {"avoid_negative_ts": "disabled"}  # a shift would move every timestamp
-        if self._format == "nut" and source and source.others:
-            options = {}  # NUT holds no times before zero, where the sound of MP4 begins
-        metadata = of_the_content(source.container.metadata) if source else {}
-        if self._format in ("mp4", "mov") and not metadata.keys() <= _KNOWN_TO_MP4:
-            options["movflags"] = "use_metadata_tags"
-        if self.path.suffix.lower() in (".m2ts", ".mts"):  # as camcorders and Blu-ray write it
-            options["mpegts_m2ts_mode"] = "1"
-        self._container: Any = av.open(
-            self._file, "w", format=self._format, container_options=options, **any_tags()
-        )
-        opened.callback(_close_quietly, self._container)
-        self._track: Any = self._add_video(codec, crf)
-        self._durations: dict[int, int] = {}
-        self._copies: dict[int, Any] = {}
-        if source is not None:
-            self._take_over(source)
+    def _copy_until(self, time: Fraction | float) -> None:
+        """Copies packets of other tracks, bit for bit, up to the first after ``time``."""
+        while self._copied <= time and (packet := next(self._packets, None)) is not None:
+            self._copied = (packet.dts or 0) * packet.time_base
+            if (target := self._copies.get(packet.stream.index)) is not None:
+                packet.stream = target
+                self._container.mux(packet)
 
     def _default_encoder(self) -> str:
         encoder = _ENCODERS.get(self._info.codec or "", "libx264")
@@ -223,8 +196,8 @@ class VideoWriter(PictureTarget):
         track.width, track.height, track.pix_fmt = info.width, info.height, self.pixel_format
         context = track.codec_context
         # AVI counts frames, and FFmpeg fills each unit without one with an empty frame.
-        self._unit = 1 / info.rate if self._format == "avi" else info.time_base
-        context.time_base = self._unit
+        context.time_base = 1 / info.rate if self._format == "avi" else info.time_base
+        context.flags |= av.codec.context.Flags.frame_duration
         context.thread_count = 0
         if encoder == "libx265" and self._format in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # as cameras write it: Apple's players accept no other
@@ -241,9 +214,6 @@ class VideoWriter(PictureTarget):
                 self.lost.append(f"rotation (not supported by {self._format})")
         if self._format == "avi":
             self.lost.append("timestamps (AVI stores only the average frame rate)")
-        elif (info.time_base * _TICKS.get(self._format, 0)).denominator > 1:
-            unit = f"1/{_TICKS[self._format]} s"
-            self.lost.append(f"timestamps finer than {unit} (the resolution of {self._format})")
         return track
 
     def _choose_format(self, formats: list[str]) -> str:
@@ -290,7 +260,7 @@ class VideoWriter(PictureTarget):
         self._track.disposition = source.track.disposition
         chapters = source.chapters
         if chapters:
-            if self._format in ("mp4", "mov", "matroska", "webm", "nut"):
+            if self._format in ("mp4", "mov", "matroska", "webm"):
                 container.set_chapters(chapters)
             else:
                 self.lost.append("chapters")
@@ -307,6 +277,8 @@ class VideoWriter(PictureTarget):
             copy.metadata.update(of_the_content(stream.metadata))
             copy.disposition = stream.disposition
             self._copies[stream.index] = copy
+        if self._copies:
+            self._packets = source.packets()
         try:
             container.start_encoding()
         except av.FFmpegError as error:
@@ -323,15 +295,7 @@ class VideoWriter(PictureTarget):
         codec = stream.codec_context.codec
         if self._format == "mpegts":  # FFmpeg does not list what transport streams hold
             return codec.canonical_name in _IN_TRANSPORT_STREAMS
-        return self._format == "nut" or codec.name in self._container.supported_codecs
-
-    def _mux(self, packets: list[Any]) -> None:
-        for packet in packets:
-            # Encoders pass on timestamps, but not the duration of the last frame.
-            duration = self._durations.pop(packet.pts, None)
-            if duration is not None:
-                packet.duration = duration
-            self._container.mux(packet)
+        return codec.name in self._container.supported_codecs
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
