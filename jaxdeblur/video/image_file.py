@@ -201,9 +201,8 @@ class ImageWriter(PictureTarget):
             "EXIF": "exif" in extra and suffix in _PLAIN,
             "colour profile": "icc_profile" in extra and suffix in _PLAIN,
         }.items():
-            line = f"{what} (not supported by {suffix})"
-            if is_lost and line not in self.lost:
-                self.lost.append(line)
+            if is_lost:
+                self.lose(f"{what} (not supported by {suffix})")
         pixels = to_packed_rgb(picture.planes, layout, bits)
         if layout.kind == "grey":
             pixels = pixels[..., 0]

@@ -124,12 +124,7 @@ class PictureTarget:
         """Writes one picture; raises UserError if it cannot be written."""
         raise NotImplementedError
 
-
-def without_alpha(info: VideoInfo) -> VideoInfo:
-    """Returns the properties of the same video without alpha."""
-    if not info.has_alpha:
-        return info
-    packed = {"rgba": "rgb24", "rgba64le": "rgb48le"}
-    planar = info.pixel_format.replace("yuva", "yuv").replace("gbra", "gbr")
-    pixel_format = packed.get(info.pixel_format, planar)
-    return dataclasses.replace(info, pixel_format=pixel_format, has_alpha=False)
+    def lose(self, what: str) -> None:
+        """Records once that the target does not hold something."""
+        if what not in self.lost:
+            self.lost.append(what)

@@ -568,24 +568,6 @@ def test_compare_shows_the_input_on_the_left_whichever_way_it_is_turned(degrees,
     assert np.any(before != after)
 
 
-def test_compare_of_an_odd_turned_video_lies_one_above_the_other(command, tmp_path):
-    with av.open("in.mkv", "w") as out:
-        video = out.add_stream("ffv1", rate=25)
-        video.width, video.height, video.pix_fmt = 31, 23, "yuv420p"
-        video.set_display_rotation(90)
-        for _ in range(2):
-            frame = av.VideoFrame(31, 23, "yuv420p")
-            for plane in frame.planes:
-                np.frombuffer(plane, np.uint8)[:] = 90
-            out.mux(video.encode(frame))
-        out.mux(video.encode(None))
-    code, said = command("in.mkv", "out.mkv", "--compare=both.mkv")
-    assert code == 0, said
-    with VideoReader("both.mkv") as reader:
-        assert (reader.info.height, reader.info.width) == (48, 31)
-        assert reader.info.quarter_turns % 2
-
-
 def test_strength_0_gives_the_input_back_bit_for_bit(command, tmp_path):
     make_video(tmp_path / "in.mkv", pixel_format="yuv420p10le")
     assert command("in.mkv", "out.mkv", "--strength=0")[0] == 0

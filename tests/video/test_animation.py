@@ -50,9 +50,3 @@ def test_frames_of_a_camera_last_until_the_next(tmp_path):
     info = dataclasses.replace(rgb8_info(8, 12, Fraction(30)), time_base=Fraction(1, 1000))
     times = [0, 83, 200, 250]
     assert delays(tmp_path / "a.webp", info, times, duration=0) == [83, 117, 50, 33]
-
-
-def test_frames_without_timestamps_are_shown_at_the_rate(tmp_path):
-    info = rgb8_info(8, 12, Fraction(8))
-    found = delays(tmp_path / "a.webp", info, [0] * 14, duration=0)
-    assert found == [125] * 12
