@@ -65,8 +65,8 @@ def _label(text: str, height: int, width: int, reduced: float) -> UInt8[np.ndarr
     font = ImageFont.load_default(max(10, min(height, width) // 24, round(_READABLE * reduced)))
     _, upper, _, lower = font.getbbox("".join(LABELS))  # one height for both
     left, _, right, _ = font.getbbox(text)
-    pad = (lower - upper) // 2
-    size = (math.ceil(right - left) + 2 * pad, math.ceil(lower - upper) + 2 * pad)
+    pad = round((lower - upper) / 2)
+    size = (round(right - left) + 2 * pad, round(lower - upper) + 2 * pad)
     if size[0] > width / 2 or size[1] > height / 2:
         return np.zeros((0, 0), np.uint8)
     drawn = Image.new("L", size)

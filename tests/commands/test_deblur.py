@@ -278,7 +278,7 @@ def test_what_an_image_cannot_take_over(command, tmp_path):
         assert (image.mode, "icc_profile" in image.info) == ("RGB", False)
     Image.fromarray(pictures(1)[0][..., 0] / np.float32(255)).save("floats.tif")
     code, said = command("floats.tif", "out.tif")
-    assert (code, "floats.tif: floating-point pixels" in said) == (2, True)
+    assert (code, "floats.tif: not a readable image: floating-point pixels" in said) == (2, True)
     Image.new("RGB", (17000, 8)).save("wide.png")
     code, said = command("wide.png", "wide.webp")
     assert (code, "wide.webp: cannot be written: " in said) == (2, True)
@@ -748,11 +748,14 @@ def test_other_bits_and_another_size_are_said_before_anything_is_restored(
     Image.fromarray(pictures(1)[0, ..., 0].astype(np.uint16)).save(tmp_path / "in" / "1.png")
     monkeypatch.setattr(Deblurrer, "compile", None)  # it is never called
     code, said = command("in", "out")
-    assert (code, "1.png: 16 bits, but 0.png has 8" in said) == (2, True), said
+    assert (code, "1.png: 32x24 pixels of 16 bits, but 0.png has 32x24 of 8;" in said) == (
+        2,
+        True,
+    ), said
     Image.fromarray(pictures(1)[0]).save(tmp_path / "in" / "1.png")
     Image.fromarray(pictures(1, 16)[0]).save(tmp_path / "in" / "2.png")
     code, said = command("in", "out")
-    assert (code, "2.png: 32x16 pixels, but 0.png has 32x24" in said) == (2, True), said
+    assert (code, "2.png: 32x16 pixels of 8 bits, but 0.png has 32x24" in said) == (2, True), said
 
 
 def test_a_damaged_frame_or_another_size_leaves_the_old_output(command, tmp_path):
@@ -762,7 +765,7 @@ def test_a_damaged_frame_or_another_size_leaves_the_old_output(command, tmp_path
     (tmp_path / "out.mkv").write_bytes(b"old")
     Image.fromarray(pictures(1, 16)[0]).save(tmp_path / "in" / "2.png")
     code, said = command("in", "out.mkv", "--overwrite")
-    assert (code, "2.png: 32x16 pixels, but 0.png has 32x24" in said) == (2, True)
+    assert (code, "2.png: 32x16 pixels of 8 bits, but 0.png has 32x24" in said) == (2, True)
     (tmp_path / "in" / "2.png").write_bytes((tmp_path / "in" / "1.png").read_bytes()[:60])
     code, said = command("in", "out.mkv", "--overwrite")
     assert (code, "2.png: not a readable image" in said) == (2, True)

@@ -63,7 +63,7 @@ def test_other_kinds_of_pixels_become_rgb(tmp_path, picture):
 def test_floats_are_refused_rather_than_read_as_black(tmp_path, picture):
     Image.fromarray(picture[..., 0] / np.float32(255)).save(tmp_path / "floats.tif")
     with pytest.raises(
-        UserError, match=r"floats\.tif: floating-point pixels; convert it to 8 or 16 bits"
+        UserError, match=r"floats\.tif: .*: floating-point pixels; convert it to 8 or 16 bits"
     ):
         read_image(tmp_path / "floats.tif")
 
@@ -121,7 +121,7 @@ def test_bombs_are_refused_with_their_size(tmp_path, read):
     with pytest.raises(UserError, match=f"8192x8193 .*={MAX_PIXELS}"):
         read(bomb)
     bomb.write_bytes(png_with_header(2**30, 2**30))
-    with pytest.raises(UserError, match=r"bomb\.png: too large"):
+    with pytest.raises(UserError, match=r"bomb\.png: not a readable image: .*exceeds limit"):
         read(bomb)
     bomb.write_bytes(png_with_header(20, 20))
     with pytest.raises(UserError, match="exceed --max-pixels=399"):
