@@ -96,18 +96,11 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         # After the targets are opened, so that a wrong option is reported before compilation.
         _compile(deblurrer, job, info, config, say)
         progress = ProgressLine(job.name, info.frames, quiet=config.quiet)
-        camera = source if isinstance(source, CameraReader) else None
-
-        def write(result: Restored) -> None:
-            results.write(result)
-            if camera is not None:
-                camera.note_written(result[0])
-
         stream = deblurrer.open_stream(info.height, info.width, info.layout)
         timing = run_stages(
             source,
             stream,
-            write,
+            results.write,
             progress,
             began=began,
             patience=1.0 if job.kind == "pipe" else None,
@@ -115,8 +108,8 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         )
         if not timing.frames:
             raise UserError(f"{job.name}: contains no frames")
-        if camera is not None:
-            say(f"{job.name}: {camera.summary}")
+        if isinstance(source, CameraReader):
+            say(f"{job.name}: {source.dropped} frames dropped")
         results.say_what_is_lost()
     say(f"{job.name}: {timing}")
     if stream.shutter is not None:

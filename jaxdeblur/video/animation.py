@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Frame8
-from jaxdeblur.video.container import reason
+from jaxdeblur.video.ffmpeg import reason
 from jaxdeblur.video.picture import Picture, PictureTarget, VideoInfo
 
 MAX_WIDTH = 640

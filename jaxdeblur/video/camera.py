@@ -12,12 +12,10 @@ import threading
 import time
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.container import av, reason
-from jaxdeblur.video.ffmpeg_frames import describe, frame_planes
+from jaxdeblur.video.ffmpeg import av, describe, frame_planes, reason
 from jaxdeblur.video.formats import CAMERA
 from jaxdeblur.video.picture import Picture, PictureSource
 
@@ -65,8 +63,7 @@ class CameraReader(PictureSource):
           max_pixels: larger frames are refused.
 
         Raises:
-          UserError: there is no such camera, or it delivers no frame of a supported size and
-            format.
+          UserError: there is no such camera, or it delivers no frame of a permitted size.
         """
         self.name, self.dropped = name, 0
         self._duration = math.inf if duration is None else duration
@@ -92,10 +89,9 @@ class CameraReader(PictureSource):
             raise UserError(f"{name}: frames of {given} exceed --max-pixels={max_pixels}")
         track = container.streams.video[0]
         rate_given = Fraction(track.average_rate or track.guessed_rate or 30)
-        found = describe(frame, track, Path(name), rate=rate_given, time_base=_TICK)
+        found = describe(frame, track, rate=rate_given, time_base=_TICK)
         # A camera's codec is not one to store a video in.
         self.info = dataclasses.replace(found, codec=None)
-        self._longest_delay = 0.0
 
     def __enter__(self) -> CameraReader:
         # Ctrl-C ends the recording, not the program: all recorded frames are still written.
@@ -127,16 +123,6 @@ class CameraReader(PictureSource):
             last = max(last + 1, round((taken - self._began) / _TICK))
             yield Picture(*frame_planes(frame, self.info.pixel_format), pts=last)
             given = self._next()
-
-    def note_written(self, picture: Picture) -> None:
-        """Records the delay of a written picture for ``summary``."""
-        delay = time.monotonic() - self._began - float(picture.pts * _TICK)
-        self._longest_delay = max(self._longest_delay, delay)
-
-    @property
-    def summary(self) -> str:
-        """The longest delay until a frame was written, and the number of dropped frames."""
-        return f"at most {1000 * self._longest_delay:.0f} ms late, {self.dropped} frames dropped"
 
     def _take(self, container: Any) -> None:
         try:

@@ -22,8 +22,7 @@ from PIL import Image, ImageOps
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.shapes import Frame8, Plane
-from jaxdeblur.video.container import av, reason
-from jaxdeblur.video.ffmpeg_frames import frame_planes
+from jaxdeblur.video.ffmpeg import av, frame_planes, reason
 from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.picture import (
     FULL_RANGE,

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.container import any_tags, av, reason
-from jaxdeblur.video.ffmpeg_frames import describe, frame_planes
+from jaxdeblur.video.ffmpeg import any_tags, av, describe, frame_planes, reason
 from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.picture import Picture, PictureSource
 
@@ -77,9 +76,7 @@ class VideoReader(PictureSource):
             if first is None:
                 raise UserError(f"{self.path}: contains no frames{where}")
             self._frames = itertools.chain([first], timed)
-            given = describe(
-                first[1], self.track, self.path, rate=self._rate, time_base=self._time_base
-            )
+            given = describe(first[1], self.track, rate=self._rate, time_base=self._time_base)
             self.info = dataclasses.replace(given, frames=self._frame_count())
             self._open = opened.pop_all()
 

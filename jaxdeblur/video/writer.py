@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.container import any_tags, av, of_the_content, reason
-from jaxdeblur.video.ffmpeg_frames import SUBSAMPLINGS, build_frame, colours_in
+from jaxdeblur.video.ffmpeg import any_tags, av, build_frame, colours_in, of_the_content, reason
 from jaxdeblur.video.formats import CONTAINERS
 from jaxdeblur.video.picture import Picture, PictureTarget, VideoInfo
 from jaxdeblur.video.reader import VideoReader
@@ -127,12 +126,8 @@ class VideoWriter(PictureTarget):
             self._copy_until(picture.pts * self._info.time_base)
             frame = build_frame(picture, self._info)
             # With these flags the conversion has no bias; by default it darkens by 0.7 levels.
-            exact = (
-                av.video.reformatter.Interpolation.BICUBIC
-                | av.video.reformatter.Interpolation.ACCURATE_RND
-                | av.video.reformatter.Interpolation.FULL_CHR_H_INT
-                | av.video.reformatter.Interpolation.FULL_CHR_H_INP
-            )
+            way = av.video.reformatter.Interpolation
+            exact = way.BICUBIC | way.ACCURATE_RND | way.FULL_CHR_H_INT | way.FULL_CHR_H_INP
             # If nothing is to be converted, this is the same frame.
             frame = frame.reformat(format=self.pixel_format, interpolation=exact, **self._convert)
             if self._format == "avi":
@@ -167,31 +162,22 @@ class VideoWriter(PictureTarget):
         who = f"{self._name}: {wanted}" if codec is None else f"--codec={codec}"
         try:  # FFmpeg also accepts the name of a codec: h264 is libx264
             found = av.codec.Codec(wanted, "w")
-        except ValueError as error:
-            raise UserError(f"{who}: no such encoder; try libx264") from error
-        encoder = self.encoder = found.name
-        if found.type != "video":
-            raise UserError(f"{who}: not a video encoder; try libx264")
-        formats = [each.name for each in found.video_formats or ()]
-        if not formats:
-            raise UserError(f"{who}: not supported; ffv1 compresses without loss")
-        # FFmpeg's own decoder ignores the alpha of VP9, and x265 refuses it.
-        if encoder in ("libvpx-vp9", "libx265"):
-            formats = [name for name in formats if not _has_alpha(name)]
-        options = dict(_OPTIONS.get(encoder, {}))
-        os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints a page otherwise
-        if encoder in _CRF:
-            options["crf"] = str(_CRF[encoder] if crf is None else crf)
-        elif crf is not None:
-            raise UserError(
-                f"--crf: {encoder} has no such setting; it applies to {', '.join(_CRF)}"
-            )
-        self.pixel_format = self._choose_format(formats)
-        try:
+            encoder = self.encoder = found.name
+            if not found.video_formats:
+                raise ValueError("encodes no video, or does not say of what")
+            self.pixel_format = self._choose_format(found.video_formats)
+            options = dict(_OPTIONS.get(encoder, {}))
+            os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints a page otherwise
+            if encoder in _CRF:
+                options["crf"] = str(_CRF[encoder] if crf is None else crf)
+            elif crf is not None:
+                raise UserError(
+                    f"--crf: {encoder} has no such setting; it applies to {', '.join(_CRF)}"
+                )
             track = self._container.add_stream(encoder, rate=info.rate, options=options)
         except (av.FFmpegError, ValueError) as error:
             raise UserError(
-                f"{who}: {self._format} cannot hold it; use another codec or suffix"
+                f"{who}: no encoder of video for {self._format}; use libx264 or another suffix"
             ) from error
         track.width, track.height, track.pix_fmt = info.width, info.height, self.pixel_format
         context = track.codec_context
@@ -216,8 +202,11 @@ class VideoWriter(PictureTarget):
             self.lost.append("timestamps (AVI stores only the average frame rate)")
         return track
 
-    def _choose_format(self, formats: list[str]) -> str:
+    def _choose_format(self, encodable: Any) -> str:
         """Returns the file's pixel format: the wanted one, or the one that loses least."""
+        # FFmpeg's own decoder ignores the alpha of VP9, and x265 refuses it.
+        opaque = self.encoder in ("libvpx-vp9", "libx265")
+        formats = [f.name for f in encodable if not (opaque and _has_alpha(f))]
         choice = self._wanted_format()
         if choice not in formats:
             best: Any
@@ -225,7 +214,7 @@ class VideoWriter(PictureTarget):
             choice = best.name
         given, chosen = (av.VideoFormat(f, 16, 16) for f in (self._info.pixel_format, choice))
         self._colour, self._convert = colours_in(chosen, self.encoder, self._info)
-        if self._info.has_alpha and not _has_alpha(choice):
+        if self._info.has_alpha and not _has_alpha(chosen):
             self.lost.append(f"alpha (not supported with {self.encoder})")
         if self._info.layout.kind == "yuv" and _chroma(chosen) < _chroma(given):
             self.lost.append(f"chroma resolution (not supported with {self.encoder})")
@@ -235,31 +224,24 @@ class VideoWriter(PictureTarget):
 
     def _wanted_format(self) -> str:
         """Returns the best pixel format for these frames and for players."""
-        info = self._info
-        rows, columns = info.layout.chroma
-        is_odd = info.height % 2 or info.width % 2
-        is_rgb = info.layout.kind in ("rgb", "gbr")
-        deep = "10le" if info.layout.bits > 8 else ""
-        if is_rgb and self.encoder in _CRF:
-            # Players rarely support RGB or 4:4:4; of odd sizes these two take nothing else.
-            is_whole = is_odd and self.encoder in ("libx264", "libx265")
-            return f"yuv{'444' if is_whole else '420'}p{deep}"
-        if info.layout.kind == "grey" and self.encoder == "libvpx-vp9":  # it has no grey
-            return f"yuv420p{deep}"
-        if self.encoder in ("libx264", "libx265") and (
-            (rows > 1 and info.height % 2) or (columns > 1 and info.width % 2)
+        info, layout = self._info, self._info.layout
+        wanted = info.pixel_format
+        # Players rarely support RGB. VP9 has no grey.
+        if (layout.kind == "rgb" and self.encoder in _CRF) or (
+            layout.kind == "grey" and self.encoder == "libvpx-vp9"
         ):
-            # These encoders refuse odd sizes with sub-sampled chroma.
-            return info.pixel_format.replace(SUBSAMPLINGS[(rows, columns)], "444", 1)
-        return info.pixel_format
+            wanted = f"yuv420p{'10le' if layout.bits > 8 else ''}"
+        # These encoders refuse odd sizes with sub-sampled chroma.
+        if self.encoder in ("libx264", "libx265") and (info.height % 2 or info.width % 2):
+            wanted = wanted.replace("420p", "444p").replace("422p", "444p")
+        return wanted
 
     def _take_over(self, source: VideoReader) -> None:
         container = self._container
         container.metadata.update(of_the_content(source.container.metadata))
         self._track.metadata.update(of_the_content(source.track.metadata))
         self._track.disposition = source.track.disposition
-        chapters = source.chapters
-        if chapters:
+        if chapters := source.chapters:
             if self._format in ("mp4", "mov", "matroska", "webm"):
                 container.set_chapters(chapters)
             else:
@@ -270,8 +252,7 @@ class VideoWriter(PictureTarget):
                 continue
             codec = stream.codec_context.name if stream.codec_context else stream.type
             if not self._can_hold(stream):
-                kind = {"audio": "sound"}.get(stream.type, stream.type)
-                self.lost.append(f"{kind} track {stream.index} ({codec})")
+                self.lost.append(f"{stream.type} track {stream.index} ({codec})")
                 continue
             copy = container.add_stream_from_template(stream, opaque=True)
             copy.metadata.update(of_the_content(stream.metadata))
@@ -279,13 +260,7 @@ class VideoWriter(PictureTarget):
             self._copies[stream.index] = copy
         if self._copies:
             self._packets = source.packets()
-        try:
-            container.start_encoding()
-        except av.FFmpegError as error:
-            raise UserError(
-                f"{self._name}: {self._format} cannot hold the tracks of {source.path} with "
-                f"{self.encoder} ({reason(error)}); use {source.path.suffix} or --codec"
-            ) from error
+        container.start_encoding()
 
     def _can_hold(self, stream: Any) -> bool:
         if stream.type == "attachment":
@@ -310,8 +285,8 @@ def _chroma(pixel_format: Any) -> list[int]:
     return [c.width * c.height for c in pixel_format.components[1:3]]
 
 
-def _has_alpha(pixel_format: str) -> bool:
-    return any(c.is_alpha for c in av.VideoFormat(pixel_format, 16, 16).components)
+def _has_alpha(pixel_format: Any) -> bool:
+    return any(c.is_alpha for c in pixel_format.components)
 
 
 def _close_quietly(file: Any) -> None:

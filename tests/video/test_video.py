@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.ffmpeg_frames import frame_planes, pixel_layout
+from jaxdeblur.video.ffmpeg import frame_planes, pixel_layout
 from jaxdeblur.video.image_file import ImageReader
 from jaxdeblur.video.picture import Picture
 from jaxdeblur.video.pixels import to_packed_rgb
@@ -206,7 +206,7 @@ KEPT = {
     "alpha": (".mkv", Recipe("ffv1", "bgra", colour=(2, 0, 2, 2))),
     "alpha, yuv": (".mkv", Recipe("ffv1", "yuva420p")),
     "alpha, 10 bit": (".mov", Recipe("prores_ks", "yuva444p10le", lost=("bit depth above 10",))),
-    "rgb": (".mkv", Recipe("ffv1", "gbrp10le", colour=(2, 0, 2, 2))),
+    "rgb": (".mkv", Recipe("ffv1", "gbrp16le", colour=(2, 0, 2, 2))),
     "av1": (".mp4", Recipe("libsvtav1", size=(64, 64), frames=3)),
     "transport stream": (".ts", Recipe(sounds=1, frames=12)),
     "one frame": (".mp4", Recipe(frames=1)),
@@ -666,6 +666,15 @@ def test_pixel_formats_are_those_that_players_show(
     assert len(facts(tmp_path / f"out{suffix}")["pts"]) == 2
 
 
+def test_rare_chroma_becomes_one_sample_per_pixel(tmp_path):
+    """As of DV cameras, 4:1:1; no encoder that players know has it."""
+    source = Recipe("ffv1", "yuv411p").make(tmp_path / "in.mkv")
+    with VideoReader(source) as reader:
+        assert reader.info.pixel_format == "yuv444p"
+        assert [plane.shape for plane in next(iter(reader)).planes] == [(24, 32)] * 3
+    assert rewrite(source, tmp_path / "out.mp4", codec="libx264").lost == []
+
+
 def test_rgb_of_hdr_stays_hdr(tmp_path):
     recipe = Recipe("ffv1", "gbrp10le", colour=(2, 0, 9, 16))
     rewrite(recipe.make(tmp_path / "in.mkv"), tmp_path / "out.mp4", codec="libx265")
@@ -769,11 +778,11 @@ def test_large_frames_are_refused_before_they_are_decoded(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"codec": "nonsense"}, "no such encoder"),
-        ({"codec": "aac"}, "not a video encoder"),
-        ({"codec": "rawvideo"}, "--codec=rawvideo: not supported"),
+        ({"codec": "nonsense"}, "--codec=nonsense: no encoder of video for matroska"),
+        ({"codec": "aac"}, "--codec=aac: no encoder of video for matroska"),
+        ({"codec": "rawvideo"}, "--codec=rawvideo: no encoder of video for matroska"),
         ({"codec": "ffv1", "crf": 3}, "no such setting"),
-        ({"codec": "png"}, "--codec=png: matroska cannot hold it"),
+        ({"codec": "png"}, "--codec=png: no encoder of video for matroska"),
     ],
 )
 def test_options_that_do_not_go_together(options, message, tmp_path):
@@ -815,7 +824,7 @@ def test_a_picture_knows_how_long_it_is_shown(tmp_path):
 @pytest.mark.parametrize(("height", "weights"), [(720, (0.2126, 0.0722)), (576, (0.299, 0.114))])
 def test_of_untagged_video_the_matrix_is_what_players_assume(height, weights):
     """Rec. 709 in high definition, Rec. 601 below."""
-    _, layout, _ = pixel_layout(av.VideoFrame(64, height, "yuv420p"), Path("in.mp4"))
+    _, layout, _ = pixel_layout(av.VideoFrame(64, height, "yuv420p"))
     assert layout.weights == weights
 
 
