@@ -252,7 +252,7 @@ def _open_target(job: Job, source: PictureSource, config: DeblurConfig) -> Itera
                     name=str(output),
                 )
             else:
-                target = ImageWriter(part, info, single=bool(suffix), name=str(output))
+                target = ImageWriter(part, info, name=str(output))
             with target:
                 yield target
     except OSError as error:

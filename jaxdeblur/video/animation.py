@@ -59,7 +59,7 @@ class AnimationWriter(PictureTarget):
             self.lose(f"frames after the first {self._max_frames}")
             return
         begin = 1000 * picture.pts * info.time_base
-        self._end = begin + 1000 * (picture.duration * info.time_base or 1 / info.rate)
+        self._end = begin + 1000 / info.rate
         if self._frames and begin - self._begins[-1] < shortest:
             self.lose(f"frames less than {shortest} ms apart (not supported by {self._suffix})")
             return

@@ -65,15 +65,8 @@ def reason(error: Exception) -> str:
 
 
 # Kr and Kb of the colour matrices, by FFmpeg's numbers (H.273, table 4).
-_MATRICES = {
-    1: (0.2126, 0.0722),
-    4: (0.30, 0.11),
-    5: (0.299, 0.114),
-    6: (0.299, 0.114),
-    7: (0.212, 0.087),
-    9: (0.2627, 0.0593),
-    10: (0.2627, 0.0593),
-}
+_REC_709, _REC_601, _REC_2020 = (0.2126, 0.0722), (0.299, 0.114), (0.2627, 0.0593)
+_MATRICES = {1: _REC_709, 5: _REC_601, 6: _REC_601, 9: _REC_2020, 10: _REC_2020}
 # Side data of frames that is not written again, by PyAV's name of its type.
 _BESIDE_PIXELS = {
     "MASTERING_DISPLAY_METADATA": "HDR mastering metadata",
@@ -104,13 +97,7 @@ def describe(frame: Any, track: Any, *, rate: Fraction, time_base: Fraction) -> 
     pixel_format, layout, has_alpha = pixel_layout(frame)
     context, aspect = track.codec_context, track.sample_aspect_ratio
     return VideoInfo(
-        height=frame.height,
-        width=frame.width,
-        pixel_format=pixel_format,
-        layout=layout,
-        has_alpha=has_alpha,
-        rate=rate,
-        time_base=time_base,
+        *(frame.height, frame.width, pixel_format, layout, has_alpha, rate, time_base),
         codec=context.codec.canonical_name,
         sample_aspect=Fraction(aspect) if aspect else None,
         colour=(
@@ -142,7 +129,7 @@ def pixel_layout(frame: Any) -> tuple[str, PixelLayout, bool]:
     sized = av.VideoFormat(given.name, 16, 16).components[1]
     chroma = (16 // sized.height, 16 // sized.width)
     chroma = chroma if chroma in _SUBSAMPLINGS else (1, 1)
-    assumed = _MATRICES[1] if frame.height >= 720 else _MATRICES[6]
+    assumed = _REC_709 if frame.height >= 720 else _REC_601
     weights = _MATRICES.get(int(frame.colorspace), assumed)
     layout = PixelLayout("yuv", bits, chroma, weights, is_full)
     return f"yuv{'a' * has_alpha}{_SUBSAMPLINGS[chroma]}p{deep}", layout, has_alpha

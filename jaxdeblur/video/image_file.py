@@ -160,24 +160,16 @@ class ImageReader(PictureSource):
 class ImageWriter(PictureTarget):
     """Writes pictures as image files, under their own names or numbered, or as a single image."""
 
-    def __init__(self, target: Path, info: VideoInfo, *, single: bool, name: str):
-        """Prepares to write; no file is created yet.
-
-        Args:
-          target: the folder, or the single image.
-          info: the format of the pictures.
-          single: whether ``target`` is an image, not a folder.
-          name: the name of ``target`` in messages.
-        """
-        self._target, self._info, self._single, self._name = target, info, single, name
-        self._count = 0
+    def __init__(self, target: Path, info: VideoInfo, *, name: str):
+        """Prepares to write into a folder or a single image, called ``name`` in messages."""
+        self._target, self._info, self._name, self._count = target, info, name, 0
         self.lost = list(info.lost)
 
     def write(self, picture: Picture) -> None:
         """Writes one image; raises UserError if it cannot be written."""
         self._count += 1
         path, name = self._target, Path(self._name)
-        if not self._single:
+        if path.is_dir():
             file = picture.name or f"{self._count:06}.png"
             path, name = path / file, name / file
         suffix = path.suffix.lower()

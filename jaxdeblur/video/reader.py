@@ -261,15 +261,11 @@ class VideoReader(PictureSource):
         length = self._length()
         return None if length is None else max(1, round(length * self._rate))
 
-    def _length(self) -> Fraction | None:
-        """Returns the number of seconds to read, if the file states its length."""
-        if self.track.duration:
-            length = self.track.duration * self._time_base
-        elif self.container.duration:
-            length = Fraction(self.container.duration, 1_000_000)
-        else:
-            return None
-        return min(length - self._start, self._end)
+    def _length(self) -> Any:
+        """Returns the number of seconds to read, or None if the file does not state its length."""
+        length = (self.track.duration or 0) * self._time_base
+        length = length or Fraction(self.container.duration or 0, 1_000_000)
+        return min(length - self._start, self._end) if length else None
 
     def _cut_short(self) -> UserError:
         message = f"{self.path}: truncated or damaged after {self._count} frames"
@@ -283,8 +279,6 @@ class VideoReader(PictureSource):
         """Turns errors of FFmpeg and the system into a UserError of one line."""
         try:
             yield
-        except PermissionError as error:
-            raise UserError(f"{self.path}: cannot be read (permission denied)") from error
         except (av.FFmpegError, OSError) as error:
             what = otherwise or f"cannot be decoded after frame {self._count}"
             raise UserError(f"{self.path}: {what}: {reason(error)}") from error

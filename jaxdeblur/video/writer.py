@@ -130,10 +130,9 @@ class VideoWriter(PictureTarget):
             exact = way.BICUBIC | way.ACCURATE_RND | way.FULL_CHR_H_INT | way.FULL_CHR_H_INP
             # If nothing is to be converted, this is the same frame.
             frame = frame.reformat(format=self.pixel_format, interpolation=exact, **self._convert)
+            frame.pts, frame.duration = picture.pts, picture.duration
             if self._format == "avi":
                 frame.pts, frame.duration = self._count, 1
-            else:
-                frame.pts, frame.duration = picture.pts, picture.duration
             frame.time_base = self._track.codec_context.time_base
             self._count += 1
             self._container.mux(self._track.encode(frame))

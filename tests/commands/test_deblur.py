@@ -636,7 +636,7 @@ def test_a_part_may_be_given_as_the_clock_shows_it(command, tmp_path):
         (["in.mkv", "out.mkv", "--size=axb"], "--size=axb"),
         (["in.mkv", "out.mkv", "--crf=99"], "--crf must be 0"),
         (["in.mkv", "out.mkv", "--fps=0"], "--fps must be 0.01 to 10000"),
-        (["in.mkv", "out.mkv", "--codec=nonsense"], "no such encoder"),
+        (["in.mkv", "out.mkv", "--codec=nonsense"], "no encoder of video for matroska"),
         (["in.mkv", "frames", "--codec=libx264"], "--codec and --crf apply to videos"),
         (["in.mkv", "out.mkv", "--device=abacus"], "no such device"),
         (["in.mkv", "out.mkv", "--max-pixels=700"], "exceed --max-pixels"),
@@ -1057,7 +1057,7 @@ def test_no_permission_is_one_line(command, tmp_path):
     assert (code, "Permission denied" in said) == (2, True)
     source.chmod(0)
     code, said = command("in.mkv", "x.mkv")
-    assert (code, "permission denied" in said) == (2, True)
+    assert (code, "Permission denied" in said) == (2, True)
 
 
 def test_no_permission_as_the_system_says_it(command, monkeypatch, tmp_path):
@@ -1076,7 +1076,7 @@ def test_no_permission_as_the_system_says_it(command, monkeypatch, tmp_path):
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(Exception, match="permission denied"):
+    with pytest.raises(Exception, match="Permission denied"):
         VideoReader("in.mkv")
 
 
