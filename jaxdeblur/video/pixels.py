@@ -15,6 +15,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 from jaxtyping import Array, Float
 
 from jaxdeblur.models.layers import enlarge_along
@@ -131,8 +132,7 @@ def _downsample(colour: Float[Array, "H W"], factors: tuple[int, int]) -> Float[
     """Averages over the pixels of each chroma sample; at odd ends the last pixel is repeated."""
     (rows, columns), (height, width) = factors, colour.shape
     padded = jnp.pad(colour, [(0, -height % rows), (0, -width % columns)], mode="edge")
-    blocks = padded.reshape(padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)
-    return blocks.mean(axis=(1, 3))
+    return reduce(padded, "(h r) (w c) -> h w", "mean", r=rows, c=columns)
 
 
 def to_packed_rgb(planes: tuple[Plane, ...], layout: PixelLayout, bits: int) -> Plane:

@@ -69,11 +69,11 @@ class VideoReader(PictureSource):
         with contextlib.ExitStack() as opened:
             self.container = opened.enter_context(self._opened())
             self._find_tracks(max_pixels)
-            where = f" at --start={start:g}" if start else ""
             with self._explained():
                 timed = self._timed()
                 first = next(timed, None)
             if first is None:
+                where = f" at --start={start:g}" if start else ""
                 raise UserError(f"{self.path}: contains no frames{where}")
             self._frames = itertools.chain([first], timed)
             given = describe(first[1], self.track, rate=self._rate, time_base=self._time_base)
@@ -94,9 +94,8 @@ class VideoReader(PictureSource):
             for pts, frame in self._frames:
                 if (frame.height, frame.width) != (info.height, info.width):
                     raise UserError(
-                        f"{self.path}: the frame size changes from {info.width}x{info.height} to "
-                        f"{frame.width}x{frame.height} at frame {self._count}; restore the parts "
-                        "separately"
+                        f"{self.path}: the frame size changes to {frame.width}x{frame.height} at "
+                        f"frame {self._count}; restore the parts separately"
                     )
                 planes, alpha = frame_planes(frame, info.pixel_format)
                 yield Picture(planes, alpha, pts, frame.duration or 0)
@@ -187,9 +186,8 @@ class VideoReader(PictureSource):
                 self._shift = pts * unit
             if self._is_whole and before is not None and (before - pts) * unit > 1:
                 raise UserError(
-                    f"{self.path}: the timestamps start over after {self._count} frames, as in "
-                    "files that were simply concatenated; rewrite it with FFmpeg, which puts them "
-                    "in order"
+                    f"{self.path}: the timestamps start over after {self._count} frames; rewrite "
+                    "it with FFmpeg, which puts them in order"
                 )
             time = pts * unit - self._shift
             if time >= self._end:
