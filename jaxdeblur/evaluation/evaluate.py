@@ -337,6 +337,7 @@ def _previewing(path: Path | None, video: Video) -> Iterator[Callable[[Frame8, F
         replace_when_whole(path) as part,
         AnimationWriter(part, comparison.info, max_frames=PREVIEW_FRAMES) as animation,
     ):
+        times = itertools.count()
         yield lambda blurred, restored: animation.write(
-            comparison(Picture((blurred,)), (restored,))
+            comparison(Picture((blurred,), pts=next(times)), (restored,))
         )

@@ -109,6 +109,8 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         source = stack.enter_context(_open_source(job, config))
         info = source.info
         target = stack.enter_context(_open_target(job, source, config))
+        if isinstance(source, VideoReader) and not isinstance(target, VideoWriter):
+            target.lost += ["audio and other tracks"] if source.others else []
         targets: list[tuple[str, PictureTarget, PictureView]] = [(job.name, target, _restored)]
         if config.compare is not None:
             writer, comparison = stack.enter_context(_open_comparison(config.compare, info, config))
@@ -119,7 +121,6 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             tiles = deblurrer.compile(info.height, info.width, info.layout)
         if config.tile == "auto" and tiles is not None:
             say(f"restoring frames in tiles of {tiles} to fit the free memory")
-        camera = source if isinstance(source, CameraReader) else None
         stream = deblurrer.open_stream(info.height, info.width, info.layout)
         stages = in_stages(source, stream, patience=1.0 if job.kind == "pipe" else None)
         progress = ProgressLine(job.name, info.frames, quiet=config.quiet)
@@ -131,16 +132,13 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
                 progress.update(timing.frames)
                 for _, each, view in targets:
                     each.write(view(picture, planes))
-                if camera is not None:
-                    camera.note_written(picture)
                 if info.frames == 1:
                     change = _change(picture, planes, info.layout.bits)
         timing.seconds = time.monotonic() - began
         if not timing.frames:
             raise UserError(f"{job.name}: contains no frames")
-        if camera is not None:
-            say(camera.summary)
-        target.copy(source.trailing)
+        if isinstance(source, CameraReader):
+            say(f"{source.dropped} frames dropped")
         say_what_is_lost()
     say(str(timing))
     if stream.shutter is not None:
@@ -231,7 +229,7 @@ def _open_target(job: Job, source: PictureSource, config: DeblurConfig) -> Itera
                     name=str(output),
                 )
             else:
-                target = ImageWriter(part, info, single=bool(suffix), name=str(output))
+                target = ImageWriter(part, info, name=str(output))
             with target:
                 yield target
     except OSError as error:

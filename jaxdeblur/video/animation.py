@@ -13,9 +13,8 @@ from PIL import Image
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Frame8
-from jaxdeblur.video.container import reason
+from jaxdeblur.video.ffmpeg import reason
 from jaxdeblur.video.picture import Picture, PictureTarget, VideoInfo
-from jaxdeblur.video.pixels import to_packed_rgb
 
 MAX_WIDTH = 640
 """Wider pictures are reduced to this width: a second of 30 frames takes about 1 MB as WebP."""
@@ -29,7 +28,7 @@ _DELAYS = {".gif": (10, 20), ".webp": (1, 11)}
 
 
 class AnimationWriter(PictureTarget):
-    """Writes pictures as an animation that loops forever, at most ``MAX_WIDTH`` wide."""
+    """Writes upright 8-bit RGB as an animation that loops forever, at most ``MAX_WIDTH`` wide."""
 
     def __init__(
         self, path: Path, info: VideoInfo, *, max_frames: int = MAX_FRAMES, name: str = ""
@@ -46,7 +45,7 @@ class AnimationWriter(PictureTarget):
         self._name, self._suffix = name or str(path), path.suffix.lower()
         self._frames: list[Frame8] = []
         self._begins: list[Fraction] = []  # of the frames, in milliseconds
-        self._last = self._end = Fraction(0)  # of the last picture, kept or not
+        self._end = Fraction(0)  # of the last picture, kept or not
         self.lost: list[str] = []
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -57,25 +56,16 @@ class AnimationWriter(PictureTarget):
         """Adds one picture, unless it follows the last one sooner than the format can show."""
         info, shortest = self._info, _DELAYS[self._suffix][1]
         if len(self._frames) == self._max_frames:
-            self._lose(f"frames after the first {self._max_frames}")
+            self.lose(f"frames after the first {self._max_frames}")
             return
         begin = 1000 * picture.pts * info.time_base
-        if self._frames and begin <= self._last:  # there are no timestamps
-            begin = self._end
-        self._last = begin
-        self._end = begin + 1000 * (picture.duration * info.time_base or 1 / info.rate)
+        self._end = begin + 1000 / info.rate
         if self._frames and begin - self._begins[-1] < shortest:
-            self._lose(f"frames less than {shortest} ms apart (not supported by {self._suffix})")
+            self.lose(f"frames less than {shortest} ms apart (not supported by {self._suffix})")
             return
-        rgb = to_packed_rgb(picture.planes, info.layout, 8)
-        aspect = float(info.sample_aspect or 1)
-        shown = np.rot90(rgb, info.quarter_turns)
-        self._frames.append(_small(shown, 1 / aspect if info.quarter_turns % 2 else aspect))
+        (rgb,) = picture.planes
+        self._frames.append(_small(rgb, float(info.sample_aspect or 1)))
         self._begins.append(begin)
-
-    def _lose(self, what: str) -> None:
-        if what not in self.lost:
-            self.lost.append(what)
 
     def _save(self) -> None:
         unit, shortest = _DELAYS[self._suffix]

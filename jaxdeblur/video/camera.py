@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.container import av, reason
-from jaxdeblur.video.ffmpeg_frames import describe, frame_planes
+from jaxdeblur.video.ffmpeg import av, describe, frame_planes, reason
 from jaxdeblur.video.formats import CAMERA
 from jaxdeblur.video.picture import Picture, PictureSource
 
@@ -62,15 +63,13 @@ class CameraReader(PictureSource):
           max_pixels: larger frames are refused.
 
         Raises:
-          UserError: there is no such camera, or it delivers no frame of a supported size and
-            format.
+          UserError: there is no such camera, or it delivers no frame of a permitted size.
         """
         self.name, self.dropped = name, 0
-        self._duration = duration
-        self._news = threading.Condition()
-        self._newest: tuple[float, Any] | None = None
+        self._duration = math.inf if duration is None else duration
+        self._newest: queue.Queue[tuple[float, Any]] = queue.Queue(1)
         self._error: Exception | None = None
-        self._stopping = False
+        self._stopped = threading.Event()
         options = {} if size is None else {"video_size": f"{size[1]}x{size[0]}"}
         if rate is not None:
             options["framerate"] = str(rate)
@@ -78,25 +77,21 @@ class CameraReader(PictureSource):
             container = open_device(name.removeprefix(CAMERA), options)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UserError(f"{name}: cannot open the camera: {reason(error)}") from error
-        self._thread = threading.Thread(
-            target=self._take, args=(container,), name="camera", daemon=True
-        )
+        self._thread = threading.Thread(target=self._take, args=(container,), daemon=True)
         self._thread.start()
         first = self._next()
         if first is None:
             raise UserError(f"{name}: the camera delivers no frames")
-        frame = first[1]
+        self._began, frame = first
         if frame.width * frame.height > max_pixels:
             self.stop()
             given = f"{frame.width}x{frame.height}"
             raise UserError(f"{name}: frames of {given} exceed --max-pixels={max_pixels}")
         track = container.streams.video[0]
         rate_given = Fraction(track.average_rate or track.guessed_rate or 30)
-        found = describe(frame, track, Path(name), rate=rate_given, time_base=_TICK)
+        found = describe(frame, track, rate=rate_given, time_base=_TICK)
         # A camera's codec is not one to store a video in.
         self.info = dataclasses.replace(found, codec=None)
-        self._began = time.monotonic()
-        self._longest_delay = 0.0
 
     def __enter__(self) -> CameraReader:
         # Ctrl-C ends the recording, not the program: all recorded frames are still written.
@@ -113,9 +108,7 @@ class CameraReader(PictureSource):
 
     def stop(self) -> None:
         """Stops reading; frames already handed on are still restored."""
-        with self._news:
-            self._stopping = True
-            self._news.notify_all()
+        self._stopped.set()
 
     def __iter__(self) -> Iterator[Picture]:
         """Yields the newest frame each time; raises UserError if the camera fails."""
@@ -123,55 +116,40 @@ class CameraReader(PictureSource):
         given, last = self._next(), -1
         self._began = given[0] if given else self._began
         self.dropped = 0
-        while given is not None:
+        while given is not None and given[0] - self._began < self._duration:
             taken, frame = given
-            since = taken - self._began
-            if self._duration is not None and since >= self._duration:
-                return
             if (frame.height, frame.width) != (self.info.height, self.info.width):
                 raise UserError(f"{self.name}: the frame size changed")
-            last = max(last + 1, round(since / _TICK))
+            last = max(last + 1, round((taken - self._began) / _TICK))
             yield Picture(*frame_planes(frame, self.info.pixel_format), pts=last)
             given = self._next()
-
-    def delay(self, picture: Picture) -> float:
-        """Returns the seconds since a picture was taken."""
-        return time.monotonic() - self._began - float(picture.pts * _TICK)
-
-    def note_written(self, picture: Picture) -> None:
-        """Records the delay of a written picture for ``summary``."""
-        self._longest_delay = max(self._longest_delay, self.delay(picture))
-
-    @property
-    def summary(self) -> str:
-        """The longest delay until a frame was written, and the number of dropped frames."""
-        return f"at most {1000 * self._longest_delay:.0f} ms late, {self.dropped} frames dropped"
 
     def _take(self, container: Any) -> None:
         try:
             with container:
                 frames = container.decode(video=0)
-                while not self._stopping:
+                while not self._stopped.is_set():
                     try:
                         frame = next(frames)
-                    except StopIteration:
-                        break
                     except BlockingIOError:  # AVFoundation has no frame yet
                         time.sleep(0.005)
                         frames = container.decode(video=0)
                         continue
-                    with self._news:
-                        self.dropped += self._newest is not None
-                        self._newest = (time.monotonic(), frame)
-                        self._news.notify_all()
+                    with contextlib.suppress(queue.Empty):
+                        self._newest.get_nowait()
+                        self.dropped += 1
+                    self._newest.put((time.monotonic(), frame))
+        except StopIteration:
+            pass
         except (av.FFmpegError, OSError, ValueError) as error:
             self._error = error
 
     def _next(self) -> tuple[float, Any] | None:
-        with self._news:
-            while self._newest is None and self._thread.is_alive() and not self._stopping:
-                self._news.wait(0.1)  # notices ctrl-C or the end even if no frame comes
-            given, self._newest = self._newest, None
-        if given is None and self._error is not None and not self._stopping:
-            raise UserError(f"{self.name}: the camera failed: {reason(self._error)}")
-        return None if self._stopping else given
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Empty):
+                return self._newest.get(timeout=0.1)
+            if self._error is not None:
+                raise UserError(f"{self.name}: the camera failed: {reason(self._error)}")
+            if not self._thread.is_alive():
+                break
+        return None

@@ -21,7 +21,6 @@ CONTAINERS = {
     ".ts": "mpegts",
     ".m2ts": "mpegts",
     ".mts": "mpegts",
-    ".nut": "nut",
 }
 """The suffixes of writable videos, with FFmpeg's name of the container."""
 

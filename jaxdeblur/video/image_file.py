@@ -1,7 +1,6 @@
-"""Reads and writes image files with imageio, in 8 or 16 bits, within a limit on their size.
+"""Reads and writes image files, in 8 or 16 bits, within a limit on their size.
 
-Handles single images, and series of images as a source and a target of pictures with the interface
-of ``VideoReader`` and ``VideoWriter``.
+Handles single images, and series of images as a source and a target of pictures.
 """
 
 from __future__ import annotations
@@ -13,18 +12,17 @@ import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_when_whole
 from jaxdeblur.shapes import Frame8, Plane
-from jaxdeblur.video.container import av, reason
-from jaxdeblur.video.ffmpeg_frames import frame_planes
+from jaxdeblur.video.ffmpeg import av, frame_planes, reason
 from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.picture import (
     FULL_RANGE,
@@ -37,7 +35,7 @@ from jaxdeblur.video.picture import (
 )
 from jaxdeblur.video.pixels import PixelLayout, to_packed_rgb
 
-# FFmpeg's pixel format of an image, by its mode and bits (``_Header``).
+# FFmpeg's pixel format of an image, by Pillow's mode and the bits of a sample.
 _PIXEL_FORMATS = {
     ("L", 8): "gray",
     ("RGB", 8): "rgb24",
@@ -58,7 +56,7 @@ _IN_TIFF = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298, 0x8769, 0x88
 _EXIF_PREFIX = b"Exif\0\0"
 # Only these decoders may run, whatever a file's suffix: others (EPS) start programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
-# FFmpeg's demuxers for images of 16 bits, which Pillow, and so imageio, cannot read in full.
+# FFmpeg's demuxers for images of 16 bits, which Pillow cannot read in full.
 _DEEP_DEMUXERS = {"PNG": "png_pipe", "TIFF": "tiff_pipe", "PPM": "ppm_pipe"}
 # Frames are written without visible loss. PNG at level 1 is four times faster than at level 6 and
 # 13 % larger.
@@ -79,7 +77,7 @@ def image_size(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tu
     Raises:
       UserError: as :func:`read_image`.
     """
-    with _opened(Path(path), max_pixels) as (image, _):
+    with _opened(Path(path), max_pixels) as image:
         return image.height, image.width
 
 
@@ -93,11 +91,11 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Fr
       UserError: the file is missing, not an image, damaged or truncated, its pixels are floats, or
         it has more than ``max_pixels`` pixels (nothing is decoded then).
     """
-    with _opened(Path(path), max_pixels) as (image, file):
+    with _opened(Path(path), max_pixels) as image:
         if image.mode.startswith("I"):  # 16-bit grey, which a conversion would clip, not scale
-            grey = iio.imread(file, plugin="pillow", index=0).clip(0, 65535) // 256
+            grey = np.array(image).clip(0, 65535) // 256
             return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
-        return iio.imread(file, plugin="pillow", index=0, mode="RGB")
+        return np.array(image.convert("RGB"))
 
 
 def write_png(
@@ -129,20 +127,16 @@ class ImageReader(PictureSource):
         """
         self._paths, self._max_pixels = paths, max_pixels
         headers = [_header(path, max_pixels) for path in paths]
-        height, width, _, bits = headers[0]
+        _, height, width, bits = headers[0]
         for path, header in zip(paths, headers, strict=True):
-            if header[:2] != (height, width):
+            if header[1:] != (height, width, bits):
                 raise UserError(
-                    f"{path}: {header.width}x{header.height} pixels, but {paths[0].name} has "
-                    f"{width}x{height}; all frames of a video must have the same size"
-                )
-            if header.bits != bits:
-                raise UserError(
-                    f"{path}: {header.bits} bits, but {paths[0].name} has {bits}; all frames "
-                    "of a video must have the same bit depth"
+                    f"{path}: {header[2]}x{header[1]} pixels of {header[3]} bits, but "
+                    f"{paths[0].name} has {width}x{height} of {bits}; all frames of a video must "
+                    "have the same size and bit depth"
                 )
         # The longest name has all channels: L, RGB, RGBA.
-        self._mode = max((header.mode for header in headers), key=len)
+        self._mode = max((mode for mode, *_ in headers), key=len)
         self.info = dataclasses.replace(
             rgb8_info(height, width, rate),
             pixel_format=_PIXEL_FORMATS[self._mode, bits],
@@ -156,7 +150,9 @@ class ImageReader(PictureSource):
     def __iter__(self) -> Iterator[Picture]:
         """Yields the pictures; raises UserError if one is damaged or missing."""
         for index, path in enumerate(self._paths):
-            picture = _read_picture(path, self._mode, self._max_pixels)
+            with _opened(path, self._max_pixels) as image:
+                read = _read_deep if _is_deep(image) else _read
+                picture = read(path, image, self._mode)
             picture.pts, picture.duration = index, 1
             yield picture
 
@@ -164,25 +160,16 @@ class ImageReader(PictureSource):
 class ImageWriter(PictureTarget):
     """Writes pictures as image files, under their own names or numbered, or as a single image."""
 
-    def __init__(self, target: Path, info: VideoInfo, *, single: bool, name: str):
-        """Prepares to write; no file is created yet.
-
-        Args:
-          target: the folder, or the single image.
-          info: the format of the pictures.
-          single: whether ``target`` is an image, not a folder.
-          name: the name of ``target`` in messages.
-        """
-        self._target, self._info, self._single, self._name = target, info, single, name
-        self._count = 0
+    def __init__(self, target: Path, info: VideoInfo, *, name: str):
+        """Prepares to write into a folder or a single image, called ``name`` in messages."""
+        self._target, self._info, self._name, self._count = target, info, name, 0
         self.lost = list(info.lost)
 
     def write(self, picture: Picture) -> None:
         """Writes one image; raises UserError if it cannot be written."""
-        self.copy(picture.packets)
         self._count += 1
         path, name = self._target, Path(self._name)
-        if not self._single:
+        if path.is_dir():
             file = picture.name or f"{self._count:06}.png"
             path, name = path / file, name / file
         suffix = path.suffix.lower()
@@ -202,9 +189,8 @@ class ImageWriter(PictureTarget):
             "EXIF": "exif" in extra and suffix in _PLAIN,
             "colour profile": "icc_profile" in extra and suffix in _PLAIN,
         }.items():
-            line = f"{what} (not supported by {suffix})"
-            if is_lost and line not in self.lost:
-                self.lost.append(line)
+            if is_lost:
+                self.lose(f"{what} (not supported by {suffix})")
         pixels = to_packed_rgb(picture.planes, layout, bits)
         if layout.kind == "grey":
             pixels = pixels[..., 0]
@@ -214,105 +200,89 @@ class ImageWriter(PictureTarget):
         return np.ascontiguousarray(np.rot90(pixels, self._info.quarter_turns))
 
 
-class _Header(NamedTuple):
-    """The properties in an image's header.
-
-    Attributes:
-      height, width: size of the picture as displayed, with EXIF orientation applied.
-      mode: Pillow's mode: L (grey), RGB or RGBA.
-      bits: bits per sample, 8 or 16.
-    """
-
-    height: int
-    width: int
-    mode: str
-    bits: int
-
-
-def _header(path: Path, max_pixels: int) -> _Header:
-    with _opened(path, max_pixels) as (image, _):
-        is_grey = image.mode in ("1", "L") or image.mode.startswith("I")
-        mode = "RGBA" if image.has_transparency_data else "L" if is_grey else "RGB"
-        size = (image.height, image.width)
-        lies = _exif_of(image).get(_ORIENTATION, 1) > 4
-        return _Header(*(size[::-1] if lies else size), mode, 16 if _is_deep(image) else 8)
-
-
-def _read_picture(path: Path, mode: str, max_pixels: int) -> Picture:
-    """Reads an image upright by EXIF, with the channels of ``mode`` and its own bits."""
-    with _opened(path, max_pixels) as (image, file):
-        if _is_deep(image):
-            # Pillow reads a TIFF's orientation from its own tags, and reports its size upright.
-            tags = image.getexif() if image.format == "TIFF" else _exif_of(image)
-            orientation = tags.get(_ORIENTATION, 1)
-            file.seek(0)
-            # The format is named, since FFmpeg takes a .ppm for one of a numbered series.
-            with av.open(file, "r", format=_DEEP_DEMUXERS[str(image.format)]) as container:
-                frame = next(container.decode(video=0))
-            planes, alpha = frame_planes(frame, _PIXEL_FORMATS[mode, 16])
-            upright = functools.partial(_upright, orientation=orientation)
-            alpha = None if alpha is None else upright(alpha)
-            return Picture(tuple(map(upright, planes)), alpha, name=path.name)
-        exif, stored = _exif_of(image), image.info.get("exif")
-        turn = exif.pop(_ORIENTATION, 1) != 1
-        if turn or image.format == "TIFF":  # whose EXIF consists of tags of the file
-            stored = exif.tobytes() if exif else None
-        elif stored and not stored.startswith(_EXIF_PREFIX):  # WebP's, but JPEG needs it
-            stored = _EXIF_PREFIX + stored
-        pixels = iio.imread(file, plugin="pillow", index=0, mode=mode, rotate=turn)
-        extra = {"exif": stored}
-        # CMYK profiles, and grey profiles among colour images, would be wrong for the output.
-        if image.mode == mode or image.mode[0] in "RP":
-            extra["icc_profile"] = image.info.get("icc_profile")
-    alpha = np.ascontiguousarray(pixels[..., 3]) if mode == "RGBA" else None
-    colours = pixels if alpha is None else pixels[..., :3]
-    extra = {key: value for key, value in extra.items() if value}
-    return Picture((np.ascontiguousarray(colours),), alpha, name=path.name, extra=extra)
-
-
 @contextlib.contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[tuple[Image.Image, BinaryIO]]:
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """Opens an image within the limit and reads its header; any failure becomes a UserError."""
     if not os.path.isfile(path):  # excludes folders, and pipes that would never end
         raise UserError(f"{path}: no such image file")
     try:
-        # A file object, not a name: imageio takes some names for URLs or for members of a .zip.
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise UserError(
-                    f"{path}: {image.width}x{image.height} pixels exceed --max-pixels={max_pixels}"
-                )
+                size = f"{image.width}x{image.height}"
+                raise ValueError(f"{size} pixels exceed --max-pixels={max_pixels}")
             if image.mode == "F":  # of any range; a conversion would assume 0 to 255
-                raise UserError(f"{path}: floating-point pixels; convert it to 8 or 16 bits")
-            yield image, file
-    except UserError:
-        raise
-    except Image.DecompressionBombError as error:  # Pillow's own limit, 179 million pixels
-        raise UserError(f"{path}: too large to decode: {error}") from error
+                raise ValueError("floating-point pixels; convert it to 8 or 16 bits")
+            yield image
     except Image.UnidentifiedImageError as error:
-        kinds = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
-        raise UserError(f"{path}: not a readable image: not a {kinds} file") from error
+        kinds = ", ".join(_FORMATS)
+        raise UserError(f"{path}: not a readable image: none of {kinds}") from error
     except Exception as error:  # on damaged files Pillow's parsers raise nearly any type
         raise UserError(f"{path}: not a readable image: {reason(error)}") from error
 
 
-def _exif_of(image: Image.Image) -> Image.Exif:
-    """Returns the EXIF tags of an image; of a TIFF, which Pillow turns upright, ``_IN_TIFF``."""
-    exif = Image.Exif()
+def _header(path: Path, max_pixels: int) -> tuple[str, int, int, int]:
+    """Returns an image's mode (L, RGB or RGBA), upright height and width, and bits (8 or 16)."""
+    with _opened(path, max_pixels) as image:
+        is_grey = image.mode in ("1", "L") or image.mode.startswith("I")
+        mode = "RGBA" if image.has_transparency_data else "L" if is_grey else "RGB"
+        height, width = image.height, image.width
+        if image.format != "TIFF" and _orientation(image) > 4:  # Pillow turns a TIFF itself
+            height, width = width, height
+        return mode, height, width, 16 if _is_deep(image) else 8
+
+
+def _read(path: Path, image: Image.Image, mode: str) -> Picture:
+    """Reads an image with the channels of ``mode``, its EXIF and its profile."""
+    extra = {}
+    image.load()
+    # CMYK profiles, and grey profiles among colour images, would be wrong for the output.
+    if image.mode == mode or image.mode[0] in "RP":
+        extra["icc_profile"] = image.info.get("icc_profile")
+    if image.format == "TIFF":
+        exif = image.getexif()
+        for tag in set(exif) - _IN_TIFF:
+            del exif[tag]
+        extra["exif"] = exif.tobytes() if exif else b""
+    else:
+        if _orientation(image) != 1:
+            image = ImageOps.exif_transpose(image)
+        extra["exif"] = image.info.get("exif", b"")
+    if extra["exif"]:  # WebP's lacks the prefix, which JPEG needs
+        extra["exif"] = _EXIF_PREFIX + extra["exif"].removeprefix(_EXIF_PREFIX)
+    pixels = np.array(image.convert(mode))
+    alpha = np.ascontiguousarray(pixels[..., 3]) if mode == "RGBA" else None
+    colours = pixels if alpha is None else np.ascontiguousarray(pixels[..., :3])
+    extra = {key: value for key, value in extra.items() if value}
+    return Picture((colours,), alpha, name=path.name, extra=extra)
+
+
+def _read_deep(path: Path, image: Image.Image, mode: str) -> Picture:
+    """Does the same for an image of 16 bits, without EXIF and profile."""
+    # The format is named, since FFmpeg takes a .ppm for one of a numbered series.
+    demuxer = _DEEP_DEMUXERS[str(image.format)]
+    with path.open("rb") as file, av.open(file, "r", format=demuxer) as container:
+        frame = next(container.decode(video=0))
+    planes, alpha = frame_planes(frame, _PIXEL_FORMATS[mode, 16])
+    upright = functools.partial(_upright, orientation=_orientation(image))
+    alpha = None if alpha is None else upright(alpha)
+    return Picture(tuple(map(upright, planes)), alpha, name=path.name)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns EXIF's orientation, 1 to 8."""
     with contextlib.suppress(Exception):  # damaged EXIF: Pillow's parser raises many types
         if image.format == "TIFF":
             exif = image.getexif()
-            for tag in set(exif) - _IN_TIFF:
-                del exif[tag]
-        else:
+        else:  # not getexif, which decodes a PNG
+            exif = Image.Exif()
             exif.load(image.info.get("exif", b""))
-    return exif
+        if (orientation := int(exif.get(_ORIENTATION, 1))) in range(1, 9):
+            return orientation
+    return 1
 
 
 def _upright(plane: Plane, orientation: int) -> Plane:
     """Rotates and mirrors a stored plane as EXIF's orientation, 1 to 8, says."""
-    if orientation not in range(2, 9):
-        return plane
     if orientation > 4:
         plane = plane.swapaxes(0, 1)
     upside_down, mirrored = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
@@ -340,16 +310,16 @@ def _write(path: Path, pixels: Plane, suffix: str, extra: dict[str, Any]) -> Non
     Raises:
       OSError, ValueError: the file cannot be written, or the format cannot hold the image.
     """
-    if pixels.dtype == np.uint16:
-        path.write_bytes(_encoded_deeply(pixels, suffix))
-        return
-    options = _OPTIONS.get(suffix, {}) | ({} if suffix in _PLAIN else extra)
-    if "exif" in extra:
-        options.pop("compression", None)  # libtiff, which compresses, refuses EXIF's own tables
     # Encoded to bytes first: imageio may silently lose a file's last bytes on a full disk.
-    encoded = iio.imwrite(
-        "<bytes>", pixels, plugin="pillow", extension=suffix, is_batch=False, **options
-    )
+    if pixels.dtype == np.uint16:
+        encoded = _encoded_deeply(pixels, suffix)
+    else:
+        options = _OPTIONS.get(suffix, {}) | ({} if suffix in _PLAIN else extra)
+        if "exif" in extra:
+            options.pop("compression", None)  # libtiff, which compresses, refuses EXIF's own tables
+        encoded = iio.imwrite(
+            "<bytes>", pixels, plugin="pillow", extension=suffix, is_batch=False, **options
+        )
     path.write_bytes(encoded)
 
 

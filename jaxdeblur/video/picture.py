@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -75,7 +75,6 @@ class Picture:
       pts: presentation time, in units of the source's time base.
       duration: how long it is shown, in the same units; 0 if unknown.
       name: for images, the name of the source file and of the target file.
-      packets: packets of other tracks that precede it in the file.
       extra: metadata of an image file, to be written again.
     """
 
@@ -84,7 +83,6 @@ class Picture:
     pts: int = 0
     duration: int = 0
     name: str = ""
-    packets: list[Any] = dataclasses.field(default_factory=list)
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -93,11 +91,9 @@ class PictureSource:
 
     Attributes:
       info: the format of the pictures.
-      trailing: packets of other tracks that follow the last picture.
     """
 
     info: VideoInfo
-    trailing: Sequence[Any] = ()
 
     def __enter__(self) -> Any:  # itself
         return self
@@ -128,17 +124,7 @@ class PictureTarget:
         """Writes one picture; raises UserError if it cannot be written."""
         raise NotImplementedError
 
-    def copy(self, packets: Sequence[Any]) -> None:
-        """Accepts packets of other tracks; most targets cannot hold any."""
-        if packets and "audio and other tracks" not in self.lost:
-            self.lost.append("audio and other tracks")
-
-
-def without_alpha(info: VideoInfo) -> VideoInfo:
-    """Returns the properties of the same video without alpha."""
-    if not info.has_alpha:
-        return info
-    packed = {"rgba": "rgb24", "rgba64le": "rgb48le"}
-    planar = info.pixel_format.replace("yuva", "yuv").replace("gbra", "gbr")
-    pixel_format = packed.get(info.pixel_format, planar)
-    return dataclasses.replace(info, pixel_format=pixel_format, has_alpha=False)
+    def lose(self, what: str) -> None:
+        """Records once that the target does not hold something."""
+        if what not in self.lost:
+            self.lost.append(what)

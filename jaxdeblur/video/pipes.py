@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -29,33 +30,25 @@ class RawReader(PictureSource):
 
     def __iter__(self) -> Iterator[Picture]:
         """Yields pictures; raises UserError if reading fails or the last frame is incomplete."""
-        shape = (self.info.height, self.info.width, 3)
-        index = 0
-        while True:
-            pixels = np.empty(shape, np.uint8)
-            got = self._fill(memoryview(pixels.data).cast("B"))
-            if not got:
-                return
-            if got < pixels.nbytes:
-                raise UserError(
-                    f"-: the input ends within frame {index}, after {got} of its {pixels.nbytes} "
-                    "bytes; --size must match the frames"
-                )
-            yield Picture((pixels,), pts=index, duration=1)
-            index += 1
-
-    def _fill(self, buffer: memoryview) -> int:
-        # Reads from the descriptor itself: a buffered file could not be abandoned while it waits.
-        got = 0
-        while got < len(buffer):
-            try:
-                size = os.readv(self._descriptor, [buffer[got:]])
-            except OSError as error:
-                raise UserError(f"-: cannot be read: {error.strerror}") from error
-            if not size:
-                break
-            got += size
-        return got
+        # Unbuffered: a buffered file could not be abandoned while it waits.
+        with open(self._descriptor, "rb", buffering=0, closefd=False) as file:
+            for index in itertools.count():
+                pixels = np.empty((self.info.height, self.info.width, 3), np.uint8)
+                rest = memoryview(pixels.data).cast("B")
+                try:
+                    while rest and (size := file.readinto(rest)):
+                        rest = rest[size:]
+                except OSError as error:
+                    raise UserError(f"-: cannot be read: {error.strerror}") from error
+                if len(rest) == pixels.nbytes:
+                    return
+                if rest:
+                    got = pixels.nbytes - len(rest)
+                    raise UserError(
+                        f"-: the input ends within frame {index}, after {got} of its "
+                        f"{pixels.nbytes} bytes; --size must match the frames"
+                    )
+                yield Picture((pixels,), pts=index, duration=1)
 
 
 class RawWriter(PictureTarget):
@@ -73,7 +66,6 @@ class RawWriter(PictureTarget):
 
     def write(self, picture: Picture) -> None:
         """Writes one frame; raises UserError if it cannot be written or nobody reads it."""
-        self.copy(picture.packets)
         rgb = np.ascontiguousarray(to_packed_rgb(picture.planes, self._info.layout, 8))
         rest = memoryview(rgb.data).cast("B")
         try:

@@ -15,6 +15,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 from jaxtyping import Array, Float
 
 from jaxdeblur.models.layers import enlarge_along
@@ -26,15 +27,14 @@ class PixelLayout:
     """The meaning of a frame's samples.
 
     Attributes:
-      kind: "rgb" is one array of packed RGB; "gbr" three arrays in that order; "yuv" luma and
-        two chroma arrays; "grey" luma alone.
+      kind: "rgb" is one array of packed RGB; "yuv" luma and two chroma arrays; "grey" luma alone.
       bits: significant bits of a sample, in uint8 or uint16.
       chroma: rows and columns of pixels that share a chroma sample: (2, 2) is 4:2:0.
       weights: weights of red and blue in luma, which determine the YUV matrix.
       full_range: whether 8-bit luma is 0 to 255; else it is 16 to 235, and chroma 16 to 240.
     """
 
-    kind: Literal["rgb", "gbr", "yuv", "grey"] = "rgb"
+    kind: Literal["rgb", "yuv", "grey"] = "rgb"
     bits: int = 8
     chroma: tuple[int, int] = (1, 1)
     weights: tuple[float, float] = (0.299, 0.114)
@@ -49,8 +49,6 @@ class PixelLayout:
         """Returns the shapes of the arrays of a frame."""
         if self.kind == "rgb":
             return [(height, width, 3)]
-        if self.kind == "gbr":
-            return [(height, width)] * 3
         if self.kind == "grey":
             return [(height, width)]
         rows, columns = self.chroma
@@ -60,10 +58,7 @@ class PixelLayout:
     def to_rgb(self, planes: tuple[DevicePlane, ...]) -> Float[Array, "H W 3"]:
         """Converts a frame to float32 RGB, clipped to [0, 1]."""
         if self.kind == "rgb":
-            return self._unit(planes[0])
-        if self.kind == "gbr":
-            green, blue, red = map(self._unit, planes)
-            return jnp.stack([red, green, blue], axis=-1)
+            return planes[0].astype(jnp.float32) / (2**self.bits - 1)
         low, luma_span, chroma_span = self._levels
         luma = (planes[0].astype(jnp.float32) - low) / luma_span
         if self.kind == "grey":
@@ -84,22 +79,18 @@ class PixelLayout:
         self, planes: tuple[DevicePlane, ...], change: Float[Array, "H W 3"]
     ) -> tuple[DevicePlane, ...]:
         """Adds ``change``, in units of RGB, to a frame; rounds and clips to the bit depth."""
-        top = float(2**self.bits - 1)
         if self.kind == "rgb":
-            return (self._quantised(planes[0], change * top),)
+            return (self._quantised(planes[0], change * float(2**self.bits - 1)),)
         red, green, blue = (change[..., channel] for channel in range(3))
-        if self.kind == "gbr":
-            changes = [green * top, blue * top, red * top]
-        else:
-            _, luma_span, chroma_span = self._levels
-            kr, kb = self.weights
-            luma = kr * red + (1 - kr - kb) * green + kb * blue
-            changes = [luma * luma_span]
-            if self.kind == "yuv":
-                blueness, redness = (blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)
-                changes += [
-                    _downsample(colour, self.chroma) * chroma_span for colour in (blueness, redness)
-                ]
+        _, luma_span, chroma_span = self._levels
+        kr, kb = self.weights
+        luma = kr * red + (1 - kr - kb) * green + kb * blue
+        changes = [luma * luma_span]
+        if self.kind == "yuv":
+            blueness, redness = (blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)
+            changes += [
+                _downsample(colour, self.chroma) * chroma_span for colour in (blueness, redness)
+            ]
         return tuple(
             self._quantised(plane, change) for plane, change in zip(planes, changes, strict=True)
         )
@@ -111,9 +102,6 @@ class PixelLayout:
             return 0.0, float(2**self.bits - 1), float(2**self.bits - 1)
         unit = float(2 ** (self.bits - 8))
         return 16 * unit, 219 * unit, 224 * unit
-
-    def _unit(self, plane: DevicePlane) -> Float[Array, "*shape"]:
-        return plane.astype(jnp.float32) / (2**self.bits - 1)
 
     def _quantised(self, plane: DevicePlane, change: Float[Array, "*shape"]) -> DevicePlane:
         # Samples are integers, so only the change is rounded, which is exact at 16 bits too.
@@ -133,12 +121,10 @@ def layout_of(dtype: np.dtype) -> PixelLayout:
 def _upsample(
     chroma: Float[Array, "h w"], factors: tuple[int, int], shape: tuple[int, ...]
 ) -> Float[Array, "H W"]:
-    """Enlarges chroma: by 2 linearly, with samples midway between pixels; by more, by repeating."""
+    """Enlarges chroma linearly, with samples midway between pixels."""
     for axis, factor in enumerate(factors):
-        if factor == 2:
+        if factor > 1:
             chroma = enlarge_along(chroma, axis, factor)
-        else:
-            chroma = jnp.repeat(chroma, factor, axis=axis)
     return chroma[: shape[0], : shape[1]]
 
 
@@ -146,8 +132,7 @@ def _downsample(colour: Float[Array, "H W"], factors: tuple[int, int]) -> Float[
     """Averages over the pixels of each chroma sample; at odd ends the last pixel is repeated."""
     (rows, columns), (height, width) = factors, colour.shape
     padded = jnp.pad(colour, [(0, -height % rows), (0, -width % columns)], mode="edge")
-    blocks = padded.reshape(padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)
-    return blocks.mean(axis=(1, 3))
+    return reduce(padded, "(h r) (w c) -> h w", "mean", r=rows, c=columns)
 
 
 def to_packed_rgb(planes: tuple[Plane, ...], layout: PixelLayout, bits: int) -> Plane:

@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.container import any_tags, av, of_the_content, ordinary_priority, reason
-from jaxdeblur.video.ffmpeg_frames import SUBSAMPLINGS, build_frame, colours_in
+from jaxdeblur.video.ffmpeg import any_tags, av, build_frame, colours_in, of_the_content, reason
 from jaxdeblur.video.formats import CONTAINERS
 from jaxdeblur.video.picture import Picture, PictureTarget, VideoInfo
 from jaxdeblur.video.reader import VideoReader
@@ -40,17 +40,10 @@ _OPTIONS = {
     "mjpeg": {"qmin": "1", "qmax": "3", "huffman": "optimal"},
 }
 # The encoder in place of H.264, which has no alpha, for frames with alpha.
-_WITH_ALPHA = {"matroska": "ffv1", "nut": "ffv1", "avi": "ffv1", "mov": "prores_ks"}
-# Containers that count time in fixed steps, and the steps per second.
-_TICKS = {"matroska": 1000, "webm": 1000, "mpegts": 90000}
+_WITH_ALPHA = {"matroska": "ffv1", "avi": "ffv1", "mov": "prores_ks"}
 _IN_TRANSPORT_STREAMS = {
     *("aac", "aac_latm", "mp1", "mp2", "mp3", "ac3", "eac3", "dts", "truehd", "opus"),
     *("dvb_subtitle", "dvb_teletext", "hdmv_pgs_subtitle", "h264", "hevc", "mpeg2video"),
-}
-_KNOWN_TO_MP4 = {
-    *("title", "artist", "album_artist", "composer", "album", "date", "comment", "genre"),
-    *("copyright", "grouping", "lyrics", "description", "synopsis", "show", "episode_id"),
-    *("network", "keywords", "creation_time", "location", "language", "handler_name", "vendor_id"),
 }
 
 
@@ -86,97 +79,71 @@ class VideoWriter(PictureTarget):
         Raises:
           UserError: the options are incompatible, or the file cannot be written.
         """
-        self.path = Path(path)
         self._name = name or str(path)
         self.lost = list(info.lost)
-        self._count = 0
-        self._info = info
-        # AVI begins at zero, but all tracks of a transport stream begin at some other time.
-        begin = source.container.start_time if source else None
-        self._begin, self._last = Fraction(max(0, begin or 0), 1_000_000), -1
-        self._format = CONTAINERS[self.path.suffix.lower()]
-        with contextlib.ExitStack() as opened, self._explained(), ordinary_priority():
-            self._prepare(opened, source, codec, crf)
+        self._info, self._count = info, 0
+        self._path = Path(path)
+        suffix = self._path.suffix.lower()
+        self._format = CONTAINERS[suffix]
+        options = {"avoid_negative_ts": "disabled"}  # a shift would move every timestamp
+        if self._format in ("mp4", "mov"):
+            options["movflags"] = "use_metadata_tags"  # holds tags of any name
+        if suffix in (".m2ts", ".mts"):  # as camcorders and Blu-ray write it
+            options["mpegts_m2ts_mode"] = "1"
+        with contextlib.ExitStack() as opened, self._explained():
+            # With a file of our own, every failed write is an exception; FFmpeg may miss the last.
+            self._file: BinaryIO = self._path.open("wb")
+            opened.callback(_close_quietly, self._file)
+            self._container: Any = av.open(
+                self._file, "w", format=self._format, container_options=options, **any_tags()
+            )
+            opened.callback(_close_quietly, self._container)
+            self._track: Any = self._add_video(codec, crf)
+            self._copies: dict[int, Any] = {}
+            # The packets still to be copied, and the time of the last that was.
+            self._packets, self._copied = iter(()), -math.inf
+            if source is not None:
+                self._take_over(source)
             self._open = opened.pop_all()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._open:
+        with self._open, self._explained():
             if kind is None:
-                self._finish()
+                packets = self._track.encode(None)
+                if self.encoder == "libx265" and self._count < 3:
+                    # x265 leaves their decoding times to chance; so few frames are not reordered.
+                    for packet in packets:
+                        packet.dts = packet.pts
+                self._container.mux(packets)
+                self._copy_until(math.inf)
+                self._container.close()
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
     def write(self, picture: Picture) -> None:
         """Encodes a frame after the packets that precede it; raises UserError on failure."""
-        with self._explained(), ordinary_priority():
-            self._count += 1
-            self.copy(picture.packets)
+        with self._explained():
+            self._copy_until(picture.pts * self._info.time_base)
             frame = build_frame(picture, self._info)
             # With these flags the conversion has no bias; by default it darkens by 0.7 levels.
-            exact = (
-                av.video.reformatter.Interpolation.BICUBIC
-                | av.video.reformatter.Interpolation.ACCURATE_RND
-                | av.video.reformatter.Interpolation.FULL_CHR_H_INT
-                | av.video.reformatter.Interpolation.FULL_CHR_H_INP
-            )
+            way = av.video.reformatter.Interpolation
+            exact = way.BICUBIC | way.ACCURATE_RND | way.FULL_CHR_H_INT | way.FULL_CHR_H_INP
             # If nothing is to be converted, this is the same frame.
             frame = frame.reformat(format=self.pixel_format, interpolation=exact, **self._convert)
-            frame.pts, frame.time_base = picture.pts, self._info.time_base
+            frame.pts, frame.duration = picture.pts, picture.duration
             if self._format == "avi":
-                time = picture.pts * self._info.time_base
-                self._begin = min(self._begin, time)
-                self._last = max(self._last + 1, round((time - self._begin) / self._unit))
-                frame.pts, frame.time_base = self._last, self._unit
-            elif picture.duration:
-                self._durations[picture.pts] = picture.duration
-            self._mux(self._track.encode(frame))
+                frame.pts, frame.duration = self._count, 1
+            frame.time_base = self._track.codec_context.time_base
+            self._count += 1
+            self._container.mux(self._track.encode(frame))
 
-    def copy(self, packets: Sequence[Any]) -> None:
-        """Copies packets of other tracks, bit for bit; raises UserError on failure."""
-        with self._explained():
-            for packet in packets:
-                target = self._copies.get(packet.stream.index)
-                if target is not None:
-                    packet.stream = target
-                    self._container.mux(packet)
-
-    def _finish(self) -> None:
-        with self._explained():
-            packets = self._track.encode(None)
-            if self.encoder == "libx265" and self._count < 3:
-                # x265 leaves their decoding times to chance; so few frames are not reordered.
-                for packet in packets:
-                    packet.dts = packet.pts
-            self._mux(packets)
-            self._container.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def _prepare(
-        self,
-        opened: contextlib.ExitStack,
-        source: VideoReader | None,
-        codec: str | None,
-        crf: int | None,
-    ) -> None:
-        # With a file of our own, every failed write is an exception; FFmpeg may miss the last.
-        self._file: BinaryIO = self.path.open("wb")
-        opened.callback(_close_quietly, self._file)
-        options = {"avoid_negative_ts": "disabled"}  # a shift would move every timestamp
-        if self._format == "nut" and source and source.others:
-            options = {}  # NUT holds no times before zero, where the sound of MP4 begins
-        metadata = of_the_content(source.container.metadata) if source else {}
-        if self._format in ("mp4", "mov") and not metadata.keys() <= _KNOWN_TO_MP4:
-            options["movflags"] = "use_metadata_tags"
-        if self.path.suffix.lower() in (".m2ts", ".mts"):  # as camcorders and Blu-ray write it
-            options["mpegts_m2ts_mode"] = "1"
-        self._container: Any = av.open(
-            self._file, "w", format=self._format, container_options=options, **any_tags()
-        )
-        opened.callback(_close_quietly, self._container)
-        self._track: Any = self._add_video(codec, crf)
-        self._durations: dict[int, int] = {}
-        self._copies: dict[int, Any] = {}
-        if source is not None:
-            self._take_over(source)
+    def _copy_until(self, time: Fraction | float) -> None:
+        """Copies packets of other tracks, bit for bit, up to the first after ``time``."""
+        while self._copied <= time and (packet := next(self._packets, None)) is not None:
+            self._copied = (packet.dts or 0) * packet.time_base
+            if (target := self._copies.get(packet.stream.index)) is not None:
+                packet.stream = target
+                self._container.mux(packet)
 
     def _default_encoder(self) -> str:
         encoder = _ENCODERS.get(self._info.codec or "", "libx264")
@@ -194,37 +161,28 @@ class VideoWriter(PictureTarget):
         who = f"{self._name}: {wanted}" if codec is None else f"--codec={codec}"
         try:  # FFmpeg also accepts the name of a codec: h264 is libx264
             found = av.codec.Codec(wanted, "w")
-        except ValueError as error:
-            raise UserError(f"{who}: no such encoder; try libx264") from error
-        encoder = self.encoder = found.name
-        if found.type != "video":
-            raise UserError(f"{who}: not a video encoder; try libx264")
-        formats = [each.name for each in found.video_formats or ()]
-        if not formats:
-            raise UserError(f"{who}: not supported; ffv1 compresses without loss")
-        # FFmpeg's own decoder ignores the alpha of VP9, and x265 refuses it.
-        if encoder in ("libvpx-vp9", "libx265"):
-            formats = [name for name in formats if not _has_alpha(name)]
-        options = dict(_OPTIONS.get(encoder, {}))
-        os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints a page otherwise
-        if encoder in _CRF:
-            options["crf"] = str(_CRF[encoder] if crf is None else crf)
-        elif crf is not None:
-            raise UserError(
-                f"--crf: {encoder} has no such setting; it applies to {', '.join(_CRF)}"
-            )
-        self.pixel_format = self._choose_format(formats)
-        try:
+            encoder = self.encoder = found.name
+            if not found.video_formats:
+                raise ValueError("encodes no video, or does not say of what")
+            self.pixel_format = self._choose_format(found.video_formats)
+            options = dict(_OPTIONS.get(encoder, {}))
+            os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints a page otherwise
+            if encoder in _CRF:
+                options["crf"] = str(_CRF[encoder] if crf is None else crf)
+            elif crf is not None:
+                raise UserError(
+                    f"--crf: {encoder} has no such setting; it applies to {', '.join(_CRF)}"
+                )
             track = self._container.add_stream(encoder, rate=info.rate, options=options)
         except (av.FFmpegError, ValueError) as error:
             raise UserError(
-                f"{who}: {self._format} cannot hold it; use another codec or suffix"
+                f"{who}: no encoder of video for {self._format}; use libx264 or another suffix"
             ) from error
         track.width, track.height, track.pix_fmt = info.width, info.height, self.pixel_format
         context = track.codec_context
         # AVI counts frames, and FFmpeg fills each unit without one with an empty frame.
-        self._unit = 1 / info.rate if self._format == "avi" else info.time_base
-        context.time_base = self._unit
+        context.time_base = 1 / info.rate if self._format == "avi" else info.time_base
+        context.flags |= av.codec.context.Flags.frame_duration
         context.thread_count = 0
         if encoder == "libx265" and self._format in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # as cameras write it: Apple's players accept no other
@@ -241,13 +199,13 @@ class VideoWriter(PictureTarget):
                 self.lost.append(f"rotation (not supported by {self._format})")
         if self._format == "avi":
             self.lost.append("timestamps (AVI stores only the average frame rate)")
-        elif (info.time_base * _TICKS.get(self._format, 0)).denominator > 1:
-            unit = f"1/{_TICKS[self._format]} s"
-            self.lost.append(f"timestamps finer than {unit} (the resolution of {self._format})")
         return track
 
-    def _choose_format(self, formats: list[str]) -> str:
+    def _choose_format(self, encodable: Any) -> str:
         """Returns the file's pixel format: the wanted one, or the one that loses least."""
+        # FFmpeg's own decoder ignores the alpha of VP9, and x265 refuses it.
+        opaque = self.encoder in ("libvpx-vp9", "libx265")
+        formats = [f.name for f in encodable if not (opaque and _has_alpha(f))]
         choice = self._wanted_format()
         if choice not in formats:
             best: Any
@@ -255,7 +213,7 @@ class VideoWriter(PictureTarget):
             choice = best.name
         given, chosen = (av.VideoFormat(f, 16, 16) for f in (self._info.pixel_format, choice))
         self._colour, self._convert = colours_in(chosen, self.encoder, self._info)
-        if self._info.has_alpha and not _has_alpha(choice):
+        if self._info.has_alpha and not _has_alpha(chosen):
             self.lost.append(f"alpha (not supported with {self.encoder})")
         if self._info.layout.kind == "yuv" and _chroma(chosen) < _chroma(given):
             self.lost.append(f"chroma resolution (not supported with {self.encoder})")
@@ -265,32 +223,25 @@ class VideoWriter(PictureTarget):
 
     def _wanted_format(self) -> str:
         """Returns the best pixel format for these frames and for players."""
-        info = self._info
-        rows, columns = info.layout.chroma
-        is_odd = info.height % 2 or info.width % 2
-        is_rgb = info.layout.kind in ("rgb", "gbr")
-        deep = "10le" if info.layout.bits > 8 else ""
-        if is_rgb and self.encoder in _CRF:
-            # Players rarely support RGB or 4:4:4; of odd sizes these two take nothing else.
-            is_whole = is_odd and self.encoder in ("libx264", "libx265")
-            return f"yuv{'444' if is_whole else '420'}p{deep}"
-        if info.layout.kind == "grey" and self.encoder == "libvpx-vp9":  # it has no grey
-            return f"yuv420p{deep}"
-        if self.encoder in ("libx264", "libx265") and (
-            (rows > 1 and info.height % 2) or (columns > 1 and info.width % 2)
+        info, layout = self._info, self._info.layout
+        wanted = info.pixel_format
+        # Players rarely support RGB. VP9 has no grey.
+        if (layout.kind == "rgb" and self.encoder in _CRF) or (
+            layout.kind == "grey" and self.encoder == "libvpx-vp9"
         ):
-            # These encoders refuse odd sizes with sub-sampled chroma.
-            return info.pixel_format.replace(SUBSAMPLINGS[(rows, columns)], "444", 1)
-        return info.pixel_format
+            wanted = f"yuv420p{'10le' if layout.bits > 8 else ''}"
+        # These encoders refuse odd sizes with sub-sampled chroma.
+        if self.encoder in ("libx264", "libx265") and (info.height % 2 or info.width % 2):
+            wanted = wanted.replace("420p", "444p").replace("422p", "444p")
+        return wanted
 
     def _take_over(self, source: VideoReader) -> None:
         container = self._container
         container.metadata.update(of_the_content(source.container.metadata))
         self._track.metadata.update(of_the_content(source.track.metadata))
         self._track.disposition = source.track.disposition
-        chapters = source.chapters
-        if chapters:
-            if self._format in ("mp4", "mov", "matroska", "webm", "nut"):
+        if chapters := source.chapters:
+            if self._format in ("mp4", "mov", "matroska", "webm"):
                 container.set_chapters(chapters)
             else:
                 self.lost.append("chapters")
@@ -300,20 +251,15 @@ class VideoWriter(PictureTarget):
                 continue
             codec = stream.codec_context.name if stream.codec_context else stream.type
             if not self._can_hold(stream):
-                kind = {"audio": "sound"}.get(stream.type, stream.type)
-                self.lost.append(f"{kind} track {stream.index} ({codec})")
+                self.lost.append(f"{stream.type} track {stream.index} ({codec})")
                 continue
             copy = container.add_stream_from_template(stream, opaque=True)
             copy.metadata.update(of_the_content(stream.metadata))
             copy.disposition = stream.disposition
             self._copies[stream.index] = copy
-        try:
-            container.start_encoding()
-        except av.FFmpegError as error:
-            raise UserError(
-                f"{self._name}: {self._format} cannot hold the tracks of {source.path} with "
-                f"{self.encoder} ({reason(error)}); use {source.path.suffix} or --codec"
-            ) from error
+        if self._copies:
+            self._packets = source.packets()
+        container.start_encoding()
 
     def _can_hold(self, stream: Any) -> bool:
         if stream.type == "attachment":
@@ -323,15 +269,7 @@ class VideoWriter(PictureTarget):
         codec = stream.codec_context.codec
         if self._format == "mpegts":  # FFmpeg does not list what transport streams hold
             return codec.canonical_name in _IN_TRANSPORT_STREAMS
-        return self._format == "nut" or codec.name in self._container.supported_codecs
-
-    def _mux(self, packets: list[Any]) -> None:
-        for packet in packets:
-            # Encoders pass on timestamps, but not the duration of the last frame.
-            duration = self._durations.pop(packet.pts, None)
-            if duration is not None:
-                packet.duration = duration
-            self._container.mux(packet)
+        return codec.name in self._container.supported_codecs
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -346,8 +284,8 @@ def _chroma(pixel_format: Any) -> list[int]:
     return [c.width * c.height for c in pixel_format.components[1:3]]
 
 
-def _has_alpha(pixel_format: str) -> bool:
-    return any(c.is_alpha for c in av.VideoFormat(pixel_format, 16, 16).components)
+def _has_alpha(pixel_format: Any) -> bool:
+    return any(c.is_alpha for c in pixel_format.components)
 
 
 def _close_quietly(file: Any) -> None:

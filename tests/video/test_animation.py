@@ -14,13 +14,13 @@ from jaxdeblur.video.animation import AnimationWriter
 from jaxdeblur.video.picture import Picture, VideoInfo, rgb8_info
 
 
-def delays(path: Path, info: VideoInfo, times: list[int], duration: int) -> list[int]:
+def delays(path: Path, info: VideoInfo, times: list[int]) -> list[int]:
     """Writes pictures with these timestamps; returns the milliseconds of each frame."""
     rng = np.random.default_rng(0)
     with AnimationWriter(path, info, max_frames=12) as writer:
         for time in times:
             pixels = rng.integers(0, 256, (8, 12, 3), np.uint8)
-            writer.write(Picture((pixels,), pts=time, duration=duration))
+            writer.write(Picture((pixels,), pts=time))
     apart = [what for what in writer.lost if "ms apart" in what]
     with Image.open(path) as animation:
         found = []
@@ -43,16 +43,10 @@ def delays(path: Path, info: VideoInfo, times: list[int], duration: int) -> list
 )
 def test_an_animation_lasts_as_long_as_the_video(rate, suffix, expected, tmp_path):
     info = rgb8_info(8, 12, Fraction(rate))
-    assert delays(tmp_path / f"a{suffix}", info, list(range(12)), duration=1) == expected
+    assert delays(tmp_path / f"a{suffix}", info, list(range(12))) == expected
 
 
 def test_frames_of_a_camera_last_until_the_next(tmp_path):
     info = dataclasses.replace(rgb8_info(8, 12, Fraction(30)), time_base=Fraction(1, 1000))
     times = [0, 83, 200, 250]
-    assert delays(tmp_path / "a.webp", info, times, duration=0) == [83, 117, 50, 33]
-
-
-def test_frames_without_timestamps_are_shown_at_the_rate(tmp_path):
-    info = rgb8_info(8, 12, Fraction(8))
-    found = delays(tmp_path / "a.webp", info, [0] * 14, duration=0)
-    assert found == [125] * 12
+    assert delays(tmp_path / "a.webp", info, times) == [83, 117, 50, 33]

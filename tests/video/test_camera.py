@@ -49,7 +49,7 @@ def test_a_slow_reader_gets_the_newest_frames_and_loses_the_rest(pattern: Any) -
         assert reader.info.rate == RATE
         for picture in reader:
             places.append(picture.pts)
-            ages.append(reader.delay(picture))
+            ages.append(time.monotonic() - reader._began - picture.pts / 1000)
             time.sleep(0.1)  # five frames go by
     assert places[0] == 0
     assert all(b - a >= 60 for a, b in itertools.pairwise(places)), "milliseconds"
@@ -123,7 +123,6 @@ def test_a_camera_is_restored_into_a_video(
     restore_all(lambda _: a_deblurrer(), jobs, config)
     assert pattern == [("0", {"framerate": "25"})]
     said = capsys.readouterr().err
-    assert "ms late, " in said
     assert "frames dropped" in said
     with av.open(str(out)) as written:
         times = [float(frame.time) for frame in written.decode(video=0)]

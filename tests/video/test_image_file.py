@@ -63,7 +63,7 @@ def test_other_kinds_of_pixels_become_rgb(tmp_path, picture):
 def test_floats_are_refused_rather_than_read_as_black(tmp_path, picture):
     Image.fromarray(picture[..., 0] / np.float32(255)).save(tmp_path / "floats.tif")
     with pytest.raises(
-        UserError, match=r"floats\.tif: floating-point pixels; convert it to 8 or 16 bits"
+        UserError, match=r"floats\.tif: .*: floating-point pixels; convert it to 8 or 16 bits"
     ):
         read_image(tmp_path / "floats.tif")
 
@@ -121,7 +121,7 @@ def test_bombs_are_refused_with_their_size(tmp_path, read):
     with pytest.raises(UserError, match=f"8192x8193 .*={MAX_PIXELS}"):
         read(bomb)
     bomb.write_bytes(png_with_header(2**30, 2**30))
-    with pytest.raises(UserError, match=r"bomb\.png: too large"):
+    with pytest.raises(UserError, match=r"bomb\.png: not a readable image: .*exceeds limit"):
         read(bomb)
     bomb.write_bytes(png_with_header(20, 20))
     with pytest.raises(UserError, match="exceed --max-pixels=399"):
@@ -175,7 +175,7 @@ def test_exif_of_a_camera_is_kept_in_every_format(suffix, tmp_path, picture):
     reader = ImageReader([source], rate=Fraction(25), max_pixels=MAX_PIXELS)
     (read,) = list(reader)
     for target in ("a.jpg", "a.png", "a.webp", "a.tif"):
-        ImageWriter(tmp_path / target, reader.info, single=True, name=target).write(read)
+        ImageWriter(tmp_path / target, reader.info, name=target).write(read)
         with Image.open(tmp_path / target) as image:
             found = image.getexif()
             assert found[0x010F] == "the maker", target
@@ -189,7 +189,7 @@ def test_of_a_tiff_only_what_describes_the_picture_goes_into_another_file(tmp_pa
     reader = ImageReader([tmp_path / "in.tif"], rate=Fraction(25), max_pixels=MAX_PIXELS)
     (read,) = list(reader)
     np.testing.assert_array_equal(read.planes[0], np.rot90(picture, -1))
-    ImageWriter(tmp_path / "a.jpg", reader.info, single=True, name="a.jpg").write(read)
+    ImageWriter(tmp_path / "a.jpg", reader.info, name="a.jpg").write(read)
     with Image.open(tmp_path / "a.jpg") as image:
         assert dict(image.getexif()) == {0x010F: "the maker"}
 
@@ -199,9 +199,7 @@ def test_any_failure_of_pillow_is_one_line(tmp_path, picture, monkeypatch):
         raise RuntimeError("Error setting from dictionary")
 
     monkeypatch.setattr(image_file.iio, "imwrite", fail)
-    writer = ImageWriter(
-        tmp_path / "a.tif", rgb8_info(18, 25, Fraction(25)), single=True, name="a.tif"
-    )
+    writer = ImageWriter(tmp_path / "a.tif", rgb8_info(18, 25, Fraction(25)), name="a.tif")
     with pytest.raises(UserError, match=r"a\.tif: cannot be written: Error setting"):
         writer.write(Picture((picture,)))
 
@@ -209,7 +207,7 @@ def test_any_failure_of_pillow_is_one_line(tmp_path, picture, monkeypatch):
 @pytest.mark.parametrize("name", ["a.jpg", "a.bmp", "a.ppm", "a.png"])
 def test_a_disk_that_is_full_at_the_last_byte_is_an_error(name, tmp_path, picture):
     info = rgb8_info(*picture.shape[:2], Fraction(25))
-    writer = ImageWriter(tmp_path / name, info, single=True, name=name)
+    writer = ImageWriter(tmp_path / name, info, name=name)
     writer.write(Picture((picture,)))
     size = (tmp_path / name).stat().st_size
     old = resource.getrlimit(resource.RLIMIT_FSIZE)

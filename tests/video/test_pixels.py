@@ -12,13 +12,10 @@ REC_709 = (0.2126, 0.0722)
 LAYOUTS = {
     "rgb": PixelLayout(),
     "rgb 16": PixelLayout("rgb", 16),
-    "gbr 10": PixelLayout("gbr", 10),
     "4:2:0": PixelLayout("yuv", 8, (2, 2), REC_709, full_range=False),
     "4:2:0 10": PixelLayout("yuv", 10, (2, 2), REC_709, full_range=False),
     "4:2:2 full": PixelLayout("yuv", 8, (1, 2), REC_709),
     "4:4:4 12": PixelLayout("yuv", 12, (1, 1), REC_709, full_range=False),
-    "4:1:1": PixelLayout("yuv", 8, (1, 4), full_range=False),
-    "4:1:0": PixelLayout("yuv", 8, (4, 4), full_range=False),
     "grey": PixelLayout("grey", 8, full_range=False),
 }
 

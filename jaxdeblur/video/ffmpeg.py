@@ -1,32 +1,72 @@
-"""Converts FFmpeg's frames to the arrays that a pixel layout describes, and back."""
+"""FFmpeg, by PyAV: its frames as the arrays of a pixel layout, its tags and errors."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import math
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Plane
-from jaxdeblur.video.container import av
 from jaxdeblur.video.picture import FULL_RANGE, LIMITED_RANGE, UNSPECIFIED, Picture, VideoInfo
 from jaxdeblur.video.pixels import PixelLayout
 
-# Kr and Kb of the colour matrices, by FFmpeg's numbers (H.273, table 4).
-_MATRICES = {
-    1: (0.2126, 0.0722),
-    4: (0.30, 0.11),
-    5: (0.299, 0.114),
-    6: (0.299, 0.114),
-    7: (0.212, 0.087),
-    9: (0.2627, 0.0593),
-    10: (0.2627, 0.0593),
+
+class _WhenUsed:
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return getattr(importlib.import_module("av"), name)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "reading and writing video needs PyAV: pip install 'av>=18,<20'"
+            ) from error
+
+
+av: Any = _WhenUsed()
+"""PyAV, imported on first use: a machine that reads no video may lack it."""
+
+
+def any_tags() -> dict[str, Any]:
+    """Returns the options of ``av.open`` for tags in any encoding."""
+    # Tags that are not UTF-8 are copied byte for byte. PyAV 19 does so by default and no longer has
+    # the option; version 18 raises UnicodeDecodeError without it.
+    before_19 = int(av.__version__.partition(".")[0]) < 19
+    return {"metadata_errors": "surrogateescape"} if before_19 else {}
+
+
+# Metadata that describes the old file.
+_OF_THE_FILE = {
+    *("major_brand", "minor_version", "compatible_brands", "encoder", "duration"),
+    # mkvmerge's statistics of each track.
+    *("bps", "number_of_frames", "number_of_bytes", "_statistics_tags"),
+    *("_statistics_writing_app", "_statistics_writing_date_utc"),
 }
+
+
+def of_the_content(metadata: dict[str, str]) -> dict[str, str]:
+    """Returns the tags without those that describe the file itself."""
+    # MP4's demuxer returns texts twice, the second time with the language at the end of the key.
+    twice = {key for key in metadata if key[:-4] in metadata and key[-4:] in ("-eng", "-und")}
+    return {
+        key: value
+        for key, value in metadata.items()
+        if key.lower().removesuffix("-eng") not in _OF_THE_FILE and key not in twice
+    }
+
+
+def reason(error: Exception) -> str:
+    """Returns the message of FFmpeg or the system for an error."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+# Kr and Kb of the colour matrices, by FFmpeg's numbers (H.273, table 4).
+_REC_709, _REC_601, _REC_2020 = (0.2126, 0.0722), (0.299, 0.114), (0.2627, 0.0593)
+_MATRICES = {1: _REC_709, 5: _REC_601, 6: _REC_601, 9: _REC_2020, 10: _REC_2020}
 # Side data of frames that is not written again, by PyAV's name of its type.
 _BESIDE_PIXELS = {
     "MASTERING_DISPLAY_METADATA": "HDR mastering metadata",
@@ -41,41 +81,23 @@ _BESIDE_PIXELS = {
 # Encoders whose video has one range, and JPEG also one matrix, whatever the tags say.
 _RANGES = {"prores_ks": LIMITED_RANGE, "mjpeg": FULL_RANGE}
 _JPEG_MATRIX = 5
-SUBSAMPLINGS = {
-    (1, 1): "444",
-    (1, 2): "422",
-    (2, 2): "420",
-    (2, 1): "440",
-    (1, 4): "411",
-    (4, 4): "410",
-}
+# Other sub-samplings (4:1:1, 4:1:0, 4:4:0) become 4:4:4: no encoder of today keeps them.
+_SUBSAMPLINGS = {(1, 1): "444", (1, 2): "422", (2, 2): "420"}
 
 
-def describe(
-    frame: Any, track: Any, path: Path, *, rate: Fraction, time_base: Fraction
-) -> VideoInfo:
+def describe(frame: Any, track: Any, *, rate: Fraction, time_base: Fraction) -> VideoInfo:
     """Describes a video; some facts are only in its frames, some only in the container.
 
     Args:
       frame: the first decoded frame.
       track: PyAV's track that the frame belongs to.
-      path: the file, for messages.
       rate: average frames per second.
       time_base: the unit of timestamps, in seconds.
-
-    Raises:
-      UserError: the pixel format is not supported.
     """
-    pixel_format, layout, has_alpha = pixel_layout(frame, path)
+    pixel_format, layout, has_alpha = pixel_layout(frame)
     context, aspect = track.codec_context, track.sample_aspect_ratio
     return VideoInfo(
-        height=frame.height,
-        width=frame.width,
-        pixel_format=pixel_format,
-        layout=layout,
-        has_alpha=has_alpha,
-        rate=rate,
-        time_base=time_base,
+        *(frame.height, frame.width, pixel_format, layout, has_alpha, rate, time_base),
         codec=context.codec.canonical_name,
         sample_aspect=Fraction(aspect) if aspect else None,
         colour=(
@@ -89,43 +111,28 @@ def describe(
     )
 
 
-def pixel_layout(frame: Any, path: Path) -> tuple[str, PixelLayout, bool]:
-    """Returns the format in which such frames are handed on, its layout, and if it has alpha.
-
-    Raises:
-      UserError: the pixel format is not supported; the message names ``path``.
-    """
-    pixel_format = frame.format
-    components = pixel_format.components
-    bits, has_alpha = components[0].bits, any(c.is_alpha for c in components)
-    a = "a" if has_alpha else ""
-    if bits > 16 or pixel_format.name.endswith(("f16le", "f16be")):
-        raise UserError(f"{path}: pixel format {pixel_format.name} is not supported")
-    deep = f"{bits}le" if bits > 8 else ""
-    if pixel_format.has_palette:
-        return "rgba", PixelLayout("rgb"), True
-    if pixel_format.is_rgb:
-        if pixel_format.is_planar:
-            return f"gbr{a}p{deep}", PixelLayout("gbr", bits), has_alpha
+def pixel_layout(frame: Any) -> tuple[str, PixelLayout, bool]:
+    """Returns the format in which such frames are handed on, its layout, and if it has alpha."""
+    given, components = frame.format, frame.format.components
+    has_alpha = given.has_palette or any(c.is_alpha for c in components)
+    bits = min(max(components[0].bits, 8), 16)
+    is_grey = len(components) <= 2 and not given.has_palette
+    if given.is_rgb or given.has_palette or (is_grey and has_alpha):
         if bits > 8:
-            return ("rgba64le" if has_alpha else "rgb48le"), PixelLayout("rgb", 16), has_alpha
-        return ("rgba" if has_alpha else "rgb24"), PixelLayout("rgb"), has_alpha
-    unspecified = frame.color_range == 0
-    if len(components) <= 2:  # grey
-        if has_alpha:
-            return ("rgba64le" if bits > 8 else "rgba"), PixelLayout("rgb", 16 if deep else 8), True
-        full = frame.color_range == FULL_RANGE or unspecified
-        bits = max(bits, 8)
-        return f"gray{deep}", PixelLayout("grey", bits, full_range=full), False
-    sized = av.VideoFormat(pixel_format.name, 16, 16).components[1]
+            return "rgba64le" if has_alpha else "rgb48le", PixelLayout("rgb", 16), has_alpha
+        return "rgba" if has_alpha else "rgb24", PixelLayout("rgb"), has_alpha
+    deep = f"{bits}le" if bits > 8 else ""
+    is_full = frame.color_range == FULL_RANGE or given.name.startswith("yuvj")
+    if is_grey:
+        is_full = is_full or not frame.color_range
+        return f"gray{deep}", PixelLayout("grey", bits, full_range=is_full), False
+    sized = av.VideoFormat(given.name, 16, 16).components[1]
     chroma = (16 // sized.height, 16 // sized.width)
-    if chroma not in SUBSAMPLINGS:
-        raise UserError(f"{path}: pixel format {pixel_format.name} is not supported")
-    full = pixel_format.name.startswith("yuvj") or frame.color_range == FULL_RANGE
-    assumed = _MATRICES[1] if frame.height >= 720 else _MATRICES[6]
+    chroma = chroma if chroma in _SUBSAMPLINGS else (1, 1)
+    assumed = _REC_709 if frame.height >= 720 else _REC_601
     weights = _MATRICES.get(int(frame.colorspace), assumed)
-    layout = PixelLayout("yuv", bits, chroma, weights, full)
-    return f"yuv{a}{SUBSAMPLINGS[chroma]}p{deep}", layout, has_alpha
+    layout = PixelLayout("yuv", bits, chroma, weights, is_full)
+    return f"yuv{'a' * has_alpha}{_SUBSAMPLINGS[chroma]}p{deep}", layout, has_alpha
 
 
 def frame_planes(frame: Any, pixel_format: str) -> tuple[tuple[Plane, ...], Plane | None]:
@@ -175,7 +182,7 @@ def colours_in(
       encoder: FFmpeg's name of the encoder.
       info: the format of the frames.
     """
-    is_rgb, is_jpeg = info.layout.kind in ("rgb", "gbr"), encoder == "mjpeg"
+    is_rgb, is_jpeg = info.layout.kind == "rgb", encoder == "mjpeg"
     _, matrix, primaries, transfer = info.colour
     given = FULL_RANGE if info.layout.full_range else LIMITED_RANGE
     assumed = 1 if info.height >= 720 else 6  # by players
