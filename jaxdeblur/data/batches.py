@@ -80,10 +80,9 @@ def batches(
     if not used:
         raise UserError("no data set has a share above 0")
     if max_bad_samples == 0:  # already known, so not reported hours later
-        refuse(
-            "unreadable frames (see --max-bad-samples)",
-            [r for source, _ in used if isinstance(source, ClipSource) for r in source.unreadable],
-        )
+        clips = [source for source, _ in used if isinstance(source, ClipSource)]
+        errors = [error for source in clips for error in source.errors]
+        refuse("cannot be decoded (see --max-bad-samples)", errors)
     sampler = _Sampler([source for source, _ in used], options, batch_size, motion_limit)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(len(used) + 1)]
     shuffled = [

@@ -24,7 +24,6 @@ from jaxtyping import Float, PRNGKeyArray, UInt8, UInt32
 from jaxdeblur.data.cache import in_threads, kept_array
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.data.frames import DecodedFrames
-from jaxdeblur.data.photographs import Split, find_photographs
 from jaxdeblur.data.raster import (
     Outline,
     compress,
@@ -36,7 +35,7 @@ from jaxdeblur.data.raster import (
     view_at,
 )
 from jaxdeblur.data.scenes import Objects, Scene
-from jaxdeblur.data.textures import cut_textures
+from jaxdeblur.data.textures import Split, cut_textures, find_photographs
 from jaxdeblur.data.videos import PairedVideo
 from jaxdeblur.errors import ProgressLine, UserError
 
@@ -267,7 +266,7 @@ def rendered_videos(
         in_threads(render, count, ProgressLine("rendering", count, unit="scenes", stays=True))
         return made
 
-    blurred, sharp = kept_array("scenes", recipe, shape, make)
+    blurred, sharp = kept_array("scenes", recipe, make)
     return [
         PairedVideo(f"{name}_{i:02d}", DecodedFrames(blurred[i]), DecodedFrames(sharp[i]))
         for i in range(count)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,18 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeblur.data.cache import kept
+from jaxdeblur.data.cache import kept_file, mapped
 from jaxdeblur.errors import UserError
-from jaxdeblur.files import write_json
 from jaxdeblur.shapes import Frame8, SeenVideo8, Video8
 from jaxdeblur.video.image_file import read_image
 
 ALL = slice(None)
 
 _DECODED_AT_ONCE = 16  # Frames in memory while a video is packed.
-_PIXELS = "pixels.npy"
-_PACK_VERSION = 2  # Part of a pack's name: raise it when the content of packs changes.
+_PACK_VERSION = 3  # Part of a pack's name: raise it when the content of packs changes.
 _MOST_OPEN = 128  # Packs mapped at a time: each holds one of 1024 file descriptors.
+_NO_ARRAY = (OSError, EOFError, ValueError)
+
+_mapped = functools.lru_cache(maxsize=_MOST_OPEN)(mapped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,28 +52,17 @@ class FrameFiles:
     def pack(self) -> ArrayFile:
         """Decodes the frames into the cache unless they are there already.
 
-        Frames that cannot be decoded are recorded in ``unreadable``. If one of these can be read
-        at a later call, the disk's error has passed, and all are decoded anew.
-
         Raises:
-          UserError: a file has vanished, or the cache has no room.
+          UserError: a file has vanished or cannot be decoded, or the cache has no room.
         """
 
-        def attempt(file: Path) -> Frame8 | UserError:
-            try:
-                return self._frame(file)
-            except UserError as error:
-                return error
-
-        def decoded() -> Iterator[Frame8 | UserError]:
+        def decoded() -> Iterator[Frame8]:
             with ThreadPoolExecutor(os.cpu_count()) as decoders:
                 for first in range(0, len(self), _DECODED_AT_ONCE):
-                    yield from decoders.map(attempt, self.files[first : first + _DECODED_AT_ONCE])
+                    files = self.files[first : first + _DECODED_AT_ONCE]
+                    yield from decoders.map(self._frame, files)
 
-        def readable(index: int) -> bool:
-            return not isinstance(attempt(self.files[index]), UserError)
-
-        return _pack(self.files, self.height, self.width, decoded(), readable=readable)
+        return _pack(self.files, self.height, self.width, decoded())
 
     def _frame(self, file: Path) -> Frame8:
         frame = read_image(file)
@@ -107,60 +96,42 @@ class ArrayFile:
     """Frames in a NumPy file, uint8 ``T H W C``, read by crop."""
 
     file: Path
+    files: tuple[Path, ...]
+    """The file, or what its frames were decoded from."""
     length: int
     height: int
     width: int
-    unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict)
-    """Reasons why frames could not be decoded, by index; these frames are black."""
 
     @classmethod
-    def open(cls, file: Path, channels: int) -> ArrayFile:
+    def open(cls, file: Path, channels: int, files: tuple[Path, ...] = ()) -> ArrayFile:
         """Opens a file and checks its array.
 
         Raises:
           UserError: it is not a uint8 array ``T H W C`` with that number of ``channels``.
         """
         try:
-            frames = _load(file)
+            frames = mapped(file)
         except _NO_ARRAY as error:
             raise UserError(f"{file}: not a readable array ({error})") from error
         if frames.ndim != 4 or frames.shape[3] != channels or frames.dtype != np.uint8:
             raise UserError(
                 f"{file}: must be a uint8 array T H W {channels}, not {frames.dtype} {frames.shape}"
             )
-        return cls(file, *frames.shape[:3])
+        return cls(file, files or (file,), *frames.shape[:3])
 
     def __len__(self) -> int:
         return self.length
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The file, as a tuple of one."""
-        return (self.file,)
 
     def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> SeenVideo8:
         """Returns a copy of the crop.
 
         Raises:
-          UserError: one of these frames could not be decoded, or the file is missing or damaged.
+          UserError: the file is missing or damaged.
         """
-        for index in range(*times.indices(self.length)):
-            if index in self.unreadable:
-                raise UserError(self.unreadable[index])
         try:
             return np.array(_mapped(self.file)[times, rows, columns])
         except _NO_ARRAY as error:
             raise UserError(f"{self.file}: missing or damaged: {error}") from error
-
-
-_NO_ARRAY = (OSError, EOFError, ValueError)
-
-
-def _load(file: Path) -> np.ndarray:
-    return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
-
-
-_mapped = functools.lru_cache(maxsize=_MOST_OPEN)(_load)
 
 
 Frames: TypeAlias = FrameFiles | DecodedFrames | ArrayFile
@@ -183,64 +154,28 @@ def pack_video(file: Path) -> ArrayFile:
             for picture in reader
         )
         size = (info.width, info.height) if turns % 2 else (info.height, info.width)
-        return _pack((file,), *size, decoded, turns=turns)
+        return _pack((file,), *size, decoded)
 
 
-def _pack(
-    files: tuple[Path, ...],
-    height: int,
-    width: int,
-    decoded: Iterable[Frame8 | UserError],
-    *,
-    turns: int = 0,
-    readable: Callable[[int], bool] = lambda index: False,
-) -> ArrayFile:
-    """Returns the frames of ``files`` in the cache, where ``decoded`` is written if missing."""
-    failed: dict[int, str] = {}
+def _pack(files: tuple[Path, ...], height: int, width: int, frames: Iterable[Frame8]) -> ArrayFile:
+    """Returns the frames of ``files`` in the cache, where they are written if missing."""
 
-    def make(folder: Path) -> None:
-        def frames() -> Iterator[Frame8]:
-            for index, frame in enumerate(decoded):
-                if isinstance(frame, UserError):
-                    failed[index] = str(frame)
-                    frame = np.zeros((height, width, 3), np.uint8)
-                yield frame
-
-        count = _write_frames(folder / _PIXELS, frames(), height, width)
-        write_json(folder / "frames.json", {"frames": count, "unreadable": failed})
+    def write(target: Path) -> None:
+        header: dict[str, Any] = {"descr": "|u1", "fortran_order": False}
+        count = 0
+        with open(target, "wb") as file:
+            # NumPy pads headers, so their length is the same for any number of frames.
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (0, height, width, 3)})
+            for frame in frames:
+                file.write(np.ascontiguousarray(frame).data)
+                count += 1
+            file.seek(0)
+            shape = (count, height, width, 3)
+            np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
         _mapped.cache_clear()  # it may hold a damaged file of that name
 
-    def read(folder: Path) -> ArrayFile:
-        notes = json.loads((folder / "frames.json").read_text(encoding="utf-8"))
-        unreadable = {int(index): str(reason) for index, reason in notes["unreadable"].items()}
-        shape = (notes["frames"], height, width, 3)
-        if _load(folder / _PIXELS).shape != shape:
-            raise ValueError(f"{_PIXELS} does not have the shape {shape}")
-        # An earlier start could not read these. If one is readable now, the pack is made anew.
-        for index in unreadable.keys() - failed.keys():
-            if readable(index):
-                raise ValueError(f"frame {index} can be read now")
-        return ArrayFile(folder / _PIXELS, *shape[:3], unreadable)
-
-    recipe: dict[str, Any] = {"version": _PACK_VERSION, "files": stamps(files)}
-    if turns:  # packs of version 2 ignored them
-        recipe["turns"] = turns
-    return kept("frames", recipe, make, read)
-
-
-def _write_frames(target: Path, frames: Iterable[Frame8], height: int, width: int) -> int:
-    """Writes frames one by one into one array and returns their number."""
-    header: dict[str, Any] = {"descr": "|u1", "fortran_order": False}
-    count = 0
-    with open(target, "wb") as file:
-        # NumPy pads headers, so their length is the same for any number of frames.
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (0, height, width, 3)})
-        for frame in frames:
-            file.write(np.ascontiguousarray(frame).data)
-            count += 1
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (count, height, width, 3)})
-    return count
+    recipe = {"version": _PACK_VERSION, "files": stamps(files)}
+    return ArrayFile.open(kept_file("frames", recipe, write), 3, files)
 
 
 def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:

@@ -5,6 +5,7 @@ Symbolic links are followed; no pattern has more than one ``*``, so a loop of li
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,10 +52,10 @@ SPLIT_FOLDERS = {
 
 _DVD_FOLDER = "quantitative_datasets"
 
-DVD_TEST_VIDEOS = (
+DVD_TEST_VIDEOS = {
     "720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031",
     "IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049",
-)  # fmt: skip
+}  # fmt: skip
 """The authors' ten test videos, out of the 71 in one folder."""
 
 
@@ -120,15 +121,11 @@ def resolve(text: str) -> Spec:
     if layout not in LAYOUTS or not separator:
         layout, path = "", text
     root = Path(path)
-    if not path:
-        raise UserError(f"data set {text!r}: no folder given")
     if layout in ("", HIGH_SPEED) and os.path.isfile(root):
         return Spec(text, HIGH_SPEED, root)
-    if not os.path.isdir(root):
-        if separator and not layout and os.path.exists(text.partition(":")[2]):
-            known = ", ".join([RENDERED, *LAYOUTS])
-            raise UserError(f"{text}: no such layout; the layouts are {known}")
-        raise UserError(f"{text}: no such folder")
+    if not path or not os.path.isdir(root):
+        known = f"; the layouts are {', '.join([RENDERED, *LAYOUTS])}" if separator else ""
+        raise UserError(f"{text!r}: no such folder{known}")
     return Spec(text, layout or _recognised(root), root)
 
 
@@ -145,7 +142,12 @@ def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
     root = spec.root
     if spec.layout == "dvd" and os.path.isdir(root / _DVD_FOLDER):
         root /= _DVD_FOLDER
-    folder, title = _split_folder(root, split, _title(spec.root))
+    splits = _split_folders(root)
+    if splits and split not in splits:
+        raise UserError(f"{root}: has no {split} split, only {', '.join(splits)}")
+    folder, title = splits.get(split, root), _title(spec.root)
+    if splits or spec.layout in ("dvd", "reds"):
+        title = f"{title}/{split}"
     if spec.layout == HIGH_SPEED:
         return Listing(title, "", high_speed_videos(folder))
     sharp, blurred = _patterns(PAIRED[spec.layout], split)
@@ -159,16 +161,13 @@ def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
     if spec.layout == "pairs" and any(list_frames(folder / half[:-2]) for half in halves):
         return Listing(title, "", [Place(title, folder / "blur", folder / "sharp")])
     names = {name for half in halves for name in _videos(folder, half)}
-    if spec.layout == "dvd" and folder == root:
-        if split == "validation":
-            raise UserError(f"{spec.root}: has no validation split, only train, test")
-        names = {name for name in names if (name in DVD_TEST_VIDEOS) == (split == "test")}
-    if spec.layout in ("dvd", "reds") and folder == root:
-        title = f"{title}/{split}"
+    if spec.layout == "dvd" and not splits:
+        chosen = {"train": names - DVD_TEST_VIDEOS, "test": names & DVD_TEST_VIDEOS}
+        names = chosen.get(split, set())
     if not names:
-        raise UserError(f"{folder}: contains no videos")
+        raise UserError(f"{folder}: contains no videos of the {split} split")
     places = [
-        Place(printable(name), *(folder / half.replace("*", name) for half in halves))
+        Place(name, *(folder / half.replace("*", name) for half in halves))
         for name in sorted(names, key=natural_key)
     ]
     return Listing(title, variant, places)
@@ -183,7 +182,7 @@ def high_speed_videos(root: Path) -> list[Place]:
     if os.path.isfile(root) or list_frames(root):
         return [Place(_title(root), None, root)]
     found = [
-        Place(printable(entry.name), None, entry)
+        Place(entry.name, None, entry)
         for entry in sorted(root.iterdir(), key=lambda entry: natural_key(entry.name))
         if not entry.name.startswith(".")
         and (list_frames(entry) if os.path.isdir(entry) else entry.suffix.lower() in CONTAINERS)
@@ -198,25 +197,10 @@ def choose(
 ) -> dict[str, list[str]]:
     """Returns the video ``names`` of each data set that ``only`` and ``exclude`` leave.
 
-    Both hold whole names or prefixes; a text that is a video's whole name selects no others.
-
     Raises:
       UserError: a text matches no video of any data set, or a data set has no video left.
     """
-
-    def fitting(texts: Sequence[str], option: str) -> set[str]:
-        everything = list(dict.fromkeys(name for of_one in names.values() for name in of_one))
-        found: set[str] = set()
-        for text in texts:
-            if not (fits := fitting_names(everything, text)):
-                raise UserError(
-                    f"--{option}={text}: matches no video of {', '.join(names)}; the videos are "
-                    f"{', '.join(everything[:20])}{', ...' if len(everything) > 20 else ''}"
-                )
-            found |= set(fits)
-        return found
-
-    wanted, unwanted = fitting(only, "only"), fitting(exclude, "exclude")
+    wanted, unwanted = matching(names, "only", only), matching(names, "exclude", exclude)
     kept = {
         spec: [n for n in of_one if (not only or n in wanted) and n not in unwanted]
         for spec, of_one in names.items()
@@ -227,15 +211,25 @@ def choose(
     return kept
 
 
-def fitting_names(names: Sequence[str], text: str) -> list[str]:
-    """Returns the ``names`` equal to an option's ``text``, or else all that begin with it."""
-    # A whole name wins, so that video1 does not select video10.
-    return [n for n in names if n == text] or [n for n in names if n.startswith(text)]
+def matching(names: Mapping[str, Sequence[str]], option: str, texts: Sequence[str]) -> set[str]:
+    """Returns the ``names`` that the texts of an option select, in any of the data sets.
 
+    A text is a prefix, or a whole name, which then selects no others: video1, but not video10.
 
-def printable(name: str) -> str:
-    """Returns ``name`` with unprintable parts (bytes that are not text) written as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    Raises:
+      UserError: a text matches no video.
+    """
+    everything = list(dict.fromkeys(itertools.chain(*names.values())))
+    found: set[str] = set()
+    for text in texts:
+        fits = [text] if text in everything else [n for n in everything if n.startswith(text)]
+        if not fits:
+            raise UserError(
+                f"--{option}={text}: matches no video of {', '.join(names)}; the videos are "
+                f"{', '.join(everything[:20])}{', ...' if len(everything) > 20 else ''}"
+            )
+        found |= set(fits)
+    return found
 
 
 def _recognised(root: Path) -> str:
@@ -277,24 +271,11 @@ def _videos(folder: Path, pattern: str) -> list[str]:
     """Returns the names that ``*`` matches."""
     above, _, below = pattern.partition("*")
     is_there = os.path.isfile if below.endswith(".npy") else os.path.isdir
-    try:
-        return [
-            entry.name
-            for entry in (folder / above).iterdir()
-            if not entry.name.startswith(".") and is_there(entry / below.strip("/"))
-        ]
-    except OSError as error:
-        raise UserError(f"{folder / above}: cannot be read: {error.strerror}") from error
-
-
-def _split_folder(root: Path, split: str, title: str) -> tuple[Path, str]:
-    """Returns a split's folder and its title, or ``root`` itself if it has no splits."""
-    there = _split_folders(root)
-    if not there:
-        return root, title
-    if split not in there:
-        raise UserError(f"{root}: has no {split} split, only {', '.join(there)}")
-    return there[split], f"{title}/{split}"
+    return [
+        entry.name
+        for entry in (folder / above).iterdir()
+        if not entry.name.startswith(".") and is_there(entry / below.strip("/"))
+    ]
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -307,5 +288,4 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _title(root: Path) -> str:
-    root = Path(os.path.abspath(root))  # without ".."
-    return printable(root.name or root.anchor)
+    return Path(os.path.abspath(root)).name  # without ".."

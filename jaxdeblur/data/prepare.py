@@ -8,7 +8,6 @@ download.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from einops import rearrange
 from jaxtyping import UInt8
+from PIL import Image
 
 from jaxdeblur.data.exposure import average
+from jaxdeblur.data.synthesis import new_folder
 from jaxdeblur.errors import ProgressLine, UserError, run_command
-from jaxdeblur.files import ended_by_signals, replace_folder_when_whole
+from jaxdeblur.files import ended_by_signals
 from jaxdeblur.options import Parser, Range, add_fields, check_ranges, read_fields
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.formats import list_frames, natural_key
@@ -89,30 +89,27 @@ def check(name: str, source: Path) -> list[str]:
       UserError: a frame's header cannot be read.
     """
     published, said = PUBLISHED[name], []
-    pairs = name != "GOPRO" or not _is_high_speed(source)
+    is_fast = _is_high_speed(name, source)
     for split, (videos, frames) in published.splits.items():
         found = _videos(source / split)
         if len(found) != videos:
             said.append(f"{source / split}: {len(found)} videos, expected {videos}")
         total = 0
         for video in found:
-            folders = [video / folder for folder in published.folders] if pairs else [video]
-            names = [[file.stem for file in _frames(folder)] for folder in folders]
-            total += len(names[-1])
-            for folder, of_folder in zip(folders, names, strict=True):
-                if not of_folder or of_folder != names[-1]:
+            folders = [video] if is_fast else [video / folder for folder in published.folders]
+            sharp = [file.stem for file in _frames(folders[-1])]
+            total += len(sharp)
+            for folder in folders:
+                files = _frames(folder)
+                if not files or [file.stem for file in files] != sharp:
                     said.append(
-                        f"{folder}: {len(of_folder)} frames, which do not match the video's "
+                        f"{folder}: {len(files)} frames, which do not match the video's "
                         "other folders"
                     )
-                    continue
-                size = image_size(_frames(folder)[0])
-                if size not in (published.size, published.size[::-1]):
-                    said.append(
-                        f"{folder}: {size[1]}x{size[0]} pixels, expected "
-                        f"{published.size[1]}x{published.size[0]}"
-                    )
-        if pairs and total != frames:
+                elif sorted(size := image_size(files[0])) != sorted(published.size):
+                    height, width = published.size
+                    said.append(f"{folder}: {size[1]}x{size[0]} pixels, expected {width}x{height}")
+        if total != frames and not is_fast:
             said.append(f"{source / split}: {total} frames, expected {frames}")
     return said
 
@@ -134,37 +131,31 @@ def prepare(name: str, source: Path, target: Path, config: PrepareConfig) -> int
       UserError: ``source`` cannot be read, or ``target`` exists or cannot be written.
     """
     change, count = CHANGES.get((name, config.protocol)), 0
-    high_speed = name == "GOPRO" and _is_high_speed(source)
-    try:
-        if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-            raise UserError(f"{target}: already exists; remove it or choose another folder")
-        with replace_folder_when_whole(target) as part:
-            for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
-                line = ProgressLine(video.name, None, stays=True)
-                made = blurred(video, config) if high_speed else _pairs(name, video)
-                for number, (place, frame) in enumerate(made, 1):
-                    into = part / video.relative_to(source) / place
-                    into.parent.mkdir(parents=True, exist_ok=True)
-                    if isinstance(frame, Path) and change is None:
-                        into.symlink_to(frame.absolute())
-                    else:
-                        pixels = read_image(frame) if isinstance(frame, Path) else frame
-                        write_png(into.with_suffix(".png"), change(pixels) if change else pixels)
-                    line.update(number)
-                    count += 1
-                line.close()
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+    make = blurred if _is_high_speed(name, source) else _pairs
+    with new_folder(target) as part:
+        for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
+            line = ProgressLine(video.name, None, stays=True)
+            for number, (place, frame) in enumerate(make(name, video, config), 1):
+                into = part / video.relative_to(source) / place
+                into.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(frame, Path) and change is None:
+                    into.symlink_to(frame.absolute())
+                else:
+                    pixels = read_image(frame) if isinstance(frame, Path) else frame
+                    write_png(into.with_suffix(".png"), change(pixels) if change else pixels)
+                line.update(number)
+                count += 1
+            line.close()
     return count
 
 
-def _pairs(name: str, video: Path) -> Iterator[tuple[str, Path | Frame8]]:
+def _pairs(name: str, video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Frame8]]:
     """Yields the frames of a video with their paths below its folder."""
     for folder in PUBLISHED[name].folders:
         yield from ((f"{folder}/{file.name}", file) for file in _frames(video / folder))
 
 
-def blurred(video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Frame8]]:
+def blurred(name: str, video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Frame8]]:
     """Yields frames made from GOPRO_Large_all by eq. 1 (ICCV 2017), with their paths.
 
     Exposures follow without a gap. The sharp frame as printed is X_{nT + floor(tau/2)}, counted
@@ -173,10 +164,9 @@ def blurred(video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Fr
     Raises:
       UserError: the video's name gives no tau, or a frame cannot be read.
     """
-    named = re.fullmatch(r".*_(\d\d)_\d\d", video.name)
     tau = config.tau
     if tau is None:
-        if not named:
+        if not (named := re.fullmatch(r".*_(\d\d)_\d\d", video.name)):
             raise UserError(f"{video}: no tau in the name, unlike GOPR0372_07_00; give --tau")
         tau = int(named[1])
     middle = tau // 2 - 1 if config.as_printed else (tau - 1) // 2
@@ -189,20 +179,10 @@ def blurred(video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Fr
 
 
 def scaled(frame: Frame8) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Scales to three quarters by area averaging. How ESTRNN's authors do it is not known.
-
-    Raises:
-      UserError: height or width is not a multiple of 4.
-    """
+    """Scales to three quarters by area averaging. How ESTRNN's authors do it is not known."""
     height, width, _ = frame.shape
-    if height % 4 or width % 4:
-        raise UserError(
-            f"--protocol=estrnn: the frames' sides must be multiples of 4, not {width}x{height}"
-        )
-    shares = np.array([[3, 1, 0, 0], [0, 2, 2, 0], [0, 0, 1, 3]], np.float32) / 4
-    fours = rearrange(frame.astype(np.float32), "(h i) (w j) c -> h i w j c", i=4, j=4)
-    threes = np.einsum("pi,qj,hiwjc->hpwqc", shares, shares, fours, optimize=True)
-    return (rearrange(threes, "h p w q c -> (h p) (w q) c") + 0.5).astype(np.uint8)
+    fine = Image.fromarray(frame).resize((3 * width, 3 * height), Image.Resampling.NEAREST)
+    return np.asarray(fine.reduce(4))
 
 
 def turned(frame: Frame8) -> UInt8[np.ndarray, "rows columns 3"]:
@@ -217,9 +197,10 @@ CHANGES: dict[tuple[str, str | None], Callable[[Frame8], np.ndarray]] = {
 """How a protocol changes a data set's frames; other combinations score them unchanged."""
 
 
-def _is_high_speed(source: Path) -> bool:
+def _is_high_speed(name: str, source: Path) -> bool:
     """Returns whether this is GOPRO_Large_all, whose videos hold frames, not folders of them."""
-    return any(_frames(video) for split in ("train", "test") for video in _videos(source / split))
+    videos = [video for split in ("train", "test") for video in _videos(source / split)]
+    return name == "GOPRO" and any(map(_frames, videos))
 
 
 def _videos(folder: Path) -> list[Path]:
@@ -249,8 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_fields(parser, PrepareConfig(), "preparation")
     given = parser.parse_args(arguments)
     config = read_fields(given, PrepareConfig())
-    high_speed = given.name == "GOPRO" and _is_high_speed(given.source)
-    if (config.tau or config.as_printed) and not high_speed:
+    if (config.tau or config.as_printed) and not _is_high_speed(given.name, given.source):
         raise UserError(
             "--tau and --as-printed apply only to GOPRO_Large_all, whose frames are averaged"
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxdeblur.data.exposure import Exposure, average
-from jaxdeblur.data.frames import ArrayFile, FrameFiles, Frames, stamps
+from jaxdeblur.data.frames import FrameFiles, Frames, stamps
 from jaxdeblur.errors import ProgressLine, UserError
 from jaxdeblur.shapes import Frame8
 
@@ -94,17 +94,25 @@ class Dataset:
     videos: Sequence[Video]
 
 
-def pack_dataset(dataset: Dataset) -> Dataset:
-    """Returns the data set with all frames in image files decoded into the cache, once."""
+def pack_dataset(dataset: Dataset) -> tuple[Dataset, list[str]]:
+    """Returns the data set with its image files decoded into the cache, once, and the errors.
+
+    A video with an error stays as it is: its other frames are decoded at every read.
+    """
     line = ProgressLine("decoding", len(dataset.videos), unit="videos")
     videos: list[Video] = []
+    errors = []
     for video in dataset.videos:
-        fields = vars(video).items()
-        packed: Any = {name: of.pack() for name, of in fields if isinstance(of, FrameFiles)}
-        videos.append(dataclasses.replace(video, **packed))  # type: ignore[type-var]
+        try:
+            fields = vars(video).items()
+            packed: Any = {name: of.pack() for name, of in fields if isinstance(of, FrameFiles)}
+            videos.append(dataclasses.replace(video, **packed))  # type: ignore[type-var]
+        except UserError as error:
+            videos.append(video)
+            errors.append(str(error))
         line.update(len(videos))
     line.close()
-    return dataclasses.replace(dataset, videos=videos)
+    return dataclasses.replace(dataset, videos=videos), errors
 
 
 def video_frames(video: Any) -> list[Frames]:
@@ -123,11 +131,7 @@ def identity(video: Video) -> list[Any]:
     Raises:
       UserError: a file no longer exists.
     """
-    return [
-        # A pack is named by a hash of what was packed, and is made again wherever it is missing.
-        frames.file.parent.name if isinstance(frames, ArrayFile) else stamps(frames.files)
-        for frames in video_frames(video)
-    ]
+    return [stamps(frames.files) for frames in video_frames(video)]
 
 
 def refuse(what: str, problems: Sequence[str]) -> None:
@@ -137,5 +141,5 @@ def refuse(what: str, problems: Sequence[str]) -> None:
       UserError: there are problems; it names the first 20 and says how many more there are.
     """
     if problems:
-        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
-        raise UserError(f"{what}: " + "; ".join([*problems[:20], *more]))
+        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise UserError(f"{what}: {'; '.join(problems[:20])}{more}")

@@ -102,7 +102,7 @@ def train(
             f"{'on them' if run.data.on_device else 'by the host'}, step {first} of "
             f"{config.steps}, in {folder}"
         )
-        for spec in data.folders:
+        for spec in run.data.folders:
             if resolve(spec).is_taken_for_high_speed:
                 _say(f"{spec}: treated as high-speed frames, which are averaged into blur")
         if first >= config.steps:
@@ -170,7 +170,7 @@ def _batches(
     order = {"batch_size": config.batch_size, "seed": config.seed, "start_step": first}
     feed: Iterator[Batch] | None = None
     with contextlib.ExitStack() as threads:
-        if not on_device or data.folders:
+        if not on_device or run.data.folders:
             local = batches(
                 data.train,
                 options,

@@ -79,7 +79,7 @@ def take(
     where = devices.mesh_of(jax.devices()[:on])
     with batches(sources, options, **order, render=False) as host:  # type: ignore[arg-type]
         made = render_on_device(
-            devices.global_batches(host, where) if data.folders else None,
+            devices.global_batches(host, where) if config.folders else None,
             sources,
             options,
             devices.clips_over(where),

@@ -96,13 +96,6 @@ def test_estrnn_scores_three_quarters_of_the_size(tmp_path: Path) -> None:
         assert np.abs(after[0, 0] - corner).max() <= 0.6
 
 
-def test_sides_that_estrnn_cannot_scale_are_one_line(tmp_path: Path) -> None:
-    write(tmp_path / "GOPRO/train/GOPR0372_07_00/blur", 1, (22, 32))
-    command = ["GOPRO", str(tmp_path / "GOPRO"), str(tmp_path / "made"), "--partial"]
-    with pytest.raises(UserError, match="sides must be multiples of 4, not 32x22"):
-        main([*command, "--protocol=estrnn"])
-
-
 @pytest.mark.parametrize("occupied", ["folder", "file", "link"])
 def test_what_exists_is_kept_and_said_before_the_work(
     occupied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,10 +14,9 @@ import pytest
 from jaxdeblur.data import textures
 from jaxdeblur.data.batches import batches
 from jaxdeblur.data.clips import ClipOptions
-from jaxdeblur.data.photographs import find_photographs
 from jaxdeblur.data.render import HostRenderer, _blur, motion_of, render_scene
 from jaxdeblur.data.scenes import SCENES, Scene, SceneConfig, position, sample_scene, step_times
-from jaxdeblur.data.textures import RenderedScenes, open_scenes
+from jaxdeblur.data.textures import RenderedScenes, find_photographs, open_scenes
 
 FRAMES, CROP = 3, 32
 TINY = dataclasses.replace(SCENES["tiny"], motion=(3.0, 5.0), objects=1, noise=(0.0, 0.0))

@@ -172,7 +172,7 @@ def test_videos_shorter_than_the_usual_exposure_can_train(folder: Path) -> None:
 
 
 def test_photographs_without_rendered_scenes_are_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match="--photos applies to rendered scenes"):
+    with pytest.raises(UserError, match="--photos has no effect"):
         DataConfig(data=(f"highspeed:{folder / 'fast'}",), photos=str(folder))
 
 
