@@ -114,10 +114,8 @@ class ClipSource:
         self.options = options
         self.videos = dataset.videos
         counts = [self._count(video) for video in self.videos]
-        fast = any(isinstance(video, HighSpeedVideo) for video in self.videos)
         refuse(
-            f"{dataset.name}{', treated as high-speed frames' if fast else ''}: "
-            f"too short or too small for clips of {options.frames} frames of "
+            f"{dataset.name}: too short or too small for clips of {options.frames} frames of "
             f"{options.crop}x{options.crop} pixels",
             [
                 f"{video.name} ({len(video_frames(video)[-1])} frames of "

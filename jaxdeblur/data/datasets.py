@@ -100,9 +100,8 @@ def open_dataset(
         variant = f"tau {exposure.tau}, period {exposure.period}"
         light = "linear" if exposure.linear else None
         if scored:
-            taken = ", treated as high-speed frames" if named.is_taken_for_high_speed else ""
             refuse(
-                f"{spec}{taken}: an exposure needs {exposure.tau} frames",
+                f"{spec}, high-speed frames: an exposure needs {exposure.tau} frames",
                 [f"{video.name} has {len(video.frames)}" for video in found if not len(video)],
             )
     about = [variant, _AVERAGED[light] if light else ""]

@@ -242,14 +242,12 @@ def rendered_videos(
         "scenes": count,
         "photographs": {photograph.name: photograph.digest for photograph in photographs},
     }
-    shape = (2, count, chosen.frames, *chosen.size, 3)
 
     def make() -> np.ndarray:
         textures = jnp.asarray(cut_textures(photographs, 2 * count, chosen.texture_size, _SEED))
         keys = jax.random.split(jax.random.key(_SEED), count)
-        made = np.empty(shape, np.uint8)
 
-        def render(index: int) -> None:
+        def render(index: int) -> np.ndarray:
             scene = jax.tree.map(lambda values: values[index], all_scenes)
             noise_key = jax.random.split(keys[index])[1]
             clips = render_fixed_scene(
@@ -260,11 +258,10 @@ def rendered_videos(
                 frames=chosen.frames,
                 moments=chosen.moments,
             )
-            for target, clip in zip(made, clips, strict=True):
-                target[index] = np.round(np.asarray(clip) * 255)
+            return np.round(np.stack(clips) * 255).astype(np.uint8)
 
-        in_threads(render, count, ProgressLine("rendering", count, unit="scenes", stays=True))
-        return made
+        line = ProgressLine("rendering", count, unit="scenes", stays=True)
+        return np.stack(in_threads(render, count, line), axis=1)
 
     blurred, sharp = kept_array("scenes", recipe, make)
     return [

@@ -149,7 +149,9 @@ def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
     if splits or spec.layout in ("dvd", "reds"):
         title = f"{title}/{split}"
     if spec.layout == HIGH_SPEED:
-        return Listing(title, "", high_speed_videos(folder))
+        if not (places := high_speed_videos(folder)):
+            raise UserError(f"{folder}: contains no frames, folders of frames or videos")
+        return Listing(title, "", places)
     sharp, blurred = _patterns(PAIRED[spec.layout], split)
     there = [name for name, pattern in blurred.items() if _has(folder, pattern)]
     if not there:
@@ -174,22 +176,15 @@ def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
 
 
 def high_speed_videos(root: Path) -> list[Place]:
-    """Lists the high-speed videos of a video file, a folder of frames, or a folder of these.
-
-    Raises:
-      UserError: there are none.
-    """
+    """Lists the high-speed videos of a video file, a folder of frames, or a folder of these."""
     if os.path.isfile(root) or list_frames(root):
         return [Place(_title(root), None, root)]
-    found = [
+    return [
         Place(entry.name, None, entry)
         for entry in sorted(root.iterdir(), key=lambda entry: natural_key(entry.name))
         if not entry.name.startswith(".")
         and (list_frames(entry) if os.path.isdir(entry) else entry.suffix.lower() in CONTAINERS)
     ]
-    if not found:
-        raise UserError(f"{root}: contains no frames, folders of frames or videos")
-    return found
 
 
 def choose(
@@ -242,11 +237,7 @@ def _recognised(root: Path) -> str:
             sharp, blurred = _patterns(layout, split)
             if _has(folder, sharp) and any(_has(folder, p) for p in blurred.values()):
                 return name
-    for folder in folders.values():
-        try:
-            high_speed_videos(folder)
-        except UserError:
-            continue
+    if any(map(high_speed_videos, folders.values())):
         return HIGH_SPEED
     raise UserError(
         f"{root}: no data set recognised; the layouts are {', '.join(LAYOUTS)} (docs/data.md)"

@@ -224,5 +224,7 @@ def open_scenes(
         "seed": _TEXTURE_SEED,
         "photographs": {photograph.name: photograph.digest for photograph in found},
     }
-    make = functools.partial(cut_textures, found, count, size, _TEXTURE_SEED)
-    return RenderedScenes(config, kept_array("textures", recipe, make))
+    return RenderedScenes(
+        config,
+        kept_array("textures", recipe, lambda: cut_textures(found, count, size, _TEXTURE_SEED)),
+    )
