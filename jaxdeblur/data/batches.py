@@ -46,7 +46,7 @@ def batches(
     process_count: int = 1,
     workers: int = 1,
     max_bad_samples: int = 0,
-    motion_limit: MotionLimit | None = None,
+    motion_limit: MotionLimit = lambda step: math.inf,
     render: bool = True,
 ) -> Iterator[Iterator[Batch]]:
     """Yields an endless iterator over this process's part of the batches from ``start_step`` on.
@@ -133,7 +133,7 @@ def _source(
         return ClipSource(data, options)
     if not render:
         return None
-    return HostRenderer(data.textures, data.config, options.length, options.crop)
+    return HostRenderer(data, options.length, options.crop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Sampler:
     """None for scenes that the device renders."""
     options: ClipOptions
     batch_size: int
-    motion_limit: MotionLimit | None
+    motion_limit: MotionLimit
 
     def sample(self, place: tuple[int, int, int], rng: np.random.Generator) -> dict[str, Any]:
         """Makes the sample at ``place``: (index in the run, source, clip number in the source)."""
@@ -159,7 +159,7 @@ class _Sampler:
         if isinstance(source, ClipSource):
             blurred, sharp, problems = self._read(source, number, rng, as_it_is)
         else:
-            limit = self.motion_limit(index // self.batch_size) if self.motion_limit else math.inf
+            limit = self.motion_limit(index // self.batch_size)
             blurred, sharp = source.clip(int(rng.integers(2**32)), limit)
         if as_it_is:
             blurred = sharp

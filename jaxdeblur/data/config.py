@@ -109,19 +109,13 @@ class DataConfig(ClipVariety):
         shared = {field.name: getattr(self, field.name) for field in fields(ClipVariety)}
         return ClipOptions(**shared, frames=frames, before=before, after=after, crop=crop)
 
-    def motion_limit(self, steps: int) -> MotionLimit | None:
-        """Returns the curriculum of a run of ``steps``, or None if its motion is not limited."""
-        if not self.curriculum:
-            return None
+    def motion_limit(self, steps: int) -> MotionLimit:
+        """Returns the curriculum of a run of ``steps``; without one, motion is not limited."""
         start = self.curriculum_start
         ranges = [self.scenes_of(spec).motion for spec in self.data if is_rendered(spec)]
         most = max((fastest for _, fastest in ranges), default=start)
         full = self.curriculum * steps
-
-        def limit(step: int) -> float:
-            return float("inf") if step >= full else start + (most - start) * step / full
-
-        return limit
+        return lambda step: math.inf if step >= full else start + (most - start) * step / full
 
 
 def is_rendered(spec: str) -> bool:

@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias
 
 from jaxdeblur.data.exposure import Exposure
 from jaxdeblur.data.fixed_scenes import rendered_videos
-from jaxdeblur.data.frames import ArrayFile, FrameFiles, pack_video
 from jaxdeblur.data.layouts import (
     HIGH_SPEED,
     MAPS_FILE,
@@ -24,7 +23,16 @@ from jaxdeblur.data.layouts import (
     resolve,
 )
 from jaxdeblur.data.textures import Split
-from jaxdeblur.data.videos import Dataset, HighSpeedVideo, PairedVideo, Video, refuse
+from jaxdeblur.data.videos import (
+    ArrayFile,
+    Dataset,
+    FrameFiles,
+    HighSpeedVideo,
+    PairedVideo,
+    Video,
+    pack_video,
+    refuse,
+)
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.path_maps import CHANNELS
 from jaxdeblur.video.formats import list_frames

@@ -23,7 +23,6 @@ from jaxtyping import Float, PRNGKeyArray, UInt8, UInt32
 
 from jaxdeblur.data.cache import in_threads, kept_array
 from jaxdeblur.data.exposure import GAMMA
-from jaxdeblur.data.frames import DecodedFrames
 from jaxdeblur.data.raster import (
     Outline,
     compress,
@@ -36,7 +35,7 @@ from jaxdeblur.data.raster import (
 )
 from jaxdeblur.data.scenes import Objects, Scene
 from jaxdeblur.data.textures import Split, cut_textures, find_photographs
-from jaxdeblur.data.videos import PairedVideo
+from jaxdeblur.data.videos import DecodedFrames, PairedVideo
 from jaxdeblur.errors import ProgressLine, UserError
 
 _RENDERER_VERSION = 3  # Part of the cache key: raise it if the same scenes get other pixels.

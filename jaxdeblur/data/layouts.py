@@ -60,9 +60,8 @@ DVD_TEST_VIDEOS = {
 
 
 class Spec(NamedTuple):
-    """A data set as an option names it, with its layout and location."""
+    """The layout and location of a data set."""
 
-    text: str
     layout: str
     """``rendered`` or one of ``LAYOUTS``."""
     root: Path
@@ -73,11 +72,6 @@ class Spec(NamedTuple):
         """Whether there may be several kinds of blurred frames."""
         return self.layout in PAIRED and "" not in PAIRED[self.layout].blurred
 
-    @property
-    def is_taken_for_high_speed(self) -> bool:
-        """Whether frames count as high-speed ones although the option does not say so."""
-        return self.layout == HIGH_SPEED and not self.text.startswith(f"{HIGH_SPEED}:")
-
     def check_variant(self, variant: str | None) -> None:
         """Checks that a ``variant`` is given only if the layout may have several.
 
@@ -85,9 +79,7 @@ class Spec(NamedTuple):
           UserError: the layout has no variants.
         """
         if variant is not None and not self.has_variants:
-            raise UserError(
-                f"{self.text}: no variant {variant!r}; the layout {self.layout} has no variants"
-            )
+            raise UserError(f"--variant={variant}: the layout {self.layout} has no variants")
 
 
 class Place(NamedTuple):
@@ -117,16 +109,16 @@ def resolve(text: str) -> Spec:
     """
     layout, separator, path = text.partition(":")
     if layout == RENDERED:
-        return Spec(text, RENDERED, Path())
+        return Spec(RENDERED, Path())
     if layout not in LAYOUTS or not separator:
         layout, path = "", text
     root = Path(path)
     if layout in ("", HIGH_SPEED) and os.path.isfile(root):
-        return Spec(text, HIGH_SPEED, root)
+        return Spec(HIGH_SPEED, root)
     if not path or not os.path.isdir(root):
         known = f"; the layouts are {', '.join([RENDERED, *LAYOUTS])}" if separator else ""
         raise UserError(f"{text!r}: no such folder{known}")
-    return Spec(text, layout or _recognised(root), root)
+    return Spec(layout or _recognised(root), root)
 
 
 def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:

@@ -36,7 +36,7 @@ def render_on_device(
     batch_size: int,
     seed: int,
     start_step: int,
-    motion_limit: MotionLimit | None,
+    motion_limit: MotionLimit,
 ) -> Iterator[dict[str, Array]]:
     """Yields the batches from ``start_step`` on, with scenes rendered on the training devices.
 
@@ -77,7 +77,7 @@ def render_on_device(
     }
     key = jax.random.key(seed)
     for step in itertools.count(start_step):
-        limit = np.float32(motion_limit(step) if motion_limit else np.inf)
+        limit = np.float32(motion_limit(step))
         keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
         clips = np.arange(step * batch_size, (step + 1) * batch_size)
         source_of = source_of_clips(clips, shares)

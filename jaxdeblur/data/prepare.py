@@ -25,7 +25,7 @@ from jaxdeblur.files import ended_by_signals
 from jaxdeblur.options import Parser, Range, add_fields, check_ranges, read_fields
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.formats import list_frames, natural_key
-from jaxdeblur.video.image_file import image_size, read_image, write_png
+from jaxdeblur.video.image_file import read_image, write_png
 
 
 class Published(NamedTuple):
@@ -34,26 +34,20 @@ class Published(NamedTuple):
     Attributes:
       folders: subfolders of a video: the blurred frames, then the sharp ones.
       splits: the number of videos and of frames in each split.
-      size: height and width of a frame, in either order.
     """
 
     folders: tuple[str, ...]
     splits: dict[str, tuple[int, int]]
-    size: tuple[int, int]
 
 
 PUBLISHED = {
     # Nah et al. 2017: 3,214 pairs.
-    "GOPRO": Published(
-        ("blur", "blur_gamma", "sharp"), {"train": (22, 2103), "test": (11, 1111)}, (720, 1280)
-    ),
+    "GOPRO": Published(("blur", "blur_gamma", "sharp"), {"train": (22, 2103), "test": (11, 1111)}),
     # Su et al. 2017: all 71 videos lie in one folder; layouts.py lists the test videos.
-    "DVD": Published(("input", "GT"), {"quantitative_datasets": (71, 6708)}, (720, 1280)),
+    "DVD": Published(("input", "GT"), {"quantitative_datasets": (71, 6708)}),
     # Zhong et al. 2022, for each exposure time.
     "BSD": Published(
-        ("Blur/RGB", "Sharp/RGB"),
-        {"train": (60, 6000), "valid": (20, 2000), "test": (20, 3000)},
-        (480, 640),
+        ("Blur/RGB", "Sharp/RGB"), {"train": (60, 6000), "valid": (20, 2000), "test": (20, 3000)}
     ),
 }
 
@@ -84,68 +78,37 @@ def check(name: str, source: Path) -> list[str]:
     """Lists what a download lacks or has unlike the published one, a line each; empty if whole.
 
     The number of frames in GOPRO_Large_all is not published, so it is not checked.
-
-    Raises:
-      UserError: a frame's header cannot be read.
     """
     published, said = PUBLISHED[name], []
-    is_fast = _is_high_speed(name, source)
+    folders = () if _is_high_speed(name, source) else published.folders
     for split, (videos, frames) in published.splits.items():
         found = _videos(source / split)
         if len(found) != videos:
             said.append(f"{source / split}: {len(found)} videos, expected {videos}")
-        total = 0
-        for video in found:
-            folders = [video] if is_fast else [video / folder for folder in published.folders]
-            sharp = [file.stem for file in _frames(folders[-1])]
-            total += len(sharp)
-            for folder in folders:
-                files = _frames(folder)
-                if not files or [file.stem for file in files] != sharp:
-                    said.append(
-                        f"{folder}: {len(files)} frames, which do not match the video's "
-                        "other folders"
-                    )
-                elif sorted(size := image_size(files[0])) != sorted(published.size):
-                    height, width = published.size
-                    said.append(f"{folder}: {size[1]}x{size[0]} pixels, expected {width}x{height}")
-        if total != frames and not is_fast:
-            said.append(f"{source / split}: {total} frames, expected {frames}")
+        for folder in folders:
+            count = sum(len(_frames(video / folder)) for video in found)
+            if count != frames:
+                said.append(f"{source / split}/*/{folder}: {count} frames, expected {frames}")
     return said
 
 
-def prepare(name: str, source: Path, target: Path, config: PrepareConfig) -> int:
-    """Writes the folder that a protocol scores, completely or not at all.
-
-    Args:
-      name: the data set's name in ``PUBLISHED``.
-      source: the download: GOPRO_Large or GOPRO_Large_all, DVD's folder that holds
-        quantitative_datasets, or BSD's of one exposure time.
-      target: the new folder.
-      config: how the download is prepared.
-
-    Returns:
-      The number of frames in the folder.
-
-    Raises:
-      UserError: ``source`` cannot be read, or ``target`` exists or cannot be written.
-    """
+def _write(name: str, source: Path, target: Path, config: PrepareConfig) -> int:
+    """Writes the folder that a protocol scores; returns its number of frames."""
     change, count = CHANGES.get((name, config.protocol)), 0
     make = blurred if _is_high_speed(name, source) else _pairs
-    with new_folder(target) as part:
-        for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
-            line = ProgressLine(video.name, None, stays=True)
-            for number, (place, frame) in enumerate(make(name, video, config), 1):
-                into = part / video.relative_to(source) / place
-                into.parent.mkdir(parents=True, exist_ok=True)
-                if isinstance(frame, Path) and change is None:
-                    into.symlink_to(frame.absolute())
-                else:
-                    pixels = read_image(frame) if isinstance(frame, Path) else frame
-                    write_png(into.with_suffix(".png"), change(pixels) if change else pixels)
-                line.update(number)
-                count += 1
-            line.close()
+    for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
+        line = ProgressLine(video.name, None, stays=True)
+        for number, (place, frame) in enumerate(make(name, video, config), 1):
+            into = target / video.relative_to(source) / place
+            into.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(frame, Path) and change is None:
+                into.symlink_to(frame.absolute())
+            else:
+                pixels = read_image(frame) if isinstance(frame, Path) else frame
+                write_png(into.with_suffix(".png"), change(pixels) if change else pixels)
+            line.update(number)
+            count += 1
+        line.close()
     return count
 
 
@@ -225,7 +188,13 @@ def main(arguments: list[str] | None = None) -> None:
         "writes the folder that a protocol of published tables scores.",
     )
     parser.add_argument("name", choices=PUBLISHED, help="the data set")
-    parser.add_argument("source", metavar="SRC", type=Path, help="the download")
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        type=Path,
+        help="the download: GOPRO_Large or GOPRO_Large_all, DVD's folder that holds "
+        "quantitative_datasets, or BSD's of one exposure time",
+    )
     parser.add_argument("target", metavar="DST", type=Path, help="the new folder, for --data")
     add_fields(parser, PrepareConfig(), "preparation")
     given = parser.parse_args(arguments)
@@ -243,7 +212,8 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{given.source}: differs from {given.name} as published; "
                 "use --partial to prepare it anyway"
             )
-    count = prepare(given.name, given.source, given.target, config)
+    with new_folder(given.target) as part:
+        count = _write(given.name, given.source, part, config)
     print(f"{given.target}: {count} frames")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from jaxdeblur.data.cache import in_threads
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import Exposure
-from jaxdeblur.data.videos import Dataset, Video
+from jaxdeblur.data.videos import Video
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
 from jaxdeblur.options import Parser
@@ -37,28 +37,6 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from error
 
 
-def write_pairs(source: Path, target: Path, exposure: Exposure) -> Dataset:
-    """Turns high-speed videos into the layout ``pairs``, all or nothing, and returns them.
-
-    Only the training split of a folder with splits is used.
-
-    Raises:
-      UserError: a frame or video cannot be read, a video is too short, ``target`` exists or cannot
-        be written, or T > tau does not hold.
-    """
-    if exposure.period <= exposure.tau:
-        raise UserError(
-            f"period must be above tau, {exposure.tau}, not {exposure.period} (eq. 1 has T > tau)"
-        )
-    with new_folder(target) as part:
-        dataset = open_dataset(f"highspeed:{source}", "train", exposure=exposure)
-        for video in dataset.videos:
-            _write_video(video, part)
-        made = {"source": str(source), **dataclasses.asdict(exposure)}
-        write_json(part / "manifest.json", made)
-    return dataset
-
-
 def _write_video(video: Video, folder: Path) -> None:
     def write(index: int) -> None:
         for half, frame in (("blur", video.blurred(index)), ("sharp", video.sharp(index))):
@@ -70,7 +48,12 @@ def _write_video(video: Video, folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; see ``--help``."""
+    """Runs the command; see ``--help``. Of a folder with splits it uses the training split.
+
+    Raises:
+      UserError: a frame or video cannot be read, a video is too short, the folder exists or cannot
+        be written, or T > tau does not hold.
+    """
     parser = Parser(
         prog="python -m jaxdeblur.data.synthesis",
         description="Turns high-speed video into pairs of blurred and sharp frames (eq. 1): "
@@ -88,7 +71,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     period = given.tau + 1 if given.period is None else given.period
     exposure = Exposure(given.tau, period, given.linear)
-    dataset = write_pairs(given.source, given.target, exposure)
+    if period <= given.tau:
+        raise UserError(f"period must be above tau, {given.tau}, not {period} (eq. 1 has T > tau)")
+    with new_folder(given.target) as part:
+        dataset = open_dataset(f"highspeed:{given.source}", "train", exposure=exposure)
+        for video in dataset.videos:
+            _write_video(video, part)
+        made = {"source": str(given.source), **dataclasses.asdict(exposure)}
+        write_json(part / "manifest.json", made)
     frames = sum(map(len, dataset.videos))
     print(f"{given.target}: {frames} frames of {len(dataset.videos)} video(s), {dataset.variant}")
 

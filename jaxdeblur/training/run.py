@@ -11,7 +11,7 @@ import jax
 
 from jaxdeblur import devices
 from jaxdeblur.data.batches import batches
-from jaxdeblur.data.layouts import resolve
+from jaxdeblur.data.layouts import HIGH_SPEED, resolve
 from jaxdeblur.data.on_device import render_on_device
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import UserError, tell
@@ -103,8 +103,8 @@ def train(
             f"{config.steps}, in {folder}"
         )
         for spec in run.data.folders:
-            if resolve(spec).is_taken_for_high_speed:
-                _say(f"{spec}: treated as high-speed frames, which are averaged into blur")
+            if resolve(spec).layout == HIGH_SPEED:
+                _say(f"{spec}: high-speed frames, which are averaged into blur")
         if first >= config.steps:
             _say(how_to_score(folder))
             return state

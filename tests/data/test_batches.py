@@ -12,8 +12,7 @@ import pytest
 from jaxdeblur.data import batches as batches_module
 from jaxdeblur.data.batches import ClipOptions, batches
 from jaxdeblur.data.exposure import Exposure
-from jaxdeblur.data.frames import DecodedFrames
-from jaxdeblur.data.videos import Dataset, HighSpeedVideo, PairedVideo
+from jaxdeblur.data.videos import Dataset, DecodedFrames, HighSpeedVideo, PairedVideo
 from jaxdeblur.errors import UserError
 
 OPTIONS = ClipOptions(frames=3, crop=16)

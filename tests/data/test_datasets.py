@@ -11,13 +11,19 @@ import av
 import numpy as np
 import pytest
 
-from jaxdeblur.data import frames
+from jaxdeblur.data import videos as videos_module
 from jaxdeblur.data.batches import ClipOptions, batches
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import Exposure
-from jaxdeblur.data.frames import ArrayFile, FrameFiles
 from jaxdeblur.data.layouts import DVD_TEST_VIDEOS, resolve
-from jaxdeblur.data.videos import HighSpeedVideo, PairedVideo, Video, pack_dataset
+from jaxdeblur.data.videos import (
+    ArrayFile,
+    FrameFiles,
+    HighSpeedVideo,
+    PairedVideo,
+    Video,
+    pack_dataset,
+)
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.image_file import read_image, write_png
 
@@ -136,7 +142,7 @@ def test_high_speed_frames_are_exposed(root):
     for spec in (str(root), f"highspeed:{root}"):
         dataset = open_dataset(spec, "test", exposure=Exposure(5, 5))
         assert names(dataset) == list(HIGH_SPEED)
-        assert resolve(spec).is_taken_for_high_speed == (spec == str(root))
+        assert resolve(spec).layout == "highspeed"
         assert dataset.variant == "tau 5, period 5"
         video = dataset.videos[1]
         assert isinstance(video, HighSpeedVideo)
@@ -357,7 +363,7 @@ def test_packed_frames_are_the_files_and_are_decoded_once(root, cache, monkeypat
     np.testing.assert_array_equal(packed.read(*crop), files.read(*crop))
     assert (len(packed), packed.height, packed.width) == (5, 16, 20)
     decoded = []
-    monkeypatch.setattr(frames, "read_image", lambda *a: decoded.append(a) or read_image(*a))
+    monkeypatch.setattr(videos_module, "read_image", lambda *a: decoded.append(a) or read_image(*a))
     assert files.pack() == packed
     assert not decoded
     write_png(root / "video" / "000002.png", np.zeros((16, 20, 3), np.uint8))
@@ -377,7 +383,7 @@ def test_a_video_with_an_unreadable_frame_is_read_from_its_files(root, cache, mo
         return read_image(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(frames, "read_image", fails)
+        patch.setattr(videos_module, "read_image", fails)
         same, errors = pack_dataset(dataset)
         assert "000001.png: Input/output error" in errors[0]
         assert same.videos == dataset.videos

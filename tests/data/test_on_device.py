@@ -71,7 +71,7 @@ def take(
     batch_size: int = 4,
     seed: int = 0,
     start_step: int = 0,
-    motion_limit: MotionLimit | None = None,
+    motion_limit: MotionLimit = lambda step: float("inf"),
 ) -> list[dict[str, np.ndarray]]:
     data, options = TrainingData(config, 16), config.clip_options(3, 16)
     sources = data.train

@@ -107,7 +107,7 @@ def test_a_way_shifts_by_whole_pixels_and_keeps_fine_detail_between() -> None:
 @pytest.mark.stress
 def test_the_host_leaves_out_what_a_scene_does_not_need(pictures: np.ndarray) -> None:
     """Narrower margins, one kernel for four equal ones, no absent object: equal frames."""
-    host = HostRenderer(pictures, VARIED, FRAMES, CROP)
+    host = HostRenderer(RenderedScenes(VARIED, pictures), FRAMES, CROP)
     reaches = set()
     for seed in range(3):
         key, scene, motion = host.draw(seed)
