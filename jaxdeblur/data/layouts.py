@@ -30,25 +30,30 @@ class Patterns(NamedTuple):
     """By variant, the default first; a layout without variants has the single key ""."""
 
 
-PAIRED = {  # in the order in which they are tried
-    "reds": Patterns(
-        "{split}_sharp/*", {"blur": "{split}_blur/*", "blur_comp": "{split}_blur_comp/*"}
-    ),
-    "pairs": Patterns("sharp/*", {"": "blur/*"}),  # or one video's frames without its folder
-    "gopro": Patterns("*/sharp", {"blur": "*/blur", "blur_gamma": "*/blur_gamma"}),
-    "bsd": Patterns("*/Sharp/RGB", {"": "*/Blur/RGB"}),
-    "dvd": Patterns("*/GT", {"": "*/input"}),
-    "paths": Patterns(f"*/{SHARP_FILE}", {"": f"*/{MAPS_FILE}"}),
-}
-
-LAYOUTS = (*PAIRED, HIGH_SPEED)
-"""The names that may precede a path, as in ``gopro:/data/GOPRO_Large``."""
-
 SPLIT_FOLDERS = {
     "train": ("train",),
     "validation": ("validation", "valid", "val"),
     "test": ("test",),
 }
+
+
+def paired(split: str) -> dict[str, Patterns]:
+    """Returns the layouts of blurred and sharp frames, in the order in which they are tried."""
+    short = SPLIT_FOLDERS[split][-1]
+    return {
+        "reds": Patterns(
+            f"{short}_sharp/*", {"blur": f"{short}_blur/*", "blur_comp": f"{short}_blur_comp/*"}
+        ),
+        "pairs": Patterns("sharp/*", {"": "blur/*"}),  # or one video's frames without its folder
+        "gopro": Patterns("*/sharp", {"blur": "*/blur", "blur_gamma": "*/blur_gamma"}),
+        "bsd": Patterns("*/Sharp/RGB", {"": "*/Blur/RGB"}),
+        "dvd": Patterns("*/GT", {"": "*/input"}),
+        "paths": Patterns(f"*/{SHARP_FILE}", {"": f"*/{MAPS_FILE}"}),
+    }
+
+
+LAYOUTS = (*paired("train"), HIGH_SPEED)
+"""The names that may precede a path, as in ``gopro:/data/GOPRO_Large``."""
 
 _DVD_FOLDER = "quantitative_datasets"
 
@@ -70,7 +75,7 @@ class Spec(NamedTuple):
     @property
     def has_variants(self) -> bool:
         """Whether there may be several kinds of blurred frames."""
-        return self.layout in PAIRED and "" not in PAIRED[self.layout].blurred
+        return self.layout in ("reds", "gopro")
 
     def check_variant(self, variant: str | None) -> None:
         """Checks that a ``variant`` is given only if the layout may have several.
@@ -144,7 +149,7 @@ def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
         if not (places := high_speed_videos(folder)):
             raise UserError(f"{folder}: contains no frames, folders of frames or videos")
         return Listing(title, "", places)
-    sharp, blurred = _patterns(PAIRED[spec.layout], split)
+    sharp, blurred = paired(split)[spec.layout]
     there = [name for name, pattern in blurred.items() if _has(folder, pattern)]
     if not there:
         raise UserError(f"{folder}: contains no folder {' or '.join(blurred.values())}")
@@ -224,9 +229,9 @@ def _recognised(root: Path) -> str:
     if os.path.isdir(root / _DVD_FOLDER):
         return "dvd"
     folders = _split_folders(root) or dict.fromkeys(SPLIT_FOLDERS, root)
-    for name, layout in PAIRED.items():
+    for name in LAYOUTS[:-1]:
         for split, folder in folders.items():
-            sharp, blurred = _patterns(layout, split)
+            sharp, blurred = paired(split)[name]
             if _has(folder, sharp) and any(_has(folder, p) for p in blurred.values()):
                 return name
     if any(map(high_speed_videos, folders.values())):
@@ -234,13 +239,6 @@ def _recognised(root: Path) -> str:
     raise UserError(
         f"{root}: no data set recognised; the layouts are {', '.join(LAYOUTS)} (docs/data.md)"
     )
-
-
-def _patterns(layout: Patterns, split: str) -> tuple[str, dict[str, str]]:
-    """Returns the patterns of the sharp and the blurred frames for one split."""
-    short = SPLIT_FOLDERS[split][-1]
-    blurred = {name: pattern.format(split=short) for name, pattern in layout.blurred.items()}
-    return layout.sharp.format(split=short), blurred
 
 
 def _has(folder: Path, pattern: str) -> bool:
