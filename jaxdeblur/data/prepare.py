@@ -7,12 +7,12 @@ download.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,7 +22,7 @@ from jaxdeblur.data.exposure import average
 from jaxdeblur.data.synthesis import new_folder
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import ended_by_signals
-from jaxdeblur.options import Parser, Range, add_fields, check_ranges, read_fields
+from jaxdeblur.options import Parser
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.formats import list_frames, natural_key
 from jaxdeblur.video.image_file import read_image, write_png
@@ -52,28 +52,6 @@ PUBLISHED = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class PrepareConfig:
-    """How a download is prepared.
-
-    Attributes:
-      protocol: estrnn: GOPRO at 960x540; pvdnet: DVD's portrait videos rotated; all others score
-        the frames unchanged.
-      tau: for GOPRO_Large_all: high-speed frames in an exposure; by default GOPRO's, which the
-        videos' names give.
-      as_printed: for GOPRO_Large_all: the sharp frame of eq. 1 as printed, not GOPRO's middle one.
-      partial: writes what is there even if the download is incomplete.
-    """
-
-    protocol: Literal["estrnn", "pvdnet"] | None = None
-    tau: Annotated[int, Range(7, 13)] | None = None
-    as_printed: bool = False
-    partial: bool = False
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
-
 def check(name: str, source: Path) -> list[str]:
     """Lists what a download lacks or has unlike the published one, a line each; empty if whole.
 
@@ -92,33 +70,13 @@ def check(name: str, source: Path) -> list[str]:
     return said
 
 
-def _write(name: str, source: Path, target: Path, config: PrepareConfig) -> int:
-    """Writes the folder that a protocol scores; returns its number of frames."""
-    change, count = CHANGES.get((name, config.protocol)), 0
-    make = blurred if _is_high_speed(name, source) else _pairs
-    for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
-        line = ProgressLine(video.name, None, stays=True)
-        for number, (place, frame) in enumerate(make(name, video, config), 1):
-            into = target / video.relative_to(source) / place
-            into.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(frame, Path) and change is None:
-                into.symlink_to(frame.absolute())
-            else:
-                pixels = read_image(frame) if isinstance(frame, Path) else frame
-                write_png(into.with_suffix(".png"), change(pixels) if change else pixels)
-            line.update(number)
-            count += 1
-        line.close()
-    return count
-
-
-def _pairs(name: str, video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Frame8]]:
+def _pairs(folders: tuple[str, ...], video: Path) -> Iterator[tuple[str, Path]]:
     """Yields the frames of a video with their paths below its folder."""
-    for folder in PUBLISHED[name].folders:
+    for folder in folders:
         yield from ((f"{folder}/{file.name}", file) for file in _frames(video / folder))
 
 
-def blurred(name: str, video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Frame8]]:
+def blurred(tau: int | None, as_printed: bool, video: Path) -> Iterator[tuple[str, Frame8]]:
     """Yields frames made from GOPRO_Large_all by eq. 1 (ICCV 2017), with their paths.
 
     Exposures follow without a gap. The sharp frame as printed is X_{nT + floor(tau/2)}, counted
@@ -127,12 +85,11 @@ def blurred(name: str, video: Path, config: PrepareConfig) -> Iterator[tuple[str
     Raises:
       UserError: the video's name gives no tau, or a frame cannot be read.
     """
-    tau = config.tau
     if tau is None:
         if not (named := re.fullmatch(r".*_(\d\d)_\d\d", video.name)):
             raise UserError(f"{video}: no tau in the name, unlike GOPR0372_07_00; give --tau")
         tau = int(named[1])
-    middle = tau // 2 - 1 if config.as_printed else (tau - 1) // 2
+    middle = tau // 2 - 1 if as_printed else (tau - 1) // 2
     files = _frames(video)
     for n in range(len(files) // tau):
         exposure = np.stack([read_image(file) for file in files[n * tau : (n + 1) * tau]])
@@ -196,24 +153,65 @@ def main(arguments: list[str] | None = None) -> None:
         "quantitative_datasets, or BSD's of one exposure time",
     )
     parser.add_argument("target", metavar="DST", type=Path, help="the new folder, for --data")
-    add_fields(parser, PrepareConfig(), "preparation")
+    parser.add_argument(
+        "--protocol",
+        choices=("estrnn", "pvdnet"),
+        help="estrnn: GOPRO at 960x540; pvdnet: DVD's portrait videos rotated; all others score "
+        "the frames unchanged",
+    )
+    parser.add_argument(
+        "--tau",
+        type=int,
+        choices=range(7, 14),
+        help="for GOPRO_Large_all: high-speed frames in an exposure; by default GOPRO's, which the "
+        "videos' names give",
+    )
+    parser.add_argument(
+        "--as-printed",
+        action="store_true",
+        help="for GOPRO_Large_all: the sharp frame of eq. 1 as printed, not GOPRO's middle one",
+    )
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="write what is there even if the download is incomplete",
+    )
     given = parser.parse_args(arguments)
-    config = read_fields(given, PrepareConfig())
-    if (config.tau or config.as_printed) and not _is_high_speed(given.name, given.source):
+    name, source = given.name, given.source
+    is_fast = _is_high_speed(name, source)
+    if (given.tau or given.as_printed) and not is_fast:
         raise UserError(
             "--tau and --as-printed apply only to GOPRO_Large_all, whose frames are averaged"
         )
-    if config.protocol and (given.name, config.protocol) not in CHANGES:
-        raise UserError(f"--protocol={config.protocol}: does not change {given.name}; leave it out")
-    if missing := check(given.name, given.source):
+    change = CHANGES.get((name, given.protocol))
+    if given.protocol and change is None:
+        raise UserError(f"--protocol={given.protocol}: does not change {name}; leave it out")
+    if missing := check(name, source):
         print(*missing, sep="\n", file=sys.stderr)
-        if not config.partial:
+        if not given.partial:
             raise UserError(
-                f"{given.source}: differs from {given.name} as published; "
-                "use --partial to prepare it anyway"
+                f"{source}: differs from {name} as published; use --partial to prepare it anyway"
             )
+    make: Callable[[Path], Iterator[tuple[str, Path | np.ndarray]]]
+    if is_fast:
+        make = functools.partial(blurred, given.tau, given.as_printed)
+    else:
+        make = functools.partial(_pairs, PUBLISHED[name].folders)
+    count = 0
     with new_folder(given.target) as part:
-        count = _write(given.name, given.source, part, config)
+        for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
+            line = ProgressLine(video.name, None, stays=True)
+            for number, (place, frame) in enumerate(make(video), 1):
+                into = part / video.relative_to(source) / place
+                into.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(frame, Path) and change is None:
+                    into.symlink_to(frame.absolute())
+                else:
+                    pixels: np.ndarray = read_image(frame) if isinstance(frame, Path) else frame
+                    write_png(into.with_suffix(".png"), change(pixels) if change else pixels)
+                line.update(number)
+                count += 1
+            line.close()
     print(f"{given.target}: {count} frames")
 
 
