@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(
                 f"{source}: differs from {name} as published; use --partial to prepare it anyway"
             )
-    make: Callable[[Path], Iterator[tuple[str, Path | np.ndarray]]]
+    make: Callable[[Path], Iterator[tuple[str, Any]]]  # paths, with files or pixels
     if is_fast:
         make = functools.partial(blurred, given.tau, given.as_printed)
     else:
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
                 if isinstance(frame, Path) and change is None:
                     into.symlink_to(frame.absolute())
                 else:
-                    pixels: np.ndarray = read_image(frame) if isinstance(frame, Path) else frame
+                    pixels = read_image(frame) if isinstance(frame, Path) else frame
                     write_png(into.with_suffix(".png"), change(pixels) if change else pixels)
                 line.update(number)
                 count += 1
