@@ -68,8 +68,9 @@ def _is_whole(file: Path) -> bool:
     return False
 
 
-def in_threads(make: Callable[[int], Result], count: int, line: ProgressLine) -> list[Result]:
-    """Returns ``make(0)`` to ``make(count - 1)``, made on all cores; ``line`` shows it."""
+def in_threads(make: Callable[[int], Result], count: int, what: str, unit: str) -> list[Result]:
+    """Returns ``make(0)`` to ``make(count - 1)``, made on all cores, and shows the progress."""
+    line = ProgressLine(what, count, unit=unit, stays=True)
     made = [make(0)]  # alone, so that it is compiled only once
     with ThreadPoolExecutor(os.cpu_count()) as workers:  # each keeps one core busy
         for one in workers.map(make, range(1, count)):

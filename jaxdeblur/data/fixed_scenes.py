@@ -36,7 +36,7 @@ from jaxdeblur.data.raster import (
 from jaxdeblur.data.scenes import Objects, Scene
 from jaxdeblur.data.textures import Split, cut_textures, find_photographs
 from jaxdeblur.data.videos import DecodedFrames, PairedVideo
-from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.errors import UserError
 
 _RENDERER_VERSION = 3  # Part of the cache key: raise it if the same scenes get other pixels.
 _SEED = 2017  # For the noise and the textures.
@@ -259,8 +259,7 @@ def rendered_videos(
             )
             return np.round(np.stack(clips) * 255).astype(np.uint8)
 
-        line = ProgressLine("rendering", count, unit="scenes", stays=True)
-        return np.stack(in_threads(render, count, line), axis=1)
+        return np.stack(in_threads(render, count, "rendering", "scenes"), axis=1)
 
     blurred, sharp = kept_array("scenes", recipe, make)
     return [

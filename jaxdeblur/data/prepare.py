@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -70,13 +70,13 @@ def check(name: str, source: Path) -> list[str]:
     return said
 
 
-def _pairs(folders: tuple[str, ...], video: Path) -> Iterator[tuple[str, Path]]:
+def _pairs(folders: tuple[str, ...], video: Path) -> Iterator[tuple[str, Path | Frame8]]:
     """Yields the frames of a video with their paths below its folder."""
     for folder in folders:
         yield from ((f"{folder}/{file.name}", file) for file in _frames(video / folder))
 
 
-def blurred(tau: int | None, as_printed: bool, video: Path) -> Iterator[tuple[str, Frame8]]:
+def blurred(tau: int | None, as_printed: bool, video: Path) -> Iterator[tuple[str, Path | Frame8]]:
     """Yields frames made from GOPRO_Large_all by eq. 1 (ICCV 2017), with their paths.
 
     Exposures follow without a gap. The sharp frame as printed is X_{nT + floor(tau/2)}, counted
@@ -192,7 +192,6 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(
                 f"{source}: differs from {name} as published; use --partial to prepare it anyway"
             )
-    make: Callable[[Path], Iterator[tuple[str, Any]]]  # paths, with files or pixels
     if is_fast:
         make = functools.partial(blurred, given.tau, given.as_printed)
     else:
@@ -204,11 +203,13 @@ def main(arguments: list[str] | None = None) -> None:
             for number, (place, frame) in enumerate(make(video), 1):
                 into = part / video.relative_to(source) / place
                 into.parent.mkdir(parents=True, exist_ok=True)
-                if isinstance(frame, Path) and change is None:
+                if change:
+                    pixels = read_image(frame) if isinstance(frame, Path) else frame
+                    write_png(into.with_suffix(".png"), change(pixels))
+                elif isinstance(frame, Path):
                     into.symlink_to(frame.absolute())
                 else:
-                    pixels = read_image(frame) if isinstance(frame, Path) else frame
-                    write_png(into.with_suffix(".png"), change(pixels) if change else pixels)
+                    write_png(into, frame)
                 line.update(number)
                 count += 1
             line.close()

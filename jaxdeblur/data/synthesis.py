@@ -15,7 +15,7 @@ from jaxdeblur.data.cache import in_threads
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import Exposure
 from jaxdeblur.data.videos import Video
-from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.files import ended_by_signals, replace_folder_when_whole, write_json
 from jaxdeblur.options import Parser
 from jaxdeblur.video.image_file import write_png
@@ -44,7 +44,7 @@ def _write_video(video: Video, folder: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_png(file, frame)
 
-    in_threads(write, len(video), ProgressLine(video.name, len(video), stays=True))
+    in_threads(write, len(video), video.name, "frames")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from jaxdeblur.data.cache import in_threads, kept_array
 from jaxdeblur.data.scenes import SceneConfig
-from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.formats import list_frames
 from jaxdeblur.video.image_file import read_image
@@ -120,8 +120,7 @@ def cut_textures(
         rng = np.random.default_rng([seed, size, 1, index])
         return _cut(photographs, int(order[index]), size, rng)
 
-    line = ProgressLine("cutting textures", count, unit="textures", stays=True)
-    return np.stack(in_threads(cut, count, line))
+    return np.stack(in_threads(cut, count, "cutting textures", "textures"))
 
 
 def _cut(
