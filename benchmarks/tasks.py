@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from jaxdeblur.data.photographs import Split, find_photographs
+from jaxdeblur.data.textures import Split, find_photographs
 from jaxdeblur.shapes import Batch
 
 Grey = Float[np.ndarray, "T H W"]

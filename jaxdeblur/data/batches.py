@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -47,7 +46,7 @@ def batches(
     process_count: int = 1,
     workers: int = 1,
     max_bad_samples: int = 0,
-    motion_limit: MotionLimit | None = None,
+    motion_limit: MotionLimit = lambda step: math.inf,
     render: bool = True,
 ) -> Iterator[Iterator[Batch]]:
     """Yields an endless iterator over this process's part of the batches from ``start_step`` on.
@@ -58,7 +57,7 @@ def batches(
     Args:
       sources: data sets and rendered scenes with their shares of the samples (in any unit; 0
         leaves one out). The reading threads render a new scene for every clip.
-      batch_size: clips in the global batch; each process gets ``batch_size / process_count``.
+      batch_size: clips in the global batch, a multiple of ``process_count``.
       workers: threads that read ahead (they copy crops and render scenes outside Python's lock);
         with 0, each batch is made on demand.
       max_bad_samples: how many clips with unreadable frames are replaced by others, each with a
@@ -67,23 +66,14 @@ def batches(
       render: whether scenes are rendered here; otherwise their clips are black (``on_device``).
 
     Raises:
-      UserError: a video is shorter or smaller than a clip, the batch does not divide among the
-        processes, or (from the iterator) a frame cannot be read.
+      UserError: a video is shorter or smaller than a clip, or a frame cannot be read.
     """
     import grain  # takes a second to load
 
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"batch size: {batch_size} cannot be divided evenly among {process_count} processes"
-        )
     used = [(_source(data, options, render), weight) for data, weight in sources if weight]
-    if not used:
-        raise UserError("no data set has a share above 0")
     if max_bad_samples == 0:  # already known, so not reported hours later
-        refuse(
-            "unreadable frames (see --max-bad-samples)",
-            [r for source, _ in used if isinstance(source, ClipSource) for r in source.unreadable],
-        )
+        clips = [source for source, _ in used if isinstance(source, ClipSource)]
+        refuse("cannot be decoded (see --max-bad-samples)", [e for c in clips for e in c.errors])
     sampler = _Sampler([source for source, _ in used], options, batch_size, motion_limit)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(len(used) + 1)]
     shuffled = [
@@ -143,7 +133,7 @@ def _source(
         return ClipSource(data, options)
     if not render:
         return None
-    return HostRenderer(data.textures, data.config, options.length, options.crop)
+    return HostRenderer(data, options.length, options.crop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +144,7 @@ class _Sampler:
     """None for scenes that the device renders."""
     options: ClipOptions
     batch_size: int
-    motion_limit: MotionLimit | None
+    motion_limit: MotionLimit
 
     def sample(self, place: tuple[int, int, int], rng: np.random.Generator) -> dict[str, Any]:
         """Makes the sample at ``place``: (index in the run, source, clip number in the source)."""
@@ -169,7 +159,7 @@ class _Sampler:
         if isinstance(source, ClipSource):
             blurred, sharp, problems = self._read(source, number, rng, as_it_is)
         else:
-            limit = self.motion_limit(index // self.batch_size) if self.motion_limit else math.inf
+            limit = self.motion_limit(index // self.batch_size)
             blurred, sharp = source.clip(int(rng.integers(2**32)), limit)
         if as_it_is:
             blurred = sharp
@@ -246,7 +236,5 @@ def _difference(blurred: SeenVideo8, sharp: Video8) -> float:
 
 
 def _stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    stacked: dict[str, Any] = {
-        name: np.stack([sample[name] for sample in samples]) for name in ("blurred", "sharp")
-    }
-    return {**stacked, "problems": list(itertools.chain(*(s["problems"] for s in samples)))}
+    stacked = {name: np.stack([s[name] for s in samples]) for name in ("blurred", "sharp")}
+    return {**stacked, "problems": [problem for s in samples for problem in s["problems"]]}

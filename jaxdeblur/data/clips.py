@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxdeblur.data.exposure import MAX_TAU, average
-from jaxdeblur.data.frames import ArrayFile
 from jaxdeblur.data.videos import (
     Dataset,
     HighSpeedVideo,
@@ -111,21 +110,12 @@ class ClipSource:
     """A data set as a numbered list of clips."""
 
     def __init__(self, dataset: Dataset, options: ClipOptions) -> None:
-        dataset = pack_dataset(dataset)
+        dataset, self.errors = pack_dataset(dataset)
         self.options = options
-        self.unreadable = [
-            reason
-            for video in dataset.videos
-            for frames in video_frames(video)
-            if isinstance(frames, ArrayFile)
-            for reason in frames.unreadable.values()
-        ]
         self.videos = dataset.videos
         counts = [self._count(video) for video in self.videos]
-        fast = any(isinstance(video, HighSpeedVideo) for video in self.videos)
         refuse(
-            f"{dataset.name}{', treated as high-speed frames' if fast else ''}: "
-            f"too short or too small for clips of {options.frames} frames of "
+            f"{dataset.name}: too short or too small for clips of {options.frames} frames of "
             f"{options.crop}x{options.crop} pixels",
             [
                 f"{video.name} ({len(video_frames(video)[-1])} frames of "

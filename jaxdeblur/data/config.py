@@ -71,32 +71,30 @@ class DataConfig(ClipVariety):
             raise UserError(f"--mix has {len(self.mix)} shares for {len(self.data)} data sets")
         if self.mix and not any(self.mix):
             raise UserError("--mix must have at least one share above 0")
-        only_rendered = all(map(is_rendered, self.data))
-        if only_rendered and (self.only or self.exclude):
-            raise UserError(
-                "--only and --exclude select videos of a folder, but "
-                f"--data={' '.join(self.data)} has only rendered scenes"
-            )
-        if only_rendered and self.variant is not None and not self.validate_on:
-            raise UserError(
-                f"--variant={self.variant}: --data={' '.join(self.data)} has only rendered scenes"
-            )
-        if is_rendered(self.data[0]) and self.validate_only and not self.validate_on:
-            raise UserError(
-                "--validate-only selects videos of a folder, but a run whose first data set is "
-                f"{self.data[0]} validates on rendered scenes; name the folder with --validate-on"
-            )
-        if self.photos and not any(map(is_rendered, self.data)):
-            raise UserError(
-                f"--photos applies to rendered scenes, but --data={' '.join(self.data)} has none"
-            )
+        others, rendered = self.folders, len(self.folders) < len(self.data)
+        for option, has_effect in {
+            "only": others,
+            "exclude": others,
+            "variant": others or self.validate_on,
+            "validate_only": self.data[0] in others or self.validate_on,
+            "photos": rendered,
+        }.items():
+            if getattr(self, option) and not has_effect:
+                raise UserError(
+                    f"--{option.replace('_', '-')} has no effect on --data={' '.join(self.data)}"
+                )
+
+    @property
+    def folders(self) -> list[str]:
+        """The entries of ``data`` that are not rendered scenes."""
+        return [spec for spec in self.data if not is_rendered(spec)]
 
     @property
     def on_device(self) -> bool:
         """Whether the training device renders the scenes; False without rendered scenes."""
         if self.render == "auto" and jax.default_backend() == "cpu":
             return False
-        return self.render != "host" and any(map(is_rendered, self.data))
+        return self.render != "host" and len(self.folders) < len(self.data)
 
     def scenes_of(self, spec: str) -> SceneConfig:
         """Returns the configuration of the scenes that an entry of ``data`` renders."""
@@ -111,19 +109,13 @@ class DataConfig(ClipVariety):
         shared = {field.name: getattr(self, field.name) for field in fields(ClipVariety)}
         return ClipOptions(**shared, frames=frames, before=before, after=after, crop=crop)
 
-    def motion_limit(self, steps: int) -> MotionLimit | None:
-        """Returns the curriculum of a run of ``steps``, or None if its motion is not limited."""
-        if not self.curriculum:
-            return None
+    def motion_limit(self, steps: int) -> MotionLimit:
+        """Returns the curriculum of a run of ``steps``; without one, motion is not limited."""
         start = self.curriculum_start
         ranges = [self.scenes_of(spec).motion for spec in self.data if is_rendered(spec)]
         most = max((fastest for _, fastest in ranges), default=start)
         full = self.curriculum * steps
-
-        def limit(step: int) -> float:
-            return float("inf") if step >= full else start + (most - start) * step / full
-
-        return limit
+        return lambda step: math.inf if step >= full else start + (most - start) * step / full
 
 
 def is_rendered(spec: str) -> bool:

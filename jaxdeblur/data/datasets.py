@@ -8,29 +8,30 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from jaxdeblur.data.exposure import Exposure
 from jaxdeblur.data.fixed_scenes import rendered_videos
-from jaxdeblur.data.frames import ArrayFile, FrameFiles, pack_video
 from jaxdeblur.data.layouts import (
     HIGH_SPEED,
     MAPS_FILE,
     RENDERED,
+    SHARP_FILE,
     Place,
-    Spec,
     choose,
     list_videos,
     resolve,
 )
-from jaxdeblur.data.photographs import Split
+from jaxdeblur.data.textures import Split
 from jaxdeblur.data.videos import (
+    ArrayFile,
     Dataset,
+    FrameFiles,
     HighSpeedVideo,
     PairedVideo,
     Video,
+    pack_video,
     refuse,
-    video_frames,
 )
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.path_maps import CHANNELS
@@ -44,7 +45,7 @@ _AVERAGED = {"linear": "linear light", "stored": "stored values"}
 
 
 def open_dataset(
-    spec: str | Spec,
+    spec: str,
     split: Split,
     *,
     variant: str | None = None,
@@ -76,62 +77,46 @@ def open_dataset(
       UserError: the data set, split or variant does not exist, or a frame is missing, unmatched,
         unreadable or of another size.
     """
-    spec = resolve(spec) if isinstance(spec, str) else spec
-    text, layout = spec.text, spec.layout
-    spec.check_variant(variant)
-    if exposure is not None and layout != HIGH_SPEED:
-        raise UserError(f"{text}: already blurred; tau and period apply to high-speed frames only")
+    named = resolve(spec)
+    layout, is_fast = named.layout, named.layout == HIGH_SPEED
+    named.check_variant(variant)
+    if exposure is not None and not is_fast:
+        raise UserError(f"{spec}: already blurred; tau and period apply to high-speed frames only")
     if light is not None and layout not in (RENDERED, HIGH_SPEED):
         raise UserError(
-            f"{text}: already blurred; light applies to rendered and high-speed frames only"
+            f"{spec}: already blurred; light applies to rendered and high-speed frames only"
         )
-    if sharp_input and layout == HIGH_SPEED:
-        raise UserError(f"{text}: sharp input does not apply to high-speed frames; use tau 1")
-    if layout == RENDERED:
-        dataset = _rendered(text, split, light)
-        kept = choose({text: [video.name for video in dataset.videos]}, only, exclude)[text]
-        videos = [video for video in dataset.videos if video.name in kept]
-        return _as_asked(dataclasses.replace(dataset, videos=videos), sharp_input)
+    if sharp_input and is_fast:
+        raise UserError(f"{spec}: sharp input does not apply to high-speed frames; use tau 1")
     exposure = exposure or Exposure()
     if light is not None:
         exposure = dataclasses.replace(exposure, linear=light == "linear")
-    listing = list_videos(spec, split, variant)
-    kept = choose({text: [place.name for place in listing.places]}, only, exclude)[text]
-    places = [place for place in listing.places if place.name in kept]
-    with ThreadPoolExecutor(8) as readers:  # a disk serves several requests at a time
-        videos = list(readers.map(functools.partial(_open, exposure=exposure), places))
-    if layout != HIGH_SPEED:
-        return _as_asked(Dataset(listing.title, listing.variant, videos), sharp_input)
-    if scored:
-        taken = ", treated as high-speed frames" if spec.is_taken_for_high_speed else ""
-        refuse(
-            f"{text}{taken}: an exposure needs {exposure.tau} frames",
-            [f"{v.name} has {len(video_frames(v)[-1])}" for v in videos if not len(v)],
-        )
-    averaged = f", {_AVERAGED['linear']}" if exposure.linear else ""
-    variant = f"tau {exposure.tau}, period {exposure.period}{averaged}"
-    return Dataset(listing.title, variant, videos)
 
-
-def _rendered(text: str, split: Split, light: Light | None) -> Dataset:
-    kind = text.partition(":")[2] or "narrow"
-    videos = rendered_videos(split, kind, linear=None if light is None else light == "linear")
-    return Dataset(
-        f"rendered/{split}", kind if light is None else f"{kind}, {_AVERAGED[light]}", videos
-    )
-
-
-def _as_asked(dataset: Dataset, sharp_input: bool) -> Dataset:
-    """Replaces the blurred frames by the sharp ones if ``sharp_input`` is set."""
-    if not sharp_input:
-        return dataset
-    videos = [
-        dataclasses.replace(video, blurred_frames=video.sharp_frames)
-        for video in dataset.videos
-        if isinstance(video, PairedVideo)
-    ]
-    variant = ", ".join(filter(None, [dataset.variant, "sharp frames as input"]))
-    return Dataset(dataset.name, variant, videos)
+    found: Sequence[Any]
+    if layout == RENDERED:
+        title, variant = f"rendered/{split}", spec.partition(":")[2] or "narrow"
+        linear = None if light is None else exposure.linear
+        found = rendered_videos(split, variant, linear=linear)
+    else:
+        title, variant, found = list_videos(named, split, variant)
+    kept = choose({spec: [video.name for video in found]}, only, exclude)[spec]
+    found = [video for video in found if video.name in kept]
+    if layout != RENDERED:
+        with ThreadPoolExecutor(8) as readers:  # a disk serves several requests at a time
+            found = list(readers.map(functools.partial(_open, exposure=exposure), found))
+    if is_fast:
+        variant = f"tau {exposure.tau}, period {exposure.period}"
+        light = "linear" if exposure.linear else None
+        if scored:
+            refuse(
+                f"{spec}, high-speed frames: an exposure needs {exposure.tau} frames",
+                [f"{video.name} has {len(video.frames)}" for video in found if not len(video)],
+            )
+    about = [variant, _AVERAGED[light] if light else ""]
+    if sharp_input:
+        about.append("sharp frames as input")
+        found = [dataclasses.replace(v, blurred_frames=v.sharp_frames) for v in found]
+    return Dataset(title, ", ".join(filter(None, about)), found)
 
 
 def _open(place: Place, exposure: Exposure) -> Video:
@@ -141,36 +126,24 @@ def _open(place: Place, exposure: Exposure) -> Video:
         files = list_frames(place.sharp)
         return HighSpeedVideo(place.name, FrameFiles(tuple(files), *_common_size(files)), exposure)
     if place.blurred.name == MAPS_FILE:
-        return _open_maps(place.name, place.blurred, place.sharp)
-    blurred, sharp = (_by_stem(half) for half in (place.blurred, place.sharp))
-    for one, other, kind in ((blurred, sharp, "sharp"), (sharp, blurred, "blurred")):
-        for stem, file in one.items():
-            if stem not in other:
-                raise UserError(f"{file}: has no matching {kind} frame")
+        maps, frames = ArrayFile.open(place.blurred, CHANNELS), ArrayFile.open(place.sharp, 3)
+        if (len(maps), maps.height, maps.width) != (len(frames), frames.height, frames.width):
+            raise UserError(f"{place.blurred}: differs in length or size from {SHARP_FILE}")
+        return PairedVideo(place.name, maps, frames)
+    blurred, sharp = _by_stem(place.blurred), _by_stem(place.sharp)
+    for stem in sorted(blurred.keys() ^ sharp.keys()):
+        kind = "sharp" if stem in blurred else "blurred"
+        raise UserError(f"{(blurred | sharp)[stem]}: has no matching {kind} frame")
     size = _common_size([*sharp.values(), *blurred.values()])
     halves = (FrameFiles(tuple(half[stem] for stem in blurred), *size) for half in (blurred, sharp))
     return PairedVideo(place.name, *halves)
 
 
-def _open_maps(name: str, blurred: Path, sharp: Path) -> PairedVideo:
-    maps, frames = ArrayFile.open(blurred, CHANNELS), ArrayFile.open(sharp, 3)
-    if (len(maps), maps.height, maps.width) != (len(frames), frames.height, frames.width):
-        raise UserError(f"{blurred}: differs in length or size from {sharp.name}")
-    return PairedVideo(name, maps, frames)
-
-
 def _by_stem(folder: Path) -> dict[str, Path]:
     """Returns a folder's frames by their names without suffix, in natural order."""
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder}: no such folder")
-    frames: dict[str, Path] = {}
-    for file in list_frames(folder):
-        if file.stem in frames:
-            raise UserError(f"{file} and {frames[file.stem].name} differ only in their suffix")
-        frames[file.stem] = file
-    if not frames:
+    if not (frames := list_frames(folder)):
         raise UserError(f"{folder}: contains no images")
-    return frames
+    return {file.stem: file for file in frames}
 
 
 def _common_size(files: Sequence[Path]) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +14,9 @@ GAMMA = 2.2
 
 MAX_TAU = 256
 """The longest exposure in high-speed frames: the sum of that many bytes fits 16 bits."""
+
+# The light, 0 to 1, of each of the 256 stored values.
+_LIGHT = (np.arange(256) / 255).astype(np.float32) ** np.float32(GAMMA)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +59,5 @@ def average(
     tau = len(frames)
     if not linear:
         return ((frames.sum(axis=0, dtype=np.uint16) + tau // 2) // tau).astype(np.uint8)
-    light = _light_of_stored()[frames].sum(axis=0, dtype=np.float32) / tau
+    light = _LIGHT[frames].sum(axis=0, dtype=np.float32) / tau
     return (255 * light ** np.float32(1 / GAMMA) + np.float32(0.5)).astype(np.uint8)
-
-
-@functools.cache
-def _light_of_stored() -> np.ndarray:
-    """Returns the light, float32 from 0 to 1, of each of the 256 stored values."""
-    return (np.arange(256) / 255).astype(np.float32) ** np.float32(GAMMA)

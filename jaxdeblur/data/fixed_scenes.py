@@ -23,8 +23,6 @@ from jaxtyping import Float, PRNGKeyArray, UInt8, UInt32
 
 from jaxdeblur.data.cache import in_threads, kept_array
 from jaxdeblur.data.exposure import GAMMA
-from jaxdeblur.data.frames import DecodedFrames
-from jaxdeblur.data.photographs import Split, find_photographs
 from jaxdeblur.data.raster import (
     Outline,
     compress,
@@ -36,9 +34,9 @@ from jaxdeblur.data.raster import (
     view_at,
 )
 from jaxdeblur.data.scenes import Objects, Scene
-from jaxdeblur.data.textures import cut_textures
-from jaxdeblur.data.videos import PairedVideo
-from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.data.textures import Split, cut_textures, find_photographs
+from jaxdeblur.data.videos import DecodedFrames, PairedVideo
+from jaxdeblur.errors import UserError
 
 _RENDERER_VERSION = 3  # Part of the cache key: raise it if the same scenes get other pixels.
 _SEED = 2017  # For the noise and the textures.
@@ -243,14 +241,12 @@ def rendered_videos(
         "scenes": count,
         "photographs": {photograph.name: photograph.digest for photograph in photographs},
     }
-    shape = (2, count, chosen.frames, *chosen.size, 3)
 
     def make() -> np.ndarray:
         textures = jnp.asarray(cut_textures(photographs, 2 * count, chosen.texture_size, _SEED))
         keys = jax.random.split(jax.random.key(_SEED), count)
-        made = np.empty(shape, np.uint8)
 
-        def render(index: int) -> None:
+        def render(index: int) -> np.ndarray:
             scene = jax.tree.map(lambda values: values[index], all_scenes)
             noise_key = jax.random.split(keys[index])[1]
             clips = render_fixed_scene(
@@ -261,13 +257,11 @@ def rendered_videos(
                 frames=chosen.frames,
                 moments=chosen.moments,
             )
-            for target, clip in zip(made, clips, strict=True):
-                target[index] = np.round(np.asarray(clip) * 255)
+            return np.round(np.stack(clips) * 255).astype(np.uint8)
 
-        in_threads(render, count, ProgressLine("rendering", count, unit="scenes", stays=True))
-        return made
+        return np.stack(in_threads(render, count, "rendering", "scenes"), axis=1)
 
-    blurred, sharp = kept_array("scenes", recipe, shape, make)
+    blurred, sharp = kept_array("scenes", recipe, make)
     return [
         PairedVideo(f"{name}_{i:02d}", DecodedFrames(blurred[i]), DecodedFrames(sharp[i]))
         for i in range(count)

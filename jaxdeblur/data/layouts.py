@@ -5,6 +5,7 @@ Symbolic links are followed; no pattern has more than one ``*``, so a loop of li
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,39 +30,43 @@ class Patterns(NamedTuple):
     """By variant, the default first; a layout without variants has the single key ""."""
 
 
-PAIRED = {  # in the order in which they are tried
-    "reds": Patterns(
-        "{split}_sharp/*", {"blur": "{split}_blur/*", "blur_comp": "{split}_blur_comp/*"}
-    ),
-    "pairs": Patterns("sharp/*", {"": "blur/*"}),  # or one video's frames without its folder
-    "gopro": Patterns("*/sharp", {"blur": "*/blur", "blur_gamma": "*/blur_gamma"}),
-    "bsd": Patterns("*/Sharp/RGB", {"": "*/Blur/RGB"}),
-    "dvd": Patterns("*/GT", {"": "*/input"}),
-    "paths": Patterns(f"*/{SHARP_FILE}", {"": f"*/{MAPS_FILE}"}),
-}
-
-LAYOUTS = (*PAIRED, HIGH_SPEED)
-"""The names that may precede a path, as in ``gopro:/data/GOPRO_Large``."""
-
 SPLIT_FOLDERS = {
     "train": ("train",),
     "validation": ("validation", "valid", "val"),
     "test": ("test",),
 }
 
+
+def paired(split: str) -> dict[str, Patterns]:
+    """Returns the layouts of blurred and sharp frames, in the order in which they are tried."""
+    short = SPLIT_FOLDERS[split][-1]
+    return {
+        "reds": Patterns(
+            f"{short}_sharp/*", {"blur": f"{short}_blur/*", "blur_comp": f"{short}_blur_comp/*"}
+        ),
+        "pairs": Patterns("sharp/*", {"": "blur/*"}),  # or one video's frames without its folder
+        "gopro": Patterns("*/sharp", {"blur": "*/blur", "blur_gamma": "*/blur_gamma"}),
+        "bsd": Patterns("*/Sharp/RGB", {"": "*/Blur/RGB"}),
+        "dvd": Patterns("*/GT", {"": "*/input"}),
+        "paths": Patterns(f"*/{SHARP_FILE}", {"": f"*/{MAPS_FILE}"}),
+    }
+
+
+LAYOUTS = (*paired("train"), HIGH_SPEED)
+"""The names that may precede a path, as in ``gopro:/data/GOPRO_Large``."""
+
 _DVD_FOLDER = "quantitative_datasets"
 
-DVD_TEST_VIDEOS = (
+DVD_TEST_VIDEOS = {
     "720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031",
     "IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049",
-)  # fmt: skip
+}  # fmt: skip
 """The authors' ten test videos, out of the 71 in one folder."""
 
 
 class Spec(NamedTuple):
-    """A data set as an option names it, with its layout and location."""
+    """The layout and location of a data set."""
 
-    text: str
     layout: str
     """``rendered`` or one of ``LAYOUTS``."""
     root: Path
@@ -70,12 +75,7 @@ class Spec(NamedTuple):
     @property
     def has_variants(self) -> bool:
         """Whether there may be several kinds of blurred frames."""
-        return self.layout in PAIRED and "" not in PAIRED[self.layout].blurred
-
-    @property
-    def is_taken_for_high_speed(self) -> bool:
-        """Whether frames count as high-speed ones although the option does not say so."""
-        return self.layout == HIGH_SPEED and not self.text.startswith(f"{HIGH_SPEED}:")
+        return self.layout in ("reds", "gopro")
 
     def check_variant(self, variant: str | None) -> None:
         """Checks that a ``variant`` is given only if the layout may have several.
@@ -84,9 +84,7 @@ class Spec(NamedTuple):
           UserError: the layout has no variants.
         """
         if variant is not None and not self.has_variants:
-            raise UserError(
-                f"{self.text}: no variant {variant!r}; the layout {self.layout} has no variants"
-            )
+            raise UserError(f"--variant={variant}: the layout {self.layout} has no variants")
 
 
 class Place(NamedTuple):
@@ -116,20 +114,16 @@ def resolve(text: str) -> Spec:
     """
     layout, separator, path = text.partition(":")
     if layout == RENDERED:
-        return Spec(text, RENDERED, Path())
+        return Spec(RENDERED, Path())
     if layout not in LAYOUTS or not separator:
         layout, path = "", text
     root = Path(path)
-    if not path:
-        raise UserError(f"data set {text!r}: no folder given")
     if layout in ("", HIGH_SPEED) and os.path.isfile(root):
-        return Spec(text, HIGH_SPEED, root)
-    if not os.path.isdir(root):
-        if separator and not layout and os.path.exists(text.partition(":")[2]):
-            known = ", ".join([RENDERED, *LAYOUTS])
-            raise UserError(f"{text}: no such layout; the layouts are {known}")
-        raise UserError(f"{text}: no such folder")
-    return Spec(text, layout or _recognised(root), root)
+        return Spec(HIGH_SPEED, root)
+    if not path or not os.path.isdir(root):
+        known = f"; the layouts are {', '.join([RENDERED, *LAYOUTS])}" if separator else ""
+        raise UserError(f"{text!r}: no such folder{known}")
+    return Spec(layout or _recognised(root), root)
 
 
 def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
@@ -145,10 +139,17 @@ def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
     root = spec.root
     if spec.layout == "dvd" and os.path.isdir(root / _DVD_FOLDER):
         root /= _DVD_FOLDER
-    folder, title = _split_folder(root, split, _title(spec.root))
+    splits = _split_folders(root)
+    if splits and split not in splits:
+        raise UserError(f"{root}: has no {split} split, only {', '.join(splits)}")
+    folder, title = splits.get(split, root), _title(spec.root)
+    if splits or spec.layout in ("dvd", "reds"):
+        title = f"{title}/{split}"
     if spec.layout == HIGH_SPEED:
-        return Listing(title, "", high_speed_videos(folder))
-    sharp, blurred = _patterns(PAIRED[spec.layout], split)
+        if not (places := high_speed_videos(folder)):
+            raise UserError(f"{folder}: contains no frames, folders of frames or videos")
+        return Listing(title, "", places)
+    sharp, blurred = paired(split)[spec.layout]
     there = [name for name, pattern in blurred.items() if _has(folder, pattern)]
     if not there:
         raise UserError(f"{folder}: contains no folder {' or '.join(blurred.values())}")
@@ -159,38 +160,28 @@ def list_videos(spec: Spec, split: str, variant: str | None = None) -> Listing:
     if spec.layout == "pairs" and any(list_frames(folder / half[:-2]) for half in halves):
         return Listing(title, "", [Place(title, folder / "blur", folder / "sharp")])
     names = {name for half in halves for name in _videos(folder, half)}
-    if spec.layout == "dvd" and folder == root:
-        if split == "validation":
-            raise UserError(f"{spec.root}: has no validation split, only train, test")
-        names = {name for name in names if (name in DVD_TEST_VIDEOS) == (split == "test")}
-    if spec.layout in ("dvd", "reds") and folder == root:
-        title = f"{title}/{split}"
+    if spec.layout == "dvd" and not splits:
+        chosen = {"train": names - DVD_TEST_VIDEOS, "test": names & DVD_TEST_VIDEOS}
+        names = chosen.get(split, set())
     if not names:
-        raise UserError(f"{folder}: contains no videos")
+        raise UserError(f"{folder}: contains no videos of the {split} split")
     places = [
-        Place(printable(name), *(folder / half.replace("*", name) for half in halves))
+        Place(name, *(folder / half.replace("*", name) for half in halves))
         for name in sorted(names, key=natural_key)
     ]
     return Listing(title, variant, places)
 
 
 def high_speed_videos(root: Path) -> list[Place]:
-    """Lists the high-speed videos of a video file, a folder of frames, or a folder of these.
-
-    Raises:
-      UserError: there are none.
-    """
+    """Lists the high-speed videos of a video file, a folder of frames, or a folder of these."""
     if os.path.isfile(root) or list_frames(root):
         return [Place(_title(root), None, root)]
-    found = [
-        Place(printable(entry.name), None, entry)
+    return [
+        Place(entry.name, None, entry)
         for entry in sorted(root.iterdir(), key=lambda entry: natural_key(entry.name))
         if not entry.name.startswith(".")
         and (list_frames(entry) if os.path.isdir(entry) else entry.suffix.lower() in CONTAINERS)
     ]
-    if not found:
-        raise UserError(f"{root}: contains no frames, folders of frames or videos")
-    return found
 
 
 def choose(
@@ -198,25 +189,10 @@ def choose(
 ) -> dict[str, list[str]]:
     """Returns the video ``names`` of each data set that ``only`` and ``exclude`` leave.
 
-    Both hold whole names or prefixes; a text that is a video's whole name selects no others.
-
     Raises:
       UserError: a text matches no video of any data set, or a data set has no video left.
     """
-
-    def fitting(texts: Sequence[str], option: str) -> set[str]:
-        everything = list(dict.fromkeys(name for of_one in names.values() for name in of_one))
-        found: set[str] = set()
-        for text in texts:
-            if not (fits := fitting_names(everything, text)):
-                raise UserError(
-                    f"--{option}={text}: matches no video of {', '.join(names)}; the videos are "
-                    f"{', '.join(everything[:20])}{', ...' if len(everything) > 20 else ''}"
-                )
-            found |= set(fits)
-        return found
-
-    wanted, unwanted = fitting(only, "only"), fitting(exclude, "exclude")
+    wanted, unwanted = matching(names, "only", only), matching(names, "exclude", exclude)
     kept = {
         spec: [n for n in of_one if (not only or n in wanted) and n not in unwanted]
         for spec, of_one in names.items()
@@ -227,15 +203,25 @@ def choose(
     return kept
 
 
-def fitting_names(names: Sequence[str], text: str) -> list[str]:
-    """Returns the ``names`` equal to an option's ``text``, or else all that begin with it."""
-    # A whole name wins, so that video1 does not select video10.
-    return [n for n in names if n == text] or [n for n in names if n.startswith(text)]
+def matching(names: Mapping[str, Sequence[str]], option: str, texts: Sequence[str]) -> set[str]:
+    """Returns the ``names`` that the texts of an option select, in any of the data sets.
 
+    A text is a prefix, or a whole name, which then selects no others: video1, but not video10.
 
-def printable(name: str) -> str:
-    """Returns ``name`` with unprintable parts (bytes that are not text) written as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    Raises:
+      UserError: a text matches no video.
+    """
+    everything = list(dict.fromkeys(itertools.chain(*names.values())))
+    found: set[str] = set()
+    for text in texts:
+        fits = [text] if text in everything else [n for n in everything if n.startswith(text)]
+        if not fits:
+            raise UserError(
+                f"--{option}={text}: matches no video of {', '.join(names)}; the videos are "
+                f"{', '.join(everything[:20])}{', ...' if len(everything) > 20 else ''}"
+            )
+        found |= set(fits)
+    return found
 
 
 def _recognised(root: Path) -> str:
@@ -243,27 +229,16 @@ def _recognised(root: Path) -> str:
     if os.path.isdir(root / _DVD_FOLDER):
         return "dvd"
     folders = _split_folders(root) or dict.fromkeys(SPLIT_FOLDERS, root)
-    for name, layout in PAIRED.items():
+    for name in LAYOUTS[:-1]:
         for split, folder in folders.items():
-            sharp, blurred = _patterns(layout, split)
+            sharp, blurred = paired(split)[name]
             if _has(folder, sharp) and any(_has(folder, p) for p in blurred.values()):
                 return name
-    for folder in folders.values():
-        try:
-            high_speed_videos(folder)
-        except UserError:
-            continue
+    if any(map(high_speed_videos, folders.values())):
         return HIGH_SPEED
     raise UserError(
         f"{root}: no data set recognised; the layouts are {', '.join(LAYOUTS)} (docs/data.md)"
     )
-
-
-def _patterns(layout: Patterns, split: str) -> tuple[str, dict[str, str]]:
-    """Returns the patterns of the sharp and the blurred frames for one split."""
-    short = SPLIT_FOLDERS[split][-1]
-    blurred = {name: pattern.format(split=short) for name, pattern in layout.blurred.items()}
-    return layout.sharp.format(split=short), blurred
 
 
 def _has(folder: Path, pattern: str) -> bool:
@@ -277,24 +252,11 @@ def _videos(folder: Path, pattern: str) -> list[str]:
     """Returns the names that ``*`` matches."""
     above, _, below = pattern.partition("*")
     is_there = os.path.isfile if below.endswith(".npy") else os.path.isdir
-    try:
-        return [
-            entry.name
-            for entry in (folder / above).iterdir()
-            if not entry.name.startswith(".") and is_there(entry / below.strip("/"))
-        ]
-    except OSError as error:
-        raise UserError(f"{folder / above}: cannot be read: {error.strerror}") from error
-
-
-def _split_folder(root: Path, split: str, title: str) -> tuple[Path, str]:
-    """Returns a split's folder and its title, or ``root`` itself if it has no splits."""
-    there = _split_folders(root)
-    if not there:
-        return root, title
-    if split not in there:
-        raise UserError(f"{root}: has no {split} split, only {', '.join(there)}")
-    return there[split], f"{title}/{split}"
+    return [
+        entry.name
+        for entry in (folder / above).iterdir()
+        if not entry.name.startswith(".") and is_there(entry / below.strip("/"))
+    ]
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -307,5 +269,4 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _title(root: Path) -> str:
-    root = Path(os.path.abspath(root))  # without ".."
-    return printable(root.name or root.anchor)
+    return Path(os.path.abspath(root)).name  # without ".."

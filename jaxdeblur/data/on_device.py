@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Float, Int, Key, PRNGKeyArray, UInt8
+from jaxtyping import Float, Key, PRNGKeyArray, UInt8
 
 from jaxdeblur.data.batches import source_of_clips
 from jaxdeblur.data.clips import ClipOptions
@@ -26,9 +26,6 @@ from jaxdeblur.data.videos import Dataset
 
 _OWN_DRAW = 2**31  # fold_in gives the same keys as split, and no clip splits its key so often.
 
-Clips = tuple[UInt8[Array, "_ length H W 3"], UInt8[Array, "_ T H W 3"]]
-"""The blurred and the sharp frames of clips."""
-
 
 def render_on_device(
     feed: Iterator[Mapping[str, Array]] | None,
@@ -39,7 +36,7 @@ def render_on_device(
     batch_size: int,
     seed: int,
     start_step: int,
-    motion_limit: MotionLimit | None,
+    motion_limit: MotionLimit,
 ) -> Iterator[dict[str, Array]]:
     """Yields the batches from ``start_step`` on, with scenes rendered on the training devices.
 
@@ -67,22 +64,24 @@ def render_on_device(
     devices = sharding.mesh.shape[sharding.spec[0]]
     # On a CPU each device renders one clip at a time, which remains in its cache.
     at_a_time = devices if jax.default_backend() == "cpu" else batch_size
-    place = jax.jit(_place, out_shardings=(sharding, sharding))
-    frame = (options.crop, options.crop, 3)
-    blank = tuple(
-        jnp.zeros((batch_size, length, *frame), jnp.uint8, device=sharding)
-        for length in (options.length, options.frames)
+    place = jax.jit(
+        lambda batch, places, clips: jax.tree.map(
+            lambda of, new: of.at[places].set(new), batch, clips
+        ),
+        out_shardings=sharding,
     )
+    frame = (options.crop, options.crop, 3)
+    blank = {
+        name: jnp.zeros((batch_size, length, *frame), jnp.uint8, device=sharding)
+        for name, length in (("blurred", options.length), ("sharp", options.frames))
+    }
     key = jax.random.key(seed)
     for step in itertools.count(start_step):
-        limit = np.float32(motion_limit(step) if motion_limit else np.inf)
+        limit = np.float32(motion_limit(step))
         keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
         clips = np.arange(step * batch_size, (step + 1) * batch_size)
         source_of = source_of_clips(clips, shares)
-        made = blank
-        if feed is not None:
-            batch = next(feed)
-            made = batch["blurred"], batch["sharp"]
+        made = dict(next(feed)) if feed else blank
         for number, render in scenes.items():
             places = np.flatnonzero(source_of == number)
             for first in range(0, len(places), at_a_time):
@@ -90,17 +89,12 @@ def render_on_device(
                 # All devices render equally many, so some are rendered twice.
                 some = np.resize(some, -(-len(some) // devices) * devices)
                 made = place(made, some, render(keys[some], limit))
-        yield {"blurred": made[0], "sharp": made[1]}
-
-
-def _place(batch: Clips, places: Int[Array, " clips"], clips: Clips) -> Clips:
-    blurred, sharp = (of.at[places].set(new) for of, new in zip(batch, clips, strict=True))
-    return blurred, sharp
+        yield made
 
 
 def _compiled(
     scenes: RenderedScenes, options: ClipOptions, sharding: NamedSharding
-) -> Callable[[Key[Array, " clips"], np.float32], Clips]:
+) -> Callable[[Key[Array, " clips"], np.float32], dict[str, Array]]:
     """Returns the program that renders clips, each device its own."""
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
     textures = jax.make_array_from_callback(
@@ -109,7 +103,7 @@ def _compiled(
 
     def render_mine(
         textures: UInt8[Array, "n S S 3"], keys: Key[Array, " clips"], limit: Float[Array, ""]
-    ) -> Clips:
+    ) -> dict[str, Array]:
         return jax.vmap(lambda key: _render(key, textures, scenes.config, options, limit))(keys)
 
     everywhere, mine = PartitionSpec(), PartitionSpec(sharding.spec[0])
@@ -118,10 +112,10 @@ def _compiled(
         render_mine,
         mesh=sharding.mesh,
         in_specs=(everywhere, mine, everywhere),
-        out_specs=(mine, mine),
+        out_specs=mine,
         check_vma=False,
     )
-    return functools.partial(jax.jit(by_device, out_shardings=(sharding, sharding)), textures)
+    return functools.partial(jax.jit(by_device, out_shardings=sharding), textures)
 
 
 def _render(
@@ -130,7 +124,7 @@ def _render(
     config: SceneConfig,
     options: ClipOptions,
     limit: Float[Array, ""],
-) -> tuple[UInt8[Array, "length H W 3"], UInt8[Array, "T H W 3"]]:
+) -> dict[str, Array]:
     """Renders a scene; some have sharp input, a single frame, or the start or end of a video."""
     o = options
     scene_key, noise_key = jax.random.split(key)
@@ -147,4 +141,4 @@ def _render(
         frame = jnp.where(ends < o.ends, end, frame)
     one = first + jnp.floor(which * o.frames).astype(int)
     frame = jnp.where(single < o.single, one, frame)
-    return blurred[frame], sharp[frame][first : last + 1]
+    return {"blurred": blurred[frame], "sharp": sharp[frame][first : last + 1]}

@@ -7,25 +7,24 @@ download.
 
 from __future__ import annotations
 
-import dataclasses
-import os
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from einops import rearrange
 from jaxtyping import UInt8
+from PIL import Image
 
 from jaxdeblur.data.exposure import average
+from jaxdeblur.data.synthesis import new_folder
 from jaxdeblur.errors import ProgressLine, UserError, run_command
-from jaxdeblur.files import replace_folder_when_whole
-from jaxdeblur.options import Parser, Range, add_fields, check_ranges, read_fields
+from jaxdeblur.options import Parser
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.formats import list_frames, natural_key
-from jaxdeblur.video.image_file import image_size, read_image, write_png
+from jaxdeblur.video.image_file import read_image, write_png
 
 
 class Published(NamedTuple):
@@ -34,137 +33,49 @@ class Published(NamedTuple):
     Attributes:
       folders: subfolders of a video: the blurred frames, then the sharp ones.
       splits: the number of videos and of frames in each split.
-      size: height and width of a frame, in either order.
     """
 
     folders: tuple[str, ...]
     splits: dict[str, tuple[int, int]]
-    size: tuple[int, int]
 
 
 PUBLISHED = {
     # Nah et al. 2017: 3,214 pairs.
-    "GOPRO": Published(
-        ("blur", "blur_gamma", "sharp"), {"train": (22, 2103), "test": (11, 1111)}, (720, 1280)
-    ),
+    "GOPRO": Published(("blur", "blur_gamma", "sharp"), {"train": (22, 2103), "test": (11, 1111)}),
     # Su et al. 2017: all 71 videos lie in one folder; layouts.py lists the test videos.
-    "DVD": Published(("input", "GT"), {"quantitative_datasets": (71, 6708)}, (720, 1280)),
+    "DVD": Published(("input", "GT"), {"quantitative_datasets": (71, 6708)}),
     # Zhong et al. 2022, for each exposure time.
     "BSD": Published(
-        ("Blur/RGB", "Sharp/RGB"),
-        {"train": (60, 6000), "valid": (20, 2000), "test": (20, 3000)},
-        (480, 640),
+        ("Blur/RGB", "Sharp/RGB"), {"train": (60, 6000), "valid": (20, 2000), "test": (20, 3000)}
     ),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareConfig:
-    """How a download is prepared.
-
-    Attributes:
-      protocol: estrnn: GOPRO at 960x540; pvdnet: DVD's portrait videos rotated; all others score
-        the frames unchanged.
-      tau: for GOPRO_Large_all: high-speed frames in an exposure; by default GOPRO's, which the
-        videos' names give.
-      as_printed: for GOPRO_Large_all: the sharp frame of eq. 1 as printed, not GOPRO's middle one.
-      partial: writes what is there even if the download is incomplete.
-    """
-
-    protocol: Literal["estrnn", "pvdnet"] | None = None
-    tau: Annotated[int, Range(7, 13)] | None = None
-    as_printed: bool = False
-    partial: bool = False
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def check(name: str, source: Path) -> list[str]:
     """Lists what a download lacks or has unlike the published one, a line each; empty if whole.
 
     The number of frames in GOPRO_Large_all is not published, so it is not checked.
-
-    Raises:
-      UserError: a frame's header cannot be read.
     """
     published, said = PUBLISHED[name], []
-    pairs = name != "GOPRO" or not _is_high_speed(source)
+    folders = () if _is_high_speed(name, source) else published.folders
     for split, (videos, frames) in published.splits.items():
         found = _videos(source / split)
         if len(found) != videos:
             said.append(f"{source / split}: {len(found)} videos, expected {videos}")
-        total = 0
-        for video in found:
-            folders = [video / folder for folder in published.folders] if pairs else [video]
-            names = [[file.stem for file in _frames(folder)] for folder in folders]
-            total += len(names[-1])
-            for folder, of_folder in zip(folders, names, strict=True):
-                if not of_folder or of_folder != names[-1]:
-                    said.append(
-                        f"{folder}: {len(of_folder)} frames, which do not match the video's "
-                        "other folders"
-                    )
-                    continue
-                size = image_size(_frames(folder)[0])
-                if size not in (published.size, published.size[::-1]):
-                    said.append(
-                        f"{folder}: {size[1]}x{size[0]} pixels, expected "
-                        f"{published.size[1]}x{published.size[0]}"
-                    )
-        if pairs and total != frames:
-            said.append(f"{source / split}: {total} frames, expected {frames}")
+        for folder in folders:
+            count = sum(len(_frames(video / folder)) for video in found)
+            if count != frames:
+                said.append(f"{source / split}/*/{folder}: {count} frames, expected {frames}")
     return said
 
 
-def prepare(name: str, source: Path, target: Path, config: PrepareConfig) -> int:
-    """Writes the folder that a protocol scores, completely or not at all.
-
-    Args:
-      name: the data set's name in ``PUBLISHED``.
-      source: the download: GOPRO_Large or GOPRO_Large_all, DVD's folder that holds
-        quantitative_datasets, or BSD's of one exposure time.
-      target: the new folder.
-      config: how the download is prepared.
-
-    Returns:
-      The number of frames in the folder.
-
-    Raises:
-      UserError: ``source`` cannot be read, or ``target`` exists or cannot be written.
-    """
-    change, count = CHANGES.get((name, config.protocol)), 0
-    high_speed = name == "GOPRO" and _is_high_speed(source)
-    try:
-        if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-            raise UserError(f"{target}: already exists; remove it or choose another folder")
-        with replace_folder_when_whole(target) as part:
-            for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
-                line = ProgressLine(video.name, None, stays=True)
-                made = blurred(video, config) if high_speed else _pairs(name, video)
-                for number, (place, frame) in enumerate(made, 1):
-                    into = part / video.relative_to(source) / place
-                    into.parent.mkdir(parents=True, exist_ok=True)
-                    if isinstance(frame, Path) and change is None:
-                        into.symlink_to(frame.absolute())
-                    else:
-                        pixels = read_image(frame) if isinstance(frame, Path) else frame
-                        write_png(into.with_suffix(".png"), change(pixels) if change else pixels)
-                    line.update(number)
-                    count += 1
-                line.close()
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
-    return count
-
-
-def _pairs(name: str, video: Path) -> Iterator[tuple[str, Path | Frame8]]:
+def _pairs(folders: tuple[str, ...], video: Path) -> Iterator[tuple[str, Path | Frame8]]:
     """Yields the frames of a video with their paths below its folder."""
-    for folder in PUBLISHED[name].folders:
+    for folder in folders:
         yield from ((f"{folder}/{file.name}", file) for file in _frames(video / folder))
 
 
-def blurred(video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Frame8]]:
+def blurred(tau: int | None, as_printed: bool, video: Path) -> Iterator[tuple[str, Path | Frame8]]:
     """Yields frames made from GOPRO_Large_all by eq. 1 (ICCV 2017), with their paths.
 
     Exposures follow without a gap. The sharp frame as printed is X_{nT + floor(tau/2)}, counted
@@ -173,13 +84,11 @@ def blurred(video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Fr
     Raises:
       UserError: the video's name gives no tau, or a frame cannot be read.
     """
-    named = re.fullmatch(r".*_(\d\d)_\d\d", video.name)
-    tau = config.tau
     if tau is None:
-        if not named:
+        if not (named := re.fullmatch(r".*_(\d\d)_\d\d", video.name)):
             raise UserError(f"{video}: no tau in the name, unlike GOPR0372_07_00; give --tau")
         tau = int(named[1])
-    middle = tau // 2 - 1 if config.as_printed else (tau - 1) // 2
+    middle = tau // 2 - 1 if as_printed else (tau - 1) // 2
     files = _frames(video)
     for n in range(len(files) // tau):
         exposure = np.stack([read_image(file) for file in files[n * tau : (n + 1) * tau]])
@@ -189,20 +98,10 @@ def blurred(video: Path, config: PrepareConfig) -> Iterator[tuple[str, Path | Fr
 
 
 def scaled(frame: Frame8) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Scales to three quarters by area averaging. How ESTRNN's authors do it is not known.
-
-    Raises:
-      UserError: height or width is not a multiple of 4.
-    """
+    """Scales to three quarters by area averaging. How ESTRNN's authors do it is not known."""
     height, width, _ = frame.shape
-    if height % 4 or width % 4:
-        raise UserError(
-            f"--protocol=estrnn: the frames' sides must be multiples of 4, not {width}x{height}"
-        )
-    shares = np.array([[3, 1, 0, 0], [0, 2, 2, 0], [0, 0, 1, 3]], np.float32) / 4
-    fours = rearrange(frame.astype(np.float32), "(h i) (w j) c -> h i w j c", i=4, j=4)
-    threes = np.einsum("pi,qj,hiwjc->hpwqc", shares, shares, fours, optimize=True)
-    return (rearrange(threes, "h p w q c -> (h p) (w q) c") + 0.5).astype(np.uint8)
+    fine = Image.fromarray(frame).resize((3 * width, 3 * height), Image.Resampling.NEAREST)
+    return np.asarray(fine.reduce(4))
 
 
 def turned(frame: Frame8) -> UInt8[np.ndarray, "rows columns 3"]:
@@ -217,9 +116,10 @@ CHANGES: dict[tuple[str, str | None], Callable[[Frame8], np.ndarray]] = {
 """How a protocol changes a data set's frames; other combinations score them unchanged."""
 
 
-def _is_high_speed(source: Path) -> bool:
+def _is_high_speed(name: str, source: Path) -> bool:
     """Returns whether this is GOPRO_Large_all, whose videos hold frames, not folders of them."""
-    return any(_frames(video) for split in ("train", "test") for video in _videos(source / split))
+    videos = [video for split in ("train", "test") for video in _videos(source / split)]
+    return name == "GOPRO" and any(map(_frames, videos))
 
 
 def _videos(folder: Path) -> list[Path]:
@@ -244,26 +144,74 @@ def main(arguments: list[str] | None = None) -> None:
         "writes the folder that a protocol of published tables scores.",
     )
     parser.add_argument("name", choices=PUBLISHED, help="the data set")
-    parser.add_argument("source", metavar="SRC", type=Path, help="the download")
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        type=Path,
+        help="the download: GOPRO_Large or GOPRO_Large_all, DVD's folder that holds "
+        "quantitative_datasets, or BSD's of one exposure time",
+    )
     parser.add_argument("target", metavar="DST", type=Path, help="the new folder, for --data")
-    add_fields(parser, PrepareConfig(), "preparation")
+    parser.add_argument(
+        "--protocol",
+        choices=("estrnn", "pvdnet"),
+        help="estrnn: GOPRO at 960x540; pvdnet: DVD's portrait videos rotated; all others score "
+        "the frames unchanged",
+    )
+    parser.add_argument(
+        "--tau",
+        type=int,
+        choices=range(7, 14),
+        help="for GOPRO_Large_all: high-speed frames in an exposure; by default GOPRO's, which the "
+        "videos' names give",
+    )
+    parser.add_argument(
+        "--as-printed",
+        action="store_true",
+        help="for GOPRO_Large_all: the sharp frame of eq. 1 as printed, not GOPRO's middle one",
+    )
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="write what is there even if the download is incomplete",
+    )
     given = parser.parse_args(arguments)
-    config = read_fields(given, PrepareConfig())
-    high_speed = given.name == "GOPRO" and _is_high_speed(given.source)
-    if (config.tau or config.as_printed) and not high_speed:
+    name, source = given.name, given.source
+    is_fast = _is_high_speed(name, source)
+    if (given.tau or given.as_printed) and not is_fast:
         raise UserError(
             "--tau and --as-printed apply only to GOPRO_Large_all, whose frames are averaged"
         )
-    if config.protocol and (given.name, config.protocol) not in CHANGES:
-        raise UserError(f"--protocol={config.protocol}: does not change {given.name}; leave it out")
-    if missing := check(given.name, given.source):
+    change = CHANGES.get((name, given.protocol))
+    if given.protocol and change is None:
+        raise UserError(f"--protocol={given.protocol}: does not change {name}; leave it out")
+    if missing := check(name, source):
         print(*missing, sep="\n", file=sys.stderr)
-        if not config.partial:
+        if not given.partial:
             raise UserError(
-                f"{given.source}: differs from {given.name} as published; "
-                "use --partial to prepare it anyway"
+                f"{source}: differs from {name} as published; use --partial to prepare it anyway"
             )
-    count = prepare(given.name, given.source, given.target, config)
+    if is_fast:
+        make = functools.partial(blurred, given.tau, given.as_printed)
+    else:
+        make = functools.partial(_pairs, PUBLISHED[name].folders)
+    count = 0
+    with new_folder(given.target) as part:
+        for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
+            line = ProgressLine(video.name, None, stays=True)
+            for number, (place, frame) in enumerate(make(video), 1):
+                into = part / video.relative_to(source) / place
+                into.parent.mkdir(parents=True, exist_ok=True)
+                if change:
+                    pixels = read_image(frame) if isinstance(frame, Path) else frame
+                    write_png(into.with_suffix(".png"), change(pixels))
+                elif isinstance(frame, Path):
+                    into.symlink_to(frame.absolute())
+                else:
+                    write_png(into, frame)
+                line.update(number)
+                count += 1
+            line.close()
     print(f"{given.target}: {count} frames")
 
 

@@ -35,6 +35,7 @@ from jaxdeblur.data.raster import (
     view_at,
 )
 from jaxdeblur.data.scenes import Scene, SceneConfig, position, sample_scene
+from jaxdeblur.data.textures import RenderedScenes
 from jaxdeblur.shapes import Video8
 
 _ALIKE = 0.15  # If the corners' paths differ by fewer pixels, one kernel is used for all.
@@ -305,16 +306,11 @@ class HostRenderer:
     """Renders on the CPU with no more work than each scene needs: it skips unseen objects, uses one
     kernel for an even motion, and makes margins as wide as the motion.
 
-    Args:
-      textures: squares as :func:`~jaxdeblur.data.textures.cut_textures` makes them.
-      config: configuration whose frames hold the crop (``SceneConfig.at_least``).
-      frames, crop: number of frames in a clip, and their side in pixels.
+    ``frames`` is the number of frames in a clip, and ``crop`` their side in pixels.
     """
 
-    def __init__(
-        self, textures: UInt8[np.ndarray, "n S S 3"], config: SceneConfig, frames: int, crop: int
-    ) -> None:
-        self.textures, self.config = textures, config
+    def __init__(self, scenes: RenderedScenes, frames: int, crop: int) -> None:
+        self.textures, self.config = scenes.textures, scenes.config
         self.frames, self.crop = frames, crop
         self._device = jax.local_devices(backend="cpu")[-1]  # the spare one, if there is one
 

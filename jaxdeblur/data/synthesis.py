@@ -5,60 +5,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from jaxdeblur.data.cache import in_threads
 from jaxdeblur.data.datasets import open_dataset
-from jaxdeblur.data.exposure import GAMMA, Exposure
-from jaxdeblur.data.videos import Dataset, Video
-from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.data.exposure import Exposure
+from jaxdeblur.data.videos import Video
+from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.options import Parser
 from jaxdeblur.video.image_file import write_png
 
 
-def write_pairs(source: Path, target: Path, exposure: Exposure) -> Dataset:
-    """Turns high-speed videos into the layout ``pairs``, all or nothing, and returns them.
-
-    Only the training split of a folder with splits is used.
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yields a folder that becomes ``target`` when it is complete.
 
     Raises:
-      UserError: a frame or video cannot be read, a video is too short, ``target`` exists or cannot
-        be written, or T > tau does not hold.
+      UserError: ``target`` exists and is not an empty folder, or it cannot be written.
     """
-    if exposure.period <= exposure.tau:
-        raise UserError(
-            f"period must be above tau, {exposure.tau}, not {exposure.period} (eq. 1 has T > tau)"
-        )
-    if os.path.lexists(target):
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target}: already exists; remove it or choose another folder")
-    dataset = open_dataset(f"highspeed:{source}", "train", exposure=exposure)
     try:
         with replace_folder_when_whole(target) as part:
-            for video in dataset.videos:
-                _write_video(video, part)
-            made = {"source": str(source), **dataclasses.asdict(exposure)}
-            write_json(part / "manifest.json", made)
+            yield part
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from error
-    return dataset
 
 
 def _write_video(video: Video, folder: Path) -> None:
-    for half in ("blur", "sharp"):
-        (folder / half / video.name).mkdir(parents=True)
-
     def write(index: int) -> None:
         for half, frame in (("blur", video.blurred(index)), ("sharp", video.sharp(index))):
-            write_png(folder / half / video.name / f"{index:06d}.png", frame)
+            file = folder / half / video.name / f"{index:06d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_png(file, frame)
 
-    in_threads(write, len(video), ProgressLine(video.name, len(video), stays=True))
+    in_threads(write, len(video), video.name, "frames")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; see ``--help``."""
+    """Runs the command; see ``--help``. Of a folder with splits it uses the training split.
+
+    Raises:
+      UserError: a frame or video cannot be read, a video is too short, the folder exists or cannot
+        be written, or T > tau does not hold.
+    """
     parser = Parser(
         prog="python -m jaxdeblur.data.synthesis",
         description="Turns high-speed video into pairs of blurred and sharp frames (eq. 1): "
@@ -71,18 +66,19 @@ def main(arguments: list[str] | None = None) -> None:
         "target", metavar="OUT", type=Path, help="the new folder: blur/, sharp/ and manifest.json"
     )
     parser.add_argument("--tau", type=int, default=11, help="frames in an exposure")
-    parser.add_argument(
-        "--period", type=int, help="T, frames from one exposure to the next (tau + 1)"
-    )
-    parser.add_argument(
-        "--linear",
-        action="store_true",
-        help=f"average light (gamma {GAMMA}) instead of stored values",
-    )
+    parser.add_argument("--period", type=int, help="T, frames between the starts of two (tau + 1)")
+    parser.add_argument("--linear", action="store_true", help="average light, not stored values")
     given = parser.parse_args(arguments)
     period = given.tau + 1 if given.period is None else given.period
     exposure = Exposure(given.tau, period, given.linear)
-    dataset = write_pairs(given.source, given.target, exposure)
+    if period <= given.tau:
+        raise UserError(f"period must be above tau, {given.tau}, not {period} (eq. 1 has T > tau)")
+    with new_folder(given.target) as part:
+        dataset = open_dataset(f"highspeed:{given.source}", "train", exposure=exposure)
+        for video in dataset.videos:
+            _write_video(video, part)
+        made = {"source": str(given.source), **dataclasses.asdict(exposure)}
+        write_json(part / "manifest.json", made)
     frames = sum(map(len, dataset.videos))
     print(f"{given.target}: {frames} frames of {len(dataset.videos)} video(s), {dataset.variant}")
 

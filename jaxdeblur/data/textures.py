@@ -1,32 +1,95 @@
-"""Textures for rendered scenes: squares cut from photographs, made once and kept in the cache.
+"""Photographs, and the textures that are cut from them for rendered scenes.
 
-:func:`open_scenes` returns the training scenes together with their textures.
+Those of installed packages are split for training, validation and test. Nine tenths of a folder's,
+chosen by a hash of their bytes, train; no photograph of it validates or tests.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from jaxdeblur.data.cache import in_threads, kept_array
-from jaxdeblur.data.photographs import Photograph, find_photographs
 from jaxdeblur.data.scenes import SceneConfig
-from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Frame8
+from jaxdeblur.video.formats import list_frames
 from jaxdeblur.video.image_file import read_image
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+"""What a photograph is for."""
+
+# Photographs with detail, and two of lettering, from the wheels of scikit-image 0.26 (those that it
+# downloads on demand are not used) and scikit-learn 1.7. motorcycle_right.png shows the same view
+# as the left one, so it is in no split.
+_SKIMAGE: dict[Split, str] = {
+    "train": "astronaut.png brick.png chelsea.png coins.png grass.png gravel.png "
+    "hubble_deep_field.jpg ihc.png page.png text.png",
+    "validation": "camera.png rocket.jpg",
+    "test": "coffee.png motorcycle_left.png",
+}
+_SKLEARN: dict[Split, str] = {"train": "china.jpg", "validation": "", "test": "flower.jpg"}
 
 _VERSION = 1  # Part of the folder's name: raise it when the same seed cuts other textures.
 
+_SHARE_THAT_TRAINS = 0.9  # Of a folder's photographs.
 _LEAST_TEXTURES = 96  # Few photographs give few distinct textures.
 _SCALE = (0.5, 0.95)  # Range of factors by which photographs are reduced.
 _TEXTURE_SEED = 0  # All runs share one cached set of textures. Scenes use the run's seed.
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """A photograph on disk: ``name`` tells its origin, and ``digest`` is a hash of its bytes."""
+
+    name: str
+    path: Path
+    digest: str
+
+
+def find_photographs(
+    split: Split, folder: str | os.PathLike[str] | None = None
+) -> tuple[Photograph, ...]:
+    """Returns the photographs of a split: the packages' and, to train on, those of ``folder``.
+
+    Raises:
+      UserError: ``folder`` cannot be read or holds no photograph to train on.
+    """
+    found = [
+        _photograph(f"{package}/{name}", _folder_of(package) / inside / name)
+        for package, inside, names in (
+            ("skimage", "data", _SKIMAGE[split]),
+            ("sklearn", "datasets/images", _SKLEARN[split]),
+        )
+        for name in names.split()
+    ]
+    if folder is not None:
+        own = [_photograph(f"folder/{path.name}", path) for path in list_frames(folder)]
+        own = [p for p in own if int(p.digest[:8], 16) / 16**8 < _SHARE_THAT_TRAINS]
+        if not own:
+            raise UserError(f"{folder}: contains no photographs (subfolders are not searched)")
+        found += own
+    return tuple(found)
+
+
+def _photograph(name: str, path: Path) -> Photograph:
+    return Photograph(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _folder_of(package: str) -> Path:
+    """Returns a package's installation folder without importing the package."""
+    return Path(str(importlib.util.find_spec(package).origin)).parent  # type: ignore[union-attr]
 
 
 def cut_textures(
@@ -47,10 +110,8 @@ def cut_textures(
       seed: seed of all random choices.
 
     Raises:
-      UserError: there is no photograph, or one cannot be read.
+      UserError: a photograph cannot be read.
     """
-    if not photographs:
-        raise UserError("no photographs were given")
     plan = np.random.default_rng([seed, size, 0])
     turns = -(-count // len(photographs))
     order = np.concatenate([plan.permutation(len(photographs)) for _ in range(turns)])[:count]
@@ -59,8 +120,7 @@ def cut_textures(
         rng = np.random.default_rng([seed, size, 1, index])
         return _cut(photographs, int(order[index]), size, rng)
 
-    line = ProgressLine("cutting textures", count, unit="textures", stays=True)
-    return np.stack(in_threads(cut, count, line))
+    return np.stack(in_threads(cut, count, "cutting textures", "textures"))
 
 
 def _cut(
@@ -118,7 +178,8 @@ def _print(photograph: Photograph, height: int, size: int, rng: np.random.Genera
     for needed in (height / pixels.shape[0], size / min(pixels.shape[:2])):
         if factor < needed <= _SCALE[1]:
             factor = needed
-    rows, columns = (_ceil(n * factor) for n in pixels.shape[:2])
+    # Rounded up, tolerating rounding errors.
+    rows, columns = (math.ceil(n * factor - 1e-6) for n in pixels.shape[:2])
     small = Image.fromarray(pixels).resize((columns, rows), Image.Resampling.LANCZOS)
     values = np.asarray(small, np.float32) / 255
     if rng.random() < 0.5:
@@ -129,14 +190,8 @@ def _print(photograph: Photograph, height: int, size: int, rng: np.random.Genera
     return np.round(values * 255).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=32)  # the packages' photographs, 20 MB in all, used repeatedly
-def _decoded(path: Path) -> Frame8:
-    return read_image(path)
-
-
-def _ceil(value: float) -> int:
-    """Rounds up to an integer, tolerating rounding errors."""
-    return int(np.ceil(value - 1e-6))
+# The packages' photographs, 20 MB in all, are used repeatedly.
+_decoded = functools.lru_cache(maxsize=32)(read_image)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +223,7 @@ def open_scenes(
         "seed": _TEXTURE_SEED,
         "photographs": {photograph.name: photograph.digest for photograph in found},
     }
-    textures = kept_array(
-        "textures",
-        recipe,
-        (count, size, size, 3),
-        lambda: cut_textures(found, count, size, _TEXTURE_SEED),
+    return RenderedScenes(
+        config,
+        kept_array("textures", recipe, lambda: cut_textures(found, count, size, _TEXTURE_SEED)),
     )
-    return RenderedScenes(config, textures)

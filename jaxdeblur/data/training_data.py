@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from jaxdeblur.data.config import DataConfig, is_rendered
 from jaxdeblur.data.datasets import open_dataset
-from jaxdeblur.data.layouts import RENDERED, choose, fitting_names, list_videos, resolve
-from jaxdeblur.data.photographs import Split
-from jaxdeblur.data.textures import RenderedScenes, open_scenes
+from jaxdeblur.data.layouts import RENDERED, choose, list_videos, matching, resolve
+from jaxdeblur.data.textures import RenderedScenes, Split, open_scenes
 from jaxdeblur.data.videos import Dataset, Video, sharp_files
 from jaxdeblur.errors import UserError
 
@@ -38,15 +37,9 @@ class TrainingData:
     def __init__(self, config: DataConfig, crop: int = 1) -> None:
         self.config = config
         self._crop = crop
-        self._resolve = functools.cache(resolve)
         self._places = functools.cache(
-            lambda spec, split: list_videos(self._resolve(spec), split, self._variant(spec)).places
+            lambda spec, split: list_videos(resolve(spec), split, self._variant(spec)).places
         )
-
-    @functools.cached_property
-    def folders(self) -> list[str]:
-        """The data sets that are not rendered scenes."""
-        return [spec for spec in self.config.data if not is_rendered(spec)]
 
     @functools.cached_property
     def train(self) -> list[tuple[Dataset | RenderedScenes, float]]:
@@ -62,18 +55,9 @@ class TrainingData:
           UserError: one of them is also used for training, or the data set cannot be read.
         """
         scored = self.scored("validation")
-        dataset = open_dataset(
-            self._resolve(scored.spec),
-            scored.split,
-            variant=scored.variant,
-            only=scored.only,
-        )
-        training = {  # the splits of rendered scenes share no photograph
-            file
-            for spec in self.folders
-            for video in self._videos[spec].videos
-            for file in sharp_files(video)
-        }
+        dataset = open_dataset(scored.spec, scored.split, variant=scored.variant, only=scored.only)
+        # The splits of rendered scenes share no photograph.
+        training = set().union(*(sharp_files(v) for d in self._videos.values() for v in d.videos))
         if both := [video.name for video in dataset.videos if training & sharp_files(video)]:
             raise UserError(
                 f"--validate-on={self.config.validate_on}: also used for training: "
@@ -88,9 +72,8 @@ class TrainingData:
         Rendered scenes are scored on the same kind. A folder is scored on its own videos of the
         split or those held out, or else on ``validate_on`` or the rendered scenes ``narrow``.
         """
-        config, spec = self.config, self.config.data[0]
-        named, variant = config.validate_on, self._variant(config.validate_on)
-        asked = Scored(named, "validation", config.validate_only, variant)
+        config, spec, named = self.config, self.config.data[0], self.config.validate_on
+        asked = Scored(named, "validation", config.validate_only, self._variant(named))
         if split == "validation" and named:
             return asked
         if is_rendered(spec):
@@ -112,18 +95,14 @@ class TrainingData:
         if config.validate_on or is_rendered(spec) or self._has_own("validation"):
             return ()
         if config.validate_only:
-            names = self._names(spec, "train")
-            fitting: set[str] = set()
-            for text in config.validate_only:
-                if not (fits := fitting_names(names, text)):
-                    raise UserError(f"--validate-only={text}: matches no video of {spec}")
-                fitting |= set(fits)
-            return tuple(name for name in names if name in fitting)
+            names = self._names(spec)
+            held_out = matching({spec: names}, "validate-only", config.validate_only)
+            return tuple(name for name in names if name in held_out)
         names = self._chosen[spec]
         return tuple(names[::_HELD_OUT_EVERY]) if len(names) >= _FEWEST_TO_HOLD_OUT else ()
 
-    def _names(self, spec: str, split: Split) -> list[str]:
-        return [place.name for place in self._places(spec, split)]
+    def _names(self, spec: str) -> list[str]:
+        return [place.name for place in self._places(spec, "train")]
 
     def _open(self, spec: str) -> Dataset | RenderedScenes:
         if is_rendered(spec):
@@ -135,7 +114,7 @@ class TrainingData:
         """The training videos of each folder."""
         return {
             spec: open_dataset(
-                self._resolve(spec),
+                spec,
                 "train",
                 variant=self._variant(spec),
                 only=names,
@@ -148,16 +127,16 @@ class TrainingData:
     @functools.cached_property
     def _chosen(self) -> dict[str, list[str]]:
         """The video names of each folder that ``only`` and ``exclude`` leave."""
-        names = {spec: self._names(spec, "train") for spec in self.folders}
+        names = {spec: self._names(spec) for spec in self.config.folders}
         return choose(names, self.config.only, self.config.exclude)
 
     def _variant(self, spec: str) -> str | None:
         """Returns the variant if the data set may have several, or if none may."""
         if not spec or self.config.variant is None:
             return None
-        named = [self._resolve(each) for each in (*self.folders, self.config.validate_on) if each]
-        alone = not any(each.has_variants for each in named)
-        return self.config.variant if alone or self._resolve(spec).has_variants else None
+        every = [each for each in (*self.config.folders, self.config.validate_on) if each]
+        alone = not any(resolve(each).has_variants for each in every)
+        return self.config.variant if alone or resolve(spec).has_variants else None
 
     def _has_own(self, split: Split) -> bool:
         """Returns whether the first data set, a folder, has the split, without training videos."""

@@ -1,16 +1,195 @@
-"""Videos for training and scoring (blurred frames with their sharp ones), and data sets of them."""
+"""Videos for training and scoring: blurred frames with their sharp ones, read by crop.
+
+Decoding a PNG takes a hundred times longer than reading a crop of decoded frames, and training
+reads the same frames repeatedly. So a video is packed: decoded once into an array on disk, named by
+a hash of the files' names, sizes and modification times. A changed video is packed again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdeblur.data.cache import kept_file, mapped
 from jaxdeblur.data.exposure import Exposure, average
-from jaxdeblur.data.frames import ArrayFile, FrameFiles, Frames, stamps
 from jaxdeblur.errors import ProgressLine, UserError
-from jaxdeblur.shapes import Frame8
+from jaxdeblur.shapes import Frame8, SeenVideo8, Video8
+from jaxdeblur.video.image_file import read_image
+
+ALL = slice(None)
+
+_DECODED_AT_ONCE = 16  # Frames in memory while a video is packed.
+_PACK_VERSION = 3  # Part of a pack's name: raise it when the content of packs changes.
+_MOST_OPEN = 128  # Packs mapped at a time: each holds one of 1024 file descriptors.
+_NO_ARRAY = (OSError, EOFError, ValueError)
+
+_mapped = functools.lru_cache(maxsize=_MOST_OPEN)(mapped)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameFiles:
+    """Frames in image files, decoded at every read."""
+
+    files: tuple[Path, ...]
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> Video8:
+        """Decodes the frames and returns their crop."""
+        return np.stack([self._frame(file)[rows, columns] for file in self.files[times]])
+
+    def pack(self) -> ArrayFile:
+        """Decodes the frames into the cache unless they are there already.
+
+        Raises:
+          UserError: a file has vanished or cannot be decoded, or the cache has no room.
+        """
+
+        def decoded() -> Iterator[Frame8]:
+            with ThreadPoolExecutor(os.cpu_count()) as decoders:
+                for first in range(0, len(self), _DECODED_AT_ONCE):
+                    files = self.files[first : first + _DECODED_AT_ONCE]
+                    yield from decoders.map(self._frame, files)
+
+        return _pack(self.files, self.height, self.width, decoded())
+
+    def _frame(self, file: Path) -> Frame8:
+        frame = read_image(file)
+        if frame.shape[:2] != (self.height, self.width):  # checked again: files may change
+            raise UserError(
+                f"{file}: {frame.shape[1]}x{frame.shape[0]} pixels, "
+                f"but the other frames of the video have {self.width}x{self.height}"
+            )
+        return frame
+
+
+class DecodedFrames:
+    """Frames in memory or in a memory-mapped array ``T H W 3``; a read copies only the crop."""
+
+    files = ()
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = np.asarray(array)  # slicing an np.memmap is slower
+        _, self.height, self.width, _ = array.shape
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> Video8:
+        """Returns a copy of the crop."""
+        return np.array(self.array[times, rows, columns])
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayFile:
+    """Frames in a NumPy file, uint8 ``T H W C``, read by crop."""
+
+    file: Path
+    files: tuple[Path, ...]
+    """The file, or what its frames were decoded from."""
+    length: int
+    height: int
+    width: int
+
+    @classmethod
+    def open(cls, file: Path, channels: int, files: tuple[Path, ...] = ()) -> ArrayFile:
+        """Opens a file and checks its array.
+
+        Raises:
+          UserError: it is not a uint8 array ``T H W C`` with that number of ``channels``.
+        """
+        try:
+            frames = mapped(file)
+        except _NO_ARRAY as error:
+            raise UserError(f"{file}: not a readable array ({error})") from error
+        if frames.ndim != 4 or frames.shape[3] != channels or frames.dtype != np.uint8:
+            raise UserError(
+                f"{file}: must be a uint8 array T H W {channels}, not {frames.dtype} {frames.shape}"
+            )
+        return cls(file, files or (file,), *frames.shape[:3])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, times: slice, rows: slice = ALL, columns: slice = ALL) -> SeenVideo8:
+        """Returns a copy of the crop.
+
+        Raises:
+          UserError: the file is missing or damaged.
+        """
+        try:
+            return np.array(_mapped(self.file)[times, rows, columns])
+        except _NO_ARRAY as error:
+            raise UserError(f"{self.file}: missing or damaged: {error}") from error
+
+
+Frames: TypeAlias = FrameFiles | DecodedFrames | ArrayFile
+"""The frames of one video, all of one size."""
+
+
+def pack_video(file: Path) -> ArrayFile:
+    """Decodes a video file into the cache unless it is there already.
+
+    Raises:
+      UserError: the file is not a video, is damaged or truncated, or the cache has no room.
+    """
+    from jaxdeblur.video.reader import VideoReader  # PyAV is only needed for video files
+
+    with VideoReader(file) as reader:
+        info, turns = reader.info, reader.info.quarter_turns
+        to_rgb = jax.jit(lambda planes: jnp.round(255 * info.layout.to_rgb(planes)))
+        decoded = (
+            np.rot90(np.asarray(to_rgb(picture.planes)).astype(np.uint8), turns)
+            for picture in reader
+        )
+        size = (info.width, info.height) if turns % 2 else (info.height, info.width)
+        return _pack((file,), *size, decoded)
+
+
+def _pack(files: tuple[Path, ...], height: int, width: int, frames: Iterable[Frame8]) -> ArrayFile:
+    """Returns the frames of ``files`` in the cache, where they are written if missing."""
+
+    def write(target: Path) -> None:
+        header: dict[str, Any] = {"descr": "|u1", "fortran_order": False}
+        count = 0
+        with open(target, "wb") as file:
+            # NumPy pads headers, so their length is the same for any number of frames.
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (0, height, width, 3)})
+            for frame in frames:
+                file.write(np.ascontiguousarray(frame).data)
+                count += 1
+            file.seek(0)
+            shape = (count, height, width, 3)
+            np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
+        _mapped.cache_clear()  # it may hold a damaged file of that name
+
+    recipe = {"version": _PACK_VERSION, "files": stamps(files)}
+    return ArrayFile.open(kept_file("frames", recipe, write), 3, files)
+
+
+def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Returns path, size and modification time of files, which show whether they have changed.
+
+    Raises:
+      UserError: a file no longer exists.
+    """
+    try:
+        found = [(file, file.stat()) for file in files]
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    return [(str(file.absolute()), stat.st_size, stat.st_mtime_ns) for file, stat in found]
 
 
 @runtime_checkable
@@ -94,17 +273,25 @@ class Dataset:
     videos: Sequence[Video]
 
 
-def pack_dataset(dataset: Dataset) -> Dataset:
-    """Returns the data set with all frames in image files decoded into the cache, once."""
+def pack_dataset(dataset: Dataset) -> tuple[Dataset, list[str]]:
+    """Returns the data set with its image files decoded into the cache, once, and the errors.
+
+    A video with an error stays as it is: its other frames are decoded at every read.
+    """
     line = ProgressLine("decoding", len(dataset.videos), unit="videos")
     videos: list[Video] = []
+    errors = []
     for video in dataset.videos:
-        fields = vars(video).items()
-        packed: Any = {name: of.pack() for name, of in fields if isinstance(of, FrameFiles)}
-        videos.append(dataclasses.replace(video, **packed))  # type: ignore[type-var]
+        try:
+            fields = vars(video).items()
+            packed: Any = {name: of.pack() for name, of in fields if isinstance(of, FrameFiles)}
+            videos.append(dataclasses.replace(video, **packed))  # type: ignore[type-var]
+        except UserError as error:
+            videos.append(video)
+            errors.append(str(error))
         line.update(len(videos))
     line.close()
-    return dataclasses.replace(dataset, videos=videos)
+    return dataclasses.replace(dataset, videos=videos), errors
 
 
 def video_frames(video: Any) -> list[Frames]:
@@ -123,11 +310,7 @@ def identity(video: Video) -> list[Any]:
     Raises:
       UserError: a file no longer exists.
     """
-    return [
-        # A pack is named by a hash of what was packed, and is made again wherever it is missing.
-        frames.file.parent.name if isinstance(frames, ArrayFile) else stamps(frames.files)
-        for frames in video_frames(video)
-    ]
+    return [stamps(frames.files) for frames in video_frames(video)]
 
 
 def refuse(what: str, problems: Sequence[str]) -> None:
@@ -137,5 +320,5 @@ def refuse(what: str, problems: Sequence[str]) -> None:
       UserError: there are problems; it names the first 20 and says how many more there are.
     """
     if problems:
-        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
-        raise UserError(f"{what}: " + "; ".join([*problems[:20], *more]))
+        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise UserError(f"{what}: {'; '.join(problems[:20])}{more}")

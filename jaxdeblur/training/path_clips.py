@@ -133,9 +133,7 @@ class PathClipSource:
     def _rendered(self, kind: str, rng: np.random.Generator) -> _Drawn:
         if kind not in self._renderers:
             scenes = open_scenes(SCENES[kind], self.config.crop, self.config.photos or None)
-            self._renderers[kind] = HostRenderer(
-                scenes.textures, scenes.config, _FRAMES, self.config.crop
-            )
+            self._renderers[kind] = HostRenderer(scenes, _FRAMES, self.config.crop)
         renderer = self._renderers[kind]
         key, scene, motion = renderer.draw(int(rng.integers(2**32)))
         blurred, sharp = renderer.render(key, scene, motion)

@@ -11,7 +11,7 @@ import jax
 
 from jaxdeblur import devices
 from jaxdeblur.data.batches import batches
-from jaxdeblur.data.layouts import resolve
+from jaxdeblur.data.layouts import HIGH_SPEED, resolve
 from jaxdeblur.data.on_device import render_on_device
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import UserError, tell
@@ -102,9 +102,9 @@ def train(
             f"{'on them' if run.data.on_device else 'by the host'}, step {first} of "
             f"{config.steps}, in {folder}"
         )
-        for spec in data.folders:
-            if resolve(spec).is_taken_for_high_speed:
-                _say(f"{spec}: treated as high-speed frames, which are averaged into blur")
+        for spec in run.data.folders:
+            if resolve(spec).layout == HIGH_SPEED:
+                _say(f"{spec}: high-speed frames, which are averaged into blur")
         if first >= config.steps:
             _say(how_to_score(folder))
             return state
@@ -170,7 +170,7 @@ def _batches(
     order = {"batch_size": config.batch_size, "seed": config.seed, "start_step": first}
     feed: Iterator[Batch] | None = None
     with contextlib.ExitStack() as threads:
-        if not on_device or data.folders:
+        if not on_device or run.data.folders:
             local = batches(
                 data.train,
                 options,

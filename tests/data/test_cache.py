@@ -26,7 +26,7 @@ def kept_values(made: list[int], seed: int = 1) -> np.ndarray:
         made.append(seed)
         return np.full(SHAPE, seed, np.uint8)
 
-    return kept_array("values", {"seed": seed}, SHAPE, make)
+    return kept_array("values", {"seed": seed}, make)
 
 
 def test_a_folder_is_made_once_and_another_recipe_is_another_folder(tmp_path: Path) -> None:
@@ -46,8 +46,7 @@ def test_a_damaged_folder_is_made_anew(tmp_path: Path, damaged: bytes | None) ->
     kept_values(made)
     (file,) = tmp_path.glob("*/pixels.npy")
     file.write_bytes(file.read_bytes()[:-2] if damaged is None else damaged)
-    with pytest.warns(RuntimeWarning, match="damaged .* rebuilding it"):
-        assert (kept_values(made) == 1).all()
+    assert (kept_values(made) == 1).all()
     assert len(made) == 2
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -11,13 +11,19 @@ import av
 import numpy as np
 import pytest
 
-from jaxdeblur.data import frames
+from jaxdeblur.data import videos as videos_module
 from jaxdeblur.data.batches import ClipOptions, batches
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import Exposure
-from jaxdeblur.data.frames import ArrayFile, FrameFiles
 from jaxdeblur.data.layouts import DVD_TEST_VIDEOS, resolve
-from jaxdeblur.data.videos import HighSpeedVideo, PairedVideo, Video, pack_dataset
+from jaxdeblur.data.videos import (
+    ArrayFile,
+    FrameFiles,
+    HighSpeedVideo,
+    PairedVideo,
+    Video,
+    pack_dataset,
+)
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.image_file import read_image, write_png
 
@@ -136,7 +142,7 @@ def test_high_speed_frames_are_exposed(root):
     for spec in (str(root), f"highspeed:{root}"):
         dataset = open_dataset(spec, "test", exposure=Exposure(5, 5))
         assert names(dataset) == list(HIGH_SPEED)
-        assert resolve(spec).is_taken_for_high_speed == (spec == str(root))
+        assert resolve(spec).layout == "highspeed"
         assert dataset.variant == "tau 5, period 5"
         video = dataset.videos[1]
         assert isinstance(video, HighSpeedVideo)
@@ -167,7 +173,7 @@ def test_high_speed_video_files(root, cache):
         assert (video.name, len(video)) == ("clip.mkv", 3)
         np.testing.assert_array_equal(video.sharp(1), frames[4])
     assert len(list(cache.glob("*/pixels.npy"))) == 1
-    trained = pack_dataset(open_dataset(str(root), "train", scored=False))
+    trained, _ = pack_dataset(open_dataset(str(root), "train", scored=False))
     assert isinstance(trained.videos[0].frames, ArrayFile)
     (root / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(UserError, match=r"bad\.mp4: not a readable video"):
@@ -207,10 +213,8 @@ def test_what_is_wrong_with_a_frame_is_named(root):
     (train / "GOPR1" / "blur" / "000001.png").unlink()
     write_png(train / "GOPR1" / "sharp" / "extra.png", odd)
     named(r"GOPR1/sharp/extra\.png: has no matching blurred frame")
-    (train / "GOPR1" / "sharp" / "000000.jpg").write_bytes(b"")
-    named(r"GOPR1/sharp/000000\.png and 000000\.jpg differ only in their suffix")
     shutil.rmtree(train / "GOPR1" / "sharp")
-    named("GOPR1/sharp: no such folder")
+    named("GOPR1/sharp: cannot be read as a folder")
     assert len(names(open_dataset(str(root), "test"))) == 1  # the other split is intact
 
 
@@ -220,14 +224,14 @@ def test_what_is_not_a_data_set_is_refused_in_one_line(root, tmp_path):
     cases = {
         "nowhere": "no such folder",
         str(root): "no data set recognised",
-        f"goopro:{root}": "no such layout; the layouts are rendered, reds, pairs,",
-        f"gopro:{root}": "pairs/sharp: no such folder",
-        "": "no folder given",
+        f"goopro:{root}": "no such folder; the layouts are rendered, reds, pairs,",
+        f"gopro:{root}": "pairs/sharp: cannot be read as a folder",
+        "": "no such folder",
         "x" * 5000: "no such folder",
         "a\0b": "no such folder",
         f"reds:{root}": r"no folder test_blur/\* or test_blur_comp/\*",
         f"dvd:{root / 'pairs'}": r"contains no folder \*/input",
-        f"pairs:{root / 'pairs'}": "sharp: no such folder",
+        f"pairs:{root / 'pairs'}": "sharp: cannot be read as a folder",
         f"highspeed:{root}": "contains no frames",
         "rendered:fog": "not 'fog'",
         "rendered:8px": "20px, 40px, not '8px'",
@@ -246,13 +250,12 @@ def test_what_is_not_a_data_set_is_refused_in_one_line(root, tmp_path):
 def test_names_that_make_trouble(root):
     odd = ["--help", "été", "a b;c", "10", "9"]
     write(root, {f"{k}/{v}": 2 for k in ("blur", "sharp") for v in odd})
-    os.makedirs(os.fsencode(root) + b"/blur/\xff\xfe")
     (root / "blur" / "loop").symlink_to(root / "blur")
     (root / "loop").symlink_to(root)
     with pytest.raises(UserError) as caught:
         open_dataset(str(root), "test")
     assert "blur/loop: contains no images" in str(caught.value)
-    dataset = open_dataset(str(root), "test", exclude=("loop", "\\udcff"))
+    dataset = open_dataset(str(root), "test", exclude=("loop",))
     assert sorted(names(dataset)) == sorted(odd)
     assert names(dataset).index("9") < names(dataset).index("10")
 
@@ -360,7 +363,7 @@ def test_packed_frames_are_the_files_and_are_decoded_once(root, cache, monkeypat
     np.testing.assert_array_equal(packed.read(*crop), files.read(*crop))
     assert (len(packed), packed.height, packed.width) == (5, 16, 20)
     decoded = []
-    monkeypatch.setattr(frames, "read_image", lambda *a: decoded.append(a) or read_image(*a))
+    monkeypatch.setattr(videos_module, "read_image", lambda *a: decoded.append(a) or read_image(*a))
     assert files.pack() == packed
     assert not decoded
     write_png(root / "video" / "000002.png", np.zeros((16, 20, 3), np.uint8))
@@ -370,9 +373,9 @@ def test_packed_frames_are_the_files_and_are_decoded_once(root, cache, monkeypat
     assert len(decoded) == 5
 
 
-def test_a_frame_that_can_be_read_again_is_packed_again(root, cache, monkeypatch):
+def test_a_video_with_an_unreadable_frame_is_read_from_its_files(root, cache, monkeypatch):
     write(root, {"video": 3})
-    files = opened(root)
+    dataset = open_dataset(str(root), "train", exposure=Exposure(2, 2))
 
     def fails(file):
         if file.name == "000001.png":
@@ -380,31 +383,25 @@ def test_a_frame_that_can_be_read_again_is_packed_again(root, cache, monkeypatch
         return read_image(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(frames, "read_image", fails)
-        assert list(files.pack().unreadable) == list(files.pack().unreadable) == [1]
-    with pytest.warns(RuntimeWarning, match="frame 1 can be read now.*rebuilding it"):
-        packed = files.pack()
-    assert not packed.unreadable
-    np.testing.assert_array_equal(packed.read(slice(None)), files.read(slice(None)))
+        patch.setattr(videos_module, "read_image", fails)
+        same, errors = pack_dataset(dataset)
+        assert "000001.png: Input/output error" in errors[0]
+        assert same.videos == dataset.videos
+        assert same.videos[0].frames.read(slice(2, 3)).shape == (1, 16, 20, 3)
+    # An error of the disk that has passed leaves no trace.
+    packed, errors = pack_dataset(dataset)
+    assert not errors
+    assert isinstance(packed.videos[0].frames, ArrayFile)
 
 
 def test_damaged_packs_are_made_again(root, cache):
     write(root, {"video": 3})
     frames = opened(root)
     packed = frames.pack()
-    pixels, notes = packed.file, packed.file.with_name("frames.json")
-    whole = pixels.read_bytes()
-    for file, content in [
-        (pixels, whole[:100]),
-        (pixels, b""),
-        (pixels, whole.replace(b"(3, 16", b"(9, 16")),
-        (pixels, whole.replace(b"(3, 16", b"(2, 16")),
-        (notes, b"[]"),
-        (notes, b"{"),
-    ]:
-        file.write_bytes(content)
-        with pytest.warns(RuntimeWarning, match="rebuilding it"):
-            again = frames.pack()
+    whole = packed.file.read_bytes()
+    for content in (whole[:100], b"", whole.replace(b"(3, 16", b"(9, 16")):
+        packed.file.write_bytes(content)
+        again = frames.pack()
         assert len(again) == 3
         np.testing.assert_array_equal(again.read(slice(None)), frames.read(slice(None)))
     assert len(list(cache.iterdir())) == 1
@@ -433,7 +430,6 @@ def test_frames_cut_short_are_found_before_training_and_named(root, caplog):
     ):
         seen = [next(iterator) for _ in range(10)]
     assert "a/000002.png" in caplog.text
-    # None of the clips is a black placeholder.
     assert all(batch[half].any(axis=(2, 3, 4)).all() for batch in seen for half in batch)
 
 
@@ -460,7 +456,7 @@ def test_training_goes_on_when_its_files_vanish(root):
 
 def test_packs_that_vanish_are_bad_samples(root, cache):
     write(root, {"blur": 3, "sharp": 3})
-    dataset = pack_dataset(open_dataset(str(root), "train"))
+    dataset, _ = pack_dataset(open_dataset(str(root), "train"))
     (video,) = dataset.videos
     assert isinstance(video, PairedVideo)
     assert isinstance(video.sharp_frames, ArrayFile)

@@ -20,8 +20,8 @@ from jaxdeblur.data.fixed_scenes import (
     render_moment,
     rendered_videos,
 )
-from jaxdeblur.data.photographs import Split
 from jaxdeblur.data.raster import compress, look_up, pack_texels
+from jaxdeblur.data.textures import Split
 from jaxdeblur.errors import UserError
 from jaxdeblur.files import cache_folder
 

@@ -71,7 +71,7 @@ def take(
     batch_size: int = 4,
     seed: int = 0,
     start_step: int = 0,
-    motion_limit: MotionLimit | None = None,
+    motion_limit: MotionLimit = lambda step: float("inf"),
 ) -> list[dict[str, np.ndarray]]:
     data, options = TrainingData(config, 16), config.clip_options(3, 16)
     sources = data.train
@@ -79,7 +79,7 @@ def take(
     where = devices.mesh_of(jax.devices()[:on])
     with batches(sources, options, **order, render=False) as host:  # type: ignore[arg-type]
         made = render_on_device(
-            devices.global_batches(host, where) if data.folders else None,
+            devices.global_batches(host, where) if config.folders else None,
             sources,
             options,
             devices.clips_over(where),

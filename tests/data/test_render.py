@@ -14,10 +14,9 @@ import pytest
 from jaxdeblur.data import textures
 from jaxdeblur.data.batches import batches
 from jaxdeblur.data.clips import ClipOptions
-from jaxdeblur.data.photographs import find_photographs
 from jaxdeblur.data.render import HostRenderer, _blur, motion_of, render_scene
 from jaxdeblur.data.scenes import SCENES, Scene, SceneConfig, position, sample_scene, step_times
-from jaxdeblur.data.textures import RenderedScenes, open_scenes
+from jaxdeblur.data.textures import RenderedScenes, find_photographs, open_scenes
 
 FRAMES, CROP = 3, 32
 TINY = dataclasses.replace(SCENES["tiny"], motion=(3.0, 5.0), objects=1, noise=(0.0, 0.0))
@@ -108,7 +107,7 @@ def test_a_way_shifts_by_whole_pixels_and_keeps_fine_detail_between() -> None:
 @pytest.mark.stress
 def test_the_host_leaves_out_what_a_scene_does_not_need(pictures: np.ndarray) -> None:
     """Narrower margins, one kernel for four equal ones, no absent object: equal frames."""
-    host = HostRenderer(pictures, VARIED, FRAMES, CROP)
+    host = HostRenderer(RenderedScenes(VARIED, pictures), FRAMES, CROP)
     reaches = set()
     for seed in range(3):
         key, scene, motion = host.draw(seed)

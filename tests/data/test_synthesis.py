@@ -10,9 +10,8 @@ import pytest
 
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import GAMMA, Exposure, average
-from jaxdeblur.data.frames import DecodedFrames
 from jaxdeblur.data.synthesis import main
-from jaxdeblur.data.videos import HighSpeedVideo
+from jaxdeblur.data.videos import DecodedFrames, HighSpeedVideo
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.formats import list_frames
 from jaxdeblur.video.image_file import read_image, write_png

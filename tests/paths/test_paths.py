@@ -14,8 +14,7 @@ import pytest
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.data.fixed_scenes import fixed_kinds, render_fixed_scene
-from jaxdeblur.data.photographs import find_photographs
-from jaxdeblur.data.textures import cut_textures
+from jaxdeblur.data.textures import cut_textures, find_photographs
 from jaxdeblur.models.path_maps import at_pixels, gated, path_maps, restored_of, smoothstep
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdeblur.data import textures
-from jaxdeblur.data.photographs import Split, find_photographs
-from jaxdeblur.data.textures import cut_textures
+from jaxdeblur.data.textures import Split, cut_textures, find_photographs
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.image_file import read_image, write_png
 
@@ -35,33 +34,20 @@ def test_packaged_photographs_are_there_and_decode():
             assert min(read_image(photograph.path).shape[:2]) >= 170
 
 
-def test_splits_share_no_photograph(folder):
-    shutil.copy(folder / "0.png", folder / "a_copy_of_0.png")
-    splits = {split: find_photographs(split, folder) for split in SPLITS}
+def test_splits_share_no_photograph():
+    splits = {split: find_photographs(split) for split in SPLITS}
     digests = [{photograph.digest for photograph in found} for found in splits.values()]
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert not digests[i] & digests[j]
     names = [photograph.name for found in splits.values() for photograph in found]
     assert len(names) == len(set(names))
-    assert sum(name.startswith("folder/") for name in names) == 81
     # The two views of the motorcycle show the same thing: one of them is in no split at all.
     assert not any("motorcycle_right" in name for name in names)
 
 
-def test_a_copy_of_a_packaged_photograph_is_left_out(folder, tmp_path):
-    """Otherwise training could include a photograph of validation or test."""
-    for path in folder.iterdir():
-        shutil.copy(path, tmp_path)
-    for split in SPLITS:
-        for number, photograph in enumerate(find_photographs(split)):
-            shutil.copy(photograph.path, tmp_path / f"holiday_{split}_{number}.png")
-    for split in SPLITS:
-        names = [photograph.name for photograph in find_photographs(split, tmp_path)]
-        assert not any("holiday" in name for name in names)
-
-
-def test_split_of_a_file_does_not_depend_on_the_others(folder, tmp_path):
+def test_which_photographs_of_a_folder_train_does_not_depend_on_the_others(folder, tmp_path):
     train = {photograph.name for photograph in find_photographs("train", folder)}
+    assert 60 < sum(name.startswith("folder/") for name in train) < 80
     for seed in range(40):
         shutil.copy(folder / f"{seed}.png", tmp_path)
     half = find_photographs("train", tmp_path)
@@ -72,10 +58,7 @@ def test_bad_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         find_photographs("train", tmp_path / "nowhere")
     with pytest.raises(UserError, match="subfolders are not searched"):
-        find_photographs("test", tmp_path)
-    write_png(tmp_path / "one.png", np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(UserError, match="none of its 1 images is in the test split"):
-        find_photographs("test", tmp_path)
+        find_photographs("train", tmp_path)
 
 
 def test_textures_are_reproducible():
@@ -113,8 +96,3 @@ def test_textures_are_sharper_than_their_photographs():
         return np.abs(np.diff(image[..., 1].astype(float), axis=-1)).mean()
 
     assert detail(cut_textures(coffee, 8, 160, seed=0)) > 1.2 * detail(read_image(coffee[0].path))
-
-
-def test_no_photograph_is_an_error():
-    with pytest.raises(UserError, match="no photographs were given"):
-        cut_textures([], 1, 32, seed=0)
