@@ -6,6 +6,7 @@ programs, so that a command starts quickly the second time.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
@@ -231,4 +232,5 @@ def add_threads() -> None:
 def keep_compiled() -> None:
     """Turns on JAX's compilation cache, unless the environment already says where it is."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        with contextlib.suppress(UserError):  # Without a home folder, every start compiles.
+            jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

@@ -294,4 +294,7 @@ def load_extension(path: Path | str) -> None:
         raise UserError(f"--extension={path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"--extension={path}: not valid Python: {error}") from error

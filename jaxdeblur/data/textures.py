@@ -1,7 +1,7 @@
 """Photographs, and the textures that are cut from them for rendered scenes.
 
 Those of installed packages are split for training, validation and test. Nine tenths of a folder's,
-chosen by a hash of their bytes, train; no photograph of it validates or tests.
+chosen by a hash of their bytes, train, except copies of the packages' own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -66,7 +66,23 @@ def find_photographs(
     Raises:
       UserError: ``folder`` cannot be read or holds no photograph to train on.
     """
-    found = [
+    found = _packaged(split)
+    if folder is not None:
+        taken = {photograph.digest for each in get_args(Split) for photograph in _packaged(each)}
+        own = [_photograph(f"folder/{path.name}", path) for path in list_frames(folder)]
+        own = [
+            p
+            for p in own
+            if p.digest not in taken and int(p.digest[:8], 16) / 16**8 < _SHARE_THAT_TRAINS
+        ]
+        if not own:
+            raise UserError(f"{folder}: contains no photographs (subfolders are not searched)")
+        found += own
+    return tuple(found)
+
+
+def _packaged(split: Split) -> list[Photograph]:
+    return [
         _photograph(f"{package}/{name}", _folder_of(package) / inside / name)
         for package, inside, names in (
             ("skimage", "data", _SKIMAGE[split]),
@@ -74,13 +90,6 @@ def find_photographs(
         )
         for name in names.split()
     ]
-    if folder is not None:
-        own = [_photograph(f"folder/{path.name}", path) for path in list_frames(folder)]
-        own = [p for p in own if int(p.digest[:8], 16) / 16**8 < _SHARE_THAT_TRAINS]
-        if not own:
-            raise UserError(f"{folder}: contains no photographs (subfolders are not searched)")
-        found += own
-    return tuple(found)
 
 
 def _photograph(name: str, path: Path) -> Photograph:

@@ -302,6 +302,12 @@ def _check_compare(job: Job, compare: str, overwrite: bool) -> None:
         raise UserError(f"--compare={compare}: must be a video or an animation ({kinds})")
     if not os.path.isdir(path.absolute().parent):
         raise UserError(f"--compare={compare}: the folder {path.parent} does not exist")
+    if job.output is not None and not job.suffix:
+        folder, file = (Path(os.path.realpath(each)) for each in (job.output, path))
+        if file.is_relative_to(folder):
+            raise UserError(
+                f"--compare={compare}: is inside the output folder; choose another place"
+            )
     taken = {os.path.realpath(other) for other in (*job.paths, job.output) if other is not None}
     if os.path.isdir(path) or os.path.realpath(path) in taken:
         raise UserError(f"--compare={compare}: is also the input or output; choose another name")

@@ -45,6 +45,11 @@ _IN_TRANSPORT_STREAMS = {
     *("aac", "aac_latm", "mp1", "mp2", "mp3", "ac3", "eac3", "dts", "truehd", "opus"),
     *("dvb_subtitle", "dvb_teletext", "hdmv_pgs_subtitle", "h264", "hevc", "mpeg2video"),
 }
+_KNOWN_TO_MP4 = {
+    *("title", "artist", "album_artist", "composer", "album", "date", "comment", "genre"),
+    *("copyright", "grouping", "lyrics", "description", "synopsis", "show", "episode_id"),
+    *("network", "keywords", "creation_time", "location", "language", "handler_name", "vendor_id"),
+}
 
 
 class VideoWriter(PictureTarget):
@@ -82,12 +87,15 @@ class VideoWriter(PictureTarget):
         self._name = name or str(path)
         self.lost = list(info.lost)
         self._info, self._count = info, 0
+        begin = source.container.start_time if source else None
+        self._begin, self._last = Fraction(max(0, begin or 0), 1_000_000), -1  # for AVI
         self._path = Path(path)
         suffix = self._path.suffix.lower()
         self._format = CONTAINERS[suffix]
         options = {"avoid_negative_ts": "disabled"}  # a shift would move every timestamp
-        if self._format in ("mp4", "mov"):
-            options["movflags"] = "use_metadata_tags"  # holds tags of any name
+        tags = of_the_content(source.container.metadata) if source else {}
+        if self._format in ("mp4", "mov") and not tags.keys() <= _KNOWN_TO_MP4:
+            options["movflags"] = "use_metadata_tags"  # for any name, in a place few players read
         if suffix in (".m2ts", ".mts"):  # as camcorders and Blu-ray write it
             options["mpegts_m2ts_mode"] = "1"
         with contextlib.ExitStack() as opened, self._explained():
@@ -131,9 +139,13 @@ class VideoWriter(PictureTarget):
             # If nothing is to be converted, this is the same frame.
             frame = frame.reformat(format=self.pixel_format, interpolation=exact, **self._convert)
             frame.pts, frame.duration = picture.pts, picture.duration
+            unit = frame.time_base = self._track.codec_context.time_base
             if self._format == "avi":
-                frame.pts, frame.duration = self._count, 1
-            frame.time_base = self._track.codec_context.time_base
+                # AVI begins at zero, but all tracks of a transport stream begin at some other time.
+                time = picture.pts * self._info.time_base
+                self._begin = min(self._begin, time)
+                self._last = max(self._last + 1, round((time - self._begin) / unit))
+                frame.pts, frame.duration = self._last, 1
             self._count += 1
             self._container.mux(self._track.encode(frame))
 

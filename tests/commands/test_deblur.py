@@ -663,6 +663,7 @@ def test_a_part_may_be_given_as_the_clock_shows_it(command, tmp_path):
         (["in.mkv", "out.mkv", "--fps=5"], "--fps applies to images, pipes"),
         (["in.mkv", "out.mkv", "--size=32x24"], "--size applies to pipes"),
         (["in.mkv", "-", "--codec=libx264"], "apply to videos, but - is not one"),
+        (["full", "empty", "--compare=empty/both.mkv"], "is inside the output folder"),
         (["full", "out", "--duration=1"], "--end and --duration also to cameras"),
     ],
 )

@@ -45,6 +45,17 @@ def test_splits_share_no_photograph():
     assert not any("motorcycle_right" in name for name in names)
 
 
+def test_a_copy_of_a_packaged_photograph_is_left_out(folder, tmp_path):
+    """Otherwise training could include a photograph of validation or test."""
+    for path in folder.iterdir():
+        shutil.copy(path, tmp_path)
+    for split in SPLITS:
+        for number, photograph in enumerate(find_photographs(split)):
+            shutil.copy(photograph.path, tmp_path / f"holiday_{split}_{number}.png")
+    names = [photograph.name for photograph in find_photographs("train", tmp_path)]
+    assert not any("holiday" in name for name in names)
+
+
 def test_which_photographs_of_a_folder_train_does_not_depend_on_the_others(folder, tmp_path):
     train = {photograph.name for photograph in find_photographs("train", folder)}
     assert 60 < sum(name.startswith("folder/") for name in train) < 80
