@@ -19,7 +19,6 @@ from einops import rearrange
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 import kernels
@@ -27,7 +26,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.attention import FactorisedAttention, PartialMemory, combine_partials
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.fsta_config import FUSIONS, FstaConfig
-from jaxdeblur.models.fusion import Fusion, Memory, NonLocal
+from jaxdeblur.models.fusion import Fusion, Memory
 from jaxdeblur.models.layers import (
     LEAK,
     Conv,
@@ -36,7 +35,7 @@ from jaxdeblur.models.layers import (
     depth_to_space,
     space_to_depth,
 )
-from jaxdeblur.models.restorer import VideoRestorer, check_shape
+from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.shapes import Clip, Features, Frame
 
 
@@ -45,31 +44,15 @@ class FusionBlock(nnx.Module):
 
     The paper ends at y^R; the merging is ours and the same for every fusion. As a product it is
     x + x scale(y) + merge(y).
-
-    Args:
-      fusion: computes y^R.
-      width: channels of the features.
-      gated: whether y is first weighted per pixel and channel.
-      product: whether to merge as a product.
-      dtype: of the computation.
-      rngs: what the kernels are drawn from.
     """
 
-    def __init__(
-        self,
-        fusion: Fusion,
-        width: int,
-        *,
-        gated: bool,
-        product: bool,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
+    def __init__(self, config: FstaConfig, width: int, *, rngs: nnx.Rngs) -> None:
         def mixed(c_in: int, gain: float = 1.0) -> Conv:
-            return Conv(c_in, width, 1, gain=gain, dtype=dtype, rngs=rngs)
+            return Conv(c_in, width, 1, gain=gain, dtype=config.dtype, rngs=rngs)
 
-        self.fusion = fusion
-        self.gate = mixed(2 * width) if gated else None
+        product = config.merge == "product"
+        self.fusion: Fusion = FUSIONS[config.fusion](config, width, rngs=rngs)
+        self.gate = mixed(2 * width) if config.gated else None
         self.scale = mixed(width, 0.5) if product else None
         self.merge = mixed(width if product else 2 * width, 0.5)
 
@@ -77,7 +60,6 @@ class FusionBlock(nnx.Module):
         self, x: Float[Array, "*leading h w C"], y: Float[Array, "*leading h w C"]
     ) -> Float[Array, "*leading h w C"]:
         """Returns the fused features."""
-        check_shape(y, x.shape, f"the fusion {type(self.fusion).__name__}")
         if self.gate is not None:
             y = y * jax.nn.sigmoid(self.gate(jnp.concatenate([x, y], axis=-1)))
         if self.scale is not None:
@@ -109,6 +91,11 @@ class Fsta(VideoRestorer):
     """
 
     def __init__(self, config: FstaConfig, *, rngs: nnx.Rngs) -> None:
+        if config.fusion not in (*FUSIONS, "none"):
+            raise UserError(
+                f"--fusion must be one of {', '.join(FUSIONS)}, none or a fusion from an "
+                f"extension (--extension=FILE), not {config.fusion!r}"
+            )
         self.config = config
         self.lookahead = 0 if config.causal else config.window // 2
         self.multiple = 2 ** len(config.widths)
@@ -120,11 +107,6 @@ class Fsta(VideoRestorer):
             layers = config.dense_layers
             return nnx.List([DenseBlock(width, growth, layers, **options) for _ in range(count)])
 
-        def fusion_block(width: int) -> FusionBlock:
-            fusion = FUSIONS[config.fusion](config, width, rngs=rngs)
-            product = config.merge == "product"
-            return FusionBlock(fusion, width, gated=config.gated, product=product, **options)
-
         self.stem = Conv(12, widths[0], **options)
         self.encoder = nnx.List(map(dense_blocks, widths, growths, config.encoder_blocks))
         # Sizes are halved and doubled by moving pixels into channels and back around a 1x1 kernel:
@@ -132,7 +114,9 @@ class Fsta(VideoRestorer):
         pairs = list(itertools.pairwise(widths))
         self.down = nnx.List([Conv(4 * fine, coarse, 1, **options) for fine, coarse in pairs])
         self.fusion_levels = () if config.fusion == "none" else tuple(config.attention_levels)
-        self.fusion = nnx.List([fusion_block(widths[level]) for level in self.fusion_levels])
+        self.fusion = nnx.List(
+            [FusionBlock(config, widths[level], rngs=rngs) for level in self.fusion_levels]
+        )
         self.up = nnx.List([Conv(coarse, 4 * f, 1, gain=0.5, **options) for f, coarse in pairs])
         self.decoder = nnx.List(map(dense_blocks, widths, growths, config.decoder_blocks))
         # Starts near the identity: short trainings never left an exact zero.
@@ -216,7 +200,6 @@ class Fsta(VideoRestorer):
         return np.clip(current + np.asarray(self.offsets), 0, time - 1)
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
-        self._check_fits(batch, height, width)
         frame = jax.ShapeDtypeStruct((batch, 1, height, width, 3), jnp.float32)
         features = jax.eval_shape(self.encode, frame)
         memory = jax.eval_shape(self.remember, features)
@@ -257,13 +240,6 @@ class Fsta(VideoRestorer):
         """Wraps a count before it overflows; after the first frames only ring positions matter."""
         rings = math.lcm(self.config.window, max(self.lookahead, 1))
         return jnp.where(seen < 2**30, seen, seen - 2**29 // rings * rings)
-
-    def _check_fits(self, batch: int, height: int, width: int) -> None:
-        """Raises :class:`UserError`, before anything is compiled, if the fusion can't fit."""
-        for level, block in zip(self.fusion_levels, self.fusion, strict=True):
-            if isinstance(block.fusion, NonLocal):
-                size = height >> (level + 1), width >> (level + 1)
-                block.fusion.rows_at_once(batch, self.config.window, *size)
 
     def _attention(self) -> list[tuple[int, FactorisedAttention]]:
         """Returns the level and the attention of each block that has one."""
