@@ -8,7 +8,7 @@ the features; the report (``jaxdeblur/evaluation/report.py``) overlays them on t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from jaxdeblur.shapes import Clip
 
 
+@jax.tree_util.register_dataclass  # so that ``explain_clip`` can be jitted
 @dataclass(frozen=True)
 class AttentionMaps:
     """The maps of one factorised spatio-temporal attention block (attention, eq. 1, 3 and 5).
@@ -33,13 +34,14 @@ class AttentionMaps:
       offsets: the frame at each place of the window, relative to the current one: (-2, ..., 2).
     """
 
-    name: str
+    name: str = field(metadata={"static": True})
     spatial_maps: Float[Array, "B T M h w"]
     temporal_maps: Float[Array, "B T N window"]
     pixel_mix: Float[Array, "B T h w K"]
-    offsets: tuple[int, ...]
+    offsets: tuple[int, ...] = field(metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Explanation:
     """A model's maps for every frame of a clip; those that it does not have are empty.
@@ -58,29 +60,6 @@ class Explanation:
     attention: tuple[AttentionMaps, ...] = ()
     gate: Float[Array, "B T rows columns"] | None = None
     paths: Float[Array, "B T N S 2"] | None = None
-
-
-def _register(cls: type, arrays: tuple[str, ...], static: tuple[str, ...] = ()) -> None:
-    """Makes a dataclass a pytree, so that ``explain_clip`` can be jitted.
-
-    Unflattening bypasses ``__init__``: JAX sometimes puts placeholders in the fields, which the
-    checked annotations would reject.
-    """
-
-    def flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return tuple(getattr(value, n) for n in arrays), tuple(getattr(value, n) for n in static)
-
-    def unflatten(meta: tuple[Any, ...], leaves: tuple[Any, ...]) -> Any:
-        value: Any = object.__new__(cls)
-        for name, field in zip(arrays + static, (*leaves, *meta), strict=True):
-            object.__setattr__(value, name, field)
-        return value
-
-    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
-
-
-_register(AttentionMaps, ("spatial_maps", "temporal_maps", "pixel_mix"), ("name", "offsets"))
-_register(Explanation, ("blending_weights", "attention", "gate", "paths"))
 
 
 def explainer(model: Any) -> Callable[[Clip], Explanation] | None:

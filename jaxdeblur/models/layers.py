@@ -21,7 +21,6 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Kernel
 
 Input: TypeAlias = Float[Array, "B H W C_in"]
@@ -233,10 +232,6 @@ class Conv(nnx.Module):
         self, x: Float[Array, "*leading h w C_in"]
     ) -> Float[Array, "*leading h2 w2 C_out"]:
         """Convolves and adds the bias."""
-        if x.shape[-1] != (taken := self.kernel.shape[2]):
-            raise UserError(
-                f"a Conv with {taken} input channels was given {x.shape[-1]}: {x.shape}"
-            )
         flat = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
         before = None
         if self.padding == "same":
