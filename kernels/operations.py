@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -26,8 +25,6 @@ for Hopper and they support its sizes, else the einsum; the log says which, and 
 
 HOPPER = ("H100", "H20", "H800")
 """What the names of Hopper GPUs contain: H100, H20, H200, GH200, H800."""
-
-DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +45,9 @@ def softmax_squeeze(
       sharding: how the operands are sharded over a mesh; for the einsum XLA infers it.
 
     Raises:
-      ValueError: the shapes do not fit together, or the named kernels do not support them.
+      ValueError: the named kernels do not support the shapes.
       NotImplementedError: the named kernels do not run on this device.
     """
-    _check("btpc,cm", x, weights)
     return _run("squeeze", implementation, sharding, reference.softmax_squeeze, x, weights)
 
 
@@ -73,26 +69,10 @@ def softmax_expand(
       implementation, sharding: as for `softmax_squeeze`.
 
     Raises:
-      ValueError: the shapes do not fit together, or the named kernels do not support them.
+      ValueError: the named kernels do not support the shapes.
       NotImplementedError: the named kernels do not run on this device.
     """
-    _check("bpd,dk,k,bkc", x, weights, bias, g)
     return _run("expand", implementation, sharding, reference.softmax_expand, x, weights, bias, g)
-
-
-def _check(layout: str, *operands: Array) -> None:
-    """Raises ValueError unless the operands fit `layout`, an einsum's, and are in DTYPES."""
-    sizes: dict[str, int] = {}
-    for term, operand in zip(layout.split(","), operands, strict=True):
-        if operand.dtype not in DTYPES:
-            raise ValueError(f"operands must be float32, bfloat16 or float16, not {operand.dtype}")
-        fits = len(term) == operand.ndim and all(
-            size > 0 and sizes.setdefault(letter, size) == size
-            for letter, size in zip(term, operand.shape, strict=True)
-        )
-        if not fits:
-            shapes = ", ".join(str(o.shape) for o in operands)
-            raise ValueError(f"the shapes {shapes} do not match {layout!r}")
 
 
 def _run(
@@ -123,6 +103,7 @@ def _run(
     if implementation == "mosaic":
         if refusal:
             raise ValueError(f"implementation='mosaic': {refusal}")
+        jax.eval_shape(definition, *operands)  # raises where the shapes do not fit together
         return mosaic(*operands)
     if refusal:
         _say_once(f"implementation='auto' uses the einsum: {refusal}")
