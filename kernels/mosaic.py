@@ -66,16 +66,31 @@ class Plan:
     interpret: bool
 
     @classmethod
-    def of(cls, kernel: tiles.Kernel, x: Array, maps: int, channels: int, **numbers: int) -> Plan:
-        """Makes the plan for x [frames, pixels, width], and matrices of these maps and channels.
-
-        `numbers` are `moved`, `small` and `interpret`.
-        """
+    def of(
+        cls,
+        kernel: tiles.Kernel,
+        x: Array,
+        maps: int,
+        channels: int,
+        *,
+        moved: int,
+        small: int,
+        interpret: bool,
+    ) -> Plan:
+        """Makes the plan for x [frames, pixels, width], and matrices of these maps and channels."""
         frames, pixels, width = x.shape
         padded = up(maps, 16), up(max(width, channels), 64)
-        swizzle = swizzle_of(x.dtype, width, channels)
-        of_kernel = tiles.of_kernel(kernel, *padded, x.dtype)
-        return cls(frames, pixels, *padded, x.dtype, swizzle, of_kernel, **numbers)
+        return cls(
+            frames,
+            pixels,
+            *padded,
+            dtype=x.dtype,
+            swizzle=swizzle_of(x.dtype, width, channels),
+            tiles=tiles.of_kernel(kernel, *padded, x.dtype),
+            moved=moved,
+            small=small,
+            interpret=interpret,
+        )
 
     @property
     def parts(self) -> int:
@@ -84,10 +99,14 @@ class Plan:
 
     @property
     def tiles_a_chunk(self) -> int:
-        """Tiles in a chunk, the work of one block."""
-        pixel_bytes = self.moved * jnp.dtype(self.dtype).itemsize
+        """Tiles in a chunk: about `tiles.blocks` chunks in all, each with enough work."""
+        pixels, _, blocks = self.tiles
+        count = pl.cdiv(self.pixels, pixels)
+        shared = pl.cdiv(count, max(1, blocks // self.frames))
+        tile_bytes = self.moved * jnp.dtype(self.dtype).itemsize * pixels
         block_bytes = self.small * self.maps * self.channels
-        return self.tiles.divide(self.frames, self.pixels, pixel_bytes, block_bytes)
+        enough = pl.cdiv(tiles.LEAST_WORK * block_bytes, tile_bytes)
+        return min(max(shared, enough), count)
 
     @property
     def chunks(self) -> int:
@@ -120,13 +139,11 @@ class Plan:
         transforms = self.transforms(self.channels, self.dtype)
         return gpu.SMEM(self.values, self.dtype, transforms=transforms)
 
-    def operand(self, rows: int, columns: int) -> list[Any]:
-        """Returns shared memory for the parts of an operand of products."""
-        transforms = self.transforms(columns, jnp.bfloat16)
-        return [
-            gpu.SMEM((rows, columns), jnp.bfloat16, transforms=transforms)
-            for _ in range(self.parts)
-        ]
+    def operand(self, rows: int, columns: int, swizzled: int = 0) -> list[Any]:
+        """Returns shared memory for an operand of products; `swizzled` columns fit a swizzle."""
+        transforms = self.transforms(swizzled or columns, jnp.bfloat16)
+        memory = gpu.SMEM((rows, columns), jnp.bfloat16, transforms=transforms)
+        return [memory] * self.parts
 
     def cut_tile(self) -> list[Any]:
         """Returns the same for a tile of pixels; none where the tile is an operand itself."""
@@ -141,10 +158,7 @@ class Plan:
 
         As these require, its swizzle holds no more rows than there are maps.
         """
-        transforms = self.transforms(self.maps, jnp.bfloat16)
-        shape = (self.maps, self.channels)
-        memory = gpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
-        return self._padded_parts(array), [memory] * self.parts
+        return self._padded_parts(array), self.operand(self.maps, self.channels, self.maps)
 
     def _padded_parts(self, array: Array) -> list[Array]:
         return self.cut(_padded(array.astype(jnp.float32), self.maps, self.channels))

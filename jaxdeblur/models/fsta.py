@@ -36,7 +36,7 @@ from jaxdeblur.models.layers import (
     space_to_depth,
 )
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.shapes import Clip, Features, Frame
+from jaxdeblur.shapes import Clip, ClipFeatures, Frame
 
 
 class FusionBlock(nnx.Module):
@@ -250,11 +250,9 @@ class Fsta(VideoRestorer):
     # --- Frames too large to hold at once (jaxdeblur/restoration/tiling.py) ---
 
     def gather_partial(self, frame: Frame, inside: Bool[Array, "H W"]) -> tuple[PartialMemory, ...]:
-        """Returns the contribution of some pixels to a frame's memory, for each attention block.
+        """Returns the contribution of the pixels ``inside`` to each attention block's memory.
 
-        Args:
-          frame: ``B H W 3``.
-          inside: the mask of these pixels, in whole blocks of ``multiple``.
+        The mask has whole blocks of ``multiple`` pixels.
         """
         features = self.encode(frame[:, None])
         return tuple(
@@ -297,7 +295,7 @@ class Fsta(VideoRestorer):
         """How many pixels to each side a step reads, apart from those of ``gather_partial``.
 
         Raises:
-          UserError: the fusion is nonlocal, which needs whole frames.
+          UserError: the fusion needs whole frames.
         """
         if self.config.fusion == "nonlocal" and self.fusion:
             raise UserError("fusion='nonlocal' needs whole frames and can't run in tiles")
@@ -313,11 +311,7 @@ class Fsta(VideoRestorer):
     # --- Several devices ---
 
     def spread_over(self, mesh: Mesh) -> None:
-        """Sets the mesh over which clips are sharded (``devices.clips_over``).
-
-        The compiler divides everything else by itself; without the mesh, a kernel would gather the
-        whole batch on every device. Call this where the train step rebuilds the model.
-        """
+        """Tells the kernels the mesh, without which each would gather the whole batch."""
         sharding = kernels.Sharding(mesh, batch="data")
         for _, fusion in self._attention():
             fusion.sharding = sharding
@@ -327,38 +321,23 @@ class Fsta(VideoRestorer):
     def explain_clip(self, clip: Clip) -> Explanation:
         """Returns the maps of eq. 1, 3 and 5 for every attention block and frame."""
         features = self.encode(self.pad(clip))
-        windows = self._windows(clip.shape[1])
-        maps = [
-            self._explain(level, fusion, features[level], windows)
-            for level, fusion in self._attention()
-        ]
-        return Explanation(attention=tuple(maps))
+        blocks = self._attention()
+        return Explanation(attention=tuple(self._explain(*b, features[b[0]]) for b in blocks))
 
     def _explain(
-        self,
-        level: int,
-        attention: FactorisedAttention,
-        features: Float[Array, "B T h w C"],
-        windows: Int[np.ndarray, "T window"],
+        self, level: int, attention: FactorisedAttention, features: ClipFeatures
     ) -> AttentionMaps:
-        height, width = features.shape[2:4]
-        pooled = attention.remember(features).pooled[:, windows]
-        folded: Features = rearrange(features, "B T h w C -> (B T) h w C")
-        batch = {"B": features.shape[0]}
-        size = {"h": height, "w": width}
+        pooled = attention.remember(features).pooled[:, self._windows(features.shape[1])]
+        frames = {"B": features.shape[0]}
+        pixels = dict(zip("hw", features.shape[2:4], strict=True))
+        spatial = attention.spatial_maps(features)
+        temporal = attention.temporal_maps(rearrange(pooled, "B T s C -> (B T) s C"))
+        mix = attention.pixel_maps(rearrange(features, "B T h w C -> (B T) h w C"))
         return AttentionMaps(
             name=f"level {level}, 1/{2 ** (level + 1)} of the size",
-            spatial_maps=rearrange(
-                attention.spatial_maps(features), "B T M (h w) -> B T M h w", **size
-            ),
-            temporal_maps=rearrange(
-                attention.temporal_maps(rearrange(pooled, "B T s C -> (B T) s C")),
-                "(B T) N s -> B T N s",
-                **batch,
-            ),
-            pixel_mix=rearrange(
-                attention.pixel_maps(folded), "(B T) (h w) K -> B T h w K", **batch, **size
-            ),
+            spatial_maps=rearrange(spatial, "B T M (h w) -> B T M h w", **pixels),
+            temporal_maps=rearrange(temporal, "(B T) N s -> B T N s", **frames),
+            pixel_mix=rearrange(mix, "(B T) (h w) K -> B T h w K", **frames, **pixels),
             offsets=self.offsets,
         )
 
