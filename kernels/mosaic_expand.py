@@ -29,7 +29,7 @@ from kernels.mosaic import (
     full,
     transposed,
 )
-from kernels.sharding import Sharding, sharded, sum_over_devices
+from kernels.operations import Sharding, sharded, sum_over_devices
 
 LOG2E = 1.4426950408889634
 

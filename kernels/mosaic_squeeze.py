@@ -32,8 +32,8 @@ from kernels.mosaic import (
     full,
     transposed,
 )
+from kernels.operations import Sharding, sharded, sum_over_devices
 from kernels.reference import FLOOR, Partial, finish_partial
-from kernels.sharding import Sharding, sharded, sum_over_devices
 
 
 class Saved(NamedTuple):

@@ -1,4 +1,4 @@
-"""The two operations and the choice of implementation: the one named runs, or it is an error."""
+"""The two operations, the choice of implementation (the one named runs or raises), and meshes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import functools
 import importlib
 import logging
 from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float
 
 from kernels import reference
-from kernels.sharding import Sharding
 
 Implementation: TypeAlias = Literal["auto", "mosaic", "einsum"]
 """The implementations that a caller can name.
@@ -27,6 +28,43 @@ HOPPER = ("H100", "H20", "H800")
 """What the names of Hopper GPUs contain: H100, H20, H200, GH200, H800."""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """A mesh, and the axis or axes over whose devices the batch is divided evenly."""
+
+    mesh: Mesh
+    batch: str | tuple[str, ...]
+
+    def spec(self, dimensions: str) -> PartitionSpec:
+        """Returns an array's spec; `dimensions` has a letter for each axis, b for the batch."""
+        return PartitionSpec(*(self.batch if letter == "b" else None for letter in dimensions))
+
+
+def sharded(function: Callable[..., Any], sharding: Sharding | None, layout: str) -> Any:
+    """Makes `function` run on each device's part of its arguments; unchanged without a sharding.
+
+    `layout` names the dimensions as an einsum does: "btpc,cm->btm,btmc".
+    """
+    if sharding is None:
+        return function
+    taken, given = (
+        tuple(sharding.spec(term) for term in side.split(",")) for side in layout.split("->")
+    )
+    # The replication of a custom call's results cannot be checked (check_vma).
+    return jax.shard_map(
+        function,
+        mesh=sharding.mesh,
+        in_specs=taken,
+        out_specs=given if len(given) > 1 else given[0],
+        check_vma=False,
+    )
+
+
+def sum_over_devices(value: Array, sharding: Sharding | None) -> Array:
+    """Sums a value over the devices, if there is a sharding."""
+    return value if sharding is None else lax.psum(value, sharding.batch)
 
 
 def softmax_squeeze(
