@@ -8,7 +8,7 @@ the features; the report (``jaxdeblur/evaluation/report.py``) overlays them on t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 from jaxdeblur.shapes import Clip
 
 
-@jax.tree_util.register_dataclass  # so that ``explain_clip`` can be jitted
 @dataclass(frozen=True)
 class AttentionMaps:
     """The maps of one factorised spatio-temporal attention block (attention, eq. 1, 3 and 5).
@@ -34,14 +33,13 @@ class AttentionMaps:
       offsets: the frame at each place of the window, relative to the current one: (-2, ..., 2).
     """
 
-    name: str = field(metadata={"static": True})
+    name: str
     spatial_maps: Float[Array, "B T M h w"]
     temporal_maps: Float[Array, "B T N window"]
     pixel_mix: Float[Array, "B T h w K"]
-    offsets: tuple[int, ...] = field(metadata={"static": True})
+    offsets: tuple[int, ...]
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Explanation:
     """A model's maps for every frame of a clip; those that it does not have are empty.
@@ -60,6 +58,28 @@ class Explanation:
     attention: tuple[AttentionMaps, ...] = ()
     gate: Float[Array, "B T rows columns"] | None = None
     paths: Float[Array, "B T N S 2"] | None = None
+
+
+def _register(cls: Any, *static: str) -> None:
+    """Makes a dataclass a pytree, so that ``explain_clip`` can be jitted.
+
+    Unflattening bypasses ``__init__``, whose checked annotations would reject JAX's placeholders.
+    """
+    arrays = tuple(field.name for field in fields(cls) if field.name not in static)
+
+    def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(value, n) for n in arrays], tuple(getattr(value, n) for n in static)
+
+    def unflatten(meta: tuple[Any, ...], leaves: Any) -> Any:
+        value = object.__new__(cls)
+        value.__dict__.update(zip((*static, *arrays), (*meta, *leaves), strict=True))
+        return value
+
+    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+
+
+_register(AttentionMaps, "name", "offsets")
+_register(Explanation)
 
 
 def explainer(model: Any) -> Callable[[Clip], Explanation] | None:
