@@ -75,7 +75,7 @@ def _convolve(
 def _conv2d_forward(
     x: Input, kernel: Kernel, stride: int, before: tuple[int, int] | None
 ) -> tuple[Output, tuple[Input, Kernel]]:
-    return _convolve(x, kernel, stride, before), (x, kernel)
+    return conv2d(x, kernel, stride, before), (x, kernel)
 
 
 def _conv2d_backward(
