@@ -26,6 +26,7 @@ from flax import nnx
 from benchmarks.common import machine, natural, side_by_side
 from jaxdeblur.errors import run_command
 from jaxdeblur.models.attention import FactorisedAttention
+from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.fusion import Concat, Conv3d, Fusion, NonLocal, nonlocal_rows
 from jaxdeblur.options import Parser
 
@@ -69,8 +70,9 @@ def from_affinity(fusion: NonLocal, clip: jax.Array, rows: int | None, *, full: 
 def blocks(window: int, height: int, width: int) -> dict[str, tuple[Fusion, Block, Block, int]]:
     """Returns by name: parameters, the block in one piece and as it is run, softmax weights."""
     rngs = nnx.Rngs(0)
-    fsta = FactorisedAttention(CHANNELS, spatial=M, temporal=N, rngs=rngs)
-    affinity = NonLocal(CHANNELS, limit_bytes=CHUNK_BYTES, rngs=rngs)
+    config = FstaConfig(window=window, spatial_maps=M, temporal_maps=N, nonlocal_bytes=CHUNK_BYTES)
+    fsta = FactorisedAttention(config, CHANNELS, rngs=rngs)
+    affinity = NonLocal(config, CHANNELS, rngs=rngs)
     rows = affinity.rows_at_once(1, window, height, width)
     some, full = (functools.partial(from_affinity, full=full) for full in (False, True))
     pixels = height * width
@@ -80,8 +82,8 @@ def blocks(window: int, height: int, width: int) -> dict[str, tuple[Fusion, Bloc
 
     return {
         "fsta": (fsta, from_memory, from_memory, (window * M + M * N) * pixels + N * window),
-        "concat": (Concat(CHANNELS, window, rngs=rngs), from_memory, from_memory, 0),
-        "conv3d": (Conv3d(CHANNELS, window, rngs=rngs), from_memory, from_memory, 0),
+        "concat": (Concat(config, CHANNELS, rngs=rngs), from_memory, from_memory, 0),
+        "conv3d": (Conv3d(config, CHANNELS, rngs=rngs), from_memory, from_memory, 0),
         "nonlocal, HW rows": (affinity, *in_pieces(some), window * pixels**2),
         "nonlocal, THW rows": (affinity, *in_pieces(full), (window * pixels) ** 2),
     }

@@ -40,7 +40,7 @@ def check_model(
 
     Raises:
       AssertionError: the network fails a check.
-      UserError: there is no such preset, or a view returns an array of the wrong shape.
+      UserError: there is no such preset.
     """
     network = (find(preset) if isinstance(preset, str) else preset).network
     model = registry.build(network, seed=1)

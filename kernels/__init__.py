@@ -13,7 +13,7 @@ squeeze a frame in pieces.
 
 from __future__ import annotations
 
-from kernels.operations import Implementation, softmax_expand, softmax_squeeze
+from kernels.operations import Implementation, Sharding, softmax_expand, softmax_squeeze
 from kernels.reference import (
     Partial,
     combine_partials,
@@ -21,7 +21,6 @@ from kernels.reference import (
     project,
     squeeze_partial,
 )
-from kernels.sharding import Sharding
 
 __all__ = [
     "Implementation",

@@ -21,7 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
 from jax.typing import DTypeLike
 
-from kernels.tiles import Tiles, up
+from kernels import tiles
+from kernels.tiles import up
 
 Ref: TypeAlias = Any
 """A kernel's view of an array in the GPU's memory or in a block's shared memory."""
@@ -59,10 +60,37 @@ class Plan:
     channels: int
     dtype: DTypeLike
     swizzle: int
-    tiles: Tiles
+    tiles: tiles.Tiles
     moved: int
     small: int
     interpret: bool
+
+    @classmethod
+    def of(
+        cls,
+        kernel: tiles.Kernel,
+        x: Array,
+        maps: int,
+        channels: int,
+        *,
+        moved: int,
+        small: int,
+        interpret: bool,
+    ) -> Plan:
+        """Makes the plan for x [frames, pixels, width], and matrices of these maps and channels."""
+        frames, pixels, width = x.shape
+        padded = up(maps, 16), up(max(width, channels), 64)
+        return cls(
+            frames,
+            pixels,
+            *padded,
+            dtype=x.dtype,
+            swizzle=swizzle_of(x.dtype, width, channels),
+            tiles=tiles.of_kernel(kernel, *padded, x.dtype),
+            moved=moved,
+            small=small,
+            interpret=interpret,
+        )
 
     @property
     def parts(self) -> int:
@@ -71,10 +99,14 @@ class Plan:
 
     @property
     def tiles_a_chunk(self) -> int:
-        """Tiles in a chunk, the work of one block."""
-        pixel_bytes = self.moved * jnp.dtype(self.dtype).itemsize
+        """Tiles in a chunk: about `tiles.blocks` chunks in all, each with enough work."""
+        pixels, _, blocks = self.tiles
+        count = pl.cdiv(self.pixels, pixels)
+        shared = pl.cdiv(count, max(1, blocks // self.frames))
+        tile_bytes = self.moved * jnp.dtype(self.dtype).itemsize * pixels
         block_bytes = self.small * self.maps * self.channels
-        return self.tiles.divide(self.frames, self.pixels, pixel_bytes, block_bytes)
+        enough = pl.cdiv(tiles.LEAST_WORK * block_bytes, tile_bytes)
+        return min(max(shared, enough), count)
 
     @property
     def chunks(self) -> int:
@@ -107,13 +139,11 @@ class Plan:
         transforms = self.transforms(self.channels, self.dtype)
         return gpu.SMEM(self.values, self.dtype, transforms=transforms)
 
-    def operand(self, rows: int, columns: int) -> list[Any]:
-        """Returns shared memory for the parts of an operand of products."""
-        transforms = self.transforms(columns, jnp.bfloat16)
-        return [
-            gpu.SMEM((rows, columns), jnp.bfloat16, transforms=transforms)
-            for _ in range(self.parts)
-        ]
+    def operand(self, rows: int, columns: int, swizzled: int = 0) -> list[Any]:
+        """Returns shared memory for an operand of products; `swizzled` columns fit a swizzle."""
+        transforms = self.transforms(swizzled or columns, jnp.bfloat16)
+        memory = gpu.SMEM((rows, columns), jnp.bfloat16, transforms=transforms)
+        return [memory] * self.parts
 
     def cut_tile(self) -> list[Any]:
         """Returns the same for a tile of pixels; none where the tile is an operand itself."""
@@ -121,20 +151,17 @@ class Plan:
 
     def small_matrix(self, array: Array) -> tuple[list[Array], list[Any]]:
         """Returns the parts of an array [maps, channels], or one per frame, and memory for them."""
-        return self._cut(array), self.operand(self.maps, self.channels)
+        return self._padded_parts(array), self.operand(self.maps, self.channels)
 
     def over_maps(self, array: Array) -> tuple[list[Array], list[Any]]:
         """Returns the same for products that contract over the maps.
 
         As these require, its swizzle holds no more rows than there are maps.
         """
-        transforms = self.transforms(self.maps, jnp.bfloat16)
-        shape = (self.maps, self.channels)
-        memory = gpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
-        return self._cut(array), [memory] * self.parts
+        return self._padded_parts(array), self.operand(self.maps, self.channels, self.maps)
 
-    def _cut(self, array: Array) -> list[Array]:
-        return cut(_padded(array.astype(jnp.float32), self.maps, self.channels), self.parts)
+    def _padded_parts(self, array: Array) -> list[Array]:
+        return self.cut(_padded(array.astype(jnp.float32), self.maps, self.channels))
 
     def stream(self, array: Array) -> Array:
         """Pads an array [frames, pixels, width], if necessary, for copies of tiles.
@@ -226,8 +253,17 @@ class Plan:
         return scratch
 
     def cut(self, values: Array) -> list[Array]:
-        """Splits float32 numbers in registers into parts; one is rounded, more are exact."""
-        return cut(values, self.parts)
+        """Splits float32 numbers into bfloat16 parts that sum to them; one part is rounded."""
+        if self.parts == 1:
+            return [values.astype(jnp.bfloat16)]
+        found = []
+        for _ in range(self.parts):
+            # Truncates bits: XLA may remove a rounding to bfloat16 and back.
+            bits = lax.bitcast_convert_type(values, jnp.int32) & jnp.int32(-65536)
+            part = lax.bitcast_convert_type(bits, jnp.float32)
+            found.append(part.astype(jnp.bfloat16))
+            values = values - part
+        return found
 
     def product(self, shape: tuple[int, int], *terms: tuple[Sequence[Any], Sequence[Ref]]) -> Array:
         """Sums the products of (left, right), each in parts, into float32 registers."""
@@ -241,7 +277,9 @@ class Plan:
 
     def accumulate(self, accumulator: Ref, left: Sequence[Any], right: Sequence[Ref]) -> None:
         """Adds a product to an accumulator; `left` is in shared memory or in registers."""
-        for i, j in _pairs(self.parts):
+        parts = range(self.parts)
+        # Products of later parts would round away.
+        for i, j in ((i, j) for i in parts for j in parts if i + j < self.parts):
             if self.interpret and isinstance(left[i], jax.Array):
                 # JAX's interpreter takes this operand only from shared memory.
                 pl.run_scoped(
@@ -339,25 +377,6 @@ def _stored_first(accumulator: Ref, left: Array, right: Ref, shared: Ref) -> Non
     shared[...] = left
     gpu.commit_smem()
     gpu.wgmma(accumulator, shared, right)
-
-
-def _pairs(parts: int) -> list[tuple[int, int]]:
-    """Returns which parts of two operands to multiply, omitting products that round away."""
-    return [(i, j) for i in range(parts) for j in range(parts) if i + j < parts]
-
-
-def cut(values: Array, parts: int) -> list[Array]:
-    """Splits float32 numbers into bfloat16 parts that sum to them; one part is rounded."""
-    if parts == 1:
-        return [values.astype(jnp.bfloat16)]
-    found = []
-    for _ in range(parts):
-        # Truncates bits: XLA may remove a rounding to bfloat16 and back.
-        bits = lax.bitcast_convert_type(values, jnp.int32) & jnp.int32(-65536)
-        part = lax.bitcast_convert_type(bits, jnp.float32)
-        found.append(part.astype(jnp.bfloat16))
-        values = values - part
-    return found
 
 
 def transposed(refs: Sequence[Ref]) -> list[Ref]:

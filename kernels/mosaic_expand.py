@@ -27,11 +27,9 @@ from kernels.mosaic import (
     down,
     first_derivative_only,
     full,
-    swizzle_of,
     transposed,
 )
-from kernels.sharding import Sharding, sharded, sum_over_devices
-from kernels.tiles import up
+from kernels.operations import Sharding, sharded, sum_over_devices
 
 LOG2E = 1.4426950408889634
 
@@ -47,16 +45,7 @@ def limit(x: Array, weights: Array, bias: Array, g: Array) -> str | None:
 def run(
     sharding: Sharding | None, interpret: bool, x: Array, weights: Array, bias: Array, g: Array
 ) -> Array:
-    """Expands g by the softmax of x weights + bias, as `softmax_expand` does.
-
-    Args:
-      sharding: how the operands are sharded over a mesh; None for one device.
-      interpret: runs the kernels on a CPU.
-      x: [B, P, D].
-      weights: [D, K], rounded to the dtype of `x`.
-      bias: [K].
-      g: [B, K, C], of the dtype of `x`.
-    """
+    """Computes `softmax_expand` for x and g of one dtype; `interpret` runs the kernels on a CPU."""
     here = partial(forward, interpret=interpret)
     return sharded(here, sharding, "bpd,dk,k,bkc->bpc")(x, weights, bias, g)
 
@@ -90,8 +79,9 @@ run.defvjp(_run_forward, _run_backward)
 
 def forward(x: Array, weights: Array, bias: Array, g: Array, interpret: bool) -> Array:
     """Expands g to the pixels of x on one device; the arguments are those of `run`."""
-    (pixels, depth), channels = x.shape[1:], g.shape[-1]
-    plan = _plan("expand", x, g, depth + channels, 4, interpret)
+    (pixels, depth), (combinations, channels) = x.shape[1:], g.shape[-2:]
+    moved = depth + channels
+    plan = Plan.of("expand", x, combinations, channels, moved=moved, small=4, interpret=interpret)
 
     def expand(
         block: Block,
@@ -140,7 +130,10 @@ def backward(
     The arguments are those of `run` and dy [B, P, C], the derivative with respect to its result.
     """
     (pixels, depth), (combinations, channels) = x.shape[1:], g.shape[-2:]
-    plan = _plan("expand backward", x, g, 2 * depth + channels, 12, interpret)
+    moved = 2 * depth + channels
+    plan = Plan.of(
+        "expand backward", x, combinations, channels, moved=moved, small=12, interpret=interpret
+    )
 
     def expand_backward(
         block: Block,
@@ -214,25 +207,6 @@ def backward(
         jnp.sum(found["dweights"], axis=(0, 1))[:depth, :combinations],
         jnp.sum(found["dbias"], axis=(0, 1))[:combinations],
         dg[:, :combinations, :channels],
-    )
-
-
-def _plan(
-    kernel: tiles.Kernel, x: Array, g: Array, moved: int, small: int, interpret: bool
-) -> Plan:
-    (batch, pixels, depth), (combinations, channels) = x.shape, g.shape[-2:]
-    padded = up(combinations, 16), up(max(channels, depth), 64)
-    return Plan(
-        frames=batch,
-        pixels=pixels,
-        maps=padded[0],
-        channels=padded[1],
-        dtype=g.dtype,
-        swizzle=swizzle_of(g.dtype, depth, channels),
-        tiles=tiles.of_kernel(kernel, *padded, g.dtype),
-        moved=moved,
-        small=small,
-        interpret=interpret,
     )
 
 

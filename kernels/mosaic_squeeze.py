@@ -30,12 +30,10 @@ from kernels.mosaic import (
     across,
     first_derivative_only,
     full,
-    swizzle_of,
     transposed,
 )
+from kernels.operations import Sharding, sharded, sum_over_devices
 from kernels.reference import FLOOR, Partial, finish_partial
-from kernels.sharding import Sharding, sharded, sum_over_devices
-from kernels.tiles import up
 
 
 class Saved(NamedTuple):
@@ -57,14 +55,7 @@ def limit(x: Array, weights: Array) -> str | None:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def run(sharding: Sharding | None, interpret: bool, x: Array, weights: Array) -> Array:
-    """Squeezes x by the softmax of x weights, as `softmax_squeeze` does.
-
-    Args:
-      sharding: how the operands are sharded over a mesh; None for one device.
-      interpret: runs the kernels on a CPU.
-      x: [B, T, P, C].
-      weights: [C, M].
-    """
+    """Computes `softmax_squeeze`; `interpret` runs the kernels on a CPU."""
     return _run_forward(sharding, interpret, x, weights)[0]
 
 
@@ -103,7 +94,8 @@ run.defvjp(_run_forward, _run_backward)
 def forward(x: Array, weights: Array, interpret: bool) -> Partial:
     """Squeezes the pixels of x on one device into a Partial."""
     channels, maps = weights.shape
-    plan = _plan("squeeze", x, maps, moved=channels, small=6, interpret=interpret)
+    frames = _frames(x)
+    plan = Plan.of("squeeze", frames, maps, channels, moved=channels, small=6, interpret=interpret)
 
     def squeeze(
         block: Block,
@@ -146,7 +138,7 @@ def forward(x: Array, weights: Array, interpret: bool) -> Partial:
 
     found = plan.call(
         squeeze,
-        streams={"x": plan.stream(_frames(x))},
+        streams={"x": plan.stream(frames)},
         matrices={"weights": plan.small_matrix(weights.astype(x.dtype).T)},
         vectors={},
         results={
@@ -173,15 +165,14 @@ def backward(
 ) -> tuple[Array, Array]:
     """Returns the derivatives with respect to x and, in float32, the weights.
 
-    Args:
-      x: [B, T, P, C].
-      weights: [C, M].
-      saved: what the forward pass saved.
-      dg: [B, T, M, C], the derivative with respect to the forward result.
-      interpret: runs the kernels on a CPU.
+    `dg` [B, T, M, C] is the derivative with respect to the forward result.
     """
     channels, maps = weights.shape
-    plan = _plan("squeeze backward", x, maps, moved=2 * channels, small=8, interpret=interpret)
+    frames = _frames(x)
+    moved = 2 * channels
+    plan = Plan.of(
+        "squeeze backward", frames, maps, channels, moved=moved, small=8, interpret=interpret
+    )
 
     def squeeze_backward(
         block: Block,
@@ -222,7 +213,7 @@ def backward(
     rounded, dg_of_frames = weights.astype(x.dtype).T, _frames(dg)
     found = plan.call(
         squeeze_backward,
-        streams={"x": plan.stream(_frames(x))},
+        streams={"x": plan.stream(frames)},
         matrices={
             "weights": plan.small_matrix(rounded),
             "weights_over_maps": plan.over_maps(rounded),
@@ -245,25 +236,6 @@ def backward(
     return (
         found["dx"][:, : x.shape[-2], :channels].reshape(x.shape),
         jnp.sum(found["dweights"], axis=(0, 1))[:channels, :maps],
-    )
-
-
-def _plan(
-    kernel: tiles.Kernel, x: Array, maps: int, *, moved: int, small: int, interpret: bool
-) -> Plan:
-    batch, time, pixels, channels = x.shape
-    padded = up(maps, 16), up(channels, 64)
-    return Plan(
-        frames=batch * time,
-        pixels=pixels,
-        maps=padded[0],
-        channels=padded[1],
-        dtype=x.dtype,
-        swizzle=swizzle_of(x.dtype, channels),
-        tiles=tiles.of_kernel(kernel, *padded, x.dtype),
-        moved=moved,
-        small=small,
-        interpret=interpret,
     )
 
 

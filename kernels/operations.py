@@ -1,4 +1,4 @@
-"""The two operations and the choice of implementation: the one named runs, or it is an error."""
+"""The two operations, the choice of implementation (the one named runs or raises), and meshes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import functools
 import importlib
 import logging
 from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float
 
 from kernels import reference
-from kernels.sharding import Sharding
 
 Implementation: TypeAlias = Literal["auto", "mosaic", "einsum"]
 """The implementations that a caller can name.
@@ -27,9 +27,44 @@ for Hopper and they support its sizes, else the einsum; the log says which, and 
 HOPPER = ("H100", "H20", "H800")
 """What the names of Hopper GPUs contain: H100, H20, H200, GH200, H800."""
 
-DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
-
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """A mesh, and the axis or axes over whose devices the batch is divided evenly."""
+
+    mesh: Mesh
+    batch: str | tuple[str, ...]
+
+    def spec(self, dimensions: str) -> PartitionSpec:
+        """Returns an array's spec; `dimensions` has a letter for each axis, b for the batch."""
+        return PartitionSpec(*(self.batch if letter == "b" else None for letter in dimensions))
+
+
+def sharded(function: Callable[..., Any], sharding: Sharding | None, layout: str) -> Any:
+    """Makes `function` run on each device's part of its arguments; unchanged without a sharding.
+
+    `layout` names the dimensions as an einsum does: "btpc,cm->btm,btmc".
+    """
+    if sharding is None:
+        return function
+    taken, given = (
+        tuple(sharding.spec(term) for term in side.split(",")) for side in layout.split("->")
+    )
+    # The replication of a custom call's results cannot be checked (check_vma).
+    return jax.shard_map(
+        function,
+        mesh=sharding.mesh,
+        in_specs=taken,
+        out_specs=given if len(given) > 1 else given[0],
+        check_vma=False,
+    )
+
+
+def sum_over_devices(value: Array, sharding: Sharding | None) -> Array:
+    """Sums a value over the devices, if there is a sharding."""
+    return value if sharding is None else lax.psum(value, sharding.batch)
 
 
 def softmax_squeeze(
@@ -48,10 +83,9 @@ def softmax_squeeze(
       sharding: how the operands are sharded over a mesh; for the einsum XLA infers it.
 
     Raises:
-      ValueError: the shapes do not fit together, or the named kernels do not support them.
+      ValueError: the named kernels do not support the shapes.
       NotImplementedError: the named kernels do not run on this device.
     """
-    _check("btpc,cm", x, weights)
     return _run("squeeze", implementation, sharding, reference.softmax_squeeze, x, weights)
 
 
@@ -73,26 +107,10 @@ def softmax_expand(
       implementation, sharding: as for `softmax_squeeze`.
 
     Raises:
-      ValueError: the shapes do not fit together, or the named kernels do not support them.
+      ValueError: the named kernels do not support the shapes.
       NotImplementedError: the named kernels do not run on this device.
     """
-    _check("bpd,dk,k,bkc", x, weights, bias, g)
     return _run("expand", implementation, sharding, reference.softmax_expand, x, weights, bias, g)
-
-
-def _check(layout: str, *operands: Array) -> None:
-    """Raises ValueError unless the operands fit `layout`, an einsum's, and are in DTYPES."""
-    sizes: dict[str, int] = {}
-    for term, operand in zip(layout.split(","), operands, strict=True):
-        if operand.dtype not in DTYPES:
-            raise ValueError(f"operands must be float32, bfloat16 or float16, not {operand.dtype}")
-        fits = len(term) == operand.ndim and all(
-            size > 0 and sizes.setdefault(letter, size) == size
-            for letter, size in zip(term, operand.shape, strict=True)
-        )
-        if not fits:
-            shapes = ", ".join(str(o.shape) for o in operands)
-            raise ValueError(f"the shapes {shapes} do not match {layout!r}")
 
 
 def _run(
@@ -123,6 +141,7 @@ def _run(
     if implementation == "mosaic":
         if refusal:
             raise ValueError(f"implementation='mosaic': {refusal}")
+        jax.eval_shape(definition, *operands)  # raises where the shapes do not fit together
         return mosaic(*operands)
     if refusal:
         _say_once(f"implementation='auto' uses the einsum: {refusal}")

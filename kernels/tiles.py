@@ -28,19 +28,6 @@ class Tiles(NamedTuple):
     """Blocks to divide the pixels of all frames into. If more than fit at once, they finish one
     after the other, and each adds a partial result."""
 
-    def divide(self, frames: int, pixels: int, pixel_bytes: int, block_bytes: int) -> int:
-        """Returns the tiles per block that give about `blocks` in all, each with enough work.
-
-        Args:
-          frames, pixels: number of frames, and of pixels in one frame.
-          pixel_bytes: bytes read and written for each pixel.
-          block_bytes: other bytes that each block moves.
-        """
-        count = -(-pixels // self.pixels)
-        shared = -(-count // max(1, self.blocks // frames))
-        enough = -(-LEAST_WORK * block_bytes // (pixel_bytes * self.pixels))
-        return min(max(shared, enough), count)
-
 
 IN_BFLOAT16: dict[Kernel, Tiles] = {
     # Two blocks fit on each of an H200's 132 multiprocessors. The maximum over a tile involves all

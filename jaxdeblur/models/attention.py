@@ -11,21 +11,20 @@ equation. Every softmax runs in float32, whatever the dtype of the features.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 import kernels
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.fsta_config import FstaConfig, register_fusion
 from jaxdeblur.models.fusion import Concat, Fusion
 from jaxdeblur.models.layers import LEAK, Conv, activation, normal
 from jaxdeblur.shapes import ClipFeatures, Features, Squeezed, SqueezedWindow
@@ -101,14 +100,6 @@ def combine_partials(a: PartialMemory, b: PartialMemory) -> PartialMemory:
     )
 
 
-def finish_partial(partial: PartialMemory, dtype: DTypeLike) -> FrameMemory:
-    """Returns a frame's memory from the partial memory of all its pixels."""
-    return FrameMemory(
-        kernels.finish_partial(partial.squeezed, dtype),
-        (partial.pooled / partial.pixels).astype(dtype),
-    )
-
-
 # --- The block ---
 
 
@@ -117,17 +108,6 @@ class FactorisedAttention(Fusion):
 
     ``remember`` computes eq. 1-2, which depend on one frame alone; ``fuse`` computes eq. 3-6.
 
-    Args:
-      channels: C.
-      spatial, temporal: M and N.
-      temporal_kernel: size of f_t, odd; f_s and f_p are 1x1 convolutions.
-      logit_gain: factor on He's deviation, from which all three kernels are initialised.
-      squeeze: what eq. 1-3 see: the features, or their activations and log local energies.
-      key_frames: how many frames of the window take part, chosen anew for each current frame; None
-        for all. It affects no parameter, so it can be changed after training.
-      implementation: "einsum" runs the equations above as written; the others run eq. 1-2 and 5-6
-        in ``kernels``, which need not write the maps A_s and A_p to memory.
-
     Attributes:
       sharding: how the batch is spread over a mesh, which a kernel needs to know; None if one
         device holds the whole batch. Set by ``Fsta.spread_over``.
@@ -135,34 +115,22 @@ class FactorisedAttention(Fusion):
 
     sharding: kernels.Sharding | None
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        spatial: int,
-        temporal: int,
-        temporal_kernel: int = 3,
-        logit_gain: float = 1.0,
-        squeeze: Literal["features", "energy"] = "features",
-        key_frames: int | None = None,
-        implementation: kernels.Implementation = "auto",
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
+    def __init__(self, config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> None:
         # f_s and f_t have no bias: it would shift all logits of a softmax alike, without effect.
-        made: dict[str, Any] = {"gain": logit_gain, "dtype": dtype, "rngs": rngs}
-        self.f_s = Conv(channels, spatial, kernel=1, bias=None, **made)
-        deviation = logit_gain * (2.0 / (temporal_kernel * channels)) ** 0.5
-        shape = (temporal_kernel, channels, temporal)
+        maps, combinations = config.spatial_maps, config.spatial_maps * config.temporal_maps
+        options: dict[str, Any] = {"dtype": config.dtype, "rngs": rngs}
+        gain = config.logit_gain
+        self.f_s = Conv(channels, maps, 1, bias=None, gain=gain, **options)
+        shape = (config.temporal_kernel, channels, config.temporal_maps)
+        deviation = gain * (2.0 / (config.temporal_kernel * channels)) ** 0.5
         self.f_t = nnx.Param(normal(rngs.params(), shape, deviation))
-        self.f_p = Conv(channels, spatial * temporal, kernel=1, **made)
-        self.sharpness = (
-            Conv(2 * channels, channels, 1, dtype=dtype, rngs=rngs) if squeeze == "energy" else None
-        )
-        self.key_frames = key_frames
-        self.implementation = implementation
+        self.f_p = Conv(channels, combinations, 1, gain=gain, **options)
+        energy = config.squeeze == "energy"
+        self.sharpness = Conv(2 * channels, channels, 1, **options) if energy else None
+        self.key_frames = config.key_frames
+        self.implementation = config.implementation
         self.sharding = None
-        self.radius = 0 if self.sharpness is None else 2  # pixels that local_energy reads
+        self.radius = 2 if energy else 0  # pixels that local_energy reads
 
     def seen(self, features: ClipFeatures) -> ClipFeatures:
         """Returns x of eq. 1-3."""
@@ -180,9 +148,7 @@ class FactorisedAttention(Fusion):
         if self.implementation == "einsum":
             maps = spatial_maps(self._spatial_logits(features))
             return FrameMemory(spatial_squeeze(maps, x), pooled)
-        with _one_line():
-            squeezed = kernels.softmax_squeeze(x, _matrix(self.f_s), **self._run)
-        return FrameMemory(squeezed, pooled)
+        return FrameMemory(self._run(kernels.softmax_squeeze, x, _matrix(self.f_s)), pooled)
 
     def remember_part(self, features: ClipFeatures, inside: Bool[Array, "h w"]) -> PartialMemory:
         """Returns the contribution of the pixels ``inside`` to the memory of each frame."""
@@ -198,7 +164,8 @@ class FactorisedAttention(Fusion):
 
     def finish(self, partial: PartialMemory, features: ClipFeatures) -> FrameMemory:
         """Returns a tiled frame's memory, from that of all its pixels and a tile's features."""
-        return finish_partial(partial, features.dtype)
+        squeezed = kernels.finish_partial(partial.squeezed, features.dtype)
+        return FrameMemory(squeezed, (partial.pooled / partial.pixels).astype(features.dtype))
 
     def fuse(self, features: Features, window: FrameMemory) -> Features:
         """Returns y^R (eq. 3-6), from the current frame's features and the window's memory."""
@@ -207,9 +174,8 @@ class FactorisedAttention(Fusion):
         if self.implementation == "einsum":
             y = expand(self.pixel_maps(features), squeezed_window)
         else:
-            weights, bias = _matrix(self.f_p), self._pixel_bias
-            with _one_line():
-                y = kernels.softmax_expand(x, weights, bias, squeezed_window, **self._run)
+            projection = _matrix(self.f_p), self._pixel_bias
+            y = self._run(kernels.softmax_expand, x, *projection, squeezed_window)
         return y.reshape(features.shape)
 
     def spatial_maps(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
@@ -228,9 +194,12 @@ class FactorisedAttention(Fusion):
         x = rearrange(features, "B h w C -> B (h w) C")
         return pixel_maps(kernels.project(x, _matrix(self.f_p)) + self._pixel_bias)
 
-    @property
-    def _run(self) -> dict[str, Any]:
-        return {"implementation": self.implementation, "sharding": self.sharding}
+    def _run(self, operation: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
+        """Names the option in the errors of kernels that cannot run here or at these sizes."""
+        try:
+            return operation(*operands, implementation=self.implementation, sharding=self.sharding)
+        except (NotImplementedError, ValueError) as error:
+            raise UserError(f"--implementation: {error}") from error
 
     # The logits are always float32, as in the kernels. Rounding them to bfloat16 would change the
     # maps, and tiles would give other results than whole frames.
@@ -259,26 +228,11 @@ class ConcatAttention(FactorisedAttention):
 
     Ours. ``Concat`` sees each neighbour's pixels within its 3x3 convolution; the attention sees the
     whole frames.
-
-    Args:
-      channels: C.
-      window: T.
-      dtype: of the computation.
-      rngs: what the kernels are drawn from.
-      attention: the other arguments of ``FactorisedAttention``.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        window: int,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-        **attention: Any,
-    ) -> None:
-        super().__init__(channels, dtype=dtype, rngs=rngs, **attention)
-        self.beside = Concat(channels, window, dtype=dtype, rngs=rngs)
+    def __init__(self, config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, channels, rngs=rngs)
+        self.beside = Concat(config, channels, rngs=rngs)
         self.radius = self.beside.radius
 
     def remember(self, features: ClipFeatures) -> FrameMemory:
@@ -312,15 +266,6 @@ def _mean3x3(x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"
     return x
 
 
-@contextlib.contextmanager
-def _one_line() -> Iterator[None]:
-    """Names the option in the errors of kernels that cannot run here or at these sizes."""
-    try:
-        yield
-    except (NotImplementedError, ValueError) as error:
-        raise UserError(f"--implementation: {error}") from error
-
-
 def _matrix(conv: Conv) -> Float[Array, "C M"]:
     """Returns the kernel of a 1x1 convolution as a matrix."""
     return conv.kernel[...][0, 0]
@@ -336,3 +281,7 @@ def keep_key_frames(logits: Float[Array, "B N T"], count: int) -> Float[Array, "
     _, chosen = lax.top_k(logits.max(axis=1), count)
     kept = jax.nn.one_hot(chosen, logits.shape[-1], dtype=jnp.bool_).any(axis=1)
     return jnp.where(kept[:, None], logits, -jnp.inf)
+
+
+register_fusion("fsta", FactorisedAttention)
+register_fusion("concat_fsta", ConcatAttention)

@@ -8,7 +8,7 @@ the features; the report (``jaxdeblur/evaluation/report.py``) overlays them on t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -60,27 +60,26 @@ class Explanation:
     paths: Float[Array, "B T N S 2"] | None = None
 
 
-def _register(cls: type, arrays: tuple[str, ...], static: tuple[str, ...] = ()) -> None:
+def _register(cls: Any, *static: str) -> None:
     """Makes a dataclass a pytree, so that ``explain_clip`` can be jitted.
 
-    Unflattening bypasses ``__init__``: JAX sometimes puts placeholders in the fields, which the
-    checked annotations would reject.
+    Unflattening bypasses ``__init__``, whose checked annotations would reject JAX's placeholders.
     """
+    arrays = tuple(field.name for field in fields(cls) if field.name not in static)
 
-    def flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return tuple(getattr(value, n) for n in arrays), tuple(getattr(value, n) for n in static)
+    def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(value, n) for n in arrays], tuple(getattr(value, n) for n in static)
 
-    def unflatten(meta: tuple[Any, ...], leaves: tuple[Any, ...]) -> Any:
-        value: Any = object.__new__(cls)
-        for name, field in zip(arrays + static, (*leaves, *meta), strict=True):
-            object.__setattr__(value, name, field)
+    def unflatten(meta: tuple[Any, ...], leaves: Any) -> Any:
+        value = object.__new__(cls)
+        value.__dict__.update(zip((*static, *arrays), (*meta, *leaves), strict=True))
         return value
 
     jax.tree_util.register_pytree_node(cls, flatten, unflatten)
 
 
-_register(AttentionMaps, ("spatial_maps", "temporal_maps", "pixel_mix"), ("name", "offsets"))
-_register(Explanation, ("blending_weights", "attention", "gate", "paths"))
+_register(AttentionMaps, "name", "offsets")
+_register(Explanation)
 
 
 def explainer(model: Any) -> Callable[[Clip], Explanation] | None:

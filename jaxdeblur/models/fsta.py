@@ -19,7 +19,6 @@ from einops import rearrange
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 import kernels
@@ -27,7 +26,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.attention import FactorisedAttention, PartialMemory, combine_partials
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.fsta_config import FUSIONS, FstaConfig
-from jaxdeblur.models.fusion import Fusion, Memory, NonLocal
+from jaxdeblur.models.fusion import Fusion, Memory
 from jaxdeblur.models.layers import (
     LEAK,
     Conv,
@@ -36,8 +35,8 @@ from jaxdeblur.models.layers import (
     depth_to_space,
     space_to_depth,
 )
-from jaxdeblur.models.restorer import VideoRestorer, check_shape
-from jaxdeblur.shapes import Clip, Features, Frame
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.shapes import Clip, ClipFeatures, Frame
 
 
 class FusionBlock(nnx.Module):
@@ -45,31 +44,15 @@ class FusionBlock(nnx.Module):
 
     The paper ends at y^R; the merging is ours and the same for every fusion. As a product it is
     x + x scale(y) + merge(y).
-
-    Args:
-      fusion: computes y^R.
-      width: channels of the features.
-      gated: whether y is first weighted per pixel and channel.
-      product: whether to merge as a product.
-      dtype: of the computation.
-      rngs: what the kernels are drawn from.
     """
 
-    def __init__(
-        self,
-        fusion: Fusion,
-        width: int,
-        *,
-        gated: bool,
-        product: bool,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
+    def __init__(self, config: FstaConfig, width: int, *, rngs: nnx.Rngs) -> None:
         def mixed(c_in: int, gain: float = 1.0) -> Conv:
-            return Conv(c_in, width, 1, gain=gain, dtype=dtype, rngs=rngs)
+            return Conv(c_in, width, 1, gain=gain, dtype=config.dtype, rngs=rngs)
 
-        self.fusion = fusion
-        self.gate = mixed(2 * width) if gated else None
+        product = config.merge == "product"
+        self.fusion: Fusion = FUSIONS[config.fusion](config, width, rngs=rngs)
+        self.gate = mixed(2 * width) if config.gated else None
         self.scale = mixed(width, 0.5) if product else None
         self.merge = mixed(width if product else 2 * width, 0.5)
 
@@ -77,7 +60,6 @@ class FusionBlock(nnx.Module):
         self, x: Float[Array, "*leading h w C"], y: Float[Array, "*leading h w C"]
     ) -> Float[Array, "*leading h w C"]:
         """Returns the fused features."""
-        check_shape(y, x.shape, f"the fusion {type(self.fusion).__name__}")
         if self.gate is not None:
             y = y * jax.nn.sigmoid(self.gate(jnp.concatenate([x, y], axis=-1)))
         if self.scale is not None:
@@ -109,6 +91,11 @@ class Fsta(VideoRestorer):
     """
 
     def __init__(self, config: FstaConfig, *, rngs: nnx.Rngs) -> None:
+        if config.fusion not in (*FUSIONS, "none"):
+            raise UserError(
+                f"--fusion must be one of {', '.join(FUSIONS)}, none or a fusion from an "
+                f"extension (--extension=FILE), not {config.fusion!r}"
+            )
         self.config = config
         self.lookahead = 0 if config.causal else config.window // 2
         self.multiple = 2 ** len(config.widths)
@@ -120,11 +107,6 @@ class Fsta(VideoRestorer):
             layers = config.dense_layers
             return nnx.List([DenseBlock(width, growth, layers, **options) for _ in range(count)])
 
-        def fusion_block(width: int) -> FusionBlock:
-            fusion = FUSIONS[config.fusion](config, width, rngs=rngs)
-            product = config.merge == "product"
-            return FusionBlock(fusion, width, gated=config.gated, product=product, **options)
-
         self.stem = Conv(12, widths[0], **options)
         self.encoder = nnx.List(map(dense_blocks, widths, growths, config.encoder_blocks))
         # Sizes are halved and doubled by moving pixels into channels and back around a 1x1 kernel:
@@ -132,7 +114,9 @@ class Fsta(VideoRestorer):
         pairs = list(itertools.pairwise(widths))
         self.down = nnx.List([Conv(4 * fine, coarse, 1, **options) for fine, coarse in pairs])
         self.fusion_levels = () if config.fusion == "none" else tuple(config.attention_levels)
-        self.fusion = nnx.List([fusion_block(widths[level]) for level in self.fusion_levels])
+        self.fusion = nnx.List(
+            [FusionBlock(config, widths[level], rngs=rngs) for level in self.fusion_levels]
+        )
         self.up = nnx.List([Conv(coarse, 4 * f, 1, gain=0.5, **options) for f, coarse in pairs])
         self.decoder = nnx.List(map(dense_blocks, widths, growths, config.decoder_blocks))
         # Starts near the identity: short trainings never left an exact zero.
@@ -216,7 +200,6 @@ class Fsta(VideoRestorer):
         return np.clip(current + np.asarray(self.offsets), 0, time - 1)
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
-        self._check_fits(batch, height, width)
         frame = jax.ShapeDtypeStruct((batch, 1, height, width, 3), jnp.float32)
         features = jax.eval_shape(self.encode, frame)
         memory = jax.eval_shape(self.remember, features)
@@ -258,13 +241,6 @@ class Fsta(VideoRestorer):
         rings = math.lcm(self.config.window, max(self.lookahead, 1))
         return jnp.where(seen < 2**30, seen, seen - 2**29 // rings * rings)
 
-    def _check_fits(self, batch: int, height: int, width: int) -> None:
-        """Raises :class:`UserError`, before anything is compiled, if the fusion can't fit."""
-        for level, block in zip(self.fusion_levels, self.fusion, strict=True):
-            if isinstance(block.fusion, NonLocal):
-                size = height >> (level + 1), width >> (level + 1)
-                block.fusion.rows_at_once(batch, self.config.window, *size)
-
     def _attention(self) -> list[tuple[int, FactorisedAttention]]:
         """Returns the level and the attention of each block that has one."""
         fusions = (block.fusion for block in self.fusion)
@@ -274,11 +250,9 @@ class Fsta(VideoRestorer):
     # --- Frames too large to hold at once (jaxdeblur/restoration/tiling.py) ---
 
     def gather_partial(self, frame: Frame, inside: Bool[Array, "H W"]) -> tuple[PartialMemory, ...]:
-        """Returns the contribution of some pixels to a frame's memory, for each attention block.
+        """Returns the contribution of the pixels ``inside`` to each attention block's memory.
 
-        Args:
-          frame: ``B H W 3``.
-          inside: the mask of these pixels, in whole blocks of ``multiple``.
+        The mask has whole blocks of ``multiple`` pixels.
         """
         features = self.encode(frame[:, None])
         return tuple(
@@ -321,7 +295,7 @@ class Fsta(VideoRestorer):
         """How many pixels to each side a step reads, apart from those of ``gather_partial``.
 
         Raises:
-          UserError: the fusion is nonlocal, which needs whole frames.
+          UserError: the fusion needs whole frames.
         """
         if self.config.fusion == "nonlocal" and self.fusion:
             raise UserError("fusion='nonlocal' needs whole frames and can't run in tiles")
@@ -337,11 +311,7 @@ class Fsta(VideoRestorer):
     # --- Several devices ---
 
     def spread_over(self, mesh: Mesh) -> None:
-        """Sets the mesh over which clips are sharded (``devices.clips_over``).
-
-        The compiler divides everything else by itself; without the mesh, a kernel would gather the
-        whole batch on every device. Call this where the train step rebuilds the model.
-        """
+        """Tells the kernels the mesh, without which each would gather the whole batch."""
         sharding = kernels.Sharding(mesh, batch="data")
         for _, fusion in self._attention():
             fusion.sharding = sharding
@@ -351,38 +321,23 @@ class Fsta(VideoRestorer):
     def explain_clip(self, clip: Clip) -> Explanation:
         """Returns the maps of eq. 1, 3 and 5 for every attention block and frame."""
         features = self.encode(self.pad(clip))
-        windows = self._windows(clip.shape[1])
-        maps = [
-            self._explain(level, fusion, features[level], windows)
-            for level, fusion in self._attention()
-        ]
-        return Explanation(attention=tuple(maps))
+        blocks = self._attention()
+        return Explanation(attention=tuple(self._explain(*b, features[b[0]]) for b in blocks))
 
     def _explain(
-        self,
-        level: int,
-        attention: FactorisedAttention,
-        features: Float[Array, "B T h w C"],
-        windows: Int[np.ndarray, "T window"],
+        self, level: int, attention: FactorisedAttention, features: ClipFeatures
     ) -> AttentionMaps:
-        height, width = features.shape[2:4]
-        pooled = attention.remember(features).pooled[:, windows]
-        folded: Features = rearrange(features, "B T h w C -> (B T) h w C")
-        batch = {"B": features.shape[0]}
-        size = {"h": height, "w": width}
+        pooled = attention.remember(features).pooled[:, self._windows(features.shape[1])]
+        frames = {"B": features.shape[0]}
+        pixels = dict(zip("hw", features.shape[2:4], strict=True))
+        spatial = attention.spatial_maps(features)
+        temporal = attention.temporal_maps(rearrange(pooled, "B T s C -> (B T) s C"))
+        mix = attention.pixel_maps(rearrange(features, "B T h w C -> (B T) h w C"))
         return AttentionMaps(
             name=f"level {level}, 1/{2 ** (level + 1)} of the size",
-            spatial_maps=rearrange(
-                attention.spatial_maps(features), "B T M (h w) -> B T M h w", **size
-            ),
-            temporal_maps=rearrange(
-                attention.temporal_maps(rearrange(pooled, "B T s C -> (B T) s C")),
-                "(B T) N s -> B T N s",
-                **batch,
-            ),
-            pixel_mix=rearrange(
-                attention.pixel_maps(folded), "(B T) (h w) K -> B T h w K", **batch, **size
-            ),
+            spatial_maps=rearrange(spatial, "B T M (h w) -> B T M h w", **pixels),
+            temporal_maps=rearrange(temporal, "(B T) N s -> B T N s", **frames),
+            pixel_mix=rearrange(mix, "(B T) (h w) K -> B T h w K", **frames, **pixels),
             offsets=self.offsets,
         )
 

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import jax.numpy as jnp
-from flax import nnx
-
+import kernels
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.attention import ConcatAttention, FactorisedAttention
-from jaxdeblur.models.fusion import Concat, Conv3d, Fusion, NonLocal
 from jaxdeblur.options import Count, Range, check_ranges
-
-Implementation = Literal["auto", "mosaic", "einsum"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +65,7 @@ class FstaConfig:
     gated: bool = False
     key_frames: int | None = None
     nonlocal_bytes: Count = 2**30
-    implementation: Implementation = "auto"
+    implementation: kernels.Implementation = "auto"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -101,70 +95,17 @@ class FstaConfig:
             f"levels from 0 to {len(self.widths) - 1} in increasing order",
         )
         require(
-            self.fusion == "none" or self.fusion in FUSIONS,
-            "fusion",
-            f"one of {', '.join(FUSIONS)}, none or a fusion from an extension (--extension=FILE)",
-        )
-        require(
-            self.implementation in get_args(Implementation),
-            "implementation",
-            f"one of {get_args(Implementation)}",
-        )
-        require(
             self.key_frames is None or 1 <= self.key_frames <= self.window,
             "key_frames",
             f"1 to {self.window} (the window), or none",
         )
 
 
-FusionFactory = Callable[..., Fusion]
-"""Makes the fusion for maps of ``channels`` channels from ``(config, channels, rngs=rngs)``."""
+FUSIONS: dict[str, Callable[..., Any]] = {}
+"""What makes each fusion (models/fusion.py)."""
 
 
-def _attention_of(config: FstaConfig) -> dict[str, Any]:
-    return {
-        "spatial": config.spatial_maps,
-        "temporal": config.temporal_maps,
-        "temporal_kernel": config.temporal_kernel,
-        "logit_gain": config.logit_gain,
-        "squeeze": config.squeeze,
-        "key_frames": config.key_frames,
-        "implementation": config.implementation,
-        "dtype": jnp.dtype(config.dtype),
-    }
-
-
-def _fsta(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
-    return FactorisedAttention(channels, rngs=rngs, **_attention_of(config))
-
-
-def _concat_fsta(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
-    return ConcatAttention(channels, window=config.window, rngs=rngs, **_attention_of(config))
-
-
-def _nonlocal(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
-    dtype = jnp.dtype(config.dtype)
-    return NonLocal(channels, limit_bytes=config.nonlocal_bytes, dtype=dtype, rngs=rngs)
-
-
-def _concat(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
-    return Concat(channels, config.window, dtype=jnp.dtype(config.dtype), rngs=rngs)
-
-
-def _conv3d(config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> Fusion:
-    return Conv3d(channels, config.window, dtype=jnp.dtype(config.dtype), rngs=rngs)
-
-
-FUSIONS: dict[str, FusionFactory] = {
-    "fsta": _fsta,
-    "concat_fsta": _concat_fsta,
-    "nonlocal": _nonlocal,
-    "concat": _concat,
-    "conv3d": _conv3d,
-}
-
-
-def register_fusion(name: str, make: FusionFactory) -> None:
+def register_fusion(name: str, make: Callable[..., Any]) -> None:
     """Makes ``fusion=name`` use ``make(config, channels, rngs=rngs)``; see docs/architecture.md."""
     FUSIONS[name] = make
 

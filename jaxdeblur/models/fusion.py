@@ -15,10 +15,10 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.fsta_config import FstaConfig, register_fusion
 from jaxdeblur.models.layers import LEAK, Conv, activation
 from jaxdeblur.shapes import ClipFeatures, Features
 
@@ -56,19 +56,10 @@ class Fusion(nnx.Module):
 
 
 class Concat(Fusion):
-    """The usual fusion: a 3x3 convolution over the concatenated features of the window.
+    """The usual fusion: a 3x3 convolution over the concatenated features of the window."""
 
-    Args:
-      channels: C.
-      window: T.
-      dtype: of the computation.
-      rngs: what the kernels are drawn from.
-    """
-
-    def __init__(
-        self, channels: int, window: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ) -> None:
-        self.mix = Conv(window * channels, channels, dtype=dtype, rngs=rngs)
+    def __init__(self, config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> None:
+        self.mix = Conv(config.window * channels, channels, dtype=config.dtype, rngs=rngs)
         self.radius = self.mix.radius
 
     def fuse(self, features: Features, window: ClipFeatures) -> Features:
@@ -81,21 +72,13 @@ class Conv3d(Fusion):
 
     A 3-D convolution runs as the equivalent 2-D one over the channels of three successive frames.
     For an even window, the last layer spans two frames.
-
-    Args:
-      channels: C.
-      window: T.
-      dtype: of the computation.
-      rngs: what the kernels are drawn from.
     """
 
-    def __init__(
-        self, channels: int, window: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ) -> None:
-        spans = [3] * ((window - 1) // 2) + ([2] if window % 2 == 0 else [])
-        self.spans = tuple(spans)
+    def __init__(self, config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> None:
+        even = config.window % 2 == 0
+        self.spans = (3,) * ((config.window - 1) // 2) + (2,) * even
         self.layers = nnx.List(
-            [Conv(span * channels, channels, dtype=dtype, rngs=rngs) for span in spans]
+            [Conv(span * channels, channels, dtype=config.dtype, rngs=rngs) for span in self.spans]
         )
         self.radius = sum(layer.radius for layer in self.layers)
 
@@ -133,15 +116,14 @@ class NonLocal(Fusion):
     LEAST_ROWS = 16
     """With fewer rows at a time, most of the work would be reading all keys again."""
 
-    def __init__(
-        self, channels: int, *, limit_bytes: int, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: FstaConfig, channels: int, *, rngs: nnx.Rngs) -> None:
         inner = max(1, channels // 2)
-        self.query = Conv(channels, inner, 1, gain=0.7, dtype=dtype, rngs=rngs)
-        self.key = Conv(channels, inner, 1, gain=0.7, dtype=dtype, rngs=rngs)
-        self.value = Conv(channels, inner, 1, dtype=dtype, rngs=rngs)
-        self.out = Conv(inner, channels, 1, dtype=dtype, rngs=rngs)
-        self.limit_bytes = limit_bytes
+        options: dict[str, Any] = {"dtype": config.dtype, "rngs": rngs}
+        self.query = Conv(channels, inner, 1, gain=0.7, **options)
+        self.key = Conv(channels, inner, 1, gain=0.7, **options)
+        self.value = Conv(channels, inner, 1, **options)
+        self.out = Conv(inner, channels, 1, **options)
+        self.limit_bytes = config.nonlocal_bytes
         self.inner = inner
         self.radius = 0
 
@@ -175,7 +157,7 @@ class NonLocal(Fusion):
         return rearrange(fused, "T B h w C -> B T h w C")
 
     def rows_at_once(self, batch: int, window: int, height: int, width: int) -> int:
-        """Returns how many rows of the affinity fit into ``limit_bytes``.
+        """Returns how many rows of the affinity fit into ``nonlocal_bytes``.
 
         Args:
           batch: B.
@@ -229,3 +211,8 @@ def nonlocal_rows(
     chunked = rearrange(padded, "B (n rows) c -> n B rows c", rows=rows)
     gathered = lax.map(attend, chunked)
     return rearrange(gathered, "n B rows d -> B (n rows) d")[:, :count]
+
+
+register_fusion("nonlocal", NonLocal)
+register_fusion("concat", Concat)
+register_fusion("conv3d", Conv3d)

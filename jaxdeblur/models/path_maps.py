@@ -17,8 +17,6 @@ harms long blur of real video, where the physics alone is better (docs/lab/paths
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -54,7 +52,7 @@ def path_maps(
     """
     share, extent, gain = jnp.split(evidence, 3, -1)
     gain = jnp.maximum(gain, 0.0)
-    told = [share, _mapped(extent), gain / (gain + _GAIN)]
+    told = [share, extent / (extent + _EXTENT), gain / (gain + _GAIN)]
     maps = jnp.concatenate([blurred, base, sharp, 0.5 + _SLOPE * unexplained, *told], -1)
     return jnp.clip(maps, 0.0, 1.0)
 
@@ -74,10 +72,6 @@ def gated(maps: Float[Array, "*leading H W 14"]) -> Float[Array, "*leading H W 3
     """Returns the frames as the gate mixes them: the result if the network outputs zero."""
     base, sharp, share = maps[..., 3:6], maps[..., 6:9], maps[..., 11:12]
     return base + share * (sharp - base)
-
-
-def _mapped(extent: Any) -> Any:
-    return extent / (extent + _EXTENT)
 
 
 def smoothstep(x: jax.Array, low: float, high: float) -> jax.Array:

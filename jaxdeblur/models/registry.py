@@ -22,7 +22,7 @@ from jaxdeblur.models.peers.rdn import Rdn, RdnConfig
 from jaxdeblur.models.peers.srn import Srn, SrnConfig
 from jaxdeblur.models.peers.stfan import Stfan, StfanConfig
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.models.scale_choice import ScaleChoice, level_config, scales_of
+from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.options import from_json
 
@@ -39,7 +39,6 @@ _MODELS: dict[type, Callable[..., VideoRestorer]] = {
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Values of ``dtype``, the type of the computation; parameters and output remain float32."""
-
 
 MOST, MOST_LEVELS = 1024, 16
 """The largest number in a network's config (except bytes), and the largest number of levels."""
@@ -66,9 +65,9 @@ def build(config: Any, seed: int = 0) -> VideoRestorer:
     if getattr(config, "dtype", DTYPES[0]) not in DTYPES:
         raise UserError(f"--dtype={config.dtype}: must be one of {', '.join(DTYPES)}")
     rngs = nnx.Rngs(seed)
-    network = _MODELS[type(config)](level_config(config), rngs=rngs)
-    if scales_of(config) == (1,):
-        return network
+    if getattr(config, "scales", (1,)) == (1,):
+        return _MODELS[type(config)](config, rngs=rngs)
+    network = _MODELS[type(config)](dataclasses.replace(config, scales=(1,)), rngs=rngs)
     return ScaleChoice(config, network, rngs=rngs)
 
 

@@ -101,10 +101,7 @@ class VideoRestorer(nnx.Module):
         ``lax.scan``. The result is float32 and not clipped.
         """
         height, width = clip.shape[-3:-1]
-        padded = self.pad(clip)
-        restored = self._restore_clip(padded)
-        check_shape(restored, (*padded.shape[:-1], 3), f"{type(self).__name__}._restore_clip")
-        return restored[..., :height, :width, :]
+        return self._restore_clip(self.pad(clip))[..., :height, :width, :]
 
     @property
     def context(self) -> tuple[int, int]:
@@ -120,12 +117,7 @@ class VideoRestorer(nnx.Module):
         Each sees what it would in the middle of a video, whereas ``restore_clip`` repeats the ends.
         """
         height, width = clip.shape[-3:-1]
-        padded = self.pad(clip)
-        restored = self._restore_inside(padded)
-        time = clip.shape[1] - sum(self.context)
-        expected = (clip.shape[0], time, *padded.shape[2:-1], 3)
-        check_shape(restored, expected, f"{type(self).__name__}._restore_inside")
-        return restored[..., :height, :width, :]
+        return self._restore_inside(self.pad(clip))[..., :height, :width, :]
 
     def restore_with_features(self, clip: SeenClip) -> tuple[Clip, ClipFeatures | None]:
         """Restores like ``restore_clip`` and also returns half-size features of each frame.
@@ -145,17 +137,6 @@ class VideoRestorer(nnx.Module):
         """Restores the clip at each scale, coarse to fine, for a loss at each; here at one."""
         return (self.restore_clip(clip),)
 
-    def levels_inside(
-        self, clip: Float[Array, "B length H W S"]
-    ) -> tuple[Float[Array, "B T _ _ 3"], ...]:
-        """Runs ``restore_levels`` for the frames whose ``context`` lies within the clip."""
-        if self.scales == (1,):
-            return (self.restore_inside(clip),)
-        before, after = self.context
-        return tuple(
-            level[:, before : level.shape[1] - after] for level in self.restore_levels(clip)
-        )
-
     def training_outputs(
         self, clip: Float[Array, "B length H W S"], sharp: Clip
     ) -> TrainingOutputs:
@@ -166,8 +147,14 @@ class VideoRestorer(nnx.Module):
         A model overrides this if its training needs more: several estimates, targets of its own,
         a state without gradients between frames, running statistics.
         """
-        whole = clip.shape[1] == sharp.shape[1]
-        restored = self.restore_levels(clip) if whole else self.levels_inside(clip)
+        if clip.shape[1] == sharp.shape[1]:
+            restored = self.restore_levels(clip)
+        elif self.scales == (1,):
+            restored = (self.restore_inside(clip),)
+        else:
+            before, after = self.context
+            levels = self.restore_levels(clip)
+            restored = tuple(level[:, before : level.shape[1] - after] for level in levels)
         targets = []
         for scale, level in zip(self.scales, restored, strict=True):
             below = level.shape[2] * scale - sharp.shape[2]
@@ -219,9 +206,7 @@ class VideoRestorer(nnx.Module):
         that frame ``lookahead`` times more, with ``repeated`` true, to flush the remaining outputs.
         """
         height, width = frame.shape[-3:-1]
-        padded = self.pad(frame)
-        state, restored = self._step(state, padded, jnp.asarray(repeated))
-        check_shape(restored, (*padded.shape[:-1], 3), f"{type(self).__name__}._step")
+        state, restored = self._step(state, self.pad(frame), jnp.asarray(repeated))
         return state, restored[..., :height, :width, :]
 
     def _restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
@@ -240,12 +225,6 @@ class VideoRestorer(nnx.Module):
             return images
         leading = [(0, 0)] * (images.ndim - 3)
         return jnp.pad(images, [*leading, (0, below), (0, right), (0, 0)], mode="edge")
-
-
-def check_shape(made: jax.Array, expected: tuple[int, ...], maker: str) -> None:
-    """Raises :class:`UserError` if an array that a user's model made has another shape."""
-    if made.shape != expected:
-        raise UserError(f"{maker} returned an array of shape {made.shape}, not {expected}")
 
 
 def replicate_ends(clip: Float[Array, "B T ..."], before: int, after: int) -> jax.Array:

@@ -13,7 +13,6 @@ Computation 1991) over a pyramid. No level waits for another, so the look-ahead 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -32,13 +31,8 @@ from jaxdeblur.models.layers import LEAK, Conv, ResidualBlock, activation, enlar
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.shapes import Clip, Features, Frame, Parameters, ReducedClip
 
-GATE_WIDTH = 48
-"""Channels of the gates' features."""
-
-GATE_BLOCKS = 3
-"""Residual blocks of the gates. Each sees two cells further to each side; the first is followed by
-a summary of the whole frame."""
-
+_GATE_WIDTH = 48  # Channels of the gates' features.
+_GATE_BLOCKS = 3  # Each sees two cells further to each side.
 _LEAST_ENERGY = 1e-3  # For images in [0, 1]: a quarter of a grey level is noise.
 _EVIDENCE = 5  # Numbers per cell and level, besides one for each of the network's features.
 _LEAST_ACTIVITY = 1e-2  # For features, which are ten times as large.
@@ -97,12 +91,12 @@ class Gates(nnx.Module):
     def __init__(self, scales: tuple[int, ...], known: int, *, rngs: nnx.Rngs) -> None:
         self.scales = scales
         self.cell = 2 * scales[0]
-        self.join = Conv(len(scales) * (_EVIDENCE + known), GATE_WIDTH, kernel=1, rngs=rngs)
+        self.join = Conv(len(scales) * (_EVIDENCE + known), _GATE_WIDTH, kernel=1, rngs=rngs)
         self.context = nnx.List(
-            [ResidualBlock(GATE_WIDTH, leak=LEAK, rngs=rngs) for _ in range(GATE_BLOCKS)]
+            [ResidualBlock(_GATE_WIDTH, leak=LEAK, rngs=rngs) for _ in range(_GATE_BLOCKS)]
         )
-        self.whole_frame = WholeFrame(GATE_WIDTH, rngs=rngs)
-        self.head = Conv(GATE_WIDTH, len(scales), kernel=1, gain=0.1, rngs=rngs)
+        self.whole_frame = WholeFrame(_GATE_WIDTH, rngs=rngs)
+        self.head = Conv(_GATE_WIDTH, len(scales), kernel=1, gain=0.1, rngs=rngs)
 
     def evidence(
         self,
@@ -112,18 +106,10 @@ class Gates(nnx.Module):
     ) -> CellMaps:
         """Returns the input of the gates, a row of numbers for each cell.
 
-        Args:
-          frames: the blurred frames at each level's size.
-          residuals: the network's residuals at each level.
-          known: the network's features at each level, at half its size, or None.
+        It is made of each level's blurred frames, residuals, and features at half its size.
         """
-        return jnp.concatenate(
-            [
-                self._evidence(*level)
-                for level in zip(self.scales, frames, residuals, known, strict=False)
-            ],
-            axis=-1,
-        )
+        levels = zip(self.scales, frames, residuals, known, strict=False)
+        return jnp.concatenate([self._evidence(*level) for level in levels], axis=-1)
 
     def _evidence(
         self, scale: int, frames: ReducedImages, residual: ReducedImages, known: CellMaps | None
@@ -210,22 +196,20 @@ class ScaleChoice(VideoRestorer):
         """Returns the frames at each size, coarse to fine, restored by all levels up to it."""
         height, width = clip.shape[-3:-1]
         # As in the stream, the padding is restored with the clip, not cropped between levels.
+        levels = self._choose(*self.reduce_and_restore(self.pad(clip)))
         return tuple(
             level[:, :, : -(-height // scale), : -(-width // scale)]
-            for scale, level in zip(self.scales, self._levels(self.pad(clip)), strict=True)
+            for scale, level in zip(self.scales, levels, strict=True)
         )
 
     def _restore_clip(self, clip: Clip) -> Clip:
-        return self._levels(clip)[-1]
+        return self._choose(*self.reduce_and_restore(clip))[-1]
 
     def restore_coarsely(self, clip: Clip) -> Clip:
         """Restores a clip without the finest level, like a stream of ``without_finest``."""
         height, width = clip.shape[-3:-1]
         reduced, restored = self.reduce_and_restore(self.pad(clip), levels=len(self.scales) - 1)
         return self._choose(reduced, restored)[-1][..., :height, :width, :]
-
-    def _levels(self, clip: Clip) -> list[ReducedClip]:
-        return self._choose(*self.reduce_and_restore(clip))
 
     def reduce_and_restore(
         self, clip: Clip, levels: int | None = None
@@ -314,29 +298,18 @@ class ScaleChoice(VideoRestorer):
         return explain(self.pad(clip)) if explain else Explanation()
 
 
-def scales_of(config: Any) -> tuple[int, ...]:
-    """Returns the scales of a network's config; (1,) if it has no such field, like most."""
-    return getattr(config, "scales", (1,))
-
-
-def level_config(config: Any) -> Any:
-    """Returns the config of the network that all levels share."""
-    return dataclasses.replace(config, scales=(1,)) if scales_of(config) != (1,) else config
-
-
-def level_parameters(parameters: Parameters, config: Any) -> Parameters:
-    """Returns the parameters of the network that all levels share, named as at one scale."""
-    if scales_of(config) == (1,):
-        return parameters
-    return {
-        name.removeprefix(_LEVEL): a for name, a in parameters.items() if name.startswith(_LEVEL)
-    }
-
-
-def as_levels(parameters: Parameters, config: Any) -> Parameters:
-    """Renames the parameters of a network at one scale to those of ``config`` (without gates)."""
-    prefix = "" if scales_of(config) == (1,) else _LEVEL
-    return {prefix + name: a for name, a in parameters.items()}
+def renamed(
+    parameters: Parameters, scales: tuple[int, ...], new_scales: tuple[int, ...]
+) -> Parameters:
+    """Names the parameters of a network at ``scales``, without gates, as at ``new_scales``."""
+    if scales != (1,):
+        parameters = {
+            name.removeprefix(_LEVEL): array
+            for name, array in parameters.items()
+            if name.startswith(_LEVEL)
+        }
+    prefix = "" if new_scales == (1,) else _LEVEL
+    return {prefix + name: array for name, array in parameters.items()}
 
 
 def gates(parameters: Parameters) -> Parameters:

@@ -1,7 +1,8 @@
 """STRCNN and STRCNN+DTB: the spatio-temporal recurrent network with dynamic temporal blending.
 
-Source: "Online Video Deblurring via Dynamic Temporal Blending Network" (ICCV 2017), section 4 and
-figure 4. docs/lab/papers.md lists what the paper leaves open and what we chose.
+Source: "Online Video Deblurring via Dynamic Temporal Blending Network" (Kim, Lee, Schoelkopf,
+Hirsch, ICCV 2017), section 4 and figure 4. docs/lab/papers.md lists what the paper leaves open and
+what we chose.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.blending import TemporalBlending
 from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.models.layers import Conv, ResidualBlock, activation, depth_to_space
 from jaxdeblur.models.path_maps import CELL, CHANNELS, MADE, restored_of
@@ -86,10 +86,49 @@ class StrcnnConfig:
 HalfFeatures: TypeAlias = Float[Array, "B h w C_half"]
 """Features with half the channels: those of the stem and F_n."""
 
-
 LastFeatures: TypeAlias = Float[Array, "B h w C_last"]
 LastOfClip: TypeAlias = Float[Array, "B T h w C_last"]
 """The features from which the image is made."""
+
+
+class TemporalBlending(nnx.Module):
+    """Mixes the current features with the blended features of the previous frame, per pixel.
+
+    Eq. 3 as printed is circular: B acts on the blended features that it helps to compute. We read
+    h_n there, as every re-implementation does. A and B are one 5x5 convolution of both maps,
+    concatenated, without bias, so that w = beta exactly where the two responses cancel.
+    """
+
+    def __init__(self, config: StrcnnConfig, *, rngs: nnx.Rngs) -> None:
+        width = config.width
+        self.compare = Conv(2 * width, width, 5, gain=0.5, bias=None, dtype=config.dtype, rngs=rngs)
+        if config.distance:  # B = -A, so that equal maps get w = beta
+            a = self.compare.kernel[...][:, :, :width]
+            self.compare.kernel[...] = jnp.concatenate([a, -a], axis=2)
+        # Stored as an unbounded logit, so that training can't leave 0 <= beta <= 1.
+        beta = jnp.float32(config.beta0)
+        self.beta_logit = nnx.Param(jnp.log(beta) - jnp.log1p(-beta))
+
+    @property
+    def beta(self) -> jax.Array:
+        """The smallest weight of the current frame, 0 to 1."""
+        return jax.nn.sigmoid(self.beta_logit[...])
+
+    def weights(self, blended: Features, current: Features) -> Features:
+        """Returns w_n, the weight of the current frame, beta to 1."""
+        # Eq. 3: w_n = min(1, |tanh(A h~_{n-1} + B h_n)| + beta)
+        response = self.compare(jnp.concatenate([blended, current], axis=-1))
+        # Broadcast in float32, like a convolution's bias (``add_bias``).
+        beta = jnp.broadcast_to(self.beta, response.shape).astype(response.dtype)
+        return jnp.minimum(1.0, jnp.abs(jnp.tanh(response)) + beta)
+
+    def __call__(
+        self, blended: Features, current: Features, first: jax.Array
+    ) -> tuple[Features, Features]:
+        """Returns h~_n and w_n from h~_{n-1} and h_n; where ``first`` is true, w_n = 1."""
+        w = jnp.where(first, jnp.ones((), current.dtype), self.weights(blended, current))
+        # Eq. 2: h~_n = w_n * h_n + (1 - w_n) * h~_{n-1}
+        return w * current + (1 - w) * blended, w
 
 
 class Recurrence(NamedTuple):
@@ -137,12 +176,8 @@ class Strcnn(VideoRestorer):
         self.stem = Conv(self.channels * (2 * config.m + 1), width, 5, dtype=dtype, rngs=rngs)
         self.down = Conv(width, width - self.carried, 3, stride=2, dtype=dtype, rngs=rngs)
         self.encoder = residual_blocks()
-        start: dict[str, Any] = {"beta": config.beta0, "distance": config.distance}
-        self.blending = (
-            None
-            if config.blending == "none"
-            else TemporalBlending(width, **start, dtype=dtype, rngs=rngs)
-        )
+        blends = config.blending != "none"
+        self.blending = TemporalBlending(config, rngs=rngs) if blends else None
         self.decoder = residual_blocks()
         makes_features = config.recurrent or config.feedback == "final"
         self.feedback = Conv(width, half, 3, dtype=dtype, rngs=rngs) if makes_features else None

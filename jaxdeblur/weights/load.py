@@ -23,7 +23,7 @@ from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.models.scale_choice import as_levels, gates, level_parameters
+from jaxdeblur.models.scale_choice import gates, renamed
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.shapes import Parameters
@@ -104,7 +104,7 @@ def starting_parameters(
     loaded = load_model(source)
     whole = split(loaded.model)[1]
     chosen_by = whole if loaded.model.scales == model.scales else drawn
-    parameters = as_levels(level_parameters(whole, loaded.network), model.config)
+    parameters = renamed(whole, loaded.model.scales, model.scales)
     parameters |= gates(chosen_by)
     check_fits(drawn, parameters, f"{option}={source}: weights of another network")
     return {name: jax.numpy.array(parameters[name]) for name in drawn}

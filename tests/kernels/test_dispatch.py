@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import warnings
 from functools import partial
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
@@ -131,17 +133,18 @@ def test_the_choice_is_logged_once(said: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_what_does_not_fit_is_refused() -> None:
-    """Calls the checks directly: the tests' type checker would stop the public functions first."""
-    check = partial(operations._check, "btpc,cm")
-    with pytest.raises(ValueError, match=r"\(1, 2, 30, 3\), \(4, 5\) do not match 'btpc,cm'"):
-        check(jnp.ones((1, 2, 30, 3)), jnp.ones((4, 5)))
-    with pytest.raises(ValueError, match="do not match"):
-        check(jnp.ones((1, 2, 0, 3)), jnp.ones((3, 5)))
-    with pytest.raises(ValueError, match="must be float32, bfloat16 or float16, not int32"):
-        check(jnp.ones((1, 2, 3, 4), int), jnp.ones((4, 4)))
-    with pytest.raises((TypeError, ValueError), match="fast"):
-        operations._run("expand", "fast", None, abs, jnp.ones(1))  # type: ignore[arg-type]
+def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "_target", lambda: ("NVIDIA H200", True))
+    # The tests' type checker would stop these calls first.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for implementation in get_args(kernels.Implementation):
+        with pytest.raises((TypeError, ValueError), match=r"Incompatible shapes|Size of label"):
+            kernels.softmax_squeeze(
+                jnp.ones((1, 2, 30, 3)), jnp.ones((4, 5)), implementation=implementation
+            )
+    unknown: Any = "fast"
+    with pytest.raises(ValueError, match="fast"):
+        kernels.softmax_squeeze(jnp.ones((1, 2, 3, 4)), jnp.ones((4, 5)), implementation=unknown)
 
 
 def test_nothing_deprecated_is_used() -> None:

@@ -16,6 +16,7 @@ from jax.test_util import check_grads
 from jaxdeblur.errors import UserError
 from jaxdeblur.models import attention, fusion
 from jaxdeblur.models.attention import FactorisedAttention
+from jaxdeblur.models.fsta_config import FstaConfig
 
 B, T, M, N, P, C = 2, 3, 4, 2, 6, 5
 RNG = np.random.default_rng(0)
@@ -146,8 +147,8 @@ def test_maps_are_float32_and_sum_to_one(dtype):
 
 
 def make_block(seed=0, **fields):
-    fields = {"spatial": M, "temporal": N, **fields}
-    return FactorisedAttention(C, **fields, rngs=nnx.Rngs(seed))
+    config = FstaConfig(spatial_maps=M, temporal_maps=N, **fields)
+    return FactorisedAttention(config, C, rngs=nnx.Rngs(seed))
 
 
 def run_block(block, clip, current):
@@ -178,7 +179,8 @@ def test_temporal_logits_are_a_convolution_over_the_window():
 
 def test_temporal_kernels_begin_as_the_others():
     """Their deviation is sqrt(2 / number of inputs), as in ``Conv``."""
-    kernel = FactorisedAttention(64, spatial=1, temporal=32, rngs=nnx.Rngs(0)).f_t[...]
+    config = FstaConfig(spatial_maps=1, temporal_maps=32)
+    kernel = FactorisedAttention(config, 64, rngs=nnx.Rngs(0)).f_t[...]
     assert float(jnp.std(kernel)) == pytest.approx((2 / (3 * 64)) ** 0.5, rel=0.05)
 
 
@@ -201,11 +203,11 @@ def test_memory_of_a_frame_depends_on_that_frame_alone():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_memory_in_parts_is_the_memory_of_the_whole(dtype):
     frame = jnp.asarray(6 * draw(B, 1, 4, 6, C), dtype)  # so that rounded logits would show
-    block = make_block(dtype=dtype)
+    block = make_block(dtype=jnp.dtype(dtype).name)
     own = RNG.integers(0, 3, (4, 6))
     parts = [block.remember_part(frame, jnp.asarray(own == i)) for i in range(3)]
     joined = attention.combine_partials(attention.combine_partials(parts[2], parts[0]), parts[1])
-    memory = attention.finish_partial(joined, dtype)
+    memory = block.finish(joined, frame)
     # In bfloat16 a sum may round to either of two neighbours.
     tolerance = {"atol": 1e-5} if dtype == jnp.float32 else {"rtol": 2**-8, "atol": 1e-3}
     chex.assert_trees_all_close(memory, block.remember(frame), **tolerance)
@@ -214,7 +216,7 @@ def test_memory_in_parts_is_the_memory_of_the_whole(dtype):
 @pytest.mark.parametrize("implementation", ["einsum", "auto"])
 def test_logits_of_a_1x1_convolution_are_not_rounded(implementation):
     clip = jnp.asarray(6 * draw(B, T, 4, 6, C), jnp.bfloat16)
-    rough = make_block(implementation=implementation, dtype=jnp.bfloat16)
+    rough = make_block(implementation=implementation, dtype="bfloat16")
     exact = make_block(implementation="einsum")
     for name in ("f_s", "f_p"):  # as the kernels round the weights
         kernel = getattr(rough, name).kernel
@@ -239,7 +241,7 @@ def test_gradients(implementation):
 
 @pytest.mark.parametrize("implementation", ["einsum", "auto"])
 def test_huge_logits_in_bfloat16_give_no_nan(implementation):
-    block = make_block(implementation=implementation, dtype=jnp.bfloat16)
+    block = make_block(implementation=implementation, dtype="bfloat16")
     for conv in (block.f_s, block.f_p):
         conv.kernel[...] = jnp.sign(conv.kernel[...])
     clip = jnp.asarray(1e4 / C * np.sign(draw(B, T, 2, 3, C)), jnp.bfloat16)
@@ -278,7 +280,7 @@ def test_nonlocal_rows_are_the_full_affinity(rows):
 
 
 def test_nonlocal_refuses_what_does_not_fit():
-    block = fusion.NonLocal(8, limit_bytes=2**20, rngs=nnx.Rngs(0))
+    block = fusion.NonLocal(FstaConfig(nonlocal_bytes=2**20), 8, rngs=nnx.Rngs(0))
     assert block.rows_at_once(1, 5, 16, 16) >= block.LEAST_ROWS
     with pytest.raises(UserError, match=r"fusion='nonlocal' does not fit.*MiB"):
         block.rows_at_once(1, 5, 180, 320)
@@ -286,7 +288,7 @@ def test_nonlocal_refuses_what_does_not_fit():
 
 def test_conv3d_is_a_three_dimensional_convolution():
     window = jnp.asarray(draw(1, 3, 4, 6, C))
-    block = fusion.Conv3d(C, 3, rngs=nnx.Rngs(0))
+    block = fusion.Conv3d(FstaConfig(window=3), C, rngs=nnx.Rngs(0))
     kernel = jnp.moveaxis(block.layers[0].kernel[...].reshape(3, 3, 3, C, C), 2, 0)
     expected = jax.lax.conv_general_dilated(
         window,
@@ -301,5 +303,5 @@ def test_conv3d_is_a_three_dimensional_convolution():
 @pytest.mark.parametrize("window", [1, 2, 4, 5])
 def test_conv3d_takes_any_window_down_to_one_frame(window):
     frames = jnp.asarray(draw(1, window, 2, 2, C))
-    block = fusion.Conv3d(C, window, rngs=nnx.Rngs(0))
+    block = fusion.Conv3d(FstaConfig(window=window, causal=True), C, rngs=nnx.Rngs(0))
     chex.assert_shape(block.fuse(frames[:, -1], frames), (1, 2, 2, C))

@@ -12,7 +12,6 @@ from flax import nnx
 
 from jaxdeblur.models.layers import (
     Conv,
-    _convolve,
     conv2d,
     depth_to_space,
     enlarge,
@@ -36,7 +35,10 @@ def test_gradient_equals_that_of_the_plain_convolution(
         return jax.grad(lambda x, w: jnp.sum(convolution(x, w, stride) * target), (0, 1))(x, w)
 
     def plain(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
-        return _convolve(x, w, stride, [(size // 2, size // 2) for size in kernel])
+        halves, numbers = [(size // 2, size // 2) for size in kernel], ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, w, (stride, stride), halves, dimension_numbers=numbers
+        )
 
     for ours, xla in zip(gradients(conv2d), gradients(plain), strict=True):
         np.testing.assert_allclose(ours, xla, atol=1e-4)

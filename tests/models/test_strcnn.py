@@ -12,19 +12,18 @@ from flax import nnx
 
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.blending import TemporalBlending
 from jaxdeblur.models.parameters import split
-from jaxdeblur.models.strcnn import Recurrence, StrcnnConfig
+from jaxdeblur.models.strcnn import Recurrence, StrcnnConfig, TemporalBlending
 
 SMALL = StrcnnConfig(m=1, width=4, blocks=1, head_width=0, residual=True, leak=0.1)
 
 
-def blending(beta: float = 0.3, width: int = 3) -> TemporalBlending:
-    return TemporalBlending(width, beta=beta, rngs=nnx.Rngs(0))
+def blending(beta: float = 0.3) -> TemporalBlending:
+    return TemporalBlending(StrcnnConfig(width=4, beta0=beta), rngs=nnx.Rngs(0))
 
 
-def maps(seed: int, width: int = 3) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(2, 6, 7, width)), jnp.float32)
+def maps(seed: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(2, 6, 7, 4)), jnp.float32)
 
 
 def weights_by_hand(layer: TemporalBlending, past: np.ndarray, now: np.ndarray) -> np.ndarray:
@@ -64,7 +63,7 @@ def test_weights_are_between_beta_and_one() -> None:
 def test_weight_is_beta_where_the_responses_cancel() -> None:
     layer = blending(beta=0.3)
     kernel = layer.compare.kernel[...]
-    layer.compare.kernel[...] = jnp.concatenate([kernel[:, :, :3], -kernel[:, :, :3]], axis=2)
+    layer.compare.kernel[...] = jnp.concatenate([kernel[:, :, :4], -kernel[:, :, :4]], axis=2)
     w = layer.weights(maps(1), maps(1))  # A h~ + B h = 0 since B = -A and h~ = h
     np.testing.assert_allclose(w, 0.3, atol=1e-6)
 
@@ -72,7 +71,7 @@ def test_weight_is_beta_where_the_responses_cancel() -> None:
 def test_as_a_distance_equal_features_keep_the_most_of_the_past() -> None:
     config = StrcnnConfig(width=4, blocks=1, beta0=0.1, distance=True)
     layer = models.build(config).blending
-    now, past = maps(1, width=4), maps(2, width=4)
+    now, past = maps(1), maps(2)
     agree, differ = layer.weights(now, now), layer.weights(past, now)
     np.testing.assert_allclose(agree, 0.1, atol=1e-6)
     assert float(differ.mean()) > 0.3
