@@ -140,8 +140,7 @@ def evaluate(
         gain = means["psnr"] - means["psnr_blurred"]
         line.say(f"{line.what}: {means['psnr']:.2f} dB ({gain:+.2f})")
     line.close()
-    videos = list(gather(files, settings))
-
+    videos = gather(files, settings)
     metrics = metrics_of(loaded, dataset, config, [video.scores for video in videos])
     if jax.process_index() == 0:
         report.write(out / "report.html", metrics, videos)
@@ -177,7 +176,7 @@ def _evaluate_video(
     counted = rules.scored(frames)
     scores: list[tuple[float, ...]] = []
     restoration = _TimedRestoration(
-        model, video, frames, wide=rules.needs_fractions, single=config.single
+        model, video, frames, wide=rules.quantise != "round", single=config.single
     )
 
     with (
@@ -271,10 +270,8 @@ class _TimedRestoration:
 def _explains(model: VideoRestorer) -> bool:
     """Returns whether the model has anything to show, without computing it."""
     explain = explainer(model)
-    if explain is None:
-        return False
     clip = jax.ShapeDtypeStruct((1, 3, 64, 64, 3), np.float32)  # a single frame has no path
-    return bool(jax.tree.leaves(jax.eval_shape(explain, clip)))
+    return explain is not None and bool(jax.tree.leaves(jax.eval_shape(explain, clip)))
 
 
 def _explain(model: VideoRestorer, frames: Sequence[Frame8]) -> Explanation:
@@ -285,10 +282,7 @@ def _explain(model: VideoRestorer, frames: Sequence[Frame8]) -> Explanation:
         found = rebuild(parameters).explain_clip(clip)  # type: ignore[attr-defined]
         return _without_padding(found, model, *clip.shape[2:4])
 
-    found: Explanation = jax.device_get(explain(parameters, from_uint8(np.stack(frames))[None]))
-    if not all(np.isfinite(array).all() for array in jax.tree.leaves(found)):
-        raise UserError("--explain: the model's maps are not finite; its weights are broken")
-    return found
+    return jax.device_get(explain(parameters, from_uint8(np.stack(frames))[None]))
 
 
 def _without_padding(

@@ -31,7 +31,7 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.restoration.stream import restore_clip
-from jaxdeblur.training.validation import Validation
+from jaxdeblur.training.progress import Validation
 from jaxdeblur.video.image_file import read_image, write_png
 
 
