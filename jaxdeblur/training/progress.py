@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
 
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import ProgressLine, tell
@@ -39,8 +38,6 @@ class Validation:
         """The source of the videos."""
         self.single = data.config.single == 1
         """Whether each frame is restored by itself, as in training."""
-        self.image: UInt8[np.ndarray, "H W 3"] = np.zeros((1, 1, 3), np.uint8)
-        """The first video's middle frame: blurred, restored and sharp, side by side."""
         # Only process 0 scores, so the others need not read or render the videos.
         self.clips = []
         for video in data.validate if jax.process_index() == 0 else ():
@@ -56,17 +53,13 @@ class Validation:
         local = {name: jnp.asarray(array.addressable_data(0)) for name, array in parameters.items()}
         model = self.rebuild(local)
         before, after = [], []
-        for number, (blurred, sharp) in enumerate(self.clips):
+        for blurred, sharp in self.clips:
             if self.single:
                 restored = np.concatenate([restore_clip(model, frame[None]) for frame in blurred])
             else:
                 restored = restore_clip(model, blurred)
             before.append(_mean_psnr(blurred, sharp))
             after.append(_mean_psnr(restored, sharp))
-            if number == 0:
-                middle = len(sharp) // 2
-                shown = [clip[middle] for clip in (blurred, restored, sharp)]
-                self.image = np.concatenate(shown, axis=1)
         gains = np.subtract(after, before)
         return {
             "psnr": float(np.mean(after)),
@@ -119,11 +112,8 @@ class RunWatcher:
         """Scores the parameters of a step; the gain is shown from now on."""
         assert self.validation is not None
         self.scores = self.validation(parameters)
-        if self.board:
-            for name, value in self.scores.items():
-                self.board.add_scalar(f"validation/{name}", value, step)
-            image = self.validation.image
-            self.board.add_image("blurred, restored, sharp", image, step, dataformats="HWC")
+        for name, value in self.scores.items() if self.board else ():
+            self.board.add_scalar(f"validation/{name}", value, step)
 
     def done(self) -> None:
         """Reports the run's folder and its gain."""

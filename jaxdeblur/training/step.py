@@ -177,7 +177,8 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
         return optax.chain(clip, update)
 
     def factor_of(name: str) -> float:
-        return math.prod(factor for part, factor in factors.items() if part in name.split("/"))
+        own = (factor for part, factor in factors.items() if part in name.split("/"))
+        return math.prod(own, start=1.0)
 
     def with_own_rates(updates: Any, parameters: Any = None) -> Any:
         return {name: factor_of(name) * array for name, array in updates.items()}

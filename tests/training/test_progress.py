@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jaxdeblur.training.progress import RunWatcher, Validation
@@ -24,7 +23,7 @@ class Scored(Validation):
 
 def test_a_run_ends_with_its_gain(tmp_path: Path, capsys: Any) -> None:
     validation = object.__new__(Scored)  # without the videos
-    validation.name, validation.image = "rendered:wide", np.zeros((8, 8, 3), np.uint8)
+    validation.name = "rendered:wide"
     watcher = RunWatcher(tmp_path, TrainingConfig(steps=7), 0, validation)
     watcher.validate(7, {})
     watcher.done()
