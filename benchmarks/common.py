@@ -11,11 +11,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxdeblur import devices, models
 from jaxdeblur.models.parameters import split
 from jaxdeblur.shapes import Batch
-from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
+from jaxdeblur.training.step import (
+    TrainingConfig,
+    TrainState,
+    compile_train_step,
+    initial_train_state,
+)
 
 
 def machine() -> str:
@@ -59,12 +65,17 @@ def random_clips(config: TrainingConfig, context: tuple[int, int]) -> Batch:
     return {"blurred": clips, "sharp": clips[:, before : before + config.frames, ::-1].copy()}
 
 
+def begin(model: Any, config: TrainingConfig, mesh: Mesh) -> tuple[Any, TrainState, Any]:
+    """Returns what rebuilds a network, its state before the first step, and the compiled step."""
+    rebuild, parameters = split(model)
+    state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
+    return rebuild, state, compile_train_step(config, rebuild, mesh)
+
+
 def training(network: Any, config: TrainingConfig) -> Callable[[Batch], Any]:
     """Returns train.py's training step: it continues from its last state and returns metrics."""
-    rebuild, parameters = split(models.build(network))
     mesh = devices.make_mesh(config.batch_size)
-    state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
-    compiled = compile_train_step(config, rebuild, mesh)
+    _, state, compiled = begin(models.build(network), config, mesh)
 
     def step(batch: Batch) -> Any:
         nonlocal state

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import tasks
-from benchmarks.common import machine, spread
+from benchmarks.common import begin, machine, spread
 from jaxdeblur import devices, models
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.errors import UserError, run_command
@@ -39,7 +39,7 @@ from jaxdeblur.models.parameters import count, split
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Parser
 from jaxdeblur.restoration.stream import restore_clip
-from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
+from jaxdeblur.training.step import TrainingConfig
 from jaxdeblur.weights.load import load_model
 
 TEST_SEED = 2**20  # of no training
@@ -243,15 +243,8 @@ def train(
         seed=seed,
         rates=(*variant.rates, *(f"{name}=0" for name in variant.without)),
     )
-    model = models.build(variant.network, seed)
-    rebuild, parameters = split(model)
-    for name in parameters:
-        if set(name.split("/")) & set(variant.without):
-            parameters[name] = jnp.zeros_like(parameters[name])
-    number = count(parameters)
-    mesh = devices.make_mesh(config.batch_size)
-    step = compile_train_step(config, rebuild, mesh)
-    state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
+    model = with_values(models.build(variant.network, seed), dict.fromkeys(variant.without, 0.0))
+    rebuild, state, step = begin(model, config, devices.make_mesh(config.batch_size))
     start = time.perf_counter()
     for i in range(steps):
         clips = tasks.batch(experiment.task, seed, i, config.batch_size, told=variant.told)
@@ -266,12 +259,10 @@ def train(
     model = rebuild(trained)
     if picture:
         draw(picture, experiment.task, model, told=variant.told)
-    return score(experiment, variant, model, number, seconds)
+    return score(experiment, variant, model, seconds)
 
 
-def score(
-    experiment: Experiment, variant: Variant, model: Any, parameters: int, seconds: float
-) -> Result:
+def score(experiment: Experiment, variant: Variant, model: Any, seconds: float) -> Result:
     """Scores a trained network, with errors pooled over clips that are not trained on."""
     task, clips = experiment.scored or (experiment.task, 96)
     restore = jax.jit(model.restore_clip)
@@ -293,7 +284,7 @@ def score(
                 weights[name] = weights.get(name, 0.0) + float(of_pixels[region].sum())
     attention = explain(shown).attention if explain else ()
     return Result(
-        parameters,
+        count(split(model)[1]),
         {name: [shown / n, restored / n] for name, (shown, restored, n) in sums.items() if n},
         float(model.blending.beta) if blends else None,
         {maps.name: entropies(maps) for maps in attention},

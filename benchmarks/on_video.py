@@ -28,23 +28,17 @@ import jax
 import numpy as np
 
 from benchmarks import quality
-from benchmarks.common import machine, spread
+from benchmarks.common import begin, machine, spread
 from jaxdeblur import devices, models
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.on_device import render_on_device
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation.metrics import psnr
-from jaxdeblur.models.parameters import split
 from jaxdeblur.options import Parser
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.shapes import Batch
-from jaxdeblur.training.step import (
-    TrainingConfig,
-    best_parameters,
-    compile_train_step,
-    initial_train_state,
-)
+from jaxdeblur.training.step import TrainingConfig, best_parameters
 from jaxdeblur.weights.load import LoadedModel, load_model
 from jaxdeblur.weights.save import export_weights
 
@@ -93,10 +87,7 @@ def train_seed(
         networks[name] = dataclasses.replace(PRESETS[PRESET].network, **fields)
         model = models.build(dataclasses.replace(networks[name], dtype=arguments.dtype), seed)
         own = dataclasses.replace(config, rates=rates)
-        rebuilds[name], parameters = split(model)
-        steps[name] = compile_train_step(own, rebuilds[name], mesh)
-        state = initial_train_state(own, parameters)
-        states[name] = jax.device_put(state, devices.replicated(mesh))
+        rebuilds[name], states[name], steps[name] = begin(model, own, mesh)
     losses: dict[str, list[Any]] = {name: [] for name in variants}
     feed = batches(config, seed, mesh, arguments.photos) if variants else iter(())
     for number, batch in enumerate(itertools.islice(feed, config.steps), 1):

@@ -34,9 +34,8 @@ from jaxdeblur.evaluation.results import (
     prepare_folder,
     read_video,
     settings_of,
-    slug,
 )
-from jaxdeblur.files import replace_when_whole, write_json
+from jaxdeblur.files import replace_when_whole, safe_name, write_json
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
@@ -97,8 +96,6 @@ def evaluate(
             "explain_clip"
         )
     lengths = [min(len(video), config.max_frames or len(video)) for video in dataset.videos]
-    if not lengths:
-        raise UserError(f"{config.data}: no videos to evaluate")
     rules = protocol(config.protocol)
     pairs = zip(dataset.videos, lengths, strict=True)
     if short := [video.name for video, length in pairs if not rules.scored(length)]:
@@ -112,7 +109,9 @@ def evaluate(
         prepare_folder(out, settings, overwrite)
     devices.wait_for_all("the folder is prepared")
 
-    files = [out / "videos" / f"{slug(i, v)}.json" for i, v in enumerate(dataset.videos)]
+    files = [
+        out / "videos" / f"{i:03d}-{safe_name(v.name)}.json" for i, v in enumerate(dataset.videos)
+    ]
     mine = range(jax.process_index(), len(files), jax.process_count())
     work = [i for i in mine if read_video(files[i], settings) is None]
     line = ProgressLine("", sum(lengths[i] for i in work))

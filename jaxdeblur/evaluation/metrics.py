@@ -173,20 +173,14 @@ PROTOCOLS: dict[str, Protocol] = {
 
 @dataclass(frozen=True)
 class VideoScores:
-    """The scores of one video, frame by frame.
+    """The scores of one video: PSNR in dB, flicker in grey levels.
 
     Attributes:
-      name: the name of the video.
-      height: rows of pixels.
-      width: columns of pixels.
       frames: number of restored frames.
-      scored_from: index of the first scored frame; the lists below begin there.
-      frame_psnr: PSNR of each scored frame after restoration, in dB.
-      frame_ssim: the same for SSIM.
-      frame_psnr_blurred: PSNR of the same frames before restoration, in dB.
-      frame_ssim_blurred: the same for SSIM.
-      temporal_error: flicker of the restored video, in grey levels.
-      temporal_error_blurred: flicker of the blurred video, in grey levels.
+      scored_from: index of the first scored frame.
+      frame_psnr, frame_ssim: of each scored frame after restoration.
+      frame_psnr_blurred, frame_ssim_blurred: of the same frames before restoration.
+      temporal_error, temporal_error_blurred: flicker of the restored and of the blurred video.
       seconds_per_frame: restoring only, without reading, scoring and compiling; None for one frame.
       shutter: duty and light, as estimated by blur paths; None for other models.
     """

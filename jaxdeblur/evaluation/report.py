@@ -73,12 +73,11 @@ def write(path: Path, metrics: dict[str, Any], videos: Sequence[VideoReport]) ->
 
 def page_data(metrics: dict[str, Any], videos: Sequence[VideoReport]) -> dict[str, Any]:
     """Returns the metrics with every frame's scores and the pictures, for the page's script."""
-    shown = [
-        {**dataclasses.asdict(video.scores), "id": f"video-{i}", "shots": list(video.shots)}
-        for i, video in enumerate(videos, 1)
-    ]
-    pairs = zip(metrics["videos"], shown, strict=True)
-    return {**metrics, "videos": [{**means, **video} for means, video in pairs]}
+    shown = []
+    for i, (means, video) in enumerate(zip(metrics["videos"], videos, strict=True), 1):
+        more = {"id": f"video-{i}", "shots": list(video.shots)}
+        shown.append({**means, **dataclasses.asdict(video.scores), **more})
+    return {**metrics, "videos": shown}
 
 
 def shot(

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxdeblur import VERSION, devices
-from jaxdeblur.data.videos import Dataset, Video, identity
+from jaxdeblur.data.videos import Dataset, identity
 from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation import report
 from jaxdeblur.evaluation.config import EvaluationConfig
@@ -52,16 +52,15 @@ def table(metrics: dict[str, Any]) -> str:
     lines = [f"{head}  flicker  s/frame"]
     for name, row in rows + means:
         gain = row["psnr"] - row["psnr_blurred"]
-        line = (
+        lines.append(
             f"{name:{width}}  {row.get('scored_frames', metrics['scored_frames']):6d}    "
             f"{row['psnr_blurred']:13.2f}  {row['psnr']:8.2f}  {gain:+5.2f}   "
             f"{row['ssim_blurred']:13.4f}  {row['ssim']:8.4f}"
         )
         if "seconds_per_frame" in row:
-            time_taken = row["seconds_per_frame"]
-            line += f"  {row['temporal_error']:7.2f}"
-            line += f"  {'-':>7}" if time_taken is None else f"  {time_taken:7.3f}"
-        lines.append(line)
+            seconds = row["seconds_per_frame"]
+            shown = "-" if seconds is None else f"{seconds:.3f}"
+            lines[-1] += f"  {row['temporal_error']:7.2f}  {shown:>7}"
     lines.insert(-2, "-" * len(lines[0]))
     return "\n".join(lines)
 
@@ -198,8 +197,3 @@ def metrics_of(
         },
         "made": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-
-
-def slug(index: int, video: Video) -> str:
-    """Returns the base name of a video's files."""
-    return f"{index:03d}-{safe_name(video.name)}"

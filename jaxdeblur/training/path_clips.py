@@ -196,25 +196,15 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
 
     @jax.jit
     def look(
-        window: jax.Array,
-        below: jax.Array,
-        past: Past,
-        paths: PastPaths,
-        present: jax.Array,
-        duty: Any,
-        linear: Any,
+        window: Any, below: Any, past: Past, paths: PastPaths, present: Any, *duty_and_light: Any
     ) -> tuple[jax.Array, Past, PastPaths]:
         moves, unknown = moves_of(window), Shutter.unknown()
-        fit = fit_window(window, moves, present, unknown, paths, duty, linear)
+        fit = fit_window(window, moves, present, unknown, paths, *duty_and_light)
         found = filtered(window[1:4], fit, below, past)
         evidence = at_pixels(found.cells, *below.shape[:2])
-        blurred = window[WINDOW // 2]
-        maps = path_maps(blurred, below, found.sharp, found.unexplained, evidence)
-        return (
-            jnp.round(255 * maps).astype(jnp.uint8),
-            Past(gated(maps), found.excess),
-            fit.passed_on,
-        )
+        maps = path_maps(window[WINDOW // 2], below, found.sharp, found.unexplained, evidence)
+        as_bytes = jnp.round(255 * maps).astype(jnp.uint8)
+        return as_bytes, Past(gated(maps), found.excess), fit.passed_on
 
     source = PathClipSource(config)
     line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)

@@ -112,8 +112,9 @@ class RunWatcher:
         """Scores the parameters of a step; the gain is shown from now on."""
         assert self.validation is not None
         self.scores = self.validation(parameters)
-        for name, value in self.scores.items() if self.board else ():
-            self.board.add_scalar(f"validation/{name}", value, step)
+        if self.board:
+            for name, value in self.scores.items():
+                self.board.add_scalar(f"validation/{name}", value, step)
 
     def done(self) -> None:
         """Reports the run's folder and its gain."""

@@ -151,10 +151,8 @@ def _check_options(run: Run, model: VideoRestorer, parameters: Parameters) -> No
         )
     if over_paths:  # raises if the base is missing or does not fit
         PathRestorer(PathsConfig(), load_model(run.network.over_paths).model, model)
-    if over_paths and run.training.validate_every:
-        raise UserError("--validate-every must be 0 on maps of blur paths, which cannot be scored")
-    if over_paths and run.data.sharp_input:
-        raise UserError("--sharp-input must be 0 on maps of blur paths")
+    if over_paths and (run.training.validate_every or run.data.sharp_input):
+        raise UserError("--validate-every and --sharp-input must be 0 on maps of blur paths")
     parts = {part for name in trained_parameters(parameters) for part in name.split("/")}
     for name in rate_factors(run.training.rates):
         if name not in parts:

@@ -44,17 +44,8 @@ class Run:
 
     def write(self, folder: Path) -> None:
         """Writes ``config.json``."""
-        write_json(
-            folder / CONFIG_NAME,
-            {
-                "jaxdeblur": VERSION,
-                "preset": self.preset,
-                "network": network_to_json(self.network),
-                "training": dataclasses.asdict(self.training),
-                "data": dataclasses.asdict(self.data),
-                "start_from": self.start_from,
-            },
-        )
+        values = dataclasses.asdict(self) | {"network": network_to_json(self.network)}
+        write_json(folder / CONFIG_NAME, {"jaxdeblur": VERSION, **values})
 
     @staticmethod
     def read(folder: Path) -> Run:
@@ -65,15 +56,12 @@ class Run:
         """
         path = folder / CONFIG_NAME
         values = read_config(folder)
-        start_from = values.get("start_from")
-        if not isinstance(start_from, str | None):
-            raise UserError(f"{path}: start_from must be a run folder, weights or null")
         return Run(
             preset=values["preset"],
             network=network_from_json(values["network"], str(path)),
             training=from_json(TrainingConfig, values["training"], f"{path}: training"),
             data=from_json(DataConfig, values["data"], f"{path}: data"),
-            start_from=start_from,
+            start_from=values.get("start_from"),
         )
 
 
@@ -112,9 +100,7 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
       UserError: the folder exists and is not to be overwritten, is not a run folder, or holds a run
         of another network or optimiser.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out={folder}: is a file, not a folder")
-    occupied = folder.is_dir() and any(folder.iterdir())
+    occupied = folder.exists() and any(folder.iterdir())
     if resume:
         if not occupied:
             raise UserError(f"--resume: there is no run in {folder}")

@@ -442,10 +442,6 @@ class TestRefusals:
         assert len(list(timed)) == now == 3
         assert timed.seconds_per_frame() == 0
 
-    def test_no_videos(self, tmp_path):
-        with pytest.raises(UserError, match="no videos to evaluate"):
-            evaluate(loaded(), Dataset("empty", "", []), EvaluationConfig(), tmp_path / "o")
-
 
 def test_the_frames_of_the_report_are_thinned_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate_module, "SHOWN_PIXELS", 2 * 3 * 24 * 32)

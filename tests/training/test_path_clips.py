@@ -67,7 +67,7 @@ def test_a_network_over_paths_trains_on_them_and_restores_over_them(
 @pytest.mark.parametrize(
     ("over_paths", "options", "message"),
     [
-        ("strcnn_dtb_live", {"validate_every": 1}, "--validate-every must be 0 on maps"),
+        ("strcnn_dtb_live", {"validate_every": 1}, "--validate-every and .* must be 0 on maps"),
         ("strcnn_dtb_live", {"sharp_input": 0.5}, "--sharp-input must be 0 on maps"),
         ("strcnn_dtb_live", {"data": ("rendered:tiny",)}, "--data: a network over blur paths"),
         ("", {}, "--data: .*, all others on frames"),
