@@ -31,6 +31,7 @@ class EvaluationConfig:
       single: restores each frame on its own, as a photograph.
       max_frames: restores only this many frames of each video.
       protocol: the protocol of the scores; see docs/results.md.
+      frames: writes the restored frames as PNG.
       preview: also writes preview.webp, an animation of the first video's blurred and restored
         frames side by side.
       explain: shows what the network blended or attended to, or its blur paths, in the first frames
@@ -49,6 +50,7 @@ class EvaluationConfig:
     single: bool = False
     max_frames: Count | None = None
     protocol: str = "jaxdeblur"
+    frames: bool = False
     preview: bool = False
     explain: bool = False
 

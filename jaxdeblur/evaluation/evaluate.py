@@ -1,4 +1,4 @@
-"""Restores a data set, scores it by a protocol, and writes metrics and a report.
+"""Restores a data set, scores it by a protocol, and writes metrics, frames and a report.
 
 Processes share the work by video, and each finished video has its own file: a second start of the
 same evaluation resumes where the first one stopped.
@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,12 @@ from jaxdeblur.evaluation.results import (
     read_video,
     settings_of,
 )
-from jaxdeblur.files import replace_when_whole, safe_name, write_json
+from jaxdeblur.files import (
+    replace_folder_when_whole,
+    replace_when_whole,
+    safe_name,
+    write_json,
+)
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
@@ -43,6 +49,7 @@ from jaxdeblur.restoration.stream import Stream, from_uint8, restore_frames
 from jaxdeblur.shapes import Frame8, Pixels
 from jaxdeblur.video.animation import MAX_WIDTH, AnimationWriter
 from jaxdeblur.video.comparison import Comparison
+from jaxdeblur.video.image_file import write_png
 from jaxdeblur.video.picture import Picture, rgb8_info
 from jaxdeblur.video.pixels import PixelLayout
 from jaxdeblur.weights.load import LoadedModel
@@ -73,8 +80,8 @@ def evaluate(
 
     Every process of ``jax.distributed`` calls this and restores its share; all need one file
     system. Process 0 writes ``metrics.json`` and ``report.html``. The folder contains
-    ``evaluation.json`` (what is evaluated) and ``videos/`` (a file for each video, from which a
-    second start resumes).
+    ``evaluation.json`` (what is evaluated), ``videos/`` (a file for each video, from which a second
+    start resumes) and optionally ``frames/``.
 
     Args:
       loaded: the model.
@@ -102,6 +109,7 @@ def evaluate(
         raise UserError(f"{', '.join(short)}: too short; protocol {rules.name} scores no frame")
     for video in dataset.videos:
         rules.check_size(video.height, video.width, video.name)
+
     settings = settings_of(loaded, dataset, config)
     check_folder(out, settings, overwrite)
     devices.wait_for_all("the folder is checked")
@@ -127,6 +135,7 @@ def evaluate(
             lengths[i],
             config,
             shots=max(2, SHOWN_PIXELS // (len(files) * video.height * video.width)),
+            folder=out / "frames" / files[i].stem if config.frames else None,
             preview=out / "preview.webp" if config.preview and i == 0 else None,
             frame_done=lambda: line.update(next(count)),
         )
@@ -150,6 +159,7 @@ def _evaluate_video(
     config: EvaluationConfig,
     *,
     shots: int,
+    folder: Path | None,
     preview: Path | None,
     frame_done: Callable[[], None],
 ) -> report.VideoReport:
@@ -162,6 +172,8 @@ def _evaluate_video(
         # Includes the frames that the last ones look ahead to, as in the stream.
         seen = min(frames, shown + model.lookahead)
         explanation = _explain(model, [video.blurred(i) for i in range(seen)])
+    if folder:  # left complete by a start that ended before the scores
+        shutil.rmtree(folder, ignore_errors=True)
     pictured = range(0, shown, -(-shown // shots))
     pictures = []
     restored_flicker, blurred_flicker = Flicker(), Flicker()
@@ -171,7 +183,11 @@ def _evaluate_video(
         model, video, frames, wide=rules.quantise != "round", single=config.single
     )
 
-    with ThreadPoolExecutor(2) as pool, _previewing(preview, video) as show:
+    with (
+        ThreadPoolExecutor(2) as pool,
+        replace_folder_when_whole(folder) if folder else contextlib.nullcontext() as part,
+        _previewing(preview, video) as show,
+    ):
         for i, (blurred, restored) in enumerate(restoration):
             sharp, written = video.sharp(i), _rounded(restored)
             if i in counted:
@@ -184,6 +200,8 @@ def _evaluate_video(
             if i in pictured:
                 pictures.append(report.shot(i, blurred, written, sharp, explanation))
             show(blurred, written)
+            if part is not None:
+                write_png(part / f"{i:06d}.png", written)
             frame_done()
 
     psnr, ssim, psnr_blurred, ssim_blurred = zip(*scores, strict=True)

@@ -105,10 +105,12 @@ def check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
 def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Creates the folder; removes an earlier evaluation in it if ``overwrite``."""
     if overwrite:
-        shutil.rmtree(out / "videos", ignore_errors=True)
+        for name in ("videos", "frames"):
+            shutil.rmtree(out / name, ignore_errors=True)
         for name in ("metrics.json", "report.html", "preview.webp"):
             (out / name).unlink(missing_ok=True)
-    (out / "videos").mkdir(parents=True, exist_ok=True)
+    for name in ("videos", "frames") if settings["frames"] else ("videos",):
+        (out / name).mkdir(parents=True, exist_ok=True)
     write_json(out / "evaluation.json", settings)
 
 

@@ -119,7 +119,7 @@ def expected_frames(video: MemoryVideo) -> np.ndarray:
 def finished(tmp_path_factory) -> tuple[Path, Dataset, dict]:
     out = tmp_path_factory.mktemp("evaluated") / "out"
     dataset = a_dataset()
-    config = EvaluationConfig(explain=True)
+    config = EvaluationConfig(frames=True, explain=True)
     return out, dataset, evaluate(loaded(), dataset, config, out)
 
 
@@ -162,6 +162,15 @@ class TestScores:
         assert written["device"]
         assert written["seconds_per_frame"] > 0
         assert written["frames"] == written["scored_frames"] == 12
+
+    def test_frames_are_what_was_scored(self, finished):
+        out, dataset, _ = finished
+        folders = sorted((out / "frames").iterdir())
+        assert [folder.name for folder in folders] == ["000-walk", "001-up-and-away"]
+        for folder, video in zip(folders, dataset.videos, strict=True):
+            files = sorted(folder.iterdir())
+            written = np.stack([np.asarray(Image.open(file)) for file in files])
+            np.testing.assert_array_equal(written, expected_frames(video))
 
     def test_the_report_holds_frames_and_weights(self, finished):
         out, _, _ = finished
@@ -211,7 +220,7 @@ class TestScores:
     def test_nothing_else_is_left(self, finished):
         out, _, _ = finished
         names = {path.name for path in out.iterdir()}
-        assert names == {"evaluation.json", "metrics.json", "report.html", "videos"}
+        assert names == {"evaluation.json", "frames", "metrics.json", "report.html", "videos"}
         assert len(list((out / "videos").iterdir())) == 2
 
 
@@ -260,11 +269,14 @@ class TestProtocols:
             pairs = list(zip(images, video.sharp_frames, strict=True))[2:-2]
             scores += [metrics.psnr(*pair) for pair in pairs]
         assert found["psnr"] == pytest.approx(np.mean(scores), abs=0.02)
-        for video, entry in zip(dataset.videos, found["videos"], strict=True):
-            flicker = metrics.Flicker()  # of rounded frames, whatever is scored
-            for pair in zip(expected_frames(video), video.sharp_frames, strict=True):
-                flicker.add(*pair)
-            assert entry["temporal_error"] == pytest.approx(flicker.rms())
+
+    def test_frames_are_written_as_rounded_whatever_is_scored(self, tmp_path):
+        (video,) = dataset = [MemoryVideo("walk", 5, 1)]
+        config = EvaluationConfig(protocol="estrnn", frames=True)
+        evaluate(loaded(), Dataset("memory", "", dataset), config, tmp_path / "o")
+        files = sorted((tmp_path / "o" / "frames" / "000-walk").iterdir())
+        written = np.stack([np.asarray(Image.open(file)) for file in files])
+        np.testing.assert_array_equal(written, expected_frames(video))
 
     def test_a_video_without_a_scored_frame(self, tmp_path):
         config = EvaluationConfig(protocol="cdvd-tsp", max_frames=4)
@@ -314,7 +326,9 @@ class TestGoingOn:
         with pytest.raises(UserError, match=f"an evaluation {named}; .*--overwrite"):
             evaluate(model, a_dataset(), config, out)
         assert (out / "metrics.json").read_bytes() == before
-        (out / "videos" / "009-old").touch()  # left by a data set with more videos
+        for folder in ("videos", "frames"):  # left by a data set with more videos
+            (out / folder).mkdir(exist_ok=True)
+            (out / folder / "009-old").touch()
         evaluate(model, a_dataset(), config, out, overwrite=True)
         assert (out / "metrics.json").read_bytes() != before
         assert not list(out.glob("*/009-old"))
@@ -413,17 +427,16 @@ class TestRefusals:
     def test_frames_that_are_restored_by_themselves_know_nothing_of_each_other(self, tmp_path):
         model = models.build(dataclasses.replace(CONFIG, blocks=2), seed=4)
         dataset = Dataset("memory", "", [MemoryVideo("walk", 3, 1)])
-        clip, sharp = dataset.videos[0].blurred_frames, dataset.videos[0].sharp_frames
+        config = EvaluationConfig(single=True, frames=True)
+        evaluate(loaded(model), dataset, config, tmp_path / "single")
+        written = sorted((tmp_path / "single" / "frames").glob("*/*.png"))
+        assert len(written) == 3
+        clip = dataset.videos[0].blurred_frames
         together = restore_clip(model, clip)
-        restoration = _TimedRestoration(model, dataset.videos[0], 3, wide=False, single=True)
-        frames = [frame.astype(int) for _, frame in restoration]
-        assert len(frames) == 3
-        for index, frame in enumerate(frames):
+        for index, path in enumerate(written):
+            frame = np.asarray(Image.open(path)).astype(int)
             assert np.abs(frame - restore_clip(model, clip[index : index + 1])[0]).max() <= 1
             assert np.abs(frame - together[index]).max() > 1
-        found = evaluate(loaded(model), dataset, EvaluationConfig(single=True), tmp_path / "o")
-        expected = np.mean([metrics.psnr(*pair) for pair in zip(frames, sharp, strict=True)])
-        assert found["psnr"] == pytest.approx(expected, abs=1e-9)
         with pytest.raises(UserError, match="--explain shows what passes between frames"):
             EvaluationConfig(single=True, explain=True)
 
