@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import tasks
-from benchmarks.common import machine, natural, results_so_far, whole
+from benchmarks.common import begin, machine, spread
 from jaxdeblur import devices, models
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.errors import UserError, run_command
@@ -38,7 +39,7 @@ from jaxdeblur.models.parameters import count, split
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Parser
 from jaxdeblur.restoration.stream import restore_clip
-from jaxdeblur.training.step import TrainingConfig, compile_train_step, initial_train_state
+from jaxdeblur.training.step import TrainingConfig
 from jaxdeblur.weights.load import load_model
 
 TEST_SEED = 2**20  # of no training
@@ -242,15 +243,8 @@ def train(
         seed=seed,
         rates=(*variant.rates, *(f"{name}=0" for name in variant.without)),
     )
-    model = models.build(variant.network, seed)
-    rebuild, parameters = split(model)
-    for name in parameters:
-        if set(name.split("/")) & set(variant.without):
-            parameters[name] = jnp.zeros_like(parameters[name])
-    number = count(parameters)
-    mesh = devices.make_mesh(config.batch_size)
-    step = compile_train_step(config, rebuild, mesh)
-    state = jax.device_put(initial_train_state(config, parameters), devices.replicated(mesh))
+    model = with_values(models.build(variant.network, seed), dict.fromkeys(variant.without, 0.0))
+    rebuild, state, step = begin(model, config, devices.make_mesh(config.batch_size))
     start = time.perf_counter()
     for i in range(steps):
         clips = tasks.batch(experiment.task, seed, i, config.batch_size, told=variant.told)
@@ -265,12 +259,10 @@ def train(
     model = rebuild(trained)
     if picture:
         draw(picture, experiment.task, model, told=variant.told)
-    return score(experiment, variant, model, number, seconds)
+    return score(experiment, variant, model, seconds)
 
 
-def score(
-    experiment: Experiment, variant: Variant, model: Any, parameters: int, seconds: float
-) -> Result:
+def score(experiment: Experiment, variant: Variant, model: Any, seconds: float) -> Result:
     """Scores a trained network, with errors pooled over clips that are not trained on."""
     task, clips = experiment.scored or (experiment.task, 96)
     restore = jax.jit(model.restore_clip)
@@ -292,19 +284,12 @@ def score(
                 weights[name] = weights.get(name, 0.0) + float(of_pixels[region].sum())
     attention = explain(shown).attention if explain else ()
     return Result(
-        parameters,
+        count(split(model)[1]),
         {name: [shown / n, restored / n] for name, (shown, restored, n) in sums.items() if n},
         float(model.blending.beta) if blends else None,
         {maps.name: entropies(maps) for maps in attention},
         seconds,
         {name: total / sums[name][2] for name, total in weights.items() if sums[name][2]},
-    )
-
-
-def selects(network: Any) -> bool:
-    """Returns whether a network has anything to draw: blending weights, or the maps of eq. 1."""
-    return getattr(network, "blending", "none") != "none" or "fsta" in getattr(
-        network, "fusion", ""
     )
 
 
@@ -367,8 +352,9 @@ def with_values(model: Any, values: Mapping[str, float]) -> Any:
     return rebuild(parameters)
 
 
-def shipped(weights: Sequence[str], data: Sequence[str], frames: int) -> str:
+def shipped(weights: Sequence[str]) -> str:
     """Returns a table of gains of shipped weights: mean over the videos, worst one in brackets."""
+    data = ("rendered:narrow", "rendered:wide")
     lines = [f"| weights | | {' | '.join(data)} |", "|---" * (2 + len(data)) + "|"]
     for name in weights:
         model = load_model(name).model
@@ -376,7 +362,7 @@ def shipped(weights: Sequence[str], data: Sequence[str], frames: int) -> str:
             cells = []
             for spec in data:
                 gains = [
-                    video_gain(with_values(model, values), video, frames)
+                    video_gain(with_values(model, values), video)
                     for video in open_dataset(spec, "test").videos
                 ]
                 cells.append(f"{np.mean(gains):+.2f} ({min(gains):+.2f})")
@@ -385,9 +371,9 @@ def shipped(weights: Sequence[str], data: Sequence[str], frames: int) -> str:
     return "\n".join(lines)
 
 
-def video_gain(model: Any, video: Any, frames: int) -> float:
-    """Returns the PSNR gain over a video's blurred frames, the mean over its first ``frames``."""
-    chosen = range(min(len(video), frames))
+def video_gain(model: Any, video: Any) -> float:
+    """Returns the PSNR gain over a video's blurred frames, the mean over its first twelve."""
+    chosen = range(min(len(video), 12))
     blurred = np.stack([video.blurred(i) for i in chosen])
     sharp = [video.sharp(i) for i in chosen]
     restored = restore_clip(model, blurred)
@@ -409,22 +395,18 @@ def table(results: Mapping[str, Mapping[str, Result]]) -> str:
         cells = [name, f"{of[0].parameters:,}", str(len(of))]
         for region in regions:
             shown, restored = np.transpose([result.error[region] for result in of])
-            cells += [spread(-10 * np.log10(restored), "")]
-            cells += [spread(10 * np.log10(shown / restored), "+") if (shown > 1e-9).all() else ""]
+            cells += [spread(-10 * np.log10(restored))]
+            cells += [
+                spread(10 * np.log10(shown / restored), sign="+") if (shown > 1e-9).all() else ""
+            ]
         betas = [result.beta for result in of if result.beta is not None]
         shares = [f"{np.mean([r.weights[k] for r in of]):.2f}" for k in of[0].weights]
-        cells.append(", ".join([spread(betas, ""), *shares]) if betas else "")
+        cells.append(", ".join([spread(betas), *shares]) if betas else "")
         entropies = [e for result in of for e in result.entropy.values()]
         cells.append(", ".join(f"{e:.2f}" for e in np.mean(entropies, axis=0)) if entropies else "")
         cells.append(f"{np.median([result.seconds for result in of]):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def spread(values: Sequence[float] | np.ndarray, sign: str) -> str:
-    """Formats mean ± standard deviation."""
-    deviation = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):{sign}.2f}{deviation}"
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -433,14 +415,16 @@ def run(arguments: argparse.Namespace) -> str:
     experiment = EXPERIMENTS[name]
     steps = arguments.steps or experiment.training.steps
     condition = {"experiment": name, "steps": steps}
-    held = results_so_far(out, condition)
+    held: dict[str, Any] = {"condition": condition, "results": {}}
+    if out and out.exists():
+        held = json.loads(out.read_text(encoding="utf-8"))
+    if held["condition"] != condition:
+        raise UserError(f"--out={out}: contains results for other settings: {held['condition']}")
     results = held["results"]
     chosen = [v for v in experiment.variants if not only or v in only]
     if not chosen:
         raise UserError(f"--only: choose from {'; '.join(experiment.variants)}")
     if arguments.picture:
-        if not selects(experiment.variants[chosen[-1]].network):
-            raise UserError(f"--picture: {chosen[-1]} neither blends nor attends")
         results.get(chosen[-1], {}).pop(str(arguments.seeds[-1]), None)  # Its weights are needed.
     for seed in arguments.seeds:
         for variant in chosen:
@@ -464,23 +448,17 @@ def main() -> None:
     """Reads the options, runs an experiment, prints its table."""
     parser = Parser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "shipped"])
-    parser.add_argument("--seeds", type=whole, nargs="+", default=(0, 1, 2), help="random seeds")
-    parser.add_argument("--steps", type=natural, help="steps per training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="random seeds")
+    parser.add_argument("--steps", type=int, help="steps per training")
     parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="only these")
     parser.add_argument("--out", type=Path, help="JSON file of results; resumed")
     parser.add_argument("--picture", type=Path, help="a PNG of what the last variant selects")
     parser.add_argument("--weights", nargs="+", default=("strcnn_dtb_choice",), help="for shipped")
-    parser.add_argument(
-        "--data", nargs="+", default=("rendered:narrow", "rendered:wide"), help="for shipped"
-    )
-    parser.add_argument("--frames", type=natural, default=12, help="per video, for shipped")
     arguments = parser.parse_args()
     devices.keep_freed_memory()
     devices.keep_compiled()
     if arguments.experiment == "shipped":
-        if arguments.picture:
-            raise UserError("--picture applies to trainings only, and shipped trains nothing")
-        print(shipped(arguments.weights, arguments.data, arguments.frames))
+        print(shipped(arguments.weights))
     else:
         print(run(arguments))
 

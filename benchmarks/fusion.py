@@ -23,7 +23,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from benchmarks.common import machine, natural, side_by_side
+from benchmarks.common import machine, side_by_side
 from jaxdeblur.errors import run_command
 from jaxdeblur.models.attention import FactorisedAttention
 from jaxdeblur.models.fsta_config import FstaConfig
@@ -145,8 +145,8 @@ def report(title: str, unit: str, inputs: list[tuple[int, int, int, int]]) -> No
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--sizes", type=natural, default=len(SIZES), help="number of sizes")
-    parser.add_argument("--windows", type=natural, default=len(WINDOWS), help="number of windows")
+    parser.add_argument("--sizes", type=int, default=len(SIZES), help="number of sizes")
+    parser.add_argument("--windows", type=int, default=len(WINDOWS), help="number of windows")
     arguments = parser.parse_args()
     print(f"{machine()}; C = {CHANNELS}, (M, N) = ({M}, {N})")
     sizes = [(math.prod(size), 5, *size) for size in SIZES[: arguments.sizes]]

@@ -1,14 +1,13 @@
-"""Tests whether the papers' ideas help on video: trains on a GPU, and scores without one.
+"""Tests whether recurrence and blending help on video: trains on a GPU, and scores without one.
 
-    python -m benchmarks.on_video train attention --steps=4000 --photos=PHOTOS --out=trained
-    python -m benchmarks.on_video score trained --scenes narrow wide --highspeed X4K --taus 7
+    python -m benchmarks.on_video train --steps=800 --batch-size=8 --photos=PHOTOS --out=trained
+    python -m benchmarks.on_video score trained --scenes handheld wide narrow
 
-``train``: the variants of an experiment train side by side for the same number of steps on the same
-batches, which the device renders from seed and step; one seed after the other. The moving averages
-are written to OUT, and variants already there are not trained again. ``attention`` is fsta_small
-without and with eq. 1-6, on narrow and wide scenes; ``blending`` is strcnn_dtb_small as a CNN, with
-recurrence, with blending, and with blending from a better start, on long clips of hand-held scenes,
-some frames of which are nearly sharp.
+``train``: strcnn_dtb_small as a CNN, with recurrence, with blending, and with blending from a
+better start train side by side for the same number of steps on the same batches, which the device
+renders from seed and step; one seed after the other. Clips are long, and of hand-held scenes, some
+frames of which are nearly sharp. The moving averages are written to OUT, and variants already there
+are not trained again.
 
 ``score``: gains and flicker as in benchmarks.quality, averaged over the seeds, and the gain of a
 variant over the first one, seed by seed. w_n is given for the sharpest and the most blurred quarter
@@ -21,227 +20,117 @@ import argparse
 import dataclasses
 import itertools
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import quality
-from benchmarks.common import machine, natural, positive, whole
-from benchmarks.evidence import spread
+from benchmarks.common import begin, machine, spread
 from jaxdeblur import devices, models
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.on_device import render_on_device
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.evaluation.metrics import psnr
-from jaxdeblur.models.parameters import split
 from jaxdeblur.options import Parser
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.shapes import Batch
-from jaxdeblur.training.step import best_parameters, compile_train_step, initial_train_state
+from jaxdeblur.training.step import TrainingConfig, best_parameters
 from jaxdeblur.weights.load import LoadedModel, load_model
 from jaxdeblur.weights.save import export_weights
 
 REPORT_EVERY = 100  # Steps; a report waits for the device, which otherwise runs ahead.
-ONE, CONDITION = ("experiment", "variant", "seed"), ("steps", "batch_size", "dtype")
-"""What identifies a training, and what the trainings of one table share."""
+CONDITION = ("steps", "batch_size", "dtype")
+"""What the trainings of one table share."""
 
-Variants = Mapping[str, tuple[dict[str, Any], tuple[str, ...]]]
+PRESET, FRAMES, CROP = "strcnn_dtb_small", 24, 64
+
+VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "cnn": ({"blending": "none", "recurrent": False}, ()),
+    "recurrence": ({"blending": "none"}, ()),
+    "blending": ({}, ()),
+    "blending_start": ({"beta0": 0.1, "distance": True}, ("beta_logit=30",)),
+}
 """How each differs from the preset: in fields of the network, and in ``rates`` of the training."""
 
 
-class Experiment(NamedTuple):
-    """Variants of a preset; the others are compared with the first."""
-
-    preset: str
-    scenes: tuple[str, ...]
-    frames: int
-    crop: int
-    variants: Variants
-
-
-EXPERIMENTS = {
-    "attention": Experiment(
-        "fsta_small",
-        ("narrow", "wide"),
-        5,
-        96,
-        {
-            "concat": ({"fusion": "concat"}, ()),
-            "concat_fsta": ({"fusion": "concat_fsta"}, ("f_s=30", "f_t=30", "f_p=30")),
-        },
-    ),
-    "blending": Experiment(
-        "strcnn_dtb_small",
-        ("handheld",),
-        24,
-        64,
-        {
-            "cnn": ({"blending": "none", "recurrent": False}, ()),
-            "recurrence": ({"blending": "none"}, ()),
-            "blending": ({}, ()),
-            "blending_start": ({"beta0": 0.1, "distance": True}, ("beta_logit=30",)),
-        },
-    ),
-}
-
-
-class Trainings:
-    """The trainings of an experiment, whose programs are compiled once for all seeds.
-
-    Args:
-      arguments: the options of ``train``.
-    """
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments, self.experiment = arguments, EXPERIMENTS[arguments.experiment]
-        _, scenes, frames, crop, variants = self.experiment
-        if unknown := set(arguments.only) - set(variants):
-            raise UserError(f"--only={' '.join(sorted(unknown))}: use {', '.join(variants)}")
-        if arguments.batch_size % len(scenes):
-            raise UserError(f"--batch-size: must be a multiple of {len(scenes)}")
-        self.variants = [v for v in variants if not arguments.only or v in arguments.only]
-        preset, self.mesh = PRESETS[self.experiment.preset], devices.mesh_of(jax.devices()[:1])
-        self.config = dataclasses.replace(
-            preset.training,
-            frames=frames,
-            crop=crop,
-            loss="log_mse",
-            average=0.998,
-            steps=arguments.steps,
-            batch_size=arguments.batch_size,
-        )
-        self.networks = {
-            v: dataclasses.replace(preset.network, **variants[v][0], dtype=arguments.dtype)
-            for v in self.variants
-        }
-        data = DataConfig(
-            data=tuple(f"rendered:{kind}" for kind in scenes),
-            photos=arguments.photos,
-            curriculum=0.5,
-            curriculum_start=5.0,
-        )
-        self.motion_limit = data.motion_limit(arguments.steps)
-        context = models.build(self.networks[self.variants[0]]).context
-        self.clips, self.data = data.clip_options(frames, crop, context), TrainingData(data, crop)
-
-    def file(self, variant: str, seed: int) -> Path:
-        """Returns the file of a training's weights."""
-        return (
-            Path(self.arguments.out) / f"{self.arguments.experiment}_{variant}_{seed}.safetensors"
-        )
-
-    def missing(self, seed: int) -> list[str]:
-        """Returns the variants not yet trained for a seed."""
-        return [variant for variant in self.variants if not self.file(variant, seed).exists()]
-
-    def batches(self, seed: int) -> Iterator[Batch]:
-        """Yields the batches of a seed, with equally many clips of each kind of scenes."""
-        sharding, sources = devices.clips_over(self.mesh), self.data.train
-        parts = [
-            render_on_device(
-                None,
-                [source],
-                self.clips,
-                sharding,
-                batch_size=self.config.batch_size // len(sources),
-                seed=len(sources) * seed + number,
-                start_step=0,
-                motion_limit=self.motion_limit,
-            )
-            for number, source in enumerate(sources)
-        ]
-        joined = jax.jit(
-            lambda *of: jax.tree.map(lambda *clips: jnp.concatenate(clips), *of),
-            out_shardings=sharding,
-        )
-        return itertools.starmap(joined, zip(*parts, strict=True))
-
-    def start(self, variant: str, seed: int) -> tuple[Any, Any, Any]:
-        """Returns a training's config, the function that rebuilds its network, and its state."""
-        config = dataclasses.replace(self.config, rates=self.experiment.variants[variant][1])
-        rebuild, parameters = split(models.build(self.networks[variant], seed))
-        state = initial_train_state(config, parameters)
-        return config, rebuild, jax.device_put(state, devices.replicated(self.mesh))
-
-    def compile(self) -> None:
-        """Compiles all steps and the renderer in parallel."""
-        o, size = self.clips, self.config.batch_size
-        batch = {
-            name: jax.ShapeDtypeStruct((size, length, o.crop, o.crop, 3), jnp.uint8)
-            for name, length in (("blurred", o.length), ("sharp", o.frames))
-        }
-        with ThreadPoolExecutor(1 + len(self.variants)) as pool:
-            rendered = pool.submit(lambda: jax.block_until_ready(next(self.batches(0))))
-            compiling = {}
-            for variant in self.variants:
-                config, rebuild, state = self.start(variant, 0)
-                step: Any = compile_train_step(config, rebuild, self.mesh)
-                compiling[variant] = pool.submit(step.lower(state, batch).compile)
-            self.steps = {variant: program.result() for variant, program in compiling.items()}
-            rendered.result()
-
-    def train(self, seed: int, deadline: float) -> float:
-        """Trains the missing variants of a seed; returns the seconds taken.
-
-        Args:
-          seed: seed of the parameters and the batches.
-          deadline: latest end, in the time of ``time.monotonic``.
-
-        Raises:
-          UserError: the first steps show that the last one would end too late.
-        """
-        states = {variant: self.start(variant, seed)[2] for variant in self.missing(seed)}
-        losses: dict[str, list[Any]] = {variant: [] for variant in states}
-        last, began = self.config.steps, time.monotonic()
-        for number, batch in enumerate(itertools.islice(self.batches(seed), last), 1):
-            for variant, state in states.items():
-                states[variant], metrics = self.steps[variant](state, batch)
-                losses[variant].append(metrics.loss)
-            if number % REPORT_EVERY and number < last:
-                continue
-            means = {variant: np.mean(jax.device_get(of)) for variant, of in losses.items()}
-            losses = {variant: [] for variant in states}
-            rate = number / (time.monotonic() - began)
-            shown = ", ".join(f"{variant} {mean:.4f}" for variant, mean in means.items())
-            line = f"seed {seed}, step {number}: {shown}; {rate:.2f} steps/s"
-            print(line, file=sys.stderr, flush=True)
-            if number == REPORT_EVERY and began + last / rate > deadline:
-                raise UserError(f"--steps={last}: time for {rate * (deadline - began):.0f} only")
-        for variant, state in states.items():
-            if bool(state.failed):
-                print(f"{variant}, seed {seed}: the loss is not finite", file=sys.stderr)
-                continue
-            network = dataclasses.replace(self.networks[variant], dtype="float32")
-            model = self.start(variant, seed)[1](best_parameters(state))
-            told = vars(self.arguments) | {"variant": variant, "seed": seed}
-            about = {"data": "rendered", "training": {key: told[key] for key in ONE + CONDITION}}
-            export_weights(
-                LoadedModel(model, self.experiment.preset, network, last, "", about),
-                self.file(variant, seed),
-            )
-        return time.monotonic() - began
-
-
 def train(arguments: argparse.Namespace) -> None:
-    """Trains the variants missing in OUT, as far as time allows."""
-    deadline, longest = time.monotonic() + 60 * (arguments.minutes or np.inf), 0.0
-    trainings = Trainings(arguments)
-    if any(map(trainings.missing, arguments.seeds)):
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        trainings.compile()
-    for seed in filter(trainings.missing, arguments.seeds):
-        if time.monotonic() + longest > deadline:
-            break
-        longest = max(longest, trainings.train(seed, deadline))
-    left = [f"{v} with seed {s}" for s in arguments.seeds for v in trainings.missing(s)]
-    print(f"{machine()}; remaining: {', '.join(left) or 'none'}")
+    """Trains the variants missing in OUT."""
+    config = dataclasses.replace(
+        PRESETS[PRESET].training,
+        frames=FRAMES,
+        crop=CROP,
+        loss="log_mse",
+        average=0.998,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+    )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for seed in arguments.seeds:
+        files = {name: arguments.out / f"{name}_{seed}.safetensors" for name in VARIANTS}
+        files = {name: file for name, file in files.items() if not file.exists()}
+        for name, weights in train_seed(config, seed, list(files), arguments).items():
+            export_weights(weights, files[name])
+
+
+def train_seed(
+    config: TrainingConfig, seed: int, variants: list[str], arguments: argparse.Namespace
+) -> dict[str, LoadedModel]:
+    """Trains variants side by side on the batches of a seed; returns those that stayed finite."""
+    mesh = devices.mesh_of(jax.devices()[:1])
+    networks, rebuilds, steps, states = {}, {}, {}, {}
+    for name in variants:
+        fields, rates = VARIANTS[name]
+        networks[name] = dataclasses.replace(PRESETS[PRESET].network, **fields)
+        model = models.build(dataclasses.replace(networks[name], dtype=arguments.dtype), seed)
+        own = dataclasses.replace(config, rates=rates)
+        rebuilds[name], states[name], steps[name] = begin(model, own, mesh)
+    losses: dict[str, list[Any]] = {name: [] for name in variants}
+    feed = batches(config, seed, mesh, arguments.photos) if variants else iter(())
+    for number, batch in enumerate(itertools.islice(feed, config.steps), 1):
+        for name in variants:
+            states[name], metrics = steps[name](states[name], batch)
+            losses[name].append(metrics.loss)
+        if number % REPORT_EVERY == 0 or number == config.steps:
+            means = {name: np.mean(jax.device_get(losses[name][-REPORT_EVERY:])) for name in losses}
+            shown = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+            print(f"seed {seed}, step {number}: {shown}", file=sys.stderr, flush=True)
+    about = {key: getattr(arguments, key) for key in CONDITION} | {"seed": seed}
+    return {
+        name: LoadedModel(
+            rebuilds[name](best_parameters(state)),
+            PRESET,
+            networks[name],
+            config.steps,
+            "",
+            {"data": "rendered", "training": about | {"variant": name}},
+        )
+        for name, state in states.items()
+        if not bool(state.failed)
+    }
+
+
+def batches(
+    config: TrainingConfig, seed: int, mesh: jax.sharding.Mesh, photos: str | None
+) -> Iterator[Batch]:
+    """Yields the batches of a seed."""
+    data = DataConfig(
+        data=("rendered:handheld",), photos=photos, curriculum=0.5, curriculum_start=5.0
+    )
+    context = models.build(PRESETS[PRESET].network).context
+    return render_on_device(
+        None,
+        TrainingData(data, config.crop).train,
+        data.clip_options(config.frames, config.crop, context),
+        devices.clips_over(mesh),
+        batch_size=config.batch_size,
+        seed=seed,
+        start_step=0,
+        motion_limit=data.motion_limit(config.steps),
+    )
 
 
 # --- Scores ---
@@ -266,31 +155,24 @@ def weights(model: Any, test: quality.Test) -> tuple[float, float]:
 
 
 def score(arguments: argparse.Namespace) -> None:
-    """Prints a table for each experiment, with a row for each test and variant."""
-    found: dict[str, dict[str, dict[int, Path]]] = {}
-    alike: dict[str, Any] = {}
+    """Prints a table with a row for each test and variant."""
+    files: dict[str, dict[int, Path]] = {name: {} for name in VARIANTS}
+    conditions = set()
     for file in sorted(arguments.folder.glob("*.safetensors")):
-        about = load_model(file).metadata.get("training")
-        if not isinstance(about, dict) or about.keys() != set(CONDITION) | set(ONE):
-            raise UserError(f"{file}: not trained by this program")
-        name, variant, seed = (about[key] for key in ONE)
-        condition = ", ".join(f"{key} {about[key]}" for key in CONDITION)
-        if alike.setdefault(name, condition) != condition:
-            raise UserError(f"{file}: {condition}, but others of its experiment: {alike[name]}")
-        found.setdefault(name, {}).setdefault(variant, {})[seed] = file
-    if not found:
-        raise UserError(f"{arguments.folder}: contains no weights")
-    for name, by_variant in found.items():
-        print(f"### {name}: {alike[name]}; scored on {machine()}\n")
-        variants = [v for v in EXPERIMENTS[name].variants if v in by_variant]
-        print(f"| test | variant | seeds | gain, dB | over {variants[0]} | worst | flicker | w_n |")
-        print("|---" * 8 + "|", flush=True)
-        for test in quality.tests(arguments):
-            first: dict[int, float] = {}
-            for variant in variants:
-                gains = row(test, variant, by_variant[variant], first, arguments.folder / "scores")
+        about = load_model(file).metadata["training"]
+        files[about["variant"]][about["seed"]] = file
+        conditions.add(", ".join(f"{key} {about[key]}" for key in CONDITION))
+    if len(conditions) != 1:
+        raise UserError(f"{arguments.folder}: needs weights of one condition, has {conditions}")
+    print(f"{conditions.pop()}; scored on {machine()}\n")
+    print("| test | variant | seeds | gain, dB | over the first | worst | flicker | w_n |")
+    print("|---" * 8 + "|", flush=True)
+    for test in quality.tests(arguments):
+        first: dict[int, float] = {}
+        for name, of_seeds in files.items():
+            if of_seeds:
+                gains = row(test, name, of_seeds, first, arguments.folder / "scores")
                 first = first or gains
-        print()
 
 
 def row(
@@ -319,9 +201,9 @@ def row(
         if getattr(loaded.model, "blending", None) is not None:
             shares.append(weights(loaded.model, test))
     over = [gains[seed] - first[seed] for seed in gains if seed in first]
-    cells = [test.name, variant, str(len(gains)), spread([*gains.values()], "+")]
-    cells += [spread(over, "+") if over else "", f"{worst:+.2f}", spread(flicker, "+")]
-    cells += [", ".join(spread(of, "") for of in zip(*shares, strict=True))]
+    cells = [test.name, variant, str(len(gains)), spread([*gains.values()], sign="+")]
+    cells += [spread(over, sign="+") if over else "", f"{worst:+.2f}", spread(flicker, sign="+")]
+    cells += [", ".join(spread(of) for of in zip(*shares, strict=True))]
     print(f"| {' | '.join(cells)} |", flush=True)
     return gains
 
@@ -329,15 +211,12 @@ def row(
 def main() -> None:
     parser = Parser(description=__doc__.split("\n", maxsplit=1)[0])
     what = parser.add_subparsers(required=True, metavar="train | score")
-    trained = what.add_parser("train", help="trains the variants of an experiment")
+    trained = what.add_parser("train", help="trains the variants")
     trained.set_defaults(run=train)
-    trained.add_argument("experiment", choices=EXPERIMENTS)
-    trained.add_argument("--steps", type=natural, required=True, help="steps per training")
-    trained.add_argument("--batch-size", type=natural, default=16, help="clips per step")
+    trained.add_argument("--steps", type=int, required=True, help="steps per training")
+    trained.add_argument("--batch-size", type=int, default=16, help="clips per step")
     trained.add_argument("--photos", help="a folder of more photographs")
-    trained.add_argument("--seeds", type=whole, nargs="+", default=(0, 1, 2), help="random seeds")
-    trained.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="only these")
-    trained.add_argument("--minutes", type=positive, help="start no seed that would end later")
+    trained.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="random seeds")
     trained.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     trained.add_argument("--out", type=Path, required=True, help="the folder for the weights")
     scored = what.add_parser("score", help="scores the weights in a folder")

@@ -9,25 +9,22 @@ Each system is trained with its own recipe at small width (19 to 31 GMAC per 720
 of the same size with the same seeds: once for equal steps (``--steps``), once for equal time
 (``--minutes`` of steps per training; clips are made in parallel), or both. Then each is scored on
 the test videos. Finished trainings and scores are kept: the same command resumes where it was
-stopped. Before training, a step of each system is timed, and the total hours are estimated.
-``--speed`` times a frame of each system and trains none.
+stopped. Before training, a step of each system is timed. ``--speed`` times a frame of each system
+and trains none.
 
-The folder ``--out`` receives ``table1.md``, ``table1.json`` and ``table1.html``, a page with the
-same frames of all systems side by side. GMAC are multiply-adds of convolutions and matrix products,
-counted in the program of one step of the stream; memory is the compiler's figure for this step.
+The folder ``--out`` receives ``table1.md`` and ``table1.json``. GMAC are multiply-adds of
+convolutions and matrix products, counted in the program of one step of the stream; memory is the
+compiler's figure for this step.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import html
-import io
 import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,17 +32,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from benchmarks.common import (
-    machine,
-    natural,
-    positive,
-    random_clips,
-    side_by_side,
-    training,
-    whole,
-)
+from benchmarks.common import machine, random_clips, side_by_side, spread, training
 from jaxdeblur import devices, models
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.datasets import open_dataset
@@ -60,8 +48,9 @@ from jaxdeblur.presets import PRESETS
 from jaxdeblur.training.run import train
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig
-from jaxdeblur.video.image_file import read_image
 from jaxdeblur.weights.load import load_model
+
+_SCORES = (("psnr", 2), ("gain", 2), ("ssim", 4), ("temporal_error", 2))
 
 SYSTEMS = {
     "SRN": ("srn_small", "srn"),
@@ -83,16 +72,14 @@ def main() -> None:
         "--size", choices=["small", "full"], default="small", help="of the networks"
     )
     parser.add_argument("--data", default="rendered:narrow", help="trains and scores")
-    parser.add_argument("--steps", type=natural, help="steps per training, for equal steps")
-    parser.add_argument("--minutes", type=positive, help="per training, for equal wall-clock time")
-    parser.add_argument(
-        "--seeds", type=whole, nargs="+", default=[0, 1, 2], help="one training each"
-    )
-    parser.add_argument("--crop", type=natural, default=96, help="side of a clip in pixels")
-    parser.add_argument("--frames", type=natural, default=4, help="frames per clip")
-    parser.add_argument("--batch-size", type=natural, default=2, help="clips per step")
-    parser.add_argument("--max-frames", type=natural, help="score only this many frames per video")
-    parser.add_argument("--max-videos", type=natural, help="score only this many videos")
+    parser.add_argument("--steps", type=int, help="steps per training, for equal steps")
+    parser.add_argument("--minutes", type=float, help="per training, for equal wall-clock time")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training each")
+    parser.add_argument("--crop", type=int, default=96, help="side of a clip in pixels")
+    parser.add_argument("--frames", type=int, default=4, help="frames per clip")
+    parser.add_argument("--batch-size", type=int, default=2, help="clips per step")
+    parser.add_argument("--max-frames", type=int, help="score only this many frames per video")
+    parser.add_argument("--max-videos", type=int, help="score only this many videos")
     parser.add_argument("--protocol", default="jaxdeblur", help="protocol of the scores")
     parser.add_argument("--speed", action="store_true", help="only time a frame, without training")
     parser.add_argument(
@@ -110,10 +97,7 @@ def main() -> None:
     devices.use_cores(options.batch_size)
 
     config = EvaluationConfig(
-        data=options.data,
-        max_frames=options.max_frames,
-        protocol=options.protocol,
-        frames=True,
+        data=options.data, max_frames=options.max_frames, protocol=options.protocol
     )
     rows: dict[str, dict[str, Any]] = {}
     for system in options.only:
@@ -131,13 +115,6 @@ def main() -> None:
         (options.out / "speed.md").write_text(text, encoding="utf-8")
         print(text)
         return
-    hours = sum(
-        len(options.seeds) * row["seconds_a_step"] * steps / 3600
-        for row in rows.values()
-        for _, steps in budgets(options, row["seconds_a_step"])
-    )
-    tell(f"training will take about {hours:.2f} hours in all")
-
     dataset = open_dataset(options.data, "test")
     dataset = dataclasses.replace(dataset, videos=dataset.videos[: options.max_videos])
     for seed, (system, row) in itertools.product(options.seeds, rows.items()):
@@ -152,7 +129,6 @@ def main() -> None:
     text = f"{score_table(rows, options)}\n{speed_table(rows, options)}"
     (options.out / "table1.md").write_text(text, encoding="utf-8")
     write_json(options.out / "table1.json", {"machine": machine(), "rows": rows})
-    (options.out / "table1.html").write_text(page(rows, text, dataset, options), encoding="utf-8")
     print(text)
 
 
@@ -209,7 +185,7 @@ def seconds_a_step(name: str, config: TrainingConfig) -> float:
     return side_by_side({name: step}, 3)[name]
 
 
-def properties(name: str, height: int, width: int) -> dict[str, Any]:
+def properties(name: str, width: int, height: int) -> dict[str, Any]:
     """Measures parameters, GMAC per 720p frame and look-ahead; time and memory at a given size."""
     model = models.build(PRESETS[name].network)
     rebuild, parameters = split(model)
@@ -281,7 +257,7 @@ def score_table(rows: dict[str, dict[str, Any]], options: Any) -> str:
             if budget not in row:
                 continue
             runs = row[budget]
-            cells = [_spread([run[key] for run in runs], digits) for key, digits in _SCORES]
+            cells = [spread([run[key] for run in runs], digits) for key, digits in _SCORES]
             trained = f"{budget}: {runs[0]['steps']} steps of {row['seconds_a_step']:.3f} s"
             lines.append(f"| {system} (`{row['preset']}`) | {trained} | {' | '.join(cells)} |")
     seeds = " ".join(map(str, options.seeds))
@@ -299,7 +275,7 @@ def score_table(rows: dict[str, dict[str, Any]], options: Any) -> str:
 
 def speed_table(rows: dict[str, dict[str, Any]], options: Any) -> str:
     """Formats Markdown: the properties and the speed of each system."""
-    height, width = options.speed_size
+    width, height = options.speed_size
     lines = [
         f"| system | parameters | look-ahead | GMAC at 720p | ms a frame of {width}x{height} | "
         "MiB there |",
@@ -311,48 +287,6 @@ def speed_table(rows: dict[str, dict[str, Any]], options: Any) -> str:
             f"{row['gmac']:.1f} | {row['ms']:.1f} | {row['mebibytes']:.0f} |"
         )
     return "\n".join([*lines, "", f"{machine()}.", ""])
-
-
-_SCORES = (("psnr", 2), ("gain", 2), ("ssim", 4), ("temporal_error", 2))
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    text = f"{statistics.fmean(values):.{digits}f}"
-    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
-
-
-def page(rows: dict[str, dict[str, Any]], text: str, dataset: Dataset, options: Any) -> str:
-    """Formats a page: the tables, and each video's middle frame from all systems side by side."""
-    parts = [f"<pre>{html.escape(text)}</pre>"]
-    for i, video in enumerate(dataset.videos):
-        at = min(len(video), options.max_frames or len(video)) // 2
-        shown = {"blurred": video.blurred(at), "sharp": video.sharp(at)}
-        for system, row in rows.items():
-            budget = "equal-time" if "equal-time" in row else "equal-steps"
-            run = options.out / f"{row['preset']}-{budget}-{options.seeds[0]}"
-            folders = sorted((run / "evaluation" / "frames").iterdir())
-            shown[system] = read_image(folders[i] / f"{at:06d}.png")
-        figures = "".join(
-            f"<figure><img alt='{html.escape(name)}' src='{_png(frame)}'>"
-            f"<figcaption>{html.escape(name)}</figcaption></figure>"
-            for name, frame in shown.items()
-        )
-        parts.append(f"<h2>{html.escape(video.name)}, frame {at}</h2><div>{figures}</div>")
-    columns = math.ceil((len(rows) + 2) / 2)  # two full rows
-    style = (
-        "body{font:15px sans-serif;margin:2em}figure{margin:0}img{width:100%}"
-        f"div{{display:grid;gap:1em;grid-template-columns:repeat({columns},minmax(9em,1fr))}}"
-    )
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Table 1</title>"
-        f"<style>{style}</style><h1>Table 1, on equal terms</h1>{''.join(parts)}</html>\n"
-    )
-
-
-def _png(frame: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 if __name__ == "__main__":

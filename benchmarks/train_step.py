@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.common import has_torch, machine, natural, random_clips, side_by_side, training
+from benchmarks.common import has_torch, machine, random_clips, side_by_side, training
 from jaxdeblur import devices, models, presets
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.models import layers
@@ -33,10 +33,10 @@ GOAL_SCAN, GOAL_FORWARD, GOAL_TRAINING = 1.5, 0.77, 1.0
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="strcnn_dtb_small", help="an STRCNN preset")
-    parser.add_argument("--repeats", type=natural, default=7, help="timings for the median")
-    parser.add_argument("--batch-size", type=natural, default=2, help="clips per step")
-    parser.add_argument("--frames", type=natural, default=4, help="frames per clip")
-    parser.add_argument("--crop", type=natural, default=96, help="side of a clip in pixels, even")
+    parser.add_argument("--repeats", type=int, default=7, help="timings for the median")
+    parser.add_argument("--batch-size", type=int, default=2, help="clips per step")
+    parser.add_argument("--frames", type=int, default=4, help="frames per clip")
+    parser.add_argument("--crop", type=int, default=96, help="side of a clip in pixels, even")
     arguments = parser.parse_args()
     preset = presets.find(arguments.model)
     devices.keep_freed_memory()
@@ -45,14 +45,10 @@ def main() -> None:
             f"--model={arguments.model}: must be an STRCNN of one scale that blends in the middle "
             "or not at all, such as strcnn, strcnn_dtb or strcnn_dtb_small"
         )
-    if arguments.crop % 2:
-        raise UserError(f"--crop={arguments.crop} must be even: the network halves it")
     devices.use_cores(arguments.batch_size)
     shape = (arguments.batch_size, arguments.frames, arguments.crop, arguments.crop, 3)
     print(f"{arguments.model}, clips {shape}; {machine()}; medians of {arguments.repeats}")
     scan_against_unrolled(preset.network, shape, arguments.repeats)
-    if has_torch() and jax.device_count() > 1 and jax.default_backend() == "gpu":
-        raise UserError("the torch twin uses one GPU: set CUDA_VISIBLE_DEVICES=0")
     if has_torch():
         against_torch(arguments.model, preset.network, shape, arguments.repeats)
     else:

@@ -28,7 +28,6 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs m
 
 import jax
 
-from benchmarks.common import positive
 from benchmarks.gpu_day import kernels, memory, speed
 from benchmarks.gpu_day.report import Report
 from jaxdeblur import devices
@@ -53,7 +52,7 @@ def main() -> None:
     parts = parser.add_subparsers(required=True, dest="part", metavar=" | ".join(PARTS))
     for name in PARTS:
         one = parts.add_parser(name)
-        one.add_argument("--minutes", type=positive, default=10.0, help="time limit")
+        one.add_argument("--minutes", type=float, default=10.0, help="time limit")
         one.add_argument("--out", type=Path, default=Path("gpu"), help="folder for the results")
         one.add_argument("--rehearse", action="store_true", help="try it small, without a GPU")
         if name == "memory":

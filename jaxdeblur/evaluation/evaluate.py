@@ -35,9 +35,13 @@ from jaxdeblur.evaluation.results import (
     prepare_folder,
     read_video,
     settings_of,
-    slug,
 )
-from jaxdeblur.files import replace_folder_when_whole, replace_when_whole, write_json
+from jaxdeblur.files import (
+    replace_folder_when_whole,
+    replace_when_whole,
+    safe_name,
+    write_json,
+)
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
@@ -99,8 +103,6 @@ def evaluate(
             "explain_clip"
         )
     lengths = [min(len(video), config.max_frames or len(video)) for video in dataset.videos]
-    if not lengths:
-        raise UserError(f"{config.data}: no videos to evaluate")
     rules = protocol(config.protocol)
     pairs = zip(dataset.videos, lengths, strict=True)
     if short := [video.name for video, length in pairs if not rules.scored(length)]:
@@ -115,7 +117,9 @@ def evaluate(
         prepare_folder(out, settings, overwrite)
     devices.wait_for_all("the folder is prepared")
 
-    files = [out / "videos" / f"{slug(i, v)}.json" for i, v in enumerate(dataset.videos)]
+    files = [
+        out / "videos" / f"{i:03d}-{safe_name(v.name)}.json" for i, v in enumerate(dataset.videos)
+    ]
     mine = range(jax.process_index(), len(files), jax.process_count())
     work = [i for i in mine if read_video(files[i], settings) is None]
     line = ProgressLine("", sum(lengths[i] for i in work))
@@ -131,7 +135,7 @@ def evaluate(
             lengths[i],
             config,
             shots=max(2, SHOWN_PIXELS // (len(files) * video.height * video.width)),
-            folder=out / "frames" / slug(i, video) if config.frames else None,
+            folder=out / "frames" / files[i].stem if config.frames else None,
             preview=out / "preview.webp" if config.preview and i == 0 else None,
             frame_done=lambda: line.update(next(count)),
         )
@@ -140,8 +144,7 @@ def evaluate(
         gain = means["psnr"] - means["psnr_blurred"]
         line.say(f"{line.what}: {means['psnr']:.2f} dB ({gain:+.2f})")
     line.close()
-    videos = list(gather(files, settings))
-
+    videos = gather(files, settings)
     metrics = metrics_of(loaded, dataset, config, [video.scores for video in videos])
     if jax.process_index() == 0:
         report.write(out / "report.html", metrics, videos)
@@ -177,7 +180,7 @@ def _evaluate_video(
     counted = rules.scored(frames)
     scores: list[tuple[float, ...]] = []
     restoration = _TimedRestoration(
-        model, video, frames, wide=rules.needs_fractions, single=config.single
+        model, video, frames, wide=rules.quantise != "round", single=config.single
     )
 
     with (
@@ -271,10 +274,8 @@ class _TimedRestoration:
 def _explains(model: VideoRestorer) -> bool:
     """Returns whether the model has anything to show, without computing it."""
     explain = explainer(model)
-    if explain is None:
-        return False
     clip = jax.ShapeDtypeStruct((1, 3, 64, 64, 3), np.float32)  # a single frame has no path
-    return bool(jax.tree.leaves(jax.eval_shape(explain, clip)))
+    return explain is not None and bool(jax.tree.leaves(jax.eval_shape(explain, clip)))
 
 
 def _explain(model: VideoRestorer, frames: Sequence[Frame8]) -> Explanation:
@@ -285,11 +286,7 @@ def _explain(model: VideoRestorer, frames: Sequence[Frame8]) -> Explanation:
         found = rebuild(parameters).explain_clip(clip)  # type: ignore[attr-defined]
         return _without_padding(found, model, *clip.shape[2:4])
 
-    clip = to_floats(jax.device_put(np.stack(frames)))[None]
-    found: Explanation = jax.device_get(explain(parameters, clip))
-    if not all(np.isfinite(array).all() for array in jax.tree.leaves(found)):
-        raise UserError("--explain: the model's maps are not finite; its weights are broken")
-    return found
+    return jax.device_get(explain(parameters, to_floats(jax.device_put(np.stack(frames)))[None]))
 
 
 def _without_padding(

@@ -6,7 +6,9 @@ Everything here is NumPy on the host in double precision, independent of the cod
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -123,11 +125,6 @@ class Protocol:
     ssim: SsimKind = "2-D"
     registered: bool = False
 
-    @property
-    def needs_fractions(self) -> bool:
-        """Whether frames must be restored at 16 bits, because they are not rounded for scoring."""
-        return self.quantise != "round"
-
     def quantised(self, restored: Pixels) -> Image:
         """Returns a restored frame as it is scored, on the scale 0 to 255.
 
@@ -155,13 +152,8 @@ class Protocol:
             )
 
     def score(self, image: Image, reference: Image) -> tuple[float, float]:
-        """Returns PSNR, at most ``MAX_PSNR``, and SSIM of one frame, 0 to 255.
-
-        Raises:
-          UserError: the cropped frame is smaller than the SSIM window.
-        """
+        """Returns PSNR, at most ``MAX_PSNR``, and SSIM of one frame, 0 to 255."""
         height, width = image.shape[:2]
-        self.check_size(height, width, "frames")
         inner = (slice(self.crop, height - self.crop), slice(self.crop, width - self.crop))
         a: AnyImage = image[inner]
         b: AnyImage = reference[inner]
@@ -181,20 +173,14 @@ PROTOCOLS: dict[str, Protocol] = {
 
 @dataclass(frozen=True)
 class VideoScores:
-    """The scores of one video, frame by frame.
+    """The scores of one video: PSNR in dB, flicker in grey levels.
 
     Attributes:
-      name: the name of the video.
-      height: rows of pixels.
-      width: columns of pixels.
       frames: number of restored frames.
-      scored_from: index of the first scored frame; the lists below begin there.
-      frame_psnr: PSNR of each scored frame after restoration, in dB.
-      frame_ssim: the same for SSIM.
-      frame_psnr_blurred: PSNR of the same frames before restoration, in dB.
-      frame_ssim_blurred: the same for SSIM.
-      temporal_error: flicker of the restored video, in grey levels.
-      temporal_error_blurred: flicker of the blurred video, in grey levels.
+      scored_from: index of the first scored frame.
+      frame_psnr, frame_ssim: of each scored frame after restoration.
+      frame_psnr_blurred, frame_ssim_blurred: of the same frames before restoration.
+      temporal_error, temporal_error_blurred: flicker of the restored and of the blurred video.
       seconds_per_frame: restoring only, without reading, scoring and compiling; None for one frame.
       shutter: duty and light, as estimated by blur paths; None for other models.
     """
@@ -219,27 +205,25 @@ class VideoScores:
 
 
 def totals(videos: Sequence[VideoScores], mean: Mean) -> dict[str, float]:
-    """Returns the means over a data set, under the same names as ``VideoScores.means``."""
-    measures = ("psnr", "ssim", "psnr_blurred", "ssim_blurred")
-    return {name: average([getattr(v, f"frame_{name}") for v in videos], mean) for name in measures}
+    """Returns the means over a data set, under the same names as ``VideoScores.means``.
 
-
-def average(videos: Sequence[Sequence[float]], mean: Mean) -> float:
-    """Averages one number per frame of each video: over the videos' means, or over all frames.
-
-    Every video needs at least one frame.
+    They are over the videos' means, or over all frames alike.
     """
-    if mean == "videos":
-        return math.fsum(math.fsum(video) / len(video) for video in videos) / len(videos)
-    return math.fsum(math.fsum(video) for video in videos) / sum(len(video) for video in videos)
+    found = {}
+    for name in ("psnr", "ssim", "psnr_blurred", "ssim_blurred"):
+        of_videos = [getattr(video, f"frame_{name}") for video in videos]
+        if mean == "frames":
+            of_videos = [list(itertools.chain.from_iterable(of_videos))]
+        found[name] = statistics.fmean(map(statistics.fmean, of_videos))
+    return found
 
 
 def seconds_per_frame(videos: Sequence[VideoScores]) -> float | None:
     """Returns the mean over all frames of all videos; None if unknown for any video."""
-    known = [(v.seconds_per_frame, v.frames) for v in videos if v.seconds_per_frame is not None]
+    known = [v.seconds_per_frame for v in videos if v.seconds_per_frame is not None]
     if len(known) < len(videos):
         return None
-    return math.fsum(s * n for s, n in known) / sum(n for _, n in known)
+    return statistics.fmean(known, weights=[video.frames for video in videos])
 
 
 def protocol(name: str) -> Protocol:

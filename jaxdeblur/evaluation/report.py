@@ -13,10 +13,9 @@ import html
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -54,15 +53,16 @@ class VideoReport:
     shots: Sequence[Shot]
 
 
-def write(
-    path: str | os.PathLike[str], metrics: dict[str, Any], videos: Sequence[VideoReport]
-) -> None:
+def write(path: Path, metrics: dict[str, Any], videos: Sequence[VideoReport]) -> None:
     """Writes the page for the metrics of ``results.metrics_of``, completely or not at all."""
-    page = _part("report_page.html")
+    page, style, script = (
+        Path(__file__).with_name(f"report_page.{kind}").read_text(encoding="utf-8")
+        for kind in ("html", "css", "js")
+    )
     parts = {
         "title": html.escape(metrics["title"]),
-        "style": _part("report_page.css"),
-        "script": _part("report_page.js"),
+        "style": style,
+        "script": script,
         # "</" would end the script element, and "<!--" can hide its end: neither may occur in it.
         "data": json.dumps(page_data(metrics, videos), allow_nan=False).replace("<", "\\u003c"),
     }
@@ -73,12 +73,11 @@ def write(
 
 def page_data(metrics: dict[str, Any], videos: Sequence[VideoReport]) -> dict[str, Any]:
     """Returns the metrics with every frame's scores and the pictures, for the page's script."""
-    shown = [
-        {**dataclasses.asdict(video.scores), "id": f"video-{i}", "shots": list(video.shots)}
-        for i, video in enumerate(videos, 1)
-    ]
-    pairs = zip(metrics["videos"], shown, strict=True)
-    return {**metrics, "videos": [{**means, **video} for means, video in pairs]}
+    shown = []
+    for i, (means, video) in enumerate(zip(metrics["videos"], videos, strict=True), 1):
+        more = {"id": f"video-{i}", "shots": list(video.shots)}
+        shown.append({**means, **dataclasses.asdict(video.scores), **more})
+    return {**metrics, "videos": shown}
 
 
 def shot(
@@ -158,7 +157,9 @@ def sprite(
     grey = np.rint(np.clip((maps - low) / ((high - low) or 1.0), 0, 1) * 255).astype(np.uint8)
     count, height, width = grey.shape
     return {
-        "src": _data_uri(grey.reshape(count * height, width), "PNG", optimize=True),
+        "src": _data_uri(
+            pillow.fromarray(grey.reshape(count * height, width)), "PNG", optimize=True
+        ),
         "width": width,
         "height": height,
         "count": count,
@@ -168,21 +169,14 @@ def sprite(
 
 
 def _picture(frame: Frame8, scale: float) -> str:
-    height, width = frame.shape[:2]
     image = pillow.fromarray(frame)
     if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        size = [max(1, round(side * scale)) for side in image.size]
         image = image.resize(size, pillow.Resampling.LANCZOS)
     return _data_uri(image, "WEBP", quality=WEBP_QUALITY, method=4)
 
 
-def _data_uri(image: pillow.Image | np.ndarray, kind: str, **options: Any) -> str:
-    if isinstance(image, np.ndarray):
-        image = pillow.fromarray(image)
+def _data_uri(image: pillow.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _part(name: str) -> str:
-    return (resources.files("jaxdeblur.evaluation") / name).read_text(encoding="utf-8")

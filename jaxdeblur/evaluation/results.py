@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxdeblur import VERSION, devices
-from jaxdeblur.data.videos import Dataset, Video, identity
+from jaxdeblur.data.videos import Dataset, identity
 from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation import report
 from jaxdeblur.evaluation.config import EvaluationConfig
@@ -53,16 +52,15 @@ def table(metrics: dict[str, Any]) -> str:
     lines = [f"{head}  flicker  s/frame"]
     for name, row in rows + means:
         gain = row["psnr"] - row["psnr_blurred"]
-        line = (
+        lines.append(
             f"{name:{width}}  {row.get('scored_frames', metrics['scored_frames']):6d}    "
             f"{row['psnr_blurred']:13.2f}  {row['psnr']:8.2f}  {gain:+5.2f}   "
             f"{row['ssim_blurred']:13.4f}  {row['ssim']:8.4f}"
         )
         if "seconds_per_frame" in row:
-            time_taken = row["seconds_per_frame"]
-            line += f"  {row['temporal_error']:7.2f}"
-            line += f"  {'-':>7}" if time_taken is None else f"  {time_taken:7.3f}"
-        lines.append(line)
+            seconds = row["seconds_per_frame"]
+            shown = "-" if seconds is None else f"{seconds:.3f}"
+            lines[-1] += f"  {row['temporal_error']:7.2f}  {shown:>7}"
     lines.insert(-2, "-" * len(lines[0]))
     return "\n".join(lines)
 
@@ -91,8 +89,6 @@ def check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
     Raises:
       UserError: it contains something else, which ``overwrite`` does not replace.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out}: is a file, not a folder")
     if not out.exists() or not any(out.iterdir()):
         return
     before = _read_json(out / "evaluation.json")
@@ -104,9 +100,6 @@ def check_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
             f"--out={out}: contains an evaluation with different {', '.join(different)}; choose "
             "another folder with --out, or replace it with --overwrite"
         )
-    for place in (out / "videos", out / "frames"):
-        if place.exists() and not place.is_dir():
-            raise UserError(f"{place}: is a file, but results need a folder of this name")
 
 
 def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -124,18 +117,9 @@ def prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None
 def _read_json(path: Path) -> Any:
     """Returns the content of a JSON file, or None if it is missing or can't be read."""
     try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def _finite(text: str) -> float:
-    """Parses a finite number: JSON, and so the report page, has no others."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is not finite")
-    return number
 
 
 def read_video(path: Path, settings: dict[str, Any]) -> report.VideoReport | None:
@@ -144,25 +128,24 @@ def read_video(path: Path, settings: dict[str, Any]) -> report.VideoReport | Non
     if not isinstance(value, dict) or value.get("settings") != settings:
         return None
     try:
-        scores = from_json(VideoScores, value.get("scores"), str(path))
-    except UserError:
+        return report.VideoReport(
+            from_json(VideoScores, value["scores"], str(path)), value["shots"]
+        )
+    except (KeyError, UserError):
         return None
-    shots = value.get("shots")
-    return report.VideoReport(scores, shots) if isinstance(shots, list) else None
 
 
-def gather(files: Sequence[Path], settings: dict[str, Any]) -> Iterator[report.VideoReport]:
-    """Yields all videos in order; waits for those of other processes.
+def gather(files: Sequence[Path], settings: dict[str, Any]) -> list[report.VideoReport]:
+    """Returns all videos in order; waits for those of other processes.
 
     Raises:
       UserError: a file was removed or changed meanwhile.
     """
-    for path in files:
-        while (video := read_video(path, settings)) is None:
-            if jax.process_count() == 1:
-                raise UserError(f"{path}: was removed or changed during the evaluation")
-            time.sleep(1)
-        yield video
+    devices.wait_for_all("all videos are scored")
+    videos = [video for path in files if (video := read_video(path, settings))]
+    if len(videos) < len(files):
+        raise UserError(f"{files[0].parent}: was changed during the evaluation")
+    return videos
 
 
 def metrics_of(
@@ -216,8 +199,3 @@ def metrics_of(
         },
         "made": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-
-
-def slug(index: int, video: Video) -> str:
-    """Returns the base name of a video's files."""
-    return f"{index:03d}-{safe_name(video.name)}"

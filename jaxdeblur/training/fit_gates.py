@@ -104,10 +104,9 @@ def main() -> None:
     add_fields(parser, FitConfig(), "fitting")
     add_fields(parser, preset.data, "data")
     arguments = parser.parse_args()
-    if arguments.file.suffix != ".safetensors":
-        raise UserError(f"{arguments.file}: the name of a weights file must end in .safetensors")
-    if not arguments.file.absolute().parent.is_dir():  # checked now, not after minutes
-        raise UserError(f"{arguments.file}: the folder {arguments.file.parent} does not exist")
+    # Checked now, not after minutes.
+    if arguments.file.suffix != ".safetensors" or not arguments.file.absolute().parent.is_dir():
+        raise UserError(f"{arguments.file}: must be a .safetensors file in an existing folder")
     config, data = read_fields(arguments, FitConfig()), read_fields(arguments, preset.data)
     for option in ("render", "curriculum", "validate_on", "validate_only"):
         if getattr(data, option) != getattr(preset.data, option):
@@ -117,11 +116,8 @@ def main() -> None:
     devices.use_cores(_CLIPS_AT_ONCE, ClusterConfig())
 
     loaded = load_model(arguments.start)
-    if not isinstance(loaded.network, StrcnnConfig):
-        kind = type(loaded.network).__name__
-        raise UserError(f"{arguments.start}: only an STRCNN can have gates, not {kind}")
-    if loaded.network.over_paths:
-        raise UserError(f"{arguments.start}: a network over blur paths cannot have gates")
+    if not isinstance(loaded.network, StrcnnConfig) or loaded.network.over_paths:
+        raise UserError(f"{arguments.start}: only an STRCNN over frames can have gates")
     network = dataclasses.replace(loaded.network, scales=preset.network.scales)
     model = build(network, seed=config.seed)
     rebuild, drawn = split(model)
@@ -164,10 +160,9 @@ def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig) -> S
     ) as feed:
         for step, batch in zip(range(steps), devices.global_batches(feed, mesh), strict=False):
             found = look(parameters, from_bytes(batch["blurred"]), from_bytes(batch["sharp"]))
-            missing = jnp.sqrt(found.form[..., -1, -1].mean())
             # float16 is precise enough for the gates' input, at half the memory.
             kept.append(Sample(np.asarray(found.evidence, np.float16), np.asarray(found.form)))
-            line.update(step + 1, note=f"blur (RMS) {float(missing):.4f}")
+            line.update(step + 1)
     line.close()
     return Sample(*(np.concatenate(parts)[: config.clips] for parts in zip(*kept, strict=True)))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 import jax
 
@@ -71,14 +71,14 @@ def run_steps(
         watch(step, metrics)
 
     first = int(state.step)
-    with _StopSignals() as stop:
+    with _stop_signals() as asked:
         for step in range(first + 1, config.steps + 1):
             batch = next(batches)
             state, metrics = step_function(state, batch)
             pending.append((step, metrics, batch))
             if len(pending) > _LAG:
                 look_at_oldest()
-            stop_by = stop.asked()
+            stop_by = asked()
             last = step == config.steps
             validating = config.validate_every > 0 and (step % config.validate_every == 0 or last)
             saving = step % config.save_every == 0 or last or stop_by is not None
@@ -94,40 +94,39 @@ def run_steps(
     return state
 
 
-class _StopSignals:
-    """Within this context, SIGINT, SIGTERM and SIGHUP are recorded and do not end the process.
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], signal.Signals | None]]:
+    """Records SIGINT, SIGTERM and SIGHUP instead of letting them end the process.
 
-    A second ctrl-C ends it at once. Several processes all stop after the same step.
+    Yields a function that returns the signal to stop for after this step, if any; it is the same in
+    all processes. A second ctrl-C ends the process at once.
     """
+    came: list[signal.Signals] = []
+    told: jax.Array | None = None
 
-    def __init__(self) -> None:
-        self._came: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
-        self._told: jax.Array | None = None
-
-    def __enter__(self) -> _StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # SIGHUP ignored under nohup remains so. (Shells make background jobs ignore SIGINT,
-            # but it is handled here: whoever sends it there means it.)
-            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def asked(self) -> signal.Signals | None:
-        """Returns the signal to stop for after this step, if any; the same in all processes."""
+    def asked() -> signal.Signals | None:
+        nonlocal told
+        first = came[0] if came else None
         if jax.process_count() == 1:
-            return self._came
+            return first
         # What the processes exchanged after the previous step has arrived by now, so reading it
         # delays no step.
-        told, self._told = self._told, devices.largest_of_all(self._came or 0)
-        return signal.Signals(int(told)) if told is not None and int(told) else None
+        before, told = told, devices.largest_of_all(first or 0)
+        return signal.Signals(int(before)) if before is not None and int(before) else None
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._came and number == signal.SIGINT:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if came and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._came = self._came or signal.Signals(number)
+        came.append(signal.Signals(number))
+
+    # SIGHUP ignored under nohup remains so. (Shells make background jobs ignore SIGINT, but it is
+    # handled here: whoever sends it there means it.)
+    lost_terminal = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    handlers = {
+        n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM, *lost_terminal)
+    }
+    try:
+        yield asked
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

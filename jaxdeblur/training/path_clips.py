@@ -186,7 +186,7 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     """Draws the clips that are not in the folder yet.
 
     Raises:
-      UserError: a folder cannot be read or written, or has clips of other settings.
+      UserError: a folder cannot be read, or has clips of other settings.
     """
     keep_settings(folder, config)
     base = load_model(config.base).model if config.base else None
@@ -194,25 +194,15 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
 
     @jax.jit
     def look(
-        window: jax.Array,
-        below: jax.Array,
-        past: Past,
-        paths: PastPaths,
-        present: jax.Array,
-        duty: Any,
-        linear: Any,
+        window: Any, below: Any, past: Past, paths: PastPaths, present: Any, *duty_and_light: Any
     ) -> tuple[jax.Array, Past, PastPaths]:
         moves, unknown = moves_of(window), Shutter.unknown()
-        fit = fit_window(window, moves, present, unknown, paths, duty, linear)
+        fit = fit_window(window, moves, present, unknown, paths, *duty_and_light)
         found = filtered(window[1:4], fit, below, past)
         evidence = at_pixels(found.cells, *below.shape[:2])
-        blurred = window[WINDOW // 2]
-        maps = path_maps(blurred, below, found.sharp, found.unexplained, evidence)
-        return (
-            jnp.round(255 * maps).astype(jnp.uint8),
-            Past(gated(maps), found.excess),
-            fit.passed_on,
-        )
+        maps = path_maps(window[WINDOW // 2], below, found.sharp, found.unexplained, evidence)
+        as_bytes = jnp.round(255 * maps).astype(jnp.uint8)
+        return as_bytes, Past(gated(maps), found.excess), fit.passed_on
 
     source = PathClipSource(config)
     line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)
@@ -239,7 +229,9 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
                 window = seen[np.clip(around, 0, length - 1)]
                 told, past, paths = look(window, under[n], past, paths, present, duty, linear)
                 maps.append(told)
-            _write(place, np.stack(maps), clip.sharp[first : first + _SCORED])
+            with replace_folder_when_whole(place) as part:
+                np.save(part / SHARP_FILE, clip.sharp[first : first + _SCORED])
+                np.save(part / MAPS_FILE, np.stack(maps))
         line.update(number + 1)
     line.close()
 
@@ -256,35 +248,20 @@ def keep_settings(folder: Path, config: PathClipsConfig) -> None:
     """Writes the settings to a new folder, or checks that its clips were drawn with the same.
 
     Raises:
-      UserError: the folder holds something else, or cannot be read or written.
+      UserError: the folder holds something else.
     """
     settings = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
     del settings["clips"]  # More may be drawn.
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Settings without clips are replaced: a mistake at the first start must not remain.
-        if all(entry.name == "settings.json" for entry in folder.iterdir()):
-            write_json(folder / "settings.json", settings)
-        there = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        other = [name for name, value in settings.items() if there[name] != value]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    file = folder / "settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Settings without clips are replaced: a mistake at the first start must not remain.
+    if all(entry == file for entry in folder.iterdir()):
+        write_json(file, settings)
+    if not file.exists() or json.loads(file.read_text(encoding="utf-8")) != settings:
         raise UserError(
-            f"{folder}: not a folder of clips drawn by path_clips ({error!r})"
-        ) from error
-    if other:
-        raise UserError(
-            f"{folder}: its clips were drawn with a different {', '.join(other)}; keep the "
-            "settings, remove the folder, or choose another"
+            f"{folder}: holds something else, or clips drawn with other settings than {settings}; "
+            "keep the settings, remove the folder, or choose another"
         )
-
-
-def _write(place: Path, maps: np.ndarray, sharp: Video8) -> None:
-    try:
-        with replace_folder_when_whole(place) as part:
-            np.save(part / SHARP_FILE, sharp)
-            np.save(part / MAPS_FILE, maps)
-    except OSError as error:
-        raise UserError(f"{place}: cannot be written ({error})") from error
 
 
 if __name__ == "__main__":

@@ -1,28 +1,78 @@
-"""Shows the progress of a training run: a progress line, and TensorBoard."""
+"""Shows the progress of a training run: a progress line, TensorBoard, and scores on other videos.
+
+The videos of the validation are never trained on.
+"""
 
 from __future__ import annotations
 
 import collections
-import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import ProgressLine, tell
-from jaxdeblur.shapes import Parameters
+from jaxdeblur.evaluation.metrics import MAX_PSNR, psnr
+from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.shapes import Parameters, PixelClip
 from jaxdeblur.training.step import Metrics, TrainingConfig, learning_rate
-from jaxdeblur.training.validation import Validation
 
 _BOARD_EVERY = 20  # steps
+_FRAMES = 8  # Of each video of the validation.
 
 TENSORBOARD_NAME = "tensorboard"
 """The folder in a run's folder that TensorBoard reads."""
 
 
-def how_to_score(folder: Path) -> str:
-    """Returns a message with the command that scores a run."""
-    return f"score it: python evaluate.py --ckpt={shlex.quote(str(folder))}"
+class Validation:
+    """Computes PSNR on videos never trained on, from the uint8 frames that a user would get."""
+
+    def __init__(self, data: TrainingData, rebuild: Callable[[Parameters], VideoRestorer]) -> None:
+        self.rebuild = rebuild
+        self.name = data.scored("validation").spec
+        """The source of the videos."""
+        self.single = data.config.single == 1
+        """Whether each frame is restored by itself, as in training."""
+        # Only process 0 scores, so the others need not read or render the videos.
+        self.clips = []
+        for video in data.validate if jax.process_index() == 0 else ():
+            frames = range(min(len(video), _FRAMES))
+            both = (np.stack([of(i) for i in frames]) for of in (video.blurred, video.sharp))
+            self.clips.append(tuple(both))
+
+    def __call__(self, parameters: Parameters) -> dict[str, float]:
+        """Returns means over videos and the least gain, in dB; empty except on process 0."""
+        # Process 0 uses its own copy of the parameters; the others wait at their next step.
+        if jax.process_index() != 0:
+            return {}
+        local = {name: jnp.asarray(array.addressable_data(0)) for name, array in parameters.items()}
+        model = self.rebuild(local)
+        before, after = [], []
+        for blurred, sharp in self.clips:
+            if self.single:
+                restored = np.concatenate([restore_clip(model, frame[None]) for frame in blurred])
+            else:
+                restored = restore_clip(model, blurred)
+            before.append(_mean_psnr(blurred, sharp))
+            after.append(_mean_psnr(restored, sharp))
+        gains = np.subtract(after, before)
+        return {
+            "psnr": float(np.mean(after)),
+            "psnr_blurred": float(np.mean(before)),
+            "gain": float(gains.mean()),
+            "least_gain": float(gains.min()),
+        }
+
+
+def _mean_psnr(frames: PixelClip, sharp: PixelClip) -> float:
+    """Returns the mean PSNR as in all scores, where an identical frame counts ``MAX_PSNR``."""
+    pairs = zip(frames, sharp, strict=True)
+    return float(np.mean([min(psnr(a, b), MAX_PSNR) for a, b in pairs]))
 
 
 class RunWatcher:
@@ -65,19 +115,15 @@ class RunWatcher:
         if self.board:
             for name, value in self.scores.items():
                 self.board.add_scalar(f"validation/{name}", value, step)
-            image = self.validation.image
-            self.board.add_image("blurred, restored, sharp", image, step, dataformats="HWC")
 
     def done(self) -> None:
-        """Reports the run's folder, its gain and how to score it."""
+        """Reports the run's folder and its gain."""
         gain = ""
         if self.validation and self.scores:
-            before, after = self.scores["psnr_blurred"], self.scores["psnr"]
-            gain = f", {after - before:+.2f} dB ({before:.2f} to {after:.2f}) on "
-            gain += self.validation.name
+            gain = ", {gain:+.2f} dB ({psnr_blurred:.2f} to {psnr:.2f})".format_map(self.scores)
+            gain += f" on {self.validation.name}"
         self.line.close()
         self.line.say(f"{self.folder}: trained for {self.config.steps} steps{gain}")
-        self.line.say(how_to_score(self.folder))
 
     def close(self) -> None:
         """Leaves the terminal on a new line, and writes pending TensorBoard data."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.shapes import Batch, Parameters
 from jaxdeblur.training.loop import NonFiniteError, run_steps
-from jaxdeblur.training.progress import RunWatcher, how_to_score
+from jaxdeblur.training.progress import RunWatcher, Validation
 from jaxdeblur.training.run_folder import (
     Run,
     RunCheckpoints,
@@ -39,7 +40,6 @@ from jaxdeblur.training.step import (
     rate_factors,
     trained_parameters,
 )
-from jaxdeblur.training.validation import Validation
 from jaxdeblur.weights.load import load_model, starting_parameters
 
 
@@ -105,8 +105,9 @@ def train(
         for spec in run.data.folders:
             if resolve(spec).layout == HIGH_SPEED:
                 _say(f"{spec}: high-speed frames, which are averaged into blur")
+        score_it = f"score it: python evaluate.py --ckpt={shlex.quote(str(folder))}"
         if first >= config.steps:
-            _say(how_to_score(folder))
+            _say(score_it)
             return state
         if on_cores and jax.default_backend() == "cpu":
             _say(
@@ -132,6 +133,7 @@ def train(
             path = save_failure(folder, error)
             raise UserError(f"{error}; the batch and the parameters are in {path}") from error
         watcher.done()
+        _say(score_it)
         return state
 
 
@@ -149,10 +151,8 @@ def _check_options(run: Run, model: VideoRestorer, parameters: Parameters) -> No
         )
     if over_paths:  # raises if the base is missing or does not fit
         PathRestorer(PathsConfig(), load_model(run.network.over_paths).model, model)
-    if over_paths and run.training.validate_every:
-        raise UserError("--validate-every must be 0 on maps of blur paths, which cannot be scored")
-    if over_paths and run.data.sharp_input:
-        raise UserError("--sharp-input must be 0 on maps of blur paths")
+    if over_paths and (run.training.validate_every or run.data.sharp_input):
+        raise UserError("--validate-every and --sharp-input must be 0 on maps of blur paths")
     parts = {part for name in trained_parameters(parameters) for part in name.split("/")}
     for name in rate_factors(run.training.rates):
         if name not in parts:

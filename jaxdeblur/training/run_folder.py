@@ -44,17 +44,8 @@ class Run:
 
     def write(self, folder: Path) -> None:
         """Writes ``config.json``."""
-        write_json(
-            folder / CONFIG_NAME,
-            {
-                "jaxdeblur": VERSION,
-                "preset": self.preset,
-                "network": network_to_json(self.network),
-                "training": dataclasses.asdict(self.training),
-                "data": dataclasses.asdict(self.data),
-                "start_from": self.start_from,
-            },
-        )
+        values = dataclasses.asdict(self) | {"network": network_to_json(self.network)}
+        write_json(folder / CONFIG_NAME, {"jaxdeblur": VERSION, **values})
 
     @staticmethod
     def read(folder: Path) -> Run:
@@ -65,15 +56,12 @@ class Run:
         """
         path = folder / CONFIG_NAME
         values = read_config(folder)
-        start_from = values.get("start_from")
-        if not isinstance(start_from, str | None):
-            raise UserError(f"{path}: start_from must be a run folder, weights or null")
         return Run(
             preset=values["preset"],
             network=network_from_json(values["network"], str(path)),
             training=from_json(TrainingConfig, values["training"], f"{path}: training"),
             data=from_json(DataConfig, values["data"], f"{path}: data"),
-            start_from=start_from,
+            start_from=values.get("start_from"),
         )
 
 
@@ -112,9 +100,7 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
       UserError: the folder exists and is not to be overwritten, is not a run folder, or holds a run
         of another network or optimiser.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out={folder}: is a file, not a folder")
-    occupied = folder.is_dir() and any(folder.iterdir())
+    occupied = folder.exists() and any(folder.iterdir())
     if resume:
         if not occupied:
             raise UserError(f"--resume: there is no run in {folder}")
@@ -125,67 +111,48 @@ def check_folder(run: Run, folder: Path, *, resume: bool, overwrite: bool) -> No
             )
         for option in ("optimizer", "average", "rates"):  # whose state is in the checkpoints
             here, then = getattr(run.training, option), getattr(there.training, option)
-            if option == "rates":
-                here, then = " ".join(here), " ".join(then)
             if here != then and (option == "optimizer" or not (here and then)):
                 raise UserError(
                     f"--resume: the run in {folder} began with --{option}={then}, whose state "
-                    f"--{option}={here} cannot continue; to change it, start another run with "
-                    "--start-from"
+                    f"--{option}={here} cannot continue; begin another with --start-from"
                 )
     elif occupied and not overwrite:
         raise UserError(
             f"--out={folder} exists; continue with --resume or replace it with --overwrite"
         )
     elif occupied:
-        try:
-            Run.read(folder)
-        except UserError as error:
-            raise UserError(
-                f"--overwrite: {folder} is not a run folder and was left unchanged ({error})"
-            ) from error
+        Run.read(folder)  # raises if it is not a run's
 
 
 def make_folder(run: Run, folder: Path, resume: bool) -> None:
-    """Removes the folder's previous run unless it is resumed, and writes the config.
-
-    Raises:
-      UserError: it cannot be written.
-    """
+    """Removes the folder's previous run unless it is resumed, and writes the config."""
     devices.wait_for_all("every process has looked at the folder")
     if jax.process_index() == 0:
-        try:
-            if folder.is_dir() and not resume:
-                # Other files in it are kept.
-                (folder / CONFIG_NAME).unlink(missing_ok=True)
-                for name in (CHECKPOINTS_NAME, TENSORBOARD_NAME):
-                    shutil.rmtree(folder / name, ignore_errors=True)
-                for failure in folder.glob("failure-*.safetensors"):
-                    failure.unlink()
-            if folder.is_dir() and any(folder.iterdir()):
-                run.write(folder)
-            else:  # with its config or not at all, so that a kill here leaves no partial run
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                with replace_folder_when_whole(folder) as part:
-                    run.write(part)
-        except OSError as error:
-            raise UserError(f"--out={folder}: {error.strerror}") from error
+        if folder.is_dir() and not resume:
+            # Other files in it are kept.
+            (folder / CONFIG_NAME).unlink(missing_ok=True)
+            for name in (CHECKPOINTS_NAME, TENSORBOARD_NAME):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for failure in folder.glob("failure-*.safetensors"):
+                failure.unlink()
+        if folder.is_dir() and any(folder.iterdir()):
+            run.write(folder)
+        else:  # with its config or not at all, so that a kill here leaves no partial run
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with replace_folder_when_whole(folder) as part:
+                run.write(part)
     devices.wait_for_all("the run folder is there")
 
 
 def save_failure(folder: Path, error: NonFiniteError) -> Path:
-    """Writes the batch that failed, and the parameters before it, as safetensors."""
+    """Writes this process's clips of the batch that failed, and the parameters before it."""
     path = folder / f"failure-{error.step:06d}-process-{jax.process_index()}.safetensors"
-    arrays = {f"batch/{name}": _local(array) for name, array in error.batch.items()}
-    arrays |= {f"parameters/{name}": _local(a) for name, a in error.state.parameters.items()}
+    arrays = {
+        f"batch/{name}": np.concatenate([shard.data for shard in clips.addressable_shards])
+        for name, clips in error.batch.items()
+    }
+    for name, array in error.state.parameters.items():
+        arrays[f"parameters/{name}"] = np.asarray(array.addressable_data(0))
     with replace_when_whole(path) as part:
         safetensors.numpy.save_file(arrays, part)
     return path
-
-
-def _local(array: Any) -> np.ndarray:
-    """Returns this process's part of an array; of a batch, its clips in order."""
-    if isinstance(array, np.ndarray) or array.is_fully_replicated:
-        return np.asarray(array)
-    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([np.asarray(shard.data) for shard in shards])

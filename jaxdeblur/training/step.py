@@ -176,10 +176,12 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     if not factors:
         return optax.chain(clip, update)
 
+    def factor_of(name: str) -> float:
+        own = (factor for part, factor in factors.items() if part in name.split("/"))
+        return math.prod(own, start=1.0)
+
     def with_own_rates(updates: Any, parameters: Any = None) -> Any:
-        parts = {name: set(name.split("/")) for name in updates}
-        own = {name: [f for part, f in factors.items() if part in parts[name]] for name in updates}
-        return {name: math.prod(own[name]) * array for name, array in updates.items()}
+        return {name: factor_of(name) * array for name, array in updates.items()}
 
     return optax.chain(clip, update, optax.stateless(with_own_rates))
 
@@ -272,7 +274,10 @@ def train_step(
         def add(total: Any, part: Batch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, value_and_grad(trained, part)), None
 
-        groups = micro_batches(batch, parts, shares)
+        # From each device's clips, which remain on it.
+        groups = jax.tree.map(
+            lambda a: rearrange(a, "(d k m) ... -> k (d m) ...", d=shares, k=parts), batch
+        )
         first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), groups)
         shapes = jax.eval_shape(value_and_grad, trained, first)
         nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
@@ -303,13 +308,6 @@ def half_squares(parameters: Parameters) -> Float[Array, ""]:
     """Returns half the sum of squared convolution kernels, which weight decay adds to the loss."""
     kernels = [a for name, a in parameters.items() if name.endswith("kernel")]
     return 0.5 * sum((jnp.sum(a**2) for a in kernels), jnp.float32(0))
-
-
-def micro_batches(batch: Batch, parts: int, shares: int) -> Batch:
-    """Splits ``B T H W 3`` into ``parts B/parts T H W 3``; clips remain on their device."""
-    return jax.tree.map(
-        lambda a: rearrange(a, "(d k m) ... -> k (d m) ...", d=shares, k=parts), batch
-    )
 
 
 def micro_batch_count(config: TrainingConfig, model: VideoRestorer, mesh: Mesh) -> int:

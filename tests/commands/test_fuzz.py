@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
 import re
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import pytest
 
 from jaxdeblur import models
 from jaxdeblur.errors import UserError, run_command
-from jaxdeblur.evaluation.results import read_video
 from jaxdeblur.files import write_json
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.strcnn import StrcnnConfig
@@ -131,21 +129,3 @@ def test_what_the_system_refuses_is_one_line(
         assert said.startswith("evaluate.py: error: ")
         assert said.count("\n") == 1
         assert re.search("File name too long|Not a directory|File exists", said)
-
-
-@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
-def test_a_score_that_is_no_number_is_made_again(number: str, tmp_path: Path) -> None:
-    path = tmp_path / "video.json"
-    scores = {
-        "name": "v", "height": 8, "width": 8, "frames": 1, "scored_from": 0,
-        "frame_psnr": [30.0], "frame_ssim": [0.9], "frame_psnr_blurred": [29.0],
-        "frame_ssim_blurred": [0.8], "temporal_error": 0.0, "temporal_error_blurred": 0.0,
-        "seconds_per_frame": 0.1,
-    }  # fmt: skip
-    shots = [{"scale": 1.0, "attention": [{"temporal": [[0.25]]}]}]
-    text = json.dumps({"settings": {}, "scores": scores, "shots": shots})
-    path.write_text(text, encoding="utf-8")
-    assert read_video(path, {}) is not None
-    for good in ("30.0", "0.25"):
-        path.write_text(text.replace(good, number), encoding="utf-8")
-        assert read_video(path, {}) is None

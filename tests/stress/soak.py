@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import natural, whole
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser
 
@@ -40,10 +39,10 @@ FLAT = 0.03
 
 def main() -> None:
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=whole, default=20, help="how often")
-    parser.add_argument("--steps", type=natural, default=2000, help="of the run")
-    parser.add_argument("--save-every", type=natural, default=20, help="steps")
-    parser.add_argument("--seed", type=whole, default=0, help="of the moments of the kills")
+    parser.add_argument("--kills", type=int, default=20, help="how often")
+    parser.add_argument("--steps", type=int, default=2000, help="of the run")
+    parser.add_argument("--save-every", type=int, default=20, help="steps")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--memory", action="store_true", help="watches the memory of one run")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="jaxdeblur-soak-") as folder:

@@ -141,11 +141,11 @@ def test_what_cannot_be_fitted_is_refused_at_once(
     export_weights(LoadedModel(models.build(config), "test", config, 7, "test", {}), start)
     file = str(tmp_path / "choice.safetensors")
     for arguments, said in (
-        ([str(start), "choice.npz"], r"must end in \.safetensors"),
-        ([str(start), str(tmp_path / "no" / "choice.safetensors")], "does not exist"),
+        ([str(start), "choice.npz"], r"must be a \.safetensors file"),
+        ([str(start), str(tmp_path / "no" / "choice.safetensors")], "in an existing folder"),
         ([str(start), file, "--curriculum=0.5"], "--curriculum applies to train.py"),
         ([str(start), file, "--render=device", "--data=rendered"], "--render applies to train.py"),
-        ([str(start), file], "only an STRCNN can have gates, not FstaConfig"),
+        ([str(start), file], "only an STRCNN over frames can have gates"),
     ):
         monkeypatch.setattr(sys, "argv", ["fit_gates", *arguments])
         with pytest.raises(UserError, match=said):
