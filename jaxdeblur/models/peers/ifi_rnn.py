@@ -24,7 +24,6 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv, ResidualBlock
 from jaxdeblur.models.peers.layers import TransposedConv, torch_default, torch_transposed
 from jaxdeblur.models.restorer import VideoRestorer
@@ -45,19 +44,15 @@ class IfiRnnConfig:
       dtype: type of the computation; parameters and output are float32.
     """
 
-    widths: tuple[Count, ...] = (20, 40, 60)
+    widths: tuple[Count, Count, Count] = (20, 40, 60)
     hidden: Count = 20
-    up_widths: tuple[Count, ...] = (40, 20)
+    up_widths: tuple[Count, Count] = (40, 20)
     blocks: Count = 6
     iterations: Count = 3
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        for name, count in (("widths", 3), ("up_widths", 2)):
-            if len(getattr(self, name)) != count:
-                option = "--" + name.replace("_", "-")
-                raise UserError(f"{option} must be {count} numbers, not {getattr(self, name)}")
 
 
 CENTRE = 0.5
