@@ -81,7 +81,7 @@ def make_form(model: VideoRestorer, kind: str, warm_up: int | None = None) -> Fo
     if warm_up is not None and (kind != "window" or not 0 <= warm_up <= 64):
         raise UserError("--warm-up must be 0 to 64 frames and requires --form=window")
     height, width = jax.export.symbolic_shape("height, width")
-    late, layout = model.lookahead, _StateLayout(model)
+    late, layout = model.lookahead, _layout(model)
     if kind == "step":
         return _step(model, layout, height, width)
     before = 0 if kind == "image" else late if warm_up is None else warm_up
@@ -89,7 +89,7 @@ def make_form(model: VideoRestorer, kind: str, warm_up: int | None = None) -> Fo
 
     def restore(frames: jax.Array) -> tuple[jax.Array, ...]:
         restored = lax.index_in_dim(frames, 0, axis=1, keepdims=False)
-        state = layout.first_state(restored)
+        state = _first_state(model, layout, restored)
         for i in range(before + 1 + late):
             frame = lax.index_in_dim(frames, min(i, count - 1), axis=1, keepdims=False)
             state, restored = _step_any_size(model, state, frame, jnp.bool_(i >= count))
@@ -102,71 +102,65 @@ def make_form(model: VideoRestorer, kind: str, warm_up: int | None = None) -> Fo
     return Form(restore, inputs, ("restored",), {"form": kind, **about})
 
 
-class _StateLayout:
-    """The names, types and sizes of the arrays of a model's state, which starts as zeros.
+def _layout(model: VideoRestorer) -> list[dict[str, Any]]:
+    """Returns the name, type and shape of each array of a model's state.
 
-    Attributes:
-      shapes: sizes of each array, each a number, or ``times`` for every ``per`` pixels of a side.
+    A size is a number, or ``times`` for every ``per`` pixels of a side.
     """
-
-    def __init__(self, model: VideoRestorer) -> None:
-        self.model, m = model, model.multiple
-        first = model.initial_state(1, m, m)
-        if any(np.any(leaf) for leaf in jax.tree.leaves(first)):
-            raise UserError("the state before the first frame is not zeros; it can't be exported")
-        larger = jax.eval_shape(lambda: model.initial_state(1, 2 * m, 3 * m))
-        with_paths, self.tree = jax.tree.flatten_with_path(first)
-        self.names = [
-            jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in with_paths
-        ]
-        self.types = [leaf.dtype for _, leaf in with_paths]
-        self.shapes = [
-            [_size(*sizes, m) for sizes in zip(leaf.shape, more.shape, strict=True)]
-            for (_, leaf), more in zip(with_paths, jax.tree.leaves(larger), strict=True)
-        ]
-
-    def first_state(self, frame: Frame) -> State:
-        """Returns ``model.initial_state`` with sizes taken from pixels, as converters require."""
-        padded = _padded(frame, self.model)
-        leaves = []
-        for shape, dtype in zip(self.shapes, self.types, strict=True):
-            axes = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
-            if not axes:
-                leaves.append(jnp.zeros(shape, dtype))
-                continue
-            strides = [1, *(self.model.multiple // shape[axis]["times"] for axis in axes), 1]
-            pixels = lax.slice(padded, (0, 0, 0, 0), (*padded.shape[:3], 1), strides)
-            # Pixels are finite: these are zeros of the right size.
-            sized = lax.squeeze(pixels * 0, (0, 3)).astype(dtype)
-            whole = [size if isinstance(size, int) else 0 for size in shape]
-            for axis, size in zip(axes, sized.shape, strict=True):
-                whole[axis] = size
-            leaves.append(lax.broadcast_in_dim(sized, whole, axes))
-        return jax.tree.unflatten(self.tree, leaves)
+    m = model.multiple
+    first = jax.tree.leaves_with_path(model.initial_state(1, m, m))
+    if any(np.any(leaf) for _, leaf in first):
+        raise UserError("the state before the first frame is not zeros; it can't be exported")
+    larger = jax.tree.leaves(jax.eval_shape(lambda: model.initial_state(1, 2 * m, 3 * m)))
+    return [
+        {
+            "name": jax.tree_util.keystr(path, simple=True, separator="."),
+            "type": str(leaf.dtype),
+            "shape": [_size(*sizes, m) for sizes in zip(leaf.shape, more.shape, strict=True)],
+        }
+        for (path, leaf), more in zip(first, larger, strict=True)
+    ]
 
 
-def _step(model: VideoRestorer, layout: _StateLayout, height: Any, width: Any) -> Form:
+def _first_state(model: VideoRestorer, layout: list[dict[str, Any]], frame: Frame) -> State:
+    """Returns ``model.initial_state`` with sizes taken from pixels, as converters require."""
+    padded = _padded(frame, model)
+    leaves = []
+    for about in layout:
+        shape, dtype = about["shape"], about["type"]
+        axes = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
+        if not axes:
+            leaves.append(jnp.zeros(shape, dtype))
+            continue
+        strides = [1, *(model.multiple // shape[axis]["times"] for axis in axes), 1]
+        pixels = lax.slice(padded, (0, 0, 0, 0), (*padded.shape[:3], 1), strides)
+        # Pixels are finite: these are zeros of the right size.
+        sized = lax.squeeze(pixels * 0, (0, 3)).astype(dtype)
+        sizes = dict(zip(axes, sized.shape, strict=True))
+        whole = [sizes.get(axis, size) for axis, size in enumerate(shape)]
+        leaves.append(lax.broadcast_in_dim(sized, whole, axes))
+    like = jax.eval_shape(lambda: model.initial_state(1, *frame.shape[1:3]))
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _step(model: VideoRestorer, layout: list[dict[str, Any]], height: Any, width: Any) -> Form:
+    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: model.initial_state(1, height, width)))
+
     def step(frame: jax.Array, repeated: jax.Array, *state: jax.Array) -> tuple[jax.Array, ...]:
-        before = jax.tree.unflatten(layout.tree, state)
+        before = jax.tree.unflatten(tree, state)
         after, restored = _step_any_size(model, before, frame, repeated)
         return (restored, *jax.tree.leaves(after))
 
-    leaves = jax.tree.leaves(jax.eval_shape(lambda: model.initial_state(1, height, width)))
+    names = [leaf["name"] for leaf in layout]
     inputs = {
         "frame": jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32),
         "repeated": jax.ShapeDtypeStruct((), jnp.bool_),
-        **{f"state.{name}": leaf for name, leaf in zip(layout.names, leaves, strict=True)},
+        **{f"state.{name}": leaf for name, leaf in zip(names, leaves, strict=True)},
     }
-    about = {
-        "form": "step",
-        "lookahead": model.lookahead,
-        "recipe": _RECIPE.format(late=model.lookahead),
-        "state": [
-            {"name": name, "type": str(dtype), "shape": shape}
-            for name, dtype, shape in zip(layout.names, layout.types, layout.shapes, strict=True)
-        ],
-    }
-    return Form(step, inputs, ("restored", *(f"next.{name}" for name in layout.names)), about)
+    late = model.lookahead
+    recipe = _RECIPE.format(late=late)
+    about = {"form": "step", "lookahead": late, "recipe": recipe, "state": layout}
+    return Form(step, inputs, ("restored", *(f"next.{name}" for name in names)), about)
 
 
 def _step_any_size(

@@ -59,10 +59,6 @@ class Checkpoints:
         names = [path.name for path in self._place.glob("*") if path.is_dir()]
         return sorted((int(n) for n in names if n.isascii() and n.isdigit()), reverse=True)
 
-    def newest(self) -> Path | None:
-        """Returns the folder of the newest checkpoint; None if there is none."""
-        return next((self._place / str(step) for step in self.steps()), None)
-
     def go_on_after(self, step: int) -> None:
         """Moves aside checkpoints newer than ``step``, to which a run has gone back.
 

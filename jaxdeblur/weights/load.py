@@ -240,13 +240,9 @@ def newest_run(runs: Path = RUNS) -> Path:
     Raises:
       UserError: no folder in ``runs`` has a checkpoint.
     """
-    from jaxdeblur.weights.checkpoints import Checkpoints
+    from jaxdeblur.weights.checkpoints import CHECKPOINTS_NAME
 
-    written = {
-        newest.stat().st_mtime_ns: folder
-        for folder in runs.glob("*")
-        if (newest := Checkpoints(folder).newest()) is not None
-    }
+    written = [path for path in runs.glob(f"*/{CHECKPOINTS_NAME}/*") if path.name.isdigit()]
     if not written:
         raise UserError(f"--ckpt: no run in {runs}/ has a checkpoint; give one with --ckpt=RUN")
-    return written[max(written)]
+    return max(written, key=lambda path: path.stat().st_mtime_ns).parents[1]

@@ -7,6 +7,7 @@ system, add an entry to ``REFERENCES``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ class Reference(NamedTuple):
         return (2, 3, 0, 1) if transposed else (2, 3, 1, 0)
 
 
-_LARGE_EDVR = {"width": 128, "blocks": 40}
+_EDVR_M, _EDVR_L = EdvrConfig(), EdvrConfig(width=128, blocks=40)
 
 REFERENCES = {
     # Layers are named as in the authors' graph. Their weights are a Torch 7 file of one flat vector
@@ -82,7 +83,11 @@ REFERENCES = {
     "dbn": Reference("shuochsu/DeepVideoDeblurring (MIT)", (DbnConfig(),), {}),
     "edvr": Reference(
         "XPixelGroup/BasicSR (Apache-2.0)",  # for deblurring: ``hr_in`` and ``with_predeblur``
-        tuple(EdvrConfig(**size, tsa=tsa) for size in (_LARGE_EDVR, {}) for tsa in (False, True)),
+        tuple(
+            dataclasses.replace(size, tsa=tsa)
+            for size in (_EDVR_L, _EDVR_M)
+            for tsa in (False, True)
+        ),
         {"first": "conv1", "second": "conv2"},
     ),
     "ifi_rnn": Reference(

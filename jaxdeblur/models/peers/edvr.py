@@ -42,6 +42,8 @@ from jaxdeblur.shapes import Clip, Features, Frame, Kernel
 
 lrelu = activation(0.1)
 _twice = functools.partial(enlarge, factor=2)
+_conv = functools.partial(Conv, init=torch_default)
+_block = functools.partial(ResidualBlock, gains=(0.1, 0.1))
 
 Pyramid: TypeAlias = tuple[Float[Array, "B _ _ C"], ...]
 """A frame's features at 1/4, 1/8 and 1/16 of its size: L1, L2, L3."""
@@ -77,15 +79,6 @@ class EdvrConfig:
             raise UserError(
                 f"--width must be a multiple of --groups={self.groups}, not {self.width}"
             )
-
-
-def _conv(c_in: int, c_out: int, kernel: int = 3, **options: Any) -> Conv:
-    """Returns a convolution with PyTorch's initialisation."""
-    return Conv(c_in, c_out, kernel, init=torch_default, **options)
-
-
-def _block(width: int, **options: Any) -> ResidualBlock:
-    return ResidualBlock(width, gains=(0.1, 0.1), **options)
 
 
 def _blocks(count: int, width: int, **options: Any) -> nnx.Sequential:
@@ -349,11 +342,8 @@ class Edvr(Windowed):
         # One neighbour at a time, for the same reason.
         align = self.rematerialised(lambda neighbour: self.pcd_align(neighbour, centre))
         aligned = lax.map(align, by_frame)
-        if isinstance(self.fusion, TsaFusion):
-            x = self.fusion(rearrange(aligned, "n b ... -> b n ..."))
-        else:
-            x = self.fusion(rearrange(aligned, "n b h w c -> b h w (n c)"))
-        x = self.reconstruction(x)
+        order = "b n h w c" if self.config.tsa else "b h w (n c)"
+        x = self.reconstruction(self.fusion(rearrange(aligned, f"n b h w c -> {order}")))
         x = lrelu(_pixel_shuffle(self.upconv1(x)))
         x = lrelu(_pixel_shuffle(self.upconv2(x)))
         residual = self.conv_last(lrelu(self.conv_hr(x)))

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -111,9 +112,7 @@ def transposed_conv2d(x: Float[Array, "B h w C_in"], kernel: Kernel) -> Float[Ar
     kernel = jnp.pad(kernel, [(0, missing), (0, missing), (0, 0), (0, 0)])
     # The new pixels 2i-1 and 2i lie around the corner between pixels i-1 and i and read only these
     # two: new pixel 2i-1+p reads pixel i-1+r with w[2 (1-r) + p].
-    _, _, c_in, c_out = kernel.shape
-    corners = kernel.reshape(2, 2, 2, 2, c_in, c_out)[::-1, :, ::-1]  # r p, c q, C_in, C_out
-    corners = corners.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c_in, 4 * c_out)
+    corners = rearrange(kernel, "(r p) (c q) i o -> r c i (p q o)", p=2, q=2)[::-1, ::-1]
     padded = jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])  # h pixels have h + 1 corners
     return depth_to_space(conv2d(padded, corners, 1, (1, 1)), 2)[:, 1:-1, 1:-1]
 
@@ -170,7 +169,14 @@ def normalise(
     bias: Float[Array, " C_in"],
     epsilon: float,
 ) -> Maps:
-    """Computes (x - mean) / sqrt(variance + epsilon) * scale + bias, in float32, channel-wise."""
+    """Computes (x - mean) / sqrt(variance + epsilon) * scale + bias, in float32.
+
+    Args:
+      x: maps ``... h w C``; the result has the same dtype.
+      mean, variance: statistics of each channel.
+      scale, bias: learnt parameters of each channel.
+      epsilon: added to the variance.
+    """
     factor = scale * jax.lax.rsqrt(variance + epsilon)
     return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
 
