@@ -47,7 +47,7 @@ class StreamState(NamedTuple):
     """The state of a stream."""
 
     mean: Features
-    first: jax.Array
+    begun: jax.Array
 
 
 class TemporalMean(VideoRestorer):
@@ -66,13 +66,13 @@ class TemporalMean(VideoRestorer):
         # What does not depend on the past runs on all frames at once ...
         features = activation(LEAK)(self.encoder(clip - 0.5))
         # ... and only the recurrence is in the scan.
-        start = StreamState(jnp.zeros_like(features[:, 0]), jnp.bool_(True))
+        start = StreamState(jnp.zeros_like(features[:, 0]), jnp.bool_(False))
         _, means = lax.scan(self._remember, start, rearrange(features, "b t ... -> t b ..."))
         return self._to_image(features, rearrange(means, "t b ... -> b t ..."), clip)
 
     def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
         size = (batch, height, width, self.config.width)
-        return StreamState(jnp.zeros(size, self.dtype), jnp.bool_(True))
+        return StreamState(jnp.zeros(size, self.dtype), jnp.bool_(False))
 
     def _step(
         self, state: StreamState, frame: Frame, repeated: jax.Array
@@ -82,9 +82,9 @@ class TemporalMean(VideoRestorer):
         return state, self._to_image(features, mean, frame)
 
     def _remember(self, past: StreamState, features: Features) -> tuple[StreamState, Features]:
-        share = jnp.where(past.first, 0, self.config.memory).astype(features.dtype)
+        share = jnp.where(past.begun, self.config.memory, 0).astype(features.dtype)
         mean = share * past.mean + (1 - share) * features
-        return StreamState(mean, jnp.bool_(False)), mean
+        return StreamState(mean, jnp.bool_(True)), mean
 
     def _to_image(self, features: jax.Array, mean: jax.Array, blurred: jax.Array) -> jax.Array:
         residual = self.head(jnp.concatenate([features, mean], axis=-1))

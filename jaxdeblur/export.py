@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from jaxdeblur.deploy import write
@@ -18,9 +17,56 @@ from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.weights import save
 from jaxdeblur.weights.load import LoadedModel, load_model
 
+_SUFFIXES = (".safetensors", ".onnx", ".stablehlo")
+_APPLIES_TO = {
+    **dict.fromkeys(("half", "licence", "scores"), _SUFFIXES[:2]),
+    **dict.fromkeys(("form", "warm_up"), _SUFFIXES[1:]),
+    **dict.fromkeys(("after", "mix_with"), _SUFFIXES[:1]),
+}
+"""The formats to which an option applies."""
+
 
 def main(name: str = "python -m jaxdeblur.export") -> None:
-    """Reads the options and writes the file."""
+    """Reads the options and writes the file.
+
+    Raises:
+      UserError: OUT has another suffix, or an option does not apply to it.
+    """
+    parser = _parser(name)
+    arguments = parser.parse_args()
+    file, suffix = arguments.file, arguments.file.suffix
+    if suffix not in _SUFFIXES:
+        raise UserError(f"{file}: unknown suffix; use one of {', '.join(_SUFFIXES)}")
+    for option, suffixes in _APPLIES_TO.items():
+        if suffix not in suffixes and getattr(arguments, option) != parser.get_default(option):
+            written = option.replace("_", "-")
+            raise UserError(f"--{written} applies to {' and '.join(suffixes)} only, not {file}")
+    if arguments.extension:
+        load_extension(arguments.extension)
+    if suffix == ".safetensors":
+        loaded = save.write_safetensors(arguments)
+    else:
+        loaded = _network(arguments.run)
+        if suffix == ".onnx":
+            about = save.given_metadata(arguments, loaded)
+            write.write_onnx(
+                loaded, file, arguments.form, arguments.warm_up, half=arguments.half, metadata=about
+            )
+        else:
+            write.write_stablehlo(loaded, file, arguments.form, arguments.warm_up)
+    print(f"{file}: {file.stat().st_size:,} bytes, {loaded.source}")
+
+
+def _network(run: str) -> LoadedModel:
+    loaded = load_model(run)
+    if below := getattr(loaded.network, "over_paths", ""):
+        raise UserError(f"{run}: blur paths cannot be exported; export {below}, the network below")
+    if isinstance(loaded.model, PathRestorer):
+        raise UserError(f"{run}: blur paths cannot be exported")
+    return loaded
+
+
+def _parser(name: str) -> Parser:
     parser = Parser(prog=name, description=__doc__)
     parser.add_argument(
         "run", help="a run folder, a .safetensors file, or the name of shipped weights"
@@ -53,66 +99,25 @@ def main(name: str = "python -m jaxdeblur.export") -> None:
         help="for --form=window, the number of frames before the restored one; by default as many "
         "as the network looks ahead, so that the middle frame is restored",
     )
-    save.add_options(parser)
-    add_extension_option(parser)
-    arguments = parser.parse_args()
-    if arguments.extension:
-        load_extension(arguments.extension)
-    loaded = _WRITERS.get(arguments.file.suffix, _refuse)(arguments, parser)
-    print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes, {loaded.source}")
-
-
-def _refuse(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
-    raise UserError(f"{arguments.file}: unknown suffix; use one of {', '.join(_WRITERS)}")
-
-
-def _safetensors(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
-    if arguments.form != "step" or arguments.warm_up is not None:
-        raise UserError("--form and --warm-up apply to .onnx and .stablehlo only")
-    return save.write_safetensors(arguments)
-
-
-def _onnx(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
-    loaded = _load(arguments, parser)
-    write.write_onnx(
-        loaded,
-        arguments.file,
-        form=arguments.form,
-        warm_up=arguments.warm_up,
-        half=arguments.half,
-        metadata=save.given_metadata(arguments, loaded),
+    group = parser.add_argument_group("options for .safetensors")
+    group.add_argument(
+        "--after",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="RUN",
+        help="the earlier runs that the weights come from, oldest first",
     )
-    return loaded
-
-
-def _stablehlo(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
-    if arguments.half or arguments.licence or arguments.scores:
-        raise UserError("--half, --licence and --scores apply to .safetensors and .onnx only")
-    loaded = _load(arguments, parser)
-    write.write_stablehlo(loaded, arguments.file, form=arguments.form, warm_up=arguments.warm_up)
-    return loaded
-
-
-def _load(arguments: argparse.Namespace, parser: Parser) -> LoadedModel:
-    given = vars(arguments)
-    for name in save.ONLY_SAFETENSORS:
-        if given.get(name) != parser.get_default(name):
-            option, suffix = name.replace("_", "-"), arguments.file.suffix
-            raise UserError(
-                f"--{option} applies to .safetensors only; write such a file, then export it as "
-                f"{suffix}"
-            )
-    loaded = load_model(arguments.run)
-    if below := getattr(loaded.network, "over_paths", ""):
-        raise UserError(
-            f"{arguments.run}: blur paths cannot be exported; export {below}, the network below"
-        )
-    if isinstance(loaded.model, PathRestorer):
-        raise UserError(f"{arguments.run}: blur paths cannot be exported")
-    return loaded
-
-
-_WRITERS = {".safetensors": _safetensors, ".onnx": _onnx, ".stablehlo": _stablehlo}
+    group.add_argument(
+        "--mix-with",
+        nargs=2,
+        metavar=("RUN", "SHARE"),
+        help="average the parameters with those of another run of the same origin, which gets this "
+        "share: a fine-tuned network keeps more of its earlier abilities (Wortsman et al. 2022, "
+        "arXiv:2109.01903)",
+    )
+    add_extension_option(parser)
+    return parser
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
-_CALLS |= {"custom_vjp_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
-_CALLS |= {"remat2": "jaxpr", "checkpoint": "jaxpr"}
+_CALLS = ("jit", "closed_call", "custom_vjp_call", "custom_jvp_call", "checkpoint")
 
 
 def in_plain_primitives(
@@ -65,19 +63,18 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> 
 
 def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
     """The equations on which the outputs depend; frames restored in a warm-up are unused."""
-    live, needed = set(), []
-    live |= {variable for variable in jaxpr.outvars if not isinstance(variable, Literal)}
+    live, needed = {id(variable) for variable in jaxpr.outvars}, []
     for equation in reversed(jaxpr.eqns):
-        if live & set(equation.outvars):
+        if live & set(map(id, equation.outvars)):
             needed.append(equation)
-            live |= {variable for variable in equation.invars if not isinstance(variable, Literal)}
+            live |= set(map(id, equation.invars))
     return needed[::-1]
 
 
 def _apply(equation: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
     name = equation.primitive.name
     if name in _CALLS:
-        inner = equation.params[_CALLS[name]]
+        inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
         return _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
     if name in _ARITHMETIC and any(isinstance(value, _Spread) for value in inputs):
         # Looked up here, since a converter replaces these functions by its own.
@@ -127,7 +124,7 @@ def _cond(equation: JaxprEqn, index: Any, *operands: Any) -> Sequence[Any] | Non
     """Selects between both branches' results: none has side effects or saves work for long."""
     branches = equation.params["branches"]
     if _is_known(index):
-        chosen = branches[int(np.clip(int(index), 0, len(branches) - 1))]
+        chosen = branches[int(index)]
         return _evaluate(chosen.jaxpr, chosen.consts, operands)
     if len(branches) != 2:
         return None
@@ -153,19 +150,18 @@ def _choose(condition: Any, no: Any, yes: Any) -> Any:
 
 def _pad(equation: JaxprEqn, x: Any, value: Any) -> Sequence[Any] | None:
     padding = equation.params["padding_config"]
-    if any(_is_known(n) and n < 0 for margins in padding for n in margins[:2]):
+    if any(inner or any(_is_known(n) and n < 0 for n in ends) for *ends, inner in padding):
         return None
-    if any(inner != 0 for *_, inner in padding) or (_is_known(x) and _is_known(value)):
+    if _is_known(x) and _is_known(value):
         return None
-    for axis, (before, after, _) in enumerate(padding):
-        filled = [
-            lax.broadcast_in_dim(value, [*x.shape[:axis], count, *x.shape[axis + 1 :]], ())
-            for count in (before, after)
-            if not (_is_known(count) and count == 0)
-        ]
-        first = [] if _is_known(before) and before == 0 else filled[:1]
-        last = filled[len(first) :]
-        x = lax.concatenate([*first, x, *last], axis) if filled else x
+    for axis, (*ends, _) in enumerate(padding):
+        before, after = (
+            [lax.broadcast_in_dim(value, [*x.shape[:axis], count, *x.shape[axis + 1 :]], ())]
+            if count != 0
+            else []
+            for count in ends
+        )
+        x = lax.concatenate([*before, x, *after], axis)
     return [x]
 
 

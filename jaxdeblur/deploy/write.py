@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import json
@@ -40,22 +41,13 @@ OPSET = 18
 
 _WRONG = {
     "EdvrConfig": "reduce_window_max",
+    "RdnConfig": "broadcast_in_dim",
     "SrnConfig": "broadcast_in_dim",
     "StfanConfig": "broadcast_in_dim",
 }
-"""Operators that jax2onnx 0.17 converts wrongly for frames of any size, by the networks that have
-them: it writes a file on which ONNX Runtime fails.
+"""Operators that jax2onnx 0.17 does not convert, or converts wrongly, for frames of any size, by
+the networks that have them.
 """
-
-_RAISED = (
-    NotImplementedError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    jax.errors.InconclusiveDimensionOperation,
-)
-"""What JAX and jax2onnx raise at an operator that they cannot convert."""
 
 _KNOWN = ("licence of the data", "licence", "scores", "data", "commit", "source")
 
@@ -63,11 +55,11 @@ _KNOWN = ("licence of the data", "licence", "scores", "data", "commit", "source"
 def write_onnx(
     loaded: LoadedModel,
     path: Path,
+    form: str,
+    warm_up: int | None,
     *,
-    form: str = "step",
-    warm_up: int | None = None,
-    half: bool = False,
-    metadata: dict[str, Any] | None = None,
+    half: bool,
+    metadata: dict[str, Any],
 ) -> None:
     """Writes a model as one ONNX file for frames of any height and width.
 
@@ -87,22 +79,22 @@ def write_onnx(
         jax2onnx = _module("jax2onnx")
     if operator := _WRONG.get(type(loaded.network).__name__):
         raise UserError(
-            f"{loaded.source}: cannot be converted to ONNX: the converter mistranslates {operator}"
+            f"{loaded.source}: cannot be converted to ONNX: the converter fails at {operator}"
         )
     with _said_which_operator(loaded, "ONNX"), _quiet():
         # ONNX has no convolution of bfloat16; the parameters are float32 in any case.
-        model = _for_export(loaded, dtype="float32")
-        made = make_form(model, form, warm_up=warm_up, channels_first=True)
+        network = _for_export(loaded, dtype="float32")
+        made = make_form(network, form, warm_up).channels_first()
         shapes = list(made.inputs.values())
-        with _in_linear_time():
-            model = jax2onnx.to_onnx(
-                in_plain_primitives(made.function, *shapes),
-                shapes,
-                model_name=loaded.preset or "jaxdeblur",
-                opset=OPSET,
-                input_names=list(made.inputs),
-                output_names=list(made.outputs),
-            )
+        _find_producers_at_once()
+        model = jax2onnx.to_onnx(
+            in_plain_primitives(made.function, *shapes),
+            shapes,
+            model_name=loaded.preset or "jaxdeblur",
+            opset=OPSET,
+            input_names=list(made.inputs),
+            output_names=list(made.outputs),
+        )
     # jax2onnx declares a product's shape as that of its first factor, even if the second one is
     # larger. ONNX Runtime warns of that on a desktop and rejects the file in a browser.
     del model.graph.value_info[:]
@@ -119,9 +111,7 @@ def write_onnx(
         part.write_bytes(model.SerializeToString())
 
 
-def write_stablehlo(
-    loaded: LoadedModel, path: Path, *, form: str = "step", warm_up: int | None = None
-) -> None:
+def write_stablehlo(loaded: LoadedModel, path: Path, form: str, warm_up: int | None) -> None:
     """Writes a model as ``jax.export`` serialises it, for cpu and cuda, any height and width.
 
     Images are NHWC. ``step`` takes and returns each array of the state separately, in the order
@@ -138,7 +128,7 @@ def write_stablehlo(
     """
     _module("flatbuffers")
     with _said_which_operator(loaded, "StableHLO"):
-        made = make_form(_for_export(loaded), form, warm_up=warm_up)
+        made = make_form(_for_export(loaded), form, warm_up)
         exported = jax.export.export(jax.jit(made.function), platforms=("cpu", "cuda"))(
             *made.inputs.values()
         )
@@ -156,7 +146,7 @@ def _for_export(loaded: LoadedModel, **changed: str) -> VideoRestorer:
     return rebuild(split(loaded.model)[1])
 
 
-def _about(loaded: LoadedModel, made: Form, metadata: dict[str, Any] | None) -> dict[str, Any]:
+def _about(loaded: LoadedModel, made: Form, metadata: dict[str, Any]) -> dict[str, Any]:
     known = {name: loaded.metadata[name] for name in _KNOWN if name in loaded.metadata}
     if isinstance(known.get("data"), dict):
         known["data"] = data_of(loaded)
@@ -165,7 +155,7 @@ def _about(loaded: LoadedModel, made: Form, metadata: dict[str, Any] | None) -> 
         "preset": loaded.preset,
         "weights": f"{Path(loaded.source).name} at step {loaded.step}",
         **known,
-        **(metadata or {}),
+        **metadata,
         "images": "RGB, 0 to 1; restored is not clipped",
         **made.about,
     }
@@ -195,34 +185,25 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _in_linear_time() -> Iterator[None]:
+@functools.cache
+def _find_producers_at_once() -> None:
     """Replaces jax2onnx 0.17's search for each output's producer among all nodes before it.
 
     For a window of the shipped weights it takes most of the time, and the value knows its node.
     """
     binding = importlib.import_module("jax2onnx.converter.output_binding")
     name = "_value_is_graph_connected"
-    search = getattr(binding, name, None)
-    if search is None:  # another version
-        yield
-        return
+    search = getattr(binding, name)
     setattr(binding, name, lambda ctx, value: value.producer() is not None or search(ctx, value))
-    try:
-        yield
-    finally:
-        setattr(binding, name, search)
 
 
 @contextlib.contextmanager
 def _said_which_operator(loaded: LoadedModel, what: str) -> Iterator[None]:
-    """Turns ``_RAISED`` into a one-line error."""
+    """Turns what JAX and jax2onnx raise at an operator that they cannot convert into one line."""
     try:
         yield
     except UserError:
         raise
-    except _RAISED as error:
+    except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        if "no origin recorded" in reason:
-            reason = f"broadcast_in_dim creates an array of a size that no other has ({reason})"
         raise UserError(f"{loaded.source}: cannot be converted to {what}: {reason}") from error

@@ -215,7 +215,8 @@ class VideoRestorer(nnx.Module):
 
     def round_up(self, size: int) -> int:
         """Returns the smallest multiple of ``multiple`` that is at least ``size``."""
-        return -(-size // self.multiple) * self.multiple
+        # At symbolic sizes, too: ONNX rounds quotients of negative numbers up.
+        return (size + self.multiple - 1) // self.multiple * self.multiple
 
     def pad(self, images: Float[Array, "*leading H W S"]) -> Float[Array, "*leading Hp Wp S"]:
         """Replicates the last row and column up to multiples of ``multiple``."""

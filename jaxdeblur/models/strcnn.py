@@ -138,8 +138,8 @@ class Recurrence(NamedTuple):
     """F_{n-1}."""
     blended: Features
     """h~_{n-1}."""
-    first: jax.Array
-    """True before the first frame."""
+    begun: jax.Array
+    """False before the first frame."""
 
 
 class StreamState(NamedTuple):
@@ -265,7 +265,7 @@ class Strcnn(VideoRestorer):
         return Recurrence(
             features=jnp.zeros((*size, self.carried), self.dtype),
             blended=jnp.zeros((*size, self.config.width), self.dtype),
-            first=jnp.bool_(True),
+            begun=jnp.bool_(False),
         )
 
     def _stem(self, windows: jax.Array) -> jax.Array:
@@ -284,7 +284,7 @@ class Strcnn(VideoRestorer):
         h = jnp.concatenate([stem, past.features], axis=-1)
         for i, block in enumerate([*self.encoder, *self.decoder]):
             if self.blending is not None and i == blend_at[self.config.blending]:
-                copy = past.first & (self.config.first_step == "copy")
+                copy = ~past.begun & (self.config.first_step == "copy")
                 h, weights = self.blending(past.blended, h, copy)
                 blended = h
             h = block(h)
@@ -292,7 +292,7 @@ class Strcnn(VideoRestorer):
         features = h if self.feedback is None else activation(self.config.leak)(self.feedback(h))
         last = features if self.config.feedback == "final" else h
         carried = features if self.config.recurrent else past.features
-        return Recurrence(carried, blended, jnp.bool_(False)), (last, weights)
+        return Recurrence(carried, blended, jnp.bool_(True)), (last, weights)
 
     def _to_image(self, features: jax.Array, blurred: jax.Array) -> jax.Array:
         """Maps half-size features to full-size RGB, float32."""

@@ -5,14 +5,13 @@ A checkpoint contains the SHA-256 of its values, by which damaged ones are detec
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import gc
 import hashlib
-import itertools
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +30,6 @@ CHECKPOINTS_NAME = "checkpoints"
 """The name of the checkpoint folder in a run folder."""
 
 _WEIGHTS, _ABOUT = "weights", "about"
-_CLOSED = "Event loop is closed"
 
 
 class Checkpoints:
@@ -43,31 +41,23 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs each save
-        self.folder = folder
-        self.keep = keep
+        self._place = folder / CHECKPOINTS_NAME
+        self._keep = keep
 
     @functools.cached_property
-    def manager(self) -> Any:
+    def _manager(self) -> Any:
         """The Orbax manager that saves; it removes half-written checkpoints of earlier starts."""
         return ocp.CheckpointManager(
             self._place.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=self.keep, cleanup_tmp_directories=True
+                max_to_keep=self._keep, cleanup_tmp_directories=True
             ),
         )
-
-    @property
-    def _place(self) -> Path:
-        return self.folder / CHECKPOINTS_NAME
 
     def steps(self) -> list[int]:
         """Returns the steps of the existing checkpoints, newest first."""
         names = [path.name for path in self._place.glob("*") if path.is_dir()]
         return sorted((int(n) for n in names if n.isascii() and n.isdigit()), reverse=True)
-
-    def newest(self) -> Path | None:
-        """Returns the folder of the newest checkpoint; None if there is none."""
-        return next((self._place / str(step) for step in self.steps()), None)
 
     def go_on_after(self, step: int) -> None:
         """Moves aside checkpoints newer than ``step``, to which a run has gone back.
@@ -78,22 +68,9 @@ class Checkpoints:
         if jax.process_index() == 0:
             for newer in self.steps():
                 if newer > step:
-                    self._set_aside(newer)
+                    aside = f"damaged-{newer}-{time.strftime('%Y%m%dT%H%M%S')}"
+                    (self._place / str(newer)).rename(self._place / aside)
         devices.wait_for_all("damaged checkpoints are out of the way")
-        try:
-            self.manager  # noqa: B018  # opened now: a damaged older one shows here
-        except (ValueError, TypeError, KeyError, OSError):
-            devices.wait_for_all("older checkpoints are damaged")
-            if jax.process_index() == 0:
-                for older in self.steps():
-                    if older != step:
-                        self._set_aside(older)
-            devices.wait_for_all("they are out of the way")
-
-    def _set_aside(self, step: int) -> None:
-        place = self._place / str(step)
-        names = (self._place / f"damaged-{step}-{n}" for n in itertools.count())
-        place.rename(next(name for name in names if not name.exists()))
 
     def save_items(self, step: int, items: Mapping[str, Any]) -> None:
         """Saves trees of arrays by name as the checkpoint of ``step``; an existing one is kept.
@@ -103,7 +80,7 @@ class Checkpoints:
         Raises:
           UserError: it cannot be written, or the previous one could not, which is known only now.
         """
-        manager = self.manager
+        manager = self._manager
         if not self._place.is_dir():  # Orbax would recreate it without the run's config
             raise UserError(f"{self._place} is gone; do not move or remove a run while it trains")
         if step in manager.all_steps():
@@ -154,7 +131,7 @@ class Checkpoints:
                     reason = " ".join(str(error).split())[:200]
             warnings.warn(f"{place} can't be read and is skipped: {reason}", stacklevel=2)
         if steps:
-            raise UserError(f"{self.folder}: none of its {len(steps)} checkpoints can be read")
+            raise UserError(f"{self._place}: none of its {len(steps)} checkpoints can be read")
         return None
 
     def restore_weights(self, template: dict[str, Any]) -> tuple[int, Parameters] | None:
@@ -166,13 +143,13 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until the last save is on disk."""
         with self._writing():
-            self.manager.wait_until_finished()
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the last save and closes the manager."""
-        if "manager" in self.__dict__:
+        if "_manager" in self.__dict__:
             with self._writing():
-                self.manager.close()
+                self._manager.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -182,11 +159,9 @@ class Checkpoints:
                 yield
             except (OSError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:200]
-                whole = next(
-                    (f"; the last complete one is from step {s}" for s in self.steps()), ""
-                )
+                whole = [f"; the last complete one is from step {step}" for step in self.steps()]
                 raise UserError(
-                    f"{self._place}: a checkpoint cannot be written: {reason}{whole}"
+                    f"{self._place}: a checkpoint cannot be written: {reason}{''.join(whole[:1])}"
                 ) from error
 
 
@@ -198,26 +173,15 @@ def _one_error() -> Iterator[None]:
     are collected, asyncio and Python print warnings that add nothing to the reported error.
     TensorStore threads that end later may still print "Event loop is closed".
     """
-    log = logging.getLogger("asyncio")
-    level, hook = log.level, sys.unraisablehook
-    log.setLevel(logging.CRITICAL + 1)
-
-    def tell_others(event: Any) -> None:
-        if not asyncio.iscoroutine(event.object) and str(event.exc_value) != _CLOSED:
-            hook(event)
-
-    sys.unraisablehook = tell_others
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            warnings.simplefilter("ignore", ResourceWarning)
-            try:
-                yield
-            finally:
-                gc.collect()
-    finally:
-        sys.unraisablehook = hook
-        log.setLevel(level)
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    log.disabled, sys.unraisablehook = True, lambda event: None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            gc.collect()
+            log.disabled, sys.unraisablehook = False, hook
 
 
 def digest(tree: Any) -> str:

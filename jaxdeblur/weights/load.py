@@ -124,13 +124,10 @@ def load_restorer(name_or_path: str | Path, *, dtype: str | None = None) -> Load
 
 
 def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
-    from jaxdeblur.weights.checkpoints import CHECKPOINTS_NAME, Checkpoints  # Orbax takes a second
+    from jaxdeblur.weights.checkpoints import Checkpoints  # Orbax takes a second
 
     config = read_config(folder)
-    network = network_from_json(config["network"], str(folder / CONFIG_NAME))
-    if not (folder / CHECKPOINTS_NAME).is_dir():
-        raise UserError(f"{folder}: contains no {CHECKPOINTS_NAME}/ yet")
-    network = _for_here(network, dtype)
+    network = _for_here(network_from_json(config["network"], str(folder / CONFIG_NAME)), dtype)
     rebuild, template = outline(lambda: registry.build(network))
     found = Checkpoints(folder).restore_weights(template)
     if found is None:
@@ -156,13 +153,11 @@ def _for_here(network: Any, dtype: str | None) -> Any:
 def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
     arrays, header = read_safetensors(path)
     try:
-        about = json.loads(header.get("jaxdeblur", ""))
-    except (ValueError, RecursionError):
-        about = None
-    if not isinstance(about, dict) or not isinstance(about.get("step"), int):
-        raise UserError(f"{path}: its header does not say which network it is for")
-    network = network_from_json(about.get("network"), str(path))
-    network = _for_here(network, dtype)
+        about = json.loads(header["jaxdeblur"])
+        step, preset = int(about["step"]), str(about["preset"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its header does not say which network it is for") from error
+    network = _for_here(network_from_json(about.get("network"), str(path)), dtype)
     rebuild, template = outline(lambda: registry.build(network))
     check_fits(template, arrays, f"{path}: weights of another network")
     for name, array in arrays.items():
@@ -170,8 +165,7 @@ def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
             raise UserError(f"{path}: {name} is {array.dtype}, but must be floating point")
     parameters = {name: jax.numpy.asarray(arrays[name], jax.numpy.float32) for name in template}
     check_finite(parameters, path)
-    preset = str(about.get("preset", ""))
-    return LoadedModel(rebuild(parameters), preset, network, about["step"], source, about)
+    return LoadedModel(rebuild(parameters), preset, network, step, source, about)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -184,10 +178,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         with safetensors.safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return arrays, file.metadata() or {}
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
-    except AttributeError as error:
-        raise UserError(f"{path}: contains an unsupported number type ({error})") from error
 
 
 def check_finite(parameters: Mapping[str, Any], where: Path) -> None:
@@ -235,14 +227,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: not a run folder (it has no {CONFIG_NAME})") from error
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, too many digits
         raise UserError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    missing = [name for name in ("preset", "network", "training", "data") if name not in values]
-    if missing:
-        raise UserError(f"{path}: missing {', '.join(missing)}; this is not a run folder")
-    if not isinstance(values["preset"], str) or not isinstance(values["data"], dict):
-        raise UserError(f"{path}: preset must be a name and data an object")
-    return values
+    kinds = {"preset": str, "network": dict, "training": dict, "data": dict}
+    given = values if isinstance(values, dict) else {}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(given.get(name), kind)]:
+        raise UserError(f"{path}: not of a run: {', '.join(wrong)} missing or of another type")
+    return given
 
 
 def newest_run(runs: Path = RUNS) -> Path:
@@ -251,13 +240,9 @@ def newest_run(runs: Path = RUNS) -> Path:
     Raises:
       UserError: no folder in ``runs`` has a checkpoint.
     """
-    from jaxdeblur.weights.checkpoints import Checkpoints
+    from jaxdeblur.weights.checkpoints import CHECKPOINTS_NAME
 
-    written = {
-        newest.stat().st_mtime_ns: folder
-        for folder in runs.glob("*")
-        if (newest := Checkpoints(folder).newest()) is not None
-    }
+    written = [path for path in runs.glob(f"*/{CHECKPOINTS_NAME}/*") if path.name.isdigit()]
     if not written:
         raise UserError(f"--ckpt: no run in {runs}/ has a checkpoint; give one with --ckpt=RUN")
-    return written[max(written)]
+    return max(written, key=lambda path: path.stat().st_mtime_ns).parents[1]

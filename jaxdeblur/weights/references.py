@@ -8,10 +8,9 @@ system, add an entry to ``REFERENCES``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import numpy as np
 from flax import nnx
 
 from jaxdeblur.models import registry
@@ -22,9 +21,6 @@ from jaxdeblur.models.peers.layers import TransposedConv
 from jaxdeblur.models.peers.rdn import RdnConfig
 from jaxdeblur.models.peers.srn import SrnConfig
 from jaxdeblur.models.peers.stfan import StfanConfig
-
-Arrays: TypeAlias = dict[str, np.ndarray]
-Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 TORCH = {"kernel": "weight", "scale": "weight", "layers": ""}
 TENSORFLOW = {"kernel": "weights", "bias": "biases"}
@@ -41,22 +37,17 @@ class Weight(NamedTuple):
     """The shape in the reference."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """The weight format of a reference implementation."""
 
     source: str
     """The repository and its licence."""
-    config: Callable[[Shapes], Any]
-    """Makes a network's config from its weights' shapes; raises KeyError if names are missing."""
-    default: Any
-    """The config of the published network."""
+    networks: tuple[Any, ...]
+    """The configs of the published networks; a file's names and shapes say which one it is for."""
     words: Mapping[str, str]
     """Its names for parts of a path that are named differently here; empty: it has no such part."""
     tensorflow: bool = False
     """Whether the names and the order of axes are TensorFlow's, not PyTorch's."""
-    prepare: Callable[[Arrays], Arrays] = dict
-    """Drops or renames arrays of a file before anything else is done."""
 
     def names(self, network: Any) -> dict[str, Weight]:
         """Returns the weights of a network by the reference's names."""
@@ -84,102 +75,38 @@ class Reference:
         return (2, 3, 0, 1) if transposed else (2, 3, 1, 0)
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
-    """Counts how many of ``pattern.format(0)``, ``pattern.format(1)``, ... exist."""
-    number = 0
-    while pattern.format(number) in shapes:
-        number += 1
-    return number
-
-
-def _dbn(shapes: Shapes) -> DbnConfig:
-    width, stacked, *_ = shapes["blocks.F0.0.weight"]
-    return DbnConfig(m=(stacked // 3 - 1) // 2, width=width)
-
-
-def _edvr(shapes: Shapes) -> EdvrConfig:
-    width = shapes["conv_1x1.weight"][0]
-    tsa = "fusion.feat_fusion.weight" in shapes
-    fused = shapes["fusion.feat_fusion.weight" if tsa else "fusion.weight"][1]
-    return EdvrConfig(
-        m=(fused // width - 1) // 2,
-        width=width,
-        groups=shapes["pcd_align.cas_dcnpack.conv_offset.weight"][0] // 27,
-        extract_blocks=_count(shapes, "feature_extraction.{}.conv1.weight"),
-        blocks=_count(shapes, "reconstruction.{}.conv1.weight"),
-        head_width=shapes["conv_hr.weight"][0],
-        tsa=tsa,
-    )
-
-
-def _ifi_rnn(shapes: Shapes) -> IfiRnnConfig:
-    return IfiRnnConfig(
-        widths=tuple(shapes[f"rnncell1.F_B.{i}.weight"][0] for i in range(3)),
-        hidden=shapes["rnncell1.F_h.2.weight"][0],
-        up_widths=tuple(shapes[f"rnncell1.F_L.{i}.weight"][1] for i in range(2)),
-        blocks=_count(shapes, "rnncell1.F_R.{}.main_branch.0.weight"),
-    )
-
-
-def _srn(shapes: Shapes) -> SrnConfig:
-    _, _, channels, width = shapes["g_net/enc1_1/weights"]
-    if channels == 6:
-        return SrnConfig("color", width)
-    return SrnConfig("lstm" if "g_net/convLSTM/LSTM_conv/weights" in shapes else "gray", width)
-
-
-def _without_training(arrays: Arrays) -> Arrays:
-    """Drops Adam's moments and the step number, which TensorFlow checkpoints contain."""
-    named = {name.removesuffix(":0"): array for name, array in arrays.items()}
-    return {
-        name: array
-        for name, array in named.items()
-        if not name.endswith(("/Adam", "/Adam_1", "beta1_power", "beta2_power"))
-        and name not in ("Variable", "global_step")
-    }
-
-
-def _stfan(shapes: Shapes) -> StfanConfig:
-    filters, quarter = shapes["fac_warp.3.0.weight"][:2]
-    return StfanConfig(width=shapes["conv1_1.0.weight"][0], taps=round((filters / quarter) ** 0.5))
-
+_EDVR_M, _EDVR_L = EdvrConfig(), EdvrConfig(width=128, blocks=40)
 
 REFERENCES = {
     # Layers are named as in the authors' graph. Their weights are a Torch 7 file of one flat vector
     # and lists of statistics; stored under these names, they can be read.
-    "dbn": Reference("shuochsu/DeepVideoDeblurring (MIT)", _dbn, DbnConfig(), {}),
+    "dbn": Reference("shuochsu/DeepVideoDeblurring (MIT)", (DbnConfig(),), {}),
     "edvr": Reference(
         "XPixelGroup/BasicSR (Apache-2.0)",  # for deblurring: ``hr_in`` and ``with_predeblur``
-        _edvr,
-        EdvrConfig(),
+        tuple(
+            dataclasses.replace(size, tsa=tsa)
+            for size in (_EDVR_L, _EDVR_M)
+            for tsa in (False, True)
+        ),
         {"first": "conv1", "second": "conv2"},
     ),
     "ifi_rnn": Reference(
         "zzh-tech/ESTRNN (MIT)",
-        _ifi_rnn,
-        IfiRnnConfig(),
+        (IfiRnnConfig(),),
         {"first": "main_branch.0", "second": "main_branch.2"},
     ),
     # Layers are named by their scopes in the authors' graph, with PyTorch's kernel layout.
     "rdn": Reference(
-        "cgtuebingen/learning-blind-motion-deblurring (Apache-2.0)",
-        lambda shapes: RdnConfig(width=shapes["d0_conv.conv.weight"][0]),
-        RdnConfig(),
-        {},
+        "cgtuebingen/learning-blind-motion-deblurring (Apache-2.0)", (RdnConfig(),), {}
     ),
     "srn": Reference(
         "jiangsutx/SRN-Deblur (MIT)",
-        _srn,
-        SrnConfig("lstm"),
+        (SrnConfig("color"), SrnConfig("gray"), SrnConfig("lstm")),
         {"first": "conv1", "second": "conv2"},
         tensorflow=True,
-        prepare=_without_training,
     ),
     "stfan": Reference(
-        "sczhou/STFAN (MIT)",
-        _stfan,
-        StfanConfig(),
-        {"first": "stem.0", "second": "stem.2"},
+        "sczhou/STFAN (MIT)", (StfanConfig(),), {"first": "stem.0", "second": "stem.2"}
     ),
 }
 """The systems whose weights can be read."""

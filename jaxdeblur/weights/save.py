@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,30 +22,6 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import network_to_json
 from jaxdeblur.options import differing_fields
 from jaxdeblur.weights.load import LoadedModel, check_fits, load_model
-
-ONLY_SAFETENSORS = ("after", "mix_with")
-"""The options that ``add_options`` adds."""
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that only a ``.safetensors`` file has."""
-    group = parser.add_argument_group("options for .safetensors")
-    group.add_argument(
-        "--after",
-        type=Path,
-        nargs="*",
-        default=[],
-        metavar="RUN",
-        help="the earlier runs that the weights come from, oldest first",
-    )
-    group.add_argument(
-        "--mix-with",
-        nargs=2,
-        metavar=("RUN", "SHARE"),
-        help="average the parameters with those of another run of the same origin, which gets this "
-        "share: a fine-tuned network keeps more of its earlier abilities (Wortsman et al. 2022, "
-        "arXiv:2109.01903)",
-    )
 
 
 def write_safetensors(arguments: argparse.Namespace) -> LoadedModel:
@@ -62,10 +38,9 @@ def write_safetensors(arguments: argparse.Namespace) -> LoadedModel:
     if arguments.after or "after" not in loaded.metadata:
         metadata["after"] = [_about(load_model(run)) for run in arguments.after]
     if arguments.mix_with:
-        source, share = arguments.mix_with
-        loaded = _mixed(loaded, source, share)
-        metadata["mixed"] = {"with": Path(source).name, "share": float(share)}
-    export_weights(loaded, arguments.file, metadata=metadata, half=arguments.half)
+        loaded = _mixed(loaded, *arguments.mix_with)
+    loaded = loaded._replace(metadata=loaded.metadata | metadata)
+    export_weights(loaded, arguments.file, half=arguments.half)
     return loaded
 
 
@@ -73,29 +48,22 @@ def given_metadata(arguments: argparse.Namespace, loaded: LoadedModel) -> dict[s
     """Returns the licence and scores that the options give, and a commit unless one is known."""
     given = {
         "licence of the data": arguments.licence,
-        "commit": None if "commit" in loaded.metadata else _commit(),
+        "commit": "commit" not in loaded.metadata and _commit(),
         "scores": [_totals(path) for path in arguments.scores],
     }
     return {name: value for name, value in given.items() if value}
 
 
-def export_weights(
-    loaded: LoadedModel, path: Path, *, metadata: dict[str, Any] | None = None, half: bool = False
-) -> None:
-    """Writes a model as one safetensors file with its config and ``metadata`` in the header.
+def export_weights(loaded: LoadedModel, path: Path, *, half: bool = False) -> None:
+    """Writes a model as one safetensors file with its config and metadata in the header.
 
-    Args:
-      loaded: the model.
-      path: the file, replaced once the new one is complete.
-      metadata: what a reader should know: training data and licence, scores, commit.
-      half: stores float16, half the size; the dtype of the computation does not change.
+    ``half`` stores float16, half the size; the dtype of the computation does not change.
     """
     _, parameters = split(loaded.model)
     kind = np.float16 if half else np.float32
     arrays = {name: np.asarray(array, kind) for name, array in parameters.items()}
     about = {
         **loaded.metadata,
-        **(metadata or {}),
         "jaxdeblur": VERSION,
         "preset": loaded.preset,
         "step": loaded.step,
@@ -107,10 +75,8 @@ def export_weights(
 
 def _about(run: LoadedModel) -> dict[str, Any]:
     """Returns the metadata of another run that the weights come from."""
-    training = run.metadata.get("training")
-    if not isinstance(training, dict):
-        raise UserError(f"{run.source}: does not say how it was trained")
-    return {"preset": run.preset, "step": run.step, "training": training, "data": data_of(run)}
+    about = {"preset": run.preset, "step": run.step, "data": data_of(run)}
+    return about | {"training": run.metadata["training"]}
 
 
 def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
@@ -118,7 +84,7 @@ def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
     try:
         part = float(share)
     except ValueError:
-        part = math.nan
+        part = -1.0
     if not 0 <= part <= 1:
         raise UserError(f"--mix-with: the share must be 0 to 1, not {share}")
     rebuild, ours = split(loaded.model)
@@ -128,7 +94,8 @@ def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
     if differences := differing_fields(loaded.network, there.network):
         raise UserError(f"--mix-with={source}: the networks differ: {'; '.join(differences)}")
     mean = {name: (1 - part) * ours[name] + part * theirs[name] for name in ours}
-    return loaded._replace(model=rebuild(mean))
+    mixed = {"with": Path(source).name, "share": part}
+    return loaded._replace(model=rebuild(mean), metadata={**loaded.metadata, "mixed": mixed})
 
 
 def data_of(run: LoadedModel) -> dict[str, Any]:
@@ -157,19 +124,14 @@ def _totals(path: Path) -> dict[str, Any]:
         totals = {name: metrics[name] for name in ("psnr", "psnr_blurred", "ssim", "ssim_blurred")}
         totals = {name: round(value, 4) for name, value in totals.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--scores={path}: not the metrics.json of an evaluation ({error})"
-        ) from error
+        raise UserError(f"--scores={path}: no metrics.json of an evaluation ({error})") from error
     return {**where, **totals}
 
 
 def _commit() -> str:
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():  # installed, perhaps inside an unrelated repository
+    if not (root / ".git").exists() or not shutil.which("git"):  # such as an installed package
         return "unknown"
     command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown"
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"

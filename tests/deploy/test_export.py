@@ -412,11 +412,15 @@ def exported(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     [
         ("out.pt", [], "unknown suffix; use one of .safetensors, .onnx, .stablehlo"),
         ("out.safetensors", [], "--licence is missing"),
-        ("out.safetensors", ["--licence=x", "--form=window"], "--form and --warm-up apply to"),
+        (
+            "out.safetensors",
+            ["--licence=x", "--form=window"],
+            "--form applies to .onnx and .stablehlo only",
+        ),
         ("out.onnx", ["--warm-up=2"], "requires --form=window"),
         ("out.onnx", ["--warm-up=-1", "--form=window"], "0 to 64"),
         ("out.onnx", ["--mix-with", "other", "0.5"], "--mix-with applies to .safetensors only"),
-        ("out.stablehlo", ["--half"], "--half, --licence and --scores apply to"),
+        ("out.stablehlo", ["--half"], "--half applies to .safetensors and .onnx only"),
     ],
 )
 def test_bad_input_writes_nothing(

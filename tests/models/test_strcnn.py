@@ -124,7 +124,7 @@ def test_the_blended_features_feed_what_comes_after(placement: str) -> None:
     config = StrcnnConfig(width=4, blocks=2, blending=placement)
     model = models.build(config)
     stem = jnp.ones((1, 4, 4, 2))
-    past = Recurrence(jnp.zeros((1, 4, 4, 2)), jnp.ones((1, 4, 4, 4)), jnp.bool_(False))
+    past = Recurrence(jnp.zeros((1, 4, 4, 2)), jnp.ones((1, 4, 4, 4)), jnp.bool_(True))
     other = past._replace(blended=3 * past.blended)
     h, g = (model._recur(p, stem)[1][0] for p in (past, other))
     assert float(jnp.abs(h - g).max()) > 1e-4

@@ -208,7 +208,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path) -> None:
     checkpoints.go_on_after(1)
     checkpoints.save(state._replace(step=jnp.int32(2)))
     checkpoints.close()
-    assert (tmp_path / "checkpoints" / "damaged-2-0").is_dir()
+    assert len(list((tmp_path / "checkpoints").glob("damaged-2-*"))) == 1
     again = RunCheckpoints(tmp_path).restore_state(state, devices.replicated(mesh))
     assert again is not None
     assert int(again.step) == 2
@@ -256,7 +256,7 @@ def test_a_damaged_array_is_one_warning(tmp_path: Path) -> None:
 def test_a_reader_that_orbax_abandons_is_not_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Orbax abandons readers depending on timing. Here it leaves two, and an unrelated object."""
+    """Orbax abandons readers depending on timing. Here it leaves two."""
     _, state = begin(CONFIG, mesh_of(1))
     checkpoints = RunCheckpoints(tmp_path)
     checkpoints.save(state._replace(step=jnp.int32(1)))
@@ -268,14 +268,10 @@ def test_a_reader_that_orbax_abandons_is_not_reported(
         finally:
             raise ValueError("abandoned")
 
-    class Other:
-        def __del__(self) -> None:
-            raise ValueError("not of Orbax")
-
     def abandon(*_: object) -> None:
         begun = reader()
         begun.send(None)
-        left: list[object] = [asyncio.sleep(0), begun, Other()]
+        left: list[object] = [asyncio.sleep(0), begun]
         left.append(left)  # a cycle, which only gc.collect() finds
         raise ValueError("damaged")
 
@@ -287,26 +283,7 @@ def test_a_reader_that_orbax_abandons_is_not_reported(
         with pytest.raises(UserError, match="can be read"):
             checkpoints.restore_weights(best_parameters(state))
     assert [str(entry.message).rpartition(": ")[2] for entry in warned] == ["damaged"]
-    assert "not of Orbax" in told
     assert "abandoned" not in told
-
-
-def test_damage_that_orbax_itself_stumbles_over_is_put_aside(tmp_path: Path) -> None:
-    mesh = mesh_of(1)
-    _, state = begin(CONFIG, mesh)
-    checkpoints = RunCheckpoints(tmp_path)
-    for number in (1, 2):
-        checkpoints.save(state._replace(step=jnp.int32(number)))
-    checkpoints.close()
-    (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").write_text("[]")
-    checkpoints = RunCheckpoints(tmp_path)
-    restored = checkpoints.restore_state(state, devices.replicated(mesh))
-    assert restored is not None
-    assert int(restored.step) == 2
-    checkpoints.go_on_after(2)
-    checkpoints.save(state._replace(step=jnp.int32(3)))
-    checkpoints.close()
-    assert RunCheckpoints(tmp_path).steps() == [3, 2]
 
 
 @pytest.mark.parametrize("error", [MemoryError("8 GB"), RuntimeError("RESOURCE_EXHAUSTED: 8 GB")])

@@ -20,8 +20,7 @@ from jaxdeblur.models.parameters import outline, split
 from jaxdeblur.models.peers.dbn import DbnConfig
 from jaxdeblur.models.peers.srn import SrnConfig
 from jaxdeblur.weights import convert as command
-from jaxdeblur.weights import reference_files
-from jaxdeblur.weights.convert import convert
+from jaxdeblur.weights.convert import convert, read_arrays
 from jaxdeblur.weights.load import load_model
 from jaxdeblur.weights.references import REFERENCES
 
@@ -39,16 +38,36 @@ def dbn_arrays() -> dict[str, np.ndarray]:
 @functools.cache
 def published(system: str) -> dict[str, Any]:
     """Returns the published network's parameters by name."""
-    return REFERENCES[system].names(REFERENCES[system].default)
+    return REFERENCES[system].names(REFERENCES[system].networks[-1])
+
+
+@pytest.fixture
+def small_dbn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the place of the published DBN, which is large."""
+    monkeypatch.setitem(REFERENCES, "dbn", REFERENCES["dbn"]._replace(networks=(SMALL,)))
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_every_parameter_of_the_published_network_has_one_name(name: str) -> None:
+def test_every_parameter_of_the_published_networks_has_one_name(name: str) -> None:
     known = REFERENCES[name]
-    _, template = outline(lambda: models.build(known.default))
-    names = published(name)
-    assert sorted(weight.ours for weight in names.values()) == sorted(template)
-    assert known.config({theirs: weight.shape for theirs, weight in names.items()}) == known.default
+    for network in known.networks:
+        _, template = outline(lambda network=network: models.build(network))
+        weights = known.names(network).values()
+        assert sorted(weight.ours for weight in weights) == sorted(template)
+
+
+def test_a_file_says_which_network_it_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = tuple(SrnConfig(variant, width=1) for variant in ("color", "gray", "lstm"))
+    known = REFERENCES["srn"]._replace(networks=variants)
+    monkeypatch.setitem(REFERENCES, "srn", known)
+    path = tmp_path / "weights.safetensors"
+    for network in variants:
+        weights = known.names(network).items()
+        arrays = {theirs: np.zeros(weight.shape, np.float32) for theirs, weight in weights}
+        safetensors.numpy.save_file(arrays, path)
+        assert convert("srn", path).network == network
 
 
 @pytest.mark.parametrize(
@@ -96,6 +115,7 @@ def test_a_number_lies_where_the_reference_has_it(system: str, theirs: str, plac
         assert ours[at] == array[place(*at)]
 
 
+@pytest.mark.usefixtures("small_dbn")
 def test_the_command_writes_what_the_others_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +134,7 @@ def test_the_command_writes_what_the_others_take(
     np.testing.assert_array_equal(kernel, arrays["blocks.U1.0.weight"].transpose(2, 3, 0, 1))
 
 
+@pytest.mark.usefixtures("small_dbn")
 def test_what_does_not_fit_is_listed_in_one_message(tmp_path: Path) -> None:
     arrays = dbn_arrays()
     del arrays["blocks.F1.0.bias"]
@@ -197,7 +218,7 @@ def test_the_network_is_found_in_a_checkpoint(
 
     monkeypatch.setitem(sys.modules, "torch", Torch())
     with pytest.raises(UserError, match=r"weights_only=True\): Unsupported class$"):
-        reference_files.read_arrays(path)
+        read_arrays(path)
     network = {"module.a": Tensor([1.0])}
     for holder in (
         network,
@@ -206,11 +227,11 @@ def test_the_network_is_found_in_a_checkpoint(
     ):
         content.clear()
         content.update(holder)
-        assert {k: v.tolist() for k, v in reference_files.read_arrays(path).items()} == {"a": [1.0]}
+        assert {k: v.tolist() for k, v in read_arrays(path).items()} == {"a": [1.0]}
     content.clear()
     content.update({"epoch": 3, "optimizer": {"state": {}}})
     with pytest.raises(UserError, match="no network weights by name, only epoch, optimizer"):
-        reference_files.read_arrays(path)
+        read_arrays(path)
 
 
 # TensorFlow's checkpoints.
@@ -249,6 +270,7 @@ def test_a_tensorflow_checkpoint_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     training |= {"global_step": np.array(523000), "beta1_power": np.array(0.5)}
     training |= {"_CHECKPOINTABLE_OBJECT_GRAPH": np.array(b"a text")}
     monkeypatch.setitem(sys.modules, "tensorflow", tensorflow(prefix, weights | training))
+    monkeypatch.setitem(REFERENCES, "srn", REFERENCES["srn"]._replace(networks=(network,)))
     index = prefix.with_name(f"{prefix.name}.index")
     loaded = convert("srn", index)
     assert loaded.network == network

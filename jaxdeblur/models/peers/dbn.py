@@ -108,21 +108,21 @@ class Dbn(Windowed):
     ) -> TrainingOutputs:
         """Normalises by the current batch and moves the running statistics towards its own."""
         moved: Parameters = {}
-        restored = self._restore(self.with_context(clip, sharp), moved, train=True)
+        restored = self._restore(self.with_context(clip, sharp), moved)
         height, width = clip.shape[-3:-1]
         return TrainingOutputs((restored[..., :height, :width, :],), (sharp,), moved)
 
     def _restore_windows(self, kept: Float[Array, "B length H W 3"]) -> Clip:
-        return self._restore(kept, {}, train=False)
+        return self._restore(kept)
 
     def _restore(
-        self, clip: Float[Array, "B length H W 3"], moved: Parameters, *, train: bool
+        self, clip: Float[Array, "B length H W 3"], moved: Parameters | None = None
     ) -> Clip:
         """Restores every frame with m to each side; training writes new statistics to ``moved``."""
 
         def layer(name: str, x: jax.Array) -> jax.Array:
             conv, norm = self.blocks[name]
-            if not train:
+            if moved is None:
                 return norm(conv(x))
             path = f"blocks/{name}/1/running_"
             y, moved[f"{path}mean"], moved[f"{path}var"] = norm.by_batch(conv(x))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias
 
@@ -34,13 +35,15 @@ from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv, ResidualBlock, activation, add_bias, enlarge
-from jaxdeblur.models.peers.deformable import deformable_conv2d
 from jaxdeblur.models.peers.layers import torch_default
 from jaxdeblur.models.peers.windowed import Windowed
 from jaxdeblur.options import Count, Range, check_ranges
-from jaxdeblur.shapes import Clip, Features, Frame
+from jaxdeblur.shapes import Clip, Features, Frame, Kernel
 
 lrelu = activation(0.1)
+_twice = functools.partial(enlarge, factor=2)
+_conv = functools.partial(Conv, init=torch_default)
+_block = functools.partial(ResidualBlock, gains=(0.1, 0.1))
 
 Pyramid: TypeAlias = tuple[Float[Array, "B _ _ C"], ...]
 """A frame's features at 1/4, 1/8 and 1/16 of its size: L1, L2, L3."""
@@ -78,26 +81,75 @@ class EdvrConfig:
             )
 
 
-def _conv(c_in: int, c_out: int, kernel: int = 3, **options: Any) -> Conv:
-    """Returns a convolution with PyTorch's initialisation."""
-    return Conv(c_in, c_out, kernel, init=torch_default, **options)
-
-
-def _block(width: int, **options: Any) -> ResidualBlock:
-    return ResidualBlock(width, gains=(0.1, 0.1), **options)
-
-
 def _blocks(count: int, width: int, **options: Any) -> nnx.Sequential:
     return nnx.Sequential(*(_block(width, **options) for _ in range(count)))
-
-
-def _twice(x: Features) -> Float[Array, "B H W C"]:
-    return enlarge(x, 2)
 
 
 def _pixel_shuffle(x: Features) -> Float[Array, "B H W C2"]:
     """Shuffles pixels in PyTorch's channel order, that of the published weights."""
     return rearrange(x, "b h w (c p q) -> b (h p) (w q) c", p=2, q=2)
+
+
+def deformable_conv2d(
+    x: Features,
+    offsets: Float[Array, "B h w groups taps 2"],
+    mask: Float[Array, "B h w groups taps"],
+    kernel: Kernel,
+) -> Float[Array, "B h w C_out"]:
+    """Computes y(p) = sum over taps k of w_k . mask_k(p) x(p + k + offset_k(p)), without bias.
+
+    Source: "Deformable ConvNets v2" (Zhu et al., CVPR 2019), section 3.1; offsets and masks ordered
+    as in the operators of mmcv, BasicSR and torchvision. Values are bilinear between pixels and 0
+    outside. It is a gather and a contraction, so no operator has to be built.
+
+    Args:
+      x: features; their channels are divided evenly among the groups.
+      offsets: in pixels, (row, column), for each tap of each group of channels. Taps are numbered
+        row by row; an offset of 0 reads a tap at its regular position.
+      mask: factor of each tap's value.
+      kernel: ``3 3 C C_out``.
+    """
+    height, width = x.shape[1:3]
+    taps = jnp.asarray(list(itertools.product((-1, 0, 1), repeat=2)), jnp.float32)
+    here = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
+    # In float32: bfloat16 cannot represent every pixel position beyond 256.
+    places = here[:, :, None, None].astype(jnp.float32) + taps + offsets.astype(jnp.float32)
+    sampled = (_sample(x, places) * mask.astype(jnp.float32)[..., None]).astype(x.dtype)
+    columns_of = rearrange(sampled, "b h w g k c -> b h w (g k c)")
+    weights = rearrange(kernel, "i j (g c) o -> (g i j c) o", g=offsets.shape[3]).astype(x.dtype)
+    return jnp.einsum("bhwk,ko->bhwo", columns_of, weights)
+
+
+def _sample(
+    x: Features, places: Float[Array, "B h w groups taps 2"]
+) -> Float[Array, "B h w groups taps c"]:
+    """Samples each group's channels bilinearly at (row, column), in float32; 0 outside x."""
+    height, width = x.shape[1:3]
+    groups = places.shape[3]
+    # Everything far outside is 0. Clipping keeps indices within int32 and in the zero padding.
+    places = jnp.clip(places, -2.0, jnp.asarray([height + 1.0, width + 1.0]))
+    low = jnp.floor(places)
+    down, right = jnp.moveaxis(places - low, -1, 0)[..., None]
+    row, column = jnp.moveaxis(low.astype(jnp.int32) + 2, -1, 0)
+    # The four pixels around a position form one row of a table: on a CPU the gradient of a gather
+    # processes rows one by one, and this way it has a quarter as many.
+    padded = jnp.pad(x, [(0, 0), (2, 3), (2, 3), (0, 0)])
+    table = jnp.stack(
+        [
+            padded[:, i : i + height + 4, j : j + width + 4]
+            for i, j in itertools.product((0, 1), repeat=2)
+        ],
+        axis=3,
+    )
+    table = rearrange(table, "b h w n (g c) -> b g (h w) (n c)", g=groups)
+    index = rearrange(row * (width + 4) + column, "b h w g k -> b g (h w k) 1")
+    around = jnp.take_along_axis(table, index, axis=2, mode="clip")
+    around = rearrange(
+        around, "b g (h w k) (n c) -> n b h w g k c", h=places.shape[1], w=places.shape[2], n=4
+    )
+    above = around[0] * (1 - right) + around[1] * right
+    below = around[2] * (1 - right) + around[3] * right
+    return above * (1 - down) + below * down
 
 
 class DeformableConv(nnx.Module):
@@ -175,10 +227,7 @@ class PcdAlignment(nnx.Module):
         offset = lrelu(self.offset_conv1["l3"](jnp.concatenate([neighbour[2], centre[2]], -1)))
         offset = lrelu(self.offset_conv2["l3"](offset))
         aligned = lrelu(self.dcn_pack["l3"](neighbour[2], offset))
-        for level, x, reference in (
-            ("l2", neighbour[1], centre[1]),
-            ("l1", neighbour[0], centre[0]),
-        ):
+        for level, x, reference in zip(("l2", "l1"), neighbour[1::-1], centre[1::-1], strict=True):
             # One pixel of the coarser level is two of this level.
             below = 2 * _twice(offset)
             offset = lrelu(self.offset_conv1[level](jnp.concatenate([x, reference], -1)))
@@ -293,11 +342,8 @@ class Edvr(Windowed):
         # One neighbour at a time, for the same reason.
         align = self.rematerialised(lambda neighbour: self.pcd_align(neighbour, centre))
         aligned = lax.map(align, by_frame)
-        if isinstance(self.fusion, TsaFusion):
-            x = self.fusion(rearrange(aligned, "n b ... -> b n ..."))
-        else:
-            x = self.fusion(rearrange(aligned, "n b h w c -> b h w (n c)"))
-        x = self.reconstruction(x)
+        order = "b n h w c" if self.config.tsa else "b h w (n c)"
+        x = self.reconstruction(self.fusion(rearrange(aligned, f"n b h w c -> {order}")))
         x = lrelu(_pixel_shuffle(self.upconv1(x)))
         x = lrelu(_pixel_shuffle(self.upconv2(x)))
         residual = self.conv_last(lrelu(self.conv_hr(x)))

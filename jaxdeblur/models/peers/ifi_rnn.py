@@ -24,7 +24,6 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv, ResidualBlock
 from jaxdeblur.models.peers.layers import TransposedConv, torch_default, torch_transposed
 from jaxdeblur.models.restorer import VideoRestorer
@@ -45,19 +44,15 @@ class IfiRnnConfig:
       dtype: type of the computation; parameters and output are float32.
     """
 
-    widths: tuple[Count, ...] = (20, 40, 60)
+    widths: tuple[Count, Count, Count] = (20, 40, 60)
     hidden: Count = 20
-    up_widths: tuple[Count, ...] = (40, 20)
+    up_widths: tuple[Count, Count] = (40, 20)
     blocks: Count = 6
     iterations: Count = 3
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        for name, count in (("widths", 3), ("up_widths", 2)):
-            if len(getattr(self, name)) != count:
-                option = "--" + name.replace("_", "-")
-                raise UserError(f"{option} must be {count} numbers, not {getattr(self, name)}")
 
 
 CENTRE = 0.5
@@ -71,9 +66,12 @@ Known: TypeAlias = Float[Array, "B h w C_known"]
 
 
 class Cell(nnx.Module):
-    """F_B, F_R and F_h of the paper's figure 2: a frame's features, and one pass with the state."""
+    """F_B, F_R and F_h of the paper's figure 2: a frame's features, and one pass with the state.
 
-    def __init__(self, config: IfiRnnConfig, **options: Any) -> None:
+    The last cell also has F_L: maps a pass's features to the picture, without activations.
+    """
+
+    def __init__(self, config: IfiRnnConfig, *, last: bool, **options: Any) -> None:
         full, half, quarter = config.widths
         wide, hidden = quarter + config.hidden, config.hidden
         options["init"] = torch_default
@@ -88,25 +86,19 @@ class Cell(nnx.Module):
             ResidualBlock(hidden, **options),
             Conv(hidden, hidden, **options),
         )
+        if last:
+            up_half, up_full = config.up_widths
+            up = {**options, "init": torch_transposed}
+            self.F_L = nnx.Sequential(
+                TransposedConv(wide, up_half, 3, **up),
+                TransposedConv(up_half, up_full, 3, **up),
+                Conv(up_full, 3, 5, **options),
+            )
 
     def __call__(self, features: Features, hidden: Hidden) -> tuple[Known, Hidden]:
         """Runs one pass; returns its features of the frame and the new state."""
         known = self.F_R(jnp.concatenate([features, hidden], -1))
         return known, self.F_h(known)
-
-
-class LastCell(Cell):
-    """Cell 1, which also has F_L: maps a pass's features to the picture, without activations."""
-
-    def __init__(self, config: IfiRnnConfig, **options: Any) -> None:
-        super().__init__(config, **options)
-        half, full = config.up_widths
-        up = {**options, "init": torch_transposed}
-        self.F_L = nnx.Sequential(
-            TransposedConv(config.widths[2] + config.hidden, half, 3, **up),
-            TransposedConv(half, full, 3, **up),
-            Conv(full, 3, 5, init=torch_default, **options),
-        )
 
 
 class IfiRnn(VideoRestorer):
@@ -117,8 +109,8 @@ class IfiRnn(VideoRestorer):
 
     def __init__(self, config: IfiRnnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.rnncell0 = Cell(config, dtype=config.dtype, rngs=rngs)
-        self.rnncell1 = LastCell(config, dtype=config.dtype, rngs=rngs)
+        self.rnncell0 = Cell(config, last=False, dtype=config.dtype, rngs=rngs)
+        self.rnncell1 = Cell(config, last=True, dtype=config.dtype, rngs=rngs)
 
     def _restore_clip(self, clip: Clip) -> Clip:
         features = [rearrange(f, "b t ... -> t b ...") for f in self._features(clip)]

@@ -8,10 +8,12 @@ which they scatter, so that converting a reference's weights only moves axes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -26,41 +28,35 @@ NewMaps: TypeAlias = Float[Array, "*leading h2 w2 C_out"]
 # Initialisation.
 
 
-def xavier_uniform(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
-    """Draws uniformly within ±sqrt(6 / (fan in + fan out)) (Glorot and Bengio 2010)."""
-    rows, columns, c_in, c_out = shape
-    return _uniform(key, shape, (6 / (rows * columns * (c_in + c_out))) ** 0.5)
+def _uniform(bound_of: Callable[[int, int, int, int], float]) -> Init:
+    def draw(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+        bound = bound_of(*shape)
+        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+    return draw
 
 
-def torch_default(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
-    """Draws as PyTorch does: uniformly within ±1 / sqrt(fan in)."""
-    return _uniform(key, shape, math.prod(shape[:3]) ** -0.5)
+xavier_uniform = _uniform(
+    lambda rows, columns, c_in, c_out: (6 / (rows * columns * (c_in + c_out))) ** 0.5
+)
+"""Glorot and Bengio 2010."""
+
+torch_default = _uniform(lambda rows, columns, c_in, c_out: (rows * columns * c_in) ** -0.5)
+"""As PyTorch draws."""
+
+torch_transposed = _uniform(lambda rows, columns, c_in, c_out: (rows * columns * c_out) ** -0.5)
+"""As PyTorch draws for a transposed convolution, whose fan in counts the outputs."""
 
 
-def torch_transposed(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
-    """Draws as PyTorch does for a transposed convolution, whose fan in counts the outputs."""
-    return _uniform(key, shape, (shape[0] * shape[1] * shape[3]) ** -0.5)
+def truncated_normal(key: jax.Array, shape: tuple[int, ...], deviation: float) -> jax.Array:
+    """Draws from a normal distribution, redrawn beyond two deviations, as in TensorFlow."""
+    return deviation * jax.random.truncated_normal(key, -2.0, 2.0, shape)
 
 
 def variance_scaling(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
     """Draws as TensorFlow 1 with factor 2 and fan in: truncated normal, variance 2 / fan in."""
     # Factor 1.3, as in TensorFlow 1: truncation at two deviations reduces the variance.
-    return truncated_normal((1.3 * 2 / math.prod(shape[:3])) ** 0.5)(key, shape)
-
-
-def truncated_normal(deviation: float) -> Init:
-    """Returns an initialiser: normal, redrawn beyond two deviations, as in TensorFlow."""
-
-    def draw(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
-        flat = jax.random.truncated_normal(key, -2.0, 2.0, (math.prod(shape),))
-        return deviation * flat.reshape(shape)
-
-    return draw
-
-
-def _uniform(key: jax.Array, shape: tuple[int, int, int, int], bound: float) -> jax.Array:
-    flat = jax.random.uniform(key, (math.prod(shape),), minval=-bound, maxval=bound)
-    return flat.reshape(shape)
+    return truncated_normal(key, shape, (1.3 * 2 / math.prod(shape[:3])) ** 0.5)
 
 
 # Layers.
@@ -96,8 +92,6 @@ class TransposedConv(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        if kernel not in (3, 4):
-            raise ValueError(f"a transposed kernel must be 3x3 or 4x4, not {kernel}x{kernel}")
         self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, c_in, c_out)))
         self.bias = nnx.Param(jnp.zeros(c_out))
         self.dtype = jnp.dtype(dtype)
@@ -118,9 +112,7 @@ def transposed_conv2d(x: Float[Array, "B h w C_in"], kernel: Kernel) -> Float[Ar
     kernel = jnp.pad(kernel, [(0, missing), (0, missing), (0, 0), (0, 0)])
     # The new pixels 2i-1 and 2i lie around the corner between pixels i-1 and i and read only these
     # two: new pixel 2i-1+p reads pixel i-1+r with w[2 (1-r) + p].
-    _, _, c_in, c_out = kernel.shape
-    corners = kernel.reshape(2, 2, 2, 2, c_in, c_out)[::-1, :, ::-1]  # r p, c q, C_in, C_out
-    corners = corners.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c_in, 4 * c_out)
+    corners = rearrange(kernel, "(r p) (c q) i o -> r c i (p q o)", p=2, q=2)[::-1, ::-1]
     padded = jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])  # h pixels have h + 1 corners
     return depth_to_space(conv2d(padded, corners, 1, (1, 1)), 2)[:, 1:-1, 1:-1]
 
@@ -144,18 +136,16 @@ class BatchNorm(nnx.Module):
         """Normalises by the running statistics."""
         return self._normalised(x, self.running_mean[...], self.running_var[...])
 
-    def by_batch(
-        self, x: Maps, momentum: float = 0.1
-    ) -> tuple[Maps, Float[Array, " C"], Float[Array, " C"]]:
+    def by_batch(self, x: Maps) -> tuple[Maps, Float[Array, " C"], Float[Array, " C"]]:
         """Normalises by the statistics of ``x`` itself; also returns the updated running ones.
 
-        These move by ``momentum`` of the way, the variance to the unbiased one, as in PyTorch.
+        These move a tenth of the way, the variance to the unbiased one, as in PyTorch.
         """
         mean, variance = statistics(x)
         count = math.prod(x.shape[:-1])
         unbiased = variance * count / max(count - 1, 1)
         running_mean, running_var = (
-            old[...] + momentum * jax.lax.stop_gradient(new - old[...])
+            old[...] + 0.1 * jax.lax.stop_gradient(new - old[...])
             for old, new in ((self.running_mean, mean), (self.running_var, unbiased))
         )
         return self._normalised(x, mean, variance), running_mean, running_var

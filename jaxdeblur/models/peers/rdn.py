@@ -115,13 +115,11 @@ class Rdn(Windowed):
         self.config = config
         full, half, quarter, eighth = (config.width * factor for factor in (1, 2, 4, 8))
         options: dict[str, Any] = {"dtype": config.dtype, "rngs": rngs}
+        same: dict[str, Any] = {"padding": "same", "init": variance_scaling, **options}
         layers: dict[str, Layer] = {}
 
         def conv(name: str, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> None:
-            layer = Conv(
-                c_in, c_out, kernel,
-                stride=stride, padding="same", init=variance_scaling, **options,
-            )  # fmt: skip
+            layer = Conv(c_in, c_out, kernel, stride=stride, **same)
             layers[f"{name}_conv"] = Layer(layer, c_out)
 
         def deconv(name: str, c_in: int, c_out: int) -> None:
@@ -173,17 +171,13 @@ class Rdn(Windowed):
             [frames[:, BEFORE - k : frames.shape[1] - k] for k in range(1, BEFORE + 1)]
         )
         batch, time, height, width, _ = observations.shape[1:]
-        dtype = jnp.dtype(self.config.dtype)
-
-        def nothing(scale: int, channels: int) -> ClipFeatures:
-            shape = (batch, time, height // scale, width // scale, channels * self.config.width)
-            return jnp.zeros(shape, dtype)
+        shapes = [(batch, time, height // n, width // n, n * self.config.width) for n in (8, 4, 2)]
 
         def improve(past: _Past, observation: Clip) -> tuple[_Past, Clip]:
             new = self._improve(past, observation)
             return new, new.estimate
 
-        skips = Skips(nothing(8, 8), nothing(4, 4), nothing(2, 2))
+        skips = Skips(*(jnp.zeros(shape, self.config.dtype) for shape in shapes))
         start = _Past(frames[:, BEFORE:], skips, jnp.bool_(True))
         _, estimates = lax.scan(self.rematerialised(improve), start, observations)
         return (estimates + 1)[..., ::-1] * (128 / 255)

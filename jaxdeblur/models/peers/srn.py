@@ -23,6 +23,7 @@ What differs between paper, code and re-implementations:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -73,7 +74,7 @@ class ConvLstm(nnx.Module):
     """A convolutional LSTM whose gates come from one 3x3 convolution; its state is [c, h]."""
 
     def __init__(self, width: int, **options: Any) -> None:
-        draw = truncated_normal(1e-3)
+        draw = functools.partial(truncated_normal, deviation=1e-3)
         self.LSTM_conv = Conv(2 * width, 4 * width, padding="same", init=draw, **options)
 
     def __call__(
@@ -129,12 +130,10 @@ class Srn(VideoRestorer):
         self.g_net = nnx.Dict(net)
 
     def _restore_clip(self, clip: Clip) -> Clip:
-        batch = clip.shape[0]
-        if self.config.srn == "color":
-            pictures = rearrange(clip, "b t h w c -> (b t) h w c")
-            return rearrange(self._pyramid(pictures)[-1], "(b t) h w c -> b t h w c", b=batch)
-        pictures = rearrange(clip, "b t h w c -> (b t c) h w 1")
-        return rearrange(self._pyramid(pictures)[-1], "(b t c) h w 1 -> b t h w c", b=batch, c=3)
+        whole = "b t h w c"
+        pictures = "(b t) h w c" if self.config.srn == "color" else "(b t c) h w 1"
+        restored = self._pyramid(rearrange(clip, f"{whole} -> {pictures}"))[-1]
+        return rearrange(restored, f"{pictures} -> {whole}", b=clip.shape[0], c=3)
 
     def training_outputs(self, clip: Clip, sharp: Clip) -> TrainingOutputs:
         """Returns all three sizes; targets are every fourth, every other and every sharp pixel.

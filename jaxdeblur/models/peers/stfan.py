@@ -96,8 +96,8 @@ class Recurrence(NamedTuple):
     """The previous output frame, clamped to [0, 1]."""
     features: Features
     """The previous frame's features, adapted, at 1/4 size."""
-    first: Bool[Array, ""]
-    """True before the first frame."""
+    begun: Bool[Array, ""]
+    """False before the first frame."""
 
 
 class Stfan(VideoRestorer):
@@ -169,7 +169,7 @@ class Stfan(VideoRestorer):
         features = jnp.zeros(
             (batch, height // 4, width // 4, 8 * self.config.width), self.config.dtype
         )
-        return Recurrence(frame, frame, features, jnp.bool_(True))
+        return Recurrence(frame, frame, features, jnp.bool_(False))
 
     def _step(
         self, state: Recurrence, frame: Frame, repeated: Bool[Array, ""]
@@ -185,10 +185,10 @@ class Stfan(VideoRestorer):
     def _recur(self, past: Recurrence, frame: Frame, encoded: Features) -> tuple[Recurrence, Frame]:
         """Restores ``frame`` from itself, its features at 1/4 size (``encoded``) and the state."""
         # The first frame serves as its own past: the frame three times, its features twice.
-        blurred = jnp.where(past.first, frame, past.blurred)
-        restored = jnp.where(past.first, frame, past.restored)
+        blurred = jnp.where(past.begun, past.blurred, frame)
+        restored = jnp.where(past.begun, past.restored, frame)
         twice = jnp.concatenate([encoded, encoded], -1)
-        features = jnp.where(past.first, twice, past.features)
+        features = jnp.where(past.begun, past.features, twice)
 
         three = jnp.concatenate([each[..., ::-1] for each in (frame, blurred, restored)], -1)
         x = self.kconv1_3(self.kconv1_2(self.kconv1_1(three)))
@@ -208,7 +208,7 @@ class Stfan(VideoRestorer):
         x = self.upconv2_1(self.upconv2_2(self.upconv2_u(features)))
         x = self.upconv1_1(self.upconv1_2(self.upconv1_u(x)))
         output = frame + self.img_prd(x)[..., ::-1].astype(jnp.float32)
-        return Recurrence(frame, clamp(output), features, jnp.bool_(False)), output
+        return Recurrence(frame, clamp(output), features, jnp.bool_(True)), output
 
     @property
     def receptive_radius(self) -> int:

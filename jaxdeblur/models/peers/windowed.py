@@ -70,9 +70,8 @@ class Windowed(VideoRestorer):
         def restore() -> Frame:
             return self._restore_windows(window)[:, 0]
 
-        def wait() -> Frame:
-            return frame.astype(jnp.float32)
-
+        if not self.lookahead:
+            return WindowState(window, jnp.int32(1)), restore()
         full = state.seen >= self.lookahead
-        restored = jax.lax.cond(full, restore, wait) if self.lookahead else restore()
+        restored = jax.lax.cond(full, restore, lambda: frame.astype(jnp.float32))
         return WindowState(window, jnp.minimum(state.seen + 1, self.lookahead + 1)), restored

@@ -91,15 +91,18 @@ def random_reference(name: str, network: Any, seed: int = 0) -> dict[str, np.nda
 
 
 @pytest.fixture
-def imported(tmp_path: Path) -> Callable[..., tuple[LoadedModel, dict[str, np.ndarray]]]:
+def imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[LoadedModel, dict[str, np.ndarray]]]:
     """Writes random weights under the reference's names to a file and converts it."""
 
     def make(name: str, network: Any, seed: int = 0) -> tuple[LoadedModel, dict[str, np.ndarray]]:
         arrays = random_reference(name, network, seed)
+        known = REFERENCES[name]._replace(networks=(network,))
+        monkeypatch.setitem(REFERENCES, name, known)
         path = tmp_path / f"{name}.safetensors"
         safetensors.numpy.save_file(arrays, path)
         loaded = convert(name, path)
-        assert loaded.network == network
         return loaded, arrays
 
     return make

@@ -92,7 +92,7 @@ def step(model: Any, frame: jax.Array) -> jax.Array:
     return jnp.concatenate([restored, jnp.repeat(state, 4, axis=2).repeat(4, axis=1)], -1)
 
 
-@pytest.mark.parametrize("wrong", [{"widths": (4, 8)}, {"up_widths": (4, 0)}, {"iterations": 0}])
+@pytest.mark.parametrize("wrong", [{"up_widths": (4, 0)}, {"iterations": 0}])
 def test_what_is_no_network_is_said(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
         IfiRnnConfig(**wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -100,7 +101,7 @@ def test_batch_normalisation_by_running_statistics_and_by_the_batch() -> None:
         (layers.torch_default, (1 / 3 / (9 * 16)) ** 0.5, (9 * 16) ** -0.5),
         (layers.torch_transposed, (1 / 3 / (9 * 32)) ** 0.5, (9 * 32) ** -0.5),
         (layers.variance_scaling, (2 / (9 * 16)) ** 0.5, 2 * (2.6 / (9 * 16)) ** 0.5),
-        (layers.truncated_normal(1e-3), 0.88e-3, 2e-3),
+        (functools.partial(layers.truncated_normal, deviation=1e-3), 0.88e-3, 2e-3),
     ],
 )
 def test_how_weights_begin(init: Init, deviation: float, bound: float) -> None:
