@@ -101,7 +101,10 @@ class VideoRestorer(nnx.Module):
         ``lax.scan``. The result is float32 and not clipped.
         """
         height, width = clip.shape[-3:-1]
-        return self._restore_clip(self.pad(clip))[..., :height, :width, :]
+        padded = self.pad(clip)
+        restored = self._restore_clip(padded)
+        check_shape(restored, (*padded.shape[:-1], 3), f"{type(self).__name__}._restore_clip")
+        return restored[..., :height, :width, :]
 
     @property
     def context(self) -> tuple[int, int]:
@@ -206,7 +209,9 @@ class VideoRestorer(nnx.Module):
         that frame ``lookahead`` times more, with ``repeated`` true, to flush the remaining outputs.
         """
         height, width = frame.shape[-3:-1]
-        state, restored = self._step(state, self.pad(frame), jnp.asarray(repeated))
+        padded = self.pad(frame)
+        state, restored = self._step(state, padded, jnp.asarray(repeated))
+        check_shape(restored, (*padded.shape[:-1], 3), f"{type(self).__name__}._step")
         return state, restored[..., :height, :width, :]
 
     def _restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
@@ -226,6 +231,12 @@ class VideoRestorer(nnx.Module):
             return images
         leading = [(0, 0)] * (images.ndim - 3)
         return jnp.pad(images, [*leading, (0, below), (0, right), (0, 0)], mode="edge")
+
+
+def check_shape(made: jax.Array, expected: tuple[int, ...], maker: str) -> None:
+    """Raises :class:`UserError` if an array that a user's model made has another shape."""
+    if made.shape != expected:
+        raise UserError(f"{maker} returned an array of shape {made.shape}, not {expected}")
 
 
 def replicate_ends(clip: Float[Array, "B T ..."], before: int, after: int) -> jax.Array:

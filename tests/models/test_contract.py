@@ -196,6 +196,18 @@ class Kept(VideoRestorer):
         return grown if self.config.breach == "state" else state + 1, restored
 
 
+class OneChannel(VideoRestorer):
+    """A user's model with a mistake that broadcasting would hide."""
+
+    lookahead, multiple = 0, 1
+
+    def _restore_clip(self, clip: Any) -> Any:
+        return clip[..., :1]
+
+    def _step(self, state: Any, frame: Any, repeated: Any) -> Any:
+        return state, frame[:, ::2, ::2]
+
+
 @dataclasses.dataclass(frozen=True)
 class KeptConfig:
     breach: str = ""
@@ -246,6 +258,16 @@ class Least(VideoRestorer):
 def test_a_config_needs_neither_scales_nor_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._MODELS, LeastConfig, Least)
     assert models.build(LeastConfig()).lookahead == 0
+
+
+def test_arrays_of_the_wrong_shape_are_named() -> None:
+    model, clip = OneChannel(), jnp.zeros((1, 2, 6, 8, 3))
+    with pytest.raises(
+        UserError, match=r"OneChannel\._restore_clip .*\(1, 2, 6, 8, 1\), not \(1, 2, 6, 8, 3\)"
+    ):
+        model.restore_clip(clip)
+    with pytest.raises(UserError, match=r"OneChannel\._step returned .* shape \(1, 3, 4, 3\)"):
+        model.step(None, clip[:, 0])
 
 
 def test_a_model_without_receptive_radius_is_not_cut_into_tiles() -> None:
