@@ -141,10 +141,13 @@ def gather(files: Sequence[Path], settings: dict[str, Any]) -> list[report.Video
     Raises:
       UserError: a file was removed or changed meanwhile.
     """
-    devices.wait_for_all("all videos are scored")
-    videos = [video for path in files if (video := read_video(path, settings))]
-    if len(videos) < len(files):
-        raise UserError(f"{files[0].parent}: was changed during the evaluation")
+    videos = []
+    for path in files:
+        while (video := read_video(path, settings)) is None:
+            if jax.process_count() == 1:
+                raise UserError(f"{path}: was removed or changed during the evaluation")
+            time.sleep(1)
+        videos.append(video)
     return videos
 
 
