@@ -3,7 +3,7 @@
 A frame's paths are fitted to its neighbours, and nothing in them is learnt (window_fit.py). The
 frame is filtered along them (estimate.py). Where the gate does not trust them, the result is the
 base: the frame as a network restores it, or the blurred frame. A second network may combine the two
-(models/path_maps.py). The last frame, as the gate left it, helps to restore the next (prior.py).
+(models/path_maps.py). The last frame, as the gate left it, helps to restore the next (wiener.py).
 
 A step has four parts, which a stream runs as separate programs, so that a CPU's cores work on
 several frames: the base of a frame, the fit of its paths, the filter along them, and the second
@@ -31,12 +31,25 @@ from jaxdeblur.models.path_maps import gated
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.paths import self_ensemble
+from jaxdeblur.paths.estimate import Past
 from jaxdeblur.paths.motion import is_small
-from jaxdeblur.paths.prior import Past
-from jaxdeblur.paths.states import LOOKAHEAD, Fitted, OverPaths, StepOf, StreamState
-from jaxdeblur.paths.window_fit import WindowFit
-from jaxdeblur.paths.windows import EVERY, PathsConfig, Told, fit_clips, tell, watch_clips
+from jaxdeblur.paths.self_ensemble import StepOf
+from jaxdeblur.paths.shutter import Shutter
+from jaxdeblur.paths.window_fit import WINDOW, PastPaths, WindowFit, fit_window
+from jaxdeblur.paths.windows import (
+    EVERY,
+    Fitted,
+    OverPaths,
+    PathsConfig,
+    StreamState,
+    Told,
+    for_each,
+    tell,
+    watch_clips,
+)
 from jaxdeblur.shapes import Clip, Frame
+
+LOOKAHEAD = WINDOW // 2
 
 
 class PathRestorer(VideoRestorer):
@@ -76,13 +89,23 @@ class PathRestorer(VideoRestorer):
         base, fusion = (() if net is None else start(net) for net in (self.base, self.fusion))
         if isinstance(self.base, ScaleChoice) and not is_small(height, width):
             base = self.base.without_finest(base)
-        return StreamState.before_first(batch, height, width, base, fusion)
+        nothing = jnp.zeros((batch, height, width, 3), jnp.float32)
+        return StreamState(
+            frames=jnp.zeros((batch, WINDOW - 1, height, width, 3), jnp.float32),
+            present=jnp.zeros(WINDOW - 1, jnp.float32),
+            shutter=Shutter.unknown(batch),
+            seen=jnp.int32(0),
+            paths=PastPaths.unknown((height, width), batch),
+            looking=jnp.bool_(False),
+            base=base,
+            filter=Past(nothing, nothing),
+            fusion=fusion,
+        )
 
     def _step(
         self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
     ) -> tuple[StreamState, Frame]:
-        state, restored, _ = self._step_and_tell(state, frame, repeated)
-        return state, restored
+        return self._step_and_tell(state, frame, repeated)[:2]
 
     def _step_and_tell(
         self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
@@ -120,9 +143,7 @@ class PathRestorer(VideoRestorer):
     ) -> tuple[StreamState, Fitted]:
         """Fits paths, which can run beside the filter of the frame before.
 
-        Args:
-          state: of the stream; only the fields of ``of_fit`` are used.
-          frame, repeated: as in ``step_base``.
+        Only the fields ``of_fit`` of the state are used.
         """
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
@@ -133,7 +154,11 @@ class PathRestorer(VideoRestorer):
 
             @jax.jit  # Traced once for both branches.
             def fits() -> WindowFit:
-                return fit_clips(self.config, frames, motion, shutter, state.paths)
+                videos = frames, *motion, shutter, state.paths
+                fit: WindowFit = for_each(
+                    lambda each: fit_window(*each, *self.config.given), videos
+                )
+                return fit
 
             fit = lax.cond(state.looking, lambda: _zeros_of(fits), fits)
         alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
@@ -146,29 +171,17 @@ class PathRestorer(VideoRestorer):
     def step_filter(
         self, state: Past, fitted: Fitted, below: Frame | None
     ) -> tuple[Past, OverPaths]:
-        """Filters a frame along its paths.
-
-        Args:
-          state: what the previous frame passes on.
-          fitted: from ``step_fit``.
-          below: the base's result; None without a base.
-        """
+        """Filters a frame along its paths, over the base's result; None without a base."""
         frames, fit, here, alone = fitted
         shown = frames[:, 1] if below is None else below
         if fit is None:
             return state, OverPaths(None, shown, here, alone)
-        told, past = tell(frames, fit, shown, state)
+        told, past = for_each(lambda each: tell(*each), (frames, fit, shown, state))
         past = jax.tree.map(functools.partial(jnp.where, here), past, state)
         return past, OverPaths(told, shown, here, alone)
 
     def step_fusion(self, step_of: StepOf, state: State, over: OverPaths) -> tuple[State, Frame]:
-        """Runs the second network's part of a step.
-
-        Args:
-          step_of: as in ``step_base``.
-          state: of the second network.
-          over: from ``step_filter``.
-        """
+        """Runs the second network's part of a step, as ``step_base`` does the base's."""
         if over.told is None:
             return state, over.base
         restored = gated(over.told.maps)

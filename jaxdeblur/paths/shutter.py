@@ -15,12 +15,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths.fit import Bend, Stage, first_fit, fit_paths
-from jaxdeblur.paths.likelihood import Observed, band
-from jaxdeblur.paths.path import exposures
+from jaxdeblur.paths.likelihood import Observed, band, observed
+from jaxdeblur.paths.motion import (
+    CLOSE,
+    COARSE,
+    LUMA,
+    is_small,
+    moves_of,
+    offsets_of,
+    speed_of,
+    tiling_of,
+)
+from jaxdeblur.paths.path import exposures, power, through
 from jaxdeblur.paths.tiles import REACH
 
 DUTIES = np.array([0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0], np.float32)
@@ -71,12 +82,7 @@ class Shutter(NamedTuple):
         return cls(nothing, nothing, nothing, jnp.zeros(videos, jnp.float32))
 
     def add(self, seen: Float[Array, "2 N D"], counts: Float[Array, " N"]) -> Shutter:
-        """Returns the shutter with one more frame's evidence.
-
-        Args:
-          seen: L of its tiles for each light and duty.
-          counts: the weight of each tile.
-        """
+        """Adds a frame's evidence: L of its tiles for each light and duty, and their weights."""
         over = seen - seen.min(-1, keepdims=True)
         stored, linear = seen[..., :1] - seen
         apart = jnp.stack([linear - stored, (linear - stored) ** 2])
@@ -134,17 +140,15 @@ class Shutter(NamedTuple):
 def richest(
     seen: Observed, motion: Float[Array, " N"]
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-    """Returns the moving tiles with the most texture, and their weights.
+    """Returns the moving tiles with the most texture, as stored, and their weights.
 
-    Args:
-      seen: the patches of all tiles, as stored.
-      motion: pixels that each tile moves per frame.
+    ``motion`` is in pixels per frame.
     """
     where = band(seen.spectra.shape[-2], 0.16)
     texture = (seen.spectra[:, 1][..., where.rows, :][..., where.columns] ** 2).sum(1)
     texture = (texture * where.weight * np.hypot(where.fy[:, None], where.fx)).sum((-2, -1))
     moves = (motion > LEAST_MOTION) & (motion < REACH)
-    score, chosen = jax.lax.top_k(jnp.where(moves, texture, 0.0), min(TILES, len(motion)))
+    score, chosen = lax.top_k(jnp.where(moves, texture, 0.0), min(TILES, len(motion)))
     complete = seen.present[chosen].min(1) > 0
     return chosen, (score > 0) * jnp.where(complete, 1.0, _INCOMPLETE)
 
@@ -169,6 +173,59 @@ def evidence(
         def finer() -> Float[Array, " n"]:
             return fit(coarse, fine, stages=_FINE_STAGES, scale=1)[1]
 
-        return jnp.where(slow, jax.lax.cond(slow.any(), finer, lambda: value), value)
+        return jnp.where(slow, lax.cond(slow.any(), finer, lambda: value), value)
 
-    return jax.lax.map(of, jnp.asarray(DUTIES)).T
+    return lax.map(of, jnp.asarray(DUTIES)).T
+
+
+@jax.default_matmul_precision("float32")  # As in motion.py.
+def watch(
+    frames: Float[Array, "5 H W 3"],
+    moves: Float[Array, "N 4 2"],
+    present: Float[Array, 5],
+    shutter: Shutter,
+    observe: Array,
+) -> Shutter:
+    """Updates what is known of the shutter from the middle of five frames.
+
+    Args:
+      frames: as stored, in [0, 1].
+      moves: from ``moves_of``.
+      present: 1 for a frame, 0 for one beyond the video's ends or a jump, which is ignored.
+      shutter: what is known from previous frames.
+      observe: whether to use this frame even if there is enough evidence, a bool.
+    """
+    moving = (speed_of(moves, present) > LEAST_MOTION).any()
+    ask = functools.partial(_ask, frames, None if is_small(*frames.shape[1:3]) else moves, present)
+    asked = moving & (observe | (shutter.tiles < TILES))
+    known: Shutter = lax.cond(asked, ask, lambda shutter: shutter, shutter)
+    return known
+
+
+def _ask(
+    frames: Float[Array, "5 H W 3"],
+    moves: Float[Array, "N 4 2"] | None,
+    present: Float[Array, 5],
+    shutter: Shutter,
+) -> Shutter:
+    """Adds this frame's evidence. Small frames, without ``moves``, have large tiles here, too: fine
+    ones carry too little information."""
+    tiling = tiling_of(frames.shape[1:3], CLOSE if moves is None else COARSE)
+    moves = moves_of(frames, tiling) if moves is None else moves
+    speed, start = speed_of(moves, present), through(moves, present)
+    bright = frames[1:4] @ LUMA
+    # Not moved inward, which underestimates the duty more often.
+    offsets = offsets_of(start)
+    # The same tiles in each light, since others would explain more or less.
+    chosen, counts = richest(observed(bright, tiling, offsets, present), speed)
+    of_less = tiling._replace(n=tiling.size)  # At full size twice as fast, and as good.
+    slow = (speed[chosen] < SLOW) & (counts > 0)
+
+    def told(gamma: Float[Array, ""]) -> Float[Array, "n D"]:
+        seen, fine = (
+            observed(power(bright, gamma), tiling, offsets, present, only=chosen, scale=scale)
+            for tiling, scale in ((tiling, 2), (of_less, 1))
+        )
+        return evidence(start[chosen], seen, fine, slow)
+
+    return shutter.add(lax.map(told, jnp.array(LIGHTS)), counts)

@@ -44,10 +44,13 @@ class PastPaths(NamedTuple):
     """As in ``WindowFit``."""
 
     @classmethod
-    def unknown(cls, size: tuple[int, ...]) -> PastPaths:
-        """Returns the paths before the first frame, of this height and width."""
+    def unknown(cls, size: tuple[int, ...], *videos: int) -> PastPaths:
+        """Returns the paths before the first frame, of this height and width.
+
+        For several videos, they have that leading axis.
+        """
         tiles = len(tiling_of(size).centres)
-        return cls(jnp.zeros((tiles, len(FREE), 2)), jnp.bool_(False))
+        return cls(jnp.zeros((*videos, tiles, len(FREE), 2)), jnp.zeros(videos, bool))
 
 
 class WindowFit(NamedTuple):

@@ -33,16 +33,15 @@ from jaxdeblur.data.textures import open_scenes
 from jaxdeblur.data.videos import HighSpeedVideo
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import replace_folder_when_whole, write_json
-from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
-from jaxdeblur.paths.estimate import filtered
+from jaxdeblur.paths.estimate import Past
 from jaxdeblur.paths.motion import moves_of
-from jaxdeblur.paths.prior import Past
 from jaxdeblur.paths.self_ensemble import restore_clip
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
+from jaxdeblur.paths.windows import tell
 from jaxdeblur.shapes import Clip, Video8
 from jaxdeblur.weights.load import load_model
 
@@ -198,11 +197,8 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     ) -> tuple[jax.Array, Past, PastPaths]:
         moves, unknown = moves_of(window), Shutter.unknown()
         fit = fit_window(window, moves, present, unknown, paths, *duty_and_light)
-        found = filtered(window[1:4], fit, below, past)
-        evidence = at_pixels(found.cells, *below.shape[:2])
-        maps = path_maps(window[WINDOW // 2], below, found.sharp, found.unexplained, evidence)
-        as_bytes = jnp.round(255 * maps).astype(jnp.uint8)
-        return as_bytes, Past(gated(maps), found.excess), fit.passed_on
+        told, past = tell(window[1:4], fit, below, past)
+        return jnp.round(255 * told.maps).astype(jnp.uint8), past, fit.passed_on
 
     source = PathClipSource(config)
     line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)
