@@ -111,7 +111,7 @@ def fit_paths(
 
         def step(fit: Fit, _: None) -> tuple[Fit, Float[Array, " N"]]:
             found: Likelihood = over_tiles(
-                lambda tile: likelihood(*tile, where, basis), (fit, inside)
+                lambda tile: likelihood(tile[0], tile[1], where, basis), (fit, inside)
             )
             change = _solve(fit.knots, found, shape, smooth, bend, before)
             knots = fit.knots + jnp.clip(change, -stage.limit, stage.limit)

@@ -5,11 +5,9 @@ frame is filtered along them (estimate.py). Where the gate does not trust them, 
 base: the frame as a network restores it, or the blurred frame. A second network may combine the two
 (models/path_maps.py). The last frame, as the gate left it, helps to restore the next (wiener.py).
 
-A step has four parts, which a stream runs as separate programs, so that a CPU's cores work on
-several frames: the base of a frame, the fit of its paths, the filter along them, and the second
-network. Each needs the results of the parts before it and its own state (restoration/placement.py).
-Large frames do without the base's finest size, three quarters of its work: the second network sees
-the frame at that size, too (docs/lab/paths.md).
+A stream runs the four parts of a step as separate programs (restoration/placement.py). Large frames
+do without the base's finest size, three quarters of its work: the second network sees the frame at
+that size, too (docs/lab/paths.md).
 """
 
 from __future__ import annotations
@@ -31,13 +29,14 @@ from jaxdeblur.models.path_maps import gated
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.paths import self_ensemble
-from jaxdeblur.paths.estimate import Past
-from jaxdeblur.paths.motion import is_small
+from jaxdeblur.paths.estimate import LEAST_SIDE, Past
+from jaxdeblur.paths.motion import connected, is_small, moves_of
 from jaxdeblur.paths.self_ensemble import StepOf
-from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.window_fit import WINDOW, PastPaths, WindowFit, fit_window
+from jaxdeblur.paths.shutter import Shutter, watch
+from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
 from jaxdeblur.paths.windows import (
     EVERY,
+    FIRST,
     Fitted,
     OverPaths,
     PathsConfig,
@@ -45,7 +44,6 @@ from jaxdeblur.paths.windows import (
     Told,
     for_each,
     tell,
-    watch_clips,
 )
 from jaxdeblur.shapes import Clip, Frame
 
@@ -61,7 +59,7 @@ class PathRestorer(VideoRestorer):
       fusion: makes frames from the maps of models/path_maps.py; None for the gate alone.
 
     Raises:
-      UserError: the base's look-ahead is not two frames, or that of ``fusion`` is not zero.
+      UserError: the base's look-ahead is not two frames.
     """
 
     lookahead = LOOKAHEAD
@@ -72,10 +70,6 @@ class PathRestorer(VideoRestorer):
         base: VideoRestorer | None = None,
         fusion: VideoRestorer | None = None,
     ) -> None:
-        if fusion is not None and fusion.lookahead:
-            raise UserError(
-                f"a network over paths must not look ahead, but looks {fusion.lookahead} frames"
-            )
         if base is not None and base.lookahead != LOOKAHEAD:
             raise UserError(f"a base must look {LOOKAHEAD} frames ahead, not {base.lookahead}")
         self.config = config
@@ -147,24 +141,28 @@ class PathRestorer(VideoRestorer):
         """
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
-        motion, shutter = watch_clips(self.config, frames, present, state.shutter, state.seen)
         here = present[LOOKAHEAD] > 0  # Before the first frame, no state is kept.
-        fit = None
-        if motion is not None:
+        alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
+        seen, shutter, paths, fit = state.seen, state.shutter, state.paths, None
+        if min(frames.shape[2:4]) >= LEAST_SIDE:
+            moves = for_each(moves_of, frames)
+            videos = frames, moves, jax.vmap(connected, (0, None))(moves, present)
+            if self.config.asks:
+                observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
+                shutter = for_each(lambda each: watch(*each, observe), (*videos, shutter))
 
             @jax.jit  # Traced once for both branches.
-            def fits() -> WindowFit:
-                videos = frames, *motion, shutter, state.paths
-                fit: WindowFit = for_each(
-                    lambda each: fit_window(*each, *self.config.given), videos
-                )
-                return fit
+            def fits() -> Any:
+                given = self.config.given
+                return for_each(lambda each: fit_window(*each, *given), (*videos, shutter, paths))
 
             fit = lax.cond(state.looking, lambda: _zeros_of(fits), fits)
-        alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
-        seen, paths = state.seen + here.astype(int), state.paths if fit is None else fit.passed_on
         state = state._replace(
-            frames=frames[:, 1:], present=present[1:], shutter=shutter, seen=seen, paths=paths
+            frames=frames[:, 1:],
+            present=present[1:],
+            shutter=shutter,
+            seen=seen + here.astype(int),
+            paths=paths if fit is None else fit.passed_on,
         )
         return state, Fitted(frames[:, LOOKAHEAD - 1 : LOOKAHEAD + 2], fit, here, alone)
 

@@ -19,18 +19,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.paths import motion
 from jaxdeblur.paths.fit import Bend, Stage, first_fit, fit_paths
 from jaxdeblur.paths.likelihood import Observed, band, observed
-from jaxdeblur.paths.motion import (
-    CLOSE,
-    COARSE,
-    LUMA,
-    is_small,
-    moves_of,
-    offsets_of,
-    speed_of,
-    tiling_of,
-)
 from jaxdeblur.paths.path import exposures, power, through
 from jaxdeblur.paths.tiles import REACH
 
@@ -138,17 +129,17 @@ class Shutter(NamedTuple):
 
 
 def richest(
-    seen: Observed, motion: Float[Array, " N"]
+    seen: Observed, speed: Float[Array, " N"]
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """Returns the moving tiles with the most texture, as stored, and their weights.
 
-    ``motion`` is in pixels per frame.
+    ``speed`` is in pixels per frame.
     """
     where = band(seen.spectra.shape[-2], 0.16)
     texture = (seen.spectra[:, 1][..., where.rows, :][..., where.columns] ** 2).sum(1)
     texture = (texture * where.weight * np.hypot(where.fy[:, None], where.fx)).sum((-2, -1))
-    moves = (motion > LEAST_MOTION) & (motion < REACH)
-    score, chosen = lax.top_k(jnp.where(moves, texture, 0.0), min(TILES, len(motion)))
+    moves = (speed > LEAST_MOTION) & (speed < REACH)
+    score, chosen = lax.top_k(jnp.where(moves, texture, 0.0), min(TILES, len(speed)))
     complete = seen.present[chosen].min(1) > 0
     return chosen, (score > 0) * jnp.where(complete, 1.0, _INCOMPLETE)
 
@@ -195,8 +186,9 @@ def watch(
       shutter: what is known from previous frames.
       observe: whether to use this frame even if there is enough evidence, a bool.
     """
-    moving = (speed_of(moves, present) > LEAST_MOTION).any()
-    ask = functools.partial(_ask, frames, None if is_small(*frames.shape[1:3]) else moves, present)
+    moving = (motion.speed_of(moves, present) > LEAST_MOTION).any()
+    small = motion.is_small(*frames.shape[1:3])
+    ask = functools.partial(_ask, frames, None if small else moves, present)
     asked = moving & (observe | (shutter.tiles < TILES))
     known: Shutter = lax.cond(asked, ask, lambda shutter: shutter, shutter)
     return known
@@ -210,12 +202,12 @@ def _ask(
 ) -> Shutter:
     """Adds this frame's evidence. Small frames, without ``moves``, have large tiles here, too: fine
     ones carry too little information."""
-    tiling = tiling_of(frames.shape[1:3], CLOSE if moves is None else COARSE)
-    moves = moves_of(frames, tiling) if moves is None else moves
-    speed, start = speed_of(moves, present), through(moves, present)
-    bright = frames[1:4] @ LUMA
+    tiling = motion.tiling_of(frames.shape[1:3], motion.CLOSE if moves is None else motion.COARSE)
+    moves = motion.moves_of(frames, tiling) if moves is None else moves
+    speed, start = motion.speed_of(moves, present), through(moves, present)
+    bright = frames[1:4] @ motion.LUMA
     # Not moved inward, which underestimates the duty more often.
-    offsets = offsets_of(start)
+    offsets = motion.offsets_of(start)
     # The same tiles in each light, since others would explain more or less.
     chosen, counts = richest(observed(bright, tiling, offsets, present), speed)
     of_less = tiling._replace(n=tiling.size)  # At full size twice as fast, and as good.

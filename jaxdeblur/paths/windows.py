@@ -1,4 +1,4 @@
-"""The blur paths of a batch of windows of five frames, and what streams keep from step to step."""
+"""The options of blur paths, and what the parts of a step keep and pass on (restorer.py)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
 from jaxdeblur.models.restorer import State
 from jaxdeblur.options import Share, check_ranges
-from jaxdeblur.paths.estimate import LEAST_SIDE, Past, filtered
-from jaxdeblur.paths.motion import connected, moves_of
-from jaxdeblur.paths.shutter import Shutter, watch
+from jaxdeblur.paths.estimate import Past, filtered
+from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.window_fit import WINDOW, PastPaths, WindowFit
 from jaxdeblur.shapes import Clip, Frame
 
@@ -121,35 +120,6 @@ class OverPaths(NamedTuple):
     here: Bool[Array, ""]
     alone: Bool[Array, ""]
     """Both as in ``Fitted``."""
-
-
-def watch_clips(
-    config: PathsConfig,
-    frames: Float[Array, "B 5 H W 3"],
-    present: Float[Array, 5],
-    shutter: Shutter,
-    seen: Int[Array, ""],
-) -> tuple[tuple[Float[Array, "B N 4 2"], Float[Array, "B 5"]] | None, Shutter]:
-    """Returns how tiles move and which frames show the middle one's scene, and the shutters.
-
-    If frames are too small for tiles, the first is None.
-
-    Args:
-      config: of the paths.
-      frames: in [0, 1].
-      present: 1 for a frame, 0 for one beyond the videos' ends.
-      shutter: what is known from previous frames.
-      seen: the number of previous frames.
-    """
-    if min(frames.shape[2:4]) < LEAST_SIDE:
-        return None, shutter
-    moves = for_each(moves_of, frames)
-    motion = moves, jax.vmap(connected, (0, None))(moves, present)
-    if not config.asks:
-        return motion, shutter
-    observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
-    known: Shutter = for_each(lambda each: watch(*each, observe), (frames, *motion, shutter))
-    return motion, known
 
 
 def tell(
