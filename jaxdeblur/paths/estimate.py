@@ -75,7 +75,19 @@ def filtered(
         fit, gain = jax.tree.map(lambda leaf: leaf[those], (found.fit, found.gain))
         excess = halved_pixels(past.excess)
         made = _filtered(half, excess, below, found._replace(fit=fit, gain=gain), small)
-        return _enlarged(made, base, below.base, small, tiling)
+
+        def enlarge(image: jax.Array) -> jax.Array:
+            shape = 2 * image.shape[0], 2 * image.shape[1], image.shape[2]
+            return jax.image.resize(image, shape, "cubic")[: tiling.height, : tiling.width]
+
+        # Details finer than half size come from the base.
+        sharp = jnp.clip(base + enlarge(made.sharp - below.base), 0.0, 1.0)
+        rows, columns = -(-tiling.height // CELL), -(-tiling.width // CELL)
+        cells = made.cells.repeat(2, 0).repeat(2, 1)[:rows, :columns] * jnp.array([1.0, 2.0, 1.0])
+        bent = made.paths - jnp.asarray(small.centres)[:, None]
+        bent = 2 * bent[tiling.nearest(small, scale=2)]
+        paths = jnp.asarray(tiling.centres)[:, None] + bent
+        return Estimate(sharp, enlarge(made.unexplained), cells, paths, enlarge(made.excess))
 
     made: Estimate = (
         whole() if is_small(*frames.shape[1:3]) else lax.cond(found.large, at_half_size, whole)
@@ -92,20 +104,17 @@ def _filtered(
 ) -> Estimate:
     """Filters the frame with tiles of one size; the gate does without the video's ``trusted``."""
     prior, fit, duty = prior.map(lambda y: jnp.clip(y, 0.0, 1.0)), found.fit, found.duty
-    blurred = frames[1]
-    bright, prior_bright = blurred @ LUMA, prior.map(lambda y: y @ LUMA)
+    blurred, bright = frames[1], frames[1] @ LUMA
     weights = found.present[1:4] * jnp.exp(fit.trust) * jnp.array(_SHARES)
     tiles = wiener.Tiles(fit, offsets_of(fit.knots), weights, duty, exposures(duty))
     stored = lax.cond(
         found.linear, lambda: as_stored(frames, excess, prior, tiles, tiling), lambda: frames
     )
-    stored_bright = stored @ LUMA
-    made = wiener.luminance(stored_bright, prior_bright, tiles, tiling)
-    colours = _chroma(stored, stored_bright)
-    known = prior.map(lambda y: _chroma(y, y @ LUMA))
+    made = wiener.luminance(stored @ LUMA, prior.map(lambda y: y @ LUMA), tiles, tiling)
+    colours, known = _chroma(stored), prior.map(_chroma)
     sharp = wiener.chrominance(colours, known, tiles, tiling.reduced(2), made.shares)
     shape = 2, 2 * sharp.shape[1], 2 * sharp.shape[2]
-    red, blue = jax.image.resize(sharp - _chroma(blurred, bright), shape, "linear")
+    red, blue = jax.image.resize(sharp - _chroma(blurred), shape, "linear")
     green = -(LUMA[0] * red + LUMA[2] * blue) / LUMA[1]
     change = jnp.stack([red, green, blue], -1)[: tiling.height, : tiling.width]
     sharp = jnp.clip(blurred + (made.sharp - bright)[..., None] + change, 0.0, 1.0)
@@ -115,31 +124,7 @@ def _filtered(
     return Estimate(sharp, unexplained, cells, paths, blurred - stored[1])
 
 
-def _enlarged(
-    made: Estimate,
-    base: Float[Array, "H W 3"],
-    below: Float[Array, "h w 3"],
-    small: Tiling,
-    tiling: Tiling,
-) -> Estimate:
-    """Enlarges a result made at half size over ``below``. Finer details come from ``base``."""
-    height, width = tiling[:2]
-
-    def enlarge(image: jax.Array) -> jax.Array:
-        shape = 2 * image.shape[0], 2 * image.shape[1], image.shape[2]
-        return jax.image.resize(image, shape, "cubic")[:height, :width]
-
-    sharp = jnp.clip(base + enlarge(made.sharp - below), 0.0, 1.0)
-    cells = made.cells.repeat(2, 0).repeat(2, 1)[: -(-height // CELL), : -(-width // CELL)]
-    bent = 2 * (made.paths - jnp.asarray(small.centres)[:, None])[tiling.nearest(small, scale=2)]
-    paths = jnp.asarray(tiling.centres)[:, None] + bent
-    cells = cells * jnp.array([1.0, 2.0, 1.0])
-    return Estimate(sharp, enlarge(made.unexplained), cells, paths, enlarge(made.excess))
-
-
-def _chroma(
-    image: Float[Array, "*leading H W 3"], bright: Float[Array, "*leading H W"]
-) -> Float[Array, "*leading 2 h w"]:
+def _chroma(image: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading 2 h w"]:
     """Returns red and blue minus the luminance, at half size."""
-    apart = (image - bright[..., None])[..., jnp.array([0, 2])]
+    apart = (image - (image @ LUMA)[..., None])[..., jnp.array([0, 2])]
     return halved(jnp.moveaxis(apart, -1, -3))

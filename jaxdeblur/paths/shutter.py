@@ -186,38 +186,31 @@ def watch(
       shutter: what is known from previous frames.
       observe: whether to use this frame even if there is enough evidence, a bool.
     """
+
+    def with_this() -> Shutter:
+        # Small frames have large tiles here, too: fine ones carry too little information.
+        small = motion.is_small(*frames.shape[1:3])
+        tiling = motion.tiling_of(frames.shape[1:3], motion.CLOSE if small else motion.COARSE)
+        found = motion.moves_of(frames, tiling) if small else moves
+        speed, start = motion.speed_of(found, present), through(found, present)
+        bright = frames[1:4] @ motion.LUMA
+        # Not moved inward, which underestimates the duty more often.
+        offsets = motion.offsets_of(start)
+        # The same tiles in each light, since others would explain more or less.
+        chosen, counts = richest(observed(bright, tiling, offsets, present), speed)
+        of_less = tiling._replace(n=tiling.size)  # At full size twice as fast, and as good.
+        slow = (speed[chosen] < SLOW) & (counts > 0)
+
+        def told(gamma: Float[Array, ""]) -> Float[Array, "n D"]:
+            seen, fine = (
+                observed(power(bright, gamma), tiling, offsets, present, only=chosen, scale=scale)
+                for tiling, scale in ((tiling, 2), (of_less, 1))
+            )
+            return evidence(start[chosen], seen, fine, slow)
+
+        return shutter.add(lax.map(told, jnp.array(LIGHTS)), counts)
+
     moving = (motion.speed_of(moves, present) > LEAST_MOTION).any()
-    small = motion.is_small(*frames.shape[1:3])
-    ask = functools.partial(_ask, frames, None if small else moves, present)
     asked = moving & (observe | (shutter.tiles < TILES))
-    known: Shutter = lax.cond(asked, ask, lambda shutter: shutter, shutter)
+    known: Shutter = lax.cond(asked, with_this, lambda: shutter)
     return known
-
-
-def _ask(
-    frames: Float[Array, "5 H W 3"],
-    moves: Float[Array, "N 4 2"] | None,
-    present: Float[Array, 5],
-    shutter: Shutter,
-) -> Shutter:
-    """Adds this frame's evidence. Small frames, without ``moves``, have large tiles here, too: fine
-    ones carry too little information."""
-    tiling = motion.tiling_of(frames.shape[1:3], motion.CLOSE if moves is None else motion.COARSE)
-    moves = motion.moves_of(frames, tiling) if moves is None else moves
-    speed, start = motion.speed_of(moves, present), through(moves, present)
-    bright = frames[1:4] @ motion.LUMA
-    # Not moved inward, which underestimates the duty more often.
-    offsets = motion.offsets_of(start)
-    # The same tiles in each light, since others would explain more or less.
-    chosen, counts = richest(observed(bright, tiling, offsets, present), speed)
-    of_less = tiling._replace(n=tiling.size)  # At full size twice as fast, and as good.
-    slow = (speed[chosen] < SLOW) & (counts > 0)
-
-    def told(gamma: Float[Array, ""]) -> Float[Array, "n D"]:
-        seen, fine = (
-            observed(power(bright, gamma), tiling, offsets, present, only=chosen, scale=scale)
-            for tiling, scale in ((tiling, 2), (of_less, 1))
-        )
-        return evidence(start[chosen], seen, fine, slow)
-
-    return shutter.add(lax.map(told, jnp.array(LIGHTS)), counts)
