@@ -16,7 +16,6 @@ from jaxdeblur.paths.gate import gate
 from jaxdeblur.paths.light import as_stored
 from jaxdeblur.paths.motion import CLOSE, LUMA, is_small, offsets_of, tiling_of
 from jaxdeblur.paths.path import exposed, exposures, extent
-from jaxdeblur.paths.prior import Past, Prior
 from jaxdeblur.paths.tiles import Tiling, halved, halved_pixels
 from jaxdeblur.paths.window_fit import WindowFit
 
@@ -26,13 +25,20 @@ LEAST_SIDE = 64
 _SHARES = (wiener.NEIGHBOUR, 1.0, wiener.NEIGHBOUR)
 
 
+class Past(NamedTuple):
+    """What a frame passes on to the filter of the next."""
+
+    restored: Float[Array, "*leading H W 3"]
+    """The frame as the gate left it."""
+    excess: Float[Array, "*leading H W 3"]
+    """What averaging in linear light added to it (light.py); zeros if it was averaged as stored."""
+
+
 class Estimate(NamedTuple):
     """The results for one frame."""
 
     sharp: Float[Array, "H W 3"]
     """The deconvolved frame, in [0, 1]."""
-    base: Float[Array, "H W 3"]
-    """The base, mixed with the blurred frame as far as the video appears sharp (gate.py)."""
     unexplained: Float[Array, "H W 2"]
     """Luminance residual of the reblurred frame; X of the neighbours minus X of the frame alone."""
     cells: Float[Array, "h w 3"]
@@ -40,7 +46,7 @@ class Estimate(NamedTuple):
     paths: Float[Array, "N 9 2"]
     """Positions of each tile's centre during the exposure, (y, x) in pixels of the frame."""
     excess: Float[Array, "H W 3"]
-    """What averaging in linear light added to the frame (light.py)."""
+    """As in ``Past``."""
 
 
 @jax.default_matmul_precision("float32")
@@ -59,92 +65,66 @@ def filtered(
       past: what the previous frame passes on.
     """
     tiling = tiling_of(frames.shape[1:3])
-    prior = Prior(base, past.restored, found.present[1])
+    prior = wiener.Prior(base, past.restored, found.present[1])
     whole = functools.partial(_filtered, frames, past.excess, prior, found, tiling)
 
-    def at_half_size() -> _Filtered:
+    def at_half_size() -> Estimate:
         half, below = halved_pixels(frames), prior.map(halved_pixels)
         small = tiling_of(half.shape[1:3], CLOSE)
         those = slice(len(small.centres))
         fit, gain = jax.tree.map(lambda leaf: leaf[those], (found.fit, found.gain))
         excess = halved_pixels(past.excess)
         made = _filtered(half, excess, below, found._replace(fit=fit, gain=gain), small)
-        return _enlarged(made, base, below.base, small, tiling)
 
-    made: _Filtered = (
+        def enlarge(image: jax.Array) -> jax.Array:
+            shape = 2 * image.shape[0], 2 * image.shape[1], image.shape[2]
+            return jax.image.resize(image, shape, "cubic")[: tiling.height, : tiling.width]
+
+        # Details finer than half size come from the base.
+        sharp = jnp.clip(base + enlarge(made.sharp - below.base), 0.0, 1.0)
+        rows, columns = -(-tiling.height // CELL), -(-tiling.width // CELL)
+        cells = made.cells.repeat(2, 0).repeat(2, 1)[:rows, :columns] * jnp.array([1.0, 2.0, 1.0])
+        bent = made.paths - jnp.asarray(small.centres)[:, None]
+        bent = 2 * bent[tiling.nearest(small, scale=2)]
+        paths = jnp.asarray(tiling.centres)[:, None] + bent
+        return Estimate(sharp, enlarge(made.unexplained), cells, paths, enlarge(made.excess))
+
+    made: Estimate = (
         whole() if is_small(*frames.shape[1:3]) else lax.cond(found.large, at_half_size, whole)
     )
-    cells = made.cells.at[..., 0].multiply(found.trusted)
-    base = frames[1] + found.base_share * (base - frames[1])
-    return Estimate(made.sharp, base, made.unexplained, cells, made.paths, made.excess)
-
-
-class _Filtered(NamedTuple):
-    """The fields of an Estimate before the video's evidence on the shutter is applied."""
-
-    sharp: Float[Array, "H W 3"]
-    unexplained: Float[Array, "H W 2"]
-    cells: Float[Array, "h w 3"]
-    paths: Float[Array, "N 9 2"]
-    excess: Float[Array, "H W 3"]
+    return made._replace(cells=made.cells.at[..., 0].multiply(found.trusted))
 
 
 def _filtered(
     frames: Float[Array, "3 H W 3"],
     excess: Float[Array, "H W 3"],
-    prior: Prior,
+    prior: wiener.Prior,
     found: WindowFit,
     tiling: Tiling,
-) -> _Filtered:
+) -> Estimate:
+    """Filters the frame with tiles of one size; the gate does without the video's ``trusted``."""
     prior, fit, duty = prior.map(lambda y: jnp.clip(y, 0.0, 1.0)), found.fit, found.duty
-    blurred = frames[1]
-    bright, prior_bright = blurred @ LUMA, prior.map(lambda y: y @ LUMA)
+    blurred, bright = frames[1], frames[1] @ LUMA
     weights = found.present[1:4] * jnp.exp(fit.trust) * jnp.array(_SHARES)
     tiles = wiener.Tiles(fit, offsets_of(fit.knots), weights, duty, exposures(duty))
     stored = lax.cond(
         found.linear, lambda: as_stored(frames, excess, prior, tiles, tiling), lambda: frames
     )
-    stored_bright = stored @ LUMA
-    made = wiener.luminance(stored_bright, prior_bright, tiles, tiling)
-    colours = _chroma(stored, stored_bright)
-    known = prior.map(lambda y: _chroma(y, y @ LUMA))
+    made = wiener.luminance(stored @ LUMA, prior.map(lambda y: y @ LUMA), tiles, tiling)
+    colours, known = _chroma(stored), prior.map(_chroma)
     sharp = wiener.chrominance(colours, known, tiles, tiling.reduced(2), made.shares)
     shape = 2, 2 * sharp.shape[1], 2 * sharp.shape[2]
-    red, blue = jax.image.resize(sharp - _chroma(blurred, bright), shape, "linear")
+    red, blue = jax.image.resize(sharp - _chroma(blurred), shape, "linear")
     green = -(LUMA[0] * red + LUMA[2] * blue) / LUMA[1]
     change = jnp.stack([red, green, blue], -1)[: tiling.height, : tiling.width]
     sharp = jnp.clip(blurred + (made.sharp - bright)[..., None] + change, 0.0, 1.0)
     cells = gate(made, bright, extent(fit.knots, duty), found.gain, tiling)
     unexplained = jnp.stack([made.residual, made.disagreement], -1)
     paths = jnp.asarray(tiling.centres)[:, None] + exposed(fit.knots, duty)
-    return _Filtered(sharp, unexplained, cells, paths, blurred - stored[1])
+    return Estimate(sharp, unexplained, cells, paths, blurred - stored[1])
 
 
-def _enlarged(
-    made: _Filtered,
-    base: Float[Array, "H W 3"],
-    below: Float[Array, "h w 3"],
-    small: Tiling,
-    tiling: Tiling,
-) -> _Filtered:
-    """Enlarges a result made at half size over ``below``. Finer details come from ``base``."""
-    height, width = tiling[:2]
-
-    def enlarge(image: jax.Array) -> jax.Array:
-        shape = 2 * image.shape[0], 2 * image.shape[1], image.shape[2]
-        return jax.image.resize(image, shape, "cubic")[:height, :width]
-
-    sharp = jnp.clip(base + enlarge(made.sharp - below), 0.0, 1.0)
-    cells = made.cells.repeat(2, 0).repeat(2, 1)[: -(-height // CELL), : -(-width // CELL)]
-    bent = 2 * (made.paths - jnp.asarray(small.centres)[:, None])[tiling.nearest(small, scale=2)]
-    paths = jnp.asarray(tiling.centres)[:, None] + bent
-    cells = cells * jnp.array([1.0, 2.0, 1.0])
-    return _Filtered(sharp, enlarge(made.unexplained), cells, paths, enlarge(made.excess))
-
-
-def _chroma(
-    image: Float[Array, "*leading H W 3"], bright: Float[Array, "*leading H W"]
-) -> Float[Array, "*leading 2 h w"]:
+def _chroma(image: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading 2 h w"]:
     """Returns red and blue minus the luminance, at half size."""
-    apart = (image - bright[..., None])[..., jnp.array([0, 2])]
+    apart = (image - (image @ LUMA)[..., None])[..., jnp.array([0, 2])]
     return halved(jnp.moveaxis(apart, -1, -3))

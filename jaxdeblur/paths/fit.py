@@ -19,21 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdeblur.paths.likelihood import (
-    LEAST_TRUST,
-    START,
-    Band,
-    Fit,
-    Likelihood,
-    Observed,
-    likelihood,
-)
+from jaxdeblur.paths.likelihood import LEAST_TRUST, START, Fit, Likelihood, Observed, likelihood
 from jaxdeblur.paths.path import FREE, KNOTS, exposures
 from jaxdeblur.paths.tiles import over_tiles
 
 SMOOTH = 0.0025
 """Nats per frequency and pixel, between neighbouring tiles of 128 pixels."""
-
 
 KEEP = 0.25
 """Nats per frequency and pixel, between a path and that of the previous frame."""
@@ -114,13 +105,11 @@ def fit_paths(
     Returns:
       The fit, and L of each tile before the last step.
     """
-    value = jnp.zeros(len(fit.knots))
-    for stage in stages:
+
+    def improved(fit: Fit, stage: Stage) -> tuple[Fit, Float[Array, " steps N"]]:
         inside, where = seen.up_to(stage.top, scale)
 
-        def step(
-            fit: Fit, _: None, where: Band = where, inside: Observed = inside, stage: Stage = stage
-        ) -> tuple[Fit, Float[Array, " N"]]:
+        def step(fit: Fit, _: None) -> tuple[Fit, Float[Array, " N"]]:
             found: Likelihood = over_tiles(
                 lambda tile: likelihood(tile[0], tile[1], where, basis), (fit, inside)
             )
@@ -128,27 +117,28 @@ def fit_paths(
             knots = fit.knots + jnp.clip(change, -stage.limit, stage.limit)
             return _refitted(fit, found, seen.present)._replace(knots=knots), found.value
 
-        fit, values = jax.lax.scan(step, fit, None, length=stage.steps)
-        value = values[-1]
-    return fit, value
+        return jax.lax.scan(step, fit, None, length=stage.steps)
+
+    for stage in stages:
+        fit, values = improved(fit, stage)
+    return fit, values[-1]
 
 
 def gain_over_no_blur(fit: Fit, value: Float[Array, " N"], seen: Observed) -> Float[Array, " N"]:
     """Returns G: how much better the path explains each tile than sharp frames moving along it.
 
-    Args:
-      fit: the fitted paths.
-      value: their L, in the last of STAGES.
-      seen: as in ``fit_paths``.
+    ``value`` is L of the fit in the last of STAGES.
     """
     basis, (inside, where) = exposures(0.0), seen.up_to(STAGES[-1].top)
 
     def again(each: tuple[Fit, Observed]) -> Float[Array, ""]:
-        def refit(tile: Fit, _: None) -> tuple[Fit, Float[Array, ""]]:
-            found = likelihood(tile, each[1], where, basis)
-            return _refitted(tile, found, each[1].present), found.value
+        first, patches = each
 
-        return jax.lax.scan(refit, each[0], None, length=3)[1][-1]
+        def refit(tile: Fit, _: None) -> tuple[Fit, Float[Array, ""]]:
+            found = likelihood(tile, patches, where, basis)
+            return _refitted(tile, found, patches.present), found.value
+
+        return jax.lax.scan(refit, first, None, length=3)[1][-1]
 
     return over_tiles(again, (fit, inside)) - value
 

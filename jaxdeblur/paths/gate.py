@@ -80,12 +80,7 @@ def gate(
 
 
 def trusted(shutter: Shutter, speed: Float[Array, ""]) -> Float[Array, ""]:
-    """Returns t, in [0, 1]: how far the video appears blurred, and by one shutter.
-
-    Args:
-      shutter: what is known of it.
-      speed: v.
-    """
+    """Returns t, in [0, 1]: how far the video appears blurred, and by one shutter; v is speed."""
     disputed = smoothstep(shutter.disputed, *_DISPUTED) * (1 - smoothstep(speed, *_STILL))
     return smoothstep(shutter.blurred, *_BLURRED) * (1 - _doubt(shutter)) * (1 - disputed)
 

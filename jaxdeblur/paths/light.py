@@ -22,9 +22,8 @@ from jaxtyping import Array, Float, Int
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths.motion import LUMA
 from jaxdeblur.paths.path import SAMPLE_WEIGHTS, frequencies, power, transfer
-from jaxdeblur.paths.prior import Prior
 from jaxdeblur.paths.tiles import Tiling, cut, inner, over_tiles, overlap_add, taper
-from jaxdeblur.paths.wiener import Tiles, luminance
+from jaxdeblur.paths.wiener import Prior, Tiles, luminance
 
 
 def as_stored(

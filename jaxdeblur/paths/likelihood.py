@@ -59,10 +59,8 @@ class Band(NamedTuple):
 def band(n: int, top: float, scale: int = 2) -> Band:
     """Returns the frequencies up to ``top`` that a Hann window separates from 0.
 
-    Args:
-      n: rows of ``folded_spectra``.
-      top: the highest, in cycles per pixel of the full-size image; paths are in its pixels too.
-      scale: the image is at ``1/scale`` of its size.
+    They are in cycles per pixel of the full-size image, whose pixels paths have too. The spectra
+    have ``n`` rows and come from the image at ``1/scale`` of its size.
     """
     most = min(int(top * n * scale), n // 2 - 1)
     indices, columns = np.r_[0 : most + 1, n - most : n], np.arange(most + 1)
@@ -125,28 +123,6 @@ class Likelihood(NamedTuple):
     trust: Float[Array, 3]
 
 
-def folded_spectra(
-    image: Float[Array, "H W"],
-    tiling: Tiling,
-    offsets: Int[Array, "N 2"],
-    only: Int[Array, " N"] | None = None,
-    inward: bool = False,
-) -> Float[Array, "N 2 h m"]:
-    """Returns every second frequency of Hann-windowed patches; arguments as in ``tiles.cut``.
-
-    The window correlates neighbouring frequencies, so half of them in each direction suffice.
-    Folding the patch before the transform keeps these, at a quarter of the work.
-    """
-    half, window = tiling.n // 2, hann(tiling.n)
-
-    def one(patch: Float[Array, "1 n n"]) -> Float[Array, "2 h m"]:
-        patch = (patch[0] - patch.mean()) * window
-        spectrum = jnp.fft.rfft2(patch.reshape(2, half, 2, half).sum((0, 2)))
-        return jnp.stack([spectrum.real, spectrum.imag])
-
-    return over_tiles(one, cut(image[None], tiling, offsets, only=only, inward=inward))
-
-
 def observed(
     luminance: Float[Array, "3 H W"],
     tiling: Tiling,
@@ -156,7 +132,10 @@ def observed(
     only: Int[Array, " n"] | None = None,
     scale: int = 2,
 ) -> Observed:
-    """Returns the observations of tiles.
+    """Returns the observations of tiles: every second frequency of Hann-windowed patches.
+
+    The window correlates neighbouring frequencies, so half of them in each direction suffice.
+    Folding the patch before the transform keeps these, at a quarter of the work.
 
     Args:
       luminance: of the previous, middle and next frame, in the light that is tried.
@@ -168,12 +147,21 @@ def observed(
       scale: 1, or 2 for the image at half its size.
     """
     reduced = tiling.reduced(scale)
+    half, window = reduced.n // 2, hann(reduced.n)
     offsets = offsets if only is None else offsets[only]
     whole = jnp.round(offsets / scale).astype(int)
-    images = halved(luminance) if scale == 2 else luminance
-    folded = [folded_spectra(y, reduced, whole[:, j], only, inward) for j, y in enumerate(images)]
+
+    def folded(patch: Float[Array, "1 n n"]) -> Float[Array, "2 h m"]:
+        patch = (patch[0] - patch.mean()) * window
+        spectrum = jnp.fft.rfft2(patch.reshape(2, half, 2, half).sum((0, 2)))
+        return jnp.stack([spectrum.real, spectrum.imag])
+
+    spectra = [
+        over_tiles(folded, cut(y[None], reduced, whole[:, j], only=only, inward=inward))
+        for j, y in enumerate(halved(luminance) if scale == 2 else luminance)
+    ]
     here = jnp.broadcast_to(present[1:4], (len(offsets), 3))
-    return Observed(jnp.stack(folded, 1), offsets, here)
+    return Observed(jnp.stack(spectra, 1), offsets, here)
 
 
 def _conj_times(a: Float[Array, "... 2 Y X"], b: Float[Array, "... 2 Y X"]) -> jax.Array:

@@ -3,13 +3,11 @@
 A frame's paths are fitted to its neighbours, and nothing in them is learnt (window_fit.py). The
 frame is filtered along them (estimate.py). Where the gate does not trust them, the result is the
 base: the frame as a network restores it, or the blurred frame. A second network may combine the two
-(models/path_maps.py). The last frame, as the gate left it, helps to restore the next (prior.py).
+(models/path_maps.py). The last frame, as the gate left it, helps to restore the next (wiener.py).
 
-A step has four parts, which a stream runs as separate programs, so that a CPU's cores work on
-several frames: the base of a frame, the fit of its paths, the filter along them, and the second
-network. Each needs the results of the parts before it and its own state (restoration/placement.py).
-Large frames do without the base's finest size, three quarters of its work: the second network sees
-the frame at that size, too (docs/lab/paths.md).
+A stream runs the four parts of a step as separate programs (restoration/placement.py). Large frames
+do without the base's finest size, three quarters of its work: the second network sees the frame at
+that size, too (docs/lab/paths.md).
 """
 
 from __future__ import annotations
@@ -31,12 +29,25 @@ from jaxdeblur.models.path_maps import gated
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.paths import self_ensemble
-from jaxdeblur.paths.motion import is_small
-from jaxdeblur.paths.prior import Past
-from jaxdeblur.paths.states import LOOKAHEAD, Fitted, OverPaths, StepOf, StreamState
-from jaxdeblur.paths.window_fit import WindowFit
-from jaxdeblur.paths.windows import EVERY, PathsConfig, Told, fit_clips, tell, watch_clips
+from jaxdeblur.paths.estimate import LEAST_SIDE, Past
+from jaxdeblur.paths.motion import connected, is_small, moves_of
+from jaxdeblur.paths.self_ensemble import StepOf
+from jaxdeblur.paths.shutter import Shutter, watch
+from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
+from jaxdeblur.paths.windows import (
+    EVERY,
+    FIRST,
+    Fitted,
+    OverPaths,
+    PathsConfig,
+    StreamState,
+    Told,
+    for_each,
+    tell,
+)
 from jaxdeblur.shapes import Clip, Frame
+
+LOOKAHEAD = WINDOW // 2
 
 
 class PathRestorer(VideoRestorer):
@@ -48,7 +59,7 @@ class PathRestorer(VideoRestorer):
       fusion: makes frames from the maps of models/path_maps.py; None for the gate alone.
 
     Raises:
-      UserError: the base's look-ahead is not two frames, or that of ``fusion`` is not zero.
+      UserError: the base's look-ahead is not two frames.
     """
 
     lookahead = LOOKAHEAD
@@ -59,10 +70,6 @@ class PathRestorer(VideoRestorer):
         base: VideoRestorer | None = None,
         fusion: VideoRestorer | None = None,
     ) -> None:
-        if fusion is not None and fusion.lookahead:
-            raise UserError(
-                f"a network over paths must not look ahead, but looks {fusion.lookahead} frames"
-            )
         if base is not None and base.lookahead != LOOKAHEAD:
             raise UserError(f"a base must look {LOOKAHEAD} frames ahead, not {base.lookahead}")
         self.config = config
@@ -76,13 +83,23 @@ class PathRestorer(VideoRestorer):
         base, fusion = (() if net is None else start(net) for net in (self.base, self.fusion))
         if isinstance(self.base, ScaleChoice) and not is_small(height, width):
             base = self.base.without_finest(base)
-        return StreamState.before_first(batch, height, width, base, fusion)
+        nothing = jnp.zeros((batch, height, width, 3), jnp.float32)
+        return StreamState(
+            frames=jnp.zeros((batch, WINDOW - 1, height, width, 3), jnp.float32),
+            present=jnp.zeros(WINDOW - 1, jnp.float32),
+            shutter=Shutter.unknown(batch),
+            seen=jnp.int32(0),
+            paths=PastPaths.unknown((height, width), batch),
+            looking=jnp.bool_(False),
+            base=base,
+            filter=Past(nothing, nothing),
+            fusion=fusion,
+        )
 
     def _step(
         self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
     ) -> tuple[StreamState, Frame]:
-        state, restored, _ = self._step_and_tell(state, frame, repeated)
-        return state, restored
+        return self._step_and_tell(state, frame, repeated)[:2]
 
     def _step_and_tell(
         self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
@@ -120,55 +137,49 @@ class PathRestorer(VideoRestorer):
     ) -> tuple[StreamState, Fitted]:
         """Fits paths, which can run beside the filter of the frame before.
 
-        Args:
-          state: of the stream; only the fields of ``of_fit`` are used.
-          frame, repeated: as in ``step_base``.
+        Only the fields ``of_fit`` of the state are used.
         """
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
         present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
-        motion, shutter = watch_clips(self.config, frames, present, state.shutter, state.seen)
         here = present[LOOKAHEAD] > 0  # Before the first frame, no state is kept.
-        fit = None
-        if motion is not None:
+        alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
+        seen, shutter, paths, fit = state.seen, state.shutter, state.paths, None
+        if min(frames.shape[2:4]) >= LEAST_SIDE:
+            moves = for_each(moves_of, frames)
+            videos = frames, moves, jax.vmap(connected, (0, None))(moves, present)
+            if self.config.asks:
+                observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
+                shutter = for_each(lambda each: watch(*each, observe), (*videos, shutter))
 
             @jax.jit  # Traced once for both branches.
-            def fits() -> WindowFit:
-                return fit_clips(self.config, frames, motion, shutter, state.paths)
+            def fits() -> Any:
+                given = self.config.given
+                return for_each(lambda each: fit_window(*each, *given), (*videos, shutter, paths))
 
             fit = lax.cond(state.looking, lambda: _zeros_of(fits), fits)
-        alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
-        seen, paths = state.seen + here.astype(int), state.paths if fit is None else fit.passed_on
         state = state._replace(
-            frames=frames[:, 1:], present=present[1:], shutter=shutter, seen=seen, paths=paths
+            frames=frames[:, 1:],
+            present=present[1:],
+            shutter=shutter,
+            seen=seen + here.astype(int),
+            paths=paths if fit is None else fit.passed_on,
         )
         return state, Fitted(frames[:, LOOKAHEAD - 1 : LOOKAHEAD + 2], fit, here, alone)
 
     def step_filter(
         self, state: Past, fitted: Fitted, below: Frame | None
     ) -> tuple[Past, OverPaths]:
-        """Filters a frame along its paths.
-
-        Args:
-          state: what the previous frame passes on.
-          fitted: from ``step_fit``.
-          below: the base's result; None without a base.
-        """
+        """Filters a frame along its paths, over the base's result; None without a base."""
         frames, fit, here, alone = fitted
         shown = frames[:, 1] if below is None else below
         if fit is None:
             return state, OverPaths(None, shown, here, alone)
-        told, past = tell(frames, fit, shown, state)
+        told, past = for_each(lambda each: tell(*each), (frames, fit, shown, state))
         past = jax.tree.map(functools.partial(jnp.where, here), past, state)
         return past, OverPaths(told, shown, here, alone)
 
     def step_fusion(self, step_of: StepOf, state: State, over: OverPaths) -> tuple[State, Frame]:
-        """Runs the second network's part of a step.
-
-        Args:
-          step_of: as in ``step_base``.
-          state: of the second network.
-          over: from ``step_filter``.
-        """
+        """Runs the second network's part of a step, as ``step_base`` does the base's."""
         if over.told is None:
             return state, over.base
         restored = gated(over.told.maps)

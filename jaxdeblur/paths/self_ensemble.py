@@ -8,12 +8,19 @@ long, so larger frames go without.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.paths.states import StepOf
 from jaxdeblur.shapes import Clip, Frame, SeenFrame
+
+StepOf: TypeAlias = Callable[
+    [VideoRestorer, State, SeenFrame, bool | Bool[Array, ""]], tuple[State, Frame]
+]
+"""Runs one step of a network, on the whole frame or in tiles."""
 
 _MOST = 160_000  # Pixels: such frames then take as long as those of 1280x720.
 _MIRRORED = ((), (-2,), (-3,), (-3, -2))  # The axes of ``... H W C`` that are reversed.

@@ -15,12 +15,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.paths import motion
 from jaxdeblur.paths.fit import Bend, Stage, first_fit, fit_paths
-from jaxdeblur.paths.likelihood import Observed, band
-from jaxdeblur.paths.path import exposures
+from jaxdeblur.paths.likelihood import Observed, band, observed
+from jaxdeblur.paths.path import exposures, power, through
 from jaxdeblur.paths.tiles import REACH
 
 DUTIES = np.array([0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0], np.float32)
@@ -71,12 +73,7 @@ class Shutter(NamedTuple):
         return cls(nothing, nothing, nothing, jnp.zeros(videos, jnp.float32))
 
     def add(self, seen: Float[Array, "2 N D"], counts: Float[Array, " N"]) -> Shutter:
-        """Returns the shutter with one more frame's evidence.
-
-        Args:
-          seen: L of its tiles for each light and duty.
-          counts: the weight of each tile.
-        """
+        """Adds a frame's evidence: L of its tiles for each light and duty, and their weights."""
         over = seen - seen.min(-1, keepdims=True)
         stored, linear = seen[..., :1] - seen
         apart = jnp.stack([linear - stored, (linear - stored) ** 2])
@@ -132,19 +129,17 @@ class Shutter(NamedTuple):
 
 
 def richest(
-    seen: Observed, motion: Float[Array, " N"]
+    seen: Observed, speed: Float[Array, " N"]
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-    """Returns the moving tiles with the most texture, and their weights.
+    """Returns the moving tiles with the most texture, as stored, and their weights.
 
-    Args:
-      seen: the patches of all tiles, as stored.
-      motion: pixels that each tile moves per frame.
+    ``speed`` is in pixels per frame.
     """
     where = band(seen.spectra.shape[-2], 0.16)
     texture = (seen.spectra[:, 1][..., where.rows, :][..., where.columns] ** 2).sum(1)
     texture = (texture * where.weight * np.hypot(where.fy[:, None], where.fx)).sum((-2, -1))
-    moves = (motion > LEAST_MOTION) & (motion < REACH)
-    score, chosen = jax.lax.top_k(jnp.where(moves, texture, 0.0), min(TILES, len(motion)))
+    moves = (speed > LEAST_MOTION) & (speed < REACH)
+    score, chosen = lax.top_k(jnp.where(moves, texture, 0.0), min(TILES, len(speed)))
     complete = seen.present[chosen].min(1) > 0
     return chosen, (score > 0) * jnp.where(complete, 1.0, _INCOMPLETE)
 
@@ -169,6 +164,53 @@ def evidence(
         def finer() -> Float[Array, " n"]:
             return fit(coarse, fine, stages=_FINE_STAGES, scale=1)[1]
 
-        return jnp.where(slow, jax.lax.cond(slow.any(), finer, lambda: value), value)
+        return jnp.where(slow, lax.cond(slow.any(), finer, lambda: value), value)
 
-    return jax.lax.map(of, jnp.asarray(DUTIES)).T
+    return lax.map(of, jnp.asarray(DUTIES)).T
+
+
+@jax.default_matmul_precision("float32")  # As in motion.py.
+def watch(
+    frames: Float[Array, "5 H W 3"],
+    moves: Float[Array, "N 4 2"],
+    present: Float[Array, 5],
+    shutter: Shutter,
+    observe: Array,
+) -> Shutter:
+    """Updates what is known of the shutter from the middle of five frames.
+
+    Args:
+      frames: as stored, in [0, 1].
+      moves: from ``moves_of``.
+      present: 1 for a frame, 0 for one beyond the video's ends or a jump, which is ignored.
+      shutter: what is known from previous frames.
+      observe: whether to use this frame even if there is enough evidence, a bool.
+    """
+
+    def with_this() -> Shutter:
+        # Small frames have large tiles here, too: fine ones carry too little information.
+        small = motion.is_small(*frames.shape[1:3])
+        tiling = motion.tiling_of(frames.shape[1:3], motion.CLOSE if small else motion.COARSE)
+        found = motion.moves_of(frames, tiling) if small else moves
+        speed, start = motion.speed_of(found, present), through(found, present)
+        bright = frames[1:4] @ motion.LUMA
+        # Not moved inward, which underestimates the duty more often.
+        offsets = motion.offsets_of(start)
+        # The same tiles in each light, since others would explain more or less.
+        chosen, counts = richest(observed(bright, tiling, offsets, present), speed)
+        of_less = tiling._replace(n=tiling.size)  # At full size twice as fast, and as good.
+        slow = (speed[chosen] < SLOW) & (counts > 0)
+
+        def told(gamma: Float[Array, ""]) -> Float[Array, "n D"]:
+            seen, fine = (
+                observed(power(bright, gamma), tiling, offsets, present, only=chosen, scale=scale)
+                for tiling, scale in ((tiling, 2), (of_less, 1))
+            )
+            return evidence(start[chosen], seen, fine, slow)
+
+        return shutter.add(lax.map(told, jnp.array(LIGHTS)), counts)
+
+    moving = (motion.speed_of(moves, present) > LEAST_MOTION).any()
+    asked = moving & (observe | (shutter.tiles < TILES))
+    known: Shutter = lax.cond(asked, with_this, lambda: shutter)
+    return known

@@ -66,10 +66,7 @@ def cutter(
 ) -> Callable[[Int[Array, 2], Int[Array, 2] | int], Float[Array, "C n n"]]:
     """Returns a function from a tile's centre and the patch's integer offset to the patch.
 
-    Args:
-      image: of ``tiling``'s size.
-      tiling: where the patches are.
-      mirrored: whether the image continues mirrored beyond its borders, or as zeros.
+    Beyond its borders, the image continues mirrored or as zeros.
     """
     rows, columns = tiling.shape
     border = tiling.n // 2 + REACH
@@ -82,7 +79,7 @@ def cutter(
     else:
         padded = jnp.pad(image, ((0, 0), (border, below), (border, right)))
 
-    def one(centre: Int[Array, 2], offset: Int[Array, 2] | int = 0) -> Float[Array, "C n n"]:
+    def one(centre: Int[Array, 2], offset: Int[Array, 2] | int) -> Float[Array, "C n n"]:
         corner = centre + REACH + jnp.clip(offset, -REACH, REACH)
         return lax.dynamic_slice(padded, (0, *corner), (len(image), tiling.n, tiling.n))
 

@@ -4,12 +4,20 @@
     X' = (sum_j w'_j conj(K_j) B_j + l Y + beta |grad|^2 Z)
          / (sum_j w'_j |K_j|^2 + l + beta |grad|^2)
 
-where w'_0 = 1, w'_j = NEIGHBOUR w_j and l = (1 + m / 2) LAM lam(f). Y is the mean of the prior, and
-m the share of the last frame in it (prior.py). Where the transfer functions are near zero, blurred
-frames carry no information: a filter with prior mean 0 would ring, and one with mean Y yields Y. Z
-has the gradients of X except the small ones, which are ringing. This is one step of half-quadratic
-splitting for a sparse prior (Krishnan and Fergus, "Fast image deconvolution using hyper-Laplacian
-priors", NIPS 2009), for the luminance only.
+where w'_0 = 1, w'_j = NEIGHBOUR w_j and l = (1 + m / 2) LAM lam(f). Where the transfer functions
+are near zero, blurred frames carry no information: a filter with prior mean 0 would ring, and one
+with mean Y yields Y. Z has the gradients of X except the small ones, which are ringing. This is one
+step of half-quadratic splitting for a sparse prior (Krishnan and Fergus, "Fast image deconvolution
+using hyper-Laplacian priors", NIPS 2009), for the luminance only.
+
+The mean of the prior is what is known of the middle frame besides the three blurred frames:
+
+    Y = Y' + m (conj(S) L - Y'),    m = r_Y'^(1/4) / (r_Y'^(1/4) + r_L^(1/4))
+
+Y' is the base: the frame as a network restores it. L is the last frame as the gate left it, which
+conj(S), the shift along the path, moves to the middle frame. L passes on information from frames
+before these three. r is the energy of K_0 (.) - B_0: in each tile, the image that explains the
+blurred frame better has more weight.
 
 Each pixel lies in several tiles, whose paths differ where objects move apart. A tile has the weight
 
@@ -22,7 +30,7 @@ much unexplained.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +41,6 @@ from jaxtyping import Array, Complex, Float, Int
 
 from jaxdeblur.paths.likelihood import Fit, radial_shares
 from jaxdeblur.paths.path import SAMPLE_WEIGHTS, extent, frequencies, spline, times, transfer
-from jaxdeblur.paths.prior import Prior, mean_of
 from jaxdeblur.paths.tiles import Tiling, cut, cutter, inner, over_tiles, overlap_add, taper
 
 NEIGHBOUR = 0.5
@@ -48,6 +55,21 @@ THRESHOLD = 0.03
 
 _CELL, _POWER = 8, 4
 _FLOOR, _TYPICAL = 1e-6, 1e-4  # Of R; the latter only keeps R^4 in the range of float32.
+
+
+class Prior(NamedTuple):
+    """Two images of one shape."""
+
+    base: jax.Array
+    """Y': the middle frame as a network restores it, or unchanged."""
+    last: jax.Array
+    """L: the previous frame, restored."""
+    has_last: Float[Array, ""]
+    """1, or 0 without a previous frame."""
+
+    def map(self, of: Callable[[jax.Array], jax.Array]) -> Prior:
+        """Returns the prior with ``of`` applied to both images."""
+        return Prior(of(self.base), of(self.last), self.has_last)
 
 
 class Luminance(NamedTuple):
@@ -93,9 +115,9 @@ def luminance(
 
     terms_of = _terms_of(frames[:, None], prior.map(lambda y: y[None]), tiles.basis, tiling, 1)
 
-    def one(each: tuple[_Tile, jax.Array]) -> Float[Array, "3 size size"]:
-        tile, beta = each
-        terms = terms_of(tile)
+    def one(each: tuple[Any, ...]) -> Float[Array, "3 size size"]:
+        *tile, beta = each
+        terms = terms_of(*tile)
         numerator = terms.numerator.sum(0) + times(terms.mean_of_prior, terms.ratio)
         denominator = terms.energy.sum(0) + terms.ratio
         first = jnp.fft.irfft2(times(numerator, 1 / denominator), s=(n, n))
@@ -111,7 +133,7 @@ def luminance(
         parts = jnp.fft.irfft2(jnp.concatenate([sharp, residual, others - own]), s=(n, n))
         return inner(parts, tiling).at[0].add(terms.mean[0])
 
-    made = over_tiles(one, (_each(tiles, tiling), beta))
+    made = over_tiles(one, (jnp.asarray(tiling.centres), *tiles[:3], beta))
     shares = _shares(made[:, 1], tiling)
     sharp, residual, disagreement = overlap_add(made * shares, tiling)
     return Luminance(sharp, residual, disagreement, shares)
@@ -135,13 +157,13 @@ def chrominance(
     """
     n, terms_of = tiling.n, _terms_of(frames, prior, tiles.basis, tiling, 2)
 
-    def one(tile: _Tile) -> Float[Array, "C size size"]:
-        terms = terms_of(tile)
+    def one(tile: tuple[Any, ...]) -> Float[Array, "C size size"]:
+        terms = terms_of(*tile)
         numerator = terms.numerator.sum(0) + times(terms.mean_of_prior, terms.ratio)
         sharp = times(numerator, 1 / (terms.energy.sum(0) + terms.ratio))
         return inner(jnp.fft.irfft2(sharp, s=(n, n)), tiling) + terms.mean
 
-    made = over_tiles(one, _each(tiles, tiling))
+    made = over_tiles(one, (jnp.asarray(tiling.centres), *tiles[:3]))
     return overlap_add(made * reduce(shares, "n c (y 2) (x 2) -> n c y x", "mean"), tiling)
 
 
@@ -153,19 +175,6 @@ def _shares(residual: Float[Array, "N size size"], tiling: Tiling) -> Float[Arra
     value = value[:, None] * taper(tiling.size, tiling.size - tiling.stride)
     total = overlap_add(value, tiling)
     return value / cut(total, tiling._replace(n=tiling.size))
-
-
-class _Tile(NamedTuple):
-    """One tile, or N with a leading axis."""
-
-    centre: Int[Array, 2]
-    fit: Fit
-    offsets: Float[Array, "3 2"]
-    weights: Float[Array, 3]
-
-
-def _each(tiles: Tiles, tiling: Tiling) -> _Tile:
-    return _Tile(jnp.asarray(tiling.centres), *tiles[:3])
 
 
 class _Terms(NamedTuple):
@@ -184,38 +193,50 @@ def _terms_of(
     basis: Float[Array, "3 J P"],
     tiling: Tiling,
     scale: int,
-) -> Callable[[_Tile], _Terms]:
+) -> Callable[..., _Terms]:
     """Returns a function from a tile to w'_j conj(K_j) B_j, w'_j |K_j|^2, l and Y at each f."""
     n = tiling.n
-    edge, at = taper(n, 3 * (n - tiling.size) // 8), frequencies(n, scale)
+    edge, where = taper(n, 3 * (n - tiling.size) // 8), frequencies(n, scale)
     cut_base, cut_last, *cut_frames = (
         cutter(image, tiling) for image in (prior.base, prior.last, *frames)
     )
     before = spline(jnp.float32(-1.0))
 
-    def terms(tile: _Tile) -> _Terms:
-        whole = jnp.round(tile.offsets / scale).astype(int)
-        patches = jnp.stack(
-            [one(tile.centre, offset) for one, offset in zip(cut_frames, whole, strict=True)]
-        )
+    def terms(
+        centre: Int[Array, 2], fit: Fit, offsets: Float[Array, "3 2"], weights: Float[Array, 3]
+    ) -> _Terms:
+        whole = jnp.round(offsets / scale).astype(int)
+        patches = jnp.stack([one(centre, at) for one, at in zip(cut_frames, whole, strict=True)])
         mean = patches.mean((-2, -1), keepdims=True)
         spectra = jnp.fft.rfft2((patches - mean) * edge)
-        path = jnp.einsum("mjp,pc->mjc", basis, tile.fit.knots) - tile.offsets[:, None]
-        kernel = jnp.stack([transfer(p, SAMPLE_WEIGHTS[None], *at)[0] for p in path])
-        energy = tile.weights[:, None, None] * (kernel**2).sum(1)
+        path = jnp.einsum("mjp,pc->mjc", basis, fit.knots) - offsets[:, None]
+        kernel = jnp.stack([transfer(p, SAMPLE_WEIGHTS[None], *where)[0] for p in path])
+        energy = weights[:, None, None] * (kernel**2).sum(1)
         k = lax.complex(kernel[:, 0], kernel[:, 1])
-        numerator = times(jnp.conj(k)[:, None] * spectra, tile.weights[:, None, None, None])
-        log_ratio = jnp.einsum("r,ryx->yx", tile.fit.spectrum, radial_shares(*at))
-        below = jnp.fft.rfft2((cut_base(tile.centre, 0) - mean[1]) * edge)
-        last = jnp.fft.rfft2((cut_last(tile.centre, whole[0]) - mean[0]) * edge)
-        since = tile.offsets[:1] - before @ tile.fit.knots
-        shift = transfer(since, np.ones((1, 1), np.float32), *at)[0]
+        numerator = times(jnp.conj(k)[:, None] * spectra, weights[:, None, None, None])
+        log_ratio = jnp.einsum("r,ryx->yx", fit.spectrum, radial_shares(*where))
+        below = jnp.fft.rfft2((cut_base(centre, 0) - mean[1]) * edge)
+        last = jnp.fft.rfft2((cut_last(centre, whole[0]) - mean[0]) * edge)
+        since = offsets[:1] - before @ fit.knots
+        shift = transfer(since, np.ones((1, 1), np.float32), *where)[0]
         last = lax.complex(shift[0], shift[1]) * last
         known, share = mean_of(Prior(below, last, prior.has_last), k[1], spectra[1])
         ratio = (1 + share / 2) * LAM * jnp.exp(log_ratio)
         return _Terms(numerator, energy, ratio, known, k[1], spectra[1], mean[1])
 
     return terms
+
+
+def mean_of(
+    prior: Prior, kernel: Complex[Array, "n m"], blurred: Complex[Array, "C n m"]
+) -> tuple[Complex[Array, "C n m"], Float[Array, ""]]:
+    """Returns Y and m, from the spectra of a tile: Y' and conj(S) L, K_0, and B_0."""
+    base, last, has_last = prior
+    apart = (kernel * y - blurred for y in (base, last))
+    # Adding to r avoids 0 / 0 for a black patch.
+    r_base, r_last = ((each.real**2 + each.imag**2).sum() + 1e-6 for each in apart)
+    share = has_last * r_base**0.25 / (r_base**0.25 + r_last**0.25)
+    return base + times(last - base, share), share
 
 
 def _without_small_gradients(image: Float[Array, "n n"]) -> Float[Array, "1 n n"]:

@@ -11,20 +11,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.paths import motion
 from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_paths, gain_over_no_blur
 from jaxdeblur.paths.gate import base_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
-from jaxdeblur.paths.motion import (
-    CLOSE,
-    COARSE,
-    FINE,
-    LUMA,
-    is_small,
-    moves_of,
-    offsets_of,
-    speed_of,
-    tiling_of,
-)
 from jaxdeblur.paths.path import FREE, exposures, power, through
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.tiles import Tiling, halved_pixels
@@ -44,10 +34,13 @@ class PastPaths(NamedTuple):
     """As in ``WindowFit``."""
 
     @classmethod
-    def unknown(cls, size: tuple[int, ...]) -> PastPaths:
-        """Returns the paths before the first frame, of this height and width."""
-        tiles = len(tiling_of(size).centres)
-        return cls(jnp.zeros((tiles, len(FREE), 2)), jnp.bool_(False))
+    def unknown(cls, size: tuple[int, ...], *videos: int) -> PastPaths:
+        """Returns the paths before the first frame, of this height and width.
+
+        For several videos, they have that leading axis.
+        """
+        tiles = len(motion.tiling_of(size).centres)
+        return cls(jnp.zeros((*videos, tiles, len(FREE), 2)), jnp.zeros(videos, bool))
 
 
 class WindowFit(NamedTuple):
@@ -95,19 +88,19 @@ def fit_window(
       duty: the share of the period that the shutter is open; None takes it from ``shutter``.
       linear: whether frames are averaged in linear light or as stored; None likewise.
     """
-    tiling = tiling_of(frames.shape[1:3])
+    tiling = motion.tiling_of(frames.shape[1:3])
     is_linear = jnp.asarray(shutter.linear > 0 if linear is None else linear)
     open_for = shutter.duty if duty is None else jnp.float32(duty)
     told = present, open_for, is_linear
-    speed = jnp.median(speed_of(moves, present))
-    small_frames = is_small(*frames.shape[1:3])
+    speed = jnp.median(motion.speed_of(moves, present))
+    small_frames = motion.is_small(*frames.shape[1:3])
     large = jnp.bool_(False) if small_frames else speed * open_for > _LARGE
     before = jnp.where((past.large == large) & (present[1] > 0), past.knots, 0.0)
 
     def at_half_size() -> tuple[Fit, jax.Array]:
         half = halved_pixels(frames)
-        small = tiling_of(half.shape[1:3], CLOSE)
-        found = _fit(half, moves_of(half, small), small, *told, before[: len(small.centres)])
+        small = motion.tiling_of(half.shape[1:3], motion.CLOSE)
+        found = _fit(half, motion.moves_of(half, small), small, *told, before[: len(small.centres)])
         spare = len(tiling.centres) - len(small.centres)
         return jax.tree.map(
             lambda leaf: jnp.concatenate([leaf, jnp.zeros((spare, *leaf.shape[1:]))]), found
@@ -131,10 +124,11 @@ def _fit(
 ) -> tuple[Fit, Float[Array, " N"]]:
     """Returns the fit of each tile, and G."""
     basis, start = exposures(duty), through(moves, present)
-    light = lax.cond(linear, lambda y: power(y, GAMMA), lambda y: y, frames[1:4] @ LUMA)
+    offsets = motion.offsets_of(start)
+    light = lax.cond(linear, lambda y: power(y, GAMMA), lambda y: y, frames[1:4] @ motion.LUMA)
     # Patches are moved inward: beyond the border a mirrored image moves the opposite way.
-    seen = observed(light, tiling, offsets_of(start), present, inward=True)
-    closer = COARSE[1] / tiling.size
+    seen = observed(light, tiling, offsets, present, inward=True)
+    closer = motion.COARSE[1] / tiling.size
     smooth = SMOOTH * closer**2  # Equally stiff over the same distance.
     bend = BEND._replace(weight=BEND.weight * closer**3)  # A small frame shakes by fewer pixels.
     first = first_fit(start, seen.present)
@@ -143,8 +137,8 @@ def _fit(
     )
     fit, value = stiff(first, seen)
     gain = gain_over_no_blur(fit, value, seen)
-    if tiling.stride == FINE[0]:
-        fine = observed(light, tiling, offsets_of(start), present, inward=True, scale=1)
+    if tiling.stride == motion.FINE[0]:
+        fine = observed(light, tiling, offsets, present, inward=True, scale=1)
         finer, _ = stiff(fit, fine, stages=FINE_STAGES, scale=1)
         # On real footage, the spectrum of fine detail alone underestimates the noise.
         fit = finer._replace(spectrum=0.5 * (fit.spectrum + finer.spectrum))

@@ -1,4 +1,4 @@
-"""Estimates blur paths for a batch of windows of five frames, each of its own video."""
+"""The options of blur paths, and what the parts of a step keep and pass on (restorer.py)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
+from jaxdeblur.models.restorer import State
 from jaxdeblur.options import Share, check_ranges
-from jaxdeblur.paths.estimate import LEAST_SIDE, filtered
-from jaxdeblur.paths.motion import connected, moves_of
-from jaxdeblur.paths.prior import Past
+from jaxdeblur.paths.estimate import Past, filtered
 from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.watch import watch
-from jaxdeblur.paths.window_fit import WINDOW, PastPaths, WindowFit, fit_window
-from jaxdeblur.shapes import Frame
+from jaxdeblur.paths.window_fit import WINDOW, PastPaths, WindowFit
+from jaxdeblur.shapes import Clip, Frame
 
 EVERY = 8
 """Interval, in frames, at which frames give evidence on the shutter."""
@@ -47,7 +45,12 @@ class PathsConfig:
     @property
     def asks(self) -> bool:
         """Whether the duty or the light is to be found from the video."""
-        return not self.duty or self.light == "found"
+        return None in self.given
+
+    @property
+    def given(self) -> tuple[float | None, bool | None]:
+        """The duty, and whether light is linear; None for what is to be found."""
+        return self.duty or None, None if self.light == "found" else self.light == "linear"
 
     def found(self, shutters: Shutter) -> tuple[float, str] | None:
         """Returns duty and light of the first video, as given or as ``shutters`` know it.
@@ -62,6 +65,43 @@ class PathsConfig:
         return self.duty or round(float(known.duty), 3), light
 
 
+class StreamState(NamedTuple):
+    """The state of a stream."""
+
+    frames: Clip
+    """The last four frames, oldest first."""
+    present: Float[Array, 4]
+    """1 for each of these that belongs to the video, else 0."""
+    shutter: Shutter
+    """What is known of each video's shutter."""
+    seen: Int[Array, ""]
+    """The number of frames processed, including those of the opening."""
+    paths: PastPaths
+    looking: Bool[Array, ""]
+    """Whether frames are only looked at, to find the shutter, and not restored."""
+    base: State
+    filter: State
+    """A Past; like ``base`` and ``fusion``, () where only paths are fitted."""
+    fusion: State
+
+    def of_fit(self) -> StreamState:
+        """Returns the part of the state that ``step_fit`` needs."""
+        return self._replace(base=(), filter=(), fusion=())
+
+
+class Fitted(NamedTuple):
+    """What a frame is filtered from."""
+
+    frames: Float[Array, "B 3 H W 3"]
+    """The frame, between the one before and the one after."""
+    fit: WindowFit | None
+    """Its paths; None for frames too small for any."""
+    here: Bool[Array, ""]
+    """Whether the frame belongs to the video."""
+    alone: Bool[Array, ""]
+    """Whether it has no neighbours, and so no path."""
+
+
 class Told(NamedTuple):
     """The results for the middle frames."""
 
@@ -71,94 +111,38 @@ class Told(NamedTuple):
     paths: Float[Array, "*leading N 9 2"]
 
 
-class Movement(NamedTuple):
-    """How the tiles of windows of five frames move."""
+class OverPaths(NamedTuple):
+    """What the second network restores a frame from."""
 
-    moves: Float[Array, "B N 4 2"]
-    """From ``moves_of``."""
-    present: Float[Array, "B 5"]
-    """1 for each frame with the scene of the middle one, without a jump between (``connected``)."""
-
-
-def watch_clips(
-    config: PathsConfig,
-    frames: Float[Array, "B 5 H W 3"],
-    present: Float[Array, 5],
-    shutter: Shutter,
-    seen: Int[Array, ""],
-) -> tuple[Movement | None, Shutter]:
-    """Returns how tiles move, or None if frames are too small for tiles, and the updated shutters.
-
-    Args:
-      config: of the paths.
-      frames: in [0, 1].
-      present: 1 for a frame, 0 for one beyond the videos' ends.
-      shutter: what is known from previous frames.
-      seen: the number of previous frames.
-    """
-    if min(frames.shape[2:4]) < LEAST_SIDE:
-        return None, shutter
-    moves = _for_each(moves_of, frames)
-    motion = Movement(moves, jax.vmap(connected, (0, None))(moves, present))
-    if not config.asks:
-        return motion, shutter
-    observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
-    known: Shutter = _for_each(
-        lambda each: watch(each[0], *each[1], each[2], observe), (frames, motion, shutter)
-    )
-    return motion, known
-
-
-def fit_clips(
-    config: PathsConfig,
-    frames: Float[Array, "B 5 H W 3"],
-    motion: Movement,
-    shutter: Shutter,
-    past: PastPaths,
-) -> WindowFit:
-    """Returns the paths of the middle frames.
-
-    Args:
-      config, frames: as in ``watch_clips``.
-      motion, shutter: its results.
-      past: the paths of the previous frames.
-    """
-    light, duty = config.light, config.duty or None
-    linear = None if light == "found" else light == "linear"
-
-    def one(each: tuple[jax.Array, Movement, Shutter, PastPaths]) -> WindowFit:
-        window, (moves, present), known, before = each
-        return fit_window(window, moves, present, known, before, duty, linear)
-
-    fit: WindowFit = _for_each(one, (frames, motion, shutter, past))
-    return fit
+    told: Told | None
+    """The results of the paths; None for frames too small for any."""
+    base: Frame
+    here: Bool[Array, ""]
+    alone: Bool[Array, ""]
+    """Both as in ``Fitted``."""
 
 
 def tell(
-    frames: Float[Array, "B 3 H W 3"], fit: WindowFit, below: Frame, past: Past
+    frames: Float[Array, "3 H W 3"], fit: WindowFit, base: Float[Array, "H W 3"], past: Past
 ) -> tuple[Told, Past]:
-    """Returns the results of the paths for the middle frames, and what these pass on.
+    """Returns the results of the paths for the middle frame, and what it passes on.
 
     Args:
-      frames: the middle three of each window, in [0, 1].
-      fit: from ``fit_clips``.
-      below: the base.
-      past: what the previous frames pass on.
+      frames: the middle three of a window, in [0, 1].
+      fit: their paths.
+      base: the middle frame as a network restores it, or unchanged.
+      past: what the previous frame passes on.
     """
-
-    def one(each: tuple[jax.Array, WindowFit, jax.Array, Past]) -> tuple[Told, Past]:
-        window, fit, base, before = each
-        found = filtered(window, fit, base, before)
-        evidence = at_pixels(found.cells, *base.shape[:2])
-        maps = path_maps(window[1], found.base, found.sharp, found.unexplained, evidence)
-        told = Told(maps, found.cells[..., 0], found.paths)
-        return told, Past(gated(maps), found.excess)
-
-    made: tuple[Told, Past] = _for_each(one, (frames, fit, below, past))
-    return made
+    found = filtered(frames, fit, base, past)
+    # Without evidence of an open shutter, what the network changed is taken back.
+    shown = frames[1] + fit.base_share * (base - frames[1])
+    evidence = at_pixels(found.cells, *base.shape[:2])
+    maps = path_maps(frames[1], shown, found.sharp, found.unexplained, evidence)
+    told = Told(maps, found.cells[..., 0], found.paths)
+    return told, Past(gated(maps), found.excess)
 
 
-def _for_each(work: Callable[[Any], Any], videos: Any) -> Any:
+def for_each(work: Callable[[Any], Any], videos: Any) -> Any:
     """Applies ``work`` to each video in turn; for one, without a loop, which would copy frames."""
     if len(jax.tree.leaves(videos)[0]) > 1:
         return lax.map(work, videos)

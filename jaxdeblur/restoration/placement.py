@@ -23,7 +23,8 @@ from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.states import Fitted, OverPaths, StepOf
+from jaxdeblur.paths.self_ensemble import StepOf
+from jaxdeblur.paths.windows import Fitted, OverPaths
 from jaxdeblur.restoration.tiling import TileGrid, halo_of
 from jaxdeblur.shapes import DevicePlane, Frame
 from jaxdeblur.video.pixels import RGB8, PixelLayout

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import imageio.v3 as iio
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from jaxdeblur import devices
 from jaxdeblur.data.datasets import open_dataset
@@ -33,17 +31,15 @@ from jaxdeblur.data.textures import open_scenes
 from jaxdeblur.data.videos import HighSpeedVideo
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import replace_folder_when_whole, write_json
-from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
-from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
-from jaxdeblur.paths.estimate import filtered
+from jaxdeblur.paths.estimate import Past
 from jaxdeblur.paths.motion import moves_of
-from jaxdeblur.paths.prior import Past
 from jaxdeblur.paths.self_ensemble import restore_clip
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
-from jaxdeblur.shapes import Clip, Video8
+from jaxdeblur.paths.windows import tell
+from jaxdeblur.shapes import Video8
 from jaxdeblur.weights.load import load_model
 
 _FRAMES, _SCORED = 7, 5  # Frames of a clip, drawn and kept: most of those kept have all neighbours.
@@ -102,12 +98,12 @@ class PathClipSource:
         self.videos: list[HighSpeedVideo] = []
         if config.highspeed:
             spec = f"highspeed:{config.highspeed}"
-            found = open_dataset(spec, "train", exclude=config.exclude, scored=False)
+            videos = open_dataset(spec, "train", exclude=config.exclude, scored=False).videos
+            least = _LEAST_FRAMES * min(_TAUS)
             self.videos = [
                 video
-                for video in found.videos
-                if isinstance(video, HighSpeedVideo)
-                and len(video.frames) >= _LEAST_FRAMES * min(_TAUS)
+                for video in videos
+                if isinstance(video, HighSpeedVideo) and len(video.frames) >= least
             ]
         shares = {kind: n for kind, n in _SHARES.items() if kind or self.videos}
         self._kinds = [kind for kind, n in shares.items() for _ in range(n)]
@@ -127,7 +123,8 @@ class PathClipSource:
             blurred = np.clip(np.round(blurred + noise), 0, 255).astype(np.uint8)
         if rng.random() < _COMPRESSED:
             quality = int(rng.integers(60, 96))
-            blurred = np.stack([_compressed(frame, quality) for frame in blurred])
+            as_jpeg = functools.partial(iio.imwrite, "<bytes>", extension=".jpeg", quality=quality)
+            blurred = np.stack([iio.imread(as_jpeg(frame)) for frame in blurred])
         return drawn._replace(blurred=blurred), rng
 
     def _rendered(self, kind: str, rng: np.random.Generator) -> _Drawn:
@@ -162,12 +159,6 @@ class PathClipSource:
         return _Drawn(blurred, sharp, tau / period, linear)
 
 
-def _compressed(frame: np.ndarray, quality: int) -> np.ndarray:
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, "jpeg", quality=quality)
-    return np.asarray(Image.open(file))
-
-
 def main() -> None:
     """Reads the options and fills the folder."""
     parser = Parser(
@@ -189,8 +180,10 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
       UserError: a folder cannot be read, or has clips of other settings.
     """
     keep_settings(folder, config)
-    base = load_model(config.base).model if config.base else None
-    of_small, of_large = _bases(base)
+    base = load_model(config.base).model
+    of_small = of_large = jax.jit(functools.partial(restore_clip, base))
+    if isinstance(base, ScaleChoice):
+        of_large = jax.jit(base.restore_coarsely)
 
     @jax.jit
     def look(
@@ -198,11 +191,8 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     ) -> tuple[jax.Array, Past, PastPaths]:
         moves, unknown = moves_of(window), Shutter.unknown()
         fit = fit_window(window, moves, present, unknown, paths, *duty_and_light)
-        found = filtered(window[1:4], fit, below, past)
-        evidence = at_pixels(found.cells, *below.shape[:2])
-        maps = path_maps(window[WINDOW // 2], below, found.sharp, found.unexplained, evidence)
-        as_bytes = jnp.round(255 * maps).astype(jnp.uint8)
-        return as_bytes, Past(gated(maps), found.excess), fit.passed_on
+        told, past = tell(window[1:4], fit, below, past)
+        return jnp.round(255 * told.maps).astype(jnp.uint8), past, fit.passed_on
 
     source = PathClipSource(config)
     line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)
@@ -234,14 +224,6 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
                 np.save(part / MAPS_FILE, np.stack(maps))
         line.update(number + 1)
     line.close()
-
-
-def _bases(base: VideoRestorer | None) -> tuple[Callable[..., Clip], Callable[..., Clip]]:
-    """Returns what restores the base of small frames, and what restores that of large ones."""
-    if base is None:
-        return (lambda clip: clip,) * 2
-    of_small = jax.jit(functools.partial(restore_clip, base))
-    return of_small, jax.jit(base.restore_coarsely) if isinstance(base, ScaleChoice) else of_small
 
 
 def keep_settings(folder: Path, config: PathClipsConfig) -> None:

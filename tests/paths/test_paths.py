@@ -20,8 +20,7 @@ from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths import self_ensemble
-from jaxdeblur.paths.displacement import displacement, phase_spectra
-from jaxdeblur.paths.estimate import Estimate, filtered
+from jaxdeblur.paths.estimate import Estimate, Past, filtered
 from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_paths
 from jaxdeblur.paths.gate import base_share, gate, trusted
 from jaxdeblur.paths.light import as_stored
@@ -34,7 +33,7 @@ from jaxdeblur.paths.likelihood import (
     likelihood,
     observed,
 )
-from jaxdeblur.paths.motion import connected, moves_of
+from jaxdeblur.paths.motion import connected, displacement, moves_of, phase_spectra
 from jaxdeblur.paths.path import (
     FREE,
     KNOTS,
@@ -45,14 +44,12 @@ from jaxdeblur.paths.path import (
     spline,
     transfer,
 )
-from jaxdeblur.paths.prior import Past, Prior, mean_of
 from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.shutter import DUTIES, Shutter, richest
+from jaxdeblur.paths.shutter import DUTIES, Shutter, richest, watch
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
-from jaxdeblur.paths.watch import watch
-from jaxdeblur.paths.wiener import Luminance, Tiles
+from jaxdeblur.paths.wiener import Luminance, Prior, Tiles, mean_of
 from jaxdeblur.paths.window_fit import PastPaths, fit_window
-from jaxdeblur.paths.windows import PathsConfig, fit_clips, tell, watch_clips
+from jaxdeblur.paths.windows import PathsConfig, tell
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
 from jaxdeblur.video.pixels import PixelLayout
 
@@ -752,17 +749,15 @@ def test_a_jump_leaves_the_frame_before_it_one_neighbour(one_stage: None) -> Non
     blurred = moving((0.0, 6.0), 1.0)[0][:, :128, :128]
     cut = np.roll(blurred, 40, axis=2)[3:]
     frames = jnp.asarray(np.clip(np.concatenate([blurred[:3], cut]), 0, 1), jnp.float32)
-    config, shown = PathsConfig(duty=1.0, light="stored"), frames[2][None]
-    present = jnp.array([1.0, 1.0, 1.0, 1.0, 1.0])
+    present, shutter, past = jnp.ones(5), Shutter.unknown(), PastPaths.unknown((128, 128))
 
     @jax.jit
     def told(frames: jax.Array, present: jax.Array) -> jax.Array:
-        motion, shutter = watch_clips(
-            config, frames[None], present, Shutter.unknown(1), jnp.int32(0)
-        )
-        paths = jax.tree.map(lambda x: x[None], PastPaths.unknown(frames.shape[1:3]))
-        fit = fit_clips(config, frames[None], motion, shutter, paths)
-        return tell(frames[None, 1:4], fit, shown, Past(shown, jnp.zeros_like(shown)))[0].maps
+        moves = moves_of(frames)
+        scene = connected(moves, present)
+        fit = fit_window(frames, moves, scene, shutter, past, duty=1.0, linear=False)
+        shown = frames[2]
+        return tell(frames[1:4], fit, shown, Past(shown, jnp.zeros_like(shown)))[0].maps
 
     alike = told(frames.at[3:].set(0.0), present.at[3:].set(0.0))
     np.testing.assert_allclose(told(frames, present), alike, atol=1e-5)

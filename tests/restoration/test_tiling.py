@@ -17,8 +17,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.states import OverPaths
-from jaxdeblur.paths.windows import PathsConfig, Told
+from jaxdeblur.paths.windows import OverPaths, PathsConfig, Told
 from jaxdeblur.restoration.placement import step_memory
 from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.restoration.tiling import TileGrid, halo_of, parse_tiles
