@@ -230,7 +230,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     kinds = {"preset": str, "network": dict, "training": dict, "data": dict}
     given = values if isinstance(values, dict) else {}
     if wrong := [name for name, kind in kinds.items() if not isinstance(given.get(name), kind)]:
-        raise UserError(f"{path}: not of a run: {', '.join(wrong)} missing or of another type")
+        raise UserError(
+            f"{folder}: not a run folder ({CONFIG_NAME}: {', '.join(wrong)} missing or of another "
+            "type)"
+        )
     return given
 
 

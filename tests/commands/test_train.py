@@ -201,7 +201,7 @@ def test_resuming_with_another_state_names_the_option(
         (["--crop=100000"], "--crop must be 16 to 2048, not 100000"),
         (["--stpes=3"], "--stpes=3"),
         (["--data=/nowhere"], "/nowhere"),
-        (["--exclude=TEST03"], "--only and --exclude select videos"),
+        (["--exclude=TEST03"], "--exclude has no effect on --data=rendered:tiny"),
         (["--dtype=float8"], "--dtype=float8"),
         (["--dtype=float16"], "--dtype=float16: most gradients are too small for it"),
         (["--start-from=nowhere"], "nowhere"),
