@@ -122,7 +122,7 @@ def resolve(text: str) -> Spec:
         return Spec(HIGH_SPEED, root)
     if not path or not os.path.isdir(root):
         known = f"; the layouts are {', '.join([RENDERED, *LAYOUTS])}" if separator else ""
-        raise UserError(f"{text!r}: no such folder{known}")
+        raise UserError(f"{text}: no such folder{known}")
     return Spec(layout or _recognised(root), root)
 
 
