@@ -1,4 +1,4 @@
-"""Filters a frame along its paths, and rates the result."""
+"""Filters a frame along its paths, and rates the result; before, finds what linear light added."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import reduce
 from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.models.path_maps import CELL
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.gate import gate
-from jaxdeblur.paths.light import as_stored
+from jaxdeblur.paths.light import Excess, excess_of
 from jaxdeblur.paths.motion import CLOSE, LUMA, is_small, offsets_of, tiling_of
 from jaxdeblur.paths.path import exposed, exposures, extent
 from jaxdeblur.paths.tiles import Tiling, halved, halved_pixels
@@ -23,15 +24,6 @@ LEAST_SIDE = 64
 """Pixels; frames with a shorter side hold no tile."""
 
 _SHARES = (wiener.NEIGHBOUR, 1.0, wiener.NEIGHBOUR)
-
-
-class Past(NamedTuple):
-    """What a frame passes on to the filter of the next."""
-
-    restored: Float[Array, "*leading H W 3"]
-    """The frame as the gate left it."""
-    excess: Float[Array, "*leading H W 3"]
-    """What averaging in linear light added to it (light.py); zeros if it was averaged as stored."""
 
 
 class Estimate(NamedTuple):
@@ -45,8 +37,40 @@ class Estimate(NamedTuple):
     """The gate, e and G of each cell (gate.py)."""
     paths: Float[Array, "N 9 2"]
     """Positions of each tile's centre during the exposure, (y, x) in pixels of the frame."""
-    excess: Float[Array, "H W 3"]
-    """As in ``Past``."""
+
+
+@jax.default_matmul_precision("float32")
+def light_excess(
+    frames: Float[Array, "3 H W 3"],
+    found: WindowFit,
+    base: Float[Array, "H W 3"],
+    known: Excess,
+) -> Excess:
+    """Returns what averaging in linear light added to three frames; zeros if they are as stored.
+
+    Args:
+      frames: as stored, in [0, 1]: the middle three of ``fit_window``.
+      found: from ``fit_window``.
+      base: the middle frame as a network restores it, or unchanged.
+      known: what linear light added to the previous frame; zeros if unknown.
+    """
+    tiling = tiling_of(frames.shape[1:3])
+    light, base = frames @ LUMA, jnp.clip(base, 0.0, 1.0)
+
+    def whole() -> Excess:
+        return excess_of(light, base, known, _tiles_of(found), tiling)
+
+    def at_half_size() -> Excess:
+        small, those = _at_half_size(found, tiling)
+        given = halved(light), halved_pixels(base), Excess(*map(halved, known))
+        made = excess_of(*given, _tiles_of(those), small)
+        return Excess(*(_enlarged(x, y.shape) for x, y in zip(made, known, strict=True)))
+
+    def of_linear() -> Excess:
+        return whole() if is_small(*light.shape[1:]) else lax.cond(found.large, at_half_size, whole)
+
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((len(frames), *leaf.shape)), known)
+    return lax.cond(found.linear, of_linear, lambda: nothing)
 
 
 @jax.default_matmul_precision("float32")
@@ -54,7 +78,8 @@ def filtered(
     frames: Float[Array, "3 H W 3"],
     found: WindowFit,
     base: Float[Array, "H W 3"],
-    past: Past,
+    last: Float[Array, "H W 3"],
+    excess: Excess,
 ) -> Estimate:
     """Restores the middle of three frames along its paths.
 
@@ -62,23 +87,21 @@ def filtered(
       frames: as stored, in [0, 1]: the middle three of ``fit_window``.
       found: from ``fit_window``.
       base: the middle frame as a network restores it, or unchanged.
-      past: what the previous frame passes on.
+      last: the previous frame, restored, as the gate left it.
+      excess: from ``light_excess``.
     """
     tiling = tiling_of(frames.shape[1:3])
-    prior = wiener.Prior(base, past.restored, found.present[1])
-    whole = functools.partial(_filtered, frames, past.excess, prior, found, tiling)
+    prior = wiener.Prior(base, last, found.present[1])
+    whole = functools.partial(_filtered, frames, excess, prior, found, tiling)
 
     def at_half_size() -> Estimate:
         half, below = halved_pixels(frames), prior.map(halved_pixels)
-        small = tiling_of(half.shape[1:3], CLOSE)
-        those = slice(len(small.centres))
-        fit, gain = jax.tree.map(lambda leaf: leaf[those], (found.fit, found.gain))
-        excess = halved_pixels(past.excess)
-        made = _filtered(half, excess, below, found._replace(fit=fit, gain=gain), small)
+        small, those = _at_half_size(found, tiling)
+        made = _filtered(half, Excess(*map(halved, excess)), below, those, small)
 
         def enlarge(image: jax.Array) -> jax.Array:
-            shape = 2 * image.shape[0], 2 * image.shape[1], image.shape[2]
-            return jax.image.resize(image, shape, "cubic")[: tiling.height, : tiling.width]
+            channels = jnp.moveaxis(image, -1, 0)
+            return jnp.moveaxis(_enlarged(channels, frames.shape[1:3]), 0, -1)
 
         # Details finer than half size come from the base.
         sharp = jnp.clip(base + enlarge(made.sharp - below.base), 0.0, 1.0)
@@ -87,7 +110,7 @@ def filtered(
         bent = made.paths - jnp.asarray(small.centres)[:, None]
         bent = 2 * bent[tiling.nearest(small, scale=2)]
         paths = jnp.asarray(tiling.centres)[:, None] + bent
-        return Estimate(sharp, enlarge(made.unexplained), cells, paths, enlarge(made.excess))
+        return Estimate(sharp, enlarge(made.unexplained), cells, paths)
 
     made: Estimate = (
         whole() if is_small(*frames.shape[1:3]) else lax.cond(found.large, at_half_size, whole)
@@ -97,31 +120,50 @@ def filtered(
 
 def _filtered(
     frames: Float[Array, "3 H W 3"],
-    excess: Float[Array, "H W 3"],
+    excess: Excess,
     prior: wiener.Prior,
     found: WindowFit,
     tiling: Tiling,
 ) -> Estimate:
     """Filters the frame with tiles of one size; the gate does without the video's ``trusted``."""
     prior, fit, duty = prior.map(lambda y: jnp.clip(y, 0.0, 1.0)), found.fit, found.duty
-    blurred, bright = frames[1], frames[1] @ LUMA
-    weights = found.present[1:4] * jnp.exp(fit.trust) * jnp.array(_SHARES)
-    tiles = wiener.Tiles(fit, offsets_of(fit.knots), weights, duty, exposures(duty))
-    stored = lax.cond(
-        found.linear, lambda: as_stored(frames, excess, prior, tiles, tiling), lambda: frames
-    )
-    made = wiener.luminance(stored @ LUMA, prior.map(lambda y: y @ LUMA), tiles, tiling)
-    colours, known = _chroma(stored), prior.map(_chroma)
-    sharp = wiener.chrominance(colours, known, tiles, tiling.reduced(2), made.shares)
+    tiles, light, colours = _tiles_of(found), frames @ LUMA, _chroma(frames)
+    stored = light - excess.luminance
+    made = wiener.luminance(stored, prior.map(lambda y: y @ LUMA), tiles, tiling)
+    shares = reduce(made.shares, "n c (y 2) (x 2) -> n c y x", "mean")
+    stored, known = colours - excess.colours, prior.map(_chroma)
+    sharp = wiener.filtered_channels(stored, known, tiles, tiling.reduced(2), shares, scale=2)
     shape = 2, 2 * sharp.shape[1], 2 * sharp.shape[2]
-    red, blue = jax.image.resize(sharp - _chroma(blurred), shape, "linear")
+    red, blue = jax.image.resize(sharp - colours[1], shape, "linear")
     green = -(LUMA[0] * red + LUMA[2] * blue) / LUMA[1]
     change = jnp.stack([red, green, blue], -1)[: tiling.height, : tiling.width]
-    sharp = jnp.clip(blurred + (made.sharp - bright)[..., None] + change, 0.0, 1.0)
-    cells = gate(made, bright, extent(fit.knots, duty), found.gain, tiling)
+    sharp = jnp.clip(frames[1] + (made.sharp - light[1])[..., None] + change, 0.0, 1.0)
+    cells = gate(made, light[1], extent(fit.knots, duty), found.gain, tiling)
     unexplained = jnp.stack([made.residual, made.disagreement], -1)
     paths = jnp.asarray(tiling.centres)[:, None] + exposed(fit.knots, duty)
-    return Estimate(sharp, unexplained, cells, paths, blurred - stored[1])
+    return Estimate(sharp, unexplained, cells, paths)
+
+
+def _tiles_of(found: WindowFit) -> wiener.Tiles:
+    weights = found.present[1:4] * jnp.exp(found.fit.trust) * jnp.array(_SHARES)
+    offsets = offsets_of(found.fit.knots)
+    return wiener.Tiles(found.fit, offsets, weights, found.duty, exposures(found.duty))
+
+
+def _at_half_size(found: WindowFit, tiling: Tiling) -> tuple[Tiling, WindowFit]:
+    """Returns the tiling of the frame at half size, and the fit of its tiles."""
+    small = tiling_of((-(-tiling.height // 2), -(-tiling.width // 2)), CLOSE)
+    fit, gain = jax.tree.map(lambda leaf: leaf[: len(small.centres)], (found.fit, found.gain))
+    return small, found._replace(fit=fit, gain=gain)
+
+
+def _enlarged(
+    image: Float[Array, "*leading h w"], shape: tuple[int, ...]
+) -> Float[Array, "*leading H W"]:
+    """Returns the image at twice its size, without what exceeds ``shape``."""
+    *leading, height, width = image.shape
+    large = jax.image.resize(image, (*leading, 2 * height, 2 * width), "cubic")
+    return large[..., : shape[-2], : shape[-1]]
 
 
 def _chroma(image: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading 2 h w"]:

@@ -1,44 +1,63 @@
-"""Converts frames averaged in linear light to frames as if averaged as stored.
+"""Finds what averaging in linear light added to frames, so that it can be subtracted.
 
 A camera averages light, and its file holds about the 1/GAMMA-th power. Deconvolution in linear
 light leaves errors that are uniform there, but multiplied in the dark by the conversion back. So
-the effect of linear light is subtracted from the frames, and all else works on stored values:
+all else works on frames as if averaged as stored:
 
     B'_j = B_j - [(K_j y^g)^(1/g) - K_j y]                                        g = GAMMA
 
-for each colour. The previous frame keeps the bracket found when it was the middle one, from its
-own base and path. The luminance is first corrected with the base's luminance as y and deconvolved.
-Then y is the base with that luminance. The bracket is blurred and differs little between tiles, so
-tiles that hardly overlap are enough. Each takes the nearest path.
+for each colour. The luminance is first corrected with the base's luminance as y and deconvolved,
+without the restored frame before, so that this can run beside its filter. Then y is the base with
+that luminance. The previous frame keeps the bracket from when it was the middle one. The bracket
+differs little between neighbouring tiles, so tiles that hardly overlap are enough. Each takes the
+nearest path.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths.motion import LUMA
 from jaxdeblur.paths.path import SAMPLE_WEIGHTS, frequencies, power, transfer
-from jaxdeblur.paths.tiles import Tiling, cut, inner, over_tiles, overlap_add, taper
-from jaxdeblur.paths.wiener import Prior, Tiles, luminance
+from jaxdeblur.paths.tiles import Tiling, cut, halved, inner, over_tiles, overlap_add, taper
+from jaxdeblur.paths.wiener import Prior, Tiles, filtered_channels
+
+_RAMP, _MARGIN = 16, 8  # Pixels by which a tile of the bracket overlaps others, and a patch a tile.
 
 
-def as_stored(
-    frames: Float[Array, "3 H W 3"],
-    known: Float[Array, "H W 3"],
-    prior: Prior,
+class Excess(NamedTuple):
+    """What averaging in linear light added to frames: the bracket in B'; zeros if as stored."""
+
+    luminance: Float[Array, "*frames H W"]
+    colours: Float[Array, "*frames 2 h w"]
+    """Of red and blue, minus that of the luminance, at half size."""
+
+    @classmethod
+    def unknown(cls, height: int, width: int, *videos: int) -> Excess:
+        """Returns zeros for one frame; for several videos, with that leading axis."""
+        half = -(-height // 2), -(-width // 2)
+        return cls(jnp.zeros((*videos, height, width)), jnp.zeros((*videos, 2, *half)))
+
+
+def excess_of(
+    frames: Float[Array, "3 H W"],
+    base: Float[Array, "H W 3"],
+    known: Excess,
     tiles: Tiles,
     tiling: Tiling,
-) -> Float[Array, "3 H W 3"]:
-    """Returns B', the frames as if averaged as stored.
+) -> Excess:
+    """Returns the brackets of three frames averaged in linear light.
 
     Args:
-      frames: the previous, middle and next frame, as stored.
-      known: the bracket of the previous frame, from when it was the middle one; zeros if unknown.
-      prior: as stored, ``H W 3``.
+      frames: luminances of the previous, middle and next frame, as stored.
+      base: the middle frame as a network restores it, or unchanged, in [0, 1].
+      known: the bracket of the previous frame; zeros if unknown.
       tiles: their paths, fitted in linear light.
       tiling: of the frames.
     """
@@ -46,29 +65,31 @@ def as_stored(
     which = few.nearest(tiling)
     fit, offsets, weights = jax.tree.map(lambda x: x[which], tiles[:3])
     tiles = tiles._replace(fit=fit, offsets=offsets, weights=weights)
-
+    size = few.stride + _RAMP
+    close = few._replace(size=size, n=size + 2 * _MARGIN)
     # Without a previous frame, its bracket is not needed.
-    first = jnp.where(jnp.any(known != 0) | (prior.has_last == 0), 1, 0)
+    unknown = (weights[0, 0] > 0) & ~jnp.any(known.luminance != 0)
 
-    def excess(
-        sharp: Float[Array, "C H W"], of_previous: Float[Array, "C H W"]
-    ) -> Float[Array, "3 C H W"]:
-        y = jnp.clip(sharp, 0.0, 1.0)
+    def bracket(y: Float[Array, "C H W"], j: int) -> Float[Array, "C H W"]:
+        return _bracket(jnp.clip(y, 0.0, 1.0), tiles, close, j)
 
-        def with_frame(j: Int[Array, ""], made: Float[Array, "3 C H W"]) -> Float[Array, "3 C H W"]:
-            return made.at[j].set(_excess(y, tiles, few, j))
+    def excess(y: Float[Array, "3 H W"], j: int) -> Excess:
+        made = bracket(y, j)
+        luminance = jnp.einsum("c,chw->hw", LUMA, made)
+        return Excess(luminance, halved(made[jnp.array([0, 2])] - luminance))
 
-        start = jnp.zeros((len(frames), *y.shape)).at[0].set(of_previous)
-        return lax.fori_loop(first, len(frames), with_frame, start)
+    bright = (base @ LUMA)[None]
+    before = lax.cond(unknown, lambda: bracket(bright, 0), lambda: known.luminance[None])
+    seen = frames[:, None] - jnp.stack([before, bracket(bright, 1), bracket(bright, 2)])
+    prior = Prior(bright, bright, jnp.float32(0))
+    window = jnp.asarray(taper(few.size, few.size - few.stride))[None, None]
+    y = jnp.moveaxis(base, -1, 0) + filtered_channels(seen, prior, tiles, few, window) - bright
+    previous = lax.cond(unknown, lambda: excess(y, 0), lambda: known)
+    return Excess(*map(jnp.stack, zip(previous, excess(y, 1), excess(y, 2), strict=True)))
 
-    base, bright = jnp.moveaxis(prior.base, -1, 0), prior.base @ LUMA
-    corrected = frames @ LUMA - excess(bright[None], (known @ LUMA)[None])[:, 0]
-    change = luminance(corrected, prior.map(lambda y: y @ LUMA), tiles, few).sharp - bright
-    return frames - jnp.moveaxis(excess(base + change, jnp.moveaxis(known, -1, 0)), 1, -1)
 
-
-def _excess(
-    y: Float[Array, "C H W"], tiles: Tiles, tiling: Tiling, j: Int[Array, ""]
+def _bracket(
+    y: Float[Array, "C H W"], tiles: Tiles, tiling: Tiling, j: int
 ) -> Float[Array, "C H W"]:
     """Returns the bracket for frame j, at its position in that frame."""
     n = tiling.n

@@ -5,7 +5,7 @@ frame is filtered along them (estimate.py). Where the gate does not trust them, 
 base: the frame as a network restores it, or the blurred frame. A second network may combine the two
 (models/path_maps.py). The last frame, as the gate left it, helps to restore the next (wiener.py).
 
-A stream runs the four parts of a step as separate programs (restoration/placement.py). Large frames
+A stream runs the five parts of a step as separate programs (restoration/placement.py). Large frames
 do without the base's finest size, three quarters of its work: the second network sees the frame at
 that size, too (docs/lab/paths.md).
 """
@@ -29,7 +29,8 @@ from jaxdeblur.models.path_maps import gated
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.paths import self_ensemble
-from jaxdeblur.paths.estimate import LEAST_SIDE, Past
+from jaxdeblur.paths.estimate import LEAST_SIDE, light_excess
+from jaxdeblur.paths.light import Excess
 from jaxdeblur.paths.motion import connected, is_small, moves_of
 from jaxdeblur.paths.self_ensemble import StepOf
 from jaxdeblur.paths.shutter import Shutter, watch
@@ -83,7 +84,6 @@ class PathRestorer(VideoRestorer):
         base, fusion = (() if net is None else start(net) for net in (self.base, self.fusion))
         if isinstance(self.base, ScaleChoice) and not is_small(height, width):
             base = self.base.without_finest(base)
-        nothing = jnp.zeros((batch, height, width, 3), jnp.float32)
         return StreamState(
             frames=jnp.zeros((batch, WINDOW - 1, height, width, 3), jnp.float32),
             present=jnp.zeros(WINDOW - 1, jnp.float32),
@@ -92,7 +92,8 @@ class PathRestorer(VideoRestorer):
             paths=PastPaths.unknown((height, width), batch),
             looking=jnp.bool_(False),
             base=base,
-            filter=Past(nothing, nothing),
+            light=Excess.unknown(height, width, batch),
+            filter=jnp.zeros((batch, height, width, 3)),
             fusion=fusion,
         )
 
@@ -104,7 +105,7 @@ class PathRestorer(VideoRestorer):
     def _step_and_tell(
         self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
     ) -> tuple[StreamState, Frame, Told | None]:
-        """Runs the four parts of a step; if frames are only looked at, that of the fit."""
+        """Runs the five parts of a step; if frames are only looked at, that of the fit."""
         after, fitted = self.step_fit(state, frame, repeated)
 
         @jax.jit  # Traced once for both branches.
@@ -112,9 +113,11 @@ class PathRestorer(VideoRestorer):
             step, base, below = VideoRestorer.step, state.base, None
             if self.base is not None:
                 base, below = self.step_base(step, base, frame, repeated)
-            filtered, over = self.step_filter(state.filter, fitted, below)
+            light, excess = self.step_light(state.light, fitted, below)
+            last, over = self.step_filter(state.filter, fitted, below, excess)
             fusion, restored = self.step_fusion(step, state.fusion, over)
-            return after._replace(base=base, filter=filtered, fusion=fusion), restored, over.told
+            done = after._replace(base=base, light=light, filter=last, fusion=fusion)
+            return done, restored, over.told
 
         return lax.cond(state.looking, lambda: (after, *_zeros_of(restores)[1:]), restores)
 
@@ -166,17 +169,28 @@ class PathRestorer(VideoRestorer):
         )
         return state, Fitted(frames[:, LOOKAHEAD - 1 : LOOKAHEAD + 2], fit, here, alone)
 
+    def step_light(
+        self, state: State, fitted: Fitted, below: Frame | None
+    ) -> tuple[State, Excess | None]:
+        """Finds what linear light added to a frame, which can run beside the filter of the last."""
+        frames, fit, here, _ = fitted
+        if fit is None:
+            return state, None
+        shown = frames[:, 1] if below is None else below
+        excess = for_each(lambda each: light_excess(*each), (frames, fit, shown, state))
+        of_frame = jax.tree.map(lambda leaf: leaf[:, 1], excess)
+        return jax.tree.map(functools.partial(jnp.where, here), of_frame, state), excess
+
     def step_filter(
-        self, state: Past, fitted: Fitted, below: Frame | None
-    ) -> tuple[Past, OverPaths]:
+        self, state: State, fitted: Fitted, below: Frame | None, excess: Excess | None
+    ) -> tuple[State, OverPaths]:
         """Filters a frame along its paths, over the base's result; None without a base."""
         frames, fit, here, alone = fitted
         shown = frames[:, 1] if below is None else below
         if fit is None:
             return state, OverPaths(None, shown, here, alone)
-        told, past = for_each(lambda each: tell(*each), (frames, fit, shown, state))
-        past = jax.tree.map(functools.partial(jnp.where, here), past, state)
-        return past, OverPaths(told, shown, here, alone)
+        told = for_each(lambda each: tell(*each), (frames, fit, shown, state, excess))
+        return jnp.where(here, gated(told.maps), state), OverPaths(told, shown, here, alone)
 
     def step_fusion(self, step_of: StepOf, state: State, over: OverPaths) -> tuple[State, Frame]:
         """Runs the second network's part of a step, as ``step_base`` does the base's."""

@@ -139,23 +139,25 @@ def luminance(
     return Luminance(sharp, residual, disagreement, shares)
 
 
-def chrominance(
+def filtered_channels(
     frames: Float[Array, "3 C H W"],
     prior: Prior,
     tiles: Tiles,
     tiling: Tiling,
-    shares: Float[Array, "N 1 size size"],
+    shares: Float[Array, "#N 1 size size"],
+    scale: int = 1,
 ) -> Float[Array, "C H W"]:
-    """Restores channels at half size: X.
+    """Restores channels: X.
 
     Args:
-      frames: the channels of the three frames, reduced by 2.
+      frames: the channels of the three frames, reduced by ``scale``.
       prior: those of the prior, ``C H W``, reduced alike.
       tiles: the paths, in pixels of the full-size frame.
       tiling: of the reduced frames.
-      shares: from ``luminance``.
+      shares: the share of each tile in each of its pixels.
+      scale: by which images and tiling are reduced.
     """
-    n, terms_of = tiling.n, _terms_of(frames, prior, tiles.basis, tiling, 2)
+    n, terms_of = tiling.n, _terms_of(frames, prior, tiles.basis, tiling, scale)
 
     def one(tile: tuple[Any, ...]) -> Float[Array, "C size size"]:
         terms = terms_of(*tile)
@@ -164,7 +166,7 @@ def chrominance(
         return inner(jnp.fft.irfft2(sharp, s=(n, n)), tiling) + terms.mean
 
     made = over_tiles(one, (jnp.asarray(tiling.centres), *tiles[:3]))
-    return overlap_add(made * reduce(shares, "n c (y 2) (x 2) -> n c y x", "mean"), tiling)
+    return overlap_add(made * shares, tiling)
 
 
 def _shares(residual: Float[Array, "N size size"], tiling: Tiling) -> Float[Array, "N 1 size size"]:

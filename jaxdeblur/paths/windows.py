@@ -10,10 +10,11 @@ import jax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdeblur.models.path_maps import at_pixels, gated, path_maps
+from jaxdeblur.models.path_maps import at_pixels, path_maps
 from jaxdeblur.models.restorer import State
 from jaxdeblur.options import Share, check_ranges
-from jaxdeblur.paths.estimate import Past, filtered
+from jaxdeblur.paths.estimate import filtered
+from jaxdeblur.paths.light import Excess
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.window_fit import WINDOW, PastPaths, WindowFit
 from jaxdeblur.shapes import Clip, Frame
@@ -80,13 +81,16 @@ class StreamState(NamedTuple):
     looking: Bool[Array, ""]
     """Whether frames are only looked at, to find the shutter, and not restored."""
     base: State
+    """Like the three below, () where only paths are fitted."""
+    light: State
+    """An Excess: what linear light added to the last frame."""
     filter: State
-    """A Past; like ``base`` and ``fusion``, () where only paths are fitted."""
+    """``B H W 3``: the last frame, restored, as the gate left it."""
     fusion: State
 
     def of_fit(self) -> StreamState:
         """Returns the part of the state that ``step_fit`` needs."""
-        return self._replace(base=(), filter=(), fusion=())
+        return self._replace(base=(), light=(), filter=(), fusion=())
 
 
 class Fitted(NamedTuple):
@@ -123,23 +127,19 @@ class OverPaths(NamedTuple):
 
 
 def tell(
-    frames: Float[Array, "3 H W 3"], fit: WindowFit, base: Float[Array, "H W 3"], past: Past
-) -> tuple[Told, Past]:
-    """Returns the results of the paths for the middle frame, and what it passes on.
-
-    Args:
-      frames: the middle three of a window, in [0, 1].
-      fit: their paths.
-      base: the middle frame as a network restores it, or unchanged.
-      past: what the previous frame passes on.
-    """
-    found = filtered(frames, fit, base, past)
+    frames: Float[Array, "3 H W 3"],
+    fit: WindowFit,
+    base: Float[Array, "H W 3"],
+    last: Float[Array, "H W 3"],
+    excess: Excess,
+) -> Told:
+    """Returns the results of the paths for the middle of three frames, as ``filtered`` does."""
+    found = filtered(frames, fit, base, last, excess)
     # Without evidence of an open shutter, what the network changed is taken back.
     shown = frames[1] + fit.base_share * (base - frames[1])
     evidence = at_pixels(found.cells, *base.shape[:2])
     maps = path_maps(frames[1], shown, found.sharp, found.unexplained, evidence)
-    told = Told(maps, found.cells[..., 0], found.paths)
-    return told, Past(gated(maps), found.excess)
+    return Told(maps, found.cells[..., 0], found.paths)
 
 
 def for_each(work: Callable[[Any], Any], videos: Any) -> Any:

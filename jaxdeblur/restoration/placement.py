@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.paths.light import Excess
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.self_ensemble import StepOf
 from jaxdeblur.paths.windows import Fitted, OverPaths
@@ -92,16 +93,30 @@ def fit_step(
 
 
 @_program
+def light_step(
+    what: Compiled,
+    parameters: nnx.State,
+    state: State,
+    fitted: Fitted,
+    below: Float[Array, "1 Hp Wp 3"] | None,
+) -> tuple[State, Excess | None]:
+    """Runs the third part: what linear light added, by paths and base."""
+    model: PathRestorer = nnx.merge(what.graph, parameters)
+    return model.step_light(state, fitted, below)
+
+
+@_program
 def filter_step(
     what: Compiled,
     parameters: nnx.State,
     state: State,
     fitted: Fitted,
     below: Float[Array, "1 Hp Wp 3"] | None,
+    excess: Excess | None,
 ) -> tuple[State, OverPaths]:
-    """Runs the third part: the filter along the paths, on what the base made of the frame."""
+    """Runs the fourth part: the filter along the paths, on what the base made of the frame."""
     model: PathRestorer = nnx.merge(what.graph, parameters)
-    return model.step_filter(state, fitted, below)
+    return model.step_filter(state, fitted, below, excess)
 
 
 @_program
@@ -121,7 +136,9 @@ def fusion_step(
 
 # On a CPU, programs that one thread queues run in sequence. So each part has a thread that queues
 # it (the fit, that of the caller), and parts of several frames run side by side.
-_THREADS = {part: ThreadPoolExecutor(1) for part in (base_step, filter_step, fusion_step)}
+_THREADS = {
+    part: ThreadPoolExecutor(1) for part in (base_step, light_step, filter_step, fusion_step)
+}
 
 
 def queue(program: Any, *given: Any) -> Any:
@@ -164,9 +181,10 @@ def step_with(
     if model.base is not None:
         base, below = run(base_step, *given, base, planes, repeated)
     after, fitted = run(fit_step, *given, state.of_fit(), planes, repeated)
-    filtered, over = run(filter_step, *given, state.filter, fitted, below)
+    light, excess = run(light_step, *given, state.light, fitted, below)
+    last, over = run(filter_step, *given, state.filter, fitted, below, excess)
     fusion, restored = run(fusion_step, *given, state.fusion, over, due, strength)
-    return after._replace(base=base, filter=filtered, fusion=fusion), restored
+    return after._replace(base=base, light=light, filter=last, fusion=fusion), restored
 
 
 def _changed(

@@ -177,7 +177,8 @@ class Stream:
             given = self._placed(state), self._on_device(planes), index >= len(opening)
             state, _ = fit_step(self._what, self._parameters, *given)
         after = self._placed(self._model.looked(state))
-        self._state = after._replace(base=before.base, filter=before.filter, fusion=before.fusion)
+        kept = {part: getattr(before, part) for part in ("base", "light", "filter", "fusion")}
+        self._state = after._replace(**kept)
 
     def _on_device(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...]:
         if isinstance(planes, (np.ndarray, jax.Array)):

@@ -31,9 +31,11 @@ from jaxdeblur.data.textures import open_scenes
 from jaxdeblur.data.videos import HighSpeedVideo
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import replace_folder_when_whole, write_json
+from jaxdeblur.models.path_maps import gated
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
-from jaxdeblur.paths.estimate import Past
+from jaxdeblur.paths.estimate import light_excess
+from jaxdeblur.paths.light import Excess
 from jaxdeblur.paths.motion import moves_of
 from jaxdeblur.paths.self_ensemble import restore_clip
 from jaxdeblur.paths.shutter import Shutter
@@ -187,12 +189,15 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
 
     @jax.jit
     def look(
-        window: Any, below: Any, past: Past, paths: PastPaths, present: Any, *duty_and_light: Any
-    ) -> tuple[jax.Array, Past, PastPaths]:
+        window: Any, paths: PastPaths, present: Any, duty: Any, linear: Any, *over: Any
+    ) -> tuple[jax.Array, jax.Array, Excess, PastPaths]:
         moves, unknown = moves_of(window), Shutter.unknown()
-        fit = fit_window(window, moves, present, unknown, paths, *duty_and_light)
-        told, past = tell(window[1:4], fit, below, past)
-        return jnp.round(255 * told.maps).astype(jnp.uint8), past, fit.passed_on
+        fit = fit_window(window, moves, present, unknown, paths, duty, linear)
+        below, last, known = over
+        excess = light_excess(window[1:4], fit, below, known)
+        maps = tell(window[1:4], fit, below, last, excess).maps
+        kept = jnp.round(255 * maps).astype(jnp.uint8)
+        return kept, gated(maps), jax.tree.map(lambda leaf: leaf[1], excess), fit.passed_on
 
     source = PathClipSource(config)
     line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)
@@ -210,15 +215,16 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
             below = of_large if rng.random() < _LARGE else of_small
             under = np.asarray(below(seen[None])[0])
             # Of the frame before the first one kept, only the base is known.
-            past = Past(under[max(first - 1, 0)], np.zeros_like(under[0]))
+            last, known = under[max(first - 1, 0)], Excess.unknown(*seen.shape[1:3])
             paths = PastPaths.unknown(seen.shape[1:3])
             maps = []
             for n in range(first, min(length, first + _SCORED)):
                 around = np.arange(n - WINDOW // 2, n + WINDOW // 2 + 1)
                 present = ((around >= 0) & (around < length)).astype(np.float32)
                 window = seen[np.clip(around, 0, length - 1)]
-                told, past, paths = look(window, under[n], past, paths, present, duty, linear)
-                maps.append(told)
+                given = window, paths, present, duty, linear
+                kept, last, known, paths = look(*given, under[n], last, known)
+                maps.append(kept)
             with replace_folder_when_whole(place) as part:
                 np.save(part / SHARP_FILE, clip.sharp[first : first + _SCORED])
                 np.save(part / MAPS_FILE, np.stack(maps))

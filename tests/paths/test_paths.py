@@ -20,10 +20,10 @@ from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths import self_ensemble
-from jaxdeblur.paths.estimate import Estimate, Past, filtered
+from jaxdeblur.paths.estimate import Estimate, filtered, light_excess
 from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_paths
 from jaxdeblur.paths.gate import base_share, gate, trusted
-from jaxdeblur.paths.light import as_stored
+from jaxdeblur.paths.light import Excess, excess_of
 from jaxdeblur.paths.likelihood import (
     START,
     Fit,
@@ -33,7 +33,7 @@ from jaxdeblur.paths.likelihood import (
     likelihood,
     observed,
 )
-from jaxdeblur.paths.motion import connected, displacement, moves_of, phase_spectra
+from jaxdeblur.paths.motion import LUMA, connected, displacement, moves_of, phase_spectra
 from jaxdeblur.paths.path import (
     FREE,
     KNOTS,
@@ -46,7 +46,7 @@ from jaxdeblur.paths.path import (
 )
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.shutter import DUTIES, Shutter, richest, watch
-from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
+from jaxdeblur.paths.tiles import Tiling, cut, halved, overlap_add, taper
 from jaxdeblur.paths.wiener import Luminance, Prior, Tiles, mean_of
 from jaxdeblur.paths.window_fit import PastPaths, fit_window
 from jaxdeblur.paths.windows import PathsConfig, tell
@@ -237,18 +237,18 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 @jax.jit
 def restored_with(
-    past: Past, paths: PastPaths, frames: jax.Array, present: jax.Array, duty: float
+    last: jax.Array, paths: PastPaths, frames: jax.Array, present: jax.Array, duty: float
 ) -> tuple[Estimate, PastPaths]:
     """Restores the middle frame over itself and the frame before, averaged as stored."""
     moves, unknown = moves_of(frames), Shutter.unknown()
     fit = fit_window(frames, moves, present, unknown, paths, duty, linear=False)
-    return filtered(frames[1:4], fit, frames[2], past), fit.passed_on
+    excess = light_excess(frames[1:4], fit, frames[2], Excess.unknown(*frames.shape[1:3]))
+    return filtered(frames[1:4], fit, frames[2], last, excess), fit.passed_on
 
 
 def restored_after(last: jax.Array, frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
     """Restores the middle frame likewise, with nothing known but the restored frame before."""
-    past, paths = Past(last, jnp.zeros_like(last)), PastPaths.unknown(last.shape[:2])
-    return restored_with(past, paths, frames, present, duty)[0]
+    return restored_with(last, PastPaths.unknown(last.shape[:2]), frames, present, duty)[0]
 
 
 def restored(frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
@@ -290,12 +290,12 @@ def test_the_last_path_helps_to_find_the_next() -> None:
     speed = np.array([2.0, 9.0])
     frames = jnp.asarray(moving(tuple(speed), 1.0)[0], jnp.float32)
     frames = frames + 0.05 * jax.random.normal(jax.random.key(0), frames.shape)
-    past, unknown = Past(frames[1], jnp.zeros_like(frames[1])), PastPaths.unknown((256, 320))
+    unknown = PastPaths.unknown((256, 320))
     true = KNOTS[FREE][:, None] * speed
     known = PastPaths(jnp.broadcast_to(true, unknown.knots.shape), jnp.bool_(False))
 
     def error(paths: PastPaths, present: jax.Array) -> float:
-        found = restored_with(past, paths, frames, present, 1.0)[1]
+        found = restored_with(frames[1], paths, frames, present, 1.0)[1]
         return float(np.sqrt(((np.asarray(found.knots) - true) ** 2).mean()))
 
     every = jnp.ones(5)
@@ -355,27 +355,41 @@ def test_the_first_frame_is_not_shifted_along_its_path() -> None:
 
 def test_frames_of_linear_light_become_those_averaged_as_stored() -> None:
     speed = np.array([2.0, 12.0])
-    linear, stored = (moving(tuple(speed), 1.0, 3, gamma)[0] for gamma in (GAMMA, 1.0))
+    linear, stored = (
+        jnp.asarray(moving(tuple(speed), 1.0, 3, gamma)[0], jnp.float32) for gamma in (GAMMA, 1.0)
+    )
     tiling = Tiling(*linear.shape[1:3], 64, 128, 192)
     number = len(tiling.centres)
     knots = jnp.tile(jnp.asarray(KNOTS[FREE][:, None] * speed, jnp.float32), (number, 1, 1))
     fit = Fit(knots, jnp.tile(jnp.asarray(START), (number, 1)), jnp.zeros((number, 3)))
     offsets = jnp.tile(2 * jnp.round(jnp.arange(-1, 2)[:, None] * speed / 2), (number, 1, 1))
     tiles = Tiles(fit, offsets, jnp.ones((number, 3)), jnp.float32(1), exposures(1.0))
-    given = jnp.asarray(linear, jnp.float32)
-    prior = Prior(given[1], given[0], jnp.float32(1))
-    correct = jax.jit(as_stored, static_argnums=4)
-    found = correct(given, jnp.zeros_like(given[0]), prior, tiles, tiling)
-    before, after = (
-        np.abs(np.asarray(each) - stored)[:, 48:-48, 48:-48].mean((1, 2))  # per colour
-        for each in (linear, found)
-    )
-    np.testing.assert_array_less(after, 0.5 * before)  # In neighbouring frames too.
-    known = jnp.asarray(linear[0] - stored[0], jnp.float32)
-    again = correct(given, known, prior, tiles, tiling)
-    np.testing.assert_allclose(again[0], stored[0], atol=1e-6)  # The known bracket is kept,
-    error = np.abs(np.asarray(again) - stored)[1:, 48:-48, 48:-48].mean((1, 2))
-    np.testing.assert_array_less(error, after[1:])  # and helps the other frames.
+    found_in = jax.jit(excess_of, static_argnums=4)
+    height, width = linear.shape[1:3]
+
+    def errors(found: Excess) -> np.ndarray:
+        """Of each frame: of its luminance, and of red and blue at half size."""
+        light, colours = linear @ LUMA - found.luminance, _colours(linear) - found.colours
+        reds_and_blues = halved(light)[:, None] + colours
+        right = halved(jnp.moveaxis(stored, -1, 1))[:, ::2]
+        apart = (light - stored @ LUMA)[:, None], reds_and_blues - right
+        means = [np.abs(each)[..., 48:-48, 48:-48].mean((2, 3)) for each in map(np.asarray, apart)]
+        return np.concatenate(means, 1)
+
+    first = found_in(linear @ LUMA, linear[1], Excess.unknown(height, width), tiles, tiling)
+    unchanged = errors(Excess.unknown(height, width, 3))
+    np.testing.assert_array_less(errors(first), 0.5 * unchanged)  # In neighbouring frames too.
+    known = Excess((linear - stored)[0] @ LUMA, _colours(linear - stored)[0])
+    again = found_in(linear @ LUMA, linear[1], known, tiles, tiling)
+    np.testing.assert_array_equal(again.luminance[0], known.luminance)  # It is kept,
+    # and helps the other frames.
+    np.testing.assert_array_less(errors(again)[1:].mean(1), errors(first)[1:].mean(1))
+    np.testing.assert_array_less(errors(again)[1:, 0], errors(first)[1:, 0])
+
+
+def _colours(frames: jax.Array) -> jax.Array:
+    """Returns red and blue minus the luminance, at half size."""
+    return halved(jnp.moveaxis((frames - (frames @ LUMA)[..., None])[..., ::2], -1, -3))
 
 
 @pytest.mark.stress  # Two sizes compile two programs.
@@ -643,8 +657,8 @@ def test_a_stream_equals_its_clip(
     stream = np.stack(list(restore_frames(opened, video)))
     if base and length > 1:
         assert np.asarray(streams[0]._state.paths.knots).any()
-        assert np.asarray(streams[0]._state.filter.restored).any()
-        assert np.asarray(streams[0]._state.filter.excess).any() == (light == "linear")
+        assert np.asarray(streams[0]._state.filter).any()
+        assert np.asarray(streams[0]._state.light.luminance).any() == (light == "linear")
     clip = restore_clip(model, video)
     assert stream.shape == video.shape
     assert np.abs(stream.astype(int) - clip).max() <= 1
@@ -757,7 +771,8 @@ def test_a_jump_leaves_the_frame_before_it_one_neighbour(one_stage: None) -> Non
         scene = connected(moves, present)
         fit = fit_window(frames, moves, scene, shutter, past, duty=1.0, linear=False)
         shown = frames[2]
-        return tell(frames[1:4], fit, shown, Past(shown, jnp.zeros_like(shown)))[0].maps
+        excess = light_excess(frames[1:4], fit, shown, Excess.unknown(128, 128))
+        return tell(frames[1:4], fit, shown, shown, excess).maps
 
     alike = told(frames.at[3:].set(0.0), present.at[3:].set(0.0))
     np.testing.assert_allclose(told(frames, present), alike, atol=1e-5)
