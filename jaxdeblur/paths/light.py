@@ -39,10 +39,10 @@ class Excess(NamedTuple):
     """Of red and blue, minus that of the luminance, at half size."""
 
     @classmethod
-    def unknown(cls, height: int, width: int, *videos: int) -> Excess:
-        """Returns zeros for one frame; for several videos, with that leading axis."""
+    def unknown(cls, height: int, width: int, *leading: int) -> Excess:
+        """Returns zeros for one frame; for several frames or videos, with those leading axes."""
         half = -(-height // 2), -(-width // 2)
-        return cls(jnp.zeros((*videos, height, width)), jnp.zeros((*videos, 2, *half)))
+        return cls(jnp.zeros((*leading, height, width)), jnp.zeros((*leading, 2, *half)))
 
 
 def excess_of(
