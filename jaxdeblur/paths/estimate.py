@@ -128,11 +128,11 @@ def _filtered(
     """Filters the frame with tiles of one size; the gate does without the video's ``trusted``."""
     prior, fit, duty = prior.map(lambda y: jnp.clip(y, 0.0, 1.0)), found.fit, found.duty
     tiles, light, colours = _tiles_of(found), frames @ LUMA, _chroma(frames)
-    stored = light - excess.luminance
-    made = wiener.luminance(stored, prior.map(lambda y: y @ LUMA), tiles, tiling)
+    bright = prior.map(lambda y: y @ LUMA)
+    made = wiener.luminance(light - excess.luminance, bright, tiles, tiling)
     shares = reduce(made.shares, "n c (y 2) (x 2) -> n c y x", "mean")
-    stored, known = colours - excess.colours, prior.map(_chroma)
-    sharp = wiener.filtered_channels(stored, known, tiles, tiling.reduced(2), shares, scale=2)
+    given = colours - excess.colours, prior.map(_chroma), tiles, tiling.reduced(2), shares
+    sharp = wiener.filtered_channels(*given, scale=2)
     shape = 2, 2 * sharp.shape[1], 2 * sharp.shape[2]
     red, blue = jax.image.resize(sharp - colours[1], shape, "linear")
     green = -(LUMA[0] * red + LUMA[2] * blue) / LUMA[1]
