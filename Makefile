@@ -49,8 +49,7 @@ web: converter
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(PYTEST) -m "not stress" --durations=15
+	$(BIN)/mypy & types=$$!; $(PYTEST) -m "not stress" --durations=15; tests=$$?; wait $$types && exit $$tests
 
 # Without the converter, the tests that need it are skipped and say so.
 stress: $(VENV)/.installed-test

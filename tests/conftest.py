@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import tempfile
@@ -17,10 +18,16 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
+# Commands that the tests start would compile all modules again and again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import jax
 import psutil
 import pytest
 
+# A fifth of the time would go into collecting garbage, among all that JAX's caches hold. So it is
+# rare, and leaves out what is older than a module of tests (`_forget_programs`).
+gc.set_threshold(50_000, 20, 100)
 _MUCH = 2 * 2**30  # Bytes of resident memory of a worker.
 
 # A fresh cache, shared by the workers of one test run, so that nothing depends on an older run.
@@ -49,8 +56,10 @@ def _compile_as_users_do(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
     """Frees compiled programs when a worker holds much memory; it would reach 5 GB otherwise."""
+    gc.freeze()
     yield
     if psutil.Process().memory_info().rss > _MUCH:
+        gc.unfreeze()
         jax.clear_caches()
 
 

@@ -366,6 +366,7 @@ class TestRefusals:
             ):
                 evaluate(loaded(model), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
 
+    @pytest.mark.stress  # traces the whole restorer
     def test_paths_are_something_to_explain(self):
         assert evaluate_module._explains(load_restorer("paths").model)
 

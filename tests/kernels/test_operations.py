@@ -90,7 +90,7 @@ def operands(name: str, shape: tuple[int, ...], dtype: str, seed: int = 0) -> li
 def run(name: str, implementation: str, *arguments: jax.Array) -> jax.Array:
     if implementation == "interpreted":
         return MOSAIC[name].run(None, True, *arguments)
-    return getattr(kernels, name)(*arguments, implementation=implementation)
+    return jax.jit(partial(getattr(kernels, name), implementation=implementation))(*arguments)
 
 
 def shape_of(name: str, arguments: list[jax.Array]) -> tuple[int, ...]:
@@ -221,7 +221,7 @@ def test_what_all_pixels_share_moves_no_logit(implementation: str, dtype: str) -
         g = run("softmax_squeeze", implementation, x, weights)
         return jnp.sum(g[..., 0].astype(jnp.float32))
 
-    value, gradient = jax.value_and_grad(total)(weights)
+    value, gradient = jax.jit(jax.value_and_grad(total))(weights)
     assert value == 300
     # The logits' derivatives are 0 but for the rounding of 100 times the pixel's share.
     assert jnp.max(jnp.abs(gradient[1:])) < 1e-3 * margin(implementation)
@@ -272,9 +272,8 @@ def test_a_second_derivative_raises_and_the_einsum_has_it() -> None:
     x, *rest = operands("softmax_expand", (1, 1, 6, 3, 4), "float32")
 
     def hessian(implementation: str) -> jax.Array:
-        return jax.jacrev(
-            jax.grad(lambda a: jnp.sum(run("softmax_expand", implementation, a, *rest) ** 2))
-        )(x)
+        of = jax.grad(lambda a: jnp.sum(run("softmax_expand", implementation, a, *rest) ** 2))
+        return jax.jit(jax.jacrev(of))(x)
 
     assert jnp.isfinite(hessian("einsum")).all()
     with pytest.raises(NotImplementedError, match="first derivatives only"):

@@ -275,7 +275,14 @@ def test_a_model_without_receptive_radius_is_not_cut_into_tiles() -> None:
         halo_of(Least(LeastConfig(), rngs=nnx.Rngs(0)))
 
 
-@pytest.mark.parametrize("name", ["edvr_small", "rdn_small", "srn_small", "strcnn_dtb_small"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "edvr_small",
+        "strcnn_dtb_small",
+        *(pytest.param(peer, marks=pytest.mark.stress) for peer in ("rdn_small", "srn_small")),
+    ],
+)
 def test_a_network_that_saves_memory_recomputes(name: str) -> None:
     model = models.build(PRESETS[name].network)
     clip = jax.ShapeDtypeStruct((1, 2, 64, 64, 3), jnp.float32)

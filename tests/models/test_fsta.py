@@ -332,14 +332,14 @@ def test_the_maps_explain_what_the_network_does():
     # y^R rebuilt from the maps alone equals the block's output.
     model = make(window=3)
     clip = draw_clip(3)
-    maps = model.explain_clip(clip).attention[0]
-    features = model.encode(clip)[0]
+    maps = jax.jit(model.explain_clip)(clip).attention[0]
+    features = jax.jit(model.encode)(clip)[0]
     x = features.reshape(1, 3, -1, 4)
     squeezed = spatial_squeeze(maps.spatial_maps.reshape(1, 3, 3, -1), x)
     window = temporal_squeeze(squeezed, maps.temporal_maps[:, 1])
     y = expand(maps.pixel_mix[:, 1].reshape(1, -1, 6), window)
-    (memory,) = model.remember((features,))
-    expected = model.fusion[0].fusion.fuse(features[:, 1], memory)
+    (memory,) = jax.jit(model.remember)((features,))
+    expected = jax.jit(model.fusion[0].fusion.fuse)(features[:, 1], memory)
     chex.assert_trees_all_close(y.reshape(expected.shape), expected, atol=1e-5)
 
 
@@ -429,7 +429,7 @@ def test_the_window_of_the_temporal_convolution():
 
 def test_as_many_key_frames_take_part_as_was_asked_for():
     for count in (1, 3):
-        (maps,) = make(key_frames=count).explain_clip(draw_clip(6)).attention
+        (maps,) = jax.jit(make(key_frames=count).explain_clip)(draw_clip(6)).attention
         np.testing.assert_array_equal((maps.temporal_maps > 0).sum(-1), count)
 
 

@@ -90,7 +90,7 @@ def test_a_stream_without_the_finest_level() -> None:
 
 def test_the_next_coarser_evidence_stands_for_the_finest() -> None:
     model = models.build(CHOICE)
-    reduced, restored = model.reduce_and_restore(draw_clip())
+    reduced, restored = jax.jit(model.reduce_and_restore)(draw_clip())
     _, whole = model.evidence(reduced, restored)
     _, coarse = model.evidence(reduced[:-1], restored[:-1])
     *above, coarser, _ = jnp.split(whole, len(CHOICE.scales), axis=-1)

@@ -186,11 +186,11 @@ def test_one_step_reads_as_far_as_it_says(head_width: int) -> None:
     # Small positive weights show the whole reach: no ReLU clips and no tanh saturates.
     parameters = {name: 0.1 * jnp.abs(array) + 0.01 for name, array in parameters.items()}
     # Tests the second frame: the first one is not blended and reads less far.
-    state, _ = rebuild(parameters).step(model.initial_state(1, 8, 160), frame)
-    restore = jax.jit(lambda f: rebuild(parameters).step(state, f)[1])
+    step = jax.jit(lambda state, f: rebuild(parameters).step(state, f))
+    state, _ = step(model.initial_state(1, 8, 160), frame)
     reach = []
     for column in (80, 81):
-        difference = restore(frame.at[:, :, column].add(0.5)) - restore(frame)
+        difference = step(state, frame.at[:, :, column].add(0.5))[1] - step(state, frame)[1]
         moved = np.flatnonzero(np.abs(difference).max(axis=(0, 1, 3)))
         reach.append(np.abs(moved - column).max())
     assert max(reach) <= model.receptive_radius

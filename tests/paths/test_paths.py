@@ -183,7 +183,8 @@ def test_a_frame_that_is_not_there_changes_nothing(tile: tuple[Fit, Observed]) -
     inside = seen.spectra[..., : len(where.fy), : len(where.fx)]
     ends = seen._replace(spectra=inside, present=jnp.asarray([0.0, 1.0, 1.0]))
     other = ends._replace(spectra=inside.at[0].set(9.0))
-    a, b = (likelihood(fit, each, where, exposures(1.0)) for each in (ends, other))
+    of = jax.jit(lambda each: likelihood(fit, each, where, exposures(1.0)))
+    a, b = of(ends), of(other)
     np.testing.assert_allclose(a.value, b.value, rtol=1e-6)
     np.testing.assert_allclose(a.gradient, b.gradient, atol=1e-6)
 
@@ -225,8 +226,9 @@ def test_displacement_of_a_moved_picture() -> None:
     _, sharp = moving((8.0, -20.0), 1.0)
     tiling = Tiling(256, 320, 64, 128, 192).reduced(4)
     small = [f.mean(-1).reshape(64, 4, 80, 4).mean((1, 3)).astype(np.float32) for f in sharp]
-    spectra = [phase_spectra(jnp.asarray(f), tiling) for f in small]
-    found = 4 * displacement(spectra[2], spectra[3], tiling)
+    spectra_of = jax.jit(functools.partial(phase_spectra, tiling=tiling))
+    one, other = (spectra_of(jnp.asarray(frame)) for frame in small[2:4])
+    found = 4 * jax.jit(functools.partial(displacement, tiling=tiling))(one, other)
     np.testing.assert_allclose(np.median(found, axis=0), [8.0, -20.0], atol=1)
 
 
@@ -235,13 +237,18 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((np.clip(a, 0, 1) - b)[80:-80, 80:-80] ** 2) + 1e-12))
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="linear")
 def restored_with(
-    last: jax.Array, paths: PastPaths, frames: jax.Array, present: jax.Array, duty: float
+    last: jax.Array,
+    paths: PastPaths,
+    frames: jax.Array,
+    present: jax.Array,
+    duty: float,
+    linear: bool = False,
 ) -> tuple[Estimate, PastPaths]:
-    """Restores the middle frame over itself and the frame before, averaged as stored."""
+    """Restores the middle frame over itself and the frame before."""
     moves, unknown = moves_of(frames), Shutter.unknown()
-    fit = fit_window(frames, moves, present, unknown, paths, duty, linear=False)
+    fit = fit_window(frames, moves, present, unknown, paths, duty, linear=linear)
     excess = light_excess(frames[1:4], fit, frames[2], Excess.unknown(*frames.shape[1:3]))
     return filtered(frames[1:4], fit, frames[2], last, excess), fit.passed_on
 
@@ -271,6 +278,7 @@ def test_a_frame_blurred_along_a_known_path_comes_back(duty: float) -> None:
     assert np.asarray(told.cells)[5:-5, 5:-5, 0].mean() > 0.5
 
 
+@pytest.mark.stress  # the prior's weights by hand are below
 def test_the_last_frame_hands_on_what_it_knows() -> None:
     blurred, sharp = (jnp.asarray(f, jnp.float32) for f in moving((2.0, 9.0), 1.0))
     blurred += 0.02 * jax.random.normal(jax.random.key(0), blurred.shape)
@@ -286,6 +294,7 @@ def test_the_last_frame_hands_on_what_it_knows() -> None:
     np.testing.assert_array_equal(with_none, with_any)
 
 
+@pytest.mark.stress  # the penalty by hand is below
 def test_the_last_path_helps_to_find_the_next() -> None:
     speed = np.array([2.0, 9.0])
     frames = jnp.asarray(moving(tuple(speed), 1.0)[0], jnp.float32)
@@ -316,11 +325,11 @@ def test_leaving_the_last_path_is_penalised() -> None:
         e = jnp.linalg.norm((path - path[:, 1:2] - past)[:2, jnp.array([0, 2, 3, 4])], axis=-1)
         return KEEP * (jnp.log1p(e) + 1 / (1 + e)).sum()
 
-    gradient, curvature = _keeping(knots, before)
-    wanted = jax.grad(penalty)(knots.reshape(3, -1))
+    gradient, curvature = jax.jit(_keeping)(knots, before)
+    wanted = jax.jit(jax.grad(penalty))(knots.reshape(3, -1))
     np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-6)
     # The curvature is that of the squared norm, which lies above the penalty.
-    of_penalty = jax.hessian(penalty)(knots.reshape(3, -1))
+    of_penalty = jax.jit(jax.hessian(penalty))(knots.reshape(3, -1))
     for n in range(2):
         assert np.linalg.eigvalsh(curvature[n] - of_penalty[n, :, n]).min() > -1e-5
     assert not np.asarray(curvature[2]).any()
@@ -392,13 +401,19 @@ def _colours(frames: jax.Array) -> jax.Array:
     return halved(jnp.moveaxis((frames - (frames @ LUMA)[..., None])[..., ::2], -1, -3))
 
 
-@pytest.mark.stress  # Two sizes compile two programs.
-def test_large_blur_is_restored_at_half_size() -> None:
-    frames = moving((3.0, 16.0), 1.0)
+@pytest.mark.stress  # compiles two large programs
+@pytest.mark.parametrize(("gamma", "least"), [(1.0, 2.5), (GAMMA, 1.2)])
+def test_large_blur_is_restored_at_half_size(gamma: float, least: float) -> None:
+    """Averaged as stored or in linear light; at full size, it would lose 9 dB."""
+    frames = moving((3.0, 16.0), 1.0, gamma=gamma)
     blurred, sharp = (np.array(jax.image.resize(f, (5, 512, 640, 3), "cubic")) for f in frames)
-    given = jnp.asarray(blurred, jnp.float32)
-    told = restored(given, jnp.ones(5), 1.0)
-    assert psnr(np.asarray(told.sharp), sharp[2]) > psnr(blurred[2], sharp[2]) + 2.5
+    given, unknown = jnp.asarray(blurred, jnp.float32), PastPaths.unknown((512, 640))
+    gains = []
+    for linear in (gamma != 1.0, gamma == 1.0):  # right, then wrong
+        told, _ = restored_with(given[1], unknown, given, jnp.ones(5), 1.0, linear=linear)
+        gains.append(psnr(np.asarray(told.sharp), sharp[2]) - psnr(blurred[2], sharp[2]))
+    assert gains[0] > least
+    assert gains[0] > gains[1] + 0.5
     length = np.linalg.norm(np.diff(np.asarray(told.paths), axis=1), axis=-1).sum(-1)
     np.testing.assert_allclose(np.median(length), np.hypot(6, 32), atol=1)
     chex.assert_shape(told.cells, (32, 40, 3))
@@ -676,26 +691,29 @@ def test_networks_see_small_frames_mirrored_too(
     if not small:
         monkeypatch.setattr("jaxdeblur.paths.self_ensemble._MOST", 383)  # of 384
     network = build(dataclasses.replace(OVER_PATHS, m=2, over_paths=""))
+    step = jax.jit(network.step)
     video = np.random.default_rng(8).random((4, 2, 16, 24, 3), np.float32)
 
     def mirrored(axes: tuple[int, ...]) -> np.ndarray:
         state, restored = network.initial_state(2, 16, 24), []
         for frame in np.flip(video, axes):
-            state, made = network.step(state, jnp.asarray(frame))
+            state, made = step(state, jnp.asarray(frame))
             restored.append(np.asarray(made))
         return np.flip(np.stack(restored), axes)
 
-    whole_step = type(network).step
+    mirrored_step = jax.jit(functools.partial(self_ensemble.step, type(network).step, network))
     state, restored = self_ensemble.initial_state(2, 16, 24, network), []
     of_paths = PathRestorer(PathsConfig(), network).initial_state(2, 16, 24)
     chex.assert_trees_all_equal_shapes(of_paths.base, state)
     for frame in video:
-        state, made = self_ensemble.step(whole_step, network, state, jnp.asarray(frame), False)
+        state, made = mirrored_step(state, jnp.asarray(frame), False)
         restored.append(made)
     axes = [(), (2,), (3,), (2, 3)] if small else [()]
     each = np.stack([mirrored(those) for those in axes])
     np.testing.assert_allclose(np.stack(restored), each.mean(0), atol=1e-6)
-    clip = self_ensemble.restore_clip(network, jnp.moveaxis(jnp.asarray(video), 0, 1))
+    clip = jax.jit(functools.partial(self_ensemble.restore_clip, network))(
+        jnp.moveaxis(jnp.asarray(video), 0, 1)
+    )
     np.testing.assert_allclose(np.moveaxis(clip, 1, 0)[0], restored[2], atol=1e-5)
     assert not small or np.ptp(each, axis=0).max() > 1e-3
 
@@ -741,13 +759,15 @@ def test_an_explanation_draws_the_motion_of_the_exposure() -> None:
 
 
 def test_frames_beyond_a_jump_are_absent() -> None:
+    compiled = jax.jit(connected)
+
     def near(*steps: float, present: tuple[int, ...] = (1, 1, 1, 1, 1)) -> list[float]:
         """Returns what is connected if the scene moves by ``steps`` from frame to frame."""
         places = np.cumsum([0.0, *steps])
         moves = np.zeros((9, 4, 2), np.float32)
         moves[:, :, 1] = np.delete(places - places[2], 2)
         moves[:2] = 50.0  # two tiles of something else
-        return connected(jnp.asarray(moves), jnp.array(present, jnp.float32)).tolist()
+        return compiled(jnp.asarray(moves), jnp.array(present, jnp.float32)).tolist()
 
     assert near(14, 16, 60, 6) == [1, 1, 1, 0, 0]
     assert near(17, 60, 6, 14) == [0, 0, 1, 1, 1]

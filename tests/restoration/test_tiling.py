@@ -85,12 +85,12 @@ def test_the_networks_of_blur_paths_run_in_tiles():
     over = OverPaths(told, frame, jnp.bool_(True), jnp.bool_(False))
     state = model.initial_state(1, 96, 128)
 
-    @functools.partial(jax.jit, static_argnums=0)
     def steps(step_of):
+        step_base = jax.jit(functools.partial(model.step_base, step_of, repeated=False))
         of_base = state.base
         for _ in range(3):  # the first two frames come out unrestored
-            of_base, below = model.step_base(step_of, of_base, frame, False)
-        return below, model.step_fusion(step_of, state.fusion, over)[1]
+            of_base, below = step_base(of_base, frame)
+        return below, jax.jit(functools.partial(model.step_fusion, step_of))(state.fusion, over)[1]
 
     whole = steps(lambda model, *given: model.step(*given))
     chex.assert_trees_all_close(steps(TileGrid(48, 64).step), whole, atol=1e-5)

@@ -528,7 +528,7 @@ def test_rates_are_of_the_parameters_that_they_name(optimizer: str) -> None:
     def updates(*rates: str) -> dict[str, jax.Array]:
         config = dataclasses.replace(CONFIG, optimizer=optimizer, rates=rates)
         chain = make_optimizer(config)
-        return chain.update(gradients, chain.init(parameters), parameters)[0]
+        return jax.jit(chain.update)(gradients, jax.jit(chain.init)(parameters), parameters)[0]
 
     plain, own = updates(), updates("beta_logit=30", "compare=0")
     for name in parameters:
@@ -557,7 +557,9 @@ def test_muon_takes_the_kernels_and_adam_the_rest() -> None:
     }
     kernel = "encoder/0/first/kernel"
     gradients[kernel] = jax.random.normal(jax.random.key(0), gradients[kernel].shape)
-    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(parameters), parameters)
+    updates, _ = jax.jit(optimizer.update)(
+        gradients, jax.jit(optimizer.init)(parameters), parameters
+    )
     update = updates[kernel]
     # An orthogonal matrix times sqrt(its longer side) * 0.4 has root mean square 0.4; Muon's few
     # iterations bring the singular values of a random matrix to 0.7 to 1.2 times that.
