@@ -26,7 +26,7 @@ import kernels
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig, register_fusion
 from jaxdeblur.models.fusion import Concat, Fusion
-from jaxdeblur.models.layers import LEAK, Conv, activation, normal
+from jaxdeblur.models.layers import Conv, normal
 from jaxdeblur.shapes import ClipFeatures, Features, Squeezed, SqueezedWindow
 
 # Disables TF32, with which a GPU would compute these sums to only three digits.
@@ -65,8 +65,6 @@ def expand(maps: Float[Array, "B P K"], squeezed_window: SqueezedWindow) -> Floa
     """Eq. 6: y^R = G_st A_p. Mixes the gathered vectors at each pixel of the current frame."""
     return _einsum("BPK,BKC->BPC", maps, squeezed_window).astype(squeezed_window.dtype)
 
-
-_LEAST_ENERGY = 1e-4  # features have a deviation of about 1; smaller energies are noise
 
 # --- The memory of a frame ---
 
@@ -119,30 +117,18 @@ class FactorisedAttention(Fusion):
         # f_s and f_t have no bias: it would shift all logits of a softmax alike, without effect.
         maps, combinations = config.spatial_maps, config.spatial_maps * config.temporal_maps
         options: dict[str, Any] = {"dtype": config.dtype, "rngs": rngs}
-        gain = config.logit_gain
-        self.f_s = Conv(channels, maps, 1, bias=None, gain=gain, **options)
+        self.f_s = Conv(channels, maps, 1, bias=None, **options)
         shape = (config.temporal_kernel, channels, config.temporal_maps)
-        deviation = gain * (2.0 / (config.temporal_kernel * channels)) ** 0.5
+        deviation = (2.0 / (config.temporal_kernel * channels)) ** 0.5
         self.f_t = nnx.Param(normal(rngs.params(), shape, deviation))
-        self.f_p = Conv(channels, combinations, 1, gain=gain, **options)
-        energy = config.squeeze == "energy"
-        self.sharpness = Conv(2 * channels, channels, 1, **options) if energy else None
+        self.f_p = Conv(channels, combinations, 1, **options)
         self.key_frames = config.key_frames
         self.implementation = config.implementation
         self.sharding = None
-        self.radius = 2 if energy else 0  # pixels that local_energy reads
-
-    def seen(self, features: ClipFeatures) -> ClipFeatures:
-        """Returns x of eq. 1-3."""
-        if self.sharpness is None:
-            return features
-        energies = jnp.log(local_energy(features.astype(jnp.float32)) + _LEAST_ENERGY)
-        both = [activation(LEAK)(features), energies.astype(features.dtype)]
-        return self.sharpness(jnp.concatenate(both, axis=-1))
+        self.radius = 0
 
     def remember(self, features: ClipFeatures) -> FrameMemory:
         """Computes eq. 1-2 and the pooling of eq. 3 for each frame."""
-        features = self.seen(features)
         x = rearrange(features, "B T h w C -> B T (h w) C")
         pooled = x.mean(axis=2, dtype=jnp.float32).astype(x.dtype)
         if self.implementation == "einsum":
@@ -152,7 +138,6 @@ class FactorisedAttention(Fusion):
 
     def remember_part(self, features: ClipFeatures, inside: Bool[Array, "h w"]) -> PartialMemory:
         """Returns the contribution of the pixels ``inside`` to the memory of each frame."""
-        features = self.seen(features)
         x = rearrange(features, "B T h w C -> B T (h w) C").astype(jnp.float32)
         inside = inside.reshape(-1)
         logits = jnp.where(inside, self._spatial_logits(features), -jnp.inf)
@@ -180,7 +165,7 @@ class FactorisedAttention(Fusion):
 
     def spatial_maps(self, features: ClipFeatures) -> Float[Array, "B T M P"]:
         """Returns A_s of each frame (eq. 1)."""
-        return spatial_maps(self._spatial_logits(self.seen(features)))
+        return spatial_maps(self._spatial_logits(features))
 
     def temporal_maps(self, pooled: Float[Array, "B T C"]) -> Float[Array, "B N T"]:
         """Returns A_t over the window (eq. 3), or over its key frames if so configured."""
@@ -247,23 +232,6 @@ class ConcatAttention(FactorisedAttention):
         """Returns y^R plus the convolution over the window's features."""
         assert window.features is not None  # remember keeps them
         return super().fuse(features, window) + self.beside.fuse(features, window.features)
-
-
-def local_energy(x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"]:
-    """Returns each channel's squared deviation from its 3x3 mean, averaged over 3x3 pixels."""
-    return _mean3x3((x - _mean3x3(x)) ** 2)
-
-
-def _mean3x3(x: Float[Array, "*leading h w C"]) -> Float[Array, "*leading h w C"]:
-    for axis in (-3, -2):
-        padding = [(0, 0)] * x.ndim
-        padding[axis] = (1, 1)
-        padded, size = jnp.pad(x, padding, mode="edge"), x.shape[axis]
-        before, here, after = (
-            lax.slice_in_dim(padded, i, i + size, axis=axis % x.ndim) for i in range(3)
-        )
-        x = (before + here + after) / 3.0
-    return x
 
 
 def _matrix(conv: Conv) -> Float[Array, "C M"]:

@@ -42,19 +42,16 @@ from jaxdeblur.shapes import Clip, ClipFeatures, Frame
 class FusionBlock(nnx.Module):
     """Merges y^R, the output of the fusion, into the current frame's features: x + merge([x, y]).
 
-    The paper ends at y^R; the merging is ours and the same for every fusion. As a product it is
-    x + x scale(y) + merge(y).
+    The paper ends at y^R; the merging is ours and the same for every fusion.
     """
 
     def __init__(self, config: FstaConfig, width: int, *, rngs: nnx.Rngs) -> None:
-        def mixed(c_in: int, gain: float = 1.0) -> Conv:
-            return Conv(c_in, width, 1, gain=gain, dtype=config.dtype, rngs=rngs)
+        def mixed(gain: float) -> Conv:
+            return Conv(2 * width, width, 1, gain=gain, dtype=config.dtype, rngs=rngs)
 
-        product = config.merge == "product"
         self.fusion: Fusion = FUSIONS[config.fusion](config, width, rngs=rngs)
-        self.gate = mixed(2 * width) if config.gated else None
-        self.scale = mixed(width, 0.5) if product else None
-        self.merge = mixed(width if product else 2 * width, 0.5)
+        self.gate = mixed(1.0) if config.gated else None
+        self.merge = mixed(0.5)
 
     def __call__(
         self, x: Float[Array, "*leading h w C"], y: Float[Array, "*leading h w C"]
@@ -62,8 +59,6 @@ class FusionBlock(nnx.Module):
         """Returns the fused features."""
         if self.gate is not None:
             y = y * jax.nn.sigmoid(self.gate(jnp.concatenate([x, y], axis=-1)))
-        if self.scale is not None:
-            return x + x * self.scale(y) + self.merge(y)
         return x + self.merge(jnp.concatenate([x, y], axis=-1))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import kernels
 from jaxdeblur.errors import UserError
-from jaxdeblur.options import Count, Range, check_ranges
+from jaxdeblur.options import Count, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +31,6 @@ class FstaConfig:
         an extension adds (``register_fusion``).
       spatial_maps, temporal_maps: M and N.
       temporal_kernel: size of f_t.
-      logit_gain: factor on He's initial scale for the kernels of f_s, f_t and f_p; at 1 all maps
-        start nearly uniform and gather nearly the same.
-      squeeze: what eq. 1-3 see of the features x: "features", x itself, as in the paper, or
-        "energy", the activations and the log local energy of x, mixed to as many channels (ours:
-        means of x over a frame give its colours, means of these how sharp it is).
-      merge: how y^R is merged: "sum", x + W [x, y], or "product", x (1 + W1 y) + W2 y (ours, as
-        the paper ends at y^R; a sum is nearly a bias for the frame, a product selects filters).
       gated: weight the fusion's output per pixel and channel before it is merged (CVPR 2021; the
         form of the gate is our choice).
       key_frames: frames of the window that take part (CVPR 2021; how they are chosen is our
@@ -59,9 +52,6 @@ class FstaConfig:
     spatial_maps: Count = 16
     temporal_maps: Count = 8
     temporal_kernel: Count = 3
-    logit_gain: Annotated[float, Range(above=0)] = 1.0
-    squeeze: Literal["features", "energy"] = "features"
-    merge: Literal["sum", "product"] = "sum"
     gated: bool = False
     key_frames: int | None = None
     nonlocal_bytes: Count = 2**30

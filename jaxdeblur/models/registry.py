@@ -40,6 +40,15 @@ _MODELS: dict[type, Callable[..., VideoRestorer]] = {
 DTYPES = ("float32", "bfloat16", "float16")
 """Values of ``dtype``, the type of the computation; parameters and output remain float32."""
 
+_GONE = {
+    "feedback": "side",
+    "first_step": "copy",
+    "squeeze": "features",
+    "merge": "sum",
+    "logit_gain": 1.0,
+}
+"""Fields of older configs, with the only value that still exists."""
+
 MOST, MOST_LEVELS = 1024, 16
 """The largest number in a network's config (except bytes), and the largest number of levels."""
 
@@ -101,5 +110,9 @@ def network_from_json(values: Any, where: str) -> Any:
             f"{where}: the network's kind is {kind!r}, not one of {', '.join(sorted(kinds()))}; if "
             "an extension defines it, give its file with --extension"
         )
-    fields = {name: value for name, value in values.items() if name != "kind"}
+    fields = {
+        name: value
+        for name, value in values.items()
+        if name != "kind" and (name not in _GONE or value != _GONE[name])
+    }
     return from_json(kinds()[kind], fields, f"{where}: network")

@@ -43,10 +43,6 @@ class StrcnnConfig:
         as the paper says that it should become (below eq. 3); with independent A and B it is none.
       recurrent: pass F_{n-1} from frame to frame; without it, and without blending, this is the
         plain CNN of figure 3, whose stem has as many channels as the blocks.
-      feedback: what F_n is: "side", the output of a separate convolution beside the image's, or
-        "final", the last activation, from which the image is made too, as the paper words it.
-      first_step: what precedes the first frame: "copy" gives the first frame w = 1, so that it is
-        not dimmed; "zeros" blends it with a map of zeros, as the re-implementations do.
       head_width: channels at full size before the last convolution; 0 goes directly to RGB.
       residual: add the network's output to the blurred frame.
       leak: slope of the ReLU for negative values.
@@ -64,8 +60,6 @@ class StrcnnConfig:
     beta0: Annotated[float, Range(above=0, below=1)] = 0.5
     distance: bool = False
     recurrent: bool = True
-    feedback: Literal["side", "final"] = "side"
-    first_step: Literal["copy", "zeros"] = "copy"
     head_width: Annotated[int, Range(0)] = 64
     residual: bool = False
     leak: float = 0.0
@@ -85,10 +79,6 @@ class StrcnnConfig:
 
 HalfFeatures: TypeAlias = Float[Array, "B h w C_half"]
 """Features with half the channels: those of the stem and F_n."""
-
-LastFeatures: TypeAlias = Float[Array, "B h w C_last"]
-LastOfClip: TypeAlias = Float[Array, "B T h w C_last"]
-"""The features from which the image is made."""
 
 
 class TemporalBlending(nnx.Module):
@@ -164,7 +154,7 @@ class Strcnn(VideoRestorer):
         self.lookahead = config.m
         self.multiple = CELL if config.over_paths else 2
         width, half = config.width, config.width // 2
-        self.feature_channels = half if config.feedback == "final" else width
+        self.feature_channels = width
         self.carried = half if config.recurrent else 0  # channels of F_{n-1}
         self.dtype = dtype = jnp.dtype(config.dtype)
 
@@ -179,16 +169,14 @@ class Strcnn(VideoRestorer):
         blends = config.blending != "none"
         self.blending = TemporalBlending(config, rngs=rngs) if blends else None
         self.decoder = residual_blocks()
-        makes_features = config.recurrent or config.feedback == "final"
-        self.feedback = Conv(width, half, 3, dtype=dtype, rngs=rngs) if makes_features else None
+        self.feedback = Conv(width, half, 3, dtype=dtype, rngs=rngs) if config.recurrent else None
         # The last layer starts small, which with a global residual is near the identity; short
         # trainings never left an exact zero. Without a residual, it starts at mid-grey.
         gain, bias = (0.05, 0.0) if config.residual else (0.3, 0.45)
-        full, last = config.head_width, self.feature_channels
-        made = MADE if config.over_paths else 3
-        self.up = Conv(last, 4 * full, 3, dtype=dtype, rngs=rngs) if full else None
+        full, made = config.head_width, MADE if config.over_paths else 3
+        self.up = Conv(width, 4 * full, 3, dtype=dtype, rngs=rngs) if full else None
         self.head = Conv(
-            full or last, made if full else 4 * made, gain=gain, bias=bias, dtype=dtype, rngs=rngs
+            full or width, made if full else 4 * made, gain=gain, bias=bias, dtype=dtype, rngs=rngs
         )
 
     def _restore_clip(self, clip: SeenClip) -> Clip:
@@ -199,7 +187,7 @@ class Strcnn(VideoRestorer):
         features, _ = self._recur_inside(clip)
         return self.rematerialised(self._to_image)(features, clip[:, m : clip.shape[1] - m])
 
-    def restore_with_features(self, clip: SeenClip) -> tuple[Clip, LastOfClip]:
+    def restore_with_features(self, clip: SeenClip) -> tuple[Clip, ClipFeatures]:
         """Restores a clip and also returns the features from which the images are made."""
         features, _ = self._recur_inside(replicate_ends(clip, *self.context))
         return self.rematerialised(self._to_image)(features, clip), features
@@ -213,7 +201,7 @@ class Strcnn(VideoRestorer):
 
     def _recur_inside(
         self, clip: Float[Array, "B length H W S"]
-    ) -> tuple[LastOfClip, ClipFeatures]:
+    ) -> tuple[ClipFeatures, ClipFeatures]:
         """Returns the last features and blending weights of each frame with m to each side."""
         batch, length, height, width, _ = clip.shape
         m = self.config.m
@@ -241,18 +229,18 @@ class Strcnn(VideoRestorer):
 
     def step_with_features(
         self, state: StreamState, frame: SeenFrame, repeated: jax.Array
-    ) -> tuple[StreamState, Frame, LastFeatures]:
+    ) -> tuple[StreamState, Frame, Features]:
         """Steps and also returns the features from which the output frame is made."""
         m = self.config.m
         frames = push(state.frames, frame, state.seen)
 
-        def restore(recurrence: Recurrence) -> tuple[Recurrence, Frame, LastFeatures]:
+        def restore(recurrence: Recurrence) -> tuple[Recurrence, Frame, Features]:
             window = rearrange(frames, "b n h w c -> b h w (n c)")
             recurrence, (features, _) = self._recur(recurrence, self._stem(window))
             return recurrence, self._to_image(features, frames[:, m]), features
 
-        def wait(recurrence: Recurrence) -> tuple[Recurrence, Frame, LastFeatures]:
-            nothing = jnp.zeros((*recurrence.blended.shape[:3], self.feature_channels), self.dtype)
+        def wait(recurrence: Recurrence) -> tuple[Recurrence, Frame, Features]:
+            nothing = jnp.zeros_like(recurrence.blended)
             return recurrence, frame[..., :3].astype(jnp.float32), nothing
 
         recurrence, restored, features = lax.cond(state.seen >= m, restore, wait, state.recurrence)
@@ -276,7 +264,7 @@ class Strcnn(VideoRestorer):
 
     def _recur(
         self, past: Recurrence, stem: HalfFeatures
-    ) -> tuple[Recurrence, tuple[LastFeatures, Features]]:
+    ) -> tuple[Recurrence, tuple[Features, Features]]:
         """Runs a step of the recurrence, from (F_{n-1}, h~_{n-1}) and a frame to (F_n, h~_n)."""
         blocks = self.config.blocks
         blend_at = {"encoder": blocks // 2, "middle": blocks, "decoder": blocks + blocks // 2}
@@ -284,15 +272,13 @@ class Strcnn(VideoRestorer):
         h = jnp.concatenate([stem, past.features], axis=-1)
         for i, block in enumerate([*self.encoder, *self.decoder]):
             if self.blending is not None and i == blend_at[self.config.blending]:
-                copy = ~past.begun & (self.config.first_step == "copy")
-                h, weights = self.blending(past.blended, h, copy)
+                h, weights = self.blending(past.blended, h, ~past.begun)
                 blended = h
             h = block(h)
-        # F_n, which the paper calls the final activation.
-        features = h if self.feedback is None else activation(self.config.leak)(self.feedback(h))
-        last = features if self.config.feedback == "final" else h
-        carried = features if self.config.recurrent else past.features
-        return Recurrence(carried, blended, jnp.bool_(True)), (last, weights)
+        features = past.features
+        if self.feedback is not None:  # F_n
+            features = activation(self.config.leak)(self.feedback(h))
+        return Recurrence(features, blended, jnp.bool_(True)), (h, weights)
 
     def _to_image(self, features: jax.Array, blurred: jax.Array) -> jax.Array:
         """Maps half-size features to full-size RGB, float32."""
@@ -313,9 +299,7 @@ class Strcnn(VideoRestorer):
         if self.blending is not None:
             at_half_size += self.blending.compare.radius
         image = (self.up or self.head).radius
-        feedback = self.feedback.radius if self.feedback else 0
-        final = self.config.feedback == "final"
-        at_half_size += feedback + image if final else max(feedback, image)
+        at_half_size += max(self.feedback.radius if self.feedback else 0, image)
         at_full_size = self.stem.radius + self.down.radius
         if self.up is not None:
             at_full_size += self.head.radius

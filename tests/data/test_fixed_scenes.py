@@ -277,9 +277,9 @@ def test_between_texels_the_picture_is_linear():
     """Looks up ramps between the texels and beyond an edge, where they are mirrored."""
     y, x = np.mgrid[:8, :8]
     ramp = np.stack([10 * y, 20 * x, 0 * x], axis=-1).astype(np.uint8)
-    packed = pack_texels(jnp.asarray(ramp)[None])[0]
+    packed = jax.jit(pack_texels)(ramp[None])[0]
     rows, columns = jnp.array([[1.25], [5.5], [-2.0]]), jnp.array([0.75, 6.0])
-    found = np.asarray(look_up(packed, rows, columns)) * 255
+    found = np.asarray(jax.jit(look_up)(packed, rows, columns)) * 255
     expected = np.array([[12.5], [55.0], [20.0]]), np.array([15.0, 120.0])
     for channel, values in zip(found, expected, strict=False):
         np.testing.assert_allclose(channel, np.broadcast_to(values, (3, 2)), atol=1e-3)

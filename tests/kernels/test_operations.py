@@ -230,11 +230,16 @@ def test_what_all_pixels_share_moves_no_logit(implementation: str, dtype: str) -
 def test_the_whole_is_its_parts_joined() -> None:
     x, weights = operands("softmax_squeeze", (1, 2, 90, 5, 7), "float32")
     logits = jnp.swapaxes(kernels.project(x, weights), -1, -2)
-    parts = [
-        kernels.squeeze_partial(logits[..., a:b], x[..., a:b, :])
-        for a, b in ((0, 50), (50, 60), (60, 90))
-    ]
-    joined = kernels.combine_partials(parts[0], kernels.combine_partials(parts[1], parts[2]))
+
+    @jax.jit
+    def in_parts(logits: jax.Array, x: jax.Array) -> kernels.Partial:
+        first, *rest = (
+            kernels.squeeze_partial(logits[..., a:b], x[..., a:b, :])
+            for a, b in ((0, 50), (50, 60), (60, 90))
+        )
+        return kernels.combine_partials(first, kernels.combine_partials(*rest))
+
+    joined = in_parts(logits, x)
     found = kernels.finish_partial(joined, jnp.bfloat16)
     assert found.dtype == jnp.bfloat16
     expected = definition("softmax_squeeze", np.asarray(x), np.asarray(weights))

@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.attention import expand, local_energy, spatial_squeeze, temporal_squeeze
+from jaxdeblur.models.attention import expand, spatial_squeeze, temporal_squeeze
 from jaxdeblur.models.fsta import Fsta
 from jaxdeblur.models.fsta_config import FSTA, FSTA_CONCAT, FSTA_LIVE, FSTA_SMALL, FstaConfig
 from jaxdeblur.restoration.tiling import TileGrid
@@ -81,14 +81,13 @@ def stream(model, clip):
         TWO_LEVELS,
         {"window": 4, "causal": True},
         {"gated": True, "key_frames": 2},
-        {"squeeze": "energy", "merge": "product"},
         {"fusion": "concat"},
         {"fusion": "concat_fsta"},
         {"fusion": "conv3d", "window": 4, "causal": True},
         {"fusion": "nonlocal", "window": 3},
         {"fusion": "none"},
     ],
-    ids=["two levels", "causal", "gated", "energy", "concat", "both", "conv3d", "nonlocal", "none"],
+    ids=["two levels", "causal", "gated", "concat", "both", "conv3d", "nonlocal", "none"],
 )
 def test_the_stream_is_the_clip(fields):
     model = make(**fields)
@@ -321,13 +320,6 @@ def test_explanation_has_the_maps_of_every_block():
             chex.assert_trees_all_close(total, jnp.ones_like(total), atol=1e-5)
 
 
-def test_a_logit_gain_scales_the_logits_of_all_maps_at_the_start():
-    plain, scaled = make().fusion[0].fusion, make(logit_gain=8.0).fusion[0].fusion
-    chex.assert_trees_all_close(scaled.f_s.kernel[...], 8 * plain.f_s.kernel[...])
-    chex.assert_trees_all_close(scaled.f_p.kernel[...], 8 * plain.f_p.kernel[...])
-    chex.assert_trees_all_close(scaled.f_t[...], 8 * plain.f_t[...])
-
-
 def test_the_maps_explain_what_the_network_does():
     # y^R rebuilt from the maps alone equals the block's output.
     model = make(window=3)
@@ -354,7 +346,6 @@ def test_the_maps_explain_what_the_network_does():
         ({"window": 4}, "--window must be odd.*not 4"),
         ({"window": 0, "causal": True}, "--window must be 1 or more"),
         ({"temporal_kernel": 2}, "--temporal-kernel must be odd, not 2"),
-        ({"logit_gain": 0.0}, "--logit-gain must be above 0, not 0.0"),
         ({"growths": (4, 4)}, "--growths must be 1 numbers"),
         ({"attention_levels": (1,)}, "--attention-levels must be levels from 0 to 0"),
         ({"key_frames": 6}, "--key-frames must be 1 to 5"),
@@ -400,25 +391,6 @@ def test_a_closed_gate_takes_nothing_of_the_window():
     block.gate.bias[...] = 0 * block.gate.bias[...] - 1e3
     clip = draw_clip(3)
     chex.assert_trees_all_close(restore(model, clip)[:, 1:2], restore(model, clip[:, 1:2]))
-
-
-def test_as_a_product_the_window_scales_each_pixel():
-    (block,) = make(merge="product").fusion
-    x, y = (jax.random.normal(jax.random.key(seed), (1, 3, 5, 4)) for seed in (1, 2))
-    scale = y @ block.scale.kernel[...][0, 0]
-    expected = x * (1 + scale) + y @ block.merge.kernel[...][0, 0]
-    chex.assert_trees_all_close(block(x, y), expected, atol=1e-5)
-
-
-def test_the_local_energy_tells_sharp_from_blurred_and_no_level():
-    sharp = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
-    blurred = (sharp + jnp.roll(sharp, 1, axis=2)) / 2
-    assert local_energy(sharp).mean() > 1.5 * local_energy(blurred).mean()
-    chex.assert_trees_all_close(local_energy(sharp + 5), local_energy(sharp), atol=1e-4)
-    inner = np.asarray(sharp[0, 3:8, 3:8])
-    means = np.lib.stride_tricks.sliding_window_view(inner, (3, 3), (0, 1)).mean((-1, -2))
-    expected = np.square(inner[1:4, 1:4] - means).mean((0, 1))
-    chex.assert_trees_all_close(local_energy(sharp)[0, 5, 5], expected, rtol=1e-4)
 
 
 def test_the_window_of_the_temporal_convolution():

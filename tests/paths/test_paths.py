@@ -26,6 +26,7 @@ from jaxdeblur.paths.gate import base_share, gate, trusted
 from jaxdeblur.paths.light import Excess, excess_of
 from jaxdeblur.paths.likelihood import (
     START,
+    Band,
     Fit,
     Likelihood,
     Observed,
@@ -510,12 +511,14 @@ def test_a_cameras_light_is_remembered() -> None:
 def test_patches_at_both_sizes_have_the_same_frequencies() -> None:
     image = jnp.asarray(textured(256, 320)[..., 0], jnp.float32)
     tiling, centre = Tiling(256, 320, 64, 128, 128), jnp.array([14])
-    nothing, present = jnp.zeros((30, 3, 2)), jnp.ones(5)
-    half, whole = (
-        observed(jnp.stack([image] * 3), tiling, nothing, present, only=centre, scale=scale)
-        for scale in (2, 1)
-    )
-    (low, at), (high, same) = half.up_to(0.1, 2), whole.up_to(0.1, 1)
+    images, offsets, present = jnp.stack([image] * 3), jnp.zeros((30, 3, 2)), jnp.ones(5)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def seen(scale: int) -> tuple[Observed, Band]:
+        whole = observed(images, tiling, offsets, present, only=centre, scale=scale)
+        return whole.up_to(0.1, scale)
+
+    (low, at), (high, same) = seen(2), seen(1)
     np.testing.assert_allclose(at.fy, same.fy)
     np.testing.assert_allclose(at.weight, same.weight)
     inside = at.weight > 0
