@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jaxdeblur.data.config import DataConfig, is_rendered
 from jaxdeblur.data.datasets import open_dataset
-from jaxdeblur.data.layouts import RENDERED, choose, list_videos, matching, resolve
+from jaxdeblur.data.layouts import HIGH_SPEED, RENDERED, choose, list_videos, matching, resolve
 from jaxdeblur.data.textures import RenderedScenes, Split, open_scenes
 from jaxdeblur.data.videos import Dataset, Video, sharp_files
 from jaxdeblur.errors import UserError
@@ -40,6 +40,11 @@ class TrainingData:
         self._places = functools.cache(
             lambda spec, split: list_videos(resolve(spec), split, self._variant(spec)).places
         )
+
+    @property
+    def high_speed(self) -> list[str]:
+        """The folders whose frames are averaged into blur."""
+        return [spec for spec in self.config.folders if resolve(spec).layout == HIGH_SPEED]
 
     @functools.cached_property
     def train(self) -> list[tuple[Dataset | RenderedScenes, float]]:

@@ -12,7 +12,7 @@ import jax
 
 from jaxdeblur import devices
 from jaxdeblur.data.batches import batches
-from jaxdeblur.data.layouts import HIGH_SPEED, resolve
+from jaxdeblur.data.layouts import resolve
 from jaxdeblur.data.on_device import render_on_device
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import UserError, tell
@@ -22,7 +22,7 @@ from jaxdeblur.models.path_maps import CHANNELS
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.windows import PathsConfig
-from jaxdeblur.shapes import Batch, Parameters
+from jaxdeblur.shapes import Batch
 from jaxdeblur.training.loop import NonFiniteError, run_steps
 from jaxdeblur.training.progress import RunWatcher, Validation
 from jaxdeblur.training.run_folder import (
@@ -37,8 +37,6 @@ from jaxdeblur.training.step import (
     compile_train_step,
     initial_train_state,
     micro_batch_count,
-    rate_factors,
-    trained_parameters,
 )
 from jaxdeblur.weights.load import load_model, starting_parameters
 
@@ -74,7 +72,7 @@ def train(
     mesh = devices.make_mesh(config.batch_size)
     model = registry.build(run.network, config.seed)
     rebuild, parameters = split(model)
-    _check_options(run, model, parameters)
+    _check_options(run, model)
     has_begun = resume and bool(RunCheckpoints(folder).steps())
     if has_begun:
         run = dataclasses.replace(run, start_from=Run.read(folder).start_from)
@@ -89,7 +87,7 @@ def train(
         resources.callback(checkpoints.close)
         if resume:
             # A run without a checkpoint stopped before its first one: it starts again.
-            state = checkpoints.restore_state(state, devices.replicated(mesh)) or state
+            state = checkpoints.restore_state(state) or state
             devices.check_same(int(state.step), f"steps of the checkpoints read in {folder}")
         first = int(state.step)
         data = TrainingData(run.data, config.crop)
@@ -102,9 +100,8 @@ def train(
             f"{'on them' if run.data.on_device else 'by the host'}, step {first} of "
             f"{config.steps}, in {folder}"
         )
-        for spec in run.data.folders:
-            if resolve(spec).layout == HIGH_SPEED:
-                _say(f"{spec}: high-speed frames, which are averaged into blur")
+        for spec in data.high_speed:
+            _say(f"{spec}: high-speed frames, which are averaged into blur")
         score_it = f"score it: python evaluate.py --ckpt={shlex.quote(str(folder))}"
         if first >= config.steps:
             _say(score_it)
@@ -137,12 +134,11 @@ def train(
         return state
 
 
-def _check_options(run: Run, model: VideoRestorer, parameters: Parameters) -> None:
-    """Checks the options that depend on the network.
+def _check_options(run: Run, model: VideoRestorer) -> None:
+    """Checks that the network can read the data and run over its base.
 
     Raises:
-      UserError: the network cannot read the data or run over its base, or a rate names no
-        parameter.
+      UserError: it cannot.
     """
     over_paths = model.channels == CHANNELS
     if any((resolve(spec).layout == "paths") != over_paths for spec in run.data.data):
@@ -153,10 +149,6 @@ def _check_options(run: Run, model: VideoRestorer, parameters: Parameters) -> No
         PathRestorer(PathsConfig(), load_model(run.network.over_paths).model, model)
     if over_paths and (run.training.validate_every or run.data.sharp_input):
         raise UserError("--validate-every and --sharp-input must be 0 on maps of blur paths")
-    parts = {part for name in trained_parameters(parameters) for part in name.split("/")}
-    for name in rate_factors(run.training.rates):
-        if name not in parts:
-            raise UserError(f"--rates: no parameter has {name!r} as a part of its name")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 import safetensors.numpy
-from jax.sharding import Sharding
 
 from jaxdeblur import VERSION, devices
 from jaxdeblur.data.config import DataConfig
@@ -77,13 +76,13 @@ class RunCheckpoints(Checkpoints):
         items = {_STATE: state._asdict(), "weights": best_parameters(state)}
         self.save_items(int(state.step), items)
 
-    def restore_state(self, template: TrainState, sharding: Sharding) -> TrainState | None:
+    def restore_state(self, template: TrainState) -> TrainState | None:
         """Returns the newest state that can be read whole, or None if there is no checkpoint.
 
-        Damaged checkpoints are skipped with a warning.
+        It is placed like ``template``. Damaged checkpoints are skipped with a warning.
         """
-        abstract = jax.tree.map(lambda a: devices.abstract_array(a, sharding), template._asdict())
-        found = self.restore_item(_STATE, abstract)
+        alike = jax.tree.map(lambda a: devices.abstract_array(a, a.sharding), template._asdict())
+        found = self.restore_item(_STATE, alike)
         return found and TrainState(**found[1])
 
 

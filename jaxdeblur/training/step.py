@@ -220,11 +220,20 @@ class Metrics(NamedTuple):
 
 
 def initial_train_state(config: TrainingConfig, parameters: Parameters) -> TrainState:
-    """Returns the state before the first step."""
+    """Returns the state before the first step.
+
+    Raises:
+      UserError: a rate names no parameter.
+    """
+    trained = trained_parameters(parameters)
+    parts = {part for name in trained for part in name.split("/")}
+    for name in rate_factors(config.rates):
+        if name not in parts:
+            raise UserError(f"--rates: no parameter has {name!r} as a part of its name")
     return TrainState(
         step=jnp.int32(0),
         parameters=parameters,
-        optimizer=make_optimizer(config).init(trained_parameters(parameters)),
+        optimizer=make_optimizer(config).init(trained),
         average={name: jnp.copy(a) for name, a in parameters.items()} if config.average else {},
         failed=jnp.bool_(False),
     )

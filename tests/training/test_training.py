@@ -180,7 +180,7 @@ def test_resumed_from_disk_it_is_bit_identical(
     checkpoints.save(jax.device_put(recorder.saved[3], devices.replicated(mesh)))
     checkpoints.close()
     checkpoints = RunCheckpoints(tmp_path)
-    resumed = checkpoints.restore_state(template, devices.replicated(mesh))
+    resumed = checkpoints.restore_state(template)
     checkpoints.close()
     assert resumed is not None
     ended = run_steps(
@@ -201,7 +201,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path) -> None:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     checkpoints = RunCheckpoints(tmp_path)
     with pytest.warns(UserWarning, match=r"checkpoints/2 can't be read and is skipped"):
-        restored = checkpoints.restore_state(state, devices.replicated(mesh))
+        restored = checkpoints.restore_state(state)
     assert restored is not None
     assert int(restored.step) == 1
     # The next save must not fail because of the damaged checkpoint, which is kept beside it.
@@ -209,7 +209,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path) -> None:
     checkpoints.save(state._replace(step=jnp.int32(2)))
     checkpoints.close()
     assert len(list((tmp_path / "checkpoints").glob("damaged-2-*"))) == 1
-    again = RunCheckpoints(tmp_path).restore_state(state, devices.replicated(mesh))
+    again = RunCheckpoints(tmp_path).restore_state(state)
     assert again is not None
     assert int(again.step) == 2
     for path in (tmp_path / "checkpoints").rglob("*"):
@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path) -> None:
         pytest.warns(UserWarning, match="can't be read"),
         pytest.raises(UserError, match="none of its 2 checkpoints can be read"),
     ):
-        RunCheckpoints(tmp_path).restore_state(state, devices.replicated(mesh))
+        RunCheckpoints(tmp_path).restore_state(state)
 
 
 # Orbax abandons the readers of the other arrays; Python reports them when they are collected.
@@ -317,7 +317,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert RunCheckpoints(tmp_path).restore_state(state, devices.replicated(mesh_of(1))) is not None
+    assert RunCheckpoints(tmp_path).restore_state(state) is not None
 
 
 def test_a_run_folder_that_is_removed_is_not_made_again(tmp_path: Path) -> None:
