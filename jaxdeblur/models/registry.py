@@ -110,9 +110,11 @@ def network_from_json(values: Any, where: str) -> Any:
             f"{where}: the network's kind is {kind!r}, not one of {', '.join(sorted(kinds()))}; if "
             "an extension defines it, give its file with --extension"
         )
+    config = kinds()[kind]
+    known = {field.name for field in dataclasses.fields(config)}
     fields = {
         name: value
         for name, value in values.items()
-        if name != "kind" and (name not in _GONE or value != _GONE[name])
+        if name != "kind" and (name in known or name not in _GONE or value != _GONE[name])
     }
-    return from_json(kinds()[kind], fields, f"{where}: network")
+    return from_json(config, fields, f"{where}: network")
