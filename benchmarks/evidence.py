@@ -137,7 +137,7 @@ def _in_window(frames: int) -> dict[str, Variant]:
     }
 
 
-_TOLD = {name: _NEAR[name] for name in ("none", "none, told", "concat", "fsta, rates x30")}
+_COMPARED = {name: _NEAR[name] for name in ("none", "none, told", "concat", "fsta, rates x30")}
 
 _STRCNN = StrcnnConfig(width=16, blocks=1, head_width=0, residual=True, leak=0.1)
 _RECURRENT = dataclasses.replace(_TRAINING, batch_size=4, steps=500, learning_rate=4e-3)
@@ -182,8 +182,8 @@ EXPERIMENTS = {
     "tint": _tint("add", 3, "all", _NEAR),
     "tint_frames5": _tint("add", 5, "one", _in_window(5)),
     "tint_frames9": _tint("add", 9, "one", _in_window(9)),
-    "tint_gain": _tint("gain", 3, "all", _TOLD),
-    "tint_shift": _tint("shift", 3, "all", _TOLD),
+    "tint_gain": _tint("gain", 3, "all", _COMPARED),
+    "tint_shift": _tint("shift", 3, "all", _COMPARED),
     "still_noise": Experiment(
         "PSNR: input 20 dB; fixed w 20 + 10 log10((2 - w) / w) dB; best linear mean of 1 frame "
         "22.3, of 5 27.6, of 16 32.2, of 150 41.8 dB",
@@ -208,7 +208,7 @@ EXPERIMENTS = {
     "one_motion": Experiment(
         "the row that is told the motion shows what knowing it is worth",
         functools.partial(tasks.one_motion, frames=3),
-        _TOLD,
+        _COMPARED,
         dataclasses.replace(_TRAINING, loss="log_mse", steps=3000),
     ),
 }

@@ -77,7 +77,16 @@ class Plan:
         small: int,
         interpret: bool,
     ) -> Plan:
-        """Makes the plan for x [frames, pixels, width], and matrices of these maps and channels."""
+        """Makes the plan of a kernel.
+
+        Args:
+          kernel: which one.
+          x: pixels, [frames, pixels, width].
+          maps, channels: of its matrices, not padded.
+          moved: numbers read and written for each pixel.
+          small: bytes that a block moves for each number of a matrix.
+          interpret: whether the kernel runs on a CPU, slowly.
+        """
         frames, pixels, width = x.shape
         padded = up(maps, 16), up(max(width, channels), 64)
         return cls(

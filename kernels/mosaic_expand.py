@@ -35,7 +35,11 @@ LOG2E = 1.4426950408889634
 
 
 def limit(x: Array, weights: Array, bias: Array, g: Array) -> str | None:
-    """Says why the kernels cannot take these operands of `run`; None if they can."""
+    """Says why the kernels cannot take these operands; None if they can.
+
+    Args:
+      x, weights, bias, g: as for `run`.
+    """
     if x.dtype != g.dtype:
         return f"the kernels require x and g of the same dtype, not {x.dtype} and {g.dtype}"
     return tiles.limit(bias.size, max(x.shape[-1], g.shape[-1]), g.dtype)
@@ -45,7 +49,15 @@ def limit(x: Array, weights: Array, bias: Array, g: Array) -> str | None:
 def run(
     sharding: Sharding | None, interpret: bool, x: Array, weights: Array, bias: Array, g: Array
 ) -> Array:
-    """Computes `softmax_expand` for x and g of one dtype; `interpret` runs the kernels on a CPU."""
+    """Computes `softmax_expand` for x and g of one dtype.
+
+    Args:
+      sharding: how the batch is spread over a mesh; None on one device.
+      interpret: whether the kernels run on a CPU, slowly.
+      x: pixels, [B, P, D].
+      weights, bias: f_p, [D, K] and [K].
+      g: the gathered vectors, [B, K, C].
+    """
     here = partial(forward, interpret=interpret)
     return sharded(here, sharding, "bpd,dk,k,bkc->bpc")(x, weights, bias, g)
 
@@ -78,7 +90,11 @@ run.defvjp(_run_forward, _run_backward)
 
 
 def forward(x: Array, weights: Array, bias: Array, g: Array, interpret: bool) -> Array:
-    """Expands g to the pixels of x on one device; the arguments are those of `run`."""
+    """Expands g to the pixels of x on one device.
+
+    Args:
+      x, weights, bias, g, interpret: as for `run`.
+    """
     (pixels, depth), (combinations, channels) = x.shape[1:], g.shape[-2:]
     moved = depth + channels
     plan = Plan.of("expand", x, combinations, channels, moved=moved, small=4, interpret=interpret)
@@ -127,7 +143,9 @@ def backward(
 ) -> tuple[Array, Array, Array, Array]:
     """Returns the derivatives with respect to x and, in float32, weights, bias and g.
 
-    The arguments are those of `run` and dy [B, P, C], the derivative with respect to its result.
+    Args:
+      x, weights, bias, g, interpret: as for `run`.
+      dy: the derivative with respect to its result, [B, P, C].
     """
     (pixels, depth), (combinations, channels) = x.shape[1:], g.shape[-2:]
     moved = 2 * depth + channels

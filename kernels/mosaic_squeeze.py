@@ -55,7 +55,14 @@ def limit(x: Array, weights: Array) -> str | None:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def run(sharding: Sharding | None, interpret: bool, x: Array, weights: Array) -> Array:
-    """Computes `softmax_squeeze`; `interpret` runs the kernels on a CPU."""
+    """Computes `softmax_squeeze`.
+
+    Args:
+      sharding: how the batch is spread over a mesh; None on one device.
+      interpret: whether the kernels run on a CPU, slowly.
+      x: pixels, [B, T, P, C].
+      weights: f_s, [C, M].
+    """
     return _run_forward(sharding, interpret, x, weights)[0]
 
 
@@ -165,7 +172,10 @@ def backward(
 ) -> tuple[Array, Array]:
     """Returns the derivatives with respect to x and, in float32, the weights.
 
-    `dg` [B, T, M, C] is the derivative with respect to the forward result.
+    Args:
+      x, weights, interpret: as for `run`.
+      saved: from the forward pass.
+      dg: the derivative with respect to its result, [B, T, M, C].
     """
     channels, maps = weights.shape
     frames = _frames(x)

@@ -90,7 +90,10 @@ def softmax_expand(
 ) -> Float[Array, "B P C"]:
     """y[p, c] = sum_k softmax_k(x weights + bias)[p, k] g[k, c] (attention, eq. 5-6).
 
-    The arguments are those of `kernels.softmax_expand`.
+    Args:
+      x: the pixels of the current frame.
+      weights, bias: f_p as a 1x1 projection; the weights are rounded to the dtype of `x`.
+      g: the values gathered by each combination of maps.
     """
     maps = jax.nn.softmax(project(x, weights) + bias.astype(jnp.float32), axis=-1)
     return einsum("bpk,bkc->bpc", maps, g).astype(g.dtype)

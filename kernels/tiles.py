@@ -63,7 +63,13 @@ def up(size: int, step: int) -> int:
 
 
 def of_kernel(kernel: Kernel, maps: int, channels: int, dtype: DTypeLike) -> Tiles:
-    """Returns the tiles of a kernel for these numbers of maps and channels, both padded."""
+    """Returns the tiles of a kernel for these numbers of maps and channels.
+
+    Args:
+      kernel: which one.
+      maps, channels: both padded.
+      dtype: of the pixels.
+    """
     if jnp.dtype(dtype).name != "bfloat16":
         return IN_PARTS
     return limited(IN_BFLOAT16[kernel], maps, channels)

@@ -19,7 +19,11 @@ from jaxdeblur.options import (
 
 
 def main(name: str = "train.py") -> None:
-    """Reads the options and trains."""
+    """Reads the options and trains.
+
+    Raises:
+      UserError: the options conflict, or ``train`` refuses them.
+    """
     parser = Parser(
         prog=name,
         description="Trains a video-deblurring model; by default strcnn_dtb on rendered scenes, "

@@ -69,7 +69,13 @@ def _is_whole(file: Path) -> bool:
 
 
 def in_threads(make: Callable[[int], Result], count: int, what: str, unit: str) -> list[Result]:
-    """Returns ``make(0)`` to ``make(count - 1)``, made on all cores, and shows the progress."""
+    """Returns ``make(0)`` to ``make(count - 1)``, made on all cores, and shows the progress.
+
+    Args:
+      make: makes one result from its index.
+      count: of the results, at least 1.
+      what, unit: what is made, and what is counted, for the line of progress.
+    """
     line = ProgressLine(what, count, unit=unit, stays=True)
     made = [make(0)]  # alone, so that it is compiled only once
     with ThreadPoolExecutor(os.cpu_count()) as workers:  # each keeps one core busy

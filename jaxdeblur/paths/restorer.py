@@ -184,7 +184,14 @@ class PathRestorer(VideoRestorer):
     def step_filter(
         self, state: State, fitted: Fitted, below: Frame | None, excess: Excess | None
     ) -> tuple[State, OverPaths]:
-        """Filters a frame along its paths, over the base's result; None without a base."""
+        """Filters a frame along its paths, over the base's result.
+
+        Args:
+          state: the last frame, restored, ``B H W 3``.
+          fitted: from ``step_fit``.
+          below: from ``step_base``; None without a base.
+          excess: from ``step_light``.
+        """
         frames, fit, here, alone = fitted
         shown = frames[:, 1] if below is None else below
         if fit is None:

@@ -27,7 +27,13 @@ _MIRRORED = ((), (-2,), (-3,), (-3, -2))  # The axes of ``... H W C`` that are r
 
 
 def initial_state(batch: int, height: int, width: int, net: VideoRestorer) -> State:
-    """Returns the state of ``net`` before the first frame of ``batch`` videos."""
+    """Returns the state of ``net`` before the first frame.
+
+    Args:
+      batch: videos.
+      height, width: of their frames, in pixels.
+      net: the network.
+    """
     images = len(_MIRRORED) if _is_mirrored(height, width) else 1
     return net.initial_state(images * batch, height, width)
 

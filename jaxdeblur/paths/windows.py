@@ -133,7 +133,15 @@ def tell(
     last: Float[Array, "H W 3"],
     excess: Excess,
 ) -> Told:
-    """Returns the results of the paths for the middle of three frames, as ``filtered`` does."""
+    """Returns the results of the paths for the middle of three frames.
+
+    Args:
+      frames: the middle three of a window, in [0, 1].
+      fit: their paths.
+      base: the middle frame as a network restores it, or unchanged.
+      last: the previous frame, restored, as the gate left it.
+      excess: what linear light added to the frames.
+    """
     found = filtered(frames, fit, base, last, excess)
     # Without evidence of an open shutter, what the network changed is taken back.
     shown = frames[1] + fit.base_share * (base - frames[1])

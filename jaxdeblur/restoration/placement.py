@@ -58,7 +58,14 @@ def stream_step(
     due: tuple[DevicePlane, ...],
     strength: Float[Array, ""],
 ) -> tuple[State, tuple[DevicePlane, ...]]:
-    """Runs a step of a network (``step_with``)."""
+    """Runs a step of a network without blur paths.
+
+    Args:
+      what: what the program is compiled for.
+      parameters: of the model.
+      state: of the model; its memory is reused.
+      planes, repeated, due, strength: as for ``step_with``.
+    """
     model: VideoRestorer = nnx.merge(what.graph, parameters)
     state, restored = what.step_of(model, state, what.layout.to_rgb(planes)[None], repeated)
     return state, _changed(what.layout, due, restored, strength)
@@ -72,7 +79,15 @@ def base_step(
     planes: tuple[DevicePlane, ...],
     repeated: bool | Bool[Array, ""],
 ) -> tuple[State, Frame]:
-    """Runs the first part of a step of blur paths: their base."""
+    """Runs the first part of a step of blur paths: their base.
+
+    Args:
+      what: what the program is compiled for.
+      parameters: of the model.
+      state: of this part; its memory is reused.
+      planes: the frame that comes in, as its file holds it.
+      repeated: whether it is the last frame, given once more.
+    """
     model: PathRestorer = nnx.merge(what.graph, parameters)
     frame = model.pad(what.layout.to_rgb(planes)[None])
     return model.step_base(what.step_of, state, frame, repeated)
@@ -86,7 +101,14 @@ def fit_step(
     planes: tuple[DevicePlane, ...],
     repeated: bool | Bool[Array, ""],
 ) -> tuple[State, Fitted]:
-    """Runs the second part: the fit of the paths."""
+    """Runs the second part: the fit of the paths.
+
+    Args:
+      what: what the program is compiled for.
+      parameters: of the model.
+      state: of this part; its memory is reused.
+      planes, repeated: as for ``base_step``.
+    """
     model: PathRestorer = nnx.merge(what.graph, parameters)
     frame = model.pad(what.layout.to_rgb(planes)[None])
     return model.step_fit(state, frame, repeated)
@@ -100,7 +122,15 @@ def light_step(
     fitted: Fitted,
     below: Float[Array, "1 Hp Wp 3"] | None,
 ) -> tuple[State, Excess | None]:
-    """Runs the third part: what linear light added, by paths and base."""
+    """Runs the third part: what linear light added, by paths and base.
+
+    Args:
+      what: what the program is compiled for.
+      parameters: of the model.
+      state: of this part; its memory is reused.
+      fitted: from ``fit_step``.
+      below: the frame restored by the base; None without one.
+    """
     model: PathRestorer = nnx.merge(what.graph, parameters)
     return model.step_light(state, fitted, below)
 
@@ -114,7 +144,15 @@ def filter_step(
     below: Float[Array, "1 Hp Wp 3"] | None,
     excess: Excess | None,
 ) -> tuple[State, OverPaths]:
-    """Runs the fourth part: the filter along the paths, on what the base made of the frame."""
+    """Runs the fourth part: the filter along the paths, on what the base made of the frame.
+
+    Args:
+      what: what the program is compiled for.
+      parameters: of the model.
+      state: of this part; its memory is reused.
+      fitted, below: as for ``light_step``.
+      excess: from ``light_step``.
+    """
     model: PathRestorer = nnx.merge(what.graph, parameters)
     return model.step_filter(state, fitted, below, excess)
 
@@ -128,7 +166,16 @@ def fusion_step(
     due: tuple[DevicePlane, ...],
     strength: Float[Array, ""],
 ) -> tuple[State, tuple[DevicePlane, ...]]:
-    """Runs the last part: the network over the paths."""
+    """Runs the last part: the network over the paths.
+
+    Args:
+      what: what the program is compiled for.
+      parameters: of the model.
+      state: of this part; its memory is reused.
+      over: from ``filter_step``.
+      due: the frame that comes out, to which the network's change is added.
+      strength: the share of the change that is added.
+    """
     model: PathRestorer = nnx.merge(what.graph, parameters)
     state, restored = model.step_fusion(what.step_of, state, over)
     return state, _changed(what.layout, due, restored, strength)

@@ -99,7 +99,11 @@ def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
 
 
 def data_of(run: LoadedModel) -> dict[str, Any]:
-    """Returns the data options with folder names in place of machine-specific paths."""
+    """Returns the data options with folder names in place of machine-specific paths.
+
+    Raises:
+      UserError: the weights do not say how they were trained.
+    """
     values = run.metadata.get("data")
     if not isinstance(values, dict):
         raise UserError(f"{run.source}: does not say how it was trained")

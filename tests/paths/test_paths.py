@@ -405,7 +405,7 @@ def _colours(frames: jax.Array) -> jax.Array:
 @pytest.mark.stress  # compiles two large programs
 @pytest.mark.parametrize(("gamma", "least"), [(1.0, 2.5), (GAMMA, 1.2)])
 def test_large_blur_is_restored_at_half_size(gamma: float, least: float) -> None:
-    """Averaged as stored or in linear light; at full size, it would lose 9 dB."""
+    """Averaged as stored or in linear light; whoever takes one for the other gains less."""
     frames = moving((3.0, 16.0), 1.0, gamma=gamma)
     blurred, sharp = (np.array(jax.image.resize(f, (5, 512, 640, 3), "cubic")) for f in frames)
     given, unknown = jnp.asarray(blurred, jnp.float32), PastPaths.unknown((512, 640))
