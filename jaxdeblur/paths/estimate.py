@@ -146,15 +146,17 @@ def _filtered(
 
 def _tiles_of(found: WindowFit) -> wiener.Tiles:
     weights = found.present[1:4] * jnp.exp(found.fit.trust) * jnp.array(_SHARES)
-    offsets = offsets_of(found.fit.knots)
-    return wiener.Tiles(found.fit, offsets, weights, found.duty, exposures(found.duty))
+    offsets = offsets_of(found.fit.knots, found.shifts)
+    told = weights, found.duty, exposures(found.duty)
+    return wiener.Tiles(found.fit, offsets, found.shifts, *told)
 
 
 def _at_half_size(found: WindowFit, tiling: Tiling) -> tuple[Tiling, WindowFit]:
     """Returns the tiling of the frame at half size, and the fit of its tiles."""
     small = tiling_of((-(-tiling.height // 2), -(-tiling.width // 2)), CLOSE)
-    fit, gain = jax.tree.map(lambda leaf: leaf[: len(small.centres)], (found.fit, found.gain))
-    return small, found._replace(fit=fit, gain=gain)
+    of_tiles = found.fit, found.gain, found.shifts
+    fit, gain, shifts = jax.tree.map(lambda leaf: leaf[: len(small.centres)], of_tiles)
+    return small, found._replace(fit=fit, gain=gain, shifts=shifts)
 
 
 def _enlarged(

@@ -115,7 +115,7 @@ def fit_paths(
             )
             change = _solve(fit.knots, found, shape, smooth, bend, before)
             knots = fit.knots + jnp.clip(change, -stage.limit, stage.limit)
-            return _refitted(fit, found, seen.present)._replace(knots=knots), found.value
+            return refitted(fit, found, seen.present)._replace(knots=knots), found.value
 
         return jax.lax.scan(step, fit, None, length=stage.steps)
 
@@ -136,14 +136,14 @@ def gain_over_no_blur(fit: Fit, value: Float[Array, " N"], seen: Observed) -> Fl
 
         def refit(tile: Fit, _: None) -> tuple[Fit, Float[Array, ""]]:
             found = likelihood(tile, patches, where, basis)
-            return _refitted(tile, found, patches.present), found.value
+            return refitted(tile, found, patches.present), found.value
 
         return jax.lax.scan(refit, first, None, length=3)[1][-1]
 
     return over_tiles(again, (fit, inside)) - value
 
 
-def _refitted(fit: Fit, found: Likelihood, present: Float[Array, "*N 3"]) -> Fit:
+def refitted(fit: Fit, found: Likelihood, present: Float[Array, "*N 3"]) -> Fit:
     """Updates spectrum and trust, given the path."""
     trust = jnp.clip(0.5 * (fit.trust + found.trust), LEAST_TRUST, 0.0)
     trust = trust * jnp.array([1.0, 0.0, 1.0]) * present
@@ -160,12 +160,12 @@ def _solve(
 ) -> Float[Array, "N P 2"]:
     """Returns the joint Gauss-Newton step of all tiles."""
     flat = knots.reshape(len(knots), -1)
-    stiffness = _stiffness(bend)
+    stiff = stiffness(bend)
     couple, diagonal = _coupling(flat, shape, smooth)
-    gradient = found.gradient + flat @ stiffness + couple(flat)
+    gradient = found.gradient + flat @ stiff + couple(flat)
     mean = jnp.trace(found.curvature, axis1=1, axis2=2) / (2 * len(FREE))
     damping = _DAMPING * (mean + 1e-3)[:, None, None] * jnp.eye(2 * len(FREE))
-    own = found.curvature + stiffness + damping
+    own = found.curvature + stiff + damping
     if before is not None:
         slope, kept = _keeping(knots, before)
         gradient, own = gradient + slope, own + kept
@@ -224,7 +224,7 @@ def _coupling(
     return couple, scatter(weights, 1.0)
 
 
-def _stiffness(bend: Bend) -> Float[np.ndarray, "Q Q"]:
+def stiffness(bend: Bend) -> Float[np.ndarray, "Q Q"]:
     """Returns the Hessian of the penalty with respect to the knots."""
     d = np.diff(np.eye(len(KNOTS)), bend.order, axis=0)[:, FREE]
     return np.kron(2 * bend.weight * d.T @ d, np.eye(2)).astype(np.float32)

@@ -63,8 +63,8 @@ def excess_of(
     """
     few = tiling._replace(stride=tiling.size, size=5 * tiling.size // 4)
     which = few.nearest(tiling)
-    fit, offsets, weights = jax.tree.map(lambda x: x[which], tiles[:3])
-    tiles = tiles._replace(fit=fit, offsets=offsets, weights=weights)
+    fit, offsets, shifts, weights = jax.tree.map(lambda x: x[which], tiles[:4])
+    tiles = tiles._replace(fit=fit, offsets=offsets, shifts=shifts, weights=weights)
     size = few.stride + _RAMP
     close = few._replace(size=size, n=size + 2 * _MARGIN)
     # Without a previous frame, its bracket is not needed.
@@ -93,7 +93,8 @@ def _bracket(
 ) -> Float[Array, "C H W"]:
     """Returns the bracket for frame j, at its position in that frame."""
     n = tiling.n
-    path = jnp.einsum("jp,npc->njc", tiles.basis[j], tiles.fit.knots) - tiles.offsets[:, None, j]
+    seen = (tiles.offsets + tiles.shifts)[:, None, j]
+    path = jnp.einsum("jp,npc->njc", tiles.basis[j], tiles.fit.knots) - seen
     # Content at a tile in frame j lies at minus the offset in the middle frame.
     place = -jnp.round(tiles.offsets[:, j]).astype(int)
     patches = cut(jnp.concatenate([power(y, GAMMA), y]), tiling, place)

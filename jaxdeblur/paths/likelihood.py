@@ -89,7 +89,7 @@ class Observed(NamedTuple):
     spectra: Float[Array, "3 2 Y X"]
     """B_j of the patches."""
     offsets: Float[Array, "3 2"]
-    """Where each patch was cut, in pixels from the tile."""
+    """Where each patch was cut, in pixels from the tile, plus the frame's shift w_j."""
     present: Float[Array, 3]
     """1 for a frame, 0 for one beyond the video's ends."""
 
@@ -131,6 +131,7 @@ def observed(
     inward: bool = False,
     only: Int[Array, " n"] | None = None,
     scale: int = 2,
+    shifts: Float[Array, "N 3 2"] | float = 0.0,
 ) -> Observed:
     """Returns the observations of tiles: every second frequency of Hann-windowed patches.
 
@@ -145,6 +146,7 @@ def observed(
       inward: whether patches at the borders are moved inside.
       only: which tiles; None for all.
       scale: 1, or 2 for the image at half its size.
+      shifts: of the frames, by a stabiliser (stabiliser.py).
     """
     reduced = tiling.reduced(scale)
     half, window = reduced.n // 2, hann(reduced.n)
@@ -161,12 +163,19 @@ def observed(
         for j, y in enumerate(halved(luminance) if scale == 2 else luminance)
     ]
     here = jnp.broadcast_to(present[1:4], (len(offsets), 3))
-    return Observed(jnp.stack(spectra, 1), offsets, here)
+    return Observed(jnp.stack(spectra, 1), offsets + shifts, here)
 
 
 def _conj_times(a: Float[Array, "... 2 Y X"], b: Float[Array, "... 2 Y X"]) -> jax.Array:
     ar, ai, br, bi = a[..., 0, :, :], a[..., 1, :, :], b[..., 0, :, :], b[..., 1, :, :]
     return jnp.stack([ar * br + ai * bi, ar * bi - ai * br], -3)
+
+
+def texture(seen: Observed) -> Float[Array, " N"]:
+    """Returns how much texture the middle frame's tiles, at half size, hold where blur shows."""
+    where = band(seen.spectra.shape[-2], 0.16)
+    energy = (seen.spectra[:, 1][..., where.rows, :][..., where.columns] ** 2).sum(1)
+    return (energy * where.weight * np.hypot(where.fy[:, None], where.fx)).sum((-2, -1))
 
 
 def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "3 J P"]) -> Likelihood:
@@ -185,7 +194,7 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "3 J P
         each = [transfer(p, w, where.fy, where.fx) for p, w in zip(path, weights, strict=True)]
         return jnp.stack(each, 1)
 
-    once = jnp.tile(SAMPLE_WEIGHTS, (3, 1, 1))
+    once = jnp.tile(SAMPLE_WEIGHTS, (len(basis), 1, 1))
     kernel, gradient_of = jax.vjp(lambda knots: transfers(knots, once)[0], fit.knots)
     w = (seen.present * jnp.exp(fit.trust))[:, None, None, None]
     log_lam = jnp.einsum("r,ryx->yx", fit.spectrum, where.radial)

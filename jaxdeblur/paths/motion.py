@@ -47,8 +47,12 @@ def moves_of(
     frames: Float[Array, "5 H W 3"], tiling: Tiling | None = None
 ) -> Float[Array, "N 4 2"]:
     """Returns how far each tile moved from the middle of five frames to the others, in pixels."""
-    quarter = (tiling or tiling_of(frames.shape[1:3])).reduced(4)
-    small = jax.vmap(lambda y: halved(halved(y)))(frames @ LUMA)
+    return moves_between(frames @ LUMA, tiling or tiling_of(frames.shape[1:3]))
+
+
+def moves_between(luminance: Float[Array, "5 H W"], tiling: Tiling) -> Float[Array, "N 4 2"]:
+    """Does the same for luminances."""
+    quarter, small = tiling.reduced(4), jax.vmap(lambda y: halved(halved(y)))(luminance)
     spectra = [phase_spectra(y, quarter) for y in small]
     return jnp.stack([4 * displacement(spectra[2], spectra[j], quarter) for j in (0, 1, 3, 4)], 1)
 
@@ -120,7 +124,12 @@ def connected(moves: Float[Array, "N 4 2"], present: Float[Array, 5]) -> Float[A
     return present * near
 
 
-def offsets_of(knots: Float[Array, "N P 2"]) -> Float[Array, "N 3 2"]:
-    """Returns where the patches are cut: the path at each frame, in even pixels."""
-    at = jnp.einsum("jp,npc->njc", spline(jnp.array(FRAMES, jnp.float32)), knots)
+def offsets_of(
+    knots: Float[Array, "N P 2"], shifts: Float[Array, "N 3 2"] | float = 0.0
+) -> Float[Array, "N 3 2"]:
+    """Returns where the patches are cut: the path in each frame as seen, in even pixels.
+
+    ``shifts`` are those of a stabiliser (stabiliser.py), which the path does not have.
+    """
+    at = jnp.einsum("jp,npc->njc", spline(jnp.array(FRAMES, jnp.float32)), knots) - shifts
     return jnp.clip(2 * jnp.round(at / 2), -REACH, REACH)

@@ -47,10 +47,21 @@ def spline(times: Float[Array, "*S"]) -> Float[Array, "*S P"]:
     return jnp.einsum("...k,k...p->...p", powers, jnp.asarray(_PIECES)[:, piece])
 
 
+def sample_times(duty: Float[Array, ""] | float) -> Float[Array, " J"]:
+    """Returns the J Gauss-Legendre nodes of an exposure, in frames from its middle."""
+    return duty * jnp.asarray(_SAMPLES / 2, jnp.float32)
+
+
 def exposures(duty: Float[Array, ""] | float) -> Float[Array, "3 J P"]:
     """Returns the spline at the J Gauss-Legendre nodes of each frame's exposure."""
-    times = np.array(FRAMES)[:, None] + duty * jnp.asarray(_SAMPLES / 2, jnp.float32)
-    return spline(jnp.asarray(times))
+    return spline(jnp.asarray(np.array(FRAMES)[:, None] + sample_times(duty)))
+
+
+def with_shifts(basis: Float[Array, "3 J P"]) -> Float[Array, "3 J P2"]:
+    """Appends the shifts of frames -1 and 1 to the numbers of a path, which they are taken from."""
+    shifts = np.zeros((3, 1, 2), np.float32)
+    shifts[0, 0, 0] = shifts[2, 0, 1] = -1.0
+    return jnp.concatenate([basis, jnp.broadcast_to(shifts, (*basis.shape[:2], 2))], -1)
 
 
 def exposed(

@@ -219,6 +219,7 @@ class PathRestorer(VideoRestorer):
         return state._replace(
             frames=jnp.zeros_like(state.frames),
             present=jnp.zeros_like(state.present),
+            shutter=state.shutter._replace(camera=state.shutter.camera.rewound()),
             seen=jnp.full_like(state.seen, self.opening),
             looking=jnp.bool_(False),
         )

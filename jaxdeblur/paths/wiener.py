@@ -90,6 +90,8 @@ class Tiles(NamedTuple):
     fit: Fit
     offsets: Float[Array, "N 3 2"]
     """Where the patches are cut, in even pixels of the full-size image, (y, x)."""
+    shifts: Float[Array, "N 3 2"]
+    """Of the frames, by a stabiliser (stabiliser.py)."""
     weights: Float[Array, "N 3"]
     """w'_j, 0 for a frame beyond the video's ends."""
     duty: Float[Array, ""]
@@ -133,7 +135,7 @@ def luminance(
         parts = jnp.fft.irfft2(jnp.concatenate([sharp, residual, others - own]), s=(n, n))
         return inner(parts, tiling).at[0].add(terms.mean[0])
 
-    made = over_tiles(one, (jnp.asarray(tiling.centres), *tiles[:3], beta))
+    made = over_tiles(one, (jnp.asarray(tiling.centres), *tiles[:4], beta))
     shares = _shares(made[:, 1], tiling)
     sharp, residual, disagreement = overlap_add(made * shares, tiling)
     return Luminance(sharp, residual, disagreement, shares)
@@ -165,7 +167,7 @@ def filtered_channels(
         sharp = times(numerator, 1 / (terms.energy.sum(0) + terms.ratio))
         return inner(jnp.fft.irfft2(sharp, s=(n, n)), tiling) + terms.mean
 
-    made = over_tiles(one, (jnp.asarray(tiling.centres), *tiles[:3]))
+    made = over_tiles(one, (jnp.asarray(tiling.centres), *tiles[:4]))
     return overlap_add(made * shares, tiling)
 
 
@@ -205,13 +207,18 @@ def _terms_of(
     before = spline(jnp.float32(-1.0))
 
     def terms(
-        centre: Int[Array, 2], fit: Fit, offsets: Float[Array, "3 2"], weights: Float[Array, 3]
+        centre: Int[Array, 2],
+        fit: Fit,
+        offsets: Float[Array, "3 2"],
+        shifts: Float[Array, "3 2"],
+        weights: Float[Array, 3],
     ) -> _Terms:
         whole = jnp.round(offsets / scale).astype(int)
         patches = jnp.stack([one(centre, at) for one, at in zip(cut_frames, whole, strict=True)])
         mean = patches.mean((-2, -1), keepdims=True)
         spectra = jnp.fft.rfft2((patches - mean) * edge)
-        path = jnp.einsum("mjp,pc->mjc", basis, fit.knots) - offsets[:, None]
+        seen = offsets + shifts
+        path = jnp.einsum("mjp,pc->mjc", basis, fit.knots) - seen[:, None]
         kernel = jnp.stack([transfer(p, SAMPLE_WEIGHTS[None], *where)[0] for p in path])
         energy = weights[:, None, None] * (kernel**2).sum(1)
         k = lax.complex(kernel[:, 0], kernel[:, 1])
@@ -219,7 +226,7 @@ def _terms_of(
         log_ratio = jnp.einsum("r,ryx->yx", fit.spectrum, radial_shares(*where))
         below = jnp.fft.rfft2((cut_base(centre, 0) - mean[1]) * edge)
         last = jnp.fft.rfft2((cut_last(centre, whole[0]) - mean[0]) * edge)
-        since = offsets[:1] - before @ fit.knots
+        since = seen[:1] - before @ fit.knots
         shift = transfer(since, np.ones((1, 1), np.float32), *where)[0]
         last = lax.complex(shift[0], shift[1]) * last
         known, share = mean_of(Prior(below, last, prior.has_last), k[1], spectra[1])

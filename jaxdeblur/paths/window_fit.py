@@ -17,6 +17,7 @@ from jaxdeblur.paths.gate import base_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.path import FREE, exposures, power, through
 from jaxdeblur.paths.shutter import Shutter
+from jaxdeblur.paths.stabiliser import STABILISED_DUTY, of_tiles, velocity_of
 from jaxdeblur.paths.tiles import Tiling, halved_pixels
 
 WINDOW = 5
@@ -50,6 +51,8 @@ class WindowFit(NamedTuple):
     """Of N tiles. Those of a frame at half size come first, and zeros fill the rest."""
     gain: Float[Array, " N"]
     """G of each tile (gate.py)."""
+    shifts: Float[Array, "N 3 2"]
+    """w_j of each tile, by a stabiliser (stabiliser.py)."""
     present: Float[Array, 5]
     duty: Float[Array, ""]
     linear: Bool[Array, ""]
@@ -90,27 +93,31 @@ def fit_window(
     """
     tiling = motion.tiling_of(frames.shape[1:3])
     is_linear = jnp.asarray(shutter.linear > 0 if linear is None else linear)
-    open_for = shutter.duty if duty is None else jnp.float32(duty)
+    steady, swing = shutter.camera.stabilised, shutter.camera.swing
+    open_for = jnp.where(steady > 0, STABILISED_DUTY, shutter.duty)
+    open_for = open_for if duty is None else jnp.float32(duty)
     told = present, open_for, is_linear
-    speed = jnp.median(motion.speed_of(moves, present))
+    taken = velocity_of(swing)
+    speed = jnp.median(motion.speed_of(moves + taken * jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), present))
     small_frames = motion.is_small(*frames.shape[1:3])
     large = jnp.bool_(False) if small_frames else speed * open_for > _LARGE
     before = jnp.where((past.large == large) & (present[1] > 0), past.knots, 0.0)
 
-    def at_half_size() -> tuple[Fit, jax.Array]:
+    def at_half_size() -> tuple[Fit, jax.Array, jax.Array]:
         half = halved_pixels(frames)
         small = motion.tiling_of(half.shape[1:3], motion.CLOSE)
-        found = _fit(half, motion.moves_of(half, small), small, *told, before[: len(small.centres)])
+        found = _fit(half, motion.moves_of(half, small), small, *told, before[: len(small.centres)], swing * jnp.array([0.5, 0.5, 1.0]))
         spare = len(tiling.centres) - len(small.centres)
         return jax.tree.map(
             lambda leaf: jnp.concatenate([leaf, jnp.zeros((spare, *leaf.shape[1:]))]), found
         )
 
-    whole = functools.partial(_fit, frames, moves, tiling, *told, before)
-    fit, gain = whole() if small_frames else lax.cond(large, at_half_size, whole)
+    whole = functools.partial(_fit, frames, moves, tiling, *told, before, swing)
+    fit, gain, shifts = whole() if small_frames else lax.cond(large, at_half_size, whole)
     trust = trusted(shutter, speed) if duty is None else jnp.float32(1)
     share = base_share(shutter) if duty is None else jnp.float32(1)
-    return WindowFit(fit, gain, *told, large, trust, share)
+    trust, share = (jnp.maximum(each, steady) for each in (trust, share))
+    return WindowFit(fit, gain, shifts, *told, large, trust, share)
 
 
 def _fit(
@@ -121,13 +128,16 @@ def _fit(
     duty: Float[Array, ""],
     linear: Array,
     before: Float[Array, "N P 2"],
-) -> tuple[Fit, Float[Array, " N"]]:
-    """Returns the fit of each tile, and G."""
+    swing: Float[Array, "8 3"],
+) -> tuple[Fit, Float[Array, " N"], Float[Array, "N 3 2"]]:
+    """Returns the fit of each tile, G, and how far a stabiliser shifted its frames."""
     basis, start = exposures(duty), through(moves, present)
     offsets = motion.offsets_of(start)
+    taken, shifts = of_tiles(swing, tiling)
+    start = start + taken
     light = lax.cond(linear, lambda y: power(y, GAMMA), lambda y: y, frames[1:4] @ motion.LUMA)
     # Patches are moved inward: beyond the border a mirrored image moves the opposite way.
-    seen = observed(light, tiling, offsets, present, inward=True)
+    seen = observed(light, tiling, offsets, present, inward=True, shifts=shifts)
     closer = motion.COARSE[1] / tiling.size
     smooth = SMOOTH * closer**2  # Equally stiff over the same distance.
     bend = BEND._replace(weight=BEND.weight * closer**3)  # A small frame shakes by fewer pixels.
@@ -138,8 +148,8 @@ def _fit(
     fit, value = stiff(first, seen)
     gain = gain_over_no_blur(fit, value, seen)
     if tiling.stride == motion.FINE[0]:
-        fine = observed(light, tiling, offsets, present, inward=True, scale=1)
+        fine = observed(light, tiling, offsets, present, True, None, 1, shifts)
         finer, _ = stiff(fit, fine, stages=FINE_STAGES, scale=1)
         # On real footage, the spectrum of fine detail alone underestimates the noise.
         fit = finer._replace(spectrum=0.5 * (fit.spectrum + finer.spectrum))
-    return fit, gain
+    return fit, gain, shifts

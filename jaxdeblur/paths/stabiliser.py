@@ -1,0 +1,405 @@
+"""Finds the motion that a stabiliser took from a frame: a shift and turn that all tiles share.
+
+A stabilised video shows the camera's path minus a smooth correction, frame by frame, so what is
+seen to move no longer tells how long the blur is. Frame j was cut from the camera's image at w_j:
+
+    K_j(f) = mean over t of exp(-2 pi i f.(p(t) - w_j - o_j)),    w_0 = 0
+
+The camera's path differs from the apparent one by the swing S, whose numbers are those of a path
+(path.py) and, behind them, w_-1 and w_1, each as a shift in pixels (y, x) and as a turn about the
+middle of the frame. The search takes three steps, on the tiles richest in texture:
+
+1. L of the middle frame alone, with a straight path: a grid of velocities, at half size. Two
+   frames more would say less: errors of their displacements outweigh the blur.
+2. The same at full size around the best ones.
+3. Gauss-Newton on S from each of these and from its reversal, on all three frames.
+
+Source of the model: stabilisation crops each frame from a larger image; the search is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxdeblur.paths import motion
+from jaxdeblur.paths.fit import Bend, Stage, first_fit, refitted, stiffness
+from jaxdeblur.paths.likelihood import START, Fit, Observed, likelihood, observed, texture
+from jaxdeblur.paths.path import FREE, KNOTS, exposures, sample_times, through, with_shifts
+from jaxdeblur.paths.tiles import Tiling, halved, over_tiles
+
+MOST_SIDE = 600
+"""Pixels: frames are halved until their shorter side has no more, so that a velocity is found in
+proportion to the frame."""
+
+TIMES = np.concatenate([KNOTS[FREE], [-1.0, 1.0]]).astype(np.float32)
+"""The times of the numbers of a swing: a constant velocity is this multiple of it."""
+
+_TILES = 16
+STABILISED_DUTY = 0.9
+"""The duty cycle of a stabilised video: it cannot be told from velocity there."""
+
+# Duty cycles of what is compared: sharp, and blurred along what is seen to move. The last is that of
+# a stabilised video, so that neither has an advantage.
+_SEEN = 0.0, 0.25, 0.5, 0.75, STABILISED_DUTY
+_FAR, _FARTHEST = 10.5, 20.0  # Pixels per frame: from the former, half size shows the zeros.
+_CLOSE_ONES, _FAR_ONES = 6, 2  # Velocities whose neighbourhood is searched.
+_KEPT = 4  # Close ones that are fitted, beside one far one.
+_STAGES = (Stage(0.24, 4, 1.5), Stage(0.4, 5, 1.0))
+_BEND = Bend(3, 0.02)
+_DAMPING = 0.02  # Of the mean curvature.
+_PINNED = 1e4  # Nats per frequency and squared pixel: what keeps a shift at zero.
+_MOST = 1.0  # Nats per frequency: a tile's part in ranking velocities.
+_WORST = 3.0  # The same in choosing among fitted swings.
+_ARM = 128.0  # Pixels: a turn is fitted as the shift that it makes at this distance.
+_OVER_SEEN, _OVER_SHARP = 0.045, 0.07
+_CAP = 0.15  # Nats per frequency: a tile's part in choosing between hypotheses.
+
+
+class Evidence(NamedTuple):
+    """What one frame says on stabilisation, in nats per frequency, means over tiles."""
+
+    over_seen: Float[Array, ""]
+    """How much better a stabilised camera explains it than blur along what is seen to move."""
+    over_sharp: Float[Array, ""]
+    """The same against sharp frames."""
+
+
+class View(NamedTuple):
+    """The tiles of three frames that the search compares."""
+
+    coarse: Observed
+    """At half the size of the frames that are searched."""
+    fine: Observed
+    start: Float[Array, "n P 2"]
+    """Their apparent paths, in pixels of these frames."""
+    around: Float[Array, "n 2"]
+    """Pixels (y, x) by which a turn by one radian moves each tile."""
+
+
+def view(luminance: Float[Array, "5 H W"], present: Float[Array, 5]) -> View:
+    """Returns the tiles richest in texture of the middle three of five frames."""
+    tiling = motion.tiling_of(luminance.shape[1:], motion.CLOSE)
+    start = through(motion.moves_between(luminance, tiling), present)
+    offsets = motion.offsets_of(start)
+    given = luminance[1:4], tiling, offsets, present
+    coarse = observed(*given, inward=True)
+    _, chosen = lax.top_k(texture(coarse), min(_TILES, len(start)))
+    # At full size twice as fast with smaller patches, and as good.
+    fine = observed(
+        luminance[1:4], tiling._replace(n=tiling.size), *given[2:], True, only=chosen, scale=1
+    )
+    coarse, start = jax.tree.map(lambda leaf: leaf[chosen], (coarse, start))
+    return View(coarse, fine, start, jnp.asarray(_around(tiling))[chosen])
+
+
+def _only(seen: Observed) -> Observed:
+    """Returns the middle frame."""
+    middle = slice(1, 2)
+    return Observed(seen.spectra[:, middle], seen.offsets[:, middle], seen.present[:, middle])
+
+
+def _values(
+    seen: Observed, velocities: Float[Array, "c n 2"], top: float, scale: int
+) -> Float[Array, "c n"]:
+    """Returns L of each tile's middle frame where it moves at constant velocities."""
+    inside, where = _only(seen).up_to(top, scale)
+    basis = jnp.asarray(sample_times(STABILISED_DUTY))[None, :, None]
+
+    def of(velocity: Float[Array, "n 2"]) -> Float[Array, " n"]:
+        count = len(velocity)
+        spectrum = jnp.tile(jnp.asarray(START), (count, 1))
+        fit = Fit(velocity[:, None], spectrum, jnp.zeros((count, 1)))
+
+        def step(spectrum: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+            def one(tile: tuple[Fit, Observed]) -> tuple[jax.Array, jax.Array]:
+                found = likelihood(*tile, where, basis)
+                return jnp.clip(found.spectrum, -10.0, 3.0), found.value
+
+            return over_tiles(one, (fit._replace(spectrum=spectrum), inside))
+
+        return lax.scan(step, spectrum, None, length=4)[1][-1]
+
+    return lax.map(of, velocities)
+
+
+def _distinct(
+    points: Float[Array, "c 2"], score: Float[Array, " c"], count: int, apart: float
+) -> Float[Array, "count 2"]:
+    """Returns the best points that lie apart from each other, and from each other's reversals."""
+    picked = []
+    for _ in range(count):
+        best = points[score.argmin()]
+        picked.append(best)
+        near = jnp.minimum(*(jnp.linalg.norm(points - sign * best, axis=1) for sign in (1, -1)))
+        score = jnp.where(near <= apart, jnp.inf, score)
+    return jnp.stack(picked)
+
+
+def _half_ring(inside: float, outside: float, step: float) -> Float[np.ndarray, "c 2"]:
+    """Returns the velocities of a grid in half a ring: the other half holds their reversals."""
+    line = step * np.arange(-np.ceil(outside / step), np.ceil(outside / step) + 1)
+    y, x = (each.ravel() for each in np.meshgrid(line, line, indexing="ij"))
+    radius = np.hypot(y, x)
+    kept = ((x > 0) | ((x == 0) & (y >= 0))) & (radius >= inside) & (radius < outside)
+    return np.stack([y, x], 1)[kept].astype(np.float32)
+
+
+def candidates(seen: View) -> Float[Array, "k 2"]:
+    """Returns velocities that the middle frame's blur may show, of either sign: steps 1 and 2.
+
+    They are relative to the median tile's apparent velocity.
+    """
+    apparent = seen.start[:, 3] - seen.start[:, 2]  # From t = -0.5 to 0.5.
+    typical = jnp.median(apparent, 0)
+
+    def ranked(points: Float[Array, "c 2"], of: Observed, top: float, scale: int) -> jax.Array:
+        values = _values(of, apparent + (points - typical)[:, None], top, scale)
+        return jnp.minimum(values - values.min(0), _MOST).mean(1)
+
+    close, far = _half_ring(0.0, _FAR, 1.0), _half_ring(_FAR, _FARTHEST, 2.0)
+    best = jnp.concatenate(
+        [
+            _distinct(jnp.asarray(close), ranked(jnp.asarray(close), seen.fine, 0.4, 1), _CLOSE_ONES, 1.5),
+            _distinct(jnp.asarray(far), ranked(jnp.asarray(far), seen.coarse, 0.24, 2), _FAR_ONES, 3.0),
+        ]
+    )
+    line = 0.3 * np.arange(-2, 3, dtype=np.float32)
+    around = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+    around = around * np.array([1.0] * _CLOSE_ONES + [2.0] * _FAR_ONES)[:, None, None]
+    local = best[:, None] + around
+    score = ranked(local.reshape(-1, 2), seen.fine, 0.4, 1).reshape(len(best), -1)
+    found = jnp.take_along_axis(local, score.argmin(1)[:, None, None], 1)[:, 0]
+    least, close = score.min(1), _CLOSE_ONES
+    kept = jnp.argsort(least[:close])[:_KEPT]
+    return jnp.concatenate([found[kept], found[close + least[close:].argmin()][None]]) - typical
+
+
+def swing_of(velocity: Float[Array, "*k 2"]) -> Float[Array, "*k 8 3"]:
+    """Returns the swing of a constant velocity, without a turn."""
+    flat = jnp.asarray(TIMES)[:, None] * velocity[..., None, :]
+    return jnp.concatenate([flat, jnp.zeros((*flat.shape[:-1], 1))], -1)
+
+
+def velocity_of(swing: Float[Array, "*k 8 3"]) -> Float[Array, "*k 2"]:
+    """Returns the mean velocity during the middle frame."""
+    return swing[..., 3, :2] - swing[..., 2, :2]
+
+
+def fitted(
+    seen: View,
+    swings: Float[Array, "k 8 3"],
+    duties: Float[Array, " k"],
+    free: Float[Array, " k"],
+    used: Int[Array, ""],
+) -> tuple[Float[Array, "k 8 3"], Float[Array, "k n"]]:
+    """Fits swings to three frames by Gauss-Newton: step 3.
+
+    Args:
+      seen: the tiles.
+      swings: where to start.
+      duties: the duty cycle of each.
+      free: 1 where the frames may be shifted, 0 where they show what the camera saw.
+      used: how many of them are fitted; the others keep infinite values.
+
+    Returns:
+      The swings, and L of each tile before the last step.
+    """
+    count = len(seen.start)
+    start = jnp.pad(seen.start, ((0, 0), (0, 2), (0, 0)))
+    # Pixels (y, x) of each tile per pixel of a shift (y, x), and per pixel of a turn at _ARM.
+    turn = seen.around[..., None] / _ARM
+    moved = jnp.concatenate([jnp.tile(jnp.eye(2), (count, 1, 1)), turn], -1)
+    units = jnp.array([1.0, 1.0, 1 / _ARM])
+    bend = np.zeros((8, 8), np.float32)
+    bend[:6, :6] = stiffness(_BEND)[::2, ::2]
+    shifts = np.repeat([0.0] * len(FREE) + [1.0, 1.0], 3).astype(np.float32)
+
+    def one(
+        swing: Float[Array, "8 3"], duty: Float[Array, ""], free: Float[Array, ""]
+    ) -> tuple[Float[Array, "8 3"], Float[Array, " n"]]:
+        basis = with_shifts(exposures(duty))
+
+        def knots(swing: jax.Array) -> Float[Array, "n 8 2"]:
+            return start + jnp.einsum("ncd,pd->npc", moved, swing)
+
+        fit, values = first_fit(knots(swing), seen.fine.present), jnp.zeros(count)
+        for stage in _STAGES:
+            inside, where = seen.fine.up_to(stage.top, 1)
+
+            def step(carry: Any, _: None) -> Any:
+                fit, swing = carry
+                found = over_tiles(
+                    lambda tile: likelihood(*tile, where, basis),
+                    (fit._replace(knots=knots(swing)), inside),
+                )
+                # A tile that is explained worse than most may hold something else.
+                worse = jnp.maximum(found.value - jnp.median(found.value), 0.0)
+                weight = 1 / (1 + worse)
+                weight = weight / weight.sum()
+                slope = jnp.einsum(
+                    "n,npc,ncd->pd", weight, found.gradient.reshape(count, 8, 2), moved
+                )
+                curvature = jnp.einsum(
+                    "n,npcqe,ncd,nef->pdqf",
+                    weight,
+                    found.curvature.reshape(count, 8, 2, 8, 2),
+                    moved,
+                    moved,
+                ).reshape(24, 24)
+                middle = jnp.pad(jnp.median(start, 0), ((0, 0), (0, 1)))
+                slope = (slope + bend @ (middle + swing)).reshape(-1)
+                own = curvature + jnp.kron(bend, jnp.eye(3))
+                own = own + _DAMPING * (jnp.trace(own) / 24 + 1e-3) * jnp.eye(24)
+                own = own + jnp.diag(shifts * jnp.where(free > 0, 0.0, _PINNED))
+                change = -jnp.linalg.solve(own, slope).reshape(8, 3)
+                swing = swing + jnp.clip(change, -stage.limit, stage.limit)
+                return (refitted(fit, found, seen.fine.present), swing), found.value
+
+            (fit, swing), values = lax.scan(step, (fit, swing), None, length=stage.steps)
+        return swing, values[-1]
+
+    def next_one(i: Int[Array, ""], done: tuple[jax.Array, jax.Array]) -> Any:
+        swing, value = one(swings[i] / units, duties[i], free[i])
+        return done[0].at[i].set(swing * units), done[1].at[i].set(value)
+
+    values = jnp.full((len(swings), count), jnp.inf)
+    made: tuple[jax.Array, jax.Array] = lax.fori_loop(0, used, next_one, (swings, values))
+    return made
+
+
+class Camera(NamedTuple):
+    """What is known of a stabiliser so far; a leading axis holds several videos."""
+
+    evidence: Float[Array, "2"]
+    """``Evidence`` summed over frames: it is the camera's or the editor's, and not forgotten."""
+    frames: Float[Array, ""]
+    """The number of frames that gave evidence."""
+    swings: Float[Array, "2 8 3"]
+    """S of the last frame, and of its reversal, in pixels of a frame as it is."""
+    lead: Float[Array, ""]
+    """How much better the reversals explain the frames, nats per frequency, summed."""
+    opening: Float[Array, "F 2 8 3"]
+    """S of the first frames, found when they were looked at."""
+    index: Int[Array, ""]
+    """The number of frames seen since the video's start."""
+    looked: Float[Array, ""]
+    """The number of frames in ``opening``."""
+
+    @classmethod
+    def unknown(cls, opening: int, *videos: int) -> Camera:
+        """Returns the state before the first frame, with room for the ``opening`` frames."""
+        none, whole = jnp.zeros(videos), jnp.zeros(videos, jnp.int32)
+        swings, first = jnp.zeros((*videos, 2, 8, 3)), jnp.zeros((*videos, opening, 2, 8, 3))
+        return cls(jnp.zeros((*videos, 2)), none, swings, none, first, whole, none)
+
+    def rewound(self) -> Camera:
+        """Returns the state before the first frame, with what looking at the opening told."""
+        return self._replace(index=jnp.zeros_like(self.index))
+
+    @property
+    def stabilised(self) -> Float[Array, ""]:
+        """1.0 if the video is stabilised and blurred, else 0.0."""
+        over_seen, over_sharp = self.evidence / jnp.maximum(self.frames, 1.0)
+        return ((over_seen > _OVER_SEEN) & (over_sharp > _OVER_SHARP)).astype(jnp.float32)
+
+    @property
+    def chosen(self) -> Float[Array, "8 3"]:
+        """S of the last frame, the way round that explains the frames so far better."""
+        return jnp.where(self.lead > 0, self.swings[1], self.swings[0])
+
+    @property
+    def swing(self) -> Float[Array, "8 3"]:
+        """S of the last frame; zeros if the video is not stabilised."""
+        return self.stabilised * self.chosen
+
+
+def follow(
+    luminance: Float[Array, "5 H W"], present: Float[Array, 5], camera: Camera, observe: Array
+) -> Camera:
+    """Updates what is known of the stabiliser from the middle of five frames.
+
+    Args:
+      luminance: of the frames, as stored.
+      present: 1 for a frame, 0 for one beyond the video's ends or a cut.
+      camera: what is known from previous frames.
+      observe: whether to search this frame for stabilisation, a bool.
+    """
+    scale = 1
+    while min(luminance.shape[1:]) > MOST_SIDE:
+        luminance, scale = halved(luminance), 2 * scale
+    here, known, steady = present[2] > 0, camera.index < camera.looked, camera.stabilised > 0
+    first = camera.index < len(camera.opening)
+    search = here & ~known & ((observe & first) | (steady & (present[1] == 0)))
+    follows = here & ~known & ~search & steady
+    at = jnp.minimum(camera.index, len(camera.opening) - 1)
+    units = jnp.array([scale, scale, 1.0])  # A turn is in radians.
+
+    def fits() -> Camera:
+        seen = view(luminance, present)
+        typical = jnp.median(seen.start[:, 3] - seen.start[:, 2], 0)
+        last = camera.chosen / units
+        warm = jnp.stack([velocity_of(last), last[4, :2]])  # As it was, and as it was to become.
+
+        def found() -> Float[Array, "k 2"]:
+            apart = jnp.concatenate([candidates(seen), warm[:1]])
+            return jnp.concatenate([apart, -apart - 2 * typical])
+
+        count, duties = 2 * (_KEPT + 2), jnp.asarray(_SEEN)
+        tries = lax.cond(search, found, lambda: jnp.pad(warm, ((0, count - len(warm)), (0, 0))))
+        swings, values = fitted(
+            seen,
+            jnp.concatenate([swing_of(tries), jnp.zeros((len(_SEEN), 8, 3))]),
+            jnp.concatenate([jnp.full(count, STABILISED_DUTY), duties]),
+            jnp.concatenate([jnp.ones(count), jnp.zeros(len(_SEEN))]),
+            jnp.where(search, count + len(_SEEN), len(warm)),
+        )
+        least = values.min(0)
+        score = jnp.minimum(values - least, _WORST).mean(1)[:count]
+        best = score.argmin()
+        # The same way round as in the last frame.
+        way = velocity_of(swings[best]) + typical
+        turned = (way @ (velocity_of(camera.swings[0] / units) + typical) < 0) & (camera.frames > 0)
+        pair = jnp.stack([best, jnp.where(search, (best + count // 2) % count, best)])
+        pair = jnp.where(turned & search, pair[::-1], pair)
+        two, lead = swings[pair] * units, score[pair[0]] - score[pair[1]]
+        told = Evidence(values[count:].min(0) - values[best], values[count] - values[best])
+        evidence = jnp.stack([jnp.clip(each, -_CAP, _CAP).mean() for each in told])
+        weight = jnp.where(search, present[jnp.array([1, 3])].mean(), 0.0)
+        return camera._replace(
+            evidence=camera.evidence + jnp.where(search, weight * evidence, 0.0),
+            frames=camera.frames + weight,
+            swings=two,
+            lead=camera.lead + jnp.where(search, weight * lead, 0.0),
+            opening=camera.opening.at[at].set(two),
+            looked=jnp.maximum(camera.looked, jnp.where(first & search, at + 1.0, 0.0)),
+        )
+
+    after: Camera = lax.cond(search | follows, fits, lambda: camera)
+    after = after._replace(swings=jnp.where(known, camera.opening[at], after.swings))
+    return after._replace(index=after.index + here.astype(jnp.int32))
+
+
+def of_tiles(
+    swing: Float[Array, "8 3"], tiling: Tiling
+) -> tuple[Float[Array, "N P 2"], Float[Array, "N 3 2"]]:
+    """Returns what a swing adds to the path of each tile, and how far it shifts the three frames.
+
+    Both are in pixels of the image that ``tiling`` cuts, as the swing's shifts are.
+    """
+    around = jnp.asarray(_around(tiling))
+    whole = swing[None, :, :2] + swing[None, :, 2:] * around[:, None]
+    shifts = jnp.stack([whole[:, -2], jnp.zeros_like(whole[:, 0]), whole[:, -1]], 1)
+    return whole[:, : len(FREE)], shifts
+
+
+def _around(tiling: Tiling) -> Float[np.ndarray, "N 2"]:
+    """Returns the direction (y, x) in which a turn by one radian moves each tile, in pixels."""
+    size = np.array([tiling.height, tiling.width])
+    y, x = (tiling.centres + tiling.inward - size / 2).T
+    return np.stack([x, -y], 1).astype(np.float32)
