@@ -13,7 +13,6 @@ from jaxdeblur.deploy import write
 from jaxdeblur.deploy.forms import FORMS
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser, add_extension_option, load_extension
-from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.weights import save
 from jaxdeblur.weights.load import LoadedModel, load_model
 
@@ -61,7 +60,7 @@ def _network(run: str) -> LoadedModel:
     loaded = load_model(run)
     if below := getattr(loaded.network, "over_paths", ""):
         raise UserError(f"{run}: blur paths cannot be exported; export {below}, the network below")
-    if isinstance(loaded.model, PathRestorer):
+    if len(loaded.model.parts()) > 1:
         raise UserError(f"{run}: blur paths cannot be exported")
     return loaded
 

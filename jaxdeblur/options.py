@@ -162,6 +162,20 @@ def read_fields(arguments: argparse.Namespace, config: Config) -> Config:
     return type(config)(**values)
 
 
+def replaced(config: Config, **values: Any) -> Config:
+    """Returns ``config`` with other values for some fields.
+
+    Raises:
+      UserError: a value is not among a field's choices, or out of its range.
+    """
+    types_of = typing.get_type_hints(type(config))
+    for name, value in values.items():
+        if get_origin(types_of[name]) is Literal and value not in get_args(types_of[name]):
+            choices = ", ".join(map(str, get_args(types_of[name])))
+            raise UserError(f"--{name.replace('_', '-')} must be one of {choices}, not {value}")
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
 def field_help(config: type) -> dict[str, str]:
     """Returns the help of the fields, from ``Attributes:`` of a dataclass and its base classes."""
     documented: dict[str, str] = {}

@@ -30,7 +30,7 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import read_fields
 from jaxdeblur.presets import Preset
-from jaxdeblur.restoration.placement import Compiled, stream_step
+from jaxdeblur.restoration.placement import Compiled, Due, program
 from jaxdeblur.training.step import (
     TrainingConfig,
     compile_train_step,
@@ -161,10 +161,10 @@ def restoring_step(
     state = jax.eval_shape(lambda: model.initial_state(1, height, width))
     shapes = layout.plane_shapes(height, width)
     planes = on(mesh, tuple(jax.ShapeDtypeStruct(shape, layout.dtype) for shape in shapes))
-    strength = on(mesh, jax.ShapeDtypeStruct((), jnp.float32))
+    due = Due(planes, on(mesh, jax.ShapeDtypeStruct((), jnp.float32)))
     what = Compiled(graph, layout, None)
-    given = [what, on(mesh, parameters), on(mesh, state), planes, False, planes, strength]
-    return stream_step, given
+    given = [what, on(mesh, parameters), on(mesh, state), (planes, False), due]
+    return program("network"), given
 
 
 def on(mesh: Mesh, arrays: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -11,8 +11,10 @@ from flax import nnx
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.shapes import Parameters
 
+Model = TypeVar("Model", bound=VideoRestorer)
 
-def split(model: VideoRestorer) -> tuple[Callable[[Parameters], VideoRestorer], Parameters]:
+
+def split(model: Model) -> tuple[Callable[[Parameters], Model], Parameters]:
     """Returns ``(rebuild, parameters)``; ``rebuild`` makes the model with the parameters given.
 
     ``rebuild`` may be called inside ``jax.jit``, where it costs nothing at run time.
@@ -21,9 +23,10 @@ def split(model: VideoRestorer) -> tuple[Callable[[Parameters], VideoRestorer], 
     flat = nnx.to_flat_state(state)
     paths = {"/".join(map(str, path)): path for path, _ in flat}
 
-    def rebuild(parameters: Parameters) -> VideoRestorer:
+    def rebuild(parameters: Parameters) -> Model:
         leaves = [(path, nnx.Param(parameters[name])) for name, path in paths.items()]
-        return nnx.merge(graph, nnx.from_flat_state(leaves))
+        model: Model = nnx.merge(graph, nnx.from_flat_state(leaves))
+        return model
 
     return rebuild, {"/".join(map(str, path)): variable[...] for path, variable in flat}
 

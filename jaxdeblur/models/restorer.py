@@ -7,8 +7,9 @@ halve evenly are padded by replication and cropped again. Both happen here, once
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import reduce_size
+from jaxdeblur.models.parts import FRAME, REPEATED, RESTORED, Part, States
 from jaxdeblur.shapes import (
     Clip,
     ClipFeatures,
@@ -34,6 +36,12 @@ R = TypeVar("R")
 
 State = Any
 """The state of a stream: a pytree of arrays, of constant size."""
+
+StepOf: TypeAlias = Callable[..., tuple[State, Frame]]
+"""Steps a network like ``VideoRestorer.step``, on the whole frame or in tiles."""
+
+StepNetwork: TypeAlias = Callable[..., tuple[State, Frame, Features | None]]
+"""Steps a network like ``step_with_features``, on the whole frame or in tiles."""
 
 
 class TrainingOutputs(NamedTuple):
@@ -56,7 +64,7 @@ class VideoRestorer(nnx.Module):
     Attributes:
       config: the frozen dataclass that the model was built from.
       lookahead: delay of the stream's output, in frames.
-      opening: how many frames of a video ``look`` should see before the first is restored.
+      opening: how many frames of a video its parts look at before the first is restored.
       multiple: the height and width that the network sees are multiples of this.
       channels: channels of an input frame: RGB, or the maps of blur paths.
       feature_channels: channels of the half-size features of ``restore_with_features``.
@@ -165,6 +173,49 @@ class VideoRestorer(nnx.Module):
             ends = ((0, 0), (0, 0), (0, below), (0, right), (0, 0))
             targets.append(reduce_size(jnp.pad(sharp, ends, mode="edge"), scale))
         return TrainingOutputs(restored, tuple(targets), {})
+
+    def parts(self, step_of: StepOf | None = None) -> list[Part]:
+        """Returns the parts through which a frame passes, in order; a network is a single one.
+
+        Args:
+          step_of: steps a network; by default on the whole frame.
+        """
+        step = functools.partial(step_of or type(self).step, self)
+        return [Part("network", (FRAME, REPEATED), RESTORED, self.initial_state, step)]
+
+    def shutter(self, states: States) -> tuple[float, str] | None:
+        """Returns the duty cycle and light of the first video that the parts know; else None."""
+        return None
+
+    def with_options(self, **options: Any) -> VideoRestorer:
+        """Returns the model with other values in its config, of fields that hold no parameters.
+
+        Raises:
+          UserError: it has no such field, or the value is not allowed.
+        """
+        if options:
+            named = " and ".join(f"--{name}" for name in options)
+            raise UserError(f"{named}: for weights with blur paths only, such as --ckpt=paths")
+        return self
+
+    def step_networks(
+        self, step: StepNetwork, state: State, frame: SeenFrame, repeated: Bool[Array, ""]
+    ) -> tuple[State, Frame]:
+        """Steps like ``_step``; ``step`` steps each network of which this one consists: itself."""
+        return step(self, state, frame, repeated)[:2]
+
+    def without_finest(self, state: State) -> State:
+        """Returns the state whose steps leave out the finest of several sizes, if there are any."""
+        return state
+
+    @property
+    def halo(self) -> int:
+        """How many pixels a tile reads beyond each side: the receptive radius, rounded up.
+
+        Raises:
+          UserError: the model cannot run in tiles.
+        """
+        return self.round_up(self.receptive_radius)
 
     @property
     def receptive_radius(self) -> int:

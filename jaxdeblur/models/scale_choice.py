@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -28,8 +27,8 @@ from jaxtyping import Array, Float
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.layers import LEAK, Conv, ResidualBlock, activation, enlarge, reduce_size
-from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.shapes import Clip, Features, Frame, Parameters, ReducedClip
+from jaxdeblur.models.restorer import State, StepNetwork, VideoRestorer
+from jaxdeblur.shapes import Clip, Frame, Parameters, ReducedClip
 
 _GATE_WIDTH = 48  # Channels of the gates' features.
 _GATE_BLOCKS = 3  # Each sees two cells further to each side.
@@ -41,11 +40,6 @@ _LEVEL = "level/"  # Prefix of the names of the network's parameters.
 
 ReducedImages: TypeAlias = Float[Array, "*leading _ _ 3"]
 CellMaps: TypeAlias = Float[Array, "*leading _ _ _"]
-
-StepOfLevel: TypeAlias = Callable[
-    [VideoRestorer, State, Frame, jax.Array], tuple[State, Frame, Features | None]
-]
-"""Steps a level like its ``step_with_features``: on whole frames, or in tiles (tiling.py)."""
 
 
 class StreamState(NamedTuple):
@@ -205,18 +199,12 @@ class ScaleChoice(VideoRestorer):
     def _restore_clip(self, clip: Clip) -> Clip:
         return self._choose(*self.reduce_and_restore(clip))[-1]
 
-    def restore_coarsely(self, clip: Clip) -> Clip:
-        """Restores a clip without the finest level, like a stream of ``without_finest``."""
-        height, width = clip.shape[-3:-1]
-        reduced, restored = self.reduce_and_restore(self.pad(clip), levels=len(self.scales) - 1)
-        return self._choose(reduced, restored)[-1][..., :height, :width, :]
-
     def reduce_and_restore(
-        self, clip: Clip, levels: int | None = None
+        self, clip: Clip
     ) -> tuple[list[jax.Array], list[tuple[jax.Array, jax.Array | None]]]:
         """Returns the clip at every size, and the network's result and features for each level."""
         reduced = [reduce_size(clip, scale) for scale in self.scales]
-        return reduced, [self.level.restore_with_features(frames) for frames in reduced[:levels]]
+        return reduced, [self.level.restore_with_features(frames) for frames in reduced]
 
     def _choose(
         self,
@@ -264,15 +252,20 @@ class ScaleChoice(VideoRestorer):
     def _step(
         self, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
-        return self.step_levels(type(self.level).step_with_features, state, frame, repeated)
+        return self.step_networks(type(self.level).step_with_features, state, frame, repeated)
 
-    def step_levels(
-        self, step_level: StepOfLevel, state: StreamState, frame: Frame, repeated: jax.Array
+    @property
+    def halo(self) -> int:
+        """The halo of every level, in pixels of its own frames."""
+        return self.level.halo
+
+    def step_networks(
+        self, step: StepNetwork, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
         """Steps the state's levels on the same frame, then chooses between them.
 
         Args:
-          step_level: steps one level.
+          step: steps one level.
           state: of the stream.
           frame: ``B H W 3``.
           repeated: whether the frame stands for one beyond the end of the video.
@@ -280,7 +273,7 @@ class ScaleChoice(VideoRestorer):
         waiting = jnp.concatenate([state.waiting[:, 1:], frame[:, None]], axis=1)
         states, restored = [], []
         for scale, before in zip(self.scales, state.levels, strict=False):
-            after, frame_of_level, known = step_level(
+            after, frame_of_level, known = step(
                 self.level, before, reduce_size(frame, scale), repeated
             )
             states.append(after)

@@ -1,20 +1,27 @@
 """PathRestorer: restores frames by their blur paths, on top of a network's result.
 
-A frame's paths are fitted to its neighbours, and nothing in them is learnt (window_fit.py). The
-frame is filtered along them (estimate.py). Where the gate does not trust them, the result is the
-base: the frame as a network restores it, or the blurred frame. A second network may combine the two
-(models/path_maps.py). The last frame, as the gate left it, helps to restore the next (wiener.py).
+A frame passes through seven parts (models/parts.py), each with its own state:
 
-A stream runs the five parts of a step as separate programs (restoration/placement.py). Large frames
-do without the base's finest size, three quarters of its work: the second network sees the frame at
-that size, too (docs/lab/paths.md).
+    motion   gathers five frames, and measures how far their tiles move     motion.py
+    watch    adds what these tell of the shutter, if that is to be found    shutter.py
+    fit      fits paths to the middle frame; nothing in them is learnt      window_fit.py
+    base     restores the frame by a network, if there is one
+    light    finds what averaging in linear light added to it               light.py
+    filter   filters the frame along its paths; the gate decides how much   estimate.py
+    fusion   combines that with the base, by a network if there is one      models/path_maps.py
+
+Where the gate does not trust the paths, the result is the base, or without one the blurred frame.
+The last frame, as the gate left it, helps to filter the next (wiener.py).
+
+The opening of a video passes through motion and watch first. Large frames do without the base's
+finest size, three quarters of its work: the second network sees the frame at that size, too
+(docs/lab/paths.md).
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,30 +32,52 @@ from jaxtyping import Array, Bool
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation
+from jaxdeblur.models.parts import (
+    FRAME,
+    REPEATED,
+    RESTORED,
+    Part,
+    States,
+    directly,
+    learnt,
+    looking,
+    run_parts,
+    start_parts,
+)
 from jaxdeblur.models.path_maps import gated
-from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.models.scale_choice import ScaleChoice
+from jaxdeblur.models.restorer import State, StepOf, VideoRestorer
+from jaxdeblur.options import replaced
 from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.estimate import LEAST_SIDE, light_excess
 from jaxdeblur.paths.light import Excess
 from jaxdeblur.paths.motion import connected, is_small, moves_of
-from jaxdeblur.paths.self_ensemble import StepOf
 from jaxdeblur.paths.shutter import Shutter, watch
 from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
 from jaxdeblur.paths.windows import (
     EVERY,
     FIRST,
     Fitted,
+    LastFrames,
     OverPaths,
     PathsConfig,
-    StreamState,
-    Told,
+    WatchState,
+    Window,
     for_each,
     tell,
 )
 from jaxdeblur.shapes import Clip, Frame
 
 LOOKAHEAD = WINDOW // 2
+
+MOVED, SHUTTER, FITTED, BASE, EXCESS, OVER = (
+    "window",
+    "shutter",
+    "fitted",
+    "base",
+    "excess",
+    "over",
+)
+"""What the parts give, in their order; the last one gives the restored frame."""
 
 
 class PathRestorer(VideoRestorer):
@@ -78,129 +107,141 @@ class PathRestorer(VideoRestorer):
         self.base, self.fusion = base, fusion
         self.multiple = math.lcm(*(net.multiple for net in (base, fusion) if net is not None))
 
-    def _initial_state(self, batch: int, height: int, width: int) -> StreamState:
-        base: Any
-        start = functools.partial(self_ensemble.initial_state, batch, height, width)
-        base, fusion = (() if net is None else start(net) for net in (self.base, self.fusion))
-        if isinstance(self.base, ScaleChoice) and not is_small(height, width):
-            base = self.base.without_finest(base)
-        return StreamState(
-            frames=jnp.zeros((batch, WINDOW - 1, height, width, 3), jnp.float32),
-            present=jnp.zeros(WINDOW - 1, jnp.float32),
-            shutter=Shutter.unknown(batch),
-            seen=jnp.int32(0),
-            paths=PastPaths.unknown((height, width), batch),
-            looking=jnp.bool_(False),
-            base=base,
-            light=Excess.unknown(height, width, batch),
-            filter=jnp.zeros((batch, height, width, 3)),
-            fusion=fusion,
-        )
-
-    def _step(
-        self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
-    ) -> tuple[StreamState, Frame]:
-        return self._step_and_tell(state, frame, repeated)[:2]
-
-    def _step_and_tell(
-        self, state: StreamState, frame: Frame, repeated: Bool[Array, ""]
-    ) -> tuple[StreamState, Frame, Told | None]:
-        """Runs the five parts of a step; if frames are only looked at, that of the fit."""
-        after, fitted = self.step_fit(state, frame, repeated)
-
-        @jax.jit  # Traced once for both branches.
-        def restores() -> tuple[StreamState, Frame, Told | None]:
-            step, base, below = VideoRestorer.step, state.base, None
-            if self.base is not None:
-                base, below = self.step_base(step, base, frame, repeated)
-            light, excess = self.step_light(state.light, fitted, below)
-            last, over = self.step_filter(state.filter, fitted, below, excess)
-            fusion, restored = self.step_fusion(step, state.fusion, over)
-            done = after._replace(base=base, light=light, filter=last, fusion=fusion)
-            return done, restored, over.told
-
-        return lax.cond(state.looking, lambda: (after, *_zeros_of(restores)[1:]), restores)
-
-    def step_base(
-        self, step_of: StepOf, state: State, frame: Frame, repeated: bool | Bool[Array, ""]
-    ) -> tuple[State, Frame]:
-        """Runs the base's part of a step, which can run beside the paths of the frame before.
+    def parts(self, step_of: StepOf | None = None) -> list[Part]:
+        """Returns the parts, in the frame's order.
 
         Args:
-          step_of: runs one step of a network, on the whole frame or in tiles.
-          state: of the base.
-          frame: B H W 3, in [0, 1], padded.
-          repeated: whether the video has ended and its last frame is passed again.
+          step_of: steps a network; by default on the whole frame.
         """
+        asks, base, step_of = self.config.asks, self.base, step_of or VideoRestorer.step
+        shutter = (SHUTTER,) if asks else ()
+        fitted = (FITTED,) if base is None else (FITTED, BASE)
+        start_base, start_fusion = (
+            functools.partial(self._start, net) for net in (base, self.fusion)
+        )
+        step_base, step_fusion = (
+            functools.partial(step, step_of) for step in (self._base, self._fusion)
+        )
+        every = [
+            Part("motion", (FRAME, REPEATED), MOVED, LastFrames.none, self._motion),
+            Part("watch", (MOVED,), SHUTTER, _start_watch, self._watch, learns=True),
+            Part("fit", (MOVED, *shutter), FITTED, _start_fit, self.fit),
+            Part("base", (FRAME, REPEATED), BASE, start_base, step_base),
+            Part("light", fitted, EXCESS, _start_light, self._light),
+            Part("filter", (EXCESS, *fitted), OVER, _start_filter, self._filter),
+            Part("fusion", (OVER,), RESTORED, start_fusion, step_fusion),
+        ]
+        absent = {"watch": not asks, "base": base is None}
+        return [part for part in every if not absent.get(part.name)]
+
+    def shutter(self, states: States) -> tuple[float, str] | None:
+        """Returns duty and light of the first video, as given or as found so far."""
+        known = states["watch"].shutter if self.config.asks else Shutter.unknown(1)
+        return self.config.found(known)
+
+    def with_options(self, **options: Any) -> PathRestorer:
+        """Returns the restorer with other options of the paths.
+
+        Raises:
+          UserError: a value is not allowed.
+        """
+        return PathRestorer(replaced(self.config, **options), self.base, self.fusion)
+
+    @property
+    def halo(self) -> int:
+        """The halo of the base; the paths always run on the whole frame."""
+        return 0 if self.base is None else self.base.halo
+
+    def _start(self, net: VideoRestorer | None, batch: int, height: int, width: int) -> State:
+        if net is None:
+            return ()
+        state = self_ensemble.initial_state(batch, height, width, net)
+        return state if is_small(height, width) else net.without_finest(state)
+
+    def _motion(
+        self, state: LastFrames, frame: Frame, repeated: bool | Bool[Array, ""]
+    ) -> tuple[LastFrames, Window]:
+        """Gathers the frames; the middle one is the frame that the other parts are about."""
+        frames = jnp.concatenate([state.frames, frame[:, None]], 1)
+        present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
+        moves, near = None, jnp.broadcast_to(present, (len(frames), WINDOW))
+        if min(frames.shape[2:4]) >= LEAST_SIDE:
+            moves = for_each(moves_of, frames)
+            near = jax.vmap(connected, (0, None))(moves, present)
+        window = Window(
+            frames,
+            moves,
+            near,
+            first=~jnp.any(state.present > 0),
+            here=present[LOOKAHEAD] > 0,
+            alone=present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0,
+        )
+        return LastFrames(frames[:, 1:], present[1:]), window
+
+    def _watch(self, state: WatchState, window: Window) -> tuple[WatchState, Shutter]:
+        # After the opening, its frames are not watched again.
+        seen = jnp.where(window.first, -(-state.seen // EVERY) * EVERY, state.seen)
+        shutter = state.shutter.from_start(window.first)
+        if window.moves is not None:
+            observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
+            videos = window.frames, window.moves, window.present, shutter
+            shutter = for_each(lambda each: watch(*each, observe), videos)
+        # A copy: the state's memory is used again while others read the result.
+        return WatchState(shutter, seen + window.here), jax.tree.map(jnp.copy, shutter)
+
+    def fit(
+        self,
+        past: PastPaths,
+        window: Window,
+        shutter: Shutter | None = None,
+        *given: Any,
+    ) -> tuple[PastPaths, Fitted]:
+        """Fits paths to the middle frame: the step of a part.
+
+        Args:
+          past: the paths of the frame before.
+          window: the frame, between its neighbours.
+          shutter: what is known of the shutters.
+          given: the duty and whether light is linear, in place of the config's.
+        """
+        frames, moves, present, _, here, alone = window
+        middle, fit = frames[:, LOOKAHEAD - 1 : LOOKAHEAD + 2], None
+        if moves is not None:
+            shutter = Shutter.unknown(len(frames)) if shutter is None else shutter
+            videos, known = (frames, moves, present, shutter, past), given or self.config.given
+            fit = for_each(lambda each: fit_window(*each, *known), videos)
+            past = fit.passed_on
+        return past, Fitted(middle, fit, here, alone)
+
+    def _base(
+        self, step_of: StepOf, state: State, frame: Frame, repeated: bool | Bool[Array, ""]
+    ) -> tuple[State, Frame]:
         assert self.base is not None
         return self_ensemble.step(step_of, self.base, state, frame, repeated)
 
-    def step_fit(
-        self, state: StreamState, frame: Frame, repeated: bool | Array
-    ) -> tuple[StreamState, Fitted]:
-        """Fits paths, which can run beside the filter of the frame before.
-
-        Only the fields ``of_fit`` of the state are used.
-        """
-        frames = jnp.concatenate([state.frames, frame[:, None]], 1)
-        present = jnp.append(state.present, jnp.where(repeated, 0.0, 1.0))
-        here = present[LOOKAHEAD] > 0  # Before the first frame, no state is kept.
-        alone = present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0
-        seen, shutter, paths, fit = state.seen, state.shutter, state.paths, None
-        if min(frames.shape[2:4]) >= LEAST_SIDE:
-            moves = for_each(moves_of, frames)
-            videos = frames, moves, jax.vmap(connected, (0, None))(moves, present)
-            if self.config.asks:
-                observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
-                shutter = for_each(lambda each: watch(*each, observe), (*videos, shutter))
-
-            @jax.jit  # Traced once for both branches.
-            def fits() -> Any:
-                given = self.config.given
-                return for_each(lambda each: fit_window(*each, *given), (*videos, shutter, paths))
-
-            fit = lax.cond(state.looking, lambda: _zeros_of(fits), fits)
-        state = state._replace(
-            frames=frames[:, 1:],
-            present=present[1:],
-            shutter=shutter,
-            seen=seen + here.astype(int),
-            paths=paths if fit is None else fit.passed_on,
-        )
-        return state, Fitted(frames[:, LOOKAHEAD - 1 : LOOKAHEAD + 2], fit, here, alone)
-
-    def step_light(
-        self, state: State, fitted: Fitted, below: Frame | None
-    ) -> tuple[State, Excess | None]:
-        """Finds what linear light added to a frame, which can run beside the filter of the last."""
+    def _light(
+        self, state: Excess, fitted: Fitted, below: Frame | None = None
+    ) -> tuple[Excess, Excess | None]:
         frames, fit, here, _ = fitted
         if fit is None:
             return state, None
         shown = frames[:, 1] if below is None else below
         excess = for_each(lambda each: light_excess(*each), (frames, fit, shown, state))
         of_frame = jax.tree.map(lambda leaf: leaf[:, 1], excess)
+        # Before the first frame, no state is kept.
         return jax.tree.map(functools.partial(jnp.where, here), of_frame, state), excess
 
-    def step_filter(
-        self, state: State, fitted: Fitted, below: Frame | None, excess: Excess | None
-    ) -> tuple[State, OverPaths]:
-        """Filters a frame along its paths, over the base's result.
-
-        Args:
-          state: the last frame, restored, ``B H W 3``.
-          fitted: from ``step_fit``.
-          below: from ``step_base``; None without a base.
-          excess: from ``step_light``.
-        """
+    def _filter(
+        self, last: Frame, excess: Excess | None, fitted: Fitted, below: Frame | None = None
+    ) -> tuple[Frame, OverPaths]:
         frames, fit, here, alone = fitted
         shown = frames[:, 1] if below is None else below
         if fit is None:
-            return state, OverPaths(None, shown, here, alone)
-        told = for_each(lambda each: tell(*each), (frames, fit, shown, state, excess))
-        return jnp.where(here, gated(told.maps), state), OverPaths(told, shown, here, alone)
+            return last, OverPaths(None, shown, here, alone)
+        told = for_each(lambda each: tell(*each), (frames, fit, shown, last, excess))
+        return jnp.where(here, gated(told.maps), last), OverPaths(told, shown, here, alone)
 
-    def step_fusion(self, step_of: StepOf, state: State, over: OverPaths) -> tuple[State, Frame]:
-        """Runs the second network's part of a step, as ``step_base`` does the base's."""
+    def _fusion(self, step_of: StepOf, state: State, over: OverPaths) -> tuple[State, Frame]:
         if over.told is None:
             return state, over.base
         restored = gated(over.told.maps)
@@ -210,56 +251,61 @@ class PathRestorer(VideoRestorer):
             state = jax.tree.map(functools.partial(jnp.where, over.here), after, state)
         return state, jnp.where(over.alone, over.base, restored)
 
-    def look(self, state: StreamState) -> StreamState:
-        """Returns the state in which steps look for the shutter and restore no frames."""
-        return state._replace(looking=jnp.bool_(True))
+    def _initial_state(self, batch: int, height: int, width: int) -> States:
+        return start_parts(self.parts(), batch, height, width)
 
-    def looked(self, state: StreamState) -> StreamState:
-        """Returns the state before the first frame, with the shutter known."""
-        return state._replace(
-            frames=jnp.zeros_like(state.frames),
-            present=jnp.zeros_like(state.present),
-            shutter=state.shutter._replace(camera=state.shutter.camera.rewound()),
-            seen=jnp.full_like(state.seen, self.opening),
-            looking=jnp.bool_(False),
-        )
+    def _step(self, state: States, frame: Frame, repeated: Bool[Array, ""]) -> tuple[States, Frame]:
+        states, made = run_parts(self.parts(), directly, state, {FRAME: frame, REPEATED: repeated})
+        return states, made[RESTORED]
 
     def _restore_clip(self, clip: Clip) -> Clip:
-        return self._stream(clip)[0]
+        restored: Clip = self._through(clip, self.parts(), RESTORED)
+        return restored
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """Returns the gate and the paths of every frame, and nothing from the networks."""
-        _, told = self._stream(self.pad(clip))
+        told = self._through(self.pad(clip), self.parts()[:-1], OVER).told
         if told is None or clip.shape[1] == 1:  # A frame without neighbours has no path.
             return Explanation()
         return Explanation(gate=told.gate, paths=told.paths)
 
-    def _stream(self, clip: Clip) -> tuple[Clip, Told | None]:
-        """Passes a clip through a stream; returns its restored frames and the paths' results."""
+    def _through(self, clip: Clip, parts: list[Part], wanted: str) -> Any:
+        """Passes a clip through the parts, its opening first; returns the results of a name."""
         batch, length, height, width, _ = clip.shape
-        # The shutter, unless given, is found first: from the opening, or all of a shorter video.
-        looks = self.opening if length >= self.opening else length + LOOKAHEAD
-        times = np.concatenate([np.arange(looks), np.arange(length + LOOKAHEAD)])
-        starts = np.arange(len(times)) == looks
 
-        def step(
-            state: StreamState, at: tuple[jax.Array, jax.Array, jax.Array]
-        ) -> tuple[StreamState, tuple[Frame, Told | None]]:
-            frame, repeated, start = at
-            state = jax.tree.map(functools.partial(jnp.where, start), self.looked(state), state)
-            state, restored, told = self._step_and_tell(state, frame, repeated)
-            return state, (restored, told)
+        def pass_on(states: States, parts: list[Part], count: int) -> tuple[States, Any]:
+            """Passes ``count`` frames through the parts; beyond the end, the last is repeated."""
+            times = np.arange(count)
 
-        state = self.look(self._initial_state(batch, height, width))
-        frames = jnp.moveaxis(clip, 1, 0)[np.minimum(times, length - 1)]
-        given = frames, jnp.asarray(times >= length), jnp.asarray(starts)
-        _, made = lax.scan(step, state, given)
-        restored, told = jax.tree.map(
-            lambda leaf: jnp.moveaxis(leaf[looks + LOOKAHEAD :], 0, 1), made
-        )
-        return restored, told
+            def step(states: States, given: tuple[Frame, Array]) -> tuple[States, Any]:
+                here = dict(zip((FRAME, REPEATED), given, strict=True))
+                states, made = run_parts(parts, directly, states, here)
+                return states, made.get(wanted)
+
+            frames = jnp.moveaxis(clip, 1, 0)[np.minimum(times, length - 1)]
+            return lax.scan(step, states, (frames, jnp.asarray(times >= length)))
+
+        states = start_parts(parts, batch, height, width)
+        if self.opening:
+            looks = self.opening if length >= self.opening else length + LOOKAHEAD
+            first = looking(parts)
+            seen, _ = pass_on(start_parts(first, batch, height, width), first, looks)
+            states |= learnt(first, seen)
+        _, made = pass_on(states, parts, length + LOOKAHEAD)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[LOOKAHEAD:], 0, 1), made)
 
 
-def _zeros_of(work: Callable[[], Any]) -> Any:
-    """Returns zeros in the shapes of the results of ``work``."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(work))
+def _start_watch(batch: int, height: int, width: int) -> WatchState:
+    return WatchState(Shutter.unknown(batch), jnp.int32(0))
+
+
+def _start_fit(batch: int, height: int, width: int) -> PastPaths:
+    return PastPaths.unknown((height, width), batch)
+
+
+def _start_light(batch: int, height: int, width: int) -> Excess:
+    return Excess.unknown(height, width, batch)
+
+
+def _start_filter(batch: int, height: int, width: int) -> Frame:
+    return jnp.zeros((batch, height, width, 3))

@@ -8,19 +8,11 @@ long, so larger frames go without.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.shapes import Clip, Frame, SeenFrame
-
-StepOf: TypeAlias = Callable[
-    [VideoRestorer, State, SeenFrame, bool | Bool[Array, ""]], tuple[State, Frame]
-]
-"""Runs one step of a network, on the whole frame or in tiles."""
+from jaxdeblur.models.restorer import State, StepOf, VideoRestorer
+from jaxdeblur.shapes import Frame, SeenFrame
 
 _MOST = 160_000  # Pixels: such frames then take as long as those of 1280x720.
 _MIRRORED = ((), (-2,), (-3,), (-3, -2))  # The axes of ``... H W C`` that are reversed.
@@ -58,13 +50,6 @@ def step(
         return step_of(net, state, frame, repeated)
     state, restored = step_of(net, state, _mirrored(frame), repeated)
     return state, _mean_of_mirrored(restored)
-
-
-def restore_clip(net: VideoRestorer, clip: Clip) -> Clip:
-    """Restores a clip with the network, as a stream of steps would."""
-    if not _is_mirrored(*clip.shape[2:4]):
-        return net.restore_clip(clip)
-    return _mean_of_mirrored(net.restore_clip(_mirrored(clip)))
 
 
 def _is_mirrored(height: int, width: int) -> bool:

@@ -95,6 +95,11 @@ class Shutter(NamedTuple):
             tiles=_FORGET * self.tiles + counts.sum(),
         )
 
+    def from_start(self, starts: Bool[Array, ""]) -> Shutter:
+        """Returns what is known if the video starts, perhaps again after its opening."""
+        index = jnp.where(starts, 0, self.camera.index)
+        return self._replace(camera=self.camera._replace(index=index))
+
     @property
     def blurred(self) -> Float[Array, ""]:
         """How much better an open shutter explains the video than sharp frames, nats per tile.

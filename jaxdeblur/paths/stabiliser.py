@@ -298,10 +298,6 @@ class Camera(NamedTuple):
         swings, first = jnp.zeros((*videos, 2, 8, 3)), jnp.zeros((*videos, opening, 2, 8, 3))
         return cls(jnp.zeros((*videos, 2)), none, swings, none, first, whole, none)
 
-    def rewound(self) -> Camera:
-        """Returns the state before the first frame, with what looking at the opening told."""
-        return self._replace(index=jnp.zeros_like(self.index))
-
     @property
     def stabilised(self) -> Float[Array, ""]:
         """1.0 if the video is stabilised and blurred, else 0.0."""

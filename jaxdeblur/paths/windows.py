@@ -7,16 +7,16 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.models.path_maps import at_pixels, path_maps
-from jaxdeblur.models.restorer import State
 from jaxdeblur.options import Share, check_ranges
 from jaxdeblur.paths.estimate import filtered
 from jaxdeblur.paths.light import Excess
 from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.window_fit import WINDOW, PastPaths, WindowFit
+from jaxdeblur.paths.window_fit import WINDOW, WindowFit
 from jaxdeblur.shapes import Clip, Frame
 
 EVERY = 8
@@ -66,31 +66,43 @@ class PathsConfig:
         return self.duty or round(float(known.duty), 3), light
 
 
-class StreamState(NamedTuple):
-    """The state of a stream."""
+class LastFrames(NamedTuple):
+    """The state of the part that gathers frames."""
 
     frames: Clip
     """The last four frames, oldest first."""
     present: Float[Array, 4]
     """1 for each of these that belongs to the video, else 0."""
+
+    @classmethod
+    def none(cls, batch: int, height: int, width: int) -> LastFrames:
+        """Returns the state before the first frame."""
+        return cls(jnp.zeros((batch, WINDOW - 1, height, width, 3)), jnp.zeros(WINDOW - 1))
+
+
+class Window(NamedTuple):
+    """Five frames, and how their tiles move."""
+
+    frames: Float[Array, "B 5 H W 3"]
+    moves: Float[Array, "B N 4 2"] | None
+    """None for frames too small for a tile."""
+    present: Float[Array, "B 5"]
+    """1 for a frame, 0 for one beyond the video's ends or a jump."""
+    first: Bool[Array, ""]
+    """Whether the last of them is the first of its video."""
+    here: Bool[Array, ""]
+    """Whether the middle one belongs to the video."""
+    alone: Bool[Array, ""]
+    """Whether it has no neighbours, and so no path."""
+
+
+class WatchState(NamedTuple):
+    """The state of the part that watches the shutter."""
+
     shutter: Shutter
     """What is known of each video's shutter."""
     seen: Int[Array, ""]
-    """The number of frames processed, including those of the opening."""
-    paths: PastPaths
-    looking: Bool[Array, ""]
-    """Whether frames are only looked at, to find the shutter, and not restored."""
-    base: State
-    """Like the three below, () where only paths are fitted."""
-    light: State
-    """An Excess: what linear light added to the last frame."""
-    filter: State
-    """``B H W 3``: the last frame, restored, as the gate left it."""
-    fusion: State
-
-    def of_fit(self) -> StreamState:
-        """Returns the part of the state that ``step_fit`` needs."""
-        return self._replace(base=(), light=(), filter=(), fusion=())
+    """The number of frames watched, in whole EVERY after those of the opening."""
 
 
 class Fitted(NamedTuple):
@@ -101,9 +113,8 @@ class Fitted(NamedTuple):
     fit: WindowFit | None
     """Its paths; None for frames too small for any."""
     here: Bool[Array, ""]
-    """Whether the frame belongs to the video."""
     alone: Bool[Array, ""]
-    """Whether it has no neighbours, and so no path."""
+    """Both as in ``Window``."""
 
 
 class Told(NamedTuple):
@@ -123,7 +134,7 @@ class OverPaths(NamedTuple):
     base: Frame
     here: Bool[Array, ""]
     alone: Bool[Array, ""]
-    """Both as in ``Fitted``."""
+    """Both as in ``Window``."""
 
 
 def tell(

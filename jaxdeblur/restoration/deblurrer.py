@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 
@@ -11,7 +10,6 @@ import numpy as np
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.restoration.placement import choose_tiles, step_memory
 from jaxdeblur.restoration.stream import Stream, described, restore_frames
 from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
@@ -87,8 +85,9 @@ class Deblurrer:
             self.of_photographs = loaded.of_photographs
             if loaded.preset not in loaded.source:
                 self.source += f" ({loaded.preset})"
-        if duty is not None or light is not None:
-            self.model = _with_shutter(self.model, duty, light)
+        options = {"duty": duty, "light": light}
+        given = {name: value for name, value in options.items() if value is not None}
+        self.model = self.model.with_options(**given)
         self._tiles: dict[tuple[int, int, PixelLayout], TileGrid | None] = {}
 
     def __call__(self, clip: PixelClip) -> PixelClip:
@@ -137,14 +136,3 @@ class Deblurrer:
         """
         tiles = self.compile(height, width, layout)
         return Stream(self.model, height, width, layout, strength=self.strength, tiles=tiles)
-
-
-def _with_shutter(model: VideoRestorer, duty: float | None, light: str | None) -> VideoRestorer:
-    if not isinstance(model, PathRestorer):
-        raise UserError("--duty and --light need weights with blur paths, such as --ckpt=paths")
-    if light not in (None, "stored", "linear"):
-        raise UserError(f"--light must be stored or linear, not {light}")
-    given = {"duty": duty, "light": light}
-    told = {name: value for name, value in given.items() if value is not None}
-    config = dataclasses.replace(model.config, **told)
-    return PathRestorer(config, model.base, model.fusion)

@@ -1,4 +1,4 @@
-"""Compiled steps of a stream, over the whole frame or in tiles.
+"""The parts of a restorer as compiled programs, over the whole frame or in tiles.
 
 Which of the two a frame needs depends on the memory that the compiler reports for a step.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,233 +17,126 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.parts import (
+    FRAME,
+    REPEATED,
+    RESTORED,
+    Part,
+    States,
+    run_parts,
+    start_parts,
+)
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.paths.light import Excess
-from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.self_ensemble import StepOf
-from jaxdeblur.paths.windows import Fitted, OverPaths
-from jaxdeblur.restoration.tiling import TileGrid, halo_of
-from jaxdeblur.shapes import DevicePlane, Frame
+from jaxdeblur.restoration.tiling import TileGrid
+from jaxdeblur.shapes import DevicePlane
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
 
 class Compiled(NamedTuple):
-    """What a step is compiled for, besides the frame size."""
+    """What the programs of a stream are compiled for, besides the frame size."""
 
     graph: nnx.GraphDef[Any]
     layout: PixelLayout
     tiles: TileGrid | None
 
-    @property
-    def step_of(self) -> StepOf:
-        """The function that steps a network, over the whole frame or in tiles."""
-        return VideoRestorer.step if self.tiles is None else self.tiles.step
+    def parts(self, model: VideoRestorer) -> list[Part]:
+        """Returns the model's parts, whose networks run on the whole frame or in tiles."""
+        return model.parts(None if self.tiles is None else self.tiles.step)
 
 
-_program = functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-"""Compiles a function of a ``Compiled``, a model's parameters, a state to be reused, and more."""
+class Due(NamedTuple):
+    """The frame that comes out."""
+
+    planes: tuple[DevicePlane, ...]
+    """As it came in; the restorer's change is added to it."""
+    strength: Float[Array, ""]
+    """The share of the change that is added."""
 
 
-@_program
-def stream_step(
-    what: Compiled,
-    parameters: nnx.State,
-    state: State,
-    planes: tuple[DevicePlane, ...],
-    repeated: bool | Bool[Array, ""],
-    due: tuple[DevicePlane, ...],
-    strength: Float[Array, ""],
-) -> tuple[State, tuple[DevicePlane, ...]]:
-    """Runs a step of a network without blur paths.
+@functools.cache
+def program(name: str) -> Any:
+    """Returns the compiled step of the parts of a name.
 
-    Args:
-      what: what the program is compiled for.
-      parameters: of the model.
-      state: of the model; its memory is reused.
-      planes, repeated, due, strength: as for ``step_with``.
+    It takes a ``Compiled``, the model's parameters, the part's state, whose memory is reused, what
+    the part takes (a frame as the planes of its file), and for the last part a ``Due``, else None.
+    It returns the new state and the result, of the last part as planes.
     """
-    model: VideoRestorer = nnx.merge(what.graph, parameters)
-    state, restored = what.step_of(model, state, what.layout.to_rgb(planes)[None], repeated)
-    return state, _changed(what.layout, due, restored, strength)
 
+    def step(
+        what: Compiled, parameters: nnx.State, state: State, given: tuple[Any, ...], due: Due | None
+    ) -> tuple[State, Any]:
+        model: VideoRestorer = nnx.merge(what.graph, parameters)
+        (part,) = (part for part in what.parts(model) if part.name == name)
+        taken = [
+            model.pad(what.layout.to_rgb(each)[None]) if kind == FRAME else each
+            for kind, each in zip(part.takes, given, strict=True)
+        ]
+        state, made = part.step(state, *taken)
+        return state, made if due is None else _changed(what.layout, due, made)
 
-@_program
-def base_step(
-    what: Compiled,
-    parameters: nnx.State,
-    state: State,
-    planes: tuple[DevicePlane, ...],
-    repeated: bool | Bool[Array, ""],
-) -> tuple[State, Frame]:
-    """Runs the first part of a step of blur paths: their base.
-
-    Args:
-      what: what the program is compiled for.
-      parameters: of the model.
-      state: of this part; its memory is reused.
-      planes: the frame that comes in, as its file holds it.
-      repeated: whether it is the last frame, given once more.
-    """
-    model: PathRestorer = nnx.merge(what.graph, parameters)
-    frame = model.pad(what.layout.to_rgb(planes)[None])
-    return model.step_base(what.step_of, state, frame, repeated)
-
-
-@_program
-def fit_step(
-    what: Compiled,
-    parameters: nnx.State,
-    state: State,
-    planes: tuple[DevicePlane, ...],
-    repeated: bool | Bool[Array, ""],
-) -> tuple[State, Fitted]:
-    """Runs the second part: the fit of the paths.
-
-    Args:
-      what: what the program is compiled for.
-      parameters: of the model.
-      state: of this part; its memory is reused.
-      planes, repeated: as for ``base_step``.
-    """
-    model: PathRestorer = nnx.merge(what.graph, parameters)
-    frame = model.pad(what.layout.to_rgb(planes)[None])
-    return model.step_fit(state, frame, repeated)
-
-
-@_program
-def light_step(
-    what: Compiled,
-    parameters: nnx.State,
-    state: State,
-    fitted: Fitted,
-    below: Float[Array, "1 Hp Wp 3"] | None,
-) -> tuple[State, Excess | None]:
-    """Runs the third part: what linear light added, by paths and base.
-
-    Args:
-      what: what the program is compiled for.
-      parameters: of the model.
-      state: of this part; its memory is reused.
-      fitted: from ``fit_step``.
-      below: the frame restored by the base; None without one.
-    """
-    model: PathRestorer = nnx.merge(what.graph, parameters)
-    return model.step_light(state, fitted, below)
-
-
-@_program
-def filter_step(
-    what: Compiled,
-    parameters: nnx.State,
-    state: State,
-    fitted: Fitted,
-    below: Float[Array, "1 Hp Wp 3"] | None,
-    excess: Excess | None,
-) -> tuple[State, OverPaths]:
-    """Runs the fourth part: the filter along the paths, on what the base made of the frame.
-
-    Args:
-      what: what the program is compiled for.
-      parameters: of the model.
-      state: of this part; its memory is reused.
-      fitted, below: as for ``light_step``.
-      excess: from ``light_step``.
-    """
-    model: PathRestorer = nnx.merge(what.graph, parameters)
-    return model.step_filter(state, fitted, below, excess)
-
-
-@_program
-def fusion_step(
-    what: Compiled,
-    parameters: nnx.State,
-    state: State,
-    over: OverPaths,
-    due: tuple[DevicePlane, ...],
-    strength: Float[Array, ""],
-) -> tuple[State, tuple[DevicePlane, ...]]:
-    """Runs the last part: the network over the paths.
-
-    Args:
-      what: what the program is compiled for.
-      parameters: of the model.
-      state: of this part; its memory is reused.
-      over: from ``filter_step``.
-      due: the frame that comes out, to which the network's change is added.
-      strength: the share of the change that is added.
-    """
-    model: PathRestorer = nnx.merge(what.graph, parameters)
-    state, restored = model.step_fusion(what.step_of, state, over)
-    return state, _changed(what.layout, due, restored, strength)
+    step.__name__ = step.__qualname__ = name
+    return jax.jit(step, static_argnums=0, donate_argnums=2)
 
 
 # On a CPU, programs that one thread queues run in sequence. So each part has a thread that queues
-# it (the fit, that of the caller), and parts of several frames run side by side.
-_THREADS = {
-    part: ThreadPoolExecutor(1) for part in (base_step, light_step, filter_step, fusion_step)
-}
+# it, and parts of several frames run side by side.
+@functools.cache
+def _thread(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, f"part {name}")
 
 
-def queue(program: Any, *given: Any) -> Any:
-    """Queues a program on the device, from a thread of its own if it has one."""
-    if program in _THREADS:
-        return _THREADS[program].submit(program, *given).result()
-    return program(*given)
+def queue(name: str, *given: Any) -> Any:
+    """Queues the program of a part on the device, from the part's own thread."""
+    return _thread(name).submit(program(name), *given).result()
 
 
-def step_with(
+def frame_through(
     run: Callable[..., Any],
-    model: VideoRestorer,
+    parts: list[Part],
     what: Compiled,
     parameters: nnx.State,
-    state: State,
+    states: States,
     planes: Any,
-    due: Any,
-    strength: Any,
+    due: Due | None,
     *,
     repeated: bool,
-) -> tuple[State, Any]:
-    """Takes one frame in and returns the one that is due, as arrays in the layout of their file.
+) -> tuple[States, Any]:
+    """Passes a frame through programs; returns the new states and the frame that is due.
 
     A ``run`` that only compiles takes and returns ``ShapeDtypeStruct`` in place of arrays.
 
     Args:
-      run: runs a program: ``queue``, or what only compiles it.
-      model: the network.
-      what: what its step is compiled for.
-      parameters, state: of the model; the state's memory is reused.
+      run: runs a program, given its name and what it takes: ``queue``, or what only compiles it.
+      parts: of the model, all or only those that look at the opening.
+      what: what they are compiled for.
+      parameters: of the model.
+      states: of the parts; their memory is reused.
       planes: the frame that comes in.
-      due: the frame that comes out, to which the network's change is added.
-      strength: the share of the change that is added.
+      due: the frame that comes out; None if none does.
       repeated: whether ``planes`` is the last frame, given once more.
     """
-    given = what, parameters
-    if not isinstance(model, PathRestorer):
-        return run(stream_step, *given, state, planes, repeated, due, strength)
-    base, below = state.base, None
-    if model.base is not None:
-        base, below = run(base_step, *given, base, planes, repeated)
-    after, fitted = run(fit_step, *given, state.of_fit(), planes, repeated)
-    light, excess = run(light_step, *given, state.light, fitted, below)
-    last, over = run(filter_step, *given, state.filter, fitted, below, excess)
-    fusion, restored = run(fusion_step, *given, state.fusion, over, due, strength)
-    return after._replace(base=base, light=light, filter=last, fusion=fusion), restored
+
+    def run_part(part: Part, state: State, *given: Any) -> tuple[State, Any]:
+        return run(
+            part.name, what, parameters, state, given, due if part.gives == RESTORED else None
+        )
+
+    states, made = run_parts(parts, run_part, states, {FRAME: planes, REPEATED: repeated})
+    return states, made.get(RESTORED)
 
 
 def _changed(
-    layout: PixelLayout,
-    due: tuple[DevicePlane, ...],
-    restored: Float[Array, "1 Hp Wp 3"],
-    strength: Float[Array, ""],
+    layout: PixelLayout, due: Due, restored: Float[Array, "1 Hp Wp 3"]
 ) -> tuple[DevicePlane, ...]:
-    """Adds the network's change to the frame that is due."""
-    shown = layout.to_rgb(due)
+    """Adds the restorer's change to the frame that is due."""
+    shown = layout.to_rgb(due.planes)
     height, width, _ = shown.shape
-    return layout.add(due, strength * (jnp.clip(restored[0, :height, :width], 0, 1) - shown))
+    change = jnp.clip(restored[0, :height, :width], 0, 1) - shown
+    return layout.add(due.planes, due.strength * change)
 
 
 def choose_tiles(
@@ -273,7 +166,7 @@ def choose_tiles(
     needed = step_memory(model, height, width, layout=layout)
     if needed <= budget:
         return None
-    halo, per_pixel = halo_of(model), needed / (height * width)
+    halo, per_pixel = model.halo, needed / (height * width)
     tile = [height, width]
     # Tiles smaller than their halo would compute each pixel more than nine times.
     while max(tile) >= 2 * max(halo, 8):
@@ -309,23 +202,28 @@ def step_memory(
     graph, parameters = nnx.split(model)
     place = SingleDeviceSharding(device_of(parameters))
     placed = functools.partial(jax.tree.map, lambda array: devices.abstract_array(array, place))
-
-    def inputs() -> tuple[State, tuple[DevicePlane, ...], Float[Array, ""]]:
-        shapes = layout.plane_shapes(height, width)
-        planes = tuple(jnp.zeros(shape, layout.dtype) for shape in shapes)
-        return model.initial_state(1, height, width), planes, jnp.float32(1)
-
-    state, planes, strength = placed(jax.eval_shape(inputs))
-    lowered: list[Any] = []
-
-    def lower(program: Any, *given: Any) -> Any:
-        lowered.append(program.lower(*given))
-        return placed(lowered[-1].out_info)
-
     what = Compiled(graph, layout, tiles)
-    step_with(lower, model, what, parameters, state, planes, planes, strength, repeated=False)
-    # A stream with these shapes reuses what is compiled here.
-    taken: list[Any] = [each.compile().memory_analysis() for each in lowered]
+    parts = what.parts(model)
+
+    def inputs() -> tuple[States, Due]:
+        planes = tuple(
+            jnp.zeros(shape, layout.dtype) for shape in layout.plane_shapes(height, width)
+        )
+        return stream_states(model, parts, height, width), Due(planes, jnp.float32(1))
+
+    states, due = placed(jax.eval_shape(inputs))
+    compiled: list[Future[Any]] = []
+    # The compiler does not hold the interpreter's lock: while it works, the next part is traced.
+    with ThreadPoolExecutor(len(parts)) as threads:
+
+        def lower(name: str, *given: Any) -> Any:
+            lowered = program(name).lower(*given)
+            compiled.append(threads.submit(lowered.compile))
+            return placed(lowered.out_info)
+
+        frame_through(lower, parts, what, parameters, states, due.planes, due, repeated=False)
+        # A stream with these shapes reuses what is compiled here.
+        taken: list[Any] = [each.result().memory_analysis() for each in compiled]
     return sum(
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -333,6 +231,11 @@ def step_memory(
         - memory.alias_size_in_bytes
         for memory in taken
     )
+
+
+def stream_states(model: VideoRestorer, parts: Iterable[Part], height: int, width: int) -> States:
+    """Returns the states of parts before the first frame of a video of ``height x width``."""
+    return start_parts(parts, 1, model.round_up(height), model.round_up(width))
 
 
 def free_memory(device: jax.Device, cgroup: Path = Path("/sys/fs/cgroup")) -> int:

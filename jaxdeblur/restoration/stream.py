@@ -21,14 +21,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.paths.restorer import PathRestorer
+from jaxdeblur.models.parts import States, learnt, looking
+from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.restoration.placement import (
     Compiled,
+    Due,
     device_of,
-    fit_step,
+    frame_through,
     queue,
-    step_with,
+    stream_states,
 )
 from jaxdeblur.restoration.tiling import TileGrid
 from jaxdeblur.shapes import DevicePlane, PixelClip, Pixels, Plane
@@ -109,6 +110,7 @@ class Stream:
         """
         graph, self._parameters = nnx.split(model)
         self._what = Compiled(graph, layout, tiles)
+        self._parts = self._what.parts(model)
         self._size = (height, width)
         self.opening = model.opening
         self._model = model
@@ -116,8 +118,8 @@ class Stream:
         self._device = device_of(self._parameters)
         with jax.default_device(self._device):
             # Copied, since a model may use one array of zeros twice and steps reuse this memory.
-            state = jax.tree.map(jnp.copy, model.initial_state(1, height, width))
-        self._state = self._placed(state)
+            states = jax.tree.map(jnp.copy, stream_states(model, self._parts, height, width))
+        self._states = self._placed(states)
         self._strength = jax.device_put(jnp.float32(strength), self._device)
         # Frames that have gone in and not come out yet; the network's change is added to them.
         self._waiting: deque[tuple[DevicePlane, ...]] = deque()
@@ -166,19 +168,19 @@ class Stream:
           UserError: as for ``push``.
           ValueError: a frame was already pushed.
         """
-        if not (self.opening and len(opening)) or not isinstance(self._model, PathRestorer):
+        if not (self.opening and len(opening)):
             return
         if self._steps:
             raise ValueError("call look before the first frame is pushed")
-        before, state = self._state, self._model.look(self._state).of_fit()
-        last, ends = opening[-1], len(opening) < self.opening
-        flushed = [last] * self._model.lookahead if ends else []
+        parts = looking(self._parts)
+        with jax.default_device(self._device):
+            states = jax.tree.map(jnp.copy, stream_states(self._model, parts, *self._size))
+        states, last = self._placed(states), opening[-1]
+        flushed = [last] * self._model.lookahead if len(opening) < self.opening else []
         for index, planes in enumerate([*opening, *flushed]):
-            given = self._placed(state), self._on_device(planes), index >= len(opening)
-            state, _ = fit_step(self._what, self._parameters, *given)
-        after = self._placed(self._model.looked(state))
-        kept = {part: getattr(before, part) for part in ("base", "light", "filter", "fusion")}
-        self._state = after._replace(**kept)
+            given = self._what, self._parameters, states, self._on_device(planes), None
+            states, _ = frame_through(queue, parts, *given, repeated=index >= len(opening))
+        self._states |= learnt(parts, states)
 
     def _on_device(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...]:
         if isinstance(planes, (np.ndarray, jax.Array)):
@@ -212,25 +214,24 @@ class Stream:
     @property
     def shutter(self) -> tuple[float, str] | None:
         """Duty and light of blur paths, as given or estimated so far; None without paths."""
-        if not isinstance(self._model, PathRestorer):
-            return None
-        return self._model.config.found(self._state.shutter)
+        return self._model.shutter(self._states)
 
     def _advance(
         self, planes: tuple[DevicePlane, ...], *, repeated: bool
     ) -> tuple[DevicePlane, ...] | None:
         self._steps += 1
-        given = self._what, self._parameters, self._state, planes, self._waiting[0], self._strength
-        self._state, restored = step_with(queue, self._model, *given, repeated=repeated)
+        due = Due(self._waiting[0], self._strength)
+        given = self._what, self._parameters, self._states, planes, due
+        self._states, restored = frame_through(queue, self._parts, *given, repeated=repeated)
         if self._steps <= self._model.lookahead:
             return None
         self._waiting.popleft()
         return restored
 
-    def _placed(self, state: State) -> State:
+    def _placed(self, states: States) -> States:
         # Committed to the device, like the results of a step: otherwise the first step, the second
         # and that of ``step_memory`` would be three programs.
-        return jax.device_put(state, self._device)
+        return jax.device_put(states, self._device)
 
 
 @functools.partial(jax.jit, static_argnums=0)

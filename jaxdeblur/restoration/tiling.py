@@ -25,9 +25,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jaxdeblur.models.restorer import State, VideoRestorer
-from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.options import FrameSize
-from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.shapes import Features, Frame, SeenFrame
 
 _Stepped: TypeAlias = tuple[State, Frame, Features | None]
@@ -42,21 +40,6 @@ def parse_tiles(text: str) -> TileGrid | None:
     if text == "none":
         return None
     return TileGrid(*FrameSize(text, "--tile", "auto, none or HEIGHTxWIDTH"))
-
-
-def halo_of(model: VideoRestorer) -> int:
-    """Returns how many pixels a tile reads beyond each side: a step's receptive radius, rounded up.
-
-    For a network at several scales this is the halo of every level, in pixels of its own frames.
-
-    Raises:
-      UserError: the model cannot run in tiles.
-    """
-    if isinstance(model, PathRestorer):
-        return 0 if model.base is None else halo_of(model.base)
-    if isinstance(model, ScaleChoice):
-        return halo_of(model.level)
-    return model.round_up(model.receptive_radius)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +70,7 @@ class TileGrid:
         ended = jnp.asarray(repeated)
         height, width = frame.shape[-3:-1]
         padded = model.pad(frame)
-        if isinstance(model, ScaleChoice):
-            state, restored = model.step_levels(self._step_tiles, state, padded, ended)
-        else:
-            state, restored, _ = self._step_tiles(model, state, padded, ended)
+        state, restored = model.step_networks(self._step_tiles, state, padded, ended)
         return state, restored[..., :height, :width, :]
 
     def _step_tiles(
@@ -174,7 +154,7 @@ class _Tiles:
             model.multiple,
             frame=np.array(size),
             tile=tile,
-            read=np.minimum(tile + 2 * halo_of(model), size),
+            read=np.minimum(tile + 2 * model.halo, size),
             axes=(*_axes_of_state(model, height, width), *of_images),
         )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,6 @@ from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.models.layers import enlarge
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import build
-from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice, gates
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import (
@@ -119,7 +118,7 @@ def main() -> None:
     if not isinstance(loaded.network, StrcnnConfig) or loaded.network.over_paths:
         raise UserError(f"{arguments.start}: only an STRCNN over frames can have gates")
     network = dataclasses.replace(loaded.network, scales=preset.network.scales)
-    model = build(network, seed=config.seed)
+    model = cast(ScaleChoice, build(network, seed=config.seed))
     rebuild, drawn = split(model)
     if config.crop % model.multiple:
         raise UserError(f"--crop={config.crop} must be a multiple of {model.multiple}")
@@ -136,7 +135,7 @@ def main() -> None:
     print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes")
 
 
-def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig) -> Sample:
+def draw_samples(model: ScaleChoice, data: DataConfig, config: FitConfig) -> Sample:
     """Runs the levels on ``config.clips`` clips of the training data.
 
     Raises:
@@ -167,9 +166,8 @@ def draw_samples(model: VideoRestorer, data: DataConfig, config: FitConfig) -> S
     return Sample(*(np.concatenate(parts)[: config.clips] for parts in zip(*kept, strict=True)))
 
 
-def sample(model: VideoRestorer, blurred: Clip, sharp: Clip) -> Sample:
+def sample(model: ScaleChoice, blurred: Clip, sharp: Clip) -> Sample:
     """Returns the gates' input for clips, and the quadratic form of the error."""
-    assert isinstance(model, ScaleChoice)
     residuals, evidence = model.evidence(*model.reduce_and_restore(blurred))
     columns = []
     for scale, residual in zip(model.scales, residuals, strict=True):
@@ -196,7 +194,7 @@ def squared_error(
     return jnp.maximum(jnp.einsum("...k,...kl,...l->...", factors, form, factors), 0.0)
 
 
-def fit(model: VideoRestorer, samples: Sample, config: FitConfig) -> Parameters:
+def fit(model: ScaleChoice, samples: Sample, config: FitConfig) -> Parameters:
     """Returns the parameters of the fitted gates, named as in ``model``."""
     rebuild, parameters = split(model)
     start = gates(parameters)
@@ -211,7 +209,6 @@ def fit(model: VideoRestorer, samples: Sample, config: FitConfig) -> Parameters:
 
     def loss_of(trained: Parameters, evidence: jax.Array, form: jax.Array) -> jax.Array:
         choice = rebuild(parameters | as_they_run(trained))
-        assert isinstance(choice, ScaleChoice)
         fitted = choice.gates
         logits = fitted.logits(evidence.astype(jnp.float32))
         # Charbonnier loss of the root of each cell's mean squared error, as in step.clip_loss.

@@ -18,7 +18,6 @@ from typing import Annotated, Any, NamedTuple
 
 import imageio.v3 as iio
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdeblur import devices
@@ -31,16 +30,19 @@ from jaxdeblur.data.textures import open_scenes
 from jaxdeblur.data.videos import HighSpeedVideo
 from jaxdeblur.errors import ProgressLine, UserError, run_command
 from jaxdeblur.files import replace_folder_when_whole, write_json
-from jaxdeblur.models.path_maps import gated
-from jaxdeblur.models.scale_choice import ScaleChoice
+from jaxdeblur.models.parts import (
+    FRAME,
+    REPEATED,
+    Part,
+    States,
+    directly,
+    run_parts,
+    start_parts,
+)
+from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
-from jaxdeblur.paths.estimate import light_excess
-from jaxdeblur.paths.light import Excess
-from jaxdeblur.paths.motion import moves_of
-from jaxdeblur.paths.self_ensemble import restore_clip
-from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
-from jaxdeblur.paths.windows import tell
+from jaxdeblur.paths.restorer import BASE, FITTED, LOOKAHEAD, OVER, SHUTTER, PathRestorer
+from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.shapes import Video8
 from jaxdeblur.weights.load import load_model
 
@@ -182,23 +184,7 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
       UserError: a folder cannot be read, or has clips of other settings.
     """
     keep_settings(folder, config)
-    base = load_model(config.base).model
-    of_small = of_large = jax.jit(functools.partial(restore_clip, base))
-    if isinstance(base, ScaleChoice):
-        of_large = jax.jit(base.restore_coarsely)
-
-    @jax.jit
-    def look(
-        window: Any, paths: PastPaths, present: Any, duty: Any, linear: Any, *over: Any
-    ) -> tuple[jax.Array, jax.Array, Excess, PastPaths]:
-        moves, unknown = moves_of(window), Shutter.unknown()
-        fit = fit_window(window, moves, present, unknown, paths, duty, linear)
-        below, last, known = over
-        excess = light_excess(window[1:4], fit, below, known)
-        maps = tell(window[1:4], fit, below, last, excess).maps
-        kept = jnp.round(255 * maps).astype(jnp.uint8)
-        return kept, gated(maps), jax.tree.map(lambda leaf: leaf[1], excess), fit.passed_on
-
+    maps_of = MapsOfClips(load_model(config.base).model)
     source = PathClipSource(config)
     line = ProgressLine("drawing", config.clips, unit="clips", eager=True, stays=True)
     for number in range(config.clips):
@@ -206,30 +192,70 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
         if not place.exists():
             clip, rng = source.draw(number)
             error = rng.normal(0, _DUTY_ERROR) if rng.random() > _DUTY_RIGHT else 0.0
-            duty = np.float32(np.clip(clip.duty + error, 0.25, 1.0))
+            duty = float(np.clip(clip.duty + error, 0.25, 1.0))
             linear = clip.linear != (rng.random() < _LIGHT_WRONG)
-            length = len(clip.blurred)
-            spare = max(0, length - _SCORED)
+            spare = max(0, len(clip.blurred) - _SCORED)
             first = int(rng.integers(spare + 1)) if rng.random() < 0.3 else spare // 2
-            seen = clip.blurred.astype(np.float32) / 255
-            below = of_large if rng.random() < _LARGE else of_small
-            under = np.asarray(below(seen[None])[0])
-            # Of the frame before the first one kept, only the base is known.
-            last, known = under[max(first - 1, 0)], Excess.unknown(*seen.shape[1:3])
-            paths = PastPaths.unknown(seen.shape[1:3])
-            maps = []
-            for n in range(first, min(length, first + _SCORED)):
-                around = np.arange(n - WINDOW // 2, n + WINDOW // 2 + 1)
-                present = ((around >= 0) & (around < length)).astype(np.float32)
-                window = seen[np.clip(around, 0, length - 1)]
-                given = window, paths, present, duty, linear
-                kept, last, known, paths = look(*given, under[n], last, known)
-                maps.append(kept)
+            large = bool(rng.random() < _LARGE)
+            maps = maps_of(clip.blurred, first, duty, linear, large)
             with replace_folder_when_whole(place) as part:
                 np.save(part / SHARP_FILE, clip.sharp[first : first + _SCORED])
-                np.save(part / MAPS_FILE, np.stack(maps))
+                np.save(part / MAPS_FILE, maps)
         line.update(number + 1)
     line.close()
+
+
+class MapsOfClips:
+    """Passes clips through the parts of blur paths, as in use, up to the maps of each frame."""
+
+    def __init__(self, base: VideoRestorer) -> None:
+        self._restorer = PathRestorer(PathsConfig(), base)
+        parts = {part.name: part for part in self._restorer.parts()}
+        self._before = [parts["motion"], parts["base"]]
+        self._all = [parts[name] for name in ("motion", "base", "fit", "light", "filter")]
+        self._base = base
+        self._step_before = jax.jit(functools.partial(self._step, self._before))
+        self._step_all = jax.jit(functools.partial(self._step, self._all))
+
+    def __call__(
+        self, blurred: Video8, first: int, duty: float, linear: bool, large: bool
+    ) -> np.ndarray:
+        """Returns the maps of the frames kept, ``T H W 14`` in uint8.
+
+        Args:
+          blurred: the clip.
+          first: the first frame kept; of the one before it, only the base is known.
+          duty, linear: what is given of the shutter.
+          large: whether the base is that of large frames.
+        """
+        length, height, width, _ = blurred.shape
+        states = start_parts(self._all, 1, height, width)
+        if large:
+            states["base"] = self._base.without_finest(states["base"])
+        given = {SHUTTER: (np.float32(duty), np.bool_(linear))}
+        maps: list[np.ndarray] = []
+        for n in range(-LOOKAHEAD, min(length, first + _SCORED)):  # the frame that comes out
+            last = n + LOOKAHEAD
+            frame = blurred[min(last, length - 1)][None].astype(np.float32) / 255
+            step = self._step_all if n >= first else self._step_before
+            states, made = step(states, given | {FRAME: frame, REPEATED: last >= length})
+            if n >= first:
+                maps.append(np.asarray(made[OVER].told.maps[0]))
+            elif n == first - 1:
+                states["filter"] = made[BASE]
+        return np.round(255 * np.stack(maps)).astype(np.uint8)
+
+    def _step(
+        self, parts: list[Part], states: States, given: dict[str, Any]
+    ) -> tuple[States, dict[str, Any]]:
+        def run(part: Part, state: Any, *taken: Any) -> tuple[Any, Any]:
+            if part.gives == FITTED:  # The shutter is given, not found.
+                window, (duty, linear) = taken
+                return self._restorer.fit(state, window, None, duty, linear)
+            return directly(part, state, *taken)
+
+        states, made = run_parts(parts, run, states, given)
+        return states, {name: made[name] for name in (BASE, OVER) if name in made}
 
 
 def keep_settings(folder: Path, config: PathClipsConfig) -> None:

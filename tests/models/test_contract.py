@@ -27,7 +27,6 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import load_extension
 from jaxdeblur.presets import PRESETS
-from jaxdeblur.restoration.tiling import halo_of
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.testing import assert_same_frames, check_model, random_clip
 from jaxdeblur.weights.load import LoadedModel, load_model
@@ -272,7 +271,7 @@ def test_arrays_of_the_wrong_shape_are_named() -> None:
 
 def test_a_model_without_receptive_radius_is_not_cut_into_tiles() -> None:
     with pytest.raises(UserError, match="Least has no receptive_radius, so frames can't be"):
-        halo_of(Least(LeastConfig(), rngs=nnx.Rngs(0)))
+        _ = Least(LeastConfig(), rngs=nnx.Rngs(0)).halo
 
 
 @pytest.mark.parametrize(

@@ -674,9 +674,10 @@ def test_a_stream_equals_its_clip(
 
     stream = np.stack(list(restore_frames(opened, video)))
     if base and length > 1:
-        assert np.asarray(streams[0]._state.paths.knots).any()
-        assert np.asarray(streams[0]._state.filter).any()
-        assert np.asarray(streams[0]._state.light.luminance).any() == (light == "linear")
+        states = streams[0]._states
+        assert np.asarray(states["fit"].knots).any()
+        assert np.asarray(states["filter"]).any()
+        assert np.asarray(states["light"].luminance).any() == (light == "linear")
     clip = restore_clip(model, video)
     assert stream.shape == video.shape
     assert np.abs(stream.astype(int) - clip).max() <= 1
@@ -707,17 +708,13 @@ def test_networks_see_small_frames_mirrored_too(
     mirrored_step = jax.jit(functools.partial(self_ensemble.step, type(network).step, network))
     state, restored = self_ensemble.initial_state(2, 16, 24, network), []
     of_paths = PathRestorer(PathsConfig(), network).initial_state(2, 16, 24)
-    chex.assert_trees_all_equal_shapes(of_paths.base, state)
+    chex.assert_trees_all_equal_shapes(of_paths["base"], state)
     for frame in video:
         state, made = mirrored_step(state, jnp.asarray(frame), False)
         restored.append(made)
     axes = [(), (2,), (3,), (2, 3)] if small else [()]
     each = np.stack([mirrored(those) for those in axes])
     np.testing.assert_allclose(np.stack(restored), each.mean(0), atol=1e-6)
-    clip = jax.jit(functools.partial(self_ensemble.restore_clip, network))(
-        jnp.moveaxis(jnp.asarray(video), 0, 1)
-    )
-    np.testing.assert_allclose(np.moveaxis(clip, 1, 0)[0], restored[2], atol=1e-5)
     assert not small or np.ptp(each, axis=0).max() > 1e-3
 
 
@@ -733,7 +730,7 @@ def test_large_frames_do_without_the_finest_size_of_the_base(
     model = PathRestorer(PathsConfig(duty=1.0, light="stored"), base)
     stream = Stream(model, 256, 256)
     restored = [stream.push(frame) for frame in video]
-    assert len(stream._state.base.levels) == 1
+    assert len(stream._states["base"].levels) == 1
     restored = np.stack([frame[0] for frame in [*restored[2:], *stream.flush()]])
     assert np.abs(restored.astype(int) - restore_clip(model, video)).max() <= 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import runpy
 import subprocess
@@ -21,7 +20,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.windows import PathsConfig
-from jaxdeblur.restoration.placement import stream_step
+from jaxdeblur.restoration.placement import program
 from jaxdeblur.restoration.stream import restore_clip
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
@@ -57,11 +56,11 @@ def test_both_views_equal_the_clip(model):
 
 def test_after_the_warm_up_nothing_is_compiled(model):
     deblurrer = Deblurrer(model)
-    before = stream_step._cache_size()
+    before = program("network")._cache_size()
     deblurrer.warm_up(20, 26)
-    assert stream_step._cache_size() == before + 1
+    assert program("network")._cache_size() == before + 1
     list(deblurrer.stream(np.zeros((3, 20, 26, 3), np.uint8)))
-    assert stream_step._cache_size() == before + 1
+    assert program("network")._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(
@@ -73,17 +72,18 @@ def test_after_the_warm_up_nothing_is_compiled(model):
         (30, {}, PixelLayout("grey")),
     ],
 )
-def test_a_size_is_compiled_for_before_its_first_frame(height, options, layout, model, caplog):
+def test_a_size_is_compiled_for_before_its_first_frame(
+    height, options, layout, model, caplog, log_compiles
+):
     deblurrer = Deblurrer(model, **options)
     frame = [np.zeros(shape, np.uint8) for shape in layout.plane_shapes(height, 26)]
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        deblurrer.compile(height, 26, layout)
-        steps = [r for r in caplog.messages if "XLA compilation of jit(stream_step)" in r]
-        assert len(steps) == 1
-        stream = deblurrer.open_stream(height, 26, layout)
-        caplog.clear()
-        stream.push(tuple(frame))
-    assert not [r for r in caplog.messages if "XLA compilation of jit(stream_step)" in r]
+    deblurrer.compile(height, 26, layout)
+    steps = [r for r in caplog.messages if "XLA compilation of jit(network)" in r]
+    assert len(steps) == 1
+    stream = deblurrer.open_stream(height, 26, layout)
+    caplog.clear()
+    stream.push(tuple(frame))
+    assert not [r for r in caplog.messages if "XLA compilation of jit(network)" in r]
 
 
 def test_a_stream_gives_frames_before_it_has_all(model):
@@ -124,7 +124,7 @@ def test_the_64_bit_mode_of_jax_is_refused(model):
 
 
 def test_the_light_of_blur_paths_is_one_of_two():
-    with pytest.raises(UserError, match="--light must be stored or linear, not Linear"):
+    with pytest.raises(UserError, match="--light must be one of found, stored, linear, not"):
         Deblurrer(PathRestorer(PathsConfig()), light="Linear")
 
 

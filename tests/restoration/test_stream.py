@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from functools import partial
 
 import jax
@@ -21,8 +20,8 @@ from jaxdeblur.restoration import placement
 from jaxdeblur.restoration.placement import (
     choose_tiles,
     free_memory,
+    program,
     step_memory,
-    stream_step,
 )
 from jaxdeblur.restoration.stream import (
     Stream,
@@ -168,33 +167,31 @@ def test_a_camera_may_use_its_memory_again(model):
     np.testing.assert_array_equal([np.asarray(frame[0]) for frame in frames], blurred)
 
 
-def test_one_compilation_a_size(model, caplog):
+def test_one_compilation_a_size(model, caplog, log_compiles):
     size = (24, 30)  # a size that no other test uses
-    before = stream_step._cache_size()
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        assert choose_tiles(model, *size) is None
-        list(restore_frames(partial(Stream, model), video(4, *size)))
-        list(restore_frames(partial(Stream, Strcnn(CONFIG, rngs=nnx.Rngs(1))), video(3, *size)))
-    compiled = [r for r in caplog.messages if "XLA compilation of jit(stream_step)" in r]
+    before = program("network")._cache_size()
+    assert choose_tiles(model, *size) is None
+    list(restore_frames(partial(Stream, model), video(4, *size)))
+    list(restore_frames(partial(Stream, Strcnn(CONFIG, rngs=nnx.Rngs(1))), video(3, *size)))
+    compiled = [r for r in caplog.messages if "XLA compilation of jit(network)" in r]
     assert len(compiled) == 1, compiled
-    assert stream_step._cache_size() == before + 1
+    assert program("network")._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("tiles", [None, TileGrid(16, 16)])
-def test_a_base_and_its_paths_are_a_program_each(tiles, caplog, monkeypatch):
+def test_a_base_and_its_paths_are_a_program_each(tiles, caplog, log_compiles, monkeypatch):
     monkeypatch.setattr("jaxdeblur.paths.self_ensemble._MOST", 0)
     base = Strcnn(dataclasses.replace(CONFIG, m=2), rngs=nnx.Rngs(0))
     paths = PathRestorer(PathsConfig(), base)
     size = (27, 35)  # a size that no other test uses
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        assert step_memory(paths, *size, tiles=tiles) > step_memory(
-            PathRestorer(PathsConfig()), *size, tiles=tiles
-        )
-        caplog.clear()
-        frames = video(4, *size)
-        restored = list(restore_frames(partial(Stream, paths, tiles=tiles), frames))
-    assert not [r for r in caplog.messages if "XLA compilation of jit(base_step)" in r]
-    assert not [r for r in caplog.messages if "XLA compilation of jit(stream_step)" in r]
+    assert step_memory(paths, *size, tiles=tiles) > step_memory(
+        PathRestorer(PathsConfig()), *size, tiles=tiles
+    )
+    caplog.clear()
+    frames = video(4, *size)
+    restored = list(restore_frames(partial(Stream, paths, tiles=tiles), frames))
+    assert not [r for r in caplog.messages if "XLA compilation of jit(base)" in r]
+    assert not [r for r in caplog.messages if "XLA compilation of jit(network)" in r]
     # Frames below 64 pixels hold no tile, so the output is the base's.
     of_base = restore_frames(partial(Stream, base), frames)
     np.testing.assert_allclose(restored, list(of_base), atol=0 if tiles is None else 1)

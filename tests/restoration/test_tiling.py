@@ -20,7 +20,7 @@ from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.windows import OverPaths, PathsConfig, Told
 from jaxdeblur.restoration.placement import step_memory
 from jaxdeblur.restoration.stream import Stream
-from jaxdeblur.restoration.tiling import TileGrid, halo_of, parse_tiles
+from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
 
 STRCNN = StrcnnConfig(m=1, width=4, blocks=1, head_width=4, residual=True)
 CHOICE = dataclasses.replace(STRCNN, scales=(4, 2, 1))
@@ -86,21 +86,20 @@ def test_the_networks_of_blur_paths_run_in_tiles():
     state = model.initial_state(1, 96, 128)
 
     def steps(step_of):
-        step_base = jax.jit(functools.partial(model.step_base, step_of, repeated=False))
-        of_base = state.base
+        step = {part.name: jax.jit(part.step) for part in model.parts(step_of)}
+        of_base = state["base"]
         for _ in range(3):  # the first two frames come out unrestored
-            of_base, below = step_base(of_base, frame)
-        return below, jax.jit(functools.partial(model.step_fusion, step_of))(state.fusion, over)[1]
+            of_base, below = step["base"](of_base, frame, False)
+        return below, step["fusion"](state["fusion"], over)[1]
 
-    whole = steps(lambda model, *given: model.step(*given))
-    chex.assert_trees_all_close(steps(TileGrid(48, 64).step), whole, atol=1e-5)
+    chex.assert_trees_all_close(steps(TileGrid(48, 64).step), whole := steps(None), atol=1e-5)
     assert min(float(jnp.abs(made - frame).max()) for made in whole) > 0.01
 
 
 def test_the_halo_covers_what_a_step_reads_and_little_more():
     """The gradient of a block of outputs is non-zero exactly at the inputs that it reads."""
     model = model_of(STRCNN)
-    halo, cell = halo_of(model), model.multiple
+    halo, cell = model.halo, model.multiple
     width = 2 * halo + 9 * cell
     width -= width % cell
     height = 2 * cell

@@ -14,7 +14,6 @@ from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import count, outline
 from jaxdeblur.models.peers.rdn import RdnConfig
-from jaxdeblur.restoration.tiling import halo_of
 
 SMALL = RdnConfig(width=2)
 HEIGHT, WIDTH = 37, 46
@@ -108,4 +107,4 @@ def test_it_is_what_the_reference_is_and_depends_on_the_batch(plain: Any, import
 
 def test_it_can_not_be_tiled_and_says_why() -> None:
     with pytest.raises(UserError, match=r"statistics of the whole frame .* tiles"):
-        halo_of(nnx.eval_shape(lambda: models.build(SMALL)))
+        _ = nnx.eval_shape(lambda: models.build(SMALL)).halo
