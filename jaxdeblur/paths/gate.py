@@ -23,10 +23,12 @@ for an open shutter.
 
 The base Y, which a network may have sharpened needlessly, then has the share
 
-    1 - s(n; 2, 8) (1 - s(b; .015, .04) (1 - D))
+    1 - s(n; 2, 8) (1 - s(a; .055, .08))
 
-and the blurred frame the rest, where n is the number of moving tiles that were evaluated. A video
-that moves but shows no open shutter is thus returned unchanged.
+and the blurred frame the rest, where n is the number of moving tiles that were evaluated, and a the
+mean vote of a tile against sharp frames. A video that moves, and whose tiles sharp frames explain
+nearly as well as anything else, is thus returned unchanged. Where tiles contradict each other, the
+base stays.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from jaxdeblur.paths.wiener import Luminance
 _BLURRED = (0.07, 0.14)  # Of b; chosen on validation clips (docs/lab/paths.md).
 _DISPUTED = (0.055, 0.07)  # Of q: 0.08 in a video of a shiny kettle.
 _STILL = (1.0, 3.0)  # Of v.
-_SHARP, _TOLD = (0.015, 0.04), (2.0, 8.0)  # Of b; of n.
+_SHARP, _TOLD = (0.055, 0.08), (2.0, 8.0)  # Of a; of n.
 _UNCERTAIN, _WEAK = (0.035, 0.045), (2.4, 3.2)  # Of q; of b / q.
 
 _FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing.
@@ -87,8 +89,8 @@ def trusted(shutter: Shutter, speed: Float[Array, ""]) -> Float[Array, ""]:
 
 def base_share(shutter: Shutter) -> Float[Array, ""]:
     """Returns the share of the base's change that is used, in [0, 1]."""
-    blurred = smoothstep(shutter.blurred, *_SHARP) * (1 - _doubt(shutter))
-    return 1 - smoothstep(shutter.tiles, *_TOLD) * (1 - blurred)
+    sharp = smoothstep(shutter.tiles, *_TOLD) * (1 - smoothstep(shutter.against_sharp, *_SHARP))
+    return 1 - sharp
 
 
 def _doubt(shutter: Shutter) -> Float[Array, ""]:

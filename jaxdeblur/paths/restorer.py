@@ -247,7 +247,10 @@ class PathRestorer(VideoRestorer):
         restored = gated(over.told.maps)
         if self.fusion is not None:
             given = state, over.told.maps, jnp.bool_(False)
-            after, restored = self_ensemble.step(step_of, self.fusion, *given)
+            after, made = self_ensemble.step(step_of, self.fusion, *given)
+            # Where paths are not trusted, it takes back what the base restored.
+            share = over.told.trusted[:, None, None, None]
+            restored = restored + share * (made - restored)
             state = jax.tree.map(functools.partial(jnp.where, over.here), after, state)
         return state, jnp.where(over.alone, over.base, restored)
 

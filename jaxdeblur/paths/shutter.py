@@ -110,6 +110,15 @@ class Shutter(NamedTuple):
         return (stored[0] - stored.min()) / (self.tiles + _DOUBT)
 
     @property
+    def against_sharp(self) -> Float[Array, ""]:
+        """The mean vote of a tile against sharp frames, at most _MOST nats per frequency.
+
+        Each tile may be explained by a duty cycle of its own, so that tiles that contradict each
+        other are no evidence of sharpness.
+        """
+        return self.votes[0, 0] / jnp.maximum(self.tiles, 1.0)
+
+    @property
     def disputed(self) -> Float[Array, ""]:
         """The mean vote of a tile against the likeliest duty, at most _MOST nats per frequency."""
         return self._chosen.min() / jnp.maximum(self.tiles, 1.0)

@@ -165,8 +165,12 @@ def candidates(seen: View) -> Float[Array, "k 2"]:
     close, far = _half_ring(0.0, _FAR, 1.0), _half_ring(_FAR, _FARTHEST, 2.0)
     best = jnp.concatenate(
         [
-            _distinct(jnp.asarray(close), ranked(jnp.asarray(close), seen.fine, 0.4, 1), _CLOSE_ONES, 1.5),
-            _distinct(jnp.asarray(far), ranked(jnp.asarray(far), seen.coarse, 0.24, 2), _FAR_ONES, 3.0),
+            _distinct(
+                jnp.asarray(close), ranked(jnp.asarray(close), seen.fine, 0.4, 1), _CLOSE_ONES, 1.5
+            ),
+            _distinct(
+                jnp.asarray(far), ranked(jnp.asarray(far), seen.coarse, 0.24, 2), _FAR_ONES, 3.0
+            ),
         ]
     )
     line = 0.3 * np.arange(-2, 3, dtype=np.float32)
@@ -276,7 +280,7 @@ def fitted(
 class Camera(NamedTuple):
     """What is known of a stabiliser so far; a leading axis holds several videos."""
 
-    evidence: Float[Array, "2"]
+    evidence: Float[Array, 2]
     """``Evidence`` summed over frames: it is the camera's or the editor's, and not forgotten."""
     frames: Float[Array, ""]
     """The number of frames that gave evidence."""

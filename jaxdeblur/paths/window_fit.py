@@ -98,7 +98,9 @@ def fit_window(
     open_for = open_for if duty is None else jnp.float32(duty)
     told = present, open_for, is_linear
     taken = velocity_of(swing)
-    speed = jnp.median(motion.speed_of(moves + taken * jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), present))
+    speed = jnp.median(
+        motion.speed_of(moves + taken * jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), present)
+    )
     small_frames = motion.is_small(*frames.shape[1:3])
     large = jnp.bool_(False) if small_frames else speed * open_for > _LARGE
     before = jnp.where((past.large == large) & (present[1] > 0), past.knots, 0.0)
@@ -106,7 +108,14 @@ def fit_window(
     def at_half_size() -> tuple[Fit, jax.Array, jax.Array]:
         half = halved_pixels(frames)
         small = motion.tiling_of(half.shape[1:3], motion.CLOSE)
-        found = _fit(half, motion.moves_of(half, small), small, *told, before[: len(small.centres)], swing * jnp.array([0.5, 0.5, 1.0]))
+        found = _fit(
+            half,
+            motion.moves_of(half, small),
+            small,
+            *told,
+            before[: len(small.centres)],
+            swing * jnp.array([0.5, 0.5, 1.0]),
+        )
         spare = len(tiling.centres) - len(small.centres)
         return jax.tree.map(
             lambda leaf: jnp.concatenate([leaf, jnp.zeros((spare, *leaf.shape[1:]))]), found

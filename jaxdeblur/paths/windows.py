@@ -124,6 +124,8 @@ class Told(NamedTuple):
     """The maps of models/path_maps.py."""
     gate: Float[Array, "*leading h w"]
     paths: Float[Array, "*leading N 9 2"]
+    trusted: Float[Array, "*leading"]
+    """t (gate.py), which the second network's change is multiplied by, too."""
 
 
 class OverPaths(NamedTuple):
@@ -158,7 +160,7 @@ def tell(
     shown = frames[1] + fit.base_share * (base - frames[1])
     evidence = at_pixels(found.cells, *base.shape[:2])
     maps = path_maps(frames[1], shown, found.sharp, found.unexplained, evidence)
-    return Told(maps, found.cells[..., 0], found.paths)
+    return Told(maps, found.cells[..., 0], found.paths, fit.trusted)
 
 
 def for_each(work: Callable[[Any], Any], videos: Any) -> Any:

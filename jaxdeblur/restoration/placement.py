@@ -48,10 +48,19 @@ class Compiled(NamedTuple):
         return model.parts(None if self.tiles is None else self.tiles.step)
 
 
+class Incoming(NamedTuple):
+    """A frame that comes in."""
+
+    planes: tuple[DevicePlane, ...]
+    """As its file holds it."""
+    gain: Float[Array, ""]
+    """What its values are multiplied by for the restorer (timeline.py)."""
+
+
 class Due(NamedTuple):
     """The frame that comes out."""
 
-    planes: tuple[DevicePlane, ...]
+    frame: Incoming
     """As it came in; the restorer's change is added to it."""
     strength: Float[Array, ""]
     """The share of the change that is added."""
@@ -62,7 +71,7 @@ def program(name: str) -> Any:
     """Returns the compiled step of the parts of a name.
 
     It takes a ``Compiled``, the model's parameters, the part's state, whose memory is reused, what
-    the part takes (a frame as the planes of its file), and for the last part a ``Due``, else None.
+    the part takes (a frame as ``Incoming``), and for the last part a ``Due``, else None.
     It returns the new state and the result, of the last part as planes.
     """
 
@@ -72,7 +81,7 @@ def program(name: str) -> Any:
         model: VideoRestorer = nnx.merge(what.graph, parameters)
         (part,) = (part for part in what.parts(model) if part.name == name)
         taken = [
-            model.pad(what.layout.to_rgb(each)[None]) if kind == FRAME else each
+            model.pad(_brought(what.layout, each)[None]) if kind == FRAME else each
             for kind, each in zip(part.takes, given, strict=True)
         ]
         state, made = part.step(state, *taken)
@@ -100,7 +109,7 @@ def frame_through(
     what: Compiled,
     parameters: nnx.State,
     states: States,
-    planes: Any,
+    frame: Any,
     due: Due | None,
     *,
     repeated: bool,
@@ -115,9 +124,9 @@ def frame_through(
       what: what they are compiled for.
       parameters: of the model.
       states: of the parts; their memory is reused.
-      planes: the frame that comes in.
+      frame: that comes in.
       due: the frame that comes out; None if none does.
-      repeated: whether ``planes`` is the last frame, given once more.
+      repeated: whether ``frame`` is the last one, given once more.
     """
 
     def run_part(part: Part, state: State, *given: Any) -> tuple[State, Any]:
@@ -125,7 +134,7 @@ def frame_through(
             part.name, what, parameters, state, given, due if part.gives == RESTORED else None
         )
 
-    states, made = run_parts(parts, run_part, states, {FRAME: planes, REPEATED: repeated})
+    states, made = run_parts(parts, run_part, states, {FRAME: frame, REPEATED: repeated})
     return states, made.get(RESTORED)
 
 
@@ -133,10 +142,15 @@ def _changed(
     layout: PixelLayout, due: Due, restored: Float[Array, "1 Hp Wp 3"]
 ) -> tuple[DevicePlane, ...]:
     """Adds the restorer's change to the frame that is due."""
-    shown = layout.to_rgb(due.planes)
+    shown = _brought(layout, due.frame)
     height, width, _ = shown.shape
     change = jnp.clip(restored[0, :height, :width], 0, 1) - shown
-    return layout.add(due.planes, due.strength * change)
+    return layout.add(due.frame.planes, due.strength / due.frame.gain * change)
+
+
+def _brought(layout: PixelLayout, frame: Incoming) -> Float[Array, "H W 3"]:
+    """Returns a frame as RGB at the brightness of its scene."""
+    return frame.gain * layout.to_rgb(frame.planes)
 
 
 def choose_tiles(
@@ -209,7 +223,9 @@ def step_memory(
         planes = tuple(
             jnp.zeros(shape, layout.dtype) for shape in layout.plane_shapes(height, width)
         )
-        return stream_states(model, parts, height, width), Due(planes, jnp.float32(1))
+        return stream_states(model, parts, height, width), Due(
+            Incoming(planes, jnp.float32(1)), jnp.float32(1)
+        )
 
     states, due = placed(jax.eval_shape(inputs))
     compiled: list[Future[Any]] = []
@@ -221,7 +237,7 @@ def step_memory(
             compiled.append(threads.submit(lowered.compile))
             return placed(lowered.out_info)
 
-        frame_through(lower, parts, what, parameters, states, due.planes, due, repeated=False)
+        frame_through(lower, parts, what, parameters, states, due.frame, due, repeated=False)
         # A stream with these shapes reuses what is compiled here.
         taken: list[Any] = [each.result().memory_analysis() for each in compiled]
     return sum(

@@ -26,12 +26,14 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.restoration.placement import (
     Compiled,
     Due,
+    Incoming,
     device_of,
     frame_through,
     queue,
     stream_states,
 )
 from jaxdeblur.restoration.tiling import TileGrid
+from jaxdeblur.restoration.timeline import Shot, Timeline
 from jaxdeblur.shapes import DevicePlane, PixelClip, Pixels, Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
 
@@ -82,6 +84,10 @@ def described(given: Any) -> str:
     return type(given).__name__
 
 
+_MOST_OPENING = 64
+"""Frames that are kept in memory for the opening, if most of them are duplicates."""
+
+
 class Stream:
     """Restores one video frame by frame; results remain on the device until they are read.
 
@@ -122,38 +128,83 @@ class Stream:
         self._states = self._placed(states)
         self._strength = jax.device_put(jnp.float32(strength), self._device)
         # Frames that have gone in and not come out yet; the network's change is added to them.
-        self._waiting: deque[tuple[DevicePlane, ...]] = deque()
+        self._waiting: deque[Incoming] = deque()
         self._steps = 0
         self._ended = False
+        self.timeline = Timeline(layout)
 
     def restore(
         self, frames: Iterable[tuple[Plane, ...] | Plane]
     ) -> Iterator[tuple[DevicePlane, ...]]:
-        """Restores a whole video: looks at its opening, pushes all frames and flushes."""
-        rest = iter(frames)
-        # Copied, since the caller may reuse their memory.
-        opening = [
-            jax.tree.map(np.array, planes) for planes in itertools.islice(rest, self.opening)
-        ]
-        self.look(opening)
-        for planes in itertools.chain(opening, rest):
-            restored = self.push(planes)
-            if restored is not None:
-                yield restored
-        yield from self.flush()
+        """Restores a whole video: looks at its opening, pushes all frames and flushes.
 
-    def push(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...] | None:
+        A duplicate is left out and gets its twin's result. A cut is an end on both sides. Frames
+        are brought to one brightness, and put back (timeline.py).
+        """
+        rest = self._timed(frames)
+        opening: list[tuple[tuple[Plane, ...], Shot]] = []
+        for planes, shot in rest if self.opening else ():
+            # Copied, since the caller may reuse their memory.
+            opening.append((jax.tree.map(np.array, planes), shot))
+            distinct = [each for each, here in opening if not here.repeats]
+            cut = shot.starts and len(opening) > 1
+            if cut or len(distinct) == self.opening or len(opening) == _MOST_OPENING:
+                break
+        first_scene = itertools.takewhile(lambda each: not each[1].starts, opening[1:])
+        looked = [each for each in [*opening[:1], *first_scene] if not each[1].repeats]
+        self._look([planes for planes, _ in looked], [shot.gain for _, shot in looked])
+        twins: deque[int] = deque()  # How often each frame that waits is repeated.
+        restored: tuple[DevicePlane, ...] | None = None
+        for planes, shot in itertools.chain(opening, rest):
+            if shot.repeats:
+                if twins:
+                    twins[-1] += 1
+                elif restored is not None:
+                    yield restored
+                continue
+            if shot.starts and self._steps:
+                for restored in self.flush():
+                    yield from itertools.repeat(restored, 1 + twins.popleft())
+                self._start_again()
+            twins.append(0)
+            made = self.push(planes, shot.gain)
+            if made is not None:
+                restored = made
+                yield from itertools.repeat(restored, 1 + twins.popleft())
+        for restored in self.flush():
+            yield from itertools.repeat(restored, 1 + twins.popleft())
+
+    def _timed(
+        self, frames: Iterable[tuple[Plane, ...] | Plane]
+    ) -> Iterator[tuple[tuple[Plane, ...], Shot]]:
+        """Yields the planes of each frame, and its place in time."""
+        self.timeline = Timeline(self._what.layout)
+        for given in frames:
+            planes = self._checked(given)
+            yield planes, self.timeline.add(planes)
+
+    def _start_again(self) -> None:
+        """Forgets all frames, but not what looking at the opening told."""
+        with jax.default_device(self._device):
+            states = stream_states(self._model, self._parts, *self._size)
+            states |= learnt(looking(self._parts), self._states)
+            self._states = self._placed(jax.tree.map(jnp.copy, states))
+        self._steps, self._ended = 0, False
+
+    def push(
+        self, planes: tuple[Plane, ...] | Plane, gain: float = 1.0
+    ) -> tuple[DevicePlane, ...] | None:
         """Takes a frame and returns the one from ``lookahead`` frames ago, or None at the start.
 
         ``planes`` are the frame's arrays in the stream's layout; a single one, such as packed RGB,
         needs no tuple. The result is always a tuple, on the device. It is returned as soon as the
-        work is queued; reading it waits.
+        work is queued; reading it waits. ``gain`` is what its values are multiplied by on the way.
 
         Raises:
           UserError: the arrays do not match the stream's layout and size.
           ValueError: the stream was flushed.
         """
-        on_device = self._on_device(planes)
+        on_device = self._on_device(planes, gain)
         if self._ended:
             raise ValueError("the stream was already flushed; open another one")
         self._waiting.append(on_device)
@@ -168,6 +219,9 @@ class Stream:
           UserError: as for ``push``.
           ValueError: a frame was already pushed.
         """
+        self._look(opening, [1.0] * len(opening))
+
+    def _look(self, opening: Sequence[tuple[Plane, ...] | Plane], gains: Sequence[float]) -> None:
         if not (self.opening and len(opening)):
             return
         if self._steps:
@@ -175,14 +229,14 @@ class Stream:
         parts = looking(self._parts)
         with jax.default_device(self._device):
             states = jax.tree.map(jnp.copy, stream_states(self._model, parts, *self._size))
-        states, last = self._placed(states), opening[-1]
-        flushed = [last] * self._model.lookahead if len(opening) < self.opening else []
-        for index, planes in enumerate([*opening, *flushed]):
-            given = self._what, self._parameters, states, self._on_device(planes), None
+        states, frames = self._placed(states), [*zip(opening, gains, strict=True)]
+        flushed = frames[-1:] * self._model.lookahead if len(opening) < self.opening else []
+        for index, frame in enumerate([*frames, *flushed]):
+            given = self._what, self._parameters, states, self._on_device(*frame), None
             states, _ = frame_through(queue, parts, *given, repeated=index >= len(opening))
         self._states |= learnt(parts, states)
 
-    def _on_device(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...]:
+    def _checked(self, planes: tuple[Plane, ...] | Plane) -> tuple[Plane, ...]:
         if isinstance(planes, (np.ndarray, jax.Array)):
             planes = (planes,)
         layout = self._what.layout
@@ -194,8 +248,13 @@ class Stream:
             raise UserError(
                 f"a frame of this stream must be {right} in {layout.dtype}, not {given}"
             )
+        return planes
+
+    def _on_device(self, planes: tuple[Plane, ...] | Plane, gain: float) -> Incoming:
         # Copied, since a CPU device may use the caller's memory, which a camera may reuse.
-        return jax.device_put(tuple(map(np.array, planes)), self._device)
+        held = tuple(np.array(plane) for plane in self._checked(planes))
+        placed: Incoming = jax.device_put((held, np.float32(gain)), self._device)
+        return Incoming(*placed)
 
     def flush(self) -> Iterator[tuple[DevicePlane, ...]]:
         """Yields the frames that have not come out yet; the last one is repeated as look-ahead.
@@ -216,12 +275,10 @@ class Stream:
         """Duty and light of blur paths, as given or estimated so far; None without paths."""
         return self._model.shutter(self._states)
 
-    def _advance(
-        self, planes: tuple[DevicePlane, ...], *, repeated: bool
-    ) -> tuple[DevicePlane, ...] | None:
+    def _advance(self, frame: Incoming, *, repeated: bool) -> tuple[DevicePlane, ...] | None:
         self._steps += 1
         due = Due(self._waiting[0], self._strength)
-        given = self._what, self._parameters, self._states, planes, due
+        given = self._what, self._parameters, self._states, frame, due
         self._states, restored = frame_through(queue, self._parts, *given, repeated=repeated)
         if self._steps <= self._model.lookahead:
             return None

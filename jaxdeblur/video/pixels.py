@@ -75,6 +75,16 @@ class PixelLayout:
         green = (luma - kr * red - kb * blue) / (1 - kr - kb)
         return jnp.clip(jnp.stack([red, green, blue], axis=-1), 0, 1)
 
+    def luma(self, planes: tuple[Plane, ...]) -> Float[np.ndarray, "H W"]:
+        """Returns the luma of a frame on the host, 0 for black and 1 for white."""
+        if self.kind == "rgb":
+            red, blue = self.weights
+            return np.asarray(planes[0], np.float32) @ (
+                np.array([red, 1 - red - blue, blue], np.float32) / (2**self.bits - 1)
+            )
+        low, span, _ = self._levels
+        return (np.asarray(planes[0], np.float32) - np.float32(low)) / np.float32(span)
+
     def add(
         self, planes: tuple[DevicePlane, ...], change: Float[Array, "H W 3"]
     ) -> tuple[DevicePlane, ...]:
