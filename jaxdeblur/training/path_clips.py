@@ -214,8 +214,7 @@ class MapsOfClips:
         self._before = [parts["motion"], parts["base"]]
         self._all = [parts[name] for name in ("motion", "base", "fit", "light", "filter")]
         self._base = base
-        self._step_before = jax.jit(functools.partial(self._step, self._before))
-        self._step_all = jax.jit(functools.partial(self._step, self._all))
+        self._compiled = jax.jit(self._step, static_argnames=("kept", "large"))
 
     def __call__(
         self, blurred: Video8, first: int, duty: float, linear: bool, large: bool
@@ -231,14 +230,14 @@ class MapsOfClips:
         length, height, width, _ = blurred.shape
         states = start_parts(self._all, 1, height, width)
         if large:
-            states["base"] = self._base.without_finest(states["base"])
+            states["base"] = self._base.without_finest(self._base.initial_state(1, height, width))
         given = {SHUTTER: (np.float32(duty), np.bool_(linear))}
         maps: list[np.ndarray] = []
         for n in range(-LOOKAHEAD, min(length, first + _SCORED)):  # the frame that comes out
             last = n + LOOKAHEAD
             frame = blurred[min(last, length - 1)][None].astype(np.float32) / 255
-            step = self._step_all if n >= first else self._step_before
-            states, made = step(states, given | {FRAME: frame, REPEATED: last >= length})
+            told = given | {FRAME: frame, REPEATED: last >= length}
+            states, made = self._compiled(states, told, kept=n >= first, large=large)
             if n >= first:
                 maps.append(np.asarray(made[OVER].told.maps[0]))
             elif n == first - 1:
@@ -246,14 +245,17 @@ class MapsOfClips:
         return np.round(255 * np.stack(maps)).astype(np.uint8)
 
     def _step(
-        self, parts: list[Part], states: States, given: dict[str, Any]
+        self, states: States, given: dict[str, Any], *, kept: bool, large: bool
     ) -> tuple[States, dict[str, Any]]:
         def run(part: Part, state: Any, *taken: Any) -> tuple[Any, Any]:
             if part.gives == FITTED:  # The shutter is given, not found.
                 window, (duty, linear) = taken
                 return self._restorer.fit(state, window, None, duty, linear)
+            if part.gives == BASE and large:  # Large frames are not seen mirrored.
+                return self._base.step(state, *taken)
             return directly(part, state, *taken)
 
+        parts = self._all if kept else self._before
         states, made = run_parts(parts, run, states, given)
         return states, {name: made[name] for name in (BASE, OVER) if name in made}
 
