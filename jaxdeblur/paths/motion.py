@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
+from jaxdeblur.models.path_maps import smoothstep
 from jaxdeblur.paths.path import FRAMES, spline
 from jaxdeblur.paths.tiles import REACH, Tiling, cut, halved, hann, over_tiles
 
@@ -27,6 +28,7 @@ FINE = 32, 64, 128
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 _SMALL = 384  # Pixels: a frame with a shorter side is small.
+_STILL = 1.5 / 255, 3.5 / 255  # Between these changes, a pixel begins to move.
 _SIGMA = 0.1  # Of the low-pass filter, in cycles per pixel: blur leaves nothing above to correlate.
 
 
@@ -98,6 +100,27 @@ def displacement(
     whole = (jnp.stack([y, x], -1) + n // 2) % n - n // 2
     part = [vertex(at(y - 1, x), top, at(y + 1, x)), vertex(at(y, x - 1), top, at(y, x + 1))]
     return whole + jnp.stack(part, -1)
+
+
+def still_of(frames: Float[Array, "5 H W 3"], present: Float[Array, 5]) -> Float[Array, "H W"]:
+    """Returns where the middle of five frames stands still, as the share of its value to keep.
+
+    A camera's noise moves each pixel; a codec leaves what stands still as it is, to a grey level or
+    two. Single pixels that happen not to change are no region that stands still.
+    """
+    light = frames @ LUMA
+    known = (present[1:] * present[:-1])[:, None, None]
+    change = (jnp.abs(jnp.diff(light, axis=0)) * known).max(0)
+    kept = 1 - smoothstep(change, *_STILL)
+
+    def over(image: jax.Array, most: bool, back: bool) -> jax.Array:
+        for axis in (0, 1):
+            moved = jnp.roll(image, -1 if back else 1, axis)
+            image = jnp.maximum(image, moved) if most else jnp.minimum(image, moved)
+        return image
+
+    opened = over(over(kept, False, False), True, True)
+    return opened * (known.sum() > 1)
 
 
 def speed_of(moves: Float[Array, "N 4 2"], present: Float[Array, 5]) -> Float[Array, " N"]:

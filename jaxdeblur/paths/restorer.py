@@ -50,7 +50,7 @@ from jaxdeblur.options import replaced
 from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.estimate import LEAST_SIDE, light_excess
 from jaxdeblur.paths.light import Excess
-from jaxdeblur.paths.motion import connected, is_small, moves_of
+from jaxdeblur.paths.motion import connected, is_small, moves_of, still_of
 from jaxdeblur.paths.shutter import Shutter, watch
 from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
 from jaxdeblur.paths.windows import (
@@ -172,6 +172,7 @@ class PathRestorer(VideoRestorer):
             frames,
             moves,
             near,
+            still=for_each(lambda each: still_of(*each), (frames, near)),
             first=~jnp.any(state.present > 0),
             here=present[LOOKAHEAD] > 0,
             alone=present[LOOKAHEAD - 1] + present[LOOKAHEAD + 1] == 0,
@@ -204,14 +205,15 @@ class PathRestorer(VideoRestorer):
           shutter: what is known of the shutters.
           given: the duty and whether light is linear, in place of the config's.
         """
-        frames, moves, present, _, here, alone = window
+        frames, moves, present, still, _, here, alone = window
         middle, fit = frames[:, LOOKAHEAD - 1 : LOOKAHEAD + 2], None
         if moves is not None:
             shutter = Shutter.unknown(len(frames)) if shutter is None else shutter
             videos, known = (frames, moves, present, shutter, past), given or self.config.given
             fit = for_each(lambda each: fit_window(*each, *known), videos)
             past = fit.passed_on
-        return past, Fitted(middle, fit, here, alone)
+            still = still * (1 - shutter.camera.stabilised)[:, None, None]
+        return past, Fitted(middle, fit, still, here, alone)
 
     def _base(
         self, step_of: StepOf, state: State, frame: Frame, repeated: bool | Bool[Array, ""]
@@ -222,7 +224,7 @@ class PathRestorer(VideoRestorer):
     def _light(
         self, state: Excess, fitted: Fitted, below: Frame | None = None
     ) -> tuple[Excess, Excess | None]:
-        frames, fit, here, _ = fitted
+        frames, fit, _, here, _ = fitted
         if fit is None:
             return state, None
         shown = frames[:, 1] if below is None else below
@@ -234,12 +236,13 @@ class PathRestorer(VideoRestorer):
     def _filter(
         self, last: Frame, excess: Excess | None, fitted: Fitted, below: Frame | None = None
     ) -> tuple[Frame, OverPaths]:
-        frames, fit, here, alone = fitted
-        shown = frames[:, 1] if below is None else below
+        frames, fit, still, here, alone = fitted
+        shown, of_frame = frames[:, 1] if below is None else below, (frames[:, 1], still)
         if fit is None:
-            return last, OverPaths(None, shown, here, alone)
+            return last, OverPaths(None, shown, *of_frame, here, alone)
         told = for_each(lambda each: tell(*each), (frames, fit, shown, last, excess))
-        return jnp.where(here, gated(told.maps), last), OverPaths(told, shown, here, alone)
+        restored = jnp.where(here, gated(told.maps), last)
+        return restored, OverPaths(told, shown, *of_frame, here, alone)
 
     def _fusion(self, step_of: StepOf, state: State, over: OverPaths) -> tuple[State, Frame]:
         if over.told is None:
@@ -252,7 +255,8 @@ class PathRestorer(VideoRestorer):
             share = over.told.trusted[:, None, None, None]
             restored = restored + share * (made - restored)
             state = jax.tree.map(functools.partial(jnp.where, over.here), after, state)
-        return state, jnp.where(over.alone, over.base, restored)
+        restored = jnp.where(over.alone, over.base, restored)
+        return state, restored + over.still[..., None] * (over.blurred - restored)
 
     def _initial_state(self, batch: int, height: int, width: int) -> States:
         return start_parts(self.parts(), batch, height, width)

@@ -97,8 +97,8 @@ class Shutter(NamedTuple):
 
     def from_start(self, starts: Bool[Array, ""]) -> Shutter:
         """Returns what is known if the video starts, perhaps again after its opening."""
-        index = jnp.where(starts, 0, self.camera.index)
-        return self._replace(camera=self.camera._replace(index=index))
+        at = jnp.where(starts, 0, self.camera.at)
+        return self._replace(camera=self.camera._replace(at=at))
 
     @property
     def blurred(self) -> Float[Array, ""]:

@@ -19,6 +19,7 @@ Source of the model: stabilisation crops each frame from a larger image; the sea
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,16 @@ from jaxtyping import Array, Float, Int
 
 from jaxdeblur.paths import motion
 from jaxdeblur.paths.fit import Bend, Stage, first_fit, refitted, stiffness
-from jaxdeblur.paths.likelihood import START, Fit, Observed, likelihood, observed, texture
+from jaxdeblur.paths.likelihood import (
+    START,
+    Band,
+    Fit,
+    Likelihood,
+    Observed,
+    likelihood,
+    observed,
+    texture,
+)
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, sample_times, through, with_shifts
 from jaxdeblur.paths.tiles import Tiling, halved, over_tiles
 
@@ -57,7 +67,7 @@ _PINNED = 1e4  # Nats per frequency and squared pixel: what keeps a shift at zer
 _MOST = 1.0  # Nats per frequency: a tile's part in ranking velocities.
 _WORST = 3.0  # The same in choosing among fitted swings.
 _ARM = 128.0  # Pixels: a turn is fitted as the shift that it makes at this distance.
-_OVER_SEEN, _OVER_SHARP = 0.045, 0.07
+_EVIDENT = 0.045, 0.07  # The evidence that a stabilised, blurred video needs.
 _CAP = 0.15  # Nats per frequency: a tile's part in choosing between hypotheses.
 
 
@@ -98,6 +108,12 @@ def view(luminance: Float[Array, "5 H W"], present: Float[Array, 5]) -> View:
     return View(coarse, fine, start, jnp.asarray(_around(tiling))[chosen])
 
 
+def _of_tile(
+    where: Band, basis: Float[Array, "J S P"], tile: tuple[Fit, Observed]
+) -> Likelihood:
+    return likelihood(*tile, where, basis)
+
+
 def _only(seen: Observed) -> Observed:
     """Returns the middle frame."""
     middle = slice(1, 2)
@@ -118,7 +134,7 @@ def _values(
 
         def step(spectrum: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
             def one(tile: tuple[Fit, Observed]) -> tuple[jax.Array, jax.Array]:
-                found = likelihood(*tile, where, basis)
+                found = _of_tile(where, basis, tile)
                 return jnp.clip(found.spectrum, -10.0, 3.0), found.value
 
             return over_tiles(one, (fit._replace(spectrum=spectrum), inside))
@@ -179,9 +195,10 @@ def candidates(seen: View) -> Float[Array, "k 2"]:
     local = best[:, None] + around
     score = ranked(local.reshape(-1, 2), seen.fine, 0.4, 1).reshape(len(best), -1)
     found = jnp.take_along_axis(local, score.argmin(1)[:, None, None], 1)[:, 0]
-    least, close = score.min(1), _CLOSE_ONES
-    kept = jnp.argsort(least[:close])[:_KEPT]
-    return jnp.concatenate([found[kept], found[close + least[close:].argmin()][None]]) - typical
+    least, first_far = score.min(1), _CLOSE_ONES
+    kept = jnp.argsort(least[:first_far])[:_KEPT]
+    far_one = found[first_far + least[first_far:].argmin()]
+    return jnp.concatenate([found[kept], far_one[None]]) - typical
 
 
 def swing_of(velocity: Float[Array, "*k 2"]) -> Float[Array, "*k 8 3"]:
@@ -238,10 +255,8 @@ def fitted(
 
             def step(carry: Any, _: None) -> Any:
                 fit, swing = carry
-                found = over_tiles(
-                    lambda tile: likelihood(*tile, where, basis),
-                    (fit._replace(knots=knots(swing)), inside),
-                )
+                placed = fit._replace(knots=knots(swing)), inside
+                found: Likelihood = over_tiles(functools.partial(_of_tile, where, basis), placed)
                 # A tile that is explained worse than most may hold something else.
                 worse = jnp.maximum(found.value - jnp.median(found.value), 0.0)
                 weight = 1 / (1 + worse)
@@ -290,7 +305,7 @@ class Camera(NamedTuple):
     """How much better the reversals explain the frames, nats per frequency, summed."""
     opening: Float[Array, "F 2 8 3"]
     """S of the first frames, found when they were looked at."""
-    index: Int[Array, ""]
+    at: Int[Array, ""]
     """The number of frames seen since the video's start."""
     looked: Float[Array, ""]
     """The number of frames in ``opening``."""
@@ -305,8 +320,8 @@ class Camera(NamedTuple):
     @property
     def stabilised(self) -> Float[Array, ""]:
         """1.0 if the video is stabilised and blurred, else 0.0."""
-        over_seen, over_sharp = self.evidence / jnp.maximum(self.frames, 1.0)
-        return ((over_seen > _OVER_SEEN) & (over_sharp > _OVER_SHARP)).astype(jnp.float32)
+        mean = self.evidence / jnp.maximum(self.frames, 1.0)[..., None]
+        return jnp.all(mean > jnp.array(_EVIDENT), -1).astype(jnp.float32)
 
     @property
     def chosen(self) -> Float[Array, "8 3"]:
@@ -333,11 +348,11 @@ def follow(
     scale = 1
     while min(luminance.shape[1:]) > MOST_SIDE:
         luminance, scale = halved(luminance), 2 * scale
-    here, known, steady = present[2] > 0, camera.index < camera.looked, camera.stabilised > 0
-    first = camera.index < len(camera.opening)
+    here, known, steady = present[2] > 0, camera.at < camera.looked, camera.stabilised > 0
+    first = camera.at < len(camera.opening)
     search = here & ~known & ((observe & first) | (steady & (present[1] == 0)))
     follows = here & ~known & ~search & steady
-    at = jnp.minimum(camera.index, len(camera.opening) - 1)
+    place = jnp.minimum(camera.at, len(camera.opening) - 1)
     units = jnp.array([scale, scale, 1.0])  # A turn is in radians.
 
     def fits() -> Camera:
@@ -376,13 +391,13 @@ def follow(
             frames=camera.frames + weight,
             swings=two,
             lead=camera.lead + jnp.where(search, weight * lead, 0.0),
-            opening=camera.opening.at[at].set(two),
-            looked=jnp.maximum(camera.looked, jnp.where(first & search, at + 1.0, 0.0)),
+            opening=camera.opening.at[place].set(two),
+            looked=jnp.maximum(camera.looked, jnp.where(first & search, place + 1.0, 0.0)),
         )
 
     after: Camera = lax.cond(search | follows, fits, lambda: camera)
-    after = after._replace(swings=jnp.where(known, camera.opening[at], after.swings))
-    return after._replace(index=after.index + here.astype(jnp.int32))
+    after = after._replace(swings=jnp.where(known, camera.opening[place], after.swings))
+    return after._replace(at=after.at + here.astype(jnp.int32))
 
 
 def of_tiles(

@@ -88,6 +88,8 @@ class Window(NamedTuple):
     """None for frames too small for a tile."""
     present: Float[Array, "B 5"]
     """1 for a frame, 0 for one beyond the video's ends or a jump."""
+    still: Float[Array, "B H W"]
+    """1 where nothing changes: a still background, text, a bar. What stands still is not blurred."""
     first: Bool[Array, ""]
     """Whether the last of them is the first of its video."""
     here: Bool[Array, ""]
@@ -112,6 +114,8 @@ class Fitted(NamedTuple):
     """The frame, between the one before and the one after."""
     fit: WindowFit | None
     """Its paths; None for frames too small for any."""
+    still: Float[Array, "B H W"]
+    """As in ``Window``, and 0 in a stabilised video, where blur stands still."""
     here: Bool[Array, ""]
     alone: Bool[Array, ""]
     """Both as in ``Window``."""
@@ -134,6 +138,9 @@ class OverPaths(NamedTuple):
     told: Told | None
     """The results of the paths; None for frames too small for any."""
     base: Frame
+    blurred: Frame
+    still: Float[Array, "B H W"]
+    """As in ``Fitted``."""
     here: Bool[Array, ""]
     alone: Bool[Array, ""]
     """Both as in ``Window``."""

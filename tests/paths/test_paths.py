@@ -373,7 +373,8 @@ def test_frames_of_linear_light_become_those_averaged_as_stored() -> None:
     knots = jnp.tile(jnp.asarray(KNOTS[FREE][:, None] * speed, jnp.float32), (number, 1, 1))
     fit = Fit(knots, jnp.tile(jnp.asarray(START), (number, 1)), jnp.zeros((number, 3)))
     offsets = jnp.tile(2 * jnp.round(jnp.arange(-1, 2)[:, None] * speed / 2), (number, 1, 1))
-    tiles = Tiles(fit, offsets, jnp.ones((number, 3)), jnp.float32(1), exposures(1.0))
+    told = jnp.zeros_like(offsets), jnp.ones((number, 3)), jnp.float32(1), exposures(1.0)
+    tiles = Tiles(fit, offsets, *told)
     found_in = jax.jit(excess_of, static_argnums=4)
     height, width = linear.shape[1:3]
 

@@ -81,8 +81,9 @@ def test_the_networks_of_blur_paths_run_in_tiles():
     frame, maps = (
         jnp.asarray(random.random((1, 96, 128, n), np.float32)) for n in (3, fusion.channels)
     )
-    told = Told(maps, jnp.zeros((1, 6, 8)), jnp.zeros((1, 20, 9, 2)))
-    over = OverPaths(told, frame, jnp.bool_(True), jnp.bool_(False))
+    told = Told(maps, jnp.zeros((1, 6, 8)), jnp.zeros((1, 20, 9, 2)), jnp.ones(1))
+    moves = jnp.zeros(frame.shape[:3])
+    over = OverPaths(told, frame, frame, moves, jnp.bool_(True), jnp.bool_(False))
     state = model.initial_state(1, 96, 128)
 
     def steps(step_of):
