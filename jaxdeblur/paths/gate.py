@@ -10,16 +10,14 @@ frame: a change with fifty times that energy is ringing, which reblurring does n
 
 If the duty cycle is found from the video, g is multiplied by
 
-    t = s(b; .07, .14) (1 - D) (1 - s(q; .055, .07) (1 - s(v; 1, 3)))
-    D = s(q; .035, .045) (1 - s(b / q; 2.4, 3.2))
+    t = s(b / (q + .02); 2.5, 4.5) (1 - s(q; .055, .07) (1 - s(v; 1, 3)))
 
 where b is by how many nats per tile an open shutter explains the video better than sharp frames
 (shutter.py). In a single tile, slow motion of sharp frames is hard to distinguish from blur. q is
-the mean vote of a tile against the duty cycle that was found, and v the median tile's speed in
-pixels per frame. Where objects move before a still background, what they cover and mirror lets
-tiles contradict each other, and a wrong duty cycle makes edges ring. D is the doubt whether the
-video is blurred: 1 where tiles contradict each other nearly as much as all of them together speak
-for an open shutter.
+the mean vote of a tile against the duty cycle that was found: how far tiles contradict each other.
+Only a lead that outweighs it is evidence; .02 is what tiles of one shutter disagree by. v is the
+median tile's speed in pixels per frame: where objects move before a still background, what they
+cover and mirror lets tiles contradict each other, and a wrong duty cycle makes edges ring.
 
 The base Y, which a network may have sharpened needlessly, then has the share
 
@@ -42,11 +40,10 @@ from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.wiener import Luminance
 
-_BLURRED = (0.07, 0.14)  # Of b; chosen on validation clips (docs/lab/paths.md).
+_LEAD, _AGREED = (2.5, 4.5), 0.02  # Of b / (q + .02); docs/lab/paths.md has the values of videos.
 _DISPUTED = (0.055, 0.07)  # Of q: 0.08 in a video of a shiny kettle.
 _STILL = (1.0, 3.0)  # Of v.
 _SHARP, _TOLD = (0.055, 0.08), (2.0, 8.0)  # Of a; of n.
-_UNCERTAIN, _WEAK = (0.035, 0.045), (2.4, 3.2)  # Of q; of b / q.
 
 _FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing.
 
@@ -84,19 +81,14 @@ def gate(
 def trusted(shutter: Shutter, speed: Float[Array, ""]) -> Float[Array, ""]:
     """Returns t, in [0, 1]: how far the video appears blurred, and by one shutter; v is speed."""
     disputed = smoothstep(shutter.disputed, *_DISPUTED) * (1 - smoothstep(speed, *_STILL))
-    return smoothstep(shutter.blurred, *_BLURRED) * (1 - _doubt(shutter)) * (1 - disputed)
+    lead = shutter.blurred / (shutter.disputed + _AGREED)
+    return smoothstep(lead, *_LEAD) * (1 - disputed)
 
 
 def base_share(shutter: Shutter) -> Float[Array, ""]:
     """Returns the share of the base's change that is used, in [0, 1]."""
     sharp = smoothstep(shutter.tiles, *_TOLD) * (1 - smoothstep(shutter.against_sharp, *_SHARP))
     return 1 - sharp
-
-
-def _doubt(shutter: Shutter) -> Float[Array, ""]:
-    """Returns D."""
-    lead = shutter.blurred / jnp.maximum(shutter.disputed, 1e-6)
-    return smoothstep(shutter.disputed, *_UNCERTAIN) * (1 - smoothstep(lead, *_WEAK))
 
 
 def _at_cells(

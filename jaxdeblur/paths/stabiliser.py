@@ -67,12 +67,13 @@ _PINNED = 1e4  # Nats per frequency and squared pixel: what keeps a shift at zer
 _MOST = 1.0  # Nats per frequency: a tile's part in ranking velocities.
 _WORST = 3.0  # The same in choosing among fitted swings.
 _ARM = 128.0  # Pixels: a turn is fitted as the shift that it makes at this distance.
-_EVIDENT = 0.045, 0.07  # The evidence that a stabilised, blurred video needs.
-_CAP = 0.15  # Nats per frequency: a tile's part in choosing between hypotheses.
+_EVIDENT = 0.25
+"""Nats per frequency, on both counts: what makes a video stabilised and blurred. Means over a video
+are 0.38 and more in stabilised ones, and up to 0.13 in others (docs/lab/paths.md)."""
 
 
 class Evidence(NamedTuple):
-    """What one frame says on stabilisation, in nats per frequency, means over tiles."""
+    """What one frame says on stabilisation, in nats per frequency: L of the median tile."""
 
     over_seen: Float[Array, ""]
     """How much better a stabilised camera explains it than blur along what is seen to move."""
@@ -321,7 +322,7 @@ class Camera(NamedTuple):
     def stabilised(self) -> Float[Array, ""]:
         """1.0 if the video is stabilised and blurred, else 0.0."""
         mean = self.evidence / jnp.maximum(self.frames, 1.0)[..., None]
-        return jnp.all(mean > jnp.array(_EVIDENT), -1).astype(jnp.float32)
+        return jnp.all(mean > _EVIDENT, -1).astype(jnp.float32)
 
     @property
     def chosen(self) -> Float[Array, "8 3"]:
@@ -384,7 +385,7 @@ def follow(
         pair = jnp.where(turned & search, pair[::-1], pair)
         two, lead = swings[pair] * units, score[pair[0]] - score[pair[1]]
         told = Evidence(values[count:].min(0) - values[best], values[count] - values[best])
-        evidence = jnp.stack([jnp.clip(each, -_CAP, _CAP).mean() for each in told])
+        evidence = jnp.stack([jnp.median(each) for each in told])
         weight = jnp.where(search, present[jnp.array([1, 3])].mean(), 0.0)
         return camera._replace(
             evidence=camera.evidence + jnp.where(search, weight * evidence, 0.0),
