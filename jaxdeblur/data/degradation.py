@@ -1,16 +1,17 @@
 """What cameras and phones do to frames on their way into a file: noise, processing, compression.
 
 A camera reads its sensor (gain, clipping, noise), processes the frame (denoising, a tone curve,
-sharpening) and compresses the video (4:2:0, then H.264 or HEVC). ``draw`` draws all of this for a
-clip and ``degrade`` applies it. The steps are functions of their own, which
+sharpening) and compresses the video (4:2:0, then H.264 or HEVC). ``draw_degradation`` draws all of
+this for a clip and ``degrade`` applies it. The steps are functions of their own, which
 ``benchmarks.real_video`` uses as well. Frames are floats in [0, 1], as stored, until the codec.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from fractions import Fraction
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -35,6 +36,134 @@ _MID_GREY = 128 / 255
 _REACH, _NEAR = 2, 1.2  # Half of the bilateral filter's window and its spatial deviation, pixels.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _LEAST_CODED = 96  # Pixels: of smaller frames, x265's bytes differ from run to run.
+
+
+Span: TypeAlias = tuple[float, float]
+"""A range (least, most)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DegradationConfig:
+    """How often each step happens to a degraded clip and how strong it is then.
+
+    Strengths are drawn uniformly from their ranges. The defaults reach from nearly clean files to
+    what messengers make of dark videos.
+    """
+
+    clipped: float = 0.15
+    """Share of clips with more light than the sensor holds."""
+    brightness: Span = (1.2, 4.0)
+    """By how much their light is multiplied."""
+    uneven: float = 0.25
+    """Share of clips whose brightness changes: mains flicker, automatic exposure, fades."""
+    flicker: Span = (0.0, 0.12)
+    """Amplitude of the flicker, as a share of the brightness, at a random frequency."""
+    drift: Span = (-0.1, 0.1)
+    """Logarithm of the brightness of a frame over that of the last."""
+    noisy: float = 0.5
+    noise: Span = (0.0, 10.0)
+    """Standard deviation at mid grey, grey levels of 255."""
+    denoised: float = 0.5
+    """Share of noisy clips that are denoised."""
+    smoothing: Span = (1.5, 3.0)
+    """Strength of denoising, relative to the noise."""
+    toned: float = 0.3
+    """Share of clips with a tone curve."""
+    tone: Span = (-0.3, 0.7)
+    sharpened: float = 0.3
+    """Share of clips with an unsharp mask."""
+    amount: Span = (0.2, 1.0)
+    radius: Span = (0.8, 1.6)
+    coded: float = 0.7
+    """Share of clips that are compressed."""
+    hevc: float = 0.3
+    """Share of those in HEVC; others are in H.264."""
+    crf: Span = (0.0, 32.0)
+
+
+class Degradation(NamedTuple):
+    """What happens to the frames of one clip, in this order; None where nothing does."""
+
+    brightness: float | None
+    gains: Float[np.ndarray, " T"] | None
+    noise: float | None
+    smoothing: float | None
+    tone: float | None
+    mask: tuple[float, float] | None
+    """Amount and radius of the unsharp mask."""
+    codec: tuple[int, Codec] | None
+    """Its rate factor and name."""
+
+
+def draw_degradation(
+    rng: np.random.Generator, frames: int, config: DegradationConfig = DegradationConfig()
+) -> Degradation:
+    """Draws what happens to a clip of ``frames`` frames."""
+
+    def happens(share: float) -> bool:
+        return bool(rng.random() < share)
+
+    def within(span: Span) -> float:
+        return float(rng.uniform(*span))
+
+    brightness = within(config.brightness) if happens(config.clipped) else None
+    gains = None
+    if happens(config.uneven):
+        times = np.arange(frames) - frames // 2
+        wave = np.sin(2 * np.pi * (rng.uniform(0.05, 0.5) * times + rng.random()))
+        gains = (1 + within(config.flicker) * wave) * np.exp(within(config.drift) * times)
+    noise = within(config.noise) if happens(config.noisy) else None
+    smoothing = None
+    if noise is not None and happens(config.denoised):
+        smoothing = noise * within(config.smoothing)
+    tone = within(config.tone) if happens(config.toned) else None
+    mask = (within(config.amount), within(config.radius)) if happens(config.sharpened) else None
+    codec: tuple[int, Codec] | None = None
+    if happens(config.coded):
+        codec = round(within(config.crf)), "hevc" if happens(config.hevc) else "h264"
+    return Degradation(brightness, gains, noise, smoothing, tone, mask, codec)
+
+
+def degrade(
+    blurred: Video8, sharp: Video8, drawn: Degradation, rng: np.random.Generator
+) -> tuple[Video8, Video8]:
+    """Returns the degraded frames and their truth.
+
+    The truth keeps what a deblurrer should not undo: brightness, tone and sharpening. It has no
+    noise, denoising or compression. Frames at an end that repeat the next one stand for neighbours
+    that a video does not have, so they still repeat it afterwards.
+
+    Args:
+      blurred: the frames as an ideal camera stores them.
+      sharp: the sharp frames at the same times.
+      drawn: what happens, for as many frames.
+      rng: generator of the noise.
+    """
+    first, last = _repeated(blurred), len(blurred) - 1 - _repeated(blurred[::-1])
+    order = np.clip(np.arange(len(blurred)), min(first, last), max(first, last))
+    seen, truth = to_stored(blurred), to_stored(sharp)
+    if drawn.brightness is not None:
+        seen, truth = (brighten(video, drawn.brightness) for video in (seen, truth))
+    if drawn.gains is not None:
+        seen, truth = (apply_gains(video, drawn.gains) for video in (seen, truth))
+    if drawn.noise is not None:
+        seen = add_noise(seen, drawn.noise, rng)
+    if drawn.smoothing:
+        seen = denoise(seen, drawn.smoothing)
+    if drawn.tone is not None:
+        seen, truth = tone_curve(seen, drawn.tone), tone_curve(truth, drawn.tone)
+    if drawn.mask is not None:
+        seen, truth = sharpen(seen, *drawn.mask), sharpen(truth, *drawn.mask)
+    stored = to_bytes(seen[order[0] : order[-1] + 1])
+    if drawn.codec is not None:
+        stored = compress(stored, *drawn.codec)
+    return stored[order - order[0]], to_bytes(truth)[order]
+
+
+def _repeated(frames: Video8) -> int:
+    """Returns how many frames at the beginning repeat the one that follows."""
+    alike = (np.array_equal(one, two) for one, two in itertools.pairwise(frames))
+    return sum(1 for _ in itertools.takewhile(bool, alike))
 
 
 def to_stored(frames: Video8) -> Stored:
