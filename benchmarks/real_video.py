@@ -8,16 +8,20 @@
 configurations restore the same uint8 frames in one process, which compiles once for each frame
 size. Prints a table of PSNR gains in dB over the blurred input, and writes all figures to
 ``--out``. ``sharp`` conditions are restored sharp video, scored as PSNR against their own input.
+``--align`` also moves each tile of a restored frame by the shift that fits the truth best. What
+that gains is lost to restoring another instant; ``wobble`` is how far whole frames are off.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from benchmarks.common import machine
 from benchmarks.real_video_conditions import (
@@ -29,6 +33,7 @@ from benchmarks.real_video_conditions import (
     Made,
     Scene,
     random_of,
+    shift_of,
 )
 from jaxdeblur import devices
 from jaxdeblur.data.datasets import open_dataset
@@ -40,6 +45,7 @@ from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.shapes import Video8
 from jaxdeblur.weights import shipped
 
+_TILE, _RIM = 160, 4  # Side of tiles that are moved, and their edge that is not scored, pixels.
 _BEST = 100.0  # dB of identical frames.
 _CONFIGS = {"default": "video", "fast": "fast video"}
 
@@ -64,6 +70,7 @@ def main() -> None:
         metavar="CONFIG",
         help="default, fast, or what --ckpt takes; the first is compared with the second",
     )
+    parser.add_argument("--align", action="store_true", help="measure shifts against the truth")
     parser.add_argument("--out", type=Path, default=Path("real_video.json"), help="JSON file")
     parser.add_argument("--list", action="store_true", help="list the conditions and exit")
     arguments = parser.parse_args()
@@ -85,12 +92,16 @@ def main() -> None:
     line = ProgressLine("restoring", len(videos), unit="videos")
     for number, (condition, scene, make) in enumerate(videos):
         made = make()
-        scores = {name: scored(each, made) for name, each in deblurrers.items()}
+        scores = {
+            name: scored(each, made, align=arguments.align) for name, each in deblurrers.items()
+        }
         held["conditions"].setdefault(condition, {})[scene] = scores
         write_json(arguments.out, held)
         line.update(number + 1)
     line.close()
     print(table(held["conditions"], arguments.configs))
+    if arguments.align:
+        print(f"\n{table_of_shifts(held['conditions'], arguments.configs)}")
     print(f"\n{found_in(held['conditions'])}")
 
 
@@ -162,12 +173,13 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     return _BEST if error == 0 else min(_BEST, float(10 * np.log10(255**2 / error)))
 
 
-def scored(deblurrer: Deblurrer, made: Made) -> Score:
+def scored(deblurrer: Deblurrer, made: Made, *, align: bool = False) -> Score:
     """Restores a video and scores each frame, region and part.
 
     Returns a dictionary of ``blurred``, the PSNR of each input frame, ``restored``, the same of the
-    output, ``regions`` and ``parts``, whose gains in dB are means over frames, and ``found``, what
-    the stream has found out about the video.
+    output, ``regions`` and ``parts``, whose gains in dB are means over frames, ``found``, what the
+    stream has found out about the video, and, if told to ``align``, ``aligned``: what that gains in
+    dB, and ``wobble``, pixels.
     """
     stream = deblurrer.open_stream(*made.blurred.shape[1:3])
     restored = np.stack([np.asarray(planes[0]) for planes in stream.restore(made.blurred)])
@@ -179,8 +191,9 @@ def scored(deblurrer: Deblurrer, made: Made) -> Score:
         gains = [
             psnr(output[area], sharp[area]) - psnr(blurred[area], sharp[area])
             for (blurred, output, sharp), area in zip(frames, region, strict=True)
+            if area.any()
         ]
-        regions[name] = float(np.mean(gains))
+        regions[name] = float(np.mean(gains)) if gains else 0.0
     parts = {
         name: float(np.mean([after[t] - before[t] for t in chosen]))
         for name, chosen in made.parts.items()
@@ -188,7 +201,7 @@ def scored(deblurrer: Deblurrer, made: Made) -> Score:
     found = dict(getattr(stream, "found", None) or {})
     if stream.shutter is not None:
         found["duty"], found["light"] = float(stream.shutter[0]), stream.shutter[1]
-    return {
+    score = {
         "sharp input": made.is_sharp,
         "blurred": before,
         "restored": after,
@@ -196,6 +209,36 @@ def scored(deblurrer: Deblurrer, made: Made) -> Score:
         "parts": parts,
         "found": found,
     }
+    return score | (aligned(restored, made.sharp) if align else {})
+
+
+def aligned(restored: Video8, sharp: Video8) -> dict[str, float]:
+    """Moves tiles of restored frames by the shift, whole and fractional, that fits the truth.
+
+    Returns ``aligned``, the mean gain of that in dB, and ``wobble``, the root mean square in pixels
+    of each frame's median shift.
+    """
+    height, width = sharp.shape[1:3]
+    side = min(_TILE, height, width)
+    corners = itertools.product(range(0, height - side + 1, side), range(0, width - side + 1, side))
+    tiles = [np.s_[y : y + side, x : x + side] for y, x in corners]
+    gains, shifts = [], []
+    for output, truth in zip(restored.astype(np.float32), sharp.astype(np.float32), strict=True):
+        errors, moves = [], []
+        for tile in tiles:
+            move = shift_of(output[tile][..., 1], truth[tile][..., 1])
+            moved = ndimage.shift(output[tile], (*move, 0), order=3, mode="nearest")
+            inner = np.s_[_RIM:-_RIM, _RIM:-_RIM]  # What a shift brings in from outside is unknown.
+            pair = [
+                np.mean((each[inner] - truth[tile][inner]) ** 2) for each in (output[tile], moved)
+            ]
+            errors.append((pair[0], min(pair)))
+            moves.append(move if pair[1] < pair[0] else np.zeros(2))
+        before, after = np.mean(errors, axis=0)
+        gains.append(10 * np.log10(max(before, 1e-9) / max(after, 1e-9)))
+        shifts.append(np.median(moves, axis=0))
+    wobble = np.sqrt(np.mean(np.sum(np.square(shifts), axis=1)))
+    return {"aligned": float(np.mean(gains)), "wobble": float(wobble)}
 
 
 def _figures(score: Score) -> list[float]:
@@ -250,6 +293,21 @@ def _row_of_part(
         apart = means[0] - means[1]
         cells += [f"{apart.mean():+.2f}", f"{apart.min():+.2f}"]
     return f"| {' | '.join(cells)} |"
+
+
+def table_of_shifts(
+    conditions: dict[str, dict[str, dict[str, Score]]], configs: Sequence[str]
+) -> str:
+    """Formats what aligning gains, dB, and the wobble, pixels: means over the scenes."""
+    head = ["condition", *(f"{name}: {what}" for name in configs for what in ("aligned", "wobble"))]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for condition, scenes in conditions.items():
+        cells = [condition]
+        for name in configs:
+            for what in ("aligned", "wobble"):
+                cells.append(f"{np.mean([score[name][what] for score in scenes.values()]):.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def found_in(conditions: dict[str, dict[str, dict[str, Score]]]) -> str:

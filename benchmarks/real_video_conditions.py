@@ -47,6 +47,7 @@ PAIRED_FIRST, PAIRED_FRAMES = 12, 6
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _ZOOM = 1 / 0.9  # Stabilising phones show the middle of the frame, so as to have margins.
 _LEAST_SHARED = 0.02  # Radians between frames: more is a mismeasured turn.
+_MOVES, _AROUND = 6 / 255, 9  # A change of brightness that is motion, and the pixels around it.
 _BARS = 34 / 270  # Height of a letterbox bar, as a share of the frame's.
 _DARK, _LAMPS, _LAMP_RADIUS = 20 / 255, 14, 1.2  # Mean of a dark scene; point lights, pixels.
 
@@ -134,6 +135,17 @@ _plain("11-of-11", tau=11, period=11)
 _plain("short-exposure", tau=3)
 
 
+@_condition("moving-and-still")
+def _parts(scene: Scene, rng: np.random.Generator) -> Made:
+    """As baseline, scored where the picture moves during an exposure and where it stands still."""
+    blurred, sharp = _exposed(scene)
+    grey = ndimage.gaussian_filter(to_stored(scene.frames) @ _LUMA, (0, 1, 1))
+    starts = range(0, len(grey) - TAU + 1, PERIOD)[:MOST]
+    ranges = np.stack([np.ptp(grey[start : start + TAU], axis=0) for start in starts])
+    moving = ndimage.maximum_filter(ranges, (1, _AROUND, _AROUND)) > _MOVES
+    return _made(blurred, sharp, regions={"moving": moving, "still": ~moving})
+
+
 # --- Motion that a phone has taken out ---
 
 
@@ -144,16 +156,16 @@ def track(sharp: Stored) -> tuple[Float[np.ndarray, "T 2"], Float[np.ndarray, " 
     place, roll = [np.zeros(2)], [0.0]
     for before, after in itertools.pairwise(grey):
         left, right = (
-            _shift(before[:, :half], after[:, :half]),
-            _shift(before[:, half:], after[:, half:]),
+            shift_of(before[:, :half], after[:, :half]),
+            shift_of(before[:, half:], after[:, half:]),
         )
         turn = (right - left)[0] / half
-        place.append(place[-1] + _shift(before, after))
+        place.append(place[-1] + shift_of(before, after))
         roll.append(roll[-1] + float(np.clip(turn, -_LEAST_SHARED, _LEAST_SHARED)))
     return np.array(place), np.array(roll)
 
 
-def _shift(before: Float[np.ndarray, "H W"], after: Float[np.ndarray, "H W"]) -> np.ndarray:
+def shift_of(before: Float[np.ndarray, "H W"], after: Float[np.ndarray, "H W"]) -> np.ndarray:
     """Returns (dy, dx) with after(x) = before(x - d), to a twentieth of a pixel."""
     window = np.outer(np.hanning(before.shape[0]), np.hanning(before.shape[1]))
     seen = ((frame - frame.mean()) * window for frame in (before, after))

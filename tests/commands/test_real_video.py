@@ -120,6 +120,18 @@ def test_rotation_is_removed_too(conditions: Any) -> None:
     assert conditions.track(removed)[1][-1] == pytest.approx(0, abs=0.006)
 
 
+def test_what_stands_still_is_scored_by_itself(conditions: Any) -> None:
+    frames = np.repeat(FRAMES[:1], COUNT, axis=0)
+    frames[:, 30:50, 40:70] = FRAMES[:, 30:50, 40:70]  # a window that moves
+    scene = conditions.Scene("window", frames, lambda: OTHER)
+    made = conditions.CONDITIONS["moving-and-still"](scene, conditions.random_of("a", "b"))
+    moving = made.regions["moving"]
+    assert moving[:, 32:48, 42:68].mean() > 0.95
+    assert not moving[:, :20].any()
+    assert np.array_equal(made.regions["still"], ~moving)
+    assert np.array_equal(made.blurred[~moving], made.sharp[~moving])
+
+
 def test_codec_and_noise_leave_the_truth_alone(make: Any, psnr: Any) -> None:
     base = make("baseline")
     scores = []
@@ -224,7 +236,7 @@ def test_the_table_compares_two_configurations(
     benchmark = importlib.import_module("benchmarks.real_video")
     monkeypatch.setattr(benchmark, "opened", lambda name: Echo(name == "default"))
     out = tmp_path / "scores.json"
-    options = f"x --data {footage} --only baseline text sharp --out {out}".split()
+    options = f"x --data {footage} --only baseline text sharp --align --out {out}".split()
     monkeypatch.setattr(sys, "argv", options)
     benchmark.main()
     printed = capsys.readouterr().out
@@ -238,11 +250,26 @@ def test_the_table_compares_two_configurations(
         "duty": 0.85,
         "light": "stored",
     }
-    rows = {line.split(" |")[0]: line for line in printed.splitlines()}
+    gains, shifts = printed.split("\n\n")[1:3]
+    rows = {line.split(" |")[0]: line for line in gains.splitlines()}
     assert "| +0.00 | +0.00 / +0.00 | +0.00 |" in rows["| baseline"]
     assert "text-and-logo: text" in printed
     assert "| 100.00 | 100.00 / 100.00 | 100.00 |" in rows["| sharp"]
+    assert "| condition | default: aligned | default: wobble | fast: aligned |" in shifts
+    assert "| baseline | 0.00 | 0.00 | 0.00 | 0.00 |" in shifts
     assert "baseline, one, default: stabilised False, duty 0.85, light stored" in printed
+
+
+def test_aligning_finds_a_frame_of_another_instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    benchmark = importlib.import_module("benchmarks.real_video")
+    sharp = FRAMES[[8, 16, 24]]
+    assert benchmark.aligned(sharp, sharp) == {"aligned": 0.0, "wobble": 0.0}
+    late = benchmark.aligned(FRAMES[[9, 17, 25]], sharp)
+    assert late["aligned"] > 3
+    assert late["wobble"] == pytest.approx(np.linalg.norm(STEP), abs=0.12)
+    one = benchmark.aligned(FRAMES[[8, 16, 25]], sharp)
+    assert one["wobble"] == pytest.approx(late["wobble"] / np.sqrt(3), abs=0.05)
 
 
 @pytest.mark.parametrize(
