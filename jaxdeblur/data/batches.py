@@ -19,6 +19,7 @@ from jaxtyping import Int64
 
 from jaxdeblur.data.clips import ClipOptions, ClipSource, SourceClip
 from jaxdeblur.data.config import MotionLimit
+from jaxdeblur.data.degradation import degrade, draw_degradation
 from jaxdeblur.data.render import HostRenderer
 from jaxdeblur.data.textures import RenderedScenes
 from jaxdeblur.data.videos import Dataset, refuse
@@ -163,6 +164,10 @@ class _Sampler:
             blurred, sharp = source.clip(int(rng.integers(2**32)), limit)
         if as_it_is:
             blurred = sharp
+        if o.degraded and rng.random() < o.degraded:
+            blurred, sharp = degrade(blurred, sharp, draw_degradation(rng, len(sharp)), rng)
+            if as_it_is:  # Sharp video comes back as its file has it.
+                sharp = blurred
         blurred, sharp = self._with_ends(blurred, sharp, rng)
         sharp = sharp[o.before : o.before + o.frames]
         return {"blurred": blurred, "sharp": sharp, "problems": problems}

@@ -36,7 +36,8 @@ class DataConfig(ClipVariety):
         swift (the same with motion of 1.5 to 36 pixels per frame), wide (1 to 28, all else varied),
         or handheld (up to 40: fast and slow phases, some frames nearly sharp, any shutter).
       render: where a new scene is rendered for every clip. host: in the reading threads. device: on
-        the training device. auto: on the device unless it is a CPU.
+        the training device. auto: on the device unless it is a CPU or clips are --degraded, which
+        happens in the reading threads.
       photos: folder of photographs for the scenes, besides those that come with packages.
       curriculum: share of the steps over which the motion limit of rendered scenes grows; 0 for no
         limit.
@@ -71,6 +72,8 @@ class DataConfig(ClipVariety):
             raise UserError(f"--mix has {len(self.mix)} shares for {len(self.data)} data sets")
         if self.mix and not any(self.mix):
             raise UserError("--mix must have at least one share above 0")
+        if self.degraded and self.render == "device":
+            raise UserError("--degraded needs --render=host: codecs run in the reading threads")
         others, rendered = self.folders, len(self.folders) < len(self.data)
         for option, has_effect in {
             "only": others,
@@ -92,7 +95,7 @@ class DataConfig(ClipVariety):
     @property
     def on_device(self) -> bool:
         """Whether the training device renders the scenes; False without rendered scenes."""
-        if self.render == "auto" and jax.default_backend() == "cpu":
+        if self.render == "auto" and (self.degraded or jax.default_backend() == "cpu"):
             return False
         return self.render != "host" and len(self.folders) < len(self.data)
 

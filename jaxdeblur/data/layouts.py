@@ -18,8 +18,10 @@ RENDERED = "rendered"
 """The data set without files: scenes that the package renders."""
 HIGH_SPEED = "highspeed"
 """The layout of high-speed frames, which are averaged into blur."""
+PATHS = "paths"
+"""The layout of clips with maps of blur paths (training/path_clips.py)."""
 MAPS_FILE, SHARP_FILE = "maps.npy", "sharp.npy"
-"""Clips with maps of blur paths (training/path_clips.py): uint8 ``T H W 14``, ``T H W 3``."""
+"""Its files: uint8 ``T H W 14`` and ``T H W 3``."""
 
 
 class Patterns(NamedTuple):
@@ -48,7 +50,7 @@ def paired(split: str) -> dict[str, Patterns]:
         "gopro": Patterns("*/sharp", {"blur": "*/blur", "blur_gamma": "*/blur_gamma"}),
         "bsd": Patterns("*/Sharp/RGB", {"": "*/Blur/RGB"}),
         "dvd": Patterns("*/GT", {"": "*/input"}),
-        "paths": Patterns(f"*/{SHARP_FILE}", {"": f"*/{MAPS_FILE}"}),
+        PATHS: Patterns(f"*/{SHARP_FILE}", {"": f"*/{MAPS_FILE}"}),
     }
 
 

@@ -7,7 +7,15 @@ from typing import NamedTuple
 
 from jaxdeblur.data.config import DataConfig, is_rendered
 from jaxdeblur.data.datasets import open_dataset
-from jaxdeblur.data.layouts import HIGH_SPEED, RENDERED, choose, list_videos, matching, resolve
+from jaxdeblur.data.layouts import (
+    HIGH_SPEED,
+    PATHS,
+    RENDERED,
+    choose,
+    list_videos,
+    matching,
+    resolve,
+)
 from jaxdeblur.data.textures import RenderedScenes, Split, open_scenes
 from jaxdeblur.data.videos import Dataset, Video, sharp_files
 from jaxdeblur.errors import UserError
@@ -112,6 +120,11 @@ class TrainingData:
     def _open(self, spec: str) -> Dataset | RenderedScenes:
         if is_rendered(spec):
             return open_scenes(self.config.scenes_of(spec), self._crop, self.config.photos)
+        if self.config.degraded and resolve(spec).layout == PATHS:
+            raise UserError(
+                f"--degraded does not apply to --data={spec}: its paths were found in its frames; "
+                "draw them with path_clips --degraded"
+            )
         return self._videos[spec]
 
     @functools.cached_property

@@ -16,12 +16,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import imageio.v3 as iio
 import jax
 import numpy as np
 
 from jaxdeblur import devices
 from jaxdeblur.data.datasets import open_dataset
+from jaxdeblur.data.degradation import degrade, draw_degradation
 from jaxdeblur.data.exposure import average
 from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
 from jaxdeblur.data.render import HostRenderer
@@ -40,7 +40,7 @@ from jaxdeblur.models.parts import (
     start_parts,
 )
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.options import Count, Parser, Range, add_fields, check_ranges, read_fields
+from jaxdeblur.options import Count, Parser, Range, Share, add_fields, check_ranges, read_fields
 from jaxdeblur.paths.restorer import BASE, FITTED, LOOKAHEAD, OVER, SHUTTER, PathRestorer
 from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.shapes import Video8
@@ -53,7 +53,7 @@ _TAUS = (3, 5, 7, 9, 11, 13)
 _LEAST_DUTY = 0.6
 _LINEAR = 0.3  # The share of linear light among high-speed clips.
 _DUTY_ERROR, _DUTY_RIGHT, _LIGHT_WRONG = 0.06, 0.3, 0.07
-_SHARP, _NOISY, _COMPRESSED = 0.06, 0.12, 0.15
+_SHARP = 0.06
 _LARGE = 0.6  # The share of clips whose base is that of large frames.
 _LEAST_BLUR, _STILL, _DRAWS = 1.0, 0.15, 8  # Grey levels; the share kept below; number of tries.
 
@@ -69,6 +69,7 @@ class PathClipsConfig:
       photos: a folder of photographs for the scenes, besides those of the packages.
       highspeed: a folder of high-speed videos; without it, only scenes are drawn.
       exclude: leaves out its videos with these names or prefixes.
+      degraded: share of clips that undergo what cameras, phones and codecs do to frames.
       seed: seed of everything that is drawn.
     """
 
@@ -78,6 +79,7 @@ class PathClipsConfig:
     photos: str = ""
     highspeed: str = ""
     exclude: tuple[str, ...] = ()
+    degraded: Share = 0.5
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
 
     def __post_init__(self) -> None:
@@ -121,15 +123,13 @@ class PathClipSource:
             blur = np.abs(drawn.blurred.astype(np.int16) - drawn.sharp).mean()
             if blur > _LEAST_BLUR or rng.random() < _STILL:
                 break
-        blurred = drawn.sharp if rng.random() < _SHARP else drawn.blurred
-        if rng.random() < _NOISY:
-            noise = rng.normal(0, rng.uniform(0.5, 4), blurred.shape)
-            blurred = np.clip(np.round(blurred + noise), 0, 255).astype(np.uint8)
-        if rng.random() < _COMPRESSED:
-            quality = int(rng.integers(60, 96))
-            as_jpeg = functools.partial(iio.imwrite, "<bytes>", extension=".jpeg", quality=quality)
-            blurred = np.stack([iio.imread(as_jpeg(frame)) for frame in blurred])
-        return drawn._replace(blurred=blurred), rng
+        as_it_is, sharp = rng.random() < _SHARP, drawn.sharp
+        blurred = sharp if as_it_is else drawn.blurred
+        if rng.random() < self.config.degraded:
+            blurred, sharp = degrade(blurred, sharp, draw_degradation(rng, len(sharp)), rng)
+            if as_it_is:  # Sharp video comes back as its file has it.
+                sharp = blurred
+        return drawn._replace(blurred=blurred, sharp=sharp), rng
 
     def _rendered(self, kind: str, rng: np.random.Generator) -> _Drawn:
         if kind not in self._renderers:

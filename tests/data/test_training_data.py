@@ -281,6 +281,7 @@ def test_every_option_of_a_clip_reaches_the_pipeline() -> None:
         least_blur=1.5,
         keep_still=0.4,
         sharp_input=0.2,
+        degraded=0.6,
         single=0.3,
         ends=0.5,
     )
