@@ -75,7 +75,7 @@ def check_model(
         _check_gradients(rebuild, parameters, random_clip(lengths[-1], channels=model.channels))
 
 
-def float32_error(terms: float, size: float = 1.0) -> float:
+def float32_error(terms: int, size: float | int | np.floating = 1.0) -> float:
     """Returns by how much two float32 sums of the same terms may differ, as an absolute tolerance.
 
     Each addition rounds, and processors differ in its order. Roundings are independent, so they add
