@@ -25,7 +25,10 @@ CONTAINERS = {
 """The suffixes of writable videos, with FFmpeg's name of the container."""
 
 IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
+    {
+        *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp"),
+        *(".tif", ".tiff", ".ppm", ".avif"),
+    }
 )
 """The suffixes, in lower case, of the images that are read and written."""
 
