@@ -10,6 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.video.image_metadata import lose_extra
 from jaxdeblur.video.picture import Picture, PictureSource, PictureTarget, VideoInfo, rgb8_info
 from jaxdeblur.video.pixels import to_packed_rgb
 
@@ -66,6 +67,7 @@ class RawWriter(PictureTarget):
 
     def write(self, picture: Picture) -> None:
         """Writes one frame; raises UserError if it cannot be written or nobody reads it."""
+        lose_extra(self, picture, (), "raw frames")
         rgb = np.ascontiguousarray(to_packed_rgb(picture.planes, self._info.layout, 8))
         rest = memoryview(rgb.data).cast("B")
         try:
