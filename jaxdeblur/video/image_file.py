@@ -219,7 +219,8 @@ class ImageWriter(PictureTarget):
         info = self._info
         fits = info.height >= 64 and info.width >= 64 and not (info.height % 2 or info.width % 2)
         wanted = info.layout.bits > 8 and ("subsampled" in extra or "cicp" in extra)
-        return wanted and fits and picture.alpha is None and "icc_profile" not in extra
+        as_stored = picture.alpha is None and not info.quarter_turns
+        return wanted and fits and as_stored and "icc_profile" not in extra
 
     def _shown(self, picture: Picture, suffix: str, extra: dict[str, Any]) -> Plane:
         """Returns the pixels of the image; records in ``lost`` what the format cannot hold."""

@@ -69,6 +69,11 @@ def cicp_of(colour: tuple[int, int, int, int]) -> tuple[int, int, int, int] | No
     return primaries, transfer, 0, 1
 
 
+def colour_name(cicp: tuple[int, int, int, int]) -> str:
+    """Returns primaries and transfer function in words."""
+    return " ".join(_SAID.get(number, f"kind {number}") for number in cicp[:2])
+
+
 def kept_by(suffix: str) -> set[str]:
     """Returns what a format keeps of ``Picture.extra``."""
     return _KEPT.get(suffix, set())
@@ -82,8 +87,7 @@ def lose_extra(target: PictureTarget, picture: Picture, kept: Iterable[str], whe
         if key in kept or (key == "dpi" and set(value) == {_DPI_OF_NOBODY}):
             continue
         if key == "cicp":
-            names = " ".join(_SAID.get(number, f"kind {number}") for number in value[:2])
-            target.lose(f"colour: {names} (not supported by {where})")
+            target.lose(f"colour: {colour_name(value)} (not supported by {where})")
         elif key in _NAMES:
             target.lose(f"{_NAMES[key]} (not supported by {where})")
 

@@ -122,7 +122,10 @@ class VideoReader(PictureSource):
             yield last
         if self._damaged:
             these = _ranges(self._damaged)
-            self.notes.append(f"damaged, and restored as the decoder patched them: frames {these}")
+            self.notes.append(
+                f"damaged, and restored as the decoder patched them: frames {these} (those after "
+                "them, up to a key frame, may show it too)"
+            )
 
     @property
     def chapters(self) -> list[Any]:

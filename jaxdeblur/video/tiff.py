@@ -208,7 +208,7 @@ def _decoded(path: Path, page: Any, header: TiffHeader) -> Plane:
         return _by_pillow(path, header)
     try:
         stored = page.asarray()
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         if "imagecodecs" not in str(error):
             raise
         if header.bits == 8 and photometric != _SEPARATED:

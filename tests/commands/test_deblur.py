@@ -434,6 +434,54 @@ def test_what_else_a_folder_holds_is_said(command, tmp_path):
     assert (code, "in/[0-3]*: not read: 1 .heic; convert" in said) == (0, True), said
 
 
+@pytest.mark.parametrize("target", ["frames", "out.mkv", "-"])
+def test_hdr_stays_tagged_or_is_said(target, command, monkeypatch, tmp_path):
+    """As phones film, HLG: without a tag it looks washed out everywhere."""
+    with av.open("in.mkv", "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 24, "yuv420p10le"
+        context = video.codec_context
+        context.color_range, context.colorspace = 1, 9
+        context.color_primaries, context.color_trc = 9, 18
+        for frame in pictures(2):
+            frame = av.VideoFrame.from_ndarray(frame, "rgb24")
+            out.mux(video.encode(frame.reformat(format="yuv420p10le")))
+        out.mux(video.encode(None))
+    if target == "-":
+        with open("raw", "wb") as file:
+            monkeypatch.setattr(
+                sys,
+                "stdout",
+                types.SimpleNamespace(fileno=file.fileno, isatty=lambda: False, flush=lambda: None),
+            )
+            code, said = command("in.mkv", target)
+        assert (code, "not kept: colour: BT.2020 HLG (raw frames" in said) == (0, True), said
+        return
+    code, said = command("in.mkv", target, "--compare=both.webp")
+    lost = "both.webp: not kept: colour: BT.2020 HLG (not supported by .webp)"
+    assert (code, said.count("not kept"), lost in said) == (0, 1, True), said
+    with av.open("frames/000001.png" if target == "frames" else target) as container:
+        frame = next(container.decode(video=0))
+        assert (int(frame.color_primaries), int(frame.color_trc)) == (9, 18)
+    if target == "frames":  # and from images back to a video
+        assert command("frames", "again.mp4", "--codec=libx265")[0] == 0
+        with av.open("again.mp4") as container:
+            frame = next(container.decode(video=0))
+            found = (frame.colorspace, frame.color_primaries, frame.color_trc)
+            assert tuple(map(int, found)) == (9, 9, 18)
+
+
+@pytest.mark.parametrize("paths", [False, True])
+def test_threads_are_added_for_blur_paths_alone(paths, command, monkeypatch, tmp_path):
+    added = []
+    monkeypatch.setattr("jaxdeblur.devices.add_threads", lambda: added.append(1))
+    if paths:
+        monkeypatch.setattr("jaxdeblur.weights.load.runs_paths", lambda name: True)
+    make_video(tmp_path / "in.mkv", 2)
+    assert command("in.mkv", "out.mkv")[0] == 0
+    assert bool(added) == paths
+
+
 def test_notes_of_the_source_are_said(command, monkeypatch, tmp_path):
     make_video(tmp_path / "in.mkv")
     monkeypatch.setattr(VideoReader, "notes", ["the note"], raising=False)
@@ -1095,6 +1143,41 @@ def test_a_signal_stops_a_command_that_waits_for_its_pipe(number, weights, tmp_p
     assert process.returncode == 130
     assert (tmp_path / "out.mkv").read_bytes() == b"old"
     assert not left_overs(tmp_path)
+
+
+def test_ctrl_c_in_the_middle_of_a_video_leaves_the_old_output(weights, tmp_path, request):
+    request.addfinalizer(
+        functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+    )
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs have it ignored
+    make_video(tmp_path / "in.mkv", 3000)
+    (tmp_path / "out.mkv").write_bytes(b"old")
+    with subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "deblur.py"),
+            "in.mkv",
+            "out.mkv",
+            "--overwrite",
+            f"--ckpt={weights}",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline, written = time.monotonic() + 120, 0
+        while written < 20_000 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+            with contextlib.suppress(FileNotFoundError):
+                written = sum((tmp_path / name).stat().st_size for name in left_overs(tmp_path))
+        assert written >= 20_000, "no frame was written"
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert said.endswith("deblur.py: interrupted\n")
+    assert (tmp_path / "out.mkv").read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out.mkv"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")

@@ -72,7 +72,8 @@ def read(path) -> np.ndarray:
 
 def save(path, data, *, bigtiff=False, byteorder="<", **options):
     if "photometric" not in options:
-        options["photometric"] = "minisblack" if data.ndim == 2 else "rgb"
+        is_grey = data.ndim == 2 or "volumetric" in options
+        options["photometric"] = "minisblack" if is_grey else "rgb"
     options |= {"software": False, "metadata": None}
     tifffile.imwrite(path, data, bigtiff=bigtiff, byteorder=byteorder, **options)
 
@@ -96,9 +97,15 @@ def test_premultiplied_alpha_is_divided_out(tmp_path):
 
 
 def test_few_bits_fill_the_range(tmp_path):
-    """As of 12-bit scanners, whose samples share bytes."""
-    Image.fromarray(RGB8).quantize(4).save(tmp_path / "few.tif")
-    assert read(tmp_path / "few.tif").shape == (40, 64, 3)
+    """Two samples of 4 bits share a byte."""
+    packed = RNG.integers(0, 256, (40, 32), np.uint8)
+    save(tmp_path / "in.tif", packed)
+    with tifffile.TiffFile(tmp_path / "in.tif", mode="r+b") as file:
+        tags = file.pages.first.tags
+        tags[256].overwrite(64)  # columns
+        tags[258].overwrite(4)  # bits
+    expected = np.stack([packed >> 4, packed & 15], -1).reshape(40, 64) * np.uint8(17)
+    np.testing.assert_array_equal(read(tmp_path / "in.tif"), expected)
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "packbits", "tiff_deflate"])
@@ -140,6 +147,10 @@ def test_every_decoder_turns_it_alike(compression, orientation, tmp_path):
         (RGB, {"photometric": "cielab"}, "pixels of the kind CIELAB"),
         (GREY, {"photometric": "cfa"}, "pixels of the kind CFA"),
         (GREY, {"subfiletype": 1}, "contains only a preview"),
+        (
+            *(np.zeros((16, 16, 16), np.uint16), {"volumetric": True, "tile": (16, 16, 16)}),
+            "a volume; convert it to a stack of pictures",
+        ),
     ],
 )
 def test_what_is_not_read_is_said(data, options, message, tmp_path):
