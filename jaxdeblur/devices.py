@@ -10,8 +10,11 @@ import contextlib
 import ctypes
 import itertools
 import os
+import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,10 +41,11 @@ def join(config: ClusterConfig) -> None:
     JAX configures itself where SLURM, Open MPI or a Kubernetes JobSet started the process.
 
     Raises:
-      UserError: the other processes can't be found.
+      UserError: the other processes can't be found, or no device is as ``JAX_PLATFORMS`` says.
     """
     in_job_set = "JOBSET_NAME" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
     if config.coordinator is None and _processes_of_the_environment() == 1 and not in_job_set:
+        _check_platforms()
         return
     # The training loop saves at SIGTERM; JAX's service would swallow the signal until it runs.
     jax.config.update("jax_enable_preemption_service", False)
@@ -56,6 +60,19 @@ def join(config: ClusterConfig) -> None:
         raise UserError(
             f"cannot connect to the other processes ({str(error).splitlines()[0]}); set "
             "--coordinator, --num-processes and --process-id"
+        ) from error
+    _check_platforms()
+
+
+def _check_platforms() -> None:
+    if not (wanted := os.environ.get("JAX_PLATFORMS")):
+        return
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: of a missing plugin
+        why = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        raise UserError(
+            f"JAX_PLATFORMS={wanted}: JAX finds no such device{why}; unset it, or set it to cpu"
         ) from error
 
 
@@ -229,8 +246,36 @@ def add_threads() -> None:
     os.environ.setdefault("NPROC", str(cores() + 2))
 
 
+_DAMAGED = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '([^']+)'")
+
+
 def keep_compiled() -> None:
-    """Turns on JAX's compilation cache, unless the environment already says where it is."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        with contextlib.suppress(UserError):  # Without a home folder, every start compiles.
-            jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    """Turns on JAX's compilation cache, unless the environment already says where it is.
+
+    JAX warns of an entry that a full disk or a power cut left truncated, and keeps it: every start
+    would compile again. Here it is removed, so that JAX writes it anew.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    with contextlib.suppress(UserError):  # Without a home folder, every start compiles.
+        folder = cache_folder() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        _replace_damaged(folder)
+
+
+def _replace_damaged(folder: Path) -> None:
+    """Removes the entries of ``folder`` that JAX warns of, instead of its warning."""
+    show = warnings.showwarning
+
+    def remove(message: Warning | str, *rest: Any, **others: Any) -> None:
+        if (found := _DAMAGED.match(str(message))) is None:
+            show(message, *rest, **others)
+            return
+        with contextlib.suppress(OSError):
+            # Entries have the name of their program, then a hash.
+            for entry in folder.iterdir():
+                if entry.name.startswith(f"{found[1]}-"):
+                    entry.unlink(missing_ok=True)
+
+    warnings.showwarning = remove
+    warnings.filterwarnings("always", message=_DAMAGED.pattern)  # each program, not only the first

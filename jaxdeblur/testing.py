@@ -65,12 +65,27 @@ def check_model(
     apart = np.abs(together - changed).max(axis=(1, 2, 3, 4))
     assert apart[1] > 1e-3, "a video does not depend on its own frames"
     if model.clips_are_independent:
-        assert apart[0] <= 1e-6, f"a video depends on its neighbour in the batch, by {apart[0]}"
+        # The same program restores both, whose sums have up to 3 x 3 x 64 terms.
+        rounding = float32_error(9 * 64)
+        assert apart[0] <= rounding, f"a video depends on its neighbour in the batch, by {apart[0]}"
     else:
         assert apart[0] > 0.1, "clips_are_independent is False, but the clips are independent"
 
     if gradients:
         _check_gradients(rebuild, parameters, random_clip(lengths[-1], channels=model.channels))
+
+
+def float32_error(terms: int, size: float | int | np.floating = 1.0) -> float:
+    """Returns by how much two float32 sums of the same terms may differ, as an absolute tolerance.
+
+    Each addition rounds, and processors differ in its order. Roundings are independent, so they add
+    up with the root of their number.
+
+    Args:
+      terms: how many numbers are summed, or operations follow each other.
+      size: of the largest terms and sums.
+    """
+    return float(np.finfo(np.float32).eps * size * np.sqrt(terms))
 
 
 def random_clip(length: int, batch: int = 1, seed: int = 0, channels: int = 3) -> SeenClip:

@@ -6,10 +6,15 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
+import jax
 import pytest
 
 from jaxdeblur import devices
+from jaxdeblur.errors import UserError
+from jaxdeblur.options import ClusterConfig
 
 # Counts the page faults of five 64 MB blocks, allocated in turn after a first one.
 _SCRIPT = """
@@ -53,3 +58,40 @@ def test_xla_has_two_threads_more_than_cores_unless_told_otherwise(
     monkeypatch.delenv("NPROC")
     devices.add_threads()
     assert os.environ["NPROC"] == str(devices.cores() + 2)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize\nmore"), AssertionError()])
+def test_a_platform_without_a_device_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    devices.join(ClusterConfig())  # without a wish, JAX chooses
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(UserError, match="JAX_PLATFORMS=cuda: JAX finds no such device") as caught:
+        devices.join(ClusterConfig())
+    assert ("more" in str(caught.value), "set it to cpu" in str(caught.value)) == (False, True)
+
+
+def test_a_damaged_entry_of_the_cache_is_removed_not_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("jit_step-0a1b-cache", "jit_step-ff-cache", "jit_stepping-00-cache"):
+        (tmp_path / name).touch()
+    shown: list[str] = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(str(message)))
+    with warnings.catch_warnings():
+        devices._replace_damaged(tmp_path)
+        text = "persistent compilation cache entry for 'jit_step': zlib.error: incomplete"
+        warnings.warn(f"Error reading {text}", stacklevel=1)
+        assert [path.name for path in tmp_path.iterdir()] == ["jit_stepping-00-cache"]
+        (tmp_path / "jit_step-ff-cache").touch()
+        warnings.warn(f"Error reading {text}", stacklevel=1)  # each time, not only the first
+        assert len(list(tmp_path.iterdir())) == 1
+        assert shown == []
+        warnings.simplefilter("always")
+        warnings.warn("another", stacklevel=1)
+        assert shown == ["another"]

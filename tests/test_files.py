@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxdeblur import files
 from jaxdeblur.errors import UserError
-from jaxdeblur.files import made_once, replace_when_whole
+from jaxdeblur.files import local, made_once, replace_folder_when_whole, replace_when_whole
 
 
 def test_what_a_link_leads_to_is_replaced_and_keeps_its_permissions(tmp_path: Path) -> None:
@@ -54,7 +56,7 @@ def test_whoever_interrupts_the_making_of_a_file_leaves_none(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxdeblur.files.os.close", interrupt)
+    monkeypatch.setattr("jaxdeblur.files.fcntl.flock", interrupt)
     with pytest.raises(KeyboardInterrupt), replace_when_whole(tmp_path / "a.mp4"):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -144,3 +146,107 @@ run_command(main, "command")
     assert ended.stderr.splitlines()[0] == "command: interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["out.mkv"]
     assert (tmp_path / "out.mkv").read_text() == "old"
+
+
+def killed_while_it_writes(folder: Path) -> None:
+    """Starts a process that writes a file and a folder there, and kills it in the middle."""
+    program = """
+import sys, time
+from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
+with replace_when_whole("out.mp4"), replace_folder_when_whole("frames") as part:
+    (part / "1.png").write_bytes(b"1")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        assert len(list(folder.iterdir())) == 2
+        files._looked_through.clear()
+        with replace_when_whole(folder / "other.mp4"):
+            assert len(list(folder.iterdir())) == 3, "what a living process writes stays"
+        (folder / "other.mp4").unlink()
+        process.kill()
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_while_it_writes(tmp_path)
+    left = list(tmp_path.iterdir())
+    assert len(left) == 2
+    others = [".hidden", "out.part.mp4", ".a.0123456789ab.partial", ".a.b.part.mp4"]
+    for name in others:
+        (tmp_path / name).touch()
+    files._looked_through.clear()
+    with replace_when_whole(tmp_path / "new.mp4"):
+        assert not any(path.exists() for path in left)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "new.mp4"])
+
+
+def test_without_locks_nothing_is_taken_for_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    (tmp_path / ".out.0123456789ab.part.mp4").touch()
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    files._looked_through.clear()
+    with replace_when_whole(tmp_path / "new.mp4") as part:
+        part.write_text("new")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_is_filled_keeps_its_other_files(tmp_path: Path) -> None:
+    target = tmp_path / "frames"
+    target.mkdir()
+    (target / "1.png").write_text("old")
+    (target / "mine.txt").write_text("mine")
+
+    def fill(text: str, *names: str) -> None:
+        with replace_folder_when_whole(target, fill=True) as part:
+            for name in names:
+                (part / name).write_text(text)
+
+    with pytest.raises(FileNotFoundError):
+        fill("new", "1.png", "no/where.png")
+    assert (target / "1.png").read_text() == "old"
+    fill("new", "1.png", "2.png")
+    found = {path.name: path.read_text() for path in target.iterdir()}
+    assert found == {"1.png": "new", "2.png": "new", "mine.txt": "mine"}
+    # Before anything is replaced, all is found out that cannot be.
+    (target / "3.png").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"3\.png"):
+        fill("newer", "1.png", "3.png")
+    assert (target / "1.png").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["gs://bucket/run", "s3://bucket", "gs:/bucket", "file:///tmp"])
+def test_an_address_is_no_folder(name: str) -> None:
+    with pytest.raises(UserError, match=f"--out={re.sub('/+', '/+', name)}: an address"):
+        local(Path(name), "--out")
+    for fine in ("runs/a", "/tmp/a:b/c", "C:/runs"):
+        assert local(Path(fine), "--out") == Path(fine)
+
+
+def test_a_user_without_a_home_is_told_how_to_have_a_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("JAXDEBLUR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(UserError, match="no home folder for the cache; set JAXDEBLUR_CACHE"):
+        files.cache_folder()
+    monkeypatch.setenv("JAXDEBLUR_CACHE", "gs://bucket/cache")
+    with pytest.raises(UserError, match="JAXDEBLUR_CACHE=gs:/bucket/cache: an address"):
+        files.cache_folder()

@@ -51,12 +51,18 @@ def main(name: str = "deblur.py") -> None:
     from jaxdeblur.restoration.deblurrer import Deblurrer
     from jaxdeblur.restoration.restore import restore_all
     from jaxdeblur.weights import shipped
+    from jaxdeblur.weights.load import runs_paths
+
+    def weights_of(job: Job) -> str:
+        if config.ckpt is not None:
+            return config.ckpt
+        return shipped.default_name("fast video" if config.fast and job.use == "video" else job.use)
 
     if arguments.extension:
         load_extension(arguments.extension)
     devices.keep_freed_memory()
     devices.keep_compiled()
-    if not config.fast and any(job.use == "video" for job in jobs):
+    if any(map(runs_paths, set(map(weights_of, jobs)))):
         devices.add_threads()  # this would slow down a network alone
     processes = read_fields(arguments, ClusterConfig())
     devices.use_cores(1, processes)
@@ -68,11 +74,6 @@ def main(name: str = "deblur.py") -> None:
         if not config.quiet:
             tell(f"{name}: nothing left to do")
         return
-
-    def weights_of(job: Job) -> str:
-        if config.ckpt is not None:
-            return config.ckpt
-        return shipped.default_name("fast video" if config.fast and job.use == "video" else job.use)
 
     deblurrers = {}
     for weights in dict.fromkeys(map(weights_of, jobs)):

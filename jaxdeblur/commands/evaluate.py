@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxdeblur.errors import UserError, tell
+from jaxdeblur.files import local
 from jaxdeblur.options import (
     Parser,
     add_extension_option,
@@ -32,7 +33,7 @@ def main(name: str = "evaluate.py") -> None:
     from jaxdeblur.evaluation.metrics import PROTOCOLS
     from jaxdeblur.evaluation.results import default_folder, table
     from jaxdeblur.options import ClusterConfig
-    from jaxdeblur.weights.load import load_restorer, newest_run
+    from jaxdeblur.weights.load import load_restorer, newest_run, runs_paths
 
     parser = Parser(
         prog=name,
@@ -70,15 +71,21 @@ def main(name: str = "evaluate.py") -> None:
         load_extension(arguments.extension)
     config = read_fields(arguments, EvaluationConfig())
 
+    is_newest = arguments.ckpt is True
+    if is_newest:
+        arguments.ckpt = str(newest_run())
+    if arguments.out is not None:
+        local(arguments.out, "--out")
+
     devices.keep_freed_memory()
     devices.keep_compiled()
+    if runs_paths(arguments.ckpt):
+        devices.add_threads()  # this would slow down a network alone
     processes = read_fields(arguments, ClusterConfig())
     devices.use_cores(1, processes)
     devices.join(processes)
-    if arguments.ckpt is True:
-        arguments.ckpt = str(newest_run())
-        if jax.process_index() == 0:
-            tell(f"scoring the newest run, {arguments.ckpt}; --ckpt=RUN selects another")
+    if is_newest and jax.process_index() == 0:
+        tell(f"scoring the newest run, {arguments.ckpt}; --ckpt=RUN selects another")
     loaded = load_restorer(arguments.ckpt, dtype=arguments.dtype)
     if loaded.of_photographs and not config.single:
         config = dataclasses.replace(config, single=True)

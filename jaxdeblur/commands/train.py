@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdeblur.errors import UserError, tell
+from jaxdeblur.files import local
 from jaxdeblur.options import (
     ClusterConfig,
     Parser,
@@ -62,7 +63,7 @@ def main(name: str = "train.py") -> None:
     from jaxdeblur.weights.load import RUNS
 
     preset_name = chosen.model or "strcnn_dtb"
-    folder = chosen.out or RUNS / preset_name
+    folder = local(chosen.out, "--out") if chosen.out else RUNS / preset_name
     if chosen.resume:
         begun = Run.read(folder)
         if chosen.model not in (None, begun.preset):

@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import glob
 import os
+import stat
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,8 +22,10 @@ from jaxdeblur.video.formats import (
     CONTAINERS,
     IMAGE_SUFFIXES,
     MAX_PIXELS,
+    RAW_SUFFIXES,
     UNREADABLE_SUFFIXES,
     is_image,
+    left_out,
     list_frames,
     natural_key,
 )
@@ -45,7 +48,8 @@ class DeblurConfig:
       duration: how much of the video to restore, instead of an end.
       codec: FFmpeg's name for the video encoder; by default the input's codec, else libx264.
       crf: quality of the video, smaller is better; by default the loss is barely visible.
-      fps: frame rate of images or piped frames, by default 25; of a camera, the rate to request.
+      fps: frame rate of images, piped frames or a raw stream, by default 25; of a camera, the rate
+        to request.
       size: WIDTHxHEIGHT of the raw rgb24 frames from a pipe; of a camera, the size to request.
       single: restore each image by itself, as a photograph, not as a frame of a video.
       fast: restore video with a network alone, without blur paths: less gain in half the time.
@@ -56,7 +60,7 @@ class DeblurConfig:
       tile: auto, none or HEIGHTxWIDTH: restore large frames in tiles; auto goes by free memory.
       max_pixels: frames with more pixels are refused.
       skip_done: skip inputs whose output exists and is newer.
-      overwrite: replace files that exist.
+      overwrite: replace files that exist; in a folder, those of the same names.
       quiet: print errors only.
     """
 
@@ -121,6 +125,7 @@ class Job:
       output: a file, a folder, or None for a pipe.
       name: the input's name in messages.
       into_folder: whether the output is a folder, even if its name seems to have a suffix.
+      left_out: which images and videos beside the paths are not read, in words.
     """
 
     kind: Literal["video", "images", "pipe", "camera"]
@@ -128,6 +133,7 @@ class Job:
     output: Path | None
     name: str
     into_folder: bool = False
+    left_out: str = ""
 
     @property
     def suffix(self) -> str:
@@ -174,7 +180,11 @@ def plan(paths: list[str], config: DeblurConfig) -> list[Job]:
         for job in jobs:
             if job.kind != "images":
                 raise UserError(f"{job.name}: --single takes images, but this is a {job.kind}")
-        jobs = [Job("images", (path,), None, str(path)) for job in jobs for path in job.paths]
+        jobs = [
+            Job("images", (path,), None, str(path), left_out=job.left_out * (path == job.paths[0]))
+            for job in jobs
+            for path in job.paths
+        ]
     if folder is not None:
         jobs = _into_folder(jobs, folder)
     elif len(jobs) > 1:
@@ -184,7 +194,7 @@ def plan(paths: list[str], config: DeblurConfig) -> list[Job]:
         jobs = [dataclasses.replace(jobs[0], output=Path(output), into_folder=is_folder)]
     for job in jobs:
         if job.output is not None and not (config.skip_done and job.is_done):
-            _check_output(job, job.output, folder)
+            _check_output(job, job.output, folder, config.overwrite)
             if not config.overwrite:
                 _refuse_existing(job.output, str(job.output))
     if config.compare is not None:
@@ -195,8 +205,11 @@ def plan(paths: list[str], config: DeblurConfig) -> list[Job]:
     allowed = {"video"} if config.start else {"video", "camera"}
     if (config.start or config.length is not None) and kinds - allowed:
         raise UserError("--start applies to video files, --end and --duration also to cameras")
-    if config.fps is not None and kinds == {"video"}:
-        raise UserError("--fps applies to images, pipes and cameras only; videos keep their own")
+    states_rate = [job.kind == "video" and not _is_raw(job) for job in jobs]
+    if config.fps is not None and all(states_rate):
+        raise UserError(
+            "--fps applies to images, pipes, cameras and raw streams; other videos keep their own"
+        )
     if config.size is not None and not kinds & {"pipe", "camera"}:
         raise UserError("--size applies to pipes and cameras only; files state their own size")
     return jobs
@@ -211,11 +224,14 @@ def _find(text: str) -> list[Job]:
     # os.path, unlike Path, returns False for names that the system refuses (too long, looping).
     if os.path.isdir(text):
         frames = list_frames(Path(text))
+        unread = left_out(os.listdir(text))
         if not frames:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise UserError(f"{text}: contains no images ({kinds})")
-        return [Job("images", tuple(frames), None, text)]
+            but = f", but {unread}, not read from a folder" if unread else ""
+            raise UserError(f"{text}: contains no images ({kinds}){but}")
+        return [Job("images", tuple(frames), None, text, left_out=unread)]
     if os.path.exists(text):
+        _refuse_special(text)
         files = [Path(text)]
     elif glob.has_magic(text):
         found = sorted(filter(os.path.isfile, glob.glob(text)), key=natural_key)
@@ -231,13 +247,30 @@ def _find(text: str) -> list[Job]:
                 kind = suffix[1:].upper()
                 raise UserError(f"{path}: {kind} is not supported; convert it to PNG or JPEG first")
         return [Job("video", (path,), None, str(path)) for path in files]
-    if len(images) < len(files):
+    others = [path for path in files if not is_image(path)]
+    if any(path.suffix.lower() not in UNREADABLE_SUFFIXES for path in others):
         raise UserError(f"{text}: matches both images and videos; give them separately")
     if len({path.name for path in images}) < len(images):
         raise UserError(
             f"{text}: several folders contain images of the same name; give the folders"
         )
-    return [Job("images", tuple(images), None, text)]
+    return [Job("images", tuple(images), None, text, left_out=left_out(map(str, others)))]
+
+
+def _refuse_special(text: str) -> None:
+    """Raises UserError for a pipe or a device, with what to give in its place."""
+    mode = os.stat(text).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.path.abspath(text) == "/dev/stdin":
+        raise UserError(f"{text}: is a pipe; give - as INPUT, and redirect raw frames to it (< )")
+    if stat.S_ISCHR(mode) and os.path.basename(text).startswith("video"):
+        raise UserError(f"{text}: is a camera; give {CAMERA}{text} as INPUT")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{text}: is a device; give a file, {CAMERA}0, or - for raw frames")
+
+
+def _is_raw(job: Job) -> bool:
+    """Returns whether a job's input is a raw stream of video, by its name."""
+    return job.kind == "video" and job.paths[0].suffix.lower() in RAW_SUFFIXES
 
 
 def _into_folder(jobs: list[Job], folder: Path) -> list[Job]:
@@ -263,19 +296,23 @@ def _into_folder(jobs: list[Job], folder: Path) -> list[Job]:
     return named
 
 
-def _check_output(job: Job, output: Path, out_dir: Path | None) -> None:
+def _check_output(job: Job, output: Path, out_dir: Path | None, overwrite: bool) -> None:
     # --out-dir is created when the first result is written; any other folder may be misspelt.
     if output.parent != out_dir and not os.path.isdir(output.absolute().parent):
         raise UserError(f"{output}: the folder {output.parent} does not exist")
     inputs = {os.path.realpath(path) for path in job.paths}
-    folders = {os.path.dirname(path) for path in inputs} if os.path.isdir(job.name) else set()
+    # Frames get their inputs' names, which a folder that is filled would replace.
+    folders = {os.path.dirname(path) for path in inputs} if job.kind == "images" else set()
     if os.path.realpath(output) in inputs | folders:
         raise UserError(f"{output}: is also the input; choose another name")
     suffix = job.suffix
     is_folder = os.path.isdir(output)
     if not suffix:
-        if is_folder and os.listdir(output):
-            raise UserError(f"{output}: the folder is not empty; name a new one")
+        if is_folder and os.listdir(output) and not overwrite:
+            raise UserError(
+                f"{output}: the folder is not empty; name a new one (--overwrite replaces the "
+                "frames of the same names)"
+            )
         if os.path.exists(output) and not is_folder:
             raise UserError(
                 f"{output}: is a file, but frames are written to a folder; choose another name"

@@ -97,6 +97,10 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             tell(f"{about}: {text}")
 
     def say_what_is_lost() -> None:
+        for note in source.notes:
+            if (job.name, note) not in said:
+                said.add((job.name, note))
+                say(note)
         for name, each, _ in targets:
             for what in each.lost:
                 if (name, what) not in said:
@@ -104,6 +108,8 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
                     say(f"not kept: {what}", name)
 
     said: set[tuple[str, str]] = set()
+    if job.left_out:
+        say(f"not read: {job.left_out}; convert images to PNG or JPEG, and give videos by name")
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open_source(job, config))
@@ -194,6 +200,7 @@ def _open_source(job: Job, config: DeblurConfig) -> PictureSource:
             max_pixels=config.max_pixels,
             start=config.start,
             duration=config.length,
+            rate=config.rate if config.fps else None,
         )
     if job.kind == "images":
         return ImageReader(job.paths, rate=config.rate, max_pixels=config.max_pixels)
@@ -216,8 +223,11 @@ def _open_target(job: Job, source: PictureSource, config: DeblurConfig) -> Itera
         return
     try:
         output.parent.mkdir(exist_ok=True)
-        replace = replace_when_whole if suffix else replace_folder_when_whole
-        with replace(output) as part:
+        if suffix:
+            replaced = replace_when_whole(output)
+        else:
+            replaced = replace_folder_when_whole(output, fill=config.overwrite)
+        with replaced as part:
             target: PictureTarget
             if suffix in CONTAINERS:
                 target = VideoWriter(
@@ -251,6 +261,8 @@ def _open_comparison(
             writer = VideoWriter(
                 part, comparison.info, codec=config.codec, crf=config.crf, name=path
             )
+            # It is made of RGB for the eye, not for the archive.
+            writer.lost = [what for what in writer.lost if not what.startswith("chroma")]
         with writer:
             yield writer, comparison
 

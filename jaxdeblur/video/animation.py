@@ -14,6 +14,7 @@ from PIL import Image
 from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.ffmpeg import reason
+from jaxdeblur.video.image_metadata import cicp_of, colour_name
 from jaxdeblur.video.picture import Picture, PictureTarget, VideoInfo
 
 MAX_WIDTH = 640
@@ -47,6 +48,8 @@ class AnimationWriter(PictureTarget):
         self._begins: list[Fraction] = []  # of the frames, in milliseconds
         self._end = Fraction(0)  # of the last picture, kept or not
         self.lost: list[str] = []
+        if tag := cicp_of(info.colour):
+            self.lose(f"colour: {colour_name(tag)} (not supported by {self._suffix})")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self._frames:

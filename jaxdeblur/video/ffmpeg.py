@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import itertools
 import math
 from fractions import Fraction
 from typing import Any
@@ -44,7 +43,7 @@ _OF_THE_FILE = {
     *("major_brand", "minor_version", "compatible_brands", "encoder", "duration"),
     # mkvmerge's statistics of each track.
     *("bps", "number_of_frames", "number_of_bytes", "_statistics_tags"),
-    *("_statistics_writing_app", "_statistics_writing_date_utc"),
+    *("_statistics_writing_app", "_statistics_writing_date_utc", "alpha_mode"),
 }
 
 
@@ -57,6 +56,11 @@ def of_the_content(metadata: dict[str, str]) -> dict[str, str]:
         for key, value in metadata.items()
         if key.lower().removesuffix("-eng") not in _OF_THE_FILE and key not in twice
     }
+
+
+def is_cover(stream: Any) -> bool:
+    """Returns whether a track is a picture that players show in place of the video."""
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def reason(error: Exception) -> str:
@@ -77,7 +81,16 @@ _BESIDE_PIXELS = {
     "ICC_PROFILE": "colour profile",
     "SPHERICAL": "projection of a 360-degree video",
     "A53_CC": "embedded closed captions",
+    "STEREO3D": "stereo 3D mark (frame packing)",
+    "DYNAMIC_HDR_VIVID": "HDR Vivid metadata",
+    "AMBIENT_VIEWING_ENVIRONMENT": "ambient viewing environment",
+    "S12M_TIMECODE": "time codes of frames",
+    "GOP_TIMECODE": "time codes of frames",
+    "AFD": "active format description",
+    "PANSCAN": "pan and scan",
+    "FILM_GRAIN_PARAMS": "film grain parameters",
 }
+_MANY = 64  # more side data than a frame has
 # Encoders whose video has one range, and JPEG also one matrix, whatever the tags say.
 _RANGES = {"prores_ks": LIMITED_RANGE, "mjpeg": FULL_RANGE}
 _JPEG_MATRIX = 5
@@ -107,7 +120,7 @@ def describe(frame: Any, track: Any, *, rate: Fraction, time_base: Fraction) -> 
             specified(frame.color_trc, context.color_trc),
         ),
         display_matrix=_display_matrix(frame),
-        lost=_lost_with(frame),
+        lost=_lost_with(frame) + (("alpha (not decoded)",) if _hides_alpha(track, frame) else ()),
     )
 
 
@@ -223,11 +236,12 @@ def _side_data(frame: Any) -> dict[str, Any]:
     """Returns the side data of a frame by PyAV's name of its type."""
     found = {}
     # Indexed up to the last: PyAV 18 and 19 differ in what iteration yields and in the length.
-    # A type without a name, such as EXIF in version 18, raises ValueError.
-    with contextlib.suppress(IndexError, ValueError):
-        for number in itertools.count():
-            side = frame.side_data[number]
-            found[side.type.name] = side
+    with contextlib.suppress(IndexError):
+        for number in range(_MANY):
+            # A type without a name, such as EXIF in version 18, raises ValueError.
+            with contextlib.suppress(ValueError):
+                side = frame.side_data[number]
+                found[side.type.name] = side
     return found
 
 
@@ -237,6 +251,12 @@ def _lost_with(frame: Any) -> tuple[str, ...]:
     if frame.interlaced_frame:
         lost.append("interlacing (frames are written as progressive)")
     return tuple(dict.fromkeys(lost))
+
+
+def _hides_alpha(track: Any, frame: Any) -> bool:
+    """Returns whether a track has alpha that FFmpeg's decoder ignores, as of VP8 and VP9."""
+    has = any(component.is_alpha for component in frame.format.components)
+    return track.metadata.get("alpha_mode") == "1" and not has
 
 
 def specified(of_frame: int, of_container: int) -> int:

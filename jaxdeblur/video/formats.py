@@ -5,8 +5,10 @@ No file is opened here, and neither JAX nor FFmpeg is imported.
 
 from __future__ import annotations
 
+import collections
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from jaxdeblur.errors import UserError
@@ -25,12 +27,24 @@ CONTAINERS = {
 """The suffixes of writable videos, with FFmpeg's name of the container."""
 
 IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
+    {
+        *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp"),
+        *(".tif", ".tiff", ".ppm", ".avif"),
+    }
 )
 """The suffixes, in lower case, of the images that are read and written."""
 
-UNREADABLE_SUFFIXES = frozenset({".heic", ".heif"})
-"""The suffixes, in lower case, of photographs for which there is no decoder here."""
+UNREADABLE_SUFFIXES = frozenset(
+    {
+        *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".exr", ".hdr", ".dpx", ".psd", ".tga"),
+        *(".pgm", ".pbm", ".pnm", ".pam", ".ico", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+        *(".raf", ".orf", ".rw2", ".pef", ".srw", ".raw", ".3fr", ".iiq"),
+    }
+)
+"""The suffixes, in lower case, of images for which there is no decoder here."""
+
+RAW_SUFFIXES = frozenset({".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".obu"})
+"""The suffixes, in lower case, of raw streams of video, which may not state their frame rate."""
 
 ANIMATED_SUFFIXES = frozenset({".gif", ".webp"})
 """The suffixes, in lower case, of the animations that show before and after."""
@@ -61,6 +75,14 @@ def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be read as a folder: {error.strerror}") from error
     return sorted(frames, key=lambda frame: natural_key(frame.name))
+
+
+def left_out(names: Iterable[str]) -> str:
+    """Returns which images and videos are not read among image files: ``2 .heic, 1 .mov``."""
+    suffixes = (os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
+    known = UNREADABLE_SUFFIXES | RAW_SUFFIXES | CONTAINERS.keys() | {".gif"}
+    counts = collections.Counter(suffix for suffix in suffixes if suffix in known)
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:

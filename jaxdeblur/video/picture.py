@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -91,9 +91,11 @@ class PictureSource:
 
     Attributes:
       info: the format of the pictures.
+      notes: what the user should know about the source, in words; complete when all is read.
     """
 
     info: VideoInfo
+    notes: Sequence[str] = ()
 
     def __enter__(self) -> Any:  # itself
         return self

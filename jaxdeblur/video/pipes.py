@@ -10,6 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.video.image_metadata import cicp_of, colour_name, lose_extra
 from jaxdeblur.video.picture import Picture, PictureSource, PictureTarget, VideoInfo, rgb8_info
 from jaxdeblur.video.pixels import to_packed_rgb
 
@@ -63,9 +64,12 @@ class RawWriter(PictureTarget):
             self.lost.append("alpha")
         if info.layout.bits > 8:
             self.lost.append("bit depth above 8")
+        if tag := cicp_of(info.colour):
+            self.lost.append(f"colour: {colour_name(tag)} (raw frames have no tag)")
 
     def write(self, picture: Picture) -> None:
         """Writes one frame; raises UserError if it cannot be written or nobody reads it."""
+        lose_extra(self, picture, {"cicp"}, "raw frames")
         rgb = np.ascontiguousarray(to_packed_rgb(picture.planes, self._info.layout, 8))
         rest = memoryview(rgb.data).cast("B")
         try:

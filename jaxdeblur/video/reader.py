@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.ffmpeg import any_tags, av, describe, frame_planes, reason
+from jaxdeblur.video.ffmpeg import any_tags, av, describe, frame_planes, is_cover, reason
 from jaxdeblur.video.formats import MAX_PIXELS
 from jaxdeblur.video.picture import Picture, PictureSource
 
@@ -26,6 +26,10 @@ _OPTIONS = {
     "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif,m4v,h264,hevc,obu,ivf,nut,"
     "mxf,dv,yuv4mpegpipe"
 }
+# FFmpeg's names of raw streams, whose frames have no timestamps.
+_RAW = {"h264", "hevc", "obu"}
+# Codecs of which each packet holds one picture; in others, some are not for display.
+_ONE_PER_PACKET = {"h264", "hevc", "av1"}
 # Seconds by which packets of one time may be apart in a file: as much as FFmpeg's muxer allows.
 _INTERLEAVED_S = 10
 
@@ -37,6 +41,7 @@ class VideoReader(PictureSource):
       container: PyAV's container of the open file.
       track: the video track.
       others: the other tracks, which are copied.
+      skipped: how many frames precede the part, at the average rate.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class VideoReader(PictureSource):
         max_pixels: int = MAX_PIXELS,
         start: float = 0.0,
         duration: float | None = None,
+        rate: Fraction | None = None,
     ):
         """Opens the file and decodes its first frame.
 
@@ -53,9 +59,11 @@ class VideoReader(PictureSource):
           path: a video file.
           max_pixels: frames with more pixels are refused before they are decoded.
           start, duration: the part to read, in seconds; timestamps then begin at 0.
+          rate: frames per second of a raw stream, which may not state them.
 
         Raises:
-          UserError: the file is not a readable video, has no frame, or a frame is too large.
+          UserError: the file is not a readable video, has no frame, a frame is too large, or a rate
+            is given for a file that has its own timestamps.
         """
         self.path = Path(path)
         # Fractions, so that a frame exactly at the end is recognised.
@@ -64,7 +72,11 @@ class VideoReader(PictureSource):
         self._is_whole = not start and duration is None
         # Subtracted from every time in the file, so that a part begins at 0.
         self._shift = Fraction(0)
-        self._count = self._packets_read = 0
+        self._count = self._packets_read = self._pictures_read = 0
+        self._shown_until = 0  # by frames of AVI without content
+        self._given_rate = rate
+        self._damaged: list[int] = []
+        self.notes: list[str] = []
         self._first = self._last = Fraction(0)  # times in all tracks
         with contextlib.ExitStack() as opened:
             self.container = opened.enter_context(self._opened())
@@ -76,6 +88,7 @@ class VideoReader(PictureSource):
                 where = f" at --start={start:g}" if start else ""
                 raise UserError(f"{self.path}: contains no frames{where}")
             self._frames = itertools.chain([first], timed)
+            self.skipped = math.ceil(self._start * self._rate)
             given = describe(first[1], self.track, rate=self._rate, time_base=self._time_base)
             self.info = dataclasses.replace(given, frames=self._frame_count())
             self._open = opened.pop_all()
@@ -89,7 +102,7 @@ class VideoReader(PictureSource):
         Raises:
           UserError: a frame cannot be decoded, or the file ends before its last frame.
         """
-        info = self.info
+        info, last = self.info, None
         with self._explained():
             for pts, frame in self._frames:
                 if (frame.height, frame.width) != (info.height, info.width):
@@ -98,7 +111,21 @@ class VideoReader(PictureSource):
                         f"frame {self._count}; restore the parts separately"
                     )
                 planes, alpha = frame_planes(frame, info.pixel_format)
-                yield Picture(planes, alpha, pts, frame.duration or 0)
+                if last is not None:
+                    yield last
+                last = Picture(planes, alpha, pts, frame.duration or 0)
+                if self.container.format.name != "avi":
+                    yield last
+                    last = None
+        if last is not None:  # of AVI, in which frames without content may prolong the last
+            last.duration = max(last.duration, self._shown_until - last.pts)
+            yield last
+        if self._damaged:
+            these = _ranges(self._damaged)
+            self.notes.append(
+                f"damaged, and restored as the decoder patched them: frames {these} (those after "
+                "them, up to a key frame, may show it too)"
+            )
 
     @property
     def chapters(self) -> list[Any]:
@@ -133,6 +160,13 @@ class VideoReader(PictureSource):
                         packet.dts = None if packet.dts is None else packet.dts - shift
                     yield packet
 
+    def cover(self, stream: Any) -> bytes:
+        """Returns the image file of a track that is a cover picture; empty if there is none."""
+        with contextlib.suppress(av.FFmpegError, OSError), self._opened() as container:
+            for packet in container.demux(container.streams[stream.index]):
+                return bytes(packet)
+        return b""
+
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
         if not os.path.isfile(self.path):
@@ -147,8 +181,8 @@ class VideoReader(PictureSource):
             yield container
 
     def _find_tracks(self, max_pixels: int) -> None:
-        streams, covers = self.container.streams, av.stream.Disposition.attached_pic
-        tracks = [track for track in streams.video if not track.disposition & covers]
+        streams = self.container.streams
+        tracks = [track for track in streams.video if not is_cover(track)]
         if not tracks or tracks[0].codec_context is None:
             raise UserError(f"{self.path}: has no video track")
         self.track = tracks[0]
@@ -167,6 +201,13 @@ class VideoReader(PictureSource):
         codec.thread_type = "AUTO"
         self._time_base = Fraction(self.track.time_base or Fraction(1, 1_000_000))
         self._rate = Fraction(self.track.average_rate or self.track.guessed_rate or 25)
+        self._is_raw = self.container.format.name in _RAW
+        if self._given_rate is not None:
+            if not self._is_raw:
+                raise UserError(f"{self.path}: --fps applies to raw streams; this video has a rate")
+            self._rate = self._given_rate
+        elif self._is_raw and not codec.framerate:
+            self.notes.append(f"states no frame rate; {float(self._rate):g} is assumed (see --fps)")
 
     def _timed(self) -> Iterator[tuple[int, Any]]:
         """Yields the frames of the part with their timestamps in it, which increase."""
@@ -178,7 +219,7 @@ class VideoReader(PictureSource):
         pts: int | None = None
         last: int | None = None
         for frame in self._decoded_from(begins) if self._start else self._decoded():
-            before, pts = pts, frame.pts
+            before, pts = pts, None if self._given_rate is not None else frame.pts
             if pts is None:  # raw streams have no timestamps
                 pts = 0 if before is None else before + ticks
             if self._is_whole and before is None and pts < 0:
@@ -196,9 +237,16 @@ class VideoReader(PictureSource):
                 shown = round(time / unit)
                 last = shown if last is None else max(shown, last + 1)
                 self._count += 1
+                if frame.is_corrupt:
+                    self._damaged.append(self._count)
                 yield last, frame
         if self._is_whole and last is not None:
             self._refuse_if_cut_short(last * unit)
+            missing = self._pictures_read - self._count
+            codec = self.track.codec_context
+            if missing > 0 and codec.codec.canonical_name in _ONE_PER_PACKET:
+                what = "1 frame" if missing == 1 else f"{missing} frames"
+                self.notes.append(f"damaged: {what} could not be decoded; the result lacks them")
 
     def _decoded_from(self, begins: Fraction) -> Iterator[Any]:
         """Seeks to where all frames of the part can be decoded; yields the frames from there on.
@@ -235,12 +283,20 @@ class VideoReader(PictureSource):
                 if self._count / self._rate >= self._end:
                     return  # the part is complete
                 raise self._cut_short()
+            if not packet.size and packet.dts is not None:
+                self._packets_read += 1  # the last frame is shown on; the decoder would end at it
+                continue
             self._packets_read += packet.size > 0
+            self._pictures_read += packet.size > 0 and not packet.is_discard
             yield from decode(packet if packet.size else None)
 
     def _refuse_if_cut_short(self, last: Fraction) -> None:
         """Raises UserError if the file states that it continues after its ``last`` frame's time."""
         missing = Fraction(0)
+        if self.container.format.name == "avi" and self._is_one_riff():
+            # The demuxer leaves out null frames, which show the last one on.
+            self._shown_until = (self.track.start_time or 0) + (self.track.duration or 0)
+            return
         # Fewer packets alone prove nothing: a trimmed video lacks those before the cut.
         if self._packets_read < self.track.frames:
             missing = (self._length() or last) - last
@@ -251,6 +307,11 @@ class VideoReader(PictureSource):
             missing = max(missing, said - (self._last - self._first))
         if missing > Fraction(5, 2) / self._rate:
             raise self._cut_short()
+
+    def _is_one_riff(self) -> bool:
+        """Returns whether the length of an AVI is the one in its first bytes, so nothing is cut."""
+        with self.path.open("rb") as file:
+            return int.from_bytes(file.read(8)[4:], "little") + 8 == os.fstat(file.fileno()).st_size
 
     def _frame_count(self) -> int | None:
         """Returns the number of frames to read, if the file states it or its own length."""
@@ -280,3 +341,14 @@ class VideoReader(PictureSource):
         except (av.FFmpegError, OSError) as error:
             what = otherwise or f"cannot be decoded after frame {self._count}"
             raise UserError(f"{self.path}: {what}: {reason(error)}") from error
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Returns ascending numbers in words: ``3, 7 to 9``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in runs)

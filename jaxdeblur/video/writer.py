@@ -14,10 +14,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.ffmpeg import any_tags, av, build_frame, colours_in, of_the_content, reason
+from jaxdeblur.video.ffmpeg import (
+    any_tags,
+    av,
+    build_frame,
+    colours_in,
+    is_cover,
+    of_the_content,
+    reason,
+)
 from jaxdeblur.video.formats import CONTAINERS
+from jaxdeblur.video.image_metadata import cicp_of, lose_extra
 from jaxdeblur.video.picture import Picture, PictureTarget, VideoInfo
 from jaxdeblur.video.reader import VideoReader
+from jaxdeblur.video.timecode import later
 
 # The encoder for each codec that the output keeps from the input.
 _ENCODERS = {
@@ -32,7 +42,7 @@ _ENCODERS = {
     "png": "png",
 }
 # Quality that hides the second compression; the encoders' scales differ.
-_CRF = {"libx264": 17, "libx265": 19, "libvpx-vp9": 22, "libsvtav1": 22}
+_CRF = {"libx264": 17, "libx264rgb": 17, "libx265": 19, "libvpx-vp9": 22, "libsvtav1": 22}
 _OPTIONS = {
     "libx265": {"x265-params": "log-level=none"},
     "libvpx-vp9": {"b": "0", "row-mt": "1", "cpu-used": "4", "deadline": "good"},
@@ -87,6 +97,8 @@ class VideoWriter(PictureTarget):
         self._name = name or str(path)
         self.lost = list(info.lost)
         self._info, self._count = info, 0
+        self._of_video = source is not None
+        self._lasts = 0  # units of AVI that the last frame is shown
         begin = source.container.start_time if source else None
         self._begin, self._last = Fraction(max(0, begin or 0), 1_000_000), -1  # for AVI
         self._path = Path(path)
@@ -123,6 +135,11 @@ class VideoWriter(PictureTarget):
                     for packet in packets:
                         packet.dts = packet.pts
                 self._container.mux(packets)
+                if self._lasts > 1:  # AVI: the muxer fills the frames before with empty ones, too
+                    end = av.Packet(0)
+                    end.stream, end.time_base = self._track, self._track.codec_context.time_base
+                    end.pts = end.dts = self._last + self._lasts - 1
+                    self._container.mux(end)
                 self._copy_until(math.inf)
                 self._container.close()
                 self._file.flush()
@@ -130,6 +147,8 @@ class VideoWriter(PictureTarget):
 
     def write(self, picture: Picture) -> None:
         """Encodes a frame after the packets that precede it; raises UserError on failure."""
+        tagged = {"cicp"} if cicp_of(self._info.colour) else set()
+        lose_extra(self, picture, tagged, self._path.suffix.lower())
         with self._explained():
             self._copy_until(picture.pts * self._info.time_base)
             frame = build_frame(picture, self._info)
@@ -146,6 +165,7 @@ class VideoWriter(PictureTarget):
                 self._begin = min(self._begin, time)
                 self._last = max(self._last + 1, round((time - self._begin) / unit))
                 frame.pts, frame.duration = self._last, 1
+                self._lasts = round(picture.duration * self._info.time_base / unit)
             self._count += 1
             self._container.mux(self._track.encode(frame))
 
@@ -159,6 +179,8 @@ class VideoWriter(PictureTarget):
 
     def _default_encoder(self) -> str:
         encoder = _ENCODERS.get(self._info.codec or "", "libx264")
+        if self._keeps_rgb("h264") and self._format in ("mp4", "mov", "matroska"):
+            return "libx264rgb"
         if self._format == "webm":
             return encoder if encoder in ("libvpx-vp9", "libsvtav1") else "libvpx-vp9"
         if self._info.has_alpha and encoder == "libx264":
@@ -166,6 +188,12 @@ class VideoWriter(PictureTarget):
         if self._format == "mov" and encoder in ("libvpx-vp9", "libsvtav1"):
             return "libx264"  # FFmpeg lists them for QuickTime but refuses them
         return encoder if encoder in self._container.supported_codecs else "libx264"
+
+    def _keeps_rgb(self, codec: str) -> bool:
+        """Whether the source already is RGB of this codec, which its players thus support."""
+        info = self._info
+        is_rgb = self._of_video and info.layout.kind == "rgb" and not info.has_alpha
+        return is_rgb and info.codec == codec and (codec != "h264" or info.layout.bits == 8)
 
     def _add_video(self, codec: str | None, crf: int | None) -> Any:
         info = self._info
@@ -227,7 +255,8 @@ class VideoWriter(PictureTarget):
         self._colour, self._convert = colours_in(chosen, self.encoder, self._info)
         if self._info.has_alpha and not _has_alpha(chosen):
             self.lost.append(f"alpha (not supported with {self.encoder})")
-        if self._info.layout.kind == "yuv" and _chroma(chosen) < _chroma(given):
+        has_chroma = self._info.layout.kind != "grey"
+        if has_chroma and not chosen.is_rgb and _chroma(chosen) < _chroma(given):
             self.lost.append(f"chroma resolution (not supported with {self.encoder})")
         if chosen.components[0].bits < given.components[0].bits:
             self.lost.append(f"bit depth above {chosen.components[0].bits}")
@@ -238,7 +267,11 @@ class VideoWriter(PictureTarget):
         info, layout = self._info, self._info.layout
         wanted = info.pixel_format
         # Players rarely support RGB. VP9 has no grey.
-        if (layout.kind == "rgb" and self.encoder in _CRF) or (
+        if self._keeps_rgb("hevc") and self.encoder == "libx265":
+            wanted = f"gbrp{'12le' if layout.bits > 8 else ''}"
+        elif self._keeps_rgb("vp9") and self.encoder == "libvpx-vp9" and layout.bits == 8:
+            wanted = "gbrp"
+        elif (layout.kind == "rgb" and self.encoder in _CRF.keys() - {"libx264rgb"}) or (
             layout.kind == "grey" and self.encoder == "libvpx-vp9"
         ):
             wanted = f"yuv420p{'10le' if layout.bits > 8 else ''}"
@@ -249,8 +282,8 @@ class VideoWriter(PictureTarget):
 
     def _take_over(self, source: VideoReader) -> None:
         container = self._container
-        container.metadata.update(of_the_content(source.container.metadata))
-        self._track.metadata.update(of_the_content(source.track.metadata))
+        container.metadata.update(self._of_the_part(source, source.container))
+        self._track.metadata.update(self._of_the_part(source, source.track))
         self._track.disposition = source.track.disposition
         if chapters := source.chapters:
             if self._format in ("mp4", "mov", "matroska", "webm"):
@@ -260,6 +293,9 @@ class VideoWriter(PictureTarget):
         for stream in source.others:
             # MP4's time-code track is recreated from the video track's metadata.
             if stream.type == "data" and "timecode" in stream.metadata:
+                continue
+            if is_cover(stream) and self._format != "mp4":
+                self._attach_cover(source, stream)
                 continue
             codec = stream.codec_context.name if stream.codec_context else stream.type
             if not self._can_hold(stream):
@@ -272,6 +308,27 @@ class VideoWriter(PictureTarget):
         if self._copies:
             self._packets = source.packets()
         container.start_encoding()
+
+    def _of_the_part(self, source: VideoReader, described: Any) -> dict[str, str]:
+        """Returns the tags of a file or track; a time code becomes that of the first frame."""
+        tags = of_the_content(described.metadata)
+        for name in [name for name in tags if name.lower() == "timecode" and source.skipped]:
+            if (moved := later(tags[name], source.skipped, self._info.rate)) is None:
+                del tags[name]
+                self.lose("time code (not of a kind that can be moved to the part)")
+            else:
+                tags[name] = moved
+        return tags
+
+    def _attach_cover(self, source: VideoReader, stream: Any) -> None:
+        """Attaches a cover picture to Matroska, which has no track of that kind."""
+        kind = {"mjpeg": "jpeg", "png": "png"}.get(stream.codec_context.name)
+        data = source.cover(stream)
+        if self._format != "matroska" or kind is None or not data:
+            self.lose("cover picture")
+            return
+        name = stream.metadata.get("filename") or f"cover.{kind.replace('jpeg', 'jpg')}"
+        self._container.add_attachment(name, f"image/{kind}", data)
 
     def _can_hold(self, stream: Any) -> bool:
         if stream.type == "attachment":

@@ -123,6 +123,27 @@ def load_restorer(name_or_path: str | Path, *, dtype: str | None = None) -> Load
     return loaded._replace(model=PathRestorer(PathsConfig(), base, loaded.model))
 
 
+def runs_paths(name_or_path: str | Path) -> bool:
+    """Returns whether blur paths run with these weights, as :func:`load_restorer` loads them.
+
+    Neither parameters nor a device are touched. False where loading raises an error.
+    """
+    path, name = Path(name_or_path), str(name_or_path)
+    try:
+        if path.is_dir():
+            about = read_config(path)
+        elif path.is_file() or name in shipped.names():
+            file = path if path.is_file() else shipped.path(name)
+            with safetensors.safe_open(file, framework="numpy") as opened:
+                about = json.loads((opened.metadata() or {})["jaxdeblur"])
+        else:
+            return name == PATHS_ALONE
+        network = network_from_json(about["network"], name)
+    except (UserError, safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError):
+        return False
+    return isinstance(network, PathsConfig) or bool(getattr(network, "over_paths", ""))
+
+
 def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
     from jaxdeblur.weights.checkpoints import Checkpoints  # Orbax takes a second
 

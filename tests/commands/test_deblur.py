@@ -403,6 +403,97 @@ def test_a_folder_that_is_a_link_or_here_is_filled(command, monkeypatch, tmp_pat
     assert sorted(os.listdir(tmp_path)) == ["in.mkv", "link", "real"]
 
 
+def test_the_frames_of_an_earlier_result_are_replaced_others_stay(command, tmp_path):
+    make_video(tmp_path / "in.mkv", 2)
+    (tmp_path / "out").mkdir()
+    for name in ("000001.png", "000009.png", "notes.txt"):
+        (tmp_path / "out" / name).write_text("old")
+    code, said = command("in.mkv", "out")
+    assert (code, "(--overwrite replaces" in said) == (2, True), said
+    code, said = command("in.mkv", "out", "--overwrite")
+    assert code == 0, said
+    assert sorted(os.listdir("out")) == ["000001.png", "000002.png", "000009.png", "notes.txt"]
+    assert (tmp_path / "out" / "000009.png").read_text() == "old"
+    with Image.open("out/000001.png") as image:
+        assert image.size == (32, 24)
+
+
+def test_what_else_a_folder_holds_is_said(command, tmp_path):
+    """A .jfif is a JPEG; for others there is no decoder."""
+    (tmp_path / "in").mkdir()
+    for number, suffix in enumerate(("jpg", "jfif", "JPE")):
+        Image.fromarray(pictures(1)[0]).save(f"in/{number}.{suffix}", "JPEG")
+    for name in ("3.HEIC", "4.mov", "notes.txt"):
+        (tmp_path / "in" / name).touch()
+    code, said = command("in", "out")
+    assert (code, "in: not read: 1 .heic, 1 .mov; convert" in said) == (0, True), said
+    assert sorted(os.listdir("out")) == ["0.jpg", "1.jfif", "2.JPE"]
+    code, said = command("in", "--out-dir=each", "--single")
+    assert (code, said.count("not read")) == (0, 1), said
+    code, said = command("in/[0-3]*", "some")
+    assert (code, "in/[0-3]*: not read: 1 .heic; convert" in said) == (0, True), said
+
+
+@pytest.mark.parametrize("target", ["frames", "out.mkv", "-"])
+def test_hdr_stays_tagged_or_is_said(target, command, monkeypatch, tmp_path):
+    """As phones film, HLG: without a tag it looks washed out everywhere."""
+    with av.open("in.mkv", "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 24, "yuv420p10le"
+        context = video.codec_context
+        context.color_range, context.colorspace = 1, 9
+        context.color_primaries, context.color_trc = 9, 18
+        for frame in pictures(2):
+            frame = av.VideoFrame.from_ndarray(frame, "rgb24")
+            out.mux(video.encode(frame.reformat(format="yuv420p10le")))
+        out.mux(video.encode(None))
+    if target == "-":
+        with open("raw", "wb") as file:
+            monkeypatch.setattr(
+                sys,
+                "stdout",
+                types.SimpleNamespace(fileno=file.fileno, isatty=lambda: False, flush=lambda: None),
+            )
+            code, said = command("in.mkv", target)
+        assert (code, "not kept: colour: BT.2020 HLG (raw frames" in said) == (0, True), said
+        return
+    code, said = command("in.mkv", target, "--compare=both.webp")
+    lost = "both.webp: not kept: colour: BT.2020 HLG (not supported by .webp)"
+    assert (code, said.count("not kept"), lost in said) == (0, 1, True), said
+    with av.open("frames/000001.png" if target == "frames" else target) as container:
+        frame = next(container.decode(video=0))
+        assert (int(frame.color_primaries), int(frame.color_trc)) == (9, 18)
+    if target == "frames":  # and from images back to a video
+        assert command("frames", "again.mp4", "--codec=libx265")[0] == 0
+        with av.open("again.mp4") as container:
+            frame = next(container.decode(video=0))
+            found = (frame.colorspace, frame.color_primaries, frame.color_trc)
+            assert tuple(map(int, found)) == (9, 9, 18)
+
+
+@pytest.mark.parametrize("paths", [False, True])
+def test_threads_are_added_for_blur_paths_alone(paths, command, monkeypatch, tmp_path):
+    added = []
+    monkeypatch.setattr("jaxdeblur.devices.add_threads", lambda: added.append(1))
+    if paths:
+        monkeypatch.setattr("jaxdeblur.weights.load.runs_paths", lambda name: True)
+    make_video(tmp_path / "in.mkv", 2)
+    assert command("in.mkv", "out.mkv")[0] == 0
+    assert bool(added) == paths
+
+
+def test_notes_of_the_source_are_said(command, monkeypatch, tmp_path):
+    make_video(tmp_path / "in.mkv")
+    monkeypatch.setattr(VideoReader, "notes", ["the note"], raising=False)
+    monkeypatch.setattr(
+        VideoReader,
+        "__setattr__",
+        lambda self, name, value: name == "notes" or object.__setattr__(self, name, value),
+    )
+    code, said = command("in.mkv", "out.mkv")
+    assert (code, said.count("in.mkv: the note\n")) == (0, 1), said
+
+
 def test_an_empty_folder_is_not_done(command, tmp_path):
     make_video(tmp_path / "in.mkv", 2)
     (tmp_path / "out").mkdir()
@@ -630,7 +721,15 @@ def test_a_part_may_be_given_as_the_clock_shows_it(command, tmp_path):
         (["in.mkv", "misspelt/frames"], "frames: the folder misspelt does not exist"),
         (["in.mkv", "out.txt"], "unsupported output format"),
         (["in.mkv", "out.png"], "an image cannot hold a video"),
-        (["in.mkv", "full"], "the folder is not empty"),
+        (["in.mkv", "full"], "the folder is not empty; name a new one (--overwrite replaces"),
+        (["full/*.png", "full", "--overwrite"], "full: is also the input"),
+        (["full/1.png", "full", "--overwrite"], "full: is also the input"),
+        (["pipe", "out.mkv"], "pipe: is a pipe; give - as INPUT"),
+        (["/dev/null", "out.mkv"], "/dev/null: is a device; give a file, camera:0, or -"),
+        (["picture.jxl", "out.png"], "picture.jxl: JXL is not supported; convert it to PNG or"),
+        (["light.exr", "out.png"], "light.exr: EXR is not supported; convert it to PNG or"),
+        (["photos", "out"], "photos: contains no images ("),
+        (["photos", "out"], "), but 1 .dng, 2 .heic, 1 .mov, not read from a folder"),
         (["in.mkv", "mine.mkv"], "mine.mkv: already exists (--overwrite replaces it)"),
         (["in.mkv", "--out-dir=full"], "in.mkv: already exists (--overwrite replaces it)"),
         (["in.mkv", "out.mkv", "--compare=mine.mkv"], "--compare=mine.mkv: already exists ("),
@@ -660,7 +759,7 @@ def test_a_part_may_be_given_as_the_clock_shows_it(command, tmp_path):
         (["in.mkv", "out.mkv", "--compare=x.png"], "must be a video or an animation (.mp4"),
         (["in.mkv", "out", "--compare=x.gif", "--crf=9"], "--codec and --crf apply to videos"),
         (["camera:0", "--out-dir=out"], "a camera has no file name for --out-dir"),
-        (["in.mkv", "out.mkv", "--fps=5"], "--fps applies to images, pipes"),
+        (["in.mkv", "out.mkv", "--fps=5"], "--fps applies to images, pipes, cameras and raw"),
         (["in.mkv", "out.mkv", "--size=32x24"], "--size applies to pipes"),
         (["in.mkv", "-", "--codec=libx264"], "apply to videos, but - is not one"),
         (["full", "empty", "--compare=empty/both.mkv"], "is inside the output folder"),
@@ -675,7 +774,11 @@ def test_wrong_input_is_one_line_and_exit_code_2(options, message, command, tmp_
     Image.fromarray(pictures(1)[0]).save(tmp_path / "full" / "1.png")
     shutil.copytree(tmp_path / "full", tmp_path / "other")
     (tmp_path / "loop.mp4").symlink_to("loop.mp4")
-    (tmp_path / "photo.HEIC").write_bytes(b"a photo")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "photos").mkdir()
+    unread = ["a.HEIC", "b.heic", "c.mov", "d.dng", "notes.txt", ".hidden.heic"]
+    for name in ("photo.HEIC", "picture.jxl", "light.exr", *(f"photos/{name}" for name in unread)):
+        (tmp_path / name).write_bytes(b"a photo")
     for name in ("mine.mkv", "full/in.mkv"):
         (tmp_path / name).write_bytes(b"mine")
     names = sorted(os.listdir(tmp_path))
@@ -1040,6 +1143,41 @@ def test_a_signal_stops_a_command_that_waits_for_its_pipe(number, weights, tmp_p
     assert process.returncode == 130
     assert (tmp_path / "out.mkv").read_bytes() == b"old"
     assert not left_overs(tmp_path)
+
+
+def test_ctrl_c_in_the_middle_of_a_video_leaves_the_old_output(weights, tmp_path, request):
+    request.addfinalizer(
+        functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+    )
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs have it ignored
+    make_video(tmp_path / "in.mkv", 3000)
+    (tmp_path / "out.mkv").write_bytes(b"old")
+    with subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "deblur.py"),
+            "in.mkv",
+            "out.mkv",
+            "--overwrite",
+            f"--ckpt={weights}",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline, written = time.monotonic() + 120, 0
+        while written < 20_000 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+            with contextlib.suppress(FileNotFoundError):
+                written = sum((tmp_path / name).stat().st_size for name in left_overs(tmp_path))
+        assert written >= 20_000, "no frame was written"
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert said.endswith("deblur.py: interrupted\n")
+    assert (tmp_path / "out.mkv").read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out.mkv"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")

@@ -41,6 +41,7 @@ from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.testing import float32_error
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig
 from jaxdeblur.weights.checkpoints import Checkpoints
@@ -404,9 +405,13 @@ class TestRefusals:
         frames = np.random.default_rng(0).integers(0, 256, (2, 12, 20, 3), np.uint8)  # to 16 x 24
         found = _explain(Padded(), list(frames))
         expected = frames[None, :, ::2, ::2, 0] / np.float32(255)
-        np.testing.assert_allclose(found.blending_weights, expected, atol=1e-6)
-        np.testing.assert_allclose(found.attention[0].spatial_maps[:, :, 0], expected, atol=1e-6)
-        np.testing.assert_allclose(found.attention[0].pixel_mix[..., 0], expected, atol=1e-6)
+        np.testing.assert_allclose(found.blending_weights, expected, rtol=0, atol=float32_error(1))
+        np.testing.assert_allclose(
+            found.attention[0].spatial_maps[:, :, 0], expected, rtol=0, atol=float32_error(1)
+        )
+        np.testing.assert_allclose(
+            found.attention[0].pixel_mix[..., 0], expected, rtol=0, atol=float32_error(1)
+        )
 
     def test_a_video_that_is_too_small_is_named_before_any_is_restored(self, tmp_path):
         small = MemoryVideo("thumbnail", 3, 3)

@@ -19,6 +19,7 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.scale_choice import Gates
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.shapes import Parameters
+from jaxdeblur.testing import float32_error
 from jaxdeblur.weights.load import LoadedModel, starting_parameters
 from jaxdeblur.weights.save import export_weights
 
@@ -68,7 +69,9 @@ def test_gates_open_for_one_level_give_what_it_restores_by_itself(scale: int) ->
         return residual
 
     assert float(jnp.abs(alone(clip)).max()) > 1e-3
-    np.testing.assert_allclose(restored, clip + alone(clip), atol=1e-6)
+    # The residual of a dozen convolutions of up to 200 terms.
+    rounding = float32_error(12 * 200)
+    np.testing.assert_allclose(restored, clip + alone(clip), rtol=0, atol=rounding)
 
 
 def test_a_stream_without_the_finest_level() -> None:
@@ -146,7 +149,7 @@ def test_what_the_gates_go_by() -> None:
     np.testing.assert_allclose(found[0, 0], expected, rtol=1e-4)
     # A sigmoid of 1/2 gives a share of 1/2; 1/12 and 11/12 already give 0 and 1.
     shares = gates.shares(jnp.log(jnp.array([1 / 11, 1.0, 11.0]))[None, None])
-    np.testing.assert_allclose(shares[0, 0], [0, 0.5, 1], atol=1e-6)
+    np.testing.assert_allclose(shares[0, 0], [0, 0.5, 1], rtol=0, atol=float32_error(8))
 
 
 def test_it_starts_from_other_scales(tmp_path: Path) -> None:

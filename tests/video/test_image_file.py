@@ -10,9 +10,10 @@ import struct
 import zlib
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageCms, PngImagePlugin, features
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video import image_file
@@ -121,7 +122,7 @@ def test_bombs_are_refused_with_their_size(tmp_path, read):
     with pytest.raises(UserError, match=f"8192x8193 .*={MAX_PIXELS}"):
         read(bomb)
     bomb.write_bytes(png_with_header(2**30, 2**30))
-    with pytest.raises(UserError, match=r"bomb\.png: not a readable image: .*exceeds limit"):
+    with pytest.raises(UserError, match=rf"bomb\.png: .*{2**30}x{2**30} pixels exceed --max-pix"):
         read(bomb)
     bomb.write_bytes(png_with_header(20, 20))
     with pytest.raises(UserError, match="exceed --max-pixels=399"):
@@ -199,8 +200,8 @@ def test_any_failure_of_pillow_is_one_line(tmp_path, picture, monkeypatch):
         raise RuntimeError("Error setting from dictionary")
 
     monkeypatch.setattr(image_file.iio, "imwrite", fail)
-    writer = ImageWriter(tmp_path / "a.tif", rgb8_info(18, 25, Fraction(25)), name="a.tif")
-    with pytest.raises(UserError, match=r"a\.tif: cannot be written: Error setting"):
+    writer = ImageWriter(tmp_path / "a.jpg", rgb8_info(18, 25, Fraction(25)), name="a.jpg")
+    with pytest.raises(UserError, match=r"a\.jpg: cannot be written: Error setting"):
         writer.write(Picture((picture,)))
 
 
@@ -224,3 +225,143 @@ def test_a_disk_that_is_full_at_the_last_byte_is_an_error(name, tmp_path, pictur
 def test_writing_into_a_missing_folder_is_named(tmp_path, picture):
     with pytest.raises(UserError, match="cannot be written"):
         write_png(tmp_path / "none" / "a.png", picture)
+
+
+def test_the_limit_on_pixels_is_ours_alone(tmp_path):
+    """Pillow refuses more than 179 million, whatever --max-pixels says."""
+    (tmp_path / "large.png").write_bytes(png_with_header(20000, 10000))
+    with pytest.raises(UserError, match="exceed --max-pixels"):
+        image_size(tmp_path / "large.png")
+    assert image_size(tmp_path / "large.png", max_pixels=300_000_000) == (10000, 20000)
+
+
+XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>\xc3\xa9</x:xmpmeta>"
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def written(tmp_path, source, target, name=None) -> ImageWriter:
+    """Reads an image and writes it as another; returns the writer."""
+    reader = ImageReader([source], rate=Fraction(25), max_pixels=MAX_PIXELS)
+    writer = ImageWriter(tmp_path / target, reader.info, name=name or target)
+    for each in reader:
+        writer.write(each)
+    return writer
+
+
+def found_in(path) -> dict:
+    """Returns what Pillow finds beside the pixels."""
+    with Image.open(path) as image:
+        image.load()
+        return {
+            "exif": image.getexif().get(0x010F),
+            "icc_profile": image.info.get("icc_profile"),
+            "xmp": image.info.get("xmp"),
+            "dpi": 300 in {round(float(side)) for side in image.info.get("dpi", ())},
+        }
+
+
+@pytest.mark.parametrize("source", ["a.jpg", "a.png", "a.webp", "a.tif", "deep.png", "deep.tif"])
+def test_what_stands_beside_the_pixels_is_kept_or_said(source, tmp_path, picture):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "the maker", 6
+    if source.startswith("deep"):
+        deep = picture.astype(np.uint16) * 257
+        extra = {"icc_profile": PROFILE, "xmp": XMP, "dpi": (300.0, 300.0), "exif": exif.tobytes()}
+        image_file._write(tmp_path / source, deep, source[4:], extra)
+    else:
+        options = {"tiffinfo": {700: XMP, **exif}} if source == "a.tif" else {"exif": exif}
+        options |= {} if source in ("a.png", "a.tif") else {"xmp": XMP}
+        if source == "a.png":
+            options["pnginfo"] = PngImagePlugin.PngInfo()
+            options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.decode())
+        Image.fromarray(picture).save(
+            tmp_path / source, icc_profile=PROFILE, dpi=(300, 300), **options
+        )
+    given = found_in(tmp_path / source)
+    assert (given["exif"], given["icc_profile"], given["xmp"]) == ("the maker", PROFILE, XMP)
+    for target in ("b.jpg", "b.png", "b.webp", "b.tif", "b.avif", "b.bmp", "b.ppm"):
+        lost = " ".join(written(tmp_path, tmp_path / source, target).lost)
+        kept = found_in(tmp_path / target)
+        names = {
+            **{"exif": "EXIF", "icc_profile": "colour profile", "xmp": "XMP"},
+            "dpi": "dots per inch",
+        }
+        for key, name in names.items():
+            assert (kept[key] == given[key]) != (name in lost), (target, key, lost)
+        if target in ("b.png", "b.tif"):
+            assert not lost, "these formats hold all of it"
+
+
+def test_text_and_a_gamma_of_its_own_stay_in_png(tmp_path, picture):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Author", "me")
+    info.add(b"gAMA", struct.pack(">I", 100000))
+    Image.fromarray(picture).save(tmp_path / "in.png", pnginfo=info)
+    assert written(tmp_path, tmp_path / "in.png", "out.png").lost == []
+    with Image.open(tmp_path / "out.png") as image:
+        assert (image.text, image.info["gamma"]) == ({"Author": "me"}, 1.0)
+    lost = written(tmp_path, tmp_path / "in.png", "out.jpg").lost
+    assert lost == ["text (not supported by .jpg)", "gamma (not supported by .jpg)"]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.avif", "a.tif"])
+def test_of_many_pictures_the_first_is_taken_and_the_others_are_said(name, tmp_path):
+    """A stack, an animation, or a photograph with a depth map (MPO)."""
+    rng = np.random.default_rng(0)
+    many = [Image.fromarray(rng.integers(0, 256, (24, 32), np.uint8)) for _ in range(4)]
+    form = "MPO" if name == "a.jpg" else None
+    many[0].save(tmp_path / name, form, save_all=True, append_images=many[1:])
+    assert written(tmp_path, tmp_path / name, f"b{name[1:]}").lost == ["3 further pictures"]
+    assert read_image(tmp_path / f"b{name[1:]}").shape == (24, 32, 3)
+
+
+def tagged_avif(path, pixel_format="yuv420p10le", primaries=9, transfer=16):
+    with av.open(str(path), "w", format="avif") as out:
+        track = out.add_stream("libsvtav1", rate=25, options={"crf": "10"})
+        track.width, track.height, track.pix_fmt = 96, 64, pixel_format
+        context = track.codec_context
+        context.color_range, context.colorspace = 1, 9
+        context.color_primaries, context.color_trc = primaries, transfer
+        pixels = np.arange(64 * 96 * 3).reshape(64, 96, 3) % 250
+        frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), "rgb24")
+        out.mux([*track.encode(frame.reformat(format=pixel_format)), *track.encode(None)])
+
+
+def facts(path) -> tuple[int, int, int]:
+    with av.open(str(path)) as file:
+        frame = next(file.decode(video=0))
+    bits = frame.format.components[0].bits
+    return bits, int(frame.color_primaries), int(frame.color_trc)
+
+
+def test_avif_of_10_bits_stays_so_with_its_colour(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVT_LOG", "1")
+    tagged_avif(tmp_path / "in.avif")
+    assert facts(tmp_path / "in.avif") == (10, 9, 16)
+    assert written(tmp_path, tmp_path / "in.avif", "out.avif").lost == []
+    assert facts(tmp_path / "out.avif") == (10, 9, 16)
+    readers = [
+        ImageReader([tmp_path / name], rate=Fraction(25), max_pixels=MAX_PIXELS)
+        for name in ("in.avif", "out.avif")
+    ]
+    before, after = (next(iter(reader)).planes[0].astype(int) for reader in readers)
+    assert np.abs(before - after).mean() < 0.01 * 65535
+    assert written(tmp_path, tmp_path / "in.avif", "out.png").lost == []
+    assert facts(tmp_path / "out.png") == (16, 9, 16)
+    # A PNG's tag is read, too.
+    lost = written(tmp_path, tmp_path / "out.png", "out.tif").lost
+    assert lost == ["colour: BT.2020 PQ (not supported by .tif)"]
+    lost = written(tmp_path, tmp_path / "in.avif", "out.jpg").lost
+    assert lost == [
+        "colour: BT.2020 PQ (not supported by .jpg)",
+        "bit depth above 8 (not supported by .jpg)",
+    ]
+
+
+def test_a_colour_of_8_bits_is_said_or_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVT_LOG", "1")
+    tagged_avif(tmp_path / "in.avif", "yuv420p", 12, 13)
+    assert written(tmp_path, tmp_path / "in.avif", "out.png").lost == []
+    assert facts(tmp_path / "out.png") == (8, 12, 13)
+    lost = written(tmp_path, tmp_path / "out.png", "out.avif").lost
+    assert lost == ["colour: Display P3 kind 13 (not supported by .avif)"]

@@ -15,13 +15,14 @@ import pytest
 from PIL import Image
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.video.ffmpeg import frame_planes, pixel_layout
+from jaxdeblur.video.ffmpeg import frame_planes, is_cover, pixel_layout
 from jaxdeblur.video.image_file import ImageReader
 from jaxdeblur.video.picture import Picture
 from jaxdeblur.video.pixels import to_packed_rgb
 from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.video.writer import VideoWriter
 
+CHROMA_VP9 = "chroma resolution (not supported with libvpx-vp9)"
 ROTATED = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
 
 
@@ -486,7 +487,8 @@ def test_a_gif_is_a_video_with_alpha(tmp_path):
     pictures[0].save(tmp_path / "in.gif", save_all=True, **rest)
     assert rewrite(tmp_path / "in.gif", tmp_path / "out.mkv").encoder == "ffv1"
     writer = rewrite(tmp_path / "in.gif", tmp_path / "out.mp4")
-    assert (writer.encoder, writer.lost) == ("libx264", ["alpha (not supported with libx264)"])
+    lost = [f"{what} (not supported with libx264)" for what in ("alpha", "chroma resolution")]
+    assert (writer.encoder, writer.lost) == ("libx264", lost)
     with VideoReader(tmp_path / "out.mp4") as reader:
         unit = reader.info.time_base
         assert [p.pts * unit for p in reader] == [Fraction(i, 25) for i in range(3)]
@@ -537,9 +539,12 @@ def test_encoders_that_share_chroma_get_a_size_they_take(codec, tmp_path):
     [
         (Recipe(sounds=1, subtitles="ass"), ".mp4", ["subtitle track 2 (ssa)"]),
         (Recipe(matrix=ROTATED, sounds=1), ".ts", ["rotation (not supported by mpegts)"]),
-        (Recipe("ffv1", "bgra"), ".webm", ["alpha (not supported with libvpx-vp9)"]),
+        (Recipe("ffv1", "bgra"), ".webm", ["alpha (not supported with libvpx-vp9)", CHROMA_VP9]),
         (Recipe("libx265", "yuv420p12le"), ".webm", ["bit depth above 8"]),
-        (Recipe("ffv1", "bgra"), ".ts", ["alpha (not supported with libx264)"]),
+        (
+            *(Recipe("ffv1", "bgra"), ".ts"),
+            [f"{what} (not supported with libx264)" for what in ("alpha", "chroma resolution")],
+        ),
     ],
 )
 def test_what_a_container_cannot_hold_is_said(recipe, suffix, lost, tmp_path):
@@ -648,7 +653,7 @@ def test_grey_images_keep_their_contrast(suffix, tmp_path):
     ("given", "size", "suffix", "codec", "written", "lost"),
     [
         ("gray", (24, 32), ".webm", None, "yuv420p", []),
-        ("bgr0", (23, 31), ".webm", None, "yuv420p", []),
+        ("bgr0", (23, 31), ".webm", None, "yuv420p", [CHROMA_VP9]),
         ("bgr0", (23, 31), ".mkv", "libx265", "yuv444p", []),
         ("bgra", (23, 31), ".mkv", "libx265", "yuv444p", ["alpha (not supported with libx265)"]),
         (
@@ -698,6 +703,102 @@ def test_what_mkvmerge_counted_of_the_old_track_is_not_said_of_the_new(tmp_path)
     with av.open(str(tmp_path / "out.mkv")) as container:
         said = container.streams.video[0].metadata
     assert {key.lower() for key in said} - {"duration", "encoder"} == {"title"}
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".mp4", ".mkv"])
+def test_the_time_code_of_a_part_is_that_of_its_first_frame(suffix, tmp_path):
+    recipe = Recipe(rate=Fraction(25), frames=50, stream_metadata={"timecode": "10:00:00:00"})
+    source = recipe.make(tmp_path / f"in{suffix}")
+    for start, expected in ((0.0, "10:00:00:00"), (1.0, "10:00:01:00"), (0.5, "10:00:00:13")):
+        target = tmp_path / f"out{start}{suffix}"
+        assert rewrite(source, target, start=start).lost == []
+        with av.open(str(target)) as container:
+            found = {k.lower(): v for k, v in container.streams.video[0].metadata.items()}
+        assert found["timecode"] == expected
+
+
+def test_a_time_code_of_another_kind_is_not_told_of_a_part(tmp_path):
+    source = Recipe(frames=50, stream_metadata={"timecode": "ten"}).make(tmp_path / "in.mkv")
+    assert rewrite(source, tmp_path / "whole.mkv").lost == []
+    writer = rewrite(source, tmp_path / "out.mkv", start=1.0)
+    assert writer.lost == ["time code (not of a kind that can be moved to the part)"]
+
+
+def cover() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(file, "JPEG")
+    return file.getvalue()
+
+
+def covered(path: Path) -> Path:
+    """Writes a video with a cover picture."""
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 24, "yuv420p"
+        picture = None
+        if path.suffix == ".mkv":
+            out.add_attachment("cover.jpg", "image/jpeg", cover())
+        else:
+            picture = out.add_stream("mjpeg", rate=25)
+            picture.width, picture.height, picture.pix_fmt = 32, 32, "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic
+        for _ in range(3):
+            out.mux(video.encode(av.VideoFrame(32, 24, "yuv420p")))
+        out.mux(video.encode(None))
+        if picture is not None:
+            packet = av.Packet(cover())
+            packet.stream, packet.pts, packet.dts = picture, 0, 0
+            out.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("given", [".mkv", ".mp4"])
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov", ".webm", ".avi", ".ts"])
+def test_a_cover_picture_stays_one_or_is_said(given, suffix, tmp_path):
+    source = covered(tmp_path / f"in{given}")
+    writer = rewrite(source, tmp_path / f"out{suffix}")
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        covers = [each for each in container.streams.video if is_cover(each)]
+        assert len(container.streams.video) - len(covers) == 1
+        if suffix in (".mkv", ".mp4"):
+            assert bytes(next(container.demux(covers[0]))) == cover()
+    others = [what for what in writer.lost if "timestamps" not in what]
+    assert others == ([] if suffix in (".mkv", ".mp4") else ["cover picture"])
+
+
+def test_a_mark_of_3d_is_said(tmp_path):
+    recipe = Recipe(options={"x264-params": "frame-packing=3"})
+    writer = rewrite(recipe.make(tmp_path / "in.mp4"), tmp_path / "out.mp4")
+    assert writer.lost == ["stereo 3D mark (frame packing)"]
+
+
+def test_alpha_that_the_decoder_ignores_is_said(tmp_path):
+    """FFmpeg's own decoder of VP9; its mark would make players look for alpha in the result."""
+    source = Recipe("libvpx-vp9", "yuva420p").make(tmp_path / "in.webm")
+    writer = rewrite(source, tmp_path / "out.webm")
+    assert writer.lost == ["alpha (not decoded)"]
+    with av.open(str(tmp_path / "out.webm")) as container:
+        assert "alpha_mode" not in {k.lower() for k in container.streams.video[0].metadata}
+
+
+@pytest.mark.parametrize(
+    ("codec", "given", "suffix", "written", "lost"),
+    [
+        ("libx264rgb", "rgb24", ".mkv", "gbrp", []),
+        ("libx264rgb", "rgb24", ".mp4", "gbrp", []),
+        ("libx265", "gbrp", ".mkv", "gbrp", []),
+        ("libx265", "gbrp10le", ".mkv", "gbrp12le", ["bit depth above 12"]),
+        ("libvpx-vp9", "gbrp", ".webm", "gbrp", []),
+    ],
+)
+def test_rgb_video_stays_rgb(codec, given, suffix, written, lost, tmp_path):
+    """Neighbouring columns of red and black would be mixed in 4:2:0."""
+    quiet = {"x265-params": "log-level=0"} if codec == "libx265" else {}
+    recipe = Recipe(codec, given, frames=2, colour=(2, 0, 2, 2), options=quiet)
+    source = recipe.make(tmp_path / f"in{suffix}")
+    assert rewrite(source, tmp_path / f"out{suffix}", crf=1).lost == lost
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        assert next(container.decode(video=0)).format.name == written
 
 
 def no_video(path: Path) -> None:

@@ -16,7 +16,7 @@ from jaxdeblur.data.fixed_scenes import rendered_videos
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
 from jaxdeblur.weights import shipped
-from jaxdeblur.weights.load import load_model, load_restorer
+from jaxdeblur.weights.load import load_model, load_restorer, runs_paths
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -114,3 +114,12 @@ def test_the_demo_restores_a_clip_and_may_be_run_twice(
     blurred, restored = (sorted((clip / name).iterdir()) for name in ("blurred", "restored"))
     assert [file.name for file in restored] == [file.name for file in blurred]
     assert restored[0].read_bytes() != blurred[0].read_bytes()
+
+
+def test_which_weights_run_blur_paths(tmp_path: Path) -> None:
+    found = {name for name in [*shipped.names(), "paths"] if runs_paths(name)}
+    assert found == {"strcnn_dtb_paths", "paths"}
+    assert runs_paths(shipped.path("strcnn_dtb_paths"))
+    (tmp_path / "broken.safetensors").write_bytes(b"broken")
+    for nothing in ("nothing", tmp_path, tmp_path / "broken.safetensors"):
+        assert not runs_paths(nothing), "loading it reports the error"
