@@ -157,11 +157,11 @@ def build(sessions: _Sessions) -> gr.Blocks:
             request: gr.Request,
         ) -> Iterator[Any]:
             session = sessions.of(request)
-            wrong = session.take([Path(p) for p in paths or []], sessions.used_elsewhere(session))
+            session.take([Path(path) for path in paths or []], sessions.used_elsewhere(session))
             settings = settings_of(fast, mix, begin, most)
             looking = next((each for each in session.found if each.is_video), None)
             yield {
-                found: show.files(session.found, wrong, looking.path if looking else None),
+                found: show.files(session.found, session.wrong, looking.path if looking else None),
                 expected: guess(session, settings),
                 said: "",
                 results: gr.update(visible=False),
@@ -170,11 +170,11 @@ def build(sessions: _Sessions) -> gr.Blocks:
                 return
             try:
                 for _ in session.find_out():
-                    yield {found: show.files(session.found, wrong)}
+                    yield {found: show.files(session.found, session.wrong)}
             except Exception as error:
                 if (message := message_of(error)) is None:
                     raise
-                yield {found: show.files(session.found, [*wrong, message])}
+                yield {found: show.files(session.found, [*session.wrong, message])}
 
         def guess(session: Session, settings: Settings) -> str:
             if not session.found:
@@ -192,6 +192,7 @@ def build(sessions: _Sessions) -> gr.Blocks:
                 yield {said: '<p class="wrong">Drop a video or a photograph first.</p>'}
                 return
             yield {
+                found: show.files(session.found, session.wrong),
                 results: gr.update(visible=False),
                 said: "",
                 cancel: gr.update(interactive=True),
@@ -202,6 +203,7 @@ def build(sessions: _Sessions) -> gr.Blocks:
                 yield {said: "".join(files.values())}
             made = shown(session, 0) if session.results else {}
             yield {
+                found: show.files(session.found, session.wrong),
                 expected: guess(session, settings),
                 cancel: gr.update(interactive=False),
                 **made,
@@ -237,7 +239,7 @@ def build(sessions: _Sessions) -> gr.Blocks:
 
         chosen = [quality, strength, start, seconds]
         all_shown = [results, which, pair, number, download]
-        to_work = [said, expected, cancel, *all_shown]
+        to_work = [found, said, expected, cancel, *all_shown]
         dropped.change(
             take,
             [dropped, *chosen],

@@ -21,6 +21,7 @@ from PIL import Image
 
 from jaxdeblur.app.show import Found, Settings, State
 from jaxdeblur.errors import message_of
+from jaxdeblur.options import Time
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.findings import find_out, found_by
 from jaxdeblur.restoration.plan import DeblurConfig, Job, plan
@@ -137,18 +138,20 @@ class Session:
     Attributes:
       folder: for results and pictures; it is removed with the session.
       found: the files that can be restored.
-      results: what was restored from them.
+      wrong: what is wrong with the others, a line each.
+      results: what was restored.
     """
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.folder = folder
         self.found: list[Found] = []
+        self.wrong: list[str] = []
         self.results: list[Result] = []
         self._engine, self._uploads = engine, set[Path]()
         self._cancelled = threading.Event()
 
-    def take(self, paths: list[Path], used_elsewhere: set[Path]) -> list[str]:
-        """Takes the files that were dropped in place of the last; returns what is wrong with some.
+    def take(self, paths: list[Path], used_elsewhere: set[Path]) -> None:
+        """Takes the files that were dropped in place of the last.
 
         The last files and their results are removed, unless another session uses them too.
         """
@@ -156,15 +159,13 @@ class Session:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._cancelled = threading.Event()
         self._uploads = set(paths)
-        wrong = []
         for path in paths:
             try:
                 self.found.append(look_at(path, self.folder))
             except Exception as error:
                 if (message := message_of(error)) is None:
                     raise
-                wrong.append(_by_name(message, path))
-        return wrong
+                self.wrong.append(_by_name(message, path))
 
     def find_out(self) -> Iterator[Found]:
         """Yields each video with what is found out about its shutter, and compiles for its size."""
@@ -237,7 +238,7 @@ class Session:
         shutil.rmtree(self.folder, ignore_errors=True)
         for path in self._uploads - keep:
             path.unlink(missing_ok=True)
-        self.found, self._uploads = [], set()
+        self.found, self.wrong, self._uploads = [], [], set()
 
     def _drop_results(self) -> None:
         for result in self.results:
@@ -294,6 +295,8 @@ class Session:
         timing = deblur(deblurrer, job, config, watch=watch)
         state.seconds = timing.seconds
         state.facts = found_by(streams[0])
+        if found in self.found and found.is_video and not settings.fast:
+            self.found[self.found.index(found)] = dataclasses.replace(found, facts=state.facts)
         assert job.output is not None
         if cancelled.is_set():
             job.output.unlink(missing_ok=True)
@@ -328,7 +331,8 @@ def look_at(path: Path, folder: Path) -> Found:
 def _job(found: Found, settings: Settings, folder: Path) -> tuple[Job, DeblurConfig]:
     part: dict[str, Any] = {}
     if found.is_video:
-        part = {"start": settings.start, "duration": settings.seconds}
+        length = None if settings.seconds is None else Time(settings.seconds)
+        part = {"start": Time(settings.start), "duration": length}
     config = DeblurConfig(out_dir=str(folder), strength=settings.strength, quiet=True, **part)
     (job,) = plan([str(found.path)], config)
     assert job.output is not None

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -200,7 +201,7 @@ class PartSource(PictureSource):
             ]
             self._begins = Fraction(whole.container.start_time or 0, 1_000_000)
             self._known = _before(whole, bounds[0], self._begins) if share.number > 1 else []
-        self._states_end = bool(track.duration)
+        self._states_end = bool(track.frames)  # as of MP4; others only guess their length
         self._length_end = first + length
         start = 0.0
         if self._known:
@@ -329,8 +330,8 @@ def _as_options(found: dict[str, Any], config: DeblurConfig) -> dict[str, Any]:
 def _parts_of(output: Path, job: Job) -> tuple[list[PartRecord], list[Path]]:
     """Returns the records and files of all parts, in order."""
     folder = folder_of(output)
-    names = sorted(folder.glob(f"*-of-*{output.suffix}"))
-    counts = {path.stem.partition("-of-")[2] for path in names}
+    named = [re.fullmatch(r"\d+-of-(\d+)", path.stem) for path in folder.glob(f"*{output.suffix}")]
+    counts = {found[1] for found in named if found is not None}  # others are left by a killed part
     if len(counts) != 1:
         what = "parts of different numbers; remove those of one" if counts else "no parts"
         raise UserError(f"{folder}: contains {what}")

@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jaxdeblur.errors import ProgressLine, UserError, message_of, tell
+from jaxdeblur.errors import (
+    BAD_MACHINE,
+    ProgressLine,
+    UserError,
+    exit_code_of,
+    message_of,
+    tell,
+)
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.plan import DeblurConfig, Job
@@ -85,7 +92,7 @@ def restore_all(
     Raises:
       UserError: jobs failed; each of several is reported.
     """
-    failed = []
+    failed, worst = [], None
     for job in jobs:
         try:
             deblur(deblurrer_of(job), job, config)
@@ -94,10 +101,13 @@ def restore_all(
             if len(jobs) == 1 or message is None:
                 raise
             failed.append(job.name)
+            if worst is None or exit_code_of(error) == BAD_MACHINE:
+                worst = error
             tell(f"error: {message}")
     if failed:
         names = ", ".join(failed)
-        raise UserError(f"{len(failed)} of {len(jobs)} inputs could not be restored: {names}")
+        message = f"{len(failed)} of {len(jobs)} inputs could not be restored: {names}"
+        raise UserError(message) from worst
 
 
 def deblur(
