@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -28,6 +29,16 @@ def tell(text: str, end: str = "\n") -> None:
         print(text, end=end, file=sys.stderr, flush=True)
 
 
+BAD_INPUT, BAD_MACHINE = 2, 75
+"""Exit codes: what was asked for cannot be done anywhere, or not here and now (EX_TEMPFAIL)."""
+
+# What the system says when a disk, a device or memory is at fault, not the input.
+_OF_THE_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.ENOMEM, errno.ENODEV, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT),
+}
+
+
 class UserError(Exception):
     """Bad input. The message names the file or option and says what would be right, in one line."""
 
@@ -35,7 +46,8 @@ class UserError(Exception):
 def run_command(main: Callable[[], None], name: str, *, together: bool = False) -> None:
     """Runs a command's ``main``; a :class:`UserError` becomes one line on stderr and exit code 2.
 
-    So does an OSError that names a file, a missing package, or running out of memory. A signal ends
+    So does an OSError that names a file. A missing package, a full disk or running out of memory is
+    one line too, with exit code 75: another machine may do better. A signal ends
     with exit code 130 and one line, as shells expect; training saves first.
 
     Args:
@@ -53,7 +65,7 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
     except Exception as error:
         if (message := message_of(error)) is not None:
             tell(f"{name}: error: {message}")
-            _leave(2, together)
+            _leave(exit_code_of(error), together)
         if not together:
             raise
         traceback.print_exc()
@@ -101,6 +113,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Returns BAD_MACHINE if a fault of this machine is among an error's causes, else BAD_INPUT."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError | ModuleNotFoundError):
+            return BAD_MACHINE
+        if "RESOURCE_EXHAUSTED" in str(cause) or getattr(cause, "errno", None) in _OF_THE_MACHINE:
+            return BAD_MACHINE
+        cause = cause.__cause__
+    return BAD_INPUT
 
 
 def message_of(error: Exception) -> str | None:

@@ -29,6 +29,7 @@ ORDER = (
     "restoration",
     "evaluation",
     "training",
+    "app",
 )
 
 

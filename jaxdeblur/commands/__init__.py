@@ -1,4 +1,4 @@
-"""The command ``jaxdeblur``, which runs those of the scripts of a checkout, and two more."""
+"""The command ``jaxdeblur``, which runs those of the scripts of a checkout, and three more."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jaxdeblur.options import Parser
 
 COMMANDS = {
     "deblur": ("jaxdeblur.commands.deblur", "restores videos, folders of frames and images"),
+    "app": ("jaxdeblur.commands.app", "the same on a page in the browser"),
     "train": ("jaxdeblur.commands.train", "trains a model"),
     "evaluate": ("jaxdeblur.commands.evaluate", "scores a model on a data set"),
     "convert": ("jaxdeblur.weights.convert", "imports weights of a reference implementation"),

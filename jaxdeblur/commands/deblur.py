@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 from jaxdeblur.errors import tell
 from jaxdeblur.options import (
     ClusterConfig,
@@ -20,6 +25,7 @@ examples:
   deblur.py photos/ --single --out-dir=sharp     many, each by itself
   deblur.py *.mp4 --out-dir=restored             many videos
   deblur.py in.mp4 out.mp4 --compare=both.mp4    and a second video that shows both
+  deblur.py in.mp4 out.mp4 --part=3/16           a share of a long video; then --join
   deblur.py camera:0 out.mp4                     a camera, until ctrl-C
   ... | deblur.py - - --size=1280x720 | ...      raw rgb24 frames in a pipe
 """
@@ -48,6 +54,7 @@ def main(name: str = "deblur.py") -> None:
     import jax
 
     from jaxdeblur import devices
+    from jaxdeblur.restoration import parts
     from jaxdeblur.restoration.deblurrer import Deblurrer
     from jaxdeblur.restoration.restore import restore_all
     from jaxdeblur.weights import shipped
@@ -75,16 +82,23 @@ def main(name: str = "deblur.py") -> None:
             tell(f"{name}: nothing left to do")
         return
 
+    if config.join:
+        parts.join_parts(jobs[0], config)
+        return
+
+    def deblurrer_of(weights: str, found: Mapping[str, Any] = MappingProxyType({})) -> Deblurrer:
+        given = {"duty": config.duty, "light": config.light, **found}
+        return Deblurrer(
+            weights, strength=config.strength, tile=config.tile, dtype=config.dtype, **given
+        )
+
+    if config.part is not None:
+        weights = weights_of(jobs[0])
+        parts.restore_part(functools.partial(deblurrer_of, weights), jobs[0], config, weights)
+        return
     deblurrers = {}
     for weights in dict.fromkeys(map(weights_of, jobs)):
-        deblurrers[weights] = deblurrer = Deblurrer(
-            weights,
-            strength=config.strength,
-            tile=config.tile,
-            dtype=config.dtype,
-            duty=config.duty,
-            light=config.light,
-        )
+        deblurrers[weights] = deblurrer = deblurrer_of(weights)
         if config.ckpt is None and not config.quiet:
             tell(f"weights: {deblurrer.source}, on {devices.described()}")
     restore_all(lambda job: deblurrers[weights_of(job)], jobs, config)

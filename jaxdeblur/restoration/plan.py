@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import Count, FrameSize, Range, Share, Time, check_ranges
+from jaxdeblur.restoration.part_names import Part
 from jaxdeblur.video.formats import (
     ANIMATED_SUFFIXES,
     CAMERA,
@@ -59,6 +60,9 @@ class DeblurConfig:
       light: for blur paths, what the camera averaged; estimated from the video by default.
       tile: auto, none or HEIGHTxWIDTH: restore large frames in tiles; auto goes by free memory.
       max_pixels: frames with more pixels are refused.
+      part: NUMBER/PARTS: restore this share of one video, beside OUTPUT; /PARTS takes the number
+        from the SLURM array or the Indexed Job of Kubernetes that the process belongs to.
+      join: put the parts of a video together, without encoding again, and remove them.
       skip_done: skip inputs whose output exists and is newer.
       overwrite: replace files that exist; in a folder, those of the same names.
       quiet: print errors only.
@@ -82,6 +86,8 @@ class DeblurConfig:
     light: Literal["stored", "linear"] | None = None
     tile: str = "auto"
     max_pixels: Count = MAX_PIXELS
+    part: Part | None = None
+    join: bool = False
     skip_done: bool = False
     overwrite: bool = False
     quiet: bool = False
@@ -97,6 +103,8 @@ class DeblurConfig:
                 "--fast uses the shipped weights without blur paths; it cannot be combined with "
                 "--ckpt, --duty or --light"
             )
+        if self.part is not None and self.join:
+            raise UserError("--part and --join cannot be combined; join when all parts are there")
         if self.size is not None and self.size[0] * self.size[1] > self.max_pixels:
             raise UserError(f"--size exceeds --max-pixels={self.max_pixels}")
 
@@ -201,6 +209,8 @@ def plan(paths: list[str], config: DeblurConfig) -> list[Job]:
         if len(jobs) > 1:
             raise UserError("--compare takes a single input")
         _check_compare(jobs[0], config.compare, config.overwrite)
+    if config.part is not None or config.join:
+        _check_parts(jobs, config)
     kinds = {job.kind for job in jobs}
     allowed = {"video"} if config.start else {"video", "camera"}
     if (config.start or config.length is not None) and kinds - allowed:
@@ -325,6 +335,20 @@ def _check_output(job: Job, output: Path, out_dir: Path | None, overwrite: bool)
         )
     elif is_image(output) and job.use != "photograph":
         raise UserError(f"{output}: an image cannot hold a video; give a folder or a video file")
+
+
+def _check_parts(jobs: list[Job], config: DeblurConfig) -> None:
+    option = "--join" if config.join else "--part"
+    if len(jobs) > 1 or jobs[0].kind != "video":
+        raise UserError(f"{option} takes a single video")
+    if jobs[0].suffix not in CONTAINERS or jobs[0].suffix == ".avi":
+        kinds = ", ".join(suffix for suffix in CONTAINERS if suffix != ".avi")
+        raise UserError(
+            f"{option}: OUTPUT must be a video whose format stores times ({kinds}), not "
+            f"{jobs[0].output or '-'}"
+        )
+    if config.start or config.length is not None or config.compare is not None:
+        raise UserError(f"{option} cannot be combined with --start, --end, --duration or --compare")
 
 
 def _refuse_existing(path: Path, name: str) -> None:

@@ -12,10 +12,18 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jaxdeblur.errors import ProgressLine, UserError, message_of, tell
+from jaxdeblur.errors import (
+    BAD_MACHINE,
+    ProgressLine,
+    UserError,
+    exit_code_of,
+    message_of,
+    tell,
+)
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.plan import DeblurConfig, Job
+from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.restoration.threads import in_stages
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.animation import MAX_WIDTH, AnimationWriter
@@ -37,6 +45,20 @@ _VISIBLE = 0.25 / 255
 
 PictureView = Callable[[Picture, tuple[Plane, ...]], Picture]
 """Makes the picture to write from one as read and its restored planes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """What follows a restoration, in place of lines on stderr. What a function raises ends it.
+
+    Attributes:
+      say: takes a message, but neither the timing nor the shutter, which the caller gets.
+      restored: takes the number of frames restored so far, how many there are if known, and the
+        stream; before the first frame, 0.
+    """
+
+    say: Callable[[str], None]
+    restored: Callable[[int, int | None, Stream], None]
 
 
 @dataclasses.dataclass
@@ -70,7 +92,7 @@ def restore_all(
     Raises:
       UserError: jobs failed; each of several is reported.
     """
-    failed = []
+    failed, worst = [], None
     for job in jobs:
         try:
             deblur(deblurrer_of(job), job, config)
@@ -79,21 +101,42 @@ def restore_all(
             if len(jobs) == 1 or message is None:
                 raise
             failed.append(job.name)
+            if worst is None or exit_code_of(error) == BAD_MACHINE:
+                worst = error
             tell(f"error: {message}")
     if failed:
         names = ", ".join(failed)
-        raise UserError(f"{len(failed)} of {len(jobs)} inputs could not be restored: {names}")
+        message = f"{len(failed)} of {len(jobs)} inputs could not be restored: {names}"
+        raise UserError(message) from worst
 
 
-def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
+def deblur(
+    deblurrer: Deblurrer,
+    job: Job,
+    config: DeblurConfig,
+    *,
+    watch: Watch | None = None,
+    opened: Callable[..., contextlib.AbstractContextManager[PictureSource]] | None = None,
+    written: Callable[..., contextlib.AbstractContextManager[PictureTarget]] | None = None,
+) -> Timing:
     """Restores one input into its output, which is replaced only when the new one is complete.
+
+    Args:
+      deblurrer: the network.
+      job: the input and the output.
+      config: the options.
+      watch: what follows the work; None for lines on stderr.
+      opened: opens the source of ``job`` and ``config``; by default all that the input holds.
+      written: opens the target of ``job``, the source and ``config``; by default the output.
 
     Raises:
       UserError: the input cannot be read or the output not written; an old output is unchanged.
     """
 
     def say(text: str, about: str = job.name) -> None:
-        if not config.quiet:
+        if watch is not None:
+            watch.say(text)
+        elif not config.quiet:
             tell(f"{about}: {text}")
 
     def say_what_is_lost() -> None:
@@ -112,9 +155,9 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         say(f"not read: {job.left_out}; convert images to PNG or JPEG, and give videos by name")
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(_open_source(job, config))
+        source = stack.enter_context((opened or _open_source)(job, config))
         info = source.info
-        target = stack.enter_context(_open_target(job, source, config))
+        target = stack.enter_context((written or _open_target)(job, source, config))
         if isinstance(source, VideoReader) and not isinstance(target, VideoWriter):
             target.lost += ["audio and other tracks"] if source.others else []
         targets: list[tuple[str, PictureTarget, PictureView]] = [(job.name, target, _restored)]
@@ -129,13 +172,17 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
             say(f"restoring frames in tiles of {tiles} to fit the free memory")
         stream = deblurrer.open_stream(info.height, info.width, info.layout)
         stages = in_stages(source, stream, patience=1.0 if job.kind == "pipe" else None)
-        progress = ProgressLine(job.name, info.frames, quiet=config.quiet)
+        progress = ProgressLine(job.name, info.frames, quiet=config.quiet or watch is not None)
         timing, change = Timing(), 1.0
+        if watch is not None:
+            watch.restored(0, info.frames, stream)
         with contextlib.closing(progress), contextlib.closing(stages):
             for picture, planes in stages:
                 timing.frames += 1
                 timing.first_frame = timing.first_frame or time.monotonic() - began
                 progress.update(timing.frames)
+                if watch is not None:
+                    watch.restored(timing.frames, info.frames, stream)
                 for _, each, view in targets:
                     each.write(view(picture, planes))
                 if info.frames == 1:
@@ -146,8 +193,9 @@ def deblur(deblurrer: Deblurrer, job: Job, config: DeblurConfig) -> Timing:
         if isinstance(source, CameraReader):
             say(f"{source.dropped} frames dropped")
         say_what_is_lost()
-    say(str(timing))
-    if stream.shutter is not None:
+    if watch is None:
+        say(str(timing))
+    if watch is None and stream.shutter is not None:
         duty, light = stream.shutter
         say(f"the shutter was open {duty:.0%} of the time, in {light} light")
     if change < _VISIBLE and config.strength:
