@@ -32,7 +32,7 @@ def main(name: str = "evaluate.py") -> None:
     from jaxdeblur.evaluation.metrics import PROTOCOLS
     from jaxdeblur.evaluation.results import default_folder, table
     from jaxdeblur.options import ClusterConfig
-    from jaxdeblur.weights.load import load_restorer, newest_run
+    from jaxdeblur.weights.load import load_model, newest_run
 
     parser = Parser(
         prog=name,
@@ -79,7 +79,7 @@ def main(name: str = "evaluate.py") -> None:
         arguments.ckpt = str(newest_run())
         if jax.process_index() == 0:
             tell(f"scoring the newest run, {arguments.ckpt}; --ckpt=RUN selects another")
-    loaded = load_restorer(arguments.ckpt, dtype=arguments.dtype)
+    loaded = load_model(arguments.ckpt, dtype=arguments.dtype)
     if loaded.of_photographs and not config.single:
         config = dataclasses.replace(config, single=True)
         if jax.process_index() == 0:
