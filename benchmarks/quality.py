@@ -26,7 +26,7 @@ from jaxdeblur.errors import run_command
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.evaluate import evaluate
 from jaxdeblur.options import ClusterConfig, Parser
-from jaxdeblur.weights.load import LoadedModel, load_restorer
+from jaxdeblur.weights.load import LoadedModel, load_model
 
 _MEANS = (
     "psnr", "psnr_blurred", "ssim", "ssim_blurred", "temporal_error", "temporal_error_blurred",
@@ -57,7 +57,7 @@ def main() -> None:
     devices.use_cores(1, ClusterConfig())
     print(f"{machine()}\n")
     for checkpoint in arguments.ckpt:
-        loaded = load_restorer(checkpoint)
+        loaded = load_model(checkpoint)
         out = arguments.out / Path(checkpoint).name
         print(f"### {checkpoint} (step {loaded.step})\n")
         print("| data | blurred, dB | restored, dB | gain | worst | SSIM | flicker, grey levels |")

@@ -13,7 +13,7 @@ from jaxdeblur.deploy import write
 from jaxdeblur.deploy.forms import FORMS
 from jaxdeblur.errors import UserError, run_command
 from jaxdeblur.options import Parser, add_extension_option, load_extension
-from jaxdeblur.weights import save
+from jaxdeblur.weights import save, shipped
 from jaxdeblur.weights.load import LoadedModel, load_model
 
 _SUFFIXES = (".safetensors", ".onnx", ".stablehlo")
@@ -58,10 +58,9 @@ def main(name: str = "python -m jaxdeblur.export") -> None:
 
 def _network(run: str) -> LoadedModel:
     loaded = load_model(run)
-    if below := getattr(loaded.network, "over_paths", ""):
-        raise UserError(f"{run}: blur paths cannot be exported; export {below}, the network below")
     if len(loaded.model.parts()) > 1:
-        raise UserError(f"{run}: blur paths cannot be exported")
+        alone = shipped.default_name("fast video")
+        raise UserError(f"{run}: blur paths cannot be exported, only a network, such as {alone}")
     return loaded
 
 

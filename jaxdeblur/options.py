@@ -139,27 +139,48 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def add_fields(parser: argparse.ArgumentParser, config: Any, title: str) -> None:
-    """Adds an option for each field of the dataclass ``config``, with its values as defaults."""
-    group = parser.add_argument_group(title)
+    """Adds an option for each field of the dataclass ``config``, with its values as defaults.
+
+    Of a system of networks, only those of the networks' configs within it are options, named after
+    both, such as ``--fusion-width``.
+    """
+    _add_fields(parser.add_argument_group(title), config, "")
+
+
+def _add_fields(group: Any, config: Any, prefix: str) -> None:
     types_of = typing.get_type_hints(type(config))
     help_of = field_help(type(config))
-    for field in dataclasses.fields(config):
-        group.add_argument(
-            "--" + field.name.replace("_", "-"),
-            dest=field.name,
-            default=getattr(config, field.name),
-            help=help_of.get(field.name, " "),
-            **_how_to_parse(types_of[field.name]),
-        )
+    for name, value in _fields(config):
+        if dataclasses.is_dataclass(value):
+            _add_fields(group, value, f"{prefix}{name}_")
+        elif not _is_system(config):
+            group.add_argument(
+                f"--{prefix}{name}".replace("_", "-"),
+                dest=prefix + name,
+                default=value,
+                help=help_of.get(name, " "),
+                **_how_to_parse(types_of[name]),
+            )
 
 
-def read_fields(arguments: argparse.Namespace, config: Config) -> Config:
+def read_fields(arguments: argparse.Namespace, config: Config, prefix: str = "") -> Config:
     """Returns ``config`` with its fields replaced by the options that ``add_fields`` added."""
     values = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(arguments, field.name)
-        values[field.name] = tuple(value) if isinstance(value, list) else value
+    for name, value in _fields(config):
+        if dataclasses.is_dataclass(value):
+            value = read_fields(arguments, value, f"{prefix}{name}_")
+        elif not _is_system(config):
+            value = getattr(arguments, prefix + name)
+        values[name] = tuple(value) if isinstance(value, list) else value
     return type(config)(**values)
+
+
+def _is_system(config: Any) -> bool:
+    return any(dataclasses.is_dataclass(value) for _, value in _fields(config))
+
+
+def _fields(config: Any) -> list[tuple[str, Any]]:
+    return [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
 
 
 def replaced(config: Config, **values: Any) -> Config:
@@ -192,11 +213,13 @@ def differing_fields(ours: Any, theirs: Any) -> list[str]:
     """Returns ``name: here X, there Y`` for each field that differs, or for differing types."""
     if type(ours) is not type(theirs):
         return [f"kind: here {type(ours).__name__}, there {type(theirs).__name__}"]
-    return [
-        f"{field.name}: here {getattr(ours, field.name)}, there {getattr(theirs, field.name)}"
-        for field in dataclasses.fields(ours)
-        if getattr(ours, field.name) != getattr(theirs, field.name)
-    ]
+    found = []
+    for (name, here), (_, there) in zip(_fields(ours), _fields(theirs), strict=True):
+        if dataclasses.is_dataclass(here):
+            found += [f"{name} {difference}" for difference in differing_fields(here, there)]
+        elif here != there:
+            found.append(f"{name}: here {here}, there {there}")
+    return found
 
 
 def from_json(config: type[Config], values: Any, where: str) -> Config:
@@ -223,6 +246,8 @@ def _tuples(value: Any) -> Any:
 
 def _fits(value: Any, kind: Any) -> bool:
     origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
     if origin is Literal:
         return value in parts
     if origin in (typing.Union, types.UnionType):

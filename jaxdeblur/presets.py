@@ -29,6 +29,8 @@ class Preset:
     data: DataConfig
     expect: str = ""
     """The hardware and duration of its training, and the gain; empty if unknown."""
+    start_from: str | None = None
+    """The weights that a run starts from by default: those of a system's base."""
     on_cores: str | None = None
     """The preset to use on a machine without a GPU, where training this one takes days."""
 

@@ -55,6 +55,8 @@ def imports_of(path: Path) -> set[str]:
 
 def rank(name: str) -> int:
     """Returns a module's place in the order: below the folders, in one of them, or above."""
+    if name == "jaxdeblur.models.registry":  # It lists every model, blur paths included.
+        return ORDER.index("paths")
     room = ([*name.split("."), ""])[1]
     if room in ("presets", "export", "testing", "commands"):
         return len(ORDER) + (room == "commands")

@@ -26,6 +26,7 @@ from jaxdeblur.options import (
     from_json,
     load_extension,
     read_fields,
+    replaced,
 )
 from jaxdeblur.training.step import TrainingConfig
 
@@ -60,6 +61,16 @@ class Sample(Base):
     pair: tuple[float, float] = (0.0, 1.0)
 
 
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A config with others within it."""
+
+    first: Any
+    inner: Any
+    absent: Any = None
+    share: Share = 0.0
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("90.5", 90.5), ("1:30.5", 90.5), ("0:01:30.5", 90.5), ("100:00", 6000), ("01:00:00", 3600)],
@@ -91,6 +102,27 @@ def test_fields_become_options() -> None:
     given = parse("--count=3", "--kind=b", "--no-flag", "--name", "x", "--below", "4", "5", "6")
     assert given == Sample(count=3, kind="b", flag=False, name="x", below=(4, 5, 6))
     assert parse("--pair", "2", "3").pair == (2.0, 3.0)
+
+
+def test_the_options_of_a_system_are_those_of_its_networks() -> None:
+    system = System(Base(), Sample(count=2), None, share=0.5)
+    parser = Parser()
+    add_fields(parser, Sample(), "data")  # whose names do not clash with the system's
+    add_fields(parser, system, "network")
+    given = parser.parse_args(["--inner-count=3", "--first-below", "4", "--count=9"])
+    expected = System(Base((4,)), Sample(count=3), None, share=0.5)
+    assert read_fields(given, system) == expected
+    assert read_fields(given, Sample()) == Sample(count=9)
+    assert differing_fields(system, expected) == [
+        "first below: here (1, 2), there (4,)",
+        "inner count: here 2, there 3",
+    ]
+
+
+def test_a_replaced_value_is_one_of_the_choices() -> None:
+    assert replaced(Sample(), kind="b", count=4) == Sample(kind="b", count=4)
+    with pytest.raises(UserError, match="--kind must be one of a, b, not B"):
+        replaced(Sample(), kind="B")
 
 
 def test_help_comes_from_the_docstrings() -> None:

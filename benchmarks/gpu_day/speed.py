@@ -23,9 +23,10 @@ from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import split
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.stream import restore_clip
-from jaxdeblur.weights.load import PATHS_ALONE, load_restorer
+from jaxdeblur.weights.load import load_model
 
 PATHS = "strcnn_dtb_paths"
+PATHS_ALONE = "paths"
 PRESETS = ("strcnn_dtb", "fsta_concat", PATHS, PATHS_ALONE, "strcnn_dtb_choice", "strcnn")
 """``paths`` are blur paths without a network; they compute in float32."""
 SIZES = ((1280, 720), (3840, 2160))
@@ -63,7 +64,8 @@ def frames_of(name: str, width: int, height: int, count: int) -> dict[str, Any]:
     """
     if name in (PATHS, PATHS_ALONE):
         network: Any = None
-        model = load_restorer(name, dtype="bfloat16").model
+        # Without a network, they always compute in float32.
+        model = load_model(name, dtype="bfloat16" if name == PATHS else None).model
     else:
         network = dataclasses.replace(presets.find(name).network, dtype="bfloat16")
         model = models.build(network)

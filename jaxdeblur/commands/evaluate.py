@@ -33,7 +33,7 @@ def main(name: str = "evaluate.py") -> None:
     from jaxdeblur.evaluation.metrics import PROTOCOLS
     from jaxdeblur.evaluation.results import default_folder, table
     from jaxdeblur.options import ClusterConfig
-    from jaxdeblur.weights.load import load_restorer, newest_run, runs_paths
+    from jaxdeblur.weights.load import load_model, newest_run, runs_paths
 
     parser = Parser(
         prog=name,
@@ -86,7 +86,7 @@ def main(name: str = "evaluate.py") -> None:
     devices.join(processes)
     if is_newest and jax.process_index() == 0:
         tell(f"scoring the newest run, {arguments.ckpt}; --ckpt=RUN selects another")
-    loaded = load_restorer(arguments.ckpt, dtype=arguments.dtype)
+    loaded = load_model(arguments.ckpt, dtype=arguments.dtype)
     if loaded.of_photographs and not config.single:
         config = dataclasses.replace(config, single=True)
         if jax.process_index() == 0:

@@ -70,7 +70,8 @@ def main(name: str = "train.py") -> None:
             raise UserError(f"--model={preset_name}: the run in {folder} uses {begun.preset}")
     else:
         preset = presets.find(preset_name)
-        begun = Run(preset_name, preset.network, preset.training, preset.data)
+        given = preset.network, preset.training, preset.data, preset.start_from
+        begun = Run(preset_name, *given)
     parser.set_defaults(model=begun.preset, start_from=begun.start_from)
     for config, title in (
         (begun.training, "training"),

@@ -31,6 +31,28 @@ def split(model: Model) -> tuple[Callable[[Parameters], Model], Parameters]:
     return rebuild, {"/".join(map(str, path)): variable[...] for path, variable in flat}
 
 
+_BASE = "base/"  # Begins the names of parameters of a system's base, which is not trained with it.
+
+
+def as_base(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of a network by their names in a system whose base it is."""
+    return {_BASE + name: array for name, array in parameters.items()}
+
+
+def of_base(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of a system's base by their own names; empty if there is none."""
+    return {
+        name.removeprefix(_BASE): array
+        for name, array in parameters.items()
+        if name.startswith(_BASE)
+    }
+
+
+def is_trained(name: str) -> bool:
+    """Returns whether training optimises a parameter: no running statistic, nor that of a base."""
+    return not (is_statistic(name) or name.startswith(_BASE))
+
+
 def is_statistic(name: str) -> bool:
     """Returns whether a parameter is a running statistic, which is saved but not optimised."""
     return name.rsplit("/", 1)[-1] in ("running_mean", "running_var")

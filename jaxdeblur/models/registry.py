@@ -25,6 +25,8 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.options import from_json
+from jaxdeblur.paths.restorer import PathRestorer
+from jaxdeblur.paths.windows import PathsConfig
 
 _MODELS: dict[type, Callable[..., VideoRestorer]] = {
     StrcnnConfig: Strcnn,
@@ -35,6 +37,9 @@ _MODELS: dict[type, Callable[..., VideoRestorer]] = {
     RdnConfig: Rdn,
     IfiRnnConfig: IfiRnn,
     StfanConfig: Stfan,
+    PathsConfig: lambda config, rngs: PathRestorer(
+        config, *(net and _build(net, rngs) for net in (config.base, config.fusion))
+    ),
 }
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -46,6 +51,7 @@ _GONE = {
     "squeeze": "features",
     "merge": "sum",
     "logit_gain": 1.0,
+    "over_paths": "",
 }
 """Fields of older configs, with the only value that still exists."""
 
@@ -70,10 +76,13 @@ def build(config: Any, seed: int = 0) -> VideoRestorer:
       UserError: a number in the config is unreasonably large, or its dtype is not in ``DTYPES``.
       KeyError: no model is registered for the config's class.
     """
+    return _build(config, nnx.Rngs(seed))
+
+
+def _build(config: Any, rngs: nnx.Rngs) -> VideoRestorer:
     _refuse_absurd(config)
     if getattr(config, "dtype", DTYPES[0]) not in DTYPES:
         raise UserError(f"--dtype={config.dtype}: must be one of {', '.join(DTYPES)}")
-    rngs = nnx.Rngs(seed)
     if getattr(config, "scales", (1,)) == (1,):
         return _MODELS[type(config)](config, rngs=rngs)
     network = _MODELS[type(config)](dataclasses.replace(config, scales=(1,)), rngs=rngs)
@@ -94,8 +103,17 @@ def _refuse_absurd(config: Any) -> None:
 
 
 def network_to_json(network: Any) -> dict[str, Any]:
-    """Returns a network's config as a dict, with the name of its class under ``kind``."""
-    return {"kind": type(network).__name__, **dataclasses.asdict(network)}
+    """Returns a network's config as a dict, with the name of its class under ``kind``.
+
+    So are the configs of networks within it.
+    """
+    fields = {field.name: getattr(network, field.name) for field in dataclasses.fields(network)}
+    inner = {
+        name: network_to_json(value)
+        for name, value in fields.items()
+        if dataclasses.is_dataclass(value)
+    }
+    return {"kind": type(network).__name__, **fields, **inner}
 
 
 def network_from_json(values: Any, where: str) -> Any:
@@ -112,8 +130,15 @@ def network_from_json(values: Any, where: str) -> Any:
         )
     config = kinds()[kind]
     known = {field.name for field in dataclasses.fields(config)}
+    if isinstance(below := values.get("over_paths"), str) and below:
+        raise UserError(
+            f"{where}: a network over {below} from a development version of 0.2, without that "
+            "network's weights; train it again with --model=strcnn_dtb_paths"
+        )
     fields = {
-        name: value
+        name: network_from_json(value, f"{where}: {name}")
+        if isinstance(value, dict) and "kind" in value
+        else value
         for name, value in values.items()
         if name != "kind" and (name in known or name not in _GONE or value != _GONE[name])
     }

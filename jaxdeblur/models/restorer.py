@@ -71,6 +71,7 @@ class VideoRestorer(nnx.Module):
       scales: the factor by which each of ``restore_levels`` is reduced.
       recomputes: set by ``save_memory``.
       no_tiles: why a frame can't be cut into tiles, if the model gives a reason.
+      trains_on_maps: whether its training clips are the maps of blur paths, not frames.
       clips_are_independent: whether the result for a clip does not depend on the rest of the batch,
         so that a batch may be processed in parts.
     """
@@ -84,6 +85,7 @@ class VideoRestorer(nnx.Module):
     scales: ClassVar[tuple[int, ...]] | tuple[int, ...] = (1,)
     recomputes: bool = False
     no_tiles: ClassVar[str] = ""
+    trains_on_maps: bool = False
     clips_are_independent: bool = True
 
     # A model implements these three. The rest follows from them and may be overridden.

@@ -47,8 +47,8 @@ class StrcnnConfig:
       residual: add the network's output to the blurred frame.
       leak: slope of the ReLU for negative values.
       dtype: dtype of the computation; parameters and output are float32.
-      over_paths: shipped weights over which blur paths are found; each input frame is then the 14
-        maps from the paths, and the output corrects their restored frame (models/path_maps.py).
+      of_maps: each input frame is the 14 maps from blur paths, and the output corrects their
+        restored frame (models/path_maps.py).
       scales: factors by which frames are reduced for the network, such as 8 4 2 1; gates choose
         between several cell by cell (models/scale_choice.py).
     """
@@ -64,7 +64,7 @@ class StrcnnConfig:
     residual: bool = False
     leak: float = 0.0
     dtype: str = "float32"
-    over_paths: str = ""
+    of_maps: bool = False
     scales: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class StrcnnConfig:
             raise UserError(f"--width must be an even number of channels, not {self.width}")
         if not self.recurrent and self.blending != "none":
             raise UserError("--no-recurrent requires --blending=none")
-        if self.over_paths and (self.m or not self.residual or self.scales != (1,)):
+        if self.of_maps and (self.m or not self.residual or self.scales != (1,)):
             raise UserError("--over-paths requires --m=0, --residual and a single scale")
 
 
@@ -152,7 +152,7 @@ class Strcnn(VideoRestorer):
     def __init__(self, config: StrcnnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.lookahead = config.m
-        self.multiple = CELL if config.over_paths else 2
+        self.multiple = CELL if config.of_maps else 2
         width, half = config.width, config.width // 2
         self.feature_channels = width
         self.carried = half if config.recurrent else 0  # channels of F_{n-1}
@@ -162,7 +162,8 @@ class Strcnn(VideoRestorer):
             block = functools.partial(ResidualBlock, width, leak=config.leak, dtype=dtype)
             return nnx.List([block(rngs=rngs) for _ in range(config.blocks)])
 
-        self.channels = CHANNELS if config.over_paths else 3
+        self.trains_on_maps = config.of_maps
+        self.channels = CHANNELS if config.of_maps else 3
         self.stem = Conv(self.channels * (2 * config.m + 1), width, 5, dtype=dtype, rngs=rngs)
         self.down = Conv(width, width - self.carried, 3, stride=2, dtype=dtype, rngs=rngs)
         self.encoder = residual_blocks()
@@ -173,7 +174,7 @@ class Strcnn(VideoRestorer):
         # The last layer starts small, which with a global residual is near the identity; short
         # trainings never left an exact zero. Without a residual, it starts at mid-grey.
         gain, bias = (0.05, 0.0) if config.residual else (0.3, 0.45)
-        full, made = config.head_width, MADE if config.over_paths else 3
+        full, made = config.head_width, MADE if config.of_maps else 3
         self.up = Conv(width, 4 * full, 3, dtype=dtype, rngs=rngs) if full else None
         self.head = Conv(
             full or width, made if full else 4 * made, gain=gain, bias=bias, dtype=dtype, rngs=rngs
@@ -288,7 +289,7 @@ class Strcnn(VideoRestorer):
         else:
             image = depth_to_space(self.head(features), 2)
         image = image.astype(jnp.float32)
-        if self.config.over_paths:
+        if self.config.of_maps:
             return restored_of(blurred, image)
         return blurred + image if self.config.residual else image
 
@@ -304,4 +305,4 @@ class Strcnn(VideoRestorer):
         if self.up is not None:
             at_full_size += self.head.radius
         # A pixel of a half-size map covers two, and may lie one pixel off the centre.
-        return at_full_size + 2 * at_half_size + (2 * CELL if self.config.over_paths else 1)
+        return at_full_size + 2 * at_half_size + (2 * CELL if self.config.of_maps else 1)

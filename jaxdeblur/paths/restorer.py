@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation
@@ -44,8 +45,8 @@ from jaxdeblur.models.parts import (
     run_parts,
     start_parts,
 )
-from jaxdeblur.models.path_maps import gated
-from jaxdeblur.models.restorer import State, StepOf, VideoRestorer
+from jaxdeblur.models.path_maps import CHANNELS, gated
+from jaxdeblur.models.restorer import State, StepOf, TrainingOutputs, VideoRestorer
 from jaxdeblur.options import replaced
 from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.estimate import LEAST_SIDE, light_excess
@@ -88,8 +89,10 @@ class PathRestorer(VideoRestorer):
       base: the network that restores the base; None for the blurred frames.
       fusion: makes frames from the maps of models/path_maps.py; None for the gate alone.
 
+    Training trains ``fusion`` on clips of its maps (training/path_clips.py).
+
     Raises:
-      UserError: the base's look-ahead is not two frames.
+      UserError: the base's look-ahead is not two frames, or ``fusion`` takes no maps.
     """
 
     lookahead = LOOKAHEAD
@@ -102,7 +105,10 @@ class PathRestorer(VideoRestorer):
     ) -> None:
         if base is not None and base.lookahead != LOOKAHEAD:
             raise UserError(f"a base must look {LOOKAHEAD} frames ahead, not {base.lookahead}")
+        if fusion is not None and (fusion.channels, fusion.lookahead) != (CHANNELS, 0):
+            raise UserError("the network over blur paths must take their maps, and look at no more")
         self.config = config
+        self.trains_on_maps = fusion is not None
         self.opening = EVERY if config.asks else 0
         self.base, self.fusion = base, fusion
         self.multiple = math.lcm(*(net.multiple for net in (base, fusion) if net is not None))
@@ -146,6 +152,33 @@ class PathRestorer(VideoRestorer):
           UserError: a value is not allowed.
         """
         return PathRestorer(replaced(self.config, **options), self.base, self.fusion)
+
+    @property
+    def context(self) -> tuple[int, int]:
+        """The ``context`` of the network that is trained."""
+        return super().context if self.fusion is None else self.fusion.context
+
+    def training_outputs(
+        self, clip: Float[Array, "B length H W S"], sharp: Clip
+    ) -> TrainingOutputs:
+        """Returns what the loss compares of ``fusion``, for a clip of its maps.
+
+        Raises:
+          UserError: there is no such network.
+        """
+        if self.fusion is None:
+            raise UserError("blur paths without a network over them have nothing to train")
+        return self.fusion.training_outputs(clip, sharp)
+
+    def spread_over(self, mesh: Mesh) -> None:
+        """Passes the mesh on to the networks."""
+        for net in filter(None, (self.base, self.fusion)):
+            net.spread_over(mesh)
+
+    def save_memory(self) -> None:
+        """Makes the network that is trained save memory."""
+        if self.fusion is not None:
+            self.fusion.save_memory()
 
     @property
     def halo(self) -> int:

@@ -31,12 +31,16 @@ class PathsConfig:
     """The configuration of a PathRestorer.
 
     Attributes:
+      base: of the network that restores the base; None for the blurred frames.
+      fusion: of the network over the maps of models/path_maps.py; None for the gate alone.
       duty: the share of the time between frames that the shutter is open, above 0 and up to 1; 0
         finds it from the video.
       light: what the camera averaged, "stored" values or "linear" light; "found" finds it from the
         video.
     """
 
+    base: Any = None
+    fusion: Any = None
     duty: Share = 0.0
     light: Literal["found", "stored", "linear"] = "found"
 

@@ -16,7 +16,7 @@ from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
 from jaxdeblur.shapes import PixelClip, Pixels
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 from jaxdeblur.weights import shipped
-from jaxdeblur.weights.load import load_restorer
+from jaxdeblur.weights.load import load_model
 
 
 class Deblurrer:
@@ -80,7 +80,7 @@ class Deblurrer:
             self.of_photographs = False
         else:
             named = shipped.default_name() if weights is None else str(weights)
-            loaded = load_restorer(named, dtype=dtype)
+            loaded = load_model(named, dtype=dtype)
             self.model, self.source = loaded.model, loaded.source
             self.of_photographs = loaded.of_photographs
             if loaded.preset not in loaded.source:

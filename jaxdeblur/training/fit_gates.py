@@ -115,7 +115,7 @@ def main() -> None:
     devices.use_cores(_CLIPS_AT_ONCE, ClusterConfig())
 
     loaded = load_model(arguments.start)
-    if not isinstance(loaded.network, StrcnnConfig) or loaded.network.over_paths:
+    if not isinstance(loaded.network, StrcnnConfig) or loaded.network.of_maps:
         raise UserError(f"{arguments.start}: only an STRCNN over frames can have gates")
     network = dataclasses.replace(loaded.network, scales=preset.network.scales)
     model = cast(ScaleChoice, build(network, seed=config.seed))

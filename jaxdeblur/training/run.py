@@ -17,11 +17,8 @@ from jaxdeblur.data.on_device import render_on_device
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import UserError, tell
 from jaxdeblur.models import registry
-from jaxdeblur.models.parameters import count, split
-from jaxdeblur.models.path_maps import CHANNELS
+from jaxdeblur.models.parameters import count, of_base, split
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.shapes import Batch
 from jaxdeblur.training.loop import NonFiniteError, run_steps
 from jaxdeblur.training.progress import RunWatcher, Validation
@@ -38,7 +35,7 @@ from jaxdeblur.training.step import (
     initial_train_state,
     micro_batch_count,
 )
-from jaxdeblur.weights.load import load_model, starting_parameters
+from jaxdeblur.weights.load import about_base, load_model, starting_parameters
 
 
 def train(
@@ -65,7 +62,8 @@ def train(
       UserError: options, data or checkpoints cannot be used, or a loss is not finite.
       Stopped: on SIGINT, SIGTERM or SIGHUP, after the state is saved.
     """
-    if getattr(run.network, "dtype", "") == "float16":
+    networks = run.network, getattr(run.network, "fusion", None)
+    if any(getattr(network, "dtype", "") == "float16" for network in networks):
         raise UserError("--dtype=float16: most gradients are too small for it; use bfloat16")
     check_folder(run, folder, resume=resume, overwrite=overwrite)
     config = run.training
@@ -75,9 +73,12 @@ def train(
     _check_options(run, model)
     has_begun = resume and bool(RunCheckpoints(folder).steps())
     if has_begun:
-        run = dataclasses.replace(run, start_from=Run.read(folder).start_from)
+        begun = Run.read(folder)
+        run = dataclasses.replace(run, start_from=begun.start_from, base=begun.base)
     elif run.start_from is not None:
         parameters = starting_parameters(model, parameters, run.start_from)
+        if of_base(parameters):
+            run = dataclasses.replace(run, base=about_base(load_model(run.start_from)))
     micro_batch_count(config, model, mesh)  # raises before the folder is made
     state = initial_train_state(config, parameters)
     devices.wait_for_all("the network is built")
@@ -135,19 +136,19 @@ def train(
 
 
 def _check_options(run: Run, model: VideoRestorer) -> None:
-    """Checks that the network can read the data and run over its base.
+    """Checks that the network can read the data and that its base is known.
 
     Raises:
       UserError: it cannot.
     """
-    over_paths = model.channels == CHANNELS
-    if any((resolve(spec).layout == "paths") != over_paths for spec in run.data.data):
+    of_maps = model.trains_on_maps
+    if any((resolve(spec).layout == "paths") != of_maps for spec in run.data.data):
         raise UserError(
             "--data: a network over blur paths trains on paths:FOLDER, all others on frames"
         )
-    if over_paths:  # raises if the base is missing or does not fit
-        PathRestorer(PathsConfig(), load_model(run.network.over_paths).model, model)
-    if over_paths and (run.training.validate_every or run.data.sharp_input):
+    if of_base(split(model)[1]) and run.start_from is None:
+        raise UserError("--start-from: give the weights of the base, which is not trained")
+    if of_maps and (run.training.validate_every or run.data.sharp_input):
         raise UserError("--validate-every and --sharp-input must be 0 on maps of blur paths")
 
 

@@ -40,6 +40,8 @@ class Run:
     data: DataConfig
     start_from: str | None = None
     """The run folder or weights that provide its first parameters; None draws them."""
+    base: dict[str, Any] | None = None
+    """What is known about the weights of a system's base."""
 
     def write(self, folder: Path) -> None:
         """Writes ``config.json``."""
@@ -61,6 +63,7 @@ class Run:
             training=from_json(TrainingConfig, values["training"], f"{path}: training"),
             data=from_json(DataConfig, values["data"], f"{path}: data"),
             start_from=values.get("start_from"),
+            base=values.get("base"),
         )
 
 

@@ -19,7 +19,7 @@ from optax import contrib
 
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.parameters import is_statistic, split
+from jaxdeblur.models.parameters import is_statistic, is_trained, split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Batch, Clip, Parameters, SeenClip
@@ -240,8 +240,8 @@ def initial_train_state(config: TrainingConfig, parameters: Parameters) -> Train
 
 
 def trained_parameters(parameters: Parameters) -> Parameters:
-    """Returns all parameters but running statistics, which follow the data by themselves."""
-    return {name: array for name, array in parameters.items() if not is_statistic(name)}
+    """Returns the parameters that are optimised (``is_trained``)."""
+    return {name: array for name, array in parameters.items() if is_trained(name)}
 
 
 def train_step(

@@ -20,19 +20,15 @@ import safetensors.numpy
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models import registry
-from jaxdeblur.models.parameters import outline, split
+from jaxdeblur.models.parameters import as_base, of_base, outline, split
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import gates, renamed
-from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.weights import shipped
 
 CONFIG_NAME = "config.json"
-PATHS_ALONE = "paths"
-"""The name for ``--ckpt`` of blur paths without a network."""
-
 RUNS = Path("runs")
 """The default folder of runs."""
 
@@ -60,7 +56,7 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
     """Loads a model from a run folder, a ``.safetensors`` file or by the name of shipped weights.
 
     Args:
-      name_or_path: a folder or file, else ``PATHS_ALONE`` or one of ``shipped.names()``.
+      name_or_path: a folder or file, else one of ``shipped.names()``.
       dtype: dtype of the computation, in place of the config's.
 
     Raises:
@@ -71,16 +67,12 @@ def load_model(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedM
         return _load_run(path, dtype)
     if path.is_file():
         return _load_file(path, path.name, dtype)
-    if str(name_or_path) in shipped.names():
-        return _load_file(shipped.path(str(name_or_path)), str(name_or_path), dtype)
-    if str(name_or_path) == PATHS_ALONE:  # always float32
-        config = PathsConfig()
-        return LoadedModel(PathRestorer(config), PATHS_ALONE, config, 0, PATHS_ALONE, {})
-    known = ", ".join([*shipped.names(), PATHS_ALONE])
+    if (name := str(name_or_path)) in shipped.names():
+        return _load_file(shipped.path(name), name, dtype, base=shipped.is_base(name))
     raise UserError(
         # Names no option: --ckpt, --start-from, --mix-with and others all lead here.
         f"{name_or_path}: no such run folder or .safetensors file, nor the name of shipped "
-        f"weights ({known})"
+        f"weights ({', '.join(shipped.names())})"
     )
 
 
@@ -90,7 +82,8 @@ def starting_parameters(
     """Returns the parameters of ``source`` for ``model``, which may run at other scales.
 
     Blur looks alike at every size, so a network at one scale can start one at several scales, and
-    vice versa. Gates come from a source with the same scales, else from ``drawn``.
+    vice versa. Gates come from a source with the same scales, else from ``drawn``. A network alone
+    starts the base of a system, whose other parameters come from ``drawn``.
 
     Args:
       model: the network.
@@ -103,28 +96,27 @@ def starting_parameters(
     """
     loaded = load_model(source)
     whole = split(loaded.model)[1]
-    chosen_by = whole if loaded.model.scales == model.scales else drawn
-    parameters = renamed(whole, loaded.model.scales, model.scales)
-    parameters |= gates(chosen_by)
+    if of_base(drawn) and not of_base(whole):
+        parameters = drawn | as_base(whole)
+    else:
+        chosen_by = whole if loaded.model.scales == model.scales else drawn
+        parameters = renamed(whole, loaded.model.scales, model.scales)
+        parameters |= gates(chosen_by)
     check_fits(drawn, parameters, f"{option}={source}: weights of another network")
     return {name: jax.numpy.array(parameters[name]) for name in drawn}
 
 
-def load_restorer(name_or_path: str | Path, *, dtype: str | None = None) -> LoadedModel:
-    """Like :func:`load_model`, but adds blur paths to a network over them, to restore frames.
-
-    Raises:
-      UserError: as ``load_model``, or the weights below the network over paths do not ship.
-    """
-    loaded = load_model(name_or_path, dtype=dtype)
-    if not (below := getattr(loaded.network, "over_paths", "")):
-        return loaded
-    base = load_model(below, dtype=dtype).model
-    return loaded._replace(model=PathRestorer(PathsConfig(), base, loaded.model))
+def about_base(source: LoadedModel) -> dict[str, Any]:
+    """Returns what is known about the base of a system that starts from these weights."""
+    if of_base(split(source.model)[1]):
+        return source.metadata.get("base", {})
+    left_out = ("network", "jaxdeblur")
+    about = {name: value for name, value in source.metadata.items() if name not in left_out}
+    return about | {"preset": source.preset, "step": source.step}
 
 
 def runs_paths(name_or_path: str | Path) -> bool:
-    """Returns whether blur paths run with these weights, as :func:`load_restorer` loads them.
+    """Returns whether blur paths run with these weights, as :func:`load_model` loads them.
 
     Neither parameters nor a device are touched. False where loading raises an error.
     """
@@ -132,16 +124,16 @@ def runs_paths(name_or_path: str | Path) -> bool:
     try:
         if path.is_dir():
             about = read_config(path)
-        elif path.is_file() or name in shipped.names():
+        else:
+            if not path.is_file() and (shipped.is_base(name) or name not in shipped.names()):
+                return False
             file = path if path.is_file() else shipped.path(name)
             with safetensors.safe_open(file, framework="numpy") as opened:
                 about = json.loads((opened.metadata() or {})["jaxdeblur"])
-        else:
-            return name == PATHS_ALONE
         network = network_from_json(about["network"], name)
     except (UserError, safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError):
         return False
-    return isinstance(network, PathsConfig) or bool(getattr(network, "over_paths", ""))
+    return isinstance(network, PathsConfig)
 
 
 def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
@@ -155,30 +147,39 @@ def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
         raise UserError(f"{folder}: contains no checkpoint yet")
     step, parameters = found
     check_finite(parameters, folder)
-    metadata = {name: config[name] for name in ("training", "data")}
+    metadata = {name: config[name] for name in ("training", "data", "base") if config.get(name)}
     source = f"{folder} at step {step}"
     return LoadedModel(rebuild(parameters), config["preset"], network, step, source, metadata)
 
 
 def _for_here(network: Any, dtype: str | None) -> Any:
     """Returns the config with this dtype, and without a demand for the kernels of one GPU."""
-    if getattr(network, "implementation", "") == "mosaic":
-        network = dataclasses.replace(network, implementation="auto")
-    if dtype is None:
-        return network
-    if not hasattr(network, "dtype"):
+    fields = {field.name: getattr(network, field.name) for field in dataclasses.fields(network)}
+    changes: dict[str, Any] = {
+        name: _for_here(value, dtype)
+        for name, value in fields.items()
+        if dataclasses.is_dataclass(value)
+    }
+    if fields.get("implementation") == "mosaic":
+        changes["implementation"] = "auto"
+    if dtype is not None and "dtype" in fields:
+        changes["dtype"] = dtype
+    elif dtype is not None and not changes:
         raise UserError(f"--dtype={dtype}: this network always computes in its own dtype")
-    return dataclasses.replace(network, dtype=dtype)
+    return dataclasses.replace(network, **changes)
 
 
-def _load_file(path: Path, source: str, dtype: str | None) -> LoadedModel:
+def _load_file(path: Path, source: str, dtype: str | None, *, base: bool = False) -> LoadedModel:
     arrays, header = read_safetensors(path)
     try:
         about = json.loads(header["jaxdeblur"])
+        network = about["network"]
+        if base:  # of a system: a network by itself
+            about, network, arrays = about["base"], network["base"], of_base(arrays)
         step, preset = int(about["step"]), str(about["preset"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: its header does not say which network it is for") from error
-    network = _for_here(network_from_json(about.get("network"), str(path)), dtype)
+    network = _for_here(network_from_json(network, str(path)), dtype)
     rebuild, template = outline(lambda: registry.build(network))
     check_fits(template, arrays, f"{path}: weights of another network")
     for name, array in arrays.items():

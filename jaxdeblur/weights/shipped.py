@@ -18,14 +18,23 @@ _BEST: dict[Use, str] = {
 }
 
 
+_WITHIN = {"strcnn_dtb_choice": "strcnn_dtb_paths"}
+"""Networks that ship within the file of a system, as its base."""
+
+
 def names() -> list[str]:
     """Returns the names of shipped weights that ``--ckpt`` accepts."""
-    return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
+    return sorted({path.stem for path in _FOLDER.glob("*.safetensors")} | _WITHIN.keys())
 
 
 def path(name: str) -> Path:
     """Returns the file of shipped weights."""
-    return _FOLDER / f"{name}.safetensors"
+    return _FOLDER / f"{_WITHIN.get(name, name)}.safetensors"
+
+
+def is_base(name: str) -> bool:
+    """Returns whether the weights are the base of the system in their file."""
+    return name in _WITHIN
 
 
 def default_name(use: Use = "video") -> str:

@@ -45,7 +45,7 @@ from jaxdeblur.testing import float32_error
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig
 from jaxdeblur.weights.checkpoints import Checkpoints
-from jaxdeblur.weights.load import LoadedModel, load_restorer
+from jaxdeblur.weights.load import LoadedModel, load_model
 from jaxdeblur.weights.save import export_weights
 
 ROOT = Path(__file__).parents[2]
@@ -369,7 +369,7 @@ class TestRefusals:
 
     @pytest.mark.stress  # traces the whole restorer
     def test_paths_are_something_to_explain(self):
-        assert evaluate_module._explains(load_restorer("paths").model)
+        assert evaluate_module._explains(load_model("paths").model)
 
     def test_the_last_frames_explained_see_what_they_look_ahead_to(self, tmp_path, monkeypatch):
         seen = []

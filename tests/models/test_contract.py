@@ -26,6 +26,7 @@ from jaxdeblur.models.layers import Conv
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import load_extension
+from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.testing import assert_same_frames, check_model, random_clip
@@ -81,6 +82,9 @@ def narrow(network: Any) -> Any:
 
     if not type(network).__module__.startswith("jaxdeblur."):
         return network
+    if isinstance(network, PathsConfig):
+        base, fusion = narrow(network.base), narrow(network.fusion)
+        return dataclasses.replace(network, base=base, fusion=fusion)
 
     def least(value: Any, most: int) -> Any:
         return tuple(min(v, most) for v in value) if isinstance(value, tuple) else min(value, most)
@@ -92,13 +96,20 @@ def narrow(network: Any) -> Any:
     return dataclasses.replace(network, **less)
 
 
+def alone(network: Any) -> Any:
+    """Returns the network's config, and of a system that of the network that is trained."""
+    return network.fusion if isinstance(network, PathsConfig) else network
+
+
 @every_preset
 @narrow_and_full
 def test_a_preset_keeps_the_contract(name: str, size: str) -> None:
+    network = alone(PRESETS[name].network)
     if size == "full":
-        check_model(name, lengths=(1, 2, LONGEST))
+        preset = dataclasses.replace(PRESETS[name], network=network)
+        check_model(preset, lengths=(1, 2, LONGEST))
     else:
-        preset = dataclasses.replace(PRESETS[name], network=narrow(PRESETS[name].network))
+        preset = dataclasses.replace(PRESETS[name], network=narrow(network))
         # Gradients of the other peers are compiled at full size only.
         quick = ("dbn_small", "ifi_rnn_small", "srn_small", "stfan_small")
         gradients = name in quick or not name.startswith(PEERS)
@@ -108,7 +119,7 @@ def test_a_preset_keeps_the_contract(name: str, size: str) -> None:
 @every_preset
 @pytest.mark.stress
 def test_with_and_without_jit(name: str) -> None:
-    model = models.build(PRESETS[name].network)
+    model = models.build(alone(PRESETS[name].network))
     clip = random_clip(1, channels=model.channels)
     rebuild, parameters = split(model)
     compiled = jax.jit(lambda parameters: rebuild(parameters).restore_clip(clip))(parameters)
@@ -133,7 +144,7 @@ def test_the_example_extension_is_covered() -> None:
 @every_preset
 def test_no_gradient_is_summed_in_bfloat16(name: str) -> None:
     """The gradient of a bias is a sum over all pixels; in bfloat16 counting stops at 256."""
-    network = narrow(PRESETS[name].network)
+    network = narrow(alone(PRESETS[name].network))
     if not hasattr(network, "dtype"):
         pytest.skip("it computes in float32 alone")
     model = models.build(dataclasses.replace(network, dtype="bfloat16"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdeblur import models
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.parts import (
     FRAME,
     REPEATED,
@@ -20,6 +23,7 @@ from jaxdeblur.models.parts import (
     run_parts,
     start_parts,
 )
+from jaxdeblur.models.registry import network_from_json, network_to_json
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.windows import PathsConfig
@@ -71,12 +75,33 @@ def test_a_network_is_a_single_part() -> None:
     np.testing.assert_array_equal(restored, network.step(network.initial_state(1, 6, 8), frame)[1])
 
 
+def test_a_system_is_built_from_its_config_and_written_with_those_of_its_networks() -> None:
+    base = StrcnnConfig(width=4, blocks=1, scales=(2, 1))
+    fusion = StrcnnConfig(m=0, width=4, blocks=1, head_width=0, residual=True, of_maps=True)
+    config = PathsConfig(base=base, fusion=fusion, light="linear")
+    written = json.loads(json.dumps(network_to_json(config)))
+    assert written["fusion"]["kind"] == "StrcnnConfig"
+    assert network_from_json(written, "here") == config
+    model = models.build(config)
+    assert isinstance(model, PathRestorer)
+    assert [part.name for part in model.parts()][:4] == ["motion", "watch", "fit", "base"]
+    assert model.context == (0, 0), "of the network that is trained"
+    for network in (base, dataclasses.replace(fusion, of_maps=False)):
+        with pytest.raises(UserError, match="must take their maps"):
+            models.build(PathsConfig(fusion=network))
+    old = {"kind": "StrcnnConfig", "m": 0, "over_paths": "strcnn_dtb_choice"}
+    with pytest.raises(UserError, match="w: a network over strcnn_dtb_choice from a development"):
+        network_from_json(old, "w")
+    with pytest.raises(UserError, match="w: base: the network's kind is 'Nothing'"):
+        network_from_json({"kind": "PathsConfig", "base": {"kind": "Nothing"}}, "w")
+
+
 @pytest.mark.parametrize(
     ("config", "names"),
     [
         (PathsConfig(), ["motion", "watch", "fit", "light", "filter", "fusion"]),
         (PathsConfig(duty=0.5), ["motion", "watch", "fit", "light", "filter", "fusion"]),
-        (PathsConfig(0.5, "stored"), ["motion", "fit", "light", "filter", "fusion"]),
+        (PathsConfig(duty=0.5, light="stored"), ["motion", "fit", "light", "filter", "fusion"]),
     ],
 )
 def test_only_an_unknown_shutter_is_watched(config: PathsConfig, names: list[str]) -> None:

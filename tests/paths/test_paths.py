@@ -641,7 +641,7 @@ class Halved(VideoRestorer):
 
 
 OVER_PATHS = StrcnnConfig(
-    m=0, width=4, blocks=2, head_width=0, residual=True, beta0=0.1, over_paths="strcnn_dtb_choice"
+    m=0, width=4, blocks=2, head_width=0, residual=True, beta0=0.1, of_maps=True
 )
 
 
@@ -704,7 +704,7 @@ def test_networks_see_small_frames_mirrored_too(
 ) -> None:
     if not small:
         monkeypatch.setattr("jaxdeblur.paths.self_ensemble._MOST", 383)  # of 384
-    network = build(dataclasses.replace(OVER_PATHS, m=2, over_paths=""))
+    network = build(dataclasses.replace(OVER_PATHS, m=2, of_maps=False))
     step = jax.jit(network.step)
     video = np.random.default_rng(8).random((4, 2, 16, 24, 3), np.float32)
 
@@ -738,7 +738,7 @@ def test_large_frames_do_without_the_finest_size_of_the_base(
     monkeypatch.setattr("jaxdeblur.paths.self_ensemble._MOST", 0)
     blurred, _ = moving((2.0, 12.0), 1.0, frames=5)
     video = np.round(np.clip(blurred[:, :, :256], 0, 1) * 255).astype(np.uint8)
-    base = build(dataclasses.replace(OVER_PATHS, m=2, over_paths="", scales=(2, 1)))
+    base = build(dataclasses.replace(OVER_PATHS, m=2, of_maps=False, scales=(2, 1)))
     model = PathRestorer(PathsConfig(duty=1.0, light="stored"), base)
     stream = Stream(model, 256, 256)
     restored = [stream.push(frame) for frame in video]

@@ -75,7 +75,7 @@ def test_tiles_equal_the_whole_frame(config, size, tile):
 
 def test_the_networks_of_blur_paths_run_in_tiles():
     base = model_of(dataclasses.replace(CHOICE, m=2))
-    fusion = model_of(dataclasses.replace(STRCNN, m=0, head_width=0, over_paths="base"))
+    fusion = model_of(dataclasses.replace(STRCNN, m=0, head_width=0, of_maps=True))
     model = PathRestorer(PathsConfig(duty=0.8, light="stored"), base, fusion)
     random = np.random.default_rng(0)
     frame, maps = (

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import chex
 import imageio.v3 as iio
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,11 @@ from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
 from jaxdeblur.errors import UserError
+from jaxdeblur.models.parameters import of_base, split
 from jaxdeblur.models.path_maps import CHANNELS
+from jaxdeblur.models.registry import build
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.training.path_clips import (
     PathClipsConfig,
     PathClipSource,
@@ -27,11 +31,10 @@ from jaxdeblur.training.path_clips import (
 from jaxdeblur.training.run import train
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig
-from jaxdeblur.weights.load import load_restorer
+from jaxdeblur.weights.load import load_model, starting_parameters
 
-NETWORK = StrcnnConfig(
-    m=0, width=4, blocks=2, head_width=0, residual=True, beta0=0.1, over_paths="strcnn_dtb_live"
-)
+FUSION = StrcnnConfig(m=0, width=4, blocks=2, head_width=0, residual=True, beta0=0.1, of_maps=True)
+SYSTEM = PathsConfig(base=load_model("strcnn_dtb_live").network, fusion=FUSION)
 
 
 @pytest.fixture
@@ -50,14 +53,31 @@ def test_a_network_over_paths_trains_on_them_and_restores_over_them(
 ) -> None:
     run = Run(
         "strcnn_dtb_paths",
-        NETWORK,
-        TrainingConfig(steps=2, batch_size=8, frames=2, crop=32, validate_every=0),
+        SYSTEM,
+        TrainingConfig(
+            steps=2,
+            batch_size=8,
+            frames=2,
+            crop=32,
+            average=0.9,
+            validate_every=0,
+            optimizer="muon",
+        ),
         DataConfig(data=(f"paths:{folder}",), least_blur=0.0),
+        start_from="strcnn_dtb_live",
     )
     state = train(run, tmp_path / "run")
     assert int(state.step) == 2
     assert not bool(state.failed)
-    restorer = load_restorer(tmp_path / "run").model
+    loaded, base = load_model(tmp_path / "run"), load_model("strcnn_dtb_live")
+    restorer, parameters = loaded.model, split(loaded.model)[1]
+    chex.assert_trees_all_equal(of_base(parameters), split(base.model)[1])  # bit by bit
+    assert loaded.metadata["base"]["scores"] == base.metadata["scores"]
+    drawn = split(build(SYSTEM))[1]
+    assert not np.array_equal(parameters["fusion/head/kernel"], drawn["fusion/head/kernel"])
+    # A second run goes on from both networks of the first.
+    again = starting_parameters(restorer, drawn, str(tmp_path / "run"))
+    chex.assert_trees_all_equal(again, parameters)
     assert restorer.lookahead == 2  # the look-ahead of the paths
     # Frames too small for tiles come from the base network.
     restored = jax.eval_shape(restorer.restore_clip, jnp.zeros((1, 2, 32, 32, 3)))
@@ -65,25 +85,32 @@ def test_a_network_over_paths_trains_on_them_and_restores_over_them(
 
 
 @pytest.mark.parametrize(
-    ("over_paths", "options", "message"),
+    ("network", "start_from", "options", "message"),
     [
-        ("strcnn_dtb_live", {"validate_every": 1}, "--validate-every and .* must be 0 on maps"),
-        ("strcnn_dtb_live", {"sharp_input": 0.5}, "--sharp-input must be 0 on maps"),
-        ("strcnn_dtb_live", {"data": ("rendered:tiny",)}, "--data: a network over blur paths"),
-        ("", {}, "--data: .*, all others on frames"),
-        ("a typo", {}, "a typo: no such run folder"),
+        (SYSTEM, "strcnn_dtb_live", {"validate_every": 1}, "--validate-every and .* 0 on maps"),
+        (SYSTEM, "strcnn_dtb_live", {"sharp_input": 0.5}, "--sharp-input must be 0 on maps"),
+        (SYSTEM, "strcnn_dtb_live", {"data": ("rendered:tiny",)}, "--data: a network over blur"),
+        (SYSTEM.base, None, {}, "--data: .*, all others on frames"),
+        (SYSTEM, "a typo", {}, "a typo: no such run folder"),
+        (SYSTEM, "strcnn_dtb_choice", {}, "--start-from=strcnn_dtb_choice: weights of another"),
+        (SYSTEM, None, {}, "--start-from: give the weights of the base"),
+        (dataclasses.replace(SYSTEM, fusion=None), "strcnn_dtb_live", {}, "all others on frames"),
     ],
 )
 def test_data_that_the_network_cannot_read_is_refused_before_the_run_is_made(
-    folder: Path, tmp_path: Path, over_paths: str, options: dict[str, Any], message: str
+    folder: Path,
+    tmp_path: Path,
+    network: Any,
+    start_from: str | None,
+    options: dict[str, Any],
+    message: str,
 ) -> None:
     training = TrainingConfig(
         steps=1, batch_size=8, frames=2, crop=32, validate_every=options.pop("validate_every", 0)
     )
     data = DataConfig(**{"data": (f"paths:{folder}",), "least_blur": 0.0, **options})
-    network = dataclasses.replace(NETWORK, over_paths=over_paths)
     with pytest.raises(UserError, match=message):
-        train(Run("test", network, training, data), tmp_path / "run")
+        train(Run("test", network, training, data, start_from), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

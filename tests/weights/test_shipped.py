@@ -9,14 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import chex
 import numpy as np
 import pytest
 
 from jaxdeblur.data.fixed_scenes import rendered_videos
 from jaxdeblur.evaluation.metrics import psnr
+from jaxdeblur.models.parameters import of_base, split
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
 from jaxdeblur.weights import shipped
-from jaxdeblur.weights.load import load_model, load_restorer, runs_paths
+from jaxdeblur.weights.load import load_model, runs_paths
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,12 +28,23 @@ def all_data(metadata: dict[str, Any]) -> list[dict[str, Any]]:
     return [run["data"] for run in (metadata, *metadata["after"])]
 
 
-every_weights = pytest.mark.parametrize("name", shipped.names())
+every_weights = pytest.mark.parametrize(
+    "name",
+    [name for name in shipped.names() if name != "paths"],  # which has none
+)
 
 
 def test_there_are_some_and_they_are_small() -> None:
     assert shipped.names()
-    assert sum(shipped.path(name).stat().st_size for name in shipped.names()) < 20 * 2**20
+    assert sum(file.stat().st_size for file in set(map(shipped.path, shipped.names()))) < 20 * 2**20
+
+
+def test_a_system_is_one_file_with_its_base() -> None:
+    system, base = load_model("strcnn_dtb_paths"), load_model("strcnn_dtb_choice")
+    assert system.network.base == base.network
+    chex.assert_trees_all_equal(of_base(split(system.model)[1]), split(base.model)[1])
+    assert system.metadata["base"] == base.metadata
+    assert split(load_model("paths").model)[1] == {}
 
 
 @every_weights
@@ -72,7 +85,7 @@ def test_they_compute_in_the_type_that_is_asked_for() -> None:
 @pytest.mark.parametrize("use", ["camera", "photograph"])  # those that compile quickly
 def test_they_sharpen(use: shipped.Use) -> None:
     (video,) = rendered_videos("validation", "narrow", scenes=1)
-    loaded = load_restorer(shipped.default_name(use))
+    loaded = load_model(shipped.default_name(use))
     count = 1 if loaded.of_photographs else 3
     blurred = np.stack([video.blurred(i)[:96, :96] for i in range(count)])
     sharp = [video.sharp(i)[:96, :96] for i in range(count)]
@@ -89,7 +102,7 @@ def test_the_score_is_the_documented_one(name: str, scenes: str) -> None:
     table = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     row = re.search(rf"^\| `{name}` \| {scenes} \| [\d.]+ \| ([\d.]+) \|", table, re.MULTILINE)
     assert row, f"docs/results.md has no row for {name} on {scenes}"
-    loaded = load_restorer(name)
+    loaded = load_model(name)
     restore = partial(restore_frames, partial(Stream, loaded.model))
     scores = []
     for video in rendered_videos("validation", scenes, scenes=2):
