@@ -199,8 +199,7 @@ def scored(deblurrer: Deblurrer, made: Made, *, align: bool = False) -> Score:
         for name, chosen in made.parts.items()
     }
     found = dict(getattr(stream, "found", None) or {})
-    if stream.shutter is not None:
-        found["duty"], found["light"] = float(stream.shutter[0]), stream.shutter[1]
+    found.update(stream.found)
     score = {
         "sharp input": made.is_sharp,
         "blurred": before,

@@ -87,7 +87,8 @@ def main(name: str = "deblur.py") -> None:
         return
 
     def deblurrer_of(weights: str, found: Mapping[str, Any] = MappingProxyType({})) -> Deblurrer:
-        given = {"duty": config.duty, "light": config.light, **found}
+        steady = None if config.stabilised is None else config.stabilised == "yes"
+        given = {"duty": config.duty, "light": config.light, "stabilised": steady, **found}
         return Deblurrer(
             weights, strength=config.strength, tile=config.tile, dtype=config.dtype, **given
         )

@@ -217,7 +217,7 @@ def _evaluate_video(
         frame_ssim_blurred=ssim_blurred,
         temporal_error=restored_flicker.rms(),
         temporal_error_blurred=blurred_flicker.rms(),
-        shutter=None if restoration.stream is None else restoration.stream.shutter,
+        found={} if restoration.stream is None else restoration.stream.found,
         seconds_per_frame=restoration.seconds_per_frame(),
     )
     return report.VideoReport(video_scores, pictures)

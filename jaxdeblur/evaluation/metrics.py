@@ -11,9 +11,9 @@ import math
 import statistics
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -182,7 +182,7 @@ class VideoScores:
       frame_psnr_blurred, frame_ssim_blurred: of the same frames before restoration.
       temporal_error, temporal_error_blurred: flicker of the restored and of the blurred video.
       seconds_per_frame: restoring only, without reading, scoring and compiling; None for one frame.
-      shutter: duty and light, as estimated by blur paths; None for other models.
+      found: duty, light and stabilised, as blur paths found them; {} for other models.
     """
 
     name: str
@@ -197,7 +197,7 @@ class VideoScores:
     temporal_error: float
     temporal_error_blurred: float
     seconds_per_frame: float | None
-    shutter: tuple[float, str] | None = None
+    found: dict[str, Any] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """Returns the means over the scored frames: psnr, ssim, psnr_blurred, ssim_blurred."""

@@ -178,7 +178,7 @@ def metrics_of(
         "videos": [
             {
                 **{name: getattr(video, name) for name in keep},
-                **dict(zip(("duty", "light"), video.shutter or (), strict=False)),
+                **video.found,
                 "scored_frames": len(video.frame_psnr),
                 **video.means(),
             }

@@ -185,9 +185,13 @@ class VideoRestorer(nnx.Module):
         step = functools.partial(step_of or type(self).step, self)
         return [Part("network", (FRAME, REPEATED), RESTORED, self.initial_state, step)]
 
-    def shutter(self, states: States) -> tuple[float, str] | None:
-        """Returns the duty cycle and light of the first video that the parts know; else None."""
-        return None
+    def found(self, states: States) -> dict[str, Any]:
+        """Returns what the parts found out of the first video, by the names of their options."""
+        return {}
+
+    def remarks(self, states: States) -> list[str]:
+        """Returns what the user should know of the first video's restoration, a line each."""
+        return []
 
     def with_options(self, **options: Any) -> VideoRestorer:
         """Returns the model with other values in its config, of fields that hold no parameters.

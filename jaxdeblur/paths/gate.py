@@ -31,12 +31,14 @@ base stays.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdeblur.models.path_maps import CELL, cell_means, smoothstep
 from jaxdeblur.paths.shutter import Shutter
+from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.wiener import Luminance
 
@@ -81,14 +83,36 @@ def gate(
 def trusted(shutter: Shutter, speed: Float[Array, ""]) -> Float[Array, ""]:
     """Returns t, in [0, 1]: how far the video appears blurred, and by one shutter; v is speed."""
     disputed = smoothstep(shutter.disputed, *_DISPUTED) * (1 - smoothstep(speed, *_STILL))
-    lead = shutter.blurred / (shutter.disputed + _AGREED)
-    return smoothstep(lead, *_LEAD) * (1 - disputed)
+    return _agreement(shutter) * (1 - disputed)
+
+
+def _agreement(shutter: Shutter) -> Float[Array, ""]:
+    """Returns how far an open shutter's lead outweighs what tiles disagree by, in [0, 1]."""
+    return smoothstep(shutter.blurred / (shutter.disputed + _AGREED), *_LEAD)
 
 
 def base_share(shutter: Shutter) -> Float[Array, ""]:
     """Returns the share of the base's change that is used, in [0, 1]."""
     sharp = smoothstep(shutter.tiles, *_TOLD) * (1 - smoothstep(shutter.against_sharp, *_SHARP))
     return 1 - sharp
+
+
+def remarks(shutter: Shutter, stabiliser: Stabiliser) -> list[str]:
+    """Returns what the user should know of the first video, a line each."""
+    known: tuple[Shutter, Stabiliser]
+    known = jax.tree.map(lambda leaf: leaf[0], (shutter, stabiliser))
+    if float(known[1].stabilised):
+        return ["stabilised: frames are blurred by more motion than they show, which was found"]
+    if float(known[0].tiles) < 1:
+        return ["hardly anything moves, so blur was left to the network alone"]
+    if float(base_share(known[0])) < 0.5:
+        return ["taken to be sharp, and left as it is (--fast restores it by a network alone)"]
+    if float(_agreement(known[0])) < 0.5:
+        return [
+            "restored by the network alone: parts of the frames contradict each other on how long "
+            "the shutter was open, as in compressed, clipped or blended video"
+        ]
+    return []
 
 
 def _at_cells(

@@ -47,14 +47,28 @@ def spline(times: Float[Array, "*S"]) -> Float[Array, "*S P"]:
     return jnp.einsum("...k,k...p->...p", powers, jnp.asarray(_PIECES)[:, piece])
 
 
-def sample_times(duty: Float[Array, ""] | float) -> Float[Array, " J"]:
-    """Returns the J Gauss-Legendre nodes of an exposure, in frames from its middle."""
-    return duty * jnp.asarray(_SAMPLES / 2, jnp.float32)
+def sample_times(
+    duty: Float[Array, ""] | float, apart: Float[Array, ""] | float = 0.0
+) -> Float[Array, " J"]:
+    """Returns the J Gauss-Legendre nodes of an exposure, in frames from its middle.
+
+    Two exposures that an editor blended have half of the nodes each.
+
+    Args:
+      duty: the duration of an exposure, in frames.
+      apart: how far the middles of two blended exposures lie apart, in frames; 0 for one exposure.
+    """
+    once = jnp.asarray(_SAMPLES / 2, jnp.float32)
+    half = jnp.asarray(np.sign(_SAMPLES) / 2, jnp.float32)
+    twice = duty * (2 * once - half) + apart * half
+    return jnp.where(jnp.asarray(apart) > 0, twice, duty * once)
 
 
-def exposures(duty: Float[Array, ""] | float) -> Float[Array, "3 J P"]:
-    """Returns the spline at the J Gauss-Legendre nodes of each frame's exposure."""
-    return spline(jnp.asarray(np.array(FRAMES)[:, None] + sample_times(duty)))
+def exposures(
+    duty: Float[Array, ""] | float, apart: Float[Array, ""] | float = 0.0
+) -> Float[Array, "3 J P"]:
+    """Returns the spline at the J nodes of each frame's exposure (``sample_times``)."""
+    return spline(jnp.asarray(np.array(FRAMES)[:, None] + sample_times(duty, apart)))
 
 
 def with_shifts(basis: Float[Array, "3 J P"]) -> Float[Array, "3 J P2"]:

@@ -1,9 +1,10 @@
 """PathRestorer: restores frames by their blur paths, on top of a network's result.
 
-A frame passes through seven parts (models/parts.py), each with its own state:
+A frame passes through eight parts (models/parts.py), each with its own state:
 
     motion   gathers five frames, and measures how far their tiles move     motion.py
     watch    adds what these tell of the shutter, if that is to be found    shutter.py
+    steady   finds what a stabiliser took from the camera's motion          stabiliser.py
     fit      fits paths to the middle frame; nothing in them is learnt      window_fit.py
     base     restores the frame by a network, if there is one
     light    finds what averaging in linear light added to it               light.py
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,9 +52,11 @@ from jaxdeblur.models.restorer import State, StepOf, TrainingOutputs, VideoResto
 from jaxdeblur.options import replaced
 from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.estimate import LEAST_SIDE, light_excess
+from jaxdeblur.paths.gate import remarks
 from jaxdeblur.paths.light import Excess
-from jaxdeblur.paths.motion import connected, is_small, moves_of, still_of
+from jaxdeblur.paths.motion import LUMA, connected, is_small, moves_of, still_of
 from jaxdeblur.paths.shutter import Shutter, watch
+from jaxdeblur.paths.stabiliser import Stabiliser, follow
 from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
 from jaxdeblur.paths.windows import (
     EVERY,
@@ -70,9 +74,10 @@ from jaxdeblur.shapes import Clip, Frame
 
 LOOKAHEAD = WINDOW // 2
 
-MOVED, SHUTTER, FITTED, BASE, EXCESS, OVER = (
+MOVED, SHUTTER, STABILISER, FITTED, BASE, EXCESS, OVER = (
     "window",
     "shutter",
+    "stabiliser",
     "fitted",
     "base",
     "excess",
@@ -109,7 +114,7 @@ class PathRestorer(VideoRestorer):
             raise UserError("the network over blur paths must take their maps, and look at no more")
         self.config = config
         self.trains_on_maps = fusion is not None
-        self.opening = EVERY if config.asks else 0
+        self.opening = EVERY if config.asks or config.stabilised != "no" else 0
         self.base, self.fusion = base, fusion
         self.multiple = math.lcm(*(net.multiple for net in (base, fusion) if net is not None))
 
@@ -119,8 +124,10 @@ class PathRestorer(VideoRestorer):
         Args:
           step_of: steps a network; by default on the whole frame.
         """
-        asks, base, step_of = self.config.asks, self.base, step_of or VideoRestorer.step
-        shutter = (SHUTTER,) if asks else ()
+        base, step_of = self.base, step_of or VideoRestorer.step
+        asks, steady = self.config.asks, self.config.stabilised
+        known = [name for name, found in ((SHUTTER, asks), (STABILISER, steady != "no")) if found]
+        start_steady = functools.partial(_start_steady, steady == "yes")
         fitted = (FITTED,) if base is None else (FITTED, BASE)
         start_base, start_fusion = (
             functools.partial(self._start, net) for net in (base, self.fusion)
@@ -131,19 +138,23 @@ class PathRestorer(VideoRestorer):
         every = [
             Part("motion", (FRAME, REPEATED), MOVED, LastFrames.none, self._motion),
             Part("watch", (MOVED,), SHUTTER, _start_watch, self._watch, learns=True),
-            Part("fit", (MOVED, *shutter), FITTED, _start_fit, self.fit),
+            Part("steady", (MOVED,), STABILISER, start_steady, _steady, learns=True),
+            Part("fit", (MOVED, *known), FITTED, _start_fit, self._fit_by(known)),
             Part("base", (FRAME, REPEATED), BASE, start_base, step_base),
             Part("light", fitted, EXCESS, _start_light, self._light),
             Part("filter", (EXCESS, *fitted), OVER, _start_filter, self._filter),
             Part("fusion", (OVER,), RESTORED, start_fusion, step_fusion),
         ]
-        absent = {"watch": not asks, "base": base is None}
+        absent = {"watch": not asks, "steady": steady == "no", "base": base is None}
         return [part for part in every if not absent.get(part.name)]
 
-    def shutter(self, states: States) -> tuple[float, str] | None:
-        """Returns duty and light of the first video, as given or as found so far."""
-        known = states["watch"].shutter if self.config.asks else Shutter.unknown(1)
-        return self.config.found(known)
+    def found(self, states: States) -> dict[str, Any]:
+        """Returns duty, light and stabilisation of the first video, as given or found so far."""
+        return self.config.found(*_known(states))
+
+    def remarks(self, states: States) -> list[str]:
+        """Returns what the user should know of the first video's restoration so far."""
+        return remarks(*_known(states)) if self.config.asks else []
 
     def with_options(self, **options: Any) -> PathRestorer:
         """Returns the restorer with other options of the paths.
@@ -215,7 +226,7 @@ class PathRestorer(VideoRestorer):
     def _watch(self, state: WatchState, window: Window) -> tuple[WatchState, Shutter]:
         # After the opening, its frames are not watched again.
         seen = jnp.where(window.first, -(-state.seen // EVERY) * EVERY, state.seen)
-        shutter = state.shutter.from_start(window.first)
+        shutter = state.shutter
         if window.moves is not None:
             observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
             videos = window.frames, window.moves, window.present, shutter
@@ -228,6 +239,7 @@ class PathRestorer(VideoRestorer):
         past: PastPaths,
         window: Window,
         shutter: Shutter | None = None,
+        stabiliser: Stabiliser | None = None,
         *given: Any,
     ) -> tuple[PastPaths, Fitted]:
         """Fits paths to the middle frame: the step of a part.
@@ -236,17 +248,29 @@ class PathRestorer(VideoRestorer):
           past: the paths of the frame before.
           window: the frame, between its neighbours.
           shutter: what is known of the shutters.
+          stabiliser: what is known of stabilisers.
           given: the duty and whether light is linear, in place of the config's.
         """
         frames, moves, present, still, _, here, alone = window
         middle, fit = frames[:, LOOKAHEAD - 1 : LOOKAHEAD + 2], None
         if moves is not None:
             shutter = Shutter.unknown(len(frames)) if shutter is None else shutter
-            videos, known = (frames, moves, present, shutter, past), given or self.config.given
+            if stabiliser is None:
+                stabiliser = Stabiliser.unknown(FIRST, len(frames))
+            videos = frames, moves, present, shutter, stabiliser, past
+            known = given or self.config.given
             fit = for_each(lambda each: fit_window(*each, *known), videos)
             past = fit.passed_on
-            still = still * (1 - shutter.camera.stabilised)[:, None, None]
+            still = still * (1 - stabiliser.stabilised)[:, None, None]
         return past, Fitted(middle, fit, still, here, alone)
+
+    def _fit_by(self, names: list[str]) -> Callable[..., tuple[PastPaths, Fitted]]:
+        """Returns the step of the fit, which takes what is known under these names."""
+
+        def step(past: PastPaths, window: Window, *known: Any) -> tuple[PastPaths, Fitted]:
+            return self.fit(past, window, **dict(zip(names, known, strict=True)))
+
+        return step
 
     def _base(
         self, step_of: StepOf, state: State, frame: Frame, repeated: bool | Bool[Array, ""]
@@ -337,6 +361,24 @@ class PathRestorer(VideoRestorer):
 
 def _start_watch(batch: int, height: int, width: int) -> WatchState:
     return WatchState(Shutter.unknown(batch), jnp.int32(0))
+
+
+def _start_steady(given: bool, batch: int, height: int, width: int) -> Stabiliser:
+    return Stabiliser.unknown(FIRST, batch, given=given)
+
+
+def _steady(state: Stabiliser, window: Window) -> tuple[Stabiliser, Stabiliser]:
+    if window.moves is not None:
+        light = window.frames @ LUMA
+        videos = light, window.present, state
+        state = for_each(lambda each: follow(each[0], each[1], each[2], window.first), videos)
+    return state, jax.tree.map(jnp.copy, state)
+
+
+def _known(states: States) -> tuple[Shutter, Stabiliser]:
+    """Returns what the parts that learn know, of as many videos as there are."""
+    shutter = states["watch"].shutter if "watch" in states else Shutter.unknown(1)
+    return shutter, states.get("steady", Stabiliser.unknown(FIRST, 1))
 
 
 def _start_fit(batch: int, height: int, width: int) -> PastPaths:

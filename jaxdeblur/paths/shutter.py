@@ -23,7 +23,6 @@ from jaxdeblur.paths import motion
 from jaxdeblur.paths.fit import Bend, Stage, first_fit, fit_paths
 from jaxdeblur.paths.likelihood import Observed, observed, texture
 from jaxdeblur.paths.path import exposures, power, through
-from jaxdeblur.paths.stabiliser import Camera, follow
 from jaxdeblur.paths.tiles import REACH
 
 DUTIES = np.array([0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0], np.float32)
@@ -31,9 +30,6 @@ DUTIES = np.array([0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0], np.float32)
 
 LIGHTS = (1.0, GAMMA)
 """Exponents that convert stored values to those that the exposure averaged."""
-
-OPENING = 6
-"""The first frames, which all give evidence: those with their whole window in an opening of 8."""
 
 TILES = 12
 """The number of moving tiles, those richest in texture, that provide a frame's evidence."""
@@ -69,15 +65,12 @@ class Shutter(NamedTuple):
     so far, and the sum of squares. Not forgotten."""
     tiles: Float[Array, ""]
     """The weighted number of tiles, forgotten like ``votes``."""
-    camera: Camera
-    """What is known of a stabiliser."""
 
     @classmethod
     def unknown(cls, *videos: int) -> Shutter:
         """Returns the state before the first frame; for several videos, with that leading axis."""
         nothing = jnp.zeros((*videos, len(LIGHTS), len(DUTIES)), jnp.float32)
-        camera = Camera.unknown(OPENING, *videos)
-        return cls(nothing, nothing, nothing, jnp.zeros(videos, jnp.float32), camera)
+        return cls(nothing, nothing, nothing, jnp.zeros(videos, jnp.float32))
 
     def add(self, seen: Float[Array, "2 N D"], counts: Float[Array, " N"]) -> Shutter:
         """Adds a frame's evidence: L of its tiles for each light and duty, and their weights."""
@@ -88,17 +81,12 @@ class Shutter(NamedTuple):
             jnp.einsum("lnd,n->ld", each, counts)
             for each in (over, jnp.minimum(over, _MOST), apart)
         )
-        return self._replace(
-            evidence=_FORGET * self.evidence + evidence,
-            votes=_FORGET * self.votes + votes,
-            apart=self.apart + sums,
-            tiles=_FORGET * self.tiles + counts.sum(),
+        return Shutter(
+            _FORGET * self.evidence + evidence,
+            _FORGET * self.votes + votes,
+            self.apart + sums,
+            _FORGET * self.tiles + counts.sum(),
         )
-
-    def from_start(self, starts: Bool[Array, ""]) -> Shutter:
-        """Returns what is known if the video starts, perhaps again after its opening."""
-        at = jnp.where(starts, 0, self.camera.at)
-        return self._replace(camera=self.camera._replace(at=at))
 
     @property
     def blurred(self) -> Float[Array, ""]:
@@ -231,5 +219,4 @@ def watch(
     moving = (motion.speed_of(moves, present) > LEAST_MOTION).any()
     asked = moving & (observe | (shutter.tiles < TILES))
     known: Shutter = lax.cond(asked, with_this, lambda: shutter)
-    camera = follow(frames @ motion.LUMA, present, shutter.camera, observe)
-    return known._replace(camera=camera)
+    return known

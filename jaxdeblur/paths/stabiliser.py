@@ -20,19 +20,18 @@ Source of the model: stabilisation crops each frame from a larger image; the sea
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.paths import motion
 from jaxdeblur.paths.fit import Bend, Stage, first_fit, refitted, stiffness
 from jaxdeblur.paths.likelihood import (
     START,
-    Band,
     Fit,
     Likelihood,
     Observed,
@@ -54,9 +53,14 @@ _TILES = 16
 STABILISED_DUTY = 0.9
 """The duty cycle of a stabilised video: it cannot be told from velocity there."""
 
-# Duty cycles of what is compared: sharp, and blurred along what is seen to move. The last is that of
-# a stabilised video, so that neither has an advantage.
-_SEEN = 0.0, 0.25, 0.5, 0.75, STABILISED_DUTY
+_SHUTTERS = np.array(
+    [(0, 0), (0.25, 0), (0.5, 0), (0.75, 0), (0.9, 0), (1.1, 0), (0.9, 1), (1.1, 1.25)], np.float32
+)
+"""Duty cycles of what a stabilised camera is compared with, and distances of two exposures, in
+frames: sharp; blurred along what is seen to move, also in 24 frames a second that are shown as 30;
+blended from neighbours, and from such frames."""
+_ONCE = 6  # How many of them are one exposure.
+
 _FAR, _FARTHEST = 10.5, 20.0  # Pixels per frame: from the former, half size shows the zeros.
 _CLOSE_ONES, _FAR_ONES = 6, 2  # Velocities whose neighbourhood is searched.
 _KEPT = 4  # Close ones that are fitted, beside one far one.
@@ -70,15 +74,6 @@ _ARM = 128.0  # Pixels: a turn is fitted as the shift that it makes at this dist
 _EVIDENT = 0.25
 """Nats per frequency, on both counts: what makes a video stabilised and blurred. Means over a video
 are 0.38 and more in stabilised ones, and up to 0.13 in others (docs/lab/paths.md)."""
-
-
-class Evidence(NamedTuple):
-    """What one frame says on stabilisation, in nats per frequency: L of the median tile."""
-
-    over_seen: Float[Array, ""]
-    """How much better a stabilised camera explains it than blur along what is seen to move."""
-    over_sharp: Float[Array, ""]
-    """The same against sharp frames."""
 
 
 class View(NamedTuple):
@@ -109,12 +104,6 @@ def view(luminance: Float[Array, "5 H W"], present: Float[Array, 5]) -> View:
     return View(coarse, fine, start, jnp.asarray(_around(tiling))[chosen])
 
 
-def _of_tile(
-    where: Band, basis: Float[Array, "J S P"], tile: tuple[Fit, Observed]
-) -> Likelihood:
-    return likelihood(*tile, where, basis)
-
-
 def _only(seen: Observed) -> Observed:
     """Returns the middle frame."""
     middle = slice(1, 2)
@@ -135,7 +124,7 @@ def _values(
 
         def step(spectrum: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
             def one(tile: tuple[Fit, Observed]) -> tuple[jax.Array, jax.Array]:
-                found = _of_tile(where, basis, tile)
+                found = likelihood(tile[0], tile[1], where, basis)
                 return jnp.clip(found.spectrum, -10.0, 3.0), found.value
 
             return over_tiles(one, (fit._replace(spectrum=spectrum), inside))
@@ -216,7 +205,7 @@ def velocity_of(swing: Float[Array, "*k 8 3"]) -> Float[Array, "*k 2"]:
 def fitted(
     seen: View,
     swings: Float[Array, "k 8 3"],
-    duties: Float[Array, " k"],
+    shutters: Float[Array, "k 2"],
     free: Float[Array, " k"],
     used: Int[Array, ""],
 ) -> tuple[Float[Array, "k 8 3"], Float[Array, "k n"]]:
@@ -225,75 +214,71 @@ def fitted(
     Args:
       seen: the tiles.
       swings: where to start.
-      duties: the duty cycle of each.
+      shutters: the duty cycle of each, and the distance of two blended exposures.
       free: 1 where the frames may be shifted, 0 where they show what the camera saw.
       used: how many of them are fitted; the others keep infinite values.
 
     Returns:
       The swings, and L of each tile before the last step.
     """
-    count = len(seen.start)
-    start = jnp.pad(seen.start, ((0, 0), (0, 2), (0, 0)))
-    # Pixels (y, x) of each tile per pixel of a shift (y, x), and per pixel of a turn at _ARM.
-    turn = seen.around[..., None] / _ARM
-    moved = jnp.concatenate([jnp.tile(jnp.eye(2), (count, 1, 1)), turn], -1)
+    # A turn is fitted as the shift that it makes at _ARM, so that all numbers are pixels.
     units = jnp.array([1.0, 1.0, 1 / _ARM])
-    bend = np.zeros((8, 8), np.float32)
-    bend[:6, :6] = stiffness(_BEND)[::2, ::2]
-    shifts = np.repeat([0.0] * len(FREE) + [1.0, 1.0], 3).astype(np.float32)
 
-    def one(
-        swing: Float[Array, "8 3"], duty: Float[Array, ""], free: Float[Array, ""]
-    ) -> tuple[Float[Array, "8 3"], Float[Array, " n"]]:
-        basis = with_shifts(exposures(duty))
-
-        def knots(swing: jax.Array) -> Float[Array, "n 8 2"]:
-            return start + jnp.einsum("ncd,pd->npc", moved, swing)
-
-        fit, values = first_fit(knots(swing), seen.fine.present), jnp.zeros(count)
+    def one(i: Int[Array, ""], done: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        basis = with_shifts(exposures(*shutters[i]))
+        swing, spectra = swings[i] / units, first_fit(seen.start, seen.fine.present)
+        values = jnp.zeros(len(seen.start))
         for stage in _STAGES:
-            inside, where = seen.fine.up_to(stage.top, 1)
+            step = functools.partial(_step, seen, basis, free[i], stage)
+            (spectra, swing), each = lax.scan(step, (spectra, swing), None, length=stage.steps)
+            values = each[-1]
+        return done[0].at[i].set(swing * units), done[1].at[i].set(values)
 
-            def step(carry: Any, _: None) -> Any:
-                fit, swing = carry
-                placed = fit._replace(knots=knots(swing)), inside
-                found: Likelihood = over_tiles(functools.partial(_of_tile, where, basis), placed)
-                # A tile that is explained worse than most may hold something else.
-                worse = jnp.maximum(found.value - jnp.median(found.value), 0.0)
-                weight = 1 / (1 + worse)
-                weight = weight / weight.sum()
-                slope = jnp.einsum(
-                    "n,npc,ncd->pd", weight, found.gradient.reshape(count, 8, 2), moved
-                )
-                curvature = jnp.einsum(
-                    "n,npcqe,ncd,nef->pdqf",
-                    weight,
-                    found.curvature.reshape(count, 8, 2, 8, 2),
-                    moved,
-                    moved,
-                ).reshape(24, 24)
-                middle = jnp.pad(jnp.median(start, 0), ((0, 0), (0, 1)))
-                slope = (slope + bend @ (middle + swing)).reshape(-1)
-                own = curvature + jnp.kron(bend, jnp.eye(3))
-                own = own + _DAMPING * (jnp.trace(own) / 24 + 1e-3) * jnp.eye(24)
-                own = own + jnp.diag(shifts * jnp.where(free > 0, 0.0, _PINNED))
-                change = -jnp.linalg.solve(own, slope).reshape(8, 3)
-                swing = swing + jnp.clip(change, -stage.limit, stage.limit)
-                return (refitted(fit, found, seen.fine.present), swing), found.value
-
-            (fit, swing), values = lax.scan(step, (fit, swing), None, length=stage.steps)
-        return swing, values[-1]
-
-    def next_one(i: Int[Array, ""], done: tuple[jax.Array, jax.Array]) -> Any:
-        swing, value = one(swings[i] / units, duties[i], free[i])
-        return done[0].at[i].set(swing * units), done[1].at[i].set(value)
-
-    values = jnp.full((len(swings), count), jnp.inf)
-    made: tuple[jax.Array, jax.Array] = lax.fori_loop(0, used, next_one, (swings, values))
+    values = jnp.full((len(swings), len(seen.start)), jnp.inf)
+    made: tuple[jax.Array, jax.Array] = lax.fori_loop(0, used, one, (swings, values))
     return made
 
 
-class Camera(NamedTuple):
+def _step(
+    seen: View,
+    basis: Float[Array, "3 J 8"],
+    free: Float[Array, ""],
+    stage: Stage,
+    carry: tuple[Fit, Float[Array, "8 3"]],
+    _: None,
+) -> tuple[tuple[Fit, Float[Array, "8 3"]], Float[Array, " n"]]:
+    """Moves a swing by one Gauss-Newton step; returns L of each tile before it."""
+    (fit, swing), count = carry, len(seen.start)
+    inside, where = seen.fine.up_to(stage.top, 1)
+    start = jnp.pad(seen.start, ((0, 0), (0, 2), (0, 0)))
+    # How far (y, x) each tile moves by a pixel of y, of x and of the turn.
+    moved = jnp.tile(jnp.eye(2), (count, 1, 1))
+    moved = jnp.concatenate([moved, seen.around[..., None] / _ARM], -1)
+    knots = start + jnp.einsum("ncd,pd->npc", moved, swing)
+    found: Likelihood = over_tiles(
+        lambda tile: likelihood(tile[0], tile[1], where, basis), (fit._replace(knots=knots), inside)
+    )
+    # A tile that is explained worse than most may hold something else.
+    weight = 1 / (1 + jnp.maximum(found.value - jnp.median(found.value), 0.0))
+    weight = weight / weight.sum()
+    gradient = found.gradient.reshape(count, 8, 2)
+    slope = jnp.einsum("n,npc,ncd->pd", weight, gradient, moved)
+    curvature = found.curvature.reshape(count, 8, 2, 8, 2)
+    of_swing = jnp.einsum("n,npcqe,ncd,nef->pdqf", weight, curvature, moved, moved)
+    # The typical path bends little; its shifts are as free as the frame's cut.
+    bend = np.pad(stiffness(_BEND)[::2, ::2], (0, 2))
+    typical = jnp.pad(jnp.median(start, 0), ((0, 0), (0, 1)))
+    slope = (slope + bend @ (typical + swing)).ravel()
+    own = of_swing.reshape(24, 24) + jnp.kron(bend, jnp.eye(3))
+    own = own + _DAMPING * (jnp.trace(own) / 24 + 1e-3) * jnp.eye(24)
+    pinned = np.repeat([0.0] * len(FREE) + [_PINNED] * 2, 3).astype(np.float32)
+    own = own + jnp.diag(pinned * (1 - free))
+    change = -jnp.linalg.solve(own, slope).reshape(8, 3)
+    swing = swing + jnp.clip(change, -stage.limit, stage.limit)
+    return (refitted(fit, found, seen.fine.present), swing), found.value
+
+
+class Stabiliser(NamedTuple):
     """What is known of a stabiliser so far; a leading axis holds several videos."""
 
     evidence: Float[Array, 2]
@@ -309,20 +294,36 @@ class Camera(NamedTuple):
     at: Int[Array, ""]
     """The number of frames seen since the video's start."""
     looked: Float[Array, ""]
-    """The number of frames in ``opening``."""
+    """The number of frames in ``opening``; -1 once they are restored."""
+    given: Float[Array, ""]
+    """1 if the user says that the video is stabilised, else 0."""
 
     @classmethod
-    def unknown(cls, opening: int, *videos: int) -> Camera:
+    def unknown(cls, opening: int, *videos: int, given: bool = False) -> Stabiliser:
         """Returns the state before the first frame, with room for the ``opening`` frames."""
         none, whole = jnp.zeros(videos), jnp.zeros(videos, jnp.int32)
         swings, first = jnp.zeros((*videos, 2, 8, 3)), jnp.zeros((*videos, opening, 2, 8, 3))
-        return cls(jnp.zeros((*videos, 2)), none, swings, none, first, whole, none)
+        told = jnp.full(videos, float(given))
+        return cls(jnp.zeros((*videos, 3)), none, swings, none, first, whole, none, told)
 
     @property
     def stabilised(self) -> Float[Array, ""]:
         """1.0 if the video is stabilised and blurred, else 0.0."""
+        over_seen, over_sharp, over_blended = self._means
+        found = (over_seen > _EVIDENT) & (over_sharp > _EVIDENT) & (over_blended > -_EVIDENT)
+        return jnp.maximum(found.astype(jnp.float32), self.given)
+
+    @property
+    def blended(self) -> Float[Array, ""]:
+        """1.0 if frames are blended from two, else 0.0."""
+        over_seen, _, over_blended = self._means
+        found = (over_seen - over_blended > _EVIDENT) & (self.stabilised == 0)
+        return found.astype(jnp.float32)
+
+    @property
+    def _means(self) -> Float[Array, 3]:
         mean = self.evidence / jnp.maximum(self.frames, 1.0)[..., None]
-        return jnp.all(mean > _EVIDENT, -1).astype(jnp.float32)
+        return jnp.moveaxis(mean, -1, 0)
 
     @property
     def chosen(self) -> Float[Array, "8 3"]:
@@ -336,69 +337,79 @@ class Camera(NamedTuple):
 
 
 def follow(
-    luminance: Float[Array, "5 H W"], present: Float[Array, 5], camera: Camera, observe: Array
-) -> Camera:
+    luminance: Float[Array, "5 H W"],
+    present: Float[Array, 5],
+    known: Stabiliser,
+    starts: Bool[Array, ""] | bool = False,
+) -> Stabiliser:
     """Updates what is known of the stabiliser from the middle of five frames.
 
     Args:
       luminance: of the frames, as stored.
       present: 1 for a frame, 0 for one beyond the video's ends or a cut.
-      camera: what is known from previous frames.
-      observe: whether to search this frame for stabilisation, a bool.
+      known: what is known from previous frames.
+      starts: whether a video starts with the last of these frames, perhaps again after its opening.
     """
+    known = known._replace(at=jnp.where(starts, 0, known.at))
     scale = 1
     while min(luminance.shape[1:]) > MOST_SIDE:
         luminance, scale = halved(luminance), 2 * scale
-    here, known, steady = present[2] > 0, camera.at < camera.looked, camera.stabilised > 0
-    first = camera.at < len(camera.opening)
-    search = here & ~known & ((observe & first) | (steady & (present[1] == 0)))
-    follows = here & ~known & ~search & steady
-    place = jnp.minimum(camera.at, len(camera.opening) - 1)
+    here, again = present[2] > 0, known.at < known.looked
+    steady = known.stabilised > 0
+    first = known.frames < len(known.opening)
+    search = here & ~again & (first | (steady & (present[1] == 0)))
+    follows = here & ~again & ~search & steady
+    place = jnp.minimum(known.at, len(known.opening) - 1)
     units = jnp.array([scale, scale, 1.0])  # A turn is in radians.
 
-    def fits() -> Camera:
+    def fits() -> Stabiliser:
         seen = view(luminance, present)
         typical = jnp.median(seen.start[:, 3] - seen.start[:, 2], 0)
-        last = camera.chosen / units
+        last = known.chosen / units
         warm = jnp.stack([velocity_of(last), last[4, :2]])  # As it was, and as it was to become.
 
         def found() -> Float[Array, "k 2"]:
             apart = jnp.concatenate([candidates(seen), warm[:1]])
             return jnp.concatenate([apart, -apart - 2 * typical])
 
-        count, duties = 2 * (_KEPT + 2), jnp.asarray(_SEEN)
+        count, most = 2 * (_KEPT + 2), len(_SHUTTERS)
         tries = lax.cond(search, found, lambda: jnp.pad(warm, ((0, count - len(warm)), (0, 0))))
         swings, values = fitted(
             seen,
-            jnp.concatenate([swing_of(tries), jnp.zeros((len(_SEEN), 8, 3))]),
-            jnp.concatenate([jnp.full(count, STABILISED_DUTY), duties]),
-            jnp.concatenate([jnp.ones(count), jnp.zeros(len(_SEEN))]),
-            jnp.where(search, count + len(_SEEN), len(warm)),
+            jnp.concatenate([swing_of(tries), jnp.zeros((most, 8, 3))]),
+            jnp.concatenate([jnp.tile(jnp.array([STABILISED_DUTY, 0.0]), (count, 1)), _SHUTTERS]),
+            jnp.concatenate([jnp.ones(count), jnp.zeros(most)]),
+            jnp.where(search, count + most, len(warm)),
         )
         least = values.min(0)
         score = jnp.minimum(values - least, _WORST).mean(1)[:count]
         best = score.argmin()
         # The same way round as in the last frame.
         way = velocity_of(swings[best]) + typical
-        turned = (way @ (velocity_of(camera.swings[0] / units) + typical) < 0) & (camera.frames > 0)
+        turned = (way @ (velocity_of(known.swings[0] / units) + typical) < 0) & (known.frames > 0)
         pair = jnp.stack([best, jnp.where(search, (best + count // 2) % count, best)])
         pair = jnp.where(turned & search, pair[::-1], pair)
         two, lead = swings[pair] * units, score[pair[0]] - score[pair[1]]
-        told = Evidence(values[count:].min(0) - values[best], values[count] - values[best])
-        evidence = jnp.stack([jnp.median(each) for each in told])
+        others = values[count:]
+        once, twice = others[:_ONCE], others[_ONCE:]
+        least_of = jnp.stack([once.min(0), others[0], twice.min(0)])
+        evidence = jnp.median(least_of - values[best], 1)
         weight = jnp.where(search, present[jnp.array([1, 3])].mean(), 0.0)
-        return camera._replace(
-            evidence=camera.evidence + jnp.where(search, weight * evidence, 0.0),
-            frames=camera.frames + weight,
+        return known._replace(
+            evidence=known.evidence + jnp.where(search, weight * evidence, 0.0),
+            frames=known.frames + weight,
             swings=two,
-            lead=camera.lead + jnp.where(search, weight * lead, 0.0),
-            opening=camera.opening.at[place].set(two),
-            looked=jnp.maximum(camera.looked, jnp.where(first & search, place + 1.0, 0.0)),
+            lead=known.lead + jnp.where(search, weight * lead, 0.0),
+            opening=known.opening.at[place].set(two),
+            looked=jnp.where(first & search & (known.looked >= 0), place + 1.0, known.looked),
         )
 
-    after: Camera = lax.cond(search | follows, fits, lambda: camera)
-    after = after._replace(swings=jnp.where(known, camera.opening[place], after.swings))
-    return after._replace(at=after.at + here.astype(jnp.int32))
+    after: Stabiliser = lax.cond(search | follows, fits, lambda: known)
+    after = after._replace(swings=jnp.where(again, known.opening[place], after.swings))
+    # Beyond the opening's last frame, another scene may start.
+    spent = again & (known.at + 1 >= known.looked)
+    looked = jnp.where(spent, -1.0, after.looked)
+    return after._replace(at=after.at + here.astype(jnp.int32), looked=looked)
 
 
 def of_tiles(

@@ -17,7 +17,12 @@ from jaxdeblur.paths.gate import base_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.path import FREE, exposures, power, through
 from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.stabiliser import STABILISED_DUTY, of_tiles, velocity_of
+from jaxdeblur.paths.stabiliser import (
+    STABILISED_DUTY,
+    Stabiliser,
+    of_tiles,
+    velocity_of,
+)
 from jaxdeblur.paths.tiles import Tiling, halved_pixels
 
 WINDOW = 5
@@ -76,6 +81,7 @@ def fit_window(
     moves: Float[Array, "N 4 2"],
     present: Float[Array, 5],
     shutter: Shutter,
+    stabiliser: Stabiliser,
     past: PastPaths,
     duty: float | Array | None = None,
     linear: bool | Array | None = None,
@@ -87,13 +93,14 @@ def fit_window(
       moves: from ``moves_of``.
       present: 1 for a frame, 0 for one beyond the video's ends or a jump, which is ignored.
       shutter: what is known of the shutter.
+      stabiliser: what is known of a stabiliser.
       past: the paths of the previous frame.
       duty: the share of the period that the shutter is open; None takes it from ``shutter``.
       linear: whether frames are averaged in linear light or as stored; None likewise.
     """
     tiling = motion.tiling_of(frames.shape[1:3])
     is_linear = jnp.asarray(shutter.linear > 0 if linear is None else linear)
-    steady, swing = shutter.camera.stabilised, shutter.camera.swing
+    steady, swing = stabiliser.stabilised, stabiliser.swing
     open_for = jnp.where(steady > 0, STABILISED_DUTY, shutter.duty)
     open_for = open_for if duty is None else jnp.float32(duty)
     told = present, open_for, is_linear

@@ -16,6 +16,7 @@ from jaxdeblur.options import Share, check_ranges
 from jaxdeblur.paths.estimate import filtered
 from jaxdeblur.paths.light import Excess
 from jaxdeblur.paths.shutter import Shutter
+from jaxdeblur.paths.stabiliser import STABILISED_DUTY, Stabiliser
 from jaxdeblur.paths.window_fit import WINDOW, WindowFit
 from jaxdeblur.shapes import Clip, Frame
 
@@ -37,12 +38,15 @@ class PathsConfig:
         finds it from the video.
       light: what the camera averaged, "stored" values or "linear" light; "found" finds it from the
         video.
+      stabilised: whether a stabiliser took the camera's motion from the frames, but not their blur;
+        "found" finds it from the video.
     """
 
     base: Any = None
     fusion: Any = None
     duty: Share = 0.0
     light: Literal["found", "stored", "linear"] = "found"
+    stabilised: Literal["found", "yes", "no"] = "found"
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -57,17 +61,28 @@ class PathsConfig:
         """The duty, and whether light is linear; None for what is to be found."""
         return self.duty or None, None if self.light == "found" else self.light == "linear"
 
-    def found(self, shutters: Shutter) -> tuple[float, str] | None:
-        """Returns duty and light of the first video, as given or as ``shutters`` know it.
+    def found(self, shutters: Shutter, stabilisers: Stabiliser) -> dict[str, Any]:
+        """Returns duty, light and stabilisation of the first video, as given or as known by now.
 
-        Without moving tiles nothing was found, and it returns None.
+        What cannot be known yet, since nothing moves, is left out.
         """
-        known = jax.tree.map(lambda leaf: leaf[0], shutters)
-        if self.asks and not float(known.tiles):
-            return None
-        light = "linear" if float(known.linear) > 0 else "stored"
-        light = light if self.light == "found" else self.light
-        return self.duty or round(float(known.duty), 3), light
+        first: tuple[Shutter, Stabiliser]
+        first = jax.tree.map(lambda leaf: leaf[0], (shutters, stabilisers))
+        shutter, stabiliser = first
+        found: dict[str, Any] = {}
+        if float(stabiliser.stabilised):
+            found["duty"] = self.duty or STABILISED_DUTY
+        elif self.duty or float(shutter.tiles):
+            found["duty"] = self.duty or round(float(shutter.duty), 3)
+        if self.light != "found":
+            found["light"] = self.light
+        elif float(shutter.tiles):
+            found["light"] = "linear" if float(shutter.linear) > 0 else "stored"
+        if self.stabilised != "found":
+            found["stabilised"] = self.stabilised == "yes"
+        elif float(stabiliser.frames):
+            found["stabilised"] = bool(stabiliser.stabilised)
+        return found
 
 
 class LastFrames(NamedTuple):
@@ -93,7 +108,7 @@ class Window(NamedTuple):
     present: Float[Array, "B 5"]
     """1 for a frame, 0 for one beyond the video's ends or a jump."""
     still: Float[Array, "B H W"]
-    """1 where nothing changes: a still background, text, a bar. What stands still is not blurred."""
+    """1 where nothing changes, as text, bars and a still background, which are not blurred."""
     first: Bool[Array, ""]
     """Whether the last of them is the first of its video."""
     here: Bool[Array, ""]

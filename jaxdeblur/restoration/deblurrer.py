@@ -46,6 +46,7 @@ class Deblurrer:
         dtype: str | None = None,
         duty: float | None = None,
         light: str | None = None,
+        stabilised: bool | None = None,
     ):
         """Loads the weights.
 
@@ -59,6 +60,8 @@ class Deblurrer:
           duty: for blur paths, the share of the time between frames in which the shutter was open,
             above 0 and up to 1; None to estimate it.
           light: for blur paths, "stored" or "linear", what the camera averaged; None estimates it.
+          stabilised: for blur paths, whether the video was stabilised after its exposures, so that
+            frames are blurred by more motion than they show; None finds it.
 
         Raises:
           UserError: the weights do not exist, or an argument is out of range.
@@ -85,7 +88,8 @@ class Deblurrer:
             self.of_photographs = loaded.of_photographs
             if loaded.preset not in loaded.source:
                 self.source += f" ({loaded.preset})"
-        options = {"duty": duty, "light": light}
+        steady = None if stabilised is None else "yes" if stabilised else "no"
+        options = {"duty": duty, "light": light, "stabilised": steady}
         given = {name: value for name, value in options.items() if value is not None}
         self.model = self.model.with_options(**given)
         self._tiles: dict[tuple[int, int, PixelLayout], TileGrid | None] = {}

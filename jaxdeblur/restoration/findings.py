@@ -20,10 +20,7 @@ def found_by(stream: Stream) -> dict[str, Any]:
 
     Without blur paths there is nothing to find, nor where nothing moved.
     """
-    if stream.shutter is None:
-        return {}
-    duty, light = stream.shutter
-    return {"duty": duty, "light": light}
+    return stream.found if "light" in stream.found else {}
 
 
 def find_out(

@@ -58,6 +58,7 @@ class DeblurConfig:
       duty: for blur paths, the share of the time between frames in which the shutter was open, up
         to 1; estimated from the video by default.
       light: for blur paths, what the camera averaged; estimated from the video by default.
+      stabilised: for blur paths, whether the video was stabilised; found from it by default.
       tile: auto, none or HEIGHTxWIDTH: restore large frames in tiles; auto goes by free memory.
       max_pixels: frames with more pixels are refused.
       part: NUMBER/PARTS: restore this share of one video, beside OUTPUT; /PARTS takes the number
@@ -84,6 +85,7 @@ class DeblurConfig:
     compare: str | None = None
     duty: Annotated[float, Range(most=1, above=0)] | None = None
     light: Literal["stored", "linear"] | None = None
+    stabilised: Literal["yes", "no"] | None = None
     tile: str = "auto"
     max_pixels: Count = MAX_PIXELS
     part: Part | None = None
@@ -98,10 +100,10 @@ class DeblurConfig:
             raise UserError("--end and --duration cannot be combined; give one of them")
         if self.end is not None and not self.start < self.end:
             raise UserError(f"--end must be after --start={self.start:g}, not {self.end:g}")
-        if self.fast and (self.ckpt is not None or self.duty or self.light):
+        if self.fast and (self.ckpt is not None or self.duty or self.light or self.stabilised):
             raise UserError(
                 "--fast uses the shipped weights without blur paths; it cannot be combined with "
-                "--ckpt, --duty or --light"
+                "--ckpt, --duty, --light or --stabilised"
             )
         if self.part is not None and self.join:
             raise UserError("--part and --join cannot be combined; join when all parts are there")

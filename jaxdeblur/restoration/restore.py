@@ -195,9 +195,12 @@ def deblur(
         say_what_is_lost()
     if watch is None:
         say(str(timing))
-    if watch is None and stream.shutter is not None:
-        duty, light = stream.shutter
-        say(f"the shutter was open {duty:.0%} of the time, in {light} light")
+    if watch is None:
+        found = stream.found
+        if "duty" in found and "light" in found:
+            say(f"the shutter was open {found['duty']:.0%} of the time, in {found['light']} light")
+        for remark in stream.remarks:
+            say(remark)
     if change < _VISIBLE and config.strength:
         why = (
             "no blur was found"

@@ -271,9 +271,14 @@ class Stream:
                 yield restored
 
     @property
-    def shutter(self) -> tuple[float, str] | None:
-        """Duty and light of blur paths, as given or estimated so far; None without paths."""
-        return self._model.shutter(self._states)
+    def found(self) -> dict[str, Any]:
+        """What blur paths found out so far, or were given: duty, light, stabilised; else {}."""
+        return self._model.found(self._states)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know of the restoration so far, a line each."""
+        return [*self._model.remarks(self._states), *self.timeline.remarks()]
 
     def _advance(self, frame: Incoming, *, repeated: bool) -> tuple[DevicePlane, ...] | None:
         self._steps += 1

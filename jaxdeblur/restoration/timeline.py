@@ -93,6 +93,20 @@ class Timeline:
             self.brightened += 1
         return Shot(False, starts, float(np.exp(self._gain)))
 
+    def remarks(self) -> list[str]:
+        """Returns what was found, a line each."""
+        found = (
+            (self.duplicates, "duplicate", "which got the result of the frame before"),
+            (self.cuts, "cut", "at which restoration started again"),
+            (self.brightened, "change of brightness", "removed for the restoration and put back"),
+        )
+        return [
+            f"{count} {what if count == 1 else what.replace('change', 'changes')}"
+            f"{'s' if count > 1 and what in ('duplicate', 'cut') else ''}, {how}"
+            for count, what, how in found
+            if count
+        ]
+
 
 def _cell_means(image: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "h w"]:
     """Returns the means of whole cells; of a smaller image, the mean."""
@@ -133,7 +147,7 @@ def _aligned(
     surface = (shared + least) / np.sqrt(
         np.maximum(variance_a + least, least) * np.maximum(variance_b + least, least)
     )
-    near = [np.r_[0 : m + 1, size - m : size] for m, size in zip(most, sheet)]
+    near = [np.r_[0 : m + 1, size - m : size] for m, size in zip(most, sheet, strict=True)]
     window = surface[np.ix_(*near)]
     at = np.unravel_index(window.argmax(), window.shape)
     y, x = (

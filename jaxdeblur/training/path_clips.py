@@ -11,7 +11,6 @@ cycle and the light are given, with errors. Drawing that was stopped resumes in 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -250,7 +249,7 @@ class MapsOfClips:
         def run(part: Part, state: Any, *taken: Any) -> tuple[Any, Any]:
             if part.gives == FITTED:  # The shutter is given, not found.
                 window, (duty, linear) = taken
-                return self._restorer.fit(state, window, None, duty, linear)
+                return self._restorer.fit(state, window, None, None, duty, linear)
             if part.gives == BASE and large:  # Large frames are not seen mirrored.
                 return self._base.step(state, *taken)
             return directly(part, state, *taken)

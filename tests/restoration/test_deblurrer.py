@@ -111,7 +111,7 @@ def test_blur_paths_without_a_network_run_too():
     stream = Deblurrer(PathRestorer(PathsConfig())).open_stream(16, 18)
     stream.push(BLURRED[0])
     assert next(stream.flush())[0].shape == BLURRED[0].shape
-    assert stream.shutter is None, "frames of 16x18 pixels hold no tile"
+    assert not stream.found, "frames of 16x18 pixels hold no tile"
 
 
 def test_the_64_bit_mode_of_jax_is_refused(model):
