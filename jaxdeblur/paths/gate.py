@@ -103,6 +103,8 @@ def remarks(shutter: Shutter, stabiliser: Stabiliser) -> list[str]:
     known = jax.tree.map(lambda leaf: leaf[0], (shutter, stabiliser))
     if float(known[1].stabilised):
         return ["stabilised: frames are blurred by more motion than they show, which was found"]
+    if float(known[1].blends):
+        return ["frames are blended from two, which is restored only in part"]
     if float(known[0].tiles) < 1:
         return ["hardly anything moves, so blur was left to the network alone"]
     if float(base_share(known[0])) < 0.5:

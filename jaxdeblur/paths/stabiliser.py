@@ -281,8 +281,12 @@ def _step(
 class Stabiliser(NamedTuple):
     """What is known of a stabiliser so far; a leading axis holds several videos."""
 
-    evidence: Float[Array, 2]
-    """``Evidence`` summed over frames: it is the camera's or the editor's, and not forgotten."""
+    evidence: Float[Array, "2"]
+    """How much better a stabilised camera explains the frames than blur along what is seen to move,
+    and than sharp frames: nats per frequency of the median tile, summed over frames. It is the
+    camera's or the editor's, and not forgotten."""
+    blends: Float[Array, ""]
+    """The number of frames that two blended exposures explain better than anything else."""
     frames: Float[Array, ""]
     """The number of frames that gave evidence."""
     swings: Float[Array, "2 8 3"]
@@ -304,26 +308,14 @@ class Stabiliser(NamedTuple):
         none, whole = jnp.zeros(videos), jnp.zeros(videos, jnp.int32)
         swings, first = jnp.zeros((*videos, 2, 8, 3)), jnp.zeros((*videos, opening, 2, 8, 3))
         told = jnp.full(videos, float(given))
-        return cls(jnp.zeros((*videos, 3)), none, swings, none, first, whole, none, told)
+        return cls(jnp.zeros((*videos, 2)), none, none, swings, none, first, whole, none, told)
 
     @property
     def stabilised(self) -> Float[Array, ""]:
         """1.0 if the video is stabilised and blurred, else 0.0."""
-        over_seen, over_sharp, over_blended = self._means
-        found = (over_seen > _EVIDENT) & (over_sharp > _EVIDENT) & (over_blended > -_EVIDENT)
-        return jnp.maximum(found.astype(jnp.float32), self.given)
-
-    @property
-    def blended(self) -> Float[Array, ""]:
-        """1.0 if frames are blended from two, else 0.0."""
-        over_seen, _, over_blended = self._means
-        found = (over_seen - over_blended > _EVIDENT) & (self.stabilised == 0)
-        return found.astype(jnp.float32)
-
-    @property
-    def _means(self) -> Float[Array, 3]:
         mean = self.evidence / jnp.maximum(self.frames, 1.0)[..., None]
-        return jnp.moveaxis(mean, -1, 0)
+        found = jnp.all(mean > _EVIDENT, -1) & (self.blends == 0)
+        return jnp.maximum(found.astype(jnp.float32), self.given)
 
     @property
     def chosen(self) -> Float[Array, "8 3"]:
@@ -389,18 +381,19 @@ def follow(
         turned = (way @ (velocity_of(known.swings[0] / units) + typical) < 0) & (known.frames > 0)
         pair = jnp.stack([best, jnp.where(search, (best + count // 2) % count, best)])
         pair = jnp.where(turned & search, pair[::-1], pair)
-        two, lead = swings[pair] * units, score[pair[0]] - score[pair[1]]
+        both, lead = swings[pair] * units, score[pair[0]] - score[pair[1]]
         others = values[count:]
-        once, twice = others[:_ONCE], others[_ONCE:]
-        least_of = jnp.stack([once.min(0), others[0], twice.min(0)])
-        evidence = jnp.median(least_of - values[best], 1)
+        alone, none, two = others[:_ONCE].min(0), others[0], others[_ONCE:].min(0)
+        evidence = jnp.median(jnp.stack([alone, none]) - values[best], 1)
+        blended = (jnp.median(alone - two) > _EVIDENT) & (jnp.median(two - values[best]) < 0)
         weight = jnp.where(search, present[jnp.array([1, 3])].mean(), 0.0)
         return known._replace(
             evidence=known.evidence + jnp.where(search, weight * evidence, 0.0),
+            blends=known.blends + (search & blended),
             frames=known.frames + weight,
-            swings=two,
+            swings=both,
             lead=known.lead + jnp.where(search, weight * lead, 0.0),
-            opening=known.opening.at[place].set(two),
+            opening=known.opening.at[place].set(both),
             looked=jnp.where(first & search & (known.looked >= 0), place + 1.0, known.looked),
         )
 
