@@ -152,7 +152,7 @@ class Stream:
                 break
         first_scene = itertools.takewhile(lambda each: not each[1].starts, opening[1:])
         looked = [each for each in [*opening[:1], *first_scene] if not each[1].repeats]
-        self._look([planes for planes, _ in looked], [shot.gain for _, shot in looked])
+        self._look([planes for planes, _ in looked], [shot for _, shot in looked])
         twins: deque[int] = deque()  # How often each frame that waits is repeated.
         restored: tuple[DevicePlane, ...] | None = None
         for planes, shot in itertools.chain(opening, rest):
@@ -167,7 +167,7 @@ class Stream:
                     yield from itertools.repeat(restored, 1 + twins.popleft())
                 self._start_again()
             twins.append(0)
-            made = self.push(planes, shot.gain)
+            made = self._push(planes, shot)
             if made is not None:
                 restored = made
                 yield from itertools.repeat(restored, 1 + twins.popleft())
@@ -191,20 +191,23 @@ class Stream:
             self._states = self._placed(jax.tree.map(jnp.copy, states))
         self._steps, self._ended = 0, False
 
-    def push(
-        self, planes: tuple[Plane, ...] | Plane, gain: float = 1.0
-    ) -> tuple[DevicePlane, ...] | None:
+    def push(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...] | None:
         """Takes a frame and returns the one from ``lookahead`` frames ago, or None at the start.
 
         ``planes`` are the frame's arrays in the stream's layout; a single one, such as packed RGB,
         needs no tuple. The result is always a tuple, on the device. It is returned as soon as the
-        work is queued; reading it waits. ``gain`` is what its values are multiplied by on the way.
+        work is queued; reading it waits.
 
         Raises:
           UserError: the arrays do not match the stream's layout and size.
           ValueError: the stream was flushed.
         """
-        on_device = self._on_device(planes, gain)
+        return self._push(planes, None)
+
+    def _push(
+        self, planes: tuple[Plane, ...] | Plane, at: InTime | None
+    ) -> tuple[DevicePlane, ...] | None:
+        on_device = self._on_device(planes, at)
         if self._ended:
             raise ValueError("the stream was already flushed; open another one")
         self._waiting.append(on_device)
@@ -219,9 +222,11 @@ class Stream:
           UserError: as for ``push``.
           ValueError: a frame was already pushed.
         """
-        self._look(opening, [1.0] * len(opening))
+        self._look(opening, [None] * len(opening))
 
-    def _look(self, opening: Sequence[tuple[Plane, ...] | Plane], gains: Sequence[float]) -> None:
+    def _look(
+        self, opening: Sequence[tuple[Plane, ...] | Plane], at: Sequence[InTime | None]
+    ) -> None:
         if not (self.opening and len(opening)):
             return
         if self._steps:
@@ -229,7 +234,7 @@ class Stream:
         parts = looking(self._parts)
         with jax.default_device(self._device):
             states = jax.tree.map(jnp.copy, stream_states(self._model, parts, *self._size))
-        states, frames = self._placed(states), [*zip(opening, gains, strict=True)]
+        states, frames = self._placed(states), [*zip(opening, at, strict=True)]
         flushed = frames[-1:] * self._model.lookahead if len(opening) < self.opening else []
         for index, frame in enumerate([*frames, *flushed]):
             given = self._what, self._parameters, states, self._on_device(*frame), None
@@ -250,10 +255,14 @@ class Stream:
             )
         return planes
 
-    def _on_device(self, planes: tuple[Plane, ...] | Plane, gain: float) -> Incoming:
+    def _on_device(self, planes: tuple[Plane, ...] | Plane, at: InTime | None) -> Incoming:
+        height, width = self._size
+        gain, inside = (at.gain, at.inside) if at else (1.0, (0, height - 1, 0, width - 1))
         # Copied, since a CPU device may use the caller's memory, which a camera may reuse.
         held = tuple(np.array(plane) for plane in self._checked(planes))
-        placed: Incoming = jax.device_put((held, np.float32(gain)), self._device)
+        placed: Incoming = jax.device_put(
+            (held, np.float32(gain), np.array(inside, np.int32)), self._device
+        )
         return Incoming(*placed)
 
     def flush(self) -> Iterator[tuple[DevicePlane, ...]]:
