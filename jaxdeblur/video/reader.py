@@ -76,6 +76,7 @@ class VideoReader(PictureSource):
         self._shown_until = 0  # by frames of AVI without content
         self._given_rate = rate
         self._damaged: list[int] = []
+        self._has_fields = False
         self.notes: list[str] = []
         self._first = self._last = Fraction(0)  # times in all tracks
         with contextlib.ExitStack() as opened:
@@ -237,14 +238,15 @@ class VideoReader(PictureSource):
                 shown = round(time / unit)
                 last = shown if last is None else max(shown, last + 1)
                 self._count += 1
+                self._has_fields |= frame.interlaced_frame
                 if frame.is_corrupt:
                     self._damaged.append(self._count)
                 yield last, frame
         if self._is_whole and last is not None:
             self._refuse_if_cut_short(last * unit)
-            missing = self._pictures_read - self._count
-            codec = self.track.codec_context
-            if missing > 0 and codec.codec.canonical_name in _ONE_PER_PACKET:
+            # Two fields of one frame may have a packet each.
+            missing = 0 if self._has_fields else self._pictures_read - self._count
+            if missing > 0 and self.track.codec_context.codec.canonical_name in _ONE_PER_PACKET:
                 what = "1 frame" if missing == 1 else f"{missing} frames"
                 self.notes.append(f"damaged: {what} could not be decoded; the result lacks them")
 
