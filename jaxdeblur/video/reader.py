@@ -114,7 +114,9 @@ class VideoReader(PictureSource):
                 planes, alpha = frame_planes(frame, info.pixel_format)
                 if last is not None:
                     yield last
-                last = Picture(planes, alpha, pts, frame.duration or 0)
+                # Of a raw stream, FFmpeg's is that of its own default rate.
+                duration = frame.duration if self._given_rate is None else self._ticks
+                last = Picture(planes, alpha, pts, duration or 0)
                 if self.container.format.name != "avi":
                     yield last
                     last = None
@@ -127,6 +129,11 @@ class VideoReader(PictureSource):
                 f"damaged, and restored as the decoder patched them: frames {these} (those after "
                 "them, up to a key frame, may show it too)"
             )
+
+    @property
+    def _ticks(self) -> int:
+        """How long a frame is shown on average, in units of the time base."""
+        return max(1, round(1 / (self._rate * self._time_base)))
 
     @property
     def chapters(self) -> list[Any]:
@@ -216,13 +223,12 @@ class VideoReader(PictureSource):
         if not self._is_whole:
             self._shift = self._start + begins
         unit = self._time_base
-        ticks = max(1, round(1 / (self._rate * unit)))  # per frame, on average
         pts: int | None = None
         last: int | None = None
         for frame in self._decoded_from(begins) if self._start else self._decoded():
             before, pts = pts, None if self._given_rate is not None else frame.pts
             if pts is None:  # raw streams have no timestamps
-                pts = 0 if before is None else before + ticks
+                pts = 0 if before is None else before + self._ticks
             if self._is_whole and before is None and pts < 0:
                 # MP4 shows no frame before time 0, and Matroska cannot store such times.
                 self._shift = pts * unit
