@@ -160,6 +160,11 @@ class Job:
         return "photograph" if self.kind == "images" and len(self.paths) == 1 else "video"
 
     @property
+    def is_raw(self) -> bool:
+        """Whether the input is a raw stream of video, by its name."""
+        return self.kind == "video" and self.paths[0].suffix.lower() in RAW_SUFFIXES
+
+    @property
     def is_done(self) -> bool:
         """Whether the output exists and is newer than the input."""
         if self.output is None or not os.path.exists(self.output):
@@ -217,7 +222,7 @@ def plan(paths: list[str], config: DeblurConfig) -> list[Job]:
     allowed = {"video"} if config.start else {"video", "camera"}
     if (config.start or config.length is not None) and kinds - allowed:
         raise UserError("--start applies to video files, --end and --duration also to cameras")
-    states_rate = [job.kind == "video" and not _is_raw(job) for job in jobs]
+    states_rate = [job.kind == "video" and not job.is_raw for job in jobs]
     if config.fps is not None and all(states_rate):
         raise UserError(
             "--fps applies to images, pipes, cameras and raw streams; other videos keep their own"
@@ -278,11 +283,6 @@ def _refuse_special(text: str) -> None:
         raise UserError(f"{text}: is a camera; give {CAMERA}{text} as INPUT")
     if not stat.S_ISREG(mode):
         raise UserError(f"{text}: is a device; give a file, {CAMERA}0, or - for raw frames")
-
-
-def _is_raw(job: Job) -> bool:
-    """Returns whether a job's input is a raw stream of video, by its name."""
-    return job.kind == "video" and job.paths[0].suffix.lower() in RAW_SUFFIXES
 
 
 def _into_folder(jobs: list[Job], folder: Path) -> list[Job]:

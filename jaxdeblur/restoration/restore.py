@@ -251,7 +251,7 @@ def _open_source(job: Job, config: DeblurConfig) -> PictureSource:
             max_pixels=config.max_pixels,
             start=config.start,
             duration=config.length,
-            rate=config.rate if config.fps else None,
+            rate=config.rate if config.fps and job.is_raw else None,
         )
     if job.kind == "images":
         return ImageReader(job.paths, rate=config.rate, max_pixels=config.max_pixels)

@@ -180,6 +180,7 @@ def test_a_raw_stream_that_states_no_rate_is_said_to_and_takes_one(
         assert reader.notes == []
     assert len(faster) == len(pictures) == 12
     assert [picture.pts * unit for picture in faster] == [Fraction(i, 60) for i in range(12)]
+    assert {picture.duration * unit for picture in faster} == {Fraction(1, 60)}
 
 
 def test_a_video_with_timestamps_takes_no_other_rate(tmp_path: Path) -> None:

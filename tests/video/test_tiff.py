@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from fractions import Fraction
 
@@ -74,7 +75,7 @@ def save(path, data, *, bigtiff=False, byteorder="<", **options):
     if "photometric" not in options:
         is_grey = data.ndim == 2 or "volumetric" in options
         options["photometric"] = "minisblack" if is_grey else "rgb"
-    options |= {"software": False, "metadata": None}
+    options = {"software": False, "metadata": None, **options}
     tifffile.imwrite(path, data, bigtiff=bigtiff, byteorder=byteorder, **options)
 
 
@@ -170,6 +171,29 @@ def test_what_nothing_here_decompresses_names_what_would(tmp_path):
         file.pages.first.tags[259].overwrite(5)  # LZW
     with pytest.raises(UserError, match="compressed by LZW; reading it needs: pip install image"):
         read(tmp_path / "in.tif")
+
+
+def test_channels_count_towards_the_limit(tmp_path):
+    """A damaged number of channels would fill the memory."""
+    save(tmp_path / "in.tif", RGB8)
+    with tifffile.TiffFile(tmp_path / "in.tif", mode="r+b") as file:
+        file.pages.first.tags[277].overwrite(60000)
+    with pytest.raises(UserError, match="64x40 pixels of 60000 channels: raise --max-pixels"):
+        read_image(tmp_path / "in.tif", max_pixels=10_000)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_any_flipped_byte_gives_an_image_or_one_error(compression, tmp_path, capfd):
+    save(tmp_path / "in.tif", RGB8, compression=compression, software="s", resolution=(9, 9))
+    whole = (tmp_path / "in.tif").read_bytes()
+    header = whole.rindex(b"s\0") if compression else 8
+    for position in [*range(8), *RNG.integers(header, len(whole), 60), *RNG.integers(0, 300, 60)]:
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << RNG.integers(8)
+        (tmp_path / "in.tif").write_bytes(flipped)
+        with contextlib.suppress(UserError):
+            assert read(tmp_path / "in.tif").dtype in (np.uint8, np.uint16)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("options", [{}, {"tile": (16, 16)}, {"compression": "zlib"}])
