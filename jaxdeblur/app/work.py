@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxdeblur.app.show import Found, Settings, FileProgress
+from jaxdeblur.app.show import FileProgress, Found, Settings
 from jaxdeblur.errors import message_of
 from jaxdeblur.options import Time
 from jaxdeblur.restoration.deblurrer import Deblurrer

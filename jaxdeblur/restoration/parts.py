@@ -98,7 +98,7 @@ def restore_part(
     target.parent.mkdir(exist_ok=True)
     record.unlink(missing_ok=True)
     found = _estimate(deblurrer_of, job, config)
-    deblurrer = deblurrer_of(_as_options(found, config))
+    deblurrer = deblurrer_of(as_options(found, config))
     written: list[PartTarget] = []
 
     @contextlib.contextmanager
@@ -316,7 +316,7 @@ def _estimate(
     return _read_json(path)
 
 
-def _as_options(found: dict[str, Any], config: DeblurConfig) -> dict[str, Any]:
+def as_options(found: dict[str, Any], config: DeblurConfig) -> dict[str, Any]:
     """Returns what was found out as options of ``Deblurrer``; what the user gave goes first."""
     options = dict(found)
     for name in options.keys() & {field.name for field in dataclasses.fields(config)}:

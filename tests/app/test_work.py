@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxdeblur import models
 from jaxdeblur.app import show, work
-from jaxdeblur.app.show import Found, Settings, FileProgress
+from jaxdeblur.app.show import FileProgress, Found, Settings
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration.deblurrer import Deblurrer
 

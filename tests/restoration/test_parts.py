@@ -305,3 +305,31 @@ def test_one_of_four_processes_is_killed_and_run_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "in.mkv", "out.mkv", "tiny.safetensors", "whole.mkv"
     ]  # fmt: skip
+
+
+def test_all_parts_take_what_the_first_found_out(
+    deblurrer: Deblurrer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video, output = a_video(tmp_path / "a.mkv", "ffv1"), tmp_path / "out.mkv"
+    found = {"duty": 0.4, "light": "linear", "steady": True}
+    looked, taken = [], []
+    monkeypatch.setattr(parts, "find_out", lambda *_, **__: looked.append(1) or found)
+
+    def deblurrer_of(options: dict[str, Any]) -> Deblurrer:
+        taken.append(options)
+        return deblurrer
+
+    for number in (2, 1):
+        config = DeblurConfig(part=Part(f"{number}/2"), quiet=True)
+        (job,) = plan([str(video), str(output)], config)
+        parts.restore_part(deblurrer_of, job, config, "tiny")
+    assert len(looked) == 1
+    assert taken == [{}, found, found]  # the first network only looks
+    written = folder_of(output) / "estimate.json"
+    assert json.loads(written.read_text()) == found
+    # What the user says goes first, and a sharp video is no blur to be trusted.
+    assert parts.as_options(found, DeblurConfig(duty=0.7)) == {**found, "duty": 0.7}
+    assert parts.as_options({**found, "duty": 0.01}, config) == {"light": "linear", "steady": True}
+    written.write_text("{")
+    with pytest.raises(UserError, match=r"estimate.json: is damaged; remove it"):
+        parts.restore_part(deblurrer_of, job, dataclasses.replace(config, overwrite=True), "tiny")
