@@ -107,7 +107,8 @@ def serve(folder: Path, ckpt: str | None, port: int | None, *, browser: bool) ->
             css=_CSS,
         )
     except OSError as error:
-        raise UserError(f"--port={port}: {error}") from error
+        taken = "no port is free from 7860 on" if port is None else f"--port={port} is taken"
+        raise UserError(f"{taken}; name another with --port") from error
     threading.Thread(target=sessions.get_ready, daemon=True).start()
     return str(address)
 

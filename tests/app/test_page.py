@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from jaxdeblur import models
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.weights.load import LoadedModel
 from jaxdeblur.weights.save import export_weights
@@ -241,6 +242,23 @@ def test_cancelling_stops_and_leaves_no_result(page: Any, inputs: Path) -> None:
     page.locator("#said", has_text="long.mp4: cancelled").wait_for()
     page.wait_for_selector("#cancel:disabled")
     assert page.is_hidden("#results")
+
+
+def test_a_taken_port_and_a_lacking_package_are_one_line(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jaxdeblur.commands import app
+
+    port = int(address.rstrip("/").rpartition(":")[2])
+    code = "from jaxdeblur.commands import main; main()"
+    options = ["app", "--no-browser", f"--port={port}"]
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
+    message = f"jaxdeblur app: error: --port={port} is taken; name another with --port\n"
+    assert (done.returncode, done.stderr) == (2, message)
+    monkeypatch.setattr(sys, "argv", ["jaxdeblur app"])
+    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="the page needs Gradio: pip install"):
+        app.main()
 
 
 def test_nothing_to_restore_is_said(page: Any) -> None:

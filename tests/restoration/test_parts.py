@@ -29,6 +29,7 @@ from jaxdeblur.restoration.part_names import Part, folder_of
 from jaxdeblur.restoration.plan import DeblurConfig, plan
 from jaxdeblur.restoration.restore import deblur
 from jaxdeblur.video.joiner import decoding_times
+from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.weights.load import LoadedModel
 from jaxdeblur.weights.save import export_weights
 
@@ -158,6 +159,23 @@ def test_parts_equal_the_undivided_video(
     else:  # each part begins with a frame of its own kind
         assert apart.mean() < 4
     assert not folder_of(joined).exists()
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_part_has_frames_before_and_after(ahead: int, tmp_path: Path) -> None:
+    video = a_video(tmp_path / "a.mkv", "ffv1", jitter=True, begin=150)
+    with VideoReader(video) as whole:
+        times = [picture.pts for picture in whole]
+    shares = []
+    for number in range(1, PARTS + 1):
+        with parts.PartSource(video, Part(f"{number}/{PARTS}"), 10**6, ahead) as source:
+            given = [picture.pts for picture in source]
+        own = [time for time in given if source.begin <= time < source.end]
+        first, last = times.index(own[0]), times.index(own[-1])
+        assert given == times[max(0, first - 12) : last + 1 + ahead]
+        shares.append(own)
+    assert list(itertools.chain(*shares)) == times
+    assert min(map(len, shares)) > 20
 
 
 def test_what_the_networks_remember_comes_with_a_part(tmp_path: Path) -> None:
