@@ -86,6 +86,14 @@ def test_the_map_has_every_module_in_its_folder() -> None:
                 assert list(folder.glob(f"{name.rstrip('/')}*")), f"{room}/{name}"
 
 
+def test_the_site_has_every_page() -> None:
+    """`make docs` itself fails at a page or a link that is not there."""
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r": ([\w/]+\.md)$", site, re.M)) - {"index.md", "contributing.md"}
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert named == pages
+
+
 def test_examples_are_short_and_all_are_run(check: Any) -> None:
     extensions = {"demo", "temporal_mean", "window_max"}  # the demo, and two for train.py
     there = {path.stem: path for path in (ROOT / "examples").glob("*.py")}

@@ -202,6 +202,8 @@ def build(sessions: _Sessions) -> gr.Blocks:
             for state in session.restore(settings):
                 files[state.number] = show.progress(state)
                 yield {said: "".join(files.values())}
+            if not session.is_idle:
+                return  # another button began anew, and shows the rest
             made = shown(session, 0) if session.results else {}
             yield {
                 found: show.files(session.found, session.wrong),

@@ -227,6 +227,11 @@ class Session:
         return total, is_measured
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no restoration runs."""
+        return self._cancelled.is_set()
+
+    @property
     def uploads(self) -> set[Path]:
         """The files that were dropped."""
         return self._uploads
