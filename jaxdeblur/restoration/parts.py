@@ -98,7 +98,7 @@ def restore_part(
     target.parent.mkdir(exist_ok=True)
     record.unlink(missing_ok=True)
     found = _estimate(deblurrer_of, job, config)
-    deblurrer = deblurrer_of(_as_options(found, config))
+    deblurrer = deblurrer_of(as_options(found, config))
     written: list[PartTarget] = []
 
     @contextlib.contextmanager
@@ -230,10 +230,11 @@ class PartSource(PictureSource):
             if shift is None:
                 shift = self._shift(picture.pts)
             last = picture.pts + shift
-            after += last >= self.end
+            if last >= self.end:
+                if after == self._ahead:
+                    return
+                after += 1
             yield dataclasses.replace(picture, pts=last)
-            if after == self._ahead and last >= self.end:
-                return
         missing = self._length_end - (last + self._moved) * self.info.time_base
         if self._states_end and missing > Fraction(5, 2) / self.info.rate:
             raise UserError(f"{self._path}: truncated or damaged: the last frames are missing")
@@ -272,13 +273,16 @@ def _times(whole: VideoReader) -> tuple[Fraction, Fraction]:
     """Returns when a video begins in its file, and its length, in seconds."""
     track, container = whole.track, whole.container
     unit = whole.info.time_base
+    begin = (track.start_time or 0) * unit
     length = (track.duration or 0) * unit or Fraction(container.duration or 0, 1_000_000)
-    if track.start_time is None or not length:
+    if not track.duration and "matroska" in container.format.name:
+        length -= max(Fraction(0), begin)  # it states when the video ends
+    if track.start_time is None or length <= 0:
         raise UserError(
             f"{whole.path}: does not state its times and length, by which it is divided; rewrite "
             "it with FFmpeg first: ffmpeg -i INPUT -c copy OUTPUT.mkv"
         )
-    return track.start_time * unit, length
+    return begin, length
 
 
 def _before(whole: VideoReader, bound: int, begins: Fraction) -> list[int]:
@@ -316,7 +320,7 @@ def _estimate(
     return _read_json(path)
 
 
-def _as_options(found: dict[str, Any], config: DeblurConfig) -> dict[str, Any]:
+def as_options(found: dict[str, Any], config: DeblurConfig) -> dict[str, Any]:
     """Returns what was found out as options of ``Deblurrer``; what the user gave goes first."""
     options = dict(found)
     for name in options.keys() & {field.name for field in dataclasses.fields(config)}:

@@ -54,6 +54,7 @@ def test_says_its_version_and_commands(monkeypatch, capsys):
             "jaxdeblur evaluate: error: the following arguments are required: --ckpt",
         ),
         (["convert", "rdn"], "jaxdeblur convert: error: the following arguments are required"),
+        (["app", "--port=0"], "jaxdeblur app: error: --port must be 1 to 65535, not 0"),
         (["export", "x", "x.zip"], "jaxdeblur export: error: x.zip: unknown suffix; use one of"),
     ],
 )

@@ -29,6 +29,7 @@ from jaxdeblur.restoration.part_names import Part, folder_of
 from jaxdeblur.restoration.plan import DeblurConfig, plan
 from jaxdeblur.restoration.restore import deblur
 from jaxdeblur.video.joiner import decoding_times
+from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.weights.load import LoadedModel
 from jaxdeblur.weights.save import export_weights
 
@@ -158,6 +159,23 @@ def test_parts_equal_the_undivided_video(
     else:  # each part begins with a frame of its own kind
         assert apart.mean() < 4
     assert not folder_of(joined).exists()
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_part_has_frames_before_and_after(ahead: int, tmp_path: Path) -> None:
+    video = a_video(tmp_path / "a.mkv", "ffv1", jitter=True, begin=150)
+    with VideoReader(video) as whole:
+        times = [picture.pts for picture in whole]
+    shares = []
+    for number in range(1, PARTS + 1):
+        with parts.PartSource(video, Part(f"{number}/{PARTS}"), 10**6, ahead) as source:
+            given = [picture.pts for picture in source]
+        own = [time for time in given if source.begin <= time < source.end]
+        first, last = times.index(own[0]), times.index(own[-1])
+        assert given == times[max(0, first - 12) : last + 1 + ahead]
+        shares.append(own)
+    assert list(itertools.chain(*shares)) == times
+    assert min(map(len, shares)) > 20
 
 
 def test_what_the_networks_remember_comes_with_a_part(tmp_path: Path) -> None:
@@ -305,3 +323,31 @@ def test_one_of_four_processes_is_killed_and_run_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "in.mkv", "out.mkv", "tiny.safetensors", "whole.mkv"
     ]  # fmt: skip
+
+
+def test_all_parts_take_what_the_first_found_out(
+    deblurrer: Deblurrer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video, output = a_video(tmp_path / "a.mkv", "ffv1"), tmp_path / "out.mkv"
+    found = {"duty": 0.4, "light": "linear", "steady": True}
+    looked, taken = [], []
+    monkeypatch.setattr(parts, "find_out", lambda *_, **__: looked.append(1) or found)
+
+    def deblurrer_of(options: dict[str, Any]) -> Deblurrer:
+        taken.append(options)
+        return deblurrer
+
+    for number in (2, 1):
+        config = DeblurConfig(part=Part(f"{number}/2"), quiet=True)
+        (job,) = plan([str(video), str(output)], config)
+        parts.restore_part(deblurrer_of, job, config, "tiny")
+    assert len(looked) == 1
+    assert taken == [{}, found, found]  # the first network only looks
+    written = folder_of(output) / "estimate.json"
+    assert json.loads(written.read_text()) == found
+    # What the user says goes first, and a sharp video is no blur to be trusted.
+    assert parts.as_options(found, DeblurConfig(duty=0.7)) == {**found, "duty": 0.7}
+    assert parts.as_options({**found, "duty": 0.01}, config) == {"light": "linear", "steady": True}
+    written.write_text("{")
+    with pytest.raises(UserError, match=r"estimate.json: is damaged; remove it"):
+        parts.restore_part(deblurrer_of, job, dataclasses.replace(config, overwrite=True), "tiny")
