@@ -139,7 +139,7 @@ def observed(
     Folding the patch before the transform keeps these, at a quarter of the work.
 
     Args:
-      luminance: of the previous, middle and next frame, in the light that is tried.
+      luminance: of the previous, middle and next frame, under the light model being tested.
       tiling: of these frames.
       offsets: where the patches are cut, in even pixels.
       present: 1 for each of the five frames that exists, else 0.

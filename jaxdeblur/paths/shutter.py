@@ -157,7 +157,7 @@ def evidence(
 
     Args:
       knots: their initial paths.
-      seen: their patches at half size, in the light that is tried.
+      seen: their patches at half size, under the light model being tested.
       fine: the same at full size.
       slow: which tiles move less than SLOW.
     """
