@@ -78,7 +78,7 @@ def first_fit(knots: Float[Array, "N P 2"], present: Float[Array, "N 3"]) -> Fit
     return Fit(knots, spectrum, trust)
 
 
-def fit_paths(
+def fit_tiles(
     fit: Fit,
     seen: Observed,
     shape: tuple[int, int],

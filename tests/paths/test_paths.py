@@ -21,7 +21,7 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.estimate import Estimate, filtered, light_excess
-from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_paths
+from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_tiles
 from jaxdeblur.paths.gate import base_share, gate, trusted
 from jaxdeblur.paths.light import Excess, excess_of
 from jaxdeblur.paths.likelihood import (
@@ -630,7 +630,7 @@ def each_fit_has_one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     few, fine = (Stage(0.24, 3, 3.0),), (Stage(0.4, 1, 1.5),)
     monkeypatch.setattr("jaxdeblur.paths.fit.STAGES", few)
     monkeypatch.setattr(
-        "jaxdeblur.paths.window_fit.fit_paths", functools.partial(fit_paths, stages=few)
+        "jaxdeblur.paths.window_fit.fit_tiles", functools.partial(fit_tiles, stages=few)
     )
     monkeypatch.setattr("jaxdeblur.paths.window_fit.FINE_STAGES", fine)
 
