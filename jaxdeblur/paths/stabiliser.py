@@ -311,7 +311,7 @@ class Stabiliser(NamedTuple):
         return cls(jnp.zeros((*videos, 2)), none, none, swings, none, first, whole, none, told)
 
     @property
-    def stabilised(self) -> Float[Array, ""]:
+    def stabilised(self) -> Float[Array, "*videos"]:
         """1.0 if the video is stabilised and blurred, else 0.0."""
         mean = self.evidence / jnp.maximum(self.frames, 1.0)[..., None]
         found = jnp.all(mean > _EVIDENT, -1) & (self.blends == 0)

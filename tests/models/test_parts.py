@@ -84,7 +84,7 @@ def test_a_system_is_built_from_its_config_and_written_with_those_of_its_network
     assert network_from_json(written, "here") == config
     model = models.build(config)
     assert isinstance(model, PathRestorer)
-    assert [part.name for part in model.parts()][:4] == ["motion", "watch", "fit", "base"]
+    assert [part.name for part in model.parts()][:4] == ["motion", "watch", "steady", "fit"]
     assert model.context == (0, 0), "of the network that is trained"
     for network in (base, dataclasses.replace(fusion, of_maps=False)):
         with pytest.raises(UserError, match="must take their maps"):
