@@ -218,7 +218,7 @@ def _decoded(path: Path, page: Any, header: TiffHeader) -> Plane:
     except (ValueError, NotImplementedError) as error:
         if "imagecodecs" not in str(error):
             raise
-        if header.bits == 8 and photometric != _SEPARATED:
+        if header.bits == 8 and (photometric != _SEPARATED or page.samplesperpixel == 4):
             return _by_pillow(path, header)
         return _by_ffmpeg(path, page, header)
     array = rearrange(stored.reshape(page.shaped), "s 1 h w c -> h w (s c)")
@@ -287,7 +287,8 @@ def _by_ffmpeg(path: Path, page: Any, header: TiffHeader) -> Plane:
     )
     if not all(is_plain):
         how = getattr(page.compression, "name", str(page.compression))
-        raise ValueError(f"compressed by {how}; reading it needs: pip install imagecodecs")
+        what = f"samples of {page.bitspersample} bits compressed by {how}"
+        raise ValueError(f"{what}; reading it needs: pip install imagecodecs")
     form = {"L": "gray16le", "RGB": "rgb48le", "RGBA": "rgba64le"}[header.mode]
     with path.open("rb") as file, av.open(file, "r", format="tiff_pipe") as container:
         frame = next(container.decode(video=0))

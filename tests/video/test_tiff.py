@@ -121,6 +121,17 @@ def test_what_tifffile_cannot_decompress_pillow_and_ffmpeg_do(compression, tmp_p
         np.testing.assert_array_equal(read(tmp_path / "deep.tif"), GREY)
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "RGBA", "P"])
+def test_other_channels_of_8_bits_too(mode, tmp_path):
+    given = {"CMYK": INKS8, "RGBA": np.dstack([RGB8, GREY.astype(np.uint8)]), "P": RGB8}[mode]
+    image = Image.frombytes("RGB" if mode == "P" else mode, (64, 40), given.tobytes())
+    image = image.quantize(9) if mode == "P" else image
+    image.save(tmp_path / "in.tif", compression="tiff_lzw")
+    expected = {"CMYK": of_inks(INKS8), "RGBA": given, "P": np.asarray(image.convert("RGB"))}[mode]
+    found = read(tmp_path / "in.tif").astype(int)
+    assert np.abs(found - expected).max() <= (1 if mode == "CMYK" else 0)
+
+
 @pytest.mark.parametrize("compression", ["group4", "tiff_lzw"])
 def test_black_and_white_too(compression, tmp_path):
     Image.fromarray(GREY > 30000).save(tmp_path / "in.tif", compression=compression)
