@@ -215,10 +215,10 @@ def _decoded(path: Path, page: Any, header: TiffHeader) -> Plane:
         return _by_pillow(path, header)
     try:
         stored = page.asarray()
-    except (ValueError, NotImplementedError) as error:
-        if "imagecodecs" not in str(error):
+    except (ValueError, NotImplementedError, ImportError) as error:
+        if "imagecodecs" not in str(error) and not isinstance(error, ImportError):
             raise
-        if header.bits == 8 and photometric != _SEPARATED:
+        if header.bits == 8 and (photometric != _SEPARATED or page.samplesperpixel == 4):
             return _by_pillow(path, header)
         return _by_ffmpeg(path, page, header)
     array = rearrange(stored.reshape(page.shaped), "s 1 h w c -> h w (s c)")
@@ -285,12 +285,17 @@ def _by_ffmpeg(path: Path, page: Any, header: TiffHeader) -> Plane:
         *(page.index == 0, header.mode == "RGBA" or not page.extrasamples),
         int(page.extrasamples[0] if page.extrasamples else _ALPHA) == _ALPHA,
     )
+    how = getattr(page.compression, "name", str(page.compression))
+    what = f"samples of {page.bitspersample} bits compressed by {how}"
+    needs = ValueError(f"{what}; reading it needs: pip install imagecodecs")
     if not all(is_plain):
-        how = getattr(page.compression, "name", str(page.compression))
-        raise ValueError(f"compressed by {how}; reading it needs: pip install imagecodecs")
+        raise needs
     form = {"L": "gray16le", "RGB": "rgb48le", "RGBA": "rgba64le"}[header.mode]
-    with path.open("rb") as file, av.open(file, "r", format="tiff_pipe") as container:
-        frame = next(container.decode(video=0))
+    try:
+        with path.open("rb") as file, av.open(file, "r", format="tiff_pipe") as container:
+            frame = next(container.decode(video=0))
+    except av.FFmpegError as error:
+        raise needs from error
     return frame.reformat(format=form).to_ndarray()
 
 

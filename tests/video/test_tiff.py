@@ -109,16 +109,27 @@ def test_few_bits_fill_the_range(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "in.tif"), expected)
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "packbits", "tiff_deflate"])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "zstd", "packbits", "tiff_deflate"])
 def test_what_tifffile_cannot_decompress_pillow_and_ffmpeg_do(compression, tmp_path):
     smooth = np.repeat(np.repeat(RGB8[::8, ::8], 8, 0), 8, 1)
     for name, image in (("rgb", smooth), ("grey", smooth[..., 0])):
         Image.fromarray(image).save(tmp_path / f"{name}.tif", compression=compression)
         found = read(tmp_path / f"{name}.tif").astype(int)
         assert np.abs(found - image).max() <= (40 if compression == "jpeg" else 0)
-    if compression != "jpeg":
+    if compression not in ("jpeg", "zstd"):
         Image.fromarray(GREY).save(tmp_path / "deep.tif", compression=compression)
         np.testing.assert_array_equal(read(tmp_path / "deep.tif"), GREY)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGBA", "P"])
+def test_other_channels_of_8_bits_too(mode, tmp_path):
+    given = {"CMYK": INKS8, "RGBA": np.dstack([RGB8, GREY.astype(np.uint8)]), "P": RGB8}[mode]
+    image = Image.frombytes("RGB" if mode == "P" else mode, (64, 40), given.tobytes())
+    image = image.quantize(9) if mode == "P" else image
+    image.save(tmp_path / "in.tif", compression="tiff_lzw")
+    expected = {"CMYK": of_inks(INKS8), "RGBA": given, "P": np.asarray(image.convert("RGB"))}[mode]
+    found = read(tmp_path / "in.tif").astype(int)
+    assert np.abs(found - expected).max() <= (1 if mode == "CMYK" else 0)
 
 
 @pytest.mark.parametrize("compression", ["group4", "tiff_lzw"])
