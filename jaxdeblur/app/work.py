@@ -300,7 +300,7 @@ class Session:
         timing = deblur(deblurrer, job, config, watch=watch)
         state.seconds = timing.seconds
         state.facts = found_by(streams[0])
-        if found in self.found and found.is_video and not settings.fast:
+        if found in self.found and deblurrer.model.opening:  # it looked for the shutter
             self.found[self.found.index(found)] = dataclasses.replace(found, facts=state.facts)
         assert job.output is not None
         if cancelled.is_set():

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -127,7 +128,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(params=[1200, 390], ids=["wide", "phone"])
-def page(address: str, browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+def page(address: str, browser: Any, inputs: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": request.param, "height": 844})
     page = context.new_page()
     page.set_default_timeout(120_000)
@@ -144,6 +145,11 @@ def page(address: str, browser: Any, request: pytest.FixtureRequest) -> Iterator
     outside = [url for url in asked if not url.startswith((address, "blob:", "data:"))]
     assert outside == [], "nothing leaves the machine"
     context.close()
+    # A closed tab takes its files with it; Gradio leaves empty ones until the end.
+    deadline = time.monotonic() + 60
+    while left := [path for path in inputs.glob("temporary/*/*/*") if path.is_file()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def shown(page: Any, name: str) -> str:
