@@ -5,9 +5,10 @@
 
 All work under ``jit`` and ``vmap``. ``synthesise`` and ``adjoint`` have gradients with respect to
 frames, duty cycle and paths; the iterations of the fit have them in forward mode only
-(``jax.jacfwd``, ``jax.jvp``). ``synthesise`` is the forward operator K of the literature on inverse problems: eq. 1 of
-"Online video deblurring via dynamic temporal blending network" (ICCV 2017), with a path for each
-tile. It is linear in the frame as stored, so ``adjoint`` is exact: <K x, y> = <x, K' y>.
+(``jax.jacfwd``, ``jax.jvp``). ``synthesise`` is the forward operator K of the literature on inverse
+problems: eq. 1 of "Online video deblurring via dynamic temporal blending network" (ICCV 2017), with
+a path for each tile. It is linear in the frame as stored, so ``adjoint`` is exact: <K x, y> =
+<x, K' y>.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from jaxdeblur.files import made_once, replace_when_whole, write_json
 from jaxdeblur.options import from_json
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.findings import find_out
-from jaxdeblur.restoration.part_names import Part, folder_of
+from jaxdeblur.restoration.part_names import Portion, folder_of
 from jaxdeblur.restoration.plan import DeblurConfig, Job
 from jaxdeblur.restoration.restore import deblur
 from jaxdeblur.video.joiner import VideoJoiner, decoding_times, video_packets
@@ -176,7 +176,7 @@ class PartSource(PictureSource):
       begin, end: the times of the part, from and up to, in units of ``info.time_base``.
     """
 
-    def __init__(self, path: Path, share: Part, max_pixels: int, ahead: int) -> None:
+    def __init__(self, path: Path, share: Portion, max_pixels: int, ahead: int) -> None:
         """Opens the video at the right place.
 
         Args:
@@ -339,7 +339,7 @@ def _parts_of(output: Path, job: Job) -> tuple[list[PartRecord], list[Path]]:
     if len(counts) != 1:
         what = "parts of different numbers; remove those of one" if counts else "no parts"
         raise UserError(f"{folder}: contains {what}")
-    all_parts = [Part(f"{number}/{max(counts)}") for number in range(1, int(max(counts)) + 1)]
+    all_parts = [Portion(f"{number}/{max(counts)}") for number in range(1, int(max(counts)) + 1)]
     records: list[PartRecord] = []
     for share in all_parts:
         path = share.record(output)

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import Count, FrameSize, Range, Share, Time, check_ranges
-from jaxdeblur.restoration.part_names import Part
+from jaxdeblur.restoration.part_names import Portion
 from jaxdeblur.video.formats import (
     ANIMATED_SUFFIXES,
     CAMERA,
@@ -88,7 +88,7 @@ class DeblurConfig:
     stabilised: Literal["yes", "no"] | None = None
     tile: str = "auto"
     max_pixels: Count = MAX_PIXELS
-    part: Part | None = None
+    part: Portion | None = None
     join: bool = False
     skip_done: bool = False
     overwrite: bool = False
