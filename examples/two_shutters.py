@@ -4,7 +4,7 @@
 
 Renders one scene both ways, and asks the likelihood of its blur paths which it was. Writes
 two_shutters.png, the evidence by duty cycle, and ends with the lead of linear light over stored
-values, in nats: positive where light was linear.
+values, in nats: much larger where light was linear.
 """
 
 import jax.numpy as jnp
