@@ -281,7 +281,7 @@ def _step(
 class Stabiliser(NamedTuple):
     """What is known of a stabiliser so far; a leading axis holds several videos."""
 
-    evidence: Float[Array, "2"]
+    evidence: Float[Array, 2]
     """How much better a stabilised camera explains the frames than blur along what is seen to move,
     and than sharp frames: nats per frequency of the median tile, summed over frames. It is the
     camera's or the editor's, and not forgotten."""
