@@ -1,9 +1,9 @@
 # make install     creates .venv with everything needed to train, evaluate and deblur
 # make demo        restores a clip, trains a small network from scratch and prints its gain
-# make web         serves a page on this machine that deblurs in the browser (docs/deploy.md)
+# make docs        builds the site, README and guides and the API, into site/
 # make test        runs lint, types and tests
 # make stress      runs the long tests that make test leaves out
-# make docs-check  runs the commands of README and guides on tiny inputs, and the notebook
+# make docs-check  runs the commands of README and guides on tiny inputs, examples, the notebook
 PYTHON ?= python3
 # An active virtual environment is used as it is; otherwise .venv is created.
 VENV := $(or $(VIRTUAL_ENV),.venv)
@@ -18,7 +18,7 @@ STALE := $(shell test "$$(cat $(VENV)/.installed 2>/dev/null)" = "$$(pwd)" || ec
 # Hides setuptools' advice on editable installs, which looks like an error.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
-.PHONY: install demo converter web test stress docs-check clean FORCE
+.PHONY: install demo converter test stress docs docs-check clean FORCE
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml $(STALE:stale=FORCE)
@@ -43,9 +43,6 @@ converter: install
 	$(PIP) --editable '.[export]'
 	$(PIP) --no-deps 'jax2onnx>=0.17.1,<0.18'
 
-web: converter
-	$(BIN)/python web/serve.py
-
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,6 +54,10 @@ stress: $(VENV)/.installed-test
 	$(PYTEST) -m stress --durations=15
 	$(PYTEST) tests/deploy -m "not stress"
 
+docs: install
+	$(PIP) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 docs-check: $(VENV)/.installed-test
 	$(BIN)/python tests/docs_check.py --run
 
@@ -66,4 +67,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -198,15 +198,13 @@ def scored(deblurrer: Deblurrer, made: Made, *, align: bool = False) -> Score:
         name: float(np.mean([after[t] - before[t] for t in chosen]))
         for name, chosen in made.parts.items()
     }
-    found = dict(getattr(stream, "found", None) or {})
-    found.update(stream.found)
     score = {
         "sharp input": made.is_sharp,
         "blurred": before,
         "restored": after,
         "regions": regions,
         "parts": parts,
-        "found": found,
+        "found": stream.found,
     }
     return score | (aligned(restored, made.sharp) if align else {})
 

@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from jaxdeblur.errors import UserError
+from jaxdeblur.errors import UserError, message_of, tell
 from jaxdeblur.files import cache_folder
 from jaxdeblur.options import ClusterConfig
 from jaxdeblur.shapes import Batch
@@ -246,7 +246,9 @@ def add_threads() -> None:
     os.environ.setdefault("NPROC", str(cores() + 2))
 
 
-_DAMAGED = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '([^']+)'")
+_DAMAGED = re.compile(
+    r"Error (reading|writing) persistent compilation cache entry for '([^']+)': (.*)", re.DOTALL
+)
 
 
 _kept: Path | None = None  # Where programs are kept.
@@ -270,15 +272,23 @@ def keep_compiled() -> None:
         _kept = Path(where)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    with contextlib.suppress(UserError):  # Without a home folder, every start compiles.
-        folder = _kept = cache_folder() / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        _replace_damaged(folder)
+    try:
+        folder = cache_folder() / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (UserError, OSError) as error:  # without such a folder, every start compiles
+        tell(f"compiled programs cannot be kept: {message_of(error)}")
+        return
+    _kept = folder
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    _replace_damaged(folder)
 
 
 def _replace_damaged(folder: Path) -> None:
-    """Removes the entries of ``folder`` that JAX warns of, instead of its warning."""
-    show = warnings.showwarning
+    """Removes the entries of ``folder`` that JAX warns of, instead of its warnings.
+
+    If entries cannot be written, one line says so.
+    """
+    show, said = warnings.showwarning, list[str]()
 
     def remove(message: Warning | str, *rest: Any, **others: Any) -> None:
         if (found := _DAMAGED.match(str(message))) is None:
@@ -287,8 +297,11 @@ def _replace_damaged(folder: Path) -> None:
         with contextlib.suppress(OSError):
             # Entries have the name of their program, then a hash.
             for entry in folder.iterdir():
-                if entry.name.startswith(f"{found[1]}-"):
+                if entry.name.startswith(f"{found[2]}-"):
                     entry.unlink(missing_ok=True)
+        if found[1] == "writing" and not said:
+            said.append(f"{folder}: compiled programs cannot be kept: {found[3].splitlines()[0]}")
+            tell(said[0])
 
     warnings.showwarning = remove
     warnings.filterwarnings("always", message=_DAMAGED.pattern)  # each program, not only the first

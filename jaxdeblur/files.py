@@ -155,7 +155,7 @@ def made_once(target: Path) -> Iterator[None]:
             except BlockingIOError:
                 tell(f"waiting for another process to create {target}")
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # A process that waits for the removed file only checks again what has been made.
+            # A process that waits for the removed file merely re-checks the result.
             held.enter_context(_unfinished(lock))
         yield
 

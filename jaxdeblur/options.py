@@ -261,7 +261,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return type(value) is int
     if kind is float:
         return isinstance(value, float) or _fits(value, int)
-    return isinstance(value, kind)
+    return isinstance(value, origin or kind)
 
 
 def _how_to_parse(kind: Any) -> dict[str, Any]:

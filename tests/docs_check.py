@@ -1,8 +1,8 @@
 """Checks that files, links and commands in README.md and the guides exist and work.
 
     python tests/docs_check.py            checks every option, file, module and link
-    python tests/docs_check.py --run      also runs the commands, on tiny inputs, and the notebook
-                                           (make docs-check)
+    python tests/docs_check.py --run      also runs the commands, on tiny inputs, the examples and
+                                           the notebook (make docs-check)
 
 A command is a line that begins with one of ``STARTS``, in a fenced block marked ``sh``, ``bash`` or
 nothing. ``SMALL`` makes it small. The commands of a page run one after another in a new folder with
@@ -30,6 +30,17 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOUR = ROOT / "examples" / "tour.ipynb"
+EXAMPLES = {
+    "own_video": ("in.mp4",),
+    "photographs": (),
+    "live": (),
+    "own_model": (),
+    "blur_and_back": (),
+    "two_shutters": (),
+    "attention_maps": (),
+    "many_videos": ("restored", "shots/a.mov", "shots/b.mov"),
+}
+"""The examples, with the arguments that they are run with. Each ends in a picture or a number."""
 LIMIT_S = 900
 """Time limit for the tour: several times what it takes on one core."""
 LAB = sorted((ROOT / "docs" / "lab").glob("*.md"))
@@ -127,7 +138,7 @@ def parse(command: Command) -> None:
     else:
         path = next(p for p in (ROOT / given[1], Path(given[1])) if p.is_file())
         name, rest = given[1], given[2:]
-        if name.endswith("demo.py"):
+        if name.endswith("demo.py") or Path(name).stem in EXAMPLES:
             return
         main = runpy.run_path(str(path), run_name="docs")["main"]
     original = argparse.ArgumentParser.parse_args
@@ -249,6 +260,8 @@ def run(command: Command, folder: Path) -> str | None:
     words = command.words
     if words[0] != "python" or words[1:3] == ["-m", "pytest"] or words[1].endswith("demo.py"):
         return None
+    if Path(words[1]).stem in EXAMPLES:  # run_examples does
+        return None
     text = command.text.replace("/data/", "data/")
     if program == "jaxdeblur.export":
         text = text.replace("strcnn_dtb_choice", "tiny.safetensors")
@@ -288,6 +301,21 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
+def run_example(name: str, folder: Path) -> str:
+    """Runs an example; returns what went wrong, or an empty string."""
+    before = set(folder.rglob("*"))
+    line = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *EXAMPLES[name]]
+    done = subprocess.run(line, cwd=folder, env=_environment(), capture_output=True, text=True)
+    if done.returncode:
+        return done.stderr[-2000:]
+    pictures = [path for path in set(folder.rglob("*")) - before if path.suffix in PICTURES]
+    last = done.stdout.strip().rpartition("\n")[2]
+    return "" if pictures or re.search(r"\d", last) else "ends in neither a picture nor a number"
+
+
+PICTURES = {".png", ".webp"}
+
+
 def run_notebook(folder: Path) -> str:
     """Runs the tour as Jupyter would; returns what went wrong, or an empty string."""
     line = [sys.executable, str(ROOT / "tests" / "notebook.py"), str(TOUR)]
@@ -304,7 +332,7 @@ def main() -> None:
     """Runs the checks and exits with the problems found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", action="store_true", help="runs the commands and the notebook")
-    parser.add_argument("--only", help="of the pages and the notebook, that of this name")
+    parser.add_argument("--only", help="of pages, examples and the notebook, that of this name")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     wrong = [problem for page in [*PAGES, *LAB, TOUR] for problem in missing(page)]
@@ -327,6 +355,15 @@ def main() -> None:
                 print(f"{time.monotonic() - began:5.0f} s {command.where}", flush=True)
                 if problem:
                     wrong.append(f"{command.where}\n    {problem}")
+    for name in EXAMPLES if arguments.run else ():
+        if arguments.only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                make_inputs(Path(folder))
+                began = time.monotonic()
+                problem = run_example(name, Path(folder))
+                print(f"{time.monotonic() - began:5.0f} s examples/{name}.py", flush=True)
+                if problem:
+                    wrong.append(f"examples/{name}.py\n    {problem}")
     if arguments.run and arguments.only in (None, TOUR.name):
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()

@@ -77,7 +77,7 @@ def test_a_platform_without_a_device_is_one_line(
 
 
 def test_a_damaged_entry_of_the_cache_is_removed_not_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("jit_step-0a1b-cache", "jit_step-ff-cache", "jit_stepping-00-cache"):
         (tmp_path / name).touch()
@@ -91,7 +91,22 @@ def test_a_damaged_entry_of_the_cache_is_removed_not_warned_of(
         (tmp_path / "jit_step-ff-cache").touch()
         warnings.warn(f"Error reading {text}", stacklevel=1)  # each time, not only the first
         assert len(list(tmp_path.iterdir())) == 1
-        assert shown == []
+        assert (shown, capsys.readouterr().err) == ([], "")
+        for _ in range(2):  # a full disk
+            warnings.warn(f"Error writing {text}", stacklevel=1)
+        said = f"{tmp_path}: compiled programs cannot be kept: zlib.error: incomplete\n"
+        assert (shown, capsys.readouterr().err) == ([], said)
         warnings.simplefilter("always")
         warnings.warn("another", stacklevel=1)
         assert shown == ["another"]
+
+
+def test_without_a_place_for_the_cache_one_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("JAXDEBLUR_CACHE", str(tmp_path / "file"))
+    devices.keep_compiled()
+    said = f"compiled programs cannot be kept: {tmp_path}/file/compiled: Not a directory\n"
+    assert capsys.readouterr().err == said

@@ -86,6 +86,24 @@ def test_the_map_has_every_module_in_its_folder() -> None:
                 assert list(folder.glob(f"{name.rstrip('/')}*")), f"{room}/{name}"
 
 
+def test_the_site_has_every_page() -> None:
+    """`make docs` itself fails at a page or a link that is not there."""
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r": ([\w/]+\.md)$", site, re.M)) - {"index.md", "contributing.md"}
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert named == pages
+
+
+def test_examples_are_short_and_all_are_run(check: Any) -> None:
+    extensions = {"demo", "temporal_mean", "window_max"}  # the demo, and two for train.py
+    there = {path.stem: path for path in (ROOT / "examples").glob("*.py")}
+    assert there.keys() - extensions == check.EXAMPLES.keys()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in check.EXAMPLES:
+        assert len(there[name].read_text(encoding="utf-8").splitlines()) < 60, name
+        assert f"examples/{name}.py" in text, name
+
+
 def test_the_tour_is_a_notebook_without_results_whose_imports_exist(check: Any) -> None:
     notebook = json.loads(check.TOUR.read_text(encoding="utf-8"))
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)

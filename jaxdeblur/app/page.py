@@ -107,7 +107,8 @@ def serve(folder: Path, ckpt: str | None, port: int | None, *, browser: bool) ->
             css=_CSS,
         )
     except OSError as error:
-        raise UserError(f"--port={port}: {error}") from error
+        taken = "no port is free from 7860 on" if port is None else f"--port={port} is taken"
+        raise UserError(f"{taken}; name another with --port") from error
     threading.Thread(target=sessions.get_ready, daemon=True).start()
     return str(address)
 
@@ -201,6 +202,8 @@ def build(sessions: _Sessions) -> gr.Blocks:
             for state in session.restore(settings):
                 files[state.number] = show.progress(state)
                 yield {said: "".join(files.values())}
+            if not session.is_idle:
+                return  # another button began anew, and shows the rest
             made = shown(session, 0) if session.results else {}
             yield {
                 found: show.files(session.found, session.wrong),

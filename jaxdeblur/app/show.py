@@ -75,7 +75,7 @@ class Found:
 
 
 @dataclasses.dataclass
-class State:
+class FileProgress:
     """How far the restoration of one file is.
 
     Attributes:
@@ -166,7 +166,7 @@ def expected(guess: tuple[float, bool] | None, has_files: bool) -> str:
     return f"Takes about {duration(seconds)}{doubt}."
 
 
-def progress(state: State | None) -> str:
+def progress(state: FileProgress | None) -> str:
     """Returns a bar with the number of frames and the time left, and the messages."""
     if state is None:
         return ""

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxdeblur.app.show import Found, Settings, State
+from jaxdeblur.app.show import FileProgress, Found, Settings
 from jaxdeblur.errors import message_of
 from jaxdeblur.options import Time
 from jaxdeblur.restoration.deblurrer import Deblurrer
@@ -90,7 +90,7 @@ class Engine:
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class RestoredFile:
     """A restored file.
 
     Attributes:
@@ -146,7 +146,7 @@ class Session:
         self.folder = folder
         self.found: list[Found] = []
         self.wrong: list[str] = []
-        self.results: list[Result] = []
+        self.results: list[RestoredFile] = []
         self._engine, self._uploads = engine, set[Path]()
         self._cancelled = threading.Event()
 
@@ -183,14 +183,14 @@ class Session:
             self.found[number] = dataclasses.replace(found, facts=facts)
             yield self.found[number]
 
-    def restore(self, settings: Settings) -> Iterator[State]:
+    def restore(self, settings: Settings) -> Iterator[FileProgress]:
         """Restores the files one after the other; yields what to show, a few times a second."""
         self.cancel()  # a restoration that another button began
         cancelled = self._cancelled = threading.Event()
         self._drop_results()
         try:
             for number, found in enumerate(list(self.found)):
-                state = State(found.name, number, len(self.found))
+                state = FileProgress(found.name, number, len(self.found))
                 done = threading.Event()
                 thread = threading.Thread(
                     target=self._restore_one,
@@ -227,6 +227,11 @@ class Session:
         return total, is_measured
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no restoration runs."""
+        return self._cancelled.is_set()
+
+    @property
     def uploads(self) -> set[Path]:
         """The files that were dropped."""
         return self._uploads
@@ -249,7 +254,7 @@ class Session:
         self,
         found: Found,
         settings: Settings,
-        state: State,
+        state: FileProgress,
         cancelled: threading.Event,
         done: threading.Event,
     ) -> None:
@@ -267,7 +272,7 @@ class Session:
             done.set()
 
     def _restore(
-        self, found: Found, settings: Settings, state: State, cancelled: threading.Event
+        self, found: Found, settings: Settings, state: FileProgress, cancelled: threading.Event
     ) -> None:
         began: list[float] = []
 
@@ -295,7 +300,7 @@ class Session:
         timing = deblur(deblurrer, job, config, watch=watch)
         state.seconds = timing.seconds
         state.facts = found_by(streams[0])
-        if found in self.found and found.is_video and not settings.fast:
+        if found in self.found and deblurrer.model.opening:  # it looked for the shutter
             self.found[self.found.index(found)] = dataclasses.replace(found, facts=state.facts)
         assert job.output is not None
         if cancelled.is_set():
@@ -340,9 +345,9 @@ def _job(found: Found, settings: Settings, folder: Path) -> tuple[Job, DeblurCon
     return dataclasses.replace(job, output=output), config
 
 
-def _result(found: Found, path: Path, settings: Settings) -> Result:
+def _result(found: Found, path: Path, settings: Settings) -> RestoredFile:
     if not found.is_video:
-        return Result(found, path, [Fraction(0)], Fraction(0))
+        return RestoredFile(found, path, [Fraction(0)], Fraction(0))
     times = _times_of(path)
     is_part = settings.start or settings.seconds is not None
     shift = Fraction(0)
@@ -350,7 +355,7 @@ def _result(found: Found, path: Path, settings: Settings) -> Result:
         with VideoReader(found.path) as reader:
             begins = Fraction(reader.container.start_time or 0, 1_000_000)
         shift = begins + Fraction(settings.start).limit_denominator(10**6)
-    return Result(found, path, times, shift)
+    return RestoredFile(found, path, times, shift)
 
 
 def _times_of(path: Path) -> list[Fraction]:

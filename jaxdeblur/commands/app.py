@@ -40,7 +40,7 @@ def main(name: str = "jaxdeblur app") -> None:
     if arguments.port is not None and not 1 <= arguments.port <= 65535:
         raise UserError(f"--port must be 1 to 65535, not {arguments.port}")
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("the page needs Gradio: pip install 'jaxdeblur[app]'")
+        raise UserError("the page needs Gradio: pip install 'gradio>=6,<7'")
     with _working_folder() as folder:
         _keep_to_yourself(folder)
         from jaxdeblur.app.page import serve  # imports Gradio, which reads the environment

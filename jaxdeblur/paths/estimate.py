@@ -1,4 +1,4 @@
-"""Filters a frame along its paths, and rates the result; before, finds what linear light added."""
+"""Filters a frame along its paths, and scores it; also computes the correction for linear light."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def first_fit(knots: Float[Array, "N P 2"], present: Float[Array, "N 3"]) -> Fit
     return Fit(knots, spectrum, trust)
 
 
-def fit_paths(
+def fit_tiles(
     fit: Fit,
     seen: Observed,
     shape: tuple[int, int],
@@ -193,7 +193,8 @@ def _keeping(
     )
     known = jnp.any(before != 0, axis=(1, 2))
     e = moved - before
-    weight = KEEP * known[:, None] / (1 + jnp.linalg.norm(e, axis=-1)) ** 2  # of |e|^2 / 2
+    length = jnp.sqrt((e**2).sum(-1) + 1e-12)  # Unlike a norm, it has a gradient at zero.
+    weight = KEEP * known[:, None] / (1 + length) ** 2  # of |e|^2 / 2
     gradient = jnp.einsum("nk,kp,nkc->npc", weight, _MOVED, e)
     curvature = jnp.einsum("nk,kp,kq->npq", weight, _MOVED, _MOVED)
     return gradient.reshape(len(knots), -1), jnp.kron(curvature, jnp.eye(2))

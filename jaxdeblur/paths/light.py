@@ -8,7 +8,7 @@ all else works on frames as if averaged as stored:
 
 for each colour. The luminance is first corrected with the base's luminance as y and deconvolved,
 without the restored frame before, so that this can run beside its filter. Then y is the base with
-that luminance. The previous frame keeps the bracket from when it was the middle one. The bracket
+that luminance. The previous frame reuses the bracket computed when it was the middle frame. It
 differs little between neighbouring tiles, so tiles that hardly overlap are enough. Each takes the
 nearest path.
 """

@@ -139,7 +139,7 @@ def observed(
     Folding the patch before the transform keeps these, at a quarter of the work.
 
     Args:
-      luminance: of the previous, middle and next frame, in the light that is tried.
+      luminance: of the previous, middle and next frame, under the light model being tested.
       tiling: of these frames.
       offsets: where the patches are cut, in even pixels.
       present: 1 for each of the five frames that exists, else 0.
@@ -178,18 +178,19 @@ def texture(seen: Observed) -> Float[Array, " N"]:
     return (energy * where.weight * np.hypot(where.fy[:, None], where.fx)).sum((-2, -1))
 
 
-def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "3 J P"]) -> Likelihood:
+def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P"]) -> Likelihood:
     """Returns L of one tile, its path derivatives, and the next spectrum and trust.
 
     Args:
       fit: the path, spectrum and trust.
       seen: the blurred patches, within the band.
       where: the frequencies compared.
-      basis: the spline at the samples of the exposures (``path.exposures``).
+      basis: the spline at the samples of the M exposures (``path.exposures``): of three frames, or
+        of one.
     """
     points = basis.shape[-1]
 
-    def transfers(knots: Float[Array, "P 2"], weights: jax.Array) -> Float[Array, "L 3 2 Y X"]:
+    def transfers(knots: Float[Array, "P 2"], weights: jax.Array) -> Float[Array, "L M 2 Y X"]:
         path = jnp.einsum("mjp,pc->mjc", basis, knots) - seen.offsets[:, None]
         each = [transfer(p, w, where.fy, where.fx) for p, w in zip(path, weights, strict=True)]
         return jnp.stack(each, 1)

@@ -130,7 +130,7 @@ def speed_of(moves: Float[Array, "N 4 2"], present: Float[Array, 5]) -> Float[Ar
 
 
 def connected(moves: Float[Array, "N 4 2"], present: Float[Array, 5]) -> Float[Array, 5]:
-    """Returns ``present`` without the frames beyond a jump, which tell nothing of the path.
+    """Returns ``present`` without frames beyond a jump, which carry no information about the path.
 
     A jump cut within a scene moves the median tile much farther than before and afterwards; a
     camera gathers speed over several frames.

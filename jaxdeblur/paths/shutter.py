@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths import motion
-from jaxdeblur.paths.fit import Bend, Stage, first_fit, fit_paths
+from jaxdeblur.paths.fit import Bend, Stage, first_fit, fit_tiles
 from jaxdeblur.paths.likelihood import Observed, observed, texture
 from jaxdeblur.paths.path import exposures, power, through
 from jaxdeblur.paths.tiles import REACH
@@ -157,14 +157,14 @@ def evidence(
 
     Args:
       knots: their initial paths.
-      seen: their patches at half size, in the light that is tried.
+      seen: their patches at half size, under the light model being tested.
       fine: the same at full size.
       slow: which tiles move less than SLOW.
     """
 
     def of(duty: Float[Array, ""]) -> Float[Array, " n"]:
         first, alone, basis = first_fit(knots, seen.present), (len(knots), 1), exposures(duty)
-        fit = functools.partial(fit_paths, shape=alone, basis=basis, smooth=0.0, bend=_BEND)
+        fit = functools.partial(fit_tiles, shape=alone, basis=basis, smooth=0.0, bend=_BEND)
         coarse, value = fit(first, seen, stages=_STAGES)
 
         def finer() -> Float[Array, " n"]:

@@ -76,7 +76,7 @@ _EVIDENT = 0.25
 are 0.38 and more in stabilised ones, and up to 0.13 in others (docs/lab/paths.md)."""
 
 
-class View(NamedTuple):
+class Seen(NamedTuple):
     """The tiles of three frames that the search compares."""
 
     coarse: Observed
@@ -88,7 +88,7 @@ class View(NamedTuple):
     """Pixels (y, x) by which a turn by one radian moves each tile."""
 
 
-def view(luminance: Float[Array, "5 H W"], present: Float[Array, 5]) -> View:
+def view(luminance: Float[Array, "5 H W"], present: Float[Array, 5]) -> Seen:
     """Returns the tiles richest in texture of the middle three of five frames."""
     tiling = motion.tiling_of(luminance.shape[1:], motion.CLOSE)
     start = through(motion.moves_between(luminance, tiling), present)
@@ -101,7 +101,7 @@ def view(luminance: Float[Array, "5 H W"], present: Float[Array, 5]) -> View:
         luminance[1:4], tiling._replace(n=tiling.size), *given[2:], True, only=chosen, scale=1
     )
     coarse, start = jax.tree.map(lambda leaf: leaf[chosen], (coarse, start))
-    return View(coarse, fine, start, jnp.asarray(_around(tiling))[chosen])
+    return Seen(coarse, fine, start, jnp.asarray(_around(tiling))[chosen])
 
 
 def _only(seen: Observed) -> Observed:
@@ -156,7 +156,7 @@ def _half_ring(inside: float, outside: float, step: float) -> Float[np.ndarray, 
     return np.stack([y, x], 1)[kept].astype(np.float32)
 
 
-def candidates(seen: View) -> Float[Array, "k 2"]:
+def candidates(seen: Seen) -> Float[Array, "k 2"]:
     """Returns velocities that the middle frame's blur may show, of either sign: steps 1 and 2.
 
     They are relative to the median tile's apparent velocity.
@@ -203,7 +203,7 @@ def velocity_of(swing: Float[Array, "*k 8 3"]) -> Float[Array, "*k 2"]:
 
 
 def fitted(
-    seen: View,
+    seen: Seen,
     swings: Float[Array, "k 8 3"],
     shutters: Float[Array, "k 2"],
     free: Float[Array, " k"],
@@ -240,7 +240,7 @@ def fitted(
 
 
 def _step(
-    seen: View,
+    seen: Seen,
     basis: Float[Array, "3 J 8"],
     free: Float[Array, ""],
     stage: Stage,
@@ -311,7 +311,7 @@ class Stabiliser(NamedTuple):
         return cls(jnp.zeros((*videos, 2)), none, none, swings, none, first, whole, none, told)
 
     @property
-    def stabilised(self) -> Float[Array, ""]:
+    def stabilised(self) -> Float[Array, "*videos"]:
         """1.0 if the video is stabilised and blurred, else 0.0."""
         mean = self.evidence / jnp.maximum(self.frames, 1.0)[..., None]
         found = jnp.all(mean > _EVIDENT, -1) & (self.blends == 0)

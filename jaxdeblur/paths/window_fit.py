@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths import motion
-from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_paths, gain_over_no_blur
+from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_tiles, gain_over_no_blur
 from jaxdeblur.paths.gate import base_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.path import FREE, exposures, power, through
@@ -159,7 +159,7 @@ def _fit(
     bend = BEND._replace(weight=BEND.weight * closer**3)  # A small frame shakes by fewer pixels.
     first = first_fit(start, seen.present)
     stiff = functools.partial(
-        fit_paths, shape=tiling.shape, basis=basis, smooth=smooth, bend=bend, before=before
+        fit_tiles, shape=tiling.shape, basis=basis, smooth=smooth, bend=bend, before=before
     )
     fit, value = stiff(first, seen)
     gain = gain_over_no_blur(fit, value, seen)

@@ -19,10 +19,10 @@ _SLURM, _SLURM_FIRST, _KUBERNETES = (
 )
 
 
-class Part(tuple[int, int]):
+class Portion(tuple[int, int]):
     """A part of a video: its number, from 1, and how many parts there are."""
 
-    def __new__(cls, text: str) -> Part:
+    def __new__(cls, text: str) -> Portion:
         """Parses ``3/16``, or ``/16``, whose number comes from the array that this task is of.
 
         Raises:

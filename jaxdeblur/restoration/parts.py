@@ -24,7 +24,7 @@ from jaxdeblur.files import made_once, replace_when_whole, write_json
 from jaxdeblur.options import from_json
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.findings import find_out
-from jaxdeblur.restoration.part_names import Part, folder_of
+from jaxdeblur.restoration.part_names import Portion, folder_of
 from jaxdeblur.restoration.plan import DeblurConfig, Job
 from jaxdeblur.restoration.restore import deblur
 from jaxdeblur.video.joiner import VideoJoiner, decoding_times, video_packets
@@ -98,7 +98,7 @@ def restore_part(
     target.parent.mkdir(exist_ok=True)
     record.unlink(missing_ok=True)
     found = _estimate(deblurrer_of, job, config)
-    deblurrer = deblurrer_of(_as_options(found, config))
+    deblurrer = deblurrer_of(as_options(found, config))
     written: list[PartTarget] = []
 
     @contextlib.contextmanager
@@ -176,7 +176,7 @@ class PartSource(PictureSource):
       begin, end: the times of the part, from and up to, in units of ``info.time_base``.
     """
 
-    def __init__(self, path: Path, share: Part, max_pixels: int, ahead: int) -> None:
+    def __init__(self, path: Path, share: Portion, max_pixels: int, ahead: int) -> None:
         """Opens the video at the right place.
 
         Args:
@@ -230,10 +230,11 @@ class PartSource(PictureSource):
             if shift is None:
                 shift = self._shift(picture.pts)
             last = picture.pts + shift
-            after += last >= self.end
+            if last >= self.end:
+                if after == self._ahead:
+                    return
+                after += 1
             yield dataclasses.replace(picture, pts=last)
-            if after == self._ahead and last >= self.end:
-                return
         missing = self._length_end - (last + self._moved) * self.info.time_base
         if self._states_end and missing > Fraction(5, 2) / self.info.rate:
             raise UserError(f"{self._path}: truncated or damaged: the last frames are missing")
@@ -272,13 +273,16 @@ def _times(whole: VideoReader) -> tuple[Fraction, Fraction]:
     """Returns when a video begins in its file, and its length, in seconds."""
     track, container = whole.track, whole.container
     unit = whole.info.time_base
+    begin = (track.start_time or 0) * unit
     length = (track.duration or 0) * unit or Fraction(container.duration or 0, 1_000_000)
-    if track.start_time is None or not length:
+    if not track.duration and "matroska" in container.format.name:
+        length -= max(Fraction(0), begin)  # it states when the video ends
+    if track.start_time is None or length <= 0:
         raise UserError(
             f"{whole.path}: does not state its times and length, by which it is divided; rewrite "
             "it with FFmpeg first: ffmpeg -i INPUT -c copy OUTPUT.mkv"
         )
-    return track.start_time * unit, length
+    return begin, length
 
 
 def _before(whole: VideoReader, bound: int, begins: Fraction) -> list[int]:
@@ -316,7 +320,7 @@ def _estimate(
     return _read_json(path)
 
 
-def _as_options(found: dict[str, Any], config: DeblurConfig) -> dict[str, Any]:
+def as_options(found: dict[str, Any], config: DeblurConfig) -> dict[str, Any]:
     """Returns what was found out as options of ``Deblurrer``; what the user gave goes first."""
     options = dict(found)
     for name in options.keys() & {field.name for field in dataclasses.fields(config)}:
@@ -335,7 +339,7 @@ def _parts_of(output: Path, job: Job) -> tuple[list[PartRecord], list[Path]]:
     if len(counts) != 1:
         what = "parts of different numbers; remove those of one" if counts else "no parts"
         raise UserError(f"{folder}: contains {what}")
-    all_parts = [Part(f"{number}/{max(counts)}") for number in range(1, int(max(counts)) + 1)]
+    all_parts = [Portion(f"{number}/{max(counts)}") for number in range(1, int(max(counts)) + 1)]
     records: list[PartRecord] = []
     for share in all_parts:
         path = share.record(output)

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.sharding import SingleDeviceSharding
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
@@ -58,6 +59,9 @@ class Incoming(NamedTuple):
     """As its file holds it."""
     gain: Float[Array, ""]
     """What its values are multiplied by for the restorer (timeline.py)."""
+    inside: Int[Array, 4]
+    """The rows and columns between bars, first and last of each: the restorer sees the picture
+    mirrored in place of bars, whose edges stand still before whatever moves."""
 
 
 class Due(NamedTuple):
@@ -162,12 +166,36 @@ def _changed(
     shown = _brought(layout, due.frame)
     height, width, _ = shown.shape
     change = jnp.clip(restored[0, :height, :width], 0, 1) - shown
+    rows, columns = due.frame.inside.reshape(2, 2)
+    of_picture = _between(rows, height)[:, None] & _between(columns, width)
+    change = change * of_picture[..., None]
     return layout.add(due.frame.planes, due.strength / due.frame.gain * change)
 
 
 def _brought(layout: PixelLayout, frame: Incoming) -> Float[Array, "H W 3"]:
-    """Returns a frame as RGB at the brightness of its scene."""
-    return frame.gain * layout.to_rgb(frame.planes)
+    """Returns a frame as RGB at the brightness of its scene, without bars."""
+    image = frame.gain * layout.to_rgb(frame.planes)
+    height, width, _ = image.shape
+    whole = jnp.all(frame.inside == jnp.array([0, height - 1, 0, width - 1]))
+
+    def mirrored() -> Float[Array, "H W 3"]:
+        rows, columns = frame.inside.reshape(2, 2)
+        return image[_reflected(rows, height)][:, _reflected(columns, width)]
+
+    filled: Float[Array, "H W 3"] = lax.cond(whole, lambda: image, mirrored)
+    return filled
+
+
+def _between(ends: Int[Array, 2], size: int) -> Bool[Array, " n"]:
+    at = jnp.arange(size)
+    return (at >= ends[0]) & (at <= ends[1])
+
+
+def _reflected(ends: Int[Array, 2], size: int) -> Int[Array, " n"]:
+    """Returns the row or column that is seen in place of each, mirrored at both ends."""
+    at, count = jnp.arange(size) - ends[0], ends[1] - ends[0] + 1
+    turn = at % (2 * count)
+    return ends[0] + jnp.minimum(turn, 2 * count - 1 - turn)
 
 
 def choose_tiles(
@@ -243,8 +271,8 @@ def step_memory(
         planes = tuple(
             jnp.zeros(shape, layout.dtype) for shape in layout.plane_shapes(height, width)
         )
-        due = Due(Incoming(planes, jnp.float32(1)), jnp.float32(1))
-        return stream_states(model, parts.values(), height, width), due
+        frame = Incoming(planes, jnp.float32(1), jnp.zeros(4, jnp.int32))
+        return stream_states(model, parts.values(), height, width), Due(frame, jnp.float32(1))
 
     states, due = placed(jax.eval_shape(inputs))
     known = traces is not None and traces.read(parts)

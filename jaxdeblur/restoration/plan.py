@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.options import Count, FrameSize, Range, Share, Time, check_ranges
-from jaxdeblur.restoration.part_names import Part
+from jaxdeblur.restoration.part_names import Portion
 from jaxdeblur.video.formats import (
     ANIMATED_SUFFIXES,
     CAMERA,
@@ -53,7 +53,7 @@ class DeblurConfig:
         to request.
       size: WIDTHxHEIGHT of the raw rgb24 frames from a pipe; of a camera, the size to request.
       single: restore each image by itself, as a photograph, not as a frame of a video.
-      fast: restore video with a network alone, without blur paths: less gain in half the time.
+      fast: restore video with a network alone, without blur paths: less gain, in less time.
       compare: also write a video, or a small GIF or WebP, that shows input and result side by side.
       duty: for blur paths, the share of the time between frames in which the shutter was open, up
         to 1; estimated from the video by default.
@@ -88,7 +88,7 @@ class DeblurConfig:
     stabilised: Literal["yes", "no"] | None = None
     tile: str = "auto"
     max_pixels: Count = MAX_PIXELS
-    part: Part | None = None
+    part: Portion | None = None
     join: bool = False
     skip_done: bool = False
     overwrite: bool = False
@@ -160,6 +160,11 @@ class Job:
         return "photograph" if self.kind == "images" and len(self.paths) == 1 else "video"
 
     @property
+    def is_raw(self) -> bool:
+        """Whether the input is a raw stream of video, by its name."""
+        return self.kind == "video" and self.paths[0].suffix.lower() in RAW_SUFFIXES
+
+    @property
     def is_done(self) -> bool:
         """Whether the output exists and is newer than the input."""
         if self.output is None or not os.path.exists(self.output):
@@ -217,7 +222,7 @@ def plan(paths: list[str], config: DeblurConfig) -> list[Job]:
     allowed = {"video"} if config.start else {"video", "camera"}
     if (config.start or config.length is not None) and kinds - allowed:
         raise UserError("--start applies to video files, --end and --duration also to cameras")
-    states_rate = [job.kind == "video" and not _is_raw(job) for job in jobs]
+    states_rate = [job.kind == "video" and not job.is_raw for job in jobs]
     if config.fps is not None and all(states_rate):
         raise UserError(
             "--fps applies to images, pipes, cameras and raw streams; other videos keep their own"
@@ -278,11 +283,6 @@ def _refuse_special(text: str) -> None:
         raise UserError(f"{text}: is a camera; give {CAMERA}{text} as INPUT")
     if not stat.S_ISREG(mode):
         raise UserError(f"{text}: is a device; give a file, {CAMERA}0, or - for raw frames")
-
-
-def _is_raw(job: Job) -> bool:
-    """Returns whether a job's input is a raw stream of video, by its name."""
-    return job.kind == "video" and job.paths[0].suffix.lower() in RAW_SUFFIXES
 
 
 def _into_folder(jobs: list[Job], folder: Path) -> list[Job]:

@@ -52,7 +52,7 @@ class Watch:
     """What follows a restoration, in place of lines on stderr. What a function raises ends it.
 
     Attributes:
-      say: takes a message, but neither the timing nor the shutter, which the caller gets.
+      say: takes a message, but not of the wait, the timing and the shutter, which the caller knows.
       restored: takes the number of frames restored so far, how many there are if known, and the
         stream; before the first frame, 0.
     """
@@ -166,7 +166,8 @@ def deblur(
             targets.append((config.compare, writer, comparison))
         say_what_is_lost()
         # After the targets are opened, so that a wrong option is reported before compilation.
-        with _explained_wait(say, f"compiling for {info.width}x{info.height}"):
+        waits = _explained_wait(say, f"compiling for {info.width}x{info.height}")
+        with waits if watch is None else contextlib.nullcontext():
             tiles = deblurrer.compile(info.height, info.width, info.layout)
         if config.tile == "auto" and tiles is not None:
             say(f"restoring frames in tiles of {tiles} to fit the free memory")
@@ -251,7 +252,7 @@ def _open_source(job: Job, config: DeblurConfig) -> PictureSource:
             max_pixels=config.max_pixels,
             start=config.start,
             duration=config.length,
-            rate=config.rate if config.fps else None,
+            rate=config.rate if config.fps and job.is_raw else None,
         )
     if job.kind == "images":
         return ImageReader(job.paths, rate=config.rate, max_pixels=config.max_pixels)

@@ -33,7 +33,7 @@ from jaxdeblur.restoration.placement import (
     started,
 )
 from jaxdeblur.restoration.tiling import TileGrid
-from jaxdeblur.restoration.timeline import Shot, Timeline
+from jaxdeblur.restoration.timeline import InTime, Timeline
 from jaxdeblur.shapes import DevicePlane, PixelClip, Pixels, Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
 
@@ -141,7 +141,7 @@ class Stream:
         are brought to one brightness, and put back (timeline.py).
         """
         rest = self._timed(frames)
-        opening: list[tuple[tuple[Plane, ...], Shot]] = []
+        opening: list[tuple[tuple[Plane, ...], InTime]] = []
         for planes, shot in rest if self.opening else ():
             # Copied, since the caller may reuse their memory.
             opening.append((jax.tree.map(np.array, planes), shot))
@@ -151,7 +151,7 @@ class Stream:
                 break
         first_scene = itertools.takewhile(lambda each: not each[1].starts, opening[1:])
         looked = [each for each in [*opening[:1], *first_scene] if not each[1].repeats]
-        self._look([planes for planes, _ in looked], [shot.gain for _, shot in looked])
+        self._look([planes for planes, _ in looked], [shot for _, shot in looked])
         twins: deque[int] = deque()  # How often each frame that waits is repeated.
         restored: tuple[DevicePlane, ...] | None = None
         for planes, shot in itertools.chain(opening, rest):
@@ -166,7 +166,7 @@ class Stream:
                     yield from itertools.repeat(restored, 1 + twins.popleft())
                 self._start_again()
             twins.append(0)
-            made = self.push(planes, shot.gain)
+            made = self._push(planes, shot)
             if made is not None:
                 restored = made
                 yield from itertools.repeat(restored, 1 + twins.popleft())
@@ -175,7 +175,7 @@ class Stream:
 
     def _timed(
         self, frames: Iterable[tuple[Plane, ...] | Plane]
-    ) -> Iterator[tuple[tuple[Plane, ...], Shot]]:
+    ) -> Iterator[tuple[tuple[Plane, ...], InTime]]:
         """Yields the planes of each frame, and its place in time."""
         self.timeline = Timeline(self._what.layout)
         for given in frames:
@@ -188,20 +188,23 @@ class Stream:
         self._states = self._started(self._parts) | kept
         self._steps, self._ended = 0, False
 
-    def push(
-        self, planes: tuple[Plane, ...] | Plane, gain: float = 1.0
-    ) -> tuple[DevicePlane, ...] | None:
+    def push(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...] | None:
         """Takes a frame and returns the one from ``lookahead`` frames ago, or None at the start.
 
         ``planes`` are the frame's arrays in the stream's layout; a single one, such as packed RGB,
         needs no tuple. The result is always a tuple, on the device. It is returned as soon as the
-        work is queued; reading it waits. ``gain`` is what its values are multiplied by on the way.
+        work is queued; reading it waits.
 
         Raises:
           UserError: the arrays do not match the stream's layout and size.
           ValueError: the stream was flushed.
         """
-        on_device = self._on_device(planes, gain)
+        return self._push(planes, None)
+
+    def _push(
+        self, planes: tuple[Plane, ...] | Plane, at: InTime | None
+    ) -> tuple[DevicePlane, ...] | None:
+        on_device = self._on_device(planes, at)
         if self._ended:
             raise ValueError("the stream was already flushed; open another one")
         self._waiting.append(on_device)
@@ -216,15 +219,17 @@ class Stream:
           UserError: as for ``push``.
           ValueError: a frame was already pushed.
         """
-        self._look(opening, [1.0] * len(opening))
+        self._look(opening, [None] * len(opening))
 
-    def _look(self, opening: Sequence[tuple[Plane, ...] | Plane], gains: Sequence[float]) -> None:
+    def _look(
+        self, opening: Sequence[tuple[Plane, ...] | Plane], at: Sequence[InTime | None]
+    ) -> None:
         if not (self.opening and len(opening)):
             return
         if self._steps:
             raise ValueError("call look before the first frame is pushed")
         parts = looking(self._parts)
-        states, frames = self._started(parts), [*zip(opening, gains, strict=True)]
+        states, frames = self._started(parts), [*zip(opening, at, strict=True)]
         flushed = frames[-1:] * self._model.lookahead if len(opening) < self.opening else []
         for index, frame in enumerate([*frames, *flushed]):
             given = self._what, self._parameters, states, self._on_device(*frame), None
@@ -245,10 +250,14 @@ class Stream:
             )
         return planes
 
-    def _on_device(self, planes: tuple[Plane, ...] | Plane, gain: float) -> Incoming:
+    def _on_device(self, planes: tuple[Plane, ...] | Plane, at: InTime | None) -> Incoming:
+        height, width = self._size
+        gain, inside = (at.gain, at.inside) if at else (1.0, (0, height - 1, 0, width - 1))
         # Copied, since a CPU device may use the caller's memory, which a camera may reuse.
         held = tuple(np.array(plane) for plane in self._checked(planes))
-        placed: Incoming = jax.device_put((held, np.float32(gain)), self._device)
+        placed: Incoming = jax.device_put(
+            (held, np.float32(gain), np.array(inside, np.int32)), self._device
+        )
         return Incoming(*placed)
 
     def flush(self) -> Iterator[tuple[DevicePlane, ...]]:

@@ -32,6 +32,9 @@ docs/lab/paths.md has the values of real videos and of their cuts."""
 _LEAST, _MOST = 0.04, 0.96
 """Cells outside are too dark for a ratio, or clipped."""
 
+_BLACK = 0.06
+"""Luma: a bar is black in every pixel, but for a codec's errors."""
+
 _INSIGNIFICANT = 0.03
 """Of a logarithm: what enters and leaves a frame changes it by up to 0.02, which does no harm."""
 
@@ -42,7 +45,7 @@ _FORGET = 0.99
 """A frame's share in what brightness frames are brought to: slow changes are kept."""
 
 
-class Shot(NamedTuple):
+class InTime(NamedTuple):
     """A frame's place in time."""
 
     repeats: bool
@@ -51,6 +54,8 @@ class Shot(NamedTuple):
     """Whether it is the first of a scene."""
     gain: float
     """What its values are multiplied by, to be as bright as the scene's frames before."""
+    inside: tuple[int, int, int, int]
+    """The first row, the last, the first column and the last between black bars."""
 
 
 class Timeline:
@@ -66,24 +71,29 @@ class Timeline:
         self._last: Float[np.ndarray, "H W"] | None = None
         self._cells: Float[np.ndarray, "h w"] | None = None
         self._moved = 0.0
+        self._inside: tuple[int, int, int, int] | None = None
         self._gain = 0.0  # Its logarithm.
         self.duplicates = self.cuts = self.brightened = 0
 
-    def add(self, planes: tuple[Plane, ...]) -> Shot:
+    def add(self, planes: tuple[Plane, ...]) -> InTime:
         """Returns the place of the next frame, given its planes."""
         luma = self._layout.luma(planes)
+        inside = self._between_bars(luma)
         cells = _cell_means(luma)
         last, before = self._last, self._cells
         if last is None or before is None:
             self._last, self._cells = luma, cells
-            return Shot(False, True, 1.0)
+            return InTime(False, True, 1.0, inside)
         apart = float(_cell_means(np.abs(luma - last)).max())
         # A still scene without noise is no series of duplicates, unless they are equal.
         if apart == 0.0 or (apart < _SAME and self._moved > 4 * _SAME):
             self.duplicates += 1
-            return Shot(True, False, float(np.exp(self._gain)))
+            return InTime(True, False, float(np.exp(self._gain)), inside)
         self._last, self._cells, self._moved = luma, cells, apart
-        correlation, overlap = _aligned(before, cells)
+        # A handful of cells is too few to recognise a scene by.
+        correlation, overlap = (
+            _aligned(before, cells) if cells.size >= 64 else (1.0, (before, cells))
+        )
         ratio = _log_ratio(*overlap)
         self._gain = _FORGET * self._gain - ratio
         starts = correlation < _ALIKE or abs(self._gain) > np.log(_MOST_GAIN)
@@ -91,7 +101,20 @@ class Timeline:
             self.cuts, self._gain, self._moved = self.cuts + 1, 0.0, 0.0
         elif ratio:
             self.brightened += 1
-        return Shot(False, starts, float(np.exp(self._gain)))
+        return InTime(False, starts, float(np.exp(self._gain)), inside)
+
+    def _between_bars(self, luma: Float[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
+        """Returns what lies between bars that were black in all frames so far."""
+        ends = [*_bright(luma.max(1)), *_bright(luma.max(0))]
+        if self._inside is not None:
+            pairs = zip(ends, self._inside, (min, max, min, max), strict=True)
+            ends = [wider(now, before) for now, before, wider in pairs]
+        height, width = luma.shape
+        # Most of the frame in the dark is a dark scene.
+        if 2 * (ends[1] - ends[0] + 1) < height or 2 * (ends[3] - ends[2] + 1) < width:
+            ends = [0, height - 1, 0, width - 1]
+        self._inside = ends[0], ends[1], ends[2], ends[3]
+        return self._inside
 
     def remarks(self) -> list[str]:
         """Returns what was found, a line each."""
@@ -106,6 +129,12 @@ class Timeline:
             for count, what, how in found
             if count
         ]
+
+
+def _bright(brightest: Float[np.ndarray, " n"]) -> tuple[int, int]:
+    """Returns the first and the last row or column that is not black; both ends if all are."""
+    bright = np.flatnonzero(brightest > _BLACK)
+    return (int(bright[0]), int(bright[-1])) if len(bright) else (0, len(brightest) - 1)
 
 
 def _cell_means(image: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "h w"]:

@@ -103,7 +103,7 @@ def main() -> None:
     add_fields(parser, FitConfig(), "fitting")
     add_fields(parser, preset.data, "data")
     arguments = parser.parse_args()
-    # Checked now, not after minutes.
+    # Fail before the long fit.
     if arguments.file.suffix != ".safetensors" or not arguments.file.absolute().parent.is_dir():
         raise UserError(f"{arguments.file}: must be a .safetensors file in an existing folder")
     config, data = read_fields(arguments, FitConfig()), read_fields(arguments, preset.data)

@@ -39,6 +39,7 @@ UNREADABLE_SUFFIXES = frozenset(
         *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".exr", ".hdr", ".dpx", ".psd", ".tga"),
         *(".pgm", ".pbm", ".pnm", ".pam", ".ico", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
         *(".raf", ".orf", ".rw2", ".pef", ".srw", ".raw", ".3fr", ".iiq"),
+        *(".mpo", ".apng", ".avifs"),
     }
 )
 """The suffixes, in lower case, of images for which there is no decoder here."""

@@ -76,6 +76,7 @@ class VideoReader(PictureSource):
         self._shown_until = 0  # by frames of AVI without content
         self._given_rate = rate
         self._damaged: list[int] = []
+        self._has_fields = False
         self.notes: list[str] = []
         self._first = self._last = Fraction(0)  # times in all tracks
         with contextlib.ExitStack() as opened:
@@ -113,7 +114,9 @@ class VideoReader(PictureSource):
                 planes, alpha = frame_planes(frame, info.pixel_format)
                 if last is not None:
                     yield last
-                last = Picture(planes, alpha, pts, frame.duration or 0)
+                # Of a raw stream, FFmpeg's is that of its own default rate.
+                duration = frame.duration if self._given_rate is None else self._ticks
+                last = Picture(planes, alpha, pts, duration or 0)
                 if self.container.format.name != "avi":
                     yield last
                     last = None
@@ -126,6 +129,11 @@ class VideoReader(PictureSource):
                 f"damaged, and restored as the decoder patched them: frames {these} (those after "
                 "them, up to a key frame, may show it too)"
             )
+
+    @property
+    def _ticks(self) -> int:
+        """How long a frame is shown on average, in units of the time base."""
+        return max(1, round(1 / (self._rate * self._time_base)))
 
     @property
     def chapters(self) -> list[Any]:
@@ -215,13 +223,12 @@ class VideoReader(PictureSource):
         if not self._is_whole:
             self._shift = self._start + begins
         unit = self._time_base
-        ticks = max(1, round(1 / (self._rate * unit)))  # per frame, on average
         pts: int | None = None
         last: int | None = None
         for frame in self._decoded_from(begins) if self._start else self._decoded():
             before, pts = pts, None if self._given_rate is not None else frame.pts
             if pts is None:  # raw streams have no timestamps
-                pts = 0 if before is None else before + ticks
+                pts = 0 if before is None else before + self._ticks
             if self._is_whole and before is None and pts < 0:
                 # MP4 shows no frame before time 0, and Matroska cannot store such times.
                 self._shift = pts * unit
@@ -237,14 +244,15 @@ class VideoReader(PictureSource):
                 shown = round(time / unit)
                 last = shown if last is None else max(shown, last + 1)
                 self._count += 1
+                self._has_fields |= frame.interlaced_frame
                 if frame.is_corrupt:
                     self._damaged.append(self._count)
                 yield last, frame
         if self._is_whole and last is not None:
             self._refuse_if_cut_short(last * unit)
-            missing = self._pictures_read - self._count
-            codec = self.track.codec_context
-            if missing > 0 and codec.codec.canonical_name in _ONE_PER_PACKET:
+            # Two fields of one frame may have a packet each.
+            missing = 0 if self._has_fields else self._pictures_read - self._count
+            if missing > 0 and self.track.codec_context.codec.canonical_name in _ONE_PER_PACKET:
                 what = "1 frame" if missing == 1 else f"{missing} frames"
                 self.notes.append(f"damaged: {what} could not be decoded; the result lacks them")
 

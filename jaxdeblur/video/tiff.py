@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from PIL import Image
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.ffmpeg import av
 
+# Of damaged tags tifffile only warns, line by line; what matters becomes an error.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 # The first bytes of TIFF and BigTIFF, in both byte orders.
 _BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Numbers of the TIFF specification: photometric interpretations, sample formats, extra samples.
@@ -29,6 +32,7 @@ _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _PREMULTIPLIED, _ALPHA = 1, 2
 # The channels of colour by photometric interpretation.
 _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _SEPARATED: 4}
+_MOST_CHANNELS = 5  # of the largest pictures: inks and alpha
 _GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
 _XMP, _IPTC, _PHOTOSHOP = 700, 33723, 34377
 # Of a TIFF's tags, those that EXIF has and that do not describe the file: description, maker,
@@ -156,6 +160,9 @@ def _first_page(path: Path, max_pixels: int) -> Iterator[tuple[Any, int]]:
         height, width = page.imagelength, page.imagewidth
         if height * width > max_pixels:
             raise ValueError(f"{width}x{height} pixels exceed --max-pixels={max_pixels}")
+        if height * width * page.samplesperpixel > _MOST_CHANNELS * max_pixels:
+            channels = f"{page.samplesperpixel} channels"
+            raise ValueError(f"{width}x{height} pixels of {channels}: raise --max-pixels")
         # ImageJ describes a stack of more than 4 GB in its first page alone.
         count = int((file.imagej_metadata or {}).get("images", 1))
         yield page, max(len(pages), count)
@@ -208,10 +215,10 @@ def _decoded(path: Path, page: Any, header: TiffHeader) -> Plane:
         return _by_pillow(path, header)
     try:
         stored = page.asarray()
-    except (ValueError, NotImplementedError) as error:
-        if "imagecodecs" not in str(error):
+    except (ValueError, NotImplementedError, ImportError) as error:
+        if "imagecodecs" not in str(error) and not isinstance(error, ImportError):
             raise
-        if header.bits == 8 and photometric != _SEPARATED:
+        if header.bits == 8 and (photometric != _SEPARATED or page.samplesperpixel == 4):
             return _by_pillow(path, header)
         return _by_ffmpeg(path, page, header)
     array = rearrange(stored.reshape(page.shaped), "s 1 h w c -> h w (s c)")
@@ -278,12 +285,17 @@ def _by_ffmpeg(path: Path, page: Any, header: TiffHeader) -> Plane:
         *(page.index == 0, header.mode == "RGBA" or not page.extrasamples),
         int(page.extrasamples[0] if page.extrasamples else _ALPHA) == _ALPHA,
     )
+    how = getattr(page.compression, "name", str(page.compression))
+    what = f"samples of {page.bitspersample} bits compressed by {how}"
+    needs = ValueError(f"{what}; reading it needs: pip install imagecodecs")
     if not all(is_plain):
-        how = getattr(page.compression, "name", str(page.compression))
-        raise ValueError(f"compressed by {how}; reading it needs: pip install imagecodecs")
+        raise needs
     form = {"L": "gray16le", "RGB": "rgb48le", "RGBA": "rgba64le"}[header.mode]
-    with path.open("rb") as file, av.open(file, "r", format="tiff_pipe") as container:
-        frame = next(container.decode(video=0))
+    try:
+        with path.open("rb") as file, av.open(file, "r", format="tiff_pipe") as container:
+            frame = next(container.decode(video=0))
+    except av.FFmpegError as error:
+        raise needs from error
     return frame.reformat(format=form).to_ndarray()
 
 

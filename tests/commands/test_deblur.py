@@ -471,6 +471,21 @@ def test_hdr_stays_tagged_or_is_said(target, command, monkeypatch, tmp_path):
             assert tuple(map(int, found)) == (9, 9, 18)
 
 
+def test_fps_is_of_images_and_raw_streams_beside_other_videos(command, tmp_path):
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(pictures(3)):
+        Image.fromarray(frame).save(f"frames/{number}.png")
+    make_video(tmp_path / "raw.h264", codec="libx264", pixel_format="yuv420p")
+    make_video(tmp_path / "in.mp4", codec="libx264", pixel_format="yuv420p")
+    code, said = command("raw.h264", "in.mp4", "frames", "--out-dir=out", "--fps=60")
+    assert code == 0, said
+    rates = []
+    for name in ("raw.mkv", "in.mp4"):
+        with av.open(f"out/{name}") as container:
+            rates.append(container.streams.video[0].average_rate)
+    assert rates == [60, 25]
+
+
 @pytest.mark.parametrize("paths", [False, True])
 def test_threads_are_added_for_blur_paths_alone(paths, command, monkeypatch, tmp_path):
     added = []

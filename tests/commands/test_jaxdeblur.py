@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import types
 import venv
 import zipfile
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 
 from jaxdeblur import VERSION, commands
+from jaxdeblur.commands import evaluate, train
+from jaxdeblur.errors import UserError
 from jaxdeblur.video.image_file import read_image, write_png
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +54,7 @@ def test_says_its_version_and_commands(monkeypatch, capsys):
             "jaxdeblur evaluate: error: the following arguments are required: --ckpt",
         ),
         (["convert", "rdn"], "jaxdeblur convert: error: the following arguments are required"),
+        (["app", "--port=0"], "jaxdeblur app: error: --port must be 1 to 65535, not 0"),
         (["export", "x", "x.zip"], "jaxdeblur export: error: x.zip: unknown suffix; use one of"),
     ],
 )
@@ -126,3 +130,36 @@ def run(*command: str | Path, cwd: Path) -> str:
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "options"), [(train, ["--steps=1"]), (evaluate, ["--ckpt=paths"])]
+)
+def test_an_address_is_refused_before_a_folder_of_its_name_is_made(
+    module: types.ModuleType,
+    options: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["command", *options, "--out=gs://bucket/run"])
+    with pytest.raises(UserError, match="--out=gs:/bucket/run: an address, not a local folder"):
+        module.main()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("weights", "adds"), [("paths", True), ("strcnn_dtb_live", False)])
+def test_evaluate_adds_threads_for_blur_paths_alone(
+    weights: str, adds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = []
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxdeblur.devices.add_threads", lambda: added.append(1))
+    monkeypatch.setattr("jaxdeblur.devices.join", stop)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", f"--ckpt={weights}"])
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main()
+    assert bool(added) == adds

@@ -84,7 +84,7 @@ def test_a_system_is_built_from_its_config_and_written_with_those_of_its_network
     assert network_from_json(written, "here") == config
     model = models.build(config)
     assert isinstance(model, PathRestorer)
-    assert [part.name for part in model.parts()][:4] == ["motion", "watch", "fit", "base"]
+    assert [part.name for part in model.parts()][:4] == ["motion", "watch", "steady", "fit"]
     assert model.context == (0, 0), "of the network that is trained"
     for network in (base, dataclasses.replace(fusion, of_maps=False)):
         with pytest.raises(UserError, match="must take their maps"):
@@ -99,12 +99,14 @@ def test_a_system_is_built_from_its_config_and_written_with_those_of_its_network
 @pytest.mark.parametrize(
     ("config", "names"),
     [
-        (PathsConfig(), ["motion", "watch", "fit", "light", "filter", "fusion"]),
-        (PathsConfig(duty=0.5), ["motion", "watch", "fit", "light", "filter", "fusion"]),
-        (PathsConfig(duty=0.5, light="stored"), ["motion", "fit", "light", "filter", "fusion"]),
+        (PathsConfig(), ["watch", "steady"]),
+        (PathsConfig(duty=0.5), ["watch", "steady"]),
+        (PathsConfig(duty=0.5, light="stored"), ["steady"]),
+        (PathsConfig(duty=0.5, stabilised="no"), ["watch"]),
+        (PathsConfig(duty=0.5, light="stored", stabilised="no"), []),
     ],
 )
-def test_only_an_unknown_shutter_is_watched(config: PathsConfig, names: list[str]) -> None:
+def test_only_what_is_unknown_is_watched(config: PathsConfig, names: list[str]) -> None:
     parts = PathRestorer(config).parts()
-    assert [part.name for part in parts] == names
-    assert [part.name for part in looking(parts)] == ["motion", "watch"] * ("watch" in names)
+    assert [part.name for part in parts] == ["motion", *names, "fit", "light", "filter", "fusion"]
+    assert [part.name for part in looking(parts)] == (["motion", *names] if names else [])

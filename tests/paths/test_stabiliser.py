@@ -39,7 +39,7 @@ def seen_by_a_camera(kept: float, blurred: bool = True) -> np.ndarray:
         times = np.linspace(-0.5, 0.5, 17) * STABILISED_DUTY * blurred
         stands = (kept - 1) * t * VELOCITY  # What the stabiliser takes away.
         moments = [
-            ndimage.shift(texture, -(t + s) * VELOCITY - stands, order=3)[40:200, 50:274]
+            ndimage.shift(texture, (t + s) * VELOCITY + stands, order=3)[40:200, 50:274]
             for s in times
         ]
         frames.append(np.mean(moments, 0))

@@ -25,10 +25,11 @@ from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Time
 from jaxdeblur.restoration import parts
 from jaxdeblur.restoration.deblurrer import Deblurrer
-from jaxdeblur.restoration.part_names import Part, folder_of
+from jaxdeblur.restoration.part_names import Portion, folder_of
 from jaxdeblur.restoration.plan import DeblurConfig, plan
 from jaxdeblur.restoration.restore import deblur
 from jaxdeblur.video.joiner import decoding_times
+from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.weights.load import LoadedModel
 from jaxdeblur.weights.save import export_weights
 
@@ -114,7 +115,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def in_parts(deblurrer: Deblurrer, video: Path, output: Path, order: Any = None) -> None:
     for number in order or range(1, PARTS + 1):
-        config = DeblurConfig(part=Part(f"{number}/{PARTS}"), quiet=True)
+        config = DeblurConfig(part=Portion(f"{number}/{PARTS}"), quiet=True)
         (job,) = plan([str(video), str(output)], config)
         parts.restore_part(lambda _: deblurrer, job, config, "tiny")
     config = DeblurConfig(join=True, quiet=True)
@@ -160,6 +161,23 @@ def test_parts_equal_the_undivided_video(
     assert not folder_of(joined).exists()
 
 
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_part_has_frames_before_and_after(ahead: int, tmp_path: Path) -> None:
+    video = a_video(tmp_path / "a.mkv", "ffv1", jitter=True, begin=150)
+    with VideoReader(video) as whole:
+        times = [picture.pts for picture in whole]
+    shares = []
+    for number in range(1, PARTS + 1):
+        with parts.PartSource(video, Portion(f"{number}/{PARTS}"), 10**6, ahead) as source:
+            given = [picture.pts for picture in source]
+        own = [time for time in given if source.begin <= time < source.end]
+        first, last = times.index(own[0]), times.index(own[-1])
+        assert given == times[max(0, first - 12) : last + 1 + ahead]
+        shares.append(own)
+    assert list(itertools.chain(*shares)) == times
+    assert min(map(len, shares)) > 20
+
+
 def test_what_the_networks_remember_comes_with_a_part(tmp_path: Path) -> None:
     """Without frames before a part, a recurrent network restores its first ones otherwise."""
     rebuild, weights = split(models.build(dataclasses.replace(NETWORK, recurrent=True), seed=3))
@@ -181,20 +199,20 @@ def test_the_number_comes_from_the_array(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "JOB_COMPLETION_INDEX"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="--part=/4: neither SLURM_ARRAY_TASK_ID nor JOB"):
-        Part("/4")
+        Portion("/4")
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
-    assert Part("/4") == (1, 4)
+    assert Portion("/4") == (1, 4)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert Part("/4") == (3, 4)
+    assert Portion("/4") == (3, 4)
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "0")
-    assert Part("/4") == (4, 4)
-    assert Part("2/4") == (2, 4)
+    assert Portion("/4") == (4, 4)
+    assert Portion("2/4") == (2, 4)
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "3", "3/0", "a/4", "1/4/2", "-1/4", "/", "１/4"])
 def test_wrong_parts_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=f"--part={re.escape(text)}"):
-        Part(text)
+        Portion(text)
 
 
 def test_decoding_times_increase_and_precede_what_is_shown() -> None:
@@ -220,7 +238,7 @@ def test_what_cannot_be_divided_is_refused(
 ) -> None:
     (tmp_path / "in.mkv").write_bytes(b"never opened")
     if "part" in options:
-        options = {**options, "part": Part(options["part"])}
+        options = {**options, "part": Portion(options["part"])}
 
     def divided() -> None:
         config = DeblurConfig(**options)
@@ -235,7 +253,7 @@ def test_parts_that_do_not_fit_are_refused(deblurrer: Deblurrer, tmp_path: Path)
     video, output = a_video(tmp_path / "a.mkv", "ffv1"), tmp_path / "out.mkv"
 
     def restore(number: int, **options: Any) -> None:
-        config = DeblurConfig(part=Part(f"{number}/2"), quiet=True, **options)
+        config = DeblurConfig(part=Portion(f"{number}/2"), quiet=True, **options)
         (job,) = plan([str(video), str(output)], config)
         parts.restore_part(lambda _: deblurrer, job, config, "tiny")
 
@@ -305,3 +323,31 @@ def test_one_of_four_processes_is_killed_and_run_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "in.mkv", "out.mkv", "tiny.safetensors", "whole.mkv"
     ]  # fmt: skip
+
+
+def test_all_parts_take_what_the_first_found_out(
+    deblurrer: Deblurrer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video, output = a_video(tmp_path / "a.mkv", "ffv1"), tmp_path / "out.mkv"
+    found = {"duty": 0.4, "light": "linear", "steady": True}
+    looked, taken = [], []
+    monkeypatch.setattr(parts, "find_out", lambda *_, **__: looked.append(1) or found)
+
+    def deblurrer_of(options: dict[str, Any]) -> Deblurrer:
+        taken.append(options)
+        return deblurrer
+
+    for number in (2, 1):
+        config = DeblurConfig(part=Portion(f"{number}/2"), quiet=True)
+        (job,) = plan([str(video), str(output)], config)
+        parts.restore_part(deblurrer_of, job, config, "tiny")
+    assert len(looked) == 1
+    assert taken == [{}, found, found]  # the first network only looks
+    written = folder_of(output) / "estimate.json"
+    assert json.loads(written.read_text()) == found
+    # What the user says goes first, and a sharp video is no blur to be trusted.
+    assert parts.as_options(found, DeblurConfig(duty=0.7)) == {**found, "duty": 0.7}
+    assert parts.as_options({**found, "duty": 0.01}, config) == {"light": "linear", "steady": True}
+    written.write_text("{")
+    with pytest.raises(UserError, match=r"estimate.json: is damaged; remove it"):
+        parts.restore_part(deblurrer_of, job, dataclasses.replace(config, overwrite=True), "tiny")

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from jaxdeblur.restoration.deblurrer import Deblurrer
-from jaxdeblur.restoration.timeline import Shot, Timeline
+from jaxdeblur.restoration.timeline import InTime, Timeline
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
 
@@ -19,15 +19,16 @@ def scene(seed: int, frames: int = 6, speed: int = 3) -> np.ndarray:
     return np.stack([texture[:, t * speed :][:, :96] for t in range(frames)]).astype(np.uint8)
 
 
-def shots(video: np.ndarray) -> tuple[list[Shot], Timeline]:
+def shots(video: np.ndarray) -> tuple[list[InTime], Timeline]:
     timeline = Timeline(RGB8)
     return [timeline.add((frame,)) for frame in video], timeline
 
 
 def test_a_video_without_events_has_none() -> None:
     found, timeline = shots(scene(0))
-    assert found[0] == Shot(False, True, 1.0)
-    assert found[1:] == [Shot(False, False, 1.0)] * 5
+    whole = 0, 63, 0, 95
+    assert found[0] == InTime(False, True, 1.0, whole)
+    assert found[1:] == [InTime(False, False, 1.0, whole)] * 5
     assert timeline.remarks() == []
 
 
@@ -71,6 +72,16 @@ def test_a_fade_that_leaves_few_grey_levels_starts_anew() -> None:
     assert any(shot.starts for shot in found[1:])
 
 
+def test_bars_are_black_in_all_frames_of_a_scene() -> None:
+    video = scene(0)
+    video[:, :8], video[:, 60:], video[:, :, :5] = 0, 3, 0
+    video[3:, 6:8] = 99  # a subtitle
+    found, _ = shots(video)
+    assert [shot.inside for shot in found] == [(8, 59, 5, 95)] * 3 + [(6, 59, 0, 95)] * 3
+    dark, _ = shots(scene(0) // 30)
+    assert dark[0].inside == (0, 63, 0, 95)
+
+
 def test_luma_of_limited_range() -> None:
     layout = PixelLayout("yuv", 8, (2, 2), full_range=False)
     planes = np.array([[16, 235]], np.uint8), np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8)
@@ -93,6 +104,18 @@ def test_a_cut_is_an_end_on_both_sides(deblurrer: Deblurrer) -> None:
     first, second = scene(0, 4), scene(1, 5)
     restored = deblurrer(np.concatenate([first, second]))
     np.testing.assert_array_equal(restored, np.concatenate([deblurrer(first), deblurrer(second)]))
+
+
+def test_bars_keep_every_pixel_and_the_picture_is_restored_as_if_mirrored(
+    deblurrer: Deblurrer,
+) -> None:
+    video = scene(0)
+    barred = np.pad(video[:, 16:48], ((0, 0), (8, 8), (0, 0), (0, 0)))
+    restored = deblurrer(barred)
+    assert not restored[:, :8].any()
+    assert not restored[:, 40:].any()
+    mirrored = np.pad(video[:, 16:48], ((0, 0), (8, 8), (0, 0), (0, 0)), "symmetric")
+    np.testing.assert_array_equal(restored[:, 8:40], deblurrer(mirrored)[:, 8:40])
 
 
 def test_a_change_of_brightness_changes_no_detail(deblurrer: Deblurrer) -> None:

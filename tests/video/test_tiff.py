@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from fractions import Fraction
 
@@ -74,7 +75,7 @@ def save(path, data, *, bigtiff=False, byteorder="<", **options):
     if "photometric" not in options:
         is_grey = data.ndim == 2 or "volumetric" in options
         options["photometric"] = "minisblack" if is_grey else "rgb"
-    options |= {"software": False, "metadata": None}
+    options = {"software": False, "metadata": None, **options}
     tifffile.imwrite(path, data, bigtiff=bigtiff, byteorder=byteorder, **options)
 
 
@@ -108,16 +109,27 @@ def test_few_bits_fill_the_range(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "in.tif"), expected)
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "packbits", "tiff_deflate"])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "zstd", "packbits", "tiff_deflate"])
 def test_what_tifffile_cannot_decompress_pillow_and_ffmpeg_do(compression, tmp_path):
     smooth = np.repeat(np.repeat(RGB8[::8, ::8], 8, 0), 8, 1)
     for name, image in (("rgb", smooth), ("grey", smooth[..., 0])):
         Image.fromarray(image).save(tmp_path / f"{name}.tif", compression=compression)
         found = read(tmp_path / f"{name}.tif").astype(int)
         assert np.abs(found - image).max() <= (40 if compression == "jpeg" else 0)
-    if compression != "jpeg":
+    if compression not in ("jpeg", "zstd"):
         Image.fromarray(GREY).save(tmp_path / "deep.tif", compression=compression)
         np.testing.assert_array_equal(read(tmp_path / "deep.tif"), GREY)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGBA", "P"])
+def test_other_channels_of_8_bits_too(mode, tmp_path):
+    given = {"CMYK": INKS8, "RGBA": np.dstack([RGB8, GREY.astype(np.uint8)]), "P": RGB8}[mode]
+    image = Image.frombytes("RGB" if mode == "P" else mode, (64, 40), given.tobytes())
+    image = image.quantize(9) if mode == "P" else image
+    image.save(tmp_path / "in.tif", compression="tiff_lzw")
+    expected = {"CMYK": of_inks(INKS8), "RGBA": given, "P": np.asarray(image.convert("RGB"))}[mode]
+    found = read(tmp_path / "in.tif").astype(int)
+    assert np.abs(found - expected).max() <= (1 if mode == "CMYK" else 0)
 
 
 @pytest.mark.parametrize("compression", ["group4", "tiff_lzw"])
@@ -170,6 +182,29 @@ def test_what_nothing_here_decompresses_names_what_would(tmp_path):
         file.pages.first.tags[259].overwrite(5)  # LZW
     with pytest.raises(UserError, match="compressed by LZW; reading it needs: pip install image"):
         read(tmp_path / "in.tif")
+
+
+def test_channels_count_towards_the_limit(tmp_path):
+    """A damaged number of channels would fill the memory."""
+    save(tmp_path / "in.tif", RGB8)
+    with tifffile.TiffFile(tmp_path / "in.tif", mode="r+b") as file:
+        file.pages.first.tags[277].overwrite(60000)
+    with pytest.raises(UserError, match="64x40 pixels of 60000 channels: raise --max-pixels"):
+        read_image(tmp_path / "in.tif", max_pixels=10_000)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_any_flipped_byte_gives_an_image_or_one_error(compression, tmp_path, capfd):
+    save(tmp_path / "in.tif", RGB8, compression=compression, software="s", resolution=(9, 9))
+    whole = (tmp_path / "in.tif").read_bytes()
+    header = whole.rindex(b"s\0") if compression else 8
+    for position in [*range(8), *RNG.integers(header, len(whole), 60), *RNG.integers(0, 300, 60)]:
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << RNG.integers(8)
+        (tmp_path / "in.tif").write_bytes(flipped)
+        with contextlib.suppress(UserError):
+            assert read(tmp_path / "in.tif").dtype in (np.uint8, np.uint16)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("options", [{}, {"tile": (16, 16)}, {"compression": "zlib"}])

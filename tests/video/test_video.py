@@ -246,6 +246,9 @@ def test_a_trimmed_video_keeps_its_trim(tmp_path):
     shown = facts(source)["pts"]
     assert shown[0] == 0
     assert len(shown) < 9
+    with VideoReader(source) as reader:
+        assert len(list(reader)) == len(shown)
+        assert reader.notes == [], "what the trim hides is not missing"
     rewrite(source, tmp_path / "out.mp4")
     assert facts(tmp_path / "out.mp4")["pts"] == shown
 
