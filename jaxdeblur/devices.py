@@ -251,12 +251,25 @@ _DAMAGED = re.compile(
 )
 
 
+_kept: Path | None = None  # Where programs are kept.
+
+
+def kept_folder() -> Path | None:
+    """Returns the folder where ``keep_compiled`` keeps programs; None before it was called."""
+    return _kept
+
+
 def keep_compiled() -> None:
     """Turns on JAX's compilation cache, unless the environment already says where it is.
 
     JAX warns of an entry that a full disk or a power cut left truncated, and keeps it: every start
     would compile again. Here it is removed, so that JAX writes it anew.
     """
+    global _kept
+    # JAX's default leaves out programs that compile within a second, of which there are many.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if where := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        _kept = Path(where)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
@@ -265,6 +278,7 @@ def keep_compiled() -> None:
     except (UserError, OSError) as error:  # without such a folder, every start compiles
         tell(f"compiled programs cannot be kept: {message_of(error)}")
         return
+    _kept = folder
     jax.config.update("jax_compilation_cache_dir", str(folder))
     _replace_damaged(folder)
 

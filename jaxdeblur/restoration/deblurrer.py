@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
+from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.restoration.placement import choose_tiles, step_memory
@@ -71,6 +72,8 @@ class Deblurrer:
                 "JAX's 64-bit mode is on, but networks compute in float32; switch it off: "
                 "jax.config.update('jax_enable_x64', False)"
             )
+        if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+            devices.keep_compiled()
         if not 0 <= strength <= 1:
             raise UserError(f"--strength must be between 0 and 1, not {strength:g}")
         self.strength = strength
@@ -127,9 +130,9 @@ class Deblurrer:
         if key not in self._tiles:
             tiles = self._given_tiles
             if self._chooses_tiles:
-                tiles = choose_tiles(self.model, height, width, layout=layout)
+                tiles = choose_tiles(self.model, height, width, layout=layout, keep=True)
             else:
-                step_memory(self.model, height, width, layout=layout, tiles=tiles)
+                step_memory(self.model, height, width, layout=layout, tiles=tiles, keep=True)
             self._tiles[key] = tiles
         return self._tiles[key]
 
@@ -139,4 +142,6 @@ class Deblurrer:
         Live input may skip ``Stream.look``; blur paths then estimate the shutter as they go.
         """
         tiles = self.compile(height, width, layout)
-        return Stream(self.model, height, width, layout, strength=self.strength, tiles=tiles)
+        return Stream(
+            self.model, height, width, layout, strength=self.strength, tiles=tiles, keep=True
+        )

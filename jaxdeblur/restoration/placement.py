@@ -33,6 +33,7 @@ from jaxdeblur.models.parts import (
 )
 from jaxdeblur.models.restorer import State, VideoRestorer
 from jaxdeblur.restoration.tiling import TileGrid
+from jaxdeblur.restoration.traces import Traces, traces_of
 from jaxdeblur.shapes import DevicePlane
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
@@ -43,6 +44,8 @@ class Compiled(NamedTuple):
     graph: nnx.GraphDef[Any]
     layout: PixelLayout
     tiles: TileGrid | None
+    traces: Traces | None = None
+    """Those of its programs, if they are kept."""
 
     def parts(self, model: VideoRestorer) -> list[Part]:
         """Returns the model's parts, whose networks run on the whole frame or in tiles."""
@@ -82,17 +85,31 @@ def program(name: str) -> Any:
     def step(
         what: Compiled, parameters: nnx.State, state: State, given: tuple[Any, ...], due: Due | None
     ) -> tuple[State, Any]:
-        model: VideoRestorer = nnx.merge(what.graph, parameters)
-        (part,) = (part for part in what.parts(model) if part.name == name)
-        taken = [
-            model.pad(_brought(what.layout, each)[None]) if kind == FRAME else each
-            for kind, each in zip(part.takes, given, strict=True)
-        ]
-        state, made = part.step(state, *taken)
-        return state, made if due is None else _changed(what.layout, due, made)
+        if what.traces is None:
+            return _step(name, what, parameters, state, given, due)
+        state, made = what.traces.call(name, parameters, state, given, due)
+        return state, made if due is None else tuple(made)
 
     step.__name__ = step.__qualname__ = name
     return jax.jit(step, static_argnums=0, donate_argnums=2)
+
+
+def _step(
+    name: str,
+    what: Compiled,
+    parameters: nnx.State,
+    state: State,
+    given: tuple[Any, ...],
+    due: Due | None,
+) -> tuple[State, Any]:
+    model: VideoRestorer = nnx.merge(what.graph, parameters)
+    (part,) = (part for part in what.parts(model) if part.name == name)
+    taken = [
+        model.pad(_brought(what.layout, each)[None]) if kind == FRAME else each
+        for kind, each in zip(part.takes, given, strict=True)
+    ]
+    state, made = part.step(state, *taken)
+    return state, made if due is None else _changed(what.layout, due, made)
 
 
 # On a CPU, programs that one thread queues run in sequence. So each part has a thread that queues
@@ -188,6 +205,7 @@ def choose_tiles(
     *,
     layout: PixelLayout = RGB8,
     budget: int | None = None,
+    keep: bool = False,
 ) -> TileGrid | None:
     """Returns the largest tiles with which a step fits into memory; None if the whole frame fits.
 
@@ -199,13 +217,14 @@ def choose_tiles(
       layout: of the planes that come in and go out.
       budget: limit in bytes; by default 0.8 of the free memory on the model's device, so that the
         convolutions' scratch space, which the compiler does not count, fits too.
+      keep: whether traces are kept for the next start.
 
     Raises:
       UserError: not even the smallest useful tiles fit.
     """
     if budget is None:
         budget = int(0.8 * free_memory(device_of(nnx.state(model))))
-    needed = step_memory(model, height, width, layout=layout)
+    needed = step_memory(model, height, width, layout=layout, keep=keep)
     if needed <= budget:
         return None
     halo, per_pixel = model.halo, needed / (height * width)
@@ -217,7 +236,7 @@ def choose_tiles(
         if per_pixel * (tile[0] + 2 * halo) * (tile[1] + 2 * halo) > budget:
             continue
         grid = TileGrid(*tile)
-        if step_memory(model, height, width, layout=layout, tiles=grid) <= budget:
+        if step_memory(model, height, width, layout=layout, tiles=grid, keep=keep) <= budget:
             return grid
     raise UserError(
         f"a frame of {width}x{height} needs {needed / 2**30:.1f} GiB and does not fit into "
@@ -232,6 +251,7 @@ def step_memory(
     *,
     layout: PixelLayout = RGB8,
     tiles: TileGrid | None = None,
+    keep: bool = False,
 ) -> int:
     """Returns the bytes that one stream step takes on the device: state, frames, intermediates.
 
@@ -240,31 +260,59 @@ def step_memory(
       height, width: of the frame, in pixels.
       layout: of the planes that come in and go out.
       tiles: the tiling of the step; None for the whole frame.
+      keep: whether traces are kept for the next start.
     """
-    graph, parameters = nnx.split(model)
+    what, parameters = compiled_for(model, height, width, layout, tiles, keep=keep)
     place = SingleDeviceSharding(device_of(parameters))
     placed = functools.partial(jax.tree.map, lambda array: devices.abstract_array(array, place))
-    what = Compiled(graph, layout, tiles)
-    parts = what.parts(model)
+    parts, traces = {part.name: part for part in what.parts(model)}, what.traces
 
     def inputs() -> tuple[States, Due]:
         planes = tuple(
             jnp.zeros(shape, layout.dtype) for shape in layout.plane_shapes(height, width)
         )
         frame = Incoming(planes, jnp.float32(1), jnp.zeros(4, jnp.int32))
-        return stream_states(model, parts, height, width), Due(frame, jnp.float32(1))
+        return stream_states(model, parts.values(), height, width), Due(frame, jnp.float32(1))
 
     states, due = placed(jax.eval_shape(inputs))
-    compiled: list[Future[Any]] = []
+    known = traces is not None and traces.read(parts)
+
+    def compile_all(threads: ThreadPoolExecutor) -> list[Future[Any]]:
+        compiled: list[Future[Any]] = []
+
+        def lower(
+            name: str, what: Compiled, parameters: Any, state: Any, given: Any, due: Any
+        ) -> Any:
+            new = traces is not None and not known
+            if traces is not None:
+                if new:
+                    step = functools.partial(_step, name, what)
+                    _, made = traces.add(name, step, (parameters, state, given, due))
+                given = tuple(
+                    each if kind in (FRAME, REPEATED) else jax.tree.leaves(each)
+                    for kind, each in zip(parts[name].takes, given, strict=True)
+                )
+            lowered = program(name).lower(what, parameters, state, given, due)
+            compiled.append(threads.submit(lowered.compile))
+            state, result = lowered.out_info
+            # The part after it is traced with the result itself, but run with its arrays.
+            return placed((state, made if new else result))
+
+        given = what, parameters, states, due.frame, due
+        frame_through(lower, list(parts.values()), *given, repeated=False)
+        return compiled
+
     # The compiler does not hold the interpreter's lock: while it works, the next part is traced.
     with ThreadPoolExecutor(len(parts)) as threads:
-
-        def lower(name: str, *given: Any) -> Any:
-            lowered = program(name).lower(*given)
-            compiled.append(threads.submit(lowered.compile))
-            return placed(lowered.out_info)
-
-        frame_through(lower, parts, what, parameters, states, due.frame, due, repeated=False)
+        try:
+            compiled = compile_all(threads)
+        except Exception:
+            if not known:
+                raise
+            known = False  # The traces of another program: they are made again.
+            compiled = compile_all(threads)
+        if traces is not None and not known:
+            traces.write()
         # A stream with these shapes reuses what is compiled here.
         taken: list[Any] = [each.result().memory_analysis() for each in compiled]
     return sum(
@@ -274,6 +322,49 @@ def step_memory(
         - memory.alias_size_in_bytes
         for memory in taken
     )
+
+
+def compiled_for(
+    model: VideoRestorer,
+    height: int,
+    width: int,
+    layout: PixelLayout,
+    tiles: TileGrid | None,
+    *,
+    keep: bool,
+) -> tuple[Compiled, nnx.State]:
+    """Returns what a model's programs are compiled for, and its parameters.
+
+    Args:
+      model: the network.
+      height, width: of the frame, in pixels.
+      layout: of the planes that come in and go out.
+      tiles: the tiling of the step; None for the whole frame.
+      keep: whether traces are kept for the next start.
+    """
+    graph, parameters = nnx.split(model)
+    what = height, width, layout, tiles
+    traces = traces_of(model, device_of(parameters), *what) if keep else None
+    return Compiled(graph, layout, tiles, traces), parameters
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def started(
+    what: Compiled, names: tuple[str, ...], size: tuple[int, int], parameters: nnx.State
+) -> States:
+    """Returns the states of parts before the first frame.
+
+    As one program: compiling one for each array takes a second. It gives each its own memory.
+
+    Args:
+      what: what the model's programs are compiled for.
+      names: of the parts.
+      size: height and width of the frame, in pixels.
+      parameters: of the model.
+    """
+    model: VideoRestorer = nnx.merge(what.graph, parameters)
+    parts = [part for part in what.parts(model) if part.name in names]
+    return stream_states(model, parts, *size)
 
 
 def stream_states(model: VideoRestorer, parts: Iterable[Part], height: int, width: int) -> States:

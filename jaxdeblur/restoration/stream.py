@@ -21,16 +21,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.parts import States, learnt, looking
+from jaxdeblur.models.parts import Part, States, learnt, looking
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.restoration.placement import (
-    Compiled,
     Due,
     Incoming,
+    compiled_for,
     device_of,
     frame_through,
     queue,
-    stream_states,
+    started,
 )
 from jaxdeblur.restoration.tiling import TileGrid
 from jaxdeblur.restoration.timeline import InTime, Timeline
@@ -104,6 +104,7 @@ class Stream:
         *,
         strength: float = 1.0,
         tiles: TileGrid | None = None,
+        keep: bool = False,
     ):
         """Prepares the state before the first frame.
 
@@ -113,19 +114,17 @@ class Stream:
           layout: pixel layout of a frame's arrays; packed 8-bit RGB by default.
           strength: 1 gives the restored frame, 0 the input, values between them a mixture.
           tiles: tiling of each frame, which takes less memory; None for the whole frame at once.
+          keep: whether its programs were compiled with ``step_memory(keep=True)``.
         """
-        graph, self._parameters = nnx.split(model)
-        self._what = Compiled(graph, layout, tiles)
+        what = compiled_for(model, height, width, layout, tiles, keep=keep)
+        self._what, self._parameters = what
         self._parts = self._what.parts(model)
         self._size = (height, width)
         self.opening = model.opening
         self._model = model
         # All arrays are placed on the parameters' device, so that the step runs there.
         self._device = device_of(self._parameters)
-        with jax.default_device(self._device):
-            # Copied, since a model may use one array of zeros twice and steps reuse this memory.
-            states = jax.tree.map(jnp.copy, stream_states(model, self._parts, height, width))
-        self._states = self._placed(states)
+        self._states = self._started(self._parts)
         self._strength = jax.device_put(jnp.float32(strength), self._device)
         # Frames that have gone in and not come out yet; the network's change is added to them.
         self._waiting: deque[Incoming] = deque()
@@ -185,10 +184,8 @@ class Stream:
 
     def _start_again(self) -> None:
         """Forgets all frames, but not what looking at the opening told."""
-        with jax.default_device(self._device):
-            states = stream_states(self._model, self._parts, *self._size)
-            states |= learnt(looking(self._parts), self._states)
-            self._states = self._placed(jax.tree.map(jnp.copy, states))
+        kept = learnt(looking(self._parts), self._states)
+        self._states = self._started(self._parts) | kept
         self._steps, self._ended = 0, False
 
     def push(self, planes: tuple[Plane, ...] | Plane) -> tuple[DevicePlane, ...] | None:
@@ -232,9 +229,7 @@ class Stream:
         if self._steps:
             raise ValueError("call look before the first frame is pushed")
         parts = looking(self._parts)
-        with jax.default_device(self._device):
-            states = jax.tree.map(jnp.copy, stream_states(self._model, parts, *self._size))
-        states, frames = self._placed(states), [*zip(opening, at, strict=True)]
+        states, frames = self._started(parts), [*zip(opening, at, strict=True)]
         flushed = frames[-1:] * self._model.lookahead if len(opening) < self.opening else []
         for index, frame in enumerate([*frames, *flushed]):
             given = self._what, self._parameters, states, self._on_device(*frame), None
@@ -298,6 +293,11 @@ class Stream:
             return None
         self._waiting.popleft()
         return restored
+
+    def _started(self, parts: list[Part]) -> States:
+        names = tuple(part.name for part in parts)
+        with jax.default_device(self._device):
+            return self._placed(started(self._what, names, self._size, self._parameters))
 
     def _placed(self, states: States) -> States:
         # Committed to the device, like the results of a step: otherwise the first step, the second
