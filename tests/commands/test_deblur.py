@@ -911,15 +911,15 @@ def test_a_damaged_frame_or_another_size_leaves_the_old_output(command, tmp_path
 def test_ctrl_c_leaves_no_part_and_the_old_output(output, command, monkeypatch, tmp_path):
     make_video(tmp_path / "in.mkv", 6)
     (tmp_path / "out.mkv").write_bytes(b"old")
-    push, pushed = Stream.push, []
+    push, pushed = Stream._push, []
 
-    def interrupted(self, planes):
+    def interrupted(self, planes, at):
         pushed.append(1)
         if len(pushed) == 4:
             raise KeyboardInterrupt
-        return push(self, planes)
+        return push(self, planes, at)
 
-    monkeypatch.setattr(Stream, "push", interrupted)
+    monkeypatch.setattr(Stream, "_push", interrupted)
     code, said = command("in.mkv", output, "--overwrite")
     assert (code, "interrupted" in said) == (130, True)
     assert (tmp_path / "out.mkv").read_bytes() == b"old"
