@@ -218,8 +218,8 @@ class Echo:
 
     def __init__(self, added: int) -> None:
         self.added = added
-        self.shutter = (0.85, "stored") if added else None
-        self.found = {"stabilised": False} if added else {}
+        found = {"stabilised": False, "duty": 0.85, "light": "stored"}
+        self.found: dict[str, Any] = found if added else {}
 
     def open_stream(self, height: int, width: int) -> Echo:
         assert (height, width) == (HEIGHT, WIDTH)
