@@ -21,12 +21,16 @@ cover and mirror lets tiles contradict each other, and a wrong duty cycle makes 
 
 The base Y, which a network may have sharpened needlessly, then has the share
 
-    1 - s(n; 2, 8) (1 - s(a; .055, .08))
+    1 - s(n; 2, 8) s(l; -.01, .005) (1 - s(k; .032, .042))
 
-and the blurred frame the rest, where n is the number of moving tiles that were evaluated, and a the
-mean vote of a tile against sharp frames. A video that moves, and whose tiles sharp frames explain
-nearly as well as anything else, is thus returned unchanged. Where tiles contradict each other, the
-base stays.
+and the blurred frame the rest, where n is the number of moving tiles that were evaluated, l the
+mean vote of a tile for sharp frames and against long exposures, and k that against sharp frames and
+for the likeliest exposure. A video that moves, and that sharp frames explain better than long
+exposures and nearly as well as short ones, is thus returned unchanged. Where tiles contradict each
+other, the base stays.
+
+The second network's change has the share max(t, s(n; 2, 8) (1 - s(q; .02, .035))): where nothing
+moves, or tiles contradict each other, it would take back what the base restored.
 """
 
 from __future__ import annotations
@@ -45,7 +49,8 @@ from jaxdeblur.paths.wiener import Luminance
 _LEAD, _AGREED = (2.5, 4.5), 0.02  # Of b / (q + .02); docs/lab/paths.md has the values of videos.
 _DISPUTED = (0.055, 0.07)  # Of q: 0.08 in a video of a shiny kettle.
 _STILL = (1.0, 3.0)  # Of v.
-_SHARP, _TOLD = (0.055, 0.08), (2.0, 8.0)  # Of a; of n.
+_SHARP, _SHORT = (-0.01, 0.005), (0.032, 0.042)  # Of l, at least .006 in sharp videos; of k.
+_TOLD, _ALIKE = (2.0, 8.0), (0.02, 0.035)  # Of n; of q.
 
 _FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing.
 
@@ -93,8 +98,15 @@ def _agreement(shutter: Shutter) -> Float[Array, ""]:
 
 def base_share(shutter: Shutter) -> Float[Array, ""]:
     """Returns the share of the base's change that is used, in [0, 1]."""
-    sharp = smoothstep(shutter.tiles, *_TOLD) * (1 - smoothstep(shutter.against_sharp, *_SHARP))
-    return 1 - sharp
+    of_long, of_any = shutter.sharp_leads
+    sharp = smoothstep(of_long, *_SHARP) * (1 - smoothstep(-of_any, *_SHORT))
+    return 1 - smoothstep(shutter.tiles, *_TOLD) * sharp
+
+
+def second_share(shutter: Shutter, trust: Float[Array, ""]) -> Float[Array, ""]:
+    """Returns the share of the second network's change that is used, in [0, 1]; ``trust`` is t."""
+    alike = smoothstep(shutter.tiles, *_TOLD) * (1 - smoothstep(shutter.disputed, *_ALIKE))
+    return jnp.maximum(trust, alike)
 
 
 def remarks(shutter: Shutter, stabiliser: Stabiliser) -> list[str]:

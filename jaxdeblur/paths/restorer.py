@@ -309,7 +309,7 @@ class PathRestorer(VideoRestorer):
             given = state, over.told.maps, jnp.bool_(False)
             after, made = self_ensemble.step(step_of, self.fusion, *given)
             # Where paths are not trusted, it takes back what the base restored.
-            share = over.told.trusted[:, None, None, None]
+            share = over.told.second[:, None, None, None]
             restored = restored + share * (made - restored)
             state = jax.tree.map(functools.partial(jnp.where, over.here), after, state)
         restored = jnp.where(over.alone, over.base, restored)

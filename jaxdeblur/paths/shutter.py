@@ -90,21 +90,19 @@ class Shutter(NamedTuple):
 
     @property
     def blurred(self) -> Float[Array, ""]:
-        """How much better an open shutter explains the video than sharp frames, nats per tile.
-
-        As stored, whatever the light: in linear light, sharp frames more often look blurred.
-        """
-        stored = self.evidence[0]
-        return (stored[0] - stored.min()) / (self.tiles + _DOUBT)
+        """How much better an open shutter explains the video than sharp frames, nats per tile."""
+        chosen = self.evidence[self.linear.astype(int)]
+        return (chosen[0] - chosen.min()) / (self.tiles + _DOUBT)
 
     @property
-    def against_sharp(self) -> Float[Array, ""]:
-        """The mean vote of a tile against sharp frames, at most _MOST nats per frequency.
+    def sharp_leads(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """By how much a tile's vote prefers sharp frames to long exposures and to any, in nats.
 
-        Each tile may be explained by a duty cycle of its own, so that tiles that contradict each
-        other are no evidence of sharpness.
+        Long are those of more than half the period. Where tiles contradict each other, a long
+        exposure explains them better than sharp frames do, though no exposure explains all.
         """
-        return self.votes[0, 0] / jnp.maximum(self.tiles, 1.0)
+        votes = self.votes[0] / jnp.maximum(self.tiles, 1.0)
+        return votes[np.flatnonzero(DUTIES > 0.5)].min() - votes[0], votes.min() - votes[0]
 
     @property
     def disputed(self) -> Float[Array, ""]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.paths import motion
 from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_tiles, gain_over_no_blur
-from jaxdeblur.paths.gate import base_share, trusted
+from jaxdeblur.paths.gate import base_share, second_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.path import FREE, exposures, power, through
 from jaxdeblur.paths.shutter import Shutter
@@ -65,6 +65,8 @@ class WindowFit(NamedTuple):
     """Whether the frame is fitted and filtered at half size."""
     trusted: Float[Array, ""]
     """t: a factor of the gate (gate.py)."""
+    second: Float[Array, ""]
+    """The share of the second network's change (gate.py)."""
     base_share: Float[Array, ""]
     """The share of the base's change that is used."""
 
@@ -133,7 +135,8 @@ def fit_window(
     trust = trusted(shutter, speed) if duty is None else jnp.float32(1)
     share = base_share(shutter) if duty is None else jnp.float32(1)
     trust, share = (jnp.maximum(each, steady) for each in (trust, share))
-    return WindowFit(fit, gain, shifts, *told, large, trust, share)
+    second = second_share(shutter, trust) if duty is None else trust
+    return WindowFit(fit, gain, shifts, *told, large, trust, second, share)
 
 
 def _fit(

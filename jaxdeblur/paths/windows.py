@@ -147,8 +147,8 @@ class Told(NamedTuple):
     """The maps of models/path_maps.py."""
     gate: Float[Array, "*leading h w"]
     paths: Float[Array, "*leading N 9 2"]
-    trusted: Float[Array, "*leading"]
-    """t (gate.py), which the second network's change is multiplied by, too."""
+    second: Float[Array, "*leading"]
+    """The share of the second network's change (gate.py)."""
 
 
 class OverPaths(NamedTuple):
@@ -186,7 +186,7 @@ def tell(
     shown = frames[1] + fit.base_share * (base - frames[1])
     evidence = at_pixels(found.cells, *base.shape[:2])
     maps = path_maps(frames[1], shown, found.sharp, found.unexplained, evidence)
-    return Told(maps, found.cells[..., 0], found.paths, fit.trusted)
+    return Told(maps, found.cells[..., 0], found.paths, fit.second)
 
 
 def for_each(work: Callable[[Any], Any], videos: Any) -> Any:

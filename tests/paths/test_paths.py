@@ -22,7 +22,7 @@ from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.estimate import Estimate, filtered, light_excess
 from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_tiles
-from jaxdeblur.paths.gate import base_share, gate, trusted
+from jaxdeblur.paths.gate import base_share, gate, second_share, trusted
 from jaxdeblur.paths.light import Excess, excess_of
 from jaxdeblur.paths.likelihood import (
     START,
@@ -610,18 +610,30 @@ def test_tiles_that_contradict_each_other_leave_the_base_and_no_paths() -> None:
         np.testing.assert_allclose(found, (expected, 1.0), rtol=0, atol=0.01)
 
 
-def test_the_base_is_left_where_a_video_moves_and_shows_no_blur() -> None:
-    def share(gain: float, tiles: int) -> float:
-        """Returns the base's share after ``gain`` nats per tile for an open shutter."""
-        duties = jnp.where(jnp.arange(len(DUTIES)) == 3, 0.0, gain)
-        seen = jnp.broadcast_to(duties, (2, 12, len(DUTIES)))
+def test_the_base_is_withdrawn_only_where_sharp_frames_explain_a_moving_video() -> None:
+    def share(duty: float, tiles: int) -> float:
+        """Returns the base's share where all tiles prefer this duty cycle."""
+        seen = jnp.broadcast_to(0.3 * jnp.abs(jnp.asarray(DUTIES) - duty), (2, 12, len(DUTIES)))
         shutter = Shutter.unknown().add(seen, jnp.asarray(np.arange(12) < tiles, jnp.float32))
         return float(base_share(shutter))
 
     assert share(0.0, 0) == 1  # a tripod
-    assert share(0.01, 12) == 0
-    assert share(0.3, 12) == 1
-    assert 0 < share(0.01, 4) < 1
+    assert share(0.0, 12) == 0
+    assert share(0.25, 12) == 1
+    assert share(0.85, 12) == 1
+    assert 0 < share(0.0, 4) < 1
+
+
+def test_the_second_network_has_no_say_where_nothing_moves_or_tiles_contradict_each_other() -> None:
+    def share(best: tuple[int, ...], tiles: int) -> float:
+        away = np.abs(np.arange(len(DUTIES)) - np.array(best)[:, None])
+        seen = jnp.asarray(np.stack([0.3 * away] * 2), jnp.float32)
+        shutter = Shutter.unknown().add(seen, jnp.asarray(np.arange(12) < tiles, jnp.float32))
+        return float(second_share(shutter, jnp.float32(0.25)))
+
+    assert share((5,) * 12, 12) == 1
+    assert share((5,) * 12, 0) == 0.25
+    assert share((1, 3, 6) * 4, 12) == 0.25
 
 
 @pytest.fixture(name="one_stage")
