@@ -364,7 +364,9 @@ def started(
     """
     model: VideoRestorer = nnx.merge(what.graph, parameters)
     parts = [part for part in what.parts(model) if part.name in names]
-    return stream_states(model, parts, *size)
+    states = stream_states(model, parts, *size)
+    # Of the types that a step returns: a weak type would be another program.
+    return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), states)
 
 
 def stream_states(model: VideoRestorer, parts: Iterable[Part], height: int, width: int) -> States:
