@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -1071,11 +1071,14 @@ class Delayed(Stream):
         self._before_push = before_push
         self._waiting: list[np.ndarray] = []
 
-    def push(self, planes: tuple[np.ndarray, ...]) -> tuple[Result, ...] | None:
-        self._before_push(planes[0][0])
-        self._waiting.append(planes[0])
-        self.happened.append(f"push {planes[0][0]}")
-        return self._restored() if len(self._waiting) > 1 else None
+    def restore(self, frames: Iterable[tuple[np.ndarray, ...]]) -> Iterator[tuple[Result, ...]]:
+        for planes in frames:
+            self._before_push(planes[0][0])
+            self._waiting.append(planes[0])
+            self.happened.append(f"push {planes[0][0]}")
+            if len(self._waiting) > 1:
+                yield self._restored()
+        yield from self.flush()
 
     def flush(self) -> Iterator[tuple[Result, ...]]:
         while self._waiting:
