@@ -745,8 +745,9 @@ def covered(path: Path) -> Path:
             picture = out.add_stream("mjpeg", rate=25)
             picture.width, picture.height, picture.pix_fmt = 32, 32, "yuvj420p"
             picture.disposition = av.stream.Disposition.attached_pic
-        for _ in range(3):
-            out.mux(video.encode(av.VideoFrame(32, 24, "yuv420p")))
+        # With detail, so that a transport stream of it is long enough to be recognised.
+        for picture_of in np.random.default_rng(0).integers(0, 256, (3, 24, 32, 3), np.uint8):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(picture_of, "rgb24")))
         out.mux(video.encode(None))
         if picture is not None:
             packet = av.Packet(cover())
