@@ -9,9 +9,10 @@ The camera's path differs from the apparent one by the swing S, whose numbers ar
 (path.py) and, behind them, w_-1 and w_1, each as a shift in pixels (y, x) and as a turn about the
 middle of the frame. The search takes three steps, on the tiles richest in texture:
 
-1. L of the middle frame alone, with a straight path: a grid of velocities, at half size. Two
-   frames more would say less: errors of their displacements outweigh the blur.
-2. The same at full size around the best ones.
+1. L of the middle frame alone, with a straight path: a grid of velocities, close ones at full
+   size, where a blur of a few pixels has its first zero, far ones at half size. Two frames more
+   would say less: errors of their displacements outweigh the blur.
+2. The same, finer, around the best ones.
 3. Gauss-Newton on S from each of these and from its reversal, on all three frames.
 
 Source of the model: stabilisation crops each frame from a larger image; the search is ours.
@@ -77,7 +78,7 @@ gave (0.15, docs/lab/paths.md), the search ends, which saves most videos two thi
 
 _EVIDENT = 0.25
 """Nats per frequency, on both counts: what makes a video stabilised and blurred. Means over a video
-are 0.38 and more in stabilised ones, and up to 0.13 in others (docs/lab/paths.md)."""
+are 0.33 and more in stabilised ones, and up to 0.16 in others (docs/lab/paths.md)."""
 
 
 class Seen(NamedTuple):
