@@ -1,9 +1,10 @@
 """What cameras and phones do to frames on their way into a file: noise, processing, compression.
 
 A camera reads its sensor (gain, clipping, noise), processes the frame (denoising, a tone curve,
-sharpening) and compresses the video (4:2:0, then H.264 or HEVC). ``draw_degradation`` draws all of
-this for a clip and ``degrade`` applies it. The steps are functions of their own, which
-``benchmarks.real_video`` uses as well. Frames are floats in [0, 1], as stored, until the codec.
+sharpening), stabilises the video and compresses it (4:2:0, then H.264 or HEVC).
+``draw_degradation`` draws all of this for a clip and ``degrade`` applies it. The steps are
+functions of their own, which ``benchmarks.real_video`` uses as well. Frames are floats in [0, 1],
+as stored, until the codec.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class DegradationConfig:
     what messengers make of dark videos.
     """
 
+    stabilised: float = 0.3
+    """Share of clips from whose frames a stabiliser takes the motion, though not their blur."""
+    taken: Span = (0.5, 1.0)
+    """The share of the motion that it takes."""
     clipped: float = 0.15
     """Share of clips with more light than the sensor holds."""
     brightness: Span = (1.2, 4.0)
@@ -84,6 +89,8 @@ class DegradationConfig:
 class Degradation(NamedTuple):
     """What happens to the frames of one clip, in this order; None where nothing does."""
 
+    stabilised: float | None
+    """The share of the motion that is taken."""
     brightness: float | None
     gains: Float[np.ndarray, " T"] | None
     noise: float | None
@@ -106,6 +113,7 @@ def draw_degradation(
     def within(span: Span) -> float:
         return float(rng.uniform(*span))
 
+    stabilised = within(config.taken) if happens(config.stabilised) else None
     brightness = within(config.brightness) if happens(config.clipped) else None
     gains = None
     if happens(config.uneven):
@@ -121,7 +129,7 @@ def draw_degradation(
     codec: tuple[int, Codec] | None = None
     if happens(config.coded):
         codec = round(within(config.crf)), "hevc" if happens(config.hevc) else "h264"
-    return Degradation(brightness, gains, noise, smoothing, tone, mask, codec)
+    return Degradation(stabilised, brightness, gains, noise, smoothing, tone, mask, codec)
 
 
 def degrade(
@@ -141,6 +149,8 @@ def degrade(
     """
     first, last = _repeated(blurred), len(blurred) - 1 - _repeated(blurred[::-1])
     order = np.clip(np.arange(len(blurred)), min(first, last), max(first, last))
+    if drawn.stabilised is not None:
+        blurred, sharp = stabilise(blurred, sharp, drawn.stabilised)
     seen, truth = to_stored(blurred), to_stored(sharp)
     if drawn.brightness is not None:
         seen, truth = (brighten(video, drawn.brightness) for video in (seen, truth))
@@ -164,6 +174,34 @@ def _repeated(frames: Video8) -> int:
     """Returns how many frames at the beginning repeat the one that follows."""
     alike = (np.array_equal(one, two) for one, two in itertools.pairwise(frames))
     return sum(1 for _ in itertools.takewhile(bool, alike))
+
+
+def stabilise(blurred: Video8, sharp: Video8, share: float) -> tuple[Video8, Video8]:
+    """Takes a share of the motion from frames: moves each by whole pixels against it.
+
+    The motion is that of the whole picture, by phase correlation of neighbouring sharp frames.
+    Beyond its border, a frame continues mirrored. Blur stays as long as it was.
+    """
+    light = to_stored(sharp) @ _LUMA
+    window = np.prod(np.meshgrid(*map(np.hanning, light.shape[1:]), indexing="ij"), axis=0)
+    spectra = np.fft.rfft2((light - light.mean((1, 2), keepdims=True)) * window)
+    cross = spectra[:-1].conj() * spectra[1:]
+    surfaces = np.fft.irfft2(cross / np.maximum(np.abs(cross), 1e-9), s=light.shape[1:])
+    sides = np.array(light.shape[1:])
+    peaks = [np.unravel_index(surface.argmax(), surface.shape) for surface in surfaces]
+    moves = [(np.array(peak) + sides // 2) % sides - sides // 2 for peak in peaks]
+    places = np.cumsum([np.zeros(2), *moves], axis=0)
+    places -= places[len(places) // 2]
+
+    def moved(frame: Frame8, place: np.ndarray) -> Frame8:
+        rows, columns = (
+            np.abs((np.arange(side) + round(at) + side - 1) % (2 * side - 2) - (side - 1))
+            for side, at in zip(sides, share * place, strict=True)
+        )
+        return frame[rows[:, None], columns]
+
+    stable = [np.stack(list(map(moved, video, places))) for video in (blurred, sharp)]
+    return stable[0], stable[1]
 
 
 def to_stored(frames: Video8) -> Stored:

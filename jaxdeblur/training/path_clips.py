@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxdeblur import devices
 from jaxdeblur.data.datasets import open_dataset
-from jaxdeblur.data.degradation import degrade, draw_degradation
+from jaxdeblur.data.degradation import DegradationConfig, degrade, draw_degradation
 from jaxdeblur.data.exposure import average
 from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
 from jaxdeblur.data.render import HostRenderer
@@ -54,6 +54,7 @@ _LINEAR = 0.3  # The share of linear light among high-speed clips.
 _DUTY_ERROR, _DUTY_RIGHT, _LIGHT_WRONG = 0.06, 0.3, 0.07
 _SHARP = 0.06
 _LARGE = 0.6  # The share of clips whose base is that of large frames.
+_DEGRADATION = DegradationConfig(stabilised=0.0)  # What stabilisers took is not given to the fit.
 _LEAST_BLUR, _STILL, _DRAWS = 1.0, 0.15, 8  # Grey levels; the share kept below; number of tries.
 
 
@@ -125,7 +126,8 @@ class PathClipSource:
         as_it_is, sharp = rng.random() < _SHARP, drawn.sharp
         blurred = sharp if as_it_is else drawn.blurred
         if rng.random() < self.config.degraded:
-            blurred, sharp = degrade(blurred, sharp, draw_degradation(rng, len(sharp)), rng)
+            happens = draw_degradation(rng, len(sharp), _DEGRADATION)
+            blurred, sharp = degrade(blurred, sharp, happens, rng)
             if as_it_is:  # Sharp video comes back as its file has it.
                 sharp = blurred
         return drawn._replace(blurred=blurred, sharp=sharp), rng

@@ -30,6 +30,7 @@ from jaxdeblur.data.degradation import (
     from_light,
     light,
     sharpen,
+    stabilise,
     to_bytes,
     to_stored,
     tone_curve,
@@ -41,7 +42,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.path_maps import CHANNELS
 from jaxdeblur.shapes import Video8
 
-NOTHING = Degradation(None, None, None, None, None, None, None)
+NOTHING = Degradation(*[None] * 8)
 
 
 @functools.cache
@@ -185,6 +186,7 @@ def test_draws_follow_the_shares_and_ranges() -> None:
     rng = np.random.default_rng(0)
     drawn = [draw_degradation(rng, 7) for _ in range(600)]
     shares = {
+        "stabilised": config.stabilised,
         "brightness": config.clipped,
         "gains": config.uneven,
         "noise": config.noisy,
@@ -207,9 +209,33 @@ def test_draws_follow_the_shares_and_ranges() -> None:
     assert gains.min() > 0.6
     assert gains.max() < 1.6
     never = dataclasses.replace(
-        config, clipped=0.0, uneven=0.0, noisy=0.0, toned=0.0, sharpened=0.0, coded=0.0
+        config,
+        stabilised=0.0,
+        clipped=0.0,
+        uneven=0.0,
+        noisy=0.0,
+        toned=0.0,
+        sharpened=0.0,
+        coded=0.0,
     )
     assert draw_degradation(rng, 7, never) == NOTHING
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_stabiliser_takes_motion_and_leaves_blur(share: float) -> None:
+    sharp = np.stack([np.roll(footage(1)[0], (-4 * t, 2 * t), (0, 1)) for t in range(5)])
+    blurred = ndimage.uniform_filter(sharp, (1, 9, 1, 1), mode="wrap")
+    seen, truth = stabilise(blurred, sharp, share)
+    inner = np.s_[24:40, 24:40]  # what no border reaches
+    for t, frame in enumerate(truth):
+        left = round(4 * share * (2 - t)), round(2 * share * (t - 2))
+        shown = np.roll(sharp[t], (-left[0], -left[1]), (0, 1))
+        np.testing.assert_array_equal(frame[inner], shown[inner])
+    assert np.array_equal(seen[2], blurred[2])
+    assert error(seen[0][inner], ndimage.uniform_filter(truth[0], (9, 1, 1))[inner]) < 1
+    for video in (seen, truth):
+        assert np.ptp(video[:, 0], axis=0).max() > 0  # mirrored, not left empty
+        assert video.dtype == np.uint8
 
 
 def source() -> Dataset:
