@@ -34,7 +34,7 @@ from jaxdeblur.data.degradation import (
     to_stored,
     tone_curve,
 )
-from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.images import GAMMA, LUMA
 from jaxdeblur.shapes import Video8
 
 TAU, PERIOD, MOST = 7, 8, 4
@@ -44,7 +44,6 @@ WINDOW = (270, 512)
 PAIRED_FIRST, PAIRED_FRAMES = 12, 6
 """Which frames of a paired video are taken."""
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _ZOOM = 1 / 0.9  # Stabilising phones show the middle of the frame, so as to have margins.
 _LEAST_SHARED = 0.02  # Radians between frames: more is a mismeasured turn.
 _MOVES, _AROUND = 6 / 255, 9  # A change of brightness that is motion, and the pixels around it.
@@ -139,7 +138,7 @@ _plain("short-exposure", tau=3)
 def _parts(scene: Scene, rng: np.random.Generator) -> Made:
     """As baseline, scored where the picture moves during an exposure and where it stands still."""
     blurred, sharp = _exposed(scene)
-    grey = ndimage.gaussian_filter(to_stored(scene.frames) @ _LUMA, (0, 1, 1))
+    grey = ndimage.gaussian_filter(to_stored(scene.frames) @ LUMA, (0, 1, 1))
     starts = range(0, len(grey) - TAU + 1, PERIOD)[:MOST]
     ranges = np.stack([np.ptp(grey[start : start + TAU], axis=0) for start in starts])
     moving = ndimage.maximum_filter(ranges, (1, _AROUND, _AROUND)) > _MOVES
@@ -151,7 +150,7 @@ def _parts(scene: Scene, rng: np.random.Generator) -> Made:
 
 def track(sharp: Stored) -> tuple[Float[np.ndarray, "T 2"], Float[np.ndarray, " T"]]:
     """Measures where the scene is in each frame, pixels (y, x), and its roll, radians."""
-    grey = sharp @ _LUMA
+    grey = sharp @ LUMA
     half = grey.shape[2] // 2
     place, roll = [np.zeros(2)], [0.0]
     for before, after in itertools.pairwise(grey):
@@ -274,7 +273,7 @@ def _in_light(lit: Stored) -> tuple[Stored, Stored]:
 def _clipped(scene: Scene, rng: np.random.Generator) -> Made:
     """What is bright is four times as bright, beyond what the sensor holds."""
     lit = light(to_stored(scene.frames))
-    bright = np.clip((lit @ _LUMA - 0.45) / 0.35, 0, 1)[..., None]
+    bright = np.clip((lit @ LUMA - 0.45) / 0.35, 0, 1)[..., None]
     return _made(*_in_light(lit * (1 + 3 * bright * bright * (3 - 2 * bright))))
 
 

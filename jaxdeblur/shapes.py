@@ -2,7 +2,7 @@
 
 B  batch          T  time (frames)      H, W  rows and columns of pixels
 h, w  rows and columns of features      C  channels
-S  channels of what a network sees: RGB, or the 14 maps of blur paths (models/path_maps.py)
+S  channels of what a network sees: RGB, or MAP_CHANNELS of blur paths (models/path_maps.py)
 M  spatial attention maps               N  temporal attention maps          K  the M*N combinations
 
 Images are NHWC, RGB. Networks take floats in [0, 1]; files hold integers of 8 or 16 bits.
@@ -15,6 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Num, UInt8, UInt16
+
+MAP_CHANNELS = 14
+"""Channels of the maps of blur paths, which a network over paths sees in place of RGB."""
 
 # What networks take and make: on the device, in [0, 1].
 

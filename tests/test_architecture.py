@@ -20,9 +20,9 @@ PACKAGE = Path(jaxdeblur.__file__).parent
 ROOT = PACKAGE.parent
 # Each folder imports only from those before it.
 ORDER = (
-    "models",
     "video",
     "data",
+    "models",
     "paths",
     "weights",
     "deploy",
@@ -134,7 +134,7 @@ def test_there_is_one(what: str, written: str) -> None:
 
 
 def test_modules_are_few_and_short() -> None:
-    assert len(list(PACKAGE.glob("*.py"))) <= 9
+    assert len(list(PACKAGE.glob("*.py"))) <= 10
     lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
     assert {name: length for name, length in lengths.items() if length > 450} == {}
 

@@ -34,7 +34,7 @@ from jaxdeblur.data.videos import (
     refuse,
 )
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.path_maps import CHANNELS
+from jaxdeblur.shapes import MAP_CHANNELS
 from jaxdeblur.video.formats import list_frames
 from jaxdeblur.video.image_file import image_size
 
@@ -126,7 +126,7 @@ def _open(place: Place, exposure: Exposure) -> Video:
         files = list_frames(place.sharp)
         return HighSpeedVideo(place.name, FrameFiles(tuple(files), *_common_size(files)), exposure)
     if place.blurred.name == MAPS_FILE:
-        maps, frames = ArrayFile.open(place.blurred, CHANNELS), ArrayFile.open(place.sharp, 3)
+        maps, frames = ArrayFile.open(place.blurred, MAP_CHANNELS), ArrayFile.open(place.sharp, 3)
         if (len(maps), maps.height, maps.width) != (len(frames), frames.height, frames.width):
             raise UserError(f"{place.blurred}: differs in length or size from {SHARP_FILE}")
         return PairedVideo(place.name, maps, frames)

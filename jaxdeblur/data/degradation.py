@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
-from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.images import GAMMA, LUMA
 from jaxdeblur.shapes import Frame8, Video8
 
 Stored: TypeAlias = Float[np.ndarray, "T H W 3"]
@@ -35,7 +35,6 @@ _SETTINGS = {
 _FLOOR = 0.3  # The share of the noise's variance at mid grey that does not grow with the light.
 _MID_GREY = 128 / 255
 _REACH, _NEAR = 2, 1.2  # Half of the bilateral filter's window and its spatial deviation, pixels.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _LEAST_CODED = 96  # Pixels: of smaller frames, x265's bytes differ from run to run.
 
 
@@ -182,7 +181,7 @@ def stabilise(blurred: Video8, sharp: Video8, share: float) -> tuple[Video8, Vid
     The motion is that of the whole picture, by phase correlation of neighbouring sharp frames.
     Beyond its border, a frame continues mirrored. Blur stays as long as it was.
     """
-    light = to_stored(sharp) @ _LUMA
+    light = to_stored(sharp) @ LUMA
     window = np.prod(np.meshgrid(*map(np.hanning, light.shape[1:]), indexing="ij"), axis=0)
     spectra = np.fft.rfft2((light - light.mean((1, 2), keepdims=True)) * window)
     cross = spectra[:-1].conj() * spectra[1:]
@@ -241,7 +240,7 @@ def denoise(frames: Stored, strength: float) -> Stored:
     ``strength`` is its deviation between brightnesses, in grey levels of 255. The brightness alone
     guides it, since distances of colours (scikit-image's filter) take noise for edges.
     """
-    luma = frames @ _LUMA
+    luma = frames @ LUMA
     reach = range(-_REACH, _REACH + 1)
     around = [(0, 0), (_REACH, _REACH), (_REACH, _REACH)]
     wide, wide_luma = np.pad(frames, [*around, (0, 0)], "edge"), np.pad(luma, around, "edge")

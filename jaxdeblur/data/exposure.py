@@ -8,9 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxdeblur.errors import UserError
-
-GAMMA = 2.2
-"""Relates stored values to light: stored = light ** (1 / 2.2), as in GOPRO's ``blur_gamma``."""
+from jaxdeblur.images import GAMMA
 
 MAX_TAU = 256
 """The longest exposure in high-speed frames: the sum of that many bytes fits 16 bits."""

@@ -22,14 +22,13 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray, UInt8, UInt32
 
 from jaxdeblur.data.cache import in_threads, kept_array
-from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.data.raster import (
     Outline,
+    brightened,
     compress,
     coverage,
     look_up,
     pack_texels,
-    power,
     to_light,
     view_at,
 )
@@ -37,6 +36,7 @@ from jaxdeblur.data.scenes import Objects, Scene
 from jaxdeblur.data.textures import Split, cut_textures, find_photographs
 from jaxdeblur.data.videos import DecodedFrames, PairedVideo
 from jaxdeblur.errors import UserError
+from jaxdeblur.images import GAMMA
 
 _RENDERER_VERSION = 3  # Part of the cache key: raise it if the same scenes get other pixels.
 _SEED = 2017  # For the noise and the textures.
@@ -190,7 +190,7 @@ def render_fixed_scene(
 
 
 def _to_stored(scene: Scene, light: Array) -> Array:
-    return power(jnp.minimum(light, 1), 1 / scene.gamma)
+    return brightened(jnp.minimum(light, 1), 1 / scene.gamma)
 
 
 def _to_bytes(values: Array) -> Array:

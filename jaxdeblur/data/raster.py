@@ -11,6 +11,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, UInt8, UInt32
 
+from jaxdeblur.images import REC_601, power
+
 
 def pack_texels(textures: UInt8[Array, "n S S 3"]) -> UInt32[Array, "n S*S"]:
     """Packs three bytes into one word, so that a texel takes one read instead of three."""
@@ -133,19 +135,19 @@ def coverage(thing: Outline, y: Array, x: Array) -> Array:
     return jnp.clip(inside / thing.edge + 0.5, 0, 1)
 
 
-def power(values: Array, exponent: Array) -> Array:
-    """Computes ``**`` for values in [0, 1] in under a third of its time: no special cases."""
-    return jnp.exp(exponent * jnp.log(jnp.maximum(values, 1e-6)))
+def brightened(values: Array, exponent: Array | float) -> Array:
+    """Computes ``values ** exponent`` for values in [0, 1], of which the least is 1e-6."""
+    return power(jnp.maximum(values, 1e-6), exponent)
 
 
 def to_light(scene: Any, image: Array) -> Array:
     """Converts stored values to what a scene averages, light or themselves; white may exceed 1."""
-    light = jax.lax.cond(scene.gamma > 1, lambda v: power(v, scene.gamma), lambda v: v, image)
+    light = jax.lax.cond(scene.gamma > 1, lambda v: brightened(v, scene.gamma), lambda v: v, image)
     return light + scene.highlights * 10 * jnp.maximum(light - 0.9, 0)
 
 
 _FROM_RGB = np.array(
-    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32
+    [REC_601, [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32
 )
 
 

@@ -26,11 +26,11 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt8, UInt32
 
 from jaxdeblur.data.raster import (
     View,
+    brightened,
     compress,
     coverage,
     look_up,
     pack_texels,
-    power,
     to_light,
     view_at,
 )
@@ -260,7 +260,7 @@ def _finish_clip(
 
     def stored(light: LightClip) -> Float[Array, "T H W 3"]:
         light = jnp.clip(jnp.moveaxis(light, 1, -1), 0, 1)
-        return jax.lax.cond(gamma > 1, lambda v: power(v, 1 / gamma), lambda v: v, light)
+        return jax.lax.cond(gamma > 1, lambda v: brightened(v, 1 / gamma), lambda v: v, light)
 
     frames = stored(blurred)
     if config.compression > 0:

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.data.raster import Outline
+from jaxdeblur.images import GAMMA
 from jaxdeblur.options import from_json
 
 STEPS_A_FRAME = 16

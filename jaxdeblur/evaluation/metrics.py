@@ -20,6 +20,7 @@ from jaxtyping import Float
 from scipy import ndimage
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.images import REC_601
 from jaxdeblur.shapes import Frame8, GreyImage, Image, Pixels
 
 PEAK = 255.0
@@ -258,7 +259,7 @@ def _registered_luminance(
     energy = np.sum(z * z)
     scaled = z if energy == 0 else np.sum(x * z) / energy * z
     rows, columns = whole_pixel_shift(scaled.mean(axis=-1), x.mean(axis=-1))
-    luminance = np.array([0.299, 0.587, 0.114])
+    luminance = np.array(REC_601)
     moved = ndimage.shift(scaled @ luminance, (rows, columns), order=0)
     inside = ndimage.shift(np.ones(moved.shape), (rows, columns), order=0)
     return moved, inside * (x @ luminance)

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-CHANNELS = 14
+from jaxdeblur.images import reduce_size, smoothstep
+
 MADE = 4
 """Channels that the network outputs: dI in RGB, and dg."""
 
@@ -63,7 +64,7 @@ def restored_of(
     """Returns the restored frame, from its maps and the network's output."""
     blurred, base, sharp, share = maps[..., :3], maps[..., 3:6], maps[..., 6:9], maps[..., 11:12]
     change = jnp.abs(base - blurred) + share * jnp.abs(sharp - base)
-    active = at_pixels(cell_means(change.mean(-1, keepdims=True)), *maps.shape[-3:-1])
+    active = at_pixels(reduce_size(change.mean(-1, keepdims=True), CELL), *maps.shape[-3:-1])
     made = made * (active / (active + _LEAST)) * (1 - smoothstep(maps[..., 12:13], *_LONG))
     return base + jnp.clip(share + made[..., 3:], 0.0, 1.0) * (sharp - base) + made[..., :3]
 
@@ -72,21 +73,6 @@ def gated(maps: Float[Array, "*leading H W 14"]) -> Float[Array, "*leading H W 3
     """Returns the frames as the gate mixes them: the result if the network outputs zero."""
     base, sharp, share = maps[..., 3:6], maps[..., 6:9], maps[..., 11:12]
     return base + share * (sharp - base)
-
-
-def smoothstep(x: jax.Array, low: float, high: float) -> jax.Array:
-    """Returns 0 below ``low``, 1 above ``high`` and a smooth transition between."""
-    t = jnp.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def cell_means(image: Float[Array, "*leading H W C"]) -> Float[Array, "*leading h w C"]:
-    """Returns means over cells; cells at the border repeat its pixels."""
-    *leading, height, width, channels = image.shape
-    ends = [(0, 0)] * len(leading) + [(0, -height % CELL), (0, -width % CELL), (0, 0)]
-    padded = jnp.pad(image, ends, mode="edge")
-    rows, columns = -(-height // CELL), -(-width // CELL)
-    return padded.reshape(*leading, rows, CELL, columns, CELL, channels).mean((-4, -2))
 
 
 def at_pixels(cells: Float[Array, "*leading h w C"], height: int, width: int) -> jax.Array:

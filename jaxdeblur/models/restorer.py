@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.layers import reduce_size
+from jaxdeblur.images import reduce_size
 from jaxdeblur.models.parts import FRAME, REPEATED, RESTORED, Part, States
 from jaxdeblur.shapes import (
     Clip,

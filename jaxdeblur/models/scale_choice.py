@@ -25,8 +25,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.images import enlarge, reduce_size
 from jaxdeblur.models.explanation import Explanation, explainer
-from jaxdeblur.models.layers import LEAK, Conv, ResidualBlock, activation, enlarge, reduce_size
+from jaxdeblur.models.layers import LEAK, Conv, ResidualBlock, activation
 from jaxdeblur.models.restorer import State, StepNetwork, VideoRestorer
 from jaxdeblur.shapes import Clip, Frame, Parameters, ReducedClip
 

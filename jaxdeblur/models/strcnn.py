@@ -21,10 +21,10 @@ from jaxtyping import Array, Float
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.models.layers import Conv, ResidualBlock, activation, depth_to_space
-from jaxdeblur.models.path_maps import CELL, CHANNELS, MADE, restored_of
+from jaxdeblur.models.path_maps import CELL, MADE, restored_of
 from jaxdeblur.models.restorer import VideoRestorer, push, replicate_ends
 from jaxdeblur.options import Count, Range, check_ranges
-from jaxdeblur.shapes import Clip, ClipFeatures, Features, Frame, SeenClip, SeenFrame
+from jaxdeblur.shapes import MAP_CHANNELS, Clip, ClipFeatures, Features, Frame, SeenClip, SeenFrame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Strcnn(VideoRestorer):
             return nnx.List([block(rngs=rngs) for _ in range(config.blocks)])
 
         self.trains_on_maps = config.of_maps
-        self.channels = CHANNELS if config.of_maps else 3
+        self.channels = MAP_CHANNELS if config.of_maps else 3
         self.stem = Conv(self.channels * (2 * config.m + 1), width, 5, dtype=dtype, rngs=rngs)
         self.down = Conv(width, width - self.carried, 3, stride=2, dtype=dtype, rngs=rngs)
         self.encoder = residual_blocks()

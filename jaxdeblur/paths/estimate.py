@@ -11,13 +11,14 @@ from einops import reduce
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxdeblur.images import LUMA, halved, reduce_size
 from jaxdeblur.models.path_maps import CELL
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.gate import gate
 from jaxdeblur.paths.light import Excess, excess_of
-from jaxdeblur.paths.motion import CLOSE, LUMA, is_small, offsets_of, tiling_of
+from jaxdeblur.paths.motion import CLOSE, is_small, offsets_of, tiling_of
 from jaxdeblur.paths.path import exposed, exposures, extent
-from jaxdeblur.paths.tiles import Tiling, halved, halved_pixels
+from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.window_fit import WindowFit
 
 LEAST_SIDE = 64
@@ -62,7 +63,7 @@ def light_excess(
 
     def at_half_size() -> Excess:
         small, those = _at_half_size(found, tiling)
-        given = halved(light), halved_pixels(base), Excess(*map(halved, known))
+        given = halved(light), reduce_size(base, 2), Excess(*map(halved, known))
         made = excess_of(*given, _tiles_of(those), small)
         return Excess(*(_enlarged(x, y.shape) for x, y in zip(made, known, strict=True)))
 
@@ -95,7 +96,7 @@ def filtered(
     whole = functools.partial(_filtered, frames, excess, prior, found, tiling)
 
     def at_half_size() -> Estimate:
-        half, below = halved_pixels(frames), prior.map(halved_pixels)
+        half, below = reduce_size(frames, 2), prior.map(lambda y: reduce_size(y, 2))
         small, those = _at_half_size(found, tiling)
         made = _filtered(half, Excess(*map(halved, excess)), below, those, small)
 

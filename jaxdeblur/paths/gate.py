@@ -40,7 +40,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdeblur.models.path_maps import CELL, cell_means, smoothstep
+from jaxdeblur.images import reduce_size, smoothstep
+from jaxdeblur.models.path_maps import CELL
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import Tiling
@@ -73,7 +74,7 @@ def gate(
     """
     squares = [(made.sharp - blurred) ** 2, made.residual**2, made.disagreement**2]
     images = jnp.stack([*squares, blurred, blurred**2], -1)
-    change, residual, apart, mean, square = jnp.moveaxis(cell_means(images), -1, 0)
+    change, residual, apart, mean, square = jnp.moveaxis(reduce_size(images, CELL), -1, 0)
     change, variance = change + _FLOOR, jnp.maximum(square - mean**2, 0) + 2 * _FLOOR
     shape = change.shape[0], change.shape[1]
     e, g = (_at_cells(each, tiling, shape) for each in (extent, gain))

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.images import GAMMA, power
 from jaxdeblur.paths.estimate import LEAST_SIDE, filtered, light_excess
 from jaxdeblur.paths.light import Excess
 from jaxdeblur.paths.motion import moves_of, tiling_of
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, exposures, frequencies, power, transfer
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, exposures, frequencies, transfer
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import cutter, inner, over_tiles, overlap_add, taper

@@ -22,10 +22,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxdeblur.data.exposure import GAMMA
-from jaxdeblur.paths.motion import LUMA
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, frequencies, power, transfer
-from jaxdeblur.paths.tiles import Tiling, cut, halved, inner, over_tiles, overlap_add, taper
+from jaxdeblur.images import GAMMA, LUMA, halved, power
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, frequencies, transfer
+from jaxdeblur.paths.tiles import Tiling, cut, inner, over_tiles, overlap_add, taper
 from jaxdeblur.paths.wiener import Prior, Tiles, filtered_channels
 
 _RAMP, _MARGIN = 16, 8  # Pixels by which a tile of the bracket overlaps others, and a patch a tile.

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxdeblur.images import halved
 from jaxdeblur.paths.path import SAMPLE_WEIGHTS, transfer
-from jaxdeblur.paths.tiles import Tiling, cut, halved, hann, over_tiles
+from jaxdeblur.paths.tiles import Tiling, cut, hann, over_tiles
 
 RADII = np.array([0.012, 0.025, 0.045, 0.075, 0.12, 0.18, 0.26, 0.36], np.float32)
 """Radii at which lam is fitted, in cycles per pixel."""

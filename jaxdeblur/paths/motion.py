@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from jaxdeblur.models.path_maps import smoothstep
+from jaxdeblur.images import LUMA, halved, smoothstep
 from jaxdeblur.paths.path import FRAMES, spline
-from jaxdeblur.paths.tiles import REACH, Tiling, cut, halved, hann, over_tiles
+from jaxdeblur.paths.tiles import REACH, Tiling, cut, hann, over_tiles
 
 COARSE = 80, 128, 192
 """The stride, size and n of a Tiling."""
@@ -24,8 +24,6 @@ ones."""
 
 FINE = 32, 64, 128
 """The same for small frames, most of which a coarse tile would cover."""
-
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 _SMALL = 384  # Pixels: a frame with a shorter side is small.
 _STILL = 1.5 / 255, 3.5 / 255  # Between these changes, a pixel begins to move.

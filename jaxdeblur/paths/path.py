@@ -116,11 +116,6 @@ def frequencies(n: int, scale: int = 1) -> tuple[Float[np.ndarray, " n"], Float[
     return fy, fx
 
 
-def power(base: Float[Array, "*S"], exponent: jax.Array | float) -> Float[Array, "*S"]:
-    """Returns ``base ** exponent``, for a base of at least 0; on a CPU, XLA's own takes longer."""
-    return jnp.exp(jnp.log(base) * exponent)
-
-
 @jax.custom_jvp
 def cos_sin(turns: Float[Array, "*S"]) -> tuple[Float[Array, "*S"], Float[Array, "*S"]]:
     """Returns cosine and sine of ``2 pi turns``; on a CPU, XLA's own take many times as long."""

@@ -34,6 +34,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.images import LUMA
 from jaxdeblur.models.explanation import Explanation
 from jaxdeblur.models.parts import (
     FRAME,
@@ -47,14 +48,14 @@ from jaxdeblur.models.parts import (
     run_parts,
     start_parts,
 )
-from jaxdeblur.models.path_maps import CHANNELS, gated
+from jaxdeblur.models.path_maps import gated
 from jaxdeblur.models.restorer import State, StepOf, TrainingOutputs, VideoRestorer
 from jaxdeblur.options import replaced
 from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.estimate import LEAST_SIDE, light_excess
 from jaxdeblur.paths.gate import remarks
 from jaxdeblur.paths.light import Excess
-from jaxdeblur.paths.motion import LUMA, connected, is_small, moves_of, still_of
+from jaxdeblur.paths.motion import connected, is_small, moves_of, still_of
 from jaxdeblur.paths.shutter import Shutter, watch
 from jaxdeblur.paths.stabiliser import Stabiliser, follow
 from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
@@ -70,7 +71,7 @@ from jaxdeblur.paths.windows import (
     for_each,
     tell,
 )
-from jaxdeblur.shapes import Clip, Frame
+from jaxdeblur.shapes import MAP_CHANNELS, Clip, Frame
 
 LOOKAHEAD = WINDOW // 2
 
@@ -110,7 +111,7 @@ class PathRestorer(VideoRestorer):
     ) -> None:
         if base is not None and base.lookahead != LOOKAHEAD:
             raise UserError(f"a base must look {LOOKAHEAD} frames ahead, not {base.lookahead}")
-        if fusion is not None and (fusion.channels, fusion.lookahead) != (CHANNELS, 0):
+        if fusion is not None and (fusion.channels, fusion.lookahead) != (MAP_CHANNELS, 0):
             raise UserError("the network over blur paths must take their maps, and look at no more")
         self.config = config
         self.trains_on_maps = fusion is not None

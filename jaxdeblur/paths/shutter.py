@@ -18,11 +18,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.images import GAMMA, LUMA, power
 from jaxdeblur.paths import motion
 from jaxdeblur.paths.fit import Bend, Stage, first_fit, fit_tiles
 from jaxdeblur.paths.likelihood import Observed, observed, texture
-from jaxdeblur.paths.path import exposures, power, through
+from jaxdeblur.paths.path import exposures, through
 from jaxdeblur.paths.tiles import REACH
 
 DUTIES = np.array([0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0], np.float32)
@@ -197,7 +197,7 @@ def watch(
         tiling = motion.tiling_of(frames.shape[1:3], motion.CLOSE if small else motion.COARSE)
         found = motion.moves_of(frames, tiling) if small else moves
         speed, start = motion.speed_of(found, present), through(found, present)
-        bright = frames[1:4] @ motion.LUMA
+        bright = frames[1:4] @ LUMA
         # Not moved inward, which underestimates the duty more often.
         offsets = motion.offsets_of(start)
         # The same tiles in each light, since others would explain more or less.

@@ -29,6 +29,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdeblur.images import halved
 from jaxdeblur.paths import motion
 from jaxdeblur.paths.fit import Bend, Stage, first_fit, refitted, stiffness
 from jaxdeblur.paths.likelihood import (
@@ -41,7 +42,7 @@ from jaxdeblur.paths.likelihood import (
     texture,
 )
 from jaxdeblur.paths.path import FREE, KNOTS, exposures, sample_times, through, with_shifts
-from jaxdeblur.paths.tiles import Tiling, halved, over_tiles
+from jaxdeblur.paths.tiles import Tiling, over_tiles
 
 MOST_SIDE = 600
 """Pixels: frames are halved until their shorter side has no more, so that a velocity is found in

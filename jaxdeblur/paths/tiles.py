@@ -133,19 +133,6 @@ def overlap_add(tiles: Float[Array, "N C size size"], tiling: Tiling) -> Float[A
     return image[:, top : top + tiling.height, top : top + tiling.width]
 
 
-def halved(image: Float[Array, "*leading H W"]) -> Float[Array, "*leading h w"]:
-    """Averages 2 x 2 pixels; an odd border is repeated."""
-    height, width = image.shape[-2:]
-    ends = [(0, 0)] * (image.ndim - 2) + [(0, height % 2), (0, width % 2)]
-    image = jnp.pad(image, ends, mode="edge")
-    return image.reshape(*image.shape[:-2], -(-height // 2), 2, -(-width // 2), 2).mean((-3, -1))
-
-
-def halved_pixels(image: Float[Array, "*leading H W C"]) -> Float[Array, "*leading h w C"]:
-    """Does the same for pixels of several channels."""
-    return jnp.moveaxis(halved(jnp.moveaxis(image, -1, -3)), -3, -1)
-
-
 def hann(n: int) -> Float[np.ndarray, "n n"]:
     """Returns a window that is a squared sine over the whole patch."""
     return _outer(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2)

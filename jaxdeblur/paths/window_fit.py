@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.images import GAMMA, LUMA, power, reduce_size
 from jaxdeblur.paths import motion
 from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_tiles, gain_over_no_blur
 from jaxdeblur.paths.gate import base_share, second_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
-from jaxdeblur.paths.path import FREE, exposures, power, through
+from jaxdeblur.paths.path import FREE, exposures, through
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.stabiliser import (
     STABILISED_DUTY,
@@ -23,7 +23,7 @@ from jaxdeblur.paths.stabiliser import (
     of_tiles,
     velocity_of,
 )
-from jaxdeblur.paths.tiles import Tiling, halved_pixels
+from jaxdeblur.paths.tiles import Tiling
 
 WINDOW = 5
 """Frames: the path spans the middle three, and the outer two show how it bends."""
@@ -115,7 +115,7 @@ def fit_window(
     before = jnp.where((past.large == large) & (present[1] > 0), past.knots, 0.0)
 
     def at_half_size() -> tuple[Fit, jax.Array, jax.Array]:
-        half = halved_pixels(frames)
+        half = reduce_size(frames, 2)
         small = motion.tiling_of(half.shape[1:3], motion.CLOSE)
         found = _fit(
             half,
@@ -154,7 +154,7 @@ def _fit(
     offsets = motion.offsets_of(start)
     taken, shifts = of_tiles(swing, tiling)
     start = start + taken
-    light = lax.cond(linear, lambda y: power(y, GAMMA), lambda y: y, frames[1:4] @ motion.LUMA)
+    light = lax.cond(linear, lambda y: power(y, GAMMA), lambda y: y, frames[1:4] @ LUMA)
     # Patches are moved inward: beyond the border a mirrored image moves the opposite way.
     seen = observed(light, tiling, offsets, present, inward=True, shifts=shifts)
     closer = motion.COARSE[1] / tiling.size

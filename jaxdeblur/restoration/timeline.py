@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from jaxdeblur.images import reduce_size
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.pixels import PixelLayout
 
@@ -144,7 +145,7 @@ def _cell_means(image: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "h w"]:
         min(n * _CELL, size) for n, size in zip((rows, columns), image.shape, strict=True)
     )
     cut = image[:height, :width]
-    return cut.reshape(rows, height // rows, columns, width // columns).mean((1, 3))
+    return reduce_size(cut, (height // rows, width // columns), axis=-2)
 
 
 def _aligned(

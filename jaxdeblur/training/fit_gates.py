@@ -27,7 +27,7 @@ from jaxdeblur.data.batches import batches
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import ProgressLine, UserError, run_command
-from jaxdeblur.models.layers import enlarge
+from jaxdeblur.images import enlarge
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.scale_choice import ScaleChoice, gates

@@ -15,10 +15,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import reduce
 from jaxtyping import Array, Float
 
-from jaxdeblur.models.layers import enlarge_along
+from jaxdeblur.images import enlarge_along, reduce_size
 from jaxdeblur.shapes import DevicePlane, Plane
 
 
@@ -99,7 +98,8 @@ class PixelLayout:
         if self.kind == "yuv":
             blueness, redness = (blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)
             changes += [
-                _downsample(colour, self.chroma) * chroma_span for colour in (blueness, redness)
+                reduce_size(colour, self.chroma, axis=-2) * chroma_span
+                for colour in (blueness, redness)
             ]
         return tuple(
             self._quantised(plane, change) for plane, change in zip(planes, changes, strict=True)
@@ -136,13 +136,6 @@ def _upsample(
         if factor > 1:
             chroma = enlarge_along(chroma, axis, factor)
     return chroma[: shape[0], : shape[1]]
-
-
-def _downsample(colour: Float[Array, "H W"], factors: tuple[int, int]) -> Float[Array, "h w"]:
-    """Averages over the pixels of each chroma sample; at odd ends the last pixel is repeated."""
-    (rows, columns), (height, width) = factors, colour.shape
-    padded = jnp.pad(colour, [(0, -height % rows), (0, -width % columns)], mode="edge")
-    return reduce(padded, "(h r) (w c) -> h w", "mean", r=rows, c=columns)
 
 
 def to_packed_rgb(planes: tuple[Plane, ...], layout: PixelLayout, bits: int) -> Plane:

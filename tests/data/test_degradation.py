@@ -39,8 +39,7 @@ from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.data.videos import Dataset, DecodedFrames, PairedVideo
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.path_maps import CHANNELS
-from jaxdeblur.shapes import Video8
+from jaxdeblur.shapes import MAP_CHANNELS, Video8
 
 NOTHING = Degradation(*[None] * 8)
 
@@ -309,7 +308,7 @@ def test_degraded_clips_are_made_by_the_host(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--degraded must be 0 to 1, not 2"):
         DataConfig(degraded=2.0)
     (tmp_path / "0").mkdir()
-    for file, channels in ((MAPS_FILE, CHANNELS), (SHARP_FILE, 3)):
+    for file, channels in ((MAPS_FILE, MAP_CHANNELS), (SHARP_FILE, 3)):
         np.save(tmp_path / "0" / file, np.zeros((3, 16, 16, channels), np.uint8))
     config = DataConfig(data=(f"paths:{tmp_path}",), degraded=0.5)
     with pytest.raises(UserError, match="--degraded does not apply to --data=paths:"):

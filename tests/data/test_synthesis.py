@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from jaxdeblur.data.datasets import open_dataset
-from jaxdeblur.data.exposure import GAMMA, Exposure, average
+from jaxdeblur.data.exposure import Exposure, average
 from jaxdeblur.data.synthesis import main
 from jaxdeblur.data.videos import DecodedFrames, HighSpeedVideo
 from jaxdeblur.errors import UserError
+from jaxdeblur.images import GAMMA
 from jaxdeblur.video.formats import list_frames
 from jaxdeblur.video.image_file import read_image, write_png
 

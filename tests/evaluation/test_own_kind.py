@@ -13,7 +13,7 @@ from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
 from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation.config import EvaluationConfig
-from jaxdeblur.models.path_maps import CHANNELS
+from jaxdeblur.shapes import MAP_CHANNELS
 
 
 def test_a_run_is_scored_on_its_own_kind(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_split_without_data_is_that_of_the_run(tmp_path: Path) -> None:
 def test_a_run_on_maps_of_blur_paths_is_scored_on_frames(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / f"{number:06d}").mkdir()
-        for file, channels in ((MAPS_FILE, CHANNELS), (SHARP_FILE, 3)):
+        for file, channels in ((MAPS_FILE, MAP_CHANNELS), (SHARP_FILE, 3)):
             pixels = np.zeros((4, 8, 8, channels), np.uint8)
             np.save(tmp_path / f"{number:06d}" / file, pixels)
     run = {"data": dataclasses.asdict(DataConfig(data=(f"paths:{tmp_path}",)))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,6 @@ from jaxdeblur.models.layers import (
     Conv,
     conv2d,
     depth_to_space,
-    enlarge,
-    reduce_size,
     space_to_depth,
 )
 from jaxdeblur.testing import float32_error
@@ -122,32 +120,6 @@ def test_space_and_depth_are_inverse() -> None:
     x = jnp.arange(2 * 4 * 6 * 3, dtype=jnp.float32).reshape(2, 4, 6, 3)
     np.testing.assert_array_equal(depth_to_space(space_to_depth(x, 2), 2), x)
     assert space_to_depth(x, 2)[0, 0, 1, 3:6].tolist() == x[0, 0, 3].tolist()
-
-
-def test_enlarging_keeps_a_ramp_and_reducing_takes_means() -> None:
-    x = jnp.broadcast_to(jnp.arange(4.0)[None, None, :, None], (1, 3, 4, 1))
-    big = enlarge(x, 2)
-    rounding = float32_error(4, 3)
-    ramp = [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
-    np.testing.assert_allclose(big[0, 0, :, 0], ramp, rtol=0, atol=rounding)
-    np.testing.assert_allclose(reduce_size(big, 2)[0, 0, 1:3, 0], [1, 2], rtol=0, atol=rounding)
-
-
-@pytest.mark.parametrize("factor", [2, 3, 4])
-@pytest.mark.parametrize("size", [(1, 1), (3, 5)])
-def test_enlarging_is_bilinear(size: tuple[int, int], factor: int) -> None:
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.random((2, 1, *size, 3)), jnp.float32)
-    shape = (2, 1, factor * size[0], factor * size[1], 3)
-    weight = jnp.asarray(rng.random(shape), jnp.float32)
-
-    def of_both(x: jax.Array) -> Iterator[tuple[jax.Array, jax.Array]]:
-        for f in (lambda x: enlarge(x, factor), lambda x: jax.image.resize(x, shape, "bilinear")):
-            yield f(x), jax.grad(lambda x, f=f: jnp.sum(f(x) * weight))(x)
-
-    ours, its = jax.jit(lambda x: tuple(of_both(x)))(x)
-    np.testing.assert_allclose(ours[0], its[0], rtol=0, atol=float32_error(4 * 8))
-    np.testing.assert_allclose(ours[1], its[1], atol=1e-5)
 
 
 def test_gradient_of_a_bias_in_bfloat16_accumulates_in_float32() -> None:

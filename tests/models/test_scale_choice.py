@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.layers import enlarge, reduce_size
+from jaxdeblur.images import enlarge, reduce_size
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.scale_choice import Gates
 from jaxdeblur.models.strcnn import StrcnnConfig

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from jaxdeblur.data.exposure import GAMMA
+from jaxdeblur.images import GAMMA
 from jaxdeblur.paths import adjoint, deconvolve, fit_paths, synthesise
 from jaxdeblur.paths.likelihood import START, Fit
 from jaxdeblur.paths.motion import tiling_of

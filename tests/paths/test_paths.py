@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.data.exposure import GAMMA
 from jaxdeblur.data.fixed_scenes import fixed_kinds, render_fixed_scene
 from jaxdeblur.data.textures import cut_textures, find_photographs
-from jaxdeblur.models.path_maps import at_pixels, gated, path_maps, restored_of, smoothstep
+from jaxdeblur.images import GAMMA, LUMA, halved, smoothstep
+from jaxdeblur.models.path_maps import at_pixels, gated, path_maps, restored_of
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
@@ -34,21 +34,20 @@ from jaxdeblur.paths.likelihood import (
     likelihood,
     observed,
 )
-from jaxdeblur.paths.motion import LUMA, connected, displacement, moves_of, phase_spectra
+from jaxdeblur.paths.motion import connected, displacement, moves_of, phase_spectra
 from jaxdeblur.paths.path import (
     FREE,
     KNOTS,
     cos_sin,
     exposures,
     extent,
-    power,
     spline,
     transfer,
 )
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.shutter import DUTIES, Shutter, richest, watch
 from jaxdeblur.paths.stabiliser import Stabiliser
-from jaxdeblur.paths.tiles import Tiling, cut, halved, overlap_add, taper
+from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
 from jaxdeblur.paths.wiener import Luminance, Prior, Tiles, mean_of
 from jaxdeblur.paths.window_fit import PastPaths, fit_window
 from jaxdeblur.paths.windows import PathsConfig, tell
@@ -122,15 +121,6 @@ def test_cosine_and_sine_of_turns_are_exact_to_rounding() -> None:
     np.testing.assert_allclose(found, (np.cos(rate), np.sin(rate)), rtol=0, atol=float32_error(16))
     expected = -2 * np.pi * np.sin(rate), 2 * np.pi * np.cos(rate)
     np.testing.assert_allclose(slopes, expected, rtol=0, atol=float32_error(16, 2 * np.pi))
-
-
-def test_powers_are_exact_to_rounding_down_to_zero() -> None:
-    base = np.linspace(0, 1, 1001, dtype=np.float32)
-    for exponent in (1.0, GAMMA, 1 / GAMMA):
-        found = power(jnp.asarray(base), exponent)
-        exact = base.astype(np.float64) ** exponent
-        # The logarithm is up to 7 / GAMMA, and its error that of the power, relatively.
-        np.testing.assert_allclose(found, exact, rtol=float32_error(8, 7))
 
 
 def test_transfer_function_is_the_mean_of_shifts() -> None:

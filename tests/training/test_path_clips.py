@@ -18,10 +18,10 @@ from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.layouts import MAPS_FILE, SHARP_FILE
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import of_base, split
-from jaxdeblur.models.path_maps import CHANNELS
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.windows import PathsConfig
+from jaxdeblur.shapes import MAP_CHANNELS
 from jaxdeblur.training.path_clips import (
     PathClipsConfig,
     PathClipSource,
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for name in ("000000", "000001"):
         (tmp_path / "clips" / name).mkdir(parents=True)
-        for file, channels in ((MAPS_FILE, CHANNELS), (SHARP_FILE, 3)):
+        for file, channels in ((MAPS_FILE, MAP_CHANNELS), (SHARP_FILE, 3)):
             array = rng.integers(0, 256, (3, 40, 48, channels), dtype=np.uint8)
             np.save(tmp_path / "clips" / name / file, array)
     return tmp_path / "clips"
@@ -162,7 +162,7 @@ def test_drawing_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     config = PathClipsConfig(clips=2, crop=192, base="strcnn_dtb_live")
     draw_clips(tmp_path / "a", config)
     maps = [np.load(tmp_path / "a" / f"{n:06d}" / MAPS_FILE) for n in range(2)]
-    assert all(each.shape == (5, 192, 192, CHANNELS) for each in maps)
+    assert all(each.shape == (5, 192, 192, MAP_CHANNELS) for each in maps)
     sharp = np.load(tmp_path / "a" / "000000" / SHARP_FILE).astype(int)
     errors = [np.abs(maps[0][..., k : k + 3] - sharp)[:, 48:-48, 48:-48].mean() for k in (0, 6)]
     assert errors[1] < errors[0]  # X is nearer to the sharp frame than B

@@ -30,9 +30,9 @@ from jaxdeblur import devices, models
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.images import reduce_size
 from jaxdeblur.models import registry
 from jaxdeblur.models.fsta_config import FstaConfig
-from jaxdeblur.models.layers import reduce_size
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig

@@ -34,7 +34,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.layers import Conv, ResidualBlock, activation, add_bias, enlarge
+from jaxdeblur.images import enlarge
+from jaxdeblur.models.layers import Conv, ResidualBlock, activation, add_bias
 from jaxdeblur.models.peers.layers import torch_default
 from jaxdeblur.models.peers.windowed import Windowed
 from jaxdeblur.options import Count, Range, check_ranges
