@@ -2,7 +2,7 @@
 """Restores a video: ``python deblur.py INPUT OUTPUT``; keeps timing, sound and all else."""
 
 from jaxdeblur.commands.deblur import main
-from jaxdeblur.errors import run_command
+from jaxdeblur.console import run_command
 
 if __name__ == "__main__":
     run_command(main, "deblur.py")

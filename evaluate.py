@@ -2,7 +2,7 @@
 """Scores a model on a data set: ``python evaluate.py --ckpt=RUN``; writes metrics and a report."""
 
 from jaxdeblur.commands.evaluate import main
-from jaxdeblur.errors import run_command
+from jaxdeblur.console import run_command
 
 if __name__ == "__main__":
     run_command(main, "evaluate.py", together=True)

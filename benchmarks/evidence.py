@@ -29,8 +29,9 @@ from PIL import Image
 from benchmarks import tasks
 from benchmarks.common import begin, machine, spread
 from jaxdeblur import devices, models
+from jaxdeblur.console import run_command
 from jaxdeblur.data.datasets import open_dataset
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.files import replace_when_whole, write_json
 from jaxdeblur.models.explanation import AttentionMaps, explainer

@@ -24,7 +24,7 @@ from einops import rearrange
 from flax import nnx
 
 from benchmarks.common import machine, side_by_side
-from jaxdeblur.errors import run_command
+from jaxdeblur.console import run_command
 from jaxdeblur.models.attention import FactorisedAttention
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.fusion import Concat, Conv3d, Fusion, NonLocal, nonlocal_rows

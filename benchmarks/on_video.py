@@ -30,10 +30,11 @@ import numpy as np
 from benchmarks import quality
 from benchmarks.common import begin, machine, spread
 from jaxdeblur import devices, models
+from jaxdeblur.console import run_command
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.on_device import render_on_device
 from jaxdeblur.data.training_data import TrainingData
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.options import Parser
 from jaxdeblur.presets import PRESETS

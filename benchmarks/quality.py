@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.common import machine
 from jaxdeblur import devices
+from jaxdeblur.console import run_command
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.videos import Dataset
-from jaxdeblur.errors import run_command
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.evaluate import evaluate
 from jaxdeblur.options import ClusterConfig, Parser

@@ -36,9 +36,10 @@ from benchmarks.real_video_conditions import (
     shift_of,
 )
 from jaxdeblur import devices
+from jaxdeblur.console import ProgressLine, run_command
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.videos import ALL, HighSpeedVideo, video_frames
-from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.files import write_json
 from jaxdeblur.options import ClusterConfig, Parser
 from jaxdeblur.restoration.deblurrer import Deblurrer

@@ -40,7 +40,8 @@ import numpy as np
 
 from benchmarks.common import machine, side_by_side
 from jaxdeblur import devices, models, presets
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.console import run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.options import FrameSize, Parser
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.plan import DeblurConfig, plan

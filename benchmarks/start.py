@@ -25,7 +25,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.common import machine
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.console import run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.options import FrameSize, Parser
 from jaxdeblur.shapes import Frame8, Video8
 from jaxdeblur.video.formats import list_frames

@@ -35,10 +35,11 @@ import numpy as np
 
 from benchmarks.common import machine, random_clips, side_by_side, spread, training
 from jaxdeblur import devices, models
+from jaxdeblur.console import run_command, tell
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.videos import Dataset
-from jaxdeblur.errors import UserError, run_command, tell
+from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.evaluate import evaluate
 from jaxdeblur.files import write_json

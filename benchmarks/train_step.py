@@ -19,7 +19,8 @@ from jax import lax
 
 from benchmarks.common import has_torch, machine, random_clips, side_by_side, training
 from jaxdeblur import devices, models, presets
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.console import run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.models import layers
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.strcnn import StrcnnConfig

@@ -32,7 +32,8 @@ import psutil
 
 from benchmarks.common import machine
 from jaxdeblur import devices
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.console import run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.options import Parser
 from jaxdeblur.video.pixels import to_packed_rgb
 from jaxdeblur.video.reader import VideoReader

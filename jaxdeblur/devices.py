@@ -23,7 +23,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from jaxdeblur.errors import UserError, message_of, tell
+from jaxdeblur.console import tell
+from jaxdeblur.errors import UserError, message_of
 from jaxdeblur.files import cache_folder
 from jaxdeblur.options import ClusterConfig
 from jaxdeblur.shapes import Batch

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jaxdeblur.console import run_command
 from jaxdeblur.deploy import write
 from jaxdeblur.deploy.forms import FORMS
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.options import Parser, add_extension_option, load_extension
 from jaxdeblur.weights import save, shipped
 from jaxdeblur.weights.load import LoadedModel, load_model

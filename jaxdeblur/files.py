@@ -14,7 +14,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxdeblur.errors import UNFINISHED, UserError, remove, tell
+from jaxdeblur.console import AT_INTERRUPTION, tell
+from jaxdeblur.errors import UserError
+
+UNFINISHED: list[Path] = []
+"""What is written and not renamed yet; a signal that ends the command removes it."""
+
+
+def _remove_unfinished() -> None:
+    for path in list(UNFINISHED):
+        with contextlib.suppress(OSError):
+            # Renamed first, so that no thread can write another file into a folder.
+            remove(path.rename(path.with_name(f"{path.name}.left")))
+
+
+AT_INTERRUPTION.append(_remove_unfinished)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with its content."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

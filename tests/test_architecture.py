@@ -134,7 +134,7 @@ def test_there_is_one(what: str, written: str) -> None:
 
 
 def test_modules_are_few_and_short() -> None:
-    assert len(list(PACKAGE.glob("*.py"))) <= 10
+    assert len(list(PACKAGE.glob("*.py"))) <= 11
     lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
     assert {name: length for name, length in lengths.items() if length > 450} == {}
 

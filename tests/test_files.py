@@ -111,7 +111,7 @@ def test_a_signal_ends_a_command_even_where_exceptions_are_lost(
     """As in JAX's callbacks during garbage collection, while threads go on writing."""
     program = f"""
 import itertools, os, signal, threading, time
-from jaxdeblur.errors import run_command
+from jaxdeblur.console import run_command
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 
 class Collected:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jaxdeblur import models
-from jaxdeblur.errors import run_command
+from jaxdeblur.console import run_command
 from jaxdeblur.models.parameters import count, outline
 from jaxdeblur.presets import PRESETS
 

@@ -1,6 +1,6 @@
 """Runs a part."""
 
 from benchmarks.gpu_day import main
-from jaxdeblur.errors import run_command
+from jaxdeblur.console import run_command
 
 run_command(main, "benchmarks.gpu_day")

@@ -6,7 +6,7 @@ import importlib
 import sys
 
 from jaxdeblur import VERSION
-from jaxdeblur.errors import run_command
+from jaxdeblur.console import run_command
 from jaxdeblur.options import Parser
 
 COMMANDS = {

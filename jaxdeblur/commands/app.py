@@ -10,7 +10,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxdeblur.errors import UNFINISHED, UserError, remove, tell
+from jaxdeblur.console import tell
+from jaxdeblur.errors import UserError
+from jaxdeblur.files import UNFINISHED, remove
 from jaxdeblur.options import Parser
 
 

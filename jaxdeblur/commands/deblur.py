@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from jaxdeblur.errors import tell
+from jaxdeblur.console import tell
 from jaxdeblur.options import (
     ClusterConfig,
     Parser,

@@ -7,7 +7,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from jaxdeblur.errors import UserError, tell
+from jaxdeblur.console import tell
+from jaxdeblur.errors import UserError
 from jaxdeblur.files import local
 from jaxdeblur.options import (
     ClusterConfig,

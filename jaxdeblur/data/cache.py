@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.console import ProgressLine
+from jaxdeblur.errors import UserError
 from jaxdeblur.files import cache_folder, made_once, replace_folder_when_whole, write_json
 
 Result = TypeVar("Result")

@@ -18,9 +18,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from jaxdeblur.console import ProgressLine, run_command
 from jaxdeblur.data.exposure import average
 from jaxdeblur.data.synthesis import new_folder
-from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.options import Parser
 from jaxdeblur.shapes import Frame8
 from jaxdeblur.video.formats import list_frames, natural_key

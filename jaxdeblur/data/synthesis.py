@@ -11,11 +11,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxdeblur.console import run_command
 from jaxdeblur.data.cache import in_threads
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import Exposure
 from jaxdeblur.data.videos import Video
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.options import Parser
 from jaxdeblur.video.image_file import write_png

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdeblur.console import ProgressLine
 from jaxdeblur.data.cache import kept_file, mapped
 from jaxdeblur.data.exposure import Exposure, average
-from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Frame8, SeenVideo8, Video8
 from jaxdeblur.video.image_file import read_image
 

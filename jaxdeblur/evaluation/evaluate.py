@@ -23,8 +23,9 @@ import jax
 import numpy as np
 
 from jaxdeblur import devices
+from jaxdeblur.console import ProgressLine
 from jaxdeblur.data.videos import Dataset, Video
-from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation import report
 from jaxdeblur.evaluation.config import EvaluationConfig
 from jaxdeblur.evaluation.metrics import Flicker, VideoScores, protocol

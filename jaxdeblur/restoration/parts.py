@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxdeblur import VERSION
-from jaxdeblur.errors import UserError, remove, tell
-from jaxdeblur.files import made_once, replace_when_whole, write_json
+from jaxdeblur.console import tell
+from jaxdeblur.errors import UserError
+from jaxdeblur.files import made_once, remove, replace_when_whole, write_json
 from jaxdeblur.options import from_json
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.findings import find_out

@@ -12,14 +12,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jaxdeblur.errors import (
-    BAD_MACHINE,
-    ProgressLine,
-    UserError,
-    exit_code_of,
-    message_of,
-    tell,
-)
+from jaxdeblur.console import ProgressLine, tell
+from jaxdeblur.errors import BAD_MACHINE, UserError, exit_code_of, message_of
 from jaxdeblur.files import replace_folder_when_whole, replace_when_whole
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.plan import DeblurConfig, Job

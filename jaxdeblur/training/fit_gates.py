@@ -23,10 +23,11 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from jaxdeblur import devices, presets
+from jaxdeblur.console import ProgressLine, run_command
 from jaxdeblur.data.batches import batches
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.training_data import TrainingData
-from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.images import enlarge
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import build

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from jaxdeblur import devices
+from jaxdeblur.console import ProgressLine, run_command
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.degradation import DegradationConfig, degrade, draw_degradation
 from jaxdeblur.data.exposure import average
@@ -27,7 +28,7 @@ from jaxdeblur.data.render import HostRenderer
 from jaxdeblur.data.scenes import SCENES
 from jaxdeblur.data.textures import open_scenes
 from jaxdeblur.data.videos import HighSpeedVideo
-from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.files import replace_folder_when_whole, write_json
 from jaxdeblur.models.parts import (
     FRAME,

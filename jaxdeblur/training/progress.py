@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdeblur.console import ProgressLine, tell
 from jaxdeblur.data.training_data import TrainingData
-from jaxdeblur.errors import ProgressLine, tell
 from jaxdeblur.evaluation.metrics import MAX_PSNR, psnr
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.restoration.stream import restore_clip

@@ -11,11 +11,12 @@ from pathlib import Path
 import jax
 
 from jaxdeblur import devices
+from jaxdeblur.console import tell
 from jaxdeblur.data.batches import batches
 from jaxdeblur.data.layouts import resolve
 from jaxdeblur.data.on_device import render_on_device
 from jaxdeblur.data.training_data import TrainingData
-from jaxdeblur.errors import UserError, tell
+from jaxdeblur.errors import UserError
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import count, of_base, split
 from jaxdeblur.models.restorer import VideoRestorer

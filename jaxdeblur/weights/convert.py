@@ -15,7 +15,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.console import run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import outline
 from jaxdeblur.options import Parser

@@ -22,7 +22,8 @@ from jax import lax
 from PIL import Image
 
 import kernels
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.console import run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.explanation import AttentionMaps
 from jaxdeblur.testing import float32_error
 

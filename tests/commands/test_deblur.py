@@ -26,7 +26,8 @@ import pytest
 from PIL import Image, ImageOps, features
 
 from jaxdeblur import errors, models
-from jaxdeblur.errors import ProgressLine, UserError, run_command
+from jaxdeblur.console import ProgressLine, run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration import restore
 from jaxdeblur.restoration.deblurrer import Deblurrer

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from jaxdeblur import models
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.console import run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.files import write_json
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.strcnn import StrcnnConfig

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.console import run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.shapes import Video8
 
 ROOT = Path(__file__).resolve().parents[2]

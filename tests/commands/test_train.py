@@ -19,7 +19,8 @@ import pytest
 import safetensors.numpy
 
 from jaxdeblur import devices, export
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.console import run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split
 from jaxdeblur.testing import float32_error
 from jaxdeblur.training.run_folder import Run, check_folder, make_folder

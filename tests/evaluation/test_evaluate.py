@@ -22,9 +22,10 @@ from flax import nnx
 from PIL import Image
 
 from jaxdeblur import models
+from jaxdeblur.console import run_command
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.videos import Dataset
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.evaluation import evaluate as evaluate_module
 from jaxdeblur.evaluation import metrics
 from jaxdeblur.evaluation.config import EvaluationConfig

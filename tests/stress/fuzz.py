@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdeblur.errors import run_command
+from jaxdeblur.console import run_command
 from jaxdeblur.options import Parser
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdeblur.errors import UserError, run_command
+from jaxdeblur.console import run_command
+from jaxdeblur.errors import UserError
 from jaxdeblur.options import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +152,7 @@ WITH_STEPS = """
 import sys
 import train
 from jaxdeblur.training.progress import RunWatcher
-from jaxdeblur.errors import run_command
+from jaxdeblur.console import run_command
 said = RunWatcher.step
 def step(self, step, metrics):
     out = next(o[6:] for o in sys.argv if o.startswith("--out="))

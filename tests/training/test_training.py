@@ -27,9 +27,10 @@ import safetensors.numpy
 from flax import nnx
 
 from jaxdeblur import devices, models
+from jaxdeblur.console import ProgressLine
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.training_data import TrainingData
-from jaxdeblur.errors import ProgressLine, UserError
+from jaxdeblur.errors import UserError
 from jaxdeblur.images import reduce_size
 from jaxdeblur.models import registry
 from jaxdeblur.models.fsta_config import FstaConfig
