@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +15,19 @@ __all__ = ["VERSION", "Deblurrer"]
 
 VERSION = "0.2.0"
 """The version of the package, which is also written into configs and metrics."""
+
+_FORMER = {
+    "jaxdeblur.export": "export",
+    "jaxdeblur.weights.convert": "convert",
+    "jaxdeblur.data.prepare": "prepare",
+    "jaxdeblur.data.synthesis": "synthesis",
+    "jaxdeblur.training.path_clips": "path-clips",
+    "jaxdeblur.training.fit_gates": "fit-gates",
+}
+if sys.argv[:1] == ["-m"]:  # Python imports the package first, and only then looks for the module.
+    for _module in _FORMER.keys() & set(sys.orig_argv):
+        print(f"python -m {_module} is now: jaxdeblur {_FORMER[_module]}", file=sys.stderr)
+        sys.exit(2)
 
 # jaxlib 0.10 computes some jitted, vmapped reductions wrongly on CPUs (jax-ml/jax#39103). The flag
 # is set here, since XLA reads its flags once, when the first device is initialised.

@@ -40,8 +40,8 @@ def reduce_size(images: ImageT, factor: int | tuple[int, int], axis: int = -3) -
     ends = [(0, 0)] * images.ndim
     ends[axis : axis + 2] = (0, -height % rows), (0, -width % columns)
     pad = jnp.pad if isinstance(images, jax.Array) else np.pad
-    before, after = images.shape[:axis], images.shape[axis + 2 :]
-    blocks = (*before, -(-height // rows), rows, -(-width // columns), columns, *after)
+    blocks = [*images.shape]
+    blocks[axis : axis + 2] = -(-height // rows), rows, -(-width // columns), columns
     return pad(images, ends, mode="edge").reshape(blocks).mean((axis + 1, axis + 3))
 
 

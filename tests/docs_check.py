@@ -46,6 +46,7 @@ LIMIT_S = 900
 LAB = sorted((ROOT / "docs" / "lab").glob("*.md"))
 STARTS = (
     "python ",
+    "jaxdeblur ",
     "make ",
     "ffmpeg ",
     "git ",
@@ -92,8 +93,10 @@ class Command(NamedTuple):
 
     @property
     def program(self) -> str:
-        """What the command runs: ``train.py``, ``benchmarks.speed live``, ``make`` ..."""
+        """What it runs: ``train.py``, ``jaxdeblur export``, ``benchmarks.speed live`` ..."""
         words = self.words
+        if words[0] == "jaxdeblur":
+            return f"{words[1]}.py" if f"{words[1]}.py" in SMALL else " ".join(words[:2])
         if words[0] != "python":
             return words[0]
         if words[1] != "-m":
@@ -124,15 +127,19 @@ class Parsed(Exception):
 
 def parse(command: Command) -> None:
     """Lets a program parse its options and stops it; raises SystemExit if they are wrong."""
+    from jaxdeblur.commands import COMMANDS
     from jaxdeblur.errors import UserError
     from jaxdeblur.options import Parser
 
     words = command.words
-    if words[0] != "python" or words[1:3] == ["-m", "pytest"]:
+    if words[0] not in ("python", "jaxdeblur") or words[1:3] == ["-m", "pytest"]:
         return
     # --resume would need an existing run.
     given = [word for word in words if word != "--resume"]
-    if given[1] == "-m":
+    if given[0] == "jaxdeblur":
+        name, rest = " ".join(given[:2]), given[2:]
+        main = importlib.import_module(COMMANDS[given[1]][0]).main
+    elif given[1] == "-m":
         name, rest = given[2], given[3:]
         main = importlib.import_module(name).main
     else:
@@ -258,19 +265,22 @@ def run(command: Command, folder: Path) -> str | None:
     if program not in SMALL and program.partition(".")[0] == "benchmarks":
         return None
     words = command.words
-    if words[0] != "python" or words[1:3] == ["-m", "pytest"] or words[1].endswith("demo.py"):
+    if words[0] not in ("python", "jaxdeblur") or words[1:3] == ["-m", "pytest"]:
+        return None
+    if words[1].endswith("demo.py"):
         return None
     if Path(words[1]).stem in EXAMPLES:  # run_examples does
         return None
     text = command.text.replace("/data/", "data/")
-    if program == "jaxdeblur.export":
+    if program == "jaxdeblur export":
         text = text.replace("strcnn_dtb_choice", "tiny.safetensors")
     small = SMALL.get(program, "").split()
     if program == "deblur.py" and "--ckpt" in text:
         small = []
     if "--model=strcnn" in text and program == "train.py":
         small += ["--width=4", "--blocks=2", "--head-width=0"]
-    line = [sys.executable, *shlex.split(text, comments=True)[1:], *small]
+    rest = [*shlex.split(text, comments=True)[1:], *small]
+    line = [sys.executable, *(["-m", "jaxdeblur"] if words[0] == "jaxdeblur" else []), *rest]
     line = [word for word in line if word != "..."]
     if not line[1].startswith("-"):
         line[1] = str(ROOT / line[1])

@@ -1,4 +1,4 @@
-"""The command ``jaxdeblur``, which runs those of the scripts of a checkout, and three more."""
+"""The command ``jaxdeblur``, the door to all that a user runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from jaxdeblur.options import Parser
 COMMANDS = {
     "deblur": ("jaxdeblur.commands.deblur", "restores videos, folders of frames and images"),
     "app": ("jaxdeblur.commands.app", "the same on a page in the browser"),
-    "train": ("jaxdeblur.commands.train", "trains a model"),
     "evaluate": ("jaxdeblur.commands.evaluate", "scores a model on a data set"),
+    "train": ("jaxdeblur.commands.train", "trains a model"),
+    "export": ("jaxdeblur.commands.export", "writes weights as .safetensors, .onnx or .stablehlo"),
     "convert": ("jaxdeblur.weights.convert", "imports weights of a reference implementation"),
-    "export": ("jaxdeblur.export", "writes weights as .safetensors, .onnx or .stablehlo"),
+    "prepare": ("jaxdeblur.data.prepare", "checks GOPRO, DVD or BSD; writes what tables score"),
+    "synthesis": ("jaxdeblur.commands.synthesis", "averages high-speed video into a data set"),
+    "path-clips": ("jaxdeblur.commands.path_clips", "draws training clips for blur paths"),
+    "fit-gates": ("jaxdeblur.commands.fit_gates", "fits the gates of a network at several sizes"),
 }
 """Each command's module and summary; the module's ``main`` takes the name for messages."""
 

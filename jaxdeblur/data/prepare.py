@@ -1,8 +1,7 @@
-"""A command that checks GOPRO, DVD and BSD and prepares them as published tables score them.
+"""``jaxdeblur prepare``: checks GOPRO, DVD and BSD, and writes what published tables score.
 
-``python -m jaxdeblur.data.prepare GOPRO SRC DST --protocol=estrnn`` reads a download and writes a
-folder for ``--data``. Frames that change are written as PNG, and all others are links to the
-download.
+``jaxdeblur prepare GOPRO SRC DST --protocol=estrnn`` reads a download and writes a folder for
+``--data``. Frames that change are written as PNG, and all others are links to the download.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from jaxdeblur.console import ProgressLine, run_command
+from jaxdeblur.console import ProgressLine
 from jaxdeblur.data.exposure import average
 from jaxdeblur.data.synthesis import new_folder
 from jaxdeblur.errors import UserError
@@ -132,15 +131,15 @@ def _frames(folder: Path) -> list[Path]:
     return list_frames(folder) if folder.is_dir() else []
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; see ``--help``.
+def main(name: str = "jaxdeblur prepare") -> None:
+    """Reads the options and writes the folder.
 
     Raises:
       UserError: the options conflict, the download is not as published, or files cannot be read
         or written.
     """
     parser = Parser(
-        prog="python -m jaxdeblur.data.prepare",
+        prog=name,
         description="Checks a download of GOPRO, DVD or BSD against the published data set and "
         "writes the folder that a protocol of published tables scores.",
     )
@@ -176,29 +175,29 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="write what is there even if the download is incomplete",
     )
-    given = parser.parse_args(arguments)
-    name, source = given.name, given.source
-    is_fast = _is_high_speed(name, source)
+    given = parser.parse_args()
+    dataset, source = given.name, given.source
+    is_fast = _is_high_speed(dataset, source)
     if (given.tau or given.as_printed) and not is_fast:
         raise UserError(
             "--tau and --as-printed apply only to GOPRO_Large_all, whose frames are averaged"
         )
-    change = CHANGES.get((name, given.protocol))
+    change = CHANGES.get((dataset, given.protocol))
     if given.protocol and change is None:
-        raise UserError(f"--protocol={given.protocol}: does not change {name}; leave it out")
-    if missing := check(name, source):
+        raise UserError(f"--protocol={given.protocol}: does not change {dataset}; leave it out")
+    if missing := check(dataset, source):
         print(*missing, sep="\n", file=sys.stderr)
         if not given.partial:
             raise UserError(
-                f"{source}: differs from {name} as published; use --partial to prepare it anyway"
+                f"{source}: differs from {dataset} as published; use --partial to prepare it anyway"
             )
     if is_fast:
         make = functools.partial(blurred, given.tau, given.as_printed)
     else:
-        make = functools.partial(_pairs, PUBLISHED[name].folders)
+        make = functools.partial(_pairs, PUBLISHED[dataset].folders)
     count = 0
     with new_folder(given.target) as part:
-        for video in [v for split in PUBLISHED[name].splits for v in _videos(source / split)]:
+        for video in [v for split in PUBLISHED[dataset].splits for v in _videos(source / split)]:
             line = ProgressLine(video.name, None, stays=True)
             for number, (place, frame) in enumerate(make(video), 1):
                 into = part / video.relative_to(source) / place
@@ -214,7 +213,3 @@ def main(arguments: list[str] | None = None) -> None:
                 count += 1
             line.close()
     print(f"{given.target}: {count} frames")
-
-
-if __name__ == "__main__":
-    run_command(main, "prepare")

@@ -1,6 +1,6 @@
 """Fits the gates of a network at several sizes.
 
-``python -m jaxdeblur.training.fit_gates CKPT FILE`` writes them as a weights file.
+``jaxdeblur fit-gates CKPT FILE`` writes them as a weights file.
 
 The levels' results do not depend on the gates, and the squared error of a cell is a quadratic form
 in its shares. So every clip goes through the levels once, and only the gates' input and that form
@@ -22,8 +22,8 @@ import optax
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from jaxdeblur import devices, presets
-from jaxdeblur.console import ProgressLine, run_command
+from jaxdeblur import devices
+from jaxdeblur.console import ProgressLine
 from jaxdeblur.data.batches import batches
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.training_data import TrainingData
@@ -33,21 +33,18 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.scale_choice import ScaleChoice, gates
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.options import (
-    ClusterConfig,
-    Count,
-    Parser,
-    Range,
-    add_fields,
-    check_ranges,
-    read_fields,
-)
+from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Clip, Parameters
 from jaxdeblur.training.step import from_bytes
 from jaxdeblur.weights.load import LoadedModel, load_model, starting_parameters
 from jaxdeblur.weights.save import export_weights
 
-_CLIPS_AT_ONCE = 2
+PRESET = "strcnn_dtb_choice"
+"""The preset that the fitted network counts as."""
+
+CLIPS_AT_ONCE = 2
+"""Clips that go through the levels together, for each device."""
+
 _FRAMES_AT_ONCE = 2  # At most: frames of one clip carry nearly the same information.
 _LARGEST_LOGIT = 4.0  # Beyond it a share is shut or open with little gradient, and is pulled back.
 
@@ -85,55 +82,41 @@ class Sample(NamedTuple):
     """Mean products, in each cell, of the levels' residuals at full size and of sharp - blurred."""
 
 
-def main() -> None:
-    """Reads the options, fits the gates and writes the file.
+def fit_gates(
+    start: str, file: Path, scales: tuple[int, ...], config: FitConfig, data: DataConfig
+) -> None:
+    """Fits gates to the levels of a network and writes both as a weights file.
+
+    Args:
+      start: a run, a file or shipped weights: a network of one scale, or one with gates, which are
+        replaced.
+      file: the .safetensors file to write, in an existing folder.
+      scales: the sizes at which the network is to run.
+      config: how the gates are fitted.
+      data: the clips that they are fitted to.
 
     Raises:
-      UserError: options, weights or data cannot be used.
+      UserError: ``file`` is not such a file, the network cannot have gates, or weights or data
+        cannot be read. What is wrong with file and network is found before any clip is drawn.
     """
-    preset = presets.PRESETS["strcnn_dtb_choice"]
-    parser = Parser(
-        prog="python -m jaxdeblur.training.fit_gates", description=__doc__.split("\n\n")[0]
-    )
-    parser.add_argument(
-        "start",
-        metavar="CKPT",
-        help="a network of one scale, or one with gates, which are replaced",
-    )
-    parser.add_argument("file", type=Path, help="the .safetensors file to write")
-    add_fields(parser, FitConfig(), "fitting")
-    add_fields(parser, preset.data, "data")
-    arguments = parser.parse_args()
-    # Fail before the long fit.
-    if arguments.file.suffix != ".safetensors" or not arguments.file.absolute().parent.is_dir():
-        raise UserError(f"{arguments.file}: must be a .safetensors file in an existing folder")
-    config, data = read_fields(arguments, FitConfig()), read_fields(arguments, preset.data)
-    for option in ("render", "curriculum", "validate_on", "validate_only"):
-        if getattr(data, option) != getattr(preset.data, option):
-            raise UserError(f"--{option.replace('_', '-')} applies to train.py only")
-    devices.keep_freed_memory()
-    devices.keep_compiled()
-    devices.use_cores(_CLIPS_AT_ONCE, ClusterConfig())
-
-    loaded = load_model(arguments.start)
+    if file.suffix != ".safetensors" or not file.absolute().parent.is_dir():
+        raise UserError(f"{file}: must be a .safetensors file in an existing folder")
+    loaded = load_model(start)
     if not isinstance(loaded.network, StrcnnConfig) or loaded.network.of_maps:
-        raise UserError(f"{arguments.start}: only an STRCNN over frames can have gates")
-    network = dataclasses.replace(loaded.network, scales=preset.network.scales)
+        raise UserError(f"{start}: only an STRCNN over frames can have gates")
+    network = dataclasses.replace(loaded.network, scales=scales)
     model = cast(ScaleChoice, build(network, seed=config.seed))
     rebuild, drawn = split(model)
     if config.crop % model.multiple:
         raise UserError(f"--crop={config.crop} must be a multiple of {model.multiple}")
     # Fitted from new gates: existing ones are for raw evidence, the fit is on normalised.
-    parameters = starting_parameters(model, drawn, arguments.start, "CKPT")
+    parameters = starting_parameters(model, drawn, start, "CKPT")
     parameters |= gates(drawn)
     model = rebuild(parameters)
     parameters |= fit(model, draw_samples(model, data, config), config)
     about = {"training": dataclasses.asdict(config), "data": dataclasses.asdict(data)}
-    fitted = LoadedModel(
-        rebuild(parameters), "strcnn_dtb_choice", network, config.steps, str(arguments.file), about
-    )
-    export_weights(fitted, arguments.file)
-    print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes")
+    fitted = LoadedModel(rebuild(parameters), PRESET, network, config.steps, str(file), about)
+    export_weights(fitted, file)
 
 
 def draw_samples(model: ScaleChoice, data: DataConfig, config: FitConfig) -> Sample:
@@ -142,7 +125,7 @@ def draw_samples(model: ScaleChoice, data: DataConfig, config: FitConfig) -> Sam
     Raises:
       UserError: the data cannot be read.
     """
-    at_once = max(_CLIPS_AT_ONCE, jax.device_count())
+    at_once = max(CLIPS_AT_ONCE, jax.device_count())
     steps = -(-config.clips // at_once)
     rebuild, parameters = split(model)
     mesh = devices.make_mesh(at_once)
@@ -241,7 +224,3 @@ def fit(model: ScaleChoice, samples: Sample, config: FitConfig) -> Parameters:
         line.update(step + 1, note=f"loss {float(loss):.4f}")
     line.close()
     return as_they_run(trained)
-
-
-if __name__ == "__main__":
-    run_command(main, "jaxdeblur.training.fit_gates")

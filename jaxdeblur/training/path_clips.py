@@ -1,6 +1,6 @@
 """Draws the clips that train a network over blur paths, with the path maps of each frame.
 
-``python -m jaxdeblur.training.path_clips FOLDER`` fills a folder for ``--data=paths:FOLDER``.
+``jaxdeblur path-clips FOLDER`` fills a folder for ``--data=paths:FOLDER``.
 
 Fitting the paths takes longer than a training step, so it is done once. Rendered scenes and
 averaged high-speed frames (eq. 1 of the paper, ICCV 2017) are restored as in use, with the same
@@ -18,8 +18,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdeblur import devices
-from jaxdeblur.console import ProgressLine, run_command
+from jaxdeblur.console import ProgressLine
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.degradation import DegradationConfig, degrade, draw_degradation
 from jaxdeblur.data.exposure import average
@@ -40,7 +39,7 @@ from jaxdeblur.models.parts import (
     start_parts,
 )
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.options import Count, Parser, Range, Share, add_fields, check_ranges, read_fields
+from jaxdeblur.options import Count, Range, Share, check_ranges
 from jaxdeblur.paths.restorer import BASE, FITTED, LOOKAHEAD, OVER, SHUTTER, PathRestorer
 from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.shapes import Video8
@@ -165,20 +164,6 @@ class PathClipSource:
         return _Drawn(blurred, sharp, tau / period, linear)
 
 
-def main() -> None:
-    """Reads the options and fills the folder."""
-    parser = Parser(
-        prog="python -m jaxdeblur.training.path_clips", description=__doc__.split("\n\n")[0]
-    )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder for the clips")
-    add_fields(parser, PathClipsConfig(), "clips")
-    arguments = parser.parse_args()
-    config = read_fields(arguments, PathClipsConfig())
-    devices.keep_freed_memory()
-    devices.keep_compiled()
-    draw_clips(arguments.folder, config)
-
-
 def draw_clips(folder: Path, config: PathClipsConfig) -> None:
     """Draws the clips that are not in the folder yet.
 
@@ -280,7 +265,3 @@ def keep_settings(folder: Path, config: PathClipsConfig) -> None:
             f"{folder}: holds something else, or clips drawn with other settings than {settings}; "
             "keep the settings, remove the folder, or choose another"
         )
-
-
-if __name__ == "__main__":
-    run_command(main, "jaxdeblur.training.path_clips")

@@ -1,4 +1,4 @@
-"""Converts weights of reference implementations: ``python -m jaxdeblur.weights.convert``.
+"""``jaxdeblur convert``: converts weights of reference implementations.
 
 NAME is the system, FILE holds its weights under the reference's names, and OUT.safetensors is for
 ``deblur.py --ckpt`` and ``evaluate.py --ckpt``. FILE is a safetensors file, PyTorch's .pth or
@@ -15,7 +15,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeblur.console import run_command
 from jaxdeblur.errors import UserError
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import outline
@@ -38,7 +37,7 @@ _OF_TRAINING = ("num_batches_tracked", "/Adam", "/Adam_1", "beta1_power", "beta2
 """The endings of names in a checkpoint that are no weights: counters and Adam's moments."""
 
 
-def main(name: str = "python -m jaxdeblur.weights.convert") -> None:
+def main(name: str = "jaxdeblur convert") -> None:
     """Reads the options and writes the file.
 
     Raises:
@@ -153,7 +152,3 @@ def _reading(path: Path, package: str, reader: str) -> Iterator[None]:
         # Only the first sentence: PyTorch's others advise running the file's code after all.
         reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise UserError(f"{path}: not readable by {reader}: {reason}") from error
-
-
-if __name__ == "__main__":
-    run_command(main, "jaxdeblur.weights.convert")

@@ -1,4 +1,4 @@
-"""Writes a run as one safetensors file to share: ``jaxdeblur.export RUN OUT.safetensors``.
+"""Writes a run as one safetensors file to share: ``jaxdeblur export RUN OUT.safetensors``.
 
 Besides the arrays, the file describes their network and what a reader should know about them.
 """

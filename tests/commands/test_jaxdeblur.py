@@ -55,6 +55,10 @@ def test_says_its_version_and_commands(monkeypatch, capsys):
         ),
         (["convert", "rdn"], "jaxdeblur convert: error: the following arguments are required"),
         (["app", "--port=0"], "jaxdeblur app: error: --port must be 1 to 65535, not 0"),
+        (["prepare", "VOC", "a", "b"], "jaxdeblur prepare: error: argument name: invalid choice"),
+        (["synthesis", "a", "b", "--tau=0"], "jaxdeblur synthesis: error: tau must be 1 to 256"),
+        (["path-clips"], "jaxdeblur path-clips: error: the following arguments are required"),
+        (["fit-gates", "x", "x.npz"], "jaxdeblur fit-gates: error: x.npz: must be a .safetensors"),
         (["export", "x", "x.zip"], "jaxdeblur export: error: x.zip: unknown suffix; use one of"),
     ],
 )
@@ -65,6 +69,34 @@ def test_what_is_wrong_is_one_line_in_the_name_of_the_command(
     assert code == 2
     assert err.removeprefix("loading JAX ...\n").startswith(message)
     assert err.removeprefix("loading JAX ...\n").count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("former", "command"),
+    [
+        ("export", "export"),
+        ("weights.convert", "convert"),
+        ("data.prepare", "prepare"),
+        ("data.synthesis", "synthesis"),
+        ("training.path_clips", "path-clips"),
+        ("training.fit_gates", "fit-gates"),
+    ],
+)
+def test_a_former_command_names_the_one_that_replaces_it(former: str, command: str) -> None:
+    assert command in commands.COMMANDS
+    ended = python("-m", f"jaxdeblur.{former}", "in", "out")
+    told = f"python -m jaxdeblur.{former} is now: jaxdeblur {command}\n"
+    assert (ended.returncode, ended.stderr) == (2, told)
+
+
+def test_python_runs_the_command_as_a_module() -> None:
+    ended = python("-m", "jaxdeblur", "--version")
+    assert (ended.returncode, ended.stdout) == (0, f"jaxdeblur {VERSION}\n")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_help_calls_a_command_as_it_was_called(monkeypatch, capsys):

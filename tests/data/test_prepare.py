@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from jaxdeblur.data import prepare as module
 from jaxdeblur.data.datasets import open_dataset
-from jaxdeblur.data.prepare import Published, check, main
+from jaxdeblur.data.prepare import Published, check
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.image_file import read_image, write_png
 
 SIZE = (24, 32)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command with these arguments."""
+    with mock.patch.object(sys, "argv", ["jaxdeblur", *arguments]):
+        module.main()
 
 
 @pytest.fixture(autouse=True)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
+from unittest import mock
 
 import av
 import numpy as np
 import pytest
 
+from jaxdeblur.commands import synthesis
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.exposure import Exposure, average
-from jaxdeblur.data.synthesis import main
 from jaxdeblur.data.videos import DecodedFrames, HighSpeedVideo
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import GAMMA
 from jaxdeblur.video.formats import list_frames
 from jaxdeblur.video.image_file import read_image, write_png
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command with these arguments."""
+    with mock.patch.object(sys, "argv", ["jaxdeblur", *arguments]):
+        synthesis.main()
 
 
 @pytest.fixture(autouse=True)

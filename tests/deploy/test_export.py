@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdeblur import export
+from jaxdeblur.commands import export
 from jaxdeblur.deploy import write
 from jaxdeblur.deploy.forms import make_form
 from jaxdeblur.errors import UserError
@@ -211,8 +211,10 @@ def write_all(folder: Path, files: dict[str, list[str]]) -> None:
         for file, (weights, *options) in files.items()
         if not missing(*NEEDED[Path(file).suffix])
     ]
-    code = "import sys\nfrom jaxdeblur import export\nfor sys.argv[1:] in {}:\n    export.main()"
-    root = Path(export.__file__).parents[1]
+    code = (
+        "import sys\nfrom jaxdeblur.commands import export\nfor sys.argv[1:] in {}: export.main()"
+    )
+    root = Path(export.__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": "1"}
     subprocess.run(
         [sys.executable, "-c", code.format(commands)], cwd=folder, env=environment, check=True
@@ -240,7 +242,7 @@ def test_several_sizes_and_neighbours_side_by_side_too(name: str, tmp_path: Path
 def test_the_weights_that_ship(tmp_path: Path) -> None:
     """Adds to the tests' sizes one where all four scales have something to restore."""
     name = shipped.default_name("fast video")
-    command = [sys.executable, "-m", "jaxdeblur.export", name, str(tmp_path / "step.onnx")]
+    command = [sys.executable, "-m", "jaxdeblur", "export", name, str(tmp_path / "step.onnx")]
     subprocess.run(command, check=True)
     sizes = (*SIZES, (101, 67))
     check_step(session_of(tmp_path / "step.onnx"), load_model(name).model, sizes, moving_video)
@@ -251,7 +253,7 @@ def test_the_weights_that_ship(tmp_path: Path) -> None:
 def test_a_window_of_the_weights_that_ship(tmp_path: Path) -> None:
     """Four networks run three times each, which used to take the converter too long."""
     name = shipped.default_name("fast video")
-    command = [sys.executable, "-m", "jaxdeblur.export", name, str(tmp_path / "window.onnx")]
+    command = [sys.executable, "-m", "jaxdeblur", "export", name, str(tmp_path / "window.onnx")]
     subprocess.run([*command, "--form=window"], check=True)
     session = session_of(tmp_path / "window.onnx")
     video = to_floats(moving_video(37, 50, about(session)["frames"]))
@@ -298,7 +300,7 @@ def test_each_system_of_table_1_becomes_stablehlo(tmp_path: Path) -> None:
 
 
 def export_in_process(*arguments: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jaxdeblur.export", *map(str, arguments)]
+    command = [sys.executable, "-m", "jaxdeblur", "export", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

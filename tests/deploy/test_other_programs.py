@@ -51,7 +51,7 @@ def test_vapoursynth_restores_by_windows(tmp_path: Path) -> None:
     config = StrcnnConfig(m=2, width=2, blocks=1, head_width=0, residual=True)
     weights, model, video = (tmp_path / n for n in ("w.safetensors", "window.onnx", "in.mp4"))
     export_weights(LoadedModel(build(config), "small", config, 0, "small", {}), weights)
-    command = [sys.executable, "-m", "jaxdeblur.export", weights, model, "--form=window"]
+    command = [sys.executable, "-m", "jaxdeblur", "export", weights, model, "--form=window"]
     subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
     with av.open(str(video), "w") as out:
         stream = out.add_stream("libx264", rate=5, width=48, height=32, pix_fmt="yuv420p")

@@ -7,12 +7,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdeblur import models
+from jaxdeblur.commands import fit_gates as command
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import split
@@ -110,9 +112,9 @@ def test_the_command_writes_a_network_whose_levels_are_as_they_were(
 ) -> None:
     start, file = tmp_path / "one.safetensors", tmp_path / "choice.safetensors"
     model = write_one_scale(start)
-    command = fitting(start, file, "--frames=3", "--keep-still=1")
-    monkeypatch.setattr(sys, "argv", command)
-    fit_gates.main()
+    arguments = fitting(start, file, "--frames=3", "--keep-still=1")
+    monkeypatch.setattr(sys, "argv", arguments)
+    command.main()
     loaded = load_model(file)
     assert loaded.network == CHOICE
     assert loaded.step == 5
@@ -121,14 +123,15 @@ def test_the_command_writes_a_network_whose_levels_are_as_they_were(
         assert np.array_equal(there[f"level/{name}"], array)
     clip = jnp.asarray(np.random.default_rng(0).random((1, 3, 16, 16, 3)), jnp.float32)
     assert bool(jnp.isfinite(loaded.model.restore_clip(clip)).all())
-    monkeypatch.setattr(sys, "argv", [*command, "--crop=30"])
+    monkeypatch.setattr(sys, "argv", [*arguments, "--crop=30"])
     with pytest.raises(UserError, match="a multiple of 4"):
-        fit_gates.main()
+        command.main()
 
 
 def test_what_cannot_be_fitted_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Wrong options before the weights are read, wrong weights before a clip is drawn."""
     start = tmp_path / "attention.safetensors"
     config = FstaConfig(
         widths=(4,),
@@ -140,6 +143,14 @@ def test_what_cannot_be_fitted_is_refused_at_once(
     )
     export_weights(LoadedModel(models.build(config), "test", config, 7, "test", {}), start)
     file = str(tmp_path / "choice.safetensors")
+    done: list[str] = []
+    load = fit_gates.load_model
+
+    def note(what: str) -> Any:
+        return lambda *given: done.append(what) or (load(*given) if what == "loaded" else None)
+
+    monkeypatch.setattr(fit_gates, "load_model", note("loaded"))
+    monkeypatch.setattr(fit_gates, "draw_samples", note("drawn"))
     for arguments, said in (
         ([str(start), "choice.npz"], r"must be a \.safetensors file"),
         ([str(start), str(tmp_path / "no" / "choice.safetensors")], "in an existing folder"),
@@ -147,9 +158,11 @@ def test_what_cannot_be_fitted_is_refused_at_once(
         ([str(start), file, "--render=device", "--data=rendered"], "--render applies to train.py"),
         ([str(start), file], "only an STRCNN over frames can have gates"),
     ):
-        monkeypatch.setattr(sys, "argv", ["fit_gates", *arguments])
+        monkeypatch.setattr(sys, "argv", ["fit-gates", *arguments])
         with pytest.raises(UserError, match=said):
-            fit_gates.main()
+            command.main()
+        assert done == (["loaded"] if said.startswith("only") else [])
+    assert not Path(file).exists()
 
 
 def test_options_out_of_range_are_refused() -> None:
@@ -166,15 +179,15 @@ def test_gates_of_photographs_are_fitted_to_clips_of_one_frame(
     start, file = tmp_path / "one.safetensors", tmp_path / "choice.safetensors"
     write_one_scale(start)
     monkeypatch.setattr(sys, "argv", fitting(start, file, "--frames=1", "--single=1"))
-    fit_gates.main()
+    command.main()
     fitted = load_model(file)
     assert fitted.metadata["data"]["single"] == 1
     assert Deblurrer(file).of_photographs
     assert not Deblurrer(start).of_photographs
-    command = ["evaluate.py", f"--ckpt={file}", "--data=rendered:tiny", "--max-frames=1"]
-    command += ["--only", "rendered_00", f"--out={tmp_path / 'out'}"]
+    scoring = ["evaluate.py", f"--ckpt={file}", "--data=rendered:tiny", "--max-frames=1"]
+    scoring += ["--only", "rendered_00", f"--out={tmp_path / 'out'}"]
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, *scoring], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "each frame is restored by itself" in done.stderr

@@ -291,11 +291,11 @@ def test_a_tensorflow_checkpoint_is_read(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_command_ends_with_one_line_and_code_2(tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     ended = subprocess.run(
-        [sys.executable, "-m", "jaxdeblur.weights.convert", "dbn", "nothing.pth", str(out)],
+        [sys.executable, "-m", "jaxdeblur", "convert", "dbn", "nothing.pth", str(out)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert ended.returncode == 2
-    assert ended.stderr == "jaxdeblur.weights.convert: error: nothing.pth: no such file\n"
+    assert ended.stderr == "jaxdeblur convert: error: nothing.pth: no such file\n"
     assert not out.exists()

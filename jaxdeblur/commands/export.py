@@ -1,4 +1,4 @@
-"""Exports trained weights to a file; the suffix of OUT selects the format.
+"""``jaxdeblur export``: writes trained weights to a file, in the format of its suffix.
 
 .safetensors  the weights, for this package
 .onnx         for ONNX Runtime and all that embeds it: VapourSynth, chaiNNer, web pages
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxdeblur.console import run_command
 from jaxdeblur.deploy import write
 from jaxdeblur.deploy.forms import FORMS
 from jaxdeblur.errors import UserError
@@ -26,7 +25,7 @@ _APPLIES_TO = {
 """The formats to which an option applies."""
 
 
-def main(name: str = "python -m jaxdeblur.export") -> None:
+def main(name: str = "jaxdeblur export") -> None:
     """Reads the options and writes the file.
 
     Raises:
@@ -66,7 +65,7 @@ def _network(run: str) -> LoadedModel:
 
 
 def _parser(name: str) -> Parser:
-    parser = Parser(prog=name, description=__doc__)
+    parser = Parser(prog=name, description=f"Writes {__doc__.partition(' writes ')[2]}")
     parser.add_argument(
         "run", help="a run folder, a .safetensors file, or the name of shipped weights"
     )
@@ -117,7 +116,3 @@ def _parser(name: str) -> Parser:
     )
     add_extension_option(parser)
     return parser
-
-
-if __name__ == "__main__":
-    run_command(main, "jaxdeblur.export")
