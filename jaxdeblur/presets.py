@@ -1,4 +1,4 @@
-"""All named configurations, from ``presets.toml``; ``--model=`` selects one.
+"""All named configurations, from files ``presets.toml``; ``--model=`` selects one.
 
 Each field of its network, training and data is an option.
 """
@@ -15,6 +15,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models import fsta_config
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.options import from_json
+from jaxdeblur.siblings import siblings
 from jaxdeblur.training.step import TrainingConfig
 
 
@@ -42,10 +43,15 @@ class Preset:
 
 
 def _read() -> dict[str, Preset]:
-    tables = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    recipes: dict[str, Any] = {}
+    listed: dict[str, Any] = {}
+    for file in (Path(__file__).with_suffix(".toml"), *(each.PRESETS for each in siblings())):
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        recipes |= tables["recipe"]
+        listed |= tables["preset"]
     presets = {}
-    for name, fields in tables["preset"].items():
-        network, training = fields.pop("network"), tables["recipe"][fields.pop("recipe")]
+    for name, fields in listed.items():
+        network, training = fields.pop("network"), recipes[fields.pop("recipe")]
         training = training | fields.pop("training", {})
         presets[name] = Preset(
             network=getattr(fsta_config, network)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -30,6 +32,7 @@ ORDER = (
     "evaluation",
     "training",
     "app",
+    "table1",
 )
 
 
@@ -79,6 +82,41 @@ def test_imports_run_one_way() -> None:
     assert not kernels, "kernels know nothing of jaxdeblur"
 
 
+def test_table_1_can_be_taken_out(tmp_path: Path) -> None:
+    """Only siblings.py names its folder; without it, all modules load and frames are restored."""
+    inside = tuple(name for name in MODULES if name.startswith("jaxdeblur.table1"))
+    assert len(inside) > 10
+    others = MODULES.keys() - {*inside, "jaxdeblur.siblings"}
+    assert [n for n in others if "jaxdeblur.table1" in MODULES[n].read_text()] == []
+    left_out = shutil.ignore_patterns("table1", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "jaxdeblur", ignore=left_out)
+    (tmp_path / "kernels").symlink_to(ROOT / "kernels")
+    names = sorted(n for n in others if not n.endswith(("__main__", ".app.page")))
+    code = f"""
+import importlib, importlib.util, sys
+# An editable installation would find what was taken out.
+sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in str(vars(f).get("__module__"))]
+assert importlib.util.find_spec("jaxdeblur.table1") is None
+for name in {names}: importlib.import_module(name)
+import jaxdeblur, numpy
+from jaxdeblur import commands, presets
+from jaxdeblur.weights import load, shipped
+assert jaxdeblur.__file__.startswith({str(tmp_path)!r})
+assert "fsta" in presets.PRESETS and "srn" not in presets.PRESETS
+assert "export" in commands.COMMANDS and "convert" not in commands.COMMANDS
+print(load.load_model(shipped.default_name()).preset)
+frames = numpy.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), numpy.uint8)
+for frame in jaxdeblur.Deblurrer("strcnn_dtb_live").stream(frames): print(frame.shape)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["strcnn_dtb_paths", *["(32, 48, 3)"] * 2]
+
+
 def test_no_module_calls_what_another_keeps_for_itself() -> None:
     public = {"_replace", "_asdict", "_fields", "_exit"}  # of named tuples, and of os
     private = []
@@ -109,7 +147,7 @@ def test_a_name_means_one_thing() -> None:
     meanings = defaultdict(list)
     for name, path in MODULES.items():
         # Each published network has its own blocks.
-        if ".peers." not in name:
+        if not name.startswith("jaxdeblur.table1"):
             for defined in defined_by(path):
                 if defined[0].isupper():
                     meanings[defined].append(name)

@@ -8,6 +8,7 @@ import sys
 from jaxdeblur import VERSION
 from jaxdeblur.console import run_command
 from jaxdeblur.options import Parser
+from jaxdeblur.siblings import siblings
 
 COMMANDS = {
     "deblur": ("jaxdeblur.commands.deblur", "restores videos, folders of frames and images"),
@@ -15,13 +16,14 @@ COMMANDS = {
     "evaluate": ("jaxdeblur.commands.evaluate", "scores a model on a data set"),
     "train": ("jaxdeblur.commands.train", "trains a model"),
     "export": ("jaxdeblur.commands.export", "writes weights as .safetensors, .onnx or .stablehlo"),
-    "convert": ("jaxdeblur.weights.convert", "imports weights of a reference implementation"),
-    "prepare": ("jaxdeblur.data.prepare", "checks GOPRO, DVD or BSD; writes what tables score"),
     "synthesis": ("jaxdeblur.commands.synthesis", "averages high-speed video into a data set"),
     "path-clips": ("jaxdeblur.commands.path_clips", "draws training clips for blur paths"),
     "fit-gates": ("jaxdeblur.commands.fit_gates", "fits the gates of a network at several sizes"),
 }
 """Each command's module and summary; the module's ``main`` takes the name for messages."""
+
+for _sibling in siblings():
+    COMMANDS |= _sibling.COMMANDS
 
 
 def main() -> None:

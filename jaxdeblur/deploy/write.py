@@ -39,16 +39,6 @@ TO_INSTALL = (
 OPSET = 18
 """Version of the ONNX operator set, supported by every runtime since 2023."""
 
-_WRONG = {
-    "EdvrConfig": "reduce_window_max",
-    "RdnConfig": "broadcast_in_dim",
-    "SrnConfig": "broadcast_in_dim",
-    "StfanConfig": "broadcast_in_dim",
-}
-"""Operators that jax2onnx 0.17 does not convert, or converts wrongly, for frames of any size, by
-the networks that have them.
-"""
-
 _KNOWN = ("licence of the data", "licence", "scores", "data", "commit", "source")
 
 
@@ -77,7 +67,8 @@ def write_onnx(
     onnx = _module("onnx")
     with _quiet():  # it tries all its examples and logs a traceback for each that lacks a package
         jax2onnx = _module("jax2onnx")
-    if operator := _WRONG.get(type(loaded.network).__name__):
+    # A network may name an operator of its that the converter gets wrong.
+    if operator := getattr(loaded.model, "not_in_onnx", ""):
         raise UserError(
             f"{loaded.source}: cannot be converted to ONNX: the converter fails at {operator}"
         )

@@ -15,32 +15,23 @@ from flax import nnx
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta import Fsta
 from jaxdeblur.models.fsta_config import FstaConfig
-from jaxdeblur.models.peers.dbn import Dbn, DbnConfig
-from jaxdeblur.models.peers.edvr import Edvr, EdvrConfig
-from jaxdeblur.models.peers.ifi_rnn import IfiRnn, IfiRnnConfig
-from jaxdeblur.models.peers.rdn import Rdn, RdnConfig
-from jaxdeblur.models.peers.srn import Srn, SrnConfig
-from jaxdeblur.models.peers.stfan import Stfan, StfanConfig
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.options import from_json
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.windows import PathsConfig
+from jaxdeblur.siblings import siblings
 
 _MODELS: dict[type, Callable[..., VideoRestorer]] = {
     StrcnnConfig: Strcnn,
     FstaConfig: Fsta,
-    DbnConfig: Dbn,
-    EdvrConfig: Edvr,
-    SrnConfig: Srn,
-    RdnConfig: Rdn,
-    IfiRnnConfig: IfiRnn,
-    StfanConfig: Stfan,
     PathsConfig: lambda config, rngs: PathRestorer(
         config, *(net and _build(net, rngs) for net in (config.base, config.fusion))
     ),
 }
+for _sibling in siblings():
+    _MODELS |= _sibling.models()
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Values of ``dtype``, the type of the computation; parameters and output remain float32."""

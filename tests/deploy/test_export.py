@@ -23,16 +23,16 @@ from jaxdeblur.deploy import write
 from jaxdeblur.deploy.forms import make_form
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
-from jaxdeblur.models.peers.dbn import DbnConfig
-from jaxdeblur.models.peers.edvr import EdvrConfig
-from jaxdeblur.models.peers.ifi_rnn import IfiRnnConfig
-from jaxdeblur.models.peers.rdn import RdnConfig
-from jaxdeblur.models.peers.srn import SrnConfig
-from jaxdeblur.models.peers.stfan import StfanConfig
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.table1.dbn import DbnConfig
+from jaxdeblur.table1.edvr import EdvrConfig
+from jaxdeblur.table1.ifi_rnn import IfiRnnConfig
+from jaxdeblur.table1.rdn import RdnConfig
+from jaxdeblur.table1.srn import SrnConfig
+from jaxdeblur.table1.stfan import StfanConfig
 from jaxdeblur.weights import shipped
 from jaxdeblur.weights.load import LoadedModel, load_model
 from jaxdeblur.weights.save import export_weights

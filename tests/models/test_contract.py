@@ -39,7 +39,7 @@ LONGEST = 7
 for _example in ("temporal_mean", "window_max"):
     load_extension(Path(__file__).parents[2] / "examples" / f"{_example}.py")
 
-# The systems of Table 1 take long to compile; each has tests of its own (peers/).
+# The systems of Table 1 take long to compile; each has tests of its own (tests/table1).
 PEERS = ("dbn", "edvr", "ifi_rnn", "rdn", "srn", "stfan")
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import count, outline
-from jaxdeblur.models.peers.rdn import RdnConfig
+from jaxdeblur.table1.rdn import RdnConfig
 
 SMALL = RdnConfig(width=2)
 HEIGHT, WIDTH = 37, 46

@@ -36,10 +36,10 @@ from jaxtyping import Array, Float
 from jaxdeblur.errors import UserError
 from jaxdeblur.images import enlarge
 from jaxdeblur.models.layers import Conv, ResidualBlock, activation, add_bias
-from jaxdeblur.models.peers.layers import torch_default
-from jaxdeblur.models.peers.windowed import Windowed
 from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Clip, Features, Frame, Kernel
+from jaxdeblur.table1.layers import torch_default
+from jaxdeblur.table1.windowed import Windowed
 
 lrelu = activation(0.1)
 _twice = functools.partial(enlarge, factor=2)
@@ -291,6 +291,8 @@ class Edvr(Windowed):
     """EDVR: its only state is the window's frames and their features, computed once."""
 
     multiple = 16  # L3 is at 1/16
+    # jax2onnx 0.17 does not convert this operator, or wrongly, for frames of any size.
+    not_in_onnx = "reduce_window_max"
     no_tiles = (
         "EDVR can't restore a frame in tiles: the offsets of its deformable convolutions are not "
         "limited, so a pixel may depend on any other; use smaller frames or a device with more "

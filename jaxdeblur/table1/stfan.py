@@ -24,10 +24,10 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv, ResidualBlock, activation
-from jaxdeblur.models.peers.layers import TransposedConv, clamp, xavier_uniform
 from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer
 from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Clip, Features, Frame
+from jaxdeblur.table1.layers import TransposedConv, clamp, xavier_uniform
 
 LEAK = 0.1
 leaky = activation(LEAK)
@@ -104,6 +104,8 @@ class Stfan(VideoRestorer):
     """STFAN: restores each frame from itself, the previous frame and its restoration."""
 
     multiple = 4
+    # jax2onnx 0.17 does not convert this operator, or wrongly, for frames of any size.
+    not_in_onnx = "broadcast_in_dim"
     lookahead = 0
 
     def __init__(self, config: StfanConfig, *, rngs: nnx.Rngs) -> None:

@@ -16,9 +16,9 @@ import safetensors.numpy
 from jaxdeblur import models
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import outline, split
-from jaxdeblur.weights.convert import convert
+from jaxdeblur.table1.convert import convert
+from jaxdeblur.table1.references import REFERENCES
 from jaxdeblur.weights.load import LoadedModel
-from jaxdeblur.weights.references import REFERENCES
 
 
 class Plain:

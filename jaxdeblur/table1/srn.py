@@ -33,16 +33,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxdeblur.models.layers import Conv, ResidualBlock
-from jaxdeblur.models.peers.layers import (
+from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer
+from jaxdeblur.options import Count, check_ranges
+from jaxdeblur.shapes import Clip, Features, Frame
+from jaxdeblur.table1.layers import (
     TransposedConv,
     double,
     halve,
     truncated_normal,
     xavier_uniform,
 )
-from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer
-from jaxdeblur.options import Count, check_ranges
-from jaxdeblur.shapes import Clip, Features, Frame
 
 LEVELS = 3
 """Number of sizes: 1/4, 1/2 and 1."""
@@ -93,6 +93,8 @@ class Srn(VideoRestorer):
     """SRN: restores each frame by itself, without look-ahead or state."""
 
     multiple = 16  # the coarsest level is 1/4 of the size, and is reduced to 1/4 again
+    # jax2onnx 0.17 does not convert this operator, or wrongly, for frames of any size.
+    not_in_onnx = "broadcast_in_dim"
     lookahead = 0
     no_tiles = (
         "SRN can't restore a frame in tiles: each pixel depends on about 1,300 pixels to each "

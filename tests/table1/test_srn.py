@@ -12,8 +12,8 @@ import pytest
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import count, outline
-from jaxdeblur.models.peers.srn import Srn, SrnConfig
 from jaxdeblur.restoration.tiling import TileGrid
+from jaxdeblur.table1.srn import Srn, SrnConfig
 from jaxdeblur.testing import float32_error
 
 

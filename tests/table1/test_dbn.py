@@ -11,7 +11,7 @@ import pytest
 
 from jaxdeblur import models
 from jaxdeblur.models.parameters import count, is_statistic, outline, split
-from jaxdeblur.models.peers.dbn import DbnConfig
+from jaxdeblur.table1.dbn import DbnConfig
 
 SMALL = DbnConfig(width=2)
 

@@ -14,7 +14,7 @@ import pytest
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import count, outline
-from jaxdeblur.models.peers.stfan import StfanConfig, filter_adaptive_convolution
+from jaxdeblur.table1.stfan import StfanConfig, filter_adaptive_convolution
 
 SMALL = StfanConfig(width=2, taps=3)
 

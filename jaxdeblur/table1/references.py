@@ -1,6 +1,6 @@
 """The names and axis orders of weights in reference implementations.
 
-The networks of ``models/peers/`` use their reference's names, so a parameter's path is its name
+The networks beside this file use their reference's names, so a parameter's path is its name
 there except for a few words, and the type of its layer determines the order of its axes. To add a
 system, add an entry to ``REFERENCES``.
 """
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from jaxdeblur.models import registry
-from jaxdeblur.models.peers.dbn import DbnConfig
-from jaxdeblur.models.peers.edvr import EdvrConfig
-from jaxdeblur.models.peers.ifi_rnn import IfiRnnConfig
-from jaxdeblur.models.peers.layers import TransposedConv
-from jaxdeblur.models.peers.rdn import RdnConfig
-from jaxdeblur.models.peers.srn import SrnConfig
-from jaxdeblur.models.peers.stfan import StfanConfig
+from jaxdeblur.table1.dbn import DbnConfig
+from jaxdeblur.table1.edvr import EdvrConfig
+from jaxdeblur.table1.ifi_rnn import IfiRnnConfig
+from jaxdeblur.table1.layers import TransposedConv
+from jaxdeblur.table1.rdn import RdnConfig
+from jaxdeblur.table1.srn import SrnConfig
+from jaxdeblur.table1.stfan import StfanConfig
 
 TORCH = {"kernel": "weight", "scale": "weight", "layers": ""}
 TENSORFLOW = {"kernel": "weights", "bias": "biases"}

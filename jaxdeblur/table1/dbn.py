@@ -30,11 +30,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxdeblur.models.layers import Conv
-from jaxdeblur.models.peers.layers import BatchNorm, TransposedConv
-from jaxdeblur.models.peers.windowed import Windowed
 from jaxdeblur.models.restorer import TrainingOutputs
 from jaxdeblur.options import Count, Range, check_ranges
 from jaxdeblur.shapes import Clip, Parameters
+from jaxdeblur.table1.layers import BatchNorm, TransposedConv
+from jaxdeblur.table1.windowed import Windowed
 
 
 @dataclasses.dataclass(frozen=True)

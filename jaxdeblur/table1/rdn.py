@@ -30,17 +30,17 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.models.layers import Conv
-from jaxdeblur.models.peers.layers import (
+from jaxdeblur.models.restorer import TrainingOutputs
+from jaxdeblur.options import Count, check_ranges
+from jaxdeblur.shapes import Clip, ClipFeatures
+from jaxdeblur.table1.layers import (
     TransposedConv,
     normalise,
     statistics,
     variance_scaling,
     xavier_uniform,
 )
-from jaxdeblur.models.peers.windowed import Windowed
-from jaxdeblur.models.restorer import TrainingOutputs
-from jaxdeblur.options import Count, check_ranges
-from jaxdeblur.shapes import Clip, ClipFeatures
+from jaxdeblur.table1.windowed import Windowed
 
 BEFORE = 4
 """Number of frames before the current one that the network takes in, the nearest first."""
@@ -104,6 +104,8 @@ class Rdn(Windowed):
     """RDN: restores frame t from frames t-4..t in four steps of one block."""
 
     multiple = 8
+    # jax2onnx 0.17 does not convert this operator, or wrongly, for frames of any size.
+    not_in_onnx = "broadcast_in_dim"
     lookahead = 0
     clips_are_independent = False
     no_tiles = (

@@ -25,10 +25,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.models.layers import Conv, ResidualBlock
-from jaxdeblur.models.peers.layers import TransposedConv, torch_default, torch_transposed
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import Count, check_ranges
 from jaxdeblur.shapes import Clip, Features, Frame
+from jaxdeblur.table1.layers import TransposedConv, torch_default, torch_transposed
 
 
 @dataclasses.dataclass(frozen=True)

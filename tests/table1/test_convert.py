@@ -17,12 +17,12 @@ import safetensors.numpy
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import outline, split
-from jaxdeblur.models.peers.dbn import DbnConfig
-from jaxdeblur.models.peers.srn import SrnConfig
-from jaxdeblur.weights import convert as command
-from jaxdeblur.weights.convert import convert, read_arrays
+from jaxdeblur.table1 import convert as command
+from jaxdeblur.table1.convert import convert, read_arrays
+from jaxdeblur.table1.dbn import DbnConfig
+from jaxdeblur.table1.references import REFERENCES
+from jaxdeblur.table1.srn import SrnConfig
 from jaxdeblur.weights.load import load_model
-from jaxdeblur.weights.references import REFERENCES
 
 SMALL = DbnConfig(width=2)
 

@@ -19,8 +19,8 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import outline
 from jaxdeblur.options import Parser
+from jaxdeblur.table1.references import REFERENCES
 from jaxdeblur.weights.load import LoadedModel, check_finite, check_fits, read_safetensors
-from jaxdeblur.weights.references import REFERENCES
 from jaxdeblur.weights.save import export_weights
 
 _INSIDE = (

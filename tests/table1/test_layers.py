@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from jaxdeblur.models.layers import Conv, Init, activation
-from jaxdeblur.models.peers import layers
+from jaxdeblur.table1 import layers
 from jaxdeblur.testing import float32_error
 
 

@@ -13,7 +13,7 @@ import pytest
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import count, outline
-from jaxdeblur.models.peers.ifi_rnn import IfiRnnConfig
+from jaxdeblur.table1.ifi_rnn import IfiRnnConfig
 
 SMALL = IfiRnnConfig(widths=(4, 5, 6), hidden=3, up_widths=(5, 4), blocks=2)
 

@@ -9,10 +9,10 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from jaxdeblur.data import prepare as module
 from jaxdeblur.data.datasets import open_dataset
-from jaxdeblur.data.prepare import Published, check
 from jaxdeblur.errors import UserError
+from jaxdeblur.table1 import prepare as module
+from jaxdeblur.table1.prepare import Published, check
 from jaxdeblur.video.image_file import read_image, write_png
 
 SIZE = (24, 32)

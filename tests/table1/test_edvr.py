@@ -14,8 +14,8 @@ from flax import nnx
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import count, outline
-from jaxdeblur.models.peers.edvr import DeformableConv, EdvrConfig, deformable_conv2d
 from jaxdeblur.restoration.tiling import TileGrid
+from jaxdeblur.table1.edvr import DeformableConv, EdvrConfig, deformable_conv2d
 
 SMALL = EdvrConfig(m=1, width=4, groups=2, extract_blocks=1, blocks=1, head_width=2)
 
