@@ -18,11 +18,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.images import reduce_size
 from jaxdeblur.models.parts import FRAME, REPEATED, RESTORED, Part, States
 from jaxdeblur.shapes import (
     Clip,
-    ClipFeatures,
     Features,
     Frame,
     Parameters,
@@ -41,7 +39,8 @@ StepOf: TypeAlias = Callable[..., tuple[State, Frame]]
 """Steps a network like ``VideoRestorer.step``, on the whole frame or in tiles."""
 
 StepNetwork: TypeAlias = Callable[..., tuple[State, Frame, Features | None]]
-"""Steps a network like ``step_with_features``, on the whole frame or in tiles."""
+"""Steps a network and also returns its features (``scale_choice.step_with_features``), on the whole
+frame or in tiles."""
 
 
 class TrainingOutputs(NamedTuple):
@@ -67,10 +66,7 @@ class VideoRestorer(nnx.Module):
       opening: how many frames of a video its parts look at before the first is restored.
       multiple: the height and width that the network sees are multiples of this.
       channels: channels of an input frame: RGB, or the maps of blur paths.
-      feature_channels: channels of the half-size features of ``restore_with_features``.
-      scales: the factor by which each of ``restore_levels`` is reduced.
       recomputes: set by ``save_memory``.
-      no_tiles: why a frame can't be cut into tiles, if the model gives a reason.
       trains_on_maps: whether its training clips are the maps of blur paths, not frames.
       clips_are_independent: whether the result for a clip does not depend on the rest of the batch,
         so that a batch may be processed in parts.
@@ -81,10 +77,7 @@ class VideoRestorer(nnx.Module):
     opening: ClassVar[int] | int = 0
     multiple: ClassVar[int] | int
     channels: ClassVar[int] | int = 3
-    feature_channels: ClassVar[int] | int = 0
-    scales: ClassVar[tuple[int, ...]] | tuple[int, ...] = (1,)
     recomputes: bool = False
-    no_tiles: ClassVar[str] = ""
     trains_on_maps: bool = False
     clips_are_independent: bool = True
 
@@ -124,57 +117,22 @@ class VideoRestorer(nnx.Module):
         """
         return self.lookahead, self.lookahead
 
-    def restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
-        """Restores the frames of a clip whose ``context`` lies within it.
-
-        Each sees what it would in the middle of a video, whereas ``restore_clip`` repeats the ends.
-        """
-        height, width = clip.shape[-3:-1]
-        return self._restore_inside(self.pad(clip))[..., :height, :width, :]
-
-    def restore_with_features(self, clip: SeenClip) -> tuple[Clip, ClipFeatures | None]:
-        """Restores like ``restore_clip`` and also returns half-size features of each frame.
-
-        Models built around a network use the features (models/scale_choice.py); a model without
-        any returns None for them. Height and width must be multiples of ``multiple``.
-        """
-        return self._restore_clip(clip), None
-
-    def step_with_features(
-        self, state: State, frame: SeenFrame, repeated: Bool[Array, ""]
-    ) -> tuple[State, Frame, Features | None]:
-        """Steps like ``step`` and also returns the features of the output frame."""
-        return (*self._step(state, frame, repeated), None)
-
-    def restore_levels(self, clip: SeenClip) -> tuple[ReducedClip, ...]:
-        """Restores the clip at each scale, coarse to fine, for a loss at each; here at one."""
-        return (self.restore_clip(clip),)
-
     def training_outputs(
         self, clip: Float[Array, "B length H W S"], sharp: Clip
     ) -> TrainingOutputs:
-        """Returns what the loss compares: by default each scale with the sharp clip reduced to it.
+        """Returns what the loss compares: by default the restored clip with the sharp one.
 
-        ``clip`` is longer than ``sharp`` by the ``context``; if it is not, its ends are repeated.
+        ``clip`` is longer than ``sharp`` by the ``context``, so that each frame sees what it would
+        in the middle of a video. If it is not, its ends are repeated.
 
         A model overrides this if its training needs more: several estimates, targets of its own,
         a state without gradients between frames, running statistics.
         """
         if clip.shape[1] == sharp.shape[1]:
-            restored = self.restore_levels(clip)
-        elif self.scales == (1,):
-            restored = (self.restore_inside(clip),)
-        else:
-            before, after = self.context
-            levels = self.restore_levels(clip)
-            restored = tuple(level[:, before : level.shape[1] - after] for level in levels)
-        targets = []
-        for scale, level in zip(self.scales, restored, strict=True):
-            below = level.shape[2] * scale - sharp.shape[2]
-            right = level.shape[3] * scale - sharp.shape[3]
-            ends = ((0, 0), (0, 0), (0, below), (0, right), (0, 0))
-            targets.append(reduce_size(jnp.pad(sharp, ends, mode="edge"), scale))
-        return TrainingOutputs(restored, tuple(targets), {})
+            return TrainingOutputs((self.restore_clip(clip),), (sharp,), {})
+        height, width = clip.shape[-3:-1]
+        restored = self._restore_inside(self.pad(clip))[..., :height, :width, :]
+        return TrainingOutputs((restored,), (sharp,), {})
 
     def parts(self, step_of: StepOf | None = None) -> list[Part]:
         """Returns the parts through which a frame passes, in order; a network is a single one.
@@ -230,10 +188,8 @@ class VideoRestorer(nnx.Module):
         Raises:
           UserError: the model defines no radius, so frames can't be cut into tiles.
         """
-        unknown = (
-            f"{type(self).__name__} has no receptive_radius, so frames can't be cut into tiles"
-        )
-        raise UserError(self.no_tiles or unknown)
+        name = type(self).__name__
+        raise UserError(f"{name} has no receptive_radius, so frames can't be cut into tiles")
 
     def spread_over(self, mesh: Mesh) -> None:
         """Sets the mesh over which clips are sharded (``devices.clips_over``).
@@ -272,6 +228,7 @@ class VideoRestorer(nnx.Module):
         return state, restored[..., :height, :width, :]
 
     def _restore_inside(self, clip: Float[Array, "B length H W S"]) -> Clip:
+        """Restores the frames of a clip whose ``context`` lies within it."""
         before, after = self.context
         return self._restore_clip(clip)[:, before : clip.shape[1] - after]
 

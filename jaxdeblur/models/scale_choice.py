@@ -28,8 +28,17 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.images import enlarge, reduce_size
 from jaxdeblur.models.explanation import Explanation, explainer
 from jaxdeblur.models.layers import LEAK, Conv, ResidualBlock, activation
-from jaxdeblur.models.restorer import State, StepNetwork, VideoRestorer
-from jaxdeblur.shapes import Clip, Frame, Parameters, ReducedClip
+from jaxdeblur.models.restorer import State, StepNetwork, TrainingOutputs, VideoRestorer
+from jaxdeblur.shapes import (
+    Clip,
+    ClipFeatures,
+    Features,
+    Frame,
+    Parameters,
+    ReducedClip,
+    SeenClip,
+    SeenFrame,
+)
 
 _GATE_WIDTH = 48  # Channels of the gates' features.
 _GATE_BLOCKS = 3  # Each sees two cells further to each side.
@@ -150,6 +159,26 @@ class Gates(nnx.Module):
         return stretched + lax.stop_gradient(jnp.clip(stretched, 0.0, 1.0) - stretched)
 
 
+def restore_with_features(network: Any, clip: SeenClip) -> tuple[Clip, ClipFeatures | None]:
+    """Restores a clip and returns the network's half-size features of each frame, if it has any.
+
+    A network that has them defines ``feature_channels``, ``restore_with_features(clip)`` and
+    ``step_with_features(state, frame, repeated)``. Sizes are multiples of its ``multiple``.
+    """
+    if hasattr(network, "restore_with_features"):
+        return network.restore_with_features(clip)
+    return network.restore_clip(clip), None
+
+
+def step_with_features(
+    network: Any, state: State, frame: SeenFrame, repeated: jax.Array
+) -> tuple[State, Frame, Features | None]:
+    """Does the same for one frame of a stream."""
+    if hasattr(network, "step_with_features"):
+        return network.step_with_features(state, frame, repeated)
+    return (*network.step(state, frame, repeated), None)
+
+
 class ScaleChoice(VideoRestorer):
     """A network applied at each of ``config.scales``, and the gates that choose between them.
 
@@ -170,7 +199,7 @@ class ScaleChoice(VideoRestorer):
         self.config = config
         self.scales = scales
         self.level = level
-        self.gates = Gates(scales, level.feature_channels, rngs=rngs)
+        self.gates = Gates(scales, getattr(level, "feature_channels", 0), rngs=rngs)
         self.lookahead = level.lookahead
         self.multiple = scales[0] * math.lcm(level.multiple, 2)
 
@@ -186,6 +215,20 @@ class ScaleChoice(VideoRestorer):
     def save_memory(self) -> None:
         """Makes the network save memory."""
         self.level.save_memory()
+
+    def training_outputs(
+        self, clip: Float[Array, "B length H W S"], sharp: Clip
+    ) -> TrainingOutputs:
+        """Returns the frames of each size with the sharp clip reduced to it, coarse to fine.
+
+        Each is restored by all levels up to it.
+        """
+        restored = self.restore_levels(clip)
+        if clip.shape[1] != sharp.shape[1]:
+            before, after = self.context
+            restored = tuple(level[:, before : level.shape[1] - after] for level in restored)
+        targets = tuple(reduce_size(sharp, scale) for scale in self.scales)
+        return TrainingOutputs(restored, targets, {})
 
     def restore_levels(self, clip: Clip) -> tuple[ReducedClip, ...]:
         """Returns the frames at each size, coarse to fine, restored by all levels up to it."""
@@ -205,7 +248,7 @@ class ScaleChoice(VideoRestorer):
     ) -> tuple[list[jax.Array], list[tuple[jax.Array, jax.Array | None]]]:
         """Returns the clip at every size, and the network's result and features for each level."""
         reduced = [reduce_size(clip, scale) for scale in self.scales]
-        return reduced, [self.level.restore_with_features(frames) for frames in reduced]
+        return reduced, [restore_with_features(self.level, frames) for frames in reduced]
 
     def _choose(
         self,
@@ -253,7 +296,7 @@ class ScaleChoice(VideoRestorer):
     def _step(
         self, state: StreamState, frame: Frame, repeated: jax.Array
     ) -> tuple[StreamState, Frame]:
-        return self.step_networks(type(self.level).step_with_features, state, frame, repeated)
+        return self.step_networks(step_with_features, state, frame, repeated)
 
     @property
     def halo(self) -> int:
@@ -290,6 +333,11 @@ class ScaleChoice(VideoRestorer):
         """Returns the explanation of the finest level."""
         explain = explainer(self.level)
         return explain(self.pad(clip)) if explain else Explanation()
+
+
+def scales_of(model: VideoRestorer) -> tuple[int, ...]:
+    """Returns the scales at which a model runs its network."""
+    return getattr(model, "scales", (1,))
 
 
 def renamed(

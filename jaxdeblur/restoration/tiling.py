@@ -15,6 +15,7 @@ halo; the computation between the levels takes little memory and runs on the who
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,6 +26,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jaxdeblur.models.restorer import State, VideoRestorer
+from jaxdeblur.models.scale_choice import step_with_features
 from jaxdeblur.options import FrameSize
 from jaxdeblur.shapes import Features, Frame, SeenFrame
 
@@ -76,8 +78,8 @@ class TileGrid:
     def _step_tiles(
         self, level: Any, state: State, frame: SeenFrame, repeated: Bool[Array, ""]
     ) -> _Stepped:
-        """Computes ``level.step_with_features`` tile by tile, for sizes that need no padding."""
-        step: Callable[..., _Stepped] = level.step_with_features
+        """Computes ``step_with_features`` tile by tile, for sizes that need no padding."""
+        step: Callable[..., _Stepped] = functools.partial(step_with_features, level)
         whole = jax.eval_shape(step, state, frame, repeated)
         tiles = _Tiles.over(self, level, frame, whole[-1])
 

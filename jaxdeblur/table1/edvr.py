@@ -293,11 +293,6 @@ class Edvr(Windowed):
     multiple = 16  # L3 is at 1/16
     # jax2onnx 0.17 does not convert this operator, or wrongly, for frames of any size.
     not_in_onnx = "reduce_window_max"
-    no_tiles = (
-        "EDVR can't restore a frame in tiles: the offsets of its deformable convolutions are not "
-        "limited, so a pixel may depend on any other; use smaller frames or a device with more "
-        "memory"
-    )
 
     def __init__(self, config: EdvrConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -319,6 +314,15 @@ class Edvr(Windowed):
         self.reconstruction = _blocks(config.blocks, width, **options)
         self.upconv1, self.upconv2 = conv(width, 4 * width), conv(width, 4 * head)
         self.conv_hr, self.conv_last = conv(head, head), conv(head, 3)
+
+    @property
+    def receptive_radius(self) -> int:
+        """Raises :class:`UserError`: tiles would change the result."""
+        raise UserError(
+            "EDVR can't restore a frame in tiles: the offsets of its deformable convolutions are "
+            "not limited, so a pixel may depend on any other; use smaller frames or a device with "
+            "more memory"
+        )
 
     def _of_frames(self, frames: Float[Array, "B H W 3"]) -> tuple[Frame, Pyramid]:
         l1 = self.feature_extraction(self.conv_1x1(self.predeblur(frames)))

@@ -29,6 +29,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv
 from jaxdeblur.models.restorer import TrainingOutputs
 from jaxdeblur.options import Count, check_ranges
@@ -108,10 +109,6 @@ class Rdn(Windowed):
     not_in_onnx = "broadcast_in_dim"
     lookahead = 0
     clips_are_independent = False
-    no_tiles = (
-        "RDN normalises by the statistics of the whole frame (and batch), so a frame can't be "
-        "restored in tiles"
-    )
 
     def __init__(self, config: RdnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -148,6 +145,14 @@ class Rdn(Windowed):
         for name, width in (("d41_s", eighth), ("u1_s", quarter), ("u2_s", half)):
             conv(name, 2 * width, width, 1)
         self.layers = nnx.Dict(layers)
+
+    @property
+    def receptive_radius(self) -> int:
+        """Raises :class:`UserError`: tiles would change the result."""
+        raise UserError(
+            "RDN normalises by the statistics of the whole frame (and batch), so a frame can't be "
+            "restored in tiles"
+        )
 
     @property
     def context(self) -> tuple[int, int]:

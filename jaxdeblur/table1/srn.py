@@ -32,6 +32,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxdeblur.errors import UserError
 from jaxdeblur.models.layers import Conv, ResidualBlock
 from jaxdeblur.models.restorer import TrainingOutputs, VideoRestorer
 from jaxdeblur.options import Count, check_ranges
@@ -96,10 +97,6 @@ class Srn(VideoRestorer):
     # jax2onnx 0.17 does not convert this operator, or wrongly, for frames of any size.
     not_in_onnx = "broadcast_in_dim"
     lookahead = 0
-    no_tiles = (
-        "SRN can't restore a frame in tiles: each pixel depends on about 1,300 pixels to each "
-        "side; use smaller frames or a device with more memory"
-    )
 
     def __init__(self, config: SrnConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -130,6 +127,14 @@ class Srn(VideoRestorer):
         blocks(width, "dec1_3", "dec1_2", "dec1_1")
         conv("dec1_0", width, channels)
         self.g_net = nnx.Dict(net)
+
+    @property
+    def receptive_radius(self) -> int:
+        """Raises :class:`UserError`: tiles would change the result."""
+        raise UserError(
+            "SRN can't restore a frame in tiles: each pixel depends on about 1,300 pixels to each "
+            "side; use smaller frames or a device with more memory"
+        )
 
     def _restore_clip(self, clip: Clip) -> Clip:
         whole = "b t h w c"

@@ -23,7 +23,7 @@ from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import as_base, of_base, outline, split
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.models.scale_choice import gates, renamed
+from jaxdeblur.models.scale_choice import gates, renamed, scales_of
 from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.weights import shipped
@@ -99,8 +99,8 @@ def starting_parameters(
     if of_base(drawn) and not of_base(whole):
         parameters = drawn | as_base(whole)
     else:
-        chosen_by = whole if loaded.model.scales == model.scales else drawn
-        parameters = renamed(whole, loaded.model.scales, model.scales)
+        chosen_by = whole if scales_of(loaded.model) == scales_of(model) else drawn
+        parameters = renamed(whole, scales_of(loaded.model), scales_of(model))
         parameters |= gates(chosen_by)
     check_fits(drawn, parameters, f"{option}={source}: weights of another network")
     return {name: jax.numpy.array(parameters[name]) for name in drawn}

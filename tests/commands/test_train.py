@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxdeblur import devices, export
+from jaxdeblur import devices
+from jaxdeblur.commands import export
 from jaxdeblur.console import run_command
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import split

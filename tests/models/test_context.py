@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ import pytest
 
 from jaxdeblur import models
 from jaxdeblur.models.fsta_config import FSTA_SMALL
-from jaxdeblur.models.restorer import replicate_ends
+from jaxdeblur.models.restorer import VideoRestorer, replicate_ends
+from jaxdeblur.models.scale_choice import scales_of
 from jaxdeblur.models.strcnn import StrcnnConfig
 
 STRCNN = StrcnnConfig(m=2, width=4, blocks=1, head_width=0, residual=True)
@@ -34,13 +36,24 @@ def random_clip(frames: int) -> jax.Array:
     return jax.random.uniform(jax.random.key(frames), (1, frames, 16, 16, 3))
 
 
+def inside_of(model: VideoRestorer) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function that restores the frames of a clip whose context lies within it."""
+
+    @jax.jit
+    def restore(clip: jax.Array) -> jax.Array:
+        length = clip.shape[1] - sum(model.context)
+        return model.training_outputs(clip, clip[:, :length]).restored[-1]
+
+    return restore
+
+
 @pytest.mark.parametrize("network", [STRCNN, FSTA, LIVE])
 def test_with_repeated_ends_around_it_a_clip_is_restored_as_a_video(network: Any) -> None:
     model = models.build(network)
     before, after = model.context
     assert before + after == (4 if network is not LIVE else 3)
     clip = random_clip(3)
-    inside = jax.jit(model.restore_inside)(replicate_ends(clip, before, after))
+    inside = inside_of(model)(replicate_ends(clip, before, after))
     np.testing.assert_allclose(inside, jax.jit(model.restore_clip)(clip), atol=1e-5)
 
 
@@ -49,7 +62,7 @@ def test_what_is_inside_sees_the_frames_around_it(network: Any, time: int) -> No
     """The first restored frame depends on the first context frame, as in the middle of a video."""
     model = models.build(network)
     clip = random_clip(5 + (time == 3))
-    restore = jax.jit(model.restore_inside)
+    restore = inside_of(model)
     first, other = restore(clip)[0, 0], restore(clip.at[:, 0].set(0.0))[0, 0]
     assert float(jnp.abs(first - other).max()) > 1e-6
 
@@ -63,7 +76,7 @@ def test_the_loss_compares_what_is_inside_alone(network: Any, context: tuple[int
     clip = random_clip(2 + sum(context))
     sharp = random_clip(2)
     outputs = jax.eval_shape(model.training_outputs, clip, sharp)
-    shapes = [(1, 2, 16 // scale, 16 // scale, 3) for scale in model.scales]
+    shapes = [(1, 2, 16 // scale, 16 // scale, 3) for scale in scales_of(model)]
     assert [level.shape for level in outputs.restored] == shapes
     assert [target.shape for target in outputs.targets] == shapes
     target = jax.jit(lambda: model.training_outputs(clip, sharp).targets[-1])()

@@ -42,6 +42,19 @@ def firmly(parameters: Parameters, *logits: float) -> Parameters:
     }
 
 
+def test_each_size_is_compared_with_the_sharp_clip_reduced_to_it() -> None:
+    """Sizes that cannot be halved are padded; context frames are left out."""
+    model = models.build(CHOICE)
+    clip, sharp = draw_clip(17, 22), draw_clip(17, 22)[:, 1:3] / 2
+    made = jax.jit(model.training_outputs)(clip, sharp)
+    for scale, restored, target in zip(CHOICE.scales, made.restored, made.targets, strict=True):
+        assert restored.shape == (1, 2, -(-17 // scale), -(-22 // scale), 3)
+        expected = reduce_size(np.asarray(sharp), scale)
+        np.testing.assert_allclose(target, expected, rtol=0, atol=float32_error(scale**2))
+    whole = jax.jit(model.restore_clip)(clip)[:, 1:3]
+    np.testing.assert_allclose(made.restored[-1], whole, rtol=0, atol=1e-5)
+
+
 @pytest.mark.stress
 def test_closed_gates_leave_every_bit_of_the_frames() -> None:
     rebuild, parameters = split(models.build(CHOICE))

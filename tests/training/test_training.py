@@ -31,7 +31,6 @@ from jaxdeblur.console import ProgressLine
 from jaxdeblur.data.config import DataConfig
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.errors import UserError
-from jaxdeblur.images import reduce_size
 from jaxdeblur.models import registry
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import split
@@ -624,16 +623,15 @@ def test_a_train_step_of_the_attention_network_over_a_mesh() -> None:
 
 
 class Times(VideoRestorer):
-    """A network that multiplies by its one parameter, at each of its scales."""
+    """A network that multiplies by its one parameter."""
 
     multiple = 1
 
-    def __init__(self, factor: float | jax.Array, scales: tuple[int, ...] = (1,)) -> None:
+    def __init__(self, factor: float | jax.Array) -> None:
         self.factor = nnx.Param(jnp.asarray(factor))
-        self.scales = scales
 
-    def restore_levels(self, clip: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(reduce_size(clip * self.factor[...], scale) for scale in self.scales)
+    def _restore_clip(self, clip: jax.Array) -> jax.Array:
+        return clip * self.factor[...]
 
 
 def flat_batch(blurred: int, sharp: int) -> Batch:
@@ -650,11 +648,6 @@ def test_the_network_sees_the_blurred_frames_and_is_to_give_the_sharp_ones() -> 
         for pair in ((51, 102), (102, 51))
     ]
     assert losses == pytest.approx([0, 0.6**2], abs=1e-4)
-
-
-def test_every_scale_counts_in_the_loss() -> None:
-    loss, _ = loss_and_statistics(Times(1.0, (4, 2, 1)), flat_batch(51, 102), "mse")
-    assert float(loss) == pytest.approx(3 * 0.2**2, rel=1e-5)
 
 
 class Estimates(VideoRestorer):

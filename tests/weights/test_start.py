@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxdeblur import export, models
+from jaxdeblur import models
+from jaxdeblur.commands import export
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FSTA_SMALL
 from jaxdeblur.models.parameters import split
