@@ -269,9 +269,15 @@ def test_key_frames_of_equal_frames_are_as_many():
 
 
 def test_all_frames_as_key_frames_changes_nothing():
+    logits = jnp.asarray(draw(B, N, T))
+    chex.assert_trees_all_equal(attention.keep_key_frames(logits, T), logits)
+
+
+def test_a_block_has_as_many_key_frames_as_configured():
     pooled = jnp.asarray(draw(B, T, C))
-    every, chosen = make_block(), make_block(key_frames=T)
-    chex.assert_trees_all_equal(every.temporal_maps(pooled), chosen.temporal_maps(pooled))
+    for count in range(1, T + 2):
+        maps = make_block(key_frames=count).temporal_maps(pooled)
+        np.testing.assert_array_equal((maps > 0).any(1).sum(-1), [min(count, T)] * B)
 
 
 # --- Its alternatives ---

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import ndimage
 
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
@@ -195,6 +196,27 @@ def test_a_base_and_its_paths_are_a_program_each(tiles, caplog, log_compiles, mo
     # Frames below 64 pixels hold no tile, so the output is the base's.
     of_base = restore_frames(partial(Stream, base), frames)
     np.testing.assert_allclose(restored, list(of_base), atol=0 if tiles is None else 1)
+
+
+@pytest.mark.stress  # compiles the paths' programs
+def test_paths_are_the_same_over_a_base_in_tiles(monkeypatch):
+    """In frames that hold tiles of paths, with blur along a path: 7 pixels a frame."""
+    monkeypatch.setattr("jaxdeblur.paths.self_ensemble._MOST", 0)
+    size, speed = (80, 88), 7
+    rng = np.random.default_rng(0)
+    scene = ndimage.gaussian_filter(rng.random((size[0], size[1] + 5 * speed, 3)), (2, 2, 0))
+    scene = (scene - scene.min()) / np.ptp(scene)
+    moments = np.stack([scene[:, x : x + size[1]] for x in range(5 * speed)])
+    frames = np.round(255 * moments.reshape(5, speed, *size, 3).mean(1)).astype(np.uint8)
+    base = Strcnn(dataclasses.replace(CONFIG, m=2), rngs=nnx.Rngs(0))
+    paths = PathRestorer(PathsConfig(duty=1.0, light="stored", stabilised="no"), base)
+    whole, tiled = (
+        np.stack(list(restore_frames(partial(Stream, paths, tiles=tiles), frames))).astype(int)
+        for tiles in (None, TileGrid(48, 48))
+    )
+    of_base = np.stack(list(restore_frames(partial(Stream, base), frames)))
+    assert np.abs(whole - of_base).mean() > 2, "no path was used"
+    assert np.abs(tiled - whole).max() <= 1
 
 
 def test_frames_are_the_caller_s_own(model):
