@@ -231,12 +231,19 @@ def from_json(config: type[Config], values: Any, where: str) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a JSON object, not {type(values).__name__}")
     types_of = typing.get_type_hints(config)
+    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if unknown := sorted(values.keys() - fields.keys()):
+        raise UserError(f"{where}: this version has no {', '.join(unknown)}")
+    empty = dataclasses.MISSING
+    needed = [n for n, f in fields.items() if f.default is empty and f.default_factory is empty]
+    if missing := [name for name in needed if name not in values]:
+        raise UserError(f"{where}: {', '.join(missing)} missing")
     for name, value in values.items():
-        if name in types_of and not _fits(value, types_of[name]):
+        if not _fits(value, types_of[name]):
             raise UserError(f"{where}: {name} is {value!r}, but must be of type {types_of[name]}")
     try:
         return config(**{name: _tuples(value) for name, value in values.items()})
-    except (TypeError, UserError) as error:  # TypeError: of unknown and missing fields
+    except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
 

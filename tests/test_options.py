@@ -189,7 +189,7 @@ def test_a_field_without_a_default_has_to_be_there() -> None:
         name: str
         count: int = 1
 
-    with pytest.raises(UserError, match=r"here: .* missing 1 required .*'name'"):
+    with pytest.raises(UserError, match=r"^here: name missing$"):
         from_json(Named, {"count": 2}, "here")
 
 

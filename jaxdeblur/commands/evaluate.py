@@ -133,7 +133,10 @@ def of_its_own_kind(config: EvaluationConfig, run: dict[str, Any]) -> Evaluation
 
     if "data" not in run:
         return dataclasses.replace(config, data=RENDERED)
-    data = TrainingData(from_json(DataConfig, run["data"], "data of the run"))
+    try:
+        data = TrainingData(from_json(DataConfig, run["data"], "data of the run"))
+    except UserError as error:
+        raise UserError(f"{error}; --data selects another data set") from error
     if config.split == "train":
         raise UserError("--split=train needs --data")
     spec, split, only, variant = data.scored(config.split)

@@ -8,9 +8,10 @@ No training code is imported, and Orbax only if a run folder is read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from jaxdeblur import VERSION
 from jaxdeblur.errors import UserError
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import as_base, of_base, outline, split
@@ -140,8 +142,9 @@ def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
     from jaxdeblur.weights.checkpoints import Checkpoints  # Orbax takes a second
 
     config = read_config(folder)
-    network = _for_here(network_from_json(config["network"], str(folder / CONFIG_NAME)), dtype)
-    rebuild, template = outline(lambda: registry.build(network))
+    with _telling_version(config):
+        network = _for_here(network_from_json(config["network"], str(folder / CONFIG_NAME)), dtype)
+        rebuild, template = outline(lambda: registry.build(network))
     found = Checkpoints(folder).restore_weights(template)
     if found is None:
         raise UserError(f"{folder}: contains no checkpoint yet")
@@ -150,6 +153,18 @@ def _load_run(folder: Path, dtype: str | None) -> LoadedModel:
     metadata = {name: config[name] for name in ("training", "data", "base") if config.get(name)}
     source = f"{folder} at step {step}"
     return LoadedModel(rebuild(parameters), config["preset"], network, step, source, metadata)
+
+
+@contextlib.contextmanager
+def _telling_version(about: dict[str, Any]) -> Iterator[None]:
+    """Adds to an error which other version wrote the file or run, if one did."""
+    try:
+        yield
+    except UserError as error:
+        version = about.get("jaxdeblur")
+        if not isinstance(version, str) or version == VERSION:
+            raise
+        raise UserError(f"{error}; jaxdeblur {version} wrote it, this is {VERSION}") from error
 
 
 def _for_here(network: Any, dtype: str | None) -> Any:
@@ -179,9 +194,10 @@ def _load_file(path: Path, source: str, dtype: str | None, *, base: bool = False
         step, preset = int(about["step"]), str(about["preset"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: its header does not say which network it is for") from error
-    network = _for_here(network_from_json(network, str(path)), dtype)
-    rebuild, template = outline(lambda: registry.build(network))
-    check_fits(template, arrays, f"{path}: weights of another network")
+    with _telling_version(about):
+        network = _for_here(network_from_json(network, str(path)), dtype)
+        rebuild, template = outline(lambda: registry.build(network))
+        check_fits(template, arrays, f"{path}: weights of another network")
     for name, array in arrays.items():
         if not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
             raise UserError(f"{path}: {name} is {array.dtype}, but must be floating point")

@@ -261,10 +261,3 @@ def test_the_plain_network_remembers_nothing_beyond_its_window() -> None:
     assert changed(dataclasses.replace(SMALL, blending="none")) == [True] * 4
     with pytest.raises(UserError, match="--no-recurrent requires --blending=none"):
         StrcnnConfig(recurrent=False)
-
-
-def test_old_files_with_the_defaults_of_lost_options_are_read() -> None:
-    old = {"kind": "StrcnnConfig", "width": 8, "feedback": "side", "first_step": "copy"}
-    assert models.registry.network_from_json(old, "here") == StrcnnConfig(width=8)
-    with pytest.raises(UserError, match=r"here: network: .*'feedback'"):
-        models.registry.network_from_json({**old, "feedback": "final"}, "here")
