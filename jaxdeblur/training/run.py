@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -20,7 +21,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models import registry
 from jaxdeblur.models.parameters import count, of_base, split
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.shapes import Batch
+from jaxdeblur.shapes import Batch, Parameters
 from jaxdeblur.training.loop import NonFiniteError, run_steps
 from jaxdeblur.training.progress import RunWatcher, Validation
 from jaxdeblur.training.run_folder import (
@@ -37,6 +38,16 @@ from jaxdeblur.training.step import (
     micro_batch_count,
 )
 from jaxdeblur.weights.load import about_base, load_model, starting_parameters
+
+
+class _Network(NamedTuple):
+    """What a run trains, and on which devices."""
+
+    model: VideoRestorer
+    rebuild: Callable[[Parameters], VideoRestorer]
+    parameters: Parameters
+    """Drawn from the run's seed."""
+    mesh: jax.sharding.Mesh
 
 
 def train(
@@ -63,66 +74,95 @@ def train(
       UserError: options, data or checkpoints cannot be used, or a loss is not finite.
       Stopped: on SIGINT, SIGTERM or SIGHUP, after the state is saved.
     """
-    networks = run.network, getattr(run.network, "fusion", None)
-    if any(getattr(network, "dtype", "") == "float16" for network in networks):
-        raise UserError("--dtype=float16: most gradients are too small for it; use bfloat16")
     check_folder(run, folder, resume=resume, overwrite=overwrite)
-    config = run.training
-    mesh = devices.make_mesh(config.batch_size)
-    model = registry.build(run.network, config.seed)
-    rebuild, parameters = split(model)
-    _check_options(run, model)
-    has_begun = resume and bool(RunCheckpoints(folder).steps())
-    if has_begun:
-        begun = Run.read(folder)
-        run = dataclasses.replace(run, start_from=begun.start_from, base=begun.base)
-    elif run.start_from is not None:
-        parameters = starting_parameters(model, parameters, run.start_from)
-        if of_base(parameters):
-            run = dataclasses.replace(run, base=about_base(load_model(run.start_from)))
-    micro_batch_count(config, model, mesh)  # raises before the folder is made
-    state = initial_train_state(config, parameters)
-    devices.wait_for_all("the network is built")
-    state = jax.device_put(state, devices.replicated(mesh))
+    network = _build(run)
     with contextlib.ExitStack() as resources:
-        checkpoints = RunCheckpoints(folder, config.keep)
+        checkpoints = RunCheckpoints(folder, run.training.keep)
         resources.callback(checkpoints.close)
-        if resume:
-            # A run without a checkpoint stopped before its first one: it starts again.
+        has_begun = resume and bool(checkpoints.steps())
+        begun = Run.read(folder) if has_begun else None
+        run, state = _start(run, network, begun)
+        if resume:  # a run without a checkpoint stopped before its first one: it starts again
             state = checkpoints.restore_state(state) or state
             devices.check_same(int(state.step), f"steps of the checkpoints read in {folder}")
         first = int(state.step)
-        data = TrainingData(run.data, config.crop)
-        feed = resources.enter_context(_batches(run, data, model.context, mesh, first))
-        validation = Validation(data, rebuild) if config.validate_every else None
-        make_folder(run, folder, resume)
-        _say(
-            f"{run.preset}: {count(parameters):,} parameters, {mesh.size} "
-            f"{jax.devices()[0].platform} device(s), clips made "
-            f"{'on them' if run.data.on_device else 'by the host'}, step {first} of "
-            f"{config.steps}, in {folder}"
+        data = TrainingData(run.data, run.training.crop)
+        feed = resources.enter_context(
+            _batches(run, data, network.model.context, network.mesh, first)
         )
-        for spec in data.high_speed:
-            _say(f"{spec}: high-speed frames, which are averaged into blur")
-        score_it = f"score it: python evaluate.py --ckpt={shlex.quote(str(folder))}"
-        if first >= config.steps:
-            _say(score_it)
-            return state
-        if on_cores and jax.default_backend() == "cpu":
-            _say(
-                f"{run.preset} is made for a GPU; --model={on_cores} trains on CPU cores in minutes"
-            )
-        checkpoints.go_on_after(first)
-        if not has_begun and run.start_from is not None:  # its source may disappear
-            checkpoints.save(state)
-        watcher = RunWatcher(folder, config, first, validation)
-        resources.callback(watcher.close)
-        step = compile_train_step(config, rebuild, mesh)
+        validation = Validation(data, network.rebuild) if run.training.validate_every else None
+        make_folder(run, folder, resume)
+        _say_what_begins(run, network, data, first, folder)
+        if first < run.training.steps:
+            if on_cores and jax.default_backend() == "cpu":
+                other = f"--model={on_cores} trains on CPU cores in minutes"
+                _say(f"{run.preset} is made for a GPU; {other}")
+            checkpoints.go_on_after(first)
+            if run.start_from is not None and not has_begun:
+                checkpoints.save(state)  # its source may disappear
+            state = _run(run, network, state, feed, checkpoints, validation, folder)
+        _say(f"score it: python evaluate.py --ckpt={shlex.quote(str(folder))}")
+        return state
+
+
+def _build(run: Run) -> _Network:
+    """Builds the network and checks that it can be trained as the run says.
+
+    Raises:
+      UserError: it cannot.
+    """
+    networks = run.network, getattr(run.network, "fusion", None)
+    if any(getattr(network, "dtype", "") == "float16" for network in networks):
+        raise UserError("--dtype=float16: most gradients are too small for it; use bfloat16")
+    mesh = devices.make_mesh(run.training.batch_size)
+    model = registry.build(run.network, run.training.seed)
+    rebuild, parameters = split(model)
+    _check_options(run, model)
+    micro_batch_count(run.training, model, mesh)
+    return _Network(model, rebuild, parameters, mesh)
+
+
+def _start(run: Run, network: _Network, begun: Run | None) -> tuple[Run, TrainState]:
+    """Returns the state before the first step, and the run with the origin of its parameters.
+
+    Args:
+      run: the run.
+      network: its network.
+      begun: the run as it began, if it goes on from a checkpoint; its source is not needed then.
+
+    Raises:
+      UserError: the parameters of the source do not fit the network.
+    """
+    parameters = network.parameters
+    if begun is not None:
+        run = dataclasses.replace(run, start_from=begun.start_from, base=begun.base)
+    elif run.start_from is not None:
+        parameters = starting_parameters(network.model, parameters, run.start_from)
+        if of_base(parameters):
+            run = dataclasses.replace(run, base=about_base(load_model(run.start_from)))
+    state = initial_train_state(run.training, parameters)
+    devices.wait_for_all("the network is built")
+    return run, jax.device_put(state, devices.replicated(network.mesh))
+
+
+def _run(
+    run: Run,
+    network: _Network,
+    state: TrainState,
+    feed: Iterator[Batch],
+    checkpoints: RunCheckpoints,
+    validation: Validation | None,
+    folder: Path,
+) -> TrainState:
+    """Trains from a state to the last step; a batch with a loss that is not finite is kept."""
+    config = run.training
+    watcher = RunWatcher(folder, config, int(state.step), validation)
+    with contextlib.closing(watcher):
         try:
             state = run_steps(
                 state,
                 feed,
-                step,
+                compile_train_step(config, network.rebuild, network.mesh),
                 config,
                 save=checkpoints.save,
                 watch=watcher.step,
@@ -132,8 +172,20 @@ def train(
             path = save_failure(folder, error)
             raise UserError(f"{error}; the batch and the parameters are in {path}") from error
         watcher.done()
-        _say(score_it)
-        return state
+    return state
+
+
+def _say_what_begins(
+    run: Run, network: _Network, data: TrainingData, first: int, folder: Path
+) -> None:
+    _say(
+        f"{run.preset}: {count(network.parameters):,} parameters, {network.mesh.size} "
+        f"{jax.devices()[0].platform} device(s), clips made "
+        f"{'on them' if run.data.on_device else 'by the host'}, step {first} of "
+        f"{run.training.steps}, in {folder}"
+    )
+    for spec in data.high_speed:
+        _say(f"{spec}: high-speed frames, which are averaged into blur")
 
 
 def _check_options(run: Run, model: VideoRestorer) -> None:
