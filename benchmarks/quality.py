@@ -143,7 +143,7 @@ def score(loaded: LoadedModel, test: Test, out: Path) -> dict[str, Any]:
     """Evaluates weights on a test; returns the content of ``metrics.json``."""
     print(f"{test.name} ...", file=sys.stderr)
     config = dataclasses.replace(test.config, single=loaded.of_photographs)
-    return evaluate(loaded, opened(test), config, out)
+    return evaluate(loaded.model, loaded.about, opened(test), config, out)
 
 
 def row(test: Test, metrics: dict[str, Any]) -> str:

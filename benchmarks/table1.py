@@ -173,7 +173,9 @@ def train_and_score(
         DataConfig(data=(options.data,)),
     )
     train(run, folder, resume=folder.exists())
-    metrics = evaluate(load_model(str(folder)), dataset, config, folder / "evaluation")
+    loaded = load_model(str(folder))
+    out = folder / "evaluation"
+    metrics = evaluate(loaded.model, loaded.about, dataset, config, out)
     flicker = statistics.fmean(video["temporal_error"] for video in metrics["videos"])
     return {name: metrics[name] for name in ("psnr", "ssim", "gain")} | {"temporal_error": flicker}
 

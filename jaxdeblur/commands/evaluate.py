@@ -111,7 +111,9 @@ def main(name: str = "evaluate.py") -> None:
         which = ", ".join(filter(None, [dataset.variant, "each frame by itself"]))
         dataset = dataclasses.replace(dataset, variant=which)
     out = arguments.out or default_folder(arguments.ckpt, dataset, config)
-    metrics = evaluate(loaded, dataset, config, out, overwrite=arguments.overwrite)
+    metrics = evaluate(
+        loaded.model, loaded.about, dataset, config, out, overwrite=arguments.overwrite
+    )
     if jax.process_index() == 0:
         print(table(metrics))
         print(f"\nopen {out / 'report.html'} in a browser; the numbers are in metrics.json")

@@ -53,7 +53,7 @@ from jaxdeblur.video.comparison import Comparison
 from jaxdeblur.video.image_file import write_png
 from jaxdeblur.video.picture import Picture, rgb8_info
 from jaxdeblur.video.pixels import PixelLayout
-from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.load import About
 
 EXPLAINED_PIXELS = 2**23
 """Pixels of the frames that are explained together: 9 frames of 1280x720, whose features fit into a
@@ -70,7 +70,8 @@ PREVIEW_FRAMES, PREVIEW_RATE = 24, Fraction(8)
 
 
 def evaluate(
-    loaded: LoadedModel,
+    model: VideoRestorer,
+    about: About,
     dataset: Dataset,
     config: EvaluationConfig,
     out: Path,
@@ -85,7 +86,8 @@ def evaluate(
     start resumes) and optionally ``frames/``.
 
     Args:
-      loaded: the model.
+      model: the model.
+      about: which network it is, for the results.
       dataset: blurred and sharp videos.
       config: the options.
       out: the folder for the results; an unfinished evaluation there is resumed.
@@ -98,9 +100,9 @@ def evaluate(
       UserError: ``out`` holds something else, the model has nothing to explain, or a video can't be
         read or has no frame that the protocol scores.
     """
-    if config.explain and not _explains(loaded.model):
+    if config.explain and not _explains(model):
         raise UserError(
-            f"--explain: {loaded.preset} has no paths, blending or attention to show, and no "
+            f"--explain: {about.preset} has no paths, blending or attention to show, and no "
             "explain_clip"
         )
     lengths = [min(len(video), config.max_frames or len(video)) for video in dataset.videos]
@@ -111,7 +113,7 @@ def evaluate(
     for video in dataset.videos:
         rules.check_size(video.height, video.width, video.name)
 
-    settings = settings_of(loaded, dataset, config)
+    settings = settings_of(model, about, dataset, config)
     check_folder(out, settings, overwrite)
     devices.wait_for_all("the folder is checked")
     if jax.process_index() == 0:
@@ -131,7 +133,7 @@ def evaluate(
         video = dataset.videos[i]
         line.what = f"video {number}/{len(work)} {video.name}"
         result = _evaluate_video(
-            loaded.model,
+            model,
             video,
             lengths[i],
             config,
@@ -146,7 +148,7 @@ def evaluate(
         line.say(f"{line.what}: {means['psnr']:.2f} dB ({gain:+.2f})")
     line.close()
     videos = gather(files, settings)
-    metrics = metrics_of(loaded, dataset, config, [video.scores for video in videos])
+    metrics = metrics_of(about, dataset, config, [video.scores for video in videos])
     if jax.process_index() == 0:
         report.write(out / "report.html", metrics, videos)
         write_json(out / "metrics.json", metrics)

@@ -25,8 +25,9 @@ from jaxdeblur.evaluation.metrics import VideoScores, protocol, seconds_per_fram
 from jaxdeblur.files import safe_name, write_json
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import network_to_json
+from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import from_json
-from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.load import About
 
 
 def default_folder(checkpoint: str, dataset: Dataset, config: EvaluationConfig) -> Path:
@@ -65,10 +66,12 @@ def table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def settings_of(loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig) -> dict[str, Any]:
+def settings_of(
+    model: VideoRestorer, about: About, dataset: Dataset, config: EvaluationConfig
+) -> dict[str, Any]:
     """Returns what a video's result depends on, which determines whether it can be reused."""
-    weights = hashlib.sha256(json.dumps(network_to_json(loaded.network)).encode())
-    for name, array in sorted(split(loaded.model)[1].items()):
+    weights = hashlib.sha256(json.dumps(network_to_json(about.network)).encode())
+    for name, array in sorted(split(model)[1].items()):
         weights.update(name.encode() + np.asarray(array).tobytes())
     files = json.dumps(list(map(identity, dataset.videos)))
     return {
@@ -152,12 +155,12 @@ def gather(files: Sequence[Path], settings: dict[str, Any]) -> list[report.Video
 
 
 def metrics_of(
-    loaded: LoadedModel, dataset: Dataset, config: EvaluationConfig, videos: Sequence[VideoScores]
+    about: About, dataset: Dataset, config: EvaluationConfig, videos: Sequence[VideoScores]
 ) -> dict[str, Any]:
     """Returns the content of ``metrics.json``.
 
     Args:
-      loaded: the model that restored the frames.
+      about: the network that restored the frames.
       dataset: the data set of the frames.
       config: the options.
       videos: the scores of each video, in the order of ``dataset``.
@@ -167,7 +170,7 @@ def metrics_of(
     overall = totals(videos, rules.mean)
     name = f"{dataset.name} ({dataset.variant})" if dataset.variant else dataset.name
     return {
-        "title": f"{loaded.preset or loaded.source} on {name}",
+        "title": f"{about.preset or about.source} on {name}",
         **overall,
         "gain": overall["psnr"] - overall["psnr_blurred"],
         "frames": sum(video.frames for video in videos),
@@ -187,10 +190,10 @@ def metrics_of(
         "protocol": dataclasses.asdict(rules),
         "dataset": {"name": dataset.name, "variant": dataset.variant, "data": config.data},
         "checkpoint": {
-            "source": loaded.source,
-            "preset": loaded.preset,
-            "step": loaded.step,
-            "network": network_to_json(loaded.network),
+            "source": about.source,
+            "preset": about.preset,
+            "step": about.step,
+            "network": network_to_json(about.network),
         },
         "device": devices.described(),
         "versions": {

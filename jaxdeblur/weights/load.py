@@ -35,6 +35,17 @@ RUNS = Path("runs")
 """The default folder of runs."""
 
 
+class About(NamedTuple):
+    """Which network a model is, and where it comes from."""
+
+    preset: str
+    network: Any
+    """Its config."""
+    step: int
+    source: str
+    """The run folder and step, the file, or the name of shipped weights."""
+
+
 class LoadedModel(NamedTuple):
     """A model with trained parameters, and their origin."""
 
@@ -46,6 +57,11 @@ class LoadedModel(NamedTuple):
     """The run folder and step, the file, or the name of shipped weights."""
     metadata: dict[str, Any]
     """What is known about the training: data, options, scores."""
+
+    @property
+    def about(self) -> About:
+        """What an evaluation says of the model."""
+        return About(self.preset, self.network, self.step, self.source)
 
     @property
     def of_photographs(self) -> bool:

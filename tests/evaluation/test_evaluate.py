@@ -46,7 +46,7 @@ from jaxdeblur.testing import float32_error
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig
 from jaxdeblur.weights.checkpoints import Checkpoints
-from jaxdeblur.weights.load import LoadedModel, load_model
+from jaxdeblur.weights.load import About, LoadedModel, load_model
 from jaxdeblur.weights.save import export_weights
 
 ROOT = Path(__file__).parents[2]
@@ -108,8 +108,8 @@ def a_dataset() -> Dataset:
     return Dataset("memory", "blur", videos)
 
 
-def loaded(model: VideoRestorer | None = None) -> LoadedModel:
-    return LoadedModel(model or Brighten(), "brighten", CONFIG, 7, "runs/x at step 7", {})
+def loaded(model: VideoRestorer | None = None) -> tuple[VideoRestorer, About]:
+    return model or Brighten(), About("brighten", CONFIG, 7, "runs/x at step 7")
 
 
 def expected_frames(video: MemoryVideo) -> np.ndarray:
@@ -122,7 +122,7 @@ def finished(tmp_path_factory) -> tuple[Path, Dataset, dict]:
     out = tmp_path_factory.mktemp("evaluated") / "out"
     dataset = a_dataset()
     config = EvaluationConfig(frames=True, explain=True)
-    return out, dataset, evaluate(loaded(), dataset, config, out)
+    return out, dataset, evaluate(*loaded(), dataset, config, out)
 
 
 class TestScores:
@@ -234,7 +234,7 @@ def test_a_preview_shows_the_first_video_before_and_after(preview, tmp_path):
     wide.blurred_frames = np.broadcast_to(levels[:, None, None, None], (30, 60, 400, 3))
     wide.blurred_frames = wide.blurred_frames.astype(np.uint8)
     dataset = Dataset("memory", "", [wide, MemoryVideo("other", 3, 2)])
-    evaluate(loaded(), dataset, EvaluationConfig(preview=preview), tmp_path / "out")
+    evaluate(*loaded(), dataset, EvaluationConfig(preview=preview), tmp_path / "out")
     path = tmp_path / "out" / "preview.webp"
     assert path.exists() == preview
     if preview:
@@ -248,7 +248,7 @@ def test_a_preview_shows_the_first_video_before_and_after(preview, tmp_path):
 class TestProtocols:
     def test_skipped_frames_and_cut_borders(self, tmp_path):
         dataset = a_dataset()
-        found = evaluate(loaded(), dataset, EvaluationConfig(protocol="cdvd-tsp"), tmp_path / "o")
+        found = evaluate(*loaded(), dataset, EvaluationConfig(protocol="cdvd-tsp"), tmp_path / "o")
         assert found["scored_frames"] == 1 + 3
         scores = [
             metrics.psnr(expected_frames(v)[i, 4:-4, 4:-4], v.sharp_frames[i, 4:-4, 4:-4])
@@ -262,7 +262,7 @@ class TestProtocols:
     @pytest.mark.parametrize("name", ["estrnn", "shift-net"])
     def test_fractions(self, name, tmp_path):
         dataset = a_dataset()
-        found = evaluate(loaded(), dataset, EvaluationConfig(protocol=name), tmp_path / "o")
+        found = evaluate(*loaded(), dataset, EvaluationConfig(protocol=name), tmp_path / "o")
         scores = []
         for video in dataset.videos:
             bright = video.blurred_frames.astype(np.float64) * GAIN
@@ -275,7 +275,7 @@ class TestProtocols:
     def test_frames_are_written_as_rounded_whatever_is_scored(self, tmp_path):
         (video,) = dataset = [MemoryVideo("walk", 5, 1)]
         config = EvaluationConfig(protocol="estrnn", frames=True)
-        evaluate(loaded(), Dataset("memory", "", dataset), config, tmp_path / "o")
+        evaluate(*loaded(), Dataset("memory", "", dataset), config, tmp_path / "o")
         files = sorted((tmp_path / "o" / "frames" / "000-walk").iterdir())
         written = np.stack([np.asarray(Image.open(file)) for file in files])
         np.testing.assert_array_equal(written, expected_frames(video))
@@ -285,7 +285,7 @@ class TestProtocols:
         with pytest.raises(
             UserError, match=r"walk, .*: too short; protocol cdvd-tsp scores no frame"
         ):
-            evaluate(loaded(), a_dataset(), config, tmp_path / "out")
+            evaluate(*loaded(), a_dataset(), config, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
@@ -294,13 +294,13 @@ class TestGoingOn:
         out = tmp_path / "out"
         config = EvaluationConfig(max_frames=3)
         dataset = a_dataset()
-        found = evaluate(loaded(), dataset, config, out)
+        found = evaluate(*loaded(), dataset, config, out)
         assert [video.reads for video in dataset.videos] == [3, 3]
         # The second video is damaged, as if the first run had been killed during it.
         second = out / "videos" / "001-up-and-away.json"
         second.write_text(second.read_text()[:-100])
         (out / "metrics.json").unlink()
-        again = evaluate(loaded(), dataset, config, out)
+        again = evaluate(*loaded(), dataset, config, out)
         assert [video.reads for video in dataset.videos] == [3, 6]
         timeless = ("psnr", "ssim", "psnr_blurred", "ssim_blurred", "pooled", "frames")
         assert {key: again[key] for key in timeless} == {key: found[key] for key in timeless}
@@ -322,16 +322,16 @@ class TestGoingOn:
     )
     def test_another_evaluation_is_refused_or_replaces_it(self, change, named, tmp_path):
         out, config = tmp_path / "out", EvaluationConfig(max_frames=2)
-        evaluate(loaded(), a_dataset(), config, out)
+        evaluate(*loaded(), a_dataset(), config, out)
         before = (out / "metrics.json").read_bytes()
         config, model = change(config)
         with pytest.raises(UserError, match=f"an evaluation {named}; .*--overwrite"):
-            evaluate(model, a_dataset(), config, out)
+            evaluate(*model, a_dataset(), config, out)
         assert (out / "metrics.json").read_bytes() == before
         for folder in ("videos", "frames"):  # left by a data set with more videos
             (out / folder).mkdir(exist_ok=True)
             (out / folder / "009-old").touch()
-        evaluate(model, a_dataset(), config, out, overwrite=True)
+        evaluate(*model, a_dataset(), config, out, overwrite=True)
         assert (out / "metrics.json").read_bytes() != before
         assert not list(out.glob("*/009-old"))
 
@@ -339,9 +339,9 @@ class TestGoingOn:
         (tmp_path / "holiday.jpg").write_bytes(b"x")
         for overwrite in (False, True):
             with pytest.raises(UserError, match="contains something other than an evaluation"):
-                evaluate(loaded(), a_dataset(), EvaluationConfig(), tmp_path, overwrite=overwrite)
+                evaluate(*loaded(), a_dataset(), EvaluationConfig(), tmp_path, overwrite=overwrite)
         with pytest.raises(NotADirectoryError, match=r"holiday\.jpg"):  # one line in a command
-            evaluate(loaded(), a_dataset(), EvaluationConfig(), tmp_path / "holiday.jpg")
+            evaluate(*loaded(), a_dataset(), EvaluationConfig(), tmp_path / "holiday.jpg")
         assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
@@ -366,7 +366,9 @@ class TestRefusals:
             with pytest.raises(
                 UserError, match="--explain: brighten has no paths, blending or attention"
             ):
-                evaluate(loaded(model), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
+                evaluate(
+                    *loaded(model), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o"
+                )
 
     @pytest.mark.stress  # traces the whole restorer
     def test_paths_are_something_to_explain(self):
@@ -385,7 +387,7 @@ class TestRefusals:
 
         monkeypatch.setattr(evaluate_module, "EXPLAINED_FRAMES", 3)
         monkeypatch.setattr(evaluate_module, "_explain", explain)
-        evaluate(loaded(Ahead()), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
+        evaluate(*loaded(Ahead()), a_dataset(), EvaluationConfig(explain=True), tmp_path / "o")
         assert set(seen) == {4}
 
     def test_maps_are_those_of_the_frame_without_its_padding(self):
@@ -419,12 +421,12 @@ class TestRefusals:
         small.sharp_frames = small.sharp_frames[:, :8]
         dataset = Dataset("memory", "", [*a_dataset().videos, small])
         with pytest.raises(UserError, match=r"thumbnail: .* too small for protocol jaxdeblur"):
-            evaluate(loaded(), dataset, EvaluationConfig(), tmp_path / "out")
+            evaluate(*loaded(), dataset, EvaluationConfig(), tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
     def test_the_time_of_one_frame_is_without_compiling(self, tmp_path):
         dataset = Dataset("memory", "", [MemoryVideo("still", 1, 3)])
-        metrics = evaluate(loaded(), dataset, EvaluationConfig(), tmp_path / "out")
+        metrics = evaluate(*loaded(), dataset, EvaluationConfig(), tmp_path / "out")
         assert metrics["videos"][0]["seconds_per_frame"] is None
         assert "-" in table(metrics).splitlines()[1]
         timed = _TimedRestoration(Brighten(), dataset.videos[0], 1, wide=False)
@@ -435,7 +437,7 @@ class TestRefusals:
         model = models.build(dataclasses.replace(CONFIG, blocks=2), seed=4)
         dataset = Dataset("memory", "", [MemoryVideo("walk", 3, 1)])
         config = EvaluationConfig(single=True, frames=True)
-        evaluate(loaded(model), dataset, config, tmp_path / "single")
+        evaluate(*loaded(model), dataset, config, tmp_path / "single")
         written = sorted((tmp_path / "single" / "frames").glob("*/*.png"))
         assert len(written) == 3
         clip = dataset.videos[0].blurred_frames
@@ -465,7 +467,7 @@ class TestRefusals:
 
 def test_the_frames_of_the_report_are_thinned_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate_module, "SHOWN_PIXELS", 2 * 3 * 24 * 32)
-    evaluate(loaded(), a_dataset(), EvaluationConfig(), tmp_path / "out")
+    evaluate(*loaded(), a_dataset(), EvaluationConfig(), tmp_path / "out")
     files = sorted((tmp_path / "out" / "videos").iterdir())
     shots = [json.loads(file.read_text())["shots"] for file in files]
     assert [[shot["index"] for shot in of_one] for of_one in shots] == [[0, 2, 4], [0, 3, 6]]

@@ -25,7 +25,7 @@ from jaxdeblur.evaluation.metrics import VideoScores
 from jaxdeblur.evaluation.results import metrics_of
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.weights.load import LoadedModel
+from jaxdeblur.weights.load import About
 
 HEIGHT, WIDTH, FRAMES = 90, 160, 4
 ARGUMENTS = (
@@ -93,12 +93,11 @@ def an_evaluation(
         a_video("one shot", 26.0, explained=False, shots=1),
     )
     source = "runs/strcnn_dtb at step 7"
-    model: Any = None  # not used by the report
-    loaded = LoadedModel(model, "strcnn_dtb", StrcnnConfig(), 7, source, {})
+    about = About("strcnn_dtb", StrcnnConfig(), 7, source)
     config = EvaluationConfig(protocol=protocol)
     scores = [video.scores for video in videos]
     dataset = Dataset("<rendered> & more", "", [])
-    return metrics_of(loaded, dataset, config, scores), videos
+    return metrics_of(about, dataset, config, scores), videos
 
 
 @pytest.mark.parametrize("size", [(12, 20), (200, 330)])
