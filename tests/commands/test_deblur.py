@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from jaxdeblur import errors, models
+from jaxdeblur import console, models
 from jaxdeblur.console import ProgressLine, run_command
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import StrcnnConfig
@@ -1255,7 +1255,7 @@ def test_a_video_whose_format_cannot_be_written_becomes_matroska(tmp_path):
 def test_progress_tells_the_rate_and_the_time_left(monkeypatch, capsys):
     """Neither counts the first frame, for which the network is compiled."""
     now = 0.0
-    monkeypatch.setattr(errors, "time", types.SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(console, "time", types.SimpleNamespace(monotonic=lambda: now))
     for quiet in (False, True):
         now = 0.0
         progress = ProgressLine("in.mkv", 7411, quiet=quiet)
