@@ -1,15 +1,44 @@
 """The negative log-likelihood of three frames' blurred patches given their path, in nats.
 
+    B_j = K_j X + N_j,    X ~ CN(0, s_r / lam(f)),    N_j ~ CN(0, s_r / w_j)
+
     D   = lam(f) + sum_j w_j |K_j|^2
-    Q_r = sum over f in ring r of [sum_j w_j |B_j|^2 - |sum_j w_j conj(K_j) B_j|^2 / D]
+    Q_r = sum over f in ring r of [sum_j w_j |B_j|^2 - |sum_j w_j conj(K_j) B_j|^2 / D + m rho]
     L   = 1/n {sum_r m n_r log Q_r + sum_f [log D - log lam]} - sum_{j != 0} log w_j
 
 for m frames and n frequencies, n_r of them in ring r. The sharp patch X is integrated out under a
-Gaussian prior, and each ring takes its likeliest noise level. lam(f) is the noise-to-signal ratio,
-log-linear between RADII, so that the radial spectrum of X is fitted with the path: a fixed one, as
-of natural images, attributes all spectral decay to blur and prefers longer paths. w_j is the trust
-in frame j. Given the path, lam and w follow in closed form (expectation-maximisation). Given them,
-L has an analytic gradient and Gauss-Newton matrix (fit.py).
+Gaussian prior: the covariance of the B_j is ``s_r (K K^H / lam + W^-1)``, whose determinant is
+``s_r^m D / (lam prod_j w_j)``. Each ring takes its likeliest noise power, ``s_r = Q_r / (m n_r)``.
+lam(f) is the noise-to-signal ratio, log-linear between RADII, so that the radial spectrum of X is
+fitted with the path: a fixed one, as of natural images, attributes all spectral decay to blur and
+prefers longer paths. w_j is the trust in frame j.
+
+rho is the power of rounding to 8 bits, which keeps s_r from falling below it. An error of
+uniform distribution has the variance ``1 / (12 . 255^2)``; a mean of c x c pixels divides it by
+c^2, and the window h of a patch makes ``rho = sum h^2 / (12 . 255^2 c^2)`` of it at each frequency.
+
+**Curvature.** Up to m rho, Q_r is the least value over X of ``sum_f |y - A X|^2``, where A stacks
+``sqrt(w_j) K_j`` and ``sqrt(lam)``, and y stacks ``sqrt(w_j) B_j`` and 0. So the residual is
+``P y``, where ``P = 1 - A A^H / D`` projects out X (variable projection: Golub and Pereyra, SIAM
+Journal on Numerical Analysis 10, 1973). Its derivative is ``-P A' X``, minus a term that contains
+the residual and is left out (Kaufman, BIT 15, 1975). With ``K_j' = -2 pi i f_c M_jp`` for the knot
+p along axis c, where M_jp is the transfer function with samples weighted by the spline, that is
+
+    H_pc,qe = 2/n sum_f 4 pi^2 f_c f_e |X|^2 / s_r
+              Re [sum_j w_j conj(M_jp) M_jq - conj(A_p) A_q / D],    A_p = sum_j w_j conj(K_j) M_jp
+
+It is positive semidefinite, because s_r is held and the curvature of log D is left out as well.
+
+**Spectrum and trust** follow by expectation-maximisation. Given the path, the posterior of X has
+the mean ``X = sum_j w_j conj(K_j) B_j / D`` and the variance ``s_r / D``. The M-step multiplies lam
+by one factor in each ring and replaces w_j:
+
+    lam <- lam / {1/n_r sum over f in ring r of lam (|X|^2 / s_r + 1 / D)}
+    w_j <- 1 / {1/n sum_f (|B_j - K_j X|^2 / s_r + |K_j|^2 / D)}
+
+The factor of a ring moves log lam at its radius. A ring without frequencies in the band takes the
+factor of the nearest ring with some. Dempster, Laird and Rubin, Journal of the Royal Statistical
+Society B 39, 1977.
 
 The marginal likelihood is used instead of the joint mode of path and X: Levin et al.,
 "Understanding and evaluating blind deconvolution algorithms", CVPR 2009.
@@ -46,7 +75,7 @@ class Band(NamedTuple):
     rows: np.ndarray
     columns: np.ndarray
     floor: float
-    """The power of rounding to 8 bits at each frequency: the least possible noise."""
+    """rho: the power of rounding to 8 bits at each frequency, the least possible noise."""
     fy: Float[np.ndarray, " Y"]
     fx: Float[np.ndarray, " X"]
     weight: Float[np.ndarray, "Y X"]
@@ -73,7 +102,8 @@ def band(n: int, top: float, scale: int = 2) -> Band:
     nearest = np.rint(np.einsum("r,ryx->yx", np.arange(len(RADII)), radial))
     rings = (nearest == np.arange(len(RADII))[:, None, None]) * weight
     arrays = (array.astype(np.float32) for array in (fy, fx, weight, radial, rings))
-    floor = float((hann(2 * n) ** 2).sum()) * _ROUNDING / scale**2  # averaging reduces it
+    # The patch has twice as many rows as its spectrum, which holds every second frequency.
+    floor = float((hann(2 * n) ** 2).sum()) * _ROUNDING / scale**2
     return Band(indices, columns, floor, *arrays)
 
 
@@ -118,7 +148,7 @@ class Likelihood(NamedTuple):
     gradient: Float[Array, " Q"]
     """With respect to the knots, (y, x) of each in turn."""
     curvature: Float[Array, "Q Q"]
-    """The Gauss-Newton matrix."""
+    """H, the Gauss-Newton matrix in Kaufman's form."""
     spectrum: Float[Array, " R"]
     """Better values of log lam and, in ``trust``, of log w, given the path."""
     trust: Float[Array, 3]
@@ -214,7 +244,7 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
     ) / n
     value = value - (seen.present * fit.trust).sum()
 
-    # 1 / sigma^2 of each ring, at its frequencies.
+    # 1 / s_r at the frequencies of each ring, times their weight.
     precision = jnp.einsum("r,ryx->yx", m * size / energy, where.rings)
     conj_sharp = sharp * jnp.array([1.0, -1.0])[:, None, None]
     predicted = _conj_times(conj_sharp, kernel)  # K X
@@ -234,7 +264,7 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
 
     curvature = gram((jnp.sqrt(w) * slopes).reshape(points, -1, *den.shape)) - gram(along)
 
-    # Expectation-maximisation: the posterior of X has variance sigma^2 / D.
+    # The M-step.
     ratio = where.weight * lam / den + precision * lam * power
     expected = jnp.einsum("yx,ryx->r", ratio * (where.weight > 0), (where.rings > 0) * 1.0)
     step = -jnp.log(expected / np.maximum(size, 1e-3) + 1e-6)[_nearest(size > 0)]

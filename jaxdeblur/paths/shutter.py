@@ -5,6 +5,31 @@ transfer functions depend. The light, as stored or linear, is the one that expla
 Slow tiles are evaluated at full size, where their zeros lie. A video has one duty cycle and light,
 so evidence is summed over frames. That on the duty cycle is forgotten slowly, so that changes are
 followed; the light is the camera's, and its evidence is kept.
+
+``L_i(g, d)`` is L of tile i (likelihood.py), fitted to frames to the power of g, one of LIGHTS, for
+the duty cycle d, one of DUTIES. ``l_i(g, d) = L_i(g, d) - min over d' of L_i(g, d')`` is what
+speaks against d. A frame adds, with the weights c_i,
+
+    E(g, d) <- .9 E(g, d) + sum_i c_i l_i(g, d)
+    V(g, d) <- .9 V(g, d) + sum_i c_i min(l_i(g, d), .15)
+    N       <- .9 N + sum_i c_i
+    S_k(d)  <- S_k(d) + sum_i c_i a_i(d)^k,    k = 1, 2
+    a_i(d)  =  [L_i(G, 0) - L_i(G, d)] - [L_i(1, 0) - L_i(1, d)],    G = GAMMA
+
+c_i is 1, or 1/4 of a frame with one neighbour, and 0 of a tile that hardly moves. Light is linear
+(g = GAMMA, else 1) if
+
+    S_1(d) > 2 sqrt(S_2(d)) at the d that minimises E(1, d) + E(G, d)
+
+that is, by two standard errors of a sum. The duty cycle is at the vertex of the parabola through
+the three values of ``V(g, d) + .02 (d - .9)^2`` about the least one. The gate (gate.py) uses
+
+    b = [E(g, 0) - min_d E(g, d)] / (N + 6)          for an open shutter
+    q = min_d V(g, d) / N                            among tiles
+    l = [min over d > 1/2 of V(1, d) - V(1, 0)] / N  for sharp frames against long exposures
+    k = [V(1, 0) - min_d V(1, d)] / N                for any exposure against sharp frames
+
+where N is at least 1 in the last three.
 """
 
 from __future__ import annotations
@@ -57,14 +82,14 @@ class Shutter(NamedTuple):
     """What is known of the shutter so far."""
 
     evidence: Float[Array, "2 D"]
-    """L of each light and duty, minus the best duty's, summed over tiles and slowly forgotten."""
+    """E: L of each light and duty minus the best duty's, summed over tiles and slowly forgotten."""
     votes: Float[Array, "2 D"]
-    """The same with each tile's part limited, so that no tile overrules the others."""
+    """V: the same with each tile's part limited, so that no tile overrules the others."""
     apart: Float[Array, "2 D"]
-    """How much more an open shutter explains in linear light than as stored: the sum over all tiles
-    so far, and the sum of squares. Not forgotten."""
+    """S_1 and S_2: how much more an open shutter explains in linear light than as stored, summed
+    over all tiles so far, and its squares. Not forgotten."""
     tiles: Float[Array, ""]
-    """The weighted number of tiles, forgotten like ``votes``."""
+    """N: the weighted number of tiles, forgotten like ``votes``."""
 
     @classmethod
     def unknown(cls, *videos: int) -> Shutter:
@@ -90,13 +115,16 @@ class Shutter(NamedTuple):
 
     @property
     def blurred(self) -> Float[Array, ""]:
-        """How much better an open shutter explains the video than sharp frames, nats per tile."""
+        """b: how much better an open shutter explains the video than sharp frames.
+
+        In nats per frequency and tile.
+        """
         chosen = self.evidence[self.linear.astype(int)]
         return (chosen[0] - chosen.min()) / (self.tiles + _DOUBT)
 
     @property
     def sharp_leads(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """By how much a tile's vote prefers sharp frames to long exposures and to any, in nats.
+        """l and -k: by how much a tile's vote prefers sharp frames to long exposures and to any.
 
         Long are those of more than half the period. Where tiles contradict each other, a long
         exposure explains them better than sharp frames do, though no exposure explains all.
@@ -106,7 +134,7 @@ class Shutter(NamedTuple):
 
     @property
     def disputed(self) -> Float[Array, ""]:
-        """The mean vote of a tile against the likeliest duty, at most _MOST nats per frequency."""
+        """q: the mean vote of a tile against the likeliest duty, in nats per frequency."""
         return self._chosen.min() / jnp.maximum(self.tiles, 1.0)
 
     @property

@@ -1,14 +1,23 @@
 """Restores a frame with a Wiener filter over three frames, tile by tile.
 
     X  = (sum_j w'_j conj(K_j) B_j + l Y) / (sum_j w'_j |K_j|^2 + l)
-    X' = (sum_j w'_j conj(K_j) B_j + l Y + beta |grad|^2 Z)
-         / (sum_j w'_j |K_j|^2 + l + beta |grad|^2)
+    X' = (sum_j w'_j conj(K_j) B_j + l Y + beta sum_d conj(G_d) Z_d)
+         / (sum_j w'_j |K_j|^2 + l + beta sum_d |G_d|^2)
 
 where w'_0 = 1, w'_j = NEIGHBOUR w_j and l = (1 + m / 2) LAM lam(f). Where the transfer functions
 are near zero, blurred frames carry no information: a filter with prior mean 0 would ring, and one
-with mean Y yields Y. Z has the gradients of X except the small ones, which are ringing. This is one
-step of half-quadratic splitting for a sparse prior (Krishnan and Fergus, "Fast image deconvolution
-using hyper-Laplacian priors", NIPS 2009), for the luminance only.
+with mean Y yields Y.
+
+X' is for the luminance only. ``G_d = 1 - exp(-2 pi i f_d)`` takes differences g_d along y and x of
+neighbouring pixels of X, and Z_d is the spectrum of
+
+    z_d = g_d max(0, 1 - THRESHOLD^2 / (g_y^2 + g_x^2)),    beta = min(max(.01 e, .05), .3)
+
+with e the length of the path during the exposure, in pixels. Small gradients count as ringing, and
+the longer the blur, the more it rings. X' minimises ``sum_j w'_j |K_j X' - B_j|^2 + l |X' - Y|^2 +
+beta sum_d |G_d X' - Z_d|^2``: one step of half-quadratic splitting for a sparse prior (Krishnan and
+Fergus, "Fast image deconvolution using hyper-Laplacian priors", NIPS 2009), whose shrinkage is the
+nonnegative garrote (Gao, Journal of Computational and Graphical Statistics 7, 1998).
 
 The mean of the prior is what is known of the middle frame besides the three blurred frames:
 
@@ -249,7 +258,7 @@ def mean_of(
 
 
 def _without_small_gradients(image: Float[Array, "n n"]) -> Float[Array, "1 n n"]:
-    """Returns minus the divergence of the gradients after shrinkage."""
+    """Returns the image whose spectrum is sum_d conj(G_d) Z_d."""
     dy, dx = image - jnp.roll(image, 1, 0), image - jnp.roll(image, 1, 1)
     keep = jnp.maximum(1 - THRESHOLD**2 / (dy**2 + dx**2 + 1e-12), 0)
     dy, dx = dy * keep, dx * keep
