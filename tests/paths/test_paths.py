@@ -28,10 +28,7 @@ from jaxdeblur.paths.likelihood import (
     START,
     Band,
     Fit,
-    Likelihood,
     Observed,
-    band,
-    likelihood,
     observed,
 )
 from jaxdeblur.paths.motion import connected, displacement, moves_of, phase_spectra
@@ -133,57 +130,6 @@ def test_transfer_function_is_the_mean_of_shifts() -> None:
         for (y, x), weight in zip(path, set_, strict=True):
             expected += weight * np.exp(-2j * np.pi * (fy[:, None] * y + fx * x))
         np.testing.assert_allclose(found[row, 0] + 1j * found[row, 1], expected, atol=1e-5)
-
-
-@pytest.fixture(name="tile")
-def a_tile() -> tuple[Fit, Observed]:
-    """Returns a fit with a random path, and spectra of noise."""
-    rng = np.random.default_rng(3)
-    where = band(48, 0.24)
-    shape = (3, 2, len(where.fy), len(where.fx))
-    seen = Observed(
-        jnp.asarray(rng.normal(0, 1, shape), jnp.float32),
-        jnp.asarray([[-2.0, 4.0], [0.0, 0.0], [2.0, -4.0]]),
-        jnp.ones(3),
-    )
-    knots = jnp.asarray(rng.normal(0, 2, (6, 2)), jnp.float32)
-    return Fit(knots, jnp.asarray(START), jnp.asarray([-0.5, 0.0, -1.0])), seen
-
-
-def test_gradient_of_the_likelihood(tile: tuple[Fit, Observed]) -> None:
-    fit, seen = tile
-    where = band(48, 0.24)
-
-    def found_at(flat: jax.Array) -> Likelihood:
-        at = fit._replace(knots=flat.reshape(6, 2))
-        return likelihood(at, seen, where, exposures(0.8))
-
-    def value(flat: jax.Array) -> jax.Array:
-        return found_at(flat).value
-
-    flat = fit.knots.reshape(-1)
-    found = jax.jit(found_at)(flat)
-    gradient = jax.jit(jax.grad(value))(flat)
-    np.testing.assert_allclose(found.gradient, gradient, rtol=1e-3, atol=1e-5)
-    steps = 0.02 * jnp.eye(12)
-    values = jax.jit(jax.vmap(value))
-    differences = (values(flat + steps) - values(flat - steps)) / 0.04
-    np.testing.assert_allclose(found.gradient, differences, rtol=0.05, atol=2e-4)
-    assert np.linalg.eigvalsh(np.asarray(found.curvature)).min() > -1e-4
-
-
-def test_a_frame_that_is_not_there_changes_nothing(tile: tuple[Fit, Observed]) -> None:
-    fit, seen = tile
-    where = band(48, 0.16)
-    inside = seen.spectra[..., : len(where.fy), : len(where.fx)]
-    ends = seen._replace(spectra=inside, present=jnp.asarray([0.0, 1.0, 1.0]))
-    other = ends._replace(spectra=inside.at[0].set(9.0))
-    of = jax.jit(lambda each: likelihood(fit, each, where, exposures(1.0)))
-    a, b = of(ends), of(other)
-    many = inside.size
-    np.testing.assert_allclose(a.value, b.value, rtol=float32_error(many))
-    size = float(np.abs(b.gradient).max())
-    np.testing.assert_allclose(a.gradient, b.gradient, rtol=0, atol=float32_error(many, size))
 
 
 def textured(height: int, width: int) -> np.ndarray:
