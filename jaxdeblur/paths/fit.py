@@ -19,7 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdeblur.paths.likelihood import LEAST_TRUST, START, Fit, Likelihood, Observed, likelihood
+from jaxdeblur.paths.likelihood import (
+    LEAST_LOG_WEIGHT,
+    START,
+    Fit,
+    Likelihood,
+    Observed,
+    likelihood,
+)
 from jaxdeblur.paths.path import FREE, KNOTS, exposures
 from jaxdeblur.paths.tiles import over_tiles
 
@@ -51,7 +58,7 @@ _MOVED_BEFORE = _AT_KNOTS[[2, 4, 5, 6]]
 
 _DAMPING = 0.02  # Of the mean curvature; it keeps tiles without texture in place.
 _CG_STEPS = 8  # Conjugate gradient steps, preconditioned by each tile's own system.
-_TRUST_AT_FIRST = np.log(0.5)
+_FIRST_LOG_WEIGHT = np.log(0.5)
 
 
 class Stage(NamedTuple):
@@ -73,9 +80,9 @@ FINE_STAGES = (Stage(0.24, 1, 1.5), Stage(0.4, 2, 1.5))
 
 def first_fit(knots: Float[Array, "N P 2"], present: Float[Array, "N 3"]) -> Fit:
     """Returns the initial fit, given a path for each tile."""
-    spectrum = jnp.tile(jnp.asarray(START), (len(knots), 1))
-    trust = _TRUST_AT_FIRST * jnp.array([1.0, 0.0, 1.0]) * present
-    return Fit(knots, spectrum, trust)
+    log_nsr = jnp.tile(jnp.asarray(START), (len(knots), 1))
+    log_weights = _FIRST_LOG_WEIGHT * jnp.array([1.0, 0.0, 1.0]) * present
+    return Fit(knots, log_nsr, log_weights)
 
 
 def fit_tiles(
@@ -89,7 +96,7 @@ def fit_tiles(
     scale: int = 2,
     before: Float[Array, "N P 2"] | None = None,
 ) -> tuple[Fit, Float[Array, " N"]]:
-    """Fits path, spectrum and trust of all tiles.
+    """Fits path, noise-to-signal ratio and the frames' weights, of all tiles.
 
     Args:
       fit: the initial fit (``first_fit``).
@@ -124,7 +131,7 @@ def fit_tiles(
     return fit, values[-1]
 
 
-def gain_over_no_blur(fit: Fit, value: Float[Array, " N"], seen: Observed) -> Float[Array, " N"]:
+def log_evidence_ratio(fit: Fit, value: Float[Array, " N"], seen: Observed) -> Float[Array, " N"]:
     """Returns G: how much better the path explains each tile than sharp frames moving along it.
 
     ``value`` is L of the fit in the last of STAGES.
@@ -144,10 +151,10 @@ def gain_over_no_blur(fit: Fit, value: Float[Array, " N"], seen: Observed) -> Fl
 
 
 def refitted(fit: Fit, found: Likelihood, present: Float[Array, "*N 3"]) -> Fit:
-    """Updates spectrum and trust, given the path."""
-    trust = jnp.clip(0.5 * (fit.trust + found.trust), LEAST_TRUST, 0.0)
-    trust = trust * jnp.array([1.0, 0.0, 1.0]) * present
-    return fit._replace(spectrum=jnp.clip(found.spectrum, -10.0, 3.0), trust=trust)
+    """Takes an M-step of log lam, and half of one of log w, given the path."""
+    log_weights = jnp.clip(0.5 * (fit.log_weights + found.log_weights), LEAST_LOG_WEIGHT, 0.0)
+    log_weights = log_weights * jnp.array([1.0, 0.0, 1.0]) * present
+    return fit._replace(log_nsr=jnp.clip(found.log_nsr, -10.0, 3.0), log_weights=log_weights)
 
 
 def _solve(

@@ -11,7 +11,7 @@ Gaussian prior: the covariance of the B_j is ``s_r (K K^H / lam + W^-1)``, whose
 ``s_r^m D / (lam prod_j w_j)``. Each ring takes its likeliest noise power, ``s_r = Q_r / (m n_r)``.
 lam(f) is the noise-to-signal ratio, log-linear between RADII, so that the radial spectrum of X is
 fitted with the path: a fixed one, as of natural images, attributes all spectral decay to blur and
-prefers longer paths. w_j is the trust in frame j.
+prefers longer paths. w_j is the weight of frame j.
 
 rho is the power of rounding to 8 bits, which keeps s_r from falling below it. An error of
 uniform distribution has the variance ``1 / (12 . 255^2)``; a mean of c x c pixels divides it by
@@ -29,7 +29,7 @@ p along axis c, where M_jp is the transfer function with samples weighted by the
 
 It is positive semidefinite, because s_r is held and the curvature of log D is left out as well.
 
-**Spectrum and trust** follow by expectation-maximisation. Given the path, the posterior of X has
+**M-steps.** lam and w follow by expectation-maximisation. Given the path, the posterior of X has
 the mean ``X = sum_j w_j conj(K_j) B_j / D`` and the variance ``s_r / D``. The M-step multiplies lam
 by one factor in each ring and replaces w_j:
 
@@ -54,7 +54,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdeblur.images import halved
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, transfer
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, otf
 from jaxdeblur.paths.tiles import Tiling, cut, hann, over_tiles
 
 RADII = np.array([0.012, 0.025, 0.045, 0.075, 0.12, 0.18, 0.26, 0.36], np.float32)
@@ -63,8 +63,8 @@ RADII = np.array([0.012, 0.025, 0.045, 0.075, 0.12, 0.18, 0.26, 0.36], np.float3
 START = np.log(0.02 * (2 * np.sin(np.pi * RADII)) ** 2 + 1e-5).astype(np.float32)
 """Initial log lam: that of natural images, whose power falls with f^2."""
 
-LEAST_TRUST = -4.0
-"""Lower limit of log w: a frame ignored completely could not regain trust."""
+LEAST_LOG_WEIGHT = -4.0
+"""Lower limit of log w: a frame ignored completely could not come back."""
 
 _ROUNDING = 1 / 12 / 255**2  # Variance of rounding to uint8.
 
@@ -135,23 +135,23 @@ class Fit(NamedTuple):
 
     knots: Float[Array, "P 2"]
     """The path at its free knots, in pixels (y, x)."""
-    spectrum: Float[Array, " R"]
-    """log lam at RADII."""
-    trust: Float[Array, 3]
+    log_nsr: Float[Array, " R"]
+    """log lam at RADII: the logarithm of the noise-to-signal ratio."""
+    log_weights: Float[Array, 3]
     """log w_j, 0 for the middle frame."""
 
 
 class Likelihood(NamedTuple):
-    """L of one tile, its derivatives, and an updated spectrum and trust."""
+    """L of one tile, its derivatives, and the M-steps."""
 
     value: Float[Array, ""]
     gradient: Float[Array, " Q"]
     """With respect to the knots, (y, x) of each in turn."""
     curvature: Float[Array, "Q Q"]
     """H, the Gauss-Newton matrix in Kaufman's form."""
-    spectrum: Float[Array, " R"]
-    """Better values of log lam and, in ``trust``, of log w, given the path."""
-    trust: Float[Array, 3]
+    log_nsr: Float[Array, " R"]
+    """Likelier values of log lam and, in ``log_weights``, of log w, given the path."""
+    log_weights: Float[Array, 3]
 
 
 def observed(
@@ -210,10 +210,10 @@ def texture(seen: Observed) -> Float[Array, " N"]:
 
 
 def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P"]) -> Likelihood:
-    """Returns L of one tile, its path derivatives, and the next spectrum and trust.
+    """Returns L of one tile, its path derivatives, and the M-steps.
 
     Args:
-      fit: the path, spectrum and trust.
+      fit: the path, lam and w.
       seen: the blurred patches, within the band.
       where: the frequencies compared.
       basis: the spline at the samples of the M exposures (``path.exposures``): of three frames, or
@@ -221,15 +221,15 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
     """
     points = basis.shape[-1]
 
-    def transfers(knots: Float[Array, "P 2"], weights: jax.Array) -> Float[Array, "L M 2 Y X"]:
+    def otfs(knots: Float[Array, "P 2"], weights: jax.Array) -> Float[Array, "L M 2 Y X"]:
         path = jnp.einsum("mjp,pc->mjc", basis, knots) - seen.offsets[:, None]
-        each = [transfer(p, w, where.fy, where.fx) for p, w in zip(path, weights, strict=True)]
+        each = [otf(p, w, where.fy, where.fx) for p, w in zip(path, weights, strict=True)]
         return jnp.stack(each, 1)
 
     once = jnp.tile(SAMPLE_WEIGHTS, (len(basis), 1, 1))
-    kernel, gradient_of = jax.vjp(lambda knots: transfers(knots, once)[0], fit.knots)
-    w = (seen.present * jnp.exp(fit.trust))[:, None, None, None]
-    log_lam = jnp.einsum("r,ryx->yx", fit.spectrum, where.radial)
+    kernel, gradient_of = jax.vjp(lambda knots: otfs(knots, once)[0], fit.knots)
+    w = (seen.present * jnp.exp(fit.log_weights))[:, None, None, None]
+    log_lam = jnp.einsum("r,ryx->yx", fit.log_nsr, where.radial)
     lam = jnp.exp(log_lam)
     den = lam + (w * kernel**2).sum((0, 1))
     sharp = (w * _conj_times(kernel, seen.spectra)).sum(0) / den
@@ -242,7 +242,7 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
     value = (
         m * (size * jnp.log(energy)).sum() + (where.weight * (jnp.log(den) - log_lam)).sum()
     ) / n
-    value = value - (seen.present * fit.trust).sum()
+    value = value - (seen.present * fit.log_weights).sum()
 
     # 1 / s_r at the frequencies of each ring, times their weight.
     precision = jnp.einsum("r,ryx->yx", m * size / energy, where.rings)
@@ -253,7 +253,7 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
     gradient = gradient_of(2 / n * by_kernel)[0].reshape(-1)
 
     # d K / d knot = -2 pi i f M, where M weighs the samples by the spline.
-    slopes = transfers(fit.knots, jnp.swapaxes(basis * SAMPLE_WEIGHTS[:, None], 1, 2))
+    slopes = otfs(fit.knots, jnp.swapaxes(basis * SAMPLE_WEIGHTS[:, None], 1, 2))
     f = 2 * np.pi * jnp.stack(jnp.broadcast_arrays(where.fy[:, None], where.fx))
     along = (w * _conj_times(kernel, slopes)).sum(1) / jnp.sqrt(den)
     rate = f * jnp.sqrt(2 / n * precision * power)
@@ -269,8 +269,8 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
     expected = jnp.einsum("yx,ryx->r", ratio * (where.weight > 0), (where.rings > 0) * 1.0)
     step = -jnp.log(expected / np.maximum(size, 1e-3) + 1e-6)[_nearest(size > 0)]
     misfits = (residual**2).sum(1) * precision + (kernel**2).sum(1) * where.weight / den
-    next_trust = -jnp.log(jnp.maximum(misfits.sum((1, 2)) / n, 1e-6))
-    return Likelihood(value, gradient, curvature, fit.spectrum + step, next_trust)
+    next_log_weights = -jnp.log(jnp.maximum(misfits.sum((1, 2)) / n, 1e-6))
+    return Likelihood(value, gradient, curvature, fit.log_nsr + step, next_log_weights)
 
 
 def _nearest(measured: np.ndarray) -> np.ndarray:

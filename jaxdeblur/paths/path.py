@@ -85,7 +85,9 @@ def exposed(
     return jnp.einsum("sp,...pc->...sc", spline(duty * jnp.linspace(-0.5, 0.5, 9)), knots)
 
 
-def extent(knots: Float[Array, "*N P 2"], duty: Float[Array, ""] | float) -> Float[Array, "*N"]:
+def blur_length(
+    knots: Float[Array, "*N P 2"], duty: Float[Array, ""] | float
+) -> Float[Array, "*N"]:
     """Returns the length of the path during the middle exposure, in pixels."""
     return jnp.linalg.norm(jnp.diff(exposed(knots, duty), axis=-2), axis=-1).sum(-1)
 
@@ -134,7 +136,7 @@ def _turned(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 @jax.jit  # It is called in many places; only the first is traced.
-def transfer(
+def otf(
     path: Float[Array, "J 2"],
     weights: Float[Array, "L J"],
     fy: Float[Array, " Y"],

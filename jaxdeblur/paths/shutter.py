@@ -81,7 +81,7 @@ _FINE_STAGES = (Stage(0.24, 2, 1.5), Stage(0.4, 2, 1.5), Stage(0.4, 1, 1.5))
 class Shutter(NamedTuple):
     """What is known of the shutter so far."""
 
-    evidence: Float[Array, "2 D"]
+    costs: Float[Array, "2 D"]
     """E: L of each light and duty minus the best duty's, summed over tiles and slowly forgotten."""
     votes: Float[Array, "2 D"]
     """V: the same with each tile's part limited, so that no tile overrules the others."""
@@ -102,12 +102,12 @@ class Shutter(NamedTuple):
         over = seen - seen.min(-1, keepdims=True)
         stored, linear = seen[..., :1] - seen
         apart = jnp.stack([linear - stored, (linear - stored) ** 2])
-        evidence, votes, sums = (
+        costs, votes, sums = (
             jnp.einsum("lnd,n->ld", each, counts)
             for each in (over, jnp.minimum(over, _MOST), apart)
         )
         return Shutter(
-            _FORGET * self.evidence + evidence,
+            _FORGET * self.costs + costs,
             _FORGET * self.votes + votes,
             self.apart + sums,
             _FORGET * self.tiles + counts.sum(),
@@ -119,7 +119,7 @@ class Shutter(NamedTuple):
 
         In nats per frequency and tile.
         """
-        chosen = self.evidence[self.linear.astype(int)]
+        chosen = self.costs[self.linear.astype(int)]
         return (chosen[0] - chosen.min()) / (self.tiles + _DOUBT)
 
     @property
@@ -143,7 +143,7 @@ class Shutter(NamedTuple):
 
         Tiles must agree: a few bright objects give strong but contradictory evidence.
         """
-        sums, squares = self.apart[:, self.evidence.sum(0).argmin()]
+        sums, squares = self.apart[:, self.costs.sum(0).argmin()]
         return (sums > _STANDARD_ERRORS * jnp.sqrt(squares)).astype(jnp.float32)
 
     @property
@@ -176,7 +176,7 @@ def richest(
     return chosen, (score > 0) * jnp.where(complete, 1.0, _INCOMPLETE)
 
 
-def evidence(
+def likelihoods_by_duty(
     knots: Float[Array, "n P 2"], seen: Observed, fine: Observed, slow: Bool[Array, " n"]
 ) -> Float[Array, "n D"]:
     """Returns L of tiles for each of DUTIES, from fine detail for slow tiles.
@@ -238,7 +238,7 @@ def watch(
                 observed(power(bright, gamma), tiling, offsets, present, only=chosen, scale=scale)
                 for tiling, scale in ((tiling, 2), (of_less, 1))
             )
-            return evidence(start[chosen], seen, fine, slow)
+            return likelihoods_by_duty(start[chosen], seen, fine, slow)
 
         return shutter.add(lax.map(told, jnp.array(LIGHTS)), counts)
 

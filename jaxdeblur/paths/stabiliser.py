@@ -125,17 +125,17 @@ def _values(
 
     def of(velocity: Float[Array, "n 2"]) -> Float[Array, " n"]:
         count = len(velocity)
-        spectrum = jnp.tile(jnp.asarray(START), (count, 1))
-        fit = Fit(velocity[:, None], spectrum, jnp.zeros((count, 1)))
+        log_nsr = jnp.tile(jnp.asarray(START), (count, 1))
+        fit = Fit(velocity[:, None], log_nsr, jnp.zeros((count, 1)))
 
-        def step(spectrum: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        def step(log_nsr: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
             def one(tile: tuple[Fit, Observed]) -> tuple[jax.Array, jax.Array]:
                 found = likelihood(tile[0], tile[1], where, basis)
-                return jnp.clip(found.spectrum, -10.0, 3.0), found.value
+                return jnp.clip(found.log_nsr, -10.0, 3.0), found.value
 
-            return over_tiles(one, (fit._replace(spectrum=spectrum), inside))
+            return over_tiles(one, (fit._replace(log_nsr=log_nsr), inside))
 
-        return lax.scan(step, spectrum, None, length=4)[1][-1]
+        return lax.scan(step, log_nsr, None, length=4)[1][-1]
 
     return lax.map(of, velocities)
 
@@ -287,7 +287,7 @@ def _step(
 class Stabiliser(NamedTuple):
     """What is known of a stabiliser so far; a leading axis holds several videos."""
 
-    evidence: Float[Array, 2]
+    log_ratios: Float[Array, 2]
     """How much better a stabilised camera explains the frames than blur along what is seen to move,
     and than sharp frames: nats per frequency of the median tile, summed over frames. It is the
     camera's or the editor's, and not forgotten."""
@@ -319,14 +319,14 @@ class Stabiliser(NamedTuple):
     @property
     def stabilised(self) -> Float[Array, "*videos"]:
         """1.0 if the video is stabilised and blurred, else 0.0."""
-        mean = self.evidence / jnp.maximum(self.frames, 1.0)[..., None]
+        mean = self.log_ratios / jnp.maximum(self.frames, 1.0)[..., None]
         found = jnp.all(mean > _EVIDENT, -1) & (self.blends == 0)
         return jnp.maximum(found.astype(jnp.float32), self.given)
 
     @property
     def undecided(self) -> Bool[Array, "*videos"]:
         """Whether the first frames leave it open that the video is stabilised."""
-        mean = self.evidence[..., 0] / jnp.maximum(self.frames, 1.0)
+        mean = self.log_ratios[..., 0] / jnp.maximum(self.frames, 1.0)
         return (self.frames < _ENOUGH) | (mean > _UNLIKELY)
 
     @property
@@ -396,11 +396,11 @@ def follow(
         both, lead = swings[pair] * units, score[pair[0]] - score[pair[1]]
         others = values[count:]
         alone, none, two = others[:_ONCE].min(0), others[0], others[_ONCE:].min(0)
-        evidence = jnp.median(jnp.stack([alone, none]) - values[best], 1)
+        log_ratios = jnp.median(jnp.stack([alone, none]) - values[best], 1)
         blended = (jnp.median(alone - two) > _EVIDENT) & (jnp.median(two - values[best]) < 0)
         weight = jnp.where(search, present[jnp.array([1, 3])].mean(), 0.0)
         return known._replace(
-            evidence=known.evidence + jnp.where(search, weight * evidence, 0.0),
+            log_ratios=known.log_ratios + jnp.where(search, weight * log_ratios, 0.0),
             blends=known.blends + (search & blended),
             frames=known.frames + weight,
             swings=both,

@@ -49,11 +49,11 @@ from jax import lax
 from jaxtyping import Array, Complex, Float, Int
 
 from jaxdeblur.paths.likelihood import Fit, radial_shares
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, extent, frequencies, spline, times, transfer
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, blur_length, frequencies, otf, spline, times
 from jaxdeblur.paths.tiles import Tiling, cut, cutter, inner, over_tiles, overlap_add, taper
 
 NEIGHBOUR = 0.5
-"""Factor of a neighbour's trust: errors of its path hurt more than its share of the light helps."""
+"""Factor of a neighbour's weight: errors of its path hurt more than its light helps."""
 
 LAM = 0.375
 """Factor of the fitted noise-to-signal ratio, which counts model errors near the borders of the
@@ -122,7 +122,7 @@ def luminance(
     n = tiling.n
     steps = [1 - np.exp(-2j * np.pi * f) for f in (np.fft.fftfreq(n), np.fft.rfftfreq(n))]
     roughness = (np.abs(steps[0])[:, None] ** 2 + np.abs(steps[1]) ** 2).astype(np.float32)
-    beta = jnp.clip(0.01 * extent(tiles.fit.knots, tiles.duty), 0.05, 0.3)
+    beta = jnp.clip(0.01 * blur_length(tiles.fit.knots, tiles.duty), 0.05, 0.3)
 
     terms_of = _terms_of(frames[:, None], prior.map(lambda y: y[None]), tiles.basis, tiling, 1)
 
@@ -228,15 +228,15 @@ def _terms_of(
         spectra = jnp.fft.rfft2((patches - mean) * edge)
         seen = offsets + shifts
         path = jnp.einsum("mjp,pc->mjc", basis, fit.knots) - seen[:, None]
-        kernel = jnp.stack([transfer(p, SAMPLE_WEIGHTS[None], *where)[0] for p in path])
+        kernel = jnp.stack([otf(p, SAMPLE_WEIGHTS[None], *where)[0] for p in path])
         energy = weights[:, None, None] * (kernel**2).sum(1)
         k = lax.complex(kernel[:, 0], kernel[:, 1])
         numerator = times(jnp.conj(k)[:, None] * spectra, weights[:, None, None, None])
-        log_ratio = jnp.einsum("r,ryx->yx", fit.spectrum, radial_shares(*where))
+        log_ratio = jnp.einsum("r,ryx->yx", fit.log_nsr, radial_shares(*where))
         below = jnp.fft.rfft2((cut_base(centre, 0) - mean[1]) * edge)
         last = jnp.fft.rfft2((cut_last(centre, whole[0]) - mean[0]) * edge)
         since = seen[:1] - before @ fit.knots
-        shift = transfer(since, np.ones((1, 1), np.float32), *where)[0]
+        shift = otf(since, np.ones((1, 1), np.float32), *where)[0]
         last = lax.complex(shift[0], shift[1]) * last
         known, share = mean_of(Prior(below, last, prior.has_last), k[1], spectra[1])
         ratio = (1 + share / 2) * LAM * jnp.exp(log_ratio)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.images import GAMMA, LUMA, power, reduce_size
 from jaxdeblur.paths import motion
-from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_tiles, gain_over_no_blur
+from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_tiles, log_evidence_ratio
 from jaxdeblur.paths.gate import base_share, second_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.path import FREE, exposures, through
@@ -54,7 +54,7 @@ class WindowFit(NamedTuple):
 
     fit: Fit
     """Of N tiles. Those of a frame at half size come first, and zeros fill the rest."""
-    gain: Float[Array, " N"]
+    log_evidence_ratio: Float[Array, " N"]
     """G of each tile (gate.py)."""
     shifts: Float[Array, "N 3 2"]
     """w_j of each tile, by a stabiliser (stabiliser.py)."""
@@ -131,12 +131,12 @@ def fit_window(
         )
 
     whole = functools.partial(_fit, frames, moves, tiling, *told, before, swing)
-    fit, gain, shifts = whole() if small_frames else lax.cond(large, at_half_size, whole)
+    fit, ratio, shifts = whole() if small_frames else lax.cond(large, at_half_size, whole)
     trust = trusted(shutter, speed) if duty is None else jnp.float32(1)
     share = base_share(shutter) if duty is None else jnp.float32(1)
     trust, share = (jnp.maximum(each, steady) for each in (trust, share))
     second = second_share(shutter, trust) if duty is None else trust
-    return WindowFit(fit, gain, shifts, *told, large, trust, second, share)
+    return WindowFit(fit, ratio, shifts, *told, large, trust, second, share)
 
 
 def _fit(
@@ -165,10 +165,10 @@ def _fit(
         fit_tiles, shape=tiling.shape, basis=basis, smooth=smooth, bend=bend, before=before
     )
     fit, value = stiff(first, seen)
-    gain = gain_over_no_blur(fit, value, seen)
+    ratio = log_evidence_ratio(fit, value, seen)
     if tiling.stride == motion.FINE[0]:
         fine = observed(light, tiling, offsets, present, True, None, 1, shifts)
         finer, _ = stiff(fit, fine, stages=FINE_STAGES, scale=1)
-        # On real footage, the spectrum of fine detail alone underestimates the noise.
-        fit = finer._replace(spectrum=0.5 * (fit.spectrum + finer.spectrum))
-    return fit, gain, shifts
+        # On real footage, fine detail alone underestimates the noise-to-signal ratio.
+        fit = finer._replace(log_nsr=0.5 * (fit.log_nsr + finer.log_nsr))
+    return fit, ratio, shifts

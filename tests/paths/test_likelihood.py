@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.data.exposure import GAMMA
-from jaxdeblur.paths.fit import gain_over_no_blur, refitted
+from jaxdeblur.images import GAMMA
+from jaxdeblur.paths.fit import log_evidence_ratio, refitted
 from jaxdeblur.paths.gate import base_share, trusted
 from jaxdeblur.paths.likelihood import (
-    LEAST_TRUST,
+    LEAST_LOG_WEIGHT,
     RADII,
     START,
     Band,
@@ -215,7 +215,7 @@ def test_its_curvature_is_kaufmans(tile: tuple[Fit, Observed, Band, Likelihood, 
     assert values[6] > 1e-3 * largest, "half of the directions at least are determined"
 
 
-def test_the_spectrum_is_updated_by_expectation_maximisation(
+def test_the_noise_to_signal_ratio_is_updated_by_expectation_maximisation(
     tile: tuple[Fit, Observed, Band, Likelihood, Model],
 ) -> None:
     """The expected power in a ring is what the slope of L in the ring's factor says."""
@@ -227,12 +227,12 @@ def test_the_spectrum_is_updated_by_expectation_maximisation(
     slopes = [(model.value(*given, d) - model.value(*given, -d)) / 2e-4 for d in steps[measured]]
     wanted = -np.log(1 + n * np.array(slopes) / model.sizes[measured])
     assert np.abs(wanted).max() > 0.1
-    step = np.asarray(found.spectrum - fit.spectrum)
+    step = np.asarray(found.log_nsr - fit.log_nsr)
     np.testing.assert_allclose(step[measured], wanted, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(step[-1], step[-2], rtol=1e-5)  # No frequency is that high.
 
 
-def test_trust_is_updated_by_expectation_maximisation(
+def test_weights_are_updated_by_expectation_maximisation(
     tile: tuple[Fit, Observed, Band, Likelihood, Model],
 ) -> None:
     fit, _, _, found, model = tile
@@ -243,24 +243,24 @@ def test_trust_is_updated_by_expectation_maximisation(
         ends = [model.value(knots, log_lam, log_w + sign * step) for sign in (1, -1)]
         slope = (ends[0] - ends[1]) / 2e-4
         wanted = log_w[j] - np.log(1 + slope)
-        np.testing.assert_allclose(found.trust[j], wanted, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found.log_weights[j], wanted, rtol=1e-3, atol=1e-4)
         assert abs(wanted - log_w[j]) > 0.01
 
 
-def test_half_a_step_of_trust_is_taken_within_limits() -> None:
+def test_half_a_step_of_the_weights_is_taken_within_limits() -> None:
     nothing = jnp.zeros(())
     fit = Fit(jnp.zeros((6, 2)), jnp.asarray(START), jnp.array([-1.0, 0.0, -3.9]))
     better = jnp.array([-20.0, 9.0]), jnp.array([0.4, 1, -9])
     found = Likelihood(nothing, nothing[None], nothing[None, None], *better)
     after = refitted(fit, found, jnp.ones(3))
-    np.testing.assert_allclose(after.trust, [-0.3, 0, LEAST_TRUST], rtol=1e-6)
-    assert after.spectrum.tolist() == [-10, 3]
-    assert refitted(fit, found, jnp.array([0.0, 1.0, 1.0])).trust[0] == 0
+    np.testing.assert_allclose(after.log_weights, [-0.3, 0, LEAST_LOG_WEIGHT], rtol=1e-6)
+    assert after.log_nsr.tolist() == [-10, 3]
+    assert refitted(fit, found, jnp.array([0.0, 1.0, 1.0])).log_weights[0] == 0
 
 
 @jax.jit
 def repeated(fit: Fit, seen: Observed) -> tuple[Fit, jax.Array, jax.Array]:
-    """Refits spectrum and trust of each tile, at its path and each of DUTIES.
+    """Refits lam and w of each tile, at its path and each of DUTIES.
 
     Returns the fits, L and G, ``D N`` of each.
     """
@@ -274,7 +274,7 @@ def repeated(fit: Fit, seen: Observed) -> tuple[Fit, jax.Array, jax.Array]:
             return refitted(fit, found, inside.present), found.value
 
         after, values = jax.lax.scan(step, fit, None, length=12)
-        return after, values[-1], gain_over_no_blur(after, values[-1], seen)
+        return after, values[-1], log_evidence_ratio(after, values[-1], seen)
 
     return jax.lax.map(of, jnp.asarray(DUTIES))
 
@@ -289,8 +289,8 @@ def test_noise_and_weights_of_drawn_tiles_are_found() -> None:
     seen = draw_tiles(np.random.default_rng(0), knots, np.full(8, 0.7), (-1, 0, 0), log_lam)
     fit, _, _ = repeated(fit_at(knots), seen)
     true = DUTIES.tolist().index(np.float32(0.7))
-    np.testing.assert_allclose(fit.trust[true].mean(0), [-1, 0, 0], atol=0.1)
-    np.testing.assert_allclose(fit.spectrum[true, :, 3:-1].mean(0), log_lam[3:-1], atol=0.25)
+    np.testing.assert_allclose(fit.log_weights[true].mean(0), [-1, 0, 0], atol=0.1)
+    np.testing.assert_allclose(fit.log_nsr[true, :, 3:-1].mean(0), log_lam[3:-1], atol=0.25)
 
 
 def test_the_duty_cycle_of_drawn_tiles_is_found() -> None:
@@ -356,7 +356,7 @@ def test_the_light_and_duty_cycle_of_drawn_frames_are_found(gamma: float) -> Non
 
 
 def test_the_gain_is_over_sharp_frames_along_the_path() -> None:
-    """As fitted in three steps, spectrum and trust included."""
+    """As fitted in three steps, lam and w included."""
     knots = straight(VELOCITIES[:2])
     seen = draw_tiles(np.random.default_rng(2), knots, np.full(2, 0.8))
     inside, where = seen.up_to(0.24)
@@ -365,7 +365,7 @@ def test_the_gain_is_over_sharp_frames_along_the_path() -> None:
     for _ in range(3):
         found = sharp(fit, inside)
         fit = refitted(fit, found, inside.present)
-    gain = jax.jit(gain_over_no_blur)(fit_at(knots), jnp.array([0.5, 0.25]), seen)
+    gain = jax.jit(log_evidence_ratio)(fit_at(knots), jnp.array([0.5, 0.25]), seen)
     np.testing.assert_allclose(gain, found.value - jnp.array([0.5, 0.25]), rtol=1e-4)
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxdeblur.images import halved
 from jaxdeblur.paths.gate import _at_cells
 from jaxdeblur.paths.library import _blurred, adjoint
 from jaxdeblur.paths.likelihood import RADII, START, Fit, _conj_times
 from jaxdeblur.paths.motion import tiling_of
-from jaxdeblur.paths.path import FREE, KNOTS, SAMPLE_WEIGHTS, exposures, frequencies, transfer
-from jaxdeblur.paths.tiles import Tiling, cut, halved, overlap_add, taper
+from jaxdeblur.paths.path import FREE, KNOTS, SAMPLE_WEIGHTS, exposures, frequencies, otf
+from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
 from jaxdeblur.paths.wiener import LAM, Prior, Tiles, _without_small_gradients, filtered_channels
 from jaxdeblur.paths.window_fit import WindowFit
 from jaxdeblur.testing import float32_error
@@ -55,7 +56,7 @@ def test_the_adjoint_of_a_transfer_function_is_its_conjugate() -> None:
     y = y + x
 
     def kernel_of(path: jax.Array) -> jax.Array:
-        return transfer(path, SAMPLE_WEIGHTS[None], *frequencies(n))[0]
+        return otf(path, SAMPLE_WEIGHTS[None], *frequencies(n))[0]
 
     def apply(kernel: jax.Array, image: jax.Array) -> jax.Array:
         return jnp.fft.irfft2(lax.complex(kernel[0], kernel[1]) * jnp.fft.rfft2(image), s=(n, n))

@@ -20,10 +20,11 @@ from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths import self_ensemble
-from jaxdeblur.paths.estimate import Estimate, filtered, light_excess
+from jaxdeblur.paths.config import PathsConfig
+from jaxdeblur.paths.estimate import Estimate, filtered, response_correction
 from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_tiles
 from jaxdeblur.paths.gate import base_share, gate, second_share, trusted
-from jaxdeblur.paths.light import Excess, excess_of
+from jaxdeblur.paths.light import ResponseCorrection, corrections_of
 from jaxdeblur.paths.likelihood import (
     START,
     Band,
@@ -35,19 +36,19 @@ from jaxdeblur.paths.motion import connected, displacement, moves_of, phase_spec
 from jaxdeblur.paths.path import (
     FREE,
     KNOTS,
+    blur_length,
     cos_sin,
     exposures,
-    extent,
+    otf,
     spline,
-    transfer,
 )
+from jaxdeblur.paths.records import maps_of
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.shutter import DUTIES, Shutter, richest, watch
 from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
 from jaxdeblur.paths.wiener import Luminance, Prior, Tiles, mean_of
 from jaxdeblur.paths.window_fit import PastPaths, fit_window
-from jaxdeblur.paths.windows import PathsConfig, tell
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
 from jaxdeblur.testing import float32_error
 from jaxdeblur.video.pixels import PixelLayout
@@ -108,7 +109,7 @@ def test_nearest_tile_of_another_grid(scale: int) -> None:
 
 def test_extent_of_uniform_motion() -> None:
     knots = jnp.asarray(KNOTS[FREE, None] * np.array([3.0, 4.0]), jnp.float32)
-    np.testing.assert_allclose(extent(knots, 0.5), 2.5, rtol=1e-4)
+    np.testing.assert_allclose(blur_length(knots, 0.5), 2.5, rtol=1e-4)
 
 
 def test_cosine_and_sine_of_turns_are_exact_to_rounding() -> None:
@@ -124,7 +125,7 @@ def test_transfer_function_is_the_mean_of_shifts() -> None:
     rng = np.random.default_rng(2)
     path, weights = rng.normal(0, 5, (8, 2)), rng.random((3, 8))
     fy, fx = np.fft.fftfreq(12), np.fft.rfftfreq(10)
-    found = transfer(*(jnp.asarray(a, jnp.float32) for a in (path, weights)), fy, fx)
+    found = otf(*(jnp.asarray(a, jnp.float32) for a in (path, weights)), fy, fx)
     for row, set_ in enumerate(weights):
         expected = np.zeros((12, 6), complex)
         for (y, x), weight in zip(path, set_, strict=True):
@@ -192,8 +193,10 @@ def restored_with(
     """Restores the middle frame over itself and the frame before."""
     unknown = Shutter.unknown(), Stabiliser.unknown(1)
     fit = fit_window(frames, moves_of(frames), present, *unknown, paths, duty, linear=linear)
-    excess = light_excess(frames[1:4], fit, frames[2], Excess.unknown(*frames.shape[1:3]))
-    return filtered(frames[1:4], fit, frames[2], last, excess), fit.passed_on
+    correction = response_correction(
+        frames[1:4], fit, frames[2], ResponseCorrection.unknown(*frames.shape[1:3])
+    )
+    return filtered(frames[1:4], fit, frames[2], last, correction), fit.passed_on
 
 
 def restored_after(last: jax.Array, frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
@@ -317,10 +320,10 @@ def test_frames_of_linear_light_become_those_averaged_as_stored() -> None:
     offsets = jnp.tile(2 * jnp.round(jnp.arange(-1, 2)[:, None] * speed / 2), (number, 1, 1))
     told = jnp.zeros_like(offsets), jnp.ones((number, 3)), jnp.float32(1), exposures(1.0)
     tiles = Tiles(fit, offsets, *told)
-    found_in = jax.jit(excess_of, static_argnums=4)
+    found_in = jax.jit(corrections_of, static_argnums=4)
     height, width = linear.shape[1:3]
 
-    def errors(found: Excess) -> np.ndarray:
+    def errors(found: ResponseCorrection) -> np.ndarray:
         """Of each frame: of its luminance, and of red and blue at half size."""
         light, colours = linear @ LUMA - found.luminance, _colours(linear) - found.colours
         reds_and_blues = halved(light)[:, None] + colours
@@ -329,10 +332,12 @@ def test_frames_of_linear_light_become_those_averaged_as_stored() -> None:
         means = [np.abs(each)[..., 48:-48, 48:-48].mean((2, 3)) for each in map(np.asarray, apart)]
         return np.concatenate(means, 1)
 
-    first = found_in(linear @ LUMA, linear[1], Excess.unknown(height, width), tiles, tiling)
-    unchanged = errors(Excess.unknown(height, width, 3))
+    first = found_in(
+        linear @ LUMA, linear[1], ResponseCorrection.unknown(height, width), tiles, tiling
+    )
+    unchanged = errors(ResponseCorrection.unknown(height, width, 3))
     np.testing.assert_array_less(errors(first), 0.5 * unchanged)  # In neighbouring frames too.
-    known = Excess((linear - stored)[0] @ LUMA, _colours(linear - stored)[0])
+    known = ResponseCorrection((linear - stored)[0] @ LUMA, _colours(linear - stored)[0])
     again = found_in(linear @ LUMA, linear[1], known, tiles, tiling)
     np.testing.assert_array_equal(again.luminance[0], known.luminance)  # It is kept,
     # and helps the other frames.
@@ -763,8 +768,10 @@ def test_a_jump_leaves_the_frame_before_it_one_neighbour(one_stage: None) -> Non
         scene = connected(moves, present)
         fit = fit_window(frames, moves, scene, shutter, past, duty=1.0, linear=False)
         shown = frames[2]
-        excess = light_excess(frames[1:4], fit, shown, Excess.unknown(128, 128))
-        return tell(frames[1:4], fit, shown, shown, excess).maps
+        correction = response_correction(
+            frames[1:4], fit, shown, ResponseCorrection.unknown(128, 128)
+        )
+        return maps_of(frames[1:4], fit, shown, shown, correction)[0]
 
     alike = told(frames.at[3:].set(0.0), present.at[3:].set(0.0))
     np.testing.assert_allclose(told(frames, present), alike, atol=1e-5)

@@ -16,8 +16,9 @@ from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.paths.config import PathsConfig
+from jaxdeblur.paths.records import FusionInput
 from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.windows import OverPaths, PathsConfig, Told
 from jaxdeblur.restoration.placement import step_memory
 from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
@@ -81,9 +82,9 @@ def test_the_networks_of_blur_paths_run_in_tiles():
     frame, maps = (
         jnp.asarray(random.random((1, 96, 128, n), np.float32)) for n in (3, fusion.channels)
     )
-    told = Told(maps, jnp.zeros((1, 6, 8)), jnp.zeros((1, 20, 9, 2)), jnp.ones(1))
-    moves = jnp.zeros(frame.shape[:3])
-    over = OverPaths(told, frame, frame, moves, jnp.bool_(True), jnp.bool_(False))
+    found = maps, jnp.zeros((1, 6, 8)), jnp.zeros((1, 20, 9, 2)), jnp.ones(1)
+    shown = frame, frame, jnp.zeros(frame.shape[:3])
+    given = FusionInput(*found, *shown, jnp.bool_(True), jnp.bool_(False))
     state = model.initial_state(1, 96, 128)
 
     def steps(step_of):
@@ -91,7 +92,7 @@ def test_the_networks_of_blur_paths_run_in_tiles():
         of_base = state["base"]
         for _ in range(3):  # the first two frames come out unrestored
             of_base, below = step["base"](of_base, frame, False)
-        return below, step["fusion"](state["fusion"], over)[1]
+        return below, step["fusion"](state["fusion"], given)[1]
 
     chex.assert_trees_all_close(steps(TileGrid(48, 64).step), whole := steps(None), atol=1e-5)
     assert min(float(jnp.abs(made - frame).max()) for made in whole) > 0.01
