@@ -16,12 +16,12 @@ from jaxdeblur.models.path_maps import CELL
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.gate import gate
 from jaxdeblur.paths.light import ResponseCorrection, corrections_of
-from jaxdeblur.paths.motion import CLOSE, is_small, offsets_of, tiling_of
+from jaxdeblur.paths.motion import CLOSE, FINE, is_small, offsets_of, tiling_of
 from jaxdeblur.paths.path import blur_length, exposed, exposures
 from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.window_fit import WindowFit
 
-LEAST_SIDE = 64
+LEAST_SIDE = FINE[1]
 """Pixels; frames with a shorter side hold no tile."""
 
 _SHARES = (wiener.NEIGHBOUR, 1.0, wiener.NEIGHBOUR)

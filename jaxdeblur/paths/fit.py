@@ -20,7 +20,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdeblur.paths.likelihood import (
+    FULL_SIZE_BANDS,
+    HALF_SIZE_BANDS,
     LEAST_LOG_WEIGHT,
+    LOG_NSR_LIMITS,
     START,
     Fit,
     Likelihood,
@@ -37,18 +40,16 @@ KEEP = 0.25
 """Nats per frequency and pixel, between a path and that of the previous frame."""
 
 
-class Bend(NamedTuple):
-    """The penalty on squared differences of the knots."""
+BEND = 0.0025
+"""Nats per frequency and squared pixel of a path's fourth differences, in tiles of 128 pixels.
 
-    order: int
-    """Order of the differences; 4 does not penalise cubic paths."""
-    weight: float
-    """Nats per frequency and squared pixel."""
+Cubic paths have none. Without it, paths bypass p(0) and yield a shifted frame, which no blurred
+frame contradicts."""
 
+LONE_BEND = 0.02
+"""The same of third differences, in tiles fitted without their neighbours.
 
-BEND = Bend(4, 0.0025)
-"""For tiles of 128 pixels. Without it, paths bypass p(0) and yield a shifted frame, which no
-blurred frame contradicts."""
+Without it, a path that slows down passes for a shorter exposure."""
 
 _AT_KNOTS = np.eye(len(KNOTS), dtype=np.float32)[:, FREE]
 _MOVED = _AT_KNOTS[[0, 2, 3, 4]] - _AT_KNOTS[1]
@@ -56,7 +57,7 @@ _MOVED = _AT_KNOTS[[0, 2, 3, 4]] - _AT_KNOTS[1]
 _MOVED_BEFORE = _AT_KNOTS[[2, 4, 5, 6]]
 """q(t + 1) at these t."""
 
-_DAMPING = 0.02  # Of the mean curvature; it keeps tiles without texture in place.
+_DAMPING = 0.02  # Of the mean curvature.
 _CG_STEPS = 8  # Conjugate gradient steps, preconditioned by each tile's own system.
 _FIRST_LOG_WEIGHT = np.log(0.5)
 
@@ -71,10 +72,22 @@ class Stage(NamedTuple):
     """Pixels that a knot may move in one step."""
 
 
-STAGES = (Stage(0.08, 4, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
-"""For patches at half size."""
+_HALF_SIZE_LIMITS = 3.0, 2.0, 2.0
+FULL_SIZE_LIMIT = 1.5
 
-FINE_STAGES = (Stage(0.24, 1, 1.5), Stage(0.4, 2, 1.5))
+
+def half_size_stages(*steps: int) -> tuple[Stage, ...]:
+    """Returns the stages at half size, with these numbers of steps."""
+    return tuple(map(Stage, HALF_SIZE_BANDS, steps, _HALF_SIZE_LIMITS))
+
+
+def full_size_stages(*steps: int) -> tuple[Stage, ...]:
+    """Returns the stages at full size, with these numbers of steps."""
+    return tuple(Stage(*each, FULL_SIZE_LIMIT) for each in zip(FULL_SIZE_BANDS, steps, strict=True))
+
+
+STAGES = half_size_stages(4, 2, 1)
+FINE_STAGES = full_size_stages(1, 2)
 """Run afterwards, on patches at full size."""
 
 
@@ -92,7 +105,7 @@ def fit_tiles(
     basis: Float[Array, "3 J P"],
     stages: tuple[Stage, ...] = STAGES,
     smooth: float = SMOOTH,
-    bend: Bend = BEND,
+    stiff: Float[np.ndarray, "Q Q"] | None = None,
     scale: int = 2,
     before: Float[Array, "N P 2"] | None = None,
 ) -> tuple[Fit, Float[Array, " N"]]:
@@ -105,13 +118,15 @@ def fit_tiles(
       basis: the spline at the samples of the exposures (``path.exposures``).
       stages: the frequency bands and the number of steps on each.
       smooth: the weight of neighbours' differences; 0 for tiles that are not neighbours.
-      bend: the penalty on bent paths.
+      stiff: the Hessian of the penalty on bent paths (``stiffness``); None for that of BEND.
       scale: the patches come from an image at ``1/scale`` of its size.
       before: the paths of the previous frame, zeros where unknown; None for none.
 
     Returns:
       The fit, and L of each tile before the last step.
     """
+
+    stiff = stiffness(4, BEND) if stiff is None else stiff
 
     def improved(fit: Fit, stage: Stage) -> tuple[Fit, Float[Array, " steps N"]]:
         inside, where = seen.up_to(stage.top, scale)
@@ -120,7 +135,7 @@ def fit_tiles(
             found: Likelihood = over_tiles(
                 lambda tile: likelihood(tile[0], tile[1], where, basis), (fit, inside)
             )
-            change = _solve(fit.knots, found, shape, smooth, bend, before)
+            change = _solve(fit.knots, found, shape, smooth, stiff, before)
             knots = fit.knots + jnp.clip(change, -stage.limit, stage.limit)
             return refitted(fit, found, seen.present)._replace(knots=knots), found.value
 
@@ -154,7 +169,7 @@ def refitted(fit: Fit, found: Likelihood, present: Float[Array, "*N 3"]) -> Fit:
     """Takes an M-step of log lam, and half of one of log w, given the path."""
     log_weights = jnp.clip(0.5 * (fit.log_weights + found.log_weights), LEAST_LOG_WEIGHT, 0.0)
     log_weights = log_weights * jnp.array([1.0, 0.0, 1.0]) * present
-    return fit._replace(log_nsr=jnp.clip(found.log_nsr, -10.0, 3.0), log_weights=log_weights)
+    return fit._replace(log_nsr=jnp.clip(found.log_nsr, *LOG_NSR_LIMITS), log_weights=log_weights)
 
 
 def _solve(
@@ -162,17 +177,14 @@ def _solve(
     found: Likelihood,
     shape: tuple[int, int],
     smooth: float,
-    bend: Bend,
+    stiff: Float[np.ndarray, "Q Q"],
     before: Float[Array, "N P 2"] | None,
 ) -> Float[Array, "N P 2"]:
     """Returns the joint Gauss-Newton step of all tiles."""
     flat = knots.reshape(len(knots), -1)
-    stiff = stiffness(bend)
     couple, diagonal = _coupling(flat, shape, smooth)
     gradient = found.gradient + flat @ stiff + couple(flat)
-    mean = jnp.trace(found.curvature, axis1=1, axis2=2) / (2 * len(FREE))
-    damping = _DAMPING * (mean + 1e-3)[:, None, None] * jnp.eye(2 * len(FREE))
-    own = found.curvature + stiff + damping
+    own = found.curvature + stiff + damping(found.curvature)
     if before is not None:
         slope, kept = _keeping(knots, before)
         gradient, own = gradient + slope, own + kept
@@ -232,7 +244,16 @@ def _coupling(
     return couple, scatter(weights, 1.0)
 
 
-def stiffness(bend: Bend) -> Float[np.ndarray, "Q Q"]:
-    """Returns the Hessian of the penalty with respect to the knots."""
-    d = np.diff(np.eye(len(KNOTS)), bend.order, axis=0)[:, FREE]
-    return np.kron(2 * bend.weight * d.T @ d, np.eye(2)).astype(np.float32)
+def damping(curvature: Float[Array, "*N Q Q"]) -> Float[Array, "*N Q Q"]:
+    """Returns what is added to a curvature, so that tiles without texture stay in place."""
+    mean = jnp.trace(curvature, axis1=-2, axis2=-1) / curvature.shape[-1]
+    return _DAMPING * (mean + 1e-3)[..., None, None] * jnp.eye(curvature.shape[-1])
+
+
+def stiffness(order: int, weight: float) -> Float[np.ndarray, "Q Q"]:
+    """Returns the Hessian of the penalty on the knots' squared differences of an order.
+
+    ``weight`` is in nats per frequency and squared pixel.
+    """
+    d = np.diff(np.eye(len(KNOTS)), order, axis=0)[:, FREE]
+    return np.kron(2 * weight * d.T @ d, np.eye(2)).astype(np.float32)

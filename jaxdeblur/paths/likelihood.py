@@ -63,6 +63,15 @@ RADII = np.array([0.012, 0.025, 0.045, 0.075, 0.12, 0.18, 0.26, 0.36], np.float3
 START = np.log(0.02 * (2 * np.sin(np.pi * RADII)) ** 2 + 1e-5).astype(np.float32)
 """Initial log lam: that of natural images, whose power falls with f^2."""
 
+LOG_NSR_LIMITS = -10.0, 3.0
+"""Of log lam."""
+
+HALF_SIZE_BANDS = 0.08, 0.16, 0.24
+"""The highest frequencies of a fit's stages at half size, in cycles per pixel of the full size."""
+
+FULL_SIZE_BANDS = HALF_SIZE_BANDS[-1], 0.4
+"""The same at full size."""
+
 LEAST_LOG_WEIGHT = -4.0
 """Lower limit of log w: a frame ignored completely could not come back."""
 
@@ -204,7 +213,7 @@ def _conj_times(a: Float[Array, "... 2 Y X"], b: Float[Array, "... 2 Y X"]) -> j
 
 def texture(seen: Observed) -> Float[Array, " N"]:
     """Returns how much texture the middle frame's tiles, at half size, hold where blur shows."""
-    where = band(seen.spectra.shape[-2], 0.16)
+    where = band(seen.spectra.shape[-2], HALF_SIZE_BANDS[1])
     energy = (seen.spectra[:, 1][..., where.rows, :][..., where.columns] ** 2).sum(1)
     return (energy * where.weight * np.hypot(where.fy[:, None], where.fx)).sum((-2, -1))
 

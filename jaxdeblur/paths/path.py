@@ -25,6 +25,9 @@ FRAMES = (-1, 0, 1)
 KNOTS = np.linspace(-1.5, 1.5, 7)
 FREE = np.array([0, 1, 2, 4, 5, 6])  # All but p(0).
 
+USUAL_DUTY = 0.9
+"""The duty cycle where nothing tells it, as of most video."""
+
 _SAMPLES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 SAMPLE_WEIGHTS = (_WEIGHTS / 2).astype(np.float32)
 """The weights of the nodes of an exposure, which sum to one."""

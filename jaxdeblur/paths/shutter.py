@@ -45,12 +45,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.images import GAMMA, LUMA, power
 from jaxdeblur.paths import motion
-from jaxdeblur.paths.fit import Bend, Stage, first_fit, fit_tiles
+from jaxdeblur.paths.fit import (
+    LONE_BEND,
+    first_fit,
+    fit_tiles,
+    full_size_stages,
+    half_size_stages,
+    stiffness,
+)
 from jaxdeblur.paths.likelihood import Observed, observed, texture
-from jaxdeblur.paths.path import exposures, through
+from jaxdeblur.paths.path import USUAL_DUTY, exposures, through
 from jaxdeblur.paths.tiles import REACH
 
-DUTIES = np.array([0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0], np.float32)
+DUTIES = np.append(0.0, np.linspace(0.25, 1, 6)).astype(np.float32)
 """The candidate duty cycles; 0 is a sharp frame."""
 
 LIGHTS = (1.0, GAMMA)
@@ -65,17 +72,13 @@ LEAST_MOTION = 2.0
 SLOW = 5.0
 """Pixels per frame: slower tiles' transfer functions have their zeros in the finest detail."""
 
-_PRIOR = 0.9  # The duty if nothing moves; negligible otherwise.
-_PRIOR_WEIGHT = 0.02  # Nats per frequency.
+_PRIOR_WEIGHT = 0.02  # Nats per frequency: of USUAL_DUTY if nothing moves, negligible otherwise.
 _FORGET = 0.9
-_BEND = Bend(3, 0.02)  # Without it, a path that slows down passes for a shorter exposure.
 _MOST = 0.15  # Nats per frequency, at most, in a tile's vote.
 _STANDARD_ERRORS = 2.0  # The lead that linear light needs.
-_DOUBT = 6.0  # Tiles assumed to be sharp before there is evidence.
+_DOUBT = TILES / 2  # Tiles assumed to be sharp before there is evidence.
 _INCOMPLETE = 0.25  # The weight of a frame at the ends of a video, which has one neighbour.
-_STAGES = (Stage(0.08, 3, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
-# Only L of the last step is used.
-_FINE_STAGES = (Stage(0.24, 2, 1.5), Stage(0.4, 2, 1.5), Stage(0.4, 1, 1.5))
+_STAGES, _FINE_STAGES = half_size_stages(3, 2, 1), full_size_stages(2, 3)
 
 
 class Shutter(NamedTuple):
@@ -149,7 +152,7 @@ class Shutter(NamedTuple):
     @property
     def duty(self) -> Float[Array, ""]:
         """The likeliest share of the period that the shutter is open, at a parabola's vertex."""
-        chosen = self._chosen + _PRIOR_WEIGHT * (jnp.asarray(DUTIES) - _PRIOR) ** 2
+        chosen = self._chosen + _PRIOR_WEIGHT * (jnp.asarray(DUTIES) - USUAL_DUTY) ** 2
         least = jnp.argmin(chosen)
         around = jnp.clip(least, 1, len(DUTIES) - 2) + jnp.arange(-1, 2)
         x, y = jnp.asarray(DUTIES)[around], chosen[around]
@@ -188,9 +191,11 @@ def likelihoods_by_duty(
       slow: which tiles move less than SLOW.
     """
 
+    stiff = stiffness(3, LONE_BEND)
+
     def of(duty: Float[Array, ""]) -> Float[Array, " n"]:
         first, alone, basis = first_fit(knots, seen.present), (len(knots), 1), exposures(duty)
-        fit = functools.partial(fit_tiles, shape=alone, basis=basis, smooth=0.0, bend=_BEND)
+        fit = functools.partial(fit_tiles, shape=alone, basis=basis, smooth=0.0, stiff=stiff)
         coarse, value = fit(first, seen, stages=_STAGES)
 
         def finer() -> Float[Array, " n"]:

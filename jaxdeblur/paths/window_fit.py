@@ -12,7 +12,15 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.images import GAMMA, LUMA, power, reduce_size
 from jaxdeblur.paths import motion
-from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_tiles, log_evidence_ratio
+from jaxdeblur.paths.fit import (
+    BEND,
+    FINE_STAGES,
+    SMOOTH,
+    first_fit,
+    fit_tiles,
+    log_evidence_ratio,
+    stiffness,
+)
 from jaxdeblur.paths.gate import base_share, second_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.path import FREE, exposures, through
@@ -159,16 +167,16 @@ def _fit(
     seen = observed(light, tiling, offsets, present, inward=True, shifts=shifts)
     closer = motion.COARSE[1] / tiling.size
     smooth = SMOOTH * closer**2  # Equally stiff over the same distance.
-    bend = BEND._replace(weight=BEND.weight * closer**3)  # A small frame shakes by fewer pixels.
+    stiff = stiffness(4, BEND * closer**3)  # A small frame shakes by fewer pixels.
     first = first_fit(start, seen.present)
-    stiff = functools.partial(
-        fit_tiles, shape=tiling.shape, basis=basis, smooth=smooth, bend=bend, before=before
+    fitted = functools.partial(
+        fit_tiles, shape=tiling.shape, basis=basis, smooth=smooth, stiff=stiff, before=before
     )
-    fit, value = stiff(first, seen)
+    fit, value = fitted(first, seen)
     ratio = log_evidence_ratio(fit, value, seen)
     if tiling.stride == motion.FINE[0]:
         fine = observed(light, tiling, offsets, present, True, None, 1, shifts)
-        finer, _ = stiff(fit, fine, stages=FINE_STAGES, scale=1)
+        finer, _ = fitted(fit, fine, stages=FINE_STAGES, scale=1)
         # On real footage, fine detail alone underestimates the noise-to-signal ratio.
         fit = finer._replace(log_nsr=0.5 * (fit.log_nsr + finer.log_nsr))
     return fit, ratio, shifts
