@@ -55,14 +55,14 @@ class PathsConfig:
         first = jax.tree.map(lambda leaf: leaf[0], (shutters, stabilisers))
         shutter, stabiliser = first
         found: dict[str, Any] = {}
-        if float(stabiliser.stabilised):
+        if bool(stabiliser.stabilised):
             found["duty"] = self.duty or STABILISED_DUTY
         elif self.duty or float(shutter.tiles):
             found["duty"] = self.duty or round(float(shutter.duty), 3)
         if self.light != "found":
             found["light"] = self.light
         elif float(shutter.tiles):
-            found["light"] = "linear" if float(shutter.linear) > 0 else "stored"
+            found["light"] = "linear" if bool(shutter.linear) else "stored"
         if self.stabilised != "found":
             found["stabilised"] = self.stabilised == "yes"
         elif float(stabiliser.frames):

@@ -114,7 +114,7 @@ def remarks(shutter: Shutter, stabiliser: Stabiliser) -> list[str]:
     """Returns what the user should know of the first video, a line each."""
     known: tuple[Shutter, Stabiliser]
     known = jax.tree.map(lambda leaf: leaf[0], (shutter, stabiliser))
-    if float(known[1].stabilised):
+    if bool(known[1].stabilised):
         return ["stabilised: frames are blurred by more motion than they show, which was found"]
     if float(known[1].blends):
         return ["frames are blended from two, which is restored only in part"]

@@ -137,13 +137,13 @@ class PathRestorer(VideoRestorer):
             functools.partial(step, step_of) for step in (self._base, self._fusion)
         )
         every = [
-            Part("motion", (FRAME, REPEATED), MOVED, LastFrames.none, self._motion),
-            Part("watch", (MOVED,), SHUTTER, _start_watch, self._watch, learns=True),
-            Part("steady", (MOVED,), STABILISER, start_steady, _steady, learns=True),
-            Part("fit", (MOVED, *known), FITTED, _start_fit, self._fit_by(known)),
+            Part("motion", (FRAME, REPEATED), MOVED, LastFrames.none, self._motion, whole=True),
+            Part("watch", (MOVED,), SHUTTER, _start_watch, self._watch, learns=True, whole=True),
+            Part("steady", (MOVED,), STABILISER, start_steady, _steady, learns=True, whole=True),
+            Part("fit", (MOVED, *known), FITTED, _start_fit, self._fit_by(known), whole=True),
             Part("base", (FRAME, REPEATED), BASE, start_base, step_base),
-            Part("light", fitted, CORRECTION, _start_light, self._light),
-            Part("filter", (CORRECTION, *fitted), MAPPED, _start_filter, self._filter),
+            Part("light", fitted, CORRECTION, _start_light, self._light, whole=True),
+            Part("filter", (CORRECTION, *fitted), MAPPED, _start_filter, self._filter, whole=True),
             Part("fusion", (MAPPED,), RESTORED, start_fusion, step_fusion),
         ]
         absent = {"watch": not asks, "steady": steady == "no", "base": base is None}
@@ -262,7 +262,7 @@ class PathRestorer(VideoRestorer):
             known = given or self.config.given
             fit = for_each(lambda each: fit_window(*each, *known), videos)
             past = fit.passed_on
-            still = still * (1 - stabiliser.stabilised)[:, None, None]
+            still = jnp.where(stabiliser.stabilised[:, None, None], 0.0, still)
         return past, Fitted(middle, fit, still, here, alone)
 
     def _fit_by(self, names: list[str]) -> Callable[..., tuple[PastPaths, Fitted]]:

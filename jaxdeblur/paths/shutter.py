@@ -141,13 +141,13 @@ class Shutter(NamedTuple):
         return self._chosen.min() / jnp.maximum(self.tiles, 1.0)
 
     @property
-    def linear(self) -> Float[Array, ""]:
-        """1.0 if frames were averaged in linear light, else 0.0.
+    def linear(self) -> Bool[Array, ""]:
+        """Whether frames were averaged in linear light.
 
         Tiles must agree: a few bright objects give strong but contradictory evidence.
         """
         sums, squares = self.apart[:, self.costs.sum(0).argmin()]
-        return (sums > _STANDARD_ERRORS * jnp.sqrt(squares)).astype(jnp.float32)
+        return sums > _STANDARD_ERRORS * jnp.sqrt(squares)
 
     @property
     def duty(self) -> Float[Array, ""]:

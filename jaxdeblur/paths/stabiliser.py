@@ -317,23 +317,22 @@ class Stabiliser(NamedTuple):
     """The number of frames seen since the video's start."""
     looked: Float[Array, ""]
     """The number of frames in ``opening``; -1 once they are restored."""
-    given: Float[Array, ""]
-    """1 if the user says that the video is stabilised, else 0."""
+    given: Bool[Array, ""]
+    """Whether the user says that the video is stabilised."""
 
     @classmethod
     def unknown(cls, opening: int, *videos: int, given: bool = False) -> Stabiliser:
         """Returns the state before the first frame, with room for the ``opening`` frames."""
         none, whole = jnp.zeros(videos), jnp.zeros(videos, jnp.int32)
         swings, first = jnp.zeros((*videos, 2, 8, 3)), jnp.zeros((*videos, opening, 2, 8, 3))
-        told = jnp.full(videos, float(given))
+        told = jnp.full(videos, given)
         return cls(jnp.zeros((*videos, 2)), none, none, swings, none, first, whole, none, told)
 
     @property
-    def stabilised(self) -> Float[Array, "*videos"]:
-        """1.0 if the video is stabilised and blurred, else 0.0."""
+    def stabilised(self) -> Bool[Array, "*videos"]:
+        """Whether the video is stabilised and blurred."""
         mean = self.log_ratios / jnp.maximum(self.frames, 1.0)[..., None]
-        found = jnp.all(mean > _EVIDENT, -1) & (self.blends == 0)
-        return jnp.maximum(found.astype(jnp.float32), self.given)
+        return jnp.all(mean > _EVIDENT, -1) & (self.blends == 0) | self.given
 
     @property
     def undecided(self) -> Bool[Array, "*videos"]:
@@ -349,7 +348,7 @@ class Stabiliser(NamedTuple):
     @property
     def swing(self) -> Float[Array, "8 3"]:
         """S of the last frame; zeros if the video is not stabilised."""
-        return self.stabilised * self.chosen
+        return jnp.where(self.stabilised, self.chosen, 0.0)
 
 
 def follow(
@@ -371,7 +370,7 @@ def follow(
     while min(luminance.shape[1:]) > MOST_SIDE:
         luminance, scale = halved(luminance), 2 * scale
     here, again = present[2] > 0, known.at < known.looked
-    steady = known.stabilised > 0
+    steady = known.stabilised
     first = (known.frames < len(known.opening)) & known.undecided
     search = here & ~again & (first | (steady & (present[1] == 0)))
     follows = here & ~again & ~search & steady

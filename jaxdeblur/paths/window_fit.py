@@ -109,9 +109,9 @@ def fit_window(
       linear: whether frames are averaged in linear light or as stored; None likewise.
     """
     tiling = motion.tiling_of(frames.shape[1:3])
-    is_linear = jnp.asarray(shutter.linear > 0 if linear is None else linear)
+    is_linear = jnp.asarray(shutter.linear if linear is None else linear)
     steady, swing = stabiliser.stabilised, stabiliser.swing
-    open_for = jnp.where(steady > 0, STABILISED_DUTY, shutter.duty)
+    open_for = jnp.where(steady, STABILISED_DUTY, shutter.duty)
     open_for = open_for if duty is None else jnp.float32(duty)
     told = present, open_for, is_linear
     taken = velocity_of(swing)
@@ -142,7 +142,7 @@ def fit_window(
     fit, ratio, shifts = whole() if small_frames else lax.cond(large, at_half_size, whole)
     trust = trusted(shutter, speed) if duty is None else jnp.float32(1)
     share = base_share(shutter) if duty is None else jnp.float32(1)
-    trust, share = (jnp.maximum(each, steady) for each in (trust, share))
+    trust, share = (jnp.where(steady, 1.0, each) for each in (trust, share))
     second = second_share(shutter, trust) if duty is None else trust
     return WindowFit(fit, ratio, shifts, *told, large, trust, second, share)
 

@@ -3,9 +3,10 @@
 ``jaxdeblur path-clips FOLDER`` fills a folder for ``--data=paths:FOLDER``.
 
 Fitting the paths takes longer than a training step, so it is done once. Rendered scenes and
-averaged high-speed frames (eq. 1 of the paper, ICCV 2017) are restored as in use, with the same
-tiles and constants. But a clip of a few small frames reveals little of the shutter, so the duty
-cycle and the light are given, with errors. Drawing that was stopped resumes in the same folder.
+averaged high-speed frames (eq. 1 of the paper, ICCV 2017) are restored as in use: by default with
+the tiles of frames below 384 pixels, since clips are small. They reveal little of the shutter, so
+the duty cycle and the light are given, with errors. Drawing that was stopped resumes in the same
+folder.
 """
 
 from __future__ import annotations

@@ -351,7 +351,7 @@ def test_the_light_and_duty_cycle_of_drawn_frames_are_found(gamma: float) -> Non
 
     each = [repeated(fit_at(knots[:8]), seen_in(g))[1].T for g in (1.0, GAMMA)]
     shutter = Shutter.unknown().add(jnp.stack(each), jnp.ones(8))
-    assert float(shutter.linear) == (gamma > 1)
+    assert bool(shutter.linear) == (gamma > 1)
     np.testing.assert_allclose(shutter.duty, duty, atol=0.06)
 
 
