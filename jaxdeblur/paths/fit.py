@@ -11,6 +11,7 @@ widens from stage to stage, so that a path that is off by pixels still converges
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -126,7 +127,7 @@ def fit_tiles(
       The fit, and L of each tile before the last step.
     """
 
-    stiff = stiffness(4, BEND) if stiff is None else stiff
+    bend = jnp.asarray(stiffness(4, BEND) if stiff is None else stiff)
 
     def improved(fit: Fit, stage: Stage) -> tuple[Fit, Float[Array, " steps N"]]:
         inside, where = seen.up_to(stage.top, scale)
@@ -135,7 +136,7 @@ def fit_tiles(
             found: Likelihood = over_tiles(
                 lambda tile: likelihood(tile[0], tile[1], where, basis), (fit, inside)
             )
-            change = _solve(fit.knots, found, shape, smooth, stiff, before)
+            change = _solve(fit.knots, found, shape, smooth, bend, before)
             knots = fit.knots + jnp.clip(change, -stage.limit, stage.limit)
             return refitted(fit, found, seen.present)._replace(knots=knots), found.value
 
@@ -172,12 +173,13 @@ def refitted(fit: Fit, found: Likelihood, present: Float[Array, "*N 3"]) -> Fit:
     return fit._replace(log_nsr=jnp.clip(found.log_nsr, *LOG_NSR_LIMITS), log_weights=log_weights)
 
 
+@functools.partial(jax.jit, static_argnames=("shape", "smooth"))  # Traced once for all stages.
 def _solve(
     knots: Float[Array, "N P 2"],
     found: Likelihood,
     shape: tuple[int, int],
     smooth: float,
-    stiff: Float[np.ndarray, "Q Q"],
+    stiff: Float[Array, "Q Q"],
     before: Float[Array, "N P 2"] | None,
 ) -> Float[Array, "N P 2"]:
     """Returns the joint Gauss-Newton step of all tiles."""

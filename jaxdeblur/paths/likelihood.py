@@ -17,12 +17,17 @@ rho is the power of rounding to 8 bits, which keeps s_r from falling below it. A
 uniform distribution has the variance ``1 / (12 . 255^2)``; a mean of c x c pixels divides it by
 c^2, and the window h of a patch makes ``rho = sum h^2 / (12 . 255^2 c^2)`` of it at each frequency.
 
+**Gradient.** By the derivative of K_j, where M_jp is the transfer function with the samples
+weighted by the spline of knot p, and c an axis, with the X and ``R_j = B_j - K_j X`` below:
+
+    K_j' = -2 pi i f_c M_jp
+    dL/dp_c = 2/n sum_f sum_j w_j Re [conj(K_j / D - conj(X) R_j / s_r) K_j']
+
 **Curvature.** Up to m rho, Q_r is the least value over X of ``sum_f |y - A X|^2``, where A stacks
 ``sqrt(w_j) K_j`` and ``sqrt(lam)``, and y stacks ``sqrt(w_j) B_j`` and 0. So the residual is
 ``P y``, where ``P = 1 - A A^H / D`` projects out X (variable projection: Golub and Pereyra, SIAM
 Journal on Numerical Analysis 10, 1973). Its derivative is ``-P A' X``, minus a term that contains
-the residual and is left out (Kaufman, BIT 15, 1975). With ``K_j' = -2 pi i f_c M_jp`` for the knot
-p along axis c, where M_jp is the transfer function with samples weighted by the spline, that is
+the residual and is left out (Kaufman, BIT 15, 1975). That is
 
     H_pc,qe = 2/n sum_f 4 pi^2 f_c f_e |X|^2 / s_r
               Re [sum_j w_j conj(M_jp) M_jq - conj(A_p) A_q / D],    A_p = sum_j w_j conj(K_j) M_jp
@@ -54,7 +59,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdeblur.images import halved
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, otf
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, phases, weighted
 from jaxdeblur.paths.tiles import Tiling, cut, hann, over_tiles
 
 RADII = np.array([0.012, 0.025, 0.045, 0.075, 0.12, 0.18, 0.26, 0.36], np.float32)
@@ -230,13 +235,9 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
     """
     points = basis.shape[-1]
 
-    def otfs(knots: Float[Array, "P 2"], weights: jax.Array) -> Float[Array, "L M 2 Y X"]:
-        path = jnp.einsum("mjp,pc->mjc", basis, knots) - seen.offsets[:, None]
-        each = [otf(p, w, where.fy, where.fx) for p, w in zip(path, weights, strict=True)]
-        return jnp.stack(each, 1)
-
-    once = jnp.tile(SAMPLE_WEIGHTS, (len(basis), 1, 1))
-    kernel, gradient_of = jax.vjp(lambda knots: otfs(knots, once)[0], fit.knots)
+    path = jnp.einsum("mjp,pc->mjc", basis, fit.knots) - seen.offsets[:, None]
+    each = [phases(p, where.fy, where.fx) for p in path]
+    kernel = jnp.stack([weighted(of, SAMPLE_WEIGHTS[None])[0] for of in each])
     w = (seen.present * jnp.exp(fit.log_weights))[:, None, None, None]
     log_lam = jnp.einsum("r,ryx->yx", fit.log_nsr, where.radial)
     lam = jnp.exp(log_lam)
@@ -259,11 +260,14 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
     predicted = _conj_times(conj_sharp, kernel)  # K X
     residual = seen.spectra - predicted
     by_kernel = w * (where.weight * kernel / den - precision * _conj_times(sharp, residual))
-    gradient = gradient_of(2 / n * by_kernel)[0].reshape(-1)
 
     # d K / d knot = -2 pi i f M, where M weighs the samples by the spline.
-    slopes = otfs(fit.knots, jnp.swapaxes(basis * SAMPLE_WEIGHTS[:, None], 1, 2))
+    splines = jnp.swapaxes(basis * SAMPLE_WEIGHTS[:, None], 1, 2)
+    slopes = jnp.stack([weighted(*pair) for pair in zip(each, splines, strict=True)], 1)
     f = 2 * np.pi * jnp.stack(jnp.broadcast_arrays(where.fy[:, None], where.fx))
+    turned = jnp.stack([-by_kernel[:, 1], by_kernel[:, 0]], 1)
+    gradient = jnp.einsum("pmryx,mryx->pyx", slopes, turned).reshape(points, -1)
+    gradient = (2 / n * gradient @ f.reshape(2, -1).T).reshape(-1)
     along = (w * _conj_times(kernel, slopes)).sum(1) / jnp.sqrt(den)
     rate = f * jnp.sqrt(2 / n * precision * power)
 

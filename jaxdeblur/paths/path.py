@@ -12,6 +12,8 @@ the offset at which the patch of frame j was cut. Complex numbers are pairs (rea
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,29 +140,53 @@ def _turned(primals, tangents):  # type: ignore[no-untyped-def]
     return (cos, sin), (-sin * rate, cos * rate)
 
 
+class Phases(NamedTuple):
+    """exp(-2 pi i f.p) at the samples of a path, by its factors in y and x."""
+
+    of_y: Float[Array, "2 Y J2"]
+    """The factors of real and imaginary parts that multiply cosines and sines in x."""
+    of_x: Float[Array, "J2 X"]
+
+
 @jax.jit  # It is called in many places; only the first is traced.
+def phases(path: Float[Array, "J 2"], fy: Float[Array, " Y"], fx: Float[Array, " X"]) -> Phases:
+    """Returns the phases of a path.
+
+    Args:
+      path: its samples minus the patch's offset, in pixels.
+      fy, fx: the frequencies, in cycles per pixel.
+    """
+    cos, sin = cos_sin(jnp.concatenate([fy[:, None] * path[:, 0], fx[:, None] * path[:, 1]]))
+    (cos, cos_x), (sin, sin_x) = (jnp.split(each, [len(fy)]) for each in (cos, sin))
+    of_y = jnp.stack([jnp.concatenate([cos, -sin], 1), jnp.concatenate([-sin, -cos], 1)])
+    return Phases(of_y, jnp.concatenate([cos_x, sin_x], 1).T)
+
+
+@jax.jit
+def weighted(of: Phases, weights: Float[Array, "L J"]) -> Float[Array, "L 2 Y X"]:
+    """Sums the phases of the samples, with L sets of weights.
+
+    The phases are separable in y and x, so the sums are one real matrix product. The weights of the
+    mean give K, and these times the spline its derivatives with respect to the knots, up to the
+    factor -2 pi i f.
+    """
+    left = of.of_y * jnp.concatenate([weights, weights], -1)[:, None, None]
+    product = left.reshape(-1, len(of.of_x)) @ of.of_x
+    return product.reshape(len(weights), 2, of.of_y.shape[1], of.of_x.shape[1])
+
+
+@jax.jit
 def otf(
     path: Float[Array, "J 2"],
     weights: Float[Array, "L J"],
     fy: Float[Array, " Y"],
     fx: Float[Array, " X"],
 ) -> Float[Array, "L 2 Y X"]:
-    """Sums exp(-2 pi i f.p) over the path's samples, with L sets of weights.
+    """Returns the optical transfer function of a path, with L sets of weights of its samples.
 
-    The exponential is separable in y and x, so the sums are one real matrix product.
-
-    Args:
-      path: samples of the path minus the patch's offset, in pixels.
-      weights: of the samples; those of the mean give K, and these times the spline its derivatives
-        with respect to the knots, up to the factor -2 pi i f.
-      fy, fx: the frequencies, in cycles per pixel.
+    The other arguments are those of ``phases``.
     """
-    cos, sin = cos_sin(fy[:, None] * path[:, 0])
-    left = jnp.stack([jnp.concatenate([cos, -sin], 1), jnp.concatenate([-sin, -cos], 1)])  # 2 Y 2J
-    left = left * jnp.concatenate([weights, weights], -1)[:, None, None]
-    right = jnp.concatenate(cos_sin(path[:, 1, None] * fx))
-    product = left.reshape(-1, right.shape[0]) @ right
-    return product.reshape(len(weights), 2, len(fy), len(fx))
+    return weighted(phases(path, fy, fx), weights)
 
 
 def times(spectrum: Complex[Array, "*F"], real: jax.Array) -> Complex[Array, "*F"]:

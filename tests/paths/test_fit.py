@@ -79,7 +79,7 @@ def test_a_step_solves_the_equations_of_all_tiles(flat: jax.Array) -> None:
     rng = np.random.default_rng(1)
     roots = rng.normal(size=(6, 12, 12))
     curvature = roots @ roots.swapaxes(1, 2) / 12 + 0.1 * np.eye(12)
-    gradient, stiff = rng.normal(size=(6, 12)), stiffness(4, 0.05)
+    gradient, stiff = rng.normal(size=(6, 12)), jnp.asarray(stiffness(4, 0.05))
     none = jnp.zeros((6, 3))
     given = (jnp.asarray(each, jnp.float32) for each in (gradient, curvature))
     found = Likelihood(none[:, 0], *given, none, none)
