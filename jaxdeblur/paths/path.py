@@ -12,8 +12,6 @@ the offset at which the patch of frame j was cut. Complex numbers are pairs (rea
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,17 +138,14 @@ def _turned(primals, tangents):  # type: ignore[no-untyped-def]
     return (cos, sin), (-sin * rate, cos * rate)
 
 
-class Phases(NamedTuple):
-    """exp(-2 pi i f.p) at the samples of a path, by its factors in y and x."""
-
-    of_y: Float[Array, "2 Y J2"]
-    """The factors of real and imaginary parts that multiply cosines and sines in x."""
-    of_x: Float[Array, "J2 X"]
-
-
 @jax.jit  # It is called in many places; only the first is traced.
-def phases(path: Float[Array, "J 2"], fy: Float[Array, " Y"], fx: Float[Array, " X"]) -> Phases:
-    """Returns the phases of a path.
+def phases(
+    path: Float[Array, "J 2"], fy: Float[Array, " Y"], fx: Float[Array, " X"]
+) -> tuple[Float[Array, "2 Y J2"], Float[Array, "J2 X"]]:
+    """Returns exp(-2 pi i f.p) at the samples of a path, by its factors in y and x.
+
+    Those in y are of the real and the imaginary part, by which cosines and sines in x are
+    multiplied.
 
     Args:
       path: its samples minus the patch's offset, in pixels.
@@ -159,20 +154,23 @@ def phases(path: Float[Array, "J 2"], fy: Float[Array, " Y"], fx: Float[Array, "
     cos, sin = cos_sin(jnp.concatenate([fy[:, None] * path[:, 0], fx[:, None] * path[:, 1]]))
     (cos, cos_x), (sin, sin_x) = (jnp.split(each, [len(fy)]) for each in (cos, sin))
     of_y = jnp.stack([jnp.concatenate([cos, -sin], 1), jnp.concatenate([-sin, -cos], 1)])
-    return Phases(of_y, jnp.concatenate([cos_x, sin_x], 1).T)
+    return of_y, jnp.concatenate([cos_x, sin_x], 1).T
 
 
 @jax.jit
-def weighted(of: Phases, weights: Float[Array, "L J"]) -> Float[Array, "L 2 Y X"]:
+def weighted(
+    factors: tuple[Float[Array, "2 Y J2"], Float[Array, "J2 X"]], weights: Float[Array, "L J"]
+) -> Float[Array, "L 2 Y X"]:
     """Sums the phases of the samples, with L sets of weights.
 
     The phases are separable in y and x, so the sums are one real matrix product. The weights of the
     mean give K, and these times the spline its derivatives with respect to the knots, up to the
     factor -2 pi i f.
     """
-    left = of.of_y * jnp.concatenate([weights, weights], -1)[:, None, None]
-    product = left.reshape(-1, len(of.of_x)) @ of.of_x
-    return product.reshape(len(weights), 2, of.of_y.shape[1], of.of_x.shape[1])
+    of_y, of_x = factors
+    left = of_y * jnp.concatenate([weights, weights], -1)[:, None, None]
+    product = left.reshape(-1, len(of_x)) @ of_x
+    return product.reshape(len(weights), 2, of_y.shape[1], of_x.shape[1])
 
 
 @jax.jit
