@@ -11,7 +11,7 @@ import numpy as np
 from skimage import data
 
 from jaxdeblur.evaluation.metrics import psnr
-from jaxdeblur.paths.path import frequencies, transfer
+from jaxdeblur.paths.path import frequencies, otf
 from jaxdeblur.video.image_file import write_png
 
 NOISE = 2e-3  # the noise's power over the image's, at every frequency
@@ -25,7 +25,7 @@ path = (path - path.mean(0)).astype(np.float32)
 size = 256
 sharp = data.astronaut()[:size, 96 : 96 + size]
 weights = np.full((1, len(path)), 1 / len(path), np.float32)
-real, imaginary = np.asarray(transfer(path, weights, *frequencies(size)))[0]
+real, imaginary = np.asarray(otf(path, weights, *frequencies(size)))[0]
 kernel = real + 1j * imaginary
 
 

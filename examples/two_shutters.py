@@ -23,7 +23,7 @@ def evidence(linear: bool) -> np.ndarray:
     here = jnp.ones(5)
     known = watch(frames, moves_of(frames), here, Shutter.unknown(), jnp.bool_(True))
     leads.append(float(known.apart[0].max()))
-    return np.asarray(known.evidence)
+    return np.asarray(known.costs)
 
 
 leads: list[float] = []

@@ -35,6 +35,8 @@ class Part(NamedTuple):
     """Maps its state and what it takes to its new state and its result."""
     learns: bool = False
     """Whether it first sees the opening of a video, and keeps what it learnt."""
+    whole: bool = False
+    """Whether it runs no network: its program is then the same whatever tiles networks run in."""
 
 
 RunPart: TypeAlias = Callable[..., tuple[Any, Any]]

@@ -3,8 +3,8 @@
 The 14 maps in [0, 1] are the blurred frame B, the base Y and the deconvolved frame X in RGB
 (jaxdeblur/paths/wiener.py), and evidence for and against X. The evidence is the luminance residual
 of the reblurred frame and the luminance of X of the neighbours minus X of the frame alone, both
-centred at 0.5, then the gate g, the extent e of the path and the gain G of the likelihood
-(jaxdeblur/paths/gate.py).
+centred at 0.5, then the gate g, the length e of the blur and the log-evidence ratio G of blur to
+none (jaxdeblur/paths/gate.py).
 
     restored = Y + clip(g + m dg, 0, 1) (X - Y) + m dI
     m = a / (a + a0) (1 - s(e / (e + 4); .6, .85)),  a = |Y - B| + g |X - Y|
@@ -30,9 +30,9 @@ CELL = 16
 """The side of a cell, in pixels."""
 
 _SLOPE = 2.0  # Of maps centred at 0.5, which hold differences up to a quarter of the range.
-_EXTENT, _GAIN = 4.0, 0.2  # Pixels and nats that map to a half.
+_LENGTH, _RATIO = 4.0, 0.2  # Pixels and nats that map to a half.
 _LEAST = 1 / 255  # a0
-_LONG = (0.6, 0.85)  # Of the mapped extent, e / (e + 4).
+_LONG = (0.6, 0.85)  # Of the mapped length, e / (e + 4).
 
 
 def path_maps(
@@ -51,9 +51,9 @@ def path_maps(
       unexplained: the two luminance differences, as in ``Estimate``.
       evidence: g, e in pixels and G in nats a frequency.
     """
-    share, extent, gain = jnp.split(evidence, 3, -1)
-    gain = jnp.maximum(gain, 0.0)
-    told = [share, extent / (extent + _EXTENT), gain / (gain + _GAIN)]
+    share, length, ratio = jnp.split(evidence, 3, -1)
+    ratio = jnp.maximum(ratio, 0.0)
+    told = [share, length / (length + _LENGTH), ratio / (ratio + _RATIO)]
     maps = jnp.concatenate([blurred, base, sharp, 0.5 + _SLOPE * unexplained, *told], -1)
     return jnp.clip(maps, 0.0, 1.0)
 

@@ -19,8 +19,8 @@ from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import ScaleChoice
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.options import from_json
+from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.siblings import siblings
 
 _MODELS: dict[type, Callable[..., VideoRestorer]] = {

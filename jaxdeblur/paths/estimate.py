@@ -15,13 +15,13 @@ from jaxdeblur.images import LUMA, halved, reduce_size
 from jaxdeblur.models.path_maps import CELL
 from jaxdeblur.paths import wiener
 from jaxdeblur.paths.gate import gate
-from jaxdeblur.paths.light import Excess, excess_of
-from jaxdeblur.paths.motion import CLOSE, is_small, offsets_of, tiling_of
-from jaxdeblur.paths.path import exposed, exposures, extent
+from jaxdeblur.paths.light import ResponseCorrection, corrections_of
+from jaxdeblur.paths.motion import CLOSE, FINE, is_small, offsets_of, tiling_of
+from jaxdeblur.paths.path import blur_length, exposed, exposures
 from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.window_fit import WindowFit
 
-LEAST_SIDE = 64
+LEAST_SIDE = FINE[1]
 """Pixels; frames with a shorter side hold no tile."""
 
 _SHARES = (wiener.NEIGHBOUR, 1.0, wiener.NEIGHBOUR)
@@ -41,12 +41,12 @@ class Estimate(NamedTuple):
 
 
 @jax.default_matmul_precision("float32")
-def light_excess(
+def response_correction(
     frames: Float[Array, "3 H W 3"],
     found: WindowFit,
     base: Float[Array, "H W 3"],
-    known: Excess,
-) -> Excess:
+    known: ResponseCorrection,
+) -> ResponseCorrection:
     """Returns what averaging in linear light added to three frames; zeros if they are as stored.
 
     Args:
@@ -58,16 +58,18 @@ def light_excess(
     tiling = tiling_of(frames.shape[1:3])
     light, base = frames @ LUMA, jnp.clip(base, 0.0, 1.0)
 
-    def whole() -> Excess:
-        return excess_of(light, base, known, _tiles_of(found), tiling)
+    def whole() -> ResponseCorrection:
+        return corrections_of(light, base, known, _tiles_of(found), tiling)
 
-    def at_half_size() -> Excess:
+    def at_half_size() -> ResponseCorrection:
         small, those = _at_half_size(found, tiling)
-        given = halved(light), reduce_size(base, 2), Excess(*map(halved, known))
-        made = excess_of(*given, _tiles_of(those), small)
-        return Excess(*(_enlarged(x, y.shape) for x, y in zip(made, known, strict=True)))
+        given = halved(light), reduce_size(base, 2), ResponseCorrection(*map(halved, known))
+        made = corrections_of(*given, _tiles_of(those), small)
+        return ResponseCorrection(
+            *(_enlarged(x, y.shape) for x, y in zip(made, known, strict=True))
+        )
 
-    def of_linear() -> Excess:
+    def of_linear() -> ResponseCorrection:
         return whole() if is_small(*light.shape[1:]) else lax.cond(found.large, at_half_size, whole)
 
     nothing = jax.tree.map(lambda leaf: jnp.zeros((len(frames), *leaf.shape)), known)
@@ -80,7 +82,7 @@ def filtered(
     found: WindowFit,
     base: Float[Array, "H W 3"],
     last: Float[Array, "H W 3"],
-    excess: Excess,
+    correction: ResponseCorrection,
 ) -> Estimate:
     """Restores the middle of three frames along its paths.
 
@@ -89,16 +91,16 @@ def filtered(
       found: from ``fit_window``.
       base: the middle frame as a network restores it, or unchanged.
       last: the previous frame, restored, as the gate left it.
-      excess: from ``light_excess``.
+      correction: from ``response_correction``.
     """
     tiling = tiling_of(frames.shape[1:3])
     prior = wiener.Prior(base, last, found.present[1])
-    whole = functools.partial(_filtered, frames, excess, prior, found, tiling)
+    whole = functools.partial(_filtered, frames, correction, prior, found, tiling)
 
     def at_half_size() -> Estimate:
         half, below = reduce_size(frames, 2), prior.map(lambda y: reduce_size(y, 2))
         small, those = _at_half_size(found, tiling)
-        made = _filtered(half, Excess(*map(halved, excess)), below, those, small)
+        made = _filtered(half, ResponseCorrection(*map(halved, correction)), below, those, small)
 
         def enlarge(image: jax.Array) -> jax.Array:
             channels = jnp.moveaxis(image, -1, 0)
@@ -121,7 +123,7 @@ def filtered(
 
 def _filtered(
     frames: Float[Array, "3 H W 3"],
-    excess: Excess,
+    correction: ResponseCorrection,
     prior: wiener.Prior,
     found: WindowFit,
     tiling: Tiling,
@@ -130,23 +132,23 @@ def _filtered(
     prior, fit, duty = prior.map(lambda y: jnp.clip(y, 0.0, 1.0)), found.fit, found.duty
     tiles, light, colours = _tiles_of(found), frames @ LUMA, _chroma(frames)
     bright = prior.map(lambda y: y @ LUMA)
-    made = wiener.luminance(light - excess.luminance, bright, tiles, tiling)
+    made = wiener.luminance(light - correction.luminance, bright, tiles, tiling)
     shares = reduce(made.shares, "n c (y 2) (x 2) -> n c y x", "mean")
-    given = colours - excess.colours, prior.map(_chroma), tiles, tiling.reduced(2), shares
+    given = colours - correction.colours, prior.map(_chroma), tiles, tiling.reduced(2), shares
     sharp = wiener.filtered_channels(*given, scale=2)
     shape = 2, 2 * sharp.shape[1], 2 * sharp.shape[2]
     red, blue = jax.image.resize(sharp - colours[1], shape, "linear")
     green = -(LUMA[0] * red + LUMA[2] * blue) / LUMA[1]
     change = jnp.stack([red, green, blue], -1)[: tiling.height, : tiling.width]
     sharp = jnp.clip(frames[1] + (made.sharp - light[1])[..., None] + change, 0.0, 1.0)
-    cells = gate(made, light[1], extent(fit.knots, duty), found.gain, tiling)
+    cells = gate(made, light[1], blur_length(fit.knots, duty), found.log_evidence_ratio, tiling)
     unexplained = jnp.stack([made.residual, made.disagreement], -1)
     paths = jnp.asarray(tiling.centres)[:, None] + exposed(fit.knots, duty)
     return Estimate(sharp, unexplained, cells, paths)
 
 
 def _tiles_of(found: WindowFit) -> wiener.Tiles:
-    weights = found.present[1:4] * jnp.exp(found.fit.trust) * jnp.array(_SHARES)
+    weights = found.present[1:4] * jnp.exp(found.fit.log_weights) * jnp.array(_SHARES)
     offsets = offsets_of(found.fit.knots, found.shifts)
     told = weights, found.duty, exposures(found.duty)
     return wiener.Tiles(found.fit, offsets, found.shifts, *told)
@@ -155,9 +157,9 @@ def _tiles_of(found: WindowFit) -> wiener.Tiles:
 def _at_half_size(found: WindowFit, tiling: Tiling) -> tuple[Tiling, WindowFit]:
     """Returns the tiling of the frame at half size, and the fit of its tiles."""
     small = tiling_of((-(-tiling.height // 2), -(-tiling.width // 2)), CLOSE)
-    of_tiles = found.fit, found.gain, found.shifts
-    fit, gain, shifts = jax.tree.map(lambda leaf: leaf[: len(small.centres)], of_tiles)
-    return small, found._replace(fit=fit, gain=gain, shifts=shifts)
+    of_tiles = found.fit, found.log_evidence_ratio, found.shifts
+    fit, ratio, shifts = jax.tree.map(lambda leaf: leaf[: len(small.centres)], of_tiles)
+    return small, found._replace(fit=fit, log_evidence_ratio=ratio, shifts=shifts)
 
 
 def _enlarged(

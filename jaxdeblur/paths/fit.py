@@ -11,6 +11,7 @@ widens from stage to stage, so that a path that is off by pixels still converges
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdeblur.paths.likelihood import LEAST_TRUST, START, Fit, Likelihood, Observed, likelihood
+from jaxdeblur.paths.likelihood import (
+    FULL_SIZE_BANDS,
+    HALF_SIZE_BANDS,
+    LEAST_LOG_WEIGHT,
+    LOG_NSR_LIMITS,
+    START,
+    Fit,
+    Likelihood,
+    Observed,
+    likelihood,
+)
 from jaxdeblur.paths.path import FREE, KNOTS, exposures
 from jaxdeblur.paths.tiles import over_tiles
 
@@ -30,18 +41,16 @@ KEEP = 0.25
 """Nats per frequency and pixel, between a path and that of the previous frame."""
 
 
-class Bend(NamedTuple):
-    """The penalty on squared differences of the knots."""
+BEND = 0.0025
+"""Nats per frequency and squared pixel of a path's fourth differences, in tiles of 128 pixels.
 
-    order: int
-    """Order of the differences; 4 does not penalise cubic paths."""
-    weight: float
-    """Nats per frequency and squared pixel."""
+Cubic paths have none. Without it, paths bypass p(0) and yield a shifted frame, which no blurred
+frame contradicts."""
 
+LONE_BEND = 0.02
+"""The same of third differences, in tiles fitted without their neighbours.
 
-BEND = Bend(4, 0.0025)
-"""For tiles of 128 pixels. Without it, paths bypass p(0) and yield a shifted frame, which no
-blurred frame contradicts."""
+Without it, a path that slows down passes for a shorter exposure."""
 
 _AT_KNOTS = np.eye(len(KNOTS), dtype=np.float32)[:, FREE]
 _MOVED = _AT_KNOTS[[0, 2, 3, 4]] - _AT_KNOTS[1]
@@ -49,9 +58,9 @@ _MOVED = _AT_KNOTS[[0, 2, 3, 4]] - _AT_KNOTS[1]
 _MOVED_BEFORE = _AT_KNOTS[[2, 4, 5, 6]]
 """q(t + 1) at these t."""
 
-_DAMPING = 0.02  # Of the mean curvature; it keeps tiles without texture in place.
+_DAMPING = 0.02  # Of the mean curvature.
 _CG_STEPS = 8  # Conjugate gradient steps, preconditioned by each tile's own system.
-_TRUST_AT_FIRST = np.log(0.5)
+_FIRST_LOG_WEIGHT = np.log(0.5)
 
 
 class Stage(NamedTuple):
@@ -64,18 +73,30 @@ class Stage(NamedTuple):
     """Pixels that a knot may move in one step."""
 
 
-STAGES = (Stage(0.08, 4, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
-"""For patches at half size."""
+_HALF_SIZE_LIMITS = 3.0, 2.0, 2.0
+FULL_SIZE_LIMIT = 1.5
 
-FINE_STAGES = (Stage(0.24, 1, 1.5), Stage(0.4, 2, 1.5))
+
+def half_size_stages(*steps: int) -> tuple[Stage, ...]:
+    """Returns the stages at half size, with these numbers of steps."""
+    return tuple(map(Stage, HALF_SIZE_BANDS, steps, _HALF_SIZE_LIMITS))
+
+
+def full_size_stages(*steps: int) -> tuple[Stage, ...]:
+    """Returns the stages at full size, with these numbers of steps."""
+    return tuple(Stage(*each, FULL_SIZE_LIMIT) for each in zip(FULL_SIZE_BANDS, steps, strict=True))
+
+
+STAGES = half_size_stages(4, 2, 1)
+FINE_STAGES = full_size_stages(1, 2)
 """Run afterwards, on patches at full size."""
 
 
 def first_fit(knots: Float[Array, "N P 2"], present: Float[Array, "N 3"]) -> Fit:
     """Returns the initial fit, given a path for each tile."""
-    spectrum = jnp.tile(jnp.asarray(START), (len(knots), 1))
-    trust = _TRUST_AT_FIRST * jnp.array([1.0, 0.0, 1.0]) * present
-    return Fit(knots, spectrum, trust)
+    log_nsr = jnp.tile(jnp.asarray(START), (len(knots), 1))
+    log_weights = _FIRST_LOG_WEIGHT * jnp.array([1.0, 0.0, 1.0]) * present
+    return Fit(knots, log_nsr, log_weights)
 
 
 def fit_tiles(
@@ -85,11 +106,11 @@ def fit_tiles(
     basis: Float[Array, "3 J P"],
     stages: tuple[Stage, ...] = STAGES,
     smooth: float = SMOOTH,
-    bend: Bend = BEND,
+    stiff: Float[np.ndarray, "Q Q"] | None = None,
     scale: int = 2,
     before: Float[Array, "N P 2"] | None = None,
 ) -> tuple[Fit, Float[Array, " N"]]:
-    """Fits path, spectrum and trust of all tiles.
+    """Fits path, noise-to-signal ratio and the frames' weights, of all tiles.
 
     Args:
       fit: the initial fit (``first_fit``).
@@ -98,13 +119,15 @@ def fit_tiles(
       basis: the spline at the samples of the exposures (``path.exposures``).
       stages: the frequency bands and the number of steps on each.
       smooth: the weight of neighbours' differences; 0 for tiles that are not neighbours.
-      bend: the penalty on bent paths.
+      stiff: the Hessian of the penalty on bent paths (``stiffness``); None for that of BEND.
       scale: the patches come from an image at ``1/scale`` of its size.
       before: the paths of the previous frame, zeros where unknown; None for none.
 
     Returns:
       The fit, and L of each tile before the last step.
     """
+
+    bend = jnp.asarray(stiffness(4, BEND) if stiff is None else stiff)
 
     def improved(fit: Fit, stage: Stage) -> tuple[Fit, Float[Array, " steps N"]]:
         inside, where = seen.up_to(stage.top, scale)
@@ -124,7 +147,7 @@ def fit_tiles(
     return fit, values[-1]
 
 
-def gain_over_no_blur(fit: Fit, value: Float[Array, " N"], seen: Observed) -> Float[Array, " N"]:
+def log_evidence_ratio(fit: Fit, value: Float[Array, " N"], seen: Observed) -> Float[Array, " N"]:
     """Returns G: how much better the path explains each tile than sharp frames moving along it.
 
     ``value`` is L of the fit in the last of STAGES.
@@ -144,28 +167,26 @@ def gain_over_no_blur(fit: Fit, value: Float[Array, " N"], seen: Observed) -> Fl
 
 
 def refitted(fit: Fit, found: Likelihood, present: Float[Array, "*N 3"]) -> Fit:
-    """Updates spectrum and trust, given the path."""
-    trust = jnp.clip(0.5 * (fit.trust + found.trust), LEAST_TRUST, 0.0)
-    trust = trust * jnp.array([1.0, 0.0, 1.0]) * present
-    return fit._replace(spectrum=jnp.clip(found.spectrum, -10.0, 3.0), trust=trust)
+    """Takes an M-step of log lam, and half of one of log w, given the path."""
+    log_weights = jnp.clip(0.5 * (fit.log_weights + found.log_weights), LEAST_LOG_WEIGHT, 0.0)
+    log_weights = log_weights * jnp.array([1.0, 0.0, 1.0]) * present
+    return fit._replace(log_nsr=jnp.clip(found.log_nsr, *LOG_NSR_LIMITS), log_weights=log_weights)
 
 
+@functools.partial(jax.jit, static_argnames=("shape", "smooth"))  # Traced once for all stages.
 def _solve(
     knots: Float[Array, "N P 2"],
     found: Likelihood,
     shape: tuple[int, int],
     smooth: float,
-    bend: Bend,
+    stiff: Float[Array, "Q Q"],
     before: Float[Array, "N P 2"] | None,
 ) -> Float[Array, "N P 2"]:
     """Returns the joint Gauss-Newton step of all tiles."""
     flat = knots.reshape(len(knots), -1)
-    stiff = stiffness(bend)
     couple, diagonal = _coupling(flat, shape, smooth)
     gradient = found.gradient + flat @ stiff + couple(flat)
-    mean = jnp.trace(found.curvature, axis1=1, axis2=2) / (2 * len(FREE))
-    damping = _DAMPING * (mean + 1e-3)[:, None, None] * jnp.eye(2 * len(FREE))
-    own = found.curvature + stiff + damping
+    own = found.curvature + stiff + damping(found.curvature)
     if before is not None:
         slope, kept = _keeping(knots, before)
         gradient, own = gradient + slope, own + kept
@@ -225,7 +246,16 @@ def _coupling(
     return couple, scatter(weights, 1.0)
 
 
-def stiffness(bend: Bend) -> Float[np.ndarray, "Q Q"]:
-    """Returns the Hessian of the penalty with respect to the knots."""
-    d = np.diff(np.eye(len(KNOTS)), bend.order, axis=0)[:, FREE]
-    return np.kron(2 * bend.weight * d.T @ d, np.eye(2)).astype(np.float32)
+def damping(curvature: Float[Array, "*N Q Q"]) -> Float[Array, "*N Q Q"]:
+    """Returns what is added to a curvature, so that tiles without texture stay in place."""
+    mean = jnp.trace(curvature, axis1=-2, axis2=-1) / curvature.shape[-1]
+    return _DAMPING * (mean + 1e-3)[..., None, None] * jnp.eye(curvature.shape[-1])
+
+
+def stiffness(order: int, weight: float) -> Float[np.ndarray, "Q Q"]:
+    """Returns the Hessian of the penalty on the knots' squared differences of an order.
+
+    ``weight`` is in nats per frequency and squared pixel.
+    """
+    d = np.diff(np.eye(len(KNOTS)), order, axis=0)[:, FREE]
+    return np.kron(2 * weight * d.T @ d, np.eye(2)).astype(np.float32)

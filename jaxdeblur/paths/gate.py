@@ -3,7 +3,7 @@
     g = s(e; .5, 1.2) s(G; -.1, .1) (1 - .6 s(a; .2, .9)) (1 - s(r; .02, .3)) (1 - s(c; .98, .995))
 
 s is the smooth step between two numbers, e the path's length during the exposure in pixels, and G
-the likelihood's gain over a path without blur. r = R / (R + E), with R the energy that the
+the log-evidence ratio of blur to none. r = R / (R + E), with R the energy that the
 reblurred frame leaves unexplained and E that of the change. a = A / (A + E), with A the energy of X
 of the neighbours minus X of the frame alone. c = E / (E + V), with V the variance of the blurred
 frame: a change with fifty times that energy is ringing, which reblurring does not reveal.
@@ -59,8 +59,8 @@ _FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing
 def gate(
     made: Luminance,
     blurred: Float[Array, "H W"],
-    extent: Float[Array, " N"],
-    gain: Float[Array, " N"],
+    length: Float[Array, " N"],
+    log_ratio: Float[Array, " N"],
     tiling: Tiling,
 ) -> Float[Array, "h w 3"]:
     """Returns the gate, e and G of every cell.
@@ -68,8 +68,8 @@ def gate(
     Args:
       made: the filtered luminance.
       blurred: the blurred luminance.
-      extent: e of each tile.
-      gain: G of each tile.
+      length: e of each tile.
+      log_ratio: G of each tile.
       tiling: of the frame.
     """
     squares = [(made.sharp - blurred) ** 2, made.residual**2, made.disagreement**2]
@@ -77,7 +77,7 @@ def gate(
     change, residual, apart, mean, square = jnp.moveaxis(reduce_size(images, CELL), -1, 0)
     change, variance = change + _FLOOR, jnp.maximum(square - mean**2, 0) + 2 * _FLOOR
     shape = change.shape[0], change.shape[1]
-    e, g = (_at_cells(each, tiling, shape) for each in (extent, gain))
+    e, g = (_at_cells(each, tiling, shape) for each in (length, log_ratio))
     r, a = residual / (residual + change), apart / (apart + change)
     c = change / (change + variance)
     share = smoothstep(e, 0.5, 1.2) * smoothstep(g, -0.1, 0.1)
@@ -114,7 +114,7 @@ def remarks(shutter: Shutter, stabiliser: Stabiliser) -> list[str]:
     """Returns what the user should know of the first video, a line each."""
     known: tuple[Shutter, Stabiliser]
     known = jax.tree.map(lambda leaf: leaf[0], (shutter, stabiliser))
-    if float(known[1].stabilised):
+    if bool(known[1].stabilised):
         return ["stabilised: frames are blurred by more motion than they show, which was found"]
     if float(known[1].blends):
         return ["frames are blended from two, which is restored only in part"]

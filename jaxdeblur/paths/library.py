@@ -19,10 +19,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxdeblur.images import GAMMA, power
-from jaxdeblur.paths.estimate import LEAST_SIDE, filtered, light_excess
-from jaxdeblur.paths.light import Excess
+from jaxdeblur.paths.estimate import LEAST_SIDE, filtered, response_correction
+from jaxdeblur.paths.light import ResponseCorrection
 from jaxdeblur.paths.motion import moves_of, tiling_of
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, exposures, frequencies, transfer
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, exposures, frequencies, otf
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import cutter, inner, over_tiles, overlap_add, taper
@@ -46,8 +46,9 @@ def fit_paths(
       present: 1 for each frame that exists, 0 for one to be ignored; by default all do.
 
     Returns:
-      The paths of the tiles (``fit.knots``, in pixels), their spectra and trust, and ``gain``, the
-      evidence for blur, in nats per frequency.
+      The paths of the tiles (``fit.knots``, in pixels), their noise-to-signal ratios and the
+      frames' weights, and ``log_evidence_ratio``, by how much blur explains a tile better than no
+      blur does, in nats per frequency.
 
     Raises:
       ValueError: frames hold no tile, or are not five.
@@ -75,8 +76,10 @@ def deconvolve(
       base: the mean of the filter's prior, such as a network's result; by default the frame itself.
     """
     below = frames[1] if base is None else base
-    excess = light_excess(frames, paths, below, Excess.unknown(*frames.shape[1:3]))
-    return filtered(frames, paths, below, frames[0], excess).sharp
+    correction = response_correction(
+        frames, paths, below, ResponseCorrection.unknown(*frames.shape[1:3])
+    )
+    return filtered(frames, paths, below, frames[0], correction).sharp
 
 
 def synthesise(sharp: Float[Array, "H W C"], paths: WindowFit) -> Float[Array, "H W C"]:
@@ -109,7 +112,7 @@ def _blurred(sharp: Float[Array, "H W C"], paths: WindowFit) -> Float[Array, "H 
     def one(tile: tuple[Int[Array, 2], Float[Array, "P 2"]]) -> Float[Array, "C size size"]:
         centre, knots = tile
         path = jnp.einsum("jp,pc->jc", basis, knots)
-        kernel = transfer(path, SAMPLE_WEIGHTS[None], *frequencies(tiling.n))[0]
+        kernel = otf(path, SAMPLE_WEIGHTS[None], *frequencies(tiling.n))[0]
         spectra = lax.complex(kernel[0], kernel[1]) * jnp.fft.rfft2(cut(centre, 0))
         return inner(jnp.fft.irfft2(spectra, s=(tiling.n, tiling.n)), tiling)
 

@@ -23,34 +23,34 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.images import GAMMA, LUMA, halved, power
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, frequencies, transfer
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, frequencies, otf
 from jaxdeblur.paths.tiles import Tiling, cut, inner, over_tiles, overlap_add, taper
 from jaxdeblur.paths.wiener import Prior, Tiles, filtered_channels
 
 _RAMP, _MARGIN = 16, 8  # Pixels by which a tile of the bracket overlaps others, and a patch a tile.
 
 
-class Excess(NamedTuple):
-    """What averaging in linear light added to frames: the bracket in B'; zeros if as stored."""
+class ResponseCorrection(NamedTuple):
+    """What the camera's response to light added to frames: the bracket in B'; zeros if none."""
 
     luminance: Float[Array, "*frames H W"]
     colours: Float[Array, "*frames 2 h w"]
     """Of red and blue, minus that of the luminance, at half size."""
 
     @classmethod
-    def unknown(cls, height: int, width: int, *leading: int) -> Excess:
+    def unknown(cls, height: int, width: int, *leading: int) -> ResponseCorrection:
         """Returns zeros for one frame; for several frames or videos, with those leading axes."""
         half = -(-height // 2), -(-width // 2)
         return cls(jnp.zeros((*leading, height, width)), jnp.zeros((*leading, 2, *half)))
 
 
-def excess_of(
+def corrections_of(
     frames: Float[Array, "3 H W"],
     base: Float[Array, "H W 3"],
-    known: Excess,
+    known: ResponseCorrection,
     tiles: Tiles,
     tiling: Tiling,
-) -> Excess:
+) -> ResponseCorrection:
     """Returns the brackets of three frames averaged in linear light.
 
     Args:
@@ -72,10 +72,10 @@ def excess_of(
     def bracket(y: Float[Array, "C H W"], j: int) -> Float[Array, "C H W"]:
         return _bracket(jnp.clip(y, 0.0, 1.0), tiles, close, j)
 
-    def excess(y: Float[Array, "3 H W"], j: int) -> Excess:
+    def correction(y: Float[Array, "3 H W"], j: int) -> ResponseCorrection:
         made = bracket(y, j)
         luminance = jnp.einsum("c,chw->hw", LUMA, made)
-        return Excess(luminance, halved(made[jnp.array([0, 2])] - luminance))
+        return ResponseCorrection(luminance, halved(made[jnp.array([0, 2])] - luminance))
 
     bright = (base @ LUMA)[None]
     before = lax.cond(unknown, lambda: bracket(bright, 0), lambda: known.luminance[None])
@@ -83,8 +83,10 @@ def excess_of(
     prior = Prior(bright, bright, jnp.float32(0))
     window = jnp.asarray(taper(few.size, few.size - few.stride))[None, None]
     y = jnp.moveaxis(base, -1, 0) + filtered_channels(seen, prior, tiles, few, window) - bright
-    previous = lax.cond(unknown, lambda: excess(y, 0), lambda: known)
-    return Excess(*map(jnp.stack, zip(previous, excess(y, 1), excess(y, 2), strict=True)))
+    previous = lax.cond(unknown, lambda: correction(y, 0), lambda: known)
+    return ResponseCorrection(
+        *map(jnp.stack, zip(previous, correction(y, 1), correction(y, 2), strict=True))
+    )
 
 
 def _bracket(
@@ -100,7 +102,7 @@ def _bracket(
 
     def one(each: tuple[jax.Array, jax.Array]) -> Float[Array, "C size size"]:
         both, path = each
-        kernel = transfer(path, SAMPLE_WEIGHTS[None], *frequencies(n))[0]
+        kernel = otf(path, SAMPLE_WEIGHTS[None], *frequencies(n))[0]
         spectra = lax.complex(kernel[0], kernel[1]) * jnp.fft.rfft2(both)
         linear, stored = jnp.split(inner(jnp.fft.irfft2(spectra, s=(n, n)), tiling), 2)
         return power(jnp.clip(linear, 0.0, 1.0), 1 / GAMMA) - stored

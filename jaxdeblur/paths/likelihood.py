@@ -1,15 +1,49 @@
 """The negative log-likelihood of three frames' blurred patches given their path, in nats.
 
+    B_j = K_j X + N_j,    X ~ CN(0, s_r / lam(f)),    N_j ~ CN(0, s_r / w_j)
+
     D   = lam(f) + sum_j w_j |K_j|^2
-    Q_r = sum over f in ring r of [sum_j w_j |B_j|^2 - |sum_j w_j conj(K_j) B_j|^2 / D]
+    Q_r = sum over f in ring r of [sum_j w_j |B_j|^2 - |sum_j w_j conj(K_j) B_j|^2 / D + m rho]
     L   = 1/n {sum_r m n_r log Q_r + sum_f [log D - log lam]} - sum_{j != 0} log w_j
 
 for m frames and n frequencies, n_r of them in ring r. The sharp patch X is integrated out under a
-Gaussian prior, and each ring takes its likeliest noise level. lam(f) is the noise-to-signal ratio,
-log-linear between RADII, so that the radial spectrum of X is fitted with the path: a fixed one, as
-of natural images, attributes all spectral decay to blur and prefers longer paths. w_j is the trust
-in frame j. Given the path, lam and w follow in closed form (expectation-maximisation). Given them,
-L has an analytic gradient and Gauss-Newton matrix (fit.py).
+Gaussian prior: the covariance of the B_j is ``s_r (K K^H / lam + W^-1)``, whose determinant is
+``s_r^m D / (lam prod_j w_j)``. Each ring takes its likeliest noise power, ``s_r = Q_r / (m n_r)``.
+lam(f) is the noise-to-signal ratio, log-linear between RADII, so that the radial spectrum of X is
+fitted with the path: a fixed one, as of natural images, attributes all spectral decay to blur and
+prefers longer paths. w_j is the weight of frame j.
+
+rho is the power of rounding to 8 bits, which keeps s_r from falling below it. An error of
+uniform distribution has the variance ``1 / (12 . 255^2)``; a mean of c x c pixels divides it by
+c^2, and the window h of a patch makes ``rho = sum h^2 / (12 . 255^2 c^2)`` of it at each frequency.
+
+**Gradient.** By the derivative of K_j, where M_jp is the transfer function with the samples
+weighted by the spline of knot p, and c an axis, with the X and ``R_j = B_j - K_j X`` below:
+
+    K_j' = -2 pi i f_c M_jp
+    dL/dp_c = 2/n sum_f sum_j w_j Re [conj(K_j / D - conj(X) R_j / s_r) K_j']
+
+**Curvature.** Up to m rho, Q_r is the least value over X of ``sum_f |y - A X|^2``, where A stacks
+``sqrt(w_j) K_j`` and ``sqrt(lam)``, and y stacks ``sqrt(w_j) B_j`` and 0. So the residual is
+``P y``, where ``P = 1 - A A^H / D`` projects out X (variable projection: Golub and Pereyra, SIAM
+Journal on Numerical Analysis 10, 1973). Its derivative is ``-P A' X``, minus a term that contains
+the residual and is left out (Kaufman, BIT 15, 1975). That is
+
+    H_pc,qe = 2/n sum_f 4 pi^2 f_c f_e |X|^2 / s_r
+              Re [sum_j w_j conj(M_jp) M_jq - conj(A_p) A_q / D],    A_p = sum_j w_j conj(K_j) M_jp
+
+It is positive semidefinite, because s_r is held and the curvature of log D is left out as well.
+
+**M-steps.** lam and w follow by expectation-maximisation. Given the path, the posterior of X has
+the mean ``X = sum_j w_j conj(K_j) B_j / D`` and the variance ``s_r / D``. The M-step multiplies lam
+by one factor in each ring and replaces w_j:
+
+    lam <- lam / {1/n_r sum over f in ring r of lam (|X|^2 / s_r + 1 / D)}
+    w_j <- 1 / {1/n sum_f (|B_j - K_j X|^2 / s_r + |K_j|^2 / D)}
+
+The factor of a ring moves log lam at its radius. A ring without frequencies in the band takes the
+factor of the nearest ring with some. Dempster, Laird and Rubin, Journal of the Royal Statistical
+Society B 39, 1977.
 
 The marginal likelihood is used instead of the joint mode of path and X: Levin et al.,
 "Understanding and evaluating blind deconvolution algorithms", CVPR 2009.
@@ -25,7 +59,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdeblur.images import halved
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, transfer
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, phases, weighted
 from jaxdeblur.paths.tiles import Tiling, cut, hann, over_tiles
 
 RADII = np.array([0.012, 0.025, 0.045, 0.075, 0.12, 0.18, 0.26, 0.36], np.float32)
@@ -34,8 +68,17 @@ RADII = np.array([0.012, 0.025, 0.045, 0.075, 0.12, 0.18, 0.26, 0.36], np.float3
 START = np.log(0.02 * (2 * np.sin(np.pi * RADII)) ** 2 + 1e-5).astype(np.float32)
 """Initial log lam: that of natural images, whose power falls with f^2."""
 
-LEAST_TRUST = -4.0
-"""Lower limit of log w: a frame ignored completely could not regain trust."""
+LOG_NSR_LIMITS = -10.0, 3.0
+"""Of log lam."""
+
+HALF_SIZE_BANDS = 0.08, 0.16, 0.24
+"""The highest frequencies of a fit's stages at half size, in cycles per pixel of the full size."""
+
+FULL_SIZE_BANDS = HALF_SIZE_BANDS[-1], 0.4
+"""The same at full size."""
+
+LEAST_LOG_WEIGHT = -4.0
+"""Lower limit of log w: a frame ignored completely could not come back."""
 
 _ROUNDING = 1 / 12 / 255**2  # Variance of rounding to uint8.
 
@@ -46,7 +89,7 @@ class Band(NamedTuple):
     rows: np.ndarray
     columns: np.ndarray
     floor: float
-    """The power of rounding to 8 bits at each frequency: the least possible noise."""
+    """rho: the power of rounding to 8 bits at each frequency, the least possible noise."""
     fy: Float[np.ndarray, " Y"]
     fx: Float[np.ndarray, " X"]
     weight: Float[np.ndarray, "Y X"]
@@ -73,7 +116,8 @@ def band(n: int, top: float, scale: int = 2) -> Band:
     nearest = np.rint(np.einsum("r,ryx->yx", np.arange(len(RADII)), radial))
     rings = (nearest == np.arange(len(RADII))[:, None, None]) * weight
     arrays = (array.astype(np.float32) for array in (fy, fx, weight, radial, rings))
-    floor = float((hann(2 * n) ** 2).sum()) * _ROUNDING / scale**2  # averaging reduces it
+    # The patch has twice as many rows as its spectrum, which holds every second frequency.
+    floor = float((hann(2 * n) ** 2).sum()) * _ROUNDING / scale**2
     return Band(indices, columns, floor, *arrays)
 
 
@@ -105,23 +149,23 @@ class Fit(NamedTuple):
 
     knots: Float[Array, "P 2"]
     """The path at its free knots, in pixels (y, x)."""
-    spectrum: Float[Array, " R"]
-    """log lam at RADII."""
-    trust: Float[Array, 3]
+    log_nsr: Float[Array, " R"]
+    """log lam at RADII: the logarithm of the noise-to-signal ratio."""
+    log_weights: Float[Array, 3]
     """log w_j, 0 for the middle frame."""
 
 
 class Likelihood(NamedTuple):
-    """L of one tile, its derivatives, and an updated spectrum and trust."""
+    """L of one tile, its derivatives, and the M-steps."""
 
     value: Float[Array, ""]
     gradient: Float[Array, " Q"]
     """With respect to the knots, (y, x) of each in turn."""
     curvature: Float[Array, "Q Q"]
-    """The Gauss-Newton matrix."""
-    spectrum: Float[Array, " R"]
-    """Better values of log lam and, in ``trust``, of log w, given the path."""
-    trust: Float[Array, 3]
+    """H, the Gauss-Newton matrix in Kaufman's form."""
+    log_nsr: Float[Array, " R"]
+    """Likelier values of log lam and, in ``log_weights``, of log w, given the path."""
+    log_weights: Float[Array, 3]
 
 
 def observed(
@@ -174,16 +218,16 @@ def _conj_times(a: Float[Array, "... 2 Y X"], b: Float[Array, "... 2 Y X"]) -> j
 
 def texture(seen: Observed) -> Float[Array, " N"]:
     """Returns how much texture the middle frame's tiles, at half size, hold where blur shows."""
-    where = band(seen.spectra.shape[-2], 0.16)
+    where = band(seen.spectra.shape[-2], HALF_SIZE_BANDS[1])
     energy = (seen.spectra[:, 1][..., where.rows, :][..., where.columns] ** 2).sum(1)
     return (energy * where.weight * np.hypot(where.fy[:, None], where.fx)).sum((-2, -1))
 
 
 def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P"]) -> Likelihood:
-    """Returns L of one tile, its path derivatives, and the next spectrum and trust.
+    """Returns L of one tile, its path derivatives, and the M-steps.
 
     Args:
-      fit: the path, spectrum and trust.
+      fit: the path, lam and w.
       seen: the blurred patches, within the band.
       where: the frequencies compared.
       basis: the spline at the samples of the M exposures (``path.exposures``): of three frames, or
@@ -191,15 +235,11 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
     """
     points = basis.shape[-1]
 
-    def transfers(knots: Float[Array, "P 2"], weights: jax.Array) -> Float[Array, "L M 2 Y X"]:
-        path = jnp.einsum("mjp,pc->mjc", basis, knots) - seen.offsets[:, None]
-        each = [transfer(p, w, where.fy, where.fx) for p, w in zip(path, weights, strict=True)]
-        return jnp.stack(each, 1)
-
-    once = jnp.tile(SAMPLE_WEIGHTS, (len(basis), 1, 1))
-    kernel, gradient_of = jax.vjp(lambda knots: transfers(knots, once)[0], fit.knots)
-    w = (seen.present * jnp.exp(fit.trust))[:, None, None, None]
-    log_lam = jnp.einsum("r,ryx->yx", fit.spectrum, where.radial)
+    path = jnp.einsum("mjp,pc->mjc", basis, fit.knots) - seen.offsets[:, None]
+    each = [phases(p, where.fy, where.fx) for p in path]
+    kernel = jnp.stack([weighted(of, SAMPLE_WEIGHTS[None])[0] for of in each])
+    w = (seen.present * jnp.exp(fit.log_weights))[:, None, None, None]
+    log_lam = jnp.einsum("r,ryx->yx", fit.log_nsr, where.radial)
     lam = jnp.exp(log_lam)
     den = lam + (w * kernel**2).sum((0, 1))
     sharp = (w * _conj_times(kernel, seen.spectra)).sum(0) / den
@@ -212,19 +252,22 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
     value = (
         m * (size * jnp.log(energy)).sum() + (where.weight * (jnp.log(den) - log_lam)).sum()
     ) / n
-    value = value - (seen.present * fit.trust).sum()
+    value = value - (seen.present * fit.log_weights).sum()
 
-    # 1 / sigma^2 of each ring, at its frequencies.
+    # 1 / s_r at the frequencies of each ring, times their weight.
     precision = jnp.einsum("r,ryx->yx", m * size / energy, where.rings)
     conj_sharp = sharp * jnp.array([1.0, -1.0])[:, None, None]
     predicted = _conj_times(conj_sharp, kernel)  # K X
     residual = seen.spectra - predicted
     by_kernel = w * (where.weight * kernel / den - precision * _conj_times(sharp, residual))
-    gradient = gradient_of(2 / n * by_kernel)[0].reshape(-1)
 
     # d K / d knot = -2 pi i f M, where M weighs the samples by the spline.
-    slopes = transfers(fit.knots, jnp.swapaxes(basis * SAMPLE_WEIGHTS[:, None], 1, 2))
+    splines = jnp.swapaxes(basis * SAMPLE_WEIGHTS[:, None], 1, 2)
+    slopes = jnp.stack([weighted(*pair) for pair in zip(each, splines, strict=True)], 1)
     f = 2 * np.pi * jnp.stack(jnp.broadcast_arrays(where.fy[:, None], where.fx))
+    turned = jnp.stack([-by_kernel[:, 1], by_kernel[:, 0]], 1)
+    gradient = jnp.einsum("pmryx,mryx->pyx", slopes, turned).reshape(points, -1)
+    gradient = (2 / n * gradient @ f.reshape(2, -1).T).reshape(-1)
     along = (w * _conj_times(kernel, slopes)).sum(1) / jnp.sqrt(den)
     rate = f * jnp.sqrt(2 / n * precision * power)
 
@@ -234,13 +277,13 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
 
     curvature = gram((jnp.sqrt(w) * slopes).reshape(points, -1, *den.shape)) - gram(along)
 
-    # Expectation-maximisation: the posterior of X has variance sigma^2 / D.
+    # The M-step.
     ratio = where.weight * lam / den + precision * lam * power
     expected = jnp.einsum("yx,ryx->r", ratio * (where.weight > 0), (where.rings > 0) * 1.0)
     step = -jnp.log(expected / np.maximum(size, 1e-3) + 1e-6)[_nearest(size > 0)]
     misfits = (residual**2).sum(1) * precision + (kernel**2).sum(1) * where.weight / den
-    next_trust = -jnp.log(jnp.maximum(misfits.sum((1, 2)) / n, 1e-6))
-    return Likelihood(value, gradient, curvature, fit.spectrum + step, next_trust)
+    next_log_weights = -jnp.log(jnp.maximum(misfits.sum((1, 2)) / n, 1e-6))
+    return Likelihood(value, gradient, curvature, fit.log_nsr + step, next_log_weights)
 
 
 def _nearest(measured: np.ndarray) -> np.ndarray:

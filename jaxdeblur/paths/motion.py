@@ -15,17 +15,25 @@ from jaxdeblur.images import LUMA, halved, smoothstep
 from jaxdeblur.paths.path import FRAMES, spline
 from jaxdeblur.paths.tiles import REACH, Tiling, cut, hann, over_tiles
 
-COARSE = 80, 128, 192
-"""The stride, size and n of a Tiling."""
+_BEYOND = 64  # Pixels by which a patch is wider than its tile.
 
-CLOSE = 64, 128, 192
-"""The same where an image has few coarse tiles: frames at half size, and the shutter of small
+
+def _tiles(size: int, stride: int = 0) -> tuple[int, int, int]:
+    """Returns the stride, by default half the size, the size and n of a Tiling."""
+    return stride or size // 2, size, size + _BEYOND
+
+
+COARSE = _tiles(128, 80)
+"""The tiles of most frames."""
+
+CLOSE = _tiles(128)
+"""Those of an image that has few coarse tiles: frames at half size, and the shutter of small
 ones."""
 
-FINE = 32, 64, 128
-"""The same for small frames, most of which a coarse tile would cover."""
+FINE = _tiles(64)
+"""Those of small frames, most of which a coarse tile would cover."""
 
-_SMALL = 384  # Pixels: a frame with a shorter side is small.
+_SMALL = 3 * COARSE[1]  # Pixels: a frame with a shorter side is small.
 _STILL = 1.5 / 255, 3.5 / 255  # Between these changes, a pixel begins to move.
 _SIGMA = 0.1  # Of the low-pass filter, in cycles per pixel: blur leaves nothing above to correlate.
 

@@ -25,6 +25,9 @@ FRAMES = (-1, 0, 1)
 KNOTS = np.linspace(-1.5, 1.5, 7)
 FREE = np.array([0, 1, 2, 4, 5, 6])  # All but p(0).
 
+USUAL_DUTY = 0.9
+"""The duty cycle where nothing tells it, as of most video."""
+
 _SAMPLES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 SAMPLE_WEIGHTS = (_WEIGHTS / 2).astype(np.float32)
 """The weights of the nodes of an exposure, which sum to one."""
@@ -85,7 +88,9 @@ def exposed(
     return jnp.einsum("sp,...pc->...sc", spline(duty * jnp.linspace(-0.5, 0.5, 9)), knots)
 
 
-def extent(knots: Float[Array, "*N P 2"], duty: Float[Array, ""] | float) -> Float[Array, "*N"]:
+def blur_length(
+    knots: Float[Array, "*N P 2"], duty: Float[Array, ""] | float
+) -> Float[Array, "*N"]:
     """Returns the length of the path during the middle exposure, in pixels."""
     return jnp.linalg.norm(jnp.diff(exposed(knots, duty), axis=-2), axis=-1).sum(-1)
 
@@ -134,28 +139,52 @@ def _turned(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 @jax.jit  # It is called in many places; only the first is traced.
-def transfer(
+def phases(
+    path: Float[Array, "J 2"], fy: Float[Array, " Y"], fx: Float[Array, " X"]
+) -> tuple[Float[Array, "2 Y J2"], Float[Array, "J2 X"]]:
+    """Returns exp(-2 pi i f.p) at the samples of a path, by its factors in y and x.
+
+    Those in y are of the real and the imaginary part, by which cosines and sines in x are
+    multiplied.
+
+    Args:
+      path: its samples minus the patch's offset, in pixels.
+      fy, fx: the frequencies, in cycles per pixel.
+    """
+    cos, sin = cos_sin(jnp.concatenate([fy[:, None] * path[:, 0], fx[:, None] * path[:, 1]]))
+    (cos, cos_x), (sin, sin_x) = (jnp.split(each, [len(fy)]) for each in (cos, sin))
+    of_y = jnp.stack([jnp.concatenate([cos, -sin], 1), jnp.concatenate([-sin, -cos], 1)])
+    return of_y, jnp.concatenate([cos_x, sin_x], 1).T
+
+
+@jax.jit
+def weighted(
+    factors: tuple[Float[Array, "2 Y J2"], Float[Array, "J2 X"]], weights: Float[Array, "L J"]
+) -> Float[Array, "L 2 Y X"]:
+    """Sums the phases of the samples, with L sets of weights.
+
+    The phases are separable in y and x, so the sums are one real matrix product. The weights of the
+    mean give K, and these times the spline its derivatives with respect to the knots, up to the
+    factor -2 pi i f.
+    """
+    of_y, of_x = factors
+    left = of_y * jnp.concatenate([weights, weights], -1)[:, None, None]
+    product = left.reshape(-1, len(of_x)) @ of_x
+    return product.reshape(len(weights), 2, of_y.shape[1], of_x.shape[1])
+
+
+@jax.jit
+def otf(
     path: Float[Array, "J 2"],
     weights: Float[Array, "L J"],
     fy: Float[Array, " Y"],
     fx: Float[Array, " X"],
 ) -> Float[Array, "L 2 Y X"]:
-    """Sums exp(-2 pi i f.p) over the path's samples, with L sets of weights.
+    """Returns the optical transfer function of a path, with L sets of weights of its samples.
 
-    The exponential is separable in y and x, so the sums are one real matrix product.
-
-    Args:
-      path: samples of the path minus the patch's offset, in pixels.
-      weights: of the samples; those of the mean give K, and these times the spline its derivatives
-        with respect to the knots, up to the factor -2 pi i f.
-      fy, fx: the frequencies, in cycles per pixel.
+    The other arguments are those of ``phases``.
     """
-    cos, sin = cos_sin(fy[:, None] * path[:, 0])
-    left = jnp.stack([jnp.concatenate([cos, -sin], 1), jnp.concatenate([-sin, -cos], 1)])  # 2 Y 2J
-    left = left * jnp.concatenate([weights, weights], -1)[:, None, None]
-    right = jnp.concatenate(cos_sin(path[:, 1, None] * fx))
-    product = left.reshape(-1, right.shape[0]) @ right
-    return product.reshape(len(weights), 2, len(fy), len(fx))
+    return weighted(phases(path, fy, fx), weights)
 
 
 def times(spectrum: Complex[Array, "*F"], real: jax.Array) -> Complex[Array, "*F"]:

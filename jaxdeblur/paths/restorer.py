@@ -52,37 +52,37 @@ from jaxdeblur.models.path_maps import gated
 from jaxdeblur.models.restorer import State, StepOf, TrainingOutputs, VideoRestorer
 from jaxdeblur.options import replaced
 from jaxdeblur.paths import self_ensemble
-from jaxdeblur.paths.estimate import LEAST_SIDE, light_excess
+from jaxdeblur.paths.config import PathsConfig
+from jaxdeblur.paths.estimate import LEAST_SIDE, response_correction
 from jaxdeblur.paths.gate import remarks
-from jaxdeblur.paths.light import Excess
+from jaxdeblur.paths.light import ResponseCorrection
 from jaxdeblur.paths.motion import connected, is_small, moves_of, still_of
-from jaxdeblur.paths.shutter import Shutter, watch
-from jaxdeblur.paths.stabiliser import Stabiliser, follow
-from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
-from jaxdeblur.paths.windows import (
+from jaxdeblur.paths.records import (
     EVERY,
     FIRST,
     Fitted,
+    FusionInput,
     LastFrames,
-    OverPaths,
-    PathsConfig,
     WatchState,
     Window,
     for_each,
-    tell,
+    maps_of,
 )
+from jaxdeblur.paths.shutter import Shutter, watch
+from jaxdeblur.paths.stabiliser import Stabiliser, follow
+from jaxdeblur.paths.window_fit import WINDOW, PastPaths, fit_window
 from jaxdeblur.shapes import MAP_CHANNELS, Clip, Frame
 
 LOOKAHEAD = WINDOW // 2
 
-MOVED, SHUTTER, STABILISER, FITTED, BASE, EXCESS, OVER = (
+MOVED, SHUTTER, STABILISER, FITTED, BASE, CORRECTION, MAPPED = (
     "window",
     "shutter",
     "stabiliser",
     "fitted",
     "base",
-    "excess",
-    "over",
+    "correction",
+    "maps",
 )
 """What the parts give, in their order; the last one gives the restored frame."""
 
@@ -137,14 +137,14 @@ class PathRestorer(VideoRestorer):
             functools.partial(step, step_of) for step in (self._base, self._fusion)
         )
         every = [
-            Part("motion", (FRAME, REPEATED), MOVED, LastFrames.none, self._motion),
-            Part("watch", (MOVED,), SHUTTER, _start_watch, self._watch, learns=True),
-            Part("steady", (MOVED,), STABILISER, start_steady, _steady, learns=True),
-            Part("fit", (MOVED, *known), FITTED, _start_fit, self._fit_by(known)),
+            Part("motion", (FRAME, REPEATED), MOVED, LastFrames.none, self._motion, whole=True),
+            Part("watch", (MOVED,), SHUTTER, _start_watch, self._watch, learns=True, whole=True),
+            Part("steady", (MOVED,), STABILISER, start_steady, _steady, learns=True, whole=True),
+            Part("fit", (MOVED, *known), FITTED, _start_fit, self._fit_by(known), whole=True),
             Part("base", (FRAME, REPEATED), BASE, start_base, step_base),
-            Part("light", fitted, EXCESS, _start_light, self._light),
-            Part("filter", (EXCESS, *fitted), OVER, _start_filter, self._filter),
-            Part("fusion", (OVER,), RESTORED, start_fusion, step_fusion),
+            Part("light", fitted, CORRECTION, _start_light, self._light, whole=True),
+            Part("filter", (CORRECTION, *fitted), MAPPED, _start_filter, self._filter, whole=True),
+            Part("fusion", (MAPPED,), RESTORED, start_fusion, step_fusion),
         ]
         absent = {"watch": not asks, "steady": steady == "no", "base": base is None}
         return [part for part in every if not absent.get(part.name)]
@@ -262,7 +262,7 @@ class PathRestorer(VideoRestorer):
             known = given or self.config.given
             fit = for_each(lambda each: fit_window(*each, *known), videos)
             past = fit.passed_on
-            still = still * (1 - stabiliser.stabilised)[:, None, None]
+            still = jnp.where(stabiliser.stabilised[:, None, None], 0.0, still)
         return past, Fitted(middle, fit, still, here, alone)
 
     def _fit_by(self, names: list[str]) -> Callable[..., tuple[PastPaths, Fitted]]:
@@ -280,41 +280,45 @@ class PathRestorer(VideoRestorer):
         return self_ensemble.step(step_of, self.base, state, frame, repeated)
 
     def _light(
-        self, state: Excess, fitted: Fitted, below: Frame | None = None
-    ) -> tuple[Excess, Excess | None]:
+        self, state: ResponseCorrection, fitted: Fitted, below: Frame | None = None
+    ) -> tuple[ResponseCorrection, ResponseCorrection | None]:
         frames, fit, _, here, _ = fitted
         if fit is None:
             return state, None
         shown = frames[:, 1] if below is None else below
-        excess = for_each(lambda each: light_excess(*each), (frames, fit, shown, state))
-        of_frame = jax.tree.map(lambda leaf: leaf[:, 1], excess)
+        correction = for_each(lambda each: response_correction(*each), (frames, fit, shown, state))
+        of_frame = jax.tree.map(lambda leaf: leaf[:, 1], correction)
         # Before the first frame, no state is kept.
-        return jax.tree.map(functools.partial(jnp.where, here), of_frame, state), excess
+        return jax.tree.map(functools.partial(jnp.where, here), of_frame, state), correction
 
     def _filter(
-        self, last: Frame, excess: Excess | None, fitted: Fitted, below: Frame | None = None
-    ) -> tuple[Frame, OverPaths]:
+        self,
+        last: Frame,
+        correction: ResponseCorrection | None,
+        fitted: Fitted,
+        below: Frame | None = None,
+    ) -> tuple[Frame, FusionInput]:
         frames, fit, still, here, alone = fitted
         shown, of_frame = frames[:, 1] if below is None else below, (frames[:, 1], still)
         if fit is None:
-            return last, OverPaths(None, shown, *of_frame, here, alone)
-        told = for_each(lambda each: tell(*each), (frames, fit, shown, last, excess))
-        restored = jnp.where(here, gated(told.maps), last)
-        return restored, OverPaths(told, shown, *of_frame, here, alone)
+            return last, FusionInput(None, None, None, None, shown, *of_frame, here, alone)
+        videos = frames, fit, shown, last, correction
+        maps, gate, paths, second = for_each(lambda each: maps_of(*each), videos)
+        restored = jnp.where(here, gated(maps), last)
+        return restored, FusionInput(maps, gate, paths, second, shown, *of_frame, here, alone)
 
-    def _fusion(self, step_of: StepOf, state: State, over: OverPaths) -> tuple[State, Frame]:
-        if over.told is None:
-            return state, over.base
-        restored = gated(over.told.maps)
+    def _fusion(self, step_of: StepOf, state: State, given: FusionInput) -> tuple[State, Frame]:
+        if given.maps is None or given.second is None:
+            return state, given.base
+        restored = gated(given.maps)
         if self.fusion is not None:
-            given = state, over.told.maps, jnp.bool_(False)
-            after, made = self_ensemble.step(step_of, self.fusion, *given)
+            taken = state, given.maps, jnp.bool_(False)
+            after, made = self_ensemble.step(step_of, self.fusion, *taken)
             # Where paths are not trusted, it takes back what the base restored.
-            share = over.told.second[:, None, None, None]
-            restored = restored + share * (made - restored)
-            state = jax.tree.map(functools.partial(jnp.where, over.here), after, state)
-        restored = jnp.where(over.alone, over.base, restored)
-        return state, restored + over.still[..., None] * (over.blurred - restored)
+            restored = restored + given.second[:, None, None, None] * (made - restored)
+            state = jax.tree.map(functools.partial(jnp.where, given.here), after, state)
+        restored = jnp.where(given.alone, given.base, restored)
+        return state, restored + given.still[..., None] * (given.blurred - restored)
 
     def _initial_state(self, batch: int, height: int, width: int) -> States:
         return start_parts(self.parts(), batch, height, width)
@@ -329,10 +333,10 @@ class PathRestorer(VideoRestorer):
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """Returns the gate and the paths of every frame, and nothing from the networks."""
-        told = self._through(self.pad(clip), self.parts()[:-1], OVER).told
-        if told is None or clip.shape[1] == 1:  # A frame without neighbours has no path.
+        found = self._through(self.pad(clip), self.parts()[:-1], MAPPED)
+        if found.maps is None or clip.shape[1] == 1:  # A frame without neighbours has no path.
             return Explanation()
-        return Explanation(gate=told.gate, paths=told.paths)
+        return Explanation(gate=found.gate, paths=found.paths)
 
     def _through(self, clip: Clip, parts: list[Part], wanted: str) -> Any:
         """Passes a clip through the parts, its opening first; returns the results of a name."""
@@ -386,8 +390,8 @@ def _start_fit(batch: int, height: int, width: int) -> PastPaths:
     return PastPaths.unknown((height, width), batch)
 
 
-def _start_light(batch: int, height: int, width: int) -> Excess:
-    return Excess.unknown(height, width, batch)
+def _start_light(batch: int, height: int, width: int) -> ResponseCorrection:
+    return ResponseCorrection.unknown(height, width, batch)
 
 
 def _start_filter(batch: int, height: int, width: int) -> Frame:

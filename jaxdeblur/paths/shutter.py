@@ -5,6 +5,31 @@ transfer functions depend. The light, as stored or linear, is the one that expla
 Slow tiles are evaluated at full size, where their zeros lie. A video has one duty cycle and light,
 so evidence is summed over frames. That on the duty cycle is forgotten slowly, so that changes are
 followed; the light is the camera's, and its evidence is kept.
+
+``L_i(g, d)`` is L of tile i (likelihood.py), fitted to frames to the power of g, one of LIGHTS, for
+the duty cycle d, one of DUTIES. ``l_i(g, d) = L_i(g, d) - min over d' of L_i(g, d')`` is what
+speaks against d. A frame adds, with the weights c_i,
+
+    E(g, d) <- .9 E(g, d) + sum_i c_i l_i(g, d)
+    V(g, d) <- .9 V(g, d) + sum_i c_i min(l_i(g, d), .15)
+    N       <- .9 N + sum_i c_i
+    S_k(d)  <- S_k(d) + sum_i c_i a_i(d)^k,    k = 1, 2
+    a_i(d)  =  [L_i(G, 0) - L_i(G, d)] - [L_i(1, 0) - L_i(1, d)],    G = GAMMA
+
+c_i is 1, or 1/4 of a frame with one neighbour, and 0 of a tile that hardly moves. Light is linear
+(g = GAMMA, else 1) if
+
+    S_1(d) > 2 sqrt(S_2(d)) at the d that minimises E(1, d) + E(G, d)
+
+that is, by two standard errors of a sum. The duty cycle is at the vertex of the parabola through
+the three values of ``V(g, d) + .02 (d - .9)^2`` about the least one. The gate (gate.py) uses
+
+    b = [E(g, 0) - min_d E(g, d)] / (N + 6)          for an open shutter
+    q = min_d V(g, d) / N                            among tiles
+    l = [min over d > 1/2 of V(1, d) - V(1, 0)] / N  for sharp frames against long exposures
+    k = [V(1, 0) - min_d V(1, d)] / N                for any exposure against sharp frames
+
+where N is at least 1 in the last three.
 """
 
 from __future__ import annotations
@@ -20,12 +45,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.images import GAMMA, LUMA, power
 from jaxdeblur.paths import motion
-from jaxdeblur.paths.fit import Bend, Stage, first_fit, fit_tiles
+from jaxdeblur.paths.fit import (
+    LONE_BEND,
+    first_fit,
+    fit_tiles,
+    full_size_stages,
+    half_size_stages,
+    stiffness,
+)
 from jaxdeblur.paths.likelihood import Observed, observed, texture
-from jaxdeblur.paths.path import exposures, through
+from jaxdeblur.paths.path import USUAL_DUTY, exposures, through
 from jaxdeblur.paths.tiles import REACH
 
-DUTIES = np.array([0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0], np.float32)
+DUTIES = np.append(0.0, np.linspace(0.25, 1, 6)).astype(np.float32)
 """The candidate duty cycles; 0 is a sharp frame."""
 
 LIGHTS = (1.0, GAMMA)
@@ -40,31 +72,27 @@ LEAST_MOTION = 2.0
 SLOW = 5.0
 """Pixels per frame: slower tiles' transfer functions have their zeros in the finest detail."""
 
-_PRIOR = 0.9  # The duty if nothing moves; negligible otherwise.
-_PRIOR_WEIGHT = 0.02  # Nats per frequency.
+_PRIOR_WEIGHT = 0.02  # Nats per frequency: of USUAL_DUTY if nothing moves, negligible otherwise.
 _FORGET = 0.9
-_BEND = Bend(3, 0.02)  # Without it, a path that slows down passes for a shorter exposure.
 _MOST = 0.15  # Nats per frequency, at most, in a tile's vote.
 _STANDARD_ERRORS = 2.0  # The lead that linear light needs.
-_DOUBT = 6.0  # Tiles assumed to be sharp before there is evidence.
+_DOUBT = TILES / 2  # Tiles assumed to be sharp before there is evidence.
 _INCOMPLETE = 0.25  # The weight of a frame at the ends of a video, which has one neighbour.
-_STAGES = (Stage(0.08, 3, 3.0), Stage(0.16, 2, 2.0), Stage(0.24, 1, 2.0))
-# Only L of the last step is used.
-_FINE_STAGES = (Stage(0.24, 2, 1.5), Stage(0.4, 2, 1.5), Stage(0.4, 1, 1.5))
+_STAGES, _FINE_STAGES = half_size_stages(3, 2, 1), full_size_stages(2, 3)
 
 
 class Shutter(NamedTuple):
     """What is known of the shutter so far."""
 
-    evidence: Float[Array, "2 D"]
-    """L of each light and duty, minus the best duty's, summed over tiles and slowly forgotten."""
+    costs: Float[Array, "2 D"]
+    """E: L of each light and duty minus the best duty's, summed over tiles and slowly forgotten."""
     votes: Float[Array, "2 D"]
-    """The same with each tile's part limited, so that no tile overrules the others."""
+    """V: the same with each tile's part limited, so that no tile overrules the others."""
     apart: Float[Array, "2 D"]
-    """How much more an open shutter explains in linear light than as stored: the sum over all tiles
-    so far, and the sum of squares. Not forgotten."""
+    """S_1 and S_2: how much more an open shutter explains in linear light than as stored, summed
+    over all tiles so far, and its squares. Not forgotten."""
     tiles: Float[Array, ""]
-    """The weighted number of tiles, forgotten like ``votes``."""
+    """N: the weighted number of tiles, forgotten like ``votes``."""
 
     @classmethod
     def unknown(cls, *videos: int) -> Shutter:
@@ -77,12 +105,12 @@ class Shutter(NamedTuple):
         over = seen - seen.min(-1, keepdims=True)
         stored, linear = seen[..., :1] - seen
         apart = jnp.stack([linear - stored, (linear - stored) ** 2])
-        evidence, votes, sums = (
+        costs, votes, sums = (
             jnp.einsum("lnd,n->ld", each, counts)
             for each in (over, jnp.minimum(over, _MOST), apart)
         )
         return Shutter(
-            _FORGET * self.evidence + evidence,
+            _FORGET * self.costs + costs,
             _FORGET * self.votes + votes,
             self.apart + sums,
             _FORGET * self.tiles + counts.sum(),
@@ -90,13 +118,16 @@ class Shutter(NamedTuple):
 
     @property
     def blurred(self) -> Float[Array, ""]:
-        """How much better an open shutter explains the video than sharp frames, nats per tile."""
-        chosen = self.evidence[self.linear.astype(int)]
+        """b: how much better an open shutter explains the video than sharp frames.
+
+        In nats per frequency and tile.
+        """
+        chosen = self.costs[self.linear.astype(int)]
         return (chosen[0] - chosen.min()) / (self.tiles + _DOUBT)
 
     @property
     def sharp_leads(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """By how much a tile's vote prefers sharp frames to long exposures and to any, in nats.
+        """l and -k: by how much a tile's vote prefers sharp frames to long exposures and to any.
 
         Long are those of more than half the period. Where tiles contradict each other, a long
         exposure explains them better than sharp frames do, though no exposure explains all.
@@ -106,22 +137,22 @@ class Shutter(NamedTuple):
 
     @property
     def disputed(self) -> Float[Array, ""]:
-        """The mean vote of a tile against the likeliest duty, at most _MOST nats per frequency."""
+        """q: the mean vote of a tile against the likeliest duty, in nats per frequency."""
         return self._chosen.min() / jnp.maximum(self.tiles, 1.0)
 
     @property
-    def linear(self) -> Float[Array, ""]:
-        """1.0 if frames were averaged in linear light, else 0.0.
+    def linear(self) -> Bool[Array, ""]:
+        """Whether frames were averaged in linear light.
 
         Tiles must agree: a few bright objects give strong but contradictory evidence.
         """
-        sums, squares = self.apart[:, self.evidence.sum(0).argmin()]
-        return (sums > _STANDARD_ERRORS * jnp.sqrt(squares)).astype(jnp.float32)
+        sums, squares = self.apart[:, self.costs.sum(0).argmin()]
+        return sums > _STANDARD_ERRORS * jnp.sqrt(squares)
 
     @property
     def duty(self) -> Float[Array, ""]:
         """The likeliest share of the period that the shutter is open, at a parabola's vertex."""
-        chosen = self._chosen + _PRIOR_WEIGHT * (jnp.asarray(DUTIES) - _PRIOR) ** 2
+        chosen = self._chosen + _PRIOR_WEIGHT * (jnp.asarray(DUTIES) - USUAL_DUTY) ** 2
         least = jnp.argmin(chosen)
         around = jnp.clip(least, 1, len(DUTIES) - 2) + jnp.arange(-1, 2)
         x, y = jnp.asarray(DUTIES)[around], chosen[around]
@@ -148,7 +179,7 @@ def richest(
     return chosen, (score > 0) * jnp.where(complete, 1.0, _INCOMPLETE)
 
 
-def evidence(
+def likelihoods_by_duty(
     knots: Float[Array, "n P 2"], seen: Observed, fine: Observed, slow: Bool[Array, " n"]
 ) -> Float[Array, "n D"]:
     """Returns L of tiles for each of DUTIES, from fine detail for slow tiles.
@@ -160,9 +191,11 @@ def evidence(
       slow: which tiles move less than SLOW.
     """
 
+    stiff = stiffness(3, LONE_BEND)
+
     def of(duty: Float[Array, ""]) -> Float[Array, " n"]:
         first, alone, basis = first_fit(knots, seen.present), (len(knots), 1), exposures(duty)
-        fit = functools.partial(fit_tiles, shape=alone, basis=basis, smooth=0.0, bend=_BEND)
+        fit = functools.partial(fit_tiles, shape=alone, basis=basis, smooth=0.0, stiff=stiff)
         coarse, value = fit(first, seen, stages=_STAGES)
 
         def finer() -> Float[Array, " n"]:
@@ -210,7 +243,7 @@ def watch(
                 observed(power(bright, gamma), tiling, offsets, present, only=chosen, scale=scale)
                 for tiling, scale in ((tiling, 2), (of_less, 1))
             )
-            return evidence(start[chosen], seen, fine, slow)
+            return likelihoods_by_duty(start[chosen], seen, fine, slow)
 
         return shutter.add(lax.map(told, jnp.array(LIGHTS)), counts)
 

@@ -31,8 +31,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.images import halved
 from jaxdeblur.paths import motion
-from jaxdeblur.paths.fit import Bend, Stage, first_fit, refitted, stiffness
+from jaxdeblur.paths.fit import (
+    FULL_SIZE_LIMIT,
+    LONE_BEND,
+    Stage,
+    damping,
+    first_fit,
+    refitted,
+    stiffness,
+)
 from jaxdeblur.paths.likelihood import (
+    FULL_SIZE_BANDS,
+    HALF_SIZE_BANDS,
+    LOG_NSR_LIMITS,
     START,
     Fit,
     Likelihood,
@@ -41,7 +52,15 @@ from jaxdeblur.paths.likelihood import (
     observed,
     texture,
 )
-from jaxdeblur.paths.path import FREE, KNOTS, exposures, sample_times, through, with_shifts
+from jaxdeblur.paths.path import (
+    FREE,
+    KNOTS,
+    USUAL_DUTY,
+    exposures,
+    sample_times,
+    through,
+    with_shifts,
+)
 from jaxdeblur.paths.tiles import Tiling, over_tiles
 
 MOST_SIDE = 600
@@ -52,23 +71,22 @@ TIMES = np.concatenate([KNOTS[FREE], [-1.0, 1.0]]).astype(np.float32)
 """The times of the numbers of a swing: a constant velocity is this multiple of it."""
 
 _TILES = 16
-STABILISED_DUTY = 0.9
+STABILISED_DUTY = USUAL_DUTY
 """The duty cycle of a stabilised video: it cannot be told from velocity there."""
 
+_SINGLE = *np.linspace(0, 0.75, 4), STABILISED_DUTY, 1.1
 _SHUTTERS = np.array(
-    [(0, 0), (0.25, 0), (0.5, 0), (0.75, 0), (0.9, 0), (1.1, 0), (0.9, 1), (1.1, 1.25)], np.float32
+    [*((duty, 0) for duty in _SINGLE), (STABILISED_DUTY, 1), (1.1, 1.25)], np.float32
 )
 """Duty cycles of what a stabilised camera is compared with, and distances of two exposures, in
 frames: sharp; blurred along what is seen to move, also in 24 frames a second that are shown as 30;
 blended from neighbours, and from such frames."""
-_ONCE = 6  # How many of them are one exposure.
 
 _FAR, _FARTHEST = 10.5, 20.0  # Pixels per frame: from the former, half size shows the zeros.
 _CLOSE_ONES, _FAR_ONES = 6, 2  # Velocities whose neighbourhood is searched.
 _KEPT = 4  # Close ones that are fitted, beside one far one.
-_STAGES = (Stage(0.24, 4, 1.5), Stage(0.4, 5, 1.0))
-_BEND = Bend(3, 0.02)
-_DAMPING = 0.02  # Of the mean curvature.
+_STAGES = tuple(map(Stage, FULL_SIZE_BANDS, (4, 5), (FULL_SIZE_LIMIT, 1.0)))
+_APART, _CLOSER = 1.5, 0.3  # Steps of a grid: between the best velocities, and of the finer one.
 _PINNED = 1e4  # Nats per frequency and squared pixel: what keeps a shift at zero.
 _MOST = 1.0  # Nats per frequency: a tile's part in ranking velocities.
 _WORST = 3.0  # The same in choosing among fitted swings.
@@ -116,26 +134,25 @@ def _only(seen: Observed) -> Observed:
     return Observed(seen.spectra[:, middle], seen.offsets[:, middle], seen.present[:, middle])
 
 
-def _values(
-    seen: Observed, velocities: Float[Array, "c n 2"], top: float, scale: int
-) -> Float[Array, "c n"]:
+def _values(seen: Observed, velocities: Float[Array, "c n 2"], scale: int) -> Float[Array, "c n"]:
     """Returns L of each tile's middle frame where it moves at constant velocities."""
+    top = FULL_SIZE_BANDS[-1] if scale == 1 else HALF_SIZE_BANDS[-1]
     inside, where = _only(seen).up_to(top, scale)
     basis = jnp.asarray(sample_times(STABILISED_DUTY))[None, :, None]
 
     def of(velocity: Float[Array, "n 2"]) -> Float[Array, " n"]:
         count = len(velocity)
-        spectrum = jnp.tile(jnp.asarray(START), (count, 1))
-        fit = Fit(velocity[:, None], spectrum, jnp.zeros((count, 1)))
+        log_nsr = jnp.tile(jnp.asarray(START), (count, 1))
+        fit = Fit(velocity[:, None], log_nsr, jnp.zeros((count, 1)))
 
-        def step(spectrum: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        def step(log_nsr: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
             def one(tile: tuple[Fit, Observed]) -> tuple[jax.Array, jax.Array]:
                 found = likelihood(tile[0], tile[1], where, basis)
-                return jnp.clip(found.spectrum, -10.0, 3.0), found.value
+                return jnp.clip(found.log_nsr, *LOG_NSR_LIMITS), found.value
 
-            return over_tiles(one, (fit._replace(spectrum=spectrum), inside))
+            return over_tiles(one, (fit._replace(log_nsr=log_nsr), inside))
 
-        return lax.scan(step, spectrum, None, length=4)[1][-1]
+        return lax.scan(step, log_nsr, None, length=4)[1][-1]
 
     return lax.map(of, velocities)
 
@@ -170,26 +187,21 @@ def candidates(seen: Seen) -> Float[Array, "k 2"]:
     apparent = seen.start[:, 3] - seen.start[:, 2]  # From t = -0.5 to 0.5.
     typical = jnp.median(apparent, 0)
 
-    def ranked(points: Float[Array, "c 2"], of: Observed, top: float, scale: int) -> jax.Array:
-        values = _values(of, apparent + (points - typical)[:, None], top, scale)
+    def ranked(points: Float[Array, "c 2"], of: Observed, scale: int) -> jax.Array:
+        values = _values(of, apparent + (points - typical)[:, None], scale)
         return jnp.minimum(values - values.min(0), _MOST).mean(1)
 
-    close, far = _half_ring(0.0, _FAR, 1.0), _half_ring(_FAR, _FARTHEST, 2.0)
-    best = jnp.concatenate(
-        [
-            _distinct(
-                jnp.asarray(close), ranked(jnp.asarray(close), seen.fine, 0.4, 1), _CLOSE_ONES, 1.5
-            ),
-            _distinct(
-                jnp.asarray(far), ranked(jnp.asarray(far), seen.coarse, 0.24, 2), _FAR_ONES, 3.0
-            ),
-        ]
-    )
-    line = 0.3 * np.arange(-2, 3, dtype=np.float32)
+    def best_of(inside: float, outside: float, of: Observed, count: int, scale: int) -> jax.Array:
+        points = jnp.asarray(_half_ring(inside, outside, scale))  # Steps of a pixel of the patches.
+        return _distinct(points, ranked(points, of, scale), count, _APART * scale)
+
+    close = best_of(0.0, _FAR, seen.fine, _CLOSE_ONES, 1)
+    best = jnp.concatenate([close, best_of(_FAR, _FARTHEST, seen.coarse, _FAR_ONES, 2)])
+    line = _CLOSER * np.arange(-2, 3, dtype=np.float32)
     around = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
     around = around * np.array([1.0] * _CLOSE_ONES + [2.0] * _FAR_ONES)[:, None, None]
     local = best[:, None] + around
-    score = ranked(local.reshape(-1, 2), seen.fine, 0.4, 1).reshape(len(best), -1)
+    score = ranked(local.reshape(-1, 2), seen.fine, 1).reshape(len(best), -1)
     found = jnp.take_along_axis(local, score.argmin(1)[:, None, None], 1)[:, 0]
     least, first_far = score.min(1), _CLOSE_ONES
     kept = jnp.argsort(least[:first_far])[:_KEPT]
@@ -272,14 +284,14 @@ def _step(
     curvature = found.curvature.reshape(count, 8, 2, 8, 2)
     of_swing = jnp.einsum("n,npcqe,ncd,nef->pdqf", weight, curvature, moved, moved)
     # The typical path bends little; its shifts are as free as the frame's cut.
-    bend = np.pad(stiffness(_BEND)[::2, ::2], (0, 2))
+    bend = np.pad(stiffness(3, LONE_BEND)[::2, ::2], (0, 2))
     typical = jnp.pad(jnp.median(start, 0), ((0, 0), (0, 1)))
     slope = (slope + bend @ (typical + swing)).ravel()
-    own = of_swing.reshape(24, 24) + jnp.kron(bend, jnp.eye(3))
-    own = own + _DAMPING * (jnp.trace(own) / 24 + 1e-3) * jnp.eye(24)
+    own = of_swing.reshape(swing.size, swing.size) + jnp.kron(bend, jnp.eye(3))
+    own = own + damping(own)
     pinned = np.repeat([0.0] * len(FREE) + [_PINNED] * 2, 3).astype(np.float32)
     own = own + jnp.diag(pinned * (1 - free))
-    change = -jnp.linalg.solve(own, slope).reshape(8, 3)
+    change = -jnp.linalg.solve(own, slope).reshape(swing.shape)
     swing = swing + jnp.clip(change, -stage.limit, stage.limit)
     return (refitted(fit, found, seen.fine.present), swing), found.value
 
@@ -287,7 +299,7 @@ def _step(
 class Stabiliser(NamedTuple):
     """What is known of a stabiliser so far; a leading axis holds several videos."""
 
-    evidence: Float[Array, 2]
+    log_ratios: Float[Array, 2]
     """How much better a stabilised camera explains the frames than blur along what is seen to move,
     and than sharp frames: nats per frequency of the median tile, summed over frames. It is the
     camera's or the editor's, and not forgotten."""
@@ -305,28 +317,27 @@ class Stabiliser(NamedTuple):
     """The number of frames seen since the video's start."""
     looked: Float[Array, ""]
     """The number of frames in ``opening``; -1 once they are restored."""
-    given: Float[Array, ""]
-    """1 if the user says that the video is stabilised, else 0."""
+    given: Bool[Array, ""]
+    """Whether the user says that the video is stabilised."""
 
     @classmethod
     def unknown(cls, opening: int, *videos: int, given: bool = False) -> Stabiliser:
         """Returns the state before the first frame, with room for the ``opening`` frames."""
         none, whole = jnp.zeros(videos), jnp.zeros(videos, jnp.int32)
         swings, first = jnp.zeros((*videos, 2, 8, 3)), jnp.zeros((*videos, opening, 2, 8, 3))
-        told = jnp.full(videos, float(given))
+        told = jnp.full(videos, given)
         return cls(jnp.zeros((*videos, 2)), none, none, swings, none, first, whole, none, told)
 
     @property
-    def stabilised(self) -> Float[Array, "*videos"]:
-        """1.0 if the video is stabilised and blurred, else 0.0."""
-        mean = self.evidence / jnp.maximum(self.frames, 1.0)[..., None]
-        found = jnp.all(mean > _EVIDENT, -1) & (self.blends == 0)
-        return jnp.maximum(found.astype(jnp.float32), self.given)
+    def stabilised(self) -> Bool[Array, "*videos"]:
+        """Whether the video is stabilised and blurred."""
+        mean = self.log_ratios / jnp.maximum(self.frames, 1.0)[..., None]
+        return jnp.all(mean > _EVIDENT, -1) & (self.blends == 0) | self.given
 
     @property
     def undecided(self) -> Bool[Array, "*videos"]:
         """Whether the first frames leave it open that the video is stabilised."""
-        mean = self.evidence[..., 0] / jnp.maximum(self.frames, 1.0)
+        mean = self.log_ratios[..., 0] / jnp.maximum(self.frames, 1.0)
         return (self.frames < _ENOUGH) | (mean > _UNLIKELY)
 
     @property
@@ -337,7 +348,7 @@ class Stabiliser(NamedTuple):
     @property
     def swing(self) -> Float[Array, "8 3"]:
         """S of the last frame; zeros if the video is not stabilised."""
-        return self.stabilised * self.chosen
+        return jnp.where(self.stabilised, self.chosen, 0.0)
 
 
 def follow(
@@ -359,7 +370,7 @@ def follow(
     while min(luminance.shape[1:]) > MOST_SIDE:
         luminance, scale = halved(luminance), 2 * scale
     here, again = present[2] > 0, known.at < known.looked
-    steady = known.stabilised > 0
+    steady = known.stabilised
     first = (known.frames < len(known.opening)) & known.undecided
     search = here & ~again & (first | (steady & (present[1] == 0)))
     follows = here & ~again & ~search & steady
@@ -395,12 +406,12 @@ def follow(
         pair = jnp.where(turned & search, pair[::-1], pair)
         both, lead = swings[pair] * units, score[pair[0]] - score[pair[1]]
         others = values[count:]
-        alone, none, two = others[:_ONCE].min(0), others[0], others[_ONCE:].min(0)
-        evidence = jnp.median(jnp.stack([alone, none]) - values[best], 1)
+        alone, none, two = others[: len(_SINGLE)].min(0), others[0], others[len(_SINGLE) :].min(0)
+        log_ratios = jnp.median(jnp.stack([alone, none]) - values[best], 1)
         blended = (jnp.median(alone - two) > _EVIDENT) & (jnp.median(two - values[best]) < 0)
         weight = jnp.where(search, present[jnp.array([1, 3])].mean(), 0.0)
         return known._replace(
-            evidence=known.evidence + jnp.where(search, weight * evidence, 0.0),
+            log_ratios=known.log_ratios + jnp.where(search, weight * log_ratios, 0.0),
             blends=known.blends + (search & blended),
             frames=known.frames + weight,
             swings=both,

@@ -1,14 +1,23 @@
 """Restores a frame with a Wiener filter over three frames, tile by tile.
 
     X  = (sum_j w'_j conj(K_j) B_j + l Y) / (sum_j w'_j |K_j|^2 + l)
-    X' = (sum_j w'_j conj(K_j) B_j + l Y + beta |grad|^2 Z)
-         / (sum_j w'_j |K_j|^2 + l + beta |grad|^2)
+    X' = (sum_j w'_j conj(K_j) B_j + l Y + beta sum_d conj(G_d) Z_d)
+         / (sum_j w'_j |K_j|^2 + l + beta sum_d |G_d|^2)
 
 where w'_0 = 1, w'_j = NEIGHBOUR w_j and l = (1 + m / 2) LAM lam(f). Where the transfer functions
 are near zero, blurred frames carry no information: a filter with prior mean 0 would ring, and one
-with mean Y yields Y. Z has the gradients of X except the small ones, which are ringing. This is one
-step of half-quadratic splitting for a sparse prior (Krishnan and Fergus, "Fast image deconvolution
-using hyper-Laplacian priors", NIPS 2009), for the luminance only.
+with mean Y yields Y.
+
+X' is for the luminance only. ``G_d = 1 - exp(-2 pi i f_d)`` takes differences g_d along y and x of
+neighbouring pixels of X, and Z_d is the spectrum of
+
+    z_d = g_d max(0, 1 - THRESHOLD^2 / (g_y^2 + g_x^2)),    beta = min(max(.01 e, .05), .3)
+
+with e the length of the path during the exposure, in pixels. Small gradients count as ringing, and
+the longer the blur, the more it rings. X' minimises ``sum_j w'_j |K_j X' - B_j|^2 + l |X' - Y|^2 +
+beta sum_d |G_d X' - Z_d|^2``: one step of half-quadratic splitting for a sparse prior (Krishnan and
+Fergus, "Fast image deconvolution using hyper-Laplacian priors", NIPS 2009), whose shrinkage is the
+nonnegative garrote (Gao, Journal of Computational and Graphical Statistics 7, 1998).
 
 The mean of the prior is what is known of the middle frame besides the three blurred frames:
 
@@ -40,11 +49,11 @@ from jax import lax
 from jaxtyping import Array, Complex, Float, Int
 
 from jaxdeblur.paths.likelihood import Fit, radial_shares
-from jaxdeblur.paths.path import SAMPLE_WEIGHTS, extent, frequencies, spline, times, transfer
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, blur_length, frequencies, otf, spline, times
 from jaxdeblur.paths.tiles import Tiling, cut, cutter, inner, over_tiles, overlap_add, taper
 
 NEIGHBOUR = 0.5
-"""Factor of a neighbour's trust: errors of its path hurt more than its share of the light helps."""
+"""Factor of a neighbour's weight: errors of its path hurt more than its light helps."""
 
 LAM = 0.375
 """Factor of the fitted noise-to-signal ratio, which counts model errors near the borders of the
@@ -113,7 +122,7 @@ def luminance(
     n = tiling.n
     steps = [1 - np.exp(-2j * np.pi * f) for f in (np.fft.fftfreq(n), np.fft.rfftfreq(n))]
     roughness = (np.abs(steps[0])[:, None] ** 2 + np.abs(steps[1]) ** 2).astype(np.float32)
-    beta = jnp.clip(0.01 * extent(tiles.fit.knots, tiles.duty), 0.05, 0.3)
+    beta = jnp.clip(0.01 * blur_length(tiles.fit.knots, tiles.duty), 0.05, 0.3)
 
     terms_of = _terms_of(frames[:, None], prior.map(lambda y: y[None]), tiles.basis, tiling, 1)
 
@@ -219,15 +228,15 @@ def _terms_of(
         spectra = jnp.fft.rfft2((patches - mean) * edge)
         seen = offsets + shifts
         path = jnp.einsum("mjp,pc->mjc", basis, fit.knots) - seen[:, None]
-        kernel = jnp.stack([transfer(p, SAMPLE_WEIGHTS[None], *where)[0] for p in path])
+        kernel = jnp.stack([otf(p, SAMPLE_WEIGHTS[None], *where)[0] for p in path])
         energy = weights[:, None, None] * (kernel**2).sum(1)
         k = lax.complex(kernel[:, 0], kernel[:, 1])
         numerator = times(jnp.conj(k)[:, None] * spectra, weights[:, None, None, None])
-        log_ratio = jnp.einsum("r,ryx->yx", fit.spectrum, radial_shares(*where))
+        log_ratio = jnp.einsum("r,ryx->yx", fit.log_nsr, radial_shares(*where))
         below = jnp.fft.rfft2((cut_base(centre, 0) - mean[1]) * edge)
         last = jnp.fft.rfft2((cut_last(centre, whole[0]) - mean[0]) * edge)
         since = seen[:1] - before @ fit.knots
-        shift = transfer(since, np.ones((1, 1), np.float32), *where)[0]
+        shift = otf(since, np.ones((1, 1), np.float32), *where)[0]
         last = lax.complex(shift[0], shift[1]) * last
         known, share = mean_of(Prior(below, last, prior.has_last), k[1], spectra[1])
         ratio = (1 + share / 2) * LAM * jnp.exp(log_ratio)
@@ -249,7 +258,7 @@ def mean_of(
 
 
 def _without_small_gradients(image: Float[Array, "n n"]) -> Float[Array, "1 n n"]:
-    """Returns minus the divergence of the gradients after shrinkage."""
+    """Returns the image whose spectrum is sum_d conj(G_d) Z_d."""
     dy, dx = image - jnp.roll(image, 1, 0), image - jnp.roll(image, 1, 1)
     keep = jnp.maximum(1 - THRESHOLD**2 / (dy**2 + dx**2 + 1e-12), 0)
     dy, dx = dy * keep, dx * keep

@@ -12,7 +12,15 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.images import GAMMA, LUMA, power, reduce_size
 from jaxdeblur.paths import motion
-from jaxdeblur.paths.fit import BEND, FINE_STAGES, SMOOTH, first_fit, fit_tiles, gain_over_no_blur
+from jaxdeblur.paths.fit import (
+    BEND,
+    FINE_STAGES,
+    SMOOTH,
+    first_fit,
+    fit_tiles,
+    log_evidence_ratio,
+    stiffness,
+)
 from jaxdeblur.paths.gate import base_share, second_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.path import FREE, exposures, through
@@ -54,7 +62,7 @@ class WindowFit(NamedTuple):
 
     fit: Fit
     """Of N tiles. Those of a frame at half size come first, and zeros fill the rest."""
-    gain: Float[Array, " N"]
+    log_evidence_ratio: Float[Array, " N"]
     """G of each tile (gate.py)."""
     shifts: Float[Array, "N 3 2"]
     """w_j of each tile, by a stabiliser (stabiliser.py)."""
@@ -101,9 +109,9 @@ def fit_window(
       linear: whether frames are averaged in linear light or as stored; None likewise.
     """
     tiling = motion.tiling_of(frames.shape[1:3])
-    is_linear = jnp.asarray(shutter.linear > 0 if linear is None else linear)
+    is_linear = jnp.asarray(shutter.linear if linear is None else linear)
     steady, swing = stabiliser.stabilised, stabiliser.swing
-    open_for = jnp.where(steady > 0, STABILISED_DUTY, shutter.duty)
+    open_for = jnp.where(steady, STABILISED_DUTY, shutter.duty)
     open_for = open_for if duty is None else jnp.float32(duty)
     told = present, open_for, is_linear
     taken = velocity_of(swing)
@@ -131,12 +139,12 @@ def fit_window(
         )
 
     whole = functools.partial(_fit, frames, moves, tiling, *told, before, swing)
-    fit, gain, shifts = whole() if small_frames else lax.cond(large, at_half_size, whole)
+    fit, ratio, shifts = whole() if small_frames else lax.cond(large, at_half_size, whole)
     trust = trusted(shutter, speed) if duty is None else jnp.float32(1)
     share = base_share(shutter) if duty is None else jnp.float32(1)
-    trust, share = (jnp.maximum(each, steady) for each in (trust, share))
+    trust, share = (jnp.where(steady, 1.0, each) for each in (trust, share))
     second = second_share(shutter, trust) if duty is None else trust
-    return WindowFit(fit, gain, shifts, *told, large, trust, second, share)
+    return WindowFit(fit, ratio, shifts, *told, large, trust, second, share)
 
 
 def _fit(
@@ -159,16 +167,16 @@ def _fit(
     seen = observed(light, tiling, offsets, present, inward=True, shifts=shifts)
     closer = motion.COARSE[1] / tiling.size
     smooth = SMOOTH * closer**2  # Equally stiff over the same distance.
-    bend = BEND._replace(weight=BEND.weight * closer**3)  # A small frame shakes by fewer pixels.
+    stiff = stiffness(4, BEND * closer**3)  # A small frame shakes by fewer pixels.
     first = first_fit(start, seen.present)
-    stiff = functools.partial(
-        fit_tiles, shape=tiling.shape, basis=basis, smooth=smooth, bend=bend, before=before
+    fitted = functools.partial(
+        fit_tiles, shape=tiling.shape, basis=basis, smooth=smooth, stiff=stiff, before=before
     )
-    fit, value = stiff(first, seen)
-    gain = gain_over_no_blur(fit, value, seen)
+    fit, value = fitted(first, seen)
+    ratio = log_evidence_ratio(fit, value, seen)
     if tiling.stride == motion.FINE[0]:
         fine = observed(light, tiling, offsets, present, True, None, 1, shifts)
-        finer, _ = stiff(fit, fine, stages=FINE_STAGES, scale=1)
-        # On real footage, the spectrum of fine detail alone underestimates the noise.
-        fit = finer._replace(spectrum=0.5 * (fit.spectrum + finer.spectrum))
-    return fit, gain, shifts
+        finer, _ = fitted(fit, fine, stages=FINE_STAGES, scale=1)
+        # On real footage, fine detail alone underestimates the noise-to-signal ratio.
+        fit = finer._replace(log_nsr=0.5 * (fit.log_nsr + finer.log_nsr))
+    return fit, ratio, shifts

@@ -151,9 +151,9 @@ def frame_through(
     """
 
     def run_part(part: Part, state: State, *given: Any) -> tuple[State, Any]:
-        return run(
-            part.name, what, parameters, state, given, due if part.gives == RESTORED else None
-        )
+        # Without the tiles, another size of tiles finds the program that is there.
+        by = what._replace(tiles=None) if part.whole else what
+        return run(part.name, by, parameters, state, given, due if part.gives == RESTORED else None)
 
     states, made = run_parts(parts, run_part, states, {FRAME: frame, REPEATED: repeated})
     return states, made.get(RESTORED)

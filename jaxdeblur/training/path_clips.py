@@ -3,9 +3,10 @@
 ``jaxdeblur path-clips FOLDER`` fills a folder for ``--data=paths:FOLDER``.
 
 Fitting the paths takes longer than a training step, so it is done once. Rendered scenes and
-averaged high-speed frames (eq. 1 of the paper, ICCV 2017) are restored as in use, with the same
-tiles and constants. But a clip of a few small frames reveals little of the shutter, so the duty
-cycle and the light are given, with errors. Drawing that was stopped resumes in the same folder.
+averaged high-speed frames (eq. 1 of the paper, ICCV 2017) are restored as in use: by default with
+the tiles of frames below 384 pixels, since clips are small. They reveal little of the shutter, so
+the duty cycle and the light are given, with errors. Drawing that was stopped resumes in the same
+folder.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from jaxdeblur.models.parts import (
 )
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import Count, Range, Share, check_ranges
-from jaxdeblur.paths.restorer import BASE, FITTED, LOOKAHEAD, OVER, SHUTTER, PathRestorer
-from jaxdeblur.paths.windows import PathsConfig
+from jaxdeblur.paths.config import PathsConfig
+from jaxdeblur.paths.restorer import BASE, FITTED, LOOKAHEAD, MAPPED, SHUTTER, PathRestorer
 from jaxdeblur.shapes import Video8
 from jaxdeblur.weights.load import load_model
 
@@ -226,7 +227,7 @@ class MapsOfClips:
             told = given | {FRAME: frame, REPEATED: last >= length}
             states, made = self._compiled(states, told, kept=n >= first, large=large)
             if n >= first:
-                maps.append(np.asarray(made[OVER].told.maps[0]))
+                maps.append(np.asarray(made[MAPPED].maps[0]))
             elif n == first - 1:
                 states["filter"] = made[BASE]
         return np.round(255 * np.stack(maps)).astype(np.uint8)
@@ -244,7 +245,7 @@ class MapsOfClips:
 
         parts = self._all if kept else self._before
         states, made = run_parts(parts, run, states, given)
-        return states, {name: made[name] for name in (BASE, OVER) if name in made}
+        return states, {name: made[name] for name in (BASE, MAPPED) if name in made}
 
 
 def keep_settings(folder: Path, config: PathClipsConfig) -> None:

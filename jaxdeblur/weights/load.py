@@ -26,7 +26,7 @@ from jaxdeblur.models.parameters import as_base, of_base, outline, split
 from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import gates, renamed, scales_of
-from jaxdeblur.paths.windows import PathsConfig
+from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.weights import shipped
 

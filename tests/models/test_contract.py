@@ -26,7 +26,7 @@ from jaxdeblur.models.layers import Conv
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import load_extension
-from jaxdeblur.paths.windows import PathsConfig
+from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.testing import assert_same_frames, check_model, random_clip

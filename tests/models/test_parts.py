@@ -25,8 +25,8 @@ from jaxdeblur.models.parts import (
 )
 from jaxdeblur.models.registry import network_from_json, network_to_json
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.windows import PathsConfig
 
 
 def counted(name: str, takes: tuple[str, ...], gives: str, *, learns: bool = False) -> Part:

@@ -103,6 +103,6 @@ def test_paths_are_found_and_the_blur_removed() -> None:
     assert error[1] < 0.8 * error[0]
     both = jax.jit(jax.vmap(fit_paths))(jnp.stack([frames, frames[:, ::-1]]))
     np.testing.assert_allclose(both.fit.knots[0], paths.fit.knots, atol=0.05)
-    evidence = jax.jit(lambda duty: fit_paths(frames, duty).gain.mean())
+    evidence = jax.jit(lambda duty: fit_paths(frames, duty).log_evidence_ratio.mean())
     slope = jax.jit(jax.jacfwd(evidence))(0.8)
     np.testing.assert_allclose(slope, (evidence(0.81) - evidence(0.79)) / 0.02, rtol=0.1)

@@ -20,37 +20,35 @@ from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths import self_ensemble
-from jaxdeblur.paths.estimate import Estimate, filtered, light_excess
+from jaxdeblur.paths.config import PathsConfig
+from jaxdeblur.paths.estimate import Estimate, filtered, response_correction
 from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_tiles
 from jaxdeblur.paths.gate import base_share, gate, second_share, trusted
-from jaxdeblur.paths.light import Excess, excess_of
+from jaxdeblur.paths.light import ResponseCorrection, corrections_of
 from jaxdeblur.paths.likelihood import (
     START,
     Band,
     Fit,
-    Likelihood,
     Observed,
-    band,
-    likelihood,
     observed,
 )
 from jaxdeblur.paths.motion import connected, displacement, moves_of, phase_spectra
 from jaxdeblur.paths.path import (
     FREE,
     KNOTS,
+    blur_length,
     cos_sin,
     exposures,
-    extent,
+    otf,
     spline,
-    transfer,
 )
+from jaxdeblur.paths.records import maps_of
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.shutter import DUTIES, Shutter, richest, watch
 from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
 from jaxdeblur.paths.wiener import Luminance, Prior, Tiles, mean_of
 from jaxdeblur.paths.window_fit import PastPaths, fit_window
-from jaxdeblur.paths.windows import PathsConfig, tell
 from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
 from jaxdeblur.testing import float32_error
 from jaxdeblur.video.pixels import PixelLayout
@@ -111,7 +109,7 @@ def test_nearest_tile_of_another_grid(scale: int) -> None:
 
 def test_extent_of_uniform_motion() -> None:
     knots = jnp.asarray(KNOTS[FREE, None] * np.array([3.0, 4.0]), jnp.float32)
-    np.testing.assert_allclose(extent(knots, 0.5), 2.5, rtol=1e-4)
+    np.testing.assert_allclose(blur_length(knots, 0.5), 2.5, rtol=1e-4)
 
 
 def test_cosine_and_sine_of_turns_are_exact_to_rounding() -> None:
@@ -127,63 +125,12 @@ def test_transfer_function_is_the_mean_of_shifts() -> None:
     rng = np.random.default_rng(2)
     path, weights = rng.normal(0, 5, (8, 2)), rng.random((3, 8))
     fy, fx = np.fft.fftfreq(12), np.fft.rfftfreq(10)
-    found = transfer(*(jnp.asarray(a, jnp.float32) for a in (path, weights)), fy, fx)
+    found = otf(*(jnp.asarray(a, jnp.float32) for a in (path, weights)), fy, fx)
     for row, set_ in enumerate(weights):
         expected = np.zeros((12, 6), complex)
         for (y, x), weight in zip(path, set_, strict=True):
             expected += weight * np.exp(-2j * np.pi * (fy[:, None] * y + fx * x))
         np.testing.assert_allclose(found[row, 0] + 1j * found[row, 1], expected, atol=1e-5)
-
-
-@pytest.fixture(name="tile")
-def a_tile() -> tuple[Fit, Observed]:
-    """Returns a fit with a random path, and spectra of noise."""
-    rng = np.random.default_rng(3)
-    where = band(48, 0.24)
-    shape = (3, 2, len(where.fy), len(where.fx))
-    seen = Observed(
-        jnp.asarray(rng.normal(0, 1, shape), jnp.float32),
-        jnp.asarray([[-2.0, 4.0], [0.0, 0.0], [2.0, -4.0]]),
-        jnp.ones(3),
-    )
-    knots = jnp.asarray(rng.normal(0, 2, (6, 2)), jnp.float32)
-    return Fit(knots, jnp.asarray(START), jnp.asarray([-0.5, 0.0, -1.0])), seen
-
-
-def test_gradient_of_the_likelihood(tile: tuple[Fit, Observed]) -> None:
-    fit, seen = tile
-    where = band(48, 0.24)
-
-    def found_at(flat: jax.Array) -> Likelihood:
-        at = fit._replace(knots=flat.reshape(6, 2))
-        return likelihood(at, seen, where, exposures(0.8))
-
-    def value(flat: jax.Array) -> jax.Array:
-        return found_at(flat).value
-
-    flat = fit.knots.reshape(-1)
-    found = jax.jit(found_at)(flat)
-    gradient = jax.jit(jax.grad(value))(flat)
-    np.testing.assert_allclose(found.gradient, gradient, rtol=1e-3, atol=1e-5)
-    steps = 0.02 * jnp.eye(12)
-    values = jax.jit(jax.vmap(value))
-    differences = (values(flat + steps) - values(flat - steps)) / 0.04
-    np.testing.assert_allclose(found.gradient, differences, rtol=0.05, atol=2e-4)
-    assert np.linalg.eigvalsh(np.asarray(found.curvature)).min() > -1e-4
-
-
-def test_a_frame_that_is_not_there_changes_nothing(tile: tuple[Fit, Observed]) -> None:
-    fit, seen = tile
-    where = band(48, 0.16)
-    inside = seen.spectra[..., : len(where.fy), : len(where.fx)]
-    ends = seen._replace(spectra=inside, present=jnp.asarray([0.0, 1.0, 1.0]))
-    other = ends._replace(spectra=inside.at[0].set(9.0))
-    of = jax.jit(lambda each: likelihood(fit, each, where, exposures(1.0)))
-    a, b = of(ends), of(other)
-    many = inside.size
-    np.testing.assert_allclose(a.value, b.value, rtol=float32_error(many))
-    size = float(np.abs(b.gradient).max())
-    np.testing.assert_allclose(a.gradient, b.gradient, rtol=0, atol=float32_error(many, size))
 
 
 def textured(height: int, width: int) -> np.ndarray:
@@ -246,8 +193,10 @@ def restored_with(
     """Restores the middle frame over itself and the frame before."""
     unknown = Shutter.unknown(), Stabiliser.unknown(1)
     fit = fit_window(frames, moves_of(frames), present, *unknown, paths, duty, linear=linear)
-    excess = light_excess(frames[1:4], fit, frames[2], Excess.unknown(*frames.shape[1:3]))
-    return filtered(frames[1:4], fit, frames[2], last, excess), fit.passed_on
+    correction = response_correction(
+        frames[1:4], fit, frames[2], ResponseCorrection.unknown(*frames.shape[1:3])
+    )
+    return filtered(frames[1:4], fit, frames[2], last, correction), fit.passed_on
 
 
 def restored_after(last: jax.Array, frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
@@ -371,10 +320,10 @@ def test_frames_of_linear_light_become_those_averaged_as_stored() -> None:
     offsets = jnp.tile(2 * jnp.round(jnp.arange(-1, 2)[:, None] * speed / 2), (number, 1, 1))
     told = jnp.zeros_like(offsets), jnp.ones((number, 3)), jnp.float32(1), exposures(1.0)
     tiles = Tiles(fit, offsets, *told)
-    found_in = jax.jit(excess_of, static_argnums=4)
+    found_in = jax.jit(corrections_of, static_argnums=4)
     height, width = linear.shape[1:3]
 
-    def errors(found: Excess) -> np.ndarray:
+    def errors(found: ResponseCorrection) -> np.ndarray:
         """Of each frame: of its luminance, and of red and blue at half size."""
         light, colours = linear @ LUMA - found.luminance, _colours(linear) - found.colours
         reds_and_blues = halved(light)[:, None] + colours
@@ -383,10 +332,12 @@ def test_frames_of_linear_light_become_those_averaged_as_stored() -> None:
         means = [np.abs(each)[..., 48:-48, 48:-48].mean((2, 3)) for each in map(np.asarray, apart)]
         return np.concatenate(means, 1)
 
-    first = found_in(linear @ LUMA, linear[1], Excess.unknown(height, width), tiles, tiling)
-    unchanged = errors(Excess.unknown(height, width, 3))
+    first = found_in(
+        linear @ LUMA, linear[1], ResponseCorrection.unknown(height, width), tiles, tiling
+    )
+    unchanged = errors(ResponseCorrection.unknown(height, width, 3))
     np.testing.assert_array_less(errors(first), 0.5 * unchanged)  # In neighbouring frames too.
-    known = Excess((linear - stored)[0] @ LUMA, _colours(linear - stored)[0])
+    known = ResponseCorrection((linear - stored)[0] @ LUMA, _colours(linear - stored)[0])
     again = found_in(linear @ LUMA, linear[1], known, tiles, tiling)
     np.testing.assert_array_equal(again.luminance[0], known.luminance)  # It is kept,
     # and helps the other frames.
@@ -429,7 +380,7 @@ def test_the_shutter_is_found(speed: tuple[float, float], duty: float, gamma: fl
     for _ in range(2):  # One frame is too little evidence for linear light.
         shutter = asked(frames, shutter)
     assert abs(float(shutter.duty) - duty) <= 0.1
-    assert float(shutter.linear) == (gamma > 1)
+    assert bool(shutter.linear) == (gamma > 1)
 
 
 @pytest.mark.stress  # Renders frames of 1280x720.
@@ -485,15 +436,15 @@ def test_shutter_goes_by_all_evidence_and_follows_a_change() -> None:
     for _ in range(40):
         shutter = shutter.add(seen(at[0.8], 2 * at[0.8]), tiles)
     np.testing.assert_allclose(shutter.duty, 0.8, atol=0.03)
-    assert float(shutter.linear) == 1
+    assert bool(shutter.linear)
 
 
 def test_tiles_must_agree_that_light_is_linear() -> None:
     """Twelve tiles that agree suffice; one with as much evidence as all of them does not."""
     curve = -jnp.asarray(DUTIES)
-    for more, linear in ((jnp.full(12, 0.1), 1), (jnp.zeros(12).at[3].set(1.2), 0)):
+    for more, linear in ((jnp.full(12, 0.1), True), (jnp.zeros(12).at[3].set(1.2), False)):
         seen = jnp.stack([jnp.tile(curve, (12, 1)), (1 + more[:, None]) * curve])
-        assert float(Shutter.unknown().add(seen, jnp.ones(12)).linear) == linear
+        assert bool(Shutter.unknown().add(seen, jnp.ones(12)).linear) == linear
 
 
 def test_a_cameras_light_is_remembered() -> None:
@@ -502,7 +453,7 @@ def test_a_cameras_light_is_remembered() -> None:
     for more in (0.1,) * 20 + (-0.15,) * 6:
         seen = jnp.stack([jnp.tile(curve, (12, 1)), jnp.tile((1 + more) * curve, (12, 1))])
         shutter = shutter.add(seen, jnp.ones(12))
-    assert float(shutter.linear) == 1
+    assert bool(shutter.linear)
 
 
 def test_patches_at_both_sizes_have_the_same_frequencies() -> None:
@@ -817,8 +768,10 @@ def test_a_jump_leaves_the_frame_before_it_one_neighbour(one_stage: None) -> Non
         scene = connected(moves, present)
         fit = fit_window(frames, moves, scene, shutter, past, duty=1.0, linear=False)
         shown = frames[2]
-        excess = light_excess(frames[1:4], fit, shown, Excess.unknown(128, 128))
-        return tell(frames[1:4], fit, shown, shown, excess).maps
+        correction = response_correction(
+            frames[1:4], fit, shown, ResponseCorrection.unknown(128, 128)
+        )
+        return maps_of(frames[1:4], fit, shown, shown, correction)[0]
 
     alike = told(frames.at[3:].set(0.0), present.at[3:].set(0.0))
     np.testing.assert_allclose(told(frames, present), alike, atol=1e-5)

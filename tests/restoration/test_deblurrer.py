@@ -18,8 +18,8 @@ import jaxdeblur
 from jaxdeblur import Deblurrer, models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.restoration.placement import program
 from jaxdeblur.restoration.stream import restore_clip
 from jaxdeblur.video.pixels import RGB8, PixelLayout

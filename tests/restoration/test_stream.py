@@ -15,8 +15,8 @@ from scipy import ndimage
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
+from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.restoration import placement
 from jaxdeblur.restoration.placement import (
     choose_tiles,

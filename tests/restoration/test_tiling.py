@@ -15,12 +15,15 @@ from flax import nnx
 from jaxdeblur import models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.fsta_config import FstaConfig
+from jaxdeblur.models.parts import start_parts
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.paths.config import PathsConfig
+from jaxdeblur.paths.records import FusionInput
 from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.windows import OverPaths, PathsConfig, Told
-from jaxdeblur.restoration.placement import step_memory
+from jaxdeblur.restoration.placement import compiled_for, frame_through, step_memory
 from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
+from jaxdeblur.video.pixels import RGB8
 
 STRCNN = StrcnnConfig(m=1, width=4, blocks=1, head_width=4, residual=True)
 CHOICE = dataclasses.replace(STRCNN, scales=(4, 2, 1))
@@ -81,9 +84,9 @@ def test_the_networks_of_blur_paths_run_in_tiles():
     frame, maps = (
         jnp.asarray(random.random((1, 96, 128, n), np.float32)) for n in (3, fusion.channels)
     )
-    told = Told(maps, jnp.zeros((1, 6, 8)), jnp.zeros((1, 20, 9, 2)), jnp.ones(1))
-    moves = jnp.zeros(frame.shape[:3])
-    over = OverPaths(told, frame, frame, moves, jnp.bool_(True), jnp.bool_(False))
+    found = maps, jnp.zeros((1, 6, 8)), jnp.zeros((1, 20, 9, 2)), jnp.ones(1)
+    shown = frame, frame, jnp.zeros(frame.shape[:3])
+    given = FusionInput(*found, *shown, jnp.bool_(True), jnp.bool_(False))
     state = model.initial_state(1, 96, 128)
 
     def steps(step_of):
@@ -91,10 +94,27 @@ def test_the_networks_of_blur_paths_run_in_tiles():
         of_base = state["base"]
         for _ in range(3):  # the first two frames come out unrestored
             of_base, below = step["base"](of_base, frame, False)
-        return below, step["fusion"](state["fusion"], over)[1]
+        return below, step["fusion"](state["fusion"], given)[1]
 
     chex.assert_trees_all_close(steps(TileGrid(48, 64).step), whole := steps(None), atol=1e-5)
     assert min(float(jnp.abs(made - frame).max()) for made in whole) > 0.01
+
+
+def test_only_programs_of_networks_depend_on_the_tiles():
+    """What fits and filters is compiled once for all sizes of tiles that are tried."""
+    model = PathRestorer(PathsConfig(), model_of(dataclasses.replace(CHOICE, m=2)))
+    what, parameters = compiled_for(model, 96, 128, RGB8, TileGrid(48, 64), keep=False)
+    tiled = {}
+
+    def run(name, by, parameters, state, given, due):
+        tiled[name] = by.tiles is not None
+        return state, None
+
+    parts = what.parts(model)
+    states = start_parts(parts, 1, 96, 128)
+    frame_through(run, parts, what, parameters, states, None, None, repeated=False)
+    assert {name for name, is_tiled in tiled.items() if is_tiled} == {"base", "fusion"}
+    assert len(tiled) == 8
 
 
 def test_the_halo_covers_what_a_step_reads_and_little_more():

@@ -11,8 +11,8 @@ import pytest
 
 from jaxdeblur import devices, models
 from jaxdeblur.models.strcnn import StrcnnConfig
+from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.restorer import PathRestorer
-from jaxdeblur.paths.windows import PathsConfig
 from jaxdeblur.restoration import placement, traces
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.stream import Stream

@@ -20,7 +20,7 @@ from jaxdeblur.errors import UserError
 from jaxdeblur.models.parameters import of_base, split
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.paths.windows import PathsConfig
+from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.shapes import MAP_CHANNELS
 from jaxdeblur.training.path_clips import (
     PathClipsConfig,
