@@ -68,8 +68,8 @@ def main() -> None:
     print(machine(), flush=True)
     print("| size | checkout | cache | first frame, s | s per frame | processor, s | peak, GB |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for size in arguments.size:
-        frames = read(arguments.frames, size.width, size.height, arguments.count)
+    for width, height in arguments.size:
+        frames = read(arguments.frames, width, height, arguments.count)
         with tempfile.TemporaryDirectory() as folder:
             runs: dict[tuple[str, bool], list[Run]] = {}
             for repeat in range(1 + arguments.repeats):
@@ -79,7 +79,7 @@ def main() -> None:
             for (name, warm), several in runs.items():
                 run = Run(*map(statistics.median, zip(*several, strict=True)))
                 print(
-                    f"| {size.width}x{size.height} | {name} | {'filled' if warm else 'empty'} | "
+                    f"| {width}x{height} | {name} | {'filled' if warm else 'empty'} | "
                     f"{run.first:.1f} | {run.each:.2f} | {run.processor:.1f} | {run.memory:.2f} |",
                     flush=True,
                 )

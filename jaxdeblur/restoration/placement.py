@@ -302,8 +302,10 @@ def step_memory(
         frame_through(lower, list(parts.values()), *given, repeated=False)
         return compiled
 
-    # The compiler does not hold the interpreter's lock: while it works, the next part is traced.
-    with ThreadPoolExecutor(len(parts)) as threads:
+    # The compiler does not hold the interpreter's lock: while it works, the next part is traced. It
+    # uses about two cores by itself; several at once contend for glibc's one arena
+    # (``devices.keep_freed_memory``): eight took twice the processor time of one, and as long.
+    with ThreadPoolExecutor(max(1, devices.cores() // 2)) as threads:
         try:
             compiled = compile_all(threads)
         except Exception:

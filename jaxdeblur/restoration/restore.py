@@ -160,7 +160,14 @@ def deblur(
             targets.append((config.compare, writer, comparison))
         say_what_is_lost()
         # After the targets are opened, so that a wrong option is reported before compilation.
-        waits = _explained_wait(say, f"compiling for {info.width}x{info.height}")
+        # Measured on two cores (docs/lab/performance.md).
+        usual = (
+            "one to two minutes the first time, then 20 s" if deblurrer.model.opening else "10 s"
+        )
+        size = f"{info.width}x{info.height}"
+        waits = _explained_wait(
+            say, f"compiling for {size}, or loading an earlier compilation: about {usual} ..."
+        )
         with waits if watch is None else contextlib.nullcontext():
             tiles = deblurrer.compile(info.height, info.width, info.layout)
         if config.tile == "auto" and tiles is not None:
@@ -210,7 +217,7 @@ def deblur(
 @contextlib.contextmanager
 def _explained_wait(say: Callable[[str], None], what: str) -> Iterator[None]:
     """Says what the body does if it takes long."""
-    timer = threading.Timer(_LONG_S, say, [f"{what}, or loading an earlier compilation ..."])
+    timer = threading.Timer(_LONG_S, say, [what])
     timer.daemon = True
     timer.start()
     try:
