@@ -170,7 +170,7 @@ def _distinct(
     return jnp.stack(picked)
 
 
-def _half_ring(inside: float, outside: float, step: float) -> Float[np.ndarray, "c 2"]:
+def _half_ring(inside: float, outside: float, step: int) -> Float[np.ndarray, "c 2"]:
     """Returns the velocities of a grid in half a ring: the other half holds their reversals."""
     line = step * np.arange(-np.ceil(outside / step), np.ceil(outside / step) + 1)
     y, x = (each.ravel() for each in np.meshgrid(line, line, indexing="ij"))
