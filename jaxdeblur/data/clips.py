@@ -40,7 +40,8 @@ class ClipVariety:
       sharp_input: share of clips whose input frames are the sharp ones, returned unchanged; they
         move as fast as the blurred ones.
       degraded: share of clips that undergo what cameras, phones and codecs do to frames: noise,
-        denoising, tone, sharpening, changing brightness, H.264 or HEVC (data/degradation.py).
+        denoising, tone, sharpening, changing brightness, stabilising, H.264 or HEVC
+        (data/degradation.py).
       single: share of clips that repeat one frame, as when a photograph is restored.
       ends: share of clips that imitate the start or end of a video: as in use, the first or last
         frame is repeated as the context beyond it; other clips have their real context.

@@ -148,7 +148,7 @@ def degrade(
     """
     first, last = _repeated(blurred), len(blurred) - 1 - _repeated(blurred[::-1])
     order = np.clip(np.arange(len(blurred)), min(first, last), max(first, last))
-    if drawn.stabilised is not None:
+    if drawn.stabilised is not None:  # First: it moves whole pixels, so the order does not matter.
         blurred, sharp = stabilise(blurred, sharp, drawn.stabilised)
     seen, truth = to_stored(blurred), to_stored(sharp)
     if drawn.brightness is not None:

@@ -304,7 +304,8 @@ def step_memory(
 
     # The compiler does not hold the interpreter's lock: while it works, the next part is traced. It
     # uses about two cores by itself; several at once contend for glibc's one arena
-    # (``devices.keep_freed_memory``): eight took twice the processor time of one, and as long.
+    # (``devices.keep_freed_memory``): on two cores, all at once took a fifth longer than one at a
+    # time, and a quarter more processor time (docs/lab/performance.md).
     with ThreadPoolExecutor(max(1, devices.cores() // 2)) as threads:
         try:
             compiled = compile_all(threads)
