@@ -41,11 +41,16 @@ KEEP = 0.25
 """Nats per frequency and pixel, between a path and that of the previous frame."""
 
 
-BEND = 0.0025
-"""Nats per frequency and squared pixel of a path's fourth differences, in tiles of 128 pixels.
+BEND = 0.04
+"""Nats per frequency and squared pixel of fourth differences, between a path and the mean path.
 
 Cubic paths have none. Without it, paths bypass p(0) and yield a shifted frame, which no blurred
 frame contradicts."""
+
+SHAKE = 0.1
+"""Squared pixels, of a fourth difference of the mean path: the mean paths of X4K, from smooth
+cameras, have up to 0.04, those of hand-held GOPR0372 0.2 to 3.4. GOPR0372, TEST03 and TEST12 score
+alike (within 0.05 dB) with 0.05 to 0.1 and BEND of 0.04 to 0.08."""
 
 LONE_BEND = 0.02
 """The same of third differences, in tiles fitted without their neighbours.
@@ -119,7 +124,8 @@ def fit_tiles(
       basis: the spline at the samples of the exposures (``path.exposures``).
       stages: the frequency bands and the number of steps on each.
       smooth: the weight of neighbours' differences; 0 for tiles that are not neighbours.
-      stiff: the Hessian of the penalty on bent paths (``stiffness``); None for that of BEND.
+      stiff: the Hessian of a penalty on the bend of each path by itself (``stiffness``); None for
+        that of BEND and SHAKE.
       scale: the patches come from an image at ``1/scale`` of its size.
       before: the paths of the previous frame, zeros where unknown; None for none.
 
@@ -129,6 +135,9 @@ def fit_tiles(
 
     bend = jnp.asarray(stiffness(4, BEND) if stiff is None else stiff)
 
+    def of_mean(knots: Float[Array, "N P 2"]) -> Float[Array, ""] | float:
+        return shake_weight(knots) if stiff is None else 1.0
+
     def improved(fit: Fit, stage: Stage) -> tuple[Fit, Float[Array, " steps N"]]:
         inside, where = seen.up_to(stage.top, scale)
 
@@ -136,7 +145,7 @@ def fit_tiles(
             found: Likelihood = over_tiles(
                 lambda tile: likelihood(tile[0], tile[1], where, basis), (fit, inside)
             )
-            change = _solve(fit.knots, found, shape, smooth, bend, before)
+            change = _solve(fit.knots, found, shape, smooth, bend, of_mean(fit.knots), before)
             knots = fit.knots + jnp.clip(change, -stage.limit, stage.limit)
             return refitted(fit, found, seen.present)._replace(knots=knots), found.value
 
@@ -180,12 +189,20 @@ def _solve(
     shape: tuple[int, int],
     smooth: float,
     stiff: Float[Array, "Q Q"],
+    of_mean: Float[Array, ""] | float,
     before: Float[Array, "N P 2"] | None,
 ) -> Float[Array, "N P 2"]:
-    """Returns the joint Gauss-Newton step of all tiles."""
+    """Returns the joint Gauss-Newton step of all tiles.
+
+    The bend of the mean path counts ``of_mean`` times as much as differences from it.
+    """
     flat = knots.reshape(len(knots), -1)
     couple, diagonal = _coupling(flat, shape, smooth)
-    gradient = found.gradient + flat @ stiff + couple(flat)
+
+    def shared(v: Float[Array, "N Q"]) -> Float[Array, " Q"]:
+        return (1 - of_mean) * (v.mean(0) @ stiff)
+
+    gradient = found.gradient + flat @ stiff - shared(flat) + couple(flat)
     own = found.curvature + stiff + damping(found.curvature)
     if before is not None:
         slope, kept = _keeping(knots, before)
@@ -196,7 +213,7 @@ def _solve(
         return (matrices * v[:, None, :]).sum(-1)
 
     change, _ = jax.scipy.sparse.linalg.cg(
-        lambda v: product(own, v) + couple(v),
+        lambda v: product(own, v) - shared(v) + couple(v),
         -gradient,
         M=lambda v: product(inverse, v),
         maxiter=_CG_STEPS,
@@ -250,6 +267,12 @@ def damping(curvature: Float[Array, "*N Q Q"]) -> Float[Array, "*N Q Q"]:
     """Returns what is added to a curvature, so that tiles without texture stay in place."""
     mean = jnp.trace(curvature, axis1=-2, axis2=-1) / curvature.shape[-1]
     return _DAMPING * (mean + 1e-3)[..., None, None] * jnp.eye(curvature.shape[-1])
+
+
+def shake_weight(knots: Float[Array, "N P 2"]) -> Float[Array, ""]:
+    """Returns the weight of the bend of the mean path, 1 where that is a cubic."""
+    bend = jnp.einsum("kp,pc->kc", np.diff(_AT_KNOTS, 4, axis=0), knots.mean(0))
+    return 1 / (1 + (bend**2).mean() / SHAKE)
 
 
 def stiffness(order: int, weight: float) -> Float[np.ndarray, "Q Q"]:

@@ -13,13 +13,11 @@ from jaxtyping import Array, Bool, Float
 from jaxdeblur.images import GAMMA, LUMA, power, reduce_size
 from jaxdeblur.paths import motion
 from jaxdeblur.paths.fit import (
-    BEND,
     FINE_STAGES,
     SMOOTH,
     first_fit,
     fit_tiles,
     log_evidence_ratio,
-    stiffness,
 )
 from jaxdeblur.paths.gate import base_share, second_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
@@ -167,10 +165,9 @@ def _fit(
     seen = observed(light, tiling, offsets, present, inward=True, shifts=shifts)
     closer = motion.COARSE[1] / tiling.size
     smooth = SMOOTH * closer**2  # Equally stiff over the same distance.
-    stiff = stiffness(4, BEND * closer**3)  # A small frame shakes by fewer pixels.
     first = first_fit(start, seen.present)
     fitted = functools.partial(
-        fit_tiles, shape=tiling.shape, basis=basis, smooth=smooth, stiff=stiff, before=before
+        fit_tiles, shape=tiling.shape, basis=basis, smooth=smooth, before=before
     )
     fit, value = fitted(first, seen)
     ratio = log_evidence_ratio(fit, value, seen)

@@ -197,7 +197,8 @@ class MapsOfClips:
     """Passes clips through the parts of blur paths, as in use, up to the maps of each frame."""
 
     def __init__(self, base: VideoRestorer) -> None:
-        self._restorer = PathRestorer(PathsConfig(), base)
+        # Clips are not stabilised, so that nothing is to be found of that.
+        self._restorer = PathRestorer(PathsConfig(stabilised="no"), base)
         parts = {part.name: part for part in self._restorer.parts()}
         self._before = [parts["motion"], parts["base"]]
         self._all = [parts[name] for name in ("motion", "base", "fit", "light", "filter")]

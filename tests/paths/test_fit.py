@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.paths.fit import _coupling, _solve, stiffness
+from jaxdeblur.paths.fit import BEND, SHAKE, _coupling, _solve, shake_weight, stiffness
 from jaxdeblur.paths.likelihood import Likelihood
 from jaxdeblur.paths.path import FREE, KNOTS, through
 
@@ -75,7 +75,8 @@ def test_stiffness_is_the_hessian_of_the_bend(order: int) -> None:
     np.testing.assert_allclose(found @ bent.ravel(), 0, atol=1e-5)
 
 
-def test_a_step_solves_the_equations_of_all_tiles(flat: jax.Array) -> None:
+@pytest.mark.parametrize("of_mean", [1.0, 0.1])
+def test_a_step_solves_the_equations_of_all_tiles(flat: jax.Array, of_mean: float) -> None:
     rng = np.random.default_rng(1)
     roots = rng.normal(size=(6, 12, 12))
     curvature = roots @ roots.swapaxes(1, 2) / 12 + 0.1 * np.eye(12)
@@ -83,16 +84,31 @@ def test_a_step_solves_the_equations_of_all_tiles(flat: jax.Array) -> None:
     none = jnp.zeros((6, 3))
     given = (jnp.asarray(each, jnp.float32) for each in (gradient, curvature))
     found = Likelihood(none[:, 0], *given, none, none)
-    solve = jax.jit(lambda knots, found: _solve(knots, found, SHAPE, SMOOTH, stiff, None))
+    solve = jax.jit(lambda knots, found: _solve(knots, found, SHAPE, SMOOTH, stiff, of_mean, None))
     step = solve(flat.reshape(6, 6, 2), found)
     couple, _ = matrix_of(flat)
     mean = np.trace(curvature, axis1=1, axis2=2) / 12
     blocks = curvature + stiff + 0.02 * (mean + 1e-3)[:, None, None] * np.eye(12)
     whole = couple + np.einsum("nm,npq->npmq", np.eye(6), blocks).reshape(72, 72)
-    slope = (gradient + np.asarray(flat) @ stiff).ravel() + couple @ np.asarray(flat).ravel()
+    # The bend of the mean path counts less than differences from it.
+    bent = np.kron(np.eye(6) - (1 - of_mean) / 6, stiff)
+    whole = whole + bent - np.kron(np.eye(6), stiff)
+    slope = gradient.ravel() + (couple + bent) @ np.asarray(flat).ravel()
     wanted = -np.linalg.solve(whole, slope)
     # By eight steps of conjugate gradients.
     assert np.linalg.norm(np.asarray(step).ravel() - wanted) < 0.02 * np.linalg.norm(wanted)
+
+
+def test_the_bend_of_the_mean_path_weighs_what_its_penalty_says(flat: jax.Array) -> None:
+    def penalty(flat: jax.Array) -> jax.Array:
+        path = jnp.zeros((len(KNOTS), 2)).at[FREE].set(flat.mean(0).reshape(6, 2))
+        bend = (jnp.diff(path, 4, axis=0) ** 2).sum()
+        return BEND * 6 * len(flat) * SHAKE * jnp.log(1 + bend / (6 * SHAKE))
+
+    weight = shake_weight(flat.reshape(-1, 6, 2))
+    assert 0 < weight < 0.5
+    wanted = np.tile(weight * (flat.mean(0) @ stiffness(4, BEND)), (len(flat), 1))
+    np.testing.assert_allclose(jax.grad(penalty)(flat), wanted, rtol=1e-4, atol=1e-6)
 
 
 def displacements(cubic: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.shapes import MAP_CHANNELS
 from jaxdeblur.training.path_clips import (
+    MapsOfClips,
     PathClipsConfig,
     PathClipSource,
     draw_clips,
@@ -154,6 +156,21 @@ def test_clips_of_high_speed_video_are_as_long_as_training_takes(tmp_path: Path)
         drawn = source.averaged(np.random.default_rng(seed))
         assert len(drawn.blurred) == len(drawn.sharp) >= 4
         assert 0.55 <= drawn.duty <= 1
+
+
+def test_the_parts_of_a_clip_take_what_the_parts_before_them_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    maps_of = MapsOfClips(load_model("strcnn_dtb_live").model)
+
+    def traced(states: Any, given: Any, *, kept: bool, large: bool) -> Any:
+        step = functools.partial(maps_of._step, kept=kept, large=large)
+        shapes = jax.eval_shape(step, states, given)
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+    monkeypatch.setattr(maps_of, "_compiled", traced)  # Compiling it takes a minute.
+    maps = maps_of(np.zeros((3, 64, 64, 3), np.uint8), 1, 0.9, False, False)
+    assert (maps.shape, maps.dtype) == ((2, 64, 64, MAP_CHANNELS), np.uint8)
 
 
 @pytest.mark.stress
