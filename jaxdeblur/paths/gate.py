@@ -19,18 +19,15 @@ Only a lead that outweighs it is evidence; .02 is what tiles of one shutter disa
 median tile's speed in pixels per frame: where objects move before a still background, what they
 cover and mirror lets tiles contradict each other, and a wrong duty cycle makes edges ring.
 
-The base Y, which a network may have sharpened needlessly, then has the share
+The second network's change has the share
 
-    1 - s(n; 2, 8) s(l; -.01, .005) (1 - s(k; .032, .042))
+    max(t, s(n; 2, 8) (1 - s(q; .02, .035)) (1 - s(l; -.01, .005) (1 - s(k; .032, .042))))
 
-and the blurred frame the rest, where n is the number of moving tiles that were evaluated, l the
-mean vote of a tile for sharp frames and against long exposures, and k that against sharp frames and
-for the likeliest exposure. A video that moves, and that sharp frames explain better than long
-exposures and nearly as well as short ones, is thus returned unchanged. Where tiles contradict each
-other, the base stays.
-
-The second network's change has the share max(t, s(n; 2, 8) (1 - s(q; .02, .035))): where nothing
-moves, or tiles contradict each other, it would take back what the base restored.
+where n is the number of moving tiles that were evaluated, l the mean vote of a tile for sharp
+frames and against long exposures, and k that against sharp frames and for the likeliest exposure.
+Where nothing moves, or tiles contradict each other, it would take back what the base restored. A
+video that moves, and that sharp frames explain better than long exposures and nearly as well as
+short ones, is sharp, and left to the base, which was trained to leave such frames alone.
 """
 
 from __future__ import annotations
@@ -97,17 +94,16 @@ def _agreement(shutter: Shutter) -> Float[Array, ""]:
     return smoothstep(shutter.blurred / (shutter.disputed + _AGREED), *_LEAD)
 
 
-def base_share(shutter: Shutter) -> Float[Array, ""]:
-    """Returns the share of the base's change that is used, in [0, 1]."""
+def _sharp(shutter: Shutter) -> Float[Array, ""]:
+    """Returns how far the frames appear to be sharp, in [0, 1]."""
     of_long, of_any = shutter.sharp_leads
-    sharp = smoothstep(of_long, *_SHARP) * (1 - smoothstep(-of_any, *_SHORT))
-    return 1 - smoothstep(shutter.tiles, *_TOLD) * sharp
+    return smoothstep(of_long, *_SHARP) * (1 - smoothstep(-of_any, *_SHORT))
 
 
 def second_share(shutter: Shutter, trust: Float[Array, ""]) -> Float[Array, ""]:
     """Returns the share of the second network's change that is used, in [0, 1]; ``trust`` is t."""
     alike = smoothstep(shutter.tiles, *_TOLD) * (1 - smoothstep(shutter.disputed, *_ALIKE))
-    return jnp.maximum(trust, alike)
+    return jnp.maximum(trust, alike * (1 - _sharp(shutter)))
 
 
 def remarks(shutter: Shutter, stabiliser: Stabiliser) -> list[str]:
@@ -120,8 +116,8 @@ def remarks(shutter: Shutter, stabiliser: Stabiliser) -> list[str]:
         return ["frames are blended from two, which is restored only in part"]
     if float(known[0].tiles) < 1:
         return ["hardly anything moves, so blur was left to the network alone"]
-    if float(base_share(known[0])) < 0.5:
-        return ["taken to be sharp, and left as it is (--fast restores it by a network alone)"]
+    if float(_sharp(known[0])) > 0.5:
+        return ["taken to be sharp: restored by the network alone, which changes little there"]
     if float(_agreement(known[0])) < 0.5:
         return [
             "restored by the network alone: parts of the frames contradict each other on how long "

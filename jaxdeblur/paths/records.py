@@ -114,10 +114,8 @@ def maps_of(
       correction: of the frames, from ``response_correction``.
     """
     found = filtered(frames, fit, base, last, correction)
-    # Without evidence of an open shutter, what the network changed is taken back.
-    shown = frames[1] + fit.base_share * (base - frames[1])
     cells = at_pixels(found.cells, *base.shape[:2])
-    maps = path_maps(frames[1], shown, found.sharp, found.unexplained, cells)
+    maps = path_maps(frames[1], base, found.sharp, found.unexplained, cells)
     return maps, found.cells[..., 0], found.paths, fit.second
 
 

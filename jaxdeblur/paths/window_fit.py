@@ -19,7 +19,7 @@ from jaxdeblur.paths.fit import (
     fit_tiles,
     log_evidence_ratio,
 )
-from jaxdeblur.paths.gate import base_share, second_share, trusted
+from jaxdeblur.paths.gate import second_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.path import FREE, exposures, through
 from jaxdeblur.paths.shutter import Shutter
@@ -73,8 +73,6 @@ class WindowFit(NamedTuple):
     """t: a factor of the gate (gate.py)."""
     second: Float[Array, ""]
     """The share of the second network's change (gate.py)."""
-    base_share: Float[Array, ""]
-    """The share of the base's change that is used."""
 
     @property
     def passed_on(self) -> PastPaths:
@@ -139,10 +137,9 @@ def fit_window(
     whole = functools.partial(_fit, frames, moves, tiling, *told, before, swing)
     fit, ratio, shifts = whole() if small_frames else lax.cond(large, at_half_size, whole)
     trust = trusted(shutter, speed) if duty is None else jnp.float32(1)
-    share = base_share(shutter) if duty is None else jnp.float32(1)
-    trust, share = (jnp.where(steady, 1.0, each) for each in (trust, share))
+    trust = jnp.where(steady, 1.0, trust)
     second = second_share(shutter, trust) if duty is None else trust
-    return WindowFit(fit, ratio, shifts, *told, large, trust, second, share)
+    return WindowFit(fit, ratio, shifts, *told, large, trust, second)
 
 
 def _fit(

@@ -23,7 +23,7 @@ from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.estimate import Estimate, filtered, response_correction
 from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_tiles
-from jaxdeblur.paths.gate import base_share, gate, second_share, trusted
+from jaxdeblur.paths.gate import gate, second_share, trusted
 from jaxdeblur.paths.light import ResponseCorrection, corrections_of
 from jaxdeblur.paths.likelihood import (
     START,
@@ -538,7 +538,7 @@ def test_paths_are_not_trusted_where_objects_dispute_the_shutter() -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=0.1)
 
 
-def test_tiles_that_contradict_each_other_leave_the_base_and_no_paths() -> None:
+def test_paths_are_not_trusted_where_tiles_contradict_each_other() -> None:
     """In both videos, tiles prefer an open shutter by as much; in the second, different ones."""
     agreed, apart = (3,) * 12, (1, 3, 6) * 4
     for best, expected in ((agreed, 1.0), (apart, 0.0)):
@@ -547,22 +547,22 @@ def test_tiles_that_contradict_each_other_leave_the_base_and_no_paths() -> None:
         seen = seen.at[..., 0].add(0.1)
         shutter = Shutter.unknown().add(seen, jnp.ones(12)).add(seen, jnp.ones(12))
         assert float(shutter.blurred) > 0.1
-        found = trusted(shutter, jnp.float32(9.0)), base_share(shutter)
-        np.testing.assert_allclose(found, (expected, 1.0), rtol=0, atol=0.01)
+        found = trusted(shutter, jnp.float32(9.0))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.01)
 
 
-def test_the_base_is_withdrawn_only_where_sharp_frames_explain_a_moving_video() -> None:
+def test_the_second_network_leaves_a_moving_video_that_sharp_frames_explain_to_the_base() -> None:
     def share(duty: float, tiles: int) -> float:
-        """Returns the base's share where all tiles prefer this duty cycle."""
+        """Returns the second network's share where all tiles prefer this duty cycle."""
         seen = jnp.broadcast_to(0.3 * jnp.abs(jnp.asarray(DUTIES) - duty), (2, 12, len(DUTIES)))
         shutter = Shutter.unknown().add(seen, jnp.asarray(np.arange(12) < tiles, jnp.float32))
-        return float(base_share(shutter))
+        return float(second_share(shutter, jnp.float32(0)))
 
-    assert share(0.0, 0) == 1  # a tripod
+    assert share(0.0, 0) == 0  # a tripod
     assert share(0.0, 12) == 0
     assert share(0.25, 12) == 1
     assert share(0.85, 12) == 1
-    assert 0 < share(0.0, 4) < 1
+    assert 0 < share(0.85, 4) < 1
 
 
 def test_the_second_network_has_no_say_where_nothing_moves_or_tiles_contradict_each_other() -> None:
