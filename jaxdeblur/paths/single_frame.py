@@ -188,9 +188,7 @@ def _system(
     return _System(value, slope, curvature + jnp.diag(stiff))
 
 
-def _stepped(
-    fitted: _Fitted, power: Float[Array, " F"], velocity: Float[Array, 2]
-) -> tuple[_Fitted, None]:
+def _stepped(fitted: _Fitted, power: Float[Array, " F"], velocity: Float[Array, 2]) -> _Fitted:
     """Moves a spectrum by one step, and takes it back unless L falls."""
     size = len(fitted.parameters)
     found = _system(fitted.parameters, power, velocity)
@@ -202,7 +200,7 @@ def _stepped(
     better = value < fitted.value
     kept = jnp.where(better, moved, fitted.parameters)
     damping = jnp.where(better, fitted.damping / 4, fitted.damping * 6)
-    return _Fitted(kept, damping, jnp.where(better, value, fitted.value)), None
+    return _Fitted(kept, damping, jnp.where(better, value, fitted.value))
 
 
 def _fitted(
@@ -213,7 +211,10 @@ def _fitted(
 ) -> _Fitted:
     """Fits a tile's spectrum, given its velocity."""
     start = _Fitted(parameters, jnp.float32(0.05), _system(parameters, power, velocity).value)
-    step = lambda fitted, _: _stepped(fitted, power, velocity)  # noqa: E731
+
+    def step(fitted: _Fitted, _: None) -> tuple[_Fitted, None]:
+        return _stepped(fitted, power, velocity), None
+
     done: _Fitted = lax.scan(step, start, None, length=steps)[0]
     return done
 

@@ -63,6 +63,10 @@ _EVIDENT = (0.025, 0.045)
 """Nats per frequency: between these, the paths gain trust. docs/lab/paths.md has the values of
 blurred and of sharp pictures."""
 
+_CAUTION = 2.0
+"""Factor of the fitted noise-to-signal ratio: no neighbour corrects the errors of a path. Chosen on
+single frames of TEST04 and TEST11, and on photographs blurred along straight paths."""
+
 _DUTY = 1.0  # A path here is that of the exposure.
 _PRESENT = np.array([0.0, 0.0, 1.0, 0.0, 0.0], np.float32)
 
@@ -237,8 +241,9 @@ def _paths(frame: Float[Array, "H W 3"], blur: SingleBlur) -> WindowFit:
 
     first = fitted(first_fit(knots, coarse.present), coarse, HALF_SIZE_BANDS[-1], 2, 6)
     finer = fitted(first, fine, FULL_SIZE_BANDS[-1], 1, 4)
-    # As in window_fit.py.
-    fit = finer._replace(log_nsr=0.5 * (first.log_nsr + finer.log_nsr))
+    # The mean as in window_fit.py.
+    log_nsr = 0.5 * (first.log_nsr + finer.log_nsr) + np.log(_CAUTION)
+    fit = finer._replace(log_nsr=log_nsr)
     sure, one, no = jnp.ones(len(places)), jnp.float32(1), jnp.bool_(False)
     return WindowFit(
         fit, sure, offsets, jnp.asarray(_PRESENT), jnp.float32(_DUTY), no, no, one, one, one
