@@ -49,7 +49,7 @@ from jaxdeblur.paths.likelihood import FULL_SIZE_BANDS, RADII, Band, band, obser
 from jaxdeblur.paths.stabiliser import half_ring
 from jaxdeblur.paths.tiles import over_tiles
 
-LEAST_SIDE = 192
+SHORTEST_SIDE = 192
 """Pixels: frames with a shorter side hold too few tiles to agree."""
 
 NU = 3.0
@@ -258,7 +258,7 @@ def _view(luminance: Float[Array, "H W"]) -> _Seen:
 
 @jax.default_matmul_precision("float32")  # As in motion.py.
 def find(luminance: Float[Array, "H W"]) -> SingleBlur:
-    """Returns how one frame is blurred; its shorter side has at least ``LEAST_SIDE`` pixels.
+    """Returns how one frame is blurred; its shorter side has at least ``SHORTEST_SIDE`` pixels.
 
     Args:
       luminance: as stored, in [0, 1].

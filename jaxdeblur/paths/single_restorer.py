@@ -50,13 +50,13 @@ from jaxdeblur.paths.likelihood import (
 from jaxdeblur.paths.motion import tiling_of
 from jaxdeblur.paths.path import FREE, KNOTS, exposures
 from jaxdeblur.paths.records import for_each
-from jaxdeblur.paths.single_frame import LEAST_SIDE, SingleBlur, find
+from jaxdeblur.paths.single_frame import SHORTEST_SIDE, SingleBlur, find
 from jaxdeblur.paths.tiles import over_tiles
 from jaxdeblur.paths.wiener import Prior
 from jaxdeblur.paths.window_fit import WindowFit
 from jaxdeblur.shapes import Clip, Frame
 
-MOST_SIDE = 1100
+REDUCED_SIDE = 1100
 """Pixels: frames are halved until their shorter side has no more."""
 
 _EVIDENT = (0.025, 0.045)
@@ -85,7 +85,7 @@ class SingleFrameConfig:
     base: Any = None
 
 
-class LastFrames(NamedTuple):
+class WaitingFrames(NamedTuple):
     """The state of the part that finds blur."""
 
     frames: Float[Array, "B lookahead H W 3"]
@@ -94,7 +94,7 @@ class LastFrames(NamedTuple):
     """The number of frames that came in."""
 
 
-class Found(NamedTuple):
+class FoundBlur(NamedTuple):
     """A frame and its blur."""
 
     frame: Frame
@@ -141,20 +141,20 @@ class SingleFrameRestorer(VideoRestorer):
         """The halo of the base; the paths always run on the whole frame."""
         return self.base.halo
 
-    def _start(self, batch: int, height: int, width: int) -> LastFrames:
-        return LastFrames(jnp.zeros((batch, self.lookahead, height, width, 3)), jnp.int32(0))
+    def _start(self, batch: int, height: int, width: int) -> WaitingFrames:
+        return WaitingFrames(jnp.zeros((batch, self.lookahead, height, width, 3)), jnp.int32(0))
 
-    def _find(self, state: LastFrames, frame: Frame) -> tuple[LastFrames, Found]:
+    def _find(self, state: WaitingFrames, frame: Frame) -> tuple[WaitingFrames, FoundBlur]:
         frames = jnp.concatenate([state.frames, frame[:, None]], 1)
-        after, due = LastFrames(frames[:, 1:], state.seen + 1), frames[:, 0]
-        if min(_reduced(due).shape[1:3]) < LEAST_SIDE:
-            return after, Found(due, None)
+        after, due = WaitingFrames(frames[:, 1:], state.seen + 1), frames[:, 0]
+        if min(_reduced(due).shape[1:3]) < SHORTEST_SIDE:
+            return after, FoundBlur(due, None)
         found = lax.cond(
             state.seen >= self.lookahead,
             lambda: for_each(lambda each: find(_reduced(each[0]) @ LUMA), (due,)),
             lambda: SingleBlur.none(len(due)),
         )
-        return after, Found(due, found)
+        return after, FoundBlur(due, found)
 
     def _initial_state(self, batch: int, height: int, width: int) -> States:
         return start_parts(self.parts(), batch, height, width)
@@ -165,11 +165,11 @@ class SingleFrameRestorer(VideoRestorer):
 
     def _restore_clip(self, clip: Clip) -> Clip:
         base = self.base.restore_clip(clip)
-        if min(_reduced(clip[0]).shape[1:3]) < LEAST_SIDE:
+        if min(_reduced(clip[0]).shape[1:3]) < SHORTEST_SIDE:
             return base
         flat = [each.reshape(-1, *clip.shape[2:]) for each in (clip, base)]
         blurs = for_each(lambda each: find(_reduced(each[0]) @ LUMA), flat[:1])
-        made: Clip = _filter((), Found(flat[0], blurs), flat[1])[1].reshape(clip.shape)
+        made: Clip = _filter((), FoundBlur(flat[0], blurs), flat[1])[1].reshape(clip.shape)
         return made
 
 
@@ -209,7 +209,7 @@ def _start_filter(batch: int, height: int, width: int) -> State:
     return ()
 
 
-def _filter(state: State, found: Found, base: Frame) -> tuple[State, Frame]:
+def _filter(state: State, found: FoundBlur, base: Frame) -> tuple[State, Frame]:
     if found.blur is None:
         return state, base
     return state, for_each(lambda each: along_paths(*each), (found.frame, found.blur, base))
@@ -253,7 +253,7 @@ def _paths(frame: Float[Array, "H W 3"], blur: SingleBlur) -> WindowFit:
 def _reduced(frame: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading h w 3"]:
     """Returns the frame at the size that the paths see."""
     factor = 1
-    while min(frame.shape[-3:-1]) > MOST_SIDE * factor:
+    while min(frame.shape[-3:-1]) > REDUCED_SIDE * factor:
         factor *= 2
     return reduce_size(frame, factor)
 

@@ -16,7 +16,7 @@ from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.images import LUMA
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.paths import single_restorer, stabiliser
-from jaxdeblur.paths.single_frame import LEAST_SIDE, find
+from jaxdeblur.paths.single_frame import SHORTEST_SIDE, find
 from jaxdeblur.paths.single_restorer import SingleFrameConfig, SingleFrameRestorer, trusted
 
 SIZE = 256, 320
@@ -134,14 +134,14 @@ def test_a_stream_restores_the_same() -> None:
 
 
 def test_large_pictures_are_restored_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(single_restorer, "MOST_SIDE", 256)
+    monkeypatch.setattr(single_restorer, "REDUCED_SIDE", 256)
     sharp = as_stored(np.kron(drawn(3), np.ones((2, 2, 1))))
     given = blurred(sharp, (8.0, -6.0))
     made = np.asarray(jax.jit(restorer().restore_clip)(given[None, None]))[0, 0]
     assert psnr(255 * as_stored(made), 255 * sharp) > psnr(255 * given, 255 * sharp) + 0.8
 
 
-@pytest.mark.parametrize("size", [(40, 60), (LEAST_SIDE - 8, 400)])
+@pytest.mark.parametrize("size", [(40, 60), (SHORTEST_SIDE - 8, 400)])
 def test_small_pictures_are_the_base(size: tuple[int, int]) -> None:
     given = jnp.asarray(blurred(drawn(size=size)))[None, None]
     chex.assert_trees_all_equal(restorer().restore_clip(given), given)
