@@ -15,7 +15,7 @@ from jaxdeblur import Deblurrer
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.video.image_file import read_image, write_png
 
-deblurrer = Deblurrer("strcnn_dtb_photo")  # trained on single images
+deblurrer = Deblurrer("strcnn_dtb_photo_paths")  # for single images
 for name in sys.argv[1:]:
     photograph = read_image(name)
     restored = deblurrer(photograph[None])[0]

@@ -15,7 +15,7 @@ class Settings:
     """What the user chose.
 
     Attributes:
-      fast: whether video is restored without blur paths.
+      fast: whether frames are restored without blur paths.
       strength: how much of the restoration is mixed into the input, 0 to 1.
       start: where in a video to begin, in seconds.
       seconds: how much of a video to restore; None for the rest.
@@ -61,7 +61,7 @@ class Found:
     def use(self, fast: bool) -> Use:
         """The kind of weights that the file needs."""
         if not self.is_video:
-            return "photograph"
+            return "fast photograph" if fast else "photograph"
         return "fast video" if fast else "video"
 
     def frames_in(self, start: float, seconds: float | None) -> int | None:

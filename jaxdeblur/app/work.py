@@ -36,10 +36,10 @@ from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.weights import shipped
 
 # Seconds for a million pixels of a frame, until this machine has restored some: two CPU cores and
-# an H100 (docs/deblur.md).
+# an H100 (docs/deblur.md); a photograph's blur on a GPU was never timed.
 _SECONDS_PER_MEGAPIXEL: dict[str, dict[shipped.Use, float]] = {
-    "cpu": {"video": 1.6, "fast video": 1.3, "photograph": 1.3},
-    "gpu": {"video": 0.018, "fast video": 0.01, "photograph": 0.01},
+    "cpu": {"video": 1.6, "fast video": 1.3, "photograph": 2.5, "fast photograph": 1.3},
+    "gpu": {"video": 0.018, "fast video": 0.01, "photograph": 0.05, "fast photograph": 0.01},
 }
 # As much as a screen shows; larger previews only take longer to load.
 _PREVIEW = 2560

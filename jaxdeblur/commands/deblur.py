@@ -63,7 +63,9 @@ def main(name: str = "deblur.py") -> None:
     def weights_of(job: Job) -> str:
         if config.ckpt is not None:
             return config.ckpt
-        return shipped.default_name("fast video" if config.fast and job.use == "video" else job.use)
+        fast: dict[shipped.Use, shipped.Use]
+        fast = {"video": "fast video", "photograph": "fast photograph"} if config.fast else {}
+        return shipped.default_name(fast.get(job.use, job.use))
 
     if arguments.extension:
         load_extension(arguments.extension)

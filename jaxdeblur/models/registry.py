@@ -21,6 +21,7 @@ from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.options import from_json
 from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.restorer import PathRestorer
+from jaxdeblur.paths.single_restorer import SingleFrameConfig, SingleFrameRestorer
 from jaxdeblur.siblings import siblings
 
 _MODELS: dict[type, Callable[..., VideoRestorer]] = {
@@ -29,6 +30,7 @@ _MODELS: dict[type, Callable[..., VideoRestorer]] = {
     PathsConfig: lambda config, rngs: PathRestorer(
         config, *(net and _build(net, rngs) for net in (config.base, config.fusion))
     ),
+    SingleFrameConfig: lambda config, rngs: SingleFrameRestorer(config, _build(config.base, rngs)),
 }
 for _sibling in siblings():
     _MODELS |= _sibling.models()

@@ -95,12 +95,12 @@ def filtered(
     """
     tiling = tiling_of(frames.shape[1:3])
     prior = wiener.Prior(base, last, found.present[1])
-    whole = functools.partial(_filtered, frames, correction, prior, found, tiling)
+    whole = functools.partial(filter_tiles, frames, correction, prior, found, tiling)
 
     def at_half_size() -> Estimate:
         half, below = reduce_size(frames, 2), prior.map(lambda y: reduce_size(y, 2))
         small, those = _at_half_size(found, tiling)
-        made = _filtered(half, ResponseCorrection(*map(halved, correction)), below, those, small)
+        made = filter_tiles(half, ResponseCorrection(*map(halved, correction)), below, those, small)
 
         def enlarge(image: jax.Array) -> jax.Array:
             channels = jnp.moveaxis(image, -1, 0)
@@ -121,18 +121,31 @@ def filtered(
     return made._replace(cells=made.cells.at[..., 0].multiply(found.trusted))
 
 
-def _filtered(
+def filter_tiles(
     frames: Float[Array, "3 H W 3"],
     correction: ResponseCorrection,
     prior: wiener.Prior,
     found: WindowFit,
     tiling: Tiling,
+    *,
+    alone: bool = False,
 ) -> Estimate:
-    """Filters the frame with tiles of one size; the gate does without the video's ``trusted``."""
+    """Filters the frame with tiles of one size; the gate does without the video's ``trusted``.
+
+    Args:
+      frames: as in ``filtered``.
+      correction: of the frames, from ``response_correction``.
+      prior: the base and the previous frame, restored.
+      found: the paths of the tiles of ``tiling``.
+      tiling: of the frames.
+      alone: whether the frame has no neighbours, with which its result could disagree.
+    """
     prior, fit, duty = prior.map(lambda y: jnp.clip(y, 0.0, 1.0)), found.fit, found.duty
     tiles, light, colours = _tiles_of(found), frames @ LUMA, _chroma(frames)
     bright = prior.map(lambda y: y @ LUMA)
     made = wiener.luminance(light - correction.luminance, bright, tiles, tiling)
+    if alone:
+        made = made._replace(disagreement=jnp.zeros_like(made.disagreement))
     shares = reduce(made.shares, "n c (y 2) (x 2) -> n c y x", "mean")
     given = colours - correction.colours, prior.map(_chroma), tiles, tiling.reduced(2), shares
     sharp = wiener.filtered_channels(*given, scale=2)

@@ -170,7 +170,7 @@ def _distinct(
     return jnp.stack(picked)
 
 
-def _half_ring(inside: float, outside: float, step: int) -> Float[np.ndarray, "c 2"]:
+def half_ring(inside: float, outside: float, step: int) -> Float[np.ndarray, "c 2"]:
     """Returns the velocities of a grid in half a ring: the other half holds their reversals."""
     line = step * np.arange(-np.ceil(outside / step), np.ceil(outside / step) + 1)
     y, x = (each.ravel() for each in np.meshgrid(line, line, indexing="ij"))
@@ -192,7 +192,7 @@ def candidates(seen: Seen) -> Float[Array, "k 2"]:
         return jnp.minimum(values - values.min(0), _MOST).mean(1)
 
     def best_of(inside: float, outside: float, of: Observed, count: int, scale: int) -> jax.Array:
-        points = jnp.asarray(_half_ring(inside, outside, scale))  # Steps of a pixel of the patches.
+        points = jnp.asarray(half_ring(inside, outside, scale))  # Steps of a pixel of the patches.
         return _distinct(points, ranked(points, of, scale), count, _APART * scale)
 
     close = best_of(0.0, _FAR, seen.fine, _CLOSE_ONES, 1)

@@ -29,7 +29,7 @@ class Deblurrer:
         sharp = deblurrer(blurred)            # T H W 3, uint8 or uint16, RGB
         for frame in deblurrer.stream(camera):
             show(frame)                       # H W 3, a few frames late
-        photo = Deblurrer("strcnn_dtb_photo")(image[None])[0]
+        photo = Deblurrer("strcnn_dtb_photo_paths")(image[None])[0]
 
     Attributes:
       model: the network.

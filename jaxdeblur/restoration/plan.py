@@ -53,7 +53,7 @@ class DeblurConfig:
         to request.
       size: WIDTHxHEIGHT of the raw rgb24 frames from a pipe; of a camera, the size to request.
       single: restore each image by itself, as a photograph, not as a frame of a video.
-      fast: restore video with a network alone, without blur paths: less gain, in less time.
+      fast: restore by a network alone, without blur paths: less gain, in less time.
       compare: also write a video, or a small GIF or WebP, that shows input and result side by side.
       duty: for blur paths, the share of the time between frames in which the shutter was open, up
         to 1; estimated from the video by default.

@@ -27,6 +27,7 @@ from jaxdeblur.models.registry import network_from_json
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.scale_choice import gates, renamed, scales_of
 from jaxdeblur.paths.config import PathsConfig
+from jaxdeblur.paths.single_restorer import SingleFrameConfig
 from jaxdeblur.shapes import Parameters
 from jaxdeblur.weights import shipped
 
@@ -151,7 +152,7 @@ def runs_paths(name_or_path: str | Path) -> bool:
         network = network_from_json(about["network"], name)
     except (UserError, safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError):
         return False
-    return isinstance(network, PathsConfig)
+    return isinstance(network, PathsConfig | SingleFrameConfig)
 
 
 def _load_run(folder: Path, dtype: str | None) -> LoadedModel:

@@ -7,18 +7,22 @@ from typing import Literal, TypeAlias
 
 _FOLDER = Path(__file__).parent
 
-Use: TypeAlias = Literal["video", "fast video", "photograph", "camera"]
+Use: TypeAlias = Literal["video", "fast video", "photograph", "fast photograph", "camera"]
 """What is restored: a photograph has no neighbouring frames, a camera does not wait."""
 
 _BEST: dict[Use, str] = {
     "video": "strcnn_dtb_paths",
     "fast video": "strcnn_dtb_choice",
-    "photograph": "strcnn_dtb_photo",
+    "photograph": "strcnn_dtb_photo_paths",
+    "fast photograph": "strcnn_dtb_photo",
     "camera": "strcnn_dtb_live",
 }
 
 
-_WITHIN = {"strcnn_dtb_choice": "strcnn_dtb_paths"}
+_WITHIN = {
+    "strcnn_dtb_choice": "strcnn_dtb_paths",
+    "strcnn_dtb_photo": "strcnn_dtb_photo_paths",
+}
 """Networks that ship within the file of a system, as its base."""
 
 

@@ -168,9 +168,11 @@ def test_one_image_has_weights_of_its_own(command, tmp_path):
         Image.fromarray(frame).save(tmp_path / "frames" / f"{i}.png")
     Image.fromarray(pictures(1)[0]).save("photo.png")
     code, said = command("photo.png", "out.png", ckpt=False)
+    assert (code, re.findall(r"weights: (\w+)", said)) == (0, ["strcnn_dtb_photo_paths"]), said
+    code, said = command("photo.png", "fast.png", "--fast", ckpt=False)
     assert (code, re.findall(r"weights: (\w+)", said)) == (0, ["strcnn_dtb_photo"]), said
     code, said = command("frames", "photo.png", "--out-dir=both", ckpt=False)
-    used = ["strcnn_dtb_paths", "strcnn_dtb_photo"]
+    used = ["strcnn_dtb_paths", "strcnn_dtb_photo_paths"]
     assert (code, re.findall(r"weights: (\w+)", said)) == (0, used), said
     code, said = command("frames", "fast", "--fast", ckpt=False)
     assert (code, re.findall(r"weights: (\w+)", said)) == (0, ["strcnn_dtb_choice"]), said

@@ -39,11 +39,21 @@ def test_there_are_some_and_they_are_small() -> None:
     assert sum(file.stat().st_size for file in set(map(shipped.path, shipped.names()))) < 20 * 2**20
 
 
-def test_a_system_is_one_file_with_its_base() -> None:
-    system, base = load_model("strcnn_dtb_paths"), load_model("strcnn_dtb_choice")
+@pytest.mark.parametrize(
+    ("whole", "within"),
+    [
+        ("strcnn_dtb_paths", "strcnn_dtb_choice"),
+        ("strcnn_dtb_photo_paths", "strcnn_dtb_photo"),
+    ],
+)
+def test_a_system_is_one_file_with_its_base(whole: str, within: str) -> None:
+    system, base = load_model(whole), load_model(within)
     assert system.network.base == base.network
     chex.assert_trees_all_equal(of_base(split(system.model)[1]), split(base.model)[1])
     assert system.metadata["base"] == base.metadata
+
+
+def test_paths_alone_have_no_parameters() -> None:
     assert split(load_model("paths").model)[1] == {}
 
 
@@ -70,7 +80,7 @@ def test_no_validation_scene_is_among_the_training_data(name: str) -> None:
 def test_every_use_has_weights(use: shipped.Use) -> None:
     name = shipped.default_name(use)
     assert name in shipped.names()
-    assert load_model(name).of_photographs == (use == "photograph")
+    assert load_model(name).of_photographs == use.endswith("photograph")
 
 
 def test_they_compute_in_the_type_that_is_asked_for() -> None:
@@ -131,7 +141,7 @@ def test_the_demo_restores_a_clip_and_may_be_run_twice(
 
 def test_which_weights_run_blur_paths(tmp_path: Path) -> None:
     found = {name for name in [*shipped.names(), "paths"] if runs_paths(name)}
-    assert found == {"strcnn_dtb_paths", "paths"}
+    assert found == {"strcnn_dtb_paths", "strcnn_dtb_photo_paths", "paths"}
     assert runs_paths(shipped.path("strcnn_dtb_paths"))
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
     for nothing in ("nothing", tmp_path, tmp_path / "broken.safetensors"):
