@@ -246,7 +246,7 @@ def _paths(frame: Float[Array, "H W 3"], blur: SingleBlur) -> WindowFit:
     fit = finer._replace(log_nsr=log_nsr)
     sure, one, no = jnp.ones(len(places)), jnp.float32(1), jnp.bool_(False)
     return WindowFit(
-        fit, sure, offsets, jnp.asarray(_PRESENT), jnp.float32(_DUTY), no, no, one, one, one
+        fit, sure, offsets, jnp.asarray(_PRESENT), jnp.float32(_DUTY), no, no, one, one
     )
 
 
