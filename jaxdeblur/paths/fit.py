@@ -1,12 +1,16 @@
 """Fits the paths of all tiles by Gauss-Newton on the likelihood, with neighbouring tiles coupled.
 
-    minimise  sum over tiles of L  +  SMOOTH sum d^2 / (1 + |d|)  +  BEND sum |p''''|^2
+    minimise  sum over tiles of L  +  SMOOTH sum d^2 / (1 + |d|)
+              +  BEND sum |p'''' - m''''|^2  +  BEND N w |m''''|^2,    w = 1 / (1 + r / SHAKE)
               +  KEEP sum [log(1 + |e|) + 1 / (1 + |e|)],    e = p(t) - p(-1) - q(t + 1)
 
-where d are differences of neighbouring tiles' knots, which may be large at an object's border, and
-q is the path found at the tile in the previous frame, which covers some of the same motion. Each
-step solves the 12 x 12 systems of all tiles jointly by conjugate gradients. The frequency band
-widens from stage to stage, so that a path that is off by pixels still converges.
+where d are differences of neighbouring tiles' knots, which may be large at an object's border, m is
+the mean path of the N tiles, and q the path found at the tile in the previous frame, which covers
+some of the same motion. Primes are differences of the knots. A hand shakes the whole frame: all
+tiles share what is rough in its path, and little is known of it beforehand. So the penalty on m
+weakens with its roughness r (``shake_weight``), as the last step left it. Each step solves the
+12 x 12 systems of all tiles jointly by conjugate gradients. The frequency band widens from stage to
+stage, so that a path that is off by pixels still converges.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.paths.likelihood import (
     FULL_SIZE_BANDS,
@@ -47,10 +51,13 @@ BEND = 0.04
 Cubic paths have none. Without it, paths bypass p(0) and yield a shifted frame, which no blurred
 frame contradicts."""
 
-SHAKE = 0.1
-"""Squared pixels, of a fourth difference of the mean path: the mean paths of X4K, from smooth
-cameras, have up to 0.04, those of hand-held GOPR0372 0.2 to 3.4. GOPR0372, TEST03 and TEST12 score
-alike (within 0.05 dB) with 0.05 to 0.1 and BEND of 0.04 to 0.08."""
+SHAKE = 0.02
+"""Squared pixels: the roughness that halves the penalty. Chosen on GOPR0372, hand-held, where r is
+0.07 to 0.7, and on X4K, from smooth cameras."""
+
+_ALONG = 0.05
+"""The share of the roughness along one line in r: frames that show uneven instants, as blended ones
+do, have some too."""
 
 LONE_BEND = 0.02
 """The same of third differences, in tiles fitted without their neighbours.
@@ -114,6 +121,7 @@ def fit_tiles(
     stiff: Float[np.ndarray, "Q Q"] | None = None,
     scale: int = 2,
     before: Float[Array, "N P 2"] | None = None,
+    shaken: Bool[Array, ""] | bool = True,
 ) -> tuple[Fit, Float[Array, " N"]]:
     """Fits path, noise-to-signal ratio and the frames' weights, of all tiles.
 
@@ -128,6 +136,8 @@ def fit_tiles(
         that of BEND and SHAKE.
       scale: the patches come from an image at ``1/scale`` of its size.
       before: the paths of the previous frame, zeros where unknown; None for none.
+      shaken: whether roughness of the mean path is cheap. In frames that an editor blended from two
+        it comes from uneven instants, not from a hand.
 
     Returns:
       The fit, and L of each tile before the last step.
@@ -136,7 +146,7 @@ def fit_tiles(
     bend = jnp.asarray(stiffness(4, BEND) if stiff is None else stiff)
 
     def of_mean(knots: Float[Array, "N P 2"]) -> Float[Array, ""] | float:
-        return shake_weight(knots) if stiff is None else 1.0
+        return jnp.where(shaken, shake_weight(knots), 1.0) if stiff is None else 1.0
 
     def improved(fit: Fit, stage: Stage) -> tuple[Fit, Float[Array, " steps N"]]:
         inside, where = seen.up_to(stage.top, scale)
@@ -270,9 +280,15 @@ def damping(curvature: Float[Array, "*N Q Q"]) -> Float[Array, "*N Q Q"]:
 
 
 def shake_weight(knots: Float[Array, "N P 2"]) -> Float[Array, ""]:
-    """Returns the weight of the bend of the mean path, 1 where that is a cubic."""
+    """Returns w, the weight of the bend of the mean path: 1 where that is a cubic.
+
+    r is the least mean square of its fourth differences along a direction, and _ALONG of the most.
+    """
     bend = jnp.einsum("kp,pc->kc", np.diff(_AT_KNOTS, 4, axis=0), knots.mean(0))
-    return 1 / (1 + (bend**2).mean() / SHAKE)
+    (yy, xx), yx = (bend**2).mean(0), bend.prod(1).mean()
+    apart = jnp.sqrt((yy - xx) ** 2 + 4 * yx**2 + 1e-12)  # Unlike a norm, it has a gradient at 0.
+    least, most = 0.5 * (yy + xx - apart), 0.5 * (yy + xx + apart)
+    return 1 / (1 + (least + _ALONG * most) / SHAKE)
 
 
 def stiffness(order: int, weight: float) -> Float[np.ndarray, "Q Q"]:

@@ -60,7 +60,7 @@ REDUCED_SIDE = 1100
 """Pixels: frames are halved until their shorter side has no more."""
 
 _EVIDENT = (0.025, 0.045)
-"""Nats per frequency: between these, the paths gain trust. docs/lab/single_frames.md has the values of
+"""Nats per frequency: between these, the paths gain trust. docs/lab/single_frames.md has values of
 blurred and of sharp pictures."""
 
 _CAUTION = 2.0

@@ -110,6 +110,7 @@ def fit_window(
     open_for = jnp.where(steady, STABILISED_DUTY, shutter.duty)
     open_for = open_for if duty is None else jnp.float32(duty)
     told = present, open_for, is_linear
+    shaken = stabiliser.blends == 0
     taken = velocity_of(swing)
     speed = jnp.median(
         motion.speed_of(moves + taken * jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), present)
@@ -128,13 +129,14 @@ def fit_window(
             *told,
             before[: len(small.centres)],
             swing * jnp.array([0.5, 0.5, 1.0]),
+            shaken,
         )
         spare = len(tiling.centres) - len(small.centres)
         return jax.tree.map(
             lambda leaf: jnp.concatenate([leaf, jnp.zeros((spare, *leaf.shape[1:]))]), found
         )
 
-    whole = functools.partial(_fit, frames, moves, tiling, *told, before, swing)
+    whole = functools.partial(_fit, frames, moves, tiling, *told, before, swing, shaken)
     fit, ratio, shifts = whole() if small_frames else lax.cond(large, at_half_size, whole)
     trust = trusted(shutter, speed) if duty is None else jnp.float32(1)
     trust = jnp.where(steady, 1.0, trust)
@@ -151,6 +153,7 @@ def _fit(
     linear: Array,
     before: Float[Array, "N P 2"],
     swing: Float[Array, "8 3"],
+    shaken: Bool[Array, ""],
 ) -> tuple[Fit, Float[Array, " N"], Float[Array, "N 3 2"]]:
     """Returns the fit of each tile, G, and how far a stabiliser shifted its frames."""
     basis, start = exposures(duty), through(moves, present)
@@ -164,7 +167,7 @@ def _fit(
     smooth = SMOOTH * closer**2  # Equally stiff over the same distance.
     first = first_fit(start, seen.present)
     fitted = functools.partial(
-        fit_tiles, shape=tiling.shape, basis=basis, smooth=smooth, before=before
+        fit_tiles, shape=tiling.shape, basis=basis, smooth=smooth, before=before, shaken=shaken
     )
     fit, value = fitted(first, seen)
     ratio = log_evidence_ratio(fit, value, seen)
