@@ -94,6 +94,7 @@ def test_sharp_pictures_give_no_evidence(kind: str) -> None:
     assert float(trusted(found(kind))) == 0
 
 
+@pytest.mark.stress  # Compiling takes half a minute and more.
 def test_the_directed_picture_would_deceive_a_spectrum_without_direction() -> None:
     light = jnp.asarray(as_stored(directed()) @ LUMA)
     seen = stabiliser.view(jnp.stack([light] * 5), jnp.array([0.0, 0.0, 1.0, 0.0, 0.0]))
@@ -123,6 +124,7 @@ def test_the_blurred_picture_gains_and_others_are_the_base() -> None:
     chex.assert_trees_all_equal(made[1:], given[1:])
 
 
+@pytest.mark.stress  # Compiling takes half a minute and more.
 def test_a_stream_restores_the_same() -> None:
     given, made = restored()
     model = restorer()
@@ -133,6 +135,7 @@ def test_a_stream_restores_the_same() -> None:
     chex.assert_trees_all_close(frame[0], made[0], atol=2e-3)
 
 
+@pytest.mark.stress  # Compiling takes half a minute and more.
 def test_large_pictures_are_restored_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single_restorer, "REDUCED_SIDE", 256)
     sharp = as_stored(np.kron(drawn(3), np.ones((2, 2, 1))))
