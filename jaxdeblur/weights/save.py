@@ -6,6 +6,7 @@ Besides the arrays, the file describes their network and what a reader should kn
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from jaxdeblur.files import replace_when_whole
 from jaxdeblur.models.parameters import split
 from jaxdeblur.models.registry import network_to_json
 from jaxdeblur.options import differing_fields
-from jaxdeblur.weights.load import LoadedModel, check_fits, load_model
+from jaxdeblur.weights.load import LoadedModel, load_model, starting_parameters
 
 
 def write_safetensors(arguments: argparse.Namespace) -> LoadedModel:
@@ -80,7 +81,11 @@ def _about(run: LoadedModel) -> dict[str, Any]:
 
 
 def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
-    """Returns the model with the weighted mean of two networks' parameters."""
+    """Returns the model with the weighted mean of two networks' parameters.
+
+    The other network may run at other sizes, or be the base of a system: then only what both have
+    is averaged, as ``starting_parameters`` finds it.
+    """
     try:
         part = float(share)
     except ValueError:
@@ -88,14 +93,21 @@ def _mixed(loaded: LoadedModel, source: str, share: str) -> LoadedModel:
     if not 0 <= part <= 1:
         raise UserError(f"--mix-with: the share must be 0 to 1, not {share}")
     rebuild, ours = split(loaded.model)
-    there = load_model(source, dtype=getattr(loaded.network, "dtype", None))
-    theirs = split(there.model)[1]
-    check_fits(ours, theirs, f"--mix-with={source}: weights of another network")
-    if differences := differing_fields(loaded.network, there.network):
+    theirs = starting_parameters(loaded.model, ours, source, "--mix-with")
+    here, there = loaded.network, load_model(source).network
+    if not isinstance(there, type(here)):
+        here = getattr(here, "base", here)  # that of a system
+    if differences := differing_fields(here, _as_if_of(here, there)):
         raise UserError(f"--mix-with={source}: the networks differ: {'; '.join(differences)}")
     mean = {name: (1 - part) * ours[name] + part * theirs[name] for name in ours}
     mixed = {"with": Path(source).name, "share": part}
     return loaded._replace(model=rebuild(mean), metadata={**loaded.metadata, "mixed": mixed})
+
+
+def _as_if_of(here: Any, there: Any) -> Any:
+    """Returns a network's config with the fields of another that make no other parameters."""
+    both = {field.name for field in dataclasses.fields(there)} & {"scales", "dtype"}
+    return dataclasses.replace(there, **{n: getattr(here, n) for n in both if hasattr(here, n)})
 
 
 def data_of(run: LoadedModel) -> dict[str, Any]:

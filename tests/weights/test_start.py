@@ -98,6 +98,19 @@ def test_what_has_the_same_shapes_and_computes_something_else_is_refused(
         np.testing.assert_allclose(array, expected, rtol=0, atol=float32_error(2))
 
 
+def test_networks_of_one_size_and_of_several_can_be_averaged(
+    weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several, one = weights("several", 2, scales=(2, 1)), weights("one", 1)
+    ours, theirs = (parameters(load_model(path).model) for path in (several, one))
+    mixed = parameters(exported(monkeypatch, several, "--mix-with", str(one), "0.25").model)
+    for name, array in mixed.items():
+        level = name.removeprefix("level/")
+        mean = 0.75 * ours[name] + 0.25 * theirs[level] if level in theirs else ours[name]
+        np.testing.assert_allclose(array, mean, rtol=0, atol=float32_error(2))
+    assert any(name.startswith("gates/") for name in mixed)
+
+
 def test_without_git_no_commit_is_known(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = weights("one", 1)
     monkeypatch.setenv("PATH", "/nowhere")
