@@ -9,9 +9,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Complex, Float
 
-from jaxdeblur.images import LUMA, halved, smoothstep
+from jaxdeblur.images import LUMA, halved, reduce_size, smoothstep
 from jaxdeblur.paths.path import FRAMES, spline
 from jaxdeblur.paths.tiles import REACH, Tiling, cut, hann, over_tiles
 
@@ -35,6 +36,9 @@ FINE = _tiles(64)
 
 _SMALL = 3 * COARSE[1]  # Pixels: a frame with a shorter side is small.
 _STILL = 1.5 / 255, 3.5 / 255  # Between these changes, a pixel begins to move.
+_EDGE = 10 / 255, 20 / 255  # A motion of one pixel changes such a gradient far more than noise.
+_STROKE = 9  # Pixels: wider letters are marked at their borders only.
+_BARELY = 1e-6  # Only avoids 0 / 0.
 _SIGMA = 0.1  # Of the low-pass filter, in cycles per pixel: blur leaves nothing above to correlate.
 
 
@@ -127,6 +131,78 @@ def still_of(frames: Float[Array, "5 H W 3"], present: Float[Array, 5]) -> Float
 
     opened = over(over(kept, False, False), True, True)
     return opened * (known.sum() > 1)
+
+
+def marked_of(
+    frame: Float[Array, "H W 3"], still: Float[Array, "H W"], moves: Float[Array, "N 4 2"]
+) -> Float[Array, "H W"]:
+    """Returns where something is written over the scene, as text or a logo.
+
+    What is flat, or moves along its edges, does not change. Where a motion of one pixel would
+    change much, and nothing changes on either side, an edge is no part of the scene, and neither is
+    what it surrounds.
+
+    Args:
+      frame: the frame, in [0, 1].
+      still: from ``still_of``.
+      moves: from ``moves_of``; the median tile moves as the camera does.
+    """
+    light = frame @ LUMA
+    velocity = jnp.median(moves[:, 2] - moves[:, 1], axis=0) / 2
+    y, x = velocity / jnp.maximum(jnp.linalg.norm(velocity), 1.0)
+    across = [
+        jnp.minimum(still, jnp.roll(still, 1, axis)) * _step_along(light, axis) for axis in (0, 1)
+    ]
+    edges = smoothstep(jnp.abs(y * across[0] + x * across[1]), *_EDGE)
+    return _widened(still * _widened(edges, _STROKE))
+
+
+def filled(
+    images: Float[Array, "*leading H W C"], marked: Float[Array, "H W"]
+) -> Float[Array, "*leading H W C"]:
+    """Returns images in which what is marked is replaced by what lies around it.
+
+    Burnt-in text is not blurred like the scene behind it, and a filter would ring around it. Each
+    level of a pyramid fills what the next finer one lacks ("push-pull": Gortler et al., "The
+    Lumigraph", SIGGRAPH 1996).
+    """
+    known = 1 - marked[..., None]
+
+    def pull(held: jax.Array, share: jax.Array) -> jax.Array:
+        height, width = share.shape[:2]
+        if max(height, width) == 1:
+            return held / jnp.maximum(share, _BARELY)
+        below = pull(reduce_size(held, 2), reduce_size(share, 2))
+        shape = (*held.shape[:-3], 2 * below.shape[-3], 2 * below.shape[-2], held.shape[-1])
+        rest = jax.image.resize(below, shape, "linear")[..., :height, :width, :]
+        return held + (1 - share) * rest
+
+    # Most videos have nothing written on them.
+    return lax.cond((marked > 0).any(), lambda: pull(images * known, known), lambda: images)
+
+
+def _step_along(image: Float[Array, "H W"], axis: int) -> Float[Array, "H W"]:
+    """Returns each pixel minus the one before it; 0 at the border."""
+    return jnp.diff(image, axis=axis, prepend=lax.slice_in_dim(image, 0, 1, axis=axis))
+
+
+def _widened(values: Float[Array, "H W"], side: int = 3) -> Float[Array, "H W"]:
+    """Returns the largest value in a square around each pixel."""
+    for window in ((side, 1), (1, side)):
+        values = lax.reduce_window(values, -jnp.inf, lax.max, window, (1, 1), "SAME")
+    return values
+
+
+def moving_share(
+    light: Float[Array, "H W"], still: Float[Array, "H W"], tiling: Tiling
+) -> Float[Array, " N"]:
+    """Returns how much of each tile's texture moves: of the energy of its gradients.
+
+    A flat sky stands still without saying anything; burnt-in text says that nothing moves.
+    """
+    energy = sum(_step_along(light, axis) ** 2 for axis in (0, 1))
+    sums = cut(jnp.stack([energy, energy * _widened(still)]), tiling).sum((-2, -1))
+    return 1 - sums[:, 1] / (sums[:, 0] + _BARELY)
 
 
 def speed_of(moves: Float[Array, "N 4 2"], present: Float[Array, 5]) -> Float[Array, " N"]:

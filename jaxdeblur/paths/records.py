@@ -69,7 +69,11 @@ class Fitted(NamedTuple):
     """What a frame is filtered from."""
 
     frames: Float[Array, "B 3 H W 3"]
-    """The frame, between the one before and the one after."""
+    """The frame, between the one before and the one after, without what is written on them."""
+    blurred: Frame
+    """The frame as it is."""
+    marked: Float[Array, "B H W"]
+    """Where that was taken out: text, say (``motion.marked_of``)."""
     fit: WindowFit | None
     """Its paths; None for frames too small for any."""
     still: Float[Array, "B H W"]

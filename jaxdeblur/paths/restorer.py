@@ -56,7 +56,7 @@ from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.estimate import LEAST_SIDE, response_correction
 from jaxdeblur.paths.gate import remarks
 from jaxdeblur.paths.light import ResponseCorrection
-from jaxdeblur.paths.motion import connected, is_small, moves_of, still_of
+from jaxdeblur.paths.motion import connected, filled, is_small, marked_of, moves_of, still_of
 from jaxdeblur.paths.records import (
     EVERY,
     FIRST,
@@ -230,7 +230,7 @@ class PathRestorer(VideoRestorer):
         shutter = state.shutter
         if window.moves is not None:
             observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
-            videos = window.frames, window.moves, window.present, shutter
+            videos = window.frames, window.moves, window.present, window.still, shutter
             shutter = for_each(lambda each: watch(*each, observe), videos)
         # A copy: the state's memory is used again while others read the result.
         return WatchState(shutter, seen + window.here), jax.tree.map(jnp.copy, shutter)
@@ -253,17 +253,22 @@ class PathRestorer(VideoRestorer):
           given: the duty and whether light is linear, in place of the config's.
         """
         frames, moves, present, still, _, here, alone = window
-        middle, fit = frames[:, LOOKAHEAD - 1 : LOOKAHEAD + 2], None
+        middle, fit = slice(LOOKAHEAD - 1, LOOKAHEAD + 2), None
+        blurred, marked = frames[:, LOOKAHEAD], still
         if moves is not None:
             shutter = Shutter.unknown(len(frames)) if shutter is None else shutter
             if stabiliser is None:
                 stabiliser = Stabiliser.unknown(FIRST, len(frames))
+            still = jnp.where(stabiliser.stabilised[:, None, None], 0.0, still)
+            marked = for_each(lambda each: marked_of(*each), (blurred, still, moves))
+            still = jnp.maximum(still, marked)
+            seen = for_each(lambda each: filled(*each), (frames[:, middle], marked))
+            frames = frames.at[:, middle].set(seen)
             videos = frames, moves, present, shutter, stabiliser, past
             known = given or self.config.given
             fit = for_each(lambda each: fit_window(*each, *known), videos)
             past = fit.passed_on
-            still = jnp.where(stabiliser.stabilised[:, None, None], 0.0, still)
-        return past, Fitted(middle, fit, still, here, alone)
+        return past, Fitted(frames[:, middle], blurred, marked, fit, still, here, alone)
 
     def _fit_by(self, names: list[str]) -> Callable[..., tuple[PastPaths, Fitted]]:
         """Returns the step of the fit, which takes what is known under these names."""
@@ -282,7 +287,7 @@ class PathRestorer(VideoRestorer):
     def _light(
         self, state: ResponseCorrection, fitted: Fitted, below: Frame | None = None
     ) -> tuple[ResponseCorrection, ResponseCorrection | None]:
-        frames, fit, _, here, _ = fitted
+        frames, _, _, fit, _, here, _ = fitted
         if fit is None:
             return state, None
         shown = frames[:, 1] if below is None else below
@@ -298,11 +303,12 @@ class PathRestorer(VideoRestorer):
         fitted: Fitted,
         below: Frame | None = None,
     ) -> tuple[Frame, FusionInput]:
-        frames, fit, still, here, alone = fitted
-        shown, of_frame = frames[:, 1] if below is None else below, (frames[:, 1], still)
+        frames, blurred, marked, fit, still, here, alone = fitted
+        shown, of_frame = blurred if below is None else below, (blurred, still)
         if fit is None:
             return last, FusionInput(None, None, None, None, shown, *of_frame, here, alone)
-        videos = frames, fit, shown, last, correction
+        prior = for_each(lambda each: filled(*each), (shown, marked))
+        videos = frames, fit, prior, last, correction
         maps, gate, paths, second = for_each(lambda each: maps_of(*each), videos)
         restored = jnp.where(here, gated(maps), last)
         return restored, FusionInput(maps, gate, paths, second, shown, *of_frame, here, alone)

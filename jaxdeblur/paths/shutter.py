@@ -16,7 +16,8 @@ speaks against d. A frame adds, with the weights c_i,
     S_k(d)  <- S_k(d) + sum_i c_i a_i(d)^k,    k = 1, 2
     a_i(d)  =  [L_i(G, 0) - L_i(G, d)] - [L_i(1, 0) - L_i(1, d)],    G = GAMMA
 
-c_i is 1, or 1/4 of a frame with one neighbour, and 0 of a tile that hardly moves. Light is linear
+c_i is the share of the tile's texture that moves, a quarter of it in a frame with one neighbour,
+and 0 of a tile that hardly moves. Light is linear
 (g = GAMMA, else 1) if
 
     S_1(d) > 2 sqrt(S_2(d)) at the d that minimises E(1, d) + E(G, d)
@@ -167,16 +168,16 @@ class Shutter(NamedTuple):
 
 
 def richest(
-    seen: Observed, speed: Float[Array, " N"]
+    seen: Observed, speed: Float[Array, " N"], moving: Float[Array, " N"]
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """Returns the moving tiles with the most texture, as stored, and their weights.
 
-    ``speed`` is in pixels per frame.
+    ``speed`` is in pixels per frame, ``moving`` the share of their texture that moves.
     """
     moves = (speed > LEAST_MOTION) & (speed < REACH)
-    score, chosen = lax.top_k(jnp.where(moves, texture(seen), 0.0), min(TILES, len(speed)))
+    score, chosen = lax.top_k(jnp.where(moves, moving * texture(seen), 0.0), min(TILES, len(speed)))
     complete = seen.present[chosen].min(1) > 0
-    return chosen, (score > 0) * jnp.where(complete, 1.0, _INCOMPLETE)
+    return chosen, (score > 0) * moving[chosen] * jnp.where(complete, 1.0, _INCOMPLETE)
 
 
 def likelihoods_by_duty(
@@ -211,6 +212,7 @@ def watch(
     frames: Float[Array, "5 H W 3"],
     moves: Float[Array, "N 4 2"],
     present: Float[Array, 5],
+    still: Float[Array, "H W"],
     shutter: Shutter,
     observe: Array,
 ) -> Shutter:
@@ -220,6 +222,7 @@ def watch(
       frames: as stored, in [0, 1].
       moves: from ``moves_of``.
       present: 1 for a frame, 0 for one beyond the video's ends or a jump, which is ignored.
+      still: where the middle frame stands still, as in ``Window``.
       shutter: what is known from previous frames.
       observe: whether to use this frame even if there is enough evidence, a bool.
     """
@@ -234,7 +237,8 @@ def watch(
         # Not moved inward, which underestimates the duty more often.
         offsets = motion.offsets_of(start)
         # The same tiles in each light, since others would explain more or less.
-        chosen, counts = richest(observed(bright, tiling, offsets, present), speed)
+        moving = motion.moving_share(bright[1], still, tiling)
+        chosen, counts = richest(observed(bright, tiling, offsets, present), speed, moving)
         of_less = tiling._replace(n=tiling.size)  # At full size twice as fast, and as good.
         slow = (speed[chosen] < SLOW) & (counts > 0)
 

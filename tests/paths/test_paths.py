@@ -212,7 +212,8 @@ def restored(frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
 @jax.jit
 def asked(frames: jax.Array, shutter: Shutter) -> Shutter:
     """Adds the middle frame's evidence to the shutter."""
-    return watch(frames, moves_of(frames), jnp.ones(5), shutter, jnp.bool_(True))
+    still = jnp.zeros(frames.shape[1:3])
+    return watch(frames, moves_of(frames), jnp.ones(5), still, shutter, jnp.bool_(True))
 
 
 @pytest.mark.parametrize("duty", [pytest.param(0.5, marks=pytest.mark.stress), 1.0])
@@ -416,9 +417,10 @@ def test_the_richest_tiles_that_move_are_asked() -> None:
     present = jnp.ones((20, 3)).at[18, 0].set(0.0)
     seen = Observed(spectra, jnp.zeros((20, 3, 2)), present)
     motion = jnp.full(20, 5.0).at[19].set(1.0)  # The richest tile does not move.
-    chosen, counts = richest(seen, motion)
-    assert chosen.tolist() == list(range(18, 6, -1))
-    assert counts.tolist() == [0.25] + [1.0] * 11
+    moving = jnp.ones(20).at[17].set(0.75)  # A quarter of its texture is burnt-in text.
+    chosen, counts = richest(seen, motion, moving)
+    assert chosen.tolist() == [18, 16, 15, 17, *range(14, 6, -1)]
+    assert counts.tolist() == [0.25, 1.0, 1.0, 0.75, *[1.0] * 8]
 
 
 def test_shutter_goes_by_all_evidence_and_follows_a_change() -> None:
