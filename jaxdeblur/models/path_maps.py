@@ -26,9 +26,6 @@ from jaxdeblur.images import reduce_size, smoothstep
 MADE = 4
 """Channels that the network outputs: dI in RGB, and dg."""
 
-GATE = 11
-"""The map that holds g."""
-
 CELL = 16
 """The side of a cell, in pixels."""
 
@@ -65,8 +62,7 @@ def restored_of(
     maps: Float[Array, "*leading H W 14"], made: Float[Array, "*leading H W 4"]
 ) -> Float[Array, "*leading H W 3"]:
     """Returns the restored frame, from its maps and the network's output."""
-    blurred, base, sharp = maps[..., :3], maps[..., 3:6], maps[..., 6:9]
-    share = maps[..., GATE : GATE + 1]
+    blurred, base, sharp, share = maps[..., :3], maps[..., 3:6], maps[..., 6:9], maps[..., 11:12]
     change = jnp.abs(base - blurred) + share * jnp.abs(sharp - base)
     active = at_pixels(reduce_size(change.mean(-1, keepdims=True), CELL), *maps.shape[-3:-1])
     made = made * (active / (active + _LEAST)) * (1 - smoothstep(maps[..., 12:13], *_LONG))
@@ -75,7 +71,7 @@ def restored_of(
 
 def gated(maps: Float[Array, "*leading H W 14"]) -> Float[Array, "*leading H W 3"]:
     """Returns the frames as the gate mixes them: the result if the network outputs zero."""
-    base, sharp, share = maps[..., 3:6], maps[..., 6:9], maps[..., GATE : GATE + 1]
+    base, sharp, share = maps[..., 3:6], maps[..., 6:9], maps[..., 11:12]
     return base + share * (sharp - base)
 
 

@@ -39,7 +39,6 @@ from jaxdeblur.models.parts import (
     run_parts,
     start_parts,
 )
-from jaxdeblur.models.path_maps import GATE
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.options import Count, Range, Share, check_ranges
 from jaxdeblur.paths.config import PathsConfig
@@ -56,7 +55,6 @@ _LINEAR = 0.3  # The share of linear light among high-speed clips.
 _DUTY_ERROR, _DUTY_RIGHT, _LIGHT_WRONG = 0.06, 0.3, 0.07
 _SHARP = 0.06
 _LARGE = 0.6  # The share of clips whose base is that of large frames.
-_CLOSED = 0.3  # The share whose gate is closed, as that of videos whose paths are not trusted.
 _DEGRADATION = DegradationConfig(stabilised=0.0)  # What stabilisers took is not given to the fit.
 _LEAST_BLUR, _STILL, _DRAWS = 1.0, 0.15, 8  # Grey levels; the share kept below; number of tries.
 
@@ -188,8 +186,6 @@ def draw_clips(folder: Path, config: PathClipsConfig) -> None:
             first = int(rng.integers(spare + 1)) if rng.random() < 0.3 else spare // 2
             large = bool(rng.random() < _LARGE)
             maps = maps_of(clip.blurred, first, duty, linear, large)
-            if rng.random() < _CLOSED:
-                maps[..., GATE] = 0
             with replace_folder_when_whole(place) as part:
                 np.save(part / SHARP_FILE, clip.sharp[first : first + _SCORED])
                 np.save(part / MAPS_FILE, maps)
