@@ -81,6 +81,7 @@ def found(kind: str) -> Any:
     return jax.jit(find)(as_stored(picture) @ LUMA)
 
 
+@pytest.mark.stress  # Compiling takes half a minute; what it finds is used below.
 def test_blur_is_found_and_measured() -> None:
     blur = found("blurred")
     assert float(trusted(blur)) == 1
@@ -89,6 +90,7 @@ def test_blur_is_found_and_measured() -> None:
     assert float(jnp.abs(blur.field[1:]).max()) < 0.5
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("kind", ["sharp", "directed"])
 def test_sharp_pictures_give_no_evidence(kind: str) -> None:
     assert float(trusted(found(kind))) == 0
@@ -110,9 +112,10 @@ def restorer() -> SingleFrameRestorer:
 
 @functools.cache
 def restored() -> tuple[np.ndarray, np.ndarray]:
-    """Returns three pictures, blurred, sharp and plain, and what a batch of them becomes."""
+    """Returns pictures, blurred, sharp, directed and plain, and what a batch of them becomes."""
     plain = np.full((*SIZE, 3), 0.5, np.float32)
-    given = np.stack([blurred(drawn()), as_stored(drawn(2)), plain])[:, None]
+    sharp = as_stored(drawn(2)), as_stored(directed())
+    given = np.stack([blurred(drawn()), *sharp, plain])[:, None]
     return given[:, 0], np.asarray(jax.jit(restorer().restore_clip)(given))[:, 0]
 
 
