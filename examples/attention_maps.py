@@ -17,12 +17,10 @@ from jaxdeblur import models
 from jaxdeblur.data.fixed_scenes import rendered_videos
 from jaxdeblur.presets import find
 from jaxdeblur.video.image_file import write_png
-from jaxdeblur.weights.load import load_restorer
+from jaxdeblur.weights.load import load_model
 
-if sys.argv[1:]:
-    model = load_restorer(sys.argv[1]).model
-else:
-    model = models.build(find("fsta_small").network)
+network = find("fsta_small").network
+model = load_model(sys.argv[1]).model if sys.argv[1:] else models.build(network)
 (scene,) = rendered_videos("test", "narrow", scenes=1)
 frames = np.stack([scene.blurred(index)[:96, :128] for index in range(5)])
 explanation = model.explain_clip(jnp.asarray(frames / 255, jnp.float32)[None])

@@ -230,7 +230,7 @@ class PathRestorer(VideoRestorer):
         shutter = state.shutter
         if window.moves is not None:
             observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
-            videos = window.frames, window.moves, window.present, window.still, shutter
+            videos = window.frames, window.moves, window.present, shutter
             shutter = for_each(lambda each: watch(*each, observe), videos)
         # A copy: the state's memory is used again while others read the result.
         return WatchState(shutter, seen + window.here), jax.tree.map(jnp.copy, shutter)

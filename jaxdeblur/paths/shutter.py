@@ -212,7 +212,6 @@ def watch(
     frames: Float[Array, "5 H W 3"],
     moves: Float[Array, "N 4 2"],
     present: Float[Array, 5],
-    still: Float[Array, "H W"],
     shutter: Shutter,
     observe: Array,
 ) -> Shutter:
@@ -222,7 +221,6 @@ def watch(
       frames: as stored, in [0, 1].
       moves: from ``moves_of``.
       present: 1 for a frame, 0 for one beyond the video's ends or a jump, which is ignored.
-      still: where the middle frame stands still, as in ``Window``.
       shutter: what is known from previous frames.
       observe: whether to use this frame even if there is enough evidence, a bool.
     """
@@ -237,6 +235,7 @@ def watch(
         # Not moved inward, which underestimates the duty more often.
         offsets = motion.offsets_of(start)
         # The same tiles in each light, since others would explain more or less.
+        still = motion.still_of(frames, present)
         moving = motion.moving_share(bright[1], still, tiling)
         chosen, counts = richest(observed(bright, tiling, offsets, present), speed, moving)
         of_less = tiling._replace(n=tiling.size)  # At full size twice as fast, and as good.

@@ -212,8 +212,7 @@ def restored(frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
 @jax.jit
 def asked(frames: jax.Array, shutter: Shutter) -> Shutter:
     """Adds the middle frame's evidence to the shutter."""
-    still = jnp.zeros(frames.shape[1:3])
-    return watch(frames, moves_of(frames), jnp.ones(5), still, shutter, jnp.bool_(True))
+    return watch(frames, moves_of(frames), jnp.ones(5), shutter, jnp.bool_(True))
 
 
 @pytest.mark.parametrize("duty", [pytest.param(0.5, marks=pytest.mark.stress), 1.0])
