@@ -17,8 +17,7 @@ speaks against d. A frame adds, with the weights c_i,
     a_i(d)  =  [L_i(G, 0) - L_i(G, d)] - [L_i(1, 0) - L_i(1, d)],    G = GAMMA
 
 c_i is the share of the tile's texture that moves, a quarter of it in a frame with one neighbour,
-and 0 of a tile that hardly moves. Light is linear
-(g = GAMMA, else 1) if
+and 0 of a tile that hardly moves. Light is linear (g = GAMMA, else 1) if
 
     S_1(d) > 2 sqrt(S_2(d)) at the d that minimises E(1, d) + E(G, d)
 
