@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -11,12 +10,11 @@ from einops import reduce
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxdeblur.images import LUMA, halved, reduce_size
-from jaxdeblur.models.path_maps import CELL
-from jaxdeblur.paths import wiener
+from jaxdeblur.images import LUMA, enlarge_along, halved
+from jaxdeblur.paths import octave, wiener
 from jaxdeblur.paths.gate import gate
 from jaxdeblur.paths.light import ResponseCorrection, corrections_of
-from jaxdeblur.paths.motion import CLOSE, FINE, is_small, offsets_of, tiling_of
+from jaxdeblur.paths.motion import FINE, is_small, offsets_of, tiling_of
 from jaxdeblur.paths.path import blur_length, exposed, exposures
 from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.window_fit import WindowFit
@@ -55,22 +53,13 @@ def response_correction(
       base: the middle frame as a network restores it, or unchanged.
       known: what linear light added to the previous frame; zeros if unknown.
     """
-    tiling = tiling_of(frames.shape[1:3])
-    light, base = frames @ LUMA, jnp.clip(base, 0.0, 1.0)
-
-    def whole() -> ResponseCorrection:
-        return corrections_of(light, base, known, _tiles_of(found), tiling)
-
-    def at_half_size() -> ResponseCorrection:
-        small, those = _at_half_size(found, tiling)
-        given = halved(light), reduce_size(base, 2), ResponseCorrection(*map(halved, known))
-        made = corrections_of(*given, _tiles_of(those), small)
-        return ResponseCorrection(
-            *(_enlarged(x, y.shape) for x, y in zip(made, known, strict=True))
-        )
+    tiling, size = tiling_of(frames.shape[1:3]), frames.shape[1:3]
+    given = frames @ LUMA, jnp.moveaxis(jnp.clip(base, 0.0, 1.0), -1, 0), known
 
     def of_linear() -> ResponseCorrection:
-        return whole() if is_small(*light.shape[1:]) else lax.cond(found.large, at_half_size, whole)
+        light, below, before = octave.at_octave(given, found.large, size)
+        made = corrections_of(light, below, before, _tiles_of(found), tiling)
+        return octave.at_full_size(made, found.large, size)
 
     nothing = jax.tree.map(lambda leaf: jnp.zeros((len(frames), *leaf.shape)), known)
     return lax.cond(found.linear, of_linear, lambda: nothing)
@@ -93,31 +82,25 @@ def filtered(
       last: the previous frame, restored, as the gate left it.
       correction: from ``response_correction``.
     """
-    tiling = tiling_of(frames.shape[1:3])
-    prior = wiener.Prior(base, last, found.present[1])
-    whole = functools.partial(filter_tiles, frames, correction, prior, found, tiling)
+    tiling, size = tiling_of(frames.shape[1:3]), frames.shape[1:3]
+    seen, below, before = octave.at_octave((frames, base, last), found.large, size, axis=-3)
+    correction = octave.at_octave(correction, found.large, size)
+    prior = wiener.Prior(below, before, found.present[1])
+    made = filter_tiles(seen, correction, prior, found, tiling)
 
-    def at_half_size() -> Estimate:
-        half, below = reduce_size(frames, 2), prior.map(lambda y: reduce_size(y, 2))
-        small, those = _at_half_size(found, tiling)
-        made = filter_tiles(half, ResponseCorrection(*map(halved, correction)), below, those, small)
-
-        def enlarge(image: jax.Array) -> jax.Array:
-            channels = jnp.moveaxis(image, -1, 0)
-            return jnp.moveaxis(_enlarged(channels, frames.shape[1:3]), 0, -1)
-
+    def at_full_size() -> Estimate:
         # Details finer than half size come from the base.
-        sharp = jnp.clip(base + enlarge(made.sharp - below.base), 0.0, 1.0)
-        rows, columns = -(-tiling.height // CELL), -(-tiling.width // CELL)
+        change = jnp.concatenate([made.sharp - below, made.unexplained], -1)
+        change = jnp.moveaxis(octave.enlarged(jnp.moveaxis(change, -1, 0)), 0, -1)
+        sharp = jnp.clip(base + change[..., :3], 0.0, 1.0)
+        rows, columns = made.cells.shape[:2]
         cells = made.cells.repeat(2, 0).repeat(2, 1)[:rows, :columns] * jnp.array([1.0, 2.0, 1.0])
-        bent = made.paths - jnp.asarray(small.centres)[:, None]
-        bent = 2 * bent[tiling.nearest(small, scale=2)]
-        paths = jnp.asarray(tiling.centres)[:, None] + bent
-        return Estimate(sharp, enlarge(made.unexplained), cells, paths)
+        bent = 2 * (made.paths - jnp.asarray(tiling.centres)[:, None])
+        paths = jnp.asarray(tiling.centres)[:, None] + bent[tiling.nearest(tiling, scale=2)]
+        return Estimate(sharp, change[..., 3:], cells, paths)
 
-    made: Estimate = (
-        whole() if is_small(*frames.shape[1:3]) else lax.cond(found.large, at_half_size, whole)
-    )
+    if not is_small(*size):
+        made = lax.cond(found.large, at_full_size, lambda: made)
     return made._replace(cells=made.cells.at[..., 0].multiply(found.trusted))
 
 
@@ -149,8 +132,7 @@ def filter_tiles(
     shares = reduce(made.shares, "n c (y 2) (x 2) -> n c y x", "mean")
     given = colours - correction.colours, prior.map(_chroma), tiles, tiling.reduced(2), shares
     sharp = wiener.filtered_channels(*given, scale=2)
-    shape = 2, 2 * sharp.shape[1], 2 * sharp.shape[2]
-    red, blue = jax.image.resize(sharp - colours[1], shape, "linear")
+    red, blue = enlarge_along(enlarge_along(sharp - colours[1], 2, 2), 1, 2)
     green = -(LUMA[0] * red + LUMA[2] * blue) / LUMA[1]
     change = jnp.stack([red, green, blue], -1)[: tiling.height, : tiling.width]
     sharp = jnp.clip(frames[1] + (made.sharp - light[1])[..., None] + change, 0.0, 1.0)
@@ -165,23 +147,6 @@ def _tiles_of(found: WindowFit) -> wiener.Tiles:
     offsets = offsets_of(found.fit.knots, found.shifts)
     told = weights, found.duty, exposures(found.duty)
     return wiener.Tiles(found.fit, offsets, found.shifts, *told)
-
-
-def _at_half_size(found: WindowFit, tiling: Tiling) -> tuple[Tiling, WindowFit]:
-    """Returns the tiling of the frame at half size, and the fit of its tiles."""
-    small = tiling_of((-(-tiling.height // 2), -(-tiling.width // 2)), CLOSE)
-    of_tiles = found.fit, found.log_evidence_ratio, found.shifts
-    fit, ratio, shifts = jax.tree.map(lambda leaf: leaf[: len(small.centres)], of_tiles)
-    return small, found._replace(fit=fit, log_evidence_ratio=ratio, shifts=shifts)
-
-
-def _enlarged(
-    image: Float[Array, "*leading h w"], shape: tuple[int, ...]
-) -> Float[Array, "*leading H W"]:
-    """Returns the image at twice its size, without what exceeds ``shape``."""
-    *leading, height, width = image.shape
-    large = jax.image.resize(image, (*leading, 2 * height, 2 * width), "cubic")
-    return large[..., : shape[-2], : shape[-1]]
 
 
 def _chroma(image: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading 2 h w"]:

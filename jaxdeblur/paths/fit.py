@@ -122,6 +122,7 @@ def fit_tiles(
     scale: int = 2,
     before: Float[Array, "N P 2"] | None = None,
     shaken: Bool[Array, ""] | bool = True,
+    inside: Float[Array, " N"] | None = None,
 ) -> tuple[Fit, Float[Array, " N"]]:
     """Fits path, noise-to-signal ratio and the frames' weights, of all tiles.
 
@@ -138,24 +139,28 @@ def fit_tiles(
       before: the paths of the previous frame, zeros where unknown; None for none.
       shaken: whether roughness of the mean path is cheap. In frames that an editor blended from two
         it comes from uneven instants, not from a hand.
+      inside: 1 for a tile, 0 for one beyond the frame (octave.py); None for only tiles.
 
     Returns:
       The fit, and L of each tile before the last step.
     """
 
     bend = jnp.asarray(stiffness(4, BEND) if stiff is None else stiff)
+    inside = jnp.ones(len(fit.knots)) if inside is None else inside
 
     def of_mean(knots: Float[Array, "N P 2"]) -> Float[Array, ""] | float:
-        return jnp.where(shaken, shake_weight(knots), 1.0) if stiff is None else 1.0
+        mean = _mean(knots, inside)
+        return jnp.where(shaken, shake_weight(mean), 1.0) if stiff is None else 1.0
 
     def improved(fit: Fit, stage: Stage) -> tuple[Fit, Float[Array, " steps N"]]:
-        inside, where = seen.up_to(stage.top, scale)
+        within, where = seen.up_to(stage.top, scale)
 
         def step(fit: Fit, _: None) -> tuple[Fit, Float[Array, " N"]]:
             found: Likelihood = over_tiles(
-                lambda tile: likelihood(tile[0], tile[1], where, basis), (fit, inside)
+                lambda tile: likelihood(tile[0], tile[1], where, basis), (fit, within)
             )
-            change = _solve(fit.knots, found, shape, smooth, bend, of_mean(fit.knots), before)
+            weights = bend, of_mean(fit.knots), inside
+            change = _solve(fit.knots, found, shape, smooth, *weights, before)
             knots = fit.knots + jnp.clip(change, -stage.limit, stage.limit)
             return refitted(fit, found, seen.present)._replace(knots=knots), found.value
 
@@ -200,6 +205,7 @@ def _solve(
     smooth: float,
     stiff: Float[Array, "Q Q"],
     of_mean: Float[Array, ""] | float,
+    inside: Float[Array, " N"],
     before: Float[Array, "N P 2"] | None,
 ) -> Float[Array, "N P 2"]:
     """Returns the joint Gauss-Newton step of all tiles.
@@ -207,10 +213,10 @@ def _solve(
     The bend of the mean path counts ``of_mean`` times as much as differences from it.
     """
     flat = knots.reshape(len(knots), -1)
-    couple, diagonal = _coupling(flat, shape, smooth)
+    couple, diagonal = _coupling(flat, shape, smooth, inside)
 
-    def shared(v: Float[Array, "N Q"]) -> Float[Array, " Q"]:
-        return (1 - of_mean) * (v.mean(0) @ stiff)
+    def shared(v: Float[Array, "N Q"]) -> Float[Array, "N Q"]:
+        return (1 - of_mean) * inside[:, None] * (_mean(v, inside) @ stiff)
 
     gradient = found.gradient + flat @ stiff - shared(flat) + couple(flat)
     own = found.curvature + stiff + damping(found.curvature)
@@ -248,15 +254,23 @@ def _keeping(
     return gradient.reshape(len(knots), -1), jnp.kron(curvature, jnp.eye(2))
 
 
+def _mean(each: Float[Array, "N ..."], inside: Float[Array, " N"]) -> Float[Array, ...]:
+    """Returns the mean of the tiles that count."""
+    return jnp.tensordot(inside, each, 1) / inside.sum()
+
+
 def _coupling(
-    flat: Float[Array, "N Q"], shape: tuple[int, int], smooth: float
+    flat: Float[Array, "N Q"], shape: tuple[int, int], smooth: float, inside: Float[Array, " N"]
 ) -> tuple[Callable[[jax.Array], jax.Array], Float[Array, "N Q"]]:
     """Returns the neighbour penalty as a reweighted quadratic form, and the form's diagonal."""
-    grid = flat.reshape(*shape, -1)
+    grid, counts = flat.reshape(*shape, -1), inside.reshape(*shape, 1)
     weights = []
     for axis in (0, 1):
         d = jnp.abs(jnp.diff(grid, axis=axis))
-        weights.append(smooth * (2 + d) / (1 + d) ** 2)  # (d^2 / (1 + d))' / d
+        both = 1 - jnp.abs(
+            jnp.diff(counts, axis=axis)
+        )  # Tiles beyond the frame keep to themselves.
+        weights.append(both * smooth * (2 + d) / (1 + d) ** 2)  # (d^2 / (1 + d))' / d
 
     def scatter(parts: list[jax.Array], sign: float) -> jax.Array:
         total = jnp.zeros_like(grid)
@@ -279,12 +293,12 @@ def damping(curvature: Float[Array, "*N Q Q"]) -> Float[Array, "*N Q Q"]:
     return _DAMPING * (mean + 1e-3)[..., None, None] * jnp.eye(curvature.shape[-1])
 
 
-def shake_weight(knots: Float[Array, "N P 2"]) -> Float[Array, ""]:
+def shake_weight(mean: Float[Array, "P 2"]) -> Float[Array, ""]:
     """Returns w, the weight of the bend of the mean path: 1 where that is a cubic.
 
     r is the least mean square of its fourth differences along a direction, and _ALONG of the most.
     """
-    bend = jnp.einsum("kp,pc->kc", np.diff(_AT_KNOTS, 4, axis=0), knots.mean(0))
+    bend = jnp.einsum("kp,pc->kc", np.diff(_AT_KNOTS, 4, axis=0), mean)
     (yy, xx), yx = (bend**2).mean(0), bend.prod(1).mean()
     apart = jnp.sqrt((yy - xx) ** 2 + 4 * yx**2 + 1e-12)  # Unlike a norm, it has a gradient at 0.
     least, most = 0.5 * (yy + xx - apart), 0.5 * (yy + xx + apart)

@@ -116,5 +116,7 @@ def _blurred(sharp: Float[Array, "H W C"], paths: WindowFit) -> Float[Array, "H 
         spectra = lax.complex(kernel[0], kernel[1]) * jnp.fft.rfft2(cut(centre, 0))
         return inner(jnp.fft.irfft2(spectra, s=(tiling.n, tiling.n)), tiling)
 
-    tiles = over_tiles(one, (jnp.asarray(tiling.centres), paths.fit.knots))
+    knots = paths.fit.knots
+    knots = jnp.where(paths.large, 2 * knots[tiling.nearest(tiling, scale=2)], knots)
+    tiles = over_tiles(one, (jnp.asarray(tiling.centres), knots))
     return jnp.moveaxis(overlap_add(tiles * taper(tiling.size, ramp), tiling), 0, -1)

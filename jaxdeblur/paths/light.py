@@ -46,7 +46,7 @@ class ResponseCorrection(NamedTuple):
 
 def corrections_of(
     frames: Float[Array, "3 H W"],
-    base: Float[Array, "H W 3"],
+    base: Float[Array, "3 H W"],
     known: ResponseCorrection,
     tiles: Tiles,
     tiling: Tiling,
@@ -77,12 +77,12 @@ def corrections_of(
         luminance = jnp.einsum("c,chw->hw", LUMA, made)
         return ResponseCorrection(luminance, halved(made[jnp.array([0, 2])] - luminance))
 
-    bright = (base @ LUMA)[None]
+    bright = jnp.einsum("c,chw->hw", LUMA, base)[None]
     before = lax.cond(unknown, lambda: bracket(bright, 0), lambda: known.luminance[None])
     seen = frames[:, None] - jnp.stack([before, bracket(bright, 1), bracket(bright, 2)])
     prior = Prior(bright, bright, jnp.float32(0))
     window = jnp.asarray(taper(few.size, few.size - few.stride))[None, None]
-    y = jnp.moveaxis(base, -1, 0) + filtered_channels(seen, prior, tiles, few, window) - bright
+    y = base + filtered_channels(seen, prior, tiles, few, window) - bright
     previous = lax.cond(unknown, lambda: correction(y, 0), lambda: known)
     return ResponseCorrection(
         *map(jnp.stack, zip(previous, correction(y, 1), correction(y, 2), strict=True))

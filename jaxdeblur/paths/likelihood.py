@@ -173,7 +173,7 @@ def observed(
     tiling: Tiling,
     offsets: Float[Array, "N 3 2"],
     present: Float[Array, 5],
-    inward: bool = False,
+    inward: Int[Array, "N 2"] | None = None,
     only: Int[Array, " n"] | None = None,
     scale: int = 2,
     shifts: Float[Array, "N 3 2"] | float = 0.0,
@@ -188,7 +188,7 @@ def observed(
       tiling: of these frames.
       offsets: where the patches are cut, in even pixels.
       present: 1 for each of the five frames that exists, else 0.
-      inward: whether patches at the borders are moved inside.
+      inward: what moves patches at the borders inside (``Tiling.inward``); None for nothing.
       only: which tiles; None for all.
       scale: 1, or 2 for the image at half its size.
       shifts: of the frames, by a stabiliser (stabiliser.py).
@@ -203,12 +203,15 @@ def observed(
         spectrum = jnp.fft.rfft2(patch.reshape(2, half, 2, half).sum((0, 2)))
         return jnp.stack([spectrum.real, spectrum.imag])
 
-    spectra = [
-        over_tiles(folded, cut(y[None], reduced, whole[:, j], only=only, inward=inward))
-        for j, y in enumerate(halved(luminance) if scale == 2 else luminance)
-    ]
+    def of_frame(frame: tuple[Float[Array, "H W"], Int[Array, "N 2"]]) -> Float[Array, "N 2 h m"]:
+        patches = cut(frame[0][None], reduced, frame[1], only=only, inward=inward)
+        spectra: Float[Array, "N 2 h m"] = over_tiles(folded, patches)
+        return spectra
+
+    images = halved(luminance) if scale == 2 else luminance
+    spectra = over_tiles(of_frame, (images, jnp.swapaxes(whole, 0, 1)))
     here = jnp.broadcast_to(present[1:4], (len(offsets), 3))
-    return Observed(jnp.stack(spectra, 1), offsets + shifts, here)
+    return Observed(jnp.swapaxes(spectra, 0, 1), offsets + shifts, here)
 
 
 def _conj_times(a: Float[Array, "... 2 Y X"], b: Float[Array, "... 2 Y X"]) -> jax.Array:

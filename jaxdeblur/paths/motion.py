@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
-from jaxdeblur.images import LUMA, halved, reduce_size, smoothstep
+from jaxdeblur.images import LUMA, enlarge, halved, reduce_size, smoothstep
 from jaxdeblur.paths.path import FRAMES, spline
 from jaxdeblur.paths.tiles import REACH, Tiling, cut, hann, over_tiles
 
@@ -66,9 +66,11 @@ def moves_of(
 
 def moves_between(luminance: Float[Array, "5 H W"], tiling: Tiling) -> Float[Array, "N 4 2"]:
     """Does the same for luminances."""
-    quarter, small = tiling.reduced(4), jax.vmap(lambda y: halved(halved(y)))(luminance)
-    spectra = [phase_spectra(y, quarter) for y in small]
-    return jnp.stack([4 * displacement(spectra[2], spectra[j], quarter) for j in (0, 1, 3, 4)], 1)
+    quarter, small = tiling.reduced(4), halved(halved(luminance))
+    spectra = over_tiles(lambda y: phase_spectra(y, quarter), small)
+    others = spectra[jnp.array([0, 1, 3, 4])]
+    moved = over_tiles(lambda other: displacement(spectra[2], other, quarter), others)
+    return 4 * jnp.swapaxes(moved, 0, 1)
 
 
 def phase_spectra(image: Float[Array, "H W"], tiling: Tiling) -> Complex[Array, "N n m"]:
@@ -175,9 +177,7 @@ def filled(
         if max(height, width) == 1:
             return held / jnp.maximum(share, _BARELY)
         below = pull(reduce_size(held, 2), reduce_size(share, 2))
-        shape = (*held.shape[:-3], 2 * below.shape[-3], 2 * below.shape[-2], held.shape[-1])
-        rest = jax.image.resize(below, shape, "linear")[..., :height, :width, :]
-        return held + (1 - share) * rest
+        return held + (1 - share) * enlarge(below, 2)[..., :height, :width, :]
 
     # Most videos have nothing written on them.
     return lax.cond((marked > 0).any(), lambda: pull(images * known, known), lambda: images)

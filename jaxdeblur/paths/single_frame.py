@@ -245,7 +245,8 @@ def _view(luminance: Float[Array, "H W"]) -> _Seen:
     here = jnp.array([0.0, 0.0, 1.0, 0.0, 0.0])
     nothing = jnp.zeros((len(places), 3, 2))
     given = jnp.stack([luminance] * 3), tiling, nothing, here
-    seen, where = observed(*given, inward=True, only=jnp.asarray(only), scale=1).up_to(
+    inward = jnp.asarray(tiling.inward)
+    seen, where = observed(*given, inward, only=jnp.asarray(only), scale=1).up_to(
         FULL_SIZE_BANDS[-1], 1
     )
     power = (seen.spectra[:, 1] ** 2).sum(1).reshape(len(only), -1)

@@ -223,7 +223,8 @@ def _paths(frame: Float[Array, "H W 3"], blur: SingleBlur) -> WindowFit:
     knots = KNOTS[FREE].astype(np.float32)[:, None] * blur.at(places.astype(np.float32))[:, None]
     offsets, basis = jnp.zeros((len(places), 3, 2)), exposures(_DUTY)
     given = jnp.stack([frame @ LUMA] * 3), tiling, offsets, jnp.asarray(_PRESENT)
-    coarse, fine = (observed(*given, inward=True, scale=scale) for scale in (2, 1))
+    inward = jnp.asarray(tiling.inward)
+    coarse, fine = (observed(*given, inward, scale=scale) for scale in (2, 1))
 
     def fitted(fit: Fit, seen: Observed, top: float, scale: int, steps: int) -> Fit:
         inside, where = seen.up_to(top, scale)

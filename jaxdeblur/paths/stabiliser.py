@@ -52,6 +52,7 @@ from jaxdeblur.paths.likelihood import (
     observed,
     texture,
 )
+from jaxdeblur.paths.octave import around_of
 from jaxdeblur.paths.path import (
     FREE,
     KNOTS,
@@ -61,7 +62,7 @@ from jaxdeblur.paths.path import (
     through,
     with_shifts,
 )
-from jaxdeblur.paths.tiles import Tiling, over_tiles
+from jaxdeblur.paths.tiles import over_tiles
 
 MOST_SIDE = 600
 """Pixels: frames are halved until their shorter side has no more, so that a velocity is found in
@@ -118,14 +119,15 @@ def view(luminance: Float[Array, "5 H W"], present: Float[Array, 5]) -> Seen:
     start = through(motion.moves_between(luminance, tiling), present)
     offsets = motion.offsets_of(start)
     given = luminance[1:4], tiling, offsets, present
-    coarse = observed(*given, inward=True)
+    inward = jnp.asarray(tiling.inward)
+    coarse = observed(*given, inward=inward)
     _, chosen = lax.top_k(texture(coarse), min(_TILES, len(start)))
     # At full size twice as fast with smaller patches, and as good.
     fine = observed(
-        luminance[1:4], tiling._replace(n=tiling.size), *given[2:], True, only=chosen, scale=1
+        luminance[1:4], tiling._replace(n=tiling.size), *given[2:], inward, only=chosen, scale=1
     )
     coarse, start = jax.tree.map(lambda leaf: leaf[chosen], (coarse, start))
-    return Seen(coarse, fine, start, jnp.asarray(_around(tiling))[chosen])
+    return Seen(coarse, fine, start, jnp.asarray(around_of(tiling))[chosen])
 
 
 def _only(seen: Observed) -> Observed:
@@ -429,20 +431,12 @@ def follow(
 
 
 def of_tiles(
-    swing: Float[Array, "8 3"], tiling: Tiling
+    swing: Float[Array, "8 3"], around: Float[Array, "N 2"]
 ) -> tuple[Float[Array, "N P 2"], Float[Array, "N 3 2"]]:
     """Returns what a swing adds to the path of each tile, and how far it shifts the three frames.
 
-    Both are in pixels of the image that ``tiling`` cuts, as the swing's shifts are.
+    Both are in pixels, as the swing's shifts and ``around`` (octave.py) are.
     """
-    around = jnp.asarray(_around(tiling))
     whole = swing[None, :, :2] + swing[None, :, 2:] * around[:, None]
     shifts = jnp.stack([whole[:, -2], jnp.zeros_like(whole[:, 0]), whole[:, -1]], 1)
     return whole[:, : len(FREE)], shifts
-
-
-def _around(tiling: Tiling) -> Float[np.ndarray, "N 2"]:
-    """Returns the direction (y, x) in which a turn by one radian moves each tile, in pixels."""
-    size = np.array([tiling.height, tiling.width])
-    y, x = (tiling.centres + tiling.inward - size / 2).T
-    return np.stack([x, -y], 1).astype(np.float32)

@@ -92,7 +92,7 @@ def cut(
     offsets: Int[Array, "N 2"] | None = None,
     mirrored: bool = True,
     only: Int[Array, " N"] | None = None,
-    inward: bool = False,
+    inward: Int[Array, "M 2"] | None = None,
 ) -> Float[Array, "N C n n"]:
     """Cuts the patch of each tile, moved by an integer offset of at most REACH.
 
@@ -100,10 +100,10 @@ def cut(
       image, tiling, mirrored: as in ``cutter``.
       offsets: (y, x) of each patch; None for zero.
       only: which tiles; None for all.
-      inward: whether patches at the borders are moved inside (``Tiling.inward``), besides.
+      inward: what moves patches at the borders inside (``Tiling.inward``), besides.
     """
     one, centres = cutter(image, tiling, mirrored), jnp.asarray(tiling.centres)
-    centres = centres + tiling.inward if inward else centres
+    centres = centres if inward is None else centres + inward
     centres = centres if only is None else centres[only]
     offsets = jnp.zeros_like(centres) if offsets is None else offsets
     return over_tiles(lambda each: one(*each), (centres, offsets))

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxdeblur.images import GAMMA, LUMA, power, reduce_size
-from jaxdeblur.paths import motion
+from jaxdeblur.images import GAMMA, LUMA, halved, power
+from jaxdeblur.paths import motion, octave
 from jaxdeblur.paths.fit import (
     FINE_STAGES,
     SMOOTH,
@@ -33,8 +33,6 @@ from jaxdeblur.paths.tiles import Tiling
 
 WINDOW = 5
 """Frames: the path spans the middle three, and the outer two show how it bends."""
-
-_LARGE = 28.0  # Pixels of blur in the median tile, above which full-size patches are too small.
 
 
 class PastPaths(NamedTuple):
@@ -59,7 +57,7 @@ class WindowFit(NamedTuple):
     """The paths of the middle of five frames, and what else is known before it is filtered."""
 
     fit: Fit
-    """Of N tiles. Those of a frame at half size come first, and zeros fill the rest."""
+    """Of N tiles; where the frame is reduced, in its pixels (octave.py)."""
     log_evidence_ratio: Float[Array, " N"]
     """G of each tile (gate.py)."""
     shifts: Float[Array, "N 3 2"]
@@ -115,39 +113,38 @@ def fit_window(
     speed = jnp.median(
         motion.speed_of(moves + taken * jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), present)
     )
-    small_frames = motion.is_small(*frames.shape[1:3])
-    large = jnp.bool_(False) if small_frames else speed * open_for > _LARGE
+    small = motion.is_small(*frames.shape[1:3])
+    large = jnp.bool_(False) if small else speed * open_for > octave.MOST
     before = jnp.where((past.large == large) & (present[1] > 0), past.knots, 0.0)
-
-    def at_half_size() -> tuple[Fit, jax.Array, jax.Array]:
-        half = reduce_size(frames, 2)
-        small = motion.tiling_of(half.shape[1:3], motion.CLOSE)
-        found = _fit(
-            half,
-            motion.moves_of(half, small),
-            small,
-            *told,
-            before[: len(small.centres)],
-            swing * jnp.array([0.5, 0.5, 1.0]),
-            shaken,
+    light = frames @ LUMA
+    if not small:
+        moves = lax.cond(
+            large, lambda: motion.moves_between(_on_black(light), tiling), lambda: moves
         )
-        spare = len(tiling.centres) - len(small.centres)
-        return jax.tree.map(
-            lambda leaf: jnp.concatenate([leaf, jnp.zeros((spare, *leaf.shape[1:]))]), found
-        )
-
-    whole = functools.partial(_fit, frames, moves, tiling, *told, before, swing, shaken)
-    fit, ratio, shifts = whole() if small_frames else lax.cond(large, at_half_size, whole)
+    light = octave.at_octave(light[1:4], large, frames.shape[1:3])
+    places = octave.Places.of(tiling, large)
+    swing = swing * jnp.where(large, jnp.array([0.5, 0.5, 1.0]), 1.0)
+    found = _fit(light, moves, tiling, places, *told, before, swing, shaken)
+    fit, ratio, shifts = jax.tree.map(lambda leaf: leaf[places.near], found)
     trust = trusted(shutter, speed) if duty is None else jnp.float32(1)
     trust = jnp.where(steady, 1.0, trust)
     second = second_share(shutter, trust) if duty is None else trust
     return WindowFit(fit, ratio, shifts, *told, large, trust, second)
 
 
+def _on_black(luminance: Float[Array, "5 H W"]) -> Float[Array, "5 H W"]:
+    """Returns images at half size, less their mean, with zeros up to their former size."""
+    small = halved(luminance)
+    small = small - small.mean((1, 2), keepdims=True)
+    rest = ((0, whole - n) for n, whole in zip(small.shape[1:], luminance.shape[1:], strict=True))
+    return jnp.pad(small, ((0, 0), *rest))
+
+
 def _fit(
-    frames: Float[Array, "5 H W 3"],
+    light: Float[Array, "3 H W"],
     moves: Float[Array, "N 4 2"],
     tiling: Tiling,
+    places: octave.Places,
     present: Float[Array, 5],
     duty: Float[Array, ""],
     linear: Array,
@@ -158,21 +155,27 @@ def _fit(
     """Returns the fit of each tile, G, and how far a stabiliser shifted its frames."""
     basis, start = exposures(duty), through(moves, present)
     offsets = motion.offsets_of(start)
-    taken, shifts = of_tiles(swing, tiling)
+    taken, shifts = of_tiles(swing, places.around)
     start = start + taken
-    light = lax.cond(linear, lambda y: power(y, GAMMA), lambda y: y, frames[1:4] @ LUMA)
+    light = lax.cond(linear, lambda y: power(y, GAMMA), lambda y: y, light)
     # Patches are moved inward: beyond the border a mirrored image moves the opposite way.
-    seen = observed(light, tiling, offsets, present, inward=True, shifts=shifts)
+    seen = observed(light, tiling, offsets, present, places.inward, shifts=shifts)
     closer = motion.COARSE[1] / tiling.size
     smooth = SMOOTH * closer**2  # Equally stiff over the same distance.
     first = first_fit(start, seen.present)
     fitted = functools.partial(
-        fit_tiles, shape=tiling.shape, basis=basis, smooth=smooth, before=before, shaken=shaken
+        fit_tiles,
+        shape=tiling.shape,
+        basis=basis,
+        smooth=smooth,
+        before=before,
+        shaken=shaken,
+        inside=places.inside,
     )
     fit, value = fitted(first, seen)
     ratio = log_evidence_ratio(fit, value, seen)
     if tiling.stride == motion.FINE[0]:
-        fine = observed(light, tiling, offsets, present, True, None, 1, shifts)
+        fine = observed(light, tiling, offsets, present, places.inward, None, 1, shifts)
         finer, _ = fitted(fit, fine, stages=FINE_STAGES, scale=1)
         # On real footage, fine detail alone underestimates the noise-to-signal ratio.
         fit = finer._replace(log_nsr=0.5 * (fit.log_nsr + finer.log_nsr))

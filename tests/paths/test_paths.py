@@ -68,7 +68,9 @@ def test_patches_at_the_borders_are_cut_inside() -> None:
     image = np.random.default_rng(1).random((1, 98, 130), np.float32)
     tiling = Tiling(98, 130, 32, 64, 128)
     offsets = np.tile(np.array([40, -50]), (len(tiling.centres), 1))
-    patches = cut(jnp.asarray(image), tiling, jnp.asarray(offsets), inward=True)
+    patches = cut(
+        jnp.asarray(image), tiling, jnp.asarray(offsets), inward=jnp.asarray(tiling.inward)
+    )
     around = np.pad(image, ((0, 0), (200, 200), (200, 200)), "symmetric")
     for patch, corner in zip(patches, tiling.centres + tiling.inward + offsets + 136, strict=True):
         y, x = corner
@@ -332,13 +334,12 @@ def test_frames_of_linear_light_become_those_averaged_as_stored() -> None:
         means = [np.abs(each)[..., 48:-48, 48:-48].mean((2, 3)) for each in map(np.asarray, apart)]
         return np.concatenate(means, 1)
 
-    first = found_in(
-        linear @ LUMA, linear[1], ResponseCorrection.unknown(height, width), tiles, tiling
-    )
-    unchanged = errors(ResponseCorrection.unknown(height, width, 3))
+    given, unknown = (linear @ LUMA, jnp.moveaxis(linear[1], -1, 0)), ResponseCorrection.unknown
+    first = found_in(*given, unknown(height, width), tiles, tiling)
+    unchanged = errors(unknown(height, width, 3))
     np.testing.assert_array_less(errors(first), 0.5 * unchanged)  # In neighbouring frames too.
     known = ResponseCorrection((linear - stored)[0] @ LUMA, _colours(linear - stored)[0])
-    again = found_in(linear @ LUMA, linear[1], known, tiles, tiling)
+    again = found_in(*given, known, tiles, tiling)
     np.testing.assert_array_equal(again.luminance[0], known.luminance)  # It is kept,
     # and helps the other frames.
     np.testing.assert_array_less(errors(again)[1:].mean(1), errors(first)[1:].mean(1))

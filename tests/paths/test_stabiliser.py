@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from jaxdeblur.paths.octave import around_of
 from jaxdeblur.paths.path import FREE, exposures, sample_times, with_shifts
 from jaxdeblur.paths.stabiliser import (
     STABILISED_DUTY,
@@ -64,7 +65,7 @@ def test_a_swing_moves_every_tile_and_turns_about_the_middle() -> None:
     tiling = Tiling(200, 300, 32, 64, 96)
     swing = np.zeros((8, 3), np.float32)
     swing[0], swing[-1] = (1, 2, 0), (0, 0, 0.01)
-    paths, shifts = of_tiles(jnp.asarray(swing), tiling)
+    paths, shifts = of_tiles(jnp.asarray(swing), jnp.asarray(around_of(tiling)))
     np.testing.assert_allclose(paths[:, 0], np.tile([1.0, 2.0], (len(paths), 1)))
     assert not np.any(paths[:, 1:])
     assert not np.any(shifts[:, :2])
