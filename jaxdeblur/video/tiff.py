@@ -181,8 +181,8 @@ def _header(page: Any, count: int) -> TiffHeader:
         raise ValueError(f"pixels of {bits} bits; convert it to 8 or 16 bits")
     if page.imagedepth > 1:
         raise ValueError("a volume; convert it to a stack of pictures")
-    if photometric == _YCBCR and bits == 8:
-        colours = 3
+    if photometric == _YCBCR and bits == 8 and int(page.compression) != 1:
+        colours = 3  # not compressed, Pillow does not read it
     elif photometric not in _COLOURS or (page.tags.valueof(332) or 1) != 1:  # inks but CMYK
         raise ValueError(f"pixels of the kind {kind}; convert it to RGB or grey")
     else:
@@ -197,6 +197,8 @@ def _header(page: Any, count: int) -> TiffHeader:
         left.append("1 further channel" if others == 1 else f"{others} further channels")
     if count > 1:
         left.append("1 further picture" if count == 2 else f"{count - 1} further pictures")
+    if photometric == _SEPARATED and page.iccprofile:
+        left.append("colour profile (of other channels than those of the result)")
     if page.tags.get(_IPTC) is not None or page.tags.get(_PHOTOSHOP) is not None:
         left.append("IPTC and Photoshop's own data")
     orientation = page.tags.valueof(274)
@@ -225,12 +227,11 @@ def _decoded(path: Path, page: Any, header: TiffHeader) -> Plane:
     full, most = (2**header.bits - 1), 2**bits - 1
     dtype = np.dtype(np.uint8 if header.bits == 8 else np.uint16)
     if photometric == _PALETTE:
-        table = page.colormap.astype(np.uint32)
+        table = page.colormap.T.astype(np.uint32)
         # 16 bits per entry, but old programs wrote 8.
-        table = table if table.max() < 256 else (table * 255 + 32767) // 65535
-        colours, extra = table.T.astype(np.uint8)[array[..., 0]], array[..., 1:]
-        scaled_extra = _scaled(extra, most, 255, np.dtype(np.uint8))
-        return _with_alpha(_scaled(colours, 255, full, dtype), scaled_extra, page, header)
+        table = _scaled(table if table.max() > 255 else table * 257, 65535, full, dtype)
+        extra = _scaled(array[..., 1:], most, full, dtype)
+        return _with_alpha(table[array[..., 0]], extra, page, header)
     array = _scaled(array, most, full, dtype)
     if photometric == _SEPARATED:
         inks = full - array[..., :4].astype(np.uint32)

@@ -19,6 +19,7 @@ RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 65536, (40, 64, 3), np.uint16)
 GREY, RGB8 = RGB[..., 0], (RGB >> 8).astype(np.uint8)
 TABLE = RNG.integers(0, 256, (3, 256)).astype(np.uint16) * 257
+DEEP = RNG.integers(0, 65536, (3, 65536), np.uint16)
 FULL = 65535
 
 
@@ -53,6 +54,7 @@ KINDS = {
         *(RGB8[..., 0], {"photometric": "palette", "colormap": TABLE}),
         np.moveaxis(TABLE // 257, 0, -1).astype(np.uint8)[RGB8[..., 0]],
     ),
+    "palette of 16 bits": (GREY, {"photometric": "palette", "colormap": DEEP}, DEEP.T[GREY]),
     "black and white": (GREY > 30000, {}, (GREY > 30000) * np.uint8(255)),
     "alpha": (np.dstack([RGB, GREY]), {"extrasamples": ["unassalpha"]}, np.dstack([RGB, GREY])),
     "grey and alpha": (
@@ -158,6 +160,7 @@ def test_every_decoder_turns_it_alike(compression, orientation, tmp_path):
         (GREY.astype(np.uint32), {}, "pixels of 32 bits"),
         (RGB, {"photometric": "cielab"}, "pixels of the kind CIELAB"),
         (GREY, {"photometric": "cfa"}, "pixels of the kind CFA"),
+        (RGB8, {"photometric": "ycbcr"}, "pixels of the kind YCBCR; convert it to RGB"),
         (GREY, {"subfiletype": 1}, "contains only a preview"),
         (
             *(np.zeros((16, 16, 16), np.uint16), {"volumetric": True, "tile": (16, 16, 16)}),
@@ -237,6 +240,13 @@ def test_further_pictures_and_channels_are_said_previews_are_not(tmp_path):
         file.write(RGB8, photometric="rgb")
     assert lost(tmp_path, tmp_path / "pyramid.tif") == []
     np.testing.assert_array_equal(read(tmp_path / "out.tif"), RGB8)
+
+
+@pytest.mark.parametrize("given", [INKS, INKS8])
+def test_a_profile_of_inks_is_said(given, tmp_path):
+    save(tmp_path / "in.tif", given, photometric="separated", iccprofile=b"p" * 200)
+    said = "colour profile (of other channels than those of the result)"
+    assert lost(tmp_path, tmp_path / "in.tif") == [said]
 
 
 @pytest.mark.parametrize("bigtiff", [False, True])
