@@ -5,6 +5,7 @@ It travels in ``Picture.extra``:
 - ``exif``, ``icc_profile``, ``xmp``: blocks of bytes;
 - ``cicp``: H.273's numbers of primaries, transfer function, matrix (0) and range (1);
 - ``gamma``, ``dpi``: a number, two numbers;
+- ``chromaticity``: x and y of white, red, green and blue, as in PNG;
 - ``text``, ``comment``: a dict of strings, bytes;
 - ``georeference``: tags of TIFF, as tifffile writes them;
 - ``subsampled``: the file had 4:2:0 chroma of more than 8 bits;
@@ -24,7 +25,7 @@ from typing import Any
 from PIL import Image, ImageOps, PngImagePlugin
 
 from jaxdeblur.video.ffmpeg import av
-from jaxdeblur.video.picture import UNSPECIFIED, Picture, PictureTarget
+from jaxdeblur.video.picture import LIMITED_RANGE, UNSPECIFIED, Picture, PictureTarget
 
 EXIF_PREFIX = b"Exif\0\0"
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".jpe"})
@@ -35,6 +36,7 @@ _NAMES = {
     "icc_profile": "colour profile",
     "xmp": "XMP",
     "gamma": "gamma",
+    "chromaticity": "primary colours",
     "dpi": "resolution in dots per inch",
     "text": "text",
     "comment": "comment",
@@ -42,7 +44,7 @@ _NAMES = {
 }
 _BLOCKS = {"exif", "icc_profile", "xmp"}
 _KEPT = {
-    ".png": {*_BLOCKS, "gamma", "dpi", "text", "cicp"},
+    ".png": {*_BLOCKS, "gamma", "chromaticity", "dpi", "text", "cicp"},
     ".webp": _BLOCKS,
     ".avif": _BLOCKS,
     ".tif": {*_BLOCKS, "dpi", "georeference"},
@@ -58,7 +60,21 @@ _MOST_XMP_IN_JPEG = 65503
 _USUAL_PRIMARIES = {0, 1, UNSPECIFIED, 5, 6}
 _USUAL_TRANSFERS = {0, 1, UNSPECIFIED, 6, 13, 14, 15}
 _SAID = {9: "BT.2020", 12: "Display P3", 16: "PQ", 18: "HLG"}
+_SRGB = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # as of ``chromaticity``
+_USUAL_GAMMA = 1 / 2.2
 _DPI_OF_NOBODY = 72  # what programs write that know no resolution
+
+
+# How the segments of a JPEG begin that Pillow reads, or that hold nothing of the picture.
+_READ_SEGMENTS = (
+    *(b"JFIF", b"JFXX", b"Exif", b"ICC_PROFILE", b"MPF", b"Photoshop", b"Adobe", b"Ducky"),
+    b"http://ns.adobe.com/xap/1.0/",
+)
+_EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/"
+# By these names, XMP says that a video follows the JPEG (Google's and Samsung's phones).
+_MOTION_PHOTO = (b"MotionPhoto", b"MicroVideo")
+# Compressed texts and profiles are limited to 1 MB by Pillow: profiles of printers are larger.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 def cicp_of(colour: tuple[int, int, int, int]) -> tuple[int, int, int, int] | None:
@@ -112,15 +128,43 @@ def read_extra(image: Image.Image, path: Path, mode: str) -> dict[str, Any]:
         extra["text"] = {key: text for key, text in texts.items() if key != _XMP_IN_PNG}
         if _XMP_IN_PNG in texts:
             extra["xmp"] = str(texts[_XMP_IN_PNG]).encode()
-        gamma = info.get("gamma", 1 / 2.2)
-        if abs(gamma - 1 / 2.2) > 1e-3 and not {"srgb", "icc_profile"} & info.keys():
-            extra["gamma"] = gamma
+        if not {"srgb", "icc_profile"} & info.keys():
+            extra |= _colour_of_png(info)
     extra["cicp"] = stored_cicp(image, path)
-    if 0x0404 in info.get("photoshop", {}):
-        lost.append("IPTC")
+    lost += _not_read(image, info, extra["xmp"] or b"")
+    if extra["cicp"] and image.format == "PNG" and {b"mDCV", b"cLLI"} & _chunks(path):
+        lost.append("HDR mastering metadata")
     if (count := getattr(image, "n_frames", 1)) > 1:
         lost.append("1 further picture" if count == 2 else f"{count - 1} further pictures")
     return {key: value for key, value in {**extra, "lost": lost}.items() if value}
+
+
+def _colour_of_png(info: dict[Any, Any]) -> dict[str, Any]:
+    """Returns the gamma and the primary colours of a PNG where they are not those of sRGB."""
+    gamma, primaries = info.get("gamma", _USUAL_GAMMA), info.get("chromaticity", _SRGB)
+    found = {}
+    if abs(gamma - _USUAL_GAMMA) > 1e-3:
+        found["gamma"] = gamma
+    if max(abs(one - two) for one, two in zip(primaries, _SRGB, strict=True)) > 2e-3:
+        found["chromaticity"] = primaries
+    return found
+
+
+def _not_read(image: Image.Image, info: dict[Any, Any], xmp: bytes) -> list[str]:
+    """Returns, in words, what an image holds that is not handed on."""
+    lost = ["IPTC"] if 0x0404 in info.get("photoshop", {}) else []
+    for name, data in getattr(image, "applist", ()):
+        if data.startswith(_EXTENDED_XMP):
+            lost.append("extended XMP")
+        elif name.startswith("APP") and not data.startswith(_READ_SEGMENTS):
+            lost.append(f"data of the camera or a program ({name})")
+    if any(name in xmp for name in _MOTION_PHOTO):
+        lost.append("video of a motion photo")
+    # Without a unit, a resolution states the shape of pixels.
+    sides = info.get("aspect") or (info.get("jfif_unit") == 0 and info.get("jfif_density"))
+    if sides and sides[0] != sides[1]:
+        lost.append("pixel aspect ratio")
+    return lost
 
 
 def _upright_info(image: Image.Image) -> dict[Any, Any]:
@@ -134,17 +178,29 @@ def _upright_info(image: Image.Image) -> dict[Any, Any]:
 
 
 def stored_cicp(image: Image.Image, path: Path) -> tuple[int, int, int, int] | None:
-    """Returns the colour tag of a PNG or AVIF, which Pillow does not read; None if it is usual."""
+    """Returns the colour tag of a PNG or AVIF, which Pillow does not read; None if it is usual.
+
+    Raises:
+      ValueError: a PNG says that black is not 0, which decoders ignore.
+    """
     if image.format == "PNG":
-        with path.open("rb") as file:  # it stands before the pixels, and few files have it
-            if b"cICP" not in file.read(1 << 16).partition(b"IDAT")[0]:
-                return None
+        if b"cICP" not in _chunks(path):  # few files have it
+            return None
     elif image.format != "AVIF":
         return None
     demuxer = "png_pipe" if image.format == "PNG" else "mov"
     with path.open("rb") as file, av.open(file, "r", format=demuxer) as container:
         of = next(container.decode(video=0)) if image.format == "PNG" else coded(container)
+        if image.format == "PNG" and int(of.color_range) == LIMITED_RANGE:
+            raise ValueError("pixels of limited range; convert it to full range")
         return cicp_of((0, 0, int(of.color_primaries), int(of.color_trc)))
+
+
+def _chunks(path: Path) -> set[bytes]:
+    """Returns which chunks of colour stand before the pixels of a PNG."""
+    with path.open("rb") as file:
+        beginning = file.read(1 << 16).partition(b"IDAT")[0]
+    return {kind for kind in (b"cICP", b"mDCV", b"cLLI") if kind in beginning}
 
 
 def coded(container: Any) -> Any:
@@ -175,8 +231,11 @@ def with_chunks(encoded: bytes, extra: dict[str, Any]) -> bytes:
         put(b"cICP", bytes(cicp))
     if profile := extra.get("icc_profile"):
         put(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile))
-    if gamma := extra.get("gamma"):
+    primaries = extra.get("chromaticity")
+    if gamma := extra.get("gamma", primaries and _USUAL_GAMMA):  # one without the other is ignored
         put(b"gAMA", struct.pack(">I", round(100_000 * gamma)))
+    if primaries:
+        put(b"cHRM", struct.pack(">8I", *(round(100_000 * each) for each in primaries)))
     if dpi := extra.get("dpi"):  # per metre
         put(b"pHYs", struct.pack(">IIB", *(round(side / 0.0254) for side in dpi), 1))
     if exif := extra.get("exif"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import resource
 import signal
@@ -302,6 +303,78 @@ def test_text_and_a_gamma_of_its_own_stay_in_png(tmp_path, picture):
         assert (image.text, image.info["gamma"]) == ({"Author": "me"}, 1.0)
     lost = written(tmp_path, tmp_path / "in.png", "out.jpg").lost
     assert lost == ["text (not supported by .jpg)", "gamma (not supported by .jpg)"]
+
+
+def with_chunk(path, kind: bytes, data: bytes) -> None:
+    """Puts a chunk before the pixels of a PNG."""
+    file = io.BytesIO()
+    PngImagePlugin.putchunk(file, kind, data)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:33] + file.getvalue() + whole[33:])
+
+
+DISPLAY_P3 = (31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+
+
+def test_primary_colours_of_its_own_stay_in_png(tmp_path, picture):
+    """As old programs tag colours; a gamma alone would show them as sRGB."""
+    write_png(tmp_path / "in.png", picture)
+    with_chunk(tmp_path / "in.png", b"cHRM", struct.pack(">8I", *DISPLAY_P3))
+    assert written(tmp_path, tmp_path / "in.png", "out.png").lost == []
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.info["chromaticity"] == tuple(each / 100_000 for each in DISPLAY_P3)
+        assert image.info["gamma"] == 0.45455
+    lost = written(tmp_path, tmp_path / "out.png", "out.jpg").lost
+    assert lost == ["primary colours (not supported by .jpg)"]
+
+
+def test_a_png_of_limited_range_is_refused(tmp_path, picture):
+    write_png(tmp_path / "in.png", picture)
+    with_chunk(tmp_path / "in.png", b"cICP", bytes((1, 1, 0, 0)))
+    with pytest.raises(
+        UserError, match=r"in\.png: .*: pixels of limited range; convert it to full"
+    ):
+        written(tmp_path, tmp_path / "in.png", "out.png")
+
+
+def test_mastering_metadata_of_a_deep_png_is_said(tmp_path, picture):
+    deep = picture.astype(np.uint16) * 257
+    image_file._write(tmp_path / "in.png", deep, ".png", {"cicp": (9, 16, 0, 1)})
+    with_chunk(tmp_path / "in.png", b"cLLI", struct.pack(">2I", 10_000_000, 4_000_000))
+    lost = written(tmp_path, tmp_path / "in.png", "out.png").lost
+    assert lost == ["HDR mastering metadata"]
+    assert facts(tmp_path / "out.png") == (16, 9, 16)
+
+
+def test_pixels_that_are_not_square_are_said(tmp_path, picture):
+    write_png(tmp_path / "in.png", picture)
+    with_chunk(tmp_path / "in.png", b"pHYs", struct.pack(">IIB", 2, 1, 0))
+    assert written(tmp_path, tmp_path / "in.png", "out.png").lost == ["pixel aspect ratio"]
+
+
+@pytest.mark.parametrize(
+    ("marker", "data", "said"),
+    [
+        (0xE1, b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 40, ["extended XMP"]),
+        (0xE1, b"FLIR\0\1\0\0heat", ["data of the camera or a program (APP1)"]),
+        (0xEB, b"JP\0\1\0\0\0\1c2pa", ["data of the camera or a program (APP11)"]),
+        (0xE1, b"http://ns.adobe.com/xap/1.0/\0<MicroVideo/>", ["video of a motion photo"]),
+        (0xEC, b"Ducky\0\1\0\4\0\0\0\x3c", []),
+    ],
+)  # fmt: skip
+def test_what_a_jpeg_holds_beside_is_said(marker, data, said, tmp_path, picture):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG")
+    whole, segment = file.getvalue(), struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+    (tmp_path / "in.jpg").write_bytes(whole[:2] + segment + whole[2:])
+    assert written(tmp_path, tmp_path / "in.jpg", "out.jpg").lost == said
+
+
+def test_a_profile_of_a_printer_is_larger_than_pillows_limit(tmp_path, picture):
+    profile = bytes(2_000_000)
+    Image.fromarray(picture).save(tmp_path / "in.png", icc_profile=profile)
+    assert written(tmp_path, tmp_path / "in.png", "out.png").lost == []
+    assert found_in(tmp_path / "out.png")["icc_profile"] == profile
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.avif", "a.tif"])
