@@ -70,7 +70,20 @@ def reason(error: Exception) -> str:
 
 # Kr and Kb of the colour matrices, by FFmpeg's numbers (H.273, table 4).
 _REC_709, _REC_601, _REC_2020 = (0.2126, 0.0722), (0.299, 0.114), (0.2627, 0.0593)
-_MATRICES = {1: _REC_709, 5: _REC_601, 6: _REC_601, 9: _REC_2020, 10: _REC_2020}
+_FCC, _SMPTE_240M = (0.30, 0.11), (0.212, 0.087)
+_MATRICES = {
+    **{1: _REC_709, 4: _FCC, 5: _REC_601, 6: _REC_601, 7: _SMPTE_240M},
+    **{9: _REC_2020, 10: _REC_2020},
+}
+# What is not luma and chroma by two weights, but another kind of colours.
+_OTHER_COLOURS = {
+    8: "YCgCo",
+    11: "YDzDx",
+    14: "ICtCp",
+    15: "IPT-C2",
+    16: "YCgCo-Re",
+    17: "YCgCo-Ro",
+}
 # Side data of frames that is not written again, by PyAV's name of its type.
 _BESIDE_PIXELS = {
     "MASTERING_DISPLAY_METADATA": "HDR mastering metadata",
@@ -106,9 +119,14 @@ def describe(frame: Any, track: Any, *, rate: Fraction, time_base: Fraction) -> 
       track: PyAV's track that the frame belongs to.
       rate: average frames per second.
       time_base: the unit of timestamps, in seconds.
+
+    Raises:
+      ValueError: its colours are not of a kind that is restored.
     """
     pixel_format, layout, has_alpha = pixel_layout(frame)
     context, aspect = track.codec_context, track.sample_aspect_ratio
+    # Of PNG, PyAV would free the name of a colour profile twice, and crash.
+    beside = {} if context.codec.canonical_name == "png" else _side_data(frame)
     return VideoInfo(
         *(frame.height, frame.width, pixel_format, layout, has_alpha, rate, time_base),
         codec=context.codec.canonical_name,
@@ -119,8 +137,9 @@ def describe(frame: Any, track: Any, *, rate: Fraction, time_base: Fraction) -> 
             specified(frame.color_primaries, context.color_primaries),
             specified(frame.color_trc, context.color_trc),
         ),
-        display_matrix=_display_matrix(frame),
-        lost=_lost_with(frame) + (("alpha (not decoded)",) if _hides_alpha(track, frame) else ()),
+        display_matrix=_display_matrix(frame, beside),
+        lost=_lost_with(frame, beside)
+        + (("alpha (not decoded)",) if _hides_alpha(track, frame) else ()),
     )
 
 
@@ -142,6 +161,8 @@ def pixel_layout(frame: Any) -> tuple[str, PixelLayout, bool]:
     sized = av.VideoFormat(given.name, 16, 16).components[1]
     chroma = (16 // sized.height, 16 // sized.width)
     chroma = chroma if chroma in _SUBSAMPLINGS else (1, 1)
+    if kind := _OTHER_COLOURS.get(int(frame.colorspace)):
+        raise ValueError(f"colours of the kind {kind}; convert it to those of BT.709 or BT.2020")
     assumed = _REC_709 if frame.height >= 720 else _REC_601
     weights = _MATRICES.get(int(frame.colorspace), assumed)
     layout = PixelLayout("yuv", bits, chroma, weights, is_full)
@@ -221,9 +242,9 @@ def colours_in(
     return (scale, matrix, primaries, transfer), convert
 
 
-def _display_matrix(frame: Any) -> tuple[int, ...] | None:
+def _display_matrix(frame: Any, beside: dict[str, Any]) -> tuple[int, ...] | None:
     """Returns a frame's rotation and flips (``VideoInfo``); None if there are none."""
-    if (side := _side_data(frame).get("DISPLAYMATRIX")) is not None:
+    if (side := beside.get("DISPLAYMATRIX")) is not None:
         return tuple(int(x) for x in np.frombuffer(side, np.int32))
     if not frame.rotation:
         return None
@@ -245,9 +266,9 @@ def _side_data(frame: Any) -> dict[str, Any]:
     return found
 
 
-def _lost_with(frame: Any) -> tuple[str, ...]:
+def _lost_with(frame: Any, beside: dict[str, Any]) -> tuple[str, ...]:
     """Returns, in words, what a decoded frame carries that is not written."""
-    lost = [_BESIDE_PIXELS[kind] for kind in _side_data(frame) if kind in _BESIDE_PIXELS]
+    lost = [_BESIDE_PIXELS[kind] for kind in beside if kind in _BESIDE_PIXELS]
     if frame.interlaced_frame:
         lost.append("interlacing (frames are written as progressive)")
     return tuple(dict.fromkeys(lost))

@@ -24,10 +24,10 @@ from jaxdeblur.video.picture import Picture, PictureSource
 # Demuxers that read only the given file: playlists can name other files.
 _OPTIONS = {
     "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif,m4v,h264,hevc,obu,ivf,nut,"
-    "mxf,dv,yuv4mpegpipe"
+    "mxf,dv,yuv4mpegpipe,mjpeg,mpegvideo"
 }
 # FFmpeg's names of raw streams, whose frames have no timestamps.
-_RAW = {"h264", "hevc", "obu"}
+_RAW = {"h264", "hevc", "obu", "mjpeg", "mpegvideo"}
 # Codecs of which each packet holds one picture; in others, some are not for display.
 _ONE_PER_PACKET = {"h264", "hevc", "av1"}
 # Seconds by which packets of one time may be apart in a file: as much as FFmpeg's muxer allows.
@@ -63,7 +63,7 @@ class VideoReader(PictureSource):
 
         Raises:
           UserError: the file is not a readable video, has no frame, a frame is too large, or a rate
-            is given for a file that has its own timestamps.
+            is given for a file that has its own timestamps; or its colours are of a rare kind.
         """
         self.path = Path(path)
         # Fractions, so that a frame exactly at the end is recognised.
@@ -90,7 +90,10 @@ class VideoReader(PictureSource):
                 raise UserError(f"{self.path}: contains no frames{where}")
             self._frames = itertools.chain([first], timed)
             self.skipped = math.ceil(self._start * self._rate)
-            given = describe(first[1], self.track, rate=self._rate, time_base=self._time_base)
+            try:
+                given = describe(first[1], self.track, rate=self._rate, time_base=self._time_base)
+            except ValueError as error:
+                raise UserError(f"{self.path}: {error}") from error
             self.info = dataclasses.replace(given, frames=self._frame_count())
             self._open = opened.pop_all()
 
@@ -158,6 +161,9 @@ class VideoReader(PictureSource):
             for packet in container.demux(*(container.streams[each.index] for each in self.others)):
                 if not packet.size and packet.dts is None:  # the end of a track
                     continue
+                if is_cover(packet.stream):  # it has no time
+                    yield packet
+                    continue
                 time = (packet.pts or 0) * packet.time_base - self._shift
                 if time >= self._end + _INTERLEAVED_S:
                     return
@@ -205,15 +211,20 @@ class VideoReader(PictureSource):
             size = f"{codec.width}x{codec.height}"
             raise UserError(f"{self.path}: frames of {size} exceed --max-pixels={max_pixels}")
         # The decoder itself refuses larger frames that come later.
-        codec.options = {"max_pixels": str(max_pixels)}
+        codec.options = {"max_pixels": str(min(max_pixels, 2**31 - 1))}
         codec.thread_type = "AUTO"
         self._time_base = Fraction(self.track.time_base or Fraction(1, 1_000_000))
-        self._rate = Fraction(self.track.average_rate or self.track.guessed_rate or 25)
+        rates = [self.track.average_rate, self.track.guessed_rate]
+        if self.container.format.name == "dv":  # it takes its clock for the average
+            rates.reverse()
+        self._rate = Fraction(rates[0] or rates[1] or 25)
         self._is_raw = self.container.format.name in _RAW
         if self._given_rate is not None:
             if not self._is_raw:
                 raise UserError(f"{self.path}: --fps applies to raw streams; this video has a rate")
             self._rate = self._given_rate
+        elif self.container.format.name == "mpegvideo":
+            self._given_rate = self._rate  # its times are those of decoding
         elif self._is_raw and not codec.framerate:
             self.notes.append(f"states no frame rate; {float(self._rate):g} is assumed (see --fps)")
 

@@ -62,6 +62,17 @@ _KNOWN_TO_MP4 = {
 }
 
 
+# The tags that other containers than MP4 and Matroska hold, by FFmpeg's muxers.
+_HELD_TAGS = {
+    "mpegts": {"service_name", "service_provider"},
+    "avi": {
+        *("title", "artist", "copyright", "comment", "date", "genre", "album", "track"),
+        *("encoded_by", "timecode"),
+    },
+}
+_OF_ANY_TRACK = {"handler_name", "vendor_id", "language"}
+
+
 class VideoWriter(PictureTarget):
     """Writes a video: encodes the frames again and copies everything else.
 
@@ -282,8 +293,10 @@ class VideoWriter(PictureTarget):
 
     def _take_over(self, source: VideoReader) -> None:
         container = self._container
-        container.metadata.update(self._of_the_part(source, source.container))
-        self._track.metadata.update(self._of_the_part(source, source.track))
+        of_all, of_track = (self._of_the_part(source, e) for e in (source.container, source.track))
+        container.metadata.update(of_all)
+        self._track.metadata.update(of_track)
+        self._lose_tags(of_all, of_track)
         self._track.disposition = source.track.disposition
         if chapters := source.chapters:
             if self._format in ("mp4", "mov", "matroska", "webm"):
@@ -319,6 +332,13 @@ class VideoWriter(PictureTarget):
             else:
                 tags[name] = moved
         return tags
+
+    def _lose_tags(self, of_all: dict[str, str], of_track: dict[str, str]) -> None:
+        if (held := _HELD_TAGS.get(self._format)) is None:
+            return
+        kept = {name for name in of_all if name.lower() in held}
+        if lost := sorted((of_all.keys() | of_track.keys() - _OF_ANY_TRACK) - kept):
+            self.lose(f"metadata: {', '.join(lost)} (not supported by {self._format})")
 
     def _attach_cover(self, source: VideoReader, stream: Any) -> None:
         """Attaches a cover picture to Matroska, which has no track of that kind."""

@@ -183,6 +183,24 @@ def test_a_raw_stream_that_states_no_rate_is_said_to_and_takes_one(
     assert {picture.duration * unit for picture in faster} == {Fraction(1, 60)}
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format", "said"),
+    [
+        ("in.mjpeg", "mjpeg", "yuvj420p", ["states no frame rate; 25 is assumed (see --fps)"]),
+        ("in.m2v", "mpeg2video", "yuv420p", []),
+    ],
+)
+def test_so_do_older_raw_streams(
+    name: str, codec: str, pixel_format: str, said: list[str], tmp_path: Path
+) -> None:
+    source = make(tmp_path / name, codec, pixel_format)
+    for rate in (None, Fraction(60)):
+        with VideoReader(source, rate=rate) as reader:
+            times = [picture.pts * reader.info.time_base for picture in reader]
+            assert reader.notes == (said if rate is None else [])
+        assert times == [Fraction(i) / (rate or 25) for i in range(12)]
+
+
 def test_a_video_with_timestamps_takes_no_other_rate(tmp_path: Path) -> None:
     source = make(tmp_path / "in.mp4")
     with pytest.raises(UserError, match=r"in\.mp4: --fps applies to raw streams"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import re
 from fractions import Fraction
@@ -12,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.ffmpeg import frame_planes, is_cover, pixel_layout
@@ -776,6 +777,67 @@ def test_a_mark_of_3d_is_said(tmp_path):
     assert writer.lost == ["stereo 3D mark (frame packing)"]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_part_has_the_cover_picture_too(suffix, tmp_path):
+    source = covered(tmp_path / "in.mp4")
+    writer = rewrite(source, tmp_path / f"out{suffix}", start=0.04)
+    assert writer.lost == []
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        (track,) = [each for each in container.streams.video if is_cover(each)]
+        assert bytes(next(container.demux(track))) == cover()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "lost"),
+    [
+        (".ts", "metadata: location, timecode, title (not supported by mpegts)"),
+        (".avi", "metadata: location, timecode (not supported by avi)"),
+    ],
+)
+def test_tags_that_a_container_does_not_hold_are_said(suffix, lost, tmp_path):
+    tags = {"title": "T", "location": "+47.0000+008.0000/"}
+    recipe = Recipe(metadata=tags, stream_metadata={"timecode": "10:00:00:00"}, frames=12)
+    writer = rewrite(recipe.make(tmp_path / "in.mp4"), tmp_path / f"out{suffix}")
+    assert [what for what in writer.lost if "timestamps" not in what] == [lost]
+    kept = facts(tmp_path / f"out{suffix}")["metadata"]
+    assert ("title" in kept) == ("title" not in lost)
+
+
+def test_video_of_png_with_a_profile_is_read(tmp_path):
+    """PyAV frees the profile's name twice, which ended the process."""
+    file = io.BytesIO()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (32, 24), "red").save(file, "PNG", icc_profile=profile)
+    with av.open(str(tmp_path / "in.mov"), "w") as out:
+        video = out.add_stream("png", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 24, "rgb24"
+        packet = av.Packet(file.getvalue())
+        packet.stream, packet.pts, packet.dts, packet.time_base = video, 0, 0, Fraction(1, 25)
+        out.mux(packet)
+    with VideoReader(tmp_path / "in.mov") as reader:
+        assert reader.info.lost == ()
+        assert len(list(reader)) == 1
+    gc.collect()
+
+
+def test_colours_that_are_no_luma_and_chroma_are_refused(tmp_path):
+    source = Recipe(pixel_format="yuv444p", colour=(2, 8, 1, 1)).make(tmp_path / "in.mkv")
+    with pytest.raises(UserError, match=r"in\.mkv: colours of the kind YCgCo; convert it to"):
+        VideoReader(source)
+
+
+def test_dv_has_the_rate_of_its_frames(tmp_path):
+    """FFmpeg's demuxer takes the clock, of 60,000 ticks, for the rate."""
+    recipe = Recipe("dvvideo", size=(576, 720), rate=Fraction(25), frames=3)
+    with VideoReader(recipe.make(tmp_path / "in.dv")) as reader:
+        assert (reader.info.rate, reader.info.frames) == (25, 3)
+
+
+def test_a_limit_that_ffmpeg_cannot_hold_is_none(tmp_path):
+    with VideoReader(Recipe().make(tmp_path / "in.mp4"), max_pixels=10**12) as reader:
+        assert len(list(reader)) == 5
+
+
 def test_alpha_that_the_decoder_ignores_is_said(tmp_path):
     """FFmpeg's own decoder of VP9; its mark would make players look for alpha in the result."""
     source = Recipe("libvpx-vp9", "yuva420p").make(tmp_path / "in.webm")
@@ -798,7 +860,7 @@ def test_alpha_that_the_decoder_ignores_is_said(tmp_path):
 def test_rgb_video_stays_rgb(codec, given, suffix, written, lost, tmp_path):
     """Neighbouring columns of red and black would be mixed in 4:2:0."""
     quiet = {"x265-params": "log-level=0"} if codec == "libx265" else {}
-    recipe = Recipe(codec, given, frames=2, colour=(2, 0, 2, 2), options=quiet)
+    recipe = Recipe(codec, given, frames=3, colour=(2, 0, 2, 2), options=quiet)
     source = recipe.make(tmp_path / f"in{suffix}")
     assert rewrite(source, tmp_path / f"out{suffix}", crf=1).lost == lost
     with av.open(str(tmp_path / f"out{suffix}")) as container:
