@@ -376,7 +376,7 @@ def _frame_at(path: Path, time: Fraction) -> Frame8:
     with VideoReader(path, start=max(0.0, float(time - begins))) as reader:
         picture, info = next(iter(reader)), reader.info
     rgb = to_packed_rgb(picture.planes, info.layout, 8)
-    return np.rot90(rgb, info.quarter_turns)
+    return info.upright(rgb)
 
 
 def _write_preview(path: Path, pixels: Frame8) -> None:

@@ -152,8 +152,7 @@ def pack_video(file: Path) -> ArrayFile:
         info, turns = reader.info, reader.info.quarter_turns
         to_rgb = jax.jit(lambda planes: jnp.round(255 * info.layout.to_rgb(planes)))
         decoded = (
-            np.rot90(np.asarray(to_rgb(picture.planes)).astype(np.uint8), turns)
-            for picture in reader
+            info.upright(np.asarray(to_rgb(picture.planes)).astype(np.uint8)) for picture in reader
         )
         size = (info.width, info.height) if turns % 2 else (info.height, info.width)
         return _pack((file,), *size, decoded)

@@ -53,7 +53,7 @@ class Comparison:
         halves = []
         for planes, label in zip((picture.planes, restored), self._labels, strict=True):
             rgb = to_packed_rgb(planes, self._given.layout, 8)
-            upright = np.rot90(rgb, self._given.quarter_turns)
+            upright = self._given.upright(rgb)
             half = np.pad(upright, ((0, 0), (0, self._padding), (0, 0)), mode="edge")
             half[: label.shape[0], : label.shape[1]] = label[..., None]
             halves.append(half)

@@ -189,6 +189,8 @@ class ImageWriter(PictureTarget):
         """Prepares to write into a folder or a single image, called ``name`` in messages."""
         self._target, self._info, self._name, self._count = target, info, name, 0
         self.lost = list(info.lost)
+        if (info.sample_aspect or 1) != 1:
+            self.lose("pixel aspect ratio (images have square pixels)")
 
     def write(self, picture: Picture) -> None:
         """Writes one image; raises UserError if it cannot be written."""
@@ -219,7 +221,7 @@ class ImageWriter(PictureTarget):
         info = self._info
         fits = info.height >= 64 and info.width >= 64 and not (info.height % 2 or info.width % 2)
         wanted = info.layout.bits > 8 and ("subsampled" in extra or "cicp" in extra)
-        as_stored = picture.alpha is None and not info.quarter_turns
+        as_stored = picture.alpha is None and not (info.quarter_turns or info.is_mirrored)
         return wanted and fits and as_stored and "icc_profile" not in extra
 
     def _shown(self, picture: Picture, suffix: str, extra: dict[str, Any]) -> Plane:
@@ -240,7 +242,7 @@ class ImageWriter(PictureTarget):
         if alpha is not None and suffix not in _OPAQUE:
             scale = (2**bits - 1) / (2**layout.bits - 1)
             pixels = np.dstack([pixels, np.round(alpha * scale).astype(pixels.dtype)])
-        return np.ascontiguousarray(np.rot90(pixels, self._info.quarter_turns))
+        return np.ascontiguousarray(self._info.upright(pixels))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
@@ -52,11 +54,25 @@ class VideoInfo:
     lost: tuple[str, ...] = ()
 
     @property
+    def is_mirrored(self) -> bool:
+        """Whether a player swaps left and right before it rotates the frames."""
+        if self.display_matrix is None:
+            return False
+        a, b, _, c, d = self.display_matrix[:5]
+        return a * d < b * c
+
+    def upright(self, pixels: Plane) -> Plane:
+        """Returns pixels, ``H W ...``, as a player shows them."""
+        return np.rot90(pixels[:, ::-1] if self.is_mirrored else pixels, self.quarter_turns)
+
+    @property
     def quarter_turns(self) -> int:
         """The counter-clockwise quarter turns by which a player rotates the frames: 0 to 3."""
         if self.display_matrix is None:
             return 0
         cosine, sine = self.display_matrix[:2]
+        if self.is_mirrored:
+            cosine, sine = -cosine, -sine
         return -round(math.atan2(sine, cosine) / (math.pi / 2)) % 4
 
 

@@ -60,6 +60,10 @@ class RawWriter(PictureTarget):
         self.lost = list(info.lost)
         if info.quarter_turns:
             self.lost.append("rotation")
+        if info.is_mirrored:
+            self.lost.append("mirroring")
+        if (info.sample_aspect or 1) != 1:
+            self.lost.append("pixel aspect ratio")
         if info.has_alpha:
             self.lost.append("alpha")
         if info.layout.bits > 8:

@@ -17,8 +17,8 @@ from PIL import Image, ImageCms
 
 from jaxdeblur.errors import UserError
 from jaxdeblur.video.ffmpeg import frame_planes, is_cover, pixel_layout
-from jaxdeblur.video.image_file import ImageReader
-from jaxdeblur.video.picture import Picture
+from jaxdeblur.video.image_file import ImageReader, ImageWriter
+from jaxdeblur.video.picture import Picture, rgb8_info
 from jaxdeblur.video.pixels import to_packed_rgb
 from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.video.writer import VideoWriter
@@ -801,6 +801,32 @@ def test_tags_that_a_container_does_not_hold_are_said(suffix, lost, tmp_path):
     assert [what for what in writer.lost if "timestamps" not in what] == [lost]
     kept = facts(tmp_path / f"out{suffix}")["metadata"]
     assert ("title" in kept) == ("title" not in lost)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), [[0, 1, 2], [3, 4, 5]]),
+        ((-1, 0, 0, -1), [[5, 4, 3], [2, 1, 0]]),
+        ((0, 1, -1, 0), [[3, 0], [4, 1], [5, 2]]),
+        ((-1, 0, 0, 1), [[2, 1, 0], [5, 4, 3]]),
+        ((1, 0, 0, -1), [[3, 4, 5], [0, 1, 2]]),
+        ((0, 1, 1, 0), [[0, 3], [1, 4], [2, 5]]),
+        ((0, -1, -1, 0), [[5, 2], [4, 1], [3, 0]]),
+    ],
+)
+def test_frames_are_turned_and_mirrored_as_players_do(matrix, shown):
+    a, b, c, d = (65536 * each for each in matrix)
+    info = dataclasses.replace(
+        rgb8_info(2, 3, Fraction(25)), display_matrix=(a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    )
+    assert info.upright(np.arange(6, dtype=np.uint8).reshape(2, 3)).tolist() == shown
+
+
+def test_images_of_pixels_that_are_not_square_are_said_to_be(tmp_path):
+    info = dataclasses.replace(rgb8_info(2, 3, Fraction(25)), sample_aspect=Fraction(4, 3))
+    lost = ImageWriter(tmp_path, info, name="frames").lost
+    assert lost == ["pixel aspect ratio (images have square pixels)"]
 
 
 def test_video_of_png_with_a_profile_is_read(tmp_path):
