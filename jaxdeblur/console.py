@@ -13,7 +13,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import NoReturn
 
-from jaxdeblur.errors import exit_code_of, message_of
+from jaxdeblur.errors import UserError, exit_code_of, message_of
 
 # Moves a terminal to the beginning of its line and clears the line.
 _ERASE_LINE = "\r\033[K"
@@ -41,8 +41,11 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
       together: whether its processes, if several, share one task: one that fails then exits at
         once. In a normal exit it would wait for the others, which may be waiting for it.
     """
+    if sys.stderr is None:  # closed: the first file that is opened would get what is printed
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     try:
         with _ended_by_signals(name):
+            _check_folder()
             main()
     except KeyboardInterrupt:
         tell(f"{name}: interrupted")
@@ -55,6 +58,13 @@ def run_command(main: Callable[[], None], name: str, *, together: bool = False) 
             raise
         traceback.print_exc()
         _leave(1, together)
+
+
+def _check_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the current folder no longer exists; change to another") from error
 
 
 @contextlib.contextmanager

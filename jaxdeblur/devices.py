@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import os
 import re
@@ -260,6 +261,11 @@ def kept_folder() -> Path | None:
     return _kept
 
 
+@functools.cache
+def _tell_once(text: str) -> None:
+    tell(text)
+
+
 def keep_compiled() -> None:
     """Turns on JAX's compilation cache, unless the environment already says where it is.
 
@@ -277,7 +283,7 @@ def keep_compiled() -> None:
         folder = cache_folder() / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
     except (UserError, OSError) as error:  # without such a folder, every start compiles
-        tell(f"compiled programs cannot be kept: {message_of(error)}")
+        _tell_once(f"compiled programs cannot be kept: {message_of(error)}")
         return
     _kept = folder
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -182,13 +182,18 @@ def made_once(target: Path) -> Iterator[None]:
         yield
 
 
+def is_address(name: str) -> bool:
+    """Returns whether a name is an address, such as gs://bucket/run or https://host/in.mp4."""
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", name) is not None
+
+
 def local(folder: Path, option: str) -> Path:
     """Returns ``folder``, which ``option`` names.
 
     Raises:
       UserError: it is an address, such as gs://bucket/run, which would become a local folder.
     """
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(folder)):
+    if is_address(str(folder)):
         raise UserError(
             f"{option}={folder}: an address, not a local folder; mount it, or copy the files there "
             "afterwards"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from jaxdeblur.errors import UserError
+from jaxdeblur.files import is_address, local
 from jaxdeblur.options import Count, FrameSize, Range, Share, Time, check_ranges
 from jaxdeblur.restoration.part_names import Portion
 from jaxdeblur.video.formats import (
@@ -241,7 +242,9 @@ def _find(text: str) -> list[Job]:
     # os.path, unlike Path, returns False for names that the system refuses (too long, looping).
     if os.path.isdir(text):
         frames = list_frames(Path(text))
-        unread = left_out(os.listdir(text))
+        names = os.listdir(text)
+        folders = [n for n in names if n[0] != "." and os.path.isdir(os.path.join(text, n))]
+        unread = left_out(names, len(folders))
         if not frames:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             but = f", but {unread}, not read from a folder" if unread else ""
@@ -255,6 +258,8 @@ def _find(text: str) -> list[Job]:
         files = [Path(name) for name in found]
         if not files:
             raise UserError(f"{text}: no file matches this pattern")
+    elif is_address(text):
+        raise UserError(f"{text}: is an address; download the file, and give its path")
     else:
         raise UserError(f"{text}: no such file or folder")
     images = [path for path in files if is_image(path)]
@@ -288,6 +293,7 @@ def _refuse_special(text: str) -> None:
 def _into_folder(jobs: list[Job], folder: Path) -> list[Job]:
     """Returns the jobs with outputs in a folder, which get the inputs' names."""
     if not os.path.isdir(folder) and not os.path.isdir(folder.absolute().parent):
+        local(folder, "--out-dir")
         raise UserError(f"--out-dir={folder}: its parent folder does not exist")
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--out-dir={folder}: is a file, not a folder")
@@ -311,6 +317,7 @@ def _into_folder(jobs: list[Job], folder: Path) -> list[Job]:
 def _check_output(job: Job, output: Path, out_dir: Path | None, overwrite: bool) -> None:
     # --out-dir is created when the first result is written; any other folder may be misspelt.
     if output.parent != out_dir and not os.path.isdir(output.absolute().parent):
+        local(output, "OUTPUT")
         raise UserError(f"{output}: the folder {output.parent} does not exist")
     inputs = {os.path.realpath(path) for path in job.paths}
     # Frames get their inputs' names, which a folder that is filled would replace.
@@ -364,6 +371,7 @@ def _check_compare(job: Job, compare: str, overwrite: bool) -> None:
         kinds = ", ".join([*CONTAINERS, *sorted(ANIMATED_SUFFIXES)])
         raise UserError(f"--compare={compare}: must be a video or an animation ({kinds})")
     if not os.path.isdir(path.absolute().parent):
+        local(path, "--compare")
         raise UserError(f"--compare={compare}: the folder {path.parent} does not exist")
     if job.output is not None and not job.suffix:
         folder, file = (Path(os.path.realpath(each)) for each in (job.output, path))

@@ -146,7 +146,7 @@ def deblur(
 
     said: set[tuple[str, str]] = set()
     if job.left_out:
-        say(f"not read: {job.left_out}; convert images to PNG or JPEG, and give videos by name")
+        say(f"not read: {job.left_out}; convert images to PNG or JPEG, and name videos and folders")
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         source = stack.enter_context((opened or _open_source)(job, config))

@@ -39,13 +39,26 @@ UNREADABLE_SUFFIXES = frozenset(
         *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".exr", ".hdr", ".dpx", ".psd", ".tga"),
         *(".pgm", ".pbm", ".pnm", ".pam", ".ico", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
         *(".raf", ".orf", ".rw2", ".pef", ".srw", ".raw", ".3fr", ".iiq"),
-        *(".mpo", ".apng", ".avifs"),
+        *(".rwl", ".nrw", ".x3f", ".erf", ".dcr", ".kdc", ".mrw", ".mef", ".mos", ".fff", ".gpr"),
+        *(".mpo", ".apng", ".avifs", ".heics", ".heifs", ".insp", ".jpf", ".jpx", ".jxr", ".wdp"),
+        *(".psb", ".xcf", ".qoi", ".pfm", ".fits", ".fit", ".dib", ".pcx", ".sgi"),
     }
 )
 """The suffixes, in lower case, of images for which there is no decoder here."""
 
-RAW_SUFFIXES = frozenset({".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".obu"})
+RAW_SUFFIXES = frozenset(
+    {
+        *(".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".obu"),
+        *(".mjpeg", ".mjpg", ".m1v", ".m2v"),
+    }
+)
 """The suffixes, in lower case, of raw streams of video, which may not state their frame rate."""
+
+# Videos that are read but not written.
+_OTHER_VIDEOS = {
+    *(".gif", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv"),
+    *(".mxf", ".dv", ".y4m", ".ivf", ".nut", ".insv", ".lrv", ".mod", ".tod"),
+}
 
 ANIMATED_SUFFIXES = frozenset({".gif", ".webp"})
 """The suffixes, in lower case, of the animations that show before and after."""
@@ -78,12 +91,20 @@ def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(frames, key=lambda frame: natural_key(frame.name))
 
 
-def left_out(names: Iterable[str]) -> str:
-    """Returns which images and videos are not read among image files: ``2 .heic, 1 .mov``."""
+def left_out(names: Iterable[str], folders: int = 0) -> str:
+    """Returns which images and videos are not read among image files: ``2 .heic, 1 .mov``.
+
+    Args:
+      names: names of files.
+      folders: how many folders are among them.
+    """
     suffixes = (os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
-    known = UNREADABLE_SUFFIXES | RAW_SUFFIXES | CONTAINERS.keys() | {".gif"}
+    known = UNREADABLE_SUFFIXES | RAW_SUFFIXES | CONTAINERS.keys() | _OTHER_VIDEOS
     counts = collections.Counter(suffix for suffix in suffixes if suffix in known)
-    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    texts = [f"{count} {suffix}" for suffix, count in sorted(counts.items())]
+    if folders:
+        texts.append("1 folder" if folders == 1 else f"{folders} folders")
+    return ", ".join(texts)
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:

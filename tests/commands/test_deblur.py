@@ -426,10 +426,13 @@ def test_what_else_a_folder_holds_is_said(command, tmp_path):
     (tmp_path / "in").mkdir()
     for number, suffix in enumerate(("jpg", "jfif", "JPE")):
         Image.fromarray(pictures(1)[0]).save(f"in/{number}.{suffix}", "JPEG")
-    for name in ("3.HEIC", "4.mov", "notes.txt"):
+    for name in ("3.HEIC", "4.mov", "5.3gp", "6.X3F", "notes.txt"):
         (tmp_path / "in" / name).touch()
+    for name in ("more", ".hidden"):
+        (tmp_path / "in" / name).mkdir()
     code, said = command("in", "out")
-    assert (code, "in: not read: 1 .heic, 1 .mov; convert" in said) == (0, True), said
+    unread = "1 .3gp, 1 .heic, 1 .mov, 1 .x3f, 1 folder"
+    assert (code, f"in: not read: {unread}; convert" in said) == (0, True), said
     assert sorted(os.listdir("out")) == ["0.jpg", "1.jfif", "2.JPE"]
     code, said = command("in", "--out-dir=each", "--single")
     assert (code, said.count("not read")) == (0, 1), said
@@ -744,6 +747,10 @@ def test_a_part_may_be_given_as_the_clock_shows_it(command, tmp_path):
         (["full/1.png", "full", "--overwrite"], "full: is also the input"),
         (["pipe", "out.mkv"], "pipe: is a pipe; give - as INPUT"),
         (["/dev/null", "out.mkv"], "/dev/null: is a device; give a file, camera:0, or -"),
+        (["https://host/in.mp4", "out.mkv"], "https://host/in.mp4: is an address; download"),
+        (["in.mkv", "s3://bucket/out.mkv"], "OUTPUT=s3:/bucket/out.mkv: an address, not a local"),
+        (["in.mkv", "--out-dir=gs://bucket/out"], "--out-dir=gs:/bucket/out: an address"),
+        (["in.mkv", "out.mkv", "--compare=s3://b/x.mp4"], "--compare=s3:/b/x.mp4: an address"),
         (["picture.jxl", "out.png"], "picture.jxl: JXL is not supported; convert it to PNG or"),
         (["light.exr", "out.png"], "light.exr: EXR is not supported; convert it to PNG or"),
         (["photos", "out"], "photos: contains no images ("),
@@ -1267,6 +1274,22 @@ def test_progress_tells_the_rate_and_the_time_left(monkeypatch, capsys):
         said = capsys.readouterr().err.splitlines()
         rate = "in.mkv: 11/7411 frames  0.50 frames/s  4:06:40 left"
         assert said == ([] if quiet else ["in.mkv: 1/7411 frames", rate])
+
+
+def test_a_closed_stderr_stops_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    run_command(lambda: ProgressLine("in.mp4", 1, eager=True).update(1), "deblur.py")
+    sys.stderr.close()
+
+
+def test_a_current_folder_that_is_gone_is_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit, match="2"):
+        run_command(lambda: None, "deblur.py")
+    said = capsys.readouterr().err
+    assert said == "deblur.py: error: the current folder no longer exists; change to another\n"
 
 
 def test_only_a_job_that_is_done_may_find_its_output_there(tmp_path):
