@@ -31,6 +31,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+_SCARCE = """
+import numpy as np
+from jaxdeblur import devices
+assert not devices.memory_is_scarce()  # Nothing is kept yet.
+devices.keep_freed_memory()
+np.ones(2**25), np.ones(2**20)
+assert not devices.memory_is_scarce()
+held = devices._resident()
+devices._most_kept = held // 2
+assert devices.memory_is_scarce() and devices.memory_is_scarce()
+print((held - devices._resident()) / 2**20)
+kept = np.ones(2**25)
+del kept
+print((held - devices._resident()) / 2**20)
+"""
+
+
 def page_faults(how: str, **environment: str) -> int:
     # NumPy would request huge pages, with which 64 MB causes few faults.
     environment = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0", **environment}
@@ -111,3 +128,12 @@ def test_without_a_place_for_the_cache_one_line_says_so(
         devices.keep_compiled()
     said = f"compiled programs cannot be kept: {tmp_path}/file/compiled: Not a directory\n"
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_where_memory_is_scarce_freed_memory_is_returned() -> None:
+    command = [sys.executable, "-c", _SCARCE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # 264 MB had been kept; later blocks are returned at once.
+    assert all(float(line) > 240 for line in done.stdout.split())

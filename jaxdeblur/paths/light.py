@@ -15,16 +15,17 @@ nearest path.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxdeblur.images import GAMMA, LUMA, halved, power
 from jaxdeblur.paths.path import SAMPLE_WEIGHTS, frequencies, otf
-from jaxdeblur.paths.tiles import Tiling, cut, inner, over_tiles, overlap_add, taper
+from jaxdeblur.paths.tiles import Tiling, cutter, inner, over_tiles, overlap_add, taper
 from jaxdeblur.paths.wiener import Prior, Tiles, filtered_channels
 
 _RAMP, _MARGIN = 16, 8  # Pixels by which a tile of the bracket overlaps others, and a patch a tile.
@@ -69,28 +70,32 @@ def corrections_of(
     # Without a previous frame, its bracket is not needed.
     unknown = (weights[0, 0] > 0) & ~jnp.any(known.luminance != 0)
 
-    def bracket(y: Float[Array, "C H W"], j: int) -> Float[Array, "C H W"]:
+    def of_frames(of: Callable[[Int[Array, ""]], Any], before: Any) -> Any:
+        """Stacks what ``of`` returns for each frame, or ``before`` for the first if it is known."""
+        one_of = jax.jit(of)
+        return lax.map(
+            lambda j: lax.cond(unknown | (j > 0), lambda: one_of(j), lambda: before), jnp.arange(3)
+        )
+
+    def bracket(y: Float[Array, "C H W"], j: Int[Array, ""]) -> Float[Array, "C H W"]:
         return _bracket(jnp.clip(y, 0.0, 1.0), tiles, close, j)
 
-    def correction(y: Float[Array, "3 H W"], j: int) -> ResponseCorrection:
+    def correction(j: Int[Array, ""]) -> ResponseCorrection:
         made = bracket(y, j)
         luminance = jnp.einsum("c,chw->hw", LUMA, made)
         return ResponseCorrection(luminance, halved(made[jnp.array([0, 2])] - luminance))
 
     bright = jnp.einsum("c,chw->hw", LUMA, base)[None]
-    before = lax.cond(unknown, lambda: bracket(bright, 0), lambda: known.luminance[None])
-    seen = frames[:, None] - jnp.stack([before, bracket(bright, 1), bracket(bright, 2)])
+    seen = frames[:, None] - of_frames(lambda j: bracket(bright, j), known.luminance[None])
     prior = Prior(bright, bright, jnp.float32(0))
     window = jnp.asarray(taper(few.size, few.size - few.stride))[None, None]
     y = base + filtered_channels(seen, prior, tiles, few, window) - bright
-    previous = lax.cond(unknown, lambda: correction(y, 0), lambda: known)
-    return ResponseCorrection(
-        *map(jnp.stack, zip(previous, correction(y, 1), correction(y, 2), strict=True))
-    )
+    corrections: ResponseCorrection = of_frames(correction, known)
+    return corrections
 
 
 def _bracket(
-    y: Float[Array, "C H W"], tiles: Tiles, tiling: Tiling, j: int
+    y: Float[Array, "C H W"], tiles: Tiles, tiling: Tiling, j: Int[Array, ""]
 ) -> Float[Array, "C H W"]:
     """Returns the bracket for frame j, at its position in that frame."""
     n = tiling.n
@@ -98,14 +103,14 @@ def _bracket(
     path = jnp.einsum("jp,npc->njc", tiles.basis[j], tiles.fit.knots) - seen
     # Content at a tile in frame j lies at minus the offset in the middle frame.
     place = -jnp.round(tiles.offsets[:, j]).astype(int)
-    patches = cut(jnp.concatenate([power(y, GAMMA), y]), tiling, place)
+    patch = cutter(jnp.concatenate([power(y, GAMMA), y]), tiling)
 
-    def one(each: tuple[jax.Array, jax.Array]) -> Float[Array, "C size size"]:
-        both, path = each
+    def one(each: tuple[jax.Array, jax.Array, jax.Array]) -> Float[Array, "C size size"]:
+        centre, place, path = each
         kernel = otf(path, SAMPLE_WEIGHTS[None], *frequencies(n))[0]
-        spectra = lax.complex(kernel[0], kernel[1]) * jnp.fft.rfft2(both)
+        spectra = lax.complex(kernel[0], kernel[1]) * jnp.fft.rfft2(patch(centre, place))
         linear, stored = jnp.split(inner(jnp.fft.irfft2(spectra, s=(n, n)), tiling), 2)
         return power(jnp.clip(linear, 0.0, 1.0), 1 / GAMMA) - stored
 
-    made = over_tiles(one, (patches, path))
+    made = over_tiles(one, (jnp.asarray(tiling.centres), place, path))
     return overlap_add(made * taper(tiling.size, tiling.size - tiling.stride), tiling)

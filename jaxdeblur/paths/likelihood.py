@@ -239,8 +239,8 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
     points = basis.shape[-1]
 
     path = jnp.einsum("mjp,pc->mjc", basis, fit.knots) - seen.offsets[:, None]
-    each = [phases(p, where.fy, where.fx) for p in path]
-    kernel = jnp.stack([weighted(of, SAMPLE_WEIGHTS[None])[0] for of in each])
+    each = jax.vmap(phases, (0, None, None))(path, where.fy, where.fx)
+    kernel = jax.vmap(lambda of: weighted(of, SAMPLE_WEIGHTS[None])[0])(each)
     w = (seen.present * jnp.exp(fit.log_weights))[:, None, None, None]
     log_lam = jnp.einsum("r,ryx->yx", fit.log_nsr, where.radial)
     lam = jnp.exp(log_lam)
@@ -266,7 +266,7 @@ def likelihood(fit: Fit, seen: Observed, where: Band, basis: Float[Array, "M J P
 
     # d K / d knot = -2 pi i f M, where M weighs the samples by the spline.
     splines = jnp.swapaxes(basis * SAMPLE_WEIGHTS[:, None], 1, 2)
-    slopes = jnp.stack([weighted(*pair) for pair in zip(each, splines, strict=True)], 1)
+    slopes = jax.vmap(weighted, out_axes=1)(each, splines)
     f = 2 * np.pi * jnp.stack(jnp.broadcast_arrays(where.fy[:, None], where.fx))
     turned = jnp.stack([-by_kernel[:, 1], by_kernel[:, 0]], 1)
     gradient = jnp.einsum("pmryx,mryx->pyx", slopes, turned).reshape(points, -1)

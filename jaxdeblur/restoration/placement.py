@@ -5,12 +5,9 @@ Which of the two a frame needs depends on the memory that the compiler reports f
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -377,21 +374,11 @@ def stream_states(model: VideoRestorer, parts: Iterable[Part], height: int, widt
     return start_parts(parts, 1, model.round_up(height), model.round_up(width))
 
 
-def free_memory(device: jax.Device, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def free_memory(device: jax.Device) -> int:
     """Returns the free bytes on ``device``; for a CPU, those of the system or its container."""
     if stats := device.memory_stats():
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except OSError:  # not Linux: half of the machine's memory
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    with contextlib.suppress(OSError, ValueError):  # no container, or no limit
-        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
-        pages = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-        # The cache of files that were read counts as free.
-        free = min(free, limit - used + int(pages["inactive_file"]))
-    return free
+    return devices.free_memory()
 
 
 def device_of(parameters: nnx.State) -> jax.Device:

@@ -234,6 +234,8 @@ class Stream:
         for index, frame in enumerate([*frames, *flushed]):
             given = self._what, self._parameters, states, self._on_device(*frame), None
             states, _ = frame_through(queue, parts, *given, repeated=index >= len(opening))
+            # Motion is found much sooner than the shutter, and its windows of five frames wait.
+            jax.block_until_ready(states)
         self._states |= learnt(parts, states)
 
     def _checked(self, planes: tuple[Plane, ...] | Plane) -> tuple[Plane, ...]:

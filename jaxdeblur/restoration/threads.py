@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from jaxdeblur import devices
 from jaxdeblur.restoration.stream import Stream
 from jaxdeblur.shapes import Plane
 from jaxdeblur.video.picture import Picture
@@ -29,8 +30,8 @@ Restored = tuple[Picture, tuple[Plane, ...]]
 _DEPTH = 3
 
 # Frames whose work is queued on the device before the result of one is read: the parts of blur
-# paths work on several frames at once.
-_AHEAD = 2
+# paths work on several frames at once. The latter where memory is scarce.
+_AHEAD, _LEAST_AHEAD = 2, 1
 
 
 def in_stages(
@@ -60,13 +61,15 @@ def _restored(pictures: _InThread[Picture], stream: Stream) -> Iterator[Restored
 
     def planes() -> Iterator[tuple[Plane, ...]]:
         for picture in pictures:
+            devices.memory_is_scarce()
             waiting.append(picture)
             yield picture.planes
 
     for restored in stream.restore(planes()):
         in_flight.append(restored)
+        ahead = _LEAST_AHEAD if devices.memory_is_scarce() else _AHEAD
         # A camera's next frame comes at an unknown time.
-        yield from all_but(0 if pictures.is_starved else _AHEAD)
+        yield from all_but(0 if pictures.is_starved else ahead)
     yield from all_but(0)
 
 

@@ -156,8 +156,11 @@ def test_parts_equal_the_undivided_video(
     if codec == "ffv1":  # which loses nothing
         assert apart.max() == 0
         assert np.abs(ours["pixels"].astype(int) - read(video)["pixels"]).max() > 3
-    else:  # each part begins with a frame of its own kind
-        assert apart.mean() < 4
+    else:
+        # Each part begins with a frame of its own kind, and libx265 encodes the same frames
+        # differently each time (2 to 6 grey levels apart). The next frame differs by 26.
+        moved = np.abs(np.diff(theirs["pixels"].astype(int), axis=0)).mean()
+        assert apart.mean() < moved / 3
     assert not folder_of(joined).exists()
 
 

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from scipy import ndimage
 
-from jaxdeblur import models
+from jaxdeblur import devices, models
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.strcnn import Strcnn, StrcnnConfig
 from jaxdeblur.paths.config import PathsConfig
@@ -260,7 +260,7 @@ def test_memory_of_a_container_is_free_where_it_holds_files_that_were_read(tmp_p
         ("memory.stat", "anon 200\nfile 700\ninactive_file 600\n"),
     ):
         (tmp_path / name).write_text(text)
-    assert free_memory(jax.devices()[0], tmp_path) == 700
+    assert devices.free_memory(tmp_path) == 700
 
 
 def test_free_memory_is_that_of_the_machine():
