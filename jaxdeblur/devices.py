@@ -237,35 +237,32 @@ def keep_freed_memory() -> None:
     mallopt(_M_TOP_PAD, 64 * 2**20)
     # Arenas other than the main one can't hold large blocks and would still map them.
     mallopt(_M_ARENA_MAX, 1)
-    global _most_kept
-    _most_kept = _resident() + free_memory() // 2
+    global _keeps
+    _keeps = True
 
 
-_most_kept: int | None = None  # Resident bytes with which freed memory is kept; None if it is not.
+_keeps = False
 
 
-def memory_is_scarce() -> bool:
-    """Returns whether this process has taken more than half of what was free when it began.
+def keeps_freed_memory() -> bool:
+    """Returns whether freed memory is kept (``keep_freed_memory``)."""
+    return _keeps
 
-    Then what ``keep_freed_memory`` keeps is returned, and no more is kept: much of it lies in gaps
-    between blocks of other sizes. Frames of 1920x1080 take 3.3 GB instead of 5.3, and a seventh
-    longer (docs/lab/performance.md).
+
+def return_freed_memory() -> None:
+    """Undoes ``keep_freed_memory``, where memory is scarce.
+
+    A third of what is kept lies in gaps between blocks of other sizes. Without it, frames of
+    1920x1080 take a seventh longer (docs/lab/performance.md).
     """
-    global _most_kept
-    if not _most_kept or _resident() <= _most_kept:
-        return _most_kept == 0
-    _most_kept = 0
+    global _keeps
+    if not _keeps:
+        return
+    _keeps = False
     libc = ctypes.CDLL(None)
     for parameter, usual in ((_M_MMAP_MAX, 65536), (_M_TRIM_THRESHOLD, 2**17), (_M_TOP_PAD, 2**17)):
         libc.mallopt(parameter, usual)
     libc.malloc_trim(0)
-    return True
-
-
-def _resident() -> int:
-    """Returns the bytes of memory that this process holds, on Linux."""
-    pages = Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -31,20 +31,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-_SCARCE = """
-import numpy as np
+_RETURNED = """
+import numpy as np, psutil
 from jaxdeblur import devices
-assert not devices.memory_is_scarce()  # Nothing is kept yet.
+resident = lambda: psutil.Process().memory_info().rss / 2**20
+devices.return_freed_memory()  # Nothing is kept yet.
 devices.keep_freed_memory()
 np.ones(2**25), np.ones(2**20)
-assert not devices.memory_is_scarce()
-held = devices._resident()
-devices._most_kept = held // 2
-assert devices.memory_is_scarce() and devices.memory_is_scarce()
-print((held - devices._resident()) / 2**20)
+assert devices.keeps_freed_memory()
+held = resident()
+devices.return_freed_memory()
+assert not devices.keeps_freed_memory()
+print(held - resident())
 kept = np.ones(2**25)
 del kept
-print((held - devices._resident()) / 2**20)
+print(held - resident())
 """
 
 
@@ -132,7 +133,7 @@ def test_without_a_place_for_the_cache_one_line_says_so(
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_where_memory_is_scarce_freed_memory_is_returned() -> None:
-    command = [sys.executable, "-c", _SCARCE]
+    command = [sys.executable, "-c", _RETURNED]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     # 264 MB had been kept; later blocks are returned at once.

@@ -61,13 +61,12 @@ def _restored(pictures: _InThread[Picture], stream: Stream) -> Iterator[Restored
 
     def planes() -> Iterator[tuple[Plane, ...]]:
         for picture in pictures:
-            devices.memory_is_scarce()
             waiting.append(picture)
             yield picture.planes
 
     for restored in stream.restore(planes()):
         in_flight.append(restored)
-        ahead = _LEAST_AHEAD if devices.memory_is_scarce() else _AHEAD
+        ahead = _AHEAD if devices.keeps_freed_memory() else _LEAST_AHEAD
         # A camera's next frame comes at an unknown time.
         yield from all_but(0 if pictures.is_starved else ahead)
     yield from all_but(0)

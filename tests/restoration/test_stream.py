@@ -242,6 +242,16 @@ def test_tiles_are_chosen_by_memory(model):
         choose_tiles(model, 32, 512, budget=1000)
 
 
+def test_freed_memory_is_returned_where_a_step_takes_more_than_half(model, monkeypatch):
+    returned = []
+    monkeypatch.setattr(placement, "step_memory", lambda *_, **__: 1000)
+    monkeypatch.setattr(devices, "return_freed_memory", lambda: returned.append(True))
+    assert choose_tiles(model, 512, 512, budget=2000) is None
+    assert not returned
+    assert choose_tiles(model, 512, 512, budget=1999) is None
+    assert returned
+
+
 def test_tiles_fit_by_what_the_compiler_says_not_by_the_guess_before(model, monkeypatch):
     def step_memory(*_, tiles=None, **__):
         if tiles is None:
