@@ -253,7 +253,7 @@ def return_freed_memory() -> None:
     """Undoes ``keep_freed_memory``, where memory is scarce.
 
     A third of what is kept lies in gaps between blocks of other sizes. Without it, frames of
-    1920x1080 take a seventh longer (docs/lab/performance.md).
+    1920x1080 take a seventh to a third longer (docs/lab/performance.md).
     """
     global _keeps
     if not _keeps:
