@@ -188,7 +188,7 @@ def observed(
       tiling: of these frames.
       offsets: where the patches are cut, in even pixels.
       present: 1 for each of the five frames that exists, else 0.
-      inward: what moves patches at the borders inside (``Tiling.inward``); None for nothing.
+      inward: what moves patches at the borders inside (``tiling.inward``); None for nothing.
       only: which tiles; None for all.
       scale: 1, or 2 for the image at half its size.
       shifts: of the frames, by a stabiliser (stabiliser.py).
@@ -197,6 +197,7 @@ def observed(
     half, window = reduced.n // 2, hann(reduced.n)
     offsets = offsets if only is None else offsets[only]
     whole = jnp.round(offsets / scale).astype(int)
+    inward = None if inward is None else inward // scale
 
     def folded(patch: Float[Array, "1 n n"]) -> Float[Array, "2 h m"]:
         patch = (patch[0] - patch.mean()) * window

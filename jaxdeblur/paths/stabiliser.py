@@ -119,13 +119,12 @@ def view(luminance: Float[Array, "5 H W"], present: Float[Array, 5]) -> Seen:
     start = through(motion.moves_between(luminance, tiling), present)
     offsets = motion.offsets_of(start)
     given = luminance[1:4], tiling, offsets, present
-    inward = jnp.asarray(tiling.inward)
-    coarse = observed(*given, inward=inward)
+    coarse = observed(*given, inward=jnp.asarray(tiling.inward))
     _, chosen = lax.top_k(texture(coarse), min(_TILES, len(start)))
     # At full size twice as fast with smaller patches, and as good.
-    fine = observed(
-        luminance[1:4], tiling._replace(n=tiling.size), *given[2:], inward, only=chosen, scale=1
-    )
+    close = tiling._replace(n=tiling.size)
+    inward = jnp.asarray(close.inward)
+    fine = observed(luminance[1:4], close, *given[2:], inward, only=chosen, scale=1)
     coarse, start = jax.tree.map(lambda leaf: leaf[chosen], (coarse, start))
     return Seen(coarse, fine, start, jnp.asarray(around_of(tiling))[chosen])
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdeblur.images import halved
+from jaxdeblur.paths.likelihood import observed
 from jaxdeblur.paths.motion import tiling_of
 from jaxdeblur.paths.octave import Places, around_of, at_full_size, at_octave
 from jaxdeblur.paths.tiles import cut
@@ -64,3 +65,16 @@ def test_the_tiles_of_a_reduced_frame_are_those_of_an_image_of_its_size() -> Non
     patches = cut(canvas, tiling, inward=reduced.inward)[inside]
     wanted = cut(halved(given), small, inward=jnp.asarray(small.inward))
     np.testing.assert_allclose(patches, wanted, atol=1e-6)
+
+
+def test_patches_of_every_scale_show_the_same_places() -> None:
+    """What moves a patch inside is in pixels of the frame, and the patch is cut at half size."""
+    tiling = tiling_of((400, 480))
+    image = jnp.asarray(np.random.default_rng(0).random((3, 400, 480)), jnp.float32)
+    nothing, present = jnp.zeros((len(tiling.centres), 3, 2)), jnp.ones(5)
+    inward = jnp.asarray(tiling.inward)
+    found = observed(image, tiling, nothing, present, inward)
+    half = tiling.reduced(2)
+    wanted = observed(halved(image), half, nothing, present, jnp.asarray(half.inward), scale=1)
+    np.testing.assert_allclose(found.spectra, wanted.spectra, atol=1e-3)
+    assert np.abs(observed(image, tiling, nothing, present).spectra - wanted.spectra).max() > 1
