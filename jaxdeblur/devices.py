@@ -241,21 +241,23 @@ def keep_freed_memory() -> None:
     _keeps = True
 
 
-_keeps = False
+_keeps = False  # Whether freed memory is kept.
+_scarce = False
 
 
-def keeps_freed_memory() -> bool:
-    """Returns whether freed memory is kept (``keep_freed_memory``)."""
-    return _keeps
+def memory_is_scarce() -> bool:
+    """Returns whether ``save_memory`` was called, or the environment says to keep none."""
+    return _scarce or "MALLOC_MMAP_MAX_" in os.environ
 
 
-def return_freed_memory() -> None:
-    """Undoes ``keep_freed_memory``, where memory is scarce.
+def save_memory() -> None:
+    """Undoes ``keep_freed_memory`` for the rest of the process, since memory is scarce.
 
     A third of what is kept lies in gaps between blocks of other sizes. Without it, frames of
     1920x1080 take a seventh to a third longer (docs/lab/performance.md).
     """
-    global _keeps
+    global _keeps, _scarce
+    _scarce = True
     if not _keeps:
         return
     _keeps = False

@@ -35,13 +35,12 @@ _RETURNED = """
 import numpy as np, psutil
 from jaxdeblur import devices
 resident = lambda: psutil.Process().memory_info().rss / 2**20
-devices.return_freed_memory()  # Nothing is kept yet.
 devices.keep_freed_memory()
 np.ones(2**25), np.ones(2**20)
-assert devices.keeps_freed_memory()
+assert not devices.memory_is_scarce()
 held = resident()
-devices.return_freed_memory()
-assert not devices.keeps_freed_memory()
+devices.save_memory()
+assert devices.memory_is_scarce()
 print(held - resident())
 kept = np.ones(2**25)
 del kept

@@ -267,9 +267,8 @@ def _coupling(
     weights = []
     for axis in (0, 1):
         d = jnp.abs(jnp.diff(grid, axis=axis))
-        both = 1 - jnp.abs(
-            jnp.diff(counts, axis=axis)
-        )  # Tiles beyond the frame keep to themselves.
+        # The frame is apart from what is beyond.
+        both = 1 - jnp.abs(jnp.diff(counts, axis=axis))
         weights.append(both * smooth * (2 + d) / (1 + d) ** 2)  # (d^2 / (1 + d))' / d
 
     def scatter(parts: list[jax.Array], sign: float) -> jax.Array:

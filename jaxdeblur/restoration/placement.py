@@ -222,8 +222,8 @@ def choose_tiles(
     if budget is None:
         budget = int(0.8 * free_memory(device_of(nnx.state(model))))
     needed = step_memory(model, height, width, layout=layout, keep=keep)
-    if needed > budget / 2:
-        devices.return_freed_memory()
+    if needed > budget / 2 and device_of(nnx.state(model)).platform == "cpu":
+        devices.save_memory()
     if needed <= budget:
         return None
     halo, per_pixel = model.halo, needed / (height * width)

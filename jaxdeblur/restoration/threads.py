@@ -66,7 +66,7 @@ def _restored(pictures: _InThread[Picture], stream: Stream) -> Iterator[Restored
 
     for restored in stream.restore(planes()):
         in_flight.append(restored)
-        ahead = _AHEAD if devices.keeps_freed_memory() else _LEAST_AHEAD
+        ahead = _LEAST_AHEAD if devices.memory_is_scarce() else _AHEAD
         # A camera's next frame comes at an unknown time.
         yield from all_but(0 if pictures.is_starved else ahead)
     yield from all_but(0)

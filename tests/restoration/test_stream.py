@@ -243,13 +243,13 @@ def test_tiles_are_chosen_by_memory(model):
 
 
 def test_freed_memory_is_returned_where_a_step_takes_more_than_half(model, monkeypatch):
-    returned = []
+    saves = []
     monkeypatch.setattr(placement, "step_memory", lambda *_, **__: 1000)
-    monkeypatch.setattr(devices, "return_freed_memory", lambda: returned.append(True))
+    monkeypatch.setattr(devices, "save_memory", lambda: saves.append(True))
     assert choose_tiles(model, 512, 512, budget=2000) is None
-    assert not returned
+    assert not saves
     assert choose_tiles(model, 512, 512, budget=1999) is None
-    assert returned
+    assert saves
 
 
 def test_tiles_fit_by_what_the_compiler_says_not_by_the_guess_before(model, monkeypatch):
