@@ -36,7 +36,7 @@ endif
 demo: install
 	$(BIN)/python examples/demo.py
 
-PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=worksteal
+PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile
 
 # The converter to ONNX, without its dependencies: they include an older Orbax (docs/deploy.md).
 converter: install

@@ -82,16 +82,23 @@ def test_imports_run_one_way() -> None:
     assert not kernels, "kernels know nothing of jaxdeblur"
 
 
+def test_only_siblings_names_table_1() -> None:
+    assert len(MODULES) - len(_without_table_1()) > 10
+    named = [n for n in _without_table_1() if "jaxdeblur.table1" in MODULES[n].read_text()]
+    assert named == ["jaxdeblur.siblings"]
+
+
+def _without_table_1() -> list[str]:
+    return [name for name in MODULES if not name.startswith("jaxdeblur.table1")]
+
+
+@pytest.mark.stress  # imports everything in a process of its own
 def test_table_1_can_be_taken_out(tmp_path: Path) -> None:
-    """Only siblings.py names its folder; without it, all modules load and frames are restored."""
-    inside = tuple(name for name in MODULES if name.startswith("jaxdeblur.table1"))
-    assert len(inside) > 10
-    others = MODULES.keys() - {*inside, "jaxdeblur.siblings"}
-    assert [n for n in others if "jaxdeblur.table1" in MODULES[n].read_text()] == []
+    """Without its folder, all modules load and frames are restored."""
     left_out = shutil.ignore_patterns("table1", "__pycache__")
     shutil.copytree(PACKAGE, tmp_path / "jaxdeblur", ignore=left_out)
     (tmp_path / "kernels").symlink_to(ROOT / "kernels")
-    names = sorted(n for n in others if not n.endswith(("__main__", ".app.page")))
+    names = sorted(n for n in _without_table_1() if not n.endswith(("__main__", ".app.page")))
     code = f"""
 import importlib, importlib.util, sys
 # An editable installation would find what was taken out.

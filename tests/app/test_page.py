@@ -127,7 +127,12 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(params=[1200, 390], ids=["wide", "phone"])
+@pytest.fixture(
+    params=[
+        pytest.param(1200, id="wide"),
+        pytest.param(390, id="phone", marks=pytest.mark.stress),  # the same page, laid out anew
+    ]
+)
 def page(address: str, browser: Any, inputs: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": request.param, "height": 844})
     page = context.new_page()

@@ -462,6 +462,7 @@ def test_blur_paths_are_not_exported(
     assert not (tmp_path / name).exists()
 
 
+@pytest.mark.stress  # a process of its own; the refusals below are quick
 @needs_flatbuffers
 def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
     config = dataclasses.replace(ATTENTION, fusion="nonlocal")

@@ -134,9 +134,9 @@ def undivided(deblurrer: Deblurrer, video: Path, output: Path) -> None:
     [
         ("a.mkv", "ffv1", True),
         ("a.mp4", "libx264", True),
-        ("a.mov", "libx264", False),
-        ("a.mp4", "libx265", False),
-        ("a.webm", "libvpx-vp9", False),
+        pytest.param("a.mov", "libx264", False, marks=pytest.mark.stress),
+        pytest.param("a.mp4", "libx265", False, marks=pytest.mark.stress),
+        pytest.param("a.webm", "libvpx-vp9", False, marks=pytest.mark.stress),
         ("a.ts", "libx264", False),
     ],
 )

@@ -163,9 +163,12 @@ def test_the_parts_of_a_clip_take_what_the_parts_before_them_give(
 ) -> None:
     maps_of = MapsOfClips(load_model("strcnn_dtb_live").model)
 
+    @functools.cache  # A step of the same shapes is not traced again.
+    def step(kept: bool, large: bool) -> Any:
+        return functools.partial(maps_of._step, kept=kept, large=large)
+
     def traced(states: Any, given: Any, *, kept: bool, large: bool) -> Any:
-        step = functools.partial(maps_of._step, kept=kept, large=large)
-        shapes = jax.eval_shape(step, states, given)
+        shapes = jax.eval_shape(step(kept, large), states, given)
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
     monkeypatch.setattr(maps_of, "_compiled", traced)  # Compiling it takes a minute.

@@ -92,7 +92,9 @@ def test_they_compute_in_the_type_that_is_asked_for() -> None:
     assert str(half.model.level.dtype) == "bfloat16"
 
 
-@pytest.mark.parametrize("use", ["camera", "photograph"])  # those that compile quickly
+@pytest.mark.parametrize(
+    "use", [pytest.param("camera", marks=pytest.mark.stress), "photograph"]
+)  # those that compile quickly
 def test_they_sharpen(use: shipped.Use) -> None:
     (video,) = rendered_videos("validation", "narrow", scenes=1)
     loaded = load_model(shipped.default_name(use))
