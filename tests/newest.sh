@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests on Debian's newest Python, in a root directory made by debootstrap.
 #
-#   tests/newest.sh              installs all packages there and runs `make test`
+#   tests/newest.sh              installs all packages there, runs `make test` and checks shapes
 #   tests/newest.sh COMMAND      runs COMMAND instead of `make test`
 #
 # Exits with the exit code of what ran there, or with 77 and the reason if nothing could run.
@@ -65,7 +65,7 @@ run_suite() {
   copy_pip_configuration
   echo "tests/newest.sh: $(inside python3 --version), $suite"
   inside timeout --foreground 30m make .venv/.installed-test || cannot "its packages can't be installed"
-  if [ $# = 0 ]; then set -- make test; fi
+  if [ $# = 0 ]; then set -- make test CHECK_SHAPES=1; fi
   inside "$@"
 }
 

@@ -18,6 +18,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import av
 import jax
@@ -38,6 +39,7 @@ from jaxdeblur.video.animation import MAX_WIDTH
 from jaxdeblur.video.picture import Picture
 from jaxdeblur.video.reader import VideoReader
 from jaxdeblur.video.writer import VideoWriter
+from jaxdeblur.weights import shipped
 from jaxdeblur.weights.load import LoadedModel, load_model
 from jaxdeblur.weights.save import export_weights
 
@@ -162,6 +164,25 @@ def test_so_is_one_frame_of_10_bits_only_if_it_was(command, tmp_path):
     assert (code, "hardly changed" in said) == (0, False), said
 
 
+def test_images_and_videos_have_weights_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "frames").mkdir()
+    for name in ("photo", "frames/0", "frames/1"):
+        Image.fromarray(pictures(1)[0]).save(f"{name}.png")
+    for name, of in (("photo.png", "photo"), ("frames", "video")):
+        (job,) = plan([name], DeblurConfig(out_dir="out"))
+        assert job.use.startswith(of)
+    names = {use: shipped.default_name(use) for use in get_args(shipped.Use)}
+    assert names == {
+        "video": "strcnn_dtb_paths",
+        "fast video": "strcnn_dtb_choice",
+        "photograph": "strcnn_dtb_photo_paths",
+        "fast photograph": "strcnn_dtb_photo",
+        "camera": "strcnn_dtb_live",
+    }
+
+
+@pytest.mark.stress  # compiles four systems; the choice is above
 def test_one_image_has_weights_of_its_own(command, tmp_path):
     (tmp_path / "frames").mkdir()
     for i, frame in enumerate(pictures(2)):
@@ -1134,7 +1155,9 @@ def test_where_frames_come_fast_the_next_is_queued_before_a_result_is_read():
         assert queued < network.happened.index(f"read {number}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.stress)]
+)
 def test_a_signal_stops_a_command_that_waits_for_its_pipe(number, weights, tmp_path, request):
     """As from a batch system or a closed terminal: no part file, and the old output untouched."""
     # Under nohup the command would inherit, and respect, that SIGHUP is ignored.

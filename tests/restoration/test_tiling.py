@@ -64,7 +64,7 @@ def clip(height: int, width: int, frames: int = 3) -> np.ndarray:
 @pytest.mark.parametrize(
     ("config", "size", "tile"),
     [
-        (STRCNN, (97, 101), (16, 32)),
+        pytest.param(STRCNN, (97, 101), (16, 32), marks=pytest.mark.stress),
         (CHOICE, (97, 101), (16, 32)),
         pytest.param(ATTENTION, (34, 150), (16, 24), marks=pytest.mark.stress),
     ],

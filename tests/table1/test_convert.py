@@ -47,7 +47,11 @@ def small_dbn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REFERENCES, "dbn", REFERENCES["dbn"]._replace(networks=(SMALL,)))
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize(
+    "name",
+    # EDVR takes as long as all others.
+    [pytest.param(n, marks=[pytest.mark.stress] * (n == "edvr")) for n in REFERENCES],
+)
 def test_every_parameter_of_the_published_networks_has_one_name(name: str) -> None:
     known = REFERENCES[name]
     for network in {known.networks[0], known.networks[-1]}:  # they have all kinds of layers
