@@ -33,10 +33,12 @@ from jaxdeblur.training.path_clips import (
 from jaxdeblur.training.run import train
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig
-from jaxdeblur.weights.load import load_model, starting_parameters
+from jaxdeblur.weights.load import LoadedModel, load_model, starting_parameters
+from jaxdeblur.weights.save import export_weights
 
 FUSION = StrcnnConfig(m=0, width=4, blocks=2, head_width=0, residual=True, beta0=0.1, of_maps=True)
 SYSTEM = PathsConfig(base=load_model("strcnn_dtb_live").network, fusion=FUSION)
+BASE = StrcnnConfig(m=2, width=4, blocks=1, head_width=0, residual=True)
 
 
 @pytest.fixture
@@ -53,9 +55,12 @@ def folder(tmp_path: Path) -> Path:
 def test_a_network_over_paths_trains_on_them_and_restores_over_them(
     folder: Path, tmp_path: Path
 ) -> None:
+    of, system = tmp_path / "base.safetensors", PathsConfig(base=BASE, fusion=FUSION)
+    known = {"scores": {"psnr": 30.0}}
+    export_weights(LoadedModel(build(BASE), "strcnn_dtb", BASE, 0, "base", known), of)
     run = Run(
         "strcnn_dtb_paths",
-        SYSTEM,
+        system,
         TrainingConfig(
             steps=2,
             batch_size=8,
@@ -66,16 +71,16 @@ def test_a_network_over_paths_trains_on_them_and_restores_over_them(
             optimizer="muon",
         ),
         DataConfig(data=(f"paths:{folder}",), least_blur=0.0),
-        start_from="strcnn_dtb_live",
+        start_from=str(of),
     )
     state = train(run, tmp_path / "run")
     assert int(state.step) == 2
     assert not bool(state.failed)
-    loaded, base = load_model(tmp_path / "run"), load_model("strcnn_dtb_live")
+    loaded, base = load_model(tmp_path / "run"), load_model(of)
     restorer, parameters = loaded.model, split(loaded.model)[1]
     chex.assert_trees_all_equal(of_base(parameters), split(base.model)[1])  # bit by bit
-    assert loaded.metadata["base"]["scores"] == base.metadata["scores"]
-    drawn = split(build(SYSTEM))[1]
+    assert loaded.metadata["base"]["scores"] == base.metadata["scores"] == known["scores"]
+    drawn = split(build(system))[1]
     assert not np.array_equal(parameters["fusion/head/kernel"], drawn["fusion/head/kernel"])
     # A second run goes on from both networks of the first.
     again = starting_parameters(restorer, drawn, str(tmp_path / "run"))
