@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import json
 import re
 import runpy
@@ -135,3 +136,43 @@ def test_the_tour_is_a_notebook_without_results_whose_imports_exist(check: Any) 
 
 def _is_module(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
+
+
+def calls_that_do_not_fit(source: str) -> list[str]:
+    """Returns the calls of our functions whose arguments these would refuse.
+
+    Sees functions and classes imported from ``jaxdeblur`` by name, also inside ``jax.jit``.
+    """
+    tree, ours, problems = ast.parse(source), {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxdeblur"):
+            module = importlib.import_module(node.module or "")
+            ours |= {each.asname or each.name: getattr(module, each.name) for each in node.names}
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        of = call.func
+        if isinstance(of, ast.Call) and ast.unparse(of.func) == "jax.jit" and len(of.args) == 1:
+            of = of.args[0]
+        starred = any(isinstance(each, ast.Starred) for each in call.args)
+        if not (isinstance(of, ast.Name) and callable(ours.get(of.id))) or starred:
+            continue
+        named = {each.arg: None for each in call.keywords if each.arg}
+        try:
+            inspect.signature(ours[of.id]).bind(*call.args, **named)
+        except TypeError as error:
+            problems.append(f"{of.id}: {error}")
+    return problems
+
+
+def test_examples_call_functions_as_they_are(check: Any) -> None:
+    """``make docs-check`` runs them, which takes minutes."""
+    cells = json.loads(check.TOUR.read_text())["cells"]
+    tour = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    scripts = [path.read_text() for path in sorted((ROOT / "examples").glob("*.py"))]
+    assert len(scripts) > 8
+    assert [problem for each in (tour, *scripts) for problem in calls_that_do_not_fit(each)] == []
+
+
+def test_a_call_that_lacks_an_argument_is_found() -> None:
+    given = "from jaxdeblur.paths.window_fit import fit_window\njax.jit(fit_window)(a, b, x=1)"
+    (problem,) = calls_that_do_not_fit(given)
+    assert problem.startswith("fit_window: ")
