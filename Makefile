@@ -15,8 +15,8 @@ CHECK := import sys; sys.exit('Python 3.11 or newer is needed, as in: make PYTHO
 # Several clones may share an environment, which holds the one installed last.
 STALE := $(shell test "$$(cat $(VENV)/.installed 2>/dev/null)" = "$$(pwd)" || echo stale)
 
-# Hides setuptools' advice on editable installs, which looks like an error. What is installed is
-# compiled on all cores afterwards; pip uses one.
+# Hides setuptools' advice on editable installs, which looks like an error. pip would compile to
+# bytecode on one core: `install` does on all, and what extras bring is compiled when imported.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-compile
 
 .PHONY: install demo converter test stress docs docs-check clean FORCE
@@ -32,6 +32,7 @@ endif
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip > /dev/null
 	$(PIP) --upgrade pip
 	$(PIP) --editable .
+# Some packages hold files for other versions of Python, which cannot be compiled.
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@pwd > $@
 

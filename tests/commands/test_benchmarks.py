@@ -178,7 +178,7 @@ def test_a_part_is_stopped_before_its_minutes_end(
     assert json.loads((tmp_path / "speed.json").read_text())["left"] == ["a frame"]
 
 
-@pytest.mark.stress
+@pytest.mark.stress  # compiles an operation and its gradient
 def test_the_kernels_part_is_rehearsed(
     benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

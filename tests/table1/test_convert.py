@@ -49,12 +49,12 @@ def small_dbn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    # EDVR takes as long as all others.
+    # EDVR's four take as long as all others.
     [pytest.param(n, marks=[pytest.mark.stress] * (n == "edvr")) for n in REFERENCES],
 )
 def test_every_parameter_of_the_published_networks_has_one_name(name: str) -> None:
     known = REFERENCES[name]
-    for network in {known.networks[0], known.networks[-1]}:  # they have all kinds of layers
+    for network in known.networks:
         _, template = outline(lambda network=network: models.build(network))
         weights = known.names(network).values()
         assert sorted(weight.ours for weight in weights) == sorted(template)

@@ -87,7 +87,7 @@ def test_in_training_it_normalises_by_the_batch_and_remembers() -> None:
     assert float(jnp.abs(used.std((0, 1, 2, 3)) - 1).min()) > 0.1
 
 
-@pytest.mark.stress
+@pytest.mark.stress  # the contract of Table 1's systems is stress, too
 def test_a_pixel_reads_no_further_than_the_radius() -> None:
     """A NaN spreads to every pixel that reads it."""
     model = models.build(SMALL)

@@ -74,7 +74,7 @@ def test_its_gradient_is_the_references(plain: Any, check_gradient: Any) -> None
     check_gradient("ifi_rnn", SMALL, clip, restore)
 
 
-@pytest.mark.stress
+@pytest.mark.stress  # the contract of Table 1's systems is stress, too
 def test_a_step_reads_no_further_than_the_radius() -> None:
     """A NaN spreads to every pixel that reads it."""
     model = models.build(dataclasses.replace(SMALL, blocks=1, iterations=1))

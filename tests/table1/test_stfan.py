@@ -135,7 +135,7 @@ def test_training_detaches_what_passes_from_frame_to_frame() -> None:
     assert min(*through, detached[1]) > 0
 
 
-@pytest.mark.stress  # the contract of models checks what a step reads
+@pytest.mark.stress  # the contract of Table 1's systems is stress, too
 def test_a_step_reads_no_further_than_the_radius() -> None:
     """A NaN spreads to every pixel that reads it."""
     model = models.build(dataclasses.replace(SMALL, width=1, taps=5))

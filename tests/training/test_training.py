@@ -162,10 +162,7 @@ def test_the_loss_falls() -> None:
     assert recorder.losses[40] < 0.9 * recorder.losses[1]
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "average"),
-    [("adam", 0.0), ("muon", 0.9)],
-)
+@pytest.mark.parametrize(("optimizer", "average"), [("adam", 0.0), ("muon", 0.9)])
 @pytest.mark.stress  # tests/commands/test_train.py resumes a process that was killed
 def test_resumed_from_disk_it_is_bit_identical(
     optimizer: Any, average: float, tmp_path: Path

@@ -92,9 +92,8 @@ def test_they_compute_in_the_type_that_is_asked_for() -> None:
     assert str(half.model.level.dtype) == "bfloat16"
 
 
-@pytest.mark.parametrize(
-    "use", [pytest.param("camera", marks=pytest.mark.stress), "photograph"]
-)  # those that compile quickly
+# Those that compile quickly; one of them is enough for each change.
+@pytest.mark.parametrize("use", [pytest.param("camera", marks=pytest.mark.stress), "photograph"])
 def test_they_sharpen(use: shipped.Use) -> None:
     (video,) = rendered_videos("validation", "narrow", scenes=1)
     loaded = load_model(shipped.default_name(use))
