@@ -15,6 +15,16 @@ middle of the frame. The search takes three steps, on the tiles richest in textu
 2. The same, finer, around the best ones.
 3. Gauss-Newton on S from each of these and from its reversal, on all three frames.
 
+L's spectrum depends on the radius alone, so the search prefers blur along the edges of a building
+that stands still. Whether the video is stabilised, the zeros of the middle frame's blur tell, with
+texture that may have a direction (whittle.py): the evidence E is by how much the velocity found
+explains tiles better than blur along what is seen to move, and than none,
+
+    E = mean over i of min over d of L_i(d u_i) - L_i(.9 v_i)
+
+where v_i is the velocity of tile i that was found, u_i the one that is seen, fitted likewise, and d
+any duty cycle, 0 among them.
+
 Source of the model: stabilisation crops each frame from a larger image; the search is ours.
 """
 
@@ -63,6 +73,7 @@ from jaxdeblur.paths.path import (
     with_shifts,
 )
 from jaxdeblur.paths.tiles import over_tiles
+from jaxdeblur.paths.whittle import power_of, values_along
 
 MOST_SIDE = 600
 """Pixels: frames are halved until their shorter side has no more, so that a velocity is found in
@@ -92,13 +103,13 @@ _PINNED = 1e4  # Nats per frequency and squared pixel: what keeps a shift at zer
 _MOST = 1.0  # Nats per frequency: a tile's part in ranking velocities.
 _WORST = 3.0  # The same in choosing among fitted swings.
 _ARM = 128.0  # Pixels: a turn is fitted as the shift that it makes at this distance.
-_ENOUGH, _UNLIKELY = 1.5, 0.1
-"""Frames and nats per frequency: after so many frames with less evidence than any stabilised frame
-gave (0.15, docs/lab/paths.md), the search ends, which saves most videos two thirds of its time."""
+_ENOUGH = 1.5  # Frames without evidence, after which the search ends.
+EVIDENT = 0.008
+"""Nats per frequency, of E: what makes a video stabilised and blurred (docs/lab/paths.md)."""
 
-_EVIDENT = 0.25
-"""Nats per frequency, on both counts: what makes a video stabilised and blurred. Means over a video
-are 0.33 and more in stabilised ones, and up to 0.16 in others (docs/lab/paths.md)."""
+# Closely, since a stabilised camera's velocity is free to make up for a gap.
+_DUTIES = np.linspace(0.3, 1.1, 17, dtype=np.float32)
+_BLENDED = 0.25  # Nats per frequency, by which two exposures explain a blended frame better.
 
 
 class Seen(NamedTuple):
@@ -185,7 +196,7 @@ def candidates(seen: Seen) -> Float[Array, "k 2"]:
 
     They are relative to the median tile's apparent velocity.
     """
-    apparent = seen.start[:, 3] - seen.start[:, 2]  # From t = -0.5 to 0.5.
+    apparent = velocity_of(seen.start)
     typical = jnp.median(apparent, 0)
 
     def ranked(points: Float[Array, "c 2"], of: Observed, scale: int) -> jax.Array:
@@ -216,8 +227,8 @@ def swing_of(velocity: Float[Array, "*k 2"]) -> Float[Array, "*k 8 3"]:
     return jnp.concatenate([flat, jnp.zeros((*flat.shape[:-1], 1))], -1)
 
 
-def velocity_of(swing: Float[Array, "*k 8 3"]) -> Float[Array, "*k 2"]:
-    """Returns the mean velocity during the middle frame."""
+def velocity_of(swing: Float[Array, "*k P C"]) -> Float[Array, "*k 2"]:
+    """Returns the mean velocity (y, x) during the middle frame, of a swing or a path."""
     return swing[..., 3, :2] - swing[..., 2, :2]
 
 
@@ -300,10 +311,8 @@ def _step(
 class Stabiliser(NamedTuple):
     """What is known of a stabiliser so far; a leading axis holds several videos."""
 
-    log_ratios: Float[Array, 2]
-    """How much better a stabilised camera explains the frames than blur along what is seen to move,
-    and than sharp frames: nats per frequency of the median tile, summed over frames. It is the
-    camera's or the editor's, and not forgotten."""
+    evidence: Float[Array, ""]
+    """E, summed over frames. It is the camera's or the editor's, and not forgotten."""
     blends: Float[Array, ""]
     """The number of frames that two blended exposures explain better than anything else."""
     frames: Float[Array, ""]
@@ -327,19 +336,21 @@ class Stabiliser(NamedTuple):
         none, whole = jnp.zeros(videos), jnp.zeros(videos, jnp.int32)
         swings, first = jnp.zeros((*videos, 2, 8, 3)), jnp.zeros((*videos, opening, 2, 8, 3))
         told = jnp.full(videos, given)
-        return cls(jnp.zeros((*videos, 2)), none, none, swings, none, first, whole, none, told)
+        return cls(none, none, none, swings, none, first, whole, none, told)
 
     @property
     def stabilised(self) -> Bool[Array, "*videos"]:
         """Whether the video is stabilised and blurred."""
-        mean = self.log_ratios / jnp.maximum(self.frames, 1.0)[..., None]
-        return jnp.all(mean > _EVIDENT, -1) & (self.blends == 0) | self.given
+        return self._evident & (self.blends == 0) | self.given
 
     @property
     def undecided(self) -> Bool[Array, "*videos"]:
         """Whether the first frames leave it open that the video is stabilised."""
-        mean = self.log_ratios[..., 0] / jnp.maximum(self.frames, 1.0)
-        return (self.frames < _ENOUGH) | (mean > _UNLIKELY)
+        return (self.frames < _ENOUGH) | self._evident
+
+    @property
+    def _evident(self) -> Bool[Array, "*videos"]:
+        return self.evidence > EVIDENT * jnp.maximum(self.frames, 1.0)
 
     @property
     def chosen(self) -> Float[Array, "8 3"]:
@@ -350,6 +361,27 @@ class Stabiliser(NamedTuple):
     def swing(self) -> Float[Array, "8 3"]:
         """S of the last frame; zeros if the video is not stabilised."""
         return jnp.where(self.stabilised, self.chosen, 0.0)
+
+
+def evidence_of(
+    seen: Seen, swing: Float[Array, "8 3"], shown: Float[Array, "8 3"]
+) -> Float[Array, ""]:
+    """Returns E: what the zeros of the middle frame's blur say for a stabilised camera.
+
+    Args:
+      seen: the tiles.
+      swing: that of a stabilised camera.
+      shown: that of a camera whose motion is all seen.
+    """
+
+    def during(swing: Float[Array, "8 3"]) -> Float[Array, "n 2"]:
+        turn = (swing[3] - swing[2])[2:]
+        return velocity_of(seen.start) + velocity_of(swing) + turn * seen.around
+
+    as_seen = _DUTIES[:, None] * during(shown)[:, None]
+    along = jnp.concatenate([as_seen, STABILISED_DUTY * during(swing)[:, None]], 1)
+    values = values_along(power_of(seen.fine), along)
+    return (values[:, :-1].min(1) - values[:, -1]).mean()
 
 
 def follow(
@@ -380,7 +412,7 @@ def follow(
 
     def fits() -> Stabiliser:
         seen = view(luminance, present)
-        typical = jnp.median(seen.start[:, 3] - seen.start[:, 2], 0)
+        typical = jnp.median(velocity_of(seen.start), 0)
         last = known.chosen / units
         warm = jnp.stack([velocity_of(last), last[4, :2]])  # As it was, and as it was to become.
 
@@ -407,12 +439,13 @@ def follow(
         pair = jnp.where(turned & search, pair[::-1], pair)
         both, lead = swings[pair] * units, score[pair[0]] - score[pair[1]]
         others = values[count:]
-        alone, none, two = others[: len(_SINGLE)].min(0), others[0], others[len(_SINGLE) :].min(0)
-        log_ratios = jnp.median(jnp.stack([alone, none]) - values[best], 1)
-        blended = (jnp.median(alone - two) > _EVIDENT) & (jnp.median(two - values[best]) < 0)
+        alone, two = others[: len(_SINGLE)].min(0), others[len(_SINGLE) :].min(0)
+        blended = (jnp.median(alone - two) > _BLENDED) & (jnp.median(two - values[best]) < 0)
         weight = jnp.where(search, present[jnp.array([1, 3])].mean(), 0.0)
+        shown = swings[count + _SINGLE.index(STABILISED_DUTY)]
+        evidence = lax.cond(search, lambda: evidence_of(seen, swings[best], shown), lambda: 0.0)
         return known._replace(
-            log_ratios=known.log_ratios + jnp.where(search, weight * log_ratios, 0.0),
+            evidence=known.evidence + weight * evidence,
             blends=known.blends + (search & blended),
             frames=known.frames + weight,
             swings=both,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from jaxdeblur.paths import stabiliser
 from jaxdeblur.paths.octave import around_of
 from jaxdeblur.paths.path import FREE, exposures, sample_times, with_shifts
 from jaxdeblur.paths.stabiliser import (
@@ -95,6 +96,33 @@ def test_the_motion_that_was_taken_away_is_found_nearby() -> None:
     np.testing.assert_allclose(swings[0, -2:, :2], [-VELOCITY, VELOCITY], atol=0.3)
     np.testing.assert_allclose(swings[1, -2:], 0, atol=1e-2)  # Frames as the camera saw them.
     assert np.median(values[1] - values[0]) > 0.25
+
+
+def towers() -> np.ndarray:
+    """Returns five sharp luminances of towers that stand still, in noise of a grey level."""
+    rng, picture = np.random.default_rng(5), np.full((160, 224), 0.7)
+    for left in range(20, 224, 40):
+        picture[:, left : left + 15] = rng.uniform(0.2, 0.5)
+    return np.stack([picture + rng.normal(0, 0.004, picture.shape) for _ in range(5)])
+
+
+def test_only_the_zeros_of_a_blur_are_evidence_of_a_stabiliser() -> None:
+    """Texture with a direction is not, though a spectrum by radius explains it best by blur."""
+
+    @jax.jit
+    def of(frames: jax.Array, velocity: jax.Array) -> tuple[jax.Array, jax.Array]:
+        seen, swing = view(frames, jnp.ones(5)), swing_of(velocity)
+        starts = jnp.stack([swing, 0 * swing])
+        shutters = jnp.asarray([[STABILISED_DUTY, 0.0]] * 2)
+        values = fitted(seen, starts, shutters, jnp.array([1.0, 0.0]), jnp.int32(2))[1]
+        return stabiliser.evidence_of(seen, swing, 0 * swing), jnp.median(values[1] - values[0])
+
+    found, by_radius = of(jnp.asarray(seen_by_a_camera(kept=0.0)), jnp.asarray(VELOCITY))
+    assert found > 2 * stabiliser.EVIDENT
+    assert by_radius > 0.25
+    found, by_radius = of(jnp.asarray(towers(), jnp.float32), jnp.array([6.0, 0.0]))
+    assert found < stabiliser.EVIDENT / 2
+    assert by_radius > 0.25
 
 
 @pytest.mark.stress

@@ -1,0 +1,215 @@
+"""The likelihood of a straight blur, from the power spectrum of one patch.
+
+In a tile that moves by v during the exposure, the power of the blurred patch B has the expectation
+
+    P(f) = S(f) sinc^2(f . v) + N(f)
+
+Texture has a direction as well, which blur imitates: a spectrum S that depends on the radius alone
+explains a sharp picket fence best by a blur along its pickets. So S depends on the angle theta of
+the frequency, smoothly, and what is left for blur are the zeros of the sinc:
+
+    log S(f) = sum_r a_r T_r(|f|) + sum over m in {2, 4} of c_m cos m theta + s_m sin m theta
+    log N(f) = n_0 + n_1 log |f|
+
+with T_r the hats over RADII, and each of c_m and s_m linear in log |f|. Given P, the power of a
+Gaussian field is exponentially distributed (Whittle, "Estimation and information in stationary
+time series", Arkiv foer Matematik 2, 1953). An image has edges, whose power exceeds any smooth
+spectrum; if its scale varies as the inverse of a gamma variable, |B|^2 / P has an F distribution
+with 2 and 2 NU degrees of freedom:
+
+    L = 1/n sum_f log P + (NU + 1) log(1 + |B|^2 / (NU P))
+
+in nats per frequency, least over a, c, s and n: Fisher scoring, damped as by Levenberg and
+Marquardt. The sign of v is free: a straight path reversed is the same blur.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxdeblur.paths.likelihood import FULL_SIZE_BANDS, RADII, Band, Observed, band
+from jaxdeblur.paths.tiles import over_tiles
+
+NU = 3.0
+"""Half the degrees of freedom of an edge's power: the less, the less one edge counts."""
+
+PATCH = 128
+"""Pixels: the side of the patches."""
+
+FIRST_STEPS, STEPS = 14, 6
+"""Of a fit to a sharp tile, and from there to a blurred one."""
+
+LIMIT = 2.5
+"""Of a parameter's change in one step."""
+
+_ANGULAR = 1.4  # Standard deviation of the logarithm of the spectrum in each angular term.
+
+
+class Model(NamedTuple):
+    """The numbers of the model at the F frequencies of the band."""
+
+    where: Band
+    f: Float[np.ndarray, "F 2"]
+    weight: Float[np.ndarray, " F"]
+    of_texture: Float[np.ndarray, "F A"]
+    of_noise: Float[np.ndarray, "F 2"]
+    precision: Float[np.ndarray, " A2"]
+    """Of the prior of all parameters; 0 for free ones."""
+
+
+@functools.cache
+def model() -> Model:
+    """Returns the model's numbers."""
+    where = band(PATCH // 2, FULL_SIZE_BANDS[-1], 1)
+    fy, fx = (each.ravel() for each in np.broadcast_arrays(where.fy[:, None], where.fx))
+    theta, radius = np.arctan2(fy, fx), np.maximum(np.hypot(fy, fx), 1e-3)
+    line = np.stack([np.ones_like(radius), np.clip(np.log(radius / 0.1), -2, 2)], 1)
+    angular = [
+        each[:, None] * line for m in (2, 4) for each in (np.cos(m * theta), np.sin(m * theta))
+    ]
+    radial = where.radial.reshape(len(RADII), -1).T
+    texture = np.concatenate([radial, *angular], 1)
+    precision = np.zeros(texture.shape[1] + 2)
+    precision[len(RADII) : -2] = _ANGULAR**-2
+    precision[-1] = 1.0
+    arrays = np.stack([fy, fx], 1), where.weight.ravel(), texture, line, precision
+    return Model(where, *(each.astype(np.float32) for each in arrays))
+
+
+class Spectrum(NamedTuple):
+    """A tile's spectrum."""
+
+    parameters: Float[Array, " A2"]
+    damping: Float[Array, ""]
+    value: Float[Array, ""]
+    """L, times n."""
+
+
+class System(NamedTuple):
+    """L of a tile times n, and its Fisher scoring."""
+
+    value: Float[Array, ""]
+    slope: Float[Array, " Q"]
+    curvature: Float[Array, "Q Q"]
+    """Both by the parameters of the spectrum and the velocity (y, x)."""
+
+
+def _transfer(velocity: Float[Array, 2]) -> tuple[Float[Array, " F"], Float[Array, "F 2"]]:
+    """Returns sinc^2(f . v), and its derivatives by the velocity."""
+    f = jnp.asarray(model().f)
+    turns = f @ velocity
+    sinc = jnp.sinc(turns)
+    safe = jnp.where(jnp.abs(turns) < 1e-3, 1e-3, turns)
+    slope = jnp.where(jnp.abs(turns) < 1e-3, 0.0, (jnp.cos(np.pi * safe) - jnp.sinc(safe)) / safe)
+    return sinc**2, (2 * sinc * slope)[:, None] * f
+
+
+def system(
+    parameters: Float[Array, " A2"], power: Float[Array, " F"], velocity: Float[Array, 2]
+) -> System:
+    """Returns L of a tile, and what Fisher scoring needs.
+
+    Args:
+      parameters: of its spectrum: a, c, s and n.
+      power: of its patch, from ``power_of``.
+      velocity: v, (y, x) in pixels per exposure.
+    """
+    m = model()
+    count = m.of_texture.shape[1]
+    through, slopes = _transfer(velocity)
+    texture = jnp.exp(jnp.clip(m.of_texture @ parameters[:count], -40.0, 20.0))
+    noise = jnp.exp(jnp.clip(m.of_noise @ parameters[count:], -40.0, 10.0))
+    expected = texture * through + noise + m.where.floor
+    ratio = power / expected
+    value = (m.weight * (jnp.log(expected) + (NU + 1) * jnp.log1p(ratio / NU))).sum()
+    value = value + 0.5 * (m.precision * parameters**2).sum()
+    # The derivatives of log P.
+    by = jnp.concatenate(
+        [
+            (texture * through / expected)[:, None] * m.of_texture,
+            (noise / expected)[:, None] * m.of_noise,
+            (texture / expected)[:, None] * slopes,
+        ],
+        1,
+    )
+    own = jnp.concatenate([m.precision * parameters, jnp.zeros(2)])
+    slope = own - by.T @ (m.weight * ((NU + 1) * ratio / (NU + ratio) - 1))
+    curvature = (by * m.weight[:, None]).T @ by
+    stiff = jnp.concatenate([m.precision + 1e-3, jnp.zeros(2)])
+    return System(value, slope, curvature + jnp.diag(stiff))
+
+
+def _stepped(fitted: Spectrum, power: Float[Array, " F"], velocity: Float[Array, 2]) -> Spectrum:
+    """Moves a spectrum by one step, and takes it back unless L falls."""
+    size = len(fitted.parameters)
+    found = system(fitted.parameters, power, velocity)
+    curvature = found.curvature[:size, :size]
+    damped = curvature + fitted.damping * jnp.diag(jnp.diag(curvature))
+    change = jnp.linalg.solve(damped, -found.slope[:size])
+    moved = fitted.parameters + jnp.clip(change, -LIMIT, LIMIT)
+    value = system(moved, power, velocity).value
+    better = value < fitted.value
+    kept = jnp.where(better, moved, fitted.parameters)
+    damping = jnp.where(better, fitted.damping / 4, fitted.damping * 6)
+    return Spectrum(kept, damping, jnp.where(better, value, fitted.value))
+
+
+def fit_spectrum(
+    parameters: Float[Array, " A2"],
+    power: Float[Array, " F"],
+    velocity: Float[Array, 2],
+    steps: int,
+) -> Spectrum:
+    """Fits a tile's spectrum, given its velocity."""
+    start = Spectrum(parameters, jnp.float32(0.05), system(parameters, power, velocity).value)
+
+    def step(fitted: Spectrum, _: None) -> tuple[Spectrum, None]:
+        return _stepped(fitted, power, velocity), None
+
+    done: Spectrum = lax.scan(step, start, None, length=steps)[0]
+    return done
+
+
+def first_spectrum(power: Float[Array, " F"]) -> Float[Array, " A2"]:
+    """Returns the initial spectrum: means of rings, and noise of twice the rounding."""
+    m = model()
+    rings = m.of_texture[:, : len(RADII)] * m.weight[:, None]
+    share = rings.sum(0)
+    radial = jnp.log(power @ rings / np.maximum(share, 1e-6) + 1e-12)
+    radial = jnp.where(share > 0.5, radial, radial[np.argmax(share > 0.5)])
+    rest = jnp.zeros(len(m.precision) - len(RADII) - 2)
+    return jnp.concatenate([radial, rest, jnp.array([np.log(2 * m.where.floor), 0.0])])
+
+
+def power_of(seen: Observed) -> Float[Array, "n F"]:
+    """Returns the power of the middle frame's patches, which are PATCH pixels wide."""
+    m = model()
+    spectra = seen.up_to(FULL_SIZE_BANDS[-1], 1)[0].spectra[:, 1]
+    return (spectra**2).sum(1).reshape(len(spectra), -1) + m.where.floor
+
+
+def values_along(
+    power: Float[Array, "n F"], velocities: Float[Array, "n V 2"]
+) -> Float[Array, "n W"]:
+    """Returns L of each tile without blur, then along each velocity: W = V + 1 values.
+
+    Args:
+      power: from ``power_of``.
+      velocities: v, (y, x) in pixels per exposure.
+    """
+
+    def one(tile: tuple[jax.Array, jax.Array]) -> Float[Array, " W"]:
+        power, along = tile
+        sharp = fit_spectrum(first_spectrum(power), power, jnp.zeros(2), FIRST_STEPS)
+        rest = jax.vmap(lambda v: fit_spectrum(sharp.parameters, power, v, STEPS).value)(along)
+        return jnp.append(sharp.value, rest) / model().weight.sum()
+
+    values: Float[Array, "n W"] = over_tiles(one, (power, velocities))
+    return values
