@@ -10,14 +10,16 @@ frame: a change with fifty times that energy is ringing, which reblurring does n
 
 If the duty cycle is found from the video, g is multiplied by
 
-    t = s(b / (q + .02); 2.5, 4.5) (1 - s(q; .055, .07) (1 - s(v; 1, 3)))
+    t = max(s(b / (q + .02); 2.5, 4.5) (1 - s(q; .055, .07) (1 - s(v; 1, 3))), s(w; .08, .15))
 
 where b is by how many nats per tile an open shutter explains the video better than sharp frames
 (shutter.py). In a single tile, slow motion of sharp frames is hard to distinguish from blur. q is
 the mean vote of a tile against the duty cycle that was found: how far tiles contradict each other.
 Only a lead that outweighs it is evidence; .02 is what tiles of one shutter disagree by. v is the
 median tile's speed in pixels per frame: where objects move before a still background, what they
-cover and mirror lets tiles contradict each other, and a wrong duty cycle makes edges ring.
+cover and mirror lets tiles contradict each other, and a wrong duty cycle makes edges ring. w is by
+how many votes a tile prefers a short exposure: three frames hardly tell it from sharp ones, the
+zeros of the blur do.
 
 The second network's change has the share
 
@@ -48,6 +50,8 @@ _LEAD, _AGREED = (2.5, 4.5), 0.02  # Of b / (q + .02); docs/lab/paths.md has the
 _DISPUTED = (0.055, 0.07)  # Of q: 0.08 in a video of a shiny kettle.
 _STILL = (1.0, 3.0)  # Of v.
 _SHARP, _SHORT = (-0.01, 0.005), (0.032, 0.042)  # Of l, at least .006 in sharp videos; of k.
+# Of w: .15 to .6 in short exposures of X4K, .1 at most in other video; chosen on three scenes.
+_SHORT_LEAD = (0.08, 0.15)
 _TOLD, _ALIKE = (2.0, 8.0), (0.02, 0.035)  # Of n; of q.
 
 _FLOOR = 0.5 / 255**2  # Of E: a change of less than a grey level proves nothing.
@@ -86,7 +90,12 @@ def gate(
 def trusted(shutter: Shutter, speed: Float[Array, ""]) -> Float[Array, ""]:
     """Returns t, in [0, 1]: how far the video appears blurred, and by one shutter; v is speed."""
     disputed = smoothstep(shutter.disputed, *_DISPUTED) * (1 - smoothstep(speed, *_STILL))
-    return _agreement(shutter) * (1 - disputed)
+    return jnp.maximum(_agreement(shutter) * (1 - disputed), _is_short(shutter))
+
+
+def _is_short(shutter: Shutter) -> Float[Array, ""]:
+    """Returns how far the zeros show a short exposure, in [0, 1]."""
+    return smoothstep(shutter.short_lead, *_SHORT_LEAD)
 
 
 def _agreement(shutter: Shutter) -> Float[Array, ""]:
@@ -116,6 +125,8 @@ def remarks(shutter: Shutter, stabiliser: Stabiliser) -> list[str]:
         return ["frames are blended from two, which is restored only in part"]
     if float(known[0].tiles) < 1:
         return ["hardly anything moves, so blur was left to the network alone"]
+    if float(_is_short(known[0])) > 0.5:
+        return []
     if float(_sharp(known[0])) > 0.5:
         return ["taken to be sharp: restored by the network alone, which changes little there"]
     if float(_agreement(known[0])) < 0.5:

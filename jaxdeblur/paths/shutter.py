@@ -12,9 +12,13 @@ speaks against d. A frame adds, with the weights c_i,
 
     E(g, d) <- .9 E(g, d) + sum_i c_i l_i(g, d)
     V(g, d) <- .9 V(g, d) + sum_i c_i min(l_i(g, d), .15)
+    W(g, d) <- .9 W(g, d) + sum_i c_i min(z_i(g, d), .02)
     N       <- .9 N + sum_i c_i
     S_k(d)  <- S_k(d) + sum_i c_i a_i(d)^k,    k = 1, 2
     a_i(d)  =  [L_i(G, 0) - L_i(G, d)] - [L_i(1, 0) - L_i(1, d)],    G = GAMMA
+
+z_i is what speaks against d by the zeros of the middle frame's blur alone, along the path fitted
+for d, with texture that may have a direction (whittle.py); 0 of a tile faster than FAST.
 
 c_i is the share of the tile's texture that moves, a quarter of it in a frame with one neighbour,
 and 0 of a tile that hardly moves. Light is linear (g = GAMMA, else 1) if
@@ -22,14 +26,18 @@ and 0 of a tile that hardly moves. Light is linear (g = GAMMA, else 1) if
     S_1(d) > 2 sqrt(S_2(d)) at the d that minimises E(1, d) + E(G, d)
 
 that is, by two standard errors of a sum. The duty cycle is at the vertex of the parabola through
-the three values of ``V(g, d) + .02 (d - .9)^2`` about the least one. The gate (gate.py) uses
+the three values of ``V(g, d) / .15 + W(g, d) / .02 + .1 (d - .9)^2`` about the least one: either
+likelihood gives a tile one vote. Three frames say more where paths are long and bent, zeros where
+the exposure is short. The gate (gate.py) uses
 
     b = [E(g, 0) - min_d E(g, d)] / (N + 6)          for an open shutter
     q = min_d V(g, d) / N                            among tiles
     l = [min over d > 1/2 of V(1, d) - V(1, 0)] / N  for sharp frames against long exposures
     k = [V(1, 0) - min_d V(1, d)] / N                for any exposure against sharp frames
+    w = [min(U(0), U(1/4)) - U(d)] / (N + 6)         for a short exposure, d = .4 its likeliest
 
-where N is at least 1 in the last three.
+where N is at least 1 in q, l and k, and U = V(g, d) / .15 + W(g, d) / .02; w is 0 if the likeliest
+exposure is longer.
 """
 
 from __future__ import annotations
@@ -56,6 +64,7 @@ from jaxdeblur.paths.fit import (
 from jaxdeblur.paths.likelihood import Observed, observed, texture
 from jaxdeblur.paths.path import USUAL_DUTY, exposures, through
 from jaxdeblur.paths.tiles import REACH
+from jaxdeblur.paths.whittle import PATCH, power_of, power_through, values_of
 
 DUTIES = np.append(0.0, np.linspace(0.25, 1, 6)).astype(np.float32)
 """The candidate duty cycles; 0 is a sharp frame."""
@@ -72,9 +81,12 @@ LEAST_MOTION = 2.0
 SLOW = 5.0
 """Pixels per frame: slower tiles' transfer functions have their zeros in the finest detail."""
 
-_PRIOR_WEIGHT = 0.02  # Nats per frequency: of USUAL_DUTY if nothing moves, negligible otherwise.
+FAST = PATCH / 4
+"""Pixels per frame: the zeros of faster tiles lie closer than the main lobe of a patch's window."""
+
+_PRIOR_WEIGHT = 0.1  # Votes: for USUAL_DUTY if nothing moves, negligible otherwise.
 _FORGET = 0.9
-_MOST = 0.15  # Nats per frequency, at most, in a tile's vote.
+_MOST, _MOST_ZEROS = 0.15, 0.02  # Nats per frequency, at most, in a tile's vote of V and W.
 _STANDARD_ERRORS = 2.0  # The lead that linear light needs.
 _DOUBT = TILES / 2  # Tiles assumed to be sharp before there is evidence.
 _INCOMPLETE = 0.25  # The weight of a frame at the ends of a video, which has one neighbour.
@@ -88,6 +100,8 @@ class Shutter(NamedTuple):
     """E: L of each light and duty minus the best duty's, summed over tiles and slowly forgotten."""
     votes: Float[Array, "2 D"]
     """V: the same with each tile's part limited, so that no tile overrules the others."""
+    zeros: Float[Array, "2 D"]
+    """W: likewise, by the zeros of the middle frame's blur."""
     apart: Float[Array, "2 D"]
     """S_1 and S_2: how much more an open shutter explains in linear light than as stored, summed
     over all tiles so far, and its squares. Not forgotten."""
@@ -98,20 +112,33 @@ class Shutter(NamedTuple):
     def unknown(cls, *videos: int) -> Shutter:
         """Returns the state before the first frame; for several videos, with that leading axis."""
         nothing = jnp.zeros((*videos, len(LIGHTS), len(DUTIES)), jnp.float32)
-        return cls(nothing, nothing, nothing, jnp.zeros(videos, jnp.float32))
+        return cls(nothing, nothing, nothing, nothing, jnp.zeros(videos, jnp.float32))
 
-    def add(self, seen: Float[Array, "2 N D"], counts: Float[Array, " N"]) -> Shutter:
-        """Adds a frame's evidence: L of its tiles for each light and duty, and their weights."""
-        over = seen - seen.min(-1, keepdims=True)
+    def add(
+        self,
+        seen: Float[Array, "2 N D"],
+        counts: Float[Array, " N"],
+        zeros: Float[Array, "2 N D"] | None = None,
+    ) -> Shutter:
+        """Adds a frame's evidence.
+
+        Args:
+          seen: L of its tiles for each light and duty.
+          counts: their weights.
+          zeros: L by the zeros of the middle frame alone; None if they tell nothing.
+        """
+        zeros = jnp.zeros_like(seen) if zeros is None else zeros
+        over, beyond = (each - each.min(-1, keepdims=True) for each in (seen, zeros))
         stored, linear = seen[..., :1] - seen
         apart = jnp.stack([linear - stored, (linear - stored) ** 2])
-        costs, votes, sums = (
+        costs, votes, by_zeros, sums = (
             jnp.einsum("lnd,n->ld", each, counts)
-            for each in (over, jnp.minimum(over, _MOST), apart)
+            for each in (over, jnp.minimum(over, _MOST), jnp.minimum(beyond, _MOST_ZEROS), apart)
         )
         return Shutter(
             _FORGET * self.costs + costs,
             _FORGET * self.votes + votes,
+            _FORGET * self.zeros + by_zeros,
             self.apart + sums,
             _FORGET * self.tiles + counts.sum(),
         )
@@ -152,7 +179,7 @@ class Shutter(NamedTuple):
     @property
     def duty(self) -> Float[Array, ""]:
         """The likeliest share of the period that the shutter is open, at a parabola's vertex."""
-        chosen = self._chosen + _PRIOR_WEIGHT * (jnp.asarray(DUTIES) - USUAL_DUTY) ** 2
+        chosen = self._both + _PRIOR_WEIGHT * (jnp.asarray(DUTIES) - USUAL_DUTY) ** 2
         least = jnp.argmin(chosen)
         around = jnp.clip(least, 1, len(DUTIES) - 2) + jnp.arange(-1, 2)
         x, y = jnp.asarray(DUTIES)[around], chosen[around]
@@ -162,8 +189,20 @@ class Shutter(NamedTuple):
         return jnp.clip(jnp.where(bend > 1e-6, vertex, jnp.asarray(DUTIES)[least]), 0.2, 1.0)
 
     @property
+    def short_lead(self) -> Float[Array, ""]:
+        """w: by how many votes a tile prefers an exposure of less than half the period to a shorter
+        one and to none; 0 if the likeliest one is longer."""
+        least = 2 + jnp.argmin(self._both[2:])
+        lead = (self._both[:2].min() - self._both[least]) / (self.tiles + _DOUBT)
+        return jnp.where(jnp.asarray(DUTIES)[least] < 0.5, lead, 0.0)
+
+    @property
     def _chosen(self) -> Float[Array, " D"]:
         return self.votes[self.linear.astype(int)]
+
+    @property
+    def _both(self) -> Float[Array, " D"]:
+        return self._chosen / _MOST + self.zeros[self.linear.astype(int)] / _MOST_ZEROS
 
 
 def richest(
@@ -181,8 +220,8 @@ def richest(
 
 def likelihoods_by_duty(
     knots: Float[Array, "n P 2"], seen: Observed, fine: Observed, slow: Bool[Array, " n"]
-) -> Float[Array, "n D"]:
-    """Returns L of tiles for each of DUTIES, from fine detail for slow tiles.
+) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+    """Returns L of tiles for each of DUTIES, from fine detail for slow tiles, and by zeros alone.
 
     Args:
       knots: their initial paths.
@@ -193,17 +232,22 @@ def likelihoods_by_duty(
 
     stiff = stiffness(3, LONE_BEND)
 
-    def of(duty: Float[Array, ""]) -> Float[Array, " n"]:
+    def of(duty: Float[Array, ""]) -> tuple[Float[Array, " n"], Float[Array, "n F"]]:
         first, alone, basis = first_fit(knots, seen.present), (len(knots), 1), exposures(duty)
         fit = functools.partial(fit_tiles, shape=alone, basis=basis, smooth=0.0, stiff=stiff)
         coarse, value = fit(first, seen, stages=_STAGES)
 
-        def finer() -> Float[Array, " n"]:
-            return fit(coarse, fine, stages=_FINE_STAGES, scale=1)[1]
+        def finer() -> tuple[Float[Array, " n"], Float[Array, "n P 2"]]:
+            found, value = fit(coarse, fine, stages=_FINE_STAGES, scale=1)
+            return value, found.knots
 
-        return jnp.where(slow, lax.cond(slow.any(), finer, lambda: value), value)
+        close, at = lax.cond(slow.any(), finer, lambda: (value, coarse.knots))
+        path = basis[1] @ jnp.where(slow[:, None, None], at, coarse.knots)
+        return jnp.where(slow, close, value), jax.vmap(power_through)(path)
 
-    return lax.map(of, jnp.asarray(DUTIES)).T
+    values, through = lax.map(of, jnp.asarray(DUTIES))
+    zeros = values_of(power_of(fine), jnp.swapaxes(through[1:], 0, 1))  # The first is 0.
+    return values.T, zeros
 
 
 @jax.default_matmul_precision("float32")  # As in motion.py.
@@ -240,14 +284,16 @@ def watch(
         of_less = tiling._replace(n=tiling.size)  # At full size twice as fast, and as good.
         slow = (speed[chosen] < SLOW) & (counts > 0)
 
-        def told(gamma: Float[Array, ""]) -> Float[Array, "n D"]:
+        def told(gamma: Float[Array, ""]) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
             seen, fine = (
                 observed(power(bright, gamma), tiling, offsets, present, only=chosen, scale=scale)
                 for tiling, scale in ((tiling, 2), (of_less, 1))
             )
             return likelihoods_by_duty(start[chosen], seen, fine, slow)
 
-        return shutter.add(lax.map(told, jnp.array(LIGHTS)), counts)
+        by_frames, by_zeros = lax.map(told, jnp.array(LIGHTS))
+        resolved = (speed[chosen] < FAST)[:, None]
+        return shutter.add(by_frames, counts, jnp.where(resolved, by_zeros, 0.0))
 
     moving = (motion.speed_of(moves, present) > LEAST_MOTION).any()
     asked = moving & (observe | (shutter.tiles < TILES))

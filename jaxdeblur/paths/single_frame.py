@@ -30,11 +30,13 @@ from jaxdeblur.paths.whittle import (
     LIMIT,
     PATCH,
     STEPS,
+    Spectrum,
     first_spectrum,
     fit_spectrum,
     model,
     power_of,
     system,
+    transfer,
 )
 
 SHORTEST_SIDE = 192
@@ -119,10 +121,12 @@ def find(luminance: Float[Array, "H W"]) -> SingleBlur:
     n = model().weight.sum()
 
     def surface(power: Float[Array, " F"]) -> tuple[jax.Array, ...]:
-        sharp = fit_spectrum(first_spectrum(power), power, jnp.zeros(2), FIRST_STEPS)
-        blurred = jax.vmap(lambda v: fit_spectrum(sharp.parameters, power, v, STEPS))(
-            jnp.asarray(grid)
-        )
+        sharp = fit_spectrum(first_spectrum(power), power, jnp.ones(len(power)), FIRST_STEPS)
+
+        def along(velocity: Float[Array, 2]) -> Spectrum:
+            return fit_spectrum(sharp.parameters, power, transfer(velocity)[0], STEPS)
+
+        blurred = jax.vmap(along)(jnp.asarray(grid))
         return blurred.parameters, (sharp.value - blurred.value) / n, sharp.value
 
     spectra, gains, sharp = over_tiles(surface, seen.power)
@@ -149,9 +153,9 @@ def find(luminance: Float[Array, "H W"]) -> SingleBlur:
 
     def gain(tile: tuple[jax.Array, ...]) -> Float[Array, ""]:
         parameters, power, velocity, sharp = tile
-        blurred = fit_spectrum(parameters, power, velocity, STEPS).value
+        blurred = fit_spectrum(parameters, power, transfer(velocity)[0], STEPS).value
         # From there, too: else a fit that has not arrived would count as evidence.
-        again = fit_spectrum(parameters, power, jnp.zeros(2), FIRST_STEPS).value
+        again = fit_spectrum(parameters, power, jnp.ones(len(power)), FIRST_STEPS).value
         return (jnp.minimum(sharp, again) - blurred) / n
 
     each = over_tiles(gain, (own_spectra, seen.power, basis @ field, sharp))
@@ -177,7 +181,8 @@ def _likeliest(
         field, spectra = carry
 
         def one(each: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-            found = system(*each)
+            parameters, power, velocity = each
+            found = system(parameters, power, *transfer(velocity))
             own = found.curvature[:size, :size]
             own = own + 0.01 * jnp.diag(jnp.diag(own))
             both = jnp.concatenate([found.slope[:size, None], found.curvature[:size, size:]], 1)

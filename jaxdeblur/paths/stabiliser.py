@@ -73,7 +73,7 @@ from jaxdeblur.paths.path import (
     with_shifts,
 )
 from jaxdeblur.paths.tiles import over_tiles
-from jaxdeblur.paths.whittle import power_of, values_along
+from jaxdeblur.paths.whittle import power_of, transfer, values_of
 
 MOST_SIDE = 600
 """Pixels: frames are halved until their shorter side has no more, so that a velocity is found in
@@ -380,7 +380,7 @@ def evidence_of(
 
     as_seen = _DUTIES[:, None] * during(shown)[:, None]
     along = jnp.concatenate([as_seen, STABILISED_DUTY * during(swing)[:, None]], 1)
-    values = values_along(power_of(seen.fine), along)
+    values = values_of(power_of(seen.fine), jax.vmap(jax.vmap(lambda v: transfer(v)[0]))(along))
     return (values[:, :-1].min(1) - values[:, -1]).mean()
 
 

@@ -35,6 +35,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeblur.paths.likelihood import FULL_SIZE_BANDS, RADII, Band, Observed, band
+from jaxdeblur.paths.path import SAMPLE_WEIGHTS, otf
 from jaxdeblur.paths.tiles import over_tiles
 
 NU = 3.0
@@ -98,10 +99,10 @@ class System(NamedTuple):
     value: Float[Array, ""]
     slope: Float[Array, " Q"]
     curvature: Float[Array, "Q Q"]
-    """Both by the parameters of the spectrum and the velocity (y, x)."""
+    """Both by the parameters of the spectrum and what is fitted beside it."""
 
 
-def _transfer(velocity: Float[Array, 2]) -> tuple[Float[Array, " F"], Float[Array, "F 2"]]:
+def transfer(velocity: Float[Array, 2]) -> tuple[Float[Array, " F"], Float[Array, "F 2"]]:
     """Returns sinc^2(f . v), and its derivatives by the velocity."""
     f = jnp.asarray(model().f)
     turns = f @ velocity
@@ -112,18 +113,23 @@ def _transfer(velocity: Float[Array, 2]) -> tuple[Float[Array, " F"], Float[Arra
 
 
 def system(
-    parameters: Float[Array, " A2"], power: Float[Array, " F"], velocity: Float[Array, 2]
+    parameters: Float[Array, " A2"],
+    power: Float[Array, " F"],
+    through: Float[Array, " F"],
+    slopes: Float[Array, "F V"] | None = None,
 ) -> System:
     """Returns L of a tile, and what Fisher scoring needs.
 
     Args:
       parameters: of its spectrum: a, c, s and n.
       power: of its patch, from ``power_of``.
-      velocity: v, (y, x) in pixels per exposure.
+      through: the share of the power that the blur leaves, as sinc^2(f . v).
+      slopes: its derivatives by what is fitted beside the spectrum; None for nothing.
     """
     m = model()
     count = m.of_texture.shape[1]
-    through, slopes = _transfer(velocity)
+    slopes = jnp.zeros((len(through), 0)) if slopes is None else slopes
+    beside = jnp.zeros(slopes.shape[1])
     texture = jnp.exp(jnp.clip(m.of_texture @ parameters[:count], -40.0, 20.0))
     noise = jnp.exp(jnp.clip(m.of_noise @ parameters[count:], -40.0, 10.0))
     expected = texture * through + noise + m.where.floor
@@ -139,22 +145,20 @@ def system(
         ],
         1,
     )
-    own = jnp.concatenate([m.precision * parameters, jnp.zeros(2)])
+    own = jnp.concatenate([m.precision * parameters, beside])
     slope = own - by.T @ (m.weight * ((NU + 1) * ratio / (NU + ratio) - 1))
     curvature = (by * m.weight[:, None]).T @ by
-    stiff = jnp.concatenate([m.precision + 1e-3, jnp.zeros(2)])
+    stiff = jnp.concatenate([m.precision + 1e-3, beside])
     return System(value, slope, curvature + jnp.diag(stiff))
 
 
-def _stepped(fitted: Spectrum, power: Float[Array, " F"], velocity: Float[Array, 2]) -> Spectrum:
+def _stepped(fitted: Spectrum, power: Float[Array, " F"], through: Float[Array, " F"]) -> Spectrum:
     """Moves a spectrum by one step, and takes it back unless L falls."""
-    size = len(fitted.parameters)
-    found = system(fitted.parameters, power, velocity)
-    curvature = found.curvature[:size, :size]
-    damped = curvature + fitted.damping * jnp.diag(jnp.diag(curvature))
-    change = jnp.linalg.solve(damped, -found.slope[:size])
+    found = system(fitted.parameters, power, through)
+    damped = found.curvature + fitted.damping * jnp.diag(jnp.diag(found.curvature))
+    change = jnp.linalg.solve(damped, -found.slope)
     moved = fitted.parameters + jnp.clip(change, -LIMIT, LIMIT)
-    value = system(moved, power, velocity).value
+    value = system(moved, power, through).value
     better = value < fitted.value
     kept = jnp.where(better, moved, fitted.parameters)
     damping = jnp.where(better, fitted.damping / 4, fitted.damping * 6)
@@ -164,14 +168,14 @@ def _stepped(fitted: Spectrum, power: Float[Array, " F"], velocity: Float[Array,
 def fit_spectrum(
     parameters: Float[Array, " A2"],
     power: Float[Array, " F"],
-    velocity: Float[Array, 2],
+    through: Float[Array, " F"],
     steps: int,
 ) -> Spectrum:
-    """Fits a tile's spectrum, given its velocity."""
-    start = Spectrum(parameters, jnp.float32(0.05), system(parameters, power, velocity).value)
+    """Fits a tile's spectrum, given what its blur leaves of the power."""
+    start = Spectrum(parameters, jnp.float32(0.05), system(parameters, power, through).value)
 
     def step(fitted: Spectrum, _: None) -> tuple[Spectrum, None]:
-        return _stepped(fitted, power, velocity), None
+        return _stepped(fitted, power, through), None
 
     done: Spectrum = lax.scan(step, start, None, length=steps)[0]
     return done
@@ -195,21 +199,26 @@ def power_of(seen: Observed) -> Float[Array, "n F"]:
     return (spectra**2).sum(1).reshape(len(spectra), -1) + m.where.floor
 
 
-def values_along(
-    power: Float[Array, "n F"], velocities: Float[Array, "n V 2"]
-) -> Float[Array, "n W"]:
-    """Returns L of each tile without blur, then along each velocity: W = V + 1 values.
+def power_through(path: Float[Array, "J 2"]) -> Float[Array, " F"]:
+    """Returns |K|^2 of a path, given its samples at the times of SAMPLE_WEIGHTS, in pixels."""
+    m = model()
+    kernel = otf(path - path.mean(0), jnp.asarray(SAMPLE_WEIGHTS)[None], m.where.fy, m.where.fx)[0]
+    return (kernel**2).sum(0).ravel()
+
+
+def values_of(power: Float[Array, "n F"], through: Float[Array, "n V F"]) -> Float[Array, "n W"]:
+    """Returns L of each tile without blur, then for each blur: W = V + 1 values.
 
     Args:
       power: from ``power_of``.
-      velocities: v, (y, x) in pixels per exposure.
+      through: the shares of the power that blurs leave.
     """
 
     def one(tile: tuple[jax.Array, jax.Array]) -> Float[Array, " W"]:
-        power, along = tile
-        sharp = fit_spectrum(first_spectrum(power), power, jnp.zeros(2), FIRST_STEPS)
-        rest = jax.vmap(lambda v: fit_spectrum(sharp.parameters, power, v, STEPS).value)(along)
-        return jnp.append(sharp.value, rest) / model().weight.sum()
+        power, blurs = tile
+        sharp = fit_spectrum(first_spectrum(power), power, jnp.ones(len(power)), FIRST_STEPS)
+        rest = jax.vmap(lambda blur: fit_spectrum(sharp.parameters, power, blur, STEPS).value)
+        return jnp.append(sharp.value, rest(blurs)) / model().weight.sum()
 
-    values: Float[Array, "n W"] = over_tiles(one, (power, velocities))
+    values: Float[Array, "n W"] = over_tiles(one, (power, through))
     return values
