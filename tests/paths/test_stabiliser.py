@@ -125,6 +125,14 @@ def test_only_the_zeros_of_a_blur_are_evidence_of_a_stabiliser() -> None:
     assert by_radius > 0.25
 
 
+def test_the_search_goes_on_while_three_frames_prefer_a_stabiliser() -> None:
+    """Even without evidence of one: so blended frames are found."""
+    known = Stabiliser.unknown(8)._replace(frames=jnp.float32(2), evidence=jnp.float32(-1))
+    assert bool(known._replace(preferred=jnp.float32(1)).undecided)
+    assert not bool(known._replace(preferred=jnp.float32(0.1)).undecided)
+    assert not bool(known._replace(preferred=jnp.float32(1)).stabilised)
+
+
 @pytest.mark.stress
 @pytest.mark.parametrize(
     ("kept", "blurred", "stabilised"),
