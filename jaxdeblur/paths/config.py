@@ -9,7 +9,8 @@ import jax
 
 from jaxdeblur.options import Share, check_ranges
 from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.stabiliser import STABILISED_DUTY, Stabiliser
+from jaxdeblur.paths.stabiliser import Stabiliser
+from jaxdeblur.paths.velocities import STABILISED_DUTY
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,8 @@ from jaxtyping import Array, Float
 
 from jaxdeblur.paths import motion
 from jaxdeblur.paths.likelihood import observed
-from jaxdeblur.paths.stabiliser import half_ring
 from jaxdeblur.paths.tiles import over_tiles
+from jaxdeblur.paths.velocities import half_ring
 from jaxdeblur.paths.whittle import (
     FIRST_STEPS,
     LIMIT,

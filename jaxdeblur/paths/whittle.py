@@ -53,7 +53,7 @@ LIMIT = 2.5
 _ANGULAR = 1.4  # Standard deviation of the logarithm of the spectrum in each angular term.
 
 
-class Model(NamedTuple):
+class PowerModel(NamedTuple):
     """The numbers of the model at the F frequencies of the band."""
 
     where: Band
@@ -66,7 +66,7 @@ class Model(NamedTuple):
 
 
 @functools.cache
-def model() -> Model:
+def model() -> PowerModel:
     """Returns the model's numbers."""
     where = band(PATCH // 2, FULL_SIZE_BANDS[-1], 1)
     fy, fx = (each.ravel() for each in np.broadcast_arrays(where.fy[:, None], where.fx))
@@ -81,7 +81,7 @@ def model() -> Model:
     precision[len(RADII) : -2] = _ANGULAR**-2
     precision[-1] = 1.0
     arrays = np.stack([fy, fx], 1), where.weight.ravel(), texture, line, precision
-    return Model(where, *(each.astype(np.float32) for each in arrays))
+    return PowerModel(where, *(each.astype(np.float32) for each in arrays))
 
 
 class Spectrum(NamedTuple):

@@ -23,13 +23,9 @@ from jaxdeblur.paths.gate import second_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.path import FREE, exposures, through
 from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.stabiliser import (
-    STABILISED_DUTY,
-    Stabiliser,
-    of_tiles,
-    velocity_of,
-)
+from jaxdeblur.paths.stabiliser import Stabiliser, of_tiles
 from jaxdeblur.paths.tiles import Tiling
+from jaxdeblur.paths.velocities import STABILISED_DUTY, velocity_of
 
 WINDOW = 5
 """Frames: the path spans the middle three, and the outer two show how it bends."""

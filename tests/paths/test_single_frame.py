@@ -15,7 +15,7 @@ from flax import nnx
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.images import LUMA
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.paths import single_frame, single_restorer, stabiliser
+from jaxdeblur.paths import single_frame, single_restorer, velocities
 from jaxdeblur.paths.single_frame import SHORTEST_SIDE, find
 from jaxdeblur.paths.single_restorer import SingleFrameConfig, SingleFrameRestorer, trusted
 
@@ -99,9 +99,9 @@ def test_sharp_pictures_give_no_evidence(kind: str) -> None:
 @pytest.mark.stress  # Compiling takes half a minute and more.
 def test_the_directed_picture_would_deceive_a_spectrum_without_direction() -> None:
     light = jnp.asarray(as_stored(directed()) @ LUMA)
-    seen = stabiliser.view(jnp.stack([light] * 5), jnp.array([0.0, 0.0, 1.0, 0.0, 0.0]))
+    seen = velocities.view(jnp.stack([light] * 5), jnp.array([0.0, 0.0, 1.0, 0.0, 0.0]))
     tried = jnp.array([[0.0, 0.0], [0.0, 4.0]])[:, None]
-    values = stabiliser._values(seen.fine, jnp.broadcast_to(tried, (2, len(seen.start), 2)), 1)
+    values = velocities._values(seen.fine, jnp.broadcast_to(tried, (2, len(seen.start), 2)), 1)
     assert float((values[0] - values[1]).mean()) > 0.1
 
 

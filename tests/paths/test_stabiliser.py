@@ -11,18 +11,9 @@ from scipy import ndimage
 from jaxdeblur.paths import stabiliser
 from jaxdeblur.paths.octave import around_of
 from jaxdeblur.paths.path import FREE, exposures, sample_times, with_shifts
-from jaxdeblur.paths.stabiliser import (
-    STABILISED_DUTY,
-    TIMES,
-    Stabiliser,
-    fitted,
-    follow,
-    of_tiles,
-    swing_of,
-    velocity_of,
-    view,
-)
+from jaxdeblur.paths.stabiliser import TIMES, Stabiliser, fitted, follow, of_tiles, swing_of
 from jaxdeblur.paths.tiles import Tiling
+from jaxdeblur.paths.velocities import STABILISED_DUTY, velocity_of, view
 
 VELOCITY = np.array([3.0, 5.0])
 
