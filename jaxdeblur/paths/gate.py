@@ -50,7 +50,7 @@ _LEAD, _AGREED = (2.5, 4.5), 0.02  # Of b / (q + .02); docs/lab/paths.md has the
 _DISPUTED = (0.055, 0.07)  # Of q: 0.08 in a video of a shiny kettle.
 _STILL = (1.0, 3.0)  # Of v.
 _SHARP, _SHORT = (-0.01, 0.005), (0.032, 0.042)  # Of l, at least .006 in sharp videos; of k.
-# Of w: .15 to .6 in short exposures of X4K, .1 at most in other video; chosen on three scenes.
+# Of w: .15 to .6 in short exposures, .1 at most in other video: eight X4K scenes, which chose it.
 _SHORT_LEAD = (0.08, 0.15)
 _TOLD, _ALIKE = (2.0, 8.0), (0.02, 0.035)  # Of n; of q.
 
