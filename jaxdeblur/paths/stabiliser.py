@@ -72,7 +72,6 @@ proportion to the frame."""
 TIMES = np.concatenate([KNOTS[FREE], [-1.0, 1.0]]).astype(np.float32)
 """The times of the numbers of a swing: a constant velocity is this multiple of it."""
 
-
 _SINGLE = *np.linspace(0, 0.75, 4), STABILISED_DUTY, 1.1
 _SHUTTERS = np.array(
     [*((duty, 0) for duty in _SINGLE), (STABILISED_DUTY, 1), (1.1, 1.25)], np.float32
@@ -83,17 +82,18 @@ blended from neighbours, and from such frames."""
 
 _STAGES = tuple(map(Stage, FULL_SIZE_BANDS, (4, 5), (FULL_SIZE_LIMIT, 1.0)))
 _PINNED = 1e4  # Nats per frequency and squared pixel: what keeps a shift at zero.
-_WORST = 3.0  # The same in choosing among fitted swings.
+_WORST = 3.0  # Nats per frequency: a tile's part in choosing among fitted swings.
 _ARM = 128.0  # Pixels: a turn is fitted as the shift that it makes at this distance.
 _ENOUGH, _UNLIKELY = 1.5, 0.1
-"""Frames and nats per frequency: after so many frames that L does not prefer so much, the search
-ends, which saves most videos two thirds of its time. In blended frames it goes on, and finds it."""
+"""Frames and nats per frequency: the search ends once so many frames on average prefer a stabiliser
+by less, which saves most videos two thirds of its time. Many blended frames prefer one by more."""
 
 EVIDENT = 0.008
 """Nats per frequency, of E: what makes a video stabilised and blurred (docs/lab/paths.md)."""
 
-# Closely, since a stabilised camera's velocity is free to make up for a gap.
 _DUTIES = np.linspace(0.3, 1.1, 17, dtype=np.float32)
+"""Of what is seen to move, in E. A stabilised camera's velocity could make up for wider gaps."""
+
 _BLENDED = 0.25  # Nats per frequency, by which two exposures explain a blended frame better.
 
 

@@ -1,4 +1,4 @@
-"""The likelihood of a straight blur, from the power spectrum of one patch.
+"""The likelihood of a blur, from the power spectrum of one patch.
 
 In a tile that moves by v during the exposure, the power of the blurred patch B has the expectation
 
@@ -20,7 +20,8 @@ with 2 and 2 NU degrees of freedom:
     L = 1/n sum_f log P + (NU + 1) log(1 + |B|^2 / (NU P))
 
 in nats per frequency, least over a, c, s and n: Fisher scoring, damped as by Levenberg and
-Marquardt. The sign of v is free: a straight path reversed is the same blur.
+Marquardt. The sign of v is free: a straight path reversed is the same blur. Of a path that bends,
+|K(f)|^2 takes the place of sinc^2(f . v).
 """
 
 from __future__ import annotations
