@@ -44,6 +44,7 @@ WINDOW = (270, 512)
 PAIRED_FIRST, PAIRED_FRAMES = 12, 6
 """Which frames of a paired video are taken."""
 
+_READOUT = 5  # High-speed frames from the first row's exposure to the last one's, in whole steps.
 _ZOOM = 1 / 0.9  # Stabilising phones show the middle of the frame, so as to have margins.
 _LEAST_SHARED = 0.02  # Radians between frames: more is a mismeasured turn.
 _MOVES, _AROUND = 6 / 255, 9  # A change of brightness that is motion, and the pixels around it.
@@ -211,6 +212,21 @@ _stabilised("stabilised-with-rotation", 1.0, with_roll=True)
 _stabilised("stabilised-by-half", 0.5)
 
 
+@_condition("rolling-shutter")
+def _rolling(scene: Scene, rng: np.random.Generator) -> Made:
+    """Each row is exposed a little later than the one above, as is its truth."""
+    frames = to_stored(scene.frames)
+    delays = np.arange(frames.shape[1]) * (_READOUT + 1) // frames.shape[1]
+    video = [
+        np.concatenate([each[:, delays == delay] for delay, each in enumerate(delayed)], axis=1)
+        for delayed in zip(
+            *(expose(frames[delay : delay - _READOUT or None]) for delay in range(_READOUT + 1)),
+            strict=True,
+        )
+    ]
+    return _made(*video)
+
+
 # --- Codec, noise, the phone ---
 
 
@@ -238,13 +254,34 @@ for _sigma in (5.0, 10.0):
     _noisy(f"noise-{_sigma:g}", _sigma)
 
 
-@_condition("phone")
-def _phone(scene: Scene, rng: np.random.Generator) -> Made:
-    """The whole chain: linear light, noise, denoising, tone curve, sharpening, H.264."""
-    blurred, sharp = _exposed(scene, linear=True)
-    blurred = denoise(add_noise(blurred, 4.0, rng), 10.0)
-    blurred, sharp = (sharpen(tone_curve(each, 0.5), 0.7, 1.2) for each in (blurred, sharp))
-    return Made(compress(to_bytes(blurred), 21), to_bytes(sharp))
+@_condition("stabilised-h264-18")
+def _stabilised_then_compressed(scene: Scene, rng: np.random.Generator) -> Made:
+    blurred, sharp = map(to_bytes, stabilise(1.0, True, *_exposed(scene)))
+    return Made(compress(blurred, 18), sharp)
+
+
+@_condition("stabilised-noise-5")
+def _noisy_then_stabilised(scene: Scene, rng: np.random.Generator) -> Made:
+    blurred, sharp = _exposed(scene)
+    _, stable = stabilise(1.0, True, blurred, sharp)
+    noisy, _ = stabilise(1.0, True, add_noise(blurred, 5.0, rng), sharp)
+    return _made(noisy, stable)
+
+
+def _phone(name: str, stabilised: bool) -> None:
+    @_condition(name)
+    def _(scene: Scene, rng: np.random.Generator) -> Made:
+        """The whole chain: linear light, noise, denoising, tone curve, sharpening, H.264."""
+        blurred, sharp = _exposed(scene, linear=True)
+        blurred = denoise(add_noise(blurred, 4.0, rng), 10.0)
+        if stabilised:
+            blurred, sharp = stabilise(1.0, True, blurred, sharp)
+        blurred, sharp = (sharpen(tone_curve(each, 0.5), 0.7, 1.2) for each in (blurred, sharp))
+        return Made(compress(to_bytes(blurred), 21), to_bytes(sharp))
+
+
+_phone("phone", stabilised=False)
+_phone("phone-stabilised", stabilised=True)
 
 
 # --- Brightness ---
