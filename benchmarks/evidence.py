@@ -39,7 +39,7 @@ from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import count, split
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.options import Parser
-from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.restoration.stream import restore_pixels
 from jaxdeblur.training.step import TrainingConfig
 from jaxdeblur.weights.load import load_model
 
@@ -372,7 +372,7 @@ def video_gain(model: Any, video: Any) -> float:
     chosen = range(min(len(video), 12))
     blurred = np.stack([video.blurred(i) for i in chosen])
     sharp = [video.sharp(i) for i in chosen]
-    restored = restore_clip(model, blurred)
+    restored = restore_pixels(model, blurred)
     triples = zip(restored, blurred, sharp, strict=True)
     return float(np.mean([psnr(r, s) - psnr(b, s) for r, b, s in triples]))
 

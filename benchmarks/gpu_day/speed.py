@@ -22,7 +22,7 @@ from jaxdeblur import models, presets
 from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.parameters import split
 from jaxdeblur.restoration.deblurrer import Deblurrer
-from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.restoration.stream import restore_pixels
 from jaxdeblur.weights.load import load_model
 
 PATHS = "strcnn_dtb_paths"
@@ -76,9 +76,9 @@ def frames_of(name: str, width: int, height: int, count: int) -> dict[str, Any]:
         return stream.push((frame,))
 
     found = _rates(push, jax.block_until_ready, frames, count, model.lookahead)
-    restore_clip(model, frames)
+    restore_pixels(model, frames)
     began = time.perf_counter()
-    restore_clip(model, frames)
+    restore_pixels(model, frames)
     found["clip_frames_a_second"] = len(frames) / (time.perf_counter() - began)
     statistics = jax.local_devices()[0].memory_stats() or {}
     found["peak_GiB_so_far"] = statistics.get("peak_bytes_in_use", 0) / 2**30

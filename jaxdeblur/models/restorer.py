@@ -18,7 +18,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.errors import UserError
-from jaxdeblur.models.parts import FRAME, REPEATED, RESTORED, Part, States
+from jaxdeblur.models.parts import (
+    FRAME,
+    REPEATED,
+    RESTORED,
+    Part,
+    States,
+    directly,
+    run_parts,
+    start_parts,
+)
 from jaxdeblur.shapes import (
     Clip,
     Features,
@@ -58,7 +67,8 @@ class VideoRestorer(nnx.Module):
     """A network that restores videos.
 
     A model implements three methods, ``_restore_clip``, ``_initial_state`` and ``_step``, for sizes
-    that are multiples of ``multiple``. ``jaxdeblur.testing.check_model`` checks them.
+    that are multiples of ``multiple``; one of several parts, ``parts`` in place of the last two.
+    ``jaxdeblur.testing.check_model`` checks them.
 
     Attributes:
       config: the frozen dataclass that the model was built from.
@@ -89,13 +99,15 @@ class VideoRestorer(nnx.Module):
 
     def _initial_state(self, batch: int, height: int, width: int) -> State:
         """``initial_state``."""
-        raise NotImplementedError
+        return start_parts(self._several_parts(), batch, height, width)
 
     def _step(
         self, state: State, frame: SeenFrame, repeated: Bool[Array, ""]
     ) -> tuple[State, Frame]:
         """``step``."""
-        raise NotImplementedError
+        parts, given = self._several_parts(), {FRAME: frame, REPEATED: repeated}
+        state, made = run_parts(parts, directly, state, given)
+        return state, made[RESTORED]
 
     def restore_clip(self, clip: SeenClip) -> Clip:
         """Restores a clip of any length and size, ``B T H W S`` in [0, 1], all frames at once.
@@ -142,6 +154,11 @@ class VideoRestorer(nnx.Module):
         """
         step = functools.partial(step_of or type(self).step, self)
         return [Part("network", (FRAME, REPEATED), RESTORED, self.initial_state, step)]
+
+    def _several_parts(self) -> list[Part]:
+        if type(self).parts is VideoRestorer.parts:
+            raise NotImplementedError("a network implements _initial_state and _step")
+        return self.parts()
 
     def found(self, states: States) -> dict[str, Any]:
         """Returns what the parts found out of the first video, by the names of their options."""

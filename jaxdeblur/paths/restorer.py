@@ -326,13 +326,6 @@ class PathRestorer(VideoRestorer):
         restored = jnp.where(given.alone, given.base, restored)
         return state, restored + given.still[..., None] * (given.blurred - restored)
 
-    def _initial_state(self, batch: int, height: int, width: int) -> States:
-        return start_parts(self.parts(), batch, height, width)
-
-    def _step(self, state: States, frame: Frame, repeated: Bool[Array, ""]) -> tuple[States, Frame]:
-        states, made = run_parts(self.parts(), directly, state, {FRAME: frame, REPEATED: repeated})
-        return states, made[RESTORED]
-
     def _restore_clip(self, clip: Clip) -> Clip:
         restored: Clip = self._through(clip, self.parts(), RESTORED)
         return restored

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxdeblur.images import LUMA, reduce_size, smoothstep
 from jaxdeblur.models.parts import (
@@ -29,10 +29,6 @@ from jaxdeblur.models.parts import (
     REPEATED,
     RESTORED,
     Part,
-    States,
-    directly,
-    run_parts,
-    start_parts,
 )
 from jaxdeblur.models.path_maps import at_pixels
 from jaxdeblur.models.restorer import State, StepOf, VideoRestorer
@@ -155,13 +151,6 @@ class SingleFrameRestorer(VideoRestorer):
             lambda: SingleBlur.none(len(due)),
         )
         return after, FoundBlur(due, found)
-
-    def _initial_state(self, batch: int, height: int, width: int) -> States:
-        return start_parts(self.parts(), batch, height, width)
-
-    def _step(self, state: States, frame: Frame, repeated: Bool[Array, ""]) -> tuple[States, Frame]:
-        states, made = run_parts(self.parts(), directly, state, {FRAME: frame, REPEATED: repeated})
-        return states, made[RESTORED]
 
     def _restore_clip(self, clip: Clip) -> Clip:
         base = self.base.restore_clip(clip)

@@ -38,14 +38,14 @@ from jaxdeblur.shapes import DevicePlane, PixelClip, Pixels, Plane
 from jaxdeblur.video.pixels import RGB8, PixelLayout, layout_of
 
 
-def restore_clip(model: VideoRestorer, video: PixelClip) -> PixelClip:
+def restore_pixels(model: VideoRestorer, video: PixelClip) -> PixelClip:
     """Restores all frames of a clip at once with the model's clip view; keeps the clip's dtype.
 
     Device memory grows with the number of frames; ``restore_frames`` gives the same result to
     within one grey level in constant memory.
     """
     graph, state = nnx.split(model)
-    return np.asarray(_restore_clip(graph, state, video))
+    return np.asarray(_restore_pixels(graph, state, video))
 
 
 def restore_frames(
@@ -308,7 +308,7 @@ class Stream:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _restore_clip(
+def _restore_pixels(
     graph: nnx.GraphDef[Any], parameters: nnx.State, video: Num[Array, "T H W 3"]
 ) -> Num[Array, "T H W 3"]:
     model: VideoRestorer = nnx.merge(graph, parameters)

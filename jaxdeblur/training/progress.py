@@ -18,7 +18,7 @@ from jaxdeblur.console import ProgressLine, tell
 from jaxdeblur.data.training_data import TrainingData
 from jaxdeblur.evaluation.metrics import MAX_PSNR, psnr
 from jaxdeblur.models.restorer import VideoRestorer
-from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.restoration.stream import restore_pixels
 from jaxdeblur.shapes import Parameters, PixelClip
 from jaxdeblur.training.step import Metrics, TrainingConfig, learning_rate
 
@@ -55,9 +55,9 @@ class Validation:
         before, after = [], []
         for blurred, sharp in self.clips:
             if self.single:
-                restored = np.concatenate([restore_clip(model, frame[None]) for frame in blurred])
+                restored = np.concatenate([restore_pixels(model, frame[None]) for frame in blurred])
             else:
-                restored = restore_clip(model, blurred)
+                restored = restore_pixels(model, blurred)
             before.append(_mean_psnr(blurred, sharp))
             after.append(_mean_psnr(restored, sharp))
         gains = np.subtract(after, before)

@@ -33,7 +33,7 @@ from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.restoration import restore
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.restoration.plan import DeblurConfig, Job, plan
-from jaxdeblur.restoration.stream import Stream, restore_clip
+from jaxdeblur.restoration.stream import Stream, restore_pixels
 from jaxdeblur.restoration.threads import in_stages
 from jaxdeblur.video.animation import MAX_WIDTH
 from jaxdeblur.video.picture import Picture
@@ -101,7 +101,7 @@ def rgb_of(path: Path) -> np.ndarray:
 
 
 def expected(weights: Path, clip: np.ndarray) -> np.ndarray:
-    return restore_clip(load_model(weights).model, clip)
+    return restore_pixels(load_model(weights).model, clip)
 
 
 def left_overs(folder: Path) -> list[str]:

@@ -30,7 +30,7 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.presets import PRESETS
-from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.restoration.stream import restore_pixels
 from jaxdeblur.training.progress import Validation
 from jaxdeblur.video.image_file import read_image, write_png
 
@@ -205,7 +205,7 @@ def test_a_network_of_photographs_is_validated_frame_by_frame(folder: Path) -> N
     rebuild, parameters = split(models.build(network, seed=4))
     data = DataConfig(validate_on=f"pairs:{folder / 'pairs'}")
     (video,) = TrainingData(data).validate
-    alone = [restore_clip(rebuild(parameters), video.blurred(i)[None])[0] for i in range(8)]
+    alone = [restore_pixels(rebuild(parameters), video.blurred(i)[None])[0] for i in range(8)]
     scores = Validation(TrainingData(dataclasses.replace(data, single=1.0)), rebuild)(parameters)
     expected = np.mean([psnr(frame, video.sharp(i)) for i, frame in enumerate(alone)])
     assert scores["psnr"] == pytest.approx(expected)

@@ -26,7 +26,7 @@ from jaxdeblur.models.fsta_config import FstaConfig
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.restoration.stream import restore_pixels
 from jaxdeblur.table1.dbn import DbnConfig
 from jaxdeblur.table1.edvr import EdvrConfig
 from jaxdeblur.table1.ifi_rnn import IfiRnnConfig
@@ -370,7 +370,7 @@ def test_an_image_is_a_clip_of_one_frame(folder: Path) -> None:
     (given,) = session_of(folder / "image.onnx").run(
         None, {"image": to_floats(image).transpose(0, 3, 1, 2)}
     )
-    expected = restore_clip(loaded("blending").model, image)
+    expected = restore_pixels(loaded("blending").model, image)
     assert np.abs(to_uint8(given.transpose(0, 2, 3, 1)).astype(int) - expected).max() <= 1
 
 

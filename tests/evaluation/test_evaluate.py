@@ -41,7 +41,7 @@ from jaxdeblur.models import parameters
 from jaxdeblur.models.explanation import AttentionMaps, Explanation
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
-from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.restoration.stream import restore_pixels
 from jaxdeblur.testing import float32_error
 from jaxdeblur.training.run_folder import Run
 from jaxdeblur.training.step import TrainingConfig
@@ -441,10 +441,10 @@ class TestRefusals:
         written = sorted((tmp_path / "single" / "frames").glob("*/*.png"))
         assert len(written) == 3
         clip = dataset.videos[0].blurred_frames
-        together = restore_clip(model, clip)
+        together = restore_pixels(model, clip)
         for index, path in enumerate(written):
             frame = np.asarray(Image.open(path)).astype(int)
-            assert np.abs(frame - restore_clip(model, clip[index : index + 1])[0]).max() <= 1
+            assert np.abs(frame - restore_pixels(model, clip[index : index + 1])[0]).max() <= 1
             assert np.abs(frame - together[index]).max() > 1
         with pytest.raises(UserError, match="--explain shows what passes between frames"):
             EvaluationConfig(single=True, explain=True)

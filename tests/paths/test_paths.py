@@ -49,7 +49,7 @@ from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
 from jaxdeblur.paths.wiener import Luminance, Prior, Tiles, mean_of
 from jaxdeblur.paths.window_fit import PastPaths, fit_window
-from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
+from jaxdeblur.restoration.stream import Stream, restore_frames, restore_pixels
 from jaxdeblur.testing import float32_error
 from jaxdeblur.video.pixels import PixelLayout
 
@@ -654,7 +654,7 @@ def test_a_stream_equals_its_clip(
         assert np.asarray(states["fit"].knots).any()
         assert np.asarray(states["filter"]).any()
         assert np.asarray(states["light"].luminance).any() == (light == "linear")
-    clip = restore_clip(model, video)
+    clip = restore_pixels(model, video)
     assert stream.shape == video.shape
     assert np.abs(stream.astype(int) - clip).max() <= 1
     if length == 1:  # without neighbours no path is known
@@ -710,14 +710,14 @@ def test_large_frames_do_without_the_finest_size_of_the_base(
     restored = [stream.push(frame) for frame in video]
     assert len(stream._states["base"].levels) == 1
     restored = np.stack([frame[0] for frame in [*restored[2:], *stream.flush()]])
-    assert np.abs(restored.astype(int) - restore_clip(model, video)).max() <= 1
+    assert np.abs(restored.astype(int) - restore_pixels(model, video)).max() <= 1
 
 
 @pytest.mark.stress  # half a minute
 def test_a_sharp_video_that_moves_is_left_as_it_is() -> None:
     _, sharp = moving((2.0, 9.0), 1.0, frames=6)
     video = np.round(np.clip(sharp, 0, 1) * 255).astype(np.uint8)
-    out = restore_clip(PathRestorer(PathsConfig(), Halved()), video)
+    out = restore_pixels(PathRestorer(PathsConfig(), Halved()), video)
     np.testing.assert_array_equal(out, video)
 
 
@@ -781,4 +781,4 @@ def test_a_jump_leaves_the_frame_before_it_one_neighbour(one_stage: None) -> Non
 
 def test_frames_that_hold_no_tile_go_through() -> None:
     video = np.full((3, 40, 200, 3), 77, np.uint8)
-    np.testing.assert_array_equal(restore_clip(PathRestorer(PathsConfig()), video), video)
+    np.testing.assert_array_equal(restore_pixels(PathRestorer(PathsConfig()), video), video)

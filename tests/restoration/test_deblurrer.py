@@ -21,7 +21,7 @@ from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.restoration.placement import program
-from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.restoration.stream import restore_pixels
 from jaxdeblur.video.pixels import RGB8, PixelLayout
 
 NETWORK = StrcnnConfig(m=1, width=4, blocks=2, head_width=0, residual=True)
@@ -48,7 +48,7 @@ def test_the_examples_in_the_docs_run(model, tmp_path):
 
 def test_both_views_equal_the_clip(model):
     deblurrer = Deblurrer(model)
-    clip = restore_clip(model, BLURRED).astype(int)
+    clip = restore_pixels(model, BLURRED).astype(int)
     assert np.abs(deblurrer(BLURRED) - clip).max() <= 1
     assert deblurrer(BLURRED[:0]).shape == (0, 16, 18, 3)
     assert deblurrer(BLURRED.astype(np.uint16) * 257).dtype == np.uint16

@@ -27,8 +27,8 @@ from jaxdeblur.restoration.placement import (
 from jaxdeblur.restoration.stream import (
     Stream,
     _to_integers,
-    restore_clip,
     restore_frames,
+    restore_pixels,
     to_floats,
 )
 from jaxdeblur.restoration.tiling import TileGrid
@@ -62,7 +62,7 @@ def test_a_clip_is_clipped_and_rounded():
 def test_stream_equals_clip_to_one_grey_level(model, frames):
     blurred = video(frames)
     streamed = np.stack(list(restore_frames(partial(Stream, model), iter(blurred))))
-    clip = restore_clip(model, blurred)
+    clip = restore_pixels(model, blurred)
     assert streamed.shape == clip.shape == blurred.shape
     assert streamed.dtype == clip.dtype == np.uint8
     assert np.abs(streamed.astype(int) - clip).max() <= 1
@@ -75,8 +75,8 @@ def test_frames_that_do_not_divide_are_padded_with_their_own_border():
     assert model.multiple == 8
     odd = video(3, 19, 26)
     whole = np.pad(odd, ((0, 0), (0, 5), (0, 6), (0, 0)), mode="edge")
-    expected = restore_clip(model, whole)[:, :19, :26]
-    np.testing.assert_array_equal(restore_clip(model, odd), expected)
+    expected = restore_pixels(model, whole)[:, :19, :26]
+    np.testing.assert_array_equal(restore_pixels(model, odd), expected)
     assert (
         np.abs(
             np.stack(list(restore_frames(partial(Stream, model), odd))).astype(int) - expected

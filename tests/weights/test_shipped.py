@@ -16,7 +16,7 @@ import pytest
 from jaxdeblur.data.fixed_scenes import rendered_videos
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.models.parameters import of_base, split
-from jaxdeblur.restoration.stream import Stream, restore_clip, restore_frames
+from jaxdeblur.restoration.stream import Stream, restore_frames, restore_pixels
 from jaxdeblur.weights import shipped
 from jaxdeblur.weights.load import load_model, runs_paths
 
@@ -100,7 +100,7 @@ def test_they_sharpen(use: shipped.Use) -> None:
     count = 1 if loaded.of_photographs else 3
     blurred = np.stack([video.blurred(i)[:96, :96] for i in range(count)])
     sharp = [video.sharp(i)[:96, :96] for i in range(count)]
-    restored = restore_clip(loaded.model, blurred)
+    restored = restore_pixels(loaded.model, blurred)
     gains = [psnr(r, s) - psnr(b, s) for r, b, s in zip(restored, blurred, sharp, strict=True)]
     assert np.mean(gains) > 0.8
 

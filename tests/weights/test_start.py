@@ -21,7 +21,7 @@ from jaxdeblur.models.parameters import split
 from jaxdeblur.models.restorer import VideoRestorer
 from jaxdeblur.models.strcnn import StrcnnConfig
 from jaxdeblur.presets import PRESETS
-from jaxdeblur.restoration.stream import restore_clip
+from jaxdeblur.restoration.stream import restore_pixels
 from jaxdeblur.testing import float32_error
 from jaxdeblur.weights.load import LoadedModel, load_model, starting_parameters
 from jaxdeblur.weights.save import export_weights
@@ -65,7 +65,7 @@ def exported(monkeypatch: pytest.MonkeyPatch, run: Path, *options: str) -> Loade
 
 def restored(model: VideoRestorer) -> np.ndarray:
     clip = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    frames = restore_clip(model, clip)
+    frames = restore_pixels(model, clip)
     assert np.any(frames != clip)
     return frames
 
