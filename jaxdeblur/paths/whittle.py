@@ -27,12 +27,13 @@ Marquardt. The sign of v is free: a straight path reversed is the same blur. Of 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.scipy.linalg import solve
 from jaxtyping import Array, Float
 
 from jaxdeblur.paths.likelihood import FULL_SIZE_BANDS, RADII, Band, Observed, band
@@ -89,7 +90,6 @@ class Spectrum(NamedTuple):
     """A tile's spectrum."""
 
     parameters: Float[Array, " A2"]
-    damping: Float[Array, ""]
     value: Float[Array, ""]
     """L, times n."""
 
@@ -153,33 +153,33 @@ def system(
     return System(value, slope, curvature + jnp.diag(stiff))
 
 
-def _stepped(fitted: Spectrum, power: Float[Array, " F"], through: Float[Array, " F"]) -> Spectrum:
-    """Moves a spectrum by one step, and takes it back unless L falls."""
-    found = system(fitted.parameters, power, through)
-    damped = found.curvature + fitted.damping * jnp.diag(jnp.diag(found.curvature))
-    change = jnp.linalg.solve(damped, -found.slope)
-    moved = fitted.parameters + jnp.clip(change, -LIMIT, LIMIT)
-    value = system(moved, power, through).value
-    better = value < fitted.value
-    kept = jnp.where(better, moved, fitted.parameters)
-    damping = jnp.where(better, fitted.damping / 4, fitted.damping * 6)
-    return Spectrum(kept, damping, jnp.where(better, value, fitted.value))
-
-
 def fit_spectrum(
     parameters: Float[Array, " A2"],
     power: Float[Array, " F"],
     through: Float[Array, " F"],
     steps: int,
 ) -> Spectrum:
-    """Fits a tile's spectrum, given what its blur leaves of the power."""
-    start = Spectrum(parameters, jnp.float32(0.05), system(parameters, power, through).value)
+    """Fits a tile's spectrum, given what its blur leaves of the power.
 
-    def step(fitted: Spectrum, _: None) -> tuple[Spectrum, None]:
-        return _stepped(fitted, power, through), None
+    A step is taken back unless L falls.
+    """
+    size = len(parameters)
 
-    done: Spectrum = lax.scan(step, start, None, length=steps)[0]
-    return done
+    def step(carry: tuple[jax.Array, System, jax.Array], _: None) -> tuple[Any, None]:
+        at, found, damping = carry
+        damped = found.curvature + damping * jnp.diag(jnp.diag(found.curvature))
+        change = solve(damped, -found.slope, assume_a="pos")
+        moved = at + jnp.clip(change, -LIMIT, LIMIT)
+        tried = system(moved, power, through)
+        better = tried.value < found.value
+        kept = jax.tree.map(functools.partial(jnp.where, better), (moved, tried), (at, found))
+        return (*kept, jnp.where(better, damping / 4, damping * 6)), None
+
+    # The first step stays where it is, so that the program holds ``system`` once.
+    nothing = System(jnp.float32(jnp.inf), jnp.zeros(size), jnp.eye(size))
+    start = parameters, nothing, jnp.float32(4 * 0.05)
+    (at, found, _), _ = lax.scan(step, start, None, length=1 + steps)
+    return Spectrum(at, found.value)
 
 
 def first_spectrum(power: Float[Array, " F"]) -> Float[Array, " A2"]:
