@@ -24,6 +24,7 @@ examples:
   deblur.py photo.jpg sharp.png                  one image
   deblur.py photos/ --single --out-dir=sharp     many, each by itself
   deblur.py *.mp4 --out-dir=restored             many videos
+  deblur.py still.mp4 out.mp4 --single           frames by themselves, as after a stabiliser
   deblur.py in.mp4 out.mp4 --compare=both.mp4    and a second video that shows both
   deblur.py in.mp4 out.mp4 --part=3/16           a share of a long video; then --join
   deblur.py camera:0 out.mp4                     a camera, until ctrl-C

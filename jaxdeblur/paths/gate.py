@@ -124,7 +124,10 @@ def remarks(shutter: Shutter, stabiliser: Stabiliser) -> list[str]:
     if float(known[1].blends):
         return ["frames are blended from two, which is restored only in part"]
     if float(known[0].tiles) < 1:
-        return ["hardly anything moves, so blur was left to the network alone"]
+        return [
+            "hardly anything moves, so blur was left to the network alone; if a phone stabilised "
+            "the video, --single may restore more"
+        ]
     if float(_is_short(known[0])) > 0.5:
         return []
     if float(_sharp(known[0])) > 0.5:

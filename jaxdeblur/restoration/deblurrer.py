@@ -34,7 +34,8 @@ class Deblurrer:
     Attributes:
       model: the network.
       source: a description of where its weights come from.
-      of_photographs: whether its weights were trained on single images.
+      of_photographs: whether its weights were trained on single images; then each frame is restored
+        by itself.
       strength: how much of the restoration is mixed into the input, 0 to 1.
     """
 
@@ -136,12 +137,22 @@ class Deblurrer:
             self._tiles[key] = tiles
         return self._tiles[key]
 
-    def open_stream(self, height: int, width: int, layout: PixelLayout = RGB8) -> Stream:
+    def open_stream(
+        self, height: int, width: int, layout: PixelLayout = RGB8, *, alone: bool = False
+    ) -> Stream:
         """Opens the stream of one video, for callers that push frames (``Stream.push``).
 
         Live input may skip ``Stream.look``; blur paths then estimate the shutter as they go.
+        ``Stream.restore`` restores each frame by itself if told ``alone``, or ``of_photographs``.
         """
         tiles = self.compile(height, width, layout)
         return Stream(
-            self.model, height, width, layout, strength=self.strength, tiles=tiles, keep=True
+            self.model,
+            height,
+            width,
+            layout,
+            strength=self.strength,
+            tiles=tiles,
+            keep=True,
+            alone=alone or self.of_photographs,
         )

@@ -53,7 +53,8 @@ class DeblurConfig:
       fps: frame rate of images, piped frames or a raw stream, by default 25; of a camera, the rate
         to request.
       size: WIDTHxHEIGHT of the raw rgb24 frames from a pipe; of a camera, the size to request.
-      single: restore each image by itself, as a photograph, not as a frame of a video.
+      single: restore each image of a folder, or each frame of a video, by itself, as a photograph:
+        for stabilised video whose motion is not found.
       fast: restore by a network alone, without blur paths: less gain, in less time.
       compare: also write a video, or a small GIF or WebP, that shows input and result side by side.
       duty: for blur paths, the share of the time between frames in which the shutter was open, up
@@ -137,6 +138,7 @@ class Job:
       name: the input's name in messages.
       into_folder: whether the output is a folder, even if its name seems to have a suffix.
       left_out: which images and videos beside the paths are not read, in words.
+      single: whether each frame of a video or a pipe is restored by itself.
     """
 
     kind: Literal["video", "images", "pipe", "camera"]
@@ -145,6 +147,7 @@ class Job:
     name: str
     into_folder: bool = False
     left_out: str = ""
+    single: bool = False
 
     @property
     def suffix(self) -> str:
@@ -158,7 +161,12 @@ class Job:
         """The kind of weights that the job needs."""
         if self.kind == "camera":
             return "camera"
-        return "photograph" if self.kind == "images" and len(self.paths) == 1 else "video"
+        return "photograph" if self.single or self.is_photograph else "video"
+
+    @property
+    def is_photograph(self) -> bool:
+        """Whether the input is one image."""
+        return self.kind == "images" and len(self.paths) == 1
 
     @property
     def is_raw(self) -> bool:
@@ -193,14 +201,7 @@ def plan(paths: list[str], config: DeblurConfig) -> list[Job]:
         raise UserError(f"give an OUTPUT for {paths[0]}, or --out-dir=FOLDER")
     jobs = [job for text in (paths if folder else paths[:-1]) for job in _find(text)]
     if config.single:
-        for job in jobs:
-            if job.kind != "images":
-                raise UserError(f"{job.name}: --single takes images, but this is a {job.kind}")
-        jobs = [
-            Job("images", (path,), None, str(path), left_out=job.left_out * (path == job.paths[0]))
-            for job in jobs
-            for path in job.paths
-        ]
+        jobs = [alone for job in jobs for alone in _each_alone(job)]
     if folder is not None:
         jobs = _into_folder(jobs, folder)
     elif len(jobs) > 1:
@@ -342,8 +343,20 @@ def _check_output(job: Job, output: Path, out_dir: Path | None, overwrite: bool)
             f"image ({', '.join(sorted(IMAGE_SUFFIXES))}), or a folder (its name ends in "
             f"{os.sep} or has no dot)"
         )
-    elif is_image(output) and job.use != "photograph":
+    elif is_image(output) and not job.is_photograph:
         raise UserError(f"{output}: an image cannot hold a video; give a folder or a video file")
+
+
+def _each_alone(job: Job) -> list[Job]:
+    """Returns the job of each image, or that of a video whose frames are restored by themselves."""
+    if job.kind == "camera":
+        raise UserError(f"{job.name}: --single takes images and videos, not a camera")
+    if job.kind != "images":
+        return [dataclasses.replace(job, single=True)]
+    return [
+        Job("images", (path,), None, str(path), left_out=job.left_out * (path == job.paths[0]))
+        for path in job.paths
+    ]
 
 
 def _check_parts(jobs: list[Job], config: DeblurConfig) -> None:

@@ -172,7 +172,7 @@ def deblur(
             tiles = deblurrer.compile(info.height, info.width, info.layout)
         if config.tile == "auto" and tiles is not None:
             say(f"restoring frames in tiles of {tiles} to fit the free memory")
-        stream = deblurrer.open_stream(info.height, info.width, info.layout)
+        stream = deblurrer.open_stream(info.height, info.width, info.layout, alone=job.single)
         stages = in_stages(source, stream, patience=1.0 if job.kind == "pipe" else None)
         progress = ProgressLine(job.name, info.frames, quiet=config.quiet or watch is not None)
         timing, change = Timing(), 1.0

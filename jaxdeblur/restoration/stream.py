@@ -105,6 +105,7 @@ class Stream:
         strength: float = 1.0,
         tiles: TileGrid | None = None,
         keep: bool = False,
+        alone: bool = False,
     ):
         """Prepares the state before the first frame.
 
@@ -115,6 +116,7 @@ class Stream:
           strength: 1 gives the restored frame, 0 the input, values between them a mixture.
           tiles: tiling of each frame, which takes less memory; None for the whole frame at once.
           keep: whether its programs were compiled with ``step_memory(keep=True)``.
+          alone: whether ``restore`` restores each frame by itself, as a photograph.
         """
         what = compiled_for(model, height, width, layout, tiles, keep=keep)
         self._what, self._parameters = what
@@ -130,6 +132,7 @@ class Stream:
         self._waiting: deque[Incoming] = deque()
         self._steps = 0
         self._ended = False
+        self._alone = alone
         self.timeline = Timeline(layout)
 
     def restore(
@@ -161,7 +164,7 @@ class Stream:
                 elif restored is not None:
                     yield restored
                 continue
-            if shot.starts and self._steps:
+            if (shot.starts or self._alone) and self._steps:
                 for restored in self.flush():
                     yield from itertools.repeat(restored, 1 + twins.popleft())
                 self._start_again()

@@ -217,13 +217,30 @@ def test_photographs_of_a_folder_can_go_in_one_by_one(command, tmp_path):
         job.use == "photograph"
         for job in plan(["photos"], DeblurConfig(out_dir="new", single=True))
     )
-    make_video(tmp_path / "in.mkv")
     for wrong, named in (
-        (["in.mkv", "out.mkv"], "in.mkv: --single takes images, but this is a video"),
+        (["camera:0", "out.mkv"], "camera:0: --single takes images and videos, not a camera"),
         (["photos", "out2"], "2 inputs need --out-dir=FOLDER"),
     ):
         code, said = command(*wrong, "--single")
         assert (code, named in said) == (2, True), said
+
+
+def test_frames_of_a_video_can_be_restored_by_themselves(command, tmp_path):
+    (tmp_path / "frames").mkdir()
+    for index, picture in enumerate(pictures(3, 24)):
+        Image.fromarray(picture).save(tmp_path / "frames" / f"{index}.png")
+    assert command("frames", "in.mkv", "--codec=ffv1", "--strength=0")[0] == 0
+    assert command("in.mkv", "alone", "--single")[0] == 0
+    assert command("in.mkv", "together")[0] == 0
+    assert command("frames", "--single", "--out-dir=photos")[0] == 0
+    folders = ("alone", "together", "photos")
+    alone, together, photos = (
+        np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / name).iterdir())])
+        for name in folders
+    )
+    np.testing.assert_array_equal(alone, photos)
+    assert (alone != together).any()
+    assert plan(["in.mkv", "new"], DeblurConfig(single=True))[0].use == "photograph"
 
 
 EXIF_TRANSPOSES = {

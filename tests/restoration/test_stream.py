@@ -94,6 +94,15 @@ def test_16_bits_are_kept(model):
     assert np.abs(restored - np.clip(clip, 0, 1) * 65535).max() <= 2
 
 
+def test_frames_alone_do_not_depend_on_each_other(model):
+    blurred = video(3)
+    alone = np.stack(list(restore_frames(partial(Stream, model, alone=True), blurred)))
+    each = [next(restore_frames(partial(Stream, model), frame[None])) for frame in blurred]
+    np.testing.assert_array_equal(alone, each)
+    together = np.stack(list(restore_frames(partial(Stream, model), blurred)))
+    assert np.abs(together.astype(int) - alone).max() > 1
+
+
 def test_no_frames_in_no_frames_out(model):
     assert list(restore_frames(partial(Stream, model), iter(()))) == []
 
