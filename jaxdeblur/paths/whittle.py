@@ -175,7 +175,8 @@ def fit_spectrum(
         kept = jax.tree.map(functools.partial(jnp.where, better), (moved, tried), (at, found))
         return (*kept, jnp.where(better, damping / 4, damping * 6)), None
 
-    # The first step stays where it is, so that the program holds ``system`` once.
+    # The first step stays where it is, and divides the damping by 4: so the program holds
+    # ``system`` once.
     nothing = System(jnp.float32(jnp.inf), jnp.zeros(size), jnp.eye(size))
     start = parameters, nothing, jnp.float32(4 * 0.05)
     (at, found, _), _ = lax.scan(step, start, None, length=1 + steps)
