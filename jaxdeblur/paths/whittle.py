@@ -135,8 +135,8 @@ def system(
     noise = jnp.exp(jnp.clip(m.of_noise @ parameters[count:], -40.0, 10.0))
     expected = texture * through + noise + m.where.floor
     ratio = power / expected
-    value = (m.weight * (jnp.log(expected) + (NU + 1) * jnp.log1p(ratio / NU))).sum()
-    value = value + 0.5 * (m.precision * parameters**2).sum()
+    value = jnp.sum(m.weight * (jnp.log(expected) + (NU + 1) * jnp.log1p(ratio / NU)))
+    value = value + 0.5 * jnp.sum(m.precision * parameters**2)
     # The derivatives of log P.
     by = jnp.concatenate(
         [

@@ -203,7 +203,7 @@ class PartSource(PictureSource):
             ]
             self._begins = Fraction(whole.container.start_time or 0, 1_000_000)
             self._known = _before(whole, bounds[0], self._begins) if share.number > 1 else []
-        self._states_end = bool(track.frames)  # as of MP4; others only guess their length
+            self._states_end = bool(track.frames)  # as of MP4; others only guess their length
         self._length_end = first + length
         start = 0.0
         if self._known:
