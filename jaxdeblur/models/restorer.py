@@ -91,7 +91,8 @@ class VideoRestorer(nnx.Module):
     trains_on_maps: bool = False
     clips_are_independent: bool = True
 
-    # A model implements these three. The rest follows from them and may be overridden.
+    # A model implements these three, or the first and ``parts``. The rest follows from them and may
+    # be overridden.
 
     def _restore_clip(self, clip: SeenClip) -> Clip:
         """``restore_clip``."""

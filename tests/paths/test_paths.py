@@ -23,7 +23,7 @@ from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.estimate import Estimate, filtered, response_correction
 from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_tiles
-from jaxdeblur.paths.gate import gate, second_share, trusted
+from jaxdeblur.paths.gate import gate, remarks, second_share, trusted
 from jaxdeblur.paths.light import ResponseCorrection, corrections_of
 from jaxdeblur.paths.likelihood import (
     START,
@@ -580,6 +580,15 @@ def test_the_second_network_has_no_say_where_nothing_moves_or_tiles_contradict_e
     assert share((5,) * 12, 12) == 1
     assert share((5,) * 12, 0) == 0.25
     assert share((1, 3, 6) * 4, 12) == 0.25
+
+
+def test_where_nothing_moves_the_user_is_told_of_frames_by_themselves() -> None:
+    still = remarks(Shutter.unknown(1), Stabiliser.unknown(1, 1))
+    assert len(still) == 1
+    assert "--single" in still[0]
+    known = remarks(Shutter.unknown(1), Stabiliser.unknown(1, 1, given=True))
+    assert len(known) == 1
+    assert "--single" not in known[0]
 
 
 @pytest.fixture(name="one_stage")
