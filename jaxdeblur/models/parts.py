@@ -37,6 +37,8 @@ class Part(NamedTuple):
     """Whether it first sees the opening of a video, and keeps what it learnt."""
     whole: bool = False
     """Whether it runs no network: its program is then the same whatever tiles networks run in."""
+    waits: bool = False
+    """Whether it is only about the frame that is due, and keeps its state until there is one."""
 
 
 RunPart: TypeAlias = Callable[..., tuple[Any, Any]]

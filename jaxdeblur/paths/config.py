@@ -5,11 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-import jax
-
 from jaxdeblur.options import Share, check_ranges
-from jaxdeblur.paths.shutter import Shutter
-from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.velocities import STABILISED_DUTY
 
 
@@ -47,25 +43,23 @@ class PathsConfig:
         """The duty, and whether light is linear; None for what is to be found."""
         return self.duty or None, None if self.light == "found" else self.light == "linear"
 
-    def found(self, shutters: Shutter, stabilisers: Stabiliser) -> dict[str, Any]:
-        """Returns duty, light and stabilisation of the first video, as given or as known by now.
+    def found(self, known: dict[str, float]) -> dict[str, Any]:
+        """Returns duty, light and stabilisation of a video, as given or as known by now.
 
-        What cannot be known yet, since nothing moves, is left out.
+        ``known`` are its facts (gate.py). What cannot be known yet, since nothing moves, is left
+        out.
         """
-        first: tuple[Shutter, Stabiliser]
-        first = jax.tree.map(lambda leaf: leaf[0], (shutters, stabilisers))
-        shutter, stabiliser = first
         found: dict[str, Any] = {}
-        if bool(stabiliser.stabilised):
+        if known["stabilised"]:
             found["duty"] = self.duty or STABILISED_DUTY
-        elif self.duty or float(shutter.tiles):
-            found["duty"] = self.duty or round(float(shutter.duty), 3)
+        elif self.duty or known["tiles"]:
+            found["duty"] = self.duty or round(known["duty"], 3)
         if self.light != "found":
             found["light"] = self.light
-        elif float(shutter.tiles):
-            found["light"] = "linear" if bool(shutter.linear) else "stored"
+        elif known["tiles"]:
+            found["light"] = "linear" if known["linear"] else "stored"
         if self.stabilised != "found":
             found["stabilised"] = self.stabilised == "yes"
-        elif float(stabiliser.frames):
-            found["stabilised"] = bool(stabiliser.stabilised)
+        elif known["searched"]:
+            found["stabilised"] = bool(known["stabilised"])
         return found

@@ -223,7 +223,10 @@ def _solve(
     if before is not None:
         slope, kept = _keeping(knots, before)
         gradient, own = gradient + slope, own + kept
-    inverse = jnp.linalg.inv(own + jax.vmap(jnp.diag)(diagonal))
+    unit = jnp.eye(flat.shape[1])
+    inverse = jax.vmap(
+        lambda each, beside: jax.scipy.linalg.solve(each + jnp.diag(beside), unit, assume_a="pos")
+    )(own, diagonal)
 
     def product(matrices: jax.Array, v: jax.Array) -> jax.Array:
         return (matrices * v[:, None, :]).sum(-1)

@@ -115,24 +115,50 @@ def second_share(shutter: Shutter, trust: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.maximum(trust, alike * (1 - _sharp(shutter)))
 
 
-def remarks(shutter: Shutter, stabiliser: Stabiliser) -> list[str]:
-    """Returns what the user should know of the first video, a line each."""
+@jax.jit  # Dozens of programs of one number each would take seconds.
+def _facts(shutters: Shutter, stabilisers: Stabiliser) -> dict[str, Array]:
     known: tuple[Shutter, Stabiliser]
-    known = jax.tree.map(lambda leaf: leaf[0], (shutter, stabiliser))
-    if bool(known[1].stabilised):
+    known = jax.tree.map(lambda leaf: leaf[0], (shutters, stabilisers))
+    shutter, stabiliser = known
+    return {
+        "duty": shutter.duty,
+        "linear": shutter.linear,
+        "tiles": shutter.tiles,
+        "short": _is_short(shutter),
+        "sharp": _sharp(shutter),
+        "agreement": _agreement(shutter),
+        "stabilised": stabiliser.stabilised,
+        "blends": stabiliser.blends,
+        "searched": stabiliser.frames,
+    }
+
+
+def facts(shutters: Shutter, stabilisers: Stabiliser) -> dict[str, float]:
+    """Returns what is known of the first video, as numbers.
+
+    They are duty cycle and light, how many ``tiles`` told them, how far (0 to 1) the exposure is
+    ``short``, the frames ``sharp`` and tiles in ``agreement``, whether it is ``stabilised``, how
+    many frames are ``blends``, and how many were ``searched`` for either.
+    """
+    return {name: float(value) for name, value in _facts(shutters, stabilisers).items()}
+
+
+def remarks(known: dict[str, float]) -> list[str]:
+    """Returns what the user should know of a video, a line each; ``known`` are its ``facts``."""
+    if known["stabilised"]:
         return ["stabilised: frames are blurred by more motion than they show, which was found"]
-    if float(known[1].blends):
+    if known["blends"]:
         return ["frames are blended from two, which is restored only in part"]
-    if float(known[0].tiles) < 1:
+    if known["tiles"] < 1:
         return [
             "hardly anything moves, so blur was left to the network alone; if a phone stabilised "
             "the video, --single may restore more"
         ]
-    if float(_is_short(known[0])) > 0.5:
+    if known["short"] > 0.5:
         return []
-    if float(_sharp(known[0])) > 0.5:
+    if known["sharp"] > 0.5:
         return ["taken to be sharp: restored by the network alone, which changes little there"]
-    if float(_agreement(known[0])) < 0.5:
+    if known["agreement"] < 0.5:
         return [
             "restored by the network alone: parts of the frames contradict each other on how long "
             "the shutter was open, as in compressed, clipped or blended video"

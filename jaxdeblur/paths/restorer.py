@@ -54,7 +54,7 @@ from jaxdeblur.options import replaced
 from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.estimate import LEAST_SIDE, response_correction
-from jaxdeblur.paths.gate import remarks
+from jaxdeblur.paths.gate import facts, remarks
 from jaxdeblur.paths.light import ResponseCorrection
 from jaxdeblur.paths.motion import connected, filled, is_small, marked_of, moves_of, still_of
 from jaxdeblur.paths.records import (
@@ -136,26 +136,29 @@ class PathRestorer(VideoRestorer):
         step_base, step_fusion = (
             functools.partial(step, step_of) for step in (self._base, self._fusion)
         )
+        about_due = functools.partial(Part, waits=True)
         every = [
             Part("motion", (FRAME, REPEATED), MOVED, LastFrames.none, self._motion, whole=True),
             Part("watch", (MOVED,), SHUTTER, _start_watch, self._watch, learns=True, whole=True),
             Part("steady", (MOVED,), STABILISER, start_steady, _steady, learns=True, whole=True),
-            Part("fit", (MOVED, *known), FITTED, _start_fit, self._fit_by(known), whole=True),
+            about_due("fit", (MOVED, *known), FITTED, _start_fit, self._fit_by(known), whole=True),
             Part("base", (FRAME, REPEATED), BASE, start_base, step_base),
-            Part("light", fitted, CORRECTION, _start_light, self._light, whole=True),
-            Part("filter", (CORRECTION, *fitted), MAPPED, _start_filter, self._filter, whole=True),
-            Part("fusion", (MAPPED,), RESTORED, start_fusion, step_fusion),
+            about_due("light", fitted, CORRECTION, _start_light, self._light, whole=True),
+            about_due(
+                "filter", (CORRECTION, *fitted), MAPPED, _start_filter, self._filter, whole=True
+            ),
+            about_due("fusion", (MAPPED,), RESTORED, start_fusion, step_fusion),
         ]
         absent = {"watch": not asks, "steady": steady == "no", "base": base is None}
         return [part for part in every if not absent.get(part.name)]
 
     def found(self, states: States) -> dict[str, Any]:
         """Returns duty, light and stabilisation of the first video, as given or found so far."""
-        return self.config.found(*_known(states))
+        return self.config.found(facts(*_known(states)))
 
     def remarks(self, states: States) -> list[str]:
         """Returns what the user should know of the first video's restoration so far."""
-        return remarks(*_known(states)) if self.config.asks else []
+        return remarks(facts(*_known(states))) if self.config.asks else []
 
     def with_options(self, **options: Any) -> PathRestorer:
         """Returns the restorer with other options of the paths.

@@ -20,6 +20,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
+from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.parts import Part, States, learnt, looking
 from jaxdeblur.models.restorer import VideoRestorer
@@ -86,6 +87,9 @@ def described(given: Any) -> str:
 
 _MOST_OPENING = 64
 """Frames that are kept in memory for the opening, if most of them are duplicates."""
+
+_LOOK_AHEAD = 4
+"""Frames of the opening that wait while another is looked at: parts take different times."""
 
 
 class Stream:
@@ -234,11 +238,20 @@ class Stream:
         parts = looking(self._parts)
         states, frames = self._started(parts), [*zip(opening, at, strict=True)]
         flushed = frames[-1:] * self._model.lookahead if len(opening) < self.opening else []
+        waiting: deque[Any] = deque()
+
+        def run(name: str, *given: Any) -> Any:
+            state, made = queue(name, *given)
+            waiting.append(made)
+            return state, made
+
         for index, frame in enumerate([*frames, *flushed]):
             given = self._what, self._parameters, states, self._on_device(*frame), None
-            states, _ = frame_through(queue, parts, *given, repeated=index >= len(opening))
+            states, _ = frame_through(run, parts, *given, repeated=index >= len(opening))
             # Motion is found much sooner than the shutter, and its windows of five frames wait.
-            jax.block_until_ready(states)
+            ahead = 0 if devices.memory_is_scarce() else _LOOK_AHEAD
+            while len(waiting) > ahead * len(parts):
+                jax.block_until_ready(waiting.popleft())
         self._states |= learnt(parts, states)
 
     def _checked(self, planes: tuple[Plane, ...] | Plane) -> tuple[Plane, ...]:
@@ -293,8 +306,10 @@ class Stream:
         self._steps += 1
         due = Due(self._waiting[0], self._strength)
         given = self._what, self._parameters, self._states, frame, due
-        self._states, restored = frame_through(queue, self._parts, *given, repeated=repeated)
-        if self._steps <= self._model.lookahead:
+        is_due = self._steps > self._model.lookahead
+        parts = [part for part in self._parts if is_due or not part.waits]
+        self._states, restored = frame_through(queue, parts, *given, repeated=repeated)
+        if not is_due:
             return None
         self._waiting.popleft()
         return restored

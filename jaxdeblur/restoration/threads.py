@@ -64,11 +64,13 @@ def _restored(pictures: _InThread[Picture], stream: Stream) -> Iterator[Restored
             waiting.append(picture)
             yield picture.planes
 
+    is_first = True
     for restored in stream.restore(planes()):
         in_flight.append(restored)
         ahead = _LEAST_AHEAD if devices.memory_is_scarce() else _AHEAD
-        # A camera's next frame comes at an unknown time.
-        yield from all_but(0 if pictures.is_starved else ahead)
+        # Someone waits for the first frame, and a camera's next one comes at an unknown time.
+        yield from all_but(0 if is_first or pictures.is_starved else ahead)
+        is_first = False
     yield from all_but(0)
 
 

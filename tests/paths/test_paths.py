@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -23,7 +23,7 @@ from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.estimate import Estimate, filtered, response_correction
 from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_tiles
-from jaxdeblur.paths.gate import gate, remarks, second_share, trusted
+from jaxdeblur.paths.gate import facts, gate, remarks, second_share, trusted
 from jaxdeblur.paths.light import ResponseCorrection, corrections_of
 from jaxdeblur.paths.likelihood import (
     START,
@@ -49,6 +49,7 @@ from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
 from jaxdeblur.paths.wiener import Luminance, Prior, Tiles, mean_of
 from jaxdeblur.paths.window_fit import PastPaths, fit_window
+from jaxdeblur.restoration import stream as stream_module
 from jaxdeblur.restoration.stream import Stream, restore_frames, restore_pixels
 from jaxdeblur.testing import float32_error
 from jaxdeblur.video.pixels import PixelLayout
@@ -583,10 +584,10 @@ def test_the_second_network_has_no_say_where_nothing_moves_or_tiles_contradict_e
 
 
 def test_where_nothing_moves_the_user_is_told_of_frames_by_themselves() -> None:
-    still = remarks(Shutter.unknown(1), Stabiliser.unknown(1, 1))
+    still = remarks(facts(Shutter.unknown(1), Stabiliser.unknown(1, 1)))
     assert len(still) == 1
     assert "--single" in still[0]
-    known = remarks(Shutter.unknown(1), Stabiliser.unknown(1, 1, given=True))
+    known = remarks(facts(Shutter.unknown(1), Stabiliser.unknown(1, 1, given=True)))
     assert len(known) == 1
     assert "--single" not in known[0]
 
@@ -646,6 +647,7 @@ def test_a_stream_equals_its_clip(
     over: StrcnnConfig | None,
     length: int,
     one_stage: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     blurred, _ = moving((1.0, 6.0), 1.0, frames=max(5, length))
     video = np.round(np.clip(blurred[:length, :67, :93], 0, 1) * 255).astype(np.uint8)
@@ -663,7 +665,17 @@ def test_a_stream_equals_its_clip(
         streams.append(Stream(model, height, width, layout))
         return streams[0]
 
+    queued: list[str] = []
+    queue = stream_module.queue
+
+    def noted(name: str, *given: Any) -> Any:
+        queued.append(name)
+        return queue(name, *given)
+
+    monkeypatch.setattr(stream_module, "queue", noted)
     stream = np.stack(list(restore_frames(opened, video)))
+    if base:  # Before a frame is due, what is only about that one does not run.
+        assert queued.count("filter") == length == queued.count("motion") - model.lookahead
     if base and length > 1:
         states = streams[0]._states
         assert np.asarray(states["fit"].knots).any()
