@@ -56,6 +56,7 @@ def page_faults(how: str, **environment: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.stress  # starts three processes
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it speaks to glibc")
 def test_blocks_are_used_again_and_not_mapped_anew() -> None:
     one_block = 2**26 // os.sysconf("SC_PAGE_SIZE")

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from jaxdeblur import paths as library
 from jaxdeblur.images import GAMMA
-from jaxdeblur.paths import adjoint, deconvolve, fit_paths, synthesise
+from jaxdeblur.paths import deconvolve, fit_paths
 from jaxdeblur.paths.likelihood import START, Fit
 from jaxdeblur.paths.motion import tiling_of
 from jaxdeblur.paths.path import FREE, KNOTS
 from jaxdeblur.paths.window_fit import WindowFit
 
 VELOCITY = np.array([3.0, 6.0])
+
+# As single operations, each would compile a hundred programs.
+adjoint, synthesise = jax.jit(library.adjoint), jax.jit(library.synthesise)
 
 
 def along(velocity: np.ndarray, duty: float = 1.0, linear: bool = False) -> WindowFit:
