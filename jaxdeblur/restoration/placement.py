@@ -5,10 +5,8 @@ Which of the two a frame needs depends on the memory that the compiler reports f
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -307,7 +305,7 @@ def step_memory(
     # uses about two cores by itself; several at once contend for glibc's one arena
     # (``devices.keep_freed_memory``): on two cores, all at once took a fifth longer than one at a
     # time, and a quarter more processor time (docs/lab/performance.md).
-    with _nothing_collected(), ThreadPoolExecutor(max(1, devices.cores() // 2)) as threads:
+    with ThreadPoolExecutor(max(1, devices.cores() // 2)) as threads:
         try:
             compiled = compile_all(threads)
         except Exception:
@@ -326,18 +324,6 @@ def step_memory(
         - memory.alias_size_in_bytes
         for memory in taken
     )
-
-
-@contextlib.contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Keeps Python from collecting garbage: while it traces, a fifth of the time goes into that."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def compiled_for(
