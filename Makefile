@@ -19,9 +19,6 @@ STALE := $(shell test "$$(cat $(VENV)/.installed 2>/dev/null)" = "$$(pwd)" || ec
 # bytecode on one core: `install` does on all, and what extras bring is compiled when imported.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-compile
 
-# What tests need besides, in the same call of pip: it searches, reads and links once.
-EXTRA := $(if $(filter test stress docs-check,$(MAKECMDGOALS)),[test])
-
 .PHONY: install demo converter test stress docs docs-check clean FORCE
 
 install: $(VENV)/.installed
@@ -34,7 +31,7 @@ endif
 	@$(BIN)/python -c "$(CHECK)"
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip > /dev/null
 	$(PIP) --upgrade pip
-	$(PIP) --editable '.$(EXTRA)'
+	$(PIP) --editable .
 # Some packages hold files for other versions of Python, which cannot be compiled.
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@pwd > $@
