@@ -136,9 +136,10 @@ def _facts(shutters: Shutter, stabilisers: Stabiliser) -> dict[str, Array]:
 def facts(shutters: Shutter, stabilisers: Stabiliser) -> dict[str, float]:
     """Returns what is known of the first video, as numbers.
 
-    They are duty cycle and light, how many ``tiles`` told them, how far (0 to 1) the exposure is
-    ``short``, the frames ``sharp`` and tiles in ``agreement``, whether it is ``stabilised``, how
-    many frames are ``blends``, and how many were ``searched`` for either.
+    They are the duty cycle, whether light is ``linear`` (1) or not, the number of ``tiles`` that
+    told either, how far (0 to 1) the exposure is ``short``, the frames ``sharp`` and the tiles in
+    ``agreement``, whether the video is ``stabilised``, the number of frames that are ``blends``,
+    and the number that were ``searched`` for a stabiliser.
     """
     return {name: float(value) for name, value in _facts(shutters, stabilisers).items()}
 
