@@ -245,6 +245,11 @@ _keeps = False  # Whether freed memory is kept.
 _scarce = False
 
 
+def keeps_freed_memory() -> bool:
+    """Returns whether ``keep_freed_memory`` took effect."""
+    return _keeps
+
+
 def memory_is_scarce() -> bool:
     """Returns whether ``save_memory`` was called, or the environment says to keep none."""
     return _scarce or "MALLOC_MMAP_MAX_" in os.environ

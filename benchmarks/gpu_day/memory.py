@@ -164,7 +164,7 @@ def restoring_step(
     due = Due(planes, on(mesh, jax.ShapeDtypeStruct((), jnp.float32)))
     what = Compiled(graph, layout, None)
     given = [what, on(mesh, parameters), on(mesh, state), (planes, False), due]
-    return program("network"), given
+    return program("network", False), given
 
 
 def on(mesh: Mesh, arrays: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxdeblur import devices
 from jaxdeblur.errors import UserError
 from jaxdeblur.models.restorer import VideoRestorer
+from jaxdeblur.restoration.compiler import compile_apart
 from jaxdeblur.restoration.placement import choose_tiles, step_memory
 from jaxdeblur.restoration.stream import Stream, described, restore_frames
 from jaxdeblur.restoration.tiling import TileGrid, parse_tiles
@@ -130,6 +131,7 @@ class Deblurrer:
         key = height, width, layout
         if key not in self._tiles:
             tiles = self._given_tiles
+            compile_apart(self.model, height, width, layout, tiles)
             if self._chooses_tiles:
                 tiles = choose_tiles(self.model, height, width, layout=layout, keep=True)
             else:

@@ -161,9 +161,7 @@ def deblur(
         say_what_is_lost()
         # After the targets are opened, so that a wrong option is reported before compilation.
         # Measured on two cores (docs/lab/performance.md).
-        usual = (
-            "one to two minutes the first time, then 20 s" if deblurrer.model.opening else "10 s"
-        )
+        usual = "a minute the first time, then 20 s" if deblurrer.model.opening else "10 s"
         size = f"{info.width}x{info.height}"
         waits = _explained_wait(
             say, f"compiling for {size}, or loading an earlier compilation: about {usual} ..."

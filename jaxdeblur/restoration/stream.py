@@ -240,8 +240,8 @@ class Stream:
         flushed = frames[-1:] * self._model.lookahead if len(opening) < self.opening else []
         waiting: deque[Any] = deque()
 
-        def run(name: str, *given: Any) -> Any:
-            state, made = queue(name, *given)
+        def run(part: Part, *given: Any) -> Any:
+            state, made = queue(part, *given)
             waiting.append(made)
             return state, made
 

@@ -15,6 +15,7 @@ import pytest
 from jaxdeblur.data.fixed_scenes import fixed_kinds, render_fixed_scene
 from jaxdeblur.data.textures import cut_textures, find_photographs
 from jaxdeblur.images import GAMMA, LUMA, halved, smoothstep
+from jaxdeblur.models.parts import Part
 from jaxdeblur.models.path_maps import at_pixels, gated, path_maps, restored_of
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
@@ -668,9 +669,9 @@ def test_a_stream_equals_its_clip(
     queued: list[str] = []
     queue = stream_module.queue
 
-    def noted(name: str, *given: Any) -> Any:
-        queued.append(name)
-        return queue(name, *given)
+    def noted(part: Part, *given: Any) -> Any:
+        queued.append(part.name)
+        return queue(part, *given)
 
     monkeypatch.setattr(stream_module, "queue", noted)
     stream = np.stack(list(restore_frames(opened, video)))
@@ -745,11 +746,13 @@ def test_large_frames_do_without_the_finest_size_of_the_base(
 
 
 @pytest.mark.stress  # half a minute
-def test_a_sharp_video_that_moves_is_left_as_it_is() -> None:
+def test_a_sharp_video_that_moves_is_left_to_the_base() -> None:
     _, sharp = moving((2.0, 9.0), 1.0, frames=6)
     video = np.round(np.clip(sharp, 0, 1) * 255).astype(np.uint8)
     out = restore_pixels(PathRestorer(PathsConfig(), Halved()), video)
-    np.testing.assert_array_equal(out, video)
+    differs = np.abs(out.astype(int) - restore_pixels(Halved(), video)).max(-1) > 1
+    # But for pixels that happen to be alike in all frames, as if they stood still.
+    assert differs.mean() < 1e-3
 
 
 @pytest.mark.stress  # compiles its own program

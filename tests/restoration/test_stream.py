@@ -179,13 +179,13 @@ def test_a_camera_may_use_its_memory_again(model):
 
 def test_one_compilation_a_size(model, caplog, log_compiles):
     size = (24, 30)  # a size that no other test uses
-    before = program("network")._cache_size()
+    before = program("network", False)._cache_size()
     assert choose_tiles(model, *size) is None
     list(restore_frames(partial(Stream, model), video(4, *size)))
     list(restore_frames(partial(Stream, Strcnn(CONFIG, rngs=nnx.Rngs(1))), video(3, *size)))
     compiled = [r for r in caplog.messages if "XLA compilation of jit(network)" in r]
     assert len(compiled) == 1, compiled
-    assert program("network")._cache_size() == before + 1
+    assert program("network", False)._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("tiles", [None, TileGrid(16, 16)])

@@ -106,8 +106,8 @@ def test_only_programs_of_networks_depend_on_the_tiles():
     what, parameters = compiled_for(model, 96, 128, RGB8, TileGrid(48, 64), keep=False)
     tiled = {}
 
-    def run(name, by, parameters, state, given, due):
-        tiled[name] = by.tiles is not None
+    def run(part, by, parameters, state, given, due):
+        tiled[part.name] = by.tiles is not None
         return state, None
 
     parts = what.parts(model)
