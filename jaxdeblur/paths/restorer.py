@@ -330,18 +330,28 @@ class PathRestorer(VideoRestorer):
         return state, restored + given.still[..., None] * (given.blurred - restored)
 
     def _restore_clip(self, clip: Clip) -> Clip:
-        restored: Clip = self._through(clip, self.parts(), RESTORED)
+        restored: Clip = self._through(clip, self.parts(), lambda made: made.get(RESTORED))
         return restored
 
     def explain_clip(self, clip: Clip) -> Explanation:
         """Returns the gate and the paths of every frame, and nothing from the networks."""
-        found = self._through(self.pad(clip), self.parts()[:-1], MAPPED)
-        if found.maps is None or clip.shape[1] == 1:  # A frame without neighbours has no path.
-            return Explanation()
-        return Explanation(gate=found.gate, paths=found.paths)
 
-    def _through(self, clip: Clip, parts: list[Part], wanted: str) -> Any:
-        """Passes a clip through the parts, its opening first; returns the results of a name."""
+        def explained(made: dict[str, Any]) -> tuple[Any, Any]:
+            given = made.get(MAPPED)
+            return (None, None) if given is None else (given.gate, given.paths)
+
+        gate, paths = self._through(self.pad(clip), self.parts()[:-1], explained)
+        if clip.shape[1] == 1:  # A frame without neighbours has no path.
+            return Explanation()
+        return Explanation(gate=gate, paths=paths)
+
+    def _through(
+        self, clip: Clip, parts: list[Part], wanted: Callable[[dict[str, Any]], Any]
+    ) -> Any:
+        """Passes a clip through the parts, its opening first.
+
+        ``wanted`` picks arrays ``B ...`` from a frame's results; returned are ``B T ...``.
+        """
         batch, length, height, width, _ = clip.shape
 
         def pass_on(states: States, parts: list[Part], count: int) -> tuple[States, Any]:
@@ -351,7 +361,7 @@ class PathRestorer(VideoRestorer):
             def step(states: States, given: tuple[Frame, Array]) -> tuple[States, Any]:
                 here = dict(zip((FRAME, REPEATED), given, strict=True))
                 states, made = run_parts(parts, directly, states, here)
-                return states, made.get(wanted)
+                return states, wanted(made)
 
             frames = jnp.moveaxis(clip, 1, 0)[np.minimum(times, length - 1)]
             return lax.scan(step, states, (frames, jnp.asarray(times >= length)))
