@@ -39,10 +39,12 @@ def reduce_size(images: ImageT, factor: int | tuple[int, int], axis: int = -3) -
     height, width = images.shape[axis : axis + 2]
     ends = [(0, 0)] * images.ndim
     ends[axis : axis + 2] = (0, -height % rows), (0, -width % columns)
-    pad = jnp.pad if isinstance(images, jax.Array) else np.pad
     blocks = [*images.shape]
     blocks[axis : axis + 2] = -(-height // rows), rows, -(-width // columns), columns
-    return pad(images, ends, mode="edge").reshape(blocks).mean((axis + 1, axis + 3))
+    if any(end for _, end in ends):  # Else JAX would add arrays of size 0, which ONNX misreads.
+        pad = jnp.pad if isinstance(images, jax.Array) else np.pad
+        images = pad(images, ends, mode="edge")
+    return images.reshape(blocks).mean((axis + 1, axis + 3))
 
 
 def halved(image: Float[Array, "*leading H W"]) -> Float[Array, "*leading h w"]:

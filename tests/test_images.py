@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -21,6 +22,17 @@ def test_enlarging_keeps_a_ramp_and_reducing_takes_means() -> None:
     ramp = [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
     np.testing.assert_allclose(big[0, 0, :, 0], ramp, rtol=0, atol=rounding)
     np.testing.assert_allclose(reduce_size(big, 2)[0, 0, 1:3, 0], [1, 2], rtol=0, atol=rounding)
+
+
+def test_whole_blocks_are_not_padded() -> None:
+    """JAX pads by arrays of size 0, too, and ONNX reads 0 in a shape as the size before."""
+    whole, part = (
+        str(jax.make_jaxpr(lambda x: reduce_size(x, 2))(jnp.zeros((1, height, 6, 3))))
+        for height in (4, 5)
+    )
+    of_size_0 = re.compile(r"\[(\d+,)*0[,\]]")
+    assert of_size_0.search(part)
+    assert not of_size_0.search(whole)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
