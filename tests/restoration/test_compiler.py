@@ -28,7 +28,7 @@ from jaxdeblur.restoration.compiler import compile_apart
 from jaxdeblur.restoration.deblurrer import Deblurrer
 from jaxdeblur.video.pixels import RGB8
 
-devices.keep_freed_memory()
+devices._keeps = True
 devices.keep_compiled()
 model = models.build({GIVEN!r})
 compile_apart(model, *{SIZE}, RGB8, None)
