@@ -55,7 +55,7 @@ def compile_apart(
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     try:
         with subprocess.Popen(
-            [sys.executable, "-c", _CODE],
+            [sys.executable, "-c", _CODE, order_for(model, height, width, layout, tiles)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -64,10 +64,7 @@ def compile_apart(
             # Signals of the terminal end this process, and its end the other's input.
             start_new_session=True,
         ) as process:
-            assert process.stdin is not None
             assert process.stderr is not None
-            process.stdin.write(order_for(model, height, width, layout, tiles))
-            process.stdin.flush()
             said = process.stderr.read().strip()
         why = f"exit code {process.returncode}" if process.returncode else "other programs"
         why = said.splitlines()[-1] if process.returncode and said else why
@@ -80,19 +77,19 @@ def compile_apart(
 def order_for(
     model: VideoRestorer, height: int, width: int, layout: PixelLayout, tiles: TileGrid | None
 ) -> str:
-    """Returns the line of JSON that ``serve`` reads."""
+    """Returns what ``serve`` takes, as JSON."""
     order = {
         "network": registry.network_to_json(model.config),
         "size": (height, width),
         "layout": dataclasses.asdict(layout),
         "tiles": tiles and dataclasses.astuple(tiles),
     }
-    return json.dumps(order) + "\n"
+    return json.dumps(order)
 
 
 def serve() -> None:
-    """Compiles what a line of standard input orders; ends when that input does."""
-    order = json.loads(sys.stdin.readline())
+    """Compiles what the first argument orders; ends when standard input does."""
+    order = json.loads(sys.argv[1])
     threading.Thread(target=_end_with_input, daemon=True).start()
     devices.keep_compiled()
     devices.use_cores(1)
@@ -105,5 +102,5 @@ def serve() -> None:
 
 
 def _end_with_input() -> None:
-    os.read(0, 1)  # not by sys.stdin, whose lock Python's exit would wait for
+    os.read(0, 1)
     os._exit(1)

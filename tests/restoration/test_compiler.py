@@ -92,14 +92,13 @@ def test_no_process_starts_where_it_would_not_help(
 
 
 def test_it_ends_with_its_input(tmp_path: Path) -> None:
+    order = compiler.order_for(models.build(PathsConfig()), 1280, 720, RGB8, None)
     process = subprocess.Popen(
-        [sys.executable, "-c", compiler._CODE],
+        [sys.executable, "-c", compiler._CODE, order],
         stdin=subprocess.PIPE,
         env=os.environ | {"JAXDEBLUR_CACHE": str(tmp_path)},
     )
     assert process.stdin is not None
-    order = compiler.order_for(models.build(PathsConfig()), 1280, 720, RGB8, None)
-    process.stdin.write(order.encode())
     process.stdin.close()
     assert process.wait(timeout=60) == 1
     assert not list(tmp_path.rglob("*.zip")), "it went on to the end"
