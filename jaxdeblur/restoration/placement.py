@@ -185,7 +185,9 @@ def _changed(
 
 def _brought(layout: PixelLayout, frame: Incoming) -> Float[Array, "H W 3"]:
     """Returns a frame as RGB at the brightness of its scene, without bars."""
-    image = frame.gain * layout.to_rgb(frame.planes)
+    # What is brighter than white counts as white. So a highlight that the restorer leaves does not
+    # change; in a frame that was brightened, it would otherwise come back grey.
+    image = jnp.minimum(frame.gain * layout.to_rgb(frame.planes), 1.0)
     height, width, _ = image.shape
     whole = jnp.all(frame.inside == jnp.array([0, height - 1, 0, width - 1]))
 

@@ -123,3 +123,13 @@ def test_a_change_of_brightness_changes_no_detail(deblurrer: Deblurrer) -> None:
     flickering = np.round(video * level).astype(np.uint8)
     apart = deblurrer(flickering) - level * deblurrer(video)
     assert np.sqrt((apart**2).mean()) < 1.0
+
+
+def test_what_is_white_in_a_darker_frame_stays_white(deblurrer: Deblurrer) -> None:
+    """Frames get darker as a window comes into view, as by automatic exposure."""
+    level = np.array([1.0, 0.8, 0.6, 0.6, 0.6, 0.6])[:, None, None, None]
+    video = np.round(scene(0) * level).astype(np.uint8)
+    video[:, 20:40, 30:50] = 255
+    found, _ = shots(video)
+    assert max(shot.gain for shot in found) > 1.3
+    assert deblurrer(video)[:, 24:36, 34:46].min() >= 253
