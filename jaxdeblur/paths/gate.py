@@ -10,20 +10,28 @@ frame: a change with fifty times that energy is ringing, which reblurring does n
 
 If the duty cycle is found from the video, g is multiplied by
 
-    t = max(s(b / (q + .02); 2.5, 4.5) (1 - s(q; .055, .07) (1 - s(v; 1, 3))), s(w; .08, .15))
+    t = max(T(1), s(w; .08, .15)),    T(h) = s(x; h, 1.8 h) (1 - s(q; .055, .07) (1 - s(v; 1, 3)))
 
-where b is by how many nats per tile an open shutter explains the video better than sharp frames
-(shutter.py). In a single tile, slow motion of sharp frames is hard to distinguish from blur. q is
-the mean vote of a tile against the duty cycle that was found: how far tiles contradict each other.
-Only a lead that outweighs it is evidence; .02 is what tiles of one shutter disagree by. v is the
-median tile's speed in pixels per frame: where objects move before a still background, what they
-cover and mirror lets tiles contradict each other, and a wrong duty cycle makes edges ring. w is by
-how many votes a tile prefers a short exposure: three frames hardly tell it from sharp ones, the
-zeros of the blur do.
+where x = b / (q + .02), and b is by how many nats per tile an open shutter explains the video
+better than sharp frames (shutter.py). In a single tile, slow motion of sharp frames is hard to
+distinguish from blur. q is the mean vote of a tile against the duty cycle that was found: how far
+tiles contradict each other. Only a lead that outweighs it is evidence; .02 is what tiles of one
+shutter disagree by. v is the median tile's speed in pixels per frame: where objects move before a
+still background, what they cover and mirror lets tiles contradict each other, and a wrong duty
+cycle makes edges ring. w is by how many votes a tile prefers a short exposure: three frames hardly
+tell it from sharp ones, the zeros of the blur do.
+
+The filter multiplies the fitted noise-to-signal ratio by
+
+    u = 4^(1 - max(s(x; 4.5, 8.1), s(w; .08, .15)))
+
+A codec predicts a frame from its neighbours, so that its errors move with the scene and pass for
+texture. What makes tiles contradict each other is the noise that the fit has missed.
 
 The second network's change has the share
 
-    max(t, s(n; 2, 8) (1 - s(q; .02, .035)) (1 - s(l; -.01, .005) (1 - s(k; .032, .042))))
+    max(T(2.5), s(w; .08, .15), s(n; 2, 8) (1 - s(q; .02, .035)) (1 - S))
+    S = s(l; -.01, .005) (1 - s(k; .032, .042))
 
 where n is the number of moving tiles that were evaluated, l the mean vote of a tile for sharp
 frames and against long exposures, and k that against sharp frames and for the likeliest exposure.
@@ -46,7 +54,9 @@ from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import Tiling
 from jaxdeblur.paths.wiener import Luminance
 
-_LEAD, _AGREED = (2.5, 4.5), 0.02  # Of b / (q + .02); docs/lab/paths.md has the values of videos.
+# Of x, for the filter, the second network and the fitted noise (docs/lab/paths.md).
+_FILTER, _SECOND, _NOISE, _RISE = 1.0, 2.5, 4.5, 1.8
+_AGREED, _NOISIER = 0.02, 4.0
 _DISPUTED = (0.055, 0.07)  # Of q: 0.08 in a video of a shiny kettle.
 _STILL = (1.0, 3.0)  # Of v.
 _SHARP, _SHORT = (-0.01, 0.005), (0.032, 0.042)  # Of l, at least .006 in sharp videos; of k.
@@ -89,8 +99,13 @@ def gate(
 
 def trusted(shutter: Shutter, speed: Float[Array, ""]) -> Float[Array, ""]:
     """Returns t, in [0, 1]: how far the video appears blurred, and by one shutter; v is speed."""
-    disputed = smoothstep(shutter.disputed, *_DISPUTED) * (1 - smoothstep(speed, *_STILL))
-    return jnp.maximum(_agreement(shutter) * (1 - disputed), _is_short(shutter))
+    return jnp.maximum(_outweighs(shutter, _FILTER, speed), _is_short(shutter))
+
+
+def noise_factor(shutter: Shutter) -> Float[Array, ""]:
+    """Returns u, in [1, 4]: by what frames are noisier than the fit of their paths shows."""
+    agreed = jnp.maximum(_outweighs(shutter, _NOISE), _is_short(shutter))
+    return _NOISIER ** (1 - agreed)
 
 
 def _is_short(shutter: Shutter) -> Float[Array, ""]:
@@ -98,9 +113,18 @@ def _is_short(shutter: Shutter) -> Float[Array, ""]:
     return smoothstep(shutter.short_lead, *_SHORT_LEAD)
 
 
-def _agreement(shutter: Shutter) -> Float[Array, ""]:
-    """Returns how far an open shutter's lead outweighs what tiles disagree by, in [0, 1]."""
-    return smoothstep(shutter.blurred / (shutter.disputed + _AGREED), *_LEAD)
+def _outweighs(
+    shutter: Shutter, least: float, speed: Float[Array, ""] | None = None
+) -> Float[Array, ""]:
+    """Returns how far an open shutter's lead outweighs what tiles disagree by, in [0, 1].
+
+    That is T, or without a speed its first factor.
+    """
+    share = smoothstep(shutter.blurred / (shutter.disputed + _AGREED), least, _RISE * least)
+    if speed is None:
+        return share
+    disputed = smoothstep(shutter.disputed, *_DISPUTED) * (1 - smoothstep(speed, *_STILL))
+    return share * (1 - disputed)
 
 
 def _sharp(shutter: Shutter) -> Float[Array, ""]:
@@ -109,8 +133,9 @@ def _sharp(shutter: Shutter) -> Float[Array, ""]:
     return smoothstep(of_long, *_SHARP) * (1 - smoothstep(-of_any, *_SHORT))
 
 
-def second_share(shutter: Shutter, trust: Float[Array, ""]) -> Float[Array, ""]:
-    """Returns the share of the second network's change that is used, in [0, 1]; ``trust`` is t."""
+def second_share(shutter: Shutter, speed: Float[Array, ""]) -> Float[Array, ""]:
+    """Returns the share of the second network's change that is used, in [0, 1]; v is ``speed``."""
+    trust = jnp.maximum(_outweighs(shutter, _SECOND, speed), _is_short(shutter))
     alike = smoothstep(shutter.tiles, *_TOLD) * (1 - smoothstep(shutter.disputed, *_ALIKE))
     return jnp.maximum(trust, alike * (1 - _sharp(shutter)))
 
@@ -126,7 +151,7 @@ def _facts(shutters: Shutter, stabilisers: Stabiliser) -> dict[str, Array]:
         "tiles": shutter.tiles,
         "short": _is_short(shutter),
         "sharp": _sharp(shutter),
-        "agreement": _agreement(shutter),
+        "agreement": _outweighs(shutter, _FILTER),
         "stabilised": stabiliser.stabilised,
         "blends": stabiliser.blends,
         "searched": stabiliser.frames,

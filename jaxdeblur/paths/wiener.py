@@ -4,9 +4,9 @@
     X' = (sum_j w'_j conj(K_j) B_j + l Y + beta sum_d conj(G_d) Z_d)
          / (sum_j w'_j |K_j|^2 + l + beta sum_d |G_d|^2)
 
-where w'_0 = 1, w'_j = NEIGHBOUR w_j and l = (1 + m / 2) LAM lam(f). Where the transfer functions
-are near zero, blurred frames carry no information: a filter with prior mean 0 would ring, and one
-with mean Y yields Y.
+where w'_0 = 1, w'_j = NEIGHBOUR w_j and l = (1 + m / 2) LAM u lam(f), with u from gate.py. Where
+the transfer functions are near zero, blurred frames carry no information: a filter with prior mean
+0 would ring, and one with mean Y yields Y.
 
 X' is for the luminance only. ``G_d = 1 - exp(-2 pi i f_d)`` takes differences g_d along y and x of
 neighbouring pixels of X, and Z_d is the spectrum of

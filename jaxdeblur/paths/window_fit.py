@@ -19,7 +19,7 @@ from jaxdeblur.paths.fit import (
     fit_tiles,
     log_evidence_ratio,
 )
-from jaxdeblur.paths.gate import second_share, trusted
+from jaxdeblur.paths.gate import noise_factor, second_share, trusted
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.path import FREE, exposures, through
 from jaxdeblur.paths.shutter import Shutter
@@ -53,7 +53,8 @@ class WindowFit(NamedTuple):
     """The paths of the middle of five frames, and what else is known before it is filtered."""
 
     fit: Fit
-    """Of N tiles; where the frame is reduced, in its pixels (octave.py)."""
+    """Of N tiles, with u lam for lam (gate.py); where the frame is reduced, in its pixels
+    (octave.py)."""
     log_evidence_ratio: Float[Array, " N"]
     """G of each tile (gate.py)."""
     shifts: Float[Array, "N 3 2"]
@@ -122,9 +123,11 @@ def fit_window(
     swing = swing * jnp.where(large, jnp.array([0.5, 0.5, 1.0]), 1.0)
     found = _fit(light, moves, tiling, places, *told, before, swing, shaken)
     fit, ratio, shifts = jax.tree.map(lambda leaf: leaf[places.near], found)
-    trust = trusted(shutter, speed) if duty is None else jnp.float32(1)
-    trust = jnp.where(steady, 1.0, trust)
-    second = second_share(shutter, trust) if duty is None else trust
+    trust, second, noisier = jnp.float32(1), jnp.float32(1), jnp.float32(1)
+    if duty is None:
+        found_out = trusted(shutter, speed), second_share(shutter, speed), noise_factor(shutter)
+        trust, second, noisier = (jnp.where(steady, 1.0, each) for each in found_out)
+    fit = fit._replace(log_nsr=fit.log_nsr + jnp.log(noisier))
     return WindowFit(fit, ratio, shifts, *told, large, trust, second)
 
 

@@ -24,7 +24,7 @@ from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.estimate import Estimate, filtered, response_correction
 from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_tiles
-from jaxdeblur.paths.gate import facts, gate, remarks, second_share, trusted
+from jaxdeblur.paths.gate import facts, gate, noise_factor, remarks, second_share, trusted
 from jaxdeblur.paths.light import ResponseCorrection, corrections_of
 from jaxdeblur.paths.likelihood import (
     START,
@@ -533,7 +533,7 @@ def test_paths_are_not_trusted_where_objects_dispute_the_shutter() -> None:
     agreed, apart = (5,) * 12, (1, 3, 6) * 4
     cases = (
         (agreed, 0.3, 0.0, 1.0),
-        (apart, 0.3, 5.0, 0.0),
+        (apart, 0.1, 5.0, 0.0),
         (apart, 3, 0.0, 0.0),
         (apart, 3, 5.0, 1.0),
     )
@@ -558,10 +558,30 @@ def test_paths_are_not_trusted_where_tiles_contradict_each_other() -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=0.01)
 
 
+def test_frames_count_as_noisier_the_less_the_lead_outweighs_what_tiles_disagree_by() -> None:
+    """The filter is used before the noise is believed, and the second network in between."""
+
+    def shares(lead: float) -> list[float]:
+        """Returns t, the second network's share and u where all tiles agree; x is ``lead``."""
+        away = np.abs(np.arange(len(DUTIES)) - 5.0)
+        cost = 0.02 * lead * 1.5 / away[0]  # 12 tiles, and 6 that are assumed to be sharp.
+        seen = jnp.asarray(np.broadcast_to(cost * away, (2, 12, len(DUTIES))), jnp.float32)
+        shutter, speed = Shutter.unknown().add(seen, jnp.ones(12)), jnp.float32(9)
+        found = trusted(shutter, speed), second_share(shutter, speed), noise_factor(shutter)
+        return [float(each) for each in found]
+
+    np.testing.assert_allclose(shares(0.9)[::2], [0, 4], atol=1e-4)
+    np.testing.assert_allclose(shares(2.0)[::2], [1, 4], atol=1e-4)
+    np.testing.assert_allclose(shares(4.5), [1, 1, 4], atol=1e-4)
+    np.testing.assert_allclose(shares(6.3), [1, 1, 2], atol=1e-4)
+    np.testing.assert_allclose(shares(8.2), [1, 1, 1], atol=1e-4)
+
+
 def test_the_second_network_leaves_a_moving_video_that_sharp_frames_explain_to_the_base() -> None:
-    def share(duty: float, tiles: int) -> float:
+    def share(duty: float, tiles: int, certain: float = 0.3) -> float:
         """Returns the second network's share where all tiles prefer this duty cycle."""
-        seen = jnp.broadcast_to(0.3 * jnp.abs(jnp.asarray(DUTIES) - duty), (2, 12, len(DUTIES)))
+        away = jnp.abs(jnp.asarray(DUTIES) - duty)
+        seen = jnp.broadcast_to(certain * away, (2, 12, len(DUTIES)))
         shutter = Shutter.unknown().add(seen, jnp.asarray(np.arange(12) < tiles, jnp.float32))
         return float(second_share(shutter, jnp.float32(0)))
 
@@ -569,7 +589,7 @@ def test_the_second_network_leaves_a_moving_video_that_sharp_frames_explain_to_t
     assert share(0.0, 12) == 0
     assert share(0.25, 12) == 1
     assert share(0.85, 12) == 1
-    assert 0 < share(0.85, 4) < 1
+    assert 0 < share(0.85, 4, certain=0.03) < 1
 
 
 def test_the_second_network_has_no_say_where_nothing_moves_or_tiles_contradict_each_other() -> None:
@@ -577,11 +597,11 @@ def test_the_second_network_has_no_say_where_nothing_moves_or_tiles_contradict_e
         away = np.abs(np.arange(len(DUTIES)) - np.array(best)[:, None])
         seen = jnp.asarray(np.stack([0.3 * away] * 2), jnp.float32)
         shutter = Shutter.unknown().add(seen, jnp.asarray(np.arange(12) < tiles, jnp.float32))
-        return float(second_share(shutter, jnp.float32(0.25)))
+        return float(second_share(shutter, jnp.float32(0)))
 
     assert share((5,) * 12, 12) == 1
-    assert share((5,) * 12, 0) == 0.25
-    assert share((1, 3, 6) * 4, 12) == 0.25
+    assert share((5,) * 12, 0) == 0
+    assert share((1, 3, 6) * 4, 12) == 0
 
 
 def test_where_nothing_moves_the_user_is_told_of_frames_by_themselves() -> None:
