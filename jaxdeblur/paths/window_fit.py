@@ -124,9 +124,9 @@ def fit_window(
     found = _fit(light, moves, tiling, places, *told, before, swing, shaken)
     fit, ratio, shifts = jax.tree.map(lambda leaf: leaf[places.near], found)
     trust, second, noisier = jnp.float32(1), jnp.float32(1), jnp.float32(1)
-    if duty is None:
-        found_out = trusted(shutter, speed), second_share(shutter, speed), noise_factor(shutter)
-        trust, second, noisier = (jnp.where(steady, 1.0, each) for each in found_out)
+    if duty is None:  # Else the user, or the maker of training clips, vouches for the blur.
+        by_evidence = trusted(shutter, speed), second_share(shutter, speed), noise_factor(shutter)
+        trust, second, noisier = (jnp.where(steady, 1.0, each) for each in by_evidence)
     fit = fit._replace(log_nsr=fit.log_nsr + jnp.log(noisier))
     return WindowFit(fit, ratio, shifts, *told, large, trust, second)
 

@@ -593,15 +593,17 @@ def test_the_second_network_leaves_a_moving_video_that_sharp_frames_explain_to_t
 
 
 def test_the_second_network_has_no_say_where_nothing_moves_or_tiles_contradict_each_other() -> None:
-    def share(best: tuple[int, ...], tiles: int) -> float:
+    def share(best: tuple[int, ...], tiles: int, speed: float = 0.0) -> float:
         away = np.abs(np.arange(len(DUTIES)) - np.array(best)[:, None])
         seen = jnp.asarray(np.stack([0.3 * away] * 2), jnp.float32)
         shutter = Shutter.unknown().add(seen, jnp.asarray(np.arange(12) < tiles, jnp.float32))
-        return float(second_share(shutter, jnp.float32(0)))
+        return float(second_share(shutter, jnp.float32(speed)))
 
     assert share((5,) * 12, 12) == 1
     assert share((5,) * 12, 0) == 0
     assert share((1, 3, 6) * 4, 12) == 0
+    # Of fast motion the filter is used (x is 2.8), and the network hardly.
+    assert 0 < share((1, 3, 6) * 4, 12, speed=5.0) < 0.1
 
 
 def test_where_nothing_moves_the_user_is_told_of_frames_by_themselves() -> None:
