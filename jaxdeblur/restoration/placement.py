@@ -366,23 +366,19 @@ def compiled_for(
     return Compiled(graph, layout, tiles, traces), parameters
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def started(
-    what: Compiled, names: tuple[str, ...], size: tuple[int, int], parameters: nnx.State
-) -> States:
-    """Returns the states of parts before the first frame.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def started(what: Compiled, size: tuple[int, int], parameters: nnx.State) -> States:
+    """Returns the states of all parts before the first frame.
 
     As one program: compiling one for each array takes a second. It gives each its own memory.
 
     Args:
       what: what the model's programs are compiled for.
-      names: of the parts.
       size: height and width of the frame, in pixels.
       parameters: of the model.
     """
     model: VideoRestorer = nnx.merge(what.graph, parameters)
-    parts = [part for part in what.parts(model) if part.name in names]
-    states = stream_states(model, parts, *size)
+    states = stream_states(model, what.parts(model), *size)
     # Of the types that a step returns: a weak type would be another program.
     return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), states)
 

@@ -315,9 +315,10 @@ class Stream:
         return restored
 
     def _started(self, parts: list[Part]) -> States:
-        names = tuple(part.name for part in parts)
+        # Always all of them, so that it is one program.
         with jax.default_device(self._device):
-            return self._placed(started(self._what, names, self._size, self._parameters))
+            states = self._placed(started(self._what, self._size, self._parameters))
+        return {part.name: states[part.name] for part in parts}
 
     def _placed(self, states: States) -> States:
         # Committed to the device, like the results of a step: otherwise the first step, the second

@@ -218,7 +218,10 @@ def _load_file(path: Path, source: str, dtype: str | None, *, base: bool = False
     for name, array in arrays.items():
         if not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
             raise UserError(f"{path}: {name} is {array.dtype}, but must be floating point")
-    parameters = {name: jax.numpy.asarray(arrays[name], jax.numpy.float32) for name in template}
+    # Converted by NumPy: JAX would compile a program for each shape.
+    parameters = {
+        name: jax.numpy.asarray(np.asarray(arrays[name], np.float32)) for name in template
+    }
     check_finite(parameters, path)
     return LoadedModel(rebuild(parameters), preset, network, step, source, about)
 
