@@ -81,26 +81,16 @@ class Stage(NamedTuple):
     top: float
     """Cycles per pixel."""
     steps: int
-    limit: float
-    """Pixels that a knot may move in one step."""
+
+    @property
+    def limit(self) -> float:
+        """Pixels that a knot may move in one step: half of the shortest wavelength, beyond which
+        the nearest phase that fits is another one."""
+        return 0.5 / self.top
 
 
-_HALF_SIZE_LIMITS = 3.0, 2.0, 2.0
-FULL_SIZE_LIMIT = 1.5
-
-
-def half_size_stages(*steps: int) -> tuple[Stage, ...]:
-    """Returns the stages at half size, with these numbers of steps."""
-    return tuple(map(Stage, HALF_SIZE_BANDS, steps, _HALF_SIZE_LIMITS))
-
-
-def full_size_stages(*steps: int) -> tuple[Stage, ...]:
-    """Returns the stages at full size, with these numbers of steps."""
-    return tuple(Stage(*each, FULL_SIZE_LIMIT) for each in zip(FULL_SIZE_BANDS, steps, strict=True))
-
-
-STAGES = half_size_stages(4, 2, 1)
-FINE_STAGES = full_size_stages(1, 2)
+STAGES = tuple(map(Stage, HALF_SIZE_BANDS, (4, 2, 1)))
+FINE_STAGES = tuple(map(Stage, FULL_SIZE_BANDS, (1, 2)))
 """Run afterwards, on patches at full size."""
 
 

@@ -55,13 +55,18 @@ from jaxdeblur.images import GAMMA, LUMA, power
 from jaxdeblur.paths import motion
 from jaxdeblur.paths.fit import (
     LONE_BEND,
+    Stage,
     first_fit,
     fit_tiles,
-    full_size_stages,
-    half_size_stages,
     stiffness,
 )
-from jaxdeblur.paths.likelihood import Observed, observed, texture
+from jaxdeblur.paths.likelihood import (
+    FULL_SIZE_BANDS,
+    HALF_SIZE_BANDS,
+    Observed,
+    observed,
+    texture,
+)
 from jaxdeblur.paths.path import USUAL_DUTY, exposures, through
 from jaxdeblur.paths.tiles import REACH
 from jaxdeblur.paths.whittle import PATCH, power_of, power_through, values_of
@@ -90,7 +95,8 @@ _MOST, _MOST_ZEROS = 0.15, 0.02  # Nats per frequency, at most, in a tile's vote
 _STANDARD_ERRORS = 2.0  # The lead that linear light needs.
 _DOUBT = TILES / 2  # Tiles assumed to be sharp before there is evidence.
 _INCOMPLETE = 0.25  # The weight of a frame at the ends of a video, which has one neighbour.
-_STAGES, _FINE_STAGES = half_size_stages(3, 2, 1), full_size_stages(2, 3)
+_STAGES = tuple(map(Stage, HALF_SIZE_BANDS, (3, 2, 1)))
+_FINE_STAGES = tuple(map(Stage, FULL_SIZE_BANDS, (2, 3)))
 
 
 class Shutter(NamedTuple):

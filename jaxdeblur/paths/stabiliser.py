@@ -41,7 +41,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdeblur.images import halved
 from jaxdeblur.paths.fit import (
-    FULL_SIZE_LIMIT,
     LONE_BEND,
     Stage,
     damping,
@@ -80,7 +79,7 @@ _SHUTTERS = np.array(
 frames: sharp; blurred along what is seen to move, also in 24 frames a second that are shown as 30;
 blended from neighbours, and from such frames."""
 
-_STAGES = tuple(map(Stage, FULL_SIZE_BANDS, (4, 5), (FULL_SIZE_LIMIT, 1.0)))
+_STAGES = tuple(map(Stage, FULL_SIZE_BANDS, (4, 5)))
 _PINNED = 1e4  # Nats per frequency and squared pixel: what keeps a shift at zero.
 _WORST = 3.0  # Nats per frequency: a tile's part in choosing among fitted swings.
 _ARM = 128.0  # Pixels: a turn is fitted as the shift that it makes at this distance.

@@ -618,7 +618,7 @@ def test_where_nothing_moves_the_user_is_told_of_frames_by_themselves() -> None:
 @pytest.fixture(name="one_stage")
 def each_fit_has_one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves one stage of each fit, as each compiles its own program."""
-    few, fine = (Stage(0.24, 3, 3.0),), (Stage(0.4, 1, 1.5),)
+    few, fine = (Stage(0.24, 3),), (Stage(0.4, 1),)
     monkeypatch.setattr("jaxdeblur.paths.fit.STAGES", few)
     monkeypatch.setattr(
         "jaxdeblur.paths.window_fit.fit_tiles", functools.partial(fit_tiles, stages=few)
