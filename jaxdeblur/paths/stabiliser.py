@@ -85,10 +85,15 @@ _WORST = 3.0  # Nats per frequency: a tile's part in choosing among fitted swing
 _ARM = 128.0  # Pixels: a turn is fitted as the shift that it makes at this distance.
 _ENOUGH, _UNLIKELY = 1.5, 0.1
 """Frames and nats per frequency: the search ends once so many frames on average prefer a stabiliser
-by less, which saves most videos two thirds of its time. Many blended frames prefer one by more."""
+by less."""
 
 EVIDENT = 0.008
-"""Nats per frequency, of E: what makes a video stabilised and blurred (docs/lab/paths.md)."""
+"""Nats per frequency, of E: what makes a video stabilised and blurred (docs/lab/paths.md). The
+search ends as well once as much speaks against it."""
+
+_COMPARED = 2.5
+"""Frames that are looked at for two blended exposures, if the video is not stabilised. Of 24 frames
+a second shown as 30, one in five is no blend, and two hardly are."""
 
 _DUTIES = np.linspace(0.3, 1.1, 17, dtype=np.float32)
 """Of what is seen to move, in E. A stabilised camera's velocity could make up for wider gaps."""
@@ -107,7 +112,7 @@ def fitted(
     swings: Float[Array, "k 8 3"],
     shutters: Float[Array, "k 2"],
     free: Float[Array, " k"],
-    used: Int[Array, ""],
+    used: tuple[Int[Array, ""] | int, Int[Array, ""] | int],
 ) -> tuple[Float[Array, "k 8 3"], Float[Array, "k n"]]:
     """Fits swings to three frames by Gauss-Newton: step 3.
 
@@ -116,7 +121,8 @@ def fitted(
       swings: where to start.
       shutters: the duty cycle of each, and the distance of two blended exposures.
       free: 1 where the frames may be shifted, 0 where they show what the camera saw.
-      used: how many of them are fitted; the others keep infinite values.
+      used: the first of them that is fitted, and the first after it that is not. L of the others
+        is infinite.
 
     Returns:
       The swings, and L of each tile before the last step.
@@ -135,7 +141,7 @@ def fitted(
         return done[0].at[i].set(swing * units), done[1].at[i].set(values)
 
     values = jnp.full((len(swings), len(seen.start)), jnp.inf)
-    made: tuple[jax.Array, jax.Array] = lax.fori_loop(0, used, one, (swings, values))
+    made: tuple[jax.Array, jax.Array] = lax.fori_loop(*used, one, (swings, values))
     return made
 
 
@@ -189,7 +195,7 @@ class Stabiliser(NamedTuple):
     blends: Float[Array, ""]
     """The number of frames that two blended exposures explain better than anything else."""
     frames: Float[Array, ""]
-    """The number of frames that gave evidence."""
+    """The number of frames that were looked at."""
     swings: Float[Array, "2 8 3"]
     """S of the last frame, and of its reversal, in pixels of a frame as it is."""
     lead: Float[Array, ""]
@@ -220,7 +226,8 @@ class Stabiliser(NamedTuple):
     @property
     def undecided(self) -> Bool[Array, "*videos"]:
         """Whether the first frames leave it open that the video is stabilised."""
-        return (self.frames < _ENOUGH) | (self.preferred > _UNLIKELY * self.frames)
+        open_still = (self.frames < _ENOUGH) | (self.preferred > _UNLIKELY * self.frames)
+        return open_still & (self.evidence > -EVIDENT)
 
     @property
     def chosen(self) -> Float[Array, "8 3"]:
@@ -276,6 +283,7 @@ def follow(
     steady = known.stabilised
     first = (known.frames < len(known.opening)) & known.undecided
     search = here & ~again & (first | (steady & (present[1] == 0)))
+    compares = search | (here & ~again & ~steady & (known.frames < _COMPARED))
     follows = here & ~again & ~search & steady
     place = jnp.minimum(known.at, len(known.opening) - 1)
     units = jnp.array([scale, scale, 1.0])  # A turn is in radians.
@@ -290,17 +298,22 @@ def follow(
             apart = jnp.concatenate([candidates(seen), warm[:1]])
             return jnp.concatenate([apart, -apart - 2 * typical])
 
-        count, most = 2 * (KEPT + 2), len(_SHUTTERS)
+        most, count = len(_SHUTTERS), 2 * (KEPT + 2)
         tries = lax.cond(search, found, lambda: jnp.pad(warm, ((0, count - len(warm)), (0, 0))))
-        swings, values = fitted(
+        all_swings, all_values = fitted(
             seen,
-            jnp.concatenate([swing_of(tries), jnp.zeros((most, 8, 3))]),
-            jnp.concatenate([jnp.tile(jnp.array([STABILISED_DUTY, 0.0]), (count, 1)), _SHUTTERS]),
-            jnp.concatenate([jnp.ones(count), jnp.zeros(most)]),
-            jnp.where(search, count + most, len(warm)),
+            jnp.concatenate([jnp.zeros((most, 8, 3)), swing_of(tries)]),
+            jnp.concatenate([_SHUTTERS, jnp.tile(jnp.array([STABILISED_DUTY, 0.0]), (count, 1))]),
+            jnp.concatenate([jnp.zeros(most), jnp.ones(count)]),
+            (
+                jnp.where(follows, most, 0),
+                most + jnp.where(search, count, jnp.where(follows, len(warm), 0)),
+            ),
         )
-        least = values.min(0)
-        score = jnp.minimum(values - least, _WORST).mean(1)[:count]
+        (as_seen, swings), (others, values) = (
+            (each[:most], each[most:]) for each in (all_swings, all_values)
+        )
+        score = jnp.minimum(values - all_values.min(0), _WORST).mean(1)
         best = score.argmin()
         # The same way round as in the last frame.
         way = velocity_of(swings[best]) + typical
@@ -308,25 +321,24 @@ def follow(
         pair = jnp.stack([best, jnp.where(search, (best + count // 2) % count, best)])
         pair = jnp.where(turned & search, pair[::-1], pair)
         both, lead = swings[pair] * units, score[pair[0]] - score[pair[1]]
-        others = values[count:]
         alone, two = others[: len(_SINGLE)].min(0), others[len(_SINGLE) :].min(0)
         blended = (jnp.median(alone - two) > _BLENDED) & (jnp.median(two - values[best]) < 0)
-        weight = jnp.where(search, present[jnp.array([1, 3])].mean(), 0.0)
-        shown = swings[count + _SINGLE.index(STABILISED_DUTY)]
+        weight = present[jnp.array([1, 3])].mean()
+        shown = as_seen[_SINGLE.index(STABILISED_DUTY)]
         preferred = jnp.median(alone - values[best])
         evidence = lax.cond(search, lambda: evidence_of(seen, swings[best], shown), lambda: 0.0)
         return known._replace(
-            evidence=known.evidence + weight * evidence,
+            evidence=known.evidence + jnp.where(search, weight * evidence, 0.0),
             preferred=known.preferred + jnp.where(search, weight * preferred, 0.0),
-            blends=known.blends + (search & blended),
-            frames=known.frames + weight,
-            swings=both,
+            blends=known.blends + (compares & blended),
+            frames=known.frames + jnp.where(compares, weight, 0.0),
+            swings=jnp.where(search | follows, both, known.swings),
             lead=known.lead + jnp.where(search, weight * lead, 0.0),
             opening=known.opening.at[place].set(both),
             looked=jnp.where(first & search & (known.looked >= 0), place + 1.0, known.looked),
         )
 
-    after: Stabiliser = lax.cond(search | follows, fits, lambda: known)
+    after: Stabiliser = lax.cond(compares | follows, fits, lambda: known)
     after = after._replace(swings=jnp.where(again, known.opening[place], after.swings))
     # Beyond the opening's last frame, another scene may start.
     spent = again & (known.at + 1 >= known.looked)

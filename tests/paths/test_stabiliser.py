@@ -80,7 +80,7 @@ def test_the_motion_that_was_taken_away_is_found_nearby() -> None:
         seen = view(frames, jnp.ones(5))
         starts = swing_of(jnp.asarray([VELOCITY + 0.3, 0 * VELOCITY], jnp.float32))
         shutters = jnp.asarray([[STABILISED_DUTY, 0.0], [STABILISED_DUTY, 0.0]])
-        return fitted(seen, starts, shutters, jnp.array([1.0, 0.0]), jnp.int32(2))
+        return fitted(seen, starts, shutters, jnp.array([1.0, 0.0]), (0, 2))
 
     swings, values = found(jnp.asarray(seen_by_a_camera(kept=0.0)))
     np.testing.assert_allclose(velocity_of(swings[0]), VELOCITY, atol=0.3)
@@ -105,7 +105,7 @@ def test_only_the_zeros_of_a_blur_are_evidence_of_a_stabiliser() -> None:
         seen, swing = view(frames, jnp.ones(5)), swing_of(velocity)
         starts = jnp.stack([swing, 0 * swing])
         shutters = jnp.asarray([[STABILISED_DUTY, 0.0]] * 2)
-        values = fitted(seen, starts, shutters, jnp.array([1.0, 0.0]), jnp.int32(2))[1]
+        values = fitted(seen, starts, shutters, jnp.array([1.0, 0.0]), (0, 2))[1]
         return stabiliser.evidence_of(seen, swing, 0 * swing), jnp.median(values[1] - values[0])
 
     found, by_radius = of(jnp.asarray(seen_by_a_camera(kept=0.0)), jnp.asarray(VELOCITY))
@@ -116,12 +116,12 @@ def test_only_the_zeros_of_a_blur_are_evidence_of_a_stabiliser() -> None:
     assert by_radius > 0.25
 
 
-def test_the_search_goes_on_while_three_frames_prefer_a_stabiliser() -> None:
-    """Even without evidence of one: so blended frames are found."""
-    known = Stabiliser.unknown(8)._replace(frames=jnp.float32(2), evidence=jnp.float32(-1))
-    assert bool(known._replace(preferred=jnp.float32(1)).undecided)
+def test_the_search_goes_on_while_frames_prefer_a_stabiliser_and_zeros_leave_it_open() -> None:
+    known = Stabiliser.unknown(8)._replace(frames=jnp.float32(2), preferred=jnp.float32(1))
+    assert bool(known.undecided)
+    assert not bool(known.stabilised)
     assert not bool(known._replace(preferred=jnp.float32(0.1)).undecided)
-    assert not bool(known._replace(preferred=jnp.float32(1)).stabilised)
+    assert not bool(known._replace(evidence=jnp.float32(-2 * stabiliser.EVIDENT)).undecided)
 
 
 @pytest.mark.stress
