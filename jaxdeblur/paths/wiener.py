@@ -4,7 +4,7 @@
     X' = (sum_j w'_j conj(K_j) B_j + l Y + beta sum_d conj(G_d) Z_d)
          / (sum_j w'_j |K_j|^2 + l + beta sum_d |G_d|^2)
 
-where w'_0 = 1, w'_j = NEIGHBOUR w_j and l = (1 + m / 2) LAM u lam(f), with u from gate.py. Where
+where w'_0 = 1, w'_j = NEIGHBOUR w_j and l = LAM u lam(f), with u from gate.py. Where
 the transfer functions are near zero, blurred frames carry no information: a filter with prior mean
 0 would ring, and one with mean Y yields Y.
 
@@ -21,12 +21,11 @@ nonnegative garrote (Gao, Journal of Computational and Graphical Statistics 7, 1
 
 The mean of the prior is what is known of the middle frame besides the three blurred frames:
 
-    Y = Y' + m (conj(S) L - Y'),    m = r_Y'^(1/4) / (r_Y'^(1/4) + r_L^(1/4))
+    Y = (Y' + conj(S) L) / 2,    or Y' where there is no last frame
 
 Y' is the base: the frame as a network restores it. L is the last frame as the gate left it, which
 conj(S), the shift along the path, moves to the middle frame. L passes on information from frames
-before these three. r is the energy of K_0 (.) - B_0: in each tile, the image that explains the
-blurred frame better has more weight.
+before these three.
 
 Each pixel lies in several tiles, whose paths differ where objects move apart. A tile has the weight
 
@@ -238,23 +237,11 @@ def _terms_of(
         since = seen[:1] - before @ fit.knots
         shift = otf(since, np.ones((1, 1), np.float32), *where)[0]
         last = lax.complex(shift[0], shift[1]) * last
-        known, share = mean_of(Prior(below, last, prior.has_last), k[1], spectra[1])
-        ratio = (1 + share / 2) * LAM * jnp.exp(log_ratio)
+        known = below + times(last - below, prior.has_last / 2)
+        ratio = LAM * jnp.exp(log_ratio)
         return _Terms(numerator, energy, ratio, known, k[1], spectra[1], mean[1])
 
     return terms
-
-
-def mean_of(
-    prior: Prior, kernel: Complex[Array, "n m"], blurred: Complex[Array, "C n m"]
-) -> tuple[Complex[Array, "C n m"], Float[Array, ""]]:
-    """Returns Y and m, from the spectra of a tile: Y' and conj(S) L, K_0, and B_0."""
-    base, last, has_last = prior
-    apart = (kernel * y - blurred for y in (base, last))
-    # Adding to r avoids 0 / 0 for a black patch.
-    r_base, r_last = ((each.real**2 + each.imag**2).sum() + 1e-6 for each in apart)
-    share = has_last * r_base**0.25 / (r_base**0.25 + r_last**0.25)
-    return base + times(last - base, share), share
 
 
 def _without_small_gradients(image: Float[Array, "n n"]) -> Float[Array, "1 n n"]:

@@ -48,7 +48,7 @@ from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.shutter import DUTIES, Shutter, richest, watch
 from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
-from jaxdeblur.paths.wiener import Luminance, Prior, Tiles, mean_of
+from jaxdeblur.paths.wiener import Luminance, Tiles
 from jaxdeblur.paths.window_fit import PastPaths, fit_window
 from jaxdeblur.restoration import stream as stream_module
 from jaxdeblur.restoration.stream import Stream, restore_frames, restore_pixels
@@ -283,22 +283,6 @@ def test_leaving_the_last_path_is_penalised() -> None:
     for n in range(2):
         assert np.linalg.eigvalsh(curvature[n] - of_penalty[n, :, n]).min() > -1e-5
     assert not np.asarray(curvature[2]).any()
-
-
-def test_the_prior_goes_by_what_explains_the_blurred_frame() -> None:
-    rng = np.random.default_rng(0)
-    kernel, true = (jnp.asarray(rng.normal(size=(8, 5)) + 0j, jnp.complex64) for _ in range(2))
-
-    def share(base: float, last: float, has_last: float = 1.0) -> float:
-        prior = Prior((base * true)[None], (last * true)[None], jnp.float32(has_last))
-        mean, found = mean_of(prior, kernel, (kernel * true)[None])
-        np.testing.assert_allclose(mean[0], (base + found * (last - base)) * true, rtol=1e-5)
-        return float(found)
-
-    np.testing.assert_allclose(share(1.5, 0.5), 0.5, rtol=float32_error(2 * 40))
-    np.testing.assert_allclose(share(1.1, 1.4), 1 / 3, rtol=1e-4)  # Errors of 1 to 4 in amplitude.
-    assert share(1.1, 1.0) > 0.9
-    assert share(1.5, 1.0, has_last=0.0) == 0
 
 
 def test_the_first_frame_is_not_shifted_along_its_path() -> None:
