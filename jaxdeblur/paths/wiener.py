@@ -54,7 +54,7 @@ from jaxdeblur.paths.tiles import Tiling, cut, cutter, inner, over_tiles, overla
 NEIGHBOUR = 0.5
 """Factor of a neighbour's weight: errors of its path hurt more than its light helps."""
 
-LAM = 0.375
+LAM = 0.42
 """Factor of the fitted noise-to-signal ratio, which counts model errors near the borders of the
 window as noise. Chosen on validation clips (docs/lab/paths.md)."""
 

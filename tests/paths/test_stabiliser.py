@@ -139,3 +139,13 @@ def test_stabilised_video_is_told_from_other_video(
         velocity = np.asarray(velocity_of(one.swing)) + kept * VELOCITY
         reversed_too = min(np.abs(velocity - VELOCITY).max(), np.abs(velocity + VELOCITY).max())
         assert reversed_too < 0.5, "a straight path reversed explains one frame as well"
+
+
+@pytest.mark.stress
+def test_once_zeros_speak_against_a_stabiliser_frames_are_looked_at_for_blends_alone() -> None:
+    known = Stabiliser.unknown(8)._replace(frames=jnp.float32(1.5), evidence=jnp.float32(-1))
+    after = jax.jit(follow)(jnp.asarray(seen_by_a_camera(1.0)), jnp.ones(5), known)
+    assert float(after.frames) == 2.5
+    assert float(after.blends) == 0
+    for name in ("evidence", "preferred", "swings", "lead", "looked"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(known, name))
