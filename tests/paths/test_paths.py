@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.interpolate import CubicSpline
 
 from jaxdeblur.data.fixed_scenes import fixed_kinds, render_fixed_scene
 from jaxdeblur.data.textures import cut_textures, find_photographs
@@ -96,6 +97,13 @@ def test_patches_move_inward_but_for_an_eighth() -> None:
     assert (corners + 96).max(0).tolist() == [212, 312]
     small = Tiling(64, 70, 32, 64, 128)  # Smaller than a patch: all are centred.
     assert np.unique(small.centres + small.inward, axis=0).tolist() == [[32, 35]]
+
+
+def test_splines_are_natural_and_cubic() -> None:
+    unit = np.eye(len(KNOTS))[:, FREE]
+    times = np.linspace(KNOTS[0], KNOTS[-1], 41)
+    wanted = CubicSpline(KNOTS, unit, bc_type="natural")(times)
+    np.testing.assert_allclose(spline(jnp.asarray(times, jnp.float32)), wanted, atol=1e-5)
 
 
 def test_splines_pass_through_their_knots_and_are_still_at_zero() -> None:
