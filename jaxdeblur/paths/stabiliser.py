@@ -89,7 +89,7 @@ by less."""
 
 EVIDENT = 0.008
 """Nats per frequency, of E: what makes a video stabilised and blurred (docs/lab/paths.md). The
-search ends as well once as much speaks against it."""
+search ends as well once the sum over frames speaks as much against it."""
 
 _COMPARED = 2.5
 """Frames that are looked at for two blended exposures, if the video is not stabilised. Of 24 frames

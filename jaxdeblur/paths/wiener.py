@@ -56,7 +56,8 @@ NEIGHBOUR = 0.5
 
 LAM = 0.42
 """Factor of the fitted noise-to-signal ratio, which counts model errors near the borders of the
-window as noise. Chosen on validation clips (docs/lab/paths.md)."""
+window as noise. X4K prefers less, its frames after H.264 more: .04 dB from .375 to .47, on scenes
+that docs/results.md reports."""
 
 THRESHOLD = 0.03
 """Gradients below it, for values in [0, 1], count as ringing."""
