@@ -65,10 +65,17 @@ LONE_BEND = 0.02
 Without it, a path that slows down passes for a shorter exposure."""
 
 _AT_KNOTS = np.eye(len(KNOTS), dtype=np.float32)[:, FREE]
-_MOVED = _AT_KNOTS[[0, 2, 3, 4]] - _AT_KNOTS[1]
-"""p(t) - p(-1) at t = -1.5, -0.5, 0 and 0.5, from the free knots."""
-_MOVED_BEFORE = _AT_KNOTS[[2, 4, 5, 6]]
-"""q(t + 1) at these t."""
+
+
+def _at(times: Float[np.ndarray, " k"] | float) -> Float[np.ndarray, "*k P"]:
+    """Returns the share of each free knot in the path at some of KNOTS."""
+    share: np.ndarray = _AT_KNOTS[np.searchsorted(KNOTS, times)]
+    return share
+
+
+_BOTH = KNOTS[np.isin(KNOTS + 1, KNOTS) & (KNOTS != -1)]
+_MOVED, _MOVED_BEFORE = _at(_BOTH) - _at(-1), _at(_BOTH + 1)
+"""p(t) - p(-1) and q(t + 1), from the free knots, at the times t that both paths reach."""
 
 _DAMPING = 0.02  # Of the mean curvature.
 _CG_STEPS = 8  # Conjugate gradient steps, preconditioned by each tile's own system.

@@ -22,7 +22,7 @@ FRAMES = (-1, 0, 1)
 """The frames that a path is fitted to, relative to the restored one."""
 
 KNOTS = np.linspace(-1.5, 1.5, 7)
-FREE = np.array([0, 1, 2, 4, 5, 6])  # All but p(0).
+FREE = np.flatnonzero(KNOTS)  # All but p(0).
 
 USUAL_DUTY = 0.9
 """The duty cycle where nothing tells it, as of most video."""
