@@ -101,7 +101,7 @@ def filtered(
 
     if not is_small(*size):
         made = lax.cond(found.large, at_full_size, lambda: made)
-    return made._replace(cells=made.cells.at[..., 0].multiply(found.trusted))
+    return made
 
 
 def filter_tiles(
@@ -110,10 +110,8 @@ def filter_tiles(
     prior: wiener.Prior,
     found: WindowFit,
     tiling: Tiling,
-    *,
-    alone: bool = False,
 ) -> Estimate:
-    """Filters the frame with tiles of one size; the gate does without the video's ``trusted``.
+    """Filters the frame with tiles of one size, and decides how much of it is used.
 
     Args:
       frames: as in ``filtered``.
@@ -121,14 +119,11 @@ def filter_tiles(
       prior: the base and the previous frame, restored.
       found: the paths of the tiles of ``tiling``.
       tiling: of the frames.
-      alone: whether the frame has no neighbours, with which its result could disagree.
     """
     prior, fit, duty = prior.map(lambda y: jnp.clip(y, 0.0, 1.0)), found.fit, found.duty
     tiles, light, colours = _tiles_of(found), frames @ LUMA, _chroma(frames)
     bright = prior.map(lambda y: y @ LUMA)
     made = wiener.luminance(light - correction.luminance, bright, tiles, tiling)
-    if alone:
-        made = made._replace(disagreement=jnp.zeros_like(made.disagreement))
     shares = reduce(made.shares, "n c (y 2) (x 2) -> n c y x", "mean")
     given = colours - correction.colours, prior.map(_chroma), tiles, tiling.reduced(2), shares
     sharp = wiener.filtered_channels(*given, scale=2)
@@ -136,7 +131,8 @@ def filter_tiles(
     green = -(LUMA[0] * red + LUMA[2] * blue) / LUMA[1]
     change = jnp.stack([red, green, blue], -1)[: tiling.height, : tiling.width]
     sharp = jnp.clip(frames[1] + (made.sharp - light[1])[..., None] + change, 0.0, 1.0)
-    cells = gate(made, light[1], blur_length(fit.knots, duty), found.log_evidence_ratio, tiling)
+    known = blur_length(fit.knots, duty), found.log_evidence_ratio
+    cells = gate(made, jnp.clip(frames[1], 0.0, 1.0), prior.base, *known, tiling)
     unexplained = jnp.stack([made.residual, made.disagreement], -1)
     paths = jnp.asarray(tiling.centres)[:, None] + exposed(fit.knots, duty)
     return Estimate(sharp, unexplained, cells, paths)

@@ -33,10 +33,9 @@ the exposure is short. The gate (gate.py) uses
     b = [E(g, 0) - min_d E(g, d)] / (N + 6)          for an open shutter
     q = min_d V(g, d) / N                            among tiles
     l = [min over d > 1/2 of V(1, d) - V(1, 0)] / N  for sharp frames against long exposures
-    k = [V(1, 0) - min_d V(1, d)] / N                for any exposure against sharp frames
     w = [min(U(0), U(1/4)) - U(d)] / (N + 6)         for a short exposure, d = .4 its likeliest
 
-where N is at least 1 in q, l and k, and U = V(g, d) / .15 + W(g, d) / .02; w is 0 if the likeliest
+where N is at least 1 in q and l, and U = V(g, d) / .15 + W(g, d) / .02; w is 0 if the likeliest
 exposure is longer.
 """
 
@@ -159,14 +158,14 @@ class Shutter(NamedTuple):
         return (chosen[0] - chosen.min()) / (self.tiles + _DOUBT)
 
     @property
-    def sharp_leads(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """l and -k: by how much a tile's vote prefers sharp frames to long exposures and to any.
+    def sharp_lead(self) -> Float[Array, ""]:
+        """l: by how much a tile's vote prefers sharp frames to exposures of over half the period.
 
-        Long are those of more than half the period. Where tiles contradict each other, a long
-        exposure explains them better than sharp frames do, though no exposure explains all.
+        Where tiles contradict each other, a long exposure explains them better than sharp frames
+        do, though no exposure explains all.
         """
         votes = self.votes[0] / jnp.maximum(self.tiles, 1.0)
-        return votes[np.flatnonzero(DUTIES > 0.5)].min() - votes[0], votes.min() - votes[0]
+        return votes[np.flatnonzero(DUTIES > 0.5)].min() - votes[0]
 
     @property
     def disputed(self) -> Float[Array, ""]:

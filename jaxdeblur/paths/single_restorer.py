@@ -186,7 +186,7 @@ def along_paths(
             lambda leaf: jnp.zeros((3, *leaf.shape)), ResponseCorrection.unknown(height, width)
         )
         prior = Prior(below, below, jnp.float32(0))
-        made = filter_tiles(frames, correction, prior, _paths(small, blur), tiling, alone=True)
+        made = filter_tiles(frames, correction, prior, _paths(small, blur), tiling)
         share = trusted(blur) * at_pixels(made.cells[..., :1], height, width)
         return base + _enlarged(share * (made.sharp - below), frame.shape[:2])
 
@@ -209,7 +209,9 @@ def _paths(frame: Float[Array, "H W 3"], blur: SingleBlur) -> WindowFit:
     """Returns the tiles' paths, as those of a window, and fits their noise-to-signal ratios."""
     tiling = tiling_of(frame.shape[:2])
     places = tiling.centres + tiling.inward - np.array([tiling.height, tiling.width]) / 2
-    knots = KNOTS[FREE].astype(np.float32)[:, None] * blur.at(places.astype(np.float32))[:, None]
+    knots = (
+        jnp.asarray(KNOTS[FREE, None], jnp.float32) * blur.at(places.astype(np.float32))[:, None]
+    )
     offsets, basis = jnp.zeros((len(places), 3, 2)), exposures(_DUTY)
     given = jnp.stack([frame @ LUMA] * 3), tiling, offsets, jnp.asarray(_PRESENT)
     inward = jnp.asarray(tiling.inward)
@@ -235,9 +237,7 @@ def _paths(frame: Float[Array, "H W 3"], blur: SingleBlur) -> WindowFit:
     log_nsr = 0.5 * (first.log_nsr + finer.log_nsr) + np.log(_CAUTION)
     fit = finer._replace(log_nsr=log_nsr)
     sure, one, no = jnp.ones(len(places)), jnp.float32(1), jnp.bool_(False)
-    return WindowFit(
-        fit, sure, offsets, jnp.asarray(_PRESENT), jnp.float32(_DUTY), no, no, one, one
-    )
+    return WindowFit(fit, sure, offsets, jnp.asarray(_PRESENT), jnp.float32(_DUTY), no, no, one)
 
 
 def _reduced(frame: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading h w 3"]:

@@ -19,7 +19,7 @@ from jaxdeblur.paths.fit import (
     fit_tiles,
     log_evidence_ratio,
 )
-from jaxdeblur.paths.gate import noise_factor, second_share, trusted
+from jaxdeblur.paths.gate import noise_factor, second_share
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.path import FREE, exposures, through
 from jaxdeblur.paths.shutter import Shutter
@@ -64,8 +64,6 @@ class WindowFit(NamedTuple):
     linear: Bool[Array, ""]
     large: Bool[Array, ""]
     """Whether the frame is fitted and filtered at half size."""
-    trusted: Float[Array, ""]
-    """t: a factor of the gate (gate.py)."""
     second: Float[Array, ""]
     """The share of the second network's change (gate.py)."""
 
@@ -123,12 +121,12 @@ def fit_window(
     swing = swing * jnp.where(large, jnp.array([0.5, 0.5, 1.0]), 1.0)
     found = _fit(light, moves, tiling, places, *told, before, swing, shaken)
     fit, ratio, shifts = jax.tree.map(lambda leaf: leaf[places.near], found)
-    trust, second, noisier = jnp.float32(1), jnp.float32(1), jnp.float32(1)
+    second, noisier = jnp.float32(1), jnp.float32(1)
     if duty is None:  # Else the user, or the maker of training clips, vouches for the blur.
-        by_evidence = trusted(shutter, speed), second_share(shutter, speed), noise_factor(shutter)
-        trust, second, noisier = (jnp.where(steady, 1.0, each) for each in by_evidence)
+        by_evidence = second_share(shutter), noise_factor(shutter)
+        second, noisier = (jnp.where(steady, 1.0, each) for each in by_evidence)
     fit = fit._replace(log_nsr=fit.log_nsr + jnp.log(noisier))
-    return WindowFit(fit, ratio, shifts, *told, large, trust, second)
+    return WindowFit(fit, ratio, shifts, *told, large, second)
 
 
 def _on_black(luminance: Float[Array, "5 H W"]) -> Float[Array, "5 H W"]:

@@ -9,7 +9,7 @@ import pytest
 
 from jaxdeblur.images import GAMMA
 from jaxdeblur.paths.fit import log_evidence_ratio, refitted
-from jaxdeblur.paths.gate import second_share, trusted
+from jaxdeblur.paths.gate import noise_factor, second_share
 from jaxdeblur.paths.likelihood import (
     LEAST_LOG_WEIGHT,
     RADII,
@@ -294,11 +294,11 @@ def test_noise_and_weights_of_drawn_tiles_are_found() -> None:
 
 
 def test_the_duty_cycle_of_drawn_tiles_is_found() -> None:
-    """Paths are trusted where all tiles have the same, and not where frames are sharp.
+    """The second network acts where all tiles have the same, and not where frames are sharp.
 
-    Nor are they where each tile has its own. In both, the base's result stays.
+    Nor does it where each tile has its own. In both, frames count as noisier.
     """
-    knots, count, speed = straight(VELOCITIES), len(VELOCITIES), jnp.float32(9)
+    knots, count = straight(VELOCITIES), len(VELOCITIES)
 
     def shutter_of(duties: np.ndarray) -> tuple[Shutter, jax.Array]:
         seen = draw_tiles(np.random.default_rng(1), knots, duties)
@@ -310,17 +310,17 @@ def test_the_duty_cycle_of_drawn_tiles_is_found() -> None:
     np.testing.assert_allclose(shutter.duty, 0.95, atol=0.06)
     assert float(shutter.disputed) < 0.02
     assert float(shutter.blurred) > 0.1
-    np.testing.assert_allclose(trusted(shutter, speed), 1, atol=1e-3)
+    np.testing.assert_allclose(second_share(shutter), 1, atol=1e-3)
     assert gain.min() > 0.1  # of an open shutter over sharp frames
     shutter, gain = shutter_of(np.zeros(count))
     assert float(shutter.blurred) < 0.005
     assert gain.max() < -0.1
-    np.testing.assert_allclose(trusted(shutter, speed), 0, atol=1e-3)
-    np.testing.assert_allclose(second_share(shutter, jnp.float32(0)), 0, atol=1e-3)
+    np.testing.assert_allclose(noise_factor(shutter), 4, atol=1e-3)
+    np.testing.assert_allclose(second_share(shutter), 0, atol=1e-3)
     shutter, _ = shutter_of(np.resize([0.25, 0.6, 1.0], count))
     assert float(shutter.disputed) > 0.05
-    np.testing.assert_allclose(trusted(shutter, speed), 0, atol=1e-3)
-    np.testing.assert_allclose(second_share(shutter, jnp.float32(0)), 0, atol=1e-3)
+    np.testing.assert_allclose(noise_factor(shutter), 4, atol=1e-3)
+    np.testing.assert_allclose(second_share(shutter), 0, atol=1e-3)
 
 
 @pytest.mark.parametrize("gamma", [1.0, GAMMA])

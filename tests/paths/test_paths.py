@@ -25,7 +25,6 @@ from jaxdeblur.paths import self_ensemble
 from jaxdeblur.paths.config import PathsConfig
 from jaxdeblur.paths.estimate import Estimate, filtered, response_correction
 from jaxdeblur.paths.fit import KEEP, Stage, _keeping, fit_tiles
-from jaxdeblur.paths.gate import facts, gate, noise_factor, remarks, second_share, trusted
 from jaxdeblur.paths.light import ResponseCorrection, corrections_of
 from jaxdeblur.paths.likelihood import (
     START,
@@ -49,7 +48,7 @@ from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.shutter import DUTIES, Shutter, richest, watch
 from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import Tiling, cut, overlap_add, taper
-from jaxdeblur.paths.wiener import Luminance, Tiles
+from jaxdeblur.paths.wiener import Tiles
 from jaxdeblur.paths.window_fit import PastPaths, fit_window
 from jaxdeblur.restoration import stream as stream_module
 from jaxdeblur.restoration.stream import Stream, restore_frames, restore_pixels
@@ -502,109 +501,6 @@ def test_maps_without_a_change_are_the_gates_frame() -> None:
 def test_a_smooth_step_is_flat_outside_of_its_ends() -> None:
     found = smoothstep(jnp.array([0.0, 1.0, 3.0]), 0.5, 1.5)
     np.testing.assert_allclose(found, [0, 0.5, 1], rtol=0, atol=float32_error(4))
-
-
-def test_a_change_far_beyond_what_it_changes_is_ringing() -> None:
-    """In the texture on the right, the same change is detail."""
-    tiling = Tiling(64, 64, 32, 64, 96)
-    waves = 0.2 * jnp.cos(jnp.arange(64) * np.pi / 4)[:, None] * jnp.ones(64)
-    blurred = 0.5 + jnp.where(jnp.arange(64) < 32, 0.0, 0.1 * jnp.sin(jnp.arange(64.0)))
-    blurred = jnp.broadcast_to(blurred, (64, 64))
-    nothing, tiles = jnp.zeros((64, 64)), len(tiling.centres)
-    made = Luminance(blurred + waves, nothing, nothing, jnp.zeros((tiles, 1, 64, 64)))
-    cells = gate(made, blurred, jnp.full(tiles, 5.0), jnp.ones(tiles), tiling)
-    np.testing.assert_allclose(cells[:, :2, 0], 0, rtol=0, atol=float32_error(64))
-    np.testing.assert_allclose(cells[:, 2:, 0], 1, rtol=0, atol=float32_error(64))
-
-
-def test_paths_are_not_trusted_where_objects_dispute_the_shutter() -> None:
-    """Each tile is as certain, of one duty cycle or of different ones.
-
-    Of fast motion, strong evidence outweighs that tiles differ.
-    """
-    agreed, apart = (5,) * 12, (1, 3, 6) * 4
-    cases = (
-        (agreed, 0.3, 0.0, 1.0),
-        (apart, 0.1, 5.0, 0.0),
-        (apart, 3, 0.0, 0.0),
-        (apart, 3, 5.0, 1.0),
-    )
-    for best, certain, speed, expected in cases:
-        away = np.abs(np.arange(len(DUTIES)) - np.array(best)[:, None])
-        seen = jnp.asarray(np.stack([certain * away] * 2), jnp.float32)
-        shutter = Shutter.unknown().add(seen, jnp.ones(12))
-        found = trusted(shutter, jnp.float32(speed))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=0.1)
-
-
-def test_paths_are_not_trusted_where_tiles_contradict_each_other() -> None:
-    """In both videos, tiles prefer an open shutter by as much; in the second, different ones."""
-    agreed, apart = (3,) * 12, (1, 3, 6) * 4
-    for best, expected in ((agreed, 1.0), (apart, 0.0)):
-        others = np.arange(len(DUTIES)) != np.array(best)[:, None]
-        seen = jnp.asarray(np.stack([0.15 * others, 0.15 * others]), jnp.float32)
-        seen = seen.at[..., 0].add(0.1)
-        shutter = Shutter.unknown().add(seen, jnp.ones(12)).add(seen, jnp.ones(12))
-        assert float(shutter.blurred) > 0.1
-        found = trusted(shutter, jnp.float32(9.0))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=0.01)
-
-
-def test_frames_count_as_noisier_the_less_the_lead_outweighs_what_tiles_disagree_by() -> None:
-    """The filter is used before the noise is believed, and the second network in between."""
-
-    def shares(lead: float) -> list[float]:
-        """Returns t, the second network's share and u where all tiles agree; x is ``lead``."""
-        away = np.abs(np.arange(len(DUTIES)) - 5.0)
-        cost = 0.02 * lead * 1.5 / away[0]  # 12 tiles, and 6 that are assumed to be sharp.
-        seen = jnp.asarray(np.broadcast_to(cost * away, (2, 12, len(DUTIES))), jnp.float32)
-        shutter, speed = Shutter.unknown().add(seen, jnp.ones(12)), jnp.float32(9)
-        found = trusted(shutter, speed), second_share(shutter, speed), noise_factor(shutter)
-        return [float(each) for each in found]
-
-    np.testing.assert_allclose(shares(0.9)[::2], [0, 4], atol=1e-4)
-    np.testing.assert_allclose(shares(2.0)[::2], [1, 4], atol=1e-4)
-    np.testing.assert_allclose(shares(4.5), [1, 1, 4], atol=1e-4)
-    np.testing.assert_allclose(shares(6.3), [1, 1, 2], atol=1e-4)
-    np.testing.assert_allclose(shares(8.2), [1, 1, 1], atol=1e-4)
-
-
-def test_the_second_network_leaves_a_moving_video_that_sharp_frames_explain_to_the_base() -> None:
-    def share(duty: float, tiles: int, certain: float = 0.3) -> float:
-        """Returns the second network's share where all tiles prefer this duty cycle."""
-        away = jnp.abs(jnp.asarray(DUTIES) - duty)
-        seen = jnp.broadcast_to(certain * away, (2, 12, len(DUTIES)))
-        shutter = Shutter.unknown().add(seen, jnp.asarray(np.arange(12) < tiles, jnp.float32))
-        return float(second_share(shutter, jnp.float32(0)))
-
-    assert share(0.0, 0) == 0  # a tripod
-    assert share(0.0, 12) == 0
-    assert share(0.25, 12) == 1
-    assert share(0.85, 12) == 1
-    assert 0 < share(0.85, 4, certain=0.03) < 1
-
-
-def test_the_second_network_has_no_say_where_nothing_moves_or_tiles_contradict_each_other() -> None:
-    def share(best: tuple[int, ...], tiles: int, speed: float = 0.0) -> float:
-        away = np.abs(np.arange(len(DUTIES)) - np.array(best)[:, None])
-        seen = jnp.asarray(np.stack([0.3 * away] * 2), jnp.float32)
-        shutter = Shutter.unknown().add(seen, jnp.asarray(np.arange(12) < tiles, jnp.float32))
-        return float(second_share(shutter, jnp.float32(speed)))
-
-    assert share((5,) * 12, 12) == 1
-    assert share((5,) * 12, 0) == 0
-    assert share((1, 3, 6) * 4, 12) == 0
-    # Of fast motion the filter is used (x is 2.8), and the network hardly.
-    assert 0 < share((1, 3, 6) * 4, 12, speed=5.0) < 0.1
-
-
-def test_where_nothing_moves_the_user_is_told_of_frames_by_themselves() -> None:
-    still = remarks(facts(Shutter.unknown(1), Stabiliser.unknown(1, 1)))
-    assert len(still) == 1
-    assert "--single" in still[0]
-    known = remarks(facts(Shutter.unknown(1), Stabiliser.unknown(1, 1, given=True)))
-    assert len(known) == 1
-    assert "--single" not in known[0]
 
 
 @pytest.fixture(name="one_stage")
