@@ -1,4 +1,4 @@
-"""The gate: what it believes, by hand; what it takes to fit it; who is told what."""
+"""The gate by hand, its fit, the trust in a video, and what the user is told."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_without_a_base_the_likelihood_objects_in_its_place() -> None:
     assert gate_of(of_base=0.0, ratio=0.1) > gate_of()
 
 
-def test_the_base_is_left_where_tiles_contradict_each_other() -> None:
+def test_an_open_shutter_that_tiles_contradict_gives_the_second_network_no_say() -> None:
     """In both videos, tiles prefer an open shutter by as much; in the second, different ones."""
     agreed, apart = (3,) * 12, (1, 3, 6) * 4
     for best, expected in ((agreed, 1.0), (apart, 0.0)):
