@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxdeblur.images import reduce_size, smoothstep
 
@@ -67,6 +67,11 @@ def restored_of(
     active = at_pixels(reduce_size(change.mean(-1, keepdims=True), CELL), *maps.shape[-3:-1])
     made = made * (active / (active + _LEAST)) * (1 - smoothstep(maps[..., 12:13], *_LONG))
     return base + jnp.clip(share + made[..., 3:], 0.0, 1.0) * (sharp - base) + made[..., :3]
+
+
+def is_heard(maps: Float[Array, "*leading H W 14"]) -> Bool[Array, "*leading"]:
+    """Returns whether the network's output would change anything in the frames: m is not 0."""
+    return (maps[..., 12] < _LONG[1]).any((-2, -1))
 
 
 def gated(maps: Float[Array, "*leading H W 14"]) -> Float[Array, "*leading H W 3"]:

@@ -48,7 +48,7 @@ from jaxdeblur.models.parts import (
     run_parts,
     start_parts,
 )
-from jaxdeblur.models.path_maps import gated
+from jaxdeblur.models.path_maps import gated, is_heard
 from jaxdeblur.models.restorer import State, StepOf, TrainingOutputs, VideoRestorer
 from jaxdeblur.options import replaced
 from jaxdeblur.paths import self_ensemble
@@ -233,7 +233,7 @@ class PathRestorer(VideoRestorer):
         shutter = state.shutter
         if window.moves is not None:
             observe = (seen < FIRST) | (seen % EVERY == EVERY - 1)
-            videos = window.frames, window.moves, window.present, shutter
+            videos = window.frames, window.moves, window.present, window.still, shutter
             shutter = for_each(lambda each: watch(*each, observe), videos)
         # A copy: the state's memory is used again while others read the result.
         return WatchState(shutter, seen + window.here), jax.tree.map(jnp.copy, shutter)
@@ -321,11 +321,15 @@ class PathRestorer(VideoRestorer):
             return state, given.base
         restored = gated(given.maps)
         if self.fusion is not None:
-            taken = state, given.maps, jnp.bool_(False)
-            after, made = self_ensemble.step(step_of, self.fusion, *taken)
+            taken = step_of, self.fusion, state, given.maps, jnp.bool_(False)
+            # It is a third of a frame's work, and in many phone videos it changes nothing. In a
+            # batch it runs for all videos or for none.
+            needed = (given.second > 0) & is_heard(given.maps) & given.here
+            state, made = lax.cond(
+                needed.any(), lambda: self_ensemble.step(*taken), lambda: (state, restored)
+            )
             # Where paths are not trusted, it takes back what the base restored.
             restored = restored + given.second[:, None, None, None] * (made - restored)
-            state = jax.tree.map(functools.partial(jnp.where, given.here), after, state)
         restored = jnp.where(given.alone, given.base, restored)
         return state, restored + given.still[..., None] * (given.blurred - restored)
 

@@ -260,38 +260,42 @@ def watch(
     frames: Float[Array, "5 H W 3"],
     moves: Float[Array, "N 4 2"],
     present: Float[Array, 5],
+    still: Float[Array, "H W"],
     shutter: Shutter,
     observe: Array,
 ) -> Shutter:
     """Updates what is known of the shutter from the middle of five frames.
 
+    A frame out of turn is used if it may tell more than all before: where little moves, that would
+    take longer than the rest of the restoration, and add little.
+
     Args:
       frames: as stored, in [0, 1].
       moves: from ``moves_of``.
       present: 1 for a frame, 0 for one beyond the video's ends or a jump, which is ignored.
+      still: from ``motion.still_of``.
       shutter: what is known from previous frames.
-      observe: whether to use this frame even if there is enough evidence, a bool.
+      observe: whether it is this frame's turn, a bool.
     """
 
     def with_this() -> Shutter:
+        light = frames[1:4] @ LUMA
         # Small frames have large tiles here, too: fine ones carry too little information.
         small = motion.is_small(*frames.shape[1:3])
         tiling = motion.tiling_of(frames.shape[1:3], motion.CLOSE if small else motion.COARSE)
         found = motion.moves_of(frames, tiling) if small else moves
         speed, start = motion.speed_of(found, present), through(found, present)
-        bright = frames[1:4] @ LUMA
         # Not moved inward, which underestimates the duty more often.
         offsets = motion.offsets_of(start)
         # The same tiles in each light, since others would explain more or less.
-        still = motion.still_of(frames, present)
-        moving = motion.moving_share(bright[1], still, tiling)
-        chosen, counts = richest(observed(bright, tiling, offsets, present), speed, moving)
+        moving = motion.moving_share(light[1], still, tiling)
+        chosen, counts = richest(observed(light, tiling, offsets, present), speed, moving)
         of_less = tiling._replace(n=tiling.size)  # At full size twice as fast, and as good.
         slow = (speed[chosen] < SLOW) & (counts > 0)
 
         def told(gamma: Float[Array, ""]) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
             seen, fine = (
-                observed(power(bright, gamma), tiling, offsets, present, only=chosen, scale=scale)
+                observed(power(light, gamma), tiling, offsets, present, only=chosen, scale=scale)
                 for tiling, scale in ((tiling, 2), (of_less, 1))
             )
             return likelihoods_by_duty(start[chosen], seen, fine, slow)
@@ -300,7 +304,14 @@ def watch(
         resolved = (speed[chosen] < FAST)[:, None]
         return shutter.add(by_frames, counts, jnp.where(resolved, by_zeros, 0.0))
 
-    moving = (motion.speed_of(moves, present) > LEAST_MOTION).any()
-    asked = moving & (observe | (shutter.tiles < TILES))
+    moving = motion.speed_of(moves, present) > LEAST_MOTION
+
+    def most() -> Float[Array, ""]:
+        tiling = motion.tiling_of(frames.shape[1:3])
+        share = motion.moving_share(frames[2] @ LUMA, still, tiling)
+        return lax.top_k(moving * share, min(TILES, len(share)))[0].sum()
+
+    more = lax.cond(moving.any() & (shutter.tiles < TILES), most, lambda: jnp.float32(0))
+    asked = moving.any() & (observe | (more > shutter.tiles))
     known: Shutter = lax.cond(asked, with_this, lambda: shutter)
     return known

@@ -16,7 +16,7 @@ from scipy.interpolate import CubicSpline
 from jaxdeblur.data.fixed_scenes import fixed_kinds, render_fixed_scene
 from jaxdeblur.data.textures import cut_textures, find_photographs
 from jaxdeblur.images import GAMMA, LUMA, halved, smoothstep
-from jaxdeblur.models.parts import Part
+from jaxdeblur.models.parts import Part, start_parts
 from jaxdeblur.models.path_maps import at_pixels, gated, path_maps, restored_of
 from jaxdeblur.models.registry import build
 from jaxdeblur.models.restorer import VideoRestorer
@@ -33,7 +33,7 @@ from jaxdeblur.paths.likelihood import (
     Observed,
     observed,
 )
-from jaxdeblur.paths.motion import connected, displacement, moves_of, phase_spectra
+from jaxdeblur.paths.motion import connected, displacement, moves_of, phase_spectra, still_of
 from jaxdeblur.paths.path import (
     FREE,
     KNOTS,
@@ -43,7 +43,7 @@ from jaxdeblur.paths.path import (
     otf,
     spline,
 )
-from jaxdeblur.paths.records import maps_of
+from jaxdeblur.paths.records import FusionInput, maps_of
 from jaxdeblur.paths.restorer import PathRestorer
 from jaxdeblur.paths.shutter import DUTIES, Shutter, richest, watch
 from jaxdeblur.paths.stabiliser import Stabiliser
@@ -223,7 +223,8 @@ def restored(frames: jax.Array, present: jax.Array, duty: float) -> Estimate:
 @jax.jit
 def asked(frames: jax.Array, shutter: Shutter) -> Shutter:
     """Adds the middle frame's evidence to the shutter."""
-    return watch(frames, moves_of(frames), jnp.ones(5), shutter, jnp.bool_(True))
+    seen = moves_of(frames), jnp.ones(5), still_of(frames, jnp.ones(5))
+    return watch(frames, *seen, shutter, jnp.bool_(True))
 
 
 @pytest.mark.parametrize("duty", [pytest.param(0.5, marks=pytest.mark.stress), 1.0])
@@ -407,6 +408,30 @@ def test_sharp_frames_stay_as_they_are() -> None:
     assert psnr(np.asarray(out), np.asarray(frames[2])) > 50
 
 
+def test_a_frame_out_of_turn_is_watched_if_it_may_tell_more_than_all_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nothing(knots: jax.Array, *given: Any) -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros((len(knots), len(DUTIES))), jnp.zeros((len(knots), len(DUTIES)))
+
+    monkeypatch.setattr("jaxdeblur.paths.shutter.likelihoods_by_duty", nothing)
+    frames = jnp.asarray(moving((2.0, 9.0), 1.0)[0], jnp.float32)
+    seen, everything = (moves_of(frames), jnp.ones(5)), jnp.zeros(frames.shape[1:3])
+
+    @jax.jit
+    def watched(known: float, still: jax.Array, turn: bool) -> jax.Array:
+        shutter = Shutter.unknown()._replace(tiles=jnp.float32(known))
+        return watch(frames, *seen, still, shutter, jnp.asarray(turn)).tiles != known
+
+    assert watched(0.0, everything, False)
+    assert watched(11.5, everything, False)
+    assert not watched(12.5, everything, False)
+    assert watched(12.5, everything, True)
+    a_corner = jnp.ones_like(everything).at[:64, :64].set(0.0)
+    assert watched(0.1, a_corner, False)
+    assert not watched(8.0, a_corner, False)
+
+
 def test_the_richest_tiles_that_move_are_asked() -> None:
     texture = jnp.arange(1.0, 21.0)
     spectra = jnp.ones((20, 3, 2, 32, 17)) * texture[:, None, None, None, None]
@@ -532,6 +557,29 @@ class Halved(VideoRestorer):
 OVER_PATHS = StrcnnConfig(
     m=0, width=4, blocks=2, head_width=0, residual=True, beta0=0.1, of_maps=True
 )
+
+
+def test_the_second_network_runs_only_where_it_is_heard() -> None:
+    model = PathRestorer(PathsConfig(), None, build(OVER_PATHS))
+    maps = jax.random.uniform(jax.random.key(0), (1, 32, 48, 14)).at[..., 12].set(0.5)
+    start = start_parts(model.parts(), 1, 32, 48)["fusion"]
+    still, no, yes = jnp.zeros(maps.shape[:3]), jnp.bool_(False), jnp.bool_(True)
+    frame, step = maps[..., :3], jax.jit(functools.partial(model._fusion, VideoRestorer.step))
+
+    def ran(second: float, maps: jax.Array) -> bool:
+        """Returns whether the network keeps anything of a frame, and so changes it."""
+        given = maps, maps[..., ::16, ::16, 11], None, jnp.full(1, second)
+        state, restored = step(start, FusionInput(*given, frame, frame, still, yes, no))
+        kept = jax.tree.map(lambda after, before: bool((after == before).all()), state, start)
+        assert bool(jnp.allclose(restored, gated(maps))) == all(jax.tree.leaves(kept))
+        return not all(jax.tree.leaves(kept))
+
+    far = maps.at[..., 12].set(0.9)  # paths of 36 pixels
+    assert ran(1.0, maps)
+    assert ran(0.1, maps)
+    assert not ran(0.0, maps)
+    assert not ran(1.0, far)
+    assert ran(1.0, far.at[:, :8, :8, 12].set(0.5))
 
 
 @pytest.mark.parametrize(
