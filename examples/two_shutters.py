@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jaxdeblur.data.fixed_scenes import rendered_videos
-from jaxdeblur.paths.motion import moves_of
+from jaxdeblur.paths.motion import moves_of, still_of
 from jaxdeblur.paths.shutter import DUTIES, Shutter, watch
 
 
@@ -21,7 +21,8 @@ def evidence(linear: bool) -> np.ndarray:
     (scene,) = rendered_videos("test", "shutter", scenes=1, linear=linear)
     frames = jnp.stack([scene.blurred(index) for index in range(5)]) / 255
     here = jnp.ones(5)
-    known = watch(frames, moves_of(frames), here, Shutter.unknown(), jnp.bool_(True))
+    moves, still = moves_of(frames), still_of(frames, here)
+    known = watch(frames, moves, here, still, Shutter.unknown(), jnp.bool_(True))
     leads.append(float(known.apart[0].max()))
     return np.asarray(known.costs)
 
