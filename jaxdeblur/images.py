@@ -81,8 +81,10 @@ def enlarge_along(x: Float[Array, "*in"], axis: int, factor: int) -> Float[Array
 
 
 def power(base: Float[Array, "*S"], exponent: jax.Array | float) -> Float[Array, "*S"]:
-    """Returns ``base ** exponent``, for a base of at least 0; on a CPU, XLA's own takes longer."""
-    return jnp.exp(jnp.log(base) * exponent)
+    """Returns ``base ** exponent``, 0 for a base below 0; on a CPU, XLA's own takes longer."""
+    positive = base > 0
+    # The inner choice keeps the slope of the logarithm at 0, which is infinite, out of gradients.
+    return jnp.where(positive, jnp.exp(jnp.log(jnp.where(positive, base, 1)) * exponent), 0)
 
 
 def smoothstep(x: jax.Array, low: float, high: float) -> jax.Array:

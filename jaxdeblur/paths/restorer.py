@@ -293,8 +293,8 @@ class PathRestorer(VideoRestorer):
         frames, _, _, fit, _, here, _ = fitted
         if fit is None:
             return state, None
-        shown = frames[:, 1] if below is None else below
-        correction = for_each(lambda each: response_correction(*each), (frames, fit, shown, state))
+        videos = frames, fit, _prior(fitted, below), state
+        correction = for_each(lambda each: response_correction(*each), videos)
         of_frame = jax.tree.map(lambda leaf: leaf[:, 1], correction)
         # Before the first frame, no state is kept.
         return jax.tree.map(functools.partial(jnp.where, here), of_frame, state), correction
@@ -306,12 +306,11 @@ class PathRestorer(VideoRestorer):
         fitted: Fitted,
         below: Frame | None = None,
     ) -> tuple[Frame, FusionInput]:
-        frames, blurred, marked, fit, still, here, alone = fitted
+        frames, blurred, _, fit, still, here, alone = fitted
         shown, of_frame = blurred if below is None else below, (blurred, still)
         if fit is None:
             return last, FusionInput(None, None, None, None, shown, *of_frame, here, alone)
-        prior = for_each(lambda each: filled(*each), (shown, marked))
-        videos = frames, fit, prior, last, correction
+        videos = frames, fit, _prior(fitted, below), last, correction
         maps, gate, paths, second = for_each(lambda each: maps_of(*each), videos)
         restored = jnp.where(here, gated(maps), last)
         return restored, FusionInput(maps, gate, paths, second, shown, *of_frame, here, alone)
@@ -378,6 +377,13 @@ class PathRestorer(VideoRestorer):
             states |= learnt(first, seen)
         _, made = pass_on(states, parts, length + LOOKAHEAD)
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[LOOKAHEAD:], 0, 1), made)
+
+
+def _prior(fitted: Fitted, below: Frame | None) -> Frame:
+    """Returns the base, or else the frame itself, without what is written on it."""
+    if below is None:
+        return fitted.frames[:, 1]
+    return for_each(lambda each: filled(*each), (below, fitted.marked))
 
 
 def _start_watch(batch: int, height: int, width: int) -> WatchState:

@@ -1,9 +1,9 @@
 """One long video in parts: each process restores its share, and ``--join`` puts them together.
 
 A part begins ``OVERLAP`` frames early, so that the networks know what went before, and ends with
-the network's look-ahead. All parts take what the first of them found out about the video. A part's
-file holds the video alone; its record says which frames it has and when they are shown, since not
-every container keeps times exactly.
+the network's look-ahead. All parts take the light and the stabiliser that the first of them found.
+A part's file holds the video alone; its record says which frames it has and when they are shown,
+since not every container keeps times exactly.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ still differed by one.
 """
 
 _ESTIMATE = "estimate.json"
-# A shorter exposure is none. As an option it would mean that the blur is trusted.
-_LEAST_DUTY = 0.05
 # Seconds beyond the beginning at which MPEG-TS is asked to seek: it lands late (video/reader.py).
 _BEYOND = 8
 
@@ -328,8 +326,9 @@ def as_options(found: dict[str, Any], config: DeblurConfig) -> dict[str, Any]:
     for name in options.keys() & {field.name for field in dataclasses.fields(config)}:
         if getattr(config, name) is not None:
             options[name] = getattr(config, name)
-    if found.get("duty", 1.0) < _LEAST_DUTY and config.duty is None:
-        del options["duty"]  # a sharp video: each part finds that by itself
+    if config.duty is None:
+        # As an option it would count as certain. Each part finds it, and how far to trust it.
+        options.pop("duty", None)
     return options
 
 

@@ -77,6 +77,13 @@ def test_forwards_has_a_gradient_with_respect_to_the_duty_cycle() -> None:
     assert slope > 0
 
 
+def test_black_pixels_have_a_gradient_in_linear_light() -> None:
+    image = jnp.asarray(texture()).at[30:60, 40:80].set(0.0)
+    slope = jax.jit(jax.grad(lambda x: synthesise(x, along(VELOCITY, 0.6, linear=True)).sum()))
+    assert np.isfinite(slope(image)).all()
+    assert slope(image).mean() > 0.5
+
+
 def test_frames_that_hold_no_tile_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 64x64"):
         fit_paths(jnp.zeros((5, 40, 200, 3)))

@@ -345,12 +345,13 @@ def test_all_parts_take_what_the_first_found_out(
         (job,) = plan([str(video), str(output)], config)
         parts.restore_part(deblurrer_of, job, config, "tiny")
     assert len(looked) == 1
-    assert taken == [{}, found, found]  # the first network only looks
+    shared = {"light": "linear", "steady": True}
+    assert taken == [{}, shared, shared]  # the first network only looks
     written = folder_of(output) / "estimate.json"
     assert json.loads(written.read_text()) == found
-    # What the user says goes first, and a sharp video is no blur to be trusted.
+    # What the user says goes first; a duty cycle that was found is none to be certain of.
     assert parts.as_options(found, DeblurConfig(duty=0.7)) == {**found, "duty": 0.7}
-    assert parts.as_options({**found, "duty": 0.01}, config) == {"light": "linear", "steady": True}
+    assert parts.as_options(found, DeblurConfig(light="stored")) == {**shared, "light": "stored"}
     written.write_text("{")
     with pytest.raises(UserError, match=r"estimate.json: is damaged; remove it"):
         parts.restore_part(deblurrer_of, job, dataclasses.replace(config, overwrite=True), "tiny")
