@@ -132,7 +132,7 @@ def filter_tiles(
     change = jnp.stack([red, green, blue], -1)[: tiling.height, : tiling.width]
     sharp = jnp.clip(frames[1] + (made.sharp - light[1])[..., None] + change, 0.0, 1.0)
     known = blur_length(fit.knots, duty), found.log_evidence_ratio
-    cells = gate(made, jnp.clip(frames[1], 0.0, 1.0), prior.base, *known, tiling)
+    cells = gate(made, jnp.clip(frames[1], 0.0, 1.0), prior.base, *known, found.agreed, tiling)
     unexplained = jnp.stack([made.residual, made.disagreement], -1)
     paths = jnp.asarray(tiling.centres)[:, None] + exposed(fit.knots, duty)
     return Estimate(sharp, unexplained, cells, paths)

@@ -10,9 +10,17 @@ wrong duty cycle makes edges ring where the base changes little. The numbers wer
 base counts twice. Without a base, the log-evidence ratio of blur to none, G, objects in its place:
 log(E / D) is -3, and g is multiplied by s(G; -.1, .1).
 
+In large frames the base goes without its finest size, and wants less than is right. Where tiles
+agree on the shutter, what explains the frame is then enough:
+
+    g = 1 / (1 + exp(1.43 + 2.07 log(R / E)))
+
+and otherwise the exponent lies between both, by T(4.5). These two numbers were fitted alike, to two
+rendered validation scenes each of 2, 5, 10 and 20 pixels at 1280x720, and to GOPR0372.
+
 The filter multiplies the fitted noise-to-signal ratio by
 
-    u = 4^(1 - max(T(4.5), s(w; .08, .15))),    T(h) = s(x; h, 1.8 h),    x = b / (q + .02)
+    u = 4^(1 - T(4.5)),    T(h) = max(s(x; h, 1.8 h), s(w; .08, .15)),    x = b / (q + .02)
 
 if the duty cycle is found from the video. s is the smooth step between two numbers, and b by how
 many nats per tile an open shutter explains the video better than sharp frames (shutter.py). In a
@@ -27,7 +35,7 @@ texture. What makes tiles contradict each other is the noise that the fit has mi
 
 The second network's change has the share
 
-    max(T(2.5), s(w; .08, .15))
+    T(2.5)
 
 Where nothing moves, or tiles contradict each other, it would take back what the base restored. A
 sharp video is left to the base, which was trained to leave such frames alone.
@@ -42,6 +50,7 @@ from jaxtyping import Array, Float
 
 from jaxdeblur.images import LUMA, reduce_size, smoothstep
 from jaxdeblur.models.path_maps import CELL
+from jaxdeblur.paths.motion import is_small
 from jaxdeblur.paths.shutter import Shutter
 from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import Tiling
@@ -49,6 +58,8 @@ from jaxdeblur.paths.wiener import Luminance
 
 FITTED = (-5.451, 1.694, -1.084, -0.394)
 """The constant, and the factors of the three logarithms."""
+FITTED_LARGE = (-1.433, -2.068)
+"""The constant, and the factor of log(R / E), in large frames whose tiles agree."""
 
 _SHORTEST = 0.25  # Pixels, added to e.
 _UNASKED, _BLURRED = -3.0, (-0.1, 0.1)  # Of log(E / D) and G where no network could object.
@@ -88,6 +99,7 @@ def gate(
     base: Float[Array, "H W 3"],
     length: Float[Array, " N"],
     log_ratio: Float[Array, " N"],
+    agreed: Float[Array, ""],
     tiling: Tiling,
 ) -> Float[Array, "h w 3"]:
     """Returns the gate, e and G of every cell.
@@ -98,6 +110,7 @@ def gate(
       base: the frame as a network restores it, or unchanged.
       length: e of each tile.
       log_ratio: G of each tile.
+      agreed: T(4.5).
       tiling: of the frame.
     """
     shape = -(-tiling.height // CELL), -(-tiling.width // CELL)
@@ -105,27 +118,31 @@ def gate(
     known = evidence(made.sharp - blurred @ LUMA, made.residual, base - blurred, e)
 
     def share(known: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
-        return jax.nn.sigmoid(FITTED[0] + known @ jnp.array(FITTED[1:]))
+        exponent = FITTED[0] + known @ jnp.array(FITTED[1:])
+        if not is_small(tiling.height, tiling.width):
+            explained = FITTED_LARGE[0] + FITTED_LARGE[1] * known[..., 1]
+            exponent = exponent + agreed * (explained - exponent)
+        return jax.nn.sigmoid(exponent)
 
     unasked = share(known.at[..., 2].set(_UNASKED)) * smoothstep(ratio, *_BLURRED)
     shares = jnp.where(jnp.any(base != blurred), share(known), unasked)
     return jnp.stack([shares, e, ratio], -1)
 
 
-def noise_factor(shutter: Shutter) -> Float[Array, ""]:
+def noise_factor(agreed: Float[Array, ""]) -> Float[Array, ""]:
     """Returns u, in [1, 4]: by what frames are noisier than the fit of their paths shows."""
-    return _NOISIER ** (1 - _agreed(shutter, _NOISE))
+    return _NOISIER ** (1 - agreed)
 
 
 def second_share(shutter: Shutter) -> Float[Array, ""]:
-    """Returns the share of the second network's change that is used, in [0, 1]."""
-    return _agreed(shutter, _SECOND)
+    """Returns the share of the second network's change that is used, T(2.5)."""
+    return agreement(shutter, _SECOND)
 
 
-def _agreed(shutter: Shutter, least: float) -> Float[Array, ""]:
-    """Returns how far an open shutter's lead outweighs what tiles disagree by, in [0, 1].
+def agreement(shutter: Shutter, least: float = _NOISE) -> Float[Array, ""]:
+    """Returns T: how far an open shutter's lead outweighs what tiles disagree by, in [0, 1].
 
-    That is T, or how far zeros show a short exposure.
+    Zeros that show a short exposure count as much.
     """
     lead = shutter.blurred / (shutter.disputed + _AGREED)
     return jnp.maximum(smoothstep(lead, least, _RISE * least), _is_short(shutter))

@@ -237,7 +237,9 @@ def _paths(frame: Float[Array, "H W 3"], blur: SingleBlur) -> WindowFit:
     log_nsr = 0.5 * (first.log_nsr + finer.log_nsr) + np.log(_CAUTION)
     fit = finer._replace(log_nsr=log_nsr)
     sure, one, no = jnp.ones(len(places)), jnp.float32(1), jnp.bool_(False)
-    return WindowFit(fit, sure, offsets, jnp.asarray(_PRESENT), jnp.float32(_DUTY), no, no, one)
+    return WindowFit(
+        fit, sure, offsets, jnp.asarray(_PRESENT), jnp.float32(_DUTY), no, no, one, jnp.float32(0)
+    )
 
 
 def _reduced(frame: Float[Array, "*leading H W 3"]) -> Float[Array, "*leading h w 3"]:

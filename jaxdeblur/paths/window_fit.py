@@ -19,7 +19,7 @@ from jaxdeblur.paths.fit import (
     fit_tiles,
     log_evidence_ratio,
 )
-from jaxdeblur.paths.gate import noise_factor, second_share
+from jaxdeblur.paths.gate import agreement, noise_factor, second_share
 from jaxdeblur.paths.likelihood import Fit, observed
 from jaxdeblur.paths.path import FREE, exposures, through
 from jaxdeblur.paths.shutter import Shutter
@@ -66,6 +66,8 @@ class WindowFit(NamedTuple):
     """Whether the frame is fitted and filtered at half size."""
     second: Float[Array, ""]
     """The share of the second network's change (gate.py)."""
+    agreed: Float[Array, ""]
+    """How far tiles agree on the shutter, T(4.5) in gate.py."""
 
     @property
     def passed_on(self) -> PastPaths:
@@ -121,12 +123,12 @@ def fit_window(
     swing = swing * jnp.where(large, jnp.array([0.5, 0.5, 1.0]), 1.0)
     found = _fit(light, moves, tiling, places, *told, before, swing, shaken)
     fit, ratio, shifts = jax.tree.map(lambda leaf: leaf[places.near], found)
-    second, noisier = jnp.float32(1), jnp.float32(1)
+    second, agreed = jnp.float32(1), jnp.float32(1)
     if duty is None:  # Else the user, or the maker of training clips, vouches for the blur.
-        by_evidence = second_share(shutter), noise_factor(shutter)
-        second, noisier = (jnp.where(steady, 1.0, each) for each in by_evidence)
-    fit = fit._replace(log_nsr=fit.log_nsr + jnp.log(noisier))
-    return WindowFit(fit, ratio, shifts, *told, large, second)
+        by_evidence = second_share(shutter), agreement(shutter)
+        second, agreed = (jnp.where(steady, 1.0, each) for each in by_evidence)
+    fit = fit._replace(log_nsr=fit.log_nsr + jnp.log(noise_factor(agreed)))
+    return WindowFit(fit, ratio, shifts, *told, large, second, agreed)
 
 
 def _on_black(luminance: Float[Array, "5 H W"]) -> Float[Array, "5 H W"]:

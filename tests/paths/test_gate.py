@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gate import fitted, gains, mixed
-from jaxdeblur.paths.gate import FITTED, facts, gate, noise_factor, remarks, second_share
+from jaxdeblur.paths.gate import (
+    FITTED,
+    FITTED_LARGE,
+    agreement,
+    facts,
+    gate,
+    noise_factor,
+    remarks,
+    second_share,
+)
 from jaxdeblur.paths.shutter import DUTIES, Shutter
 from jaxdeblur.paths.stabiliser import Stabiliser
 from jaxdeblur.paths.tiles import Tiling
@@ -20,16 +31,19 @@ def gate_of(
     of_base: float = 0.1,
     length: float = 5.0,
     ratio: float = -1.0,
+    agreed: float = 1.0,
+    side: int = 64,
 ) -> float:
     """Returns the gate of a frame in which all of these are the same everywhere."""
-    tiling = Tiling(64, 64, 32, 64, 96)
-    nothing, tiles = jnp.zeros((64, 64)), len(tiling.centres)
+    tiling = Tiling(side, side, 32, 64, 96)
+    nothing, tiles = jnp.zeros((side, side)), len(tiling.centres)
     shares = jnp.zeros((tiles, 1, 64, 64))
     made = Luminance(nothing + change, nothing + residual, nothing, shares)
-    blurred = jnp.zeros((64, 64, 3))
+    blurred = jnp.zeros((side, side, 3))
     lengths, ratios = jnp.full(tiles, length), jnp.full(tiles, ratio)
-    cells = gate(made, blurred, blurred + of_base, lengths, ratios, tiling)
-    assert cells.shape == (4, 4, 3)
+    known = lengths, ratios, jnp.float32(agreed)
+    cells = gate(made, blurred, blurred + of_base, *known, tiling)
+    assert cells.shape == (side // 16, side // 16, 3)
     np.testing.assert_allclose(cells[..., 0], cells[0, 0, 0], rtol=1e-5)
     return float(cells[0, 0, 0])
 
@@ -41,6 +55,16 @@ def test_the_gate_believes_what_explains_the_frame_and_what_the_base_wants_too()
     assert gate_of(residual=0.1) < gate_of() < gate_of(residual=0.002)
     assert gate_of(of_base=0.01) < gate_of() < gate_of(of_base=0.3)
     assert gate_of(length=0.2) < gate_of() < gate_of(length=20)
+
+
+def test_in_large_frames_what_explains_them_is_enough_where_tiles_agree() -> None:
+    large = functools.partial(gate_of, side=400)
+    expected = 1 / (1 + np.exp(-FITTED_LARGE[0] - np.log((0.02 / 0.1) ** 2) * FITTED_LARGE[1]))
+    np.testing.assert_allclose(large(), expected, atol=0.002)
+    assert large(of_base=0.01) == large() == large(length=0.2)
+    assert large(residual=0.1) < 0.3
+    np.testing.assert_allclose(large(agreed=0.0), gate_of(agreed=0.0), rtol=1e-5)
+    assert large(agreed=0.0, of_base=0.01) < large(agreed=0.5, of_base=0.01) < large()
 
 
 def test_without_a_base_the_likelihood_objects_in_its_place() -> None:
@@ -66,7 +90,7 @@ def test_frames_count_as_noisier_the_less_the_lead_outweighs_what_tiles_disagree
         away = np.abs(np.arange(len(DUTIES)) - 5.0)
         cost = 0.02 * lead * 1.5 / away[0]  # 12 tiles, and 6 that are assumed to be sharp.
         seen = jnp.asarray(np.broadcast_to(cost * away, (2, 12, len(DUTIES))), jnp.float32)
-        return float(noise_factor(Shutter.unknown().add(seen, jnp.ones(12))))
+        return float(noise_factor(agreement(Shutter.unknown().add(seen, jnp.ones(12)))))
 
     leads = (0.9, 4.5, 6.3, 8.2)
     np.testing.assert_allclose([factor(lead) for lead in leads], [4, 4, 2, 1], atol=1e-4)

@@ -29,7 +29,7 @@ def along(velocity: np.ndarray, duty: float = 1.0, linear: bool = False) -> Wind
     fit = Fit(knots, jnp.tile(jnp.asarray(START), (count, 1)), jnp.zeros((count, 3)))
     shutter = jnp.float32(duty), jnp.bool_(linear), jnp.bool_(False)
     told = jnp.ones(count), jnp.zeros((count, 3, 2)), jnp.ones(5)
-    return WindowFit(fit, *told, *shutter, jnp.float32(1))
+    return WindowFit(fit, *told, *shutter, jnp.float32(1), jnp.float32(1))
 
 
 def texture(height: int = 96, width: int = 128) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from jaxdeblur.images import GAMMA
 from jaxdeblur.paths.fit import log_evidence_ratio, refitted
-from jaxdeblur.paths.gate import noise_factor, second_share
+from jaxdeblur.paths.gate import agreement, noise_factor, second_share
 from jaxdeblur.paths.likelihood import (
     LEAST_LOG_WEIGHT,
     RADII,
@@ -315,11 +315,11 @@ def test_the_duty_cycle_of_drawn_tiles_is_found() -> None:
     shutter, gain = shutter_of(np.zeros(count))
     assert float(shutter.blurred) < 0.005
     assert gain.max() < -0.1
-    np.testing.assert_allclose(noise_factor(shutter), 4, atol=1e-3)
+    np.testing.assert_allclose(noise_factor(agreement(shutter)), 4, atol=1e-3)
     np.testing.assert_allclose(second_share(shutter), 0, atol=1e-3)
     shutter, _ = shutter_of(np.resize([0.25, 0.6, 1.0], count))
     assert float(shutter.disputed) > 0.05
-    np.testing.assert_allclose(noise_factor(shutter), 4, atol=1e-3)
+    np.testing.assert_allclose(noise_factor(agreement(shutter)), 4, atol=1e-3)
     np.testing.assert_allclose(second_share(shutter), 0, atol=1e-3)
 
 

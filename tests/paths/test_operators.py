@@ -39,7 +39,7 @@ def bent_paths(height: int, width: int) -> WindowFit:
     spectrum = jnp.tile(jnp.asarray(START), (count, 1))
     fit = Fit(jnp.asarray(knots, jnp.float32), spectrum, jnp.zeros((count, 3)))
     told = jnp.ones(count), jnp.zeros((count, 3, 2)), jnp.ones(5), jnp.float32(0.8)
-    return WindowFit(fit, *told, jnp.bool_(False), jnp.bool_(False), jnp.float32(1))
+    return WindowFit(fit, *told, jnp.bool_(False), jnp.bool_(False), *[jnp.float32(1)] * 2)
 
 
 def test_the_adjoint_of_blur_along_differing_paths() -> None:

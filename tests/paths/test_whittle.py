@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.paths.gate import noise_factor
+from jaxdeblur.paths.gate import agreement, noise_factor
 from jaxdeblur.paths.likelihood import observed
 from jaxdeblur.paths.path import sample_times
 from jaxdeblur.paths.shutter import DUTIES, Shutter
@@ -61,5 +61,5 @@ def test_zeros_decide_on_a_short_exposure_that_three_frames_leave_open() -> None
     for duty, expected in ((0.4, 1.0), (0.0, 0.0), (0.85, 0.0)):
         values = jnp.asarray(np.stack([tiles_of(duty)] * 2))
         shutter = Shutter.unknown().add(0 * values, jnp.ones(values.shape[1]), values)
-        np.testing.assert_allclose(noise_factor(shutter), 4 ** (1 - expected), atol=0.05)
+        np.testing.assert_allclose(noise_factor(agreement(shutter)), 4 ** (1 - expected), atol=0.05)
         np.testing.assert_allclose(shutter.duty, max(duty, 0.2), atol=0.05)
