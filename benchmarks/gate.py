@@ -2,17 +2,22 @@
 
     python -m benchmarks.gate --data FOLDER --scenes TEST01 TEST03 --only baseline h264-18 sharp
     python -m benchmarks.gate --data FOLDER --paired gopro:GOPRO
+    python -m benchmarks.gate --rendered 2px 5px 10px 20px --paired gopro:GOPRO
 
 Restores the videos of ``benchmarks.real_video`` by base and filter, and fits the four numbers that
 maximise the mean PSNR of what the gate mixes from these. A loss against the base counts LOSS times,
 and a video of ``--paired`` PAIRED times: the high-speed scenes have hardly any long blur.
 Prints them, and the gain over the base in dB: of the gate as it is, as fitted to all videos, as
 fitted to those of other scenes, and the most that a share for each cell could gain.
+
+``--rendered`` does so for the two numbers of large frames, on whole frames of 1280x720: of two
+validation scenes of each kind, and of ``--paired``. These tiles agree on the shutter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +31,21 @@ from benchmarks.real_video_conditions import PAIRED as PAIRS
 from benchmarks.real_video_conditions import Made
 from jaxdeblur import devices
 from jaxdeblur.console import ProgressLine, run_command
+from jaxdeblur.data.datasets import open_dataset
+from jaxdeblur.data.fixed_scenes import rendered_videos
+from jaxdeblur.errors import UserError
 from jaxdeblur.images import LUMA, reduce_size
 from jaxdeblur.models.parts import FRAME, REPEATED, learnt, looking, run_parts, start_parts
 from jaxdeblur.models.path_maps import CELL, at_pixels
 from jaxdeblur.options import ClusterConfig, Parser
 from jaxdeblur.paths.estimate import filtered
-from jaxdeblur.paths.gate import FITTED, evidence
+from jaxdeblur.paths.gate import FITTED, FITTED_LARGE, evidence
 from jaxdeblur.paths.restorer import BASE, CORRECTION, LOOKAHEAD
 
 LOSS, PAIRED = 2.0, 5.0
 _FLOOR = 0.3 / 255**2  # Of the error, which rounding leaves in any frame.
 _STEPS, _RATE = 1500, 0.03
+_FIRST, _FRAMES = 2, 4  # Of the whole frames of a video, which take long.
 
 
 def main() -> None:
@@ -46,37 +55,70 @@ def main() -> None:
       UserError: data or a condition does not exist.
     """
     parser = Parser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of high-speed frames")
+    parser.add_argument("--data", type=Path, help="folder of high-speed frames")
     parser.add_argument("--paired", help="data set of blurred videos with their sharp frames")
     parser.add_argument("--scenes", nargs="+", default=(), help="only these scenes, by prefix")
     parser.add_argument("--only", nargs="+", default=(), help="only these conditions, by prefix")
+    parser.add_argument("--rendered", nargs="+", default=(), help="kinds of large frames, as 5px")
     arguments = parser.parse_args()
+    if (arguments.data is None) == (not arguments.rendered):
+        raise UserError("give either --data or --rendered")
     devices.keep_freed_memory()
     devices.keep_compiled()
     devices.use_cores(1, ClusterConfig())
-    chosen = list(chosen_videos(arguments.data, arguments.paired, arguments.scenes, arguments.only))
+    if arguments.rendered:
+        chosen = list(_large_videos(arguments.rendered, arguments.paired))
+    else:
+        given = arguments.data, arguments.paired, arguments.scenes, arguments.only
+        chosen = list(chosen_videos(*given))
+    shipped = np.array(FITTED_LARGE if arguments.rendered else FITTED)
     cells_of, cells = collector(), {}
-    with ProgressLine("restoring", len(chosen), "videos") as progress:
-        for condition, scene, make in chosen:
-            cells[condition, scene] = cells_of(make())
-            progress.advance()
+    line = ProgressLine("restoring", len(chosen), unit="videos")
+    for number, (condition, scene, make) in enumerate(chosen):
+        cells[condition, scene] = cells_of(make())
+        line.update(number + 1)
+    line.close()
     least = min(map(len, cells.values()))
     every = jnp.asarray(np.stack([each[:least] for each in cells.values()]))
     scenes = np.array([scene for _, scene in cells])
     counts = np.array([PAIRED if condition in PAIRS else 1.0 for condition, _ in cells])
-    final = fitted(every, counts)
+    count = len(shipped)
+    final = fitted(every, counts, count)
     others = np.zeros(len(cells))
     for scene in dict.fromkeys(scenes):
         rest = scenes != scene
-        left_out = gains(fitted(every[rest], counts[rest]), every[~rest])
+        left_out = gains(fitted(every[rest], counts[rest], count), every[~rest])
         others[scenes == scene] = left_out
     most = jnp.clip(every[..., 4] / jnp.maximum(every[..., 3], 1e-12), 0, 1)
-    columns = gains(jnp.array(FITTED), every), gains(final, every), others, mixed(most, every)
+    columns = gains(jnp.array(shipped), every), gains(final, every), others, mixed(most, every)
     print(f"{'':36s}  as it is  fitted  others    most")
     for name, row in zip(cells, np.stack(columns, -1), strict=True):
         print(f"{' '.join(name):36s}  " + "  ".join(f"{gain:+6.2f}" for gain in row))
     print(f"{'mean':36s}  " + "  ".join(f"{np.mean(column):+6.3f}" for column in columns))
     print("fitted:", ", ".join(f"{number:.3f}" for number in final))
+
+
+def _large_videos(kinds: Sequence[str], paired: str | None) -> Iterator[tuple[str, str, Any]]:
+    """Yields (kind, scene, what makes the video) of whole frames.
+
+    Raises:
+      UserError: there is no such kind or data set.
+    """
+    videos: list[tuple[str, Any]] = [
+        (kind, video) for kind in kinds for video in rendered_videos("validation", kind, scenes=2)
+    ]
+    if paired is not None:
+        videos += [("own-pixels", video) for video in open_dataset(paired, "test").videos]
+    for kind, video in videos:
+        times = range(_FIRST, min(_FIRST + _FRAMES, len(video)))
+
+        def make(video: Any = video, times: range = times) -> Made:
+            blurred, sharp = (
+                np.stack([of(t) for t in times]) for of in (video.blurred, video.sharp)
+            )
+            return Made(blurred, sharp)
+
+        yield kind, video.name, make
 
 
 def collector() -> Callable[[Made], np.ndarray]:
@@ -151,13 +193,14 @@ def mixed(share: jax.Array, cells: jax.Array) -> jax.Array:
 
 
 def gains(numbers: jax.Array, cells: jax.Array) -> jax.Array:
-    """Returns the same for the shares of a gate."""
-    return mixed(jax.nn.sigmoid(numbers[0] + cells[..., :3] @ numbers[1:]), cells)
+    """Returns the same for the shares of a gate: of four numbers, or of two for large frames."""
+    known = cells[..., :3] if len(numbers) == len(FITTED) else cells[..., 1:2]
+    return mixed(jax.nn.sigmoid(numbers[0] + known @ numbers[1:]), cells)
 
 
-@jax.jit
-def fitted(cells: jax.Array, counts: np.ndarray) -> jax.Array:
-    """Returns the four numbers of the gate that maximise the mean gain, weighted by ``counts``."""
+@functools.partial(jax.jit, static_argnames="count")
+def fitted(cells: jax.Array, counts: np.ndarray, count: int = len(FITTED)) -> jax.Array:
+    """Returns the ``count`` numbers that maximise the mean gain, weighted by ``counts``."""
 
     def loss(numbers: jax.Array) -> jax.Array:
         gain = gains(numbers, cells)
@@ -170,10 +213,10 @@ def fitted(cells: jax.Array, counts: np.ndarray) -> jax.Array:
         update, state = adam.update(jax.grad(loss)(numbers), state)
         return (optax.apply_updates(numbers, update), state), None
 
-    numbers = jnp.zeros(4)
+    numbers = jnp.zeros(count)
     found: jax.Array = jax.lax.scan(step, (numbers, adam.init(numbers)), None, _STEPS)[0][0]
     return found
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, "benchmarks.gate")

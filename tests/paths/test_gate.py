@@ -145,3 +145,10 @@ def test_a_gate_is_fitted_to_what_it_should_have_let_through() -> None:
     np.testing.assert_allclose(found, known, atol=0.02)
     np.testing.assert_allclose(gains(found, cells), mixed(best, cells), atol=1e-3)
     np.testing.assert_allclose(mixed(0 * best, cells), 0, atol=1e-6)
+
+    best = jax.nn.sigmoid(-1.5 - 2 * logarithms[..., 1])  # large frames
+    sums = jnp.stack([change, best * change, change], -1)
+    cells = jnp.concatenate([logarithms, sums], -1)
+    found = fitted(cells, np.ones(len(cells)), len(FITTED_LARGE))
+    np.testing.assert_allclose(found, [-1.5, -2], atol=0.02)
+    np.testing.assert_allclose(gains(found, cells), mixed(best, cells), atol=1e-3)
