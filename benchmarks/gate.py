@@ -2,7 +2,7 @@
 
     python -m benchmarks.gate --data FOLDER --scenes TEST01 TEST03 --only baseline h264-18 sharp
     python -m benchmarks.gate --data FOLDER --paired gopro:GOPRO
-    python -m benchmarks.gate --rendered 2px 5px 10px 20px --paired gopro:GOPRO
+    python -m benchmarks.gate --data FOLDER --paired gopro:GOPRO --rendered 2px 5px 10px 20px
 
 Restores the videos of ``benchmarks.real_video`` by base and filter, and fits the four numbers that
 maximise the mean PSNR of what the gate mixes from these. A loss against the base counts LOSS times,
@@ -10,8 +10,9 @@ and a video of ``--paired`` PAIRED times: the high-speed scenes have hardly any 
 Prints them, and the gain over the base in dB: of the gate as it is, as fitted to all videos, as
 fitted to those of other scenes, and the most that a share for each cell could gain.
 
-``--rendered`` does so for the two numbers of large frames, on whole frames of 1280x720: of two
-validation scenes of each kind, and of ``--paired``. These tiles agree on the shutter.
+``--rendered`` does so for the three numbers of large frames: on two validation scenes of each kind,
+on high-speed scenes enlarged to 1280 columns, and on whole frames of ``--paired``. Choose scenes
+whose tiles agree on the shutter (T(4.5) in gate.py), since only these use the numbers.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from PIL import Image
 
 from benchmarks.real_video import chosen_videos, opened
 from benchmarks.real_video_conditions import PAIRED as PAIRS
@@ -33,7 +35,6 @@ from jaxdeblur import devices
 from jaxdeblur.console import ProgressLine, run_command
 from jaxdeblur.data.datasets import open_dataset
 from jaxdeblur.data.fixed_scenes import rendered_videos
-from jaxdeblur.errors import UserError
 from jaxdeblur.images import LUMA, reduce_size
 from jaxdeblur.models.parts import FRAME, REPEATED, learnt, looking, run_parts, start_parts
 from jaxdeblur.models.path_maps import CELL, at_pixels
@@ -46,6 +47,7 @@ LOSS, PAIRED = 2.0, 5.0
 _FLOOR = 0.3 / 255**2  # Of the error, which rounding leaves in any frame.
 _STEPS, _RATE = 1500, 0.03
 _FIRST, _FRAMES = 2, 4  # Of the whole frames of a video, which take long.
+_COLUMNS, _CUBIC = 1280, Image.Resampling.BICUBIC
 
 
 def main() -> None:
@@ -55,22 +57,21 @@ def main() -> None:
       UserError: data or a condition does not exist.
     """
     parser = Parser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="folder of high-speed frames")
+    parser.add_argument("--data", type=Path, required=True, help="folder of high-speed frames")
     parser.add_argument("--paired", help="data set of blurred videos with their sharp frames")
     parser.add_argument("--scenes", nargs="+", default=(), help="only these scenes, by prefix")
     parser.add_argument("--only", nargs="+", default=(), help="only these conditions, by prefix")
     parser.add_argument("--rendered", nargs="+", default=(), help="kinds of large frames, as 5px")
     arguments = parser.parse_args()
-    if (arguments.data is None) == (not arguments.rendered):
-        raise UserError("give either --data or --rendered")
     devices.keep_freed_memory()
     devices.keep_compiled()
     devices.use_cores(1, ClusterConfig())
+    given = arguments.scenes, arguments.only
     if arguments.rendered:
-        chosen = list(_large_videos(arguments.rendered, arguments.paired))
+        fast = chosen_videos(arguments.data, None, *given)
+        chosen = list(_large_videos(arguments.rendered, arguments.paired, fast))
     else:
-        given = arguments.data, arguments.paired, arguments.scenes, arguments.only
-        chosen = list(chosen_videos(*given))
+        chosen = list(chosen_videos(arguments.data, arguments.paired, *given))
     shipped = np.array(FITTED_LARGE if arguments.rendered else FITTED)
     cells_of, cells = collector(), {}
     line = ProgressLine("restoring", len(chosen), unit="videos")
@@ -98,8 +99,10 @@ def main() -> None:
     print("fitted:", ", ".join(f"{number:.3f}" for number in final))
 
 
-def _large_videos(kinds: Sequence[str], paired: str | None) -> Iterator[tuple[str, str, Any]]:
-    """Yields (kind, scene, what makes the video) of whole frames.
+def _large_videos(
+    kinds: Sequence[str], paired: str | None, fast: Iterator[tuple[str, str, Any]]
+) -> Iterator[tuple[str, str, Any]]:
+    """Yields (kind, scene, what makes the video) of large frames.
 
     Raises:
       UserError: there is no such kind or data set.
@@ -119,6 +122,16 @@ def _large_videos(kinds: Sequence[str], paired: str | None) -> Iterator[tuple[st
             return Made(blurred, sharp)
 
         yield kind, video.name, make
+    for condition, scene, make_small in fast:
+        yield condition, scene, functools.partial(_enlarged, make_small)
+
+
+def _enlarged(make: Callable[[], Made]) -> Made:
+    made = make()
+    height, width = made.blurred.shape[1:3]
+    size = _COLUMNS, round(height * _COLUMNS / width)
+    both = made.blurred, made.sharp
+    return Made(*(np.stack([Image.fromarray(f).resize(size, _CUBIC) for f in v]) for v in both))
 
 
 def collector() -> Callable[[Made], np.ndarray]:
@@ -193,8 +206,8 @@ def mixed(share: jax.Array, cells: jax.Array) -> jax.Array:
 
 
 def gains(numbers: jax.Array, cells: jax.Array) -> jax.Array:
-    """Returns the same for the shares of a gate: of four numbers, or of two for large frames."""
-    known = cells[..., :3] if len(numbers) == len(FITTED) else cells[..., 1:2]
+    """Returns the same for the shares of a gate: of four numbers, or three for large frames."""
+    known = cells[..., : len(numbers) - 1]
     return mixed(jax.nn.sigmoid(numbers[0] + known @ numbers[1:]), cells)
 
 

@@ -13,10 +13,11 @@ log(E / D) is -3, and g is multiplied by s(G; -.1, .1).
 In large frames the base goes without its finest size, and wants less than is right. Where tiles
 agree on the shutter, what explains the frame is then enough:
 
-    g = 1 / (1 + exp(1.43 + 2.07 log(R / E)))
+    g = 1 / (1 + exp(1.97 log(e + .25) + 1.37 log(R / E) - 2.35))
 
-and otherwise the exponent lies between both, by T(4.5). These two numbers were fitted alike, to two
-rendered validation scenes each of 2, 5, 10 and 20 pixels at 1280x720, and to GOPR0372.
+and otherwise the exponent lies between both, by T(4.5). These three numbers were fitted alike, to
+two rendered validation scenes each of 2, 5, 10 and 20 pixels at 1280x720, to GOPR0372, and to X4K
+enlarged to that size (TEST01, 03, 08 and 11).
 
 The filter multiplies the fitted noise-to-signal ratio by
 
@@ -58,8 +59,8 @@ from jaxdeblur.paths.wiener import Luminance
 
 FITTED = (-5.451, 1.694, -1.084, -0.394)
 """The constant, and the factors of the three logarithms."""
-FITTED_LARGE = (-1.433, -2.068)
-"""The constant, and the factor of log(R / E), in large frames whose tiles agree."""
+FITTED_LARGE = (2.353, -1.973, -1.369)
+"""The constant, and the factors of the first two, in large frames whose tiles agree."""
 
 _SHORTEST = 0.25  # Pixels, added to e.
 _UNASKED, _BLURRED = -3.0, (-0.1, 0.1)  # Of log(E / D) and G where no network could object.
@@ -120,7 +121,7 @@ def gate(
     def share(known: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
         exponent = FITTED[0] + known @ jnp.array(FITTED[1:])
         if not is_small(tiling.height, tiling.width):
-            explained = FITTED_LARGE[0] + FITTED_LARGE[1] * known[..., 1]
+            explained = FITTED_LARGE[0] + known[..., :2] @ jnp.array(FITTED_LARGE[1:])
             exponent = exponent + agreed * (explained - exponent)
         return jax.nn.sigmoid(exponent)
 

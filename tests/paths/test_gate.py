@@ -59,10 +59,11 @@ def test_the_gate_believes_what_explains_the_frame_and_what_the_base_wants_too()
 
 def test_in_large_frames_what_explains_them_is_enough_where_tiles_agree() -> None:
     large = functools.partial(gate_of, side=400)
-    expected = 1 / (1 + np.exp(-FITTED_LARGE[0] - np.log((0.02 / 0.1) ** 2) * FITTED_LARGE[1]))
+    logarithms = np.log([5 + 0.25, (0.02 / 0.1) ** 2])
+    expected = 1 / (1 + np.exp(-FITTED_LARGE[0] - logarithms @ np.array(FITTED_LARGE[1:])))
     np.testing.assert_allclose(large(), expected, atol=0.002)
-    assert large(of_base=0.01) == large() == large(length=0.2)
-    assert large(residual=0.1) < 0.3
+    assert large(of_base=0.01) == large()
+    assert large(residual=0.1) < large() < large(length=0.2)
     np.testing.assert_allclose(large(agreed=0.0), gate_of(agreed=0.0), rtol=1e-5)
     assert large(agreed=0.0, of_base=0.01) < large(agreed=0.5, of_base=0.01) < large()
 
@@ -146,9 +147,10 @@ def test_a_gate_is_fitted_to_what_it_should_have_let_through() -> None:
     np.testing.assert_allclose(gains(found, cells), mixed(best, cells), atol=1e-3)
     np.testing.assert_allclose(mixed(0 * best, cells), 0, atol=1e-6)
 
-    best = jax.nn.sigmoid(-1.5 - 2 * logarithms[..., 1])  # large frames
+    known = jnp.array([2.0, -1.0, -1.5])  # of large frames
+    best = jax.nn.sigmoid(known[0] + logarithms[..., :2] @ known[1:])
     sums = jnp.stack([change, best * change, change], -1)
     cells = jnp.concatenate([logarithms, sums], -1)
     found = fitted(cells, np.ones(len(cells)), len(FITTED_LARGE))
-    np.testing.assert_allclose(found, [-1.5, -2], atol=0.02)
+    np.testing.assert_allclose(found, known, atol=0.02)
     np.testing.assert_allclose(gains(found, cells), mixed(best, cells), atol=1e-3)
