@@ -42,6 +42,7 @@ from jaxdeblur.options import ClusterConfig, Parser
 from jaxdeblur.paths.estimate import filtered
 from jaxdeblur.paths.gate import FITTED, FITTED_LARGE, evidence
 from jaxdeblur.paths.restorer import BASE, CORRECTION, LOOKAHEAD
+from jaxdeblur.shapes import Video8
 
 LOSS, PAIRED = 2.0, 5.0
 _FLOOR = 0.3 / 255**2  # Of the error, which rounding leaves in any frame.
@@ -127,11 +128,12 @@ def _large_videos(
 
 
 def _enlarged(make: Callable[[], Made]) -> Made:
+    def enlarged(video: Video8) -> Video8:
+        size = _COLUMNS, round(video.shape[1] * _COLUMNS / video.shape[2])
+        return np.stack([np.asarray(Image.fromarray(f).resize(size, _CUBIC)) for f in video])
+
     made = make()
-    height, width = made.blurred.shape[1:3]
-    size = _COLUMNS, round(height * _COLUMNS / width)
-    both = made.blurred, made.sharp
-    return Made(*(np.stack([Image.fromarray(f).resize(size, _CUBIC) for f in v]) for v in both))
+    return Made(enlarged(made.blurred), enlarged(made.sharp))
 
 
 def collector() -> Callable[[Made], np.ndarray]:
