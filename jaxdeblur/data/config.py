@@ -26,7 +26,7 @@ class DataConfig(ClipVariety):
     Attributes:
       data: data sets to train on: rendered, rendered:SCENES (overrides --scenes), a folder (its
         layout is recognised), or LAYOUT:FOLDER with LAYOUT one of gopro, dvd, bsd, reds, pairs,
-        highspeed.
+        highspeed, paths.
       mix: shares of the clips, one number per data set; equal by default.
       variant: which blurred frames to use if there are several, as blur or blur_gamma of GOPRO.
       only: trains only on videos whose names begin with one of these; on all by default.

@@ -70,7 +70,7 @@ def restored_of(
 
 
 def is_heard(maps: Float[Array, "*leading H W 14"]) -> Bool[Array, "*leading"]:
-    """Returns whether the network's output would change anything in the frames: m is not 0."""
+    """Returns whether the network's output could change anything: a path is short enough."""
     return (maps[..., 12] < _LONG[1]).any((-2, -1))
 
 

@@ -86,8 +86,8 @@ class Gates(nnx.Module):
     """The weight of each level, in cells of twice the coarsest scale (16 pixels for 8 4 2 1).
 
     Which size fits depends on how far things moved, which hardly changes from pixel to pixel and
-    cannot be seen in one pixel. Cells of 64 pixels would lose a tenth of a dB against cells of 16
-    (docs/lab/recipe.md). On so few cells, a small network sees a hundred pixels around, and a mean
+    cannot be seen in one pixel. Cells of 64 pixels would lose a tenth of a dB against cells of 16.
+    On so few cells, a small network sees a hundred pixels around, and a mean
     over the whole frame costs next to nothing. The evidence consists of logarithms of energies:
     their ratios between the levels give the size of the blur, whatever the contrast.
     """

@@ -74,7 +74,7 @@ class StrcnnConfig:
         if not self.recurrent and self.blending != "none":
             raise UserError("--no-recurrent requires --blending=none")
         if self.of_maps and (self.m or not self.residual or self.scales != (1,)):
-            raise UserError("--over-paths requires --m=0, --residual and a single scale")
+            raise UserError("--of-maps requires --m=0, --residual and a single scale")
 
 
 HalfFeatures: TypeAlias = Float[Array, "B h w C_half"]

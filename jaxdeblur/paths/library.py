@@ -73,7 +73,8 @@ def deconvolve(
     Args:
       frames: as stored, in [0, 1]: the middle three of ``fit_paths``.
       paths: from ``fit_paths``.
-      base: the mean of the filter's prior, such as a network's result; by default the frame itself.
+      base: half of the mean of the filter's prior, such as a network's result; by default the frame
+        itself. The other half is the previous frame.
     """
     below = frames[1] if base is None else base
     correction = response_correction(

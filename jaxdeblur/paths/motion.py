@@ -28,8 +28,8 @@ COARSE = _tiles(128, 80)
 """The tiles of most frames."""
 
 CLOSE = _tiles(128)
-"""Those of an image that has few coarse tiles: frames at half size, and the shutter of small
-ones."""
+"""Those of an image that has few coarse tiles: the search for a stabiliser, single frames,
+and the shutter of small ones."""
 
 FINE = _tiles(64)
 """Those of small frames, most of which a coarse tile would cover."""

@@ -18,7 +18,8 @@ from jaxdeblur.paths.window_fit import WINDOW, WindowFit
 from jaxdeblur.shapes import Clip, Frame
 
 EVERY = 8
-"""Interval, in frames, at which frames give evidence on the shutter."""
+"""Interval, in frames, at which frames give evidence on the shutter, besides those that may tell
+more than all before."""
 
 FIRST = EVERY - WINDOW // 2
 """The first frames, which all do: those with their whole window in an opening of EVERY frames."""

@@ -14,8 +14,8 @@ A frame passes through eight parts (models/parts.py), each with its own state:
 Where the gate does not trust the paths, the result is the base, or without one the blurred frame.
 The last frame, as the gate left it, helps to filter the next (wiener.py).
 
-The opening of a video passes through motion and watch first. Large frames do without the base's
-finest size, three quarters of its work: the second network sees the frame at that size, too
+The opening of a video passes through motion, watch and steady first. Large frames do without the
+base's finest size, three quarters of its work: the second network sees the frame at that size, too
 (docs/lab/paths.md).
 """
 

@@ -120,7 +120,7 @@ def restore_part(
 
     deblur(deblurrer, job, config, opened=source_of, written=target_of)
     (made,) = written
-    options = ("strength", "dtype", "duty", "light", "codec", "crf")
+    options = ("strength", "dtype", "duty", "light", "stabilised", "codec", "crf")
     shared = {"weights": weights, "found": found, **{n: getattr(config, n) for n in options}}
     unit = made.source.info.time_base
     settings = json.dumps(shared, sort_keys=True)
@@ -325,7 +325,8 @@ def as_options(found: dict[str, Any], config: DeblurConfig) -> dict[str, Any]:
     options = dict(found)
     for name in options.keys() & {field.name for field in dataclasses.fields(config)}:
         if getattr(config, name) is not None:
-            options[name] = getattr(config, name)
+            value = getattr(config, name)
+            options[name] = value == "yes" if name == "stabilised" else value
     if config.duty is None:
         # As an option it would count as certain. Each part finds it, and how far to trust it.
         options.pop("duty", None)

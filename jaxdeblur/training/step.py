@@ -117,7 +117,7 @@ def clip_loss(restored: Clip, sharp: Clip, kind: Loss) -> Float[Array, ""]:
     if kind == "charbonnier":  # Charbonnier et al. 1994, with epsilon = 1e-3
         return jnp.mean(jnp.sqrt(error**2 + 1e-6))
     # 1e-4 is 40 dB: nothing is gained by improving a clip beyond it. With 1e-5 the gradients of
-    # clips that are nearly sharp are two to six times those of blurred ones (docs/lab/recipe.md).
+    # clips that are nearly sharp are two to six times those of blurred ones.
     return jnp.mean(jnp.log(jnp.mean(error**2, axis=(1, 2, 3, 4)) + 1e-4))
 
 

@@ -332,7 +332,7 @@ def test_all_parts_take_what_the_first_found_out(
     deblurrer: Deblurrer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     video, output = a_video(tmp_path / "a.mkv", "ffv1"), tmp_path / "out.mkv"
-    found = {"duty": 0.4, "light": "linear", "steady": True}
+    found = {"duty": 0.4, "light": "linear", "stabilised": True}
     looked, taken = [], []
     monkeypatch.setattr(parts, "find_out", lambda *_, **__: looked.append(1) or found)
 
@@ -345,13 +345,15 @@ def test_all_parts_take_what_the_first_found_out(
         (job,) = plan([str(video), str(output)], config)
         parts.restore_part(deblurrer_of, job, config, "tiny")
     assert len(looked) == 1
-    shared = {"light": "linear", "steady": True}
+    shared = {"light": "linear", "stabilised": True}
     assert taken == [{}, shared, shared]  # the first network only looks
     written = folder_of(output) / "estimate.json"
     assert json.loads(written.read_text()) == found
     # What the user says goes first; a duty cycle that was found is none to be certain of.
     assert parts.as_options(found, DeblurConfig(duty=0.7)) == {**found, "duty": 0.7}
     assert parts.as_options(found, DeblurConfig(light="stored")) == {**shared, "light": "stored"}
+    by_hand = parts.as_options(found, DeblurConfig(stabilised="no"))
+    assert by_hand == {**shared, "stabilised": False}
     written.write_text("{")
     with pytest.raises(UserError, match=r"estimate.json: is damaged; remove it"):
         parts.restore_part(deblurrer_of, job, dataclasses.replace(config, overwrite=True), "tiny")
